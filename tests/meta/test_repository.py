@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PYTHON_LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
+NPM_LOCK = ROOT / "tests/clients/typescript/package-lock.json"
+COMMANDS = [
+    ".ci/run",
+    "scripts/bench",
+    "scripts/check",
+    "scripts/demo",
+    "scripts/lock",
+    "scripts/serve",
+    "scripts/setup",
+    "scripts/test",
+]
+
+# Written so that this file does not hold what it looks for.
+REGISTRY = re.compile(r"pypi[.]org|python[h]osted|npm[j]s")
+MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:root/|work/|farm)")
+FILE_URL = re.compile(r"file:[/]/")
+REQUIREMENT = re.compile(r"^[A-Za-z0-9][\w.\[\],-]*==\S+", re.MULTILINE)
+
+
+def files_of_the_repository() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    ).stdout
+    return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def lines_with(pattern: re.Pattern[str]) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}"
+        for path in files_of_the_repository()
+        for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), start=1)
+        if pattern.search(line)
+    ]
+
+
+def test_the_files_looked_at_are_the_files_of_the_repository() -> None:
+    files = files_of_the_repository()
+    assert Path(__file__) in files
+    assert ROOT / "pyproject.toml" in files
+    assert not [path for path in files if ".venv" in path.parts or "node_modules" in path.parts]
+
+
+def test_no_file_names_a_package_registry() -> None:
+    assert lines_with(REGISTRY) == []
+
+
+def test_no_file_names_a_path_of_one_machine() -> None:
+    assert lines_with(MACHINE_PATH) == []
+
+
+def test_no_file_holds_a_file_url() -> None:
+    assert lines_with(FILE_URL) == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_executable_and_stops_at_its_first_error(name: str) -> None:
+    command = ROOT / name
+    assert os.access(command, os.X_OK)
+    lines = command.read_text("utf-8").splitlines()
+    assert lines[0] == "#!/usr/bin/env bash"
+    assert "set -euo pipefail" in lines
+
+
+@pytest.mark.parametrize("lock", PYTHON_LOCKS, ids=lambda lock: str(lock.name))
+def test_a_python_lock_pins_every_package_by_hash_and_holds_no_address(lock: Path) -> None:
+    text = lock.read_text("utf-8")
+    assert "://" not in text
+    entries = [
+        entry
+        for entry in re.split(r"\n(?=\S)", text.replace("\\\n", " "))
+        if not entry.lstrip().startswith("#")
+    ]
+    assert entries
+    assert [entry for entry in entries if not REQUIREMENT.match(entry)] == []
+    assert [entry for entry in entries if "--hash=sha256:" not in entry] == []
+
+
+def test_there_are_locks_for_uv_for_builds_for_running_and_for_developing() -> None:
+    assert [lock.name for lock in PYTHON_LOCKS] == ["build.txt", "dev.txt", "run.txt", "uv.txt"]
+
+
+def test_a_server_runs_on_the_versions_that_the_tests_have_seen() -> None:
+    run, dev = (
+        set(REQUIREMENT.findall((ROOT / "requirements" / name).read_text("utf-8")))
+        for name in ("run.txt", "dev.txt")
+    )
+    assert run
+    assert run <= dev
+
+
+def test_the_npm_lock_pins_every_package_by_hash_and_holds_no_address() -> None:
+    text = NPM_LOCK.read_text("utf-8")
+    assert "://" not in text
+    packages = {name: entry for name, entry in json.loads(text)["packages"].items() if name}
+    assert packages["node_modules/@letta-ai/letta-client"]["version"] == "1.12.1"
+    assert [name for name, entry in packages.items() if "integrity" not in entry] == []

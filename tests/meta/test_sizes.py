@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[2] / "src"
+FILE_LINES = 500
+FUNCTION_LINES = 60
+
+
+def functions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    assert function.end_lineno is not None
+    return function.end_lineno - function.lineno + 1
+
+
+def test_no_source_file_is_longer_than_500_lines() -> None:
+    lengths = {
+        str(path.relative_to(SOURCE)): len(path.read_text("utf-8").splitlines())
+        for path in SOURCE.rglob("*.py")
+    }
+    assert lengths
+    assert {name: length for name, length in lengths.items() if length > FILE_LINES} == {}
+
+
+def test_no_source_function_is_longer_than_60_lines() -> None:
+    long = {
+        f"{path.relative_to(SOURCE)}:{function.lineno} {function.name}": lines_of(function)
+        for path in SOURCE.rglob("*.py")
+        for function in functions(ast.parse(path.read_text("utf-8"), str(path)))
+        if lines_of(function) > FUNCTION_LINES
+    }
+    assert long == {}
