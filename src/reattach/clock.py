@@ -1,0 +1,32 @@
+"""Time as an input, so that tests decide what time it is."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Where the server reads the time and waits for it to pass."""
+
+    def now(self) -> datetime:
+        """The present as an aware datetime in UTC."""
+
+    def monotonic_seconds(self) -> float:
+        """Seconds from an arbitrary start; never goes back."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after at least ``seconds``; cancellation passes through at once."""
+
+
+class SystemClock:
+    """The clock of the machine."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic_seconds(self) -> float:
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)

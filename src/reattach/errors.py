@@ -1,0 +1,250 @@
+"""Every error that Reattach raises on purpose, as one tree.
+
+The text of an error says what failed, with which value, and what to do next. It is shown to
+clients as it stands, so it never holds a path, a secret, SQL, or an id of another tenant.
+``code`` is stable and meant for programs. ``http/errors.py`` maps the classes to statuses.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+
+class ReattachError(Exception):
+    """The root. ``extra`` holds further members of the error's JSON body."""
+
+    code = "internal_error"
+
+    def __init__(self, detail: str, **extra: object) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.extra: Mapping[str, object] = extra
+
+
+# What the caller asked for is wrong, or not so at present.
+
+
+class InvalidArgumentError(ReattachError):
+    """A value has the right type but makes no sense."""
+
+    code = "invalid_argument"
+
+    def __init__(self, detail: str, **extra: object) -> None:
+        super().__init__(f"INVALID_ARGUMENT: {detail}", **extra)
+
+
+class ValidationFailedError(ReattachError):
+    """A request does not fit its schema."""
+
+    code = "validation_error"
+
+
+class UnauthorizedError(ReattachError):
+    """No key, an unknown key, or a revoked one: which of them is not told."""
+
+    code = "unauthorized"
+
+    def __init__(self) -> None:
+        super().__init__("Unauthorized")
+
+
+class NotFoundError(ReattachError):
+    """There is no such thing for this tenant."""
+
+    code = "not_found"
+
+
+class ExpiredError(ReattachError):
+    """The log is gone, or the part of it before ``earliest_seq`` is."""
+
+    code = "expired"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        expired_at: datetime | None = None,
+        earliest_seq: int | None = None,
+    ) -> None:
+        extra: dict[str, object] = {}
+        if expired_at is not None:
+            extra["expired_at"] = expired_at.isoformat().replace("+00:00", "Z")
+        if earliest_seq is not None:
+            extra["earliest_seq"] = earliest_seq
+        super().__init__(f"EXPIRED: {detail}", **extra)
+
+
+class ConflictError(ReattachError):
+    """The request contradicts the present state; it may succeed later or in another form."""
+
+    code = "conflict"
+
+    def __init__(self, detail: str, **extra: object) -> None:
+        super().__init__(f"CONFLICT: {detail}", **extra)
+
+
+class ConversationBusyError(ConflictError):
+    """Another run of the conversation has not ended."""
+
+    code = "conversation_busy"
+
+    def __init__(self, run_id: str, conversation_id: str) -> None:
+        super().__init__(
+            f"Cannot send a new message: Another request (run_id={run_id}) is currently being "
+            "processed for this conversation. Please wait for it to complete.",
+            run_id=run_id,
+            conversation_id=conversation_id,
+        )
+
+
+class OtidConflictError(ConflictError):
+    """An idempotency key was used before with another payload or in another conversation."""
+
+    code = "otid_conflict"
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(
+            f"The otid of this request belongs to another request (run_id={run_id}). "
+            "Send the same messages to the same conversation to get that run, "
+            "or use a new otid for a new message.",
+            run_id=run_id,
+        )
+
+
+class CursorAheadError(ConflictError):
+    """A reader claims events that the open log does not have: its log was lost."""
+
+    code = "cursor_ahead"
+
+    def __init__(self, run_id: str, cursor: int, last_seq: int) -> None:
+        super().__init__(
+            f"starting_after={cursor} is past the end of run {run_id}, whose last event is "
+            f"{last_seq}. The cursor belongs to another run, or the log lost events; "
+            f"resume with starting_after={last_seq} or less.",
+            run_id=run_id,
+            last_seq=last_seq,
+        )
+
+
+class NoActiveRunsToCancelError(ConflictError):
+    code = "no_active_runs"
+
+
+class LimitExceededError(ReattachError):
+    """Something is larger than ``limits.py`` allows."""
+
+    code = "limit_exceeded"
+
+
+class NotImplementedHereError(ReattachError):
+    """Part of the API that this server does not offer."""
+
+    code = "not_implemented"
+
+
+# What the server can not do at present.
+
+
+class UnavailableError(ReattachError):
+    """Not now: draining, or a store that does not answer. Worth trying again."""
+
+    code = "unavailable"
+
+    def __init__(self, detail: str, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class StoreUnavailableError(UnavailableError):
+    """The log or the records can not be read or written."""
+
+    code = "store_unavailable"
+
+
+# What a log refuses. These reach a client only through the classes above.
+
+
+class LogError(ReattachError):
+    """A log refused an operation; nothing was changed."""
+
+    code = "log_error"
+
+
+class LogNotFoundError(LogError):
+    """The log was never opened, or was deleted."""
+
+
+class LogClosedError(LogError):
+    """The log has its end; nothing can be appended to it."""
+
+
+class FencedError(LogError):
+    """A newer owner holds the run; this one must stop at once."""
+
+
+class SeqMismatchError(LogError):
+    """The append does not continue the log, and is no repetition of what is there."""
+
+    def __init__(self, run_id: str, first_seq: int, last_seq: int) -> None:
+        super().__init__(
+            f"An append to {run_id} starts at seq {first_seq}, but the log ends at {last_seq}."
+        )
+        self.last_seq = last_seq
+
+
+# What an engine reports. They become the error_message event of a run.
+
+
+class EngineError(ReattachError):
+    """A turn failed. ``detail`` is safe to show; the cause is only logged."""
+
+    code = "internal_error"
+    stop_reason = "error"
+
+
+class ModelError(EngineError):
+    """The model's provider refused or failed."""
+
+    code = "llm_error"
+    stop_reason = "llm_api_error"
+
+
+class ModelTimeoutError(ModelError):
+    code = "llm_timeout"
+
+
+class ModelRateLimitError(ModelError):
+    code = "llm_rate_limit"
+
+
+class ModelAuthenticationError(ModelError):
+    code = "llm_authentication"
+
+
+class ModelEmptyResponseError(ModelError):
+    code = "llm_empty_response"
+    stop_reason = "invalid_llm_response"
+
+
+def engine_error(code: str, detail: str) -> EngineError:
+    """The error that a run failed with, from what its record tells of it."""
+    for kind in (
+        ModelTimeoutError,
+        ModelRateLimitError,
+        ModelAuthenticationError,
+        ModelEmptyResponseError,
+        ModelError,
+    ):
+        if kind.code == code:
+            return kind(detail)
+    error = EngineError(detail)
+    error.code = code
+    return error
+
+
+# What keeps the server from starting.
+
+
+class StartupError(ReattachError):
+    """The server can not start; the text says what to change."""
+
+    code = "startup_error"

@@ -1,0 +1,89 @@
+"""Identifiers: a prefix that says what they name, and a UUIDv4 in lower case.
+
+The formats are those of the Letta API, so that its SDKs and applications can tell them apart.
+"""
+
+import re
+import uuid
+from typing import Final, NewType
+
+TenantId = NewType("TenantId", str)
+AgentId = NewType("AgentId", str)
+BlockId = NewType("BlockId", str)
+ConversationId = NewType("ConversationId", str)
+MessageId = NewType("MessageId", str)
+RunId = NewType("RunId", str)
+StepId = NewType("StepId", str)
+
+UUID4: Final = "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+"""The text of a version 4, variant 1 UUID (RFC 9562), as a regular expression."""
+
+AGENT_PATTERN: Final = f"^agent-{UUID4}$"
+BLOCK_PATTERN: Final = f"^block-{UUID4}$"
+CONVERSATION_PATTERN: Final = f"^conv-{UUID4}$"
+MESSAGE_PATTERN: Final = f"^message-{UUID4}$"
+RUN_PATTERN: Final = f"^run-{UUID4}$"
+CONVERSATION_PATH_PATTERN: Final = f"^(default|conv-{UUID4}|agent-{UUID4})$"
+"""What may stand in the path of the conversation routes."""
+
+DEFAULT_TENANT: Final = TenantId("org-00000000-0000-4000-8000-000000000000")
+"""The tenant of a server that has no API keys."""
+
+_RUN = re.compile(RUN_PATTERN)
+_AGENT = re.compile(AGENT_PATTERN)
+_CONVERSATION = re.compile(CONVERSATION_PATTERN)
+
+
+def new_uuid() -> str:
+    return str(uuid.uuid4())
+
+
+def new_tenant_id() -> TenantId:
+    return TenantId(f"org-{new_uuid()}")
+
+
+def new_agent_id() -> AgentId:
+    return AgentId(f"agent-{new_uuid()}")
+
+
+def new_block_id() -> BlockId:
+    return BlockId(f"block-{new_uuid()}")
+
+
+def new_conversation_id() -> ConversationId:
+    return ConversationId(f"conv-{new_uuid()}")
+
+
+def new_message_id() -> MessageId:
+    return MessageId(f"message-{new_uuid()}")
+
+
+def new_run_id() -> RunId:
+    return RunId(f"run-{new_uuid()}")
+
+
+def new_step_id() -> StepId:
+    return StepId(f"step-{new_uuid()}")
+
+
+def is_run_id(text: str) -> bool:
+    return _RUN.fullmatch(text) is not None
+
+
+def is_agent_id(text: str) -> bool:
+    return _AGENT.fullmatch(text) is not None
+
+
+def is_conversation_id(text: str) -> bool:
+    return _CONVERSATION.fullmatch(text) is not None
+
+
+def part_otid(message_id: str, index: int) -> str:
+    """The idempotency key of part ``index`` (0 to 127) of a message.
+
+    It is the message's UUID with the low seven bits replaced by the index, so that clients can
+    join the chunks of one part and tell the parts of one message apart.
+    """
+    text = message_id.removeprefix("message-")
+    last_byte = (int(text[-2:], 16) & 0x80) | (index & 0x7F)
+    return f"{text[:-2]}{last_byte:02x}"

@@ -1,0 +1,141 @@
+"""Every bound in one place, with its unit and its reason."""
+
+from typing import Final
+
+# Logs and readers.
+
+REPLAY_SLICE_BYTES: Final = 64 * 1024
+"""One write of a replay. Larger ones copy no faster, and smaller ones cost more calls."""
+
+REPLAY_SLICE_EVENTS: Final = 10_000
+"""Events of one such write, where the reader sets no bound of its own."""
+
+REPLAY_TURN_BYTES: Final = 4 * REPLAY_SLICE_BYTES
+"""What a replay writes before it lets the other readers have the event loop."""
+
+RUN_LOG_BYTES: Final = 64 * 1024 * 1024
+"""The log of one run. A live run is held in memory; an answer of this size is a fault."""
+
+PENDING_APPEND_BYTES: Final = 1024 * 1024
+"""What a run may have produced and not yet in the log, before its engine has to wait."""
+
+MAX_CURSOR: Final = 2**53 - 1
+"""The largest ``starting_after``: the largest integer that every JSON client can say."""
+
+SEND_BUFFER_BYTES: Final = 128 * 1024
+"""What the kernel may hold of one reader's bytes; unbounded it takes about 4 MB for each."""
+
+LISTEN_BACKLOG: Final = 4096
+"""Connections that wait to be accepted: a crowd of readers that reconnect at once."""
+
+# Time.
+
+CLOSE_SECONDS: Final = 5
+"""How long open connections may take to finish once every run has ended."""
+
+APPEND_RETRY_SECONDS: Final = 10.0
+"""How long a run keeps trying to append while the store does not take it, before it fails."""
+
+APPEND_RETRY_DELAY_SECONDS: Final = 0.1
+"""The wait between two such tries."""
+
+ENGINE_STOP_SECONDS: Final = 2.0
+"""How long a cancelled engine may take to stop before the run ends without it."""
+
+CANCEL_WAIT_SECONDS: Final = 5.0
+"""How long a cancel waits for the run's end before it answers ``cancelling``."""
+
+SETTLE_WAIT_SECONDS: Final = 10.0
+"""How long the end of a stream waits for the run's record, which is written right after."""
+
+SWEEP_INTERVAL_SECONDS: Final = 60.0
+"""How often logs past their retention, and runs that could not be ended, are looked for."""
+
+# Recovery.
+
+RECOVERIES_AT_ONCE: Final = 16
+"""Runs that are recovered at the same time: enough to hide latency, few enough for memory."""
+
+SWEEP_BATCH_RUNS: Final = 500
+"""Runs whose logs one sweep deletes in one go, so that no statement grows with the backlog."""
+
+# Sending.
+
+MAX_SEND_MESSAGES: Final = 100
+"""Messages of one send; a turn starts from a few."""
+
+MAX_MESSAGE_PARTS: Final = 1000
+"""Parts of one message's content."""
+
+MAX_OTID_CHARS: Final = 256
+"""An OTID: clients use UUIDs, some with a prefix."""
+
+MAX_STEPS: Final = 1000
+"""Steps that one send may ask for."""
+
+MAX_POLL_SECONDS: Final = 3600.0
+"""The largest ``poll_interval``; it is only a hint."""
+
+# Requests.
+
+MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
+"""The body of a request: a message with several photographs in base64 fits."""
+
+MAX_JSON_DEPTH: Final = 64
+"""Objects and arrays within each other; far below where decoders run out of stack."""
+
+MAX_INTEGER: Final = 2**63 - 1
+"""The largest magnitude of an integer in a request: what databases hold."""
+
+MAX_PAGE_ITEMS: Final = 1000
+"""Rows of one answer, so that no list is built in memory without an end."""
+
+MAX_QUERY_VALUES: Final = 100
+"""How often one query parameter may be repeated; each becomes a term of a statement."""
+
+MAX_QUERY_CHARS: Final = 1000
+"""One value of a query: a word or sentence that is looked for."""
+
+MAX_ID_CHARS: Final = 128
+"""An id or cursor in a query; those made here have at most 44 characters."""
+
+MAX_NAME_CHARS: Final = 256
+"""A name, handle, label, tag or time zone: what people read in one line."""
+
+MAX_DESCRIPTION_CHARS: Final = 10_000
+"""A description or summary: a page or three."""
+
+MAX_SYSTEM_CHARS: Final = 1_000_000
+"""A system prompt; more than the context windows that models have."""
+
+MAX_BLOCK_CHARS: Final = 100_000
+"""The value of one memory block, of which the prompt holds many."""
+
+MAX_AGENT_BLOCKS: Final = 100
+"""Memory blocks of one agent; all of them stand in its prompt."""
+
+MAX_TAGS: Final = 100
+"""Tags of one agent or block."""
+
+MAX_KEPT_JSON_BYTES: Final = 64 * 1024
+"""Metadata or settings that are kept as they came; they come back with every item of a list."""
+
+MAX_CONTEXT_TOKENS: Final = 100_000_000
+"""A context window; beyond what models have, and well within an integer column."""
+
+MAX_VALIDATION_ERRORS: Final = 20
+"""Faults of a request that its 422 lists; a client mends the first ones first."""
+
+MAX_ERROR_CHARS: Final = 500
+"""What an error repeats of a client's own value."""
+
+# Authentication.
+
+MAX_API_KEY_CHARS: Final = 256
+"""A presented API key; those made here are far shorter."""
+
+KEY_CACHE_SECONDS: Final = 5.0
+"""How long a look-up of a key is remembered, and so how late a revocation may take effect."""
+
+KEY_CACHE_ENTRIES: Final = 10_000
+"""Known keys that are remembered, and as many unknown ones, each at about 200 bytes."""

@@ -1,0 +1,82 @@
+"""Messages of a conversation, as they are stored and as models see them."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+import msgspec
+
+from reattach.ids import MessageId, RunId, StepId
+
+
+class TextPart(msgspec.Struct, frozen=True, tag="text"):
+    text: str
+
+
+class ImagePart(msgspec.Struct, frozen=True, tag="image"):
+    """An image by URL, or by its bytes in base64."""
+
+    url: str | None
+    media_type: str | None = None
+    base64_data: str | None = None
+
+
+class ReasoningPart(msgspec.Struct, frozen=True, tag="reasoning"):
+    text: str
+    signature: str | None = None
+
+
+class HiddenReasoningPart(msgspec.Struct, frozen=True, tag="hidden_reasoning"):
+    """The model reasoned, and the provider does not show it."""
+
+    state: Literal["redacted", "omitted"]
+    text: str | None = None
+
+
+class ToolCallPart(msgspec.Struct, frozen=True, tag="tool_call"):
+    tool_call_id: str
+    name: str
+    arguments: str
+    """JSON text."""
+    needs_approval: bool = False
+
+
+class ToolReturnPart(msgspec.Struct, frozen=True, tag="tool_return"):
+    tool_call_id: str
+    name: str
+    status: Literal["success", "error"]
+    output: str
+    stdout: tuple[str, ...] | None = None
+    stderr: tuple[str, ...] | None = None
+
+
+ContentPart = (
+    TextPart | ImagePart | ReasoningPart | HiddenReasoningPart | ToolCallPart | ToolReturnPart
+)
+
+
+class Role(StrEnum):
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One stored message. An assistant's message holds all that one step gave, in order."""
+
+    id: MessageId
+    role: Role
+    parts: tuple[ContentPart, ...]
+    created_at: datetime
+    name: str | None = None
+    otid: str | None = None
+    """The client's idempotency key, on messages that a client sent."""
+    sender_id: str | None = None
+    run_id: RunId | None = None
+    step_id: StepId | None = None
+
+    @property
+    def text(self) -> str:
+        """All its text parts, joined."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
