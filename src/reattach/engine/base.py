@@ -1,0 +1,159 @@
+"""What an engine is: something that answers one turn as a sequence of deltas.
+
+An engine knows nothing of runs, logs or clients. It is given a turn, yields what its model
+produces as it is produced, and returns; ids, numbers, dates, storage, cancelling and the terminal
+group are the business of ``runs``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from reattach.events import StopReason, Usage
+from reattach.messages import Message
+
+# What a turn is made of.
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTool:
+    """A tool that the client runs: the model may call it, the engine may not."""
+
+    name: str
+    description: str | None
+    parameters: Mapping[str, object] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """How the model is to answer; None leaves it to the provider."""
+
+    temperature: float | None = None
+    max_output_tokens: int | None = None
+    reasoning_effort: str | None = None
+    parallel_tool_calls: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn to answer: everything that an engine may know of it."""
+
+    run_id: str
+    agent_id: str
+    conversation_id: str | None
+    model: str
+    """The model's handle, ``provider/name``."""
+    system: str
+    """The system prompt, memory blocks included."""
+    history: Sequence[Message]
+    """The conversation before this turn, oldest first."""
+    input: Sequence[Message]
+    """The messages of this turn; at least one."""
+    max_steps: int = 50
+    settings: ModelSettings = field(default_factory=ModelSettings)
+    client_tools: Sequence[ClientTool] = ()
+
+
+# What an engine yields.
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """More text of the answer. Adjacent deltas of one kind make one part; never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """More of the model's reasoning; ``signature`` may come once, with the last delta."""
+
+    text: str
+    signature: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningHidden:
+    state: Literal["redacted", "omitted"]
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """More of one tool call: its name with the first delta, then its arguments' JSON text."""
+
+    tool_call_id: str
+    name: str | None = None
+    arguments: str | None = None
+    needs_approval: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToolReturn:
+    """A tool that the engine ran has returned."""
+
+    tool_call_id: str
+    name: str
+    status: Literal["success", "error"]
+    output: str
+    stdout: tuple[str, ...] | None = None
+    stderr: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepFinished:
+    """One call of the model is over; what comes next belongs to the next step."""
+
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The turn is over. Must be the last thing yielded; without it the reason is ``end_turn``."""
+
+    reason: StopReason = StopReason.END_TURN
+
+
+Delta = (
+    TextDelta | ReasoningDelta | ReasoningHidden | ToolCallDelta | ToolReturn | StepFinished
+    | Finished
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that an engine offers."""
+
+    handle: str
+    name: str
+    provider_name: str
+    provider_type: str
+    """One of the SDK's provider types, such as ``openai``; what else there is counts as that."""
+    context_window_tokens: int
+    max_output_tokens: int | None = None
+    display_name: str | None = None
+
+
+class Engine(ABC):
+    """Answers turns for the models that it offers."""
+
+    @abstractmethod
+    def run(self, turn: Turn) -> AsyncIterator[Delta]:
+        """Answer ``turn`` as an async generator.
+
+        A delta is yielded as soon as the model has produced it. The generator is closed
+        (``aclose``) when the run is cancelled, at any await: it must then stop the model within
+        a second and must not swallow the cancellation. It may be asked for many turns at once.
+
+        Raises EngineError with a text that is safe to show. Any other exception counts as a
+        fault of the engine, and clients see no more than that.
+        """
+
+    @abstractmethod
+    def models(self) -> Sequence[Model]:
+        """The models that it offers at present. Does no I/O."""
+
+    async def aclose(self) -> None:
+        """Let go of whatever the engine holds; no turn is under way."""
+        return

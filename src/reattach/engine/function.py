@@ -1,0 +1,104 @@
+"""Any async generator as an engine: how an application in Python brings its own agent."""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+
+from reattach.engine.base import Delta, Engine, Finished, Model, StepFinished, TextDelta, Turn
+from reattach.events import Usage
+
+AnswerFunction = Callable[[Turn], AsyncIterator[str | Delta]]
+"""Answers one turn. A ``str`` stands for a TextDelta, and an empty one for nothing."""
+
+
+class FunctionEngine(Engine):
+    """Answers with async generator functions, one for each model that it offers.
+
+    A function is given the turn and yields what it has as soon as it has it; the last user
+    message is in ``turn.input``. Its steps are its own: output after its last ``StepFinished``,
+    or all of it, counts as one step of unknown usage. What it yields after ``Finished`` is not
+    asked for. The generator is closed when the run is cancelled. An EngineError that it raises
+    is shown to clients; any other exception ends the run as an internal error.
+
+    >>> engine = FunctionEngine()
+    >>> @engine.model("parrot")
+    ... async def parrot(turn):
+    ...     for word in turn.input[-1].text.split():
+    ...         yield word + " "
+    >>> [model.handle for model in engine.models()]
+    ['function/parrot']
+    """
+
+    def __init__(
+        self,
+        functions: AnswerFunction | Mapping[str, AnswerFunction] | None = None,
+        *,
+        provider_name: str = "function",
+        context_window_tokens: int = 128_000,
+    ) -> None:
+        """Offer ``functions`` by name, or a single one by its own name.
+
+        The handle of a model is ``provider_name/name``.
+        """
+        self._provider_name = provider_name
+        self._context_window_tokens = context_window_tokens
+        self._functions: dict[str, AnswerFunction] = {}
+        if isinstance(functions, Mapping):
+            for name, function in functions.items():
+                self.model(name)(function)
+        elif functions is not None:
+            self.model(getattr(functions, "__name__", "answer"))(functions)
+
+    def model(self, name: str) -> Callable[[AnswerFunction], AnswerFunction]:
+        """Decorate a function to answer for the model ``name``; the function stays as it is.
+
+        Raises ValueError if the name is taken or empty.
+        """
+        if not name or name in self._functions:
+            raise ValueError(f"a model needs a name of its own, and {name!r} is empty or taken")
+
+        def register(function: AnswerFunction) -> AnswerFunction:
+            self._functions[name] = function
+            return function
+
+        return register
+
+    def models(self) -> Sequence[Model]:
+        return [
+            Model(
+                handle=f"{self._provider_name}/{name}",
+                name=name,
+                provider_name=self._provider_name,
+                provider_type="openai",
+                context_window_tokens=self._context_window_tokens,
+                display_name=name,
+            )
+            for name in self._functions
+        ]
+
+    async def run(self, turn: Turn) -> AsyncIterator[Delta]:
+        function = self._functions[turn.model.removeprefix(f"{self._provider_name}/")]
+        in_step = False
+        end = Finished()
+        async with AsyncExitStack() as closing:
+            answers = function(turn)
+            if not isinstance(answers, AsyncIterator):
+                raise TypeError(
+                    f"the function of {turn.model} must be an async generator, "
+                    f"not return {type(answers).__name__}"
+                )
+            if aclose := getattr(answers, "aclose", None):
+                closing.push_async_callback(aclose)
+            async for answer in answers:
+                if isinstance(answer, Finished):
+                    end = answer
+                    break
+                delta = TextDelta(answer) if isinstance(answer, str) else answer
+                if not isinstance(delta, Delta):
+                    raise TypeError(f"{turn.model} yielded {type(delta).__name__}, no str or Delta")
+                if isinstance(delta, TextDelta) and not delta.text:
+                    continue
+                in_step = not isinstance(delta, StepFinished)
+                yield delta
+        if in_step:
+            yield StepFinished(Usage(step_count=1))
+        yield end

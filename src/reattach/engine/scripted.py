@@ -1,0 +1,383 @@
+"""An engine without a model: it does what the message tells it to, the same every time.
+
+It is for tests, for benchmarks, and for trying out clients. Without directives it repeats the
+user's text word by word. Directives stand in square brackets in the text of the turn's last user
+message; what is left of the text without them is what is repeated.
+
+=========================  =====================================================================
+Directive                  Meaning
+=========================  =====================================================================
+``[chunks=20]``            20 text deltas: ``t0 `` ``t1 `` … A step without text to repeat has 10.
+``[think=3]``              3 reasoning deltas before the text of a step: ``r0 `` ``r1 `` …
+``[size=300]``             Each numbered delta is filled up to 300 bytes with ``x``.
+``[unicode]``              Numbered deltas with emoji, CJK, line ends, U+2028 and SSE look-alikes.
+``[steps=2]``              2 steps of these deltas; the numbers go on.
+``[tool=name]``            A first step that calls the server's tool ``name`` and gets its return.
+``[client_tool=name]``     Calls the client's tool after the text and stops: ``requires_approval``.
+``[approve=name]``         The same for a tool of the server that needs approval.
+``[history]``              The text is the earlier messages, a line ``role: text`` for each.
+``[system]``               The text is the system prompt.
+``[rate=50]``              50 deltas per second; without it as fast as the loop turns.
+``[wait=2.5]``             2.5 seconds of silence before the first delta.
+``[fail=3]``               ModelError after 3 deltas, or at the end if there are fewer.
+``[fail=3:llm_timeout]``   The same with the error of that ``error_type``.
+``[crash=3]``              RuntimeError after 3 deltas: a fault of the engine.
+``[hang=3]``               Silence after 3 deltas until the turn is cancelled.
+``[stop=max_steps]``       Ends with that stop reason.
+=========================  =====================================================================
+
+"After n deltas" counts everything that is yielded except ``StepFinished`` and ``Finished``.
+A known name with a value that makes no sense, and an unknown name with a value, fail the turn
+with a ModelError that says so; an unknown name without a value (``[1]``) is text. A turn has no
+more steps than its ``max_steps``. A token is a word.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from reattach.clock import Clock, SystemClock
+from reattach.engine.base import (
+    Delta,
+    Engine,
+    Finished,
+    Model,
+    ReasoningDelta,
+    StepFinished,
+    TextDelta,
+    ToolCallDelta,
+    ToolReturn,
+    Turn,
+)
+from reattach.errors import (
+    EngineError,
+    ModelAuthenticationError,
+    ModelEmptyResponseError,
+    ModelError,
+    ModelRateLimitError,
+    ModelTimeoutError,
+)
+from reattach.events import StopReason, Usage
+from reattach.messages import Role
+
+Gate = Callable[[Turn, int], Awaitable[None]]
+"""Awaited before delta number ``n`` (from 0) of a turn, so that a test decides when it comes."""
+
+MODELS: Final[Mapping[str, float | None]] = {"echo": None, "slow": 10.0}
+"""The models by name, with their deltas per second where no directive says another rate."""
+
+UNICODE_FRAGMENTS: Final = (
+    "naïve café ",
+    "日本語の文 ",
+    "👩‍👩‍👧‍👦🏳️‍🌈 ",
+    "line one\nline two\r\n\r\n",
+    "data: [DONE]\n\n",
+    'event: error\ndata: {"seq_id":1}\n\n',
+    "\u2028\u2029\u0085 ",
+    ' "quoted" \\u0041 \\ / <b>&amp;</b> ',
+    "\t\x00\x1f\ufeff\ufffd ",
+    "עברית e\u0301 ",
+)
+
+_DIRECTIVE = re.compile(r"\[([a-z_]+)(?:=([^\[\]]*))?\]")
+_WORD = re.compile(r"\s*\S+\s*")
+_DEFAULT_CHUNKS: Final = 10
+_ERRORS: Final[Mapping[str, type[EngineError]]] = {
+    kind.code: kind
+    for kind in (
+        EngineError,
+        ModelError,
+        ModelTimeoutError,
+        ModelRateLimitError,
+        ModelAuthenticationError,
+        ModelEmptyResponseError,
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    after: int
+    error: type[EngineError] = ModelError
+
+
+def _count(minimum: int, maximum: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        number = int(value)
+        if not minimum <= number <= maximum:
+            raise ValueError(f"must be {minimum} to {maximum}")
+        return number
+
+    return parse
+
+
+def _number(maximum: float) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        number = float(value)
+        if not 0 < number <= maximum:
+            raise ValueError(f"must be more than 0 and at most {maximum:g}")
+        return number
+
+    return parse
+
+
+def _failure(value: str) -> _Failure:
+    after, _, code = value.partition(":")
+    if code and code not in _ERRORS:
+        raise ValueError(f"the error must be one of {', '.join(_ERRORS)}")
+    return _Failure(_deltas(after), _ERRORS[code] if code else ModelError)
+
+
+def _tool_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
+        raise ValueError("must be 1 to 64 letters, digits, _ or -")
+    return value
+
+
+_deltas = _count(0, 1_000_000)
+_FLAGS: Final = frozenset({"unicode", "history", "system"})
+# The upper ends keep one message from asking for more memory or time than a benchmark does.
+_VALUES: Final[Mapping[str, Callable[[str], object]]] = {
+    "chunks": _deltas,
+    "think": _deltas,
+    "size": _count(1, 1_048_576),
+    "steps": _count(1, 1_000),
+    "tool": _tool_name,
+    "client_tool": _tool_name,
+    "approve": _tool_name,
+    "rate": _number(1_000_000),
+    "wait": _number(86_400),
+    "fail": _failure,
+    "crash": _deltas,
+    "hang": _deltas,
+    "stop": StopReason,
+}
+
+
+@dataclass(slots=True)
+class _Script:
+    """What one message asks for; the fields are the directives."""
+
+    words: str = ""
+    chunks: int | None = None
+    think: int = 0
+    size: int = 0
+    unicode: bool = False
+    steps: int = 1
+    tool: str | None = None
+    client_tool: str | None = None
+    approve: str | None = None
+    history: bool = False
+    system: bool = False
+    rate: float | None = None
+    wait: float = 0.0
+    fail: _Failure | None = None
+    crash: int | None = None
+    hang: int | None = None
+    stop: StopReason | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "_Script":
+        script = cls()
+        script.words = _DIRECTIVE.sub(script._take, text).strip()
+        return script
+
+    def _take(self, match: re.Match[str]) -> str:
+        name, value = match[1], match[2]
+        if name not in _FLAGS and name not in _VALUES and value is None:
+            return match[0]
+        try:
+            if name in _FLAGS:
+                if value is not None:
+                    raise ValueError("takes no value")
+                setattr(self, name, True)
+            elif name in _VALUES:
+                if value is None:
+                    raise ValueError(f"needs a value: [{name}=…]")
+                setattr(self, name, _VALUES[name](value))
+            else:
+                known = ", ".join(sorted(_FLAGS | _VALUES.keys()))
+                raise ValueError(f"is unknown; there are {known}")
+        except ValueError as error:
+            raise ModelError(f"The scripted model's directive {match[0]}: {error}.") from error
+        return ""
+
+
+class ScriptedEngine(Engine):
+    """Answers as the message's directives tell it; the module's docstring lists them.
+
+    Time is read from and passes by ``clock``; ``gate`` is awaited before every delta.
+    """
+
+    def __init__(self, *, clock: Clock | None = None, gate: Gate | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._gate = gate
+
+    def models(self) -> Sequence[Model]:
+        return [
+            Model(
+                handle=f"scripted/{name}",
+                name=name,
+                provider_name="scripted",
+                provider_type="openai",
+                context_window_tokens=128_000,
+                display_name=f"Scripted ({name})",
+            )
+            for name in MODELS
+        ]
+
+    async def run(self, turn: Turn) -> AsyncIterator[Delta]:
+        text = next((m.text for m in reversed(turn.input) if m.role is Role.USER), "")
+        script = _Script.parse(text)
+        if script.wait:
+            await self._clock.sleep(script.wait)
+        pace = _Pace(self._clock, script.rate or MODELS.get(turn.model.partition("/")[2]))
+        count = 0
+        for delta in _Answer(turn, script).deltas():
+            if not isinstance(delta, StepFinished | Finished):
+                await self._interrupt(script, count)
+                await pace.next()
+                if self._gate is not None:
+                    await self._gate(turn, count)
+                count += 1
+            elif isinstance(delta, Finished):
+                await self._interrupt(script, None)
+            yield delta
+
+    @staticmethod
+    async def _interrupt(script: _Script, count: int | None) -> None:
+        """Fail, crash or hang if it is time to; ``None`` is the end, when it is always time."""
+        if script.fail is not None and count in (script.fail.after, None):
+            raise script.fail.error(f"The scripted model failed as told: {script.fail.after}.")
+        if script.crash is not None and count in (script.crash, None):
+            raise RuntimeError("the scripted engine crashed as told")
+        if script.hang is not None and count in (script.hang, None):
+            await asyncio.Event().wait()
+
+
+@dataclass(slots=True)
+class _Pace:
+    """Lets deltas pass at a rate that does not drift, or one per turn of the loop."""
+
+    clock: Clock
+    per_second: float | None
+    start: float = field(init=False)
+    passed: int = 0
+
+    def __post_init__(self) -> None:
+        self.start = self.clock.monotonic_seconds()
+
+    async def next(self) -> None:
+        due = self.start
+        if self.per_second is not None:
+            due += self.passed / self.per_second
+        self.passed += 1
+        wait = due - self.clock.monotonic_seconds()
+        if wait > 0:
+            await self.clock.sleep(wait)
+        else:
+            await asyncio.sleep(0)
+
+
+@dataclass(slots=True)
+class _Answer:
+    """The deltas of one turn, lazily, with the usage of each step."""
+
+    turn: Turn
+    script: _Script
+    thoughts: int = 0
+    texts: int = 0
+
+    def deltas(self) -> Iterator[Delta]:
+        script = self.script
+        steps: list[Iterator[Delta]] = [self._step() for _ in range(script.steps)]
+        if script.tool is not None:
+            steps.insert(0, self._tool_step(script.tool))
+        reason = script.stop or StopReason.END_TURN
+        allowed = max(self.turn.max_steps, 1)
+        if len(steps) > allowed:
+            del steps[allowed:]
+            reason = StopReason.MAX_STEPS
+        elif name := script.client_tool or script.approve:
+            steps[-1] = self._approval_step(name)
+            reason = StopReason.REQUIRES_APPROVAL
+        for step in steps:
+            words = reasoning_words = 0
+            for delta in step:
+                yield delta
+                if isinstance(delta, TextDelta):
+                    words += len(delta.text.split())
+                elif isinstance(delta, ReasoningDelta):
+                    reasoning_words += len(delta.text.split())
+                elif isinstance(delta, ToolCallDelta):
+                    words += 1
+            yield StepFinished(self._usage(words, reasoning_words))
+        yield Finished(reason)
+
+    def _step(self) -> Iterator[Delta]:
+        for _ in range(self.script.think):
+            yield ReasoningDelta(self._fill(f"r{self.thoughts} "))
+            self.thoughts += 1
+        for text in self._text():
+            yield TextDelta(text)
+
+    def _tool_step(self, name: str) -> Iterator[Delta]:
+        call_id = self._call_id(name)
+        yield from self._call(call_id, name, needs_approval=False)
+        yield ToolReturn(call_id, name, "success", f"{name} returned 1")
+
+    def _approval_step(self, name: str) -> Iterator[Delta]:
+        yield from self._step()
+        yield from self._call(self._call_id(name), name, needs_approval=True)
+
+    def _call(self, call_id: str, name: str, *, needs_approval: bool) -> Iterator[Delta]:
+        yield ToolCallDelta(call_id, name=name, needs_approval=needs_approval)
+        for fragment in ('{"n":', " 1}"):
+            yield ToolCallDelta(call_id, arguments=fragment, needs_approval=needs_approval)
+
+    def _call_id(self, name: str) -> str:
+        return f"call-{self.turn.run_id.removeprefix('run-')}-{name}"
+
+    def _text(self) -> Iterator[str]:
+        script = self.script
+        if script.history:
+            yield from self._history()
+        elif script.system:
+            yield from _WORD.findall(self.turn.system)
+        elif script.chunks is None and not script.unicode and script.words:
+            yield from _WORD.findall(script.words)
+        else:
+            yield from self._numbered(_DEFAULT_CHUNKS if script.chunks is None else script.chunks)
+
+    def _history(self) -> Iterator[str]:
+        for message in self.turn.history:
+            yield f"{message.role}: {message.text}\n"
+        if not self.turn.history:
+            yield "(no earlier messages)\n"
+
+    def _numbered(self, count: int) -> Iterator[str]:
+        for _ in range(count):
+            text = f"t{self.texts} "
+            if self.script.unicode:
+                text += UNICODE_FRAGMENTS[self.texts % len(UNICODE_FRAGMENTS)]
+            yield self._fill(text)
+            self.texts += 1
+
+    def _fill(self, text: str) -> str:
+        return text + "x" * (self.script.size - len(text.encode()))
+
+    def _usage(self, words: int, reasoning_words: int) -> Usage:
+        turn = self.turn
+        texts = [turn.system, *(m.text for m in turn.history), *(m.text for m in turn.input)]
+        prompt = sum(len(text.split()) for text in texts)
+        completion = words + reasoning_words
+        return Usage(
+            completion_tokens=completion,
+            prompt_tokens=prompt,
+            total_tokens=prompt + completion,
+            step_count=1,
+            reasoning_tokens=reasoning_words or None,
+            context_tokens=prompt + completion,
+        )

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
+from typing import cast
+
+import pydantic_ai.messages as pm
+import pytest
+from msgspec import structs
+from pydantic_ai.models.function import (
+    AgentInfo,
+    DeltaThinkingCalls,
+    DeltaThinkingPart,
+    FunctionModel,
+)
+from pydantic_ai.models.test import TestModel
+
+from reattach.engine.base import (
+    ClientTool,
+    Delta,
+    Finished,
+    ModelSettings,
+    ReasoningDelta,
+    ReasoningHidden,
+    StepFinished,
+    TextDelta,
+    ToolCallDelta,
+    Turn,
+)
+from reattach.engine.pydantic_ai import PydanticAIEngine, provider_messages
+from reattach.errors import (
+    EngineError,
+    ModelAuthenticationError,
+    ModelEmptyResponseError,
+    ModelError,
+    ModelRateLimitError,
+    ModelTimeoutError,
+    StartupError,
+)
+from reattach.events import StopReason
+from reattach.messages import (
+    ContentPart,
+    ImagePart,
+    Message,
+    ReasoningPart,
+    Role,
+    TextPart,
+    ToolCallPart,
+    ToolReturnPart,
+)
+from reattach.testing.engine_conformance import Subject, collect, message, text_of
+from tests.openai_server import OpenAIServer, openai_server
+
+BEHAVIOURS = (
+    "small", "reasoning", "tool", "length", "empty", "hang", "cut", "garbage", "error",
+    "status-400", "status-401", "status-403", "status-404", "status-408", "status-429",
+    "status-500", "status-504",
+)  # fmt: skip
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[OpenAIServer]:
+    async with openai_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def engine(server: OpenAIServer) -> AsyncIterator[PydanticAIEngine]:
+    engine = PydanticAIEngine(
+        [f"openai/{name}" for name in BEHAVIOURS],
+        openai_base_url=server.base_url,
+        openai_api_key="sk-test",
+        max_retries=0,
+    )
+    yield engine
+    await engine.aclose()
+
+
+def message_of(role: Role, *parts: ContentPart) -> Message:
+    return structs.replace(message(role, ""), parts=parts)
+
+
+def turn(engine: PydanticAIEngine, behaviour: str, prompt: str = "one two three") -> Turn:
+    return Subject(engine, f"openai/{behaviour}").turn(prompt)
+
+
+async def test_the_key_and_the_settings_reach_the_server(
+    engine: PydanticAIEngine, server: OpenAIServer
+) -> None:
+    asked = turn(engine, "small")
+    settings = ModelSettings(temperature=0.5, max_output_tokens=7, parallel_tool_calls=False)
+    assert text_of(await collect(engine, replace(asked, settings=settings))) == "one two three"
+    (request,) = server.requests
+    assert request["model"] == "small"
+    assert request["temperature"] == 0.5
+    assert 7 in {request.get("max_tokens"), request.get("max_completion_tokens")}
+    assert "parallel_tool_calls" not in request
+    assert server.keys == ["Bearer sk-test"]
+
+
+async def test_usage_is_what_the_server_counted(engine: PydanticAIEngine) -> None:
+    step = (await collect(engine, turn(engine, "small")))[-2]
+    assert isinstance(step, StepFinished)
+    usage = step.usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (3, 3, 6)
+    assert (usage.cached_input_tokens, usage.reasoning_tokens) == (1, 2)
+
+
+async def test_reasoning_comes_as_reasoning(engine: PydanticAIEngine) -> None:
+    deltas = await collect(engine, turn(engine, "reasoning"))
+    assert deltas[:3] == [ReasoningDelta("r0 "), ReasoningDelta("r1 "), TextDelta("one")]
+
+
+async def test_a_call_of_a_client_tool_asks_for_approval(
+    engine: PydanticAIEngine, server: OpenAIServer
+) -> None:
+    tool = ClientTool("ask", "Asks.", {"type": "object", "properties": {"q": {"type": "integer"}}})
+    deltas = await collect(engine, replace(turn(engine, "tool"), client_tools=[tool]))
+    assert deltas[:3] == [
+        ToolCallDelta("call_1", name="ask", needs_approval=True),
+        ToolCallDelta("call_1", arguments='{"q":', needs_approval=True),
+        ToolCallDelta("call_1", arguments=" 1}", needs_approval=True),
+    ]
+    assert deltas[-1] == Finished(StopReason.REQUIRES_APPROVAL)
+    assert server.requests[0]["tools"][0]["function"]["name"] == "ask"
+
+
+async def test_an_answer_cut_for_length_says_so(engine: PydanticAIEngine) -> None:
+    assert (await collect(engine, turn(engine, "length")))[-1] == Finished(StopReason.MAX_TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "error"),
+    [
+        ("empty", ModelEmptyResponseError),
+        ("cut", ModelError),
+        ("garbage", ModelError),
+        ("error", ModelError),
+        ("status-400", ModelError),
+        ("status-401", ModelAuthenticationError),
+        ("status-403", ModelAuthenticationError),
+        ("status-404", ModelError),
+        ("status-408", ModelTimeoutError),
+        ("status-429", ModelRateLimitError),
+        ("status-500", ModelError),
+        ("status-504", ModelTimeoutError),
+    ],
+)
+async def test_what_the_provider_does_wrong_becomes_our_error_without_its_words(
+    engine: PydanticAIEngine, behaviour: str, error: type[ModelError]
+) -> None:
+    with pytest.raises(EngineError) as raised:
+        await collect(engine, turn(engine, behaviour))
+    assert type(raised.value) is error
+    assert f"openai/{behaviour}" in str(raised.value)
+    assert "sk-" not in str(raised.value)
+    assert "127.0.0.1" not in str(raised.value)
+
+
+async def test_closing_a_turn_hangs_up_on_the_provider(
+    engine: PydanticAIEngine, server: OpenAIServer
+) -> None:
+    deltas = cast(AsyncGenerator[Delta], engine.run(turn(engine, "hang")))
+    async with asyncio.timeout(10):
+        await anext(deltas)
+        waiting = asyncio.create_task(drain(deltas))
+        await asyncio.sleep(0)
+    waiting.cancel()
+    async with asyncio.timeout(1):
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await server.hung_up.wait()
+
+
+async def drain(deltas: AsyncGenerator[Delta]) -> None:
+    async for _ in deltas:
+        pass
+
+
+async def test_a_server_that_is_not_there_is_a_model_error() -> None:
+    engine = PydanticAIEngine(
+        ["openai/small"], openai_base_url="http://127.0.0.1:9/v1", max_retries=0
+    )
+    with pytest.raises(ModelError, match="The connection to the provider of openai/small failed"):
+        await collect(engine, turn(engine, "small"))
+    await engine.aclose()
+
+
+@pytest.mark.parametrize(
+    ("handle", "variable"),
+    [("openai/gpt-4o", "OPENAI_API_KEY"), ("anthropic/claude-sonnet-4-5", "ANTHROPIC_API_KEY")],
+)
+async def test_a_missing_key_is_told_with_its_environment_variable(
+    monkeypatch: pytest.MonkeyPatch, handle: str, variable: str
+) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    engine = PydanticAIEngine([handle])
+    with pytest.raises(ModelAuthenticationError, match=f"Set {variable} in the server's"):
+        await collect(engine, Subject(engine, handle).turn())
+    await engine.aclose()
+
+
+def test_models_are_offered_with_their_providers_type_and_context() -> None:
+    engine = PydanticAIEngine(["google_ai/gemini-2.5-flash", "openai/my-own"])
+    google, own = engine.models()
+    assert (google.provider_type, google.name) == ("google_ai", "gemini-2.5-flash")
+    assert google.context_window_tokens == 1_048_576
+    assert (own.provider_type, own.context_window_tokens) == ("openai", 128_000)
+
+
+@pytest.mark.parametrize(
+    ("handle", "reason"),
+    [
+        ("gpt-4o", "must be named provider/name"),
+        ("nobody/gpt", "unknown provider nobody"),
+        ("groq/llama", "needs another package.*groq"),
+    ],
+)
+def test_a_handle_that_can_not_work_keeps_the_server_from_starting(
+    handle: str, reason: str
+) -> None:
+    with pytest.raises(StartupError, match=reason):
+        PydanticAIEngine([handle])
+
+
+async def test_a_model_made_elsewhere_answers_by_its_handle() -> None:
+    engine = PydanticAIEngine(models={"mine/test": TestModel(custom_output_text="It works.")})
+    assert [model.handle for model in engine.models()] == ["mine/test"]
+    deltas = await collect(engine, Subject(engine, "mine/test").turn())
+    assert text_of(deltas) == "It works."
+    await engine.aclose()
+
+
+async def test_a_signature_comes_with_reasoning_and_without_text_it_is_hidden() -> None:
+    async def stream(
+        messages: list[pm.ModelMessage], info: AgentInfo
+    ) -> AsyncIterator[str | DeltaThinkingCalls]:
+        yield {0: DeltaThinkingPart(content="hm")}
+        yield {0: DeltaThinkingPart(signature="sig")}
+        yield {1: DeltaThinkingPart(signature="only")}
+        yield "done"
+
+    engine = PydanticAIEngine(models={"mine/f": FunctionModel(stream_function=stream)})
+    deltas = await collect(engine, Subject(engine, "mine/f").turn())
+    assert deltas[:4] == [
+        ReasoningDelta("hm"),
+        ReasoningDelta("", "sig"),
+        ReasoningHidden("omitted"),
+        TextDelta("done"),
+    ]
+    await engine.aclose()
+
+
+def test_history_is_told_in_order_with_images_and_paired_tools() -> None:
+    subject = Subject(PydanticAIEngine(), "openai/small")
+    call = ToolCallPart("call-1", "search", '{"q": 1}')
+    unanswered = ToolCallPart("call-2", "search", "{}")
+    returned = ToolReturnPart("call-1", "search", "error", "nothing found")
+    orphan = ToolReturnPart("call-3", "search", "success", "x")
+    parts = (ReasoningPart("hm"), TextPart("I look."), call, unanswered)
+    history = [
+        message(Role.USER, "Find it."),
+        message_of(Role.ASSISTANT, *parts),
+        message_of(Role.TOOL, returned, orphan),
+        message_of(Role.ASSISTANT),
+        message_of(Role.USER, TextPart("See:"), ImagePart("https://example.com/a.png")),
+        message_of(Role.USER, ImagePart(None, "image/jpeg", "aGk=")),
+    ]
+    told = provider_messages(subject.turn("And?", history=history, system="Be kind."))
+    assert [[part.part_kind for part in m.parts] for m in told] == [
+        ["system-prompt"],
+        ["user-prompt"],
+        ["text", "tool-call"],
+        ["tool-return"],
+        ["user-prompt"],
+        ["user-prompt"],
+        ["user-prompt"],
+    ]
+    tool_return = told[3].parts[0]
+    assert isinstance(tool_return, pm.ToolReturnPart)
+    assert (tool_return.content, tool_return.outcome) == ("nothing found", "failed")
+    image = told[5].parts[0]
+    assert isinstance(image, pm.UserPromptPart)
+    assert image.content == [pm.BinaryContent(b"hi", media_type="image/jpeg")]
+
+
+def test_an_image_that_is_no_base64_is_a_model_error() -> None:
+    subject = Subject(PydanticAIEngine(), "openai/small")
+    history = [message_of(Role.USER, ImagePart(None, "image/png", "!"))]
+    with pytest.raises(ModelError, match="not valid base64"):
+        provider_messages(subject.turn(history=history))
