@@ -1,0 +1,19 @@
+"""Partial updates: some fields of a row by name."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from reattach.clock import Clock
+
+
+def checked(
+    changes: Mapping[str, Any], fields: Collection[str], fixed: Collection[str], clock: Clock
+) -> dict[str, Any]:
+    """The changes, with ``updated_at`` as now unless it is among them.
+
+    Raises ValueError for a name that is no field, or one that never changes.
+    """
+    wrong = [name for name in changes if name not in fields or name in fixed]
+    if wrong:
+        raise ValueError(f"These are no fields that can be changed: {', '.join(wrong)}")
+    return {"updated_at": clock.now()} | dict(changes)

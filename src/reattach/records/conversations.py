@@ -1,0 +1,197 @@
+"""Named conversations."""
+
+import builtins
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Literal
+
+from sqlalchemy import RowMapping, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from reattach.clock import Clock
+from reattach.errors import NotFoundError
+from reattach.ids import AgentId, ConversationId, MessageId, TenantId
+from reattach.messages import Message
+from reattach.records import lookup, schema, threads
+from reattach.records.base import Conversation, Page, Thread
+from reattach.records.changes import checked
+from reattach.records.paging import Order, page_of
+from reattach.records.sql import Database
+
+_FIELDS = tuple(field.name for field in fields(Conversation))
+_FIXED = frozenset({"id", "agent_id", "created_at"})
+
+ConversationOrder = Literal["created_at", "last_run_completion", "last_message_at"]
+ArchiveStatus = Literal["unarchived", "archived", "all"]
+
+
+class Conversations:
+    """The conversations of each tenant. A deleted one is as none; its runs can still be read."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def create(
+        self, tenant: TenantId, conversation: Conversation, system_message: Message
+    ) -> Conversation:
+        """Create it with its first message. Raises NotFoundError for an unknown agent."""
+        async with self._database.write() as connection:
+            agent_id = conversation.agent_id
+            if await lookup.find(connection, schema.agents, tenant, agent_id) is None:
+                raise NotFoundError("Agent not found")
+            await _insert(connection, tenant, conversation, system_message)
+        return conversation
+
+    async def get(self, tenant: TenantId, conversation_id: ConversationId) -> Conversation:
+        async with self._database.read() as connection:
+            return await _get(connection, tenant, conversation_id)
+
+    async def list(
+        self,
+        tenant: TenantId,
+        page: Page,
+        *,
+        agent_id: AgentId | None = None,
+        summary_search: str | None = None,
+        order_by: ConversationOrder = "created_at",
+        archive_status: ArchiveStatus = "unarchived",
+    ) -> builtins.list[Conversation]:
+        """Conversations whose summary has ``summary_search`` as a part, in any case.
+
+        Those that have no value to order by are last, in both orders. Those
+        that are hidden are left out.
+        """
+        table = schema.conversations
+        rows = lookup.listed(table, tenant)
+        if agent_id is not None:
+            rows = rows.where(table.c.agent_id == agent_id)
+        if summary_search is not None:
+            rows = rows.where(table.c.summary.icontains(summary_search, autoescape=True))
+        if archive_status == "unarchived":
+            rows = rows.where(table.c.archived_at.is_(None))
+        elif archive_status == "archived":
+            rows = rows.where(table.c.archived_at.is_not(None))
+        order = Order(table, table.c[order_by], page.ascending)
+        async with self._database.read() as connection:
+            return [
+                _conversation(row) for row in await page_of(connection, rows, tenant, page, order)
+            ]
+
+    async def update(
+        self, tenant: TenantId, conversation_id: ConversationId, changes: Mapping[str, Any]
+    ) -> Conversation:
+        """Set the named fields and no others, and ``updated_at`` unless it is among them.
+
+        Raises ValueError for the name of a field that never changes.
+        """
+        values = checked(changes, _FIELDS, _FIXED, self._clock)
+        async with self._database.write() as connection:
+            await _set(connection, tenant, conversation_id, values)
+            return await _get(connection, tenant, conversation_id)
+
+    async def delete(self, tenant: TenantId, conversation_id: ConversationId) -> None:
+        """Make it unknown, with an active run or without. A run of it goes on to its end."""
+        values = {"deleted_at": self._clock.now()}
+        async with self._database.write() as connection:
+            await _set(connection, tenant, conversation_id, values)
+
+    async def fork(
+        self,
+        tenant: TenantId,
+        source: Thread,
+        new: Conversation,
+        system_message: Message,
+        *,
+        up_to: MessageId | None,
+    ) -> Conversation:
+        """Create ``new`` with the messages of ``source``, but with a system message of its own.
+
+        The messages are the same ones, up to and including ``up_to``. ``new`` belongs to the
+        agent of ``source``. Raises NotFoundError for an unknown thread or message.
+        """
+        if new.agent_id != source.agent_id:
+            raise ValueError(f"A fork stays with its agent {source.agent_id}, not {new.agent_id}")
+        async with self._database.write() as connection:
+            await lookup.require_thread(connection, tenant, source)
+            await _insert(connection, tenant, new, system_message)
+            await threads.copy_places(connection, source, Thread(new.agent_id, new.id), up_to)
+        return new
+
+    async def message_ids(self, tenant: TenantId, thread: Thread) -> builtins.list[MessageId]:
+        """The messages that are in context, in order; the system message is the first."""
+        async with self._database.read() as connection:
+            await lookup.require_thread(connection, tenant, thread)
+            return (await _message_ids(connection, [thread.key])).get(thread.key, [])
+
+    async def message_ids_of(
+        self, tenant: TenantId, conversations: Sequence[Conversation]
+    ) -> Mapping[ConversationId, builtins.list[MessageId]]:
+        """As ``message_ids`` for each of the conversations, by one query.
+
+        One that is unknown by now has none.
+        """
+        table = schema.conversations
+        async with self._database.read() as connection:
+            own = await connection.scalars(
+                select(table.c.id).where(
+                    lookup.visible(table, tenant),
+                    table.c.id.in_([conversation.id for conversation in conversations]),
+                )
+            )
+            found = await _message_ids(connection, own.all())
+        return {conversation.id: found.get(conversation.id, []) for conversation in conversations}
+
+
+def _conversation(row: RowMapping) -> Conversation:
+    return Conversation(**{name: row[name] for name in _FIELDS})
+
+
+async def _get(
+    connection: AsyncConnection, tenant: TenantId, conversation_id: ConversationId
+) -> Conversation:
+    table = schema.conversations
+    return _conversation(await lookup.require(connection, table, tenant, conversation_id))
+
+
+async def _insert(
+    connection: AsyncConnection,
+    tenant: TenantId,
+    conversation: Conversation,
+    system_message: Message,
+) -> None:
+    values = {name: getattr(conversation, name) for name in _FIELDS}
+    await connection.execute(insert(schema.conversations), {"tenant": tenant, **values})
+    thread = Thread(conversation.agent_id, conversation.id)
+    await threads.put_system(connection, tenant, thread, system_message)
+
+
+async def _set(
+    connection: AsyncConnection,
+    tenant: TenantId,
+    conversation_id: ConversationId,
+    values: Mapping[str, Any],
+) -> None:
+    table = schema.conversations
+    changed = await connection.execute(
+        update(table)
+        .where(lookup.visible(table, tenant), table.c.id == conversation_id)
+        .values(dict(values))
+    )
+    if not changed.rowcount:
+        raise lookup.not_found(table, conversation_id)
+
+
+async def _message_ids(
+    connection: AsyncConnection, thread_keys: Sequence[str]
+) -> dict[str, list[MessageId]]:
+    places = schema.thread_messages
+    rows = await connection.execute(
+        select(places.c.thread_key, places.c.message_id)
+        .where(places.c.thread_key.in_(thread_keys))
+        .order_by(places.c.thread_key, places.c.position)
+    )
+    found: dict[str, list[MessageId]] = {}
+    for thread_key, message_id in rows:
+        found.setdefault(thread_key, []).append(message_id)
+    return found

@@ -1,0 +1,103 @@
+"""API keys. Only their digests are kept, so a stolen database opens no server."""
+
+import builtins
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import RowMapping, insert, select, update
+
+from reattach.clock import Clock
+from reattach.errors import NotFoundError
+from reattach.ids import TenantId, new_uuid
+from reattach.records import schema
+from reattach.records.base import ApiKey
+from reattach.records.sql import Database
+
+_SECRET_BYTES: Final = 32
+_PREFIX_CHARACTERS: Final = 8
+_FIELDS: Final = tuple(field.name for field in fields(ApiKey))
+
+
+class Keys:
+    """The API keys of all tenants."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def create(self, tenant: TenantId, name: str) -> tuple[ApiKey, str]:
+        """Make a key, and return it with its secret, which nobody can read again."""
+        secret = f"rk_{secrets.token_urlsafe(_SECRET_BYTES)}"
+        key = ApiKey(
+            id=f"key-{new_uuid()}",
+            tenant=tenant,
+            name=name,
+            prefix=secret[:_PREFIX_CHARACTERS],
+            created_at=self._clock.now(),
+        )
+        values = {field: getattr(key, field) for field in _FIELDS}
+        async with self._database.write() as connection:
+            await connection.execute(
+                insert(schema.api_keys), {"secret_sha256": _digest(secret), **values}
+            )
+        return key, secret
+
+    async def list(self, tenant: TenantId | None) -> builtins.list[ApiKey]:
+        """The keys of the tenant, or of all for None, revoked ones included, the oldest first."""
+        table = schema.api_keys
+        rows = select(table).order_by(table.c.ordinal)
+        if tenant is not None:
+            rows = rows.where(table.c.tenant == tenant)
+        async with self._database.read() as connection:
+            return [_key(row) for row in (await connection.execute(rows)).mappings()]
+
+    async def revoke(self, key_id: str) -> None:
+        """Let the key open nothing from now on. The time of the first revocation stays.
+
+        Raises NotFoundError for an unknown key.
+        """
+        table = schema.api_keys
+        async with self._database.write() as connection:
+            if await connection.scalar(select(table.c.id).where(table.c.id == key_id)) is None:
+                raise NotFoundError(f"API key not found with id={key_id}")
+            await connection.execute(
+                update(table)
+                .where(table.c.id == key_id, table.c.revoked_at.is_(None))
+                .values(revoked_at=self._clock.now())
+            )
+
+    async def find(self, secret: str) -> ApiKey | None:
+        """The key of the secret; None if there is none or it was revoked."""
+        table = schema.api_keys
+        wanted = select(table).where(
+            table.c.secret_sha256 == _digest(secret), table.c.revoked_at.is_(None)
+        )
+        async with self._database.read() as connection:
+            row = (await connection.execute(wanted)).mappings().one_or_none()
+        return None if row is None else _key(row)
+
+    async def any(self) -> bool:
+        """Whether a key was ever made: a server whose last key was revoked does not open."""
+        async with self._database.read() as connection:
+            found = await connection.scalar(select(schema.api_keys.c.id).limit(1))
+        return found is not None
+
+    async def mark_used(self, key_ids: Sequence[str], at: datetime) -> None:
+        """Remember the last use of the keys; for many at once, since each call is a write."""
+        table = schema.api_keys
+        async with self._database.write() as connection:
+            await connection.execute(
+                update(table).where(table.c.id.in_(key_ids)).values(last_used_at=at)
+            )
+
+
+def _key(row: RowMapping) -> ApiKey:
+    return ApiKey(**{name: row[name] for name in _FIELDS})
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()

@@ -1,0 +1,180 @@
+"""Stored messages, by thread, by run, by agent."""
+
+import builtins
+from typing import Any, Literal
+
+from sqlalchemy import Column, Select, exists, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from reattach.errors import ConversationBusyError
+from reattach.ids import AgentId, ConversationId, MessageId, RunId, TenantId
+from reattach.messages import Message
+from reattach.records import lookup, schema, threads
+from reattach.records.base import Thread
+from reattach.records.paging import span_of
+from reattach.records.sql import Database
+
+
+class Messages:
+    """The messages of each tenant.
+
+    In every list ``before`` means older and ``after`` newer, in absolute time, whatever the
+    order; a cursor that is not in the list raises NotFoundError. One cursor alone gives the
+    messages next to it; without, or with both, the list begins where its order does.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def list(
+        self,
+        tenant: TenantId,
+        thread: Thread,
+        *,
+        before: MessageId | None = None,
+        after: MessageId | None = None,
+        limit: int,
+        ascending: bool,
+    ) -> builtins.list[Message]:
+        """The messages of a thread, its system message included."""
+        async with self._database.read() as connection:
+            await lookup.require_thread(connection, tenant, thread)
+            rows = await span_of(
+                connection,
+                threads.placed(thread),
+                schema.thread_messages.c.position,
+                before=await threads.place_of(connection, thread, before),
+                after=await threads.place_of(connection, thread, after),
+                limit=limit,
+                ascending=ascending,
+            )
+        return [threads.message_of(row) for row in rows]
+
+    async def history(self, tenant: TenantId, thread: Thread) -> builtins.list[Message]:
+        """All messages of a thread, its system message included, the oldest first."""
+        place = schema.thread_messages.c.position
+        async with self._database.read() as connection:
+            await lookup.require_thread(connection, tenant, thread)
+            rows = await connection.execute(threads.placed(thread).order_by(place))
+            return [threads.message_of(row) for row in rows.mappings()]
+
+    async def of_run(
+        self,
+        tenant: TenantId,
+        run_id: RunId,
+        *,
+        before: MessageId | None = None,
+        after: MessageId | None = None,
+        limit: int,
+        ascending: bool,
+    ) -> builtins.list[Message]:
+        """The messages that a conversation keeps of the run, its input first.
+
+        None before the run is settled; its input is ``Run.input`` then.
+        """
+        messages = schema.messages
+        rows = lookup.owned(messages, tenant).where(messages.c.run_id == run_id)
+        async with self._database.read() as connection:
+            await lookup.require(connection, schema.runs, tenant, run_id)
+            return await _by_ordinal(
+                connection, rows, before, after, limit=limit, ascending=ascending
+            )
+
+    async def list_of_agent(
+        self,
+        tenant: TenantId,
+        agent_id: AgentId,
+        *,
+        conversation_id: ConversationId | Literal["default"] | None = None,
+        before: MessageId | None = None,
+        after: MessageId | None = None,
+        limit: int,
+        ascending: bool,
+    ) -> builtins.list[Message]:
+        """The messages of one conversation, of the default thread, or of all of them together.
+
+        Together they are in the order in which they were stored, and one that forks share comes
+        once. Those of deleted conversations are not there.
+        """
+        if conversation_id is not None:
+            named = None if conversation_id == "default" else ConversationId(conversation_id)
+            thread = Thread(agent_id, named)
+            return await self.list(
+                tenant, thread, before=before, after=after, limit=limit, ascending=ascending
+            )
+        messages = schema.messages
+        rows = lookup.owned(messages, tenant).where(messages.c.agent_id == agent_id, _is_shown())
+        async with self._database.read() as connection:
+            await lookup.require(connection, schema.agents, tenant, agent_id)
+            return await _by_ordinal(
+                connection, rows, before, after, limit=limit, ascending=ascending
+            )
+
+    async def get(self, tenant: TenantId, message_id: MessageId) -> Message:
+        async with self._database.read() as connection:
+            row = await lookup.require(connection, schema.messages, tenant, message_id)
+        return threads.message_of(row)
+
+    async def reset(
+        self, tenant: TenantId, agent_id: AgentId, system_message: Message | None = None
+    ) -> None:
+        """Empty the agent's default thread, which keeps its system message or gets a new one.
+
+        Messages that a fork shows stay there. Raises ConversationBusyError while a run of the
+        thread is active.
+        """
+        thread = Thread(agent_id, None)
+        runs = schema.runs
+        async with self._database.write() as connection:
+            await lookup.require(connection, schema.agents, tenant, agent_id)
+            active = await connection.scalar(
+                select(runs.c.id).where(runs.c.thread_key == thread.key, schema.ACTIVE)
+            )
+            if active is not None:
+                raise ConversationBusyError(active, thread.key)
+            await threads.clear(connection, thread, system_too=system_message is not None)
+            if system_message is not None:
+                await threads.put_system(connection, tenant, thread, system_message)
+
+
+def _is_shown() -> Any:
+    """Whether a message has a place in a thread that was not deleted."""
+    places = schema.thread_messages
+    conversations = schema.conversations
+    deleted = exists().where(
+        conversations.c.id == places.c.thread_key, conversations.c.deleted_at.is_not(None)
+    )
+    return exists().where(places.c.message_id == schema.messages.c.id, ~deleted)
+
+
+async def _by_ordinal(
+    connection: AsyncConnection,
+    rows: Select[Any],
+    before: MessageId | None,
+    after: MessageId | None,
+    *,
+    limit: int,
+    ascending: bool,
+) -> builtins.list[Message]:
+    ordinal: Column[Any] = schema.messages.c.ordinal
+
+    async def place(message_id: MessageId | None) -> int | None:
+        if message_id is None:
+            return None
+        found: int | None = await connection.scalar(
+            rows.with_only_columns(func.max(ordinal)).where(schema.messages.c.id == message_id)
+        )
+        if found is None:
+            raise lookup.not_found(schema.messages, message_id)
+        return found
+
+    span = await span_of(
+        connection,
+        rows,
+        ordinal,
+        before=await place(before),
+        after=await place(after),
+        limit=limit,
+        ascending=ascending,
+    )
+    return [threads.message_of(row) for row in span]

@@ -1,0 +1,262 @@
+"""Runs: how they come to be, who owns them, how they end."""
+
+import builtins
+from collections.abc import Collection, Sequence
+from dataclasses import fields
+from datetime import datetime
+from typing import Any, Final, Literal
+
+from sqlalchemy import Select, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from reattach.clock import Clock
+from reattach.errors import ConflictError
+from reattach.events import RunStatus, StopReason
+from reattach.ids import AgentId, ConversationId, RunId, TenantId
+from reattach.records import lookup, schema
+from reattach.records.admission import admit, run_of
+from reattach.records.base import (
+    Page,
+    RequestKey,
+    Run,
+    RunCreated,
+    RunKnown,
+    Settlement,
+    Step,
+    Thread,
+)
+from reattach.records.paging import Order, page_of
+from reattach.records.settlement import settle
+from reattach.records.sql import Database
+
+_ADMISSIONS: Final = 5
+"""Each failed one shows that another process has just created a run of the key or thread."""
+
+_STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
+
+
+class Runs:
+    """The runs of each tenant. Methods without a tenant are for the server itself."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def create(
+        self, tenant: TenantId, run: Run, key: RequestKey | None, otids: Sequence[str]
+    ) -> RunCreated | RunKnown:
+        """Create the run with its key and OTIDs, all or nothing, unless the key is known.
+
+        Of any number of calls with one key, in any process, exactly one creates its run; the
+        others get that run. A key without OTIDs is none. Raises, in this order:
+        OtidConflictError if the key is known with another payload, NotFoundError if the agent or
+        the conversation is not there, ConversationBusyError while a run of the thread is active.
+        """
+        for _ in range(_ADMISSIONS):
+            try:
+                async with self._database.write() as connection:
+                    return await admit(connection, tenant, run, key, otids)
+            except ConflictError as error:
+                if not isinstance(error.__cause__, IntegrityError):
+                    raise
+                conflict = error
+        raise conflict
+
+    async def get(self, tenant: TenantId, run_id: RunId) -> Run:
+        async with self._database.read() as connection:
+            return run_of(await lookup.require(connection, schema.runs, tenant, run_id))
+
+    async def newest_by_otid(self, tenant: TenantId, otid: str) -> Run | None:
+        """The run that was created last of those that have a message with the OTID."""
+        runs = schema.runs
+        otids = schema.run_otids
+        rows = (
+            lookup.owned(runs, tenant)
+            .join(otids, otids.c.run_id == runs.c.id)
+            .where(otids.c.tenant == tenant, otids.c.otid == otid)
+        )
+        return await self._newest(rows)
+
+    async def active(self, tenant: TenantId, thread: Thread) -> Run | None:
+        """The run of the thread that has not ended."""
+        runs = schema.runs
+        rows = lookup.owned(runs, tenant).where(runs.c.thread_key == thread.key, schema.ACTIVE)
+        return await self._newest(rows)
+
+    async def list(
+        self,
+        tenant: TenantId,
+        page: Page,
+        *,
+        agent_ids: Collection[AgentId] = (),
+        statuses: Collection[RunStatus] = (),
+        background: bool | None = None,
+        stop_reason: StopReason | None = None,
+        conversation_id: ConversationId | Literal["default"] | None = None,
+        active_only: bool = False,
+    ) -> builtins.list[Run]:
+        """Runs as they were created. A filter that is empty or None is no filter.
+
+        ``"default"`` is every run without a named conversation.
+        """
+        runs = schema.runs
+        rows = lookup.owned(runs, tenant)
+        if agent_ids:
+            rows = rows.where(runs.c.agent_id.in_(agent_ids))
+        if statuses:
+            rows = rows.where(runs.c.status.in_(statuses))
+        if background is not None:
+            rows = rows.where(runs.c.background.is_(background))
+        if stop_reason is not None:
+            rows = rows.where(runs.c.stop_reason == stop_reason)
+        if conversation_id == "default":
+            rows = rows.where(runs.c.conversation_id.is_(None))
+        elif conversation_id is not None:
+            rows = rows.where(runs.c.conversation_id == conversation_id)
+        if active_only:
+            rows = rows.where(schema.ACTIVE)
+        order = Order(runs, runs.c.created_at, page.ascending)
+        async with self._database.read() as connection:
+            return [run_of(row) for row in await page_of(connection, rows, tenant, page, order)]
+
+    async def mark_running(self, run_id: RunId, token: int) -> bool:
+        """Let a created run be running; False, and no change, unless its token is this one."""
+        runs = schema.runs
+        own = (runs.c.id == run_id) & (runs.c.token == token)
+        async with self._database.write() as connection:
+            await connection.execute(
+                update(runs)
+                .where(own, runs.c.status == RunStatus.CREATED)
+                .values(status=RunStatus.RUNNING)
+            )
+            status = await connection.scalar(select(runs.c.status).where(own))
+        return status is RunStatus.RUNNING
+
+    async def request_cancel(
+        self, tenant: TenantId, run_ids: Sequence[RunId]
+    ) -> builtins.list[Run]:
+        """Ask the active ones among the runs to end, and return all of them, as asked for.
+
+        Idempotent; the time of the first request stays. Raises NotFoundError, changing nothing,
+        if one of them is not there.
+        """
+        runs = schema.runs
+        async with self._database.write() as connection:
+            for run_id in run_ids:
+                await lookup.require(connection, runs, tenant, run_id)
+            await connection.execute(
+                update(runs)
+                .where(runs.c.id.in_(run_ids), schema.ACTIVE, runs.c.cancel_requested_at.is_(None))
+                .values(cancel_requested_at=self._clock.now())
+            )
+            return [
+                run_of(await lookup.require(connection, runs, tenant, run_id)) for run_id in run_ids
+            ]
+
+    async def settle(self, run_id: RunId, settlement: Settlement) -> bool:
+        """Write how an active run ended, in one transaction; True if this call did it.
+
+        False, and no change, if the run has ended already or is not there. Sets the run's end,
+        appends the messages to its thread and gives them its id, adds the steps, and notes the
+        end on the agent and the conversation. Repeating it is safe.
+        """
+        async with self._database.write() as connection:
+            return await settle(connection, run_id, settlement)
+
+    async def orphans(self, owner: str) -> builtins.list[Run]:
+        """The active runs of all tenants that another than ``owner`` holds, the oldest first."""
+        runs = schema.runs
+        rows = select(runs).where(schema.ACTIVE, runs.c.owner != owner).order_by(runs.c.ordinal)
+        async with self._database.read() as connection:
+            return [run_of(row) for row in (await connection.execute(rows)).mappings()]
+
+    async def take_over(self, run_id: RunId, token: int, owner: str) -> Run | None:
+        """Make ``owner`` hold an active run whose token is still ``token``; the new one is higher.
+
+        None, and no change, if the run has ended or somebody else was first.
+        """
+        runs = schema.runs
+        async with self._database.write() as connection:
+            taken = await connection.execute(
+                update(runs)
+                .where(runs.c.id == run_id, runs.c.token == token, schema.ACTIVE)
+                .values(token=token + 1, owner=owner)
+            )
+            if not taken.rowcount:
+                return None
+            found = await connection.execute(select(runs).where(runs.c.id == run_id))
+            return run_of(found.mappings().one())
+
+    async def steps(self, tenant: TenantId, run_id: RunId, page: Page) -> builtins.list[Step]:
+        """The steps of a settled run as they were made."""
+        table = schema.steps
+        rows = lookup.owned(table, tenant).where(table.c.run_id == run_id)
+        order = Order(table, table.c.created_at, page.ascending)
+        async with self._database.read() as connection:
+            await lookup.require(connection, schema.runs, tenant, run_id)
+            found = await page_of(connection, rows, tenant, page, order)
+        return [Step(**{name: row[name] for name in _STEP_FIELDS}) for row in found]
+
+    async def expired(self, before: datetime, limit: int) -> builtins.list[RunId]:
+        """Runs whose logs are to be deleted, at most ``limit``, of all tenants.
+
+        First those that were deleted themselves, then those that ended before the time.
+        """
+        runs = schema.runs
+        abandoned = schema.abandoned_logs
+        async with self._database.read() as connection:
+            found = list(
+                await connection.scalars(
+                    select(abandoned.c.run_id).order_by(abandoned.c.abandoned_at).limit(limit)
+                )
+            )
+            ended = await connection.scalars(
+                select(runs.c.id)
+                .where(schema.LOG_KEPT, runs.c.completed_at < before)
+                .order_by(runs.c.completed_at)
+                .limit(limit - len(found))
+            )
+            return [RunId(run_id) for run_id in (*found, *ended)]
+
+    async def mark_log_deleted(self, run_ids: Sequence[RunId], at: datetime) -> None:
+        """Remember that the logs are gone, since ``at``. The time of the first call stays."""
+        runs = schema.runs
+        abandoned = schema.abandoned_logs
+        async with self._database.write() as connection:
+            await connection.execute(
+                update(runs)
+                .where(runs.c.id.in_(run_ids), schema.LOG_KEPT)
+                .values(log_deleted_at=at)
+            )
+            await connection.execute(delete(abandoned).where(abandoned.c.run_id.in_(run_ids)))
+
+    async def delete(self, tenant: TenantId, run_id: RunId) -> None:
+        """Forget an ended run, its steps, key and OTIDs; its messages stay where they are.
+
+        ``expired`` names it until its log is gone. Raises ConflictError while it is active.
+        """
+        runs = schema.runs
+        async with self._database.write() as connection:
+            row = await lookup.require(connection, runs, tenant, run_id)
+            if row["status"].is_active:
+                raise ConflictError(
+                    f"Run {run_id} is active. Cancel it and wait for its end, then delete it.",
+                    run_id=run_id,
+                )
+            if row["log_deleted_at"] is None:
+                await connection.execute(
+                    insert(schema.abandoned_logs).values(
+                        run_id=run_id, abandoned_at=self._clock.now()
+                    )
+                )
+            await connection.execute(delete(runs).where(runs.c.id == run_id))
+
+    async def _newest(self, rows: Select[Any]) -> Run | None:
+        async with self._database.read() as connection:
+            return await _first(connection, rows.order_by(schema.runs.c.ordinal.desc()))
+
+
+async def _first(connection: AsyncConnection, rows: Select[Any]) -> Run | None:
+    row = (await connection.execute(rows.limit(1))).mappings().one_or_none()
+    return None if row is None else run_of(row)

@@ -1,0 +1,107 @@
+"""What is particular to SQLite: its drivers, its pragmas, and how its transactions begin."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, Literal
+
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from reattach.errors import StartupError
+from reattach.records.columns import to_json
+
+Durability = Literal["process", "power"]
+
+BUSY_TIMEOUT_SECONDS: Final = 5.0
+"""How long a statement waits for another process, or for the log's writer, to let go."""
+
+READERS: Final = 4
+"""Connections that read; each is a thread, and reads are short."""
+
+_SYNCHRONOUS: Final = {"process": "NORMAL", "power": "FULL"}
+
+
+def checked(url: URL) -> URL:
+    """The URL, if it names a file; a database in memory can not be shared by connections."""
+    if url.database in {None, "", ":memory:"} or "mode" in url.query:
+        raise StartupError(
+            "The records need a SQLite database in a file. Give a URL such as "
+            "sqlite:////var/lib/reattach/reattach.db."
+        )
+    return url.set(drivername="sqlite+aiosqlite")
+
+
+def writer(url: URL, durability: Durability) -> AsyncEngine:
+    """One connection that writes. It takes the write lock when its transaction begins."""
+    return _engine(url, durability, connections=1, begin="BEGIN IMMEDIATE", query_only=False)
+
+
+def readers(url: URL, durability: Durability) -> AsyncEngine:
+    """Connections that read: each transaction sees one state, and waits for no writer."""
+    return _engine(url, durability, connections=READERS, begin="BEGIN", query_only=True)
+
+
+def _engine(
+    url: URL, durability: Durability, *, connections: int, begin: str, query_only: bool
+) -> AsyncEngine:
+    engine = create_async_engine(
+        url,
+        pool_size=connections,
+        max_overflow=0,
+        json_serializer=to_json,
+        hide_parameters=True,
+        connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
+    )
+    pragmas = [
+        "PRAGMA foreign_keys=ON",
+        f"PRAGMA synchronous={_SYNCHRONOUS[durability]}",
+        f"PRAGMA query_only={'ON' if query_only else 'OFF'}",
+    ]
+    _set_up(engine.sync_engine, pragmas, begin)
+    return engine
+
+
+@contextmanager
+def preparing(url: URL) -> Iterator[Connection]:
+    """A transaction that writes, for a thread without event loop that prepares the file.
+
+    It makes the file, and turns its write-ahead log on, which lasts.
+    """
+    engine = create_engine(
+        url.set(drivername="sqlite+pysqlite"),
+        poolclass=NullPool,
+        hide_parameters=True,
+        connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
+    )
+    _set_up(engine, ["PRAGMA journal_mode=WAL"], "BEGIN IMMEDIATE")
+    with _patiently_connected(engine) as connection, connection.begin():
+        yield connection
+
+
+def _patiently_connected(engine: Engine) -> Connection:
+    deadline_seconds = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    while True:
+        try:
+            return engine.connect()
+        except OperationalError as error:
+            # Of two processes that turn the log on at once, one is refused without any wait.
+            if "locked" not in str(error.orig) or time.monotonic() > deadline_seconds:
+                raise
+        time.sleep(0.01)
+
+
+def _set_up(engine: Engine, pragmas: list[str], begin: str) -> None:
+    @event.listens_for(engine, "connect")
+    def configure(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        for pragma in pragmas:
+            cursor.execute(pragma)
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def start(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)

@@ -1,0 +1,129 @@
+"""The messages of threads, as rows: which message stands where in which thread.
+
+A message is stored once, and has a place in every thread that shows it: a fork shares the
+messages of its source. Place 0 is the system message's; all others follow it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import RowMapping, Select, delete, exists, func, insert, literal, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from reattach.ids import AgentId, MessageId, TenantId
+from reattach.messages import Message
+from reattach.records import lookup, schema
+from reattach.records.base import Thread
+
+_FIELDS: Final = Message.__struct_fields__
+_SYSTEM: Final = 0
+
+
+def message_of(row: RowMapping) -> Message:
+    return Message(**{name: row[name] for name in _FIELDS})
+
+
+def placed(thread: Thread) -> Select[Any]:
+    """The messages of a thread with their places; the reader gives the order."""
+    places = schema.thread_messages
+    return (
+        select(schema.messages, places.c.position)
+        .join(places, places.c.message_id == schema.messages.c.id)
+        .where(places.c.thread_key == thread.key)
+    )
+
+
+async def place_of(
+    connection: AsyncConnection, thread: Thread, message_id: MessageId | None
+) -> int | None:
+    """Where the message stands; None for none. Raises NotFoundError if it is not in the thread."""
+    if message_id is None:
+        return None
+    places = schema.thread_messages
+    place: int | None = await connection.scalar(
+        select(places.c.position).where(
+            places.c.thread_key == thread.key, places.c.message_id == message_id
+        )
+    )
+    if place is None:
+        raise lookup.not_found(schema.messages, message_id)
+    return place
+
+
+async def put_system(
+    connection: AsyncConnection, tenant: TenantId, thread: Thread, message: Message
+) -> None:
+    """Begin a thread that has no system message with this one."""
+    await _store(connection, tenant, thread.agent_id, [message])
+    await _place(connection, thread, [message], _SYSTEM)
+
+
+async def append(
+    connection: AsyncConnection, tenant: TenantId, thread: Thread, messages: Sequence[Message]
+) -> None:
+    """Store the messages, and place them in order after those of the thread."""
+    if not messages:
+        return
+    places = schema.thread_messages
+    last = await connection.scalar(
+        select(func.max(places.c.position)).where(places.c.thread_key == thread.key)
+    )
+    await _store(connection, tenant, thread.agent_id, messages)
+    await _place(connection, thread, messages, (last or _SYSTEM) + 1)
+
+
+async def copy_places(
+    connection: AsyncConnection, source: Thread, target: Thread, up_to: MessageId | None
+) -> None:
+    """Show the source's messages, but its system message, in the target.
+
+    Up to and including ``up_to``; raises NotFoundError if that is not in the source.
+    """
+    places = schema.thread_messages
+    rows = select(literal(target.key), places.c.position, places.c.message_id).where(
+        places.c.thread_key == source.key, places.c.position > _SYSTEM
+    )
+    if up_to is not None:
+        rows = rows.where(places.c.position <= await place_of(connection, source, up_to))
+    columns = ["thread_key", "position", "message_id"]
+    await connection.execute(insert(places).from_select(columns, rows))
+
+
+async def clear(connection: AsyncConnection, thread: Thread, *, system_too: bool) -> None:
+    """Empty the thread, and forget the messages that no other thread shows."""
+    places = schema.thread_messages
+    messages = schema.messages
+    gone = places.c.thread_key == thread.key
+    if not system_too:
+        gone &= places.c.position > _SYSTEM
+    elsewhere = places.alias()
+    await connection.execute(
+        delete(messages).where(
+            messages.c.id.in_(select(places.c.message_id).where(gone)),
+            ~exists().where(
+                elsewhere.c.message_id == messages.c.id, elsewhere.c.thread_key != thread.key
+            ),
+        )
+    )
+    await connection.execute(delete(places).where(gone))
+
+
+async def _store(
+    connection: AsyncConnection, tenant: TenantId, agent_id: AgentId, messages: Sequence[Message]
+) -> None:
+    rows = [
+        {"tenant": tenant, "agent_id": agent_id} | msgspec.structs.asdict(message)
+        for message in messages
+    ]
+    await connection.execute(insert(schema.messages), rows)
+
+
+async def _place(
+    connection: AsyncConnection, thread: Thread, messages: Sequence[Message], first: int
+) -> None:
+    rows = [
+        {"thread_key": thread.key, "position": position, "message_id": message.id}
+        for position, message in enumerate(messages, first)
+    ]
+    await connection.execute(insert(schema.thread_messages), rows)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reattach.errors import NotFoundError
+from reattach.records.records import Records
+from tests.conformance.records.samples import OURS, THEIRS, HandClock, at, ids
+
+
+@pytest.mark.promise("S11")
+async def test_a_key_is_found_by_its_secret_until_it_is_revoked(
+    records: Records, clock: HandClock
+) -> None:
+    keys = records.keys
+    assert not await keys.any()
+    key, secret = await keys.create(OURS, "laptop")
+    assert secret.startswith("rk_")
+    assert secret.startswith(key.prefix)
+    assert len(secret) > 40
+    assert await keys.any()
+    assert await keys.find(secret) == key
+    for wrong in ("", "rk_", secret[:-1], secret.upper(), "\ud800", key.prefix, key.id):
+        assert await keys.find(wrong) is None
+    clock.time = at(1)
+    await keys.revoke(key.id)
+    clock.time = at(2)
+    await keys.revoke(key.id)
+    assert await keys.find(secret) is None
+    assert [found.revoked_at for found in await keys.list(OURS)] == [at(1)]
+    with pytest.raises(NotFoundError, match="key-x"):
+        await keys.revoke("key-x")
+
+
+@pytest.mark.promise("S11")
+async def test_a_server_whose_last_key_was_revoked_still_has_one(records: Records) -> None:
+    key, _ = await records.keys.create(OURS, "laptop")
+    await records.keys.revoke(key.id)
+    assert await records.keys.any()
+
+
+@pytest.mark.promise("S11")
+async def test_the_secret_of_a_key_is_stored_nowhere(records: Records, tmp_path: Path) -> None:
+    _, secret = await records.keys.create(OURS, "laptop")
+    files = [path for path in tmp_path.iterdir() if path.name.startswith("records.db")]
+    assert files
+    assert not any(secret.encode() in path.read_bytes() for path in files)
+
+
+async def test_keys_are_listed_by_tenant_or_all_and_remember_their_use(records: Records) -> None:
+    ours, secret = await records.keys.create(OURS, "a")
+    theirs, _ = await records.keys.create(THEIRS, "b")
+    assert ids(await records.keys.list(OURS)) == [ours.id]
+    assert ids(await records.keys.list(None)) == [ours.id, theirs.id]
+    await records.keys.mark_used([ours.id], at(5))
+    found = await records.keys.find(secret)
+    assert found is not None
+    assert found.last_used_at == at(5)

@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from reattach.errors import ConflictError, NotFoundError
+from reattach.events import RunStatus, StopReason, Usage
+from reattach.ids import RunId, new_run_id
+from reattach.records.base import Run, RunCreated
+from reattach.records.records import Records
+from tests.conformance.records.samples import (
+    OURS,
+    THEIRS,
+    HandClock,
+    World,
+    a_key,
+    a_message,
+    a_run,
+    a_settlement,
+    a_step,
+    a_world,
+    at,
+    first,
+    ids,
+    last,
+)
+
+
+async def test_an_unknown_run_is_not_found(records: Records) -> None:
+    unknown = new_run_id()
+    with pytest.raises(NotFoundError, match=f"^Run not found with id={unknown}$"):
+        await records.runs.get(OURS, unknown)
+
+
+async def test_a_settlement_writes_all_that_the_run_left(world: World) -> None:
+    runs = world.records.runs
+    run = await world.start()
+    user, answer = a_message("hi", run_id=run.id), a_message("hello", run_id=run.id)
+    steps = (a_step(run), a_step(run, usage=Usage(total_tokens=1)))
+    usage = Usage(completion_tokens=3, prompt_tokens=5, total_tokens=8, cached_input_tokens=2)
+    settlement = a_settlement(user, answer, steps=steps, usage=usage)
+    assert await runs.settle(run.id, settlement)
+
+    assert await runs.get(OURS, run.id) == replace(
+        run,
+        status=RunStatus.COMPLETED,
+        stop_reason=StopReason.END_TURN,
+        completed_at=at(5),
+        usage=usage,
+        duration_ns=5_000_000_000,
+    )
+    assert await runs.steps(OURS, run.id, first()) == list(steps)
+    history = await world.records.messages.history(OURS, world.thread)
+    assert history == [world.system_message, user, answer]
+    agent = await world.records.agents.get(OURS, world.agent.id)
+    assert agent.last_run_completion == at(5)
+    assert agent.last_run_duration_ms == 5000
+    assert agent.last_stop_reason is StopReason.END_TURN
+    conversation = await world.records.conversations.get(OURS, world.conversation.id)
+    assert conversation.last_message_at == at(5)
+
+
+async def test_a_failed_run_keeps_its_error_and_may_leave_the_conversation_as_it_was(
+    world: World,
+) -> None:
+    run = await world.start()
+    error = {"message_type": "error_message", "error_type": "llm_error", "message": "no"}
+    settlement = a_settlement(stop_reason=StopReason.MODEL_API_ERROR, error=error, duration_ns=None)
+    assert await world.records.runs.settle(run.id, settlement)
+    ended = await world.records.runs.get(OURS, run.id)
+    assert (ended.status, ended.error, ended.input) == (RunStatus.FAILED, error, run.input)
+    history = await world.records.messages.history(OURS, world.thread)
+    assert history == [world.system_message]
+    conversation = await world.records.conversations.get(OURS, world.conversation.id)
+    assert conversation.last_message_at == run.created_at
+
+
+async def test_settled_messages_carry_the_run_and_follow_those_before(world: World) -> None:
+    run_id, _ = await world.turn("one")
+    run = await world.start()
+    unmarked = a_message("two")
+    await world.records.runs.settle(run.id, a_settlement(unmarked))
+    history = await world.records.messages.history(OURS, world.thread)
+    assert [message.run_id for message in history] == [None, run_id, run.id]
+    assert history[2].id == unmarked.id
+
+
+async def test_a_run_is_settled_once(world: World, other_process: Records) -> None:
+    run = await world.start()
+    mine = a_settlement(a_message("mine"), stop_reason=StopReason.CANCELLED)
+    theirs = a_settlement(a_message("theirs"), steps=(a_step(run),))
+    async with asyncio.timeout(30):
+        outcomes = await asyncio.gather(
+            world.records.runs.settle(run.id, mine),
+            other_process.runs.settle(run.id, theirs),
+            world.records.runs.settle(run.id, mine),
+            other_process.runs.settle(run.id, theirs),
+        )
+    assert sorted(outcomes) == [False, False, False, True]
+    history = await world.records.messages.history(OURS, world.thread)
+    winner = mine if any(outcomes[::2]) else theirs
+    assert ids(history[1:]) == ids(winner.messages)
+    assert (await world.records.runs.get(OURS, run.id)).status is winner.status
+
+
+async def test_a_settlement_that_fails_changes_nothing(world: World) -> None:
+    run = await world.start()
+    message = a_message("twice")
+    with pytest.raises(ConflictError):
+        await world.records.runs.settle(
+            run.id, a_settlement(message, message, steps=(a_step(run),))
+        )
+    assert await world.records.runs.get(OURS, run.id) == run
+    history = await world.records.messages.history(OURS, world.thread)
+    assert history == [world.system_message]
+    assert await world.records.runs.steps(OURS, run.id, first()) == []
+    assert (await world.records.agents.get(OURS, world.agent.id)).last_run_completion is None
+    assert await world.records.runs.settle(run.id, a_settlement(message))
+
+
+async def test_a_run_that_is_not_there_is_not_settled(records: Records) -> None:
+    assert not await records.runs.settle(new_run_id(), a_settlement(a_message()))
+
+
+async def test_the_agent_remembers_the_run_that_ended_last(world: World) -> None:
+    await world.turn("late", completed_at=at(9), stop_reason=StopReason.ERROR)
+    await world.turn("early", thread=world.default, completed_at=at(3))
+    agent = await world.records.agents.get(OURS, world.agent.id)
+    assert (agent.last_run_completion, agent.last_stop_reason) == (at(9), StopReason.ERROR)
+
+
+async def test_a_run_is_marked_running_by_its_owner_only_and_not_after_its_end(
+    world: World,
+) -> None:
+    runs = world.records.runs
+    run = await world.start()
+    assert not await runs.mark_running(run.id, 2)
+    assert (await runs.get(OURS, run.id)).status is RunStatus.CREATED
+    assert await runs.mark_running(run.id, 1)
+    assert await runs.mark_running(run.id, 1)
+    assert (await runs.get(OURS, run.id)).status is RunStatus.RUNNING
+    await runs.settle(run.id, a_settlement())
+    assert not await runs.mark_running(run.id, 1)
+    assert (await runs.get(OURS, run.id)).status is RunStatus.COMPLETED
+
+
+@pytest.mark.promise("P6")
+async def test_a_cancel_request_marks_active_runs_once_and_leaves_ended_ones(
+    world: World, clock: HandClock
+) -> None:
+    runs = world.records.runs
+    ended_id, _ = await world.turn("x")
+    run = await world.start()
+    clock.time = at(1)
+    ended, asked = await runs.request_cancel(OURS, [ended_id, run.id])
+    assert (ended.status, ended.cancel_requested_at) == (RunStatus.COMPLETED, None)
+    assert (asked.status, asked.cancel_requested_at) == (RunStatus.CREATED, at(1))
+    clock.time = at(2)
+    (again,) = await runs.request_cancel(OURS, [run.id])
+    assert again == asked
+    assert await runs.request_cancel(OURS, []) == []
+
+
+async def test_a_cancel_request_with_an_unknown_run_changes_nothing(world: World) -> None:
+    run = await world.start()
+    with pytest.raises(NotFoundError):
+        await world.records.runs.request_cancel(OURS, [run.id, new_run_id()])
+    assert (await world.records.runs.get(OURS, run.id)).cancel_requested_at is None
+
+
+@pytest.mark.promise("P7")
+async def test_orphans_are_the_active_runs_of_other_owners_of_all_tenants(world: World) -> None:
+    runs = world.records.runs
+    theirs = await a_world(world.records, THEIRS)
+    await world.turn("ended")
+    orphan = await world.start()
+    await world.start(world.default, owner="process-2")
+    foreign = a_run(theirs.thread, THEIRS, status=RunStatus.RUNNING)
+    await runs.create(THEIRS, foreign, None, ())
+    assert await runs.orphans("process-2") == [orphan, foreign]
+    assert await runs.orphans("process-1") != []
+
+
+@pytest.mark.promise("P7")
+async def test_of_many_that_take_over_a_run_one_gets_it(
+    world: World, other_process: Records
+) -> None:
+    run = await world.start()
+    stores = [world.records, other_process]
+    async with asyncio.timeout(30):
+        taken = await asyncio.gather(
+            *(stores[n % 2].runs.take_over(run.id, 1, f"process-{n}") for n in range(10))
+        )
+    (winner,) = (found for found in taken if found is not None)
+    assert winner.token == 2
+    assert winner == await world.records.runs.get(OURS, run.id)
+    assert await world.records.runs.take_over(run.id, 1, "late") is None
+    again = await world.records.runs.take_over(run.id, 2, "next")
+    assert again == replace(winner, token=3, owner="next")
+    await world.records.runs.settle(run.id, a_settlement())
+    assert await world.records.runs.take_over(run.id, 3, "too late") is None
+
+
+async def test_runs_are_filtered(world: World) -> None:
+    runs = world.records.runs
+    done, _ = await world.turn("x")
+    failed, _ = await world.turn("x", thread=world.default, stop_reason=StopReason.ERROR)
+    active = (await world.start(background=False)).id
+    other = await a_world(world.records)
+    elsewhere = await world.start(other.thread)
+
+    async def found(**filters: object) -> list[str]:
+        return ids(await runs.list(OURS, first(), **filters))  # type: ignore[arg-type]
+
+    mine = world.agent.id
+    assert await found() == [done, failed, active, elsewhere.id]
+    assert await found(agent_ids=[mine]) == [done, failed, active]
+    assert await found(agent_ids=[mine, other.agent.id], active_only=True) == [
+        active,
+        elsewhere.id,
+    ]
+    assert await found(statuses=[RunStatus.FAILED, RunStatus.COMPLETED]) == [done, failed]
+    assert await found(stop_reason=StopReason.ERROR) == [failed]
+    assert await found(background=False) == [active]
+    assert await found(background=True, active_only=True) == [elsewhere.id]
+    assert await found(conversation_id=world.conversation.id) == [done, active]
+    assert await found(conversation_id="default") == [failed]
+
+
+@pytest.mark.parametrize("ascending", [True, False])
+async def test_walking_the_pages_meets_every_run_once(world: World, ascending: bool) -> None:
+    for seconds in (1, 0, 1, 1, 2):
+        run = await world.start(created_at=at(seconds))
+        await world.records.runs.settle(run.id, a_settlement())
+
+    async def page(**cursor: str) -> list[Run]:
+        wanted = (first if ascending else last)(2, **cursor)
+        return await world.records.runs.list(OURS, wanted)
+
+    walked = await page()
+    while found := await page(after=walked[-1].id):
+        walked += found
+    moments = [run.created_at for run in walked]
+    assert moments == sorted(moments, reverse=not ascending)
+    assert len(set(ids(walked))) == 5
+    assert ids(await page(before=walked[3].id)) == ids(walked[1:3])
+
+
+async def test_steps_are_listed_in_both_orders(world: World) -> None:
+    run = await world.start()
+    steps = [a_step(run, created_at=at(min(n, 2)), status="failed") for n in range(4)]
+    await world.records.runs.settle(run.id, a_settlement(steps=tuple(steps)))
+    listed = world.records.runs.steps
+    assert await listed(OURS, run.id, first()) == steps
+    assert await listed(OURS, run.id, last(2)) == [steps[3], steps[2]]
+    assert await listed(OURS, run.id, last(2, after=steps[2].id)) == [steps[1], steps[0]]
+    with pytest.raises(NotFoundError, match="Step not found"):
+        await listed(OURS, run.id, first(after="step-x"))
+
+
+@pytest.mark.promise("P14")
+async def test_a_log_expires_by_the_end_of_its_run_until_it_is_marked_deleted(
+    world: World,
+) -> None:
+    runs = world.records.runs
+    late, _ = await world.turn("x", completed_at=at(20))
+    early, _ = await world.turn("x", completed_at=at(10))
+    active = await world.start(created_at=at(-1000))
+    assert await runs.expired(at(10), 10) == []
+    assert await runs.expired(at(10.1), 10) == [early]
+    assert await runs.expired(at(21), 10) == [early, late]
+    assert await runs.expired(at(21), 1) == [early]
+    await runs.mark_log_deleted([early, RunId("run-x")], at(30))
+    await runs.mark_log_deleted([early], at(40))
+    assert (await runs.get(OURS, early)).log_deleted_at == at(30)
+    assert await runs.expired(at(99), 10) == [late]
+    assert (await runs.get(OURS, active.id)).log_deleted_at is None
+
+
+async def test_a_deleted_run_is_gone_with_its_key_and_its_messages_stay(world: World) -> None:
+    runs = world.records.runs
+    run = a_run(world.thread)
+    await runs.create(OURS, run, a_key("a"), ["a"])
+    with pytest.raises(ConflictError, match="is active"):
+        await runs.delete(OURS, run.id)
+    message = a_message("kept", run_id=run.id)
+    await runs.settle(run.id, a_settlement(message, steps=(a_step(run),)))
+    await runs.delete(OURS, run.id)
+    for call in (runs.get(OURS, run.id), runs.delete(OURS, run.id)):
+        with pytest.raises(NotFoundError):
+            await call
+    assert await world.records.messages.get(OURS, message.id) == message
+    assert await runs.newest_by_otid(OURS, "a") is None
+    assert await runs.expired(at(-999), 10) == [run.id]
+    await runs.mark_log_deleted([run.id], at(1))
+    assert await runs.expired(at(999), 10) == []
+    again = a_run(world.thread)
+    assert await runs.create(OURS, again, a_key("a"), ["a"]) == RunCreated(again)
+
+
+@pytest.mark.promise("P11")
+async def test_another_tenant_does_not_see_a_run(world: World) -> None:
+    runs = world.records.runs
+    run = a_run(world.thread)
+    await runs.create(OURS, run, a_key("a"), ["a"])
+    for call in (
+        runs.get(THEIRS, run.id),
+        runs.request_cancel(THEIRS, [run.id]),
+        runs.steps(THEIRS, run.id, first()),
+        runs.delete(THEIRS, run.id),
+        runs.list(THEIRS, first(after=run.id)),
+    ):
+        with pytest.raises(NotFoundError, match=f"^Run not found with id={run.id}$"):
+            await call
+    assert await runs.active(THEIRS, world.thread) is None
+    assert await runs.newest_by_otid(THEIRS, "a") is None
+    assert await runs.list(THEIRS, first(), agent_ids=[world.agent.id]) == []
+    assert await runs.get(OURS, run.id) == run

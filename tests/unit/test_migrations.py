@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, NullPool, create_engine
+
+from reattach.errors import StartupError
+from reattach.records import schema
+from reattach.records.migrations import HEAD, configuration, revision, upgrade
+from reattach.records.sql import Database
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "records.db"
+
+
+@pytest.fixture
+def engine(path: Path) -> Iterator[Engine]:
+    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    yield engine
+    engine.dispose()
+
+
+def statements(path: Path) -> dict[str, str]:
+    """What made each table and index, with their parts in one order and one spelling."""
+    connection = sqlite3.connect(path)
+    rows = connection.execute(
+        "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name != 'alembic_version'"
+    ).fetchall()
+    connection.close()
+    return {name: normal(sql) for name, sql in rows}
+
+
+def normal(sql: str) -> str:
+    head, _, body = sql.strip().removesuffix(")").partition("(")
+    parts = [" ".join(part.split()) for part in re.split(r",\s*\n", body)]
+    return "\n".join([head.strip(), *sorted(parts)])
+
+
+def open_and_close(path: Path) -> None:
+    async def opened() -> None:
+        await (await Database.open(f"sqlite:///{path}")).aclose()
+
+    asyncio.run(opened())
+
+
+def test_a_fresh_database_is_at_the_newest_revision(path: Path, engine: Engine) -> None:
+    open_and_close(path)
+    with engine.connect() as connection:
+        assert revision(connection) == HEAD
+        scripts = ScriptDirectory.from_config(configuration(connection))
+    assert scripts.get_current_head() == HEAD
+    assert len(scripts.get_heads()) == len(scripts.get_bases()) == 1
+
+
+def test_the_migrations_make_the_schema_and_nothing_else(engine: Engine) -> None:
+    with engine.begin() as connection:
+        upgrade(connection)
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        differences: list[Any] = compare_metadata(context, schema.metadata)
+    assert differences == []
+
+
+def test_the_migrations_give_the_statements_that_the_schema_gives(
+    engine: Engine, path: Path, tmp_path: Path
+) -> None:
+    with engine.begin() as connection:
+        upgrade(connection)
+    direct = create_engine(f"sqlite:///{tmp_path / 'direct.db'}", poolclass=NullPool)
+    schema.metadata.create_all(direct)
+    direct.dispose()
+    migrated, made = statements(path), statements(tmp_path / "direct.db")
+    assert set(migrated) == set(made)
+    for name, sql in made.items():
+        assert migrated[name] == sql, name
+    assert "WHERE status IN ('created', 'running'" in made["uq_runs_active_thread_key"]
+
+
+def test_opening_a_database_again_changes_nothing(path: Path) -> None:
+    for _ in range(2):
+        open_and_close(path)
+        found = statements(path)
+        content = path.read_bytes()
+    open_and_close(path)
+    assert statements(path) == found
+    assert path.read_bytes() == content
+
+
+def test_upgrading_twice_is_upgrading_once(engine: Engine, path: Path) -> None:
+    with engine.begin() as connection:
+        upgrade(connection)
+    once = statements(path)
+    with engine.begin() as connection:
+        upgrade(connection)
+        assert revision(connection) == HEAD
+    assert statements(path) == once
+
+
+def test_a_newer_schema_is_refused_and_left_as_it_is(path: Path, engine: Engine) -> None:
+    open_and_close(path)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    before = path.read_bytes()
+    with pytest.raises(StartupError, match=r"9999.*newer version.*another data directory"):
+        open_and_close(path)
+    assert path.read_bytes() == before
+
+
+def test_the_tables_of_the_event_log_are_left_alone(path: Path, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE log_journal (id INTEGER PRIMARY KEY)")
+        connection.exec_driver_sql("INSERT INTO log_journal VALUES (7)")
+    open_and_close(path)
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT id FROM log_journal").scalar() == 7
+        command.check(configuration(connection))
+
+
+def test_no_table_of_the_records_looks_like_one_of_the_log() -> None:
+    assert [name for name in schema.metadata.tables if name.startswith("log_")] == []

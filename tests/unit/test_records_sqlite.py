@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from reattach.clock import SystemClock
+from reattach.errors import StartupError, StoreUnavailableError
+from reattach.ids import DEFAULT_TENANT
+from reattach.records import sqlite
+from reattach.records.records import Records
+from reattach.records.sql import Database
+from reattach.records.sqlite import Durability
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "records.db"
+
+
+@pytest.fixture
+async def database(path: Path) -> AsyncIterator[Database]:
+    database = await Database.open(f"sqlite:///{path}")
+    yield database
+    await database.aclose()
+
+
+def assert_tells_nothing(error: StoreUnavailableError, path: Path) -> None:
+    for word in (str(path), "sqlite", "SELECT", "INSERT"):
+        assert word.lower() not in error.detail.lower()
+    assert error.retry_after_seconds > 0
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [("process", 1), ("power", 2)])
+async def test_the_file_has_a_write_ahead_log_and_the_durability_it_was_asked_for(
+    path: Path, durability: Durability, synchronous: int
+) -> None:
+    database = await Database.open(f"sqlite:///{path}", durability=durability)
+    async with database.write() as connection:
+        values = [
+            (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        ]
+    await database.aclose()
+    assert values == ["wal", synchronous, 1, 5000]
+
+
+async def test_a_write_waits_for_another_process_that_writes(
+    database: Database, path: Path
+) -> None:
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    waiting = asyncio.create_task(Records(database, SystemClock()).keys.create(DEFAULT_TENANT, "n"))
+    assert not await Records(database, SystemClock()).keys.any()
+    assert not waiting.done()
+    other.execute("COMMIT")
+    other.close()
+    async with asyncio.timeout(30):
+        await waiting
+
+
+async def test_a_database_that_stays_locked_is_unavailable(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_SECONDS", 0.05)
+    database = await Database.open(f"sqlite:///{path}")
+    keys = Records(database, SystemClock()).keys
+    with sqlite3.connect(path, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailableError) as refused:
+            await keys.create(DEFAULT_TENANT, "n")
+        assert_tells_nothing(refused.value, path)
+        other.execute("ROLLBACK")
+    other.close()
+    await keys.create(DEFAULT_TENANT, "n")
+    await database.aclose()
+
+
+async def test_a_full_database_is_unavailable_for_writes_and_readable(
+    database: Database, path: Path
+) -> None:
+    keys = Records(database, SystemClock()).keys
+    async with database.write() as connection:
+        await connection.exec_driver_sql("PRAGMA max_page_count=1")
+
+    async def fill() -> None:
+        for _ in range(100):
+            await keys.create(DEFAULT_TENANT, "n" * 1000)
+
+    with pytest.raises(StoreUnavailableError) as refused:
+        await fill()
+    assert_tells_nothing(refused.value, path)
+    assert len(await keys.list(None)) < 100
+
+
+@pytest.mark.parametrize("place", ["missing/records.db", "."])
+async def test_a_file_that_can_not_be_opened_is_unavailable(tmp_path: Path, place: str) -> None:
+    with pytest.raises(StoreUnavailableError) as refused:
+        await Database.open(f"sqlite:///{tmp_path / place}")
+    assert_tells_nothing(refused.value, tmp_path)
+
+
+async def test_a_file_that_is_no_database_is_left_alone(path: Path) -> None:
+    path.write_bytes(b"a letter, and not a database at all" * 100)
+    with pytest.raises(StoreUnavailableError):
+        await Database.open(f"sqlite:///{path}")
+    assert path.read_bytes().startswith(b"a letter")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite:///file:x?mode=memory&uri=true",
+        "mysql://localhost/x",
+        "nonsense",
+    ],
+)
+async def test_a_url_that_names_no_database_we_know_is_refused_at_the_start(url: str) -> None:
+    with pytest.raises(StartupError, match="sqlite:///"):
+        await Database.open(url)
+
+
+async def test_many_open_one_new_file_at_once(path: Path) -> None:
+    async with asyncio.timeout(60):
+        databases = await asyncio.gather(*(Database.open(f"sqlite:///{path}") for _ in range(4)))
+        for database in databases:
+            await database.aclose()
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)
+    connection.close()
