@@ -1,0 +1,128 @@
+"""What a log of runs promises, whatever holds it.
+
+A log is an ordered, append-only sequence of frames, numbered 1, 2, 3 … without gaps, and then
+closed. A frame is one event as its readers get it: opaque bytes to everything in this package.
+Implementations differ in what an acknowledged append survives, and say so in their docstring;
+in everything else they are equal, which ``reattach.testing.log_conformance`` shows.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+from reattach.log.tail import Slice, Tail
+
+__all__ = ["Capabilities", "Head", "Log", "Slice", "Tail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What distinguishes one backend from another, as data."""
+
+    survives_process_kill: bool
+    """An acknowledged append is there after ``kill -9`` of the process."""
+    survives_power_loss: bool
+    """An acknowledged append is there after the machine lost its power."""
+    shared_between_processes: bool
+    """Several processes may own and follow runs of one log at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The present extent of a log. An empty one has ``last_seq == 0``."""
+
+    first_seq: int
+    """The earliest event kept; 1 unless the log was trimmed."""
+    last_seq: int
+    closed: bool
+
+
+class Log(ABC):
+    """All runs' logs in one place.
+
+    Order and atomicity: an append is in the log wholly or not at all, after everything that was
+    acknowledged before it. A frame reaches no tail and no read before the backend holds it to
+    its stated durability.
+
+    Ownership: ``token`` is the fencing token of the appender. A log remembers the highest token
+    that opened it, and refuses lower ones with FencedError from then on.
+
+    Cancellation: a change that is cancelled (open, append, trim, delete) may or may not have
+    happened, wholly; repeating it is safe, an append with the same ``first_seq`` and frames.
+
+    Unless said otherwise, methods raise LogNotFoundError for a run whose log was never opened
+    or was deleted, and StoreUnavailableError when the store does not answer; the latter leaves
+    it open whether the operation took place.
+    """
+
+    capabilities: Capabilities
+
+    @abstractmethod
+    async def open(self, run_id: str, token: int) -> Head:
+        """Create the log, or take it over with a higher or equal token, and return its extent.
+
+        Raises FencedError if a higher token has opened it. A closed log may be opened; that
+        changes nothing but its token.
+        """
+
+    @abstractmethod
+    async def append(
+        self,
+        run_id: str,
+        token: int,
+        first_seq: int,
+        frames: Sequence[bytes],
+        *,
+        close: bool = False,
+    ) -> None:
+        """Append ``frames`` as ``first_seq`` and following, and close the log if told to.
+
+        Returns when the log holds them. The close is one with the append. If the log already
+        holds exactly these frames at these places (and is closed after the last of them, if
+        ``close``), the call is a repetition whose answer was lost, and succeeds without a change.
+        ``frames`` may be empty only with ``close``; otherwise ValueError.
+
+        Raises FencedError for a token lower than the log's, LogClosedError if the log is closed,
+        SeqMismatchError if ``first_seq`` is not the next seq; checked in this order, and a
+        repetition passes the last two.
+        """
+
+    @abstractmethod
+    async def head(self, run_id: str) -> Head:
+        """The present extent of the log."""
+
+    @abstractmethod
+    async def read(self, run_id: str, after: int, *, max_bytes: int, max_events: int) -> Slice:
+        """Up to ``max_events`` consecutive frames from seq ``after + 1``.
+
+        They make at most ``max_bytes`` in all, except that one frame is always returned if
+        there is one. Empty when ``after`` is the last seq or past it.
+
+        Raises ExpiredError, naming the earliest seq, if ``after + 1`` was trimmed away.
+        """
+
+    @abstractmethod
+    def follow(self, run_id: str) -> AbstractAsyncContextManager[Tail]:
+        """Share the in-process end of the log for as long as the context lasts.
+
+        All followers of a run in one process get the same tail. It may begin anywhere in the
+        log (``tail.first_seq``); what is earlier is had from ``read``. From entering the context
+        on, no event is missing between the two. The tail of a closed log is closed, and may hold
+        no frames at all.
+        """
+
+    @abstractmethod
+    async def trim(self, run_id: str, first_seq: int) -> None:
+        """Forget the events before ``first_seq``, at most all; no-op if they are gone already."""
+
+    @abstractmethod
+    async def delete(self, run_id: str) -> None:
+        """Forget the log. Its tail ends with LogNotFoundError. No-op if there is none."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Finish the appends under way and let go of the store. Tails end, unclosed.
+
+        From then on every method raises StoreUnavailableError, and this one does nothing.
+        """

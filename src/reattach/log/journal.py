@@ -1,0 +1,126 @@
+"""The records of the SQLite log's journal, and their bytes.
+
+Every change of any run is one record. Records are packed at once and joined into batches in the
+order in which they happened; a batch is one row and one commit. Replaying a record over a state
+that has it already changes nothing, so rows may outlive what was folded out of them.
+
+A record is a head of fixed size and a body. Runs are named by a number that is never used for
+another run, and by their id only where they begin.
+"""
+
+import struct
+from array import array
+from collections.abc import Iterator, Sequence
+from sys import byteorder
+from typing import Final
+
+from msgspec import Struct
+
+from reattach.errors import StartupError
+
+_HEAD: Final = struct.Struct("<BxHIqq")
+"""Kind, length of the run id or closing flag, count of frames, number, token or seq."""
+
+_LENGTH: Final = struct.Struct("<I")
+
+_CREATE: Final = 1
+_TAKE_OVER: Final = 2
+_APPEND: Final = 3
+_TRIM: Final = 4
+_DELETE: Final = 5
+
+
+class Create(Struct, frozen=True, gc=False):
+    number: int
+    token: int
+    run_id: str
+
+
+class TakeOver(Struct, frozen=True, gc=False):
+    number: int
+    token: int
+
+
+class Append(Struct, frozen=True, gc=False):
+    number: int
+    first_seq: int
+    frames: Sequence[bytes]
+    close: bool
+
+
+class Trim(Struct, frozen=True, gc=False):
+    number: int
+    first_seq: int
+
+
+class Delete(Struct, frozen=True, gc=False):
+    number: int
+
+
+Record = Create | TakeOver | Append | Trim | Delete
+
+
+def pack(record: Record) -> bytes:
+    """The bytes of one record. Several make a batch by being joined."""
+    match record:
+        case Append(number, first_seq, frames, close):
+            head = _HEAD.pack(_APPEND, close, len(frames), number, first_seq)
+            if len(frames) == 1:  # By far the most frequent record.
+                return head + _LENGTH.pack(len(frames[0])) + frames[0]
+            return b"".join((head, pack_lengths([len(frame) for frame in frames]), *frames))
+        case Create(number, token, run_id):
+            name = run_id.encode()
+            return _HEAD.pack(_CREATE, len(name), 0, number, token) + name
+        case TakeOver(number, token):
+            return _HEAD.pack(_TAKE_OVER, 0, 0, number, token)
+        case Trim(number, first_seq):
+            return _HEAD.pack(_TRIM, 0, 0, number, first_seq)
+        case Delete(number):
+            return _HEAD.pack(_DELETE, 0, 0, number, 0)
+
+
+def unpack(batch: bytes) -> Iterator[Record]:
+    """The records of a batch, in their order; StartupError at one that is unknown."""
+    at = 0
+    while at < len(batch):
+        kind, small, count, number, value = _HEAD.unpack_from(batch, at)
+        at += _HEAD.size
+        if kind == _APPEND:
+            frames: list[bytes] = []
+            lengths = unpack_lengths(batch[at : at + 4 * count])
+            at += 4 * count
+            for length in lengths:
+                frames.append(batch[at : at + length])
+                at += length
+            yield Append(number, value, frames, bool(small))
+        elif kind == _CREATE:
+            yield Create(number, value, batch[at : at + small].decode())
+            at += small
+        elif kind == _TAKE_OVER:
+            yield TakeOver(number, value)
+        elif kind == _TRIM:
+            yield Trim(number, value)
+        elif kind == _DELETE:
+            yield Delete(number)
+        else:
+            raise StartupError(
+                f"The event log has a record of kind {kind}, unknown to this version of Reattach. "
+                "Start the version that wrote it, or restore the database from a backup."
+            )
+
+
+def pack_lengths(lengths: Sequence[int]) -> bytes:
+    """Unsigned 32-bit integers, little-endian."""
+    return _little_endian(array("I", lengths)).tobytes()
+
+
+def unpack_lengths(packed: bytes) -> "array[int]":
+    lengths = array("I")
+    lengths.frombytes(packed)
+    return _little_endian(lengths)
+
+
+def _little_endian(numbers: "array[int]") -> "array[int]":
+    if byteorder == "big":
+        numbers.byteswap()
+    return numbers

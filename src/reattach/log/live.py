@@ -1,0 +1,197 @@
+"""The runs of a SQLite log that are in memory, and what is on its way to the disk for them."""
+
+import asyncio
+from collections import OrderedDict, deque
+from typing import Final
+
+from reattach.log.base import Head
+from reattach.log.journal import Append, Create, Delete, Record, TakeOver, Trim, pack
+from reattach.log.tables import StoredRun
+from reattach.log.tail import Tail
+
+_RUN_BYTES: Final = 1024
+"""What a run costs in memory beside its frames, roughly."""
+
+
+class Operation:
+    """A change of a run that was asked for and is not on the disk yet."""
+
+    __slots__ = ("packed", "record", "run", "waiters")
+
+    def __init__(self, run: "LiveRun", record: Record) -> None:
+        self.run = run
+        self.record = record
+        self.packed = pack(record)
+        self.waiters: list[asyncio.Future[None]] = []
+
+
+class LiveRun:
+    """A run as the disk has it, and as it will be once everything in flight is there too.
+
+    Followers see only the first; appends are judged by the second.
+    """
+
+    __slots__ = (
+        "created",
+        "deleting",
+        "expected_closed",
+        "expected_last_seq",
+        "expected_token",
+        "first_row",
+        "first_row_of_rest",
+        "first_seq",
+        "folded_seq",
+        "followers",
+        "in_flight",
+        "number",
+        "run_id",
+        "tail",
+        "token",
+    )
+
+    def __init__(self, number: int, run_id: str, token: int) -> None:
+        self.number = number
+        self.run_id = run_id
+        self.token = token
+        self.tail = Tail()
+        self.first_seq = 1
+        self.created = False
+        self.followers = 0
+        self.folded_seq = 0
+        """The last seq that is in chunks; what follows is in the journal only."""
+        self.first_row: int | None = None
+        """The first row of the journal with something of this run that was not folded."""
+        self.first_row_of_rest: int | None = None
+        """Likewise, of what happened since the fold under way began."""
+        self.in_flight: deque[Operation] = deque()
+        self.deleting = False
+        self.expected_token = token
+        self.expected_last_seq = 0
+        self.expected_closed = False
+
+    @classmethod
+    def stored(cls, stored: StoredRun, tail: Tail | None = None) -> "LiveRun":
+        """A run as its row says, with the frames in ``tail``, or with none in memory."""
+        run = cls(stored.number, stored.run_id, stored.token)
+        run.tail = Tail(stored.last_seq + 1) if tail is None else tail
+        run.first_seq = stored.first_seq
+        run.folded_seq = stored.last_seq
+        run.created = True
+        if stored.closed:
+            run.tail.extend((), close=True)
+        run.revert()
+        return run
+
+    @property
+    def head(self) -> Head:
+        return Head(self.first_seq, self.tail.last_seq, self.tail.closed)
+
+    @property
+    def cost_bytes(self) -> int:
+        return self.tail.size_bytes + _RUN_BYTES
+
+    def expect(self, operation: Operation) -> None:
+        """Count on this change, which is on its way."""
+        self.in_flight.append(operation)
+        match operation.record:
+            case Append(_, first_seq, frames, close):
+                self.expected_last_seq = first_seq + len(frames) - 1
+                self.expected_closed = close
+            case TakeOver(_, token):
+                self.expected_token = token
+            case Delete():
+                self.deleting = True
+            case Create() | Trim():
+                pass
+
+    def revert(self) -> None:
+        """Count on nothing but what the disk has."""
+        self.in_flight.clear()
+        self.deleting = False
+        self.expected_token = self.token
+        self.expected_last_seq = self.tail.last_seq
+        self.expected_closed = self.tail.closed
+
+    def apply(self, record: Record) -> bool:
+        """Take in what the disk has now; whether that was new.
+
+        Deletion is not: it ends the run as a whole.
+        """
+        match record:
+            case Append(_, first_seq, frames, close):
+                known = self.tail.last_seq + 1 - first_seq
+                if known > 0:
+                    frames = frames[known:]
+                if not frames and close <= self.tail.closed:
+                    return False
+                self.tail.extend(frames, close=close)
+            case Create():
+                if self.created:
+                    return False
+                self.created = True
+            case TakeOver(_, token):
+                if token <= self.token:
+                    return False
+                self.token = token
+            case Trim(_, first_seq):
+                if first_seq <= self.first_seq:
+                    return False
+                self.first_seq = first_seq
+                self.tail.trim(first_seq)
+            case Delete():
+                return False
+        return True
+
+    def note_row(self, row: int) -> bool:
+        """Something new of this run is in this row of the journal; whether all else is folded."""
+        if self.first_row_of_rest is None:
+            self.first_row_of_rest = row
+        if self.first_row is None:
+            self.first_row = row
+            return True
+        return False
+
+    def in_flight_frames(self, first_seq: int, count: int) -> list[bytes]:
+        """Of ``count`` frames from ``first_seq`` on those that are in flight."""
+        return [
+            frame
+            for operation in self.in_flight
+            if isinstance(operation.record, Append)
+            for seq, frame in enumerate(operation.record.frames, operation.record.first_seq)
+            if first_seq <= seq < first_seq + count
+        ]
+
+
+class ClosedRuns:
+    """Closed runs that are kept in memory though the disk has them: the latest used ones."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._costs: OrderedDict[LiveRun, int] = OrderedDict()
+
+    def add(self, run: LiveRun) -> None:
+        self.discard(run)
+        self._costs[run] = run.cost_bytes
+        self._bytes += run.cost_bytes
+
+    def discard(self, run: LiveRun) -> None:
+        """Keep it no longer here: it has changed or is gone."""
+        self._bytes -= self._costs.pop(run, 0)
+
+    def touch(self, run: LiveRun) -> None:
+        if run in self._costs:
+            self._costs.move_to_end(run)
+
+    def evict(self) -> list[LiveRun]:
+        """Take out what is too much, the longest unused first. A run with followers stays."""
+        if self._bytes <= self._max_bytes:
+            return []
+        evicted = []
+        for run in list(self._costs):
+            if self._bytes <= self._max_bytes:
+                break
+            if run.followers == 0:
+                self.discard(run)
+                evicted.append(run)
+        return evicted

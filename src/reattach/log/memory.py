@@ -1,0 +1,120 @@
+"""The log in memory: the shortest correct one, and the model of all others."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from reattach.errors import (
+    ExpiredError,
+    FencedError,
+    LogClosedError,
+    LogNotFoundError,
+    SeqMismatchError,
+    StoreUnavailableError,
+)
+from reattach.log.base import Capabilities, Head, Log, Slice, Tail
+
+
+class _Run:
+    __slots__ = ("tail", "token")
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+        self.tail = Tail()
+
+
+class MemoryLog(Log):
+    """Holds everything in this process. An acknowledged append survives nothing but cancellation.
+
+    For tests, and for streams whose loss with the process is acceptable.
+    """
+
+    capabilities = Capabilities(
+        survives_process_kill=False, survives_power_loss=False, shared_between_processes=False
+    )
+
+    def __init__(self) -> None:
+        self._runs: dict[str, _Run] = {}
+        self._closed = False
+
+    async def open(self, run_id: str, token: int) -> Head:
+        self._check_open()
+        run = self._runs.setdefault(run_id, _Run(token))
+        if token < run.token:
+            raise FencedError(f"{run_id} has an owner with a newer token than {token}.")
+        run.token = token
+        return self._head(run)
+
+    async def append(
+        self,
+        run_id: str,
+        token: int,
+        first_seq: int,
+        frames: Sequence[bytes],
+        *,
+        close: bool = False,
+    ) -> None:
+        if not frames and not close:
+            raise ValueError("An append without frames must close the log.")
+        run = self._run(run_id)
+        if token < run.token:
+            raise FencedError(f"{run_id} has an owner with a newer token than {token}.")
+        if self._is_repetition(run, first_seq, frames, close):
+            return
+        if run.tail.closed:
+            raise LogClosedError(f"{run_id} is closed.")
+        if first_seq != run.tail.last_seq + 1:
+            raise SeqMismatchError(run_id, first_seq, run.tail.last_seq)
+        run.tail.extend(frames, close=close)
+
+    async def head(self, run_id: str) -> Head:
+        return self._head(self._run(run_id))
+
+    async def read(self, run_id: str, after: int, *, max_bytes: int, max_events: int) -> Slice:
+        tail = self._run(run_id).tail
+        if after + 1 < tail.first_seq:
+            raise ExpiredError(
+                f"Events before {tail.first_seq} of {run_id} are no longer kept; "
+                f"resume with starting_after={tail.first_seq - 1} or more.",
+                earliest_seq=tail.first_seq,
+            )
+        return tail.slice(after, max_bytes=max_bytes, max_events=max_events)
+
+    @asynccontextmanager
+    async def follow(self, run_id: str) -> AsyncIterator[Tail]:
+        yield self._run(run_id).tail
+
+    async def trim(self, run_id: str, first_seq: int) -> None:
+        self._run(run_id).tail.trim(first_seq)
+
+    async def delete(self, run_id: str) -> None:
+        self._check_open()
+        run = self._runs.pop(run_id, None)
+        if run is not None:
+            run.tail.fail(LogNotFoundError(f"The log of {run_id} was deleted."))
+
+    async def aclose(self) -> None:
+        self._closed = True
+        for run in self._runs.values():
+            run.tail.fail(StoreUnavailableError("The server is closing. Reconnect to resume."))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailableError("The server is closing. Reconnect to resume.")
+
+    def _run(self, run_id: str) -> _Run:
+        self._check_open()
+        try:
+            return self._runs[run_id]
+        except KeyError:
+            raise LogNotFoundError(f"There is no log of {run_id}.") from None
+
+    @staticmethod
+    def _head(run: _Run) -> Head:
+        return Head(run.tail.first_seq, run.tail.last_seq, run.tail.closed)
+
+    @staticmethod
+    def _is_repetition(run: _Run, first_seq: int, frames: Sequence[bytes], close: bool) -> bool:
+        """Whether the log holds these frames, and as its end if they are to close it."""
+        if close and not (run.tail.closed and first_seq + len(frames) - 1 == run.tail.last_seq):
+            return False
+        return run.tail.holds(first_seq, frames)

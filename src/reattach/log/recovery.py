@@ -1,0 +1,57 @@
+"""What a SQLite log knows when its file is opened."""
+
+import sqlite3
+from dataclasses import dataclass, field
+
+from reattach.log import tables
+from reattach.log.journal import Create, Delete, Record, unpack
+from reattach.log.live import LiveRun
+
+
+@dataclass(slots=True)
+class Recovered:
+    """The runs that are open or not folded yet, and the extent of the journal."""
+
+    runs: dict[int, LiveRun] = field(default_factory=dict)
+    next_number: int = 1
+    first_row: int = 1
+    row_sizes: list[int] = field(default_factory=list)
+    """Of consecutive rows."""
+
+
+def recover(connection: sqlite3.Connection) -> Recovered:
+    """Replay the journal upon what was folded out of it. Changes nothing in the file."""
+    found = Recovered(next_number=tables.highest_number(connection) + 1)
+    for stored in tables.open_runs(connection):
+        run = LiveRun.stored(stored, tables.load_all(connection, stored))
+        found.runs[run.number] = run
+    for row, batch in tables.journal(connection):
+        if not found.row_sizes:
+            found.first_row = row
+        found.row_sizes.append(len(batch))
+        for record in unpack(batch):
+            found.next_number = max(found.next_number, record.number + 1)
+            _replay(connection, found.runs, row, record)
+    for run in found.runs.values():
+        run.revert()
+    return found
+
+
+def _replay(
+    connection: sqlite3.Connection, runs: dict[int, LiveRun], row: int, record: Record
+) -> None:
+    if isinstance(record, Delete):
+        runs.pop(record.number, None)
+        return
+    run = runs.get(record.number)
+    if run is None:
+        stored = tables.run_by_number(connection, record.number)
+        if stored is not None:
+            run = LiveRun.stored(stored)
+        elif isinstance(record, Create):
+            run = LiveRun(record.number, record.run_id, record.token)
+        else:
+            return  # Its beginning was deleted from the journal, so its end is in there too.
+        runs[record.number] = run
+    if run.apply(record):
+        run.note_row(row)

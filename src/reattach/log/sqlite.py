@@ -1,0 +1,380 @@
+"""The log in a SQLite file: durable on one machine, with nothing beside it."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from os import PathLike, fspath
+
+from reattach.errors import (
+    ExpiredError,
+    FencedError,
+    LogClosedError,
+    LogNotFoundError,
+    SeqMismatchError,
+    StartupError,
+    StoreUnavailableError,
+)
+from reattach.log import tables
+from reattach.log.base import Capabilities, Head, Log, Slice, Tail
+from reattach.log.compaction import Compaction, Sizes
+from reattach.log.journal import Append, Create, Delete, Record, TakeOver, Trim
+from reattach.log.live import ClosedRuns, LiveRun, Operation
+from reattach.log.readers import Readers
+from reattach.log.recovery import Recovered, recover
+from reattach.log.tables import Connect, Durability, default_connect
+from reattach.log.writer import Writer
+
+__all__ = ["Durability", "Sizes", "SqliteLog"]
+
+_CLOSING = "The server is closing. Reconnect to resume."
+_UNWRITABLE = "The event log can not be written at present. Try again in a moment."
+_UNREADABLE = "The event log can not be read at present. Try again in a moment."
+
+
+class SqliteLog(Log):
+    """All runs' logs in one SQLite file, of which this process is the only owner.
+
+    An acknowledged append survives, with ``durability="process"``, the death of this process by
+    any signal (a crash of the machine may cost the last moments before it, always whole appends
+    from the end); with ``durability="power"`` also the machine's loss of power, if its disk keeps
+    what it has confirmed. The latter waits for the disk at every commit.
+
+    Made by ``open_file``. Other connections of this process may write to other tables of the
+    file in short transactions. Nothing here keeps a second process away.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        recovered: Recovered,
+        readers: Readers,
+        durability: Durability,
+        sizes: Sizes,
+    ) -> None:
+        self.capabilities = Capabilities(
+            survives_process_kill=True,
+            survives_power_loss=durability == "power",
+            shared_between_processes=False,
+        )
+        self._runs = {run.run_id: run for run in recovered.runs.values()}
+        self._next_number = recovered.next_number
+        self._closed_runs = ClosedRuns(sizes.closed_runs_bytes)
+        self._look_ups: dict[str, asyncio.Task[bool]] = {}
+        self._readers = readers
+        self._closing = False
+        self._loop = asyncio.get_running_loop()
+        next_row = recovered.first_row + len(recovered.row_sizes)
+        self._writer = Writer(connection, durability, next_row, self._on_committed, self._on_failed)
+        self._compaction = Compaction(
+            self._writer,
+            readers,
+            sizes,
+            self._keep_if_closed,
+            first_row=recovered.first_row,
+            row_sizes=recovered.row_sizes,
+        )
+        for run in recovered.runs.values():
+            if run.first_row is not None:
+                self._compaction.note_run(run)
+            elif run.tail.closed:
+                self._closed_runs.add(run)
+        self._upkeep = asyncio.create_task(self._compaction.run(), name="log upkeep")
+
+    @classmethod
+    async def open_file(
+        cls,
+        path: str | PathLike[str],
+        *,
+        durability: Durability = "process",
+        sizes: Sizes | None = None,
+        connect: Connect = default_connect,
+    ) -> "SqliteLog":
+        """Open the log in the file at ``path``, which is made if it is missing.
+
+        Runs continue where their last acknowledged append left them. ``connect`` makes the
+        connections, to be used in several threads, and is there for tests.
+
+        Raises StartupError if the file can not be used.
+        """
+        file = fspath(path)
+
+        def connect_prepared() -> sqlite3.Connection:
+            connection = connect(file)
+            tables.prepare(connection, durability)
+            return connection
+
+        def start() -> tuple[sqlite3.Connection, Recovered]:
+            connection = connect_prepared()
+            try:
+                tables.create(connection)
+                return connection, recover(connection)
+            except BaseException:
+                connection.close()
+                raise
+
+        try:
+            connection, recovered = await asyncio.to_thread(start)
+        except sqlite3.Error as error:
+            raise StartupError(
+                f"The event log {file} can not be opened: {error}. Check that the directory "
+                "exists, is writable and not full, and that the file is a SQLite database."
+            ) from error
+        return cls(connection, recovered, Readers(connect_prepared), durability, sizes or Sizes())
+
+    async def open(self, run_id: str, token: int) -> Head:
+        while (run := await self._find(run_id)) is not None and run.deleting:
+            await self._settled(run)
+        if run is None:
+            run = LiveRun(self._next_number, run_id, token)
+            self._next_number += 1
+            self._runs[run_id] = run
+            await self._write(run, Create(run.number, token, run_id))
+        elif token < run.expected_token:
+            raise _fenced(run_id, token)
+        elif token > run.expected_token:
+            await self._write(run, TakeOver(run.number, token))
+        else:
+            await self._settled(run)
+        return run.head
+
+    async def append(
+        self,
+        run_id: str,
+        token: int,
+        first_seq: int,
+        frames: Sequence[bytes],
+        *,
+        close: bool = False,
+    ) -> None:
+        if not frames and not close:
+            raise ValueError("An append without frames must close the log.")
+        run = self._runs.get(run_id) or await self._get(run_id)
+        if run.deleting or not run.created:
+            raise _not_found(run_id)
+        if token < run.expected_token:
+            raise _fenced(run_id, token)
+        if first_seq == run.expected_last_seq + 1 and not run.expected_closed:
+            await self._write(run, Append(run.number, first_seq, tuple(frames), close))
+        elif await self._is_repetition(run, first_seq, frames, close):
+            await self._settled(run)
+        elif run.expected_closed:
+            raise LogClosedError(f"{run_id} is closed.")
+        else:
+            raise SeqMismatchError(run_id, first_seq, run.expected_last_seq)
+
+    async def head(self, run_id: str) -> Head:
+        return (await self._get(run_id)).head
+
+    async def read(self, run_id: str, after: int, *, max_bytes: int, max_events: int) -> Slice:
+        run = await self._get(run_id)
+        self._closed_runs.touch(run)
+        if run.first_seq <= after + 1 < run.tail.first_seq:
+            tail = await self._load(run, after, max_bytes, max_events)
+        else:
+            tail = run.tail
+        if after + 1 < run.first_seq:
+            raise ExpiredError(
+                f"Events before {run.first_seq} of {run_id} are no longer kept; "
+                f"resume with starting_after={run.first_seq - 1} or more.",
+                earliest_seq=run.first_seq,
+            )
+        if tail is None:
+            raise StoreUnavailableError(f"The log of {run_id} is damaged after event {after}.")
+        return tail.slice(after, max_bytes=max_bytes, max_events=max_events)
+
+    @asynccontextmanager
+    async def follow(self, run_id: str) -> AsyncIterator[Tail]:
+        run = await self._get(run_id)
+        self._closed_runs.touch(run)
+        run.followers += 1
+        try:
+            yield run.tail
+        finally:
+            run.followers -= 1
+            self._evict()
+
+    async def trim(self, run_id: str, first_seq: int) -> None:
+        run = await self._get(run_id)
+        if run.deleting:
+            raise _not_found(run_id)
+        first_seq = min(first_seq, run.expected_last_seq + 1)
+        if first_seq > run.first_seq:
+            await self._write(run, Trim(run.number, first_seq))
+
+    async def delete(self, run_id: str) -> None:
+        run = await self._find(run_id)
+        if run is None:
+            return
+        if run.deleting:
+            await self._settled(run)
+        else:
+            await self._write(run, Delete(run.number))
+
+    async def aclose(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        runs, self._runs = self._runs, {}  # Nobody finds a run to write to from here on.
+        self._upkeep.cancel()
+        await asyncio.wait([self._upkeep])
+        await self._writer.stop()
+        for run in runs.values():
+            run.tail.fail(StoreUnavailableError(_CLOSING))
+        await self._readers.aclose()
+        if not self._upkeep.cancelled():
+            self._upkeep.result()
+
+    async def _get(self, run_id: str) -> LiveRun:
+        run = await self._find(run_id)
+        if run is None or not run.created:
+            raise _not_found(run_id)
+        return run
+
+    async def _find(self, run_id: str) -> LiveRun | None:
+        """The run from memory, where every open one is, or else from the file."""
+        while True:
+            if self._closing:
+                raise StoreUnavailableError(_CLOSING)
+            run = self._runs.get(run_id)
+            if run is not None:
+                return run
+            look_up = self._look_ups.get(run_id)
+            if look_up is None:
+                look_up = asyncio.create_task(self._look_up(run_id), name="log look-up")
+                look_up.add_done_callback(lambda task: task.cancelled() or task.exception())
+                self._look_ups[run_id] = look_up
+            if not await asyncio.shield(look_up) and run_id not in self._runs:
+                return None
+
+    async def _look_up(self, run_id: str) -> bool:
+        """Take the run from the file into memory, once for all who ask; whether it is there."""
+        try:
+            stored = await self._readers.call(partial(tables.run_by_id, run_id=run_id))
+        except sqlite3.Error as error:
+            raise StoreUnavailableError(_UNREADABLE) from error
+        finally:
+            del self._look_ups[run_id]
+        if stored is None:
+            return False
+        run = LiveRun.stored(stored)
+        self._runs[run_id] = run
+        self._closed_runs.add(run)
+        return True
+
+    async def _load(self, run: LiveRun, after: int, max_bytes: int, max_events: int) -> Tail | None:
+        """Frames of a closed run that are not in memory; None if they are gone."""
+        load = partial(
+            tables.load,
+            number=run.number,
+            after=after,
+            max_bytes=max_bytes,
+            max_events=max_events,
+        )
+        try:
+            tail = await self._readers.call(load)
+        except sqlite3.Error as error:
+            raise StoreUnavailableError(_UNREADABLE) from error
+        if run.deleting:
+            raise _not_found(run.run_id)
+        return tail
+
+    async def _is_repetition(
+        self, run: LiveRun, first_seq: int, frames: Sequence[bytes], close: bool
+    ) -> bool:
+        """Whether the log holds these frames, and as its end if they are to close it.
+
+        Frames in flight count: whoever repeats them waits for them.
+        """
+        last_seq = first_seq + len(frames) - 1
+        if close and not (run.expected_closed and last_seq == run.expected_last_seq):
+            return False
+        if first_seq < run.first_seq or last_seq > run.expected_last_seq:
+            return False
+        written = max(min(run.tail.last_seq + 1 - first_seq, len(frames)), 0)
+        rest = first_seq + written
+        if run.in_flight_frames(rest, len(frames) - written) != list(frames[written:]):
+            return False
+        tail: Tail | None = run.tail
+        if written and first_seq < run.tail.first_seq:
+            size_bytes = sum(map(len, frames))
+            tail = await self._load(run, first_seq - 1, size_bytes, written)
+        return tail is not None and tail.holds(first_seq, frames[:written])
+
+    def _write(self, run: LiveRun, record: Record) -> "asyncio.Future[None]":
+        """Done when the record is on the disk and applied to the run."""
+        operation = Operation(run, record)
+        run.expect(operation)
+        if run.tail.closed:
+            self._closed_runs.discard(run)
+        self._writer.submit(operation)
+        return self._settled(run)
+
+    def _settled(self, run: LiveRun) -> "asyncio.Future[None]":
+        """Done when what is in flight for the run is on the disk; raises if it can not be."""
+        settled: asyncio.Future[None] = self._loop.create_future()
+        if run.in_flight:
+            run.in_flight[-1].waiters.append(settled)
+        else:
+            settled.set_result(None)
+        return settled
+
+    def _on_committed(self, operations: Sequence[Operation], row: int, size_bytes: int) -> None:
+        self._compaction.note_row(size_bytes)
+        for operation in operations:
+            run = operation.run
+            run.in_flight.popleft()
+            if isinstance(operation.record, Delete):
+                self._forget(run)
+            elif run.apply(operation.record):
+                if run.note_row(row) or run.tail.closed:
+                    self._compaction.note_run(run)
+            else:
+                self._keep_if_closed(run)
+        for operation in operations:
+            for waiter in operation.waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def _on_failed(self, operations: Sequence[Operation], error: Exception) -> None:
+        for operation in operations:
+            run = operation.run
+            run.revert()
+            if not run.created:
+                self._runs.pop(run.run_id, None)
+            elif run.first_row is not None:
+                self._compaction.note_run(run)
+            else:
+                self._keep_if_closed(run)
+            for waiter in operation.waiters:
+                if not waiter.done():
+                    failure = StoreUnavailableError(_UNWRITABLE)
+                    failure.__cause__ = error
+                    waiter.set_exception(failure)
+
+    def _forget(self, run: LiveRun) -> None:
+        """The disk knows the run no longer. It stays marked as being deleted."""
+        self._runs.pop(run.run_id, None)
+        self._closed_runs.discard(run)
+        self._compaction.forget(run)
+        run.tail.fail(LogNotFoundError(f"The log of {run.run_id} was deleted."))
+
+    def _keep_if_closed(self, run: LiveRun) -> None:
+        """The run's row and chunks say all that there is of it: memory need not, but may."""
+        is_folded = run.first_row is None and not run.in_flight
+        if run.tail.closed and is_folded and not run.deleting:
+            self._closed_runs.add(run)
+            self._evict()
+
+    def _evict(self) -> None:
+        for run in self._closed_runs.evict():
+            self._runs.pop(run.run_id, None)
+
+
+def _not_found(run_id: str) -> LogNotFoundError:
+    return LogNotFoundError(f"There is no log of {run_id}.")
+
+
+def _fenced(run_id: str, token: int) -> FencedError:
+    return FencedError(f"{run_id} has an owner with a newer token than {token}.")

@@ -1,0 +1,153 @@
+"""The in-process end of one run's log, shared by everybody who follows it here."""
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from reattach.errors import ReattachError
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Consecutive frames ``first_seq`` … ``last_seq``, joined; empty: ``last_seq < first_seq``."""
+
+    first_seq: int
+    last_seq: int
+    frames: bytes
+
+
+class Tail:
+    """Ready frames ``first_seq`` … ``last_seq`` of a run in one buffer, growing until closed.
+
+    A reader is a cursor into it and holds no payload. Frames are 64-bit offsets into one
+    ``bytearray``, so that a replay is a copy of a range and never a walk over events. Not safe
+    across threads: everything happens on the event loop.
+
+    A tail ends in one of two ways: closed (the log has its end), or failed (the log can not be
+    followed any longer from here; readers may come back later with their cursor).
+    """
+
+    __slots__ = ("_base", "_buffer", "_ends", "_listeners", "closed", "failure", "first_seq")
+
+    def __init__(self, first_seq: int = 1) -> None:
+        self.first_seq = first_seq
+        self.closed = False
+        self.failure: ReattachError | None = None
+        self._buffer = bytearray()
+        self._ends = array("Q")
+        self._base = 0
+        self._listeners: set[Callable[[], None]] = set()
+
+    @property
+    def last_seq(self) -> int:
+        return self.first_seq + len(self._ends) - 1
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self._buffer)
+
+    @property
+    def ended(self) -> bool:
+        """Nothing will be added any more."""
+        return self.closed or self.failure is not None
+
+    def slice(self, after: int, *, max_bytes: int, max_events: int) -> Slice:
+        """Frames from seq ``after + 1`` on, bounded as ``Log.read`` says.
+
+        ``after + 1`` must not lie before ``first_seq``.
+        """
+        start = max(after + 1 - self.first_seq, 0)
+        count = len(self._ends)
+        if start >= count:
+            return Slice(after + 1, after, b"")
+        begin = self._ends[start - 1] - self._base if start else 0
+        stop = min(count, start + max(max_events, 1))
+        if self._ends[stop - 1] - self._base - begin > max_bytes:
+            stop = start + self._fitting(begin, start, stop, max_bytes)
+        end = self._ends[stop - 1] - self._base
+        first = self.first_seq + start
+        return Slice(first, self.first_seq + stop - 1, self._copy(begin, end))
+
+    def _fitting(self, begin: int, start: int, stop: int, max_bytes: int) -> int:
+        """How many frames from ``start`` fit into ``max_bytes``; at least one."""
+        low, high = start + 1, stop
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._ends[middle - 1] - self._base - begin <= max_bytes:
+                low = middle
+            else:
+                high = middle - 1
+        return low - start
+
+    def ends(self, first_seq: int, last_seq: int) -> "array[int]":
+        """Where each of these frames ends, in bytes from the beginning of the first of them.
+
+        All of them must be here.
+        """
+        start, stop = first_seq - self.first_seq, last_seq + 1 - self.first_seq
+        begin = self._ends[start - 1] if start else self._base
+        return array("Q", (end - begin for end in self._ends[start:stop]))
+
+    def holds(self, first_seq: int, frames: Sequence[bytes]) -> bool:
+        """Whether just these frames are at ``first_seq`` and following, each with its bounds."""
+        if first_seq < self.first_seq or first_seq + len(frames) - 1 > self.last_seq:
+            return False
+        start = first_seq - self.first_seq
+        begin = self._ends[start - 1] - self._base if start else 0
+        for index, frame in enumerate(frames, start):
+            end = self._ends[index] - self._base
+            if self._buffer[begin:end] != frame:
+                return False
+            begin = end
+        return True
+
+    def _copy(self, begin: int, end: int) -> bytes:
+        with memoryview(self._buffer) as view:  # Slicing the buffer itself would copy twice.
+            return bytes(view[begin:end])
+
+    def extend(self, frames: Sequence[bytes], *, close: bool = False) -> None:
+        """Add frames that the log holds, and close the tail if the log is closed; wake readers."""
+        buffer = self._buffer
+        for frame in frames:
+            buffer += frame
+            self._ends.append(self._base + len(buffer))
+        if close:
+            self.closed = True
+        self._wake()
+
+    def extend_joined(self, frames: bytes, ends: Iterable[int]) -> None:
+        """Add frames as one piece of which ``ends`` are the frames' ends; wakes nobody.
+
+        For filling a tail from a store before anybody follows it.
+        """
+        end = self._base + len(self._buffer)
+        self._ends.extend(end + offset for offset in ends)
+        self._buffer += frames
+
+    def fail(self, failure: ReattachError) -> None:
+        """End the tail without closing it. No-op once ended."""
+        if not self.ended:
+            self.failure = failure
+            self._wake()
+
+    def trim(self, first_seq: int) -> None:
+        """Forget the frames before ``first_seq``, at most all that it has."""
+        drop = min(first_seq - self.first_seq, len(self._ends))
+        if drop <= 0:
+            return
+        cut = self._ends[drop - 1] - self._base
+        del self._buffer[:cut]
+        del self._ends[:drop]
+        self._base += cut
+        self.first_seq += drop
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` (which must not raise, nor block) after every change."""
+        self._listeners.add(listener)
+
+    def unsubscribe(self, listener: Callable[[], None]) -> None:
+        self._listeners.discard(listener)
+
+    def _wake(self) -> None:
+        for listener in tuple(self._listeners):
+            listener()

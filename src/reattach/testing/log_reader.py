@@ -1,0 +1,70 @@
+"""Readers of a log as tests need them: patient, bounded, and strict about what they get."""
+
+import asyncio
+from collections.abc import Callable
+
+from reattach.log.base import Log, Tail
+
+WAIT_SECONDS = 30.0
+"""How long anything may take; it only keeps a broken log from hanging the tests."""
+
+LARGE = 2**40
+"""No bound, in bytes or events."""
+
+
+async def read(
+    log: Log,
+    run_id: str,
+    after: int = 0,
+    *,
+    max_bytes: int = LARGE,
+    max_events: int = LARGE,
+) -> tuple[int, list[bytes]]:
+    """Everything after the cursor, read in slices of these bounds; the frames one by one."""
+    head = await log.head(run_id)
+    frames = [
+        (await log.read(run_id, at, max_bytes=1, max_events=1)).frames
+        for at in range(after, head.last_seq)
+    ]
+    joined, at = b"", after
+    while True:
+        cut = await log.read(run_id, at, max_bytes=max_bytes, max_events=max_events)
+        if cut.last_seq < cut.first_seq:
+            break
+        assert cut.first_seq == at + 1
+        assert len(cut.frames) <= max_bytes or cut.last_seq == cut.first_seq
+        assert cut.last_seq - at <= max_events
+        joined, at = joined + cut.frames, cut.last_seq
+    assert at == max(head.last_seq, after)
+    assert joined == b"".join(frames)
+    return after + 1, frames
+
+
+async def follow(log: Log, run_id: str, after: int) -> list[bytes]:
+    """Every frame after the cursor until the log is closed."""
+    frames: list[bytes] = []
+    async with asyncio.timeout(WAIT_SECONDS), log.follow(run_id) as tail:
+        while True:
+            at = after + len(frames)
+            if at + 1 < tail.first_seq:
+                frames.append((await log.read(run_id, at, max_bytes=1, max_events=1)).frames)
+            elif at < tail.last_seq:
+                frames.append(tail.slice(at, max_bytes=1, max_events=1).frames)
+            elif tail.ended:
+                assert tail.failure is None
+                return frames
+            else:
+                await until(tail, lambda at=at: tail.last_seq > at or tail.ended)  # type: ignore[misc]
+
+
+async def until(tail: Tail, condition: Callable[[], bool]) -> None:
+    """Return once the condition holds, looking after every change of the tail."""
+    changed = asyncio.Event()
+    tail.subscribe(changed.set)
+    try:
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not condition():
+                await changed.wait()
+                changed.clear()
+    finally:
+        tail.unsubscribe(changed.set)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from reattach.testing.log_conformance import LogStore
+from reattach.testing.log_machine import LogMachine
+from tests.conformance.log_stores import SMALL, SqliteStore
+
+BOUNDED = settings(
+    max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+class SmallSqliteMachine(LogMachine):
+    """Folds, spills and evicts all the time."""
+
+    def make_store(self) -> LogStore:
+        self.directory = tempfile.TemporaryDirectory()
+        return SqliteStore(Path(self.directory.name), sizes=SMALL)
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.directory.cleanup()
+
+
+class SqliteMachine(SmallSqliteMachine):
+    """Keeps in the journal and in memory all that there is."""
+
+    def make_store(self) -> LogStore:
+        self.directory = tempfile.TemporaryDirectory()
+        return SqliteStore(Path(self.directory.name))
+
+
+def case_of(machine: type[LogMachine]) -> Any:
+    case = machine.TestCase
+    case.settings = BOUNDED
+    return pytest.mark.promise("P1")(pytest.mark.promise("P4")(pytest.mark.promise("P5")(case)))
+
+
+TestSmallSqlite = case_of(SmallSqliteMachine)
+TestSqlite = case_of(SqliteMachine)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from reattach.errors import LogClosedError, LogNotFoundError
+from reattach.log.base import Head
+from reattach.log.sqlite import SqliteLog
+from tests.recovery.appending_process import SIZES, frame
+
+PROCESS = Path(__file__).with_name("appending_process.py")
+LARGE = 2**40
+
+
+@dataclass
+class Told:
+    """What a process said about one run. Several ends are possible for an append under way."""
+
+    acknowledged: tuple[int, bool] = (0, False)
+    possible: set[tuple[int, bool]] = field(default_factory=set)
+    deleting: bool = False
+    deleted: bool = False
+
+
+def listen(runs: dict[str, Told], line: str) -> None:
+    match line.split():
+        case ["appending", run_id, last_seq, closed]:
+            told = runs.setdefault(run_id, Told())
+            told.possible = {told.acknowledged, (int(last_seq), closed == "1")}
+        case ["appended", run_id, last_seq, closed]:
+            told = runs[run_id]
+            told.acknowledged = (int(last_seq), closed == "1")
+            told.possible = {told.acknowledged}
+        case ["deleting", run_id]:
+            runs[run_id].deleting = True
+        case ["deleted", run_id]:
+            runs[run_id].deleted = True
+        case _:
+            raise AssertionError(line)
+
+
+async def append_until_killed(path: Path, seed: int, lines: int, runs: dict[str, Told]) -> None:
+    """Kill the process after it said so many lines, and hear what it had said until then."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(PROCESS), str(path), str(seed), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(60):
+        for _ in range(lines):
+            listen(runs, (await process.stdout.readline()).decode())
+        process.send_signal(signal.SIGKILL)
+        rest = (await process.stdout.read()).decode()
+        for line in rest.splitlines(keepends=True):
+            if line.endswith("\n"):
+                listen(runs, line)
+        assert await process.wait() == -signal.SIGKILL
+
+
+async def check(log: SqliteLog, run_id: str, told: Told) -> None:
+    try:
+        head = await log.head(run_id)
+    except LogNotFoundError:
+        assert told.deleting or told.acknowledged == (0, False), run_id
+        return
+    assert not told.deleted, run_id
+    assert (head.last_seq, head.closed) in told.possible, run_id
+    expected = [frame(run_id, seq) for seq in range(1, head.last_seq + 1)]
+    for after in {0, head.last_seq // 2, head.last_seq}:
+        cut = await log.read(run_id, after, max_bytes=LARGE, max_events=LARGE)
+        assert (cut.first_seq, cut.last_seq) == (after + 1, head.last_seq)
+        assert cut.frames == b"".join(expected[after:])
+    if head.closed:
+        with pytest.raises(LogClosedError):
+            await log.append(run_id, 1, head.last_seq + 1, [b"more"])
+    told.possible = {(head.last_seq, head.closed)}
+    told.acknowledged = (head.last_seq, head.closed)
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.promise("P2")
+@pytest.mark.promise("P3")
+@pytest.mark.promise("P4")
+async def test_a_killed_process_leaves_every_acknowledged_append_whole_and_in_its_place(
+    tmp_path: Path,
+) -> None:
+    chance = random.Random(20)
+    runs: dict[str, Told] = {}
+    path = tmp_path / "log.db"
+    for seed in range(8):
+        await append_until_killed(path, seed, chance.choice([1, 30, 300, 1500]), runs)
+        log = await SqliteLog.open_file(path, sizes=SIZES)
+        for run_id, told in runs.items():
+            await check(log, run_id, told)
+        await log.aclose()
+    assert sum(told.acknowledged[0] for told in runs.values()) > 1000
+
+
+@pytest.mark.promise("P7")
+async def test_an_open_run_of_a_killed_process_is_closed_by_the_next_owner(tmp_path: Path) -> None:
+    runs: dict[str, Told] = {}
+    path = tmp_path / "log.db"
+    await append_until_killed(path, 1, 200, runs)
+    log = await SqliteLog.open_file(path)
+    closed = 0
+    for run_id, told in runs.items():
+        if not told.deleting and not (await log.head(run_id)).closed:
+            head = await log.open(run_id, 2)
+            await log.append(run_id, 2, head.last_seq + 1, [b"the end"], close=True)
+            closed += 1
+            assert await log.head(run_id) == Head(1, head.last_seq + 1, closed=True)
+    assert closed > 0
+    await log.aclose()

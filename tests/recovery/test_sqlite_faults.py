@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reattach.errors import FencedError, StoreUnavailableError
+from reattach.log.base import Head
+from reattach.log.sqlite import Sizes, SqliteLog
+
+LARGE = 2**40
+FRAMES = [b"%03d" % seq + b"." * 500 for seq in range(1, 201)]
+SIZES = Sizes(
+    chunk_bytes=2000,
+    step_bytes=5000,
+    journal_bytes=20_000,
+    closed_runs_bytes=0,
+    checkpoint_bytes=100_000,
+)
+
+
+@dataclass
+class Disk:
+    """What statements of the connections made here meet."""
+
+    path: Path
+    broken: str | None = None
+    """Statements that begin so fail."""
+    reached: threading.Event = field(default_factory=threading.Event)
+    """Set when such a statement has come."""
+    go_on: threading.Event = field(default_factory=threading.Event)
+    """It does not fail before this is set."""
+    busy_timeout_seconds: float = 5.0
+    connections: list[sqlite3.Connection] = field(default_factory=list)
+
+    def connect(self, path: str) -> sqlite3.Connection:
+        disk = self
+
+        class Connection(sqlite3.Connection):
+            def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+                if disk.broken is not None and sql.startswith(disk.broken):
+                    disk.reached.set()
+                    disk.go_on.wait(30)
+                    raise sqlite3.OperationalError("disk I/O error")
+                return super().execute(sql, *parameters)
+
+        connection = sqlite3.connect(
+            path,
+            timeout=self.busy_timeout_seconds,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=Connection,
+        )
+        self.connections.append(connection)
+        return connection
+
+    async def open_log(self) -> SqliteLog:
+        return await SqliteLog.open_file(self.path, sizes=SIZES, connect=self.connect)
+
+    def query(self, sql: str) -> Any:
+        with closing(sqlite3.connect(self.path)) as connection:
+            return connection.execute(sql).fetchone()[0]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    disk = Disk(tmp_path / "log.db")
+    disk.go_on.set()
+    return disk
+
+
+@pytest.fixture
+async def log(disk: Disk) -> AsyncIterator[SqliteLog]:
+    log = await disk.open_log()
+    yield log
+    disk.broken = None
+    await log.aclose()
+
+
+async def frames_of(log: SqliteLog, run_id: str) -> bytes:
+    return (await log.read(run_id, 0, max_bytes=LARGE, max_events=LARGE)).frames
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not await asyncio.to_thread(condition):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.promise("P2")
+async def test_appends_to_a_full_disk_are_refused_and_go_on_when_there_is_room(
+    disk: Disk, log: SqliteLog
+) -> None:
+    await log.open("run", 1)
+    await log.append("run", 1, 1, FRAMES[:2])
+    writer = disk.connections[0]
+    pages = writer.execute("PRAGMA page_count").fetchone()[0]
+    assert writer.execute(f"PRAGMA max_page_count = {pages}").fetchone()[0] == pages
+    async with log.follow("run") as tail:
+        for _ in range(2):
+            with pytest.raises(StoreUnavailableError) as caught:
+                await log.append("run", 1, 3, FRAMES[2:100], close=True)
+            assert "full" in str(caught.value.__cause__)
+            assert "full" not in caught.value.detail
+            assert (tail.last_seq, tail.ended) == (2, False)
+            assert await log.head("run") == Head(1, 2, closed=False)
+        writer.execute("PRAGMA max_page_count = 1000000")
+        await log.append("run", 1, 3, FRAMES[2:100])
+        assert tail.last_seq == 100
+    await log.aclose()
+    log = await disk.open_log()
+    assert await log.head("run") == Head(1, 100, closed=False)
+    assert await frames_of(log, "run") == b"".join(FRAMES[:100])
+    await log.aclose()
+
+
+@pytest.mark.promise("P2")
+async def test_a_failed_commit_takes_back_everything_that_was_built_upon_it(
+    disk: Disk, log: SqliteLog
+) -> None:
+    names = ["a", "b", "c"]
+    for name in names:
+        await log.open(name, 1)
+        await log.append(name, 1, 1, FRAMES[:1])
+    disk.broken = "INSERT INTO log_journal"
+    disk.go_on.clear()
+    async with asyncio.timeout(30):
+        first = asyncio.create_task(log.append("a", 1, 2, [FRAMES[1]]))
+        await asyncio.to_thread(disk.reached.wait)
+        tried = [log.append("a", 1, 3, FRAMES[2:4]), log.append("a", 1, 5, [], close=True)]
+        tried += [log.append(name, 1, 2, FRAMES[1:4]) for name in names[1:]]
+        others = [asyncio.create_task(each) for each in tried]
+        await asyncio.sleep(0)
+        disk.broken = None
+        disk.go_on.set()
+        results = await asyncio.gather(first, *others, return_exceptions=True)
+    assert {type(result) for result in results} == {StoreUnavailableError}
+    for name in names:
+        assert await log.head(name) == Head(1, 1, closed=False)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        for seq in (2, 3, 4):
+            for name in names:
+                group.create_task(log.append(name, 1, seq, [FRAMES[seq - 1]]))
+    await log.aclose()
+    log = await disk.open_log()
+    for name in names:
+        assert await frames_of(log, name) == b"".join(FRAMES[:4])
+    await log.aclose()
+
+
+async def test_opening_and_deleting_on_a_broken_disk_change_nothing(
+    disk: Disk, log: SqliteLog
+) -> None:
+    await log.open("old", 1)
+    await log.append("old", 1, 1, FRAMES[:3])
+    await log.open("closed", 1)
+    await log.append("closed", 1, 1, FRAMES[:3], close=True)
+    disk.broken = "INSERT INTO log_journal"
+    for change in (
+        log.open("new", 1),
+        log.open("old", 2),
+        log.open("closed", 2),
+        log.trim("old", 3),
+        log.delete("old"),
+    ):
+        with pytest.raises(StoreUnavailableError):
+            await change
+    disk.broken = None
+    assert await log.open("new", 1) == Head(1, 0, closed=False)
+    assert await log.open("old", 1) == Head(1, 3, closed=False)
+    await log.append("old", 1, 4, FRAMES[3:4])
+    assert await log.open("closed", 1) == Head(1, 3, closed=True)
+    assert await frames_of(log, "old") == b"".join(FRAMES[:4])
+
+
+@pytest.mark.promise("P4")
+async def test_upkeep_that_fails_disturbs_no_append_and_is_made_up_for(
+    disk: Disk, log: SqliteLog
+) -> None:
+    disk.broken = "INSERT INTO log_chunk"
+    for name in "a", "b":
+        await log.open(name, 1)
+        for seq, frame in enumerate(FRAMES, 1):
+            await log.append(name, 1, seq, [frame], close=seq == len(FRAMES))
+    assert await frames_of(log, "a") == b"".join(FRAMES)
+    assert disk.query("SELECT count(*) FROM log_chunk") == 0
+    disk.broken = None
+    await until(lambda: disk.query("SELECT count(*) FROM log_run WHERE closed") == 2)
+    await until(lambda: disk.query("SELECT count(*) FROM log_journal") < 5)
+    assert await frames_of(log, "b") == b"".join(FRAMES)
+
+
+async def test_what_was_folded_is_not_folded_again_after_reopening(
+    disk: Disk, log: SqliteLog
+) -> None:
+    await log.open("first", 1)
+    await log.open("run", 1)
+    await log.append("run", 1, 1, FRAMES[:20], close=True)
+    await until(lambda: disk.query("SELECT count(*) FROM log_run WHERE closed") == 1)
+    assert disk.query("SELECT count(*) FROM log_journal") > 0
+    await log.aclose()
+    log = await disk.open_log()
+    await log.append("first", 1, 1, FRAMES, close=True)
+    await until(lambda: disk.query("SELECT count(*) FROM log_run WHERE closed") == 2)
+    await until(lambda: disk.query("SELECT count(*) FROM log_journal") == 0)
+    assert await frames_of(log, "run") == b"".join(FRAMES[:20])
+    await log.aclose()
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.promise("P7")
+async def test_a_closed_log_that_is_only_on_disk_keeps_its_new_token_and_beginning(
+    disk: Disk, log: SqliteLog
+) -> None:
+    await log.open("run", 1)
+    await log.append("run", 1, 1, FRAMES, close=True)
+    await until(lambda: disk.query("SELECT count(*) FROM log_journal") == 0)
+    disk.broken = "INSERT INTO log_run"
+    await log.open("run", 5)
+    await log.trim("run", 50)
+    await log.aclose()
+    log = await disk.open_log()
+    with pytest.raises(FencedError):
+        await log.open("run", 4)
+    assert await log.head("run") == Head(50, len(FRAMES), closed=True)
+    disk.broken = None
+    await until(lambda: disk.query("SELECT token FROM log_run") == 5)
+    await until(lambda: disk.query("SELECT count(*) FROM log_chunk WHERE last_seq < 50") == 0)
+    cut = await log.read("run", 49, max_bytes=LARGE, max_events=LARGE)
+    assert cut.frames == b"".join(FRAMES[49:])
+    await log.aclose()
+
+
+async def test_the_journal_of_a_long_open_run_stays_bounded(disk: Disk, log: SqliteLog) -> None:
+    await log.open("long", 1)
+    await log.open("idle", 1)
+    await log.append("idle", 1, 1, FRAMES[:1])
+    for turn in range(10):
+        for seq, frame in enumerate(FRAMES, turn * len(FRAMES) + 1):
+            await log.append("long", 1, seq, [frame])
+    journal_bytes = "SELECT coalesce(sum(length(batch)), 0) FROM log_journal"
+    await until(lambda: disk.query(journal_bytes) <= SIZES.journal_bytes)
+    await log.aclose()
+    log = await disk.open_log()
+    assert await frames_of(log, "long") == b"".join(FRAMES * 10)
+    assert await frames_of(log, "idle") == FRAMES[0]
+    await log.aclose()
+
+
+async def test_a_deleted_run_leaves_nothing_in_the_file(disk: Disk, log: SqliteLog) -> None:
+    await log.open("run", 1)
+    await log.append("run", 1, 1, FRAMES, close=True)
+    await until(lambda: disk.query("SELECT count(*) FROM log_run WHERE closed") == 1)
+    await log.delete("run")
+    for table in "log_run", "log_chunk", "log_garbage":
+        await until(lambda table=table: disk.query(f"SELECT count(*) FROM {table}") == 0)  # type: ignore[misc]
+
+
+async def test_an_append_waits_for_another_connections_transaction(
+    disk: Disk, log: SqliteLog
+) -> None:
+    await log.open("run", 1)
+    with closing(sqlite3.connect(disk.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        append = asyncio.create_task(log.append("run", 1, 1, FRAMES[:1]))
+        done, _ = await asyncio.wait([append], timeout=0.05)
+        assert not done
+        assert await log.head("run") == Head(1, 0, closed=False)
+        other.execute("COMMIT")
+        async with asyncio.timeout(30):
+            await append
+    assert await log.head("run") == Head(1, 1, closed=False)
+
+
+async def test_an_append_that_waited_too_long_is_refused_and_can_be_repeated(disk: Disk) -> None:
+    disk.busy_timeout_seconds = 0.05
+    log = await disk.open_log()
+    await log.open("run", 1)
+    with closing(sqlite3.connect(disk.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailableError):
+            await log.append("run", 1, 1, FRAMES[:1])
+        other.execute("COMMIT")
+    await log.append("run", 1, 1, FRAMES[:1])
+    assert await log.head("run") == Head(1, 1, closed=False)
+    await log.aclose()
+
+
+@pytest.mark.promise("P5")
+async def test_a_log_that_lost_a_part_says_so(disk: Disk, log: SqliteLog) -> None:
+    await log.open("run", 1)
+    await log.append("run", 1, 1, FRAMES, close=True)
+    await until(lambda: disk.query("SELECT count(*) FROM log_run WHERE closed") == 1)
+    with closing(sqlite3.connect(disk.path)) as other, other:
+        other.execute("DELETE FROM log_chunk WHERE first_seq <= 100 AND last_seq >= 100")
+    assert (await log.read("run", 0, max_bytes=1, max_events=1)).frames == FRAMES[0]
+    with pytest.raises(StoreUnavailableError, match="damaged after event 99"):
+        await log.read("run", 99, max_bytes=LARGE, max_events=LARGE)

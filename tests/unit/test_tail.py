@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reattach.errors import LogNotFoundError, StoreUnavailableError
+from reattach.log.tail import Slice, Tail
+
+LARGE = 2**40
+
+
+def tail_of(*frames: bytes, first_seq: int = 1) -> Tail:
+    tail = Tail(first_seq)
+    tail.extend(frames)
+    return tail
+
+
+@pytest.mark.promise("P4")
+@given(
+    frames=st.lists(st.binary(max_size=20), max_size=20),
+    trimmed=st.integers(0, 25),
+    after=st.integers(0, 25),
+    max_bytes=st.integers(1, 100),
+    max_events=st.integers(1, 25),
+)
+def test_a_slice_is_the_longest_that_fits_and_at_least_one_frame(
+    frames: list[bytes], trimmed: int, after: int, max_bytes: int, max_events: int
+) -> None:
+    tail = tail_of(*frames)
+    tail.trim(trimmed + 1)
+    after = max(after, tail.first_seq - 1)
+    expected = frames[after : after + 1]
+    for frame in frames[after + 1 : after + max_events]:
+        if len(b"".join([*expected, frame])) > max_bytes:
+            break
+        expected.append(frame)
+    cut = tail.slice(after, max_bytes=max_bytes, max_events=max_events)
+    assert cut == Slice(after + 1, after + len(expected), b"".join(expected))
+
+
+@given(
+    frames=st.lists(st.binary(max_size=3), max_size=8),
+    trimmed=st.integers(0, 8),
+    first_seq=st.integers(0, 10),
+    wanted=st.lists(st.binary(max_size=3), max_size=4),
+)
+def test_it_holds_just_the_frames_that_it_was_given(
+    frames: list[bytes], trimmed: int, first_seq: int, wanted: list[bytes]
+) -> None:
+    tail = tail_of(*frames)
+    tail.trim(trimmed + 1)
+    kept = dict(list(enumerate(frames, 1))[trimmed:])
+    for offered in wanted, frames[max(first_seq - 1, 0) :][:2]:
+        places = range(first_seq, first_seq + len(offered))
+        if offered:
+            expected = [kept.get(seq) for seq in places] == offered
+            assert tail.holds(first_seq, offered) is expected
+
+
+def test_trimming_forgets_at_most_all_and_numbers_go_on() -> None:
+    tail = tail_of(b"a", b"bb", b"ccc")
+    tail.trim(3)
+    assert (tail.first_seq, tail.last_seq, tail.size_bytes) == (3, 3, 3)
+    tail.trim(1)
+    tail.trim(100)
+    assert (tail.first_seq, tail.last_seq, tail.size_bytes) == (4, 3, 0)
+    tail.extend([b"dddd"])
+    assert tail.slice(3, max_bytes=LARGE, max_events=LARGE) == Slice(4, 4, b"dddd")
+
+
+@given(
+    frames=st.lists(st.binary(max_size=9), min_size=1, max_size=9),
+    trimmed=st.integers(0, 5),
+    cut=st.integers(0, 8),
+)
+def test_a_tail_filled_from_pieces_of_another_one_equals_it(
+    frames: list[bytes], trimmed: int, cut: int
+) -> None:
+    tail = tail_of(*frames, b"last")
+    tail.trim(min(trimmed, len(frames)) + 1)
+    copy = Tail(tail.first_seq)
+    middle = min(max(tail.first_seq - 1, cut), tail.last_seq - 1)
+    for after, last_seq in (tail.first_seq - 1, middle), (middle, tail.last_seq):
+        if last_seq > after:
+            piece = tail.slice(after, max_bytes=LARGE, max_events=last_seq - after)
+            copy.extend_joined(piece.frames, tail.ends(after + 1, last_seq))
+    for after in range(tail.first_seq - 1, tail.last_seq + 1):
+        bounds = {"max_bytes": 1, "max_events": 1}
+        assert copy.slice(after, **bounds) == tail.slice(after, **bounds)
+
+
+@pytest.mark.promise("P13")
+def test_listeners_are_called_once_for_every_change_and_not_after_they_left() -> None:
+    tail = Tail()
+    seen: list[tuple[int, bool, bool]] = []
+
+    def listener() -> None:
+        seen.append((tail.last_seq, tail.closed, tail.failure is not None))
+
+    tail.subscribe(listener)
+    tail.extend([b"a", b"b"])
+    tail.extend([b"c"], close=True)
+    tail.fail(LogNotFoundError("gone"))
+    tail.unsubscribe(listener)
+    tail.unsubscribe(listener)
+    tail.trim(2)
+    assert seen == [(2, False, False), (3, True, False)]
+
+
+@pytest.mark.promise("P3")
+def test_a_tail_ends_once_and_remembers_how() -> None:
+    closed, failed = Tail(), Tail()
+    closed.extend([], close=True)
+    closed.fail(StoreUnavailableError("closing"))
+    first = StoreUnavailableError("closing")
+    failed.fail(first)
+    failed.fail(LogNotFoundError("gone"))
+    assert (closed.ended, closed.closed, closed.failure) == (True, True, None)
+    assert (failed.ended, failed.closed, failed.failure) == (True, False, first)
