@@ -1,0 +1,393 @@
+"""The Letta dialect: events as frames of its streams, messages as items of its lists, and back.
+
+Pure functions. Key order and null members are those of the recorded exchanges, so that a client
+sees what it always saw; ``seq_id`` and ``run_id`` stand on every event besides.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Literal
+
+import msgspec
+
+from reattach.events import (
+    AssistantText,
+    Event,
+    Failed,
+    HiddenReasoning,
+    Output,
+    Ping,
+    Place,
+    ReasoningText,
+    Stopped,
+    StopReason,
+    ToolCall,
+    ToolCallRequested,
+    ToolReturned,
+    Usage,
+)
+from reattach.ids import MessageId, StepId, part_otid
+from reattach.messages import (
+    ContentPart,
+    HiddenReasoningPart,
+    ImagePart,
+    Message,
+    ReasoningPart,
+    Role,
+    TextPart,
+    ToolCallPart,
+    ToolReturnPart,
+)
+from reattach.wire.sse import data_frame, error_frame, frame_data
+
+Json = dict[str, Any]
+
+MessageType = Literal[
+    "system_message",
+    "user_message",
+    "assistant_message",
+    "reasoning_message",
+    "hidden_reasoning_message",
+    "tool_call_message",
+    "tool_return_message",
+    "approval_request_message",
+    "approval_response_message",
+    "summary_message",
+    "event_message",
+]
+"""What ``include_return_message_types`` may name."""
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+
+
+def encode(event: Event, seq: int, run_id: str) -> bytes:
+    """The frame of ``event`` as number ``seq`` of its run."""
+    data = _encode(body(event, seq, run_id))
+    return error_frame(data) if isinstance(event, Failed) else data_frame(data)
+
+
+def message_type(event: Event) -> MessageType | None:
+    """The type of message that ``event`` is; None for pings and the terminal group."""
+    if isinstance(event, ToolCallRequested) and event.needs_approval:
+        return "approval_request_message"
+    return _MESSAGE_TYPES.get(type(event))
+
+
+def keepalive(ping_id: str, at: datetime, last_seq: int, run_id: str) -> bytes:
+    """A ping for one reader. It is in no log; its ``seq_id`` is the last one sent, if any."""
+    return data_frame(_encode(_head("ping", ping_id, at, seq=last_seq or None, run_id=run_id)))
+
+
+def body(event: Event, seq: int | None, run_id: str | None) -> Json:
+    """The JSON of ``event``; in lists, where nothing is numbered, ``seq`` is None."""
+    return _BODIES[type(event)](event, seq, run_id)
+
+
+@lru_cache(maxsize=1024)
+def _date(at: datetime) -> str:
+    return at.isoformat(timespec="seconds")
+
+
+def _head(
+    message_type: str,
+    message_id: str,
+    at: datetime,
+    *,
+    seq: int | None,
+    run_id: str | None,
+    name: str | None = None,
+    otid: str | None = None,
+    sender_id: str | None = None,
+    step_id: str | None = None,
+) -> Json:
+    return {
+        "id": message_id,
+        "date": _date(at),
+        "name": name,
+        "message_type": message_type,
+        "otid": otid,
+        "sender_id": sender_id,
+        "step_id": step_id,
+        "is_err": None,
+        "seq_id": seq,
+        "run_id": run_id,
+    }
+
+
+def _placed(
+    message_type: str, place: Place, seq: int | None, run_id: str | None, name: str | None = None
+) -> Json:
+    otid = part_otid(place.message_id, place.index)
+    return _head(
+        message_type,
+        place.message_id,
+        place.at,
+        seq=seq,
+        run_id=run_id,
+        name=name,
+        otid=otid,
+        step_id=place.step_id,
+    )
+
+
+def _ping(event: Ping, seq: int | None, run_id: str | None) -> Json:
+    return _head("ping", event.id, event.at, seq=seq, run_id=run_id)
+
+
+def _assistant(event: AssistantText, seq: int | None, run_id: str | None) -> Json:
+    result = _placed("assistant_message", event.place, seq, run_id)
+    result["content"] = event.text
+    return result
+
+
+def _reasoning(event: ReasoningText, seq: int | None, run_id: str | None) -> Json:
+    result = _placed("reasoning_message", event.place, seq, run_id)
+    result["source"] = event.source
+    result["reasoning"] = event.text
+    result["signature"] = event.signature
+    return result
+
+
+def _hidden_reasoning(event: HiddenReasoning, seq: int | None, run_id: str | None) -> Json:
+    result = _placed("hidden_reasoning_message", event.place, seq, run_id)
+    result["state"] = event.state
+    result["hidden_reasoning"] = event.text
+    return result
+
+
+def _tool_call(event: ToolCallRequested, seq: int | None, run_id: str | None) -> Json:
+    kind = "approval_request_message" if event.needs_approval else "tool_call_message"
+    result = _placed(kind, event.place, seq, run_id)
+    if event.needs_approval:
+        result["otid"] = event.place.message_id
+    calls: list[Json] = [
+        {"name": call.name, "arguments": call.arguments, "tool_call_id": call.tool_call_id}
+        for call in event.calls
+    ]
+    if event.is_chunk and not event.needs_approval:
+        calls = [{key: value for key, value in call.items() if value is not None} for call in calls]
+    result["tool_call"] = calls[0]
+    result["tool_calls"] = calls[0] if event.is_chunk else calls
+    return result
+
+
+def _tool_return(event: ToolReturned, seq: int | None, run_id: str | None) -> Json:
+    result = _placed("tool_return_message", event.place, seq, run_id, event.name)
+    returned: Json = {
+        "tool_return": event.output,
+        "status": event.status,
+        "tool_call_id": event.tool_call_id,
+        "stdout": event.stdout,
+        "stderr": event.stderr,
+    }
+    result |= returned
+    result["tool_returns"] = [{"type": "tool", **returned}]
+    return result
+
+
+def _stopped(event: Stopped, seq: int | None, run_id: str | None) -> Json:
+    result: Json = {"message_type": "stop_reason", "stop_reason": event.reason}
+    return result if seq is None else result | {"seq_id": seq, "run_id": run_id}
+
+
+def _failed(event: Failed, seq: int | None, run_id: str | None) -> Json:
+    return {
+        "message_type": "error_message",
+        "run_id": run_id,
+        "error_type": event.error_type,
+        "message": event.message,
+        "detail": event.detail,
+        "seq_id": seq,
+    }
+
+
+def _usage(event: Usage, seq: int | None, run_id: str | None) -> Json:
+    result: Json = {
+        "message_type": "usage_statistics",
+        "completion_tokens": event.completion_tokens,
+        "prompt_tokens": event.prompt_tokens,
+        "total_tokens": event.total_tokens,
+        "step_count": event.step_count,
+        "run_ids": None,
+        "cached_input_tokens": event.cached_input_tokens,
+        "cache_write_tokens": event.cache_write_tokens,
+        "reasoning_tokens": event.reasoning_tokens,
+        "context_tokens": event.context_tokens,
+    }
+    return result if seq is None else result | {"seq_id": seq, "run_id": run_id}
+
+
+_MESSAGE_TYPES: dict[type, MessageType] = {
+    AssistantText: "assistant_message",
+    ReasoningText: "reasoning_message",
+    HiddenReasoning: "hidden_reasoning_message",
+    ToolCallRequested: "tool_call_message",
+    ToolReturned: "tool_return_message",
+}
+
+_BODIES: dict[type, Callable[[Any, int | None, str | None], Json]] = {
+    Ping: _ping,
+    AssistantText: _assistant,
+    ReasoningText: _reasoning,
+    HiddenReasoning: _hidden_reasoning,
+    ToolCallRequested: _tool_call,
+    ToolReturned: _tool_return,
+    Stopped: _stopped,
+    Failed: _failed,
+    Usage: _usage,
+}
+
+
+# Back from a frame to its event.
+
+
+def decode(frame: bytes) -> Event:
+    """The event whose frame this is. The frame must be one that ``encode`` made."""
+    data = _decode(frame_data(frame))
+    return _EVENTS[data["message_type"]](data)
+
+
+def _place(data: Json) -> Place:
+    otid = data["otid"]
+    index = 0 if otid == data["id"] else int(otid[-2:], 16) & 0x7F
+    return Place(
+        MessageId(data["id"]), StepId(data["step_id"]), index, datetime.fromisoformat(data["date"])
+    )
+
+
+def _read_tool_call(data: Json) -> ToolCallRequested:
+    calls = data["tool_calls"]
+    is_chunk = isinstance(calls, dict)
+    return ToolCallRequested(
+        _place(data),
+        tuple(
+            ToolCall(call["tool_call_id"], call.get("name"), call.get("arguments"))
+            for call in ([calls] if is_chunk else calls)
+        ),
+        is_chunk=is_chunk,
+        needs_approval=data["message_type"] == "approval_request_message",
+    )
+
+
+def _read_tool_return(data: Json) -> ToolReturned:
+    stdout, stderr = data["stdout"], data["stderr"]
+    return ToolReturned(
+        _place(data),
+        data["tool_call_id"],
+        data["name"],
+        data["status"],
+        data["tool_return"],
+        None if stdout is None else tuple(stdout),
+        None if stderr is None else tuple(stderr),
+    )
+
+
+_USAGE_MEMBERS = Usage.__dataclass_fields__.keys()
+
+_EVENTS: dict[str, Callable[[Json], Event]] = {
+    "ping": lambda data: Ping(data["id"], datetime.fromisoformat(data["date"])),
+    "assistant_message": lambda data: AssistantText(_place(data), data["content"]),
+    "reasoning_message": lambda data: ReasoningText(
+        _place(data), data["reasoning"], data["signature"], data["source"]
+    ),
+    "hidden_reasoning_message": lambda data: HiddenReasoning(
+        _place(data), data["state"], data["hidden_reasoning"]
+    ),
+    "tool_call_message": _read_tool_call,
+    "approval_request_message": _read_tool_call,
+    "tool_return_message": _read_tool_return,
+    "stop_reason": lambda data: Stopped(StopReason(data["stop_reason"])),
+    "error_message": lambda data: Failed(data["error_type"], data["message"], data["detail"]),
+    "usage_statistics": lambda data: Usage(**{key: data[key] for key in _USAGE_MEMBERS}),
+}
+
+
+# Stored messages, as the lists show them.
+
+
+def message_items(message: Message) -> list[Json]:
+    """The items that ``message`` is in a list, in order; at least one."""
+    if message.role in {Role.SYSTEM, Role.USER} or (
+        message.role is Role.ASSISTANT and message.step_id is None
+    ):
+        kind = f"{message.role}_message"
+        item = _head(
+            kind,
+            message.id,
+            message.created_at,
+            seq=None,
+            run_id=message.run_id,
+            name=message.name,
+            otid=message.otid,
+            sender_id=message.sender_id,
+            step_id=message.step_id,
+        )
+        item["content"] = _content(message)
+        return [item]
+    return [body(output, None, message.run_id) for output in _outputs(message)]
+
+
+def _content(message: Message) -> str | list[Json]:
+    if all(isinstance(part, TextPart) for part in message.parts):
+        return message.text
+    return [_content_part(part) for part in message.parts]
+
+
+def _content_part(part: ContentPart) -> Json:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    if isinstance(part, ImagePart):
+        source: Json = {"type": "url", "url": part.url}
+        if part.url is None:
+            source = {"type": "base64", "media_type": part.media_type, "data": part.base64_data}
+        return {"type": "image", "source": source}
+    raise TypeError(f"{type(part).__name__} does not stand in a message of a user or the system")
+
+
+def _outputs(message: Message) -> list[Output]:
+    """The parts of a stored answer, each whole, in order."""
+    outputs: list[Output] = []
+    index = 0
+    calls: list[ToolCallPart] = []
+    step_id = message.step_id or StepId("")  # answers have one; what clients sent is shown above
+    for part in message.parts:
+        place = Place(message.id, step_id, index, message.created_at)
+        match part:
+            case TextPart():
+                outputs.append(AssistantText(place, part.text))
+            case ReasoningPart():
+                outputs.append(ReasoningText(place, part.text, part.signature))
+            case HiddenReasoningPart():
+                outputs.append(HiddenReasoning(place, part.state, part.text))
+            case ToolReturnPart():
+                outputs.append(_returned(place, part))
+            case ToolCallPart():
+                calls.append(part)
+                continue
+            case ImagePart():
+                continue
+        index += 1
+    place = Place(message.id, step_id, index, message.created_at)
+    return outputs + _requested(place, calls)
+
+
+def _returned(place: Place, part: ToolReturnPart) -> ToolReturned:
+    return ToolReturned(
+        place, part.tool_call_id, part.name, part.status, part.output, part.stdout, part.stderr
+    )
+
+
+def _requested(place: Place, calls: list[ToolCallPart]) -> list[Output]:
+    """Calls that may run, in one item; then those that wait for an approval, in another."""
+    groups: list[Output] = []
+    for waits in (False, True):
+        group = tuple(
+            ToolCall(call.tool_call_id, call.name, call.arguments)
+            for call in calls
+            if call.needs_approval is waits
+        )
+        if group:
+            groups.append(ToolCallRequested(place, group, is_chunk=False, needs_approval=waits))
+    return groups

@@ -1,0 +1,178 @@
+"""The Letta dialect: frames that clients know, and the way back from them."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reattach.events import (
+    AssistantText,
+    Event,
+    Failed,
+    HiddenReasoning,
+    Ping,
+    Place,
+    ReasoningText,
+    Stopped,
+    StopReason,
+    ToolCall,
+    ToolCallRequested,
+    ToolReturned,
+    Usage,
+)
+from reattach.ids import MessageId, StepId, part_otid
+from reattach.messages import ImagePart, Message, ReasoningPart, Role, TextPart, ToolCallPart
+from reattach.wire import letta, sse
+
+AT = datetime(2026, 11, 22, 13, 14, 24, tzinfo=UTC)
+RUN = "run-0c653f22-2e84-49aa-94c4-121b2c40da52"
+MESSAGE = MessageId("message-31787f76-f5ed-4a7a-b183-9bf6aa00e163")
+STEP = StepId("step-0fcaa142-0577-4291-ada1-202526a740af")
+
+
+def place(index: int) -> Place:
+    return Place(MESSAGE, STEP, index, AT)
+
+
+def test_a_chunk_of_text_is_the_recorded_frame() -> None:
+    frame = letta.encode(AssistantText(place(1), "t0 "), 4, RUN)
+
+    assert frame == (
+        b'data: {"id":"message-31787f76-f5ed-4a7a-b183-9bf6aa00e163",'
+        b'"date":"2026-11-22T13:14:24+00:00","name":null,"message_type":"assistant_message",'
+        b'"otid":"31787f76-f5ed-4a7a-b183-9bf6aa00e101","sender_id":null,'
+        b'"step_id":"step-0fcaa142-0577-4291-ada1-202526a740af","is_err":null,"seq_id":4,'
+        b'"run_id":"run-0c653f22-2e84-49aa-94c4-121b2c40da52","content":"t0 "}\n\n'
+    )
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize(
+    "event",
+    [
+        Ping("ping-1", AT),
+        AssistantText(place(0), "a"),
+        ReasoningText(place(0), "r"),
+        HiddenReasoning(place(0), "omitted"),
+        ToolCallRequested(place(0), (ToolCall("c", "f", None),), is_chunk=True),
+        ToolReturned(place(0), "c", "f", "success", "42"),
+        Stopped(StopReason.END_TURN),
+        Failed("llm_error", "no", None),
+        Usage(1, 2, 3, 1),
+    ],
+    ids=lambda event: type(event).__name__,
+)
+def test_every_event_carries_its_seq_and_its_run(event: Event) -> None:
+    body = letta.body(event, 7, RUN)
+
+    assert (body["seq_id"], body["run_id"]) == (7, RUN)
+
+
+def test_an_error_is_a_named_event() -> None:
+    frame = letta.encode(Failed("llm_error", "no", None), 3, RUN)
+
+    assert frame.startswith(b"event: error\ndata: {")
+
+
+@pytest.mark.parametrize(
+    ("needs_approval", "first", "later"),
+    [
+        (False, {"name": "f", "tool_call_id": "c"}, {"arguments": "{", "tool_call_id": "c"}),
+        (
+            True,
+            {"name": "f", "arguments": None, "tool_call_id": "c"},
+            {"name": None, "arguments": "{", "tool_call_id": "c"},
+        ),
+    ],
+    ids=["call", "approval request"],
+)
+def test_chunks_of_a_call_have_the_recorded_members(
+    needs_approval: bool, first: dict[str, str], later: dict[str, str]
+) -> None:
+    def chunk(call: ToolCall) -> letta.Json:
+        event = ToolCallRequested(place(0), (call,), is_chunk=True, needs_approval=needs_approval)
+        return letta.body(event, 1, RUN)
+
+    body = chunk(ToolCall("c", "f", None))
+    assert body["tool_call"] == body["tool_calls"] == first
+    assert chunk(ToolCall("c", None, "{"))["tool_call"] == later
+
+
+def test_whole_calls_are_a_list() -> None:
+    calls = (ToolCall("c1", "f", "{}"), ToolCall("c2", "g", "{}"))
+    body = letta.body(ToolCallRequested(place(0), calls, is_chunk=False), 1, RUN)
+
+    assert [call["tool_call_id"] for call in body["tool_calls"]] == ["c1", "c2"]
+    assert body["tool_call"] == body["tool_calls"][0]
+
+
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
+_PLACES = st.builds(place, st.integers(0, 127))
+_CALLS = st.builds(ToolCall, _TEXT, _TEXT, _TEXT)
+_EVENTS: st.SearchStrategy[Event] = st.one_of(
+    st.builds(Ping, _TEXT, st.just(AT)),
+    st.builds(AssistantText, _PLACES, _TEXT),
+    st.builds(ReasoningText, _PLACES, _TEXT, st.none() | _TEXT),
+    st.builds(HiddenReasoning, _PLACES, st.sampled_from(["redacted", "omitted"]), _TEXT),
+    st.builds(ToolCallRequested, _PLACES, st.tuples(_CALLS), st.booleans()),
+    st.builds(
+        ToolReturned, _PLACES, _TEXT, _TEXT, st.sampled_from(["success", "error"]), _TEXT,
+        st.none() | st.tuples(_TEXT), st.none() | st.tuples(_TEXT),
+    ),
+    st.builds(Stopped, st.sampled_from(StopReason)),
+    st.builds(Failed, _TEXT, _TEXT, st.none() | _TEXT),
+    st.builds(Usage, st.integers(0), st.integers(0), st.integers(0), st.integers(0)),
+)  # fmt: skip
+
+
+@given(st.lists(_EVENTS, min_size=1, max_size=5))
+def test_joined_frames_read_back_as_the_events_whatever_their_text(events: list[Event]) -> None:
+    joined = b"".join(letta.encode(event, seq, RUN) for seq, event in enumerate(events, 1))
+
+    assert [letta.decode(frame) for frame in sse.split_frames(joined)] == events
+
+
+@given(_EVENTS)
+def test_a_frame_has_no_line_break_but_at_its_end(event: Event) -> None:
+    frame = letta.encode(event, 1, RUN)
+
+    assert frame.endswith(b"}\n\n")
+    assert frame.count(b"\n") == (3 if isinstance(event, Failed) else 2)
+    assert b"\r" not in frame
+
+
+def test_the_otid_of_a_part_is_the_message_with_its_index() -> None:
+    assert part_otid("message-31787f76-f5ed-4a7a-b183-9bf6aa00e163", 1).endswith("e101")
+    assert part_otid("message-fd0b32d6-52db-4c1e-b320-1f02a854edb0", 2).endswith("ed82")
+
+
+def test_a_stored_answer_is_its_parts_in_order() -> None:
+    message = Message(
+        id=MESSAGE,
+        role=Role.ASSISTANT,
+        parts=(ReasoningPart("r"), TextPart("a"), ToolCallPart("c", "f", "{}")),
+        created_at=AT,
+        step_id=STEP,
+    )
+    items = letta.message_items(message)
+
+    assert [item["message_type"] for item in items] == [
+        "reasoning_message",
+        "assistant_message",
+        "tool_call_message",
+    ]
+    assert [item["otid"][-2:] for item in items] == ["00", "01", "02"]
+    assert {item["seq_id"] for item in items} == {None}
+
+
+def test_text_alone_is_a_string_and_images_are_parts() -> None:
+    def content(*parts: TextPart | ImagePart) -> object:
+        message = Message(id=MESSAGE, role=Role.USER, parts=parts, created_at=AT)
+        return letta.message_items(message)[0]["content"]
+
+    assert content(TextPart("hi")) == "hi"
+    assert content(TextPart("hi"), ImagePart(url="https://example.org/a.png")) == [
+        {"type": "text", "text": "hi"},
+        {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}},
+    ]
