@@ -1,0 +1,141 @@
+"""Readers of runs: a reader is a cursor into shared bytes, and one timer serves them all."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from reattach.errors import CursorAheadError, ExpiredError, ReattachError
+from reattach.limits import REPLAY_SLICE_BYTES
+from reattach.log.base import Log, Slice, Tail
+
+
+class Following:
+    """One reader of one run. Made by ``follow``.
+
+    ``cursor`` is the last seq that the reader was given. ``wake`` is set whenever there may be
+    something to do: more events, the end, or a keepalive that is due.
+    """
+
+    __slots__ = ("_log", "_max_events", "_tail", "cursor", "keepalive_due", "quiet_since", "run_id",
+                 "wake")  # fmt: skip
+
+    def __init__(self, log: Log, tail: Tail, run_id: str, cursor: int, max_events: int) -> None:
+        self._log = log
+        self._tail = tail
+        self._max_events = max_events
+        self.run_id = run_id
+        self.cursor = cursor
+        self.wake = asyncio.Event()
+        self.keepalive_due = False
+        self.quiet_since: float | None = None
+        """When the reader was last sent something, by the event loop's clock; None while a
+        write is under way, when there is nothing to keep alive."""
+
+    async def read(self) -> Slice:
+        """The next events, at most one write of a replay; empty if there are none at present.
+
+        Moves the cursor. Raises ExpiredError if the events after the cursor were trimmed away.
+        """
+        if self.cursor + 1 < self._tail.first_seq:
+            piece = await self._log.read(
+                self.run_id,
+                self.cursor,
+                max_bytes=REPLAY_SLICE_BYTES,
+                max_events=self._max_events,
+            )
+        else:
+            piece = self._tail.slice(
+                self.cursor, max_bytes=REPLAY_SLICE_BYTES, max_events=self._max_events
+            )
+        self.cursor = max(self.cursor, piece.last_seq)
+        return piece
+
+    @property
+    def has_more(self) -> bool:
+        """Whether ``read`` would give events, or the log has ended."""
+        return self._tail.last_seq > self.cursor or self._tail.ended
+
+    @property
+    def closed(self) -> bool:
+        """The log is closed; with an empty ``read`` that means that all of it was given."""
+        return self._tail.closed
+
+    @property
+    def failure(self) -> ReattachError | None:
+        """Why the log can not be followed any longer from here, if so."""
+        return self._tail.failure
+
+
+@asynccontextmanager
+async def follow(
+    log: Log, run_id: str, cursor: int, *, max_events: int
+) -> AsyncIterator[Following]:
+    """Follow a run from ``cursor`` (0: from its start; negative counts as 0).
+
+    ``max_events`` bounds the events of one read; less than 1 counts as 1. A cursor past the end of
+    a closed log is at its end. Raises CursorAheadError if an open log does not have the event at
+    the cursor, ExpiredError if what follows the cursor was trimmed away, and LogNotFoundError if
+    there is no log.
+    """
+    cursor = max(cursor, 0)
+    async with log.follow(run_id) as tail:
+        head = await log.head(run_id)
+        if cursor > head.last_seq and not head.closed:
+            raise CursorAheadError(run_id, cursor, head.last_seq)
+        cursor = min(cursor, head.last_seq)
+        if cursor + 1 < head.first_seq:
+            raise ExpiredError(
+                f"Events before {head.first_seq} of {run_id} are no longer kept; "
+                f"resume with starting_after={head.first_seq - 1} or more.",
+                earliest_seq=head.first_seq,
+            )
+        following = Following(log, tail, run_id, cursor, max(max_events, 1))
+        tail.subscribe(following.wake.set)
+        try:
+            yield following
+        finally:
+            tail.unsubscribe(following.wake.set)
+
+
+class Watch:
+    """One timer for all readers of the process.
+
+    It tells a reader when a keepalive is due, and is the net under wake-ups: once a tick it looks
+    whether a reader has more than it was woken for. Neither touches the store.
+    """
+
+    def __init__(self, ping_interval_seconds: float) -> None:
+        self._interval_seconds = ping_interval_seconds
+        self._tick_seconds = min(1.0, ping_interval_seconds / 4)
+        self._readers: set[Following] = set()
+        self._pinged: set[Following] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def watching(self, following: Following, *, pings: bool) -> AsyncIterator[None]:
+        """Watch over a reader as long as the context lasts."""
+        following.quiet_since = asyncio.get_running_loop().time()
+        self._readers.add(following)
+        if pings:
+            self._pinged.add(following)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._tick(), name="watch readers")
+        try:
+            yield
+        finally:
+            self._readers.discard(following)
+            self._pinged.discard(following)
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._readers:
+            await asyncio.sleep(self._tick_seconds)
+            due_before = loop.time() - self._interval_seconds
+            for following in self._readers:
+                if following.has_more:
+                    following.wake.set()
+            for following in self._pinged:
+                quiet_since = following.quiet_since
+                if quiet_since is not None and quiet_since <= due_before:
+                    following.keepalive_due = True
+                    following.wake.set()

@@ -1,0 +1,258 @@
+"""The course of one run, as a pure state machine: deltas of an engine in, events out.
+
+Rules:
+- A run is a sequence of steps; a step is one call of the model and has an id of its own.
+- All that the model says in a step is one message; a part is a stretch of it of one kind.
+  Parts are numbered from 0 in the order they begin.
+- A tool's return belongs to the step that called it, and is a message of its own.
+- With ``stream_tokens`` every delta is an event; without it every part is one, when it is whole.
+- The run ends once, with its terminal group: Stopped, Failed if it failed, Usage. What an engine
+  yields after that is dropped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from reattach.clock import Clock
+from reattach.engine.base import (
+    Delta,
+    Finished,
+    ReasoningDelta,
+    ReasoningHidden,
+    StepFinished,
+    TextDelta,
+    ToolCallDelta,
+    ToolReturn,
+)
+from reattach.errors import EngineError
+from reattach.events import (
+    AssistantText,
+    Event,
+    Failed,
+    HiddenReasoning,
+    Output,
+    Ping,
+    Place,
+    ReasoningText,
+    Stopped,
+    StopReason,
+    ToolCall,
+    ToolCallRequested,
+    ToolReturned,
+    Usage,
+)
+from reattach.ids import MessageId, StepId, new_message_id, new_step_id, new_uuid
+
+Spoken = TextDelta | ReasoningDelta | ReasoningHidden | ToolCallDelta
+"""What the model says itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """A step as far as it got. ``usage`` is zero if the step did not finish."""
+
+    id: StepId
+    started_at: datetime
+    usage: Usage
+    finished: bool
+
+
+class RunMachine:
+    """See the module. Methods return the events to append, in order."""
+
+    def __init__(self, clock: Clock, *, stream_tokens: bool) -> None:
+        self._clock = clock
+        self._stream_tokens = stream_tokens
+        self._message_id: MessageId | None = None
+        self._step: StepRecord | None = None
+        self._part: _Part | None = None
+        self._index = 0
+        self._finish_reason = StopReason.END_TURN
+        self.steps: list[StepRecord] = []
+        self.ended = False
+
+    def ping(self) -> list[Event]:
+        """The first event of a run whose sender asked for pings."""
+        return [Ping(f"ping-{new_uuid()}", self._now())]
+
+    def on_delta(self, delta: Delta) -> list[Event]:
+        """What ``delta`` adds to the log."""
+        if self.ended:
+            return []
+        match delta:
+            case StepFinished():
+                return self._finish_step(delta.usage)
+            case Finished():
+                self._finish_reason = delta.reason
+                return []
+            case ToolReturn():
+                return [*self._flush(), self._returned(delta)]
+            case _:
+                return self._say(delta)
+
+    def finish(self) -> list[Event]:
+        """The engine is done: its last parts and the terminal group."""
+        return self._end(self._finish_reason, None)
+
+    def stop(self, reason: StopReason, failure: Failed | None = None) -> list[Event]:
+        """The run is ended from outside: what it has of parts, and the terminal group."""
+        return self._end(reason, failure)
+
+    def fail(self, error: EngineError) -> list[Event]:
+        """The engine failed: what it has of parts, and the terminal group with the error."""
+        failure = Failed(error.code, error.detail, None)
+        return self._end(StopReason(error.stop_reason), failure)
+
+    def _end(self, reason: StopReason, failure: Failed | None) -> list[Event]:
+        if self.ended:
+            return []
+        events = self._flush()
+        if self._step is not None:
+            self.steps.append(self._step)
+            self._step = None
+        self.ended = True
+        events.append(Stopped(reason))
+        if failure is not None:
+            events.append(failure)
+        events.append(total_usage([step.usage for step in self.steps], len(self.steps)))
+        return events
+
+    def _say(self, delta: Spoken) -> list[Event]:
+        events: list[Event] = []
+        if self._part is not None and not self._part.accepts(delta):
+            events = self._flush()
+        if self._part is None:
+            self._part = _Part(self._next_place(), _kind(delta))
+        if self._stream_tokens:
+            events.append(self._part.chunk(delta))
+        else:
+            self._part.deltas.append(delta)
+        return events
+
+    def _flush(self) -> list[Event]:
+        """End the part under way."""
+        part, self._part = self._part, None
+        if part is None or self._stream_tokens:
+            return []
+        return [part.whole()]
+
+    def _finish_step(self, usage: Usage) -> list[Event]:
+        events = self._flush()
+        self._begin_step()
+        assert self._step is not None
+        self.steps.append(replace(self._step, usage=usage, finished=True))
+        self._step = None
+        self._message_id = None
+        return events
+
+    def _returned(self, delta: ToolReturn) -> ToolReturned:
+        step = self.steps[-1] if self._step is None and self.steps else self._begin_step()
+        return ToolReturned(
+            Place(new_message_id(), step.id, 0, self._now()),
+            delta.tool_call_id,
+            delta.name,
+            delta.status,
+            delta.output,
+            delta.stdout,
+            delta.stderr,
+        )
+
+    def _begin_step(self) -> StepRecord:
+        if self._step is None:
+            self._step = StepRecord(new_step_id(), self._now(), Usage(), finished=False)
+            self._message_id = new_message_id()
+            self._index = 0
+        return self._step
+
+    def _next_place(self) -> Place:
+        step = self._begin_step()
+        assert self._message_id is not None
+        place = Place(self._message_id, step.id, self._index, self._now())
+        self._index += 1
+        return place
+
+    def _now(self) -> datetime:
+        """Whole seconds, as the wire tells them, so that a log read back gives equal events."""
+        return self._clock.now().replace(microsecond=0)
+
+
+def _kind(delta: Spoken) -> tuple[type, bool]:
+    return type(delta), isinstance(delta, ToolCallDelta) and delta.needs_approval
+
+
+class _Part:
+    """A part under way, and in step mode what it consists of."""
+
+    __slots__ = ("deltas", "kind", "place")
+
+    def __init__(self, place: Place, kind: tuple[type, bool]) -> None:
+        self.place = place
+        self.kind = kind
+        self.deltas: list[Spoken] = []
+
+    def accepts(self, delta: Spoken) -> bool:
+        return self.kind == _kind(delta)
+
+    def chunk(self, delta: Spoken) -> Output:
+        match delta:
+            case TextDelta():
+                return AssistantText(self.place, delta.text)
+            case ReasoningDelta():
+                return ReasoningText(self.place, delta.text, delta.signature)
+            case ReasoningHidden():
+                return HiddenReasoning(self.place, delta.state, delta.text)
+            case ToolCallDelta():
+                call = ToolCall(delta.tool_call_id, delta.name, delta.arguments)
+                return ToolCallRequested(
+                    self.place, (call,), is_chunk=True, needs_approval=delta.needs_approval
+                )
+
+    def whole(self) -> Output:
+        chunks = [self.chunk(delta) for delta in self.deltas]
+        match chunks[0]:
+            case AssistantText():
+                texts = [chunk.text for chunk in chunks if isinstance(chunk, AssistantText)]
+                return AssistantText(self.place, "".join(texts))
+            case ReasoningText():
+                reasoning = [chunk for chunk in chunks if isinstance(chunk, ReasoningText)]
+                signatures = [chunk.signature for chunk in reasoning if chunk.signature]
+                return ReasoningText(
+                    self.place,
+                    "".join(chunk.text for chunk in reasoning),
+                    "".join(signatures) or None,
+                )
+            case ToolCallRequested():
+                calls = [chunk for chunk in chunks if isinstance(chunk, ToolCallRequested)]
+                return replace(calls[0], calls=join_calls(calls), is_chunk=False)
+            case other:
+                return other
+
+
+def join_calls(chunks: Sequence[ToolCallRequested]) -> tuple[ToolCall, ...]:
+    """The whole calls that ``chunks`` make together, in the order in which they began."""
+    names: dict[str, str] = {}
+    arguments: dict[str, list[str]] = {}
+    for call in (call for chunk in chunks for call in chunk.calls):
+        names[call.tool_call_id] = names.get(call.tool_call_id) or call.name or ""
+        arguments.setdefault(call.tool_call_id, []).append(call.arguments or "")
+    return tuple(ToolCall(key, names[key], "".join(arguments[key])) for key in names)
+
+
+def total_usage(usages: Sequence[Usage], step_count: int) -> Usage:
+    """The sum of the steps' usage; what no step reported stays unknown."""
+
+    def add(values: list[int | None]) -> int | None:
+        known = [value for value in values if value is not None]
+        return sum(known) if known else None
+
+    return Usage(
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        total_tokens=sum(usage.total_tokens for usage in usages),
+        step_count=step_count,
+        cached_input_tokens=add([usage.cached_input_tokens for usage in usages]),
+        cache_write_tokens=add([usage.cache_write_tokens for usage in usages]),
+        reasoning_tokens=add([usage.reasoning_tokens for usage in usages]),
+        context_tokens=usages[-1].context_tokens if usages else None,
+    )

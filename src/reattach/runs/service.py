@@ -1,0 +1,431 @@
+"""What can be done with runs: send, find, follow, cancel, drain. Where the parts meet."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import msgspec
+import structlog
+
+from reattach.clock import Clock
+from reattach.engine.base import Turn
+from reattach.engine.catalog import Catalog
+from reattach.errors import (
+    ExpiredError,
+    FencedError,
+    InvalidArgumentError,
+    LogNotFoundError,
+    NoActiveRunsToCancelError,
+    NotFoundError,
+    StoreUnavailableError,
+    UnavailableError,
+)
+from reattach.events import RunStatus
+from reattach.ids import RunId, TenantId, is_run_id, new_run_id, new_uuid
+from reattach.limits import (
+    APPEND_RETRY_SECONDS,
+    CANCEL_WAIT_SECONDS,
+    ENGINE_STOP_SECONDS,
+    RECOVERIES_AT_ONCE,
+    SETTLE_WAIT_SECONDS,
+    SWEEP_BATCH_RUNS,
+)
+from reattach.log.base import Log
+from reattach.messages import Message
+from reattach.records.base import (
+    Agent,
+    Conversation,
+    RequestKey,
+    Run,
+    RunCreated,
+    Settlement,
+    Thread,
+)
+from reattach.records.records import Records
+from reattach.runs.follow import Following, Watch, follow
+from reattach.runs.idempotency import request_key
+from reattach.runs.patience import patiently
+from reattach.runs.recover import end_orphan
+from reattach.runs.turns import Overrides, chosen_model, make_turn
+from reattach.runs.worker import (
+    CANCELLED,
+    DRAINED,
+    OWNER_DIED,
+    STORE_FAILED,
+    Ending,
+    Options,
+    Worker,
+)
+
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A request for a turn, checked and understood."""
+
+    tenant: TenantId
+    agent: Agent
+    conversation: Conversation | None
+    """None: the agent's default thread."""
+    messages: tuple[Message, ...]
+    """At least one; with the OTIDs that the client gave them."""
+    background: bool
+    run_type: str
+    request_config: dict[str, object]
+    options: Options
+    overrides: Overrides
+
+    @property
+    def thread(self) -> Thread:
+        return Thread(self.agent.id, self.conversation.id if self.conversation else None)
+
+
+@dataclass(slots=True)
+class _Endless:
+    """An active run that nobody works on. ``done`` is set when it has its end."""
+
+    run: Run
+    ending: Ending
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class RunService:
+    """All runs of one process.
+
+    ``start`` must have returned before anything else is asked of it: it gives every run that a
+    dead process left behind its end (P7).
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        records: Records,
+        catalog: Catalog,
+        clock: Clock,
+        *,
+        default_model: str | None = None,
+        retention: timedelta = timedelta(hours=24),
+        ping_interval_seconds: float = 15.0,
+    ) -> None:
+        self.log = log
+        self.watch = Watch(ping_interval_seconds)
+        self.draining = False
+        self.owner = new_uuid()
+        self._records = records
+        self._catalog = catalog
+        self._clock = clock
+        self._default_model = default_model
+        self._retention = retention
+        self._workers: dict[str, Worker] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._endless: dict[str, _Endless] = {}
+
+    async def start(self) -> None:
+        """Recover what a dead process left. Raises StoreUnavailableError."""
+        await self.recover()
+
+    async def aclose(self) -> None:
+        """End every run that is left, and return when each has its terminal group."""
+        await self.drain(0)
+
+    # Sending.
+
+    async def send(self, send: Send) -> Run:
+        """Make the run that ``send`` asks for, or find the one that it made before (P9).
+
+        The run goes on by itself (P6); follow it, or wait for it with ``settled``.
+        Raises UnavailableError while draining, ConversationBusyError (P10), OtidConflictError,
+        NotFoundError for an unknown model.
+        """
+        if self.draining:
+            raise UnavailableError(
+                "The server is shutting down. Send again; another process will take it.",
+                retry_after_seconds=2,
+            )
+        model = chosen_model(send.agent, send.conversation, send.overrides, self._default_model)
+        if model is None:
+            raise InvalidArgumentError(
+                "No model: neither this request, the conversation nor the agent names one, and "
+                "the server offers none. Name one of GET /v1/models/ as the agent's 'model'."
+            )
+        engine = self._catalog.engine(model)
+        run = self._new_run(send, model)
+
+        async def turn() -> Turn:
+            history = await self._records.messages.history(send.tenant, send.thread)
+            return make_turn(run, send.agent, send.conversation, history, send.overrides)
+
+        worker = Worker(
+            run,
+            send.options,
+            engine=engine,
+            log=self.log,
+            clock=self._clock,
+            make_turn=turn,
+            settle=self._settle,
+        )
+        key = request_key(send.messages, send.thread)
+        admitted: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
+        # Before the record is there: who finds that must find the worker, and wait for its log.
+        self._workers[run.id] = worker
+        # A task of its own: a sender that is cancelled leaves no run that nobody works on.
+        task = asyncio.create_task(self._work(worker, key, admitted), name=f"run {run.id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(admitted)
+
+    def _new_run(self, send: Send, model: str) -> Run:
+        sent = tuple(
+            message if message.otid else msgspec.structs.replace(message, otid=new_uuid())
+            for message in send.messages
+        )
+        return Run(
+            id=new_run_id(),
+            tenant=send.tenant,
+            thread=send.thread,
+            status=RunStatus.RUNNING,
+            background=send.background,
+            created_at=self._clock.now(),
+            model=model,
+            run_type=send.run_type,
+            request_config=send.request_config,
+            input=sent,
+            owner=self.owner,
+            token=1,
+        )
+
+    async def _work(
+        self, worker: Worker, key: RequestKey | None, admitted: asyncio.Future[Run]
+    ) -> None:
+        """Create the worker's run and let it work, unless the key made another one before.
+
+        ``admitted`` is told the run, or why there is none.
+        """
+        run = worker.run
+        otids = [message.otid for message in run.input if message.otid]
+        try:
+            outcome = await self._records.runs.create(run.tenant, run, key, otids)
+        except Exception as error:  # noqa: BLE001  the sender raises it
+            # An answer that was lost leaves it open whether the run was created.
+            worker.gave_up = isinstance(error, StoreUnavailableError)
+            admitted.set_exception(error)
+        else:
+            admitted.set_result(outcome.run)
+            if isinstance(outcome, RunCreated):
+                await worker.work()
+        finally:
+            worker.opened.set()
+            worker.done.set()
+            self._workers.pop(run.id, None)
+            if worker.gave_up:
+                self._endless[run.id] = _Endless(run, STORE_FAILED)
+
+    async def _settle(self, run: Run, settlement: Settlement) -> None:
+        """Write how the run ended, trying again while the store does not take it."""
+        await patiently(self._clock, lambda: self._records.runs.settle(run.id, settlement))
+
+    # Finding and following.
+
+    async def by_id(self, tenant: TenantId, run_id: str) -> Run:
+        """The run. Raises InvalidArgumentError for a malformed id, NotFoundError."""
+        if not is_run_id(run_id):
+            raise InvalidArgumentError(
+                f"Invalid run ID format: {run_id[:100]}. Expected format: 'run-<uuid4>'"
+            )
+        return await self._records.runs.get(tenant, RunId(run_id))
+
+    async def by_otid(self, tenant: TenantId, otid: str) -> Run:
+        """The newest run that the OTID made, whatever became of it. Raises NotFoundError."""
+        run = await self._records.runs.newest_by_otid(tenant, otid)
+        if run is None:
+            raise NotFoundError(
+                f"No run found for otid={otid[:200]}. The run may have expired or never existed."
+            )
+        return run
+
+    async def active(self, tenant: TenantId, thread: Thread) -> Run:
+        """The run under way in the thread. Raises InvalidArgumentError if there is none."""
+        run = await self._records.runs.active(tenant, thread)
+        if run is None:
+            raise InvalidArgumentError("No active runs found for this conversation.")
+        return run
+
+    @asynccontextmanager
+    async def follow(self, run: Run, cursor: int, *, max_events: int) -> AsyncIterator[Following]:
+        """Follow a run from ``cursor``, as ``runs.follow.follow`` says.
+
+        Raises ExpiredError if the log is gone, telling since when (P14), and
+        StoreUnavailableError if it could not be made yet.
+        """
+        worker = self._workers.get(run.id)
+        if worker is not None:
+            await worker.opened.wait()
+        try:
+            async with follow(self.log, run.id, cursor, max_events=max_events) as following:
+                yield following
+        except LogNotFoundError:
+            run = await self._records.runs.get(run.tenant, run.id)
+            if run.status.is_active:
+                raise StoreUnavailableError(
+                    f"The events of {run.id} can not be read at present. Try again in a moment."
+                ) from None
+            raise self._expired(run) from None
+
+    def _expired(self, run: Run) -> ExpiredError:
+        expired_at = None if run.completed_at is None else run.completed_at + self._retention
+        until = "" if expired_at is None else f" until {expired_at.isoformat(timespec='seconds')}"
+        return ExpiredError(
+            f"The events of {run.id} were kept{until} and are now expired. "
+            "The messages stay in the conversation; read them there.",
+            expired_at=expired_at,
+        )
+
+    async def settled(self, run: Run, *, timeout_seconds: float | None = None) -> Run:
+        """Wait until the run has ended and its record says so, and return it as it is then.
+
+        Returns the run as it is, perhaps still active, after ``timeout_seconds``.
+        """
+        worker = self._workers.get(run.id)
+        if worker is not None:
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    await worker.done.wait()
+            except TimeoutError:
+                logger.warning("run not settled in time", run_id=run.id)
+        return await self._records.runs.get(run.tenant, run.id)
+
+    async def ending_told(self, run: Run) -> bool:
+        """Wait until the record of a run whose log is closed says how it ended.
+
+        False if it does not after SETTLE_WAIT_SECONDS. Asks the store nothing.
+        """
+        try:
+            async with asyncio.timeout(SETTLE_WAIT_SECONDS):
+                while (at_work := self._workers.get(run.id) or self._endless.get(run.id)):
+                    await at_work.done.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    # Cancelling.
+
+    async def cancel(self, runs: Sequence[Run]) -> dict[str, str]:
+        """Cancel the runs that are active; idempotent (P6).
+
+        Returns the state of each afterwards: ``cancelled``, ``completed`` or ``failed`` if it
+        had ended by itself, ``cancelling`` if its end takes longer than CANCEL_WAIT_SECONDS.
+        """
+        ended = await asyncio.gather(*(self._cancel(run) for run in runs))
+        return {run.id: "cancelling" if run.status.is_active else run.status.value for run in ended}
+
+    async def cancel_thread(self, tenant: TenantId, thread: Thread) -> dict[str, str]:
+        """Cancel what is active in the thread. Raises NoActiveRunsToCancelError if nothing is."""
+        run = await self._records.runs.active(tenant, thread)
+        if run is None:
+            raise NoActiveRunsToCancelError(
+                f"No active runs to cancel for conversation {thread.conversation_id or 'default'}"
+            )
+        return await self.cancel([run])
+
+    async def _cancel(self, run: Run) -> Run:
+        if not run.status.is_active:
+            return run
+        await self._records.runs.request_cancel(run.tenant, [run.id])
+        worker = self._workers.get(run.id)
+        if worker is not None:
+            worker.end(CANCELLED)
+            return await self.settled(run, timeout_seconds=CANCEL_WAIT_SECONDS)
+        run = await self._records.runs.get(run.tenant, run.id)
+        if run.status.is_active:
+            with suppress(StoreUnavailableError):  # What was asked for is noted, and made up for.
+                await self._end_orphan(run, CANCELLED)
+            run = await self._records.runs.get(run.tenant, run.id)
+        return run
+
+    # Ends that nobody asked for.
+
+    async def recover(self) -> None:
+        """End every run whose owner is gone, and those that this process had to give up.
+
+        A run that can not be ended holds back no other. Raises what was in its way; it is tried
+        again by the next call.
+        """
+        for run in await self._records.runs.orphans(self.owner):
+            self._endless.setdefault(run.id, _Endless(run, OWNER_DIED))
+        if not self._endless:
+            return
+        logger.info("recovering runs", runs=len(self._endless))
+        gate = asyncio.Semaphore(RECOVERIES_AT_ONCE)
+
+        async def end(endless: _Endless) -> None:
+            async with gate:
+                await self._end_orphan(endless.run, endless.ending)
+
+        ends = [end(endless) for endless in self._endless.values()]
+        failures = [
+            failure for failure in await asyncio.gather(*ends, return_exceptions=True) if failure
+        ]
+        for failure in failures:
+            logger.warning("run not recovered", reason=str(failure))
+        if failures:
+            raise failures[0]
+
+    async def _end_orphan(self, run: Run, ending: Ending) -> None:
+        """Give an active run without owner its end, which a cancel that was asked for decides."""
+        # It stays here until it has its end, whatever interrupts this.
+        endless = self._endless.setdefault(run.id, _Endless(run, ending))
+        async with endless.turn:
+            if endless.done.is_set():
+                return
+            owned = await self._own(endless.run)
+            if owned is not None:
+                endless.run = owned
+                ending = CANCELLED if owned.cancel_requested_at else endless.ending
+                try:
+                    await end_orphan(owned, ending, self.log, self._clock, self._settle)
+                except FencedError:
+                    logger.info("run taken over by another process", run_id=run.id)
+            self._endless.pop(run.id, None)
+            endless.done.set()
+
+    async def _own(self, run: Run) -> Run | None:
+        """Take the run over; None if it has ended or another process was first."""
+        owned = await self._records.runs.take_over(run.id, run.token, self.owner)
+        if owned is not None:
+            return owned
+        try:  # It is ours all the same if the answer of an earlier try was lost.
+            found = await self._records.runs.get(run.tenant, run.id)
+        except NotFoundError:
+            return None
+        return found if found.status.is_active and found.owner == self.owner else None
+
+    async def sweep(self) -> int:
+        """Delete the logs past their retention, and return how many (P14)."""
+        now = self._clock.now()
+        expired = await self._records.runs.expired(now - self._retention, SWEEP_BATCH_RUNS)
+        await self.delete_logs(expired)
+        await self._records.runs.mark_log_deleted(expired, now)
+        return len(expired)
+
+    async def delete_logs(self, run_ids: Sequence[str]) -> None:
+        """Forget the logs of runs that have ended."""
+        for run_id in run_ids:
+            await self.log.delete(run_id)
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new runs, let the open ones finish for ``seconds``, then end them (P15).
+
+        Returns when no run is left without its end, or could not be ended within seconds more.
+        """
+        self.draining = True
+        if self._tasks and seconds > 0:
+            logger.info("draining", open_runs=len(self._tasks), seconds=seconds)
+            await asyncio.wait(self._tasks, timeout=seconds)
+        for worker in list(self._workers.values()):
+            worker.end(DRAINED)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=ENGINE_STOP_SECONDS + APPEND_RETRY_SECONDS)

@@ -1,0 +1,187 @@
+"""What a conversation keeps of a run: its events, folded into messages.
+
+The same fold serves the owner at the end of a run and whoever recovers it from its log, so that
+the two can not differ: joined stream, stored messages and replay are one text.
+"""
+
+from dataclasses import replace
+from datetime import datetime
+
+from reattach.events import (
+    AssistantText,
+    Event,
+    Failed,
+    HiddenReasoning,
+    Output,
+    Ping,
+    Place,
+    ReasoningText,
+    RunStatus,
+    Stopped,
+    ToolCallRequested,
+    ToolReturned,
+    Usage,
+)
+from reattach.ids import MessageId, StepId
+from reattach.messages import (
+    ContentPart,
+    HiddenReasoningPart,
+    Message,
+    ReasoningPart,
+    Role,
+    TextPart,
+    ToolCallPart,
+    ToolReturnPart,
+)
+from reattach.records.base import Run, Settlement, Step
+from reattach.runs.machine import StepRecord, join_calls
+
+
+class Transcript:
+    """Events of one run, in order. ``add`` each, then ask for its settlement."""
+
+    def __init__(self) -> None:
+        self._outputs: dict[MessageId, dict[int, list[Output]]] = {}
+        self._places: dict[MessageId, Place] = {}
+        self.stopped: Stopped | None = None
+        self.failed: Failed | None = None
+        self.usage = Usage()
+
+    def add(self, event: Event) -> None:
+        match event:
+            case Ping():
+                pass
+            case Stopped():
+                self.stopped = event
+            case Failed():
+                self.failed = event
+            case Usage():
+                self.usage = event
+            case _:
+                place = event.place
+                self._places.setdefault(place.message_id, place)
+                parts = self._outputs.setdefault(place.message_id, {})
+                parts.setdefault(place.index, []).append(event)
+
+    def steps_seen(self) -> list[StepRecord]:
+        """The steps that left anything in the log; their usage is unknown from here."""
+        steps: dict[StepId, StepRecord] = {}
+        for place in self._places.values():
+            record = StepRecord(place.step_id, place.at, Usage(), finished=False)
+            steps.setdefault(place.step_id, record)
+        return list(steps.values())
+
+    def messages(self, run: Run) -> tuple[Message, ...]:
+        """The messages that the events make, in order."""
+        return tuple(
+            Message(
+                id=message_id,
+                role=Role.TOOL
+                if isinstance(parts[min(parts)][0], ToolReturned)
+                else Role.ASSISTANT,
+                parts=tuple(part for index in sorted(parts) for part in _parts(parts[index])),
+                created_at=self._places[message_id].at,
+                name=_tool_name(parts[min(parts)][0]),
+                run_id=run.id,
+                step_id=self._places[message_id].step_id,
+            )
+            for message_id, parts in self._outputs.items()
+        )
+
+    def settlement(self, run: Run, steps: list[StepRecord], completed_at: datetime) -> Settlement:
+        """How the run ended. The terminal group must have been added.
+
+        A run that failed before the model gave anything leaves the conversation as it was.
+        """
+        assert self.stopped is not None, f"{run.id} has no terminal group"
+        reason = self.stopped.reason
+        output = self.messages(run)
+        keeps = output or reason.run_status is RunStatus.COMPLETED
+        first_step = steps[0].id if steps else None
+        sent = tuple(_sent(message, run, first_step) for message in run.input)
+        return Settlement(
+            stop_reason=reason,
+            completed_at=completed_at,
+            usage=self.usage,
+            messages=sent + output if keeps else (),
+            steps=tuple(self._step(run, record, last=record is steps[-1]) for record in steps),
+            error=None if self.failed is None else self._error(run, self.failed),
+            duration_ns=int((completed_at - run.created_at).total_seconds() * 1e9),
+        )
+
+    def _step(self, run: Run, record: StepRecord, *, last: bool) -> Step:
+        assert self.stopped is not None
+        status = self.stopped.reason.run_status if last else RunStatus.COMPLETED
+        names = {RunStatus.FAILED: "failed", RunStatus.CANCELLED: "cancelled"}
+        return Step(
+            id=record.id,
+            run_id=run.id,
+            agent_id=run.thread.agent_id,
+            created_at=record.started_at,
+            model=run.model,
+            usage=replace(record.usage, step_count=1),
+            stop_reason=self.stopped.reason if last else None,
+            status=names.get(status, "success"),  # type: ignore[arg-type]  # one of the three
+            error_type=self.failed.error_type if last and self.failed else None,
+        )
+
+    @staticmethod
+    def _error(run: Run, failed: Failed) -> dict[str, object]:
+        return {
+            "message_type": "error_message",
+            "run_id": run.id,
+            "error_type": failed.error_type,
+            "message": failed.message,
+            "detail": failed.detail,
+        }
+
+
+def _sent(message: Message, run: Run, step_id: StepId | None) -> Message:
+    """A message of the run's input as the conversation keeps it."""
+    is_user = message.role is Role.USER
+    return Message(
+        id=message.id,
+        role=message.role,
+        parts=message.parts,
+        created_at=message.created_at,
+        name=message.name,
+        otid=message.otid,
+        sender_id=message.sender_id,
+        run_id=run.id,
+        step_id=step_id if is_user else None,
+    )
+
+
+def _tool_name(output: Output) -> str | None:
+    return output.name if isinstance(output, ToolReturned) else None
+
+
+def _parts(outputs: list[Output]) -> list[ContentPart]:
+    """The content of one part, joined from its chunks."""
+    match outputs[0]:
+        case AssistantText():
+            texts = [output.text for output in outputs if isinstance(output, AssistantText)]
+            return [TextPart("".join(texts))]
+        case ReasoningText():
+            chunks = [output for output in outputs if isinstance(output, ReasoningText)]
+            signature = "".join(chunk.signature for chunk in chunks if chunk.signature) or None
+            return [ReasoningPart("".join(chunk.text for chunk in chunks), signature)]
+        case HiddenReasoning(state=state, text=text):
+            return [HiddenReasoningPart(state, text)]
+        case ToolCallRequested(needs_approval=waits):
+            requests = [output for output in outputs if isinstance(output, ToolCallRequested)]
+            return [
+                ToolCallPart(call.tool_call_id, call.name or "", call.arguments or "", waits)
+                for call in join_calls(requests)
+            ]
+        case ToolReturned() as returned:
+            return [
+                ToolReturnPart(
+                    returned.tool_call_id,
+                    returned.name,
+                    returned.status,
+                    returned.output,
+                    returned.stdout,
+                    returned.stderr,
+                )
+            ]

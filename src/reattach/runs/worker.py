@@ -1,0 +1,256 @@
+"""The work on one run in this process: engine to log, to the end, whoever is reading."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from reattach.clock import Clock
+from reattach.engine.base import (
+    Delta,
+    Engine,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    ToolReturn,
+    Turn,
+)
+from reattach.errors import (
+    EngineError,
+    FencedError,
+    LimitExceededError,
+    LogError,
+    StoreUnavailableError,
+)
+from reattach.events import Event, Failed, StopReason
+from reattach.limits import DELTA_BYTES, ENGINE_STOP_SECONDS, RUN_LOG_BYTES
+from reattach.log.base import Log
+from reattach.records.base import Run, Settlement
+from reattach.runs.appender import Appender
+from reattach.runs.machine import RunMachine
+from reattach.runs.patience import patiently
+from reattach.runs.transcript import Transcript
+from reattach.wire.letta import MessageType, message_type
+
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a run shows itself, as its sender asked."""
+
+    stream_tokens: bool = False
+    include_pings: bool = True
+    message_types: frozenset[MessageType] | None = None
+    """Only messages of these types get into the log; None: all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a run is ended from outside."""
+
+    reason: StopReason
+    failure: Failed | None = None
+
+
+CANCELLED = Ending(StopReason.CANCELLED)
+DRAINED = Ending(
+    StopReason.ERROR,
+    Failed(
+        "stream_task_cancelled",
+        "The server was stopped before the run was done. Send the message again to continue.",
+        None,
+    ),
+)
+OWNER_DIED = Ending(
+    StopReason.ERROR,
+    Failed(
+        "stream_incomplete",
+        "The server process that worked on the run died. What it had produced is kept; "
+        "send the message again to continue.",
+        None,
+    ),
+)
+STORE_FAILED = Ending(
+    StopReason.ERROR,
+    Failed(
+        "internal_error",
+        "The server could not write the events of the run. What it had written is kept; "
+        "send the message again to continue.",
+        None,
+    ),
+)
+_ENGINE_FAULT = EngineError("An error occurred during agent execution.")
+_UNREADABLE = EngineError("The conversation could not be read. Send the message again.")
+
+
+class Worker:
+    """Owns one run from its creation to its settlement.
+
+    ``opened`` is set when the log can be followed, ``done`` when the run is settled, a newer owner
+    has it, or it was given up (``gave_up``: the store is gone; recovery ends the run then).
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        options: Options,
+        *,
+        engine: Engine,
+        log: Log,
+        clock: Clock,
+        make_turn: Callable[[], Awaitable[Turn]],
+        settle: Callable[[Run, Settlement], Awaitable[None]],
+    ) -> None:
+        self.run = run
+        self.opened = asyncio.Event()
+        self.done = asyncio.Event()
+        self.gave_up = False
+        self._options = options
+        self._engine = engine
+        self._log = log
+        self._clock = clock
+        self._make_turn = make_turn
+        self._settle = settle
+        self._machine = RunMachine(clock, stream_tokens=options.stream_tokens)
+        self._transcript = Transcript()
+        self._ending: Ending | None = None
+        self._interrupted = asyncio.Event()
+        self._appender: Appender | None = None
+
+    def end(self, ending: Ending) -> None:
+        """End the run soon. Idempotent; the first ending counts, and none after the end."""
+        if self._ending is None:
+            self._ending = ending
+            self._interrupted.set()
+
+    async def work(self) -> None:
+        """Work on the run until it is settled. Never raises but on its own cancellation."""
+        try:
+            await self._work()
+        except FencedError:
+            logger.warning("run taken over by another process", run_id=self.run.id)
+        except (LogError, StoreUnavailableError) as error:
+            self.gave_up = True
+            logger.warning("run given up", run_id=self.run.id, reason=error.detail)
+        except Exception:
+            self.gave_up = True
+            logger.exception("run given up", run_id=self.run.id)
+        finally:
+            if self._appender is not None:
+                await self._appender.abandon()
+            self.opened.set()
+            self.done.set()
+
+    async def _work(self) -> None:
+        head = await patiently(
+            self._clock, lambda: self._log.open(self.run.id, self.run.token)
+        )
+        self._appender = Appender(
+            self._log,
+            self.run.id,
+            self.run.token,
+            last_seq=head.last_seq,
+            clock=self._clock,
+            on_failure=self._interrupted.set,
+        )
+        self.opened.set()
+        if self._options.include_pings:
+            self._appender.put(self._machine.ping())
+        terminal = await self._drive()
+        self._fold(terminal)
+        await self._appender.close(self._visible(terminal))
+        settlement = self._transcript.settlement(self.run, self._machine.steps, self._clock.now())
+        await self._settle(self.run, settlement)
+
+    async def _drive(self) -> list[Event]:
+        """Let the engine answer, and return what ends the run."""
+        driving = asyncio.create_task(self._answer(), name=f"engine {self.run.id}")
+        interrupted = asyncio.create_task(self._interrupted.wait())
+        try:
+            await asyncio.wait({driving, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+            if not driving.done():
+                await self._stop(driving)
+        finally:
+            interrupted.cancel()
+            driving.cancel()
+        assert self._appender is not None
+        if self._appender.failure is not None:
+            raise self._appender.failure
+        if self._ending is not None:
+            return self._machine.stop(self._ending.reason, self._ending.failure)
+        if driving.cancelled():  # by something within the engine
+            return self._failed(asyncio.CancelledError())
+        error = driving.exception()
+        return self._machine.finish() if error is None else self._failed(error)
+
+    async def _stop(self, driving: asyncio.Task[None]) -> None:
+        """Cancel the engine, and go on without it if it does not obey."""
+        driving.cancel()
+        await asyncio.wait({driving}, timeout=ENGINE_STOP_SECONDS)
+        if not driving.done():
+            driving.add_done_callback(lambda task: task.cancelled() or task.exception())
+            logger.error("engine ignores its cancellation", run_id=self.run.id)
+
+    def _failed(self, error: BaseException) -> list[Event]:
+        if isinstance(error, EngineError):
+            logger.info("run failed", run_id=self.run.id, error=error.code, detail=error.detail)
+            return self._machine.fail(error)
+        if isinstance(error, LimitExceededError):
+            return self._machine.fail(EngineError(error.detail))
+        if isinstance(error, StoreUnavailableError):
+            return self._machine.fail(_UNREADABLE)
+        logger.error("engine fault", run_id=self.run.id, exc_info=error)
+        return self._machine.fail(_ENGINE_FAULT)
+
+    async def _answer(self) -> None:
+        """Feed the engine's deltas to the log. Cancelling it is how a run is ended."""
+        assert self._appender is not None
+        turn = await patiently(self._clock, self._make_turn)
+        held_bytes = 0
+        async with _closing(self._engine.run(turn)) as deltas:
+            async for delta in deltas:
+                # What is not streamed as it comes is in no log yet, but in memory all the same.
+                held_bytes += _size_bytes(delta)
+                if held_bytes > RUN_LOG_BYTES:
+                    raise LimitExceededError(
+                        f"An answer may have {RUN_LOG_BYTES} bytes; this one has reached that."
+                    )
+                events = self._machine.on_delta(delta)
+                self._fold(events)
+                self._appender.put(self._visible(events))
+                await self._appender.room()
+
+    def _fold(self, events: list[Event]) -> None:
+        for event in events:
+            self._transcript.add(event)
+
+    def _visible(self, events: list[Event]) -> list[Event]:
+        types = self._options.message_types
+        if types is None:
+            return events
+        kinds = ((event, message_type(event)) for event in events)
+        return [event for event, kind in kinds if kind is None or kind in types]
+
+
+@asynccontextmanager
+async def _closing(deltas: AsyncIterator[Delta]) -> AsyncIterator[AsyncIterator[Delta]]:
+    """Close an engine's generator on every way out; a plain iterator has nothing to close."""
+    try:
+        yield deltas
+    finally:
+        if isinstance(deltas, AsyncGenerator):
+            await deltas.aclose()
+
+
+def _size_bytes(delta: Delta) -> int:
+    """What a delta costs in memory, roughly."""
+    match delta:
+        case TextDelta(text) | ReasoningDelta(text):
+            return DELTA_BYTES + len(text)
+        case ToolCallDelta(arguments=str(text)) | ToolReturn(output=text):
+            return DELTA_BYTES + len(text)
+        case _:
+            return DELTA_BYTES

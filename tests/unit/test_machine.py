@@ -1,0 +1,199 @@
+"""The course of a run, from deltas to events."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reattach.clock import SystemClock
+from reattach.engine.base import (
+    Delta,
+    Finished,
+    ReasoningDelta,
+    StepFinished,
+    TextDelta,
+    ToolCallDelta,
+    ToolReturn,
+)
+from reattach.errors import ModelRateLimitError
+from reattach.events import (
+    AssistantText,
+    Event,
+    Failed,
+    ReasoningText,
+    Stopped,
+    StopReason,
+    ToolCall,
+    ToolCallRequested,
+    ToolReturned,
+    Usage,
+)
+from reattach.runs.machine import RunMachine
+
+
+class FrozenClock(SystemClock):
+    def now(self) -> datetime:
+        return datetime(2026, 11, 22, 13, 14, 24, 562_127, tzinfo=UTC)
+
+
+def machine(*, stream_tokens: bool = True) -> RunMachine:
+    return RunMachine(FrozenClock(), stream_tokens=stream_tokens)
+
+
+def played(deltas: list[Delta], *, stream_tokens: bool = True) -> list[Event]:
+    course = machine(stream_tokens=stream_tokens)
+    events = [event for delta in deltas for event in course.on_delta(delta)]
+    return events + course.finish()
+
+
+def test_every_delta_is_an_event_when_tokens_are_streamed() -> None:
+    events = played([TextDelta("a"), TextDelta("b")])
+
+    assert [event.text for event in events if isinstance(event, AssistantText)] == ["a", "b"]
+
+
+def test_every_part_is_one_event_when_tokens_are_not_streamed() -> None:
+    events = played(
+        [ReasoningDelta("r0 "), ReasoningDelta("r1", "sig"), TextDelta("a"), TextDelta("b")],
+        stream_tokens=False,
+    )
+
+    match events[:2]:
+        case [ReasoningText(text="r0 r1", signature="sig"), AssistantText(text="ab")]:
+            pass
+        case other:
+            pytest.fail(f"other events: {other}")
+
+
+def test_parts_of_a_step_share_a_message_and_are_numbered() -> None:
+    events = played([ReasoningDelta("r"), TextDelta("a"), ToolCallDelta("call-1", "search", "{}")])
+    places = [
+        event.place
+        for event in events
+        if isinstance(event, ReasoningText | AssistantText | ToolCallRequested)
+    ]
+
+    assert [place.index for place in places] == [0, 1, 2]
+    assert len({place.message_id for place in places}) == 1
+    assert len({place.step_id for place in places}) == 1
+
+
+def test_what_follows_a_finished_step_belongs_to_a_new_one() -> None:
+    events = played(
+        [TextDelta("a"), StepFinished(Usage(prompt_tokens=1)), TextDelta("b"),
+         StepFinished(Usage(prompt_tokens=2))]
+    )  # fmt: skip
+    texts = [event for event in events if isinstance(event, AssistantText)]
+
+    assert texts[0].place.step_id != texts[1].place.step_id
+    assert texts[0].place.message_id != texts[1].place.message_id
+    assert texts[1].place.index == 0
+
+
+def test_a_tool_return_is_a_message_of_its_own_in_the_step_that_called() -> None:
+    events = played(
+        [ToolCallDelta("call-1", "search", "{}"), StepFinished(Usage()),
+         ToolReturn("call-1", "search", "success", "42")]
+    )  # fmt: skip
+    call = next(event for event in events if isinstance(event, ToolCallRequested))
+    returned = next(event for event in events if isinstance(event, ToolReturned))
+
+    assert returned.place.step_id == call.place.step_id
+    assert returned.place.message_id != call.place.message_id
+
+
+def test_calls_of_one_step_are_whole_and_in_order_when_tokens_are_not_streamed() -> None:
+    events = played(
+        [
+            ToolCallDelta("call-1", "search"),
+            ToolCallDelta("call-1", None, '{"a":'),
+            ToolCallDelta("call-2", "fetch", "{}"),
+            ToolCallDelta("call-1", None, " 1}"),
+        ],
+        stream_tokens=False,
+    )
+    request = next(event for event in events if isinstance(event, ToolCallRequested))
+
+    assert request.calls == (
+        ToolCall("call-1", "search", '{"a": 1}'),
+        ToolCall("call-2", "fetch", "{}"),
+    )
+    assert not request.is_chunk
+
+
+def test_usage_is_the_sum_of_the_steps() -> None:
+    events = played(
+        [
+            TextDelta("a"),
+            StepFinished(Usage(3, 10, 13, context_tokens=13)),
+            TextDelta("b"),
+            StepFinished(Usage(4, 20, 24, cached_input_tokens=5, context_tokens=24)),
+        ]
+    )
+
+    assert events[-1] == Usage(7, 30, 37, 2, cached_input_tokens=5, context_tokens=24)
+
+
+@pytest.mark.promise("P3")
+def test_a_failed_run_ends_with_stop_error_and_usage_in_this_order() -> None:
+    course = machine()
+    course.on_delta(TextDelta("a"))
+    events = course.fail(ModelRateLimitError("Too many requests; try again later."))
+
+    assert events[:2] == [
+        Stopped(StopReason.MODEL_API_ERROR),
+        Failed("llm_rate_limit", "Too many requests; try again later.", None),
+    ]
+    assert isinstance(events[2], Usage)
+    assert len(events) == 3
+
+
+@pytest.mark.promise("P3")
+def test_nothing_follows_the_terminal_group() -> None:
+    course = machine()
+    course.stop(StopReason.CANCELLED)
+
+    assert course.on_delta(TextDelta("late")) == []
+    assert course.finish() == []
+    assert course.stop(StopReason.ERROR) == []
+    assert course.fail(ModelRateLimitError("late")) == []
+
+
+def test_a_part_under_way_is_kept_when_the_run_is_stopped() -> None:
+    course = machine(stream_tokens=False)
+    course.on_delta(TextDelta("half an "))
+    course.on_delta(TextDelta("answer"))
+    events = course.stop(StopReason.CANCELLED)
+
+    assert isinstance(events[0], AssistantText)
+    assert events[0].text == "half an answer"
+
+
+def test_the_reason_that_an_engine_gives_ends_the_run() -> None:
+    events = played([TextDelta("a"), Finished(StopReason.MAX_TOKENS)])
+
+    assert Stopped(StopReason.MAX_TOKENS) in events
+
+
+_DELTAS = st.one_of(
+    st.builds(TextDelta, st.text(min_size=1, max_size=5)),
+    st.builds(ReasoningDelta, st.text(min_size=1, max_size=5)),
+    st.builds(ToolCallDelta, st.sampled_from(["c1", "c2"]), st.just("f"), st.just("{}")),
+    st.builds(ToolReturn, st.just("c1"), st.just("f"), st.just("success"), st.text(max_size=5)),
+    st.builds(StepFinished, st.just(Usage(1, 1, 2))),
+)
+
+
+@given(st.lists(_DELTAS, max_size=30))
+def test_streaming_tokens_changes_how_the_text_is_cut_and_nothing_else(deltas: list[Delta]) -> None:
+    def text(events: list[Event]) -> str:
+        return "".join(event.text for event in events if isinstance(event, AssistantText))
+
+    fine, coarse = played(deltas), played(deltas, stream_tokens=False)
+
+    assert text(fine) == text(coarse)
+    assert fine[-1] == coarse[-1]
+    for events in (fine, coarse):
+        assert sum(isinstance(event, Stopped) for event in events) == 1
+        assert isinstance(events[-2], Stopped)
