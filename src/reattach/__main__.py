@@ -1,0 +1,5 @@
+"""``python -m reattach``: the command line."""
+
+from reattach.cli import main
+
+main()

@@ -1,0 +1,227 @@
+"""Reattach inside an application of yours: any async generator as a resumable stream.
+
+    streams = Reattach(answer, data_dir="data")
+    app = FastAPI(lifespan=streams.lifespan)
+    app.add_exception_handler(ReattachError, streams.on_error)
+
+    @app.post("/ask")
+    async def ask(question: Question):
+        run = await streams.ask(question.text, otid=question.otid)
+        return streams.stream(run)
+
+    @app.get("/runs/{run_id}")
+    async def resume(run_id: str, starting_after: int = 0):
+        return streams.stream(await streams.run(run_id), starting_after=starting_after)
+
+``app.mount("/letta", streams.app)`` offers the whole API beside that, for the official SDKs.
+"""
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from reattach.engine.base import Delta, Engine, Turn
+from reattach.engine.function import AnswerFunction, FunctionEngine
+from reattach.errors import ConflictError, ReattachError, StartupError
+from reattach.http.app import create_app
+from reattach.http.assembly import assembled
+from reattach.http.context import Context
+from reattach.http.errors import error_response
+from reattach.http.stream import RunStream
+from reattach.ids import (
+    DEFAULT_TENANT,
+    ConversationId,
+    new_agent_id,
+    new_conversation_id,
+    new_message_id,
+)
+from reattach.messages import Message, Role, TextPart
+from reattach.observe import log_through_application
+from reattach.records.base import Agent, Conversation, Page, Run
+from reattach.runs.service import Send
+from reattach.runs.turns import Overrides
+from reattach.runs.worker import Options
+from reattach.settings import Settings
+
+__all__ = ["Delta", "Reattach", "ReattachError", "Run", "Turn"]
+
+_AGENT_NAME: Final = "embedded"
+
+
+class Reattach:
+    """A whole server but for its port, in the event loop of your application.
+
+    ``answer`` is an async generator function that is given a Turn and yields text (or Deltas, for
+    reasoning and tools), several of them by name, or an Engine. Events and records are in
+    ``data_dir``, of which this process is the only owner.
+
+    Use it as an async context manager, or give ``lifespan`` to your application. On leaving, every
+    open run has its end. Entering raises StartupError if the directory can not be used.
+    """
+
+    def __init__(
+        self,
+        answer: AnswerFunction | Mapping[str, AnswerFunction] | Engine,
+        *,
+        data_dir: Path | str | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self._engine = answer if isinstance(answer, Engine) else FunctionEngine(answer)
+        settings = settings or Settings()
+        if data_dir is not None:
+            settings = settings.model_copy(update={"data_dir": Path(data_dir)})
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._context: Context | None = None
+        self._api: Any = None
+        self._making_agent = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        log_through_application()
+        opened = assembled(self._settings, engines=[self._engine])
+        self._context = await self._stack.enter_async_context(opened)
+        self._api = create_app(self._context)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+        self._context = None
+
+    @asynccontextmanager
+    async def lifespan(self, _app: object) -> AsyncIterator[None]:
+        """For ``FastAPI(lifespan=…)`` and ``Starlette(lifespan=…)``."""
+        async with self:
+            yield
+
+    async def on_error(self, _request: object, error: Exception) -> Any:
+        """For ``app.add_exception_handler(ReattachError, …)``: the answer that an error becomes."""
+        assert isinstance(error, ReattachError)
+        return error_response(error)
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        """The whole API as an ASGI application, to be mounted into yours.
+
+        It looks at API keys as the server does: until the first key is made it is open, to requests
+        that address this machine by a loopback name.
+        """
+        self._opened()
+        await self._api(scope, receive, send)
+
+    async def ask(
+        self,
+        text: str,
+        *,
+        otid: str | None = None,
+        conversation_id: str | None = None,
+        model: str | None = None,
+    ) -> Run:
+        """Start a run that answers ``text``, or find the one that ``otid`` started before.
+
+        ``conversation_id`` is that of an earlier run's thread, which the answer then continues;
+        None begins a new one. ``model`` is a handle; None takes the first function.
+
+        Raises ConversationBusyError, OtidConflictError, NotFoundError, UnavailableError.
+        """
+        context = self._opened()
+        agent = await self._agent(context)
+        conversation = await self._conversation(context, agent, conversation_id, otid)
+        now = context.clock.now()
+        message = Message(
+            id=new_message_id(), role=Role.USER, parts=(TextPart(text),), created_at=now, otid=otid
+        )
+        send = Send(
+            tenant=DEFAULT_TENANT,
+            agent=agent,
+            conversation=conversation,
+            messages=(message,),
+            background=True,
+            run_type="send_conversation_message",
+            request_config={},
+            options=Options(stream_tokens=True, include_pings=False),
+            overrides=Overrides(model=model),
+        )
+        return await context.runs.send(send)
+
+    async def run(self, run_id: str) -> Run:
+        """The run. Raises InvalidArgumentError for a malformed id, NotFoundError."""
+        return await self._opened().runs.by_id(DEFAULT_TENANT, run_id)
+
+    async def run_of(self, otid: str) -> Run:
+        """The newest run that the OTID started. Raises NotFoundError."""
+        return await self._opened().runs.by_otid(DEFAULT_TENANT, otid)
+
+    async def cancel(self, run: Run) -> str:
+        """Cancel the run; return its state then, as ``RunService.cancel`` says."""
+        return (await self._opened().runs.cancel([run]))[run.id]
+
+    def stream(self, run: Run, *, starting_after: int = 0, include_pings: bool = True) -> RunStream:
+        """The response that streams ``run`` from a cursor, live until its end.
+
+        It may be made as often as there are readers; a reader that goes away stops nothing.
+        """
+        context = self._opened()
+        return RunStream(
+            context.runs,
+            run,
+            context.clock,
+            cursor=starting_after,
+            include_pings=include_pings,
+            stall_seconds=context.settings.stall_seconds,
+        )
+
+    def _opened(self) -> Context:
+        if self._context is None:
+            raise StartupError(
+                "This Reattach is not open. Give its lifespan to your application, or use it as "
+                "an async context manager."
+            )
+        return self._context
+
+    async def _agent(self, context: Context) -> Agent:
+        """The agent behind ``ask``, made with the first question."""
+        agents = context.records.agents
+        page = Page(limit=1, ascending=True)
+        async with self._making_agent:
+            found = await agents.list(DEFAULT_TENANT, page, name=_AGENT_NAME)
+            if found:
+                return found[0]
+            now = context.clock.now()
+            agent = Agent(
+                id=new_agent_id(), name=_AGENT_NAME, system="", created_at=now, updated_at=now
+            )
+            return await agents.create(DEFAULT_TENANT, agent)
+
+    async def _conversation(
+        self, context: Context, agent: Agent, conversation_id: str | None, otid: str | None
+    ) -> Conversation:
+        """The conversation that is named; else the one that belongs to the OTID; else a new one."""
+        conversations = context.records.conversations
+        if conversation_id is not None:
+            return await conversations.get(DEFAULT_TENANT, ConversationId(conversation_id))
+        identity = new_conversation_id() if otid is None else _conversation_of(otid)
+        now = context.clock.now()
+        system = Message(
+            id=new_message_id(), role=Role.SYSTEM, parts=(TextPart(""),), created_at=now
+        )
+        try:
+            return await conversations.create(
+                DEFAULT_TENANT, Conversation(identity, agent.id, now, now), system
+            )
+        except ConflictError:
+            return await conversations.get(DEFAULT_TENANT, identity)
+
+
+def _conversation_of(otid: str) -> ConversationId:
+    """The same conversation for the same OTID, so that a question asked twice is one request."""
+    digest = hashlib.sha256(f"reattach conversation of {otid}".encode()).digest()
+    return ConversationId(f"conv-{uuid.UUID(bytes=digest[:16], version=4)}")

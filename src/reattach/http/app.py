@@ -1,0 +1,144 @@
+"""The application: all routes, what stands before them, and its description."""
+
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+
+from reattach import __version__
+from reattach.errors import ReattachError
+from reattach.http import (
+    agent_blocks,
+    agents,
+    blocks,
+    conversations,
+    health,
+    messages,
+    models,
+    not_offered,
+    resuming,
+    runs,
+    sending,
+)
+from reattach.http.auth import OPEN_PATHS, Authentication, Authenticator, is_loopback
+from reattach.http.context import Context
+from reattach.http.errors import (
+    UnknownErrors,
+    on_disconnect,
+    on_framework_error,
+    on_invalid_request,
+    on_reattach_error,
+)
+from reattach.http.limit import BodyLimit
+from reattach.http.schemas.error import ErrorBody, ValidationErrorBody
+from reattach.limits import MAX_REQUEST_BYTES
+
+DESCRIPTION: Final = """\
+The Letta API for agents whose runs can be followed again after a cut connection: every event of a
+run has a number in the run's log, and a client that comes back with the last number that it has
+gets exactly what follows.
+
+Errors are JSON objects with a `detail` for people and a stable `code` for programs.
+"""
+
+TAGS: Final = [
+    {"name": "conversations", "description": "Threads of messages with an agent; and resuming."},
+    {"name": "agents", "description": "System prompt, memory and model; and a default thread."},
+    {"name": "runs", "description": "The turns of agents, running and ended, and their streams."},
+    {"name": "messages", "description": "Stored messages by their ids."},
+    {"name": "blocks", "description": "Pieces of memory that agents can share."},
+    {"name": "models", "description": "What agents can answer with."},
+    {"name": "health", "description": "For probes; need no key."},
+]
+
+LOCAL_ORIGINS: Final = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
+"""Pages of this machine, such as those that a development server serves."""
+
+EXPOSED_HEADERS: Final = (
+    "X-Run-Id",
+    "X-Run-Status",
+    "X-Stream-Starts-After",
+    "Deprecation",
+    "Link",
+    "Retry-After",
+)
+
+
+class Api(FastAPI):
+    """FastAPI with our description of keys; they are checked before its routes are."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            schema = super().openapi()
+            schema.setdefault("components", {})["securitySchemes"] = {
+                "key": {"type": "http", "scheme": "bearer", "description": "An API key."}
+            }
+            schema["security"] = [{"key": []}]
+            for path in OPEN_PATHS & schema["paths"].keys():
+                for operation in schema["paths"][path].values():
+                    operation["security"] = []
+        assert self.openapi_schema is not None
+        return self.openapi_schema
+
+
+def create_app(context: Context) -> FastAPI:
+    """The ASGI application over the parts of a server, which it neither opens nor closes.
+
+    It can be mounted into another application. It has no lifespan of its own.
+    """
+    settings = context.settings
+    authenticator = Authenticator(
+        context.records.keys, context.clock, may_be_open=is_loopback(settings.host)
+    )
+    app = Api(
+        title="Reattach",
+        version=__version__,
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        docs_url=None,
+        redoc_url=None,
+        responses={
+            "4XX": {"model": ErrorBody, "description": "The request can not be done."},
+            422: {"model": ValidationErrorBody, "description": "The request does not fit."},
+            "5XX": {"model": ErrorBody, "description": "The server can not do it."},
+        },
+        middleware=[
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_origin_regex=LOCAL_ORIGINS,
+                allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+                allow_headers=["*"],
+                expose_headers=EXPOSED_HEADERS,
+            ),
+            Middleware(UnknownErrors),
+            Middleware(Authentication, authenticator=authenticator),
+            Middleware(BodyLimit, max_bytes=MAX_REQUEST_BYTES),
+        ],
+        exception_handlers={
+            ReattachError: on_reattach_error,
+            RequestValidationError: on_invalid_request,
+            HTTPException: on_framework_error,
+            ClientDisconnect: on_disconnect,
+        },
+    )
+    app.state.context = context
+    for part in (
+        health,
+        models,
+        agents,
+        agent_blocks,
+        blocks,
+        conversations,
+        messages,
+        sending,
+        resuming,
+        runs,
+        not_offered,
+    ):
+        app.include_router(part.router)
+    return app

@@ -1,0 +1,99 @@
+"""How the parts of a server are put together, from its settings."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from urllib.parse import quote
+
+import structlog
+
+from reattach import datadir
+from reattach.clock import Clock, SystemClock
+from reattach.engine.base import Engine
+from reattach.engine.catalog import Catalog
+from reattach.engine.local import LocalEngine
+from reattach.engine.scripted import ScriptedEngine
+from reattach.errors import StartupError
+from reattach.http.context import Context
+from reattach.log.open import open_log
+from reattach.records.records import Records
+from reattach.runs.service import RunService
+from reattach.runs.upkeep import keep_up
+from reattach.settings import Settings
+
+logger = structlog.get_logger(__name__)
+
+
+def engines_of(settings: Settings, clock: Clock) -> list[Engine]:
+    """The engines that the settings ask for, hosted models first.
+
+    Looks at files and may import the providers' packages, so it is not for the event loop. Raises
+    StartupError if a setting can not be met.
+    """
+    engines: list[Engine] = []
+    if settings.models:
+        from reattach.engine.pydantic_ai import PydanticAIEngine  # brought by an extra
+
+        key = settings.openai_api_key
+        engines.append(
+            PydanticAIEngine(
+                settings.models,
+                openai_base_url=settings.openai_base_url,
+                openai_api_key=None if key is None else key.get_secret_value(),
+            )
+        )
+    local = LocalEngine(settings.local_model)
+    if local.missing is None:
+        engines.append(local)
+    elif settings.local_model is not None:
+        raise StartupError(local.missing)
+    if settings.scripted:
+        engines.append(ScriptedEngine(clock=clock))
+    return engines
+
+
+@asynccontextmanager
+async def assembled(
+    settings: Settings, *, engines: Sequence[Engine] | None = None, clock: Clock | None = None
+) -> AsyncIterator[Context]:
+    """A whole server but for its port: stores open, old runs recovered, upkeep going on.
+
+    ``engines`` go instead of those of the settings. On leaving, every open run has its terminal
+    group and the stores are closed. Raises StartupError, StoreUnavailableError.
+    """
+    clock = clock or SystemClock()
+    if engines is None:
+        engines = await asyncio.to_thread(engines_of, settings, clock)
+    catalog = Catalog(engines)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(catalog.aclose)
+        await asyncio.to_thread(stack.enter_context, datadir.owned(settings.data_dir))
+        durability = settings.durability
+        records_url = f"sqlite:///{datadir.records_file(settings.data_dir)}"
+        records = await Records.open(records_url, clock=clock, durability=durability)
+        stack.push_async_callback(records.aclose)
+        events_file = quote(str(datadir.events_file(settings.data_dir)))
+        log = await open_log(f"sqlite:{events_file}?durability={durability}")
+        stack.push_async_callback(log.aclose)
+        runs = RunService(
+            log,
+            records,
+            catalog,
+            clock,
+            default_model=settings.default_model or _first_model(catalog),
+            retention=timedelta(seconds=settings.retention_seconds),
+            ping_interval_seconds=settings.ping_interval_seconds,
+        )
+        await runs.start()
+        upkeep = asyncio.create_task(
+            keep_up(runs, clock, settings.retention_seconds), name="upkeep"
+        )
+        stack.push_async_callback(runs.aclose)
+        stack.callback(upkeep.cancel)
+        yield Context(records, catalog, settings, clock, runs)
+
+
+def _first_model(catalog: Catalog) -> str | None:
+    models = catalog.models()
+    return models[0].handle if models else None

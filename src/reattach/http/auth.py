@@ -1,0 +1,152 @@
+"""Who is asking: ``Authorization: Bearer <key>``, looked up before anything else is done.
+
+The other ways of the retired server, a shared password in ``X-BARE-PASSWORD`` and a ``user_id``
+header that nobody checks, are not offered.
+"""
+
+import hashlib
+import ipaddress
+from collections import OrderedDict
+from typing import Final, Protocol
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from reattach.clock import Clock
+from reattach.errors import MisdirectedError, ReattachError, UnauthorizedError
+from reattach.http.errors import error_response
+from reattach.ids import DEFAULT_TENANT, TenantId
+from reattach.limits import KEY_CACHE_ENTRIES, KEY_CACHE_SECONDS, MAX_API_KEY_CHARS
+from reattach.records.base import ApiKey
+
+OPEN_PATHS: Final = frozenset(
+    {"/v1/health", "/v1/health/", "/v1/ready", "/v1/ready/", "/openapi.json"}
+)
+"""What is answered without a key."""
+
+
+class Keys(Protocol):
+    """Where API keys are looked up."""
+
+    async def find(self, secret: str) -> ApiKey | None:
+        """Find a key by its secret, unless there is none or it was revoked."""
+
+    async def any(self) -> bool:
+        """Whether there is any key."""
+
+
+class Authenticator:
+    """Finds the tenant behind a header.
+
+    A look-up is remembered for KEY_CACHE_SECONDS: a new key works, and a revoked one stops
+    working, within that time. Keys are remembered and compared by their digests, so neither the
+    memory nor the time that an answer takes tells one.
+
+    A server on which no key was ever made is open, to the default tenant, if ``may_be_open``. It
+    closes within KEY_CACHE_SECONDS of its first key, and stays closed from then on. While it is
+    open it answers only to loopback names in ``Host``, so that neither a web page whose name was
+    rebound to this machine nor a proxy before it opens it to others.
+    """
+
+    def __init__(self, keys: Keys, clock: Clock, *, may_be_open: bool) -> None:
+        self._keys = keys
+        self._clock = clock
+        self._may_be_open = may_be_open
+        self._open_until = 0.0
+        self._known = _Remembered()
+        self._unknown = _Remembered()  # apart, so that guesses do not drive the known ones out
+
+    async def tenant(self, authorization: str | None, host: str) -> TenantId:
+        """The tenant. Raises UnauthorizedError, MisdirectedError, StoreUnavailableError."""
+        if await self._is_open():
+            if not is_loopback(_without_port(host)):
+                raise MisdirectedError(host)
+            return DEFAULT_TENANT
+        scheme, _, secret = (authorization or "").partition(" ")
+        secret = secret.strip()
+        if scheme.lower() != "bearer" or not secret or len(secret) > MAX_API_KEY_CHARS:
+            raise UnauthorizedError
+        digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+        now = self._clock.monotonic_seconds()
+        known = self._known.get(digest, now)
+        if known is not None:
+            return known
+        if self._unknown.get(digest, now) is not None:
+            raise UnauthorizedError
+        key = await self._keys.find(secret)
+        if key is None:
+            self._unknown.put(digest, DEFAULT_TENANT, now + KEY_CACHE_SECONDS)
+            raise UnauthorizedError
+        self._known.put(digest, key.tenant, now + KEY_CACHE_SECONDS)
+        return key.tenant
+
+    async def _is_open(self) -> bool:
+        if not self._may_be_open:
+            return False
+        now = self._clock.monotonic_seconds()
+        if now < self._open_until:
+            return True
+        if await self._keys.any():
+            self._may_be_open = False
+            return False
+        self._open_until = now + KEY_CACHE_SECONDS
+        return True
+
+
+class _Remembered:
+    """Look-ups that hold until a time, the oldest of which go first when there are too many."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[bytes, tuple[TenantId, float]] = OrderedDict()
+
+    def get(self, digest: bytes, now: float) -> TenantId | None:
+        tenant, until = self._entries.get(digest, (None, 0.0))
+        return tenant if now < until else None
+
+    def put(self, digest: bytes, tenant: TenantId, until: float) -> None:
+        self._entries[digest] = (tenant, until)
+        self._entries.move_to_end(digest)
+        if len(self._entries) > KEY_CACHE_ENTRIES:
+            self._entries.popitem(last=False)
+
+
+class Authentication:
+    """ASGI middleware: a request without a tenant goes no further than this."""
+
+    def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
+        self._app = app
+        self._authenticator = authenticator
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or _path(scope) in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            tenant = await self._authenticator.tenant(
+                headers.get("authorization"), headers.get("host", "")
+            )
+        except ReattachError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        scope["reattach.tenant"] = tenant
+        await self._app(scope, receive, send)
+
+
+def _path(scope: Scope) -> str:
+    """The path below where the application is mounted."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def _without_port(host: str) -> str:
+    name, separator, port = host.rpartition(":")
+    return name if separator and port.isdigit() else host
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address, or a name of a host, is this machine's own and no other's."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost" or host.lower().endswith(".localhost")

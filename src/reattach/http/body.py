@@ -1,0 +1,195 @@
+"""JSON bodies: read strictly, within bounds, and written fast.
+
+A request's body is refused, with a text that says where and why, if it is not UTF-8, not JSON, or
+JSON that two readers could take differently: a name twice in one object, a number that is none
+(NaN) or too large for the stores, half of a surrogate pair, a NUL character.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, NoReturn
+
+import msgspec
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+
+from reattach.errors import ValidationFailedError
+from reattach.limits import MAX_INTEGER, MAX_JSON_DEPTH, MAX_VALIDATION_ERRORS
+
+_encode = msgspec.json.Encoder().encode
+
+
+class JsonResponse(Response):
+    """``content`` as compact JSON: dicts, lists, structs and dataclasses of plain values."""
+
+    media_type = "application/json"
+
+    def render(self, content: object) -> bytes:
+        return _encode(content)
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with a request."""
+
+    loc: Sequence[str | int]
+    """Where: ``path``, ``query`` or ``body``, then the way to the value."""
+    msg: str
+    type: str
+
+
+def invalid(faults: Sequence[Fault], **extra: object) -> ValidationFailedError:
+    """The error of a request with these faults, of which the first ones are told."""
+    told = faults[:MAX_VALIDATION_ERRORS]
+    lines = [f"{'.'.join(map(str, fault.loc))}: {fault.msg}" for fault in told]
+    if len(faults) > len(told):
+        lines.append(f"and {len(faults) - len(told)} more")
+    errors = [fault._asdict() for fault in told]
+    return ValidationFailedError("; ".join(lines), trace_id="", errors=errors, **extra)
+
+
+class JsonRoute(APIRoute):
+    """A route whose body, query and path have been looked at before FastAPI parses them."""
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        handle = super().get_route_handler()
+
+        async def look_then_handle(request: Request) -> Response:
+            refuse_nul_outside_body(request)
+            if request.method in {"POST", "PUT", "PATCH"}:
+                request = _JsonRequest(request.scope, request.receive)
+                await request.prepare()
+            response: Response = await handle(request)
+            return response
+
+        return look_then_handle
+
+
+class _JsonRequest(Request):
+    async def prepare(self) -> None:
+        """Read and parse the body now, while an error is still raised as what it is."""
+        body = await self.body()
+        if body:
+            _refuse_other_types(self)
+            self._parsed = parse(body)
+
+    async def json(self) -> Any:
+        return self._parsed
+
+
+def refuse_nul_outside_body(request: Request) -> None:
+    """Databases refuse NUL in text, so no query or path may have it.
+
+    Raises ValidationFailedError.
+    """
+    path = [Fault(["path", name], _NUL, "string_nul") for name, value in
+            request.path_params.items() if "\0" in str(value)]  # fmt: skip
+    query = [Fault(["query", name.replace("\0", "?")], _NUL, "string_nul") for name, value in
+             request.query_params.multi_items() if "\0" in name + value]  # fmt: skip
+    if path or query:
+        raise invalid([*path, *query])
+
+
+def _refuse_other_types(request: Request) -> None:
+    essence = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if essence == "application/json" or (
+        essence.startswith("application/") and essence.endswith("+json")
+    ):
+        return
+    message = "Send a JSON body with the header 'Content-Type: application/json'."
+    raise invalid([Fault(["header", "content-type"], message, "content_type")])
+
+
+# Parsing.
+
+_NUL: Final = "The NUL character can not be stored."
+_SURROGATE: Final = "Half of a surrogate pair is no text."
+_SUSPICIOUS: Final = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+
+
+class _RefusedError(ValueError):
+    """JSON that is well-formed and still not taken."""
+
+
+def parse(body: bytes) -> Any:
+    """The JSON value of ``body``. Raises ValidationFailedError."""
+    try:
+        value = _decode(body.decode("utf-8"))
+        if _SUSPICIOUS.search(body) or body.count(b"[") + body.count(b"{") > MAX_JSON_DEPTH:
+            _look_through(value)
+    except UnicodeDecodeError as error:
+        message = f"The body is not UTF-8: byte {error.start} is wrong."
+        raise invalid([Fault(["body", error.start], message, "unicode_invalid")]) from None
+    except json.JSONDecodeError as error:
+        message = f"The body is not JSON: {error.msg} at character {error.pos}."
+        raise invalid([Fault(["body", error.pos], message, "json_invalid")]) from None
+    except RecursionError:
+        raise invalid([Fault(["body"], _TOO_DEEP, "json_refused")]) from None
+    except _RefusedError as error:
+        raise invalid([Fault(["body"], str(error), "json_refused")]) from None
+    return value
+
+
+_TOO_DEEP: Final = f"Objects and arrays are nested deeper than {MAX_JSON_DEPTH}."
+_TOO_LARGE: Final = f"An integer is beyond {MAX_INTEGER} in magnitude."
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise _RefusedError("A name stands twice in one object.")
+    return result
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20 or abs(number := int(text)) > MAX_INTEGER:
+        raise _RefusedError(_TOO_LARGE)
+    return number
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise _RefusedError("A number is too large.")
+    return number
+
+
+def _constant(text: str) -> NoReturn:
+    raise _RefusedError(f"{text} is not a JSON number.")
+
+
+_decode = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant
+).decode
+
+
+def _look_through(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH + 1):
+        inside: list[Any] = []
+        nested = False
+        for item in level:
+            if isinstance(item, str):
+                _check_text(item)
+            elif isinstance(item, dict):
+                nested = True
+                inside.extend(item.keys())
+                inside.extend(item.values())
+            elif isinstance(item, list):
+                nested = True
+                inside.extend(item)
+        if not nested:
+            return
+        level = inside
+    raise _RefusedError(_TOO_DEEP)
+
+
+def _check_text(text: str) -> None:
+    if "\0" in text:
+        raise _RefusedError(_NUL)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _RefusedError(_SURROGATE) from None

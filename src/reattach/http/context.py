@@ -1,0 +1,42 @@
+"""What the routes work with: one context for each application, and the tenant of each request."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from reattach.clock import Clock
+from reattach.engine.catalog import Catalog
+from reattach.ids import TenantId
+from reattach.records.records import Records
+from reattach.settings import Settings
+
+if TYPE_CHECKING:
+    from reattach.runs.service import RunService
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The parts of one server. Two contexts in one process share nothing."""
+
+    records: Records
+    catalog: Catalog
+    settings: Settings
+    clock: Clock
+    runs: "RunService"
+
+
+async def get_context(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+async def tenant(request: Request) -> TenantId:
+    """Whose request it is, as ``auth.Authentication`` found."""
+    found: TenantId = request.scope["reattach.tenant"]
+    return found
+
+
+ContextDep = Annotated[Context, Depends(get_context)]
+TenantDep = Annotated[TenantId, Depends(tenant)]

@@ -1,0 +1,182 @@
+"""Conversations."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+
+from reattach.errors import NotImplementedHereError
+from reattach.http.body import JsonRoute
+from reattach.http.context import Context, ContextDep, TenantDep
+from reattach.http.incoming import find_thread
+from reattach.http.models import check_model
+from reattach.http.paging import ShortPage
+from reattach.http.schemas.conversation import (
+    ConversationCreate,
+    ConversationState,
+    ConversationUpdate,
+)
+from reattach.http.schemas.fields import (
+    ConversationPath,
+    QueryAgent,
+    QueryPart,
+    ThreadPath,
+)
+from reattach.ids import (
+    AGENT_PATTERN,
+    MESSAGE_PATTERN,
+    AgentId,
+    ConversationId,
+    MessageId,
+    TenantId,
+    new_conversation_id,
+)
+from reattach.prompt import system_message
+from reattach.records.base import Conversation, Thread
+
+router = APIRouter(route_class=JsonRoute, tags=["conversations"])
+
+
+@router.post(
+    "/v1/conversations/", operation_id="create_conversation", summary="Create a conversation"
+)
+async def create_conversation(
+    agent_id: Annotated[str, Query(pattern=AGENT_PATTERN, description="Whose it is to be.")],
+    context: ContextDep,
+    tenant: TenantDep,
+    body: ConversationCreate | None = None,
+) -> ConversationState:
+    body = body or ConversationCreate()
+    if body.isolated_block_labels:
+        raise NotImplementedHereError(
+            "'isolated_block_labels' is not offered by Reattach: all conversations of an agent "
+            "share its memory blocks. Make an agent of its own for memory of its own."
+        )
+    now = context.clock.now()
+    conversation = body.conversation(AgentId(agent_id), now)
+    agent = await context.records.agents.get(tenant, conversation.agent_id)
+    check_model(context.catalog, conversation.model)
+    first = system_message(agent.system, agent.blocks, now)
+    conversation = await context.records.conversations.create(tenant, conversation, first)
+    return ConversationState.of(conversation, [first.id])
+
+
+@router.get("/v1/conversations/", operation_id="list_conversations", summary="List conversations")
+async def list_conversations(
+    context: ContextDep,
+    tenant: TenantDep,
+    page: ShortPage,
+    agent_id: QueryAgent = None,
+    summary_search: QueryPart = None,
+    order_by: Literal["created_at", "last_run_completion", "last_message_at"] = "created_at",
+    archive_status: Literal["unarchived", "archived", "all"] = "unarchived",
+) -> list[ConversationState]:
+    """Those that are hidden are left out."""
+    records = context.records.conversations
+    conversations = await records.list(
+        tenant,
+        page,
+        agent_id=None if agent_id is None else AgentId(agent_id),
+        summary_search=summary_search,
+        order_by=order_by,
+        archive_status=archive_status,
+    )
+    message_ids = await records.message_ids_of(tenant, conversations)
+    return [ConversationState.of(one, message_ids[one.id]) for one in conversations]
+
+
+@router.get(
+    "/v1/conversations/{conversation_id}",
+    operation_id="retrieve_conversation",
+    summary="Retrieve a conversation",
+)
+async def retrieve_conversation(
+    conversation_id: ConversationPath, context: ContextDep, tenant: TenantDep
+) -> ConversationState:
+    named = ConversationId(conversation_id)
+    return await _state(context, tenant, await context.records.conversations.get(tenant, named))
+
+
+@router.patch(
+    "/v1/conversations/{conversation_id}",
+    operation_id="update_conversation",
+    summary="Change a conversation",
+)
+async def update_conversation(
+    conversation_id: ConversationPath,
+    body: ConversationUpdate,
+    context: ContextDep,
+    tenant: TenantDep,
+) -> ConversationState:
+    changes = body.changes(context.clock.now())
+    check_model(context.catalog, changes.get("model"))
+    named = ConversationId(conversation_id)
+    conversation = await context.records.conversations.update(tenant, named, changes)
+    return await _state(context, tenant, conversation)
+
+
+@router.delete(
+    "/v1/conversations/{conversation_id}",
+    operation_id="delete_conversation",
+    summary="Delete a conversation",
+    description="A run that is active in it goes on to its end.",
+)
+async def delete_conversation(
+    conversation_id: ConversationPath, context: ContextDep, tenant: TenantDep
+) -> None:
+    await context.records.conversations.delete(tenant, ConversationId(conversation_id))
+
+
+@router.post(
+    "/v1/conversations/{conversation_id}/fork",
+    operation_id="fork_conversation",
+    summary="Begin a new conversation with the messages of another",
+)
+async def fork_conversation(
+    conversation_id: ThreadPath,
+    context: ContextDep,
+    tenant: TenantDep,
+    agent_id: QueryAgent = None,
+    message_id: Annotated[
+        str | None,
+        Query(pattern=MESSAGE_PATTERN, description="The last message that is taken over."),
+    ] = None,
+    hidden: bool = False,
+) -> ConversationState:
+    source = await find_thread(context.records, tenant, conversation_id, agent_id)
+    agent = await context.records.agents.get(tenant, source.agent_id)
+    now = context.clock.now()
+    new = await _forked(context, tenant, source, hidden=hidden)
+    first = system_message(agent.system, agent.blocks, now)
+    up_to = None if message_id is None else MessageId(message_id)
+    new = await context.records.conversations.fork(tenant, source, new, first, up_to=up_to)
+    return await _state(context, tenant, new)
+
+
+async def _forked(
+    context: Context, tenant: TenantId, source: Thread, *, hidden: bool
+) -> Conversation:
+    """A new conversation that answers as its source does."""
+    now = context.clock.now()
+    if source.conversation_id is None:
+        return Conversation(
+            new_conversation_id(), source.agent_id, created_at=now, updated_at=now, hidden=hidden
+        )
+    original = await context.records.conversations.get(tenant, source.conversation_id)
+    return Conversation(
+        new_conversation_id(),
+        source.agent_id,
+        created_at=now,
+        updated_at=now,
+        model=original.model,
+        model_settings=original.model_settings,
+        context_window_limit=original.context_window_limit,
+        hidden=hidden,
+    )
+
+
+async def _state(
+    context: Context, tenant: TenantId, conversation: Conversation
+) -> ConversationState:
+    thread = Thread(conversation.agent_id, conversation.id)
+    message_ids = await context.records.conversations.message_ids(tenant, thread)
+    return ConversationState.of(conversation, message_ids)

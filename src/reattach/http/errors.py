@@ -1,0 +1,169 @@
+"""How errors look outside: one table from their classes to statuses, one shape of body.
+
+Every error body is a JSON object with a string ``detail`` for people and a stable ``code`` for
+programs. Validation errors also list their faults under ``errors``.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import structlog
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from reattach.errors import (
+    ConflictError,
+    EngineError,
+    ExpiredError,
+    InvalidArgumentError,
+    LimitExceededError,
+    MisdirectedError,
+    ModelAuthenticationError,
+    ModelError,
+    ModelRateLimitError,
+    ModelTimeoutError,
+    NotFoundError,
+    NotImplementedHereError,
+    ReattachError,
+    UnauthorizedError,
+    UnavailableError,
+    ValidationFailedError,
+)
+from reattach.http.body import Fault, JsonResponse, invalid
+from reattach.limits import MAX_ERROR_CHARS
+
+logger = structlog.get_logger(__name__)
+
+STATUSES: Final[Mapping[type[ReattachError], int]] = {
+    InvalidArgumentError: 400,
+    UnauthorizedError: 401,
+    NotFoundError: 404,
+    ConflictError: 409,
+    ExpiredError: 410,
+    LimitExceededError: 413,
+    MisdirectedError: 421,
+    ValidationFailedError: 422,
+    NotImplementedHereError: 501,
+    UnavailableError: 503,
+    ModelAuthenticationError: 401,
+    ModelRateLimitError: 429,
+    ModelTimeoutError: 504,
+    EngineError: 500,
+}
+"""An error has the status of the nearest class of its ancestry that is named here; else 500."""
+
+_FRAMEWORK_CODES: Final[Mapping[int, str]] = {
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "limit_exceeded",
+    422: "validation_error",
+}
+_UNKNOWN: Final = {"detail": "An unknown error occurred", "code": "internal_error"}
+_DO_NOT_RETRY: Final = {"x-should-retry": "false"}
+"""The SDKs repeat 409 and 5xx by themselves; here that would only cost time."""
+
+_PATH_EXAMPLES: Final[Mapping[str, str]] = {
+    "agent_id": "agent-123e4567-e89b-42d3-8456-426614174000",
+    "block_id": "block-123e4567-e89b-42d3-8456-426614174000",
+    "conversation_id": "conv-123e4567-e89b-42d3-8456-426614174000",
+    "message_id": "message-123e4567-e89b-42d3-8456-426614174000",
+}
+
+
+def status_of(error: ReattachError) -> int:
+    for ancestor in type(error).__mro__:
+        status = STATUSES.get(ancestor)
+        if status is not None:
+            return status
+    return 500
+
+
+def error_response(error: ReattachError) -> Response:
+    """The answer that ``error`` becomes; what has no status of its own is told as unknown."""
+    status = status_of(error)
+    if status == 500 and not isinstance(error, EngineError):
+        return unknown_error_response(error)
+    body: dict[str, object] = {**error.extra, "detail": error.detail, "code": error.code}
+    if isinstance(error, ModelError):
+        body["error"] = {"type": error.code, "message": error.detail, "detail": None}
+    headers: dict[str, str] = {}
+    if isinstance(error, ConflictError | NotImplementedHereError):
+        headers |= _DO_NOT_RETRY
+    if isinstance(error, UnavailableError):
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    return JsonResponse(body, status_code=status, headers=headers)
+
+
+def unknown_error_response(error: Exception) -> Response:
+    """A 500 that tells nothing; the cause goes to the server's log."""
+    logger.error("request_failed", exc_info=error)
+    return JsonResponse(_UNKNOWN, status_code=500)
+
+
+async def on_reattach_error(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    assert isinstance(error, ReattachError)
+    return error_response(error)
+
+
+async def on_framework_error(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    assert isinstance(error, HTTPException)
+    code = _FRAMEWORK_CODES.get(error.status_code, f"http_{error.status_code}")
+    body = {"detail": str(error.detail), "code": code}
+    return JsonResponse(body, status_code=error.status_code, headers=error.headers)
+
+
+async def on_disconnect(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    body = {"detail": "Client disconnected", "code": "client_disconnected"}
+    return JsonResponse(body, status_code=499)
+
+
+async def on_invalid_request(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    assert isinstance(error, RequestValidationError)
+    found: Sequence[Mapping[str, Any]] = error.errors()
+    return error_response(invalid([_fault(one) for one in found], **_examples(found)))
+
+
+def _fault(one: Mapping[str, Any]) -> Fault:
+    location = [part if isinstance(part, int) else _cut(str(part)) for part in one["loc"]]
+    return Fault(location, _cut(str(one["msg"])), str(one["type"]))
+
+
+def _examples(found: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+    """What a well-formed id looks like, where nothing but the id in the path is wrong."""
+    if len(found) == 1 and len(found[0]["loc"]) == 2 and found[0]["loc"][0] == "path":
+        example = _PATH_EXAMPLES.get(str(found[0]["loc"][1]))
+        if example is not None:
+            return {"examples": [example]}
+    return {}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_ERROR_CHARS else f"{text[:MAX_ERROR_CHARS]}…"
+
+
+class UnknownErrors:
+    """ASGI middleware: what nobody foresaw gets a 500 that tells nothing, and is logged once.
+
+    An answer that has begun can not become an error; it is broken off.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception as error:
+            if scope["type"] != "http" or begun:
+                raise
+            await unknown_error_response(error)(scope, receive, send)

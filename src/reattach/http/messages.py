@@ -1,0 +1,210 @@
+"""Stored messages: of a conversation, of an agent, and one by one."""
+
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol
+
+from fastapi import APIRouter, Depends, Query, Response
+
+from reattach.http.body import JsonResponse, JsonRoute
+from reattach.http.context import ContextDep, TenantDep
+from reattach.http.incoming import find_thread
+from reattach.http.schemas.fields import (
+    AgentPath,
+    MessagePath,
+    Order,
+    QueryAgent,
+    ThreadPath,
+)
+from reattach.http.schemas.message import MessageItem
+from reattach.ids import CONVERSATION_PATTERN, AgentId, ConversationId, MessageId
+from reattach.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS
+from reattach.messages import Message
+from reattach.wire.letta import MessageType, message_items
+
+router = APIRouter(route_class=JsonRoute)
+
+Types = Annotated[
+    list[MessageType] | None,
+    Query(max_length=20, description="Only items of these types; `limit` counts their messages."),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Which messages of a list are asked for."""
+
+    before: MessageId | None
+    after: MessageId | None
+    limit: int
+    ascending: bool
+
+    @property
+    def goes_to_newer(self) -> bool:
+        """Whether what follows the first ``limit`` messages is newer than they are."""
+        only_one = (self.before is None) is not (self.after is None)
+        return self.after is not None if only_one else self.ascending
+
+
+def span_query(default_order: Literal["asc", "desc"]) -> Any:
+    """A dependency that reads a span from the query."""
+
+    async def span(
+        before: Annotated[
+            str | None,
+            Query(max_length=MAX_ID_CHARS, description="A message's id: older ones."),
+        ] = None,
+        after: Annotated[
+            str | None,
+            Query(max_length=MAX_ID_CHARS, description="A message's id: newer ones."),
+        ] = None,
+        limit: Annotated[
+            int, Query(ge=0, le=MAX_PAGE_ITEMS, description="Stored messages at most.")
+        ] = 100,
+        order: Order = default_order,
+        order_by: Annotated[Literal["created_at"], Query()] = "created_at",  # noqa: ARG001
+    ) -> Span:
+        return Span(
+            MessageId(before) if before else None,
+            MessageId(after) if after else None,
+            limit,
+            ascending=order == "asc",
+        )
+
+    return Depends(span)
+
+
+NewestSpan = Annotated[Span, span_query("desc")]
+OldestSpan = Annotated[Span, span_query("asc")]
+
+
+class Listing(Protocol):
+    """One of the lists of ``records.messages``, with everything but the span given."""
+
+    def __call__(
+        self,
+        *,
+        before: MessageId | None,
+        after: MessageId | None,
+        limit: int,
+        ascending: bool,
+    ) -> Awaitable[Sequence[Message]]: ...
+
+
+@router.get(
+    "/v1/conversations/{conversation_id}/messages",
+    tags=["conversations"],
+    operation_id="list_conversation_messages",
+    summary="List the messages of a conversation",
+    response_model=list[MessageItem],
+)
+async def list_conversation_messages(
+    conversation_id: ThreadPath,
+    context: ContextDep,
+    tenant: TenantDep,
+    span: NewestSpan,
+    agent_id: QueryAgent = None,
+    include_return_message_types: Types = None,
+) -> Response:
+    thread = await find_thread(context.records, tenant, conversation_id, agent_id)
+
+    async def listing(**span: Any) -> Sequence[Message]:
+        return await context.records.messages.list(tenant, thread, **span)
+
+    return await answer(listing, span, include_return_message_types)
+
+
+@router.get(
+    "/v1/agents/{agent_id}/messages",
+    tags=["agents"],
+    operation_id="list_messages",
+    summary="List the messages of an agent",
+    response_model=list[MessageItem],
+)
+async def list_agent_messages(
+    agent_id: AgentPath,
+    context: ContextDep,
+    tenant: TenantDep,
+    span: NewestSpan,
+    conversation_id: Annotated[
+        str | None,
+        Query(
+            pattern=f"^default$|{CONVERSATION_PATTERN}",
+            description="Only of this conversation; `default` is that without a name.",
+        ),
+    ] = None,
+    include_return_message_types: Types = None,
+) -> Response:
+    agent = AgentId(agent_id)
+    named: ConversationId | Literal["default"] | None = (
+        "default" if conversation_id == "default"
+        else None if conversation_id is None
+        else ConversationId(conversation_id)
+    )  # fmt: skip
+
+    async def listing(**span: Any) -> Sequence[Message]:
+        messages = context.records.messages
+        return await messages.list_of_agent(tenant, agent, conversation_id=named, **span)
+
+    return await answer(listing, span, include_return_message_types)
+
+
+@router.get(
+    "/v1/messages/{message_id}",
+    tags=["messages"],
+    operation_id="retrieve_message",
+    summary="Retrieve a message",
+    response_model=list[MessageItem],
+)
+async def retrieve_message(
+    message_id: MessagePath, context: ContextDep, tenant: TenantDep
+) -> Response:
+    message = await context.records.messages.get(tenant, MessageId(message_id))
+    return JsonResponse(message_items(message))
+
+
+def items_response(messages: Sequence[Message]) -> Response:
+    """The items of the messages. Those of one stay together, in their own order."""
+    return JsonResponse([item for message in messages for item in message_items(message)])
+
+
+async def answer(
+    listing: Listing, span: Span, types: Sequence[MessageType] | None = None
+) -> Response:
+    """The items of the span of the list, of these types only."""
+    if types is None:
+        messages = await listing(
+            before=span.before, after=span.after, limit=span.limit, ascending=span.ascending
+        )
+        return items_response(messages)
+    return JsonResponse(await _items_of_types(listing, span, frozenset(types)))
+
+
+async def _items_of_types(
+    listing: Listing, span: Span, types: frozenset[MessageType]
+) -> list[dict[str, Any]]:
+    """The items of those types of up to ``span.limit`` messages that have any.
+
+    A page that is empty is the end of a list to the SDKs, so messages that show nothing do not
+    count.
+    """
+    before, after = span.before, span.after
+    pages: list[list[dict[str, Any]]] = []
+    while len(pages) < span.limit:
+        wanted = span.limit
+        messages = await listing(
+            before=before, after=after, limit=wanted, ascending=span.goes_to_newer
+        )
+        for message in messages:
+            items = [item for item in message_items(message) if item["message_type"] in types]
+            if items and len(pages) < span.limit:
+                pages.append(items)
+        if len(messages) < wanted:
+            break
+        if span.goes_to_newer:
+            after = messages[-1].id
+        else:
+            before = messages[-1].id
+    if span.goes_to_newer is not span.ascending:
+        pages.reverse()
+    return [item for items in pages for item in items]

@@ -1,0 +1,56 @@
+"""What this server adds to uvicorn's HTTP protocol: dropping connections, and bounded heads."""
+
+from typing import Final, cast
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from reattach.http.stream import ABORT_EXTENSION
+from reattach.limits import MAX_HEAD_BYTES
+
+_UNREADABLE: Final = "This is not an HTTP/1.1 request that can be read. Nothing was done."
+_TOO_LARGE: Final = f"The URL and headers of a request may have {MAX_HEAD_BYTES} bytes together."
+
+
+class StreamProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, with ``ABORT_EXTENSION`` in every scope.
+
+    Closing a transport waits until its buffer is written, which for a reader that takes nothing
+    is never; only an abort frees it.
+
+    A request whose head is not complete after MAX_HEAD_BYTES is refused; the parser would keep
+    all of it. What is refused here gets a JSON body as every other error does.
+    """
+
+    _in_head = False
+    _head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse(431, "limit_exceeded", _TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
+        lent = {ABORT_EXTENSION: {"abort": self.transport.abort}}
+        self.scope["extensions"] = cast("dict[str, dict[object, object]]", lent)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's text says less
+        self._refuse(400, "invalid_http", _UNREADABLE)
+
+    def _refuse(self, status: int, code: str, detail: str) -> None:
+        body = msgspec.json.encode({"detail": detail, "code": code})
+        head = (
+            b"content-type: application/json\r\n"
+            b"content-length: %d\r\n"
+            b"connection: close\r\n\r\n" % len(body)
+        )
+        self.transport.write(STATUS_LINE[status] + head + body)
+        self.transport.close()

@@ -1,0 +1,112 @@
+"""Resumes: back to a run's stream with a run id, an OTID, or just the conversation."""
+
+from typing import Annotated
+
+import structlog
+from fastapi import APIRouter, Path, Response
+
+from reattach.errors import InvalidArgumentError
+from reattach.http.body import JsonRoute
+from reattach.http.context import Context, ContextDep, TenantDep
+from reattach.http.schemas.resuming import ResumeBody
+from reattach.http.sending import DEPRECATED_PATH, STREAM_RESPONSES, ConversationPath
+from reattach.http.stream import RunStream
+from reattach.ids import AgentId, ConversationId, TenantId
+from reattach.limits import MAX_ID_CHARS
+from reattach.records.base import Run, Thread
+
+logger = structlog.get_logger(__name__)
+
+router = APIRouter(route_class=JsonRoute)
+
+_warned_of_agent_path = False
+
+
+@router.post(
+    "/v1/conversations/{conversation_id}/stream",
+    tags=["conversations"],
+    operation_id="retrieve_conversation_stream",
+    summary="Resume a run's stream",
+    description=(
+        "Streams the events of a background run after `starting_after`, then live until its end. "
+        "The run is named by `run_id`, else by `otid`, else it is the one that is active in the "
+        "conversation. Never starts work."
+    ),
+    responses=STREAM_RESPONSES,
+)
+async def resume_conversation(
+    conversation_id: ConversationPath,
+    context: ContextDep,
+    tenant: TenantDep,
+    body: ResumeBody | None = None,
+) -> Response:
+    body = body or ResumeBody()
+    run = await _find(context, tenant, conversation_id, body)
+    deprecated = conversation_id.startswith("agent-")
+    if deprecated:
+        _warn_of_agent_path()
+    return _stream(context, run, body, DEPRECATED_PATH if deprecated else None)
+
+
+@router.post(
+    "/v1/runs/{run_id}/stream",
+    tags=["runs"],
+    operation_id="retrieve_run_stream",
+    summary="Resume the stream of one run",
+    description="As the conversation's stream; `run_id`, `otid` and `agent_id` are ignored.",
+    responses=STREAM_RESPONSES,
+)
+async def resume_run(
+    run_id: Annotated[str, Path(max_length=MAX_ID_CHARS)],
+    context: ContextDep,
+    tenant: TenantDep,
+    body: ResumeBody | None = None,
+) -> Response:
+    run = await context.runs.by_id(tenant, run_id)
+    return _stream(context, run, body or ResumeBody())
+
+
+async def _find(context: Context, tenant: TenantId, path_id: str, body: ResumeBody) -> Run:
+    """The run that is meant, in the order run_id, otid, whatever is active."""
+    if body.run_id:
+        return await context.runs.by_id(tenant, body.run_id)
+    if body.otid:
+        return await context.runs.by_otid(tenant, body.otid)
+    return await context.runs.active(tenant, _thread(path_id, body.agent_id))
+
+
+def _thread(path_id: str, agent_id: str | None) -> Thread:
+    """The thread that is named. One that does not exist has no active run, which is told."""
+    if path_id.startswith("conv-"):
+        return Thread(AgentId(""), ConversationId(path_id))
+    return Thread(AgentId(path_id if path_id.startswith("agent-") else agent_id or ""), None)
+
+
+def _stream(
+    context: Context, run: Run, body: ResumeBody, headers: dict[str, str] | None = None
+) -> Response:
+    if not run.background:
+        raise InvalidArgumentError(
+            "Run was not created in background mode, so it cannot be retrieved."
+        )
+    return RunStream(
+        context.runs,
+        run,
+        context.clock,
+        cursor=body.starting_after,
+        max_events=100 if body.batch_size is None else body.batch_size,
+        include_pings=bool(body.include_pings),
+        stall_seconds=context.settings.stall_seconds,
+        headers=headers,
+    )
+
+
+def _warn_of_agent_path() -> None:
+    global _warned_of_agent_path  # noqa: PLW0603  once in the life of the process
+    if not _warned_of_agent_path:
+        _warned_of_agent_path = True
+        logger.warning(
+            "deprecated path used",
+            path="/v1/conversations/agent-…/stream",
+            instead="/v1/conversations/default/stream with agent_id",
+        )

@@ -1,0 +1,349 @@
+"""Agents as the API shows and takes them."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import Field
+
+from reattach.engine.base import Model
+from reattach.http.schemas.block import BlockCreate, BlockState
+from reattach.http.schemas.fields import (
+    Answer,
+    Body,
+    ContextTokens,
+    Count,
+    Description,
+    Handle,
+    KeptList,
+    KeptObject,
+    StopReasonName,
+    SystemText,
+    Tags,
+    UtcTime,
+    Word,
+    given,
+)
+from reattach.http.schemas.model import ModelConfig
+from reattach.http.schemas.settings import (
+    CompactionSettings,
+    LegacyModelConfig,
+    ModelSettings,
+    ResponseFormat,
+    Tokens,
+)
+from reattach.ids import BLOCK_PATTERN, new_agent_id
+from reattach.limits import MAX_AGENT_BLOCKS, MAX_NAME_CHARS
+from reattach.prompt import DEFAULT_SYSTEM
+from reattach.records.base import Agent
+
+AgentType = Literal[
+    "memgpt_agent",
+    "memgpt_v2_agent",
+    "letta_v1_agent",
+    "react_agent",
+    "workflow_agent",
+    "split_thread_agent",
+    "sleeptime_agent",
+    "voice_convo_agent",
+    "voice_sleeptime_agent",
+]
+Include = Literal[
+    "agent.blocks",
+    "agent.identities",
+    "agent.managed_group",
+    "agent.pending_approval",
+    "agent.secrets",
+    "agent.sources",
+    "agent.tags",
+    "agent.tools",
+]
+AgentName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=MAX_NAME_CHARS,
+        pattern=r"^[\w '\-]+$",
+        description="Letters, digits, spaces and `_'-`.",
+    ),
+]
+BlockIds = Annotated[
+    list[Annotated[str, Field(pattern=BLOCK_PATTERN)]], Field(max_length=MAX_AGENT_BLOCKS)
+]
+
+
+class Memory(Answer):
+    agent_type: str
+    git_enabled: bool = False
+    blocks: list[BlockState]
+    file_blocks: list[dict[str, Any]] = Field(default_factory=list)
+    prompt_template: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentView:
+    """What is shown of agents, besides what they are themselves."""
+
+    default_model: str | None
+    models: Mapping[str, Model]
+    include: Collection[Include] | None = None
+    """The relations that are filled; None: all."""
+
+    def shows(self, relation: Include) -> bool:
+        return self.include is None or relation in self.include
+
+
+class AgentState(Answer):
+    """An agent: a system prompt, memory, and a model that answers."""
+
+    id: str
+    name: str
+    description: str | None
+    agent_type: AgentType
+    system: str
+    model: str | None = Field(description="The handle of its model, `provider/name`.")
+    model_settings: dict[str, Any] | None
+    llm_config: ModelConfig
+    embedding: str | None = Field(description="Kept and given back; embeddings are not offered.")
+    embedding_config: dict[str, Any] | None = None
+    memory: Memory
+    blocks: list[BlockState]
+    tags: list[str]
+    tools: list[dict[str, Any]] = Field(default_factory=list)
+    sources: list[dict[str, Any]] = Field(default_factory=list)
+    message_ids: list[str] | None = Field(
+        description="The messages of its default thread, the oldest first; null in lists."
+    )
+    metadata: dict[str, Any] | None
+    timezone: str
+    hidden: bool | None
+    created_at: UtcTime
+    updated_at: UtcTime
+    last_run_completion: UtcTime | None
+    last_run_duration_ms: int | None
+    last_stop_reason: StopReasonName | None
+    tool_rules: list[dict[str, Any]] = Field(default_factory=list)
+    compaction_settings: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    message_buffer_autoclear: bool = False
+    enable_sleeptime: bool | None = None
+    max_files_open: int | None = None
+    per_file_view_window_char_limit: int | None = None
+    project_id: str | None = None
+    template_id: str | None = None
+    base_template_id: str | None = None
+    deployment_id: str | None = None
+    entity_id: str | None = None
+    identity_ids: list[str] = Field(default_factory=list)
+    identities: list[dict[str, Any]] = Field(default_factory=list)
+    secrets: list[dict[str, Any]] = Field(default_factory=list)
+    tool_exec_environment_variables: list[dict[str, Any]] = Field(default_factory=list)
+    pending_approval: dict[str, Any] | None = None
+    multi_agent_group: dict[str, Any] | None = None
+    managed_group: dict[str, Any] | None = None
+    created_by_id: str | None = None
+    last_updated_by_id: str | None = None
+
+    @classmethod
+    def of(cls, agent: Agent, view: AgentView, message_ids: Sequence[str] | None = None) -> Self:
+        handle = agent.model or view.default_model
+        config = ModelConfig.of(handle, view.models.get(handle or ""))
+        if agent.context_window_limit is not None:
+            config.context_window = agent.context_window_limit
+        blocks = (
+            [BlockState.of(block) for block in agent.blocks] if view.shows("agent.blocks") else []
+        )
+        kept = {name: value for name, value in agent.settings.items() if name in KEPT_MEMBERS}
+        return cls(
+            id=agent.id,
+            name=agent.name,
+            description=agent.description,
+            agent_type=agent.agent_type,
+            system=agent.system,
+            model=handle,
+            model_settings=None if agent.model_settings is None else dict(agent.model_settings),
+            llm_config=config,
+            embedding=agent.embedding,
+            memory=Memory(agent_type=agent.agent_type, blocks=blocks),
+            blocks=blocks,
+            tags=list(agent.tags) if view.shows("agent.tags") else [],
+            message_ids=None if message_ids is None else list(message_ids),
+            metadata=None if agent.metadata is None else dict(agent.metadata),
+            timezone=agent.timezone or "UTC",
+            hidden=agent.hidden,
+            created_at=agent.created_at,
+            updated_at=agent.updated_at,
+            last_run_completion=agent.last_run_completion,
+            last_run_duration_ms=agent.last_run_duration_ms,
+            last_stop_reason=None
+            if agent.last_stop_reason is None
+            else agent.last_stop_reason.value,
+            **kept,
+        )
+
+
+class _AgentMembers(Body):
+    """What can be given at the creation of an agent, and changed later."""
+
+    description: Description | None = None
+    model: Handle | None = None
+    model_settings: ModelSettings | None = None
+    embedding: Word | None = None
+    context_window_limit: ContextTokens | None = None
+    timezone: Word | None = None
+    hidden: bool | None = None
+    metadata: KeptObject | None = None
+    llm_config: LegacyModelConfig | None = Field(None, json_schema_extra={"deprecated": True})
+    max_tokens: Tokens | None = Field(None, json_schema_extra={"deprecated": True})
+    parallel_tool_calls: bool | None = Field(None, json_schema_extra={"deprecated": True})
+
+    tool_rules: KeptList | None = None
+    compaction_settings: CompactionSettings | None = None
+    response_format: ResponseFormat | None = None
+    message_buffer_autoclear: bool | None = None
+    enable_sleeptime: bool | None = None
+    max_files_open: Count | None = None
+    per_file_view_window_char_limit: Count | None = None
+    project_id: Word | None = None
+
+    tools: list[Any] | None = Field(None, description="Not offered yet.")
+    tool_ids: list[Any] | None = Field(None, description="Not offered yet.")
+    secrets: dict[str, Any] | None = Field(None, description="Not offered yet.")
+    tool_exec_environment_variables: dict[str, Any] | None = Field(
+        None, description="Not offered yet."
+    )
+    folder_ids: list[Any] | None = Field(None, description="Not offered.")
+    source_ids: list[Any] | None = Field(None, description="Not offered.")
+    identity_ids: list[Any] | None = Field(None, description="Not offered.")
+
+    def legacy_changes(self) -> dict[str, Any]:
+        """What the deprecated members say, where the present ones are silent."""
+        changes: dict[str, Any] = {}
+        settings = {} if self.model_settings is None else self.model_settings.kept()
+        if self.max_tokens is not None:
+            settings.setdefault("max_output_tokens", self.max_tokens)
+        if self.parallel_tool_calls is not None:
+            settings.setdefault("parallel_tool_calls", self.parallel_tool_calls)
+        if settings:
+            changes["model_settings"] = settings
+        if self.llm_config is not None and self.model is None:
+            changes["model"] = self.llm_config.model_handle
+            if self.context_window_limit is None:
+                changes["context_window_limit"] = self.llm_config.context_window
+        return changes
+
+    def kept_members(self) -> dict[str, Any]:
+        """Members that are only kept and given back; null where the client cleared one."""
+        return self.model_dump(mode="json", include=set(KEPT_MEMBERS), exclude_unset=True)
+
+
+KEPT_MEMBERS: Final = frozenset(
+    {
+        "tool_rules",
+        "compaction_settings",
+        "response_format",
+        "message_buffer_autoclear",
+        "enable_sleeptime",
+        "max_files_open",
+        "per_file_view_window_char_limit",
+        "project_id",
+    }
+)
+
+NOT_OFFERED_MEMBERS: Final[Mapping[str, str]] = {
+    "tools": "Tools on the server are not offered yet; leave them out.",
+    "tool_ids": "Tools on the server are not offered yet; leave them out.",
+    "secrets": "Secrets are for tools on the server, which are not offered yet.",
+    "tool_exec_environment_variables": "They are for tools, which are not offered yet.",
+    "folder_ids": "Put what the agent should know into memory blocks or messages.",
+    "source_ids": "Put what the agent should know into memory blocks or messages.",
+    "identity_ids": "Tell agents apart by tags.",
+    "initial_message_sequence": "Send the messages after the agent was created.",
+    "from_template": "Create the agent from its members.",
+    "template": "Create the agent from its members.",
+}
+"""What an agent can not have here, and what to do instead. Empty values are let pass."""
+
+
+class AgentCreate(_AgentMembers):
+    name: AgentName | None = None
+    system: SystemText | None = None
+    agent_type: AgentType = "letta_v1_agent"
+    tags: Tags | None = None
+    memory_blocks: Annotated[list[BlockCreate], Field(max_length=MAX_AGENT_BLOCKS)] | None = None
+    block_ids: BlockIds | None = None
+    include_base_tools: bool | None = Field(None, description="Has no effect.")
+    initial_message_sequence: list[Any] | None = Field(None, description="Not offered.")
+    from_template: str | None = Field(None, description="Not offered.")
+    template: bool | None = Field(None, description="Not offered.")
+
+    def agent(self, now: datetime) -> Agent:
+        """The new agent."""
+        agent_id = new_agent_id()
+        legacy = self.legacy_changes()
+        kept = {name: value for name, value in self.kept_members().items() if value is not None}
+        return Agent(
+            id=agent_id,
+            name=self.name or f"Agent {agent_id.removeprefix('agent-')[:8]}",
+            system=DEFAULT_SYSTEM if self.system is None else self.system,
+            created_at=now,
+            updated_at=now,
+            agent_type=self.agent_type,
+            description=self.description,
+            model=legacy.get("model", self.model),
+            model_settings=legacy.get("model_settings"),
+            embedding=self.embedding,
+            context_window_limit=legacy.get("context_window_limit", self.context_window_limit),
+            timezone=self.timezone,
+            hidden=self.hidden,
+            metadata=self.metadata,
+            tags=tuple(dict.fromkeys(self.tags or ())),
+            blocks=tuple(block.block(now) for block in self.memory_blocks or ()),
+            settings=kept,
+        )
+
+
+class AgentUpdate(_AgentMembers):
+    """What is absent stays; null clears what can be without a value."""
+
+    name: AgentName | None = None
+    system: SystemText | None = None
+    tags: Tags | None = None
+    block_ids: BlockIds | None = None
+
+    def changes(self, agent: Agent) -> Mapping[str, Any]:
+        """What changes in ``agent``, its blocks aside."""
+        changes = {name: value for name, value in given(self).items() if name in _CHANGEABLE}
+        for name in ("name", "system"):
+            if name in changes and changes[name] is None:
+                del changes[name]
+        if "tags" in changes:
+            changes["tags"] = tuple(dict.fromkeys(changes["tags"] or ()))
+        legacy = self.legacy_changes()
+        if "model_settings" in legacy and "model_settings" not in self.model_fields_set:
+            legacy["model_settings"] = {**(agent.model_settings or {}), **legacy["model_settings"]}
+        elif isinstance(changes.get("model_settings"), ModelSettings):
+            changes["model_settings"] = {}
+        changes |= legacy
+        if kept := self.kept_members():
+            settings = {**agent.settings, **kept}
+            changes["settings"] = {n: value for n, value in settings.items() if value is not None}
+        return changes
+
+
+_CHANGEABLE: Final = frozenset(
+    {
+        "name",
+        "system",
+        "description",
+        "model",
+        "model_settings",
+        "embedding",
+        "context_window_limit",
+        "timezone",
+        "hidden",
+        "metadata",
+        "tags",
+    }
+)

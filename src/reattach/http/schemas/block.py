@@ -1,0 +1,128 @@
+"""Memory blocks as the API shows and takes them."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from reattach.errors import ValidationFailedError
+from reattach.http.body import Fault, invalid
+from reattach.http.schemas.fields import Answer, Body, Description, KeptObject, Tags, Word, given
+from reattach.ids import new_block_id
+from reattach.limits import MAX_BLOCK_CHARS
+from reattach.records.base import Block
+
+Label = Annotated[Word, Field(min_length=1, description="What the agent knows the block by.")]
+Value = Annotated[str, Field(max_length=MAX_BLOCK_CHARS, description="What it says.")]
+CharLimit = Annotated[
+    int, Field(ge=1, le=MAX_BLOCK_CHARS, description="The longest value, in characters.")
+]
+
+
+class BlockState(Answer):
+    """A piece of text that stands in the system prompt of the agents that have it."""
+
+    id: str
+    value: str
+    limit: int | None = Field(description="The longest value, in characters.")
+    label: str | None
+    description: str | None
+    read_only: bool
+    metadata: dict[str, Any]
+    tags: list[str]
+    hidden: bool | None
+    created_by_id: str | None = None
+    last_updated_by_id: str | None = None
+    project_id: str | None = None
+    template_name: str | None = None
+    is_template: bool = False
+    template_id: str | None = None
+    base_template_id: str | None = None
+    deployment_id: str | None = None
+    entity_id: str | None = None
+    preserve_on_migration: bool = False
+
+    @classmethod
+    def of(cls, block: Block) -> Self:
+        return cls(
+            id=block.id,
+            value=block.value,
+            limit=block.limit,
+            label=block.label,
+            description=block.description,
+            read_only=block.read_only,
+            metadata=dict(block.metadata),
+            tags=list(block.tags),
+            hidden=block.hidden,
+        )
+
+
+class BlockCreate(Body):
+    label: Label
+    value: Value
+    limit: CharLimit | None = None
+    description: Description | None = None
+    read_only: bool | None = None
+    hidden: bool | None = None
+    metadata: KeptObject | None = None
+    tags: Tags | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.limit is not None and len(self.value) > self.limit:
+            raise ValueError(_too_long(len(self.value), self.limit))
+        return self
+
+    def block(self, now: datetime) -> Block:
+        """The new block."""
+        return Block(
+            id=new_block_id(),
+            label=self.label,
+            value=self.value,
+            created_at=now,
+            updated_at=now,
+            description=self.description,
+            limit=self.limit,
+            read_only=bool(self.read_only),
+            hidden=self.hidden,
+            metadata=self.metadata or {},
+            tags=tuple(self.tags or ()),
+        )
+
+
+class BlockUpdate(Body):
+    """What is absent stays; null clears what can be without a value."""
+
+    label: Label | None = None
+    value: Value | None = None
+    limit: CharLimit | None = None
+    description: Description | None = None
+    read_only: bool | None = None
+    hidden: bool | None = None
+    metadata: KeptObject | None = None
+    tags: Tags | None = None
+
+    def changes(self, block: Block) -> Mapping[str, Any]:
+        """What changes in ``block``. Raises ValidationFailedError if the value gets too long."""
+        changes = dict(given(self))
+        for name in ("label", "value"):
+            if name in changes and changes[name] is None:
+                del changes[name]
+        for name, empty in (("read_only", False), ("metadata", {}), ("tags", ())):
+            if name in changes:
+                changes[name] = changes[name] or empty
+        if "tags" in changes:
+            changes["tags"] = tuple(changes["tags"])
+        value, limit = changes.get("value", block.value), changes.get("limit", block.limit)
+        if limit is not None and len(value) > limit:
+            raise _does_not_fit(len(value), limit)
+        return changes
+
+
+def _too_long(chars: int, limit: int) -> str:
+    return f"The value has {chars} characters, and the block's limit is {limit}."
+
+
+def _does_not_fit(chars: int, limit: int) -> ValidationFailedError:
+    return invalid([Fault(["body", "value"], _too_long(chars, limit), "string_too_long")])

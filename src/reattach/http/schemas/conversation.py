@@ -1,0 +1,111 @@
+"""Conversations as the API shows and takes them."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any, Self
+
+from pydantic import Field
+
+from reattach.http.schemas.fields import (
+    Answer,
+    Body,
+    ContextTokens,
+    Description,
+    GivenTime,
+    Handle,
+    UtcTime,
+    Word,
+    given,
+)
+from reattach.http.schemas.settings import ModelSettings
+from reattach.ids import AgentId, new_conversation_id
+from reattach.limits import MAX_AGENT_BLOCKS
+from reattach.records.base import Conversation
+
+
+class ConversationState(Answer):
+    """A thread of messages with an agent, beside its default one and other conversations."""
+
+    id: str
+    agent_id: str
+    summary: str | None
+    description: str | None
+    model: str | None = Field(description="Its model instead of the agent's, `provider/name`.")
+    model_settings: dict[str, Any] | None
+    context_window_limit: int | None = Field(description="In tokens.")
+    in_context_message_ids: list[str] = Field(description="Its messages, the oldest first.")
+    isolated_block_ids: list[str] = Field(default_factory=list)
+    archived: bool
+    archived_at: UtcTime | None
+    hidden: bool | None
+    last_message_at: UtcTime | None
+    created_at: UtcTime
+    updated_at: UtcTime
+    created_by_id: str | None = None
+    last_updated_by_id: str | None = None
+
+    @classmethod
+    def of(cls, conversation: Conversation, message_ids: Sequence[str]) -> Self:
+        settings = conversation.model_settings
+        return cls(
+            id=conversation.id,
+            agent_id=conversation.agent_id,
+            summary=conversation.summary,
+            description=conversation.description,
+            model=conversation.model,
+            model_settings=None if settings is None else dict(settings),
+            context_window_limit=conversation.context_window_limit,
+            in_context_message_ids=list(message_ids),
+            archived=conversation.archived_at is not None,
+            archived_at=conversation.archived_at,
+            hidden=conversation.hidden,
+            last_message_at=conversation.last_message_at,
+            created_at=conversation.created_at,
+            updated_at=conversation.updated_at,
+        )
+
+
+class ConversationCreate(Body):
+    summary: Description | None = None
+    description: Description | None = None
+    model: Handle | None = None
+    model_settings: ModelSettings | None = None
+    context_window_limit: ContextTokens | None = None
+    hidden: bool | None = None
+    isolated_block_labels: Annotated[list[Word], Field(max_length=MAX_AGENT_BLOCKS)] | None = None
+
+    def conversation(self, agent_id: AgentId, now: datetime) -> Conversation:
+        """The new conversation."""
+        return Conversation(
+            id=new_conversation_id(),
+            agent_id=agent_id,
+            created_at=now,
+            updated_at=now,
+            summary=self.summary,
+            description=self.description,
+            model=self.model,
+            model_settings=None if self.model_settings is None else self.model_settings.kept(),
+            context_window_limit=self.context_window_limit,
+            hidden=self.hidden,
+        )
+
+
+class ConversationUpdate(Body):
+    """What is absent stays; null clears."""
+
+    summary: Description | None = None
+    description: Description | None = None
+    model: Handle | None = None
+    model_settings: ModelSettings | None = None
+    context_window_limit: ContextTokens | None = None
+    hidden: bool | None = None
+    archived: bool | None = None
+    last_message_at: GivenTime | None = None
+
+    def changes(self, now: datetime) -> Mapping[str, Any]:
+        changes = dict(given(self))
+        if isinstance(settings := changes.get("model_settings"), ModelSettings):
+            changes["model_settings"] = settings.kept()
+        if "archived" in changes:
+            changes["archived_at"] = now if changes.pop("archived") else None
+        return changes

@@ -1,0 +1,158 @@
+"""The kinds of members that requests and answers are made of, with their bounds."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import Path, Query
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
+
+from reattach.ids import (
+    AGENT_PATTERN,
+    BLOCK_PATTERN,
+    CONVERSATION_PATH_PATTERN,
+    CONVERSATION_PATTERN,
+    MESSAGE_PATTERN,
+)
+from reattach.limits import (
+    MAX_CONTEXT_TOKENS,
+    MAX_DESCRIPTION_CHARS,
+    MAX_ID_CHARS,
+    MAX_INTEGER,
+    MAX_KEPT_JSON_BYTES,
+    MAX_NAME_CHARS,
+    MAX_PAGE_ITEMS,
+    MAX_QUERY_CHARS,
+    MAX_QUERY_VALUES,
+    MAX_SYSTEM_CHARS,
+    MAX_TAGS,
+)
+
+
+class Answer(BaseModel):
+    """What the server sends. A member without a value is sent as null."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
+
+class Body(BaseModel):
+    """What a client sends. Members that are not known are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+# Members.
+
+
+def kept_json(value: Any) -> Any:
+    if len(json.dumps(value)) > MAX_KEPT_JSON_BYTES:
+        raise ValueError(f"larger than {MAX_KEPT_JSON_BYTES} bytes as JSON")
+    return value
+
+
+def _in_utc(at: datetime) -> datetime:
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("outside of the years 1 to 9999 in UTC") from None
+
+
+KeptObject = Annotated[dict[str, Any], AfterValidator(kept_json)]
+"""A JSON object that is kept and given back as it came."""
+
+KeptList = Annotated[list[dict[str, Any]], AfterValidator(kept_json)]
+
+UtcTime = Annotated[
+    datetime,
+    PlainSerializer(
+        lambda at: at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        return_type=str,
+        when_used="json",
+    ),
+    Field(json_schema_extra={"format": "date-time"}),
+]
+"""An instant, sent in UTC with microseconds and a ``Z``."""
+
+GivenTime = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+
+Word = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+Description = Annotated[str, Field(max_length=MAX_DESCRIPTION_CHARS)]
+SystemText = Annotated[str, Field(max_length=MAX_SYSTEM_CHARS)]
+Handle = Annotated[
+    str,
+    Field(
+        max_length=MAX_NAME_CHARS,
+        description="A model, as `provider/name`; see `GET /v1/models/`.",
+    ),
+]
+Tags = Annotated[list[Word], Field(max_length=MAX_TAGS)]
+ContextTokens = Annotated[int, Field(ge=1, le=MAX_CONTEXT_TOKENS)]
+Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+
+StopReasonName = Literal[
+    "end_turn",
+    "error",
+    "llm_api_error",
+    "invalid_llm_response",
+    "invalid_tool_call",
+    "max_steps",
+    "max_tokens_exceeded",
+    "no_tool_call",
+    "tool_rule",
+    "cancelled",
+    "insufficient_credits",
+    "requires_approval",
+    "context_window_overflow_in_system_prompt",
+]
+
+# Paths.
+
+_UUID_CHARS: Final = 36
+
+
+def _id_path(prefix: str, pattern: str, noun: str) -> Any:
+    return Path(
+        pattern=pattern,
+        max_length=len(prefix) + _UUID_CHARS,
+        description=f"The id of the {noun}, `{prefix}<uuid4>`.",
+    )
+
+
+AgentPath = Annotated[str, _id_path("agent-", AGENT_PATTERN, "agent")]
+BlockPath = Annotated[str, _id_path("block-", BLOCK_PATTERN, "block")]
+ConversationPath = Annotated[str, _id_path("conv-", CONVERSATION_PATTERN, "conversation")]
+MessagePath = Annotated[str, _id_path("message-", MESSAGE_PATTERN, "message")]
+ThreadPath = Annotated[
+    str,
+    Path(
+        pattern=CONVERSATION_PATH_PATTERN,
+        max_length=len("agent-") + _UUID_CHARS,
+        description="A conversation's id; or `default` with `agent_id`; or (deprecated) an "
+        "agent's id, for its default conversation.",
+    ),
+]
+
+# Queries.
+
+QueryText = Annotated[str | None, Query(max_length=MAX_QUERY_CHARS)]
+QueryPart = Annotated[
+    str | None, Query(max_length=MAX_QUERY_CHARS, description="A part of it, in any case.")
+]
+QueryAgent = Annotated[str | None, Query(pattern=AGENT_PATTERN, description="An agent's id.")]
+NobodyHas = Annotated[
+    str | None, Query(max_length=MAX_ID_CHARS, description="Nothing here has one.")
+]
+QueryTexts = Annotated[
+    list[Annotated[str, Field(max_length=MAX_NAME_CHARS)]] | None,
+    Query(max_length=MAX_QUERY_VALUES),
+]
+Order = Annotated[
+    Literal["asc", "desc"], Query(description="`asc` is oldest first, `desc` newest first.")
+]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE_ITEMS, description="How many at most.")]
+
+
+def given(body: BaseModel) -> Mapping[str, Any]:
+    """The members that the client has sent, null included, by name."""
+    return {name: getattr(body, name) for name in body.model_fields_set}

@@ -1,0 +1,23 @@
+"""Items of message lists, for the API's description; ``wire.letta`` makes them."""
+
+from pydantic import ConfigDict, Field
+
+from reattach.http.schemas.fields import Answer
+from reattach.wire.letta import MessageType
+
+
+class MessageItem(Answer):
+    """A stored message, or a part of one: the parts of an answer come one after the other."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str = Field(description="Of the stored message; its items share it.")
+    date: str = Field(json_schema_extra={"format": "date-time"})
+    message_type: MessageType
+    name: str | None = None
+    otid: str | None = None
+    sender_id: str | None = None
+    step_id: str | None = None
+    is_err: bool | None = None
+    seq_id: int | None = Field(None, description="Null in lists: only events are numbered.")
+    run_id: str | None = None

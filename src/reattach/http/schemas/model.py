@@ -1,0 +1,151 @@
+"""Models as the API shows them."""
+
+from typing import Any, Final, Literal, Self, get_args
+
+from pydantic import Field
+
+from reattach.engine.base import Model
+from reattach.http.schemas.fields import Answer
+
+ProviderType = Literal[
+    "anthropic",
+    "azure",
+    "baseten",
+    "bedrock",
+    "cerebras",
+    "chatgpt_oauth",
+    "deepseek",
+    "fireworks",
+    "google_ai",
+    "google_vertex",
+    "groq",
+    "hugging-face",
+    "letta",
+    "lmstudio_openai",
+    "minimax",
+    "moonshot",
+    "moonshot_coding",
+    "mistral",
+    "ollama",
+    "openai",
+    "together",
+    "vllm",
+    "sglang",
+    "openrouter",
+    "xai",
+    "zai",
+    "zai_coding",
+]
+
+EndpointType = Literal[
+    "openai",
+    "anthropic",
+    "google_ai",
+    "google_vertex",
+    "azure",
+    "groq",
+    "ollama",
+    "hugging-face",
+    "baseten",
+    "minimax",
+    "moonshot",
+    "moonshot_coding",
+    "mistral",
+    "vllm",
+    "together",
+    "bedrock",
+    "deepseek",
+    "xai",
+    "zai",
+    "zai_coding",
+    "openrouter",
+    "chatgpt_oauth",
+]
+
+_PROVIDERS: Final = frozenset(get_args(ProviderType))
+_ENDPOINTS: Final = frozenset(get_args(EndpointType))
+
+FALLBACK_CONTEXT_TOKENS: Final = 128_000
+"""Said of a model that this server does not offer at present."""
+
+
+def provider_type_of(name: str) -> str:
+    """The provider type that SDKs know, or ``openai``, whose dialect most others speak."""
+    return name if name in _PROVIDERS else "openai"
+
+
+def endpoint_type_of(name: str) -> str:
+    return name if name in _ENDPOINTS else "openai"
+
+
+class ModelConfig(Answer):
+    """How an agent's model is reached and asked."""
+
+    model: str = Field(description="Its name at the provider.")
+    handle: str | None = Field(description="What agents name it by, `provider/name`.")
+    display_name: str | None = None
+    model_endpoint_type: str
+    model_endpoint: str | None = None
+    provider_name: str | None = None
+    provider_category: Literal["base", "byok"] = "base"
+    model_wrapper: str | None = None
+    context_window: int = Field(description="In tokens.")
+    put_inner_thoughts_in_kwargs: bool = False
+    temperature: float | None = None
+    max_tokens: int | None = None
+    enable_reasoner: bool = False
+    reasoning_effort: str | None = None
+    max_reasoning_tokens: int = 0
+    effort: str | None = None
+    frequency_penalty: float | None = None
+    compatibility_type: str | None = None
+    verbosity: str | None = None
+    tier: str | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    strict: bool = False
+    return_logprobs: bool = False
+    top_logprobs: int | None = None
+    return_token_ids: bool = False
+    tool_call_parser: str | None = None
+
+    @classmethod
+    def of(cls, handle: str | None, model: Model | None) -> Self:
+        """The configuration of a model; of its handle alone if it is not offered at present."""
+        if model is not None:
+            return cls(
+                model=model.name,
+                handle=model.handle,
+                display_name=model.display_name,
+                model_endpoint_type=endpoint_type_of(model.provider_type),
+                provider_name=model.provider_name,
+                context_window=model.context_window_tokens,
+                max_tokens=model.max_output_tokens,
+            )
+        provider, _, name = (handle or "").partition("/")
+        return cls(
+            model=name or provider,
+            handle=handle,
+            model_endpoint_type=endpoint_type_of(provider),
+            provider_name=provider or None,
+            context_window=FALLBACK_CONTEXT_TOKENS,
+        )
+
+
+class ModelBody(ModelConfig):
+    """A model that agents of this server can have."""
+
+    name: str
+    provider_type: str
+    model_type: Literal["llm"] = "llm"
+    max_context_window: int = Field(description="In tokens.")
+
+    @classmethod
+    def offered(cls, model: Model) -> Self:
+        config = ModelConfig.of(model.handle, model)
+        return cls(
+            **config.model_dump(),
+            name=model.name,
+            provider_type=provider_type_of(model.provider_type),
+            max_context_window=model.context_window_tokens,
+        )

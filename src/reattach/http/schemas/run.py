@@ -1,0 +1,193 @@
+"""Runs, their usage and their steps as the API shows them."""
+
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, Self
+
+from pydantic import Field
+
+from reattach.engine.base import Model
+from reattach.events import Usage
+from reattach.http.schemas.fields import Answer, StopReasonName, UtcTime
+from reattach.records.base import Run, Step
+from reattach.wire.letta import MessageType
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class RequestConfig(Answer):
+    use_assistant_message: bool | None = True
+    assistant_message_tool_name: str | None = "send_message"
+    assistant_message_tool_kwarg: str | None = "message"
+    include_return_message_types: list[MessageType] | None = None
+
+
+class RunState(Answer):
+    """One turn of an agent, from the message that starts it to its end."""
+
+    id: str
+    agent_id: str
+    conversation_id: str | None = Field(description="Null in the agent's default thread.")
+    status: Literal["created", "running", "completed", "failed", "cancelled"]
+    stop_reason: StopReasonName | None
+    background: bool
+    created_at: UtcTime
+    completed_at: UtcTime | None
+    metadata: dict[str, Any] = Field(description="`run_type`, and `error` after a failure.")
+    request_config: RequestConfig
+    base_template_id: str | None = None
+    callback_url: str | None = None
+    callback_sent_at: UtcTime | None = None
+    callback_status_code: int | None = None
+    callback_error: str | None = None
+    ttft_ns: int | None = None
+    total_duration_ns: int | None
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        metadata: dict[str, Any] = {"run_type": run.run_type}
+        if run.error is not None:
+            metadata["error"] = dict(run.error)
+        return cls(
+            id=run.id,
+            agent_id=run.thread.agent_id,
+            conversation_id=run.thread.conversation_id,
+            status=run.status.value,
+            stop_reason=None if run.stop_reason is None else run.stop_reason.value,
+            background=run.background,
+            created_at=run.created_at,
+            completed_at=run.completed_at,
+            metadata=metadata,
+            request_config=RequestConfig.model_validate(run.request_config),
+            total_duration_ns=run.duration_ns,
+        )
+
+
+class PromptTokens(Answer):
+    cached_tokens: int | None
+    cache_read_tokens: int | None
+    cache_creation_tokens: int | None
+
+
+class CompletionTokens(Answer):
+    reasoning_tokens: int | None
+
+
+class RunUsage(Answer):
+    """What a run has cost; zero until it has ended."""
+
+    completion_tokens: int
+    prompt_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokens | None
+    completion_tokens_details: CompletionTokens | None
+
+    @classmethod
+    def of(cls, usage: Usage) -> Self:
+        return cls(
+            completion_tokens=usage.completion_tokens,
+            prompt_tokens=usage.prompt_tokens,
+            total_tokens=usage.total_tokens,
+            prompt_tokens_details=_prompt_tokens(usage),
+            completion_tokens_details=None
+            if usage.reasoning_tokens is None
+            else CompletionTokens(reasoning_tokens=usage.reasoning_tokens),
+        )
+
+
+def _prompt_tokens(usage: Usage) -> PromptTokens | None:
+    cached, written = usage.cached_input_tokens, usage.cache_write_tokens
+    if cached is None and written is None:
+        return None
+    return PromptTokens(
+        cached_tokens=cached, cache_read_tokens=cached, cache_creation_tokens=written
+    )
+
+
+class StepState(Answer):
+    """One call of a model within a run."""
+
+    id: str
+    origin: str | None = None
+    organization_id: str
+    provider_id: str | None = None
+    run_id: str
+    agent_id: str
+    provider_name: str | None
+    provider_category: str = "base"
+    model: str | None
+    model_handle: str | None
+    model_endpoint: str | None = None
+    context_window_limit: int | None
+    completion_tokens: int
+    prompt_tokens: int
+    total_tokens: int
+    cached_input_tokens: int | None
+    cache_write_tokens: int | None
+    reasoning_tokens: int | None
+    completion_tokens_details: CompletionTokens | None
+    prompt_tokens_details: PromptTokens | None
+    stop_reason: StopReasonName | None
+    tags: list[str] = Field(default_factory=list)
+    tid: str | None = None
+    trace_id: str | None = None
+    request_id: str | None = None
+    messages: list[dict[str, Any]] = Field(default_factory=list)
+    feedback: Literal["positive", "negative"] | None = None
+    project_id: str | None = None
+    error_type: str | None
+    error_data: dict[str, Any] | None = None
+    status: Literal["pending", "success", "failed", "cancelled"]
+
+    @classmethod
+    def of(cls, step: Step, tenant: str, model: Model | None) -> Self:
+        usage = RunUsage.of(step.usage)
+        provider, _, name = (step.model or "").partition("/")
+        return cls(
+            id=step.id,
+            organization_id=tenant,
+            run_id=step.run_id,
+            agent_id=step.agent_id,
+            provider_name=provider or None,
+            model=name or None,
+            model_handle=step.model,
+            context_window_limit=None if model is None else model.context_window_tokens,
+            completion_tokens=usage.completion_tokens,
+            prompt_tokens=usage.prompt_tokens,
+            total_tokens=usage.total_tokens,
+            cached_input_tokens=step.usage.cached_input_tokens,
+            cache_write_tokens=step.usage.cache_write_tokens,
+            reasoning_tokens=step.usage.reasoning_tokens,
+            completion_tokens_details=usage.completion_tokens_details,
+            prompt_tokens_details=usage.prompt_tokens_details,
+            stop_reason=None if step.stop_reason is None else step.stop_reason.value,
+            error_type=step.error_type,
+            status=step.status,
+        )
+
+
+class RunMetrics(Answer):
+    """How long a run took; null until it has ended."""
+
+    id: str
+    organization_id: str
+    agent_id: str
+    project_id: str | None = None
+    run_start_ns: int = Field(description="When it began, in ns since 1970.")
+    run_ns: int | None = Field(description="How long it took, in ns.")
+    num_steps: int | None
+    tools_used: list[str] | None = None
+    template_id: str | None = None
+    base_template_id: str | None = None
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        began = run.created_at - _EPOCH
+        return cls(
+            id=run.id,
+            organization_id=run.tenant,
+            agent_id=run.thread.agent_id,
+            run_start_ns=((began.days * 86_400 + began.seconds) * 1_000_000 + began.microseconds)
+            * 1000,
+            run_ns=run.duration_ns,
+            num_steps=None if run.usage is None else run.usage.step_count,
+        )

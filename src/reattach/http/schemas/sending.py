@@ -1,0 +1,144 @@
+"""What a send asks for, on the conversations' and on the agents' routes."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from reattach.limits import (
+    MAX_MESSAGE_PARTS,
+    MAX_NAME_CHARS,
+    MAX_OTID_CHARS,
+    MAX_SEND_MESSAGES,
+    MAX_STEPS,
+    MAX_SYSTEM_CHARS,
+)
+from reattach.wire.letta import MessageType
+
+Otid = Annotated[
+    str,
+    Field(
+        max_length=MAX_OTID_CHARS,
+        description="The client's idempotency key of the message (offline threading id).",
+    ),
+]
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class SentText(_Lenient):
+    type: Literal["text"]
+    text: str
+
+
+class ImageSource(_Lenient):
+    type: Literal["url", "base64", "letta"]
+    url: str | None = None
+    media_type: str | None = Field(None, max_length=MAX_NAME_CHARS)
+    data: str | None = None
+
+
+class SentImage(_Lenient):
+    type: Literal["image"]
+    source: ImageSource
+
+
+SentPart = Annotated[SentText | SentImage, Field(discriminator="type")]
+SentContent = str | Annotated[list[SentPart], Field(max_length=MAX_MESSAGE_PARTS)]
+
+
+class SentMessage(_Lenient):
+    """A message for the agent."""
+
+    type: Literal["message"] | None = "message"
+    role: Literal["user", "system", "assistant"]
+    content: SentContent
+    name: str | None = Field(None, max_length=MAX_NAME_CHARS)
+    otid: Otid | None = None
+    sender_id: str | None = Field(None, max_length=MAX_NAME_CHARS)
+
+
+class SentApproval(_Lenient):
+    """An answer to an approval request. Not offered yet."""
+
+    type: Literal["approval"] = "approval"
+
+
+class SentToolReturn(_Lenient):
+    """Returns of client tools. Not offered yet."""
+
+    type: Literal["tool_return"]
+
+
+def _kind(value: Any) -> str:
+    """What an item is; those without a type are told by their members."""
+    if not isinstance(value, dict):
+        return str(getattr(value, "type", None) or "message")
+    if value.get("type") is not None:
+        return str(value["type"])
+    return "approval" if "approval_request_id" in value or "approve" in value else "message"
+
+
+SentItem = Annotated[
+    Annotated[SentMessage, Tag("message")]
+    | Annotated[SentApproval, Tag("approval")]
+    | Annotated[SentToolReturn, Tag("tool_return")],
+    Discriminator(_kind),
+]
+
+
+class _SendBody(_Lenient):
+    """What every send has."""
+
+    messages: list[SentItem] | None = Field(
+        None, max_length=MAX_SEND_MESSAGES, description="Exactly one of messages and input."
+    )
+    input: SentContent | None = Field(None, description="Short for one user message.")
+    stream_tokens: bool | None = Field(
+        False, description="Stream fragments as the model gives them, not whole messages."
+    )
+    include_pings: bool | None = Field(
+        True, description="Send a ping first, and keepalive pings during silence."
+    )
+    background: bool | None = Field(
+        False, description="Let clients resume the run's stream after they lost it."
+    )
+    max_steps: int | None = Field(50, ge=1, le=MAX_STEPS)
+    include_return_message_types: list[MessageType] | None = Field(
+        None, max_length=20, description="Only messages of these types are streamed."
+    )
+    client_tools: list[dict[str, Any]] | None = Field(None, description="Not offered yet.")
+    client_skills: list[dict[str, Any]] | None = Field(None, description="Not offered yet.")
+    override_model: str | None = Field(
+        None, max_length=MAX_NAME_CHARS, description="Model handle for this request only."
+    )
+    override_system: str | None = Field(
+        None, max_length=MAX_SYSTEM_CHARS, description="System prompt for this request only."
+    )
+    use_assistant_message: bool | None = Field(True, json_schema_extra={"deprecated": True})
+    assistant_message_tool_name: str | None = Field(
+        "send_message", max_length=MAX_NAME_CHARS, json_schema_extra={"deprecated": True}
+    )
+    assistant_message_tool_kwarg: str | None = Field(
+        "message", max_length=MAX_NAME_CHARS, json_schema_extra={"deprecated": True}
+    )
+
+
+class ConversationSendBody(_SendBody):
+    """A send to a conversation."""
+
+    agent_id: str | None = Field(None, description="The agent, on the path `default`.")
+    streaming: bool | None = Field(True, description="False: one JSON reply at the end.")
+
+
+class AgentSendBody(_SendBody):
+    """A send to the default conversation of an agent."""
+
+    streaming: bool | None = Field(False, description="True: a stream of server-sent events.")
+
+
+class CancelBody(_Lenient):
+    """Which runs to cancel; absent: all that are active in the agent's default conversation."""
+
+    run_ids: list[str] | None = Field(None, max_length=100)

@@ -1,0 +1,86 @@
+"""How a model is asked: the settings of agents and of conversations."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from reattach.http.schemas.fields import Body, KeptObject, Word, kept_json
+from reattach.limits import MAX_CONTEXT_TOKENS
+
+Tokens = Annotated[int, Field(ge=1, le=MAX_CONTEXT_TOKENS)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class Reasoning(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    reasoning_effort: Effort | None = None
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["text", "json_schema", "json_object"]
+    json_schema: KeptObject | None = None
+
+
+class ModelSettings(BaseModel):
+    """What is known of it is checked, and all of it is kept and given back."""
+
+    model_config = ConfigDict(extra="allow")
+
+    provider_type: Word | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    max_output_tokens: Tokens | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
+    response_format: ResponseFormat | None = None
+    strict: bool | None = None
+    effort: Effort | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    thinking: KeptObject | None = None
+    thinking_config: KeptObject | None = None
+    tool_call_parser: Word | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        kept_json(self.kept())
+        return self
+
+    def kept(self) -> dict[str, Any]:
+        """What the client has sent, and no more."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class LegacyModelConfig(Body):
+    """The older way to name a model, as ``llm_config``."""
+
+    model: Word
+    handle: Word | None = None
+    model_endpoint_type: Word
+    context_window: Tokens
+
+    @property
+    def model_handle(self) -> str:
+        return self.handle or f"{self.model_endpoint_type}/{self.model}"
+
+
+class CompactionSettings(BaseModel):
+    """Kept for the time when conversations are compacted."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: Word | None = None
+    model_settings: ModelSettings | None = None
+    prompt: Annotated[str, Field(max_length=20_000)] | None = None
+    prompt_acknowledgement: bool | None = None
+    clip_chars: Annotated[int, Field(ge=0, le=MAX_CONTEXT_TOKENS)] | None = None
+    mode: (
+        Literal["all", "sliding_window", "self_compact_all", "self_compact_sliding_window"] | None
+    ) = None
+    sliding_window_percentage: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        kept_json(self.model_dump(mode="json", exclude_unset=True))
+        return self

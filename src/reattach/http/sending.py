@@ -1,0 +1,222 @@
+"""Sends: a message in, the run's stream or its whole answer out. And cancelling."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response
+
+from reattach.errors import NoActiveRunsToCancelError, StoreUnavailableError, engine_error
+from reattach.events import RunStatus, Stopped, StopReason, Usage
+from reattach.http.body import Fault, JsonResponse, JsonRoute, invalid
+from reattach.http.context import Context, ContextDep, TenantDep
+from reattach.http.incoming import check_agent_id, find_thread, understand
+from reattach.http.schemas.sending import AgentSendBody, CancelBody, ConversationSendBody
+from reattach.http.stream import RunStream
+from reattach.ids import AGENT_PATTERN, CONVERSATION_PATH_PATTERN, AgentId, TenantId
+from reattach.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS
+from reattach.messages import Role
+from reattach.records.base import Run, Thread
+from reattach.runs.service import Send
+from reattach.wire import letta
+
+router = APIRouter(route_class=JsonRoute)
+
+ConversationPath = Annotated[
+    str,
+    Path(
+        pattern=CONVERSATION_PATH_PATTERN,
+        max_length=MAX_ID_CHARS,
+        description="A conversation's id; or `default` with `agent_id`; or (deprecated) an "
+        "agent's id, for its default conversation.",
+    ),
+]
+AgentPath = Annotated[str, Path(pattern=AGENT_PATTERN, max_length=MAX_ID_CHARS)]
+
+STREAM_RESPONSES: dict[int | str, dict[str, object]] = {
+    200: {
+        "description": "The run's events, or with `streaming: false` its answer as JSON.",
+        "content": {"text/event-stream": {"schema": {}}},
+    }
+}
+
+
+@router.post(
+    "/v1/conversations/{conversation_id}/messages",
+    tags=["conversations"],
+    operation_id="send_conversation_message",
+    summary="Send a message and stream the answer",
+    responses=STREAM_RESPONSES,
+)
+async def send_to_conversation(
+    conversation_id: ConversationPath,
+    body: ConversationSendBody,
+    context: ContextDep,
+    tenant: TenantDep,
+) -> Response:
+    if body.agent_id:
+        check_agent_id(body.agent_id)
+    thread = await find_thread(context.records, tenant, conversation_id, body.agent_id)
+    send = await _understood(context, tenant, thread, body, "send_conversation_message")
+    run = await context.runs.send(send)
+    if body.streaming is False:
+        return await _whole_answer(context, run, send)
+    return _stream(context, run, send, deprecated=conversation_id.startswith("agent-"))
+
+
+@router.post(
+    "/v1/agents/{agent_id}/messages",
+    tags=["agents"],
+    operation_id="send_message",
+    summary="Send a message to an agent's default conversation",
+    responses=STREAM_RESPONSES,
+)
+async def send_to_agent(
+    agent_id: AgentPath, body: AgentSendBody, context: ContextDep, tenant: TenantDep
+) -> Response:
+    if not body.streaming:
+        _refuse_stream_options(body)
+    thread = Thread(AgentId(agent_id), None)
+    run_type = "send_message_streaming" if body.streaming else "send_message"
+    send = await _understood(context, tenant, thread, body, run_type)
+    run = await context.runs.send(send)
+    if not body.streaming:
+        return await _whole_answer(context, run, send)
+    return _stream(context, run, send)
+
+
+@router.post(
+    "/v1/agents/{agent_id}/messages/stream",
+    tags=["agents"],
+    operation_id="create_agent_message_stream",
+    summary="Send a message to an agent's default conversation and stream the answer",
+    deprecated=True,
+    responses=STREAM_RESPONSES,
+)
+async def stream_to_agent(
+    agent_id: AgentPath, body: AgentSendBody, context: ContextDep, tenant: TenantDep
+) -> Response:
+    thread = Thread(AgentId(agent_id), None)
+    send = await _understood(context, tenant, thread, body, "send_message_streaming")
+    return _stream(context, await context.runs.send(send), send)
+
+
+@router.post(
+    "/v1/conversations/{conversation_id}/cancel",
+    tags=["conversations"],
+    operation_id="cancel_conversation",
+    summary="Cancel what is active in a conversation",
+    response_model=dict[str, str],
+)
+async def cancel_conversation(
+    conversation_id: ConversationPath,
+    context: ContextDep,
+    tenant: TenantDep,
+    agent_id: Annotated[str | None, Query(max_length=MAX_ID_CHARS)] = None,
+) -> Response:
+    thread = await find_thread(context.records, tenant, conversation_id, agent_id)
+    await context.records.agents.get(tenant, thread.agent_id)
+    return JsonResponse(await context.runs.cancel_thread(tenant, thread))
+
+
+@router.post(
+    "/v1/agents/{agent_id}/messages/cancel",
+    tags=["agents"],
+    operation_id="cancel_message",
+    summary="Cancel runs of an agent",
+    response_model=dict[str, str],
+)
+async def cancel_agent_runs(
+    agent_id: AgentPath,
+    context: ContextDep,
+    tenant: TenantDep,
+    body: CancelBody | None = None,
+) -> Response:
+    await context.records.agents.get(tenant, AgentId(agent_id))
+    if body is None or not body.run_ids:
+        thread = Thread(AgentId(agent_id), None)
+        return JsonResponse(await context.runs.cancel_thread(tenant, thread))
+    runs = [await context.runs.by_id(tenant, run_id) for run_id in body.run_ids]
+    for run in runs:
+        if run.thread.agent_id != agent_id:
+            raise NoActiveRunsToCancelError(f"{run.id} is not a run of {agent_id}.")
+    return JsonResponse(await context.runs.cancel(runs))
+
+
+def _refuse_stream_options(body: AgentSendBody) -> None:
+    for name, wrong in (
+        ("stream_tokens", bool(body.stream_tokens)),
+        ("background", bool(body.background)),
+        ("include_pings", body.include_pings is False),
+    ):
+        if wrong:
+            message = f"'{name}' needs 'streaming': true."
+            raise invalid([Fault(["body", name], message, "needs_streaming")])
+
+
+async def _understood(
+    context: Context,
+    tenant: TenantId,
+    thread: Thread,
+    body: ConversationSendBody | AgentSendBody,
+    run_type: str,
+) -> Send:
+    agent = await context.records.agents.get(tenant, thread.agent_id)
+    conversation = None
+    if thread.conversation_id is not None:
+        conversation = await context.records.conversations.get(tenant, thread.conversation_id)
+    return understand(body, tenant, agent, conversation, run_type=run_type, now=context.clock.now())
+
+
+def _stream(context: Context, run: Run, send: Send, *, deprecated: bool = False) -> Response:
+    """The run from its start, whether this send made it or an earlier one with its OTID."""
+    return RunStream(
+        context.runs,
+        run,
+        context.clock,
+        include_pings=send.options.include_pings,
+        stall_seconds=context.settings.stall_seconds,
+        headers=DEPRECATED_PATH if deprecated else None,
+    )
+
+
+DEPRECATED_PATH = {
+    "deprecation": "true",
+    "link": '</v1/conversations/default/stream>; rel="successor-version"',
+}
+"""For an agent's id where a conversation's belongs (RFC 9745, RFC 8288)."""
+
+
+async def _whole_answer(context: Context, run: Run, send: Send) -> Response:
+    """Wait for the run's end, and answer with what it gave.
+
+    A duplicate gets the answer of the run that the first request made.
+    """
+    run = await context.runs.settled(run)
+    if run.status.is_active:
+        raise StoreUnavailableError(
+            f"The answer of {run.id} can not be written at present. Send the same again, with its "
+            "otid, to get it."
+        )
+    if run.status is RunStatus.FAILED and run.error is not None:
+        error = engine_error(str(run.error["error_type"]), str(run.error["message"]))
+        error.extra = {"run_id": run.id}
+        raise error
+    messages = await context.records.messages.of_run(
+        run.tenant, run.id, before=None, after=None, limit=MAX_PAGE_ITEMS, ascending=True
+    )
+    types = send.options.message_types
+    items = [
+        item
+        for message in messages
+        if message.step_id is not None and message.role is not Role.USER
+        for item in letta.message_items(message)
+        if types is None or item["message_type"] in types
+    ]
+    return JsonResponse(
+        {
+            "messages": items,
+            "stop_reason": letta.body(Stopped(run.stop_reason or StopReason.ERROR), None, None),
+            "usage": letta.body(run.usage or Usage(), None, None),
+            "logprobs": None,
+            "turns": None,
+        }
+    )

@@ -1,0 +1,174 @@
+"""The body of a stream: a run's frames from a cursor on, live until its end.
+
+A plain ASGI response that works under any server. Where ``http.protocol`` lends the connection
+(see ``ABORT_EXTENSION``), a reader that must be left is cut off at once.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import Final
+
+import structlog
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from reattach.clock import Clock
+from reattach.errors import ReattachError
+from reattach.http.errors import error_response
+from reattach.ids import new_uuid
+from reattach.limits import REPLAY_SLICE_EVENTS, REPLAY_TURN_BYTES
+from reattach.records.base import Run
+from reattach.runs.follow import Following
+from reattach.runs.service import RunService
+from reattach.wire import letta
+from reattach.wire.sse import DONE
+
+logger = structlog.get_logger(__name__)
+
+ABORT_EXTENSION: Final = "reattach.abort"
+"""ASGI extension: its ``abort`` drops the connection with whatever is unsent."""
+
+_HEADERS: Final = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache, no-transform",
+    "x-accel-buffering": "no",
+}
+
+
+class RunStream(Response):
+    """Streams ``run`` from ``cursor``.
+
+    The headers go out at once. The terminal group goes out when the run's record says how it
+    ended. The body ends with ``[DONE]`` exactly when everything up to the end of the closed log
+    was sent; in every other case
+    (the reader takes nothing for ``stall_seconds``, the log can not be followed any longer) the
+    connection is dropped without it, and the reader may resume. A reader that goes away changes
+    nothing for the run.
+
+    What ``RunService.follow`` raises is answered as the error that it is, instead of a stream.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        runs: RunService,
+        run: Run,
+        clock: Clock,
+        *,
+        cursor: int = 0,
+        max_events: int = REPLAY_SLICE_EVENTS,
+        include_pings: bool,
+        stall_seconds: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self._runs = runs
+        self._run = run
+        self._clock = clock
+        self._cursor = cursor
+        self._max_events = max_events
+        self._include_pings = include_pings
+        self._stall_seconds = stall_seconds
+        self._extra_headers = headers or {}
+        self._gone = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with AsyncExitStack() as stack:
+            following = self._runs.follow(self._run, self._cursor, max_events=self._max_events)
+            try:
+                reader = await stack.enter_async_context(following)
+            except ReattachError as error:
+                await error_response(error)(scope, receive, send)
+                return
+            await self._stream(reader, scope, receive, send)
+
+    async def _stream(
+        self, following: Following, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        await send(self._start(following))
+        listener = asyncio.create_task(self._listen(receive, following))
+        try:
+            async with self._runs.watch.watching(following, pings=self._include_pings):
+                complete = await self._deliver(following, send)
+        finally:
+            listener.cancel()
+        if complete:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        elif not self._gone:
+            await self._abort(scope, receive, following)
+
+    def _start(self, following: Following) -> dict[str, object]:
+        headers = {
+            **_HEADERS,
+            "x-run-id": self._run.id,
+            "x-run-status": self._run.status.value,
+            "x-stream-starts-after": str(following.cursor),
+            **self._extra_headers,
+        }
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        return {"type": "http.response.start", "status": 200, "headers": raw}
+
+    async def _listen(self, receive: Receive, following: Following) -> None:
+        """Notice that the reader went away: a send after that does not tell."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._gone = True
+        following.wake.set()
+
+    async def _deliver(self, following: Following, send: Send) -> bool:
+        """Send until the end; True if everything was sent, ``[DONE]`` included."""
+        sent_bytes = 0
+        while not self._gone:
+            following.wake.clear()
+            try:
+                piece = await following.read()
+            except ReattachError as error:
+                return self._cut_off(error.detail)
+            if following.closed:  # the SDKs stop at an error event, before [DONE]
+                await self._runs.ending_told(self._run)
+            if piece.frames:
+                if not await self._send(following, send, piece.frames):
+                    return False
+                sent_bytes += len(piece.frames)
+                if sent_bytes >= REPLAY_TURN_BYTES:
+                    sent_bytes = 0
+                    await asyncio.sleep(0)
+            elif following.failure is not None:
+                return self._cut_off(following.failure.detail)
+            elif following.closed:
+                if not await self._runs.ending_told(self._run):
+                    return self._cut_off("the record does not say yet how the run ended")
+                return await self._send(following, send, DONE)
+            elif following.keepalive_due:
+                ping = letta.keepalive(
+                    f"ping-{new_uuid()}", self._clock.now(), following.cursor, self._run.id
+                )
+                if not await self._send(following, send, ping):
+                    return False
+            else:
+                await following.wake.wait()
+        return False
+
+    async def _send(self, following: Following, send: Send, body: bytes) -> bool:
+        following.quiet_since = None
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        except TimeoutError:
+            return self._cut_off(f"took nothing for {self._stall_seconds} seconds")
+        following.keepalive_due = False
+        following.quiet_since = asyncio.get_running_loop().time()
+        return True
+
+    def _cut_off(self, reason: str) -> bool:
+        logger.info("reader cut off", run_id=self._run.id, reason=reason)
+        return False
+
+    async def _abort(self, scope: Scope, receive: Receive, following: Following) -> None:
+        """Drop the connection, so that the reader can not take the cut for the answer's end."""
+        lent = scope.get("extensions", {}).get(ABORT_EXTENSION)
+        if lent is not None:
+            lent["abort"]()
+            await self._listen(receive, following)

@@ -1,0 +1,141 @@
+"""A TCP relay between a client and a server, which really cuts connections."""
+
+import socket
+import struct
+import threading
+from types import TracebackType
+from typing import Final, Self
+
+_RESET: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER that makes a close send RST (RFC 9293, section 3.10.4), as a dying network looks."""
+
+
+class Relay:
+    """Relays connections on a free loopback port to ``target``. Thread-safe.
+
+    ``cut`` resets every connection that there is; later ones go through again. ``pause`` holds back
+    what the server sends, as a client that reads nothing. Bytes are relayed as they come.
+    """
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self._closed = False
+        self.connections = 0
+        """How many connections were made through it."""
+        self.bytes_down = 0
+        """How many bytes came from the server, relayed or not."""
+        self._cut_after: int | None = None
+        threading.Thread(target=self._accept, daemon=True, name="relay").start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self._listener.getsockname()
+        return host, port
+
+    @property
+    def url(self) -> str:
+        host, port = self.address
+        return f"http://{host}:{port}"
+
+    def cut(self) -> int:
+        """Reset every open connection, on both sides; return how many sockets that were."""
+        with self._lock:
+            sockets = list(self._open)
+            self._open.clear()
+        for one in sockets:
+            _reset(one)
+        return len(sockets)
+
+    def cut_after(self, bytes_down: int) -> None:
+        """Cut once that many more bytes came from the server: within a frame, if it falls so."""
+        with self._lock:
+            self._cut_after = self.bytes_down + bytes_down
+
+    def pause(self) -> None:
+        self._flowing.clear()
+
+    def resume(self) -> None:
+        self._flowing.set()
+
+    def close(self) -> None:
+        """Stop listening and cut what is open. Idempotent."""
+        self._closed = True
+        self._flowing.set()
+        self._listener.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            try:
+                server = socket.create_connection(self._target, timeout=5)
+            except OSError:
+                _reset(client)
+                continue
+            server.settimeout(None)
+            with self._lock:
+                self._open |= {client, server}
+            for source, sink, is_down in ((client, server, False), (server, client, True)):
+                threading.Thread(
+                    target=self._pump, args=(source, sink, is_down), daemon=True
+                ).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, is_down: bool) -> None:
+        try:
+            while data := source.recv(64 * 1024):
+                is_last = False
+                if is_down:
+                    data, is_last = self._counted(data)
+                    self._flowing.wait()
+                sink.sendall(data)
+                if is_last:
+                    self.cut()
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._drop(source, sink)
+
+    def _counted(self, data: bytes) -> tuple[bytes, bool]:
+        """Count ``data``; if a cut falls into it, what comes before, and that it is to be cut."""
+        with self._lock:
+            is_last = self._cut_after is not None and self.bytes_down + len(data) >= self._cut_after
+            if is_last:
+                assert self._cut_after is not None
+                data = data[: self._cut_after - self.bytes_down]
+                self._cut_after = None
+            self.bytes_down += len(data)
+            return data, is_last
+
+    def _drop(self, *sockets: socket.socket) -> None:
+        with self._lock:
+            self._open -= set(sockets)
+        for one in sockets:
+            _reset(one)
+
+
+def _reset(one: socket.socket) -> None:
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        one.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+    one.close()

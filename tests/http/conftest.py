@@ -1,0 +1,162 @@
+"""A whole server in this process, but for its port: real records, the scripted engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import structlog.testing
+from fastapi import FastAPI
+from starlette.types import Message
+
+from reattach.clock import SystemClock
+from reattach.engine.catalog import Catalog
+from reattach.engine.scripted import ScriptedEngine
+from reattach.http.app import create_app
+from reattach.http.context import Context
+from reattach.ids import DEFAULT_TENANT, TenantId
+from reattach.limits import KEY_CACHE_SECONDS
+from reattach.log.memory import MemoryLog
+from reattach.records.records import Records
+from reattach.runs.service import RunService
+from reattach.settings import Settings
+
+
+class TestClock(SystemClock):
+    """The system's clock, whose monotonic time a test can move on."""
+
+    __test__ = False
+
+    def __init__(self) -> None:
+        self.skipped_seconds = 0.0
+
+    def monotonic_seconds(self) -> float:
+        return super().monotonic_seconds() + self.skipped_seconds
+
+
+@dataclass
+class Server:
+    context: Context
+    app: FastAPI
+    clock: TestClock
+    client: httpx2.AsyncClient
+
+    async def agent(self, **body: Any) -> dict[str, Any]:
+        return await self.made("/v1/agents/", body)
+
+    async def conversation(self, agent_id: str, **body: Any) -> dict[str, Any]:
+        return await self.made(f"/v1/conversations/?agent_id={agent_id}", body)
+
+    async def block(self, label: str, value: str = "", **body: Any) -> dict[str, Any]:
+        return await self.made("/v1/blocks/", {"label": label, "value": value, **body})
+
+    async def send(self, thread_id: str, text: str, **body: Any) -> dict[str, Any]:
+        """Send a message, wait for the answer, and return it as JSON."""
+        return await self.made(
+            f"/v1/conversations/{thread_id}/messages",
+            {"messages": [{"role": "user", "content": text}], "streaming": False, **body},
+        )
+
+    async def made(self, path: str, body: Any) -> dict[str, Any]:
+        response = await self.client.post(path, json=body)
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    async def got(self, path: str, **query: Any) -> Any:
+        response = await self.client.get(path, params=query or None)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+
+@asynccontextmanager
+async def serving(directory: Path, **settings: Any) -> AsyncIterator[Server]:
+    clock = TestClock()
+    async with AsyncExitStack() as stack:
+        records = await Records.open(f"sqlite:///{directory / 'records.db'}", clock=clock)
+        stack.push_async_callback(records.aclose)
+        log = MemoryLog()
+        stack.push_async_callback(log.aclose)
+        catalog = Catalog([ScriptedEngine(clock=clock)])
+        stack.push_async_callback(catalog.aclose)
+        runs = RunService(log, records, catalog, clock, default_model="scripted/echo")
+        await runs.start()
+        stack.push_async_callback(runs.aclose)
+        options = Settings(data_dir=directory, **settings)
+        context = Context(records, catalog, options, clock, runs)
+        app = create_app(context)
+        client = await stack.enter_async_context(
+            httpx2.AsyncClient(
+                transport=httpx2.ASGITransport(app),
+                base_url="http://localhost",
+                follow_redirects=True,
+            )
+        )
+        yield Server(context, app, clock, client)
+
+
+async def started(server: Server, thread_id: str, text: str, **body: Any) -> str:
+    """Send in the background as a client that goes away at once; the id of the run."""
+    sent = {"messages": [{"role": "user", "content": text}], "background": True, **body}
+    received: list[Message] = [
+        {"type": "http.request", "body": json.dumps(sent).encode(), "more_body": False}
+    ]
+    headers: dict[bytes, bytes] = {}
+
+    async def receive() -> Message:
+        return received.pop() if received else {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        headers.update(message.get("headers", ()))
+
+    path = f"/v1/conversations/{thread_id}/messages"
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"content-type", b"application/json")],
+        "client": None,
+        "server": ("server", 80),
+    }
+    await server.app(scope, receive, send)
+    return headers[b"x-run-id"].decode()
+
+
+OTHER_TENANT = TenantId("org-11111111-1111-4111-8111-111111111111")
+
+
+async def with_key(server: Server, tenant: TenantId = DEFAULT_TENANT) -> httpx2.AsyncClient:
+    """A client with a new key of the tenant. From then on the server is closed to others."""
+    _, secret = await server.context.records.keys.create(tenant, "test")
+    server.clock.skipped_seconds += KEY_CACHE_SECONDS
+    return httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(server.app),
+        base_url="http://localhost",
+        follow_redirects=True,
+        headers={"Authorization": f"Bearer {secret}"},
+    )
+
+
+@pytest.fixture(autouse=True)
+def log_lines() -> Iterator[list[Any]]:
+    """What the server logs, caught: to show a traceback would read files in the event loop."""
+    with structlog.testing.capture_logs() as lines:
+        yield lines
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    async with serving(tmp_path) as server:
+        yield server

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reattach.errors import StoreUnavailableError, UnauthorizedError
+from reattach.http.auth import Authenticator, is_loopback
+from reattach.ids import DEFAULT_TENANT, TenantId
+from reattach.limits import KEY_CACHE_ENTRIES, KEY_CACHE_SECONDS, MAX_API_KEY_CHARS
+from reattach.records.base import ApiKey
+from tests.http.conftest import OTHER_TENANT, Server, TestClock, serving, with_key
+
+UNAUTHORIZED = {"detail": "Unauthorized", "code": "unauthorized"}
+
+
+@pytest.mark.promise("S11")
+async def test_without_any_key_a_loopback_server_is_open_to_any_token_and_none(
+    server: Server,
+) -> None:
+    for headers in ({}, {"Authorization": "Bearer anything"}):
+        response = await server.client.get("/v1/agents/", headers=headers)
+        assert response.status_code == 200
+
+
+@pytest.mark.promise("S11")
+async def test_a_server_that_others_can_reach_is_never_open(tmp_path: Path) -> None:
+    async with serving(tmp_path, host="0.0.0.0") as server:
+        assert (await server.client.get("/v1/agents/")).status_code == 401
+        assert (await server.client.get("/v1/health/")).status_code == 200
+
+
+@pytest.mark.promise("S11")
+async def test_with_a_key_every_route_but_the_probes_and_the_description_needs_one(
+    server: Server,
+) -> None:
+    client = await with_key(server)
+    open_paths = {"/v1/health", "/v1/health/", "/v1/ready", "/v1/ready/", "/openapi.json"}
+    for path in open_paths:
+        assert (await server.client.get(path)).status_code == 200
+    operations = [
+        (method, path)
+        for path, methods in server.app.openapi()["paths"].items()
+        for method in methods
+        if path not in open_paths
+    ]
+    assert len(operations) > 30
+    for method, path in [*operations, ("get", "/v1/tools/"), ("get", "/nowhere")]:
+        response = await server.client.request(method, path)
+        assert (response.status_code, response.json()) == (401, UNAUTHORIZED), (method, path)
+    assert (await client.get("/v1/agents/")).status_code == 200
+
+
+@pytest.mark.promise("S11")
+@pytest.mark.parametrize(
+    "value",
+    ["", "Bearer", "Bearer ", "Bearer wrong", "Basic {key}", "{key}", "Bearer {key}x",
+     "Bearer x {key}", "Bearer " + "x" * 100_000, "Bearer caf\xe9"],
+)  # fmt: skip
+async def test_anything_but_a_key_is_refused_alike(server: Server, value: str) -> None:
+    client = await with_key(server)
+    key = client.headers["authorization"].removeprefix("Bearer ")
+    value = value.replace("{key}", key)
+    headers = [(b"Authorization", value.encode("latin-1"))]
+    response = await server.client.get("/v1/agents/", headers=headers)
+    assert (response.status_code, response.json()) == (401, UNAUTHORIZED)
+    no_password = await server.client.get(
+        "/v1/agents/", headers={"X-BARE-PASSWORD": f"password {key}"}
+    )
+    assert no_password.status_code == 401
+
+
+async def test_the_scheme_is_read_in_any_case(server: Server) -> None:
+    client = await with_key(server)
+    key = client.headers["authorization"].removeprefix("Bearer ")
+    response = await server.client.get("/v1/agents/", headers={"Authorization": f"bearer {key}"})
+    assert response.status_code == 200
+
+
+@pytest.mark.promise("S11")
+async def test_a_key_opens_its_tenant_and_no_other(server: Server) -> None:
+    own, other = await with_key(server), await with_key(server, OTHER_TENANT)
+    made = (await own.post("/v1/agents/", json={})).json()
+    assert [one["id"] for one in (await own.get("/v1/agents/")).json()] == [made["id"]]
+    assert (await other.get("/v1/agents/")).json() == []
+
+
+@pytest.mark.promise("S11")
+async def test_a_revoked_key_stops_working_within_seconds_and_leaves_the_server_closed(
+    server: Server,
+) -> None:
+    client = await with_key(server)
+    assert (await client.get("/v1/agents/")).status_code == 200
+    [key] = await server.context.records.keys.list(None)
+    await server.context.records.keys.revoke(key.id)
+    server.clock.skipped_seconds += KEY_CACHE_SECONDS
+    assert (await client.get("/v1/agents/")).status_code == 401
+    assert (await server.client.get("/v1/agents/")).status_code == 401
+
+
+class CountedKeys:
+    """Keys that count their look-ups."""
+
+    def __init__(self, clock: TestClock, *secrets: str) -> None:
+        self.secrets = set(secrets)
+        self.look_ups = 0
+        self.clock = clock
+        self.broken = False
+
+    async def find(self, secret: str) -> ApiKey | None:
+        self.look_ups += 1
+        if self.broken:
+            raise StoreUnavailableError("broken")
+        if secret not in self.secrets:
+            return None
+        return ApiKey("key-1", TenantId(f"org-{secret}"), "n", "p", self.clock.now())
+
+    async def any(self) -> bool:
+        return bool(self.secrets)
+
+
+async def refused(authenticator: Authenticator, secret: str) -> bool:
+    try:
+        await authenticator.tenant(f"Bearer {secret}", "localhost")
+    except UnauthorizedError:
+        return True
+    return False
+
+
+async def test_a_look_up_is_remembered_for_a_time_and_no_longer() -> None:
+    clock = TestClock()
+    keys = CountedKeys(clock, "good")
+    authenticator = Authenticator(keys, clock, may_be_open=False)
+    for _ in range(3):
+        assert await authenticator.tenant("Bearer good", "localhost") == "org-good"
+        assert await refused(authenticator, "bad")
+    assert keys.look_ups == 2
+    clock.skipped_seconds += KEY_CACHE_SECONDS
+    keys.secrets = {"bad"}
+    assert await refused(authenticator, "good")
+    assert await authenticator.tenant("Bearer bad", "localhost") == "org-bad"
+    assert keys.look_ups == 4
+
+
+async def test_no_number_of_guesses_drives_out_a_key_that_works() -> None:
+    clock = TestClock()
+    keys = CountedKeys(clock, "good")
+    authenticator = Authenticator(keys, clock, may_be_open=False)
+    await authenticator.tenant("Bearer good", "localhost")
+    for number in range(KEY_CACHE_ENTRIES + 10):
+        assert await refused(authenticator, f"guess {number}")
+    looked_up = keys.look_ups
+    await authenticator.tenant("Bearer good", "localhost")
+    assert keys.look_ups == looked_up
+    assert await refused(authenticator, "x" * (MAX_API_KEY_CHARS + 1))
+    assert keys.look_ups == looked_up
+
+
+async def test_an_open_server_closes_with_its_first_key_and_stays_so() -> None:
+    clock = TestClock()
+    keys = CountedKeys(clock)
+    authenticator = Authenticator(keys, clock, may_be_open=True)
+    assert await authenticator.tenant(None, "localhost") == DEFAULT_TENANT
+    keys.secrets = {"good"}
+    clock.skipped_seconds += KEY_CACHE_SECONDS
+    assert await refused(authenticator, "bad")
+    keys.secrets = set()
+    clock.skipped_seconds += KEY_CACHE_SECONDS
+    assert await refused(authenticator, "bad")
+
+
+async def test_a_store_that_does_not_answer_lets_nobody_in(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await with_key(server)
+    keys = CountedKeys(server.clock, "good")
+    keys.broken = True
+    monkeypatch.setattr(server.context.records.keys, "find", keys.find)
+    response = await client.get("/v1/agents/")
+    assert response.status_code == 503
+    assert response.json() == {"detail": "broken", "code": "store_unavailable"}
+    assert response.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("[::1]", True),
+     ("localhost", True), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False),
+     ("example.org", False), ("", False)],
+)  # fmt: skip
+def test_an_address_is_known_to_be_of_this_machine_or_not(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+@pytest.mark.promise("S11")
+@pytest.mark.parametrize("host", ["rebound.example", "rebound.example:8283", "192.0.2.7", ""])
+async def test_an_open_server_answers_to_no_name_but_this_machines_own(
+    server: Server, host: str
+) -> None:
+    refused = await server.client.get("/v1/agents/", headers={"Host": host})
+
+    assert (refused.status_code, refused.json()["code"]) == (421, "misdirected")
+    assert "reattach keys create" in refused.json()["detail"]
+
+
+@pytest.mark.promise("S11")
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:8283", "127.0.0.1:1", "[::1]:8283", "app.localhost"]
+)
+async def test_an_open_server_answers_to_every_name_of_this_machine(
+    server: Server, host: str
+) -> None:
+    assert (await server.client.get("/v1/agents/", headers={"Host": host})).status_code == 200
+
+
+@pytest.mark.promise("S11")
+async def test_a_server_with_keys_answers_to_any_name(server: Server) -> None:
+    client = await with_key(server)
+
+    answered = await client.get("/v1/agents/", headers={"Host": "agents.example"})
+
+    assert answered.status_code == 200

@@ -1,0 +1,208 @@
+"""Every parameter of every operation, wrong in type, range, size and encoding."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+import pytest
+
+from reattach.limits import MAX_INTEGER
+from tests.http.conftest import Server
+
+LONG = "x" * 20_000
+QUERY_VALUES = [
+    "", "x", "-1", "0", "1.5", "1e400", "NaN", "9" * 400, "null", "true", "[]", "{}", "%00",
+    "%ff%fe", "%ed%a0%80", "%F0%9F%98%80", "'%20OR%201=1--", "%25", LONG,
+]  # fmt: skip
+BODY_VALUES: list[Any] = [
+    None, "", "x", LONG, "\x1b[0m\u202e", -1, 0, 1.5, MAX_INTEGER, True, [], {}, [[]], [None],
+    ["x"], [{}], {"x": {}}, {"type": "x"}, [{"type": "message"}], [LONG] * 30, {LONG: LONG},
+]  # fmt: skip
+BODIES = [
+    b"", b"null", b"[]", b"{", b'"x"', b"1", b"{}{}", b"\xff", b"NaN", b'{"a": Infinity}',
+    b'{"name": "\\ud800"}', b'{"name": "\\u0000"}', b'{"summary": "\\ud800"}', b"[" * 100_000,
+    b'{"name": "a", "name": "b"}', b'{"limit": ' + b"9" * 5000 + b"}", b"\xef\xbb\xbf{}",
+    b"{}".rjust(100_000), b"\x1f\x8b\x08\x00",
+]  # fmt: skip
+PATH_VALUES = ["x", "%00", "%ff", "..%2f..%2fetc", "agent-" + "0" * 36, "AGENT-", LONG, "%20", "'"]
+
+
+def schema_of(description: dict[str, Any], operation: dict[str, Any]) -> dict[str, Any]:
+    """The schema of the operation's body, references resolved; {} if it has none."""
+    content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+    schema: dict[str, Any] = content.get("schema", {})
+    for option in [schema, *schema.get("anyOf", ())]:
+        if "$ref" in option:
+            name = option["$ref"].rpartition("/")[2]
+            found: dict[str, Any] = description["components"]["schemas"][name]
+            return found
+    return schema
+
+
+class Prober:
+    """Sends requests that may be refused but must never break anything."""
+
+    def __init__(self, server: Server, ids: dict[str, str]) -> None:
+        self.client = server.client
+        self.ids = ids
+        self.sent = 0
+
+    def url(self, path: str, **given: str) -> str:
+        return re.sub(r"{(\w+)}", lambda name: given.get(name[1], self.ids[name[1]]), path)
+
+    async def send(self, method: str, url: str, **content: Any) -> httpx2.Response:
+        response = await self.client.request(method, url, **content)
+        self.sent += 1
+        place = (method, url[:200], str(content)[:200])
+        assert response.status_code < 500 or response.status_code == 501, place
+        if response.status_code >= 400:
+            body = response.json()
+            assert isinstance(body["detail"], str), place
+            assert isinstance(body["code"], str), place
+            assert len(response.content) < 20_000, place
+            assert "Traceback" not in response.text, place
+            assert "sqlalchemy" not in response.text.lower(), place
+        return response
+
+
+@pytest.fixture
+async def prober(server: Server) -> Prober:
+    agent = await server.agent(memory_blocks=[{"label": "human", "value": "v"}])
+    conversation = await server.conversation(agent["id"])
+    await server.send(conversation["id"], "hi")
+    [run] = await server.got("/v1/runs/")
+    ids = {
+        "agent_id": agent["id"],
+        "conversation_id": conversation["id"],
+        "block_id": agent["blocks"][0]["id"],
+        "block_label": "human",
+        "message_id": agent["message_ids"][0],
+        "run_id": run["id"],
+    }
+    return Prober(server, ids)
+
+
+def operations(server: Server) -> list[tuple[str, str, dict[str, Any]]]:
+    return [
+        (method, path, operation)
+        for path, methods in server.app.openapi()["paths"].items()
+        for method, operation in methods.items()
+    ]
+
+
+async def everything(server: Server) -> list[Any]:
+    lists = ("/v1/agents/", "/v1/blocks/", "/v1/conversations/", "/v1/runs/")
+    return [await server.got(path, limit=1000) for path in lists]
+
+
+async def test_no_query_breaks_anything(server: Server, prober: Prober) -> None:
+    before = await everything(server)
+    for method, path, operation in operations(server):
+        names = {one["name"] for one in operation.get("parameters", ()) if one["in"] == "query"}
+        if method != "get":
+            continue
+        for name in sorted(names):
+            for value in QUERY_VALUES:
+                await prober.send(method, f"{prober.url(path)}?{name}={value}")
+            await prober.send(method, prober.url(path) + "?" + f"{name}=x&" * 300)
+    assert await everything(server) == before
+    assert prober.sent > 1000
+
+
+async def test_no_path_breaks_anything(server: Server, prober: Prober) -> None:
+    before = await everything(server)
+    for method, path, _ in operations(server):
+        for name in re.findall(r"{(\w+)}", path):
+            for value in PATH_VALUES:
+                url = prober.url(path, **{name: value})
+                response = await prober.send(method, url, json={})
+                assert response.status_code >= 400, (method, url[:200])
+    assert await everything(server) == before
+
+
+async def test_no_body_breaks_anything(server: Server, prober: Prober) -> None:
+    before = await everything(server)
+    json_type = {"Content-Type": "application/json"}
+    for method, path, operation in operations(server):
+        if "requestBody" not in operation:
+            continue
+        url = prober.url(path)
+        if path == "/v1/conversations/":
+            url += "?agent_id=agent-123e4567-e89b-42d3-8456-426614174000"
+        for body in BODIES:
+            response = await prober.send(method, url, content=body, headers=json_type)
+            refused = body.strip() not in {b"", b"null", b"{}"}
+            assert (response.status_code >= 400) >= refused, (method, path, body[:50])
+    after = await everything(server)
+    assert [len(rows) for rows in after[1:]] == [len(rows) for rows in before[1:]]
+    assert len(after[0]) == len(before[0]) + 1  # an agent can be made of {}
+
+
+async def test_no_member_of_a_body_breaks_anything(server: Server, prober: Prober) -> None:
+    description = server.app.openapi()
+    for method, path, operation in operations(server):
+        names = list(schema_of(description, operation).get("properties", {}))
+        for name in names:
+            for value in BODY_VALUES:
+                body = {name: value}
+                if "messages" in path and name not in {"messages", "input"}:
+                    body |= {"input": "hi", "streaming": True} | body
+                await prober.send(method, prober.url(path), json=body)
+    assert prober.sent > 1000
+    health = await server.client.get("/v1/health/")
+    assert health.status_code == 200
+    for thing in await everything(server):
+        json.dumps(thing).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        ("/v1/agents/", {"name": "a/b"}),
+        ("/v1/agents/", {"name": ""}),
+        ("/v1/agents/", {"name": "x" * 257}),
+        ("/v1/agents/", {"system": "x" * 1_000_001}),
+        ("/v1/agents/", {"tags": ["t"] * 101}),
+        ("/v1/agents/", {"agent_type": "nonsense"}),
+        ("/v1/agents/", {"context_window_limit": 0}),
+        ("/v1/agents/", {"context_window_limit": 10**12}),
+        ("/v1/agents/", {"metadata": {"x": "y" * 70_000}}),
+        ("/v1/agents/", {"model_settings": {"temperature": "hot"}}),
+        ("/v1/agents/", {"model_settings": {"temperature": 3}}),
+        ("/v1/agents/", {"model_settings": {"own": "y" * 70_000}}),
+        ("/v1/agents/", {"block_ids": ["nonsense"]}),
+        ("/v1/agents/", {"memory_blocks": [{"label": "a", "value": "x" * 100_001}]}),
+        ("/v1/agents/", {"memory_blocks": [{"value": "x"}]}),
+        ("/v1/agents/", {"response_format": {"type": "nonsense"}}),
+        ("/v1/agents/", {"tool_rules": [1]}),
+        ("/v1/blocks/", {"label": "l"}),
+        ("/v1/blocks/", {"label": "", "value": ""}),
+        ("/v1/blocks/", {"label": "l", "value": "", "limit": 0}),
+        ("/v1/blocks/", {"label": "l", "value": "", "limit": 100_001}),
+        ("/v1/blocks/", {"label": "l", "value": "", "metadata": []}),
+    ],
+)
+async def test_what_does_not_fit_is_told_and_nothing_is_made(
+    server: Server, path: str, wrong: dict[str, Any]
+) -> None:
+    response = await server.client.post(path, json=wrong)
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["loc"][0] == "body"
+    assert await server.got(path) == []
+
+
+async def test_a_thousand_unknown_ids_are_a_thousand_refusals(server: Server) -> None:
+    for number in range(1000):
+        agent = f"agent-{number:08x}-e89b-42d3-8456-426614174000"
+        assert (await server.client.get(f"/v1/agents/{agent}")).status_code == 404
+    assert await server.got("/v1/agents/") == []
+
+
+async def test_text_that_looks_like_a_pattern_is_only_text(server: Server) -> None:
+    await server.agent(name="plain")
+    for text in ("%", "_", "\\", "*", "'", '"', "p%n"):
+        assert await server.got(f"/v1/agents/?query_text={quote(text)}") == []

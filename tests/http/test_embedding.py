@@ -1,0 +1,164 @@
+"""Reattach inside an application of somebody's own."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from reattach.embed import Reattach, ReattachError, Turn
+from reattach.errors import ConversationBusyError, OtidConflictError, StartupError
+from reattach.events import RunStatus
+from reattach.testing.recording import whole_frames
+
+BOUND_SECONDS = 20
+
+
+async def shout(turn: Turn) -> AsyncIterator[str]:
+    for word in turn.input[-1].text.split():
+        yield f"{word.upper()} "
+
+
+async def recall(turn: Turn) -> AsyncIterator[str]:
+    yield " | ".join(message.text.strip() for message in turn.history) or "nothing"
+
+
+class Held:
+    """A generator that waits to be released, and tells how it went."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.closed = asyncio.Event()
+
+    async def answer(self, _turn: Turn) -> AsyncIterator[str]:
+        try:
+            yield "begun "
+            await self.go_on.wait()
+            yield "done"
+        finally:
+            self.closed.set()
+
+
+async def read_to_end(streams: Reattach, run_id: str, starting_after: int = 0) -> bytes:
+    """The body of the run's stream, from an application that has nothing but that route."""
+    app = FastAPI()
+
+    @app.get("/{run_id}", response_model=None)
+    async def resume(run_id: str, starting_after: int) -> object:
+        return streams.stream(await streams.run(run_id), starting_after=starting_after)
+
+    transport = httpx2.ASGITransport(app=app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        async with asyncio.timeout(BOUND_SECONDS):
+            answer = await http.get(f"/{run_id}", params={"starting_after": starting_after})
+    return answer.content
+
+
+def text_of(body: bytes) -> str:
+    frames = [frame.removeprefix(b"data: ") for frame in whole_frames(body)]
+    events = [json.loads(frame) for frame in frames if frame.startswith(b"{")]
+    return "".join(event.get("content", "") for event in events)
+
+
+@pytest.mark.promise("P4")
+async def test_a_generator_becomes_a_stream_that_can_be_resumed(tmp_path: Path) -> None:
+    async with Reattach(shout, data_dir=tmp_path) as streams:
+        run = await streams.ask("hello wide world")
+        whole = await read_to_end(streams, run.id)
+        rest = await read_to_end(streams, run.id, starting_after=1)
+
+    assert text_of(whole) == "HELLO WIDE WORLD "
+    assert rest == b"".join(whole_frames(whole)[1:])
+    assert whole.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.promise("P9")
+async def test_a_question_asked_again_with_its_otid_is_the_same_run(tmp_path: Path) -> None:
+    async with Reattach(shout, data_dir=tmp_path) as streams:
+        runs = await asyncio.gather(*(streams.ask("hello", otid="k") for _ in range(10)))
+        with pytest.raises(OtidConflictError):
+            await streams.ask("something else", otid="k")
+        found = await streams.run_of("k")
+
+    assert {run.id for run in runs} == {found.id}
+
+
+async def test_a_conversation_goes_on_with_its_history(tmp_path: Path) -> None:
+    async with Reattach({"shout": shout, "recall": recall}, data_dir=tmp_path) as streams:
+        first = await streams.ask("hello", model="function/shout")
+        await read_to_end(streams, first.id)
+        conversation_id = first.thread.conversation_id
+        second = await streams.ask(
+            "what was said?", conversation_id=conversation_id, model="function/recall"
+        )
+        continued = text_of(await read_to_end(streams, second.id))
+        apart = await streams.ask("what was said?", model="function/recall")
+        fresh = text_of(await read_to_end(streams, apart.id))
+
+    assert continued == "hello | HELLO"
+    assert fresh == "nothing"
+
+
+@pytest.mark.promise("P10")
+async def test_a_conversation_answers_one_question_at_a_time(tmp_path: Path) -> None:
+    held = Held()
+    async with Reattach(held.answer, data_dir=tmp_path) as streams:
+        run = await streams.ask("first")
+        with pytest.raises(ConversationBusyError):
+            await streams.ask("second", conversation_id=run.thread.conversation_id)
+        held.go_on.set()
+        assert text_of(await read_to_end(streams, run.id)) == "begun done"
+
+
+@pytest.mark.promise("P6")
+async def test_cancelling_closes_the_generator_and_keeps_what_it_gave(tmp_path: Path) -> None:
+    held = Held()
+    async with Reattach(held.answer, data_dir=tmp_path) as streams, asyncio.timeout(BOUND_SECONDS):
+        run = await streams.ask("first")
+        state = await streams.cancel(run)
+        ended = await streams.run(run.id)
+
+    assert state == "cancelled"
+    assert ended.status is RunStatus.CANCELLED
+
+
+@pytest.mark.promise("P15")
+async def test_leaving_gives_every_open_run_its_end(tmp_path: Path) -> None:
+    held = Held()
+    async with Reattach(held.answer, data_dir=tmp_path) as streams:
+        run = await streams.ask("first")
+    async with Reattach(shout, data_dir=tmp_path) as streams:
+        ended = await streams.run(run.id)
+
+    assert ended.status is RunStatus.FAILED
+
+
+async def test_the_whole_api_can_be_mounted_beside_routes_of_ones_own(tmp_path: Path) -> None:
+    streams = Reattach(shout, data_dir=tmp_path)
+    app = FastAPI(lifespan=streams.lifespan)
+    app.add_exception_handler(ReattachError, streams.on_error)
+    app.mount("/letta", streams.app)
+
+    @app.get("/{run_id}")
+    async def show(run_id: str) -> str:
+        return (await streams.run(run_id)).status
+
+    transport = httpx2.ASGITransport(app=app)
+    async with (
+        streams.lifespan(app),
+        httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http,
+    ):
+        models = await http.get("/letta/v1/models/")
+        wrong = await http.get("/not-a-run")
+
+    assert [model["handle"] for model in models.json()] == ["function/shout"]
+    assert wrong.status_code == 400
+    assert wrong.json()["code"] == "invalid_argument"
+
+
+async def test_one_that_is_not_open_says_how_to_open_it(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="lifespan"):
+        await Reattach(shout, data_dir=tmp_path).ask("hello")

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.http.conftest import Server
+
+# Named by the API that the SDKs are made from, or by its recorded description.
+OPERATIONS = {
+    "retrieve_conversation_stream": ("post", "/v1/conversations/{conversation_id}/stream"),
+    "send_conversation_message": ("post", "/v1/conversations/{conversation_id}/messages"),
+    "list_conversation_messages": ("get", "/v1/conversations/{conversation_id}/messages"),
+    "list_agents": ("get", "/v1/agents/"),
+    "create_agent": ("post", "/v1/agents/"),
+    "retrieve_run": ("get", "/v1/runs/{run_id}"),
+}
+
+
+def operations(description: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    return [
+        (method, path, operation)
+        for path, methods in description["paths"].items()
+        for method, operation in methods.items()
+    ]
+
+
+async def test_the_description_is_served_and_no_page_of_another_site_with_it(
+    server: Server,
+) -> None:
+    assert await server.got("/openapi.json") == server.app.openapi()
+    for path in ("/docs", "/redoc"):
+        assert (await server.client.get(path)).status_code == 404
+
+
+async def test_every_operation_is_described_and_named_once(server: Server) -> None:
+    description = server.app.openapi()
+    tags = {tag["name"] for tag in description["tags"]}
+    assert all(tag["description"] for tag in description["tags"])
+    names = []
+    for method, path, operation in operations(description):
+        assert operation["summary"], (method, path)
+        assert operation["tags"], (method, path)
+        assert set(operation["tags"]) <= tags, (method, path)
+        assert {"422", "4XX", "5XX"} <= operation["responses"].keys(), (method, path)
+        names.append(operation["operationId"])
+    assert len(names) == len(set(names)) > 30
+    for name, (method, path) in OPERATIONS.items():
+        assert description["paths"][path][method]["operationId"] == name
+
+
+async def test_a_key_is_described_for_everything_but_the_probes(server: Server) -> None:
+    description = server.app.openapi()
+    assert description["security"] == [{"key": []}]
+    assert description["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    free = {path for _, path, one in operations(description) if one.get("security") == []}
+    assert free == {"/v1/health/", "/v1/ready/"}
+
+
+@pytest.mark.promise("P12")
+async def test_everything_that_a_client_can_make_large_has_a_described_bound(
+    server: Server,
+) -> None:
+    description = server.app.openapi()
+    unbounded = []
+    for method, path, operation in operations(description):
+        for parameter in operation.get("parameters", ()):
+            unbounded += [
+                f"{method} {path} {parameter['name']}"
+                for schema in _options(parameter["schema"])
+                if not _bounded(schema)
+            ]
+    assert unbounded == []
+
+
+def _options(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    options: list[dict[str, Any]] = schema.get("anyOf", [schema])
+    return options
+
+
+def _bounded(schema: dict[str, Any]) -> bool:
+    match schema.get("type"):
+        case "string":
+            return not {"maxLength", "pattern", "enum", "const"}.isdisjoint(schema)
+        case "integer" | "number":
+            return {"minimum", "maximum"} <= schema.keys()
+        case "array":
+            return "maxItems" in schema and _bounded(schema["items"])
+        case _:
+            return True

@@ -1,0 +1,95 @@
+"""What the description says is what the server does, for requests that it has made up."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+import uvicorn
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from tests.http.conftest import serving
+
+
+class _Announcing(uvicorn.Server):
+    """Sets ``ready`` once its port answers."""
+
+    def __init__(self, config: uvicorn.Config, ready: threading.Event) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready.set()
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The description as it is served, by a server in a thread of its own."""
+    served: list[_Announcing] = []
+    ready = threading.Event()
+
+    async def serve(directory: Path) -> None:
+        async with serving(directory) as server:
+            agent = await server.agent(memory_blocks=[{"label": "human", "value": "Ada"}])
+            conversation = await server.conversation(agent["id"])
+            await server.send(conversation["id"], "hi")
+            config = uvicorn.Config(server.app, port=0, log_config=None, lifespan="off")
+            served.append(_Announcing(config, ready))
+            await served[0].serve()
+
+    directory = tmp_path_factory.mktemp("schemathesis")
+    thread = threading.Thread(target=lambda: asyncio.run(serve(directory)), daemon=True)
+    thread.start()
+    assert ready.wait(30)
+    port = served[0].servers[0].sockets[0].getsockname()[1]
+    yield schemathesis.openapi.from_url(f"http://127.0.0.1:{port}/openapi.json")
+    served[0].should_exit = True
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+CHECKS = [
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+EXAMPLES = 10
+"""For each operation: enough to meet every parameter, few enough for every run of the tests."""
+
+
+def test_no_request_gets_an_answer_that_the_description_does_not_have(api: Any) -> None:
+    tried: set[str] = set()
+
+    def check(operation: Any) -> None:
+        @settings(
+            max_examples=EXAMPLES,
+            derandomize=True,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy())
+        def answers_as_described(case: Any) -> None:
+            response = case.call_and_validate(checks=CHECKS, timeout=20)
+            tried.add(f"{case.method} {case.path}")
+            # 501 is an answer: a part of the API that is not offered.
+            assert response.status_code < 500 or response.status_code == 501
+
+        answers_as_described()
+
+    for operation in api.get_all_operations():
+        check(operation.ok())
+    assert len(tried) > 40

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import pytest
+
+from reattach.ids import DEFAULT_TENANT
+from tests.http.conftest import OTHER_TENANT, Server, started, with_key
+
+
+@dataclass(frozen=True)
+class Look:
+    """A request that names things of a tenant, as ``{agent}``, ``{conversation}`` and so on."""
+
+    method: str
+    path: str
+    """As the API's description has it."""
+    query: str = ""
+    body: Any = None
+
+    def url(self, ids: dict[str, str]) -> str:
+        path = re.sub(r"{(\w+?)(_id|_label)}", lambda name: ids[name[1]], self.path)
+        return path + (f"?{self.query}".format(**ids) if self.query else "")
+
+    def content(self, ids: dict[str, str]) -> Any:
+        text = json.dumps(self.body)
+        for name, value in ids.items():
+            text = text.replace(f"<{name}>", value)
+        return json.loads(text)
+
+
+MESSAGE = {"messages": [{"role": "user", "content": "hi"}]}
+AGENT, CONVERSATION, RUN = (
+    "/v1/agents/{agent_id}",
+    "/v1/conversations/{conversation_id}",
+    "/v1/runs/{run_id}",
+)
+MEMORY = f"{AGENT}/core-memory/blocks"
+DEFAULT = "/v1/conversations/default"
+
+LOOKS = [
+    Look("get", AGENT),
+    Look("patch", AGENT, body={"name": "stolen"}),
+    Look("delete", AGENT),
+    Look("patch", f"{AGENT}/reset-messages", body={}),
+    Look("get", f"{AGENT}/messages"),
+    Look("get", f"{AGENT}/messages", "conversation_id={conversation}"),
+    Look("post", f"{AGENT}/messages", body=MESSAGE),
+    Look("post", f"{AGENT}/messages/stream", body=MESSAGE),
+    Look("post", f"{AGENT}/messages/cancel", body={}),
+    Look("post", f"{AGENT}/messages/cancel", body={"run_ids": ["<run>"]}),
+    Look("get", MEMORY),
+    Look("get", f"{MEMORY}/{{block_label}}"),
+    Look("patch", f"{MEMORY}/{{block_label}}", body={"value": "stolen"}),
+    Look("patch", f"{MEMORY}/attach/{{block_id}}"),
+    Look("patch", f"{MEMORY}/detach/{{block_id}}"),
+    Look("get", "/v1/agents/", "after={agent}"),
+    Look("get", "/v1/agents/", "before={agent}"),
+    Look("post", "/v1/agents/", body={"block_ids": ["<block>"]}),
+    Look("get", "/v1/blocks/{block_id}"),
+    Look("patch", "/v1/blocks/{block_id}", body={"value": "stolen"}),
+    Look("delete", "/v1/blocks/{block_id}"),
+    Look("get", "/v1/blocks/", "after={block}"),
+    Look("get", "/v1/blocks/", "before={block}"),
+    Look("get", CONVERSATION),
+    Look("patch", CONVERSATION, body={"summary": "stolen"}),
+    Look("delete", CONVERSATION),
+    Look("post", f"{CONVERSATION}/fork"),
+    Look("get", f"{CONVERSATION}/messages"),
+    Look("post", f"{CONVERSATION}/messages", body=MESSAGE),
+    Look("post", f"{CONVERSATION}/messages", body={**MESSAGE, "streaming": False}),
+    Look("post", f"{CONVERSATION}/stream", body={}),
+    Look("post", f"{CONVERSATION}/stream", body={"run_id": "<run>"}),
+    Look("post", f"{CONVERSATION}/stream", body={"otid": "<otid>"}),
+    Look("post", f"{CONVERSATION}/cancel"),
+    Look("post", f"{DEFAULT}/fork", "agent_id={agent}"),
+    Look("get", f"{DEFAULT}/messages", "agent_id={agent}"),
+    Look("post", f"{DEFAULT}/messages", body={**MESSAGE, "agent_id": "<agent>"}),
+    Look("post", f"{DEFAULT}/stream", body={"agent_id": "<agent>"}),
+    Look("post", f"{DEFAULT}/cancel", "agent_id={agent}"),
+    Look("post", "/v1/conversations/", "agent_id={agent}"),
+    Look("get", "/v1/conversations/", "agent_id={agent}"),
+    Look("get", "/v1/conversations/", "after={conversation}"),
+    Look("get", "/v1/conversations/", "before={conversation}"),
+    Look("get", "/v1/messages/{message_id}"),
+    Look("get", RUN),
+    Look("delete", RUN),
+    Look("get", f"{RUN}/messages"),
+    Look("get", f"{RUN}/usage"),
+    Look("get", f"{RUN}/steps"),
+    Look("get", f"{RUN}/metrics"),
+    Look("post", f"{RUN}/stream", body={}),
+    Look("get", "/v1/runs/", "after={run}"),
+    Look("get", "/v1/runs/", "before={run}"),
+    Look("get", "/v1/runs/", "agent_id={agent}"),
+    Look("get", "/v1/runs/", "conversation_id={conversation}"),
+    Look("get", "/v1/runs/active", "agent_id={agent}"),
+]
+
+UNKNOWN = {
+    "agent": "agent-123e4567-e89b-42d3-8456-426614174000",
+    "block": "block-123e4567-e89b-42d3-8456-426614174000",
+    "conversation": "conv-123e4567-e89b-42d3-8456-426614174000",
+    "message": "message-123e4567-e89b-42d3-8456-426614174000",
+    "run": "run-123e4567-e89b-42d3-8456-426614174000",
+    "otid": "otid-123e4567",
+    "block_label": "human",
+}
+
+
+async def state(client: httpx2.AsyncClient, ids: dict[str, str]) -> list[Any]:
+    """All that the owner sees."""
+    paths = (
+        "/v1/agents/",
+        "/v1/blocks/",
+        "/v1/conversations/?archive_status=all",
+        "/v1/runs/",
+        f"/v1/agents/{ids['agent']}",
+        f"/v1/agents/{ids['agent']}/messages",
+    )
+    return [(await client.get(path)).json() for path in paths]
+
+
+async def told(
+    client: httpx2.AsyncClient, look: Look, ids: dict[str, str]
+) -> tuple[int, str, list[str]]:
+    """The answer with what it names taken out, and the names of its headers."""
+    content = None if look.body is None else look.content(ids)
+    response = await client.request(look.method, look.url(ids), json=content)
+    text = response.text
+    for name, value in ids.items():
+        text = text.replace(value, f"<{name}>") if name != "block_label" else text
+    return response.status_code, text, sorted(response.headers)
+
+
+@pytest.mark.promise("P11")
+async def test_what_is_another_tenants_answers_as_what_does_not_exist(server: Server) -> None:
+    block = await server.block("human", "Ada")
+    agent = await server.agent(block_ids=[block["id"]], name="owned")
+    conversation = await server.conversation(agent["id"])
+    sent = {"messages": [{"role": "user", "content": "secret [hang=1]", "otid": "otid-owned"}]}
+    run_id = await started(server, conversation["id"], "", **sent)
+    await started(server, agent["id"], "secret [hang=1]")
+    ids = {
+        "agent": agent["id"],
+        "block": block["id"],
+        "conversation": conversation["id"],
+        "message": agent["message_ids"][0],
+        "run": run_id,
+        "otid": "otid-owned",
+        "block_label": "human",
+    }
+    owner, stranger = await with_key(server, DEFAULT_TENANT), await with_key(server, OTHER_TENANT)
+    before = await state(owner, ids)
+    for look in LOOKS:
+        theirs = await told(stranger, look, ids)
+        assert theirs == await told(stranger, look, UNKNOWN), look
+        assert theirs[0] in {200, 400, 404}, look
+        assert (theirs[0] == 200) <= (theirs[1] == "[]"), look
+        assert await state(owner, ids) == before, look
+    for path in ("/v1/agents/", "/v1/blocks/", "/v1/conversations/", "/v1/runs/"):
+        assert (await stranger.get(path)).json() == []
+    assert (await owner.post(f"/v1/conversations/{ids['conversation']}/cancel")).is_success
+    assert (await owner.post(f"/v1/agents/{ids['agent']}/messages/cancel", json={})).is_success
+
+
+@pytest.mark.promise("P11")
+async def test_no_request_that_names_something_is_left_out(server: Server) -> None:
+    looked = {
+        (look.method, look.path.replace("/default/", "/{conversation_id}/")) for look in LOOKS
+    }
+    naming = {
+        (method, path)
+        for path, methods in server.app.openapi()["paths"].items()
+        for method, operation in methods.items()
+        if "{" in path
+        or any(parameter["name"] == "after" for parameter in operation.get("parameters", ()))
+    }
+    assert len(naming) > 30
+    assert naming - looked == set()
+
+
+@pytest.mark.promise("P11")
+async def test_strangers_share_no_otids_and_no_conversations(server: Server) -> None:
+    clients = [await with_key(server, tenant) for tenant in (DEFAULT_TENANT, OTHER_TENANT)]
+    runs = []
+    for client in clients:
+        agent = (await client.post("/v1/agents/", json={})).json()
+        body = {
+            "messages": [{"role": "user", "content": "hi", "otid": "same"}],
+            "streaming": False,
+        }
+        path = f"/v1/conversations/{agent['id']}/messages"
+        answer = (await client.post(path, json=body)).json()
+        runs.append(answer["messages"][0]["run_id"])
+    assert len(set(runs)) == 2
+    for client, run_id in zip(clients, runs, strict=True):
+        assert [run["id"] for run in (await client.get("/v1/runs/")).json()] == [run_id]

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reattach.errors import ValidationFailedError
+from reattach.http.body import Fault, invalid, parse
+from reattach.limits import MAX_INTEGER, MAX_JSON_DEPTH, MAX_VALIDATION_ERRORS
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-MAX_INTEGER, MAX_INTEGER)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXTS,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner),
+    max_leaves=20,
+)
+
+
+@given(VALUES, st.booleans())
+def test_json_is_read_as_what_it_says(value: object, escaped: bool) -> None:
+    body = json.dumps(value, ensure_ascii=escaped).encode()
+    assert parse(body) == value
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_json_or_refused(body: bytes) -> None:
+    try:
+        parse(body)
+    except ValidationFailedError as error:
+        json.dumps({"detail": error.detail, **error.extra}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b'{"a": 1,}', "not JSON"),
+        (b"\xef\xbb\xbf{}", "not JSON"),
+        (b'"\x00"', "not JSON"),
+        (b'"\xff"', "not UTF-8"),
+        (b'"\xed\xa0\x80"', "not UTF-8"),
+        (b"NaN", "NaN"),
+        (b"[-Infinity]", "-Infinity"),
+        (b"1e999", "too large"),
+        (str(MAX_INTEGER + 1).encode(), "magnitude"),
+        (b"9" * 10_000, "magnitude"),
+        (b'{"a": 1, "a": 2}', "twice"),
+        (b'"\\ud800"', "surrogate"),
+        (b'{"\\uDFFF": 1}', "surrogate"),
+        (b'["\\u0000"]', "NUL"),
+        (b'{"a\\u0000": 1}', "NUL"),
+        (b"[" * (MAX_JSON_DEPTH + 1) + b"]" * (MAX_JSON_DEPTH + 1), "deeper"),
+        (b"[" * 1_000_000, "deeper"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "deeper"),
+    ],
+)
+def test_what_readers_could_take_differently_is_refused(body: bytes, told: str) -> None:
+    with pytest.raises(ValidationFailedError, match=told) as refused:
+        parse(body)
+    assert len(refused.value.detail) < 300
+
+
+def test_the_depth_that_is_allowed_is_read() -> None:
+    body = b"[" * MAX_JSON_DEPTH + b"]" * MAX_JSON_DEPTH
+    assert json.dumps(parse(body)).encode() == body
+
+
+def test_a_pair_of_surrogates_is_the_character_that_it_means() -> None:
+    assert parse(b'"\\ud83d\\ude00"') == "😀"
+
+
+def test_no_more_faults_are_told_than_anybody_reads() -> None:
+    error = invalid([Fault(["query", str(n)], "wrong", "x") for n in range(1000)])
+    errors = error.extra["errors"]
+    assert isinstance(errors, list)
+    assert len(errors) == MAX_VALIDATION_ERRORS
+    assert error.detail.endswith("and 980 more")
