@@ -47,6 +47,19 @@ class UnauthorizedError(ReattachError):
         super().__init__("Unauthorized")
 
 
+class MisdirectedError(ReattachError):
+    """A server without keys was addressed by a name that is not this machine's own."""
+
+    code = "misdirected"
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"This server has no API keys, so it answers only to this machine's own names, not to "
+            f"'{host[:100]}': a web page could have made your browser ask. Use http://localhost, "
+            "or make a key with `reattach keys create NAME`."
+        )
+
+
 class NotFoundError(ReattachError):
     """There is no such thing for this tenant."""
 

@@ -16,6 +16,9 @@ REPLAY_TURN_BYTES: Final = 4 * REPLAY_SLICE_BYTES
 RUN_LOG_BYTES: Final = 64 * 1024 * 1024
 """The log of one run. A live run is held in memory; an answer of this size is a fault."""
 
+DELTA_BYTES: Final = 256
+"""What a fragment of an answer costs in memory beside its text, roughly."""
+
 PENDING_APPEND_BYTES: Final = 1024 * 1024
 """What a run may have produced and not yet in the log, before its engine has to wait."""
 
@@ -80,6 +83,9 @@ MAX_POLL_SECONDS: Final = 3600.0
 
 MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
 """The body of a request: a message with several photographs in base64 fits."""
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+"""The URL and headers of a request; common proxies pass on less."""
 
 MAX_JSON_DEPTH: Final = 64
 """Objects and arrays within each other; far below where decoders run out of stack."""

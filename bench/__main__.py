@@ -1,0 +1,44 @@
+"""``python -m bench [NAME …]``: measure, and print what was measured."""
+
+import argparse
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from bench import idle, live
+
+BENCHMARKS: Mapping[str, tuple[str, Callable[[], None]]] = {
+    "idle": ("readers on a silent run: CPU and system calls of the server", idle.main),
+    "live": ("one run at 50 events/s: from the engine's yield to the reader", live.main),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measure the server.",
+        epilog="\n".join(f"{name}: {what}" for name, (what, _) in BENCHMARKS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which; all, if none is named")
+    names = parser.parse_args().names or list(BENCHMARKS)
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(
+            f"there is no benchmark {', '.join(unknown)}; known are {', '.join(BENCHMARKS)}"
+        )
+    print(
+        f"Reattach {version('reattach')}, Python {platform.python_version()}, "
+        f"{platform.system()} {platform.machine()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    )
+    for name in names:
+        what, run = BENCHMARKS[name]
+        print(f"\n{name}: {what}", flush=True)
+        run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

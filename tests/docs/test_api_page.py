@@ -1,0 +1,27 @@
+"""The page of the API lists what the server answers, no more and no less."""
+
+import re
+from pathlib import Path
+
+from reattach.http.app import create_app
+from reattach.http.assembly import assembled
+from reattach.http.not_offered import LATER, OUT_OF_SCOPE
+from reattach.settings import Settings
+
+PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+
+
+async def test_every_request_is_on_the_page(tmp_path: Path) -> None:
+    async with assembled(Settings(data_dir=tmp_path), engines=[]) as context:
+        paths = create_app(context).openapi()["paths"]
+    served = {f"{method.upper()} {path}" for path, item in paths.items() for method in item}
+
+    assert set(re.findall(r"^\| `([A-Z]+ /[^`]*)` \|", PAGE, re.MULTILINE)) == served
+
+
+def test_everything_that_is_not_offered_is_on_the_page() -> None:
+    not_offered = {
+        path.replace("{rest:path}", "…") for part in (*LATER, *OUT_OF_SCOPE) for path in part.paths
+    }
+
+    assert set(re.findall(r"`(/v1/[^`]*)`", PAGE)) == not_offered
