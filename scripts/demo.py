@@ -158,9 +158,7 @@ def part_one(relay: Relay, server: ServerProcess, conversation_id: str) -> bool:
     say(f"resuming by OTID, starting_after={reader.cursor}")
     reader.read(messages.stream(conversation_id, otid=otid, starting_after=reader.cursor), cut)
     say(f"resuming whatever runs in this conversation, starting_after={reader.cursor}")
-    reader.read(
-        messages.stream(conversation_id, starting_after=reader.cursor), lambda seen: False
-    )
+    reader.read(messages.stream(conversation_id, starting_after=reader.cursor), lambda seen: False)
     say(f"  the answer has {len(reader.text)} characters and ends: …{reader.text[-60:]!r}")
     stored = [
         message.content
@@ -221,6 +219,11 @@ def main() -> int:
             agent = sdk.agents.create(
                 name="storyteller",
                 model=models[0].handle,
+                model_settings={
+                    "provider_type": "openai",
+                    "temperature": 0,
+                    "max_output_tokens": 400,  # enough to be cut three times
+                },
                 system="You are a storyteller.",
                 memory_blocks=[{"label": "human", "value": "The reader likes the sea."}],
             )

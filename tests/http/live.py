@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import httpx2
+from starlette.types import ASGIApp, Message
 
 from reattach import datadir
 from reattach.engine.base import Turn
@@ -260,6 +261,40 @@ def told(message: str, **body: Any) -> dict[str, Any]:
     if "otid" in body:
         item["otid"] = body.pop("otid")
     return {"messages": [item], "stream_tokens": True, **body}
+
+
+async def posted_directly(
+    app: ASGIApp, path: str, body: bytes, *, authorization: str | None = None
+) -> list[Message]:
+    """POST JSON without a socket between, and return what the application sends, write by write.
+
+    An answer that streams is read to its end.
+    """
+    received: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if not received:
+            await asyncio.Event().wait()
+        return received.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"host", b"127.0.0.1")]
+    if authorization is not None:
+        headers.append((b"authorization", authorization.encode()))
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": headers,
+    }
+    async with asyncio.timeout(WAIT_SECONDS):
+        await app(scope, receive, send)
+    return sent
 
 
 def _client(url: str, headers: Mapping[str, str] | None = None) -> httpx2.AsyncClient:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from tests.http.live import DONE, Frame, LiveServer, joined, kinds, listening
+from tests.http.live import DONE, Frame, LiveServer, joined, kinds, listening, posted_directly
 
 LONG = "[think=3][tool=look][chunks=12][unicode][steps=2]"
 
@@ -275,30 +276,10 @@ async def test_the_batch_size_bounds_the_events_of_one_write(
     live: LiveServer,
 ) -> None:
     run, whole = await ended_run(live, "[chunks=20]")
-    writes: list[bytes] = []
-    app = live.app
-
-    async def send(message: Any) -> None:
-        writes.append(message.get("body", b""))
-
     for batch_size, expected in ((1, 1), (0, 1), (-1, 1), (5, 5), (None, 100), (10_000, 23)):
-        body = f'{{"batch_size": {"null" if batch_size is None else batch_size}}}'.encode()
-        received = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def receive(received: list[Any] = received) -> Any:
-            return received.pop() if received else await asyncio.Event().wait()
-
-        writes.clear()
-        path = f"/v1/runs/{run}/stream"
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/json")],
-        }
-        await app(scope, receive, send)
+        body = json.dumps({"batch_size": batch_size}).encode()
+        sent = await posted_directly(live.app, f"/v1/runs/{run}/stream", body)
+        writes = [message["body"] for message in sent[1:]]
         assert b"".join(writes) == joined(whole)
         events = [write.count(b"\n\n") for write in writes if write not in {b"", DONE}]
         assert max(events) == min(expected, 23)

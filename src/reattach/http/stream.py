@@ -1,13 +1,14 @@
 """The body of a stream: a run's frames from a cursor on, live until its end.
 
 A plain ASGI response that works under any server. Where ``http.protocol`` lends the connection
-(see ``ABORT_EXTENSION``), a reader that must be left is cut off at once.
+(see ``CONNECTION_EXTENSION``), a reader that must be left is cut off at once, and one that is slow
+is told from one that takes nothing.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import Final, TypedDict
 
 import structlog
 from fastapi import Response
@@ -26,8 +27,22 @@ from reattach.wire.sse import DONE
 
 logger = structlog.get_logger(__name__)
 
-ABORT_EXTENSION: Final = "reattach.abort"
-"""ASGI extension: its ``abort`` drops the connection with whatever is unsent."""
+CONNECTION_EXTENSION: Final = "reattach.connection"
+"""ASGI extension: the connection of a request, as a ``Connection``."""
+
+
+class Connection(TypedDict):
+    """What a server lends of a connection."""
+
+    abort: Callable[[], None]
+    """Drop it with whatever is unsent."""
+    has_room: Callable[[], bool]
+    """Whether a send would be taken at once."""
+    room: Callable[[], Awaitable[None]]
+    """Return when there is room."""
+    untaken_bytes: Callable[[], int]
+    """What was sent and the other side has not confirmed to have."""
+
 
 _HEADERS: Final = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -73,6 +88,7 @@ class RunStream(Response):
         self._stall_seconds = stall_seconds
         self._extra_headers = headers or {}
         self._gone = False
+        self._connection: Connection | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with AsyncExitStack() as stack:
@@ -87,6 +103,7 @@ class RunStream(Response):
     async def _stream(
         self, following: Following, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        self._connection = scope.get("extensions", {}).get(CONNECTION_EXTENSION)
         await send(self._start(following))
         listener = asyncio.create_task(self._listen(receive, following))
         try:
@@ -97,7 +114,7 @@ class RunStream(Response):
         if complete:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         elif not self._gone:
-            await self._abort(scope, receive, following)
+            await self._abort(receive, following)
 
     def _start(self, following: Following) -> dict[str, object]:
         headers = {
@@ -126,8 +143,9 @@ class RunStream(Response):
                 piece = await following.read()
             except ReattachError as error:
                 return self._cut_off(error.detail)
-            if following.closed:  # the SDKs stop at an error event, before [DONE]
-                await self._runs.ending_told(self._run)
+            # Before the terminal group, as the SDKs stop at an error event and see no [DONE].
+            if following.closed and not await self._runs.ending_told(self._run):
+                return self._cut_off("the record does not say yet how the run ended")
             if piece.frames:
                 if not await self._send(following, send, piece.frames):
                     return False
@@ -138,8 +156,6 @@ class RunStream(Response):
             elif following.failure is not None:
                 return self._cut_off(following.failure.detail)
             elif following.closed:
-                if not await self._runs.ending_told(self._run):
-                    return self._cut_off("the record does not say yet how the run ended")
                 return await self._send(following, send, DONE)
             elif following.keepalive_due:
                 ping = letta.keepalive(
@@ -153,22 +169,42 @@ class RunStream(Response):
 
     async def _send(self, following: Following, send: Send, body: bytes) -> bool:
         following.quiet_since = None
+        message = {"type": "http.response.body", "body": body, "more_body": True}
         try:
-            async with asyncio.timeout(self._stall_seconds):
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+            if self._connection is not None:
+                await self._room(self._connection)
+                await send(message)
+            else:
+                async with asyncio.timeout(self._stall_seconds):
+                    await send(message)
         except TimeoutError:
             return self._cut_off(f"took nothing for {self._stall_seconds} seconds")
         following.keepalive_due = False
         following.quiet_since = asyncio.get_running_loop().time()
         return True
 
+    async def _room(self, connection: Connection) -> None:
+        """Wait until there is room; raises TimeoutError if nothing is taken for the stall time."""
+        if connection["has_room"]():
+            return
+        untaken_bytes = connection["untaken_bytes"]()
+        while True:
+            try:
+                async with asyncio.timeout(self._stall_seconds):
+                    await connection["room"]()
+            except TimeoutError:
+                before_bytes, untaken_bytes = untaken_bytes, connection["untaken_bytes"]()
+                if untaken_bytes >= before_bytes:
+                    raise
+            else:
+                return
+
     def _cut_off(self, reason: str) -> bool:
         logger.info("reader cut off", run_id=self._run.id, reason=reason)
         return False
 
-    async def _abort(self, scope: Scope, receive: Receive, following: Following) -> None:
+    async def _abort(self, receive: Receive, following: Following) -> None:
         """Drop the connection, so that the reader can not take the cut for the answer's end."""
-        lent = scope.get("extensions", {}).get(ABORT_EXTENSION)
-        if lent is not None:
-            lent["abort"]()
+        if self._connection is not None:
+            self._connection["abort"]()
             await self._listen(receive, following)

@@ -13,8 +13,8 @@ T = TypeVar("T")
 async def patiently(clock: Clock, operation: Callable[[], Awaitable[T]]) -> T:
     """Do ``operation``, which must be safe to repeat, until the store answers.
 
-    Raises its StoreUnavailableError once APPEND_RETRY_SECONDS have passed, and at once whatever else
-    it raises.
+    Raises its StoreUnavailableError once APPEND_RETRY_SECONDS have passed, and whatever else it
+    raises at once.
     """
     give_up_at = clock.monotonic_seconds() + APPEND_RETRY_SECONDS
     while True:

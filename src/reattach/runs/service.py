@@ -305,7 +305,7 @@ class RunService:
         """
         try:
             async with asyncio.timeout(SETTLE_WAIT_SECONDS):
-                while (at_work := self._workers.get(run.id) or self._endless.get(run.id)):
+                while at_work := self._workers.get(run.id) or self._endless.get(run.id):
                     await at_work.done.wait()
         except TimeoutError:
             return False

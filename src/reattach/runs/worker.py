@@ -145,9 +145,7 @@ class Worker:
             self.done.set()
 
     async def _work(self) -> None:
-        head = await patiently(
-            self._clock, lambda: self._log.open(self.run.id, self.run.token)
-        )
+        head = await patiently(self._clock, lambda: self._log.open(self.run.id, self.run.token))
         self._appender = Appender(
             self._log,
             self.run.id,

@@ -67,6 +67,7 @@ class ServerProcess:
 
     def start(self) -> None:
         """Start it and wait until its port answers. Raises RuntimeError with its output."""
+        assert self._process is None or self._process.poll() is not None, "already running"
         self._ready.clear()
         self._process = subprocess.Popen(  # noqa: S603  our own interpreter
             [

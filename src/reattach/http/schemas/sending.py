@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from reattach.http.schemas.fields import Answer, StopReasonName
+from reattach.http.schemas.message import MessageItem
 from reattach.limits import (
     MAX_MESSAGE_PARTS,
     MAX_NAME_CHARS,
@@ -136,6 +138,41 @@ class AgentSendBody(_SendBody):
     """A send to the default conversation of an agent."""
 
     streaming: bool | None = Field(False, description="True: a stream of server-sent events.")
+
+
+class StopReasonItem(Answer):
+    """Why the run ended."""
+
+    model_config = ConfigDict(extra="allow")
+
+    message_type: Literal["stop_reason"]
+    stop_reason: StopReasonName
+
+
+class UsageItem(Answer):
+    """What the run has cost."""
+
+    model_config = ConfigDict(extra="allow")
+
+    message_type: Literal["usage_statistics"]
+    completion_tokens: int
+    prompt_tokens: int
+    total_tokens: int
+    step_count: int
+    cached_input_tokens: int | None
+    cache_write_tokens: int | None
+    reasoning_tokens: int | None
+    context_tokens: int | None
+
+
+class WholeAnswer(Answer):
+    """What a send without a stream answers with, for the API's description."""
+
+    messages: list[MessageItem]
+    stop_reason: StopReasonItem
+    usage: UsageItem
+    logprobs: None
+    turns: None
 
 
 class CancelBody(_Lenient):

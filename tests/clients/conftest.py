@@ -1,0 +1,81 @@
+"""A real server in a process of its own, and the official SDKs as its clients, over sockets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from reattach.testing.process import ServerProcess
+from reattach.testing.relay import Relay
+from tests.clients.places import Place, Places, raw_client
+from tests.clients.reader import AsyncReader, Reader
+
+SCRIPTED = {"REATTACH_DEFAULT_MODEL": "scripted/echo", "REATTACH_LOG_LEVEL": "warning"}
+
+
+def scripted_server(data_dir: Path, **environment: str) -> ServerProcess:
+    """Not started yet."""
+    return ServerProcess(data_dir, arguments=["--scripted"], environment=SCRIPTED | environment)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One for all tests; each makes agents and conversations of its own."""
+    with scripted_server(tmp_path_factory.mktemp("server")) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def pinging_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Its readers get a ping after a tenth of a second of silence."""
+    directory = tmp_path_factory.mktemp("pinging")
+    with scripted_server(directory, REATTACH_PING_INTERVAL_SECONDS="0.1") as process:
+        yield process
+
+
+@pytest.fixture
+def relay(server: ServerProcess) -> Iterator[Relay]:
+    """The test's own way to the server, to be cut."""
+    with Relay(server.address) as relay:
+        yield relay
+
+
+@pytest.fixture(scope="session")
+def places(server: ServerProcess) -> Iterator[Places]:
+    with raw_client(server.url) as raw:
+        yield Places(raw)
+
+
+@pytest.fixture
+def conversation(places: Places) -> Place:
+    """A new conversation of a new agent."""
+    return places.conversation()
+
+
+@pytest.fixture
+def default_thread(places: Places) -> Place:
+    """The default conversation of a new agent."""
+    return places.default_thread()
+
+
+@pytest.fixture
+def reader(relay: Relay) -> Iterator[Reader]:
+    """The SDK, behind the relay."""
+    with Reader(relay.url) as reader:
+        yield reader
+
+
+@pytest.fixture
+async def new_reader(relay: Relay) -> AsyncIterator[Callable[[], AsyncReader]]:
+    """Makes asynchronous SDKs behind the relay, as many as wanted."""
+    async with AsyncExitStack() as stack:
+
+        def make() -> AsyncReader:
+            reader = AsyncReader(relay.url)
+            stack.push_async_callback(reader.aclose)
+            return reader
+
+        yield make

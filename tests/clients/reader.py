@@ -1,0 +1,182 @@
+"""A client of the Python SDK: what it made of its streams, and what came over the wire."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from letta_client import APIConnectionError, APIStatusError, AsyncLetta, AsyncStream, Letta, Stream
+
+from reattach.testing.recording import Recording, frames_to
+from tests.clients.places import WAIT_SECONDS, Place
+
+Stop = Callable[[Any], object]
+"""Looks at each chunk; if it returns something true, no more is read, as a program that breaks."""
+
+
+@dataclass
+class Seen:
+    """What a client has, and remembers over its reconnections."""
+
+    recording: Recording = field(default_factory=Recording)
+    chunks: list[Any] = field(default_factory=list)
+    pieces: list[bytes] = field(default_factory=list)
+    cursor: int = 0
+    run_id: str = ""
+    complete: bool = False
+    error: APIStatusError | None = None
+    broken: Exception | None = None
+    """How the last stream broke, if it did."""
+
+    @property
+    def joined(self) -> bytes:
+        """The frames of all streams, one after another."""
+        return b"".join(self.pieces)
+
+    @property
+    def text(self) -> str:
+        return "".join(c.content for c in self.chunks if c.message_type == "assistant_message")
+
+    def take(self, chunk: Any) -> None:
+        """Remember a chunk, which is the next event or else a ping of the connection."""
+        if chunk.message_type == "ping" and chunk.seq_id == (self.cursor or None):
+            assert chunk.id not in {event.id for event in self.chunks if hasattr(event, "id")}
+            return
+        assert chunk.seq_id == self.cursor + 1, f"{chunk.seq_id} came after {self.cursor}"
+        self.cursor = chunk.seq_id
+        self.run_id = chunk.run_id
+        self.chunks.append(chunk)
+
+    def take_error(self, error: APIStatusError) -> None:
+        """Remember the error event of a stream, which is an event like all others."""
+        assert isinstance(error.body, dict)
+        assert error.body["seq_id"] == self.cursor + 1
+        self.cursor += 1
+        self.run_id = error.body["run_id"]
+        self.error = error
+
+    def begin(self) -> tuple[int, int]:
+        self.broken = None
+        self.complete = False
+        return self.cursor, len(self.recording.streams)
+
+    def end(self, begun: tuple[int, int]) -> None:
+        cursor, streams = begun
+        if len(self.recording.streams) > streams:
+            body = self.recording.streams[-1]
+            self.pieces.append(frames_to(body, self.cursor, after=cursor))
+
+
+class Reader(Seen):
+    """The synchronous SDK. It tries nothing again by itself."""
+
+    def __init__(
+        self, url: str, *, max_retries: int = 0, api_key: str | None = "none needed"
+    ) -> None:
+        super().__init__()
+        self.sdk = Letta(
+            base_url=url,
+            api_key=api_key,
+            max_retries=max_retries,
+            http_client=httpx.Client(
+                transport=self.recording, timeout=WAIT_SECONDS, follow_redirects=True
+            ),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.sdk.close()
+
+    def send(self, place: Place, text: str, **options: Any) -> Stream[Any]:
+        """Send in the background, with the place's OTID, by tokens."""
+        options = {"background": True, "stream_tokens": True, **options}
+        return self.sdk.conversations.messages.create(
+            place.path_id, agent_id=place.agent_id, messages=[place.message(text)], **options
+        )
+
+    def resume(self, place: Place, **options: Any) -> Stream[Any]:
+        """Resume by run id from where the reader is."""
+        options = {"run_id": self.run_id, "starting_after": self.cursor, **options}
+        return self.sdk.conversations.messages.stream(place.path_id, **options)
+
+    def read(
+        self, open_stream: Callable[[], Stream[Any]], stop: Stop = lambda chunk: False
+    ) -> None:
+        """Read until the stream's end, its error, or its break; or until ``stop``."""
+        begun = self.begin()
+        try:
+            for chunk in open_stream():
+                self.take(chunk)
+                if stop(chunk):
+                    break
+            else:
+                self.complete = True
+        except (httpx.TransportError, APIConnectionError) as error:
+            self.broken = error
+        except APIStatusError as error:
+            if error.status_code != 200:
+                raise
+            self.take_error(error)
+        self.end(begun)
+
+
+class AsyncReader(Seen):
+    """The asynchronous SDK; otherwise the same."""
+
+    def __init__(self, url: str, *, max_retries: int = 0) -> None:
+        super().__init__()
+        self.sdk = AsyncLetta(
+            base_url=url,
+            api_key="none needed",
+            max_retries=max_retries,
+            http_client=httpx.AsyncClient(
+                transport=self.recording, timeout=WAIT_SECONDS, follow_redirects=True
+            ),
+        )
+
+    async def aclose(self) -> None:
+        await self.sdk.close()
+
+    async def send(self, place: Place, text: str, **options: Any) -> AsyncStream[Any]:
+        options = {"background": True, "stream_tokens": True, **options}
+        return await self.sdk.conversations.messages.create(
+            place.path_id, agent_id=place.agent_id, messages=[place.message(text)], **options
+        )
+
+    async def resume(self, place: Place, **options: Any) -> AsyncStream[Any]:
+        options = {"run_id": self.run_id, "starting_after": self.cursor, **options}
+        return await self.sdk.conversations.messages.stream(place.path_id, **options)
+
+    async def read(
+        self, opening: Awaitable[AsyncStream[Any]], stop: Stop = lambda chunk: False
+    ) -> None:
+        begun = self.begin()
+        try:
+            async for chunk in await opening:
+                self.take(chunk)
+                if stop(chunk):
+                    break
+            else:
+                self.complete = True
+        except (httpx.TransportError, APIConnectionError) as error:
+            self.broken = error
+        except APIStatusError as error:
+            if error.status_code != 200:
+                raise
+            self.take_error(error)
+        self.end(begun)
+
+
+def new_otid() -> str:
+    return str(uuid.uuid4())

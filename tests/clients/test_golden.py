@@ -1,0 +1,417 @@
+"""What the retired server answered, and what Reattach answers to the same requests.
+
+Same status, same content type, same grammar and order of frames, same members in the same order
+with the same values. Ids, dates and token counts differ from call to call and are reduced to
+their places. Everything else that differs stands in ``DIFFERENCES``, with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.clients.places import Place
+from tests.clients.recorded import EXCHANGES, Frame, Json, Reduction, frames_of
+
+# The recorded requests went to a scripted model with other directives.
+
+DIRECTIVES = {
+    "hi": "hi [chunks=3]",
+    "hi [think=2]": "hi [think=2][chunks=3]",
+    "hi [tool=conversation_search]": "hi [tool=conversation_search][chunks=3]",
+    "x [err=401]": "x [fail=0:llm_authentication]",
+    "x [n=6][midfail=3]": "x [chunks=6][fail=3]",
+}
+CANCELLED_AFTER = "x [chunks=40][hang=19]"
+"""The recorded run was cancelled when it had said t0 to t18."""
+
+# What differs, on purpose.
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Makes of a recorded answer what it is to be here."""
+
+    reason: str
+    of: frozenset[str]
+    frames: Callable[[list[Frame]], list[Frame]] = lambda frames: frames
+    json: Callable[[Json], Json] = lambda body: body
+
+
+SENDS = frozenset(
+    {"fg_step", "fg_step_tool", "fg_token", "fg_token_tool", "fg_err", "bg_token", "bg_err"}
+    | {"bg_midfail"}
+)
+REPLAYS = frozenset({"bg_dup_same_otid", "resume_otid", "resume_run_id_after_4", "runs_stream"})
+STREAMS = SENDS | REPLAYS | {"bg_cancelled_stream", "resume_cancelled"}
+REFUSED_WHEN_IDLE = frozenset(
+    {"resume_no_active", "resume_unknown_run", "resume_bad_run", "resume_unknown_otid"}
+    | {"cancel_none"}
+)
+REFUSALS = REFUSED_WHEN_IDLE | {"resume_bad_conv", "busy_409"}
+JSON_MODE = frozenset({"nonstream_json", "nonstream_json_tool"})
+ANSWERS = JSON_MODE | {"cancel"}
+NEED_TOOLS = {
+    "client_tool_request": "a send with client_tools",
+    "client_tool_return": "a message of the type tool_return",
+}
+AFTER_CLIENT_TOOLS = {
+    "pending_conflict_stream": "no approval can be pending while client tools are not offered",
+    "pending_conflict_json": "no approval can be pending while client tools are not offered",
+}
+"""Sends that were refused only because of what a client tool had left."""
+
+
+def numbered(frames: list[Frame]) -> list[Frame]:
+    """Number the frames on from the first number that is told, or from 1."""
+    told_data = [frame.data for frame in frames if isinstance(frame.data, dict)]
+    first = next((data["seq_id"] for data in told_data if data.get("seq_id")), 1)
+    run_id = next(data["run_id"] for data in told_data if "run_id" in data)
+    told = []
+    for seq, frame in enumerate(frames, first):
+        if isinstance(frame.data, dict):
+            numbers = {"seq_id": seq, "run_id": run_id}
+            told.append(replace(frame, data=frame.data | numbers))
+        else:
+            told.append(frame)
+    return told
+
+
+def edited(kind: str, **members: Any) -> Callable[[list[Frame]], list[Frame]]:
+    """Set members of the frames of a type, at their places."""
+
+    def edit(frames: list[Frame]) -> list[Frame]:
+        return [
+            replace(frame, data=frame.data | members)
+            if frame.type == kind and isinstance(frame.data, dict)
+            else frame
+            for frame in frames
+        ]
+
+    return edit
+
+
+def one_stop(frames: list[Frame]) -> list[Frame]:
+    stops = [frame for frame in frames if frame.type == "stop_reason"]
+    return [frame for frame in frames if frame not in stops[:-1]]
+
+
+def with_usage(frames: list[Frame]) -> list[Frame]:
+    usage = next(
+        frame
+        for frame in frames_of(EXCHANGES["fg_token"]["response"])
+        if frame.type == "usage_statistics"
+    )
+    assert isinstance(usage.data, dict)
+    steps = 1 if any(frame.type == "assistant_message" for frame in frames) else 0
+    end = len(frames) - (frames[-1].type == "[DONE]")
+    return [*frames[:end], replace(usage, data=usage.data | {"step_count": steps}), *frames[end:]]
+
+
+def tool_frames(frames: list[Frame]) -> list[Frame]:
+    """The recorded tool failed; the scripted one succeeds. Its name and its steps are the same."""
+    output: Json = {
+        "tool_return": "conversation_search returned 1",
+        "status": "success",
+        "stderr": None,
+    }
+    told: list[Frame] = []
+    for frame in frames:
+        data = frame.data
+        if isinstance(data, dict) and data["message_type"] == "tool_return_message":
+            data = data | output
+            data["tool_returns"] = [one | output for one in data["tool_returns"]]
+        elif isinstance(data, dict) and data["message_type"] == "tool_call_message":
+            data = data | {"tool_call": arguments(data["tool_call"])}
+            calls = data["tool_calls"]
+            data["tool_calls"] = (
+                arguments(calls) if isinstance(calls, dict) else [arguments(one) for one in calls]
+            )
+        told.append(replace(frame, data=data))
+    return told
+
+
+def arguments(call: Json) -> Json:
+    if "arguments" not in call:
+        return call
+    spoken = {'{"a": 1}': '{"n": 1}', '{"a': '{"n":', '": 1}': " 1}"}
+    return call | {"arguments": spoken[call["arguments"]]}
+
+
+def tool_messages(body: Json) -> Json:
+    frames = tool_frames([Frame(None, one) for one in body["messages"]])
+    return body | {"messages": [frame.data for frame in frames]}
+
+
+def text_kept(body: Json) -> Json:
+    messages = [
+        one | {"content": "t0 t1 t2 "} if one["message_type"] == "assistant_message" else one
+        for one in body["messages"]
+    ]
+    return body | {"messages": messages}
+
+
+def code_for(detail: str) -> str:
+    codes = {
+        "INVALID_ARGUMENT:": "invalid_argument",
+        "No run found": "not_found",
+        "CONFLICT: No active runs": "no_active_runs",
+    }
+    (code,) = (code for beginning, code in codes.items() if detail.startswith(beginning))
+    return code
+
+
+DIFFERENCES = [
+    Difference(
+        "every event carries its number and its run, in the foreground too; [DONE] has none",
+        STREAMS,
+        numbered,
+    ),
+    Difference(
+        "a cancelled run's stop_reason was written by hand, with spaces",
+        frozenset({"bg_cancelled_stream", "resume_cancelled"}),
+        lambda frames: [replace(frame, compact=True) for frame in frames],
+    ),
+    Difference(
+        "a log has one stop_reason, the one that says why",
+        frozenset({"bg_midfail"}),
+        one_stop,
+    ),
+    Difference(
+        "every terminal group has its usage",
+        frozenset({"fg_err", "bg_err", "bg_midfail", "bg_cancelled_stream", "resume_cancelled"}),
+        with_usage,
+    ),
+    Difference(
+        "every stream that was sent whole ends with [DONE]",
+        frozenset({"bg_err", "bg_midfail"}),
+        lambda frames: [*frames, Frame(None, "[DONE]")],
+    ),
+    Difference(
+        "the error tells what the model's provider said, safely, and nothing in detail",
+        frozenset({"fg_err", "bg_err"}),
+        edited("error_message", message="The scripted model failed as told: 0.", detail=None),
+    ),
+    Difference(
+        "a failure in mid-stream is told as what it is, not as an internal error",
+        frozenset({"bg_midfail"}),
+        edited(
+            "error_message",
+            error_type="llm_error",
+            message="The scripted model failed as told: 3.",
+            detail=None,
+        ),
+    ),
+    Difference(
+        "the scripted tool is another one, which succeeds",
+        frozenset({"fg_step_tool", "fg_token_tool", "nonstream_json_tool"}),
+        tool_frames,
+        tool_messages,
+    ),
+    Difference(
+        "a whole text is what its fragments make, its last space included",
+        frozenset({"fg_step", "fg_step_tool", "nonstream_json", "nonstream_json_tool"}),
+        edited("assistant_message", content="t0 t1 t2 "),
+        text_kept,
+    ),
+    Difference(
+        "every error has a stable code",
+        frozenset({"resume_no_active", "resume_bad_run", "resume_unknown_otid", "cancel_none"}),
+        json=lambda body: body | {"code": code_for(body["detail"])},
+    ),
+    Difference(
+        "the busy conversation is named as well; every error has a stable code",
+        frozenset({"busy_409"}),
+        json=lambda body: {
+            "run_id": body["run_id"],
+            "conversation_id": EXCHANGES["busy_409"]["path"].split("/")[3],
+            "detail": body["detail"],
+            "code": "conversation_busy",
+        },
+    ),
+    Difference(
+        "what is not found is told without the actor that looked for it",
+        frozenset({"resume_unknown_run"}),
+        json=lambda body: {
+            "detail": f"Run not found with id={body['detail'].split(chr(39))[2]}",
+            "code": "not_found",
+        },
+    ),
+    Difference(
+        "validation errors are a sentence with a code, and a list beside it",
+        frozenset({"resume_bad_conv"}),
+        json=lambda body: body | {"detail": "", "code": "validation_error", "errors": []},
+    ),
+]
+
+
+def told_of(name: str) -> list[Frame] | Json:
+    """The recorded answer, as it is to be here."""
+    response = EXCHANGES[name]["response"]
+    changes = [difference for difference in DIFFERENCES if name in difference.of]
+    if name in STREAMS:
+        frames = frames_of(response)
+        for change in sorted(changes, key=lambda change: change.frames is numbered):
+            frames = change.frames(frames)
+        return frames
+    body: Json = json.loads(response)
+    for change in changes:
+        body = change.json(body)
+    return body
+
+
+# The requests, played again.
+
+
+@dataclass
+class Play:
+    """Plays recorded requests to conversations of its own."""
+
+    place: Place
+    run_id: str = ""
+
+    def ask(self, name: str) -> httpx.Response:
+        exchange = EXCHANGES[name]
+        path = exchange["path"]
+        parts = path.split("/")
+        if parts[3].startswith("conv-"):
+            parts[3] = self.place.path_id
+        elif parts[3].startswith("run-"):
+            parts[3] = self.run_id
+        return self.place.post("/".join(parts), self._body(exchange["body"]))
+
+    def _body(self, body: Json | None) -> Json | None:
+        if body is None:
+            return None
+        body = dict(body)
+        if (body.get("run_id") or "").startswith("run-") and "starting_after" in body:
+            body["run_id"] = self.run_id
+        if body.get("otid", "").startswith("g"):
+            body["otid"] = self.place.otid
+        if "messages" in body:
+            body["messages"] = [self._message(message) for message in body["messages"]]
+        return body
+
+    def _message(self, message: Json) -> Json:
+        if "content" not in message:
+            return message
+        message = message | {"content": DIRECTIVES.get(message["content"], message["content"])}
+        if message.get("otid", "").startswith("g"):
+            message["otid"] = self.place.otid
+        return message
+
+
+def assert_told(name: str, answer: httpx.Response) -> None:
+    assert answer.status_code == EXCHANGES[name]["status"]
+    told = told_of(name)
+    if isinstance(told, list):
+        assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert Reduction().frames(frames_of(answer.text)) == Reduction().frames(told)
+    else:
+        assert answer.headers["content-type"] == "application/json"
+        assert Reduction().json(answer.json()) == Reduction().json(told)
+
+
+@pytest.mark.parametrize("name", sorted(SENDS | JSON_MODE))
+def test_a_send_is_answered_as_recorded(name: str, conversation: Place) -> None:
+    assert_told(name, Play(conversation).ask(name))
+
+
+@pytest.mark.parametrize("name", sorted(REPLAYS))
+def test_an_ended_run_is_streamed_again_as_recorded(name: str, conversation: Place) -> None:
+    play = Play(conversation)
+    first = play.ask("bg_token")
+    play.run_id = first.headers["x-run-id"]
+    again = play.ask(name)
+    assert_told(name, again)
+    assert first.content.endswith(again.content)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED_WHEN_IDLE))
+def test_a_refusal_is_as_recorded(name: str, conversation: Place) -> None:
+    assert_told(name, Play(conversation).ask(name))
+
+
+def test_a_malformed_path_is_refused_with_the_recorded_status_and_a_text(
+    conversation: Place,
+) -> None:
+    answer = Play(conversation).ask("resume_bad_conv")
+    assert answer.status_code == EXCHANGES["resume_bad_conv"]["status"] == 422
+    body, told = answer.json(), told_of("resume_bad_conv")
+    assert isinstance(told, dict)
+    assert sorted(told) == sorted(body.keys() - {"examples"})
+    assert "conversation_id" in body["detail"]
+    assert body["code"] == told["code"]
+    assert body["errors"]
+
+
+@pytest.fixture
+def cancelled(conversation: Place) -> tuple[Play, dict[str, httpx.Response]]:
+    """A run, a second message meanwhile, and its end by a cancel."""
+    play = Play(conversation)
+    answers: dict[str, httpx.Response] = {}
+    send = {
+        "messages": [conversation.message(CANCELLED_AFTER)],
+        "stream_tokens": True,
+        "background": True,
+    }
+    with conversation.raw.stream(
+        "POST", f"/v1/conversations/{conversation.path_id}/messages", json=send
+    ) as stream:
+        body = b""
+        for piece in stream.iter_bytes():
+            body += piece
+            if b"t18 " in body and not answers:
+                answers["busy_409"] = play.ask("busy_409")
+                answers["cancel"] = play.ask("cancel")
+        whole = httpx.Response(stream.status_code, headers=stream.headers, content=body)
+    answers["bg_cancelled_stream"] = whole
+    return play, answers
+
+
+def test_a_second_message_and_a_cancel_are_answered_as_recorded(
+    cancelled: tuple[Play, dict[str, httpx.Response]],
+) -> None:
+    play, answers = cancelled
+    for name, answer in answers.items():
+        assert_told(name, answer)
+    assert_told("resume_cancelled", play.ask("resume_cancelled"))
+    assert_told("cancel_none", play.ask("cancel_none"))
+
+
+@pytest.mark.parametrize("name", NEED_TOOLS)
+def test_what_needs_client_tools_is_not_offered_yet(name: str, conversation: Place) -> None:
+    answer = Play(conversation).ask(name)
+    assert answer.status_code == 501
+    assert answer.json()["code"] == "not_implemented"
+    assert "not offered yet" in answer.json()["detail"]
+    assert answer.headers["x-should-retry"] == "false"
+    assert conversation.runs() == []
+
+
+def test_every_recorded_exchange_of_sending_resuming_and_cancelling_is_played() -> None:
+    played = STREAMS | REFUSALS | ANSWERS | NEED_TOOLS.keys() | AFTER_CLIENT_TOOLS.keys()
+    recorded = {
+        name
+        for name, exchange in EXCHANGES.items()
+        if exchange.get("method", "POST") == "POST" and name != "fork"
+    }
+    assert played == recorded
+    assert all(difference.of <= played for difference in DIFFERENCES)
+
+
+@pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda difference: difference.reason)
+def test_every_listed_difference_is_one(difference: Difference) -> None:
+    for name in difference.of:
+        recorded = EXCHANGES[name]["response"]
+        if name in STREAMS:
+            frames = frames_of(recorded)
+            assert difference.frames(frames) != frames
+        else:
+            body = json.loads(recorded)
+            assert difference.json(body) != body

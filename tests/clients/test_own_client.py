@@ -1,0 +1,108 @@
+"""The client that reconnects by itself, against a real server and a network that breaks."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from reattach.client import Client, Event
+from reattach.errors import ConflictError, NotFoundError
+from reattach.testing.process import ServerProcess
+from reattach.testing.relay import Relay
+
+BOUND_SECONDS = 30
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    data_dir: Path = tmp_path_factory.mktemp("server")
+    with ServerProcess(data_dir, arguments=["--scripted", "--log-level", "warning"]) as server:
+        yield server
+
+
+@pytest.fixture
+def relay(server: ServerProcess) -> Iterator[Relay]:
+    with Relay(server.address) as relay:
+        yield relay
+
+
+@pytest.fixture
+def conversation_id(server: ServerProcess) -> str:
+    with httpx2.Client(base_url=server.url) as http:
+        agent = http.post("/v1/agents/", json={"name": "a", "model": "scripted/echo"}).json()
+        created = http.post("/v1/conversations/", params={"agent_id": agent["id"]}, json={})
+        identity: str = created.json()["id"]
+        return identity
+
+
+async def collected(events: AsyncIterator[Event]) -> list[Event]:
+    async with asyncio.timeout(BOUND_SECONDS):
+        return [event async for event in events]
+
+
+@pytest.mark.promise("P4", "P9")
+async def test_an_answer_comes_whole_and_once_through_a_network_that_keeps_breaking(
+    server: ServerProcess, relay: Relay, conversation_id: str
+) -> None:
+    events: list[Event] = []
+    async with Client(relay.url) as client, asyncio.timeout(BOUND_SECONDS):
+        relay.cut_after(700)
+        async for event in client.send(conversation_id, "[chunks=200][rate=400]"):
+            events.append(event)
+            if len(events) % 30 == 0:
+                relay.cut_after(1500)
+
+    texts = [event["content"] for event in events if event["message_type"] == "assistant_message"]
+    assert [event["seq_id"] for event in events] == list(range(1, len(events) + 1))
+    assert "".join(texts) == "".join(f"t{index} " for index in range(200))
+    assert relay.connections > 1
+    with httpx2.Client(base_url=server.url) as http:
+        runs = http.get("/v1/runs/", params={"conversation_id": conversation_id}).json()
+    assert len(runs) == 1
+
+
+async def test_following_what_is_active_gives_the_rest_of_the_answer(
+    relay: Relay, conversation_id: str
+) -> None:
+    async with Client(relay.url) as client, asyncio.timeout(BOUND_SECONDS):
+        sent = client.send(conversation_id, "[chunks=50][rate=100]")
+        first = [await anext(sent) for _ in range(5)]
+        rest = await collected(client.follow(conversation_id, starting_after=first[-1]["seq_id"]))
+
+    assert [event["seq_id"] for event in first + rest] == list(range(1, 54))
+
+
+async def test_a_failed_answer_ends_with_its_error_as_an_event(
+    relay: Relay, conversation_id: str
+) -> None:
+    async with Client(relay.url) as client:
+        events = await collected(client.send(conversation_id, "[chunks=5][fail=2]"))
+
+    assert [event["message_type"] for event in events[-3:]] == [
+        "stop_reason",
+        "error_message",
+        "usage_statistics",
+    ]
+
+
+async def test_what_the_server_refuses_is_raised_and_not_tried_again(
+    relay: Relay, conversation_id: str
+) -> None:
+    async with Client(relay.url) as client, asyncio.timeout(BOUND_SECONDS):
+        with pytest.raises(NotFoundError):
+            await collected(client.follow(conversation_id, otid="never sent"))
+        sent = client.send(conversation_id, "[hang=0]")
+        await anext(sent)
+        with pytest.raises(ConflictError):
+            await collected(client.send(conversation_id, "another"))
+    with httpx2.Client(base_url=relay.url) as http:
+        http.post(f"/v1/conversations/{conversation_id}/cancel").raise_for_status()
+
+
+async def test_patience_ends_when_there_is_no_server() -> None:
+    with Relay(("127.0.0.1", 1)) as nowhere:
+        async with Client(nowhere.url, patience_seconds=0.3) as client:
+            with pytest.raises(TimeoutError, match="Resume later from event 7"):
+                await collected(client.follow("default", starting_after=7))

@@ -1,0 +1,52 @@
+"""A real answer of the built-in model, cut and resumed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from reattach.testing.relay import Relay
+from tests.clients.places import Place, Places, assert_one_whole_run
+from tests.clients.reader import Reader
+
+
+@pytest.fixture
+def with_local_model(places: Places, reader: Reader) -> Place:
+    """A conversation with an agent that says at most 120 tokens."""
+    models = [model.handle for model in reader.sdk.models.list()]
+    local = [handle for handle in models if handle and handle.startswith("local/")]
+    assert local, f"scripts/setup installs the model that should be among {models}"
+    agent = reader.sdk.agents.create(
+        name="local",
+        model=local[0],
+        model_settings={"provider_type": "openai", "max_output_tokens": 120},
+    )
+    return places.conversation(agent.id)
+
+
+@pytest.mark.promise("P4", "P6", "S4", "S5", "S6")
+def test_a_real_answer_that_was_cut_twice_is_whole_after_resuming(
+    reader: Reader, relay: Relay, with_local_model: Place
+) -> None:
+    place = with_local_model
+
+    def cut_at_20_and_30(chunk: Any) -> None:
+        if chunk.seq_id in {20, 30}:
+            relay.cut()
+
+    reader.read(
+        lambda: reader.send(place, "Name ten animals, with a sentence about each of them."),
+        cut_at_20_and_30,
+    )
+    assert reader.broken is not None
+    reader.read(lambda: reader.resume(place), cut_at_20_and_30)
+    reader.read(lambda: reader.resume(place, run_id=None, otid=place.otid))
+    assert reader.error is None
+    assert reader.complete
+    assert reader.joined == place.replay(reader.run_id)
+    assert_one_whole_run(reader.joined)
+    assert reader.text == place.text()
+    assert len(reader.text.split()) > 20
+    assert reader.chunks[-2].stop_reason in {"end_turn", "max_tokens_exceeded"}
+    assert reader.sdk.runs.retrieve(reader.run_id).stop_reason == reader.chunks[-2].stop_reason

@@ -1,0 +1,133 @@
+"""Pings as the Python SDK sees them, on a server that sends them after a tenth of a second."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from letta_client.types.agents.letta_streaming_response import LettaPing
+
+from reattach.testing.process import ServerProcess
+from reattach.testing.recording import whole_frames
+from tests.clients.places import WAIT_SECONDS, Place, Places, raw_client, seqs_of, types_of
+from tests.clients.reader import AsyncReader, Reader
+
+SILENT = "[chunks=5][hang=2]"
+"""A ping and two deltas, and then silence until the run is cancelled."""
+
+
+@pytest.fixture(scope="module")
+def pinging(pinging_server: ServerProcess) -> Iterator[Places]:
+    with raw_client(pinging_server.url) as raw:
+        yield Places(raw)
+
+
+def pings_of(reader: Reader | AsyncReader, stream: int = 0) -> list[bytes]:
+    frames = whole_frames(reader.recording.streams[stream])
+    return [frame for frame in frames if b'"message_type":"ping"' in frame]
+
+
+@pytest.mark.promise("P1")
+def test_the_first_event_of_a_send_is_a_ping_that_tells_the_run_and_is_replayed(
+    reader: Reader, conversation: Place
+) -> None:
+    reader.read(lambda: reader.send(conversation, "hello"))
+    assert isinstance(reader.chunks[0], LettaPing)
+    assert reader.chunks[0].seq_id == 1
+    assert reader.chunks[0].run_id == conversation.runs()[0]["id"]
+    assert types_of(conversation.replay(reader.run_id))[0] == "ping"
+    assert len(pings_of(reader)) == 1
+
+
+@pytest.mark.promise("P1")
+def test_a_send_without_pings_begins_with_the_answer_as_number_1(
+    reader: Reader, conversation: Place
+) -> None:
+    reader.read(lambda: reader.send(conversation, "hello", include_pings=False))
+    assert reader.complete
+    assert types_of(reader.joined) == ["assistant_message", "stop_reason", "usage_statistics"]
+    assert seqs_of(reader.joined) == [1, 2, 3]
+
+
+@pytest.mark.promise("S7", "P1")
+async def test_silence_is_filled_with_pings_for_those_who_want_them_and_for_nobody_else(
+    pinging: Places,
+) -> None:
+    place = await asyncio.to_thread(pinging.conversation)
+    async with AsyncExitStack() as stack, asyncio.timeout(WAIT_SECONDS):
+        readers = [AsyncReader(place.url) for _ in range(3)]
+        for reader in readers:
+            stack.push_async_callback(reader.aclose)
+        sender, pinged, unpinged = readers
+        await sender.read(sender.send(place, SILENT), lambda chunk: chunk.seq_id == 3)
+        seen: list[str] = []
+
+        def fourth_ping(chunk: Any) -> bool:
+            if chunk.message_type == "ping" and chunk.seq_id == 3:
+                seen.append(chunk.id)
+            return len(seen) == 4
+
+        for reader in (pinged, unpinged):
+            reader.run_id, reader.cursor = sender.run_id, 2
+        opened = asyncio.Event()
+
+        async def follow_without() -> None:
+            stream = await unpinged.resume(place, include_pings=False)
+            opened.set()
+            unpinged.complete = [chunk.message_type async for chunk in stream] == [
+                "assistant_message",
+                "stop_reason",
+                "usage_statistics",
+            ]
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(follow_without())
+            await opened.wait()
+            await pinged.read(pinged.resume(place), fourth_ping)
+            await pinged.sdk.conversations.cancel(place.path_id)
+        assert unpinged.complete
+    assert pings_of(unpinged) == []
+    pings = pings_of(pinged)
+    assert len(pings) >= 4
+    assert len(set(pings)) == len(pings)
+    assert all(f'"seq_id":3,"run_id":"{sender.run_id}"'.encode() in ping for ping in pings)
+    assert types_of(await asyncio.to_thread(place.replay, sender.run_id)).count("ping") == 1
+
+
+@pytest.mark.promise("S7", "P1", "P4")
+def test_pings_of_a_connection_are_not_in_what_a_client_joins(pinging: Places) -> None:
+    place = pinging.conversation()
+    with Reader(place.url) as reader:
+        reader.read(lambda: reader.send(place, SILENT), lambda chunk: chunk.seq_id == 2)
+        pings = 0
+
+        def cancel_at_second_ping(chunk: Any) -> None:
+            nonlocal pings
+            pings += chunk.message_type == "ping"
+            if pings == 2:
+                place.post("cancel")
+
+        reader.read(lambda: reader.resume(place), cancel_at_second_ping)
+        assert reader.complete
+        assert len(pings_of(reader, stream=1)) >= 2
+        assert reader.joined == place.replay(reader.run_id)
+
+
+@pytest.mark.promise("S7")
+def test_a_reader_from_the_start_of_a_silent_run_without_events_gets_pings_without_a_number(
+    pinging: Places,
+) -> None:
+    place = pinging.conversation()
+    with Reader(place.url) as sender, Reader(place.url) as reader:
+        stream = sender.send(place, "[hang=0]", include_pings=False)
+        run_id = stream.response.headers["x-run-id"]
+        for chunk in reader.sdk.runs.messages.stream(run_id):
+            assert isinstance(chunk, LettaPing)
+            assert chunk.seq_id is None
+            assert chunk.run_id == run_id
+            break
+        assert place.post("cancel").json() == {run_id: "cancelled"}
+        stream.close()

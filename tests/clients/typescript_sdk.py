@@ -1,0 +1,205 @@
+"""The official TypeScript SDK as a process that is told what to call; see ``driver.mjs``."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import queue
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Any, Self
+
+import pytest
+
+from reattach.testing.recording import frames_to
+from tests.clients.places import WAIT_SECONDS, Place
+from tests.clients.reader import Seen, Stop
+
+DIRECTORY = Path(__file__).parent / "typescript"
+
+Json = dict[str, Any]
+
+
+def node_or_why_not(directory: Path = DIRECTORY) -> tuple[str, str]:
+    """The program, or an empty text and the reason why it can not be used."""
+    node = shutil.which("node")
+    if node is None:
+        return "", "Node is not installed: the TypeScript SDK needs version 18 or newer"
+    asked = subprocess.run(
+        [node, "--version"], capture_output=True, text=True, check=False, timeout=WAIT_SECONDS
+    )
+    version = asked.stdout.strip()
+    if asked.returncode or int(version.removeprefix("v").partition(".")[0]) < 18:
+        return "", f"Node is {version or 'broken'}: the TypeScript SDK needs 18 or newer"
+    if not (directory / "node_modules/@letta-ai/letta-client").is_dir():
+        return "", "The TypeScript SDK is not installed: run scripts/setup"
+    return node, ""
+
+
+def require_node(directory: Path = DIRECTORY) -> str:
+    """The program. Without it, tests are skipped, and in CI they fail."""
+    node, why_not = node_or_why_not(directory)
+    if not node:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{why_not}; CI runs these tests")
+        pytest.skip(why_not)
+    return node
+
+
+@dataclass
+class Outcome:
+    """How a call of the SDK went."""
+
+    chunks: list[Json] = field(default_factory=list)
+    value: Any = None
+    error: Json | None = None
+    requests: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+    def refused(self) -> Json:
+        """The error. There must be one, and nothing besides."""
+        assert self.error is not None
+        assert self.chunks == []
+        return self.error
+
+
+class Call:
+    """A call under way."""
+
+    def __init__(self) -> None:
+        self.lines: queue.Queue[Json] = queue.Queue()
+
+    def finish(self, on_chunk: Callable[[Json], object] = lambda chunk: None) -> Outcome:
+        """Wait for its end, and show each chunk when it comes."""
+        outcome = Outcome()
+        while True:
+            line = self.lines.get(timeout=WAIT_SECONDS)
+            if "chunk" in line:
+                outcome.chunks.append(line["chunk"])
+                on_chunk(line["chunk"])
+            elif "value" in line:
+                outcome.value = line["value"]
+            elif "error" in line:
+                outcome.error = line["error"]
+            else:
+                outcome.requests = line["end"]["requests"]
+                outcome.headers = line["end"]["headers"]
+                outcome.body = base64.b64decode(line["end"]["body"])
+                return outcome
+
+
+class TypeScript:
+    """The process. Calls may be made at once."""
+
+    def __init__(self, node: str) -> None:
+        self._process = subprocess.Popen(
+            [node, "driver.mjs"],
+            cwd=DIRECTORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        self._calls: list[Call] = []
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.wait(WAIT_SECONDS)
+        self._reading.join(WAIT_SECONDS)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+
+    def start(self, client: Json, path: str, *args: Any, iterate: bool) -> Call:
+        call = Call()
+        self._calls.append(call)
+        line = {
+            "id": len(self._calls) - 1,
+            "client": client,
+            "path": path.split("."),
+            "args": args,
+            "iterate": iterate,
+        }
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(line) + "\n")
+        self._process.stdin.flush()
+        return call
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for text in self._process.stdout:
+            line = json.loads(text)
+            self._calls[line["id"]].lines.put(line)
+
+
+class TypeScriptReader(Seen):
+    """A client of the SDK: what it made of its streams, and what came over the wire."""
+
+    def __init__(
+        self, process: TypeScript, url: str, *, max_retries: int = 0, api_key: str | None = None
+    ) -> None:
+        super().__init__()
+        self._process = process
+        self._client = {"baseURL": url, "apiKey": api_key, "maxRetries": max_retries}
+
+    def call(self, path: str, *args: Any) -> Outcome:
+        """Call a method that gives a value."""
+        return self._process.start(self._client, path, *args, iterate=False).finish()
+
+    def iterate(self, path: str, *args: Any) -> Outcome:
+        """Call a method that gives a stream or pager, and read all of it."""
+        return self.start(path, *args).finish()
+
+    def start(self, path: str, *args: Any) -> Call:
+        return self._process.start(self._client, path, *args, iterate=True)
+
+    def send(self, place: Place, text: str, **options: Any) -> Call:
+        """Send in the background, with the place's OTID, by tokens."""
+        body = {"background": True, "stream_tokens": True, "agent_id": place.agent_id} | options
+        body["messages"] = [place.message(text)]
+        return self.start("conversations.messages.create", place.path_id, body)
+
+    def resume(self, place: Place, **options: Any) -> Call:
+        """Resume by run id from where the reader is."""
+        body = {"run_id": self.run_id, "starting_after": self.cursor} | options
+        return self.start("conversations.messages.stream", place.path_id, body)
+
+    def read(self, call: Call, on_chunk: Stop = lambda chunk: None) -> Outcome:
+        """Read until the stream's end, its error, or its break."""
+        before = self.cursor
+        self.complete = False
+        self.broken = None
+
+        def take(chunk: Json) -> None:
+            seen = SimpleNamespace(**chunk)
+            self.take(seen)
+            on_chunk(seen)
+
+        outcome = call.finish(take)
+        if outcome.error is None:
+            self.complete = True
+        elif outcome.error["is_api_error"] and outcome.error["body"] is not None:
+            assert outcome.error["body"]["seq_id"] == self.cursor + 1
+            self.cursor += 1
+        else:
+            self.broken = ConnectionError(outcome.error["message"])
+        self.pieces.append(frames_to(outcome.body, self.cursor, after=before))
+        return outcome

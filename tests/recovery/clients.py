@@ -1,0 +1,109 @@
+"""Clients of a real server over real sockets, without any SDK."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+
+from reattach.testing.process import ServerProcess
+from tests.recovery.received import Received
+
+WAIT_SECONDS = 30.0
+
+
+class Client:
+    """One client of ``server``, which may die under it."""
+
+    def __init__(self, http: httpx2.AsyncClient) -> None:
+        self.http = http
+
+    async def post(self, path: str, body: Any) -> httpx2.Response:
+        return await self.http.post(path, json=body)
+
+    async def got(self, path: str, **query: Any) -> Any:
+        answer = await self.http.get(path, params=query)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def conversation(self) -> str:
+        agent = (await self.post("/v1/agents/", {"model": "scripted/echo"})).json()
+        made = await self.post(f"/v1/conversations/?agent_id={agent['id']}", {})
+        assert made.status_code == 200, made.text
+        return str(made.json()["id"])
+
+    async def send(
+        self,
+        conversation_id: str,
+        text: str,
+        received: Received,
+        *,
+        otid: str,
+        on_read: Callable[[], None] | None = None,
+    ) -> str | None:
+        """Send, and read the answer; what ``read`` returns."""
+        body = {
+            "messages": [{"role": "user", "content": text, "otid": otid}],
+            "background": True,
+            "stream_tokens": True,
+        }
+        path = f"/v1/conversations/{conversation_id}/messages"
+        return await self.read(path, body, received, on_read=on_read)
+
+    async def resume(self, run_id: str, received: Received) -> str | None:
+        """Go on after the last event that ``received`` has."""
+        body = {"starting_after": received.cursor}
+        return await self.read(f"/v1/runs/{run_id}/stream", body, received)
+
+    async def read(
+        self,
+        path: str,
+        body: Any,
+        received: Received,
+        *,
+        on_read: Callable[[], None] | None = None,
+    ) -> str | None:
+        """Read a stream to the end of its body or its connection; the run's id, if told."""
+        run_id = None
+        received.reconnect()
+        try:
+            async with self.http.stream("POST", path, json=body) as answer:
+                if answer.status_code != 200:
+                    raise AssertionError((await answer.aread()).decode())
+                run_id = answer.headers["x-run-id"]
+                async for data in answer.aiter_raw():
+                    received.feed(data)
+                    if on_read is not None:
+                        on_read()
+        except httpx2.TransportError:
+            assert not received.done
+        else:
+            assert received.done, "a body that ended properly before its [DONE]"
+        return run_id
+
+    async def stored_text(self, conversation_id: str, run_id: str) -> str:
+        """What the conversation keeps of the run's answer."""
+        messages = await self.got(
+            f"/v1/conversations/{conversation_id}/messages", limit=1000, order="asc"
+        )
+        return "".join(
+            message["content"]
+            for message in messages
+            if message["message_type"] == "assistant_message" and message["run_id"] == run_id
+        )
+
+
+@asynccontextmanager
+async def client_of(server: ServerProcess) -> AsyncIterator[Client]:
+    limits = httpx2.Limits(max_connections=200)
+    async with httpx2.AsyncClient(
+        base_url=server.url, timeout=WAIT_SECONDS, limits=limits, follow_redirects=True
+    ) as http:
+        yield Client(http)
+
+
+async def start(server: ServerProcess) -> None:
+    await asyncio.to_thread(server.start)

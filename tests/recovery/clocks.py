@@ -1,0 +1,28 @@
+"""Clocks whose time passes as a test wants it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+NOON = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
+
+
+class LeapClock:
+    """Waiting takes no time, but moves the clock on; ``leap`` moves it without waiting."""
+
+    def __init__(self) -> None:
+        self.passed_seconds = 0.0
+
+    def now(self) -> datetime:
+        return NOON + timedelta(seconds=self.passed_seconds)
+
+    def monotonic_seconds(self) -> float:
+        return self.passed_seconds
+
+    async def sleep(self, seconds: float) -> None:
+        self.passed_seconds += seconds
+        await asyncio.sleep(0)
+
+    def leap(self, seconds: float) -> None:
+        self.passed_seconds += seconds

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog.testing
+
+from tests.recovery.heart import Heart, heart_in
+
+
+@pytest.fixture(autouse=True)
+def log_lines() -> Iterator[list[Any]]:
+    """What the server logs, caught: to show a traceback would read files in the event loop."""
+    with structlog.testing.capture_logs() as lines:
+        yield lines
+
+
+@pytest.fixture
+async def heart(tmp_path: Path) -> AsyncIterator[Heart]:
+    async with heart_in(tmp_path) as heart:
+        yield heart

@@ -1,0 +1,181 @@
+"""Everything but HTTP, in this process: real records, an in-memory log, the scripted engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from reattach.clock import Clock
+from reattach.engine.base import Engine
+from reattach.engine.catalog import Catalog
+from reattach.engine.scripted import ScriptedEngine
+from reattach.errors import LogNotFoundError
+from reattach.events import RunStatus
+from reattach.ids import (
+    DEFAULT_TENANT,
+    new_agent_id,
+    new_conversation_id,
+    new_message_id,
+    new_uuid,
+)
+from reattach.log.base import Head, Log
+from reattach.log.memory import MemoryLog
+from reattach.messages import Message, Role, TextPart
+from reattach.records.base import Agent, Conversation, Page, Run, Thread
+from reattach.records.records import Records
+from reattach.runs.service import RunService, Send
+from reattach.runs.turns import Overrides
+from reattach.runs.worker import Options
+from reattach.wire.sse import split_frames
+from tests.recovery.clocks import LeapClock
+
+MODEL = "scripted/echo"
+
+
+@dataclass
+class Heart:
+    """The stores, which outlive every ``service`` upon them, as data outlives processes."""
+
+    records: Records
+    log: MemoryLog
+    clock: Clock
+    agent: Agent
+    services: list[RunService] = field(default_factory=list)
+
+    def service(
+        self,
+        *,
+        log: Log | None = None,
+        records: Records | None = None,
+        engine: Engine | None = None,
+        clock: Clock | None = None,
+        retention: timedelta = timedelta(hours=24),
+        ping_interval_seconds: float = 15.0,
+    ) -> RunService:
+        """A new process on these stores, or on those that stand before them; not started."""
+        clock = clock or self.clock
+        service = RunService(
+            log or self.log,
+            records or self.records,
+            Catalog([engine or ScriptedEngine(clock=clock)]),
+            clock,
+            default_model=None,
+            retention=retention,
+            ping_interval_seconds=ping_interval_seconds,
+        )
+        self.services.append(service)
+        return service
+
+    async def conversation(self) -> Conversation:
+        now = self.clock.now()
+        conversation = Conversation(new_conversation_id(), self.agent.id, now, now)
+        return await self.records.conversations.create(
+            DEFAULT_TENANT, conversation, _system_message(now)
+        )
+
+    def send(
+        self,
+        conversation: Conversation | None,
+        text: str,
+        *,
+        otid: str | None = None,
+        background: bool = True,
+        model: str = MODEL,
+        **options: Any,
+    ) -> Send:
+        options = {"stream_tokens": True, "include_pings": False} | options
+        messages = (
+            Message(
+                id=new_message_id(),
+                role=Role.USER,
+                parts=(TextPart(text),),
+                created_at=self.clock.now(),
+                otid=otid or new_uuid(),
+            ),
+        )
+        return Send(
+            tenant=DEFAULT_TENANT,
+            agent=self.agent,
+            conversation=conversation,
+            messages=messages,
+            background=background,
+            run_type="send_conversation_message",
+            request_config={},
+            options=Options(**options),
+            overrides=Overrides(model=model),
+        )
+
+    async def run(self, run: Run) -> Run:
+        """The run as its record says now."""
+        return await self.records.runs.get(run.tenant, run.id)
+
+    async def active_runs(self) -> list[Run]:
+        page = Page(limit=1000, ascending=True)
+        return await self.records.runs.list(DEFAULT_TENANT, page, active_only=True)
+
+    async def head(self, run: Run) -> Head | None:
+        try:
+            return await self.log.head(run.id)
+        except LogNotFoundError:
+            return None
+
+    async def frames(self, run: Run) -> list[bytes]:
+        """All that the log holds of the run; nothing if there is no log."""
+        if await self.head(run) is None:
+            return []
+        piece = await self.log.read(run.id, 0, max_bytes=2**40, max_events=2**40)
+        return split_frames(piece.frames)
+
+    async def kept(self, conversation: Conversation) -> list[tuple[Role, str]]:
+        """The messages of the conversation, but its system message."""
+        thread = Thread(self.agent.id, conversation.id)
+        messages = await self.records.messages.history(DEFAULT_TENANT, thread)
+        return [(m.role, m.text) for m in messages if m.role is not Role.SYSTEM]
+
+    async def assert_free(self, conversation: Conversation) -> None:
+        """A new message to the conversation is answered."""
+        service = self.service()
+        run = await service.settled(await service.send(self.send(conversation, "still there?")))
+        assert run.status is RunStatus.COMPLETED
+        assert (await self.kept(conversation))[-1] == (Role.ASSISTANT, "still there?")
+
+
+@asynccontextmanager
+async def heart_in(directory: Path, clock: Clock | None = None) -> AsyncIterator[Heart]:
+    clock = clock or LeapClock()
+    records = await Records.open(f"sqlite:///{directory / 'records.db'}", clock=clock)
+    now = clock.now()
+    agent = Agent(new_agent_id(), "phoenix", "You come back.", now, now, model=MODEL)
+    heart = Heart(records, MemoryLog(), clock, agent)
+    try:
+        await records.agents.create(DEFAULT_TENANT, agent, system_message=_system_message(now))
+        yield heart
+    finally:
+        left = [task for service in heart.services for task in service._tasks]
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=5)
+        await records.aclose()
+
+
+def _system_message(now: datetime) -> Message:
+    parts = (TextPart("You come back."),)
+    return Message(id=new_message_id(), role=Role.SYSTEM, parts=parts, created_at=now)
+
+
+async def eventually(
+    condition: Callable[[], Awaitable[bool]] | Callable[[], bool], seconds: float = 10.0
+) -> None:
+    """Return when ``condition`` holds. Fails if it does not within ``seconds``."""
+    async with asyncio.timeout(seconds):
+        while True:
+            result = condition()
+            if result is True or (not isinstance(result, bool) and await result):
+                return
+            await asyncio.sleep(0.01)

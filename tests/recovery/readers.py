@@ -1,0 +1,144 @@
+"""Readers in this process: the real response, driven without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+from starlette.types import Message
+
+from reattach.clock import SystemClock
+from reattach.http.stream import CONNECTION_EXTENSION, Connection, RunStream
+from reattach.records.base import Run
+from reattach.runs.service import RunService
+from tests.recovery.received import Received
+
+WAIT_SECONDS = 10.0
+
+
+class Reader:
+    """A client that reads the stream of ``run`` as long as the context lasts.
+
+    ``taking`` is cleared while it takes nothing. ``aborted``: its connection was dropped.
+    """
+
+    def __init__(
+        self,
+        service: RunService,
+        run: Run,
+        cursor: int = 0,
+        *,
+        pings: bool = False,
+        stall_seconds: float = 30.0,
+    ) -> None:
+        self._stream = RunStream(
+            service,
+            run,
+            SystemClock(),
+            cursor=cursor,
+            include_pings=pings,
+            stall_seconds=stall_seconds,
+        )
+        self.received = Received(cursor)
+        self.status = 0
+        self.error: dict[str, Any] = {}
+        """The body, if the status is not 200."""
+        self.headers: dict[str, str] = {}
+        self.aborted = False
+        self.whole = False
+        """The body ended as HTTP bodies end."""
+        self.taking = asyncio.Event()
+        self.taking.set()
+        self._changed = asyncio.Event()
+        self._left = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.leave()
+        self.taking.set()
+        await asyncio.wait({self._task}, timeout=WAIT_SECONDS)
+        if not self._task.done():
+            self._task.cancel()
+            raise AssertionError("The response goes on though its reader has left.")
+
+    def leave(self) -> None:
+        """Disconnect, as a client that goes away."""
+        self._left.set()
+
+    def die(self) -> None:
+        """Stop at once, with the process that serves it."""
+        self._task.cancel()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Return when ``condition`` holds; it is looked at after every change."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not condition():
+                if self._task.done():
+                    self._task.result()
+                    assert condition(), "the stream has ended"
+                    return
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def until_seq(self, seq: int) -> None:
+        await self.until(lambda: self.received.cursor >= seq)
+
+    async def to_end(self) -> Received:
+        """Everything, once the response is over. Raises what it raised before its headers."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            await asyncio.shield(self._task)
+        return self.received
+
+    @property
+    def over(self) -> bool:
+        return self._task.done()
+
+    async def _read(self) -> None:
+        connection: Connection = {
+            "abort": self._abort,
+            "has_room": self.taking.is_set,
+            "room": self._room,
+            "untaken_bytes": lambda: 1,
+        }
+        scope: dict[str, Any] = {
+            "type": "http",
+            "extensions": {CONNECTION_EXTENSION: connection},
+        }
+        try:
+            await self._stream(scope, self._receive, self._send)
+        finally:
+            self._changed.set()
+
+    async def _room(self) -> None:
+        await self.taking.wait()
+
+    def _abort(self) -> None:
+        self.aborted = True
+        self._left.set()
+
+    async def _receive(self) -> Message:
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {k.decode(): v.decode() for k, v in message["headers"]}
+        elif self.status != 200:
+            self.error |= msgspec.json.decode(message["body"])
+        else:
+            await self.taking.wait()
+            self.received.feed(message["body"])
+            self.whole = not message.get("more_body", False)
+        self._changed.set()

@@ -1,0 +1,96 @@
+"""What a reader got, checked while it comes: the oracle of the tests in this directory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from reattach.wire.sse import DONE, frame_data
+
+
+class Received:
+    """The frames of one run that one reader got from ``cursor`` on.
+
+    ``feed`` it with the body as it comes. It fails on a gap, a repetition, a frame of another run,
+    and on anything that follows the end.
+    """
+
+    def __init__(self, cursor: int = 0) -> None:
+        self.cursor = cursor
+        self.frames: list[bytes] = []
+        self.first_seq = cursor + 1
+        self.pings = 0
+        self.done = False
+        self.run_id: str | None = None
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        *frames, self._rest = (self._rest + data).split(b"\n\n")
+        for frame in frames:
+            self._take(frame + b"\n\n")
+
+    def reconnect(self) -> None:
+        """Drop what had come of a frame whose rest did not; a new connection begins with one."""
+        self._rest = b""
+
+    def _take(self, frame: bytes) -> None:
+        assert not self.done, f"after [DONE]: {frame!r}"
+        if frame == DONE:
+            self.done = True
+            return
+        event = decoded(frame)
+        if event["message_type"] == "ping" and event["seq_id"] in {self.cursor, None}:
+            self.pings += 1
+            return
+        assert event["seq_id"] == self.cursor + 1, f"after {self.cursor} came {frame!r}"
+        self.run_id = self.run_id or event["run_id"]
+        assert event["run_id"] == self.run_id, frame
+        self.cursor += 1
+        self.frames.append(frame)
+
+    @property
+    def by_seq(self) -> dict[int, bytes]:
+        return dict(enumerate(self.frames, self.first_seq))
+
+    @property
+    def kinds(self) -> list[str]:
+        return [decoded(frame)["message_type"] for frame in self.frames]
+
+    @property
+    def text(self) -> str:
+        return answer(self.frames)
+
+    def end(self) -> dict[str, Any]:
+        """The stop_reason event, with the error's members; fails unless all of it was read."""
+        assert self.done
+        assert self._rest == b""
+        return end_of(self.frames)
+
+
+def decoded(frame: bytes) -> dict[str, Any]:
+    event: dict[str, Any] = msgspec.json.decode(frame_data(frame))
+    return event
+
+
+def answer(frames: list[bytes]) -> str:
+    """The text that all assistant messages of ``frames`` make together."""
+    events = map(decoded, frames)
+    return "".join(e["content"] for e in events if e["message_type"] == "assistant_message")
+
+
+def end_of(frames: list[bytes]) -> dict[str, Any]:
+    """The one terminal group of a whole log: its stop_reason and its error's type, if any."""
+    events = [decoded(frame) for frame in frames]
+    kinds = [event["message_type"] for event in events]
+    first = kinds.index("stop_reason")
+    group = kinds[first:]
+    assert group in (
+        ["stop_reason", "usage_statistics"],
+        ["stop_reason", "error_message", "usage_statistics"],
+    ), kinds
+    reason = events[first]["stop_reason"]
+    error = events[first + 1].get("error_type")
+    failed = reason not in {"end_turn", "cancelled", "max_steps", "requires_approval", "tool_rule"}
+    assert failed == (len(group) == 3), group
+    return {"stop_reason": reason, "error_type": error}

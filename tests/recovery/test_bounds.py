@@ -1,0 +1,137 @@
+"""What a reader, an engine or an answer may take, and no more."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from reattach.events import RunStatus
+from reattach.limits import DELTA_BYTES, PENDING_APPEND_BYTES, REPLAY_SLICE_BYTES
+from reattach.runs import appender as appender_module
+from reattach.runs import worker as worker_module
+from tests.recovery.engines import EndlessEngine, SteppedEngine
+from tests.recovery.faults import FaultyLog, Gate
+from tests.recovery.heart import Heart
+from tests.recovery.readers import Reader
+from tests.recovery.received import Received
+from tests.recovery.test_outages import turns_of_the_loop
+
+STALL_SECONDS = 0.1
+
+
+@pytest.mark.promise("P12")
+async def test_a_reader_that_takes_nothing_is_cut_off_and_resumes_exactly(heart: Heart) -> None:
+    service = heart.service()
+    run = await service.send(heart.send(await heart.conversation(), "[chunks=2000]"))
+    async with (
+        Reader(service, run, stall_seconds=STALL_SECONDS) as stalled,
+        Reader(service, run, stall_seconds=STALL_SECONDS) as other,
+    ):
+        await stalled.until_seq(10)
+        stalled.taking.clear()
+        taken = await stalled.to_end()
+        assert stalled.aborted
+        assert not stalled.whole
+        assert not taken.done
+        whole = await other.to_end()
+    assert whole.end()["stop_reason"] == "end_turn"
+    assert not other.aborted
+    assert taken.cursor < whole.cursor
+    async with Reader(service, run, taken.cursor) as resumed:
+        rest = await resumed.to_end()
+    assert taken.frames + rest.frames == whole.frames == await heart.frames(run)
+
+
+@pytest.mark.promise("P12")
+async def test_the_time_without_events_is_no_stall(heart: Heart) -> None:
+    engine = SteppedEngine("one ", "two ")
+    service = heart.service(engine=engine)
+    run = await service.send(heart.send(await heart.conversation(), "count"))
+    async with Reader(service, run, stall_seconds=0.05) as reader:
+        engine.step()
+        await reader.until_seq(1)
+        await asyncio.sleep(0.2)  # four stall times of silence, which are what is tested
+        engine.step(2)
+        assert (await reader.to_end()).end()["stop_reason"] == "end_turn"
+
+
+@pytest.mark.promise("P12")
+async def test_a_reader_that_is_behind_is_given_one_slice_at_a_time(heart: Heart) -> None:
+    service = heart.service()
+    run = await service.send(heart.send(await heart.conversation(), "[chunks=1000][size=500]"))
+    await service.settled(run)
+    sizes: list[int] = []
+
+    class Weighing(Received):
+        def feed(self, data: bytes) -> None:
+            sizes.append(len(data))
+            super().feed(data)
+
+    reader = Reader(service, run)
+    reader.received = Weighing()
+    async with reader:
+        assert (await reader.to_end()).done
+    assert max(sizes) <= REPLAY_SLICE_BYTES
+    assert sum(sizes) > 8 * REPLAY_SLICE_BYTES
+
+
+@pytest.mark.promise("P12")
+async def test_an_engine_waits_while_the_log_does_not_take_what_it_gave(heart: Heart) -> None:
+    text = "x" * 10_000
+    gate = Gate("log.append")
+    engine = EndlessEngine(text)
+    service = heart.service(log=FaultyLog(heart.log, gate), engine=engine)
+    run = await service.send(heart.send(await heart.conversation(), "speak"))
+    async with asyncio.timeout(10):
+        await gate.waiting.wait()
+        before = -1
+        while engine.yielded != before:
+            before = engine.yielded
+            await turns_of_the_loop()
+    assert engine.yielded * len(text) <= 2 * PENDING_APPEND_BYTES
+    gate.opened.set()
+    async with Reader(service, run) as reader:
+        await reader.until(lambda: reader.received.cursor > before)
+        assert await service.cancel([run]) == {run.id: "cancelled"}
+        assert (await reader.to_end()).text == text * (reader.received.cursor - 2)
+
+
+@pytest.mark.promise("P12", "P3")
+@pytest.mark.parametrize("stream_tokens", [True, False], ids=["in fragments", "as a whole"])
+async def test_an_answer_without_end_ends_with_an_error(
+    heart: Heart, monkeypatch: pytest.MonkeyPatch, stream_tokens: bool
+) -> None:
+    limit = 200 * (DELTA_BYTES + 1000)
+    monkeypatch.setattr(appender_module, "RUN_LOG_BYTES", limit)
+    monkeypatch.setattr(worker_module, "RUN_LOG_BYTES", limit)
+    engine = EndlessEngine("x" * 1000)
+    service = heart.service(engine=engine)
+    conversation = await heart.conversation()
+    run = await service.send(heart.send(conversation, "speak", stream_tokens=stream_tokens))
+    async with Reader(service, run) as reader:
+        received = await reader.to_end()
+    assert received.end() == {"stop_reason": "error", "error_type": "internal_error"}
+    assert sum(map(len, received.frames)) <= 2 * limit
+    assert engine.closed.is_set()
+    assert engine.yielded <= 202
+    assert (await heart.run(run)).status is RunStatus.FAILED
+    assert "reached" in received.frames[-2].decode()
+    await heart.assert_free(conversation)
+
+
+@pytest.mark.promise("P12")
+async def test_what_is_not_streamed_is_bounded_too(
+    heart: Heart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "RUN_LOG_BYTES", 100_000)
+    engine = EndlessEngine("x" * 1000)
+    service = heart.service(engine=engine)
+    send = heart.send(
+        await heart.conversation(), "speak", message_types=frozenset({"reasoning_message"})
+    )
+    run = await service.send(send)
+    async with Reader(service, run) as reader:
+        received = await reader.to_end()
+    assert received.kinds == ["stop_reason", "error_message", "usage_statistics"]
+    assert engine.yielded * 1000 <= 110_000

@@ -1,0 +1,129 @@
+"""What keeps a server from starting, and keys that are made while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from reattach.cli import app
+from reattach.errors import StartupError, StoreUnavailableError
+from reattach.limits import KEY_CACHE_SECONDS
+from reattach.testing.process import ServerProcess
+from tests.recovery.clients import client_of
+from tests.recovery.heart import eventually
+
+WAIT_SECONDS = 30.0
+
+
+async def refused(data_dir: Path, *arguments: str) -> str:
+    """Why a server does not start."""
+    command = ["serve", "--data-dir", str(data_dir), *arguments]
+    ended = await asyncio.to_thread(CliRunner().invoke, app, command)
+    assert isinstance(ended.exception, StartupError | StoreUnavailableError), ended.exception
+    return ended.exception.detail
+
+
+async def keys(data_dir: Path, *arguments: str) -> str:
+    """What a ``reattach keys`` command prints."""
+    command = ["keys", *arguments, "--data-dir", str(data_dir)]
+    ended = await asyncio.to_thread(CliRunner().invoke, app, command)
+    assert ended.exit_code == 0, ended.output
+    return ended.stdout.strip()
+
+
+@pytest.mark.promise("P7")
+async def test_a_second_server_on_the_same_data_refuses_until_the_first_is_gone(
+    tmp_path: Path,
+) -> None:
+    with ServerProcess(tmp_path, arguments=["--scripted"]) as first:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("REATTACH_")}
+        ended = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "reattach", "serve", "--data-dir", str(tmp_path)],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_SECONDS,
+            env=environment,
+        )
+        assert ended.returncode == 1
+        assert ended.stdout == ""
+        assert ended.stderr == (
+            f"reattach: Another server (process {first.pid}) is using the data directory "
+            f"{tmp_path}. Stop that one, or give this one a directory of its own with --data-dir.\n"
+        )
+        async with client_of(first) as client:
+            assert (await client.http.get("/v1/ready/")).status_code == 200
+        first.kill()
+        with ServerProcess(tmp_path, arguments=["--scripted"]) as second:
+            async with client_of(second) as client:
+                assert (await client.http.get("/v1/ready/")).status_code == 200
+                second.signal(signal.SIGTERM)
+                assert await asyncio.to_thread(second.wait) == 0
+
+
+@pytest.mark.promise("S11")
+async def test_what_keeps_a_server_from_starting_is_told_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reattach.cli.configure_logging", lambda *_: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        in_use = await refused(tmp_path / "port", "--port", str(port))
+    assert in_use.startswith(f"127.0.0.1:{port} can not be listened on")
+    assert "--port" in in_use
+
+    (tmp_path / "file").write_text("in the way")
+    assert "--data-dir" in await refused(tmp_path / "file" / "data", "--port", "0")
+
+    open_to_all = await refused(tmp_path / "strangers", "--port", "0", "--host", "0.0.0.0")
+    assert "reattach keys create" in open_to_all
+
+    content = b"something else " * 1000
+    for name in ("events", "records"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.db").write_bytes(content)
+        assert await refused(tmp_path / name, "--port", "0")
+        assert (tmp_path / name / f"{name}.db").read_bytes() == content
+
+
+@pytest.mark.promise("S11")
+async def test_keys_that_are_made_and_revoked_while_a_server_runs_count_within_seconds(
+    tmp_path: Path,
+) -> None:
+    first = await keys(tmp_path, "create", "first")
+    # With a key, a server may be reached from everywhere.
+    with ServerProcess(tmp_path, arguments=["--scripted", "--host", "0.0.0.0"]) as server:
+        server.url = f"http://127.0.0.1:{server.address[1]}"
+        async with client_of(server) as client:
+
+            async def status(secret: str | None) -> int:
+                headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
+                return (await client.http.get("/v1/agents/", headers=headers)).status_code
+
+            async def is_refused(secret: str) -> bool:
+                return await status(secret) == 401
+
+            assert (await client.http.get("/v1/ready/")).status_code == 200
+            assert await status(None) == 401
+            assert await status(first) == 200
+            second = await keys(tmp_path, "create", "second")
+            assert await status(second) == 200
+            listed = await keys(tmp_path, "list")
+            assert first not in listed
+            assert second not in listed
+            key_id, prefix, name, *_, state = listed.splitlines()[-1].split("\t")
+            assert (name, state) == ("second", "active")
+            assert second.startswith(prefix.rstrip("…"))
+            await keys(tmp_path, "revoke", key_id)
+            await eventually(lambda: is_refused(second), KEY_CACHE_SECONDS + 10)
+            assert await status(first) == 200
+            assert "revoked" in (await keys(tmp_path, "list")).splitlines()[-1]

@@ -1,0 +1,116 @@
+"""Readers of a run that says nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from tests.recovery.engines import SteppedEngine
+from tests.recovery.faults import Faults, FaultyLog, faulty_records
+from tests.recovery.heart import Heart
+from tests.recovery.readers import Reader
+
+READERS = 30
+
+
+@pytest.mark.promise("P13")
+async def test_between_events_readers_ask_the_stores_nothing_and_share_one_timer(
+    heart: Heart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = Faults()
+    engine = SteppedEngine("one ", "two ")
+    service = heart.service(
+        log=FaultyLog(heart.log, faults),
+        records=faulty_records(heart.records, faults),
+        engine=engine,
+        ping_interval_seconds=0.1,
+    )
+    run = await service.send(heart.send(await heart.conversation(), "count"))
+    engine.step()
+    async with AsyncExitStack() as stack:
+        pinged = await stack.enter_async_context(Reader(service, run, pings=True))
+        readers = [await stack.enter_async_context(Reader(service, run)) for _ in range(READERS)]
+        for reader in readers:
+            await reader.until_seq(1)
+        await pinged.until(lambda: pinged.received.pings >= 1)
+        calls = dict(faults.calls)
+        tasks = asyncio.all_tasks()
+        timers: list[Any] = []
+        loop = asyncio.get_running_loop()
+        call_at = loop.call_at
+
+        def counted(when: float, callback: Any, *args: Any, **options: Any) -> Any:
+            timers.append(callback)
+            return call_at(when, callback, *args, **options)
+
+        monkeypatch.setattr(loop, "call_at", counted)
+        await pinged.until(lambda: pinged.received.pings >= 4)
+        monkeypatch.undo()
+        assert dict(faults.calls) == calls
+        assert asyncio.all_tasks() == tasks
+        # Each tick of the one timer, each ping's stall timer, and the wait of this test.
+        assert len(timers) < READERS
+        assert all(reader.received.pings == 0 for reader in readers)
+        engine.step(2)
+        for reader in readers:
+            assert (await reader.to_end()).text == "one two "
+
+
+@pytest.mark.promise("P13")
+async def test_a_live_event_costs_the_store_one_append_however_many_read_it(heart: Heart) -> None:
+    faults = Faults()
+    engine = SteppedEngine("one ", "two ")
+    service = heart.service(log=FaultyLog(heart.log, faults), engine=engine)
+    run = await service.send(heart.send(await heart.conversation(), "count"))
+    async with AsyncExitStack() as stack:
+        engine.step()
+        readers = [await stack.enter_async_context(Reader(service, run)) for _ in range(READERS)]
+        for reader in readers:
+            await reader.until_seq(1)
+        before = faults.calls.copy()
+        engine.step()
+        for reader in readers:
+            await reader.until_seq(2)
+        assert faults.calls - before == {"log.append": 1}
+        engine.step()
+        for reader in readers:
+            await reader.to_end()
+
+
+@pytest.mark.promise("P13")
+async def test_the_timer_ends_with_its_last_reader(heart: Heart) -> None:
+    service = heart.service(ping_interval_seconds=0.04)
+    run = await service.send(heart.send(await heart.conversation(), "[hang=1]"))
+
+    def timers() -> list[asyncio.Task[Any]]:
+        return [task for task in asyncio.all_tasks() if task.get_name() == "watch readers"]
+
+    async with Reader(service, run) as first, Reader(service, run) as second:
+        await first.until_seq(1)
+        await second.until_seq(1)
+        assert len(timers()) == 1
+    (timer,) = timers()
+    async with asyncio.timeout(10):
+        await timer
+    async with Reader(service, run) as third:
+        await third.until_seq(1)
+        assert len(timers()) == 1
+    assert await service.cancel([run]) == {run.id: "cancelled"}
+
+
+@pytest.mark.promise("P13", "S7")
+async def test_a_ping_tells_the_last_event_sent_and_takes_no_number(heart: Heart) -> None:
+    engine = SteppedEngine("one ", "two ")
+    service = heart.service(engine=engine, ping_interval_seconds=0.04)
+    run = await service.send(heart.send(await heart.conversation(), "count"))
+    async with Reader(service, run, pings=True) as reader:
+        await reader.until(lambda: reader.received.pings >= 1)
+        engine.step()
+        await reader.until_seq(1)
+        await reader.until(lambda: reader.received.pings >= 3)
+        engine.step(2)
+        received = await reader.to_end()
+    assert received.frames == await heart.frames(run)

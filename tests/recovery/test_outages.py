@@ -1,0 +1,363 @@
+"""Stores that do not answer for a while, or for too long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from reattach.errors import ReattachError, StoreUnavailableError
+from reattach.events import RunStatus
+from reattach.limits import APPEND_RETRY_SECONDS
+from reattach.log.base import Head
+from reattach.log.memory import MemoryLog
+from reattach.messages import Role
+from reattach.records.base import Run
+from reattach.runs import service as service_module
+from reattach.runs.service import RunService
+from reattach.runs.upkeep import keep_up
+from tests.recovery.clocks import LeapClock
+from tests.recovery.engines import EndlessEngine, SteppedEngine
+from tests.recovery.faults import Faults, FaultyLog, Gate, Life, Outage, faulty_records
+from tests.recovery.heart import Heart, eventually
+from tests.recovery.readers import Reader
+from tests.recovery.received import answer, end_of
+
+TEXT = "one two three"
+
+
+async def turns_of_the_loop(count: int = 100) -> None:
+    """Let everything that can go on do so."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def upon(heart: Heart, faults: Faults, **options: object) -> RunService:
+    return heart.service(
+        log=FaultyLog(heart.log, faults),
+        records=faulty_records(heart.records, faults),
+        **options,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.promise("P2")
+async def test_no_reader_gets_an_event_before_the_log_has_it(heart: Heart) -> None:
+    gate = Gate("log.append", "log.close")
+    service = upon(heart, gate)
+    run = await service.send(heart.send(await heart.conversation(), TEXT, include_pings=True))
+    async with Reader(service, run) as reader:
+        async with asyncio.timeout(10):
+            await gate.waiting.wait()
+        await turns_of_the_loop()
+        assert reader.headers["x-run-id"] == run.id
+        assert reader.received.frames == []
+        assert await heart.frames(run) == []
+        gate.opened.set()
+        received = await reader.to_end()
+    assert received.frames == await heart.frames(run)
+    assert received.text == TEXT
+
+
+@pytest.mark.promise("P3")
+async def test_no_reader_gets_the_end_before_the_log_is_closed_nor_done_before_the_record_says_so(
+    heart: Heart,
+) -> None:
+    gate = Gate("log.close", "runs.settle")
+    service = upon(heart, gate)
+    run = await service.send(heart.send(await heart.conversation(), TEXT))
+    async with Reader(service, run) as reader:
+        async with asyncio.timeout(10):
+            await gate.waiting.wait()
+        await turns_of_the_loop()
+        assert "stop_reason" not in reader.received.kinds
+        assert not reader.received.done
+        gate.opened.set()
+        await reader.to_end()
+        assert (await heart.run(run)).status is RunStatus.COMPLETED
+
+
+@pytest.mark.promise("P2", "P3")
+@pytest.mark.parametrize("loses_answers", [False, True], ids=["refusing", "losing answers"])
+@pytest.mark.parametrize(
+    "step", ["log.open", "messages.history", "log.append", "log.close", "runs.settle"]
+)
+async def test_an_outage_shorter_than_the_patience_loses_and_doubles_nothing(
+    heart: Heart, step: str, loses_answers: bool
+) -> None:
+    outage = Outage(step, loses_answers=loses_answers, lasts=5)
+    conversation = await heart.conversation()
+    service = upon(heart, outage)
+    run = await service.send(heart.send(conversation, TEXT, include_pings=True))
+    async with Reader(service, run) as reader:
+        received = await reader.to_end()
+    assert outage.attempts == 5
+    assert received.end() == {"stop_reason": "end_turn", "error_type": None}
+    assert received.frames == await heart.frames(run)
+    assert received.text == TEXT
+    assert (await heart.run(run)).status is RunStatus.COMPLETED
+    assert await heart.kept(conversation) == [(Role.USER, TEXT), (Role.ASSISTANT, TEXT)]
+
+
+@pytest.mark.promise("P2", "P3", "P7")
+@pytest.mark.parametrize("step", ["log.append", "log.close"])
+async def test_a_run_that_can_not_be_written_for_too_long_is_ended_once_the_store_is_back(
+    heart: Heart, step: str
+) -> None:
+    clock = LeapClock()
+    outage = Outage()
+    engine = SteppedEngine("one ", "two ", "three ")
+    conversation = await heart.conversation()
+    service = upon(heart, outage, engine=engine, clock=clock)
+    run = await service.send(heart.send(conversation, "count"))
+    async with Reader(service, run) as reader:
+        engine.step()
+        await reader.until_seq(1)
+        outage.down = {step}
+        began = clock.monotonic_seconds()
+        engine.step(3)
+        async with asyncio.timeout(10):
+            await engine.closed.wait()
+            await service.settled(run)
+        assert clock.monotonic_seconds() - began >= APPEND_RETRY_SECONDS
+        assert not reader.received.done
+        assert "stop_reason" not in reader.received.kinds
+        assert (await heart.run(run)).status.is_active
+        outage.down = set()
+        await service.recover()
+        received = await reader.to_end()
+    assert received.end() == {"stop_reason": "error", "error_type": "internal_error"}
+    assert received.frames == await heart.frames(run)
+    settled = await heart.run(run)
+    assert settled.status is RunStatus.FAILED
+    text = "one " if step == "log.append" else "one two three "
+    assert received.text == text
+    assert await heart.kept(conversation) == [(Role.USER, "count"), (Role.ASSISTANT, text)]
+    await service.recover()
+    assert await heart.frames(run) == received.frames
+    await heart.assert_free(conversation)
+
+
+@pytest.mark.promise("P3")
+async def test_a_reader_is_cut_off_without_done_while_the_record_can_not_say_how_the_run_ended(
+    heart: Heart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "SETTLE_WAIT_SECONDS", 0.05)
+    outage = Outage("runs.settle")
+    conversation = await heart.conversation()
+    service = upon(heart, outage)
+    run = await service.send(heart.send(conversation, TEXT))
+    async with Reader(service, run) as reader:
+        received = await reader.to_end()
+        assert reader.aborted
+    assert not received.done
+    assert "stop_reason" not in received.kinds
+    assert (await heart.run(run)).status.is_active
+    outage.down = set()
+    await service.recover()
+    async with Reader(service, run, received.cursor) as reader:
+        rest = await reader.to_end()
+    assert rest.done
+    assert received.frames + rest.frames == await heart.frames(run)
+    assert (await heart.run(run)).status is RunStatus.COMPLETED
+    assert await heart.kept(conversation) == [(Role.USER, TEXT), (Role.ASSISTANT, TEXT)]
+
+
+@pytest.mark.promise("P6")
+async def test_a_run_that_was_given_up_ends_as_cancelled_if_that_was_asked_for(
+    heart: Heart,
+) -> None:
+    outage = Outage()
+    engine = SteppedEngine("one ", "two ")
+    service = upon(heart, outage, engine=engine)
+    run = await service.send(heart.send(await heart.conversation(), "count"))
+    engine.step()
+    async with Reader(service, run) as reader:
+        await reader.until_seq(1)
+        outage.down = {"log.append", "log.close", "log.open"}
+        engine.step()
+        assert await service.cancel([run]) == {run.id: "cancelling"}
+        outage.down = set()
+        await service.recover()
+        received = await reader.to_end()
+    assert received.end() == {"stop_reason": "cancelled", "error_type": None}
+    assert (await heart.run(run)).status is RunStatus.CANCELLED
+
+
+@pytest.mark.promise("P5")
+async def test_a_run_whose_log_could_not_be_opened_is_not_told_to_be_expired(heart: Heart) -> None:
+    outage = Outage("log.open")
+    service = upon(heart, outage)
+    run = await service.send(heart.send(await heart.conversation(), TEXT))
+    async with Reader(service, run) as reader:
+        await reader.to_end()
+    assert (reader.status, reader.error["code"]) == (503, "store_unavailable")
+    outage.down = set()
+    await service.recover()
+    async with Reader(service, run) as reader:
+        end = (await reader.to_end()).end()
+    assert end == {"stop_reason": "error", "error_type": "internal_error"}
+
+
+@pytest.mark.promise("P3")
+async def test_a_run_whose_conversation_can_not_be_read_ends_at_once_with_an_error(
+    heart: Heart,
+) -> None:
+    conversation = await heart.conversation()
+    service = upon(heart, Outage("messages.history"))
+    run = await service.send(heart.send(conversation, TEXT))
+    async with Reader(service, run) as reader:
+        end = (await reader.to_end()).end()
+    assert end == {"stop_reason": "error", "error_type": "internal_error"}
+    assert (await heart.run(run)).status is RunStatus.FAILED
+    assert await heart.kept(conversation) == []
+
+
+async def test_a_send_never_hangs_on_a_fault_of_the_records(heart: Heart) -> None:
+    class Broken(Faults):
+        async def around(self, step: str, call: Any) -> Any:
+            if step == "runs.create":
+                raise RuntimeError("a fault")
+            return await super().around(step, call)
+
+    service = upon(heart, Broken())
+    async with asyncio.timeout(10):
+        with pytest.raises(RuntimeError, match="a fault"):
+            await service.send(heart.send(await heart.conversation(), TEXT))
+
+
+@pytest.mark.promise("P7", "P9")
+async def test_a_run_whose_creation_was_not_answered_does_not_block_its_conversation(
+    heart: Heart,
+) -> None:
+    conversation = await heart.conversation()
+    service = upon(heart, Outage("runs.create", loses_answers=True, lasts=1))
+    with pytest.raises(StoreUnavailableError):
+        await service.send(heart.send(conversation, TEXT, otid="mine"))
+    await service.recover()
+    again = await service.send(heart.send(conversation, TEXT, otid="mine"))
+    assert again.status is RunStatus.FAILED
+    await heart.assert_free(conversation)
+
+
+class OneLogDown(FaultyLog):
+    """A log that does not answer for one run."""
+
+    def __init__(self, log: MemoryLog, down: str) -> None:
+        super().__init__(log, Faults())
+        self.down = down
+
+    async def open(
+        self, run_id: str, token: int, *, first_seq: int = 1, aliases: Sequence[str] = ()
+    ) -> Head:
+        if run_id == self.down:
+            raise StoreUnavailableError("The store is down.")
+        await asyncio.sleep(0.01)
+        return await super().open(run_id, token, first_seq=first_seq, aliases=aliases)
+
+
+async def orphans_of(heart: Heart, count: int) -> list[Run]:
+    """Runs that a dead process left open, one a conversation."""
+    life = Life(None)
+    service = upon(heart, life)
+    runs = [
+        await service.send(heart.send(await heart.conversation(), "[hang=1]")) for _ in range(count)
+    ]
+    for run in runs:
+        async with Reader(service, run) as reader:
+            await reader.until_seq(1)
+            reader.die()
+    life.ended.set()
+    return runs
+
+
+@pytest.mark.promise("P7")
+async def test_a_run_that_can_not_be_recovered_holds_back_no_other(heart: Heart) -> None:
+    runs = await orphans_of(heart, 5)
+    log = OneLogDown(heart.log, runs[0].id)
+    service = heart.service(log=log)
+    with pytest.raises(ReattachError):
+        await service.recover()
+    assert [run.id for run in await heart.active_runs()] == [runs[0].id]
+    log.down = ""
+    await service.recover()
+    assert await heart.active_runs() == []
+    for run in runs:
+        assert end_of(await heart.frames(run))["error_type"] == "stream_incomplete"
+        assert answer(await heart.frames(run)) == "t0 "
+
+
+@pytest.mark.promise("P7")
+async def test_a_recovery_that_was_interrupted_is_finished_by_the_next_one_of_the_process(
+    heart: Heart,
+) -> None:
+    (run,) = await orphans_of(heart, 1)
+    gate = Gate("log.open")
+    service = upon(heart, gate)
+    recovering = asyncio.create_task(service.recover())
+    async with asyncio.timeout(10):
+        await gate.waiting.wait()
+    recovering.cancel()
+    await asyncio.wait({recovering}, timeout=10)
+    gate.opened.set()
+    await service.recover()
+    assert (await heart.run(run)).status is RunStatus.FAILED
+    assert end_of(await heart.frames(run))["error_type"] == "stream_incomplete"
+
+
+@pytest.mark.promise("P7")
+async def test_readers_of_an_orphan_that_the_upkeep_ends_get_its_end(heart: Heart) -> None:
+    (run,) = await orphans_of(heart, 1)
+    service = heart.service()
+    async with Reader(service, run) as reader:
+        await reader.until_seq(1)
+        await service.recover()
+        assert (await reader.to_end()).end()["error_type"] == "stream_incomplete"
+
+
+async def test_a_fault_of_the_log_does_not_leave_the_run_waiting_for_ever(heart: Heart) -> None:
+    class Broken(Faults):
+        async def around(self, step: str, call: Any) -> Any:
+            if step == "log.append":
+                raise RuntimeError("a fault")
+            return await super().around(step, call)
+
+    engine = EndlessEngine("x" * 10_000)
+    service = upon(heart, Broken(), engine=engine)
+    run = await service.send(heart.send(await heart.conversation(), TEXT))
+    async with asyncio.timeout(10):
+        await service.settled(run)
+        await engine.closed.wait()
+    await heart.service().start()
+    assert end_of(await heart.frames(run))["error_type"] == "stream_incomplete"
+
+
+@pytest.mark.promise("P7")
+async def test_the_upkeep_goes_on_after_whatever_went_wrong(heart: Heart) -> None:
+    (run,) = await orphans_of(heart, 1)
+
+    class Broken(Outage):
+        async def around(self, step: str, call: Any) -> Any:
+            if step == "runs.expired" and self.attempts == 0:
+                self.attempts += 1
+                raise RuntimeError("a fault")
+            return await super().around(step, call)
+
+    service = upon(heart, Broken("runs.orphans", lasts=2))
+    upkeep = asyncio.create_task(keep_up(service, LeapClock(), 3600))
+    await eventually(lambda: ended(heart, run))
+    upkeep.cancel()
+    assert end_of(await heart.frames(run))["error_type"] == "stream_incomplete"
+
+
+async def ended(heart: Heart, run: Run) -> bool:
+    return not (await heart.run(run)).status.is_active
+
+
+async def test_a_store_that_fails_for_long_does_not_leave_tasks_behind(heart: Heart) -> None:
+    before = asyncio.all_tasks()
+    service = upon(heart, Outage("log.append", "log.close"))
+    run = await service.send(heart.send(await heart.conversation(), TEXT))
+    await service.settled(run)
+    await eventually(lambda: asyncio.all_tasks() <= before)

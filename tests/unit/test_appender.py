@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from reattach.errors import FencedError, LimitExceededError, StoreUnavailableError
+from reattach.events import AssistantText, Place, Stopped, StopReason, Usage
+from reattach.ids import new_message_id, new_run_id, new_step_id
+from reattach.limits import APPEND_RETRY_SECONDS, PENDING_APPEND_BYTES
+from reattach.log.memory import MemoryLog
+from reattach.runs import appender as appender_module
+from reattach.runs.appender import Appender
+from reattach.wire.sse import split_frames
+from tests.recovery.clocks import NOON, LeapClock
+from tests.recovery.faults import Faults, FaultyLog, Gate, Outage
+from tests.recovery.received import Received, decoded
+
+RUN = new_run_id()
+PLACE = Place(new_message_id(), new_step_id(), 0, NOON)
+END = (Stopped(StopReason.END_TURN), Usage())
+
+
+def said(*texts: str) -> list[AssistantText]:
+    return [AssistantText(PLACE, text) for text in texts]
+
+
+class Failures:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+async def appending(
+    faults: Faults | None = None, clock: LeapClock | None = None
+) -> tuple[MemoryLog, Appender, Failures]:
+    log = MemoryLog()
+    await log.open(RUN, 1)
+    failures = Failures()
+    appender = Appender(
+        FaultyLog(log, faults or Faults()),
+        RUN,
+        1,
+        last_seq=0,
+        clock=clock or LeapClock(),
+        on_failure=failures,
+    )
+    return log, appender, failures
+
+
+async def logged(log: MemoryLog) -> list[bytes]:
+    return split_frames((await log.read(RUN, 0, max_bytes=2**40, max_events=2**40)).frames)
+
+
+@pytest.mark.promise("P1", "P3")
+async def test_events_are_numbered_in_order_and_the_last_ones_close_the_log() -> None:
+    log, appender, _ = await appending()
+    appender.put(said("a", "b"))
+    await asyncio.sleep(0)
+    appender.put([])
+    appender.put(said("c"))
+    async with asyncio.timeout(5):
+        await appender.close(END)
+    whole = Received()
+    whole.feed(b"".join(await logged(log)))
+    assert whole.text == "abc"
+    assert whole.kinds[-2:] == ["stop_reason", "usage_statistics"]
+    assert (await log.head(RUN)).closed
+
+
+async def test_what_piles_up_during_an_append_makes_the_next_one() -> None:
+    sizes: list[int] = []
+
+    class Weighing(FaultyLog):
+        async def append(
+            self,
+            run_id: str,
+            token: int,
+            first_seq: int,
+            frames: Sequence[bytes],
+            *,
+            close: bool = False,
+        ) -> None:
+            sizes.append(len(frames))
+            await super().append(run_id, token, first_seq, frames, close=close)
+
+    log = MemoryLog()
+    await log.open(RUN, 1)
+    gate = Gate("log.append")
+    appender = Appender(
+        Weighing(log, gate), RUN, 1, last_seq=0, clock=LeapClock(), on_failure=Failures()
+    )
+    appender.put(said("a"))
+    async with asyncio.timeout(5):
+        await gate.waiting.wait()
+        appender.put(said("b"))
+        appender.put(said("c", "d"))
+        gate.opened.set()
+        await appender.close(END)
+    assert sizes == [1, 5]
+
+
+@pytest.mark.promise("P12")
+async def test_there_is_room_until_too_much_is_pending() -> None:
+    gate = Gate("log.append")
+    _, appender, _ = await appending(gate)
+    appender.put(said("a"))
+    async with asyncio.timeout(5):
+        await gate.waiting.wait()
+        await appender.room()
+        appender.put(said("x" * PENDING_APPEND_BYTES))
+        waiting = asyncio.create_task(appender.room())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        gate.opened.set()
+        await waiting
+        await appender.close(END)
+
+
+@pytest.mark.promise("P12", "P3")
+async def test_a_full_log_takes_nothing_but_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(appender_module, "RUN_LOG_BYTES", 1000)
+    log, appender, _ = await appending()
+    appender.put(said("x" * 1000))
+    with pytest.raises(LimitExceededError):
+        appender.put(said("more"))
+    async with asyncio.timeout(5):
+        await appender.close(END)
+    kinds = [decoded(frame)["message_type"] for frame in await logged(log)]
+    assert kinds == ["assistant_message", "stop_reason", "usage_statistics"]
+
+
+@pytest.mark.promise("P2")
+@pytest.mark.parametrize("loses_answers", [False, True])
+async def test_an_append_that_is_not_taken_is_repeated_until_it_is(loses_answers: bool) -> None:
+    outage = Outage("log.append", loses_answers=loses_answers, lasts=4)
+    log, appender, failures = await appending(outage)
+    appender.put(said("a"))
+    async with asyncio.timeout(5):
+        await outage.refused.wait()
+        appender.put(said("b"))
+        await appender.close(END)
+    assert outage.attempts == 4
+    assert failures.count == 0
+    assert [decoded(frame)["seq_id"] for frame in await logged(log)] == [1, 2, 3, 4]
+
+
+async def test_patience_ends_and_is_told_once() -> None:
+    clock = LeapClock()
+    outage = Outage("log.append", "log.close")
+    log, appender, failures = await appending(outage, clock)
+    appender.put(said("a"))
+    async with asyncio.timeout(5):
+        with pytest.raises(StoreUnavailableError):
+            await appender.close(END)
+        with pytest.raises(StoreUnavailableError):
+            await appender.room()
+    assert clock.passed_seconds >= APPEND_RETRY_SECONDS
+    assert failures.count == 1
+    assert await logged(log) == []
+
+
+@pytest.mark.promise("P7")
+async def test_an_owner_with_an_old_token_is_refused_at_once_and_for_good() -> None:
+    log, appender, failures = await appending()
+    appender.put(said("mine"))
+    async with asyncio.timeout(5):
+        while (await log.head(RUN)).last_seq < 1:
+            await asyncio.sleep(0)
+        await log.open(RUN, 2)
+        appender.put(said("late"))
+        with pytest.raises(FencedError):
+            await appender.close(END)
+        with pytest.raises(FencedError):
+            await appender.room()
+    assert failures.count == 1
+    appender.put(said("later still"))
+    await appender.abandon()
+    assert [decoded(frame)["content"] for frame in await logged(log)] == ["mine"]
+
+
+async def test_an_abandoned_appender_appends_no_more() -> None:
+    gate = Gate("log.append")
+    log, appender, failures = await appending(gate)
+    appender.put(said("a"))
+    async with asyncio.timeout(5):
+        await gate.waiting.wait()
+        await appender.abandon()
+    gate.opened.set()
+    await asyncio.sleep(0)
+    assert await logged(log) == []
+    assert failures.count == 0

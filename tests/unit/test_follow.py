@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from reattach.errors import CursorAheadError, ExpiredError, LogNotFoundError
+from reattach.ids import new_run_id
+from reattach.log.memory import MemoryLog
+from reattach.runs.follow import Following, Watch, follow
+
+RUN = new_run_id()
+FRAMES = [b"data: {%d}\n\n" % number for number in range(1, 11)]
+
+
+async def log_of(count: int, *, closed: bool) -> MemoryLog:
+    log = MemoryLog()
+    await log.open(RUN, 1)
+    await log.append(RUN, 1, 1, FRAMES[:count], close=closed)
+    return log
+
+
+async def entered(log: MemoryLog, cursor: int) -> None:
+    async with follow(log, RUN, cursor, max_events=10):
+        pass
+
+
+async def rest(following: Following) -> bytes:
+    """All that there is at present."""
+    read = b""
+    while piece := (await following.read()).frames:
+        read += piece
+    return read
+
+
+@pytest.mark.promise("P4")
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("cursor", range(-1, 11))
+async def test_every_cursor_gives_exactly_what_follows_it(cursor: int, closed: bool) -> None:
+    log = await log_of(10, closed=closed)
+    async with follow(log, RUN, cursor, max_events=3) as following:
+        assert following.cursor == max(cursor, 0)
+        assert await rest(following) == b"".join(FRAMES[max(cursor, 0) :])
+        assert following.cursor == 10
+        assert following.closed == closed
+
+
+@pytest.mark.promise("P4", "P12")
+@pytest.mark.parametrize(("max_events", "sizes"), [(4, [4, 4, 2]), (1, [1] * 10), (0, [1] * 10)])
+async def test_a_read_gives_as_many_events_as_were_asked_for_at_most(
+    max_events: int, sizes: list[int]
+) -> None:
+    log = await log_of(10, closed=True)
+    async with follow(log, RUN, 0, max_events=max_events) as following:
+        read = [len((await following.read()).frames.split(b"\n\n")) - 1 for _ in sizes]
+        assert read == sizes
+        assert (await following.read()).frames == b""
+
+
+@pytest.mark.promise("P4", "P5")
+async def test_a_cursor_past_the_end_is_at_the_end_of_a_closed_log_and_ahead_of_an_open_one() -> (
+    None
+):
+    async with follow(await log_of(3, closed=True), RUN, 99, max_events=10) as following:
+        assert following.cursor == 3
+        assert following.closed
+        assert await rest(following) == b""
+    with pytest.raises(CursorAheadError) as caught:
+        await entered(await log_of(3, closed=False), 4)
+    assert caught.value.extra["last_seq"] == 3
+
+
+@pytest.mark.promise("P5")
+async def test_a_cursor_before_what_is_kept_is_told_the_earliest_event() -> None:
+    log = await log_of(10, closed=False)
+    await log.trim(RUN, 5)
+    with pytest.raises(ExpiredError) as caught:
+        await entered(log, 3)
+    assert caught.value.extra["earliest_seq"] == 5
+    async with follow(log, RUN, 4, max_events=10) as following:
+        assert await rest(following) == b"".join(FRAMES[4:])
+
+
+@pytest.mark.promise("P5")
+async def test_events_that_are_trimmed_under_a_reader_are_no_silent_gap() -> None:
+    log = await log_of(10, closed=False)
+    async with follow(log, RUN, 0, max_events=2) as following:
+        await following.read()
+        await log.trim(RUN, 6)
+        with pytest.raises(ExpiredError):
+            await following.read()
+
+
+async def test_a_log_that_is_not_there_is_told() -> None:
+    with pytest.raises(LogNotFoundError):
+        await entered(MemoryLog(), 0)
+
+
+async def test_a_reader_is_woken_by_events_by_the_end_and_by_the_loss_of_the_log() -> None:
+    log = await log_of(1, closed=False)
+    async with follow(log, RUN, 0, max_events=10) as following, asyncio.timeout(5):
+        assert await rest(following) == FRAMES[0]
+        assert not following.has_more
+        await log.append(RUN, 1, 2, FRAMES[1:2])
+        await following.wake.wait()
+        assert following.has_more
+        assert await rest(following) == FRAMES[1]
+        following.wake.clear()
+        await log.aclose()
+        await following.wake.wait()
+        assert following.failure is not None
+        assert not following.closed
+
+
+async def test_a_reader_that_has_left_is_woken_no_more() -> None:
+    log = await log_of(1, closed=False)
+    async with follow(log, RUN, 0, max_events=10) as following:
+        pass
+    await log.append(RUN, 1, 2, FRAMES[1:2])
+    assert not following.wake.is_set()
+
+
+@pytest.mark.promise("S8")
+async def test_a_reader_whose_wake_up_was_lost_is_woken_by_the_watch() -> None:
+    log = await log_of(1, closed=False)
+    watch = Watch(ping_interval_seconds=0.04)
+    async with (
+        follow(log, RUN, 1, max_events=10) as following,
+        watch.watching(following, pings=False),
+        asyncio.timeout(5),
+    ):
+        await log.append(RUN, 1, 2, FRAMES[1:2])
+        following.wake.clear()  # the wake-up that is lost
+        await following.wake.wait()
+        assert not following.keepalive_due
+        assert await rest(following) == FRAMES[1]
+
+
+@pytest.mark.promise("S7")
+async def test_a_keepalive_is_due_after_silence_unless_a_write_is_under_way() -> None:
+    log = await log_of(1, closed=False)
+    watch = Watch(ping_interval_seconds=0.04)
+    async with (
+        follow(log, RUN, 1, max_events=10) as quiet,
+        follow(log, RUN, 1, max_events=10) as writing,
+        watch.watching(quiet, pings=True),
+        watch.watching(writing, pings=True),
+        asyncio.timeout(5),
+    ):
+        writing.quiet_since = None
+        await quiet.wake.wait()
+        assert quiet.keepalive_due
+        assert not writing.keepalive_due

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reattach.errors import StartupError
+from reattach.log.open import open_log
+
+
+@pytest.mark.parametrize(
+    ("options", "survives_power_loss"),
+    [("", False), ("?durability=process", False), ("?durability=power", True)],
+)
+async def test_a_url_names_a_file_and_its_durability(
+    tmp_path: Path, options: str, survives_power_loss: bool
+) -> None:
+    path = tmp_path / "with ? and %.db"
+    log = await open_log(f"sqlite:{tmp_path}/with %3F and %25.db{options}")
+    try:
+        assert log.capabilities.survives_power_loss is survives_power_loss
+        await log.open("run", 1)
+        assert path.stat().st_size > 0
+    finally:
+        await log.aclose()
+
+
+async def test_memory_is_a_log_too() -> None:
+    log = await open_log("memory:")
+    assert not log.capabilities.survives_process_kill
+    await log.aclose()
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("kafka:somewhere", "Known are memory:, sqlite:"),
+        ("", "Known are memory:, sqlite:"),
+        ("memory:place", "neither a place nor options"),
+        ("sqlite:", "needs a file"),
+        ("sqlite:x.db?durability=none", "Known are process, power"),
+        ("sqlite:x.db?mode=fast", "has no option mode"),
+        ("sqlite:x.db?durability", "can not be read"),
+        ("sqlite:/nowhere/at/all/x.db", "can not be opened"),
+    ],
+)
+async def test_a_url_that_makes_no_sense_is_refused_with_what_would(url: str, told: str) -> None:
+    with pytest.raises(StartupError, match=told):
+        await open_log(url)
