@@ -90,6 +90,11 @@ class Reader:
         return b"".join(self.pieces)
 
 
+def to_the_end(_seen: int) -> bool:
+    """Cut nothing."""
+    return False
+
+
 def _seq(frame: bytes) -> int:
     marker = frame.find(b'"seq_id":')
     digits = frame[marker + 9 : marker + 20].split(b",")[0].rstrip(b"}\n")
@@ -158,18 +163,18 @@ def part_one(relay: Relay, server: ServerProcess, conversation_id: str) -> bool:
     say(f"resuming by OTID, starting_after={reader.cursor}")
     reader.read(messages.stream(conversation_id, otid=otid, starting_after=reader.cursor), cut)
     say(f"resuming whatever runs in this conversation, starting_after={reader.cursor}")
-    reader.read(messages.stream(conversation_id, starting_after=reader.cursor), lambda seen: False)
+    reader.read(messages.stream(conversation_id, starting_after=reader.cursor), to_the_end)
     say(f"  the answer has {len(reader.text)} characters and ends: …{reader.text[-60:]!r}")
     stored = [
         message.content
         for message in reader.sdk.conversations.messages.list(conversation_id, order="asc")
         if message.message_type == "assistant_message"
     ]
-    kept = "".join(stored) == reader.text
+    kept = "".join(map(str, stored)) == reader.text
     say(f"the conversation's stored answer is {'the same' if kept else 'ANOTHER'} text")
     say("sending the same OTID again, which must not make a second run")
     again = Reader(relay)
-    again.read(send(again, conversation_id, otid), lambda seen: False)
+    again.read(send(again, conversation_id, otid), to_the_end)
     one_run = again.run_id == reader.run_id and again.joined == reader.joined
     say(f"  {'the same run, the same bytes' if one_run else 'ANOTHER RUN'}")
     return compared("1", reader, server.url) and kept and one_run
@@ -197,7 +202,7 @@ def part_two(relay: Relay, server: ServerProcess, conversation_id: str) -> bool:
         reader.sdk.conversations.messages.stream(
             conversation_id, run_id=reader.run_id, starting_after=reader.cursor
         ),
-        lambda seen: False,
+        to_the_end,
     )
     say(f"  the stream's end: {reader.end}")
     return compared("2", reader, server.url) and run.status == "failed"

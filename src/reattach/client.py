@@ -78,14 +78,18 @@ class Client:
     def __init__(
         self, base_url: str, *, api_key: str | None = None, patience_seconds: float = 120.0
     ) -> None:
-        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
-        self._http = httpx2.AsyncClient(
-            base_url=base_url, headers=headers, timeout=httpx2.Timeout(_READ_SECONDS, connect=5.0)
-        )
+        self._base_url = base_url
+        self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._patience_seconds = patience_seconds
 
     async def __aenter__(self) -> "Client":
+        self._http = await asyncio.to_thread(self._connect)
         return self
+
+    def _connect(self) -> httpx2.AsyncClient:
+        """Make what holds the connections; it reads certificates, so not on the event loop."""
+        timeout = httpx2.Timeout(_READ_SECONDS, connect=5.0)
+        return httpx2.AsyncClient(base_url=self._base_url, headers=self._headers, timeout=timeout)
 
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()

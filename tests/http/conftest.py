@@ -126,7 +126,7 @@ async def started(server: Server, thread_id: str, text: str, **body: Any) -> str
         "raw_path": path.encode(),
         "query_string": b"",
         "root_path": "",
-        "headers": [(b"content-type", b"application/json")],
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
         "client": None,
         "server": ("server", 80),
     }

@@ -150,7 +150,7 @@ async def test_an_agents_id_as_path_is_its_default_and_says_that_it_is_deprecate
     for body in ({}, {"agent_id": other}, None):
         async with live.stream(resume_path(agent), body) as stream:
             assert stream.run_id == run
-            assert stream.headers["deprecation"] == "true"
+            assert stream.headers["deprecation"].startswith("@")
             assert "/v1/conversations/default/stream" in stream.headers["link"]
             assert 'rel="successor-version"' in stream.headers["link"]
     async with live.stream(resume_path("default"), {"agent_id": agent}) as stream:

@@ -10,7 +10,6 @@ from reattach.log.journal import (
     Create,
     Delete,
     Record,
-    Skip,
     TakeOver,
     Trim,
     pack,
@@ -24,7 +23,6 @@ records: st.SearchStrategy[Record] = st.one_of(
     st.builds(Append, numbers, numbers, st.lists(st.binary(max_size=50)), st.booleans()),
     st.builds(Trim, numbers, numbers),
     st.builds(Delete, numbers),
-    st.builds(Skip, numbers, numbers, numbers),
 )
 
 

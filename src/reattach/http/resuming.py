@@ -8,8 +8,9 @@ from fastapi import APIRouter, Path, Response
 from reattach.errors import InvalidArgumentError
 from reattach.http.body import JsonRoute
 from reattach.http.context import Context, ContextDep, TenantDep
+from reattach.http.schemas.fields import ThreadPath
 from reattach.http.schemas.resuming import ResumeBody
-from reattach.http.sending import STREAM_RESPONSES, ConversationPath, deprecated_path
+from reattach.http.sending import STREAM_RESPONSES, deprecated_path
 from reattach.http.stream import RunStream
 from reattach.ids import AgentId, ConversationId, TenantId
 from reattach.limits import MAX_ID_CHARS
@@ -35,7 +36,7 @@ _warned_of_agent_path = False
     responses=STREAM_RESPONSES,
 )
 async def resume_conversation(
-    conversation_id: ConversationPath,
+    conversation_id: ThreadPath,
     context: ContextDep,
     tenant: TenantDep,
     body: ResumeBody | None = None,

@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Query, Response
 
 from reattach.errors import NoActiveRunsToCancelError, StoreUnavailableError, engine_error
 from reattach.events import RunStatus, Stopped, StopReason, Usage
 from reattach.http.body import Fault, JsonResponse, JsonRoute, invalid
 from reattach.http.context import Context, ContextDep, TenantDep
 from reattach.http.incoming import check_agent_id, find_thread, understand
+from reattach.http.schemas.fields import AgentPath, ThreadPath
 from reattach.http.schemas.sending import (
     AgentSendBody,
     CancelBody,
@@ -16,7 +17,7 @@ from reattach.http.schemas.sending import (
     WholeAnswer,
 )
 from reattach.http.stream import RunStream
-from reattach.ids import AGENT_PATTERN, CONVERSATION_PATH_PATTERN, AgentId, TenantId
+from reattach.ids import AgentId, TenantId
 from reattach.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS
 from reattach.messages import Role
 from reattach.records.base import Run, Thread
@@ -25,16 +26,8 @@ from reattach.wire import letta
 
 router = APIRouter(route_class=JsonRoute)
 
-ConversationPath = Annotated[
-    str,
-    Path(
-        pattern=CONVERSATION_PATH_PATTERN,
-        max_length=MAX_ID_CHARS,
-        description="A conversation's id; or `default` with `agent_id`; or (deprecated) an "
-        "agent's id, for its default conversation.",
-    ),
-]
-AgentPath = Annotated[str, Path(pattern=AGENT_PATTERN, max_length=MAX_ID_CHARS)]
+_DEPRECATED_SINCE = "@1795305600"
+"""The day of the first version, 2026-11-22, as RFC 9745 writes a date."""
 
 EVENT_STREAM: dict[str, Any] = {
     "description": (
@@ -73,7 +66,7 @@ STREAM_OR_JSON_RESPONSES: dict[int | str, dict[str, Any]] = {
     responses=STREAM_OR_JSON_RESPONSES,
 )
 async def send_to_conversation(
-    conversation_id: ConversationPath,
+    conversation_id: ThreadPath,
     body: ConversationSendBody,
     context: ContextDep,
     tenant: TenantDep,
@@ -133,7 +126,7 @@ async def stream_to_agent(
     response_model=dict[str, str],
 )
 async def cancel_conversation(
-    conversation_id: ConversationPath,
+    conversation_id: ThreadPath,
     context: ContextDep,
     tenant: TenantDep,
     agent_id: Annotated[str | None, Query(max_length=MAX_ID_CHARS)] = None,
@@ -205,9 +198,9 @@ def _stream(context: Context, run: Run, send: Send, *, deprecated: bool = False)
 
 
 def deprecated_path(action: str) -> dict[str, str]:
-    """Headers for an agent's id where a conversation's belongs; ``default`` is its successor."""
+    """Headers for an agent's id where a conversation's belongs (RFC 9745, RFC 8288)."""
     link = f'</v1/conversations/default/{action}>; rel="successor-version"'
-    return {"deprecation": "true", "link": link}
+    return {"deprecation": _DEPRECATED_SINCE, "link": link}
 
 
 async def _whole_answer(context: Context, run: Run, send: Send) -> Response:

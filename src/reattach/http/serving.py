@@ -30,7 +30,8 @@ async def serve(
     """Serve until SIGTERM or SIGINT, then drain (P15) and return.
 
     ``on_ready`` is told the base URL once the port answers; by then every run that a dead process
-    left has its end. ``engines`` go instead of those of the settings. A second signal cuts the drain short. Raises StartupError.
+    left has its end. ``engines`` go instead of those of the settings. A second signal cuts the
+    drain short. Raises StartupError.
     """
     async with assembled(settings, engines=engines) as context:
         await _refuse_open_to_strangers(context)

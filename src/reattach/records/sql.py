@@ -5,11 +5,11 @@ own, as ``sqlite``.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from typing import Final, Self
+from typing import Any, Final, Self, TypeVar
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, CursorResult, make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
@@ -18,6 +18,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from typing_extensions import override
 
 from reattach.errors import (
     ConflictError,
@@ -28,6 +29,8 @@ from reattach.errors import (
 from reattach.records import sqlite
 from reattach.records.migrations import upgrade
 from reattach.records.sqlite import Durability
+
+_T = TypeVar("_T")
 
 TURN_SECONDS: Final = 30.0
 """How long a transaction waits in this process for those before it; then the store is too slow."""
@@ -85,13 +88,10 @@ class Database:
         with failures_told():
             async with asyncio.timeout(TURN_SECONDS):
                 await turns.acquire()
+            connection = _SteadyConnection(engine)
             try:
-                connection = await engine.connect()
-            except BaseException:
-                turns.release()
-                raise
-            try:
-                await connection.begin()
+                await _finished(connection.start())
+                await _finished(connection.begin().start())
                 yield connection
             except BaseException:
                 await self._end(connection, turns, commit=False)
@@ -113,13 +113,38 @@ class Database:
         task.exception()
 
 
+class _SteadyConnection(AsyncConnection):
+    """A connection whose statements are not cancelled in their middle.
+
+    They are short. One that is given up half way leaves its lock to a connection that nobody has
+    any more, and those who write next wait for that until they fail.
+    """
+
+    @override
+    async def execute(self, *args: Any, **kwargs: Any) -> CursorResult[Any]:
+        return await _finished(super().execute(*args, **kwargs))
+
+
+async def _finished(work: Awaitable[_T]) -> _T:
+    """Wait for the end of ``work`` also when cancelled, and be cancelled then."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()
+        raise
+
+
 async def _ended(connection: AsyncConnection, turns: asyncio.Semaphore, *, commit: bool) -> None:
     try:
         try:
             if commit:
                 await connection.commit()
         finally:
-            await connection.close()
+            if connection.sync_connection is not None:
+                await connection.close()
     finally:
         turns.release()
 

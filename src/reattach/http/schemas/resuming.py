@@ -8,8 +8,10 @@ from reattach.limits import MAX_CURSOR, MAX_ID_CHARS, MAX_OTID_CHARS, MAX_POLL_S
 
 
 class ResumeBody(BaseModel):
-    """Which run to follow, and from where. Everything is optional: the default is the run that
-    is active in the conversation, from its start.
+    """Which run to follow, and from where.
+
+    Everything is optional: the default is the run that is active in the conversation, from its
+    start.
     """
 
     model_config = ConfigDict(extra="ignore")
