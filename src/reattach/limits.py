@@ -56,6 +56,9 @@ SWEEP_INTERVAL_SECONDS: Final = 60.0
 
 # Recovery.
 
+RECOVERY_INTERVAL_SECONDS: Final = 2.0
+"""How often a run that could not be given its end is tried again; its readers wait for it."""
+
 RECOVERIES_AT_ONCE: Final = 16
 """Runs that are recovered at the same time: enough to hide latency, few enough for memory."""
 

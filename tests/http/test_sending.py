@@ -181,8 +181,10 @@ async def test_a_failed_json_send_has_the_status_of_its_error(
 ) -> None:
     agent, conversation = await new_threads(live)
     for path in (to(conversation), f"/v1/agents/{agent}/messages"):
-        got, error = await refusal(live, path, {"input": message, "streaming": False})
-        assert (got, error["code"]) == (status, code)
+        response = await live.client.post(path, json={"input": message, "streaming": False})
+        error = response.json()
+        assert (response.status_code, error["code"]) == (status, code)
+        assert response.headers["x-should-retry"] == "false"
         assert "crashed as told" not in error["detail"]
         if code.startswith("llm"):
             assert error["error"]["type"] == code

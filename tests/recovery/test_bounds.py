@@ -90,11 +90,12 @@ async def test_an_engine_waits_while_the_log_does_not_take_what_it_gave(heart: H
             before = engine.yielded
             await turns_of_the_loop()
     assert engine.yielded * len(text) <= 2 * PENDING_APPEND_BYTES
-    gate.opened.set()
-    async with Reader(service, run) as reader:
-        await reader.until(lambda: reader.received.cursor > before)
-        assert await service.cancel([run]) == {run.id: "cancelled"}
-        assert (await reader.to_end()).text == text * (reader.received.cursor - 2)
+    async with Reader(service, run) as reader, asyncio.timeout(10):
+        cancelling = asyncio.create_task(service.cancel([run]))
+        await engine.closed.wait()
+        gate.opened.set()
+        assert await cancelling == {run.id: "cancelled"}
+        assert (await reader.to_end()).text == text * before
 
 
 @pytest.mark.promise("P12", "P3")

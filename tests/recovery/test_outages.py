@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from reattach.errors import ReattachError, StoreUnavailableError
 from reattach.events import RunStatus
-from reattach.limits import APPEND_RETRY_SECONDS
+from reattach.limits import APPEND_RETRY_SECONDS, SWEEP_INTERVAL_SECONDS
 from reattach.log.base import Head
 from reattach.log.memory import MemoryLog
 from reattach.messages import Role
@@ -346,6 +347,39 @@ async def test_the_upkeep_goes_on_after_whatever_went_wrong(heart: Heart) -> Non
     await eventually(lambda: ended(heart, run))
     upkeep.cancel()
     assert end_of(await heart.frames(run))["error_type"] == "stream_incomplete"
+
+
+@pytest.mark.promise("P7")
+async def test_a_run_that_was_given_up_gets_its_end_soon_after_the_store_is_back(
+    heart: Heart,
+) -> None:
+    runs = await orphans_of(heart, 1)
+    log = OneLogDown(heart.log, runs[0].id)
+    service = heart.service(log=log)
+    tries = 0
+    recover = service.recover
+
+    async def counted() -> None:
+        nonlocal tries
+        tries += 1
+        await recover()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service, "recover", counted)
+        clock = LeapClock()
+        upkeep = asyncio.create_task(keep_up(service, clock, 3600))
+        await eventually(lambda: tried_twice(lambda: tries))
+        assert clock.passed_seconds < SWEEP_INTERVAL_SECONDS
+        log.down = ""
+        await eventually(lambda: ended(heart, runs[0]))
+        upkeep.cancel()
+
+    assert end_of(await heart.frames(runs[0]))["error_type"] == "stream_incomplete"
+    assert service.has_endless is False
+
+
+async def tried_twice(tries: Callable[[], int]) -> bool:
+    return tries() >= 2
 
 
 async def ended(heart: Heart, run: Run) -> bool:

@@ -63,7 +63,8 @@ _FRAMEWORK_CODES: Final[Mapping[int, str]] = {
 }
 _UNKNOWN: Final = {"detail": "An unknown error occurred", "code": "internal_error"}
 _DO_NOT_RETRY: Final = {"x-should-retry": "false"}
-"""The SDKs repeat 409 and 5xx by themselves; here that would only cost time."""
+"""The SDKs repeat 409, 429 and 5xx by themselves. Here that would only cost time; and a send that
+failed with its model would begin a second run, paid like the first."""
 
 _PATH_EXAMPLES: Final[Mapping[str, str]] = {
     "agent_id": "agent-123e4567-e89b-42d3-8456-426614174000",
@@ -90,7 +91,7 @@ def error_response(error: ReattachError) -> Response:
     if isinstance(error, ModelError):
         body["error"] = {"type": error.code, "message": error.detail, "detail": None}
     headers: dict[str, str] = {}
-    if isinstance(error, ConflictError | NotImplementedHereError):
+    if isinstance(error, ConflictError | NotImplementedHereError | EngineError):
         headers |= _DO_NOT_RETRY
     if isinstance(error, UnavailableError):
         headers["Retry-After"] = str(error.retry_after_seconds)

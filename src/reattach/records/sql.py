@@ -126,15 +126,19 @@ class _SteadyConnection(AsyncConnection):
 
 
 async def _finished(work: Awaitable[_T]) -> _T:
-    """Wait for the end of ``work`` also when cancelled, and be cancelled then."""
+    """Wait for the end of ``work`` however often it is cancelled, and be cancelled then."""
     task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
+    was_cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            was_cancelled = True
+    if was_cancelled:
         if not task.cancelled():
             task.exception()
-        raise
+        raise asyncio.CancelledError
+    return task.result()
 
 
 async def _ended(connection: AsyncConnection, turns: asyncio.Semaphore, *, commit: bool) -> None:

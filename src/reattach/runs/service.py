@@ -348,6 +348,11 @@ class RunService:
 
     # Ends that nobody asked for.
 
+    @property
+    def has_endless(self) -> bool:
+        """Whether there are runs that could not be given their end yet."""
+        return bool(self._endless)
+
     async def recover(self) -> None:
         """End every run whose owner is gone, and those that this process had to give up.
 
