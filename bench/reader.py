@@ -33,7 +33,7 @@ async def open_stream(
     reader, writer = await asyncio.open_connection(server.host, server.port)
     data = json.dumps(body).encode()
     writer.write(
-        b"POST %b HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
+        b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         b"content-length: %d\r\n\r\n%b" % (path.encode(), len(data), data)
     )
     headers = await reader.readuntil(b"\r\n\r\n")

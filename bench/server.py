@@ -89,7 +89,7 @@ def running() -> Iterator[BenchServer]:
             yield BenchServer(process, url)
         finally:
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -35,7 +36,6 @@ class ServerProcess:
         self._environment = inherited | dict(environment or {})
         self._port = 0
         self._process: subprocess.Popen[str] | None = None
-        self._ready = threading.Event()
         self._lines: list[str] = []
         self.url = ""
 
@@ -68,7 +68,6 @@ class ServerProcess:
     def start(self) -> None:
         """Start it and wait until its port answers. Raises RuntimeError with its output."""
         assert self._process is None or self._process.poll() is not None, "already running"
-        self._ready.clear()
         self._process = subprocess.Popen(  # noqa: S603  our own interpreter
             [
                 *(sys.executable, "-m", "reattach", "serve"),
@@ -80,11 +79,14 @@ class ServerProcess:
             text=True,
             env=self._environment,
         )
-        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
-        self._ready.wait(_START_SECONDS)
-        if not self.url or self._process.poll() is not None:
+        ready: Future[str] = Future()
+        threading.Thread(target=self._read, args=(self._process, ready), daemon=True).start()
+        try:
+            self.url = ready.result(_START_SECONDS)
+        except (EOFError, TimeoutError) as error:
             self.kill()
-            raise RuntimeError(f"The server did not start:\n{self.output}")
+            raise RuntimeError(f"The server did not start:\n{self.output}") from error
+        self._port = int(self.url.rpartition(":")[2])
 
     def signal(self, number: int) -> None:
         assert self._process is not None, "not started"
@@ -106,13 +108,14 @@ class ServerProcess:
         assert self._process is not None, "not started"
         return self._process.wait(timeout_seconds)
 
-    def _read(self, process: "subprocess.Popen[str]") -> None:
+    def _read(self, process: "subprocess.Popen[str]", ready: "Future[str]") -> None:
+        """Keep what this process prints, and tell its address once it says that it is ready."""
         assert process.stdout is not None
         for line in process.stdout:
             self._lines.append(line.rstrip("\n"))
-            if (match := _READY.search(line)) is not None:
-                self.url = match[1]
-                self._port = int(self.url.rpartition(":")[2])
-                self._ready.set()
+            match = _READY.search(line)
+            if match is not None and not ready.done():
+                ready.set_result(match[1])
         process.stdout.close()
-        self._ready.set()
+        if not ready.done():
+            ready.set_exception(EOFError("it ended"))

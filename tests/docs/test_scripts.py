@@ -1,0 +1,40 @@
+"""The commands that the README names do what it says."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import live
+from bench.server import running
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.promise("P4", "P7", "P9")
+def test_the_demo_loses_and_doubles_nothing_and_says_so() -> None:
+    ran = subprocess.run(
+        [sys.executable, "scripts/demo.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.splitlines()[-1].endswith("Nothing was lost and nothing was doubled.")
+
+
+def test_a_measurement_runs_and_says_what_it_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(live, "EVENTS", 20)
+    monkeypatch.setattr(live, "RATE", 200)
+    with running() as server:
+        asyncio.run(live.run(server))
+
+    assert "20 events at 200/s: lag p50" in capsys.readouterr().out
