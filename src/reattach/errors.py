@@ -190,6 +190,21 @@ class LogClosedError(LogError):
     """The log has its end; nothing can be appended to it."""
 
 
+class LogLostError(LogError):
+    """The store has lost events of the log that were shown to readers here."""
+
+    code = "log_lost"
+
+    def __init__(self, run_id: str, last_seq: int) -> None:
+        super().__init__(
+            f"The event log of run {run_id} was lost by its store after event {last_seq} was sent. "
+            "Read the conversation's messages for what is kept of it.",
+            run_id=run_id,
+            last_seq=last_seq,
+        )
+        self.last_seq = last_seq
+
+
 class FencedError(LogError):
     """A newer owner holds the run; this one must stop at once."""
 

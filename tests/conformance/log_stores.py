@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+import uuid
 from contextlib import closing
 from pathlib import Path
 
 from reattach.log.base import Log
 from reattach.log.memory import MemoryLog
+from reattach.log.redis import RedisLog
 from reattach.log.sqlite import Durability, Sizes, SqliteLog
 from reattach.testing.log_conformance import LogStore
 
@@ -58,3 +60,14 @@ class SqliteStore(LogStore):
         with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             shutil.copytree(self.path.parent, target, ignore=shutil.ignore_patterns("*-shm"))
+
+
+class RedisStore(LogStore):
+    """Names of its own on a Redis that other tests use, too."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._prefix = f"test-{uuid.uuid4().hex}"
+
+    async def open_log(self) -> Log:
+        return await RedisLog.connect(self._url, prefix=self._prefix)

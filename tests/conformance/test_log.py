@@ -5,15 +5,27 @@ from pathlib import Path
 import pytest
 
 from reattach.testing.log_conformance import LogConformance, LogStore
-from tests.conformance.log_stores import SMALL, MemoryStore, SqliteStore
+from tests.conformance.log_stores import SMALL, MemoryStore, RedisStore, SqliteStore
+from tests.redis_server import shared_cluster_url, shared_sentinel_url, shared_url
 
 
 class TestLogs(LogConformance):
-    @pytest.fixture(params=["memory", "sqlite process", "sqlite power", "sqlite small"])
+    @pytest.fixture(
+        params=[
+            *("memory", "sqlite process", "sqlite power", "sqlite small"),
+            *("redis", "redis cluster", "redis sentinel"),
+        ]
+    )
     def store(self, request: pytest.FixtureRequest, tmp_path: Path) -> LogStore:
         match request.param:
             case "memory":
                 return MemoryStore()
+            case "redis":
+                return RedisStore(shared_url())
+            case "redis cluster":
+                return RedisStore(shared_cluster_url())
+            case "redis sentinel":
+                return RedisStore(shared_sentinel_url())
             case "sqlite process":
                 return SqliteStore(tmp_path, "process")
             case "sqlite power":

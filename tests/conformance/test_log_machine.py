@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, settings
 
 from reattach.testing.log_conformance import LogStore
 from reattach.testing.log_machine import LogMachine
-from tests.conformance.log_stores import SMALL, SqliteStore
+from tests.conformance.log_stores import SMALL, RedisStore, SqliteStore
+from tests.redis_server import shared_url
 
 BOUNDED = settings(
     max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
@@ -36,6 +37,13 @@ class SqliteMachine(SmallSqliteMachine):
         return SqliteStore(Path(self.directory.name))
 
 
+class RedisMachine(LogMachine):
+    """Has on the other side of a socket what there is."""
+
+    def make_store(self) -> LogStore:
+        return RedisStore(shared_url())
+
+
 def case_of(machine: type[LogMachine]) -> Any:
     case = machine.TestCase
     case.settings = BOUNDED
@@ -44,3 +52,4 @@ def case_of(machine: type[LogMachine]) -> Any:
 
 TestSmallSqlite = case_of(SmallSqliteMachine)
 TestSqlite = case_of(SqliteMachine)
+TestRedis = case_of(RedisMachine)

@@ -109,8 +109,13 @@ class FaultyLog(Log):
         self._log = log
         self._faults = faults
 
-    async def open(self, run_id: str, token: int) -> Head:
-        return await self._faults.around("log.open", lambda: self._log.open(run_id, token))
+    async def open(
+        self, run_id: str, token: int, *, first_seq: int = 1, aliases: Sequence[str] = ()
+    ) -> Head:
+        return await self._faults.around(
+            "log.open",
+            lambda: self._log.open(run_id, token, first_seq=first_seq, aliases=aliases),
+        )
 
     async def append(
         self,
@@ -149,6 +154,9 @@ class FaultyLog(Log):
 
     async def delete(self, run_id: str) -> None:
         await self._faults.around("log.delete", lambda: self._log.delete(run_id))
+
+    async def find(self, alias: str) -> str | None:
+        return await self._faults.around("log.find", lambda: self._log.find(alias))
 
     async def aclose(self) -> None:
         await self._log.aclose()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -248,11 +248,13 @@ class OneLogDown(FaultyLog):
         super().__init__(log, Faults())
         self.down = down
 
-    async def open(self, run_id: str, token: int) -> Head:
+    async def open(
+        self, run_id: str, token: int, *, first_seq: int = 1, aliases: Sequence[str] = ()
+    ) -> Head:
         if run_id == self.down:
             raise StoreUnavailableError("The store is down.")
         await asyncio.sleep(0.01)
-        return await super().open(run_id, token)
+        return await super().open(run_id, token, first_seq=first_seq, aliases=aliases)
 
 
 async def orphans_of(heart: Heart, count: int) -> list[Run]:

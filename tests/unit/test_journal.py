@@ -10,6 +10,7 @@ from reattach.log.journal import (
     Create,
     Delete,
     Record,
+    Skip,
     TakeOver,
     Trim,
     pack,
@@ -18,11 +19,12 @@ from reattach.log.journal import (
 
 numbers = st.integers(0, 2**63 - 1)
 records: st.SearchStrategy[Record] = st.one_of(
-    st.builds(Create, numbers, numbers, st.text(max_size=50)),
+    st.builds(Create, numbers, numbers, st.text(max_size=50), st.one_of(st.just(1), numbers)),
     st.builds(TakeOver, numbers, numbers),
     st.builds(Append, numbers, numbers, st.lists(st.binary(max_size=50)), st.booleans()),
     st.builds(Trim, numbers, numbers),
     st.builds(Delete, numbers),
+    st.builds(Skip, numbers, numbers, numbers),
 )
 
 
@@ -37,3 +39,20 @@ def test_a_record_of_a_later_version_is_refused() -> None:
     packed[0] = 99
     with pytest.raises(StartupError, match="kind 99"):
         list(unpack(bytes(packed)))
+
+
+@pytest.mark.promise("P4")
+@pytest.mark.parametrize(
+    ("packed", "record"),
+    [
+        ("010003000000000007000000000000000200000000000000" + "72756e", Create(7, 2, "run")),
+        ("020000000000000007000000000000000300000000000000", TakeOver(7, 3)),
+        ("030001000100000007000000000000000900000000000000" + "01000000" + "78",
+         Append(7, 9, [b"x"], True)),
+        ("040000000000000007000000000000000500000000000000", Trim(7, 5)),
+        ("050000000000000007000000000000000000000000000000", Delete(7)),
+    ],
+)  # fmt: skip
+def test_the_journals_of_the_first_release_can_be_read(packed: str, record: Record) -> None:
+    assert list(unpack(bytes.fromhex(packed))) == [record]
+    assert pack(record) == bytes.fromhex(packed)

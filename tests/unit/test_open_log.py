@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import pytest
 
 from reattach.errors import StartupError
 from reattach.log.open import open_log
+from tests.redis_server import shared_url
 
 
 @pytest.mark.parametrize(
@@ -42,8 +44,28 @@ async def test_memory_is_a_log_too() -> None:
         ("sqlite:x.db?mode=fast", "has no option mode"),
         ("sqlite:x.db?durability", "can not be read"),
         ("sqlite:/nowhere/at/all/x.db", "can not be opened"),
+        ("redis://127.0.0.1:1", "can not be used"),
+        ("redis://127.0.0.1:1?nothing=1", "can not be used"),
+        ("redis://127.0.0.1:1?wait_replicas=x", "number of replicas"),
+        ("redis://:secret@127.0.0.1:x", "makes no sense"),
+        ("redis+sentinel://127.0.0.1:1", "a service is missing"),
+        ("redis+sentinel://127.0.0.1:1/mine", "can not be used"),
+        ("redis+cluster://:secret@127.0.0.1:1", "can not be used"),
+        ("redis+cluster://127.0.0.1:1?wait_replicas=1", "can not wait for replicas"),
+        ("unix:", "a path is missing"),
+        ("unix:///nowhere/at/all?db=0", "can not be used"),
     ],
 )
 async def test_a_url_that_makes_no_sense_is_refused_with_what_would(url: str, told: str) -> None:
-    with pytest.raises(StartupError, match=told):
+    with pytest.raises(StartupError, match=told) as caught:
         await open_log(url)
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_url_names_a_redis_and_how_it_is_used() -> None:
+    log = await open_log(f"{shared_url()}?prefix=named-{uuid.uuid4().hex}&wait_replicas=0")
+    try:
+        assert log.capabilities.shared_between_processes
+        await log.open("run", 1)
+    finally:
+        await log.aclose()

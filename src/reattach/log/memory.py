@@ -7,6 +7,7 @@ from reattach.errors import (
     ExpiredError,
     FencedError,
     LogClosedError,
+    LogLostError,
     LogNotFoundError,
     SeqMismatchError,
     StoreUnavailableError,
@@ -17,9 +18,9 @@ from reattach.log.base import Capabilities, Head, Log, Slice, Tail
 class _Run:
     __slots__ = ("tail", "token")
 
-    def __init__(self, token: int) -> None:
+    def __init__(self, token: int, first_seq: int) -> None:
         self.token = token
-        self.tail = Tail()
+        self.tail = Tail(first_seq)
 
 
 class MemoryLog(Log):
@@ -29,19 +30,29 @@ class MemoryLog(Log):
     """
 
     capabilities = Capabilities(
-        survives_process_kill=False, survives_power_loss=False, shared_between_processes=False
+        survives_process_kill=False,
+        survives_power_loss=False,
+        shared_between_processes=False,
+        finds_aliases=True,
     )
 
     def __init__(self) -> None:
         self._runs: dict[str, _Run] = {}
+        self._aliases: dict[str, str] = {}
         self._closed = False
 
-    async def open(self, run_id: str, token: int) -> Head:
+    async def open(
+        self, run_id: str, token: int, *, first_seq: int = 1, aliases: Sequence[str] = ()
+    ) -> Head:
         self._check_open()
-        run = self._runs.setdefault(run_id, _Run(token))
+        run = self._runs.setdefault(run_id, _Run(token, first_seq))
         if token < run.token:
             raise FencedError(f"{run_id} has an owner with a newer token than {token}.")
         run.token = token
+        if not run.tail.closed and run.tail.last_seq + 1 < first_seq:
+            run.tail.fail(LogLostError(run_id, run.tail.last_seq))
+            run.tail = Tail(first_seq)
+        self._aliases.update(dict.fromkeys(aliases, run_id))
         return self._head(run)
 
     async def append(
@@ -91,6 +102,12 @@ class MemoryLog(Log):
         run = self._runs.pop(run_id, None)
         if run is not None:
             run.tail.fail(LogNotFoundError(f"The log of {run_id} was deleted."))
+        for alias in [alias for alias, found in self._aliases.items() if found == run_id]:
+            del self._aliases[alias]
+
+    async def find(self, alias: str) -> str | None:
+        self._check_open()
+        return self._aliases.get(alias)
 
     async def aclose(self) -> None:
         self._closed = True

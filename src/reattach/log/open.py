@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, unquote, urlencode
 
 from reattach.errors import StartupError
 from reattach.log.base import Log
@@ -12,24 +12,32 @@ from reattach.log.sqlite import SqliteLog
 Options = Mapping[str, str]
 
 
-async def open_log(url: str) -> Log:
+async def open_log(url: str, *, retention_seconds: float = 24 * 3600.0) -> Log:
     """Open the log that ``url`` names: its backend's scheme, a place, and options.
+
+    ``retention_seconds`` is how long closed logs are wanted; a backend that forgets by itself
+    does so later.
 
     - ``memory:`` holds everything in this process.
     - ``sqlite:PATH?durability=process|power`` is a file; ``?`` and ``%`` in its path are escaped
       as in every URL. The default is ``process``.
+    - ``redis://USER:PASSWORD@HOST:PORT/DB`` and the other schemes of ``RedisLog.connect`` are
+      Redis or Valkey, with the options ``prefix=reattach`` and ``wait_replicas=0`` beside those
+      of redis-py. It needs the extra ``cluster``.
 
     Raises StartupError if the URL makes no sense, or the backend does not start.
     """
     scheme, _, rest = url.partition(":")
-    if scheme not in _BACKENDS:
-        known = ", ".join(f"{known}:" for known in _BACKENDS)
+    if scheme not in _BACKENDS and scheme not in _REDIS_SCHEMES:
+        known = ", ".join(f"{known}:" for known in (*_BACKENDS, *_REDIS_SCHEMES))
         raise StartupError(f"There is no event log of kind {scheme}:. Known are {known}")
     place, _, query = rest.partition("?")
     try:
         options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
     except ValueError as error:
-        raise StartupError(f"The options of the event log can not be read: {query}") from error
+        raise StartupError("The options of the event log's URL can not be read.") from error
+    if scheme in _REDIS_SCHEMES:
+        return await _redis(f"{scheme}:{place}", options, retention_seconds)
     return await _BACKENDS[scheme](unquote(place), options)
 
 
@@ -58,6 +66,38 @@ async def _sqlite(place: str, options: Options) -> Log:
                 f"The event log sqlite: has no durability {durability}. Known are process, power."
             )
 
+
+async def _redis(url: str, options: Options, retention_seconds: float) -> Log:
+    try:
+        from reattach.log.redis import RedisLog
+    except ImportError as error:
+        raise StartupError(
+            "The event log on Redis needs a package that is not installed: "
+            "pip install 'reattach[cluster]'"
+        ) from error
+    rest = {name: value for name, value in options.items() if name not in _REDIS_OPTIONS}
+    replicas = options.get("wait_replicas", "0")
+    if not replicas.isdecimal():
+        raise StartupError(f"wait_replicas is the number of replicas, and not {replicas}.")
+    return await RedisLog.connect(
+        f"{url}?{urlencode(rest)}" if rest else url,
+        prefix=options.get("prefix", "reattach"),
+        retention_seconds=retention_seconds,
+        wait_replicas=int(replicas),
+    )
+
+
+_REDIS_OPTIONS: Final = {"prefix", "wait_replicas"}
+
+_REDIS_SCHEMES: Final = (
+    "redis",
+    "rediss",
+    "unix",
+    "redis+sentinel",
+    "rediss+sentinel",
+    "redis+cluster",
+    "rediss+cluster",
+)
 
 _BACKENDS: Final[Mapping[str, Callable[[str, Options], Awaitable[Log]]]] = {
     "memory": _memory,

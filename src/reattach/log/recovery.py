@@ -49,7 +49,7 @@ def _replay(
         if stored is not None:
             run = LiveRun.stored(stored)
         elif isinstance(record, Create):
-            run = LiveRun(record.number, record.run_id, record.token)
+            run = LiveRun(record.number, record.run_id, record.token, record.first_seq)
         else:
             return  # Its beginning was deleted from the journal, so its end is in there too.
         runs[record.number] = run

@@ -18,9 +18,10 @@ from reattach.errors import (
 )
 from reattach.log import tables
 from reattach.log.base import Capabilities, Head, Log, Slice, Tail
+from reattach.log.closed_runs import ClosedRuns
 from reattach.log.compaction import Compaction, Sizes
-from reattach.log.journal import Append, Create, Delete, Record, TakeOver, Trim
-from reattach.log.live import ClosedRuns, LiveRun, Operation
+from reattach.log.journal import Append, Create, Delete, Record, Skip, TakeOver, Trim
+from reattach.log.live import LiveRun, Operation
 from reattach.log.readers import Readers
 from reattach.log.recovery import Recovered, recover
 from reattach.log.tables import Connect, Durability, default_connect
@@ -57,10 +58,11 @@ class SqliteLog(Log):
             survives_process_kill=True,
             survives_power_loss=durability == "power",
             shared_between_processes=False,
+            finds_aliases=False,
         )
         self._runs = {run.run_id: run for run in recovered.runs.values()}
         self._next_number = recovered.next_number
-        self._closed_runs = ClosedRuns(sizes.closed_runs_bytes)
+        self._closed_runs: ClosedRuns[LiveRun] = ClosedRuns(sizes.closed_runs_bytes)
         self._look_ups: dict[str, asyncio.Task[bool]] = {}
         self._readers = readers
         self._closing = False
@@ -123,16 +125,25 @@ class SqliteLog(Log):
             ) from error
         return cls(connection, recovered, Readers(connect_prepared), durability, sizes or Sizes())
 
-    async def open(self, run_id: str, token: int) -> Head:
+    async def open(
+        self,
+        run_id: str,
+        token: int,
+        *,
+        first_seq: int = 1,
+        aliases: Sequence[str] = (),  # noqa: ARG002  the records of the same file find them
+    ) -> Head:
         while (run := await self._find(run_id)) is not None and run.deleting:
             await self._settled(run)
         if run is None:
-            run = LiveRun(self._next_number, run_id, token)
+            run = LiveRun(self._next_number, run_id, token, first_seq)
             self._next_number += 1
             self._runs[run_id] = run
-            await self._write(run, Create(run.number, token, run_id))
+            await self._write(run, Create(run.number, token, run_id, first_seq))
         elif token < run.expected_token:
             raise _fenced(run_id, token)
+        elif not run.expected_closed and run.expected_last_seq + 1 < first_seq:
+            await self._write(run, Skip(run.number, token, first_seq))
         elif token > run.expected_token:
             await self._write(run, TakeOver(run.number, token))
         else:
@@ -211,6 +222,11 @@ class SqliteLog(Log):
             await self._settled(run)
         else:
             await self._write(run, Delete(run.number))
+
+    async def find(self, alias: str) -> str | None:  # noqa: ARG002
+        if self._closing:
+            raise StoreUnavailableError(_CLOSING)
+        return None
 
     async def aclose(self) -> None:
         if self._closing:

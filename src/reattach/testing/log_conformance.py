@@ -15,7 +15,7 @@ explain a failed assertion, call ``pytest.register_assert_rewrite("reattach.test
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -28,10 +28,9 @@ from reattach.errors import (
     StoreUnavailableError,
 )
 from reattach.log.base import Head, Log
+from reattach.testing.log_ownership import OwnershipConformance
 from reattach.testing.log_reader import LARGE, WAIT_SECONDS, follow, read, until
-
-FRAMES = [b"id: %d\ndata: %s\n\n" % (seq, bytes(range(256)) * (seq % 3)) for seq in range(1, 41)]
-"""Of several sizes, and with every byte in them."""
+from reattach.testing.log_samples import FRAMES, append_singly, write
 
 
 class LogStore(ABC):
@@ -49,7 +48,7 @@ class LogStore(ABC):
         await log.aclose()
 
 
-class LogConformance:
+class LogConformance(OwnershipConformance):
     """Every sentence of ``reattach.log.base`` that can be seen to be kept or broken."""
 
     @pytest.fixture
@@ -158,34 +157,6 @@ class LogConformance:
         with pytest.raises(LogClosedError):
             await log.append("run", 1, 2, [*frames, b"x"], close=close)
         assert await read(log, "run") == (1, [b"a", b"b", b"cd", b"e"])
-
-    @pytest.mark.promise("P7")
-    async def test_a_newer_owner_shuts_out_the_older_one(self, log: Log) -> None:
-        await log.open("run", 5)
-        await log.append("run", 5, 1, FRAMES[:2])
-        assert await log.open("run", 6) == Head(1, 2, closed=False)
-        for first_seq, frames, close in (
-            (3, FRAMES[2:3], False),
-            (3, FRAMES[2:3], True),
-            (1, FRAMES[:2], False),
-            (9, FRAMES[:1], False),
-        ):
-            with pytest.raises(FencedError):
-                await log.append("run", 5, first_seq, frames, close=close)
-        with pytest.raises(FencedError):
-            await log.open("run", 5)
-        await log.append("run", 6, 3, FRAMES[2:3])
-        assert await read(log, "run") == (1, FRAMES[:3])
-
-    @pytest.mark.promise("P7")
-    async def test_taking_over_a_closed_log_changes_only_its_token(self, log: Log) -> None:
-        await write(log, "run", FRAMES[:2], close=True)
-        assert await log.open("run", 7) == Head(1, 2, closed=True)
-        with pytest.raises(FencedError):
-            await log.append("run", 1, 3, FRAMES[2:3])
-        with pytest.raises(LogClosedError):
-            await log.append("run", 7, 3, FRAMES[2:3])
-        assert await read(log, "run") == (1, FRAMES[:2])
 
     async def test_a_log_that_was_never_opened_is_not_found(self, log: Log) -> None:
         await assert_not_found(log, "run")
@@ -338,7 +309,8 @@ class LogConformance:
             for seq in range(1, len(FRAMES) + 1):
                 await until(tail, lambda seq=seq: tail.last_seq >= seq)  # type: ignore[misc]
                 assert (await log.head("run")).last_seq >= seq
-                assert (await read(log, "run"))[1][seq - 1] == FRAMES[seq - 1]
+                cut = await log.read("run", seq - 1, max_bytes=1, max_events=1)
+                assert cut.frames == FRAMES[seq - 1]
             await appends
 
     @pytest.mark.promise("P1")
@@ -390,6 +362,7 @@ class LogConformance:
             log.read("run", 0, max_bytes=1, max_events=1),
             log.trim("run", 1),
             log.delete("run"),
+            log.find("alias"),
         ):
             with pytest.raises(StoreUnavailableError):
                 await use
@@ -412,6 +385,9 @@ class LogConformance:
         await log.trim("trimmed", 5)
         await write(log, "deleted", FRAMES[:10])
         await log.delete("deleted")
+        await log.open("late", 1, first_seq=50)
+        await write(log, "skipped", FRAMES[:10])
+        await log.open("skipped", 9, first_seq=100)
         kept = log.capabilities.survives_process_kill
         await (store.crash(log) if crash else log.aclose())
         log = await store.open_log()
@@ -425,7 +401,11 @@ class LogConformance:
             assert await follow(log, "closed", 7) == FRAMES[7:20]
             assert await log.head("trimmed") == Head(5, 10, closed=False)
             assert await read(log, "trimmed", 4) == (5, FRAMES[4:10])
-            for name in "open", "closed":
+            assert await log.head("late") == Head(50, 49, closed=False)
+            assert await log.head("skipped") == Head(100, 99, closed=False)
+            await log.append("skipped", 9, 100, FRAMES[:3])
+            assert await read(log, "skipped", 99) == (100, FRAMES[:3])
+            for name in "open", "closed", "skipped":
                 with pytest.raises(FencedError):
                     await log.open(name, 8)
             await log.append("open", 9, 8, FRAMES[7:10])
@@ -457,18 +437,6 @@ class LogConformance:
             assert frames == FRAMES[: len(frames)]
         finally:
             await log.aclose()
-
-
-async def write(log: Log, run_id: str, frames: Sequence[bytes], *, close: bool = False) -> None:
-    """Open a new log and append all frames at once."""
-    await log.open(run_id, 1)
-    await log.append(run_id, 1, 1, frames, close=close)
-
-
-async def append_singly(log: Log, run_id: str, frames: Sequence[bytes]) -> None:
-    """Append to an empty log, one frame after the other."""
-    for seq, frame in enumerate(frames, 1):
-        await log.append(run_id, 1, seq, [frame])
 
 
 async def assert_not_found(log: Log, run_id: str) -> None:

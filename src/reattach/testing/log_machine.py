@@ -28,6 +28,8 @@ T = TypeVar("T")
 RUNS = ("a", "b", "c")
 runs = st.sampled_from(RUNS)
 tokens = st.integers(0, 3)
+first_seqs = st.one_of(st.just(1), st.integers(1, 60))
+aliases = st.sampled_from(["x", "y"])
 frame_lists = st.lists(st.binary(max_size=120), max_size=8)
 bounds = st.sampled_from([1, 50, 300, 2**40])
 
@@ -88,9 +90,17 @@ class LogMachine(RuleBasedStateMachine):
         """Both give the same, or raise the same."""
         assert self.do(outcome(real)) == self.do(outcome(expected))
 
-    @rule(run_id=runs, token=tokens)
-    def open(self, run_id: str, token: int) -> None:
-        self.same(self.log.open(run_id, token), self.model.open(run_id, token))
+    @rule(run_id=runs, token=tokens, first_seq=first_seqs, names=st.lists(aliases, max_size=2))
+    def open(self, run_id: str, token: int, first_seq: int, names: list[str]) -> None:
+        self.same(
+            self.log.open(run_id, token, first_seq=first_seq, aliases=names),
+            self.model.open(run_id, token, first_seq=first_seq, aliases=names),
+        )
+
+    @rule(alias=aliases)
+    def find(self, alias: str) -> None:
+        if self.log.capabilities.finds_aliases:
+            self.same(self.log.find(alias), self.model.find(alias))
 
     @rule(run_id=runs, token=tokens, frames=frame_lists, offset=st.integers(-3, 1))
     def append_anywhere(self, run_id: str, token: int, frames: list[bytes], offset: int) -> None:

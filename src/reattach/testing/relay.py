@@ -3,6 +3,7 @@
 import socket
 import struct
 import threading
+import time
 from types import TracebackType
 from typing import Final, Self
 
@@ -13,12 +14,20 @@ _RESET: Final = struct.pack("ii", 1, 0)
 class Relay:
     """Relays connections on a free loopback port to ``target``. Thread-safe.
 
-    ``cut`` resets every connection that there is; later ones go through again. ``pause`` holds back
-    what the server sends, as a client that reads nothing. Bytes are relayed as they come.
+    The target is a host and port, or the path of a unix socket; later connections go to what it is
+    changed to. ``cut`` resets every connection that there is; later ones go through again.
+    ``pause`` holds back what the server sends, as a client that reads nothing. ``swallow`` loses
+    what is sent both ways until ``resume``, as a network that went away without a word. Bytes are
+    relayed as they come, unless ``delay_seconds`` or ``piece_bytes`` are set.
     """
 
-    def __init__(self, target: tuple[str, int]) -> None:
-        self._target = target
+    def __init__(self, target: tuple[str, int] | str) -> None:
+        self.target = target
+        self.delay_seconds = 0.0
+        """How much later everything arrives."""
+        self.piece_bytes = 64 * 1024
+        """The most that arrives at once."""
+        self._swallowing = False
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -70,7 +79,11 @@ class Relay:
     def pause(self) -> None:
         self._flowing.clear()
 
+    def swallow(self) -> None:
+        self._swallowing = True
+
     def resume(self) -> None:
+        self._swallowing = False
         self._flowing.set()
 
     def close(self) -> None:
@@ -88,17 +101,31 @@ class Relay:
                 return
             self.connections += 1
             try:
-                server = socket.create_connection(self._target, timeout=5)
+                server = self._connect()
             except OSError:
                 _reset(client)
                 continue
             server.settimeout(None)
+            for one in client, server:
+                if one.family != socket.AF_UNIX:
+                    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._open |= {client, server}
             for source, sink, is_down in ((client, server, False), (server, client, True)):
                 threading.Thread(
                     target=self._pump, args=(source, sink, is_down), daemon=True
                 ).start()
+
+    def _connect(self) -> socket.socket:
+        if not isinstance(self.target, str):
+            return socket.create_connection(self.target, timeout=5)
+        server = socket.socket(socket.AF_UNIX)
+        try:
+            server.connect(self.target)
+        except OSError:
+            server.close()
+            raise
+        return server
 
     def _pump(self, source: socket.socket, sink: socket.socket, is_down: bool) -> None:
         try:
@@ -107,12 +134,21 @@ class Relay:
                 if is_down:
                     data, is_last = self._counted(data)
                     self._flowing.wait()
-                sink.sendall(data)
+                self._pass_on(sink, data)
                 if is_last:
                     self.cut()
             sink.shutdown(socket.SHUT_WR)
         except OSError:
             self._drop(source, sink)
+
+    def _pass_on(self, sink: socket.socket, data: bytes) -> None:
+        if self.delay_seconds:
+            time.sleep(self.delay_seconds)
+        if self._swallowing:
+            return
+        piece_bytes = self.piece_bytes
+        for start in range(0, len(data), piece_bytes):
+            sink.sendall(data[start : start + piece_bytes])
 
     def _counted(self, data: bytes) -> tuple[bytes, bool]:
         """Count ``data``; if a cut falls into it, what comes before, and that it is to be cut."""

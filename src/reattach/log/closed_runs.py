@@ -1,0 +1,52 @@
+"""Which closed runs stay in memory though the store has them."""
+
+from collections import OrderedDict
+from typing import Generic, Protocol, TypeVar
+
+
+class Closed(Protocol):
+    """A closed run in memory."""
+
+    followers: int
+
+    @property
+    def cost_bytes(self) -> int:
+        """What it takes of memory, frames and all."""
+
+
+Run = TypeVar("Run", bound=Closed)
+
+
+class ClosedRuns(Generic[Run]):
+    """The latest used ones, up to ``max_bytes`` in all."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._costs: OrderedDict[Run, int] = OrderedDict()
+
+    def add(self, run: Run) -> None:
+        self.discard(run)
+        self._costs[run] = run.cost_bytes
+        self._bytes += run.cost_bytes
+
+    def discard(self, run: Run) -> None:
+        """Keep it no longer here: it has changed or is gone."""
+        self._bytes -= self._costs.pop(run, 0)
+
+    def touch(self, run: Run) -> None:
+        if run in self._costs:
+            self._costs.move_to_end(run)
+
+    def evict(self) -> list[Run]:
+        """Take out what is too much, the longest unused first. A run with followers stays."""
+        if self._bytes <= self._max_bytes:
+            return []
+        evicted = []
+        for run in list(self._costs):
+            if self._bytes <= self._max_bytes:
+                break
+            if run.followers == 0:
+                self.discard(run)
+                evicted.append(run)
+        return evicted

@@ -1,0 +1,20 @@
+"""Frames for the tests of logs, and how they get there."""
+
+from collections.abc import Sequence
+
+from reattach.log.base import Log
+
+FRAMES = [b"id: %d\ndata: %s\n\n" % (seq, bytes(range(256)) * (seq % 3)) for seq in range(1, 41)]
+"""Of several sizes, and with every byte in them."""
+
+
+async def write(log: Log, run_id: str, frames: Sequence[bytes], *, close: bool = False) -> None:
+    """Open a new log and append all frames at once."""
+    await log.open(run_id, 1)
+    await log.append(run_id, 1, 1, frames, close=close)
+
+
+async def append_singly(log: Log, run_id: str, frames: Sequence[bytes]) -> None:
+    """Append to an empty log, one frame after the other."""
+    for seq, frame in enumerate(frames, 1):
+        await log.append(run_id, 1, seq, [frame])

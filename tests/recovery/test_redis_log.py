@@ -1,0 +1,644 @@
+"""The log on Redis when Redis, the network or a process does what it should not."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from reattach.errors import (
+    FencedError,
+    LogLostError,
+    LogNotFoundError,
+    SeqMismatchError,
+    StoreUnavailableError,
+)
+from reattach.log.base import Head, Tail
+from reattach.log.redis import RedisLog
+from reattach.testing.log_reader import LARGE, follow, until
+from reattach.testing.relay import Relay
+from tests.redis_server import RedisServer
+
+WAIT_SECONDS = 30.0
+NEVER_SECONDS = 3600.0
+FRAMES = [b"data: %d %s\n\n" % (seq, b"x" * (seq % 50)) for seq in range(1, 301)]
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    server = RedisServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def relay(server: RedisServer) -> Iterator[Relay]:
+    with Relay(server.socket_path) as relay:
+        yield relay
+
+
+@asynccontextmanager
+async def log_at(
+    place: RedisServer | Relay, *, poll_seconds: float = NEVER_SECONDS, answer_seconds: float = 3.0
+) -> AsyncIterator[RedisLog]:
+    """A log as a process of its own has it."""
+    url = place.url if isinstance(place, RedisServer) else place.url.replace("http", "redis")
+    log = await RedisLog.connect(url, poll_seconds=poll_seconds, answer_seconds=answer_seconds)
+    async with aclosing(log):
+        yield log
+
+
+@asynccontextmanager
+async def observer_of(server: RedisServer) -> AsyncIterator[Any]:
+    """Looks at the server from beside."""
+    async with aclosing(Redis.from_url(server.url)) as observer:
+        yield observer
+
+
+async def append_patiently(
+    log: RedisLog, first_seq: int, frames: Sequence[bytes], *, close: bool = False
+) -> int:
+    """Append as the owner of a run does; how often it had to be repeated."""
+    failures = 0
+    async with asyncio.timeout(WAIT_SECONDS):
+        while True:
+            try:
+                await log.append("run", 1, first_seq, frames, close=close)
+            except StoreUnavailableError:
+                failures += 1
+                await asyncio.sleep(0.02)
+            else:
+                return failures
+
+
+async def append_all(log: RedisLog, *, after: Callable[[int], None] = lambda seq: None) -> int:
+    """All frames, one by one, and the close; how often something was repeated."""
+    failures = 0
+    for seq, frame in enumerate(FRAMES, 1):
+        failures += await append_patiently(log, seq, [frame], close=seq == len(FRAMES))
+        after(seq)
+    return failures
+
+
+async def follow_patiently(log: RedisLog) -> list[bytes]:
+    """Follow as a client does: it comes again when it is told that the server can not now."""
+    while True:
+        try:
+            return await follow(log, "run", 0)
+        except StoreUnavailableError:
+            await asyncio.sleep(0.02)
+
+
+async def is_at(tail: Tail, seq: int) -> None:
+    await until(tail, lambda: tail.last_seq >= seq or tail.ended)
+    assert tail.failure is None
+    assert tail.last_seq == seq
+
+
+async def all_of(log: RedisLog) -> bytes:
+    return (await log.read("run", 0, max_bytes=LARGE, max_events=LARGE)).frames
+
+
+@pytest.mark.promise("P4")
+async def test_each_process_follows_the_runs_of_the_other(server: RedisServer) -> None:
+    async with log_at(server) as one, log_at(server) as two:
+        await one.open("a", 1)
+        await two.open("b", 1)
+        readers = [
+            asyncio.create_task(follow(log, run_id, 0)) for log in (one, two) for run_id in "ab"
+        ]
+        for start in range(0, 300, 3):
+            close = start == 297
+            await one.append("a", 1, start + 1, FRAMES[start : start + 3], close=close)
+            await two.append("b", 1, start + 1, FRAMES[start : start + 3], close=close)
+            if start % 30 == 0:
+                readers.append(asyncio.create_task(follow(two, "a", 0)))
+        for reader in readers:
+            assert await reader == FRAMES
+
+
+@pytest.mark.promise("P13")
+async def test_connections_do_not_depend_on_readers_nor_runs(server: RedisServer) -> None:
+    async with (
+        log_at(server) as owner,
+        log_at(server) as other,
+        observer_of(server) as observer,
+        AsyncExitStack() as readers,
+    ):
+        runs = [f"run-{number}" for number in range(50)]
+        for run_id in runs:
+            await owner.open(run_id, 1)
+        tails = [
+            await readers.enter_async_context(log.follow(run_id))
+            for run_id in runs
+            for log in (owner, other)
+            for _ in range(2)
+        ]
+
+        async def append_to(run_id: str) -> None:
+            for seq in range(1, 21):
+                await owner.append(run_id, 1, seq, FRAMES[seq - 1 : seq])
+                await other.read(run_id, 0, max_bytes=LARGE, max_events=LARGE)
+                await other.head(run_id)
+
+        async with asyncio.timeout(WAIT_SECONDS), asyncio.TaskGroup() as group:
+            for run_id in runs:
+                group.create_task(append_to(run_id))
+        for tail in tails:
+            await is_at(tail, 20)
+        clients = [one for one in await observer.client_list() if one["name"] == "reattach"]
+        assert len([one for one in clients if int(one["sub"])]) == 1
+        assert len(clients) <= 2 * 5 + 1
+
+
+@pytest.mark.promise("P13")
+@pytest.mark.parametrize("poll_seconds", [NEVER_SECONDS, 0.1])
+async def test_between_events_only_the_poll_of_the_process_asks_anything(
+    server: RedisServer, poll_seconds: float
+) -> None:
+    async with (
+        log_at(server) as owner,
+        log_at(server, poll_seconds=poll_seconds) as other,
+        observer_of(server) as observer,
+        AsyncExitStack() as readers,
+    ):
+        for number in range(50):
+            await owner.open(f"run-{number}", 1)
+        for number in range(200):
+            await readers.enter_async_context(other.follow(f"run-{number % 50}"))
+        await observer.config_resetstat()
+        await asyncio.sleep(0.55)
+        calls = {
+            name.removeprefix("cmdstat_"): numbers["calls"]
+            for name, numbers in (await observer.info("commandstats")).items()
+        }
+        polls = calls.get("evalsha", 0) + calls.get("eval", 0)
+        assert polls <= (0 if poll_seconds == NEVER_SECONDS else 6)
+        assert not calls.keys() - {"evalsha", "eval", "hmget", "exists", "ping", "config|resetstat"}
+        assert calls.get("hmget", 0) <= 50 * polls
+
+
+@pytest.mark.promise("P7")
+async def test_a_zombie_owner_is_refused_and_its_readers_get_what_the_new_one_wrote(
+    server: RedisServer,
+) -> None:
+    async with log_at(server) as zombie, log_at(server) as heir:
+        await zombie.open("run", 1)
+        async with zombie.follow("run") as tail:
+            await zombie.append("run", 1, 1, FRAMES[:3])
+            assert await heir.open("run", 2) == Head(1, 3, closed=False)
+            await heir.append("run", 2, 4, FRAMES[3:6])
+            with pytest.raises(FencedError):
+                await zombie.append("run", 1, 4, [b"other text"])
+            await heir.append("run", 2, 7, FRAMES[6:8], close=True)
+            await is_at(tail, 8)
+            await until(tail, lambda: tail.closed)
+        assert await follow(zombie, "run", 0) == FRAMES[:8]
+
+
+@pytest.mark.promise("P7")
+async def test_readers_at_a_zombie_that_appends_no_more_get_the_end_all_the_same(
+    server: RedisServer,
+) -> None:
+    async with log_at(server, poll_seconds=0.05) as zombie, log_at(server) as heir:
+        await zombie.open("run", 1)
+        async with zombie.follow("run") as tail:
+            await zombie.append("run", 1, 1, FRAMES[:3])
+            await heir.open("run", 2)
+            await heir.append("run", 2, 4, FRAMES[3:6], close=True)
+            await until(tail, lambda: tail.closed)
+            assert tail.last_seq == 6
+
+
+@pytest.mark.promise("P2")
+@pytest.mark.promise("P4")
+async def test_a_restart_with_aof_loses_and_doubles_nothing() -> None:
+    server = RedisServer("--appendonly", "yes", "--appendfsync", "always")
+    try:
+        async with log_at(server) as owner, log_at(server) as other:
+            await owner.open("run", 1)
+            readers = [
+                asyncio.create_task(follow(log, "run", after))
+                for log in (owner, other)
+                for after in (0, 50)
+            ]
+
+            def crash(seq: int) -> None:
+                if seq in {100, 200}:
+                    server.kill()
+                    asyncio.get_running_loop().call_later(0.2, server.start)
+
+            assert await append_all(owner, after=crash) > 0
+            for number, reader in enumerate(readers):
+                assert await reader == FRAMES[50 * (number % 2) :]
+        async with log_at(server) as late:
+            assert await follow(late, "run", 0) == FRAMES
+    finally:
+        server.close()
+
+
+@pytest.mark.promise("P5")
+async def test_a_restart_without_anything_is_told_and_other_text_never_takes_its_place(
+    server: RedisServer,
+) -> None:
+    async with log_at(server) as owner, log_at(server) as other:
+        await owner.open("run", 1)
+        async with owner.follow("run") as own_tail, other.follow("run") as tail:
+            await owner.append("run", 1, 1, FRAMES[:5])
+            await is_at(tail, 5)
+            server.kill()
+            with pytest.raises(StoreUnavailableError):
+                await owner.append("run", 1, 6, FRAMES[5:6])
+            assert not own_tail.ended
+            assert not tail.ended
+            server.start()
+            await until(tail, lambda: tail.ended)
+            with pytest.raises(LogNotFoundError):
+                await owner.append("run", 1, 6, FRAMES[5:6])
+            for lost in own_tail, tail:
+                assert isinstance(lost.failure, LogLostError)
+                assert lost.failure.last_seq == 5
+                assert lost.last_seq == 5
+        for log in owner, other:
+            with pytest.raises(LogNotFoundError):
+                await log.head("run")
+        assert await owner.open("run", 2, first_seq=1000) == Head(1000, 999, closed=False)
+        await owner.append("run", 2, 1000, [b"the end"], close=True)
+        assert await other.head("run") == Head(1000, 1000, closed=True)
+        assert await follow(other, "run", 999) == [b"the end"]
+
+
+@pytest.mark.promise("P5")
+async def test_a_log_begun_anew_under_its_readers_is_told_to_them(server: RedisServer) -> None:
+    async with log_at(server) as owner, log_at(server) as other:
+        await owner.open("run", 1)
+        async with other.follow("run") as tail:
+            await owner.append("run", 1, 1, FRAMES[:2])
+            await is_at(tail, 2)
+            async with observer_of(server) as observer:
+                await observer.flushall()
+            async with log_at(server) as heir:
+                await heir.open("run", 2)
+                await heir.append("run", 2, 1, [b"a", b"b", b"c", b"d"])
+            await until(tail, lambda: tail.ended)
+            assert isinstance(tail.failure, LogLostError)
+            assert tail.last_seq == 2
+
+
+@pytest.mark.promise("P5")
+async def test_a_failover_to_a_replica_that_misses_the_end_shows_no_other_text() -> None:
+    primary = RedisServer(tcp=True)
+    replica = RedisServer("--replicaof", "127.0.0.1", str(primary.port))
+    try:
+        with Relay(primary.socket_path) as relay:
+            async with (
+                log_at(relay) as owner,
+                log_at(relay) as other,
+                observer_of(primary) as at_primary,
+                observer_of(replica) as at_replica,
+            ):
+                await owner.open("run", 1)
+                async with owner.follow("run") as own_tail, other.follow("run") as tail:
+                    await owner.append("run", 1, 1, FRAMES[:5])
+                    async with asyncio.timeout(WAIT_SECONDS):
+                        while not await at_replica.exists("reattach:{run}:log"):
+                            await at_primary.execute_command("WAIT", 1, 1000)
+                    await at_replica.execute_command("REPLICAOF", "NO", "ONE")
+                    await owner.append("run", 1, 6, FRAMES[5:8])
+                    await is_at(tail, 8)
+                    # The new primary goes on before anybody has come back.
+                    async with log_at(replica) as heir:
+                        assert await heir.open("run", 2) == Head(1, 5, closed=False)
+                        await heir.append("run", 2, 6, [b"other"] * 5, close=True)
+                    relay.target = replica.socket_path
+                    relay.cut()
+                    await until(tail, lambda: tail.ended)
+                    assert isinstance(tail.failure, LogLostError)
+                    assert tail.last_seq == 8
+                    with pytest.raises(FencedError):
+                        await owner.append("run", 1, 9, FRAMES[8:9])
+                    await until(own_tail, lambda: own_tail.ended)
+                    assert isinstance(own_tail.failure, LogLostError)
+                    assert own_tail.last_seq == 8
+    finally:
+        primary.close()
+        replica.close()
+
+
+@pytest.mark.promise("P5")
+async def test_an_owner_learns_that_its_end_was_lost(server: RedisServer) -> None:
+    async with log_at(server) as owner, observer_of(server) as observer:
+        await owner.open("run", 1)
+        async with owner.follow("run") as tail:
+            await owner.append("run", 1, 1, FRAMES[:1])
+            kept = await observer.dump("reattach:{run}:log")
+            state = await observer.dump("reattach:{run}:head")
+            await owner.append("run", 1, 2, FRAMES[1:4])
+            await observer.restore("reattach:{run}:log", 0, kept, replace=True)
+            await observer.restore("reattach:{run}:head", 0, state, replace=True)
+            with pytest.raises(SeqMismatchError) as caught:
+                await owner.append("run", 1, 5, FRAMES[4:5])
+            assert caught.value.last_seq == 1
+            assert isinstance(tail.failure, LogLostError)
+            assert tail.failure.last_seq == 4
+
+
+@pytest.mark.promise("P1")
+@pytest.mark.parametrize("seed", range(4))
+async def test_cut_connections_lose_and_double_nothing(
+    server: RedisServer, relay: Relay, seed: int
+) -> None:
+    dice = random.Random(seed)
+    async with log_at(relay) as owner, log_at(relay) as other:
+        await owner.open("run", 1)
+        readers = [asyncio.create_task(follow_patiently(log)) for log in (owner, other)]
+
+        def disturb(seq: int) -> None:
+            if dice.random() < 0.1:
+                relay.cut_after(dice.randint(1, 400))
+            if dice.random() < 0.02:
+                relay.cut()
+            relay.piece_bytes = dice.choice([1, 7, 64 * 1024])
+
+        await append_all(owner, after=disturb)
+        for reader in readers:
+            assert await reader == FRAMES
+        assert relay.connections > 10
+    async with log_at(server) as late:
+        assert await follow(late, "run", 0) == FRAMES
+        assert await all_of(late) == b"".join(FRAMES)
+
+
+@pytest.mark.promise("P4")
+async def test_readers_catch_up_when_the_connection_of_the_news_is_killed(
+    server: RedisServer,
+) -> None:
+    async with log_at(server) as owner, log_at(server) as other, observer_of(server) as observer:
+        await owner.open("run", 1)
+        async with other.follow("run") as tail:
+            for seq in range(1, 31):
+                if seq % 10 == 0:
+                    assert await observer.client_kill_filter(_type="pubsub") == 1
+                await owner.append("run", 1, seq, [FRAMES[seq - 1]])
+                if seq % 10 == 9:
+                    await is_at(tail, seq)
+            await is_at(tail, 30)
+
+
+@pytest.mark.promise("P4")
+async def test_a_gap_in_the_news_is_filled(server: RedisServer, relay: Relay) -> None:
+    async with log_at(server) as owner, log_at(relay) as other:
+        await owner.open("run", 1)
+        async with other.follow("run") as tail:
+            await owner.append("run", 1, 1, FRAMES[:2])
+            await is_at(tail, 2)
+            relay.swallow()
+            await owner.append("run", 1, 3, FRAMES[2:5])
+            lost_bytes = relay.bytes_down
+            async with asyncio.timeout(WAIT_SECONDS):
+                while relay.bytes_down == lost_bytes and tail.last_seq == 2:
+                    await owner.append("run", 1, (await owner.head("run")).last_seq + 1, [b"x"])
+            relay.resume()
+            last_seq = (await owner.head("run")).last_seq + 1
+            await owner.append("run", 1, last_seq, FRAMES[5:6], close=True)
+            await is_at(tail, last_seq)
+            assert await all_of(owner) == tail.slice(0, max_bytes=LARGE, max_events=LARGE).frames
+
+
+@pytest.mark.promise("P4")
+async def test_the_poll_finds_news_that_were_lost(server: RedisServer, relay: Relay) -> None:
+    async with (
+        log_at(server) as owner,
+        log_at(relay, poll_seconds=0.1, answer_seconds=0.3) as other,
+    ):
+        await owner.open("run", 1)
+        async with other.follow("run") as tail:
+            await owner.append("run", 1, 1, FRAMES[:2])
+            await is_at(tail, 2)
+            relay.swallow()
+            await owner.append("run", 1, 3, FRAMES[2:5], close=True)
+            with pytest.raises(StoreUnavailableError):
+                await other.head("run")
+            assert tail.last_seq == 2
+            assert not tail.ended
+            relay.resume()
+            await until(tail, lambda: tail.closed)
+            assert tail.last_seq == 5
+
+
+async def test_a_redis_that_stands_still_is_unavailable_and_tails_wait(
+    server: RedisServer,
+) -> None:
+    async with (
+        log_at(server, answer_seconds=0.3, poll_seconds=0.1) as owner,
+        log_at(server, answer_seconds=0.3, poll_seconds=0.1) as other,
+    ):
+        await owner.open("run", 1, aliases=["alias"])
+        async with other.follow("run") as tail, owner.follow("run") as own_tail:
+            await owner.append("run", 1, 1, FRAMES[:2])
+            await is_at(tail, 2)
+            server.pause()
+            try:
+                for use in (
+                    owner.append("run", 1, 3, FRAMES[2:4]),
+                    owner.open("other", 1),
+                    owner.head("run"),
+                    owner.find("alias"),
+                    other.read("run", 5, max_bytes=1, max_events=1),
+                    other.delete("other"),
+                ):
+                    async with asyncio.timeout(5):
+                        with pytest.raises(StoreUnavailableError):
+                            await use
+            finally:
+                server.resume()
+            await append_patiently(owner, 3, FRAMES[2:4])
+            await append_patiently(owner, 5, FRAMES[4:6], close=True)
+            for each in tail, own_tail:
+                await until(each, lambda each=each: each.closed)  # type: ignore[misc]
+                assert each.last_seq == 6
+        assert await follow(other, "run", 0) == FRAMES[:6]
+
+
+async def test_a_read_only_redis_is_unavailable_for_writes(server: RedisServer) -> None:
+    async with log_at(server) as log, observer_of(server) as observer:
+        await log.open("run", 1)
+        await log.append("run", 1, 1, FRAMES[:2])
+        await observer.execute_command("REPLICAOF", "127.0.0.1", "1")
+        with pytest.raises(StoreUnavailableError):
+            await log.append("run", 1, 3, FRAMES[2:3])
+        with pytest.raises(StoreUnavailableError):
+            await log.open("run", 2)
+        await observer.execute_command("REPLICAOF", "NO", "ONE")
+        await log.append("run", 1, 3, FRAMES[2:3])
+        assert await all_of(log) == b"".join(FRAMES[:3])
+
+
+@pytest.mark.promise("P2")
+async def test_an_append_that_waits_for_replicas_is_acknowledged_by_them() -> None:
+    primary = RedisServer(tcp=True)
+    replica = RedisServer("--replicaof", "127.0.0.1", str(primary.port))
+    try:
+        log = await RedisLog.connect(primary.url, wait_replicas=1, answer_seconds=1)
+        async with aclosing(log), observer_of(replica) as at_replica:
+            async with asyncio.timeout(WAIT_SECONDS):
+                while True:
+                    try:
+                        await log.open("run", 1)
+                        break
+                    except StoreUnavailableError:
+                        await asyncio.sleep(0.05)
+            await log.append("run", 1, 1, FRAMES[:2])
+            assert await at_replica.xlen("reattach:{run}:log") == 1
+            async with log.follow("run") as tail:
+                replica.pause()
+                try:
+                    for _ in range(2):
+                        with pytest.raises(StoreUnavailableError):
+                            await log.append("run", 1, 3, FRAMES[2:3])
+                    assert tail.last_seq == 2
+                finally:
+                    replica.resume()
+                await append_patiently(log, 3, FRAMES[2:3])
+                assert tail.last_seq == 3
+            assert await at_replica.xlen("reattach:{run}:log") == 2
+    finally:
+        primary.close()
+        replica.close()
+
+
+@pytest.mark.promise("P14")
+async def test_only_closed_logs_expire_and_not_before_their_retention(
+    server: RedisServer,
+) -> None:
+    log = await RedisLog.connect(server.url, retention_seconds=1000, prefix="mine")
+    async with aclosing(log), observer_of(server) as observer:
+        await log.open("run", 1, aliases=["a"])
+        await log.append("run", 1, 1, FRAMES[:2])
+        keys = ["mine:{run}:head", "mine:{run}:log"]
+        assert [await observer.ttl(key) for key in keys] == [-1, -1]
+        assert await observer.ttl("mine:alias:a") > 1000
+        await log.append("run", 1, 3, FRAMES[2:3], close=True)
+        await log.open("run", 2)
+        for key in keys:
+            assert 1000 < await observer.ttl(key) < 10_000
+        assert len(await observer.keys("*")) == 3
+        await log.delete("run")
+        assert await observer.keys("*") == []
+
+
+@pytest.mark.promise("P5")
+async def test_a_log_whose_frames_were_evicted_is_gone_and_not_short(server: RedisServer) -> None:
+    async with log_at(server) as owner, observer_of(server) as observer:
+        await owner.open("run", 1)
+        async with owner.follow("run") as tail:
+            await owner.append("run", 1, 1, FRAMES[:3])
+            await observer.delete("reattach:{run}:log")
+            with pytest.raises(LogNotFoundError):
+                await owner.append("run", 1, 4, FRAMES[3:4])
+            assert isinstance(tail.failure, LogLostError)
+        with pytest.raises(LogNotFoundError):
+            await owner.head("run")
+        with pytest.raises(FencedError):
+            await owner.open("run", 0)
+        assert await owner.open("run", 2, first_seq=4) == Head(4, 3, closed=False)
+
+
+@pytest.mark.promise("P9")
+async def test_a_log_that_expired_is_not_found_by_its_aliases(server: RedisServer) -> None:
+    async with log_at(server) as one, log_at(server) as two, observer_of(server) as observer:
+        await one.open("run", 1, aliases=["alias"])
+        assert await two.find("alias") == "run"
+        await observer.delete("reattach:{run}:log", "reattach:{run}:head")
+        assert await two.find("alias") is None
+
+
+@pytest.mark.promise("P14")
+async def test_readers_of_a_log_that_another_process_deletes_are_told(
+    server: RedisServer,
+) -> None:
+    async with log_at(server) as one, log_at(server) as two:
+        await one.open("run", 1)
+        await one.open("closed", 1)
+        await one.append("closed", 1, 1, FRAMES[:2], close=True)
+        assert await follow(two, "closed", 0) == FRAMES[:2]
+        async with two.follow("run") as tail:
+            await one.delete("run")
+            await one.delete("closed")
+            await until(tail, lambda: tail.ended)
+            assert isinstance(tail.failure, LogNotFoundError)
+        for run_id in "run", "closed":
+            with pytest.raises(LogNotFoundError):
+                await two.head(run_id)
+        with pytest.raises(LogNotFoundError):
+            await follow(two, "closed", 0)
+
+
+async def test_a_call_survives_that_redis_forgets_the_scripts(server: RedisServer) -> None:
+    async with log_at(server) as log, observer_of(server) as observer:
+        await log.open("run", 1)
+        await log.append("run", 1, 1, FRAMES[:1])
+        await observer.script_flush()
+        await log.append("run", 1, 2, FRAMES[1:2])
+        assert await all_of(log) == b"".join(FRAMES[:2])
+
+
+async def test_a_user_that_may_do_only_what_the_log_needs_can_use_it(server: RedisServer) -> None:
+    async with observer_of(server) as observer:
+        await observer.acl_setuser(
+            "mine",
+            enabled=True,
+            passwords=["+p@ss:/?#[]%"],
+            keys=["mine:*"],
+            channels=["mine:*"],
+            commands=[
+                *("+eval", "+evalsha", "+get", "+set", "+del", "+exists", "+expire", "+persist"),
+                *("+hget", "+hmget", "+hset", "+unlink", "+xadd", "+xrange", "+xrevrange"),
+                *("+xtrim", "+ping", "+client|setname", "+publish", "+subscribe", "+unsubscribe"),
+            ],
+        )
+    url = f"unix://mine:p%40ss%3A%2F%3F%23%5B%5D%25@{server.socket_path}"
+    log = await RedisLog.connect(url, prefix="mine", poll_seconds=0.05)
+    async with aclosing(log):
+        await log.open("run", 1, aliases=["alias"])
+        async with log.follow("run") as tail:
+            await log.append("run", 1, 1, FRAMES[:3], close=True)
+            await is_at(tail, 3)
+        other = await RedisLog.connect(url, prefix="mine")
+        async with aclosing(other):
+            assert await follow(other, "run", 0) == FRAMES[:3]
+            await other.open("live", 1)
+            async with log.follow("live") as tail:
+                await other.append("live", 1, 1, FRAMES[:3])
+                await is_at(tail, 3)
+            await other.trim("live", 2)
+            assert await log.find("alias") == "run"
+            await other.delete("run")
+            assert await log.find("alias") is None
+
+
+async def test_closing_a_log_ends_what_waits_for_a_redis_that_stands_still(
+    server: RedisServer,
+) -> None:
+    async with log_at(server, answer_seconds=0.5) as log:
+        await log.open("run", 1)
+        async with log_at(server, answer_seconds=0.5) as other:
+            server.pause()
+            try:
+                waiting = [
+                    asyncio.create_task(follow(other, "run", 0)),
+                    asyncio.create_task(other.append("run", 1, 1, FRAMES[:1])),
+                ]
+                await asyncio.sleep(0)
+                async with asyncio.timeout(WAIT_SECONDS):
+                    await other.aclose()
+                    for task in waiting:
+                        with pytest.raises(StoreUnavailableError):
+                            await task
+            finally:
+                server.resume()
