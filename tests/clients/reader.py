@@ -116,12 +116,14 @@ class Reader(Seen):
         """Read until the stream's end, its error, or its break; or until ``stop``."""
         begun = self.begin()
         try:
-            for chunk in open_stream():
-                self.take(chunk)
-                if stop(chunk):
-                    break
-            else:
-                self.complete = True
+            # Closed here, as the garbage collector may have interrupted what holds the pool's lock.
+            with open_stream() as stream:
+                for chunk in stream:
+                    self.take(chunk)
+                    if stop(chunk):
+                        break
+                else:
+                    self.complete = True
         except (httpx.TransportError, APIConnectionError) as error:
             self.broken = error
         except APIStatusError as error:
@@ -163,12 +165,13 @@ class AsyncReader(Seen):
     ) -> None:
         begun = self.begin()
         try:
-            async for chunk in await opening:
-                self.take(chunk)
-                if stop(chunk):
-                    break
-            else:
-                self.complete = True
+            async with await opening as stream:
+                async for chunk in stream:
+                    self.take(chunk)
+                    if stop(chunk):
+                        break
+                else:
+                    self.complete = True
         except (httpx.TransportError, APIConnectionError) as error:
             self.broken = error
         except APIStatusError as error:

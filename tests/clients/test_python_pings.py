@@ -124,10 +124,10 @@ def test_a_reader_from_the_start_of_a_silent_run_without_events_gets_pings_witho
     with Reader(place.url) as sender, Reader(place.url) as reader:
         stream = sender.send(place, "[hang=0]", include_pings=False)
         run_id = stream.response.headers["x-run-id"]
-        for chunk in reader.sdk.runs.messages.stream(run_id):
-            assert isinstance(chunk, LettaPing)
-            assert chunk.seq_id is None
-            assert chunk.run_id == run_id
-            break
+        with reader.sdk.runs.messages.stream(run_id) as following:
+            chunk = next(following)
+        assert isinstance(chunk, LettaPing)
+        assert chunk.seq_id is None
+        assert chunk.run_id == run_id
         assert place.post("cancel").json() == {run_id: "cancelled"}
         stream.close()

@@ -33,7 +33,7 @@ class Relay:
         self._lock = threading.Lock()
         self._flowing = threading.Event()
         self._flowing.set()
-        self._closed = False
+        self._closed = threading.Event()
         self.connections = 0
         """How many connections were made through it."""
         self.bytes_down = 0
@@ -88,13 +88,13 @@ class Relay:
 
     def close(self) -> None:
         """Stop listening and cut what is open. Idempotent."""
-        self._closed = True
+        self._closed.set()
         self._flowing.set()
         self._listener.close()
         self.cut()
 
     def _accept(self) -> None:
-        while not self._closed:
+        while not self._closed.is_set():
             try:
                 client, _ = self._listener.accept()
             except OSError:
@@ -111,10 +111,9 @@ class Relay:
                     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._open |= {client, server}
-            for source, sink, is_down in ((client, server, False), (server, client, True)):
-                threading.Thread(
-                    target=self._pump, args=(source, sink, is_down), daemon=True
-                ).start()
+            if self._closed.is_set():  # and whoever closed it may not have seen these
+                self._drop(client, server)
+            threading.Thread(target=self._relay, args=(client, server), daemon=True).start()
 
     def _connect(self) -> socket.socket:
         if not isinstance(self.target, str):
@@ -126,6 +125,14 @@ class Relay:
             server.close()
             raise
         return server
+
+    def _relay(self, client: socket.socket, server: socket.socket) -> None:
+        """Relay both ways, and close both sockets when both ways have ended."""
+        up = threading.Thread(target=self._pump, args=(client, server, False), daemon=True)
+        up.start()
+        self._pump(server, client, True)
+        up.join()
+        self._drop(client, server)
 
     def _pump(self, source: socket.socket, sink: socket.socket, is_down: bool) -> None:
         try:
@@ -139,7 +146,7 @@ class Relay:
                     self.cut()
             sink.shutdown(socket.SHUT_WR)
         except OSError:
-            self._drop(source, sink)
+            self._drop(source, sink)  # which also ends the other way
 
     def _pass_on(self, sink: socket.socket, data: bytes) -> None:
         if self.delay_seconds:
