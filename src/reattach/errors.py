@@ -86,6 +86,17 @@ class ExpiredError(ReattachError):
         super().__init__(f"EXPIRED: {detail}", **extra)
 
 
+class TrimmedError(ExpiredError):
+    """The events before ``earliest_seq`` of a log that is still there were deleted on purpose."""
+
+    def __init__(self, run_id: str, earliest_seq: int) -> None:
+        super().__init__(
+            f"Events before {earliest_seq} of {run_id} are no longer kept; "
+            f"resume with starting_after={earliest_seq - 1} or more.",
+            earliest_seq=earliest_seq,
+        )
+
+
 class ConflictError(ReattachError):
     """The request contradicts the present state; it may succeed later or in another form."""
 

@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from reattach.errors import (
-    ExpiredError,
     FencedError,
     LogClosedError,
     LogLostError,
     LogNotFoundError,
     SeqMismatchError,
     StoreUnavailableError,
+    TrimmedError,
 )
 from reattach.log.base import Capabilities, Head, Log, Slice, Tail
 
@@ -83,11 +83,7 @@ class MemoryLog(Log):
     async def read(self, run_id: str, after: int, *, max_bytes: int, max_events: int) -> Slice:
         tail = self._run(run_id).tail
         if after + 1 < tail.first_seq:
-            raise ExpiredError(
-                f"Events before {tail.first_seq} of {run_id} are no longer kept; "
-                f"resume with starting_after={tail.first_seq - 1} or more.",
-                earliest_seq=tail.first_seq,
-            )
+            raise TrimmedError(run_id, tail.first_seq)
         return tail.slice(after, max_bytes=max_bytes, max_events=max_events)
 
     @asynccontextmanager

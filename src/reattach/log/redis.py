@@ -6,12 +6,12 @@ from functools import partial
 from typing import Final
 
 from reattach.errors import (
-    ExpiredError,
     FencedError,
     LogClosedError,
     LogNotFoundError,
     SeqMismatchError,
     StoreUnavailableError,
+    TrimmedError,
 )
 from reattach.log.base import Capabilities, Head, Log, Slice, Tail
 from reattach.log.redis_follower import Follower
@@ -230,11 +230,7 @@ class RedisLog(Log):
             run_id, after, max_bytes=max_bytes, max_events=max_events
         )
         if after + 1 < state.first_seq:
-            raise ExpiredError(
-                f"Events before {state.first_seq} of {run_id} are no longer kept; "
-                f"resume with starting_after={state.first_seq - 1} or more.",
-                earliest_seq=state.first_seq,
-            )
+            raise TrimmedError(run_id, state.first_seq)
         return Slice(after + 1, after + len(ends), frames)
 
     @asynccontextmanager

@@ -8,13 +8,13 @@ from functools import partial
 from os import PathLike, fspath
 
 from reattach.errors import (
-    ExpiredError,
     FencedError,
     LogClosedError,
     LogNotFoundError,
     SeqMismatchError,
     StartupError,
     StoreUnavailableError,
+    TrimmedError,
 )
 from reattach.log import tables
 from reattach.log.base import Capabilities, Head, Log, Slice, Tail
@@ -186,11 +186,7 @@ class SqliteLog(Log):
         else:
             tail = run.tail
         if after + 1 < run.first_seq:
-            raise ExpiredError(
-                f"Events before {run.first_seq} of {run_id} are no longer kept; "
-                f"resume with starting_after={run.first_seq - 1} or more.",
-                earliest_seq=run.first_seq,
-            )
+            raise TrimmedError(run_id, run.first_seq)
         if tail is None:
             raise StoreUnavailableError(f"The log of {run_id} is damaged after event {after}.")
         return tail.slice(after, max_bytes=max_bytes, max_events=max_events)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from reattach.errors import CursorAheadError, ExpiredError, ReattachError
+from reattach.errors import CursorAheadError, ReattachError, TrimmedError
 from reattach.limits import REPLAY_SLICE_BYTES
 from reattach.log.base import Log, Slice, Tail
 
@@ -84,11 +84,7 @@ async def follow(
             raise CursorAheadError(run_id, cursor, head.last_seq)
         cursor = min(cursor, head.last_seq)
         if cursor + 1 < head.first_seq:
-            raise ExpiredError(
-                f"Events before {head.first_seq} of {run_id} are no longer kept; "
-                f"resume with starting_after={head.first_seq - 1} or more.",
-                earliest_seq=head.first_seq,
-            )
+            raise TrimmedError(run_id, head.first_seq)
         following = Following(log, tail, run_id, cursor, max(max_events, 1))
         tail.subscribe(following.wake.set)
         try:
