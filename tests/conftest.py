@@ -6,6 +6,8 @@ import pytest
 from blockbuster import blockbuster_ctx
 from hypothesis import settings
 
+pytest_plugins = ["tests.postgresql_server"]
+
 # A test may not depend on how fast the machine is.
 settings.register_profile("reattach", deadline=None, print_blob=True)
 settings.load_profile("reattach")

@@ -56,6 +56,9 @@ SWEEP_INTERVAL_SECONDS: Final = 60.0
 
 # Recovery.
 
+LEASE_SECONDS: Final = 15.0
+"""How long a process may be silent before its runs are taken over and ended."""
+
 RECOVERY_INTERVAL_SECONDS: Final = 2.0
 """How often a run that could not be given its end is tried again; its readers wait for it."""
 

@@ -4,6 +4,8 @@ import asyncio
 import re
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,12 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, NullPool, create_engine
+from sqlalchemy import Connection, Engine, NullPool, create_engine, inspect, make_url
 
 from reattach.errors import StartupError
-from reattach.records import schema
+from reattach.records import schema, sql
 from reattach.records.migrations import HEAD, configuration, revision, upgrade
-from reattach.records.sql import Database
+from reattach.records.sql import Database, Upgrade
 
 
 @pytest.fixture
@@ -48,11 +50,20 @@ def normal(sql: str) -> str:
     return "\n".join([head.strip(), *sorted(parts)])
 
 
-def open_and_close(path: Path) -> None:
+def open_and_close(place: Path | str) -> None:
     async def opened() -> None:
-        await (await Database.open(f"sqlite:///{path}")).aclose()
+        url = place if isinstance(place, str) else f"sqlite:///{place}"
+        await (await Database.open(url)).aclose()
 
     asyncio.run(opened())
+
+
+@contextmanager
+def connected(url: str) -> Iterator[Connection]:
+    """A transaction on a PostgreSQL."""
+    address = make_url(url).set(drivername="postgresql+psycopg")
+    with create_engine(address, poolclass=NullPool).begin() as connection:
+        yield connection
 
 
 def test_a_fresh_database_is_at_the_newest_revision(path: Path, engine: Engine) -> None:
@@ -82,8 +93,8 @@ def test_the_migrations_give_the_statements_that_the_schema_gives(
     direct.dispose()
     migrated, made = statements(path), statements(tmp_path / "direct.db")
     assert set(migrated) == set(made)
-    for name, sql in made.items():
-        assert migrated[name] == sql, name
+    for name, statement in made.items():
+        assert migrated[name] == statement, name
     assert "WHERE status IN ('created', 'running'" in made["uq_runs_active_thread_key"]
 
 
@@ -129,3 +140,60 @@ def test_the_tables_of_the_event_log_are_left_alone(path: Path, engine: Engine) 
 
 def test_no_table_of_the_records_looks_like_one_of_the_log() -> None:
     assert [name for name in schema.metadata.tables if name.startswith("log_")] == []
+
+
+def test_an_upgrade_tells_what_was_there(path: Path) -> None:
+    url = f"sqlite:///{path}"
+    assert sql.upgrade(url) == Upgrade(None, HEAD)
+    assert sql.upgrade(url) == Upgrade(HEAD, HEAD)
+
+
+def test_of_many_that_upgrade_a_postgresql_at_once_one_migrates(empty_postgresql_url: str) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        upgrades = list(threads.map(sql.upgrade, [empty_postgresql_url] * 4))
+    assert sorted(upgrades, key=lambda done: done.before or "") == [
+        Upgrade(None, HEAD),
+        *[Upgrade(HEAD, HEAD)] * 3,
+    ]
+    open_and_close(empty_postgresql_url)
+
+
+def test_the_migrations_make_the_schema_in_postgresql_and_nothing_else(postgresql_url: str) -> None:
+    with connected(postgresql_url) as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        differences: list[Any] = compare_metadata(context, schema.metadata)
+        indexes = {index["name"]: index for index in inspect(connection).get_indexes("runs")}
+    assert differences == []
+    active = indexes["uq_runs_active_thread_key"]
+    assert active["unique"]
+    assert "created" in str(active["dialect_options"]["postgresql_where"])
+
+
+def test_a_postgresql_without_schema_is_refused_and_the_command_named(
+    empty_postgresql_url: str,
+) -> None:
+    with pytest.raises(StartupError, match=r"no schema yet.*`reattach db upgrade`"):
+        open_and_close(empty_postgresql_url)
+    with connected(empty_postgresql_url) as connection:
+        assert inspect(connection).get_table_names() == []
+
+
+def test_a_postgresql_with_an_older_schema_is_refused_and_the_command_named(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reattach.records.migrations.HEAD", "0002")
+    with pytest.raises(StartupError, match=rf"revision {HEAD}.*needs.*0002.*`reattach db upgrade`"):
+        open_and_close(postgresql_url)
+
+
+def test_a_postgresql_with_a_newer_schema_is_refused_and_left_as_it_is(
+    empty_postgresql_url: str,
+) -> None:
+    sql.upgrade(empty_postgresql_url)
+    with connected(empty_postgresql_url) as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    for refused in (open_and_close, sql.upgrade):
+        with pytest.raises(StartupError, match=r"9999.*newer version.*Upgrade Reattach"):
+            refused(empty_postgresql_url)
+    with connected(empty_postgresql_url) as connection:
+        assert revision(connection) == "9999"

@@ -6,14 +6,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import insert
 
 from reattach.clock import SystemClock
 from reattach.errors import StartupError, StoreUnavailableError
 from reattach.ids import DEFAULT_TENANT
-from reattach.records import sqlite
+from reattach.records import schema, sqlite
 from reattach.records.records import Records
 from reattach.records.sql import Database
 from reattach.records.sqlite import Durability
+from tests.conformance.records.samples import NOON, OURS
 
 
 @pytest.fixture
@@ -96,11 +98,34 @@ async def test_a_full_database_is_unavailable_for_writes_and_readable(
     assert len(await keys.list(None)) < 100
 
 
+async def test_writes_take_turns_in_the_order_in_which_they_asked(database: Database) -> None:
+    order: list[int] = []
+
+    async def turn(number: int) -> None:
+        async with database.write() as connection:
+            order.append(number)
+            await connection.execute(
+                insert(schema.abandoned_logs), {"run_id": str(number), "abandoned_at": NOON}
+            )
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(*map(turn, range(20)))
+    assert order == list(range(20))
+
+
 @pytest.mark.parametrize("place", ["missing/records.db", "."])
 async def test_a_file_that_can_not_be_opened_is_unavailable(tmp_path: Path, place: str) -> None:
     with pytest.raises(StoreUnavailableError) as refused:
         await Database.open(f"sqlite:///{tmp_path / place}")
     assert_tells_nothing(refused.value, tmp_path)
+
+
+@pytest.mark.promise("S11")
+async def test_the_file_does_not_hold_the_secret_of_a_key(database: Database, path: Path) -> None:
+    _, secret = await Records(database, SystemClock()).keys.create(OURS, "laptop")
+    files = [file for file in path.parent.iterdir() if file.name.startswith(path.name)]
+    assert any(b"laptop" in file.read_bytes() for file in files)
+    assert not any(secret.encode() in file.read_bytes() for file in files)
 
 
 async def test_a_file_that_is_no_database_is_left_alone(path: Path) -> None:

@@ -1,7 +1,7 @@
 """How a request becomes a run: at most one for a key, and at most one active in a thread.
 
-Both are unique indexes. The look before the insert is there to say what is in the way; where
-another process gets in between, the insert fails and a second look says it.
+Both are unique indexes. The looks before the insert are there to say what is in the way; where
+another process gets in between, the insert fails and another look says it.
 """
 
 import hashlib
@@ -37,18 +37,27 @@ async def admit(
     Raises OtidConflictError if the key came with another payload; NotFoundError if the thread
     is not there; ConversationBusyError if a run of it is active.
     """
-    digest = _digest(key) if key is not None and key.otids else None
-    if key is not None and digest is not None:
-        known = await _known(connection, tenant, digest, key.payload_sha256)
+    if key is not None and not key.otids:
+        key = None
+    known = await _known(connection, tenant, key)
+    if known is not None:
+        return RunKnown(known)
+    await lookup.require_thread(connection, tenant, run.thread)
+    active = await _active(connection, run.thread)
+    if active is not None:
+        # Each look sees what was committed before it: the run may be the key's own.
+        known = await _known(connection, tenant, key)
         if known is not None:
             return RunKnown(known)
-    await lookup.require_thread(connection, tenant, run.thread)
-    await _refuse_second(connection, run.thread)
+        raise ConversationBusyError(active, run.thread.key)
     await _insert(connection, tenant, run)
-    if key is not None and digest is not None:
+    if key is not None:
         await connection.execute(
             insert(schema.request_keys).values(
-                tenant=tenant, digest=digest, payload_sha256=key.payload_sha256, run_id=run.id
+                tenant=tenant,
+                digest=_digest(key),
+                payload_sha256=key.payload_sha256,
+                run_id=run.id,
             )
         )
     if otids:
@@ -73,29 +82,30 @@ async def note_message(connection: AsyncConnection, thread: Thread, at: object) 
 
 
 async def _known(
-    connection: AsyncConnection, tenant: TenantId, digest: str, payload_sha256: str
+    connection: AsyncConnection, tenant: TenantId, key: RequestKey | None
 ) -> Run | None:
+    if key is None:
+        return None
     keys = schema.request_keys
     found = await connection.execute(
         select(keys.c.payload_sha256, schema.runs)
         .join(schema.runs, schema.runs.c.id == keys.c.run_id)
-        .where(keys.c.tenant == tenant, keys.c.digest == digest)
+        .where(keys.c.tenant == tenant, keys.c.digest == _digest(key))
     )
     row = found.mappings().one_or_none()
     if row is None:
         return None
-    if row["payload_sha256"] != payload_sha256:
+    if row["payload_sha256"] != key.payload_sha256:
         raise OtidConflictError(row["id"])
     return run_of(row)
 
 
-async def _refuse_second(connection: AsyncConnection, thread: Thread) -> None:
+async def _active(connection: AsyncConnection, thread: Thread) -> str | None:
     runs = schema.runs
-    active = await connection.scalar(
+    active: str | None = await connection.scalar(
         select(runs.c.id).where(runs.c.thread_key == thread.key, schema.ACTIVE)
     )
-    if active is not None:
-        raise ConversationBusyError(active, thread.key)
+    return active
 
 
 async def _insert(connection: AsyncConnection, tenant: TenantId, run: Run) -> None:

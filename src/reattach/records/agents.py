@@ -49,11 +49,10 @@ class Agents:
         not there, ConflictError for two blocks with one label.
         """
         async with self._database.write() as connection:
+            await lookup.hold(connection, schema.blocks, tenant, *block_ids)
             values = {name: getattr(agent, name) for name in _COLUMNS}
             await connection.execute(insert(schema.agents), {"tenant": tenant, **values})
             await _set_tags(connection, agent.id, agent.tags)
-            for block_id in block_ids:
-                await lookup.require(connection, schema.blocks, tenant, block_id)
             await insert_blocks(connection, tenant, agent.blocks)
             new_ids = [block.id for block in agent.blocks]
             await attach_blocks(connection, agent.id, [*new_ids, *block_ids])
@@ -119,11 +118,12 @@ class Agents:
         table = schema.agents
         async with self._database.write() as connection:
             await lookup.require(connection, table, tenant, agent_id)
+            await lookup.hold(connection, schema.blocks, tenant, *(block_ids or ()))
             await connection.execute(update(table).where(table.c.id == agent_id).values(values))
             if tags is not None:
                 await _set_tags(connection, agent_id, tags)
             if block_ids is not None:
-                await _set_blocks(connection, tenant, agent_id, block_ids)
+                await _set_blocks(connection, agent_id, block_ids)
             return await _get(connection, tenant, agent_id)
 
     async def delete(self, tenant: TenantId, agent_id: AgentId) -> builtins.list[RunId]:
@@ -135,7 +135,7 @@ class Agents:
         runs = schema.runs
         abandoned = schema.abandoned_logs
         async with self._database.write() as connection:
-            await lookup.require(connection, schema.agents, tenant, agent_id)
+            await lookup.hold(connection, schema.agents, tenant, agent_id)
             of_agent = runs.c.agent_id == agent_id
             active = await connection.scalar(
                 select(runs.c.id).where(of_agent, schema.ACTIVE).limit(1)
@@ -195,10 +195,8 @@ async def _set_tags(connection: AsyncConnection, agent_id: AgentId, tags: Sequen
 
 
 async def _set_blocks(
-    connection: AsyncConnection, tenant: TenantId, agent_id: AgentId, block_ids: Sequence[BlockId]
+    connection: AsyncConnection, agent_id: AgentId, block_ids: Sequence[BlockId]
 ) -> None:
-    for block_id in block_ids:
-        await lookup.require(connection, schema.blocks, tenant, block_id)
     table = schema.agent_blocks
     await connection.execute(delete(table).where(table.c.agent_id == agent_id))
     await attach_blocks(connection, agent_id, block_ids)

@@ -1,7 +1,8 @@
 """What the records hold: the rows as plain values, and what is asked of them.
 
-The records are agents, conversations, messages, runs, idempotency keys and API keys: everything
-that is not the event log. Every look-up is by tenant, and another tenant's row is as good as none.
+The records are agents, conversations, messages, runs and their owners, idempotency keys and API
+keys: everything that is not the event log. Every look-up is by tenant,
+and another tenant's row is as good as none.
 """
 
 from collections.abc import Mapping
@@ -185,6 +186,16 @@ class Settlement:
     @property
     def status(self) -> RunStatus:
         return self.stop_reason.run_status
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What an owner learns by a beat."""
+
+    alive: bool
+    """Whether it still holds its runs."""
+    cancelled: tuple[RunId, ...] = ()
+    """Those of its active runs that somebody asked to end."""
 
 
 @dataclass(frozen=True, slots=True)

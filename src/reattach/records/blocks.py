@@ -77,9 +77,10 @@ class Blocks:
         values = checked(changes, _FIELDS, _FIXED, self._clock)
         table = schema.blocks
         async with self._database.write() as connection:
-            await lookup.require(connection, table, tenant, block_id)
+            await lookup.hold(connection, table, tenant, block_id)
             await connection.execute(update(table).where(table.c.id == block_id).values(values))
             if values.get("label") is not None:
+                await _hold_agents_of(connection, block_id)
                 await _refuse_double_labels(connection, block_id)
             return block_of(await lookup.require(connection, table, tenant, block_id))
 
@@ -97,7 +98,8 @@ class Blocks:
         """
         async with self._database.write() as connection:
             await lookup.require(connection, schema.agents, tenant, agent_id)
-            await lookup.require(connection, schema.blocks, tenant, block_id)
+            await lookup.hold(connection, schema.blocks, tenant, block_id)
+            await lookup.hold(connection, schema.agents, tenant, agent_id)
             await attach_blocks(connection, agent_id, [block_id])
 
     async def detach(self, tenant: TenantId, agent_id: AgentId, block_id: BlockId) -> None:
@@ -139,7 +141,10 @@ async def insert_blocks(
 async def attach_blocks(
     connection: AsyncConnection, agent_id: AgentId, block_ids: Sequence[BlockId]
 ) -> None:
-    """Attach blocks that are there, in order, after those that the agent has."""
+    """Attach blocks that are there, in order, after those that the agent has.
+
+    The caller holds the blocks, and then the agent, so that no label comes in between.
+    """
     table = schema.agent_blocks
     present = (
         await connection.execute(
@@ -174,6 +179,15 @@ async def blocks_of(
         agent_id = row["agent_id"]
         found[agent_id] = (*found.get(agent_id, ()), block_of(row))
     return found
+
+
+async def _hold_agents_of(connection: AsyncConnection, block_id: BlockId) -> None:
+    table = schema.agent_blocks
+    agents = schema.agents.c.id
+    owning = select(table.c.agent_id).where(table.c.block_id == block_id)
+    await connection.execute(
+        select(agents).where(agents.in_(owning)).order_by(agents).with_for_update()
+    )
 
 
 async def _refuse_double_labels(connection: AsyncConnection, *block_ids: BlockId) -> None:

@@ -76,14 +76,20 @@ class Typed(TypeDecorator[Any]):
         return None if value is None else msgspec.convert(value, self.shape)
 
 
+class UnstorableError(ValueError):
+    """A value that no database takes."""
+
+
 def to_json(value: object) -> str:
     """The JSON text of what a column of type ``Json`` holds.
 
-    Raises UnicodeEncodeError for text that is no Unicode, and ValueError for a number that is
-    no JSON.
+    Raises UnstorableError for text that is no Unicode, and for a number that is no JSON.
     """
-    text = json.dumps(
-        value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=dict
-    )
-    text.encode()
+    try:
+        text = json.dumps(
+            value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=dict
+        )
+        text.encode()
+    except ValueError as error:
+        raise UnstorableError(str(error)) from error
     return text

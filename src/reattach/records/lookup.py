@@ -59,6 +59,20 @@ async def require(
     return row
 
 
+async def hold(connection: AsyncConnection, table: Table, tenant: TenantId, *row_ids: str) -> None:
+    """Keep everybody else from changing the rows, and from making others that refer to them.
+
+    Until the transaction ends; what it reads afterwards is what they left. Raises NotFoundError for
+    one that is not there for the tenant. SQLite has one writer at a time, so nothing is to be kept.
+    """
+    # In one order, so that two transactions do not wait for each other.
+    wanted = select(table.c.id).where(visible(table, tenant), table.c.id.in_(row_ids))
+    held = set(await connection.scalars(wanted.order_by(table.c.id).with_for_update()))
+    for row_id in row_ids:
+        if row_id not in held:
+            raise not_found(table, row_id)
+
+
 async def require_thread(connection: AsyncConnection, tenant: TenantId, thread: Thread) -> None:
     """Raise NotFoundError unless the tenant has the agent, and the agent the conversation."""
     if thread.conversation_id is None:

@@ -126,7 +126,7 @@ class Messages:
         thread = Thread(agent_id, None)
         runs = schema.runs
         async with self._database.write() as connection:
-            await lookup.require(connection, schema.agents, tenant, agent_id)
+            await lookup.hold(connection, schema.agents, tenant, agent_id)
             active = await connection.scalar(
                 select(runs.c.id).where(runs.c.thread_key == thread.key, schema.ACTIVE)
             )

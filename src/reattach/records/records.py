@@ -1,5 +1,7 @@
 """All records of a server, behind one door."""
 
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Self
 
 from reattach.clock import Clock
@@ -8,13 +10,15 @@ from reattach.records.blocks import Blocks
 from reattach.records.conversations import Conversations
 from reattach.records.keys import Keys
 from reattach.records.messages import Messages
+from reattach.records.owners import Owners
 from reattach.records.runs import Runs
 from reattach.records.sql import Database
 from reattach.records.sqlite import Durability
+from reattach.records.wakes import Wake, heard
 
 
 class Records:
-    """Agents, blocks, conversations, messages, runs and keys of one database.
+    """Agents, blocks, conversations, messages, runs, owners and keys of one database.
 
     Every method is a transaction of its own, with the promises of ``Database``. A look-up by a
     client's id takes its tenant, and raises NotFoundError alike for what is another tenant's and
@@ -28,17 +32,29 @@ class Records:
         self.conversations = Conversations(database, clock)
         self.messages = Messages(database)
         self.runs = Runs(database, clock)
+        self.owners = Owners(database, clock)
         self.keys = Keys(database, clock)
 
     @classmethod
     async def open(cls, url: str, *, clock: Clock, durability: Durability = "process") -> Self:
-        """Open the database of the URL, such as ``sqlite:////var/lib/reattach/reattach.db``.
+        """Open the database of the URL: ``Database.open`` says what an acknowledged write survives.
 
-        An acknowledged write survives a killed process, and a power cut as well with
-        ``durability="power"``. Raises StartupError for a URL or a schema that this version does
-        not know, StoreUnavailableError if the database can not be reached.
+        Such as ``sqlite:////var/lib/reattach/reattach.db`` or
+        ``postgresql://user:password@host/database``, whose schema ``sql.upgrade`` has made. Raises
+        StartupError for a URL or a schema that this version does not know, StoreUnavailableError
+        if the database can not be reached.
         """
         return cls(await Database.open(url, durability=durability), clock)
+
+    def wakes(self) -> AbstractAsyncContextManager[AsyncIterator[Wake]]:
+        """What other processes, and this one, tell of runs from now on; it never ends by itself.
+
+        A wake is only word of a row that changed, and may be lost or come twice: the row is the
+        truth. In PostgreSQL it takes one connection, which is made anew for as long as it takes;
+        then ``WakesMissed`` comes first. Nothing is raised because of the connection. A SQLite has
+        one process, which needs no word of its own deeds: there nothing ever comes.
+        """
+        return heard(self._database)
 
     async def aclose(self) -> None:
         """Let go of the database, after the transactions that are ending."""

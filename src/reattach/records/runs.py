@@ -6,12 +6,11 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from sqlalchemy import Select, delete, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Select, delete, exists, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.clock import Clock
-from reattach.errors import ConflictError
+from reattach.errors import ConflictError, ReattachError
 from reattach.events import RunStatus, StopReason
 from reattach.ids import AgentId, ConversationId, RunId, TenantId
 from reattach.records import lookup, schema
@@ -28,7 +27,8 @@ from reattach.records.base import (
 )
 from reattach.records.paging import Order, page_of
 from reattach.records.settlement import settle
-from reattach.records.sql import Database
+from reattach.records.sql import Database, lost_a_race
+from reattach.records.wakes import CancelRequested, tell
 
 _ADMISSIONS: Final = 5
 """Each failed one shows that another process has just created a run of the key or thread."""
@@ -57,11 +57,11 @@ class Runs:
             try:
                 async with self._database.write() as connection:
                     return await admit(connection, tenant, run, key, otids)
-            except ConflictError as error:
-                if not isinstance(error.__cause__, IntegrityError):
+            except ReattachError as error:
+                if not lost_a_race(error):
                     raise
-                conflict = error
-        raise conflict
+                lost = error
+        raise lost
 
     async def get(self, tenant: TenantId, run_id: RunId) -> Run:
         async with self._database.read() as connection:
@@ -121,25 +121,26 @@ class Runs:
             return [run_of(row) for row in await page_of(connection, rows, tenant, page, order)]
 
     async def mark_running(self, run_id: RunId, token: int) -> bool:
-        """Let a created run be running; False, and no change, unless its token is this one."""
+        """Let a created run be running; False, and no change, unless its token is this one.
+
+        True again for one that is running, and False for one that has ended.
+        """
         runs = schema.runs
-        own = (runs.c.id == run_id) & (runs.c.token == token)
         async with self._database.write() as connection:
-            await connection.execute(
+            marked = await connection.execute(
                 update(runs)
-                .where(own, runs.c.status == RunStatus.CREATED)
+                .where(runs.c.id == run_id, runs.c.token == token, schema.ACTIVE)
                 .values(status=RunStatus.RUNNING)
             )
-            status = await connection.scalar(select(runs.c.status).where(own))
-        return status is RunStatus.RUNNING
+        return marked.rowcount > 0
 
     async def request_cancel(
         self, tenant: TenantId, run_ids: Sequence[RunId]
     ) -> builtins.list[Run]:
         """Ask the active ones among the runs to end, and return all of them, as asked for.
 
-        Idempotent; the time of the first request stays. Raises NotFoundError, changing nothing,
-        if one of them is not there.
+        Idempotent; the time of the first request stays. Other processes are told, at once and
+        each time (``wakes``). Raises NotFoundError, changing nothing, if one is not there.
         """
         runs = schema.runs
         async with self._database.write() as connection:
@@ -150,24 +151,32 @@ class Runs:
                 .where(runs.c.id.in_(run_ids), schema.ACTIVE, runs.c.cancel_requested_at.is_(None))
                 .values(cancel_requested_at=self._clock.now())
             )
-            return [
+            found = [
                 run_of(await lookup.require(connection, runs, tenant, run_id)) for run_id in run_ids
             ]
+            await tell(connection, *(CancelRequested(r.id) for r in found if r.status.is_active))
+            return found
 
     async def settle(self, run_id: RunId, settlement: Settlement) -> bool:
         """Write how an active run ended, in one transaction; True if this call did it.
 
         False, and no change, if the run has ended already or is not there. Sets the run's end,
         appends the messages to its thread and gives them its id, adds the steps, and notes the
-        end on the agent and the conversation. Repeating it is safe.
+        end on the agent and the conversation. Other processes are told (``wakes``). Repeating it
+        is safe.
         """
         async with self._database.write() as connection:
             return await settle(connection, run_id, settlement)
 
-    async def orphans(self, owner: str) -> builtins.list[Run]:
-        """The active runs of all tenants that another than ``owner`` holds, the oldest first."""
+    async def orphans(self, limit: int) -> builtins.list[Run]:
+        """Active runs of all tenants whose owner is not registered (any more), the oldest first.
+
+        At most ``limit``. An owner whose lease ran out is registered until it is buried:
+        ``Owners.bury``.
+        """
         runs = schema.runs
-        rows = select(runs).where(schema.ACTIVE, runs.c.owner != owner).order_by(runs.c.ordinal)
+        owned = exists().where(schema.owners.c.id == runs.c.owner)
+        rows = select(runs).where(schema.ACTIVE, ~owned).order_by(runs.c.ordinal).limit(limit)
         async with self._database.read() as connection:
             return [run_of(row) for row in (await connection.execute(rows)).mappings()]
 
@@ -238,6 +247,7 @@ class Runs:
         """
         runs = schema.runs
         async with self._database.write() as connection:
+            await lookup.hold(connection, runs, tenant, run_id)
             row = await lookup.require(connection, runs, tenant, run_id)
             if row["status"].is_active:
                 raise ConflictError(

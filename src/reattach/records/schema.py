@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -236,6 +237,18 @@ abandoned_logs = Table(
     Column("abandoned_at", Moment, nullable=False),
 )
 """Logs whose run was deleted, until they are deleted too; so that a crash between leaks none."""
+
+owners = Table(
+    "owners",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("lease_seconds", Float, nullable=False),
+    Column("beat_at", Moment, nullable=False),
+)
+"""The processes that hold leases, each with one row for all its runs.
+
+``runs.owner`` names one and is no foreign key: a run whose owner has no row here is an orphan.
+"""
 
 api_keys = Table(
     "api_keys",

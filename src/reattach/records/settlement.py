@@ -10,6 +10,7 @@ from reattach.ids import RunId, TenantId
 from reattach.records import schema, threads
 from reattach.records.admission import note_message
 from reattach.records.base import Settlement, Step, Thread
+from reattach.records.wakes import RunSettled, tell
 
 _STEP_FIELDS = tuple(field.name for field in fields(Step))
 
@@ -45,6 +46,7 @@ async def settle(connection: AsyncConnection, run_id: RunId, settlement: Settlem
     await _tell_agent(connection, thread, settlement)
     if messages:
         await note_message(connection, thread, settlement.completed_at)
+    await tell(connection, RunSettled(run_id))
     return True
 
 

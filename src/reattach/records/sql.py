@@ -1,17 +1,18 @@
 """The database of the records: its transactions, and what its failures are called.
 
 One URL decides which database it is. What is particular to one of them stands in a file of its
-own, as ``sqlite``.
+own: ``sqlite``, ``postgresql``.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Final, Self, TypeVar
 
-from sqlalchemy import URL, CursorResult, make_url
+from sqlalchemy import URL, CursorResult
 from sqlalchemy.exc import (
-    ArgumentError,
+    DataError,
     DBAPIError,
     IntegrityError,
     StatementError,
@@ -23,50 +24,108 @@ from typing_extensions import override
 from reattach.errors import (
     ConflictError,
     InvalidArgumentError,
-    StartupError,
+    ReattachError,
     StoreUnavailableError,
 )
-from reattach.records import sqlite
-from reattach.records.migrations import upgrade
+from reattach.records import migrations, postgresql, sqlite
+from reattach.records.address import Backend, address_of, backend_of
+from reattach.records.columns import UnstorableError
 from reattach.records.sqlite import Durability
 
 _T = TypeVar("_T")
 
-TURN_SECONDS: Final = 30.0
-"""How long a transaction waits in this process for those before it; then the store is too slow."""
+_LOST_RACES: Final = {"40001", "40P01"}
+"""The SQLSTATEs of a transaction that may succeed when it is repeated."""
 
 
 class Database:
     """Transactions on the database of the records.
 
-    Reads see one state and wait for no write. Writes come one after the other, in the order in
-    which they asked. A transaction whose body raises, or is cancelled, changes nothing; one that
-    is cancelled while it commits may or may not have changed everything. An acknowledged write
-    survives a killed process, and with ``durability="power"`` a power cut as well.
+    A read sees one state and waits for no write. A write sees what was committed before each of
+    its statements; two that change the same rows come one after the other. In SQLite all writes
+    do, in the order in which they asked. A transaction whose body raises, or is cancelled, changes
+    nothing; one that is cancelled while it commits, or whose connection is lost then, may or may
+    not have changed everything.
 
-    Transactions raise StoreUnavailableError when the database can not be reached, is locked for
-    too long, or is full; ConflictError when a write breaks a constraint, which another process
-    may have brought about in between; InvalidArgumentError for values that can not be stored.
+    An acknowledged write survives a killed process. In SQLite it survives a power cut with
+    ``durability="power"``; in PostgreSQL that is what ``synchronous_commit`` and the replicas of
+    the server make of it.
+
+    Transactions raise StoreUnavailableError, within seconds, when the database can not be reached,
+    is locked for too long, or is full; ConflictError when a write breaks a constraint, which
+    another process may have brought about in between; InvalidArgumentError for values that can not
+    be stored. After an outage they work again without being told.
     """
 
-    def __init__(self, writer: AsyncEngine, readers: AsyncEngine, *, writes: int, reads: int):
+    def __init__(
+        self,
+        address: URL,
+        writer: AsyncEngine,
+        readers: AsyncEngine,
+        *,
+        writes: int,
+        reads: int,
+        turn_seconds: float,
+    ):
+        self.address = address
         self._writer = writer
         self._readers = readers
+        self._turn_seconds = turn_seconds
         self._write_turns = asyncio.Semaphore(writes)
         self._read_turns = asyncio.Semaphore(reads)
         self._ends: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def open(cls, url: str, *, durability: Durability = "process") -> Self:
-        """Open the database, after bringing its schema up to date.
+        """Open the database of the URL.
 
-        Raises StartupError for a URL that names no database we know, and for a schema that is
-        newer than this version; StoreUnavailableError if the database can not be reached.
+        The schema of a SQLite file is brought up to date, since one process owns the file. That
+        of a PostgreSQL has to be the one that this version needs: ``upgrade`` makes it so.
+
+        Raises StartupError for a URL that names no database we know, and for another schema;
+        StoreUnavailableError if the database can not be reached.
         """
-        address = _address(url)
+        address = address_of(url)
         with failures_told():
-            writer, readers = await asyncio.to_thread(_prepare, address, durability)
-        return cls(writer, readers, writes=1, reads=sqlite.READERS)
+            # A thread of its own, since drivers read files when they are loaded.
+            database = await asyncio.to_thread(cls._prepared, address, durability)
+        if database.backend == "postgresql":
+            try:
+                async with database.read() as connection:
+                    await connection.run_sync(postgresql.require_fit)
+                    present = await connection.run_sync(migrations.revision)
+                await asyncio.to_thread(migrations.require_head, present)
+                async with database.write():
+                    pass  # Drivers look at the server by the first connection that there is.
+            except BaseException:
+                await database.aclose()
+                raise
+        return database
+
+    @classmethod
+    def _prepared(cls, address: URL, durability: Durability) -> Self:
+        if backend_of(address) == "postgresql":
+            return cls(
+                address,
+                postgresql.writers(address),
+                postgresql.readers(address),
+                writes=postgresql.WRITERS,
+                reads=postgresql.READERS,
+                turn_seconds=postgresql.TURN_SECONDS,
+            )
+        _upgrade(address)
+        return cls(
+            address,
+            sqlite.writer(address, durability),
+            sqlite.readers(address, durability),
+            writes=sqlite.WRITERS,
+            reads=sqlite.READERS,
+            turn_seconds=sqlite.TURN_SECONDS,
+        )
+
+    @property
+    def backend(self) -> Backend:
+        return backend_of(self.address)
 
     def read(self) -> AbstractAsyncContextManager[AsyncConnection]:
         return self._transaction(self._readers, self._read_turns)
@@ -86,7 +145,7 @@ class Database:
         self, engine: AsyncEngine, turns: asyncio.Semaphore
     ) -> AsyncIterator[AsyncConnection]:
         with failures_told():
-            async with asyncio.timeout(TURN_SECONDS):
+            async with asyncio.timeout(self._turn_seconds):
                 await turns.acquire()
             connection = _SteadyConnection(engine)
             try:
@@ -111,6 +170,36 @@ class Database:
         self._ends.discard(task)
         # The failure belongs to a caller that may have been cancelled and gone.
         task.exception()
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """What an upgrade of the schema did."""
+
+    before: str | None
+    """The revision that was there; None if there was no schema."""
+    after: str
+
+
+def upgrade(url: str) -> Upgrade:
+    """Bring the schema of the database to the revision that this version needs, if it is not.
+
+    For a thread without event loop. Of several at once, in whichever processes, one migrates and
+    the others wait for it. Raises StartupError, changing nothing, for a URL that names no database
+    we know, and for a schema that is newer; StoreUnavailableError if the database can not be
+    reached.
+    """
+    address = address_of(url)
+    with failures_told():
+        return _upgrade(address)
+
+
+def _upgrade(address: URL) -> Upgrade:
+    prepared = sqlite if backend_of(address) == "sqlite" else postgresql
+    with prepared.preparing(address) as connection:
+        before = migrations.revision(connection)
+        migrations.upgrade(connection)
+    return Upgrade(before, migrations.HEAD)
 
 
 class _SteadyConnection(AsyncConnection):
@@ -153,6 +242,19 @@ async def _ended(connection: AsyncConnection, turns: asyncio.Semaphore, *, commi
         turns.release()
 
 
+def lost_a_race(error: ReattachError) -> bool:
+    """Whether a transaction failed because of another one, and may succeed if it is repeated."""
+    cause = error.__cause__
+    if isinstance(cause, IntegrityError):
+        return True
+    return isinstance(cause, DBAPIError) and _sqlstate(cause) in _LOST_RACES
+
+
+def _sqlstate(error: DBAPIError) -> str | None:
+    found: str | None = getattr(error.orig, "sqlstate", None)
+    return found
+
+
 @contextmanager
 def failures_told() -> Iterator[None]:
     """Turn the failures of the database into ours; their SQL stays in the cause."""
@@ -163,38 +265,21 @@ def failures_told() -> Iterator[None]:
             "What is stored has changed meanwhile and contradicts this request. "
             "Read it again and repeat the request."
         ) from error
+    except (UnstorableError, UnicodeEncodeError, OverflowError, DataError) as error:
+        raise _unstorable() from error
     except (DBAPIError, PoolTimeoutError, TimeoutError) as error:
         raise StoreUnavailableError(
             "The records can not be read or written at present. Try again; if it lasts, "
             "look at the server's log and at the space and permissions of its database."
         ) from error
-    except (StatementError, UnicodeEncodeError, OverflowError) as error:
-        cause = error.orig if isinstance(error, StatementError) else error
-        if not isinstance(cause, ValueError | OverflowError):
+    except StatementError as error:
+        if not isinstance(error.orig, ValueError | OverflowError):
             raise
-        raise InvalidArgumentError(
-            "A value can not be stored: text has to be valid Unicode, and numbers have to be "
-            "finite and to fit 64 bits."
-        ) from error
+        raise _unstorable() from error
 
 
-def _address(url: str) -> URL:
-    try:
-        address = make_url(url)
-    except ArgumentError as error:
-        raise StartupError(
-            "The URL of the records can not be read. Give one such as "
-            "sqlite:////var/lib/reattach/reattach.db."
-        ) from error
-    if address.get_backend_name() != "sqlite":
-        raise StartupError(
-            f"The records can not be kept in {address.get_backend_name()!r}. "
-            "Give a URL that begins with sqlite:///."
-        )
-    return sqlite.checked(address)
-
-
-def _prepare(address: URL, durability: Durability) -> tuple[AsyncEngine, AsyncEngine]:
-    with sqlite.preparing(address) as connection:
-        upgrade(connection)
-    return sqlite.writer(address, durability), sqlite.readers(address, durability)
+def _unstorable() -> InvalidArgumentError:
+    return InvalidArgumentError(
+        "A value can not be stored: text has to be valid Unicode without U+0000, and numbers have "
+        "to be finite and to fit 64 bits."
+    )

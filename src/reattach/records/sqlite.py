@@ -11,7 +11,6 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from reattach.errors import StartupError
 from reattach.records.columns import to_json
 
 Durability = Literal["process", "power"]
@@ -19,20 +18,16 @@ Durability = Literal["process", "power"]
 BUSY_TIMEOUT_SECONDS: Final = 5.0
 """How long a statement waits for another process, or for the log's writer, to let go."""
 
+WRITERS: Final = 1
+"""Connections that write: SQLite has one writer at a time."""
+
 READERS: Final = 4
 """Connections that read; each is a thread, and reads are short."""
 
+TURN_SECONDS: Final = 30.0
+"""How long a transaction waits for those before it; then the file is too slow."""
+
 _SYNCHRONOUS: Final = {"process": "NORMAL", "power": "FULL"}
-
-
-def checked(url: URL) -> URL:
-    """The URL, if it names a file; a database in memory can not be shared by connections."""
-    if url.database in {None, "", ":memory:"} or "mode" in url.query:
-        raise StartupError(
-            "The records need a SQLite database in a file. Give a URL such as "
-            "sqlite:////var/lib/reattach/reattach.db."
-        )
-    return url.set(drivername="sqlite+aiosqlite")
 
 
 def writer(url: URL, durability: Durability) -> AsyncEngine:

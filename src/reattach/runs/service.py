@@ -28,6 +28,7 @@ from reattach.limits import (
     APPEND_RETRY_SECONDS,
     CANCEL_WAIT_SECONDS,
     ENGINE_STOP_SECONDS,
+    LEASE_SECONDS,
     RECOVERIES_AT_ONCE,
     SETTLE_WAIT_SECONDS,
     SWEEP_BATCH_RUNS,
@@ -126,6 +127,8 @@ class RunService:
 
     async def start(self) -> None:
         """Recover what a dead process left. Raises StoreUnavailableError."""
+        await self._records.owners.register(self.owner, LEASE_SECONDS)
+        await self._records.owners.bury_all_but(self.owner)
         await self.recover()
 
     async def aclose(self) -> None:
@@ -359,7 +362,7 @@ class RunService:
         A run that can not be ended holds back no other. Raises what was in its way; it is tried
         again by the next call.
         """
-        for run in await self._records.runs.orphans(self.owner):
+        for run in await self._records.runs.orphans(SWEEP_BATCH_RUNS):
             self._endless.setdefault(run.id, _Endless(run, OWNER_DIED))
         if not self._endless:
             return

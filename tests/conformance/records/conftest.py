@@ -9,10 +9,13 @@ from reattach.records.records import Records
 from tests.conformance.records.samples import HandClock, World, a_world
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database; the parameter names its kind."""
-    return f"{request.param}:///{tmp_path / 'records.db'}"
+    """A database without records; the parameter names its kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'records.db'}"
+    url: str = request.getfixturevalue("postgresql_url")
+    return url
 
 
 @pytest.fixture

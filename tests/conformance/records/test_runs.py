@@ -171,19 +171,6 @@ async def test_a_cancel_request_with_an_unknown_run_changes_nothing(world: World
 
 
 @pytest.mark.promise("P7")
-async def test_orphans_are_the_active_runs_of_other_owners_of_all_tenants(world: World) -> None:
-    runs = world.records.runs
-    theirs = await a_world(world.records, THEIRS)
-    await world.turn("ended")
-    orphan = await world.start()
-    await world.start(world.default, owner="process-2")
-    foreign = a_run(theirs.thread, THEIRS, status=RunStatus.RUNNING)
-    await runs.create(THEIRS, foreign, None, ())
-    assert await runs.orphans("process-2") == [orphan, foreign]
-    assert await runs.orphans("process-1") != []
-
-
-@pytest.mark.promise("P7")
 async def test_of_many_that_take_over_a_run_one_gets_it(
     world: World, other_process: Records
 ) -> None:

@@ -32,18 +32,36 @@ def upgrade(connection: Connection) -> None:
         return
 
     from alembic import command
+
+    refuse_newer(present)
+    with _one_at_a_time:
+        command.upgrade(configuration(connection), "head")
+
+
+def require_head(present: str | None) -> None:
+    """Raise StartupError, which says what to do, unless the revision is ``HEAD``. Reads files."""
+    if present == HEAD:
+        return
+    refuse_newer(present)
+    found = "no schema yet" if present is None else f"schema revision {present}"
+    raise StartupError(
+        f"The database has {found}, and this version of Reattach needs revision {HEAD}. "
+        "Run `reattach db upgrade`, then start again."
+    )
+
+
+def refuse_newer(present: str | None) -> None:
+    """Raise StartupError for a revision that no migration here knows. Reads files."""
     from alembic.script import ScriptDirectory
 
-    config = configuration(connection)
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if present is not None and present not in known:
-        raise StartupError(
-            f"The database has schema revision {present}, which a newer version of Reattach "
-            f"wrote; this one knows revisions up to {HEAD}. Run that version or a newer one, "
-            "or start with another data directory."
-        )
-    with _one_at_a_time:
-        command.upgrade(config, "head")
+    scripts = ScriptDirectory.from_config(configuration())
+    if present is None or present in {script.revision for script in scripts.walk_revisions()}:
+        return
+    raise StartupError(
+        f"The database has schema revision {present}, which a newer version of Reattach wrote; "
+        f"this one knows revisions up to {HEAD}. Upgrade Reattach to that version or a newer one, "
+        "or start with another data directory or database."
+    )
 
 
 def revision(connection: Connection) -> str | None:
@@ -54,8 +72,8 @@ def revision(connection: Connection) -> str | None:
     return found
 
 
-def configuration(connection: Connection) -> "Config":
-    """What Alembic's commands need to work on this connection."""
+def configuration(connection: Connection | None = None) -> "Config":
+    """What Alembic's commands need; those that look at a database, on this connection."""
     from alembic.config import Config
 
     config = Config()

@@ -1,0 +1,145 @@
+"""The processes that hold leases: one row and one beat for all the runs of a process.
+
+Time is the database's own in PostgreSQL, so that the clocks of processes do not matter; in SQLite
+it is that of the one process.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    delete,
+    exists,
+    extract,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from reattach.clock import Clock
+from reattach.ids import RunId
+from reattach.records import schema
+from reattach.records.base import Beat
+from reattach.records.columns import Moment
+from reattach.records.sql import Database
+
+_SECONDS_PER_DAY = 86_400
+
+
+class Owners:
+    """The owners of runs. One lives while it is registered: until it leaves or is buried.
+
+    An owner whose lease ran out has not lost it: its next beat renews it, unless somebody buried it
+    before. So of a beat and a burial at one time, one finds the other done.
+    """
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def register(self, owner: str, lease_seconds: float) -> None:
+        """Let the owner live from now on; it has to beat within every ``lease_seconds``.
+
+        Repeating it is safe. An id is used by one process, and not again after its burial.
+        """
+        owners = schema.owners
+        values = {"lease_seconds": lease_seconds, "beat_at": self._now()}
+        async with self._database.write() as connection:
+            known = await connection.execute(
+                update(owners).where(owners.c.id == owner).values(values)
+            )
+            if not known.rowcount:
+                await connection.execute(insert(owners).values({"id": owner, **values}))
+
+    async def beat(self, owner: str) -> Beat:
+        """Renew the lease of the owner, and tell which of its active runs are to be cancelled.
+
+        Not alive: it was buried, or never registered; its runs are, or will be, another's.
+        """
+        async with self._database.write() as connection:
+            if self._database.backend == "postgresql":
+                return await self._beat_at_once(connection, owner)
+            owners, runs = schema.owners, schema.runs
+            renewed = await connection.execute(
+                update(owners).where(owners.c.id == owner).values(beat_at=self._now())
+            )
+            if not renewed.rowcount:
+                return Beat(alive=False)
+            asked = await connection.scalars(
+                select(runs.c.id).where(runs.c.owner == owner, _to_cancel())
+            )
+            return Beat(alive=True, cancelled=tuple(map(RunId, asked)))
+
+    async def _beat_at_once(self, connection: AsyncConnection, owner: str) -> Beat:
+        owners, runs = schema.owners, schema.runs
+        renewed = (
+            update(owners)
+            .where(owners.c.id == owner)
+            .values(beat_at=self._now())
+            .returning(owners.c.id)
+            .cte("renewed")
+        )
+        asked = renewed.outerjoin(runs, (runs.c.owner == renewed.c.id) & _to_cancel())
+        found = (await connection.scalars(select(runs.c.id).select_from(asked))).all()
+        cancelled = tuple(RunId(run_id) for run_id in found if run_id is not None)
+        return Beat(alive=bool(found), cancelled=cancelled)
+
+    async def leave(self, owner: str) -> bool:
+        """Let the owner live no longer, if it has no active run; True if it does not."""
+        owners, runs = schema.owners, schema.runs
+        busy = exists().where(runs.c.owner == owner, schema.ACTIVE)
+        async with self._database.write() as connection:
+            await connection.execute(delete(owners).where(owners.c.id == owner, ~busy))
+            found = await connection.scalar(select(owners.c.id).where(owners.c.id == owner))
+        return found is None
+
+    async def alive(self, owner: str) -> bool:
+        """Whether the owner is registered and its lease has not run out."""
+        owners = schema.owners
+        wanted = select(owners.c.id).where(owners.c.id == owner, ~self._has_lapsed())
+        async with self._database.read() as connection:
+            return await connection.scalar(wanted) is not None
+
+    async def bury(self) -> Sequence[str]:
+        """Let the owners live no longer whose lease ran out, and return them.
+
+        Of several that bury one owner, one gets it. Its active runs are orphans from now on.
+        """
+        return await self._bury(self._has_lapsed())
+
+    async def bury_all_but(self, owner: str) -> Sequence[str]:
+        """Bury every other owner, whatever its lease, and return them.
+
+        For the one process of a SQLite file: the others have died, or it could not have begun.
+        """
+        return await self._bury(schema.owners.c.id != owner)
+
+    async def _bury(self, which: ColumnElement[bool]) -> Sequence[str]:
+        owners = schema.owners
+        async with self._database.write() as connection:
+            buried = await connection.scalars(delete(owners).where(which).returning(owners.c.id))
+            return buried.all()
+
+    def _now(self) -> ColumnElement[Any]:
+        if self._database.backend == "postgresql":
+            # Not the beginning of the transaction, which may have waited for another one.
+            return func.clock_timestamp()
+        return literal(self._clock.now(), Moment)
+
+    def _has_lapsed(self) -> ColumnElement[bool]:
+        owners = schema.owners
+        if self._database.backend == "postgresql":
+            silent_seconds: ColumnElement[Any] = extract("epoch", self._now() - owners.c.beat_at)
+        else:
+            days = func.julianday(self._now()) - func.julianday(owners.c.beat_at)
+            silent_seconds = days * _SECONDS_PER_DAY
+        return silent_seconds > owners.c.lease_seconds
+
+
+def _to_cancel() -> ColumnElement[bool]:
+    return and_(schema.runs.c.cancel_requested_at.is_not(None), schema.ACTIVE)

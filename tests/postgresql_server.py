@@ -1,0 +1,95 @@
+"""The PostgreSQL of the tests: one server for all of them, and a database for each that asks.
+
+REATTACH_TEST_DATABASE_URL names another server, by a role that may create databases.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from reattach.ids import new_uuid
+from reattach.records import schema
+from reattach.records.sql import upgrade
+from reattach.testing.postgresql import PostgresqlServer
+
+_DISCONNECT = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND pid != pg_backend_pid()
+"""
+
+_EMPTY = ";".join(f"DELETE FROM {table.name}" for table in reversed(schema.metadata.sorted_tables))
+
+
+class Databases:
+    """Databases on the server of the URL."""
+
+    def __init__(self, url: str) -> None:
+        self._url = make_url(url)
+        self._names: list[str] = []
+        self._free: list[str] = []
+
+    @contextmanager
+    def with_schema(self) -> Iterator[str]:
+        """The URL of a database whose tables are there and empty. It is used again and again."""
+        if not self._free:
+            self._free.append(self._created())
+            upgrade(self._at(self._free[-1]))
+        name = self._free.pop()
+        yield self._at(name)
+        self._do(f"{_DISCONNECT};{_EMPTY}", name)
+        self._free.append(name)
+
+    @contextmanager
+    def empty(self) -> Iterator[str]:
+        """The URL of a database without anything."""
+        yield self._at(self._created())
+
+    def close(self) -> None:
+        for name in self._names:
+            self._do(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def _created(self) -> str:
+        name = f"reattach_test_{new_uuid().replace('-', '')}"
+        self._do(f"CREATE DATABASE {name}")
+        self._names.append(name)
+        return name
+
+    def _do(self, statements: str, name: str | None = None) -> None:
+        url = self._at(name or self._url.database)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(statements.encode())
+
+    def _at(self, name: str | None) -> str:
+        url = self._url.set(drivername="postgresql", database=name)
+        return url.render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def postgresql_databases() -> Iterator[Databases]:
+    if (given := os.environ.get("REATTACH_TEST_DATABASE_URL")) is not None:
+        databases = Databases(given)
+        yield databases
+        databases.close()
+        return
+    with PostgresqlServer() as server:
+        yield Databases(server.socket_url())
+
+
+@pytest.fixture
+def postgresql_url(postgresql_databases: Databases) -> Iterator[str]:
+    """A database of the test's own, with the schema and nothing in it."""
+    with postgresql_databases.with_schema() as url:
+        yield url
+
+
+@pytest.fixture
+def empty_postgresql_url(postgresql_databases: Databases) -> Iterator[str]:
+    """A database of the test's own, without schema."""
+    with postgresql_databases.empty() as url:
+        yield url

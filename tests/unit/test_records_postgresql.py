@@ -1,0 +1,378 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from urllib.parse import quote
+
+import psycopg
+import pytest
+from sqlalchemy import insert, text
+
+from reattach.clock import SystemClock
+from reattach.errors import (
+    ConflictError,
+    InvalidArgumentError,
+    NotFoundError,
+    StartupError,
+    StoreUnavailableError,
+)
+from reattach.messages import TextPart
+from reattach.records import connection as bounded
+from reattach.records import postgresql, schema
+from reattach.records.base import RunCreated
+from reattach.records.records import Records
+from reattach.records.sql import Database
+from reattach.records.wakes import RunSettled, WakesMissed
+from reattach.testing.postgresql import PostgresqlServer
+from reattach.testing.relay import Relay
+from tests.conformance.records.samples import (
+    NOON,
+    OURS,
+    a_block,
+    a_message,
+    a_run,
+    a_settlement,
+    a_world,
+    an_agent,
+)
+
+
+@pytest.fixture
+async def records(postgresql_url: str) -> AsyncIterator[Records]:
+    records = await Records.open(postgresql_url, clock=SystemClock())
+    yield records
+    await records.aclose()
+
+
+@pytest.fixture
+async def other_process(postgresql_url: str) -> AsyncIterator[Records]:
+    other = await Records.open(postgresql_url, clock=SystemClock())
+    yield other
+    await other.aclose()
+
+
+@pytest.fixture
+async def database(postgresql_url: str) -> AsyncIterator[Database]:
+    database = await Database.open(postgresql_url)
+    yield database
+    await database.aclose()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresqlServer]:
+    """A server that tests may stop; its one database has the schema."""
+    from reattach.records.sql import upgrade
+
+    with PostgresqlServer() as server:
+        upgrade(server.url())
+        yield server
+
+
+@pytest.fixture
+def relay(server: PostgresqlServer) -> Iterator[Relay]:
+    with Relay(server.address) as relay:
+        yield relay
+
+
+def assert_tells_nothing(error: StoreUnavailableError) -> None:
+    for word in ("postgres", "psycopg", "127.0.0.1", "SELECT", "INSERT", "port"):
+        assert word.lower() not in error.detail.lower()
+
+
+async def test_a_url_says_how_to_connect_and_a_socket_will_do(
+    server: PostgresqlServer,
+) -> None:
+    folder = quote(str(server.folder), safe="")
+    for url in (
+        server.url(),
+        server.url().replace("postgresql://", "postgresql+psycopg://"),
+        server.url().replace("postgresql://", "postgres://"),
+        server.url() + "?sslmode=disable&application_name=mine&connect_timeout=2",
+        f"postgresql://postgres@/postgres?host={folder}&port={server.port}",
+        f"postgresql://postgres@{folder}:{server.port}/postgres",
+    ):
+        database = await Database.open(url)
+        async with database.read() as connection:
+            name = (await connection.execute(text("SHOW application_name"))).scalar_one()
+        assert name == ("mine" if "mine" in url else "reattach")
+        await database.aclose()
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("postgresql://localhost", "names no database"),
+        ("postgresql+asyncpg://localhost/x", "can not be kept"),
+        ("postgresql://localhost:port/x", "can not be read"),
+    ],
+)
+async def test_a_url_that_can_not_be_used_is_refused_at_the_start(url: str, hint: str) -> None:
+    with pytest.raises(StartupError, match=hint):
+        await Database.open(url)
+
+
+async def test_what_is_wrong_with_a_url_is_told_without_its_password() -> None:
+    with pytest.raises(StartupError) as refused:
+        await Database.open("mysql://me:hunter2@localhost/x")
+    assert "hunter2" not in str(refused.value)
+
+
+async def test_a_wrong_password_is_unavailable(server: PostgresqlServer) -> None:
+    with pytest.raises(StoreUnavailableError) as refused:
+        await Database.open(server.url().replace(server.password, "hunter2"))
+    assert_tells_nothing(refused.value)
+
+
+async def test_a_database_in_another_encoding_is_refused(server: PostgresqlServer) -> None:
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute(
+            "CREATE DATABASE latin ENCODING LATIN1 LOCALE_PROVIDER libc LOCALE 'C' "
+            "TEMPLATE template0"
+        )
+    with pytest.raises(StartupError, match="UTF8, and this one is in LATIN1"):
+        await Database.open(server.url("latin"))
+
+
+async def test_text_with_a_nul_is_an_invalid_argument_and_in_json_it_is_kept(
+    records: Records,
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"U\+0000"):
+        await records.agents.create(OURS, an_agent("a\0b"))
+    with pytest.raises(InvalidArgumentError):
+        await records.runs.newest_by_otid(OURS, "a\0b")
+    world = await a_world(records)
+    run = await world.start()
+    await records.runs.settle(run.id, a_settlement(a_message("a\0b\N{SNOWMAN}")))
+    history = await records.messages.history(OURS, world.thread)
+    assert history[-1].parts == (TextPart("a\0b\N{SNOWMAN}"),)
+
+
+async def test_connections_are_bounded_whatever_the_number_of_callers(
+    records: Records, postgresql_url: str
+) -> None:
+    world = await a_world(records)
+    async with records.wakes():
+        async with asyncio.timeout(60):
+            await asyncio.gather(
+                *(records.agents.get(OURS, world.agent.id) for _ in range(200)),
+                *(records.agents.update(OURS, world.agent.id, {"name": "x"}) for _ in range(100)),
+            )
+        async with await psycopg.AsyncConnection.connect(postgresql_url) as connection:
+            row = await (
+                await connection.execute(
+                    "SELECT count(*) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND application_name = 'reattach'"
+                )
+            ).fetchone()
+    assert row is not None
+    assert 3 <= row[0] <= postgresql.WRITERS + postgresql.READERS + 1
+
+
+async def test_a_statement_that_takes_too_long_is_unavailable_and_the_next_one_is_not(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "_SESSION", "SET statement_timeout = 100")
+    database = await Database.open(postgresql_url)
+    with pytest.raises(StoreUnavailableError):
+        async with database.write() as connection:
+            await connection.execute(text("SELECT pg_sleep(60)"))
+    async with database.write() as connection:
+        assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
+    await database.aclose()
+
+
+async def test_a_lock_that_is_not_let_go_of_is_unavailable(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "_SESSION", "SET statement_timeout = 100")
+    records = await Records.open(postgresql_url, clock=SystemClock())
+    world = await a_world(records)
+    async with await psycopg.AsyncConnection.connect(postgresql_url) as holder:
+        await holder.execute("SELECT 1 FROM agents FOR UPDATE")
+        with pytest.raises(StoreUnavailableError):
+            await records.agents.update(OURS, world.agent.id, {"name": "x"})
+        await holder.rollback()
+    assert (await records.agents.update(OURS, world.agent.id, {"name": "x"})).name == "x"
+    await records.aclose()
+
+
+async def test_a_deadlock_ends_one_of_two_writes_as_unavailable(database: Database) -> None:
+    row = {"abandoned_at": NOON}
+    async with database.write() as connection:
+        for run_id in "ab":
+            await connection.execute(insert(schema.abandoned_logs), {"run_id": run_id, **row})
+    meeting = asyncio.Barrier(2)
+
+    async def both(one: str, two: str) -> bool:
+        wanted = text("SELECT 1 FROM abandoned_logs WHERE run_id = :id FOR UPDATE")
+        try:
+            async with database.write() as connection:
+                await connection.execute(wanted, {"id": one})
+                await meeting.wait()
+                await connection.execute(wanted, {"id": two})
+        except StoreUnavailableError:
+            return False
+        return True
+
+    async with asyncio.timeout(30):
+        ended = await asyncio.gather(both("a", "b"), both("b", "a"))
+    assert sorted(ended) == [False, True]
+
+
+@pytest.mark.promise("P10")
+async def test_an_agent_that_is_deleted_while_a_run_of_it_begins_loses_no_active_run(
+    records: Records, other_process: Records
+) -> None:
+    for _ in range(10):
+        world = await a_world(records)
+        run = a_run(world.default)
+        async with asyncio.timeout(30):
+            outcome, deleted = await asyncio.gather(
+                records.runs.create(OURS, run, None, ()),
+                other_process.agents.delete(OURS, world.agent.id),
+                return_exceptions=True,
+            )
+        if isinstance(outcome, RunCreated):
+            assert isinstance(deleted, ConflictError)
+            assert (await records.runs.get(OURS, run.id)).status.is_active
+        else:
+            assert isinstance(outcome, NotFoundError)
+            assert deleted == []
+
+
+async def test_two_blocks_with_one_label_are_not_attached_at_once(
+    records: Records, other_process: Records
+) -> None:
+    for _ in range(10):
+        agent = await records.agents.create(OURS, an_agent())
+        blocks = [await records.blocks.create(OURS, a_block("human")) for _ in range(2)]
+        async with asyncio.timeout(30):
+            ended = await asyncio.gather(
+                records.blocks.attach(OURS, agent.id, blocks[0].id),
+                other_process.blocks.attach(OURS, agent.id, blocks[1].id),
+                return_exceptions=True,
+            )
+        assert [type(end) for end in ended if end is not None] == [ConflictError]
+        assert len((await records.agents.get(OURS, agent.id)).blocks) == 1
+
+
+async def test_a_label_and_an_attachment_that_contradict_each_other_are_not_both_taken(
+    records: Records, other_process: Records
+) -> None:
+    for _ in range(10):
+        agent = await records.agents.create(OURS, an_agent(blocks=(a_block("old"),)))
+        block = await records.blocks.create(OURS, a_block("new"))
+        async with asyncio.timeout(30):
+            ended = await asyncio.gather(
+                records.blocks.update(OURS, agent.blocks[0].id, {"label": "new"}),
+                other_process.blocks.attach(OURS, agent.id, block.id),
+                return_exceptions=True,
+            )
+        assert sum(isinstance(end, ConflictError) for end in ended) == 1
+        labels = [held.label for held in (await records.agents.get(OURS, agent.id)).blocks]
+        assert len(labels) == len(set(labels))
+
+
+async def test_a_server_that_restarts_is_used_again_by_itself(server: PostgresqlServer) -> None:
+    records = await Records.open(server.url(), clock=SystemClock())
+    world = await a_world(records)
+    async with asyncio.timeout(60):
+        # More at once than there is: every connection of the pool has been used.
+        await asyncio.gather(*(records.agents.get(OURS, world.agent.id) for _ in range(20)))
+        for end in (server.stop, server.crash):
+            await asyncio.to_thread(end)
+            for call in (
+                records.agents.get(OURS, world.agent.id),
+                records.agents.update(OURS, world.agent.id, {"name": "x"}),
+            ):
+                with pytest.raises(StoreUnavailableError) as refused:
+                    await call
+                assert_tells_nothing(refused.value)
+            await asyncio.to_thread(server.start)
+            for name in ("a", "b"):
+                await records.agents.update(OURS, world.agent.id, {"name": name})
+                assert (await records.agents.get(OURS, world.agent.id)).name == name
+    await records.aclose()
+
+
+async def test_a_connection_that_is_cut_within_a_write_changes_nothing(
+    server: PostgresqlServer, relay: Relay
+) -> None:
+    database = await Database.open(server.url(address=relay.address))
+
+    async def cut_off() -> None:
+        async with database.write() as connection:
+            row = {"run_id": "cut", "abandoned_at": NOON}
+            await connection.execute(insert(schema.abandoned_logs), row)
+            await asyncio.to_thread(relay.cut)
+
+    with pytest.raises(StoreUnavailableError):
+        await cut_off()
+    async with asyncio.timeout(30), database.read() as connection:
+        found = await connection.execute(text("SELECT count(*) FROM abandoned_logs"))
+        assert found.scalar_one() == 0
+    await database.aclose()
+
+
+async def test_a_server_that_says_nothing_is_unavailable_in_bounded_time(
+    server: PostgresqlServer, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded, "REPLY_SECONDS", 0.3)
+    database = await Database.open(server.url(address=relay.address) + "?connect_timeout=2")
+    relay.pause()
+    with pytest.raises(StoreUnavailableError):
+        async with asyncio.timeout(30), database.read() as connection:
+            await connection.execute(text("SELECT 1"))
+    relay.resume()
+    async with asyncio.timeout(30), database.read() as connection:
+        assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
+    await database.aclose()
+
+
+async def test_wakes_are_heard_again_after_the_server_was_away_and_the_gap_is_told(
+    server: PostgresqlServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "RECONNECT_SECONDS", 0.02)
+    records = await Records.open(server.url(), clock=SystemClock())
+    world = await a_world(records)
+    async with asyncio.timeout(60), records.wakes() as wakes:
+        run, _ = await world.turn("one")
+        assert await anext(wakes) == RunSettled(run)
+        await asyncio.to_thread(server.crash)
+        missed = asyncio.ensure_future(anext(wakes))
+        await asyncio.to_thread(server.start)
+        assert await missed == WakesMissed()
+        run, _ = await world.turn("two")
+        assert await anext(wakes) == RunSettled(run)
+    await records.aclose()
+
+
+async def test_a_listener_that_begins_while_the_server_is_away_hears_it_when_it_is_back(
+    server: PostgresqlServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "RECONNECT_SECONDS", 0.02)
+    records = await Records.open(server.url(), clock=SystemClock())
+    await asyncio.to_thread(server.crash)
+    async with asyncio.timeout(60), records.wakes() as wakes:
+        await asyncio.to_thread(server.start)
+        assert await anext(wakes) == WakesMissed()
+    await records.aclose()
+
+
+async def test_a_listener_whose_network_is_silent_notices_it(
+    server: PostgresqlServer, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded, "REPLY_SECONDS", 0.2)
+    monkeypatch.setattr(postgresql, "LISTEN_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(postgresql, "RECONNECT_SECONDS", 0.02)
+    records = await Records.open(server.url(address=relay.address), clock=SystemClock())
+    async with asyncio.timeout(60), records.wakes() as wakes:
+        before = relay.connections
+        relay.pause()
+        missed = asyncio.ensure_future(anext(wakes))
+        async with asyncio.timeout(30):
+            while relay.connections == before:
+                await asyncio.sleep(0.01)
+        relay.resume()
+        assert await missed == WakesMissed()
+    await records.aclose()
