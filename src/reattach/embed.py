@@ -43,6 +43,7 @@ from reattach.ids import (
 from reattach.messages import Message, Role, TextPart
 from reattach.observe import log_through_application
 from reattach.records.base import Agent, Conversation, Page, Run
+from reattach.runs.follow import Target
 from reattach.runs.service import Send
 from reattach.runs.turns import Overrides
 from reattach.runs.worker import Options
@@ -172,7 +173,7 @@ class Reattach:
         context = self._opened()
         return RunStream(
             context.runs,
-            run,
+            Target.of(run),
             context.clock,
             cursor=starting_after,
             include_pings=include_pings,

@@ -51,16 +51,33 @@ CANCEL_WAIT_SECONDS: Final = 5.0
 SETTLE_WAIT_SECONDS: Final = 10.0
 """How long the end of a stream waits for the run's record, which is written right after."""
 
+SETTLEMENT_LOOK_SECONDS: Final = 1.0
+"""How often a process looks whether a run that another one works on has ended, if no word comes."""
+
+OPEN_WAIT_SECONDS: Final = 5.0
+"""How long a reader waits for the log of a run that another process is about to begin."""
+
+OPEN_LOOK_SECONDS: Final = 0.05
+"""How often it looks for that."""
+
 SWEEP_INTERVAL_SECONDS: Final = 60.0
-"""How often logs past their retention, and runs that could not be ended, are looked for."""
+"""How often logs past their retention are looked for."""
 
 # Recovery.
 
 LEASE_SECONDS: Final = 15.0
 """How long a process may be silent before its runs are taken over and ended."""
 
+BEATS_PER_LEASE: Final = 5
+"""How often a lease is renewed before it runs out, so that a few lost beats cost nothing."""
+
+LOST_LOG_FIRST_SEQ: Final = 1_000_000_001
+"""Where a log begins again of which nobody knows how far it had got: past every real one, so that
+no reader takes its events for what it had read of the lost one."""
+
 RECOVERY_INTERVAL_SECONDS: Final = 2.0
-"""How often a run that could not be given its end is tried again; its readers wait for it."""
+"""How often runs without owner are looked for, and one that could not be given its end is tried
+again; its readers wait for it."""
 
 RECOVERIES_AT_ONCE: Final = 16
 """Runs that are recovered at the same time: enough to hide latency, few enough for memory."""

@@ -172,6 +172,8 @@ class _Parts:
         for name, part in vars(records).items():
             if not name.startswith("_"):
                 setattr(self, name, _Part(name, part, faults))
+        self.shared = records.shared
+        self.wakes = records.wakes
 
 
 class _Part:

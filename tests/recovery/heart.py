@@ -23,6 +23,7 @@ from reattach.ids import (
     new_message_id,
     new_uuid,
 )
+from reattach.limits import LEASE_SECONDS
 from reattach.log.base import Head, Log
 from reattach.log.memory import MemoryLog
 from reattach.messages import Message, Role, TextPart
@@ -42,7 +43,7 @@ class Heart:
     """The stores, which outlive every ``service`` upon them, as data outlives processes."""
 
     records: Records
-    log: MemoryLog
+    log: Log
     clock: Clock
     agent: Agent
     services: list[RunService] = field(default_factory=list)
@@ -56,6 +57,7 @@ class Heart:
         clock: Clock | None = None,
         retention: timedelta = timedelta(hours=24),
         ping_interval_seconds: float = 15.0,
+        lease_seconds: float = LEASE_SECONDS,
     ) -> RunService:
         """A new process on these stores, or on those that stand before them; not started."""
         clock = clock or self.clock
@@ -67,6 +69,7 @@ class Heart:
             default_model=None,
             retention=retention,
             ping_interval_seconds=ping_interval_seconds,
+            lease_seconds=lease_seconds,
         )
         self.services.append(service)
         return service
@@ -149,9 +152,16 @@ class Heart:
 async def heart_in(directory: Path, clock: Clock | None = None) -> AsyncIterator[Heart]:
     clock = clock or LeapClock()
     records = await Records.open(f"sqlite:///{directory / 'records.db'}", clock=clock)
+    async with heart_of(records, MemoryLog(), clock) as heart:
+        yield heart
+
+
+@asynccontextmanager
+async def heart_of(records: Records, log: Log, clock: Clock) -> AsyncIterator[Heart]:
+    """A heart on these stores, whose records are closed with it."""
     now = clock.now()
     agent = Agent(new_agent_id(), "phoenix", "You come back.", now, now, model=MODEL)
-    heart = Heart(records, MemoryLog(), clock, agent)
+    heart = Heart(records, log, clock, agent)
     try:
         await records.agents.create(DEFAULT_TENANT, agent, system_message=_system_message(now))
         yield heart

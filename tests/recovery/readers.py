@@ -13,6 +13,7 @@ from starlette.types import Message
 from reattach.clock import SystemClock
 from reattach.http.stream import CONNECTION_EXTENSION, Connection, RunStream
 from reattach.records.base import Run
+from reattach.runs.follow import Target
 from reattach.runs.service import RunService
 from tests.recovery.received import Received
 
@@ -36,7 +37,7 @@ class Reader:
     ) -> None:
         self._stream = RunStream(
             service,
-            run,
+            Target.of(run),
             SystemClock(),
             cursor=cursor,
             include_pings=pings,

@@ -21,6 +21,7 @@ DEATHS_OF_A_RUN = [
     "after runs.create",
     "before log.open",
     "after log.open",
+    "after runs.mark_running",
     "before messages.history",
     "before log.append",
     "after log.append",

@@ -11,8 +11,7 @@ import pytest
 from reattach.errors import ReattachError, StoreUnavailableError
 from reattach.events import RunStatus
 from reattach.limits import APPEND_RETRY_SECONDS, SWEEP_INTERVAL_SECONDS
-from reattach.log.base import Head
-from reattach.log.memory import MemoryLog
+from reattach.log.base import Head, Log
 from reattach.messages import Role
 from reattach.records.base import Run
 from reattach.runs import service as service_module
@@ -244,7 +243,7 @@ async def test_a_run_whose_creation_was_not_answered_does_not_block_its_conversa
 class OneLogDown(FaultyLog):
     """A log that does not answer for one run."""
 
-    def __init__(self, log: MemoryLog, down: str) -> None:
+    def __init__(self, log: Log, down: str) -> None:
         super().__init__(log, Faults())
         self.down = down
 

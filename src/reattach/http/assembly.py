@@ -1,9 +1,10 @@
 """How the parts of a server are put together, from its settings."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
+from typing import Any
 from urllib.parse import quote
 
 import structlog
@@ -19,7 +20,7 @@ from reattach.http.context import Context
 from reattach.log.open import open_log
 from reattach.records.records import Records
 from reattach.runs.service import RunService
-from reattach.runs.upkeep import keep_up
+from reattach.runs.upkeep import keep_alive, keep_up, listen
 from reattach.settings import Settings
 
 logger = structlog.get_logger(__name__)
@@ -86,12 +87,23 @@ async def assembled(
             ping_interval_seconds=settings.ping_interval_seconds,
         )
         await runs.start()
-        upkeep = asyncio.create_task(
-            keep_up(runs, clock, settings.retention_seconds), name="upkeep"
-        )
+        stack.push_async_callback(runs.leave)
+        if records.shared:
+            # They are left only after the runs: a process keeps its lease to its last run's end.
+            stack.enter_context(_going_on(keep_alive(runs, clock)))
+            stack.enter_context(_going_on(listen(runs, records, clock)))
         stack.push_async_callback(runs.aclose)
-        stack.callback(upkeep.cancel)
+        stack.enter_context(_going_on(keep_up(runs, clock, settings.retention_seconds)))
         yield Context(records, catalog, settings, clock, runs)
+
+
+@contextmanager
+def _going_on(work: Coroutine[Any, Any, None]) -> Iterator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
 
 
 def _first_model(catalog: Catalog) -> str | None:

@@ -14,7 +14,8 @@ from reattach.http.sending import STREAM_RESPONSES, deprecated_path
 from reattach.http.stream import RunStream
 from reattach.ids import AgentId, ConversationId, TenantId
 from reattach.limits import MAX_ID_CHARS
-from reattach.records.base import Run, Thread
+from reattach.records.base import Thread
+from reattach.runs.follow import Target
 
 logger = structlog.get_logger(__name__)
 
@@ -42,11 +43,11 @@ async def resume_conversation(
     body: ResumeBody | None = None,
 ) -> Response:
     body = body or ResumeBody()
-    run = await _find(context, tenant, conversation_id, body)
+    target = await _find(context, tenant, conversation_id, body)
     deprecated = conversation_id.startswith("agent-")
     if deprecated:
         _warn_of_agent_path()
-    return _stream(context, run, body, deprecated_path("stream") if deprecated else None)
+    return _stream(context, target, body, deprecated_path("stream") if deprecated else None)
 
 
 @router.post(
@@ -64,16 +65,16 @@ async def resume_run(
     body: ResumeBody | None = None,
 ) -> Response:
     run = await context.runs.by_id(tenant, run_id)
-    return _stream(context, run, body or ResumeBody())
+    return _stream(context, Target.of(run), body or ResumeBody())
 
 
-async def _find(context: Context, tenant: TenantId, path_id: str, body: ResumeBody) -> Run:
+async def _find(context: Context, tenant: TenantId, path_id: str, body: ResumeBody) -> Target:
     """The run that is meant, in the order run_id, otid, whatever is active."""
     if body.run_id:
-        return await context.runs.by_id(tenant, body.run_id)
+        return Target.of(await context.runs.by_id(tenant, body.run_id))
     if body.otid:
-        return await context.runs.by_otid(tenant, body.otid)
-    return await context.runs.active(tenant, _thread(path_id, body.agent_id))
+        return await context.runs.target_by_otid(tenant, body.otid)
+    return Target.of(await context.runs.active(tenant, _thread(path_id, body.agent_id)))
 
 
 def _thread(path_id: str, agent_id: str | None) -> Thread:
@@ -84,15 +85,15 @@ def _thread(path_id: str, agent_id: str | None) -> Thread:
 
 
 def _stream(
-    context: Context, run: Run, body: ResumeBody, headers: dict[str, str] | None = None
+    context: Context, target: Target, body: ResumeBody, headers: dict[str, str] | None = None
 ) -> Response:
-    if not run.background:
+    if not target.background:
         raise InvalidArgumentError(
             "Run was not created in background mode, so it cannot be retrieved."
         )
     return RunStream(
         context.runs,
-        run,
+        target,
         context.clock,
         cursor=body.starting_after,
         max_events=100 if body.batch_size is None else body.batch_size,

@@ -21,6 +21,7 @@ from reattach.ids import AgentId, TenantId
 from reattach.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS
 from reattach.messages import Role
 from reattach.records.base import Run, Thread
+from reattach.runs.follow import Target
 from reattach.runs.service import Send
 from reattach.wire import letta
 
@@ -189,7 +190,7 @@ def _stream(context: Context, run: Run, send: Send, *, deprecated: bool = False)
     """The run from its start, whether this send made it or an earlier one with its OTID."""
     return RunStream(
         context.runs,
-        run,
+        Target.of(run),
         context.clock,
         include_pings=send.options.include_pings,
         stall_seconds=context.settings.stall_seconds,

@@ -16,11 +16,11 @@ from starlette.types import Receive, Scope, Send
 
 from reattach.clock import Clock
 from reattach.errors import ReattachError
+from reattach.events import RunStatus
 from reattach.http.errors import error_response
 from reattach.ids import new_uuid
 from reattach.limits import REPLAY_SLICE_EVENTS, REPLAY_TURN_BYTES
-from reattach.records.base import Run
-from reattach.runs.follow import Following
+from reattach.runs.follow import Following, Target
 from reattach.runs.service import RunService
 from reattach.wire import letta
 from reattach.wire.sse import DONE
@@ -52,7 +52,7 @@ _HEADERS: Final = {
 
 
 class RunStream(Response):
-    """Streams ``run`` from ``cursor``.
+    """Streams the run from ``cursor``.
 
     The headers go out at once. The terminal group goes out when the run's record says how it
     ended. The body ends with ``[DONE]`` exactly when everything up to the end of the closed log
@@ -69,7 +69,7 @@ class RunStream(Response):
     def __init__(
         self,
         runs: RunService,
-        run: Run,
+        target: Target,
         clock: Clock,
         *,
         cursor: int = 0,
@@ -80,7 +80,7 @@ class RunStream(Response):
     ) -> None:
         super().__init__()
         self._runs = runs
-        self._run = run
+        self._target = target
         self._clock = clock
         self._cursor = cursor
         self._max_events = max_events
@@ -92,7 +92,7 @@ class RunStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with AsyncExitStack() as stack:
-            following = self._runs.follow(self._run, self._cursor, max_events=self._max_events)
+            following = self._runs.follow(self._target, self._cursor, max_events=self._max_events)
             try:
                 reader = await stack.enter_async_context(following)
             except ReattachError as error:
@@ -117,10 +117,13 @@ class RunStream(Response):
             await self._abort(receive, following)
 
     def _start(self, following: Following) -> dict[str, object]:
+        status = self._target.status
+        if status is RunStatus.CREATED:  # Its log is open by now.
+            status = RunStatus.RUNNING
         headers = {
             **_HEADERS,
-            "x-run-id": self._run.id,
-            "x-run-status": self._run.status.value,
+            "x-run-id": self._target.run_id,
+            "x-run-status": status.value,
             "x-stream-starts-after": str(following.cursor),
             **self._extra_headers,
         }
@@ -144,7 +147,7 @@ class RunStream(Response):
             except ReattachError as error:
                 return self._cut_off(error.detail)
             # Before the terminal group, as the SDKs stop at an error event and see no [DONE].
-            if following.closed and not await self._runs.ending_told(self._run):
+            if following.closed and not await self._runs.ending_told(self._target):
                 return self._cut_off("the record does not say yet how the run ended")
             if piece.frames:
                 if not await self._send(following, send, piece.frames):
@@ -155,11 +158,13 @@ class RunStream(Response):
                     await asyncio.sleep(0)
             elif following.failure is not None:
                 return self._cut_off(following.failure.detail)
+            elif following.released:
+                return self._cut_off("the server is going away, and another one has the run")
             elif following.closed:
                 return await self._send(following, send, DONE)
             elif following.keepalive_due:
                 ping = letta.keepalive(
-                    f"ping-{new_uuid()}", self._clock.now(), following.cursor, self._run.id
+                    f"ping-{new_uuid()}", self._clock.now(), following.cursor, self._target.run_id
                 )
                 if not await self._send(following, send, ping):
                     return False
@@ -200,7 +205,7 @@ class RunStream(Response):
                 return
 
     def _cut_off(self, reason: str) -> bool:
-        logger.info("reader cut off", run_id=self._run.id, reason=reason)
+        logger.info("reader cut off", run_id=self._target.run_id, reason=reason)
         return False
 
     async def _abort(self, receive: Receive, following: Following) -> None:

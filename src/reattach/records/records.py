@@ -46,6 +46,11 @@ class Records:
         """
         return cls(await Database.open(url, durability=durability), clock)
 
+    @property
+    def shared(self) -> bool:
+        """Whether several processes may use the database at a time."""
+        return self._database.backend == "postgresql"
+
     def wakes(self) -> AbstractAsyncContextManager[AsyncIterator[Wake]]:
         """What other processes, and this one, tell of runs from now on; it never ends by itself.
 

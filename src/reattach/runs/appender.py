@@ -33,10 +33,11 @@ class Appender:
         clock: Clock,
         on_failure: Callable[[], None],
     ) -> None:
+        self.last_seq = last_seq
+        """The number of the last event that was put, whether or not the log has it."""
         self._log = log
         self._run_id = run_id
         self._token = token
-        self._last_seq = last_seq
         self._clock = clock
         self._on_failure = on_failure
         self._pending: list[bytes] = []
@@ -93,8 +94,8 @@ class Appender:
         if self.failure is not None:
             return
         for event in events:
-            self._last_seq += 1
-            frame = letta.encode(event, self._last_seq, self._run_id)
+            self.last_seq += 1
+            frame = letta.encode(event, self.last_seq, self._run_id)
             self._pending.append(frame)
             self._pending_bytes += len(frame)
             self._total_bytes += len(frame)
@@ -109,7 +110,7 @@ class Appender:
                 self._wake.clear()
                 frames, self._pending, self._pending_bytes = self._pending, [], 0
                 close = self._closing
-                await self._append(self._last_seq - len(frames) + 1, frames, close)
+                await self._append(self.last_seq - len(frames) + 1, frames, close)
                 self._flushed.set()
                 if close:
                     return

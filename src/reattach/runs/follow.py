@@ -3,10 +3,30 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Self
 
 from reattach.errors import CursorAheadError, ReattachError, TrimmedError
+from reattach.events import RunStatus
+from reattach.ids import RunId, TenantId
 from reattach.limits import REPLAY_SLICE_BYTES
 from reattach.log.base import Log, Slice, Tail
+from reattach.records.base import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A run that somebody wants to follow: what is known of it without its whole record."""
+
+    run_id: RunId
+    tenant: TenantId
+    status: RunStatus
+    """As it was when it was found."""
+    background: bool
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        return cls(run.id, run.tenant, run.status, background=run.background)
 
 
 class Following:
@@ -16,8 +36,8 @@ class Following:
     something to do: more events, the end, or a keepalive that is due.
     """
 
-    __slots__ = ("_log", "_max_events", "_tail", "cursor", "keepalive_due", "quiet_since", "run_id",
-                 "wake")  # fmt: skip
+    __slots__ = ("_log", "_max_events", "_tail", "cursor", "keepalive_due", "quiet_since",
+                 "released", "run_id", "wake")  # fmt: skip
 
     def __init__(self, log: Log, tail: Tail, run_id: str, cursor: int, max_events: int) -> None:
         self._log = log
@@ -27,6 +47,8 @@ class Following:
         self.cursor = cursor
         self.wake = asyncio.Event()
         self.keepalive_due = False
+        self.released = False
+        """The process is going away, and the run is another's: to be followed there."""
         self.quiet_since: float | None = None
         """When the reader was last sent something, by the event loop's clock; None while a
         write is under way, when there is nothing to keep alive."""
@@ -121,6 +143,13 @@ class Watch:
         finally:
             self._readers.discard(following)
             self._pinged.discard(following)
+
+    def release(self) -> None:
+        """Let go of the readers whose log is still open: this process is about to end."""
+        for following in self._readers:
+            if not following.closed:
+                following.released = True
+                following.wake.set()
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()

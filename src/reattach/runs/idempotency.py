@@ -1,10 +1,11 @@
-"""When two sends are one request."""
+"""When two sends are one request, and how a log is found by its key."""
 
 import hashlib
 from collections.abc import Sequence
 
 import msgspec
 
+from reattach.ids import TenantId
 from reattach.messages import Message
 from reattach.records.base import RequestKey, Thread
 
@@ -23,3 +24,8 @@ def request_key(messages: Sequence[Message], thread: Thread) -> RequestKey | Non
         [[one.role, one.parts, one.name, one.sender_id, one.otid] for one in messages],
     ]
     return RequestKey(otids, hashlib.sha256(msgspec.json.encode(payload)).hexdigest())
+
+
+def otid_alias(tenant: TenantId, otid: str) -> str:
+    """The name under which a log is found by the OTID of a message of its run."""
+    return f"{tenant}:{otid}"

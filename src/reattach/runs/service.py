@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import msgspec
 import structlog
@@ -14,7 +15,6 @@ from reattach.engine.base import Turn
 from reattach.engine.catalog import Catalog
 from reattach.errors import (
     ExpiredError,
-    FencedError,
     InvalidArgumentError,
     LogNotFoundError,
     NoActiveRunsToCancelError,
@@ -29,7 +29,8 @@ from reattach.limits import (
     CANCEL_WAIT_SECONDS,
     ENGINE_STOP_SECONDS,
     LEASE_SECONDS,
-    RECOVERIES_AT_ONCE,
+    OPEN_LOOK_SECONDS,
+    OPEN_WAIT_SECONDS,
     SETTLE_WAIT_SECONDS,
     SWEEP_BATCH_RUNS,
 )
@@ -45,20 +46,16 @@ from reattach.records.base import (
     Thread,
 )
 from reattach.records.records import Records
-from reattach.runs.follow import Following, Watch, follow
-from reattach.runs.idempotency import request_key
+from reattach.records.wakes import CancelRequested, RunSettled, Wake, WakesMissed
+from reattach.runs.endings import CANCELLED, DRAINED, STORE_FAILED
+from reattach.runs.follow import Following, Target, Watch, follow
+from reattach.runs.idempotency import otid_alias, request_key
+from reattach.runs.ownership import Ownership
 from reattach.runs.patience import patiently
-from reattach.runs.recover import end_orphan
+from reattach.runs.recovery import Recovery
+from reattach.runs.settlements import Settlements
 from reattach.runs.turns import Overrides, chosen_model, make_turn
-from reattach.runs.worker import (
-    CANCELLED,
-    DRAINED,
-    OWNER_DIED,
-    STORE_FAILED,
-    Ending,
-    Options,
-    Worker,
-)
+from reattach.runs.worker import Options, Worker
 
 logger = structlog.get_logger(__name__)
 
@@ -84,16 +81,6 @@ class Send:
         return Thread(self.agent.id, self.conversation.id if self.conversation else None)
 
 
-@dataclass(slots=True)
-class _Endless:
-    """An active run that nobody works on. ``done`` is set when it has its end."""
-
-    run: Run
-    ending: Ending
-    done: asyncio.Event = field(default_factory=asyncio.Event)
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
 class RunService:
     """All runs of one process.
 
@@ -111,11 +98,12 @@ class RunService:
         default_model: str | None = None,
         retention: timedelta = timedelta(hours=24),
         ping_interval_seconds: float = 15.0,
+        lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self.log = log
         self.watch = Watch(ping_interval_seconds)
         self.draining = False
-        self.owner = new_uuid()
+        self.ownership = Ownership(records, clock, lease_seconds)
         self._records = records
         self._catalog = catalog
         self._clock = clock
@@ -123,17 +111,22 @@ class RunService:
         self._retention = retention
         self._workers: dict[str, Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._endless: dict[str, _Endless] = {}
+        self._settlements = Settlements(records, clock)
+        self._recovery = Recovery(log, records, clock, self.ownership, self._settle)
 
     async def start(self) -> None:
         """Recover what a dead process left. Raises StoreUnavailableError."""
-        await self._records.owners.register(self.owner, LEASE_SECONDS)
-        await self._records.owners.bury_all_but(self.owner)
+        await self.ownership.begin()
         await self.recover()
 
     async def aclose(self) -> None:
         """End every run that is left, and return when each has its terminal group."""
         await self.drain(0)
+
+    async def leave(self) -> None:
+        """Give the lease back, after ``aclose``; what could not be ended is left to others."""
+        with suppress(StoreUnavailableError):  # It runs out by itself.
+            await self.ownership.leave()
 
     # Sending.
 
@@ -141,8 +134,8 @@ class RunService:
         """Make the run that ``send`` asks for, or find the one that it made before (P9).
 
         The run goes on by itself (P6); follow it, or wait for it with ``settled``.
-        Raises UnavailableError while draining, ConversationBusyError (P10), OtidConflictError,
-        NotFoundError for an unknown model.
+        Raises UnavailableError while draining or while a store does not answer,
+        ConversationBusyError (P10), OtidConflictError, NotFoundError for an unknown model.
         """
         if self.draining:
             raise UnavailableError(
@@ -157,6 +150,9 @@ class RunService:
             )
         engine = self._catalog.engine(model)
         run = self._new_run(send, model)
+        aliases = [otid_alias(run.tenant, one.otid) for one in run.input if one.otid]
+        # Asked for nothing but its answer: without it, the run that is made could not begin.
+        await self.log.find(aliases[0])
 
         async def turn() -> Turn:
             history = await self._records.messages.history(send.tenant, send.thread)
@@ -168,7 +164,9 @@ class RunService:
             engine=engine,
             log=self.log,
             clock=self._clock,
+            aliases=aliases if run.background else (),
             make_turn=turn,
+            mark_running=partial(self._records.runs.mark_running, run.id, run.token),
             settle=self._settle,
         )
         key = request_key(send.messages, send.thread)
@@ -190,14 +188,14 @@ class RunService:
             id=new_run_id(),
             tenant=send.tenant,
             thread=send.thread,
-            status=RunStatus.RUNNING,
+            status=RunStatus.CREATED,
             background=send.background,
             created_at=self._clock.now(),
             model=model,
             run_type=send.run_type,
             request_config=send.request_config,
             input=sent,
-            owner=self.owner,
+            owner=self.ownership.owner,
             token=1,
         )
 
@@ -225,7 +223,7 @@ class RunService:
             worker.done.set()
             self._workers.pop(run.id, None)
             if worker.gave_up:
-                self._endless[run.id] = _Endless(run, STORE_FAILED)
+                self._recovery.give_up(run, STORE_FAILED)
 
     async def _settle(self, run: Run, settlement: Settlement) -> None:
         """Write how the run ended, trying again while the store does not take it."""
@@ -250,6 +248,16 @@ class RunService:
             )
         return run
 
+    async def target_by_otid(self, tenant: TenantId, otid: str) -> Target:
+        """As ``by_otid``, but a log that knows the OTID of a background run saves the records."""
+        run_id = await self.log.find(otid_alias(tenant, otid))
+        if run_id is not None:
+            with suppress(LogNotFoundError):
+                head = await self.log.head(run_id)
+                if not head.closed:
+                    return Target(RunId(run_id), tenant, RunStatus.RUNNING, background=True)
+        return Target.of(await self.by_otid(tenant, otid))
+
     async def active(self, tenant: TenantId, thread: Thread) -> Run:
         """The run under way in the thread. Raises InvalidArgumentError if there is none."""
         run = await self._records.runs.active(tenant, thread)
@@ -258,25 +266,38 @@ class RunService:
         return run
 
     @asynccontextmanager
-    async def follow(self, run: Run, cursor: int, *, max_events: int) -> AsyncIterator[Following]:
+    async def follow(
+        self, target: Target, cursor: int, *, max_events: int
+    ) -> AsyncIterator[Following]:
         """Follow a run from ``cursor``, as ``runs.follow.follow`` says.
 
         Raises ExpiredError if the log is gone, telling since when (P14), and
         StoreUnavailableError if it could not be made yet.
         """
-        worker = self._workers.get(run.id)
+        worker = self._workers.get(target.run_id)
         if worker is not None:
             await worker.opened.wait()
-        try:
-            async with follow(self.log, run.id, cursor, max_events=max_events) as following:
-                yield following
-        except LogNotFoundError:
-            run = await self._records.runs.get(run.tenant, run.id)
-            if run.status.is_active:
+        async with AsyncExitStack() as stack:
+            yield await self._followed(stack, target, cursor, max_events)
+
+    async def _followed(
+        self, stack: AsyncExitStack, target: Target, cursor: int, max_events: int
+    ) -> Following:
+        give_up_at = self._clock.monotonic_seconds() + OPEN_WAIT_SECONDS
+        while True:
+            following = follow(self.log, target.run_id, cursor, max_events=max_events)
+            try:
+                return await stack.enter_async_context(following)
+            except LogNotFoundError:
+                run = await self._records.runs.get(target.tenant, target.run_id)
+            if not run.status.is_active:
+                raise self._expired(run)
+            # Another process may be about to open it, or to end it because it was lost.
+            if not self.ownership.shared or self._clock.monotonic_seconds() >= give_up_at:
                 raise StoreUnavailableError(
                     f"The events of {run.id} can not be read at present. Try again in a moment."
-                ) from None
-            raise self._expired(run) from None
+                )
+            await self._clock.sleep(OPEN_LOOK_SECONDS)
 
     def _expired(self, run: Run) -> ExpiredError:
         expired_at = None if run.completed_at is None else run.completed_at + self._retention
@@ -290,26 +311,38 @@ class RunService:
     async def settled(self, run: Run, *, timeout_seconds: float | None = None) -> Run:
         """Wait until the run has ended and its record says so, and return it as it is then.
 
-        Returns the run as it is, perhaps still active, after ``timeout_seconds``.
-        """
-        worker = self._workers.get(run.id)
-        if worker is not None:
-            try:
-                async with asyncio.timeout(timeout_seconds):
-                    await worker.done.wait()
-            except TimeoutError:
-                logger.warning("run not settled in time", run_id=run.id)
-        return await self._records.runs.get(run.tenant, run.id)
-
-    async def ending_told(self, run: Run) -> bool:
-        """Wait until the record of a run whose log is closed says how it ended.
-
-        False if it does not after SETTLE_WAIT_SECONDS. Asks the store nothing.
+        Returns the run as it is, perhaps still active, after ``timeout_seconds``, and as soon as
+        this process had to give it up.
         """
         try:
+            async with asyncio.timeout(timeout_seconds):
+                worker = self._workers.get(run.id)
+                if worker is not None:
+                    await worker.done.wait()
+                is_settled = worker is not None and worker.settled
+                if not is_settled and run.id not in self._recovery.endless:
+                    return await self._settlements.ended(run.tenant, run.id)
+        except TimeoutError:
+            logger.warning("run not settled in time", run_id=run.id)
+        return await self._records.runs.get(run.tenant, run.id)
+
+    async def ending_told(self, target: Target) -> bool:
+        """Wait until the record of a run whose log is closed says how it ended.
+
+        False if it does not after SETTLE_WAIT_SECONDS. The store is asked only about a run that
+        another process works on, and once for all who wait.
+        """
+        if not target.status.is_active:
+            return True
+        try:
             async with asyncio.timeout(SETTLE_WAIT_SECONDS):
-                while at_work := self._workers.get(run.id) or self._endless.get(run.id):
-                    await at_work.done.wait()
+                while worker := self._workers.get(target.run_id):
+                    await worker.done.wait()
+                    if worker.settled:
+                        return True
+                while endless := self._recovery.endless.get(target.run_id):
+                    await endless.done.wait()
+                await self._settlements.ended(target.tenant, target.run_id)
         except TimeoutError:
             return False
         return True
@@ -337,79 +370,56 @@ class RunService:
     async def _cancel(self, run: Run) -> Run:
         if not run.status.is_active:
             return run
-        await self._records.runs.request_cancel(run.tenant, [run.id])
-        worker = self._workers.get(run.id)
+        (run,) = await self._records.runs.request_cancel(run.tenant, [run.id])
+        if not run.status.is_active:
+            return run
+        if self._end_here(run.id) or not await self._is_orphan(run):
+            return await self.settled(run, timeout_seconds=CANCEL_WAIT_SECONDS)
+        with suppress(StoreUnavailableError):  # What was asked for is noted, and made up for.
+            await self._recovery.end(run, CANCELLED)
+        return await self._records.runs.get(run.tenant, run.id)
+
+    def _end_here(self, run_id: str) -> bool:
+        """Cancel the run if it is worked on here."""
+        worker = self._workers.get(run_id)
         if worker is not None:
             worker.end(CANCELLED)
-            return await self.settled(run, timeout_seconds=CANCEL_WAIT_SECONDS)
-        run = await self._records.runs.get(run.tenant, run.id)
-        if run.status.is_active:
-            with suppress(StoreUnavailableError):  # What was asked for is noted, and made up for.
-                await self._end_orphan(run, CANCELLED)
-            run = await self._records.runs.get(run.tenant, run.id)
-        return run
+        return worker is not None
+
+    async def _is_orphan(self, run: Run) -> bool:
+        return run.id in self._recovery.endless or await self.ownership.is_gone(run.owner)
+
+    # What other processes say, and what is said to them.
+
+    async def beat(self) -> None:
+        """Renew the lease, and obey what the records say since. Raises StoreUnavailableError."""
+        beat = await self.ownership.beat()
+        if not beat.alive:
+            for worker in self._workers.values():
+                worker.disown()
+        for run_id in beat.cancelled:
+            self._end_here(run_id)
+
+    def hear(self, wake: Wake) -> None:
+        """Obey a wake. One that is missed is made up for by the next beat, and by looks."""
+        match wake:
+            case CancelRequested(run_id):
+                self._end_here(run_id)
+            case RunSettled(run_id):
+                self._settlements.hear(run_id)
+            case WakesMissed():
+                self._settlements.hear_all()
 
     # Ends that nobody asked for.
 
     @property
     def has_endless(self) -> bool:
         """Whether there are runs that could not be given their end yet."""
-        return bool(self._endless)
+        return bool(self._recovery.endless)
 
     async def recover(self) -> None:
-        """End every run whose owner is gone, and those that this process had to give up.
-
-        A run that can not be ended holds back no other. Raises what was in its way; it is tried
-        again by the next call.
-        """
-        for run in await self._records.runs.orphans(SWEEP_BATCH_RUNS):
-            self._endless.setdefault(run.id, _Endless(run, OWNER_DIED))
-        if not self._endless:
-            return
-        logger.info("recovering runs", runs=len(self._endless))
-        gate = asyncio.Semaphore(RECOVERIES_AT_ONCE)
-
-        async def end(endless: _Endless) -> None:
-            async with gate:
-                await self._end_orphan(endless.run, endless.ending)
-
-        ends = [end(endless) for endless in self._endless.values()]
-        failures = [
-            failure for failure in await asyncio.gather(*ends, return_exceptions=True) if failure
-        ]
-        for failure in failures:
-            logger.warning("run not recovered", reason=str(failure))
-        if failures:
-            raise failures[0]
-
-    async def _end_orphan(self, run: Run, ending: Ending) -> None:
-        """Give an active run without owner its end, which a cancel that was asked for decides."""
-        # It stays here until it has its end, whatever interrupts this.
-        endless = self._endless.setdefault(run.id, _Endless(run, ending))
-        async with endless.turn:
-            if endless.done.is_set():
-                return
-            owned = await self._own(endless.run)
-            if owned is not None:
-                endless.run = owned
-                ending = CANCELLED if owned.cancel_requested_at else endless.ending
-                try:
-                    await end_orphan(owned, ending, self.log, self._clock, self._settle)
-                except FencedError:
-                    logger.info("run taken over by another process", run_id=run.id)
-            self._endless.pop(run.id, None)
-            endless.done.set()
-
-    async def _own(self, run: Run) -> Run | None:
-        """Take the run over; None if it has ended or another process was first."""
-        owned = await self._records.runs.take_over(run.id, run.token, self.owner)
-        if owned is not None:
-            return owned
-        try:  # It is ours all the same if the answer of an earlier try was lost.
-            found = await self._records.runs.get(run.tenant, run.id)
-        except NotFoundError:
-            return None
-        return found if found.status.is_active and found.owner == self.owner else None
+        """See ``Recovery.recover``."""
+        await self._recovery.recover()
 
     async def sweep(self) -> int:
         """Delete the logs past their retention, and return how many (P14)."""
@@ -427,7 +437,8 @@ class RunService:
     async def drain(self, seconds: float) -> None:
         """Refuse new runs, let the open ones finish for ``seconds``, then end them (P15).
 
-        Returns when no run is left without its end, or could not be ended within seconds more.
+        Then the readers of runs that other processes work on are sent there. Returns when no run
+        is left without its end, or could not be ended within seconds more.
         """
         self.draining = True
         if self._tasks and seconds > 0:
@@ -437,3 +448,4 @@ class RunService:
             worker.end(DRAINED)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=ENGINE_STOP_SECONDS + APPEND_RETRY_SECONDS)
+        self.watch.release()

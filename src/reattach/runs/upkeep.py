@@ -1,4 +1,4 @@
-"""What a process does for its runs now and then: retention, and runs that it could not end."""
+"""What a process does for its runs now and then, and what it listens to."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -12,6 +12,7 @@ from reattach.limits import (
     SWEEP_BATCH_RUNS,
     SWEEP_INTERVAL_SECONDS,
 )
+from reattach.records.records import Records
 from reattach.runs.service import RunService
 
 logger = structlog.get_logger(__name__)
@@ -29,9 +30,32 @@ async def keep_up(runs: RunService, clock: Clock, retention_seconds: float) -> N
             due_at = clock.monotonic_seconds() + interval_seconds
             await _tried(partial(_sweep_all, runs))
             await _tried(runs.recover)
-        elif runs.has_endless:
+        elif runs.has_endless or runs.ownership.shared:
             await _tried(runs.recover)
         await clock.sleep(min(interval_seconds, RECOVERY_INTERVAL_SECONDS))
+
+
+async def keep_alive(runs: RunService, clock: Clock) -> None:
+    """Renew the lease of the process on its runs, until cancelled.
+
+    A task of its own, since everything else may have to wait for a store.
+    """
+    while True:
+        await clock.sleep(runs.ownership.beat_seconds)
+        await _tried(runs.beat)
+
+
+async def listen(runs: RunService, records: Records, clock: Clock) -> None:
+    """Hear what other processes tell of runs, until cancelled."""
+
+    async def hear() -> None:
+        async with records.wakes() as wakes:
+            async for wake in wakes:
+                runs.hear(wake)
+
+    while True:
+        await _tried(hear)
+        await clock.sleep(RECOVERY_INTERVAL_SECONDS)
 
 
 async def _tried(work: Callable[[], Awaitable[None]]) -> None:

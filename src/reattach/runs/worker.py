@@ -1,7 +1,7 @@
 """The work on one run in this process: engine to log, to the end, whoever is reading."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -22,13 +22,16 @@ from reattach.errors import (
     FencedError,
     LimitExceededError,
     LogError,
+    LogNotFoundError,
+    SeqMismatchError,
     StoreUnavailableError,
 )
-from reattach.events import Event, Failed, StopReason
+from reattach.events import Event, Stopped
 from reattach.limits import DELTA_BYTES, ENGINE_STOP_SECONDS, RUN_LOG_BYTES
-from reattach.log.base import Log
+from reattach.log.base import Head, Log
 from reattach.records.base import Run, Settlement
 from reattach.runs.appender import Appender
+from reattach.runs.endings import LOG_LOST, Ending
 from reattach.runs.machine import RunMachine
 from reattach.runs.patience import patiently
 from reattach.runs.transcript import Transcript
@@ -47,41 +50,6 @@ class Options:
     """Only messages of these types get into the log; None: all."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """Why a run is ended from outside."""
-
-    reason: StopReason
-    failure: Failed | None = None
-
-
-CANCELLED = Ending(StopReason.CANCELLED)
-DRAINED = Ending(
-    StopReason.ERROR,
-    Failed(
-        "stream_task_cancelled",
-        "The server was stopped before the run was done. Send the message again to continue.",
-        None,
-    ),
-)
-OWNER_DIED = Ending(
-    StopReason.ERROR,
-    Failed(
-        "stream_incomplete",
-        "The server process that worked on the run died. What it had produced is kept; "
-        "send the message again to continue.",
-        None,
-    ),
-)
-STORE_FAILED = Ending(
-    StopReason.ERROR,
-    Failed(
-        "internal_error",
-        "The server could not write the events of the run. What it had written is kept; "
-        "send the message again to continue.",
-        None,
-    ),
-)
 _ENGINE_FAULT = EngineError("An error occurred during agent execution.")
 _UNREADABLE = EngineError("The conversation could not be read. Send the message again.")
 
@@ -89,8 +57,9 @@ _UNREADABLE = EngineError("The conversation could not be read. Send the message 
 class Worker:
     """Owns one run from its creation to its settlement.
 
-    ``opened`` is set when the log can be followed, ``done`` when the run is settled, a newer owner
-    has it, or it was given up (``gave_up``: the store is gone; recovery ends the run then).
+    ``opened`` is set when the log can be followed, ``done`` when the run is ``settled``, a newer
+    owner has it, or it was given up (``gave_up``: the store is gone; recovery ends the run then).
+    ``mark_running`` says in the records that there is a log, and False if the run is another's.
     """
 
     def __init__(
@@ -101,13 +70,19 @@ class Worker:
         engine: Engine,
         log: Log,
         clock: Clock,
+        aliases: Sequence[str],
         make_turn: Callable[[], Awaitable[Turn]],
+        mark_running: Callable[[], Awaitable[bool]],
         settle: Callable[[Run, Settlement], Awaitable[None]],
     ) -> None:
         self.run = run
         self.opened = asyncio.Event()
         self.done = asyncio.Event()
+        self.settled = False
         self.gave_up = False
+        self._aliases = aliases
+        self._mark_running = mark_running
+        self._disowned = False
         self._options = options
         self._engine = engine
         self._log = log
@@ -125,6 +100,11 @@ class Worker:
         if self._ending is None:
             self._ending = ending
             self._interrupted.set()
+
+    def disown(self) -> None:
+        """Stop the engine and write nothing more: another process has the run, or will have it."""
+        self._disowned = True
+        self._interrupted.set()
 
     async def work(self) -> None:
         """Work on the run until it is settled. Never raises but on its own cancellation."""
@@ -145,7 +125,9 @@ class Worker:
             self.done.set()
 
     async def _work(self) -> None:
-        head = await patiently(self._clock, lambda: self._log.open(self.run.id, self.run.token))
+        head = await self._open(first_seq=1)
+        if not await patiently(self._clock, self._mark_running):
+            raise _disowned(self.run)
         self._appender = Appender(
             self._log,
             self.run.id,
@@ -157,11 +139,43 @@ class Worker:
         self.opened.set()
         if self._options.include_pings:
             self._appender.put(self._machine.ping())
-        terminal = await self._drive()
-        self._fold(terminal)
-        await self._appender.close(self._visible(terminal))
+        try:
+            terminal = await self._drive()
+            self._fold(terminal)
+            await self._appender.close(self._visible(terminal))
+        except (LogNotFoundError, SeqMismatchError) as error:
+            logger.error("log lost by its store", run_id=self.run.id, reason=error.detail)  # noqa: TRY400
+            await self._close_anew(self._appender.last_seq + 1)
         settlement = self._transcript.settlement(self.run, self._machine.steps, self._clock.now())
         await self._settle(self.run, settlement)
+        self.settled = True
+
+    async def _open(self, *, first_seq: int) -> Head:
+        return await patiently(
+            self._clock,
+            lambda: self._log.open(
+                self.run.id, self.run.token, first_seq=first_seq, aliases=self._aliases
+            ),
+        )
+
+    async def _close_anew(self, first_seq: int) -> None:
+        """Give a log that was lost its end, behind everything that a reader may have had of it."""
+        head = await self._open(first_seq=first_seq)
+        ending = self._ending or LOG_LOST
+        terminal = self._machine.stop(ending.reason, ending.failure)
+        if not terminal:  # The terminal group itself was lost, or what came just before it.
+            assert LOG_LOST.failure is not None
+            terminal = [Stopped(LOG_LOST.reason), LOG_LOST.failure, self._transcript.usage]
+        self._fold(terminal)
+        again = Appender(
+            self._log,
+            self.run.id,
+            self.run.token,
+            last_seq=head.last_seq,
+            clock=self._clock,
+            on_failure=self._interrupted.set,
+        )
+        await again.close(self._visible(terminal))
 
     async def _drive(self) -> list[Event]:
         """Let the engine answer, and return what ends the run."""
@@ -175,6 +189,8 @@ class Worker:
             interrupted.cancel()
             driving.cancel()
         assert self._appender is not None
+        if self._disowned:
+            raise _disowned(self.run)
         if self._appender.failure is not None:
             raise self._appender.failure
         if self._ending is not None:
@@ -231,6 +247,10 @@ class Worker:
             return events
         kinds = ((event, message_type(event)) for event in events)
         return [event for event, kind in kinds if kind is None or kind in types]
+
+
+def _disowned(run: Run) -> FencedError:
+    return FencedError(f"{run.id} has another owner, or none.")
 
 
 @asynccontextmanager

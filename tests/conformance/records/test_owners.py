@@ -50,6 +50,8 @@ async def test_an_owner_lives_while_it_beats_within_its_lease(
         assert await other_process.owners.bury() == []
         assert await records.owners.beat("a") == Beat(alive=True)
     await let_pass(16, clock, url)
+    assert await other_process.owners.alive("a")
+    assert await other_process.owners.bury() == ["a"]
     assert not await other_process.owners.alive("a")
 
 
