@@ -29,7 +29,7 @@ class Reader:
     def __init__(
         self,
         service: RunService,
-        run: Run,
+        run: Run | Target,
         cursor: int = 0,
         *,
         pings: bool = False,
@@ -37,7 +37,7 @@ class Reader:
     ) -> None:
         self._stream = RunStream(
             service,
-            Target.of(run),
+            run if isinstance(run, Target) else Target.of(run),
             SystemClock(),
             cursor=cursor,
             include_pings=pings,

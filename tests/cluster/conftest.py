@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import structlog.testing
+
+from tests.cluster.nodes import Nodes, nodes_on
+from tests.redis_server import RedisServer, shared_url
+
+
+@pytest.fixture(autouse=True)
+def log_lines() -> Iterator[list[Any]]:
+    """What the servers log, caught: to show a traceback would read files in the event loop."""
+    with structlog.testing.capture_logs() as lines:
+        yield lines
+
+
+@pytest.fixture
+async def nodes(postgresql_url: str) -> AsyncIterator[Nodes]:
+    async with nodes_on(postgresql_url, shared_url()) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    """A Redis of the test's own, to be broken. It keeps nothing when it is killed."""
+    server = RedisServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+async def frail(postgresql_url: str, redis: RedisServer) -> AsyncIterator[Nodes]:
+    """Nodes whose log is on ``redis``."""
+    async with nodes_on(postgresql_url, redis.url) as nodes:
+        yield nodes

@@ -1,0 +1,107 @@
+"""Several processes in one: services with connections of their own to one Redis and PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from reattach.clock import SystemClock
+from reattach.engine.base import Engine
+from reattach.ids import new_uuid
+from reattach.limits import LEASE_SECONDS
+from reattach.log.base import Log
+from reattach.log.redis import RedisLog
+from reattach.records.records import Records
+from reattach.runs.service import RunService
+from reattach.runs.upkeep import keep_alive, keep_up, listen
+from tests.recovery.faults import Faults, FaultyLog, faulty_records
+from tests.recovery.heart import Heart, heart_of
+
+CLOCK = SystemClock()
+
+
+@dataclass
+class Node:
+    """A process as far as the others can tell."""
+
+    runs: RunService
+    log: Log
+    records: Records
+    faults: Faults
+    """Around everything that it asks of the stores."""
+
+
+class Nodes:
+    """Makes nodes upon the same stores. ``heart`` looks at these with connections of its own."""
+
+    def __init__(self, stack: AsyncExitStack, database_url: str, log_url: str) -> None:
+        self.prefix = f"test-{new_uuid()}"
+        self.database_url = database_url
+        self.log_url = log_url
+        self._stack = stack
+        self.heart: Heart
+
+    async def begin(self) -> None:
+        records = await Records.open(self.database_url, clock=CLOCK)
+        log = await self.open_log()
+        self.heart = await self._stack.enter_async_context(heart_of(records, log, CLOCK))
+
+    async def open_log(self, url: str | None = None) -> RedisLog:
+        log = await RedisLog.connect(
+            url or self.log_url, prefix=self.prefix, answer_seconds=1.0, poll_seconds=0.5
+        )
+        self._stack.push_async_callback(log.aclose)
+        return log
+
+    async def node(
+        self,
+        *,
+        engine: Engine | None = None,
+        faults: Faults | None = None,
+        log_url: str | None = None,
+        lease_seconds: float = LEASE_SECONDS,
+        listens: bool = True,
+        keeps_up: bool = True,
+        beats: bool = True,
+    ) -> Node:
+        """A started node, which is closed at the end."""
+        faults = faults or Faults()
+        records = await Records.open(self.database_url, clock=CLOCK)
+        self._stack.push_async_callback(records.aclose)
+        log = await self.open_log(log_url)
+        runs = self.heart.service(
+            log=FaultyLog(log, faults),
+            records=faulty_records(records, faults),
+            engine=engine,
+            clock=CLOCK,
+            lease_seconds=lease_seconds,
+        )
+        await runs.start()
+        self._stack.push_async_callback(runs.aclose)
+        if listens:
+            await self._going_on(listen(runs, records, CLOCK))
+        if beats:
+            await self._going_on(keep_alive(runs, CLOCK))
+        if keeps_up:
+            await self._going_on(keep_up(runs, CLOCK, 3600))
+        return Node(runs, log, records, faults)
+
+    async def _going_on(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+
+        async def stop() -> None:
+            task.cancel()
+            await asyncio.wait({task}, timeout=10)
+
+        self._stack.push_async_callback(stop)
+
+
+@asynccontextmanager
+async def nodes_on(database_url: str, log_url: str) -> AsyncIterator[Nodes]:
+    async with AsyncExitStack() as stack:
+        nodes = Nodes(stack, database_url, log_url)
+        await nodes.begin()
+        yield nodes

@@ -1,0 +1,216 @@
+"""Stores that go away for a while, and stores that come back without what they had."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from reattach.errors import StoreUnavailableError
+from reattach.events import RunStatus
+from reattach.limits import LOST_LOG_FIRST_SEQ
+from reattach.messages import Role
+from reattach.runs.ownership import Ownership
+from reattach.testing.relay import Relay
+from tests.cluster.nodes import Nodes, nodes_on
+from tests.recovery.clocks import LeapClock
+from tests.recovery.engines import SteppedEngine
+from tests.recovery.faults import Gate, Outage, faulty_records
+from tests.recovery.heart import eventually
+from tests.recovery.readers import Reader
+from tests.recovery.received import end_of
+from tests.redis_server import RedisServer
+
+LOST = {"stop_reason": "error", "error_type": "internal_error"}
+DONE = {"stop_reason": "end_turn", "error_type": None}
+
+
+@pytest.mark.promise("P1", "P2", "P4")
+async def test_readers_and_runs_go_on_when_redis_is_back_with_what_it_had(
+    postgresql_url: str,
+) -> None:
+    redis = RedisServer("--appendonly", "yes", "--appendfsync", "always")
+    try:
+        async with nodes_on(postgresql_url, redis.url) as nodes:
+            engine = SteppedEngine("one ", "two ", "three ")
+            owner, other = await nodes.node(engine=engine), await nodes.node()
+            conversation = await nodes.heart.conversation()
+            run = await owner.runs.send(nodes.heart.send(conversation, "count"))
+            engine.step()
+            async with Reader(owner.runs, run) as near, Reader(other.runs, run) as far:
+                await near.until_seq(1)
+                await far.until_seq(1)
+                redis.kill()
+                engine.step()
+                with pytest.raises(StoreUnavailableError):
+                    await owner.runs.send(
+                        nodes.heart.send(await nodes.heart.conversation(), "more")
+                    )
+                redis.start()
+                engine.step(2)
+                received = [await reader.to_end() for reader in (near, far)]
+            for one in received:
+                assert (one.text, one.end(), one.done) == ("one two three ", DONE, True)
+                assert one.frames == await nodes.heart.frames(run)
+            assert len(await nodes.heart.active_runs()) == 0
+    finally:
+        redis.close()
+
+
+@pytest.mark.promise("P5")
+async def test_a_run_whose_log_was_lost_ends_in_an_error_and_shows_no_other_text(
+    frail: Nodes, redis: RedisServer
+) -> None:
+    engine = SteppedEngine("one ", "two ", "three ")
+    owner, other = await frail.node(engine=engine), await frail.node()
+    conversation = await frail.heart.conversation()
+    run = await owner.runs.send(frail.heart.send(conversation, "count"))
+    engine.step(2)
+    async with Reader(owner.runs, run) as near, Reader(other.runs, run) as far:
+        await near.until_seq(2)
+        await far.until_seq(2)
+        redis.kill()
+        redis.start()
+        engine.step()
+        for reader in (near, far):
+            received = await reader.to_end()
+            assert not received.done
+            assert received.text == "one two "
+    async with asyncio.timeout(10):
+        assert (await owner.runs.settled(run)).status is RunStatus.FAILED
+    assert await frail.heart.kept(conversation) == [
+        (Role.USER, "count"),
+        (Role.ASSISTANT, "one two three "),
+    ]
+    for node in (owner, other):
+        async with Reader(node.runs, run, 1) as behind:
+            await behind.to_end()
+        assert (behind.status, behind.error["earliest_seq"]) == (410, 4)
+        async with Reader(node.runs, run, 3) as abreast:
+            received = await abreast.to_end()
+        assert (received.text, received.end(), received.done) == ("", LOST, True)
+    await frail.heart.assert_free(conversation)
+
+
+@pytest.mark.promise("P5", "P7")
+async def test_a_run_that_lost_its_log_and_its_owner_ends_behind_all_that_was_read(
+    frail: Nodes, redis: RedisServer
+) -> None:
+    engine = SteppedEngine("one ", "two ")
+    dead = await frail.node(
+        engine=engine, lease_seconds=1, beats=False, keeps_up=False, listens=False
+    )
+    conversation = await frail.heart.conversation()
+    run = await dead.runs.send(frail.heart.send(conversation, "count"))
+    engine.step()
+    async with Reader(dead.runs, run) as reader:
+        await reader.until_seq(1)
+    redis.command("FLUSHALL")
+    other = await frail.node(lease_seconds=1)
+    await eventually(lambda: failed(frail, run.id))
+    async with Reader(other.runs, run, 1) as behind:
+        await behind.to_end()
+    assert (behind.status, behind.error["earliest_seq"]) == (410, LOST_LOG_FIRST_SEQ)
+    async with Reader(other.runs, run, LOST_LOG_FIRST_SEQ - 1) as late:
+        assert (await late.to_end()).end() == LOST
+    await frail.heart.assert_free(conversation)
+
+
+async def failed(nodes: Nodes, run_id: str) -> bool:
+    return all(run.id != run_id for run in await nodes.heart.active_runs())
+
+
+@pytest.mark.promise("P9")
+async def test_a_send_while_redis_is_away_makes_no_run(frail: Nodes, redis: RedisServer) -> None:
+    node = await frail.node()
+    conversation = await frail.heart.conversation()
+    redis.kill()
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError):
+            await node.runs.send(frail.heart.send(conversation, "one two", otid="mine"))
+    assert await frail.heart.active_runs() == []
+    redis.start()
+    run = await node.runs.send(frail.heart.send(conversation, "one two", otid="mine"))
+    assert (await node.runs.settled(run)).status is RunStatus.COMPLETED
+
+
+@pytest.mark.promise("P7")
+async def test_a_run_whose_process_is_cut_off_from_redis_is_cancelled_when_it_is_back(
+    nodes: Nodes,
+) -> None:
+    """Its own beats go on, so nobody takes its run; it gives up, and ends it when it can."""
+    with Relay(nodes.log_url.removeprefix("unix://")) as relay:
+        host, port = relay.address
+        engine = SteppedEngine("one ", "two ")
+        owner = await nodes.node(engine=engine, log_url=f"redis://{host}:{port}")
+        other = await nodes.node()
+        conversation = await nodes.heart.conversation()
+        run = await owner.runs.send(nodes.heart.send(conversation, "count"))
+        engine.step()
+        async with Reader(other.runs, run) as reader:
+            await reader.until_seq(1)
+            relay.swallow()
+            assert await other.runs.cancel([run]) == {run.id: "cancelling"}
+            relay.cut()
+            relay.resume()
+            received = await reader.to_end()
+        assert received.end() == {"stop_reason": "cancelled", "error_type": None}
+        assert end_of(await nodes.heart.frames(run)) == received.end()
+        await nodes.heart.assert_free(conversation)
+
+
+@pytest.mark.promise("P7")
+async def test_nobody_is_buried_before_those_who_live_could_beat_again(nodes: Nodes) -> None:
+    records = nodes.heart.records
+    clock = LeapClock()
+    outage = Outage()
+    ours = Ownership(faulty_records(records, outage), clock, 15)
+    await ours.begin()
+    await records.owners.register("lapsed", 0)
+    # One that has just come does not know yet who lives.
+    await ours.bury()
+    assert await records.owners.alive("lapsed")
+    for _ in range(6):
+        await ours.beat()
+        clock.leap(3)
+    # The records were away: who lives could not beat either.
+    outage.down = {"owners.beat"}
+    with pytest.raises(StoreUnavailableError):
+        await ours.beat()
+    outage.down = set()
+    await ours.beat()
+    for _ in range(4):
+        clock.leap(3)
+        await ours.beat()
+        await ours.bury()
+        assert await records.owners.alive("lapsed")
+    # It was paused itself.
+    clock.leap(20)
+    await ours.beat()
+    await ours.bury()
+    assert await records.owners.alive("lapsed")
+    for _ in range(5):
+        clock.leap(3)
+        await ours.beat()
+    await ours.bury()
+    assert not await records.owners.alive("lapsed")
+
+
+@pytest.mark.promise("P7")
+async def test_a_run_that_is_made_by_a_process_just_declared_dead_has_its_end_too(
+    nodes: Nodes,
+) -> None:
+    gate = Gate("runs.create")
+    owner = await nodes.node(faults=gate, lease_seconds=1000, keeps_up=False)
+    other = await nodes.node()
+    conversation = await nodes.heart.conversation()
+    sending = asyncio.create_task(owner.runs.send(nodes.heart.send(conversation, "[hang=1]")))
+    async with asyncio.timeout(10):
+        await gate.waiting.wait()
+        await nodes.heart.records.owners.bury_all_but(other.runs.ownership.owner)
+        await owner.runs.beat()
+        gate.opened.set()
+        run = await sending
+    async with Reader(other.runs, run) as reader:
+        assert (await reader.to_end()).end()["stop_reason"] == "error"
+    await nodes.heart.assert_free(conversation)
