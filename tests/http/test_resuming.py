@@ -14,6 +14,8 @@ from reattach.records.base import RunCreated, RunKnown
 from tests.http.conftest import OTHER_TENANT
 from tests.http.live import DONE, LiveServer, Stream, joined, kinds, listening, told
 
+SOME_UUID = "6af1ebde-378d-4111-b936-e8f82c8f8359"
+
 NO_ACTIVE_RUN = "INVALID_ARGUMENT: No active runs found for this conversation."
 NOT_BACKGROUND = (
     "INVALID_ARGUMENT: Run was not created in background mode, so it cannot be retrieved."
@@ -304,13 +306,13 @@ async def test_resumes_that_race_with_the_send_see_the_run_or_that_there_is_none
     "path_id",
     [
         "conv-1",
-        f"conv-{new_uuid().upper()}",
-        f"conv-{new_uuid()}x",
+        f"conv-{SOME_UUID.upper()}",
+        f"conv-{SOME_UUID}x",
         "conv-aaaaaaaa-aaaa-1aaa-8aaa-aaaaaaaaaaaa",
-        f"run-{new_uuid()}",
+        f"run-{SOME_UUID}",
         "DEFAULT",
         "default2",
-        new_uuid(),
+        SOME_UUID,
         "%00",
         "conv-%0a",
         "a" * 5000,
@@ -332,7 +334,7 @@ async def test_only_posts_resume(live: LiveServer) -> None:
 
 
 @pytest.mark.promise("S10")
-@pytest.mark.parametrize("run_id", ["run-1", "x", f"run-{new_uuid()}0", f"RUN-{new_uuid()}", " "])
+@pytest.mark.parametrize("run_id", ["run-1", "x", f"run-{SOME_UUID}0", f"RUN-{SOME_UUID}", " "])
 async def test_a_malformed_run_id_is_400(live: LiveServer, run_id: str) -> None:
     text = f"Invalid run ID format: {run_id}. Expected format: 'run-<uuid4>'"
     expected = {"detail": f"INVALID_ARGUMENT: {text}", "code": "invalid_argument"}
