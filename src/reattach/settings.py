@@ -1,15 +1,30 @@
 """What an operator can set, where it is read from, and what it is by default.
 
-Every setting has an environment variable ``REATTACH_…``. Those that people change most have a flag
-of ``reattach serve`` too, which wins.
+Every setting has an environment variable ``REATTACH_…`` and a line in the settings file; those that
+people change most have a flag too. A flag wins over the environment, and that over the file.
 """
 
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from typing_extensions import override
+
+from reattach.errors import StartupError
+from reattach.limits import LEASE_SECONDS
+from reattach.masking import masked
+from reattach.settings_file import SettingsFile
+
+_LOCAL: Final = {"sqlite", "memory"}
+"""Schemes of stores that only one process can use."""
 
 
 def _default_data_dir() -> Path:
@@ -26,8 +41,27 @@ Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 """In the environment: words with commas between them."""
 
 
+def _or_none(value: object) -> object:
+    """A variable that is set to nothing is not set: files of containers are written so."""
+    return None if value == "" else value
+
+
+StoreUrl = Annotated[SecretStr | None, BeforeValidator(_or_none)]
+"""It may hold a password."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The URLs of a server's two stores, with their secrets."""
+
+    database: SecretStr
+    log: SecretStr
+    shared: bool
+    """Whether any number of processes can use them together."""
+
+
 class Settings(BaseSettings):
-    """The settings of one server."""
+    """The settings of one server. Raises StartupError for a settings file that can not be used."""
 
     model_config = SettingsConfigDict(env_prefix="REATTACH_", env_file=None, extra="ignore")
 
@@ -35,6 +69,21 @@ class Settings(BaseSettings):
     port: int = Field(8283, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     data_dir: Path = Field(
         default_factory=_default_data_dir, description="Directory that holds the databases."
+    )
+    database_url: StoreUrl = Field(
+        None, description="URL of the records' database; None: a file in the data directory."
+    )
+    log_url: StoreUrl = Field(
+        None, description="URL of the runs' event logs; None: a file in the data directory."
+    )
+    config: Annotated[Path | None, BeforeValidator(_or_none)] = Field(
+        None, description="A TOML file with settings."
+    )
+    workers: int = Field(1, ge=1, description="Processes that share the port.")
+    lease_seconds: float = Field(
+        LEASE_SECONDS,
+        gt=0,
+        description="How long a process may be silent before others end its runs.",
     )
     durability: Literal["process", "power"] = Field(
         "process",
@@ -80,3 +129,63 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least that is logged."
     )
+
+    @property
+    def stores(self) -> Stores | None:
+        """The stores that the URLs name; None if both are files in the data directory.
+
+        Raises StartupError unless both are named, and both can be shared or neither can.
+        """
+        database, log = self.database_url, self.log_url
+        if database is None and log is None:
+            return None
+        if database is None or log is None:
+            missing = "log_url" if log is None else "database_url"
+            present = "database_url" if log is None else "log_url"
+            raise StartupError(
+                f"{_variable(present)} is set and {_variable(missing)} is not: other processes "
+                f"would see runs whose events they can not read. Set {_variable(missing)} too "
+                f"(such as {_EXAMPLES[missing]}), or neither to keep everything in the data "
+                "directory."
+            )
+        database_shared, log_shared = _is_shared(database), _is_shared(log)
+        if database_shared != log_shared:
+            local = "log_url" if database_shared else "database_url"
+            shown = masked((log if database_shared else database).get_secret_value())
+            raise StartupError(
+                f"{_variable(local)} names a store of this process alone ({shown}), and the other "
+                "store is shared: other processes would see runs whose events they can not read. "
+                f"Set {_variable(local)} to a shared one (such as {_EXAMPLES[local]}), or neither "
+                "to keep everything in the data directory."
+            )
+        return Stores(database, log, database_shared)
+
+    @classmethod
+    @override
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        said: dict[str, Any] = {**env_settings(), **init_settings()}
+        if not said.get("config"):
+            return init_settings, env_settings
+        return init_settings, env_settings, SettingsFile(settings_cls, Path(said["config"]))
+
+
+_EXAMPLES: Final = {
+    "database_url": "postgresql://user:password@host/database",
+    "log_url": "redis://host:6379/0",
+}
+
+
+def _variable(name: str) -> str:
+    return f"REATTACH_{name.upper()}"
+
+
+def _is_shared(url: SecretStr) -> bool:
+    scheme = url.get_secret_value().partition(":")[0].lower()
+    return scheme.partition("+")[0] not in _LOCAL

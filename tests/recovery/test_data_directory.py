@@ -74,7 +74,7 @@ async def test_a_second_server_on_the_same_data_refuses_until_the_first_is_gone(
 async def test_what_keeps_a_server_from_starting_is_told_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reattach.cli.configure_logging", lambda *_: None)
+    monkeypatch.setattr("reattach.cli.serving.configure_logging", lambda *_: None)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         in_use = await refused(tmp_path / "port", "--port", str(port))

@@ -17,7 +17,10 @@ from reattach.engine.local import LocalEngine
 from reattach.engine.scripted import ScriptedEngine
 from reattach.errors import StartupError
 from reattach.http.context import Context
+from reattach.log.base import Log
 from reattach.log.open import open_log
+from reattach.masking import masked
+from reattach.records.failure import explaining
 from reattach.records.records import Records
 from reattach.runs.service import RunService
 from reattach.runs.upkeep import keep_alive, keep_up, listen
@@ -69,14 +72,7 @@ async def assembled(
     catalog = Catalog(engines)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(catalog.aclose)
-        await asyncio.to_thread(stack.enter_context, datadir.owned(settings.data_dir))
-        durability = settings.durability
-        records_url = f"sqlite:///{datadir.records_file(settings.data_dir)}"
-        records = await Records.open(records_url, clock=clock, durability=durability)
-        stack.push_async_callback(records.aclose)
-        events_file = quote(str(datadir.events_file(settings.data_dir)))
-        log = await open_log(f"sqlite:{events_file}?durability={durability}")
-        stack.push_async_callback(log.aclose)
+        records, log = await _stores(settings, clock, stack)
         runs = RunService(
             log,
             records,
@@ -85,6 +81,7 @@ async def assembled(
             default_model=settings.default_model or _first_model(catalog),
             retention=timedelta(seconds=settings.retention_seconds),
             ping_interval_seconds=settings.ping_interval_seconds,
+            lease_seconds=settings.lease_seconds,
         )
         await runs.start()
         stack.push_async_callback(runs.leave)
@@ -104,6 +101,26 @@ def _going_on(work: Coroutine[Any, Any, None]) -> Iterator[None]:
         yield
     finally:
         task.cancel()
+
+
+async def _stores(settings: Settings, clock: Clock, stack: AsyncExitStack) -> tuple[Records, Log]:
+    """The stores that the settings name, opened; the stack closes them."""
+    durability = settings.durability
+    if (stores := settings.stores) is not None:
+        records_url, log_url = stores.database.get_secret_value(), stores.log.get_secret_value()
+    else:
+        await asyncio.to_thread(stack.enter_context, datadir.owned(settings.data_dir))
+        records_url = f"sqlite:///{datadir.records_file(settings.data_dir)}"
+        events_file = quote(str(datadir.events_file(settings.data_dir)))
+        log_url = f"sqlite:{events_file}?durability={durability}"
+    logger.info("records", store=masked(records_url))
+    with explaining(records_url):
+        records = await Records.open(records_url, clock=clock, durability=durability)
+    stack.push_async_callback(records.aclose)
+    logger.info("event log", store=masked(log_url))
+    log = await open_log(log_url, retention_seconds=settings.retention_seconds)
+    stack.push_async_callback(log.aclose)
+    return records, log
 
 
 def _first_model(catalog: Catalog) -> str | None:

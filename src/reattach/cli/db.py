@@ -1,0 +1,52 @@
+"""``reattach db``: the schema of the records' database."""
+
+import asyncio
+
+import typer
+
+from reattach.cli.options import Config, DatabaseUrl, DataDir, LogUrl, records_url, settings_with
+from reattach.records.failure import explaining
+from reattach.records.revision import find_revision
+from reattach.records.sql import upgrade
+
+db = typer.Typer(no_args_is_help=True, help="Look at the database's schema, and bring it up.")
+
+
+@db.command("upgrade")
+def upgrade_database(
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    log_url: LogUrl = None,
+    config: Config = None,
+) -> None:
+    """Bring the schema to what this version needs. Several at once migrate once."""
+    settings = settings_with(
+        data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
+    )
+    url = records_url(settings)
+    with explaining(url):
+        done = upgrade(url)
+    if done.before == done.after:
+        typer.echo(f"The database is up to date: revision {done.after}.")
+    else:
+        typer.echo(f"Upgraded the database: {done.before or 'no schema'} -> {done.after}.")
+
+
+@db.command("status")
+def show_status(
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    log_url: LogUrl = None,
+    config: Config = None,
+) -> None:
+    """Say which schema is there and which is needed; status 1 if they differ."""
+    settings = settings_with(
+        data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
+    )
+    url = records_url(settings)
+    with explaining(url):
+        revision = asyncio.run(find_revision(url))
+    typer.echo(f"there\t{revision.present or 'no schema'}\nneeded\t{revision.needed}")
+    if revision.present != revision.needed:
+        typer.echo(revision.remedy, err=True)
+        raise typer.Exit(1)

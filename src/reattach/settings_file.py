@@ -1,0 +1,53 @@
+"""A file of settings, in TOML: one line for each, by the name that it has in ``Settings``."""
+
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic_settings import BaseSettings, TomlConfigSettingsSource
+from typing_extensions import override
+
+from reattach.errors import StartupError
+
+
+class SettingsFile(TomlConfigSettingsSource):
+    """What the file says. Raises StartupError, with what to mend, if that can not be used."""
+
+    def __init__(self, settings: type[BaseSettings], path: Path) -> None:
+        if not path.is_file():  # What is no file would count as an empty one.
+            found = "is not a file" if path.exists() else "does not exist"
+            raise StartupError(
+                f"The settings file {path} {found}. Name another one with --config or "
+                "REATTACH_CONFIG, or none."
+            )
+        super().__init__(settings, toml_file=path)
+        self._refuse_unknown(path, sorted(settings.model_fields.keys() - {"config"}))
+
+    def _refuse_unknown(self, path: Path, known: list[str]) -> None:
+        unknown = [name for name in self.toml_data if name not in known]
+        if not unknown:
+            return
+        said = []
+        for name in unknown:
+            near = get_close_matches(name.lower().removeprefix("reattach_"), known, n=3)
+            said.append(f"'{name}'" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
+        raise StartupError(
+            f"The settings file {path} has settings that do not exist: {', '.join(said)}. "
+            f"Known are: {', '.join(known)}."
+        )
+
+    @override
+    def _read_file(self, file_path: Any) -> dict[str, Any]:
+        try:
+            return super()._read_file(file_path)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise StartupError(
+                f"The settings file {file_path} is not TOML: {error}. Write one setting a line, "
+                'such as port = 8283 or host = "127.0.0.1".'
+            ) from error
+        except OSError as error:
+            raise StartupError(
+                f"The settings file {file_path} can not be read: {error.strerror}. Let the user "
+                "that runs the server read it, or name another file with --config."
+            ) from error

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from reattach.testing.postgresql import PostgresqlServer
+from tests.redis_server import RedisServer
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgresqlServer]:
+    """A server that asks for passwords, and that tests may set up as they need it."""
+    with PostgresqlServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A server that tests may set up as they need it, with nothing special at first."""
+    server = RedisServer("--appendonly", "yes", tcp=True)
+    yield server
+    server.close()

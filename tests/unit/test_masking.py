@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+
+from reattach.masking import masked
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://host", "redis://host"),
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("redis://:sesame@host:6379/0", "redis://:***@host:6379/0"),
+        ("redis://ada:sesame@host", "redis://ada:***@host"),
+        ("redis://ada@host", "redis://ada@host"),
+        ("redis://ada:@host", "redis://ada:***@host"),
+        ("redis://ada:ses%2Fame%40@host", "redis://ada:***@host"),
+        ("redis://host?password=sesame&db=3", "redis://host?password=***&db=3"),
+        ("redis://host?PassWord=sesame", "redis://host?PassWord=***"),
+        ("redis://host?pass%77ord=sesame", "redis://host?password=***"),
+        ("redis://host?password=", "redis://host?password=***"),
+        (
+            "rediss://ada:sesame@[::1]:6380?ssl_ca_certs=/etc/ca.pem",
+            "rediss://ada:***@[::1]:6380?ssl_ca_certs=/etc/ca.pem",
+        ),
+        ("unix://ada:sesame@/run/redis.sock?db=1", "unix://ada:***@/run/redis.sock?db=1"),
+        ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+        (
+            "redis+sentinel://ada:sesame@one:26379,two:26379/mine?sentinel_password=sesame",
+            "redis+sentinel://ada:***@one:26379,two:26379/mine?sentinel_password=***",
+        ),
+        ("rediss+cluster://:sesame@one:1,two:2", "rediss+cluster://:***@one:1,two:2"),
+        (
+            "postgresql://ada:sesame@host:5432/db?sslmode=require&sslpassword=sesame",
+            "postgresql://ada:***@host:5432/db?sslmode=require&sslpassword=***",
+        ),
+        ("postgresql+psycopg://ada:sesame@host/db", "postgresql+psycopg://ada:***@host/db"),
+        ("postgresql://ada:sesame@%2Frun%2Fpg/db", "postgresql://ada:***@%2Frun%2Fpg/db"),
+        ("postgresql:///db?host=/run/pg&user=ada", "postgresql:///db?host=/run/pg&user=ada"),
+        (
+            "postgresql:///db?options=-c%20x.password%3Dsesame",
+            "postgresql:///db?options=***",
+        ),
+        (
+            "postgresql://host/db?oauth_client_secret=sesame",
+            "postgresql://host/db?oauth_client_secret=***",
+        ),
+        (
+            "postgresql://host/db?scram_client_key=sesame",
+            "postgresql://host/db?scram_client_key=***",
+        ),
+        ("sqlite:////var/lib/records.db", "sqlite:////var/lib/records.db"),
+        (
+            "sqlite:/var/lib/events.db?durability=power",
+            "sqlite:/var/lib/events.db?durability=power",
+        ),
+        ("memory:", "memory:"),
+    ],
+)
+def test_a_url_is_shown_with_its_place_and_without_its_secrets(url: str, shown: str) -> None:
+    assert masked(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://ada:ses/ame@host/0", "redis:***"),
+        ("redis://ada:ses?ame@host/0", "redis:***"),
+        ("redis://ada:ses#ame@host/0", "redis:***"),
+        ("redis://ada:s@s/ame@host/0", "redis:***"),
+        ("redis://ada:s@same@host/0", "redis:***"),
+        ("redis://ada:sesame", "redis:***"),
+        ("redis://[ada:sesame@host", "redis:***"),
+        ("redis:sesame", "redis:***"),
+        ("redis://ada:sesame@host?sesame", "redis:***"),
+        ("redis://ada:sesame@host#sesame", "redis:***"),
+        ("redis+sentinel://one:1,two:sesame/mine", "redis+sentinel:***"),
+        ("postgresql://ada:ses/ame@host/db", "postgresql:***"),
+        ("sesame", "***"),
+        ("://sesame", "***"),
+        ("ses ame://host", "***"),
+        ("", "***"),
+    ],
+)
+def test_of_a_url_that_can_not_be_read_for_sure_only_the_scheme_is_shown(
+    url: str, shown: str
+) -> None:
+    assert masked(url) == shown

@@ -1,0 +1,149 @@
+"""Where settings come from, and what of them is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from reattach.errors import StartupError
+from reattach.settings import Settings
+
+POSTGRESQL = "postgresql://ada:sesame@records/reattach"
+REDIS = "redis://:sesame@log:6379/0"
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"REATTACH_{name.upper()}", raising=False)
+
+
+def file_with(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "reattach.toml"
+    path.write_text(text)
+    return path
+
+
+def refusal(config: Path) -> str:
+    with pytest.raises(StartupError) as refused:
+        Settings(config=config)
+    return refused.value.detail
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_file_and_that_over_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = file_with(tmp_path, 'port = 1\nhost = "file"\nlog_level = "error"\nmodels = ["a", "b"]')
+    monkeypatch.setenv("REATTACH_CONFIG", str(file))
+    monkeypatch.setenv("REATTACH_PORT", "2")
+    monkeypatch.setenv("REATTACH_HOST", "environment")
+
+    settings = Settings(port=3)
+
+    assert (settings.port, settings.host, settings.log_level) == (3, "environment", "error")
+    assert settings.models == ("a", "b")
+    assert settings.drain_seconds == 30
+
+
+def test_the_file_of_a_flag_is_read_instead_of_that_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REATTACH_CONFIG", str(tmp_path / "missing.toml"))
+    assert Settings(config=file_with(tmp_path, "port = 1")).port == 1
+
+
+def test_an_unknown_setting_of_the_file_is_named_with_those_that_look_like_it(
+    tmp_path: Path,
+) -> None:
+    said = refusal(file_with(tmp_path, 'REATTACH_PORT = 1\nretention = 2\n[log]\nurl = "x"'))
+    assert "'REATTACH_PORT' (did you mean port?)" in said
+    assert "'retention' (did you mean retention_seconds?)" in said
+    assert "'log'" in said
+    assert "lease_seconds" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"port = ", "is not TOML: Invalid value"),
+        (b"port = 1\nport = 2", "is not TOML: Cannot overwrite a value"),
+        (b'host = "\xff"', "is not TOML"),
+    ],
+)
+def test_a_file_that_is_not_toml_is_refused_with_what_is_wrong_in_it(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    path = tmp_path / "reattach.toml"
+    path.write_bytes(content)
+    assert said in refusal(path)
+
+
+def test_a_file_that_is_missing_or_none_is_refused(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(tmp_path / "missing.toml")
+    assert "is not a file" in refusal(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = file_with(tmp_path, "port = 1")
+
+    def forbidden(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    # An administrator, who may run the tests, may read every file.
+    monkeypatch.setattr(Path, "open", forbidden)
+    assert "can not be read: Permission denied" in refusal(file)
+
+
+def test_a_wrong_value_of_the_file_names_its_setting(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Settings(config=file_with(tmp_path, 'port = "many"'))
+    assert refused.value.errors()[0]["loc"] == ("port",)
+
+
+def test_the_urls_of_stores_never_print_their_passwords() -> None:
+    settings = Settings(database_url=POSTGRESQL, log_url=REDIS)
+    for said in (repr(settings), str(settings), settings.model_dump_json(), repr(settings.stores)):
+        assert "sesame" not in said
+    assert settings.stores is not None
+    assert settings.stores.database.get_secret_value() == POSTGRESQL
+    assert settings.stores.log.get_secret_value() == REDIS
+    assert settings.stores.shared
+
+
+def test_without_urls_the_stores_are_in_the_data_directory() -> None:
+    assert Settings().stores is None
+    assert Settings(database_url="", log_url="").stores is None
+
+
+def test_a_pair_of_local_stores_is_not_shared() -> None:
+    settings = Settings(
+        database_url="sqlite:////tmp/records.db",
+        log_url="sqlite:/tmp/events.db",
+    )
+    assert settings.stores is not None
+    assert not settings.stores.shared
+
+
+@pytest.mark.parametrize(
+    ("database_url", "log_url", "named"),
+    [
+        (POSTGRESQL, None, "Set REATTACH_LOG_URL too (such as redis://"),
+        (None, REDIS, "Set REATTACH_DATABASE_URL too (such as postgresql://"),
+        (POSTGRESQL, "sqlite:/tmp/events.db", "Set REATTACH_LOG_URL to a shared one"),
+        (POSTGRESQL, "memory:", "Set REATTACH_LOG_URL to a shared one"),
+        ("sqlite:////tmp/r.db", REDIS, "Set REATTACH_DATABASE_URL to a shared one"),
+    ],
+)
+def test_a_shared_store_beside_a_local_one_is_refused_with_what_to_set_and_why(
+    database_url: str | None, log_url: str | None, named: str
+) -> None:
+    settings = Settings(database_url=database_url, log_url=log_url)
+    with pytest.raises(StartupError) as refused:
+        _ = settings.stores
+    assert named in refused.value.detail
+    assert "runs whose events they can not read" in refused.value.detail
+    assert "sesame" not in refused.value.detail
