@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from reattach.testing.process import ServerProcess
+from reattach.testing.proxy import HaproxyServer, NginxServer, ProxyServer
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+KINDS: list[tuple[type[ProxyServer], Path]] = [
+    (HaproxyServer, DEPLOY / "haproxy.cfg"),
+    (NginxServer, DEPLOY / "nginx.conf"),
+]
+
+ProxyBefore = Callable[[Sequence[tuple[str, int]]], AbstractContextManager[ProxyServer]]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind[0].name)
+def kind(request: pytest.FixtureRequest) -> tuple[type[ProxyServer], Path]:
+    found: tuple[type[ProxyServer], Path] = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def proxy_before(kind: tuple[type[ProxyServer], Path]) -> ProxyBefore:
+    """Makes a proxy of this kind, set up as deploy/ does, before the addresses it is given."""
+    program, configuration = kind
+    return lambda upstreams: program(configuration, upstreams)
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with ServerProcess(
+        tmp_path_factory.mktemp("server"),
+        arguments=["--scripted", "--log-level", "warning"],
+        environment={"REATTACH_PING_INTERVAL_SECONDS": "0.1"},
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def proxy(proxy_before: ProxyBefore, server: ServerProcess) -> Iterator[ProxyServer]:
+    """A proxy before ``server`` alone."""
+    with proxy_before([server.address]) as proxy:
+        yield proxy

@@ -1,0 +1,151 @@
+"""A server that dies, comes back and drains behind real proxies, set up as deploy/ does.
+
+The two servers share nothing here, so a test can tell who has done what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from reattach.testing.process import ServerProcess
+from tests.deploy.conftest import KINDS
+from tests.deploy.upstream import WAIT_SECONDS
+from tests.recovery.clients import Client, client_of, start
+from tests.recovery.heart import eventually
+from tests.recovery.received import Received
+
+BOUND_SECONDS = 60.0
+
+
+class Stream:
+    """An open stream of a run that says three things, and then nothing by itself."""
+
+    def __init__(self, answer: httpx2.Response) -> None:
+        self.run_id: str = answer.headers["x-run-id"]
+        self.received = Received()
+        self._pieces = answer.aiter_raw()
+
+    async def start(self) -> None:
+        while self.received.cursor < 3:
+            self.received.feed(await anext(self._pieces))
+
+    async def to_end(self) -> None:
+        async for piece in self._pieces:
+            self.received.feed(piece)
+
+
+class Proxied:
+    """A client by way of a proxy, before the server ``mortal`` and another one."""
+
+    def __init__(self, name: str, client: Client, mortal: ServerProcess) -> None:
+        self.client = client
+        self.made: list[str] = []
+        self._name = name
+        self._mortal = mortal
+        self._conversation_id = ""
+
+    async def make_agents(self) -> None:
+        """Ten of them, each by one POST that has to work."""
+        for _ in range(10):
+            self.made.append(f"{self._name}-{len(self.made)}")
+            body = {"name": self.made[-1], "model": "scripted/echo"}
+            made = await self.client.post("/v1/agents/", body)
+            assert made.status_code == 200, made.text
+
+    async def reaches_mortal(self) -> bool:
+        answer = await self.client.http.get(f"/v1/conversations/{self._conversation_id}")
+        assert answer.status_code in {200, 404}
+        return answer.status_code == 200
+
+    @asynccontextmanager
+    async def stream(self) -> AsyncIterator[Stream]:
+        """A stream from ``mortal``, which alone knows its conversation."""
+        async with client_of(self._mortal) as direct:
+            self._conversation_id = await direct.conversation()
+        path = f"/v1/conversations/{self._conversation_id}/messages"
+        body = {
+            "messages": [{"role": "user", "content": "[hang=3]"}],
+            "background": True,
+            "stream_tokens": True,
+        }
+        async with asyncio.timeout(BOUND_SECONDS):
+            while True:
+                async with self.client.http.stream("POST", path, json=body) as answer:
+                    if answer.status_code == 404:  # that was the other server
+                        await answer.aread()
+                        continue
+                    assert answer.status_code == 200
+                    stream = Stream(answer)
+                    await stream.start()
+                    yield stream
+                    return
+
+
+async def names_at(server: ServerProcess) -> list[str]:
+    async with client_of(server) as client:
+        agents = await client.got("/v1/agents/", limit=1000)
+        return [agent["name"] for agent in agents]
+
+
+@pytest.mark.promise("P9", "P15")
+async def test_a_server_may_die_come_back_and_drain_and_the_other_is_asked_instead(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        mortal = stack.enter_context(
+            ServerProcess(tmp_path, arguments=["--scripted", "--log-level", "warning"])
+        )
+        ways = []
+        for program, configuration in KINDS:
+            proxy = stack.enter_context(program(configuration, [mortal.address, server.address]))
+            http = httpx2.AsyncClient(base_url=proxy.url, timeout=WAIT_SECONDS)
+            await stack.enter_async_context(http)
+            ways.append(Proxied(program.name, Client(http), mortal))
+        haproxy, nginx = ways
+
+        # It dies: bodies are cut, and no request fails or is done twice.
+        async with haproxy.stream() as first, nginx.stream() as second:
+            mortal.kill()
+            for stream in first, second:
+                with pytest.raises(httpx2.TransportError):
+                    await stream.to_end()
+                assert not stream.received.done
+        for way in ways:
+            await way.make_agents()
+        counted = Counter(await names_at(server))
+        assert {counted[name] for way in ways for name in way.made} == {1}
+
+        # It comes back, and is asked again.
+        await start(mortal)
+        for way in ways:
+            await eventually(way.reaches_mortal, BOUND_SECONDS)
+        assert not {name for way in ways for name in way.made} & set(await names_at(mortal))
+
+        # It drains: its streams go on to their ends, and HAProxy sends it nothing new.
+        async with haproxy.stream() as first, nginx.stream() as second:
+            mortal.signal(signal.SIGTERM)
+            in_a_row = 0
+            async with asyncio.timeout(BOUND_SECONDS):
+                while in_a_row < 10:
+                    in_a_row = 0 if await haproxy.reaches_mortal() else in_a_row + 1
+            async with client_of(mortal) as direct:
+                for stream in first, second:
+                    assert not stream.received.done
+                    run = await direct.got(f"/v1/runs/{stream.run_id}")
+                    path = f"/v1/agents/{run['agent_id']}/messages/cancel"
+                    await direct.post(path, {"run_ids": [stream.run_id]})
+                    await stream.to_end()
+                    assert stream.received.end()["stop_reason"] == "cancelled"
+        assert await asyncio.to_thread(mortal.wait) == 0
+        for way in ways:
+            await way.make_agents()
+        counted = Counter(await names_at(server))
+        assert {counted[name] for way in ways for name in way.made} == {1}
