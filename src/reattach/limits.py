@@ -107,6 +107,9 @@ MAX_POLL_SECONDS: Final = 3600.0
 MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
 """The body of a request: a message with several photographs in base64 fits."""
 
+LINGER_SECONDS: Final = 1.0
+"""How long the rest of a body that is too large is taken, so that the client sees the answer."""
+
 MAX_HEAD_BYTES: Final = 64 * 1024
 """The URL and headers of a request; common proxies pass on less."""
 

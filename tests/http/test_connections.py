@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx2
 import pytest
 
 from tests.http.live import WAIT_SECONDS, LiveServer, joined, listening, told
@@ -201,3 +202,20 @@ async def test_connections_that_come_and_go_leave_the_server_as_it_was(live: Liv
     for sent in (b"", b"P", request("/v1/runs/run-1/stream")[:40]):
         await asyncio.gather(*(come_and_go(sent) for _ in range(100)))
     assert (await live.got("/v1/health/"))["status"] == "ok"
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_a_client_that_writes_all_before_it_reads_sees_the_413_too(
+    live: LiveServer, announced: bool
+) -> None:
+    piece = b"x" * 256 * 1024
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(68):
+            yield piece
+
+    async with httpx2.AsyncClient(base_url=live.url) as client:
+        for _ in range(3):
+            content = piece * 68 if announced else pieces()
+            response = await client.post("/v1/agents/", content=content)
+            assert (response.status_code, response.json()["code"]) == (413, "limit_exceeded")

@@ -1,17 +1,23 @@
 """The bound on a request's body, kept before anybody holds more of it in memory."""
 
+import asyncio
+from contextlib import suppress
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reattach.errors import LimitExceededError
 from reattach.http.errors import error_response
+from reattach.limits import LINGER_SECONDS
 
 
 class BodyLimit:
     """ASGI middleware: a body of more than ``max_bytes`` gets a 413.
 
-    One that says so beforehand gets it at once; else reading it raises LimitExceededError as soon
-    as there is too much of it.
+    One that says so beforehand gets it at once; else reading it raises LimitExceededError when
+    there is too much of it. What is still on its way is taken for a while and thrown away: to close
+    a connection with unread bytes resets it, and the client may never see the answer (RFC 9112,
+    section 9.6).
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
@@ -25,8 +31,16 @@ class BodyLimit:
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and (len(announced) > 18 or int(announced) > self._max_bytes):
             response = error_response(self._error())
-            response.headers["connection"] = "close"  # the rest of the body is not waited for
-            await response(scope, receive, send)
+            response.headers["connection"] = "close"  # not all of the body is waited for
+
+            async def send_and_linger(message: Message) -> None:
+                if message["type"] == "http.response.body":
+                    await send({**message, "more_body": True})
+                    await self._discard(receive)
+                    message = {**message, "body": b""}
+                await send(message)
+
+            await response(scope, receive, send_and_linger)
             return
         received = 0
 
@@ -36,10 +50,23 @@ class BodyLimit:
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
                 if received > self._max_bytes:
+                    if message.get("more_body"):
+                        await self._discard(receive)
                     raise self._error()
             return message
 
         await self._app(scope, receive_bounded, send)
+
+    async def _discard(self, receive: Receive) -> None:
+        """Take the rest of the body, at most as much as a body may have, and not for long."""
+        left_bytes = self._max_bytes
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while left_bytes > 0:
+                    message = await receive()
+                    left_bytes -= len(message.get("body", b""))
+                    if not message.get("more_body"):
+                        return
 
     def _error(self) -> LimitExceededError:
         return LimitExceededError(
