@@ -1,8 +1,8 @@
 """How the parts of a server are put together, from its settings."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
@@ -87,20 +87,21 @@ async def assembled(
         stack.push_async_callback(runs.leave)
         if records.shared:
             # They are left only after the runs: a process keeps its lease to its last run's end.
-            stack.enter_context(_going_on(keep_alive(runs, clock)))
-            stack.enter_context(_going_on(listen(runs, records, clock)))
+            await stack.enter_async_context(_going_on(keep_alive(runs, clock)))
+            await stack.enter_async_context(_going_on(listen(runs, records, clock)))
         stack.push_async_callback(runs.aclose)
-        stack.enter_context(_going_on(keep_up(runs, clock, settings.retention_seconds)))
+        await stack.enter_async_context(_going_on(keep_up(runs, clock, settings.retention_seconds)))
         yield Context(records, catalog, settings, clock, runs)
 
 
-@contextmanager
-def _going_on(work: Coroutine[Any, Any, None]) -> Iterator[None]:
+@asynccontextmanager
+async def _going_on(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     task = asyncio.create_task(work)
     try:
         yield
     finally:
         task.cancel()
+        await asyncio.wait({task})
 
 
 async def _stores(settings: Settings, clock: Clock, stack: AsyncExitStack) -> tuple[Records, Log]:

@@ -2,8 +2,8 @@
 
 import asyncio
 from array import array
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from reattach.log.redis_scripts import (
     cut,
     unpack_news,
 )
-from reattach.log.redis_server import RedisServer
+from reattach.log.redis_server import RedisServer, tell_defect
 from reattach.log.tail import Tail
 
 _LOAD_BYTES: Final = 4 * 1024 * 1024
@@ -31,6 +31,8 @@ _LOAD_SLICE_BYTES: Final = 256 * 1024
 _LOAD_SLICE_EVENTS: Final = 10_000
 _CLOSED_RUNS_BYTES: Final = 64 * 1024 * 1024
 """Closed runs kept in memory: clients that come back do so soon after the end, if ever."""
+_FIRST_RETRY_SECONDS: Final = 0.05
+_LONGEST_RETRY_SECONDS: Final = 1.0
 
 
 class Follower:
@@ -38,7 +40,7 @@ class Follower:
 
     Owned runs grow by what is appended here, others by their news. Where something was missed it
     is read: a gap in the news, a new connection, and a look at all live runs every
-    ``poll_seconds`` show that.
+    ``poll_seconds`` show that. When Redis did not answer one of these, the look comes soon.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class Follower:
             server, answer_seconds=answer_seconds, on_resumed=self._on_resumed
         )
         self._polling: asyncio.Task[None] | None = None
+        self._unanswered = asyncio.Event()
+        """Something failed that only the next look at the live runs makes good."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def local(self, run_id: str) -> LocalRun | None:
@@ -144,8 +148,11 @@ class Follower:
             self._forget(run)
 
     def mend(self, run: LocalRun) -> None:
-        """Bring the tail to where the log is, unless that is under way."""
-        if run.mending is None and run.joined and not run.tail.ended:
+        """Bring the tail to where the log is now: what is under way may have read it before."""
+        if not run.joined or run.tail.ended:
+            return
+        run.is_behind = True
+        if run.mending is None:
             run.mending = self._start(self._mend(run))
 
     async def read(
@@ -164,12 +171,15 @@ class Follower:
 
     async def aclose(self, failure: ReattachError) -> None:
         """End all tails with ``failure``, unclosed, and do nothing any more."""
+        if self._polling is not None:
+            self._polling.cancel()
+            await asyncio.wait([self._polling])
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
         await self._states.aclose()
         await self._subscriber.aclose()
-        for task in [*self._tasks, self._polling]:
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task])
         for run in list(self._runs.values()):
             run.tail.fail(failure)
         self._runs.clear()
@@ -250,7 +260,8 @@ class Follower:
         try:
             await self._listen(run)
         except StoreUnavailableError:
-            return  # The next poll tries again.
+            self._unanswered.set()
+            return
         if not run.is_live:
             self._stop_listening(run)
         self.mend(run)
@@ -290,9 +301,13 @@ class Follower:
             self._start(self._check(run))
 
     async def _check(self, run: LocalRun) -> None:
-        """Compare the tail with what Redis has, if that answers."""
-        with suppress(LogNotFoundError, StoreUnavailableError):
+        """Compare the tail with what Redis has."""
+        try:
             await self.state(run.run_id)
+        except LogNotFoundError:
+            pass  # The tail has been told.
+        except StoreUnavailableError:
+            self._unanswered.set()
 
     def _compare(self, run: LocalRun, state: State, shown_seq: int) -> None:
         """``shown_seq`` is what the tail had when Redis was asked for the state."""
@@ -308,7 +323,7 @@ class Follower:
             return
         if run.owner_token is not None and state.token > run.owner_token:
             self.disown(run)
-        is_behind = state.last_seq > run.tail.last_seq or state.closed
+        is_behind = run.is_behind or state.last_seq > run.tail.last_seq or state.closed
         if is_behind or is_taken_over:
             self.mend(run)
 
@@ -318,7 +333,8 @@ class Follower:
         except LogNotFoundError:
             run.lose()
         except StoreUnavailableError:
-            pass  # When Redis is back the news resume, or the next poll tries again.
+            run.is_behind = True
+            self._unanswered.set()
         finally:
             run.mending = None
         self._review(run)
@@ -329,6 +345,7 @@ class Follower:
         while not run.tail.ended:
             shown_seq = run.tail.last_seq
             after = shown_seq if is_checked else max(shown_seq, run.tail.first_seq) - 1
+            run.is_behind = False
             state, frames, ends = await self.read(
                 run.run_id, after, max_bytes=_LOAD_SLICE_BYTES, max_events=_LOAD_SLICE_EVENTS
             )
@@ -340,6 +357,8 @@ class Follower:
             close = state.closed and after + len(ends) >= state.last_seq
             run.offer_joined(after + 1, frames, ends, close)
             if run.tail.last_seq >= max(state.last_seq, run.heard_seq):
+                if run.is_behind:
+                    continue
                 return
             if not ends and not state.last_seq > run.tail.last_seq:
                 run.heard_seq = 0  # What was heard of is gone again.
@@ -350,14 +369,22 @@ class Follower:
 
     async def _poll(self) -> None:
         """Look at all live runs now and then, as long as there are some."""
+        retry_seconds = _FIRST_RETRY_SECONDS
         while any(run.is_live for run in self._runs.values()):
-            await asyncio.sleep(self._poll_seconds)
-            await self._subscriber.check()
+            try:
+                async with asyncio.timeout(self._poll_seconds):
+                    await self._unanswered.wait()
+                    await asyncio.sleep(retry_seconds)
+            except TimeoutError:
+                retry_seconds = _FIRST_RETRY_SECONDS
+            else:
+                retry_seconds = min(2 * retry_seconds, _LONGEST_RETRY_SECONDS)
+            self._unanswered.clear()
+            self._subscriber.check()
             runs = [run for run in self._runs.values() if run.is_live]
-            await asyncio.gather(*map(self._check, runs))
-            for run in runs:
-                if run.is_live and not run.is_owned:
-                    await self._follow_closely(run)
+            await _all_of(map(self._check, runs))
+            followed = [run for run in runs if run.is_live and not run.is_owned]
+            await _all_of(map(self._follow_closely, followed))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name="log follower")
@@ -369,3 +396,10 @@ class Follower:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # Whoever waits for it gets it.
+
+
+async def _all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Wait for all of them; a defect of one keeps nothing from the others."""
+    for failure in await asyncio.gather(*works, return_exceptions=True):
+        if failure is not None:
+            tell_defect(failure)

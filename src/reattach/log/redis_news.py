@@ -10,7 +10,7 @@ from typing import Final
 from redis.asyncio.connection import AbstractConnection
 
 from reattach.errors import StoreUnavailableError
-from reattach.log.redis_server import FAILURES, RedisServer
+from reattach.log.redis_server import FAILURES, RedisServer, tell_defect
 
 _UNAVAILABLE: Final = "The event log can not be followed at present. Try again in a moment."
 _FIRST_DELAY_SECONDS: Final = 0.05
@@ -40,21 +40,25 @@ class Subscriber:
         self._waiting: dict[bytes, asyncio.Future[None]] = {}
         self._outbox: list[tuple[str, bytes]] = []
         self._connection: AbstractConnection | None = None
+        """The present one, from when it is made until it is given up."""
         self._receiving: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
         self._sending: asyncio.Task[None] | None = None
-        self._is_answer_due = False
+        """These two belong to the present connection, and end before the next one is made."""
+        self._answer_due_at: float | None = None
+        """In the event loop's time; None if Redis has spoken since it was asked to."""
 
     async def subscribe(self, channel: bytes, listener: Listener) -> None:
         """Return when whatever is published from now on will be heard.
 
-        Only one listener a channel. Raises StoreUnavailableError when Redis does not confirm it.
+        Only one listener a channel. Raises StoreUnavailableError when Redis does not confirm it,
+        and when it is not wanted any more before that.
         """
         self._wanted[channel] = listener
         self._refuse(self._waiting.pop(channel, None))
         confirmed = self._waiting[channel] = asyncio.get_running_loop().create_future()
         self._post("SUBSCRIBE", channel)
-        if self._receiving is None or self._receiving.done():
-            self._receiving = asyncio.create_task(self._receive_always(), name="log news")
+        self._keep_receiving()
         try:
             async with asyncio.timeout(self._answer_seconds):
                 await confirmed
@@ -62,40 +66,48 @@ class Subscriber:
             if self._wanted.get(channel) is listener:
                 self.unsubscribe(channel)
             if isinstance(error, TimeoutError):
-                await self.reconnect()
+                self.reconnect()
                 raise StoreUnavailableError(_UNAVAILABLE) from error
             raise
 
     def unsubscribe(self, channel: bytes) -> None:
         """Call the channel's listener no more. No-op if there is none."""
-        self._waiting.pop(channel, None)
+        self._refuse(self._waiting.pop(channel, None))
         self._confirmed.pop(channel, None)
         if self._wanted.pop(channel, None) is not None:
             self._post("UNSUBSCRIBE", channel)
 
-    async def check(self) -> None:
+    def check(self) -> None:
         """To be called now and then: finds out whether the connection is dead without a word."""
+        self._keep_receiving()
         if self._connection is None:
             return
-        if self._is_answer_due:
-            await self.reconnect()
-        else:
-            self._is_answer_due = True
+        now = asyncio.get_running_loop().time()
+        if self._answer_due_at is None:
+            self._answer_due_at = now + self._answer_seconds
             self._post("PING", b"")
+        elif now >= self._answer_due_at:
+            self.reconnect()
 
-    async def reconnect(self) -> None:
-        """Give up the connection; a new one is made at once."""
-        self._is_answer_due = False
-        if self._connection is not None:
-            await self._connection.disconnect(nowait=True)
+    def reconnect(self) -> None:
+        """Give up the connection if there is one; a new one is made at once.
+
+        Who reads is ended rather than the connection closed under it: what is still to be sent on
+        a dead connection would keep it from being closed, and the reader from noticing.
+        """
+        if self._reading is not None:
+            self._reading.cancel()
 
     async def aclose(self) -> None:
         self._wanted.clear()
         self._refuse_waiting()
-        for task in self._sending, self._receiving:
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task])
+        if self._receiving is not None:
+            self._receiving.cancel()
+            await asyncio.wait([self._receiving])
+
+    def _keep_receiving(self) -> None:
+        if self._wanted and (self._receiving is None or self._receiving.done()):
+            self._receiving = asyncio.create_task(self._receive_always(), name="log news")
 
     def _post(self, verb: str, channel: bytes) -> None:
         """Send it after what was posted before, in one command with its neighbours."""
@@ -112,11 +124,14 @@ class Subscriber:
                 for verb, posts in groupby(outbox, key=itemgetter(0)):
                     channels = [channel for _, channel in posts]
                     for start in range(0, len(channels), _CHANNELS_AT_ONCE):
+                        if not connection.is_connected:  # It would make another on its own.
+                            self.reconnect()
+                            return
                         part = channels[start : start + _CHANNELS_AT_ONCE]
                         named = part[:0] if verb == "PING" else part
                         await connection.send_command(verb, *named, check_health=False)
         except FAILURES:
-            return  # Whoever receives has noticed.
+            self.reconnect()
 
     async def _receive_always(self) -> None:
         delay_seconds = 0.0
@@ -132,16 +147,29 @@ class Subscriber:
                 await asyncio.sleep(delay_seconds)
                 continue
             delay_seconds = _FIRST_DELAY_SECONDS
+            self._reading = asyncio.create_task(self._receive(connection), name="log news in")
             try:
-                await self._receive(connection)
-            except FAILURES:
-                await asyncio.sleep(delay_seconds)
+                await asyncio.wait([self._reading])
             finally:
-                self._connection = None
-                self._confirmed.clear()
-                self._outbox.clear()
-                self._is_answer_due = False
-                await self._server.stop_listening(connection)
+                await self._give_up(connection)
+            await asyncio.sleep(delay_seconds)
+
+    async def _give_up(self, connection: AbstractConnection) -> None:
+        """End what uses the connection, then the connection, so that the next one is its own."""
+        self._connection = None
+        self._confirmed.clear()
+        self._outbox.clear()
+        self._answer_due_at = None
+        reading, self._reading = self._reading, None
+        sending, self._sending = self._sending, None
+        for task in reading, sending:
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+                error = None if task.cancelled() else task.exception()
+                if error is not None and not isinstance(error, FAILURES):
+                    tell_defect(error)
+        await self._server.stop_listening(connection)
 
     async def _receive(self, connection: AbstractConnection) -> None:
         self._connection = connection
@@ -149,7 +177,7 @@ class Subscriber:
             self._post("SUBSCRIBE", channel)
         while True:
             kind, *rest = await connection.read_response(timeout=math.inf)
-            self._is_answer_due = False
+            self._answer_due_at = None
             if kind == b"message":
                 channel, news = rest
                 listener = self._confirmed.get(channel)

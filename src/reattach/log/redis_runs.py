@@ -48,6 +48,7 @@ class LocalRun:
         "channel",
         "followers",
         "heard_seq",
+        "is_behind",
         "is_followed_closely",
         "joining",
         "mending",
@@ -67,6 +68,8 @@ class LocalRun:
         """What makes the tail follow the log, until it does."""
         self.mending: asyncio.Task[None] | None = None
         """What brings the tail to where the log is, at present."""
+        self.is_behind = False
+        """The log may have what the tail lacks, and no read that began since has been answered."""
         self.is_followed_closely = False
         """Its news are listened to. Not those of a run that is owned here: we make them."""
         self.owner_token: int | None = None

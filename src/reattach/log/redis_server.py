@@ -193,6 +193,12 @@ class RedisServer:
         return StoreUnavailableError(_UNAVAILABLE)
 
 
+def tell_defect(error: BaseException) -> None:
+    """Of what goes on in spite of it: nobody waits for it, and it must not pass in silence."""
+    context = {"message": "Following the event log met a defect.", "exception": error}
+    asyncio.get_running_loop().call_exception_handler(context)
+
+
 def server_at(url: str, waiting: Waiting) -> RedisServer:
     """The server that ``url`` names, not connected yet; StartupError if it makes no sense."""
     parts = urlsplit(url)

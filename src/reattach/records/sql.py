@@ -74,6 +74,8 @@ class Database:
         self._write_turns = asyncio.Semaphore(writes)
         self._read_turns = asyncio.Semaphore(reads)
         self._ends: set[asyncio.Task[None]] = set()
+        self._all_turns = [self._write_turns] * writes + [self._read_turns] * reads
+        self._is_closing = False
 
     @classmethod
     async def open(cls, url: str, *, durability: Durability = "process") -> Self:
@@ -134,11 +136,20 @@ class Database:
         return self._transaction(self._writer, self._write_turns)
 
     async def aclose(self) -> None:
-        """Let the transactions that are ending end, and let go of the database."""
-        while self._ends:
-            await asyncio.wait(self._ends)
+        """Let the transactions that go on end, and let go of the database. Idempotent.
+
+        Those that begin from now on raise StoreUnavailableError.
+        """
+        if self._is_closing:
+            return
+        self._is_closing = True
+        # An engine forgets the connections that are in use when it is disposed of.
+        for turns in self._all_turns:
+            await turns.acquire()
         await self._writer.dispose()
         await self._readers.dispose()
+        for turns in self._all_turns:
+            turns.release()
 
     @asynccontextmanager
     async def _transaction(
@@ -149,6 +160,8 @@ class Database:
                 await turns.acquire()
             connection = _SteadyConnection(engine)
             try:
+                if self._is_closing:
+                    raise StoreUnavailableError("The server is closing. Try again in a moment.")
                 await _finished(connection.start())
                 await _finished(connection.begin().start())
                 yield connection

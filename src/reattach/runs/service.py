@@ -342,7 +342,8 @@ class RunService:
                         return True
                 while endless := self._recovery.endless.get(target.run_id):
                     await endless.done.wait()
-                await self._settlements.ended(target.tenant, target.run_id)
+                with suppress(NotFoundError):  # It ended, and was deleted since.
+                    await self._settlements.ended(target.tenant, target.run_id)
         except TimeoutError:
             return False
         return True

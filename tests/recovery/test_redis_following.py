@@ -1,0 +1,290 @@
+"""Tails of a log on Redis that could be left behind, and are not though no poll ever comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from reattach.errors import LogLostError, StoreUnavailableError
+from reattach.log.base import Tail
+from reattach.log.redis import RedisLog
+from reattach.log.redis_news import Subscriber
+from reattach.log.redis_scripts import READ, STATE_MANY, Script
+from reattach.log.redis_server import Waiting, server_at
+from reattach.testing.log_reader import until
+from reattach.testing.relay import Relay
+from tests.redis_server import RedisServer
+
+WAIT_SECONDS = 30.0
+NEVER_SECONDS = 3600.0
+
+Call = Callable[[], Awaitable[Any]]
+Around = Callable[[Call], Awaitable[Any]]
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    server = RedisServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def relay(server: RedisServer) -> Iterator[Relay]:
+    with Relay(server.socket_path) as relay:
+        yield relay
+
+
+@pytest.fixture
+async def owner(server: RedisServer) -> AsyncIterator[RedisLog]:
+    async with log_at(server) as log:
+        await log.open("run", 1)
+        yield log
+
+
+@pytest.fixture
+async def other(server: RedisServer) -> AsyncIterator[RedisLog]:
+    async with log_at(server) as log:
+        yield log
+
+
+@pytest.fixture
+async def observer(server: RedisServer) -> AsyncIterator[Any]:
+    """Looks at the server from beside."""
+    async with aclosing(Redis.from_url(server.url)) as observer:
+        yield observer
+
+
+@asynccontextmanager
+async def log_at(server: RedisServer) -> AsyncIterator[RedisLog]:
+    """A log as a process of its own has it, with nothing but its own attention."""
+    log = await RedisLog.connect(server.url, poll_seconds=NEVER_SECONDS)
+    async with aclosing(log):
+        yield log
+
+
+@asynccontextmanager
+async def subscriber_at(relay: Relay, *, answer_seconds: float) -> AsyncIterator[Subscriber]:
+    server = server_at(relay.url.replace("http", "redis"), Waiting())
+    subscriber = Subscriber(server, answer_seconds=answer_seconds, on_resumed=lambda _channel: None)
+    async with aclosing(server), aclosing(subscriber):
+        yield subscriber
+
+
+def intercept(
+    log: RedisLog, script: Script, around: Around, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let ``around`` decide what becomes of every call of the script."""
+    server = log._server
+    execute = server._execute
+
+    async def intercepted(*command: Any) -> Any:
+        if command[0] == "EVALSHA" and command[1] == script.sha:
+            return await around(lambda: execute(*command))
+        return await execute(*command)
+
+    monkeypatch.setattr(server, "_execute", intercepted)
+
+
+def holding(was_answered: asyncio.Event, may_arrive: asyncio.Event) -> Around:
+    """Answers are under way for as long as they may not arrive."""
+
+    async def hold(call: Call) -> Any:
+        answer = await call()
+        was_answered.set()
+        await may_arrive.wait()
+        return answer
+
+    return hold
+
+
+def losing(times: int) -> Around:
+    """That many calls are lost with their connections."""
+    left = times
+
+    async def lose(call: Call) -> Any:
+        nonlocal left
+        if left:
+            left -= 1
+            raise RedisConnectionError("It was cut.")
+        return await call()
+
+    return lose
+
+
+def lose_news(log: RedisLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of runs that are followed from now on."""
+    monkeypatch.setattr(log._follower, "_on_news", lambda _run, _packed: None)
+
+
+async def is_at(tail: Tail, seq: int) -> None:
+    await until(tail, lambda: tail.last_seq >= seq or tail.ended)
+    assert tail.failure is None
+    assert tail.last_seq == seq
+
+
+@pytest.mark.promise("P4")
+@pytest.mark.parametrize("script", [STATE_MANY, READ], ids=["state", "read"])
+@pytest.mark.parametrize("times", [1, 3])
+async def test_what_was_missed_is_read_even_if_the_reading_is_cut_off_too(
+    owner: RedisLog,
+    other: RedisLog,
+    observer: Any,
+    *,
+    script: Script,
+    times: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with other.follow("run") as tail:
+        await owner.append("run", 1, 1, [b"a", b"b"])
+        await is_at(tail, 2)
+        intercept(other, script, losing(times), monkeypatch)
+        assert await observer.client_kill_filter(_type="pubsub") == 1
+        await owner.append("run", 1, 3, [b"c"], close=True)
+        await until(tail, lambda: tail.closed)
+        assert tail.last_seq == 3
+
+
+@pytest.mark.promise("P4")
+async def test_what_happens_while_a_tail_is_being_read_is_read_as_well(
+    owner: RedisLog, other: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    was_read, may_arrive = asyncio.Event(), asyncio.Event()
+    lose_news(other, monkeypatch)
+    async with asyncio.timeout(WAIT_SECONDS), other.follow("run") as tail:
+        await owner.append("run", 1, 1, [b"a"])
+        intercept(other, READ, holding(was_read, may_arrive), monkeypatch)
+        await other.head("run")
+        await was_read.wait()
+        await owner.append("run", 1, 2, [b"b"], close=True)
+        await other.head("run")
+        assert tail.last_seq == 0
+        may_arrive.set()
+        await until(tail, lambda: tail.closed)
+        assert tail.last_seq == 2
+
+
+@pytest.mark.promise("P4")
+async def test_an_end_without_events_that_comes_in_a_gap_is_not_missed(
+    owner: RedisLog, other: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    was_read, may_arrive = asyncio.Event(), asyncio.Event()
+    follower = other._follower
+    hear = follower._on_news
+    heard: list[bytes] = []
+    was_heard = asyncio.Event()
+
+    def hear_but_the_first(run: Any, packed: bytes) -> None:
+        if heard:
+            hear(run, packed)
+        heard.append(packed)
+        if len(heard) == 3:
+            was_heard.set()
+
+    monkeypatch.setattr(follower, "_on_news", hear_but_the_first)
+    async with asyncio.timeout(WAIT_SECONDS), other.follow("run") as tail:
+        intercept(other, READ, holding(was_read, may_arrive), monkeypatch)
+        await owner.append("run", 1, 1, [b"a"])
+        await owner.append("run", 1, 2, [b"b"])
+        await was_read.wait()
+        await owner.append("run", 1, 3, [], close=True)
+        await was_heard.wait()
+        may_arrive.set()
+        await until(tail, lambda: tail.closed)
+        assert tail.last_seq == 2
+
+
+@pytest.mark.promise("P5")
+async def test_other_text_is_found_even_if_the_look_at_it_is_cut_off(
+    owner: RedisLog, other: RedisLog, observer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await owner.append("run", 1, 1, [b"a", b"b"])
+    lose_news(other, monkeypatch)
+    async with other.follow("run") as tail:
+        await is_at(tail, 2)
+        await observer.flushall()
+        await owner.open("run", 2)
+        await owner.append("run", 2, 1, [b"x", b"y"])
+        intercept(other, READ, losing(1), monkeypatch)
+        await other.head("run")
+        await until(tail, lambda: tail.ended)
+        assert isinstance(tail.failure, LogLostError)
+        assert tail.last_seq == 2
+
+
+@pytest.mark.promise("P4")
+async def test_what_is_asked_for_just_when_a_connection_was_cut_goes_to_the_next_one(
+    server: RedisServer, relay: Relay, observer: Any
+) -> None:
+    news: asyncio.Queue[bytes] = asyncio.Queue()
+    async with (
+        asyncio.timeout(WAIT_SECONDS),
+        subscriber_at(relay, answer_seconds=WAIT_SECONDS) as subscriber,
+    ):
+        await subscriber.subscribe(b"a", news.put_nowait)
+        connection = subscriber._connection
+        assert connection is not None
+        relay.delay_seconds = 0.1  # Whatever is begun on the old one goes on beside the next one.
+        relay.cut()
+        while connection.is_connected:
+            await asyncio.sleep(0)
+        await subscriber.subscribe(b"b", news.put_nowait)
+        relay.delay_seconds = 0.0
+        await subscriber.subscribe(b"c", news.put_nowait)
+        for channel in b"a", b"b", b"c":
+            assert await observer.publish(channel, channel) == 1
+            assert await news.get() == channel
+        assert relay.connections == 2
+
+
+async def test_a_channel_that_is_not_wanted_any_more_is_waited_for_no_longer(
+    relay: Relay,
+) -> None:
+    async with (
+        asyncio.timeout(WAIT_SECONDS),
+        subscriber_at(relay, answer_seconds=NEVER_SECONDS) as subscriber,
+    ):
+        await subscriber.subscribe(b"a", lambda _news: None)
+        relay.pause()
+        waiting = asyncio.create_task(subscriber.subscribe(b"b", lambda _news: None))
+        await asyncio.sleep(0)
+        subscriber.unsubscribe(b"b")
+        with pytest.raises(StoreUnavailableError):
+            await waiting
+        relay.resume()
+        await subscriber.subscribe(b"c", lambda _news: None)
+        assert relay.connections == 1
+
+
+@pytest.mark.promise("P4")
+async def test_news_that_break_a_listener_do_not_end_the_news(
+    relay: Relay, observer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "call_exception_handler", told.append)
+    news: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def hear(packed: bytes) -> None:
+        if packed == b"broken":
+            raise RuntimeError("A defect.")
+        news.put_nowait(packed)
+
+    async with (
+        asyncio.timeout(WAIT_SECONDS),
+        subscriber_at(relay, answer_seconds=WAIT_SECONDS) as subscriber,
+    ):
+        await subscriber.subscribe(b"a", hear)
+        await observer.publish(b"a", b"broken")
+        await subscriber.subscribe(b"b", hear)
+        for channel in b"a", b"b":
+            assert await observer.publish(channel, channel) == 1
+            assert await news.get() == channel
+        assert relay.connections == 2
+    assert [str(each["exception"]) for each in told] == ["A defect."]
