@@ -2,11 +2,19 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from reattach.errors import StartupError
+from reattach.findings import Finding
+
+_LITTLE_BYTES: Final = 1 << 30
+"""Free space that a busy server may fill in an hour: each stream event takes about 300 bytes."""
+_NO_BYTES: Final = 16 << 20
+"""Free space with which a database can hardly be made."""
 
 _LOCK_NAME = "reattach.lock"
 
@@ -65,3 +73,46 @@ def owned(data_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def examine(data_dir: Path) -> list[Finding]:
+    """What an operator should know of the directory; nothing is made or kept."""
+    what = "data directory"
+    place = data_dir
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    mend = "Give it to the user that runs the server, or name another one with --data-dir."
+    if not place.is_dir():
+        return [Finding("wrong", what, f"{place} is not a directory", mend)]
+    if not os.access(place, os.W_OK | os.X_OK):
+        return [Finding("wrong", what, f"{place} can not be written to", mend)]
+    exists = place == data_dir
+    said = f"{data_dir} {'can be written to' if exists else 'does not exist yet; it can be made'}"
+    return [Finding("ok", what, said), _space(place), _owner(data_dir)]
+
+
+def _space(place: Path) -> Finding:
+    free_bytes = shutil.disk_usage(place).free
+    said = f"{free_bytes >> 20} MiB are free"
+    remedy = "Make room, or lower REATTACH_RETENTION_SECONDS."
+    if free_bytes < _NO_BYTES:
+        return Finding("wrong", "disk space", said, remedy)
+    if free_bytes < _LITTLE_BYTES:
+        return Finding("warning", "disk space", said, remedy)
+    return Finding("ok", "disk space", said)
+
+
+def _owner(data_dir: Path) -> Finding:
+    try:
+        lock = os.open(data_dir / _LOCK_NAME, os.O_RDONLY)
+    except OSError:
+        return Finding("ok", "data owner", "no server is using it")
+    try:
+        # Shared, and let go of at once: it only looks whether somebody owns it.
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        return Finding("ok", "data owner", f"the server of process {owner} is using it")
+    finally:
+        os.close(lock)
+    return Finding("ok", "data owner", "no server is using it")

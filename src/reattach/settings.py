@@ -52,12 +52,10 @@ StoreUrl = Annotated[SecretStr | None, BeforeValidator(_or_none)]
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """The URLs of a server's two stores, with their secrets."""
+    """The URLs of two stores that any number of processes share, with their secrets."""
 
     database: SecretStr
     log: SecretStr
-    shared: bool
-    """Whether any number of processes can use them together."""
 
 
 class Settings(BaseSettings):
@@ -134,7 +132,7 @@ class Settings(BaseSettings):
     def stores(self) -> Stores | None:
         """The stores that the URLs name; None if both are files in the data directory.
 
-        Raises StartupError unless both are named, and both can be shared or neither can.
+        Raises StartupError unless both are named, and both can be shared.
         """
         database, log = self.database_url, self.log_url
         if database is None and log is None:
@@ -148,17 +146,26 @@ class Settings(BaseSettings):
                 f"(such as {_EXAMPLES[missing]}), or neither to keep everything in the data "
                 "directory."
             )
-        database_shared, log_shared = _is_shared(database), _is_shared(log)
-        if database_shared != log_shared:
-            local = "log_url" if database_shared else "database_url"
-            shown = masked((log if database_shared else database).get_secret_value())
+        local = {
+            name: url
+            for name, url in (("database_url", database), ("log_url", log))
+            if not _is_shared(url)
+        }
+        if len(local) == 2:
             raise StartupError(
-                f"{_variable(local)} names a store of this process alone ({shown}), and the other "
-                "store is shared: other processes would see runs whose events they can not read. "
-                f"Set {_variable(local)} to a shared one (such as {_EXAMPLES[local]}), or neither "
+                "REATTACH_DATABASE_URL and REATTACH_LOG_URL name stores of one process alone. They "
+                "are for stores that processes share; to keep everything in files, set "
+                "REATTACH_DATA_DIR instead, which no two servers can have at once."
+            )
+        for name, url in local.items():
+            raise StartupError(
+                f"{_variable(name)} names a store of this process alone "
+                f"({masked(url.get_secret_value())}), and the other store is shared: other "
+                "processes would see runs whose events they can not read. "
+                f"Set {_variable(name)} to a shared one (such as {_EXAMPLES[name]}), or neither "
                 "to keep everything in the data directory."
             )
-        return Stores(database, log, database_shared)
+        return Stores(database, log)
 
     @classmethod
     @override

@@ -111,7 +111,6 @@ def test_the_urls_of_stores_never_print_their_passwords() -> None:
     assert settings.stores is not None
     assert settings.stores.database.get_secret_value() == POSTGRESQL
     assert settings.stores.log.get_secret_value() == REDIS
-    assert settings.stores.shared
 
 
 def test_without_urls_the_stores_are_in_the_data_directory() -> None:
@@ -119,13 +118,13 @@ def test_without_urls_the_stores_are_in_the_data_directory() -> None:
     assert Settings(database_url="", log_url="").stores is None
 
 
-def test_a_pair_of_local_stores_is_not_shared() -> None:
+def test_a_pair_of_local_stores_is_refused_for_the_data_directory() -> None:
     settings = Settings(
         database_url="sqlite:////tmp/records.db",
         log_url="sqlite:/tmp/events.db",
     )
-    assert settings.stores is not None
-    assert not settings.stores.shared
+    with pytest.raises(StartupError, match="set REATTACH_DATA_DIR instead"):
+        _ = settings.stores
 
 
 @pytest.mark.parametrize(

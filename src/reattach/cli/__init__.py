@@ -4,6 +4,7 @@ import typer
 from pydantic import ValidationError
 
 from reattach.cli.db import db
+from reattach.cli.doctor import doctor
 from reattach.cli.following import attach
 from reattach.cli.keys import keys
 from reattach.cli.options import fail
@@ -19,6 +20,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(models)
 app.command()(attach)
+app.command()(doctor)
 app.add_typer(keys, name="keys")
 app.add_typer(db, name="db")
 

@@ -10,6 +10,7 @@ from reattach.cli.options import Config, DatabaseUrl, DataDir, LogUrl, settings_
 from reattach.clock import SystemClock
 from reattach.http.assembly import engines_of
 from reattach.http.serving import serve as serve_until_stopped
+from reattach.http.workers import supervise
 from reattach.observe import configure_logging
 
 
@@ -57,7 +58,10 @@ def serve(
         log_level=log_level,
     )
     configure_logging(settings.log_format, settings.log_level)
-    uvloop.run(serve_until_stopped(settings, on_ready=_say_ready))
+    if settings.workers == 1:
+        uvloop.run(serve_until_stopped(settings, on_ready=_say_ready))
+    elif not uvloop.run(supervise(settings, on_ready=_say_ready)):
+        raise typer.Exit(1)
 
 
 def _say_ready(url: str) -> None:

@@ -2,8 +2,9 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import FrameType
+from typing import Literal
 
 import structlog
 import uvicorn
@@ -20,26 +21,34 @@ from reattach.settings import Settings
 
 logger = structlog.get_logger(__name__)
 
+Order = Literal["drain", "hurry"]
+"""What a worker is told: to begin its drain, or to cut it short."""
+
 
 async def serve(
     settings: Settings,
     *,
     engines: Sequence[Engine] | None = None,
     on_ready: Callable[[str], None] | None = None,
+    orders: AsyncIterator[Order] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain (P15) and return.
 
     ``on_ready`` is told the base URL once the port answers; by then every run that a dead process
     left has its end. ``engines`` go instead of those of the settings. A second signal cuts the
     drain short. Raises StartupError.
+
+    With ``orders`` it is one of several that share the port, and obeys these; signals only begin
+    its drain, since whoever stops a group of processes may signal each of them as well.
     """
     async with assembled(settings, engines=engines) as context:
         await _refuse_open_to_strangers(context)
-        listener = _listen(settings.host, settings.port)
-        host, port = listener.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        server = _Server(context, url, on_ready)
+        listener = _listen(settings.host, settings.port, shared=orders is not None)
+        server = _Server(context, url_of(listener), on_ready, obeys=orders is not None)
+        obeying = None if orders is None else asyncio.create_task(server.obey(orders))
         await server.serve(sockets=[listener])
+        if obeying is not None:
+            obeying.cancel()
 
 
 async def _refuse_open_to_strangers(context: Context) -> None:
@@ -52,11 +61,22 @@ async def _refuse_open_to_strangers(context: Context) -> None:
         )
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket whose connections buffer little in the kernel.
+def _listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    listener = bound(host, port, shared=shared)
+    try:
+        listener.listen(LISTEN_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise _not_listening(host, port, error) from error
+    return listener
+
+
+def bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A socket on the address, not listening yet, whose connections buffer little in the kernel.
 
     What the kernel has taken is not what the reader has; without the bound it takes megabytes
-    for each reader that is gone or slow.
+    for each reader that is gone or slow. ``shared`` with those of other processes that let it.
+    Raises StartupError.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol is named because asyncio turns Nagle's delay off only where it is.
@@ -64,16 +84,26 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, port))
-        listener.listen(LISTEN_BACKLOG)
     except OSError as error:
         listener.close()
-        raise StartupError(
-            f"{host}:{port} can not be listened on: {error.strerror}. Stop what uses the port, "
-            "or choose another one with --port (0 takes a free one)."
-        ) from error
+        raise _not_listening(host, port, error) from error
     listener.setblocking(False)
     return listener
+
+
+def _not_listening(host: str, port: int, error: OSError) -> StartupError:
+    return StartupError(
+        f"{host}:{port} can not be listened on: {error.strerror}. Stop what uses the port, "
+        "or choose another one with --port (0 takes a free one)."
+    )
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class _Server(uvicorn.Server):
@@ -82,7 +112,14 @@ class _Server(uvicorn.Server):
     While draining, readers are served on and new ones are let in: only new runs are refused.
     """
 
-    def __init__(self, context: Context, url: str, on_ready: Callable[[str], None] | None) -> None:
+    def __init__(
+        self,
+        context: Context,
+        url: str,
+        on_ready: Callable[[str], None] | None,
+        *,
+        obeys: bool = False,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 create_app(context),
@@ -100,6 +137,7 @@ class _Server(uvicorn.Server):
         self._context = context
         self._url = url
         self._on_ready = on_ready
+        self._obeys = obeys
         self._loop = asyncio.get_running_loop()
         self._draining: asyncio.Task[None] | None = None
 
@@ -111,16 +149,32 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; the second signal ends the drain, and a third the process."""
-        if self._draining is not None and self._draining.done():
+        if self._obeys:
+            self._loop.call_soon_threadsafe(self._begin_drain)
+        elif self._draining is not None and self._draining.done():
             super().handle_exit(sig, frame)
         else:
             self._loop.call_soon_threadsafe(self._drain_or_hurry)
 
+    async def obey(self, orders: AsyncIterator[Order]) -> None:
+        """Do what is ordered, until it is to hurry: there is nothing after that."""
+        async for order in orders:
+            draining = self._begin_drain()
+            if order == "hurry":
+                await asyncio.sleep(0)  # Cancelled before it has begun, it would not begin.
+                draining.cancel()
+                return
+
     def _drain_or_hurry(self) -> None:
         if self._draining is None:
-            self._draining = asyncio.create_task(self._drain(), name="drain")
+            self._begin_drain()
         else:
             self._draining.cancel()
+
+    def _begin_drain(self) -> asyncio.Task[None]:
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain(), name="drain")
+        return self._draining
 
     async def _drain(self) -> None:
         try:

@@ -1,6 +1,7 @@
 """Which log a URL means."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlencode
 
@@ -27,18 +28,45 @@ async def open_log(url: str, *, retention_seconds: float = 24 * 3600.0) -> Log:
 
     Raises StartupError if the URL makes no sense, or the backend does not start.
     """
-    scheme, _, rest = url.partition(":")
-    if scheme not in _BACKENDS and scheme not in _REDIS_SCHEMES:
-        known = ", ".join(f"{known}:" for known in (*_BACKENDS, *_REDIS_SCHEMES))
+    scheme = url.partition(":")[0]
+    if scheme in REDIS_SCHEMES:
+        return await _redis(url, retention_seconds)
+    if scheme not in _BACKENDS:
+        known = ", ".join(f"{known}:" for known in (*_BACKENDS, *REDIS_SCHEMES))
         raise StartupError(f"There is no event log of kind {scheme}:. Known are {known}")
-    place, _, query = rest.partition("?")
+    place, options = _parts(url)
+    return await _BACKENDS[scheme](unquote(place.removeprefix(f"{scheme}:")), options)
+
+
+@dataclass(frozen=True, slots=True)
+class RedisPlace:
+    """What the URL of a log on Redis says: the server's own URL, and the log's options."""
+
+    url: str
+    prefix: str
+    wait_replicas: int
+
+
+def redis_place(url: str) -> RedisPlace:
+    """Raises StartupError if the URL makes no sense."""
+    place, options = _parts(url)
+    rest = {name: value for name, value in options.items() if name not in _REDIS_OPTIONS}
+    replicas = options.get("wait_replicas", "0")
+    if not replicas.isdecimal():
+        raise StartupError(f"wait_replicas is the number of replicas, and not {replicas}.")
+    return RedisPlace(
+        f"{place}?{urlencode(rest)}" if rest else place,
+        options.get("prefix", "reattach"),
+        int(replicas),
+    )
+
+
+def _parts(url: str) -> tuple[str, Options]:
+    place, _, query = url.partition("?")
     try:
-        options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+        return place, dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
     except ValueError as error:
         raise StartupError("The options of the event log's URL can not be read.") from error
-    if scheme in _REDIS_SCHEMES:
-        return await _redis(f"{scheme}:{place}", options, retention_seconds)
-    return await _BACKENDS[scheme](unquote(place), options)
 
 
 async def _memory(place: str, options: Options) -> Log:
@@ -67,7 +95,7 @@ async def _sqlite(place: str, options: Options) -> Log:
             )
 
 
-async def _redis(url: str, options: Options, retention_seconds: float) -> Log:
+async def _redis(url: str, retention_seconds: float) -> Log:
     try:
         from reattach.log.redis import RedisLog
     except ImportError as error:
@@ -75,21 +103,18 @@ async def _redis(url: str, options: Options, retention_seconds: float) -> Log:
             "The event log on Redis needs a package that is not installed: "
             "pip install 'reattach[cluster]'"
         ) from error
-    rest = {name: value for name, value in options.items() if name not in _REDIS_OPTIONS}
-    replicas = options.get("wait_replicas", "0")
-    if not replicas.isdecimal():
-        raise StartupError(f"wait_replicas is the number of replicas, and not {replicas}.")
+    place = redis_place(url)
     return await RedisLog.connect(
-        f"{url}?{urlencode(rest)}" if rest else url,
-        prefix=options.get("prefix", "reattach"),
+        place.url,
+        prefix=place.prefix,
         retention_seconds=retention_seconds,
-        wait_replicas=int(replicas),
+        wait_replicas=place.wait_replicas,
     )
 
 
 _REDIS_OPTIONS: Final = {"prefix", "wait_replicas"}
 
-_REDIS_SCHEMES: Final = (
+REDIS_SCHEMES: Final = (
     "redis",
     "rediss",
     "unix",
@@ -103,3 +128,5 @@ _BACKENDS: Final[Mapping[str, Callable[[str, Options], Awaitable[Log]]]] = {
     "memory": _memory,
     "sqlite": _sqlite,
 }
+
+LOCAL_SCHEMES: Final = frozenset(_BACKENDS)

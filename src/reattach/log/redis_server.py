@@ -66,6 +66,11 @@ class RedisServer:
         self.is_cluster = isinstance(client, RedisCluster)
         """Keys of several runs can not be in one call."""
 
+    @property
+    def client(self) -> Client:
+        """The driver's own, for those who look at the server and not at logs."""
+        return self._client
+
     async def run(
         self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes | str | int]
     ) -> Any:

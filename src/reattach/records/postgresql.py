@@ -61,6 +61,7 @@ _UPGRADE_LOCK: Final = 0x7265_6174_7461_6368
 
 _LIBPQ: Final = {
     "application_name": "reattach",
+    "client_encoding": "UTF8",
     "connect_timeout": str(CONNECT_SECONDS),
     "keepalives_idle": "5",
     "keepalives_interval": "2",

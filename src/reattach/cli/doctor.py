@@ -1,0 +1,136 @@
+"""``reattach doctor``: what is wrong with what a server depends on, and how to mend it."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Annotated, Final
+
+import typer
+
+from reattach import datadir
+from reattach.cli.options import Config, DatabaseUrl, DataDir, LogUrl, settings_with
+from reattach.clock import SystemClock
+from reattach.errors import ReattachError, StartupError
+from reattach.findings import Finding
+from reattach.http.auth import is_loopback
+from reattach.log.health import examine_log
+from reattach.masking import masked
+from reattach.records.health import examine_records
+from reattach.records.records import Records
+from reattach.settings import Settings
+
+_WHAT_CHARS: Final = 22
+_LEVEL_CHARS: Final = 8
+
+
+def doctor(
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    log_url: LogUrl = None,
+    config: Config = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Look at all that a server with these settings depends on; status 1 if something is wrong."""
+    settings = settings_with(
+        data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
+    )
+    # What drivers log while they try is in the findings.
+    logging.getLogger("reattach").addHandler(logging.NullHandler())
+    findings = asyncio.run(_all(settings, shown=not as_json))
+    counts = dict.fromkeys(("ok", "warning", "wrong"), 0)
+    for finding in findings:
+        counts[finding.level] += 1
+    if as_json:
+        typer.echo(json.dumps({"findings": [asdict(one) for one in findings], **counts}))
+    else:
+        typer.echo(", ".join(f"{count} {level}" for level, count in counts.items()))
+    if counts["wrong"]:
+        raise typer.Exit(1)
+
+
+async def _all(settings: Settings, *, shown: bool) -> list[Finding]:
+    findings = []
+    try:
+        async for finding in _examined(settings):
+            findings.append(finding)
+            if shown:
+                _show(finding)
+    except Exception as error:  # noqa: BLE001  a look at what is broken may meet anything
+        remedy = "Report this: the doctor should have known."
+        findings.append(Finding("wrong", "doctor", f"{type(error).__name__}", remedy))
+        if shown:
+            _show(findings[-1])
+    return findings
+
+
+def _show(finding: Finding) -> None:
+    typer.echo(f"{finding.level:{_LEVEL_CHARS}}{finding.what:{_WHAT_CHARS}}{finding.detail}")
+    if finding.level != "ok":
+        typer.echo(f"{'':{_LEVEL_CHARS}}{finding.remedy}")
+
+
+async def _examined(settings: Settings) -> AsyncIterator[Finding]:
+    try:
+        stores = settings.stores
+    except StartupError as error:
+        said, _, remedy = error.detail.partition(". ")
+        yield Finding("wrong", "settings", said, remedy)
+        # Each of them may have faults of its own.
+        database, log = settings.database_url, settings.log_url
+    else:
+        yield _pair(settings)
+        database, log = (None, None) if stores is None else (stores.database, stores.log)
+    if database is None and log is None:
+        for finding in await asyncio.to_thread(datadir.examine, settings.data_dir):
+            yield finding
+    records_url = None
+    if database is not None:
+        records_url = database.get_secret_value()
+    elif log is None:
+        file = datadir.records_file(settings.data_dir)
+        if await asyncio.to_thread(file.exists):
+            records_url = f"sqlite:///{file}"
+    if records_url is not None:
+        async for finding in examine_records(records_url, processes=settings.workers):
+            yield finding
+    yield await _strangers(settings, records_url)
+    if log is not None:
+        async for finding in examine_log(log.get_secret_value()):
+            yield finding
+
+
+def _pair(settings: Settings) -> Finding:
+    stores = settings.stores
+    if stores is None:
+        said = "everything is in the data directory"
+    else:
+        urls = [masked(url.get_secret_value()) for url in (stores.database, stores.log)]
+        said = f"records at {urls[0]}, event logs at {urls[1]}"
+    if settings.workers > 1 and stores is None:
+        remedy = "Set REATTACH_DATABASE_URL and REATTACH_LOG_URL to shared ones, or one worker."
+        return Finding("wrong", "settings", f"workers={settings.workers}, but {said}", remedy)
+    return Finding("ok", "settings", said)
+
+
+async def _strangers(settings: Settings, records_url: str | None) -> Finding:
+    """Whether a server that other machines reach asks for a key."""
+    if is_loopback(settings.host):
+        return Finding("ok", "network", f"{settings.host} is reached from this machine only")
+    has_keys = False
+    if records_url is not None:
+        try:
+            records = await Records.open(records_url, clock=SystemClock())
+        except ReattachError:
+            said = f"{settings.host} is reached by other machines; keys can not be looked for"
+            return Finding("warning", "network", said, "Mend the database first.")
+        try:
+            has_keys = await records.keys.any()
+        finally:
+            await records.aclose()
+    if has_keys:
+        return Finding("ok", "network", f"{settings.host} is reached by others, who need a key")
+    said = f"{settings.host} is reached by other machines, and no API key exists"
+    remedy = "Make a key with `reattach keys create NAME`, or listen on 127.0.0.1."
+    return Finding("wrong", "network", said, remedy)

@@ -1,0 +1,307 @@
+"""``reattach doctor`` finds what is broken, and says how to mend it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import psycopg
+import pytest
+
+from reattach import datadir
+from reattach.findings import Level
+from reattach.log import redis_health
+from reattach.records import health
+from reattach.testing.postgresql import PostgresqlServer
+from tests.cli.commands import Ended, reattach_here
+from tests.redis_server import RedisCluster, RedisServer
+
+POSTGRESQL = {
+    "database reachable",
+    "database version",
+    "database latency",
+    "database role",
+    "database connections",
+    "database commits",
+    "database clock",
+    "database notices",
+    "database schema",
+}
+REDIS = {
+    "redis reachable",
+    "redis latency",
+    "redis version",
+    "redis role",
+    "redis persistence",
+    "redis eviction",
+    "redis log",
+    "redis news",
+}
+
+
+class Told:
+    """What the doctor said, by check; where it said several things, the worst."""
+
+    def __init__(self, ended: Ended) -> None:
+        assert ended.err == ""
+        assert "sesame" not in ended.out
+        self.status = ended.status
+        said = json.loads(ended.out)
+        self.levels: dict[str, Level] = {}
+        self.text: dict[str, str] = {}
+        for finding in sorted(
+            said["findings"], key=lambda one: ["ok", "warning", "wrong"].index(one["level"])
+        ):
+            self.levels[finding["what"]] = finding["level"]
+            self.text[finding["what"]] = f"{finding['detail']} | {finding['remedy']}"
+            assert finding["remedy"] or finding["level"] == "ok"
+        assert self.status == (1 if said["wrong"] else 0)
+
+    @property
+    def wrong(self) -> set[str]:
+        return {what for what, level in self.levels.items() if level == "wrong"}
+
+    @property
+    def warned(self) -> set[str]:
+        return {what for what, level in self.levels.items() if level == "warning"}
+
+
+def asked(database_url: str, log_url: str, **variables: str) -> Told:
+    ended = reattach_here(
+        "doctor",
+        "--json",
+        REATTACH_DATABASE_URL=database_url,
+        REATTACH_LOG_URL=log_url,
+        **variables,
+    )
+    return Told(ended)
+
+
+def tcp(server: RedisServer, user: str = "") -> str:
+    host, port = server.address
+    return f"redis://{user}{host}:{port}"
+
+
+@contextmanager
+def configured(server: RedisServer, name: str, value: str, normal: str) -> Iterator[None]:
+    assert server.command("CONFIG", "SET", name, value) == b"+OK\r\n"
+    try:
+        yield
+    finally:
+        server.command("CONFIG", "SET", name, normal)
+
+
+def test_all_is_well_with_stores_that_are_as_they_should_be(
+    postgresql_url: str, redis_server: RedisServer
+) -> None:
+    told = asked(postgresql_url, redis_server.url)
+    assert set(told.levels) == {"settings", "network", *POSTGRESQL, *REDIS}
+    assert (told.wrong, told.warned, told.status) == (set(), set(), 0)
+    assert redis_server.command("KEYS", "*doctor*") == b"*0\r\n"
+
+    people = reattach_here(
+        "doctor", "--database-url", postgresql_url, "--log-url", tcp(redis_server)
+    )
+    assert people.status == 0
+    assert "ok      redis persistence     appendonly yes, appendfsync everysec\n" in people.out
+    assert people.out.endswith("19 ok, 0 warning, 0 wrong\n")
+
+
+def test_wrong_settings_are_found(postgresql_url: str, redis_server: RedisServer) -> None:
+    alone = Told(reattach_here("doctor", "--json", REATTACH_DATABASE_URL=postgresql_url))
+    assert alone.wrong == {"settings"}
+    assert "REATTACH_LOG_URL" in alone.text["settings"]
+    assert set(alone.levels) >= POSTGRESQL
+
+    open_to_all = asked(postgresql_url, redis_server.url, REATTACH_HOST="0.0.0.0")
+    assert open_to_all.wrong == {"network"}
+    assert "reattach keys create" in open_to_all.text["network"]
+
+
+def test_a_database_that_can_not_be_used_is_found_with_the_reason(
+    postgresql_server: PostgresqlServer, redis_server: RedisServer
+) -> None:
+    host, port = postgresql_server.address
+    for url, reason, remedy in (
+        (f"postgresql://postgres:sesame@{host}:{port}/x", "password authentication", "password"),
+        (postgresql_server.url("nowhere"), '"nowhere" does not exist', "CREATE DATABASE"),
+        (f"postgresql://ada:sesame@{host}:1/x", "refused", "running"),
+    ):
+        told = asked(url, redis_server.url)
+        assert told.wrong == {"database reachable"}
+        assert reason in told.text["database reachable"]
+        assert remedy in told.text["database reachable"].partition(" | ")[2]
+    assert set(told.levels) >= REDIS
+
+
+def test_a_database_that_is_not_as_it_should_be_is_found(
+    postgresql_server: PostgresqlServer, redis_server: RedisServer
+) -> None:
+    with psycopg.connect(postgresql_server.url(), autocommit=True) as connection:
+        connection.execute(
+            "CREATE DATABASE plain ENCODING 'SQL_ASCII' TEMPLATE template0"
+            " LOCALE_PROVIDER libc LOCALE 'C'"
+        )
+        connection.execute("ALTER DATABASE plain SET synchronous_commit = off")
+        connection.execute("ALTER DATABASE plain SET default_transaction_read_only = on")
+    told = asked(postgresql_server.url("plain"), redis_server.url, REATTACH_WORKERS="50")
+
+    assert told.wrong == {
+        "database version",
+        "database role",
+        "database connections",
+        "database schema",
+    }
+    assert told.warned == {"database commits"}
+    assert "SQL_ASCII" in told.text["database version"]
+    assert "reattach db upgrade" in told.text["database schema"]
+
+
+def test_notices_that_do_not_arrive_and_a_clock_that_is_off_are_found(
+    postgresql_url: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As behind a pooler in transaction mode: the notice goes where nobody listens.
+    monkeypatch.setattr(health, "_NOTIFY", "SELECT pg_notify(:channel || '-', :payload)")
+    monkeypatch.setattr(health, "CHECK_SECONDS", 2.0)
+    later = SimpleNamespace(time=lambda: time.time() + 5, perf_counter=time.perf_counter)
+    monkeypatch.setattr(health, "time", later)
+
+    told = asked(postgresql_url, redis_server.url)
+
+    assert told.wrong == {"database notices"}
+    assert "session mode" in told.text["database notices"]
+    assert told.warned == {"database clock"}
+    assert "5.0 s ahead" in told.text["database clock"]
+
+
+def test_what_redis_keeps_and_evicts_is_judged(
+    postgresql_url: str, redis_server: RedisServer
+) -> None:
+    with configured(redis_server, "appendonly", "no", "yes"):
+        told = asked(postgresql_url, redis_server.url)
+        assert (told.wrong, told.warned, told.status) == (set(), {"redis persistence"}, 0)
+        assert "no snapshots" in told.text["redis persistence"]
+        assert "loses everything" in told.text["redis persistence"]
+        with configured(redis_server, "save", "900 1", ""):
+            assert "snapshot" in asked(postgresql_url, redis_server.url).text["redis persistence"]
+    with configured(redis_server, "appendfsync", "no", "everysec"):
+        assert asked(postgresql_url, redis_server.url).warned == {"redis persistence"}
+    with configured(redis_server, "maxmemory", "1gb", "0"):
+        assert asked(postgresql_url, redis_server.url).warned == set()
+        with configured(redis_server, "maxmemory-policy", "allkeys-lru", "noeviction"):
+            told = asked(postgresql_url, redis_server.url)
+            assert told.wrong == {"redis eviction"}
+            assert "noeviction" in told.text["redis eviction"]
+
+
+def test_who_may_not_use_redis_is_told_what_is_missing(
+    postgresql_url: str, redis_server: RedisServer
+) -> None:
+    told = asked(postgresql_url, tcp(redis_server, "ada:sesame@"))
+    assert told.wrong == {"redis reachable"}
+    assert "invalid username-password pair" in told.text["redis reachable"]
+
+    rights = "~reattach:* &reattach:* +@all -@dangerous +info"
+    for missing, instead, wrong, warned in (
+        ("", "", set(), set()),
+        ("~reattach:*", "~other:*", {"redis log"}, set()),
+        ("&reattach:*", "", {"redis log", "redis news"}, set()),
+        ("+@all", "+@all -@scripting", {"redis log"}, set()),
+        (
+            "+info",
+            "-info",
+            set(),
+            {"redis version", "redis role", "redis persistence", "redis eviction"},
+        ),
+    ):
+        words = rights.replace(missing, instead).split()
+        made = redis_server.command("ACL", "SETUSER", "eve", "reset", "on", ">sesame", *words)
+        assert made == b"+OK\r\n"
+        told = asked(postgresql_url, tcp(redis_server, "eve:sesame@"))
+        assert (told.wrong, told.warned) == (wrong, warned), told.text
+        for what in wrong | warned:
+            assert "ACL SETUSER" in told.text[what]
+
+
+def test_a_replica_and_missing_replicas_are_found(
+    postgresql_url: str, redis_server: RedisServer
+) -> None:
+    waiting = asked(postgresql_url, f"{tcp(redis_server)}?wait_replicas=1")
+    assert waiting.wrong == {"redis replicas", "redis log"}
+    replica = RedisServer("--replicaof", "127.0.0.1", str(redis_server.port))
+    try:
+        told = asked(postgresql_url, replica.url)
+        assert told.wrong == {"redis role", "redis log"}
+        assert "redis+sentinel://" in told.text["redis role"]
+    finally:
+        replica.close()
+
+
+def test_a_redis_that_is_gone_or_stands_still_is_found_in_bounded_time(
+    postgresql_url: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_health, "CHECK_SECONDS", 0.5)
+    assert asked(postgresql_url, "redis://:sesame@127.0.0.1:1").wrong == {"redis reachable"}
+    assert asked(postgresql_url, "redis://:ses/ame@x").wrong == {"redis reachable"}
+    redis_server.pause()
+    try:
+        told = asked(postgresql_url, redis_server.url)
+    finally:
+        redis_server.resume()
+    assert told.wrong == {"redis reachable"}
+    assert "does not answer in time" in told.text["redis reachable"]
+
+
+def test_each_node_of_a_cluster_is_looked_at(postgresql_url: str) -> None:
+    cluster = RedisCluster()
+    try:
+        people = reattach_here("doctor", "--database-url", postgresql_url, "--log-url", cluster.url)
+    finally:
+        cluster.close()
+    assert people.status == 0, people.out
+    assert "state ok, slots assigned: 16384 of 16384" in people.out
+    for node in cluster.nodes:
+        assert f"127.0.0.1:{node.port}: appendonly no, no snapshots" in people.out
+    assert people.out.endswith("2 warning, 0 wrong\n")
+
+
+def test_a_data_directory_is_looked_at_and_not_made(tmp_path: Path) -> None:
+    place = tmp_path / "data"
+    told = Told(reattach_here("doctor", "--json", "--data-dir", str(place)))
+    assert told.levels == dict.fromkeys(
+        ("settings", "data directory", "disk space", "data owner", "network"), "ok"
+    )
+    assert "does not exist yet" in told.text["data directory"]
+    assert not place.exists()
+
+    with datadir.owned(place):
+        owned = Told(reattach_here("doctor", "--json", "--data-dir", str(place)))
+    assert "the server of process" in owned.text["data owner"]
+
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    in_the_way = Told(reattach_here("doctor", "--json", "--data-dir", str(file / "data")))
+    assert in_the_way.wrong == {"data directory"}
+
+    workers = Told(
+        reattach_here("doctor", "--json", REATTACH_DATA_DIR=str(place), REATTACH_WORKERS="2")
+    )
+    assert workers.wrong == {"settings"}
+
+
+def test_a_full_disk_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for free_bytes, level in ((1 << 20, "wrong"), (1 << 28, "warning"), (1 << 40, "ok")):
+        usage = SimpleNamespace(free=free_bytes)
+        monkeypatch.setattr("shutil.disk_usage", lambda _, usage=usage: usage)
+        told = Told(reattach_here("doctor", "--json", "--data-dir", str(tmp_path)))
+        assert told.levels["disk space"] == level
+
+
+def test_a_pair_of_local_stores_is_wrong_and_not_made(tmp_path: Path) -> None:
+    records, events = f"sqlite:///{tmp_path}/records.db", f"sqlite:{tmp_path}/events.db"
+    assert "settings" in asked(records, events).wrong
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,156 @@
+"""``reattach serve --workers``: processes that share a port, and the one that keeps them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from reattach.testing.process import ServerProcess
+from tests.cli.commands import reattach_here
+from tests.recovery.clients import client_of
+from tests.recovery.received import Received
+from tests.redis_server import RedisServer
+
+WAIT_SECONDS = 60.0
+
+
+@pytest.fixture
+def server(
+    tmp_path: Path, postgresql_url: str, redis_server: RedisServer
+) -> Iterator[ServerProcess]:
+    server = ServerProcess(
+        tmp_path,
+        arguments=["--workers", "2", "--scripted"],
+        environment={
+            "REATTACH_DATABASE_URL": postgresql_url,
+            "REATTACH_LOG_URL": redis_server.url,
+            "REATTACH_DRAIN_SECONDS": "60",
+        },
+    )
+    with server:
+        yield server
+
+
+def workers_of(server: ServerProcess) -> set[int]:
+    """The processes that it has started."""
+    listed = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
+    return {int(pid) for pid in listed.split()}
+
+
+def connections_of(pid: int) -> int:
+    """Sockets of a worker; each connection that it accepts adds one."""
+    count = 0
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            count += str(descriptor.readlink()).startswith("socket:")
+    return count
+
+
+def until(condition: object) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_gone(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
+async def all_answer(server: ServerProcess, workers: set[int]) -> None:
+    """Open connections until each worker has accepted some; all of them are answered."""
+    before = {pid: connections_of(pid) for pid in workers}
+    async with asyncio.timeout(WAIT_SECONDS):
+        while True:
+            host, port = server.address
+            opened = [await asyncio.open_connection(host, port) for _ in range(20)]
+            for reader, writer in opened:
+                writer.write(b"GET /v1/health/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert b" 200 " in await reader.readline()
+            reached = all(connections_of(pid) > before[pid] for pid in workers)
+            for _, writer in opened:
+                writer.close()
+            if reached:
+                return
+
+
+async def test_workers_share_a_port_are_replaced_when_they_die_and_drain_on_sigterm(
+    server: ServerProcess,
+) -> None:
+    assert server.output.count("is listening on") == 1
+    workers = workers_of(server)
+    assert len(workers) == 2
+    await all_answer(server, workers)
+
+    killed, kept = workers
+    os.kill(killed, signal.SIGKILL)
+    await asyncio.to_thread(until, lambda: "a worker was replaced" in server.output)
+    (new,) = workers_of(server) - {kept}
+    assert new != killed
+    await all_answer(server, {new, kept})
+
+    async with client_of(server) as client:
+        received, signalled = Received(), False
+
+        def on_read() -> None:
+            nonlocal signalled
+            if not signalled and received.cursor:
+                signalled = True
+                # As a service's supervisor does: to the whole group, so each gets it twice.
+                for pid in (server.pid, new, kept):
+                    os.kill(pid, signal.SIGTERM)
+
+        text = "[chunks=300][rate=100]"
+        await client.send(await client.conversation(), text, received, otid="one", on_read=on_read)
+    assert received.end()["stop_reason"] == "end_turn"
+    assert await asyncio.to_thread(server.wait) == 0
+    assert is_gone(new)
+    assert is_gone(kept)
+    assert server.output.count("is listening on") == 1
+    assert "Traceback" not in server.output
+
+
+async def test_no_worker_outlives_the_process_that_keeps_them(server: ServerProcess) -> None:
+    workers = workers_of(server)
+    assert len(workers) == 2
+    server.kill()
+    await asyncio.to_thread(until, lambda: all(is_gone(pid) for pid in workers))
+
+
+def test_workers_without_shared_stores_are_refused_with_what_to_set(tmp_path: Path) -> None:
+    for stores in (
+        {},
+        {
+            "REATTACH_DATABASE_URL": f"sqlite:///{tmp_path}/records.db",
+            "REATTACH_LOG_URL": f"sqlite:{tmp_path}/events.db",
+        },
+    ):
+        ended = reattach_here("serve", "--workers", "2", "--port", "0", **stores)
+        assert ended.status == 1
+        assert "REATTACH_DATABASE_URL" in ended.err
+        assert "REATTACH_LOG_URL" in ended.err
+
+
+def test_why_workers_can_not_start_is_said_once_and_none_is_left(
+    empty_postgresql_url: str, redis_server: RedisServer
+) -> None:
+    ended = reattach_here(
+        *("serve", "--workers", "2", "--port", "0"),
+        REATTACH_DATABASE_URL=empty_postgresql_url,
+        REATTACH_LOG_URL=redis_server.url,
+    )
+    assert ended.status == 1
+    assert ended.err.count("reattach db upgrade") == 1
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children]
+    assert [command for command in commands if b"reattach.http.worker" in command] == []
