@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+from bench.options import Options
 from bench.reader import conversation_with, open_stream
 from bench.server import BenchServer, Cost, running
 
@@ -23,7 +24,7 @@ async def measured(server: BenchServer, seconds: float) -> Cost:
 
 
 async def run(server: BenchServer) -> None:
-    conversation = conversation_with(server, "silent")
+    conversation = conversation_with(server, "function/silent")
     body = {"input": "x", "background": True, "include_pings": False}
     _, sender = await open_stream(server, f"/v1/conversations/{conversation}/messages", body)
     sender.close()
@@ -51,6 +52,6 @@ async def run(server: BenchServer) -> None:
         writer.close()
 
 
-def main() -> None:
+def main(_options: Options) -> None:
     with running() as server:
         asyncio.run(run(server))

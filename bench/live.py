@@ -8,6 +8,7 @@ import re
 import time
 from statistics import quantiles
 
+from bench.options import Options
 from bench.reader import conversation_with, open_stream
 from bench.server import BenchServer, running
 
@@ -17,7 +18,7 @@ _STAMP = re.compile(rb'"content":"(\d+) "')
 
 
 async def run(server: BenchServer) -> None:
-    conversation = conversation_with(server, "paced")
+    conversation = conversation_with(server, "function/paced")
     body = {"input": f"{EVENTS} {RATE}", "background": True, "stream_tokens": True}
     begin = time.monotonic()
     reader, writer = await open_stream(server, f"/v1/conversations/{conversation}/messages", body)
@@ -40,6 +41,6 @@ async def run(server: BenchServer) -> None:
     )
 
 
-def main() -> None:
+def main(_options: Options) -> None:
     with running() as server:
         asyncio.run(run(server))

@@ -2,17 +2,29 @@
 
 import asyncio
 import json
+from typing import Protocol
 from urllib.request import Request, urlopen
 
-from bench.server import BenchServer
+
+class Place(Protocol):
+    """A server, as its clients know it. An empty key is not sent."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def api_key(self) -> str: ...
 
 
-def post(server: BenchServer, path: str, body: object) -> dict[str, str]:
+def post(server: Place, path: str, body: object) -> dict[str, str]:
     """A JSON request with its JSON answer."""
     request = Request(
         f"{server.url}{path}",
         data=json.dumps(body).encode(),
-        headers={"content-type": "application/json"},
+        headers={"content-type": "application/json", **_key(server)},
         method="POST",
     )
     with urlopen(request, timeout=30) as response:
@@ -20,21 +32,26 @@ def post(server: BenchServer, path: str, body: object) -> dict[str, str]:
         return answer
 
 
-def conversation_with(server: BenchServer, model: str) -> str:
+def _key(server: Place) -> dict[str, str]:
+    return {"authorization": f"Bearer {server.api_key}"} if server.api_key else {}
+
+
+def conversation_with(server: Place, model: str) -> str:
     """A new conversation with a new agent of that model."""
-    agent = post(server, "/v1/agents/", {"name": "bench", "model": f"function/{model}"})
+    agent = post(server, "/v1/agents/", {"name": "bench", "model": model})
     return post(server, f"/v1/conversations/?agent_id={agent['id']}", {})["id"]
 
 
 async def open_stream(
-    server: BenchServer, path: str, body: object
+    server: Place, path: str, body: object
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Post ``body`` and return when the stream's headers are there."""
     reader, writer = await asyncio.open_connection(server.host, server.port)
     data = json.dumps(body).encode()
+    key = "".join(f"{name}: {value}\r\n" for name, value in _key(server).items()).encode()
     writer.write(
-        b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-        b"content-length: %d\r\n\r\n%b" % (path.encode(), len(data), data)
+        b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n%b"
+        b"content-length: %d\r\n\r\n%b" % (path.encode(), key, len(data), data)
     )
     headers = await reader.readuntil(b"\r\n\r\n")
     if b" 200 " not in headers.split(b"\r\n", 1)[0]:

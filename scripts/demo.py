@@ -3,13 +3,19 @@
 Starts a server of its own with the built-in model, speaks to it with the unmodified Python SDK
 through a relay that resets TCP connections, kills the server in mid-answer, and says in its last
 line whether anything was lost or doubled. Exits with 0 only if nothing was.
+
+With ``--cluster`` there are two servers, which share a Redis and a PostgreSQL of the demo's own:
+every answer that was cut is resumed at the other one, which also ends what a killed one began.
 """
 
+import argparse
+import itertools
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +23,7 @@ from typing import Any
 import httpx
 from letta_client import APIStatusError, Letta
 
+from reattach.testing.cluster import Cluster
 from reattach.testing.process import ServerProcess
 from reattach.testing.recording import Recording, frames_to, whole_frames
 from reattach.testing.relay import Relay
@@ -25,6 +32,7 @@ QUESTION = (
     "Tell me a long story about a lighthouse keeper who receives letters from the sea. "
     "Describe the island, the storms, each letter, and how it ends."
 )
+SCRIPTED_QUESTION = "[chunks=300][rate=100]"
 EVENTS_BEFORE_CUT = 40
 STARTED = time.monotonic()
 
@@ -34,11 +42,31 @@ def say(text: str = "") -> None:
         print(f"{time.monotonic() - STARTED:6.1f} s  {line}", flush=True)
 
 
+@dataclass(frozen=True)
+class Stage:
+    """The servers that the demo plays with, and the relay that its client reaches each by."""
+
+    servers: Sequence[ServerProcess]
+    relays: Sequence[Relay]
+    api_key: str = "none needed on loopback"
+    question: str = QUESTION
+
+    @property
+    def is_cluster(self) -> bool:
+        return len(self.servers) > 1
+
+    def place(self, number: int) -> str:
+        """Where a request goes, if there is a choice."""
+        return f" at {'AB'[number]}" if self.is_cluster else ""
+
+
 @dataclass
 class Reader:
     """A client of the SDK: what it saw, and what came over the wire to it."""
 
-    relay: Relay
+    stage: Stage
+    at: int = 0
+    """The server that it speaks to."""
     recording: Recording = field(default_factory=Recording)
     pieces: list[bytes] = field(default_factory=list)
     cursor: int = 0
@@ -47,12 +75,20 @@ class Reader:
     end: str = ""
 
     def __post_init__(self) -> None:
+        self.http = httpx.Client(transport=self.recording, timeout=60)
+        self.go_to(self.at)
+
+    def go_to(self, number: int) -> str:
+        """Speak to that server from now on; where that is."""
+        self.at = number
+        self.relay = self.stage.relays[number]
         self.sdk = Letta(
             base_url=self.relay.url,
-            api_key="none needed on loopback",
+            api_key=self.stage.api_key,
             max_retries=0,
-            http_client=httpx.Client(transport=self.recording, timeout=60),
+            http_client=self.http,
         )
+        return self.stage.place(number)
 
     def read(self, stream: Iterable[Any], stop: Callable[[int], bool]) -> None:
         """Read until ``stop`` cuts the connection, or the stream ends."""
@@ -101,18 +137,26 @@ def _seq(frame: bytes) -> int:
     return int(digits) if marker >= 0 and digits.isdigit() else 0
 
 
-def full_replay(base_url: str, run_id: str) -> bytes:
-    """The run from its start, read raw and without the SDK."""
-    body = httpx.post(f"{base_url}/v1/runs/{run_id}/stream", json={}, timeout=60).content
+def full_replay(stage: Stage, number: int, run_id: str) -> bytes:
+    """The run from its start, read raw from one server and without the SDK."""
+    url = f"{stage.servers[number].url}/v1/runs/{run_id}/stream"
+    headers = {"authorization": f"Bearer {stage.api_key}"} if stage.is_cluster else {}
+    body = httpx.post(url, json={}, headers=headers, timeout=60).content
     frames = whole_frames(body)
     if frames[-1] != b"data: [DONE]\n\n":
         raise SystemExit(f"The replay does not end with [DONE]: {frames[-1]!r}")
     return b"".join(frames[:-1])
 
 
-def compared(name: str, reader: Reader, base_url: str) -> bool:
+def compared(name: str, reader: Reader) -> bool:
+    """Compare what a client joined with the full replay of every server."""
+    same = [compared_at(number, name, reader) for number in range(len(reader.stage.servers))]
+    return all(same)
+
+
+def compared_at(number: int, name: str, reader: Reader) -> bool:
     """Compare what a client joined with the full replay; say what is lost or doubled."""
-    replay = full_replay(base_url, reader.run_id)
+    replay = full_replay(reader.stage, number, reader.run_id)
     expected = list(map(_seq, whole_frames(replay)))
     got = list(map(_seq, whole_frames(reader.joined)))
     lost = sorted(set(expected) - set(got))
@@ -121,49 +165,55 @@ def compared(name: str, reader: Reader, base_url: str) -> bool:
     say(
         f"{name}: {len(reader.pieces)} pieces joined, {len(reader.joined)} bytes, "
         f"{len(got)} of {len(expected)} events; lost {len(lost)}, doubled {doubled}; "
-        f"{'equal to the full replay, byte for byte' if same else 'NOT EQUAL TO THE REPLAY'}"
+        f"{'equal to' if same else 'NOT EQUAL TO'} the full replay{reader.stage.place(number)}, "
+        "byte for byte"
     )
     return same and not lost and not doubled
 
 
-def send(reader: Reader, conversation_id: str, otid: str, text: str = QUESTION) -> Any:
+def send(reader: Reader, conversation_id: str, otid: str) -> Any:
     return reader.sdk.conversations.messages.create(
         conversation_id,
-        messages=[{"role": "user", "content": text, "otid": otid}],
+        messages=[{"role": "user", "content": reader.stage.question, "otid": otid}],
         background=True,
         stream_tokens=True,
     )
 
 
-def cutting(relay: Relay, reader: Reader) -> Callable[[int], bool]:
+def cutting(reader: Reader) -> Callable[[int], bool]:
     """After some events, reset the TCP connection; what is in flight goes with it."""
 
     def stop(seen: int) -> bool:
         if seen == EVENTS_BEFORE_CUT:
             say(f"  … {reader.text[-60:]!r}")
             say(f"  resetting the TCP connection after event {reader.cursor}")
-            relay.cut()
+            reader.relay.cut()
         return False
 
     return stop
 
 
-def part_one(relay: Relay, server: ServerProcess, conversation_id: str) -> bool:
+def part_one(stage: Stage, conversation_id: str) -> bool:
     say("1. A long answer, whose connection is cut three times")
     otid = str(uuid.uuid4())
-    reader = Reader(relay)
-    cut = cutting(relay, reader)
-    messages = reader.sdk.conversations.messages
-    say("sending in the background, with an OTID")
+    reader = Reader(stage)
+    cut = cutting(reader)
+    others = itertools.cycle(reversed(range(len(stage.servers))))
+
+    def resume(way: str, stop: Callable[[int], bool], **named: str) -> None:
+        place = reader.go_to(next(others))
+        say(f"resuming{place} {way}, starting_after={reader.cursor}")
+        messages = reader.sdk.conversations.messages
+        reader.read(
+            messages.stream(conversation_id, starting_after=reader.cursor, **named),  # type: ignore[arg-type]
+            stop,
+        )
+
+    say(f"sending{stage.place(0)} in the background, with an OTID")
     reader.read(send(reader, conversation_id, otid), cut)
-    say(f"resuming by run id, starting_after={reader.cursor}")
-    reader.read(
-        messages.stream(conversation_id, run_id=reader.run_id, starting_after=reader.cursor), cut
-    )
-    say(f"resuming by OTID, starting_after={reader.cursor}")
-    reader.read(messages.stream(conversation_id, otid=otid, starting_after=reader.cursor), cut)
-    say(f"resuming whatever runs in this conversation, starting_after={reader.cursor}")
-    reader.read(messages.stream(conversation_id, starting_after=reader.cursor), to_the_end)
+    resume("by run id", cut, run_id=reader.run_id)
+    resume("by OTID", cut, otid=otid)
+    resume("whatever runs in this conversation", to_the_end)
     say(f"  the answer has {len(reader.text)} characters and ends: …{reader.text[-60:]!r}")
     stored = [
         message.content
@@ -172,71 +222,123 @@ def part_one(relay: Relay, server: ServerProcess, conversation_id: str) -> bool:
     ]
     kept = "".join(map(str, stored)) == reader.text
     say(f"the conversation's stored answer is {'the same' if kept else 'ANOTHER'} text")
-    say("sending the same OTID again, which must not make a second run")
-    again = Reader(relay)
+    again = Reader(stage, next(others))
+    say(f"sending the same OTID again{stage.place(again.at)}, which must not make a second run")
     again.read(send(again, conversation_id, otid), to_the_end)
     one_run = again.run_id == reader.run_id and again.joined == reader.joined
     say(f"  {'the same run, the same bytes' if one_run else 'ANOTHER RUN'}")
-    return compared("1", reader, server.url) and kept and one_run
+    return compared("1", reader) and kept and one_run
 
 
-def part_two(relay: Relay, server: ServerProcess, conversation_id: str) -> bool:
+def part_two(stage: Stage, conversation_id: str) -> bool:
     say()
     say("2. Another answer, in whose middle the server is killed")
-    reader = Reader(relay)
+    reader = Reader(stage)
+    server = stage.servers[0]
+    killed_at = 0.0
 
     def stop(seen: int) -> bool:
+        nonlocal killed_at
         if seen == EVENTS_BEFORE_CUT:
-            say(f"  kill -9 of the server (process {server.pid}) after event {reader.cursor}")
+            say(
+                f"  kill -9 of the server{stage.place(0)} (process {server.pid}) "
+                f"after event {reader.cursor}"
+            )
             server.kill()
+            killed_at = time.monotonic()
         return False
 
     reader.read(send(reader, conversation_id, str(uuid.uuid4())), stop)
-    say("starting the server again on the same data")
-    server.start()
-    say(f"  it answers, {time.monotonic() - STARTED:.1f} s after the beginning of this demo")
-    run = reader.sdk.runs.retrieve(reader.run_id)
-    say(f"the run is {run.status}, stop_reason {run.stop_reason}: it did not hang")
-    say(f"resuming by run id, starting_after={reader.cursor}")
+    if not stage.is_cluster:
+        start_again(stage)
+    place = reader.go_to(len(stage.servers) - 1)
+    say(f"resuming{place} by run id, starting_after={reader.cursor}")
     reader.read(
         reader.sdk.conversations.messages.stream(
             conversation_id, run_id=reader.run_id, starting_after=reader.cursor
         ),
         to_the_end,
     )
-    say(f"  the stream's end: {reader.end}")
-    return compared("2", reader, server.url) and run.status == "failed"
+    say(f"  the stream's end, {time.monotonic() - killed_at:.1f} s after the kill: {reader.end}")
+    run = reader.sdk.runs.retrieve(reader.run_id)
+    say(f"the run is {run.status}, stop_reason {run.stop_reason}: it did not hang")
+    if stage.is_cluster:
+        start_again(stage)
+    return compared("2", reader) and run.status == "failed"
+
+
+def start_again(stage: Stage) -> None:
+    say(f"starting the server{stage.place(0)} again")
+    stage.servers[0].start()
+    say(f"  it answers, {time.monotonic() - STARTED:.1f} s after the beginning of this demo")
+
+
+def prepared(stage: Stage) -> str | None:
+    """A conversation with a storyteller; None if there is no model."""
+    for number, (server, relay) in enumerate(zip(stage.servers, stage.relays, strict=True)):
+        name = f"{'AB'[number]}: " if stage.is_cluster else ""
+        say(f"  {name}{server.url}, reached by the client through a relay at {relay.url}")
+    sdk = Reader(stage).sdk
+    # The scripted ones come last.
+    models = sdk.models.list()[:1] if stage.question == QUESTION else sdk.models.list()[-2:]
+    if not models:
+        say("No model. scripts/setup installs the built-in one; run that first.")
+        return None
+    agent = sdk.agents.create(
+        name="storyteller",
+        model=models[0].handle,
+        model_settings={
+            "provider_type": "openai",
+            "temperature": 0,
+            "max_output_tokens": 400,  # enough to be cut three times
+        },
+        system="You are a storyteller.",
+        memory_blocks=[{"label": "human", "value": "The reader likes the sea."}],
+    )
+    say(f"  agent {agent.name!r} with the model {agent.model}")
+    say()
+    return sdk.conversations.create(agent_id=agent.id).id
+
+
+@contextmanager
+def one_server(arguments: Sequence[str], question: str) -> Iterator[Stage]:
+    say("Starting a server on a free port and a fresh directory")
+    with (
+        tempfile.TemporaryDirectory(prefix="reattach-demo-") as directory,
+        ServerProcess(Path(directory), arguments=arguments) as server,
+        Relay(server.address) as relay,
+    ):
+        yield Stage([server], [relay], question=question)
+
+
+@contextmanager
+def two_servers(arguments: Sequence[str], question: str) -> Iterator[Stage]:
+    say("Starting Redis, PostgreSQL and two servers, on free ports")
+    with Cluster(2, arguments=arguments) as cluster, ExitStack() as stack:
+        say(f"  the lease of a server on its runs is {cluster.lease_seconds:g} s")
+        servers = [server.process for server in cluster.servers]
+        relays = [stack.enter_context(Relay(server.address)) for server in servers]
+        yield Stage(servers, relays, cluster.api_key, question)
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory(prefix="reattach-demo-") as directory:
-        say("Starting a server with the built-in model, on a free port and a fresh directory")
-        with (
-            ServerProcess(Path(directory), arguments=["--log-level", "warning"]) as server,
-            Relay(server.address) as relay,
-        ):
-            say(f"  {server.url}, reached by the client through a relay at {relay.url}")
-            sdk = Reader(relay).sdk
-            models = sdk.models.list()
-            if not models:
-                say("No model. scripts/setup installs the built-in one; run that first.")
-                return 1
-            agent = sdk.agents.create(
-                name="storyteller",
-                model=models[0].handle,
-                model_settings={
-                    "provider_type": "openai",
-                    "temperature": 0,
-                    "max_output_tokens": 400,  # enough to be cut three times
-                },
-                system="You are a storyteller.",
-                memory_blocks=[{"label": "human", "value": "The reader likes the sea."}],
-            )
-            conversation = sdk.conversations.create(agent_id=agent.id)
-            say(f"  agent {agent.name!r} with the model {agent.model}")
-            say()
-            good = part_one(relay, server, conversation.id)
-            good = part_two(relay, server, conversation.id) and good
+    parser = argparse.ArgumentParser(prog="scripts/demo", description="Show what Reattach is for.")
+    parser.add_argument(
+        "--cluster", action="store_true", help="over two servers, Redis and PostgreSQL"
+    )
+    parser.add_argument(
+        "--scripted", action="store_true", help="with a model that is quick and says nothing"
+    )
+    chosen = parser.parse_args()
+    arguments = ["--log-level", "warning", *(["--scripted"] if chosen.scripted else [])]
+    question = SCRIPTED_QUESTION if chosen.scripted else QUESTION
+    started = two_servers if chosen.cluster else one_server
+    with started(arguments, question) as stage:
+        conversation_id = prepared(stage)
+        if conversation_id is None:
+            return 1
+        good = part_one(stage, conversation_id)
+        good = part_two(stage, conversation_id) and good
     say()
     say("Nothing was lost and nothing was doubled." if good else "SOMETHING WAS LOST OR DOUBLED.")
     return 0 if good else 1

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from reattach.testing.postgresql import PostgresqlServer
-from tests.redis_server import RedisServer
+from reattach.testing.redis import RedisServer
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ import pytest
 
 from reattach.records import migrations
 from reattach.testing.postgresql import PostgresqlServer
+from reattach.testing.redis import RedisServer
 from tests.cli.commands import Ended, reattach, reattach_here
-from tests.redis_server import RedisServer
 
 HEAD = migrations.HEAD
 

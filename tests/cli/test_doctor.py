@@ -17,8 +17,9 @@ from reattach.findings import Level
 from reattach.log import redis_health
 from reattach.records import health
 from reattach.testing.postgresql import PostgresqlServer
+from reattach.testing.redis import RedisServer
 from tests.cli.commands import Ended, reattach_here
-from tests.redis_server import RedisCluster, RedisServer
+from tests.redis_server import RedisCluster
 
 POSTGRESQL = {
     "database reachable",

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from reattach.testing.process import ServerProcess
+from reattach.testing.redis import RedisServer
 from tests.cli.commands import reattach_here
 from tests.recovery.clients import client_of
 from tests.recovery.received import Received
-from tests.redis_server import RedisServer
 
 WAIT_SECONDS = 60.0
 

@@ -196,7 +196,7 @@ class TypeScriptReader(Seen):
         outcome = call.finish(take)
         if outcome.error is None:
             self.complete = True
-        elif outcome.error["is_api_error"] and outcome.error["body"] is not None:
+        elif outcome.error["status"] is None and outcome.error["body"] is not None:
             assert outcome.error["body"]["seq_id"] == self.cursor + 1
             self.cursor += 1
         else:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 import structlog.testing
 
+from reattach.testing.cluster import Cluster
+from reattach.testing.redis import RedisServer
+from tests.cluster.clients import Client, client_at
 from tests.cluster.nodes import Nodes, nodes_on
-from tests.redis_server import RedisServer, shared_url
+from tests.redis_server import shared_url
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +40,25 @@ async def frail(postgresql_url: str, redis: RedisServer) -> AsyncIterator[Nodes]
     """Nodes whose log is on ``redis``."""
     async with nodes_on(postgresql_url, redis.url) as nodes:
         yield nodes
+
+
+@pytest.fixture(scope="session")
+def one_cluster() -> Iterator[Cluster]:
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(one_cluster: Cluster) -> Cluster:
+    """Three servers as processes, all of them there and undisturbed."""
+    one_cluster.mend()
+    return one_cluster
+
+
+@pytest.fixture
+async def clients(cluster: Cluster) -> AsyncIterator[list[Client]]:
+    """A client of each server."""
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(client_at(url, cluster.api_key)) for url in cluster.urls
+        ]

@@ -11,6 +11,7 @@ from reattach.events import RunStatus
 from reattach.limits import LOST_LOG_FIRST_SEQ
 from reattach.messages import Role
 from reattach.runs.ownership import Ownership
+from reattach.testing.redis import RedisServer
 from reattach.testing.relay import Relay
 from tests.cluster.nodes import Nodes, nodes_on
 from tests.recovery.clocks import LeapClock
@@ -19,7 +20,6 @@ from tests.recovery.faults import Gate, Outage, faulty_records
 from tests.recovery.heart import eventually
 from tests.recovery.readers import Reader
 from tests.recovery.received import end_of
-from tests.redis_server import RedisServer
 
 LOST = {"stop_reason": "error", "error_type": "internal_error"}
 DONE = {"stop_reason": "end_turn", "error_type": None}

@@ -29,6 +29,22 @@ def test_the_demo_loses_and_doubles_nothing_and_says_so() -> None:
     assert ran.stdout.splitlines()[-1].endswith("Nothing was lost and nothing was doubled.")
 
 
+@pytest.mark.promise("P4", "P7", "P9")
+def test_the_demo_over_two_servers_loses_and_doubles_nothing_and_says_so() -> None:
+    ran = subprocess.run(
+        [sys.executable, "scripts/demo.py", "--cluster", "--scripted"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "the stream's end" in ran.stdout
+    assert ran.stdout.splitlines()[-1].endswith("Nothing was lost and nothing was doubled.")
+
+
 def test_a_measurement_runs_and_says_what_it_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

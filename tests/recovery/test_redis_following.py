@@ -18,8 +18,8 @@ from reattach.log.redis_news import Subscriber
 from reattach.log.redis_scripts import READ, STATE_MANY, Script
 from reattach.log.redis_server import Waiting, server_at
 from reattach.testing.log_reader import until
+from reattach.testing.redis import RedisServer
 from reattach.testing.relay import Relay
-from tests.redis_server import RedisServer
 
 WAIT_SECONDS = 30.0
 NEVER_SECONDS = 3600.0

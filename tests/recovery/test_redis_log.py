@@ -21,8 +21,8 @@ from reattach.errors import (
 from reattach.log.base import Head, Tail
 from reattach.log.redis import RedisLog
 from reattach.testing.log_reader import LARGE, follow, until
+from reattach.testing.redis import RedisServer
 from reattach.testing.relay import Relay
-from tests.redis_server import RedisServer
 
 WAIT_SECONDS = 30.0
 NEVER_SECONDS = 3600.0

@@ -70,6 +70,10 @@ class PostgresqlServer:
         return "127.0.0.1", self.port
 
     @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def output(self) -> str:
         """What it has logged so far, all starts together."""
         return "\n".join(self._lines)
@@ -85,7 +89,7 @@ class PostgresqlServer:
 
     def start(self) -> None:
         """Start it and wait until it accepts connections. Raises RuntimeError with its output."""
-        assert self._process is None or self._process.poll() is not None, "already running"
+        assert not self.running, "already running"
         self._ready.clear()
         settings = [f"--{name}={value}" for name, value in self._settings.items()]
         self._process = subprocess.Popen(  # noqa: S603  a program of ours

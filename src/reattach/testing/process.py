@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Final, Self
 
 _READY: Final = re.compile(r"is listening on (http://\S+)")
-_START_SECONDS: Final = 30.0
+_START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 30.0
 
 
@@ -61,13 +61,17 @@ class ServerProcess:
         return self._process.pid
 
     @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def output(self) -> str:
         """What it has printed so far, all starts together."""
         return "\n".join(self._lines)
 
     def start(self) -> None:
         """Start it and wait until its port answers. Raises RuntimeError with its output."""
-        assert self._process is None or self._process.poll() is not None, "already running"
+        assert not self.running, "already running"
         self._process = subprocess.Popen(  # noqa: S603  our own interpreter
             [
                 *(sys.executable, "-m", "reattach", "serve"),

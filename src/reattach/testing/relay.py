@@ -10,6 +10,8 @@ from typing import Final, Self
 _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER that makes a close send RST (RFC 9293, section 3.10.4), as a dying network looks."""
 
+_PIECE_BYTES: Final = 64 * 1024
+
 
 class Relay:
     """Relays connections on a free loopback port to ``target``. Thread-safe.
@@ -17,7 +19,8 @@ class Relay:
     The target is a host and port, or the path of a unix socket; later connections go to what it is
     changed to. ``cut`` resets every connection that there is; later ones go through again.
     ``pause`` holds back what the server sends, as a client that reads nothing. ``swallow`` loses
-    what is sent both ways until ``resume``, as a network that went away without a word. Bytes are
+    what is sent both ways until ``resume``, as a network that went away without a word; after
+    ``strand`` the connections that there are lose it for good, and later ones go through. Bytes are
     relayed as they come, unless ``delay_seconds`` or ``piece_bytes`` are set.
     """
 
@@ -25,9 +28,12 @@ class Relay:
         self.target = target
         self.delay_seconds = 0.0
         """How much later everything arrives."""
-        self.piece_bytes = 64 * 1024
+        self.piece_bytes = _PIECE_BYTES
         """The most that arrives at once."""
         self._swallowing = False
+        self._stranded = 0
+        """Connections up to this one, in the order of their making, are half-open."""
+        self._cut_up_to = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -62,11 +68,18 @@ class Relay:
         host, port = self.address
         return f"http://{host}:{port}"
 
+    @property
+    def open_connections(self) -> int:
+        """How many there are at present."""
+        with self._lock:
+            return len(self._open) // 2
+
     def cut(self) -> int:
         """Reset every open connection, on both sides; return how many sockets that were."""
         with self._lock:
             sockets = list(self._open)
             self._open.clear()
+            self._cut_up_to = self.connections
         for one in sockets:
             _reset(one)
         return len(sockets)
@@ -82,9 +95,23 @@ class Relay:
     def swallow(self) -> None:
         self._swallowing = True
 
+    def strand(self) -> None:
+        """Leave the connections that there are half-open: nothing passes, and nobody is told."""
+        self._stranded = self.connections
+
     def resume(self) -> None:
         self._swallowing = False
         self._flowing.set()
+
+    def mend(self) -> None:
+        """Relay again as at first. What was swallowed or stranded is cut: it lacks bytes."""
+        self.delay_seconds = 0.0
+        self.piece_bytes = _PIECE_BYTES
+        if self._swallowing or self._stranded > self._cut_up_to:
+            self.strand()  # Those that lack bytes get no more of them; those that come are whole.
+            self.resume()
+            self.cut()
+        self.resume()
 
     def close(self) -> None:
         """Stop listening and cut what is open. Idempotent."""
@@ -111,9 +138,11 @@ class Relay:
                     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._open |= {client, server}
-            if self._closed.is_set():  # and whoever closed it may not have seen these
+                was_cut = self.connections <= self._cut_up_to
+            if was_cut or self._closed.is_set():  # and whoever did that may not have seen these
                 self._drop(client, server)
-            threading.Thread(target=self._relay, args=(client, server), daemon=True).start()
+            arguments = (client, server, self.connections)
+            threading.Thread(target=self._relay, args=arguments, daemon=True).start()
 
     def _connect(self) -> socket.socket:
         if not isinstance(self.target, str):
@@ -126,32 +155,32 @@ class Relay:
             raise
         return server
 
-    def _relay(self, client: socket.socket, server: socket.socket) -> None:
+    def _relay(self, client: socket.socket, server: socket.socket, number: int) -> None:
         """Relay both ways, and close both sockets when both ways have ended."""
-        up = threading.Thread(target=self._pump, args=(client, server, False), daemon=True)
+        up = threading.Thread(target=self._pump, args=(client, server, number, False), daemon=True)
         up.start()
-        self._pump(server, client, True)
+        self._pump(server, client, number, True)
         up.join()
         self._drop(client, server)
 
-    def _pump(self, source: socket.socket, sink: socket.socket, is_down: bool) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, number: int, is_down: bool) -> None:
         try:
-            while data := source.recv(64 * 1024):
+            while data := source.recv(_PIECE_BYTES):
                 is_last = False
                 if is_down:
                     data, is_last = self._counted(data)
                     self._flowing.wait()
-                self._pass_on(sink, data)
+                self._pass_on(sink, data, number)
                 if is_last:
                     self.cut()
             sink.shutdown(socket.SHUT_WR)
         except OSError:
             self._drop(source, sink)  # which also ends the other way
 
-    def _pass_on(self, sink: socket.socket, data: bytes) -> None:
+    def _pass_on(self, sink: socket.socket, data: bytes, number: int) -> None:
         if self.delay_seconds:
             time.sleep(self.delay_seconds)
-        if self._swallowing:
+        if self._swallowing or number <= self._stranded:
             return
         piece_bytes = self.piece_bytes
         for start in range(0, len(data), piece_bytes):

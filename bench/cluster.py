@@ -1,0 +1,136 @@
+"""Idle readers on silent runs over three servers: what they cost these and their stores."""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import urlsplit
+
+import psycopg
+
+from bench.options import Options
+from bench.reader import Place, conversation_with, open_stream
+from bench.server import cost_of
+from reattach.testing.cluster import Cluster
+
+RUNS = 100
+READERS = (0, 100, 300, 500)
+"""From 300 on every run has readers at every server."""
+SETTLE_SECONDS = 11.0
+"""After which PostgreSQL's connections have told what they did before."""
+WINDOW_SECONDS = 12.0  # four of the looks that a server takes at Redis
+_CALLS = re.compile(rb"cmdstat_([^:]+):calls=(\d+)")
+LEASE_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server of the cluster, as its clients know it."""
+
+    url: str
+    host: str
+    port: int
+    api_key: str
+
+    @classmethod
+    def at(cls, url: str, api_key: str) -> Self:
+        parts = urlsplit(url)
+        return cls(url, parts.hostname or "", parts.port or 0, api_key)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the stores and the servers have counted so far."""
+
+    commands: int
+    """Redis' commands, those within scripts too."""
+    scripts: int
+    """Calls of scripts: nearly all that a server asks of Redis."""
+    transactions: int
+    cpu_seconds: tuple[float, ...]
+
+    @classmethod
+    def of(cls, cluster: Cluster) -> Self:
+        told = cluster.redis.command("INFO", "commandstats")
+        calls = {name: int(count) for name, count in _CALLS.findall(told)}
+        (transactions,) = asked(
+            cluster,
+            "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = 'postgres'",
+        )
+        cpu = (cost_of(server.process.pid).cpu_seconds for server in cluster.servers)
+        scripts = sum(calls.get(name, 0) for name in (b"eval", b"evalsha"))
+        return cls(sum(calls.values()), scripts, transactions, tuple(cpu))
+
+
+def asked(cluster: Cluster, statement: str) -> tuple[int, ...]:
+    """The one row that PostgreSQL answers."""
+    with psycopg.connect(cluster.postgresql.socket_url()) as connection:
+        row = connection.execute(statement.encode()).fetchone()
+    assert row is not None
+    return tuple(int(value) for value in row)
+
+
+def connections(cluster: Cluster) -> Mapping[str, list[int]]:
+    """The connections of each server to either store, and then of all as the store counts them."""
+    listed = cluster.redis.command("CLIENT", "LIST").count(b"laddr=127.0.0.1")
+    (active,) = asked(
+        cluster,
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'reattach'",
+    )
+    return {
+        "Redis": [*(server.redis.open_connections for server in cluster.servers), listed],
+        "PostgreSQL": [*(server.postgresql.open_connections for server in cluster.servers), active],
+    }
+
+
+async def silent_run(server: Place) -> str:
+    """A run that says one word and then nothing; its conversation."""
+    conversation_id = await asyncio.to_thread(conversation_with, server, "scripted/echo")
+    body = {"input": "[hang=1]", "background": True, "include_pings": False}
+    _, writer = await open_stream(server, f"/v1/conversations/{conversation_id}/messages", body)
+    writer.close()
+    return conversation_id
+
+
+async def measured(cluster: Cluster, readers: int, *, window_seconds: float) -> None:
+    await asyncio.sleep(SETTLE_SECONDS)
+    before = Counts.of(cluster)
+    await asyncio.sleep(window_seconds)
+    after = Counts.of(cluster)
+    cpu = (
+        100 * (late - early) / window_seconds
+        for early, late in zip(before.cpu_seconds, after.cpu_seconds, strict=True)
+    )
+    print(f"  {readers} readers on {RUNS} runs:")
+    for store, (*own, listed) in connections(cluster).items():
+        print(f"    {store}: {listed} connections, by server {' + '.join(map(str, own))}")
+    print(
+        f"    {(after.commands - before.commands) / window_seconds:.1f} Redis commands/s "
+        f"in {(after.scripts - before.scripts) / window_seconds:.1f} calls/s, "
+        f"{(after.transactions - before.transactions) / window_seconds:.1f} "
+        "PostgreSQL transactions/s; CPU of the servers "
+        f"{', '.join(f'{percent:.1f} %' for percent in cpu)} of a core",
+        flush=True,
+    )
+
+
+async def run(cluster: Cluster, *, window_seconds: float = WINDOW_SECONDS) -> None:
+    servers = [Server.at(url, cluster.api_key) for url in cluster.urls]
+    conversations = [await silent_run(servers[number % 3]) for number in range(RUNS)]
+    opened: list[asyncio.StreamWriter] = []
+    for readers in READERS:
+        for number in range(len(opened), readers):
+            silent = number % RUNS
+            path = f"/v1/conversations/{conversations[silent]}/stream"
+            server = servers[(silent + 1 + number // RUNS) % 3]  # first where it is not worked on
+            _, writer = await open_stream(server, path, {"include_pings": False})
+            opened.append(writer)
+        await measured(cluster, readers, window_seconds=window_seconds)
+    for writer in opened:
+        writer.close()
+
+
+def main(_options: Options) -> None:
+    with Cluster(lease_seconds=LEASE_SECONDS) as cluster:
+        asyncio.run(run(cluster))

@@ -1,0 +1,78 @@
+"""Faults that befall three servers and their stores while clients are at work on them.
+
+The driver is that of the tests; here it is repeated, with other seeds each time.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.options import Options
+from reattach.testing.cluster import Cluster
+from reattach.testing.cluster_faults import FAULTS, Fault
+from reattach.testing.trial import Outcome, trial
+from reattach.testing.witness import Kind
+
+_HEADS = (
+    *(
+        "fault",
+        "repetitions",
+        "runs",
+        "events read",
+        "losses",
+        "doubles",
+        "orphans",
+        "other faults",
+    ),
+    *("longest time to an end (s)", "bound (s)"),
+)
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """A markdown table with one line for each fault."""
+    rows = [_HEADS, tuple("---" for _ in _HEADS)]
+    for name in dict.fromkeys(outcome.fault for outcome in outcomes):
+        of_fault = [outcome for outcome in outcomes if outcome.fault == name]
+        slowest = max(of_fault, key=lambda outcome: outcome.longest_end_seconds)
+        counts = (sum(outcome.count(kind) for outcome in of_fault) for kind in Kind)
+        runs = sum(outcome.runs for outcome in of_fault)
+        events = sum(outcome.events_read for outcome in of_fault)
+        numbers = (len(of_fault), runs, events, *counts)
+        times = (slowest.longest_end_seconds, slowest.bound_seconds)
+        rows.append((name, *map(str, numbers), *(f"{seconds:.1f}" for seconds in times)))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def repeated(cluster: Cluster, fault: Fault, repetitions: int) -> list[Outcome]:
+    outcomes = []
+    for seed in range(repetitions):
+        begin = time.monotonic()
+        outcome = asyncio.run(trial(cluster, fault, seed))
+        outcomes.append(outcome)
+        print(
+            f"  {fault.name}, seed {seed}: {outcome.events_read} events read, all ended after "
+            f"{outcome.longest_end_seconds:.1f} s of {outcome.bound_seconds:.1f} s; "
+            f"{', '.join(outcome.ends)}; {time.monotonic() - begin:.1f} s in all",
+            flush=True,
+        )
+        for finding in outcome.findings:
+            print(f"    {finding.kind}: {finding.what}", flush=True)
+    return outcomes
+
+
+def main(options: Options) -> None:
+    faults = [fault for fault in FAULTS if options.only in fault.name]
+    with Cluster(lease_seconds=options.lease_seconds) as cluster:
+        outcomes = [
+            outcome for fault in faults for outcome in repeated(cluster, fault, options.repetitions)
+        ]
+    told = (
+        f"Three servers, a lease of {options.lease_seconds:g} s. In each repetition four runs, "
+        "three readers of each, who change the server all the time.\n\n"
+    )
+    print(f"\n{told}{table(outcomes)}")
+    if options.table:
+        Path(options.table).write_text(told + table(outcomes), "utf-8")
+    if any(outcome.findings for outcome in outcomes):
+        raise SystemExit("A promise was broken; the lines above say which.")

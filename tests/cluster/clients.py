@@ -1,0 +1,123 @@
+"""Clients of one server of a cluster, over real sockets and without any SDK."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+
+from tests.recovery.received import Received
+
+WAIT_SECONDS = 20.0
+"""Bound of every wait that is not itself a promise."""
+
+AGENT = {"model": "scripted/echo"}
+
+
+class Stream:
+    """A stream that is read on demand, and checked as it is read."""
+
+    def __init__(self, answer: httpx2.Response, cursor: int) -> None:
+        self.received = Received(cursor)
+        self.run_id = str(answer.headers.get("x-run-id"))
+        self._chunks = answer.aiter_raw()
+
+    async def until(self, seq: int) -> Received:
+        """Read until the event ``seq`` has come."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while self.received.cursor < seq:
+                self.received.feed(await anext(self._chunks))
+        return self.received
+
+    async def to_end(self, seconds: float = WAIT_SECONDS) -> Received:
+        """Read to the end of the body, which has to be the log's end too, within ``seconds``."""
+        async with asyncio.timeout(seconds):
+            async for data in self._chunks:
+                self.received.feed(data)
+        assert self.received.done
+        return self.received
+
+    async def is_cut(self) -> bool:
+        """Read until the connection is dropped; False if the body ends properly."""
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                async for data in self._chunks:
+                    self.received.feed(data)
+        except httpx2.TransportError:
+            return True
+        return False
+
+
+class Client:
+    def __init__(self, http: httpx2.AsyncClient) -> None:
+        self.http = http
+
+    async def post(self, path: str, body: Any = None) -> httpx2.Response:
+        return await self.http.post(path, json=body)
+
+    async def got(self, path: str, **query: Any) -> Any:
+        answer = await self.http.get(path, params=query)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def agent(self) -> str:
+        made = await self.post("/v1/agents/", AGENT)
+        assert made.status_code == 200, made.text
+        return str(made.json()["id"])
+
+    async def conversation(self) -> str:
+        made = await self.post(f"/v1/conversations/?agent_id={await self.agent()}", {})
+        assert made.status_code == 200, made.text
+        return str(made.json()["id"])
+
+    @asynccontextmanager
+    async def stream(self, path: str, body: Any, *, cursor: int = 0) -> AsyncIterator[Stream]:
+        """An open stream; AssertionError unless the answer is one."""
+        if cursor:
+            body = {**body, "starting_after": cursor}
+        async with self.http.stream("POST", path, json=body) as answer:
+            if answer.status_code != 200:
+                raise AssertionError((await answer.aread()).decode())
+            yield Stream(answer, cursor)
+
+    @asynccontextmanager
+    async def sent(
+        self, conversation_id: str, text: str, *, otid: str | None = None, **more: Any
+    ) -> AsyncIterator[Stream]:
+        """The stream of a send in the background."""
+        path = f"/v1/conversations/{conversation_id}/messages"
+        async with self.stream(path, send_body(text, otid=otid, **more)) as stream:
+            yield stream
+
+    async def resumed(self, run_id: str) -> Received:
+        """All of a run."""
+        async with self.stream(f"/v1/runs/{run_id}/stream", {}) as stream:
+            return await stream.to_end()
+
+    async def cancel(self, conversation_id: str) -> dict[str, str]:
+        answer = await self.post(f"/v1/conversations/{conversation_id}/cancel")
+        assert answer.status_code == 200, answer.text
+        states: dict[str, str] = answer.json()
+        return states
+
+
+def send_body(text: str, *, otid: str | None = None, **more: Any) -> dict[str, Any]:
+    message = {"role": "user", "content": text} | ({"otid": otid} if otid else {})
+    return {"messages": [message], "background": True, "stream_tokens": True, **more}
+
+
+@asynccontextmanager
+async def client_at(url: str, api_key: str) -> AsyncIterator[Client]:
+    limits = httpx2.Limits(max_connections=200)
+    headers = {"authorization": f"Bearer {api_key}"}
+    async with httpx2.AsyncClient(
+        base_url=url,
+        headers=headers,
+        timeout=WAIT_SECONDS,
+        limits=limits,
+        follow_redirects=True,
+    ) as http:
+        yield Client(http)

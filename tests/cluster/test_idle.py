@@ -1,0 +1,78 @@
+"""Readers that wait cost the stores nothing, over several processes too."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+from bench.cluster import Counts, connections
+from reattach.records.postgresql import READERS as READERS_POOL
+from reattach.records.postgresql import WRITERS
+from reattach.testing.cluster import Cluster
+from tests.cluster.clients import WAIT_SECONDS, Client
+
+RUNS = 6
+READERS = 60
+WINDOW_SECONDS = 2.0
+
+POSTGRESQL = WRITERS + READERS_POOL + 1
+"""Connections of a server to PostgreSQL: its two pools, and the one that listens."""
+
+REDIS = 6
+"""The most connections of a server to Redis: five for commands, and one for news."""
+
+
+async def fill_pools(cluster: Cluster, clients: list[Client]) -> None:
+    """Make the servers open all the connections to PostgreSQL that they ever have."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while connections(cluster)["PostgreSQL"][:3] != [POSTGRESQL] * 3:
+            busy = [client for client in clients for _ in range(10)]
+            await asyncio.gather(
+                *(client.agent() for client in busy),
+                *(client.got("/v1/runs/", limit=1) for client in busy),
+            )
+
+
+async def commands_in_a_window(cluster: Cluster) -> int:
+    before = Counts.of(cluster).commands
+    await asyncio.sleep(WINDOW_SECONDS)
+    return Counts.of(cluster).commands - before
+
+
+@pytest.mark.promise("P13")
+async def test_connections_and_commands_do_not_grow_with_the_readers_that_wait(
+    cluster: Cluster, clients: list[Client]
+) -> None:
+    async with AsyncExitStack() as stack:
+        run_ids = []
+        for number in range(RUNS):
+            conversation_id = await clients[0].conversation()
+            sent = clients[number % 3].sent(conversation_id, "[hang=1]")
+            stream = await stack.enter_async_context(sent)
+            await stream.until(2)
+            run_ids.append(stream.run_id)
+
+        async def follow_all(readers: AsyncExitStack) -> None:
+            for number in range(READERS):
+                path = f"/v1/runs/{run_ids[number % RUNS]}/stream"
+                client = clients[(number // RUNS) % 3]
+                opened = client.stream(path, {}, cursor=1)
+                await (await readers.enter_async_context(opened)).until(2)
+
+        await fill_pools(cluster, clients)
+        commands_without = await commands_in_a_window(cluster)
+        async with AsyncExitStack() as readers:
+            await follow_all(readers)
+            held = connections(cluster)
+            assert held["PostgreSQL"] == [POSTGRESQL] * 3 + [3 * POSTGRESQL]
+            assert max(held["Redis"][:3]) <= REDIS
+            assert held["Redis"][3] <= 3 * REDIS
+            assert await commands_in_a_window(cluster) < commands_without + READERS
+        for client, run_id in zip(clients, run_ids, strict=False):
+            run = await client.got(f"/v1/runs/{run_id}")
+            assert run["status"] == "running"
+        for run_id in run_ids:
+            agent_id = (await clients[0].got(f"/v1/runs/{run_id}"))["agent_id"]
+            await clients[1].post(f"/v1/agents/{agent_id}/messages/cancel", {"run_ids": [run_id]})

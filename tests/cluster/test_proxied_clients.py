@@ -1,0 +1,159 @@
+"""The official SDKs behind real proxies, before two servers of which one dies again and again."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from letta_client import APIStatusError
+
+from reattach.testing.cluster import Cluster
+from reattach.testing.proxy import HaproxyServer, NginxServer, ProxyServer
+from tests.clients.places import Place, Places, assert_one_whole_run, raw_client
+from tests.clients.reader import Reader, Seen
+from tests.clients.typescript_sdk import Call, TypeScript, TypeScriptReader, require_node
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+ANSWERS = [
+    "[chunks=100][rate=50]",
+    "[unicode][chunks=60][rate=40]",
+    "[think=20][chunks=60][rate=50]",
+]
+WAIT_SECONDS = 20.0
+LEAST_KILLS = 2
+AGAIN = {502, 503, 504}
+"""What is answered where a server died: to be tried again."""
+
+Try = Callable[[Place, str], None]
+
+
+class Customer:
+    """A program that uses an SDK: it sends, and comes back until it has the whole answer.
+
+    ``reading`` is set while an answer is coming.
+    """
+
+    def __init__(self, places: Places, new_client: Callable[[], tuple[Seen, Try]]) -> None:
+        self.places = places
+        self.answers = 0
+        self.breaks = 0
+        self.reading = threading.Event()
+        self._new_client = new_client
+
+    def talk(self, stop: threading.Event) -> None:
+        texts = itertools.cycle(ANSWERS)
+        while not stop.is_set():
+            self._say(next(texts))
+
+    def _say(self, text: str) -> None:
+        place = self.places.conversation()
+        client, once = self._new_client()
+        while not client.complete:
+            once(place, text)
+            self.breaks += client.broken is not None
+        assert [run["id"] for run in place.runs()] == [client.run_id]
+        assert client.joined == place.replay(client.run_id)
+        assert_one_whole_run(client.joined)
+        (run,) = place.runs()
+        assert run["status"] in {"completed", "failed"}
+        assert client.text == place.text()
+        self.answers += 1
+
+
+def python_client(url: str, api_key: str, on_chunk: Callable[[Any], None]) -> tuple[Seen, Try]:
+    client = Reader(url, api_key=api_key)
+    messages = client.sdk.conversations.messages
+    ways: Iterator[Callable[[Place], Any]] = itertools.cycle(
+        [
+            client.resume,
+            lambda place: messages.stream(
+                place.path_id, otid=place.otid, starting_after=client.cursor
+            ),
+            lambda place: client.sdk.runs.messages.stream(
+                client.run_id, starting_after=client.cursor
+            ),
+        ]
+    )
+
+    def once(place: Place, text: str) -> None:
+        opening = next(ways) if client.run_id else lambda place: client.send(place, text)
+        try:
+            client.read(lambda: opening(place), on_chunk)
+        except APIStatusError as error:
+            if error.status_code not in AGAIN:
+                raise
+            client.broken = error
+
+    return client, once
+
+
+def typescript_client(
+    process: TypeScript, url: str, api_key: str, on_chunk: Callable[[Any], None]
+) -> tuple[Seen, Try]:
+    client = TypeScriptReader(process, url, api_key=api_key)
+    ways: Iterator[Callable[[Place], Call]] = itertools.cycle(
+        [
+            client.resume,
+            lambda place: client.resume(place, run_id=None, otid=place.otid),
+            lambda place: client.start(
+                "runs.messages.stream", client.run_id, {"starting_after": client.cursor}
+            ),
+        ]
+    )
+
+    def once(place: Place, text: str) -> None:
+        call = next(ways)(place) if client.run_id else client.send(place, text)
+        outcome = client.read(call, on_chunk)
+        refused = (outcome.error or {}).get("status")
+        assert refused in {None, *AGAIN}, outcome.error
+
+    return client, once
+
+
+@pytest.mark.promise("P2", "P3", "P4", "P7", "P9", "S1", "S4")
+def test_both_sdks_have_every_answer_whole_while_one_of_two_servers_dies_again_and_again(
+    cluster: Cluster,
+) -> None:
+    mortal, other = cluster.servers[:2]
+    upstreams = [server.process.address for server in (mortal, other)]
+    rng = random.Random(20_261_122)
+    stop = threading.Event()
+    with ExitStack() as stack:
+        proxies: list[ProxyServer] = [
+            stack.enter_context(HaproxyServer(DEPLOY / "haproxy.cfg", upstreams)),
+            stack.enter_context(NginxServer(DEPLOY / "nginx.conf", upstreams)),
+        ]
+        haproxy, nginx = (proxy.url for proxy in proxies)
+        key = cluster.api_key
+        raw = stack.enter_context(raw_client(other.url, authorization=f"Bearer {key}"))
+        process = stack.enter_context(TypeScript(require_node()))
+
+        python: Customer = Customer(
+            Places(raw), lambda: python_client(haproxy, key, lambda _: python.reading.set())
+        )
+        typescript: Customer = Customer(
+            Places(raw),
+            lambda: typescript_client(process, nginx, key, lambda _: typescript.reading.set()),
+        )
+        customers = [python, typescript]
+        threads = stack.enter_context(ThreadPoolExecutor(2))
+        stack.callback(stop.set)
+        talks = [threads.submit(customer.talk, stop) for customer in customers]
+        kills = 0
+        while kills < LEAST_KILLS or not all(one.breaks and one.answers for one in customers):
+            for customer in rng.sample(customers, 2)[: 1 + kills % 2]:
+                customer.reading.clear()
+                assert customer.reading.wait(WAIT_SECONDS), [talk.done() for talk in talks]
+            mortal.kill()
+            kills += 1
+            mortal.start()
+        stop.set()
+        for talk in talks:
+            talk.result(WAIT_SECONDS)
