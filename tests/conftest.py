@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -22,3 +23,18 @@ def anyio_backend() -> str:
 def blocking_the_event_loop_is_an_error() -> Iterator[None]:
     with blockbuster_ctx("reattach", excluded_modules=["reattach.testing"]):
         yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what each part of the tests took; several may have run at a time."""
+    seconds: Counter[str] = Counter()
+    tests: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                part = "/".join(report.nodeid.split("/")[:2])
+                seconds[part] += report.duration  # type: ignore[assignment]
+                tests[part] += report.when == "call"
+    terminalreporter.section("time of each part")
+    for part, taken in seconds.most_common():
+        terminalreporter.write_line(f"{taken:7.1f} s  {tests[part]:5}  {part}")

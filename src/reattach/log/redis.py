@@ -64,7 +64,7 @@ class RedisLog(Log):
     While Redis does not answer, operations raise StoreUnavailableError within seconds, and tails
     stand still; they go on where they were when it is back.
 
-    Not tested: ``rediss://`` (TLS). In a cluster, aliases are written after the log was opened.
+    In a cluster, aliases are written after the log was opened.
     """
 
     def __init__(
