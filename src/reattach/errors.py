@@ -5,8 +5,10 @@ clients as it stands, so it never holds a path, a secret, SQL, or an id of anoth
 ``code`` is stable and meant for programs. ``http/errors.py`` maps the classes to statuses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+
+from reattach.limits import MAX_ERROR_CHARS, MAX_VALIDATION_ERRORS
 
 
 class ReattachError(Exception):
@@ -146,6 +148,52 @@ class CursorAheadError(ConflictError):
             f"resume with starting_after={last_seq} or less.",
             run_id=run_id,
             last_seq=last_seq,
+        )
+
+
+class PendingApprovalError(ConflictError):
+    """The conversation waits for the answer to an approval request, and this is none."""
+
+    code = "pending_approval"
+
+    def __init__(self, request_id: str, tool_call_ids: Sequence[str], run_id: str | None) -> None:
+        super().__init__(
+            "Cannot send a new message: The agent is waiting for approval on a tool call. "
+            "Please approve or deny the pending request before continuing.",
+            pending_request_id=request_id,
+            tool_call_ids=list(tool_call_ids),
+            run_id=run_id,
+        )
+
+
+class AnswerRefusedError(ReattachError):
+    """An answer to an approval request that is not the one which is asked for."""
+
+    code = "answer_refused"
+
+
+class NoPendingApprovalError(AnswerRefusedError):
+    code = "no_pending_approval"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Cannot process approval response: No tool call is currently awaiting approval. "
+            "Please send a regular message to interact with the agent."
+        )
+
+
+class ToolCallIdsError(AnswerRefusedError):
+    """An answer leaves out calls that wait, or names others, or one twice."""
+
+    code = "invalid_tool_call_ids"
+
+    def __init__(self, expected: Sequence[str], received: Sequence[str], request_id: str) -> None:
+        shown = [one[:MAX_ERROR_CHARS] for one in received[:MAX_VALIDATION_ERRORS]]
+        super().__init__(
+            f"Invalid tool call IDs. Expected '{list(expected)}', but received '{shown}'.",
+            expected=list(expected),
+            received=shown,
+            pending_request_id=request_id,
         )
 
 

@@ -93,6 +93,21 @@ MAX_SEND_MESSAGES: Final = 100
 MAX_MESSAGE_PARTS: Final = 1000
 """Parts of one message's content."""
 
+MAX_CLIENT_TOOLS: Final = 256
+"""Tools that one send brings along; models get worse at choosing long before."""
+
+MAX_CLIENT_TOOL_BYTES: Final = 256 * 1024
+"""The parameters' schema of one of them, as JSON; providers take less."""
+
+MAX_TOOL_CALL_ID_CHARS: Final = 1024
+"""The id of a tool call as a client repeats it; providers make them, of up to some hundred."""
+
+MAX_ANSWERED_CALLS: Final = 1000
+"""Tool calls that one answer decides on; models make a few at a time."""
+
+ANSWERS_LOOKED_AT: Final = 50
+"""Answers of a conversation, the newest first, among which one that came again is looked for."""
+
 MAX_OTID_CHARS: Final = 256
 """An OTID: clients use UUIDs, some with a prefix."""
 

@@ -50,8 +50,25 @@ class ToolReturnPart(msgspec.Struct, frozen=True, tag="tool_return"):
     stderr: tuple[str, ...] | None = None
 
 
+class ApprovalPart(msgspec.Struct, frozen=True, tag="approval"):
+    """A client's word on a tool call that waited: it may run, or may not."""
+
+    tool_call_id: str
+    """Empty: all calls that wait."""
+    approve: bool
+    reason: str | None = None
+    request_id: str | None = None
+    """The message that asked, where the client named it."""
+
+
 ContentPart = (
-    TextPart | ImagePart | ReasoningPart | HiddenReasoningPart | ToolCallPart | ToolReturnPart
+    TextPart
+    | ImagePart
+    | ReasoningPart
+    | HiddenReasoningPart
+    | ToolCallPart
+    | ToolReturnPart
+    | ApprovalPart
 )
 
 
@@ -60,6 +77,9 @@ class Role(StrEnum):
     USER = "user"
     ASSISTANT = "assistant"
     TOOL = "tool"
+    APPROVAL = "approval"
+    """A client's answer to an approval request, as it was sent. No model is shown it: what it says
+    reaches the model as returns of tools."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ DIRECTIVES = {
     "hi [tool=conversation_search]": "hi [tool=conversation_search][chunks=3]",
     "x [err=401]": "x [fail=0:llm_authentication]",
     "x [n=6][midfail=3]": "x [chunks=6][fail=3]",
+    "x [tool=my_tool]": "x [client_tool=my_tool][chunks=0]",
 }
 CANCELLED_AFTER = "x [chunks=40][hang=19]"
 """The recorded run was cancelled when it had said t0 to t18."""
@@ -48,7 +49,11 @@ SENDS = frozenset(
     | {"bg_midfail"}
 )
 REPLAYS = frozenset({"bg_dup_same_otid", "resume_otid", "resume_run_id_after_4", "runs_stream"})
-STREAMS = SENDS | REPLAYS | {"bg_cancelled_stream", "resume_cancelled"}
+STREAMS = (
+    SENDS
+    | REPLAYS
+    | {"bg_cancelled_stream", "resume_cancelled", "client_tool_request", "client_tool_return"}
+)
 REFUSED_WHEN_IDLE = frozenset(
     {"resume_no_active", "resume_unknown_run", "resume_bad_run", "resume_unknown_otid"}
     | {"cancel_none"}
@@ -56,15 +61,11 @@ REFUSED_WHEN_IDLE = frozenset(
 REFUSALS = REFUSED_WHEN_IDLE | {"resume_bad_conv", "busy_409"}
 JSON_MODE = frozenset({"nonstream_json", "nonstream_json_tool"})
 ANSWERS = JSON_MODE | {"cancel"}
-NEED_TOOLS = {
-    "client_tool_request": "a send with client_tools",
-    "client_tool_return": "a message of the type tool_return",
-}
-AFTER_CLIENT_TOOLS = {
-    "pending_conflict_stream": "no approval can be pending while client tools are not offered",
-    "pending_conflict_json": "no approval can be pending while client tools are not offered",
-}
-"""Sends that were refused only because of what a client tool had left."""
+CLIENT_TOOLS = ("client_tool_request", "pending_conflict_json", "client_tool_return")
+"""Played one after another in one conversation."""
+
+TOLD_AS_STATUS = "pending_conflict_stream"
+"""What is wrong with a send is told by a status before its stream, as for JSON, and not in it."""
 
 
 def numbered(frames: list[Frame]) -> list[Frame]:
@@ -126,7 +127,7 @@ def tool_frames(frames: list[Frame]) -> list[Frame]:
         if isinstance(data, dict) and data["message_type"] == "tool_return_message":
             data = data | output
             data["tool_returns"] = [one | output for one in data["tool_returns"]]
-        elif isinstance(data, dict) and data["message_type"] == "tool_call_message":
+        elif isinstance(data, dict) and data["message_type"] in CALLS:
             data = data | {"tool_call": arguments(data["tool_call"])}
             calls = data["tool_calls"]
             data["tool_calls"] = (
@@ -136,8 +137,11 @@ def tool_frames(frames: list[Frame]) -> list[Frame]:
     return told
 
 
+CALLS = {"tool_call_message", "approval_request_message"}
+
+
 def arguments(call: Json) -> Json:
-    if "arguments" not in call:
+    if call.get("arguments") is None:
         return call
     spoken = {'{"a": 1}': '{"n": 1}', '{"a': '{"n":', '": 1}': " 1}"}
     return call | {"arguments": spoken[call["arguments"]]}
@@ -146,6 +150,17 @@ def arguments(call: Json) -> Json:
 def tool_messages(body: Json) -> Json:
     frames = tool_frames([Frame(None, one) for one in body["messages"]])
     return body | {"messages": [frame.data for frame in frames]}
+
+
+def returns_told(frames: list[Frame]) -> list[Frame]:
+    """The scripted model says what its tools returned."""
+    words = {"t0 ": "my_tool ", "t1 ": "success: ", "t2 ": "42\n"}
+    return [
+        replace(frame, data=frame.data | {"content": words[frame.data["content"]]})
+        if frame.type == "assistant_message" and isinstance(frame.data, dict)
+        else frame
+        for frame in frames
+    ]
 
 
 def text_kept(body: Json) -> Json:
@@ -209,7 +224,7 @@ DIFFERENCES = [
     ),
     Difference(
         "the scripted tool is another one, which succeeds",
-        frozenset({"fg_step_tool", "fg_token_tool", "nonstream_json_tool"}),
+        frozenset({"fg_step_tool", "fg_token_tool", "nonstream_json_tool", "client_tool_request"}),
         tool_frames,
         tool_messages,
     ),
@@ -218,6 +233,22 @@ DIFFERENCES = [
         frozenset({"fg_step", "fg_step_tool", "nonstream_json", "nonstream_json_tool"}),
         edited("assistant_message", content="t0 t1 t2 "),
         text_kept,
+    ),
+    Difference(
+        "the scripted model tells what a client's tool returned",
+        frozenset({"client_tool_return"}),
+        returns_told,
+    ),
+    Difference(
+        "the calls that wait are named as well; every error has a stable code",
+        frozenset({"pending_conflict_json"}),
+        json=lambda body: {
+            "pending_request_id": "message-d7bcb8c0-fecd-4430-981e-f6484e093b02",
+            "tool_call_ids": ["call_5fb37c40d71b-my_tool"],
+            "run_id": "run-abcacfda-967c-447d-9234-9331967bb50b",
+            "detail": body["detail"],
+            "code": "pending_approval",
+        },
     ),
     Difference(
         "every error has a stable code",
@@ -274,6 +305,7 @@ class Play:
 
     place: Place
     run_id: str = ""
+    call_id: str = ""
 
     def ask(self, name: str) -> httpx.Response:
         exchange = EXCHANGES[name]
@@ -298,6 +330,9 @@ class Play:
         return body
 
     def _message(self, message: Json) -> Json:
+        if "tool_returns" in message:
+            returns = [one | {"tool_call_id": self.call_id} for one in message["tool_returns"]]
+            return message | {"tool_returns": returns}
         if "content" not in message:
             return message
         message = message | {"content": DIRECTIVES.get(message["content"], message["content"])}
@@ -384,18 +419,36 @@ def test_a_second_message_and_a_cancel_are_answered_as_recorded(
     assert_told("cancel_none", play.ask("cancel_none"))
 
 
-@pytest.mark.parametrize("name", NEED_TOOLS)
-def test_what_needs_client_tools_is_not_offered_yet(name: str, conversation: Place) -> None:
-    answer = Play(conversation).ask(name)
-    assert answer.status_code == 501
-    assert answer.json()["code"] == "not_implemented"
-    assert "not offered yet" in answer.json()["detail"]
-    assert answer.headers["x-should-retry"] == "false"
-    assert conversation.runs() == []
+def test_client_tools_are_asked_for_and_answered_as_recorded(conversation: Place) -> None:
+    play = Play(conversation)
+    for name in CLIENT_TOOLS:
+        answer = play.ask(name)
+        assert_told(name, answer)
+        if name == "client_tool_request":
+            (call,) = {
+                frame.data["tool_call"]["tool_call_id"]
+                for frame in frames_of(answer.text)
+                if isinstance(frame.data, dict) and frame.type in CALLS
+            }
+            play.call_id = call
+            # It streamed the error that it told as a status where nothing is streamed.
+            streamed = play.ask(TOLD_AS_STATUS)
+            assert streamed.status_code == EXCHANGES["pending_conflict_json"]["status"]
+            error = frames_of(EXCHANGES[TOLD_AS_STATUS]["response"])[2].data
+            assert isinstance(error, dict)
+            assert streamed.json()["detail"] == error["message"]
+    recorded = json.loads(EXCHANGES["messages_list_asc"]["response"])
+    kept = conversation.items()
+    assert [one["message_type"] for one in kept] == [one["message_type"] for one in recorded]
+    for ours, theirs in zip(kept[1:], recorded[1:], strict=True):
+        assert ours.keys() == theirs.keys()
+        assert {k for k in ours if ours[k] is None} - {"otid"} == {
+            k for k in theirs if theirs[k] is None
+        } - {"otid"}
 
 
 def test_every_recorded_exchange_of_sending_resuming_and_cancelling_is_played() -> None:
-    played = STREAMS | REFUSALS | ANSWERS | NEED_TOOLS.keys() | AFTER_CLIENT_TOOLS.keys()
+    played = STREAMS | REFUSALS | ANSWERS | {*CLIENT_TOOLS, TOLD_AS_STATUS}
     recorded = {
         name
         for name, exchange in EXCHANGES.items()

@@ -135,12 +135,6 @@ def test_what_is_not_offered_is_an_internal_server_error_that_is_not_retried(
     assert "not offered" in assert_raises(InternalServerError, NOT_OFFERED[what], server.url)
 
 
-def test_client_tools_are_not_offered_yet_and_say_so(reader: Reader, conversation: Place) -> None:
-    with pytest.raises(InternalServerError, match="'client_tools' is not offered yet"):
-        reader.send(conversation, "x", client_tools=[{"name": "my_tool"}])
-    assert conversation.runs() == []
-
-
 @pytest.mark.promise("P3")
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("error_type", ["llm_error", "llm_timeout", "llm_authentication"])

@@ -100,6 +100,35 @@ async def test_conversations_and_messages(server: Server, letta: AsyncLetta) -> 
         await letta.conversations.retrieve(made.id)
 
 
+async def test_a_turn_with_a_client_tool(server: Server, letta: AsyncLetta) -> None:
+    agent = await letta.agents.create()
+    ask = "[client_tool=look,fetch][chunks=0]"
+    tools: Any = [{"name": "look"}, {"name": "fetch"}]
+    asked = await letta.agents.messages.create(agent.id, input=ask, client_tools=tools)
+    assert asked.stop_reason.stop_reason == "requires_approval"
+    [request] = asked.messages
+    assert request.message_type == "approval_request_message"
+    waiting = await letta.agents.retrieve(agent.id, include=["agent.pending_approval"])
+    assert waiting.pending_approval is not None
+    assert waiting.pending_approval.id == request.id
+    assert isinstance(request.tool_calls, list)
+    look, fetch = (call.tool_call_id for call in request.tool_calls)
+    decisions: Any = [
+        {"type": "tool", "tool_call_id": look, "tool_return": "x", "status": "success"},
+        {"type": "approval", "tool_call_id": fetch, "approve": False, "reason": "no"},
+    ]
+    answer: Any = {"type": "approval", "approvals": decisions}
+    done = await letta.agents.messages.create(agent.id, messages=[answer])
+    assert done.stop_reason.stop_reason == "end_turn"
+    every = [one async for one in letta.agents.messages.list(agent.id, order="asc")]
+    assert [one.message_type for one in every][-4:] == [
+        "approval_request_message",
+        "approval_response_message",
+        "tool_return_message",
+        "assistant_message",
+    ]
+
+
 async def test_runs(server: Server, letta: AsyncLetta) -> None:
     agent = await letta.agents.create()
     for text in ("one", "two [think=2]", "[fail=1]"):

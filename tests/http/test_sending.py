@@ -352,12 +352,7 @@ async def test_an_image_without_its_picture_is_refused(
 @pytest.mark.parametrize(
     "body",
     [
-        {"input": "hi", "client_tools": [{"name": "t"}]},
         {"input": "hi", "client_skills": [{"name": "s", "description": "d", "location": "l"}]},
-        {"messages": [{"type": "approval", "approvals": []}]},
-        {"messages": [{"approval_request_id": "message-1", "approve": True}]},
-        {"messages": [{"approve": False}]},
-        {"messages": [{"type": "tool_return", "tool_returns": []}]},
     ],
     ids=repr,
 )

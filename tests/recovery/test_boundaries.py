@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from reattach.events import RunStatus
-from reattach.messages import Role
+from reattach.messages import Message, Role
 from reattach.records.base import Conversation, Run
 from tests.recovery.faults import FaultyLog, Life, faulty_records
 from tests.recovery.heart import Heart
@@ -43,16 +44,24 @@ DEATHS_OF_A_RECOVERY = [
 
 
 async def die_working(
-    heart: Heart, conversation: Conversation, end: str, nth: int = 1, *, otid: str = "o"
+    heart: Heart,
+    conversation: Conversation,
+    end: str,
+    nth: int = 1,
+    *,
+    otid: str = "o",
+    text: str = TEXT,
+    messages: tuple[Message, ...] = (),
 ) -> tuple[Run, Received]:
     """A process that dies at ``end`` of a run's life; the run, and what a reader saw of it."""
     life = Life(end, nth)
     service = heart.service(
         log=FaultyLog(heart.log, life), records=faulty_records(heart.records, life)
     )
-    sending = asyncio.create_task(
-        service.send(heart.send(conversation, TEXT, otid=otid, include_pings=True))
-    )
+    send = heart.send(conversation, text, otid=otid, include_pings=True)
+    if messages:
+        send = replace(send, messages=messages)
+    sending = asyncio.create_task(service.send(send))
     ended = asyncio.create_task(life.ended.wait())
     async with asyncio.timeout(WAIT_SECONDS):
         await asyncio.wait({sending, ended}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,13 +1,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
-from reattach.engine.base import Delta, Finished, ReasoningDelta, StepFinished, TextDelta, Turn
+from reattach.engine.base import (
+    Delta,
+    Finished,
+    ReasoningDelta,
+    StepFinished,
+    TextDelta,
+    ToolCallDelta,
+    ToolReturn,
+    Turn,
+)
 from reattach.engine.function import FunctionEngine
 from reattach.events import StopReason, Usage
+from reattach.messages import ToolCallPart
 from reattach.testing.engine_conformance import Subject, collect, text_of
 
 
@@ -118,3 +129,24 @@ def test_a_name_is_given_once() -> None:
         engine.model("a")
     with pytest.raises(ValueError, match="'' is empty"):
         engine.model("")
+
+
+async def test_a_function_may_leave_calls_to_the_client_and_run_those_it_approved() -> None:
+    asked: list[Turn] = []
+
+    async def buyer(turn: Turn) -> AsyncIterator[str | Delta]:
+        asked.append(turn)
+        for call in turn.due:
+            yield ToolReturn(call.tool_call_id, call.name, "success", "paid")
+        if turn.due:
+            yield "Bought."
+        else:
+            yield ToolCallDelta("call-1", name="pay", arguments="{}", needs_approval=True)
+
+    engine = FunctionEngine(buyer)
+    first = subject(engine, "buyer").turn("buy")
+    assert ToolCallDelta("call-1", "pay", "{}", needs_approval=True) in await collect(engine, first)
+    due = [ToolCallPart("call-1", "pay", "{}", needs_approval=True)]
+    deltas = await collect(engine, replace(first, input=[], due=due))
+    assert deltas[0] == ToolReturn("call-1", "pay", "success", "paid")
+    assert text_of(deltas) == "Bought."

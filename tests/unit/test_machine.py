@@ -197,3 +197,18 @@ def test_streaming_tokens_changes_how_the_text_is_cut_and_nothing_else(deltas: l
     for events in (fine, coarse):
         assert sum(isinstance(event, Stopped) for event in events) == 1
         assert isinstance(events[-2], Stopped)
+
+
+@pytest.mark.parametrize("reason", [None, StopReason.END_TURN, StopReason.MAX_TOKENS])
+def test_a_turn_that_leaves_a_call_without_its_approval_requires_it(
+    reason: StopReason | None,
+) -> None:
+    call = ToolCallDelta("call-1", name="look", arguments="{}", needs_approval=True)
+    end: list[Delta] = [] if reason is None else [Finished(reason)]
+
+    waits = played([call, *end])
+    ran = played([call, ToolReturn("call-1", "look", "success", "42"), *end])
+
+    expected = StopReason.MAX_TOKENS if reason is StopReason.MAX_TOKENS else None
+    assert Stopped(expected or StopReason.REQUIRES_APPROVAL) in waits
+    assert Stopped(expected or StopReason.END_TURN) in ran

@@ -26,6 +26,7 @@ from reattach.engine.base import (
     StepFinished,
     TextDelta,
     ToolCallDelta,
+    ToolReturn,
     Turn,
 )
 from reattach.engine.pydantic_ai import PydanticAIEngine, provider_messages
@@ -124,6 +125,30 @@ async def test_a_call_of_a_client_tool_asks_for_approval(
     ]
     assert deltas[-1] == Finished(StopReason.REQUIRES_APPROVAL)
     assert server.requests[0]["tools"][0]["function"]["name"] == "ask"
+
+
+async def test_what_a_client_tool_returned_is_told_after_its_call(
+    engine: PydanticAIEngine, server: OpenAIServer
+) -> None:
+    calls = [ToolCallPart(f"call_{n}", "ask", '{"q": 1}', needs_approval=True) for n in (1, 2)]
+    denied = ToolReturnPart("call_2", "ask", "error", "The user denied this call.")
+    asked = replace(
+        turn(engine, "small"),
+        history=[message(Role.USER, "Ask."), message_of(Role.ASSISTANT, *calls)],
+        input=[
+            message_of(Role.TOOL, ToolReturnPart("call_1", "ask", "success", "42"), denied),
+            message(Role.USER, "and then?"),
+        ],
+        client_tools=[ClientTool("ask", None, None)],
+    )
+    assert text_of(await collect(engine, asked)) == "and then?"
+    told = [one for one in server.requests[0]["messages"] if one["role"] != "system"]
+    assert [one["role"] for one in told] == ["user", "assistant", "tool", "tool", "user"]
+    assert [one["id"] for one in told[1]["tool_calls"]] == ["call_1", "call_2"]
+    assert [(one["tool_call_id"], one["content"]) for one in told[2:4]] == [
+        ("call_1", "42"),
+        ("call_2", '{"error":"The user denied this call."}'),
+    ]
 
 
 async def test_an_answer_cut_for_length_says_so(engine: PydanticAIEngine) -> None:
@@ -284,6 +309,47 @@ def test_history_is_told_in_order_with_images_and_paired_tools() -> None:
     image = told[5].parts[0]
     assert isinstance(image, pm.UserPromptPart)
     assert image.content == [pm.BinaryContent(b"hi", media_type="image/jpeg")]
+
+
+def test_returns_follow_their_calls_wherever_they_are_kept_and_ids_may_come_again() -> None:
+    subject = Subject(PydanticAIEngine(), "openai/small")
+    calls = (ToolCallPart("a", "look", '{"q": '), ToolCallPart("b", "look", '{"n": 1}'))
+    history = [
+        message(Role.USER, "Look."),
+        message_of(Role.ASSISTANT, *calls),
+        message_of(Role.TOOL, ToolReturnPart("b", "look", "success", "first b")),
+        message(Role.USER, "and this"),
+        message_of(Role.TOOL, ToolReturnPart("a", "look", "success", "first a")),
+        message_of(Role.ASSISTANT, calls[0]),
+        message_of(Role.TOOL, ToolReturnPart("a", "look", "error", "second a")),
+    ]
+    told = provider_messages(subject.turn("And?", history=history, system=""))
+    assert [
+        [(part.part_kind, part.content) for part in m.parts if isinstance(part, pm.ToolReturnPart)]
+        for m in told
+        if isinstance(m, pm.ModelRequest)
+    ] == [
+        [],
+        [("tool-return", "first a"), ("tool-return", "first b")],
+        [],
+        [("tool-return", "second a")],
+        [],
+    ]
+    asked = [part for m in told for part in m.parts if isinstance(part, pm.ToolCallPart)]
+    assert [part.args for part in asked] == ["{}", '{"n": 1}', "{}"]
+
+
+async def test_an_approved_call_is_told_that_the_client_has_to_run_it(
+    engine: PydanticAIEngine,
+) -> None:
+    call = ToolCallPart("call-1", "look", "{}", needs_approval=True)
+    asking = replace(
+        turn(engine, "hi"), history=[message_of(Role.ASSISTANT, call)], input=[], due=[call]
+    )
+    first, *_ = await collect(engine, asking)
+    assert isinstance(first, ToolReturn)
+    assert (first.tool_call_id, first.status) == ("call-1", "error")
+    assert "for the client to run it" in first.output
 
 
 def test_an_image_that_is_no_base64_is_a_model_error() -> None:

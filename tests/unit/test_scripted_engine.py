@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import cast
 
 import pytest
+from msgspec import structs
 
 from reattach.engine.base import (
     Delta,
@@ -21,7 +22,7 @@ from reattach.engine.base import (
 from reattach.engine.scripted import UNICODE_FRAGMENTS, ScriptedEngine
 from reattach.errors import EngineError, ModelError, ModelRateLimitError
 from reattach.events import StopReason
-from reattach.messages import Role
+from reattach.messages import Message, Role, ToolCallPart, ToolReturnPart
 from reattach.testing.engine_conformance import Subject, collect, message, text_of
 
 ECHO = Subject(engine=ScriptedEngine(), model="scripted/echo")
@@ -115,6 +116,41 @@ async def test_a_call_that_waits_for_the_client_ends_the_turn(directive: str) ->
     assert deltas[0] == TextDelta("wait")
     assert all(d.needs_approval for d in deltas if isinstance(d, ToolCallDelta))
     assert deltas[-1] == Finished(StopReason.REQUIRES_APPROVAL)
+
+
+async def test_several_calls_come_at_once_and_only_some_of_them_wait() -> None:
+    deltas = await answer('[client_tool=a,a][approve=b][with=c][arguments={"path": "x"}][chunks=0]')
+    calls = [delta for delta in deltas if isinstance(delta, ToolCallDelta)]
+    assert [(call.name, call.needs_approval) for call in calls if call.name] == [
+        ("c", False),
+        ("a", True),
+        ("a", True),
+        ("b", True),
+    ]
+    pieces: dict[str, list[str]] = {}
+    for call in calls:
+        pieces.setdefault(call.tool_call_id, []).append(call.arguments or "")
+    assert list(pieces.values()) == [["", '{"path":', ' "x"}']] * 4
+    assert [type(delta) for delta in deltas[-2:]] == [StepFinished, Finished]
+
+
+async def test_a_turn_goes_on_with_what_tools_returned_as_often_as_it_is_told() -> None:
+    call = ToolCallPart("call-1", "look", "{}", needs_approval=True)
+    due = ToolCallPart("call-2", "count", "{}")
+    asked = message(Role.USER, "[client_tool=look][rounds=2][chunks=3] x")
+    request = with_parts(message(Role.ASSISTANT, ""), call)
+    told = with_parts(message(Role.TOOL, ""), ToolReturnPart("call-1", "look", "error", "no"))
+    once = replace(ECHO.turn(""), history=[asked, request], input=[told], due=[due])
+    deltas = await collect(ECHO.engine, once)
+    assert deltas[0] == ToolReturn("call-2", "count", "success", "count returned 1")
+    assert text_of(deltas) == "count success: count returned 1\nlook error: no\n"
+    assert deltas[-1] == Finished(StopReason.REQUIRES_APPROVAL)
+    twice = replace(once, history=[asked, request, told, request])
+    assert (await collect(ECHO.engine, twice))[-1] == Finished(StopReason.END_TURN)
+
+
+def with_parts(of: Message, *parts: ToolCallPart | ToolReturnPart) -> Message:
+    return structs.replace(of, parts=parts)
 
 
 async def test_the_stop_reason_can_be_told() -> None:
@@ -222,7 +258,7 @@ async def test_no_delta_passes_a_closed_gate() -> None:
         ("[chunks=9999999]", "must be 0 to 1000000"),
         ("[chunks]", "needs a value"),
         ("[unicode=1]", "takes no value"),
-        ("[chonks=3]", "is unknown; there are approve, chunks"),
+        ("[chonks=3]", "is unknown; there are approve, arguments, chunks"),
         ("[rate=0]", "must be more than 0"),
         ("[rate=nan]", "must be more than 0"),
         ("[fail=1:boom]", "must be one of internal_error, llm_error"),

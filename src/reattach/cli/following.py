@@ -46,7 +46,7 @@ def _show(event: Event) -> None:
             typer.echo(event["content"], nl=False)
         case "reasoning_message":
             typer.echo(event["reasoning"], nl=False, err=True)
-        case "tool_call_message" | "tool_return_message":
+        case "tool_call_message" | "approval_request_message" | "tool_return_message":
             typer.echo(f"\n[{event['message_type']}]", err=True)
         case "error_message":
             typer.echo(f"\n{event['error_type']}: {event['message']}", err=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from reattach.events import StopReason, Usage
-from reattach.messages import Message
+from reattach.messages import Message, ToolCallPart
 
 # What a turn is made of.
 
@@ -49,10 +49,13 @@ class Turn:
     history: Sequence[Message]
     """The conversation before this turn, oldest first."""
     input: Sequence[Message]
-    """The messages of this turn; at least one."""
+    """The messages of this turn; at least one, unless there are ``due`` calls."""
     max_steps: int = 50
     settings: ModelSettings = field(default_factory=ModelSettings)
     client_tools: Sequence[ClientTool] = ()
+    due: Sequence[ToolCallPart] = ()
+    """Calls of the step before that may run now: the client approved them, or they needed no
+    approval and waited for others. The engine runs them first, with a ToolReturn for each."""
 
 
 # What an engine yields.
@@ -81,7 +84,11 @@ class ReasoningHidden:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """More of one tool call: its name with the first delta, then its arguments' JSON text."""
+    """More of one tool call: its name with the first delta, then its arguments' JSON text.
+
+    A turn in which a call needs approval is over with that step, and ends for the reason
+    ``requires_approval``: the client runs the call, or lets the engine run it (``Turn.due``).
+    """
 
     tool_call_id: str
     name: str | None = None

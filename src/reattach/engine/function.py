@@ -16,8 +16,11 @@ class FunctionEngine(Engine):
     A function is given the turn and yields what it has as soon as it has it; the last user
     message is in ``turn.input``. Its steps are its own: output after its last ``StepFinished``,
     or all of it, counts as one step of unknown usage. What it yields after ``Finished`` is not
-    asked for. The generator is closed when the run is cancelled. An EngineError that it raises
-    is shown to clients; any other exception ends the run as an internal error.
+    asked for. A function that yields calls with ``needs_approval`` returns then: the client runs
+    them, and their returns are the input of the next turn, or it lets them run, and they are that
+    turn's ``due``, for the function to run. The generator is closed when the run is cancelled. An
+    EngineError that it raises is shown to clients; any other exception ends the run as an internal
+    error.
 
     >>> engine = FunctionEngine()
     >>> @engine.model("parrot")

@@ -24,6 +24,7 @@ from reattach.engine.base import (
     StepFinished,
     TextDelta,
     ToolCallDelta,
+    ToolReturn,
     Turn,
 )
 from reattach.errors import (
@@ -118,10 +119,13 @@ class PydanticAIEngine(Engine):
 
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
         answer = _Answer()
+        returns = [_unknown_tool(call) for call in turn.due]
+        for returned in returns:
+            yield returned
         try:
             request = model_request_stream(
                 await self._open(turn.model),
-                provider_messages(turn),
+                provider_messages(turn, returns),
                 model_settings=self._settings(turn),
                 model_request_parameters=_parameters(turn),
             )
@@ -219,37 +223,68 @@ def _context_tokens(handle: str) -> int | None:
 # What the model is told.
 
 
-def provider_messages(turn: Turn) -> list[pm.ModelMessage]:
-    """The turn in Pydantic AI's words, the system prompt first.
+def provider_messages(turn: Turn, returns: Sequence[ToolReturn] = ()) -> list[pm.ModelMessage]:
+    """The turn in Pydantic AI's words, the system prompt first; ``returns`` are the turn's own.
 
     Reasoning is left out, because a provider refuses another one's signatures. So are tool calls
-    without a return and returns without a call, which providers refuse too.
+    without a return and returns without a call, which providers refuse too. The returns of a
+    message's calls come right after it, as providers want them, in the order of the calls.
     """
     messages: list[pm.ModelMessage] = []
     if turn.system:
         messages.append(pm.ModelRequest([pm.SystemPromptPart(turn.system)]))
     told = (*turn.history, *turn.input)
-    called = {p.tool_call_id for m in told for p in m.parts if isinstance(p, ToolCallPart)}
-    returned = {p.tool_call_id for m in told for p in m.parts if isinstance(p, ToolReturnPart)}
-    paired = called & returned
-    for message in told:
+    for message, answers in zip(told, _returns_by_message(told, returns), strict=True):
         if message.role is Role.ASSISTANT:
-            if response := list(_response_parts(message, paired)):
+            if response := list(_response_parts(message, {one.tool_call_id for one in answers})):
                 messages.append(pm.ModelResponse(response))
-        elif request := list(_request_parts(message, paired)):
+            if answers:
+                messages.append(pm.ModelRequest([_return_part(one) for one in answers]))
+        elif request := list(_request_parts(message)):
             messages.append(pm.ModelRequest(request))
     return messages
 
 
-def _response_parts(message: Message, paired: set[str]) -> Iterator[pm.ModelResponsePart]:
+def _returns_by_message(
+    told: Sequence[Message], returns: Sequence[ToolReturn]
+) -> list[list[ToolReturnPart | ToolReturn]]:
+    """For each message the returns of its calls. Providers may use an id again in later calls."""
+    left: dict[str, ToolReturnPart | ToolReturn] = {one.tool_call_id: one for one in returns}
+    found: list[list[ToolReturnPart | ToolReturn]] = []
+    for message in reversed(told):
+        calls = [part for part in message.parts if isinstance(part, ToolCallPart)]
+        found.append([left.pop(call.tool_call_id) for call in calls if call.tool_call_id in left])
+        left |= {p.tool_call_id: p for p in message.parts if isinstance(p, ToolReturnPart)}
+    found.reverse()
+    return found
+
+
+def _response_parts(message: Message, returned: set[str]) -> Iterator[pm.ModelResponsePart]:
     for part in message.parts:
         if isinstance(part, TextPart) and part.text:
             yield pm.TextPart(part.text)
-        elif isinstance(part, ToolCallPart) and part.tool_call_id in paired:
-            yield pm.ToolCallPart(part.name, part.arguments, part.tool_call_id)
+        elif isinstance(part, ToolCallPart) and part.tool_call_id in returned:
+            yield pm.ToolCallPart(part.name, _whole(part.arguments), part.tool_call_id)
 
 
-def _request_parts(message: Message, paired: set[str]) -> Iterator[pm.ModelRequestPart]:
+def _whole(arguments: str) -> str:
+    """The arguments, or none if they are no JSON object: a run may have ended within them."""
+    try:
+        return arguments if isinstance(json.loads(arguments), dict) else "{}"
+    except ValueError:
+        return "{}"
+
+
+def _return_part(returned: ToolReturnPart | ToolReturn) -> pm.ToolReturnPart:
+    return pm.ToolReturnPart(
+        returned.name,
+        returned.output,
+        returned.tool_call_id,
+        outcome="success" if returned.status == "success" else "failed",
+    )
+
+
+def _request_parts(message: Message) -> Iterator[pm.ModelRequestPart]:
     if message.role is Role.SYSTEM:
         if message.text:
             yield pm.SystemPromptPart(message.text)
@@ -260,16 +295,19 @@ def _request_parts(message: Message, paired: set[str]) -> Iterator[pm.ModelReque
             content.append(part.text)
         elif isinstance(part, ImagePart):
             content.append(_image(part))
-        elif isinstance(part, ToolReturnPart) and part.tool_call_id in paired:
-            yield pm.ToolReturnPart(
-                part.name,
-                part.output,
-                part.tool_call_id,
-                outcome="success" if part.status == "success" else "failed",
-            )
     if content:
         only = content[0]
         yield pm.UserPromptPart(only if len(content) == 1 and isinstance(only, str) else content)
+
+
+def _unknown_tool(call: ToolCallPart) -> ToolReturn:
+    """What is said of a call that was approved: all tools here are the client's."""
+    return ToolReturn(
+        call.tool_call_id,
+        call.name,
+        "error",
+        f"The server has no tool {call.name}. It is for the client to run it and send its return.",
+    )
 
 
 def _image(part: ImagePart) -> pm.UserContent:

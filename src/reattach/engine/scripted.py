@@ -13,8 +13,12 @@ Directive                  Meaning
 ``[unicode]``              Numbered deltas with emoji, CJK, line ends, U+2028 and SSE look-alikes.
 ``[steps=2]``              2 steps of these deltas; the numbers go on.
 ``[tool=name]``            A first step that calls the server's tool ``name`` and gets its return.
-``[client_tool=name]``     Calls the client's tool after the text and stops: ``requires_approval``.
-``[approve=name]``         The same for a tool of the server that needs approval.
+``[client_tool=a,b]``      Calls these tools of the client after the text, all at once, and stops:
+                           ``requires_approval``.
+``[approve=a,b]``          The same for tools of the server that need approval.
+``[with=a,b]``             Tools of the server that need none, called at once with those.
+``[arguments={"n": 2}]``   The arguments of every call, in pieces of 8 characters.
+``[rounds=2]``             Calls the same again when they have returned, until it did so twice.
 ``[history]``              The text is the earlier messages, a line ``role: text`` for each.
 ``[system]``               The text is the system prompt.
 ``[rate=50]``              50 deltas per second; without it as fast as the loop turns.
@@ -30,9 +34,14 @@ Directive                  Meaning
 A known name with a value that makes no sense, and an unknown name with a value, fail the turn
 with a ModelError that says so; an unknown name without a value (``[1]``) is text. A turn has no
 more steps than its ``max_steps``. A token is a word.
+
+A turn that begins with returns of tools, and has no user message, goes on with the directives of
+the user message before: it calls again if ``[rounds=…]`` says so, else its text is the returns, a
+line ``tool status: output`` for each. A tool of the server returns ``tool returned 1``.
 """
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +69,7 @@ from reattach.errors import (
     ModelTimeoutError,
 )
 from reattach.events import StopReason, Usage
-from reattach.messages import Role
+from reattach.messages import Message, Role, ToolCallPart, ToolReturnPart
 
 Gate = Callable[[Turn, int], Awaitable[None]]
 """Awaited before delta number ``n`` (from 0) of a turn, so that a test decides when it comes."""
@@ -136,6 +145,16 @@ def _tool_name(value: str) -> str:
     return value
 
 
+def _tool_names(value: str) -> list[str]:
+    return [_tool_name(name.strip()) for name in value.split(",")]
+
+
+def _arguments(value: str) -> list[str]:
+    if not isinstance(json.loads(value), dict):
+        raise ValueError("must be a JSON object")  # noqa: TRY004  it is told like all others
+    return [value[start : start + 8] for start in range(0, len(value), 8)]
+
+
 _deltas = _count(0, 1_000_000)
 _FLAGS: Final = frozenset({"unicode", "history", "system"})
 # The upper ends keep one message from asking for more memory or time than a benchmark does.
@@ -145,8 +164,11 @@ _VALUES: Final[Mapping[str, Callable[[str], object]]] = {
     "size": _count(1, 1_048_576),
     "steps": _count(1, 1_000),
     "tool": _tool_name,
-    "client_tool": _tool_name,
-    "approve": _tool_name,
+    "client_tool": _tool_names,
+    "approve": _tool_names,
+    "with": _tool_names,
+    "arguments": _arguments,
+    "rounds": _count(1, 1_000),
     "rate": _number(1_000_000),
     "wait": _number(86_400),
     "fail": _failure,
@@ -154,6 +176,9 @@ _VALUES: Final[Mapping[str, Callable[[str], object]]] = {
     "hang": _deltas,
     "stop": StopReason,
 }
+
+_FIELDS: Final = {"with": "without_approval"}
+"""The fields of directives whose names are words of Python."""
 
 
 @dataclass(slots=True)
@@ -167,8 +192,11 @@ class _Script:
     unicode: bool = False
     steps: int = 1
     tool: str | None = None
-    client_tool: str | None = None
-    approve: str | None = None
+    client_tool: Sequence[str] = ()
+    approve: Sequence[str] = ()
+    without_approval: Sequence[str] = ()
+    arguments: Sequence[str] = ('{"n":', " 1}")
+    rounds: int = 1
     history: bool = False
     system: bool = False
     rate: float | None = None
@@ -196,7 +224,7 @@ class _Script:
             elif name in _VALUES:
                 if value is None:
                     raise ValueError(f"needs a value: [{name}=…]")
-                setattr(self, name, _VALUES[name](value))
+                setattr(self, _FIELDS.get(name, name), _VALUES[name](value))
             else:
                 known = ", ".join(sorted(_FLAGS | _VALUES.keys()))
                 raise ValueError(f"is unknown; there are {known}")
@@ -229,8 +257,7 @@ class ScriptedEngine(Engine):
         ]
 
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
-        text = next((m.text for m in reversed(turn.input) if m.role is Role.USER), "")
-        script = _Script.parse(text)
+        script = _script_of(turn)
         if script.wait:
             await self._clock.sleep(script.wait)
         pace = _Pace(self._clock, script.rate or MODELS.get(turn.model.partition("/")[2]))
@@ -255,6 +282,40 @@ class ScriptedEngine(Engine):
             raise RuntimeError("the scripted engine crashed as told")
         if script.hang is not None and count in (script.hang, None):
             await asyncio.Event().wait()
+
+
+def _script_of(turn: Turn) -> _Script:
+    """What the turn's last user message asks for, or what is left of the one before it."""
+    sent = _last_user_text(turn.input)
+    if sent is not None or not (turn.due or _returns(turn)):
+        return _Script.parse(sent or "")
+    script = _Script.parse(_last_user_text(turn.history) or "")
+    rounds = 0
+    for message in reversed(turn.history):
+        if message.role is Role.USER:
+            break
+        rounds += any(isinstance(p, ToolCallPart) and p.needs_approval for p in message.parts)
+    if rounds >= script.rounds:
+        script.client_tool = script.approve = script.without_approval = ()
+    script.tool = None
+    script.chunks = None
+    script.unicode = False
+    script.steps = 1
+    returns: list[ToolReturn | ToolReturnPart] = [*map(_run_tool, turn.due), *_returns(turn)]
+    script.words = "".join(f"{one.name} {one.status}: {one.output}\n" for one in returns)
+    return script
+
+
+def _last_user_text(messages: Sequence[Message]) -> str | None:
+    return next((m.text for m in reversed(messages) if m.role is Role.USER), None)
+
+
+def _returns(turn: Turn) -> list[ToolReturnPart]:
+    return [part for m in turn.input for part in m.parts if isinstance(part, ToolReturnPart)]
+
+
+def _run_tool(call: ToolCallPart) -> ToolReturn:
+    return ToolReturn(call.tool_call_id, call.name, "success", f"{call.name} returned 1")
 
 
 @dataclass(slots=True)
@@ -300,9 +361,10 @@ class _Answer:
         if len(steps) > allowed:
             del steps[allowed:]
             reason = StopReason.MAX_STEPS
-        elif name := script.client_tool or script.approve:
-            steps[-1] = self._approval_step(name)
+        elif names := (*script.client_tool, *script.approve):
+            steps[-1] = self._approval_step(names)
             reason = StopReason.REQUIRES_APPROVAL
+        yield from map(_run_tool, self.turn.due)
         for step in steps:
             words = reasoning_words = 0
             for delta in step:
@@ -328,13 +390,19 @@ class _Answer:
         yield from self._call(call_id, name, needs_approval=False)
         yield ToolReturn(call_id, name, "success", f"{name} returned 1")
 
-    def _approval_step(self, name: str) -> Iterator[Delta]:
+    def _approval_step(self, names: Sequence[str]) -> Iterator[Delta]:
         yield from self._step()
-        yield from self._call(self._call_id(name), name, needs_approval=True)
+        called: list[str] = []
+        for name in (*self.script.without_approval, *names):
+            waits = len(called) >= len(self.script.without_approval)
+            again = called.count(name)
+            call_id = self._call_id(f"{name}-{again}" if again else name)
+            yield from self._call(call_id, name, needs_approval=waits)
+            called.append(name)
 
     def _call(self, call_id: str, name: str, *, needs_approval: bool) -> Iterator[Delta]:
         yield ToolCallDelta(call_id, name=name, needs_approval=needs_approval)
-        for fragment in ('{"n":', " 1}"):
+        for fragment in self.script.arguments:
             yield ToolCallDelta(call_id, arguments=fragment, needs_approval=needs_approval)
 
     def _call_id(self, name: str) -> str:

@@ -32,6 +32,7 @@ from reattach.ids import AgentId, BlockId, TenantId
 from reattach.limits import MAX_PAGE_ITEMS, MAX_QUERY_CHARS, MAX_QUERY_VALUES
 from reattach.prompt import system_message
 from reattach.records.base import Agent, Page, Thread
+from reattach.wire.letta import approval_request
 
 router = APIRouter(route_class=JsonRoute, tags=["agents"])
 
@@ -162,7 +163,11 @@ async def agent_state(
     """The agent as it is shown alone, with the messages of its default conversation."""
     thread = Thread(agent.id, None)
     message_ids = await context.records.conversations.message_ids(tenant, thread)
-    return AgentState.of(agent, view_of(context, include), message_ids)
+    state = AgentState.of(agent, view_of(context, include), message_ids)
+    if "agent.pending_approval" in (include or ()):
+        pending = await context.records.messages.pending(tenant, thread)
+        state.pending_approval = None if pending is None else approval_request(pending.request)
+    return state
 
 
 def _order(

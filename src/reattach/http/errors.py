@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reattach.errors import (
+    AnswerRefusedError,
     ConflictError,
     EngineError,
     ExpiredError,
@@ -39,6 +40,7 @@ logger = structlog.get_logger(__name__)
 
 STATUSES: Final[Mapping[type[ReattachError], int]] = {
     InvalidArgumentError: 400,
+    AnswerRefusedError: 400,
     UnauthorizedError: 401,
     NotFoundError: 404,
     ConflictError: 409,

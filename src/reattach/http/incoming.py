@@ -2,6 +2,9 @@
 
 from datetime import datetime
 
+import msgspec
+
+from reattach.engine.base import ClientTool
 from reattach.errors import NotFoundError, NotImplementedHereError
 from reattach.http.body import Fault, invalid
 from reattach.http.schemas.sending import (
@@ -12,10 +15,21 @@ from reattach.http.schemas.sending import (
     SentImage,
     SentMessage,
     SentPart,
+    SentReturn,
+    SentText,
     SentToolReturn,
 )
 from reattach.ids import AgentId, ConversationId, TenantId, is_agent_id, new_message_id
-from reattach.messages import ContentPart, ImagePart, Message, Role, TextPart
+from reattach.limits import MAX_CLIENT_TOOL_BYTES
+from reattach.messages import (
+    ApprovalPart,
+    ContentPart,
+    ImagePart,
+    Message,
+    Role,
+    TextPart,
+    ToolReturnPart,
+)
 from reattach.records.base import Agent, Conversation, Thread
 from reattach.records.records import Records
 from reattach.runs.service import Send
@@ -36,13 +50,13 @@ def understand(
 ) -> Send:
     """Raises ValidationFailedError, and NotImplementedHereError for what is not offered yet."""
     _refuse_what_is_not_offered(body)
-    sent = _sent_messages(body)
+    messages = _messages(body, now)
     types = body.include_return_message_types
     return Send(
         tenant=tenant,
         agent=agent,
         conversation=conversation,
-        messages=tuple(_message(message, now) for message in sent),
+        messages=messages,
         background=bool(body.background),
         run_type=run_type,
         request_config={
@@ -60,6 +74,7 @@ def understand(
             body.override_model,
             body.override_system,
             50 if body.max_steps is None else body.max_steps,
+            _client_tools(body),
         ),
     )
 
@@ -91,28 +106,44 @@ def check_agent_id(agent_id: str) -> None:
 
 
 def _refuse_what_is_not_offered(body: SendBody) -> None:
-    for name in ("client_tools", "client_skills"):
-        if getattr(body, name):
-            raise NotImplementedHereError(
-                f"'{name}' is not offered yet. Send without it; the agent answers in text."
-            )
-    for item in body.messages or ():
-        if isinstance(item, SentApproval | SentToolReturn):
-            raise NotImplementedHereError(
-                f"Messages of type '{item.type}' are not offered yet, as no agent has tools."
-            )
+    if body.client_skills:
+        raise NotImplementedHereError(
+            "'client_skills' is not offered yet. Send without it; tell of skills in the message."
+        )
 
 
-def _sent_messages(body: SendBody) -> list[SentMessage]:
+def _client_tools(body: SendBody) -> tuple[ClientTool, ...]:
+    tools = body.client_tools or ()
+    names: set[str] = set()
+    for number, tool in enumerate(tools):
+        place: list[str | int] = ["body", "client_tools", number]
+        if tool.name in names:
+            raise invalid([Fault([*place, "name"], "Another tool has this name.", "unique")])
+        names.add(tool.name)
+        if len(msgspec.json.encode(tool.parameters)) > MAX_CLIENT_TOOL_BYTES:
+            message = f"May have {MAX_CLIENT_TOOL_BYTES} bytes as JSON."
+            raise invalid([Fault([*place, "parameters"], message, "too_long")])
+    return tuple(ClientTool(tool.name, tool.description, tool.parameters) for tool in tools)
+
+
+def _messages(body: SendBody, now: datetime) -> tuple[Message, ...]:
     if (body.messages is None) == (body.input is None):
         message = "Give exactly one of 'messages' and 'input'."
         raise invalid([Fault(["body"], message, "messages_or_input")])
     if body.input is not None:
-        return [SentMessage(role="user", content=body.input)]
-    sent = [item for item in body.messages or () if isinstance(item, SentMessage)]
+        return (_message(SentMessage(role="user", content=body.input), now),)
+    sent = body.messages or ()
     if not sent:
         raise invalid([Fault(["body", "messages"], "Messages must not be empty", "empty")])
-    return sent
+    for number, item in enumerate(sent):
+        is_late = number > 0 and isinstance(sent[number - 1], SentMessage)
+        if is_late and not isinstance(item, SentMessage):
+            message = "An answer to an approval request comes before other messages."
+            raise invalid([Fault(["body", "messages", number], message, "order")])
+    return tuple(
+        _message(item, now) if isinstance(item, SentMessage) else _answer(item, number, now)
+        for number, item in enumerate(sent)
+    )
 
 
 def _message(sent: SentMessage, now: datetime) -> Message:
@@ -124,6 +155,49 @@ def _message(sent: SentMessage, now: datetime) -> Message:
         name=sent.name,
         otid=sent.otid or None,
         sender_id=sent.sender_id,
+    )
+
+
+def _answer(sent: SentApproval | SentToolReturn, number: int, now: datetime) -> Message:
+    parts: list[ContentPart]
+    if isinstance(sent, SentToolReturn):
+        parts = [_returned(one) for one in sent.tool_returns]
+    elif sent.approvals is not None:
+        parts = [
+            _returned(one)
+            if isinstance(one, SentReturn)
+            else ApprovalPart(one.tool_call_id, one.approve, one.reason)
+            for one in sent.approvals
+        ]
+    elif sent.approve is not None:
+        parts = [ApprovalPart("", sent.approve, sent.reason, sent.approval_request_id or None)]
+    else:
+        message = "An answer needs 'approvals': a decision for each tool call that waits."
+        raise invalid([Fault(["body", "messages", number, "approvals"], message, "missing")])
+    return Message(
+        id=new_message_id(),
+        role=Role.APPROVAL,
+        parts=tuple(parts),
+        created_at=now,
+        otid=sent.otid or None,
+    )
+
+
+def _returned(sent: SentReturn) -> ToolReturnPart:
+    output = sent.tool_return
+    if not isinstance(output, str):
+        if any(isinstance(part, SentImage) for part in output):
+            raise NotImplementedHereError(
+                "Images in returns of tools are not offered; return text that says what they show."
+            )
+        output = "".join(part.text for part in output if isinstance(part, SentText))
+    return ToolReturnPart(
+        sent.tool_call_id,
+        "",
+        sent.status,
+        output,
+        None if sent.stdout is None else tuple(sent.stdout),
+        None if sent.stderr is None else tuple(sent.stderr),
     )
 
 

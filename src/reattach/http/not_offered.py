@@ -20,13 +20,13 @@ class NotOffered(NamedTuple):
     methods: tuple[str, ...] = ALL
 
 
-_TOOLS_LATER: Final = "Tools come in a later version; until then the agent answers in text."
+_TOOLS_LATER: Final = "Send 'client_tools' with a message: tools that the client runs."
 _CONTEXT: Final = "Put what the agent should know into memory blocks or messages."
 _HOSTED: Final = "It belongs to the hosted product."
 
 LATER: Final = (
     NotOffered(
-        "This use of tools",
+        "Tools that the server runs",
         _TOOLS_LATER,
         (
             "/v1/tools",

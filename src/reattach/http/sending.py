@@ -19,7 +19,6 @@ from reattach.http.schemas.sending import (
 from reattach.http.stream import RunStream
 from reattach.ids import AgentId, TenantId
 from reattach.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS
-from reattach.messages import Role
 from reattach.records.base import Run, Thread
 from reattach.runs.follow import Target
 from reattach.runs.service import Send
@@ -223,10 +222,11 @@ async def _whole_answer(context: Context, run: Run, send: Send) -> Response:
         run.tenant, run.id, before=None, after=None, limit=MAX_PAGE_ITEMS, ascending=True
     )
     types = send.options.message_types
+    sent = {message.id for message in run.input}
     items = [
         item
         for message in messages
-        if message.step_id is not None and message.role is not Role.USER
+        if message.id not in sent
         for item in letta.message_items(message)
         if types is None or item["message_type"] in types
     ]

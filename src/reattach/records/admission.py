@@ -2,19 +2,29 @@
 
 Both are unique indexes. The looks before the insert are there to say what is in the way; where
 another process gets in between, the insert fails and another look says it.
+
+A thread that waits for an approval takes nothing but the answer. That is looked at once the insert
+has made this run the thread's only one, since nothing else can then change what it waits for.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from sqlalchemy import RowMapping, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from reattach.errors import ConversationBusyError, OtidConflictError
+from reattach.approvals import answered_ids, has_answer, resolved, same_answer
+from reattach.errors import (
+    AnswerRefusedError,
+    ConversationBusyError,
+    NoPendingApprovalError,
+    OtidConflictError,
+)
 from reattach.ids import TenantId
-from reattach.records import lookup, schema
+from reattach.limits import ANSWERS_LOOKED_AT
+from reattach.records import lookup, schema, threads
 from reattach.records.base import RequestKey, Run, RunCreated, RunKnown, Thread
 
 _COLUMNS = tuple(field.name for field in fields(Run) if field.name in schema.runs.c)
@@ -34,8 +44,10 @@ async def admit(
 ) -> RunCreated | RunKnown:
     """Create the run unless its key is known, in the transaction of the connection.
 
+    The run's input is completed by what its answers mean: ``approvals.resolved``.
     Raises OtidConflictError if the key came with another payload; NotFoundError if the thread
-    is not there; ConversationBusyError if a run of it is active.
+    is not there; ConversationBusyError if a run of it is active; PendingApprovalError and
+    AnswerRefusedError if it waits for something else than the input.
     """
     if key is not None and not key.otids:
         key = None
@@ -47,10 +59,49 @@ async def admit(
     if active is not None:
         # Each look sees what was committed before it: the run may be the key's own.
         known = await _known(connection, tenant, key)
+        if known is None and same_answer(active.input, run.input) and has_answer(run.input):
+            known = active
         if known is not None:
             return RunKnown(known)
-        raise ConversationBusyError(active, run.thread.key)
+        raise ConversationBusyError(active.id, run.thread.key)
+    pending = None
+    if has_answer(run.input):
+        pending = await threads.pending(connection, run.thread)
+        try:
+            run = replace(run, input=resolved(run.input, pending))
+        except AnswerRefusedError:
+            known = await _answered(connection, tenant, run)
+            if known is None:
+                raise
+            return RunKnown(known)
     await _insert(connection, tenant, run)
+    found = await threads.pending(connection, run.thread)
+    if found != pending:
+        raise NoPendingApprovalError if found is None else found.error()
+    await _insert_keys(connection, tenant, run, key, otids)
+    await note_message(connection, run.thread, run.created_at)
+    return RunCreated(run)
+
+
+async def _answered(connection: AsyncConnection, tenant: TenantId, run: Run) -> Run | None:
+    """The run that had the same answer before, if the thread keeps it."""
+    ids = answered_ids(run.input)
+    for answer in await threads.answers(connection, run.thread, ANSWERS_LOOKED_AT):
+        if answer.run_id is None or not answered_ids([answer]) & ids:
+            continue
+        row = await lookup.find(connection, schema.runs, tenant, answer.run_id)
+        if row is not None and same_answer(row["input"], run.input):
+            return run_of(row)
+    return None
+
+
+async def _insert_keys(
+    connection: AsyncConnection,
+    tenant: TenantId,
+    run: Run,
+    key: RequestKey | None,
+    otids: Sequence[str],
+) -> None:
     if key is not None:
         await connection.execute(
             insert(schema.request_keys).values(
@@ -63,8 +114,6 @@ async def admit(
     if otids:
         rows = [{"run_id": run.id, "otid": otid, "tenant": tenant} for otid in dict.fromkeys(otids)]
         await connection.execute(insert(schema.run_otids), rows)
-    await note_message(connection, run.thread, run.created_at)
-    return RunCreated(run)
 
 
 async def note_message(connection: AsyncConnection, thread: Thread, at: object) -> None:
@@ -100,12 +149,13 @@ async def _known(
     return run_of(row)
 
 
-async def _active(connection: AsyncConnection, thread: Thread) -> str | None:
+async def _active(connection: AsyncConnection, thread: Thread) -> Run | None:
     runs = schema.runs
-    active: str | None = await connection.scalar(
-        select(runs.c.id).where(runs.c.thread_key == thread.key, schema.ACTIVE)
+    found = await connection.execute(
+        select(runs).where(runs.c.thread_key == thread.key, schema.ACTIVE)
     )
-    return active
+    row = found.mappings().one_or_none()
+    return None if row is None else run_of(row)
 
 
 async def _insert(connection: AsyncConnection, tenant: TenantId, run: Run) -> None:

@@ -1,11 +1,13 @@
 """Stored messages, by thread, by run, by agent."""
 
 import builtins
+from datetime import datetime
 from typing import Any, Literal
 
 from sqlalchemy import Column, Select, exists, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from reattach.approvals import PendingApproval
 from reattach.errors import ConversationBusyError
 from reattach.ids import AgentId, ConversationId, MessageId, RunId, TenantId
 from reattach.messages import Message
@@ -115,6 +117,35 @@ class Messages:
             row = await lookup.require(connection, schema.messages, tenant, message_id)
         return threads.message_of(row)
 
+    async def pending(self, tenant: TenantId, thread: Thread) -> PendingApproval | None:
+        """The approval request of the thread that has no answer."""
+        async with self._database.read() as connection:
+            await lookup.require_thread(connection, tenant, thread)
+            return await threads.pending(connection, thread)
+
+    async def cancel_pending(
+        self, tenant: TenantId, thread: Thread, at: datetime, *, run_id: RunId | None = None
+    ) -> PendingApproval | None:
+        """End the wait of the thread, and return what it waited for; its calls did not run.
+
+        None, and no change, if it does not wait, if what it waits for is of another run than
+        ``run_id``, or while a run of it is active: that run answers.
+        """
+        async with self._database.write() as connection:
+            await lookup.require_thread(connection, tenant, thread)
+            # An answer that is being admitted comes before this, or after.
+            if thread.conversation_id is None:
+                await lookup.hold(connection, schema.agents, tenant, thread.agent_id)
+            else:
+                await lookup.hold(connection, schema.conversations, tenant, thread.conversation_id)
+            if await _active(connection, thread) is not None:
+                return None
+            pending = await threads.pending(connection, thread)
+            if pending is None or (run_id is not None and pending.request.run_id != run_id):
+                return None
+            await threads.append(connection, tenant, thread, [pending.cancelled(at)])
+            return pending
+
     async def reset(
         self, tenant: TenantId, agent_id: AgentId, system_message: Message | None = None
     ) -> None:
@@ -124,17 +155,22 @@ class Messages:
         thread is active.
         """
         thread = Thread(agent_id, None)
-        runs = schema.runs
         async with self._database.write() as connection:
             await lookup.hold(connection, schema.agents, tenant, agent_id)
-            active = await connection.scalar(
-                select(runs.c.id).where(runs.c.thread_key == thread.key, schema.ACTIVE)
-            )
+            active = await _active(connection, thread)
             if active is not None:
                 raise ConversationBusyError(active, thread.key)
             await threads.clear(connection, thread, system_too=system_message is not None)
             if system_message is not None:
                 await threads.put_system(connection, tenant, thread, system_message)
+
+
+async def _active(connection: AsyncConnection, thread: Thread) -> str | None:
+    runs = schema.runs
+    active: str | None = await connection.scalar(
+        select(runs.c.id).where(runs.c.thread_key == thread.key, schema.ACTIVE)
+    )
+    return active
 
 
 def _is_shown() -> Any:

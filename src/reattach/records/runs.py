@@ -51,7 +51,10 @@ class Runs:
         Of any number of calls with one key, in any process, exactly one creates its run; the
         others get that run. A key without OTIDs is none. Raises, in this order:
         OtidConflictError if the key is known with another payload, NotFoundError if the agent or
-        the conversation is not there, ConversationBusyError while a run of the thread is active.
+        the conversation is not there, ConversationBusyError while a run of the thread is active,
+        PendingApprovalError for anything but the answer while the thread waits for an approval,
+        and AnswerRefusedError for an answer that it does not wait for, unless that was given
+        before: then it gets the run that has it.
         """
         for _ in range(_ADMISSIONS):
             try:

@@ -11,8 +11,9 @@ import msgspec
 from sqlalchemy import RowMapping, Select, delete, exists, func, insert, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from reattach.approvals import FOLLOWING, PendingApproval, pending_approval
 from reattach.ids import AgentId, MessageId, TenantId
-from reattach.messages import Message
+from reattach.messages import Message, Role
 from reattach.records import lookup, schema
 from reattach.records.base import Thread
 
@@ -49,6 +50,32 @@ async def place_of(
     if place is None:
         raise lookup.not_found(schema.messages, message_id)
     return place
+
+
+async def pending(connection: AsyncConnection, thread: Thread) -> PendingApproval | None:
+    """The approval request of the thread that has no answer."""
+    place = schema.thread_messages.c.position
+    spoken = (
+        placed(thread)
+        .with_only_columns(place)
+        .where(schema.messages.c.role.not_in(FOLLOWING))
+        .order_by(place.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    rows = await connection.execute(placed(thread).where(place >= spoken).order_by(place))
+    return pending_approval([message_of(row) for row in rows.mappings()])
+
+
+async def answers(connection: AsyncConnection, thread: Thread, limit: int) -> list[Message]:
+    """The clients' answers to approval requests in the thread, the newest first."""
+    rows = await connection.execute(
+        placed(thread)
+        .where(schema.messages.c.role == Role.APPROVAL)
+        .order_by(schema.thread_messages.c.position.desc())
+        .limit(limit)
+    )
+    return [message_of(row) for row in rows.mappings()]
 
 
 async def put_system(

@@ -6,6 +6,8 @@ Rules:
   Parts are numbered from 0 in the order they begin.
 - A tool's return belongs to the step that called it, and is a message of its own.
 - With ``stream_tokens`` every delta is an event; without it every part is one, when it is whole.
+- A turn that leaves calls without the approval that they need ends for that reason, whether the
+  engine says so or not.
 - The run ends once, with its terminal group: Stopped, Failed if it failed, Usage. What an engine
   yields after that is dropped.
 """
@@ -69,6 +71,7 @@ class RunMachine:
         self._part: _Part | None = None
         self._index = 0
         self._finish_reason = StopReason.END_TURN
+        self._waiting: set[str] = set()
         self.steps: list[StepRecord] = []
         self.ended = False
 
@@ -87,13 +90,20 @@ class RunMachine:
                 self._finish_reason = delta.reason
                 return []
             case ToolReturn():
+                self._waiting.discard(delta.tool_call_id)
                 return [*self._flush(), self._returned(delta)]
+            case ToolCallDelta(needs_approval=True):
+                self._waiting.add(delta.tool_call_id)
+                return self._say(delta)
             case _:
                 return self._say(delta)
 
     def finish(self) -> list[Event]:
         """The engine is done: its last parts and the terminal group."""
-        return self._end(self._finish_reason, None)
+        reason = self._finish_reason
+        if reason is StopReason.END_TURN and self._waiting:
+            reason = StopReason.REQUIRES_APPROVAL
+        return self._end(reason, None)
 
     def stop(self, reason: StopReason, failure: Failed | None = None) -> list[Event]:
         """The run is ended from outside: what it has of parts, and the terminal group."""

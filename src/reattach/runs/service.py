@@ -22,7 +22,7 @@ from reattach.errors import (
     StoreUnavailableError,
     UnavailableError,
 )
-from reattach.events import RunStatus
+from reattach.events import RunStatus, StopReason
 from reattach.ids import RunId, TenantId, is_run_id, new_run_id, new_uuid
 from reattach.limits import (
     APPEND_RETRY_SECONDS,
@@ -135,7 +135,8 @@ class RunService:
 
         The run goes on by itself (P6); follow it, or wait for it with ``settled``.
         Raises UnavailableError while draining or while a store does not answer,
-        ConversationBusyError (P10), OtidConflictError, NotFoundError for an unknown model.
+        ConversationBusyError (P10), OtidConflictError, NotFoundError for an unknown model,
+        PendingApprovalError and AnswerRefusedError.
         """
         if self.draining:
             raise UnavailableError(
@@ -156,7 +157,7 @@ class RunService:
 
         async def turn() -> Turn:
             history = await self._records.messages.history(send.tenant, send.thread)
-            return make_turn(run, send.agent, send.conversation, history, send.overrides)
+            return make_turn(worker.run, send.agent, send.conversation, history, send.overrides)
 
         worker = Worker(
             run,
@@ -217,6 +218,7 @@ class RunService:
         else:
             admitted.set_result(outcome.run)
             if isinstance(outcome, RunCreated):
+                worker.run = outcome.run  # with what its answers mean
                 await worker.work()
         finally:
             worker.opened.set()
@@ -355,20 +357,35 @@ class RunService:
 
         Returns the state of each afterwards: ``cancelled``, ``completed`` or ``failed`` if it
         had ended by itself, ``cancelling`` if its end takes longer than CANCEL_WAIT_SECONDS.
+        Calls of the run that still wait for an approval are cancelled; the run stays completed.
         """
         ended = await asyncio.gather(*(self._cancel(run) for run in runs))
         return {run.id: "cancelling" if run.status.is_active else run.status.value for run in ended}
 
     async def cancel_thread(self, tenant: TenantId, thread: Thread) -> dict[str, str]:
-        """Cancel what is active in the thread. Raises NoActiveRunsToCancelError if nothing is."""
+        """Cancel what is active in the thread, or the calls that wait there for an approval.
+
+        Returns what ``cancel`` returns. Raises NoActiveRunsToCancelError if there is neither.
+        """
         run = await self._records.runs.active(tenant, thread)
-        if run is None:
+        if run is not None:
+            return await self.cancel([run])
+        now = self._clock.now()
+        pending = await self._records.messages.cancel_pending(tenant, thread, now)
+        if pending is None:
             raise NoActiveRunsToCancelError(
                 f"No active runs to cancel for conversation {thread.conversation_id or 'default'}"
             )
-        return await self.cancel([run])
+        asked_by = pending.request.run_id
+        return {asked_by: RunStatus.COMPLETED.value} if asked_by else {}
 
     async def _cancel(self, run: Run) -> Run:
+        if run.stop_reason is StopReason.REQUIRES_APPROVAL:
+            now = self._clock.now()
+            with suppress(NotFoundError):  # Its conversation was deleted.
+                await self._records.messages.cancel_pending(
+                    run.tenant, run.thread, now, run_id=run.id
+                )
         if not run.status.is_active:
             return run
         (run,) = await self._records.runs.request_cancel(run.tenant, [run.id])

@@ -4,9 +4,11 @@ The same fold serves the owner at the end of a run and whoever recovers it from 
 the two can not differ: joined stream, stored messages and replay are one text.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from reattach.approvals import pending_approval
 from reattach.events import (
     AssistantText,
     Event,
@@ -18,11 +20,12 @@ from reattach.events import (
     ReasoningText,
     RunStatus,
     Stopped,
+    StopReason,
     ToolCallRequested,
     ToolReturned,
     Usage,
 )
-from reattach.ids import MessageId, StepId
+from reattach.ids import MessageId, StepId, new_message_id
 from reattach.messages import (
     ContentPart,
     HiddenReasoningPart,
@@ -35,6 +38,9 @@ from reattach.messages import (
 )
 from reattach.records.base import Run, Settlement, Step
 from reattach.runs.machine import StepRecord, join_calls
+
+_NOT_RUN = "The run ended before this call was answered; the tool did not run."
+_UNKNOWN = "The run ended before this tool returned; whether it did its work is not known."
 
 
 class Transcript:
@@ -96,6 +102,7 @@ class Transcript:
         assert self.stopped is not None, f"{run.id} has no terminal group"
         reason = self.stopped.reason
         output = self.messages(run)
+        output += self._unreturned(output, completed_at)
         keeps = output or reason.run_status is RunStatus.COMPLETED
         first_step = steps[0].id if steps else None
         sent = tuple(_sent(message, run, first_step) for message in run.input)
@@ -107,6 +114,31 @@ class Transcript:
             steps=tuple(self._step(run, record, last=record is steps[-1]) for record in steps),
             error=None if self.failed is None else self._error(run, self.failed),
             duration_ns=int((completed_at - run.created_at).total_seconds() * 1e9),
+        )
+
+    def _unreturned(self, output: Sequence[Message], at: datetime) -> tuple[Message, ...]:
+        """What is said for calls that nobody will return any more, as no model takes one without.
+
+        Where a client is asked for approval, all calls of the message wait for its answer.
+        """
+        assert self.stopped is not None
+        asked = self.stopped.reason is StopReason.REQUIRES_APPROVAL
+        if asked and pending_approval(output) is not None:
+            return ()
+        parts = [(message, part) for message in output for part in message.parts]
+        returned = {p.tool_call_id for _, p in parts if isinstance(p, ToolReturnPart)}
+        return tuple(
+            Message(
+                id=new_message_id(),
+                role=Role.TOOL,
+                parts=(_never_returned(part),),
+                created_at=at,
+                name=part.name,
+                run_id=message.run_id,
+                step_id=message.step_id,
+            )
+            for message, part in parts
+            if isinstance(part, ToolCallPart) and part.tool_call_id not in returned
         )
 
     def _step(self, run: Run, record: StepRecord, *, last: bool) -> Step:
@@ -148,8 +180,14 @@ def _sent(message: Message, run: Run, step_id: StepId | None) -> Message:
         otid=message.otid,
         sender_id=message.sender_id,
         run_id=run.id,
-        step_id=step_id if is_user else None,
+        step_id=step_id if is_user else message.step_id,
     )
+
+
+def _never_returned(call: ToolCallPart) -> ToolReturnPart:
+    # A call that no client was asked about may have begun to run.
+    text = _NOT_RUN if call.needs_approval else _UNKNOWN
+    return ToolReturnPart(call.tool_call_id, call.name, "error", text)
 
 
 def _tool_name(output: Output) -> str | None:

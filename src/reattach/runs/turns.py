@@ -4,19 +4,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reattach.engine.base import ModelSettings, Turn
+from reattach.approvals import has_answer, pending_approval
+from reattach.engine.base import ClientTool, ModelSettings, Turn
 from reattach.messages import Message, Role
 from reattach.prompt import compile_system
 from reattach.records.base import Agent, Conversation, Run
 
+_UNTOLD = frozenset({Role.SYSTEM, Role.APPROVAL})
+
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What one send asks for instead of what the agent has."""
+    """What one send asks for, instead of what the agent has or beside it."""
 
     model: str | None = None
     system: str | None = None
     max_steps: int = 50
+    client_tools: tuple[ClientTool, ...] = ()
 
 
 def chosen_model(
@@ -35,7 +39,12 @@ def make_turn(
     history: Sequence[Message],
     overrides: Overrides,
 ) -> Turn:
-    """The turn of ``run``. The agent's memory blocks reach the model in the system prompt."""
+    """The turn of ``run``. The agent's memory blocks reach the model in the system prompt.
+
+    Answers to approval requests are left out: what they say stands in the returns of tools that
+    follow them, and in the calls that are due.
+    """
+    pending = pending_approval(history) if has_answer(run.input) else None
     settings = dict(agent.model_settings or {})
     if conversation is not None:
         settings |= conversation.model_settings or {}
@@ -45,10 +54,12 @@ def make_turn(
         conversation_id=run.thread.conversation_id,
         model=run.model or "",
         system=overrides.system or compile_system(agent.system, agent.blocks),
-        history=[message for message in history if message.role is not Role.SYSTEM],
-        input=run.input,
+        history=[message for message in history if message.role not in _UNTOLD],
+        input=[message for message in run.input if message.role is not Role.APPROVAL],
         max_steps=overrides.max_steps,
         settings=_model_settings(settings),
+        client_tools=overrides.client_tools,
+        due=[] if pending is None else pending.due(run.input),
     )
 
 

@@ -29,6 +29,7 @@ from reattach.events import (
 )
 from reattach.ids import MessageId, StepId, part_otid
 from reattach.messages import (
+    ApprovalPart,
     ContentPart,
     HiddenReasoningPart,
     ImagePart,
@@ -175,13 +176,7 @@ def _tool_call(event: ToolCallRequested, seq: int | None, run_id: str | None) ->
 
 def _tool_return(event: ToolReturned, seq: int | None, run_id: str | None) -> Json:
     result = _placed("tool_return_message", event.place, seq, run_id, event.name)
-    returned: Json = {
-        "tool_return": event.output,
-        "status": event.status,
-        "tool_call_id": event.tool_call_id,
-        "stdout": event.stdout,
-        "stderr": event.stderr,
-    }
+    returned = _return_members(event)
     result |= returned
     result["tool_returns"] = [{"type": "tool", **returned}]
     return result
@@ -309,24 +304,78 @@ _EVENTS: dict[str, Callable[[Json], Event]] = {
 
 def message_items(message: Message) -> list[Json]:
     """The items that ``message`` is in a list, in order; at least one."""
-    if message.role in {Role.SYSTEM, Role.USER} or (
-        message.role is Role.ASSISTANT and message.step_id is None
-    ):
-        kind = f"{message.role}_message"
-        item = _head(
-            kind,
-            message.id,
-            message.created_at,
-            seq=None,
-            run_id=message.run_id,
-            name=message.name,
-            otid=message.otid,
-            sender_id=message.sender_id,
-            step_id=message.step_id,
-        )
+    if message.role is Role.APPROVAL:
+        return [_answer(message)]
+    if message.role is Role.TOOL:
+        return [_tool_returns(message)]
+    if message.role in {Role.SYSTEM, Role.USER} or message.step_id is None:
+        item = _told(f"{message.role}_message", message)
         item["content"] = _content(message)
         return [item]
     return [body(output, None, message.run_id) for output in _outputs(message)]
+
+
+def approval_request(message: Message) -> Json:
+    """The item that asks for approval, of a message whose calls need it."""
+    items = message_items(message)
+    return next(item for item in items if item["message_type"] == "approval_request_message")
+
+
+def _told(message_type: str, message: Message) -> Json:
+    return _head(
+        message_type,
+        message.id,
+        message.created_at,
+        seq=None,
+        run_id=message.run_id,
+        name=message.name,
+        otid=message.otid,
+        sender_id=message.sender_id,
+        step_id=message.step_id,
+    )
+
+
+def _answer(message: Message) -> Json:
+    """A client's answer to an approval request; the old members tell its first approval."""
+    item = _told("approval_response_message", message)
+    item["approvals"] = approvals = [_answered(part) for part in message.parts]
+    first = next((one for one in approvals if one["type"] == "approval"), {})
+    item["approve"] = first.get("approve")
+    item["approval_request_id"] = first.get("tool_call_id")
+    item["reason"] = first.get("reason")
+    return item
+
+
+def _answered(part: ContentPart) -> Json:
+    if isinstance(part, ToolReturnPart):
+        return {"type": "tool", **_return_members(part)}
+    assert isinstance(part, ApprovalPart), f"{type(part).__name__} is no answer"
+    return {
+        "type": "approval",
+        "tool_call_id": part.tool_call_id,
+        "approve": part.approve,
+        "reason": part.reason,
+    }
+
+
+def _tool_returns(message: Message) -> Json:
+    """The returns of one message; the members beside their list repeat the first."""
+    item = _told("tool_return_message", message)
+    item["otid"] = part_otid(message.id, 0)
+    returns = [_return_members(part) for part in message.parts if isinstance(part, ToolReturnPart)]
+    item |= returns[0]
+    item["tool_returns"] = [{"type": "tool", **one} for one in returns]
+    return item
+
+
+def _return_members(returned: ToolReturned | ToolReturnPart) -> Json:
+    return {
+        "tool_return": returned.output,
+        "status": returned.status,
+        "tool_call_id": returned.tool_call_id,
+        "stdout": returned.stdout,
+        "stderr": returned.stderr,
+    }
 
 
 def _content(message: Message) -> str | list[Json]:
@@ -361,22 +410,14 @@ def _outputs(message: Message) -> list[Output]:
                 outputs.append(ReasoningText(place, part.text, part.signature))
             case HiddenReasoningPart():
                 outputs.append(HiddenReasoning(place, part.state, part.text))
-            case ToolReturnPart():
-                outputs.append(_returned(place, part))
             case ToolCallPart():
                 calls.append(part)
                 continue
-            case ImagePart():
-                continue
+            case ImagePart() | ToolReturnPart() | ApprovalPart():
+                continue  # of others
         index += 1
     place = Place(message.id, step_id, index, message.created_at)
     return outputs + _requested(place, calls)
-
-
-def _returned(place: Place, part: ToolReturnPart) -> ToolReturned:
-    return ToolReturned(
-        place, part.tool_call_id, part.name, part.status, part.output, part.stdout, part.stderr
-    )
 
 
 def _requested(place: Place, calls: list[ToolCallPart]) -> list[Output]:

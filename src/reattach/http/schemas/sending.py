@@ -7,12 +7,16 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from reattach.http.schemas.fields import Answer, StopReasonName
 from reattach.http.schemas.message import MessageItem
 from reattach.limits import (
+    MAX_ANSWERED_CALLS,
+    MAX_CLIENT_TOOLS,
+    MAX_DESCRIPTION_CHARS,
     MAX_MESSAGE_PARTS,
     MAX_NAME_CHARS,
     MAX_OTID_CHARS,
     MAX_SEND_MESSAGES,
     MAX_STEPS,
     MAX_SYSTEM_CHARS,
+    MAX_TOOL_CALL_ID_CHARS,
 )
 from reattach.wire.letta import MessageType
 
@@ -23,6 +27,9 @@ Otid = Annotated[
         description="The client's idempotency key of the message (offline threading id).",
     ),
 ]
+
+
+ToolCallId = Annotated[str, Field(min_length=1, max_length=MAX_TOOL_CALL_ID_CHARS)]
 
 
 class _Lenient(BaseModel):
@@ -61,16 +68,71 @@ class SentMessage(_Lenient):
     sender_id: str | None = Field(None, max_length=MAX_NAME_CHARS)
 
 
-class SentApproval(_Lenient):
-    """An answer to an approval request. Not offered yet."""
+class SentVerdict(_Lenient):
+    """Whether a tool call may run."""
 
-    type: Literal["approval"] = "approval"
+    type: Literal["approval"] | None = "approval"
+    tool_call_id: ToolCallId
+    approve: bool
+    reason: str | None = None
+
+
+class SentReturn(_Lenient):
+    """What a tool returned that the client ran."""
+
+    type: Literal["tool"] | None = "tool"
+    tool_call_id: ToolCallId
+    tool_return: SentContent
+    status: Literal["success", "error"] = "success"
+    stdout: list[str] | None = None
+    stderr: list[str] | None = None
+
+
+def _verdict_or_return(value: Any) -> str:
+    """What a decision is; those without a type are told by their members."""
+    if not isinstance(value, dict):
+        return str(getattr(value, "type", None) or "approval")
+    if value.get("type") is not None:
+        return str(value["type"])
+    return "tool" if "tool_return" in value else "approval"
+
+
+SentDecision = Annotated[
+    Annotated[SentVerdict, Tag("approval")] | Annotated[SentReturn, Tag("tool")],
+    Discriminator(_verdict_or_return),
+]
+
+
+class SentApproval(_Lenient):
+    """The answer to an approval request: a decision for each call that waits.
+
+    Without `approvals`, `approve` and `reason` are the decision on all of them.
+    """
+
+    type: Literal["approval"] | None = "approval"
+    approvals: list[SentDecision] | None = Field(None, max_length=MAX_ANSWERED_CALLS)
+    otid: Otid | None = None
+    approve: bool | None = Field(None, json_schema_extra={"deprecated": True})
+    reason: str | None = Field(None, json_schema_extra={"deprecated": True})
+    approval_request_id: str | None = Field(
+        None, max_length=MAX_TOOL_CALL_ID_CHARS, json_schema_extra={"deprecated": True}
+    )
 
 
 class SentToolReturn(_Lenient):
-    """Returns of client tools. Not offered yet."""
+    """The answer to an approval request whose calls the client has all run."""
 
     type: Literal["tool_return"]
+    tool_returns: list[SentReturn] = Field(max_length=MAX_ANSWERED_CALLS)
+    otid: Otid | None = None
+
+
+class ClientToolSpec(_Lenient):
+    """A tool that the client runs."""
+
+    name: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
+    description: str | None = Field(None, max_length=MAX_DESCRIPTION_CHARS)
+    parameters: dict[str, Any] | None = Field(None, description="A JSON schema of its arguments.")
 
 
 def _kind(value: Any) -> str:
@@ -110,7 +172,11 @@ class _SendBody(_Lenient):
     include_return_message_types: list[MessageType] | None = Field(
         None, max_length=20, description="Only messages of these types are streamed."
     )
-    client_tools: list[dict[str, Any]] | None = Field(None, description="Not offered yet.")
+    client_tools: list[ClientToolSpec] | None = Field(
+        None,
+        max_length=MAX_CLIENT_TOOLS,
+        description="Tools that the model may call in this turn, and that the client runs.",
+    )
     client_skills: list[dict[str, Any]] | None = Field(None, description="Not offered yet.")
     override_model: str | None = Field(
         None, max_length=MAX_NAME_CHARS, description="Model handle for this request only."
