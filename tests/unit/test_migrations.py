@@ -118,6 +118,24 @@ def test_upgrading_twice_is_upgrading_once(engine: Engine, path: Path) -> None:
     assert statements(path) == once
 
 
+def test_a_database_of_the_first_version_keeps_what_it_has_when_it_is_opened(
+    path: Path, engine: Engine
+) -> None:
+    key = "1, 'key-1', 'tenant', 'app', 'sk', 'hash', '2026-11-22 12:00:00'"
+    with engine.begin() as connection:
+        command.upgrade(configuration(connection), "0001")
+        connection.exec_driver_sql(
+            "INSERT INTO api_keys (ordinal, id, tenant, name, prefix, secret_sha256, created_at) "
+            f"VALUES ({key})"
+        )
+        assert not inspect(connection).has_table("owners")
+    open_and_close(path)
+    with engine.connect() as connection:
+        assert revision(connection) == HEAD
+        assert inspect(connection).has_table("owners")
+        assert connection.exec_driver_sql("SELECT name FROM api_keys").scalar() == "app"
+
+
 def test_a_newer_schema_is_refused_and_left_as_it_is(path: Path, engine: Engine) -> None:
     open_and_close(path)
     with engine.begin() as connection:
@@ -181,8 +199,8 @@ def test_a_postgresql_without_schema_is_refused_and_the_command_named(
 def test_a_postgresql_with_an_older_schema_is_refused_and_the_command_named(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reattach.records.migrations.HEAD", "0002")
-    with pytest.raises(StartupError, match=rf"revision {HEAD}.*needs.*0002.*`reattach db upgrade`"):
+    monkeypatch.setattr("reattach.records.migrations.HEAD", "9999")
+    with pytest.raises(StartupError, match=rf"revision {HEAD}.*needs.*9999.*`reattach db upgrade`"):
         open_and_close(postgresql_url)
 
 

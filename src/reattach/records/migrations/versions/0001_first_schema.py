@@ -28,7 +28,6 @@ def upgrade() -> None:
     create_request_keys()
     create_run_otids()
     create_abandoned_logs()
-    create_owners()
     create_api_keys()
 
 
@@ -299,16 +298,6 @@ def create_abandoned_logs() -> None:
         sa.Column("run_id", sa.String(), nullable=False),
         sa.Column("abandoned_at", MOMENT, nullable=False),
         sa.PrimaryKeyConstraint("run_id", name="pk_abandoned_logs"),
-    )
-
-
-def create_owners() -> None:
-    op.create_table(
-        "owners",
-        sa.Column("id", sa.String(), nullable=False),
-        sa.Column("lease_seconds", sa.Float(), nullable=False),
-        sa.Column("beat_at", MOMENT, nullable=False),
-        sa.PrimaryKeyConstraint("id", name="pk_owners"),
     )
 
 
