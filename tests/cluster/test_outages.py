@@ -10,6 +10,7 @@ from reattach.errors import StoreUnavailableError
 from reattach.events import RunStatus
 from reattach.limits import LOST_LOG_FIRST_SEQ
 from reattach.messages import Role
+from reattach.runs import patience
 from reattach.runs.ownership import Ownership
 from reattach.testing.redis import RedisServer
 from reattach.testing.relay import Relay
@@ -156,6 +157,35 @@ async def test_a_run_whose_process_is_cut_off_from_redis_is_cancelled_when_it_is
             received = await reader.to_end()
         assert received.end() == {"stop_reason": "cancelled", "error_type": None}
         assert end_of(await nodes.heart.frames(run)) == received.end()
+        await nodes.heart.assert_free(conversation)
+
+
+@pytest.mark.promise("P7")
+async def test_the_run_of_a_process_that_stays_cut_off_from_redis_is_ended_by_another(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "APPEND_RETRY_SECONDS", 0.2)
+    with Relay(nodes.log_url.removeprefix("unix://")) as relay:
+        host, port = relay.address
+        engine = SteppedEngine("one ", "two ", "three ")
+        cut_off = await nodes.node(engine=engine, log_url=f"redis://{host}:{port}")
+        other = await nodes.node()
+        conversation = await nodes.heart.conversation()
+        run = await cut_off.runs.send(nodes.heart.send(conversation, "count"))
+        engine.step()
+        async with Reader(other.runs, run) as reader:
+            await reader.until_seq(1)
+            relay.swallow()
+            engine.step()
+            received = await reader.to_end()
+        assert (received.text, received.end()) == (
+            "one ",
+            {"stop_reason": "error", "error_type": "stream_incomplete"},
+        )
+        relay.cut()
+        relay.resume()
+        await eventually(lambda: not cut_off.runs.has_endless)
+        assert await nodes.heart.frames(run) == received.frames
         await nodes.heart.assert_free(conversation)
 
 

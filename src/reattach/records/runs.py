@@ -33,6 +33,9 @@ from reattach.records.wakes import CancelRequested, tell
 _ADMISSIONS: Final = 5
 """Each failed one shows that another process has just created a run of the key or thread."""
 
+NOBODY: Final = ""
+"""The owner of a run that was disclaimed: no process registers under it."""
+
 _STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
 
 
@@ -199,6 +202,21 @@ class Runs:
                 return None
             found = await connection.execute(select(runs).where(runs.c.id == run_id))
             return run_of(found.mappings().one())
+
+    async def disclaim(self, run_id: RunId, owner: str) -> bool:
+        """Let an active run of ``owner`` be an orphan, though the owner lives.
+
+        False, and no change, if the run has ended or is another's. The token stays: whoever takes
+        the run over gets a higher one.
+        """
+        runs = schema.runs
+        async with self._database.write() as connection:
+            disclaimed = await connection.execute(
+                update(runs)
+                .where(runs.c.id == run_id, runs.c.owner == owner, schema.ACTIVE)
+                .values(owner=NOBODY)
+            )
+        return disclaimed.rowcount > 0
 
     async def steps(self, tenant: TenantId, run_id: RunId, page: Page) -> builtins.list[Step]:
         """The steps of a settled run as they were made."""

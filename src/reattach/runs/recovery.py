@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from reattach.clock import Clock
-from reattach.errors import FencedError, LogNotFoundError, NotFoundError
+from reattach.errors import FencedError, LogNotFoundError, NotFoundError, StoreUnavailableError
 from reattach.events import Event, RunStatus, Stopped, Usage
 from reattach.limits import (
     LOST_LOG_FIRST_SEQ,
@@ -97,6 +97,7 @@ class Recovery:
         async with endless.turn:
             if endless.done.is_set():
                 return
+            await self._require_log(endless.run)
             owned = await self._own(endless.run)
             if owned is not None:
                 endless.run = owned
@@ -107,6 +108,21 @@ class Recovery:
                     logger.info("run taken over by another process", run_id=run.id)
             self.endless.pop(run.id, None)
             endless.done.set()
+
+    async def _require_log(self, run: Run) -> None:
+        """Raise StoreUnavailableError if the log does not answer; then the run is anybody's.
+
+        It may answer other processes, which look for such runs and not for those of an owner that
+        lives.
+        """
+        try:
+            await self._log.head(run.id)
+        except LogNotFoundError:
+            pass
+        except StoreUnavailableError:
+            if self._ownership.shared:
+                await self._records.runs.disclaim(run.id, self._ownership.owner)
+            raise
 
     async def _own(self, run: Run) -> Run | None:
         """Take the run over; None if it has ended or another process was first."""

@@ -171,6 +171,27 @@ async def test_a_cancel_request_with_an_unknown_run_changes_nothing(world: World
 
 
 @pytest.mark.promise("P7")
+async def test_a_run_that_its_owner_disclaims_is_an_orphan_until_it_is_taken_over(
+    world: World,
+) -> None:
+    runs, owners = world.records.runs, world.records.owners
+    for owner in ("process-1", "process-2"):
+        await owners.register(owner, 1000)
+    run = await world.start()
+    assert not await runs.disclaim(run.id, "process-2")
+    assert await runs.orphans(10) == []
+    assert await runs.disclaim(run.id, "process-1")
+    assert not await runs.disclaim(run.id, "process-1")
+    assert ids(await runs.orphans(10)) == [run.id]
+    taken = await runs.take_over(run.id, run.token, "process-2")
+    assert taken is not None
+    assert taken.token > run.token
+    assert await runs.orphans(10) == []
+    await runs.settle(run.id, a_settlement())
+    assert not await runs.disclaim(run.id, "process-2")
+
+
+@pytest.mark.promise("P7")
 async def test_of_many_that_take_over_a_run_one_gets_it(
     world: World, other_process: Records
 ) -> None:
