@@ -201,6 +201,12 @@ class NoActiveRunsToCancelError(ConflictError):
     code = "no_active_runs"
 
 
+class ReceiverRefusedError(ReattachError):
+    """A URL that is not called back; ``detail`` says why."""
+
+    code = "receiver_refused"
+
+
 class LimitExceededError(ReattachError):
     """Something is larger than ``limits.py`` allows."""
 

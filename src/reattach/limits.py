@@ -99,6 +99,12 @@ MAX_CLIENT_TOOLS: Final = 256
 MAX_CLIENT_TOOL_BYTES: Final = 256 * 1024
 """The parameters' schema of one of them, as JSON; providers take less."""
 
+MAX_CLIENT_SKILLS: Final = 256
+"""Skills that one send tells of; each is a line or more of the system prompt."""
+
+MAX_SKILL_LOCATION_CHARS: Final = 4096
+"""Where a skill is found: the longest path that common systems have."""
+
 MAX_TOOL_CALL_ID_CHARS: Final = 1024
 """The id of a tool call as a client repeats it; providers make them, of up to some hundred."""
 
@@ -116,6 +122,41 @@ MAX_STEPS: Final = 1000
 
 MAX_POLL_SECONDS: Final = 3600.0
 """The largest ``poll_interval``; it is only a hint."""
+
+# Callbacks.
+
+MAX_CALLBACK_URL_CHARS: Final = 2048
+"""A URL to call back: what common servers take."""
+
+MIN_CALLBACK_SECRET_CHARS: Final = 16
+"""A secret that signs callbacks: shorter ones can be guessed from one signature."""
+
+CALLBACK_BODY_BYTES: Final = 1024 * 1024
+"""What a receiver is sent; an answer that is larger is left out, and is read from the server."""
+
+CALLBACK_SECONDS: Final = 10.0
+"""How long a receiver may take, from the look-up of its name to its status."""
+
+CALLBACK_LEASE_SECONDS: Final = 60.0
+"""How long a process has for a call before another one may make it; well over what it takes."""
+
+CALLBACK_ADDRESSES: Final = 4
+"""Addresses of a receiver that one call tries."""
+
+CALLBACKS_AT_ONCE: Final = 16
+"""Calls of a process at a time: one receiver that hangs holds up few others."""
+
+CALLBACK_LOOK_SECONDS: Final = 2.0
+"""How often calls are looked for that are due again, or that another process left."""
+
+CALLBACK_RETRY_SECONDS: Final = 2.0
+"""The wait before the second call of a receiver; it doubles with each that fails."""
+
+CALLBACK_MAX_RETRY_SECONDS: Final = 900.0
+"""The longest such wait."""
+
+CALLBACK_GIVE_UP_SECONDS: Final = 24 * 3600.0
+"""How long after the end of its run a receiver is still called."""
 
 # Requests.
 

@@ -1,6 +1,7 @@
 """The system prompt as the model gets it: the agent's own text, then its memory."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Protocol
 from xml.sax.saxutils import quoteattr
@@ -33,6 +34,32 @@ class MemoryBlock(Protocol):
 
     @property
     def read_only(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Skill:
+    """Instructions that a client has, and that the model may ask for."""
+
+    name: str
+    description: str
+    location: str
+    """Where the client finds it, such as a path."""
+
+
+def with_skills(system: str, skills: Iterable[Skill]) -> str:
+    """``system`` followed by the list of the skills in their order; ``system`` if there are none.
+
+    The same arguments always give the same text, so that providers can cache the prompt.
+    """
+    rendered = "\n".join(
+        f"<skill name={quoteattr(one.name)} location={quoteattr(one.location)}>\n"
+        f"{one.description}\n</skill>"
+        for one in skills
+    )
+    if not rendered:
+        return system
+    listed = f"<available_skills>\n{rendered}\n</available_skills>"
+    return f"{system}\n\n{listed}" if system else listed
 
 
 def compile_system(system: str, blocks: Iterable[MemoryBlock]) -> str:

@@ -19,7 +19,7 @@ from pydantic_settings import (
 from typing_extensions import override
 
 from reattach.errors import StartupError
-from reattach.limits import LEASE_SECONDS
+from reattach.limits import LEASE_SECONDS, MIN_CALLBACK_SECRET_CHARS
 from reattach.masking import masked
 from reattach.settings_file import SettingsFile
 
@@ -48,6 +48,12 @@ def _or_none(value: object) -> object:
 
 StoreUrl = Annotated[SecretStr | None, BeforeValidator(_or_none)]
 """It may hold a password."""
+
+
+CallbackSecret = Annotated[
+    Annotated[SecretStr, Field(min_length=MIN_CALLBACK_SECRET_CHARS)] | None,
+    BeforeValidator(_or_none),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,13 @@ class Settings(BaseSettings):
     )
     scripted: bool = Field(
         False, description="Offer the deterministic models scripted/…, for tests and trying out."
+    )
+    callback_secret: CallbackSecret = Field(
+        None, description="Secret that signs callbacks; without one there are none."
+    )
+    callbacks_to_private: bool = Field(
+        False,
+        description="Call back loopback, private and other addresses that are not public too.",
     )
     cors_origins: Words = Field(
         (),

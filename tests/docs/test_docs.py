@@ -56,7 +56,7 @@ def test_the_python_of_a_page_runs(page: str, server: ServerProcess, tmp_path: P
     )
 
     assert ran.returncode == 0, ran.stderr
-    if page != "docs/embed.md":
+    if page not in {"docs/embed.md", "docs/callbacks.md"}:
         assert "island" in ran.stdout
 
 

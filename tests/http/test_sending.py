@@ -349,30 +349,6 @@ async def test_an_image_without_its_picture_is_refused(
     assert live.rows() == before
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"input": "hi", "client_skills": [{"name": "s", "description": "d", "location": "l"}]},
-    ],
-    ids=repr,
-)
-async def test_what_is_not_offered_is_501_and_starts_nothing(
-    live: LiveServer, body: dict[str, Any]
-) -> None:
-    agent, conversation = await new_threads(live)
-    before = live.rows()
-    for path in (
-        to(conversation),
-        f"/v1/agents/{agent}/messages",
-        f"/v1/agents/{agent}/messages/stream",
-    ):
-        response = await live.client.post(path, json=body)
-        assert response.status_code == 501
-        assert response.json()["code"] == "not_implemented"
-        assert response.headers["x-should-retry"] == "false"
-    assert live.rows() == before
-
-
 async def test_empty_lists_of_tools_and_deprecated_options_are_taken(live: LiveServer) -> None:
     _, conversation = await new_threads(live)
     options: dict[str, Any] = {

@@ -46,7 +46,8 @@ def statements(path: Path) -> dict[str, str]:
 
 def normal(sql: str) -> str:
     head, _, body = sql.strip().removesuffix(")").partition("(")
-    parts = [" ".join(part.split()) for part in re.split(r",\s*\n", body)]
+    # SQLite writes a column that was added on the line of what stands before it.
+    parts = [" ".join(part.split()) for part in re.split(r",\s*\n|, (?=[a-z]\w* [A-Z])", body)]
     return "\n".join([head.strip(), *sorted(parts)])
 
 

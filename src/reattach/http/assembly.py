@@ -22,6 +22,8 @@ from reattach.log.open import open_log
 from reattach.masking import masked
 from reattach.records.failure import explaining
 from reattach.records.records import Records
+from reattach.runs.callbacks import Callbacks
+from reattach.runs.receivers import Receivers
 from reattach.runs.service import RunService
 from reattach.runs.upkeep import keep_alive, keep_up, listen
 from reattach.settings import Settings
@@ -73,6 +75,7 @@ async def assembled(
     async with AsyncExitStack() as stack:
         stack.push_async_callback(catalog.aclose)
         records, log = await _stores(settings, clock, stack)
+        callbacks = _callbacks(settings, records, clock)
         runs = RunService(
             log,
             records,
@@ -82,6 +85,7 @@ async def assembled(
             retention=timedelta(seconds=settings.retention_seconds),
             ping_interval_seconds=settings.ping_interval_seconds,
             lease_seconds=settings.lease_seconds,
+            callback_due=callbacks.ring if callbacks else lambda: None,
         )
         await runs.start()
         stack.push_async_callback(runs.leave)
@@ -91,7 +95,16 @@ async def assembled(
             await stack.enter_async_context(_going_on(listen(runs, records, clock)))
         stack.push_async_callback(runs.aclose)
         await stack.enter_async_context(_going_on(keep_up(runs, clock, settings.retention_seconds)))
+        if callbacks is not None:
+            await stack.enter_async_context(_going_on(callbacks.keep_calling()))
         yield Context(records, catalog, settings, clock, runs)
+
+
+def _callbacks(settings: Settings, records: Records, clock: Clock) -> Callbacks | None:
+    if settings.callback_secret is None:
+        return None
+    receivers = Receivers(to_private=settings.callbacks_to_private)
+    return Callbacks(records, clock, receivers, settings.callback_secret.get_secret_value())
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ from reattach.errors import NotFoundError, NotImplementedHereError
 from reattach.http.body import Fault, invalid
 from reattach.http.schemas.sending import (
     AgentSendBody,
+    AsyncSendBody,
     ConversationSendBody,
     SentApproval,
     SentContent,
@@ -30,13 +31,14 @@ from reattach.messages import (
     TextPart,
     ToolReturnPart,
 )
+from reattach.prompt import Skill
 from reattach.records.base import Agent, Conversation, Thread
 from reattach.records.records import Records
 from reattach.runs.service import Send
 from reattach.runs.turns import Overrides
 from reattach.runs.worker import Options
 
-SendBody = ConversationSendBody | AgentSendBody
+SendBody = ConversationSendBody | AgentSendBody | AsyncSendBody
 
 
 def understand(
@@ -49,7 +51,6 @@ def understand(
     now: datetime,
 ) -> Send:
     """Raises ValidationFailedError, and NotImplementedHereError for what is not offered yet."""
-    _refuse_what_is_not_offered(body)
     messages = _messages(body, now)
     types = body.include_return_message_types
     return Send(
@@ -57,7 +58,7 @@ def understand(
         agent=agent,
         conversation=conversation,
         messages=messages,
-        background=bool(body.background),
+        background=isinstance(body, AsyncSendBody) or bool(body.background),
         run_type=run_type,
         request_config={
             "use_assistant_message": body.use_assistant_message,
@@ -75,6 +76,9 @@ def understand(
             body.override_system,
             50 if body.max_steps is None else body.max_steps,
             _client_tools(body),
+            tuple(
+                Skill(one.name, one.description, one.location) for one in body.client_skills or ()
+            ),
         ),
     )
 
@@ -103,13 +107,6 @@ def check_agent_id(agent_id: str) -> None:
     if not is_agent_id(agent_id):
         message = "An agent's id is 'agent-' and a UUIDv4 in lower case."
         raise invalid([Fault(["body", "agent_id"], message, "agent_id")])
-
-
-def _refuse_what_is_not_offered(body: SendBody) -> None:
-    if body.client_skills:
-        raise NotImplementedHereError(
-            "'client_skills' is not offered yet. Send without it; tell of skills in the message."
-        )
 
 
 def _client_tools(body: SendBody) -> tuple[ClientTool, ...]:

@@ -36,12 +36,6 @@ LATER: Final = (
         ),
     ),
     NotOffered(
-        "Sending without waiting, with a callback",
-        "Send with 'background': true and resume, or poll GET /v1/runs/{run_id}.",
-        ("/v1/agents/{agent_id}/messages/async",),
-        ("POST",),
-    ),
-    NotOffered(
         "Compacting a conversation",
         "Begin a new one, or fork it up to a message.",
         ("/v1/conversations/{conversation_id}/compact", "/v1/agents/{agent_id}/summarize"),

@@ -1,28 +1,38 @@
 """Sends: a message in, the run's stream or its whole answer out. And cancelling."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from reattach.errors import NoActiveRunsToCancelError, StoreUnavailableError, engine_error
-from reattach.events import RunStatus, Stopped, StopReason, Usage
+from reattach.errors import (
+    NoActiveRunsToCancelError,
+    NotImplementedHereError,
+    ReceiverRefusedError,
+    StoreUnavailableError,
+    engine_error,
+)
+from reattach.events import RunStatus
 from reattach.http.body import Fault, JsonResponse, JsonRoute, invalid
 from reattach.http.context import Context, ContextDep, TenantDep
-from reattach.http.incoming import check_agent_id, find_thread, understand
+from reattach.http.incoming import SendBody, check_agent_id, find_thread, understand
 from reattach.http.schemas.fields import AgentPath, ThreadPath
+from reattach.http.schemas.run import RunState
 from reattach.http.schemas.sending import (
     AgentSendBody,
+    AsyncSendBody,
     CancelBody,
     ConversationSendBody,
     WholeAnswer,
 )
 from reattach.http.stream import RunStream
 from reattach.ids import AgentId, TenantId
-from reattach.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS
+from reattach.limits import MAX_ID_CHARS
 from reattach.records.base import Run, Thread
+from reattach.runs.answers import whole_answer
 from reattach.runs.follow import Target
+from reattach.runs.receivers import receiver_url
 from reattach.runs.service import Send
-from reattach.wire import letta
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -119,6 +129,21 @@ async def stream_to_agent(
 
 
 @router.post(
+    "/v1/agents/{agent_id}/messages/async",
+    tags=["agents"],
+    operation_id="send_message_async",
+    summary="Send a message to an agent's default conversation and be answered with the run",
+)
+async def send_to_agent_async(
+    agent_id: AgentPath, body: AsyncSendBody, context: ContextDep, tenant: TenantDep
+) -> RunState:
+    thread = Thread(AgentId(agent_id), None)
+    callback_url = _callback_url(context, body)
+    send = await _understood(context, tenant, thread, body, "send_message_async")
+    return RunState.of(await context.runs.send(replace(send, callback_url=callback_url)))
+
+
+@router.post(
     "/v1/conversations/{conversation_id}/cancel",
     tags=["conversations"],
     operation_id="cancel_conversation",
@@ -160,6 +185,24 @@ async def cancel_agent_runs(
     return JsonResponse(await context.runs.cancel(runs))
 
 
+def _callback_url(context: Context, body: AsyncSendBody) -> str | None:
+    """The URL as it is called. Raises ValidationFailedError, NotImplementedHereError."""
+    if not body.callback_url:
+        return None
+    settings = context.settings
+    if settings.callback_secret is None:
+        raise NotImplementedHereError(
+            "This server makes no callbacks, since it has no secret to sign them with. Leave "
+            "'callback_url' out and ask GET /v1/runs/{run_id}, or let whoever runs the server set "
+            "REATTACH_CALLBACK_SECRET."
+        )
+    try:
+        return str(receiver_url(body.callback_url, to_private=settings.callbacks_to_private))
+    except ReceiverRefusedError as error:
+        fault = Fault(["body", "callback_url"], error.detail, "callback_url")
+        raise invalid([fault]) from None
+
+
 def _refuse_stream_options(body: AgentSendBody) -> None:
     for name, wrong in (
         ("stream_tokens", bool(body.stream_tokens)),
@@ -175,7 +218,7 @@ async def _understood(
     context: Context,
     tenant: TenantId,
     thread: Thread,
-    body: ConversationSendBody | AgentSendBody,
+    body: SendBody,
     run_type: str,
 ) -> Send:
     agent = await context.records.agents.get(tenant, thread.agent_id)
@@ -218,24 +261,5 @@ async def _whole_answer(context: Context, run: Run, send: Send) -> Response:
         error = engine_error(str(run.error["error_type"]), str(run.error["message"]))
         error.extra = {"run_id": run.id}
         raise error
-    messages = await context.records.messages.of_run(
-        run.tenant, run.id, before=None, after=None, limit=MAX_PAGE_ITEMS, ascending=True
-    )
     types = send.options.message_types
-    sent = {message.id for message in run.input}
-    items = [
-        item
-        for message in messages
-        if message.id not in sent
-        for item in letta.message_items(message)
-        if types is None or item["message_type"] in types
-    ]
-    return JsonResponse(
-        {
-            "messages": items,
-            "stop_reason": letta.body(Stopped(run.stop_reason or StopReason.ERROR), None, None),
-            "usage": letta.body(run.usage or Usage(), None, None),
-            "logprobs": None,
-            "turns": None,
-        }
-    )
+    return JsonResponse(await whole_answer(context.records, run, types))

@@ -146,6 +146,14 @@ class Run:
     cancel_requested_at: datetime | None = None
     log_deleted_at: datetime | None = None
     """When the log went, after its retention."""
+    callback_url: str | None = None
+    """Whom to tell of the run's end."""
+    callback_sent_at: datetime | None = None
+    """When that was last tried."""
+    callback_status_code: int | None = None
+    """What the receiver answered then; None if it did not."""
+    callback_error: str | None = None
+    """Why that failed; None if it did not."""
 
 
 @dataclass(frozen=True, slots=True)

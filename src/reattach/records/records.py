@@ -7,6 +7,7 @@ from typing import Self
 from reattach.clock import Clock
 from reattach.records.agents import Agents
 from reattach.records.blocks import Blocks
+from reattach.records.callbacks import Callbacks
 from reattach.records.conversations import Conversations
 from reattach.records.keys import Keys
 from reattach.records.messages import Messages
@@ -32,6 +33,7 @@ class Records:
         self.conversations = Conversations(database, clock)
         self.messages = Messages(database)
         self.runs = Runs(database, clock)
+        self.callbacks = Callbacks(database, clock)
         self.owners = Owners(database, clock)
         self.keys = Keys(database, clock)
 

@@ -36,6 +36,8 @@ ACTIVE = text("status IN ('created', 'running')")
 
 LOG_KEPT = text("log_deleted_at IS NULL")
 
+CALLBACK_DUE = text("callback_due_at IS NOT NULL")
+
 agents = Table(
     "agents",
     metadata,
@@ -175,6 +177,12 @@ runs = Table(
     Column("duration_ns", BigInteger),
     Column("cancel_requested_at", Moment),
     Column("log_deleted_at", Moment),
+    Column("callback_url", String),
+    Column("callback_sent_at", Moment),
+    Column("callback_status_code", Integer),
+    Column("callback_error", String),
+    Column("callback_due_at", Moment),
+    Column("callback_tries", Integer, server_default=text("0"), nullable=False),
     Index(
         "uq_runs_active_thread_key",
         "thread_key",
@@ -191,6 +199,12 @@ runs = Table(
         "completed_at",
         sqlite_where=LOG_KEPT,
         postgresql_where=LOG_KEPT,
+    ),
+    Index(
+        "ix_runs_callback_due_at",
+        "callback_due_at",
+        sqlite_where=CALLBACK_DUE,
+        postgresql_where=CALLBACK_DUE,
     ),
 )
 

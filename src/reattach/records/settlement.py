@@ -3,13 +3,14 @@
 from dataclasses import fields
 
 import msgspec
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import case, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.ids import RunId, TenantId
 from reattach.records import schema, threads
 from reattach.records.admission import note_message
 from reattach.records.base import Settlement, Step, Thread
+from reattach.records.columns import Moment
 from reattach.records.wakes import RunSettled, tell
 
 _STEP_FIELDS = tuple(field.name for field in fields(Step))
@@ -31,6 +32,9 @@ async def settle(connection: AsyncConnection, run_id: RunId, settlement: Settlem
             usage=settlement.usage,
             error=settlement.error,
             duration_ns=settlement.duration_ns,
+            callback_due_at=case(
+                (runs.c.callback_url.is_not(None), literal(settlement.completed_at, Moment))
+            ),
         )
     )
     if not ended.rowcount:

@@ -1,7 +1,7 @@
 """What can be done with runs: send, find, follow, cancel, drain. Where the parts meet."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -75,6 +75,8 @@ class Send:
     request_config: dict[str, object]
     options: Options
     overrides: Overrides
+    callback_url: str | None = None
+    """Whom to tell of the run's end."""
 
     @property
     def thread(self) -> Thread:
@@ -99,6 +101,7 @@ class RunService:
         retention: timedelta = timedelta(hours=24),
         ping_interval_seconds: float = 15.0,
         lease_seconds: float = LEASE_SECONDS,
+        callback_due: Callable[[], None] = lambda: None,
     ) -> None:
         self.log = log
         self.watch = Watch(ping_interval_seconds)
@@ -109,6 +112,7 @@ class RunService:
         self._clock = clock
         self._default_model = default_model
         self._retention = retention
+        self._callback_due = callback_due
         self._workers: dict[str, Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._settlements = Settlements(records, clock)
@@ -198,6 +202,7 @@ class RunService:
             input=sent,
             owner=self.ownership.owner,
             token=1,
+            callback_url=send.callback_url,
         )
 
     async def _work(
@@ -230,6 +235,8 @@ class RunService:
     async def _settle(self, run: Run, settlement: Settlement) -> None:
         """Write how the run ended, trying again while the store does not take it."""
         await patiently(self._clock, lambda: self._records.runs.settle(run.id, settlement))
+        if run.callback_url is not None:
+            self._callback_due()
 
     # Finding and following.
 

@@ -7,7 +7,7 @@ from typing import Any
 from reattach.approvals import has_answer, pending_approval
 from reattach.engine.base import ClientTool, ModelSettings, Turn
 from reattach.messages import Message, Role
-from reattach.prompt import compile_system
+from reattach.prompt import Skill, compile_system, with_skills
 from reattach.records.base import Agent, Conversation, Run
 
 _UNTOLD = frozenset({Role.SYSTEM, Role.APPROVAL})
@@ -21,6 +21,7 @@ class Overrides:
     system: str | None = None
     max_steps: int = 50
     client_tools: tuple[ClientTool, ...] = ()
+    skills: tuple[Skill, ...] = ()
 
 
 def chosen_model(
@@ -48,12 +49,13 @@ def make_turn(
     settings = dict(agent.model_settings or {})
     if conversation is not None:
         settings |= conversation.model_settings or {}
+    system = overrides.system or compile_system(agent.system, agent.blocks)
     return Turn(
         run_id=run.id,
         agent_id=agent.id,
         conversation_id=run.thread.conversation_id,
         model=run.model or "",
-        system=overrides.system or compile_system(agent.system, agent.blocks),
+        system=with_skills(system, overrides.skills),
         history=[message for message in history if message.role not in _UNTOLD],
         input=[message for message in run.input if message.role is not Role.APPROVAL],
         max_steps=overrides.max_steps,

@@ -58,6 +58,10 @@ class RunState(Answer):
             completed_at=run.completed_at,
             metadata=metadata,
             request_config=RequestConfig.model_validate(run.request_config),
+            callback_url=run.callback_url,
+            callback_sent_at=run.callback_sent_at,
+            callback_status_code=run.callback_status_code,
+            callback_error=run.callback_error,
             total_duration_ns=run.duration_ns,
         )
 

@@ -8,12 +8,15 @@ from reattach.http.schemas.fields import Answer, StopReasonName
 from reattach.http.schemas.message import MessageItem
 from reattach.limits import (
     MAX_ANSWERED_CALLS,
+    MAX_CALLBACK_URL_CHARS,
+    MAX_CLIENT_SKILLS,
     MAX_CLIENT_TOOLS,
     MAX_DESCRIPTION_CHARS,
     MAX_MESSAGE_PARTS,
     MAX_NAME_CHARS,
     MAX_OTID_CHARS,
     MAX_SEND_MESSAGES,
+    MAX_SKILL_LOCATION_CHARS,
     MAX_STEPS,
     MAX_SYSTEM_CHARS,
     MAX_TOOL_CALL_ID_CHARS,
@@ -135,6 +138,14 @@ class ClientToolSpec(_Lenient):
     parameters: dict[str, Any] | None = Field(None, description="A JSON schema of its arguments.")
 
 
+class ClientSkillSpec(_Lenient):
+    """A skill that the client has: instructions that the model may ask for."""
+
+    name: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
+    description: str = Field(max_length=MAX_DESCRIPTION_CHARS)
+    location: str = Field(max_length=MAX_SKILL_LOCATION_CHARS, description="Where it is found.")
+
+
 def _kind(value: Any) -> str:
     """What an item is; those without a type are told by their members."""
     if not isinstance(value, dict):
@@ -177,7 +188,11 @@ class _SendBody(_Lenient):
         max_length=MAX_CLIENT_TOOLS,
         description="Tools that the model may call in this turn, and that the client runs.",
     )
-    client_skills: list[dict[str, Any]] | None = Field(None, description="Not offered yet.")
+    client_skills: list[ClientSkillSpec] | None = Field(
+        None,
+        max_length=MAX_CLIENT_SKILLS,
+        description="Skills that the client has; the system prompt of this turn lists them.",
+    )
     override_model: str | None = Field(
         None, max_length=MAX_NAME_CHARS, description="Model handle for this request only."
     )
@@ -204,6 +219,16 @@ class AgentSendBody(_SendBody):
     """A send to the default conversation of an agent."""
 
     streaming: bool | None = Field(False, description="True: a stream of server-sent events.")
+
+
+class AsyncSendBody(_SendBody):
+    """A send that is answered with its run, and goes on in the background."""
+
+    callback_url: str | None = Field(
+        None,
+        max_length=MAX_CALLBACK_URL_CHARS,
+        description="Where to POST how the run ended, once it has.",
+    )
 
 
 class StopReasonItem(Answer):

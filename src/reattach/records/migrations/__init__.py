@@ -15,7 +15,7 @@ from reattach.errors import StartupError
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 """The newest revision. It stands here so that an up-to-date database needs no Alembic."""
 
 _one_at_a_time = threading.Lock()

@@ -1,0 +1,35 @@
+"""What a run gave, as one JSON object."""
+
+from collections.abc import Container
+from typing import Any
+
+from reattach.events import Stopped, StopReason, Usage
+from reattach.limits import MAX_PAGE_ITEMS
+from reattach.records.base import Run
+from reattach.records.records import Records
+from reattach.wire import letta
+
+
+async def whole_answer(records: Records, run: Run, types: Container[str] | None) -> dict[str, Any]:
+    """The messages of a settled run but for its input, why it ended and what it has cost.
+
+    Only messages of the ``types``, unless they are None.
+    """
+    messages = await records.messages.of_run(
+        run.tenant, run.id, before=None, after=None, limit=MAX_PAGE_ITEMS, ascending=True
+    )
+    sent = {message.id for message in run.input}
+    items = [
+        item
+        for message in messages
+        if message.id not in sent
+        for item in letta.message_items(message)
+        if types is None or item["message_type"] in types
+    ]
+    return {
+        "messages": items,
+        "stop_reason": letta.body(Stopped(run.stop_reason or StopReason.ERROR), None, None),
+        "usage": letta.body(run.usage or Usage(), None, None),
+        "logprobs": None,
+        "turns": None,
+    }

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from reattach.records.base import Run
+from reattach.records.callbacks import CallbackOutcome, DueCallback
+from reattach.records.records import Records
+from tests.conformance.records.samples import OURS, HandClock, World, a_settlement, at
+
+URL = "https://receiver.example/done"
+LEASE_SECONDS = 30.0
+
+
+async def ended(world: World) -> Run:
+    run = await world.start(callback_url=URL)
+    assert await world.records.runs.settle(run.id, a_settlement())
+    return await world.records.runs.get(OURS, run.id)
+
+
+def outcome(**rest: object) -> CallbackOutcome:
+    values: dict[str, object] = {
+        "sent_at": at(7),
+        "status_code": 200,
+        "error": None,
+        "again_at": None,
+    }
+    return CallbackOutcome(**(values | rest))  # type: ignore[arg-type]
+
+
+async def test_a_call_is_due_once_its_run_is_settled(world: World, clock: HandClock) -> None:
+    callbacks = world.records.callbacks
+    clock.time = at(60)
+    run = await world.start(callback_url=URL)
+    assert await callbacks.claim(10, LEASE_SECONDS) == ()
+    assert await world.records.runs.settle(run.id, a_settlement())
+    settled = await world.records.runs.get(OURS, run.id)
+    assert settled.callback_url == URL
+    assert await callbacks.claim(10, LEASE_SECONDS) == [DueCallback(settled, 1)]
+
+
+async def test_a_run_without_url_is_never_due(world: World, clock: HandClock) -> None:
+    clock.time = at(60)
+    await world.turn("hello")
+    assert await world.records.callbacks.claim(10, LEASE_SECONDS) == ()
+
+
+async def test_a_claimed_call_is_nobody_elses_until_its_lease_has_run_out(
+    world: World, other_process: Records, clock: HandClock
+) -> None:
+    run = await ended(world)
+    clock.time = at(60)
+    assert [due.run.id for due in await world.records.callbacks.claim(10, LEASE_SECONDS)] == [
+        run.id
+    ]
+    clock.time += timedelta(seconds=LEASE_SECONDS - 0.001)
+    assert await other_process.callbacks.claim(10, LEASE_SECONDS) == ()
+    clock.time += timedelta(seconds=0.001)
+    (again,) = await other_process.callbacks.claim(10, LEASE_SECONDS)
+    assert (again.run.id, again.tries) == (run.id, 2)
+
+
+async def test_of_two_processes_that_claim_at_once_one_gets_each_call(
+    world: World, other_process: Records, clock: HandClock
+) -> None:
+    runs = [await ended(world) for _ in range(12)]
+    clock.time = at(60)
+    claims = await asyncio.gather(
+        *(
+            records.callbacks.claim(4, LEASE_SECONDS)
+            for records in (world.records, other_process) * 4
+        )
+    )
+    claimed = [due.run.id for claim in claims for due in claim]
+    while more := await other_process.callbacks.claim(4, LEASE_SECONDS):
+        claimed += [due.run.id for due in more]
+    assert sorted(claimed) == sorted(run.id for run in runs)
+
+
+async def test_what_came_of_a_call_stands_on_the_run_and_it_is_due_no_more(
+    world: World, clock: HandClock
+) -> None:
+    run = await ended(world)
+    clock.time = at(60)
+    await world.records.callbacks.claim(10, LEASE_SECONDS)
+    assert await world.records.callbacks.note(run.id, 1, outcome())
+    found = await world.records.runs.get(OURS, run.id)
+    assert (found.callback_sent_at, found.callback_status_code) == (at(7), 200)
+    assert found.callback_error is None
+    clock.time = at(1_000_000)
+    assert await world.records.callbacks.claim(10, LEASE_SECONDS) == ()
+
+
+async def test_a_call_that_failed_is_due_again_when_it_was_said(
+    world: World, clock: HandClock
+) -> None:
+    run = await ended(world)
+    clock.time = at(60)
+    await world.records.callbacks.claim(10, LEASE_SECONDS)
+    failed = outcome(status_code=500, error="answered 500", again_at=at(90))
+    assert await world.records.callbacks.note(run.id, 1, failed)
+    found = await world.records.runs.get(OURS, run.id)
+    assert (found.callback_status_code, found.callback_error) == (500, "answered 500")
+    clock.time = at(89)
+    assert await world.records.callbacks.claim(10, LEASE_SECONDS) == ()
+    clock.time = at(90)
+    (again,) = await world.records.callbacks.claim(10, LEASE_SECONDS)
+    assert again.tries == 2
+
+
+async def test_a_process_that_lost_its_claim_does_not_write_over_a_later_call(
+    world: World, other_process: Records, clock: HandClock
+) -> None:
+    run = await ended(world)
+    clock.time = at(60)
+    await world.records.callbacks.claim(10, LEASE_SECONDS)
+    clock.time = at(100)
+    await other_process.callbacks.claim(10, LEASE_SECONDS)
+    assert await other_process.callbacks.note(run.id, 2, outcome())
+    late = outcome(status_code=None, error="no answer", again_at=at(101))
+    assert not await world.records.callbacks.note(run.id, 1, late)
+    found = await world.records.runs.get(OURS, run.id)
+    assert (found.callback_status_code, found.callback_error) == (200, None)
+
+
+async def test_the_call_of_a_deleted_run_is_forgotten(world: World, clock: HandClock) -> None:
+    run = await ended(world)
+    await world.records.runs.delete(OURS, run.id)
+    clock.time = at(60)
+    assert await world.records.callbacks.claim(10, LEASE_SECONDS) == ()

@@ -1,0 +1,71 @@
+"""A receiver of callbacks on a loopback port, which answers as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.http.live import WAIT_SECONDS
+
+
+@dataclass(frozen=True)
+class Call:
+    line: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def told(self) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(self.body)
+        return told
+
+
+@dataclass
+class Receiver:
+    port: int = 0
+    answers: list[str | None] = field(default_factory=list)
+    """Heads of the next answers; None answers nothing. After them everything is a 200."""
+    calls: list[Call] = field(default_factory=list)
+    _came: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/done"
+
+    async def call(self, number: int = 1) -> Call:
+        """The call of that number, from 1, once it has come."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while len(self.calls) < number:
+                self._came.clear()
+                await self._came.wait()
+        return self.calls[number - 1]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()[:-1]
+            pairs = (one.partition(": ") for one in lines)
+            headers = {name.lower(): value for name, _, value in pairs}
+            body = await reader.readexactly(int(headers["content-length"]))
+            answer = self.answers.pop(0) if self.answers else "200 OK"
+            self.calls.append(Call(line, headers, body))
+            self._came.set()
+            if answer is None:
+                await reader.read()  # until the caller goes away
+            else:
+                writer.write(f"HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n".encode())
+                await writer.drain()
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def receiving(*answers: str | None) -> AsyncIterator[Receiver]:
+    receiver = Receiver(answers=list(answers))
+    server = await asyncio.start_server(receiver.serve, "127.0.0.1", 0)
+    receiver.port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield receiver

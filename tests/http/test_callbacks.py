@@ -1,0 +1,171 @@
+"""Callbacks of a whole server, over sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docs.test_docs import ROOT, blocks
+from tests.http.live import WAIT_SECONDS, LiveServer, listening, told
+from tests.http.receiver import receiving
+
+SECRET = "sixteen letters and more"
+
+
+@pytest.fixture(scope="module")
+async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveServer]:
+    directory = tmp_path_factory.mktemp("live")
+    async with listening(directory, callback_secret=SECRET, callbacks_to_private=True) as live:
+        yield live
+
+
+async def asked(live: LiveServer, message: str, url: str, **body: Any) -> dict[str, Any]:
+    agent = (await live.agent())["id"]
+    path = f"/v1/agents/{agent}/messages/async"
+    return await live.made(path, told(message, callback_url=url, **body))
+
+
+async def noted(live: LiveServer, run_id: str) -> dict[str, Any]:
+    """The run, once what came of its callback is noted."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while (run := await live.run(run_id))["callback_sent_at"] is None:
+            await asyncio.sleep(0.01)
+    return run
+
+
+async def test_a_receiver_is_told_once_how_the_run_ended(live: LiveServer) -> None:
+    async with receiving() as receiver:
+        run = await asked(live, "lantern", receiver.url)
+        assert run["callback_url"] == receiver.url
+        call = await receiver.call()
+        ended = await noted(live, run["id"])
+        assert (ended["callback_status_code"], ended["callback_error"]) == (200, None)
+        assert len(receiver.calls) == 1
+    assert call.line == "POST /done HTTP/1.1"
+    assert call.headers["content-type"] == "application/json"
+    told = call.told
+    result = told["metadata"].pop("result")
+    assert told == {
+        "run_id": run["id"],
+        "status": "completed",
+        "stop_reason": "end_turn",
+        "agent_id": run["agent_id"],
+        "conversation_id": None,
+        "completed_at": ended["completed_at"],
+        "metadata": {"run_type": "send_message_async"},
+    }
+    assert [item["content"] for item in result["messages"]] == ["lantern"]
+    assert result["stop_reason"]["stop_reason"] == "end_turn"
+
+
+async def test_what_is_told_is_in_the_records_before_it_is_told(live: LiveServer) -> None:
+    async with receiving(None) as receiver:
+        run = await asked(live, "[fail=1]", receiver.url)
+        call = await receiver.call()
+        ended = await live.run(run["id"])
+        assert ended["status"] == call.told["status"] == "failed"
+        assert call.told["metadata"]["error"] == ended["metadata"]["error"]
+
+
+async def test_a_cancelled_run_is_told_of(live: LiveServer) -> None:
+    async with receiving() as receiver:
+        agent = (await live.agent())["id"]
+        live.gates.hold(agent)
+        path = f"/v1/agents/{agent}/messages/async"
+        run = await live.made(path, told("never", callback_url=receiver.url))
+        await live.made(f"/v1/agents/{agent}/messages/cancel", {"run_ids": [run["id"]]})
+        assert (await receiver.call()).told["status"] == "cancelled"
+
+
+async def test_a_send_that_comes_again_makes_no_second_call(live: LiveServer) -> None:
+    async with receiving() as receiver:
+        agent = (await live.agent())["id"]
+        path = f"/v1/agents/{agent}/messages/async"
+        body = {"messages": [{"role": "user", "content": "x", "otid": "cb-1"}]}
+        run = await live.made(path, {**body, "callback_url": receiver.url})
+        await noted(live, run["id"])
+        again = await live.made(path, {**body, "callback_url": receiver.url + "/else"})
+        assert (again["id"], again["callback_url"]) == (run["id"], receiver.url)
+        assert len(receiver.calls) == 1
+
+
+async def test_the_documented_code_knows_a_genuine_call_from_others(live: LiveServer) -> None:
+    page: dict[str, Any] = {}
+    exec(blocks(ROOT / "docs" / "callbacks.md", "python"), page)
+    is_genuine = page["is_genuine"]
+    async with receiving() as receiver:
+        await asked(live, "signed ünïcode", receiver.url)
+        call = await receiver.call()
+    header = call.headers["reattach-signature"]
+    assert is_genuine(SECRET, header, call.body)
+    assert not is_genuine(SECRET + "x", header, call.body)
+    assert not is_genuine(SECRET, header, call.body + b" ")
+    assert not is_genuine(SECRET, header.replace("t=1", "t=2"), call.body)
+    assert not is_genuine(SECRET, header, call.body, tolerance_seconds=-1)
+    for wrong in ("", "t=,v1=", "t=x,v1=y", "v1=é"):
+        assert not is_genuine(SECRET, wrong, call.body)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://example.com/",
+        "example.com/done",
+        "http://",
+        "/done",
+        "http://user:password@example.com/",
+        "http://example.com:99999/",
+        "http://exa mple.com/",
+        "https://example.com/" + "x" * 2048,
+        7,
+    ],
+)
+async def test_what_is_no_url_to_call_is_422_and_starts_nothing(live: LiveServer, url: Any) -> None:
+    agent = (await live.agent())["id"]
+    before = live.rows()
+    path = f"/v1/agents/{agent}/messages/async"
+    response = await live.client.post(path, json=told("hi", callback_url=url))
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["loc"] == ["body", "callback_url"]
+    assert "password" not in response.json()["detail"] or "user or password" in response.text
+    assert live.rows() == before
+
+
+PRIVATE = [
+    "127.0.0.1", "127.9.9.9", "[::1]", "10.1.2.3", "172.16.0.1", "192.168.1.1", "100.64.0.1",
+    "169.254.169.254", "0.0.0.0", "[::]", "[::ffff:127.0.0.1]", "[::ffff:10.0.0.1]",
+    "[fd00:ec2::254]", "[fe80::1]", "[ff02::1]", "224.0.0.1", "255.255.255.255",
+    "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "localhost", "LOCALHOST.", "a.localhost",
+]  # fmt: skip
+
+
+async def test_addresses_that_are_not_public_are_422_unless_the_settings_allow_them(
+    tmp_path: Path,
+) -> None:
+    async with listening(tmp_path, callback_secret=SECRET) as live:
+        agent = (await live.agent())["id"]
+        path = f"/v1/agents/{agent}/messages/async"
+        for host in PRIVATE:
+            url = f"http://{host}/done"
+            response = await live.client.post(path, json=told("hi", callback_url=url))
+            assert response.status_code == 422, host
+            assert "REATTACH_CALLBACKS_TO_PRIVATE" in response.json()["detail"]
+        assert await live.run_ids() == []
+
+
+async def test_without_a_secret_a_callback_is_501_and_the_setting_is_named(
+    tmp_path: Path,
+) -> None:
+    async with listening(tmp_path) as live:
+        agent = (await live.agent())["id"]
+        path = f"/v1/agents/{agent}/messages/async"
+        body = told("hi", callback_url="https://example.com/")
+        response = await live.client.post(path, json=body)
+        assert (response.status_code, response.json()["code"]) == (501, "not_implemented")
+        assert "REATTACH_CALLBACK_SECRET" in response.json()["detail"]
+        assert await live.run_ids() == []
+        assert (await live.made(path, told("hi", callback_url=None)))["callback_url"] is None

@@ -1,0 +1,233 @@
+"""Callbacks whose receivers fail, and servers that go away between a run's end and its call."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from reattach.limits import CALLBACK_GIVE_UP_SECONDS, CALLBACK_LEASE_SECONDS
+from reattach.records.base import Run
+from reattach.records.records import Records
+from reattach.runs.callbacks import Callbacks
+from reattach.runs.receivers import Receivers, is_public
+from tests.conformance.records.samples import (
+    OURS,
+    HandClock,
+    World,
+    a_message,
+    a_settlement,
+    a_world,
+    at,
+)
+from tests.http.live import listening, told
+from tests.http.receiver import receiving
+
+SECRET = "sixteen letters and more"
+TIMEOUT_SECONDS = 2.0
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    clock = HandClock()
+    clock.time = at(60)
+    return clock
+
+
+@pytest.fixture
+async def world(tmp_path: Path, clock: HandClock) -> AsyncIterator[World]:
+    records = await Records.open(f"sqlite:///{tmp_path / 'records.db'}", clock=clock)
+    yield await a_world(records)
+    await records.aclose()
+
+
+def calling(world: World, clock: HandClock, receivers: Receivers | None = None) -> Callbacks:
+    receivers = receivers or Receivers(to_private=True)
+    return Callbacks(world.records, clock, receivers, SECRET, uniform=lambda low, high: high)
+
+
+async def ended(world: World, url: str) -> Run:
+    run = await world.start(callback_url=url)
+    assert await world.records.runs.settle(run.id, a_settlement(a_message("hi", run_id=run.id)))
+    return run
+
+
+async def called(callbacks: Callbacks) -> int:
+    """Make the calls that are due, and return how many there were."""
+    async with asyncio.timeout(20):
+        calls = await callbacks.begin_due()
+        await asyncio.gather(*calls)
+    return len(calls)
+
+
+async def outcome(world: World, run: Run) -> tuple[int | None, str | None]:
+    found = await world.records.runs.get(OURS, run.id)
+    assert found.callback_sent_at is not None
+    return found.callback_status_code, found.callback_error
+
+
+async def test_a_receiver_that_fails_is_called_again_later_and_later_until_it_answers(
+    world: World, clock: HandClock
+) -> None:
+    async with receiving("500 Oh", "503 No", "302 Found\r\nLocation: /x") as receiver:
+        run = await ended(world, receiver.url)
+        callbacks = calling(world, clock)
+        for number, (wait_seconds, status) in enumerate([(2, 500), (4, 503), (8, 302)], 1):
+            assert await called(callbacks) == 1
+            code, error = await outcome(world, run)
+            assert code == status
+            assert error is not None
+            assert f"answered {status}" in error
+            clock.time += timedelta(seconds=wait_seconds - 0.001)
+            assert await called(callbacks) == 0
+            clock.time += timedelta(seconds=0.001)
+            assert len(receiver.calls) == number
+        assert await called(callbacks) == 1
+        assert await outcome(world, run) == (200, None)
+        assert [call.line for call in receiver.calls] == ["POST /done HTTP/1.1"] * 4
+        assert len({call.body for call in receiver.calls}) == 1
+        clock.time += timedelta(days=30)
+        assert await called(callbacks) == 0
+
+
+async def test_a_receiver_that_never_answers_is_given_up_and_called_again(
+    world: World, clock: HandClock
+) -> None:
+    async with receiving(None) as receiver:
+        run = await ended(world, receiver.url)
+        impatient = Receivers(to_private=True, timeout_seconds=TIMEOUT_SECONDS)
+        await called(calling(world, clock, impatient))
+        assert await outcome(world, run) == (None, "no answer within 2 s")
+        clock.time += timedelta(seconds=2)
+        await called(calling(world, clock))
+        assert await outcome(world, run) == (200, None)
+
+
+async def test_a_receiver_that_refuses_connections_is_called_again(
+    world: World, clock: HandClock
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        run = await ended(world, f"http://127.0.0.1:{taken.getsockname()[1]}/")
+        callbacks = calling(world, clock)
+        await called(callbacks)
+        assert await outcome(world, run) == (None, "no answer: ConnectError")
+        clock.time += timedelta(seconds=2)
+        assert await called(callbacks) == 1
+
+
+async def test_a_receiver_that_is_gone_or_fails_for_too_long_is_called_no_more(
+    world: World, clock: HandClock
+) -> None:
+    async with receiving("410 Gone", "500 Oh") as receiver:
+        gone = await ended(world, receiver.url)
+        callbacks = calling(world, clock)
+        await called(callbacks)
+        clock.time += timedelta(seconds=CALLBACK_GIVE_UP_SECONDS)
+        late = await ended(world, receiver.url)
+        assert await called(callbacks) == 1
+        clock.time += timedelta(days=1)
+        assert await called(callbacks) == 0
+        assert await outcome(world, gone) == (410, "answered 410")
+        assert await outcome(world, late) == (500, "answered 500; given up")
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        ["127.0.0.1"],
+        ["::1"],
+        ["10.0.0.7"],
+        ["169.254.169.254"],
+        ["::ffff:127.0.0.1"],
+        ["93.184.215.14", "192.168.0.1"],
+        ["fe80::1%lo"],
+    ],
+    ids=repr,
+)
+async def test_a_name_with_any_address_that_is_not_public_is_not_called(
+    world: World, clock: HandClock, addresses: list[str]
+) -> None:
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        assert host == "rebound.example"
+        return addresses
+
+    async with receiving() as receiver:
+        run = await ended(world, f"http://rebound.example:{receiver.port}/")
+        await called(calling(world, clock, Receivers(to_private=False, resolve=resolve)))
+        code, error = await outcome(world, run)
+        assert code is None
+        assert error is not None
+        assert error.startswith("not called: Leads to an address that is not of the public")
+        assert receiver.calls == []
+        clock.time += timedelta(days=1)
+        assert await called(calling(world, clock)) == 0
+
+
+async def test_the_connection_goes_to_the_address_that_was_checked_under_the_name(
+    world: World, clock: HandClock
+) -> None:
+    asked: list[str] = []
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        asked.append(host)
+        return ["127.0.0.1"]
+
+    async with receiving() as receiver:
+        run = await ended(world, f"http://name.invalid:{receiver.port}/x?y=1")
+        await called(calling(world, clock, Receivers(to_private=True, resolve=resolve)))
+        assert await outcome(world, run) == (200, None)
+        assert asked == ["name.invalid"]
+        (call,) = receiver.calls
+        assert call.line == "POST /x?y=1 HTTP/1.1"
+        assert call.headers["host"] == f"name.invalid:{receiver.port}"
+
+
+def test_public_addresses_are_public() -> None:
+    from ipaddress import ip_address
+
+    for text in ("93.184.215.14", "2606:4700::1111", "64:ff9b::5db8:d70e", "::ffff:8.8.8.8"):
+        assert is_public(ip_address(text)), text
+
+
+async def test_a_call_that_a_process_died_with_is_made_by_another(
+    world: World, clock: HandClock
+) -> None:
+    async with receiving() as receiver:
+        run = await ended(world, receiver.url)
+        assert len(await world.records.callbacks.claim(10, CALLBACK_LEASE_SECONDS)) == 1
+        callbacks = calling(world, clock)
+        assert await called(callbacks) == 0
+        clock.time += timedelta(seconds=CALLBACK_LEASE_SECONDS)
+        assert await called(callbacks) == 1
+        assert await outcome(world, run) == (200, None)
+
+
+async def test_two_processes_make_each_call_once(world: World, clock: HandClock) -> None:
+    async with receiving() as receiver:
+        runs = [await ended(world, receiver.url) for _ in range(8)]
+        processes = [calling(world, clock), calling(world, clock)]
+        await asyncio.gather(*(called(process) for process in processes))
+        assert sorted(call.told["run_id"] for call in receiver.calls) == sorted(
+            run.id for run in runs
+        )
+
+
+async def test_a_run_whose_server_died_is_told_of_by_the_next_one(tmp_path: Path) -> None:
+    async with receiving() as receiver:
+        async with listening(tmp_path, callback_secret=SECRET, callbacks_to_private=True) as live:
+            agent = (await live.agent())["id"]
+            live.gates.hold(agent, 1)
+            path = f"/v1/agents/{agent}/messages/async"
+            run = await live.made(path, told("[chunks=3]", callback_url=receiver.url))
+            await live.gates.reached(agent, 1)
+        # Closing ended the run, and nobody calls any more.
+        assert receiver.calls == []
+        async with listening(tmp_path, callback_secret=SECRET, callbacks_to_private=True):
+            call = await receiver.call()
+        assert (call.told["run_id"], call.told["status"]) == (run["id"], "failed")
+        assert len(receiver.calls) == 1
