@@ -334,6 +334,12 @@ def engine_error(code: str, detail: str) -> EngineError:
     return error
 
 
+class ToolError(ReattachError):
+    """A tool did not do what it was called for; the text is for the model and may be shown."""
+
+    code = "tool_error"
+
+
 # What keeps the server from starting.
 
 

@@ -14,6 +14,7 @@ ConversationId = NewType("ConversationId", str)
 MessageId = NewType("MessageId", str)
 RunId = NewType("RunId", str)
 StepId = NewType("StepId", str)
+ToolId = NewType("ToolId", str)
 
 UUID4: Final = "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 """The text of a version 4, variant 1 UUID (RFC 9562), as a regular expression."""
@@ -22,6 +23,7 @@ AGENT_PATTERN: Final = f"^agent-{UUID4}$"
 BLOCK_PATTERN: Final = f"^block-{UUID4}$"
 CONVERSATION_PATTERN: Final = f"^conv-{UUID4}$"
 MESSAGE_PATTERN: Final = f"^message-{UUID4}$"
+TOOL_PATTERN: Final = f"^tool-{UUID4}$"
 RUN_PATTERN: Final = f"^run-{UUID4}$"
 CONVERSATION_PATH_PATTERN: Final = f"^(default|conv-{UUID4}|agent-{UUID4})$"
 """What may stand in the path of the conversation routes."""

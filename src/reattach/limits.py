@@ -158,6 +158,20 @@ CALLBACK_MAX_RETRY_SECONDS: Final = 900.0
 CALLBACK_GIVE_UP_SECONDS: Final = 24 * 3600.0
 """How long after the end of its run a receiver is still called."""
 
+# Tools of the server.
+
+TOOL_SECONDS: Final = 60.0
+"""How long a tool may take by default: what people wait for an answer to begin."""
+
+MAX_TOOL_OUTPUT_CHARS: Final = 256 * 1024
+"""What a tool may return; more than the context windows of most models have."""
+
+MAX_TOOL_THREADS: Final = 64
+"""Calls of functions that may be running; those that hang count until they return."""
+
+MAX_AGENT_TOOLS: Final = 256
+"""Tools of one agent; models get worse at choosing long before."""
+
 # Requests.
 
 MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024

@@ -19,7 +19,7 @@ from pydantic_settings import (
 from typing_extensions import override
 
 from reattach.errors import StartupError
-from reattach.limits import LEASE_SECONDS, MIN_CALLBACK_SECRET_CHARS
+from reattach.limits import LEASE_SECONDS, MIN_CALLBACK_SECRET_CHARS, TOOL_SECONDS
 from reattach.masking import masked
 from reattach.settings_file import SettingsFile
 
@@ -121,6 +121,12 @@ class Settings(BaseSettings):
     )
     local_model: Path | None = Field(
         None, description="A GGUF file to offer as local/<name>; else an installed one is found."
+    )
+    tools: Words = Field(
+        (), description="Functions that agents may have as tools, as package.module:function."
+    )
+    tool_seconds: float = Field(
+        TOOL_SECONDS, gt=0, description="How long one call of a tool may take."
     )
     scripted: bool = Field(
         False, description="Offer the deterministic models scripted/…, for tests and trying out."

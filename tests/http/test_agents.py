@@ -158,8 +158,6 @@ async def test_a_model_that_the_server_has_not_is_told_at_once(
 @pytest.mark.parametrize(
     "member",
     [
-        {"tools": ["web_search"]},
-        {"tool_ids": ["tool-1"]},
         {"secrets": {"KEY": "v"}},
         {"folder_ids": ["x"]},
         {"identity_ids": ["x"]},

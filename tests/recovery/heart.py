@@ -32,6 +32,7 @@ from reattach.records.records import Records
 from reattach.runs.service import RunService, Send
 from reattach.runs.turns import Overrides
 from reattach.runs.worker import Options
+from reattach.tools.base import Toolbox
 from reattach.wire.sse import split_frames
 from tests.recovery.clocks import LeapClock
 
@@ -54,6 +55,7 @@ class Heart:
         log: Log | None = None,
         records: Records | None = None,
         engine: Engine | None = None,
+        toolbox: Toolbox | None = None,
         clock: Clock | None = None,
         retention: timedelta = timedelta(hours=24),
         ping_interval_seconds: float = 15.0,
@@ -67,6 +69,7 @@ class Heart:
             Catalog([engine or ScriptedEngine(clock=clock)]),
             clock,
             default_model=None,
+            toolbox=toolbox,
             retention=retention,
             ping_interval_seconds=ping_interval_seconds,
             lease_seconds=lease_seconds,

@@ -6,9 +6,10 @@ group are the business of ``runs``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from reattach.events import StopReason, Usage
 from reattach.messages import Message, ToolCallPart
@@ -23,6 +24,16 @@ class ClientTool:
     name: str
     description: str | None
     parameters: Mapping[str, object] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTool:
+    """A tool of the agent, which the server runs: the model may call it, the engine may not."""
+
+    name: str
+    description: str | None
+    parameters: Mapping[str, object]
+    requires_approval: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,9 @@ class Turn:
     max_steps: int = 50
     settings: ModelSettings = field(default_factory=ModelSettings)
     client_tools: Sequence[ClientTool] = ()
+    tools: Sequence[ServerTool] = ()
+    """What the server runs when the model has called it, after which the engine is asked on with
+    a turn whose input is what the tools returned. None has the name of a client's tool."""
     due: Sequence[ToolCallPart] = ()
     """Calls of the step before that may run now: the client approved them, or they needed no
     approval and waited for others. The engine runs them first, with a ToolReturn for each."""
@@ -109,6 +123,13 @@ class ToolReturn:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolStarting:
+    """A tool is about to run. The next delta is asked for when all before is in the log."""
+
+    tool_call_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepFinished:
     """One call of the model is over; what comes next belongs to the next step."""
 
@@ -123,8 +144,8 @@ class Finished:
 
 
 Delta = (
-    TextDelta | ReasoningDelta | ReasoningHidden | ToolCallDelta | ToolReturn | StepFinished
-    | Finished
+    TextDelta | ReasoningDelta | ReasoningHidden | ToolCallDelta | ToolStarting | ToolReturn
+    | StepFinished | Finished
 )  # fmt: skip
 
 
@@ -164,3 +185,18 @@ class Engine(ABC):
     async def aclose(self) -> None:
         """Let go of whatever the engine holds; no turn is under way."""
         return
+
+
+SomeDelta = TypeVar("SomeDelta")
+
+
+@asynccontextmanager
+async def closing_deltas(
+    deltas: AsyncIterator[SomeDelta],
+) -> AsyncIterator[AsyncIterator[SomeDelta]]:
+    """Close a generator of deltas on every way out; a plain iterator has nothing to close."""
+    try:
+        yield deltas
+    finally:
+        if isinstance(deltas, AsyncGenerator):
+            await deltas.aclose()

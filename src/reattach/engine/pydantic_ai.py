@@ -15,12 +15,14 @@ from contextlib import AsyncExitStack, aclosing
 from typing import Final, cast
 
 from reattach.engine.base import (
+    ClientTool,
     Delta,
     Engine,
     Finished,
     Model,
     ReasoningDelta,
     ReasoningHidden,
+    ServerTool,
     StepFinished,
     TextDelta,
     ToolCallDelta,
@@ -181,7 +183,7 @@ class PydanticAIEngine(Engine):
             settings["thinking"] = False
         elif asked.reasoning_effort in _EFFORTS:
             settings["thinking"] = cast("ThinkingEffort", asked.reasoning_effort)
-        if asked.parallel_tool_calls is not None and turn.client_tools:
+        if asked.parallel_tool_calls is not None and (turn.client_tools or turn.tools):
             settings["parallel_tool_calls"] = asked.parallel_tool_calls
         if self._max_retries is not None:
             settings["max_retries"] = self._max_retries
@@ -301,7 +303,7 @@ def _request_parts(message: Message) -> Iterator[pm.ModelRequestPart]:
 
 
 def _unknown_tool(call: ToolCallPart) -> ToolReturn:
-    """What is said of a call that was approved: all tools here are the client's."""
+    """What is said of a call that was approved and that is not of a tool of the server."""
     return ToolReturn(
         call.tool_call_id,
         call.name,
@@ -321,6 +323,7 @@ def _image(part: ImagePart) -> pm.UserContent:
 
 
 def _parameters(turn: Turn) -> ModelRequestParameters:
+    tools: list[ClientTool | ServerTool] = [*turn.client_tools, *turn.tools]
     return ModelRequestParameters(
         function_tools=[
             ToolDefinition(
@@ -328,7 +331,7 @@ def _parameters(turn: Turn) -> ModelRequestParameters:
                 description=tool.description,
                 parameters_json_schema=dict(tool.parameters or {"type": "object"}),
             )
-            for tool in turn.client_tools
+            for tool in tools
         ]
     )
 

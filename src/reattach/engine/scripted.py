@@ -13,6 +13,7 @@ Directive                  Meaning
 ``[unicode]``              Numbered deltas with emoji, CJK, line ends, U+2028 and SSE look-alikes.
 ``[steps=2]``              2 steps of these deltas; the numbers go on.
 ``[tool=name]``            A first step that calls the server's tool ``name`` and gets its return.
+                           If the agent has the tool it is run; else the return is made up.
 ``[client_tool=a,b]``      Calls these tools of the client after the text, all at once, and stops:
                            ``requires_approval``.
 ``[approve=a,b]``          The same for tools of the server that need approval.
@@ -290,14 +291,17 @@ def _script_of(turn: Turn) -> _Script:
     if sent is not None or not (turn.due or _returns(turn)):
         return _Script.parse(sent or "")
     script = _Script.parse(_last_user_text(turn.history) or "")
+    attached = {tool.name for tool in turn.tools}
     rounds = 0
     for message in reversed(turn.history):
         if message.role is Role.USER:
             break
-        rounds += any(isinstance(p, ToolCallPart) and p.needs_approval for p in message.parts)
+        calls = (part for part in message.parts if isinstance(part, ToolCallPart))
+        rounds += any(call.needs_approval or call.name in attached for call in calls)
     if rounds >= script.rounds:
         script.client_tool = script.approve = script.without_approval = ()
-    script.tool = None
+    if rounds >= script.rounds or script.tool not in attached:
+        script.tool = None
     script.chunks = None
     script.unicode = False
     script.steps = 1
@@ -356,12 +360,16 @@ class _Answer:
         steps: list[Iterator[Delta]] = [self._step() for _ in range(script.steps)]
         if script.tool is not None:
             steps.insert(0, self._tool_step(script.tool))
+        names = (*script.client_tool, *script.approve)
+        if script.tool is not None and self._is_attached(script.tool):
+            del steps[1:]  # It goes on when the tool has returned.
+            names = ()
         reason = script.stop or StopReason.END_TURN
         allowed = max(self.turn.max_steps, 1)
         if len(steps) > allowed:
             del steps[allowed:]
             reason = StopReason.MAX_STEPS
-        elif names := (*script.client_tool, *script.approve):
+        elif names:
             steps[-1] = self._approval_step(names)
             reason = StopReason.REQUIRES_APPROVAL
         yield from map(_run_tool, self.turn.due)
@@ -388,7 +396,11 @@ class _Answer:
     def _tool_step(self, name: str) -> Iterator[Delta]:
         call_id = self._call_id(name)
         yield from self._call(call_id, name, needs_approval=False)
-        yield ToolReturn(call_id, name, "success", f"{name} returned 1")
+        if not self._is_attached(name):
+            yield ToolReturn(call_id, name, "success", f"{name} returned 1")
+
+    def _is_attached(self, name: str) -> bool:
+        return any(tool.name == name for tool in self.turn.tools)
 
     def _approval_step(self, names: Sequence[str]) -> Iterator[Delta]:
         yield from self._step()

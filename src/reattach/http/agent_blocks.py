@@ -4,17 +4,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from reattach.errors import NotFoundError
 from reattach.http.agents import agent_state
 from reattach.http.body import JsonRoute
 from reattach.http.context import ContextDep, TenantDep
-from reattach.http.paging import ShortPage
+from reattach.http.paging import ShortPage, stretch
 from reattach.http.schemas.agent import AgentState
 from reattach.http.schemas.block import BlockState, BlockUpdate
 from reattach.http.schemas.fields import AgentPath, BlockPath
 from reattach.ids import AgentId, BlockId
 from reattach.limits import MAX_NAME_CHARS
-from reattach.records.base import Block, Page
 
 router = APIRouter(route_class=JsonRoute, tags=["agents"])
 
@@ -30,7 +28,8 @@ async def list_blocks(
     agent_id: AgentPath, context: ContextDep, tenant: TenantDep, page: ShortPage
 ) -> list[BlockState]:
     agent = await context.records.agents.get(tenant, AgentId(agent_id))
-    return [BlockState.of(block) for block in _stretch(agent.blocks, page)]
+    blocks = stretch(agent.blocks, page, lambda block: block.id, "Block")
+    return [BlockState.of(block) for block in blocks]
 
 
 @router.get(
@@ -87,17 +86,3 @@ async def detach_block(
     await context.records.blocks.detach(tenant, AgentId(agent_id), BlockId(block_id))
     agent = await context.records.agents.get(tenant, AgentId(agent_id))
     return await agent_state(context, tenant, agent, None)
-
-
-def _stretch(blocks: tuple[Block, ...], page: Page) -> list[Block]:
-    """The page of an agent's blocks, which are in the order in which it got them."""
-    ordered = list(blocks if page.ascending else reversed(blocks))
-    places = {block.id: place for place, block in enumerate(ordered)}
-    for cursor in (page.after, page.before):
-        if cursor is not None and cursor not in places:
-            raise NotFoundError(f"Block not found with id={cursor}")
-    first = 0 if page.after is None else places[BlockId(page.after)] + 1
-    end = len(ordered) if page.before is None else places[BlockId(page.before)]
-    if page.before is not None and page.after is None:
-        return ordered[max(0, end - page.limit) : end]
-    return ordered[first:end][: page.limit]

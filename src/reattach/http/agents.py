@@ -1,11 +1,12 @@
 """Agents."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 
-from reattach.errors import NotImplementedHereError
+from reattach.errors import NotFoundError, NotImplementedHereError
 from reattach.events import StopReason
 from reattach.http.body import JsonRoute
 from reattach.http.context import Context, ContextDep, TenantDep
@@ -32,6 +33,7 @@ from reattach.ids import AgentId, BlockId, TenantId
 from reattach.limits import MAX_PAGE_ITEMS, MAX_QUERY_CHARS, MAX_QUERY_VALUES
 from reattach.prompt import system_message
 from reattach.records.base import Agent, Page, Thread
+from reattach.tools.base import SETTING, Tool
 from reattach.wire.letta import approval_request
 
 router = APIRouter(route_class=JsonRoute, tags=["agents"])
@@ -88,6 +90,8 @@ async def create_agent(body: AgentCreate, context: ContextDep, tenant: TenantDep
     _refuse_what_is_not_offered(body)
     now = context.clock.now()
     agent = body.agent(now)
+    if (tools := _tool_rules(context, body, {})) is not None:
+        agent = replace(agent, settings={**agent.settings, SETTING: tools})
     check_model(context.catalog, agent.model)
     block_ids = [BlockId(block_id) for block_id in body.block_ids or ()]
     present = [await context.records.blocks.get(tenant, block_id) for block_id in block_ids]
@@ -112,7 +116,10 @@ async def modify_agent(
 ) -> AgentState:
     _refuse_what_is_not_offered(body)
     agent = await context.records.agents.get(tenant, AgentId(agent_id))
-    changes = body.changes(agent)
+    changes = dict(body.changes(agent))
+    had = agent.settings.get(SETTING) or {}
+    if (tools := _tool_rules(context, body, had)) is not None:
+        changes["settings"] = {**changes.get("settings", agent.settings), SETTING: tools}
     check_model(context.catalog, changes.get("model"))
     block_ids = None if body.block_ids is None else [BlockId(one) for one in body.block_ids]
     agent = await context.records.agents.update(tenant, agent.id, changes, block_ids=block_ids)
@@ -154,7 +161,7 @@ async def reset_messages(agent_id: AgentPath, context: ContextDep, tenant: Tenan
 def view_of(context: Context, include: Collection[Include] | None) -> AgentView:
     models = {model.handle: model for model in context.catalog.models()}
     default = context.settings.default_model or next(iter(models), None)
-    return AgentView(default, models, include)
+    return AgentView(default, models, context.toolbox, include)
 
 
 async def agent_state(
@@ -178,6 +185,27 @@ def _order(
             return sort_by
         case _:
             return None
+
+
+def _tool_rules(
+    context: Context, body: AgentCreate | AgentUpdate, had: Mapping[str, bool | None]
+) -> dict[str, bool | None] | None:
+    """The agent's tools as the body names them, by name and id; None if it does not.
+
+    What the agent wanted of approvals stays. Raises NotFoundError for a tool that is not there.
+    """
+    if body.tools is None and body.tool_ids is None:
+        return None
+    found: list[Tool] = []
+    for name in body.tools or ():
+        if (tool := context.toolbox.by_name(name)) is None:
+            raise NotFoundError(f"Tool not found with name={name[:100]}; see GET /v1/tools/.")
+        found.append(tool)
+    for tool_id in body.tool_ids or ():
+        if (tool := context.toolbox.by_id(tool_id)) is None:
+            raise NotFoundError(f"Tool not found with id={tool_id}")
+        found.append(tool)
+    return {tool.name: had.get(tool.name) for tool in found}
 
 
 def _refuse_what_is_not_offered(body: AgentCreate | AgentUpdate) -> None:

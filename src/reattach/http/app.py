@@ -23,6 +23,7 @@ from reattach.http import (
     resuming,
     runs,
     sending,
+    tools,
 )
 from reattach.http.auth import OPEN_PATHS, Authentication, Authenticator, is_loopback
 from reattach.http.context import Context
@@ -51,6 +52,7 @@ TAGS: Final = [
     {"name": "runs", "description": "The turns of agents, running and ended, and their streams."},
     {"name": "messages", "description": "Stored messages by their ids."},
     {"name": "blocks", "description": "Pieces of memory that agents can share."},
+    {"name": "tools", "description": "What the server runs when an agent's model calls it."},
     {"name": "models", "description": "What agents can answer with."},
     {"name": "health", "description": "For probes; need no key."},
 ]
@@ -139,6 +141,7 @@ def create_app(context: Context) -> FastAPI:
         agents,
         agent_blocks,
         blocks,
+        tools,
         conversations,
         messages,
         sending,

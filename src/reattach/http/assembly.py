@@ -27,6 +27,9 @@ from reattach.runs.receivers import Receivers
 from reattach.runs.service import RunService
 from reattach.runs.upkeep import keep_alive, keep_up, listen
 from reattach.settings import Settings
+from reattach.tools.base import Toolbox
+from reattach.tools.function import function_tools
+from reattach.tools.threads import Threads
 
 logger = structlog.get_logger(__name__)
 
@@ -59,18 +62,32 @@ def engines_of(settings: Settings, clock: Clock) -> list[Engine]:
     return engines
 
 
+def toolbox_of(settings: Settings) -> Toolbox:
+    """The tools that the settings and installed packages bring; imports them.
+
+    Raises StartupError if one can not be had.
+    """
+    return Toolbox(function_tools(settings.tools, Threads()))
+
+
 @asynccontextmanager
 async def assembled(
-    settings: Settings, *, engines: Sequence[Engine] | None = None, clock: Clock | None = None
+    settings: Settings,
+    *,
+    engines: Sequence[Engine] | None = None,
+    toolbox: Toolbox | None = None,
+    clock: Clock | None = None,
 ) -> AsyncIterator[Context]:
     """A whole server but for its port: stores open, old runs recovered, upkeep going on.
 
-    ``engines`` go instead of those of the settings. On leaving, every open run has its terminal
-    group and the stores are closed. Raises StartupError, StoreUnavailableError.
+    ``engines`` and ``toolbox`` go instead of those of the settings. On leaving, every open run has
+    its terminal group and the stores are closed. Raises StartupError, StoreUnavailableError.
     """
     clock = clock or SystemClock()
     if engines is None:
         engines = await asyncio.to_thread(engines_of, settings, clock)
+    if toolbox is None:
+        toolbox = await asyncio.to_thread(toolbox_of, settings)
     catalog = Catalog(engines)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(catalog.aclose)
@@ -82,6 +99,8 @@ async def assembled(
             catalog,
             clock,
             default_model=settings.default_model or _first_model(catalog),
+            toolbox=toolbox,
+            tool_seconds=settings.tool_seconds,
             retention=timedelta(seconds=settings.retention_seconds),
             ping_interval_seconds=settings.ping_interval_seconds,
             lease_seconds=settings.lease_seconds,
@@ -97,7 +116,7 @@ async def assembled(
         await stack.enter_async_context(_going_on(keep_up(runs, clock, settings.retention_seconds)))
         if callbacks is not None:
             await stack.enter_async_context(_going_on(callbacks.keep_calling()))
-        yield Context(records, catalog, settings, clock, runs)
+        yield Context(records, catalog, settings, clock, runs, toolbox)
 
 
 def _callbacks(settings: Settings, records: Records, clock: Clock) -> Callbacks | None:

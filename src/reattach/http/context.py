@@ -1,6 +1,6 @@
 """What the routes work with: one context for each application, and the tenant of each request."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends
@@ -11,6 +11,7 @@ from reattach.engine.catalog import Catalog
 from reattach.ids import TenantId
 from reattach.records.records import Records
 from reattach.settings import Settings
+from reattach.tools.base import Toolbox
 
 if TYPE_CHECKING:
     from reattach.runs.service import RunService
@@ -25,6 +26,7 @@ class Context:
     settings: Settings
     clock: Clock
     runs: "RunService"
+    toolbox: Toolbox = field(default_factory=Toolbox)
 
 
 async def get_context(request: Request) -> Context:

@@ -20,20 +20,25 @@ class NotOffered(NamedTuple):
     methods: tuple[str, ...] = ALL
 
 
-_TOOLS_LATER: Final = "Send 'client_tools' with a message: tools that the client runs."
 _CONTEXT: Final = "Put what the agent should know into memory blocks or messages."
 _HOSTED: Final = "It belongs to the hosted product."
 
 LATER: Final = (
     NotOffered(
-        "Tools that the server runs",
-        _TOOLS_LATER,
+        "Searching tools",
+        "List them with a part of their name as 'search'.",
+        ("/v1/tools/search",),
+        ("POST",),
+    ),
+    NotOffered(
+        "Making and changing tools by request",
+        "The server's settings and installed packages bring its tools; see GET /v1/tools/.",
         (
-            "/v1/tools",
+            "/v1/tools/",
             "/v1/tools/{rest:path}",
-            "/v1/agents/{agent_id}/tools",
-            "/v1/agents/{agent_id}/tools/{rest:path}",
+            "/v1/agents/{agent_id}/tools/{tool_name}/run",
         ),
+        ("POST", "PUT", "PATCH", "DELETE"),
     ),
     NotOffered(
         "Compacting a conversation",

@@ -1,10 +1,11 @@
 """Which stretch of a list is asked for."""
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Literal
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import Depends, Query
 
+from reattach.errors import NotFoundError
 from reattach.http.schemas.fields import Limit, Order
 from reattach.limits import MAX_ID_CHARS
 from reattach.records.base import Page
@@ -47,3 +48,24 @@ ShortPage = Annotated[Page, Depends(page_query(limit=50, order="desc"))]
 
 OldestPage = Annotated[Page, Depends(page_query(limit=50, order="asc"))]
 """50 items, the oldest first."""
+
+Item = TypeVar("Item")
+
+
+def stretch(
+    items: Sequence[Item], page: Page, id_of: Callable[[Item], str], noun: str
+) -> list[Item]:
+    """The page of a list that is here whole, in ascending order.
+
+    Raises NotFoundError for a cursor that is none of its items.
+    """
+    ordered = list(items if page.ascending else reversed(items))
+    places = {id_of(item): place for place, item in enumerate(ordered)}
+    for cursor in (page.after, page.before):
+        if cursor is not None and cursor not in places:
+            raise NotFoundError(f"{noun} not found with id={cursor}")
+    first = 0 if page.after is None else places[page.after] + 1
+    end = len(ordered) if page.before is None else places[page.before]
+    if page.before is not None and page.after is None:
+        return ordered[max(0, end - page.limit) : end]
+    return ordered[first:end][: page.limit]

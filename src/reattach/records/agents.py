@@ -1,7 +1,7 @@
 """Agents, with their blocks and tags."""
 
 import builtins
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from reattach.events import StopReason
 from reattach.ids import AgentId, BlockId, RunId, TenantId
 from reattach.messages import Message
 from reattach.records import lookup, schema, threads
-from reattach.records.base import Agent, Page, Thread
+from reattach.records.base import Agent, JsonObject, Page, Thread
 from reattach.records.blocks import attach_blocks, blocks_of, insert_blocks
 from reattach.records.changes import checked
 from reattach.records.paging import Order, page_of
@@ -124,6 +124,24 @@ class Agents:
                 await _set_tags(connection, agent_id, tags)
             if block_ids is not None:
                 await _set_blocks(connection, agent_id, block_ids)
+            return await _get(connection, tenant, agent_id)
+
+    async def change_settings(
+        self,
+        tenant: TenantId,
+        agent_id: AgentId,
+        change: Callable[[JsonObject], JsonObject],
+    ) -> Agent:
+        """Set the settings to what ``change`` makes of them; nobody else changes them meanwhile.
+
+        ``change`` may be called again, and what it raises leaves them as they are.
+        """
+        table = schema.agents
+        async with self._database.write() as connection:
+            await lookup.hold(connection, table, tenant, agent_id)
+            row = await lookup.require(connection, table, tenant, agent_id)
+            values = {"settings": change(row["settings"]), "updated_at": self._clock.now()}
+            await connection.execute(update(table).where(table.c.id == agent_id).values(values))
             return await _get(connection, tenant, agent_id)
 
     async def delete(self, tenant: TenantId, agent_id: AgentId) -> builtins.list[RunId]:

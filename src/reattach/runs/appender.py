@@ -40,6 +40,7 @@ class Appender:
         self._token = token
         self._clock = clock
         self._on_failure = on_failure
+        self._acknowledged_seq = last_seq
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._total_bytes = 0
@@ -67,6 +68,15 @@ class Appender:
     async def room(self) -> None:
         """Return when little enough is pending; raise ``failure`` if there is one."""
         while self.failure is None and self._pending_bytes > PENDING_APPEND_BYTES:
+            self._flushed.clear()
+            await self._flushed.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def flush(self) -> None:
+        """Return when the log holds all that was put; raise ``failure`` if there is one."""
+        last_seq = self.last_seq
+        while self.failure is None and self._acknowledged_seq < last_seq:
             self._flushed.clear()
             await self._flushed.wait()
         if self.failure is not None:
@@ -110,7 +120,9 @@ class Appender:
                 self._wake.clear()
                 frames, self._pending, self._pending_bytes = self._pending, [], 0
                 close = self._closing
-                await self._append(self.last_seq - len(frames) + 1, frames, close)
+                last_seq = self.last_seq
+                await self._append(last_seq - len(frames) + 1, frames, close)
+                self._acknowledged_seq = last_seq
                 self._flushed.set()
                 if close:
                     return

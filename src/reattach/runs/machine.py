@@ -26,6 +26,7 @@ from reattach.engine.base import (
     TextDelta,
     ToolCallDelta,
     ToolReturn,
+    ToolStarting,
 )
 from reattach.errors import EngineError
 from reattach.events import (
@@ -89,6 +90,8 @@ class RunMachine:
             case Finished():
                 self._finish_reason = delta.reason
                 return []
+            case ToolStarting():
+                return self._flush()
             case ToolReturn():
                 self._waiting.discard(delta.tool_call_id)
                 return [*self._flush(), self._returned(delta)]

@@ -1,11 +1,12 @@
 """How runs end that nobody works on: from their logs, by whoever takes them over."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 
+from reattach.approvals import has_answer
 from reattach.clock import Clock
 from reattach.errors import FencedError, LogNotFoundError, NotFoundError, StoreUnavailableError
 from reattach.events import Event, RunStatus, Stopped, Usage
@@ -16,6 +17,7 @@ from reattach.limits import (
     SWEEP_BATCH_RUNS,
 )
 from reattach.log.base import Head, Log
+from reattach.messages import ToolCallPart
 from reattach.records.base import Run, Settlement
 from reattach.records.records import Records
 from reattach.runs.endings import CANCELLED, LOG_LOST, OWNER_DIED, Ending
@@ -103,7 +105,8 @@ class Recovery:
                 endless.run = owned
                 ending = CANCELLED if owned.cancel_requested_at else endless.ending
                 try:
-                    await end_orphan(owned, ending, self._log, self._clock, self._settle)
+                    due = await self._due(owned)
+                    await end_orphan(owned, ending, self._log, self._clock, self._settle, due=due)
                 except FencedError:
                     logger.info("run taken over by another process", run_id=run.id)
             self.endless.pop(run.id, None)
@@ -124,6 +127,13 @@ class Recovery:
                 await self._records.runs.disclaim(run.id, self._ownership.owner)
             raise
 
+    async def _due(self, run: Run) -> list[ToolCallPart]:
+        """The calls that the run had to run first, if it answered an approval request."""
+        if run.status is RunStatus.CREATED or not has_answer(run.input):
+            return []
+        pending = await self._records.messages.pending(run.tenant, run.thread)
+        return [] if pending is None else pending.due(run.input)
+
     async def _own(self, run: Run) -> Run | None:
         """Take the run over; None if it has ended or another process was first."""
         owner = self._ownership.owner
@@ -143,12 +153,15 @@ async def end_orphan(
     log: Log,
     clock: Clock,
     settle: Callable[[Run, Settlement], Awaitable[None]],
+    *,
+    due: Sequence[ToolCallPart] = (),
 ) -> None:
     """Give the log of ``run`` its end, if it has none, and settle the run from it.
 
     ``run.token`` must be newer than that of the owner that is gone, so that the owner can not
-    append any more. A log that was lost ends where no reader has been. Repeating it is safe at
-    every point. Raises FencedError if somebody else took the run over meanwhile,
+    append any more. The tools of the calls that were ``due`` may have run: nobody knows, and the
+    conversation is told so. A log that was lost ends where no reader has been. Repeating it is
+    safe at every point. Raises FencedError if somebody else took the run over meanwhile,
     StoreUnavailableError if a store does not answer.
     """
     if await _is_lost(run, log):
@@ -157,6 +170,8 @@ async def end_orphan(
     else:
         head = await log.open(run.id, run.token)
     transcript = await _read(run, log, head)
+    transcript.due = tuple(due)
+    transcript.begun = {call.tool_call_id for call in due}
     if not head.closed:
         events: list[Event] = [Stopped(ending.reason)]
         if ending.failure is not None:

@@ -33,6 +33,7 @@ from reattach.limits import (
     OPEN_WAIT_SECONDS,
     SETTLE_WAIT_SECONDS,
     SWEEP_BATCH_RUNS,
+    TOOL_SECONDS,
 )
 from reattach.log.base import Log
 from reattach.messages import Message
@@ -56,6 +57,8 @@ from reattach.runs.recovery import Recovery
 from reattach.runs.settlements import Settlements
 from reattach.runs.turns import Overrides, chosen_model, make_turn
 from reattach.runs.worker import Options, Worker
+from reattach.tools.base import Toolbox
+from reattach.tools.loop import ToolLoop
 
 logger = structlog.get_logger(__name__)
 
@@ -98,6 +101,8 @@ class RunService:
         clock: Clock,
         *,
         default_model: str | None = None,
+        toolbox: Toolbox | None = None,
+        tool_seconds: float = TOOL_SECONDS,
         retention: timedelta = timedelta(hours=24),
         ping_interval_seconds: float = 15.0,
         lease_seconds: float = LEASE_SECONDS,
@@ -111,6 +116,8 @@ class RunService:
         self._catalog = catalog
         self._clock = clock
         self._default_model = default_model
+        self._toolbox = toolbox or Toolbox()
+        self._tool_seconds = tool_seconds
         self._retention = retention
         self._callback_due = callback_due
         self._workers: dict[str, Worker] = {}
@@ -154,6 +161,8 @@ class RunService:
                 "the server offers none. Name one of GET /v1/models/ as the agent's 'model'."
             )
         engine = self._catalog.engine(model)
+        if tools := self._toolbox.attached(send.agent.settings):
+            engine = ToolLoop(engine, tools, self._clock, call_seconds=self._tool_seconds)
         run = self._new_run(send, model)
         aliases = [otid_alias(run.tenant, one.otid) for one in run.input if one.otid]
         # Asked for nothing but its answer: without it, the run that is made could not begin.

@@ -52,6 +52,10 @@ class Transcript:
         self.stopped: Stopped | None = None
         self.failed: Failed | None = None
         self.usage = Usage()
+        self.due: tuple[ToolCallPart, ...] = ()
+        """Calls of the run before that this one had to run first."""
+        self.begun: set[str] = set()
+        """The calls whose tools may have begun to run."""
 
     def add(self, event: Event) -> None:
         match event:
@@ -102,7 +106,7 @@ class Transcript:
         assert self.stopped is not None, f"{run.id} has no terminal group"
         reason = self.stopped.reason
         output = self.messages(run)
-        output += self._unreturned(output, completed_at)
+        output += self._unreturned(run, output, completed_at)
         keeps = output or reason.run_status is RunStatus.COMPLETED
         first_step = steps[0].id if steps else None
         sent = tuple(_sent(message, run, first_step) for message in run.input)
@@ -116,7 +120,7 @@ class Transcript:
             duration_ns=int((completed_at - run.created_at).total_seconds() * 1e9),
         )
 
-    def _unreturned(self, output: Sequence[Message], at: datetime) -> tuple[Message, ...]:
+    def _unreturned(self, run: Run, output: Sequence[Message], at: datetime) -> tuple[Message, ...]:
         """What is said for calls that nobody will return any more, as no model takes one without.
 
         Where a client is asked for approval, all calls of the message wait for its answer.
@@ -127,7 +131,7 @@ class Transcript:
             return ()
         parts = [(message, part) for message in output for part in message.parts]
         returned = {p.tool_call_id for _, p in parts if isinstance(p, ToolReturnPart)}
-        return tuple(
+        own = tuple(
             Message(
                 id=new_message_id(),
                 role=Role.TOOL,
@@ -139,6 +143,25 @@ class Transcript:
             )
             for message, part in parts
             if isinstance(part, ToolCallPart) and part.tool_call_id not in returned
+        )
+        return (*self._left_due(run, returned, at), *own)
+
+    def _left_due(self, run: Run, returned: set[str], at: datetime) -> tuple[Message, ...]:
+        """The same for the calls that were due, once one of them may have begun to run."""
+        left = [call for call in self.due if call.tool_call_id not in returned]
+        if not left or self.begun.isdisjoint(call.tool_call_id for call in self.due):
+            return ()
+        parts = tuple(
+            ToolReturnPart(
+                call.tool_call_id,
+                call.name,
+                "error",
+                _UNKNOWN if call.tool_call_id in self.begun else _NOT_RUN,
+            )
+            for call in left
+        )
+        return (
+            Message(id=new_message_id(), role=Role.TOOL, parts=parts, created_at=at, run_id=run.id),
         )
 
     def _step(self, run: Run, record: StepRecord, *, last: bool) -> Step:

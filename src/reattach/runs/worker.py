@@ -1,8 +1,7 @@
 """The work on one run in this process: engine to log, to the end, whoever is reading."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -15,7 +14,9 @@ from reattach.engine.base import (
     TextDelta,
     ToolCallDelta,
     ToolReturn,
+    ToolStarting,
     Turn,
+    closing_deltas,
 )
 from reattach.errors import (
     EngineError,
@@ -223,8 +224,9 @@ class Worker:
         """Feed the engine's deltas to the log. Cancelling it is how a run is ended."""
         assert self._appender is not None
         turn = await patiently(self._clock, self._make_turn)
+        self._transcript.due = tuple(turn.due)
         held_bytes = 0
-        async with _closing(self._engine.run(turn)) as deltas:
+        async with closing_deltas(self._engine.run(turn)) as deltas:
             async for delta in deltas:
                 # What is not streamed as it comes is in no log yet, but in memory all the same.
                 held_bytes += _size_bytes(delta)
@@ -235,6 +237,10 @@ class Worker:
                 events = self._machine.on_delta(delta)
                 self._fold(events)
                 self._appender.put(self._visible(events))
+                if isinstance(delta, ToolStarting):
+                    # What a tool does can not be taken back: its call has to be known before.
+                    self._transcript.begun.add(delta.tool_call_id)
+                    await self._appender.flush()
                 await self._appender.room()
 
     def _fold(self, events: list[Event]) -> None:
@@ -251,16 +257,6 @@ class Worker:
 
 def _disowned(run: Run) -> FencedError:
     return FencedError(f"{run.id} has another owner, or none.")
-
-
-@asynccontextmanager
-async def _closing(deltas: AsyncIterator[Delta]) -> AsyncIterator[AsyncIterator[Delta]]:
-    """Close an engine's generator on every way out; a plain iterator has nothing to close."""
-    try:
-        yield deltas
-    finally:
-        if isinstance(deltas, AsyncGenerator):
-            await deltas.aclose()
 
 
 def _size_bytes(delta: Delta) -> int:

@@ -29,6 +29,7 @@ from reattach.engine.base import (
     TextDelta,
     ToolCallDelta,
     ToolReturn,
+    ToolStarting,
     Turn,
 )
 from reattach.events import StopReason
@@ -136,7 +137,7 @@ class EngineConformance:
                 case StepFinished(usage):
                     assert usage.step_count == 1
                     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
-                case ToolReturn() | ReasoningHidden() | Finished():
+                case ToolStarting() | ToolReturn() | ReasoningHidden() | Finished():
                     pass
         assert [d for d in deltas if isinstance(d, Finished)] == deltas[-1:]
 

@@ -33,10 +33,12 @@ from reattach.http.schemas.settings import (
     ResponseFormat,
     Tokens,
 )
-from reattach.ids import BLOCK_PATTERN, new_agent_id
-from reattach.limits import MAX_AGENT_BLOCKS, MAX_NAME_CHARS
+from reattach.http.schemas.tool import ToolBody
+from reattach.ids import BLOCK_PATTERN, TOOL_PATTERN, new_agent_id
+from reattach.limits import MAX_AGENT_BLOCKS, MAX_AGENT_TOOLS, MAX_NAME_CHARS
 from reattach.prompt import DEFAULT_SYSTEM
 from reattach.records.base import Agent
+from reattach.tools.base import Toolbox
 
 AgentType = Literal[
     "memgpt_agent",
@@ -72,6 +74,10 @@ BlockIds = Annotated[
     list[Annotated[str, Field(pattern=BLOCK_PATTERN)]], Field(max_length=MAX_AGENT_BLOCKS)
 ]
 
+ToolIds = Annotated[
+    list[Annotated[str, Field(pattern=TOOL_PATTERN)]], Field(max_length=MAX_AGENT_TOOLS)
+]
+
 
 class Memory(Answer):
     agent_type: str
@@ -87,6 +93,7 @@ class AgentView:
 
     default_model: str | None
     models: Mapping[str, Model]
+    toolbox: Toolbox
     include: Collection[Include] | None = None
     """The relations that are filled; None: all."""
 
@@ -110,7 +117,7 @@ class AgentState(Answer):
     memory: Memory
     blocks: list[BlockState]
     tags: list[str]
-    tools: list[dict[str, Any]] = Field(default_factory=list)
+    tools: list[ToolBody] = Field(default_factory=list)
     sources: list[dict[str, Any]] = Field(default_factory=list)
     message_ids: list[str] | None = Field(
         description="The messages of its default thread, the oldest first; null in lists."
@@ -167,6 +174,9 @@ class AgentState(Answer):
             embedding=agent.embedding,
             memory=Memory(agent_type=agent.agent_type, blocks=blocks),
             blocks=blocks,
+            tools=[ToolBody.attached(one) for one in view.toolbox.attached(agent.settings)]
+            if view.shows("agent.tools")
+            else [],
             tags=list(agent.tags) if view.shows("agent.tags") else [],
             message_ids=None if message_ids is None else list(message_ids),
             metadata=None if agent.metadata is None else dict(agent.metadata),
@@ -207,8 +217,10 @@ class _AgentMembers(Body):
     per_file_view_window_char_limit: Count | None = None
     project_id: Word | None = None
 
-    tools: list[Any] | None = Field(None, description="Not offered yet.")
-    tool_ids: list[Any] | None = Field(None, description="Not offered yet.")
+    tools: Annotated[list[Word], Field(max_length=MAX_AGENT_TOOLS)] | None = Field(
+        None, description="Tools of the server, by name; see `GET /v1/tools/`."
+    )
+    tool_ids: ToolIds | None = Field(None, description="Tools of the server, by id.")
     secrets: dict[str, Any] | None = Field(None, description="Not offered yet.")
     tool_exec_environment_variables: dict[str, Any] | None = Field(
         None, description="Not offered yet."
@@ -252,10 +264,8 @@ KEPT_MEMBERS: Final = frozenset(
 )
 
 NOT_OFFERED_MEMBERS: Final[Mapping[str, str]] = {
-    "tools": "Tools on the server are not offered yet; leave them out.",
-    "tool_ids": "Tools on the server are not offered yet; leave them out.",
-    "secrets": "Secrets are for tools on the server, which are not offered yet.",
-    "tool_exec_environment_variables": "They are for tools, which are not offered yet.",
+    "secrets": "Put what a tool needs into the server's environment.",
+    "tool_exec_environment_variables": "Put what a tool needs into the server's environment.",
     "folder_ids": "Put what the agent should know into memory blocks or messages.",
     "source_ids": "Put what the agent should know into memory blocks or messages.",
     "identity_ids": "Tell agents apart by tags.",

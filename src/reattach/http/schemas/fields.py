@@ -14,6 +14,7 @@ from reattach.ids import (
     CONVERSATION_PATH_PATTERN,
     CONVERSATION_PATTERN,
     MESSAGE_PATTERN,
+    TOOL_PATTERN,
 )
 from reattach.limits import (
     MAX_CONTEXT_TOKENS,
@@ -122,6 +123,7 @@ def _id_path(prefix: str, pattern: str, noun: str) -> Any:
 AgentPath = Annotated[str, _id_path("agent-", AGENT_PATTERN, "agent")]
 BlockPath = Annotated[str, _id_path("block-", BLOCK_PATTERN, "block")]
 ConversationPath = Annotated[str, _id_path("conv-", CONVERSATION_PATTERN, "conversation")]
+ToolPath = Annotated[str, _id_path("tool-", TOOL_PATTERN, "tool")]
 MessagePath = Annotated[str, _id_path("message-", MESSAGE_PATTERN, "message")]
 ThreadPath = Annotated[
     str,

@@ -1,0 +1,203 @@
+"""A process that dies while a tool runs: its call is known, and it is never run again by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import pytest
+
+from reattach.approvals import pending_approval
+from reattach.clock import SystemClock
+from reattach.errors import NoPendingApprovalError
+from reattach.events import StopReason, ToolCallRequested
+from reattach.ids import DEFAULT_TENANT, RunId, new_message_id
+from reattach.limits import ENGINE_STOP_SECONDS
+from reattach.messages import ApprovalPart, Message, Role, ToolCallPart, ToolReturnPart
+from reattach.records.base import Conversation, Run, Thread
+from reattach.runs.service import Send
+from reattach.tools.base import SETTING, Tool, Toolbox
+from reattach.wire import letta
+from tests.recovery.faults import FaultyLog, Gate, Life, faulty_records
+from tests.recovery.heart import Heart
+
+WAIT_SECONDS = ENGINE_STOP_SECONDS * 5
+
+
+@dataclass
+class Launch(Tool):
+    """Counts its calls; ``during`` takes place within each, and then it hangs if it is told to."""
+
+    during: Callable[[], Any] = lambda: None
+    requires_approval: bool = False
+    hangs: bool = True
+    name: str = "launch"
+    description: str | None = None
+    parameters: dict[str, Any] = field(default_factory=lambda: {"type": "object"})
+    kind: Literal["custom", "external_mcp"] = "custom"
+    calls: int = 0
+
+    async def call(self, arguments: str) -> str:
+        self.calls += 1
+        self.during()
+        if self.hangs:
+            await asyncio.Event().wait()
+        return "launched"
+
+
+def sent(heart: Heart, conversation: Conversation, *messages: Message, text: str = "") -> Send:
+    agent = replace(heart.agent, settings={SETTING: {"launch": None}})
+    send = replace(heart.send(conversation, text or "[tool=launch]"), agent=agent)
+    return replace(send, messages=messages) if messages else send
+
+
+async def history(heart: Heart, conversation: Conversation) -> list[Message]:
+    thread = Thread(conversation.agent_id, conversation.id)
+    return list(await heart.records.messages.history(DEFAULT_TENANT, thread))
+
+
+async def died(heart: Heart, life: Life, tool: Tool, send: Send) -> Run:
+    """A process that dies at the end of ``life``; the run that it worked on."""
+    service = heart.service(
+        log=FaultyLog(heart.log, life),
+        records=faulty_records(heart.records, life),
+        toolbox=Toolbox([tool]),
+    )
+    async with asyncio.timeout(WAIT_SECONDS):
+        run = await service.send(send)
+        await life.ended.wait()
+    return run
+
+
+async def recovered(heart: Heart, tool: Tool, run: Run) -> None:
+    service = heart.service(toolbox=Toolbox([tool]))
+    async with asyncio.timeout(WAIT_SECONDS):
+        await service.start()
+    assert (await heart.run(run)).stop_reason is StopReason.ERROR
+
+
+def returns(messages: list[Message]) -> list[tuple[str, str]]:
+    parts = [part for message in messages for part in message.parts]
+    return [(one.status, one.output) for one in parts if isinstance(one, ToolReturnPart)]
+
+
+@pytest.mark.promise("P3")
+@pytest.mark.parametrize("stream_tokens", [False, True])
+async def test_the_call_is_in_the_log_before_its_tool_runs(
+    heart: Heart, stream_tokens: bool
+) -> None:
+    gate = Gate("log.append")
+    tool = Launch(hangs=False)
+    conversation = await heart.conversation()
+    service = heart.service(log=FaultyLog(heart.log, gate), toolbox=Toolbox([tool]))
+    send = sent(heart, conversation)
+    send = replace(send, options=replace(send.options, stream_tokens=stream_tokens))
+    async with asyncio.timeout(WAIT_SECONDS):
+        run = await service.send(send)
+        await gate.waiting.wait()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert tool.calls == 0
+        assert await heart.frames(run) == []
+        gate.opened.set()
+        await service.settled(run)
+    assert tool.calls == 1
+    calls = [letta.decode(frame) for frame in await heart.frames(run)]
+    assert isinstance(calls[0], ToolCallRequested)
+
+
+@pytest.mark.promise("P7")
+async def test_a_run_whose_process_died_in_a_tool_says_that_nobody_knows(heart: Heart) -> None:
+    conversation = await heart.conversation()
+    life = Life(None)
+    tool = Launch(life.ended.set)
+    run = await died(heart, life, tool, sent(heart, conversation))
+    await recovered(heart, tool, run)
+    [(status, output)] = returns(await history(heart, conversation))
+    assert status == "error"
+    assert output.endswith("whether it did its work is not known.")
+    await heart.assert_free(conversation)
+    assert tool.calls == 1
+
+
+@pytest.mark.promise("P7")
+async def test_a_run_whose_process_died_after_its_tool_returned_has_the_return(
+    heart: Heart,
+) -> None:
+    conversation = await heart.conversation()
+    life = Life(None)
+
+    def die_soon() -> None:
+        life._end = "after log.append"
+
+    tool = Launch(die_soon, hangs=False)
+    run = await died(heart, life, tool, sent(heart, conversation))
+    await recovered(heart, tool, run)
+    assert returns(await history(heart, conversation)) == [("success", "launched")]
+    await heart.assert_free(conversation)
+    assert tool.calls == 1
+
+
+async def approval_of(
+    heart: Heart, conversation: Conversation, tool: Tool
+) -> tuple[Message, list[ToolCallPart]]:
+    """A call of the tool that waits, and the message that lets it run."""
+    service = heart.service(toolbox=Toolbox([tool]))
+    asked = await service.settled(await service.send(sent(heart, conversation)))
+    assert asked.stop_reason is StopReason.REQUIRES_APPROVAL
+    pending = pending_approval(await history(heart, conversation))
+    assert pending is not None
+    parts = tuple(ApprovalPart(call.tool_call_id, approve=True) for call in pending.waiting)
+    now = SystemClock().now()
+    answer = Message(id=new_message_id(), role=Role.APPROVAL, parts=parts, created_at=now)
+    return answer, list(pending.waiting)
+
+
+@pytest.mark.promise("P7")
+async def test_an_approved_call_whose_process_died_in_it_does_not_wait_again(heart: Heart) -> None:
+    conversation = await heart.conversation()
+    life = Life(None)
+    tool = Launch(life.ended.set, requires_approval=True)
+    answer, waiting = await approval_of(heart, conversation, tool)
+    assert tool.calls == 0
+    run = await died(heart, life, tool, sent(heart, conversation, answer))
+    await recovered(heart, tool, run)
+    messages = await history(heart, conversation)
+    assert pending_approval(messages) is None
+    [(status, output)] = returns(messages)
+    assert status == "error"
+    assert output.endswith("whether it did its work is not known.")
+    service = heart.service(toolbox=Toolbox([tool]))
+    with pytest.raises(NoPendingApprovalError):
+        await service.send(sent(heart, conversation, _another(answer, waiting)))
+    await heart.assert_free(conversation)
+    assert tool.calls == 1
+
+
+@pytest.mark.promise("P8")
+async def test_an_approved_call_that_is_cancelled_while_it_runs_does_not_wait_again(
+    heart: Heart,
+) -> None:
+    conversation = await heart.conversation()
+    began = asyncio.Event()
+    tool = Launch(began.set, requires_approval=True)
+    answer, _ = await approval_of(heart, conversation, tool)
+    service = heart.service(toolbox=Toolbox([tool]))
+    async with asyncio.timeout(WAIT_SECONDS):
+        run = await service.send(sent(heart, conversation, answer))
+        await began.wait()
+        assert await service.cancel([run]) == {RunId(run.id): "cancelled"}
+    messages = await history(heart, conversation)
+    assert pending_approval(messages) is None
+    assert [status for status, _ in returns(messages)] == ["error"]
+    await heart.assert_free(conversation)
+
+
+def _another(answer: Message, waiting: list[ToolCallPart]) -> Message:
+    """Another answer to other calls than the first, so that it is not taken for it."""
+    parts = tuple(ApprovalPart(f"{call.tool_call_id}-x", approve=True) for call in waiting)
+    return Message(
+        id=new_message_id(), role=Role.APPROVAL, parts=parts, created_at=answer.created_at
+    )

@@ -1,0 +1,64 @@
+"""Functions that a server's settings can name as tools, good and bad ones."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from typing import Annotated
+
+from pydantic import Field
+
+from reattach.errors import ToolError
+from reattach.tools.function import tool
+
+RAN: list[str] = []
+"""What ran, in order, by the names that the calls give."""
+
+
+def add(n: Annotated[int, Field(description="What is added to.")], more: int = 1) -> int:
+    """Add two numbers."""
+    return n + more
+
+
+async def greet(name: str = "you") -> dict[str, str]:
+    """Greet somebody."""
+    await asyncio.sleep(0)
+    return {"hello": name}
+
+
+@tool(requires_approval=True)
+def deploy(n: int) -> str:
+    """Put a version into use."""
+    RAN.append(f"deploy {n}")
+    return f"deployed {n}"
+
+
+def explode(n: int) -> str:
+    raise ValueError(f"a secret of {n}")
+
+
+def refuse(n: int) -> str:
+    raise ToolError(f"{n} is not to be had")
+
+
+def leave(n: int) -> str:
+    sys.exit(n)
+
+
+def hang(n: int) -> str:
+    threading.Event().wait(30)
+    return "too late"
+
+
+async def sleep_long(n: int) -> str:
+    await asyncio.Event().wait()
+    return "never"
+
+
+def flood(n: int) -> str:
+    return "x" * 10_000_000
+
+
+def everything(*values: int) -> int:
+    return sum(values)

@@ -1,0 +1,179 @@
+"""Functions as tools, and what a call of one returns whatever it does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+import structlog.testing
+from pydantic_ai.models.test import TestModel
+
+from reattach.clock import SystemClock
+from reattach.engine.base import Finished, ToolCallDelta, ToolReturn
+from reattach.engine.pydantic_ai import PydanticAIEngine
+from reattach.errors import StartupError
+from reattach.events import StopReason
+from reattach.limits import MAX_TOOL_OUTPUT_CHARS, MAX_TOOL_THREADS
+from reattach.messages import ToolCallPart
+from reattach.testing.engine_conformance import Subject, collect, text_of
+from reattach.tools import function as function_module
+from reattach.tools.base import SETTING, AttachedTool, Toolbox
+from reattach.tools.calling import call_tool
+from reattach.tools.function import FunctionTool, function_tools, tool
+from reattach.tools.loop import ToolLoop
+from reattach.tools.threads import Threads
+from tests import tool_functions as functions
+
+TOO_MUCH = (
+    f"The tool ran, and returned 10000000 characters; {MAX_TOOL_OUTPUT_CHARS} are the "
+    "most that is taken. Ask it for less."
+)
+
+
+@pytest.fixture(autouse=True)
+def log_lines() -> Iterator[list[Any]]:
+    """What is logged, caught: to show a traceback would read files in the event loop."""
+    with structlog.testing.capture_logs() as lines:
+        yield lines
+
+
+async def called(
+    function: Callable[..., Any], arguments: str = '{"n": 1}', *, seconds: float = 10.0
+) -> ToolReturn:
+    made = FunctionTool(function, Threads())
+    async with asyncio.timeout(20):
+        return await call_tool(made, ToolCallPart("c", made.name, arguments), seconds=seconds)
+
+
+def test_the_schema_is_of_the_signature_and_the_description_of_the_docstring() -> None:
+    made = FunctionTool(functions.add, Threads())
+    assert (made.name, made.description) == ("add", "Add two numbers.")
+    assert made.parameters["required"] == ["n"]
+    assert made.parameters["properties"]["n"]["description"] == "What is added to."
+    assert made.parameters["properties"]["more"]["default"] == 1
+    assert not made.requires_approval
+    assert FunctionTool(functions.deploy, Threads()).requires_approval
+
+
+async def test_functions_return_text_or_json_sync_and_async() -> None:
+    assert (await called(functions.add)).output == "2"
+    assert (await called(functions.add, '{"n": 1, "more": 4}')).output == "5"
+    returned = await called(functions.greet, "")
+    assert (returned.status, json.loads(returned.output)) == ("success", {"hello": "you"})
+
+
+@pytest.mark.parametrize("arguments", ["{", "[1]", '{"n": "x"}', "{}", '{"n": 1, "z": 2}'])
+async def test_arguments_that_do_not_fit_are_an_error_that_says_which(arguments: str) -> None:
+    returned = await called(functions.add, arguments)
+    assert returned.status == "error"
+    assert returned.output.startswith("The arguments do not fit.")
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (functions.explode, "The tool failed: ValueError."),
+        (functions.refuse, "1 is not to be had"),
+        (functions.leave, "The tool failed: SystemExit."),
+        (
+            functions.flood,
+            TOO_MUCH,
+        ),
+    ],
+)
+async def test_a_tool_that_raises_or_floods_has_an_error_for_its_return(
+    function: Callable[..., Any], text: str
+) -> None:
+    assert await called(function) == ToolReturn("c", function.__name__, "error", text)
+
+
+@pytest.mark.parametrize("function", [functions.hang, functions.sleep_long])
+async def test_a_tool_that_hangs_is_not_waited_for(function: Callable[..., Any]) -> None:
+    returned = await called(function, seconds=0.05)
+    assert returned.status == "error"
+    assert returned.output == (
+        "The tool did not return within 0.05 seconds. Whether it did its work is not known."
+    )
+
+
+async def test_functions_that_hang_use_up_their_threads_and_nobody_elses() -> None:
+    threads = Threads()
+    threads._busy = MAX_TOOL_THREADS
+    made = FunctionTool(functions.add, threads)
+    returned = await call_tool(made, ToolCallPart("c", "add", '{"n": 1}'), seconds=5)
+    assert returned.status == "error"
+    assert f"{MAX_TOOL_THREADS} earlier calls" in returned.output
+    threads._busy -= 1
+    returned = await call_tool(made, ToolCallPart("c", "add", '{"n": 1}'), seconds=5)
+    assert returned.status == "success"
+    assert threads._busy == MAX_TOOL_THREADS - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("nothing", "must be named package.module:function"),
+        ("no.such.module:f", "can not be imported: ModuleNotFoundError"),
+        ("tests.tool_functions:missing", "can not be imported: AttributeError"),
+        ("tests.tool_functions:RAN", "is no function"),
+        ("tests.tool_functions:everything", "arguments without names"),
+    ],
+)
+def test_a_tool_that_can_not_be_had_keeps_the_server_from_starting(name: str, text: str) -> None:
+    with pytest.raises(StartupError, match=text):
+        function_tools([name], Threads())
+
+
+def test_installed_packages_bring_tools_by_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    def points(*, group: str) -> list[EntryPoint]:
+        return [EntryPoint("x", "tests.tool_functions:greet", group)]
+
+    monkeypatch.setattr(function_module, "entry_points", points)
+    names = ["tests.tool_functions:add", "tests.tool_functions:greet"]
+    assert [one.name for one in function_tools(names, Threads())] == ["add", "greet"]
+
+
+def test_two_tools_of_one_name_and_names_that_providers_refuse_are_told_at_the_start() -> None:
+    threads = Threads()
+    made = [FunctionTool(functions.add, threads), FunctionTool(functions.add, threads)]
+    with pytest.raises(StartupError, match="Two tools have the name add"):
+        Toolbox(made)
+
+    @tool(name="no spaces")
+    def odd() -> None:
+        pass
+
+    with pytest.raises(StartupError, match="needs another name"):
+        FunctionTool(odd, threads)
+
+
+def test_an_agent_has_its_tools_in_its_order_and_none_that_are_gone() -> None:
+    threads = Threads()
+    box = Toolbox([FunctionTool(one, threads) for one in (functions.add, functions.deploy)])
+    attached = box.attached({SETTING: {"gone": None, "deploy": False, "add": True}})
+    assert [(one.tool.name, one.requires_approval) for one in attached] == [
+        ("deploy", False),
+        ("add", True),
+    ]
+    assert box.by_id(attached[0].tool.id) is attached[0].tool
+    assert box.attached({}) == []
+
+
+async def test_a_providers_model_is_told_of_the_tools_and_goes_on_with_what_they_return() -> None:
+    made = FunctionTool(functions.add, Threads())
+    engine = PydanticAIEngine(models={"test/model": TestModel()})
+    loop = ToolLoop(
+        engine, [AttachedTool(made, requires_approval=False)], SystemClock(), call_seconds=5
+    )
+    deltas = await collect(loop, Subject(engine, "test/model").turn("add"))
+    calls = [delta for delta in deltas if isinstance(delta, ToolCallDelta)]
+    assert {call.name for call in calls if call.name} == {"add"}
+    assert not any(call.needs_approval for call in calls)
+    [returned] = [delta for delta in deltas if isinstance(delta, ToolReturn)]
+    assert returned.status == "success"
+    assert json.loads(text_of(deltas)) == {"add": returned.output}
+    assert deltas[-1] == Finished(StopReason.END_TURN)
