@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,8 @@ import pytest
 from letta_client import APIStatusError
 
 from reattach.testing.cluster import Cluster
-from reattach.testing.proxy import HaproxyServer, NginxServer, ProxyServer
+from reattach.testing.proxy import HaproxyServer, NginxServer
+from reattach.testing.relay import Relay
 from tests.clients.places import Place, Places, assert_one_whole_run, raw_client
 from tests.clients.reader import Reader, Seen
 from tests.clients.typescript_sdk import Call, TypeScript, TypeScriptReader, require_node
@@ -26,8 +26,9 @@ ANSWERS = [
     "[unicode][chunks=60][rate=40]",
     "[think=20][chunks=60][rate=50]",
 ]
-WAIT_SECONDS = 20.0
-LEAST_KILLS = 2
+WAIT_SECONDS = 40.0
+MOST_KILLS = 5
+"""In vain is only a kill that falls between the last words of an answer and the next answer."""
 AGAIN = {502, 503, 504}
 """What is answered where a server died: to be tried again."""
 
@@ -37,14 +38,16 @@ Try = Callable[[Place, str], None]
 class Customer:
     """A program that uses an SDK: it sends, and comes back until it has the whole answer.
 
-    ``reading`` is set while an answer is coming.
+    Its proxy reaches the server that dies by way of ``relay``.
     """
 
-    def __init__(self, places: Places, new_client: Callable[[], tuple[Seen, Try]]) -> None:
+    def __init__(
+        self, places: Places, new_client: Callable[[], tuple[Seen, Try]], relay: ReadingRelay
+    ) -> None:
         self.places = places
         self.answers = 0
         self.breaks = 0
-        self.reading = threading.Event()
+        self.relay = relay
         self._new_client = new_client
 
     def talk(self, stop: threading.Event) -> None:
@@ -67,7 +70,24 @@ class Customer:
         self.answers += 1
 
 
-def python_client(url: str, api_key: str, on_chunk: Callable[[Any], None]) -> tuple[Seen, Try]:
+class ReadingRelay(Relay):
+    """A relay to a server, by which one can wait for an answer that comes from this server."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self._reading = threading.Event()
+        super().__init__(target, on_down=self._look)
+
+    def wait_for_words(self) -> bool:
+        """Wait for the next event of a stream; whether one came in time."""
+        self._reading.clear()
+        return self._reading.wait(WAIT_SECONDS)
+
+    def _look(self, data: bytes) -> None:
+        if b"assistant_message" in data:
+            self._reading.set()
+
+
+def python_client(url: str, api_key: str) -> tuple[Seen, Try]:
     client = Reader(url, api_key=api_key)
     messages = client.sdk.conversations.messages
     ways: Iterator[Callable[[Place], Any]] = itertools.cycle(
@@ -85,7 +105,7 @@ def python_client(url: str, api_key: str, on_chunk: Callable[[Any], None]) -> tu
     def once(place: Place, text: str) -> None:
         opening = next(ways) if client.run_id else lambda place: client.send(place, text)
         try:
-            client.read(lambda: opening(place), on_chunk)
+            client.read(lambda: opening(place))
         except APIStatusError as error:
             if error.status_code not in AGAIN:
                 raise
@@ -94,9 +114,7 @@ def python_client(url: str, api_key: str, on_chunk: Callable[[Any], None]) -> tu
     return client, once
 
 
-def typescript_client(
-    process: TypeScript, url: str, api_key: str, on_chunk: Callable[[Any], None]
-) -> tuple[Seen, Try]:
+def typescript_client(process: TypeScript, url: str, api_key: str) -> tuple[Seen, Try]:
     client = TypeScriptReader(process, url, api_key=api_key)
     ways: Iterator[Callable[[Place], Call]] = itertools.cycle(
         [
@@ -110,7 +128,7 @@ def typescript_client(
 
     def once(place: Place, text: str) -> None:
         call = next(ways)(place) if client.run_id else client.send(place, text)
-        outcome = client.read(call, on_chunk)
+        outcome = client.read(call)
         refused = (outcome.error or {}).get("status")
         assert refused in {None, *AGAIN}, outcome.error
 
@@ -122,38 +140,29 @@ def test_both_sdks_have_every_answer_whole_while_one_of_two_servers_dies_again_a
     cluster: Cluster,
 ) -> None:
     mortal, other = cluster.servers[:2]
-    upstreams = [server.process.address for server in (mortal, other)]
-    rng = random.Random(20_261_122)
     stop = threading.Event()
     with ExitStack() as stack:
-        proxies: list[ProxyServer] = [
-            stack.enter_context(HaproxyServer(DEPLOY / "haproxy.cfg", upstreams)),
-            stack.enter_context(NginxServer(DEPLOY / "nginx.conf", upstreams)),
-        ]
-        haproxy, nginx = (proxy.url for proxy in proxies)
+        ways = [stack.enter_context(ReadingRelay(mortal.process.address)) for _ in range(2)]
+        upstreams = [[way.address, other.process.address] for way in ways]
+        haproxy = stack.enter_context(HaproxyServer(DEPLOY / "haproxy.cfg", upstreams[0])).url
+        nginx = stack.enter_context(NginxServer(DEPLOY / "nginx.conf", upstreams[1])).url
         key = cluster.api_key
         raw = stack.enter_context(raw_client(other.url, authorization=f"Bearer {key}"))
         process = stack.enter_context(TypeScript(require_node()))
-
-        python: Customer = Customer(
-            Places(raw), lambda: python_client(haproxy, key, lambda _: python.reading.set())
-        )
-        typescript: Customer = Customer(
-            Places(raw),
-            lambda: typescript_client(process, nginx, key, lambda _: typescript.reading.set()),
-        )
+        python = Customer(Places(raw), lambda: python_client(haproxy, key), ways[0])
+        typescript = Customer(Places(raw), lambda: typescript_client(process, nginx, key), ways[1])
         customers = [python, typescript]
         threads = stack.enter_context(ThreadPoolExecutor(2))
         stack.callback(stop.set)
         talks = [threads.submit(customer.talk, stop) for customer in customers]
-        kills = 0
-        while kills < LEAST_KILLS or not all(one.breaks and one.answers for one in customers):
-            for customer in rng.sample(customers, 2)[: 1 + kills % 2]:
-                customer.reading.clear()
-                assert customer.reading.wait(WAIT_SECONDS), [talk.done() for talk in talks]
-            mortal.kill()
-            kills += 1
-            mortal.start()
+        for customer in customers:
+            for _ in range(MOST_KILLS):
+                assert customer.relay.wait_for_words(), [talk.done() for talk in talks]
+                mortal.kill()
+                mortal.start()
+                if customer.breaks:
+                    break
         stop.set()
         for talk in talks:
             talk.result(WAIT_SECONDS)
+    assert all(customer.breaks and customer.answers for customer in customers)

@@ -4,6 +4,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
@@ -21,11 +22,18 @@ class Relay:
     ``pause`` holds back what the server sends, as a client that reads nothing. ``swallow`` loses
     what is sent both ways until ``resume``, as a network that went away without a word; after
     ``strand`` the connections that there are lose it for good, and later ones go through. Bytes are
-    relayed as they come, unless ``delay_seconds`` or ``piece_bytes`` are set.
+    relayed as they come, unless ``delay_seconds`` or ``piece_bytes`` are set. ``on_down`` is told
+    of what comes from the server, before it is relayed, in threads of the relay's.
     """
 
-    def __init__(self, target: tuple[str, int] | str) -> None:
+    def __init__(
+        self,
+        target: tuple[str, int] | str,
+        *,
+        on_down: Callable[[bytes], None] | None = None,
+    ) -> None:
         self.target = target
+        self._on_down = on_down
         self.delay_seconds = 0.0
         """How much later everything arrives."""
         self.piece_bytes = _PIECE_BYTES
@@ -168,6 +176,8 @@ class Relay:
             while data := source.recv(_PIECE_BYTES):
                 is_last = False
                 if is_down:
+                    if self._on_down is not None:
+                        self._on_down(data)
                     data, is_last = self._counted(data)
                     self._flowing.wait()
                 self._pass_on(sink, data, number)
