@@ -1,5 +1,15 @@
-"""``python -m reattach``: the command line."""
+"""The program ``reattach``, also as ``python -m reattach``."""
 
-from reattach.cli import main
+import gc
 
-main()
+# What is imported stays for good. To look through it for garbage again and again takes a sixth of
+# the time of a start, and would take part of every later collection.
+gc.disable()
+
+from reattach.cli import main  # noqa: E402  after the collector was put aside
+
+gc.freeze()
+gc.enable()
+
+if __name__ == "__main__":
+    main()

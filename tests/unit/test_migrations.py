@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +20,8 @@ from reattach.errors import StartupError
 from reattach.records import schema, sql
 from reattach.records.migrations import HEAD, configuration, revision, upgrade
 from reattach.records.sql import Database, Upgrade
+
+Way = Callable[[Connection], None]
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def statements(path: Path) -> dict[str, str]:
     """What made each table and index, with their parts in one order and one spelling."""
     connection = sqlite3.connect(path)
     rows = connection.execute(
-        "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name != 'alembic_version'"
+        "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"
     ).fetchall()
     connection.close()
     return {name: normal(sql) for name, sql in rows}
@@ -76,27 +78,39 @@ def test_a_fresh_database_is_at_the_newest_revision(path: Path, engine: Engine) 
     assert len(scripts.get_heads()) == len(scripts.get_bases()) == 1
 
 
-def test_the_migrations_make_the_schema_and_nothing_else(engine: Engine) -> None:
+def migrate(connection: Connection) -> None:
+    """As a database comes up to date that was made by the first version."""
+    command.upgrade(configuration(connection), "head")
+
+
+@pytest.mark.parametrize("way", [upgrade, migrate])
+def test_the_migrations_make_the_schema_and_nothing_else(engine: Engine, way: Way) -> None:
     with engine.begin() as connection:
-        upgrade(connection)
+        way(connection)
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         differences: list[Any] = compare_metadata(context, schema.metadata)
     assert differences == []
 
 
-def test_the_migrations_give_the_statements_that_the_schema_gives(
+def test_a_new_database_and_one_that_came_through_the_migrations_are_made_by_the_same_statements(
     engine: Engine, path: Path, tmp_path: Path
 ) -> None:
     with engine.begin() as connection:
-        upgrade(connection)
-    direct = create_engine(f"sqlite:///{tmp_path / 'direct.db'}", poolclass=NullPool)
-    schema.metadata.create_all(direct)
-    direct.dispose()
-    migrated, made = statements(path), statements(tmp_path / "direct.db")
+        migrate(connection)
+    open_and_close(tmp_path / "new.db")
+    migrated, made = statements(path), statements(tmp_path / "new.db")
     assert set(migrated) == set(made)
     for name, statement in made.items():
         assert migrated[name] == statement, name
+    assert "alembic_version" in made
     assert "WHERE status IN ('created', 'running'" in made["uq_runs_active_thread_key"]
+
+
+def test_the_migrations_put_no_rows_into_a_new_database(engine: Engine) -> None:
+    with engine.begin() as connection:
+        migrate(connection)
+        for table in schema.metadata.sorted_tables:
+            assert connection.execute(table.select()).first() is None, table.name
 
 
 def test_opening_a_database_again_changes_nothing(path: Path) -> None:
@@ -177,8 +191,12 @@ def test_of_many_that_upgrade_a_postgresql_at_once_one_migrates(empty_postgresql
     open_and_close(empty_postgresql_url)
 
 
-def test_the_migrations_make_the_schema_in_postgresql_and_nothing_else(postgresql_url: str) -> None:
-    with connected(postgresql_url) as connection:
+@pytest.mark.parametrize("way", [upgrade, migrate])
+def test_the_migrations_make_the_schema_in_postgresql_and_nothing_else(
+    empty_postgresql_url: str, way: Way
+) -> None:
+    with connected(empty_postgresql_url) as connection:
+        way(connection)
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         differences: list[Any] = compare_metadata(context, schema.metadata)
         indexes = {index["name"]: index for index in inspect(connection).get_indexes("runs")}
