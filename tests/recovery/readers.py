@@ -11,7 +11,7 @@ import msgspec
 from starlette.types import Message
 
 from reattach.clock import SystemClock
-from reattach.http.stream import CONNECTION_EXTENSION, Connection, RunStream
+from reattach.http.stream import CONNECTION_EXTENSION, RunStream
 from reattach.records.base import Run
 from reattach.runs.follow import Target
 from reattach.runs.service import RunService
@@ -53,6 +53,7 @@ class Reader:
         """The body ended as HTTP bodies end."""
         self.taking = asyncio.Event()
         self.taking.set()
+        self.when_left: Callable[[], None] | None = None
         self._changed = asyncio.Event()
         self._left = asyncio.Event()
 
@@ -76,6 +77,18 @@ class Reader:
     def leave(self) -> None:
         """Disconnect, as a client that goes away."""
         self._left.set()
+        if self.when_left is not None:
+            self.when_left()
+
+    def abort(self) -> None:
+        """What the server does to a reader that it must leave."""
+        self.aborted = True
+        self.leave()
+
+    def take(self, body: bytes) -> None:
+        """What comes over the connection."""
+        self.received.feed(body)
+        self._changed.set()
 
     def die(self) -> None:
         """Stop at once, with the process that serves it."""
@@ -106,27 +119,14 @@ class Reader:
         return self._task.done()
 
     async def _read(self) -> None:
-        connection: Connection = {
-            "abort": self._abort,
-            "has_room": self.taking.is_set,
-            "room": self._room,
-            "untaken_bytes": lambda: 1,
-        }
         scope: dict[str, Any] = {
             "type": "http",
-            "extensions": {CONNECTION_EXTENSION: connection},
+            "extensions": {CONNECTION_EXTENSION: _Connection(self)},
         }
         try:
             await self._stream(scope, self._receive, self._send)
         finally:
             self._changed.set()
-
-    async def _room(self) -> None:
-        await self.taking.wait()
-
-    def _abort(self) -> None:
-        self.aborted = True
-        self._left.set()
 
     async def _receive(self) -> Message:
         await self._left.wait()
@@ -140,6 +140,31 @@ class Reader:
             self.error |= msgspec.json.decode(message["body"])
         else:
             await self.taking.wait()
-            self.received.feed(message["body"])
+            self.take(message["body"])
             self.whole = not message.get("more_body", False)
         self._changed.set()
+
+
+class _Connection:
+    """What the server holds of the reader's connection, which has no buffer."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def abort(self) -> None:
+        self._reader.abort()
+
+    def has_room(self) -> bool:
+        return self._reader.taking.is_set()
+
+    async def room(self) -> None:
+        await self._reader.taking.wait()
+
+    def untaken_bytes(self) -> int:
+        return 1
+
+    def write(self, body: bytes) -> None:
+        self._reader.take(body)
+
+    def when_left(self, call: Callable[[], None] | None) -> None:
+        self._reader.when_left = call

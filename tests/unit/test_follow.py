@@ -116,6 +116,70 @@ async def test_a_reader_is_woken_by_events_by_the_end_and_by_the_loss_of_the_log
         assert not following.closed
 
 
+class Sink:
+    """Takes all events, or none."""
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+        self.full = False
+
+    def __call__(self, frames: bytes) -> bool:
+        if not self.full:
+            self.taken.append(frames)
+        return not self.full
+
+
+@pytest.mark.promise("P4")
+async def test_events_go_into_a_sink_at_once_and_wake_nobody() -> None:
+    log = await log_of(2, closed=False)
+    readers = [Sink(), Sink()]
+    async with (
+        follow(log, RUN, 2, max_events=10) as first,
+        follow(log, RUN, 2, max_events=10) as second,
+    ):
+        first.sink, second.sink = readers
+        await log.append(RUN, 1, 3, FRAMES[2:4])
+        await log.append(RUN, 1, 5, FRAMES[4:5])
+        assert [sink.taken for sink in readers] == [[b"".join(FRAMES[2:4]), FRAMES[4]]] * 2
+        assert readers[0].taken[0] is readers[1].taken[0]
+        assert first.cursor == second.cursor == 5
+        assert not first.wake.is_set()
+        assert await rest(first) == b""
+
+
+@pytest.mark.promise("P4", "P12")
+async def test_what_a_sink_does_not_take_is_there_to_be_read() -> None:
+    log = await log_of(1, closed=False)
+    sink = Sink()
+    async with follow(log, RUN, 1, max_events=2) as following:
+        following.sink = sink
+        sink.full = True
+        await log.append(RUN, 1, 2, FRAMES[1:3])
+        assert following.wake.is_set()
+        assert await rest(following) == b"".join(FRAMES[1:3])
+        following.wake.clear()
+        sink.full = False
+        await log.append(RUN, 1, 4, FRAMES[3:6])
+        assert following.wake.is_set(), "more than one write of this reader's replay"
+        assert sink.taken == []
+        assert await rest(following) == b"".join(FRAMES[3:6])
+
+
+@pytest.mark.promise("P4")
+async def test_a_sink_gets_nothing_before_what_its_reader_has_not_read() -> None:
+    log = await log_of(3, closed=False)
+    sink = Sink()
+    async with follow(log, RUN, 1, max_events=10) as following:
+        following.sink = sink
+        await log.append(RUN, 1, 4, FRAMES[3:4])
+        assert sink.taken == [b"".join(FRAMES[1:4])]
+        await log.trim(RUN, 5)
+        await log.append(RUN, 1, 5, FRAMES[4:5], close=True)
+        assert following.wake.is_set(), "the end is for the reader"
+        assert sink.taken == [b"".join(FRAMES[1:4])]
+        assert await rest(following) == FRAMES[4]
+
+
 async def test_a_reader_that_has_left_is_woken_no_more() -> None:
     log = await log_of(1, closed=False)
     async with follow(log, RUN, 0, max_events=10) as following:

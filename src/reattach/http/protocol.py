@@ -3,7 +3,9 @@
 import fcntl
 import struct
 import termios
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Final, cast
 
 import msgspec
@@ -27,6 +29,9 @@ class StreamProtocol(HttpToolsProtocol):
     all of it. What is refused here gets a JSON body as every other error does.
     """
 
+    when_left: Callable[[], None] | None = None
+    """What the present response wants called when the other side is gone."""
+
     _in_head = False
     _head_bytes = 0
 
@@ -40,24 +45,13 @@ class StreamProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
-        connection: Connection = {
-            "abort": self.transport.abort,
-            "has_room": lambda: not self.flow.write_paused,
-            "room": self.flow.drain,
-            "untaken_bytes": self._untaken_bytes,
-        }
-        lent = {CONNECTION_EXTENSION: connection}
+        lent: dict[str, Connection] = {CONNECTION_EXTENSION: _Lent(self)}
         self.scope["extensions"] = cast("dict[str, dict[object, object]]", lent)
 
-    def _untaken_bytes(self) -> int:
-        """What the client's side has not confirmed to have, here and in the kernel."""
-        kernel_bytes = 0
-        connection = self.transport.get_extra_info("socket")
-        if connection is not None:
-            with suppress(OSError):  # It is closed, or this kernel does not tell.
-                answer = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, struct.pack("i", 0))
-                (kernel_bytes,) = struct.unpack("i", answer)
-        return self.transport.get_write_buffer_size() + kernel_bytes
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.when_left is not None:
+            self.when_left()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -75,3 +69,48 @@ class StreamProtocol(HttpToolsProtocol):
         )
         self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()
+
+
+class _Lent:
+    """The ``Connection`` of one request."""
+
+    __slots__ = ("_protocol",)
+
+    def __init__(self, protocol: StreamProtocol) -> None:
+        self._protocol = protocol
+
+    def abort(self) -> None:
+        self._protocol.transport.abort()
+
+    def has_room(self) -> bool:
+        return not self._protocol.flow.write_paused
+
+    def room(self) -> Awaitable[None]:
+        return self._protocol.flow.drain()
+
+    def untaken_bytes(self) -> int:
+        """What the client's side has not confirmed to have, here and in the kernel."""
+        transport = self._protocol.transport
+        kernel_bytes = 0
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            with suppress(OSError):  # It is closed, or this kernel does not tell.
+                answer = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, struct.pack("i", 0))
+                (kernel_bytes,) = struct.unpack("i", answer)
+        return transport.get_write_buffer_size() + kernel_bytes
+
+    def write(self, body: bytes) -> None:
+        transport = self._protocol.transport
+        if not transport.is_closing():
+            transport.write(_chunk(body))
+
+    def when_left(self, call: Callable[[], None] | None) -> None:
+        self._protocol.when_left = call
+        if call is not None and self._protocol.transport.is_closing():
+            call()
+
+
+@lru_cache(maxsize=1)
+def _chunk(body: bytes) -> bytes:
+    """As RFC 9112, section 7.1 has it. Many readers get the same, one after the other."""
+    return b"%x\r\n%b\r\n" % (len(body), body)

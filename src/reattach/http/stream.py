@@ -1,14 +1,15 @@
 """The body of a stream: a run's frames from a cursor on, live until its end.
 
 A plain ASGI response that works under any server. Where ``http.protocol`` lends the connection
-(see ``CONNECTION_EXTENSION``), a reader that must be left is cut off at once, and one that is slow
-is told from one that takes nothing.
+(see ``CONNECTION_EXTENSION``), a reader that must be left is cut off at once, one that is slow is
+told from one that takes nothing, and new events are written by whoever learns of them: no task is
+woken for each reader.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
-from typing import Final, TypedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final, Protocol
 
 import structlog
 from fastapi import Response
@@ -31,17 +32,26 @@ CONNECTION_EXTENSION: Final = "reattach.connection"
 """ASGI extension: the connection of a request, as a ``Connection``."""
 
 
-class Connection(TypedDict):
-    """What a server lends of a connection."""
+class Connection(Protocol):
+    """What a server lends of a connection, for the time of one response."""
 
-    abort: Callable[[], None]
-    """Drop it with whatever is unsent."""
-    has_room: Callable[[], bool]
-    """Whether a send would be taken at once."""
-    room: Callable[[], Awaitable[None]]
-    """Return when there is room."""
-    untaken_bytes: Callable[[], int]
-    """What was sent and the other side has not confirmed to have."""
+    def abort(self) -> None:
+        """Drop it with whatever is unsent."""
+
+    def has_room(self) -> bool:
+        """Whether a send would be taken at once."""
+
+    def room(self) -> Awaitable[None]:
+        """Return when there is room."""
+
+    def untaken_bytes(self) -> int:
+        """What was sent and the other side has not confirmed to have."""
+
+    def write(self, body: bytes) -> None:
+        """Send more of a body of unknown length, once its head was sent; nothing if it is lost."""
+
+    def when_left(self, call: Callable[[], None] | None) -> None:
+        """Call it once when the other side is gone, or at once if it is; None calls nothing."""
 
 
 _HEADERS: Final = {
@@ -105,16 +115,15 @@ class RunStream(Response):
     ) -> None:
         self._connection = scope.get("extensions", {}).get(CONNECTION_EXTENSION)
         await send(self._start(following))
-        listener = asyncio.create_task(self._listen(receive, following))
-        try:
-            async with self._runs.watch.watching(following, pings=self._include_pings):
-                complete = await self._deliver(following, send)
-        finally:
-            listener.cancel()
+        async with (
+            self._noticing(receive, following),
+            self._runs.watch.watching(following, pings=self._include_pings),
+        ):
+            complete = await self._deliver(following, send)
         if complete:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         elif not self._gone:
-            await self._abort(receive, following)
+            await self._abort(receive)
 
     def _start(self, following: Following) -> dict[str, object]:
         status = self._target.status
@@ -130,12 +139,31 @@ class RunStream(Response):
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         return {"type": "http.response.start", "status": 200, "headers": raw}
 
-    async def _listen(self, receive: Receive, following: Following) -> None:
+    @asynccontextmanager
+    async def _noticing(self, receive: Receive, following: Following) -> AsyncIterator[None]:
         """Notice that the reader went away: a send after that does not tell."""
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self._gone = True
-        following.wake.set()
+
+        def left() -> None:
+            self._gone = True
+            following.wake.set()
+
+        if self._connection is not None:
+            self._connection.when_left(left)
+            try:
+                yield
+            finally:
+                self._connection.when_left(None)
+            return
+
+        async def listen() -> None:
+            await _left(receive)
+            left()
+
+        listener = asyncio.create_task(listen())
+        try:
+            yield
+        finally:
+            listener.cancel()
 
     async def _deliver(self, following: Following, send: Send) -> bool:
         """Send until the end; True if everything was sent, ``[DONE]`` included."""
@@ -169,8 +197,24 @@ class RunStream(Response):
                 if not await self._send(following, send, ping):
                     return False
             else:
-                await following.wake.wait()
+                await self._wait(following)
         return False
+
+    async def _wait(self, following: Following) -> None:
+        """Until there is something to do beside writing what is new."""
+        if self._connection is not None:
+            following.sink = self._push
+        try:
+            await following.wake.wait()
+        finally:
+            following.sink = None
+
+    def _push(self, frames: bytes) -> bool:
+        assert self._connection is not None
+        if self._gone or not self._connection.has_room():
+            return False
+        self._connection.write(frames)
+        return True
 
     async def _send(self, following: Following, send: Send, body: bytes) -> bool:
         following.quiet_since = None
@@ -190,15 +234,15 @@ class RunStream(Response):
 
     async def _room(self, connection: Connection) -> None:
         """Wait until there is room; raises TimeoutError if nothing is taken for the stall time."""
-        if connection["has_room"]():
+        if connection.has_room():
             return
-        untaken_bytes = connection["untaken_bytes"]()
+        untaken_bytes = connection.untaken_bytes()
         while True:
             try:
                 async with asyncio.timeout(self._stall_seconds):
-                    await connection["room"]()
+                    await connection.room()
             except TimeoutError:
-                before_bytes, untaken_bytes = untaken_bytes, connection["untaken_bytes"]()
+                before_bytes, untaken_bytes = untaken_bytes, connection.untaken_bytes()
                 if untaken_bytes >= before_bytes:
                     raise
             else:
@@ -208,8 +252,14 @@ class RunStream(Response):
         logger.info("reader cut off", run_id=self._target.run_id, reason=reason)
         return False
 
-    async def _abort(self, receive: Receive, following: Following) -> None:
+    async def _abort(self, receive: Receive) -> None:
         """Drop the connection, so that the reader can not take the cut for the answer's end."""
         if self._connection is not None:
-            self._connection["abort"]()
-            await self._listen(receive, following)
+            self._connection.abort()
+            await _left(receive)
+
+
+async def _left(receive: Receive) -> None:
+    """Return when the reader went away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

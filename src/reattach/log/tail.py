@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from reattach.errors import ReattachError
+from reattach.limits import REPLAY_SLICE_BYTES, REPLAY_SLICE_EVENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,8 @@ class Tail:
     followed any longer from here; readers may come back later with their cursor).
     """
 
-    __slots__ = ("_base", "_buffer", "_ends", "_listeners", "closed", "failure", "first_seq")
+    __slots__ = ("_base", "_buffer", "_ends", "_latest", "_listeners", "closed", "failure",
+                 "first_seq")  # fmt: skip
 
     def __init__(self, first_seq: int = 1) -> None:
         self.first_seq = first_seq
@@ -36,6 +38,8 @@ class Tail:
         self._buffer = bytearray()
         self._ends = array("Q")
         self._base = 0
+        self._latest: Slice | None = None
+        """What ``latest`` gave, until there are more frames."""
         self._listeners: set[Callable[[], None]] = set()
 
     @property
@@ -67,6 +71,21 @@ class Tail:
         end = self._ends[stop - 1] - self._base
         first = self.first_seq + start
         return Slice(first, self.first_seq + stop - 1, self._copy(begin, end))
+
+    def latest(self, after: int) -> Slice | None:
+        """All frames from seq ``after + 1`` on, as one object for all readers that are there.
+
+        None if there are none, if they are more than one write of a replay, if some of them are
+        not here any more, and once the tail has ended.
+        """
+        if self.ended or after + 1 < self.first_seq:
+            return None
+        if self._latest is None or self._latest.first_seq != after + 1:
+            piece = self.slice(after, max_bytes=REPLAY_SLICE_BYTES, max_events=REPLAY_SLICE_EVENTS)
+            if not piece.frames or piece.last_seq < self.last_seq:
+                return None
+            self._latest = piece
+        return self._latest
 
     def _fitting(self, begin: int, start: int, stop: int, max_bytes: int) -> int:
         """How many frames from ``start`` fit into ``max_bytes``; at least one."""
@@ -107,6 +126,7 @@ class Tail:
 
     def extend(self, frames: Sequence[bytes], *, close: bool = False) -> None:
         """Add frames that the log holds, and close the tail if the log is closed; wake readers."""
+        self._latest = None
         buffer = self._buffer
         for frame in frames:
             buffer += frame
@@ -120,6 +140,7 @@ class Tail:
 
         For filling a tail from a store before anybody follows it.
         """
+        self._latest = None
         end = self._base + len(self._buffer)
         self._ends.extend(end + offset for offset in ends)
         self._buffer += frames

@@ -1,7 +1,7 @@
 """Readers of runs: a reader is a cursor into shared bytes, and one timer serves them all."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -34,10 +34,14 @@ class Following:
 
     ``cursor`` is the last seq that the reader was given. ``wake`` is set whenever there may be
     something to do: more events, the end, or a keepalive that is due.
+
+    A reader that waits for ``wake``, having all that there is, may lend a ``sink``: new events are
+    given to it at once, as they come, and ``wake`` is set only for what it does not take and for
+    all else.
     """
 
     __slots__ = ("_log", "_max_events", "_tail", "cursor", "keepalive_due", "quiet_since",
-                 "released", "run_id", "wake")  # fmt: skip
+                 "released", "run_id", "sink", "wake")  # fmt: skip
 
     def __init__(self, log: Log, tail: Tail, run_id: str, cursor: int, max_events: int) -> None:
         self._log = log
@@ -46,6 +50,8 @@ class Following:
         self.run_id = run_id
         self.cursor = cursor
         self.wake = asyncio.Event()
+        self.sink: Callable[[bytes], bool] | None = None
+        """Takes events, or says that it can not now. Must not raise, nor block."""
         self.keepalive_due = False
         self.released = False
         """The process is going away, and the run is another's: to be followed there."""
@@ -71,6 +77,21 @@ class Following:
             )
         self.cursor = max(self.cursor, piece.last_seq)
         return piece
+
+    def changed(self) -> None:
+        """Something happened to the tail: give the sink what is new, or wake the reader."""
+        if self.sink is not None:
+            piece = self._tail.latest(self.cursor)
+            if (
+                piece is not None
+                and piece.last_seq - self.cursor <= self._max_events
+                and self.sink(piece.frames)
+            ):
+                self.cursor = piece.last_seq
+                self.keepalive_due = False
+                self.quiet_since = asyncio.get_running_loop().time()
+                return
+        self.wake.set()
 
     @property
     def has_more(self) -> bool:
@@ -108,11 +129,11 @@ async def follow(
         if cursor + 1 < head.first_seq:
             raise TrimmedError(run_id, head.first_seq)
         following = Following(log, tail, run_id, cursor, max(max_events, 1))
-        tail.subscribe(following.wake.set)
+        tail.subscribe(following.changed)
         try:
             yield following
         finally:
-            tail.unsubscribe(following.wake.set)
+            tail.unsubscribe(following.changed)
 
 
 class Watch:
