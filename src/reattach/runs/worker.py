@@ -129,14 +129,7 @@ class Worker:
         head = await self._open(first_seq=1)
         if not await patiently(self._clock, self._mark_running):
             raise _disowned(self.run)
-        self._appender = Appender(
-            self._log,
-            self.run.id,
-            self.run.token,
-            last_seq=head.last_seq,
-            clock=self._clock,
-            on_failure=self._interrupted.set,
-        )
+        self._appender = self._appender_after(head.last_seq)
         self.opened.set()
         if self._options.include_pings:
             self._appender.put(self._machine.ping())
@@ -159,6 +152,16 @@ class Worker:
             ),
         )
 
+    def _appender_after(self, last_seq: int) -> Appender:
+        return Appender(
+            self._log,
+            self.run.id,
+            self.run.token,
+            last_seq=last_seq,
+            clock=self._clock,
+            on_failure=self._interrupted.set,
+        )
+
     async def _close_anew(self, first_seq: int) -> None:
         """Give a log that was lost its end, behind everything that a reader may have had of it."""
         head = await self._open(first_seq=first_seq)
@@ -168,15 +171,7 @@ class Worker:
             assert LOG_LOST.failure is not None
             terminal = [Stopped(LOG_LOST.reason), LOG_LOST.failure, self._transcript.usage]
         self._fold(terminal)
-        again = Appender(
-            self._log,
-            self.run.id,
-            self.run.token,
-            last_seq=head.last_seq,
-            clock=self._clock,
-            on_failure=self._interrupted.set,
-        )
-        await again.close(self._visible(terminal))
+        await self._appender_after(head.last_seq).close(self._visible(terminal))
 
     async def _drive(self) -> list[Event]:
         """Let the engine answer, and return what ends the run."""
