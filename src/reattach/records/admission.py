@@ -55,7 +55,7 @@ async def admit(
     if known is not None:
         return RunKnown(known)
     await lookup.require_thread(connection, tenant, run.thread)
-    active = await _active(connection, run.thread)
+    active = await active_run(connection, run.thread)
     if active is not None:
         # Each look sees what was committed before it: the run may be the key's own.
         known = await _known(connection, tenant, key)
@@ -149,7 +149,8 @@ async def _known(
     return run_of(row)
 
 
-async def _active(connection: AsyncConnection, thread: Thread) -> Run | None:
+async def active_run(connection: AsyncConnection, thread: Thread) -> Run | None:
+    """The one run of the thread that has not ended."""
     runs = schema.runs
     found = await connection.execute(
         select(runs).where(runs.c.thread_key == thread.key, schema.ACTIVE)

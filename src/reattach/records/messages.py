@@ -4,14 +4,14 @@ import builtins
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Column, Select, exists, func, select
+from sqlalchemy import Column, Select, exists, func
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.approvals import PendingApproval
 from reattach.errors import ConversationBusyError
 from reattach.ids import AgentId, ConversationId, MessageId, RunId, TenantId
 from reattach.messages import Message
-from reattach.records import lookup, schema, threads
+from reattach.records import admission, lookup, schema, threads
 from reattach.records.base import Thread
 from reattach.records.paging import span_of
 from reattach.records.sql import Database
@@ -138,7 +138,7 @@ class Messages:
                 await lookup.hold(connection, schema.agents, tenant, thread.agent_id)
             else:
                 await lookup.hold(connection, schema.conversations, tenant, thread.conversation_id)
-            if await _active(connection, thread) is not None:
+            if await admission.active_run(connection, thread) is not None:
                 return None
             pending = await threads.pending(connection, thread)
             if pending is None or (run_id is not None and pending.request.run_id != run_id):
@@ -157,20 +157,12 @@ class Messages:
         thread = Thread(agent_id, None)
         async with self._database.write() as connection:
             await lookup.hold(connection, schema.agents, tenant, agent_id)
-            active = await _active(connection, thread)
+            active = await admission.active_run(connection, thread)
             if active is not None:
-                raise ConversationBusyError(active, thread.key)
+                raise ConversationBusyError(active.id, thread.key)
             await threads.clear(connection, thread, system_too=system_message is not None)
             if system_message is not None:
                 await threads.put_system(connection, tenant, thread, system_message)
-
-
-async def _active(connection: AsyncConnection, thread: Thread) -> str | None:
-    runs = schema.runs
-    active: str | None = await connection.scalar(
-        select(runs.c.id).where(runs.c.thread_key == thread.key, schema.ACTIVE)
-    )
-    return active
 
 
 def _is_shown() -> Any:

@@ -183,7 +183,7 @@ def blind_first_look(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(admission, name, once_blind)
 
     blinded("_known")
-    blinded("_active")
+    blinded("active_run")
     return looks
 
 
@@ -197,7 +197,7 @@ async def test_an_index_holds_one_run_for_a_key_that_another_process_uses_in_bet
     looks = request.getfixturevalue("blind_first_look")
     elsewhere = a_run(world.default)
     assert await runs.create(OURS, elsewhere, a_key("a"), ["a"]) == RunKnown(run)
-    assert looks == ["_known", "_active", "_known"]
+    assert looks == ["_known", "active_run", "_known"]
     assert ids(await runs.list(OURS, first())) == [run.id]
 
 
@@ -210,7 +210,7 @@ async def test_an_index_holds_one_run_in_a_thread_that_another_process_uses_in_b
     with pytest.raises(ConversationBusyError) as busy:
         await world.start()
     assert busy.value.extra["run_id"] == run.id
-    assert looks.count("_active") == 2
+    assert looks.count("active_run") == 2
     assert ids(await world.records.runs.list(OURS, first())) == [run.id]
 
 
