@@ -132,8 +132,7 @@ class RedisLog(Log):
         self, run_id: str, token: int, *, first_seq: int = 1, aliases: Sequence[str] = ()
     ) -> Head:
         self._check_open()
-        run = self._follower.local(run_id)
-        shown_seq = run.tail.last_seq if run is not None else 0
+        shown_seq = self._follower.shown_seq(run_id)
         named = [self._keys.alias(alias) for alias in aliases]
         alias_seconds = self._closed_seconds + _ALIAS_SECONDS
         keys = self._keys.run(run_id)
@@ -165,7 +164,6 @@ class RedisLog(Log):
             raise ValueError("An append without frames must close the log.")
         self._check_open()
         frames = tuple(frames)
-        run = self._follower.local(run_id)
         answer = await self._appends.submit(
             self._keys.run(run_id),
             pack_append(token, first_seq, frames, close),
@@ -175,7 +173,7 @@ class RedisLog(Log):
                 first_seq=first_seq,
                 frames=frames,
                 close=close,
-                shown_seq=run.tail.last_seq if run is not None else 0,
+                shown_seq=self._follower.shown_seq(run_id),
             ),
         )
         kind, _, detail = answer.partition(b":")

@@ -66,6 +66,11 @@ class Follower:
         run = self._runs.get(run_id)
         return run if run is not None and run.joined else None
 
+    def shown_seq(self, run_id: str) -> int:
+        """The last seq that the log has had for certain, as far as its tail here tells."""
+        run = self.local(run_id)
+        return 0 if run is None else run.tail.last_seq
+
     @asynccontextmanager
     async def follow(self, run_id: str) -> AsyncIterator[Tail]:
         run = self._runs.get(run_id)
@@ -86,7 +91,7 @@ class Follower:
     async def state(self, run_id: str) -> State:
         """What Redis says; LogNotFoundError. The tail here learns of it too."""
         run = self.local(run_id)
-        shown_seq = run.tail.last_seq if run is not None else 0
+        shown_seq = self.shown_seq(run_id)
         raw = await self._states.ask(self._keys.run(run_id))
         if raw is None:
             if run is not None:

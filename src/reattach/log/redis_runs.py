@@ -99,11 +99,6 @@ class LocalRun:
     def is_owned(self) -> bool:
         return self.owner_token is not None
 
-    @property
-    def shown_seq(self) -> int:
-        """The last seq that the log has had for certain."""
-        return self.tail.last_seq if self._joined else 0
-
     def join(self, first_seq: int, token: int) -> None:
         """From now on the tail stands for the log, from ``first_seq`` on."""
         self.tail = Tail(first_seq)

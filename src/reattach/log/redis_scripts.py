@@ -134,9 +134,10 @@ class Keys:
 
     def head(self, run_id: str) -> bytes:
         """Also the channel of the run's news."""
-        return f"{self.prefix}:{{{run_id}}}:head".encode()
+        return self.run(run_id)[0]
 
     def run(self, run_id: str) -> tuple[bytes, bytes]:
+        """Its head and its frames."""
         base = f"{self.prefix}:{{{run_id}}}:"
         return f"{base}head".encode(), f"{base}log".encode()
 
