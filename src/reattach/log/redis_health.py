@@ -18,7 +18,7 @@ from reattach.findings import Finding, Level
 from reattach.ids import new_uuid
 from reattach.log.redis import RedisLog
 from reattach.log.redis_scripts import Keys
-from reattach.log.redis_server import FAILURES, Client, RedisServer, Waiting, server_at
+from reattach.log.redis_server import FAILURES, Client, RedisServer, Waiting, is_too_old, server_at
 
 CHECK_SECONDS: Final = 5.0
 """How long one check may take."""
@@ -26,7 +26,6 @@ CHECK_SECONDS: Final = 5.0
 _PINGS: Final = 15
 _SLOW_SECONDS: Final = 0.02
 """A PING that takes longer is felt: every event waits for one answer."""
-_OLDEST: Final = (7, 0)
 _NEEDED: Final = {"redis reachable", "redis log", "redis news"}
 """Checks that do what the log does."""
 
@@ -153,7 +152,7 @@ async def _version(node: _Node) -> list[Finding]:
     version = str(found.get("redis_version", "0"))
     is_valkey = "valkey_version" in found
     shown = f"Valkey {found['valkey_version']}" if is_valkey else f"Redis {version}"
-    if tuple(map(int, version.split(".")[:2])) < _OLDEST:
+    if is_too_old(version):
         return [Finding("wrong", "redis version", node.said(shown), "Use 7.0 or newer.")]
     return [Finding("ok", "redis version", node.said(shown))]
 

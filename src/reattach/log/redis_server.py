@@ -142,7 +142,7 @@ class RedisServer:
                 "Check its address and options, the password, and that it is running."
             ) from error
         version = str(information.get("redis_version", "7.0"))
-        if tuple(map(int, version.split(".")[:2])) < _OLDEST:
+        if is_too_old(version):
             raise StartupError(
                 f"The event log needs Redis or Valkey 7.0 or newer; this one is {version}."
             )
@@ -196,6 +196,11 @@ class RedisServer:
             # A former primary: the next connection finds the present one.
             await self._client.connection_pool.disconnect(inuse_connections=False)
         return StoreUnavailableError(_UNAVAILABLE)
+
+
+def is_too_old(version: str) -> bool:
+    """Whether a Redis or Valkey that calls itself so, as ``7.2.4``, lacks what the log needs."""
+    return tuple(map(int, version.split(".")[:2])) < _OLDEST
 
 
 def tell_defect(error: BaseException) -> None:
