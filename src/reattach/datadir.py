@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from reattach.errors import StartupError
 from reattach.findings import Finding
@@ -31,6 +32,16 @@ def records_file(data_dir: Path) -> Path:
     wait for a record.
     """
     return data_dir / "records.db"
+
+
+def records_url(data_dir: Path) -> str:
+    """The URL of the database in ``records_file``."""
+    return f"sqlite:///{records_file(data_dir)}"
+
+
+def log_url(data_dir: Path, *, durability: str) -> str:
+    """The URL of the log in ``events_file``; ``durability`` is that of the settings."""
+    return f"sqlite:{quote(str(events_file(data_dir)))}?durability={durability}"
 
 
 def make(data_dir: Path) -> None:

@@ -41,7 +41,7 @@ def records_url(settings: Settings) -> str:
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
     datadir.make(settings.data_dir)
-    return f"sqlite:///{datadir.records_file(settings.data_dir)}"
+    return datadir.records_url(settings.data_dir)
 
 
 def fail(text: str) -> NoReturn:

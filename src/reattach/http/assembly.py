@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
-from urllib.parse import quote
 
 import structlog
 
@@ -143,9 +142,8 @@ async def _stores(settings: Settings, clock: Clock, stack: AsyncExitStack) -> tu
         records_url, log_url = stores.database.get_secret_value(), stores.log.get_secret_value()
     else:
         await asyncio.to_thread(stack.enter_context, datadir.owned(settings.data_dir))
-        records_url = f"sqlite:///{datadir.records_file(settings.data_dir)}"
-        events_file = quote(str(datadir.events_file(settings.data_dir)))
-        log_url = f"sqlite:{events_file}?durability={durability}"
+        records_url = datadir.records_url(settings.data_dir)
+        log_url = datadir.log_url(settings.data_dir, durability=durability)
     logger.info("records", store=masked(records_url))
     with explaining(records_url):
         records = await Records.open(records_url, clock=clock, durability=durability)
