@@ -5,9 +5,13 @@ from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
 
 MASK: Final = "***"
 
-_LOCAL: Final = {"sqlite", "memory"}
 _TELLTALE: Final = ("pass", "pwd", "secret", "token", "credential", "scram")
 """What the name or value of an option mentions if it may hold a secret."""
+
+
+def is_local(scheme: str) -> bool:
+    """Whether it is the scheme of stores that only one process can use: a file, or its memory."""
+    return scheme.lower().partition("+")[0] in {"sqlite", "memory"}
 
 
 def masked(url: str) -> str:
@@ -28,7 +32,7 @@ def _shown(parts: SplitResult, url: str) -> str:
         raise ValueError("no scheme")
     start = f"{parts.scheme}://"
     if not url.lower().startswith(start):
-        if parts.scheme.partition("+")[0] not in _LOCAL:
+        if not is_local(parts.scheme):
             raise ValueError("no place")
         start = f"{parts.scheme}:"
     if parts.fragment or "#" in url or "@" in parts.path + parts.query:

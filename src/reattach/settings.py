@@ -20,11 +20,8 @@ from typing_extensions import override
 
 from reattach.errors import StartupError
 from reattach.limits import LEASE_SECONDS, MIN_CALLBACK_SECRET_CHARS, TOOL_SECONDS
-from reattach.masking import masked
+from reattach.masking import is_local, masked
 from reattach.settings_file import SettingsFile
-
-_LOCAL: Final = {"sqlite", "memory"}
-"""Schemes of stores that only one process can use."""
 
 
 def _default_data_dir() -> Path:
@@ -168,7 +165,7 @@ class Settings(BaseSettings):
         local = {
             name: url
             for name, url in (("database_url", database), ("log_url", log))
-            if not _is_shared(url)
+            if is_local(url.get_secret_value().partition(":")[0])
         }
         if len(local) == 2:
             raise StartupError(
@@ -210,8 +207,3 @@ _EXAMPLES: Final = {
 
 def _variable(name: str) -> str:
     return f"REATTACH_{name.upper()}"
-
-
-def _is_shared(url: SecretStr) -> bool:
-    scheme = url.get_secret_value().partition(":")[0].lower()
-    return scheme.partition("+")[0] not in _LOCAL

@@ -128,5 +128,3 @@ _BACKENDS: Final[Mapping[str, Callable[[str, Options], Awaitable[Log]]]] = {
     "memory": _memory,
     "sqlite": _sqlite,
 }
-
-LOCAL_SCHEMES: Final = frozenset(_BACKENDS)
