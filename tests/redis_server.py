@@ -8,7 +8,8 @@ import os
 import time
 
 from reattach.testing.ports import free_port
-from reattach.testing.redis import START_SECONDS, RedisServer
+from reattach.testing.program import START_SECONDS
+from reattach.testing.redis import RedisServer
 
 
 class RedisCluster:

@@ -279,7 +279,7 @@ async def test_a_server_that_restarts_is_used_again_by_itself(server: Postgresql
     async with asyncio.timeout(60):
         # More at once than there is: every connection of the pool has been used.
         await asyncio.gather(*(records.agents.get(OURS, world.agent.id) for _ in range(20)))
-        for end in (server.stop, server.crash):
+        for end in (server.stop, server.kill):
             await asyncio.to_thread(end)
             for call in (
                 records.agents.get(OURS, world.agent.id),
@@ -338,7 +338,7 @@ async def test_wakes_are_heard_again_after_the_server_was_away_and_the_gap_is_to
     async with asyncio.timeout(60), records.wakes() as wakes:
         run, _ = await world.turn("one")
         assert await anext(wakes) == RunSettled(run)
-        await asyncio.to_thread(server.crash)
+        await asyncio.to_thread(server.kill)
         missed = asyncio.ensure_future(anext(wakes))
         await asyncio.to_thread(server.start)
         assert await missed == WakesMissed()
@@ -352,7 +352,7 @@ async def test_a_listener_that_begins_while_the_server_is_away_hears_it_when_it_
 ) -> None:
     monkeypatch.setattr(postgresql, "RECONNECT_SECONDS", 0.02)
     records = await Records.open(server.url(), clock=SystemClock())
-    await asyncio.to_thread(server.crash)
+    await asyncio.to_thread(server.kill)
     async with asyncio.timeout(60), records.wakes() as wakes:
         await asyncio.to_thread(server.start)
         assert await anext(wakes) == WakesMissed()

@@ -158,7 +158,7 @@ async def _stop_postgresql(scene: Scene) -> float:
 
 async def _crash_postgresql(scene: Scene) -> float:
     postgresql = scene.cluster.postgresql
-    await asyncio.to_thread(postgresql.crash)
+    await asyncio.to_thread(postgresql.kill)
     seconds = scene.rng.uniform(0, 1)
     await asyncio.sleep(seconds)
     await asyncio.to_thread(postgresql.start)

@@ -6,49 +6,34 @@ import platform
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+
+from typing_extensions import override
 
 from reattach.testing.ports import free_port
-
-START_SECONDS: Final = 20.0
-"""How long a start may take on a busy machine; it takes a tenth of a second."""
-
-_LOOK_SECONDS: Final = 0.01
+from reattach.testing.program import START_SECONDS, Program
 
 
-class RedisServer:
+class RedisServer(Program):
     """A server in a folder of its own, on a unix socket, and on a free loopback port if ``tcp``.
 
-    It runs from its making until ``close``; ``start`` again after a ``kill`` keeps the port. What
-    it has survives that only with ``options`` that make it so, as ``("--appendonly", "yes")``. A
-    ``sentinel_of`` makes it a sentinel, which watches the server on that port as ``mine``.
+    It runs from its making until ``close``. What it has survives a ``kill`` only with ``options``
+    that make it so, as ``("--appendonly", "yes")``. A ``sentinel_of`` makes it a sentinel, which
+    watches the server on that port as ``mine``.
     """
+
+    name = "Valkey"
 
     def __init__(self, *options: str, tcp: bool = False, sentinel_of: int | None = None) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="redis-"))
-        self._options = options
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(free_port() if tcp else 0, self._directory)
+        self._arguments = options
         self._sentinel_of = sentinel_of
-        self.port = free_port() if tcp else 0
         self.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def socket_path(self) -> str:
@@ -58,32 +43,9 @@ class RedisServer:
     def url(self) -> str:
         return f"unix://{self.socket_path}"
 
-    @property
-    def running(self) -> bool:
-        return self._process is not None
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return "127.0.0.1", self.port
-
-    def start(self) -> None:
-        """Return when it answers, with what it kept. Raises RuntimeError."""
-        self._process = subprocess.Popen(  # noqa: S603  a program of ours
-            [str(binary()), *self._arguments()], stdout=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + START_SECONDS
-        while not self._answers():
-            if time.monotonic() > deadline or self._process.poll() is not None:
-                raise RuntimeError("Valkey does not start.")
-            time.sleep(_LOOK_SECONDS)
-
-    def kill(self) -> None:
-        """End it as a crash does. Idempotent."""
-        self._end()
-
     def forget(self) -> None:
         """Lose whatever it kept on its disk, once it was killed: it starts empty."""
-        assert self._process is None, "still running"
+        assert not self.running, "still running"
         for kept in self._directory.iterdir():
             if kept.is_dir():
                 shutil.rmtree(kept)
@@ -92,17 +54,10 @@ class RedisServer:
 
     def pause(self) -> None:
         """Let it stand still: connections stay, and nothing answers."""
-        assert self._process is not None, "not running"
-        self._process.send_signal(signal.SIGSTOP)
+        self.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        assert self._process is not None, "not running"
-        self._process.send_signal(signal.SIGCONT)
-
-    def close(self) -> None:
-        """End it and remove its folder. Idempotent."""
-        self._end()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self.signal(signal.SIGCONT)
 
     def command(self, *words: str) -> bytes:
         """What it answers, as it stands on the wire."""
@@ -113,23 +68,20 @@ class RedisServer:
             connection.sendall(f"*{len(words)}\r\n{packed}".encode())
             return connection.recv(64 * 1024)
 
-    def _arguments(self) -> list[str]:
+    @override
+    def _command(self) -> Sequence[str | Path]:
+        program = binary()
         listens = ["--port", str(self.port), "--bind", "127.0.0.1"]
         listens += ["--unixsocket", self.socket_path, "--dir", str(self._directory)]
         if self._sentinel_of is not None:
             file = self._directory / "sentinel.conf"
             file.write_text(f"sentinel monitor mine 127.0.0.1 {self._sentinel_of} 1\n")
-            return [str(file), "--sentinel", *listens]
+            return [program, file, "--sentinel", *listens]
         quiet = ["--save", "", "--loglevel", "warning", "--repl-diskless-sync-delay", "0"]
-        return [*listens, *quiet, *self._options]
+        return [program, *listens, *quiet, *self._arguments]
 
-    def _end(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait(timeout=START_SECONDS)
-            self._process = None
-
-    def _answers(self) -> bool:
+    @override
+    def _is_ready(self, printed: Sequence[str]) -> bool:
         with suppress(OSError):
             return self.command("PING").startswith(b"+PONG")
         return False
