@@ -8,6 +8,7 @@ from typing import Final
 
 from reattach.limits import APPEND_RETRY_SECONDS
 from reattach.testing.cluster import Cluster, ClusterServer
+from reattach.testing.program import Program
 from reattach.testing.relay import Relay
 
 
@@ -21,6 +22,9 @@ class Scene:
     ended: Callable[[], Awaitable[None]]
 
 
+Befall = Callable[[Scene], Awaitable[float]]
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """``befall`` does it and undoes it where that is part of it; it returns the outage's seconds.
@@ -29,7 +33,7 @@ class Fault:
     """
 
     name: str
-    befall: Callable[[Scene], Awaitable[float]]
+    befall: Befall
     ends: frozenset[str] = frozenset()
     of_owner: bool = False
     """Only the victim's runs may have them."""
@@ -40,8 +44,8 @@ class Fault:
 OWNER_DIED: Final = frozenset({"stream_incomplete"})
 STORE_FAILED: Final = frozenset({"internal_error"})
 
-AWAY_SECONDS: Final = APPEND_RETRY_SECONDS + 2
-"""Longer than a run waits for its store."""
+_LONG: Final = (APPEND_RETRY_SECONDS + 2, APPEND_RETRY_SECONDS + 2)
+"""Seconds that are more than a run waits for its store."""
 
 
 async def _kill(scene: Scene) -> float:
@@ -67,7 +71,7 @@ def _postgresql(scene: Scene) -> list[Relay]:
 Relays = Callable[[Scene], Sequence[Relay]]
 
 
-def _cut(relays: Relays) -> Callable[[Scene], Awaitable[float]]:
+def _cut(relays: Relays) -> Befall:
     async def befall(scene: Scene) -> float:
         for _ in range(scene.rng.randint(1, 5)):
             for relay in relays(scene):
@@ -78,31 +82,39 @@ def _cut(relays: Relays) -> Callable[[Scene], Awaitable[float]]:
     return befall
 
 
-def _delay(relays: Relays) -> Callable[[Scene], Awaitable[float]]:
+def _disturb(
+    relays: Relays,
+    how: Callable[[Relay, random.Random], None],
+    seconds: tuple[float, float] = (1, 1),
+) -> Befall:
+    """For as long as is drawn; then the relays relay as before."""
+
     async def befall(scene: Scene) -> float:
         for relay in relays(scene):
-            relay.delay_seconds = scene.rng.uniform(0.02, 0.1)
-        await asyncio.sleep(1)
+            how(relay, scene.rng)
+        lasting_seconds = scene.rng.uniform(*seconds)
+        await asyncio.sleep(lasting_seconds)
         for relay in relays(scene):
             relay.mend()
-        return 1.0
+        return lasting_seconds
 
     return befall
 
 
-def _split(relays: Relays) -> Callable[[Scene], Awaitable[float]]:
-    async def befall(scene: Scene) -> float:
-        for relay in relays(scene):
-            relay.piece_bytes = scene.rng.randint(1, 7)
-        await asyncio.sleep(1)
-        for relay in relays(scene):
-            relay.mend()
-        return 1.0
-
-    return befall
+def _delay(relay: Relay, rng: random.Random) -> None:
+    relay.delay_seconds = rng.uniform(0.02, 0.1)
 
 
-def _strand(relays: Relays) -> Callable[[Scene], Awaitable[float]]:
+def _split(relay: Relay, rng: random.Random) -> None:
+    relay.piece_bytes = rng.randint(1, 7)
+
+
+def _swallow(relays: Relays) -> Befall:
+    """The network is gone for a while without a word; then what it left half-open is reset."""
+    return _disturb(relays, lambda relay, _: relay.swallow(), (0.5, 2))
+
+
+def _strand(relays: Relays) -> Befall:
     """The connections that there are stay, and nothing passes any more; new ones are well."""
 
     async def befall(scene: Scene) -> float:
@@ -113,72 +125,40 @@ def _strand(relays: Relays) -> Callable[[Scene], Awaitable[float]]:
     return befall
 
 
-def _swallow(relays: Relays) -> Callable[[Scene], Awaitable[float]]:
-    """The network is gone for a while without a word; then what it left half-open is reset."""
+def _away(
+    end: Callable[[Cluster], Program], seconds: tuple[float, float], *, start_seconds: float = 0.0
+) -> Befall:
+    """The store that ``end`` ends is started when it was away for as long as is drawn."""
 
     async def befall(scene: Scene) -> float:
-        for relay in relays(scene):
-            relay.swallow()
-        seconds = scene.rng.uniform(0.5, 2)
-        await asyncio.sleep(seconds)
-        for relay in relays(scene):
-            relay.mend()
-        return seconds
+        store = await asyncio.to_thread(end, scene.cluster)
+        away_seconds = scene.rng.uniform(*seconds)
+        await asyncio.sleep(away_seconds)
+        await asyncio.to_thread(store.start)
+        return away_seconds + start_seconds
 
     return befall
 
 
-async def _restart_redis(scene: Scene) -> float:
-    redis = scene.cluster.redis
-    await asyncio.to_thread(redis.kill)
-    seconds = scene.rng.uniform(0, 1.5)
-    await asyncio.sleep(seconds)
-    await asyncio.to_thread(redis.start)
-    return seconds + 0.5
+def _kill_redis(cluster: Cluster) -> Program:
+    cluster.redis.kill()
+    return cluster.redis
 
 
-async def _empty_redis(scene: Scene) -> float:
-    redis = scene.cluster.redis
-    await asyncio.to_thread(redis.kill)
-    redis.forget()
-    seconds = scene.rng.uniform(0, 1)
-    await asyncio.sleep(seconds)
-    await asyncio.to_thread(redis.start)
-    return seconds + 0.5
+def _empty_redis(cluster: Cluster) -> Program:
+    cluster.redis.kill()
+    cluster.redis.forget()
+    return cluster.redis
 
 
-async def _stop_postgresql(scene: Scene) -> float:
-    postgresql = scene.cluster.postgresql
-    await asyncio.to_thread(postgresql.stop)
-    seconds = scene.rng.uniform(0, 1)
-    await asyncio.sleep(seconds)
-    await asyncio.to_thread(postgresql.start)
-    return seconds + 1
+def _stop_postgresql(cluster: Cluster) -> Program:
+    cluster.postgresql.stop()
+    return cluster.postgresql
 
 
-async def _crash_postgresql(scene: Scene) -> float:
-    postgresql = scene.cluster.postgresql
-    await asyncio.to_thread(postgresql.kill)
-    seconds = scene.rng.uniform(0, 1)
-    await asyncio.sleep(seconds)
-    await asyncio.to_thread(postgresql.start)
-    return seconds + 1
-
-
-async def _redis_away(scene: Scene) -> float:
-    redis = scene.cluster.redis
-    await asyncio.to_thread(redis.kill)
-    await asyncio.sleep(AWAY_SECONDS)
-    await asyncio.to_thread(redis.start)
-    return AWAY_SECONDS
-
-
-async def _postgresql_away(scene: Scene) -> float:
-    postgresql = scene.cluster.postgresql
-    await asyncio.to_thread(postgresql.stop)
-    await asyncio.sleep(AWAY_SECONDS)
-    await asyncio.to_thread(postgresql.start)
-    return AWAY_SECONDS
+def _kill_postgresql(cluster: Cluster) -> Program:
+    cluster.postgresql.kill()
+    return cluster.postgresql
 
 
 def _of_victim(relays: Relays) -> Relays:
@@ -195,13 +175,13 @@ FAULTS: Final[Sequence[Fault]] = (
     Fault("kill -9 of the owner", _kill, OWNER_DIED, of_owner=True),
     Fault("SIGSTOP beyond the lease, then SIGCONT", _pause, OWNER_DIED, of_owner=True),
     Fault("connections to Redis cut", _cut(_redis)),
-    Fault("connections to Redis slow", _delay(_redis)),
-    Fault("bytes from and to Redis split", _split(_redis)),
+    Fault("connections to Redis slow", _disturb(_redis, _delay)),
+    Fault("bytes from and to Redis split", _disturb(_redis, _split)),
     Fault("network to Redis silent, then reset", _swallow(_redis)),
     Fault("the owner's connections to Redis half-open", _strand(_of_victim(_redis))),
     Fault("connections to PostgreSQL cut", _cut(_postgresql)),
-    Fault("connections to PostgreSQL slow", _delay(_postgresql)),
-    Fault("bytes from and to PostgreSQL split", _split(_postgresql)),
+    Fault("connections to PostgreSQL slow", _disturb(_postgresql, _delay)),
+    Fault("bytes from and to PostgreSQL split", _disturb(_postgresql, _split)),
     # Silence may outlast a short lease; then the others may rightly bury the owner.
     Fault("network to PostgreSQL silent, then reset", _swallow(_postgresql), OWNER_DIED),
     Fault(
@@ -210,12 +190,32 @@ FAULTS: Final[Sequence[Fault]] = (
         OWNER_DIED,
         of_owner=True,
     ),
-    Fault("Redis killed and started, appendfsync always", _restart_redis),
-    Fault("Redis killed and started empty", _empty_redis, STORE_FAILED, loses_log=True),
-    Fault("PostgreSQL stopped and started", _stop_postgresql, OWNER_DIED),
-    Fault("PostgreSQL crashed and started", _crash_postgresql, OWNER_DIED),
-    Fault("Redis away for longer than runs wait", _redis_away, STORE_FAILED),
-    Fault("PostgreSQL away for longer than runs wait", _postgresql_away, OWNER_DIED | STORE_FAILED),
+    Fault(
+        "Redis killed and started, appendfsync always",
+        _away(_kill_redis, (0, 1.5), start_seconds=0.5),
+    ),
+    Fault(
+        "Redis killed and started empty",
+        _away(_empty_redis, (0, 1), start_seconds=0.5),
+        STORE_FAILED,
+        loses_log=True,
+    ),
+    Fault(
+        "PostgreSQL stopped and started",
+        _away(_stop_postgresql, (0, 1), start_seconds=1),
+        OWNER_DIED,
+    ),
+    Fault(
+        "PostgreSQL crashed and started",
+        _away(_kill_postgresql, (0, 1), start_seconds=1),
+        OWNER_DIED,
+    ),
+    Fault("Redis away for longer than runs wait", _away(_kill_redis, _LONG), STORE_FAILED),
+    Fault(
+        "PostgreSQL away for longer than runs wait",
+        _away(_stop_postgresql, _LONG),
+        OWNER_DIED | STORE_FAILED,
+    ),
 )
 
 
