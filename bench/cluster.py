@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
-from urllib.parse import urlsplit
 
 import psycopg
 
@@ -22,21 +21,6 @@ SETTLE_SECONDS = 11.0
 WINDOW_SECONDS = 12.0  # four of the looks that a server takes at Redis
 _CALLS = re.compile(rb"cmdstat_([^:]+):calls=(\d+)")
 LEASE_SECONDS = 15.0
-
-
-@dataclass(frozen=True)
-class Server:
-    """One server of the cluster, as its clients know it."""
-
-    url: str
-    host: str
-    port: int
-    api_key: str
-
-    @classmethod
-    def at(cls, url: str, api_key: str) -> Self:
-        parts = urlsplit(url)
-        return cls(url, parts.hostname or "", parts.port or 0, api_key)
 
 
 @dataclass(frozen=True)
@@ -116,7 +100,7 @@ async def measured(cluster: Cluster, readers: int, *, window_seconds: float) -> 
 
 
 async def run(cluster: Cluster, *, window_seconds: float = WINDOW_SECONDS) -> None:
-    servers = [Server.at(url, cluster.api_key) for url in cluster.urls]
+    servers = [Place(url, cluster.api_key) for url in cluster.urls]
     conversations = [await silent_run(servers[number % 3]) for number in range(RUNS)]
     opened: list[asyncio.StreamWriter] = []
     for readers in READERS:

@@ -24,16 +24,16 @@ async def measured(server: BenchServer, seconds: float) -> Cost:
 
 
 async def run(server: BenchServer) -> None:
-    conversation = conversation_with(server, "function/silent")
+    conversation = conversation_with(server.place, "function/silent")
     body = {"input": "x", "background": True, "include_pings": False}
-    _, sender = await open_stream(server, f"/v1/conversations/{conversation}/messages", body)
+    _, sender = await open_stream(server.place, f"/v1/conversations/{conversation}/messages", body)
     sender.close()
     await asyncio.sleep(2)
     alone = await measured(server, WINDOW_SECONDS)
     memory = server.memory_bytes()
     begin = time.monotonic()
     streams = [
-        await open_stream(server, f"/v1/conversations/{conversation}/stream", {})
+        await open_stream(server.place, f"/v1/conversations/{conversation}/stream", {})
         for _ in range(READERS)
     ]
     opened = time.monotonic() - begin

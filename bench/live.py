@@ -18,10 +18,12 @@ _STAMP = re.compile(rb'"content":"(\d+) "')
 
 
 async def run(server: BenchServer) -> None:
-    conversation = conversation_with(server, "function/paced")
+    conversation = conversation_with(server.place, "function/paced")
     body = {"input": f"{EVENTS} {RATE}", "background": True, "stream_tokens": True}
     begin = time.monotonic()
-    reader, writer = await open_stream(server, f"/v1/conversations/{conversation}/messages", body)
+    reader, writer = await open_stream(
+        server.place, f"/v1/conversations/{conversation}/messages", body
+    )
     headers_ms = (time.monotonic() - begin) * 1000
     lags_ms: list[float] = []
     before = server.cost()

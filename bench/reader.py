@@ -2,21 +2,17 @@
 
 import asyncio
 import json
-from typing import Protocol
+from dataclasses import dataclass
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 
-class Place(Protocol):
+@dataclass(frozen=True)
+class Place:
     """A server, as its clients know it. An empty key is not sent."""
 
-    @property
-    def url(self) -> str: ...
-    @property
-    def host(self) -> str: ...
-    @property
-    def port(self) -> int: ...
-    @property
-    def api_key(self) -> str: ...
+    url: str
+    api_key: str = ""
 
 
 def post(server: Place, path: str, body: object) -> dict[str, str]:
@@ -46,7 +42,8 @@ async def open_stream(
     server: Place, path: str, body: object
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Post ``body`` and return when the stream's headers are there."""
-    reader, writer = await asyncio.open_connection(server.host, server.port)
+    parts = urlsplit(server.url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     data = json.dumps(body).encode()
     key = "".join(f"{name}: {value}\r\n" for name, value in _key(server).items()).encode()
     writer.write(

@@ -6,22 +6,24 @@ As a program it serves; ``BenchServer`` starts it and looks at it from outside.
 import asyncio
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
+from typing_extensions import override
 
+from bench.reader import Place
 from reattach.engine.base import Turn
 from reattach.engine.function import FunctionEngine
 from reattach.http.serving import serve
 from reattach.observe import configure_logging
 from reattach.settings import Settings
+from reattach.testing.process import ServerProcess
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -60,51 +62,46 @@ def cost_of(pid: int) -> Cost:
     return Cost(ticks / _TICKS_PER_SECOND, int(io["syscr"]), int(io["syscw"]))
 
 
-class BenchServer:
+class BenchServer(ServerProcess):
     """A running server, seen from outside."""
 
-    api_key = ""
-    """It is open."""
-
-    def __init__(self, process: "subprocess.Popen[str]", url: str) -> None:
-        self.process = process
-        self.url = url
-        self.host, _, port = url.removeprefix("http://").partition(":")
-        self.port = int(port)
+    @property
+    def place(self) -> Place:
+        return Place(self.url)
 
     def cost(self) -> Cost:
-        return cost_of(self.process.pid)
+        return cost_of(self.pid)
 
     def memory_bytes(self) -> int:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
         match = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
         assert match is not None
         return int(match[1]) * 1024
+
+    @override
+    def _command(self) -> Sequence[str | Path]:
+        return [sys.executable, "-m", "bench.server", self._data_dir]
 
 
 @contextmanager
 def running() -> Iterator[BenchServer]:
     """A fresh server on a free port and an empty directory."""
-    with tempfile.TemporaryDirectory(prefix="reattach-bench-") as directory:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.server", directory], stdout=subprocess.PIPE, text=True
-        )
-        try:
-            assert process.stdout is not None
-            url = process.stdout.readline().strip()
-            if not url:
-                raise RuntimeError("the server did not start")
-            yield BenchServer(process, url)
-        finally:
-            process.kill()
-            process.communicate()
+    with (
+        tempfile.TemporaryDirectory(prefix="reattach-bench-") as directory,
+        BenchServer(Path(directory)) as server,
+    ):
+        yield server
+
+
+def tell(url: str) -> None:
+    print(f"The server is listening on {url}", flush=True)
 
 
 def main() -> None:
     configure_logging("console", "error")
     settings = Settings(port=0, data_dir=Path(sys.argv[1]), log_level="error")
     engine = FunctionEngine({"paced": paced, "silent": silent})
-    uvloop.run(serve(settings, engines=[engine], on_ready=lambda url: print(url, flush=True)))
+    uvloop.run(serve(settings, engines=[engine], on_ready=tell))
 
 
 if __name__ == "__main__":
