@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
@@ -26,6 +26,9 @@ from reattach.log.memory import MemoryLog
 from reattach.records.records import Records
 from reattach.runs.service import RunService
 from reattach.settings import Settings
+
+if TYPE_CHECKING:
+    from tests.http.live import LiveServer
 
 
 class TestClock(SystemClock):
@@ -160,3 +163,12 @@ def log_lines() -> Iterator[list[Any]]:
 async def server(tmp_path: Path) -> AsyncIterator[Server]:
     async with serving(tmp_path) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveServer]:
+    """A server that listens, for all tests of a file."""
+    from tests.http.live import listening  # which builds on this file
+
+    async with listening(tmp_path_factory.mktemp("live")) as live:
+        yield live

@@ -195,9 +195,7 @@ class LiveServer(Server):
 
     async def background_run(self, thread_id: str, message: str, /, **body: Any) -> str:
         """Send in the background, leave at once, and return the run's id."""
-        async with self.stream(
-            f"/v1/conversations/{thread_id}/messages", told(message, background=True, **body)
-        ) as stream:
+        async with self.stream(to(thread_id), told(message, background=True, **body)) as stream:
             assert stream.status_code == 200, await stream.error()
             return stream.run_id
 
@@ -253,6 +251,16 @@ class LiveServer(Server):
                 name: connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]
                 for (name,) in tables.fetchall()
             }
+
+
+async def new_threads(live: LiveServer, **body: Any) -> tuple[str, str]:
+    """A new agent, made with ``body``, and a named conversation with it."""
+    agent = (await live.agent(**body))["id"]
+    return agent, (await live.conversation(agent))["id"]
+
+
+def to(thread_id: str) -> str:
+    return f"/v1/conversations/{thread_id}/messages"
 
 
 def told(message: str, **body: Any) -> dict[str, Any]:

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from reattach.ids import new_agent_id, new_message_id, new_uuid
-from tests.http.live import WAIT_SECONDS, Frame, LiveServer, joined, kinds, listening, text
+from tests.http.live import (
+    WAIT_SECONDS,
+    Frame,
+    LiveServer,
+    joined,
+    kinds,
+    listening,
+    new_threads,
+    text,
+    to,
+)
 
 TOOLS = [{"name": name, "parameters": {"type": "object"}} for name in ("look", "fetch")]
-
-
-@pytest.fixture(scope="module")
-async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveServer]:
-    async with listening(tmp_path_factory.mktemp("live")) as live:
-        yield live
-
-
-async def new_threads(live: LiveServer) -> tuple[str, str]:
-    agent = (await live.agent())["id"]
-    live.gates.open(agent)
-    return agent, (await live.conversation(agent))["id"]
-
-
-def to(thread: str) -> str:
-    return f"/v1/conversations/{thread}/messages"
 
 
 async def asked(

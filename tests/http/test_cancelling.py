@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,7 @@ import pytest
 from reattach.ids import DEFAULT_TENANT, new_agent_id, new_conversation_id, new_run_id
 from reattach.runs import service
 from tests.http.conftest import OTHER_TENANT
-from tests.http.live import LiveServer, joined, kinds, listening
-
-
-@pytest.fixture(scope="module")
-async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveServer]:
-    async with listening(tmp_path_factory.mktemp("live")) as live:
-        yield live
-
-
-async def new_threads(live: LiveServer) -> tuple[str, str]:
-    agent = (await live.agent())["id"]
-    return agent, (await live.conversation(agent))["id"]
+from tests.http.live import LiveServer, joined, kinds, listening, new_threads
 
 
 def of_conversation(conversation: str) -> str:

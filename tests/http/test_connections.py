@@ -10,15 +10,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.http.live import WAIT_SECONDS, LiveServer, joined, listening, told
+from tests.http.live import WAIT_SECONDS, LiveServer, joined, told
 
 JSON_HEAD = b"Host: 127.0.0.1\r\nContent-Type: application/json\r\n"
-
-
-@pytest.fixture(scope="module")
-async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveServer]:
-    async with listening(tmp_path_factory.mktemp("live")) as live:
-        yield live
 
 
 async def exchanged(live: LiveServer, *pieces: bytes, ends: bool = False) -> bytes:

@@ -13,12 +13,6 @@ LONG = "[think=3][tool=look][chunks=12][unicode][steps=2]"
 
 
 @pytest.fixture(scope="module")
-async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveServer]:
-    async with listening(tmp_path_factory.mktemp("live")) as live:
-        yield live
-
-
-@pytest.fixture(scope="module")
 async def quick_pings(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveServer]:
     directory = tmp_path_factory.mktemp("pings")
     async with listening(directory, ping_interval_seconds=0.05) as live:

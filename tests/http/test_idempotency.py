@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +12,13 @@ from reattach.errors import StoreUnavailableError
 from reattach.ids import DEFAULT_TENANT, new_uuid
 from reattach.records.base import RunCreated, RunKnown
 from tests.http.conftest import OTHER_TENANT
-from tests.http.live import LiveServer, joined, listening, told
+from tests.http.live import LiveServer, joined, listening, new_threads, to, told
 
 MODES: dict[str, dict[str, Any]] = {
     "background": {"background": True},
     "foreground": {"background": False},
     "json": {"streaming": False, "stream_tokens": False},
 }
-
-
-@pytest.fixture(scope="module")
-async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveServer]:
-    async with listening(tmp_path_factory.mktemp("live")) as live:
-        yield live
-
-
-async def new_threads(live: LiveServer) -> tuple[str, str]:
-    """An agent that answers at once, and a named conversation with it."""
-    agent = (await live.agent())["id"]
-    live.gates.open(agent)
-    return agent, (await live.conversation(agent))["id"]
-
-
-def to(conversation: str) -> str:
-    return f"/v1/conversations/{conversation}/messages"
 
 
 async def posted(live: LiveServer, conversation: str, body: dict[str, Any]) -> bytes:

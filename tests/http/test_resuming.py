@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from reattach.http import resuming
 from reattach.ids import DEFAULT_TENANT, new_agent_id, new_conversation_id, new_run_id, new_uuid
 from reattach.records.base import RunCreated, RunKnown
 from tests.http.conftest import OTHER_TENANT
-from tests.http.live import DONE, LiveServer, Stream, joined, kinds, listening, told
+from tests.http.live import DONE, LiveServer, Stream, joined, kinds, listening, new_threads, told
 
 SOME_UUID = "6af1ebde-378d-4111-b936-e8f82c8f8359"
 
@@ -20,18 +19,6 @@ NO_ACTIVE_RUN = "INVALID_ARGUMENT: No active runs found for this conversation."
 NOT_BACKGROUND = (
     "INVALID_ARGUMENT: Run was not created in background mode, so it cannot be retrieved."
 )
-
-
-@pytest.fixture(scope="module")
-async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveServer]:
-    async with listening(tmp_path_factory.mktemp("live")) as live:
-        yield live
-
-
-async def new_threads(live: LiveServer) -> tuple[str, str]:
-    """An agent, and a named conversation with it."""
-    agent = await live.agent()
-    return agent["id"], (await live.conversation(agent["id"]))["id"]
 
 
 def resume_path(thread_id: str) -> str:

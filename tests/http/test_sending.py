@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -9,26 +8,9 @@ import pytest
 
 from reattach.http.schemas.sending import WholeAnswer
 from reattach.ids import new_agent_id, new_conversation_id, new_uuid
-from tests.http.live import Frame, LiveServer, joined, kinds, listening, text, told
+from tests.http.live import Frame, LiveServer, joined, kinds, new_threads, text, to, told
 
 PIXEL = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
-
-
-@pytest.fixture(scope="module")
-async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveServer]:
-    async with listening(tmp_path_factory.mktemp("live")) as live:
-        yield live
-
-
-async def new_threads(live: LiveServer, **body: Any) -> tuple[str, str]:
-    """An agent that answers at once, and a named conversation with it."""
-    agent = await live.agent(**body)
-    live.gates.open(agent["id"])
-    return agent["id"], (await live.conversation(agent["id"]))["id"]
-
-
-def to(conversation: str) -> str:
-    return f"/v1/conversations/{conversation}/messages"
 
 
 async def answered(live: LiveServer, conversation: str, message: Any, **body: Any) -> list[Frame]:

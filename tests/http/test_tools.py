@@ -13,8 +13,8 @@ from letta_client import AsyncLetta
 
 from reattach.ids import TOOL_PATTERN
 from tests import tool_functions as functions
-from tests.http.live import WAIT_SECONDS, LiveServer, kinds, listening, text
-from tests.http.test_approvals import answer, items, returned, stop_of, to, types, verdict
+from tests.http.live import WAIT_SECONDS, LiveServer, kinds, listening, text, to
+from tests.http.test_approvals import answer, items, returned, stop_of, types, verdict
 
 NAMES = ("add", "greet", "deploy", "explode", "hang", "flood")
 
