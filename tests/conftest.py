@@ -7,7 +7,7 @@ import pytest
 from blockbuster import blockbuster_ctx
 from hypothesis import settings
 
-pytest_plugins = ["tests.postgresql_server"]
+pytest_plugins = ["tests.postgresql_server", "tests.redis_server"]
 
 # A test may not depend on how fast the machine is.
 settings.register_profile("reattach", deadline=None, print_blob=True)

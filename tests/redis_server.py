@@ -6,6 +6,9 @@ import atexit
 import functools
 import os
 import time
+from collections.abc import Iterator
+
+import pytest
 
 from reattach.testing.ports import free_port
 from reattach.testing.program import START_SECONDS
@@ -92,3 +95,10 @@ def shared_sentinel_url() -> str:
     sentinel = RedisSentinel()
     atexit.register(sentinel.close)
     return sentinel.url
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    """A Redis of the test's own, to be broken. It keeps nothing when it is killed."""
+    with RedisServer() as redis:
+        yield redis

@@ -18,6 +18,5 @@ def postgresql_server() -> Iterator[PostgresqlServer]:
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
     """A server that tests may set up as they need it, with nothing special at first."""
-    server = RedisServer("--appendonly", "yes", tcp=True)
-    yield server
-    server.close()
+    with RedisServer("--appendonly", "yes", tcp=True) as server:
+        yield server

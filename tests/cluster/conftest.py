@@ -28,14 +28,6 @@ async def nodes(postgresql_url: str) -> AsyncIterator[Nodes]:
 
 
 @pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    """A Redis of the test's own, to be broken. It keeps nothing when it is killed."""
-    server = RedisServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
 async def frail(postgresql_url: str, redis: RedisServer) -> AsyncIterator[Nodes]:
     """Nodes whose log is on ``redis``."""
     async with nodes_on(postgresql_url, redis.url) as nodes:

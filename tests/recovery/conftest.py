@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import structlog.testing
 
+from reattach.testing.redis import RedisServer
+from reattach.testing.relay import Relay
 from tests.recovery.heart import Heart, heart_in
 
 
@@ -21,3 +23,10 @@ def log_lines() -> Iterator[list[Any]]:
 async def heart(tmp_path: Path) -> AsyncIterator[Heart]:
     async with heart_in(tmp_path) as heart:
         yield heart
+
+
+@pytest.fixture
+def relay(redis: RedisServer) -> Iterator[Relay]:
+    """Before ``redis``."""
+    with Relay(redis.socket_path) as relay:
+        yield relay

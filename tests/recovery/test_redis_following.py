@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -29,42 +29,29 @@ Around = Callable[[Call], Awaitable[Any]]
 
 
 @pytest.fixture
-def server() -> Iterator[RedisServer]:
-    server = RedisServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def relay(server: RedisServer) -> Iterator[Relay]:
-    with Relay(server.socket_path) as relay:
-        yield relay
-
-
-@pytest.fixture
-async def owner(server: RedisServer) -> AsyncIterator[RedisLog]:
-    async with log_at(server) as log:
+async def owner(redis: RedisServer) -> AsyncIterator[RedisLog]:
+    async with log_at(redis) as log:
         await log.open("run", 1)
         yield log
 
 
 @pytest.fixture
-async def other(server: RedisServer) -> AsyncIterator[RedisLog]:
-    async with log_at(server) as log:
+async def other(redis: RedisServer) -> AsyncIterator[RedisLog]:
+    async with log_at(redis) as log:
         yield log
 
 
 @pytest.fixture
-async def observer(server: RedisServer) -> AsyncIterator[Any]:
+async def observer(redis: RedisServer) -> AsyncIterator[Any]:
     """Looks at the server from beside."""
-    async with aclosing(Redis.from_url(server.url)) as observer:
+    async with aclosing(Redis.from_url(redis.url)) as observer:
         yield observer
 
 
 @asynccontextmanager
-async def log_at(server: RedisServer) -> AsyncIterator[RedisLog]:
+async def log_at(redis: RedisServer) -> AsyncIterator[RedisLog]:
     """A log as a process of its own has it, with nothing but its own attention."""
-    log = await RedisLog.connect(server.url, poll_seconds=NEVER_SECONDS)
+    log = await RedisLog.connect(redis.url, poll_seconds=NEVER_SECONDS)
     async with aclosing(log):
         yield log
 
@@ -220,7 +207,7 @@ async def test_other_text_is_found_even_if_the_look_at_it_is_cut_off(
 
 @pytest.mark.promise("P4")
 async def test_what_is_asked_for_just_when_a_connection_was_cut_goes_to_the_next_one(
-    server: RedisServer, relay: Relay, observer: Any
+    redis: RedisServer, relay: Relay, observer: Any
 ) -> None:
     news: asyncio.Queue[bytes] = asyncio.Queue()
     async with (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
@@ -29,19 +29,6 @@ NEVER_SECONDS = 3600.0
 FRAMES = [b"data: %d %s\n\n" % (seq, b"x" * (seq % 50)) for seq in range(1, 301)]
 
 
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    server = RedisServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def relay(server: RedisServer) -> Iterator[Relay]:
-    with Relay(server.socket_path) as relay:
-        yield relay
-
-
 @asynccontextmanager
 async def log_at(
     place: RedisServer | Relay, *, poll_seconds: float = NEVER_SECONDS, answer_seconds: float = 3.0
@@ -54,9 +41,9 @@ async def log_at(
 
 
 @asynccontextmanager
-async def observer_of(server: RedisServer) -> AsyncIterator[Any]:
+async def observer_of(redis: RedisServer) -> AsyncIterator[Any]:
     """Looks at the server from beside."""
-    async with aclosing(Redis.from_url(server.url)) as observer:
+    async with aclosing(Redis.from_url(redis.url)) as observer:
         yield observer
 
 
@@ -105,8 +92,8 @@ async def all_of(log: RedisLog) -> bytes:
 
 
 @pytest.mark.promise("P4")
-async def test_each_process_follows_the_runs_of_the_other(server: RedisServer) -> None:
-    async with log_at(server) as one, log_at(server) as two:
+async def test_each_process_follows_the_runs_of_the_other(redis: RedisServer) -> None:
+    async with log_at(redis) as one, log_at(redis) as two:
         await one.open("a", 1)
         await two.open("b", 1)
         readers = [
@@ -123,11 +110,11 @@ async def test_each_process_follows_the_runs_of_the_other(server: RedisServer) -
 
 
 @pytest.mark.promise("P13")
-async def test_connections_do_not_depend_on_readers_nor_runs(server: RedisServer) -> None:
+async def test_connections_do_not_depend_on_readers_nor_runs(redis: RedisServer) -> None:
     async with (
-        log_at(server) as owner,
-        log_at(server) as other,
-        observer_of(server) as observer,
+        log_at(redis) as owner,
+        log_at(redis) as other,
+        observer_of(redis) as observer,
         AsyncExitStack() as readers,
     ):
         runs = [f"run-{number}" for number in range(50)]
@@ -159,12 +146,12 @@ async def test_connections_do_not_depend_on_readers_nor_runs(server: RedisServer
 @pytest.mark.promise("P13")
 @pytest.mark.parametrize("poll_seconds", [NEVER_SECONDS, 0.1])
 async def test_between_events_only_the_poll_of_the_process_asks_anything(
-    server: RedisServer, poll_seconds: float
+    redis: RedisServer, poll_seconds: float
 ) -> None:
     async with (
-        log_at(server) as owner,
-        log_at(server, poll_seconds=poll_seconds) as other,
-        observer_of(server) as observer,
+        log_at(redis) as owner,
+        log_at(redis, poll_seconds=poll_seconds) as other,
+        observer_of(redis) as observer,
         AsyncExitStack() as readers,
     ):
         for number in range(50):
@@ -185,9 +172,9 @@ async def test_between_events_only_the_poll_of_the_process_asks_anything(
 
 @pytest.mark.promise("P7")
 async def test_a_zombie_owner_is_refused_and_its_readers_get_what_the_new_one_wrote(
-    server: RedisServer,
+    redis: RedisServer,
 ) -> None:
-    async with log_at(server) as zombie, log_at(server) as heir:
+    async with log_at(redis) as zombie, log_at(redis) as heir:
         await zombie.open("run", 1)
         async with zombie.follow("run") as tail:
             await zombie.append("run", 1, 1, FRAMES[:3])
@@ -203,9 +190,9 @@ async def test_a_zombie_owner_is_refused_and_its_readers_get_what_the_new_one_wr
 
 @pytest.mark.promise("P7")
 async def test_readers_at_a_zombie_that_appends_no_more_get_the_end_all_the_same(
-    server: RedisServer,
+    redis: RedisServer,
 ) -> None:
-    async with log_at(server, poll_seconds=0.05) as zombie, log_at(server) as heir:
+    async with log_at(redis, poll_seconds=0.05) as zombie, log_at(redis) as heir:
         await zombie.open("run", 1)
         async with zombie.follow("run") as tail:
             await zombie.append("run", 1, 1, FRAMES[:3])
@@ -218,9 +205,9 @@ async def test_readers_at_a_zombie_that_appends_no_more_get_the_end_all_the_same
 @pytest.mark.promise("P2")
 @pytest.mark.promise("P4")
 async def test_a_restart_with_aof_loses_and_doubles_nothing() -> None:
-    server = RedisServer("--appendonly", "yes", "--appendfsync", "always")
+    redis = RedisServer("--appendonly", "yes", "--appendfsync", "always")
     try:
-        async with log_at(server) as owner, log_at(server) as other:
+        async with log_at(redis) as owner, log_at(redis) as other:
             await owner.open("run", 1)
             readers = [
                 asyncio.create_task(follow(log, "run", after))
@@ -230,33 +217,33 @@ async def test_a_restart_with_aof_loses_and_doubles_nothing() -> None:
 
             def crash(seq: int) -> None:
                 if seq in {100, 200}:
-                    server.kill()
-                    asyncio.get_running_loop().call_later(0.2, server.start)
+                    redis.kill()
+                    asyncio.get_running_loop().call_later(0.2, redis.start)
 
             assert await append_all(owner, after=crash) > 0
             for number, reader in enumerate(readers):
                 assert await reader == FRAMES[50 * (number % 2) :]
-        async with log_at(server) as late:
+        async with log_at(redis) as late:
             assert await follow(late, "run", 0) == FRAMES
     finally:
-        server.close()
+        redis.close()
 
 
 @pytest.mark.promise("P5")
 async def test_a_restart_without_anything_is_told_and_other_text_never_takes_its_place(
-    server: RedisServer,
+    redis: RedisServer,
 ) -> None:
-    async with log_at(server) as owner, log_at(server) as other:
+    async with log_at(redis) as owner, log_at(redis) as other:
         await owner.open("run", 1)
         async with owner.follow("run") as own_tail, other.follow("run") as tail:
             await owner.append("run", 1, 1, FRAMES[:5])
             await is_at(tail, 5)
-            server.kill()
+            redis.kill()
             with pytest.raises(StoreUnavailableError):
                 await owner.append("run", 1, 6, FRAMES[5:6])
             assert not own_tail.ended
             assert not tail.ended
-            server.start()
+            redis.start()
             await until(tail, lambda: tail.ended)
             with pytest.raises(LogNotFoundError):
                 await owner.append("run", 1, 6, FRAMES[5:6])
@@ -274,15 +261,15 @@ async def test_a_restart_without_anything_is_told_and_other_text_never_takes_its
 
 
 @pytest.mark.promise("P5")
-async def test_a_log_begun_anew_under_its_readers_is_told_to_them(server: RedisServer) -> None:
-    async with log_at(server) as owner, log_at(server) as other:
+async def test_a_log_begun_anew_under_its_readers_is_told_to_them(redis: RedisServer) -> None:
+    async with log_at(redis) as owner, log_at(redis) as other:
         await owner.open("run", 1)
         async with other.follow("run") as tail:
             await owner.append("run", 1, 1, FRAMES[:2])
             await is_at(tail, 2)
-            async with observer_of(server) as observer:
+            async with observer_of(redis) as observer:
                 await observer.flushall()
-            async with log_at(server) as heir:
+            async with log_at(redis) as heir:
                 await heir.open("run", 2)
                 await heir.append("run", 2, 1, [b"a", b"b", b"c", b"d"])
             await until(tail, lambda: tail.ended)
@@ -331,8 +318,8 @@ async def test_a_failover_to_a_replica_that_misses_the_end_shows_no_other_text()
 
 
 @pytest.mark.promise("P5")
-async def test_an_owner_learns_that_its_end_was_lost(server: RedisServer) -> None:
-    async with log_at(server) as owner, observer_of(server) as observer:
+async def test_an_owner_learns_that_its_end_was_lost(redis: RedisServer) -> None:
+    async with log_at(redis) as owner, observer_of(redis) as observer:
         await owner.open("run", 1)
         async with owner.follow("run") as tail:
             await owner.append("run", 1, 1, FRAMES[:1])
@@ -351,7 +338,7 @@ async def test_an_owner_learns_that_its_end_was_lost(server: RedisServer) -> Non
 @pytest.mark.promise("P1")
 @pytest.mark.parametrize("seed", range(4))
 async def test_cut_connections_lose_and_double_nothing(
-    server: RedisServer, relay: Relay, seed: int
+    redis: RedisServer, relay: Relay, seed: int
 ) -> None:
     dice = random.Random(seed)
     async with log_at(relay) as owner, log_at(relay) as other:
@@ -369,16 +356,16 @@ async def test_cut_connections_lose_and_double_nothing(
         for reader in readers:
             assert await reader == FRAMES
         assert relay.connections > 10
-    async with log_at(server) as late:
+    async with log_at(redis) as late:
         assert await follow(late, "run", 0) == FRAMES
         assert await all_of(late) == b"".join(FRAMES)
 
 
 @pytest.mark.promise("P4")
 async def test_readers_catch_up_when_the_connection_of_the_news_is_killed(
-    server: RedisServer,
+    redis: RedisServer,
 ) -> None:
-    async with log_at(server) as owner, log_at(server) as other, observer_of(server) as observer:
+    async with log_at(redis) as owner, log_at(redis) as other, observer_of(redis) as observer:
         await owner.open("run", 1)
         async with other.follow("run") as tail:
             for seq in range(1, 31):
@@ -391,8 +378,8 @@ async def test_readers_catch_up_when_the_connection_of_the_news_is_killed(
 
 
 @pytest.mark.promise("P4")
-async def test_a_gap_in_the_news_is_filled(server: RedisServer, relay: Relay) -> None:
-    async with log_at(server) as owner, log_at(relay) as other:
+async def test_a_gap_in_the_news_is_filled(redis: RedisServer, relay: Relay) -> None:
+    async with log_at(redis) as owner, log_at(relay) as other:
         await owner.open("run", 1)
         async with other.follow("run") as tail:
             await owner.append("run", 1, 1, FRAMES[:2])
@@ -411,9 +398,9 @@ async def test_a_gap_in_the_news_is_filled(server: RedisServer, relay: Relay) ->
 
 
 @pytest.mark.promise("P4")
-async def test_the_poll_finds_news_that_were_lost(server: RedisServer, relay: Relay) -> None:
+async def test_the_poll_finds_news_that_were_lost(redis: RedisServer, relay: Relay) -> None:
     async with (
-        log_at(server) as owner,
+        log_at(redis) as owner,
         log_at(relay, poll_seconds=0.1, answer_seconds=0.3) as other,
     ):
         await owner.open("run", 1)
@@ -432,17 +419,17 @@ async def test_the_poll_finds_news_that_were_lost(server: RedisServer, relay: Re
 
 
 async def test_a_redis_that_stands_still_is_unavailable_and_tails_wait(
-    server: RedisServer,
+    redis: RedisServer,
 ) -> None:
     async with (
-        log_at(server, answer_seconds=0.3, poll_seconds=0.1) as owner,
-        log_at(server, answer_seconds=0.3, poll_seconds=0.1) as other,
+        log_at(redis, answer_seconds=0.3, poll_seconds=0.1) as owner,
+        log_at(redis, answer_seconds=0.3, poll_seconds=0.1) as other,
     ):
         await owner.open("run", 1, aliases=["alias"])
         async with other.follow("run") as tail, owner.follow("run") as own_tail:
             await owner.append("run", 1, 1, FRAMES[:2])
             await is_at(tail, 2)
-            server.pause()
+            redis.pause()
             try:
                 for use in (
                     owner.append("run", 1, 3, FRAMES[2:4]),
@@ -456,7 +443,7 @@ async def test_a_redis_that_stands_still_is_unavailable_and_tails_wait(
                         with pytest.raises(StoreUnavailableError):
                             await use
             finally:
-                server.resume()
+                redis.resume()
             await append_patiently(owner, 3, FRAMES[2:4])
             await append_patiently(owner, 5, FRAMES[4:6], close=True)
             for each in tail, own_tail:
@@ -465,8 +452,8 @@ async def test_a_redis_that_stands_still_is_unavailable_and_tails_wait(
         assert await follow(other, "run", 0) == FRAMES[:6]
 
 
-async def test_a_read_only_redis_is_unavailable_for_writes(server: RedisServer) -> None:
-    async with log_at(server) as log, observer_of(server) as observer:
+async def test_a_read_only_redis_is_unavailable_for_writes(redis: RedisServer) -> None:
+    async with log_at(redis) as log, observer_of(redis) as observer:
         await log.open("run", 1)
         await log.append("run", 1, 1, FRAMES[:2])
         await observer.execute_command("REPLICAOF", "127.0.0.1", "1")
@@ -514,10 +501,10 @@ async def test_an_append_that_waits_for_replicas_is_acknowledged_by_them() -> No
 
 @pytest.mark.promise("P14")
 async def test_only_closed_logs_expire_and_not_before_their_retention(
-    server: RedisServer,
+    redis: RedisServer,
 ) -> None:
-    log = await RedisLog.connect(server.url, retention_seconds=1000, prefix="mine")
-    async with aclosing(log), observer_of(server) as observer:
+    log = await RedisLog.connect(redis.url, retention_seconds=1000, prefix="mine")
+    async with aclosing(log), observer_of(redis) as observer:
         await log.open("run", 1, aliases=["a"])
         await log.append("run", 1, 1, FRAMES[:2])
         keys = ["mine:{run}:head", "mine:{run}:log"]
@@ -533,8 +520,8 @@ async def test_only_closed_logs_expire_and_not_before_their_retention(
 
 
 @pytest.mark.promise("P5")
-async def test_a_log_whose_frames_were_evicted_is_gone_and_not_short(server: RedisServer) -> None:
-    async with log_at(server) as owner, observer_of(server) as observer:
+async def test_a_log_whose_frames_were_evicted_is_gone_and_not_short(redis: RedisServer) -> None:
+    async with log_at(redis) as owner, observer_of(redis) as observer:
         await owner.open("run", 1)
         async with owner.follow("run") as tail:
             await owner.append("run", 1, 1, FRAMES[:3])
@@ -550,8 +537,8 @@ async def test_a_log_whose_frames_were_evicted_is_gone_and_not_short(server: Red
 
 
 @pytest.mark.promise("P9")
-async def test_a_log_that_expired_is_not_found_by_its_aliases(server: RedisServer) -> None:
-    async with log_at(server) as one, log_at(server) as two, observer_of(server) as observer:
+async def test_a_log_that_expired_is_not_found_by_its_aliases(redis: RedisServer) -> None:
+    async with log_at(redis) as one, log_at(redis) as two, observer_of(redis) as observer:
         await one.open("run", 1, aliases=["alias"])
         assert await two.find("alias") == "run"
         await observer.delete("reattach:{run}:log", "reattach:{run}:head")
@@ -560,9 +547,9 @@ async def test_a_log_that_expired_is_not_found_by_its_aliases(server: RedisServe
 
 @pytest.mark.promise("P14")
 async def test_readers_of_a_log_that_another_process_deletes_are_told(
-    server: RedisServer,
+    redis: RedisServer,
 ) -> None:
-    async with log_at(server) as one, log_at(server) as two:
+    async with log_at(redis) as one, log_at(redis) as two:
         await one.open("run", 1)
         await one.open("closed", 1)
         await one.append("closed", 1, 1, FRAMES[:2], close=True)
@@ -579,8 +566,8 @@ async def test_readers_of_a_log_that_another_process_deletes_are_told(
             await follow(two, "closed", 0)
 
 
-async def test_a_call_survives_that_redis_forgets_the_scripts(server: RedisServer) -> None:
-    async with log_at(server) as log, observer_of(server) as observer:
+async def test_a_call_survives_that_redis_forgets_the_scripts(redis: RedisServer) -> None:
+    async with log_at(redis) as log, observer_of(redis) as observer:
         await log.open("run", 1)
         await log.append("run", 1, 1, FRAMES[:1])
         await observer.script_flush()
@@ -588,8 +575,8 @@ async def test_a_call_survives_that_redis_forgets_the_scripts(server: RedisServe
         assert await all_of(log) == b"".join(FRAMES[:2])
 
 
-async def test_a_user_that_may_do_only_what_the_log_needs_can_use_it(server: RedisServer) -> None:
-    async with observer_of(server) as observer:
+async def test_a_user_that_may_do_only_what_the_log_needs_can_use_it(redis: RedisServer) -> None:
+    async with observer_of(redis) as observer:
         await observer.acl_setuser(
             "mine",
             enabled=True,
@@ -602,7 +589,7 @@ async def test_a_user_that_may_do_only_what_the_log_needs_can_use_it(server: Red
                 *("+xtrim", "+ping", "+client|setname", "+publish", "+subscribe", "+unsubscribe"),
             ],
         )
-    url = f"unix://mine:p%40ss%3A%2F%3F%23%5B%5D%25@{server.socket_path}"
+    url = f"unix://mine:p%40ss%3A%2F%3F%23%5B%5D%25@{redis.socket_path}"
     log = await RedisLog.connect(url, prefix="mine", poll_seconds=0.05)
     async with aclosing(log):
         await log.open("run", 1, aliases=["alias"])
@@ -623,12 +610,12 @@ async def test_a_user_that_may_do_only_what_the_log_needs_can_use_it(server: Red
 
 
 async def test_closing_a_log_ends_what_waits_for_a_redis_that_stands_still(
-    server: RedisServer,
+    redis: RedisServer,
 ) -> None:
-    async with log_at(server, answer_seconds=0.5) as log:
+    async with log_at(redis, answer_seconds=0.5) as log:
         await log.open("run", 1)
-        async with log_at(server, answer_seconds=0.5) as other:
-            server.pause()
+        async with log_at(redis, answer_seconds=0.5) as other:
+            redis.pause()
             try:
                 waiting = [
                     asyncio.create_task(follow(other, "run", 0)),
@@ -641,4 +628,4 @@ async def test_closing_a_log_ends_what_waits_for_a_redis_that_stands_still(
                         with pytest.raises(StoreUnavailableError):
                             await task
             finally:
-                server.resume()
+                redis.resume()
