@@ -37,33 +37,9 @@ ProviderType = Literal[
     "zai_coding",
 ]
 
-EndpointType = Literal[
-    "openai",
-    "anthropic",
-    "google_ai",
-    "google_vertex",
-    "azure",
-    "groq",
-    "ollama",
-    "hugging-face",
-    "baseten",
-    "minimax",
-    "moonshot",
-    "moonshot_coding",
-    "mistral",
-    "vllm",
-    "together",
-    "bedrock",
-    "deepseek",
-    "xai",
-    "zai",
-    "zai_coding",
-    "openrouter",
-    "chatgpt_oauth",
-]
-
 _PROVIDERS: Final = frozenset(get_args(ProviderType))
-_ENDPOINTS: Final = frozenset(get_args(EndpointType))
+_ENDPOINTS: Final = _PROVIDERS - {"cerebras", "fireworks", "letta", "lmstudio_openai", "sglang"}
+"""The types of endpoint that SDKs know."""
 
 FALLBACK_CONTEXT_TOKENS: Final = 128_000
 """Said of a model that this server does not offer at present."""

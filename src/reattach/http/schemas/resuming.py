@@ -2,19 +2,18 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from reattach.http.schemas.fields import Body
 from reattach.limits import MAX_CURSOR, MAX_ID_CHARS, MAX_OTID_CHARS, MAX_POLL_SECONDS
 
 
-class ResumeBody(BaseModel):
+class ResumeBody(Body):
     """Which run to follow, and from where.
 
     Everything is optional: the default is the run that is active in the conversation, from its
     start.
     """
-
-    model_config = ConfigDict(extra="ignore")
 
     agent_id: str | None = Field(
         None, max_length=MAX_ID_CHARS, description="The agent, on the path `default`."

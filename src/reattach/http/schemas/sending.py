@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from reattach.http.schemas.fields import Answer, StopReasonName
+from reattach.http.schemas.fields import Answer, Body, StopReasonName
 from reattach.http.schemas.message import MessageItem
 from reattach.limits import (
     MAX_ANSWERED_CALLS,
@@ -35,23 +35,32 @@ Otid = Annotated[
 ToolCallId = Annotated[str, Field(min_length=1, max_length=MAX_TOOL_CALL_ID_CHARS)]
 
 
-class _Lenient(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+def _told(usual: str, **members: str) -> Discriminator:
+    """Items are told apart by their type; those without one by ``members`` that only one has."""
+
+    def kind(value: Any) -> str:
+        if not isinstance(value, dict):
+            return str(getattr(value, "type", None) or usual)
+        if value.get("type") is not None:
+            return str(value["type"])
+        return next((members[name] for name in members if name in value), usual)
+
+    return Discriminator(kind)
 
 
-class SentText(_Lenient):
+class SentText(Body):
     type: Literal["text"]
     text: str
 
 
-class ImageSource(_Lenient):
+class ImageSource(Body):
     type: Literal["url", "base64", "letta"]
     url: str | None = None
     media_type: str | None = Field(None, max_length=MAX_NAME_CHARS)
     data: str | None = None
 
 
-class SentImage(_Lenient):
+class SentImage(Body):
     type: Literal["image"]
     source: ImageSource
 
@@ -60,7 +69,7 @@ SentPart = Annotated[SentText | SentImage, Field(discriminator="type")]
 SentContent = str | Annotated[list[SentPart], Field(max_length=MAX_MESSAGE_PARTS)]
 
 
-class SentMessage(_Lenient):
+class SentMessage(Body):
     """A message for the agent."""
 
     type: Literal["message"] | None = "message"
@@ -71,7 +80,7 @@ class SentMessage(_Lenient):
     sender_id: str | None = Field(None, max_length=MAX_NAME_CHARS)
 
 
-class SentVerdict(_Lenient):
+class SentVerdict(Body):
     """Whether a tool call may run."""
 
     type: Literal["approval"] | None = "approval"
@@ -80,7 +89,7 @@ class SentVerdict(_Lenient):
     reason: str | None = None
 
 
-class SentReturn(_Lenient):
+class SentReturn(Body):
     """What a tool returned that the client ran."""
 
     type: Literal["tool"] | None = "tool"
@@ -91,22 +100,13 @@ class SentReturn(_Lenient):
     stderr: list[str] | None = None
 
 
-def _verdict_or_return(value: Any) -> str:
-    """What a decision is; those without a type are told by their members."""
-    if not isinstance(value, dict):
-        return str(getattr(value, "type", None) or "approval")
-    if value.get("type") is not None:
-        return str(value["type"])
-    return "tool" if "tool_return" in value else "approval"
-
-
 SentDecision = Annotated[
     Annotated[SentVerdict, Tag("approval")] | Annotated[SentReturn, Tag("tool")],
-    Discriminator(_verdict_or_return),
+    _told("approval", tool_return="tool"),
 ]
 
 
-class SentApproval(_Lenient):
+class SentApproval(Body):
     """The answer to an approval request: a decision for each call that waits.
 
     Without `approvals`, `approve` and `reason` are the decision on all of them.
@@ -122,7 +122,7 @@ class SentApproval(_Lenient):
     )
 
 
-class SentToolReturn(_Lenient):
+class SentToolReturn(Body):
     """The answer to an approval request whose calls the client has all run."""
 
     type: Literal["tool_return"]
@@ -130,7 +130,7 @@ class SentToolReturn(_Lenient):
     otid: Otid | None = None
 
 
-class ClientToolSpec(_Lenient):
+class ClientToolSpec(Body):
     """A tool that the client runs."""
 
     name: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
@@ -138,7 +138,7 @@ class ClientToolSpec(_Lenient):
     parameters: dict[str, Any] | None = Field(None, description="A JSON schema of its arguments.")
 
 
-class ClientSkillSpec(_Lenient):
+class ClientSkillSpec(Body):
     """A skill that the client has: instructions that the model may ask for."""
 
     name: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
@@ -146,24 +146,15 @@ class ClientSkillSpec(_Lenient):
     location: str = Field(max_length=MAX_SKILL_LOCATION_CHARS, description="Where it is found.")
 
 
-def _kind(value: Any) -> str:
-    """What an item is; those without a type are told by their members."""
-    if not isinstance(value, dict):
-        return str(getattr(value, "type", None) or "message")
-    if value.get("type") is not None:
-        return str(value["type"])
-    return "approval" if "approval_request_id" in value or "approve" in value else "message"
-
-
 SentItem = Annotated[
     Annotated[SentMessage, Tag("message")]
     | Annotated[SentApproval, Tag("approval")]
     | Annotated[SentToolReturn, Tag("tool_return")],
-    Discriminator(_kind),
+    _told("message", approval_request_id="approval", approve="approval"),
 ]
 
 
-class _SendBody(_Lenient):
+class _SendBody(Body):
     """What every send has."""
 
     messages: list[SentItem] | None = Field(
@@ -266,7 +257,7 @@ class WholeAnswer(Answer):
     turns: None
 
 
-class CancelBody(_Lenient):
+class CancelBody(Body):
     """Which runs to cancel; absent: all that are active in the agent's default conversation."""
 
     run_ids: list[str] | None = Field(None, max_length=100)
