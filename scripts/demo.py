@@ -25,7 +25,7 @@ from letta_client import APIStatusError, Letta
 
 from reattach.testing.cluster import Cluster
 from reattach.testing.process import ServerProcess
-from reattach.testing.recording import Recording, frames_to, whole_frames
+from reattach.testing.recording import Recording, frames_to, seq_of, whole_frames
 from reattach.testing.relay import Relay
 
 QUESTION = (
@@ -106,7 +106,7 @@ class Reader:
             self.end = f"the error event {error.body}"
             ended = "ended with the SDK's exception for an error event"
             whole = whole_frames(self.recording.streams[-1])
-            self.cursor = max(self.cursor, max(map(_seq, whole), default=0))
+            self.cursor = max(self.cursor, max(map(seq_of, whole), default=0))
         piece = frames_to(self.recording.streams[-1], self.cursor, after=before)
         self.pieces.append(piece)
         say(f"  read events {before + 1} to {self.cursor}, then the stream {ended}")
@@ -131,12 +131,6 @@ def to_the_end(_seen: int) -> bool:
     return False
 
 
-def _seq(frame: bytes) -> int:
-    marker = frame.find(b'"seq_id":')
-    digits = frame[marker + 9 : marker + 20].split(b",")[0].rstrip(b"}\n")
-    return int(digits) if marker >= 0 and digits.isdigit() else 0
-
-
 def full_replay(stage: Stage, number: int, run_id: str) -> bytes:
     """The run from its start, read raw from one server and without the SDK."""
     url = f"{stage.servers[number].url}/v1/runs/{run_id}/stream"
@@ -157,8 +151,8 @@ def compared(name: str, reader: Reader) -> bool:
 def compared_at(number: int, name: str, reader: Reader) -> bool:
     """Compare what a client joined with the full replay; say what is lost or doubled."""
     replay = full_replay(reader.stage, number, reader.run_id)
-    expected = list(map(_seq, whole_frames(replay)))
-    got = list(map(_seq, whole_frames(reader.joined)))
+    expected = list(map(seq_of, whole_frames(replay)))
+    got = list(map(seq_of, whole_frames(reader.joined)))
     lost = sorted(set(expected) - set(got))
     doubled = len(got) - len(set(got))
     same = reader.joined == replay

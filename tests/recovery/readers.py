@@ -114,10 +114,6 @@ class Reader:
             await asyncio.shield(self._task)
         return self.received
 
-    @property
-    def over(self) -> bool:
-        return self._task.done()
-
     async def _read(self) -> None:
         scope: dict[str, Any] = {
             "type": "http",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
-from reattach.wire.sse import DONE, frame_data
+from reattach.testing.witness import decoded
+from reattach.wire.sse import DONE
 
 
 class Received:
@@ -66,11 +65,6 @@ class Received:
         assert self.done
         assert self._rest == b""
         return end_of(self.frames)
-
-
-def decoded(frame: bytes) -> dict[str, Any]:
-    event: dict[str, Any] = msgspec.json.decode(frame_data(frame))
-    return event
 
 
 def answer(frames: list[bytes]) -> str:

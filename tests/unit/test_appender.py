@@ -12,10 +12,11 @@ from reattach.limits import APPEND_RETRY_SECONDS, PENDING_APPEND_BYTES
 from reattach.log.memory import MemoryLog
 from reattach.runs import appender as appender_module
 from reattach.runs.appender import Appender
+from reattach.testing.witness import decoded
 from reattach.wire.sse import split_frames
 from tests.recovery.clocks import NOON, LeapClock
 from tests.recovery.faults import Faults, FaultyLog, Gate, Outage
-from tests.recovery.received import Received, decoded
+from tests.recovery.received import Received
 
 RUN = new_run_id()
 PLACE = Place(new_message_id(), new_step_id(), 0, NOON)

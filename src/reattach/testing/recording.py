@@ -100,6 +100,12 @@ def whole_frames(body: bytes | bytearray) -> list[bytes]:
     return [bytes(frame) + b"\n\n" for frame in body.split(b"\n\n")[:-1]]
 
 
+def seq_of(frame: bytes) -> int:
+    """The number of a frame; 0 if it has none."""
+    match = _SEQ.search(frame)
+    return int(match[1]) if match else 0
+
+
 def frames_to(body: bytes | bytearray, last_seq: int, *, after: int = 0) -> bytes:
     """The numbered frames of ``body`` up to ``last_seq``, without pings of its connection.
 
@@ -109,8 +115,7 @@ def frames_to(body: bytes | bytearray, last_seq: int, *, after: int = 0) -> byte
     kept: list[bytes] = []
     last = after
     for frame in whole_frames(body):
-        match = _SEQ.search(frame)
-        seq = int(match[1]) if match else 0
+        seq = seq_of(frame)
         if not last < seq <= last_seq:
             continue
         last = seq

@@ -47,7 +47,6 @@ class Witness:
     run_id: str | None = None
     frames: dict[int, bytes] = field(default_factory=dict)
     events_read: int = 0
-    losses_told: int = 0
     ended_at: float | None = None
     """When the first reader had all of it, by the monotonic clock in seconds."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -125,7 +124,6 @@ class Reader:
         self.cursor = max(self.cursor, cursor)
 
     def told_of_loss(self) -> None:
-        self.witness.losses_told += 1
         if not self.witness.may_lose:
             self.witness.find(Kind.LOSS, f"told that events after {self.cursor} are gone")
 
