@@ -10,6 +10,7 @@ from urllib.parse import quote
 import httpx2
 import pytest
 
+from reattach.ids import new_uuid
 from reattach.limits import MAX_INTEGER
 from tests.http.conftest import Server
 
@@ -82,6 +83,8 @@ async def prober(server: Server) -> Prober:
         "block_label": "human",
         "message_id": agent["message_ids"][0],
         "run_id": run["id"],
+        "tool_id": f"tool-{new_uuid()}",
+        "tool_name": "look",
     }
     return Prober(server, ids)
 
