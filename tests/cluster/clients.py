@@ -9,12 +9,11 @@ from typing import Any
 
 import httpx2
 
+from tests.recovery import clients
 from tests.recovery.received import Received
 
 WAIT_SECONDS = 20.0
 """Bound of every wait that is not itself a promise."""
-
-AGENT = {"model": "scripted/echo"}
 
 
 class Stream:
@@ -51,27 +50,8 @@ class Stream:
         return False
 
 
-class Client:
-    def __init__(self, http: httpx2.AsyncClient) -> None:
-        self.http = http
-
-    async def post(self, path: str, body: Any = None) -> httpx2.Response:
-        return await self.http.post(path, json=body)
-
-    async def got(self, path: str, **query: Any) -> Any:
-        answer = await self.http.get(path, params=query)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    async def agent(self) -> str:
-        made = await self.post("/v1/agents/", AGENT)
-        assert made.status_code == 200, made.text
-        return str(made.json()["id"])
-
-    async def conversation(self) -> str:
-        made = await self.post(f"/v1/conversations/?agent_id={await self.agent()}", {})
-        assert made.status_code == 200, made.text
-        return str(made.json()["id"])
+class Client(clients.Client):
+    """Reads on demand too."""
 
     @asynccontextmanager
     async def stream(self, path: str, body: Any, *, cursor: int = 0) -> AsyncIterator[Stream]:

@@ -21,7 +21,7 @@ class Client:
     def __init__(self, http: httpx2.AsyncClient) -> None:
         self.http = http
 
-    async def post(self, path: str, body: Any) -> httpx2.Response:
+    async def post(self, path: str, body: Any = None) -> httpx2.Response:
         return await self.http.post(path, json=body)
 
     async def got(self, path: str, **query: Any) -> Any:
@@ -29,9 +29,13 @@ class Client:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
+    async def agent(self) -> str:
+        made = await self.post("/v1/agents/", {"model": "scripted/echo"})
+        assert made.status_code == 200, made.text
+        return str(made.json()["id"])
+
     async def conversation(self) -> str:
-        agent = (await self.post("/v1/agents/", {"model": "scripted/echo"})).json()
-        made = await self.post(f"/v1/conversations/?agent_id={agent['id']}", {})
+        made = await self.post(f"/v1/conversations/?agent_id={await self.agent()}", {})
         assert made.status_code == 200, made.text
         return str(made.json()["id"])
 
