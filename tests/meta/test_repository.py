@@ -30,8 +30,9 @@ REQUIREMENT = re.compile(r"^[A-Za-z0-9][\w.\[\],-]*==\S+", re.MULTILINE)
 
 
 def files_of_the_repository() -> list[Path]:
+    """What git knows. Others come and go while tests run."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        ["git", "ls-files", "-z", "--cached"],
         cwd=ROOT,
         check=True,
         capture_output=True,
