@@ -11,7 +11,8 @@ import msgspec
 from starlette.types import Message
 
 from reattach.clock import SystemClock
-from reattach.http.stream import CONNECTION_EXTENSION, RunStream
+from reattach.http.delivery import CONNECTION_EXTENSION
+from reattach.http.stream import RunStream
 from reattach.records.base import Run
 from reattach.runs.follow import Target
 from reattach.runs.service import RunService
@@ -54,6 +55,7 @@ class Reader:
         self.taking = asyncio.Event()
         self.taking.set()
         self.when_left: Callable[[], None] | None = None
+        self.connection = _Connection(self)
         self._changed = asyncio.Event()
         self._left = asyncio.Event()
 
@@ -82,7 +84,7 @@ class Reader:
 
     def abort(self) -> None:
         """What the server does to a reader that it must leave."""
-        self.aborted = True
+        self.aborted = not self._left.is_set()
         self.leave()
 
     def take(self, body: bytes) -> None:
@@ -117,10 +119,12 @@ class Reader:
     async def _read(self) -> None:
         scope: dict[str, Any] = {
             "type": "http",
-            "extensions": {CONNECTION_EXTENSION: _Connection(self)},
+            "extensions": {CONNECTION_EXTENSION: self.connection},
         }
         try:
             await self._stream(scope, self._receive, self._send)
+            if self.status == 200:
+                await self.connection.over.wait()
         finally:
             self._changed.set()
 
@@ -134,10 +138,6 @@ class Reader:
             self.headers = {k.decode(): v.decode() for k, v in message["headers"]}
         elif self.status != 200:
             self.error |= msgspec.json.decode(message["body"])
-        else:
-            await self.taking.wait()
-            self.take(message["body"])
-            self.whole = not message.get("more_body", False)
         self._changed.set()
 
 
@@ -146,9 +146,18 @@ class _Connection:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self.over = asyncio.Event()
+
+    def keep(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        self._reader.whole = True
+        self.over.set()
 
     def abort(self) -> None:
         self._reader.abort()
+        self.over.set()
 
     def has_room(self) -> bool:
         return self._reader.taking.is_set()

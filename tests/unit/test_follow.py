@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -96,6 +98,20 @@ async def test_a_log_that_is_not_there_is_told() -> None:
         await entered(MemoryLog(), 0)
 
 
+def woken_of(following: Following) -> asyncio.Event:
+    """Set when the reader is woken."""
+    woken = asyncio.Event()
+    following.wake = woken.set
+    return woken
+
+
+@asynccontextmanager
+async def watching(watch: Watch, following: Following, *, pings: bool) -> AsyncIterator[None]:
+    watch.add(following, pings=pings)
+    yield
+    watch.remove(following)
+
+
 def has_more(following: Following) -> bool:
     return following.has_more
 
@@ -103,15 +119,16 @@ def has_more(following: Following) -> bool:
 async def test_a_reader_is_woken_by_events_by_the_end_and_by_the_loss_of_the_log() -> None:
     log = await log_of(1, closed=False)
     async with follow(log, RUN, 0, max_events=10) as following, asyncio.timeout(5):
+        woken = woken_of(following)
         assert await rest(following) == FRAMES[0]
         assert has_more(following) is False
         await log.append(RUN, 1, 2, FRAMES[1:2])
-        await following.wake.wait()
+        await woken.wait()
         assert has_more(following) is True
         assert await rest(following) == FRAMES[1]
-        following.wake.clear()
+        woken.clear()
         await log.aclose()
-        await following.wake.wait()
+        await woken.wait()
         assert following.failure is not None
         assert not following.closed
 
@@ -138,12 +155,13 @@ async def test_events_go_into_a_sink_at_once_and_wake_nobody() -> None:
         follow(log, RUN, 2, max_events=10) as second,
     ):
         first.sink, second.sink = readers
+        woken = woken_of(first)
         await log.append(RUN, 1, 3, FRAMES[2:4])
         await log.append(RUN, 1, 5, FRAMES[4:5])
         assert [sink.taken for sink in readers] == [[b"".join(FRAMES[2:4]), FRAMES[4]]] * 2
         assert readers[0].taken[0] is readers[1].taken[0]
         assert first.cursor == second.cursor == 5
-        assert not first.wake.is_set()
+        assert not woken.is_set()
         assert await rest(first) == b""
 
 
@@ -152,15 +170,15 @@ async def test_what_a_sink_does_not_take_is_there_to_be_read() -> None:
     log = await log_of(1, closed=False)
     sink = Sink()
     async with follow(log, RUN, 1, max_events=2) as following:
-        following.sink = sink
+        following.sink, woken = sink, woken_of(following)
         sink.full = True
         await log.append(RUN, 1, 2, FRAMES[1:3])
-        assert following.wake.is_set()
+        assert woken.is_set()
         assert await rest(following) == b"".join(FRAMES[1:3])
-        following.wake.clear()
+        woken.clear()
         sink.full = False
         await log.append(RUN, 1, 4, FRAMES[3:6])
-        assert following.wake.is_set(), "more than one write of this reader's replay"
+        assert woken.is_set(), "more than one write of this reader's replay"
         assert sink.taken == []
         assert await rest(following) == b"".join(FRAMES[3:6])
 
@@ -170,12 +188,12 @@ async def test_a_sink_gets_nothing_before_what_its_reader_has_not_read() -> None
     log = await log_of(3, closed=False)
     sink = Sink()
     async with follow(log, RUN, 1, max_events=10) as following:
-        following.sink = sink
+        following.sink, woken = sink, woken_of(following)
         await log.append(RUN, 1, 4, FRAMES[3:4])
         assert sink.taken == [b"".join(FRAMES[1:4])]
         await log.trim(RUN, 5)
         await log.append(RUN, 1, 5, FRAMES[4:5], close=True)
-        assert following.wake.is_set(), "the end is for the reader"
+        assert woken.is_set(), "the end is for the reader"
         assert sink.taken == [b"".join(FRAMES[1:4])]
         assert await rest(following) == FRAMES[4]
 
@@ -183,9 +201,9 @@ async def test_a_sink_gets_nothing_before_what_its_reader_has_not_read() -> None
 async def test_a_reader_that_has_left_is_woken_no_more() -> None:
     log = await log_of(1, closed=False)
     async with follow(log, RUN, 0, max_events=10) as following:
-        pass
+        woken = woken_of(following)
     await log.append(RUN, 1, 2, FRAMES[1:2])
-    assert not following.wake.is_set()
+    assert not woken.is_set()
 
 
 @pytest.mark.promise("S8")
@@ -194,12 +212,13 @@ async def test_a_reader_whose_wake_up_was_lost_is_woken_by_the_watch() -> None:
     watch = Watch(ping_interval_seconds=0.04)
     async with (
         follow(log, RUN, 1, max_events=10) as following,
-        watch.watching(following, pings=False),
+        watching(watch, following, pings=False),
         asyncio.timeout(5),
     ):
+        woken = woken_of(following)
         await log.append(RUN, 1, 2, FRAMES[1:2])
-        following.wake.clear()  # the wake-up that is lost
-        await following.wake.wait()
+        woken.clear()  # the wake-up that is lost
+        await woken.wait()
         assert not following.keepalive_due
         assert await rest(following) == FRAMES[1]
 
@@ -211,11 +230,11 @@ async def test_a_keepalive_is_due_after_silence_unless_a_write_is_under_way() ->
     async with (
         follow(log, RUN, 1, max_events=10) as quiet,
         follow(log, RUN, 1, max_events=10) as writing,
-        watch.watching(quiet, pings=True),
-        watch.watching(writing, pings=True),
+        watching(watch, quiet, pings=True),
+        watching(watch, writing, pings=True),
         asyncio.timeout(5),
     ):
         writing.quiet_since = None
-        await quiet.wake.wait()
+        await woken_of(quiet).wait()
         assert quiet.keepalive_due
         assert not writing.keepalive_due

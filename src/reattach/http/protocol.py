@@ -9,11 +9,17 @@ from functools import lru_cache
 from typing import Final, cast
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import HTTPScope
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
-from reattach.http.stream import CONNECTION_EXTENSION, Connection
+from reattach.http.delivery import CONNECTION_EXTENSION, Connection
 from reattach.limits import MAX_HEAD_BYTES
 
+_LAST_CHUNK: Final = b"0\r\n\r\n"
 _UNREADABLE: Final = "This is not an HTTP/1.1 request that can be read. Nothing was done."
 _TOO_LARGE: Final = f"The URL and headers of a request may have {MAX_HEAD_BYTES} bytes together."
 
@@ -45,7 +51,8 @@ class StreamProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
-        lent: dict[str, Connection] = {CONNECTION_EXTENSION: _Lent(self)}
+        self._lent = _Lent(self)
+        lent: dict[str, Connection] = {CONNECTION_EXTENSION: self._lent}
         self.scope["extensions"] = cast("dict[str, dict[object, object]]", lent)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -56,6 +63,8 @@ class StreamProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         super().on_headers_complete()
+        if self.cycle is not None:
+            self._lent.cycle = self.cycle
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's text says less
         self._refuse(400, "invalid_http", _UNREADABLE)
@@ -74,10 +83,30 @@ class StreamProtocol(HttpToolsProtocol):
 class _Lent:
     """The ``Connection`` of one request."""
 
-    __slots__ = ("_protocol",)
+    __slots__ = ("_protocol", "cycle")
 
     def __init__(self, protocol: StreamProtocol) -> None:
         self._protocol = protocol
+        self.cycle: RequestResponseCycle
+        """uvicorn's side of the request, once its head was read."""
+
+    def keep(self) -> None:
+        # For a client that is gone uvicorn does not mind that the application leaves off, and
+        # requests that came after this one go on waiting for its end.
+        self.cycle.disconnected = True
+        if self._protocol.scope is self.cycle.scope:
+            self._protocol.scope = cast("HTTPScope", {})
+        self.cycle.scope = cast("HTTPScope", {})  # It weighs more than all else of the request.
+
+    def finish(self) -> None:
+        transport = self._protocol.transport
+        if transport.is_closing():
+            return
+        transport.write(_LAST_CHUNK)
+        self.cycle.response_complete = True
+        if not self.cycle.keep_alive:
+            transport.close()
+        self._protocol.on_response_complete()
 
     def abort(self) -> None:
         self._protocol.transport.abort()

@@ -32,12 +32,12 @@ class Target:
 class Following:
     """One reader of one run. Made by ``follow``.
 
-    ``cursor`` is the last seq that the reader was given. ``wake`` is set whenever there may be
+    ``cursor`` is the last seq that the reader was given. ``wake`` is called whenever there may be
     something to do: more events, the end, or a keepalive that is due.
 
-    A reader that waits for ``wake``, having all that there is, may lend a ``sink``: new events are
-    given to it at once, as they come, and ``wake`` is set only for what it does not take and for
-    all else.
+    A reader that waits for it, having all that there is, may lend a ``sink``: new events are given
+    to it at once, as they come, and ``wake`` is called only for what it does not take and for all
+    else. Neither may raise or block.
     """
 
     __slots__ = ("_log", "_max_events", "_tail", "cursor", "keepalive_due", "quiet_since",
@@ -49,9 +49,9 @@ class Following:
         self._max_events = max_events
         self.run_id = run_id
         self.cursor = cursor
-        self.wake = asyncio.Event()
+        self.wake: Callable[[], None] = _nobody_waits
         self.sink: Callable[[bytes], bool] | None = None
-        """Takes events, or says that it can not now. Must not raise, nor block."""
+        """Takes events, or says that it can not now."""
         self.keepalive_due = False
         self.released = False
         """The process is going away, and the run is another's: to be followed there."""
@@ -91,7 +91,7 @@ class Following:
                 self.keepalive_due = False
                 self.quiet_since = asyncio.get_running_loop().time()
                 return
-        self.wake.set()
+        self.wake()
 
     @property
     def has_more(self) -> bool:
@@ -107,6 +107,10 @@ class Following:
     def failure(self) -> ReattachError | None:
         """Why the log can not be followed any longer from here, if so."""
         return self._tail.failure
+
+
+def _nobody_waits() -> None:
+    """A reader that has not begun looks for itself."""
 
 
 @asynccontextmanager
@@ -150,27 +154,25 @@ class Watch:
         self._pinged: set[Following] = set()
         self._task: asyncio.Task[None] | None = None
 
-    @asynccontextmanager
-    async def watching(self, following: Following, *, pings: bool) -> AsyncIterator[None]:
-        """Watch over a reader as long as the context lasts."""
+    def add(self, following: Following, *, pings: bool) -> None:
+        """Watch over a reader, until it is removed."""
         following.quiet_since = asyncio.get_running_loop().time()
         self._readers.add(following)
         if pings:
             self._pinged.add(following)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._tick(), name="watch readers")
-        try:
-            yield
-        finally:
-            self._readers.discard(following)
-            self._pinged.discard(following)
+
+    def remove(self, following: Following) -> None:
+        self._readers.discard(following)
+        self._pinged.discard(following)
 
     def release(self) -> None:
         """Let go of the readers whose log is still open: this process is about to end."""
         for following in self._readers:
             if not following.closed:
                 following.released = True
-                following.wake.set()
+                following.wake()
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
@@ -179,9 +181,9 @@ class Watch:
             due_before = loop.time() - self._interval_seconds
             for following in self._readers:
                 if following.has_more:
-                    following.wake.set()
+                    following.wake()
             for following in self._pinged:
                 quiet_since = following.quiet_since
                 if quiet_since is not None and quiet_since <= due_before:
                     following.keepalive_due = True
-                    following.wake.set()
+                    following.wake()

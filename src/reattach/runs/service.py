@@ -1,8 +1,9 @@
 """What can be done with runs: send, find, follow, cancel, drain. Where the parts meet."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -295,17 +296,21 @@ class RunService:
         worker = self._workers.get(target.run_id)
         if worker is not None:
             await worker.opened.wait()
-        async with AsyncExitStack() as stack:
-            yield await self._followed(stack, target, cursor, max_events)
+        entered, following = await self._followed(target, cursor, max_events)
+        try:
+            yield following
+        finally:
+            await entered.__aexit__(*sys.exc_info())
 
     async def _followed(
-        self, stack: AsyncExitStack, target: Target, cursor: int, max_events: int
-    ) -> Following:
+        self, target: Target, cursor: int, max_events: int
+    ) -> tuple[AbstractAsyncContextManager[Following], Following]:
+        """A context that was entered, and what it gives."""
         give_up_at = self._clock.monotonic_seconds() + OPEN_WAIT_SECONDS
         while True:
             following = follow(self.log, target.run_id, cursor, max_events=max_events)
             try:
-                return await stack.enter_async_context(following)
+                return following, await following.__aenter__()
             except LogNotFoundError:
                 run = await self._records.runs.get(target.tenant, target.run_id)
             if not run.status.is_active:
