@@ -76,9 +76,9 @@ class Keys:
         wanted = select(table).where(
             table.c.secret_sha256 == _digest(secret), table.c.revoked_at.is_(None)
         )
-        async with self._database.read() as connection:
-            row = (await connection.execute(wanted)).mappings().one_or_none()
-        return None if row is None else _key(row)
+        for row in await self._database.rows(wanted):
+            return _key(row)
+        return None
 
     async def any(self) -> bool:
         """Whether a key was ever made: a server whose last key was revoked does not open."""

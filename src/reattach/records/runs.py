@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from sqlalchemy import Select, delete, exists, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.clock import Clock
 from reattach.errors import ConflictError, ReattachError
@@ -70,8 +69,10 @@ class Runs:
         raise lost
 
     async def get(self, tenant: TenantId, run_id: RunId) -> Run:
-        async with self._database.read() as connection:
-            return run_of(await lookup.require(connection, schema.runs, tenant, run_id))
+        runs = schema.runs
+        for row in await self._database.rows(lookup.owned(runs, tenant).where(runs.c.id == run_id)):
+            return run_of(row)
+        raise lookup.not_found(runs, run_id)
 
     async def newest_by_otid(self, tenant: TenantId, otid: str) -> Run | None:
         """The run that was created last of those that have a message with the OTID."""
@@ -284,10 +285,7 @@ class Runs:
             await connection.execute(delete(runs).where(runs.c.id == run_id))
 
     async def _newest(self, rows: Select[Any]) -> Run | None:
-        async with self._database.read() as connection:
-            return await _first(connection, rows.order_by(schema.runs.c.ordinal.desc()))
-
-
-async def _first(connection: AsyncConnection, rows: Select[Any]) -> Run | None:
-    row = (await connection.execute(rows.limit(1))).mappings().one_or_none()
-    return None if row is None else run_of(row)
+        newest = rows.order_by(schema.runs.c.ordinal.desc()).limit(1)
+        for row in await self._database.rows(newest):
+            return run_of(row)
+        return None

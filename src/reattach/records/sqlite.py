@@ -1,11 +1,22 @@
 """What is particular to SQLite: its drivers, its pragmas, and how its transactions begin."""
 
+import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Final, Literal
 
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    Executable,
+    NullPool,
+    RowMapping,
+    create_engine,
+    event,
+)
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -27,6 +38,9 @@ READERS: Final = 4
 TURN_SECONDS: Final = 30.0
 """How long a transaction waits for those before it; then the file is too slow."""
 
+_LOOKUP_THREADS: Final = 2
+"""Threads for single statements that read; on one core more of them only wait for each other."""
+
 _SYNCHRONOUS: Final = {"process": "NORMAL", "power": "FULL"}
 
 
@@ -40,6 +54,47 @@ def readers(url: URL, durability: Durability) -> AsyncEngine:
     return _engine(url, durability, connections=READERS, begin="BEGIN", query_only=True)
 
 
+class Lookups:
+    """Single statements that read, each a visit to a thread.
+
+    The asynchronous driver visits its thread ten times for a transaction of one statement, and a
+    visit costs more than the statement.
+    """
+
+    def __init__(self, url: URL, durability: Durability) -> None:
+        self._engine = create_engine(
+            url.set(drivername="sqlite+pysqlite"),
+            pool_size=_LOOKUP_THREADS,
+            max_overflow=0,
+            hide_parameters=True,
+            json_serializer=to_json,
+            connect_args={
+                "timeout": BUSY_TIMEOUT_SECONDS,
+                "isolation_level": None,
+                "check_same_thread": False,
+            },
+        )
+        _set_up(self._engine, _pragmas(durability, query_only=True))
+        self._threads = ThreadPoolExecutor(_LOOKUP_THREADS, thread_name_prefix="reattach-lookup")
+
+    async def rows(self, statement: Executable) -> Sequence[RowMapping]:
+        """All rows of the statement. Cancelled, it ends unheard."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._rows, statement
+        )
+
+    async def aclose(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self._close)
+
+    def _rows(self, statement: Executable) -> Sequence[RowMapping]:
+        with self._engine.connect() as connection:
+            return connection.execute(statement).mappings().all()
+
+    def _close(self) -> None:
+        self._threads.shutdown()
+        self._engine.dispose()
+
+
 def _engine(
     url: URL, durability: Durability, *, connections: int, begin: str, query_only: bool
 ) -> AsyncEngine:
@@ -51,13 +106,16 @@ def _engine(
         hide_parameters=True,
         connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
     )
-    pragmas = [
+    _set_up(engine.sync_engine, _pragmas(durability, query_only=query_only), begin)
+    return engine
+
+
+def _pragmas(durability: Durability, *, query_only: bool) -> list[str]:
+    return [
         "PRAGMA foreign_keys=ON",
         f"PRAGMA synchronous={_SYNCHRONOUS[durability]}",
         f"PRAGMA query_only={'ON' if query_only else 'OFF'}",
     ]
-    _set_up(engine.sync_engine, pragmas, begin)
-    return engine
 
 
 @contextmanager
@@ -89,13 +147,18 @@ def _patiently_connected(engine: Engine) -> Connection:
         time.sleep(0.01)
 
 
-def _set_up(engine: Engine, pragmas: list[str], begin: str) -> None:
+def _set_up(engine: Engine, pragmas: list[str], begin: str | None = None) -> None:
+    """``begin`` begins each transaction; without one a statement is a transaction of its own."""
+
     @event.listens_for(engine, "connect")
     def configure(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()
         for pragma in pragmas:
             cursor.execute(pragma)
         cursor.close()
+
+    if begin is None:
+        return
 
     @event.listens_for(engine, "begin")
     def start(connection: Connection) -> None:

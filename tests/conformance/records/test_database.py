@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
-from reattach.errors import ConflictError, InvalidArgumentError
+from reattach.errors import ConflictError, InvalidArgumentError, StoreUnavailableError
 from reattach.records import schema
 from reattach.records.records import Records
 from reattach.records.sql import Database
@@ -54,6 +54,26 @@ async def test_a_write_is_kept_over_a_reopening(url: str) -> None:
     database = await Database.open(url)
     assert await written(database) == ["a", "b"]
     await database.aclose()
+
+
+async def test_the_rows_of_a_statement_are_those_that_were_committed_before_it(
+    database: Database,
+) -> None:
+    wanted = select(schema.abandoned_logs.c.run_id)
+    for count in range(3):
+        async with database.write() as connection:
+            await connection.execute(insert(schema.abandoned_logs), {"run_id": str(count), **LOG})
+            assert len(await database.rows(wanted)) == count
+        assert len(await database.rows(wanted)) == count + 1
+    found = await asyncio.gather(*(database.rows(wanted) for _ in range(50)))
+    assert {len(rows) for rows in found} == {3}
+
+
+async def test_a_closed_database_gives_no_rows(url: str) -> None:
+    database = await Database.open(url)
+    await database.aclose()
+    with pytest.raises(StoreUnavailableError):
+        await database.rows(select(schema.abandoned_logs.c.run_id))
 
 
 async def test_a_write_whose_body_raises_changes_nothing(database: Database) -> None:
