@@ -4,13 +4,14 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import FrameType
-from typing import Literal
+from typing import Literal, cast
 
 import structlog
 import uvicorn
 
 from reattach.engine.base import Engine
 from reattach.errors import StartupError
+from reattach.http.accepting import Acceptor
 from reattach.http.app import create_app
 from reattach.http.assembly import assembled
 from reattach.http.auth import is_loopback
@@ -142,10 +143,17 @@ class _Server(uvicorn.Server):
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])
+        for listener in sockets or ():
+            acceptor = Acceptor(listener, self._new_protocol)
+            acceptor.start()
+            self.servers.append(cast("asyncio.Server", acceptor))  # closed as such
         logger.info("ready", url=self._url)
         if self._on_ready is not None:
             self._on_ready(self._url)
+
+    def _new_protocol(self) -> StreamProtocol:
+        return StreamProtocol(self.config, self.server_state, self.lifespan.state)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; the second signal ends the drain, and a third the process."""
