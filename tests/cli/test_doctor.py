@@ -21,6 +21,7 @@ from reattach.testing.redis import RedisServer
 from tests.cli.commands import Ended, reattach_here
 from tests.redis_server import RedisCluster
 
+SERVER = {"settings", "network", "callbacks", "tools"}
 POSTGRESQL = {
     "database reachable",
     "database version",
@@ -100,7 +101,7 @@ def test_all_is_well_with_stores_that_are_as_they_should_be(
     postgresql_url: str, redis_server: RedisServer
 ) -> None:
     told = asked(postgresql_url, redis_server.url)
-    assert set(told.levels) == {"settings", "network", *POSTGRESQL, *REDIS}
+    assert set(told.levels) == {*SERVER, *POSTGRESQL, *REDIS}
     assert (told.wrong, told.warned, told.status) == (set(), set(), 0)
     assert redis_server.command("KEYS", "*doctor*") == b"*0\r\n"
 
@@ -109,7 +110,7 @@ def test_all_is_well_with_stores_that_are_as_they_should_be(
     )
     assert people.status == 0
     assert "ok      redis persistence     appendonly yes, appendfsync everysec\n" in people.out
-    assert people.out.endswith("19 ok, 0 warning, 0 wrong\n")
+    assert people.out.endswith("21 ok, 0 warning, 0 wrong\n")
 
 
 def test_wrong_settings_are_found(postgresql_url: str, redis_server: RedisServer) -> None:
@@ -274,7 +275,7 @@ def test_a_data_directory_is_looked_at_and_not_made(tmp_path: Path) -> None:
     place = tmp_path / "data"
     told = Told(reattach_here("doctor", "--json", "--data-dir", str(place)))
     assert told.levels == dict.fromkeys(
-        ("settings", "data directory", "disk space", "data owner", "network"), "ok"
+        (*SERVER, "data directory", "disk space", "data owner"), "ok"
     )
     assert "does not exist yet" in told.text["data directory"]
     assert not place.exists()
@@ -292,6 +293,42 @@ def test_a_data_directory_is_looked_at_and_not_made(tmp_path: Path) -> None:
         reattach_here("doctor", "--json", REATTACH_DATA_DIR=str(place), REATTACH_WORKERS="2")
     )
     assert workers.wrong == {"settings"}
+
+
+def test_callbacks_and_tools_are_looked_at(tmp_path: Path) -> None:
+    def looked(**variables: str) -> Told:
+        directory = str(tmp_path)
+        return Told(reattach_here("doctor", "--json", REATTACH_DATA_DIR=directory, **variables))
+
+    told = looked(
+        REATTACH_CALLBACK_SECRET="open sesame for them",
+        REATTACH_TOOLS="tests.tool_functions:greet,tests.tool_functions:add",
+    )
+    assert told.wrong == told.warned == set()
+    assert told.text["callbacks"].startswith("signed, to public addresses only")
+    assert told.text["tools"].startswith("functions: add, greet")
+    private = looked(
+        REATTACH_CALLBACK_SECRET="open sesame for them",
+        REATTACH_CALLBACKS_TO_PRIVATE="true",
+        REATTACH_HOST="0.0.0.0",
+    )
+    assert "callbacks" in private.warned
+    assert "REATTACH_CALLBACKS_TO_PRIVATE" in private.text["callbacks"]
+    for name, reason, remedy in (
+        ("nowhere.tools:f", "ModuleNotFoundError", "Install its package, or leave it out."),
+        ("tests.tool_functions:nothing", "AttributeError", "Install its package, or leave it out."),
+        ("tests.tool_functions", "must be named package.module:function", "leave it out"),
+        ("tests.tool_functions:everything", "has arguments without names", "name them"),
+        (
+            "tests.tool_functions:add,tests.unit.test_tools:functions.add",
+            "Two tools have the name add",
+            "Rename one of them, or leave it out.",
+        ),
+    ):
+        told = looked(REATTACH_TOOLS=name)
+        assert told.wrong == {"tools"}, name
+        assert reason in told.text["tools"]
+        assert remedy in told.text["tools"]
 
 
 def test_a_full_disk_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,11 @@ NOT_FOUND: dict[str, Call] = {
         "default", agent_id=AGENT, input="x"
     ),
     "default without an agent": lambda sdk: sdk.conversations.messages.create("default", input="x"),
+    "agent to send to and leave": lambda sdk: sdk.agents.messages.create_async(AGENT, input="x"),
     "block": lambda sdk: sdk.blocks.retrieve(f"block-{UUID}"),
+    "tool": lambda sdk: sdk.tools.retrieve(f"tool-{UUID}"),
+    "tools of an agent": lambda sdk: sdk.agents.tools.list(AGENT),
+    "tool to attach": lambda sdk: sdk.agents.tools.attach(f"tool-{UUID}", agent_id=AGENT),
     "message": lambda sdk: sdk.messages.retrieve(f"message-{UUID}"),
     "messages": lambda sdk: sdk.conversations.messages.list(CONV),
 }
@@ -66,10 +70,10 @@ UNPROCESSABLE: dict[str, Call] = {
     "limit": lambda sdk: sdk.runs.list(limit=-1),
 }
 NOT_OFFERED: dict[str, Call] = {
-    "async": lambda sdk: sdk.agents.messages.create_async(AGENT, input="x"),
     "compact": lambda sdk: sdk.conversations.messages.compact(CONV),
     "recompile": lambda sdk: sdk.conversations.recompile(CONV),
-    "tools": lambda sdk: sdk.tools.list(),
+    "tool by source": lambda sdk: sdk.tools.create(source_code="def f(): ..."),
+    "search for tools": lambda sdk: sdk.tools.search(query="x"),
     "folders": lambda sdk: sdk.folders.list(),
     "archives": lambda sdk: sdk.archives.list(),
 }

@@ -333,7 +333,9 @@ def test_an_error_event_is_an_api_error_with_the_event_as_its_error(
         ("BadRequestError", 400, "conversations.messages.stream", [f"conv-{UUID}", {}]),
         ("BadRequestError", 400, "conversations.messages.stream", ["default", {"run_id": "x"}]),
         ("UnprocessableEntityError", 422, "conversations.messages.stream", ["nonsense", {}]),
-        ("InternalServerError", 501, "tools.list", []),
+        ("NotFoundError", 404, "tools.retrieve", [f"tool-{UUID}"]),
+        ("InternalServerError", 501, "tools.create", [{"source_code": "def f(): ..."}]),
+        ("InternalServerError", 501, "folders.list", []),
     ],
 )
 def test_a_refusal_is_the_sdks_own_error_after_one_request(

@@ -26,6 +26,7 @@ from reattach.log.memory import MemoryLog
 from reattach.records.records import Records
 from reattach.runs.service import RunService
 from reattach.settings import Settings
+from reattach.tools.base import Toolbox
 
 if TYPE_CHECKING:
     from tests.http.live import LiveServer
@@ -79,7 +80,9 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(directory: Path, **settings: Any) -> AsyncIterator[Server]:
+async def serving(
+    directory: Path, *, toolbox: Toolbox | None = None, **settings: Any
+) -> AsyncIterator[Server]:
     clock = TestClock()
     async with AsyncExitStack() as stack:
         records = await Records.open(f"sqlite:///{directory / 'records.db'}", clock=clock)
@@ -88,11 +91,14 @@ async def serving(directory: Path, **settings: Any) -> AsyncIterator[Server]:
         stack.push_async_callback(log.aclose)
         catalog = Catalog([ScriptedEngine(clock=clock)])
         stack.push_async_callback(catalog.aclose)
-        runs = RunService(log, records, catalog, clock, default_model="scripted/echo")
+        toolbox = toolbox or Toolbox()
+        runs = RunService(
+            log, records, catalog, clock, default_model="scripted/echo", toolbox=toolbox
+        )
         await runs.start()
         stack.push_async_callback(runs.aclose)
         options = Settings(data_dir=directory, **settings)
-        context = Context(records, catalog, options, clock, runs)
+        context = Context(records, catalog, options, clock, runs, toolbox)
         app = create_app(context)
         client = await stack.enter_async_context(
             httpx2.AsyncClient(

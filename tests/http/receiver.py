@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class Call:
 
 @dataclass
 class Receiver:
+    origin: str = ""
     port: int = 0
     answers: list[str | None] = field(default_factory=list)
     """Heads of the next answers; None answers nothing. After them everything is a 200."""
@@ -34,7 +36,7 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/done"
+        return f"{self.origin}:{self.port}/done"
 
     async def call(self, number: int = 1) -> Call:
         """The call of that number, from 1, once it has come."""
@@ -63,9 +65,14 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiving(*answers: str | None) -> AsyncIterator[Receiver]:
-    receiver = Receiver(answers=list(answers))
-    server = await asyncio.start_server(receiver.serve, "127.0.0.1", 0)
+async def receiving(
+    *answers: str | None, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Receiver]:
+    """With ``tls`` it is one of https."""
+    literal = f"[{host}]" if ":" in host else host
+    origin = f"{'http' if tls is None else 'https'}://{literal}"
+    receiver = Receiver(origin, answers=list(answers))
+    server = await asyncio.start_server(receiver.serve, host, 0, ssl=tls)
     receiver.port = server.sockets[0].getsockname()[1]
     async with server:
         yield receiver

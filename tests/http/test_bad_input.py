@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx2
 import pytest
 
-from reattach.ids import new_uuid
 from reattach.limits import MAX_INTEGER
-from tests.http.conftest import Server
+from reattach.tools.base import Toolbox
+from reattach.tools.function import FunctionTool
+from reattach.tools.threads import Threads
+from tests import tool_functions
+from tests.http.conftest import Server, serving
 
 LONG = "x" * 20_000
 QUERY_VALUES = [
@@ -71,8 +76,16 @@ class Prober:
 
 
 @pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    toolbox = Toolbox([FunctionTool(tool_functions.add, Threads())])
+    async with serving(tmp_path, toolbox=toolbox) as server:
+        yield server
+
+
+@pytest.fixture
 async def prober(server: Server) -> Prober:
-    agent = await server.agent(memory_blocks=[{"label": "human", "value": "v"}])
+    blocks = [{"label": "human", "value": "v"}]
+    agent = await server.agent(memory_blocks=blocks, tools=["add"])
     conversation = await server.conversation(agent["id"])
     await server.send(conversation["id"], "hi")
     [run] = await server.got("/v1/runs/")
@@ -83,8 +96,8 @@ async def prober(server: Server) -> Prober:
         "block_label": "human",
         "message_id": agent["message_ids"][0],
         "run_id": run["id"],
-        "tool_id": f"tool-{new_uuid()}",
-        "tool_name": "look",
+        "tool_id": agent["tools"][0]["id"],
+        "tool_name": "add",
     }
     return Prober(server, ids)
 
@@ -124,6 +137,17 @@ async def test_no_path_breaks_anything(server: Server, prober: Prober) -> None:
                 url = prober.url(path, **{name: value})
                 response = await prober.send(method, url, json={})
                 assert response.status_code >= 400, (method, url[:200])
+    assert await everything(server) == before
+
+
+async def test_no_tool_name_breaks_anything(server: Server, prober: Prober) -> None:
+    path = "/v1/agents/{agent_id}/tools/approval/{tool_name}"
+    rule = {"requires_approval": True}
+    assert (await prober.send("patch", prober.url(path), json=rule)).status_code == 200
+    before = await everything(server)
+    for value in PATH_VALUES:
+        response = await prober.send("patch", prober.url(path, tool_name=value), json=rule)
+        assert response.status_code in {404, 422}, value[:50]
     assert await everything(server) == before
 
 

@@ -37,6 +37,7 @@ async def noted(live: LiveServer, run_id: str) -> dict[str, Any]:
     return run
 
 
+@pytest.mark.promise("P16")
 async def test_a_receiver_is_told_once_how_the_run_ended(live: LiveServer) -> None:
     async with receiving() as receiver:
         run = await asked(live, "lantern", receiver.url)
@@ -62,6 +63,7 @@ async def test_a_receiver_is_told_once_how_the_run_ended(live: LiveServer) -> No
     assert result["stop_reason"]["stop_reason"] == "end_turn"
 
 
+@pytest.mark.promise("P16")
 async def test_what_is_told_is_in_the_records_before_it_is_told(live: LiveServer) -> None:
     async with receiving(None) as receiver:
         run = await asked(live, "[fail=1]", receiver.url)

@@ -11,13 +11,13 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from reattach import errors
-from reattach.errors import EngineError, LogError, ReattachError, StartupError
+from reattach.errors import EngineError, LogError, ReattachError, StartupError, ToolError
 from reattach.http.errors import error_response, status_of
 from reattach.limits import MAX_REQUEST_BYTES
 from tests.http.conftest import Server, serving
 
 # Raised within the server and turned into others before a client could see them.
-INTERNAL = (LogError, StartupError)
+INTERNAL = (LogError, StartupError, ToolError)
 
 
 def test_every_error_that_clients_can_see_has_a_status_of_its_own() -> None:

@@ -2,14 +2,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
 from reattach.ids import DEFAULT_TENANT
-from tests.http.conftest import OTHER_TENANT, Server, started, with_key
+from reattach.tools.base import Toolbox
+from reattach.tools.function import FunctionTool
+from reattach.tools.threads import Threads
+from tests import tool_functions
+from tests.http.conftest import OTHER_TENANT, Server, serving, started, with_key
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class Look:
     body: Any = None
 
     def url(self, ids: dict[str, str]) -> str:
-        path = re.sub(r"{(\w+?)(_id|_label)}", lambda name: ids[name[1]], self.path)
+        path = re.sub(r"{(\w+?)(_id)?}", lambda name: ids[name[1]], self.path)
         return path + (f"?{self.query}".format(**ids) if self.query else "")
 
     def content(self, ids: dict[str, str]) -> Any:
@@ -40,6 +46,7 @@ AGENT, CONVERSATION, RUN = (
     "/v1/runs/{run_id}",
 )
 MEMORY = f"{AGENT}/core-memory/blocks"
+TOOLS = f"{AGENT}/tools"
 DEFAULT = "/v1/conversations/default"
 
 LOOKS = [
@@ -51,6 +58,7 @@ LOOKS = [
     Look("get", f"{AGENT}/messages", "conversation_id={conversation}"),
     Look("post", f"{AGENT}/messages", body=MESSAGE),
     Look("post", f"{AGENT}/messages/stream", body=MESSAGE),
+    Look("post", f"{AGENT}/messages/async", body=MESSAGE),
     Look("post", f"{AGENT}/messages/cancel", body={}),
     Look("post", f"{AGENT}/messages/cancel", body={"run_ids": ["<run>"]}),
     Look("get", MEMORY),
@@ -58,6 +66,14 @@ LOOKS = [
     Look("patch", f"{MEMORY}/{{block_label}}", body={"value": "stolen"}),
     Look("patch", f"{MEMORY}/attach/{{block_id}}"),
     Look("patch", f"{MEMORY}/detach/{{block_id}}"),
+    Look("get", TOOLS),
+    Look("get", TOOLS, "after={tool}"),
+    Look("patch", f"{TOOLS}/attach/{{tool_id}}"),
+    Look("patch", f"{TOOLS}/attach/{{tool_id}}", body={}),
+    Look("patch", f"{TOOLS}/detach/{{tool_id}}"),
+    Look("patch", f"{TOOLS}/approval/{{tool_name}}", body={"requires_approval": True}),
+    Look("patch", AGENT, body={"tools": []}),
+    Look("patch", AGENT, body={"tool_ids": ["<tool>"]}),
     Look("get", "/v1/agents/", "after={agent}"),
     Look("get", "/v1/agents/", "before={agent}"),
     Look("post", "/v1/agents/", body={"block_ids": ["<block>"]}),
@@ -101,6 +117,15 @@ LOOKS = [
     Look("get", "/v1/runs/active", "agent_id={agent}"),
 ]
 
+EVERYBODYS = [
+    Look("get", "/v1/tools/"),
+    Look("get", "/v1/tools/", "after={tool}"),
+    Look("get", "/v1/tools/{tool_id}"),
+]
+"""What is the server's own, and shows nothing of any tenant."""
+
+TOOL_ID = FunctionTool(tool_functions.add, Threads()).id
+
 UNKNOWN = {
     "agent": "agent-123e4567-e89b-42d3-8456-426614174000",
     "block": "block-123e4567-e89b-42d3-8456-426614174000",
@@ -109,7 +134,17 @@ UNKNOWN = {
     "run": "run-123e4567-e89b-42d3-8456-426614174000",
     "otid": "otid-123e4567",
     "block_label": "human",
+    "tool": TOOL_ID,
+    "tool_name": "add",
 }
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    functions = (tool_functions.add, tool_functions.deploy)
+    toolbox = Toolbox([FunctionTool(function, Threads()) for function in functions])
+    async with serving(tmp_path, toolbox=toolbox) as server:
+        yield server
 
 
 async def state(client: httpx2.AsyncClient, ids: dict[str, str]) -> list[Any]:
@@ -133,14 +168,16 @@ async def told(
     response = await client.request(look.method, look.url(ids), json=content)
     text = response.text
     for name, value in ids.items():
-        text = text.replace(value, f"<{name}>") if name != "block_label" else text
+        text = (
+            text.replace(value, f"<{name}>") if name not in {"block_label", "tool_name"} else text
+        )
     return response.status_code, text, sorted(response.headers)
 
 
 @pytest.mark.promise("P11")
 async def test_what_is_another_tenants_answers_as_what_does_not_exist(server: Server) -> None:
     block = await server.block("human", "Ada")
-    agent = await server.agent(block_ids=[block["id"]], name="owned")
+    agent = await server.agent(block_ids=[block["id"]], name="owned", tools=["add", "deploy"])
     conversation = await server.conversation(agent["id"])
     sent = {"messages": [{"role": "user", "content": "secret [hang=1]", "otid": "otid-owned"}]}
     run_id = await started(server, conversation["id"], "", **sent)
@@ -153,6 +190,8 @@ async def test_what_is_another_tenants_answers_as_what_does_not_exist(server: Se
         "run": run_id,
         "otid": "otid-owned",
         "block_label": "human",
+        "tool": TOOL_ID,
+        "tool_name": "add",
     }
     owner, stranger = await with_key(server, DEFAULT_TENANT), await with_key(server, OTHER_TENANT)
     before = await state(owner, ids)
@@ -171,7 +210,8 @@ async def test_what_is_another_tenants_answers_as_what_does_not_exist(server: Se
 @pytest.mark.promise("P11")
 async def test_no_request_that_names_something_is_left_out(server: Server) -> None:
     looked = {
-        (look.method, look.path.replace("/default/", "/{conversation_id}/")) for look in LOOKS
+        (look.method, look.path.replace("/default/", "/{conversation_id}/"))
+        for look in (*LOOKS, *EVERYBODYS)
     }
     naming = {
         (method, path)
@@ -182,6 +222,20 @@ async def test_no_request_that_names_something_is_left_out(server: Server) -> No
     }
     assert len(naming) > 30
     assert naming - looked == set()
+
+
+@pytest.mark.promise("P11")
+async def test_what_is_the_servers_own_shows_nothing_of_a_tenant(server: Server) -> None:
+    clients = [await with_key(server, tenant) for tenant in (DEFAULT_TENANT, OTHER_TENANT)]
+    before = [[await told(client, look, UNKNOWN) for client in clients] for look in EVERYBODYS]
+    assert all(ours == theirs and ours[0] == 200 for ours, theirs in before)
+    owned = {"tools": ["add"], "name": "owned"}
+    agent = (await clients[0].post("/v1/agents/", json=owned)).json()
+    rule = {"requires_approval": True}
+    path = f"/v1/agents/{agent['id']}/tools/approval/add"
+    assert (await clients[0].patch(path, json=rule)).is_success
+    after = [[await told(client, look, UNKNOWN) for client in clients] for look in EVERYBODYS]
+    assert after == before
 
 
 @pytest.mark.promise("P11")

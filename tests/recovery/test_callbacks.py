@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
+import trustme
 
 from reattach.limits import CALLBACK_GIVE_UP_SECONDS, CALLBACK_LEASE_SECONDS
 from reattach.records.base import Run
 from reattach.records.records import Records
 from reattach.runs.callbacks import Callbacks
-from reattach.runs.receivers import Receivers, is_public
+from reattach.runs.receivers import Receivers, Resolve, is_public
+from reattach.testing.process import ServerProcess
 from tests.conformance.records.samples import (
     OURS,
     HandClock,
@@ -24,7 +30,7 @@ from tests.conformance.records.samples import (
     a_world,
     at,
 )
-from tests.http.live import listening, told
+from tests.http.live import WAIT_SECONDS, listening, told
 from tests.http.receiver import receiving
 
 SECRET = "sixteen letters and more"
@@ -70,6 +76,7 @@ async def outcome(world: World, run: Run) -> tuple[int | None, str | None]:
     return found.callback_status_code, found.callback_error
 
 
+@pytest.mark.promise("P16")
 async def test_a_receiver_that_fails_is_called_again_later_and_later_until_it_answers(
     world: World, clock: HandClock
 ) -> None:
@@ -194,6 +201,7 @@ def test_public_addresses_are_public() -> None:
         assert is_public(ip_address(text)), text
 
 
+@pytest.mark.promise("P16")
 async def test_a_call_that_a_process_died_with_is_made_by_another(
     world: World, clock: HandClock
 ) -> None:
@@ -217,7 +225,130 @@ async def test_two_processes_make_each_call_once(world: World, clock: HandClock)
         )
 
 
-async def test_a_run_whose_server_died_is_told_of_by_the_next_one(tmp_path: Path) -> None:
+# Receivers by https, and by addresses of IPv6.
+
+
+@dataclass(frozen=True)
+class Authority:
+    """One that issues certificates, and whether clients of this process trust it."""
+
+    authority: trustme.CA
+
+    def server(self, *names: str) -> ssl.SSLContext:
+        """What a receiver of these names or addresses shows of itself."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.authority.issue_cert(*names).configure_cert(context)
+        return context
+
+
+@pytest.fixture
+def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
+    """As an operator has the system trust an authority of the company."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    return Authority(authority)
+
+
+def leading_to(*addresses: str) -> Resolve:
+    """As if every name had these addresses."""
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        return addresses
+
+    return resolve
+
+
+async def test_a_receiver_of_https_is_called_under_its_name(
+    world: World, clock: HandClock, trusted: Authority
+) -> None:
+    names: list[str | None] = []
+    tls = trusted.server("app.example")
+    tls.sni_callback = lambda _, name, __: names.append(name)
+    async with receiving(tls=tls) as receiver:
+        run = await ended(world, f"https://app.example:{receiver.port}/done")
+        receivers = Receivers(to_private=True, resolve=leading_to("127.0.0.1"))
+        await called(calling(world, clock, receivers))
+        assert await outcome(world, run) == (200, None)
+    [call] = receiver.calls
+    assert call.headers["host"] == f"app.example:{receiver.port}"
+    assert call.told["run_id"] == run.id
+    assert names == ["app.example"]
+
+
+async def test_a_receiver_that_does_not_prove_its_name_is_told_nothing(
+    world: World, clock: HandClock, trusted: Authority
+) -> None:
+    # One has the name of another, and one is vouched for by nobody that is trusted.
+    stranger = Authority(trustme.CA())
+    for tls in (trusted.server("other.example"), stranger.server("app.example")):
+        async with receiving(tls=tls) as receiver:
+            run = await ended(world, f"https://app.example:{receiver.port}/done")
+            receivers = Receivers(to_private=True, resolve=leading_to("127.0.0.1"))
+            await called(calling(world, clock, receivers))
+            assert await outcome(world, run) == (None, "no answer: ConnectError")
+        assert receiver.calls == []
+
+
+@pytest.mark.parametrize("is_https", [False, True])
+async def test_a_receiver_at_an_ipv6_address_is_called_if_private_ones_are_allowed(
+    world: World, clock: HandClock, trusted: Authority, is_https: bool
+) -> None:
+    tls = trusted.server("::1") if is_https else None
+    async with receiving(host="::1", tls=tls) as receiver:
+        assert "://[::1]:" in receiver.url
+        refused = await ended(world, receiver.url)
+        await called(calling(world, clock, Receivers(to_private=False)))
+        code, error = await outcome(world, refused)
+        assert code is None
+        assert error is not None
+        assert error.startswith("not called: Leads to an address that is not of the public")
+        assert receiver.calls == []
+        allowed = await ended(world, receiver.url)
+        await called(calling(world, clock))
+        assert await outcome(world, allowed) == (200, None)
+    [call] = receiver.calls
+    assert call.headers["host"] == f"[::1]:{receiver.port}"
+
+
+# Servers that go away.
+
+
+@pytest.mark.promise("P7", "P16")
+async def test_the_receiver_of_a_run_whose_server_is_killed_is_told_once_after_the_next_start(
+    tmp_path: Path,
+) -> None:
+    variables = {"REATTACH_CALLBACK_SECRET": SECRET, "REATTACH_CALLBACKS_TO_PRIVATE": "true"}
+    process = ServerProcess(
+        tmp_path, arguments=["--scripted", "--log-level", "warning"], environment=variables
+    )
+    async with receiving() as receiver, httpx2.AsyncClient(timeout=WAIT_SECONDS) as client:
+        with process:
+            agent = (await client.post(f"{process.url}/v1/agents/", json={})).json()["id"]
+            path = f"/v1/agents/{agent}/messages/async"
+            body = told("[chunks=3][hang=2]", callback_url=receiver.url)
+            run = (await client.post(process.url + path, json=body)).json()
+            stream = f"{process.url}/v1/runs/{run['id']}/stream"
+            async with client.stream("POST", stream, json={}) as response:
+                async for line in response.aiter_lines():
+                    if "assistant_message" in line:  # It is at work.
+                        break
+            process.kill()
+            assert receiver.calls == []
+            process.start()
+            call = await receiver.call()
+            async with asyncio.timeout(WAIT_SECONDS):
+                noted: dict[str, Any] = {}
+                while noted.get("callback_sent_at") is None:
+                    noted = (await client.get(f"{process.url}/v1/runs/{run['id']}")).json()
+                    await asyncio.sleep(0.02)
+    assert (call.told["run_id"], call.told["status"]) == (run["id"], "failed")
+    assert noted["status"] == "failed"
+    assert (noted["callback_status_code"], noted["callback_error"]) == (200, None)
+    assert len(receiver.calls) == 1
+
+
+async def test_a_run_whose_server_was_closed_is_told_of_by_the_next_one(tmp_path: Path) -> None:
     async with receiving() as receiver:
         async with listening(tmp_path, callback_secret=SECRET, callbacks_to_private=True) as live:
             agent = (await live.agent())["id"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,6 +11,8 @@ import pytest
 
 from reattach.approvals import pending_approval
 from reattach.clock import SystemClock
+from reattach.engine.base import Delta, ToolCallDelta, ToolStarting, Turn
+from reattach.engine.function import FunctionEngine
 from reattach.errors import NoPendingApprovalError
 from reattach.events import StopReason, ToolCallRequested
 from reattach.ids import DEFAULT_TENANT, RunId, new_message_id
@@ -20,7 +22,7 @@ from reattach.records.base import Conversation, Run, Thread
 from reattach.runs.service import Send
 from reattach.tools.base import SETTING, Tool, Toolbox
 from reattach.wire import letta
-from tests.recovery.faults import FaultyLog, Gate, Life, faulty_records
+from tests.recovery.faults import FaultyLog, Gate, Life, Outage, faulty_records
 from tests.recovery.heart import Heart
 
 WAIT_SECONDS = ENGINE_STOP_SECONDS * 5
@@ -83,7 +85,7 @@ def returns(messages: list[Message]) -> list[tuple[str, str]]:
     return [(one.status, one.output) for one in parts if isinstance(one, ToolReturnPart)]
 
 
-@pytest.mark.promise("P3")
+@pytest.mark.promise("P3", "P17")
 @pytest.mark.parametrize("stream_tokens", [False, True])
 async def test_the_call_is_in_the_log_before_its_tool_runs(
     heart: Heart, stream_tokens: bool
@@ -176,6 +178,134 @@ async def test_an_approved_call_whose_process_died_in_it_does_not_wait_again(hea
     assert tool.calls == 1
 
 
+# A process that dies just before a tool began, or just before that could be said.
+
+
+@pytest.mark.promise("P7", "P17")
+@pytest.mark.parametrize(
+    ("moment", "told"),
+    [
+        ("before runs.note_begun", "the tool did not run."),
+        ("after runs.note_begun", "whether it did its work is not known."),
+    ],
+)
+async def test_a_call_says_that_nobody_knows_only_if_its_tool_may_have_begun(
+    heart: Heart, moment: str, told: str
+) -> None:
+    conversation = await heart.conversation()
+    tool = Launch()
+    run = await died(heart, Life(moment), tool, sent(heart, conversation))
+    assert tool.calls == 0
+    await recovered(heart, tool, run)
+    [(status, output)] = returns(await history(heart, conversation))
+    assert status == "error"
+    assert output.endswith(told)
+    await heart.assert_free(conversation)
+    assert tool.calls == 0
+
+
+@pytest.mark.promise("P7", "P17")
+async def test_an_approved_call_whose_tool_did_not_begin_waits_again_and_runs_once(
+    heart: Heart,
+) -> None:
+    conversation = await heart.conversation()
+    tool = Launch(requires_approval=True, hangs=False)
+    answer, waiting = await approval_of(heart, conversation, tool)
+    run = await died(heart, Life("before runs.note_begun"), tool, sent(heart, conversation, answer))
+    await recovered(heart, tool, run)
+    messages = await history(heart, conversation)
+    assert returns(messages) == []
+    pending = pending_approval(messages)
+    assert pending is not None
+    assert list(pending.waiting) == waiting
+    assert tool.calls == 0
+    again = sent_anew(answer)
+    service = heart.service(toolbox=Toolbox([tool]))
+    async with asyncio.timeout(WAIT_SECONDS):
+        await service.settled(await service.send(sent(heart, conversation, again)))
+    assert tool.calls == 1
+    assert ("success", "launched") in returns(await history(heart, conversation))
+
+
+@pytest.mark.promise("P7", "P17")
+async def test_an_approved_call_whose_tool_may_have_begun_does_not_wait_again(
+    heart: Heart,
+) -> None:
+    conversation = await heart.conversation()
+    tool = Launch(requires_approval=True)
+    answer, _ = await approval_of(heart, conversation, tool)
+    run = await died(heart, Life("after runs.note_begun"), tool, sent(heart, conversation, answer))
+    await recovered(heart, tool, run)
+    messages = await history(heart, conversation)
+    assert pending_approval(messages) is None
+    [(_, output)] = returns(messages)
+    assert output.endswith("whether it did its work is not known.")
+    assert tool.calls == 0
+    await heart.assert_free(conversation)
+
+
+@pytest.mark.promise("P7", "P17")
+async def test_a_process_whose_run_was_taken_over_begins_no_tool(heart: Heart) -> None:
+    conversation = await heart.conversation()
+    tool = Launch(hangs=False)
+    gate = Gate("runs.note_begun")
+    zombie = heart.service(records=faulty_records(heart.records, gate), toolbox=Toolbox([tool]))
+    async with asyncio.timeout(WAIT_SECONDS):
+        run = await zombie.send(sent(heart, conversation))
+        await gate.waiting.wait()
+        assert await heart.records.runs.take_over(run.id, run.token, "another") is not None
+        gate.opened.set()
+        await zombie._workers[run.id].done.wait()
+    assert tool.calls == 0
+
+
+@pytest.mark.promise("P17")
+@pytest.mark.parametrize("announces", [False, True])
+async def test_of_an_engine_that_may_run_tools_without_a_word_nobody_knows_which_ran(
+    heart: Heart, announces: bool
+) -> None:
+    life = Life(None)
+
+    async def own(turn: Turn) -> AsyncIterator[Delta]:
+        yield ToolCallDelta("said", name="launch", arguments="{}")
+        yield ToolCallDelta("not said", name="launch", arguments="{}")
+        yield ToolStarting("said")
+        life.ended.set()
+        await asyncio.Event().wait()
+
+    engine = FunctionEngine({"own": own})
+    engine.announces_tools = announces
+    service = heart.service(
+        engine=engine, log=FaultyLog(heart.log, life), records=faulty_records(heart.records, life)
+    )
+    conversation = await heart.conversation()
+    async with asyncio.timeout(WAIT_SECONDS):
+        run = await service.send(heart.send(conversation, "go", model="function/own"))
+        await life.ended.wait()
+    await recovered(heart, Launch(), run)
+    unknown = [
+        output.endswith("is not known.")
+        for _, output in returns(await history(heart, conversation))
+    ]
+    assert unknown == [True, not announces]
+
+
+@pytest.mark.promise("P17")
+async def test_a_tool_does_not_run_while_the_records_can_not_say_so(heart: Heart) -> None:
+    conversation = await heart.conversation()
+    tool = Launch(hangs=False)
+    outage = Outage("runs.note_begun")
+    service = heart.service(records=faulty_records(heart.records, outage), toolbox=Toolbox([tool]))
+    async with asyncio.timeout(WAIT_SECONDS):
+        run = await service.settled(await service.send(sent(heart, conversation)))
+    assert run.stop_reason is StopReason.ERROR
+    assert run.error is not None
+    assert "the tool did not run" in str(run.error["message"])
+    [(status, output)] = returns(await history(heart, conversation))
+    assert (status, output.endswith("the tool did not run.")) == ("error", True)
+    assert tool.calls == 0
+
+
 @pytest.mark.promise("P8")
 async def test_an_approved_call_that_is_cancelled_while_it_runs_does_not_wait_again(
     heart: Heart,
@@ -193,6 +323,13 @@ async def test_an_approved_call_that_is_cancelled_while_it_runs_does_not_wait_ag
     assert pending_approval(messages) is None
     assert [status for status, _ in returns(messages)] == ["error"]
     await heart.assert_free(conversation)
+
+
+def sent_anew(answer: Message) -> Message:
+    """The same decision, sent anew."""
+    return Message(
+        id=new_message_id(), role=Role.APPROVAL, parts=answer.parts, created_at=answer.created_at
+    )
 
 
 def _another(answer: Message, waiting: list[ToolCallPart]) -> Message:

@@ -20,6 +20,7 @@ from reattach.masking import masked
 from reattach.records.health import examine_records
 from reattach.records.records import Records
 from reattach.settings import Settings
+from reattach.tools.health import examine_functions
 
 _WHAT_CHARS: Final = 22
 _LEVEL_CHARS: Final = 8
@@ -94,9 +95,28 @@ async def _examined(settings: Settings) -> AsyncIterator[Finding]:
         async for finding in examine_records(records_url, processes=settings.workers):
             yield finding
     yield await _strangers(settings, records_url)
+    yield _callbacks(settings)
+    for finding in (await asyncio.to_thread(examine_functions, settings.tools))[0]:
+        yield finding
     if log is not None:
         async for finding in examine_log(log.get_secret_value()):
             yield finding
+
+
+def _callbacks(settings: Settings) -> Finding:
+    if settings.callback_secret is None:
+        said = "no secret is set, so sends with a callback_url are refused"
+        return Finding("ok", "callbacks", said)
+    if not settings.callbacks_to_private:
+        return Finding("ok", "callbacks", "signed, to public addresses only")
+    said = "signed, to any address that this machine reaches, private ones too"
+    if is_loopback(settings.host):
+        return Finding("ok", "callbacks", said)
+    remedy = (
+        "Whoever has an API key may have the server post there. Leave out "
+        "REATTACH_CALLBACKS_TO_PRIVATE unless all of them may."
+    )
+    return Finding("warning", "callbacks", said, remedy)
 
 
 def _pair(settings: Settings) -> Finding:

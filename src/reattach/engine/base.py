@@ -124,7 +124,11 @@ class ToolReturn:
 
 @dataclass(frozen=True, slots=True)
 class ToolStarting:
-    """A tool is about to run. The next delta is asked for when all before is in the log."""
+    """A tool is about to run.
+
+    The next delta is asked for when all before is in the log and this in the run's record; never,
+    if another process has the run.
+    """
 
     tool_call_id: str
 
@@ -165,6 +169,10 @@ class Model:
 
 class Engine(ABC):
     """Answers turns for the models that it offers."""
+
+    announces_tools: bool = False
+    """Whether each tool that it runs is preceded by a ToolStarting, so that a call without one has
+    not been run. Otherwise nobody knows, of a run that died."""
 
     @abstractmethod
     def run(self, turn: Turn) -> AsyncIterator[Delta]:

@@ -78,6 +78,8 @@ class LocalEngine(Engine):
     the context window in memory.
     """
 
+    announces_tools = True  # It runs none itself.
+
     def __init__(
         self,
         model_file: Path | None = None,

@@ -86,6 +86,8 @@ class PydanticAIEngine(Engine):
     to the event loop of that turn.
     """
 
+    announces_tools = True  # It runs none itself.
+
     def __init__(
         self,
         handles: Sequence[str] = (),

@@ -240,6 +240,8 @@ class ScriptedEngine(Engine):
     Time is read from and passes by ``clock``; ``gate`` is awaited before every delta.
     """
 
+    announces_tools = True  # It runs none itself.
+
     def __init__(self, *, clock: Clock | None = None, gate: Gate | None = None) -> None:
         self._clock = clock or SystemClock()
         self._gate = gate

@@ -29,6 +29,7 @@ from reattach.errors import (
     NotFoundError,
     NotImplementedHereError,
     ReattachError,
+    ReceiverRefusedError,
     UnauthorizedError,
     UnavailableError,
     ValidationFailedError,
@@ -48,6 +49,7 @@ STATUSES: Final[Mapping[type[ReattachError], int]] = {
     LimitExceededError: 413,
     MisdirectedError: 421,
     ValidationFailedError: 422,
+    ReceiverRefusedError: 422,
     NotImplementedHereError: 501,
     UnavailableError: 503,
     ModelAuthenticationError: 401,
@@ -73,6 +75,7 @@ _PATH_EXAMPLES: Final[Mapping[str, str]] = {
     "block_id": "block-123e4567-e89b-42d3-8456-426614174000",
     "conversation_id": "conv-123e4567-e89b-42d3-8456-426614174000",
     "message_id": "message-123e4567-e89b-42d3-8456-426614174000",
+    "tool_id": "tool-123e4567-e89b-42d3-8456-426614174000",
 }
 
 

@@ -154,6 +154,8 @@ class Run:
     """What the receiver answered then; None if it did not."""
     callback_error: str | None = None
     """Why that failed; None if it did not."""
+    begun_calls: tuple[str, ...] | None = None
+    """The ids of the calls whose tools may have begun to run; None: of any that it has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,17 +127,30 @@ class Runs:
         async with self._database.read() as connection:
             return [run_of(row) for row in await page_of(connection, rows, tenant, page, order)]
 
-    async def mark_running(self, run_id: RunId, token: int) -> bool:
+    async def mark_running(self, run_id: RunId, token: int, *, notes_begun: bool = False) -> bool:
         """Let a created run be running; False, and no change, unless its token is this one.
 
-        True again for one that is running, and False for one that has ended.
+        True again for one that is running, and False for one that has ended. ``notes_begun``:
+        none of its tools has begun to run, and each will be noted before it does.
         """
+        begun = {"begun_calls": ()} if notes_begun else {}
+        return await self._mark(run_id, token, status=RunStatus.RUNNING, **begun)
+
+    async def note_begun(self, run_id: RunId, token: int, call_ids: Sequence[str]) -> bool:
+        """Note all calls whose tools have begun, or begin when this has returned True.
+
+        False, and no change, unless the run is active and its token is this one: whoever took it
+        over runs no tools, and has it known which have begun.
+        """
+        return await self._mark(run_id, token, begun_calls=tuple(call_ids))
+
+    async def _mark(self, run_id: RunId, token: int, **values: Any) -> bool:
         runs = schema.runs
         async with self._database.write() as connection:
             marked = await connection.execute(
                 update(runs)
                 .where(runs.c.id == run_id, runs.c.token == token, schema.ACTIVE)
-                .values(status=RunStatus.RUNNING)
+                .values(**values)
             )
         return marked.rowcount > 0
 

@@ -183,6 +183,7 @@ runs = Table(
     Column("callback_error", String),
     Column("callback_due_at", Moment),
     Column("callback_tries", Integer, server_default=text("0"), nullable=False),
+    Column("begun_calls", Typed(tuple[str, ...])),
     Index(
         "uq_runs_active_thread_key",
         "thread_key",

@@ -159,9 +159,10 @@ async def end_orphan(
     """Give the log of ``run`` its end, if it has none, and settle the run from it.
 
     ``run.token`` must be newer than that of the owner that is gone, so that the owner can not
-    append any more. The tools of the calls that were ``due`` may have run: nobody knows, and the
-    conversation is told so. A log that was lost ends where no reader has been. Repeating it is
-    safe at every point. Raises FencedError if somebody else took the run over meanwhile,
+    append any more, nor begin to run a tool. Of the calls that were ``due``, and of the run's own,
+    those that had begun may have done their work: nobody knows, and the conversation is told so. A
+    log that was lost ends where no reader has been. Repeating it is safe at every point. Raises
+    FencedError if somebody else took the run over meanwhile,
     StoreUnavailableError if a store does not answer.
     """
     if await _is_lost(run, log):
@@ -171,7 +172,7 @@ async def end_orphan(
         head = await log.open(run.id, run.token)
     transcript = await _read(run, log, head)
     transcript.due = tuple(due)
-    transcript.begun = {call.tool_call_id for call in due}
+    transcript.begun = run.begun_calls
     if not head.closed:
         events: list[Event] = [Stopped(ending.reason)]
         if ending.failure is not None:

@@ -181,7 +181,13 @@ class RunService:
             clock=self._clock,
             aliases=aliases if run.background else (),
             make_turn=turn,
-            mark_running=partial(self._records.runs.mark_running, run.id, run.token),
+            mark_running=partial(
+                self._records.runs.mark_running,
+                run.id,
+                run.token,
+                notes_begun=engine.announces_tools,
+            ),
+            note_begun=partial(self._records.runs.note_begun, run.id, run.token),
             settle=self._settle,
         )
         key = request_key(send.messages, send.thread)

@@ -39,7 +39,7 @@ from reattach.messages import (
 from reattach.records.base import Run, Settlement, Step
 from reattach.runs.machine import StepRecord, join_calls
 
-_NOT_RUN = "The run ended before this call was answered; the tool did not run."
+_NOT_RUN = "The run ended before its turn came; the tool did not run."
 _UNKNOWN = "The run ended before this tool returned; whether it did its work is not known."
 
 
@@ -54,8 +54,8 @@ class Transcript:
         self.usage = Usage()
         self.due: tuple[ToolCallPart, ...] = ()
         """Calls of the run before that this one had to run first."""
-        self.begun: set[str] = set()
-        """The calls whose tools may have begun to run."""
+        self.begun: tuple[str, ...] | None = ()
+        """The calls whose tools may have begun to run; None: any."""
 
     def add(self, event: Event) -> None:
         match event:
@@ -135,7 +135,7 @@ class Transcript:
             Message(
                 id=new_message_id(),
                 role=Role.TOOL,
-                parts=(_never_returned(part),),
+                parts=(self._never_returned(part),),
                 created_at=at,
                 name=part.name,
                 run_id=message.run_id,
@@ -149,20 +149,29 @@ class Transcript:
     def _left_due(self, run: Run, returned: set[str], at: datetime) -> tuple[Message, ...]:
         """The same for the calls that were due, once one of them may have begun to run."""
         left = [call for call in self.due if call.tool_call_id not in returned]
-        if not left or self.begun.isdisjoint(call.tool_call_id for call in self.due):
+        if not left or not any(self._may_have_begun(call) for call in self.due):
             return ()
         parts = tuple(
             ToolReturnPart(
                 call.tool_call_id,
                 call.name,
                 "error",
-                _UNKNOWN if call.tool_call_id in self.begun else _NOT_RUN,
+                _UNKNOWN if self._may_have_begun(call) else _NOT_RUN,
             )
             for call in left
         )
         return (
             Message(id=new_message_id(), role=Role.TOOL, parts=parts, created_at=at, run_id=run.id),
         )
+
+    def _never_returned(self, call: ToolCallPart) -> ToolReturnPart:
+        # One that a client was to be asked about waits for that.
+        may_have_run = not call.needs_approval and self._may_have_begun(call)
+        text = _UNKNOWN if may_have_run else _NOT_RUN
+        return ToolReturnPart(call.tool_call_id, call.name, "error", text)
+
+    def _may_have_begun(self, call: ToolCallPart) -> bool:
+        return self.begun is None or call.tool_call_id in self.begun
 
     def _step(self, run: Run, record: StepRecord, *, last: bool) -> Step:
         assert self.stopped is not None
@@ -205,12 +214,6 @@ def _sent(message: Message, run: Run, step_id: StepId | None) -> Message:
         run_id=run.id,
         step_id=step_id if is_user else message.step_id,
     )
-
-
-def _never_returned(call: ToolCallPart) -> ToolReturnPart:
-    # A call that no client was asked about may have begun to run.
-    text = _NOT_RUN if call.needs_approval else _UNKNOWN
-    return ToolReturnPart(call.tool_call_id, call.name, "error", text)
 
 
 def _tool_name(output: Output) -> str | None:

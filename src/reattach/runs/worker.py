@@ -52,6 +52,7 @@ class Options:
 
 
 _ENGINE_FAULT = EngineError("An error occurred during agent execution.")
+_UNNOTED = EngineError("The records do not answer, so the tool did not run. Send again later.")
 _UNREADABLE = EngineError("The conversation could not be read. Send the message again.")
 
 
@@ -60,7 +61,8 @@ class Worker:
 
     ``opened`` is set when the log can be followed, ``done`` when the run is ``settled``, a newer
     owner has it, or it was given up (``gave_up``: the store is gone; recovery ends the run then).
-    ``mark_running`` says in the records that there is a log, and False if the run is another's.
+    ``mark_running`` says in the records that there is a log, ``note_begun`` which calls' tools have
+    begun; False if the run is another's.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Worker:
         aliases: Sequence[str],
         make_turn: Callable[[], Awaitable[Turn]],
         mark_running: Callable[[], Awaitable[bool]],
+        note_begun: Callable[[Sequence[str]], Awaitable[bool]],
         settle: Callable[[Run, Settlement], Awaitable[None]],
     ) -> None:
         self.run = run
@@ -83,6 +86,7 @@ class Worker:
         self.gave_up = False
         self._aliases = aliases
         self._mark_running = mark_running
+        self._note_begun = note_begun
         self._disowned = False
         self._options = options
         self._engine = engine
@@ -92,6 +96,7 @@ class Worker:
         self._settle = settle
         self._machine = RunMachine(clock, stream_tokens=options.stream_tokens)
         self._transcript = Transcript()
+        self._transcript.begun = () if engine.announces_tools else None
         self._ending: Ending | None = None
         self._interrupted = asyncio.Event()
         self._appender: Appender | None = None
@@ -194,6 +199,8 @@ class Worker:
         if driving.cancelled():  # by something within the engine
             return self._failed(asyncio.CancelledError())
         error = driving.exception()
+        if isinstance(error, FencedError):
+            raise error
         return self._machine.finish() if error is None else self._failed(error)
 
     async def _stop(self, driving: asyncio.Task[None]) -> None:
@@ -233,10 +240,22 @@ class Worker:
                 self._fold(events)
                 self._appender.put(self._visible(events))
                 if isinstance(delta, ToolStarting):
-                    # What a tool does can not be taken back: its call has to be known before.
-                    self._transcript.begun.add(delta.tool_call_id)
-                    await self._appender.flush()
+                    await self._begin(delta.tool_call_id)
                 await self._appender.room()
+
+    async def _begin(self, call_id: str) -> None:
+        """Let a tool begin. What it does can not be taken back: its call has to be known before."""
+        assert self._appender is not None
+        await self._appender.flush()
+        if self._transcript.begun is None:
+            return  # Others begin without a word, so that to note this one would tell nothing.
+        begun = (*self._transcript.begun, call_id)
+        try:
+            if not await patiently(self._clock, lambda: self._note_begun(begun)):
+                raise _disowned(self.run)
+        except StoreUnavailableError as error:
+            raise _UNNOTED from error
+        self._transcript.begun = begun
 
     def _fold(self, events: list[Event]) -> None:
         for event in events:

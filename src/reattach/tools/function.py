@@ -100,10 +100,18 @@ def function_tools(names: Sequence[str], threads: Threads) -> list[Tool]:
 
     Imports them, so it is not for the event loop. Raises StartupError for one that can not be had.
     """
-    functions = {name: _imported(name) for name in names}
-    for point in entry_points(group=ENTRY_POINTS):
-        functions.setdefault(point.value, _imported(point.value))
-    return [FunctionTool(function, threads) for function in functions.values()]
+    return [function_tool(name, threads) for name in function_names(names)]
+
+
+def function_names(names: Sequence[str]) -> list[str]:
+    """These, and those that installed packages bring, each once."""
+    points = (point.value for point in entry_points(group=ENTRY_POINTS))
+    return list(dict.fromkeys((*names, *points)))
+
+
+def function_tool(name: str, threads: Threads) -> Tool:
+    """The tool that ``package.module:function`` names; imports it. Raises StartupError."""
+    return FunctionTool(_imported(name), threads)
 
 
 def _imported(name: str) -> Callable[..., Any]:

@@ -42,6 +42,7 @@ class ToolLoop(Engine):
         self._tools = {attached.tool.name: attached for attached in tools}
         self._clock = clock
         self._call_seconds = call_seconds
+        self.announces_tools = engine.announces_tools
 
     def models(self) -> Sequence[Model]:
         return self._engine.models()

@@ -146,6 +146,26 @@ async def test_a_run_is_marked_running_by_its_owner_only_and_not_after_its_end(
     assert (await runs.get(OURS, run.id)).status is RunStatus.COMPLETED
 
 
+@pytest.mark.promise("P17")
+async def test_that_a_tool_begins_is_noted_by_the_runs_owner_only_and_not_after_its_end(
+    world: World,
+) -> None:
+    runs = world.records.runs
+    run = await world.start()
+    assert (await runs.get(OURS, run.id)).begun_calls is None
+    assert await runs.mark_running(run.id, 1, notes_begun=True)
+    assert (await runs.get(OURS, run.id)).begun_calls == ()
+    assert await runs.note_begun(run.id, 1, ["call-1"])
+    assert await runs.note_begun(run.id, 1, ["call-1", "call-2"])
+    taken = await runs.take_over(run.id, 1, "another")
+    assert taken is not None
+    assert taken.begun_calls == ("call-1", "call-2")
+    assert not await runs.note_begun(run.id, 1, ["call-1", "call-2", "call-3"])
+    await runs.settle(run.id, a_settlement())
+    assert not await runs.note_begun(run.id, 2, ["call-3"])
+    assert (await runs.get(OURS, run.id)).begun_calls == ("call-1", "call-2")
+
+
 @pytest.mark.promise("P6")
 async def test_a_cancel_request_marks_active_runs_once_and_leaves_ended_ones(
     world: World, clock: HandClock
