@@ -340,6 +340,18 @@ class ToolError(ReattachError):
     code = "tool_error"
 
 
+class McpUnreachableError(ToolError):
+    """An MCP server can not be reached, or ended the connection."""
+
+    code = "mcp_unreachable"
+
+
+class McpLostError(ToolError):
+    """The connection ended within a call: whether the tool did its work is not known."""
+
+    code = "mcp_lost"
+
+
 # What keeps the server from starting.
 
 

@@ -175,6 +175,36 @@ MAX_TOOL_OUTPUT_CHARS: Final = 256 * 1024
 MAX_TOOL_THREADS: Final = 64
 """Calls of functions that may be running; those that hang count until they return."""
 
+MAX_MCP_TOOLS: Final = 500
+"""Tools of one MCP server; those of a list that never ends would fill the memory."""
+
+MAX_TOOL_SCHEMA_BYTES: Final = 256 * 1024
+"""The parameters' schema of one of them, as JSON; providers take less."""
+
+MCP_START_SECONDS: Final = 30.0
+"""How long an MCP server may take to be reached: one that is started may have to be fetched."""
+
+MCP_START_WAIT_SECONDS: Final = 5.0
+"""How long the start of a server waits for them; those that are slower come later."""
+
+MCP_READY_SECONDS: Final = 10.0
+"""How long a turn waits for what a tool's server has not said yet, before it goes on without."""
+
+MCP_PING_SECONDS: Final = 5.0
+"""How long a server may take to say that it still knows a session."""
+
+MCP_RETRY_SECONDS: Final = 1.0
+"""The least between two tries to reach a server; after each failure it is twice as long."""
+
+MCP_MAX_RETRY_SECONDS: Final = 60.0
+"""The most between two tries: how long a server may be back before that is seen."""
+
+MCP_STEADY_SECONDS: Final = 60.0
+"""A connection that held so long was a good one: the next try comes soon again."""
+
+MCP_STOP_SECONDS: Final = 10.0
+"""How long stopping an MCP server may take: it is asked, then told, then killed, 2 s each."""
+
 MAX_AGENT_TOOLS: Final = 256
 """Tools of one agent; models get worse at choosing long before."""
 

@@ -22,6 +22,7 @@ from reattach.errors import StartupError
 from reattach.limits import LEASE_SECONDS, MIN_CALLBACK_SECRET_CHARS, TOOL_SECONDS
 from reattach.masking import is_local, masked
 from reattach.settings_file import SettingsFile
+from reattach.tools.servers import McpServer
 
 
 def _default_data_dir() -> Path:
@@ -64,7 +65,9 @@ class Stores:
 class Settings(BaseSettings):
     """The settings of one server. Raises StartupError for a settings file that can not be used."""
 
-    model_config = SettingsConfigDict(env_prefix="REATTACH_", env_file=None, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="REATTACH_", env_file=None, extra="ignore", hide_input_in_errors=True
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8283, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -124,6 +127,11 @@ class Settings(BaseSettings):
     )
     tool_seconds: float = Field(
         TOOL_SECONDS, gt=0, description="How long one call of a tool may take."
+    )
+    mcp: dict[str, McpServer] = Field(
+        default_factory=dict,
+        description="MCP servers by name, whose tools agents may have; tables [mcp.name] in the "
+        "file, or a JSON object.",
     )
     scripted: bool = Field(
         False, description="Offer the deterministic models scripted/…, for tests and trying out."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -329,6 +330,69 @@ def test_callbacks_and_tools_are_looked_at(tmp_path: Path) -> None:
         assert told.wrong == {"tools"}, name
         assert reason in told.text["tools"]
         assert remedy in told.text["tools"]
+
+
+def test_every_mcp_server_is_reached_and_what_is_wrong_with_others_is_told(tmp_path: Path) -> None:
+    config = tmp_path / "reattach.toml"
+    config.write_text(
+        f"""
+data_dir = "{tmp_path}"
+
+[mcp.journal]
+command = "{sys.executable}"
+args = ["-m", "tests.mcp_server"]
+cwd = "{Path(__file__).parents[2]}"
+env = {{ KEY = "sesame" }}
+
+[mcp.gone]
+command = "{sys.executable}"
+args = ["-c", "import sys; sys.exit('sesame does not open')"]
+env = {{ KEY = "sesame" }}
+
+[mcp.mute]
+command = "{sys.executable}"
+args = ["-c", "import time; time.sleep(60)"]
+start_seconds = 0.5
+
+[mcp.missing]
+command = "{tmp_path}/no-such-program"
+
+[mcp.refused]
+url = "http://user:sesame@127.0.0.1:1/mcp?key=sesame"
+
+[mcp.keyless]
+url = "http://127.0.0.1:1/mcp"
+bearer_token_env = "NO_SUCH_VARIABLE"
+""",
+        encoding="utf-8",
+    )
+    told = Told(reattach_here("doctor", "--json", "--config", str(config)))
+    assert told.wrong == {"mcp gone", "mcp mute", "mcp missing", "mcp refused", "mcp keyless"}
+    assert ": journal 1.2.3, protocol " in told.text["mcp journal"]
+    assert " 9 tools, in " in told.text["mcp journal"]
+    assert "it ended, and said: *** does not open" in told.text["mcp gone"]
+    assert "not there within 0.5 s" in told.text["mcp mute"]
+    assert "its command can not be run" in told.text["mcp missing"]
+    assert "no connection (ConnectError)" in told.text["mcp refused"]
+    assert "The variable NO_SUCH_VARIABLE is not set" in told.text["mcp keyless"]
+    assert "[mcp.gone] in the settings" in told.text["mcp gone"]
+
+
+def test_an_mcp_server_without_its_package_or_with_a_wrong_name_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "reattach.tools.mcp", None)
+
+    def looked(name: str) -> Told:
+        server = json.dumps({name: {"command": "serve"}})
+        directory = str(tmp_path)
+        ended = reattach_here("doctor", "--json", REATTACH_DATA_DIR=directory, REATTACH_MCP=server)
+        return Told(ended)
+
+    told = looked("files")
+    assert told.wrong == {"mcp"}
+    assert "pip install 'reattach[mcp]'" in told.text["mcp"]
+    assert "needs another name" in looked("my files").text["mcp"]
 
 
 def test_a_full_disk_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

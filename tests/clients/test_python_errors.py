@@ -48,6 +48,7 @@ NOT_FOUND: dict[str, Call] = {
     "default without an agent": lambda sdk: sdk.conversations.messages.create("default", input="x"),
     "agent to send to and leave": lambda sdk: sdk.agents.messages.create_async(AGENT, input="x"),
     "block": lambda sdk: sdk.blocks.retrieve(f"block-{UUID}"),
+    "mcp server": lambda sdk: sdk.mcp_servers.retrieve(f"mcp_server-{UUID}"),
     "tool": lambda sdk: sdk.tools.retrieve(f"tool-{UUID}"),
     "tools of an agent": lambda sdk: sdk.agents.tools.list(AGENT),
     "tool to attach": lambda sdk: sdk.agents.tools.attach(f"tool-{UUID}", agent_id=AGENT),
@@ -73,6 +74,10 @@ NOT_OFFERED: dict[str, Call] = {
     "compact": lambda sdk: sdk.conversations.messages.compact(CONV),
     "recompile": lambda sdk: sdk.conversations.recompile(CONV),
     "tool by source": lambda sdk: sdk.tools.create(source_code="def f(): ..."),
+    "mcp server by request": lambda sdk: sdk.mcp_servers.create(
+        server_name="files",
+        config={"mcp_server_type": "streamable_http", "server_url": "https://mcp.example/"},
+    ),
     "search for tools": lambda sdk: sdk.tools.search(query="x"),
     "folders": lambda sdk: sdk.folders.list(),
     "archives": lambda sdk: sdk.archives.list(),

@@ -27,6 +27,7 @@ from reattach.records.records import Records
 from reattach.runs.service import RunService
 from reattach.settings import Settings
 from reattach.tools.base import Toolbox
+from reattach.tools.connections import McpServers
 
 if TYPE_CHECKING:
     from tests.http.live import LiveServer
@@ -81,7 +82,11 @@ class Server:
 
 @asynccontextmanager
 async def serving(
-    directory: Path, *, toolbox: Toolbox | None = None, **settings: Any
+    directory: Path,
+    *,
+    toolbox: Toolbox | None = None,
+    mcp_servers: McpServers | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Server]:
     clock = TestClock()
     async with AsyncExitStack() as stack:
@@ -98,7 +103,7 @@ async def serving(
         await runs.start()
         stack.push_async_callback(runs.aclose)
         options = Settings(data_dir=directory, **settings)
-        context = Context(records, catalog, options, clock, runs, toolbox)
+        context = Context(records, catalog, options, clock, runs, toolbox, mcp_servers)
         app = create_app(context)
         client = await stack.enter_async_context(
             httpx2.AsyncClient(

@@ -12,9 +12,13 @@ from urllib.parse import quote
 import httpx2
 import pytest
 
+from reattach.clock import SystemClock
 from reattach.limits import MAX_INTEGER
 from reattach.tools.base import Toolbox
+from reattach.tools.connections import McpServers
 from reattach.tools.function import FunctionTool
+from reattach.tools.mcp import connect
+from reattach.tools.servers import McpServer, server_id
 from reattach.tools.threads import Threads
 from tests import tool_functions
 from tests.http.conftest import Server, serving
@@ -78,7 +82,8 @@ class Prober:
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Server]:
     toolbox = Toolbox([FunctionTool(tool_functions.add, Threads())])
-    async with serving(tmp_path, toolbox=toolbox) as server:
+    servers = McpServers({"files": McpServer(command="serve")}, connect, SystemClock())
+    async with serving(tmp_path, toolbox=toolbox, mcp_servers=servers) as server:
         yield server
 
 
@@ -98,6 +103,7 @@ async def prober(server: Server) -> Prober:
         "run_id": run["id"],
         "tool_id": agent["tools"][0]["id"],
         "tool_name": "add",
+        "mcp_server_id": server_id("files"),
     }
     return Prober(server, ids)
 

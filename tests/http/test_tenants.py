@@ -10,9 +10,13 @@ from typing import Any
 import httpx2
 import pytest
 
+from reattach.clock import SystemClock
 from reattach.ids import DEFAULT_TENANT
 from reattach.tools.base import Toolbox
+from reattach.tools.connections import McpServers
 from reattach.tools.function import FunctionTool
+from reattach.tools.mcp import connect
+from reattach.tools.servers import McpServer, server_id
 from reattach.tools.threads import Threads
 from tests import tool_functions
 from tests.http.conftest import OTHER_TENANT, Server, serving, started, with_key
@@ -121,6 +125,10 @@ EVERYBODYS = [
     Look("get", "/v1/tools/"),
     Look("get", "/v1/tools/", "after={tool}"),
     Look("get", "/v1/tools/{tool_id}"),
+    Look("get", "/v1/mcp-servers/"),
+    Look("get", "/v1/mcp-servers/{mcp_server_id}"),
+    Look("get", "/v1/mcp-servers/{mcp_server_id}/tools"),
+    Look("get", "/v1/mcp-servers/{mcp_server_id}/tools/{tool_id}"),
 ]
 """What is the server's own, and shows nothing of any tenant."""
 
@@ -136,6 +144,7 @@ UNKNOWN = {
     "block_label": "human",
     "tool": TOOL_ID,
     "tool_name": "add",
+    "mcp_server": server_id("files"),
 }
 
 
@@ -143,7 +152,8 @@ UNKNOWN = {
 async def server(tmp_path: Path) -> AsyncIterator[Server]:
     functions = (tool_functions.add, tool_functions.deploy)
     toolbox = Toolbox([FunctionTool(function, Threads()) for function in functions])
-    async with serving(tmp_path, toolbox=toolbox) as server:
+    servers = McpServers({"files": McpServer(command="serve")}, connect, SystemClock())
+    async with serving(tmp_path, toolbox=toolbox, mcp_servers=servers) as server:
         yield server
 
 
@@ -228,7 +238,9 @@ async def test_no_request_that_names_something_is_left_out(server: Server) -> No
 async def test_what_is_the_servers_own_shows_nothing_of_a_tenant(server: Server) -> None:
     clients = [await with_key(server, tenant) for tenant in (DEFAULT_TENANT, OTHER_TENANT)]
     before = [[await told(client, look, UNKNOWN) for client in clients] for look in EVERYBODYS]
-    assert all(ours == theirs and ours[0] == 200 for ours, theirs in before)
+    assert all(ours == theirs for ours, theirs in before)
+    # Nothing answers of the tools of an MCP server that was not reached.
+    assert [ours[0] for ours, _ in before] == [200] * (len(EVERYBODYS) - 1) + [404]
     owned = {"tools": ["add"], "name": "owned"}
     agent = (await clients[0].post("/v1/agents/", json=owned)).json()
     rule = {"requires_approval": True}

@@ -14,13 +14,14 @@ from reattach.cli.options import Config, DatabaseUrl, DataDir, LogUrl, settings_
 from reattach.clock import SystemClock
 from reattach.errors import ReattachError, StartupError
 from reattach.findings import Finding
+from reattach.http.assembly import mcp_connect_of
 from reattach.http.auth import is_loopback
 from reattach.log.health import examine_log
 from reattach.masking import masked
 from reattach.records.health import examine_records
 from reattach.records.records import Records
 from reattach.settings import Settings
-from reattach.tools.health import examine_functions
+from reattach.tools.health import examine_functions, examine_servers
 
 _WHAT_CHARS: Final = 22
 _LEVEL_CHARS: Final = 8
@@ -54,10 +55,11 @@ def doctor(
 async def _all(settings: Settings, *, shown: bool) -> list[Finding]:
     findings = []
     try:
-        async for finding in _examined(settings):
-            findings.append(finding)
-            if shown:
-                _show(finding)
+        for examined in (_examined(settings), _examined_beside_stores(settings)):
+            async for finding in examined:
+                findings.append(finding)
+                if shown:
+                    _show(finding)
     except Exception as error:  # noqa: BLE001  a look at what is broken may meet anything
         remedy = "Report this: the doctor should have known."
         findings.append(Finding("wrong", "doctor", f"{type(error).__name__}", remedy))
@@ -95,12 +97,26 @@ async def _examined(settings: Settings) -> AsyncIterator[Finding]:
         async for finding in examine_records(records_url, processes=settings.workers):
             yield finding
     yield await _strangers(settings, records_url)
-    yield _callbacks(settings)
-    for finding in (await asyncio.to_thread(examine_functions, settings.tools))[0]:
-        yield finding
     if log is not None:
         async for finding in examine_log(log.get_secret_value()):
             yield finding
+
+
+async def _examined_beside_stores(settings: Settings) -> AsyncIterator[Finding]:
+    yield _callbacks(settings)
+    for finding in await asyncio.to_thread(examine_functions, settings.tools):
+        yield finding
+    for finding in await _mcp_servers(settings):
+        yield finding
+
+
+async def _mcp_servers(settings: Settings) -> list[Finding]:
+    try:
+        connect = await asyncio.to_thread(mcp_connect_of, settings)
+    except StartupError as error:
+        said, _, remedy = error.detail.partition(". ")
+        return [Finding("wrong", "mcp", said, remedy)]
+    return [] if connect is None else await examine_servers(settings.mcp, connect)
 
 
 def _callbacks(settings: Settings) -> Finding:

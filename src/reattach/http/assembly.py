@@ -16,6 +16,7 @@ from reattach.engine.local import LocalEngine
 from reattach.engine.scripted import ScriptedEngine
 from reattach.errors import StartupError
 from reattach.http.context import Context
+from reattach.limits import MCP_START_WAIT_SECONDS
 from reattach.log.base import Log
 from reattach.log.open import open_log
 from reattach.masking import masked
@@ -27,7 +28,9 @@ from reattach.runs.service import RunService
 from reattach.runs.upkeep import keep_alive, keep_up, listen
 from reattach.settings import Settings
 from reattach.tools.base import Toolbox
+from reattach.tools.connections import Connect, McpServers
 from reattach.tools.function import function_tools
+from reattach.tools.servers import check_names
 from reattach.tools.threads import Threads
 
 logger = structlog.get_logger(__name__)
@@ -61,12 +64,39 @@ def engines_of(settings: Settings, clock: Clock) -> list[Engine]:
     return engines
 
 
-def toolbox_of(settings: Settings) -> Toolbox:
+def toolbox_of(settings: Settings, mcp_servers: McpServers | None = None) -> Toolbox:
     """The tools that the settings and installed packages bring; imports them.
 
     Raises StartupError if one can not be had.
     """
-    return Toolbox(function_tools(settings.tools, Threads()))
+    return Toolbox(function_tools(settings.tools, Threads()), mcp_servers)
+
+
+def mcp_servers_of(settings: Settings, clock: Clock) -> McpServers | None:
+    """The MCP servers of the settings, not yet running; None if there are none.
+
+    As ``mcp_connect_of``.
+    """
+    connect = mcp_connect_of(settings)
+    return None if connect is None else McpServers(settings.mcp, connect, clock)
+
+
+def mcp_connect_of(settings: Settings) -> Connect | None:
+    """What reaches the MCP servers of the settings; None if there are none.
+
+    Imports the SDK, so it is not for the event loop. Raises StartupError if that can not be had.
+    """
+    if not settings.mcp:
+        return None
+    check_names(settings.mcp)
+    try:
+        from reattach.tools.mcp import connect  # brought by an extra
+    except ModuleNotFoundError as error:
+        raise StartupError(
+            "The settings name MCP servers, and the package that speaks with them is not "
+            "installed. Install it: pip install 'reattach[mcp]'."
+        ) from error
+    return connect
 
 
 @asynccontextmanager
@@ -85,12 +115,18 @@ async def assembled(
     clock = clock or SystemClock()
     if engines is None:
         engines = await asyncio.to_thread(engines_of, settings, clock)
+    mcp_servers = None
     if toolbox is None:
-        toolbox = await asyncio.to_thread(toolbox_of, settings)
+        mcp_servers = await asyncio.to_thread(mcp_servers_of, settings, clock)
+        toolbox = await asyncio.to_thread(toolbox_of, settings, mcp_servers)
     catalog = Catalog(engines)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(catalog.aclose)
         records, log = await _stores(settings, clock, stack)
+        if mcp_servers is not None:
+            # They are left only after the runs, whose tools they may be running.
+            waiting = mcp_servers.running(wait_seconds=MCP_START_WAIT_SECONDS)
+            await stack.enter_async_context(waiting)
         callbacks = _callbacks(settings, records, clock)
         runs = RunService(
             log,
@@ -115,7 +151,7 @@ async def assembled(
         await stack.enter_async_context(_going_on(keep_up(runs, clock, settings.retention_seconds)))
         if callbacks is not None:
             await stack.enter_async_context(_going_on(callbacks.keep_calling()))
-        yield Context(records, catalog, settings, clock, runs, toolbox)
+        yield Context(records, catalog, settings, clock, runs, toolbox, mcp_servers)
 
 
 def _callbacks(settings: Settings, records: Records, clock: Clock) -> Callbacks | None:

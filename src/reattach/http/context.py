@@ -12,6 +12,7 @@ from reattach.ids import TenantId
 from reattach.records.records import Records
 from reattach.settings import Settings
 from reattach.tools.base import Toolbox
+from reattach.tools.connections import McpServers
 
 if TYPE_CHECKING:
     from reattach.runs.service import RunService
@@ -27,6 +28,7 @@ class Context:
     clock: Clock
     runs: "RunService"
     toolbox: Toolbox = field(default_factory=Toolbox)
+    mcp_servers: McpServers | None = None
 
 
 async def get_context(request: Request) -> Context:

@@ -75,6 +75,7 @@ _PATH_EXAMPLES: Final[Mapping[str, str]] = {
     "block_id": "block-123e4567-e89b-42d3-8456-426614174000",
     "conversation_id": "conv-123e4567-e89b-42d3-8456-426614174000",
     "message_id": "message-123e4567-e89b-42d3-8456-426614174000",
+    "mcp_server_id": "mcp_server-123e4567-e89b-42d3-8456-426614174000",
     "tool_id": "tool-123e4567-e89b-42d3-8456-426614174000",
 }
 

@@ -41,6 +41,12 @@ LATER: Final = (
         ("POST", "PUT", "PATCH", "DELETE"),
     ),
     NotOffered(
+        "Adding, changing and calling MCP servers by request",
+        "The server's settings name them; see GET /v1/mcp-servers/.",
+        ("/v1/mcp-servers/{rest:path}",),
+        ("POST", "PUT", "PATCH", "DELETE"),
+    ),
+    NotOffered(
         "Compacting a conversation",
         "Begin a new one, or fork it up to a message.",
         ("/v1/conversations/{conversation_id}/compact", "/v1/agents/{agent_id}/summarize"),
@@ -155,11 +161,6 @@ OUT_OF_SCOPE: Final = (
         "Retrieve the agent and its messages.",
         ("/v1/agents/{agent_id}/export",),
         ("GET",),
-    ),
-    NotOffered(
-        "MCP servers",
-        "Let the application call them.",
-        ("/v1/mcp-servers", "/v1/mcp-servers/{rest:path}"),
     ),
     NotOffered(
         "Jobs and batches",

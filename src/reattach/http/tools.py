@@ -16,6 +16,7 @@ from reattach.http.schemas.tool import ApprovalRule, ToolBody
 from reattach.ids import AgentId
 from reattach.limits import MAX_AGENT_TOOLS, MAX_NAME_CHARS
 from reattach.tools.base import SETTING
+from reattach.tools.base import tool_id as id_of
 
 router = APIRouter(route_class=JsonRoute, tags=["tools"])
 
@@ -108,16 +109,13 @@ async def attach_tool(
 async def detach_tool(
     agent_id: AgentPath, tool_id: ToolPath, context: ContextDep, tenant: TenantDep
 ) -> AgentState:
-    tool = context.toolbox.by_id(tool_id)
-    if tool is None:
-        raise NotFoundError(f"Tool not found with id={tool_id}")
-
     def detached(settings: Mapping[str, Any]) -> Mapping[str, Any]:
         tools = settings.get(SETTING) or {}
-        return {
-            **settings,
-            SETTING: {name: tools[name] for name in tools if name != tool.name},
-        }
+        left = {name: tools[name] for name in tools if id_of(name) != tool_id}
+        # One that the server has no more can be taken away too.
+        if len(left) == len(tools) and context.toolbox.by_id(tool_id) is None:
+            raise NotFoundError(f"Tool not found with id={tool_id}")
+        return {**settings, SETTING: left}
 
     agent = await context.records.agents.change_settings(tenant, AgentId(agent_id), detached)
     return await agent_state(context, tenant, agent, None)

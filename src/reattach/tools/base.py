@@ -25,6 +25,10 @@ class Tool(ABC):
     requires_approval: bool
     """Whether its calls wait for an approval where the agent does not say."""
     kind: Literal["custom", "external_mcp"]
+    server: str | None = None
+    """The name of the MCP server that has it."""
+    call_seconds: float | None = None
+    """How long one call may take; None: as the settings say for all."""
 
     @abstractmethod
     async def call(self, arguments: str) -> str:
@@ -34,11 +38,31 @@ class Tool(ABC):
         the tool. When it is cancelled it lets go within a moment, though its work may go on.
         """
 
+    async def ready(self) -> "Tool":
+        """The tool as models are to be told of it, after a moment if that is not known yet."""
+        return self
+
     @property
     def id(self) -> ToolId:
-        """The same for the same name, in every process and after every restart."""
-        digest = hashlib.sha256(f"reattach tool {self.name}".encode()).digest()
-        return ToolId(f"tool-{uuid.UUID(bytes=digest[:16], version=4)}")
+        return tool_id(self.name)
+
+
+class ToolSource(ABC):
+    """Where tools come from that change while a server runs."""
+
+    @abstractmethod
+    def tools(self) -> Sequence[Tool]:
+        """Those that it has, as far as is known."""
+
+    @abstractmethod
+    def named(self, name: str) -> Tool | None:
+        """The tool; also one that it may have, as long as nobody knows."""
+
+
+def tool_id(name: str) -> ToolId:
+    """The same for the same name, in every process and after every restart."""
+    digest = hashlib.sha256(f"reattach tool {name}".encode()).digest()
+    return ToolId(f"tool-{uuid.UUID(bytes=digest[:16], version=4)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +82,12 @@ class AttachedTool:
 class Toolbox:
     """All tools of a server, in the order of their names."""
 
-    def __init__(self, tools: Iterable[Tool] = ()) -> None:
-        """Raises StartupError if two tools have one name."""
+    def __init__(self, tools: Iterable[Tool] = (), source: ToolSource | None = None) -> None:
+        """The ``tools`` are always there, and go before those of the ``source``.
+
+        Raises StartupError if two of them have one name.
+        """
+        self._source = source
         self._tools: dict[str, Tool] = {}
         for tool in sorted(tools, key=lambda tool: tool.name):
             if tool.name in self._tools:
@@ -69,22 +97,29 @@ class Toolbox:
             self._tools[tool.name] = tool
 
     def tools(self) -> Sequence[Tool]:
-        return list(self._tools.values())
+        found = {} if self._source is None else {one.name: one for one in self._source.tools()}
+        return sorted((found | self._tools).values(), key=lambda tool: tool.name)
 
     def by_name(self, name: str) -> Tool | None:
-        return self._tools.get(name)
+        return next((tool for tool in self.tools() if tool.name == name), None)
 
     def by_id(self, tool_id: str) -> Tool | None:
-        return next((tool for tool in self._tools.values() if tool.id == tool_id), None)
+        return next((tool for tool in self.tools() if tool.id == tool_id), None)
 
     def attached(self, settings: Mapping[str, Any]) -> Sequence[AttachedTool]:
         """The tools of the agent with these settings, in the order in which it got them.
 
-        Those that the server does not have any more are left out.
+        Those that the server does not have any more are left out; not those that nobody knows of
+        yet, because what has them is not there.
         """
         wanted: Mapping[str, bool | None] = settings.get(SETTING) or {}
         return [
             AttachedTool(tool, tool.requires_approval if asked is None else asked)
             for name, asked in wanted.items()
-            if (tool := self.by_name(name)) is not None
+            if (tool := self._wanted(name)) is not None
         ]
+
+    def _wanted(self, name: str) -> Tool | None:
+        if name in self._tools or self._source is None:
+            return self._tools.get(name)
+        return self._source.named(name)

@@ -1,19 +1,20 @@
 """The tools that a server would have, and what keeps it from having others."""
 
-from collections.abc import Sequence
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
 
-from reattach.errors import StartupError
+from reattach.errors import McpUnreachableError, StartupError
 from reattach.findings import Finding
 from reattach.tools.base import Tool, Toolbox
+from reattach.tools.connections import Connect, ListedTool
 from reattach.tools.function import function_names, function_tool
+from reattach.tools.servers import McpServer
 from reattach.tools.threads import Threads
 
 
-def examine_functions(names: Sequence[str]) -> tuple[list[Finding], list[Tool]]:
-    """Import the functions that the settings and installed packages bring, each for itself.
-
-    Those that can be had are returned too.
-    """
+def examine_functions(names: Sequence[str]) -> list[Finding]:
+    """Import the functions that the settings and installed packages bring, each for itself."""
     findings: list[Finding] = []
     tools: list[Tool] = []
     for name in function_names(names):
@@ -22,7 +23,56 @@ def examine_functions(names: Sequence[str]) -> tuple[list[Finding], list[Tool]]:
         except StartupError as error:
             findings.append(_wrong(error))
     findings.append(_clash(tools) or Finding("ok", "tools", _listed(tools)))
-    return findings, tools
+    return findings
+
+
+async def examine_servers(servers: Mapping[str, McpServer], connect: Connect) -> list[Finding]:
+    """Reach every MCP server once, all at the same time, and ask for its tools."""
+    found = (_examined(name, server, connect) for name, server in sorted(servers.items()))
+    return list(await asyncio.gather(*found))
+
+
+async def _examined(name: str, server: McpServer, connect: Connect) -> Finding:
+    what = f"mcp {name}"
+    remedy = f"See [mcp.{name}] in the settings: whether {server.place} can be reached from here."
+    began = time.perf_counter()
+    try:
+        async with (
+            asyncio.timeout(server.start_seconds),
+            connect(
+                name, server, on_change=_nothing, on_end=_nothing, on_said=_unheard
+            ) as connection,
+        ):
+            tools = await connection.tools()
+            seconds = time.perf_counter() - began
+            detail = (
+                f"{server.place}: {connection.about}, protocol {connection.protocol}, "
+                f"{len(tools)} tools, in {seconds:.1f} s"
+            )
+    except McpUnreachableError as error:
+        return Finding("wrong", what, f"{server.place}: {error.detail}", remedy)
+    except TimeoutError:
+        said = f"{server.place}: not there within {server.start_seconds:g} s"
+        return Finding("wrong", what, said, remedy)
+    if unknown := _unknown_rules(server, tools):
+        said = f"requires_approval names tools that it does not have: {', '.join(unknown)}"
+        has = f"It has: {', '.join(tool.name for tool in tools)}."
+        return Finding("warning", what, said, has)
+    return Finding("ok", what, detail)
+
+
+def _unknown_rules(server: McpServer, tools: Sequence[ListedTool]) -> list[str]:
+    rule = server.requires_approval
+    names = () if isinstance(rule, bool) else rule
+    return sorted(set(names) - {tool.name for tool in tools})
+
+
+def _unheard(text: str) -> None:  # noqa: ARG001
+    return None
+
+
+def _nothing() -> None:
+    return None
 
 
 def _clash(tools: Sequence[Tool]) -> Finding | None:

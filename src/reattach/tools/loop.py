@@ -1,5 +1,6 @@
 """The loop of an agent with tools: the model calls, the tools return, the model goes on."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -50,7 +51,7 @@ class ToolLoop(Engine):
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
         # A client's tool goes before the server's of the same name.
         theirs = {tool.name for tool in turn.client_tools}
-        tools = {name: tool for name, tool in self._tools.items() if name not in theirs}
+        tools = await _ready([tool for name, tool in self._tools.items() if name not in theirs])
         turn = replace(turn, tools=[tool.told for tool in tools.values()])
         due = [call for call in turn.due if call.name in tools]
         returns: list[ToolReturn] = []
@@ -95,7 +96,8 @@ class ToolLoop(Engine):
     ) -> AsyncIterator[ToolStarting | ToolReturn]:
         for call in calls:
             yield ToolStarting(call.tool_call_id)
-            yield await call_tool(tools[call.name].tool, call, seconds=self._call_seconds)
+            tool = tools[call.name].tool
+            yield await call_tool(tool, call, seconds=tool.call_seconds or self._call_seconds)
 
     def _messages(self, said: "_Said") -> list[Message]:
         messages = [self._message(Role.ASSISTANT, said.parts())]
@@ -117,6 +119,13 @@ class ToolLoop(Engine):
         return Message(
             id=new_message_id(), role=role, parts=tuple(parts), created_at=self._clock.now()
         )
+
+
+async def _ready(tools: Sequence[AttachedTool]) -> dict[str, AttachedTool]:
+    ready = await asyncio.gather(*(attached.tool.ready() for attached in tools))
+    return {
+        tool.name: replace(attached, tool=tool) for attached, tool in zip(tools, ready, strict=True)
+    }
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from reattach.ids import (
     BLOCK_PATTERN,
     CONVERSATION_PATH_PATTERN,
     CONVERSATION_PATTERN,
+    MCP_SERVER_PATTERN,
     MESSAGE_PATTERN,
     TOOL_PATTERN,
 )
@@ -124,6 +125,7 @@ AgentPath = Annotated[str, _id_path("agent-", AGENT_PATTERN, "agent")]
 BlockPath = Annotated[str, _id_path("block-", BLOCK_PATTERN, "block")]
 ConversationPath = Annotated[str, _id_path("conv-", CONVERSATION_PATTERN, "conversation")]
 ToolPath = Annotated[str, _id_path("tool-", TOOL_PATTERN, "tool")]
+McpServerPath = Annotated[str, _id_path("mcp_server-", MCP_SERVER_PATTERN, "MCP server")]
 MessagePath = Annotated[str, _id_path("message-", MESSAGE_PATTERN, "message")]
 ThreadPath = Annotated[
     str,

@@ -50,6 +50,7 @@ class ToolBody(Answer):
             if requires_approval is None
             else requires_approval,
             source_type="python" if tool.kind == "custom" else None,
+            tags=[f"mcp:{tool.server}"] if tool.server else [],
         )
 
     @classmethod

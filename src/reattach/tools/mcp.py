@@ -1,0 +1,314 @@
+"""Reaching one MCP server, listing its tools and calling them: all that is known of the protocol.
+
+The only place that imports the SDK, which an extra brings.
+"""
+
+import asyncio
+import json
+import os
+import ssl
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from importlib import import_module
+from types import TracebackType
+from typing import Any, Final, TextIO
+
+import anyio
+import httpx2
+import mcp
+from mcp import types
+from mcp.client import IncomingMessage, Transport
+from mcp.client.session import MessageHandlerFnT
+from mcp.client.stdio import stdio_client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.client.subscriptions import SubscriptionLost
+from mcp.types.version import MODERN_PROTOCOL_VERSIONS
+
+from reattach.errors import McpLostError, McpUnreachableError, StartupError, ToolError
+from reattach.limits import (
+    MAX_ERROR_CHARS,
+    MAX_MCP_TOOLS,
+    MCP_MAX_RETRY_SECONDS,
+    MCP_PING_SECONDS,
+    MCP_RETRY_SECONDS,
+)
+from reattach.tools.connections import Connection, ListedTool
+from reattach.tools.servers import McpServer
+
+import_module("jsonschema")  # The SDK does so with the first call, for half a second.
+
+_CLOSED: Final = {types.CONNECTION_CLOSED, types.REQUEST_TIMEOUT}
+_SAID_LINES: Final = 5
+
+
+@asynccontextmanager
+async def connect(
+    name: str,
+    server: McpServer,
+    *,
+    on_change: Callable[[], None],
+    on_end: Callable[[], None],
+    on_said: Callable[[str], None],
+) -> AsyncIterator[Connection]:
+    """A connection to the server; whoever waits for it to be made bounds the time.
+
+    ``on_change`` is called when its tools have changed, ``on_end`` when it is over; ``on_said``, in
+    another thread, with what a process writes on its standard error, without secrets. Leaving
+    stops a process that was started, with all that it started, within a few seconds. Raises
+    McpUnreachableError, without secrets.
+    """
+    said: deque[str] = deque(maxlen=_SAID_LINES)
+    try:
+        async with AsyncExitStack() as stack:
+            transport = await _transport(stack, name, server, said, on_said)
+            client = mcp.Client(
+                _Watched(transport, on_end),
+                message_handler=_changes(on_change),
+                client_info=types.Implementation(name="reattach", version="1"),
+                cache=None,
+            )
+            await stack.enter_async_context(client)
+            connection = _SdkConnection(client, server)
+            watching = asyncio.create_task(_watch(client, on_change), name=f"changes of {name}")
+            stack.push_async_callback(_stopped, watching)
+            yield connection
+    except McpUnreachableError:
+        raise
+    except StartupError as error:
+        raise McpUnreachableError(error.detail.rstrip(".")) from error
+    except (Exception, BaseExceptionGroup) as error:
+        raise McpUnreachableError(server.masked(_told(error, said))) from error
+
+
+async def _transport(
+    stack: AsyncExitStack,
+    name: str,
+    server: McpServer,
+    said: deque[str],
+    on_said: Callable[[str], None],
+) -> Transport:
+    if server.command is not None:
+        parameters = mcp.StdioServerParameters(
+            command=server.command,
+            args=list(server.args),
+            env=server.environment(),
+            cwd=server.cwd,
+            encoding_error_handler="replace",
+        )
+        errors = stack.enter_context(_said_by(name, server, said, on_said))
+        return stdio_client(parameters, errlog=errors)
+    assert server.url is not None
+    tls = await asyncio.to_thread(_prepared)
+    client = httpx2.AsyncClient(
+        headers=server.request_headers(),
+        verify=tls,
+        timeout=httpx2.Timeout(server.start_seconds, read=None),
+    )
+    await stack.enter_async_context(client)
+    return streamable_http_client(server.url, http_client=client)
+
+
+def _prepared() -> ssl.SSLContext:
+    """What connections need that is read from files: not for the event loop."""
+    context = ssl.create_default_context()
+    httpx2.AsyncHTTPTransport(verify=context)  # The first one imports what it consists of.
+    return context
+
+
+class _SdkConnection(Connection):
+    def __init__(self, client: mcp.Client, server: McpServer) -> None:
+        self._client = client
+        self._server = server
+        info = client.server_info
+        self.about = f"{info.name} {info.version}" if info else "no name"
+        self.protocol = client.protocol_version or "unknown"
+
+    async def tools(self) -> list[ListedTool]:
+        found: list[ListedTool] = []
+        cursor: str | None = None
+        while len(found) < MAX_MCP_TOOLS:
+            page = await self._client.list_tools(cursor=cursor)
+            found += [_listed(tool) for tool in page.tools]
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        return found[:MAX_MCP_TOOLS]
+
+    async def is_alive(self) -> bool:
+        if self._server.command is not None or self.protocol in MODERN_PROTOCOL_VERSIONS:
+            return True  # The one ends with its process, the other has no session to lose.
+        try:
+            async with asyncio.timeout(MCP_PING_SECONDS):
+                await self._client.session.send_ping()
+        except (mcp.MCPError, httpx2.HTTPError, TimeoutError, anyio.ClosedResourceError):
+            return False
+        return True
+
+    async def call(self, name: str, arguments: Mapping[str, Any]) -> str:
+        try:
+            result = await self._client.call_tool(name, dict(arguments))
+        except mcp.MCPError as error:
+            if error.code in _CLOSED:
+                raise McpLostError(self._server.masked(error.message)) from error
+            text = self._server.masked(error.message)[:MAX_ERROR_CHARS]
+            raise ToolError(f"The MCP server refused the call: {text}") from error
+        except (httpx2.HTTPError, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
+            raise McpLostError(type(error).__name__) from error
+        text = _text(result)
+        if result.is_error:
+            raise ToolError(text or "The tool failed, and did not say why.")
+        return text
+
+
+def _listed(tool: types.Tool) -> ListedTool:
+    return ListedTool(tool.name, tool.description, tool.input_schema)
+
+
+def _text(result: types.CallToolResult) -> str:
+    """What a model is told of it: text as it is, and of everything else that it is there."""
+    told = [_part(block) for block in result.content]
+    if not told and result.structured_content is not None:
+        return json.dumps(result.structured_content, ensure_ascii=False)
+    return "\n".join(told)
+
+
+def _part(block: types.ContentBlock) -> str:
+    match block:
+        case types.TextContent(text=text):
+            return text
+        case types.ImageContent(mime_type=kind) | types.AudioContent(mime_type=kind):
+            return f"[{kind}, {len(block.data)} characters of base64, not shown]"
+        case types.ResourceLink():
+            return f"[{block.name}: {block.uri}]"
+        case types.EmbeddedResource(resource=types.TextResourceContents(text=text)):
+            return text
+        case _:
+            return "[a resource that is no text, not shown]"
+
+
+def _changes(on_change: Callable[[], None]) -> MessageHandlerFnT:
+    async def handle(message: IncomingMessage) -> None:
+        if isinstance(message, types.ToolListChangedNotification):
+            on_change()
+
+    return handle
+
+
+async def _watch(client: mcp.Client, on_change: Callable[[], None]) -> None:
+    """Hear of changes from servers of the newer protocol, which tell those who ask."""
+    if client.protocol_version not in MODERN_PROTOCOL_VERSIONS:
+        return
+    wait_seconds = MCP_RETRY_SECONDS
+    with suppress(mcp.MCPError, RuntimeError, TimeoutError, httpx2.HTTPError):
+        while True:
+            with suppress(SubscriptionLost):
+                async with client.listen(tools_list_changed=True) as changes:
+                    async for _ in changes:
+                        on_change()
+                    return
+            await asyncio.sleep(wait_seconds)
+            wait_seconds = min(wait_seconds * 2, MCP_MAX_RETRY_SECONDS)
+            on_change()  # What happened meanwhile is not told.
+
+
+async def _stopped(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
+@contextmanager
+def _said_by(
+    name: str, server: McpServer, said: deque[str], on_said: Callable[[str], None]
+) -> Iterator[TextIO]:
+    """A file for what the process says on its standard error: the last of it is kept."""
+    reading, writing = os.pipe()
+
+    def read() -> None:
+        with open(reading, encoding="utf-8", errors="replace") as lines:  # noqa: PTH123
+            for line in lines:
+                text = server.masked(line.rstrip()[:MAX_ERROR_CHARS])
+                said.append(text)
+                on_said(text)
+
+    threading.Thread(target=read, name=f"stderr of {name}", daemon=True).start()
+    with open(writing, "w", encoding="utf-8") as errors:  # noqa: PTH123
+        yield errors
+
+
+def _told(error: BaseException, said: deque[str]) -> str:
+    """What went wrong, for people: the first cause, and what the process said last."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    match error:
+        case FileNotFoundError() | PermissionError():
+            return f"its command can not be run ({type(error).__name__})"
+        case httpx2.HTTPStatusError():
+            return f"it answered {error.response.status_code}"
+        case httpx2.HTTPError():
+            return f"no connection ({type(error).__name__})"
+        case mcp.MCPError(code=types.CONNECTION_CLOSED) if said:
+            return f"it ended, and said: {said[-1]}"
+        case _:
+            return (str(error) or type(error).__name__)[:MAX_ERROR_CHARS]
+
+
+class _Watched:
+    """A transport whose end is told."""
+
+    def __init__(self, transport: Transport, on_end: Callable[[], None]) -> None:
+        self._transport = transport
+        self._on_end = on_end
+
+    async def __aenter__(self) -> Any:
+        reading, writing = await self._transport.__aenter__()
+        return _Ending(reading, self._on_end), writing
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        return await self._transport.__aexit__(kind, error, trace)
+
+
+class _Ending:
+    """The stream of what a server says; whatever ends it is told."""
+
+    def __init__(self, stream: Any, on_end: Callable[[], None]) -> None:
+        self._stream = stream
+        self._on_end = on_end
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __aiter__(self) -> "_Ending":
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return await self._stream.__anext__()
+        except BaseException:
+            self._on_end()
+            raise
+
+    async def receive(self) -> Any:
+        return await self._stream.receive()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def __aenter__(self) -> "_Ending":
+        await self._stream.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        closed: bool | None = await self._stream.__aexit__(kind, error, trace)
+        return closed
