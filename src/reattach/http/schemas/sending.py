@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import AliasChoices, ConfigDict, Discriminator, Field, Tag
 
 from reattach.http.schemas.fields import Answer, Body, StopReasonName
 from reattach.http.schemas.message import MessageItem
@@ -188,7 +188,10 @@ class _SendBody(Body):
         None, max_length=MAX_NAME_CHARS, description="Model handle for this request only."
     )
     override_system: str | None = Field(
-        None, max_length=MAX_SYSTEM_CHARS, description="System prompt for this request only."
+        None,
+        max_length=MAX_SYSTEM_CHARS,
+        validation_alias=AliasChoices("override_system", "system"),
+        description="System prompt for this request only; old clients call it `system`.",
     )
     use_assistant_message: bool | None = Field(True, json_schema_extra={"deprecated": True})
     assistant_message_tool_name: str | None = Field(
