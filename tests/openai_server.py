@@ -46,8 +46,10 @@ class OpenAIServer:
         self, body: Json, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         behaviour, _, argument = body["model"].partition("-")
-        if behaviour == "status":
-            secret = json.dumps({"error": {"message": "sk-secret is wrong", "code": "no"}})
+        if behaviour in {"status", "toolong"}:
+            code = "no" if behaviour == "status" else "context_length_exceeded"
+            argument = argument or "400"
+            secret = json.dumps({"error": {"message": "sk-secret is wrong", "code": code}})
             writer.write(
                 f"HTTP/1.1 {argument} No\r\ncontent-type: application/json\r\n"
                 f"content-length: {len(secret)}\r\nconnection: close\r\n\r\n{secret}".encode()

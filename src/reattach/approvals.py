@@ -15,7 +15,7 @@ from reattach.errors import NoPendingApprovalError, PendingApprovalError, ToolCa
 from reattach.ids import new_message_id
 from reattach.messages import ApprovalPart, Message, Role, ToolCallPart, ToolReturnPart
 
-FOLLOWING = frozenset({Role.TOOL, Role.APPROVAL})
+FOLLOWING = frozenset({Role.TOOL, Role.APPROVAL, Role.SUMMARY})
 """The roles of messages that may stand between a call and what the model says next."""
 
 CANCELLED = "The call was cancelled before it ran."

@@ -318,6 +318,19 @@ class ModelEmptyResponseError(ModelError):
     stop_reason = "invalid_llm_response"
 
 
+class ContextWindowError(ModelError):
+    """The turn is longer than the model can take."""
+
+    code = "context_window_exceeded"
+
+
+class SystemPromptTooLongError(ContextWindowError):
+    """The system prompt alone fills the context window, so that no compaction can help."""
+
+    code = "context_window_overflow_in_system_prompt"
+    stop_reason = "context_window_overflow_in_system_prompt"
+
+
 def engine_error(code: str, detail: str) -> EngineError:
     """The error that a run failed with, from what its record tells of it."""
     for kind in (
@@ -325,6 +338,8 @@ def engine_error(code: str, detail: str) -> EngineError:
         ModelRateLimitError,
         ModelAuthenticationError,
         ModelEmptyResponseError,
+        ContextWindowError,
+        SystemPromptTooLongError,
         ModelError,
     ):
         if kind.code == code:

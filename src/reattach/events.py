@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Literal
 
 from reattach.ids import MessageId, StepId
+from reattach.messages import CompactionStats
 
 
 class StopReason(StrEnum):
@@ -127,6 +128,29 @@ class ToolReturned:
 
 
 @dataclass(frozen=True, slots=True)
+class CompactionBegan:
+    """The context is too large; a summary of its older part is being made."""
+
+    id: str
+    step_id: StepId
+    at: datetime
+    trigger: str
+    context_tokens: int
+    """An estimate."""
+    context_window_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summarized:
+    """The messages before ``kept_from`` are out of the context, and the summary stands for them."""
+
+    place: Place
+    text: str
+    kept_from: MessageId | None
+    stats: CompactionStats
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """The first event of the terminal group."""
 
@@ -156,7 +180,9 @@ class Usage:
     context_tokens: int | None = None
 
 
-Output = AssistantText | ReasoningText | HiddenReasoning | ToolCallRequested | ToolReturned
+Output = (
+    AssistantText | ReasoningText | HiddenReasoning | ToolCallRequested | ToolReturned | Summarized
+)
 """What ends up in the conversation's messages."""
 
-Event = Ping | Output | Stopped | Failed | Usage
+Event = Ping | CompactionBegan | Output | Stopped | Failed | Usage

@@ -164,6 +164,21 @@ CALLBACK_MAX_RETRY_SECONDS: Final = 900.0
 CALLBACK_GIVE_UP_SECONDS: Final = 24 * 3600.0
 """How long after the end of its run a receiver is still called."""
 
+# Compaction.
+
+SUMMARY_SECONDS: Final = 300.0
+"""How long a model may take for a summary; the run that needs it waits."""
+
+SUMMARY_TOKENS: Final = 8192
+"""The longest summary that is asked for, where nobody says another; reasoning counts too."""
+
+SUMMARY_PART_CHARS: Final = 4000
+"""What a summary is told of one part of a message: returns of tools are the longest, and the
+least worth keeping."""
+
+MIN_SUMMARY_CHARS: Final = 400
+"""What is left of a summary at least, however little room there is."""
+
 # Tools of the server.
 
 TOOL_SECONDS: Final = 60.0

@@ -61,6 +61,28 @@ class ApprovalPart(msgspec.Struct, frozen=True, tag="approval"):
     """The message that asked, where the client named it."""
 
 
+class CompactionStats(msgspec.Struct, frozen=True):
+    """What a compaction came from, and what it did. Tokens are estimates."""
+
+    trigger: str
+    context_window: int
+    """In tokens."""
+    messages_count_before: int
+    messages_count_after: int
+    context_tokens_before: int | None = None
+    context_tokens_after: int | None = None
+
+
+class SummaryPart(msgspec.Struct, frozen=True, tag="summary"):
+    """What a model is told instead of the messages before ``kept_from``."""
+
+    text: str
+    kept_from: MessageId | None = None
+    """The first message that stays in context; one that is not there, or None: all before this
+    summary are left out."""
+    stats: CompactionStats | None = None
+
+
 ContentPart = (
     TextPart
     | ImagePart
@@ -69,6 +91,7 @@ ContentPart = (
     | ToolCallPart
     | ToolReturnPart
     | ApprovalPart
+    | SummaryPart
 )
 
 
@@ -80,6 +103,8 @@ class Role(StrEnum):
     APPROVAL = "approval"
     """A client's answer to an approval request, as it was sent. No model is shown it: what it says
     reaches the model as returns of tools."""
+    SUMMARY = "summary"
+    """What stands for older messages in the context; has one SummaryPart."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):

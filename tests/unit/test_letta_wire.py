@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from reattach.events import (
     AssistantText,
+    CompactionBegan,
     Event,
     Failed,
     HiddenReasoning,
@@ -16,13 +17,22 @@ from reattach.events import (
     ReasoningText,
     Stopped,
     StopReason,
+    Summarized,
     ToolCall,
     ToolCallRequested,
     ToolReturned,
     Usage,
 )
 from reattach.ids import MessageId, StepId, part_otid
-from reattach.messages import ImagePart, Message, ReasoningPart, Role, TextPart, ToolCallPart
+from reattach.messages import (
+    CompactionStats,
+    ImagePart,
+    Message,
+    ReasoningPart,
+    Role,
+    TextPart,
+    ToolCallPart,
+)
 from reattach.wire import letta, sse
 
 AT = datetime(2026, 11, 22, 13, 14, 24, tzinfo=UTC)
@@ -57,6 +67,8 @@ def test_a_chunk_of_text_is_the_recorded_frame() -> None:
         HiddenReasoning(place(0), "omitted"),
         ToolCallRequested(place(0), (ToolCall("c", "f", None),), is_chunk=True),
         ToolReturned(place(0), "c", "f", "success", "42"),
+        CompactionBegan("0", STEP, AT, "context_window_limit", 9, 8),
+        Summarized(place(0), "s", None, CompactionStats("requested", 8, 9, 2)),
         Stopped(StopReason.END_TURN),
         Failed("llm_error", "no", None),
         Usage(1, 2, 3, 1),
@@ -119,6 +131,13 @@ _EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.builds(
         ToolReturned, _PLACES, _TEXT, _TEXT, st.sampled_from(["success", "error"]), _TEXT,
         st.none() | st.tuples(_TEXT), st.none() | st.tuples(_TEXT),
+    ),
+    st.builds(
+        CompactionBegan, _TEXT, st.just(STEP), st.just(AT), _TEXT, st.integers(0), st.integers(0)
+    ),
+    st.builds(
+        Summarized, _PLACES, _TEXT, st.none() | st.just(MESSAGE),
+        st.builds(CompactionStats, _TEXT, st.integers(0), st.integers(0), st.integers(0)),
     ),
     st.builds(Stopped, st.sampled_from(StopReason)),
     st.builds(Failed, _TEXT, _TEXT, st.none() | _TEXT),

@@ -31,6 +31,7 @@ from reattach.engine.base import (
 )
 from reattach.engine.pydantic_ai import PydanticAIEngine, provider_messages
 from reattach.errors import (
+    ContextWindowError,
     EngineError,
     ModelAuthenticationError,
     ModelEmptyResponseError,
@@ -56,7 +57,7 @@ from tests.openai_server import OpenAIServer, openai_server
 BEHAVIOURS = (
     "small", "reasoning", "tool", "length", "empty", "hang", "cut", "garbage", "error",
     "status-400", "status-401", "status-403", "status-404", "status-408", "status-429",
-    "status-500", "status-504",
+    "status-500", "status-504", "toolong",
 )  # fmt: skip
 
 
@@ -111,6 +112,13 @@ async def test_usage_is_what_the_server_counted(engine: PydanticAIEngine) -> Non
 async def test_reasoning_comes_as_reasoning(engine: PydanticAIEngine) -> None:
     deltas = await collect(engine, turn(engine, "reasoning"))
     assert deltas[:3] == [ReasoningDelta("r0 "), ReasoningDelta("r1 "), TextDelta("one")]
+
+
+async def test_a_turn_that_the_model_finds_too_long_is_told_as_such(
+    engine: PydanticAIEngine,
+) -> None:
+    with pytest.raises(ContextWindowError, match="longer than openai/toolong can take"):
+        await collect(engine, turn(engine, "toolong"))
 
 
 async def test_a_call_of_a_client_tool_asks_for_approval(

@@ -8,11 +8,12 @@ group are the business of ``runs``.
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, TypeVar
 
 from reattach.events import StopReason, Usage
-from reattach.messages import Message, ToolCallPart
+from reattach.ids import MessageId
+from reattach.messages import CompactionStats, Message, ToolCallPart
 
 # What a turn is made of.
 
@@ -45,6 +46,11 @@ class ModelSettings:
     reasoning_effort: str | None = None
     parallel_tool_calls: bool | None = None
 
+    def over(self, other: "ModelSettings") -> "ModelSettings":
+        """These, and those of ``other`` where these leave it to the provider."""
+        members = ((one.name, getattr(self, one.name)) for one in fields(self))
+        return replace(other, **{name: value for name, value in members if value is not None})
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -58,7 +64,7 @@ class Turn:
     system: str
     """The system prompt, memory blocks included."""
     history: Sequence[Message]
-    """The conversation before this turn, oldest first."""
+    """What is in context of the conversation before this turn, oldest first."""
     input: Sequence[Message]
     """The messages of this turn; at least one, unless there are ``due`` calls."""
     max_steps: int = 50
@@ -70,6 +76,9 @@ class Turn:
     due: Sequence[ToolCallPart] = ()
     """Calls of the step before that may run now: the client approved them, or they needed no
     approval and waited for others. The engine runs them first, with a ToolReturn for each."""
+    counted_tokens: int | None = None
+    """What the provider counted of the system prompt and ``history`` up to its last answer there,
+    which is not included; None if it did not."""
 
 
 # What an engine yields.
@@ -134,6 +143,27 @@ class ToolStarting:
 
 
 @dataclass(frozen=True, slots=True)
+class Compacting:
+    """The context is too large, and a summary of its older part is about to be made."""
+
+    trigger: str
+    context_tokens: int
+    context_window_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """The summary stands for everything before ``kept_from`` from now on."""
+
+    summary: str
+    kept_from: MessageId | int
+    """A message of the turn; or, by its number from 0, a step of this run that has finished."""
+    stats: CompactionStats
+    usage: Usage
+    """What the summary has cost."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepFinished:
     """One call of the model is over; what comes next belongs to the next step."""
 
@@ -149,7 +179,7 @@ class Finished:
 
 Delta = (
     TextDelta | ReasoningDelta | ReasoningHidden | ToolCallDelta | ToolStarting | ToolReturn
-    | StepFinished | Finished
+    | Compacting | Compacted | StepFinished | Finished
 )  # fmt: skip
 
 
@@ -165,6 +195,8 @@ class Model:
     context_window_tokens: int
     max_output_tokens: int | None = None
     display_name: str | None = None
+    can_summarize: bool = True
+    """Whether it may be asked for a summary of a conversation that gets too long for it."""
 
 
 class Engine(ABC):

@@ -74,6 +74,7 @@ class FunctionEngine(Engine):
                 provider_type="openai",
                 context_window_tokens=self._context_window_tokens,
                 display_name=name,
+                can_summarize=False,
             )
             for name in self._functions
         ]

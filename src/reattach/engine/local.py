@@ -27,7 +27,13 @@ from reattach.engine.base import (
     TextDelta,
     Turn,
 )
-from reattach.errors import EngineError, ModelEmptyResponseError, ModelError, StartupError
+from reattach.errors import (
+    ContextWindowError,
+    EngineError,
+    ModelEmptyResponseError,
+    ModelError,
+    StartupError,
+)
 from reattach.events import StopReason, Usage
 from reattach.messages import Message, Role, ToolReturnPart
 
@@ -164,7 +170,7 @@ class LocalEngine(Engine):
             if trim_to_characters(messages, size * prompt_limit * 9 // (overflow * 10)):
                 continue
             if overflow >= self._context_tokens:
-                raise ModelError(
+                raise ContextWindowError(
                     f"The message has {overflow} tokens with the agent's instructions, more than "
                     f"the {self._context_tokens} that {turn.model} can take. Send a shorter one."
                 )

@@ -30,6 +30,7 @@ from reattach.engine.base import (
     Turn,
 )
 from reattach.errors import (
+    ContextWindowError,
     EngineError,
     ModelAuthenticationError,
     ModelEmptyResponseError,
@@ -443,7 +444,7 @@ def engine_error(error: Exception, handle: str) -> EngineError:
         case exceptions.ModelTimeoutError() | exceptions.ModelRequestTimeout():
             return ModelTimeoutError(f"The provider of {handle} did not answer in time.")
         case exceptions.ModelContextWindowExceededError():
-            return ModelError(f"The conversation is longer than {handle} can take.")
+            return ContextWindowError(f"The conversation is longer than {handle} can take.")
         case exceptions.ModelNotFoundError():
             return ModelError(f"The provider of {handle} has no model of that name.")
         case exceptions.ModelConnectionError():

@@ -29,6 +29,7 @@ Directive                  Meaning
 ``[crash=3]``              RuntimeError after 3 deltas: a fault of the engine.
 ``[hang=3]``               Silence after 3 deltas until the turn is cancelled.
 ``[stop=max_steps]``       Ends with that stop reason.
+``[context=50]``           Refuses the turn as too long for it if it is told more than 50 words.
 =========================  =====================================================================
 
 "After n deltas" counts everything that is yielded except ``StepFinished`` and ``Finished``.
@@ -62,6 +63,7 @@ from reattach.engine.base import (
     Turn,
 )
 from reattach.errors import (
+    ContextWindowError,
     EngineError,
     ModelAuthenticationError,
     ModelEmptyResponseError,
@@ -176,6 +178,7 @@ _VALUES: Final[Mapping[str, Callable[[str], object]]] = {
     "crash": _deltas,
     "hang": _deltas,
     "stop": StopReason,
+    "context": _deltas,
 }
 
 _FIELDS: Final = {"with": "without_approval"}
@@ -206,6 +209,7 @@ class _Script:
     crash: int | None = None
     hang: int | None = None
     stop: StopReason | None = None
+    context: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> "_Script":
@@ -261,6 +265,8 @@ class ScriptedEngine(Engine):
 
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
         script = _script_of(turn)
+        if script.context is not None and _words_told(turn) > script.context:
+            raise ContextWindowError(f"The scripted model takes {script.context} words, as told.")
         if script.wait:
             await self._clock.sleep(script.wait)
         pace = _Pace(self._clock, script.rate or MODELS.get(turn.model.partition("/")[2]))
@@ -310,6 +316,11 @@ def _script_of(turn: Turn) -> _Script:
     returns: list[ToolReturn | ToolReturnPart] = [*map(_run_tool, turn.due), *_returns(turn)]
     script.words = "".join(f"{one.name} {one.status}: {one.output}\n" for one in returns)
     return script
+
+
+def _words_told(turn: Turn) -> int:
+    texts = [turn.system, *(m.text for m in turn.history), *(m.text for m in turn.input)]
+    return sum(len(text.split()) for text in texts)
 
 
 def _last_user_text(messages: Sequence[Message]) -> str | None:
@@ -451,9 +462,7 @@ class _Answer:
         return text + "x" * (self.script.size - len(text.encode()))
 
     def _usage(self, words: int, reasoning_words: int) -> Usage:
-        turn = self.turn
-        texts = [turn.system, *(m.text for m in turn.history), *(m.text for m in turn.input)]
-        prompt = sum(len(text.split()) for text in texts)
+        prompt = _words_told(self.turn)
         completion = words + reasoning_words
         return Usage(
             completion_tokens=completion,

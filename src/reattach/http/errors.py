@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from reattach.errors import (
     AnswerRefusedError,
     ConflictError,
+    ContextWindowError,
     EngineError,
     ExpiredError,
     InvalidArgumentError,
@@ -55,6 +56,7 @@ STATUSES: Final[Mapping[type[ReattachError], int]] = {
     ModelAuthenticationError: 401,
     ModelRateLimitError: 429,
     ModelTimeoutError: 504,
+    ContextWindowError: 400,
     EngineError: 500,
 }
 """An error has the status of the nearest class of its ancestry that is named here; else 500."""

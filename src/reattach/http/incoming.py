@@ -70,6 +70,7 @@ def understand(
             stream_tokens=bool(body.stream_tokens),
             include_pings=bool(body.include_pings),
             message_types=None if types is None else frozenset(types),
+            compaction_messages=bool(body.include_compaction_messages),
         ),
         overrides=Overrides(
             body.override_model,

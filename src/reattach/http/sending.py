@@ -261,5 +261,10 @@ async def _whole_answer(context: Context, run: Run, send: Send) -> Response:
         error = engine_error(str(run.error["error_type"]), str(run.error["message"]))
         error.extra = {"run_id": run.id}
         raise error
-    types = send.options.message_types
-    return JsonResponse(await whole_answer(context.records, run, types))
+    answer = await whole_answer(
+        context.records,
+        run,
+        send.options.message_types,
+        compaction_messages=send.options.compaction_messages,
+    )
+    return JsonResponse(answer)

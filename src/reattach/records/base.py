@@ -105,6 +105,16 @@ class Thread:
 
 
 @dataclass(frozen=True, slots=True)
+class ThreadContext:
+    """What is in context of a thread."""
+
+    messages: list[Message]
+    """In the order in which a model is told them: the system message, then the newest summary."""
+    counted_tokens: int | None
+    """What the provider counted of them up to the last answer, which is not included."""
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One call of a model within a run."""
 

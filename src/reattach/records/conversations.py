@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
-from sqlalchemy import RowMapping, insert, select, update
+from sqlalchemy import RowMapping, case, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.clock import Clock
+from reattach.context import ids_in_context
 from reattach.errors import NotFoundError
 from reattach.ids import AgentId, ConversationId, MessageId, TenantId
-from reattach.messages import Message
+from reattach.messages import Message, Role, SummaryPart
 from reattach.records import lookup, schema, threads
 from reattach.records.base import Conversation, Page, Thread
 from reattach.records.changes import checked
@@ -185,13 +186,21 @@ async def _set(
 async def _message_ids(
     connection: AsyncConnection, thread_keys: Sequence[str]
 ) -> dict[str, list[MessageId]]:
-    places = schema.thread_messages
+    places, messages = schema.thread_messages, schema.messages
     rows = await connection.execute(
-        select(places.c.thread_key, places.c.message_id)
+        select(
+            places.c.thread_key,
+            places.c.message_id,
+            case((messages.c.role == Role.SUMMARY, messages.c.parts)),
+        )
+        .join(messages, places.c.message_id == messages.c.id)
         .where(places.c.thread_key.in_(thread_keys))
         .order_by(places.c.thread_key, places.c.position)
     )
     found: dict[str, list[MessageId]] = {}
-    for thread_key, message_id in rows:
+    summaries: dict[str, dict[MessageId, SummaryPart]] = {}
+    for thread_key, message_id, parts in rows:
         found.setdefault(thread_key, []).append(message_id)
-    return found
+        if parts is not None:
+            summaries.setdefault(thread_key, {})[message_id] = parts[0]
+    return {key: ids_in_context(ids, summaries.get(key, {})) for key, ids in found.items()}

@@ -12,7 +12,7 @@ from reattach.errors import ConversationBusyError
 from reattach.ids import AgentId, ConversationId, MessageId, RunId, TenantId
 from reattach.messages import Message
 from reattach.records import admission, lookup, schema, threads
-from reattach.records.base import Thread
+from reattach.records.base import Thread, ThreadContext
 from reattach.records.paging import span_of
 from reattach.records.sql import Database
 
@@ -52,13 +52,21 @@ class Messages:
             )
         return [threads.message_of(row) for row in rows]
 
-    async def history(self, tenant: TenantId, thread: Thread) -> builtins.list[Message]:
-        """All messages of a thread, its system message included, the oldest first."""
-        place = schema.thread_messages.c.position
+    async def context(self, tenant: TenantId, thread: Thread) -> ThreadContext:
+        """What is in context of a thread, its system message included."""
         async with self._database.read() as connection:
             await lookup.require_thread(connection, tenant, thread)
-            rows = await connection.execute(threads.placed(thread).order_by(place))
-            return [threads.message_of(row) for row in rows.mappings()]
+            return await threads.context(connection, thread)
+
+    async def history(self, tenant: TenantId, thread: Thread) -> builtins.list[Message]:
+        """The messages that are in context of a thread."""
+        return (await self.context(tenant, thread)).messages
+
+    async def append(self, tenant: TenantId, thread: Thread, message: Message) -> None:
+        """Add the message to the thread, behind all others."""
+        async with self._database.write() as connection:
+            await threads.hold(connection, tenant, thread)
+            await threads.append(connection, tenant, thread, [message])
 
     async def of_run(
         self,
@@ -132,12 +140,8 @@ class Messages:
         ``run_id``, or while a run of it is active: that run answers.
         """
         async with self._database.write() as connection:
-            await lookup.require_thread(connection, tenant, thread)
             # An answer that is being admitted comes before this, or after.
-            if thread.conversation_id is None:
-                await lookup.hold(connection, schema.agents, tenant, thread.agent_id)
-            else:
-                await lookup.hold(connection, schema.conversations, tenant, thread.conversation_id)
+            await threads.hold(connection, tenant, thread)
             if await admission.active_run(connection, thread) is not None:
                 return None
             pending = await threads.pending(connection, thread)

@@ -12,10 +12,11 @@ from sqlalchemy import RowMapping, Select, delete, exists, func, insert, literal
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.approvals import FOLLOWING, PendingApproval, pending_approval
+from reattach.context import in_context, summary_of
 from reattach.ids import AgentId, MessageId, TenantId
 from reattach.messages import Message, Role
 from reattach.records import lookup, schema
-from reattach.records.base import Thread
+from reattach.records.base import Thread, ThreadContext
 
 _FIELDS: Final = Message.__struct_fields__
 _SYSTEM: Final = 0
@@ -50,6 +51,52 @@ async def place_of(
     if place is None:
         raise lookup.not_found(schema.messages, message_id)
     return place
+
+
+async def hold(connection: AsyncConnection, tenant: TenantId, thread: Thread) -> None:
+    """Let nobody else change the thread until the transaction ends. Raises NotFoundError."""
+    await lookup.require_thread(connection, tenant, thread)
+    if thread.conversation_id is None:
+        await lookup.hold(connection, schema.agents, tenant, thread.agent_id)
+    else:
+        await lookup.hold(connection, schema.conversations, tenant, thread.conversation_id)
+
+
+async def context(connection: AsyncConnection, thread: Thread) -> ThreadContext:
+    """What is in context of the thread. What a summary stands for is not read."""
+    place = schema.thread_messages.c.position
+    found = await connection.execute(
+        placed(thread).where(schema.messages.c.role == Role.SUMMARY).order_by(place.desc()).limit(1)
+    )
+    row = found.mappings().one_or_none()
+    rows = placed(thread).order_by(place)
+    if row is not None:
+        kept_from = summary_of(message_of(row)).kept_from
+        kept = await connection.scalar(
+            select(place).where(
+                schema.thread_messages.c.thread_key == thread.key,
+                schema.thread_messages.c.message_id == kept_from,
+            )
+        )
+        first = row["position"] if kept is None else min(kept, row["position"])
+        rows = rows.where((place >= first) | (place == _SYSTEM))
+    messages = [message_of(one) for one in (await connection.execute(rows)).mappings()]
+    counted = await _counted_tokens(connection, messages)
+    return ThreadContext(in_context(messages), counted)
+
+
+async def _counted_tokens(connection: AsyncConnection, messages: Sequence[Message]) -> int | None:
+    """What the provider counted with the last answer, unless a summary came after it."""
+    for message in reversed(messages):
+        if message.role is Role.SUMMARY:
+            return None
+        if message.role is Role.ASSISTANT and message.step_id is not None:
+            steps = schema.steps
+            usage = await connection.scalar(
+                select(steps.c.usage).where(steps.c.id == message.step_id)
+            )
+            return usage.prompt_tokens or None if usage is not None else None
+    return None
 
 
 async def pending(connection: AsyncConnection, thread: Thread) -> PendingApproval | None:

@@ -5,15 +5,22 @@ from typing import Any
 
 from reattach.events import Stopped, StopReason, Usage
 from reattach.limits import MAX_PAGE_ITEMS
+from reattach.messages import Role
 from reattach.records.base import Run
 from reattach.records.records import Records
 from reattach.wire import letta
 
 
-async def whole_answer(records: Records, run: Run, types: Container[str] | None) -> dict[str, Any]:
+async def whole_answer(
+    records: Records,
+    run: Run,
+    types: Container[str] | None,
+    *,
+    compaction_messages: bool = False,
+) -> dict[str, Any]:
     """The messages of a settled run but for its input, why it ended and what it has cost.
 
-    Only messages of the ``types``, unless they are None.
+    Only messages of the ``types``, unless they are None; summaries with ``compaction_messages``.
     """
     messages = await records.messages.of_run(
         run.tenant, run.id, before=None, after=None, limit=MAX_PAGE_ITEMS, ascending=True
@@ -22,7 +29,7 @@ async def whole_answer(records: Records, run: Run, types: Container[str] | None)
     items = [
         item
         for message in messages
-        if message.id not in sent
+        if message.id not in sent and (compaction_messages or message.role is not Role.SUMMARY)
         for item in letta.message_items(message)
         if types is None or item["message_type"] in types
     ]

@@ -5,6 +5,7 @@ Rules:
 - All that the model says in a step is one message; a part is a stretch of it of one kind.
   Parts are numbered from 0 in the order they begin.
 - A tool's return belongs to the step that called it, and is a message of its own.
+- A summary of the conversation is a step and a message of its own.
 - With ``stream_tokens`` every delta is an event; without it every part is one, when it is whole.
 - A turn that leaves calls without the approval that they need ends for that reason, whether the
   engine says so or not.
@@ -18,6 +19,8 @@ from datetime import datetime
 
 from reattach.clock import Clock
 from reattach.engine.base import (
+    Compacted,
+    Compacting,
     Delta,
     Finished,
     ReasoningDelta,
@@ -31,6 +34,7 @@ from reattach.engine.base import (
 from reattach.errors import EngineError
 from reattach.events import (
     AssistantText,
+    CompactionBegan,
     Event,
     Failed,
     HiddenReasoning,
@@ -40,6 +44,7 @@ from reattach.events import (
     ReasoningText,
     Stopped,
     StopReason,
+    Summarized,
     ToolCall,
     ToolCallRequested,
     ToolReturned,
@@ -74,6 +79,8 @@ class RunMachine:
         self._finish_reason = StopReason.END_TURN
         self._waiting: set[str] = set()
         self.steps: list[StepRecord] = []
+        self._said_in: list[MessageId | None] = []
+        """For each of the steps the message of what the model said in it."""
         self.ended = False
 
     def ping(self) -> list[Event]:
@@ -90,6 +97,10 @@ class RunMachine:
             case Finished():
                 self._finish_reason = delta.reason
                 return []
+            case Compacting():
+                return [*self._flush(), self._compacting(delta)]
+            case Compacted():
+                return self._compacted(delta)
             case ToolStarting():
                 return self._flush()
             case ToolReturn():
@@ -155,9 +166,30 @@ class RunMachine:
         self._begin_step()
         assert self._step is not None
         self.steps.append(replace(self._step, usage=usage, finished=True))
+        self._said_in.append(self._message_id)
         self._step = None
         self._message_id = None
         return events
+
+    def _compacting(self, delta: Compacting) -> CompactionBegan:
+        return CompactionBegan(
+            new_uuid(),
+            self._begin_step().id,
+            self._now(),
+            delta.trigger,
+            delta.context_tokens,
+            delta.context_window_tokens,
+        )
+
+    def _compacted(self, delta: Compacted) -> list[Event]:
+        kept_from = delta.kept_from
+        if isinstance(kept_from, int):
+            told = self._said_in[kept_from] if kept_from < len(self._said_in) else None
+        else:
+            told = kept_from
+        events = self._flush()
+        summarized = Summarized(self._next_place(), delta.summary, told, delta.stats)
+        return [*events, summarized, *self._finish_step(delta.usage)]
 
     def _returned(self, delta: ToolReturn) -> ToolReturned:
         step = self.steps[-1] if self._step is None and self.steps else self._begin_step()

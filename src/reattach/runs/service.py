@@ -49,6 +49,7 @@ from reattach.records.base import (
 )
 from reattach.records.records import Records
 from reattach.records.wakes import CancelRequested, RunSettled, Wake, WakesMissed
+from reattach.runs.answering import Answering
 from reattach.runs.endings import CANCELLED, DRAINED, STORE_FAILED
 from reattach.runs.follow import Following, Target, Watch, follow
 from reattach.runs.idempotency import otid_alias, request_key
@@ -56,10 +57,9 @@ from reattach.runs.ownership import Ownership
 from reattach.runs.patience import patiently
 from reattach.runs.recovery import Recovery
 from reattach.runs.settlements import Settlements
-from reattach.runs.turns import Overrides, chosen_model, make_turn
+from reattach.runs.turns import Overrides, make_turn
 from reattach.runs.worker import Options, Worker
 from reattach.tools.base import Toolbox
-from reattach.tools.loop import ToolLoop
 
 logger = structlog.get_logger(__name__)
 
@@ -114,11 +114,10 @@ class RunService:
         self.draining = False
         self.ownership = Ownership(records, clock, lease_seconds)
         self._records = records
-        self._catalog = catalog
         self._clock = clock
-        self._default_model = default_model
-        self._toolbox = toolbox or Toolbox()
-        self._tool_seconds = tool_seconds
+        self.answering = Answering(
+            catalog, toolbox or Toolbox(), clock, default_model, tool_seconds
+        )
         self._retention = retention
         self._callback_due = callback_due
         self._workers: dict[str, Worker] = {}
@@ -155,23 +154,16 @@ class RunService:
                 "The server is shutting down. Send again; another process will take it.",
                 retry_after_seconds=2,
             )
-        model = chosen_model(send.agent, send.conversation, send.overrides, self._default_model)
-        if model is None:
-            raise InvalidArgumentError(
-                "No model: neither this request, the conversation nor the agent names one, and "
-                "the server offers none. Name one of GET /v1/models/ as the agent's 'model'."
-            )
-        engine = self._catalog.engine(model)
-        if tools := self._toolbox.attached(send.agent.settings):
-            engine = ToolLoop(engine, tools, self._clock, call_seconds=self._tool_seconds)
+        model = self.answering.model(send.agent, send.conversation, send.overrides.model)
+        engine = self.answering.engine(model, send.agent, send.conversation)
         run = self._new_run(send, model)
         aliases = [otid_alias(run.tenant, one.otid) for one in run.input if one.otid]
         # Asked for nothing but its answer: without it, the run that is made could not begin.
         await self.log.find(aliases[0])
 
         async def turn() -> Turn:
-            history = await self._records.messages.history(send.tenant, send.thread)
-            return make_turn(worker.run, send.agent, send.conversation, history, send.overrides)
+            context = await self._records.messages.context(send.tenant, send.thread)
+            return make_turn(worker.run, send.agent, send.conversation, context, send.overrides)
 
         worker = Worker(
             run,

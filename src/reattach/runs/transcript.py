@@ -11,6 +11,7 @@ from datetime import datetime
 from reattach.approvals import pending_approval
 from reattach.events import (
     AssistantText,
+    CompactionBegan,
     Event,
     Failed,
     HiddenReasoning,
@@ -21,6 +22,7 @@ from reattach.events import (
     RunStatus,
     Stopped,
     StopReason,
+    Summarized,
     ToolCallRequested,
     ToolReturned,
     Usage,
@@ -32,6 +34,7 @@ from reattach.messages import (
     Message,
     ReasoningPart,
     Role,
+    SummaryPart,
     TextPart,
     ToolCallPart,
     ToolReturnPart,
@@ -59,7 +62,7 @@ class Transcript:
 
     def add(self, event: Event) -> None:
         match event:
-            case Ping():
+            case Ping() | CompactionBegan():
                 pass
             case Stopped():
                 self.stopped = event
@@ -86,9 +89,7 @@ class Transcript:
         return tuple(
             Message(
                 id=message_id,
-                role=Role.TOOL
-                if isinstance(parts[min(parts)][0], ToolReturned)
-                else Role.ASSISTANT,
+                role=_role(parts[min(parts)][0]),
                 parts=tuple(part for index in sorted(parts) for part in _parts(parts[index])),
                 created_at=self._places[message_id].at,
                 name=_tool_name(parts[min(parts)][0]),
@@ -107,7 +108,8 @@ class Transcript:
         reason = self.stopped.reason
         output = self.messages(run)
         output += self._unreturned(run, output, completed_at)
-        keeps = output or reason.run_status is RunStatus.COMPLETED
+        has_said = any(message.role is not Role.SUMMARY for message in output)
+        keeps = has_said or reason.run_status is RunStatus.COMPLETED
         first_step = steps[0].id if steps else None
         sent = tuple(_sent(message, run, first_step) for message in run.input)
         return Settlement(
@@ -216,6 +218,16 @@ def _sent(message: Message, run: Run, step_id: StepId | None) -> Message:
     )
 
 
+def _role(output: Output) -> Role:
+    match output:
+        case ToolReturned():
+            return Role.TOOL
+        case Summarized():
+            return Role.SUMMARY
+        case _:
+            return Role.ASSISTANT
+
+
 def _tool_name(output: Output) -> str | None:
     return output.name if isinstance(output, ToolReturned) else None
 
@@ -238,6 +250,8 @@ def _parts(outputs: list[Output]) -> list[ContentPart]:
                 ToolCallPart(call.tool_call_id, call.name or "", call.arguments or "", waits)
                 for call in join_calls(requests)
             ]
+        case Summarized(text=text, kept_from=kept_from, stats=stats):
+            return [SummaryPart(text, kept_from, stats)]
         case ToolReturned() as returned:
             return [
                 ToolReturnPart(

@@ -1,14 +1,14 @@
 """What is asked of an engine: a turn, made from an agent, its conversation and a send."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from reattach.approvals import has_answer, pending_approval
 from reattach.engine.base import ClientTool, ModelSettings, Turn
 from reattach.messages import Message, Role
 from reattach.prompt import Skill, compile_system, with_skills
-from reattach.records.base import Agent, Conversation, Run
+from reattach.records.base import Agent, Conversation, Run, ThreadContext
+from reattach.runs.model_settings import model_settings
 
 _UNTOLD = frozenset({Role.SYSTEM, Role.APPROVAL})
 
@@ -24,20 +24,11 @@ class Overrides:
     skills: tuple[Skill, ...] = ()
 
 
-def chosen_model(
-    agent: Agent, conversation: Conversation | None, overrides: Overrides, default: str | None
-) -> str | None:
-    """The handle to answer with: the send's, else the conversation's, else the agent's."""
-    return (
-        overrides.model or (conversation.model if conversation else None) or agent.model or default
-    )
-
-
 def make_turn(
     run: Run,
     agent: Agent,
     conversation: Conversation | None,
-    history: Sequence[Message],
+    context: ThreadContext,
     overrides: Overrides,
 ) -> Turn:
     """The turn of ``run``. The agent's memory blocks reach the model in the system prompt.
@@ -45,10 +36,7 @@ def make_turn(
     Answers to approval requests are left out: what they say stands in the returns of tools that
     follow them, and in the calls that are due.
     """
-    pending = pending_approval(history) if has_answer(run.input) else None
-    settings = dict(agent.model_settings or {})
-    if conversation is not None:
-        settings |= conversation.model_settings or {}
+    pending = pending_approval(context.messages) if has_answer(run.input) else None
     system = overrides.system or compile_system(agent.system, agent.blocks)
     return Turn(
         run_id=run.id,
@@ -56,20 +44,24 @@ def make_turn(
         conversation_id=run.thread.conversation_id,
         model=run.model or "",
         system=with_skills(system, overrides.skills),
-        history=[message for message in history if message.role not in _UNTOLD],
+        history=told(context.messages),
         input=[message for message in run.input if message.role is not Role.APPROVAL],
         max_steps=overrides.max_steps,
-        settings=_model_settings(settings),
+        settings=settings_of(agent, conversation),
         client_tools=overrides.client_tools,
         due=[] if pending is None else pending.due(run.input),
+        counted_tokens=context.counted_tokens,
     )
 
 
-def _model_settings(settings: Mapping[str, Any]) -> ModelSettings:
-    reasoning = settings.get("reasoning") or {}
-    return ModelSettings(
-        temperature=settings.get("temperature"),
-        max_output_tokens=settings.get("max_output_tokens"),
-        reasoning_effort=reasoning.get("reasoning_effort"),
-        parallel_tool_calls=settings.get("parallel_tool_calls"),
-    )
+def told(messages: Sequence[Message]) -> list[Message]:
+    """Those of the messages in context that the model is told, the system prompt aside."""
+    return [message for message in messages if message.role not in _UNTOLD]
+
+
+def settings_of(agent: Agent, conversation: Conversation | None) -> ModelSettings:
+    """How the model is to answer: as the conversation says, else as its agent does."""
+    settings = dict(agent.model_settings or {})
+    if conversation is not None:
+        settings |= conversation.model_settings or {}
+    return model_settings(settings)

@@ -27,7 +27,7 @@ from reattach.errors import (
     SeqMismatchError,
     StoreUnavailableError,
 )
-from reattach.events import Event, Stopped
+from reattach.events import CompactionBegan, Event, Stopped, Summarized
 from reattach.limits import DELTA_BYTES, ENGINE_STOP_SECONDS, RUN_LOG_BYTES
 from reattach.log.base import Head, Log
 from reattach.records.base import Run, Settlement
@@ -49,6 +49,8 @@ class Options:
     include_pings: bool = True
     message_types: frozenset[MessageType] | None = None
     """Only messages of these types get into the log; None: all."""
+    compaction_messages: bool = False
+    """Whether compactions get into it."""
 
 
 _ENGINE_FAULT = EngineError("An error occurred during agent execution.")
@@ -263,6 +265,8 @@ class Worker:
 
     def _visible(self, events: list[Event]) -> list[Event]:
         types = self._options.message_types
+        if not self._options.compaction_messages:
+            events = [one for one in events if not isinstance(one, CompactionBegan | Summarized)]
         if types is None:
             return events
         kinds = ((event, message_type(event)) for event in events)

@@ -19,6 +19,8 @@ from typing import cast
 import pytest
 
 from reattach.engine.base import (
+    Compacted,
+    Compacting,
     Delta,
     Engine,
     Finished,
@@ -139,6 +141,8 @@ class EngineConformance:
                     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
                 case ToolStarting() | ToolReturn() | ReasoningHidden() | Finished():
                     pass
+                case Compacting() | Compacted():
+                    pytest.fail("what is told to an engine is not its own to compact")
         assert [d for d in deltas if isinstance(d, Finished)] == deltas[-1:]
 
     async def test_an_answer_comes_in_pieces(self, subject: Subject) -> None:

@@ -13,6 +13,7 @@ import msgspec
 
 from reattach.events import (
     AssistantText,
+    CompactionBegan,
     Event,
     Failed,
     HiddenReasoning,
@@ -22,6 +23,7 @@ from reattach.events import (
     ReasoningText,
     Stopped,
     StopReason,
+    Summarized,
     ToolCall,
     ToolCallRequested,
     ToolReturned,
@@ -30,12 +32,14 @@ from reattach.events import (
 from reattach.ids import MessageId, StepId, part_otid
 from reattach.messages import (
     ApprovalPart,
+    CompactionStats,
     ContentPart,
     HiddenReasoningPart,
     ImagePart,
     Message,
     ReasoningPart,
     Role,
+    SummaryPart,
     TextPart,
     ToolCallPart,
     ToolReturnPart,
@@ -182,6 +186,28 @@ def _tool_return(event: ToolReturned, seq: int | None, run_id: str | None) -> Js
     return result
 
 
+def _compaction_began(event: CompactionBegan, seq: int | None, run_id: str | None) -> Json:
+    result = _head("event_message", event.id, event.at, seq=seq, run_id=run_id)
+    result["step_id"] = event.step_id
+    result["event_type"] = "compaction"
+    result["event_data"] = {
+        "trigger": event.trigger,
+        "context_token_estimate": event.context_tokens,
+        "context_window": event.context_window_tokens,
+    }
+    return result
+
+
+def _summarized(event: Summarized, seq: int | None, run_id: str | None) -> Json:
+    result = _placed("summary_message", event.place, seq, run_id)
+    return result | _summary_members(event.text, event.stats, event.kept_from)
+
+
+def _summary_members(text: str, stats: CompactionStats | None, kept_from: MessageId | None) -> Json:
+    told = None if stats is None else msgspec.to_builtins(stats)
+    return {"summary": text, "compaction_stats": told, "kept_from_message_id": kept_from}
+
+
 def _stopped(event: Stopped, seq: int | None, run_id: str | None) -> Json:
     result: Json = {"message_type": "stop_reason", "stop_reason": event.reason}
     return result if seq is None else result | {"seq_id": seq, "run_id": run_id}
@@ -220,6 +246,8 @@ _MESSAGE_TYPES: dict[type, MessageType] = {
     HiddenReasoning: "hidden_reasoning_message",
     ToolCallRequested: "tool_call_message",
     ToolReturned: "tool_return_message",
+    CompactionBegan: "event_message",
+    Summarized: "summary_message",
 }
 
 _BODIES: dict[type, Callable[[Any, int | None, str | None], Json]] = {
@@ -229,6 +257,8 @@ _BODIES: dict[type, Callable[[Any, int | None, str | None], Json]] = {
     HiddenReasoning: _hidden_reasoning,
     ToolCallRequested: _tool_call,
     ToolReturned: _tool_return,
+    CompactionBegan: _compaction_began,
+    Summarized: _summarized,
     Stopped: _stopped,
     Failed: _failed,
     Usage: _usage,
@@ -279,6 +309,23 @@ def _read_tool_return(data: Json) -> ToolReturned:
     )
 
 
+def _read_compaction_began(data: Json) -> CompactionBegan:
+    told = data["event_data"]
+    return CompactionBegan(
+        data["id"],
+        StepId(data["step_id"]),
+        datetime.fromisoformat(data["date"]),
+        told["trigger"],
+        told["context_token_estimate"],
+        told["context_window"],
+    )
+
+
+def _read_summarized(data: Json) -> Summarized:
+    stats = msgspec.convert(data["compaction_stats"], CompactionStats)
+    return Summarized(_place(data), data["summary"], data["kept_from_message_id"], stats)
+
+
 _USAGE_MEMBERS = Usage.__dataclass_fields__.keys()
 
 _EVENTS: dict[str, Callable[[Json], Event]] = {
@@ -293,6 +340,8 @@ _EVENTS: dict[str, Callable[[Json], Event]] = {
     "tool_call_message": _read_tool_call,
     "approval_request_message": _read_tool_call,
     "tool_return_message": _read_tool_return,
+    "event_message": _read_compaction_began,
+    "summary_message": _read_summarized,
     "stop_reason": lambda data: Stopped(StopReason(data["stop_reason"])),
     "error_message": lambda data: Failed(data["error_type"], data["message"], data["detail"]),
     "usage_statistics": lambda data: Usage(**{key: data[key] for key in _USAGE_MEMBERS}),
@@ -308,6 +357,8 @@ def message_items(message: Message) -> list[Json]:
         return [_answer(message)]
     if message.role is Role.TOOL:
         return [_tool_returns(message)]
+    if message.role is Role.SUMMARY:
+        return [_summary(message)]
     if message.role in {Role.SYSTEM, Role.USER} or message.step_id is None:
         item = _told(f"{message.role}_message", message)
         item["content"] = _content(message)
@@ -356,6 +407,14 @@ def _answered(part: ContentPart) -> Json:
         "approve": part.approve,
         "reason": part.reason,
     }
+
+
+def _summary(message: Message) -> Json:
+    item = _told("summary_message", message)
+    item["otid"] = part_otid(message.id, 0)
+    part = message.parts[0]
+    assert isinstance(part, SummaryPart), f"{message.id} is no summary"
+    return item | _summary_members(part.text, part.stats, part.kept_from)
 
 
 def _tool_returns(message: Message) -> Json:
@@ -413,7 +472,7 @@ def _outputs(message: Message) -> list[Output]:
             case ToolCallPart():
                 calls.append(part)
                 continue
-            case ImagePart() | ToolReturnPart() | ApprovalPart():
+            case ImagePart() | ToolReturnPart() | ApprovalPart() | SummaryPart():
                 continue  # of others
         index += 1
     place = Place(message.id, step_id, index, message.created_at)

@@ -193,6 +193,9 @@ class _SendBody(Body):
         validation_alias=AliasChoices("override_system", "system"),
         description="System prompt for this request only; old clients call it `system`.",
     )
+    include_compaction_messages: bool | None = Field(
+        False, description="Show compactions: an event, then the summary."
+    )
     use_assistant_message: bool | None = Field(True, json_schema_extra={"deprecated": True})
     assistant_message_tool_name: str | None = Field(
         "send_message", max_length=MAX_NAME_CHARS, json_schema_extra={"deprecated": True}

@@ -66,7 +66,7 @@ class LegacyModelConfig(Body):
 
 
 class CompactionSettings(BaseModel):
-    """Kept for the time when conversations are compacted."""
+    """How conversations are compacted that get too long for their model."""
 
     model_config = ConfigDict(extra="allow")
 

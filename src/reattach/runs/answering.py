@@ -1,0 +1,90 @@
+"""Who answers a turn: the engine of its model, with the agent's tools and its compaction."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reattach.clock import Clock
+from reattach.engine.base import Engine
+from reattach.engine.catalog import Catalog
+from reattach.errors import InvalidArgumentError, NotFoundError
+from reattach.records.base import Agent, Conversation
+from reattach.runs.compacting import CompactingEngine
+from reattach.runs.compaction import Compaction, Plan, Summarizer
+from reattach.runs.turns import settings_of
+from reattach.tools.base import Toolbox
+from reattach.tools.loop import ToolLoop
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """Chooses who answers. Raises NotFoundError for a model that the server does not offer."""
+
+    catalog: Catalog
+    toolbox: Toolbox
+    clock: Clock
+    default_model: str | None
+    tool_seconds: float
+
+    def model(self, agent: Agent, conversation: Conversation | None, override: str | None) -> str:
+        """The handle to answer with: the send's, else the conversation's, else the agent's.
+
+        Raises InvalidArgumentError if nobody names one and there is no default.
+        """
+        own = None if conversation is None else conversation.model
+        model = override or own or agent.model or self.default_model
+        if model is None:
+            raise InvalidArgumentError(
+                "No model: neither this request, the conversation nor the agent names one, and "
+                "the server offers none. Name one of GET /v1/models/ as the agent's 'model'."
+            )
+        return model
+
+    def engine(self, model: str, agent: Agent, conversation: Conversation | None) -> Engine:
+        """Who answers one run with that model."""
+        engine: Engine = CompactingEngine(
+            self.catalog.engine(model),
+            self.compaction(model, agent, conversation),
+            self.clock,
+        )
+        if tools := self.toolbox.attached(agent.settings):
+            engine = ToolLoop(engine, tools, self.clock, call_seconds=self.tool_seconds)
+        return engine
+
+    def compaction(
+        self,
+        model: str,
+        agent: Agent,
+        conversation: Conversation | None,
+        asked: Mapping[str, Any] | None = None,
+    ) -> Compaction | None:
+        """How the conversation is compacted; ``asked`` go before the agent's own settings.
+
+        None if it is not, because the model can not be asked for summaries.
+        """
+        offered = self.catalog.model(model)
+        own = agent.settings.get("compaction_settings") or {}
+        plan = Plan.of({**own, **(asked or {})})
+        limit = None if conversation is None else conversation.context_window_limit
+        window = offered.context_window_tokens
+        window = min(window, limit or agent.context_window_limit or window)
+        summarizer = self._summarizer(plan, model, agent, conversation)
+        if not self.catalog.model(summarizer.model).can_summarize:
+            return None
+        return Compaction(plan, summarizer, self.clock, window_tokens=window)
+
+    def _summarizer(
+        self, plan: Plan, model: str, agent: Agent, conversation: Conversation | None
+    ) -> Summarizer:
+        settings = settings_of(agent, conversation)
+        if plan.model is not None and not plan.is_by_agent:
+            try:
+                offered = self.catalog.model(plan.model)
+            except NotFoundError:
+                pass  # It was offered when the agent was set up; the agent's own model is.
+            else:
+                engine = self.catalog.engine(plan.model)
+                window = offered.context_window_tokens
+                return Summarizer(engine, plan.model, window, plan.settings)
+        window = self.catalog.model(model).context_window_tokens
+        return Summarizer(self.catalog.engine(model), model, window, plan.settings.over(settings))

@@ -1,0 +1,122 @@
+"""A process that dies while it compacts: the conversation is as it was."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+import pytest
+
+from reattach.engine.base import Delta, Turn
+from reattach.engine.scripted import ScriptedEngine
+from reattach.events import RunStatus, StopReason
+from reattach.ids import DEFAULT_TENANT
+from reattach.limits import ENGINE_STOP_SECONDS
+from reattach.messages import Role
+from reattach.records.base import Conversation, Thread
+from reattach.runs.compaction import PROMPT
+from reattach.runs.service import Send
+from tests.recovery.faults import FaultyLog, Life, faulty_records
+from tests.recovery.heart import Heart
+
+WAIT_SECONDS = ENGINE_STOP_SECONDS * 10
+
+
+@dataclass
+class HangsInSummaries(ScriptedEngine):
+    """Answers, but for summaries, which it begins; ``asked`` is set then."""
+
+    asked: asyncio.Event
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    async def run(self, turn: Turn) -> AsyncIterator[Delta]:
+        async for delta in super().run(turn):
+            yield delta
+            if turn.system == PROMPT:
+                self.asked.set()
+                await asyncio.Event().wait()
+
+
+def sent(heart: Heart, conversation: Conversation, text: str, *, shown: bool = True) -> Send:
+    send = heart.send(conversation, text, compaction_messages=shown)
+    return replace(send, agent=replace(heart.agent, context_window_limit=60))
+
+
+async def filled(heart: Heart) -> Conversation:
+    conversation = await heart.conversation()
+    service = heart.service()
+    for number in range(3):
+        run = await service.send(heart.send(conversation, f"turn {number} and " + "more " * 8))
+        assert (await service.settled(run)).status is RunStatus.COMPLETED
+    return conversation
+
+
+@pytest.mark.promise("P7", "P16")
+@pytest.mark.parametrize("shown", [True, False])
+async def test_a_process_that_dies_in_a_compaction_leaves_the_conversation_as_it_was(
+    heart: Heart, shown: bool
+) -> None:
+    conversation = await filled(heart)
+    before = await heart.kept(conversation)
+    life = Life(None)
+    service = heart.service(
+        log=FaultyLog(heart.log, life),
+        records=faulty_records(heart.records, life),
+        engine=HangsInSummaries(life.ended),
+    )
+    async with asyncio.timeout(WAIT_SECONDS):
+        run = await service.send(sent(heart, conversation, "now " * 40, shown=shown))
+        await life.ended.wait()
+        await heart.service().start()
+    assert (await heart.run(run)).stop_reason is StopReason.ERROR
+    assert await heart.kept(conversation) == before
+    await heart.assert_free(conversation)
+
+
+@pytest.mark.promise("P6")
+async def test_a_run_that_is_cancelled_in_a_compaction_leaves_the_conversation_as_it_was(
+    heart: Heart,
+) -> None:
+    conversation = await filled(heart)
+    before = await heart.kept(conversation)
+    asked = asyncio.Event()
+    service = heart.service(engine=HangsInSummaries(asked))
+    async with asyncio.timeout(WAIT_SECONDS):
+        run = await service.send(sent(heart, conversation, "now " * 40))
+        await asked.wait()
+        assert await service.cancel([run]) == {run.id: "cancelled"}
+    assert await heart.kept(conversation) == before
+
+
+@pytest.mark.promise("P7", "P16")
+@pytest.mark.parametrize("shown", [True, False])
+async def test_a_process_that_dies_after_a_compaction_loses_no_message(
+    heart: Heart, shown: bool
+) -> None:
+    conversation = await filled(heart)
+    before = await heart.records.messages.history(
+        DEFAULT_TENANT, Thread(heart.agent.id, conversation.id)
+    )
+    life = Life(None)
+    engine = ScriptedEngine()
+    service = heart.service(
+        log=FaultyLog(heart.log, life), records=faulty_records(heart.records, life), engine=engine
+    )
+    async with asyncio.timeout(WAIT_SECONDS):
+        run = await service.send(
+            sent(heart, conversation, "[hang=3][chunks=9] " + "now " * 40, shown=shown)
+        )
+        while len(await heart.frames(run)) < (5 if shown else 3):
+            await asyncio.sleep(0.01)
+        life.ended.set()
+        await heart.service().start()
+    messages = await heart.records.messages.list(
+        DEFAULT_TENANT, Thread(heart.agent.id, conversation.id), limit=1000, ascending=True
+    )
+    assert messages[: len(before)] == before
+    roles = [message.role for message in messages[len(before) :]]
+    assert roles == [Role.USER, *([Role.SUMMARY] if shown else []), Role.ASSISTANT]
+    await heart.assert_free(conversation)
