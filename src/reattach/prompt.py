@@ -1,9 +1,9 @@
 """The system prompt as the model gets it: the agent's own text, then its memory."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 from xml.sax.saxutils import quoteattr
 
 from reattach.ids import new_message_id
@@ -36,6 +36,9 @@ class MemoryBlock(Protocol):
     def read_only(self) -> bool: ...
 
 
+SomeBlock = TypeVar("SomeBlock", bound=MemoryBlock)
+
+
 @dataclass(frozen=True, slots=True)
 class Skill:
     """Instructions that a client has, and that the model may ask for."""
@@ -62,16 +65,28 @@ def with_skills(system: str, skills: Iterable[Skill]) -> str:
     return f"{system}\n\n{listed}" if system else listed
 
 
-def compile_system(system: str, blocks: Iterable[MemoryBlock]) -> str:
-    """``system`` followed by the blocks in their order; ``system`` alone if there are none.
+def compile_system(
+    system: str, blocks: Iterable[MemoryBlock], *, agent_id: str, conversation_id: str | None
+) -> str:
+    """``system``, then the blocks in their order, then where the model is.
 
-    The same arguments always give the same text, so that providers can cache the prompt.
+    None is the agent's default conversation. The same arguments always give the same text, so that
+    providers can cache the prompt.
     """
     rendered = "\n".join(_block(block) for block in blocks)
-    if not rendered:
-        return system
-    memory = f"<memory_blocks>\n{rendered}\n</memory_blocks>"
-    return f"{system}\n\n{memory}" if system else memory
+    memory = f"<memory_blocks>\n{rendered}\n</memory_blocks>" if rendered else ""
+    place = (
+        f"<metadata>\nagent_id: {agent_id}\n"
+        f"conversation_id: {conversation_id or 'default'}\n</metadata>"
+    )
+    return "\n\n".join(part for part in (system, memory, place) if part)
+
+
+def blocks_in(shared: Sequence[SomeBlock], isolated: Sequence[SomeBlock]) -> list[SomeBlock]:
+    """The blocks that a conversation has: its own go before the agent's of the same label."""
+    own = {block.label: block for block in isolated}
+    blocks = [own.pop(block.label, block) for block in shared]
+    return [*blocks, *own.values()]
 
 
 def _block(block: MemoryBlock) -> str:
@@ -85,7 +100,6 @@ def _block(block: MemoryBlock) -> str:
     return f"<block {' '.join(attributes)}>\n{block.value}\n</block>"
 
 
-def system_message(system: str, blocks: Iterable[MemoryBlock], at: datetime) -> Message:
+def system_message(text: str, at: datetime) -> Message:
     """The message that begins a thread: the system prompt as it is at that time."""
-    text = compile_system(system, blocks)
     return Message(id=new_message_id(), role=Role.SYSTEM, parts=(TextPart(text),), created_at=at)

@@ -148,6 +148,13 @@ async def started(server: Server, thread_id: str, text: str, **body: Any) -> str
     return headers[b"x-run-id"].decode()
 
 
+def own_text(system: str) -> str:
+    """What a system prompt says before the ids of the agent and the conversation."""
+    text, separator, _ = system.partition("\n\n<metadata>\nagent_id: agent-")
+    assert separator
+    return text
+
+
 OTHER_TENANT = TenantId("org-11111111-1111-4111-8111-111111111111")
 
 

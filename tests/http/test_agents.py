@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import event
 
 from reattach.ids import DEFAULT_TENANT, AgentId
-from tests.http.conftest import Server, started
+from tests.http.conftest import Server, own_text, started
 
 BLOCK = {"label": "human", "value": "Ada", "description": "Who it is", "limit": 100}
 
@@ -247,7 +247,7 @@ async def test_resetting_messages_empties_the_default_thread_alone(server: Serve
     state = (await server.client.patch(f"{path}/reset-messages", json={})).json()
     assert len(state["message_ids"]) == 1
     [item] = await server.got(f"{path}/messages", conversation_id="default")
-    assert (item["id"], item["content"]) == (state["message_ids"][0], "new")
+    assert (item["id"], own_text(item["content"])) == (state["message_ids"][0], "new")
     assert len(await server.got(f"/v1/conversations/{conversation['id']}/messages")) == 3
 
 
@@ -281,4 +281,4 @@ async def test_a_longer_list_costs_no_more_queries(server: Server) -> None:
             assert await server.got(path)
             queries[-1].append(len(counted))
     assert queries[0] == queries[1]
-    assert max(queries[0]) <= 5
+    assert max(queries[0]) <= 6

@@ -131,7 +131,7 @@ async def test_the_model_that_finds_a_turn_too_long_is_asked_once_more_with_a_su
 ) -> None:
     agent, thread = await small(live, window=100_000)
     await filled(live, thread)
-    frames = await sent(live, thread, "[context=70] hello there")
+    frames = await sent(live, thread, "[context=85] hello there")
     assert kinds(frames)[1:3] == ["event_message", "summary_message"]
     assert frames[1].event["event_data"]["trigger"] == "context_window_exceeded"
     assert text(frames) == "hello there"
@@ -185,7 +185,7 @@ async def test_without_a_summary_the_oldest_turns_are_left_out_and_the_model_is_
 async def test_a_turn_is_compacted_between_its_own_steps_with_calls_and_returns_together(
     live: LiveServer,
 ) -> None:
-    agent, thread = await small(live, window=40)
+    agent, thread = await small(live, window=80)
     [tool] = await live.got("/v1/tools/", name="add")
     response = await live.client.patch(f"/v1/agents/{agent}/tools/attach/{tool['id']}")
     assert response.status_code == 200, response.text

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.http.conftest import Server
+from tests.http.conftest import Server, own_text
 
 UNKNOWN_AGENT = "agent-123e4567-e89b-42d3-8456-426614174000"
 
@@ -15,7 +15,7 @@ async def ids(server: Server, **query: Any) -> list[str]:
 
 async def contents(server: Server, thread_id: str) -> list[str]:
     items = await server.got(f"/v1/conversations/{thread_id}/messages", order="asc")
-    return [item["content"] for item in items]
+    return [own_text(items[0]["content"]), *(item["content"] for item in items[1:])]
 
 
 async def test_a_conversation_is_given_back_as_it_was_made(server: Server) -> None:
@@ -35,7 +35,7 @@ async def test_a_conversation_is_given_back_as_it_was_made(server: Server) -> No
     assert await server.got(f"/v1/conversations/{made['id']}") == made
     [item] = await server.got(f"/v1/conversations/{made['id']}/messages")
     assert made["in_context_message_ids"] == [item["id"]]
-    assert item["content"] == "Be brief."
+    assert own_text(item["content"]) == "Be brief."
 
 
 async def test_a_conversation_needs_an_agent_and_no_body(server: Server) -> None:
@@ -55,7 +55,7 @@ async def test_a_model_that_the_server_has_not_makes_no_conversation(server: Ser
     for body, status in [
         ({"model": "nobody/has-it"}, 404),
         ({"model": "nonsense"}, 400),
-        ({"isolated_block_labels": ["human"]}, 501),
+        ({"isolated_block_labels": ["human"]}, 400),
     ]:
         assert (await server.client.post(path, json=body)).status_code == status
     assert await ids(server) == []
@@ -133,7 +133,7 @@ async def test_a_deleted_conversation_is_gone(server: Server) -> None:
 
 async def test_a_fork_has_the_same_messages_and_goes_its_own_way(server: Server) -> None:
     agent = await server.agent(system="S")
-    made = await server.conversation(agent["id"], model="scripted/slow", context_window_limit=9)
+    made = await server.conversation(agent["id"], model="scripted/slow", context_window_limit=9000)
     await server.send(made["id"], "one", override_model="scripted/echo")
     source = await server.got(f"/v1/conversations/{made['id']}")
     response = await server.client.post(f"/v1/conversations/{made['id']}/fork")
@@ -141,7 +141,7 @@ async def test_a_fork_has_the_same_messages_and_goes_its_own_way(server: Server)
     assert fork == await server.got(f"/v1/conversations/{fork['id']}")
     assert fork["in_context_message_ids"][1:] == source["in_context_message_ids"][1:]
     assert fork["in_context_message_ids"][0] != source["in_context_message_ids"][0]
-    assert (fork["model"], fork["context_window_limit"]) == ("scripted/slow", 9)
+    assert (fork["model"], fork["context_window_limit"]) == ("scripted/slow", 9000)
     await server.send(fork["id"], "two", override_model="scripted/echo")
     assert await contents(server, made["id"]) == ["S", "one", "one"]
     assert await contents(server, fork["id"]) == ["S", "one", "one", "two", "two"]

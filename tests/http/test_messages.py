@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.http.conftest import Server
+from tests.http.conftest import Server, own_text
 
 UNKNOWN = "message-123e4567-e89b-42d3-8456-426614174000"
 
@@ -34,9 +34,10 @@ NEWEST_FIRST = [EVERY[7], EVERY[6], EVERY[4], EVERY[5], *EVERY[3::-1]]
 
 
 def told(items: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    return [
+    found = [
         (item["message_type"], item.get("content") or item.get("reasoning") or "") for item in items
     ]
+    return [(kind, own_text(text) if kind == "system_message" else text) for kind, text in found]
 
 
 async def listed(server: Server, thread: str, **query: Any) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ import pytest
 
 from reattach.http.schemas.sending import WholeAnswer
 from reattach.ids import new_agent_id, new_conversation_id, new_uuid
+from tests.http.conftest import own_text
 from tests.http.live import Frame, LiveServer, joined, kinds, new_threads, text, to, told
 
 PIXEL = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
@@ -373,7 +374,7 @@ async def test_a_send_can_choose_its_system_prompt_for_itself_only(live: LiveSer
     assert (
         text(await answered(live, conversation, "[system]", override_system="Shout!")) == "Shout!"
     )
-    assert text(await answered(live, conversation, "[system]")) == "Be brief."
+    assert own_text(text(await answered(live, conversation, "[system]"))) == "Be brief."
 
 
 async def test_the_model_is_told_the_memory_as_it_is_at_that_time(live: LiveServer) -> None:

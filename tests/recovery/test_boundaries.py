@@ -23,7 +23,7 @@ DEATHS_OF_A_RUN = [
     "before log.open",
     "after log.open",
     "after runs.mark_running",
-    "before messages.history",
+    "before messages.context",
     "before log.append",
     "after log.append",
     "before log.close",

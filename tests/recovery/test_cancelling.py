@@ -207,7 +207,7 @@ async def test_a_cancel_by_thread_finds_what_is_active_there_and_nothing_else(
 async def test_a_run_that_is_cancelled_while_it_is_being_created_ends_as_cancelled(
     heart: Heart,
 ) -> None:
-    gate = Gate("messages.history")
+    gate = Gate("messages.context")
     service = heart.service(records=faulty_records(heart.records, gate))
     run = await service.send(heart.send(await heart.conversation(), "never said"))
     async with asyncio.timeout(GENEROUS_SECONDS):

@@ -80,7 +80,7 @@ async def test_no_reader_gets_the_end_before_the_log_is_closed_nor_done_before_t
 @pytest.mark.promise("P2", "P3")
 @pytest.mark.parametrize("loses_answers", [False, True], ids=["refusing", "losing answers"])
 @pytest.mark.parametrize(
-    "step", ["log.open", "messages.history", "log.append", "log.close", "runs.settle"]
+    "step", ["log.open", "messages.context", "log.append", "log.close", "runs.settle"]
 )
 async def test_an_outage_shorter_than_the_patience_loses_and_doubles_nothing(
     heart: Heart, step: str, loses_answers: bool
@@ -204,7 +204,7 @@ async def test_a_run_whose_conversation_can_not_be_read_ends_at_once_with_an_err
     heart: Heart,
 ) -> None:
     conversation = await heart.conversation()
-    service = upon(heart, Outage("messages.history"))
+    service = upon(heart, Outage("messages.context"))
     run = await service.send(heart.send(conversation, TEXT))
     async with Reader(service, run) as reader:
         end = (await reader.to_end()).end()

@@ -77,7 +77,7 @@ async def test_an_answer_whose_process_dies_before_any_output_can_be_given_again
     assert waits is not None
     messages: Any = (answer_to(waits),)
     run, _ = await die_working(
-        heart, conversation, "before messages.history", text="", messages=messages
+        heart, conversation, "before messages.context", text="", messages=messages
     )
     again = heart.service()
     await again.start()

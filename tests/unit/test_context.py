@@ -70,7 +70,9 @@ def test_the_newest_summary_comes_before_what_it_left_and_what_followed() -> Non
     assert in_context([system, one, two, first, three, summary(two.id)])[2:] == [two, three]
 
 
-@pytest.mark.parametrize("kept_from", [None, new_message_id()])
+@pytest.mark.parametrize(
+    "kept_from", [None, MessageId("message-of-another-thread")], ids=["nothing", "unknown"]
+)
 def test_a_summary_that_left_nothing_is_followed_by_what_came_after_it(
     kept_from: MessageId | None,
 ) -> None:

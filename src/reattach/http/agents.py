@@ -33,6 +33,7 @@ from reattach.ids import AgentId, BlockId, TenantId
 from reattach.limits import MAX_PAGE_ITEMS, MAX_QUERY_CHARS, MAX_QUERY_VALUES
 from reattach.prompt import system_message
 from reattach.records.base import Agent, Page, Thread
+from reattach.runs.turns import system_prompt
 from reattach.tools.base import SETTING, Tool
 from reattach.wire.letta import approval_request
 
@@ -95,7 +96,8 @@ async def create_agent(body: AgentCreate, context: ContextDep, tenant: TenantDep
     check_model(context.catalog, agent.model)
     block_ids = [BlockId(block_id) for block_id in body.block_ids or ()]
     present = [await context.records.blocks.get(tenant, block_id) for block_id in block_ids]
-    first = system_message(agent.system, [*agent.blocks, *present], now)
+    whole = replace(agent, blocks=(*agent.blocks, *present))
+    first = system_message(system_prompt(whole, None), now)
     agent = await context.records.agents.create(
         tenant, agent, block_ids=block_ids, system_message=first
     )
@@ -153,7 +155,7 @@ async def delete_agent(agent_id: AgentPath, context: ContextDep, tenant: TenantD
 )
 async def reset_messages(agent_id: AgentPath, context: ContextDep, tenant: TenantDep) -> AgentState:
     agent = await context.records.agents.get(tenant, AgentId(agent_id))
-    first = system_message(agent.system, agent.blocks, context.clock.now())
+    first = system_message(system_prompt(agent, None), context.clock.now())
     await context.records.messages.reset(tenant, agent.id, first)
     return AgentState.of(agent, view_of(context, None), [first.id])
 

@@ -1,10 +1,13 @@
 """Conversations."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 
-from reattach.errors import NotImplementedHereError
+from reattach.errors import InvalidArgumentError
 from reattach.http.body import JsonRoute
 from reattach.http.context import Context, ContextDep, TenantDep
 from reattach.http.incoming import find_thread
@@ -28,10 +31,12 @@ from reattach.ids import (
     ConversationId,
     MessageId,
     TenantId,
+    new_block_id,
     new_conversation_id,
 )
 from reattach.prompt import system_message
-from reattach.records.base import Conversation, Thread
+from reattach.records.base import Agent, Block, Conversation, Thread
+from reattach.runs.turns import system_prompt
 
 router = APIRouter(route_class=JsonRoute, tags=["conversations"])
 
@@ -46,16 +51,13 @@ async def create_conversation(
     body: ConversationCreate | None = None,
 ) -> ConversationState:
     body = body or ConversationCreate()
-    if body.isolated_block_labels:
-        raise NotImplementedHereError(
-            "'isolated_block_labels' is not offered by Reattach: all conversations of an agent "
-            "share its memory blocks. Make an agent of its own for memory of its own."
-        )
     now = context.clock.now()
     conversation = body.conversation(AgentId(agent_id), now)
     agent = await context.records.agents.get(tenant, conversation.agent_id)
     check_model(context.catalog, conversation.model)
-    first = system_message(agent.system, agent.blocks, now)
+    isolated = _isolated(agent, body.isolated_block_labels or (), now)
+    conversation = replace(conversation, isolated_blocks=isolated)
+    first = system_message(system_prompt(agent, conversation), now)
     conversation = await context.records.conversations.create(tenant, conversation, first)
     return ConversationState.of(conversation, [first.id])
 
@@ -146,7 +148,7 @@ async def fork_conversation(
     agent = await context.records.agents.get(tenant, source.agent_id)
     now = context.clock.now()
     new = await _forked(context, tenant, source, hidden=hidden)
-    first = system_message(agent.system, agent.blocks, now)
+    first = system_message(system_prompt(agent, new), now)
     up_to = None if message_id is None else MessageId(message_id)
     new = await context.records.conversations.fork(tenant, source, new, first, up_to=up_to)
     return await _state(context, tenant, new)
@@ -171,6 +173,24 @@ async def _forked(
         model_settings=original.model_settings,
         context_window_limit=original.context_window_limit,
         hidden=hidden,
+        isolated_blocks=_copies(original.isolated_blocks, now),
+    )
+
+
+def _isolated(agent: Agent, labels: Sequence[str], now: datetime) -> tuple[Block, ...]:
+    """Copies of the agent's blocks of these labels. Raises InvalidArgumentError for another one."""
+    by_label = {block.label: block for block in agent.blocks}
+    if missing := [label for label in labels if label not in by_label]:
+        raise InvalidArgumentError(
+            f"{agent.id} has no block with the label {missing[0][:100]!r} to isolate. "
+            f"It has {sorted(str(label) for label in by_label)}."
+        )
+    return _copies([by_label[label] for label in dict.fromkeys(labels)], now)
+
+
+def _copies(blocks: Sequence[Block], now: datetime) -> tuple[Block, ...]:
+    return tuple(
+        replace(block, id=new_block_id(), created_at=now, updated_at=now) for block in blocks
     )
 
 

@@ -47,18 +47,6 @@ LATER: Final = (
         ("POST", "PUT", "PATCH", "DELETE"),
     ),
     NotOffered(
-        "Compacting a conversation",
-        "Begin a new one, or fork it up to a message.",
-        ("/v1/conversations/{conversation_id}/compact", "/v1/agents/{agent_id}/summarize"),
-        ("POST",),
-    ),
-    NotOffered(
-        "Recompiling a system prompt",
-        "Every turn uses the agent's present system prompt and memory blocks.",
-        ("/v1/conversations/{conversation_id}/recompile", "/v1/agents/{agent_id}/recompile"),
-        ("POST",),
-    ),
-    NotOffered(
         "Showing the request to a provider",
         "Retrieve the agent and the conversation's messages.",
         ("/v1/conversations/{conversation_id}/messages/preview-raw-payload",),

@@ -89,6 +89,8 @@ class Conversation:
     hidden: bool | None = None
     archived_at: datetime | None = None
     last_message_at: datetime | None = None
+    isolated_blocks: tuple[Block, ...] = ()
+    """Its own blocks, each instead of the agent's of that label."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,13 @@ from reattach.errors import NotFoundError
 from reattach.ids import AgentId, ConversationId, MessageId, TenantId
 from reattach.messages import Message, Role, SummaryPart
 from reattach.records import lookup, schema, threads
-from reattach.records.base import Conversation, Page, Thread
+from reattach.records.base import Block, Conversation, Page, Thread
+from reattach.records.blocks import block_of, insert_blocks
 from reattach.records.changes import checked
 from reattach.records.paging import Order, page_of
 from reattach.records.sql import Database
 
-_FIELDS = tuple(field.name for field in fields(Conversation))
+_FIELDS = tuple(field.name for field in fields(Conversation) if field.name != "isolated_blocks")
 _FIXED = frozenset({"id", "agent_id", "created_at"})
 
 ConversationOrder = Literal["created_at", "last_run_completion", "last_message_at"]
@@ -75,9 +76,9 @@ class Conversations:
             rows = rows.where(table.c.archived_at.is_not(None))
         order = Order(table, table.c[order_by], page.ascending)
         async with self._database.read() as connection:
-            return [
-                _conversation(row) for row in await page_of(connection, rows, tenant, page, order)
-            ]
+            found = await page_of(connection, rows, tenant, page, order)
+            isolated = await _isolated_blocks(connection, [row["id"] for row in found])
+            return [_conversation(row, isolated) for row in found]
 
     async def update(
         self, tenant: TenantId, conversation_id: ConversationId, changes: Mapping[str, Any]
@@ -144,15 +145,19 @@ class Conversations:
         return {conversation.id: found.get(conversation.id, []) for conversation in conversations}
 
 
-def _conversation(row: RowMapping) -> Conversation:
-    return Conversation(**{name: row[name] for name in _FIELDS})
+def _conversation(
+    row: RowMapping, isolated: Mapping[ConversationId, tuple[Block, ...]]
+) -> Conversation:
+    values = {name: row[name] for name in _FIELDS}
+    return Conversation(**values, isolated_blocks=isolated.get(row["id"], ()))
 
 
 async def _get(
     connection: AsyncConnection, tenant: TenantId, conversation_id: ConversationId
 ) -> Conversation:
     table = schema.conversations
-    return _conversation(await lookup.require(connection, table, tenant, conversation_id))
+    row = await lookup.require(connection, table, tenant, conversation_id)
+    return _conversation(row, await _isolated_blocks(connection, [conversation_id]))
 
 
 async def _insert(
@@ -163,8 +168,33 @@ async def _insert(
 ) -> None:
     values = {name: getattr(conversation, name) for name in _FIELDS}
     await connection.execute(insert(schema.conversations), {"tenant": tenant, **values})
+    blocks = conversation.isolated_blocks
+    if blocks:
+        await insert_blocks(connection, tenant, blocks)
+        rows = [
+            {"conversation_id": conversation.id, "block_id": block.id, "position": position}
+            for position, block in enumerate(blocks)
+        ]
+        await connection.execute(insert(schema.conversation_blocks), rows)
     thread = Thread(conversation.agent_id, conversation.id)
     await threads.put_system(connection, tenant, thread, system_message)
+
+
+async def _isolated_blocks(
+    connection: AsyncConnection, conversation_ids: Sequence[ConversationId]
+) -> dict[ConversationId, tuple[Block, ...]]:
+    table = schema.conversation_blocks
+    rows = await connection.execute(
+        select(table.c.conversation_id, schema.blocks)
+        .join(schema.blocks, schema.blocks.c.id == table.c.block_id)
+        .where(table.c.conversation_id.in_(conversation_ids))
+        .order_by(table.c.conversation_id, table.c.position)
+    )
+    found: dict[ConversationId, tuple[Block, ...]] = {}
+    for row in rows.mappings():
+        named = row["conversation_id"]
+        found[named] = (*found.get(named, ()), block_of(row))
+    return found
 
 
 async def _set(

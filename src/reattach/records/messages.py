@@ -150,6 +150,12 @@ class Messages:
             await threads.append(connection, tenant, thread, [pending.cancelled(at)])
             return pending
 
+    async def recompile(self, tenant: TenantId, thread: Thread, system_message: Message) -> None:
+        """Let the thread begin with what this system message says."""
+        async with self._database.write() as connection:
+            await threads.hold(connection, tenant, thread)
+            await threads.set_system(connection, tenant, thread, system_message)
+
     async def reset(
         self, tenant: TenantId, agent_id: AgentId, system_message: Message | None = None
     ) -> None:

@@ -124,6 +124,16 @@ conversations = Table(
     Index("ix_conversations_agent_id_created_at", "agent_id", "created_at", "ordinal"),
 )
 
+conversation_blocks = Table(
+    "conversation_blocks",
+    metadata,
+    Column("conversation_id", ForeignKey("conversations.id", ondelete="CASCADE"), primary_key=True),
+    Column("block_id", ForeignKey("blocks.id", ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, nullable=False),
+    Index("ix_conversation_blocks_block_id", "block_id"),
+)
+"""The blocks that a conversation has for itself, instead of its agent's of the same label."""
+
 messages = Table(
     "messages",
     metadata,

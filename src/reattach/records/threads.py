@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import RowMapping, Select, delete, exists, func, insert, literal, select
+from sqlalchemy import RowMapping, Select, delete, exists, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.approvals import FOLLOWING, PendingApproval, pending_approval
@@ -131,6 +131,24 @@ async def put_system(
     """Begin a thread that has no system message with this one."""
     await _store(connection, tenant, thread.agent_id, [message])
     await _place(connection, thread, [message], _SYSTEM)
+
+
+async def set_system(
+    connection: AsyncConnection, tenant: TenantId, thread: Thread, message: Message
+) -> None:
+    """Give the thread's system message the parts of this one, or the thread this one."""
+    places = schema.thread_messages
+    messages = schema.messages
+    present = select(places.c.message_id).where(
+        places.c.thread_key == thread.key, places.c.position == _SYSTEM
+    )
+    changed = await connection.execute(
+        update(messages)
+        .where(messages.c.id == present.scalar_subquery())
+        .values(parts=message.parts)
+    )
+    if not changed.rowcount:
+        await put_system(connection, tenant, thread, message)
 
 
 async def append(

@@ -145,8 +145,7 @@ class CompactingEngine(Engine):
         """Note which messages are of this run: those that come to be between two calls."""
         if self._first_step is None:
             if self._compaction is not None:
-                seen = _before_last_answer(turn.history)
-                self._compaction.learn(turn, turn.history[:seen], turn.counted_tokens)
+                self._compaction.learn_last(turn)
         else:
             for message in turn.history:
                 if message.id not in self._known and message.role is Role.ASSISTANT:
@@ -170,9 +169,3 @@ class CompactingEngine(Engine):
             f"{compaction.window_tokens} tokens. Shorten the agent's system prompt or its memory "
             "blocks, or choose a model with a larger window."
         )
-
-
-def _before_last_answer(history: Sequence[Message]) -> int:
-    """How many messages stand before the last that the model said."""
-    places = (n for n, one in enumerate(history) if one.role is Role.ASSISTANT)
-    return max(places, default=0)

@@ -150,6 +150,11 @@ class Compaction:
         low, high = _SCALE_BOUNDS
         self._scale = min(max(counted_tokens / max(estimate, 1), low), high)
 
+    def learn_last(self, turn: Turn) -> None:
+        """Learn from what was counted with the last answer in the turn's history."""
+        said = (n for n, one in enumerate(turn.history) if one.role is Role.ASSISTANT)
+        self.learn(turn, turn.history[: max(said, default=0)], turn.counted_tokens)
+
     def tokens(self, turn: Turn) -> int:
         """An estimate of what the model is told with the turn."""
         return round(self._scale * (_overhead(turn) + sum(map(message_tokens, told_in(turn)))))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from reattach.approvals import has_answer, pending_approval
 from reattach.engine.base import ClientTool, ModelSettings, Turn
 from reattach.messages import Message, Role
-from reattach.prompt import Skill, compile_system, with_skills
+from reattach.prompt import Skill, blocks_in, compile_system, with_skills
 from reattach.records.base import Agent, Conversation, Run, ThreadContext
 from reattach.runs.model_settings import model_settings
 
@@ -37,7 +37,7 @@ def make_turn(
     follow them, and in the calls that are due.
     """
     pending = pending_approval(context.messages) if has_answer(run.input) else None
-    system = overrides.system or compile_system(agent.system, agent.blocks)
+    system = overrides.system or system_prompt(agent, conversation)
     return Turn(
         run_id=run.id,
         agent_id=agent.id,
@@ -51,6 +51,17 @@ def make_turn(
         client_tools=overrides.client_tools,
         due=[] if pending is None else pending.due(run.input),
         counted_tokens=context.counted_tokens,
+    )
+
+
+def system_prompt(agent: Agent, conversation: Conversation | None) -> str:
+    """The system prompt of the conversation as it is now; None is the default one."""
+    isolated = () if conversation is None else conversation.isolated_blocks
+    return compile_system(
+        agent.system,
+        blocks_in(agent.blocks, isolated),
+        agent_id=agent.id,
+        conversation_id=None if conversation is None else conversation.id,
     )
 
 

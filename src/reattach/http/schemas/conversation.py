@@ -34,7 +34,7 @@ class ConversationState(Answer):
     model_settings: dict[str, Any] | None
     context_window_limit: int | None = Field(description="In tokens.")
     in_context_message_ids: list[str] = Field(description="Its messages, the oldest first.")
-    isolated_block_ids: list[str] = Field(default_factory=list)
+    isolated_block_ids: list[str] = Field(description="Its own blocks, instead of the agent's.")
     archived: bool
     archived_at: UtcTime | None
     hidden: bool | None
@@ -56,6 +56,7 @@ class ConversationState(Answer):
             model_settings=None if settings is None else dict(settings),
             context_window_limit=conversation.context_window_limit,
             in_context_message_ids=list(message_ids),
+            isolated_block_ids=[block.id for block in conversation.isolated_blocks],
             archived=conversation.archived_at is not None,
             archived_at=conversation.archived_at,
             hidden=conversation.hidden,

@@ -1,0 +1,136 @@
+"""What is in a conversation's context: compacting it, and compiling its system prompt anew."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from reattach.http.body import JsonRoute
+from reattach.http.context import Context, ContextDep, TenantDep
+from reattach.http.incoming import check_agent_id, find_thread
+from reattach.http.models import check_model
+from reattach.http.schemas.compacting import CompactBody, Compacted, ThreadCompactBody
+from reattach.http.schemas.fields import AgentPath, ThreadPath
+from reattach.ids import AgentId, TenantId
+from reattach.prompt import system_message
+from reattach.records.base import Agent, Conversation, Thread
+from reattach.runs.thread_compaction import compact_thread
+from reattach.runs.turns import system_prompt
+
+router = APIRouter(route_class=JsonRoute)
+
+DryRun = Annotated[bool, Query(description="Only show what it would be.")]
+
+
+@router.post(
+    "/v1/conversations/{conversation_id}/compact",
+    tags=["conversations"],
+    operation_id="compact_conversation",
+    summary="Let a summary take the place of the older messages",
+)
+async def compact_conversation(
+    conversation_id: ThreadPath,
+    context: ContextDep,
+    tenant: TenantDep,
+    body: ThreadCompactBody | None = None,
+) -> Compacted:
+    thread = await _thread(context, tenant, conversation_id, body)
+    return await _compacted(context, tenant, thread, body)
+
+
+@router.post(
+    "/v1/agents/{agent_id}/summarize",
+    tags=["agents"],
+    operation_id="summarize_messages",
+    summary="Let a summary take the place of the older messages of the default conversation",
+)
+async def compact_agent(
+    agent_id: AgentPath, context: ContextDep, tenant: TenantDep, body: CompactBody | None = None
+) -> Compacted:
+    return await _compacted(context, tenant, Thread(AgentId(agent_id), None), body)
+
+
+@router.post(
+    "/v1/conversations/{conversation_id}/recompile",
+    tags=["conversations"],
+    operation_id="recompile_conversation",
+    summary="Show the system prompt as it is now",
+    description="And let the conversation begin with it. Every turn uses the present one anyway.",
+)
+async def recompile_conversation(
+    conversation_id: ThreadPath,
+    context: ContextDep,
+    tenant: TenantDep,
+    body: ThreadCompactBody | None = None,
+    dry_run: DryRun = False,
+) -> str:
+    thread = await _thread(context, tenant, conversation_id, body)
+    return await _recompiled(context, tenant, thread, dry_run=dry_run)
+
+
+@router.post(
+    "/v1/agents/{agent_id}/recompile",
+    tags=["agents"],
+    operation_id="recompile_agent",
+    summary="Show the system prompt of the default conversation as it is now",
+    description="And let it begin with it. Every turn uses the present one anyway.",
+)
+async def recompile_agent(
+    agent_id: AgentPath,
+    context: ContextDep,
+    tenant: TenantDep,
+    dry_run: DryRun = False,
+    update_timestamp: Annotated[bool, Query(description="Has no effect.")] = False,  # noqa: ARG001
+) -> str:
+    thread = Thread(AgentId(agent_id), None)
+    return await _recompiled(context, tenant, thread, dry_run=dry_run)
+
+
+async def _thread(
+    context: Context, tenant: TenantId, path_id: str, body: ThreadCompactBody | None
+) -> Thread:
+    agent_id = None if body is None else body.agent_id
+    if agent_id:
+        check_agent_id(agent_id)
+    return await find_thread(context.records, tenant, path_id, agent_id)
+
+
+async def _found(
+    context: Context, tenant: TenantId, thread: Thread
+) -> tuple[Agent, Conversation | None]:
+    agent = await context.records.agents.get(tenant, thread.agent_id)
+    if thread.conversation_id is None:
+        return agent, None
+    return agent, await context.records.conversations.get(tenant, thread.conversation_id)
+
+
+async def _compacted(
+    context: Context, tenant: TenantId, thread: Thread, body: CompactBody | None
+) -> Compacted:
+    asked: dict[str, Any] = {}
+    if body is not None and body.compaction_settings is not None:
+        asked = body.compaction_settings.model_dump(mode="json", exclude_unset=True)
+    check_model(context.catalog, asked.get("model"))
+    agent, conversation = await _found(context, tenant, thread)
+    summary, stats = await compact_thread(
+        context.records,
+        context.runs.answering,
+        context.clock,
+        tenant=tenant,
+        agent=agent,
+        conversation=conversation,
+        asked=asked,
+    )
+    return Compacted(
+        summary=summary,
+        num_messages_before=stats.messages_count_before,
+        num_messages_after=stats.messages_count_after,
+    )
+
+
+async def _recompiled(context: Context, tenant: TenantId, thread: Thread, *, dry_run: bool) -> str:
+    agent, conversation = await _found(context, tenant, thread)
+    text = system_prompt(agent, conversation)
+    if not dry_run:
+        first = system_message(text, context.clock.now())
+        await context.records.messages.recompile(tenant, thread, first)
+    return text
