@@ -109,8 +109,8 @@ def message_tokens(message: Message) -> int:
                 tokens += IMAGE_TOKENS
             case ToolCallPart(name=name, arguments=arguments):
                 tokens += MESSAGE_TOKENS + text_tokens(name) + text_tokens(arguments)
-            case ToolReturnPart(output=output):
-                tokens += MESSAGE_TOKENS + text_tokens(output)
+            case ToolReturnPart(output=output, images=images):
+                tokens += MESSAGE_TOKENS + text_tokens(output) + IMAGE_TOKENS * len(images)
             case _:
                 pass
     return tokens

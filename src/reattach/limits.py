@@ -99,6 +99,15 @@ MAX_SEND_MESSAGES: Final = 100
 MAX_MESSAGE_PARTS: Final = 1000
 """Parts of one message's content."""
 
+MAX_SEND_IMAGES: Final = 100
+"""Images of one send; providers take no more in a request."""
+
+MAX_IMAGE_BYTES: Final = 10 * 1024 * 1024
+"""One image, decoded; providers take 5 to 20 MB."""
+
+MAX_IMAGE_URL_CHARS: Final = 4096
+"""The URL of an image, but for one that is the image itself; signed ones are long."""
+
 MAX_CLIENT_TOOLS: Final = 256
 """Tools that one send brings along; models get worse at choosing long before."""
 

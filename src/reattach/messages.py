@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -13,12 +13,18 @@ class TextPart(msgspec.Struct, frozen=True, tag="text"):
     text: str
 
 
+UNSEEN: Final = "(An image that this model can not see.)"
+"""What a model is told of an image that it can not take."""
+
+
 class ImagePart(msgspec.Struct, frozen=True, tag="image"):
     """An image by URL, or by its bytes in base64."""
 
     url: str | None
     media_type: str | None = None
     base64_data: str | None = None
+    detail: str | None = None
+    """How closely the model is to look, where its provider lets one choose: low, high or auto."""
 
 
 class ReasoningPart(msgspec.Struct, frozen=True, tag="reasoning"):
@@ -48,6 +54,8 @@ class ToolReturnPart(msgspec.Struct, frozen=True, tag="tool_return"):
     output: str
     stdout: tuple[str, ...] | None = None
     stderr: tuple[str, ...] | None = None
+    images: tuple[ImagePart, ...] = ()
+    """What a client's tool returned beside its text."""
 
 
 class ApprovalPart(msgspec.Struct, frozen=True, tag="approval"):
@@ -125,3 +133,11 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         """All its text parts, joined."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+    @property
+    def has_images(self) -> bool:
+        """Whether an image is to be told with it, of its own or of a return."""
+        return any(
+            isinstance(part, ImagePart) or (isinstance(part, ToolReturnPart) and part.images)
+            for part in self.parts
+        )

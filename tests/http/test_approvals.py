@@ -391,7 +391,7 @@ async def test_an_answer_to_nothing_is_refused(live: LiveServer) -> None:
                 "tool_returns": [
                     returned(
                         "c",
-                        [{"type": "image", "source": {"type": "url", "url": "http://x.org/y"}}],
+                        [{"type": "image", "source": {"type": "letta", "file_id": "file-1"}}],
                     )
                 ],
             },

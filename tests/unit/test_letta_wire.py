@@ -33,7 +33,7 @@ from reattach.messages import (
     TextPart,
     ToolCallPart,
 )
-from reattach.wire import letta, sse
+from reattach.wire import letta, sse, stored
 
 AT = datetime(2026, 11, 22, 13, 14, 24, tzinfo=UTC)
 RUN = "run-0c653f22-2e84-49aa-94c4-121b2c40da52"
@@ -174,7 +174,7 @@ def test_a_stored_answer_is_its_parts_in_order() -> None:
         created_at=AT,
         step_id=STEP,
     )
-    items = letta.message_items(message)
+    items = stored.message_items(message)
 
     assert [item["message_type"] for item in items] == [
         "reasoning_message",
@@ -188,7 +188,7 @@ def test_a_stored_answer_is_its_parts_in_order() -> None:
 def test_text_alone_is_a_string_and_images_are_parts() -> None:
     def content(*parts: TextPart | ImagePart) -> object:
         message = Message(id=MESSAGE, role=Role.USER, parts=parts, created_at=AT)
-        return letta.message_items(message)[0]["content"]
+        return stored.message_items(message)[0]["content"]
 
     assert content(TextPart("hi")) == "hi"
     assert content(TextPart("hi"), ImagePart(url="https://example.org/a.png")) == [

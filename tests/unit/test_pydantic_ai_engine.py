@@ -29,7 +29,8 @@ from reattach.engine.base import (
     ToolReturn,
     Turn,
 )
-from reattach.engine.pydantic_ai import PydanticAIEngine, provider_messages
+from reattach.engine.pydantic_ai import PydanticAIEngine
+from reattach.engine.pydantic_ai.told import provider_messages
 from reattach.errors import (
     ContextWindowError,
     EngineError,
@@ -42,6 +43,7 @@ from reattach.errors import (
 )
 from reattach.events import StopReason
 from reattach.messages import (
+    UNSEEN,
     ContentPart,
     ImagePart,
     Message,
@@ -358,6 +360,44 @@ async def test_an_approved_call_is_told_that_the_client_has_to_run_it(
     assert isinstance(first, ToolReturn)
     assert (first.tool_call_id, first.status) == ("call-1", "error")
     assert "for the client to run it" in first.output
+
+
+def test_a_return_is_told_with_its_images_if_the_model_sees_them() -> None:
+    subject = Subject(PydanticAIEngine(), "openai/small")
+    pixel = ImagePart(None, "image/gif", "aGk=", detail="low")
+    returned = ToolReturnPart("call-1", "look", "success", "see", images=(pixel,))
+    history = [
+        message_of(Role.ASSISTANT, ToolCallPart("call-1", "look", "{}")),
+        message_of(Role.TOOL, returned),
+        message_of(Role.USER, pixel),
+    ]
+
+    def told(*, sees_images: bool) -> list[object]:
+        messages = provider_messages(subject.turn(history=history), sees_images=sees_images)
+        parts = [part for one in messages for part in one.parts]
+        return [
+            part.content
+            for part in parts
+            if isinstance(part, pm.ToolReturnPart | pm.UserPromptPart)
+        ][:2]
+
+    seen = pm.BinaryContent(b"hi", media_type="image/gif", vendor_metadata={"detail": "low"})
+    assert told(sees_images=True) == [["see", seen], [seen]]
+    assert told(sees_images=False) == [["see", UNSEEN], UNSEEN]
+
+
+async def test_images_reach_the_server_and_a_refusal_says_that_they_may_be_why(
+    engine: PydanticAIEngine, server: OpenAIServer
+) -> None:
+    image = message_of(Role.USER, TextPart("See."), ImagePart(None, "image/gif", "aGk="))
+    asked = replace(turn(engine, "small"), input=[image])
+    await collect(engine, asked)
+    (request,) = server.requests
+    content = request["messages"][-1]["content"]
+    assert content[0] == {"type": "text", "text": "See."}
+    assert content[1]["image_url"]["url"] == "data:image/gif;base64,aGk="
+    with pytest.raises(ModelError, match="has images; it may not take them"):
+        await collect(engine, replace(asked, model="openai/status-400"))
 
 
 def test_an_image_that_is_no_base64_is_a_model_error() -> None:

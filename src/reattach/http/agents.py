@@ -35,7 +35,7 @@ from reattach.prompt import system_message
 from reattach.records.base import Agent, Page, Thread
 from reattach.runs.turns import system_prompt
 from reattach.tools.base import SETTING, Tool
-from reattach.wire.letta import approval_request
+from reattach.wire.stored import approval_request
 
 router = APIRouter(route_class=JsonRoute, tags=["agents"])
 

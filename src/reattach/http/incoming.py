@@ -5,19 +5,16 @@ from datetime import datetime
 import msgspec
 
 from reattach.engine.base import ClientTool
-from reattach.errors import NotFoundError, NotImplementedHereError
+from reattach.errors import NotFoundError
 from reattach.http.body import Fault, invalid
+from reattach.http.content import check_images, parts_of, return_of
 from reattach.http.schemas.sending import (
     AgentSendBody,
     AsyncSendBody,
     ConversationSendBody,
     SentApproval,
-    SentContent,
-    SentImage,
     SentMessage,
-    SentPart,
     SentReturn,
-    SentText,
     SentToolReturn,
 )
 from reattach.ids import AgentId, ConversationId, TenantId, is_agent_id, new_message_id
@@ -25,11 +22,8 @@ from reattach.limits import MAX_CLIENT_TOOL_BYTES
 from reattach.messages import (
     ApprovalPart,
     ContentPart,
-    ImagePart,
     Message,
     Role,
-    TextPart,
-    ToolReturnPart,
 )
 from reattach.prompt import Skill
 from reattach.records.base import Agent, Conversation, Thread
@@ -52,6 +46,7 @@ def understand(
 ) -> Send:
     """Raises ValidationFailedError, and NotImplementedHereError for what is not offered yet."""
     messages = _messages(body, now)
+    check_images(messages)
     types = body.include_return_message_types
     return Send(
         tenant=tenant,
@@ -148,7 +143,7 @@ def _message(sent: SentMessage, now: datetime) -> Message:
     return Message(
         id=new_message_id(),
         role=Role(sent.role),
-        parts=_parts(sent.content),
+        parts=parts_of(sent.content),
         created_at=now,
         name=sent.name,
         otid=sent.otid or None,
@@ -159,10 +154,10 @@ def _message(sent: SentMessage, now: datetime) -> Message:
 def _answer(sent: SentApproval | SentToolReturn, number: int, now: datetime) -> Message:
     parts: list[ContentPart]
     if isinstance(sent, SentToolReturn):
-        parts = [_returned(one) for one in sent.tool_returns]
+        parts = [return_of(one) for one in sent.tool_returns]
     elif sent.approvals is not None:
         parts = [
-            _returned(one)
+            return_of(one)
             if isinstance(one, SentReturn)
             else ApprovalPart(one.tool_call_id, one.approve, one.reason)
             for one in sent.approvals
@@ -179,42 +174,3 @@ def _answer(sent: SentApproval | SentToolReturn, number: int, now: datetime) -> 
         created_at=now,
         otid=sent.otid or None,
     )
-
-
-def _returned(sent: SentReturn) -> ToolReturnPart:
-    output = sent.tool_return
-    if not isinstance(output, str):
-        if any(isinstance(part, SentImage) for part in output):
-            raise NotImplementedHereError(
-                "Images in returns of tools are not offered; return text that says what they show."
-            )
-        output = "".join(part.text for part in output if isinstance(part, SentText))
-    return ToolReturnPart(
-        sent.tool_call_id,
-        "",
-        sent.status,
-        output,
-        None if sent.stdout is None else tuple(sent.stdout),
-        None if sent.stderr is None else tuple(sent.stderr),
-    )
-
-
-def _parts(content: SentContent) -> tuple[ContentPart, ...]:
-    if isinstance(content, str):
-        return (TextPart(content),)
-    return tuple(_part(part) for part in content)
-
-
-def _part(part: SentPart) -> ContentPart:
-    if not isinstance(part, SentImage):
-        return TextPart(part.text)
-    source = part.source
-    if source.type == "letta":
-        raise NotImplementedHereError("Images by file id are not offered; send a URL or base64.")
-    needed = "url" if source.type == "url" else "data"
-    if getattr(source, needed) is None:
-        message = f"An image of type '{source.type}' needs its '{needed}'."
-        raise invalid([Fault(["body", "messages", "content", "source"], message, "image_source")])
-    if source.type == "url":
-        return ImagePart(url=source.url)
-    return ImagePart(url=None, media_type=source.media_type, base64_data=source.data)

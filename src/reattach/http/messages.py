@@ -20,7 +20,8 @@ from reattach.http.schemas.message import MessageItem
 from reattach.ids import CONVERSATION_PATTERN, AgentId, ConversationId, MessageId
 from reattach.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS
 from reattach.messages import Message
-from reattach.wire.letta import MessageType, message_items
+from reattach.wire.letta import MessageType
+from reattach.wire.stored import message_items
 
 router = APIRouter(route_class=JsonRoute)
 

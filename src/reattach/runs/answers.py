@@ -8,7 +8,7 @@ from reattach.limits import MAX_PAGE_ITEMS
 from reattach.messages import Role
 from reattach.records.base import Run
 from reattach.records.records import Records
-from reattach.wire import letta
+from reattach.wire import letta, stored
 
 
 async def whole_answer(
@@ -30,7 +30,7 @@ async def whole_answer(
         item
         for message in messages
         if message.id not in sent and (compaction_messages or message.role is not Role.SUMMARY)
-        for item in letta.message_items(message)
+        for item in stored.message_items(message)
         if types is None or item["message_type"] in types
     ]
     return {

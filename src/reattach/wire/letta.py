@@ -17,7 +17,6 @@ from reattach.events import (
     Event,
     Failed,
     HiddenReasoning,
-    Output,
     Ping,
     Place,
     ReasoningText,
@@ -31,17 +30,7 @@ from reattach.events import (
 )
 from reattach.ids import MessageId, StepId, part_otid
 from reattach.messages import (
-    ApprovalPart,
     CompactionStats,
-    ContentPart,
-    HiddenReasoningPart,
-    ImagePart,
-    Message,
-    ReasoningPart,
-    Role,
-    SummaryPart,
-    TextPart,
-    ToolCallPart,
     ToolReturnPart,
 )
 from reattach.wire.sse import data_frame, error_frame, frame_data
@@ -82,7 +71,7 @@ def message_type(event: Event) -> MessageType | None:
 
 def keepalive(ping_id: str, at: datetime, last_seq: int, run_id: str) -> bytes:
     """A ping for one reader. It is in no log; its ``seq_id`` is the last one sent, if any."""
-    return data_frame(_encode(_head("ping", ping_id, at, seq=last_seq or None, run_id=run_id)))
+    return data_frame(_encode(head("ping", ping_id, at, seq=last_seq or None, run_id=run_id)))
 
 
 def body(event: Event, seq: int | None, run_id: str | None) -> Json:
@@ -95,7 +84,7 @@ def _date(at: datetime) -> str:
     return at.isoformat(timespec="seconds")
 
 
-def _head(
+def head(
     message_type: str,
     message_id: str,
     at: datetime,
@@ -125,7 +114,7 @@ def _placed(
     message_type: str, place: Place, seq: int | None, run_id: str | None, name: str | None = None
 ) -> Json:
     otid = part_otid(place.message_id, place.index)
-    return _head(
+    return head(
         message_type,
         place.message_id,
         place.at,
@@ -138,7 +127,7 @@ def _placed(
 
 
 def _ping(event: Ping, seq: int | None, run_id: str | None) -> Json:
-    return _head("ping", event.id, event.at, seq=seq, run_id=run_id)
+    return head("ping", event.id, event.at, seq=seq, run_id=run_id)
 
 
 def _assistant(event: AssistantText, seq: int | None, run_id: str | None) -> Json:
@@ -180,14 +169,14 @@ def _tool_call(event: ToolCallRequested, seq: int | None, run_id: str | None) ->
 
 def _tool_return(event: ToolReturned, seq: int | None, run_id: str | None) -> Json:
     result = _placed("tool_return_message", event.place, seq, run_id, event.name)
-    returned = _return_members(event)
+    returned = return_members(event)
     result |= returned
     result["tool_returns"] = [{"type": "tool", **returned}]
     return result
 
 
 def _compaction_began(event: CompactionBegan, seq: int | None, run_id: str | None) -> Json:
-    result = _head("event_message", event.id, event.at, seq=seq, run_id=run_id)
+    result = head("event_message", event.id, event.at, seq=seq, run_id=run_id)
     result["step_id"] = event.step_id
     result["event_type"] = "compaction"
     result["event_data"] = {
@@ -200,12 +189,22 @@ def _compaction_began(event: CompactionBegan, seq: int | None, run_id: str | Non
 
 def _summarized(event: Summarized, seq: int | None, run_id: str | None) -> Json:
     result = _placed("summary_message", event.place, seq, run_id)
-    return result | _summary_members(event.text, event.stats, event.kept_from)
+    return result | summary_members(event.text, event.stats, event.kept_from)
 
 
-def _summary_members(text: str, stats: CompactionStats | None, kept_from: MessageId | None) -> Json:
+def summary_members(text: str, stats: CompactionStats | None, kept_from: MessageId | None) -> Json:
     told = None if stats is None else msgspec.to_builtins(stats)
     return {"summary": text, "compaction_stats": told, "kept_from_message_id": kept_from}
+
+
+def return_members(returned: ToolReturned | ToolReturnPart) -> Json:
+    return {
+        "tool_return": returned.output,
+        "status": returned.status,
+        "tool_call_id": returned.tool_call_id,
+        "stdout": returned.stdout,
+        "stderr": returned.stderr,
+    }
 
 
 def _stopped(event: Stopped, seq: int | None, run_id: str | None) -> Json:
@@ -346,148 +345,3 @@ _EVENTS: dict[str, Callable[[Json], Event]] = {
     "error_message": lambda data: Failed(data["error_type"], data["message"], data["detail"]),
     "usage_statistics": lambda data: Usage(**{key: data[key] for key in _USAGE_MEMBERS}),
 }
-
-
-# Stored messages, as the lists show them.
-
-
-def message_items(message: Message) -> list[Json]:
-    """The items that ``message`` is in a list, in order; at least one."""
-    if message.role is Role.APPROVAL:
-        return [_answer(message)]
-    if message.role is Role.TOOL:
-        return [_tool_returns(message)]
-    if message.role is Role.SUMMARY:
-        return [_summary(message)]
-    if message.role in {Role.SYSTEM, Role.USER} or message.step_id is None:
-        item = _told(f"{message.role}_message", message)
-        item["content"] = _content(message)
-        return [item]
-    return [body(output, None, message.run_id) for output in _outputs(message)]
-
-
-def approval_request(message: Message) -> Json:
-    """The item that asks for approval, of a message whose calls need it."""
-    items = message_items(message)
-    return next(item for item in items if item["message_type"] == "approval_request_message")
-
-
-def _told(message_type: str, message: Message) -> Json:
-    return _head(
-        message_type,
-        message.id,
-        message.created_at,
-        seq=None,
-        run_id=message.run_id,
-        name=message.name,
-        otid=message.otid,
-        sender_id=message.sender_id,
-        step_id=message.step_id,
-    )
-
-
-def _answer(message: Message) -> Json:
-    """A client's answer to an approval request; the old members tell its first approval."""
-    item = _told("approval_response_message", message)
-    item["approvals"] = approvals = [_answered(part) for part in message.parts]
-    first = next((one for one in approvals if one["type"] == "approval"), {})
-    item["approve"] = first.get("approve")
-    item["approval_request_id"] = first.get("tool_call_id")
-    item["reason"] = first.get("reason")
-    return item
-
-
-def _answered(part: ContentPart) -> Json:
-    if isinstance(part, ToolReturnPart):
-        return {"type": "tool", **_return_members(part)}
-    assert isinstance(part, ApprovalPart), f"{type(part).__name__} is no answer"
-    return {
-        "type": "approval",
-        "tool_call_id": part.tool_call_id,
-        "approve": part.approve,
-        "reason": part.reason,
-    }
-
-
-def _summary(message: Message) -> Json:
-    item = _told("summary_message", message)
-    item["otid"] = part_otid(message.id, 0)
-    part = message.parts[0]
-    assert isinstance(part, SummaryPart), f"{message.id} is no summary"
-    return item | _summary_members(part.text, part.stats, part.kept_from)
-
-
-def _tool_returns(message: Message) -> Json:
-    """The returns of one message; the members beside their list repeat the first."""
-    item = _told("tool_return_message", message)
-    item["otid"] = part_otid(message.id, 0)
-    returns = [_return_members(part) for part in message.parts if isinstance(part, ToolReturnPart)]
-    item |= returns[0]
-    item["tool_returns"] = [{"type": "tool", **one} for one in returns]
-    return item
-
-
-def _return_members(returned: ToolReturned | ToolReturnPart) -> Json:
-    return {
-        "tool_return": returned.output,
-        "status": returned.status,
-        "tool_call_id": returned.tool_call_id,
-        "stdout": returned.stdout,
-        "stderr": returned.stderr,
-    }
-
-
-def _content(message: Message) -> str | list[Json]:
-    if all(isinstance(part, TextPart) for part in message.parts):
-        return message.text
-    return [_content_part(part) for part in message.parts]
-
-
-def _content_part(part: ContentPart) -> Json:
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
-    if isinstance(part, ImagePart):
-        source: Json = {"type": "url", "url": part.url}
-        if part.url is None:
-            source = {"type": "base64", "media_type": part.media_type, "data": part.base64_data}
-        return {"type": "image", "source": source}
-    raise TypeError(f"{type(part).__name__} does not stand in a message of a user or the system")
-
-
-def _outputs(message: Message) -> list[Output]:
-    """The parts of a stored answer, each whole, in order."""
-    outputs: list[Output] = []
-    index = 0
-    calls: list[ToolCallPart] = []
-    step_id = message.step_id or StepId("")  # answers have one; what clients sent is shown above
-    for part in message.parts:
-        place = Place(message.id, step_id, index, message.created_at)
-        match part:
-            case TextPart():
-                outputs.append(AssistantText(place, part.text))
-            case ReasoningPart():
-                outputs.append(ReasoningText(place, part.text, part.signature))
-            case HiddenReasoningPart():
-                outputs.append(HiddenReasoning(place, part.state, part.text))
-            case ToolCallPart():
-                calls.append(part)
-                continue
-            case ImagePart() | ToolReturnPart() | ApprovalPart() | SummaryPart():
-                continue  # of others
-        index += 1
-    place = Place(message.id, step_id, index, message.created_at)
-    return outputs + _requested(place, calls)
-
-
-def _requested(place: Place, calls: list[ToolCallPart]) -> list[Output]:
-    """Calls that may run, in one item; then those that wait for an approval, in another."""
-    groups: list[Output] = []
-    for waits in (False, True):
-        group = tuple(
-            ToolCall(call.tool_call_id, call.name, call.arguments)
-            for call in calls
-            if call.needs_approval is waits
-        )
-        if group:
-            groups.append(ToolCallRequested(place, group, is_chunk=False, needs_approval=waits))
-    return groups

@@ -58,6 +58,7 @@ class ImageSource(Body):
     url: str | None = None
     media_type: str | None = Field(None, max_length=MAX_NAME_CHARS)
     data: str | None = None
+    detail: str | None = Field(None, max_length=MAX_NAME_CHARS)
 
 
 class SentImage(Body):

@@ -6,7 +6,6 @@ completions. Importing this module raises StartupError if Pydantic AI is not ins
 """
 
 import asyncio
-import base64
 import json
 import os
 import re
@@ -40,7 +39,7 @@ from reattach.errors import (
     StartupError,
 )
 from reattach.events import StopReason, Usage
-from reattach.messages import ImagePart, Message, Role, TextPart, ToolCallPart, ToolReturnPart
+from reattach.messages import ToolCallPart
 
 try:
     import pydantic_ai.messages as pm
@@ -56,6 +55,8 @@ except ImportError as error:
         "Hosted models need Pydantic AI. Install it with `pip install 'reattach[providers]'`, "
         "or leave out the setting `models`."
     ) from error
+
+from reattach.engine.pydantic_ai.told import provider_messages
 
 _DEFAULT_CONTEXT_TOKENS: Final = 128_000
 _PROVIDERS: Final[Mapping[str, str]] = {"google_ai": "google", "google_vertex": "google-cloud"}
@@ -75,6 +76,9 @@ _PROVIDER_TYPES: Final[Mapping[str, str]] = {
     },
 }  # fmt: skip
 """The SDK's provider types; every other provider counts as ``openai``."""
+
+_REFUSALS: Final = frozenset({400, 404, 415, 422})
+"""The statuses with which providers refuse images."""
 
 _EFFORTS: Final = frozenset({"minimal", "low", "medium", "high", "xhigh", "max"})
 
@@ -128,9 +132,11 @@ class PydanticAIEngine(Engine):
         for returned in returns:
             yield returned
         try:
+            model = await self._open(turn.model)
+            sees = model.profile.get("supports_image_input", True)
             request = model_request_stream(
-                await self._open(turn.model),
-                provider_messages(turn, returns),
+                model,
+                provider_messages(turn, returns, sees_images=sees),
                 model_settings=self._settings(turn),
                 model_request_parameters=_parameters(turn),
             )
@@ -142,7 +148,7 @@ class PydanticAIEngine(Engine):
                             yield delta
                 response = stream.get()
         except (exceptions.AgentRunError, exceptions.UserError, ImportError) as error:
-            raise engine_error(error, turn.model) from error
+            raise _explained(engine_error(error, turn.model), error, turn) from error
         for delta in answer.end(response, turn.model):
             yield delta
 
@@ -225,86 +231,6 @@ def _context_tokens(handle: str) -> int | None:
         raise StartupError(f"The model {handle} is of the unknown provider {provider}.") from error
 
 
-# What the model is told.
-
-
-def provider_messages(turn: Turn, returns: Sequence[ToolReturn] = ()) -> list[pm.ModelMessage]:
-    """The turn in Pydantic AI's words, the system prompt first; ``returns`` are the turn's own.
-
-    Reasoning is left out, because a provider refuses another one's signatures. So are tool calls
-    without a return and returns without a call, which providers refuse too. The returns of a
-    message's calls come right after it, as providers want them, in the order of the calls.
-    """
-    messages: list[pm.ModelMessage] = []
-    if turn.system:
-        messages.append(pm.ModelRequest([pm.SystemPromptPart(turn.system)]))
-    told = (*turn.history, *turn.input)
-    for message, answers in zip(told, _returns_by_message(told, returns), strict=True):
-        if message.role is Role.ASSISTANT:
-            if response := list(_response_parts(message, {one.tool_call_id for one in answers})):
-                messages.append(pm.ModelResponse(response))
-            if answers:
-                messages.append(pm.ModelRequest([_return_part(one) for one in answers]))
-        elif request := list(_request_parts(message)):
-            messages.append(pm.ModelRequest(request))
-    return messages
-
-
-def _returns_by_message(
-    told: Sequence[Message], returns: Sequence[ToolReturn]
-) -> list[list[ToolReturnPart | ToolReturn]]:
-    """For each message the returns of its calls. Providers may use an id again in later calls."""
-    left: dict[str, ToolReturnPart | ToolReturn] = {one.tool_call_id: one for one in returns}
-    found: list[list[ToolReturnPart | ToolReturn]] = []
-    for message in reversed(told):
-        calls = [part for part in message.parts if isinstance(part, ToolCallPart)]
-        found.append([left.pop(call.tool_call_id) for call in calls if call.tool_call_id in left])
-        left |= {p.tool_call_id: p for p in message.parts if isinstance(p, ToolReturnPart)}
-    found.reverse()
-    return found
-
-
-def _response_parts(message: Message, returned: set[str]) -> Iterator[pm.ModelResponsePart]:
-    for part in message.parts:
-        if isinstance(part, TextPart) and part.text:
-            yield pm.TextPart(part.text)
-        elif isinstance(part, ToolCallPart) and part.tool_call_id in returned:
-            yield pm.ToolCallPart(part.name, _whole(part.arguments), part.tool_call_id)
-
-
-def _whole(arguments: str) -> str:
-    """The arguments, or none if they are no JSON object: a run may have ended within them."""
-    try:
-        return arguments if isinstance(json.loads(arguments), dict) else "{}"
-    except ValueError:
-        return "{}"
-
-
-def _return_part(returned: ToolReturnPart | ToolReturn) -> pm.ToolReturnPart:
-    return pm.ToolReturnPart(
-        returned.name,
-        returned.output,
-        returned.tool_call_id,
-        outcome="success" if returned.status == "success" else "failed",
-    )
-
-
-def _request_parts(message: Message) -> Iterator[pm.ModelRequestPart]:
-    if message.role is Role.SYSTEM:
-        if message.text:
-            yield pm.SystemPromptPart(message.text)
-        return
-    content: list[pm.UserContent] = []
-    for part in message.parts:
-        if isinstance(part, TextPart) and part.text:
-            content.append(part.text)
-        elif isinstance(part, ImagePart):
-            content.append(_image(part))
-    if content:
-        only = content[0]
-        yield pm.UserPromptPart(only if len(content) == 1 and isinstance(only, str) else content)
-
-
 def _unknown_tool(call: ToolCallPart) -> ToolReturn:
     """What is said of a call that was approved and that is not of a tool of the server."""
     return ToolReturn(
@@ -313,16 +239,6 @@ def _unknown_tool(call: ToolCallPart) -> ToolReturn:
         "error",
         f"The server has no tool {call.name}. It is for the client to run it and send its return.",
     )
-
-
-def _image(part: ImagePart) -> pm.UserContent:
-    if part.base64_data is not None:
-        try:
-            data = base64.b64decode(part.base64_data, validate=True)
-        except ValueError as error:
-            raise ModelError("An image of the message is not valid base64.") from error
-        return pm.BinaryContent(data, media_type=part.media_type or "image/png")
-    return pm.ImageUrl(part.url or "")
 
 
 def _parameters(turn: Turn) -> ModelRequestParameters:
@@ -455,6 +371,15 @@ def engine_error(error: Exception, handle: str) -> EngineError:
         return ModelTimeoutError(f"The provider of {handle} did not answer in time.")
     told = f" (status {status})" if status else ""
     return ModelError(f"The provider of {handle} failed{told}.")
+
+
+def _explained(told: EngineError, error: Exception, turn: Turn) -> EngineError:
+    """The error, with a word on images if they may be what was refused."""
+    status = error.status_code if isinstance(error, exceptions.ModelHTTPError) else None
+    has_images = any(message.has_images for message in (*turn.history, *turn.input))
+    if type(told) is ModelError and status in _REFUSALS and has_images:
+        return ModelError(f"{told.detail} The conversation has images; it may not take them.")
+    return told
 
 
 def _set_up_error(error: Exception, handle: str) -> EngineError:

@@ -1,0 +1,123 @@
+"""A turn in Pydantic AI's words: what the model is told."""
+
+import base64
+import json
+import mimetypes
+from collections.abc import Iterator, Sequence
+
+import pydantic_ai.messages as pm
+
+from reattach.engine.base import ToolReturn, Turn
+from reattach.errors import ModelError
+from reattach.messages import (
+    UNSEEN,
+    ImagePart,
+    Message,
+    Role,
+    TextPart,
+    ToolCallPart,
+    ToolReturnPart,
+)
+
+
+def provider_messages(
+    turn: Turn, returns: Sequence[ToolReturn] = (), *, sees_images: bool = True
+) -> list[pm.ModelMessage]:
+    """The turn in Pydantic AI's words, the system prompt first; ``returns`` are the turn's own.
+
+    A model that can not see images is told that there were some.
+
+    Reasoning is left out, because a provider refuses another one's signatures. So are tool calls
+    without a return and returns without a call, which providers refuse too. The returns of a
+    message's calls come right after it, as providers want them, in the order of the calls.
+    """
+    messages: list[pm.ModelMessage] = []
+    if turn.system:
+        messages.append(pm.ModelRequest([pm.SystemPromptPart(turn.system)]))
+    told = (*turn.history, *turn.input)
+    for message, answers in zip(told, _returns_by_message(told, returns), strict=True):
+        if message.role is Role.ASSISTANT:
+            if response := list(_response_parts(message, {one.tool_call_id for one in answers})):
+                messages.append(pm.ModelResponse(response))
+            if answers:
+                parts = [_return_part(one, sees_images=sees_images) for one in answers]
+                messages.append(pm.ModelRequest(parts))
+        elif request := list(_request_parts(message, sees_images=sees_images)):
+            messages.append(pm.ModelRequest(request))
+    return messages
+
+
+def _returns_by_message(
+    told: Sequence[Message], returns: Sequence[ToolReturn]
+) -> list[list[ToolReturnPart | ToolReturn]]:
+    """For each message the returns of its calls. Providers may use an id again in later calls."""
+    left: dict[str, ToolReturnPart | ToolReturn] = {one.tool_call_id: one for one in returns}
+    found: list[list[ToolReturnPart | ToolReturn]] = []
+    for message in reversed(told):
+        calls = [part for part in message.parts if isinstance(part, ToolCallPart)]
+        found.append([left.pop(call.tool_call_id) for call in calls if call.tool_call_id in left])
+        left |= {p.tool_call_id: p for p in message.parts if isinstance(p, ToolReturnPart)}
+    found.reverse()
+    return found
+
+
+def _response_parts(message: Message, returned: set[str]) -> Iterator[pm.ModelResponsePart]:
+    for part in message.parts:
+        if isinstance(part, TextPart) and part.text:
+            yield pm.TextPart(part.text)
+        elif isinstance(part, ToolCallPart) and part.tool_call_id in returned:
+            yield pm.ToolCallPart(part.name, _whole(part.arguments), part.tool_call_id)
+
+
+def _whole(arguments: str) -> str:
+    """The arguments, or none if they are no JSON object: a run may have ended within them."""
+    try:
+        return arguments if isinstance(json.loads(arguments), dict) else "{}"
+    except ValueError:
+        return "{}"
+
+
+def _return_part(returned: ToolReturnPart | ToolReturn, *, sees_images: bool) -> pm.ToolReturnPart:
+    content: list[pm.UserContent] = [returned.output] if returned.output else []
+    has_images = isinstance(returned, ToolReturnPart) and bool(returned.images)
+    if isinstance(returned, ToolReturnPart):
+        content += [_image(image, sees_images=sees_images) for image in returned.images]
+    return pm.ToolReturnPart(
+        returned.name,
+        content if has_images else returned.output,
+        returned.tool_call_id,
+        outcome="success" if returned.status == "success" else "failed",
+    )
+
+
+def _request_parts(message: Message, *, sees_images: bool) -> Iterator[pm.ModelRequestPart]:
+    if message.role is Role.SYSTEM:
+        if message.text:
+            yield pm.SystemPromptPart(message.text)
+        return
+    content: list[pm.UserContent] = []
+    for part in message.parts:
+        if isinstance(part, TextPart) and part.text:
+            content.append(part.text)
+        elif isinstance(part, ImagePart):
+            content.append(_image(part, sees_images=sees_images))
+    if content:
+        only = content[0]
+        yield pm.UserPromptPart(only if len(content) == 1 and isinstance(only, str) else content)
+
+
+def _image(part: ImagePart, *, sees_images: bool) -> pm.UserContent:
+    if not sees_images:
+        return UNSEEN
+    detail = None if part.detail is None else {"detail": part.detail}
+    if part.base64_data is not None:
+        try:
+            data = base64.b64decode(part.base64_data, validate=True)
+        except ValueError as error:
+            raise ModelError("An image of the message is not valid base64.") from error
+        return pm.BinaryContent(
+            data, media_type=part.media_type or "image/png", vendor_metadata=detail
+        )
+    url = part.url or ""
+    kind, _ = mimetypes.guess_type(url)
+    return pm.ImageUrl(url, media_type=kind or "image/jpeg", vendor_metadata=detail)

@@ -1,0 +1,96 @@
+"""The content of messages as clients write it, understood."""
+
+import base64
+import binascii
+from typing import Final
+
+from reattach.errors import NotImplementedHereError, ValidationFailedError
+from reattach.http.body import Fault, invalid
+from reattach.http.schemas.sending import ImageSource, SentContent, SentImage, SentReturn
+from reattach.limits import MAX_IMAGE_BYTES, MAX_IMAGE_URL_CHARS, MAX_SEND_IMAGES
+from reattach.messages import ContentPart, ImagePart, Message, TextPart, ToolReturnPart
+
+_TYPES: Final = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp"})
+"""What the providers take, all of them."""
+
+_DEFAULT_TYPE: Final = "image/png"
+_PLACE: Final = ("body", "messages", "content", "source")
+
+
+def parts_of(content: SentContent) -> tuple[ContentPart, ...]:
+    """Raises ValidationFailedError, and NotImplementedHereError for images by the id of a file."""
+    if isinstance(content, str):
+        return (TextPart(content),)
+    return tuple(
+        image_of(part.source) if isinstance(part, SentImage) else TextPart(part.text)
+        for part in content
+    )
+
+
+def return_of(sent: SentReturn) -> ToolReturnPart:
+    """What a client's tool returned; the name of the tool is not known yet."""
+    parts = parts_of(sent.tool_return)
+    return ToolReturnPart(
+        sent.tool_call_id,
+        "",
+        sent.status,
+        "".join(part.text for part in parts if isinstance(part, TextPart)),
+        None if sent.stdout is None else tuple(sent.stdout),
+        None if sent.stderr is None else tuple(sent.stderr),
+        tuple(part for part in parts if isinstance(part, ImagePart)),
+    )
+
+
+def check_images(messages: tuple[Message, ...]) -> None:
+    """Raises ValidationFailedError if there are too many of them."""
+    images = 0
+    for part in (part for message in messages for part in message.parts):
+        images += isinstance(part, ImagePart)
+        images += len(part.images) if isinstance(part, ToolReturnPart) else 0
+    if images > MAX_SEND_IMAGES:
+        message = f"A send may have {MAX_SEND_IMAGES} images; this one has {images}."
+        raise invalid([Fault(["body", "messages"], message, "too_many_images")])
+
+
+def image_of(source: ImageSource) -> ImagePart:
+    """A URL that is the image itself is taken as the image."""
+    if source.type == "letta" and source.data is None:
+        raise NotImplementedHereError("Images by file id are not offered; send a URL or base64.")
+    needed = "url" if source.type == "url" else "data"
+    if getattr(source, needed) is None:
+        raise _wrong(f"An image of type '{source.type}' needs its '{needed}'.")
+    if source.url is not None and source.type == "url":
+        if not source.url.startswith("data:"):
+            return _by_url(source.url, source.detail)
+        head, separator, data = source.url.removeprefix("data:").partition(";base64,")
+        if not separator:
+            raise _wrong("A data URL of an image needs ';base64,' before its data.")
+        return _inline(data, head, source.detail)
+    return _inline(source.data or "", source.media_type, source.detail)
+
+
+def _by_url(url: str, detail: str | None) -> ImagePart:
+    if not url.startswith(("https://", "http://")):
+        raise _wrong("The URL of an image begins with https://, http:// or data:.")
+    if len(url) > MAX_IMAGE_URL_CHARS:
+        raise _wrong(f"The URL of an image may have {MAX_IMAGE_URL_CHARS} characters.")
+    return ImagePart(url=url, detail=detail)
+
+
+def _inline(data: str, media_type: str | None, detail: str | None) -> ImagePart:
+    media_type = media_type or _DEFAULT_TYPE
+    if media_type not in _TYPES:
+        raise _wrong(f"An image is one of {', '.join(sorted(_TYPES))}.")
+    if len(data) // 4 * 3 > MAX_IMAGE_BYTES:
+        raise _wrong(f"An image may have {MAX_IMAGE_BYTES} bytes.")
+    try:
+        decoded = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        raise _wrong("An image's data is not valid base64.") from None
+    if not decoded:
+        raise _wrong("An image has no data.")
+    return ImagePart(url=None, media_type=media_type, base64_data=data, detail=detail)
+
+
+def _wrong(message: str) -> ValidationFailedError:
+    return invalid([Fault(list(_PLACE), message, "image_source")])

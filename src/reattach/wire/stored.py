@@ -1,0 +1,169 @@
+"""Stored messages as the lists of the Letta dialect show them. Pure functions."""
+
+from reattach.events import (
+    AssistantText,
+    HiddenReasoning,
+    Output,
+    Place,
+    ReasoningText,
+    ToolCall,
+    ToolCallRequested,
+)
+from reattach.ids import StepId, part_otid
+from reattach.messages import (
+    ApprovalPart,
+    ContentPart,
+    HiddenReasoningPart,
+    ImagePart,
+    Message,
+    ReasoningPart,
+    Role,
+    SummaryPart,
+    TextPart,
+    ToolCallPart,
+    ToolReturnPart,
+)
+from reattach.wire.letta import Json, body, head, return_members, summary_members
+
+
+def message_items(message: Message) -> list[Json]:
+    """The items that ``message`` is in a list, in order; at least one."""
+    if message.role is Role.APPROVAL:
+        return [_answer(message)]
+    if message.role is Role.TOOL:
+        return [_tool_returns(message)]
+    if message.role is Role.SUMMARY:
+        return [_summary(message)]
+    if message.role in {Role.SYSTEM, Role.USER} or message.step_id is None:
+        item = _told(f"{message.role}_message", message)
+        item["content"] = _content(message)
+        return [item]
+    return [body(output, None, message.run_id) for output in _outputs(message)]
+
+
+def approval_request(message: Message) -> Json:
+    """The item that asks for approval, of a message whose calls need it."""
+    items = message_items(message)
+    return next(item for item in items if item["message_type"] == "approval_request_message")
+
+
+def _told(message_type: str, message: Message) -> Json:
+    return head(
+        message_type,
+        message.id,
+        message.created_at,
+        seq=None,
+        run_id=message.run_id,
+        name=message.name,
+        otid=message.otid,
+        sender_id=message.sender_id,
+        step_id=message.step_id,
+    )
+
+
+def _answer(message: Message) -> Json:
+    """A client's answer to an approval request; the old members tell its first approval."""
+    item = _told("approval_response_message", message)
+    item["approvals"] = approvals = [_answered(part) for part in message.parts]
+    first = next((one for one in approvals if one["type"] == "approval"), {})
+    item["approve"] = first.get("approve")
+    item["approval_request_id"] = first.get("tool_call_id")
+    item["reason"] = first.get("reason")
+    return item
+
+
+def _answered(part: ContentPart) -> Json:
+    if isinstance(part, ToolReturnPart):
+        return _whole_return(part)
+    assert isinstance(part, ApprovalPart), f"{type(part).__name__} is no answer"
+    return {
+        "type": "approval",
+        "tool_call_id": part.tool_call_id,
+        "approve": part.approve,
+        "reason": part.reason,
+    }
+
+
+def _summary(message: Message) -> Json:
+    item = _told("summary_message", message)
+    item["otid"] = part_otid(message.id, 0)
+    part = message.parts[0]
+    assert isinstance(part, SummaryPart), f"{message.id} is no summary"
+    return item | summary_members(part.text, part.stats, part.kept_from)
+
+
+def _tool_returns(message: Message) -> Json:
+    """The returns of one message; the members beside their list repeat the first."""
+    item = _told("tool_return_message", message)
+    item["otid"] = part_otid(message.id, 0)
+    returns = [part for part in message.parts if isinstance(part, ToolReturnPart)]
+    item |= return_members(returns[0])
+    item["tool_returns"] = [_whole_return(one) for one in returns]
+    return item
+
+
+def _whole_return(returned: ToolReturnPart) -> Json:
+    """A return with its images, of which the members beside the list can not tell."""
+    whole = {"type": "tool", **return_members(returned)}
+    if returned.images:
+        parts: list[ContentPart] = [TextPart(returned.output)] if returned.output else []
+        whole["tool_return"] = [_content_part(part) for part in (*parts, *returned.images)]
+    return whole
+
+
+def _content(message: Message) -> str | list[Json]:
+    if all(isinstance(part, TextPart) for part in message.parts):
+        return message.text
+    return [_content_part(part) for part in message.parts]
+
+
+def _content_part(part: ContentPart) -> Json:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    if isinstance(part, ImagePart):
+        source: Json = {"type": "url", "url": part.url}
+        if part.url is None:
+            source = {"type": "base64", "media_type": part.media_type, "data": part.base64_data}
+        if part.detail is not None:
+            source["detail"] = part.detail
+        return {"type": "image", "source": source}
+    raise TypeError(f"{type(part).__name__} does not stand in a message of a user or the system")
+
+
+def _outputs(message: Message) -> list[Output]:
+    """The parts of a stored answer, each whole, in order."""
+    outputs: list[Output] = []
+    index = 0
+    calls: list[ToolCallPart] = []
+    step_id = message.step_id or StepId("")  # answers have one; what clients sent is shown above
+    for part in message.parts:
+        place = Place(message.id, step_id, index, message.created_at)
+        match part:
+            case TextPart():
+                outputs.append(AssistantText(place, part.text))
+            case ReasoningPart():
+                outputs.append(ReasoningText(place, part.text, part.signature))
+            case HiddenReasoningPart():
+                outputs.append(HiddenReasoning(place, part.state, part.text))
+            case ToolCallPart():
+                calls.append(part)
+                continue
+            case ImagePart() | ToolReturnPart() | ApprovalPart() | SummaryPart():
+                continue  # of others
+        index += 1
+    place = Place(message.id, step_id, index, message.created_at)
+    return outputs + _requested(place, calls)
+
+
+def _requested(place: Place, calls: list[ToolCallPart]) -> list[Output]:
+    """Calls that may run, in one item; then those that wait for an approval, in another."""
+    groups: list[Output] = []
+    for waits in (False, True):
+        group = tuple(
+            ToolCall(call.tool_call_id, call.name, call.arguments)
+            for call in calls
+            if call.needs_approval is waits
+        )
+        if group:
+            groups.append(ToolCallRequested(place, group, is_chunk=False, needs_approval=waits))
+    return groups
