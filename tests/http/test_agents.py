@@ -282,3 +282,30 @@ async def test_a_longer_list_costs_no_more_queries(server: Server) -> None:
             queries[-1].append(len(counted))
     assert queries[0] == queries[1]
     assert max(queries[0]) <= 6
+
+
+async def test_the_older_configuration_says_how_the_model_is_asked(server: Server) -> None:
+    config = {
+        "model": "slow",
+        "model_endpoint_type": "scripted",
+        "context_window": 4000,
+        "enable_reasoner": True,
+        "max_reasoning_tokens": 2000,
+        "reasoning_effort": "low",
+        "verbosity": "high",
+        "temperature": 0.5,
+        "max_tokens": 7000,
+    }
+    made = await server.agent(llm_config=config, model_settings={"temperature": 1.0})
+    assert made["model_settings"] == {
+        "temperature": 1.0,
+        "max_output_tokens": 7000,
+        "verbosity": "high",
+        "reasoning": {"reasoning_effort": "low"},
+        "thinking": {"type": "enabled", "budget_tokens": 2000},
+    }
+    shown = {name: made["llm_config"][name] for name in config}
+    assert shown == config | {"temperature": 1.0, "model_endpoint_type": "openai"}
+    off = await server.agent(llm_config={**config, "enable_reasoner": False})
+    assert off["model_settings"]["thinking"] == {"type": "disabled"}
+    assert off["llm_config"]["enable_reasoner"] is False

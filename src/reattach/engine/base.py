@@ -44,6 +44,16 @@ class ModelSettings:
     temperature: float | None = None
     max_output_tokens: int | None = None
     reasoning_effort: str | None = None
+    """How much it is to reason: ``none``, ``minimal``, ``low`` and so on to ``max``."""
+    reasons: bool | None = None
+    """Whether it is to reason at all."""
+    reasoning_tokens: int | None = None
+    """What it may spend on that; 0: nothing."""
+    shows_reasoning: bool | None = None
+    """Whether its reasoning is to be told."""
+    effort: str | None = None
+    """How much it is to spend on the answer as a whole; where it is not known, on reasoning."""
+    verbosity: str | None = None
     parallel_tool_calls: bool | None = None
 
     def over(self, other: "ModelSettings") -> "ModelSettings":

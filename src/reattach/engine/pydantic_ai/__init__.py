@@ -48,7 +48,7 @@ try:
     from pydantic_ai.models import Model as ProviderModel
     from pydantic_ai.models import ModelRequestParameters, infer_model, infer_model_profile
     from pydantic_ai.providers import infer_provider_class
-    from pydantic_ai.settings import ModelSettings, ThinkingEffort
+    from pydantic_ai.settings import ModelSettings as ProviderSettings
     from pydantic_ai.tools import ToolDefinition
 except ImportError as error:
     raise StartupError(
@@ -56,6 +56,7 @@ except ImportError as error:
         "or leave out the setting `models`."
     ) from error
 
+from reattach.engine.pydantic_ai.settings import provider_settings
 from reattach.engine.pydantic_ai.told import provider_messages
 
 _DEFAULT_CONTEXT_TOKENS: Final = 128_000
@@ -79,8 +80,6 @@ _PROVIDER_TYPES: Final[Mapping[str, str]] = {
 
 _REFUSALS: Final = frozenset({400, 404, 415, 422})
 """The statuses with which providers refuse images."""
-
-_EFFORTS: Final = frozenset({"minimal", "low", "medium", "high", "xhigh", "max"})
 
 
 class PydanticAIEngine(Engine):
@@ -137,7 +136,7 @@ class PydanticAIEngine(Engine):
             request = model_request_stream(
                 model,
                 provider_messages(turn, returns, sees_images=sees),
-                model_settings=self._settings(turn),
+                model_settings=self._settings(turn, model),
                 model_request_parameters=_parameters(turn),
             )
             async with request as stream:
@@ -181,19 +180,10 @@ class PydanticAIEngine(Engine):
         )
         return OpenAIChatModel(name, provider=compatible)
 
-    def _settings(self, turn: Turn) -> ModelSettings:
-        asked = turn.settings
-        settings = ModelSettings()
-        if asked.temperature is not None:
-            settings["temperature"] = asked.temperature
-        if asked.max_output_tokens is not None:
-            settings["max_tokens"] = asked.max_output_tokens
-        if asked.reasoning_effort == "none":
-            settings["thinking"] = False
-        elif asked.reasoning_effort in _EFFORTS:
-            settings["thinking"] = cast("ThinkingEffort", asked.reasoning_effort)
-        if asked.parallel_tool_calls is not None and (turn.client_tools or turn.tools):
-            settings["parallel_tool_calls"] = asked.parallel_tool_calls
+    def _settings(self, turn: Turn, model: ProviderModel) -> ProviderSettings:
+        provider, _ = _provider_and_name(turn.model)
+        has_tools = bool(turn.client_tools or turn.tools)
+        settings = provider_settings(turn.settings, provider, model.profile, has_tools=has_tools)
         if self._max_retries is not None:
             settings["max_retries"] = self._max_retries
         return settings

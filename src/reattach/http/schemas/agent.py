@@ -158,6 +158,7 @@ class AgentState(Answer):
         config = ModelConfig.of(handle, view.models.get(handle or ""))
         if agent.context_window_limit is not None:
             config.context_window = agent.context_window_limit
+        config.tell(agent.model_settings or {})
         blocks = (
             [BlockState.of(block) for block in agent.blocks] if view.shows("agent.blocks") else []
         )
@@ -237,6 +238,8 @@ class _AgentMembers(Body):
             settings.setdefault("max_output_tokens", self.max_tokens)
         if self.parallel_tool_calls is not None:
             settings.setdefault("parallel_tool_calls", self.parallel_tool_calls)
+        if self.llm_config is not None:
+            settings = self.llm_config.settings() | settings
         if settings:
             changes["model_settings"] = settings
         if self.llm_config is not None and self.model is None:

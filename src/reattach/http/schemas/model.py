@@ -1,11 +1,13 @@
 """Models as the API shows them."""
 
+from collections.abc import Mapping
 from typing import Any, Final, Literal, Self, get_args
 
 from pydantic import Field
 
 from reattach.engine.base import Model
 from reattach.http.schemas.fields import Answer
+from reattach.runs.model_settings import model_settings
 
 ProviderType = Literal[
     "anthropic",
@@ -106,6 +108,18 @@ class ModelConfig(Answer):
             provider_name=provider or None,
             context_window=FALLBACK_CONTEXT_TOKENS,
         )
+
+    def tell(self, settings: Mapping[str, Any]) -> None:
+        """Say what these ``model_settings`` say, in the older members."""
+        asked = model_settings(settings)
+        self.temperature = asked.temperature
+        self.max_tokens = asked.max_output_tokens or self.max_tokens
+        self.parallel_tool_calls = asked.parallel_tool_calls
+        self.reasoning_effort = asked.reasoning_effort
+        self.effort = asked.effort
+        self.verbosity = asked.verbosity
+        self.max_reasoning_tokens = asked.reasoning_tokens or 0
+        self.enable_reasoner = asked.reasons or bool(asked.reasoning_tokens)
 
 
 class ModelBody(ModelConfig):

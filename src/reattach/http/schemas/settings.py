@@ -9,6 +9,7 @@ from reattach.limits import MAX_CONTEXT_TOKENS
 
 Tokens = Annotated[int, Field(ge=1, le=MAX_CONTEXT_TOKENS)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Verbosity = Literal["low", "medium", "high"]
 
 
 class Reasoning(BaseModel):
@@ -37,7 +38,7 @@ class ModelSettings(BaseModel):
     response_format: ResponseFormat | None = None
     strict: bool | None = None
     effort: Effort | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
+    verbosity: Verbosity | None = None
     thinking: KeptObject | None = None
     thinking_config: KeptObject | None = None
     tool_call_parser: Word | None = None
@@ -59,10 +60,36 @@ class LegacyModelConfig(Body):
     handle: Word | None = None
     model_endpoint_type: Word
     context_window: Tokens
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    max_tokens: Tokens | None = None
+    parallel_tool_calls: bool | None = None
+    enable_reasoner: bool | None = None
+    max_reasoning_tokens: Annotated[int, Field(ge=0, le=MAX_CONTEXT_TOKENS)] | None = None
+    reasoning_effort: Effort | None = None
+    effort: Effort | None = None
+    verbosity: Verbosity | None = None
 
     @property
     def model_handle(self) -> str:
         return self.handle or f"{self.model_endpoint_type}/{self.model}"
+
+    def settings(self) -> dict[str, Any]:
+        """What it says of how the model is asked, as ``model_settings``."""
+        settings: dict[str, Any] = {
+            "temperature": self.temperature,
+            "max_output_tokens": self.max_tokens,
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "effort": self.effort,
+            "verbosity": self.verbosity,
+        }
+        if self.reasoning_effort is not None:
+            settings["reasoning"] = {"reasoning_effort": self.reasoning_effort}
+        if self.enable_reasoner is not None:
+            settings["thinking"] = {"type": "enabled" if self.enable_reasoner else "disabled"}
+        if self.enable_reasoner is not False and self.max_reasoning_tokens:
+            thinking = settings.get("thinking") or {"type": "enabled"}
+            settings["thinking"] = {**thinking, "budget_tokens": self.max_reasoning_tokens}
+        return {name: value for name, value in settings.items() if value is not None}
 
 
 class CompactionSettings(BaseModel):

@@ -1,0 +1,95 @@
+"""A small server of Anthropic's messages and Google's contents over real HTTP.
+
+It keeps what it is asked, and answers "hi".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class ProviderServer:
+    base_url: str = ""
+    requests: list[Mapping[str, Any]] = field(default_factory=list)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+            headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in head[1:])}
+            body = json.loads(await reader.readexactly(int(headers["content-length"])))
+            self.requests.append(body)
+            events = _google() if "streamGenerateContent" in head[0] else _anthropic()
+            data = "".join(
+                (f"event: {event['type']}\n" if "type" in event else "")
+                + f"data: {json.dumps(event)}\n\n"
+                for event in events
+            )
+            writer.write(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+                f"content-length: {len(data)}\r\nconnection: close\r\n\r\n{data}".encode()
+            )
+            await writer.drain()
+        finally:
+            writer.close()
+
+
+def _anthropic() -> list[dict[str, Any]]:
+    message: dict[str, Any] = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude",
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": {"input_tokens": 1, "output_tokens": 1},
+    }
+    return [
+        {"type": "message_start", "message": message},
+        {
+            "type": "content_block_start",
+            "index": 0,
+            "content_block": {"type": "text", "text": ""},
+        },
+        {
+            "type": "content_block_delta",
+            "index": 0,
+            "delta": {"type": "text_delta", "text": "hi"},
+        },
+        {"type": "content_block_stop", "index": 0},
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+            "usage": {"output_tokens": 2},
+        },
+        {"type": "message_stop"},
+    ]
+
+
+def _google() -> list[dict[str, Any]]:
+    content = {"role": "model", "parts": [{"text": "hi"}]}
+    usage = {"promptTokenCount": 1, "candidatesTokenCount": 2, "totalTokenCount": 3}
+    return [
+        {
+            "candidates": [{"content": content, "finishReason": "STOP", "index": 0}],
+            "usageMetadata": usage,
+            "modelVersion": "gemini",
+        }
+    ]
+
+
+@asynccontextmanager
+async def provider_server() -> AsyncIterator[ProviderServer]:
+    """Serve on a free port of the loopback until the block ends."""
+    state = ProviderServer()
+    server = await asyncio.start_server(state.serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    state.base_url = f"http://127.0.0.1:{port}"
+    async with server:
+        yield state
