@@ -228,11 +228,30 @@ async def test_the_settings_of_the_agent_say_how_it_is_compacted(live: LiveServe
     assert kept[0]["content"].startswith("now")
 
 
+async def test_a_step_that_makes_a_summary_names_its_model(live: LiveServer) -> None:
+    _, thread = await small(live, compaction_settings={"model": "scripted/echo"})
+    await filled(live, thread)
+    frames = await sent(live, thread, "[chunks=1] " + "now " * 30, override_model="scripted/slow")
+    steps = await live.got(f"/v1/runs/{frames[0].event['run_id']}/steps", order="asc")
+    assert [step["model_handle"] for step in steps] == ["scripted/echo", "scripted/slow"]
+
+
+async def test_room_is_left_for_the_answer_that_is_asked_for(live: LiveServer) -> None:
+    _, thread = await small(live, window=200, model_settings={"max_output_tokens": 99})
+    await filled(live, thread, 5)
+    frames = await sent(live, thread, "now " * 30)
+    assert "summary_message" in kinds(frames)
+    _, thread = await small(live, window=200)
+    await filled(live, thread, 5)
+    frames = await sent(live, thread, "now " * 30)
+    assert "summary_message" not in kinds(frames)
+
+
 async def test_the_window_of_the_conversation_goes_before_that_of_the_agent(
     live: LiveServer,
 ) -> None:
     agent, _ = await small(live)
     thread = (await live.conversation(agent, context_window_limit=100_000))["id"]
-    await filled(live, thread)
+    await filled(live, thread, 5)
     frames = await sent(live, thread, "now " * 30)
     assert "summary_message" not in kinds(frames)

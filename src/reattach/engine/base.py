@@ -171,6 +171,8 @@ class Compacted:
     stats: CompactionStats
     usage: Usage
     """What the summary has cost."""
+    model: str | None = None
+    """The handle of the model that made it; None: the turn's."""
 
 
 @dataclass(frozen=True, slots=True)

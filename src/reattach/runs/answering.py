@@ -71,7 +71,14 @@ class Answering:
         summarizer = self._summarizer(plan, model, agent, conversation)
         if not self.catalog.model(summarizer.model).can_summarize:
             return None
-        return Compaction(plan, summarizer, self.clock, window_tokens=window)
+        asked_tokens = settings_of(agent, conversation).max_output_tokens
+        return Compaction(
+            plan,
+            summarizer,
+            self.clock,
+            window_tokens=window,
+            answer_tokens=asked_tokens or offered.max_output_tokens or 0,
+        )
 
     def _summarizer(
         self, plan: Plan, model: str, agent: Agent, conversation: Conversation | None

@@ -129,9 +129,17 @@ class Compaction:
     """
 
     def __init__(
-        self, plan: Plan, summarizer: Summarizer, clock: Clock, *, window_tokens: int
+        self,
+        plan: Plan,
+        summarizer: Summarizer,
+        clock: Clock,
+        *,
+        window_tokens: int,
+        answer_tokens: int = 0,
     ) -> None:
+        """``answer_tokens`` are what an answer may have, which providers count to the window."""
         self.window_tokens = window_tokens
+        self._answer_tokens = answer_tokens
         self._plan = plan
         self._summarizer = summarizer
         self._clock = clock
@@ -140,7 +148,12 @@ class Compaction:
     @property
     def limit_tokens(self) -> float:
         """What the system prompt, the tools and the messages may have together."""
-        return self.window_tokens * FILL
+        return self._limit(self.window_tokens)
+
+    def _limit(self, window_tokens: float) -> float:
+        return min(
+            window_tokens * FILL, window_tokens - min(self._answer_tokens, window_tokens / 2)
+        )
 
     def learn(self, turn: Turn, told: Sequence[Message], counted_tokens: int | None) -> None:
         """The provider counted that many tokens in the turn's prompt and tools with ``told``."""
@@ -190,7 +203,7 @@ class Compaction:
                 raise
             logger.warning("no summary could be made", run_id=turn.run_id, reason=error.detail)
             text, usage = _NO_SUMMARY.format(cut), Usage()
-        limit = FILL * into_tokens
+        limit = self._limit(into_tokens)
         end = self._fitting(turn, told, cut, limit)
         if end > cut:
             text += _MORE_LEFT_OUT.format(end - cut)
@@ -206,7 +219,7 @@ class Compaction:
             before,
             round(left + self._scale * text_tokens(text)),
         )
-        return Compacted(text, told[end].id, stats, usage), end
+        return Compacted(text, told[end].id, stats, usage, self._summarizer.model), end
 
     def _fitting(self, turn: Turn, told: Sequence[Message], cut: int, limit: float) -> int:
         """The first place from ``cut`` on that leaves room for a summary; the last if none does."""
@@ -218,10 +231,16 @@ class Compaction:
                 return place
         return later[-1]
 
+    @property
+    def _output_tokens(self) -> int:
+        """What a summary may have."""
+        asked = self._summarizer.settings.max_output_tokens
+        return asked or max(256, min(SUMMARY_TOKENS, self._summarizer.window_tokens // 4))
+
     async def _summary(self, turn: Turn, old: Sequence[Message]) -> tuple[str, Usage]:
-        window = min(self._summarizer.window_tokens, self.window_tokens)
-        room = window * FILL - SUMMARY_TOKENS / 2 - text_tokens(self._plan.prompt)
-        chars = int(max(room, window / 2) / self._scale) * BYTES_PER_TOKEN
+        window = self._summarizer.window_tokens
+        room = window * FILL - min(self._output_tokens, window / 2) - text_tokens(self._plan.prompt)
+        chars = int(max(room, window / 4) / self._scale) * BYTES_PER_TOKEN
         try:
             return await self._asked(turn, old, chars)
         except ContextWindowError:
@@ -257,9 +276,6 @@ class Compaction:
 
     def _request(self, turn: Turn, conversation: str) -> Turn:
         plan, summarizer = self._plan, self._summarizer
-        output_tokens = summarizer.settings.max_output_tokens
-        if output_tokens is None:
-            output_tokens = max(256, min(SUMMARY_TOKENS, summarizer.window_tokens // 4))
         asked = _REQUEST.format(conversation)
         history: list[Message] = []
         if plan.acknowledges:
@@ -278,7 +294,7 @@ class Compaction:
                 self._message(Role.USER, f"{plan.prompt}\n\n{asked}" if plan.is_by_agent else asked)
             ],
             max_steps=1,
-            settings=replace(summarizer.settings, max_output_tokens=output_tokens),
+            settings=replace(summarizer.settings, max_output_tokens=self._output_tokens),
         )
 
     def _message(self, role: Role, text: str) -> Message:

@@ -64,6 +64,8 @@ class StepRecord:
     started_at: datetime
     usage: Usage
     finished: bool
+    model: str | None = None
+    """The handle of the model that was called, if it was not the run's."""
 
 
 class RunMachine:
@@ -161,11 +163,11 @@ class RunMachine:
             return []
         return [part.whole()]
 
-    def _finish_step(self, usage: Usage) -> list[Event]:
+    def _finish_step(self, usage: Usage, *, model: str | None = None) -> list[Event]:
         events = self._flush()
         self._begin_step()
         assert self._step is not None
-        self.steps.append(replace(self._step, usage=usage, finished=True))
+        self.steps.append(replace(self._step, usage=usage, finished=True, model=model))
         self._said_in.append(self._message_id)
         self._step = None
         self._message_id = None
@@ -189,7 +191,7 @@ class RunMachine:
             told = kept_from
         events = self._flush()
         summarized = Summarized(self._next_place(), delta.summary, told, delta.stats)
-        return [*events, summarized, *self._finish_step(delta.usage)]
+        return [*events, summarized, *self._finish_step(delta.usage, model=delta.model)]
 
     def _returned(self, delta: ToolReturn) -> ToolReturned:
         step = self.steps[-1] if self._step is None and self.steps else self._begin_step()

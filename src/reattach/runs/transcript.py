@@ -184,7 +184,7 @@ class Transcript:
             run_id=run.id,
             agent_id=run.thread.agent_id,
             created_at=record.started_at,
-            model=run.model,
+            model=record.model or run.model,
             usage=replace(record.usage, step_count=1),
             stop_reason=self.stopped.reason if last else None,
             status=names.get(status, "success"),  # type: ignore[arg-type]  # one of the three
