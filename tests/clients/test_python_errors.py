@@ -31,6 +31,8 @@ CONV, AGENT, RUN = f"conv-{UUID}", f"agent-{UUID}", f"run-{UUID}"
 Call = Callable[[Letta], object]
 
 NOT_FOUND: dict[str, Call] = {
+    "compact": lambda sdk: sdk.conversations.messages.compact(CONV),
+    "recompile": lambda sdk: sdk.conversations.recompile(CONV),
     "run": lambda sdk: sdk.runs.retrieve(RUN),
     "run to resume": lambda sdk: sdk.runs.messages.stream(RUN),
     "run to resume under default": lambda sdk: sdk.conversations.messages.stream(
@@ -71,8 +73,6 @@ UNPROCESSABLE: dict[str, Call] = {
     "limit": lambda sdk: sdk.runs.list(limit=-1),
 }
 NOT_OFFERED: dict[str, Call] = {
-    "compact": lambda sdk: sdk.conversations.messages.compact(CONV),
-    "recompile": lambda sdk: sdk.conversations.recompile(CONV),
     "tool by source": lambda sdk: sdk.tools.create(source_code="def f(): ..."),
     "mcp server by request": lambda sdk: sdk.mcp_servers.create(
         server_name="files",

@@ -169,3 +169,47 @@ async def test_a_conflict_that_waiting_does_not_solve_is_not_tried_again(
     with pytest.raises(ConflictError) as refused:
         await letta.agents.blocks.attach(block.id, agent_id=agent.id)
     assert refused.value.response.request.headers["x-stainless-retry-count"] == "0"
+
+
+async def test_contexts(server: Server, letta: AsyncLetta) -> None:
+    """Compacting and recompiling, by agent and by conversation, and what lists show then."""
+    agent = await letta.agents.create(memory_blocks=[{"label": "human", "value": "Ada"}])
+    own: Any = {"isolated_block_labels": ["human"]}
+    made = await letta.conversations.create(agent_id=agent.id, extra_body=own)
+    settings: Any = {"mode": "all", "model": "scripted/echo", "clip_chars": 100}
+    for thread in (made.id, agent.id):
+        await server.send(thread, "[chunks=2]")
+        await server.send(thread, "many words " * 30)
+    compacted = await letta.conversations.messages.compact(made.id, compaction_settings=settings)
+    assert (compacted.summary, compacted.num_messages_after) == ("t0 t1", 3)
+    direct = await letta.agents.messages.compact(agent.id, compaction_settings=settings)
+    assert direct.num_messages_before == 5
+    [summary] = [
+        one
+        async for one in letta.conversations.messages.list(made.id, order="asc")
+        if one.message_type == "summary_message"
+    ]
+    assert summary.compaction_stats is not None
+    assert summary.compaction_stats.trigger == "requested"
+    compiled = await letta.conversations.recompile(made.id, dry_run=True)
+    assert made.id in str(compiled)
+    assert "Ada" in str(await letta.agents.recompile(agent.id, update_timestamp=True))
+
+
+async def test_images_and_reasoning_settings(letta: AsyncLetta) -> None:
+    config: Any = {
+        "model": "echo",
+        "model_endpoint_type": "openai",
+        "handle": "scripted/echo",
+        "context_window": 4000,
+        "enable_reasoner": True,
+        "max_reasoning_tokens": 2000,
+        "reasoning_effort": "low",
+    }
+    agent = await letta.agents.create(llm_config=config)
+    assert agent.llm_config.max_reasoning_tokens == 2000
+    pixel = {"type": "base64", "media_type": "image/gif", "data": "aGk=", "detail": "low"}
+    content: Any = [{"type": "text", "text": "look"}, {"type": "image", "source": pixel}]
+    await letta.agents.messages.create(agent.id, messages=[{"role": "user", "content": content}])
+    listed = [one async for one in letta.agents.messages.list(agent.id, order="asc")]
+    assert [one.message_type for one in listed][1] == "user_message"
