@@ -87,8 +87,15 @@ async def test_the_messages_stay_in_the_conversation_and_its_context_begins_late
     assert in_context[1] == frames[2].event["id"]
     assert in_context[2] == kept_from
     assert len(in_context) < len(all_ids)
-    listed = await live.got(f"/v1/messages/{in_context[1]}")
-    assert listed[0]["summary"] == frames[2].event["summary"]
+    for path, query in (
+        (f"/v1/messages/{in_context[1]}", {}),
+        (
+            f"/v1/conversations/{thread}/messages",
+            {"include_return_message_types": ["summary_message"]},
+        ),
+    ):
+        [listed] = await live.got(path, **query)
+        assert listed["summary"] == frames[2].event["summary"]
 
 
 @pytest.mark.promise("P1", "P4")
