@@ -114,6 +114,9 @@ MAX_CLIENT_TOOLS: Final = 256
 MAX_CLIENT_TOOL_BYTES: Final = 256 * 1024
 """The parameters' schema of one of them, as JSON; providers take less."""
 
+MAX_CLIENT_TOOL_DESCRIPTION_CHARS: Final = 100_000
+"""What one of them is for; letta-code explains its own at 10,500 characters and more."""
+
 MAX_CLIENT_SKILLS: Final = 256
 """Skills that one send tells of; each is a line or more of the system prompt."""
 

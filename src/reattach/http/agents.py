@@ -34,7 +34,7 @@ from reattach.limits import MAX_PAGE_ITEMS, MAX_QUERY_CHARS, MAX_QUERY_VALUES
 from reattach.prompt import system_message
 from reattach.records.base import Agent, Page, Thread
 from reattach.runs.turns import system_prompt
-from reattach.tools.base import SETTING, Tool
+from reattach.tools.base import RETIRED_TOOLS, SETTING, Tool
 from reattach.wire.stored import approval_request
 
 router = APIRouter(route_class=JsonRoute, tags=["agents"])
@@ -194,15 +194,18 @@ def _tool_rules(
 ) -> dict[str, bool | None] | None:
     """The agent's tools as the body names them, by name and id; None if it does not.
 
-    What the agent wanted of approvals stays. Raises NotFoundError for a tool that is not there.
+    What the agent wanted of approvals stays. A name of a tool that the retired server brought along
+    is left out where this one lacks it: clients name them for every agent that they make. Raises
+    NotFoundError for any other tool that is not there.
     """
     if body.tools is None and body.tool_ids is None:
         return None
     found: list[Tool] = []
     for name in body.tools or ():
-        if (tool := context.toolbox.by_name(name)) is None:
+        if (tool := context.toolbox.by_name(name)) is not None:
+            found.append(tool)
+        elif name not in RETIRED_TOOLS:
             raise NotFoundError(f"Tool not found with name={name[:100]}; see GET /v1/tools/.")
-        found.append(tool)
     for tool_id in body.tool_ids or ():
         if (tool := context.toolbox.by_id(tool_id)) is None:
             raise NotFoundError(f"Tool not found with id={tool_id}")

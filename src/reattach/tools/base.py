@@ -14,6 +14,31 @@ from reattach.ids import ToolId
 SETTING: Final = "server_tools"
 """The member of an agent's settings that names its tools, with what it wants of approvals."""
 
+RETIRED_TOOLS: Final = frozenset(
+    {
+        "archival_memory_insert",
+        "archival_memory_search",
+        "conversation_search",
+        "core_memory_append",
+        "core_memory_replace",
+        "fetch_webpage",
+        "grep_files",
+        "memory",
+        "memory_apply_patch",
+        "memory_finish_edits",
+        "memory_insert",
+        "memory_replace",
+        "memory_rethink",
+        "open_files",
+        "run_code",
+        "search_files",
+        "semantic_search_files",
+        "send_message",
+        "web_search",
+    }
+)
+"""The names of the tools that the retired server brought along; here a package may bring one."""
+
 
 class Tool(ABC):
     """A tool that agents can be given. Its name is its own within a server."""

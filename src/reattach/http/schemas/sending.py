@@ -10,6 +10,7 @@ from reattach.limits import (
     MAX_ANSWERED_CALLS,
     MAX_CALLBACK_URL_CHARS,
     MAX_CLIENT_SKILLS,
+    MAX_CLIENT_TOOL_DESCRIPTION_CHARS,
     MAX_CLIENT_TOOLS,
     MAX_DESCRIPTION_CHARS,
     MAX_MESSAGE_PARTS,
@@ -135,7 +136,7 @@ class ClientToolSpec(Body):
     """A tool that the client runs."""
 
     name: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
-    description: str | None = Field(None, max_length=MAX_DESCRIPTION_CHARS)
+    description: str | None = Field(None, max_length=MAX_CLIENT_TOOL_DESCRIPTION_CHARS)
     parameters: dict[str, Any] | None = Field(None, description="A JSON schema of its arguments.")
 
 
