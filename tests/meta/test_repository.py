@@ -10,7 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PYTHON_LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
-NPM_LOCK = ROOT / "tests/clients/typescript/package-lock.json"
+NPM_LOCKS = {
+    "tests/clients/typescript": ("@letta-ai/letta-client", "1.12.1"),
+    "tests/applications/vercel": ("@letta-ai/vercel-ai-sdk-provider", "1.4.0"),
+}
 COMMANDS = [
     ".ci/run",
     "scripts/bench",
@@ -93,8 +96,10 @@ def test_a_python_lock_pins_every_package_by_hash_and_holds_no_address(lock: Pat
     assert [entry for entry in entries if "--hash=sha256:" not in entry] == []
 
 
-def test_there_are_locks_for_uv_for_builds_for_running_and_for_developing() -> None:
-    assert [lock.name for lock in PYTHON_LOCKS] == ["build.txt", "dev.txt", "run.txt", "uv.txt"]
+def test_there_are_locks_for_uv_builds_running_developing_and_applications() -> None:
+    assert [lock.name for lock in PYTHON_LOCKS] == [
+        *("applications.txt", "build.txt", "dev.txt", "run.txt", "uv.txt")
+    ]
 
 
 def test_a_server_runs_on_the_versions_that_the_tests_have_seen() -> None:
@@ -106,9 +111,11 @@ def test_a_server_runs_on_the_versions_that_the_tests_have_seen() -> None:
     assert run <= dev
 
 
-def test_the_npm_lock_pins_every_package_by_hash_and_holds_no_address() -> None:
-    text = NPM_LOCK.read_text("utf-8")
-    assert "://" not in text
-    packages = {name: entry for name, entry in json.loads(text)["packages"].items() if name}
-    assert packages["node_modules/@letta-ai/letta-client"]["version"] == "1.12.1"
+@pytest.mark.parametrize("directory", NPM_LOCKS)
+def test_an_npm_lock_pins_every_package_by_hash_and_holds_no_address(directory: str) -> None:
+    lock = json.loads((ROOT / directory / "package-lock.json").read_text("utf-8"))
+    packages = {name: entry for name, entry in lock["packages"].items() if name}
+    name, version = NPM_LOCKS[directory]
+    assert packages[f"node_modules/{name}"]["version"] == version
     assert [name for name, entry in packages.items() if "integrity" not in entry] == []
+    assert [name for name, entry in packages.items() if "resolved" in entry] == []

@@ -1,0 +1,106 @@
+"""letta-code's command line without a terminal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.applications.programs import environment
+
+RUN_SECONDS = 60.0
+"""Only keeps a program that hangs from hanging the tests; it takes a second or two."""
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Answer:
+    """What the program printed, by lines if it was asked to stream."""
+
+    status: int
+    lines: list[Json]
+    stderr: str
+
+    @property
+    def result(self) -> Json:
+        """Its last word, after a success."""
+        assert self.status == 0, f"{self.stderr}\n{self.lines}"
+        result = self.lines[-1]
+        assert (result["type"], result["subtype"]) == ("result", "success"), result
+        return result
+
+    @property
+    def text(self) -> str:
+        text: str = self.result["result"]
+        return text
+
+    @property
+    def events(self) -> list[Json]:
+        """The events of the runs, as they were streamed."""
+        return [line for line in self.lines if line["type"] == "message"]
+
+    @property
+    def said(self) -> str:
+        """The assistant's streamed text, joined."""
+        said = [e["content"] for e in self.events if e["message_type"] == "assistant_message"]
+        return "".join(said)
+
+
+@dataclass
+class LettaCode:
+    """The program, with a home and a working directory of its own."""
+
+    program: str
+    directory: Path
+
+    @contextmanager
+    def start(self, url: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """The running program, killed at the end."""
+        home, work = self.directory / "home", self.directory / "work"
+        for one in home, work:
+            one.mkdir(exist_ok=True, parents=True)
+        with subprocess.Popen(
+            [self.program, *arguments],
+            cwd=work,
+            env=environment(home, url),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def run(self, url: str, *arguments: str) -> str:
+        """What it prints. Fails if the program does."""
+        with self.start(url, *arguments) as process:
+            out, err = process.communicate(timeout=RUN_SECONDS)
+        assert process.returncode == 0, err + out
+        return out
+
+    def asking(
+        self, url: str, prompt: str, *arguments: str, streaming: bool = False
+    ) -> AbstractContextManager[subprocess.Popen[str]]:
+        """The program with a question, whose answer is for ``end`` to take."""
+        form = "stream-json" if streaming else "json"
+        options = ("-p", prompt, "--output-format", form, "--no-system-info-reminder")
+        return self.start(url, *options, *arguments)
+
+    def ask(self, url: str, prompt: str, *arguments: str, streaming: bool = False) -> Answer:
+        with self.asking(url, prompt, *arguments, streaming=streaming) as process:
+            return end(process, streaming=streaming)
+
+
+def end(process: subprocess.Popen[str], *, streaming: bool = False) -> Answer:
+    """Wait for the program's end, and take what it has printed since it was last read."""
+    out, err = process.communicate(timeout=RUN_SECONDS)
+    texts = out.splitlines() if streaming else [out] if out.strip() else []
+    return Answer(process.returncode, [json.loads(text) for text in texts], err)

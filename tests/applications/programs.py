@@ -1,0 +1,59 @@
+"""The programs that scripts/setup installed for these tests, and what they answered."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from reattach.testing.recording import whole_frames
+from tests.clients.places import Place, assert_one_whole_run
+
+DIRECTORY = Path(__file__).parents[2] / ".venv/applications/bin"
+
+
+def require_program(name: str) -> str:
+    """Its path. Without it, tests are skipped, and in CI they fail."""
+    program = DIRECTORY / name
+    if not program.exists():
+        why_not = f"{name} is not installed: run scripts/setup"
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{why_not}; CI runs these tests")
+        pytest.skip(why_not)
+    return str(program)
+
+
+def environment(home: Path, url: str) -> dict[str, str]:
+    """Of a program that has nothing of this machine's user, and is pointed at ``url``."""
+    return {
+        "HOME": str(home),
+        "PATH": os.environ["PATH"],
+        "LANG": "C.UTF-8",
+        "LETTA_BASE_URL": url,
+        "LETTA_API_KEY": "any",
+        "DISABLE_AUTOUPDATER": "1",
+        "DO_NOT_TRACK": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+def text_of(frames: bytes) -> str:
+    """What the assistant says in them."""
+    events = [json.loads(frame.partition(b"data: ")[2]) for frame in whole_frames(frames)]
+    return "".join(e["content"] for e in events if e["message_type"] == "assistant_message")
+
+
+def assert_kept(place: Place, *answers: str) -> None:
+    """Each turn made one run, and its text is what is stored and what its replay gives."""
+    runs = [run for run in place.runs() if run["conversation_id"] == place.conversation_id]
+    assert [run["status"] for run in runs] == ["completed"] * len(answers)
+    for run, answer in zip(runs, answers, strict=True):
+        frames = place.replay(run["id"])
+        assert_one_whole_run(frames)
+        assert text_of(frames) == answer
+        stored = place.get(f"/v1/runs/{run['id']}/messages")
+        said = [one["content"] for one in stored if one["message_type"] == "assistant_message"]
+        assert "".join(said) == answer
+    assert place.text() == "".join(answers)
