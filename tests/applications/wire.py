@@ -90,7 +90,7 @@ class Exchange:
 class Wire:
     """Relays HTTP/1.1 on a free loopback port to ``target``, and keeps every exchange.
 
-    Faults are taken in their order, each by the first request that fits it.
+    Faults are taken strictly in their order, each by the first request that fits it.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
@@ -156,14 +156,11 @@ class Wire:
             self._answered.notify_all()
 
     def begin(self, exchange: Exchange) -> None:
-        """Keep it, and give it its fault."""
+        """Keep it, and give it the next fault if that is for it."""
         with self._lock:
             self._exchanges.append(exchange)
-            for fault in self._faults:
-                if re.fullmatch(fault.request, exchange.request):
-                    exchange.fault = fault
-                    self._faults.remove(fault)
-                    return
+            if self._faults and re.fullmatch(self._faults[0].request, exchange.request):
+                exchange.fault = self._faults.pop(0)
 
     def drop(self, *sockets: socket.socket) -> None:
         """Reset them."""
