@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from letta_client import AsyncLetta, Letta
+from letta_client.types.agents import ApprovalRequestMessage
 
 from tests.clients.places import WAIT_SECONDS, Place, Places
 from tests.clients.reader import new_otid
@@ -141,6 +142,53 @@ def test_the_chunks_of_streams(stream_tokens: bool, sdk: Letta, talked: Place) -
     }
     resumed = sdk.conversations.messages.stream(talked.path_id, otid=message["otid"])
     assert chunks_of(resumed) == sent
+
+
+def test_the_chunks_of_a_call_that_waits_and_of_its_answer(sdk: Letta, places: Places) -> None:
+    place = places.conversation()
+    for stream_tokens in (False, True):
+        asked = sdk.conversations.messages.create(
+            place.path_id,
+            messages=[{"role": "user", "content": "[client_tool=look][chunks=1]"}],
+            client_tools=[{"name": "look", "parameters": {"type": "object"}}],
+            stream_tokens=stream_tokens,
+        )
+        calls = [chunk for chunk in asked if isinstance(chunk, ApprovalRequestMessage)]
+        call_id = calls[0].tool_call.tool_call_id
+        assert call_id is not None
+        answered = sdk.conversations.messages.create(
+            place.path_id,
+            messages=[
+                {
+                    "type": "approval",
+                    "approvals": [
+                        {"type": "approval", "tool_call_id": call_id, "approve": False},
+                    ],
+                }
+            ],
+            stream_tokens=stream_tokens,
+        )
+        assert "assistant_message" in chunks_of(answered)
+    items = sdk.conversations.messages.list(place.path_id, order="asc")
+    assert "approval_response_message" in [item.message_type for item in items]
+
+
+def test_async_sends_and_the_streams_of_runs(sdk: Letta, places: Places) -> None:
+    agent_id = places.default_thread().agent_id
+    run = sdk.agents.messages.create_async(agent_id, input="[think=1][chunks=3]")
+    assert run.background is True
+    seen = chunks_of(sdk.runs.messages.stream(run.id))
+    assert seen[-2:] == ["stop_reason", "usage_statistics"]
+    rest = sdk.runs.messages.stream(run.id, starting_after=2, batch_size=1, include_pings=False)
+    assert chunks_of(rest) == seen[2:]
+
+
+def test_the_deprecated_stream_of_an_agent(sdk: Letta, places: Places) -> None:
+    agent_id = places.default_thread().agent_id
+    message: Any = {"role": "user", "content": "[chunks=2]"}
+    with pytest.deprecated_call():
+        chunks = sdk.agents.messages.stream(agent_id, messages=[message])  # type: ignore[deprecated]
+    assert "assistant_message" in chunks_of(chunks)
 
 
 def test_cancel_answers(sdk: Letta, places: Places) -> None:
