@@ -30,7 +30,7 @@ def letta_code(tmp_path_factory: pytest.TempPathFactory) -> LettaCode:
 def first(letta_code: LettaCode, server: ServerProcess) -> tuple[Answer, Wire]:
     """The first thing that is asked on a machine, and what went over the wire."""
     with Wire(server.address) as wire:
-        asked = letta_code.ask(wire.url, "[chunks=4]", "--model", "scripted/echo", streaming=True)
+        asked = letta_code.ask(wire.url, "[chunks=4]", streaming=True)
     return asked, wire
 
 
@@ -54,6 +54,7 @@ def test_it_makes_an_agent_and_has_two_turns_with_it(
     assert [event["seq_id"] for event in answer.events] == [2, 3, 4, 5, 6, 7]  # a ping is 1
     [made] = wire.requests("POST /v1/agents/")
     assert (made.status, made.json["tags"]) == (200, ["origin:letta-code"])
+    assert made.json["model"] == "scripted/echo"  # the server's default
     assert len(made.json["system"]) > 10_000
     [sent] = wire.requests(SEND)
     assert len(sent.body) > 50_000

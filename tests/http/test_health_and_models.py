@@ -40,6 +40,14 @@ async def test_models_are_listed_by_provider(server: Server) -> None:
     assert unknown.status_code == 422
 
 
+@pytest.mark.parametrize("default", ["scripted/echo", "scripted/slow"])
+async def test_the_default_model_is_listed_first(default: str, tmp_path: Path) -> None:
+    async with serving(tmp_path, default_model=default) as server:
+        first, second = await server.got("/v1/models/")
+    assert first["handle"] == default
+    assert second["handle"] != default
+
+
 async def test_there_are_no_embedding_models(server: Server) -> None:
     assert await server.got("/v1/models/embedding") == []
 

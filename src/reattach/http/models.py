@@ -24,10 +24,12 @@ async def list_models(
     provider_name: QueryText = None,
     provider_type: ProviderType | None = None,
 ) -> list[ModelBody]:
-    """All are of the category ``base``: the server's own."""
+    """The server's default first, since clients take the first for theirs. All are ``base``."""
     if provider_category and "base" not in provider_category:
         return []
-    models = [ModelBody.offered(model) for model in context.catalog.models()]
+    default = context.settings.default_model
+    offered = sorted(context.catalog.models(), key=lambda model: model.handle != default)
+    models = [ModelBody.offered(model) for model in offered]
     return [
         model
         for model in models
