@@ -266,6 +266,36 @@ def test_resources_are_made_read_changed_listed_and_deleted(
     assert client.call("agents.retrieve", agent["id"]).refused()["name"] == "NotFoundError"
 
 
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_the_pagers_walk_lists_whole_and_once_in_either_order(
+    order: str, client: TypeScriptReader, places: Places
+) -> None:
+    tag = new_otid()
+    blocks = [{"label": f"l{n}", "value": "v"} for n in range(3)]
+    agents = [
+        client.call("agents.create", {"tags": [tag], "memory_blocks": blocks}).value["id"]
+        for _ in range(3)
+    ]
+    place = Place(places.raw, agents[0], None)
+    for _ in range(3):
+        sent = {"input": "[steps=3][chunks=1]", "streaming": False}
+        assert place.post(f"/v1/agents/{agents[0]}/messages", sent).status_code == 200
+    runs = [run["id"] for run in place.runs()]
+    steps = [step["id"] for step in place.get(f"/v1/runs/{runs[0]}/steps", order="asc")]
+    query = {"order": order, "limit": 1}
+    for path, args, expected in (
+        ("agents.list", [query | {"tags": [tag]}], agents),
+        ("runs.list", [query | {"agent_id": agents[0]}], runs),
+        ("runs.steps.list", [runs[0], query], steps),
+    ):
+        walked = [one["id"] for one in client.iterate(path, *args).chunks]
+        assert len(walked) == 3
+        assert walked == (expected if order == "asc" else expected[::-1])
+    attached = client.iterate("agents.blocks.list", agents[0], query).chunks
+    labels = [one["label"] for one in attached]
+    assert sorted(labels) == ["l0", "l1", "l2"]
+
+
 # Pings, errors, ends.
 
 
