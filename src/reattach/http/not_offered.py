@@ -43,7 +43,7 @@ LATER: Final = (
     NotOffered(
         "Adding, changing and calling MCP servers by request",
         "The server's settings name them; see GET /v1/mcp-servers/.",
-        ("/v1/mcp-servers/{rest:path}",),
+        ("/v1/mcp-servers/", "/v1/mcp-servers/{rest:path}"),
         ("POST", "PUT", "PATCH", "DELETE"),
     ),
     NotOffered(
