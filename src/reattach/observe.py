@@ -48,6 +48,12 @@ def configure_logging(
     root.setLevel(_LEVELS[level])
     for library in ("alembic", "httpx", "httpx2", "uvicorn"):
         logging.getLogger(library).setLevel(logging.WARNING)  # they tell their every step
+    silence_mcp()
+
+
+def silence_mcp() -> None:
+    """The SDK logs what servers say, secrets too; what went wrong is told by the connection."""
+    logging.getLogger("mcp").setLevel(logging.CRITICAL)
 
 
 def log_through_application() -> None:

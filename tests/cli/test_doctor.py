@@ -354,6 +354,11 @@ command = "{sys.executable}"
 args = ["-c", "import time; time.sleep(60)"]
 start_seconds = 0.5
 
+[mcp.chatty]
+command = "{sys.executable}"
+args = ["-c", "print('it is sesame')"]
+env = {{ KEY = "sesame" }}
+
 [mcp.missing]
 command = "{tmp_path}/no-such-program"
 
@@ -367,7 +372,8 @@ bearer_token_env = "NO_SUCH_VARIABLE"
         encoding="utf-8",
     )
     told = Told(reattach_here("doctor", "--json", "--config", str(config)))
-    assert told.wrong == {"mcp gone", "mcp mute", "mcp missing", "mcp refused", "mcp keyless"}
+    bad = ("gone", "mute", "chatty", "missing", "refused", "keyless")
+    assert told.wrong == {f"mcp {name}" for name in bad}
     assert ": journal 1.2.3, protocol " in told.text["mcp journal"]
     assert " 9 tools, in " in told.text["mcp journal"]
     assert "it ended, and said: *** does not open" in told.text["mcp gone"]

@@ -372,22 +372,21 @@ cwd = "{ROOT}"
 
 
 @pytest.mark.promise("P15")
-def test_a_server_that_is_stopped_or_killed_leaves_no_process_behind(tmp_path: Path) -> None:
+def test_a_server_that_is_stopped_leaves_no_process_behind_that_obeys_nobody(
+    tmp_path: Path,
+) -> None:
     journal = tmp_path / "journal.txt"
-    config = tmp_path / "reattach.toml"
+    config = settings_file(
+        tmp_path / "reattach.toml",
+        MCP_JOURNAL=str(journal),
+        MCP_STUBBORN="1",
+        MCP_SECRET=SECRET,
+    )
     arguments = ["--scripted", "--config", str(config), "--log-level", "debug"]
-    server = ServerProcess(tmp_path / "data", arguments=arguments)
-    stubborn = {"MCP_STUBBORN": "1", "MCP_SECRET": SECRET}
-    for end, env in ((server.stop, stubborn), (server.kill, {})):
-        journal.unlink(missing_ok=True)
-        settings_file(config, MCP_JOURNAL=str(journal), **env)
-        try:
-            server.start()
-            [child] = [int(line.split()[1]) for line in noted(journal)]
-            assert is_there(child)
-            end()
-            assert gone([child])
-        finally:
-            server.kill()
+    with ServerProcess(tmp_path / "data", arguments=arguments) as server:
+        [child] = [int(line.split()[1]) for line in noted(journal)]
+        assert is_there(child)
+        server.stop()
+        assert gone([child])
     assert "stubborn with ***" in server.output
     assert SECRET not in server.output

@@ -100,17 +100,20 @@ def test_answers_are_the_same_if_they_decide_on_the_same_calls_with_the_same_mes
 
 
 @pytest.mark.parametrize(
-    ("reason", "needs_approval", "kept"),
+    ("reason", "needs_approval", "begun", "kept"),
     [
-        (StopReason.REQUIRES_APPROVAL, True, None),
-        (StopReason.CANCELLED, True, "the tool did not run."),
-        (StopReason.ERROR, True, "the tool did not run."),
-        (StopReason.ERROR, False, "whether it did its work is not known."),
-        (StopReason.REQUIRES_APPROVAL, False, "whether it did its work is not known."),
+        (StopReason.REQUIRES_APPROVAL, True, None, None),
+        (StopReason.CANCELLED, True, None, "the tool did not run."),
+        (StopReason.ERROR, True, None, "the tool did not run."),
+        (StopReason.ERROR, False, None, "whether it did its work is not known."),
+        (StopReason.ERROR, False, ("2", "1"), "whether it did its work is not known."),
+        (StopReason.ERROR, False, ("2",), "the tool did not run."),
+        (StopReason.CANCELLED, False, (), "the tool did not run."),
+        (StopReason.REQUIRES_APPROVAL, False, None, "whether it did its work is not known."),
     ],
 )
 def test_a_call_that_nobody_will_return_gets_a_return_that_says_so(
-    reason: StopReason, needs_approval: bool, kept: str | None
+    reason: StopReason, needs_approval: bool, begun: tuple[str, ...] | None, kept: str | None
 ) -> None:
     step = new_step_id()
 
@@ -118,6 +121,7 @@ def test_a_call_that_nobody_will_return_gets_a_return_that_says_so(
         return Place(new_message_id(), step, index, NOW)
 
     transcript = Transcript()
+    transcript.begun = begun
     calls = (ToolCall("1", "look", "{"), ToolCall("2", "pay", ""))
     transcript.add(ToolCallRequested(place(), calls, is_chunk=False, needs_approval=needs_approval))
     transcript.add(ToolReturned(place(), "2", "pay", "success", "paid"))

@@ -190,6 +190,14 @@ async def test_a_connection_that_is_dead_before_the_call_is_made_anew_before_it(
     assert (fake.tries, len(fake.calls)) == (2, 1)
 
 
+async def test_no_call_goes_to_a_connection_that_has_ended() -> None:
+    fake, clock = Fake(), StepClock()
+    async with running(fake, clock) as servers:
+        fake.end()
+        assert await call(servers) == "look did"
+    assert (fake.tries, len(fake.calls)) == (2, 1)
+
+
 async def test_the_tools_of_a_server_that_is_gone_stay_listed() -> None:
     fake, clock = Fake(), StepClock()
     clock.hold_longer_than = 0

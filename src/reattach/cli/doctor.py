@@ -18,6 +18,7 @@ from reattach.http.assembly import mcp_connect_of
 from reattach.http.auth import is_loopback
 from reattach.log.health import examine_log
 from reattach.masking import masked
+from reattach.observe import silence_mcp
 from reattach.records.health import examine_records
 from reattach.records.records import Records
 from reattach.settings import Settings
@@ -40,6 +41,7 @@ def doctor(
     )
     # What drivers log while they try is in the findings.
     logging.getLogger("reattach").addHandler(logging.NullHandler())
+    silence_mcp()
     findings = asyncio.run(_all(settings, shown=not as_json))
     counts = dict.fromkeys(("ok", "warning", "wrong"), 0)
     for finding in findings:

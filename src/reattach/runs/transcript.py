@@ -57,7 +57,7 @@ class Transcript:
         self.usage = Usage()
         self.due: tuple[ToolCallPart, ...] = ()
         """Calls of the run before that this one had to run first."""
-        self.begun: tuple[str, ...] | None = ()
+        self.begun: tuple[str, ...] | None = None
         """The calls whose tools may have begun to run; None: any."""
 
     def add(self, event: Event) -> None:

@@ -103,11 +103,10 @@ class McpServers(ToolSource):
             for name, kept in self._kept.items()
         }
         try:
-            tries = {asyncio.create_task(kept.tried()) for kept in self._kept.values()}
-            if tries:
-                await asyncio.wait(tries, timeout=wait_seconds)
-            for one in tries:
-                one.cancel()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_seconds):
+                    for kept in self._kept.values():
+                        await kept.tried()
             yield
         finally:
             for task in tasks:
@@ -338,12 +337,12 @@ class _Kept:
         logger.debug("said by an MCP server", server=self.name, text=text)
 
     def _over(self) -> None:
+        self._connection = None
         self._ended = True
         self._news.set()
 
     def _end(self, connection: Connection) -> None:
         if self._connection is connection:
-            self._connection = None
             self._over()
 
     def _turn(self) -> None:
