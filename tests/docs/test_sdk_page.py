@@ -6,6 +6,7 @@ from tests.docs import sdk_surface
 
 STRICT = (
     "tests/clients/test_python_strict.py",
+    "tests/http/test_mcp.py",
     "tests/http/test_sdk_strict.py",
     "tests/http/test_tools.py",
 )

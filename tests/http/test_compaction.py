@@ -63,7 +63,7 @@ async def test_what_gets_too_long_is_told_as_a_summary_of_its_older_part(live: L
     assert summary["summary"].split()[0] in history
 
 
-@pytest.mark.promise("P16")
+@pytest.mark.promise("P18")
 async def test_the_messages_stay_in_the_conversation_and_its_context_begins_later(
     live: LiveServer,
 ) -> None:
@@ -188,7 +188,7 @@ async def test_without_a_summary_the_oldest_turns_are_left_out_and_the_model_is_
     assert "No summary of them could be made" in await told(live, thread)
 
 
-@pytest.mark.promise("P16")
+@pytest.mark.promise("P18")
 async def test_a_turn_is_compacted_between_its_own_steps_with_calls_and_returns_together(
     live: LiveServer,
 ) -> None:

@@ -38,7 +38,7 @@ async def told(live: LiveServer, thread: str, **body: Any) -> str:
 # Compacting.
 
 
-@pytest.mark.promise("P16")
+@pytest.mark.promise("P18")
 @pytest.mark.parametrize("named", [True, False])
 async def test_a_conversation_is_compacted_on_request(live: LiveServer, named: bool) -> None:
     agent, thread = await new_threads(live)
@@ -113,7 +113,7 @@ async def test_a_conversation_is_not_compacted_while_a_run_of_it_is_active(
     await live.ended(run)
 
 
-@pytest.mark.promise("P16")
+@pytest.mark.promise("P18")
 async def test_calls_that_wait_for_an_approval_stay_in_context(live: LiveServer) -> None:
     _, thread = await new_threads(live)
     await filled(live, thread)

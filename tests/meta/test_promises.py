@@ -43,6 +43,11 @@ def named_by_tests() -> dict[str, list[str]]:
     return places
 
 
+def test_every_id_means_one_promise() -> None:
+    ids = re.findall(r"^- \*\*(P\d+)\*\*", (ROOT / "PROTOCOL.md").read_text("utf-8"), re.MULTILINE)
+    assert ids == [f"P{number}" for number in range(1, len(ids) + 1)]
+
+
 def test_every_promise_that_is_kept_has_a_test_that_names_it() -> None:
     promises = stated()
     assert promises

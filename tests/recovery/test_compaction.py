@@ -54,7 +54,7 @@ async def filled(heart: Heart) -> Conversation:
     return conversation
 
 
-@pytest.mark.promise("P7", "P16")
+@pytest.mark.promise("P7", "P18")
 @pytest.mark.parametrize("shown", [True, False])
 async def test_a_process_that_dies_in_a_compaction_leaves_the_conversation_as_it_was(
     heart: Heart, shown: bool
@@ -91,7 +91,7 @@ async def test_a_run_that_is_cancelled_in_a_compaction_leaves_the_conversation_a
     assert await heart.kept(conversation) == before
 
 
-@pytest.mark.promise("P7", "P16")
+@pytest.mark.promise("P7", "P18")
 @pytest.mark.parametrize("shown", [True, False])
 async def test_a_process_that_dies_after_a_compaction_loses_no_message(
     heart: Heart, shown: bool

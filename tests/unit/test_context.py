@@ -113,7 +113,7 @@ def test_an_id_that_a_provider_uses_again_is_another_call() -> None:
 _SHAPES = st.lists(st.sampled_from(["user", "said", "call", "return", "summary"]), max_size=30)
 
 
-@pytest.mark.promise("P16")
+@pytest.mark.promise("P18")
 @given(_SHAPES, st.integers(0, 300))
 def test_whatever_is_left_out_every_call_that_is_left_has_its_return(
     shapes: list[str], keep_tokens: int
