@@ -1,57 +1,107 @@
-"""Readers on a silent run: what they cost the server while nothing happens."""
+"""Readers on silent runs: what they cost the server while nothing happens."""
 
-import asyncio
 import time
+from collections.abc import Iterator
+from functools import partial
 
+from bench.contender import fresh
+from bench.load import Group, Load, Reader
+from bench.machine import cpu_seconds, memory
 from bench.options import Options
-from bench.reader import conversation_with, open_stream
-from bench.server import BenchServer, Cost, running
+from bench.product import Reattach
+from bench.results import Chapter, Goal, at_most, table
+from bench.rounds import Measurement, Turn, interleaved
+from bench.server import cost_of
 
-READERS = 200
-WINDOW_SECONDS = 10.0
-"""Within the 15 seconds after which the first ping is due."""
-
-
-async def measured(server: BenchServer, seconds: float) -> Cost:
-    before = server.cost()
-    await asyncio.sleep(seconds)
-    after = server.cost()
-    return Cost(
-        after.cpu_seconds - before.cpu_seconds,
-        after.reads - before.reads,
-        after.writes - before.writes,
-    )
+READERS, QUICK_READERS = (1000, 10_000), (300,)
+RUNS, QUICK_RUNS = 100, 10
+PING_SECONDS, QUICK_PING_SECONDS = 15.0, 2.0
+SILENT_SECONDS, QUICK_SILENT_SECONDS = 10.0, 1.0
+"""Within the time in which no ping is due."""
+OPENINGS_PER_SECOND = 500
+ROUNDS = 2
 
 
-async def run(server: BenchServer) -> None:
-    conversation = conversation_with(server.place, "function/silent")
-    body = {"input": "x", "background": True, "include_pings": False}
-    _, sender = await open_stream(server.place, f"/v1/conversations/{conversation}/messages", body)
-    sender.close()
-    await asyncio.sleep(2)
-    alone = await measured(server, WINDOW_SECONDS)
-    memory = server.memory_bytes()
-    begin = time.monotonic()
-    streams = [
-        await open_stream(server.place, f"/v1/conversations/{conversation}/stream", {})
-        for _ in range(READERS)
-    ]
-    opened = time.monotonic() - begin
-    await asyncio.sleep(2)
-    held = await measured(server, WINDOW_SECONDS)
-    per_reader = (server.memory_bytes() - memory) / READERS / 1024
-    pinged = await measured(server, 15)
-    rows = (("no reader", alone), (f"{READERS} readers", held), ("with their pings", pinged))
-    for name, cost, seconds in [(*row, WINDOW_SECONDS) for row in rows[:2]] + [(*rows[2], 15.0)]:
-        print(
-            f"  {name:16} {100 * cost.cpu_seconds / seconds:5.2f} % of a core, "
-            f"{cost.reads} read and {cost.writes} write calls in {seconds:g} s"
-        )
-    print(f"  {READERS} streams opened in {opened:.2f} s, {per_reader:.1f} KiB of memory for each")
-    for _, writer in streams:
-        writer.close()
+def silent(readers: int, options: Options) -> dict[str, float]:
+    """Open the readers, look while nothing is said, and then while they are pinged."""
+    ping_seconds = QUICK_PING_SECONDS if options.quick else PING_SECONDS
+    contender = Reattach(settings={"ping_interval_seconds": str(ping_seconds)})
+    with fresh(contender, options.cores) as server:
+        streams = server.silent(QUICK_RUNS if options.quick else RUNS)
+        listed = [
+            Reader(streams[number % len(streams)].resume,
+                   start_seconds=number / OPENINGS_PER_SECOND)
+            for number in range(readers)
+        ]  # fmt: skip
+        before = memory(server.pids)
+        with Load(
+            server.port, [Group("idle", "hold", listed, server.flags)], options.cores.load
+        ) as load:
+            opening = load.opened(readers / OPENINGS_PER_SECOND + 120)
+            held = memory(server.pids)
+            cost = cost_of(server.pids[0])
+            quiet = _cpu_percent(
+                server.pids, QUICK_SILENT_SECONDS if options.quick else SILENT_SECONDS
+            )
+            after = cost_of(server.pids[0])
+            pinged = _cpu_percent(server.pids, 2 * ping_seconds)
+            most = memory(server.pids)
+            load.stop(time.monotonic_ns())
+            told = load.done(60).groups["idle"]
+    return {
+        "KiB per reader": (held.proportional_bytes - before.proportional_bytes) / 1024 / readers,
+        "KiB per reader, pinged": (most.proportional_bytes - before.proportional_bytes)
+        / 1024
+        / readers,
+        "CPU % silent": quiet,
+        "CPU % pinged": pinged,
+        "store calls": after.reads - cost.reads + after.writes - cost.writes,
+        "pings": told.pings,
+        "pings expected": readers * int((opening + 2 * ping_seconds) / ping_seconds),
+        "late p50 ms": told.ping_gap.p50 / 1e6 - 1000 * ping_seconds,
+        "late p99 ms": told.ping_gap.p99 / 1e6 - 1000 * ping_seconds,
+        "late max ms": told.ping_gap.max / 1e6 - 1000 * ping_seconds,
+        "open s": opening,
+    }
 
 
-def main(_options: Options) -> None:
-    with running() as server:
-        asyncio.run(run(server))
+def _cpu_percent(pids: tuple[int, ...], seconds: float) -> float:
+    before = cpu_seconds(pids)
+    time.sleep(seconds)
+    return 100 * (cpu_seconds(pids) - before) / seconds
+
+
+def main(options: Options) -> Chapter:
+    numbers = QUICK_READERS if options.quick else READERS
+
+    def measurements() -> Iterator[Measurement]:
+        for number in numbers:
+            yield f"{number:,} readers", partial(silent, number, options)
+
+    results = interleaved([Turn(Reattach().name, measurements)], options.times(ROUNDS))
+    columns = ("KiB per reader", "KiB per reader, pinged", "CPU % silent", "CPU % pinged",
+               "store calls", "pings", "late p50 ms", "late p99 ms", "late max ms",
+               "open s")  # fmt: skip
+    names = [f"{number:,} readers" for number in numbers]
+    most = (Reattach().name, names[-1])
+    return Chapter(
+        "idle",
+        "Idle",
+        f"Readers of {QUICK_RUNS if options.quick else RUNS} runs that say nothing. Memory is the "
+        "proportional set size of the server. Store calls are all reads and writes of the process "
+        "that are no socket's, while nothing is said; pings are late by what they come after "
+        f"{QUICK_PING_SECONDS if options.quick else PING_SECONDS:g} s.",
+        [table(results, "Idle readers", names, dict(zip(columns, columns, strict=True)))],
+        [
+            Goal("memory of an idle reader", "≤ 15 KiB",
+                 results.middle(*most, "KiB per reader"), at_most(15), "KiB"),
+            Goal("store calls while readers are idle", "none for a reader",
+                 _per_reader(results.middle(*most, "store calls"), numbers[-1]), at_most(0.01),
+                 "a reader in the window"),
+        ],
+        notes=results.failures(),
+    )  # fmt: skip
+
+
+def _per_reader(calls: float | None, readers: int) -> float | None:
+    return None if calls is None else calls / readers

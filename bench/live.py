@@ -1,48 +1,204 @@
-"""One run, live: how long an event takes from the engine's yield to the byte at the reader.
+"""Live streams: many runs with a reader each, one run with many readers, and replays meanwhile.
 
-In the background, durable on SQLite; both processes read the machine's one monotonic clock.
+Lag is counted from when an event was due, not from when the engine got round to it: a server that
+stands still can not hide that. All processes read the machine's one monotonic clock.
 """
 
-import asyncio
-import re
-import time
-from statistics import quantiles
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 
+from bench.charts import Chart
+from bench.contender import Contender, Server, fresh
+from bench.contestants import missing, others
+from bench.load import Reader
 from bench.options import Options
-from bench.reader import conversation_with, open_stream
-from bench.server import BenchServer, running
+from bench.product import Reattach, ReattachServer
+from bench.reading import live, repeated
+from bench.results import Chapter, Goal, Table, at_most, table
+from bench.rounds import Measurement, Results, Turn, interleaved
+from bench.yardsticks.local import CEILING
 
-EVENTS = 500
-RATE = 50
-_STAMP = re.compile(rb'"content":"(\d+) "')
+RATE = 50.0
+RUNS, QUICK_RUNS = (1, 100, 500, 1000, 2000), (1, 50)
+READERS, QUICK_READERS = (100, 1000, 5000), (50,)
+SECONDS, QUICK_SECONDS = 10.0, 1.0
+ROUNDS = 3
+BESIDE_REPLAYS = 100
+REPLAYED_EVENTS, QUICK_REPLAYED_EVENTS = 10_000, 2000
+HELD_MS = 100.0
+"""The lag at p99 within which a number of streams counts as held."""
+FIRST = "first event of a send"
+ON_REDIS = Reattach("Reattach, Redis", "redis")
+IN_THE_BACKGROUND = {"p50 ms": "lag p50 ms", "p99 ms": "lag p99 ms", "max ms": "lag max ms",
+                     "from yield p50 ms": "from yield p50 ms",
+                     "from yield p99 ms": "from yield p99 ms",
+                     "µs of CPU per delivery": "CPU µs per delivery",
+                     "server CPU %": "server CPU %", "load CPU %": "load CPU %",
+                     "opened in s": "open s"}  # fmt: skip
 
 
-async def run(server: BenchServer) -> None:
-    conversation = conversation_with(server.place, "function/paced")
-    body = {"input": f"{EVENTS} {RATE}", "background": True, "stream_tokens": True}
-    begin = time.monotonic()
-    reader, writer = await open_stream(
-        server.place, f"/v1/conversations/{conversation}/messages", body
+def many_runs(runs: int) -> str:
+    return f"{runs:,} runs, 1 reader each"
+
+
+def many_readers(readers: int) -> str:
+    return f"1 run, {readers:,} readers"
+
+
+def beside_replays(options: Options) -> str:
+    runs = QUICK_RUNS[-1] if options.quick else BESIDE_REPLAYS
+    return f"{runs} runs while two clients replay"
+
+
+def measurements(
+    contender: Contender, options: Options, server: Server | None = None
+) -> Iterator[Measurement]:
+    """Each in a server of its own if none is given, since runs that ended leave something."""
+    runs, readers = (QUICK_RUNS, QUICK_READERS) if options.quick else (RUNS, READERS)
+    for number in runs:
+        yield many_runs(number), partial(one_live, contender, options, number, 1, server=server)
+    for number in readers:
+        yield many_readers(number), partial(one_live, contender, options, 1, number, server=server)
+    number = QUICK_RUNS[-1] if options.quick else BESIDE_REPLAYS
+    replayed = QUICK_REPLAYED_EVENTS if options.quick else REPLAYED_EVENTS
+    yield (
+        beside_replays(options),
+        partial(one_live, contender, options, number, 1, replayed=replayed, server=server),
     )
-    headers_ms = (time.monotonic() - begin) * 1000
-    lags_ms: list[float] = []
-    before = server.cost()
-    while not (line := await reader.readline()).startswith(b"data: [DONE]"):
-        now = time.monotonic_ns()
-        if (match := _STAMP.search(line)) is not None:
-            lags_ms.append((now - int(match[1])) / 1e6)
-    used = server.cost().cpu_seconds - before.cpu_seconds
-    writer.close()
-    if len(lags_ms) != EVENTS:
-        raise RuntimeError(f"{len(lags_ms)} of {EVENTS} events came")
-    cuts = quantiles(lags_ms, n=100)
-    print(
-        f"  {EVENTS} events at {RATE}/s: lag p50 {cuts[49]:.2f} ms, p99 {cuts[98]:.2f} ms, "
-        f"longest {max(lags_ms):.2f} ms; {100 * used / (EVENTS / RATE):.1f} % of a core; "
-        f"headers after {headers_ms:.1f} ms"
+    if isinstance(contender, Reattach):
+        yield FIRST, partial(first_event, contender, options, server=server)
+
+
+def quick_measurements(contender: Contender, options: Options) -> Iterator[Measurement]:
+    """The same in one server, since a start takes longer than all else."""
+    with fresh(contender, options.cores) as server:
+        yield from measurements(contender, options, server)
+
+
+def one_live(
+    contender: Contender,
+    options: Options,
+    runs: int,
+    readers: int,
+    *,
+    replayed: int = 0,
+    server: Server | None = None,
+) -> dict[str, float]:
+    seconds = QUICK_SECONDS if options.quick else SECONDS
+    with nullcontext(server) if server else fresh(contender, options.cores) as there:
+        assert there is not None
+        replay = there.ended(replayed)[0] if replayed else None
+        return live(
+            there, options.cores,
+            runs=runs, readers=readers, per_second=RATE, seconds=seconds, replay=replay,
+        )  # fmt: skip
+
+
+def first_event(
+    contender: Reattach, options: Options, *, server: Server | None = None
+) -> dict[str, float]:
+    """Sends that are answered at once: from the request to the first byte of the first event."""
+    with nullcontext(server) if server else fresh(contender, options.cores) as there:
+        assert isinstance(there, ReattachServer)
+        begins = [there.stream("burst", "1", 1).begin for _ in range(20 if options.quick else 200)]
+        readers = [
+            Reader(begin, start_seconds=0.05 * number)
+            for number, begin in enumerate(begins)
+            if begin is not None
+        ]
+        figures = repeated(there, readers, options.cores, mode="once", seconds=60.0)
+        return {
+            "lag p50 ms": figures["first byte p50 ms"],
+            "lag p99 ms": figures["first byte p99 ms"],
+            "server CPU %": figures["server CPU %"],
+        }
+
+
+def main(options: Options) -> Chapter:
+    contenders = [Reattach(), *others(options, "live")]
+    if not options.contenders or any(word in ON_REDIS.name for word in options.contenders):
+        contenders.insert(1, ON_REDIS)
+    measured = quick_measurements if options.quick else measurements
+    turns = [Turn(one.name, partial(measured, one, options)) for one in contenders]
+    results = interleaved(turns, options.times(ROUNDS))
+    return told(results, [one.name for one in contenders], options)
+
+
+def told(results: Results, contenders: list[str], options: Options) -> Chapter:
+    runs, readers = (QUICK_RUNS, QUICK_READERS) if options.quick else (RUNS, READERS)
+    names = [*map(many_runs, runs), *map(many_readers, readers), beside_replays(options), FIRST]
+    chapter = Chapter(
+        "live",
+        "Live",
+        f"Runs that yield {RATE:.0f} events a second each, durable where the server has a log. "
+        "Lag: from the moment when an event was due to its last byte at the reader; it holds up to "
+        "a millisecond of the schedule itself. `from yield` leaves out the wait for the engine.",
+        [table(results, "Live streams", names, IN_THE_BACKGROUND)],
+        goals(results, options),
+        notes=results.failures() + missing(options, "live"),
+    )
+    chapter.tables.append(held(results, contenders, options))
+    for name, numbers, what in (
+        ("live-runs", {n: many_runs(n) for n in runs}, "runs of one reader each"),
+        ("live-readers", {n: many_readers(n) for n in readers}, "readers of one run"),
+    ):
+        lines = {
+            one: [
+                (float(number), lag)
+                for number, measurement in numbers.items()
+                if (lag := results.middle(one, measurement, "lag p99 ms"))
+            ]
+            for one in contenders
+        }
+        title = f"Lag at p99, {RATE:.0f} events a second from each run"
+        chapter.charts.append(Chart(name, title, what, "ms", lines))
+    return chapter
+
+
+def held(results: Results, contenders: list[str], options: Options) -> Table:
+    """The most that each held with its lag at p99 within the bound."""
+    runs, readers = (QUICK_RUNS, QUICK_READERS) if options.quick else (RUNS, READERS)
+    rows = []
+    for one in contenders:
+        row = [one]
+        for numbers, named in ((runs, many_runs), (readers, many_readers)):
+            lags = {number: results.middle(one, named(number), "lag p99 ms") for number in numbers}
+            most = [number for number, lag in lags.items() if lag is not None and lag <= HELD_MS]
+            row.append(f"{max(most):,}" if most else "none")
+        rows.append(row)
+    return Table(
+        f"The most of those tried that were held with p99 within {HELD_MS:.0f} ms",
+        ["server", "runs of one reader", "readers of one run"],
+        rows,
     )
 
 
-def main(_options: Options) -> None:
-    with running() as server:
-        asyncio.run(run(server))
+def goals(results: Results, options: Options) -> list[Goal]:
+    own, lag = Reattach().name, "lag p99 ms"
+    fan_out = many_readers(1000)
+    alone = many_runs(1)
+    return [
+        Goal("1,000 readers × 50/s of one run: CPU", "≤ 1.25 × ceiling",
+             results.ratio("CPU µs per delivery", (own, fan_out), (CEILING.name, fan_out)),
+             at_most(1.25), "× ceiling"),
+        Goal("the same: p99", "≤ 20 ms", results.middle(own, fan_out, lag), at_most(20), "ms"),
+        Goal("5,000 readers × 50/s of one run: p99", "≤ 100 ms",
+             results.middle(own, many_readers(5000), lag), at_most(100), "ms"),
+        Goal("1,000 runs × 50/s, durable on SQLite: p99", "≤ 25 ms",
+             results.middle(own, many_runs(1000), lag), at_most(25), "ms"),
+        Goal("2,000 runs × 50/s: p99", "≤ 100 ms",
+             results.middle(own, many_runs(2000), lag), at_most(100), "ms"),
+        Goal("1 run, durable: lag p50", "≤ 2 ms",
+             results.middle(own, alone, "lag p50 ms"), at_most(2), "ms"),
+        Goal("the same: p99", "≤ 5 ms", results.middle(own, alone, lag), at_most(5), "ms"),
+        Goal("Redis, 1,000 runs × 50/s: CPU of the process", "≤ 45 % of a core for following",
+             results.middle(ON_REDIS.name, many_runs(1000), "server CPU %"), at_most(45),
+             "%, the engine, appends and HTTP too"),
+        Goal("the same: p99", "≤ 10 ms",
+             results.middle(ON_REDIS.name, many_runs(1000), lag), at_most(10), "ms"),
+        Goal("live p99 while two clients replay", "≤ 10 ms",
+             results.middle(own, beside_replays(options), lag), at_most(10), "ms"),
+        Goal(f"{FIRST}: p50", "≤ 10 ms",
+             results.middle(own, FIRST, "lag p50 ms"), at_most(10), "ms"),
+    ]  # fmt: skip

@@ -1,10 +1,20 @@
 """What the one who measures may choose."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bench.machine import Cores
 
 
 @dataclass(frozen=True)
 class Options:
+    quick: bool = False
+    """Smaller sizes and one round: for daily use, and no figure to quote."""
+    rounds: int = 0
+    """How often each contender has its turn; 0: once if quick, else as often as the work needs."""
+    contenders: Sequence[str] = ()
+    """Words of the names of those that are measured; empty: all are."""
+    cores: Cores = field(default_factory=Cores.available)
     repetitions: int = 3
     """How often each fault is tried."""
     lease_seconds: float = 2.0
@@ -12,4 +22,7 @@ class Options:
     only: str = ""
     """A word of the names of the faults that are tried; empty: all are."""
     table: str = ""
-    """File that a table is written to; empty: it is only printed."""
+    """File that a table of faults is written to; empty: it is only printed."""
+
+    def times(self, rounds: int) -> int:
+        return self.rounds or (1 if self.quick else rounds)

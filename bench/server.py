@@ -1,46 +1,49 @@
 """The server that is measured: the whole product, with an engine that stamps its events.
 
-As a program it serves; ``BenchServer`` starts it and looks at it from outside.
+As a program it serves what the environment's REATTACH_ variables say, and prints its URL.
 """
 
 import asyncio
 import os
-import re
-import sys
-import tempfile
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
-from typing_extensions import override
 
-from bench.reader import Place
+from bench.frames import UNSTAMPED, stamped
+from bench.schedule import Gates, Ticker
 from reattach.engine.base import Turn
 from reattach.engine.function import FunctionEngine
 from reattach.http.serving import serve
 from reattach.observe import configure_logging
 from reattach.settings import Settings
-from reattach.testing.process import ServerProcess
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
+_ticker = Ticker()
+_gates = Gates()
+
 
 async def paced(turn: Turn) -> AsyncIterator[str]:
-    """``COUNT RATE``: so many events a second, each the clock's nanoseconds when it was yielded."""
-    count, rate = turn.input[-1].text.split()
-    begin = asyncio.get_running_loop().time()
+    """``COUNT RATE PHASE_NS GATE``: so many events a second from when the gate opens."""
+    count, rate, phase_ns, gate = turn.input[-1].text.split(" ", 3)
+    start_ns = await _gates.start_ns(gate) + int(phase_ns)
     for index in range(int(count)):
-        due = begin + index / float(rate)
-        await asyncio.sleep(due - asyncio.get_running_loop().time())
-        yield f"{time.monotonic_ns()} "
+        due_ns = start_ns + int(index * 1e9 / float(rate))
+        await _ticker.until(due_ns)
+        yield stamped(due_ns)
+
+
+async def burst(turn: Turn) -> AsyncIterator[str]:
+    """``COUNT``: so many events, as fast as they are taken."""
+    for _ in range(int(turn.input[-1].text)):
+        yield UNSTAMPED
 
 
 async def silent(_turn: Turn) -> AsyncIterator[str]:
     """One event, and then nothing until it is cancelled."""
-    yield "first "
+    yield UNSTAMPED
     await asyncio.Event().wait()
 
 
@@ -62,46 +65,11 @@ def cost_of(pid: int) -> Cost:
     return Cost(ticks / _TICKS_PER_SECOND, int(io["syscr"]), int(io["syscw"]))
 
 
-class BenchServer(ServerProcess):
-    """A running server, seen from outside."""
-
-    @property
-    def place(self) -> Place:
-        return Place(self.url)
-
-    def cost(self) -> Cost:
-        return cost_of(self.pid)
-
-    def memory_bytes(self) -> int:
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        match = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
-        assert match is not None
-        return int(match[1]) * 1024
-
-    @override
-    def _command(self) -> Sequence[str | Path]:
-        return [sys.executable, "-m", "bench.server", self._data_dir]
-
-
-@contextmanager
-def running() -> Iterator[BenchServer]:
-    """A fresh server on a free port and an empty directory."""
-    with (
-        tempfile.TemporaryDirectory(prefix="reattach-bench-") as directory,
-        BenchServer(Path(directory)) as server,
-    ):
-        yield server
-
-
-def tell(url: str) -> None:
-    print(f"The server is listening on {url}", flush=True)
-
-
 def main() -> None:
     configure_logging("console", "error")
-    settings = Settings(port=0, data_dir=Path(sys.argv[1]), log_level="error")
-    engine = FunctionEngine({"paced": paced, "silent": silent})
-    uvloop.run(serve(settings, engines=[engine], on_ready=tell))
+    engine = FunctionEngine({"paced": paced, "burst": burst, "silent": silent})
+    settings = Settings(port=0, log_level="error")
+    uvloop.run(serve(settings, engines=[engine], on_ready=lambda url: print(url, flush=True)))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,10 @@
 """The commands that the README names do what it says."""
 
-import asyncio
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from bench import live
-from bench.server import running
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,14 +27,3 @@ def test_the_demo_loses_and_doubles_nothing_and_says_so(options: list[str]) -> N
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "the stream's end" in ran.stdout
     assert ran.stdout.splitlines()[-1].endswith("Nothing was lost and nothing was doubled.")
-
-
-def test_a_measurement_runs_and_says_what_it_measured(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(live, "EVENTS", 20)
-    monkeypatch.setattr(live, "RATE", 200)
-    with running() as server:
-        asyncio.run(live.run(server))
-
-    assert "20 events at 200/s: lag p50" in capsys.readouterr().out

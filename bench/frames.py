@@ -1,0 +1,67 @@
+"""The bytes of runs, the same for every server that is measured: those that Reattach sends."""
+
+import time
+from array import array
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from reattach.events import AssistantText, Event, Place, Stopped, StopReason, Usage
+from reattach.ids import new_message_id, new_run_id, new_step_id
+from reattach.wire import letta
+from reattach.wire.sse import DONE, split_frames
+
+TERMINAL_EVENTS = 2
+"""A stop reason and a usage follow the text."""
+
+UNSTAMPED = "0 0 "
+
+
+def stamped(due_ns: int) -> str:
+    """The text of an event: when it was due, and when it was yielded."""
+    return f"{due_ns} {time.monotonic_ns()} "
+
+
+class FrameMaker:
+    """Makes the frames of one run, in order. An event of text has 350 to 390 bytes."""
+
+    def __init__(self) -> None:
+        self._run_id = new_run_id()
+        self._place = Place(new_message_id(), new_step_id(), 0, datetime.now(UTC))
+        self.last_seq = 0
+
+    def text(self, content: str = UNSTAMPED) -> bytes:
+        return self._next(AssistantText(self._place, content))
+
+    def terminal(self) -> bytes:
+        """Two frames."""
+        return self._next(Stopped(StopReason.END_TURN)) + self._next(Usage(step_count=1))
+
+    def _next(self, event: Event) -> bytes:
+        self.last_seq += 1
+        return letta.encode(event, self.last_seq, self._run_id)
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRun:
+    """All frames of a run in one piece, ``[DONE]`` included, and where each event ends."""
+
+    frames: bytes
+    ends: "array[int]"
+
+    def begin_after(self, cursor: int) -> int:
+        return self.ends[min(cursor, len(self.ends)) - 1] if cursor else 0
+
+
+def ended_frames(events: int) -> list[bytes]:
+    """The frames of a run of that many texts and its terminal group."""
+    maker = FrameMaker()
+    return [*(maker.text() for _ in range(events)), *split_frames(maker.terminal())]
+
+
+def ended_run(events: int) -> EndedRun:
+    frames = ended_frames(events)
+    ends, end = array("Q"), 0
+    for frame in frames:
+        end += len(frame)
+        ends.append(end)
+    return EndedRun(b"".join(frames) + DONE, ends)

@@ -1,0 +1,145 @@
+"""Reattach itself, alone on SQLite and with Redis and PostgreSQL, asked as its clients ask it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+from bench.contender import (
+    Contender,
+    Pace,
+    Server,
+    Stream,
+    Work,
+    asked,
+    program,
+    python,
+)
+from bench.frames import TERMINAL_EVENTS
+from bench.load import IN_JSON, Request, Spoiled
+from bench.machine import Cores, children_on
+from reattach.records.sql import upgrade
+from reattach.testing.postgresql import PostgresqlServer
+from reattach.testing.redis import RedisServer
+
+
+class ReattachServer(Server):
+    """A server of this project."""
+
+    def __init__(self, port: int, pid: int) -> None:
+        super().__init__(port, [pid])
+        self._agents: dict[str, str] = {}
+
+    def ended(self, events: int, runs: int = 1) -> list[Stream]:
+        streams = [self.stream("burst", str(events), events) for _ in range(runs)]
+        for stream in streams:
+            assert stream.begin is not None
+            asked(self.port, stream.begin)
+        return [Stream(stream.resume, stream.last) for stream in streams]
+
+    def paced(self, pace: Pace) -> list[Stream]:
+        return [
+            self.stream(
+                "paced",
+                f"{pace.events} {pace.per_second} {pace.phase_ns(run)} {pace.gate}",
+                pace.events,
+            )
+            for run in range(pace.runs)
+        ]
+
+    def silent(self, runs: int) -> list[Stream]:
+        streams = [self.stream("silent", "x", 0) for _ in range(runs)]
+        for stream in streams:
+            assert stream.begin is not None
+            asked(self.port, stream.begin, whole=False)
+        return [Stream(stream.resume) for stream in streams]
+
+    def stream(self, model: str, text: str, events: int) -> Stream:
+        """A run that is begun in a new conversation; its number of events may be unknown: 0."""
+        conversation_id = self.conversation(model)
+        otid = str(uuid4())
+        message = {"role": "user", "content": text, "otid": otid}
+        send = {"messages": [message], "background": True, "stream_tokens": True}
+        path = f"/v1/conversations/{conversation_id}"
+        return Stream(
+            resume=Request.of("POST", f"{path}/stream", {"otid": otid, "starting_after": IN_JSON}),
+            last=events + TERMINAL_EVENTS if events else 0,
+            begin=Request.of("POST", f"{path}/messages", send | {"include_pings": False}),
+        )
+
+    def send(self, conversation_id: str, text: str) -> Request:
+        """A message to the conversation, to be sent any number of times: a run for each."""
+        body = {"input": text, "background": True, "stream_tokens": True, "include_pings": False}
+        return Request.of("POST", f"/v1/conversations/{conversation_id}/messages", body)
+
+    def listed_runs(self, count: int) -> list[str]:
+        """Ids of runs, the newest first."""
+        listed = json.loads(asked(self.port, Request.of("GET", f"/v1/runs/?limit={count}")))
+        return [run["id"] for run in listed]
+
+    def run_stream(self, run_id: str, events: int) -> Stream:
+        path = f"/v1/runs/{run_id}/stream"
+        resume = Request.of("POST", path, {"starting_after": IN_JSON})
+        return Stream(resume, events + TERMINAL_EVENTS)
+
+    def is_gone(self, run_id: str) -> bool:
+        """Whether the run's log was forgotten."""
+        try:
+            asked(self.port, Request.of("POST", f"/v1/runs/{run_id}/stream", {}))
+        except Spoiled as error:
+            if " 410 " in str(error):
+                return True
+            raise
+        return False
+
+    def conversation(self, model: str) -> str:
+        """A new one, of the agent with that model."""
+        if model not in self._agents:
+            body = {"name": model, "model": f"function/{model}"}
+            self._agents[model] = self._made("/v1/agents/", body)
+        return self._made(f"/v1/conversations/?agent_id={self._agents[model]}", {})
+
+    def _made(self, path: str, body: object) -> str:
+        answer = json.loads(asked(self.port, Request.of("POST", path, body)))
+        return str(answer["id"])
+
+
+class Reattach(Contender):
+    """The product. ``settings`` are REATTACH_ variables without their prefix."""
+
+    about = "the whole product: engine, log, records, HTTP"
+    works: frozenset[Work] = frozenset(["replay", "replay from a cursor", "live", "idle", "storm"])
+
+    def __init__(
+        self,
+        name: str = "Reattach",
+        store: Literal["sqlite", "redis"] = "sqlite",
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self._store = store
+        self._settings = dict(settings or {})
+
+    @contextmanager
+    def serving(self, directory: Path, cores: Cores) -> Iterator[ReattachServer]:
+        with ExitStack() as stack:
+            environment = {"REATTACH_DATA_DIR": str(directory)}
+            if self._store == "redis":
+                environment = _shared_stores(stack, cores)
+            settings = {f"REATTACH_{name.upper()}": told for name, told in self._settings.items()}
+            serving = program(python("bench.server"), cores, environment | settings)
+            yield ReattachServer(*stack.enter_context(serving))
+
+
+def _shared_stores(stack: ExitStack, cores: Cores) -> dict[str, str]:
+    """Redis and PostgreSQL, on the core of stores."""
+    with children_on(cores.store):
+        postgresql = stack.enter_context(PostgresqlServer())
+        redis = stack.enter_context(RedisServer(tcp=True))
+    upgrade(postgresql.url())
+    return {
+        "REATTACH_DATABASE_URL": postgresql.url(),
+        "REATTACH_LOG_URL": f"redis://127.0.0.1:{redis.port}/0",
+    }

@@ -1,0 +1,131 @@
+"""How runs are read while it is measured what that costs the server."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+from bench.contender import Pace, Server, Stream, asked, wait_until
+from bench.load import Group, GroupReport, Load, Reader, Request, Spoiled
+from bench.machine import Cores, cpu_seconds
+from bench.schedule import open_gate
+
+LIMIT_SECONDS = 60.0
+"""What a reader may take to end once it should have."""
+SETTLE_SECONDS = 0.5
+WARM_UP_SECONDS = 1.0
+"""Of live traffic, before what is measured."""
+OPENINGS_PER_SECOND = 1000
+OPEN_SECONDS = 120.0
+
+
+def repeated(
+    server: Server, reader: Reader | Sequence[Reader], cores: Cores, *,
+    readers: int = 1, seconds: float, mode: str = "loop", flags: frozenset[str] | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """The same again and again for so many seconds, by readers that each wait for their answer.
+
+    Several of them, or one that so many do like; in the mode ``once`` each only once.
+    """
+    listed = [reader] * readers if isinstance(reader, Reader) else list(reader)
+    group = Group("replay", mode, listed, server.flags if flags is None else flags)
+    before = cpu_seconds(server.pids)
+    with Load(server.port, [group], cores.load) as load:
+        if mode == "loop":
+            load.opened()
+            load.stop(time.monotonic_ns() + int(seconds * 1e9))
+        report = load.done(seconds + LIMIT_SECONDS)
+        used = cpu_seconds(server.pids) - before
+    told = report.groups["replay"]
+    figures = {
+        "requests per s": told.responses / (report.wall_ns / 1e9),
+        "CPU µs per request": 1e6 * used / told.responses,
+        "first byte p50 ms": told.first_byte.p50 / 1e6,
+        "first byte p99 ms": told.first_byte.p99 / 1e6,
+        "whole p50 ms": told.whole.p50 / 1e6,
+        "server CPU %": 100 * used / (report.wall_ns / 1e9),
+        "load CPU %": 100 * report.cpu_seconds / (report.wall_ns / 1e9),
+    }
+    if told.events:
+        figures["CPU µs per event"] = 1e6 * used / told.events
+        figures["events per CPU s"] = told.events / used
+    return figures
+
+
+def live(
+    server: Server, cores: Cores, *, runs: int, readers: int, per_second: float, seconds: float,
+    replay: Stream | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Runs that yield evenly, each with its readers; two more replay ``replay`` meanwhile."""
+    events = int((WARM_UP_SECONDS + seconds + SETTLE_SECONDS) * per_second)
+    with TemporaryDirectory(prefix="bench-gate-") as directory:
+        gate = Path(directory, uuid4().hex)
+        streams = server.paced(Pace(runs, events, per_second, gate))
+        groups = [Group("live", "once", following(server, streams, readers),
+                        server.flags | {"stamped"})]  # fmt: skip
+        if replay is not None:
+            again = Reader(replay.resume, last=replay.last)
+            groups.append(Group("replay", "loop", [again] * 2, server.flags))
+        with Load(server.port, groups, cores.load) as load:
+            opening = load.opened(OPEN_SECONDS)
+            time.sleep(SETTLE_SECONDS)
+            start_ns = time.monotonic_ns() + 200_000_000
+            from_ns = start_ns + int(WARM_UP_SECONDS * 1e9)
+            to_ns = from_ns + int(seconds * 1e9)
+            load.measure(from_ns, to_ns)
+            load.stop(to_ns)
+            open_gate(gate, start_ns)
+            wait_until(from_ns)
+            before = cpu_seconds(server.pids), cpu_seconds([load.pid])
+            wait_until(to_ns)
+            used = cpu_seconds(server.pids) - before[0]
+            load_used = cpu_seconds([load.pid]) - before[1]
+            report = load.done(LIMIT_SECONDS)
+    told = report.groups["live"]
+    expected = runs * readers * per_second * seconds
+    if abs(told.lag.count - expected) > runs * readers * 2:
+        raise Spoiled(f"{told.lag.count} of {expected:.0f} events came")
+    alone = {} if replay else {"CPU µs per delivery": 1e6 * used / told.lag.count}
+    return {
+        **lags(told),
+        **alone,
+        "server CPU %": 100 * used / seconds,
+        "load CPU %": 100 * load_used / seconds,
+        "open s": opening,
+    }
+
+
+def lags(told: GroupReport) -> dict[str, float]:
+    return {
+        "lag p50 ms": told.lag.p50 / 1e6,
+        "lag p99 ms": told.lag.p99 / 1e6,
+        "lag max ms": told.lag.max / 1e6,
+        "from yield p50 ms": told.lag_of_yield.p50 / 1e6,
+        "from yield p99 ms": told.lag_of_yield.p99 / 1e6,
+    }
+
+
+def following(server: Server, streams: Sequence[Stream], readers: int) -> list[Reader]:
+    """So many readers of each run, which begins with the first of them, opened a few at a time."""
+    begun = [
+        Reader(stream.begin or stream.resume, stream.resume, last=stream.last)
+        for stream in streams
+        if readers == 1 or stream.begin is None or _begun(server, stream.begin)
+    ]
+    listed = [
+        reader if readers == 1 else Reader(stream.resume, last=stream.last)
+        for _ in range(readers)
+        for reader, stream in zip(begun, streams, strict=True)
+    ]
+    return [
+        Reader(reader.first, reader.resume, last=reader.last,
+               start_seconds=number / OPENINGS_PER_SECOND)
+        for number, reader in enumerate(listed)
+    ]  # fmt: skip
+
+
+def _begun(server: Server, begin: Request) -> bool:
+    """Begin a run, and leave it to its readers."""
+    asked(server.port, begin, whole=False)
+    return True

@@ -1,0 +1,169 @@
+"""Replays of ended runs: all of it, the second half, and the last ten events."""
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from bench.charts import Chart
+from bench.contender import Contender, Server, Stream, fresh
+from bench.contestants import missing, others, wanted
+from bench.load import Reader, Request
+from bench.options import Options
+from bench.product import Reattach
+from bench.reading import repeated
+from bench.results import Chapter, Goal, at_least, at_most, table
+from bench.rounds import Measurement, Results, Turn, interleaved
+from bench.yardsticks.local import CEILING, EMPTY
+
+EVENTS, QUICK_EVENTS = 10_000, 2_000
+READERS, QUICK_READERS = (1, 10, 100), (1, 10)
+SECONDS, QUICK_SECONDS = 4.0, 0.6
+ROUNDS = 5
+LAST = 10
+RESUMING = 16
+COLD_RUNS = 20
+PLACES = {"from the start": 0.0, "from the middle": 0.5}
+EMPTY_REPLY = f"empty, {RESUMING} readers"
+END = f"last {LAST}, {RESUMING} readers"
+RETIRED_SERVER_US_PER_EVENT = 72.0
+"""CPU per replayed event of the server that this one takes the place of, measured before."""
+
+
+def after(stream: Stream, cursor: int) -> Reader:
+    return Reader(stream.at(cursor), after=cursor, last=stream.last)
+
+
+def warm(contender: Contender, options: Options) -> Iterator[Measurement]:
+    """Every place and number of readers, of a run that was read before."""
+    events = QUICK_EVENTS if options.quick else EVENTS
+    seconds = QUICK_SECONDS if options.quick else SECONDS
+    with fresh(contender, options.cores) as server:
+        (stream,) = server.ended(events)
+        again = partial(repeated, server, cores=options.cores, seconds=seconds)
+        cursors = {END: stream.last - LAST} if "replay from a cursor" in contender.works else {}
+        again(after(stream, 0), readers=1, seconds=0.1)
+        for (place, share), readers in product(
+            PLACES.items(), QUICK_READERS if options.quick else READERS
+        ):
+            if share and not cursors:
+                continue
+            cursor = int(share * events)
+            name = f"{place}, {readers} readers"
+            yield name, partial(again, after(stream, cursor), readers=readers)
+        for name, cursor in cursors.items():
+            yield name, partial(again, after(stream, cursor), readers=RESUMING)
+
+
+def cold(contender: Contender, options: Options) -> Iterator[Measurement]:
+    """The first reads of runs after the server was started again."""
+    with TemporaryDirectory() as directory:
+        events = QUICK_EVENTS if options.quick else EVENTS
+        with contender.serving(Path(directory), options.cores) as server:
+            streams = server.ended(events, 5 if options.quick else COLD_RUNS)
+        with contender.serving(Path(directory), options.cores) as server:
+            yield "cold, from the start, 1 readers", partial(each_once, server, streams, 0, options)
+        with contender.serving(Path(directory), options.cores) as server:
+            last = streams[0].last - LAST
+            yield (
+                f"cold, last {LAST}, 1 readers",
+                partial(each_once, server, streams, last, options),
+            )
+
+
+def each_once(
+    server: Server, streams: list[Stream], cursor: int, options: Options
+) -> dict[str, float]:
+    """Every run read once, one after the other."""
+    gap_seconds = 0.2
+    readers = [
+        Reader(
+            stream.at(cursor), after=cursor, last=stream.last, start_seconds=gap_seconds * number
+        )
+        for number, stream in enumerate(streams)
+    ]
+    return dict(repeated(server, readers, options.cores, mode="once", seconds=60.0))
+
+
+def empty(options: Options) -> Iterator[Measurement]:
+    with fresh(EMPTY, options.cores) as server:
+        seconds = QUICK_SECONDS if options.quick else SECONDS
+        reader, plain = Reader(Request.of("GET", "/empty")), frozenset({"plain"})
+        yield EMPTY_REPLY, partial(
+            repeated, server, reader, options.cores,
+            readers=RESUMING, seconds=seconds, flags=plain,
+        )  # fmt: skip
+
+
+def main(options: Options) -> Chapter:
+    product_itself = Reattach()
+    contenders = [product_itself, *others(options, "replay")]
+    turns = [Turn(one.name, partial(warm, one, options)) for one in contenders]
+    if wanted(options, EMPTY):
+        turns.insert(1, Turn(EMPTY.name, partial(empty, options)))
+    turns.insert(1, Turn(product_itself.name, partial(cold, product_itself, options)))
+    results = interleaved(turns, options.times(ROUNDS))
+    return told(results, [one.name for one in contenders], options)
+
+
+def told(results: Results, contenders: list[str], options: Options) -> Chapter:
+    events = QUICK_EVENTS if options.quick else EVENTS
+    numbers = QUICK_READERS if options.quick else READERS
+    names = [f"{place}, {readers} readers" for place in PLACES for readers in numbers]
+    names += ["cold, from the start, 1 readers", END, f"cold, last {LAST}, 1 readers", EMPTY_REPLY]
+    heads = {
+        "events per CPU second": "events per CPU s",
+        "µs of CPU per request": "CPU µs per request",
+        "requests/s": "requests per s",
+        "first byte p50 ms": "first byte p50 ms",
+        "p99 ms": "first byte p99 ms",
+        "server CPU %": "server CPU %",
+        "load CPU %": "load CPU %",
+    }
+    chapter = Chapter(
+        "replay",
+        "Replay",
+        f"An ended run of {events:,} events of about 350 bytes, read again and again over "
+        "connections that stay open. Cold: the first reads after a start.",
+        [table(results, "Replays", names, heads)],
+        goals(results, numbers[1]),
+        notes=results.failures() + missing(options, "replay"),
+    )
+    bars = {
+        one: [
+            (float(place), value)
+            for place, readers in enumerate(numbers)
+            if (
+                value := results.middle(
+                    one, f"from the start, {readers} readers", "events per CPU s"
+                )
+            )
+        ]
+        for one in contenders
+    }
+    chapter.charts.append(
+        Chart("replay", f"Replay of {events:,} events from the start", "readers",
+              "events per CPU second of the server", bars, [str(number) for number in numbers])
+    )  # fmt: skip
+    return chapter
+
+
+def goals(results: Results, readers: int) -> list[Goal]:
+    whole = f"from the start, {readers} readers"
+    own, rate, cpu = (Reattach().name, whole), "events per CPU s", "CPU µs per request"
+    us_per_event = results.middle(*own, "CPU µs per event")
+    retired = RETIRED_SERVER_US_PER_EVENT / us_per_event if us_per_event else None
+    end = (Reattach().name, END)
+    return [
+        Goal("replay, warm: events per CPU second", "≥ 0.8 × ceiling",
+             results.ratio(rate, own, (CEILING.name, whole)), at_least(0.8), "× ceiling"),
+        Goal("the same", "≥ 100 × nchan",
+             results.ratio(rate, own, ("nchan", whole)), at_least(100), "× nchan"),
+        Goal("the same", "≥ 500 × the retired server's 72 µs per event", retired, at_least(500),
+             "× the retired server"),
+        Goal(f"resume {LAST} from the end: CPU", "≤ 2 × an empty raw ASGI reply",
+             results.ratio(cpu, end, (EMPTY.name, EMPTY_REPLY)), at_most(2), "× empty reply"),
+        Goal("the same: first byte p99 at 16 connections", "≤ 2 ms",
+             results.middle(*end, "first byte p99 ms"), at_most(2), "ms"),
+    ]  # fmt: skip

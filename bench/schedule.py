@@ -1,0 +1,82 @@
+"""When events are due: one timer for all runs of a server that is measured, and a common start.
+
+Engines and yardsticks yield by the same schedule, so that what is compared is not their timers.
+"""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+TICK_NS = 1_000_000
+_LOOK_SECONDS = 0.02
+
+Due = Callable[[], None]
+
+
+class Ticker:
+    """Calls what is due, looking once a millisecond; only while something is awaited."""
+
+    def __init__(self) -> None:
+        self._due: defaultdict[int, list[Due]] = defaultdict(list)
+        self._ticking = False
+        self._last_tick = 0
+
+    def at(self, due_ns: int, call: Due) -> None:
+        """Call ``call`` soon after ``due_ns`` of the monotonic clock."""
+        tick = -(-due_ns // TICK_NS)
+        if not self._ticking:
+            self._ticking = True
+            self._last_tick = time.monotonic_ns() // TICK_NS - 1
+            asyncio.get_running_loop().call_soon(self._tick)
+        self._due[max(tick, self._last_tick + 1)].append(call)
+
+    async def until(self, due_ns: int) -> None:
+        """Return soon after ``due_ns`` of the monotonic clock."""
+        reached = asyncio.get_running_loop().create_future()
+
+        def reach() -> None:
+            if not reached.done():
+                reached.set_result(None)
+
+        self.at(due_ns, reach)
+        await reached
+
+    def _tick(self) -> None:
+        now = time.monotonic_ns() // TICK_NS
+        for tick in range(self._last_tick + 1, now + 1):
+            self._last_tick = tick
+            for call in self._due.pop(tick, ()):
+                call()
+        if self._due:
+            asyncio.get_running_loop().call_later(TICK_NS / 1e9, self._tick)
+        else:
+            self._ticking = False
+
+
+class Gates:
+    """Files by which runs are told when to begin: each holds a time of the monotonic clock."""
+
+    def __init__(self) -> None:
+        self._opening: dict[str, asyncio.Task[int]] = {}
+
+    async def start_ns(self, path: str) -> int:
+        """When runs behind this gate begin; waits until it is said."""
+        if path not in self._opening:
+            self._opening[path] = asyncio.create_task(self._opened(Path(path)))
+        return await asyncio.shield(self._opening[path])
+
+    async def _opened(self, path: Path) -> int:
+        while True:
+            with suppress(FileNotFoundError, ValueError):
+                return int(path.read_text())
+            await asyncio.sleep(_LOOK_SECONDS)
+
+
+def open_gate(path: Path, start_ns: int) -> None:
+    """Say when the runs behind it begin, wholly or not at all."""
+    new = path.with_suffix(".new")
+    new.write_text(str(start_ns))
+    new.rename(path)

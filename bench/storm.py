@@ -1,0 +1,99 @@
+"""A reconnect storm: every reader is cut at the same instant of live traffic, and comes back."""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+from bench.contender import Contender, Pace, fresh, wait_until
+from bench.contestants import missing, others
+from bench.load import Group, Load
+from bench.machine import cpu_seconds
+from bench.options import Options
+from bench.product import Reattach
+from bench.reading import SETTLE_SECONDS, following
+from bench.results import Chapter, Goal, at_most, table
+from bench.rounds import Measurement, Turn, interleaved
+from bench.schedule import open_gate
+
+READERS, QUICK_READERS = 5000, 200
+RUNS = 50
+"""That they follow, as many readers each."""
+RATE = 5.0
+OTHERS, OTHERS_RATE = 50, 50.0
+"""Runs with a reader each that is not cut."""
+BEFORE_SECONDS, AFTER_SECONDS = 2.0, 10.0
+QUICK_AFTER_SECONDS = 3.0
+CAUGHT_UP_SECONDS = 60.0
+ROUNDS = 3
+
+
+def storm(contender: Contender, options: Options) -> dict[str, float]:
+    """One storm. Spoiled by any reader that lost, doubled or missed anything, or is not back."""
+    readers = (QUICK_READERS if options.quick else READERS) // RUNS
+    after_seconds = QUICK_AFTER_SECONDS if options.quick else AFTER_SECONDS
+    seconds = BEFORE_SECONDS + after_seconds
+    with TemporaryDirectory() as directory, fresh(contender, options.cores) as server:
+        gate = Path(directory, uuid4().hex)
+        cut = server.paced(Pace(RUNS, int(RATE * seconds), RATE, gate))
+        calm = server.paced(Pace(OTHERS, int(OTHERS_RATE * seconds), OTHERS_RATE, gate))
+        flags = server.flags | {"stamped"}
+        groups = [
+            Group("cut", "once", following(server, cut, readers), flags),
+            Group("others", "once", following(server, calm, 1), flags),
+        ]
+        with Load(server.port, groups, options.cores.load) as load:
+            load.opened(120)
+            time.sleep(SETTLE_SECONDS)
+            start_ns = time.monotonic_ns() + 200_000_000
+            cut_ns = start_ns + int(BEFORE_SECONDS * 1e9)
+            load.measure(start_ns, cut_ns + int(after_seconds * 1e9))
+            open_gate(gate, start_ns)
+            load.cut("cut", cut_ns)
+            wait_until(cut_ns)
+            before = cpu_seconds(server.pids)
+            last = load.caught_up(CAUGHT_UP_SECONDS)
+            used = cpu_seconds(server.pids) - before
+            report = load.done(CAUGHT_UP_SECONDS)
+    told, calm_told = report.groups["cut"], report.groups["others"]
+    return {
+        "last back s": last,
+        "back p50 s": told.caught_up.p50 / 1e9,
+        "back p99 s": told.caught_up.p99 / 1e9,
+        "cut": told.caught_up.count,
+        "others p50 ms": calm_told.lag_in_storm.p50 / 1e6,
+        "others p99 ms": calm_told.lag_in_storm.p99 / 1e6,
+        "others max ms": calm_told.lag_in_storm.max / 1e6,
+        "CPU ms per reconnect": 1000 * used / told.caught_up.count,
+    }
+
+
+def main(options: Options) -> Chapter:
+    contenders = [Reattach(), *others(options, "storm")]
+    name = f"{QUICK_READERS if options.quick else READERS:,} readers"
+
+    def measurements(contender: Contender) -> Iterator[Measurement]:
+        yield name, partial(storm, contender, options)
+
+    turns = [Turn(one.name, partial(measurements, one)) for one in contenders]
+    results = interleaved(turns, options.times(ROUNDS))
+    columns = ("cut", "last back s", "back p50 s", "back p99 s", "others p50 ms", "others p99 ms",
+               "others max ms", "CPU ms per reconnect")  # fmt: skip
+    return Chapter(
+        "storm",
+        "Reconnect storm",
+        f"Readers of {RUNS} live runs of {RATE:.0f} events a second are cut at the same instant, "
+        f"and reconnect at once with their cursors; {OTHERS} others, each on a run of "
+        f"{OTHERS_RATE:.0f} a second, are not cut. A reader is back with its first event that is "
+        "late by less than 0.1 s; their lag is that of what came until all were back. Nothing is "
+        "lost or doubled, or there is no figure.",
+        [table(results, "Storms", [name], dict(zip(columns, columns, strict=True)))],
+        [
+            Goal("5,000 reconnects during live traffic: the last is caught up", "≤ 5 s",
+                 None if options.quick else results.middle(Reattach().name, name, "last back s"),
+                 at_most(5), "s"),
+        ],
+        notes=results.failures() + missing(options, "storm"),
+    )  # fmt: skip

@@ -1,0 +1,84 @@
+"""A server that answers each request with the bytes it was told, in the pieces it was told."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+PIECE_SECONDS = 0.002
+"""Between two pieces, so that they arrive as two."""
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+END = b"0\r\n\r\n"
+DONE = b"data: [DONE]\n\n"
+STOP = b'data: {"message_type":"stop_reason","seq_id":%d}\n\n'
+
+
+def event(seq: int, content: str = "x") -> bytes:
+    text = f'{{"message_type":"assistant_message","seq_id":{seq},"content":"{content}"}}'
+    return f"data: {text}\n\n".encode()
+
+
+def ping(seq: int) -> bytes:
+    return b'data: {"message_type":"ping","seq_id":%d}\n\n' % seq
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def run(events: int, *, after: int = 0) -> bytes:
+    """The body of a run of that many events, the last of them its stop reason."""
+    texts = b"".join(event(seq) for seq in range(after + 1, events))
+    return texts + STOP % events + DONE
+
+
+def whole(body: bytes) -> bytes:
+    return HEAD + chunk(body) + END
+
+
+class Scripted:
+    """The requests that came, in order."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.requests: list[bytes] = []
+
+
+@contextmanager
+def answering(*answers: Sequence[bytes]) -> Iterator[Scripted]:
+    """Serve the answers, one for each request in the order in which they come.
+
+    An answer that ends with an empty piece is followed by the end of the connection. Once there
+    are no more, the last is given again.
+    """
+    listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+    server = Scripted(listener.getsockname()[1])
+    left = list(answers)
+
+    def take() -> Sequence[bytes]:
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    def converse(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            while request := connection.recv(65536):
+                server.requests.append(request)
+                for piece in take():
+                    if not piece:
+                        return
+                    connection.sendall(piece)
+                    time.sleep(PIECE_SECONDS)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=converse, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield server
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()

@@ -1,0 +1,101 @@
+"""What is measured is what happens, and what is told of it is what was measured."""
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.charts import Chart, drawn
+from bench.contender import Contender, fresh
+from bench.load import Reader, Spoiled
+from bench.machine import Cores
+from bench.product import Reattach
+from bench.reading import live, repeated
+from bench.results import Chapter, Goal, Table, at_most, shown, table, write
+from bench.rounds import Figures, Measurement, Turn, interleaved
+from bench.yardsticks.local import CEILING
+
+
+@pytest.mark.timeout(100)
+@pytest.mark.parametrize("contender", [Reattach(), CEILING], ids=lambda one: one.name)
+def test_what_ended_is_replayed_and_what_is_live_arrives_with_its_lag(contender: Contender) -> None:
+    cores = Cores.available()
+    with fresh(contender, cores) as server:
+        (stream,) = server.ended(50)
+        reader = Reader(stream.at(40), after=40, last=stream.last)
+        replays = repeated(server, reader, cores, readers=2, seconds=0.1)
+        many = live(server, cores, runs=3, readers=1, per_second=20, seconds=0.5)
+        shared = live(server, cores, runs=1, readers=3, per_second=20, seconds=0.5, replay=stream)
+
+    assert replays["events per CPU s"] > replays["requests per s"] > 0
+    for figures in (many, shared):
+        assert 0 < figures["from yield p50 ms"] <= figures["lag p50 ms"] <= figures["lag max ms"]
+        assert figures["server CPU %"] > 0
+
+
+def test_rounds_are_interleaved_and_one_with_an_error_is_no_figure() -> None:
+    order = []
+    values = iter([1.0, 3.0, 2.0])
+
+    def good() -> Figures:
+        order.append("good")
+        return {"ms": next(values)}
+
+    def bad() -> Figures:
+        order.append("bad")
+        raise Spoiled("it was cut")
+
+    def measurements_of(measure: object) -> Iterator[Measurement]:
+        yield "work", good if measure is good else bad
+
+    turns = [Turn("one", lambda: measurements_of(good)), Turn("two", lambda: measurements_of(bad))]
+    results = interleaved(turns, 3)
+
+    assert order == ["good", "bad"] * 3
+    assert results.middle("one", "work", "ms") == 2.0
+    assert results["one", "work"].spread("ms") == (1.0, 3.0)
+    assert results.middle("two", "work", "ms") is None
+    assert results.failures() == ["two, work: 3 of 3 rounds have no figure: it was cut"]
+    assert table(results, "t", ["work"], {"ms": "ms"}).rows == [["work", "one", "2 (1…3)"]]
+
+
+def test_a_goal_says_whether_it_was_reached() -> None:
+    assert Goal("w", "≤ 2", 1.999, at_most(2), "ms").row() == ["w", "≤ 2", "2 ms", "yes"]
+    assert Goal("w", "≤ 2", 2.1, at_most(2), "ms").row() == ["w", "≤ 2", "2.1 ms", "**no**"]
+    assert Goal("w", "≤ 2", None, at_most(2)).row() == ["w", "≤ 2", "–", "–"]
+    assert [shown(value) for value in (None, 0.01234, 12.34, 123_456)] == [
+        "–",
+        "0.0123",
+        "12.3",
+        "123,456",
+    ]
+
+
+def test_a_chapter_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+    chart = Chart("c", "Title & more", "x", "y", {"a": [(1, 10), (1000, 0.5)], "b": []})
+    for text in ("first", "second"):
+        for name in ("one", "two"):
+            chapter = Chapter(name, f"Chapter {name}", f"{text} {name}", charts=[chart])
+            chapter.tables.append(Table("T", ["a"], [["1"]]))
+            write(chapter, tmp_path, [name, "--rounds", "2"])
+
+    written = (tmp_path / "results.md").read_text("utf-8")
+    assert written.index("second one") < written.index("second two")
+    assert "first" not in written
+    assert written.count("`scripts/bench one --rounds 2`") == 1
+    assert "![Title & more](charts/c.svg)" in written
+    ET.parse(tmp_path / "charts" / "c.svg")
+
+
+def test_bars_and_lines_are_drawn_within_the_picture() -> None:
+    lines = {"a": [(10.0, 1.0), (100.0, 50.0)], "b": [(10.0, 3.0)]}
+    bars = {"a": [(0.0, 5.0), (1.0, 500.0)], "b": [(0.0, 7.0)]}
+    for chart in (Chart("l", "L", "x", "y", lines), Chart("b", "B", "x", "y", bars, ["1", "2"])):
+        picture = ET.fromstring(drawn(chart))
+        shapes = [one for one in picture.iter() if one.tag.endswith(("circle", "rect"))]
+        assert len(shapes) >= 4
+        for shape in shapes:
+            x, y = (float(shape.get(name) or shape.get(f"c{name}") or 0) for name in "xy")
+            assert 0 <= x <= 760
+            assert 0 <= y <= 400
