@@ -4,13 +4,16 @@ from collections.abc import Sequence
 
 from bench.contender import Contender, Work
 from bench.options import Options
-from bench.yardsticks.local import CEILING, NAIVE, RESUMABLE
+from bench.yardsticks.local import CEILING, EMPTY, NAIVE, RESUMABLE
 
 ALL: Sequence[Contender] = (CEILING, NAIVE, RESUMABLE)
 
 
 def wanted(options: Options, contender: Contender) -> bool:
-    return not options.contenders or any(word in contender.name for word in options.contenders)
+    """Whether it has its turn: if nobody is named all have, if it is to be quick those of ours."""
+    if options.contenders:
+        return any(word in contender.name for word in options.contenders)
+    return not options.quick or contender in {CEILING, NAIVE, EMPTY}
 
 
 def others(options: Options, work: Work) -> list[Contender]:

@@ -17,8 +17,8 @@ from bench.results import Chapter, Goal, at_most, table
 from bench.rounds import Measurement, Results, Turn, interleaved
 
 EVENTS, QUICK_EVENTS = (100, 1000, 10_000, 100_000), (100, 1000, 10_000)
-KEPT, QUICK_KEPT = (100, 1000, 10_000, 100_000), (50, 150)
-SECONDS, QUICK_SECONDS = 3.0, 0.5
+KEPT, QUICK_KEPT = (100, 1000, 10_000, 100_000), (32, 96)
+SECONDS, QUICK_SECONDS = 3.0, 0.3
 ROUNDS = 3
 LAST = 10
 RESUMING = 16
@@ -31,8 +31,8 @@ LOOKED_AT = 100
 SEND_EVENTS = 10
 PERIODS, QUICK_PERIODS = 5, 3
 """Of retention, each with as many runs: memory and files must not grow with them."""
-RUNS_A_PERIOD, QUICK_RUNS_A_PERIOD = 2000, 50
-RETENTION_SECONDS, QUICK_RETENTION_SECONDS = 20.0, 2.0
+RUNS_A_PERIOD, QUICK_RUNS_A_PERIOD = 2000, 32
+RETENTION_SECONDS, QUICK_RETENTION_SECONDS = 20.0, 1.0
 OWN = Reattach().name
 
 

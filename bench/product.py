@@ -128,6 +128,7 @@ class Reattach(Contender):
             environment = {"REATTACH_DATA_DIR": str(directory)}
             if self._store == "redis":
                 environment = _shared_stores(stack, cores)
+            environment["REATTACH_DRAIN_SECONDS"] = "0"  # Silent runs would never end.
             settings = {f"REATTACH_{name.upper()}": told for name, told in self._settings.items()}
             serving = program(python("bench.server"), cores, environment | settings)
             yield ReattachServer(*stack.enter_context(serving))

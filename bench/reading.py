@@ -13,9 +13,11 @@ from bench.schedule import open_gate
 
 LIMIT_SECONDS = 60.0
 """What a reader may take to end once it should have."""
-SETTLE_SECONDS = 0.5
-WARM_UP_SECONDS = 1.0
-"""Of live traffic, before what is measured."""
+SETTLE_SECONDS = 0.3
+AFTER_SECONDS = 0.2
+"""That runs go on after what is measured, so that none ends within."""
+WARM_UP_SHARE, MOST_WARM_UP_SECONDS = 0.5, 1.0
+"""Of live traffic before what is measured, in parts of that."""
 OPENINGS_PER_SECOND = 1000
 OPEN_SECONDS = 120.0
 
@@ -58,7 +60,8 @@ def live(
     replay: Stream | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Runs that yield evenly, each with its readers; two more replay ``replay`` meanwhile."""
-    events = int((WARM_UP_SECONDS + seconds + SETTLE_SECONDS) * per_second)
+    warm_up = min(WARM_UP_SHARE * seconds, MOST_WARM_UP_SECONDS)
+    events = int((warm_up + seconds + AFTER_SECONDS) * per_second)
     with TemporaryDirectory(prefix="bench-gate-") as directory:
         gate = Path(directory, uuid4().hex)
         streams = server.paced(Pace(runs, events, per_second, gate))
@@ -71,7 +74,7 @@ def live(
             opening = load.opened(OPEN_SECONDS)
             time.sleep(SETTLE_SECONDS)
             start_ns = time.monotonic_ns() + 200_000_000
-            from_ns = start_ns + int(WARM_UP_SECONDS * 1e9)
+            from_ns = start_ns + int(warm_up * 1e9)
             to_ns = from_ns + int(seconds * 1e9)
             load.measure(from_ns, to_ns)
             load.stop(to_ns)

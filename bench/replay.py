@@ -19,7 +19,7 @@ from bench.yardsticks.local import CEILING, EMPTY
 
 EVENTS, QUICK_EVENTS = 10_000, 2_000
 READERS, QUICK_READERS = (1, 10, 100), (1, 10)
-SECONDS, QUICK_SECONDS = 4.0, 0.6
+SECONDS, QUICK_SECONDS = 4.0, 0.4
 ROUNDS = 5
 LAST = 10
 RESUMING = 16
@@ -61,7 +61,7 @@ def cold(contender: Contender, options: Options) -> Iterator[Measurement]:
     with TemporaryDirectory() as directory:
         events = QUICK_EVENTS if options.quick else EVENTS
         with contender.serving(Path(directory), options.cores) as server:
-            streams = server.ended(events, 5 if options.quick else COLD_RUNS)
+            streams = server.ended(events, 3 if options.quick else COLD_RUNS)
         with contender.serving(Path(directory), options.cores) as server:
             yield "cold, from the start, 1 readers", partial(each_once, server, streams, 0, options)
         with contender.serving(Path(directory), options.cores) as server:

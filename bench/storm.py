@@ -24,8 +24,8 @@ RUNS = 50
 RATE = 5.0
 OTHERS, OTHERS_RATE = 50, 50.0
 """Runs with a reader each that is not cut."""
-BEFORE_SECONDS, AFTER_SECONDS = 2.0, 10.0
-QUICK_AFTER_SECONDS = 3.0
+BEFORE_SECONDS, QUICK_BEFORE_SECONDS = 2.0, 0.6
+AFTER_SECONDS, QUICK_AFTER_SECONDS = 10.0, 2.0
 CAUGHT_UP_SECONDS = 60.0
 ROUNDS = 3
 
@@ -34,7 +34,8 @@ def storm(contender: Contender, options: Options) -> dict[str, float]:
     """One storm. Spoiled by any reader that lost, doubled or missed anything, or is not back."""
     readers = (QUICK_READERS if options.quick else READERS) // RUNS
     after_seconds = QUICK_AFTER_SECONDS if options.quick else AFTER_SECONDS
-    seconds = BEFORE_SECONDS + after_seconds
+    before_seconds = QUICK_BEFORE_SECONDS if options.quick else BEFORE_SECONDS
+    seconds = before_seconds + after_seconds
     with TemporaryDirectory() as directory, fresh(contender, options.cores) as server:
         gate = Path(directory, uuid4().hex)
         cut = server.paced(Pace(RUNS, int(RATE * seconds), RATE, gate))
@@ -48,7 +49,7 @@ def storm(contender: Contender, options: Options) -> dict[str, float]:
             load.opened(120)
             time.sleep(SETTLE_SECONDS)
             start_ns = time.monotonic_ns() + 200_000_000
-            cut_ns = start_ns + int(BEFORE_SECONDS * 1e9)
+            cut_ns = start_ns + int(before_seconds * 1e9)
             load.measure(start_ns, cut_ns + int(after_seconds * 1e9))
             open_gate(gate, start_ns)
             load.cut("cut", cut_ns)
