@@ -2,6 +2,7 @@
 
 import argparse
 import platform
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -50,6 +51,8 @@ def main() -> int:
         only=chosen.only,
         table=chosen.table,
     )
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # A file for each reader.
     print(
         f"Reattach {version('reattach')}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"

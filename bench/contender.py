@@ -56,7 +56,12 @@ class Server(ABC):
     """A running server. ``pids`` are its processes, the stores beside it not among them."""
 
     flags: frozenset[str] = frozenset({"terminal"})
-    """Of the groups that read it."""
+    """Of the groups that read its ended runs."""
+
+    @property
+    def live_flags(self) -> frozenset[str]:
+        """Of those that read its live ones."""
+        return self.flags
 
     def __init__(self, port: int, pids: Sequence[int]) -> None:
         self.port = port
@@ -82,6 +87,8 @@ class Contender(ABC):
     about: str
     """In a sentence."""
     works: frozenset[Work]
+    most_runs = 1_000_000
+    """That are live at the same time; more of them would need too much beside the server."""
 
     def missing(self) -> str:
         """Why it can not be measured here; empty: it can."""

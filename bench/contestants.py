@@ -4,9 +4,17 @@ from collections.abc import Sequence
 
 from bench.contender import Contender, Work
 from bench.options import Options
-from bench.yardsticks.local import CEILING, EMPTY, NAIVE, RESUMABLE
+from bench.yardsticks.local import CEILING, EMPTY, NAIVE, RESUMABLE, RESUMABLE_STREAM
+from bench.yardsticks.published import DURABLE_STREAMS, NCHAN
 
-ALL: Sequence[Contender] = (CEILING, NAIVE, RESUMABLE)
+ALL: Sequence[Contender] = (
+    CEILING,
+    NAIVE,
+    NCHAN,
+    DURABLE_STREAMS,
+    RESUMABLE_STREAM,
+    RESUMABLE,
+)
 
 
 def wanted(options: Options, contender: Contender) -> bool:

@@ -1,7 +1,9 @@
 """The bytes of runs, the same for every server that is measured: those that Reattach sends."""
 
+import re
 import time
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -65,3 +67,14 @@ def ended_run(events: int) -> EndedRun:
         end += len(frame)
         ends.append(end)
     return EndedRun(b"".join(frames) + DONE, ends)
+
+
+def templates() -> Mapping[str, str]:
+    """The frames of a run for a program in another language: SEQ and TEXT are to be filled in."""
+    text, *terminal = [frame.decode() for frame in ended_frames(1)]
+    pattern = re.compile(r'"seq_id":\d+')
+    frames = [pattern.sub('"seq_id":SEQ', frame) for frame in (text, *terminal)]
+    return {
+        "text": frames[0].replace('"content":"0 0 "', '"content":"TEXT"'),
+        "terminal": "".join(frames[1:]),
+    }

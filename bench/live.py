@@ -56,7 +56,7 @@ def measurements(
 ) -> Iterator[Measurement]:
     """Each in a server of its own if none is given, since runs that ended leave something."""
     runs, readers = (QUICK_RUNS, QUICK_READERS) if options.quick else (RUNS, READERS)
-    for number in runs:
+    for number in (few for few in runs if few <= contender.most_runs):
         yield many_runs(number), partial(one_live, contender, options, number, 1, server=server)
     for number in readers:
         yield many_readers(number), partial(one_live, contender, options, 1, number, server=server)

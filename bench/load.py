@@ -24,7 +24,7 @@ from bench.machine import children_on, favour
 SOURCE = Path(__file__).with_name("load.c")
 CACHE = Path(__file__).parents[1] / ".bench"
 FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror")
-IN_URL = "000000000000"
+IN_URL = "=000000000000"
 IN_JSON = 999999999999
 """Where a request has its cursor; the client writes it there."""
 SOURCES = 16
@@ -68,15 +68,15 @@ class Request:
     def of(
         cls, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
     ) -> Self:
-        """A request of HTTP/1.1; ``path`` may hold IN_URL, or ``body`` the number IN_JSON."""
+        """A request of HTTP/1.1; ``path`` may end with IN_URL, or ``body`` hold IN_JSON."""
         content = b"" if body is None else json.dumps(body).encode()
         lines = {"host": "localhost", **(headers or {})}
         if body is not None:
             lines |= {"content-type": "application/json", "content-length": str(len(content))}
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         data = f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + content
-        places = [data.find(str(marker).encode()) for marker in (IN_URL, IN_JSON)]
-        return cls(data, max(places))
+        in_url = data.find(f"{IN_URL} ".encode())
+        return cls(data, data.find(str(IN_JSON).encode()) if in_url < 0 else in_url + 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ def live(
         gate = Path(directory, uuid4().hex)
         streams = server.paced(Pace(runs, events, per_second, gate))
         groups = [Group("live", "once", following(server, streams, readers),
-                        server.flags | {"stamped"})]  # fmt: skip
+                        server.live_flags | {"stamped"})]  # fmt: skip
         if replay is not None:
             again = Reader(replay.resume, last=replay.last)
             groups.append(Group("replay", "loop", [again] * 2, server.flags))

@@ -40,7 +40,7 @@ def storm(contender: Contender, options: Options) -> dict[str, float]:
         gate = Path(directory, uuid4().hex)
         cut = server.paced(Pace(RUNS, int(RATE * seconds), RATE, gate))
         calm = server.paced(Pace(OTHERS, int(OTHERS_RATE * seconds), OTHERS_RATE, gate))
-        flags = server.flags | {"stamped"}
+        flags = server.live_flags | {"stamped"}
         groups = [
             Group("cut", "once", following(server, cut, readers), flags),
             Group("others", "once", following(server, calm, 1), flags),

@@ -1,14 +1,18 @@
 """The yardsticks that are programs of this directory, started and asked by one interface."""
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from typing_extensions import override
+
 from bench.contender import Contender, Pace, Server, Stream, Work, asked, program, python
-from bench.frames import TERMINAL_EVENTS
+from bench.frames import TERMINAL_EVENTS, templates
 from bench.load import IN_URL, Request
 from bench.machine import Cores, children_on
+from bench.yardsticks import packages
 from reattach.testing.redis import RedisServer
 
 
@@ -34,7 +38,7 @@ class LocalServer(Server):
         self._runs += 1
         run = f"r{self._runs}"
         asked(self.port, Request.of("POST", path.replace("RUN", run)))
-        resume = Request.of("GET", f"/stream/{run}?after={IN_URL}")
+        resume = Request.of("GET", f"/stream/{run}?after{IN_URL}")
         return Stream(resume, events + TERMINAL_EVENTS)
 
 
@@ -58,9 +62,11 @@ class Local(Contender):
                 with children_on(cores.store):
                     redis = stack.enter_context(RedisServer(tcp=True))
                 environment["BENCH_REDIS_URL"] = f"redis://127.0.0.1:{redis.port}/0"
-            command = python(f"bench.yardsticks.{self._module}")
-            port, pid = stack.enter_context(program(command, cores, environment))
+            port, pid = stack.enter_context(program(self._command(), cores, environment))
             yield LocalServer(port, [pid])
+
+    def _command(self) -> list[str]:
+        return python(f"bench.yardsticks.{self._module}")
 
     def _environment(self) -> dict[str, str]:
         return {}
@@ -91,13 +97,10 @@ class FromPyPI(Local):
     """``fastapi-resumable-stream``, installed in the benchmark's own directory."""
 
     def missing(self) -> str:
-        from bench.yardsticks import packages
-
         return packages.python()
 
+    @override
     def _environment(self) -> dict[str, str]:
-        from bench.yardsticks import packages
-
         return {"PYTHONPATH": str(packages.PYTHON)}
 
 
@@ -106,5 +109,29 @@ RESUMABLE = FromPyPI(
     "resumable",
     "fastapi-resumable-stream of PyPI: a Redis list for each stream, and pub/sub",
     frozenset(["replay", "replay from a cursor", "live"]),
+    redis=True,
+)
+
+
+class FromNpm(Local):
+    """``resumable-stream`` behind a server of Node; it forgets a run when that has ended."""
+
+    def missing(self) -> str:
+        return packages.node()
+
+    @override
+    def _command(self) -> list[str]:
+        return ["node", str(packages.NODE / f"{self._module}.mjs")]
+
+    @override
+    def _environment(self) -> dict[str, str]:
+        return {"BENCH_FRAMES": json.dumps(templates())}
+
+
+RESUMABLE_STREAM = FromNpm(
+    "resumable-stream",
+    "resumable-stream",
+    "resumable-stream of npm behind Node's HTTP server: pub/sub of Redis to whoever comes second",
+    frozenset(["live"]),
     redis=True,
 )

@@ -33,12 +33,15 @@ def node() -> str:
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
         return "it needs Node 18 or newer, with npm"
-    files = [HERE / name for name in ("package.json", "package-lock.json")]
+    # ``npm ci`` refuses a lock without the optional packages of systems that a registry lacks.
+    files = [HERE / name for name in ("package.json", "package-lock.json", ".npmrc")]
     NODE.mkdir(parents=True, exist_ok=True)
-    for file in files:
+    for file in [*files, *HERE.glob("*.mjs")]:  # Modules find packages from where they lie.
         shutil.copy(file, NODE)
     return _installed(
-        NODE, files, [npm, "ci", "--prefix", str(NODE), "--ignore-scripts", "--silent"]
+        NODE,
+        files,
+        [npm, "install", "--no-save", "--ignore-scripts", "--silent", "--prefix", str(NODE)],
     )
 
 

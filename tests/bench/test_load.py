@@ -21,7 +21,7 @@ from tests.bench.scripted_server import (
 )
 
 GET = Request.of("GET", "/stream")
-AFTER = Request.of("GET", f"/stream?after={IN_URL}")
+AFTER = Request.of("GET", f"/stream?after{IN_URL}")
 LIMIT_SECONDS = 20.0
 
 
