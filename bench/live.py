@@ -60,6 +60,8 @@ def measurements(
         yield many_runs(number), partial(one_live, contender, options, number, 1, server=server)
     for number in readers:
         yield many_readers(number), partial(one_live, contender, options, 1, number, server=server)
+    if "replay" not in contender.works:
+        return
     number = QUICK_RUNS[-1] if options.quick else BESIDE_REPLAYS
     replayed = QUICK_REPLAYED_EVENTS if options.quick else REPLAYED_EVENTS
     yield (

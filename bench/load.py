@@ -21,13 +21,13 @@ import msgspec
 
 from bench.machine import children_on, favour
 
-SOURCE = Path(__file__).with_name("load.c")
+SOURCES = Path(__file__).with_name("client")
 CACHE = Path(__file__).parents[1] / ".bench"
 FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror")
 IN_URL = "=000000000000"
 IN_JSON = 999999999999
 """Where a request has its cursor; the client writes it there."""
-SOURCES = 16
+ADDRESSES = 16
 """Addresses of the loopback network that it connects from."""
 START_SECONDS = 60.0
 
@@ -40,8 +40,9 @@ def program() -> Path:
     """The compiled client. Raises SystemExit where it can not be had."""
     if sys.platform != "linux":
         raise SystemExit("bench: the load generator needs Linux (epoll).")
-    source = SOURCE.read_bytes()
-    digest = hashlib.sha256(b"\0".join([source, *(flag.encode() for flag in FLAGS)])).hexdigest()
+    sources = sorted(SOURCES.glob("*.c"))
+    parts = [file.read_bytes() for file in (*sources, *SOURCES.glob("*.h"))]
+    digest = hashlib.sha256(b"\0".join([*parts, *(flag.encode() for flag in FLAGS)])).hexdigest()
     made = CACHE / f"load-{digest[:16]}"
     if not made.exists():
         compiler = shutil.which(os.environ.get("CC", "cc"))
@@ -52,7 +53,7 @@ def program() -> Path:
             )
         CACHE.mkdir(exist_ok=True)
         new = made.with_suffix(f".{os.getpid()}")
-        subprocess.run([compiler, *FLAGS, "-o", str(new), str(SOURCE)], check=True)
+        subprocess.run([compiler, *FLAGS, "-o", str(new), *map(str, sources)], check=True)
         new.rename(made)
     return made
 
@@ -253,7 +254,7 @@ class Load:
                 rows.append(
                     f"reader {number} {first} {resume} {reader.after} {reader.last} {start_us}"
                 )
-        pieces = [f"target {self.host} {self.port}\nsources {SOURCES}\n".encode()]
+        pieces = [f"target {self.host} {self.port}\nsources {ADDRESSES}\n".encode()]
         for request in requests:
             pieces.append(f"request {len(request.data)} {request.cursor_at}\n".encode())
             pieces.append(request.data + b"\n")

@@ -13,6 +13,8 @@ from starlette.responses import Response
 
 from bench.yardsticks.asgi import Frames, application, serve
 
+BEGIN_SECONDS = 20.0
+"""That a run may take to be there once it was asked for."""
 _redis = Redis.from_url(os.environ["BENCH_REDIS_URL"], max_connections=20_000)
 _streams = ResumableStream(_redis)
 
@@ -32,9 +34,9 @@ async def produce(run: str, frames: Frames) -> None:
 
 
 async def stream(run: str, after: int) -> Response:
-    resumed = await _streams.resume(run, after=after)
-    if resumed is None:
-        return Response(status_code=404)
+    async with asyncio.timeout(BEGIN_SECONDS):
+        while (resumed := await _streams.resume(run, after=after)) is None:
+            await asyncio.sleep(0.01)
     response: Response = streaming_response(resumed)
     return response
 
