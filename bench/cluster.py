@@ -8,9 +8,9 @@ from typing import Self
 
 import psycopg
 
+from bench.machine import cost_of
 from bench.options import Options
 from bench.reader import Place, conversation_with, open_stream
-from bench.server import cost_of
 from reattach.testing.cluster import Cluster
 
 RUNS = 100

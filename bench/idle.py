@@ -6,12 +6,11 @@ from functools import partial
 
 from bench.contender import fresh
 from bench.load import Group, Load, Reader
-from bench.machine import cpu_seconds, memory
+from bench.machine import cost_of, cpu_seconds, memory
 from bench.options import Options
 from bench.product import Reattach
 from bench.results import Chapter, Goal, at_most, table
 from bench.rounds import Measurement, Turn, interleaved
-from bench.server import cost_of
 
 READERS, QUICK_READERS = (1000, 10_000), (300,)
 RUNS, QUICK_RUNS = 100, 10

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _KIB = re.compile(r"^(Pss|Rss):\s+(\d+) kB", re.MULTILINE)
 
 
@@ -74,6 +75,24 @@ def memory(pids: Iterable[int]) -> Memory:
         resident += int(told["Rss"]) * 1024
         proportional += int(told["Pss"]) * 1024
     return Memory(resident, proportional)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a process has used so far."""
+
+    cpu_seconds: float
+    reads: int
+    writes: int
+
+
+def cost_of(pid: int) -> Cost:
+    """What a process has used since its start."""
+    proc = Path(f"/proc/{pid}")
+    fields = (proc / "stat").read_text().rpartition(")")[2].split()
+    io = dict(line.split(": ") for line in (proc / "io").read_text().splitlines())
+    ticks = int(fields[11]) + int(fields[12])
+    return Cost(ticks / _TICKS_PER_SECOND, int(io["syscr"]), int(io["syscw"]))
 
 
 def described() -> str:

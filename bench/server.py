@@ -3,23 +3,26 @@
 As a program it serves what the environment's REATTACH_ variables say, and prints its URL.
 """
 
-import asyncio
-import os
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from pathlib import Path
+import gc
 
-import uvloop
+# As the program does it that serves: what is imported is left alone by the collector.
+gc.disable()
 
-from bench.frames import UNSTAMPED, stamped
-from bench.schedule import Gates, Ticker
-from reattach.engine.base import Turn
-from reattach.engine.function import FunctionEngine
-from reattach.http.serving import serve
-from reattach.observe import configure_logging
-from reattach.settings import Settings
+import asyncio  # noqa: E402
+from collections.abc import AsyncIterator  # noqa: E402
 
-_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+import uvloop  # noqa: E402
+
+from bench.frames import UNSTAMPED, stamped  # noqa: E402
+from bench.schedule import Gates, Ticker  # noqa: E402
+from reattach.engine.base import Turn  # noqa: E402
+from reattach.engine.function import FunctionEngine  # noqa: E402
+from reattach.http.serving import serve  # noqa: E402
+from reattach.observe import configure_logging  # noqa: E402
+from reattach.settings import Settings  # noqa: E402
+
+gc.freeze()
+gc.enable()
 
 _ticker = Ticker()
 _gates = Gates()
@@ -45,24 +48,6 @@ async def silent(_turn: Turn) -> AsyncIterator[str]:
     """One event, and then nothing until it is cancelled."""
     yield UNSTAMPED
     await asyncio.Event().wait()
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a process has used so far."""
-
-    cpu_seconds: float
-    reads: int
-    writes: int
-
-
-def cost_of(pid: int) -> Cost:
-    """What a process has used since its start."""
-    proc = Path(f"/proc/{pid}")
-    fields = (proc / "stat").read_text().rpartition(")")[2].split()
-    io = dict(line.split(": ") for line in (proc / "io").read_text().splitlines())
-    ticks = int(fields[11]) + int(fields[12])
-    return Cost(ticks / _TICKS_PER_SECOND, int(io["syscr"]), int(io["syscw"]))
 
 
 def main() -> None:

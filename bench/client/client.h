@@ -1,13 +1,20 @@
 /* The readers of a measurement: one thread, one epoll, any number of connections.
  *
- * It is told in a file what to do, a line each, later also on its standard input, and answers on its
- * standard output in lines of JSON. Times are nanoseconds of CLOCK_MONOTONIC, which all processes of a machine share.
+ * It is told in a file what to do, a line each, later also on its standard input, and answers on
+ * its standard output in lines of JSON. Times are nanoseconds of CLOCK_MONOTONIC, which all
+ * processes of a machine share.
  *
  *   target ADDRESS PORT           where the server is
  *   sources N                     loopback addresses to connect from, so that ports do not run out
  *   request LENGTH CURSOR_AT      the next LENGTH bytes are request number 0, 1, 2 ...; the twelve
  *                                 bytes from CURSOR_AT on are the cursor's (-1: it has none)
  *   group NAME once|loop|hold [stamped] [terminal] [foreign] [plain] [fresh] [until_last] [count=N]
+ *                                 once: to the end; loop: again and again; hold: until it stops.
+ *                                 stamped: events say when they were due, and yielded; terminal:
+ *                                 [DONE] stands behind a stop_reason; foreign: frames without a
+ *                                 seq_id stand between, and one may hold several events; plain: no
+ *                                 events at all; fresh: a connection for each request; until_last:
+ *                                 LAST is the end, and no other comes
  *   reader GROUP FIRST RESUME AFTER LAST START_US
  *   go                            the readers' starts count from here
  *   measure FROM TO               events stamped within count
@@ -29,8 +36,14 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { CURSOR_DIGITS = 12, RECEIVE_BYTES = 1 << 18, READY_AT_ONCE = 512, MOST_HEAD_BYTES = 1 << 16 };
-static const int64_t CATCH_UP_NS = 100 * 1000 * 1000; /* A lag below this is that of a live reader. */
+enum {
+    CURSOR_DIGITS = 12,
+    RECEIVE_BYTES = 1 << 18,
+    READY_AT_ONCE = 512,
+    MOST_HEAD_BYTES = 1 << 16
+};
+/* A lag below this is that of a live reader. */
+static const int64_t CATCH_UP_NS = 100 * 1000 * 1000;
 static const int64_t RETRY_NS = 20 * 1000 * 1000;
 static const int64_t NEVER = INT64_MAX;
 

@@ -39,7 +39,7 @@ static void stamps(reader *r, const char *p, const char *e, int64_t now) {
     if (r->catching && lag <= CATCH_UP_NS) caught_up(r, now);
 }
 
-/* One event that carries a seq, at `seq`; returns behind what was looked at, NULL if it is wrong. */
+/* One event whose number is at `seq`; behind what was looked at, or NULL if it is wrong. */
 static const char *numbered(reader *r, const char *p, const char *seq, const char *e, int64_t now) {
     group *g = r->of;
     uint64_t number;

@@ -22,7 +22,8 @@ void complete(reader *r, int64_t now) {
     record(&g->whole, now - r->asked_ns);
     g->responses++;
     r->phase = BETWEEN;
-    if (g->mode != LOOP || now >= stop_at || (g->most_requests && r->requests >= g->most_requests)) {
+    bool enough = g->most_requests && r->requests >= g->most_requests;
+    if (g->mode != LOOP || now >= stop_at || enough) {
         finish(r);
         return;
     }
@@ -105,7 +106,8 @@ static const char *in_head(reader *r, const char *p, const char *e, int64_t now)
 
 static const char *in_size(reader *r, const char *p, const char *e) {
     for (; p < e; p++) {
-        int c = *p | 32, digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 87 : -1;
+        int c = *p | 32;
+        int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
         if (digit >= 0) {
             r->remaining = r->remaining << 4 | (unsigned)digit;
             r->sized = true;
@@ -179,7 +181,8 @@ static void lost(reader *r, int64_t now) {
         r->of->reconnects++;
         again(r, true, r->asked_ns);
     } else {
-        wrong(r, "cut by the server at %" PRIu64 " (%s)", r->seq, error ? strerror(error) : "closed");
+        const char *why = error ? strerror(error) : "closed";
+        wrong(r, "cut by the server at %" PRIu64 " (%s)", r->seq, why);
     }
 }
 

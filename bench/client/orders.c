@@ -113,7 +113,8 @@ void told(char *line, FILE *from) {
                sscanf(line, "stop %" SCNd64, &stop_at) == 1 ||
                sscanf(line, "limit %" SCNd64, &limit_at) == 1) {
         return;
-    } else if (cut_count < 16 && sscanf(line, "cut %31s %" SCNd64, name, &cuts[cut_count].at) == 2) {
+    } else if (cut_count < MOST_CUTS &&
+               sscanf(line, "cut %31s %" SCNd64, name, &cuts[cut_count].at) == 2) {
         cuts[cut_count++].of = named(name);
     } else {
         fail("what is this? %s", line);

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.charts import Chart, drawn
+from bench.charts import HEIGHT, WIDTH, Chart, drawn
 from bench.contender import Contender, fresh
 from bench.load import Reader, Spoiled
 from bench.machine import Cores
@@ -97,5 +97,5 @@ def test_bars_and_lines_are_drawn_within_the_picture() -> None:
         assert len(shapes) >= 4
         for shape in shapes:
             x, y = (float(shape.get(name) or shape.get(f"c{name}") or 0) for name in "xy")
-            assert 0 <= x <= 760
-            assert 0 <= y <= 400
+            assert 0 <= x <= WIDTH
+            assert 0 <= y <= HEIGHT
