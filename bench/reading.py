@@ -40,6 +40,8 @@ def repeated(
         report = load.done(seconds + LIMIT_SECONDS)
         used = cpu_seconds(server.pids) - before
     told = report.groups["replay"]
+    if not told.responses or used <= 0:
+        raise Spoiled("nothing was read, or by a process that is not looked at")
     figures = {
         "requests per s": told.responses / (report.wall_ns / 1e9),
         "CPU µs per request": 1e6 * used / told.responses,

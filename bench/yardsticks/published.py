@@ -221,10 +221,8 @@ class Nchan(Contender):
                 process = subprocess.Popen(command, start_new_session=True)
             favour(process.pid)
             stack.callback(_ended_nginx, process)
-            _answers(port, process)
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-            pids = [process.pid, *map(int, children.split())]
-            yield NchanServer(port, pids, stack, cores)
+            worker = _worker(port, process)
+            yield NchanServer(port, [process.pid, worker], stack, cores)
 
 
 def _ended_nginx(process: "subprocess.Popen[bytes]") -> None:
@@ -235,12 +233,15 @@ def _ended_nginx(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _answers(port: int, process: "subprocess.Popen[bytes]") -> None:
+def _worker(port: int, process: "subprocess.Popen[bytes]") -> int:
+    """The process that does the work, once there is one; the port answers before that."""
     deadline = time.monotonic() + START_SECONDS
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while True:
         with suppress(OSError):
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
+            if found := children.read_text().split():
+                return int(found[0])
         if process.poll() is not None or time.monotonic() > deadline:
             raise Spoiled("nginx did not start")
         time.sleep(0.02)
