@@ -202,11 +202,19 @@ class LiveServer(Server):
     async def held_run(
         self, agent_id: str, thread_id: str, message: str, /, *, after: int, **body: Any
     ) -> str:
-        """A background run that waits before its delta number ``after``."""
+        """A background run that waits before its delta number ``after``, with its log up to it."""
         self.gates.hold(agent_id, after)
         run_id = await self.background_run(thread_id, message, **body)
         await self.gates.reached(agent_id, after)
+        await self.logged(run_id)
         return run_id
+
+    async def logged(self, run_id: str) -> None:
+        """Return when the log has all that the run has said so far."""
+        appender = self.context.runs._workers[run_id]._appender
+        assert appender is not None
+        async with asyncio.timeout(WAIT_SECONDS):
+            await appender.flush()
 
     async def ended(self, run_id: str) -> dict[str, Any]:
         """Open the gate of the run's agent, wait for its end, and return it."""

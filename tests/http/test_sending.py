@@ -626,10 +626,10 @@ async def test_all_readers_of_a_run_get_the_same_frames_as_its_sender(live: Live
     async with AsyncExitStack() as stack:
         sent = await stack.enter_async_context(live.stream(to(conversation), body))
         readers = [sent]
+        first = [await sent.next() for _ in range(4)]
         for cursor in range(4):
             resume = live.stream(path, {"starting_after": cursor})
             readers.append(await stack.enter_async_context(resume))
-        first = [await sent.next() for _ in range(4)]
         live.gates.open(agent)
         whole = joined(first + await sent.rest())
         for cursor, reader in enumerate(readers[1:]):
