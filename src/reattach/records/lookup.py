@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from sqlalchemy import ColumnElement, RowMapping, Select, Table, and_, select
+from sqlalchemy import BindParameter, ColumnElement, RowMapping, Select, Table, and_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.errors import NotFoundError
@@ -24,7 +24,7 @@ def not_found(table: Table, row_id: str) -> NotFoundError:
     return NotFoundError(_TEXTS[table.name].format(row_id))
 
 
-def visible(table: Table, tenant: TenantId) -> ColumnElement[bool]:
+def visible(table: Table, tenant: TenantId | BindParameter[str]) -> ColumnElement[bool]:
     """Whether a row is there for the tenant."""
     own = table.c.tenant == tenant
     if "deleted_at" in table.c:
@@ -32,7 +32,7 @@ def visible(table: Table, tenant: TenantId) -> ColumnElement[bool]:
     return own
 
 
-def owned(table: Table, tenant: TenantId) -> Select[tuple[object, ...]]:
+def owned(table: Table, tenant: TenantId | BindParameter[str]) -> Select[tuple[object, ...]]:
     """All rows that are there for the tenant."""
     return select(table).where(visible(table, tenant))
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from sqlalchemy import Select, delete, exists, insert, select, update
+from sqlalchemy import Select, bindparam, delete, exists, insert, select, update
 
 from reattach.clock import Clock
 from reattach.errors import ConflictError, ReattachError
@@ -34,6 +34,16 @@ _ADMISSIONS: Final = 5
 
 NOBODY: Final = ""
 """The owner of a run that was disclaimed: no process registers under it."""
+
+# The look-ups of those who resume, which cost more to build than to run.
+_runs, _otids = schema.runs, schema.run_otids
+_OWNED: Final = lookup.owned(_runs, bindparam("tenant"))
+_BY_ID: Final = _OWNED.where(_runs.c.id == bindparam("run_id"))
+_NEWEST: Final = _OWNED.order_by(_runs.c.ordinal.desc()).limit(1)
+_BY_OTID: Final = _NEWEST.join(_otids, _otids.c.run_id == _runs.c.id).where(
+    _otids.c.tenant == bindparam("tenant"), _otids.c.otid == bindparam("otid")
+)
+_ACTIVE: Final = _NEWEST.where(_runs.c.thread_key == bindparam("thread_key"), schema.ACTIVE)
 
 _STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
 
@@ -69,27 +79,18 @@ class Runs:
         raise lost
 
     async def get(self, tenant: TenantId, run_id: RunId) -> Run:
-        runs = schema.runs
-        for row in await self._database.rows(lookup.owned(runs, tenant).where(runs.c.id == run_id)):
-            return run_of(row)
-        raise lookup.not_found(runs, run_id)
+        run = await self._first(_BY_ID, tenant=tenant, run_id=run_id)
+        if run is None:
+            raise lookup.not_found(_runs, run_id)
+        return run
 
     async def newest_by_otid(self, tenant: TenantId, otid: str) -> Run | None:
         """The run that was created last of those that have a message with the OTID."""
-        runs = schema.runs
-        otids = schema.run_otids
-        rows = (
-            lookup.owned(runs, tenant)
-            .join(otids, otids.c.run_id == runs.c.id)
-            .where(otids.c.tenant == tenant, otids.c.otid == otid)
-        )
-        return await self._newest(rows)
+        return await self._first(_BY_OTID, tenant=tenant, otid=otid)
 
     async def active(self, tenant: TenantId, thread: Thread) -> Run | None:
         """The run of the thread that has not ended."""
-        runs = schema.runs
-        rows = lookup.owned(runs, tenant).where(runs.c.thread_key == thread.key, schema.ACTIVE)
-        return await self._newest(rows)
+        return await self._first(_ACTIVE, tenant=tenant, thread_key=thread.key)
 
     async def list(
         self,
@@ -297,8 +298,7 @@ class Runs:
                 )
             await connection.execute(delete(runs).where(runs.c.id == run_id))
 
-    async def _newest(self, rows: Select[Any]) -> Run | None:
-        newest = rows.order_by(schema.runs.c.ordinal.desc()).limit(1)
-        for row in await self._database.rows(newest):
+    async def _first(self, rows: Select[Any], **values: object) -> Run | None:
+        for row in await self._database.rows(rows, **values):
             return run_of(row)
         return None

@@ -138,15 +138,18 @@ class Database:
     def write(self) -> AbstractAsyncContextManager[AsyncConnection]:
         return self._transaction(self._writer, self._write_turns)
 
-    async def rows(self, statement: Executable) -> Sequence[RowMapping]:
-        """All rows of one statement, as a read of its own would give them, and sooner."""
+    async def rows(self, statement: Executable, **values: object) -> Sequence[RowMapping]:
+        """All rows of one statement, as a read of its own would give them, and sooner.
+
+        ``values`` are those of its parameters: a statement costs more to build than to run.
+        """
         if self._lookups is None:
             async with self.read() as connection:
-                return (await connection.execute(statement)).mappings().all()
+                return (await connection.execute(statement, values)).mappings().all()
         with failures_told():
             self._require_open()
             async with asyncio.timeout(self._turn_seconds):
-                return await self._lookups.rows(statement)
+                return await self._lookups.rows(statement, values)
 
     def _require_open(self) -> None:
         if self._is_closing:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Final, Literal
@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from reattach.records.columns import to_json
+from reattach.records.sqlite_driver import DRIVER_NAME
 
 Durability = Literal["process", "power"]
 
@@ -77,18 +78,20 @@ class Lookups:
         _set_up(self._engine, _pragmas(durability, query_only=True))
         self._threads = ThreadPoolExecutor(_LOOKUP_THREADS, thread_name_prefix="reattach-lookup")
 
-    async def rows(self, statement: Executable) -> Sequence[RowMapping]:
+    async def rows(
+        self, statement: Executable, values: Mapping[str, object]
+    ) -> Sequence[RowMapping]:
         """All rows of the statement. Cancelled, it ends unheard."""
         return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._rows, statement
+            self._threads, self._rows, statement, values
         )
 
     async def aclose(self) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self._close)
 
-    def _rows(self, statement: Executable) -> Sequence[RowMapping]:
+    def _rows(self, statement: Executable, values: Mapping[str, object]) -> Sequence[RowMapping]:
         with self._engine.connect() as connection:
-            return connection.execute(statement).mappings().all()
+            return connection.execute(statement, values).mappings().all()
 
     def _close(self) -> None:
         self._threads.shutdown()
@@ -99,7 +102,7 @@ def _engine(
     url: URL, durability: Durability, *, connections: int, begin: str, query_only: bool
 ) -> AsyncEngine:
     engine = create_async_engine(
-        url,
+        url.set(drivername=DRIVER_NAME),
         pool_size=connections,
         max_overflow=0,
         json_serializer=to_json,
