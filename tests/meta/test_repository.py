@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,16 @@ def test_no_file_names_a_path_of_one_machine() -> None:
 
 def test_no_file_holds_a_file_url() -> None:
     assert lines_with(FILE_URL) == []
+
+
+def test_no_tests_are_left_out() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    named = set(settings["tool"]["pytest"]["testpaths"])
+    with_tests = {path.parent for path in files_of_the_repository() if path.match("test_*.py")}
+    assert with_tests
+    assert not [
+        path for path in with_tests if not any(path.is_relative_to(ROOT / one) for one in named)
+    ]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
