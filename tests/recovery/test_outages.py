@@ -373,10 +373,10 @@ async def test_a_run_that_was_given_up_gets_its_end_soon_after_the_store_is_back
         assert clock.passed_seconds < SWEEP_INTERVAL_SECONDS
         log.down = ""
         await eventually(lambda: ended(heart, runs[0]))
+        await eventually(lambda: not service.has_endless)
         upkeep.cancel()
 
     assert end_of(await heart.frames(runs[0]))["error_type"] == "stream_incomplete"
-    assert service.has_endless is False
 
 
 async def tried_twice(tries: Callable[[], int]) -> bool:
