@@ -185,7 +185,7 @@ async def _completed(connection: AsyncConnection, rows: Sequence[RowMapping]) ->
         return []
     agents = [Agent(**{name: row[name] for name in _COLUMNS}) for row in rows]
     agent_ids = [agent.id for agent in agents]
-    blocks = await blocks_of(connection, agent_ids)
+    blocks = await blocks_of(connection, schema.agent_blocks.c.agent_id, agent_ids)
     table = schema.agent_tags
     tags: dict[AgentId, list[str]] = {agent_id: [] for agent_id in agent_ids}
     found = await connection.execute(

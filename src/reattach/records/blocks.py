@@ -3,9 +3,9 @@
 import builtins
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import RowMapping, delete, func, insert, select, update
+from sqlalchemy import Column, RowMapping, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.clock import Clock
@@ -19,6 +19,8 @@ from reattach.records.sql import Database
 
 _FIELDS = tuple(field.name for field in fields(Block))
 _FIXED = frozenset({"id", "created_at"})
+
+_Owner = TypeVar("_Owner", bound=str)
 
 
 class Blocks:
@@ -116,7 +118,8 @@ class Blocks:
     async def get_by_label(self, tenant: TenantId, agent_id: AgentId, label: str) -> Block:
         async with self._database.read() as connection:
             await lookup.require(connection, schema.agents, tenant, agent_id)
-            blocks = (await blocks_of(connection, [agent_id])).get(agent_id, ())
+            owner = schema.agent_blocks.c.agent_id
+            blocks = (await blocks_of(connection, owner, [agent_id])).get(agent_id, ())
         for block in blocks:
             if block.label == label:
                 return block
@@ -164,20 +167,23 @@ async def attach_blocks(
 
 
 async def blocks_of(
-    connection: AsyncConnection, agent_ids: Sequence[AgentId]
-) -> dict[AgentId, tuple[Block, ...]]:
-    """The blocks of each agent, in the order in which they were attached."""
-    table = schema.agent_blocks
+    connection: AsyncConnection, owner: Column[str], owner_ids: Sequence[_Owner]
+) -> dict[_Owner, tuple[Block, ...]]:
+    """The blocks of each owner, in the order in which they were attached.
+
+    ``owner`` is the column that names the owner, in a table of who has which block.
+    """
+    table = owner.table
     rows = await connection.execute(
-        select(table.c.agent_id, schema.blocks)
+        select(owner, schema.blocks)
         .join(schema.blocks, schema.blocks.c.id == table.c.block_id)
-        .where(table.c.agent_id.in_(agent_ids))
-        .order_by(table.c.agent_id, table.c.position)
+        .where(owner.in_(owner_ids))
+        .order_by(owner, table.c.position)
     )
-    found: dict[AgentId, tuple[Block, ...]] = {}
+    found: dict[_Owner, tuple[Block, ...]] = {}
     for row in rows.mappings():
-        agent_id = row["agent_id"]
-        found[agent_id] = (*found.get(agent_id, ()), block_of(row))
+        owner_id = row[owner]
+        found[owner_id] = (*found.get(owner_id, ()), block_of(row))
     return found
 
 

@@ -15,13 +15,14 @@ from reattach.ids import AgentId, ConversationId, MessageId, TenantId
 from reattach.messages import Message, Role, SummaryPart
 from reattach.records import lookup, schema, threads
 from reattach.records.base import Block, Conversation, Page, Thread
-from reattach.records.blocks import block_of, insert_blocks
+from reattach.records.blocks import blocks_of, insert_blocks
 from reattach.records.changes import checked
 from reattach.records.paging import Order, page_of
 from reattach.records.sql import Database
 
 _FIELDS = tuple(field.name for field in fields(Conversation) if field.name != "isolated_blocks")
 _FIXED = frozenset({"id", "agent_id", "created_at"})
+_ISOLATED_OWNER = schema.conversation_blocks.c.conversation_id
 
 ConversationOrder = Literal["created_at", "last_run_completion", "last_message_at"]
 ArchiveStatus = Literal["unarchived", "archived", "all"]
@@ -77,7 +78,7 @@ class Conversations:
         order = Order(table, table.c[order_by], page.ascending)
         async with self._database.read() as connection:
             found = await page_of(connection, rows, tenant, page, order)
-            isolated = await _isolated_blocks(connection, [row["id"] for row in found])
+            isolated = await blocks_of(connection, _ISOLATED_OWNER, [row["id"] for row in found])
             return [_conversation(row, isolated) for row in found]
 
     async def update(
@@ -157,7 +158,7 @@ async def _get(
 ) -> Conversation:
     table = schema.conversations
     row = await lookup.require(connection, table, tenant, conversation_id)
-    return _conversation(row, await _isolated_blocks(connection, [conversation_id]))
+    return _conversation(row, await blocks_of(connection, _ISOLATED_OWNER, [conversation_id]))
 
 
 async def _insert(
@@ -178,23 +179,6 @@ async def _insert(
         await connection.execute(insert(schema.conversation_blocks), rows)
     thread = Thread(conversation.agent_id, conversation.id)
     await threads.put_system(connection, tenant, thread, system_message)
-
-
-async def _isolated_blocks(
-    connection: AsyncConnection, conversation_ids: Sequence[ConversationId]
-) -> dict[ConversationId, tuple[Block, ...]]:
-    table = schema.conversation_blocks
-    rows = await connection.execute(
-        select(table.c.conversation_id, schema.blocks)
-        .join(schema.blocks, schema.blocks.c.id == table.c.block_id)
-        .where(table.c.conversation_id.in_(conversation_ids))
-        .order_by(table.c.conversation_id, table.c.position)
-    )
-    found: dict[ConversationId, tuple[Block, ...]] = {}
-    for row in rows.mappings():
-        named = row["conversation_id"]
-        found[named] = (*found.get(named, ()), block_of(row))
-    return found
 
 
 async def _set(
