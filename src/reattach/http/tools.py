@@ -1,6 +1,6 @@
 """The tools that the server runs, and which of them an agent has."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
@@ -8,14 +8,14 @@ from fastapi import APIRouter, Path
 from reattach.errors import InvalidArgumentError, NotFoundError
 from reattach.http.agents import agent_state
 from reattach.http.body import JsonRoute
-from reattach.http.context import ContextDep, TenantDep
+from reattach.http.context import Context, ContextDep, TenantDep
 from reattach.http.paging import ShortPage, stretch
 from reattach.http.schemas.agent import AgentState
 from reattach.http.schemas.fields import AgentPath, QueryPart, QueryText, QueryTexts, ToolPath
 from reattach.http.schemas.tool import ApprovalRule, ToolBody
-from reattach.ids import AgentId
+from reattach.ids import AgentId, TenantId
 from reattach.limits import MAX_AGENT_TOOLS, MAX_NAME_CHARS
-from reattach.tools.base import SETTING
+from reattach.tools.base import SETTING, Tool
 from reattach.tools.base import tool_id as id_of
 
 router = APIRouter(route_class=JsonRoute, tags=["tools"])
@@ -61,10 +61,7 @@ async def add_base_tools() -> list[ToolBody]:
 
 @router.get("/v1/tools/{tool_id}", operation_id="retrieve_tool", summary="Retrieve a tool")
 async def retrieve_tool(tool_id: ToolPath, context: ContextDep) -> ToolBody:
-    tool = context.toolbox.by_id(tool_id)
-    if tool is None:
-        raise NotFoundError(f"Tool not found with id={tool_id}")
-    return ToolBody.of(tool)
+    return ToolBody.of(_tool(context, tool_id))
 
 
 @router.get(
@@ -87,9 +84,7 @@ async def list_agent_tools(
 async def attach_tool(
     agent_id: AgentPath, tool_id: ToolPath, context: ContextDep, tenant: TenantDep
 ) -> AgentState:
-    tool = context.toolbox.by_id(tool_id)
-    if tool is None:
-        raise NotFoundError(f"Tool not found with id={tool_id}")
+    tool = _tool(context, tool_id)
 
     def attached(settings: Mapping[str, Any]) -> Mapping[str, Any]:
         tools = {tool.name: None, **(settings.get(SETTING) or {})}
@@ -97,8 +92,7 @@ async def attach_tool(
             raise InvalidArgumentError(f"An agent may have {MAX_AGENT_TOOLS} tools; detach one.")
         return {**settings, SETTING: tools}
 
-    agent = await context.records.agents.change_settings(tenant, AgentId(agent_id), attached)
-    return await agent_state(context, tenant, agent, None)
+    return await _changed(context, tenant, agent_id, attached)
 
 
 @router.patch(
@@ -113,12 +107,11 @@ async def detach_tool(
         tools = settings.get(SETTING) or {}
         left = {name: tools[name] for name in tools if id_of(name) != tool_id}
         # One that the server has no more can be taken away too.
-        if len(left) == len(tools) and context.toolbox.by_id(tool_id) is None:
-            raise NotFoundError(f"Tool not found with id={tool_id}")
+        if len(left) == len(tools):
+            _tool(context, tool_id)
         return {**settings, SETTING: left}
 
-    agent = await context.records.agents.change_settings(tenant, AgentId(agent_id), detached)
-    return await agent_state(context, tenant, agent, None)
+    return await _changed(context, tenant, agent_id, detached)
 
 
 @router.patch(
@@ -143,7 +136,24 @@ async def modify_approval(
             )
         return {**settings, SETTING: {**tools, tool_name: body.requires_approval}}
 
-    agent = await context.records.agents.change_settings(tenant, AgentId(agent_id), ruled)
+    return await _changed(context, tenant, agent_id, ruled)
+
+
+def _tool(context: Context, tool_id: str) -> Tool:
+    tool = context.toolbox.by_id(tool_id)
+    if tool is None:
+        raise NotFoundError(f"Tool not found with id={tool_id}")
+    return tool
+
+
+async def _changed(
+    context: Context,
+    tenant: TenantId,
+    agent_id: str,
+    change: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+) -> AgentState:
+    """The agent, after ``change`` of its settings."""
+    agent = await context.records.agents.change_settings(tenant, AgentId(agent_id), change)
     return await agent_state(context, tenant, agent, None)
 
 
