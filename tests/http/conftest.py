@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import httpx2
 import pytest
 import structlog.testing
 from fastapi import FastAPI
+from letta_client import AsyncLetta
 from starlette.types import Message
 
 from reattach.clock import SystemClock
@@ -148,6 +150,16 @@ async def started(server: Server, thread_id: str, text: str, **body: Any) -> str
     return headers[b"x-run-id"].decode()
 
 
+def strict_sdk(url: str, transport: httpx.AsyncBaseTransport | None = None) -> AsyncLetta:
+    """The unmodified Python SDK, validating every answer against its types."""
+    return AsyncLetta(
+        base_url=url,
+        api_key="any",
+        http_client=httpx.AsyncClient(transport=transport, follow_redirects=True),
+        _strict_response_validation=True,
+    )
+
+
 def own_text(system: str) -> str:
     """What a system prompt says before the ids of the agent and the conversation."""
     text, separator, _ = system.partition("\n\n<metadata>\nagent_id: agent-")
@@ -190,3 +202,9 @@ async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveSe
 
     async with listening(tmp_path_factory.mktemp("live")) as live:
         yield live
+
+
+@pytest.fixture
+async def letta(live: LiveServer) -> AsyncIterator[AsyncLetta]:
+    async with strict_sdk(live.url) as letta:
+        yield letta

@@ -267,6 +267,18 @@ async def new_threads(live: LiveServer, **body: Any) -> tuple[str, str]:
     return agent, (await live.conversation(agent))["id"]
 
 
+async def thread_with(live: LiveServer, *tools: str) -> tuple[str, str]:
+    """A new agent that has the tools, its gate open, and a named conversation with it."""
+    agent, thread = await new_threads(live, tools=tools)
+    live.gates.open(agent)
+    return agent, thread
+
+
+async def sent(live: LiveServer, thread_id: str, message: str, **body: Any) -> list[Frame]:
+    """Send in the background, and read the whole stream."""
+    return await live.streamed(to(thread_id), {"input": message, "background": True, **body})
+
+
 def to(thread_id: str) -> str:
     return f"/v1/conversations/{thread_id}/messages"
 

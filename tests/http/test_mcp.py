@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from letta_client import AsyncLetta
 
@@ -19,7 +18,7 @@ from reattach.ids import DEFAULT_TENANT, AgentId
 from reattach.testing.ports import free_port
 from reattach.testing.process import ServerProcess
 from reattach.tools.base import SETTING
-from tests.http.live import WAIT_SECONDS, LiveServer, listening, text, to
+from tests.http.live import WAIT_SECONDS, LiveServer, listening, sent, text, thread_with, to
 from tests.http.test_approvals import answer, stop_of, verdict
 
 ROOT = Path(__file__).parents[2]
@@ -72,16 +71,6 @@ async def live(
         yield live
 
 
-async def thread_with(live: LiveServer, *tools: str) -> tuple[str, str]:
-    agent = (await live.agent(tools=tools))["id"]
-    live.gates.open(agent)
-    return agent, (await live.conversation(agent))["id"]
-
-
-async def sent(live: LiveServer, thread: str, message: str, **body: Any) -> list[Any]:
-    return await live.streamed(to(thread), {"input": message, "background": True, **body})
-
-
 def returned(frames: list[Any]) -> tuple[str, str]:
     [back] = [frame.event for frame in frames if frame.kind == "tool_return_message"]
     return back["status"], back["tool_return"]
@@ -90,38 +79,32 @@ def returned(frames: list[Any]) -> tuple[str, str]:
 # What there is.
 
 
-async def test_the_sdk_lists_and_attaches_the_tools_of_mcp_servers(live: LiveServer) -> None:
-    async with AsyncLetta(
-        base_url=live.url,
-        api_key="any",
-        http_client=httpx.AsyncClient(follow_redirects=True),
-        _strict_response_validation=True,
-    ) as letta:
-        found = {one.name: one async for one in letta.tools.list(tool_types=["external_mcp"])}
-        add = found["journal__add"]
-        assert (add.tool_type, add.tags) == ("external_mcp", ["mcp:journal"])
-        assert add.description == "Add two numbers."
-        assert add.args_json_schema is not None
-        assert "more" in add.args_json_schema["properties"]  # type: ignore[operator]
-        assert "journal__dotted_name_of_a_tool" in found
-        assert found["journal__deploy"].default_requires_approval
-        assert not add.default_requires_approval
-        agent = await letta.agents.create(tools=["journal__add"])
-        attached = await letta.agents.tools.attach(found["journal__die"].id, agent_id=agent.id)
-        assert attached is not None
-        assert {one.name for one in attached.tools} == {"journal__add", "journal__die"}
-        await letta.agents.tools.detach(found["journal__die"].id, agent_id=agent.id)
-        assert [one.name async for one in letta.agents.tools.list(agent.id)] == ["journal__add"]
+async def test_the_sdk_lists_and_attaches_the_tools_of_mcp_servers(letta: AsyncLetta) -> None:
+    found = {one.name: one async for one in letta.tools.list(tool_types=["external_mcp"])}
+    add = found["journal__add"]
+    assert (add.tool_type, add.tags) == ("external_mcp", ["mcp:journal"])
+    assert add.description == "Add two numbers."
+    assert add.args_json_schema is not None
+    assert "more" in add.args_json_schema["properties"]  # type: ignore[operator]
+    assert "journal__dotted_name_of_a_tool" in found
+    assert found["journal__deploy"].default_requires_approval
+    assert not add.default_requires_approval
+    agent = await letta.agents.create(tools=["journal__add"])
+    attached = await letta.agents.tools.attach(found["journal__die"].id, agent_id=agent.id)
+    assert attached is not None
+    assert {one.name for one in attached.tools} == {"journal__add", "journal__die"}
+    await letta.agents.tools.detach(found["journal__die"].id, agent_id=agent.id)
+    assert [one.name async for one in letta.agents.tools.list(agent.id)] == ["journal__add"]
 
-        servers = {one.server_name: one for one in await letta.mcp_servers.list()}
-        assert set(servers) == {"journal", "gone", "mute"}
-        server_id = servers["journal"].id
-        assert server_id is not None
-        assert await letta.mcp_servers.retrieve(server_id) == servers["journal"]
-        listed = await letta.mcp_servers.tools.list(server_id)
-        assert {one.name for one in listed} == set(found)
-        retrieved = await letta.mcp_servers.tools.retrieve(add.id, mcp_server_id=server_id)
-        assert (retrieved.id, retrieved.name) == (add.id, add.name)
+    servers = {one.server_name: one for one in await letta.mcp_servers.list()}
+    assert set(servers) == {"journal", "gone", "mute"}
+    server_id = servers["journal"].id
+    assert server_id is not None
+    assert await letta.mcp_servers.retrieve(server_id) == servers["journal"]
+    listed = await letta.mcp_servers.tools.list(server_id)
+    assert {one.name for one in listed} == set(found)
+    retrieved = await letta.mcp_servers.tools.retrieve(add.id, mcp_server_id=server_id)
+    assert (retrieved.id, retrieved.name) == (add.id, add.name)
 
 
 async def test_what_only_the_operator_knows_is_not_shown(live: LiveServer) -> None:

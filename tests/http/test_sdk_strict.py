@@ -9,18 +9,12 @@ import httpx
 import pytest
 from letta_client import APIStatusError, AsyncLetta, ConflictError, NotFoundError
 
-from tests.http.conftest import Server
+from tests.http.conftest import Server, strict_sdk
 
 
 @pytest.fixture
 async def letta(server: Server) -> AsyncIterator[AsyncLetta]:
-    transport = httpx.ASGITransport(server.app)
-    async with AsyncLetta(
-        base_url="http://localhost",
-        api_key="any",
-        http_client=httpx.AsyncClient(transport=transport, follow_redirects=True),
-        _strict_response_validation=True,
-    ) as letta:
+    async with strict_sdk("http://localhost", httpx.ASGITransport(server.app)) as letta:
         yield letta
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from typing import Any
 
-import httpx
 import pytest
 from letta_client import AsyncLetta
 
 from reattach.ids import TOOL_PATTERN
 from tests import tool_functions as functions
-from tests.http.live import WAIT_SECONDS, LiveServer, kinds, listening, text, to
+from tests.http.live import WAIT_SECONDS, LiveServer, kinds, listening, sent, text, thread_with, to
 from tests.http.test_approvals import answer, items, returned, stop_of, types, verdict
 
 NAMES = ("add", "greet", "deploy", "explode", "hang", "flood")
@@ -25,27 +23,6 @@ async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveSe
     directory = tmp_path_factory.mktemp("live")
     async with listening(directory, tools=tools, tool_seconds=0.5) as live:
         yield live
-
-
-@pytest.fixture
-async def letta(live: LiveServer) -> AsyncIterator[AsyncLetta]:
-    async with AsyncLetta(
-        base_url=live.url,
-        api_key="any",
-        http_client=httpx.AsyncClient(follow_redirects=True),
-        _strict_response_validation=True,
-    ) as letta:
-        yield letta
-
-
-async def thread_with(live: LiveServer, *tools: str) -> tuple[str, str]:
-    agent = (await live.agent(tools=tools))["id"]
-    live.gates.open(agent)
-    return agent, (await live.conversation(agent))["id"]
-
-
-async def sent(live: LiveServer, thread: str, message: str, **body: Any) -> list[Any]:
-    return await live.streamed(to(thread), {"input": message, "background": True, **body})
 
 
 # What there is, and who has it.
