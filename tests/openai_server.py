@@ -13,6 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.loopback import listening, read_request
+
 Json = Mapping[str, Any]
 
 
@@ -31,12 +33,10 @@ class OpenAIServer:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-            headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in head[1:])}
-            body = json.loads(await reader.readexactly(int(headers["content-length"])))
-            self.requests.append(body)
-            self.keys.append(headers.get("authorization", ""))
-            await self._answer(body, reader, writer)
+            request = await read_request(reader)
+            self.requests.append(request.body)
+            self.keys.append(request.headers.get("authorization", ""))
+            await self._answer(request.body, reader, writer)
         except (_Cut, ConnectionError, asyncio.IncompleteReadError):
             writer.transport.abort()
         finally:
@@ -146,8 +146,6 @@ def _text(content: str | list[Json] | None) -> str:
 async def openai_server() -> AsyncIterator[OpenAIServer]:
     """Serve on a free port of the loopback until the block ends."""
     state = OpenAIServer()
-    server = await asyncio.start_server(state.serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    state.base_url = f"http://127.0.0.1:{port}/v1"
-    async with server:
+    async with listening(state.serve) as origin:
+        state.base_url = f"{origin}/v1"
         yield state

@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.loopback import listening, read_request
+
 
 @dataclass
 class ProviderServer:
@@ -20,11 +22,9 @@ class ProviderServer:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-            headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in head[1:])}
-            body = json.loads(await reader.readexactly(int(headers["content-length"])))
-            self.requests.append(body)
-            events = _google() if "streamGenerateContent" in head[0] else _anthropic()
+            request = await read_request(reader)
+            self.requests.append(request.body)
+            events = _google() if "streamGenerateContent" in request.line else _anthropic()
             data = "".join(
                 (f"event: {event['type']}\n" if "type" in event else "")
                 + f"data: {json.dumps(event)}\n\n"
@@ -88,8 +88,5 @@ def _google() -> list[dict[str, Any]]:
 async def provider_server() -> AsyncIterator[ProviderServer]:
     """Serve on a free port of the loopback until the block ends."""
     state = ProviderServer()
-    server = await asyncio.start_server(state.serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    state.base_url = f"http://127.0.0.1:{port}"
-    async with server:
+    async with listening(state.serve) as state.base_url:
         yield state

@@ -1,0 +1,38 @@
+"""A small HTTP server on the loopback that is asked in JSON: its port, and how it reads."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""Answers one connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    line: str
+    headers: Mapping[str, str]
+    """Their names in small letters."""
+    body: Mapping[str, Any]
+
+
+async def read_request(reader: asyncio.StreamReader) -> Request:
+    """Raises IncompleteReadError if the client goes away."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+    headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in head[1:])}
+    body = json.loads(await reader.readexactly(int(headers["content-length"])))
+    return Request(head[0], headers, body)
+
+
+@asynccontextmanager
+async def listening(serve: Serve) -> AsyncIterator[str]:
+    """Serve on a free port of the loopback until the block ends; the origin of its URLs."""
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield f"http://127.0.0.1:{port}"
