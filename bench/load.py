@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import msgspec
 
 from bench.machine import children_on, favour
+from reattach.testing.closing import Closing
 
 SOURCES = Path(__file__).with_name("client")
 CACHE = Path(__file__).parents[1] / ".bench"
@@ -148,7 +148,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 @dataclass
-class Load:
+class Load(Closing):
     """A running client; the context ends it. Every wait is bounded, and raises Spoiled."""
 
     port: int
@@ -177,12 +177,7 @@ class Load:
         threading.Thread(target=self._read, daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._process.kill()
         self._process.communicate()
         self._directory.cleanup()

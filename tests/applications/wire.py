@@ -9,8 +9,9 @@ import struct
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
+
+from reattach.testing.closing import Closing
 
 _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER that makes a close send RST (RFC 9293, section 3.10.4), as a dying network looks."""
@@ -87,7 +88,7 @@ class Exchange:
         return int(words[1]) if len(words) > 1 else None
 
 
-class Wire:
+class Wire(Closing):
     """Relays HTTP/1.1 on a free loopback port to ``target``, and keeps every exchange.
 
     Faults are taken strictly in their order, each by the first request that fits it.
@@ -103,15 +104,7 @@ class Wire:
         self._listener = socket.create_server(("127.0.0.1", 0))
         threading.Thread(target=self._accept, daemon=True, name="wire").start()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         _close(self._listener)
         with self._lock:
             left = list(self._open)

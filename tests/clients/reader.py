@@ -5,12 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 from letta_client import APIConnectionError, APIStatusError, AsyncLetta, AsyncStream, Letta, Stream
 
+from reattach.testing.closing import Closing
 from reattach.testing.recording import Recording, frames_to
 from tests.clients.places import WAIT_SECONDS, Place
 
@@ -71,7 +71,7 @@ class Seen:
             self.pieces.append(frames_to(body, self.cursor, after=cursor))
 
 
-class Reader(Seen):
+class Reader(Seen, Closing):
     """The synchronous SDK. It tries nothing again by itself."""
 
     def __init__(
@@ -87,15 +87,7 @@ class Reader(Seen):
             ),
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self.sdk.close()
 
     def send(self, place: Place, text: str, **options: Any) -> Stream[Any]:

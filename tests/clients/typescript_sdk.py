@@ -12,11 +12,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
-from typing import Any, Self
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from reattach.testing.closing import Closing
 from reattach.testing.recording import frames_to
 from tests.clients.places import WAIT_SECONDS, Place
 from tests.clients.reader import Seen, Stop
@@ -95,7 +96,7 @@ class Call:
                 return outcome
 
 
-class TypeScript:
+class TypeScript(Closing):
     """The process. Calls may be made at once."""
 
     def __init__(self, node: str) -> None:
@@ -111,15 +112,7 @@ class TypeScript:
         self._reading = threading.Thread(target=self._read, daemon=True)
         self._reading.start()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._process.kill()
         self._process.wait(WAIT_SECONDS)
         self._reading.join(WAIT_SECONDS)

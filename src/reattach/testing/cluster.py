@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from reattach.clock import SystemClock
 from reattach.ids import DEFAULT_TENANT, TenantId, new_tenant_id
 from reattach.records.records import Records
 from reattach.records.sql import upgrade
+from reattach.testing.closing import Closing
 from reattach.testing.postgresql import PostgresqlServer
 from reattach.testing.process import ServerProcess
 from reattach.testing.redis import RedisServer
@@ -61,7 +61,7 @@ class ClusterServer:
         return self.process.stop()
 
 
-class Cluster:
+class Cluster(Closing):
     """``servers`` processes of ``reattach serve`` on free loopback ports, which share two stores.
 
     ``servers``, ``redis`` and ``postgresql`` are there to be ended and started again. The context
@@ -96,12 +96,8 @@ class Cluster:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End all of it. Idempotent."""
         self._stack.close()
 
     @property

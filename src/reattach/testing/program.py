@@ -5,11 +5,12 @@ import signal
 import subprocess
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar, Final, Self
+
+from reattach.testing.closing import Closing
 
 START_SECONDS: Final = 60.0
 """How long a start may take on a busy machine."""
@@ -19,7 +20,7 @@ STOP_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 0.01
 
 
-class Program(ABC):
+class Program(Closing):
     """A program at a port of loopback, which it keeps when it is started again.
 
     As a context it is started, and closed at the end. One at a time starts and ends it.
@@ -45,14 +46,6 @@ class Program(ABC):
                 self.close()
                 raise
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def address(self) -> tuple[str, int]:

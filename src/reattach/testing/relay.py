@@ -5,8 +5,9 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
+
+from reattach.testing.closing import Closing
 
 _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER that makes a close send RST (RFC 9293, section 3.10.4), as a dying network looks."""
@@ -14,7 +15,7 @@ _RESET: Final = struct.pack("ii", 1, 0)
 _PIECE_BYTES: Final = 64 * 1024
 
 
-class Relay:
+class Relay(Closing):
     """Relays connections on a free loopback port to ``target``. Thread-safe.
 
     The target is a host and port, or the path of a unix socket; later connections go to what it is
@@ -54,17 +55,6 @@ class Relay:
         """How many bytes came from the server, relayed or not."""
         self._cut_after: int | None = None
         threading.Thread(target=self._accept, daemon=True, name="relay").start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def address(self) -> tuple[str, int]:
