@@ -11,12 +11,15 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Final, Literal
 
 from bench.load import START_SECONDS, Request, Spoiled
 from bench.machine import Cores, children_on, favour
 
 Work = Literal["replay", "replay from a cursor", "live", "idle", "storm"]
+
+READING: Final[frozenset[Work]] = frozenset(["replay", "replay from a cursor", "live"])
+"""What whoever keeps a stream can do: give it from its start, from within, and as it grows."""
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,11 +8,11 @@ from typing import Literal
 from uuid import uuid4
 
 from bench.contender import (
+    READING,
     Contender,
     Pace,
     Server,
     Stream,
-    Work,
     asked,
     program,
     python,
@@ -110,7 +110,7 @@ class Reattach(Contender):
     """The product. ``settings`` are REATTACH_ variables without their prefix."""
 
     about = "the whole product: engine, log, records, HTTP"
-    works: frozenset[Work] = frozenset(["replay", "replay from a cursor", "live", "idle", "storm"])
+    works = READING | {"idle", "storm"}
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from typing_extensions import override
 
-from bench.contender import Contender, Pace, Server, Stream, Work, asked, program, python
+from bench.contender import READING, Contender, Pace, Server, Stream, Work, asked, program, python
 from bench.frames import TERMINAL_EVENTS, templates
 from bench.load import IN_URL, Request
 from bench.machine import Cores, children_on
@@ -76,7 +76,7 @@ CEILING = Local(
     "ceiling",
     "ceiling",
     "a bare uvloop Protocol that writes the same bytes: no framework, no log",
-    frozenset(["replay", "replay from a cursor", "live", "storm"]),
+    READING | {"storm"},
 )
 EMPTY = Local(
     "empty reply",
@@ -88,7 +88,7 @@ NAIVE = Local(
     "naive",
     "naive",
     "Starlette's StreamingResponse, an event a yield, from XRANGE every 100 ms for each reader",
-    frozenset(["replay", "replay from a cursor", "live"]),
+    READING,
     redis=True,
 )
 
@@ -108,7 +108,7 @@ RESUMABLE = FromPyPI(
     "fastapi-resumable-stream",
     "resumable",
     "fastapi-resumable-stream of PyPI: a Redis list for each stream, and pub/sub",
-    frozenset(["replay", "replay from a cursor", "live"]),
+    READING,
     redis=True,
 )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from bench.contender import ROOT, Contender, Pace, Server, Stream, Work, program, python
+from bench.contender import READING, ROOT, Contender, Pace, Server, Stream, program, python
 from bench.frames import TERMINAL_EVENTS, ended_frames
 from bench.load import START_SECONDS, Request, Spoiled
 from bench.machine import Cores, children_on, favour
@@ -183,7 +183,7 @@ class Nchan(Contender):
 
     name = "nchan"
     about = "nginx with nchan, one worker; events are posted to it"
-    works: frozenset[Work] = frozenset(["replay", "replay from a cursor", "live"])
+    works = READING
     most_runs = 500
 
     def missing(self) -> str:
@@ -299,7 +299,7 @@ class DurableStreams(Contender):
 
     name = "@durable-streams/server"
     about = "the reference server of Durable Streams in Node, in memory; events are posted to it"
-    works: frozenset[Work] = frozenset(["replay", "replay from a cursor", "live"])
+    works = READING
     most_runs = 500
 
     def missing(self) -> str:
