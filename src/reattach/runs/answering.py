@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reattach.clock import Clock
-from reattach.engine.base import Engine
+from reattach.engine.base import Engine, Model
 from reattach.engine.catalog import Catalog
 from reattach.errors import InvalidArgumentError, NotFoundError
 from reattach.records.base import Agent, Conversation
@@ -68,8 +68,8 @@ class Answering:
         limit = None if conversation is None else conversation.context_window_limit
         window = offered.context_window_tokens
         window = min(window, limit or agent.context_window_limit or window)
-        summarizer = self._summarizer(plan, model, agent, conversation)
-        if not self.catalog.model(summarizer.model).can_summarize:
+        summarizer = self._summarizer(plan, offered, agent, conversation)
+        if summarizer is None:
             return None
         asked_tokens = settings_of(agent, conversation).max_output_tokens
         return Compaction(
@@ -81,17 +81,18 @@ class Answering:
         )
 
     def _summarizer(
-        self, plan: Plan, model: str, agent: Agent, conversation: Conversation | None
-    ) -> Summarizer:
-        settings = settings_of(agent, conversation)
+        self, plan: Plan, offered: Model, agent: Agent, conversation: Conversation | None
+    ) -> Summarizer | None:
+        """``offered`` unless the plan names another; None if it can not be asked for summaries."""
+        settings = plan.settings.over(settings_of(agent, conversation))
         if plan.model is not None and not plan.is_by_agent:
             try:
                 offered = self.catalog.model(plan.model)
             except NotFoundError:
                 pass  # It was offered when the agent was set up; the agent's own model is.
             else:
-                engine = self.catalog.engine(plan.model)
-                window = offered.context_window_tokens
-                return Summarizer(engine, plan.model, window, plan.settings)
-        window = self.catalog.model(model).context_window_tokens
-        return Summarizer(self.catalog.engine(model), model, window, plan.settings.over(settings))
+                settings = plan.settings
+        if not offered.can_summarize:
+            return None
+        engine = self.catalog.engine(offered.handle)
+        return Summarizer(engine, offered.handle, offered.context_window_tokens, settings)
