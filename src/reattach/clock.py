@@ -30,3 +30,17 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+async def sleep_unless_set(clock: Clock, seconds: float, word: asyncio.Event) -> None:
+    """Return after at least ``seconds``, or as soon as ``word`` is set, which stays so.
+
+    Cancellation passes through at once.
+    """
+    time_passes = asyncio.ensure_future(clock.sleep(seconds))
+    told = asyncio.ensure_future(word.wait())
+    try:
+        await asyncio.wait({time_passes, told}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        time_passes.cancel()
+        told.cancel()

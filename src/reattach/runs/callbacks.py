@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import structlog
 
-from reattach.clock import Clock
+from reattach.clock import Clock, sleep_unless_set
 from reattach.errors import ReattachError
 from reattach.limits import (
     CALLBACK_BODY_BYTES,
@@ -74,7 +74,7 @@ class Callbacks:
                     logger.warning("callbacks not looked for", reason=error.detail)
                 except Exception:
                     logger.exception("callbacks not looked for")
-                await self._word_or_time()
+                await sleep_unless_set(self._clock, CALLBACK_LOOK_SECONDS, self._word)
         finally:
             calls = set(self._calls)
             for call in calls:
@@ -176,15 +176,6 @@ class Callbacks:
             return body
         told["metadata"] = metadata | {"result": None}
         return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
-
-    async def _word_or_time(self) -> None:
-        time = asyncio.ensure_future(self._clock.sleep(CALLBACK_LOOK_SECONDS))
-        told = asyncio.ensure_future(self._word.wait())
-        try:
-            await asyncio.wait({time, told}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            time.cancel()
-            told.cancel()
 
 
 def signature(secret: bytes, timestamp: int, body: bytes) -> str:

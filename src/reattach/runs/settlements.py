@@ -2,7 +2,7 @@
 
 import asyncio
 
-from reattach.clock import Clock
+from reattach.clock import Clock, sleep_unless_set
 from reattach.errors import StoreUnavailableError
 from reattach.ids import RunId, TenantId
 from reattach.limits import SETTLEMENT_LOOK_SECONDS
@@ -64,16 +64,7 @@ class Settlements:
                     run = None
                 if run is not None and not run.status.is_active:
                     return run
-                await self._word_or_time(word)
+                await sleep_unless_set(self._clock, SETTLEMENT_LOOK_SECONDS, word)
         finally:
             if self._words.get(run_id) is word:
                 del self._words[run_id]
-
-    async def _word_or_time(self, word: asyncio.Event) -> None:
-        time = asyncio.ensure_future(self._clock.sleep(SETTLEMENT_LOOK_SECONDS))
-        told = asyncio.ensure_future(word.wait())
-        try:
-            await asyncio.wait({time, told}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            time.cancel()
-            told.cancel()

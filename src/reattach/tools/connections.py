@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from reattach.clock import Clock
+from reattach.clock import Clock, sleep_unless_set
 from reattach.errors import McpLostError, McpUnreachableError, ToolError
 from reattach.limits import (
     MAX_TOOL_SCHEMA_BYTES,
@@ -354,13 +354,7 @@ class _Kept:
     async def _rest(self, seconds: float) -> None:
         """Wait before the next try: ``seconds``, or less if somebody wants the server."""
         await self._clock.sleep(MCP_RETRY_SECONDS)
-        left = asyncio.ensure_future(self._clock.sleep(seconds - MCP_RETRY_SECONDS))
-        wanted = asyncio.ensure_future(self._wanted.wait())
-        try:
-            await asyncio.wait({left, wanted}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            left.cancel()
-            wanted.cancel()
+        await sleep_unless_set(self._clock, seconds - MCP_RETRY_SECONDS, self._wanted)
 
     async def _list(self, connection: Connection) -> None:
         tools: dict[str, McpTool] = {}
