@@ -35,6 +35,7 @@ from reattach.runs.worker import Options
 from reattach.tools.base import Toolbox
 from reattach.wire.sse import split_frames
 from tests.recovery.clocks import LeapClock
+from tests.recovery.faults import Faults, FaultyLog, faulty_records
 
 MODEL = "scripted/echo"
 
@@ -76,6 +77,12 @@ class Heart:
         )
         self.services.append(service)
         return service
+
+    def service_upon(self, faults: Faults, **options: Any) -> RunService:
+        """As ``service``, with the faults in both stores."""
+        return self.service(
+            log=FaultyLog(self.log, faults), records=faulty_records(self.records, faults), **options
+        )
 
     async def conversation(self) -> Conversation:
         now = self.clock.now()

@@ -10,7 +10,7 @@ import pytest
 from reattach.events import RunStatus
 from reattach.messages import Message, Role
 from reattach.records.base import Conversation, Run
-from tests.recovery.faults import FaultyLog, Life, faulty_records
+from tests.recovery.faults import Life, faulty_records
 from tests.recovery.heart import Heart
 from tests.recovery.readers import Reader
 from tests.recovery.received import Received, answer, end_of
@@ -55,9 +55,7 @@ async def die_working(
 ) -> tuple[Run, Received]:
     """A process that dies at ``end`` of a run's life; the run, and what a reader saw of it."""
     life = Life(end, nth)
-    service = heart.service(
-        log=FaultyLog(heart.log, life), records=faulty_records(heart.records, life)
-    )
+    service = heart.service_upon(life)
     send = heart.send(conversation, text, otid=otid, include_pings=True)
     if messages:
         send = replace(send, messages=messages)
@@ -81,9 +79,7 @@ async def die_working(
 async def die_recovering(heart: Heart, end: str) -> bool:
     """A process that dies at ``end`` while it recovers; whether it came that far."""
     life = Life(end)
-    service = heart.service(
-        log=FaultyLog(heart.log, life), records=faulty_records(heart.records, life)
-    )
+    service = heart.service_upon(life)
     starting = asyncio.create_task(service.start())
     ended = asyncio.create_task(life.ended.wait())
     async with asyncio.timeout(WAIT_SECONDS):

@@ -17,7 +17,7 @@ from reattach.messages import Role
 from reattach.records.base import Conversation, Thread
 from reattach.runs.compaction import PROMPT
 from reattach.runs.service import Send
-from tests.recovery.faults import FaultyLog, Life, faulty_records
+from tests.recovery.faults import Life
 from tests.recovery.heart import Heart
 
 WAIT_SECONDS = ENGINE_STOP_SECONDS * 10
@@ -62,11 +62,7 @@ async def test_a_process_that_dies_in_a_compaction_leaves_the_conversation_as_it
     conversation = await filled(heart)
     before = await heart.kept(conversation)
     life = Life(None)
-    service = heart.service(
-        log=FaultyLog(heart.log, life),
-        records=faulty_records(heart.records, life),
-        engine=HangsInSummaries(life.ended),
-    )
+    service = heart.service_upon(life, engine=HangsInSummaries(life.ended))
     async with asyncio.timeout(WAIT_SECONDS):
         run = await service.send(sent(heart, conversation, "now " * 40, shown=shown))
         await life.ended.wait()
@@ -102,9 +98,7 @@ async def test_a_process_that_dies_after_a_compaction_loses_no_message(
     )
     life = Life(None)
     engine = ScriptedEngine()
-    service = heart.service(
-        log=FaultyLog(heart.log, life), records=faulty_records(heart.records, life), engine=engine
-    )
+    service = heart.service_upon(life, engine=engine)
     async with asyncio.timeout(WAIT_SECONDS):
         run = await service.send(
             sent(heart, conversation, "[hang=3][chunks=9] " + "now " * 40, shown=shown)

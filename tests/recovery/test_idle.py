@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.recovery.engines import SteppedEngine
-from tests.recovery.faults import Faults, FaultyLog, faulty_records
+from tests.recovery.faults import Faults, FaultyLog
 from tests.recovery.heart import Heart
 from tests.recovery.readers import Reader
 
@@ -22,12 +22,7 @@ async def test_between_events_readers_ask_the_stores_nothing_and_share_one_timer
 ) -> None:
     faults = Faults()
     engine = SteppedEngine("one ", "two ")
-    service = heart.service(
-        log=FaultyLog(heart.log, faults),
-        records=faulty_records(heart.records, faults),
-        engine=engine,
-        ping_interval_seconds=0.1,
-    )
+    service = heart.service_upon(faults, engine=engine, ping_interval_seconds=0.1)
     run = await service.send(heart.send(await heart.conversation(), "count"))
     engine.step()
     async with AsyncExitStack() as stack:

@@ -15,11 +15,10 @@ from reattach.log.base import Head, Log
 from reattach.messages import Role
 from reattach.records.base import Run
 from reattach.runs import service as service_module
-from reattach.runs.service import RunService
 from reattach.runs.upkeep import keep_up
 from tests.recovery.clocks import LeapClock
 from tests.recovery.engines import EndlessEngine, SteppedEngine
-from tests.recovery.faults import Faults, FaultyLog, Gate, Life, Outage, faulty_records
+from tests.recovery.faults import Faults, FaultyLog, Gate, Life, Outage
 from tests.recovery.heart import Heart, eventually
 from tests.recovery.readers import Reader
 from tests.recovery.received import answer, end_of
@@ -33,18 +32,10 @@ async def turns_of_the_loop(count: int = 100) -> None:
         await asyncio.sleep(0)
 
 
-def upon(heart: Heart, faults: Faults, **options: object) -> RunService:
-    return heart.service(
-        log=FaultyLog(heart.log, faults),
-        records=faulty_records(heart.records, faults),
-        **options,  # type: ignore[arg-type]
-    )
-
-
 @pytest.mark.promise("P2")
 async def test_no_reader_gets_an_event_before_the_log_has_it(heart: Heart) -> None:
     gate = Gate("log.append", "log.close")
-    service = upon(heart, gate)
+    service = heart.service_upon(gate)
     run = await service.send(heart.send(await heart.conversation(), TEXT, include_pings=True))
     async with Reader(service, run) as reader:
         async with asyncio.timeout(10):
@@ -64,7 +55,7 @@ async def test_no_reader_gets_the_end_before_the_log_is_closed_nor_done_before_t
     heart: Heart,
 ) -> None:
     gate = Gate("log.close", "runs.settle")
-    service = upon(heart, gate)
+    service = heart.service_upon(gate)
     run = await service.send(heart.send(await heart.conversation(), TEXT))
     async with Reader(service, run) as reader:
         async with asyncio.timeout(10):
@@ -87,7 +78,7 @@ async def test_an_outage_shorter_than_the_patience_loses_and_doubles_nothing(
 ) -> None:
     outage = Outage(step, loses_answers=loses_answers, lasts=5)
     conversation = await heart.conversation()
-    service = upon(heart, outage)
+    service = heart.service_upon(outage)
     run = await service.send(heart.send(conversation, TEXT, include_pings=True))
     async with Reader(service, run) as reader:
         received = await reader.to_end()
@@ -108,7 +99,7 @@ async def test_a_run_that_can_not_be_written_for_too_long_is_ended_once_the_stor
     outage = Outage()
     engine = SteppedEngine("one ", "two ", "three ")
     conversation = await heart.conversation()
-    service = upon(heart, outage, engine=engine, clock=clock)
+    service = heart.service_upon(outage, engine=engine, clock=clock)
     run = await service.send(heart.send(conversation, "count"))
     async with Reader(service, run) as reader:
         engine.step()
@@ -145,7 +136,7 @@ async def test_a_reader_is_cut_off_without_done_while_the_record_can_not_say_how
     monkeypatch.setattr(service_module, "SETTLE_WAIT_SECONDS", 0.05)
     outage = Outage("runs.settle")
     conversation = await heart.conversation()
-    service = upon(heart, outage)
+    service = heart.service_upon(outage)
     run = await service.send(heart.send(conversation, TEXT))
     async with Reader(service, run) as reader:
         received = await reader.to_end()
@@ -169,7 +160,7 @@ async def test_a_run_that_was_given_up_ends_as_cancelled_if_that_was_asked_for(
 ) -> None:
     outage = Outage()
     engine = SteppedEngine("one ", "two ")
-    service = upon(heart, outage, engine=engine)
+    service = heart.service_upon(outage, engine=engine)
     run = await service.send(heart.send(await heart.conversation(), "count"))
     engine.step()
     async with Reader(service, run) as reader:
@@ -187,7 +178,7 @@ async def test_a_run_that_was_given_up_ends_as_cancelled_if_that_was_asked_for(
 @pytest.mark.promise("P5")
 async def test_a_run_whose_log_could_not_be_opened_is_not_told_to_be_expired(heart: Heart) -> None:
     outage = Outage("log.open")
-    service = upon(heart, outage)
+    service = heart.service_upon(outage)
     run = await service.send(heart.send(await heart.conversation(), TEXT))
     async with Reader(service, run) as reader:
         await reader.to_end()
@@ -204,7 +195,7 @@ async def test_a_run_whose_conversation_can_not_be_read_ends_at_once_with_an_err
     heart: Heart,
 ) -> None:
     conversation = await heart.conversation()
-    service = upon(heart, Outage("messages.context"))
+    service = heart.service_upon(Outage("messages.context"))
     run = await service.send(heart.send(conversation, TEXT))
     async with Reader(service, run) as reader:
         end = (await reader.to_end()).end()
@@ -220,7 +211,7 @@ async def test_a_send_never_hangs_on_a_fault_of_the_records(heart: Heart) -> Non
                 raise RuntimeError("a fault")
             return await super().around(step, call)
 
-    service = upon(heart, Broken())
+    service = heart.service_upon(Broken())
     async with asyncio.timeout(10):
         with pytest.raises(RuntimeError, match="a fault"):
             await service.send(heart.send(await heart.conversation(), TEXT))
@@ -231,7 +222,7 @@ async def test_a_run_whose_creation_was_not_answered_does_not_block_its_conversa
     heart: Heart,
 ) -> None:
     conversation = await heart.conversation()
-    service = upon(heart, Outage("runs.create", loses_answers=True, lasts=1))
+    service = heart.service_upon(Outage("runs.create", loses_answers=True, lasts=1))
     with pytest.raises(StoreUnavailableError):
         await service.send(heart.send(conversation, TEXT, otid="mine"))
     await service.recover()
@@ -259,7 +250,7 @@ class OneLogDown(FaultyLog):
 async def orphans_of(heart: Heart, count: int) -> list[Run]:
     """Runs that a dead process left open, one a conversation."""
     life = Life(None)
-    service = upon(heart, life)
+    service = heart.service_upon(life)
     runs = [
         await service.send(heart.send(await heart.conversation(), "[hang=1]")) for _ in range(count)
     ]
@@ -293,7 +284,7 @@ async def test_a_recovery_that_was_interrupted_is_finished_by_the_next_one_of_th
 ) -> None:
     (run,) = await orphans_of(heart, 1)
     gate = Gate("log.open")
-    service = upon(heart, gate)
+    service = heart.service_upon(gate)
     recovering = asyncio.create_task(service.recover())
     async with asyncio.timeout(10):
         await gate.waiting.wait()
@@ -323,7 +314,7 @@ async def test_a_fault_of_the_log_does_not_leave_the_run_waiting_for_ever(heart:
             return await super().around(step, call)
 
     engine = EndlessEngine("x" * 10_000)
-    service = upon(heart, Broken(), engine=engine)
+    service = heart.service_upon(Broken(), engine=engine)
     run = await service.send(heart.send(await heart.conversation(), TEXT))
     async with asyncio.timeout(10):
         await service.settled(run)
@@ -343,7 +334,7 @@ async def test_the_upkeep_goes_on_after_whatever_went_wrong(heart: Heart) -> Non
                 raise RuntimeError("a fault")
             return await super().around(step, call)
 
-    service = upon(heart, Broken("runs.orphans", lasts=2))
+    service = heart.service_upon(Broken("runs.orphans", lasts=2))
     upkeep = asyncio.create_task(keep_up(service, LeapClock(), 3600))
     await eventually(lambda: ended(heart, run))
     upkeep.cancel()
@@ -389,7 +380,7 @@ async def ended(heart: Heart, run: Run) -> bool:
 
 async def test_a_store_that_fails_for_long_does_not_leave_tasks_behind(heart: Heart) -> None:
     before = asyncio.all_tasks()
-    service = upon(heart, Outage("log.append", "log.close"))
+    service = heart.service_upon(Outage("log.append", "log.close"))
     run = await service.send(heart.send(await heart.conversation(), TEXT))
     await service.settled(run)
     await eventually(lambda: asyncio.all_tasks() <= before)

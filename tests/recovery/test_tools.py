@@ -62,11 +62,7 @@ async def history(heart: Heart, conversation: Conversation) -> list[Message]:
 
 async def died(heart: Heart, life: Life, tool: Tool, send: Send) -> Run:
     """A process that dies at the end of ``life``; the run that it worked on."""
-    service = heart.service(
-        log=FaultyLog(heart.log, life),
-        records=faulty_records(heart.records, life),
-        toolbox=Toolbox([tool]),
-    )
+    service = heart.service_upon(life, toolbox=Toolbox([tool]))
     async with asyncio.timeout(WAIT_SECONDS):
         run = await service.send(send)
         await life.ended.wait()
@@ -275,9 +271,7 @@ async def test_of_an_engine_that_may_run_tools_without_a_word_nobody_knows_which
 
     engine = FunctionEngine({"own": own})
     engine.announces_tools = announces
-    service = heart.service(
-        engine=engine, log=FaultyLog(heart.log, life), records=faulty_records(heart.records, life)
-    )
+    service = heart.service_upon(life, engine=engine)
     conversation = await heart.conversation()
     async with asyncio.timeout(WAIT_SECONDS):
         run = await service.send(heart.send(conversation, "go", model="function/own"))
