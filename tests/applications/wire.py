@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import re
 import socket
-import struct
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from reattach.testing.closing import Closing
-
-_RESET: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER that makes a close send RST (RFC 9293, section 3.10.4), as a dying network looks."""
+from reattach.testing.relay import reset
 
 _HEAD_END: Final = b"\r\n\r\n"
 _FRAME_END: Final = b"\n\n"
@@ -105,7 +102,9 @@ class Wire(Closing):
         threading.Thread(target=self._accept, daemon=True, name="wire").start()
 
     def close(self) -> None:
-        _close(self._listener)
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
         with self._lock:
             left = list(self._open)
         self.drop(*left)
@@ -160,9 +159,7 @@ class Wire(Closing):
         with self._lock:
             self._open -= set(sockets)
         for one in sockets:
-            with suppress(OSError):
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            _close(one)
+            reset(one)
 
     def _accept(self) -> None:
         while True:
@@ -253,9 +250,3 @@ class _Connection:
         else:
             self.wire.drop(self.client)
         self.wire.drop(self.server)
-
-
-def _close(one: socket.socket) -> None:
-    with suppress(OSError):
-        one.shutdown(socket.SHUT_RDWR)
-    one.close()

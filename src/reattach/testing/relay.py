@@ -79,7 +79,7 @@ class Relay(Closing):
             self._open.clear()
             self._cut_up_to = self.connections
         for one in sockets:
-            _reset(one)
+            reset(one)
         return len(sockets)
 
     def cut_after(self, bytes_down: int) -> None:
@@ -128,7 +128,7 @@ class Relay(Closing):
             try:
                 server = self._connect()
             except OSError:
-                _reset(client)
+                reset(client)
                 continue
             server.settimeout(None)
             for one in client, server:
@@ -201,10 +201,11 @@ class Relay(Closing):
         with self._lock:
             self._open -= set(sockets)
         for one in sockets:
-            _reset(one)
+            reset(one)
 
 
-def _reset(one: socket.socket) -> None:
+def reset(one: socket.socket) -> None:
+    """Close it as a dying network looks to the other side. Idempotent."""
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         one.shutdown(socket.SHUT_RDWR)
