@@ -18,6 +18,14 @@ async def ended(world: World) -> Run:
     return await world.records.runs.get(OURS, run.id)
 
 
+async def claimed(world: World, clock: HandClock) -> Run:
+    """One that has ended, and whose call was claimed at 60."""
+    run = await ended(world)
+    clock.time = at(60)
+    await world.records.callbacks.claim(10, LEASE_SECONDS)
+    return run
+
+
 def outcome(**rest: object) -> CallbackOutcome:
     values: dict[str, object] = {
         "sent_at": at(7),
@@ -80,9 +88,7 @@ async def test_of_two_processes_that_claim_at_once_one_gets_each_call(
 async def test_what_came_of_a_call_stands_on_the_run_and_it_is_due_no_more(
     world: World, clock: HandClock
 ) -> None:
-    run = await ended(world)
-    clock.time = at(60)
-    await world.records.callbacks.claim(10, LEASE_SECONDS)
+    run = await claimed(world, clock)
     assert await world.records.callbacks.note(run.id, 1, outcome())
     found = await world.records.runs.get(OURS, run.id)
     assert (found.callback_sent_at, found.callback_status_code) == (at(7), 200)
@@ -94,9 +100,7 @@ async def test_what_came_of_a_call_stands_on_the_run_and_it_is_due_no_more(
 async def test_a_call_that_failed_is_due_again_when_it_was_said(
     world: World, clock: HandClock
 ) -> None:
-    run = await ended(world)
-    clock.time = at(60)
-    await world.records.callbacks.claim(10, LEASE_SECONDS)
+    run = await claimed(world, clock)
     failed = outcome(status_code=500, error="answered 500", again_at=at(90))
     assert await world.records.callbacks.note(run.id, 1, failed)
     found = await world.records.runs.get(OURS, run.id)
@@ -111,9 +115,7 @@ async def test_a_call_that_failed_is_due_again_when_it_was_said(
 async def test_a_process_that_lost_its_claim_does_not_write_over_a_later_call(
     world: World, other_process: Records, clock: HandClock
 ) -> None:
-    run = await ended(world)
-    clock.time = at(60)
-    await world.records.callbacks.claim(10, LEASE_SECONDS)
+    run = await claimed(world, clock)
     clock.time = at(100)
     await other_process.callbacks.claim(10, LEASE_SECONDS)
     assert await other_process.callbacks.note(run.id, 2, outcome())
