@@ -34,7 +34,9 @@ class Ticker:
         self._due[max(tick, self._last_tick + 1)].append(call)
 
     async def until(self, due_ns: int) -> None:
-        """Return soon after ``due_ns`` of the monotonic clock."""
+        """Return soon after ``due_ns`` of the monotonic clock, and at once when that has passed."""
+        if time.monotonic_ns() >= due_ns:
+            return
         reached = asyncio.get_running_loop().create_future()
 
         def reach() -> None:

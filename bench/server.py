@@ -5,7 +5,7 @@ As a program it serves what the environment's REATTACH_ variables say, and print
 
 import gc
 
-# As the program does it that serves: what is imported is left alone by the collector.
+# As the program does it that serves.
 gc.disable()
 
 import asyncio  # noqa: E402
@@ -18,11 +18,11 @@ from bench.schedule import Gates, Ticker  # noqa: E402
 from reattach.engine.base import Turn  # noqa: E402
 from reattach.engine.function import FunctionEngine  # noqa: E402
 from reattach.http.serving import serve  # noqa: E402
+from reattach.interpreter import settle  # noqa: E402
 from reattach.observe import configure_logging  # noqa: E402
 from reattach.settings import Settings  # noqa: E402
 
-gc.freeze()
-gc.enable()
+settle()
 
 _ticker = Ticker()
 _gates = Gates()

@@ -1,6 +1,7 @@
 """The ceiling: a bare uvloop protocol that writes the bytes of runs: no framework, no log."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import cast
 from urllib.parse import parse_qsl, urlsplit
@@ -34,11 +35,14 @@ class Run:
     closed: bool = False
     readers: "set[Connection]" = field(default_factory=set)
 
-    def say(self, frames: bytes, *, events: int = 1, close: bool = False) -> None:
-        self.frames += frames
-        self.ends += [len(self.frames)] * events
+    def say(self, frames: list[bytes], *, events: int = 1, close: bool = False) -> None:
+        """Each frame is so many events; all of them are one write."""
+        for frame in frames:
+            self.frames += frame
+            self.ends += [len(self.frames)] * events
         self.closed = close
-        data = chunk(frames + DONE) + END if close else chunk(frames)
+        said = b"".join(frames)
+        data = chunk(said + DONE) + END if close else chunk(said)
         for reader in tuple(self.readers):
             reader.write_live(data)
         if close:
@@ -138,13 +142,17 @@ class Connection(asyncio.Protocol):
 
         def say() -> None:
             nonlocal index
+            frames, first = [], index
             due_ns = start_ns + int(index * interval_ns)
-            run.say(maker.text(stamped(due_ns)))
-            index += 1
+            while index < count and (index == first or due_ns <= time.monotonic_ns()):
+                frames.append(maker.text(stamped(due_ns)))
+                index += 1
+                due_ns = start_ns + int(index * interval_ns)
+            run.say(frames)
             if index == count:
-                run.say(maker.terminal(), events=2, close=True)
+                run.say([maker.terminal()], events=2, close=True)
             else:
-                self._ticker.at(start_ns + int(index * interval_ns), say)
+                self._ticker.at(due_ns, say)
 
         self._ticker.at(start_ns, say)
 

@@ -3,13 +3,13 @@
 import gc
 
 # What is imported stays for good. To look through it for garbage again and again takes a sixth of
-# the time of a start, and would take part of every later collection.
+# the time of a start.
 gc.disable()
 
 from reattach.cli import main  # noqa: E402  after the collector was put aside
+from reattach.interpreter import settle  # noqa: E402
 
-gc.freeze()
-gc.enable()
+settle()
 
 if __name__ == "__main__":
     main()

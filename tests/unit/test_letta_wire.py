@@ -58,6 +58,22 @@ def test_a_chunk_of_text_is_the_recorded_frame() -> None:
 
 
 @pytest.mark.promise("P1")
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.text(), st.booleans(), st.integers(1, 2**53)), max_size=20
+    )
+)
+def test_an_encoder_makes_the_frames_that_its_events_make_alone(
+    said: list[tuple[int, str, bool, int]],
+) -> None:
+    encoder = letta.Encoder(RUN)
+    places = [place(index) for index in range(4)]
+    for index, text, reasons, seq in said:
+        event = (ReasoningText if reasons else AssistantText)(places[index], text)
+        assert encoder.encode(event, seq) == letta.encode(event, seq, RUN)
+
+
+@pytest.mark.promise("P1")
 @pytest.mark.parametrize(
     "event",
     [

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from reattach.errors import ReattachError
 from reattach.http.serving import Order, serve
+from reattach.interpreter import settle
 from reattach.limits import CLOSE_SECONDS
 from reattach.observe import configure_logging
 from reattach.settings import Settings
@@ -33,6 +34,7 @@ _ORPHAN_SECONDS: Final = 2.0 * CLOSE_SECONDS
 
 def main() -> None:
     """Serve until told to stop; status 1 if it can not start."""
+    settle()
     # What libraries print must not be taken for a report.
     report = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -6,14 +6,19 @@ Implementations differ in what an acknowledged append survives, and say so in th
 in everything else they are equal, which ``reattach.testing.log_conformance`` shows.
 """
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import cast
 
 from reattach.log.tail import Slice, Tail
 
-__all__ = ["Capabilities", "Head", "Log", "Slice", "Tail"]
+__all__ = ["Capabilities", "Done", "Head", "Log", "Slice", "Tail"]
+
+Done = Callable[[Exception | None], None]
+"""Told how an operation ended: None, or why it failed. May not raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,32 @@ class Log(ABC):
         SeqMismatchError if ``first_seq`` is not the next seq; checked in this order, and a
         repetition passes the last two.
         """
+
+    def submit(
+        self,
+        run_id: str,
+        token: int,
+        first_seq: int,
+        frames: Sequence[bytes],
+        *,
+        close: bool = False,
+        done: Done,
+    ) -> "asyncio.Task[None] | None":
+        """``append``, for one who has nothing to do until then: it needs no task that waits.
+
+        ``done`` is called once, in the event loop and after this has returned. ``frames`` may not
+        change until then. If there is a task it can be cancelled, and must be kept; then ``done``
+        is not called.
+        """
+        append = self.append(run_id, token, first_seq, frames, close=close)
+        task = asyncio.get_running_loop().create_task(append, name=f"append {run_id}")
+
+        def tell(task: "asyncio.Task[None]") -> None:
+            if not task.cancelled():
+                done(cast("Exception | None", task.exception()))
+
+        task.add_done_callback(tell)
+        return task
 
     @abstractmethod
     async def head(self, run_id: str) -> Head:

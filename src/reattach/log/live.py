@@ -4,8 +4,9 @@ import asyncio
 from collections import deque
 from typing import Final
 
-from reattach.errors import LogLostError
-from reattach.log.base import Head
+from reattach.errors import LogLostError, StoreUnavailableError
+from reattach.log.base import Done, Head
+from reattach.log.herald import Herald
 from reattach.log.journal import Append, Create, Delete, Record, Skip, TakeOver, Trim, pack
 from reattach.log.tables import StoredRun
 from reattach.log.tail import Tail
@@ -17,13 +18,25 @@ _RUN_BYTES: Final = 1024
 class Operation:
     """A change of a run that was asked for and is not on the disk yet."""
 
-    __slots__ = ("packed", "record", "run", "waiters")
+    __slots__ = ("done", "packed", "record", "run", "waiters")
 
-    def __init__(self, run: "LiveRun", record: Record) -> None:
+    def __init__(self, run: "LiveRun", record: Record, done: Done | None = None) -> None:
         self.run = run
         self.record = record
         self.packed = pack(record)
+        self.done = done
         self.waiters: list[asyncio.Future[None]] = []
+
+    def end(self, failure: StoreUnavailableError | None) -> None:
+        """Tell those who wait for it."""
+        if self.done is not None:
+            self.done(failure)
+        for waiter in self.waiters:
+            if not waiter.done():
+                if failure is None:
+                    waiter.set_result(None)
+                else:
+                    waiter.set_exception(failure)
 
 
 class LiveRun:
@@ -43,6 +56,7 @@ class LiveRun:
         "first_seq",
         "folded_seq",
         "followers",
+        "herald",
         "in_flight",
         "number",
         "run_id",
@@ -50,11 +64,14 @@ class LiveRun:
         "token",
     )
 
-    def __init__(self, number: int, run_id: str, token: int, first_seq: int = 1) -> None:
+    def __init__(
+        self, number: int, run_id: str, token: int, first_seq: int = 1, herald: Herald | None = None
+    ) -> None:
         self.number = number
         self.run_id = run_id
         self.token = token
-        self.tail = Tail(first_seq)
+        self.herald = herald
+        self.tail = Tail(first_seq, herald)
         self.first_seq = first_seq
         self.created = False
         self.followers = 0
@@ -154,7 +171,7 @@ class LiveRun:
         if first_seq > self.first_seq:
             self.first_seq = first_seq
             self.tail.fail(LogLostError(self.run_id, self.tail.last_seq))
-            self.tail = Tail(first_seq)
+            self.tail = Tail(first_seq, self.herald)
         return is_new
 
     def note_row(self, row: int) -> bool:

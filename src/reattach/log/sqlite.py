@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from os import PathLike, fspath
 
+from typing_extensions import override
+
 from reattach.errors import (
     FencedError,
     LogClosedError,
@@ -17,9 +19,10 @@ from reattach.errors import (
     TrimmedError,
 )
 from reattach.log import tables
-from reattach.log.base import Capabilities, Head, Log, Slice, Tail
+from reattach.log.base import Capabilities, Done, Head, Log, Slice, Tail
 from reattach.log.closed_runs import ClosedRuns
 from reattach.log.compaction import Compaction, Sizes
+from reattach.log.herald import Herald
 from reattach.log.journal import Append, Create, Delete, Record, Skip, TakeOver, Trim
 from reattach.log.live import LiveRun, Operation
 from reattach.log.readers import Readers
@@ -67,6 +70,7 @@ class SqliteLog(Log):
         self._readers = readers
         self._closing = False
         self._loop = asyncio.get_running_loop()
+        self._herald = Herald()
         next_row = recovered.first_row + len(recovered.row_sizes)
         self._writer = Writer(connection, durability, next_row, self._on_committed, self._on_failed)
         self._compaction = Compaction(
@@ -136,7 +140,7 @@ class SqliteLog(Log):
         while (run := await self._find(run_id)) is not None and run.deleting:
             await self._settled(run)
         if run is None:
-            run = LiveRun(self._next_number, run_id, token, first_seq)
+            run = LiveRun(self._next_number, run_id, token, first_seq, self._herald)
             self._next_number += 1
             self._runs[run_id] = run
             await self._write(run, Create(run.number, token, run_id, first_seq))
@@ -174,6 +178,31 @@ class SqliteLog(Log):
             raise LogClosedError(f"{run_id} is closed.")
         else:
             raise SeqMismatchError(run_id, first_seq, run.expected_last_seq)
+
+    @override
+    def submit(
+        self,
+        run_id: str,
+        token: int,
+        first_seq: int,
+        frames: Sequence[bytes],
+        *,
+        close: bool = False,
+        done: Done,
+    ) -> "asyncio.Task[None] | None":
+        run = self._runs.get(run_id)
+        if (
+            run is None
+            or run.deleting
+            or not run.created
+            or token < run.expected_token
+            or first_seq != run.expected_last_seq + 1
+            or run.expected_closed
+            or not (frames or close)
+        ):
+            return super().submit(run_id, token, first_seq, frames, close=close, done=done)
+        self._submit(Operation(run, Append(run.number, first_seq, frames, close), done))
+        return None
 
     async def head(self, run_id: str) -> Head:
         return (await self._get(run_id)).head
@@ -316,12 +345,15 @@ class SqliteLog(Log):
 
     def _write(self, run: LiveRun, record: Record) -> "asyncio.Future[None]":
         """Done when the record is on the disk and applied to the run."""
-        operation = Operation(run, record)
+        self._submit(Operation(run, record))
+        return self._settled(run)
+
+    def _submit(self, operation: Operation) -> None:
+        run = operation.run
         run.expect(operation)
         if run.tail.closed:
             self._closed_runs.discard(run)
         self._writer.submit(operation)
-        return self._settled(run)
 
     def _settled(self, run: LiveRun) -> "asyncio.Future[None]":
         """Done when what is in flight for the run is on the disk; raises if it can not be."""
@@ -345,9 +377,7 @@ class SqliteLog(Log):
             else:
                 self._keep_if_closed(run)
         for operation in operations:
-            for waiter in operation.waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+            operation.end(None)
 
     def _on_failed(self, operations: Sequence[Operation], error: Exception) -> None:
         for operation in operations:
@@ -359,11 +389,9 @@ class SqliteLog(Log):
                 self._compaction.note_run(run)
             else:
                 self._keep_if_closed(run)
-            for waiter in operation.waiters:
-                if not waiter.done():
-                    failure = StoreUnavailableError(_UNWRITABLE)
-                    failure.__cause__ = error
-                    waiter.set_exception(failure)
+            failure = StoreUnavailableError(_UNWRITABLE)
+            failure.__cause__ = error
+            operation.end(failure)
 
     def _forget(self, run: LiveRun) -> None:
         """The disk knows the run no longer. It stays marked as being deleted."""

@@ -2,14 +2,15 @@
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from reattach.errors import ReattachError
 from reattach.limits import REPLAY_SLICE_BYTES, REPLAY_SLICE_EVENTS
+from reattach.log.herald import Herald
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(Struct, frozen=True, gc=False):
     """Consecutive frames ``first_seq`` … ``last_seq``, joined; empty: ``last_seq < first_seq``."""
 
     first_seq: int
@@ -26,20 +27,23 @@ class Tail:
 
     A tail ends in one of two ways: closed (the log has its end), or failed (the log can not be
     followed any longer from here; readers may come back later with their cursor).
+
+    Listeners are told at once, or when ``herald`` sees fit.
     """
 
-    __slots__ = ("_base", "_buffer", "_ends", "_latest", "_listeners", "closed", "failure",
-                 "first_seq")  # fmt: skip
+    __slots__ = ("_base", "_buffer", "_ends", "_herald", "_latest", "_listeners", "closed",
+                 "failure", "first_seq")  # fmt: skip
 
-    def __init__(self, first_seq: int = 1) -> None:
+    def __init__(self, first_seq: int = 1, herald: Herald | None = None) -> None:
         self.first_seq = first_seq
         self.closed = False
         self.failure: ReattachError | None = None
         self._buffer = bytearray()
         self._ends = array("Q")
         self._base = 0
+        self._herald = herald
         self._latest: Slice | None = None
-        """What ``latest`` gave, until there are more frames."""
+        """What ``latest`` gives to most, until there are more frames."""
         self._listeners: set[Callable[[], None]] = set()
 
     @property
@@ -78,14 +82,16 @@ class Tail:
         None if there are none, if they are more than one write of a replay, if some of them are
         not here any more, and once the tail has ended.
         """
+        latest = self._latest
+        if latest is not None and latest.first_seq == after + 1:
+            return latest
         if self.ended or after + 1 < self.first_seq:
             return None
-        if self._latest is None or self._latest.first_seq != after + 1:
-            piece = self.slice(after, max_bytes=REPLAY_SLICE_BYTES, max_events=REPLAY_SLICE_EVENTS)
-            if not piece.frames or piece.last_seq < self.last_seq:
-                return None
-            self._latest = piece
-        return self._latest
+        piece = self.slice(after, max_bytes=REPLAY_SLICE_BYTES, max_events=REPLAY_SLICE_EVENTS)
+        if not piece.frames or piece.last_seq < self.last_seq:
+            return None
+        self._latest = piece
+        return piece
 
     def _fitting(self, begin: int, start: int, stop: int, max_bytes: int) -> int:
         """How many frames from ``start`` fit into ``max_bytes``; at least one."""
@@ -125,15 +131,18 @@ class Tail:
             return bytes(view[begin:end])
 
     def extend(self, frames: Sequence[bytes], *, close: bool = False) -> None:
-        """Add frames that the log holds, and close the tail if the log is closed; wake readers."""
+        """Add frames that the log holds, and close the tail if the log is closed; tell readers."""
         self._latest = None
-        buffer = self._buffer
+        buffer, ends = self._buffer, self._ends
         for frame in frames:
             buffer += frame
-            self._ends.append(self._base + len(buffer))
+            ends.append(self._base + len(buffer))
         if close:
             self.closed = True
-        self._wake()
+        elif len(frames) == 1 and self._listeners and len(frames[0]) <= REPLAY_SLICE_BYTES:
+            last_seq = self.first_seq + len(ends) - 1
+            self._latest = Slice(last_seq, last_seq, frames[0])
+        self._changed()
 
     def extend_joined(self, frames: bytes, ends: Iterable[int]) -> None:
         """Add frames as one piece of which ``ends`` are the frames' ends; wakes nobody.
@@ -149,7 +158,8 @@ class Tail:
         """End the tail without closing it. No-op once ended."""
         if not self.ended:
             self.failure = failure
-            self._wake()
+            self._latest = None
+            self._changed()
 
     def trim(self, first_seq: int) -> None:
         """Forget the frames before ``first_seq``, at most all that it has."""
@@ -161,6 +171,7 @@ class Tail:
         del self._ends[:drop]
         self._base += cut
         self.first_seq += drop
+        self._latest = None
 
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` (which must not raise, nor block) after every change."""
@@ -169,6 +180,13 @@ class Tail:
     def unsubscribe(self, listener: Callable[[], None]) -> None:
         self._listeners.discard(listener)
 
-    def _wake(self) -> None:
+    def tell(self) -> None:
+        """Call the listeners."""
         for listener in tuple(self._listeners):
             listener()
+
+    def _changed(self) -> None:
+        if self._herald is None:
+            self.tell()
+        elif self._listeners:
+            self._herald.note(self)

@@ -1,9 +1,10 @@
 """The thread that writes the SQLite log.
 
-It commits all that has come in since its last commit as one batch, and tells the event loop once
-per batch. There is no timer: a lone append is written at once, and appends that come while a
-commit is under way share the next one. Jobs (the upkeep of the file) take their turn in between,
-each in a transaction of its own, in the order in which they were asked for.
+It is given what was submitted in one turn of the event loop at once, commits all that has come in
+since its last commit as one batch, and tells the event loop once per batch. There is no timer: a
+lone append is written at once, and appends that come while a commit is under way share the next
+one. Jobs (the upkeep of the file) take their turn in between, each in a transaction of its own, in
+the order in which they were asked for.
 """
 
 import asyncio
@@ -59,13 +60,17 @@ class Writer:
         self._next_row = next_row
         self._on_committed = on_committed
         self._on_failed = on_failed
-        self._queue: SimpleQueue[Operation | _Job | _Stop] = SimpleQueue()
+        self._submitted: list[Operation] = []
+        """What the thread has not been given yet: waking it for each would cost more than they."""
+        self._queue: SimpleQueue[list[Operation] | _Job | _Stop] = SimpleQueue()
         self._resumed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reattach-log-writer", daemon=True)
         self._thread.start()
 
     def submit(self, operation: Operation) -> None:
-        self._queue.put(operation)
+        if not self._submitted:
+            self._loop.call_soon(self._hand_over)
+        self._submitted.append(operation)
 
     async def perform(self, work: Work, *, in_transaction: bool = True) -> object:
         """Do ``work`` on the connection after what was submitted before; raises what it raises.
@@ -73,14 +78,21 @@ class Writer:
         Cancelled, it may still be done.
         """
         job = _Job(work, in_transaction, self._loop.create_future())
+        self._hand_over()
         self._queue.put(job)
         return await job.done
 
     async def stop(self) -> None:
         """Return when everything submitted before is written and the connection is closed."""
         stop = _Stop(self._loop.create_future())
+        self._hand_over()
         self._queue.put(stop)
         await asyncio.shield(stop.done)
+
+    def _hand_over(self) -> None:
+        if self._submitted:
+            submitted, self._submitted = self._submitted, []
+            self._queue.put(submitted)
 
     def _run(self) -> None:
         try:
@@ -95,17 +107,17 @@ class Writer:
         except _LoopGoneError:
             self._connection.close()
 
-    def _write_pending(self, item: Operation | _Job | _Stop) -> _Job | _Stop | None:
+    def _write_pending(self, item: list[Operation] | _Job | _Stop) -> _Job | _Stop | None:
         """Commit ``item`` and the operations waiting behind it; what is to be done after them."""
         batch: list[Operation] = []
         size_bytes = 0
         following: _Job | _Stop | None = None
         while True:
-            if not isinstance(item, Operation):
+            if not isinstance(item, list):
                 following = item
                 break
-            batch.append(item)
-            size_bytes += len(item.packed)
+            batch += item
+            size_bytes += sum([len(operation.packed) for operation in item])
             if size_bytes >= _BATCH_BYTES:
                 break
             try:
@@ -147,10 +159,12 @@ class Writer:
                 item = self._queue.get_nowait()
             except Empty:
                 break
-            if isinstance(item, Operation):
-                batch.append(item)
+            if isinstance(item, list):
+                batch += item
             else:
                 kept.append(item)
+        batch += self._submitted
+        self._submitted = []
         try:
             self._on_failed(batch, error)
         finally:

@@ -40,8 +40,8 @@ class Following:
     else. Neither may raise or block.
     """
 
-    __slots__ = ("_log", "_max_events", "_tail", "cursor", "keepalive_due", "quiet_since",
-                 "released", "run_id", "sink", "wake")  # fmt: skip
+    __slots__ = ("_has_spoken", "_log", "_max_events", "_tail", "cursor", "keepalive_due",
+                 "quiet_since", "released", "run_id", "sink", "wake")  # fmt: skip
 
     def __init__(self, log: Log, tail: Tail, run_id: str, cursor: int, max_events: int) -> None:
         self._log = log
@@ -57,7 +57,10 @@ class Following:
         """The process is going away, and the run is another's: to be followed there."""
         self.quiet_since: float | None = None
         """When the reader was last sent something, by the event loop's clock; None while a
-        write is under way, when there is nothing to keep alive."""
+        write is under way, when there is nothing to keep alive. A sink is looked after by
+        ``silent_since``."""
+        self._has_spoken = False
+        """Whether the sink was given something since it was last looked after."""
 
     async def read(self) -> Slice:
         """The next events, at most one write of a replay; empty if there are none at present.
@@ -89,9 +92,16 @@ class Following:
             ):
                 self.cursor = piece.last_seq
                 self.keepalive_due = False
-                self.quiet_since = asyncio.get_running_loop().time()
+                self._has_spoken = True
                 return
         self.wake()
+
+    def silent_since(self, now: float) -> float | None:
+        """``quiet_since``, to be asked once a tick: a clock would cost more than a sink."""
+        if self._has_spoken:
+            self._has_spoken = False
+            self.quiet_since = now
+        return self.quiet_since
 
     @property
     def has_more(self) -> bool:
@@ -178,12 +188,13 @@ class Watch:
         loop = asyncio.get_running_loop()
         while self._readers:
             await asyncio.sleep(self._tick_seconds)
-            due_before = loop.time() - self._interval_seconds
+            now = loop.time()
+            due_before = now - self._interval_seconds
             for following in self._readers:
                 if following.has_more:
                     following.wake()
             for following in self._pinged:
-                quiet_since = following.quiet_since
+                quiet_since = following.silent_since(now)
                 if quiet_since is not None and quiet_since <= due_before:
                     following.keepalive_due = True
                     following.wake()

@@ -149,7 +149,7 @@ class RunMachine:
         if self._part is not None and not self._part.accepts(delta):
             events = self._flush()
         if self._part is None:
-            self._part = _Part(self._next_place(), _kind(delta))
+            self._part = _Part(self._next_place(), delta)
         if self._stream_tokens:
             events.append(self._part.chunk(delta))
         else:
@@ -224,22 +224,24 @@ class RunMachine:
         return self._clock.now().replace(microsecond=0)
 
 
-def _kind(delta: Spoken) -> tuple[type, bool]:
-    return type(delta), isinstance(delta, ToolCallDelta) and delta.needs_approval
-
-
 class _Part:
     """A part under way, and in step mode what it consists of."""
 
-    __slots__ = ("deltas", "kind", "place")
+    __slots__ = ("_first", "deltas", "place")
 
-    def __init__(self, place: Place, kind: tuple[type, bool]) -> None:
+    def __init__(self, place: Place, first: Spoken) -> None:
         self.place = place
-        self.kind = kind
+        self._first = first
         self.deltas: list[Spoken] = []
 
     def accepts(self, delta: Spoken) -> bool:
-        return self.kind == _kind(delta)
+        """Whether it is of the kind that the part began with."""
+        first = self._first
+        if type(delta) is not type(first):
+            return False
+        return not isinstance(first, ToolCallDelta) or (
+            isinstance(delta, ToolCallDelta) and delta.needs_approval == first.needs_approval
+        )
 
     def chunk(self, delta: Spoken) -> Output:
         match delta:

@@ -52,6 +52,9 @@ class Transcript:
     def __init__(self) -> None:
         self._outputs: dict[MessageId, dict[int, list[Output]]] = {}
         self._places: dict[MessageId, Place] = {}
+        self._place: Place | None = None
+        self._part: list[Output] = []
+        """That of the last output, and where that is."""
         self.stopped: Stopped | None = None
         self.failed: Failed | None = None
         self.usage = Usage()
@@ -61,6 +64,9 @@ class Transcript:
         """The calls whose tools may have begun to run; None: any."""
 
     def add(self, event: Event) -> None:
+        if type(event) is AssistantText and event.place is self._place:
+            self._part.append(event)  # As most do: more of the same.
+            return
         match event:
             case Ping() | CompactionBegan():
                 pass
@@ -74,7 +80,8 @@ class Transcript:
                 place = event.place
                 self._places.setdefault(place.message_id, place)
                 parts = self._outputs.setdefault(place.message_id, {})
-                parts.setdefault(place.index, []).append(event)
+                self._place, self._part = place, parts.setdefault(place.index, [])
+                self._part.append(event)
 
     def steps_seen(self) -> list[StepRecord]:
         """The steps that left anything in the log; their usage is unknown from here."""

@@ -27,7 +27,7 @@ from reattach.errors import (
     SeqMismatchError,
     StoreUnavailableError,
 )
-from reattach.events import CompactionBegan, Event, Stopped, Summarized
+from reattach.events import AssistantText, CompactionBegan, Event, Stopped, Summarized
 from reattach.limits import DELTA_BYTES, ENGINE_STOP_SECONDS, RUN_LOG_BYTES
 from reattach.log.base import Head, Log
 from reattach.records.base import Run, Settlement
@@ -53,6 +53,7 @@ class Options:
     """Whether compactions get into it."""
 
 
+_OF_COMPACTIONS = (CompactionBegan, Summarized)
 _ENGINE_FAULT = EngineError("An error occurred during agent execution.")
 _UNNOTED = EngineError("The records do not answer, so the tool did not run. Send again later.")
 _UNREADABLE = EngineError("The conversation could not be read. Send the message again.")
@@ -243,7 +244,8 @@ class Worker:
                 self._appender.put(self._visible(events))
                 if isinstance(delta, ToolStarting):
                     await self._begin(delta.tool_call_id)
-                await self._appender.room()
+                if self._appender.is_full:
+                    await self._appender.room()
 
     async def _begin(self, call_id: str) -> None:
         """Let a tool begin. What it does can not be taken back: its call has to be known before."""
@@ -265,8 +267,10 @@ class Worker:
 
     def _visible(self, events: list[Event]) -> list[Event]:
         types = self._options.message_types
+        if types is None and len(events) == 1 and type(events[0]) is AssistantText:
+            return events
         if not self._options.compaction_messages:
-            events = [one for one in events if not isinstance(one, CompactionBegan | Summarized)]
+            events = [one for one in events if not isinstance(one, _OF_COMPACTIONS)]
         if types is None:
             return events
         kinds = ((event, message_type(event)) for event in events)
@@ -279,8 +283,10 @@ def _disowned(run: Run) -> FencedError:
 
 def _size_bytes(delta: Delta) -> int:
     """What a delta costs in memory, roughly."""
+    if type(delta) is TextDelta:  # As most are; a match looks at all else first.
+        return DELTA_BYTES + len(delta.text)
     match delta:
-        case TextDelta(text) | ReasoningDelta(text):
+        case ReasoningDelta(text):
             return DELTA_BYTES + len(text)
         case ToolCallDelta(arguments=str(text)) | ToolReturn(output=text):
             return DELTA_BYTES + len(text)

@@ -119,6 +119,29 @@ class LogConformance(OwnershipConformance):
         assert set(seen) == {(3, False), (5, True)}
 
     @pytest.mark.promise("P1")
+    async def test_what_is_submitted_is_appended_in_order_and_its_end_is_told(
+        self, log: Log
+    ) -> None:
+        await log.open("run", 2)
+        told: asyncio.Queue[Exception | None] = asyncio.Queue()
+        tasks = []
+        async with asyncio.timeout(WAIT_SECONDS):
+            for seq, frame in enumerate(FRAMES[:3], 1):
+                done = told.put_nowait
+                tasks.append(log.submit("run", 2, seq, [frame], close=seq == 3, done=done))
+                assert told.empty(), "not before it has returned"
+                assert await told.get() is None
+            refused = [
+                log.submit("run", 1, 4, [b"late"], done=told.put_nowait),
+                log.submit("run", 2, 4, [b"late"], done=told.put_nowait),
+                log.submit("none", 1, 1, [b"a"], done=told.put_nowait),
+            ]
+            errors = {type(await told.get()) for _ in refused}
+        assert errors == {FencedError, LogClosedError, LogNotFoundError}
+        assert told.empty()
+        assert await read(log, "run") == (1, FRAMES[:3])
+
+    @pytest.mark.promise("P1")
     async def test_repeating_an_append_succeeds_and_changes_nothing(self, log: Log) -> None:
         await write(log, "run", FRAMES[:3])
         await log.append("run", 1, 4, FRAMES[3:6])

@@ -62,6 +62,32 @@ def encode(event: Event, seq: int, run_id: str) -> bytes:
     return error_frame(data) if isinstance(event, Failed) else data_frame(data)
 
 
+class Encoder:
+    """``encode`` for the events of one run, in any order and of any number.
+
+    Pieces of text that follow each other differ in nothing but their number and the text.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._place: Place | None = None
+        self._before_seq = self._before_text = b""
+
+    def encode(self, event: Event, seq: int) -> bytes:
+        if type(event) is not AssistantText:
+            return encode(event, seq, self._run_id)
+        if event.place is not self._place:
+            self._prepare(event.place)
+        return b"%b%d%b%b}\n\n" % (self._before_seq, seq, self._before_text, _encode(event.text))
+
+    def _prepare(self, place: Place) -> None:
+        frame = encode(AssistantText(place, ""), 0, self._run_id)
+        before, name, after = frame.partition(b'"seq_id":')  # Within a text the quotes are escaped.
+        self._before_seq = before + name
+        self._before_text = after.removeprefix(b"0").removesuffix(b'""}\n\n')
+        self._place = place
+
+
 def message_type(event: Event) -> MessageType | None:
     """The type of message that ``event`` is; None for pings and the terminal group."""
     if isinstance(event, ToolCallRequested) and event.needs_approval:
