@@ -21,6 +21,8 @@ Work = Literal["replay", "replay from a cursor", "live", "idle", "storm"]
 READING: Final[frozenset[Work]] = frozenset(["replay", "replay from a cursor", "live"])
 """What whoever keeps a stream can do: give it from its start, from within, and as it grows."""
 
+ENDINGS_PER_SECOND = 50
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -53,6 +55,10 @@ class Pace:
 
     def phase_ns(self, run: int) -> int:
         return int(run * 1e9 / self.per_second / self.runs)
+
+    def pause_ns(self, run: int) -> int:
+        """After its last event, before it ends: no server has to end all of them at once."""
+        return int(run * 1e9 / ENDINGS_PER_SECOND)
 
 
 class Server(ABC):

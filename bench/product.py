@@ -43,7 +43,8 @@ class ReattachServer(Server):
         return [
             self.stream(
                 "paced",
-                f"{pace.events} {pace.per_second} {pace.phase_ns(run)} {pace.gate}",
+                f"{pace.events} {pace.per_second} {pace.phase_ns(run)} {pace.pause_ns(run)} "
+                f"{pace.gate}",
                 pace.events,
             )
             for run in range(pace.runs)

@@ -29,13 +29,14 @@ _gates = Gates()
 
 
 async def paced(turn: Turn) -> AsyncIterator[str]:
-    """``COUNT RATE PHASE_NS GATE``: so many events a second from when the gate opens."""
-    count, rate, phase_ns, gate = turn.input[-1].text.split(" ", 3)
-    start_ns = await _gates.start_ns(gate) + int(phase_ns)
+    """``COUNT RATE PHASE_NS PAUSE_NS GATE``: so many events a second from when the gate opens."""
+    count, rate, phase_ns, pause_ns, gate = turn.input[-1].text.split(" ", 4)
+    due_ns = start_ns = await _gates.start_ns(gate) + int(phase_ns)
     for index in range(int(count)):
         due_ns = start_ns + int(index * 1e9 / float(rate))
         await _ticker.until(due_ns)
         yield stamped(due_ns)
+    await _ticker.until(due_ns + int(pause_ns))
 
 
 async def burst(turn: Turn) -> AsyncIterator[str]:

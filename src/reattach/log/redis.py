@@ -1,19 +1,23 @@
 """The log on Redis or Valkey: shared by any number of processes on any number of machines."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final
+from typing import Final, cast
+
+from typing_extensions import override
 
 from reattach.errors import (
     FencedError,
     LogClosedError,
     LogNotFoundError,
+    ReattachError,
     SeqMismatchError,
     StoreUnavailableError,
     TrimmedError,
 )
-from reattach.log.base import Capabilities, Head, Log, Slice, Tail
+from reattach.log.base import Capabilities, Done, Head, Log, Slice, Tail
 from reattach.log.redis_follower import Follower
 from reattach.log.redis_lane import Lane
 from reattach.log.redis_runs import State
@@ -160,11 +164,37 @@ class RedisLog(Log):
         *,
         close: bool = False,
     ) -> None:
+        answer = await self._asked(run_id, token, first_seq, tuple(frames), close=close)
+        refusal = _refusal(answer, run_id, token, first_seq)
+        if refusal is not None:
+            raise refusal
+
+    @override
+    def submit(
+        self,
+        run_id: str,
+        token: int,
+        first_seq: int,
+        frames: Sequence[bytes],
+        *,
+        close: bool = False,
+        done: Done,
+    ) -> "asyncio.Task[None] | None":
+        def tell(asked: "asyncio.Future[bytes]") -> None:
+            failure = cast("Exception | None", asked.exception())
+            done(failure or _refusal(asked.result(), run_id, token, first_seq))
+
+        self._asked(run_id, token, first_seq, frames, close=close).add_done_callback(tell)
+        return None
+
+    def _asked(
+        self, run_id: str, token: int, first_seq: int, frames: Sequence[bytes], *, close: bool
+    ) -> "asyncio.Future[bytes]":
+        """What Redis answers to an append."""
         if not frames and not close:
             raise ValueError("An append without frames must close the log.")
         self._check_open()
-        frames = tuple(frames)
-        answer = await self._appends.submit(
+        return self._appends.submit(
             self._keys.run(run_id),
             pack_append(token, first_seq, frames, close),
             partial(
@@ -176,20 +206,6 @@ class RedisLog(Log):
                 shown_seq=self._follower.shown_seq(run_id),
             ),
         )
-        kind, _, detail = answer.partition(b":")
-        match kind:
-            case b"ok":
-                return
-            case b"fenced":
-                raise _fenced(run_id, token)
-            case b"missing":
-                raise _not_found(run_id)
-            case b"closed":
-                raise LogClosedError(f"{run_id} is closed.")
-            case b"mismatch":
-                raise SeqMismatchError(run_id, first_seq, int(detail))
-            case _:
-                raise StoreUnavailableError(_DAMAGED) from RuntimeError(detail.decode())
 
     def _settle(
         self,
@@ -276,6 +292,26 @@ class RedisLog(Log):
     def _check_open(self) -> None:
         if self._closing:
             raise StoreUnavailableError(_CLOSING)
+
+
+def _refusal(answer: bytes, run_id: str, token: int, first_seq: int) -> ReattachError | None:
+    """Why Redis did not do an append, if so."""
+    kind, _, detail = answer.partition(b":")
+    match kind:
+        case b"ok":
+            return None
+        case b"fenced":
+            return _fenced(run_id, token)
+        case b"missing":
+            return _not_found(run_id)
+        case b"closed":
+            return LogClosedError(f"{run_id} is closed.")
+        case b"mismatch":
+            return SeqMismatchError(run_id, first_seq, int(detail))
+        case _:
+            damage = StoreUnavailableError(_DAMAGED)
+            damage.__cause__ = RuntimeError(detail.decode())
+            return damage
 
 
 def _not_found(run_id: str) -> LogNotFoundError:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from reattach.errors import LogNotFoundError, ReattachError, StoreUnavailableError
 from reattach.log.closed_runs import ClosedRuns
+from reattach.log.herald import Herald
 from reattach.log.redis_lane import Lane
 from reattach.log.redis_news import Subscriber
 from reattach.log.redis_runs import LocalRun, State
@@ -49,6 +50,7 @@ class Follower:
         self._server = server
         self._keys = keys
         self._poll_seconds = poll_seconds
+        self._herald = Herald()
         self._runs: dict[str, LocalRun] = {}
         self._by_channel: dict[bytes, LocalRun] = {}
         self._closed_runs: ClosedRuns[LocalRun] = ClosedRuns(_CLOSED_RUNS_BYTES)
@@ -193,7 +195,7 @@ class Follower:
 
     def _add(self, run_id: str) -> LocalRun:
         channel = self._keys.head(run_id)
-        run = self._runs[run_id] = LocalRun(run_id, channel)
+        run = self._runs[run_id] = LocalRun(run_id, channel, self._herald)
         self._by_channel[channel] = run
         return run
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from reattach.errors import LogLostError, LogNotFoundError
 from reattach.log.base import Head
+from reattach.log.herald import Herald
 from reattach.log.redis_scripts import split
 from reattach.log.tail import Tail
 
@@ -48,6 +49,7 @@ class LocalRun:
         "channel",
         "followers",
         "heard_seq",
+        "herald",
         "is_behind",
         "is_followed_closely",
         "joining",
@@ -58,9 +60,10 @@ class LocalRun:
         "token",
     )
 
-    def __init__(self, run_id: str, channel: bytes) -> None:
+    def __init__(self, run_id: str, channel: bytes, herald: Herald) -> None:
         self.run_id = run_id
         self.channel = channel
+        self.herald = herald
         self.tail = Tail()
         self.followers = 0
         self._joined = False
@@ -101,7 +104,7 @@ class LocalRun:
 
     def join(self, first_seq: int, token: int) -> None:
         """From now on the tail stands for the log, from ``first_seq`` on."""
-        self.tail = Tail(first_seq)
+        self.tail = Tail(first_seq, self.herald)
         self.token = token
         self._joined = True
 
