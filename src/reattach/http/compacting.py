@@ -6,13 +6,12 @@ from fastapi import APIRouter, Query
 
 from reattach.http.body import JsonRoute
 from reattach.http.context import Context, ContextDep, TenantDep
-from reattach.http.incoming import check_agent_id, find_thread
+from reattach.http.incoming import Addressed, check_agent_id, find_addressed, find_agent
 from reattach.http.models import check_model
 from reattach.http.schemas.compacting import CompactBody, Compacted, ThreadCompactBody
 from reattach.http.schemas.fields import AgentPath, ThreadPath
 from reattach.ids import AgentId, TenantId
 from reattach.prompt import system_message
-from reattach.records.base import Agent, Conversation, Thread
 from reattach.runs.thread_compaction import compact_thread
 from reattach.runs.turns import system_prompt
 
@@ -33,8 +32,9 @@ async def compact_conversation(
     tenant: TenantDep,
     body: ThreadCompactBody | None = None,
 ) -> Compacted:
-    thread = await _thread(context, tenant, conversation_id, body)
-    return await _compacted(context, tenant, thread, body)
+    addressed = await _addressed(context, tenant, conversation_id, body)
+    asked = _asked(context, body)
+    return await _compacted(context, tenant, addressed, asked)
 
 
 @router.post(
@@ -46,7 +46,9 @@ async def compact_conversation(
 async def compact_agent(
     agent_id: AgentPath, context: ContextDep, tenant: TenantDep, body: CompactBody | None = None
 ) -> Compacted:
-    return await _compacted(context, tenant, Thread(AgentId(agent_id), None), body)
+    asked = _asked(context, body)
+    addressed = await find_agent(context.records, tenant, AgentId(agent_id))
+    return await _compacted(context, tenant, addressed, asked)
 
 
 @router.post(
@@ -63,8 +65,8 @@ async def recompile_conversation(
     body: ThreadCompactBody | None = None,
     dry_run: DryRun = False,
 ) -> str:
-    thread = await _thread(context, tenant, conversation_id, body)
-    return await _recompiled(context, tenant, thread, dry_run=dry_run)
+    addressed = await _addressed(context, tenant, conversation_id, body)
+    return await _recompiled(context, tenant, addressed, dry_run=dry_run)
 
 
 @router.post(
@@ -81,43 +83,38 @@ async def recompile_agent(
     dry_run: DryRun = False,
     update_timestamp: Annotated[bool, Query(description="Has no effect.")] = False,  # noqa: ARG001
 ) -> str:
-    thread = Thread(AgentId(agent_id), None)
-    return await _recompiled(context, tenant, thread, dry_run=dry_run)
+    addressed = await find_agent(context.records, tenant, AgentId(agent_id))
+    return await _recompiled(context, tenant, addressed, dry_run=dry_run)
 
 
-async def _thread(
+async def _addressed(
     context: Context, tenant: TenantId, path_id: str, body: ThreadCompactBody | None
-) -> Thread:
+) -> Addressed:
     agent_id = None if body is None else body.agent_id
     if agent_id:
         check_agent_id(agent_id)
-    return await find_thread(context.records, tenant, path_id, agent_id)
+    return await find_addressed(context.records, tenant, path_id, agent_id)
 
 
-async def _found(
-    context: Context, tenant: TenantId, thread: Thread
-) -> tuple[Agent, Conversation | None]:
-    agent = await context.records.agents.get(tenant, thread.agent_id)
-    if thread.conversation_id is None:
-        return agent, None
-    return agent, await context.records.conversations.get(tenant, thread.conversation_id)
-
-
-async def _compacted(
-    context: Context, tenant: TenantId, thread: Thread, body: CompactBody | None
-) -> Compacted:
+def _asked(context: Context, body: CompactBody | None) -> dict[str, Any]:
+    """The settings that the request names. Raises NotFoundError for a model that is not there."""
     asked: dict[str, Any] = {}
     if body is not None and body.compaction_settings is not None:
         asked = body.compaction_settings.model_dump(mode="json", exclude_unset=True)
     check_model(context.catalog, asked.get("model"))
-    agent, conversation = await _found(context, tenant, thread)
+    return asked
+
+
+async def _compacted(
+    context: Context, tenant: TenantId, addressed: Addressed, asked: dict[str, Any]
+) -> Compacted:
     summary, stats = await compact_thread(
         context.records,
         context.runs.answering,
         context.clock,
         tenant=tenant,
-        agent=agent,
-        conversation=conversation,
+        agent=addressed.agent,
+        conversation=addressed.conversation,
         asked=asked,
     )
     return Compacted(
@@ -127,10 +124,11 @@ async def _compacted(
     )
 
 
-async def _recompiled(context: Context, tenant: TenantId, thread: Thread, *, dry_run: bool) -> str:
-    agent, conversation = await _found(context, tenant, thread)
-    text = system_prompt(agent, conversation)
+async def _recompiled(
+    context: Context, tenant: TenantId, addressed: Addressed, *, dry_run: bool
+) -> str:
+    text = system_prompt(addressed.agent, addressed.conversation)
     if not dry_run:
         first = system_message(text, context.clock.now())
-        await context.records.messages.recompile(tenant, thread, first)
+        await context.records.messages.recompile(tenant, addressed.thread, first)
     return text

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from reattach.errors import InvalidArgumentError
 from reattach.http.body import JsonRoute
 from reattach.http.context import Context, ContextDep, TenantDep
-from reattach.http.incoming import find_thread
+from reattach.http.incoming import Addressed, find_addressed
 from reattach.http.models import check_model
 from reattach.http.paging import ShortPage
 from reattach.http.schemas.conversation import (
@@ -144,29 +144,27 @@ async def fork_conversation(
     ] = None,
     hidden: bool = False,
 ) -> ConversationState:
-    source = await find_thread(context.records, tenant, conversation_id, agent_id)
-    agent = await context.records.agents.get(tenant, source.agent_id)
+    addressed = await find_addressed(context.records, tenant, conversation_id, agent_id)
+    source = addressed.thread
     now = context.clock.now()
-    new = await _forked(context, tenant, source, hidden=hidden)
-    first = system_message(system_prompt(agent, new), now)
+    new = _forked(context, addressed, hidden=hidden)
+    first = system_message(system_prompt(addressed.agent, new), now)
     up_to = None if message_id is None else MessageId(message_id)
     new = await context.records.conversations.fork(tenant, source, new, first, up_to=up_to)
     return await _state(context, tenant, new)
 
 
-async def _forked(
-    context: Context, tenant: TenantId, source: Thread, *, hidden: bool
-) -> Conversation:
+def _forked(context: Context, source: Addressed, *, hidden: bool) -> Conversation:
     """A new conversation that answers as its source does."""
     now = context.clock.now()
-    if source.conversation_id is None:
+    original = source.conversation
+    if original is None:
         return Conversation(
-            new_conversation_id(), source.agent_id, created_at=now, updated_at=now, hidden=hidden
+            new_conversation_id(), source.agent.id, created_at=now, updated_at=now, hidden=hidden
         )
-    original = await context.records.conversations.get(tenant, source.conversation_id)
     return Conversation(
         new_conversation_id(),
-        source.agent_id,
+        source.agent.id,
         created_at=now,
         updated_at=now,
         model=original.model,

@@ -1,5 +1,6 @@
 """A send as a client wrote it, understood: messages, idempotency key, thread."""
 
+from dataclasses import dataclass
 from datetime import datetime
 
 import msgspec
@@ -35,11 +36,22 @@ from reattach.runs.worker import Options
 SendBody = ConversationSendBody | AgentSendBody | AsyncSendBody
 
 
+@dataclass(frozen=True, slots=True)
+class Addressed:
+    """What a path and an agent_id name: a conversation of an agent, or its default one."""
+
+    agent: Agent
+    conversation: Conversation | None
+
+    @property
+    def thread(self) -> Thread:
+        return Thread(self.agent.id, self.conversation.id if self.conversation else None)
+
+
 def understand(
     body: SendBody,
     tenant: TenantId,
-    agent: Agent,
-    conversation: Conversation | None,
+    addressed: Addressed,
     *,
     run_type: str,
     now: datetime,
@@ -50,8 +62,8 @@ def understand(
     types = body.include_return_message_types
     return Send(
         tenant=tenant,
-        agent=agent,
-        conversation=conversation,
+        agent=addressed.agent,
+        conversation=addressed.conversation,
         messages=messages,
         background=isinstance(body, AsyncSendBody) or bool(body.background),
         run_type=run_type,
@@ -79,23 +91,42 @@ def understand(
     )
 
 
+async def find_addressed(
+    records: Records, tenant: TenantId, path_id: str, agent_id: str | None
+) -> Addressed:
+    """Raises NotFoundError for what is not there, and for ``default`` without an agent."""
+    if path_id.startswith("conv-"):
+        conversation = await records.conversations.get(tenant, ConversationId(path_id))
+        return Addressed(await records.agents.get(tenant, conversation.agent_id), conversation)
+    return await find_agent(records, tenant, _default_of(path_id, agent_id))
+
+
+async def find_agent(records: Records, tenant: TenantId, agent_id: AgentId) -> Addressed:
+    """An agent's default conversation. Raises NotFoundError."""
+    return Addressed(await records.agents.get(tenant, agent_id), None)
+
+
 async def find_thread(
     records: Records, tenant: TenantId, path_id: str, agent_id: str | None
 ) -> Thread:
-    """The thread that a path and an agent_id name; it need not exist.
+    """The thread alone of what a path and an agent_id name; the agent need not exist.
 
     Raises NotFoundError for ``default`` without an agent.
     """
     if path_id.startswith("conv-"):
         conversation = await records.conversations.get(tenant, ConversationId(path_id))
         return Thread(conversation.agent_id, conversation.id)
+    return Thread(_default_of(path_id, agent_id), None)
+
+
+def _default_of(path_id: str, agent_id: str | None) -> AgentId:
     named = path_id if path_id.startswith("agent-") else agent_id
     if not named:
         raise NotFoundError(
             "Conversation not found with id=default. "
             "Name the agent whose default conversation is meant in 'agent_id'."
         )
-    return Thread(AgentId(named), None)
+    return AgentId(named)
 
 
 def check_agent_id(agent_id: str) -> None:

@@ -15,7 +15,14 @@ from reattach.errors import (
 from reattach.events import RunStatus
 from reattach.http.body import Fault, JsonResponse, JsonRoute, invalid
 from reattach.http.context import Context, ContextDep, TenantDep
-from reattach.http.incoming import SendBody, check_agent_id, find_thread, understand
+from reattach.http.incoming import (
+    Addressed,
+    SendBody,
+    check_agent_id,
+    find_addressed,
+    find_agent,
+    understand,
+)
 from reattach.http.schemas.fields import AgentPath, ThreadPath
 from reattach.http.schemas.run import RunState
 from reattach.http.schemas.sending import (
@@ -83,8 +90,8 @@ async def send_to_conversation(
 ) -> Response:
     if body.agent_id:
         check_agent_id(body.agent_id)
-    thread = await find_thread(context.records, tenant, conversation_id, body.agent_id)
-    send = await _understood(context, tenant, thread, body, "send_conversation_message")
+    addressed = await find_addressed(context.records, tenant, conversation_id, body.agent_id)
+    send = _understood(context, tenant, addressed, body, "send_conversation_message")
     run = await context.runs.send(send)
     if body.streaming is False:
         return await _whole_answer(context, run, send)
@@ -103,9 +110,9 @@ async def send_to_agent(
 ) -> Response:
     if not body.streaming:
         _refuse_stream_options(body)
-    thread = Thread(AgentId(agent_id), None)
+    addressed = await find_agent(context.records, tenant, AgentId(agent_id))
     run_type = "send_message_streaming" if body.streaming else "send_message"
-    send = await _understood(context, tenant, thread, body, run_type)
+    send = _understood(context, tenant, addressed, body, run_type)
     run = await context.runs.send(send)
     if not body.streaming:
         return await _whole_answer(context, run, send)
@@ -123,8 +130,8 @@ async def send_to_agent(
 async def stream_to_agent(
     agent_id: AgentPath, body: AgentSendBody, context: ContextDep, tenant: TenantDep
 ) -> Response:
-    thread = Thread(AgentId(agent_id), None)
-    send = await _understood(context, tenant, thread, body, "send_message_streaming")
+    addressed = await find_agent(context.records, tenant, AgentId(agent_id))
+    send = _understood(context, tenant, addressed, body, "send_message_streaming")
     return _stream(context, await context.runs.send(send), send)
 
 
@@ -137,9 +144,9 @@ async def stream_to_agent(
 async def send_to_agent_async(
     agent_id: AgentPath, body: AsyncSendBody, context: ContextDep, tenant: TenantDep
 ) -> RunState:
-    thread = Thread(AgentId(agent_id), None)
     callback_url = _callback_url(context, body)
-    send = await _understood(context, tenant, thread, body, "send_message_async")
+    addressed = await find_agent(context.records, tenant, AgentId(agent_id))
+    send = _understood(context, tenant, addressed, body, "send_message_async")
     return RunState.of(await context.runs.send(replace(send, callback_url=callback_url)))
 
 
@@ -156,9 +163,8 @@ async def cancel_conversation(
     tenant: TenantDep,
     agent_id: Annotated[str | None, Query(max_length=MAX_ID_CHARS)] = None,
 ) -> Response:
-    thread = await find_thread(context.records, tenant, conversation_id, agent_id)
-    await context.records.agents.get(tenant, thread.agent_id)
-    return JsonResponse(await context.runs.cancel_thread(tenant, thread))
+    addressed = await find_addressed(context.records, tenant, conversation_id, agent_id)
+    return JsonResponse(await context.runs.cancel_thread(tenant, addressed.thread))
 
 
 @router.post(
@@ -214,18 +220,10 @@ def _refuse_stream_options(body: AgentSendBody) -> None:
             raise invalid([Fault(["body", name], message, "needs_streaming")])
 
 
-async def _understood(
-    context: Context,
-    tenant: TenantId,
-    thread: Thread,
-    body: SendBody,
-    run_type: str,
+def _understood(
+    context: Context, tenant: TenantId, addressed: Addressed, body: SendBody, run_type: str
 ) -> Send:
-    agent = await context.records.agents.get(tenant, thread.agent_id)
-    conversation = None
-    if thread.conversation_id is not None:
-        conversation = await context.records.conversations.get(tenant, thread.conversation_id)
-    return understand(body, tenant, agent, conversation, run_type=run_type, now=context.clock.now())
+    return understand(body, tenant, addressed, run_type=run_type, now=context.clock.now())
 
 
 def _stream(context: Context, run: Run, send: Send, *, deprecated: bool = False) -> Response:
