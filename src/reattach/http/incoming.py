@@ -96,8 +96,10 @@ async def find_addressed(
 ) -> Addressed:
     """Raises NotFoundError for what is not there, and for ``default`` without an agent."""
     if path_id.startswith("conv-"):
-        conversation = await records.conversations.get(tenant, ConversationId(path_id))
-        return Addressed(await records.agents.get(tenant, conversation.agent_id), conversation)
+        conversation, agent = await records.conversations.with_agent(
+            tenant, ConversationId(path_id)
+        )
+        return Addressed(agent, conversation)
     return await find_agent(records, tenant, _default_of(path_id, agent_id))
 
 

@@ -11,9 +11,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Final
 
-from sqlalchemy import RowMapping, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, RowMapping, bindparam, insert, or_, select, update
 
 from reattach.approvals import answered_ids, has_answer, resolved, same_answer
 from reattach.errors import (
@@ -29,14 +29,37 @@ from reattach.records.base import RequestKey, Run, RunCreated, RunKnown, Thread
 
 _COLUMNS = tuple(field.name for field in fields(Run) if field.name in schema.runs.c)
 
+# What every send asks, which costs more to build than to run.
+_runs, _keys, _conversations = schema.runs, schema.request_keys, schema.conversations
+_KNOWN: Final = (
+    select(_keys.c.payload_sha256, _runs)
+    .join(_runs, _runs.c.id == _keys.c.run_id)
+    .where(_keys.c.tenant == bindparam("tenant"), _keys.c.digest == bindparam("digest"))
+)
+_ACTIVE: Final = select(_runs).where(_runs.c.thread_key == bindparam("thread_key"), schema.ACTIVE)
+_INSERT_RUN: Final = insert(_runs)
+_INSERT_KEY: Final = insert(_keys)
+_INSERT_OTIDS: Final = insert(schema.run_otids)
+_NOTE_MESSAGE: Final = (
+    update(_conversations)
+    .where(
+        _conversations.c.id == bindparam("conversation"),
+        or_(
+            _conversations.c.last_message_at.is_(None),
+            _conversations.c.last_message_at < bindparam("at"),
+        ),
+    )
+    .values(last_message_at=bindparam("at"))
+)
+
 
 def run_of(row: RowMapping) -> Run:
     thread = Thread(row["agent_id"], row["conversation_id"])
     return Run(thread=thread, **{name: row[name] for name in _COLUMNS})
 
 
-async def admit(
-    connection: AsyncConnection,
+def admit(
+    connection: Connection,
     tenant: TenantId,
     run: Run,
     key: RequestKey | None,
@@ -51,14 +74,14 @@ async def admit(
     """
     if key is not None and not key.otids:
         key = None
-    known = await _known(connection, tenant, key)
+    known = _known(connection, tenant, key)
     if known is not None:
         return RunKnown(known)
-    await lookup.require_thread(connection, tenant, run.thread)
-    active = await active_run(connection, run.thread)
+    lookup.require_thread(connection, tenant, run.thread)
+    active = active_run(connection, run.thread)
     if active is not None:
         # Each look sees what was committed before it: the run may be the key's own.
-        known = await _known(connection, tenant, key)
+        known = _known(connection, tenant, key)
         if known is None and same_answer(active.input, run.input) and has_answer(run.input):
             known = active
         if known is not None:
@@ -66,81 +89,65 @@ async def admit(
         raise ConversationBusyError(active.id, run.thread.key)
     pending = None
     if has_answer(run.input):
-        pending = await threads.pending(connection, run.thread)
+        pending = threads.pending(connection, run.thread)
         try:
             run = replace(run, input=resolved(run.input, pending))
         except AnswerRefusedError:
-            known = await _answered(connection, tenant, run)
+            known = _answered(connection, tenant, run)
             if known is None:
                 raise
             return RunKnown(known)
-    await _insert(connection, tenant, run)
-    found = await threads.pending(connection, run.thread)
+    _insert(connection, tenant, run)
+    found = threads.pending(connection, run.thread)
     if found != pending:
         raise NoPendingApprovalError if found is None else found.error()
-    await _insert_keys(connection, tenant, run, key, otids)
-    await note_message(connection, run.thread, run.created_at)
+    _insert_keys(connection, tenant, run, key, otids)
+    note_message(connection, run.thread, run.created_at)
     return RunCreated(run)
 
 
-async def _answered(connection: AsyncConnection, tenant: TenantId, run: Run) -> Run | None:
+def _answered(connection: Connection, tenant: TenantId, run: Run) -> Run | None:
     """The run that had the same answer before, if the thread keeps it."""
     ids = answered_ids(run.input)
-    for answer in await threads.answers(connection, run.thread, ANSWERS_LOOKED_AT):
+    for answer in threads.answers(connection, run.thread, ANSWERS_LOOKED_AT):
         if answer.run_id is None or not answered_ids([answer]) & ids:
             continue
-        row = await lookup.find(connection, schema.runs, tenant, answer.run_id)
+        row = lookup.find(connection, schema.runs, tenant, answer.run_id)
         if row is not None and same_answer(row["input"], run.input):
             return run_of(row)
     return None
 
 
-async def _insert_keys(
-    connection: AsyncConnection,
+def _insert_keys(
+    connection: Connection,
     tenant: TenantId,
     run: Run,
     key: RequestKey | None,
     otids: Sequence[str],
 ) -> None:
     if key is not None:
-        await connection.execute(
-            insert(schema.request_keys).values(
-                tenant=tenant,
-                digest=_digest(key),
-                payload_sha256=key.payload_sha256,
-                run_id=run.id,
-            )
-        )
+        values = {
+            "tenant": tenant,
+            "digest": _digest(key),
+            "payload_sha256": key.payload_sha256,
+            "run_id": run.id,
+        }
+        connection.execute(_INSERT_KEY, values)
     if otids:
         rows = [{"run_id": run.id, "otid": otid, "tenant": tenant} for otid in dict.fromkeys(otids)]
-        await connection.execute(insert(schema.run_otids), rows)
+        connection.execute(_INSERT_OTIDS, rows)
 
 
-async def note_message(connection: AsyncConnection, thread: Thread, at: object) -> None:
+def note_message(connection: Connection, thread: Thread, at: object) -> None:
     """Remember when the conversation had its last message, if this one is later."""
-    table = schema.conversations
     if thread.conversation_id is not None:
-        await connection.execute(
-            update(table)
-            .where(
-                table.c.id == thread.conversation_id,
-                or_(table.c.last_message_at.is_(None), table.c.last_message_at < at),
-            )
-            .values(last_message_at=at)
-        )
+        connection.execute(_NOTE_MESSAGE, {"conversation": thread.conversation_id, "at": at})
 
 
-async def _known(
-    connection: AsyncConnection, tenant: TenantId, key: RequestKey | None
-) -> Run | None:
+def _known(connection: Connection, tenant: TenantId, key: RequestKey | None) -> Run | None:
     if key is None:
         return None
-    keys = schema.request_keys
-    found = await connection.execute(
-        select(keys.c.payload_sha256, schema.runs)
-        .join(schema.runs, schema.runs.c.id == keys.c.run_id)
-        .where(keys.c.tenant == tenant, keys.c.digest == _digest(key))
-    )
+    found = connection.execute(_KNOWN, {"tenant": tenant, "digest": _digest(key)})
     row = found.mappings().one_or_none()
     if row is None:
         return None
@@ -149,17 +156,14 @@ async def _known(
     return run_of(row)
 
 
-async def active_run(connection: AsyncConnection, thread: Thread) -> Run | None:
+def active_run(connection: Connection, thread: Thread) -> Run | None:
     """The one run of the thread that has not ended."""
-    runs = schema.runs
-    found = await connection.execute(
-        select(runs).where(runs.c.thread_key == thread.key, schema.ACTIVE)
-    )
+    found = connection.execute(_ACTIVE, {"thread_key": thread.key})
     row = found.mappings().one_or_none()
     return None if row is None else run_of(row)
 
 
-async def _insert(connection: AsyncConnection, tenant: TenantId, run: Run) -> None:
+def _insert(connection: Connection, tenant: TenantId, run: Run) -> None:
     if run.tenant != tenant:
         raise ValueError("A run is created for the tenant that it names")
     values = {name: getattr(run, name) for name in _COLUMNS}
@@ -168,7 +172,7 @@ async def _insert(connection: AsyncConnection, tenant: TenantId, run: Run) -> No
         "conversation_id": run.thread.conversation_id,
         "thread_key": run.thread.key,
     }
-    await connection.execute(insert(schema.runs), place | values)
+    connection.execute(_INSERT_RUN, place | values)
 
 
 def _digest(key: RequestKey) -> str:

@@ -3,9 +3,19 @@
 import builtins
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from sqlalchemy import RowMapping, Select, delete, func, insert, select, update
+from sqlalchemy import (
+    Connection,
+    RowMapping,
+    Select,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.clock import Clock
@@ -23,6 +33,13 @@ from reattach.records.sql import Database
 _FIELDS = tuple(field.name for field in fields(Agent))
 _COLUMNS = tuple(name for name in _FIELDS if name in schema.agents.c)
 _FIXED = frozenset({"id", "created_at", "blocks"})
+
+_tags: Final = schema.agent_tags
+_TAGS: Final = (
+    select(_tags.c.agent_id, _tags.c.tag)
+    .where(_tags.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
+    .order_by(_tags.c.agent_id, _tags.c.position)
+)
 
 AgentOrder = Literal["created_at", "updated_at", "last_run_completion"]
 
@@ -49,7 +66,7 @@ class Agents:
         not there, ConflictError for two blocks with one label.
         """
         async with self._database.write() as connection:
-            await lookup.hold(connection, schema.blocks, tenant, *block_ids)
+            await connection.run_sync(lookup.hold, schema.blocks, tenant, *block_ids)
             values = {name: getattr(agent, name) for name in _COLUMNS}
             await connection.execute(insert(schema.agents), {"tenant": tenant, **values})
             await _set_tags(connection, agent.id, agent.tags)
@@ -58,12 +75,11 @@ class Agents:
             await attach_blocks(connection, agent.id, [*new_ids, *block_ids])
             if system_message is not None:
                 thread = Thread(agent.id, None)
-                await threads.put_system(connection, tenant, thread, system_message)
-            return await _get(connection, tenant, agent.id)
+                await connection.run_sync(threads.put_system, tenant, thread, system_message)
+            return await connection.run_sync(agent_of, tenant, agent.id)
 
     async def get(self, tenant: TenantId, agent_id: AgentId) -> Agent:
-        async with self._database.read() as connection:
-            return await _get(connection, tenant, agent_id)
+        return await self._database.in_read(agent_of, tenant, agent_id)
 
     async def list(
         self,
@@ -97,7 +113,7 @@ class Agents:
         order = Order(table, table.c[order_by], page.ascending)
         async with self._database.read() as connection:
             found = await page_of(connection, rows, tenant, page, order)
-            return await _completed(connection, found)
+            return await connection.run_sync(_completed, found)
 
     async def update(
         self,
@@ -117,14 +133,14 @@ class Agents:
         tags = values.pop("tags", None)
         table = schema.agents
         async with self._database.write() as connection:
-            await lookup.require(connection, table, tenant, agent_id)
-            await lookup.hold(connection, schema.blocks, tenant, *(block_ids or ()))
+            await connection.run_sync(lookup.require, table, tenant, agent_id)
+            await connection.run_sync(lookup.hold, schema.blocks, tenant, *(block_ids or ()))
             await connection.execute(update(table).where(table.c.id == agent_id).values(values))
             if tags is not None:
                 await _set_tags(connection, agent_id, tags)
             if block_ids is not None:
                 await _set_blocks(connection, agent_id, block_ids)
-            return await _get(connection, tenant, agent_id)
+            return await connection.run_sync(agent_of, tenant, agent_id)
 
     async def change_settings(
         self,
@@ -138,11 +154,11 @@ class Agents:
         """
         table = schema.agents
         async with self._database.write() as connection:
-            await lookup.hold(connection, table, tenant, agent_id)
-            row = await lookup.require(connection, table, tenant, agent_id)
+            await connection.run_sync(lookup.hold, table, tenant, agent_id)
+            row = await connection.run_sync(lookup.require, table, tenant, agent_id)
             values = {"settings": change(row["settings"]), "updated_at": self._clock.now()}
             await connection.execute(update(table).where(table.c.id == agent_id).values(values))
-            return await _get(connection, tenant, agent_id)
+            return await connection.run_sync(agent_of, tenant, agent_id)
 
     async def delete(self, tenant: TenantId, agent_id: AgentId) -> builtins.list[RunId]:
         """Forget the agent, its conversations, messages and runs; blocks stay.
@@ -153,7 +169,7 @@ class Agents:
         runs = schema.runs
         abandoned = schema.abandoned_logs
         async with self._database.write() as connection:
-            await lookup.hold(connection, schema.agents, tenant, agent_id)
+            await connection.run_sync(lookup.hold, schema.agents, tenant, agent_id)
             of_agent = runs.c.agent_id == agent_id
             active = await connection.scalar(
                 select(runs.c.id).where(of_agent, schema.ACTIVE).limit(1)
@@ -174,25 +190,21 @@ class Agents:
         return run_ids
 
 
-async def _get(connection: AsyncConnection, tenant: TenantId, agent_id: AgentId) -> Agent:
-    row = await lookup.require(connection, schema.agents, tenant, agent_id)
-    return (await _completed(connection, [row]))[0]
+def agent_of(connection: Connection, tenant: TenantId, agent_id: AgentId) -> Agent:
+    """The agent with its blocks and tags. Raises NotFoundError."""
+    row = lookup.require(connection, schema.agents, tenant, agent_id)
+    return _completed(connection, [row])[0]
 
 
-async def _completed(connection: AsyncConnection, rows: Sequence[RowMapping]) -> list[Agent]:
+def _completed(connection: Connection, rows: Sequence[RowMapping]) -> list[Agent]:
     """The agents of the rows with their tags and blocks, by one query each."""
     if not rows:
         return []
     agents = [Agent(**{name: row[name] for name in _COLUMNS}) for row in rows]
     agent_ids = [agent.id for agent in agents]
-    blocks = await blocks_of(connection, schema.agent_blocks.c.agent_id, agent_ids)
-    table = schema.agent_tags
+    blocks = blocks_of(connection, schema.agent_blocks.c.agent_id, agent_ids)
     tags: dict[AgentId, list[str]] = {agent_id: [] for agent_id in agent_ids}
-    found = await connection.execute(
-        select(table.c.agent_id, table.c.tag)
-        .where(table.c.agent_id.in_(agent_ids))
-        .order_by(table.c.agent_id, table.c.position)
-    )
+    found = connection.execute(_TAGS, {"agent_ids": agent_ids})
     for agent_id, tag in found:
         tags[agent_id].append(tag)
     return [

@@ -3,9 +3,19 @@
 import builtins
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import Column, RowMapping, delete, func, insert, select, update
+from sqlalchemy import (
+    Column,
+    Connection,
+    RowMapping,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.clock import Clock
@@ -22,6 +32,14 @@ _FIXED = frozenset({"id", "created_at"})
 
 _Owner = TypeVar("_Owner", bound=str)
 
+_OF_OWNERS: Final = {
+    owner: select(owner, schema.blocks)
+    .join(schema.blocks, schema.blocks.c.id == owner.table.c.block_id)
+    .where(owner.in_(bindparam("owner_ids", expanding=True)))
+    .order_by(owner, owner.table.c.position)
+    for owner in (schema.agent_blocks.c.agent_id, schema.conversation_blocks.c.conversation_id)
+}
+
 
 class Blocks:
     """The blocks of each tenant. One block may be attached to several agents."""
@@ -37,7 +55,9 @@ class Blocks:
 
     async def get(self, tenant: TenantId, block_id: BlockId) -> Block:
         async with self._database.read() as connection:
-            return block_of(await lookup.require(connection, schema.blocks, tenant, block_id))
+            return block_of(
+                await connection.run_sync(lookup.require, schema.blocks, tenant, block_id)
+            )
 
     async def list(
         self,
@@ -79,18 +99,18 @@ class Blocks:
         values = checked(changes, _FIELDS, _FIXED, self._clock)
         table = schema.blocks
         async with self._database.write() as connection:
-            await lookup.hold(connection, table, tenant, block_id)
+            await connection.run_sync(lookup.hold, table, tenant, block_id)
             await connection.execute(update(table).where(table.c.id == block_id).values(values))
             if values.get("label") is not None:
                 await _hold_agents_of(connection, block_id)
                 await _refuse_double_labels(connection, block_id)
-            return block_of(await lookup.require(connection, table, tenant, block_id))
+            return block_of(await connection.run_sync(lookup.require, table, tenant, block_id))
 
     async def delete(self, tenant: TenantId, block_id: BlockId) -> None:
         """Forget the block; its agents lose it."""
         table = schema.blocks
         async with self._database.write() as connection:
-            await lookup.require(connection, table, tenant, block_id)
+            await connection.run_sync(lookup.require, table, tenant, block_id)
             await connection.execute(delete(table).where(table.c.id == block_id))
 
     async def attach(self, tenant: TenantId, agent_id: AgentId, block_id: BlockId) -> None:
@@ -99,16 +119,16 @@ class Blocks:
         Raises ConflictError if the agent has another block of that label.
         """
         async with self._database.write() as connection:
-            await lookup.require(connection, schema.agents, tenant, agent_id)
-            await lookup.hold(connection, schema.blocks, tenant, block_id)
-            await lookup.hold(connection, schema.agents, tenant, agent_id)
+            await connection.run_sync(lookup.require, schema.agents, tenant, agent_id)
+            await connection.run_sync(lookup.hold, schema.blocks, tenant, block_id)
+            await connection.run_sync(lookup.hold, schema.agents, tenant, agent_id)
             await attach_blocks(connection, agent_id, [block_id])
 
     async def detach(self, tenant: TenantId, agent_id: AgentId, block_id: BlockId) -> None:
         """Take the block from the agent. Raises NotFoundError if it is not the agent's."""
         table = schema.agent_blocks
         async with self._database.write() as connection:
-            await lookup.require(connection, schema.agents, tenant, agent_id)
+            await connection.run_sync(lookup.require, schema.agents, tenant, agent_id)
             gone = await connection.execute(
                 delete(table).where(table.c.agent_id == agent_id, table.c.block_id == block_id)
             )
@@ -117,9 +137,10 @@ class Blocks:
 
     async def get_by_label(self, tenant: TenantId, agent_id: AgentId, label: str) -> Block:
         async with self._database.read() as connection:
-            await lookup.require(connection, schema.agents, tenant, agent_id)
+            await connection.run_sync(lookup.require, schema.agents, tenant, agent_id)
             owner = schema.agent_blocks.c.agent_id
-            blocks = (await blocks_of(connection, owner, [agent_id])).get(agent_id, ())
+            found = await connection.run_sync(blocks_of, owner, [agent_id])
+            blocks = found.get(agent_id, ())
         for block in blocks:
             if block.label == label:
                 return block
@@ -166,20 +187,14 @@ async def attach_blocks(
         await _refuse_double_labels(connection, *new)
 
 
-async def blocks_of(
-    connection: AsyncConnection, owner: Column[str], owner_ids: Sequence[_Owner]
+def blocks_of(
+    connection: Connection, owner: Column[str], owner_ids: Sequence[_Owner]
 ) -> dict[_Owner, tuple[Block, ...]]:
     """The blocks of each owner, in the order in which they were attached.
 
     ``owner`` is the column that names the owner, in a table of who has which block.
     """
-    table = owner.table
-    rows = await connection.execute(
-        select(owner, schema.blocks)
-        .join(schema.blocks, schema.blocks.c.id == table.c.block_id)
-        .where(owner.in_(owner_ids))
-        .order_by(owner, table.c.position)
-    )
+    rows = connection.execute(_OF_OWNERS[owner], {"owner_ids": owner_ids})
     found: dict[_Owner, tuple[Block, ...]] = {}
     for row in rows.mappings():
         owner_id = row[owner]

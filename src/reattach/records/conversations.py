@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
-from sqlalchemy import RowMapping, case, insert, select, update
+from sqlalchemy import Connection, RowMapping, case, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.clock import Clock
@@ -14,7 +14,8 @@ from reattach.errors import NotFoundError
 from reattach.ids import AgentId, ConversationId, MessageId, TenantId
 from reattach.messages import Message, Role, SummaryPart
 from reattach.records import lookup, schema, threads
-from reattach.records.base import Block, Conversation, Page, Thread
+from reattach.records.agents import agent_of
+from reattach.records.base import Agent, Block, Conversation, Page, Thread
 from reattach.records.blocks import blocks_of, insert_blocks
 from reattach.records.changes import checked
 from reattach.records.paging import Order, page_of
@@ -41,14 +42,19 @@ class Conversations:
         """Create it with its first message. Raises NotFoundError for an unknown agent."""
         async with self._database.write() as connection:
             agent_id = conversation.agent_id
-            if await lookup.find(connection, schema.agents, tenant, agent_id) is None:
+            if await connection.run_sync(lookup.find, schema.agents, tenant, agent_id) is None:
                 raise NotFoundError("Agent not found")
             await _insert(connection, tenant, conversation, system_message)
         return conversation
 
     async def get(self, tenant: TenantId, conversation_id: ConversationId) -> Conversation:
-        async with self._database.read() as connection:
-            return await _get(connection, tenant, conversation_id)
+        return await self._database.in_read(_get, tenant, conversation_id)
+
+    async def with_agent(
+        self, tenant: TenantId, conversation_id: ConversationId
+    ) -> tuple[Conversation, Agent]:
+        """The conversation and the agent that it belongs to."""
+        return await self._database.in_read(_with_agent, tenant, conversation_id)
 
     async def list(
         self,
@@ -78,7 +84,9 @@ class Conversations:
         order = Order(table, table.c[order_by], page.ascending)
         async with self._database.read() as connection:
             found = await page_of(connection, rows, tenant, page, order)
-            isolated = await blocks_of(connection, _ISOLATED_OWNER, [row["id"] for row in found])
+            isolated = await connection.run_sync(
+                blocks_of, _ISOLATED_OWNER, [row["id"] for row in found]
+            )
             return [_conversation(row, isolated) for row in found]
 
     async def update(
@@ -91,7 +99,7 @@ class Conversations:
         values = checked(changes, _FIELDS, _FIXED, self._clock)
         async with self._database.write() as connection:
             await _set(connection, tenant, conversation_id, values)
-            return await _get(connection, tenant, conversation_id)
+            return await connection.run_sync(_get, tenant, conversation_id)
 
     async def delete(self, tenant: TenantId, conversation_id: ConversationId) -> None:
         """Make it unknown, with an active run or without. A run of it goes on to its end."""
@@ -116,15 +124,17 @@ class Conversations:
         if new.agent_id != source.agent_id:
             raise ValueError(f"A fork stays with its agent {source.agent_id}, not {new.agent_id}")
         async with self._database.write() as connection:
-            await lookup.require_thread(connection, tenant, source)
+            await connection.run_sync(lookup.require_thread, tenant, source)
             await _insert(connection, tenant, new, system_message)
-            await threads.copy_places(connection, source, Thread(new.agent_id, new.id), up_to)
+            await connection.run_sync(
+                threads.copy_places, source, Thread(new.agent_id, new.id), up_to
+            )
         return new
 
     async def message_ids(self, tenant: TenantId, thread: Thread) -> builtins.list[MessageId]:
         """The messages that are in context, in order; the system message is the first."""
         async with self._database.read() as connection:
-            await lookup.require_thread(connection, tenant, thread)
+            await connection.run_sync(lookup.require_thread, tenant, thread)
             return (await _message_ids(connection, [thread.key])).get(thread.key, [])
 
     async def message_ids_of(
@@ -153,12 +163,16 @@ def _conversation(
     return Conversation(**values, isolated_blocks=isolated.get(row["id"], ()))
 
 
-async def _get(
-    connection: AsyncConnection, tenant: TenantId, conversation_id: ConversationId
-) -> Conversation:
-    table = schema.conversations
-    row = await lookup.require(connection, table, tenant, conversation_id)
-    return _conversation(row, await blocks_of(connection, _ISOLATED_OWNER, [conversation_id]))
+def _get(connection: Connection, tenant: TenantId, conversation_id: ConversationId) -> Conversation:
+    row = lookup.require(connection, schema.conversations, tenant, conversation_id)
+    return _conversation(row, blocks_of(connection, _ISOLATED_OWNER, [conversation_id]))
+
+
+def _with_agent(
+    connection: Connection, tenant: TenantId, conversation_id: ConversationId
+) -> tuple[Conversation, Agent]:
+    conversation = _get(connection, tenant, conversation_id)
+    return conversation, agent_of(connection, tenant, conversation.agent_id)
 
 
 async def _insert(
@@ -178,7 +192,7 @@ async def _insert(
         ]
         await connection.execute(insert(schema.conversation_blocks), rows)
     thread = Thread(conversation.agent_id, conversation.id)
-    await threads.put_system(connection, tenant, thread, system_message)
+    await connection.run_sync(threads.put_system, tenant, thread, system_message)
 
 
 async def _set(

@@ -2,8 +2,17 @@
 
 from typing import Final
 
-from sqlalchemy import BindParameter, ColumnElement, RowMapping, Select, Table, and_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    select,
+)
 
 from reattach.errors import NotFoundError
 from reattach.ids import TenantId
@@ -42,24 +51,29 @@ def listed(table: Table, tenant: TenantId) -> Select[tuple[object, ...]]:
     return owned(table, tenant).where(table.c.hidden.is_not(True))
 
 
-async def find(
-    connection: AsyncConnection, table: Table, tenant: TenantId, row_id: str
-) -> RowMapping | None:
-    found = await connection.execute(owned(table, tenant).where(table.c.id == row_id))
+_BY_ID: Final = {
+    table: owned(table, bindparam("tenant")).where(table.c.id == bindparam("row_id"))
+    for table in schema.metadata.sorted_tables
+    if table.name in _TEXTS
+}
+_AGENT_ID: Final = _BY_ID[schema.agents].with_only_columns(schema.agents.c.id)
+_AGENT_OF: Final = _BY_ID[schema.conversations].with_only_columns(schema.conversations.c.agent_id)
+
+
+def find(connection: Connection, table: Table, tenant: TenantId, row_id: str) -> RowMapping | None:
+    found = connection.execute(_BY_ID[table], {"tenant": tenant, "row_id": row_id})
     return found.mappings().one_or_none()
 
 
-async def require(
-    connection: AsyncConnection, table: Table, tenant: TenantId, row_id: str
-) -> RowMapping:
+def require(connection: Connection, table: Table, tenant: TenantId, row_id: str) -> RowMapping:
     """The row; raises NotFoundError if there is none for the tenant."""
-    row = await find(connection, table, tenant, row_id)
+    row = find(connection, table, tenant, row_id)
     if row is None:
         raise not_found(table, row_id)
     return row
 
 
-async def hold(connection: AsyncConnection, table: Table, tenant: TenantId, *row_ids: str) -> None:
+def hold(connection: Connection, table: Table, tenant: TenantId, *row_ids: str) -> None:
     """Keep everybody else from changing the rows, and from making others that refer to them.
 
     Until the transaction ends; what it reads afterwards is what they left. Raises NotFoundError for
@@ -67,18 +81,16 @@ async def hold(connection: AsyncConnection, table: Table, tenant: TenantId, *row
     """
     # In one order, so that two transactions do not wait for each other.
     wanted = select(table.c.id).where(visible(table, tenant), table.c.id.in_(row_ids))
-    held = set(await connection.scalars(wanted.order_by(table.c.id).with_for_update()))
+    held = set(connection.scalars(wanted.order_by(table.c.id).with_for_update()))
     for row_id in row_ids:
         if row_id not in held:
             raise not_found(table, row_id)
 
 
-async def require_thread(connection: AsyncConnection, tenant: TenantId, thread: Thread) -> None:
+def require_thread(connection: Connection, tenant: TenantId, thread: Thread) -> None:
     """Raise NotFoundError unless the tenant has the agent, and the agent the conversation."""
-    if thread.conversation_id is None:
-        await require(connection, schema.agents, tenant, thread.agent_id)
-        return
-    table = schema.conversations
-    row = await require(connection, table, tenant, thread.conversation_id)
-    if row["agent_id"] != thread.agent_id:
-        raise not_found(table, thread.conversation_id)
+    row_id, known = thread.key, _AGENT_OF if thread.conversation_id else _AGENT_ID
+    found = connection.execute(known, {"tenant": tenant, "row_id": row_id}).scalar_one_or_none()
+    if found != thread.agent_id:
+        table = schema.conversations if thread.conversation_id else schema.agents
+        raise not_found(table, row_id)

@@ -4,7 +4,7 @@ import builtins
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Column, Select, exists, func
+from sqlalchemy import Column, Connection, Select, exists, func
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.approvals import PendingApproval
@@ -40,13 +40,13 @@ class Messages:
     ) -> builtins.list[Message]:
         """The messages of a thread, its system message included."""
         async with self._database.read() as connection:
-            await lookup.require_thread(connection, tenant, thread)
+            await connection.run_sync(lookup.require_thread, tenant, thread)
             rows = await span_of(
                 connection,
                 threads.placed(thread),
                 schema.thread_messages.c.position,
-                before=await threads.place_of(connection, thread, before),
-                after=await threads.place_of(connection, thread, after),
+                before=await connection.run_sync(threads.place_of, thread, before),
+                after=await connection.run_sync(threads.place_of, thread, after),
                 limit=limit,
                 ascending=ascending,
             )
@@ -54,9 +54,7 @@ class Messages:
 
     async def context(self, tenant: TenantId, thread: Thread) -> ThreadContext:
         """What is in context of a thread, its system message included."""
-        async with self._database.read() as connection:
-            await lookup.require_thread(connection, tenant, thread)
-            return await threads.context(connection, thread)
+        return await self._database.in_read(_context, tenant, thread)
 
     async def history(self, tenant: TenantId, thread: Thread) -> builtins.list[Message]:
         """The messages that are in context of a thread."""
@@ -65,8 +63,8 @@ class Messages:
     async def append(self, tenant: TenantId, thread: Thread, message: Message) -> None:
         """Add the message to the thread, behind all others."""
         async with self._database.write() as connection:
-            await threads.hold(connection, tenant, thread)
-            await threads.append(connection, tenant, thread, [message])
+            await connection.run_sync(threads.hold, tenant, thread)
+            await connection.run_sync(threads.append, tenant, thread, [message])
 
     async def of_run(
         self,
@@ -85,7 +83,7 @@ class Messages:
         messages = schema.messages
         rows = lookup.owned(messages, tenant).where(messages.c.run_id == run_id)
         async with self._database.read() as connection:
-            await lookup.require(connection, schema.runs, tenant, run_id)
+            await connection.run_sync(lookup.require, schema.runs, tenant, run_id)
             return await _by_ordinal(
                 connection, rows, before, after, limit=limit, ascending=ascending
             )
@@ -115,21 +113,21 @@ class Messages:
         messages = schema.messages
         rows = lookup.owned(messages, tenant).where(messages.c.agent_id == agent_id, _is_shown())
         async with self._database.read() as connection:
-            await lookup.require(connection, schema.agents, tenant, agent_id)
+            await connection.run_sync(lookup.require, schema.agents, tenant, agent_id)
             return await _by_ordinal(
                 connection, rows, before, after, limit=limit, ascending=ascending
             )
 
     async def get(self, tenant: TenantId, message_id: MessageId) -> Message:
         async with self._database.read() as connection:
-            row = await lookup.require(connection, schema.messages, tenant, message_id)
+            row = await connection.run_sync(lookup.require, schema.messages, tenant, message_id)
         return threads.message_of(row)
 
     async def pending(self, tenant: TenantId, thread: Thread) -> PendingApproval | None:
         """The approval request of the thread that has no answer."""
         async with self._database.read() as connection:
-            await lookup.require_thread(connection, tenant, thread)
-            return await threads.pending(connection, thread)
+            await connection.run_sync(lookup.require_thread, tenant, thread)
+            return await connection.run_sync(threads.pending, thread)
 
     async def cancel_pending(
         self, tenant: TenantId, thread: Thread, at: datetime, *, run_id: RunId | None = None
@@ -141,20 +139,20 @@ class Messages:
         """
         async with self._database.write() as connection:
             # An answer that is being admitted comes before this, or after.
-            await threads.hold(connection, tenant, thread)
-            if await admission.active_run(connection, thread) is not None:
+            await connection.run_sync(threads.hold, tenant, thread)
+            if await connection.run_sync(admission.active_run, thread) is not None:
                 return None
-            pending = await threads.pending(connection, thread)
+            pending = await connection.run_sync(threads.pending, thread)
             if pending is None or (run_id is not None and pending.request.run_id != run_id):
                 return None
-            await threads.append(connection, tenant, thread, [pending.cancelled(at)])
+            await connection.run_sync(threads.append, tenant, thread, [pending.cancelled(at)])
             return pending
 
     async def recompile(self, tenant: TenantId, thread: Thread, system_message: Message) -> None:
         """Let the thread begin with what this system message says."""
         async with self._database.write() as connection:
-            await threads.hold(connection, tenant, thread)
-            await threads.set_system(connection, tenant, thread, system_message)
+            await connection.run_sync(threads.hold, tenant, thread)
+            await connection.run_sync(threads.set_system, tenant, thread, system_message)
 
     async def reset(
         self, tenant: TenantId, agent_id: AgentId, system_message: Message | None = None
@@ -166,13 +164,18 @@ class Messages:
         """
         thread = Thread(agent_id, None)
         async with self._database.write() as connection:
-            await lookup.hold(connection, schema.agents, tenant, agent_id)
-            active = await admission.active_run(connection, thread)
+            await connection.run_sync(lookup.hold, schema.agents, tenant, agent_id)
+            active = await connection.run_sync(admission.active_run, thread)
             if active is not None:
                 raise ConversationBusyError(active.id, thread.key)
-            await threads.clear(connection, thread, system_too=system_message is not None)
+            await connection.run_sync(threads.clear, thread, system_too=system_message is not None)
             if system_message is not None:
-                await threads.put_system(connection, tenant, thread, system_message)
+                await connection.run_sync(threads.put_system, tenant, thread, system_message)
+
+
+def _context(connection: Connection, tenant: TenantId, thread: Thread) -> ThreadContext:
+    lookup.require_thread(connection, tenant, thread)
+    return threads.context(connection, thread)
 
 
 def _is_shown() -> Any:

@@ -71,10 +71,10 @@ async def page_of(
     that is not among the tenant's rows of the table.
     """
     if page.after is not None:
-        row = await lookup.require(connection, order.table, tenant, page.after)
+        row = await connection.run_sync(lookup.require, order.table, tenant, page.after)
         rows = rows.where(order.after(row))
     if page.before is not None:
-        row = await lookup.require(connection, order.table, tenant, page.before)
+        row = await connection.run_sync(lookup.require, order.table, tenant, page.before)
         rows = rows.where(order.before(row))
     backwards = page.before is not None and page.after is None
     rows = rows.order_by(*order.clauses(backwards=backwards)).limit(page.limit)

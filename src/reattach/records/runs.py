@@ -1,12 +1,12 @@
 """Runs: how they come to be, who owns them, how they end."""
 
 import builtins
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from sqlalchemy import Select, bindparam, delete, exists, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, delete, exists, insert, select, update
 
 from reattach.clock import Clock
 from reattach.errors import ConflictError, ReattachError
@@ -44,6 +44,9 @@ _BY_OTID: Final = _NEWEST.join(_otids, _otids.c.run_id == _runs.c.id).where(
     _otids.c.tenant == bindparam("tenant"), _otids.c.otid == bindparam("otid")
 )
 _ACTIVE: Final = _NEWEST.where(_runs.c.thread_key == bindparam("thread_key"), schema.ACTIVE)
+_MARK: Final = update(_runs).where(
+    _runs.c.id == bindparam("run_id"), _runs.c.token == bindparam("held_token"), schema.ACTIVE
+)
 
 _STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
 
@@ -70,8 +73,7 @@ class Runs:
         """
         for _ in range(_ADMISSIONS):
             try:
-                async with self._database.write() as connection:
-                    return await admit(connection, tenant, run, key, otids)
+                return await self._database.in_write(admit, tenant, run, key, otids)
             except ReattachError as error:
                 if not lost_a_race(error):
                     raise
@@ -146,14 +148,7 @@ class Runs:
         return await self._mark(run_id, token, begun_calls=tuple(call_ids))
 
     async def _mark(self, run_id: RunId, token: int, **values: Any) -> bool:
-        runs = schema.runs
-        async with self._database.write() as connection:
-            marked = await connection.execute(
-                update(runs)
-                .where(runs.c.id == run_id, runs.c.token == token, schema.ACTIVE)
-                .values(**values)
-            )
-        return marked.rowcount > 0
+        return await self._database.in_write(_marked, run_id, token, values)
 
     async def request_cancel(
         self, tenant: TenantId, run_ids: Sequence[RunId]
@@ -166,16 +161,19 @@ class Runs:
         runs = schema.runs
         async with self._database.write() as connection:
             for run_id in run_ids:
-                await lookup.require(connection, runs, tenant, run_id)
+                await connection.run_sync(lookup.require, runs, tenant, run_id)
             await connection.execute(
                 update(runs)
                 .where(runs.c.id.in_(run_ids), schema.ACTIVE, runs.c.cancel_requested_at.is_(None))
                 .values(cancel_requested_at=self._clock.now())
             )
             found = [
-                run_of(await lookup.require(connection, runs, tenant, run_id)) for run_id in run_ids
+                run_of(await connection.run_sync(lookup.require, runs, tenant, run_id))
+                for run_id in run_ids
             ]
-            await tell(connection, *(CancelRequested(r.id) for r in found if r.status.is_active))
+            await connection.run_sync(
+                tell, *(CancelRequested(r.id) for r in found if r.status.is_active)
+            )
             return found
 
     async def settle(self, run_id: RunId, settlement: Settlement) -> bool:
@@ -186,8 +184,7 @@ class Runs:
         end on the agent and the conversation. Other processes are told (``wakes``). Repeating it
         is safe.
         """
-        async with self._database.write() as connection:
-            return await settle(connection, run_id, settlement)
+        return await self._database.in_write(settle, run_id, settlement)
 
     async def orphans(self, limit: int) -> builtins.list[Run]:
         """Active runs of all tenants whose owner is not registered (any more), the oldest first.
@@ -239,7 +236,7 @@ class Runs:
         rows = lookup.owned(table, tenant).where(table.c.run_id == run_id)
         order = Order(table, table.c.created_at, page.ascending)
         async with self._database.read() as connection:
-            await lookup.require(connection, schema.runs, tenant, run_id)
+            await connection.run_sync(lookup.require, schema.runs, tenant, run_id)
             found = await page_of(connection, rows, tenant, page, order)
         return [Step(**{name: row[name] for name in _STEP_FIELDS}) for row in found]
 
@@ -283,8 +280,8 @@ class Runs:
         """
         runs = schema.runs
         async with self._database.write() as connection:
-            await lookup.hold(connection, runs, tenant, run_id)
-            row = await lookup.require(connection, runs, tenant, run_id)
+            await connection.run_sync(lookup.hold, runs, tenant, run_id)
+            row = await connection.run_sync(lookup.require, runs, tenant, run_id)
             if row["status"].is_active:
                 raise ConflictError(
                     f"Run {run_id} is active. Cancel it and wait for its end, then delete it.",
@@ -302,3 +299,8 @@ class Runs:
         for row in await self._database.rows(rows, **values):
             return run_of(row)
         return None
+
+
+def _marked(connection: Connection, run_id: RunId, token: int, values: Mapping[str, Any]) -> bool:
+    marked = connection.execute(_MARK, {"run_id": run_id, "held_token": token, **values})
+    return marked.rowcount > 0

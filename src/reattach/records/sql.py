@@ -5,12 +5,12 @@ own: ``sqlite``, ``postgresql``.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
-from sqlalchemy import URL, CursorResult, Executable, RowMapping
+from sqlalchemy import URL, Connection, CursorResult, Executable, RowMapping
 from sqlalchemy.exc import (
     DataError,
     DBAPIError,
@@ -33,6 +33,7 @@ from reattach.records.columns import UnstorableError
 from reattach.records.sqlite import Durability
 
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 _LOST_RACES: Final = {"40001", "40P01"}
 """The SQLSTATEs of a transaction that may succeed when it is repeated."""
@@ -67,9 +68,13 @@ class Database:
         reads: int,
         turn_seconds: float,
         lookups: sqlite.Lookups | None = None,
+        reading: sqlite.Transactions | None = None,
+        writing: sqlite.Transactions | None = None,
     ):
         self.address = address
         self._lookups = lookups
+        self._reading = reading
+        self._writing = writing
         self._writer = writer
         self._readers = readers
         self._turn_seconds = turn_seconds
@@ -126,6 +131,8 @@ class Database:
             reads=sqlite.READERS,
             turn_seconds=sqlite.TURN_SECONDS,
             lookups=sqlite.Lookups(address, durability),
+            reading=sqlite.reading(address, durability),
+            writing=sqlite.writing(address, durability),
         )
 
     @property
@@ -151,6 +158,51 @@ class Database:
             async with asyncio.timeout(self._turn_seconds):
                 return await self._lookups.rows(statement, values)
 
+    async def in_read(
+        self,
+        work: Callable[Concatenate[Connection, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """What ``work`` returns: a whole read, sooner done than one that waits for each statement.
+
+        ``work`` is called once, with a connection that is its own until it returns; in SQLite in a
+        thread, where it must not touch what belongs to the event loop.
+        """
+        if self._reading is None:
+            async with self.read() as connection:
+                return await connection.run_sync(work, *args, **kwargs)
+        with failures_told():
+            self._require_open()
+            async with asyncio.timeout(self._turn_seconds):
+                return await self._reading.done(
+                    lambda connection: work(connection, *args, **kwargs)
+                )
+
+    async def in_write(
+        self,
+        work: Callable[Concatenate[Connection, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """What ``work`` returns: a whole write, committed. As ``in_read``.
+
+        Cancelled, it may or may not have changed everything.
+        """
+        if self._writing is None:
+            async with self.write() as connection:
+                return await connection.run_sync(work, *args, **kwargs)
+        with failures_told():
+            async with asyncio.timeout(self._turn_seconds):
+                await self._write_turns.acquire()
+            try:
+                self._require_open()
+                return await _finished(
+                    self._writing.done(lambda connection: work(connection, *args, **kwargs))
+                )
+            finally:
+                self._write_turns.release()
+
     def _require_open(self) -> None:
         if self._is_closing:
             raise StoreUnavailableError("The server is closing. Try again in a moment.")
@@ -166,8 +218,9 @@ class Database:
         # An engine forgets the connections that are in use when it is disposed of.
         for turns in self._all_turns:
             await turns.acquire()
-        if self._lookups is not None:
-            await self._lookups.aclose()
+        for threads in (self._lookups, self._reading, self._writing):
+            if threads is not None:
+                await threads.aclose()
         await self._writer.dispose()
         await self._readers.dispose()
         for turns in self._all_turns:
@@ -246,6 +299,12 @@ class _SteadyConnection(AsyncConnection):
     @override
     async def execute(self, *args: Any, **kwargs: Any) -> CursorResult[Any]:
         return await _finished(super().execute(*args, **kwargs))
+
+    @override
+    async def run_sync(
+        self, fn: Callable[Concatenate[Connection, _P], _T], *arg: _P.args, **kw: _P.kwargs
+    ) -> _T:
+        return await _finished(super().run_sync(fn, *arg, **kw))
 
 
 async def _finished(work: Awaitable[_T]) -> _T:

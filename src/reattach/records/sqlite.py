@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from sqlalchemy import (
     URL,
@@ -25,13 +25,15 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from reattach.records.columns import to_json
 from reattach.records.sqlite_driver import DRIVER_NAME
 
+_T = TypeVar("_T")
+
 Durability = Literal["process", "power"]
 
 BUSY_TIMEOUT_SECONDS: Final = 5.0
 """How long a statement waits for another process, or for the log's writer, to let go."""
 
 WRITERS: Final = 1
-"""Connections that write: SQLite has one writer at a time."""
+"""Transactions that write: SQLite has one writer at a time."""
 
 READERS: Final = 4
 """Connections that read; each is a thread, and reads are short."""
@@ -63,18 +65,7 @@ class Lookups:
     """
 
     def __init__(self, url: URL, durability: Durability) -> None:
-        self._engine = create_engine(
-            url.set(drivername="sqlite+pysqlite"),
-            pool_size=_LOOKUP_THREADS,
-            max_overflow=0,
-            hide_parameters=True,
-            json_serializer=to_json,
-            connect_args={
-                "timeout": BUSY_TIMEOUT_SECONDS,
-                "isolation_level": None,
-                "check_same_thread": False,
-            },
-        )
+        self._engine = _thread_engine(url, _LOOKUP_THREADS)
         _set_up(self._engine, _pragmas(durability, query_only=True))
         self._threads = ThreadPoolExecutor(_LOOKUP_THREADS, thread_name_prefix="reattach-lookup")
 
@@ -96,6 +87,63 @@ class Lookups:
     def _close(self) -> None:
         self._threads.shutdown()
         self._engine.dispose()
+
+
+class Transactions:
+    """Whole transactions, each a visit to a thread.
+
+    One of ten statements visits the thread of the asynchronous driver twelve times, and makes a
+    task for each of them.
+    """
+
+    def __init__(
+        self, url: URL, durability: Durability, *, threads: int, begin: str, query_only: bool
+    ) -> None:
+        self._engine = _thread_engine(url, threads)
+        _set_up(self._engine, _pragmas(durability, query_only=query_only), begin)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="reattach-records")
+
+    def done(self, work: Callable[[Connection], _T]) -> "asyncio.Future[_T]":
+        """Done with what ``work`` returned when that is committed. Cancelled, it ends unheard."""
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._threads, self._transact, work)
+
+    async def aclose(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self._close)
+
+    def _transact(self, work: Callable[[Connection], _T]) -> _T:
+        with self._engine.begin() as connection:
+            return work(connection)
+
+    def _close(self) -> None:
+        self._threads.shutdown()
+        self._engine.dispose()
+
+
+def writing(url: URL, durability: Durability) -> Transactions:
+    """As ``writer``, with which it takes turns, for transactions that are one function."""
+    return Transactions(url, durability, threads=1, begin="BEGIN IMMEDIATE", query_only=False)
+
+
+def reading(url: URL, durability: Durability) -> Transactions:
+    """As ``readers``, for transactions that are one function."""
+    threads = _LOOKUP_THREADS
+    return Transactions(url, durability, threads=threads, begin="BEGIN", query_only=True)
+
+
+def _thread_engine(url: URL, connections: int) -> Engine:
+    return create_engine(
+        url.set(drivername="sqlite+pysqlite"),
+        pool_size=connections,
+        max_overflow=0,
+        hide_parameters=True,
+        json_serializer=to_json,
+        connect_args={
+            "timeout": BUSY_TIMEOUT_SECONDS,
+            "isolation_level": None,
+            "check_same_thread": False,
+        },
+    )
 
 
 def _engine(

@@ -9,8 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, func, select
 
 from reattach.ids import RunId
 from reattach.records import postgresql
@@ -45,13 +44,13 @@ _KINDS: Final[dict[str, type[CancelRequested | RunSettled]]] = {
 }
 
 
-async def tell(connection: AsyncConnection, *wakes: CancelRequested | RunSettled) -> None:
+def tell(connection: Connection, *wakes: CancelRequested | RunSettled) -> None:
     """Let those who listen hear the wakes when the connection's transaction commits."""
     if connection.dialect.name != "postgresql":
         return
     for wake in wakes:
         notice = func.pg_notify(postgresql.CHANNEL, f"{wake.word} {wake.run_id}")
-        await connection.execute(select(notice))
+        connection.execute(select(notice))
 
 
 @asynccontextmanager

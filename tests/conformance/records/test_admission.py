@@ -176,9 +176,9 @@ def blind_first_look(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def blinded(name: str) -> None:
         look = getattr(admission, name)
 
-        async def once_blind(*arguments: Any) -> Any:
+        def once_blind(*arguments: Any) -> Any:
             looks.append(name)
-            return None if looks.count(name) == 1 else await look(*arguments)
+            return None if looks.count(name) == 1 else look(*arguments)
 
         monkeypatch.setattr(admission, name, once_blind)
 
@@ -224,10 +224,10 @@ async def test_a_run_that_comes_in_between_is_found_by_its_key_and_not_in_the_wa
     known = admission._known
     looks = 0
 
-    async def blind_once(*arguments: Any) -> Any:
+    def blind_once(*arguments: Any) -> Any:
         nonlocal looks
         looks += 1
-        return None if looks == 1 else await known(*arguments)
+        return None if looks == 1 else known(*arguments)
 
     monkeypatch.setattr(admission, "_known", blind_once)
     again = await world.records.runs.create(OURS, a_run(world.thread), key, key.otids)

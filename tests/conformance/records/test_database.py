@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from reattach.errors import ConflictError, InvalidArgumentError, StoreUnavailableError
@@ -44,6 +44,19 @@ async def write(database: Database, *run_ids: str) -> None:
     async with database.write() as connection:
         for run_id in run_ids:
             await connection.execute(insert(schema.abandoned_logs), {"run_id": run_id, **LOG})
+
+
+def insert_all(connection: Connection, run_ids: tuple[str, ...]) -> None:
+    for run_id in run_ids:
+        connection.execute(insert(schema.abandoned_logs), {"run_id": run_id, **LOG})
+
+
+async def write_at_once(database: Database, *run_ids: str) -> None:
+    await database.in_write(insert_all, run_ids)
+
+
+Write = Callable[..., Coroutine[Any, Any, None]]
+in_both_ways = pytest.mark.parametrize("write", [write, write_at_once])
 
 
 async def test_a_write_is_kept_over_a_reopening(url: str) -> None:
@@ -89,7 +102,22 @@ async def test_a_write_whose_body_raises_changes_nothing(database: Database) -> 
     assert await written(database) == ["b"]
 
 
-async def test_a_broken_constraint_is_a_conflict_that_tells_no_sql(database: Database) -> None:
+async def test_a_write_of_one_function_that_raises_changes_nothing(database: Database) -> None:
+    def fail(connection: Connection) -> None:
+        insert_all(connection, ("a",))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await database.in_write(fail)
+    assert await written(database) == []
+    await write_at_once(database, "b")
+    assert await written(database) == ["b"]
+
+
+@in_both_ways
+async def test_a_broken_constraint_is_a_conflict_that_tells_no_sql(
+    database: Database, write: Write
+) -> None:
     await write(database, "a")
     with pytest.raises(ConflictError) as refused:
         await write(database, "b", "a")
@@ -119,15 +147,42 @@ async def test_reads_can_not_write(database: Database) -> None:
     assert await written(database) == []
 
 
-async def test_many_writes_at_once_are_all_kept(database: Database) -> None:
+async def test_a_read_of_one_function_can_not_write(database: Database) -> None:
+    with pytest.raises(StoreUnavailableError):
+        await database.in_read(insert_all, ("a",))
+    assert await written(database) == []
+
+
+async def test_both_ways_of_writing_take_turns(database: Database) -> None:
+    numbers = range(20)
+    async with asyncio.timeout(30):
+        await asyncio.gather(
+            *(write(database, f"{number}") for number in numbers),
+            *(write_at_once(database, f"{number}-at-once") for number in numbers),
+        )
+    assert len(await written(database)) == 40
+
+
+async def test_a_closed_database_does_no_function(url: str) -> None:
+    database = await Database.open(url)
+    await database.aclose()
+    with pytest.raises(StoreUnavailableError):
+        await database.in_read(insert_all, ())
+    with pytest.raises(StoreUnavailableError):
+        await database.in_write(insert_all, ())
+
+
+@in_both_ways
+async def test_many_writes_at_once_are_all_kept(database: Database, write: Write) -> None:
     names = [str(number) for number in range(40)]
     async with asyncio.timeout(30):
         await asyncio.gather(*(write(database, name) for name in names))
     assert await written(database) == sorted(names)
 
 
+@in_both_ways
 async def test_writes_that_are_cancelled_anywhere_leave_no_half_and_block_nobody(
-    database: Database,
+    database: Database, write: Write
 ) -> None:
     # A task is cancelled after each number of turns of the loop that it may live.
     for turns in range(60):
@@ -166,7 +221,8 @@ async def test_a_writer_that_is_cancelled_in_the_middle_frees_its_turn(
     assert await written(database) == ["y"]
 
 
-async def test_closing_waits_for_a_transaction_that_is_ending(url: str) -> None:
+@in_both_ways
+async def test_closing_waits_for_a_transaction_that_is_ending(url: str, write: Write) -> None:
     database = await Database.open(url)
     task = asyncio.create_task(write(database, "a", "b"))
     await asyncio.sleep(0)
