@@ -58,7 +58,9 @@ class Connection(Protocol):
 class Delivery(ABC):
     """Brings what ``following`` gives to one reader: events, the ends of its silence, the end."""
 
-    __slots__ = ("_clock", "_runs", "_stall_seconds", "_target", "following", "gone")
+    __slots__ = (
+        "_clock", "_ending_told", "_runs", "_stall_seconds", "_target", "following", "gone",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -72,6 +74,7 @@ class Delivery(ABC):
         self._target = target
         self._clock = clock
         self._stall_seconds = stall_seconds
+        self._ending_told = False
         self.following = following
         self.gone = False
         """The reader went away."""
@@ -93,7 +96,7 @@ class Delivery(ABC):
             except ReattachError as error:
                 return self._cut_off(error.detail)
             # Before the terminal group, as the SDKs stop at an error event and see no [DONE].
-            if following.closed and not await self._runs.ending_told(self._target):
+            if following.closed and not await self._is_ending_told():
                 return self._cut_off("the record does not say yet how the run ended")
             if piece.frames:
                 if not await self._send(piece.frames):
@@ -114,6 +117,12 @@ class Delivery(ABC):
             else:
                 return None
         return False
+
+    async def _is_ending_told(self) -> bool:
+        # Asked once: when the last events are out the worker is gone, and the record would be read.
+        if not self._ending_told:
+            self._ending_told = await self._runs.ending_told(self._target)
+        return self._ending_told
 
     def _keepalive(self) -> bytes:
         return letta.keepalive(
