@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, bindparam, case, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, case, insert, or_, update
 
 from reattach.ids import RunId, TenantId
 from reattach.records import schema, threads
@@ -23,9 +23,7 @@ _END: Final = (
     .values(
         callback_due_at=case((_runs.c.callback_url.is_not(None), bindparam("at", type_=Moment)))
     )
-)
-_OWN: Final = select(_runs.c.tenant, _runs.c.agent_id, _runs.c.conversation_id).where(
-    _runs.c.id == bindparam("run_id")
+    .returning(_runs.c.tenant, _runs.c.agent_id, _runs.c.conversation_id)
 )
 _INSERT_STEPS: Final = insert(schema.steps)
 _TELL_AGENT: Final = update(_agents).where(
@@ -61,11 +59,11 @@ def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> boo
         "error": settlement.error,
         "duration_ns": settlement.duration_ns,
     }
-    if not connection.execute(
-        _END, {"run_id": run_id, "at": settlement.completed_at, **values}
-    ).rowcount:
+    asked = {"run_id": run_id, "at": settlement.completed_at, **values}
+    ended = connection.execute(_END, asked).one_or_none()
+    if ended is None:
         return False
-    tenant, agent_id, conversation_id = connection.execute(_OWN, {"run_id": run_id}).one()
+    tenant, agent_id, conversation_id = ended
     thread = Thread(agent_id, conversation_id)
     messages = [msgspec.structs.replace(message, run_id=run_id) for message in settlement.messages]
     threads.append(connection, tenant, thread, messages)

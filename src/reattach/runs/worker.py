@@ -134,23 +134,36 @@ class Worker:
             self.done.set()
 
     async def _work(self) -> None:
-        head = await self._open(first_seq=1)
-        if not await patiently(self._clock, self._mark_running):
-            raise _disowned(self.run)
-        self._appender = self._appender_after(head.last_seq)
-        self.opened.set()
+        # Read meanwhile: nobody else adds to the thread now.
+        turn = asyncio.create_task(
+            patiently(self._clock, self._make_turn), name=f"turn {self.run.id}"
+        )
+        turn.add_done_callback(lambda task: task.cancelled() or task.exception())
+        try:
+            head = await self._open(first_seq=1)
+            if not await patiently(self._clock, self._mark_running):
+                raise _disowned(self.run)
+            self._appender = self._appender_after(head.last_seq)
+            self.opened.set()
+            await self._answered(turn)
+        finally:
+            turn.cancel()
+        settlement = self._transcript.settlement(self.run, self._machine.steps, self._clock.now())
+        await self._settle(self.run, settlement)
+        self.settled = True
+
+    async def _answered(self, turn: "asyncio.Task[Turn]") -> None:
+        """Let the engine answer into the log, to its end."""
+        assert self._appender is not None
         if self._options.include_pings:
             self._appender.put(self._machine.ping())
         try:
-            terminal = await self._drive()
+            terminal = await self._drive(turn)
             self._fold(terminal)
             await self._appender.close(self._visible(terminal))
         except (LogNotFoundError, SeqMismatchError) as error:
             logger.error("log lost by its store", run_id=self.run.id, reason=error.detail)  # noqa: TRY400
             await self._close_anew(self._appender.last_seq + 1)
-        settlement = self._transcript.settlement(self.run, self._machine.steps, self._clock.now())
-        await self._settle(self.run, settlement)
-        self.settled = True
 
     async def _open(self, *, first_seq: int) -> Head:
         return await patiently(
@@ -181,9 +194,9 @@ class Worker:
         self._fold(terminal)
         await self._appender_after(head.last_seq).close(self._visible(terminal))
 
-    async def _drive(self) -> list[Event]:
+    async def _drive(self, turn: "asyncio.Task[Turn]") -> list[Event]:
         """Let the engine answer, and return what ends the run."""
-        driving = asyncio.create_task(self._answer(), name=f"engine {self.run.id}")
+        driving = asyncio.create_task(self._answer(turn), name=f"engine {self.run.id}")
         interrupted = asyncio.create_task(self._interrupted.wait())
         try:
             await asyncio.wait({driving, interrupted}, return_when=asyncio.FIRST_COMPLETED)
@@ -225,10 +238,10 @@ class Worker:
         logger.error("engine fault", run_id=self.run.id, exc_info=error)
         return self._machine.fail(_ENGINE_FAULT)
 
-    async def _answer(self) -> None:
+    async def _answer(self, reading: "asyncio.Task[Turn]") -> None:
         """Feed the engine's deltas to the log. Cancelling it is how a run is ended."""
         assert self._appender is not None
-        turn = await patiently(self._clock, self._make_turn)
+        turn = await reading
         self._transcript.due = tuple(turn.due)
         held_bytes = 0
         async with closing_deltas(self._engine.run(turn)) as deltas:
