@@ -10,6 +10,9 @@ REPLAY_SLICE_BYTES: Final = 64 * 1024
 REPLAY_SLICE_EVENTS: Final = 10_000
 """Events of one such write, where the reader sets no bound of its own."""
 
+SHORTCUT_BODY_BYTES: Final = 4096
+"""The body of a resume that is answered past the routing; all that SDKs send is far below it."""
+
 REPLAY_TURN_BYTES: Final = 4 * REPLAY_SLICE_BYTES
 """What a replay writes before it lets the other readers have the event loop."""
 

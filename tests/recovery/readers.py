@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgspec
-from starlette.types import Message
+from starlette.types import Message, Send
 
 from reattach.clock import SystemClock
 from reattach.http.delivery import CONNECTION_EXTENSION
@@ -147,11 +147,19 @@ class _Connection:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self.over = asyncio.Event()
+        self._when_room: Callable[[], None] | None = None
+
+    async def begin(self, send: Send, start: Message) -> None:
+        await send(start)
 
     def keep(self) -> None:
         pass
 
-    def finish(self) -> None:
+    def flush(self) -> None:
+        pass
+
+    def finish(self, *rest: bytes) -> None:
+        self._reader.take(b"".join(rest))
         self._reader.whole = True
         self.over.set()
 
@@ -162,8 +170,15 @@ class _Connection:
     def has_room(self) -> bool:
         return self._reader.taking.is_set()
 
-    async def room(self) -> None:
+    def when_room(self, call: Callable[[], None] | None) -> None:
+        self._when_room = call
+        if call is not None:
+            self._waiting = asyncio.create_task(self._room())
+
+    async def _room(self) -> None:
         await self._reader.taking.wait()
+        if self._when_room is not None:
+            self._when_room()
 
     def untaken_bytes(self) -> int:
         return 1

@@ -23,7 +23,7 @@ async def log_of(count: int, *, closed: bool) -> MemoryLog:
 
 
 async def entered(log: MemoryLog, cursor: int) -> None:
-    async with follow(log, RUN, cursor, max_events=10):
+    async with await follow(log, RUN, cursor, max_events=10):
         pass
 
 
@@ -40,7 +40,7 @@ async def rest(following: Following) -> bytes:
 @pytest.mark.parametrize("cursor", range(-1, 11))
 async def test_every_cursor_gives_exactly_what_follows_it(cursor: int, closed: bool) -> None:
     log = await log_of(10, closed=closed)
-    async with follow(log, RUN, cursor, max_events=3) as following:
+    async with await follow(log, RUN, cursor, max_events=3) as following:
         assert following.cursor == max(cursor, 0)
         assert await rest(following) == b"".join(FRAMES[max(cursor, 0) :])
         assert following.cursor == 10
@@ -53,7 +53,7 @@ async def test_a_read_gives_as_many_events_as_were_asked_for_at_most(
     max_events: int, sizes: list[int]
 ) -> None:
     log = await log_of(10, closed=True)
-    async with follow(log, RUN, 0, max_events=max_events) as following:
+    async with await follow(log, RUN, 0, max_events=max_events) as following:
         read = [len((await following.read()).frames.split(b"\n\n")) - 1 for _ in sizes]
         assert read == sizes
         assert (await following.read()).frames == b""
@@ -63,7 +63,7 @@ async def test_a_read_gives_as_many_events_as_were_asked_for_at_most(
 async def test_a_cursor_past_the_end_is_at_the_end_of_a_closed_log_and_ahead_of_an_open_one() -> (
     None
 ):
-    async with follow(await log_of(3, closed=True), RUN, 99, max_events=10) as following:
+    async with await follow(await log_of(3, closed=True), RUN, 99, max_events=10) as following:
         assert following.cursor == 3
         assert following.closed
         assert await rest(following) == b""
@@ -79,14 +79,14 @@ async def test_a_cursor_before_what_is_kept_is_told_the_earliest_event() -> None
     with pytest.raises(ExpiredError) as caught:
         await entered(log, 3)
     assert caught.value.extra["earliest_seq"] == 5
-    async with follow(log, RUN, 4, max_events=10) as following:
+    async with await follow(log, RUN, 4, max_events=10) as following:
         assert await rest(following) == b"".join(FRAMES[4:])
 
 
 @pytest.mark.promise("P5")
 async def test_events_that_are_trimmed_under_a_reader_are_no_silent_gap() -> None:
     log = await log_of(10, closed=False)
-    async with follow(log, RUN, 0, max_events=2) as following:
+    async with await follow(log, RUN, 0, max_events=2) as following:
         await following.read()
         await log.trim(RUN, 6)
         with pytest.raises(ExpiredError):
@@ -118,7 +118,7 @@ def has_more(following: Following) -> bool:
 
 async def test_a_reader_is_woken_by_events_by_the_end_and_by_the_loss_of_the_log() -> None:
     log = await log_of(1, closed=False)
-    async with follow(log, RUN, 0, max_events=10) as following, asyncio.timeout(5):
+    async with await follow(log, RUN, 0, max_events=10) as following, asyncio.timeout(5):
         woken = woken_of(following)
         assert await rest(following) == FRAMES[0]
         assert has_more(following) is False
@@ -151,8 +151,8 @@ async def test_events_go_into_a_sink_at_once_and_wake_nobody() -> None:
     log = await log_of(2, closed=False)
     readers = [Sink(), Sink()]
     async with (
-        follow(log, RUN, 2, max_events=10) as first,
-        follow(log, RUN, 2, max_events=10) as second,
+        await follow(log, RUN, 2, max_events=10) as first,
+        await follow(log, RUN, 2, max_events=10) as second,
     ):
         first.sink, second.sink = readers
         woken = woken_of(first)
@@ -169,7 +169,7 @@ async def test_events_go_into_a_sink_at_once_and_wake_nobody() -> None:
 async def test_what_a_sink_does_not_take_is_there_to_be_read() -> None:
     log = await log_of(1, closed=False)
     sink = Sink()
-    async with follow(log, RUN, 1, max_events=2) as following:
+    async with await follow(log, RUN, 1, max_events=2) as following:
         following.sink, woken = sink, woken_of(following)
         sink.full = True
         await log.append(RUN, 1, 2, FRAMES[1:3])
@@ -187,7 +187,7 @@ async def test_what_a_sink_does_not_take_is_there_to_be_read() -> None:
 async def test_a_sink_gets_nothing_before_what_its_reader_has_not_read() -> None:
     log = await log_of(3, closed=False)
     sink = Sink()
-    async with follow(log, RUN, 1, max_events=10) as following:
+    async with await follow(log, RUN, 1, max_events=10) as following:
         following.sink, woken = sink, woken_of(following)
         await log.append(RUN, 1, 4, FRAMES[3:4])
         assert sink.taken == [b"".join(FRAMES[1:4])]
@@ -200,7 +200,7 @@ async def test_a_sink_gets_nothing_before_what_its_reader_has_not_read() -> None
 
 async def test_a_reader_that_has_left_is_woken_no_more() -> None:
     log = await log_of(1, closed=False)
-    async with follow(log, RUN, 0, max_events=10) as following:
+    async with await follow(log, RUN, 0, max_events=10) as following:
         woken = woken_of(following)
     await log.append(RUN, 1, 2, FRAMES[1:2])
     assert not woken.is_set()
@@ -211,7 +211,7 @@ async def test_a_reader_whose_wake_up_was_lost_is_woken_by_the_watch() -> None:
     log = await log_of(1, closed=False)
     watch = Watch(ping_interval_seconds=0.04)
     async with (
-        follow(log, RUN, 1, max_events=10) as following,
+        await follow(log, RUN, 1, max_events=10) as following,
         watching(watch, following, pings=False),
         asyncio.timeout(5),
     ):
@@ -228,8 +228,8 @@ async def test_a_keepalive_is_due_after_silence_unless_a_write_is_under_way() ->
     log = await log_of(1, closed=False)
     watch = Watch(ping_interval_seconds=0.04)
     async with (
-        follow(log, RUN, 1, max_events=10) as quiet,
-        follow(log, RUN, 1, max_events=10) as writing,
+        await follow(log, RUN, 1, max_events=10) as quiet,
+        await follow(log, RUN, 1, max_events=10) as writing,
         watching(watch, quiet, pings=True),
         watching(watch, writing, pings=True),
         asyncio.timeout(5),

@@ -4,14 +4,16 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, literal, select
 
 from reattach.clock import SystemClock
 from reattach.errors import StartupError, StoreUnavailableError
 from reattach.ids import DEFAULT_TENANT
 from reattach.records import schema, sqlite
+from reattach.records.glance import Glance
 from reattach.records.records import Records
 from reattach.records.sql import Database
 from reattach.records.sqlite import Durability
@@ -158,3 +160,33 @@ async def test_many_open_one_new_file_at_once(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)
     connection.close()
+
+
+class Locked:
+    """A connection of which the file is another's at present."""
+
+    def execute(self, *_: object) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    def close(self) -> None:
+        pass
+
+
+async def test_a_look_up_that_can_not_be_done_at_once_is_done_in_a_thread(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Glance(select(literal("found").label("it")))
+    assert await database.glance(asked) == [["found"]]
+    visits = []
+    rows = sqlite.Lookups.rows
+
+    async def noted(self: sqlite.Lookups, *asked: Any) -> Any:
+        visits.append(asked)
+        return await rows(self, *asked)
+
+    monkeypatch.setattr(sqlite.Lookups, "rows", noted)
+    assert await database.glance(asked) == [["found"]]
+    assert visits == []
+    monkeypatch.setattr(database, "_glances", Locked())
+    assert await database.glance(asked) == [["found"]]
+    assert len(visits) == 1

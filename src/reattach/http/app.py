@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from reattach import __version__
 from reattach.errors import ReattachError
@@ -38,6 +39,7 @@ from reattach.http.errors import (
 )
 from reattach.http.limit import BodyLimit
 from reattach.http.schemas.error import ErrorBody, ValidationErrorBody
+from reattach.http.shortcut import Shortcut
 from reattach.limits import MAX_REQUEST_BYTES
 
 DESCRIPTION: Final = """\
@@ -76,6 +78,16 @@ EXPOSED_HEADERS: Final = (
 
 class Api(FastAPI):
     """FastAPI with our description of keys; they are checked before its routes are."""
+
+    shortcut: Shortcut | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.shortcut is not None and scope["type"] == "http":
+            remaining = await self.shortcut.taken(scope, receive, send)
+            if remaining is None:
+                return
+            receive = remaining
+        await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -136,7 +148,7 @@ def create_app(context: Context) -> FastAPI:
             ClientDisconnect: on_disconnect,
         },
     )
-    app.state.context = context
+    app.state.context, app.shortcut = context, Shortcut(context, authenticator)
     for part in (
         health,
         models,

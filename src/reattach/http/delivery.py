@@ -2,11 +2,11 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol
 
 import structlog
-from starlette.types import Send
+from starlette.types import Message, Send
 from typing_extensions import override
 
 from reattach.clock import Clock
@@ -27,17 +27,23 @@ CONNECTION_EXTENSION: Final = "reattach.connection"
 class Connection(Protocol):
     """What a server lends of a connection, for the time of one response."""
 
+    async def begin(self, send: Send, start: Message) -> None:
+        """Send the head ``start``, as ``send`` would; it may wait for what is sent next."""
+
     def keep(self) -> None:
-        """Take the response, whose head was sent, out of the hands of the ASGI application.
+        """Take the response, which was begun, out of the hands of the ASGI application.
 
         From now on it ends by ``finish`` or ``abort``, and not when the application returns.
         """
 
-    def write(self, body: bytes) -> None:
-        """Send more of the body, of a kept response; nothing if the other side is gone."""
+    def flush(self) -> None:
+        """Send a head that waits: nothing follows at once."""
 
-    def finish(self) -> None:
-        """The body is whole: the connection may have its next request."""
+    def write(self, body: bytes) -> None:
+        """Send more of the body; nothing if the other side is gone."""
+
+    def finish(self, *rest: bytes) -> None:
+        """Send the rest of the body: it is whole, and the connection may have its next request."""
 
     def abort(self) -> None:
         """Drop it with whatever is unsent."""
@@ -45,8 +51,8 @@ class Connection(Protocol):
     def has_room(self) -> bool:
         """Whether a write would be taken at once."""
 
-    def room(self) -> Awaitable[None]:
-        """Return when there is room, or the other side is gone."""
+    def when_room(self, call: Callable[[], None] | None) -> None:
+        """Call it once when there is room, which there is not at present; None calls nothing."""
 
     def untaken_bytes(self) -> int:
         """What was sent and the other side has not confirmed to have."""
@@ -110,7 +116,7 @@ class Delivery(ABC):
             elif following.released:
                 return self._cut_off("the server is going away, and another one has the run")
             elif following.closed:
-                return await self._send(DONE)
+                return await self._done()
             elif following.keepalive_due:
                 if not await self._send(self._keepalive()):
                     return False
@@ -123,6 +129,10 @@ class Delivery(ABC):
         if not self._ending_told:
             self._ending_told = await self._runs.ending_told(self._target)
         return self._ending_told
+
+    async def _done(self) -> bool:
+        """Everything was sent, but for the word that it was."""
+        return await self._send(DONE)
 
     def _keepalive(self) -> bytes:
         return letta.keepalive(
@@ -185,12 +195,14 @@ class AsgiDelivery(Delivery):
 class KeptDelivery(Delivery):
     """On a connection that is lent, and kept from the head of the response to its end.
 
-    While there is nothing to send it costs no task: new events are written by whoever learns of
-    them. A task is there only for a reader that is behind or slow, for a keepalive, and the end.
-    ``leave`` is called when it is over.
+    What is in memory is written without a task, as long as the reader takes it; and while there is
+    nothing to send, new events are written by whoever learns of them. A task is there only for
+    what has to be waited for: the store, a keepalive, the record of the run's end. ``leave`` is
+    called when it is over.
     """
 
-    __slots__ = ("_busy", "_connection", "_leave", "_missed", "_task")
+    __slots__ = ("_busy", "_connection", "_leave", "_missed", "_stall", "_stalled", "_task",
+                 "_then", "_untaken_bytes")  # fmt: skip
 
     def __init__(
         self,
@@ -200,7 +212,7 @@ class KeptDelivery(Delivery):
         following: Following,
         stall_seconds: float,
         connection: Connection,
-        leave: Callable[[], Awaitable[object]],
+        leave: Callable[[], Coroutine[Any, Any, object]],
     ) -> None:
         super().__init__(runs, target, clock, following, stall_seconds)
         self._connection = connection
@@ -208,18 +220,26 @@ class KeptDelivery(Delivery):
         self._busy = True
         self._missed = False
         """Something happened while it was busy."""
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._then: Callable[[], object] | None = None
+        """What goes on when there is room again."""
+        self._stall: asyncio.TimerHandle | None = None
+        self._stalled = False
+        self._untaken_bytes = 0
 
-    async def begin(self) -> None:
-        """Send what there is. Returns when there is nothing more, at the end or not."""
+    def begin(self) -> None:
+        """Send what there is, of a response that was begun."""
         self._connection.keep()
         self.following.wake = self._wake
         self._connection.when_left(self._left)
-        await self._go_on()
+        self._pour()
 
     def _left(self) -> None:
         self.gone = True
-        self._wake()
+        if self._then is None:
+            self._wake()
+        else:
+            self._room_again()
 
     def _wake(self) -> None:
         if self._busy:
@@ -227,7 +247,51 @@ class KeptDelivery(Delivery):
         else:
             self._busy = True
             self.following.sink = None
-            self._task = asyncio.get_running_loop().create_task(self._go_on())
+            asyncio.get_running_loop().call_soon(self._pour)
+
+    def _pour(self) -> None:
+        following, poured_bytes = self.following, 0
+        while not self._must_wait():
+            if not self._connection.has_room():
+                following.quiet_since = None
+                self._when_room(self._pour)
+                return
+            if poured_bytes >= REPLAY_TURN_BYTES:
+                asyncio.get_running_loop().call_soon(self._pour)
+                return
+            piece = following.at_hand()
+            if piece is None:
+                break
+            if following.finished:
+                self._finish(piece.frames, DONE)
+                return
+            if not piece.frames:
+                self._rest(sent=poured_bytes > 0)
+                return
+            self._connection.write(piece.frames)
+            poured_bytes += len(piece.frames)
+        self._connection.flush()
+        self._task = asyncio.get_running_loop().create_task(self._go_on())
+
+    def _must_wait(self) -> bool:
+        """Whether there is something to be done that takes its time, or is the end."""
+        following = self.following
+        return (
+            self.gone
+            or self._stalled
+            or following.keepalive_due
+            or following.released
+            or following.failure is not None
+            or (following.closed and self._target.status.is_active)
+        )
+
+    def _rest(self, *, sent: bool) -> None:
+        """There is nothing more to send at present."""
+        self._connection.flush()
+        if sent or self.following.quiet_since is None:
+            self.following.quiet_since = asyncio.get_running_loop().time()
+        self._busy = False
+        self.following.sink = self._push
 
     async def _go_on(self) -> None:
         complete: bool | None = False
@@ -237,11 +301,14 @@ class KeptDelivery(Delivery):
             logger.exception("reader cut off", run_id=self._target.run_id)
         finally:
             if complete is None:
-                self._busy = False
                 self._task = None
-                self.following.sink = self._push
+                self._rest(sent=False)
+            elif complete:
+                self._finish(DONE)
             else:
-                await self._end(whole=complete)
+                self._connection.when_left(None)
+                self._connection.abort()
+                await self._leave()
 
     async def _advance_until_idle(self) -> bool | None:
         while True:
@@ -250,13 +317,10 @@ class KeptDelivery(Delivery):
             if complete is not None or not self._missed:
                 return complete
 
-    async def _end(self, *, whole: bool) -> None:
+    def _finish(self, *rest: bytes) -> None:
         self._connection.when_left(None)
-        if whole:
-            self._connection.finish()
-        else:
-            self._connection.abort()
-        await self._leave()
+        self._connection.finish(*rest)
+        self._task = asyncio.get_running_loop().create_task(self._leave())
 
     def _push(self, frames: bytes) -> bool:
         if self.gone or not self._connection.has_room():
@@ -266,20 +330,49 @@ class KeptDelivery(Delivery):
 
     @override
     async def _write(self, body: bytes) -> None:
-        if not self._connection.has_room():
-            await self._room()
+        await self._room()
         self._connection.write(body)
+
+    @override
+    async def _done(self) -> bool:
+        try:
+            await self._room()
+        except TimeoutError:
+            return self._cut_off(f"took nothing for {self._stall_seconds} seconds")
+        return not self.gone  # It goes out in one piece with the end of the body.
 
     async def _room(self) -> None:
         """Wait for it; raises TimeoutError if nothing at all is taken for the stall time."""
-        untaken_bytes = self._connection.untaken_bytes()
-        while True:
-            try:
-                async with asyncio.timeout(self._stall_seconds):
-                    await self._connection.room()
-            except TimeoutError:
-                before_bytes, untaken_bytes = untaken_bytes, self._connection.untaken_bytes()
-                if untaken_bytes >= before_bytes:
-                    raise
-            else:
-                return
+        if not self._stalled and not self._connection.has_room():
+            room = asyncio.Event()
+            self._when_room(room.set)
+            await room.wait()
+        if self._stalled:
+            raise TimeoutError
+
+    def _when_room(self, then: Callable[[], object]) -> None:
+        """Call it when there is room, the reader is gone, or it has ``_stalled``."""
+        self._then = then
+        self._untaken_bytes = self._connection.untaken_bytes()
+        self._connection.when_room(self._room_again)
+        self._watch_stall()
+
+    def _watch_stall(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._stall = loop.call_later(self._stall_seconds, self._look_whether_it_takes)
+
+    def _look_whether_it_takes(self) -> None:
+        before_bytes, self._untaken_bytes = self._untaken_bytes, self._connection.untaken_bytes()
+        if self._untaken_bytes < before_bytes:
+            self._watch_stall()
+        else:
+            self._stalled = True
+            self._room_again()
+
+    def _room_again(self) -> None:
+        then, self._then = self._then, None
+        self._connection.when_room(None)
+        if self._stall is not None:
+            self._stall.cancel()
+        if then is not None:
+            then()

@@ -3,12 +3,12 @@
 import fcntl
 import struct
 import termios
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
 from typing import Final, cast
 
 import msgspec
+from starlette.types import Message, Send
 from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
@@ -38,6 +38,9 @@ class StreamProtocol(HttpToolsProtocol):
     when_left: Callable[[], None] | None = None
     """What the present response wants called when the other side is gone."""
 
+    when_room: Callable[[], None] | None = None
+    """What it wants called when there is room to write."""
+
     _in_head = False
     _head_bytes = 0
 
@@ -59,6 +62,11 @@ class StreamProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         if self.when_left is not None:
             self.when_left()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.when_room is not None:
+            self.when_room()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -83,12 +91,29 @@ class StreamProtocol(HttpToolsProtocol):
 class _Lent:
     """The ``Connection`` of one request."""
 
-    __slots__ = ("_protocol", "cycle")
+    __slots__ = ("_head", "_protocol", "cycle")
 
     def __init__(self, protocol: StreamProtocol) -> None:
         self._protocol = protocol
+        self._head = b""
+        """The head of the response, if it still waits."""
         self.cycle: RequestResponseCycle
         """uvicorn's side of the request, once its head was read."""
+
+    async def begin(self, send: Send, start: Message) -> None:
+        cycle = self.cycle
+        if send != cycle.send:  # Somebody between has more to say in it.
+            await send(start)
+            return
+        cycle.response_started = cycle.chunked_encoding = True
+        cycle.waiting_for_100_continue = False
+        lines = [STATUS_LINE[start["status"]]]
+        for name, value in (*cycle.default_headers, *start["headers"]):
+            lines += (name, b": ", value, b"\r\n")
+        if not cycle.keep_alive:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"transfer-encoding: chunked\r\n\r\n")
+        self._head = b"".join(lines)
 
     def keep(self) -> None:
         # For a client that is gone uvicorn does not mind that the application leaves off, and
@@ -98,11 +123,23 @@ class _Lent:
             self._protocol.scope = cast("HTTPScope", {})
         self.cycle.scope = cast("HTTPScope", {})  # It weighs more than all else of the request.
 
-    def finish(self) -> None:
+    def flush(self) -> None:
+        if self._head:
+            transport, head, self._head = self._protocol.transport, self._head, b""
+            if not transport.is_closing():
+                transport.write(head)
+
+    def finish(self, *rest: bytes) -> None:
         transport = self._protocol.transport
         if transport.is_closing():
+            self.cycle.disconnected = True
             return
-        transport.write(_LAST_CHUNK)
+        head, size_bytes = self._head, sum(map(len, rest))
+        if size_bytes:
+            transport.write(b"".join((head, b"%x\r\n" % size_bytes, *rest, b"\r\n", _LAST_CHUNK)))
+        else:
+            transport.write(head + _LAST_CHUNK)
+        self._head = b""
         self.cycle.response_complete = True
         if not self.cycle.keep_alive:
             transport.close()
@@ -114,8 +151,8 @@ class _Lent:
     def has_room(self) -> bool:
         return not self._protocol.flow.write_paused
 
-    def room(self) -> Awaitable[None]:
-        return self._protocol.flow.drain()
+    def when_room(self, call: Callable[[], None] | None) -> None:
+        self._protocol.when_room = call
 
     def untaken_bytes(self) -> int:
         """What the client's side has not confirmed to have, here and in the kernel."""
@@ -130,7 +167,12 @@ class _Lent:
 
     def write(self, body: bytes) -> None:
         transport = self._protocol.transport
-        if not transport.is_closing():
+        if transport.is_closing():
+            return
+        if self._head:
+            transport.write(self._head + _chunk(body))
+            self._head = b""
+        else:
             transport.write(_chunk(body))
 
     def when_left(self, call: Callable[[], None] | None) -> None:
@@ -139,7 +181,21 @@ class _Lent:
             call()
 
 
-@lru_cache(maxsize=1)
-def _chunk(body: bytes) -> bytes:
-    """As RFC 9112, section 7.1 has it. Many readers get the same, one after the other."""
-    return b"%x\r\n%b\r\n" % (len(body), body)
+class _Chunks:
+    """Chunks as RFC 9112, section 7.1 has them. Many readers get the same one after the other.
+
+    They are told by their identity: a look at all of it costs more than to make it again.
+    """
+
+    __slots__ = ("_body", "_chunk")
+
+    def __init__(self) -> None:
+        self._body = self._chunk = b""
+
+    def __call__(self, body: bytes) -> bytes:
+        if body is not self._body:
+            self._body, self._chunk = body, b"%x\r\n%b\r\n" % (len(body), body)
+        return self._chunk
+
+
+_chunk: Final = _Chunks()

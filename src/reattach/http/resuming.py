@@ -13,7 +13,7 @@ from reattach.http.schemas.resuming import ResumeBody
 from reattach.http.sending import STREAM_RESPONSES, deprecated_path
 from reattach.http.stream import RunStream
 from reattach.ids import AgentId, ConversationId, TenantId
-from reattach.limits import MAX_ID_CHARS
+from reattach.limits import MAX_ID_CHARS, REPLAY_SLICE_EVENTS
 from reattach.records.base import Thread
 from reattach.runs.follow import Target
 
@@ -42,12 +42,7 @@ async def resume_conversation(
     tenant: TenantDep,
     body: ResumeBody | None = None,
 ) -> Response:
-    body = body or ResumeBody()
-    target = await _find(context, tenant, conversation_id, body)
-    deprecated = conversation_id.startswith("agent-")
-    if deprecated:
-        _warn_of_agent_path()
-    return _stream(context, target, body, deprecated_path("stream") if deprecated else None)
+    return await conversation_stream(context, tenant, conversation_id, body or ResumeBody())
 
 
 @router.post(
@@ -64,17 +59,34 @@ async def resume_run(
     tenant: TenantDep,
     body: ResumeBody | None = None,
 ) -> Response:
-    run = await context.runs.by_id(tenant, run_id)
-    return _stream(context, Target.of(run), body or ResumeBody())
+    return await run_stream(context, tenant, run_id, body or ResumeBody())
+
+
+async def conversation_stream(
+    context: Context, tenant: TenantId, conversation_id: str, body: ResumeBody
+) -> RunStream:
+    """What a resume in a conversation is answered with; raises ReattachError."""
+    target = await _find(context, tenant, conversation_id, body)
+    deprecated = conversation_id.startswith("agent-")
+    if deprecated:
+        _warn_of_agent_path()
+    return _stream(context, target, body, deprecated_path("stream") if deprecated else None)
+
+
+async def run_stream(
+    context: Context, tenant: TenantId, run_id: str, body: ResumeBody
+) -> RunStream:
+    """What a resume of one run is answered with; raises ReattachError."""
+    return _stream(context, await context.runs.target(tenant, run_id), body)
 
 
 async def _find(context: Context, tenant: TenantId, path_id: str, body: ResumeBody) -> Target:
     """The run that is meant, in the order run_id, otid, whatever is active."""
     if body.run_id:
-        return Target.of(await context.runs.by_id(tenant, body.run_id))
+        return await context.runs.target(tenant, body.run_id)
     if body.otid:
         return await context.runs.target_by_otid(tenant, body.otid)
-    return Target.of(await context.runs.active(tenant, _thread(path_id, body.agent_id)))
+    return await context.runs.active(tenant, _thread(path_id, body.agent_id))
 
 
 def _thread(path_id: str, agent_id: str | None) -> Thread:
@@ -86,17 +98,18 @@ def _thread(path_id: str, agent_id: str | None) -> Thread:
 
 def _stream(
     context: Context, target: Target, body: ResumeBody, headers: dict[str, str] | None = None
-) -> Response:
+) -> RunStream:
     if not target.background:
         raise InvalidArgumentError(
             "Run was not created in background mode, so it cannot be retrieved."
         )
+    hint = body.batch_size if "batch_size" in body.model_fields_set else None
     return RunStream(
         context.runs,
         target,
         context.clock,
         cursor=body.starting_after,
-        max_events=100 if body.batch_size is None else body.batch_size,
+        max_events=REPLAY_SLICE_EVENTS if hint is None else hint,
         include_pings=bool(body.include_pings),
         stall_seconds=context.settings.stall_seconds,
         headers=headers,

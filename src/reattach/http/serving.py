@@ -1,13 +1,15 @@
 """The server as a process: its socket, its signals, and how it goes away."""
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import FrameType
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import structlog
 import uvicorn
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from reattach.engine.base import Engine
 from reattach.errors import StartupError
@@ -121,9 +123,14 @@ class _Server(uvicorn.Server):
         *,
         obeys: bool = False,
     ) -> None:
+        app = create_app(context)
+        # Not outside of the application, as uvicorn has it: its shortcut looks at no address.
+        trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
+        app.add_middleware(cast("Any", ProxyHeadersMiddleware), trusted_hosts=trusted)
         super().__init__(
             uvicorn.Config(
-                create_app(context),
+                app,
+                proxy_headers=False,
                 http=StreamProtocol,
                 ws="none",
                 loop="uvloop",

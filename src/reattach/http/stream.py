@@ -6,13 +6,13 @@ told from one that takes nothing, and one that waits costs no task.
 """
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
+from typing_extensions import override
 
 from reattach.clock import Clock
 from reattach.errors import ReattachError
@@ -27,12 +27,13 @@ from reattach.http.errors import error_response
 from reattach.limits import REPLAY_SLICE_EVENTS
 from reattach.runs.follow import Following, Target
 from reattach.runs.service import RunService
+from reattach.wire.sse import DONE
 
-_HEADERS: Final = {
-    "content-type": "text/event-stream; charset=utf-8",
-    "cache-control": "no-cache, no-transform",
-    "x-accel-buffering": "no",
-}
+_HEADERS: Final = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+)
 
 
 class RunStream(Response):
@@ -70,30 +71,57 @@ class RunStream(Response):
         self._max_events = max_events
         self._include_pings = include_pings
         self._stall_seconds = stall_seconds
-        self._extra_headers = headers or {}
+        self._more_headers = [
+            (name.encode("latin-1"), value.encode("latin-1"))
+            for name, value in (headers or {}).items()
+        ]
+
+    @override
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        self.raw_headers = []  # The head is made when it is known what to say in it.
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        follow = self._runs.follow(self._target, self._cursor, max_events=self._max_events)
-        try:
-            following = await follow.__aenter__()
-        except ReattachError as error:
+        error = await self.respond(scope, receive, send)
+        if error is not None:
             await error_response(error)(scope, receive, send)
-            return
 
+    async def respond(
+        self, scope: Scope, receive: Receive, send: Send, *headers: tuple[bytes, bytes]
+    ) -> ReattachError | None:
+        """Stream, with ``headers`` after all others; or return why not, with nothing sent."""
+        self._more_headers += headers
+        connection: Connection | None = scope.get("extensions", {}).get(CONNECTION_EXTENSION)
+        if connection is not None and connection.has_room():
+            rest = self._runs.rest(self._target, self._cursor, max_events=self._max_events)
+            if rest is not None:
+                await connection.begin(send, self._start(rest.first_seq - 1))
+                connection.finish(rest.frames, DONE)
+                return None
+        try:
+            following = await self._runs.follow(
+                self._target, self._cursor, max_events=self._max_events
+            )
+        except ReattachError as error:
+            return error
+        await self._deliver(following, connection, receive, send)
+        return None
+
+    async def _deliver(
+        self, following: Following, connection: Connection | None, receive: Receive, send: Send
+    ) -> None:
         async def leave() -> None:
             self._runs.watch.remove(following)
-            await follow.__aexit__(None, None, None)
+            await following.aclose()
 
-        connection: Connection | None = scope.get("extensions", {}).get(CONNECTION_EXTENSION)
         try:
-            await send(self._start(following))
+            start = self._start(following.cursor)
+            await (send(start) if connection is None else connection.begin(send, start))
         except BaseException:
-            await follow.__aexit__(*sys.exc_info())
+            await following.aclose()
             raise
         self._runs.watch.add(following, pings=self._include_pings)
         if connection is not None:
-            delivery = KeptDelivery(*self._parts(following), connection, leave)
-            await delivery.begin()
+            KeptDelivery(*self._parts(following), connection, leave).begin()
             return
         try:
             await self._stream(following, receive, send)
@@ -111,19 +139,18 @@ class RunStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         # Else the server sees a response that was left off, and drops the connection.
 
-    def _start(self, following: Following) -> dict[str, object]:
+    def _start(self, cursor: int) -> dict[str, object]:
         status = self._target.status
         if status is RunStatus.CREATED:  # Its log is open by now.
             status = RunStatus.RUNNING
-        headers = {
-            **_HEADERS,
-            "x-run-id": self._target.run_id,
-            "x-run-status": status.value,
-            "x-stream-starts-after": str(following.cursor),
-            **self._extra_headers,
-        }
-        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        return {"type": "http.response.start", "status": 200, "headers": raw}
+        headers = [
+            *_HEADERS,
+            (b"x-run-id", self._target.run_id.encode("latin-1")),
+            (b"x-run-status", status.value.encode("latin-1")),
+            (b"x-stream-starts-after", b"%d" % cursor),
+            *self._more_headers,
+        ]
+        return {"type": "http.response.start", "status": 200, "headers": headers}
 
 
 @asynccontextmanager

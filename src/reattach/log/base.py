@@ -157,6 +157,13 @@ class Log(ABC):
         no frames at all.
         """
 
+    def closed_tail(self, run_id: str) -> Tail | None:  # noqa: ARG002
+        """The tail of a closed log, to be read from at once and not to be kept.
+
+        None is always a legal answer; ``follow`` gives it then, or says what is wrong.
+        """
+        return None
+
     @abstractmethod
     async def trim(self, run_id: str, first_seq: int) -> None:
         """Forget the events before ``first_seq``, at most all; no-op if they are gone already."""

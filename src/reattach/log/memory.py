@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from typing_extensions import override
+
 from reattach.errors import (
     FencedError,
     LogClosedError,
@@ -89,6 +91,11 @@ class MemoryLog(Log):
     @asynccontextmanager
     async def follow(self, run_id: str) -> AsyncIterator[Tail]:
         yield self._run(run_id).tail
+
+    @override
+    def closed_tail(self, run_id: str) -> Tail | None:
+        run = self._runs.get(run_id)
+        return run.tail if run is not None and run.tail.closed and not self._closed else None
 
     async def trim(self, run_id: str, first_seq: int) -> None:
         self._run(run_id).tail.trim(first_seq)

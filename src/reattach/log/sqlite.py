@@ -231,6 +231,14 @@ class SqliteLog(Log):
             run.followers -= 1
             self._evict()
 
+    @override
+    def closed_tail(self, run_id: str) -> Tail | None:
+        run = self._runs.get(run_id)
+        if run is None or not run.tail.closed or run.deleting:
+            return None
+        self._closed_runs.touch(run)
+        return run.tail
+
     async def trim(self, run_id: str, first_seq: int) -> None:
         run = await self._get(run_id)
         if run.deleting:

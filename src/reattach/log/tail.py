@@ -1,6 +1,7 @@
 """The in-process end of one run's log, shared by everybody who follows it here."""
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 
 from msgspec import Struct
@@ -95,14 +96,8 @@ class Tail:
 
     def _fitting(self, begin: int, start: int, stop: int, max_bytes: int) -> int:
         """How many frames from ``start`` fit into ``max_bytes``; at least one."""
-        low, high = start + 1, stop
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._ends[middle - 1] - self._base - begin <= max_bytes:
-                low = middle
-            else:
-                high = middle - 1
-        return low - start
+        end = self._base + begin + max_bytes
+        return max(bisect_right(self._ends, end, start, stop) - start, 1)
 
     def ends(self, first_seq: int, last_seq: int) -> "array[int]":
         """Where each of these frames ends, in bytes from the beginning of the first of them.

@@ -8,7 +8,9 @@ and another tenant's row is as good as none.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+import msgspec
 
 from reattach.events import RunStatus, StopReason, Usage
 from reattach.ids import AgentId, BlockId, ConversationId, RunId, StepId, TenantId
@@ -129,6 +131,20 @@ class Step:
     stop_reason: StopReason | None
     status: Literal["success", "failed", "cancelled"]
     error_type: str | None = None
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A run that somebody wants to follow: what is known of it without its whole record."""
+
+    run_id: RunId
+    tenant: TenantId
+    status: RunStatus
+    """As it was when it was found."""
+    background: bool
+
+    @classmethod
+    def of(cls, run: "Run") -> Self:
+        return cls(run.id, run.tenant, run.status, background=run.background)
 
 
 @dataclass(frozen=True, slots=True)

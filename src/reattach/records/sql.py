@@ -5,8 +5,9 @@ own: ``sqlite``, ``postgresql``.
 """
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
@@ -30,6 +31,7 @@ from reattach.errors import (
 from reattach.records import migrations, postgresql, sqlite
 from reattach.records.address import Backend, address_of, backend_of
 from reattach.records.columns import UnstorableError
+from reattach.records.glance import Glance
 from reattach.records.sqlite import Durability
 
 _T = TypeVar("_T")
@@ -70,11 +72,13 @@ class Database:
         lookups: sqlite.Lookups | None = None,
         reading: sqlite.Transactions | None = None,
         writing: sqlite.Transactions | None = None,
+        glances: sqlite3.Connection | None = None,
     ):
         self.address = address
         self._lookups = lookups
         self._reading = reading
         self._writing = writing
+        self._glances = glances
         self._writer = writer
         self._readers = readers
         self._turn_seconds = turn_seconds
@@ -133,6 +137,7 @@ class Database:
             lookups=sqlite.Lookups(address, durability),
             reading=sqlite.reading(address, durability),
             writing=sqlite.writing(address, durability),
+            glances=sqlite.glances(address, durability),
         )
 
     @property
@@ -203,6 +208,14 @@ class Database:
             finally:
                 self._write_turns.release()
 
+    async def glance(self, glance: Glance, **values: object) -> Sequence[Sequence[Any]]:
+        """The rows of ``glance``, as ``rows`` would give them, and at once where that can be."""
+        if self._glances is not None:
+            # What is wrong, and for how long to bear with it, is found out in a thread.
+            with suppress(sqlite3.Error, ValueError, OverflowError):
+                return glance.rows(self._glances, values)
+        return [list(row.values()) for row in await self.rows(glance.statement, **values)]
+
     def _require_open(self) -> None:
         if self._is_closing:
             raise StoreUnavailableError("The server is closing. Try again in a moment.")
@@ -221,6 +234,8 @@ class Database:
         for threads in (self._lookups, self._reading, self._writing):
             if threads is not None:
                 await threads.aclose()
+        if self._glances is not None:
+            self._glances.close()
         await self._writer.dispose()
         await self._readers.dispose()
         for turns in self._all_turns:

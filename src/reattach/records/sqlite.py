@@ -1,11 +1,12 @@
 """What is particular to SQLite: its drivers, its pragmas, and how its transactions begin."""
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar, cast
 
 from sqlalchemy import (
     URL,
@@ -55,6 +56,21 @@ def writer(url: URL, durability: Durability) -> AsyncEngine:
 def readers(url: URL, durability: Durability) -> AsyncEngine:
     """Connections that read: each transaction sees one state, and waits for no writer."""
     return _engine(url, durability, connections=READERS, begin="BEGIN", query_only=True)
+
+
+def glances(url: URL, durability: Durability) -> sqlite3.Connection:
+    """A connection for ``Glance``, in any one thread at a time. It waits for nobody."""
+    engine = create_engine(
+        url.set(drivername="sqlite+pysqlite"),
+        poolclass=NullPool,
+        hide_parameters=True,
+        connect_args={"timeout": 0.0, "isolation_level": None, "check_same_thread": False},
+    )
+    _set_up(engine, _pragmas(durability, query_only=True))
+    borrowed = engine.raw_connection()
+    connection = cast("sqlite3.Connection", borrowed.driver_connection)
+    borrowed.detach()
+    return connection
 
 
 class Lookups:

@@ -1,32 +1,17 @@
 """Readers of runs: a reader is a cursor into shared bytes, and one timer serves them all."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Self
 
 from reattach.errors import CursorAheadError, ReattachError, TrimmedError
-from reattach.events import RunStatus
-from reattach.ids import RunId, TenantId
 from reattach.limits import REPLAY_SLICE_BYTES
 from reattach.log.base import Log, Slice, Tail
-from reattach.records.base import Run
+from reattach.records.base import Target
 
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A run that somebody wants to follow: what is known of it without its whole record."""
-
-    run_id: RunId
-    tenant: TenantId
-    status: RunStatus
-    """As it was when it was found."""
-    background: bool
-
-    @classmethod
-    def of(cls, run: Run) -> Self:
-        return cls(run.id, run.tenant, run.status, background=run.background)
+__all__ = ["Following", "Target", "Watch", "follow", "rest"]
 
 
 class Following:
@@ -40,11 +25,22 @@ class Following:
     else. Neither may raise or block.
     """
 
-    __slots__ = ("_has_spoken", "_log", "_max_events", "_tail", "cursor", "keepalive_due",
-                 "quiet_since", "released", "run_id", "sink", "wake")  # fmt: skip
+    __slots__ = ("_has_spoken", "_log", "_max_events", "_shared", "_tail", "cursor",
+                 "keepalive_due", "quiet_since", "released", "run_id", "sink",
+                 "wake")  # fmt: skip
 
-    def __init__(self, log: Log, tail: Tail, run_id: str, cursor: int, max_events: int) -> None:
+    def __init__(
+        self,
+        log: Log,
+        shared: AbstractAsyncContextManager[Tail],
+        tail: Tail,
+        run_id: str,
+        *,
+        cursor: int,
+        max_events: int,
+    ) -> None:
         self._log = log
+        self._shared = shared
         self._tail = tail
         self._max_events = max_events
         self.run_id = run_id
@@ -61,23 +57,42 @@ class Following:
         ``silent_since``."""
         self._has_spoken = False
         """Whether the sink was given something since it was last looked after."""
+        tail.subscribe(self.changed)
+
+    async def aclose(self) -> None:
+        """Be called no longer, and let go of the log. To be called once."""
+        self._tail.unsubscribe(self.changed)
+        await self._shared.__aexit__(None, None, None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
 
     async def read(self) -> Slice:
         """The next events, at most one write of a replay; empty if there are none at present.
 
         Moves the cursor. Raises ExpiredError if the events after the cursor were trimmed away.
         """
-        if self.cursor + 1 < self._tail.first_seq:
+        piece = self.at_hand()
+        if piece is None:
             piece = await self._log.read(
                 self.run_id,
                 self.cursor,
                 max_bytes=REPLAY_SLICE_BYTES,
                 max_events=self._max_events,
             )
-        else:
-            piece = self._tail.slice(
-                self.cursor, max_bytes=REPLAY_SLICE_BYTES, max_events=self._max_events
-            )
+            self.cursor = max(self.cursor, piece.last_seq)
+        return piece
+
+    def at_hand(self) -> Slice | None:
+        """What ``read`` gives, without waiting; None if the store has to be asked for it."""
+        if self.cursor + 1 < self._tail.first_seq:
+            return None
+        piece = self._tail.slice(
+            self.cursor, max_bytes=REPLAY_SLICE_BYTES, max_events=self._max_events
+        )
         self.cursor = max(self.cursor, piece.last_seq)
         return piece
 
@@ -114,6 +129,11 @@ class Following:
         return self._tail.closed
 
     @property
+    def finished(self) -> bool:
+        """The log is closed, and all of it was given."""
+        return self._tail.closed and self.cursor >= self._tail.last_seq
+
+    @property
     def failure(self) -> ReattachError | None:
         """Why the log can not be followed any longer from here, if so."""
         return self._tail.failure
@@ -123,31 +143,43 @@ def _nobody_waits() -> None:
     """A reader that has not begun looks for itself."""
 
 
-@asynccontextmanager
-async def follow(
-    log: Log, run_id: str, cursor: int, *, max_events: int
-) -> AsyncIterator[Following]:
-    """Follow a run from ``cursor`` (0: from its start; negative counts as 0).
+def rest(log: Log, run_id: str, cursor: int, *, max_events: int) -> Slice | None:
+    """What a reader at ``cursor`` gets of a closed log that is in memory, if that is one write.
+
+    ``first_seq - 1`` is the cursor at which it begins, as ``follow`` would.
+    """
+    tail = log.closed_tail(run_id)
+    if tail is None:
+        return None
+    cursor = min(max(cursor, 0), tail.last_seq)
+    if cursor + 1 < tail.first_seq:
+        return None
+    piece = tail.slice(cursor, max_bytes=REPLAY_SLICE_BYTES, max_events=max_events)
+    return piece if piece.last_seq == tail.last_seq else None
+
+
+async def follow(log: Log, run_id: str, cursor: int, *, max_events: int) -> Following:
+    """Follow a run from ``cursor`` (0: from its start; negative counts as 0), until it is closed.
 
     ``max_events`` bounds the events of one read; less than 1 counts as 1. A cursor past the end of
     a closed log is at its end. Raises CursorAheadError if an open log does not have the event at
     the cursor, ExpiredError if what follows the cursor was trimmed away, and LogNotFoundError if
     there is no log.
     """
-    cursor = max(cursor, 0)
-    async with log.follow(run_id) as tail:
+    shared = log.follow(run_id)
+    tail = await shared.__aenter__()
+    try:
         head = await log.head(run_id)
+        cursor = max(cursor, 0)
         if cursor > head.last_seq and not head.closed:
             raise CursorAheadError(run_id, cursor, head.last_seq)
         cursor = min(cursor, head.last_seq)
         if cursor + 1 < head.first_seq:
             raise TrimmedError(run_id, head.first_seq)
-        following = Following(log, tail, run_id, cursor, max(max_events, 1))
-        tail.subscribe(following.changed)
-        try:
-            yield following
-        finally:
-            tail.unsubscribe(following.changed)
+    except BaseException:
+        await shared.__aexit__(*sys.exc_info())
+        raise
+    return Following(log, shared, tail, run_id, cursor=cursor, max_events=max(max_events, 1))
 
 
 class Watch:

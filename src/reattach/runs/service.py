@@ -1,9 +1,8 @@
 """What can be done with runs: send, find, follow, cancel, drain. Where the parts meet."""
 
 import asyncio
-import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -36,7 +35,7 @@ from reattach.limits import (
     SWEEP_BATCH_RUNS,
     TOOL_SECONDS,
 )
-from reattach.log.base import Log
+from reattach.log.base import Log, Slice
 from reattach.messages import Message
 from reattach.records.base import (
     Agent,
@@ -51,7 +50,7 @@ from reattach.records.records import Records
 from reattach.records.wakes import CancelRequested, RunSettled, Wake, WakesMissed
 from reattach.runs.answering import Answering
 from reattach.runs.endings import CANCELLED, DRAINED, STORE_FAILED
-from reattach.runs.follow import Following, Target, Watch, follow
+from reattach.runs.follow import Following, Target, Watch, follow, rest
 from reattach.runs.idempotency import otid_alias, request_key
 from reattach.runs.ownership import Ownership
 from reattach.runs.patience import patiently
@@ -250,42 +249,50 @@ class RunService:
 
     async def by_id(self, tenant: TenantId, run_id: str) -> Run:
         """The run. Raises InvalidArgumentError for a malformed id, NotFoundError."""
-        if not is_run_id(run_id):
-            raise InvalidArgumentError(
-                f"Invalid run ID format: {run_id[:100]}. Expected format: 'run-<uuid4>'"
-            )
-        return await self._records.runs.get(tenant, RunId(run_id))
+        return await self._records.runs.get(tenant, _checked(run_id))
+
+    async def target(self, tenant: TenantId, run_id: str) -> Target:
+        """What a reader needs of the run that ``by_id`` gives, at a fraction of the cost."""
+        return await self._records.runs.target(tenant, _checked(run_id))
 
     async def by_otid(self, tenant: TenantId, otid: str) -> Run:
         """The newest run that the OTID made, whatever became of it. Raises NotFoundError."""
         run = await self._records.runs.newest_by_otid(tenant, otid)
         if run is None:
-            raise NotFoundError(
-                f"No run found for otid={otid[:200]}. The run may have expired or never existed."
-            )
+            raise _otid_unknown(otid)
         return run
 
     async def target_by_otid(self, tenant: TenantId, otid: str) -> Target:
         """As ``by_otid``, but a log that knows the OTID of a background run saves the records."""
-        run_id = await self.log.find(otid_alias(tenant, otid))
+        finds = self.log.capabilities.finds_aliases
+        run_id = await self.log.find(otid_alias(tenant, otid)) if finds else None
         if run_id is not None:
             with suppress(LogNotFoundError):
                 head = await self.log.head(run_id)
                 if not head.closed:
                     return Target(RunId(run_id), tenant, RunStatus.RUNNING, background=True)
-        return Target.of(await self.by_otid(tenant, otid))
+        target = await self._records.runs.target_by_otid(tenant, otid)
+        if target is None:
+            raise _otid_unknown(otid)
+        return target
 
-    async def active(self, tenant: TenantId, thread: Thread) -> Run:
+    async def active(self, tenant: TenantId, thread: Thread) -> Target:
         """The run under way in the thread. Raises InvalidArgumentError if there is none."""
-        run = await self._records.runs.active(tenant, thread)
-        if run is None:
+        target = await self._records.runs.active_target(tenant, thread)
+        if target is None:
             raise InvalidArgumentError("No active runs found for this conversation.")
-        return run
+        return target
 
-    @asynccontextmanager
-    async def follow(
-        self, target: Target, cursor: int, *, max_events: int
-    ) -> AsyncIterator[Following]:
+    def rest(self, target: Target, cursor: int, *, max_events: int) -> Slice | None:
+        """All that follows ``cursor``, if the run has ended and it is one write of a replay.
+
+        None is always a legal answer: ``follow`` tells then.
+        """
+        if target.status.is_active:
+            return None
+        return rest(self.log, target.run_id, cursor, max_events=max_events)
+
+    async def follow(self, target: Target, cursor: int, *, max_events: int) -> Following:
         """Follow a run from ``cursor``, as ``runs.follow.follow`` says.
 
         Raises ExpiredError if the log is gone, telling since when (P14), and
@@ -294,27 +301,18 @@ class RunService:
         worker = self._workers.get(target.run_id)
         if worker is not None:
             await worker.opened.wait()
-        entered, following = await self._followed(target, cursor, max_events)
-        try:
-            yield following
-        finally:
-            await entered.__aexit__(*sys.exc_info())
-
-    async def _followed(
-        self, target: Target, cursor: int, max_events: int
-    ) -> tuple[AbstractAsyncContextManager[Following], Following]:
-        """A context that was entered, and what it gives."""
-        give_up_at = self._clock.monotonic_seconds() + OPEN_WAIT_SECONDS
+        give_up_at: float | None = None
         while True:
-            following = follow(self.log, target.run_id, cursor, max_events=max_events)
             try:
-                return following, await following.__aenter__()
+                return await follow(self.log, target.run_id, cursor, max_events=max_events)
             except LogNotFoundError:
                 run = await self._records.runs.get(target.tenant, target.run_id)
             if not run.status.is_active:
                 raise self._expired(run)
             # Another process may be about to open it, or to end it because it was lost.
-            if not self.ownership.shared or self._clock.monotonic_seconds() >= give_up_at:
+            now = self._clock.monotonic_seconds()
+            give_up_at = give_up_at or now + OPEN_WAIT_SECONDS
+            if not self.ownership.shared or now >= give_up_at:
                 raise StoreUnavailableError(
                     f"The events of {run.id} can not be read at present. Try again in a moment."
                 )
@@ -486,3 +484,17 @@ class RunService:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=ENGINE_STOP_SECONDS + APPEND_RETRY_SECONDS)
         self.watch.release()
+
+
+def _checked(run_id: str) -> RunId:
+    if not is_run_id(run_id):
+        raise InvalidArgumentError(
+            f"Invalid run ID format: {run_id[:100]}. Expected format: 'run-<uuid4>'"
+        )
+    return RunId(run_id)
+
+
+def _otid_unknown(otid: str) -> NotFoundError:
+    return NotFoundError(
+        f"No run found for otid={otid[:200]}. The run may have expired or never existed."
+    )

@@ -8,7 +8,7 @@ import pytest
 from reattach.errors import ConflictError, NotFoundError
 from reattach.events import RunStatus, StopReason, Usage
 from reattach.ids import RunId, new_run_id
-from reattach.records.base import Run, RunCreated
+from reattach.records.base import Run, RunCreated, Target
 from reattach.records.records import Records
 from tests.conformance.records.samples import (
     OURS,
@@ -346,3 +346,25 @@ async def test_another_tenant_does_not_see_a_run(world: World) -> None:
     assert await runs.newest_by_otid(THEIRS, "a") is None
     assert await runs.list(THEIRS, first(), agent_ids=[world.agent.id]) == []
     assert await runs.get(OURS, run.id) == run
+
+
+@pytest.mark.promise("P11")
+async def test_what_a_reader_needs_of_a_run_is_what_its_record_says(world: World) -> None:
+    runs = world.records.runs
+    run = a_run(world.thread)
+    await runs.create(OURS, run, a_key("a"), ["a"])
+    assert await runs.target(OURS, run.id) == Target.of(run)
+    assert await runs.target_by_otid(OURS, "a") == Target.of(run)
+    assert await runs.active_target(OURS, world.thread) == Target.of(run)
+    await runs.settle(run.id, a_settlement())
+    ended = Target.of(await runs.get(OURS, run.id))
+    assert ended.status is RunStatus.COMPLETED
+    assert await runs.active_target(OURS, world.thread) is None
+    newer = replace(a_run(world.thread), background=False)
+    await runs.create(OURS, newer, a_key("b"), ["a"])
+    assert await runs.target(OURS, run.id) == ended
+    assert await runs.target_by_otid(OURS, "a") == Target.of(newer)
+    assert await runs.target_by_otid(THEIRS, "a") is None
+    assert await runs.active_target(THEIRS, world.thread) is None
+    with pytest.raises(NotFoundError, match=f"^Run not found with id={run.id}$"):
+        await runs.target(THEIRS, run.id)

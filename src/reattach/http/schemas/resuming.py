@@ -47,7 +47,7 @@ class ResumeBody(Body):
         ge=-MAX_CURSOR,
         le=MAX_CURSOR,
         description=(
-            "The most events of one write of a replay; less than 1 counts as 1. Only a hint: it "
-            "changes no event and no order."
+            "The most events of one write of a replay, if it is given; less than 1 counts as 1. "
+            "Only a hint: it changes no event and no order."
         ),
     )

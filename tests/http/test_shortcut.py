@@ -1,0 +1,236 @@
+"""Resumes past the routing: the same bytes, and whatever is unusual goes the long way."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.types import Message
+
+from reattach.http.app import Api, create_app
+from reattach.http.protocol import StreamProtocol
+from reattach.ids import DEFAULT_TENANT, new_run_id
+from tests.http.conftest import OTHER_TENANT
+from tests.http.live import WAIT_SECONDS, LiveServer, new_threads
+
+USUAL = ((b"host", b"localhost"), (b"content-type", b"application/json"))
+
+
+class App:
+    """The application in this process; ``long_ways`` counts the requests that were routed."""
+
+    def __init__(self, live: LiveServer) -> None:
+        self.long_ways = 0
+        self.api = create_app(live.context)
+        assert isinstance(self.api, Api)
+        self.api.middleware_stack = self.api.build_middleware_stack()
+        self._routed = self.api.middleware_stack
+        self.api.middleware_stack = self._route
+
+    async def _route(self, *asgi: Any) -> None:
+        self.long_ways += 1
+        await self._routed(*asgi)
+
+    async def asked(self, body: bytes = b"{}", **scope: Any) -> list[Message]:
+        """All messages of the answer."""
+        given: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            if not given:
+                await asyncio.Event().wait()
+            return given.pop()
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        headers = [*scope.pop("headers", USUAL), (b"content-length", b"%d" % len(body))]
+        whole = {"type": "http", "method": "POST", "query_string": b"", "root_path": "",
+                 "http_version": "1.1", "scheme": "http", "headers": headers, **scope}  # fmt: skip
+        async with asyncio.timeout(WAIT_SECONDS):
+            await self.api(whole, receive, send)
+        return sent
+
+
+@pytest.fixture
+def app(live: LiveServer) -> App:
+    return App(live)
+
+
+@pytest.fixture
+async def ended(live: LiveServer) -> tuple[str, str]:
+    """A conversation and a run of it that has ended."""
+    agent, conversation = await new_threads(live)
+    live.gates.open(agent)
+    run = await live.background_run(conversation, "hello")
+    await live.ended(run)
+    return conversation, run
+
+
+async def test_a_usual_resume_is_answered_past_the_routing_in_the_same_bytes(
+    app: App, ended: tuple[str, str]
+) -> None:
+    conversation, run = ended
+    by_run = b'{"run_id": "%b", "starting_after": 2, "include_pings": null}' % run.encode()
+    asked = [
+        (f"/v1/conversations/{conversation}/stream", by_run),
+        ("/v1/conversations/default/stream", by_run),
+        (f"/v1/runs/{run}/stream", b'{"batch_size": 1, "unknown": [1]}'),
+    ]
+    short = [await app.asked(body, path=path) for path, body in asked]
+    assert app.long_ways == 0
+    app.api.shortcut = None  # type: ignore[attr-defined]
+    assert [await app.asked(body, path=path) for path, body in asked] == short
+    assert app.long_ways == len(asked)
+    assert b"".join(message.get("body", b"") for message in short[0]).endswith(b"[DONE]\n\n")
+
+
+async def test_below_a_mount_the_short_way_is_the_same(app: App, ended: tuple[str, str]) -> None:
+    path = f"/v1/runs/{ended[1]}/stream"
+    plain = await app.asked(path=path)
+    assert await app.asked(path=f"/letta{path}", root_path="/letta") == plain
+    assert app.long_ways == 0
+
+
+UNUSUAL: dict[str, dict[str, Any]] = {
+    "another method": {"method": "PUT"},
+    "a query": {"query_string": b"x=1"},
+    "no content type": {"headers": USUAL[:1]},
+    "a longer content type": {
+        "headers": [USUAL[0], (b"content-type", b"application/json; charset=utf-8")]
+    },
+    "an origin": {"headers": [*USUAL, (b"origin", b"http://localhost:3000")]},
+    "expect": {"headers": [*USUAL, (b"expect", b"100-continue")]},
+    "a header twice": {"headers": [*USUAL, (b"host", b"localhost")]},
+    "a host that is not this machine": {"headers": [(b"host", b"example.com"), USUAL[1]]},
+    "no body": {"body": b""},
+    "a large body": {"body": b'{"otid": null' + b" " * 5000 + b"}"},
+    "no JSON": {"body": b"{"},
+    "a name twice": {"body": b'{"otid": null, "otid": null}'},
+    "no object": {"body": b"[]"},
+    "null": {"body": b"null"},
+    "a cursor that is none": {"body": b'{"starting_after": "x"}'},
+    "a cursor that is too large": {"body": b'{"starting_after": 99999999999999999999}'},
+    "a slash at the end": {"path": "/"},
+    "an id that is none": {"path": "/v1/runs/run-1/stream"},
+    "an unknown run": {"path": f"/v1/runs/{new_run_id()}/stream"},
+    "an unknown OTID": {"path": "/v1/conversations/default/stream", "body": b'{"otid": "?"}'},
+    "nothing active": {"path": "/v1/conversations/default/stream"},
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+async def test_what_is_unusual_goes_the_long_way_whole(
+    app: App, ended: tuple[str, str], name: str
+) -> None:
+    asked = {"path": f"/v1/runs/{ended[1]}/stream", **UNUSUAL[name]}
+    if asked["path"] == "/":
+        asked["path"] = f"/v1/runs/{ended[1]}/stream/"
+    first = await app.asked(**asked)
+    assert app.long_ways == 1
+    app.api.shortcut = None  # type: ignore[attr-defined]
+    assert await app.asked(**asked) == first
+
+
+async def test_a_body_that_comes_in_pieces_goes_the_long_way(
+    app: App, ended: tuple[str, str]
+) -> None:
+    pieces: list[Message] = [
+        {"type": "http.request", "body": b"1}", "more_body": False},
+        {"type": "http.request", "body": b'{"starting_after": ', "more_body": True},
+    ]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if not pieces:
+            await asyncio.Event().wait()
+        return pieces.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": f"/v1/runs/{ended[1]}/stream",
+             "query_string": b"", "headers": [*USUAL, (b"content-length", b"21")]}  # fmt: skip
+    async with asyncio.timeout(WAIT_SECONDS):
+        await app.api(scope, receive, send)
+    assert app.long_ways == 1
+    assert (b"x-stream-starts-after", b"1") in sent[0]["headers"]
+
+
+async def test_a_key_is_looked_at_on_the_short_way_too(
+    live: LiveServer, ended: tuple[str, str]
+) -> None:
+    _, secret = await live.context.records.keys.create(DEFAULT_TENANT, "ours")
+    _, theirs = await live.context.records.keys.create(OTHER_TENANT, "theirs")
+    app, path = App(live), f"/v1/runs/{ended[1]}/stream"
+    statuses = []
+    for key in (secret, "rk_wrong", theirs):
+        headers = [*USUAL, (b"authorization", f"Bearer {key}".encode())]
+        answer = await app.asked(path=path, headers=headers)
+        statuses.append((answer[0]["status"], app.long_ways))
+    assert statuses == [(200, 0), (401, 1), (404, 2)]
+
+
+class Recorded:
+    """A transport whose writes are noted."""
+
+    def __init__(self, transport: Any, writes: list[bytes]) -> None:
+        self._transport = transport
+        self._writes = writes
+
+    def write(self, data: bytes) -> None:
+        self._writes.append(bytes(data))
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What the server writes to its connections, write by write."""
+    writes: list[bytes] = []
+    connection_made = StreamProtocol.connection_made
+
+    def noted(protocol: StreamProtocol, transport: Any) -> None:
+        recorded: Any = Recorded(transport, writes)
+        connection_made(protocol, recorded)
+
+    monkeypatch.setattr(StreamProtocol, "connection_made", noted)
+    return writes
+
+
+async def test_the_end_of_an_ended_run_is_one_write_from_the_head_to_the_last_chunk(
+    live: LiveServer, ended: tuple[str, str], writes: list[bytes]
+) -> None:
+    reader, writer = await asyncio.open_connection(*live.address)
+    path = f"/v1/runs/{ended[1]}/stream"
+    for cursor in (0, 1, 10**6):
+        body = b'{"starting_after":%d}' % cursor
+        writer.write(
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        async with asyncio.timeout(WAIT_SECONDS):
+            answer = await reader.readuntil(b"\r\n0\r\n\r\n")
+        assert writes == [answer]
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        writes.clear()
+    writer.close()
+
+
+async def test_the_head_of_a_silent_run_does_not_wait_for_its_next_event(live: LiveServer) -> None:
+    agent, conversation = await new_threads(live)
+    run = await live.held_run(agent, conversation, "[chunks=4]", after=2)
+    async with live.stream(f"/v1/runs/{run}/stream", {}) as stream:
+        seen = 0
+        while seen < 2:
+            frame = await stream.next()
+            seen = frame.event["seq_id"]
+    body = {"starting_after": seen}
+    async with live.stream(f"/v1/runs/{run}/stream", body) as stream:
+        assert stream.headers["x-stream-starts-after"] == str(seen)
+    await live.ended(run)
