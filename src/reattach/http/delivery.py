@@ -250,6 +250,14 @@ class KeptDelivery(Delivery):
             asyncio.get_running_loop().call_soon(self._pour)
 
     def _pour(self) -> None:
+        try:
+            self._pour_what_is_there()
+        except Exception:
+            logger.exception("reader cut off", run_id=self._target.run_id)
+            self.gone = True
+            self._task = asyncio.get_running_loop().create_task(self._go_on())
+
+    def _pour_what_is_there(self) -> None:
         following, poured_bytes = self.following, 0
         while not self._must_wait():
             if not self._connection.has_room():
