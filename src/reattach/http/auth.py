@@ -53,7 +53,7 @@ class Authenticator:
         self._clock = clock
         self._may_be_open = may_be_open
         self._open_until = 0.0
-        self._own_host = ""
+        self._own_host: str | None = None
         """The name of this machine that was last used; to read it costs more than all else."""
         self._known = _Remembered()
         self._unknown = _Remembered()  # apart, so that guesses do not drive the known ones out
