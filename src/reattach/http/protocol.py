@@ -20,6 +20,8 @@ from reattach.http.delivery import CONNECTION_EXTENSION, Connection
 from reattach.limits import MAX_HEAD_BYTES
 
 _LAST_CHUNK: Final = b"0\r\n\r\n"
+_LARGE_BYTES: Final = 16 * 1024
+"""A body of which a copy takes longer than a write in three pieces."""
 _UNREADABLE: Final = "This is not an HTTP/1.1 request that can be read. Nothing was done."
 _TOO_LARGE: Final = f"The URL and headers of a request may have {MAX_HEAD_BYTES} bytes together."
 
@@ -169,7 +171,10 @@ class _Lent:
         transport = self._protocol.transport
         if transport.is_closing():
             return
-        if self._head:
+        if len(body) >= _LARGE_BYTES:
+            transport.writelines((b"%b%x\r\n" % (self._head, len(body)), body, b"\r\n"))
+            self._head = b""
+        elif self._head:
             transport.write(self._head + _chunk(body))
             self._head = b""
         else:

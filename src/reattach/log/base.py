@@ -133,6 +133,13 @@ class Log(ABC):
         task.add_done_callback(tell)
         return task
 
+    def after_turn(self, call: Callable[[], None]) -> None:
+        """Call it when this turn of the event loop is over, for a ``submit`` of all it brought.
+
+        What many submit then shares its way to the store. ``call`` may not raise.
+        """
+        asyncio.get_running_loop().call_soon(call)
+
     @abstractmethod
     async def head(self, run_id: str) -> Head:
         """The present extent of the log."""

@@ -35,13 +35,20 @@ class Herald:
         if not self._noted:
             rest_seconds = self._rests_until - time.monotonic()
             if rest_seconds > 0:
-                self._loop.call_later(rest_seconds, self._tell)
+                self._loop.call_later(rest_seconds, self._begin)
             else:
-                self._loop.call_soon(self._tell)
+                self._loop.call_soon(self._begin)
         self._noted[told] = None
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Begin the round now, unless there is a rest: for one who has noted all that there is."""
+        if time.monotonic() >= self._rests_until:
+            self._begin()
+
+    def _begin(self) -> None:
         noted, self._noted = self._noted, {}
+        if not noted:
+            return
         begin = time.monotonic()
         for told in noted:
             told.tell()

@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from os import PathLike, fspath
@@ -204,6 +204,10 @@ class SqliteLog(Log):
         self._submit(Operation(run, Append(run.number, first_seq, frames, close), done))
         return None
 
+    @override
+    def after_turn(self, call: Callable[[], None]) -> None:
+        self._writer.after_turn(call)
+
     async def head(self, run_id: str) -> Head:
         return (await self._get(run_id)).head
 
@@ -384,6 +388,7 @@ class SqliteLog(Log):
                     self._compaction.note_run(run)
             else:
                 self._keep_if_closed(run)
+        self._herald.tell()
         for operation in operations:
             operation.end(None)
 

@@ -62,15 +62,33 @@ class Writer:
         self._on_failed = on_failed
         self._submitted: list[Operation] = []
         """What the thread has not been given yet: waking it for each would cost more than they."""
+        self._calls: list[Callable[[], None]] = []
+        self._is_turn_ending = False
         self._queue: SimpleQueue[list[Operation] | _Job | _Stop] = SimpleQueue()
         self._resumed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reattach-log-writer", daemon=True)
         self._thread.start()
 
     def submit(self, operation: Operation) -> None:
-        if not self._submitted:
-            self._loop.call_soon(self._hand_over)
+        self._end_turn_soon()
         self._submitted.append(operation)
+
+    def after_turn(self, call: Callable[[], None]) -> None:
+        """Call it when this turn is over, before the thread is given what was submitted."""
+        self._end_turn_soon()
+        self._calls.append(call)
+
+    def _end_turn_soon(self) -> None:
+        if not self._is_turn_ending:
+            self._is_turn_ending = True
+            self._loop.call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call()
+        self._is_turn_ending = False
+        self._hand_over()
 
     async def perform(self, work: Work, *, in_transaction: bool = True) -> object:
         """Do ``work`` on the connection after what was submitted before; raises what it raises.

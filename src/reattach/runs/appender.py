@@ -124,7 +124,7 @@ class Appender:
             self._total_bytes += len(frame)
         if not self._busy:
             self._busy = True
-            self._loop.call_soon(self._append)
+            self._log.after_turn(self._append)
 
     def _append(self) -> None:
         if self._abandoned:
