@@ -21,7 +21,7 @@ Work = Literal["replay", "replay from a cursor", "live", "idle", "storm"]
 READING: Final[frozenset[Work]] = frozenset(["replay", "replay from a cursor", "live"])
 """What whoever keeps a stream can do: give it from its start, from within, and as it grows."""
 
-ENDINGS_PER_SECOND = 50
+ENDINGS_PER_SECOND = 200
 
 ROOT = Path(__file__).parents[1]
 

@@ -31,22 +31,22 @@ def test_a_real_answer_that_was_cut_twice_is_whole_after_resuming(
 ) -> None:
     place = with_local_model
 
-    def cut_at_20_and_30(chunk: Any) -> None:
-        if chunk.seq_id in {20, 30}:
+    def cut_early_and_again(chunk: Any) -> None:
+        if chunk.seq_id in {6, 12}:
             relay.cut()
 
     reader.read(
         lambda: reader.send(place, "Name ten animals, with a sentence about each of them."),
-        cut_at_20_and_30,
+        cut_early_and_again,
     )
     assert reader.broken is not None
-    reader.read(lambda: reader.resume(place), cut_at_20_and_30)
+    reader.read(lambda: reader.resume(place), cut_early_and_again)
     reader.read(lambda: reader.resume(place, run_id=None, otid=place.otid))
     assert reader.error is None
     assert reader.complete
     assert reader.joined == place.replay(reader.run_id)
     assert_one_whole_run(reader.joined)
     assert reader.text == place.text()
-    assert len(reader.text.split()) > 20
+    assert len(reader.text.split()) > 5
     assert reader.chunks[-2].stop_reason in {"end_turn", "max_tokens_exceeded"}
     assert reader.sdk.runs.retrieve(reader.run_id).stop_reason == reader.chunks[-2].stop_reason

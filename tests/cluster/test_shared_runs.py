@@ -105,7 +105,7 @@ async def test_a_resume_by_otid_finds_the_run_in_the_records_where_the_log_does_
     target = await other.runs.target_by_otid(DEFAULT_TENANT, "mine")
     async with Reader(other.runs, target) as reader:
         await reader.until_seq(1)
-    assert other.faults.calls["runs.newest_by_otid"] == 1
+    assert other.faults.calls["runs.target_by_otid"] == 1
 
 
 @pytest.mark.promise("S5", "P4")

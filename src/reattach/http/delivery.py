@@ -3,6 +3,7 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import structlog
@@ -61,25 +62,23 @@ class Connection(Protocol):
         """Call it once when the other side is gone, or at once if it is; None calls nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be brought, and how patiently."""
+
+    runs: RunService
+    target: Target
+    clock: Clock
+    stall_seconds: float
+
+
 class Delivery(ABC):
     """Brings what ``following`` gives to one reader: events, the ends of its silence, the end."""
 
-    __slots__ = (
-        "_clock", "_ending_told", "_runs", "_stall_seconds", "_target", "following", "gone",
-    )  # fmt: skip
+    __slots__ = ("_ending_told", "_order", "following", "gone")
 
-    def __init__(
-        self,
-        runs: RunService,
-        target: Target,
-        clock: Clock,
-        following: Following,
-        stall_seconds: float,
-    ) -> None:
-        self._runs = runs
-        self._target = target
-        self._clock = clock
-        self._stall_seconds = stall_seconds
+    def __init__(self, order: Order, following: Following) -> None:
+        self._order = order
         self._ending_told = False
         self.following = following
         self.gone = False
@@ -127,7 +126,7 @@ class Delivery(ABC):
     async def _is_ending_told(self) -> bool:
         # Asked once: when the last events are out the worker is gone, and the record would be read.
         if not self._ending_told:
-            self._ending_told = await self._runs.ending_told(self._target)
+            self._ending_told = await self._order.runs.ending_told(self._order.target)
         return self._ending_told
 
     async def _done(self) -> bool:
@@ -136,7 +135,10 @@ class Delivery(ABC):
 
     def _keepalive(self) -> bytes:
         return letta.keepalive(
-            f"ping-{new_uuid()}", self._clock.now(), self.following.cursor, self._target.run_id
+            f"ping-{new_uuid()}",
+            self._order.clock.now(),
+            self.following.cursor,
+            self._order.target.run_id,
         )
 
     async def _send(self, body: bytes) -> bool:
@@ -144,13 +146,13 @@ class Delivery(ABC):
         try:
             await self._write(body)
         except TimeoutError:
-            return self._cut_off(f"took nothing for {self._stall_seconds} seconds")
+            return self._cut_off(f"took nothing for {self._order.stall_seconds} seconds")
         self.following.keepalive_due = False
         self.following.quiet_since = asyncio.get_running_loop().time()
         return True
 
     def _cut_off(self, reason: str) -> bool:
-        logger.info("reader cut off", run_id=self._target.run_id, reason=reason)
+        logger.info("reader cut off", run_id=self._order.target.run_id, reason=reason)
         return False
 
 
@@ -159,16 +161,8 @@ class AsgiDelivery(Delivery):
 
     __slots__ = ("_asgi_send", "_woken")
 
-    def __init__(
-        self,
-        runs: RunService,
-        target: Target,
-        clock: Clock,
-        following: Following,
-        stall_seconds: float,
-        send: Send,
-    ) -> None:
-        super().__init__(runs, target, clock, following, stall_seconds)
+    def __init__(self, order: Order, following: Following, send: Send) -> None:
+        super().__init__(order, following)
         self._asgi_send = send
         self._woken = asyncio.Event()
 
@@ -188,7 +182,7 @@ class AsgiDelivery(Delivery):
 
     @override
     async def _write(self, body: bytes) -> None:
-        async with asyncio.timeout(self._stall_seconds):
+        async with asyncio.timeout(self._order.stall_seconds):
             await self._asgi_send({"type": "http.response.body", "body": body, "more_body": True})
 
 
@@ -206,15 +200,12 @@ class KeptDelivery(Delivery):
 
     def __init__(
         self,
-        runs: RunService,
-        target: Target,
-        clock: Clock,
+        order: Order,
         following: Following,
-        stall_seconds: float,
         connection: Connection,
         leave: Callable[[], Coroutine[Any, Any, object]],
     ) -> None:
-        super().__init__(runs, target, clock, following, stall_seconds)
+        super().__init__(order, following)
         self._connection = connection
         self._leave = leave
         self._busy = True
@@ -253,7 +244,7 @@ class KeptDelivery(Delivery):
         try:
             self._pour_what_is_there()
         except Exception:
-            logger.exception("reader cut off", run_id=self._target.run_id)
+            logger.exception("reader cut off", run_id=self._order.target.run_id)
             self.gone = True
             self._task = asyncio.get_running_loop().create_task(self._go_on())
 
@@ -290,7 +281,7 @@ class KeptDelivery(Delivery):
             or following.keepalive_due
             or following.released
             or following.failure is not None
-            or (following.closed and self._target.status.is_active)
+            or (following.closed and self._order.target.status.is_active)
         )
 
     def _rest(self, *, sent: bool) -> None:
@@ -306,7 +297,7 @@ class KeptDelivery(Delivery):
         try:
             complete = await self._advance_until_idle()
         except Exception:
-            logger.exception("reader cut off", run_id=self._target.run_id)
+            logger.exception("reader cut off", run_id=self._order.target.run_id)
         finally:
             if complete is None:
                 self._task = None
@@ -346,7 +337,7 @@ class KeptDelivery(Delivery):
         try:
             await self._room()
         except TimeoutError:
-            return self._cut_off(f"took nothing for {self._stall_seconds} seconds")
+            return self._cut_off(f"took nothing for {self._order.stall_seconds} seconds")
         return not self.gone  # It goes out in one piece with the end of the body.
 
     async def _room(self) -> None:
@@ -367,7 +358,7 @@ class KeptDelivery(Delivery):
 
     def _watch_stall(self) -> None:
         loop = asyncio.get_running_loop()
-        self._stall = loop.call_later(self._stall_seconds, self._look_whether_it_takes)
+        self._stall = loop.call_later(self._order.stall_seconds, self._look_whether_it_takes)
 
     def _look_whether_it_takes(self) -> None:
         before_bytes, self._untaken_bytes = self._untaken_bytes, self._connection.untaken_bytes()

@@ -22,6 +22,7 @@ from reattach.http.delivery import (
     AsgiDelivery,
     Connection,
     KeptDelivery,
+    Order,
 )
 from reattach.http.errors import error_response
 from reattach.limits import REPLAY_SLICE_EVENTS
@@ -64,13 +65,10 @@ class RunStream(Response):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self._runs = runs
-        self._target = target
-        self._clock = clock
+        self._order = Order(runs, target, clock, stall_seconds)
         self._cursor = cursor
         self._max_events = max_events
         self._include_pings = include_pings
-        self._stall_seconds = stall_seconds
         self._more_headers = [
             (name.encode("latin-1"), value.encode("latin-1"))
             for name, value in (headers or {}).items()
@@ -90,16 +88,17 @@ class RunStream(Response):
     ) -> ReattachError | None:
         """Stream, with ``headers`` after all others; or return why not, with nothing sent."""
         self._more_headers += headers
+        order = self._order
         connection: Connection | None = scope.get("extensions", {}).get(CONNECTION_EXTENSION)
         if connection is not None and connection.has_room():
-            rest = self._runs.rest(self._target, self._cursor, max_events=self._max_events)
+            rest = order.runs.rest(order.target, self._cursor, max_events=self._max_events)
             if rest is not None:
                 await connection.begin(send, self._start(rest.first_seq - 1))
                 connection.finish(rest.frames, DONE)
                 return None
         try:
-            following = await self._runs.follow(
-                self._target, self._cursor, max_events=self._max_events
+            following = await order.runs.follow(
+                order.target, self._cursor, max_events=self._max_events
             )
         except ReattachError as error:
             return error
@@ -109,8 +108,10 @@ class RunStream(Response):
     async def _deliver(
         self, following: Following, connection: Connection | None, receive: Receive, send: Send
     ) -> None:
+        watch = self._order.runs.watch
+
         async def leave() -> None:
-            self._runs.watch.remove(following)
+            watch.remove(following)
             await following.aclose()
 
         try:
@@ -119,20 +120,17 @@ class RunStream(Response):
         except BaseException:
             await following.aclose()
             raise
-        self._runs.watch.add(following, pings=self._include_pings)
+        watch.add(following, pings=self._include_pings)
         if connection is not None:
-            KeptDelivery(*self._parts(following), connection, leave).begin()
+            KeptDelivery(self._order, following, connection, leave).begin()
             return
         try:
             await self._stream(following, receive, send)
         finally:
             await leave()
 
-    def _parts(self, following: Following) -> tuple[RunService, Target, Clock, Following, float]:
-        return self._runs, self._target, self._clock, following, self._stall_seconds
-
     async def _stream(self, following: Following, receive: Receive, send: Send) -> None:
-        delivery = AsgiDelivery(*self._parts(following), send)
+        delivery = AsgiDelivery(self._order, following, send)
         async with _noticing(receive, delivery):
             complete = await delivery.to_end()
         if complete:
@@ -140,12 +138,12 @@ class RunStream(Response):
         # Else the server sees a response that was left off, and drops the connection.
 
     def _start(self, cursor: int) -> dict[str, object]:
-        status = self._target.status
+        status = self._order.target.status
         if status is RunStatus.CREATED:  # Its log is open by now.
             status = RunStatus.RUNNING
         headers = [
             *_HEADERS,
-            (b"x-run-id", self._target.run_id.encode("latin-1")),
+            (b"x-run-id", self._order.target.run_id.encode("latin-1")),
             (b"x-run-status", status.value.encode("latin-1")),
             (b"x-stream-starts-after", b"%d" % cursor),
             *self._more_headers,
