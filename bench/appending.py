@@ -15,6 +15,7 @@ import uvloop
 from bench.frames import FrameMaker
 from bench.schedule import Ticker
 from reattach.ids import new_run_id
+from reattach.interpreter import settle
 from reattach.log.base import Log
 from reattach.log.open import open_log
 
@@ -106,4 +107,5 @@ async def main(url: str, runs: int, per_second: float, seconds: float) -> None:
 
 
 if __name__ == "__main__":
+    settle()
     uvloop.run(main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])))

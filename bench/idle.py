@@ -14,7 +14,7 @@ from bench.rounds import Measurement, Turn, interleaved
 
 READERS, QUICK_READERS = (1000, 10_000), (300,)
 RUNS, QUICK_RUNS = 100, 10
-PING_SECONDS, QUICK_PING_SECONDS = 15.0, 2.0
+PING_SECONDS, QUICK_PING_SECONDS = 40.0, 2.0
 SILENT_SECONDS, QUICK_SILENT_SECONDS = 10.0, 1.0
 """Within the time in which no ping is due."""
 OPENINGS_PER_SECOND = 500

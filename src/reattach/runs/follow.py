@@ -221,7 +221,8 @@ class Watch:
         while self._readers:
             await asyncio.sleep(self._tick_seconds)
             now = loop.time()
-            due_before = now - self._interval_seconds
+            # A tick too early rather than too late: what cuts silent connections counts too.
+            due_before = now - self._interval_seconds + self._tick_seconds
             for following in self._readers:
                 if following.has_more:
                     following.wake()
