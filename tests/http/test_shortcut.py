@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from reattach.http.app import Api, create_app
 from reattach.http.protocol import StreamProtocol
 from reattach.ids import DEFAULT_TENANT, new_run_id
 from tests.http.conftest import OTHER_TENANT
-from tests.http.live import WAIT_SECONDS, LiveServer, new_threads
+from tests.http.live import WAIT_SECONDS, LiveServer, listening, new_threads
 
 USUAL = ((b"host", b"localhost"), (b"content-type", b"application/json"))
 
@@ -60,6 +61,10 @@ def app(live: LiveServer) -> App:
 
 @pytest.fixture
 async def ended(live: LiveServer) -> tuple[str, str]:
+    return await ended_run(live)
+
+
+async def ended_run(live: LiveServer) -> tuple[str, str]:
     """A conversation and a run of it that has ended."""
     agent, conversation = await new_threads(live)
     live.gates.open(agent)
@@ -158,17 +163,17 @@ async def test_a_body_that_comes_in_pieces_goes_the_long_way(
     assert (b"x-stream-starts-after", b"1") in sent[0]["headers"]
 
 
-async def test_a_key_is_looked_at_on_the_short_way_too(
-    live: LiveServer, ended: tuple[str, str]
-) -> None:
-    _, secret = await live.context.records.keys.create(DEFAULT_TENANT, "ours")
-    _, theirs = await live.context.records.keys.create(OTHER_TENANT, "theirs")
-    app, path = App(live), f"/v1/runs/{ended[1]}/stream"
+async def test_a_key_is_looked_at_on_the_short_way_too(tmp_path: Path) -> None:
     statuses = []
-    for key in (secret, "rk_wrong", theirs):
-        headers = [*USUAL, (b"authorization", f"Bearer {key}".encode())]
-        answer = await app.asked(path=path, headers=headers)
-        statuses.append((answer[0]["status"], app.long_ways))
+    async with listening(tmp_path) as own:  # The others' server has no keys, and is open.
+        _, run = await ended_run(own)
+        _, secret = await own.context.records.keys.create(DEFAULT_TENANT, "ours")
+        _, theirs = await own.context.records.keys.create(OTHER_TENANT, "theirs")
+        app = App(own)
+        for key in (secret, "rk_wrong", theirs):
+            headers = [*USUAL, (b"authorization", f"Bearer {key}".encode())]
+            answer = await app.asked(path=f"/v1/runs/{run}/stream", headers=headers)
+            statuses.append((answer[0]["status"], app.long_ways))
     assert statuses == [(200, 0), (401, 1), (404, 2)]
 
 
