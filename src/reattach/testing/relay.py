@@ -173,6 +173,9 @@ class Relay(Closing):
                 self._pass_on(sink, data, number)
                 if is_last:
                     self.cut()
+                    # Another cut may have these in hand, not reset yet: what follows has a gap.
+                    self._drop(source, sink)
+                    return
             sink.shutdown(socket.SHUT_WR)
         except OSError:
             self._drop(source, sink)  # which also ends the other way
