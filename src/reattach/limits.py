@@ -42,6 +42,10 @@ ACCEPT_PAUSE_SECONDS: Final = 1.0
 
 # Time.
 
+IDLE_CONNECTION_SECONDS: Final = 125
+"""How long a connection without a request is kept. Longer than clients keep theirs (httpx 5 s, Go
+90 s, Caddy 120 s), since a POST on one that closes at that moment is lost."""
+
 CLOSE_SECONDS: Final = 5
 """How long open connections may take to finish once every run has ended."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from reattach.http.protocol import StreamProtocol
 from tests.http.live import WAIT_SECONDS, LiveServer, joined, told
 
 JSON_HEAD = b"Host: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -196,6 +197,26 @@ async def test_connections_that_come_and_go_leave_the_server_as_it_was(live: Liv
     for sent in (b"", b"P", request("/v1/runs/run-1/stream")[:40]):
         await asyncio.gather(*(come_and_go(sent) for _ in range(100)))
     assert (await live.got("/v1/health/"))["status"] == "ok"
+
+
+async def test_an_idle_connection_is_kept_longer_than_clients_keep_theirs(
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = asyncio.Event()
+    kept_seconds = []
+    on_response_complete = StreamProtocol.on_response_complete
+
+    def noted(protocol: StreamProtocol) -> None:
+        on_response_complete(protocol)
+        closing = protocol.timeout_keep_alive_task
+        assert closing is not None
+        kept_seconds.append(closing.when() - protocol.loop.time())
+        answered.set()
+
+    monkeypatch.setattr(StreamProtocol, "on_response_complete", noted)
+    await live.got("/v1/health/")
+    await asyncio.wait_for(answered.wait(), WAIT_SECONDS)
+    assert min(kept_seconds) > 120
 
 
 @pytest.mark.parametrize("announced", [True, False])

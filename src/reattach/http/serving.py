@@ -19,7 +19,12 @@ from reattach.http.assembly import assembled
 from reattach.http.auth import is_loopback
 from reattach.http.context import Context
 from reattach.http.protocol import StreamProtocol
-from reattach.limits import CLOSE_SECONDS, LISTEN_BACKLOG, SEND_BUFFER_BYTES
+from reattach.limits import (
+    CLOSE_SECONDS,
+    IDLE_CONNECTION_SECONDS,
+    LISTEN_BACKLOG,
+    SEND_BUFFER_BYTES,
+)
 from reattach.settings import Settings
 
 logger = structlog.get_logger(__name__)
@@ -137,6 +142,7 @@ class _Server(uvicorn.Server):
                 lifespan="off",
                 log_config=None,
                 access_log=False,
+                timeout_keep_alive=IDLE_CONNECTION_SECONDS,
                 timeout_graceful_shutdown=CLOSE_SECONDS,
                 backlog=LISTEN_BACKLOG,
                 server_header=False,
