@@ -33,20 +33,24 @@ class App:
         self.long_ways += 1
         await self._routed(*asgi)
 
-    async def asked(self, body: bytes = b"{}", **scope: Any) -> list[Message]:
-        """All messages of the answer."""
-        given: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    async def asked(self, body: bytes = b"{}", *more: bytes, **scope: Any) -> list[Message]:
+        """All messages of the answer to a body that may come in several pieces."""
+        pieces = (body, *more)
+        given: list[Message] = [
+            {"type": "http.request", "body": piece, "more_body": place < len(pieces)}
+            for place, piece in enumerate(pieces, 1)
+        ]
         sent: list[Message] = []
 
         async def receive() -> Message:
             if not given:
                 await asyncio.Event().wait()
-            return given.pop()
+            return given.pop(0)
 
         async def send(message: Message) -> None:
             sent.append(message)
 
-        headers = [*scope.pop("headers", USUAL), (b"content-length", b"%d" % len(body))]
+        headers = [*scope.pop("headers", USUAL), (b"content-length", b"%d" % sum(map(len, pieces)))]
         whole = {"type": "http", "method": "POST", "query_string": b"", "root_path": "",
                  "http_version": "1.1", "scheme": "http", "headers": headers, **scope}  # fmt: skip
         async with asyncio.timeout(WAIT_SECONDS):
@@ -141,24 +145,8 @@ async def test_what_is_unusual_goes_the_long_way_whole(
 async def test_a_body_that_comes_in_pieces_goes_the_long_way(
     app: App, ended: tuple[str, str]
 ) -> None:
-    pieces: list[Message] = [
-        {"type": "http.request", "body": b"1}", "more_body": False},
-        {"type": "http.request", "body": b'{"starting_after": ', "more_body": True},
-    ]
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        if not pieces:
-            await asyncio.Event().wait()
-        return pieces.pop()
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": "POST", "path": f"/v1/runs/{ended[1]}/stream",
-             "query_string": b"", "headers": [*USUAL, (b"content-length", b"21")]}  # fmt: skip
-    async with asyncio.timeout(WAIT_SECONDS):
-        await app.api(scope, receive, send)
+    path = f"/v1/runs/{ended[1]}/stream"
+    sent = await app.asked(b'{"starting_after": ', b"1}", path=path)
     assert app.long_ways == 1
     assert (b"x-stream-starts-after", b"1") in sent[0]["headers"]
 

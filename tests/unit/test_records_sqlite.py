@@ -178,13 +178,13 @@ async def test_a_look_up_that_can_not_be_done_at_once_is_done_in_a_thread(
     asked = Glance(select(literal("found").label("it")))
     assert await database.glance(asked) == [["found"]]
     visits = []
-    rows = sqlite.Lookups.rows
+    done = sqlite.Transactions.done
 
-    async def noted(self: sqlite.Lookups, *asked: Any) -> Any:
-        visits.append(asked)
-        return await rows(self, *asked)
+    def noted(self: sqlite.Transactions, work: Any) -> Any:
+        visits.append(work)
+        return done(self, work)
 
-    monkeypatch.setattr(sqlite.Lookups, "rows", noted)
+    monkeypatch.setattr(sqlite.Transactions, "done", noted)
     assert await database.glance(asked) == [["found"]]
     assert visits == []
     monkeypatch.setattr(database, "_glances", Locked())

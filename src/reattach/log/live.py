@@ -56,7 +56,6 @@ class LiveRun:
         "first_seq",
         "folded_seq",
         "followers",
-        "herald",
         "in_flight",
         "number",
         "run_id",
@@ -70,7 +69,6 @@ class LiveRun:
         self.number = number
         self.run_id = run_id
         self.token = token
-        self.herald = herald
         self.tail = Tail(first_seq, herald)
         self.first_seq = first_seq
         self.created = False
@@ -133,6 +131,16 @@ class LiveRun:
         self.expected_last_seq = self.tail.last_seq
         self.expected_closed = self.tail.closed
 
+    def takes(self, token: int, first_seq: int) -> bool:
+        """Whether the bearer of ``token`` may append from ``first_seq`` on, as is expected."""
+        return (
+            self.created
+            and not self.deleting
+            and token >= self.expected_token
+            and first_seq == self.expected_last_seq + 1
+            and not self.expected_closed
+        )
+
     def apply(self, record: Record) -> bool:
         """Take in what the disk has now; whether that was new.
 
@@ -171,7 +179,7 @@ class LiveRun:
         if first_seq > self.first_seq:
             self.first_seq = first_seq
             self.tail.fail(LogLostError(self.run_id, self.tail.last_seq))
-            self.tail = Tail(first_seq, self.herald)
+            self.tail = self.tail.anew(first_seq)
         return is_new
 
     def note_row(self, row: int) -> bool:

@@ -49,7 +49,6 @@ class LocalRun:
         "channel",
         "followers",
         "heard_seq",
-        "herald",
         "is_behind",
         "is_followed_closely",
         "joining",
@@ -63,8 +62,7 @@ class LocalRun:
     def __init__(self, run_id: str, channel: bytes, herald: Herald) -> None:
         self.run_id = run_id
         self.channel = channel
-        self.herald = herald
-        self.tail = Tail()
+        self.tail = Tail(herald=herald)
         self.followers = 0
         self._joined = False
         self.joining: asyncio.Task[None] | None = None
@@ -104,7 +102,7 @@ class LocalRun:
 
     def join(self, first_seq: int, token: int) -> None:
         """From now on the tail stands for the log, from ``first_seq`` on."""
-        self.tail = Tail(first_seq, self.herald)
+        self.tail = self.tail.anew(first_seq)
         self.token = token
         self._joined = True
 

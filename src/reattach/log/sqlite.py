@@ -166,13 +166,14 @@ class SqliteLog(Log):
         if not frames and not close:
             raise ValueError("An append without frames must close the log.")
         run = self._runs.get(run_id) or await self._get(run_id)
+        if run.takes(token, first_seq):
+            await self._write(run, Append(run.number, first_seq, tuple(frames), close))
+            return
         if run.deleting or not run.created:
             raise _not_found(run_id)
         if token < run.expected_token:
             raise _fenced(run_id, token)
-        if first_seq == run.expected_last_seq + 1 and not run.expected_closed:
-            await self._write(run, Append(run.number, first_seq, tuple(frames), close))
-        elif await self._is_repetition(run, first_seq, frames, close):
+        if await self._is_repetition(run, first_seq, frames, close):
             await self._settled(run)
         elif run.expected_closed:
             raise LogClosedError(f"{run_id} is closed.")
@@ -191,15 +192,7 @@ class SqliteLog(Log):
         done: Done,
     ) -> "asyncio.Task[None] | None":
         run = self._runs.get(run_id)
-        if (
-            run is None
-            or run.deleting
-            or not run.created
-            or token < run.expected_token
-            or first_seq != run.expected_last_seq + 1
-            or run.expected_closed
-            or not (frames or close)
-        ):
+        if run is None or not run.takes(token, first_seq) or not (frames or close):
             return super().submit(run_id, token, first_seq, frames, close=close, done=done)
         self._submit(Operation(run, Append(run.number, first_seq, frames, close), done))
         return None

@@ -47,6 +47,10 @@ class Tail:
         """What ``latest`` gives to most, until there are more frames."""
         self._listeners: set[Callable[[], None]] = set()
 
+    def anew(self, first_seq: int) -> "Tail":
+        """An empty tail from ``first_seq`` on, whose listeners are told as those of this one."""
+        return Tail(first_seq, self._herald)
+
     @property
     def last_seq(self) -> int:
         return self.first_seq + len(self._ends) - 1

@@ -6,7 +6,7 @@ own: ``sqlite``, ``postgresql``.
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
@@ -69,13 +69,11 @@ class Database:
         writes: int,
         reads: int,
         turn_seconds: float,
-        lookups: sqlite.Lookups | None = None,
         reading: sqlite.Transactions | None = None,
         writing: sqlite.Transactions | None = None,
         glances: sqlite3.Connection | None = None,
     ):
         self.address = address
-        self._lookups = lookups
         self._reading = reading
         self._writing = writing
         self._glances = glances
@@ -134,7 +132,6 @@ class Database:
             writes=sqlite.WRITERS,
             reads=sqlite.READERS,
             turn_seconds=sqlite.TURN_SECONDS,
-            lookups=sqlite.Lookups(address, durability),
             reading=sqlite.reading(address, durability),
             writing=sqlite.writing(address, durability),
             glances=sqlite.glances(address, durability),
@@ -151,17 +148,11 @@ class Database:
         return self._transaction(self._writer, self._write_turns)
 
     async def rows(self, statement: Executable, **values: object) -> Sequence[RowMapping]:
-        """All rows of one statement, as a read of its own would give them, and sooner.
+        """All rows of one statement, which is a read of its own.
 
         ``values`` are those of its parameters: a statement costs more to build than to run.
         """
-        if self._lookups is None:
-            async with self.read() as connection:
-                return (await connection.execute(statement, values)).mappings().all()
-        with failures_told():
-            self._require_open()
-            async with asyncio.timeout(self._turn_seconds):
-                return await self._lookups.rows(statement, values)
+        return await self.in_read(_rows, statement, values)
 
     async def in_read(
         self,
@@ -231,7 +222,7 @@ class Database:
         # An engine forgets the connections that are in use when it is disposed of.
         for turns in self._all_turns:
             await turns.acquire()
-        for threads in (self._lookups, self._reading, self._writing):
+        for threads in (self._reading, self._writing):
             if threads is not None:
                 await threads.aclose()
         if self._glances is not None:
@@ -302,6 +293,12 @@ def _upgrade(address: URL) -> Upgrade:
         before = migrations.revision(connection)
         migrations.upgrade(connection)
     return Upgrade(before, migrations.HEAD)
+
+
+def _rows(
+    connection: Connection, statement: Executable, values: Mapping[str, object]
+) -> Sequence[RowMapping]:
+    return connection.execute(statement, values).mappings().all()
 
 
 class _SteadyConnection(AsyncConnection):

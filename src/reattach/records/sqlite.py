@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Final, Literal, TypeVar, cast
@@ -12,9 +12,7 @@ from sqlalchemy import (
     URL,
     Connection,
     Engine,
-    Executable,
     NullPool,
-    RowMapping,
     create_engine,
     event,
 )
@@ -42,8 +40,8 @@ READERS: Final = 4
 TURN_SECONDS: Final = 30.0
 """How long a transaction waits for those before it; then the file is too slow."""
 
-_LOOKUP_THREADS: Final = 2
-"""Threads for single statements that read; on one core more of them only wait for each other."""
+_READING_THREADS: Final = 2
+"""Threads for whole reads; on one core more of them only wait for each other."""
 
 _SYNCHRONOUS: Final = {"process": "NORMAL", "power": "FULL"}
 
@@ -71,38 +69,6 @@ def glances(url: URL, durability: Durability) -> sqlite3.Connection:
     connection = cast("sqlite3.Connection", borrowed.driver_connection)
     borrowed.detach()
     return connection
-
-
-class Lookups:
-    """Single statements that read, each a visit to a thread.
-
-    The asynchronous driver visits its thread ten times for a transaction of one statement, and a
-    visit costs more than the statement.
-    """
-
-    def __init__(self, url: URL, durability: Durability) -> None:
-        self._engine = _thread_engine(url, _LOOKUP_THREADS)
-        _set_up(self._engine, _pragmas(durability, query_only=True))
-        self._threads = ThreadPoolExecutor(_LOOKUP_THREADS, thread_name_prefix="reattach-lookup")
-
-    async def rows(
-        self, statement: Executable, values: Mapping[str, object]
-    ) -> Sequence[RowMapping]:
-        """All rows of the statement. Cancelled, it ends unheard."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._rows, statement, values
-        )
-
-    async def aclose(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, self._close)
-
-    def _rows(self, statement: Executable, values: Mapping[str, object]) -> Sequence[RowMapping]:
-        with self._engine.connect() as connection:
-            return connection.execute(statement, values).mappings().all()
-
-    def _close(self) -> None:
-        self._threads.shutdown()
-        self._engine.dispose()
 
 
 class Transactions:
@@ -143,7 +109,7 @@ def writing(url: URL, durability: Durability) -> Transactions:
 
 def reading(url: URL, durability: Durability) -> Transactions:
     """As ``readers``, for transactions that are one function."""
-    threads = _LOOKUP_THREADS
+    threads = _READING_THREADS
     return Transactions(url, durability, threads=threads, begin="BEGIN", query_only=True)
 
 

@@ -301,7 +301,7 @@ class RunService:
         worker = self._workers.get(target.run_id)
         if worker is not None:
             await worker.opened.wait()
-        give_up_at: float | None = None
+        give_up_at = self._clock.monotonic_seconds() + OPEN_WAIT_SECONDS
         while True:
             try:
                 return await follow(self.log, target.run_id, cursor, max_events=max_events)
@@ -310,9 +310,8 @@ class RunService:
             if not run.status.is_active:
                 raise self._expired(run)
             # Another process may be about to open it, or to end it because it was lost.
-            now = self._clock.monotonic_seconds()
-            give_up_at = give_up_at or now + OPEN_WAIT_SECONDS
-            if not self.ownership.shared or now >= give_up_at:
+            is_late = self._clock.monotonic_seconds() >= give_up_at
+            if not self.ownership.shared or is_late:
                 raise StoreUnavailableError(
                     f"The events of {run.id} can not be read at present. Try again in a moment."
                 )
