@@ -223,6 +223,19 @@ async def test_a_reader_whose_wake_up_was_lost_is_woken_by_the_watch() -> None:
         assert await rest(following) == FRAMES[1]
 
 
+@pytest.mark.promise("S8")
+async def test_a_reader_is_overlooked_only_if_it_stays_where_it_is_though_there_is_more() -> None:
+    log = await log_of(1, closed=False)
+    async with await follow(log, RUN, 1, max_events=1) as following:
+        assert [following.is_overlooked() for _ in range(2)] == [False, False]
+        await log.append(RUN, 1, 2, FRAMES[1:3])
+        assert [following.is_overlooked() for _ in range(3)] == [False, True, True]
+        assert (await following.read()).last_seq == 2
+        assert [following.is_overlooked() for _ in range(2)] == [False, True]
+        assert (await following.read()).last_seq == 3
+        assert [following.is_overlooked() for _ in range(2)] == [False, False]
+
+
 @pytest.mark.promise("S7")
 async def test_a_keepalive_is_due_after_silence_unless_a_write_is_under_way() -> None:
     log = await log_of(1, closed=False)

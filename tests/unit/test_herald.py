@@ -1,4 +1,4 @@
-"""When readers are told: at once, and together when telling takes long."""
+"""When listeners are told: at once, in turn, and once for all that happened meanwhile."""
 
 from __future__ import annotations
 
@@ -11,25 +11,8 @@ from reattach.log.herald import Herald
 from reattach.log.tail import Tail
 
 
-class Listening:
-    """Notes what it saw of a tail whenever it was told; each time takes ``seconds``."""
-
-    def __init__(self, tail: Tail, clock: Watchmaker, seconds: float = 0.0) -> None:
-        self.seen: list[int] = []
-        self.told = asyncio.Event()
-        self._tail = tail
-        self._clock = clock
-        self._seconds = seconds
-        tail.subscribe(self)
-
-    def __call__(self) -> None:
-        self.seen.append(self._tail.last_seq)
-        self.told.set()
-        self._clock.now += self._seconds
-
-
-class Watchmaker:
-    """The clock of the herald."""
+class Clock:
+    """The clock of the herald. To tell somebody takes a millisecond of it, and all else nothing."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -39,13 +22,38 @@ class Watchmaker:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Watchmaker:
-    clock = Watchmaker()
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
     monkeypatch.setattr(herald_module, "time", clock)
+    monkeypatch.setattr(herald_module, "_AT_ONCE", 1)
     return clock
 
 
-async def test_what_happens_in_one_turn_is_told_once_and_right_after_it(clock: Watchmaker) -> None:
+class Listening:
+    """Notes what it saw of a tail whenever it was told."""
+
+    def __init__(self, tail: Tail, clock: Clock) -> None:
+        self.seen: list[int] = []
+        self.tail = tail
+        self._clock = clock
+        tail.subscribe(self)
+
+    def __call__(self) -> None:
+        self.seen.append(self.tail.last_seq)
+        self._clock.now += 0.001
+
+
+async def herald_that_has_told(clock: Clock) -> Herald:
+    """One that has told somebody just now."""
+    herald = Herald()
+    tail = Tail(1, herald)
+    Listening(tail, clock)
+    tail.extend([b"a"])
+    await asyncio.sleep(0)
+    return herald
+
+
+async def test_what_happens_in_one_turn_is_told_once_and_right_after_it(clock: Clock) -> None:
     herald = Herald()
     tails = [Tail(1, herald), Tail(1, herald)]
     listening = [Listening(tail, clock) for tail in tails]
@@ -55,31 +63,52 @@ async def test_what_happens_in_one_turn_is_told_once_and_right_after_it(clock: W
     assert [one.seen for one in listening] == [[], []]
     await asyncio.sleep(0)
     assert [one.seen for one in listening] == [[2], [2]]
+    clock.now += 1.0
     tails[0].extend([b"c"], close=True)
     await asyncio.sleep(0)
     assert [one.seen for one in listening] == [[2, 3], [2]]
 
 
-async def test_a_round_that_took_long_is_followed_by_a_rest_in_which_events_gather(
-    clock: Watchmaker,
+async def test_of_many_a_few_are_told_in_a_turn_and_each_sees_all_that_there_is_by_then(
+    clock: Clock,
 ) -> None:
-    herald = Herald()
-    tail = Tail(1, herald)
-    slow = Listening(tail, clock, seconds=0.08)
-    tail.extend([b"a"])
-    await asyncio.sleep(0)
-    assert slow.seen == [1]
-    slow.told.clear()
-    for frame in b"b", b"c", b"d":
+    tail = Tail(1, await herald_that_has_told(clock))
+    listening = [Listening(tail, clock) for _ in range(3)]
+    for frame in b"a", b"b", b"c", b"d":
         tail.extend([frame])
         await asyncio.sleep(0)
-    assert slow.seen == [1], "it rests"
-    async with asyncio.timeout(20):
-        await slow.told.wait()
-    assert slow.seen == [1, 4]
+    assert [one.seen for one in listening] == [[1, 4], [2], [3]]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [one.seen for one in listening] == [[1, 4], [2, 4], [3, 4]]
 
 
-async def test_nobody_is_told_for_a_tail_that_nobody_listens_to(clock: Watchmaker) -> None:
+async def test_who_is_told_is_told_for_as_long_as_others_have_had_the_loop(clock: Clock) -> None:
+    tail = Tail(1, await herald_that_has_told(clock))
+    listening = [Listening(tail, clock) for _ in range(20)]
+    tail.extend([b"a"])
+    told = []
+    for others_ms in (0, 5, 0, 1, 2, 0):
+        clock.now += others_ms / 1000
+        await asyncio.sleep(0)
+        told.append(sum(len(one.seen) for one in listening))
+    assert told == [1, 6, 7, 8, 10, 11]
+
+
+async def test_one_who_has_news_all_the_time_takes_no_turn_from_the_others(clock: Clock) -> None:
+    herald = await herald_that_has_told(clock)
+    tails = [Tail(1, herald), Tail(1, herald)]
+    busy, quiet = [Listening(tail, clock) for tail in tails]
+    busy.tail.extend([b"a"])
+    quiet.tail.extend([b"a"])
+    for _ in range(2):
+        await asyncio.sleep(0)
+        busy.tail.extend([b"b"])
+    assert quiet.seen == [1]
+
+
+async def test_nobody_is_told_for_a_tail_that_nobody_listens_to(clock: Clock) -> None:
     herald = Herald()
     alone, other = Tail(1, herald), Tail(1, herald)
     listening = Listening(other, clock)
@@ -88,3 +117,14 @@ async def test_nobody_is_told_for_a_tail_that_nobody_listens_to(clock: Watchmake
     other.unsubscribe(listening)
     await asyncio.sleep(0)
     assert listening.seen == []
+
+
+async def test_one_whom_another_takes_away_in_its_turn_is_not_told(clock: Clock) -> None:
+    tail = Tail(1, Herald())
+    later = Listening(tail, clock)
+    tail.unsubscribe(later)
+    tail.subscribe(lambda: tail.unsubscribe(later))
+    tail.subscribe(later)
+    tail.extend([b"a"])
+    await asyncio.sleep(0)
+    assert later.seen == []

@@ -2,13 +2,13 @@
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
 from reattach.errors import ReattachError
 from reattach.limits import REPLAY_SLICE_BYTES, REPLAY_SLICE_EVENTS
-from reattach.log.herald import Herald
+from reattach.log.herald import Herald, Listener
 
 
 class Slice(Struct, frozen=True, gc=False):
@@ -45,7 +45,7 @@ class Tail:
         self._herald = herald
         self._latest: Slice | None = None
         """What ``latest`` gives to most, until there are more frames."""
-        self._listeners: set[Callable[[], None]] = set()
+        self._listeners: dict[Listener, None] = {}
 
     def anew(self, first_seq: int) -> "Tail":
         """An empty tail from ``first_seq`` on, whose listeners are told as those of this one."""
@@ -172,20 +172,19 @@ class Tail:
         self.first_seq += drop
         self._latest = None
 
-    def subscribe(self, listener: Callable[[], None]) -> None:
-        """Call ``listener`` (which must not raise, nor block) after every change."""
-        self._listeners.add(listener)
+    def subscribe(self, listener: Listener) -> None:
+        """Call ``listener`` after every change, or once after several."""
+        self._listeners[listener] = None
 
-    def unsubscribe(self, listener: Callable[[], None]) -> None:
-        self._listeners.discard(listener)
-
-    def tell(self) -> None:
-        """Call the listeners."""
-        for listener in tuple(self._listeners):
-            listener()
+    def unsubscribe(self, listener: Listener) -> None:
+        """Call it no more."""
+        self._listeners.pop(listener, None)
+        if self._herald is not None:
+            self._herald.forget(listener)
 
     def _changed(self) -> None:
-        if self._herald is None:
-            self.tell()
-        elif self._listeners:
-            self._herald.note(self)
+        if self._herald is not None:
+            self._herald.note(self._listeners)
+            return
+        for listener in tuple(self._listeners):
+            listener()

@@ -25,7 +25,7 @@ class Following:
     else. Neither may raise or block.
     """
 
-    __slots__ = ("_has_spoken", "_log", "_max_events", "_shared", "_tail", "cursor",
+    __slots__ = ("_behind_at", "_has_spoken", "_log", "_max_events", "_shared", "_tail", "cursor",
                  "keepalive_due", "quiet_since", "released", "run_id", "sink",
                  "wake")  # fmt: skip
 
@@ -57,6 +57,8 @@ class Following:
         ``silent_since``."""
         self._has_spoken = False
         """Whether the sink was given something since it was last looked after."""
+        self._behind_at: int | None = None
+        """Its cursor when it was last looked after, if there was more then."""
         tail.subscribe(self.changed)
 
     async def aclose(self) -> None:
@@ -123,6 +125,12 @@ class Following:
         """Whether ``read`` would give events, or the log has ended."""
         return self._tail.last_seq > self.cursor or self._tail.ended
 
+    def is_overlooked(self) -> bool:
+        """Whether it has more, and is where it was when this was last asked, with more then too."""
+        behind_at = self.cursor if self.has_more else None
+        was_at, self._behind_at = self._behind_at, behind_at
+        return behind_at is not None and behind_at == was_at
+
     @property
     def closed(self) -> bool:
         """The log is closed; with an empty ``read`` that means that all of it was given."""
@@ -186,12 +194,13 @@ class Watch:
     """One timer for all readers of the process.
 
     It tells a reader when a keepalive is due, and is the net under wake-ups: once a tick it looks
-    whether a reader has more than it was woken for. Neither touches the store.
+    whether a reader has had more than it was woken for since the last one; one that has it only
+    now is about to be told. Neither touches the store.
     """
 
     def __init__(self, ping_interval_seconds: float) -> None:
         self._interval_seconds = ping_interval_seconds
-        self._tick_seconds = min(1.0, ping_interval_seconds / 4)
+        self._tick_seconds = min(0.5, ping_interval_seconds / 4)
         self._readers: set[Following] = set()
         self._pinged: set[Following] = set()
         self._task: asyncio.Task[None] | None = None
@@ -224,7 +233,7 @@ class Watch:
             # A tick too early rather than too late: what cuts silent connections counts too.
             due_before = now - self._interval_seconds + self._tick_seconds
             for following in self._readers:
-                if following.has_more:
+                if following.is_overlooked():
                     following.wake()
             for following in self._pinged:
                 quiet_since = following.silent_since(now)
