@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -106,9 +107,12 @@ class CountedKeys:
         self.look_ups = 0
         self.clock = clock
         self.broken = False
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
 
     async def find(self, secret: str) -> ApiKey | None:
         self.look_ups += 1
+        await self.may_answer.wait()
         if self.broken:
             raise StoreUnavailableError("broken")
         if secret not in self.secrets:
@@ -116,6 +120,8 @@ class CountedKeys:
         return ApiKey("key-1", TenantId(f"org-{secret}"), "n", "p", self.clock.now())
 
     async def any(self) -> bool:
+        self.look_ups += 1
+        await self.may_answer.wait()
         return bool(self.secrets)
 
 
@@ -140,6 +146,37 @@ async def test_a_look_up_is_remembered_for_a_time_and_no_longer() -> None:
     assert await refused(authenticator, "good")
     assert await authenticator.tenant("Bearer bad", "localhost") == "org-bad"
     assert keys.look_ups == 4
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_a_crowd_is_looked_up_once_and_let_in_at_once(*, is_open: bool) -> None:
+    clock = TestClock()
+    keys = CountedKeys(clock, *(() if is_open else ("good",)))
+    authenticator = Authenticator(keys, clock, may_be_open=is_open)
+    keys.may_answer.clear()
+    crowd = [
+        asyncio.create_task(authenticator.tenant("Bearer good", "localhost")) for _ in range(100)
+    ]
+    await asyncio.sleep(0)
+    crowd[0].cancel()
+    keys.may_answer.set()
+    async with asyncio.timeout(5):
+        tenants = await asyncio.gather(*crowd, return_exceptions=True)
+    assert isinstance(tenants[0], asyncio.CancelledError)
+    assert set(tenants[1:]) == {DEFAULT_TENANT if is_open else "org-good"}
+    assert keys.look_ups == 1
+
+
+async def test_what_a_broken_store_answers_is_not_remembered() -> None:
+    clock = TestClock()
+    keys = CountedKeys(clock, "good")
+    keys.broken = True
+    authenticator = Authenticator(keys, clock, may_be_open=False)
+    crowd = [authenticator.tenant("Bearer good", "localhost") for _ in range(3)]
+    for answer in await asyncio.gather(*crowd, return_exceptions=True):
+        assert isinstance(answer, StoreUnavailableError)
+    keys.broken = False
+    assert await authenticator.tenant("Bearer good", "localhost") == "org-good"
 
 
 async def test_no_number_of_guesses_drives_out_a_key_that_works() -> None:

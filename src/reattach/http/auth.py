@@ -4,10 +4,13 @@ The other ways of the retired server, a shared password in ``X-BARE-PASSWORD`` a
 header that nobody checks, are not offered.
 """
 
+import asyncio
 import hashlib
 import ipaddress
 from collections import OrderedDict
-from typing import Final, Protocol
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -35,12 +38,16 @@ class Keys(Protocol):
         """Whether there is any key."""
 
 
+_T = TypeVar("_T")
+
+
 class Authenticator:
     """Finds the tenant behind a header.
 
     A look-up is remembered for KEY_CACHE_SECONDS: a new key works, and a revoked one stops
-    working, within that time. Keys are remembered and compared by their digests, so neither the
-    memory nor the time that an answer takes tells one.
+    working, within that time. Those who ask while it goes on wait for the same one. Keys are
+    remembered and compared by their digests, so neither the memory nor the time that an answer
+    takes tells one.
 
     A server on which no key was ever made is open, to the default tenant, if ``may_be_open``. It
     closes within KEY_CACHE_SECONDS of its first key, and stays closed from then on. While it is
@@ -57,6 +64,8 @@ class Authenticator:
         """The name of this machine that was last used; to read it costs more than all else."""
         self._known = _Remembered()
         self._unknown = _Remembered()  # apart, so that guesses do not drive the known ones out
+        self._openings = _LookUps[bool]()
+        self._look_ups = _LookUps[TenantId | None]()
 
     async def tenant(self, authorization: str | None, host: str) -> TenantId:
         """The tenant. Raises UnauthorizedError, MisdirectedError, StoreUnavailableError."""
@@ -77,10 +86,16 @@ class Authenticator:
             return known
         if self._unknown.get(digest, now) is not None:
             raise UnauthorizedError
+        tenant = await self._look_ups.once(digest, partial(self._look_up, digest, secret, now))
+        if tenant is None:
+            raise UnauthorizedError
+        return tenant
+
+    async def _look_up(self, digest: bytes, secret: str, now: float) -> TenantId | None:
         key = await self._keys.find(secret)
         if key is None:
             self._unknown.put(digest, DEFAULT_TENANT, now + KEY_CACHE_SECONDS)
-            raise UnauthorizedError
+            return None
         self._known.put(digest, key.tenant, now + KEY_CACHE_SECONDS)
         return key.tenant
 
@@ -90,11 +105,33 @@ class Authenticator:
         now = self._clock.monotonic_seconds()
         if now < self._open_until:
             return True
+        return await self._openings.once(b"", partial(self._look_whether_open, now))
+
+    async def _look_whether_open(self, now: float) -> bool:
         if await self._keys.any():
             self._may_be_open = False
             return False
         self._open_until = now + KEY_CACHE_SECONDS
         return True
+
+
+class _LookUps(Generic[_T]):
+    """Look-ups that go on, each for all who ask for the same."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[bytes, asyncio.Task[_T]] = {}
+
+    async def once(self, what: bytes, look_up: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        task = self._tasks.get(what)
+        if task is None:
+            task = self._tasks[what] = asyncio.create_task(look_up(), name="key look-up")
+            task.add_done_callback(partial(self._forget, what))
+        return await asyncio.shield(task)
+
+    def _forget(self, what: bytes, task: "asyncio.Task[_T]") -> None:
+        del self._tasks[what]
+        if not task.cancelled():
+            task.exception()  # Those who asked may have gone.
 
 
 class _Remembered:

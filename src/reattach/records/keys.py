@@ -8,18 +8,27 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import RowMapping, insert, select, update
+from sqlalchemy import RowMapping, bindparam, insert, select, update
 
 from reattach.clock import Clock
 from reattach.errors import NotFoundError
 from reattach.ids import TenantId, new_uuid
 from reattach.records import schema
 from reattach.records.base import ApiKey
+from reattach.records.glance import Glance
 from reattach.records.sql import Database
 
 _SECRET_BYTES: Final = 32
 _PREFIX_CHARACTERS: Final = 8
 _FIELDS: Final = tuple(field.name for field in fields(ApiKey))
+
+_keys = schema.api_keys
+_BY_SECRET: Final = Glance(
+    select(*(_keys.c[name] for name in _FIELDS)).where(
+        _keys.c.secret_sha256 == bindparam("digest"), _keys.c.revoked_at.is_(None)
+    )
+)
+_ANY: Final = Glance(select(_keys.c.id).limit(1))
 
 
 class Keys:
@@ -72,19 +81,13 @@ class Keys:
 
     async def find(self, secret: str) -> ApiKey | None:
         """The key of the secret; None if there is none or it was revoked."""
-        table = schema.api_keys
-        wanted = select(table).where(
-            table.c.secret_sha256 == _digest(secret), table.c.revoked_at.is_(None)
-        )
-        for row in await self._database.rows(wanted):
-            return _key(row)
+        for row in await self._database.glance(_BY_SECRET, digest=_digest(secret)):
+            return ApiKey(**dict(zip(_FIELDS, row, strict=True)))
         return None
 
     async def any(self) -> bool:
         """Whether a key was ever made: a server whose last key was revoked does not open."""
-        async with self._database.read() as connection:
-            found = await connection.scalar(select(schema.api_keys.c.id).limit(1))
-        return found is not None
+        return bool(await self._database.glance(_ANY))
 
     async def mark_used(self, key_ids: Sequence[str], at: datetime) -> None:
         """Remember the last use of the keys; for many at once, since each call is a write."""
