@@ -93,6 +93,11 @@ class FunctionEngine(Engine):
             if aclose := getattr(answers, "aclose", None):
                 closing.push_async_callback(aclose)
             async for answer in answers:
+                if type(answer) is str:  # As most are.
+                    if answer:
+                        in_step = True
+                        yield TextDelta(answer)
+                    continue
                 if isinstance(answer, Finished):
                     end = answer
                     break
