@@ -14,6 +14,8 @@ from bench.schedule import open_gate
 LIMIT_SECONDS = 60.0
 """What a reader may take to end once it should have."""
 SETTLE_SECONDS = 0.3
+RESTS_BELOW = 0.1
+"""The part of a core below which a server has nothing left to do."""
 AFTER_SECONDS = 0.2
 """That runs go on after what is measured, so that none ends within."""
 WARM_UP_SHARE, MOST_WARM_UP_SECONDS = 0.5, 1.0
@@ -74,7 +76,10 @@ def live(
             groups.append(Group("replay", "loop", [again] * 2, server.flags))
         with Load(server.port, groups, cores.load) as load:
             opening = load.opened(OPEN_SECONDS)
-            time.sleep(SETTLE_SECONDS)
+            if replay is None:
+                _settled(server, most_seconds=SETTLE_SECONDS + 2 * opening)
+            else:
+                time.sleep(SETTLE_SECONDS)
             start_ns = time.monotonic_ns() + 200_000_000
             from_ns = start_ns + int(warm_up * 1e9)
             to_ns = from_ns + int(seconds * 1e9)
@@ -99,6 +104,16 @@ def live(
         "load CPU %": 100 * load_used / seconds,
         "open s": opening,
     }
+
+
+def _settled(server: Server, *, most_seconds: float) -> None:
+    """Wait until the server has done what was asked of it before; some never rest."""
+    until = time.monotonic() + most_seconds
+    is_resting = False
+    while not is_resting and time.monotonic() < until:
+        before = cpu_seconds(server.pids)
+        time.sleep(SETTLE_SECONDS)
+        is_resting = cpu_seconds(server.pids) - before < RESTS_BELOW * SETTLE_SECONDS
 
 
 def lags(told: GroupReport) -> dict[str, float]:
