@@ -10,6 +10,9 @@ REPLAY_SLICE_BYTES: Final = 64 * 1024
 REPLAY_SLICE_EVENTS: Final = 10_000
 """Events of one such write, where the reader sets no bound of its own."""
 
+LARGE_WRITE_BYTES: Final = 16 * 1024
+"""What takes longer to copy than to write in several pieces."""
+
 SHORTCUT_BODY_BYTES: Final = 4096
 """The body of a resume that is answered past the routing; all that SDKs send is far below it."""
 

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reattach.errors import LogNotFoundError, StoreUnavailableError
+from reattach.limits import LARGE_WRITE_BYTES
 from reattach.log.tail import Slice, Tail
 
 LARGE = 2**40
@@ -118,3 +119,34 @@ def test_a_tail_ends_once_and_remembers_how() -> None:
     failed.fail(LogNotFoundError("gone"))
     assert (closed.ended, closed.closed, closed.failure) == (True, True, None)
     assert (failed.ended, failed.closed, failed.failure) == (True, False, first)
+
+
+def test_a_view_is_what_a_slice_is_of_a_closed_tail_and_only_where_it_is_large() -> None:
+    frames = [bytes([letter]) * LARGE_WRITE_BYTES for letter in b"abcde"]
+    tail = Tail()
+    tail.extend([*frames, b"small"])
+    bounds = {"max_bytes": 2 * LARGE_WRITE_BYTES, "max_events": 9}
+    assert tail.view(0, **bounds) is None, "it may still grow"
+    tail.extend((), close=True)
+    for after in range(5):
+        piece, view = tail.slice(after, **bounds), tail.view(after, **bounds)
+        assert view is not None
+        assert (view.last_seq, bytes(view.frames)) == (piece.last_seq, piece.frames)
+    assert tail.view(5, **bounds) is None
+    assert tail.view(6, **bounds) is None
+
+
+def test_a_view_stays_as_it_was_when_its_frames_are_forgotten() -> None:
+    frames = [bytes([letter]) * LARGE_WRITE_BYTES for letter in b"abc"]
+    tail = Tail()
+    tail.extend(frames, close=True)
+    bounds = {"max_bytes": LARGE_WRITE_BYTES, "max_events": 1}
+    first, second = tail.view(0, **bounds), tail.view(1, **bounds)
+    tail.trim(3)
+    assert first is not None
+    assert second is not None
+    assert [bytes(first.frames), bytes(second.frames)] == frames[:2]
+    assert tail.view(1, **bounds) is None
+    third = tail.view(2, **bounds)
+    assert third is not None
+    assert bytes(third.frames) == frames[2] == tail.slice(2, **bounds).frames

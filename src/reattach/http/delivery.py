@@ -25,6 +25,10 @@ CONNECTION_EXTENSION: Final = "reattach.connection"
 """ASGI extension: the connection of a request, as a ``Connection``."""
 
 
+Piece = bytes | memoryview
+"""Of a body. Memory that is viewed does not change any more."""
+
+
 class Connection(Protocol):
     """What a server lends of a connection, for the time of one response."""
 
@@ -40,10 +44,10 @@ class Connection(Protocol):
     def flush(self) -> None:
         """Send a head that waits: nothing follows at once."""
 
-    def write(self, body: bytes) -> None:
+    def write(self, body: Piece) -> None:
         """Send more of the body; nothing if the other side is gone."""
 
-    def finish(self, *rest: bytes) -> None:
+    def finish(self, *rest: Piece) -> None:
         """Send the rest of the body: it is whole, and the connection may have its next request."""
 
     def abort(self) -> None:
@@ -258,7 +262,7 @@ class KeptDelivery(Delivery):
             if poured_bytes >= REPLAY_TURN_BYTES:
                 asyncio.get_running_loop().call_soon(self._pour)
                 return
-            piece = following.at_hand()
+            piece = following.view() or following.at_hand()
             if piece is None:
                 break
             if following.finished:
@@ -316,7 +320,7 @@ class KeptDelivery(Delivery):
             if complete is not None or not self._missed:
                 return complete
 
-    def _finish(self, *rest: bytes) -> None:
+    def _finish(self, *rest: Piece) -> None:
         self._connection.when_left(None)
         self._connection.finish(*rest)
         self._task = asyncio.get_running_loop().create_task(self._leave())

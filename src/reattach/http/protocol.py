@@ -16,12 +16,10 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from reattach.http.delivery import CONNECTION_EXTENSION, Connection
-from reattach.limits import MAX_HEAD_BYTES
+from reattach.http.delivery import CONNECTION_EXTENSION, Connection, Piece
+from reattach.limits import LARGE_WRITE_BYTES, MAX_HEAD_BYTES
 
 _LAST_CHUNK: Final = b"0\r\n\r\n"
-_LARGE_BYTES: Final = 16 * 1024
-"""A body of which a copy takes longer than a write in three pieces."""
 _UNREADABLE: Final = "This is not an HTTP/1.1 request that can be read. Nothing was done."
 _TOO_LARGE: Final = f"The URL and headers of a request may have {MAX_HEAD_BYTES} bytes together."
 
@@ -131,7 +129,7 @@ class _Lent:
             if not transport.is_closing():
                 transport.write(head)
 
-    def finish(self, *rest: bytes) -> None:
+    def finish(self, *rest: Piece) -> None:
         transport = self._protocol.transport
         if transport.is_closing():
             self.cycle.disconnected = True
@@ -167,11 +165,11 @@ class _Lent:
                 (kernel_bytes,) = struct.unpack("i", answer)
         return transport.get_write_buffer_size() + kernel_bytes
 
-    def write(self, body: bytes) -> None:
+    def write(self, body: Piece) -> None:
         transport = self._protocol.transport
         if transport.is_closing():
             return
-        if len(body) >= _LARGE_BYTES:
+        if len(body) >= LARGE_WRITE_BYTES:
             transport.writelines((b"%b%x\r\n" % (self._head, len(body)), body, b"\r\n"))
             self._head = b""
         elif self._head:
@@ -195,11 +193,12 @@ class _Chunks:
     __slots__ = ("_body", "_chunk")
 
     def __init__(self) -> None:
-        self._body = self._chunk = b""
+        self._body: Piece = b""
+        self._chunk = b""
 
-    def __call__(self, body: bytes) -> bytes:
+    def __call__(self, body: Piece) -> bytes:
         if body is not self._body:
-            self._body, self._chunk = body, b"%x\r\n%b\r\n" % (len(body), body)
+            self._body, self._chunk = body, b"%x\r\n%b\r\n" % (len(body), bytes(body))
         return self._chunk
 
 

@@ -13,9 +13,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import cast
 
-from reattach.log.tail import Slice, Tail
+from reattach.log.tail import Slice, Tail, View
 
-__all__ = ["Capabilities", "Done", "Head", "Log", "Slice", "Tail"]
+__all__ = ["Capabilities", "Done", "Head", "Log", "Slice", "Tail", "View"]
 
 Done = Callable[[Exception | None], None]
 """Told how an operation ended: None, or why it failed. May not raise."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from msgspec import Struct
 
 from reattach.errors import ReattachError
-from reattach.limits import REPLAY_SLICE_BYTES, REPLAY_SLICE_EVENTS
+from reattach.limits import LARGE_WRITE_BYTES, REPLAY_SLICE_BYTES, REPLAY_SLICE_EVENTS
 from reattach.log.herald import Herald, Listener
 
 
@@ -17,6 +17,13 @@ class Slice(Struct, frozen=True, gc=False):
     first_seq: int
     last_seq: int
     frames: bytes
+
+
+class View(Struct, frozen=True, gc=False):
+    """Frames up to ``last_seq`` as a ``Slice`` has them, in memory that they share with others."""
+
+    last_seq: int
+    frames: memoryview
 
 
 class Tail:
@@ -70,16 +77,29 @@ class Tail:
         ``after + 1`` must not lie before ``first_seq``.
         """
         start = max(after + 1 - self.first_seq, 0)
-        count = len(self._ends)
-        if start >= count:
+        if start >= len(self._ends):
             return Slice(after + 1, after, b"")
-        begin = self._ends[start - 1] - self._base if start else 0
-        stop = min(count, start + max(max_events, 1))
-        if self._ends[stop - 1] - self._base - begin > max_bytes:
-            stop = start + self._fitting(begin, start, stop, max_bytes)
-        end = self._ends[stop - 1] - self._base
+        stop, begin, end = self._bounds(start, max_bytes, max_events)
         first = self.first_seq + start
         return Slice(first, self.first_seq + stop - 1, self._copy(begin, end))
+
+    def view(self, after: int, *, max_bytes: int, max_events: int) -> View | None:
+        """What ``slice`` gives, without a copy; only of a closed tail, and only what is large."""
+        start = after + 1 - self.first_seq
+        if not self.closed or not 0 <= start < len(self._ends):
+            return None
+        stop, begin, end = self._bounds(start, max_bytes, max_events)
+        if end - begin < LARGE_WRITE_BYTES:
+            return None
+        return View(self.first_seq + stop - 1, memoryview(self._buffer)[begin:end].toreadonly())
+
+    def _bounds(self, start: int, max_bytes: int, max_events: int) -> tuple[int, int, int]:
+        """Of a slice from the frame at ``start`` on: its end, and both as places of the buffer."""
+        begin = self._ends[start - 1] - self._base if start else 0
+        stop = min(len(self._ends), start + max(max_events, 1))
+        if self._ends[stop - 1] - self._base - begin > max_bytes:
+            stop = start + self._fitting(begin, start, stop, max_bytes)
+        return stop, begin, self._ends[stop - 1] - self._base
 
     def latest(self, after: int) -> Slice | None:
         """All frames from seq ``after + 1`` on, as one object for all readers that are there.
@@ -166,7 +186,7 @@ class Tail:
         if drop <= 0:
             return
         cut = self._ends[drop - 1] - self._base
-        del self._buffer[:cut]
+        self._buffer = self._buffer[cut:]  # Not in place: views may be on their way.
         del self._ends[:drop]
         self._base += cut
         self.first_seq += drop

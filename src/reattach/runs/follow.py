@@ -8,7 +8,7 @@ from typing import Self
 
 from reattach.errors import CursorAheadError, ReattachError, TrimmedError
 from reattach.limits import REPLAY_SLICE_BYTES
-from reattach.log.base import Log, Slice, Tail
+from reattach.log.base import Log, Slice, Tail, View
 from reattach.records.base import Target
 
 __all__ = ["Following", "Target", "Watch", "follow", "rest"]
@@ -96,6 +96,18 @@ class Following:
             self.cursor, max_bytes=REPLAY_SLICE_BYTES, max_events=self._max_events
         )
         self.cursor = max(self.cursor, piece.last_seq)
+        return piece
+
+    def view(self) -> View | None:
+        """What ``read`` gives, without waiting and without a copy, where that is possible.
+
+        Moves the cursor.
+        """
+        piece = self._tail.view(
+            self.cursor, max_bytes=REPLAY_SLICE_BYTES, max_events=self._max_events
+        )
+        if piece is not None:
+            self.cursor = piece.last_seq
         return piece
 
     def changed(self) -> None:
