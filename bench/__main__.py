@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import append, cluster, faults, growth, idle, live, replay, storm
+from bench import append, cluster, faults, following, growth, idle, live, replay, storm
 from bench.load import CACHE, program
 from bench.options import Options
 from bench.results import Chapter, write
@@ -18,6 +18,7 @@ from bench.results import Chapter, write
 CHAPTERS: Mapping[str, tuple[str, Callable[[Options], Chapter]]] = {
     "replay": ("ended runs, from anywhere, warm and cold", replay.main),
     "live": ("many runs, many readers, replays meanwhile: lag and CPU", live.main),
+    "following": ("runs of another server over Redis: lag and CPU", following.main),
     "idle": ("readers on silent runs: memory, CPU, pings", idle.main),
     "storm": ("all readers cut at once, and back", storm.main),
     "append": ("durable events a second, by backend and durability", append.main),

@@ -128,14 +128,14 @@ class Reattach(Contender):
         with ExitStack() as stack:
             environment = {"REATTACH_DATA_DIR": str(directory)}
             if self._store == "redis":
-                environment = _shared_stores(stack, cores)
+                environment = shared_stores(stack, cores)
             environment["REATTACH_DRAIN_SECONDS"] = "0"  # Silent runs would never end.
             settings = {f"REATTACH_{name.upper()}": told for name, told in self._settings.items()}
             serving = program(python("bench.server"), cores, environment | settings)
             yield ReattachServer(*stack.enter_context(serving))
 
 
-def _shared_stores(stack: ExitStack, cores: Cores) -> dict[str, str]:
+def shared_stores(stack: ExitStack, cores: Cores) -> dict[str, str]:
     """Redis and PostgreSQL, on the core of stores."""
     with children_on(cores.store):
         postgresql = stack.enter_context(PostgresqlServer())
