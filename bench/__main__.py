@@ -45,6 +45,7 @@ def main() -> int:
         parser.error(f"there is no benchmark {', '.join(unknown)}; known are {', '.join(known)}")
     options = Options(
         quick=chosen.quick,
+        long=chosen.long,
         rounds=chosen.rounds,
         contenders=chosen.beside,
         repetitions=chosen.repetitions,
@@ -95,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--quick", action="store_true", help="small, in two minutes; no figure to quote"
+    )
+    parser.add_argument(
+        "--long", action="store_true", help="growth to 100,000 runs too, which takes half an hour"
     )
     parser.add_argument("--rounds", type=int, default=0, help="how often each has its turn")
     parser.add_argument(

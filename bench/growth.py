@@ -17,7 +17,7 @@ from bench.results import Chapter, Goal, at_most, table
 from bench.rounds import Measurement, Results, Turn, interleaved
 
 EVENTS, QUICK_EVENTS = (100, 1000, 10_000, 100_000), (100, 1000, 10_000)
-KEPT, QUICK_KEPT = (100, 1000, 10_000, 100_000), (32, 96)
+KEPT, QUICK_KEPT, LONG_KEPT = (100, 1000, 10_000), (32, 96), (100_000,)
 SECONDS, QUICK_SECONDS = 3.0, 0.3
 ROUNDS = 3
 LAST = 10
@@ -70,11 +70,18 @@ def by_runs(options: Options) -> Iterator[Measurement]:
     """More and more ended runs in one server: what the next one costs, and one of them."""
     with fresh(Reattach(), options.cores) as server:
         there = 0
-        for kept in QUICK_KEPT if options.quick else KEPT:
+        for kept in kept_runs(options):
             made = partial(sent, server, kept - there, options)
             there = kept
             yield send_with(kept), made
             yield resume_with(kept), partial(looked_at, server, options)
+
+
+def kept_runs(options: Options) -> tuple[int, ...]:
+    """How many runs are there, one after the other."""
+    if options.quick:
+        return QUICK_KEPT
+    return KEPT + LONG_KEPT if options.long else KEPT
 
 
 def sent(server: Server, runs: int, options: Options) -> dict[str, float]:
@@ -180,7 +187,7 @@ def main(options: Options) -> Chapter:
 
 
 def told(results: Results, options: Options) -> Chapter:
-    events, kept = (QUICK_EVENTS, QUICK_KEPT) if options.quick else (EVENTS, KEPT)
+    events, kept = (QUICK_EVENTS if options.quick else EVENTS), kept_runs(options)
     periods = range(1, (QUICK_PERIODS if options.quick else PERIODS) + 1)
     heads = {
         "µs of CPU per request": "CPU µs per request",

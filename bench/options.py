@@ -10,6 +10,8 @@ from bench.machine import Cores
 class Options:
     quick: bool = False
     """Smaller sizes and one round: for daily use, and no figure to quote."""
+    long: bool = False
+    """The sizes too that take more than ten minutes."""
     rounds: int = 0
     """How often each contender has its turn; 0: once if quick, else as often as the work needs."""
     contenders: Sequence[str] = ()
