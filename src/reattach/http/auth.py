@@ -4,13 +4,11 @@ The other ways of the retired server, a shared password in ``X-BARE-PASSWORD`` a
 header that nobody checks, are not offered.
 """
 
-import asyncio
 import hashlib
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Final, Protocol
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -21,6 +19,7 @@ from reattach.http.errors import error_response
 from reattach.ids import DEFAULT_TENANT, TenantId
 from reattach.limits import KEY_CACHE_ENTRIES, KEY_CACHE_SECONDS, MAX_API_KEY_CHARS
 from reattach.records.base import ApiKey
+from reattach.single_flight import SingleFlight
 
 OPEN_PATHS: Final = frozenset(
     {"/v1/health", "/v1/health/", "/v1/ready", "/v1/ready/", "/openapi.json"}
@@ -36,9 +35,6 @@ class Keys(Protocol):
 
     async def any(self) -> bool:
         """Whether there is any key."""
-
-
-_T = TypeVar("_T")
 
 
 class Authenticator:
@@ -64,8 +60,8 @@ class Authenticator:
         """The name of this machine that was last used; to read it costs more than all else."""
         self._known = _Remembered()
         self._unknown = _Remembered()  # apart, so that guesses do not drive the known ones out
-        self._openings = _LookUps[bool]()
-        self._look_ups = _LookUps[TenantId | None]()
+        self._openings = SingleFlight[None, bool]("key look-up")
+        self._look_ups = SingleFlight[bytes, TenantId | None]("key look-up")
 
     async def tenant(self, authorization: str | None, host: str) -> TenantId:
         """The tenant. Raises UnauthorizedError, MisdirectedError, StoreUnavailableError."""
@@ -86,7 +82,7 @@ class Authenticator:
             return known
         if self._unknown.get(digest, now) is not None:
             raise UnauthorizedError
-        tenant = await self._look_ups.once(digest, partial(self._look_up, digest, secret, now))
+        tenant = await self._look_ups.do(digest, partial(self._look_up, digest, secret, now))
         if tenant is None:
             raise UnauthorizedError
         return tenant
@@ -105,7 +101,7 @@ class Authenticator:
         now = self._clock.monotonic_seconds()
         if now < self._open_until:
             return True
-        return await self._openings.once(b"", partial(self._look_whether_open, now))
+        return await self._openings.do(None, partial(self._look_whether_open, now))
 
     async def _look_whether_open(self, now: float) -> bool:
         if await self._keys.any():
@@ -113,25 +109,6 @@ class Authenticator:
             return False
         self._open_until = now + KEY_CACHE_SECONDS
         return True
-
-
-class _LookUps(Generic[_T]):
-    """Look-ups that go on, each for all who ask for the same."""
-
-    def __init__(self) -> None:
-        self._tasks: dict[bytes, asyncio.Task[_T]] = {}
-
-    async def once(self, what: bytes, look_up: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        task = self._tasks.get(what)
-        if task is None:
-            task = self._tasks[what] = asyncio.create_task(look_up(), name="key look-up")
-            task.add_done_callback(partial(self._forget, what))
-        return await asyncio.shield(task)
-
-    def _forget(self, what: bytes, task: "asyncio.Task[_T]") -> None:
-        del self._tasks[what]
-        if not task.cancelled():
-            task.exception()  # Those who asked may have gone.
 
 
 class _Remembered:

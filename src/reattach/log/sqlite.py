@@ -29,6 +29,7 @@ from reattach.log.readers import Readers
 from reattach.log.recovery import Recovered, recover
 from reattach.log.tables import Connect, Durability, default_connect
 from reattach.log.writer import Writer
+from reattach.single_flight import SingleFlight
 
 __all__ = ["Durability", "Sizes", "SqliteLog"]
 
@@ -66,7 +67,7 @@ class SqliteLog(Log):
         self._runs = {run.run_id: run for run in recovered.runs.values()}
         self._next_number = recovered.next_number
         self._closed_runs: ClosedRuns[LiveRun] = ClosedRuns(sizes.closed_runs_bytes)
-        self._look_ups: dict[str, asyncio.Task[bool]] = {}
+        self._look_ups = SingleFlight[str, bool]("log look-up")
         self._readers = readers
         self._closing = False
         self._loop = asyncio.get_running_loop()
@@ -286,22 +287,16 @@ class SqliteLog(Log):
             run = self._runs.get(run_id)
             if run is not None:
                 return run
-            look_up = self._look_ups.get(run_id)
-            if look_up is None:
-                look_up = asyncio.create_task(self._look_up(run_id), name="log look-up")
-                look_up.add_done_callback(lambda task: task.cancelled() or task.exception())
-                self._look_ups[run_id] = look_up
-            if not await asyncio.shield(look_up) and run_id not in self._runs:
+            is_there = await self._look_ups.do(run_id, partial(self._look_up, run_id))
+            if not is_there and run_id not in self._runs:
                 return None
 
     async def _look_up(self, run_id: str) -> bool:
-        """Take the run from the file into memory, once for all who ask; whether it is there."""
+        """Take the run from the file into memory; whether it is there."""
         try:
             stored = await self._readers.call(partial(tables.run_by_id, run_id=run_id))
         except sqlite3.Error as error:
             raise StoreUnavailableError(_UNREADABLE) from error
-        finally:
-            del self._look_ups[run_id]
         if stored is None:
             return False
         run = LiveRun.stored(stored)
