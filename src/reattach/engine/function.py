@@ -93,7 +93,7 @@ class FunctionEngine(Engine):
             if aclose := getattr(answers, "aclose", None):
                 closing.push_async_callback(aclose)
             async for answer in answers:
-                if type(answer) is str:  # As most are.
+                if isinstance(answer, str):
                     if answer:
                         in_step = True
                         yield TextDelta(answer)
@@ -101,13 +101,14 @@ class FunctionEngine(Engine):
                 if isinstance(answer, Finished):
                     end = answer
                     break
-                delta = TextDelta(answer) if isinstance(answer, str) else answer
-                if not isinstance(delta, Delta):
-                    raise TypeError(f"{turn.model} yielded {type(delta).__name__}, no str or Delta")
-                if isinstance(delta, TextDelta) and not delta.text:
+                if not isinstance(answer, Delta):
+                    raise TypeError(
+                        f"{turn.model} yielded {type(answer).__name__}, no str or Delta"
+                    )
+                if isinstance(answer, TextDelta) and not answer.text:
                     continue
-                in_step = not isinstance(delta, StepFinished)
-                yield delta
+                in_step = not isinstance(answer, StepFinished)
+                yield answer
         if in_step:
             yield StepFinished(Usage(step_count=1))
         yield end

@@ -93,9 +93,9 @@ class RunMachine:
         """What ``delta`` adds to the log."""
         if self.ended:
             return []
-        if type(delta) is TextDelta:  # As most are; a match looks at all else first.
-            return self._say(delta)
         match delta:
+            case TextDelta():  # First, as most are.
+                return self._say(delta)
             case StepFinished():
                 return self._finish_step(delta.usage)
             case Finished():

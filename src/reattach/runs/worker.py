@@ -296,10 +296,8 @@ def _disowned(run: Run) -> FencedError:
 
 def _size_bytes(delta: Delta) -> int:
     """What a delta costs in memory, roughly."""
-    if type(delta) is TextDelta:  # As most are; a match looks at all else first.
-        return DELTA_BYTES + len(delta.text)
     match delta:
-        case ReasoningDelta(text):
+        case TextDelta(text) | ReasoningDelta(text):  # First, as most are.
             return DELTA_BYTES + len(text)
         case ToolCallDelta(arguments=str(text)) | ToolReturn(output=text):
             return DELTA_BYTES + len(text)
