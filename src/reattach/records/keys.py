@@ -8,7 +8,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import RowMapping, bindparam, insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from reattach.clock import Clock
 from reattach.errors import NotFoundError
@@ -23,10 +23,9 @@ _PREFIX_CHARACTERS: Final = 8
 _FIELDS: Final = tuple(field.name for field in fields(ApiKey))
 
 _keys = schema.api_keys
+_ALL: Final = select(*(_keys.c[name] for name in _FIELDS))
 _BY_SECRET: Final = Glance(
-    select(*(_keys.c[name] for name in _FIELDS)).where(
-        _keys.c.secret_sha256 == bindparam("digest"), _keys.c.revoked_at.is_(None)
-    )
+    _ALL.where(_keys.c.secret_sha256 == bindparam("digest"), _keys.c.revoked_at.is_(None))
 )
 _ANY: Final = Glance(select(_keys.c.id).limit(1))
 
@@ -57,12 +56,11 @@ class Keys:
 
     async def list(self, tenant: TenantId | None) -> builtins.list[ApiKey]:
         """The keys of the tenant, or of all for None, revoked ones included, the oldest first."""
-        table = schema.api_keys
-        rows = select(table).order_by(table.c.ordinal)
+        rows = _ALL.order_by(_keys.c.ordinal)
         if tenant is not None:
-            rows = rows.where(table.c.tenant == tenant)
+            rows = rows.where(_keys.c.tenant == tenant)
         async with self._database.read() as connection:
-            return [_key(row) for row in (await connection.execute(rows)).mappings()]
+            return [ApiKey(*row) for row in await connection.execute(rows)]
 
     async def revoke(self, key_id: str) -> None:
         """Let the key open nothing from now on. The time of the first revocation stays.
@@ -82,7 +80,7 @@ class Keys:
     async def find(self, secret: str) -> ApiKey | None:
         """The key of the secret; None if there is none or it was revoked."""
         for row in await self._database.glance(_BY_SECRET, digest=_digest(secret)):
-            return ApiKey(**dict(zip(_FIELDS, row, strict=True)))
+            return ApiKey(*row)
         return None
 
     async def any(self) -> bool:
@@ -96,10 +94,6 @@ class Keys:
             await connection.execute(
                 update(table).where(table.c.id.in_(key_ids)).values(last_used_at=at)
             )
-
-
-def _key(row: RowMapping) -> ApiKey:
-    return ApiKey(**{name: row[name] for name in _FIELDS})
 
 
 def _digest(secret: str) -> str:
