@@ -8,10 +8,10 @@ from pathlib import Path
 
 from bench.contender import Contender, Pace, Stream, asked, fresh, program, python
 from bench.contestants import wanted
-from bench.live import IN_THE_BACKGROUND, RATE, many_runs
+from bench.live import IN_THE_BACKGROUND, QUICK_SECONDS, RATE, SECONDS, many_runs
 from bench.machine import Cores
 from bench.options import Options
-from bench.product import ReattachServer, shared_stores
+from bench.product import NO_DRAIN, ReattachServer, shared_stores
 from bench.reading import live
 from bench.results import Chapter, Goal, at_most, table
 from bench.rounds import Measurement, Turn, interleaved
@@ -19,7 +19,6 @@ from bench.yardsticks.local import CEILING
 
 RUNS, QUICK_RUNS = (50, 150), (20,)
 """More of them, and the server that has them would want the core that it shares."""
-SECONDS, QUICK_SECONDS = 10.0, 0.6
 ROUNDS = 3
 WANTED_RUNS, WANTED_SHARE = 1000, 0.45
 
@@ -49,7 +48,7 @@ class Following(Contender):
     @contextmanager
     def serving(self, directory: Path, cores: Cores) -> Iterator[FollowingServer]:  # noqa: ARG002
         with ExitStack() as stack:
-            environment = shared_stores(stack, cores) | {"REATTACH_DRAIN_SECONDS": "0"}
+            environment = shared_stores(stack, cores) | NO_DRAIN
             beside = replace(cores, server=cores.store)
             serving = [
                 stack.enter_context(program(python("bench.server"), where, environment))

@@ -24,6 +24,9 @@ from reattach.records.sql import upgrade
 from reattach.testing.postgresql import PostgresqlServer
 from reattach.testing.redis import RedisServer
 
+NO_DRAIN = {"REATTACH_DRAIN_SECONDS": "0"}
+"""Silent runs would never end."""
+
 
 class ReattachServer(Server):
     """A server of this project."""
@@ -129,9 +132,8 @@ class Reattach(Contender):
             environment = {"REATTACH_DATA_DIR": str(directory)}
             if self._store == "redis":
                 environment = shared_stores(stack, cores)
-            environment["REATTACH_DRAIN_SECONDS"] = "0"  # Silent runs would never end.
             settings = {f"REATTACH_{name.upper()}": told for name, told in self._settings.items()}
-            serving = program(python("bench.server"), cores, environment | settings)
+            serving = program(python("bench.server"), cores, environment | NO_DRAIN | settings)
             yield ReattachServer(*stack.enter_context(serving))
 
 

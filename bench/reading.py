@@ -76,10 +76,7 @@ def live(
             groups.append(Group("replay", "loop", [again] * 2, server.flags))
         with Load(server.port, groups, cores.load) as load:
             opening = load.opened(OPEN_SECONDS)
-            if replay is None:
-                _settled(server, most_seconds=SETTLE_SECONDS + 2 * opening)
-            else:
-                time.sleep(SETTLE_SECONDS)
+            _settle(server, most_seconds=SETTLE_SECONDS + 2 * opening)
             start_ns = time.monotonic_ns() + 200_000_000
             from_ns = start_ns + int(warm_up * 1e9)
             to_ns = from_ns + int(seconds * 1e9)
@@ -106,7 +103,7 @@ def live(
     }
 
 
-def _settled(server: Server, *, most_seconds: float) -> None:
+def _settle(server: Server, *, most_seconds: float) -> None:
     """Wait until the server has done what was asked of it before; some never rest."""
     until = time.monotonic() + most_seconds
     is_resting = False
