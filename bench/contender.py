@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final, Literal
+from typing import Final, Literal, Protocol, TypeVar
 
 from bench.load import START_SECONDS, Request, Spoiled
 from bench.machine import Cores, children_on, favour
@@ -108,8 +108,17 @@ class Contender(ABC):
         """A fresh server that keeps what it has in ``directory``, on its core."""
 
 
+Served_co = TypeVar("Served_co", bound=Server, covariant=True)
+
+
+class Serving(Protocol[Served_co]):
+    """A contender whose servers are known more closely."""
+
+    def serving(self, directory: Path, cores: Cores) -> AbstractContextManager[Served_co]: ...
+
+
 @contextmanager
-def fresh(contender: Contender, cores: Cores) -> Iterator[Server]:
+def fresh(contender: Serving[Served_co], cores: Cores) -> Iterator[Served_co]:
     """A server that nothing was kept in before, and nothing is afterwards."""
     with (
         TemporaryDirectory(prefix="bench-data-") as directory,

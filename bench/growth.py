@@ -1,15 +1,16 @@
 """Growth: what things cost when runs get longer, when more of them are kept, and after a day."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 from bench.charts import Chart
-from bench.contender import Server, fresh
+from bench.contender import fresh
 from bench.load import Group, Load, Reader, Spoiled
-from bench.machine import cpu_seconds, memory
+from bench.machine import Cores, cpu_seconds, memory
 from bench.options import Options
 from bench.product import Reattach, ReattachServer
 from bench.reading import LIMIT_SECONDS, repeated
@@ -24,8 +25,11 @@ LAST = 10
 RESUMING = 16
 SENDING = 16
 """Conversations that runs are begun in at the same time."""
-TURNS = 50
+TURNS, QUICK_TURNS = 12, 2
 """Runs of one conversation."""
+PAIRS = 3
+"""Measurements on the server that keeps runs, and as many on a new one in between."""
+NEW = "CPU µs per request on a new server"
 LOOKED_AT = 100
 """Of the kept runs those that are read again, evenly over all of them."""
 SEND_EVENTS = 10
@@ -71,10 +75,10 @@ def by_runs(options: Options) -> Iterator[Measurement]:
     with fresh(Reattach(), options.cores) as server:
         there = 0
         for kept in kept_runs(options):
-            made = partial(sent, server, kept - there, options)
-            there = kept
-            yield send_with(kept), made
-            yield resume_with(kept), partial(looked_at, server, options)
+            filled = partial(fill, server, kept - there, options)
+            yield send_with(kept), partial(beside_new, server, send_again, options, filled)
+            yield resume_with(kept), partial(beside_new, server, look_again, options)
+            there = kept + pairs(options) * SENDING * turns(options)
 
 
 def kept_runs(options: Options) -> tuple[int, ...]:
@@ -84,30 +88,54 @@ def kept_runs(options: Options) -> tuple[int, ...]:
     return KEPT + LONG_KEPT if options.long else KEPT
 
 
-def sent(server: Server, runs: int, options: Options) -> dict[str, float]:
-    """Begin so many runs, some at a time, and read each to its end; the figures of the last ones.
+def pairs(options: Options) -> int:
+    return 1 if options.quick else PAIRS
+
+
+def turns(options: Options) -> int:
+    return QUICK_TURNS if options.quick else TURNS
+
+
+def beside_new(
+    server: ReattachServer,
+    work: Callable[[ReattachServer, Options], dict[str, float]],
+    options: Options,
+    first: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """The work on this server and on a new one, in turn: a machine changes while runs are made."""
+    first()
+    with fresh(Reattach(), options.cores) as new:
+        send_again(new, options)
+        rounds = [(work(server, options), work(new, options)) for _ in range(pairs(options))]
+    grown, fresh_ones = zip(*rounds, strict=True)
+    figures = {name: median(figures[name] for figures in grown) for name in grown[0]}
+    return figures | {NEW: median(figures["CPU µs per request"] for figures in fresh_ones)}
+
+
+def fill(server: ReattachServer, runs: int, options: Options) -> None:
+    """Begin about so many runs, some at a time, and read each to its end.
 
     In conversations of a few turns each: a turn is given all that were before it.
     """
-    assert isinstance(server, ReattachServer)
-    figures: dict[str, float] = {}
     while runs > 0:
         turns = max(min(TURNS, runs // SENDING), 1)
-        figures = sent_at_once(server, min(SENDING, runs), turns, options)
+        send(server, min(SENDING, runs), turns, options.cores)
         runs -= SENDING * turns
-    return figures
 
 
-def sent_at_once(
-    server: ReattachServer, conversations: int, turns: int, options: Options
-) -> dict[str, float]:
+def send_again(server: ReattachServer, options: Options) -> dict[str, float]:
+    return send(server, SENDING, turns(options), options.cores)
+
+
+def send(server: ReattachServer, conversations: int, turns: int, cores: Cores) -> dict[str, float]:
+    """Begin runs in new conversations, and read each to its end before the next."""
     readers = [
         Reader(server.send(server.conversation("burst"), str(SEND_EVENTS)), last=SEND_EVENTS + 2)
         for _ in range(conversations)
     ]
     before = cpu_seconds(server.pids)
     group = Group("send", "loop", readers, server.flags | {f"count={turns}"})
-    with Load(server.port, [group], options.cores.load) as load:
+    with Load(server.port, [group], cores.load) as load:
         report = load.done(conversations * turns * 0.05 + LIMIT_SECONDS)
     used = cpu_seconds(server.pids) - before
     told = report.groups["send"]
@@ -119,9 +147,8 @@ def sent_at_once(
     }
 
 
-def looked_at(server: Server, options: Options) -> dict[str, float]:
+def look_again(server: ReattachServer, options: Options) -> dict[str, float]:
     """Read some of the runs again, each from its first event on."""
-    assert isinstance(server, ReattachServer)
     streams = [server.run_stream(run_id, SEND_EVENTS) for run_id in server.listed_runs(LOOKED_AT)]
     cursor = 1
     readers = [
@@ -149,11 +176,10 @@ def day(options: Options) -> Iterator[Measurement]:
 
 
 def after_period(
-    server: Server, data: Path, runs: int, retention: float, options: Options
+    server: ReattachServer, data: Path, runs: int, retention: float, options: Options
 ) -> dict[str, float]:
     """Make the runs, and look when the retention of all of them is over and was swept."""
-    assert isinstance(server, ReattachServer)
-    sent(server, runs, options)
+    fill(server, runs, options)
     full = sizes(server, data)
     deadline = time.monotonic() + 4 * retention + LIMIT_SECONDS
     last = server.listed_runs(1)[0]
@@ -168,10 +194,14 @@ def after_period(
     }
 
 
-def sizes(server: Server, data: Path) -> dict[str, float]:
-    files = sum(file.stat().st_size for file in data.rglob("*") if file.is_file())
-    held = memory(server.pids).proportional_bytes
-    return {"memory MiB": held / 2**20, "files MiB": files / 2**20}
+def sizes(server: ReattachServer, data: Path) -> dict[str, float]:
+    """Of the process, of the event log's files, and of the records', which are not forgotten."""
+    sizes = {
+        name: sum(file.stat().st_size for file in data.glob(f"{database}*"))
+        for name, database in (("log", "events.db"), ("records", "records.db"))
+    }
+    sizes["memory"] = memory(server.pids).proportional_bytes
+    return {f"{name} MiB": size_bytes / 2**20 for name, size_bytes in sizes.items()}
 
 
 def main(options: Options) -> Chapter:
@@ -189,35 +219,41 @@ def main(options: Options) -> Chapter:
 def told(results: Results, options: Options) -> Chapter:
     events, kept = (QUICK_EVENTS if options.quick else EVENTS), kept_runs(options)
     periods = range(1, (QUICK_PERIODS if options.quick else PERIODS) + 1)
-    heads = {
-        "µs of CPU per request": "CPU µs per request",
-        "µs of CPU per event": "CPU µs per event",
-        "first byte p50 ms": "first byte p50 ms",
-        "p99 ms": "first byte p99 ms",
-    }
-    names = [*map(resume_at, events), *map(replay_of, events)]
-    names += [*map(send_with, kept), *map(resume_with, kept)]
+    request = {"µs of CPU per request": "CPU µs per request"}
+    first_byte = {"first byte p50 ms": "first byte p50 ms", "p99 ms": "first byte p99 ms"}
+    held = ("memory", "log", "records")
     chapter = Chapter(
         "growth",
         "Growth",
-        "The same work on runs of more events, on servers that keep more runs, and on one that "
-        f"forgets: runs of {SEND_EVENTS} events, made and forgotten over and over. What readers "
-        "cost stands in the chapter on live streams.",
+        "The same work on runs of more events; on a server that keeps more runs, and on a new one "
+        "in between; and on one that forgets: runs of "
+        f"{SEND_EVENTS} events, made and forgotten over and over. The records of what was said "
+        "are kept. What readers cost stands in the chapter on live streams.",
         [
-            table(results, "Costs by size", names, heads),
             table(
                 results,
-                "Sizes when a period's runs are there, and when they were forgotten",
+                "Costs by events of a run",
+                [*map(resume_at, events), *map(replay_of, events)],
+                request | {"µs of CPU per event": "CPU µs per event"} | first_byte,
+            ),
+            table(
+                results,
+                "Costs by runs kept",
+                [*map(send_with, kept), *map(resume_with, kept)],
+                request | {"on a new server": NEW} | first_byte,
+            ),
+            table(
+                results,
+                "Sizes in MiB when a period's runs are there, and when they were forgotten",
                 [f"period {period}" for period in periods],
                 {
-                    "memory MiB, full": "memory MiB, full",
-                    "swept": "memory MiB, swept",
-                    "files MiB, full": "files MiB, full",
-                    "swept ": "files MiB, swept",
+                    f"{name}, {when}": f"{name} MiB, {when}"
+                    for name in held
+                    for when in ("full", "swept")
                 },
             ),
         ],
-        goals(results, events, options),
+        goals(results, options),
         notes=results.failures(),
     )
     by = {
@@ -239,22 +275,45 @@ def told(results: Results, options: Options) -> Chapter:
     return chapter
 
 
-def goals(results: Results, events: tuple[int, ...], options: Options) -> list[Goal]:
-    files = results.ratio("files MiB, swept", (OWN, last_period(results)), (OWN, "period 2"))
-    if options.quick:  # So few runs are all in the journals still, which only grow at first.
-        files = None
-    longest, shortest = resume_at(events[-1]), resume_at(events[0])
+def goals(results: Results, options: Options) -> list[Goal]:
+    events, kept = (QUICK_EVENTS if options.quick else EVENTS), kept_runs(options)[-1]
+    last, second = (OWN, last_period(results)), (OWN, "period 2")
+    longest, shortest = (OWN, resume_at(events[-1])), (OWN, resume_at(events[0]))
+    # So few runs are all in the journal still, which only grows at first.
+    logs = None if options.quick else results.ratio("log MiB, swept", last, second)
     return [
-        Goal(f"resume near the end of {events[-1]:,} events, and of {events[0]:,}: CPU",
-             "the same (≤ 1.25 ×)",
-             results.ratio("CPU µs per request", (OWN, longest), (OWN, shortest)),
-             at_most(1.25), "×"),
-        Goal("memory after the last period, and after the second", "the same (≤ 1.1 ×)",
-             results.ratio("memory MiB, swept", (OWN, last_period(results)), (OWN, "period 2")),
-             at_most(1.1), "×"),
-        Goal("files after the last period, and after the second", "the same (≤ 1.1 ×)",
-             files, at_most(1.1), "×"),
-    ]  # fmt: skip
+        same(
+            f"resume near the end of {events[-1]:,} events, and of {events[0]:,}: CPU",
+            results.ratio("CPU µs per request", longest, shortest),
+            1.25,
+        ),
+        same(
+            f"send with {kept:,} runs kept, and on a new server: CPU",
+            to_new(results, send_with(kept)),
+            1.25,
+        ),
+        same(
+            f"resume one of {kept:,} runs kept, and one on a new server: CPU",
+            to_new(results, resume_with(kept)),
+            1.25,
+        ),
+        same(
+            "memory after the last period, and after the second",
+            results.ratio("memory MiB, swept", last, second),
+            1.1,
+        ),
+        same("files of the log after the last period, and after the second", logs, 1.1),
+    ]
+
+
+def same(work: str, ratio: float | None, most: float) -> Goal:
+    return Goal(work, f"the same (≤ {most} ×)", ratio, at_most(most), "×")
+
+
+def to_new(results: Results, name: str) -> float | None:
+    """What it costs on the server that keeps runs, in units of what it does on a new one."""
+    kept, new = (results.middle(OWN, name, cost) for cost in ("CPU µs per request", NEW))
+    return kept / new if kept and new else None
 
 
 def last_period(results: Results) -> str:
