@@ -16,7 +16,7 @@ from bench.options import Options
 from bench.product import Reattach, ReattachServer
 from bench.reading import live, repeated
 from bench.results import Chapter, Goal, Table, at_most, table
-from bench.rounds import Measurement, Results, Turn, interleaved
+from bench.rounds import Measurement, Results, Turn, interleaved, until_one_fails
 from bench.yardsticks.local import CEILING
 
 RATE = 50.0
@@ -56,10 +56,15 @@ def measurements(
 ) -> Iterator[Measurement]:
     """Each in a server of its own if none is given, since runs that ended leave something."""
     runs, readers = (QUICK_RUNS, QUICK_READERS) if options.quick else (RUNS, READERS)
-    for number in (few for few in runs if few <= contender.most_runs):
-        yield many_runs(number), partial(one_live, contender, options, number, 1, server=server)
-    for number in readers:
-        yield many_readers(number), partial(one_live, contender, options, 1, number, server=server)
+    yield from until_one_fails(
+        (many_runs(number), partial(one_live, contender, options, number, 1, server=server))
+        for number in runs
+        if number <= contender.most_runs
+    )
+    yield from until_one_fails(
+        (many_readers(number), partial(one_live, contender, options, 1, number, server=server))
+        for number in readers
+    )
     if "replay" not in contender.works:
         return
     number = QUICK_RUNS[-1] if options.quick else BESIDE_REPLAYS

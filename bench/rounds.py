@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -72,6 +72,27 @@ class Results(defaultdict[tuple[str, str], Measured]):
             for (contender, name), measured in self.items()
             for why in dict.fromkeys(measured.failures)
         ]
+
+
+def until_one_fails(sizes: Iterable[Measurement]) -> Iterator[Measurement]:
+    """The same work, larger each time. What is larger than one without a figure is not tried.
+
+    A server that can not hold a size takes minutes of time limits to say so of the next.
+    """
+    failed = ""
+    for name, measure in sizes:
+
+        def tried(name: str = name, measure: Callable[[], Figures] = measure) -> Figures:
+            nonlocal failed
+            if failed:
+                raise Spoiled(f"not tried, since there is none for {failed}")
+            try:
+                return measure()
+            except (Spoiled, OSError):
+                failed = name
+                raise
+
+        yield name, tried
 
 
 def interleaved(turns: Sequence[Turn], rounds: int) -> Results:

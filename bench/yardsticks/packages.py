@@ -13,6 +13,8 @@ HERE = Path(__file__).parent
 PYTHON = CACHE / "python"
 NODE = CACHE / "node"
 INSTALL_SECONDS = 300
+NPM_PATIENCE = ("--fetch-retries=1", "--fetch-timeout=20000")
+"""Without them npm tries for minutes where there is no registry."""
 
 
 @cache
@@ -39,10 +41,10 @@ def node() -> str:
     for file in [*files, *HERE.glob("*.mjs")]:  # Modules find packages from where they lie.
         shutil.copy(file, NODE)
     return _installed(
-        NODE,
-        files,
-        [npm, "install", "--no-save", "--ignore-scripts", "--silent", "--prefix", str(NODE)],
-    )
+        NODE, files,
+        [npm, "install", "--no-save", "--ignore-scripts", "--silent", *NPM_PATIENCE,
+         "--prefix", str(NODE)],
+    )  # fmt: skip
 
 
 def _installed(place: Path, files: list[Path], command: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from bench.machine import Cores
 from bench.product import Reattach
 from bench.reading import live, repeated
 from bench.results import Chapter, Goal, Table, at_most, shown, table, write
-from bench.rounds import Figures, Measurement, Turn, interleaved
+from bench.rounds import Figures, Measurement, Turn, interleaved, until_one_fails
 from bench.yardsticks.local import CEILING
 
 
@@ -58,6 +59,28 @@ def test_rounds_are_interleaved_and_one_with_an_error_is_no_figure() -> None:
     assert results.middle("two", "work", "ms") is None
     assert results.failures() == ["two, work: 3 of 3 rounds have no figure: it was cut"]
     assert table(results, "t", ["work"], {"ms": "ms"}).rows == [["work", "one", "2 (1…3)"]]
+
+
+def test_what_is_larger_than_one_without_a_figure_is_not_tried() -> None:
+    tried = []
+
+    def held(size: int) -> Figures:
+        tried.append(size)
+        if size > 1:
+            raise Spoiled("it took too long")
+        return {"ms": 1.0}
+
+    def sizes() -> Iterator[Measurement]:
+        yield from until_one_fails((f"{size} runs", partial(held, size)) for size in (1, 2, 3))
+
+    results = interleaved([Turn("one", sizes)], 2)
+
+    assert tried == [1, 2] * 2
+    assert results.middle("one", "1 runs", "ms") == 1.0
+    assert results.failures() == [
+        "one, 2 runs: 2 of 2 rounds have no figure: it took too long",
+        "one, 3 runs: 2 of 2 rounds have no figure: not tried, since there is none for 2 runs",
+    ]
 
 
 def test_a_goal_says_whether_it_was_reached() -> None:
