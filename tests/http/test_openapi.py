@@ -3,7 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from fastapi.routing import APIRoute
 
+from reattach.http.app import create_app
 from tests.http.conftest import Server
 
 # Named by the API that the SDKs are made from, or by its recorded description.
@@ -31,6 +33,16 @@ async def test_the_description_is_served_and_no_page_of_another_site_with_it(
     assert await server.got("/openapi.json") == server.app.openapi()
     for path in ("/docs", "/redoc"):
         assert (await server.client.get(path)).status_code == 404
+
+
+async def test_routes_are_built_once_for_all_applications(server: Server) -> None:
+    context = server.app.state.context
+    first, second = (
+        [route for route in create_app(context).routes if isinstance(route, APIRoute)]
+        for _ in range(2)
+    )
+    assert len(first) > 50
+    assert all(one is other for one, other in zip(first, second, strict=True))
 
 
 async def test_every_operation_is_described_and_named_once(server: Server) -> None:

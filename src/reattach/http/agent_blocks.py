@@ -2,19 +2,19 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import Path
 
 from reattach.http.agents import agent_state
-from reattach.http.body import JsonRoute
 from reattach.http.context import ContextDep, TenantDep
 from reattach.http.paging import ShortPage, stretch
+from reattach.http.routes import routes
 from reattach.http.schemas.agent import AgentState
 from reattach.http.schemas.block import BlockState, BlockUpdate
 from reattach.http.schemas.fields import AgentPath, BlockPath
 from reattach.ids import AgentId, BlockId
 from reattach.limits import MAX_NAME_CHARS
 
-router = APIRouter(route_class=JsonRoute, tags=["agents"])
+router = routes("agents")
 
 LabelPath = Annotated[str, Path(max_length=MAX_NAME_CHARS, description="The block's label.")]
 

@@ -4,14 +4,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from reattach.errors import NotFoundError, NotImplementedHereError
 from reattach.events import StopReason
-from reattach.http.body import JsonRoute
 from reattach.http.context import Context, ContextDep, TenantDep
 from reattach.http.models import check_model
 from reattach.http.paging import ShortPage
+from reattach.http.routes import routes
 from reattach.http.schemas.agent import (
     NOT_OFFERED_MEMBERS,
     AgentCreate,
@@ -37,7 +37,7 @@ from reattach.runs.turns import system_prompt
 from reattach.tools.base import RETIRED_TOOLS, SETTING, Tool
 from reattach.wire.stored import approval_request
 
-router = APIRouter(route_class=JsonRoute, tags=["agents"])
+router = routes("agents")
 
 Includes = Annotated[
     list[Include] | None,

@@ -38,7 +38,6 @@ from reattach.http.errors import (
     on_reattach_error,
 )
 from reattach.http.limit import BodyLimit
-from reattach.http.schemas.error import ErrorBody, ValidationErrorBody
 from reattach.http.shortcut import Shortcut
 from reattach.limits import MAX_REQUEST_BYTES
 
@@ -73,6 +72,23 @@ EXPOSED_HEADERS: Final = (
     "Deprecation",
     "Link",
     "Retry-After",
+)
+
+_PARTS: Final = (
+    health,
+    models,
+    agents,
+    agent_blocks,
+    blocks,
+    tools,
+    mcp_servers,
+    conversations,
+    compacting,
+    messages,
+    sending,
+    resuming,
+    runs,
+    not_offered,
 )
 
 
@@ -123,11 +139,7 @@ def create_app(context: Context) -> FastAPI:
         openapi_tags=TAGS,
         docs_url=None,
         redoc_url=None,
-        responses={
-            "4XX": {"model": ErrorBody, "description": "The request can not be done."},
-            422: {"model": ValidationErrorBody, "description": "The request does not fit."},
-            "5XX": {"model": ErrorBody, "description": "The server can not do it."},
-        },
+        routes=[route for part in _PARTS for route in part.router.routes],
         middleware=[
             Middleware(
                 CORSMiddleware,
@@ -149,21 +161,4 @@ def create_app(context: Context) -> FastAPI:
         },
     )
     app.state.context, app.shortcut = context, Shortcut(context, authenticator)
-    for part in (
-        health,
-        models,
-        agents,
-        agent_blocks,
-        blocks,
-        tools,
-        mcp_servers,
-        conversations,
-        compacting,
-        messages,
-        sending,
-        resuming,
-        runs,
-        not_offered,
-    ):
-        app.include_router(part.router)
     return app

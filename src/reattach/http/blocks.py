@@ -1,16 +1,14 @@
 """Memory blocks by themselves. ``agent_blocks`` has those of one agent."""
 
-from fastapi import APIRouter
-
 from reattach.errors import NotImplementedHereError
-from reattach.http.body import JsonRoute
 from reattach.http.context import ContextDep, TenantDep
 from reattach.http.paging import OldestPage
+from reattach.http.routes import routes
 from reattach.http.schemas.block import BlockCreate, BlockState, BlockUpdate
 from reattach.http.schemas.fields import BlockPath, NobodyHas, QueryPart, QueryText, QueryTexts
 from reattach.ids import BlockId
 
-router = APIRouter(route_class=JsonRoute, tags=["blocks"])
+router = routes("blocks")
 
 
 @router.get("/v1/blocks/", operation_id="list_blocks", summary="List memory blocks")

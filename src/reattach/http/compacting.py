@@ -2,12 +2,12 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
-from reattach.http.body import JsonRoute
 from reattach.http.context import Context, ContextDep, TenantDep
 from reattach.http.incoming import Addressed, check_agent_id, find_addressed, find_agent
 from reattach.http.models import check_model
+from reattach.http.routes import routes
 from reattach.http.schemas.compacting import CompactBody, Compacted, ThreadCompactBody
 from reattach.http.schemas.fields import AgentPath, ThreadPath
 from reattach.ids import AgentId, TenantId
@@ -15,7 +15,7 @@ from reattach.prompt import system_message
 from reattach.runs.thread_compaction import compact_thread
 from reattach.runs.turns import system_prompt
 
-router = APIRouter(route_class=JsonRoute)
+router = routes()
 
 DryRun = Annotated[bool, Query(description="Only show what it would be.")]
 

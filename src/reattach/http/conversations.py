@@ -5,14 +5,14 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from reattach.errors import InvalidArgumentError
-from reattach.http.body import JsonRoute
 from reattach.http.context import Context, ContextDep, TenantDep
 from reattach.http.incoming import Addressed, find_addressed
 from reattach.http.models import check_model
 from reattach.http.paging import ShortPage
+from reattach.http.routes import routes
 from reattach.http.schemas.conversation import (
     ConversationCreate,
     ConversationState,
@@ -38,7 +38,7 @@ from reattach.prompt import system_message
 from reattach.records.base import Agent, Block, Conversation, Thread
 from reattach.runs.turns import system_prompt
 
-router = APIRouter(route_class=JsonRoute, tags=["conversations"])
+router = routes("conversations")
 
 
 @router.post(

@@ -2,14 +2,15 @@
 
 from typing import Literal
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
 from reattach import __version__
-from reattach.http.body import JsonResponse, JsonRoute
+from reattach.http.body import JsonResponse
 from reattach.http.context import ContextDep
+from reattach.http.routes import routes
 from reattach.http.schemas.fields import Answer
 
-router = APIRouter(route_class=JsonRoute, tags=["health"])
+router = routes("health")
 
 
 class Health(Answer):

@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping
 
-from fastapi import APIRouter
-
 from reattach.errors import NotFoundError
-from reattach.http.body import JsonRoute
 from reattach.http.context import Context, ContextDep
+from reattach.http.routes import routes
 from reattach.http.schemas.fields import McpServerPath, ToolPath
 from reattach.http.schemas.mcp_server import McpServerBody, mcp_server_body
 from reattach.http.schemas.tool import ToolBody
 from reattach.tools.servers import McpServer, server_id
 
-router = APIRouter(route_class=JsonRoute, tags=["tools"])
+router = routes("tools")
 
 
 @router.get("/v1/mcp-servers/", operation_id="list_mcp_servers", summary="List the MCP servers")

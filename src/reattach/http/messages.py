@@ -4,11 +4,12 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import Depends, Query, Response
 
-from reattach.http.body import JsonResponse, JsonRoute
+from reattach.http.body import JsonResponse
 from reattach.http.context import ContextDep, TenantDep
 from reattach.http.incoming import find_thread
+from reattach.http.routes import routes
 from reattach.http.schemas.fields import (
     AgentPath,
     MessagePath,
@@ -23,7 +24,7 @@ from reattach.messages import Message
 from reattach.wire.letta import MessageType
 from reattach.wire.stored import message_items
 
-router = APIRouter(route_class=JsonRoute)
+router = routes()
 
 Types = Annotated[
     list[MessageType] | None,

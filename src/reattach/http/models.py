@@ -2,17 +2,17 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from reattach.engine.catalog import Catalog
 from reattach.errors import InvalidArgumentError
-from reattach.http.body import JsonRoute
 from reattach.http.context import ContextDep
+from reattach.http.routes import routes
 from reattach.http.schemas.fields import QueryText
 from reattach.http.schemas.model import ModelBody, ProviderType
 from reattach.limits import MAX_QUERY_VALUES
 
-router = APIRouter(route_class=JsonRoute, tags=["models"])
+router = routes("models")
 
 
 @router.get("/v1/models/", operation_id="list_models", summary="List the models of the server")

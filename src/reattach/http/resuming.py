@@ -3,11 +3,11 @@
 from typing import Annotated
 
 import structlog
-from fastapi import APIRouter, Path, Response
+from fastapi import Path, Response
 
 from reattach.errors import InvalidArgumentError
-from reattach.http.body import JsonRoute
 from reattach.http.context import Context, ContextDep, TenantDep
+from reattach.http.routes import routes
 from reattach.http.schemas.fields import ThreadPath
 from reattach.http.schemas.resuming import ResumeBody
 from reattach.http.sending import STREAM_RESPONSES, deprecated_path
@@ -19,7 +19,7 @@ from reattach.runs.follow import Target
 
 logger = structlog.get_logger(__name__)
 
-router = APIRouter(route_class=JsonRoute)
+router = routes()
 
 _warned_of_agent_path = False
 

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import Path, Query, Response
 from pydantic import Field
 
 from reattach.errors import InvalidArgumentError, NotFoundError
 from reattach.events import RunStatus, StopReason, Usage
-from reattach.http.body import JsonRoute
 from reattach.http.context import ContextDep, TenantDep
 from reattach.http.messages import OldestSpan, Span, items_response
 from reattach.http.paging import NewestPage
+from reattach.http.routes import routes
 from reattach.http.schemas.fields import QueryAgent, QueryTexts, StopReasonName
 from reattach.http.schemas.message import MessageItem
 from reattach.http.schemas.run import RunMetrics, RunState, RunUsage, StepState
@@ -25,7 +25,7 @@ from reattach.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS, MAX_QUERY_VALUES
 from reattach.messages import Message
 from reattach.records.base import Page, Run
 
-router = APIRouter(route_class=JsonRoute, tags=["runs"])
+router = routes("runs")
 
 RunPath = Annotated[
     str, Path(max_length=MAX_ID_CHARS, description="The id of the run, `run-<uuid4>`.")

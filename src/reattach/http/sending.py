@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 
 from reattach.errors import (
     NoActiveRunsToCancelError,
@@ -13,7 +13,7 @@ from reattach.errors import (
     engine_error,
 )
 from reattach.events import RunStatus
-from reattach.http.body import Fault, JsonResponse, JsonRoute, invalid
+from reattach.http.body import Fault, JsonResponse, invalid
 from reattach.http.context import Context, ContextDep, TenantDep
 from reattach.http.incoming import (
     Addressed,
@@ -23,6 +23,7 @@ from reattach.http.incoming import (
     find_agent,
     understand,
 )
+from reattach.http.routes import routes
 from reattach.http.schemas.fields import AgentPath, ThreadPath
 from reattach.http.schemas.run import RunState
 from reattach.http.schemas.sending import (
@@ -41,7 +42,7 @@ from reattach.runs.follow import Target
 from reattach.runs.receivers import receiver_url
 from reattach.runs.service import Send
 
-router = APIRouter(route_class=JsonRoute)
+router = routes()
 
 _DEPRECATED_SINCE = "@1795305600"
 """The day of the first version, 2026-11-22, as RFC 9745 writes a date."""

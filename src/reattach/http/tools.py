@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path
+from fastapi import Path
 
 from reattach.errors import InvalidArgumentError, NotFoundError
 from reattach.http.agents import agent_state
-from reattach.http.body import JsonRoute
 from reattach.http.context import Context, ContextDep, TenantDep
 from reattach.http.paging import ShortPage, stretch
+from reattach.http.routes import routes
 from reattach.http.schemas.agent import AgentState
 from reattach.http.schemas.fields import AgentPath, QueryPart, QueryText, QueryTexts, ToolPath
 from reattach.http.schemas.tool import ApprovalRule, ToolBody
@@ -18,7 +18,7 @@ from reattach.limits import MAX_AGENT_TOOLS, MAX_NAME_CHARS
 from reattach.tools.base import SETTING, Tool
 from reattach.tools.base import tool_id as id_of
 
-router = APIRouter(route_class=JsonRoute, tags=["tools"])
+router = routes("tools")
 
 NamePath = Annotated[str, Path(max_length=MAX_NAME_CHARS, description="The tool's name.")]
 
