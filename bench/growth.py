@@ -19,15 +19,17 @@ from bench.rounds import Measurement, Results, Turn, interleaved
 
 EVENTS, QUICK_EVENTS = (100, 1000, 10_000, 100_000), (100, 1000, 10_000)
 KEPT, QUICK_KEPT, LONG_KEPT = (100, 1000, 10_000), (32, 96), (100_000,)
-SECONDS, QUICK_SECONDS = 3.0, 0.3
-ROUNDS = 3
+SECONDS, QUICK_SECONDS = 1.0, 0.3
+ROUNDS = 2
+PASSES = 4
+"""Of all sizes in a server: this many figures in each round."""
 LAST = 10
 RESUMING = 16
 SENDING = 16
 """Conversations that runs are begun in at the same time."""
 TURNS, QUICK_TURNS = 12, 2
 """Runs of one conversation."""
-PAIRS = 3
+PAIRS = 6
 """Measurements on the server that keeps runs, and as many on a new one in between."""
 NEW = "CPU µs per request on a new server"
 LOOKED_AT = 100
@@ -49,17 +51,19 @@ def replay_of(events: int) -> str:
 
 
 def by_events(options: Options) -> Iterator[Measurement]:
-    """Runs of more and more events, in one server."""
+    """Runs of more and more events in one server, in turn and back: a machine has its minutes."""
     seconds = QUICK_SECONDS if options.quick else SECONDS
+    sizes = QUICK_EVENTS if options.quick else EVENTS
     with fresh(Reattach(), options.cores) as server:
-        for events in QUICK_EVENTS if options.quick else EVENTS:
-            (stream,) = server.ended(events)
-            again = partial(repeated, server, cores=options.cores, seconds=seconds)
-            cursor = stream.last - LAST
-            end = Reader(stream.at(cursor), after=cursor, last=stream.last)
-            yield resume_at(events), partial(again, end, readers=RESUMING)
-            whole = Reader(stream.at(0), last=stream.last)
-            yield replay_of(events), partial(again, whole, readers=1)
+        again = partial(repeated, server, cores=options.cores, seconds=seconds)
+        runs = [(events, server.ended(events)[0]) for events in sizes]
+        for there in range(1 if options.quick else PASSES):
+            for events, stream in reversed(runs) if there % 2 else runs:
+                cursor = stream.last - LAST
+                end = Reader(stream.at(cursor), after=cursor, last=stream.last)
+                yield resume_at(events), partial(again, end, readers=RESUMING)
+                whole = Reader(stream.at(0), last=stream.last)
+                yield replay_of(events), partial(again, whole, readers=1)
 
 
 def send_with(kept: int) -> str:
@@ -104,12 +108,18 @@ def beside_new(
 ) -> dict[str, float]:
     """The work on this server and on a new one, in turn: a machine changes while runs are made."""
     first()
+    grown: list[dict[str, float]] = []
+    young: list[dict[str, float]] = []
     with fresh(Reattach(), options.cores) as new:
         send_again(new, options)
-        rounds = [(work(server, options), work(new, options)) for _ in range(pairs(options))]
-    grown, fresh_ones = zip(*rounds, strict=True)
-    figures = {name: median(figures[name] for figures in grown) for name in grown[0]}
-    return figures | {NEW: median(figures["CPU µs per request"] for figures in fresh_ones)}
+        both = [(server, grown), (new, young)]
+        for _ in range(pairs(options)):
+            for one, figures in both:
+                figures.append(work(one, options))
+            both.reverse()
+    return {name: median(each[name] for each in grown) for name in grown[0]} | {
+        NEW: median(each["CPU µs per request"] for each in young)
+    }
 
 
 def fill(server: ReattachServer, runs: int, options: Options) -> None:
