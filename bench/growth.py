@@ -33,7 +33,7 @@ PAIRS = 6
 """Measurements on the server that keeps runs, and as many on a new one in between."""
 NEW = "CPU µs per request on a new server"
 LOOKED_AT = 100
-"""Of the kept runs those that are read again, evenly over all of them."""
+"""Of the kept runs the newest, evenly over which some are read again."""
 SEND_EVENTS = 10
 PERIODS, QUICK_PERIODS = 5, 3
 """Of retention, each with as many runs: memory and files must not grow with them."""
@@ -57,8 +57,8 @@ def by_events(options: Options) -> Iterator[Measurement]:
     with fresh(Reattach(), options.cores) as server:
         again = partial(repeated, server, cores=options.cores, seconds=seconds)
         runs = [(events, server.ended(events)[0]) for events in sizes]
-        for there in range(1 if options.quick else PASSES):
-            for events, stream in reversed(runs) if there % 2 else runs:
+        for number in range(1 if options.quick else PASSES):
+            for events, stream in reversed(runs) if number % 2 else runs:
                 cursor = stream.last - LAST
                 end = Reader(stream.at(cursor), after=cursor, last=stream.last)
                 yield resume_at(events), partial(again, end, readers=RESUMING)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -217,6 +219,32 @@ async def test_an_idle_connection_is_kept_longer_than_clients_keep_theirs(
     await live.got("/v1/health/")
     await asyncio.wait_for(answered.wait(), WAIT_SECONDS)
     assert min(kept_seconds) > 120
+
+
+async def test_nothing_is_left_of_a_connection_that_is_reset(
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = asyncio.Event()
+    closings = []
+    connection_lost = StreamProtocol.connection_lost
+
+    def noted(protocol: StreamProtocol, exc: Exception | None) -> None:
+        assert isinstance(exc, ConnectionResetError)
+        assert protocol.timeout_keep_alive_task is not None
+        connection_lost(protocol, exc)
+        closings.append(protocol.timeout_keep_alive_task)
+        lost.set()
+
+    monkeypatch.setattr(StreamProtocol, "connection_lost", noted)
+    reader, writer = await asyncio.open_connection(*live.address)
+    writer.write(b"GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    async with asyncio.timeout(WAIT_SECONDS):
+        assert await reader.readuntil(b'"}')
+        at_once = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        writer.transport.abort()
+        await lost.wait()
+    assert closings == [None]
 
 
 @pytest.mark.parametrize("announced", [True, False])

@@ -60,6 +60,7 @@ class StreamProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn leaves it, and all of this, if it was reset.
         if self.when_left is not None:
             self.when_left()
 
