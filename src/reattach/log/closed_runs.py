@@ -40,13 +40,14 @@ class ClosedRuns(Generic[Run]):
 
     def evict(self) -> list[Run]:
         """Take out what is too much, the longest unused first. A run with followers stays."""
-        if self._bytes <= self._max_bytes:
-            return []
-        evicted = []
-        for run in list(self._costs):
-            if self._bytes <= self._max_bytes:
+        evicted: list[Run] = []
+        too_much = self._bytes - self._max_bytes
+        for run, cost_bytes in self._costs.items():
+            if too_much <= 0:
                 break
             if run.followers == 0:
-                self.discard(run)
                 evicted.append(run)
+                too_much -= cost_bytes
+        for run in evicted:
+            self.discard(run)
         return evicted

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import tracemalloc
+
+from reattach.log.closed_runs import ClosedRuns
+
+
+class Run:
+    cost_bytes = 10
+
+    def __init__(self, followers: int = 0) -> None:
+        self.followers = followers
+
+
+def closed(runs: list[Run], max_bytes: int) -> ClosedRuns[Run]:
+    kept = ClosedRuns[Run](max_bytes)
+    for run in runs:
+        kept.add(run)
+    return kept
+
+
+def test_the_longest_unused_go_and_those_with_followers_stay() -> None:
+    followed, unused, touched, newest = runs = [Run(followers=1), Run(), Run(), Run()]
+    kept = closed(runs, max_bytes=25)
+    kept.touch(unused)
+    assert kept.evict() == [touched, newest]
+    assert kept.evict() == []
+    kept.discard(followed)
+    kept.add(newest)
+    assert kept.evict() == []
+    kept.add(touched)
+    assert kept.evict() == [unused]
+
+
+def test_what_goes_is_found_without_a_list_of_all_that_stay() -> None:
+    runs = [Run() for _ in range(10_000)]
+    kept = closed(runs, max_bytes=99_980)
+    tracemalloc.start()
+    try:
+        evicted = kept.evict()
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert evicted == runs[:2]
+    assert most_bytes < len(runs)
