@@ -79,9 +79,12 @@ def by_runs(options: Options) -> Iterator[Measurement]:
     with fresh(Reattach(), options.cores) as server:
         there = 0
         for kept in kept_runs(options):
-            filled = partial(fill, server, kept - there, options)
-            yield send_with(kept), partial(beside_new, server, send_again, options, filled)
-            yield resume_with(kept), partial(beside_new, server, look_again, options)
+            fill(server, kept - there, options)
+            with fresh(Reattach(), options.cores) as new:
+                send_again(new, options)
+                both = partial(in_turn, server, new, options=options)
+                yield send_with(kept), partial(both, send_again)
+                yield resume_with(kept), partial(both, look_again)
             there = kept + pairs(options) * SENDING * turns(options)
 
 
@@ -100,23 +103,20 @@ def turns(options: Options) -> int:
     return QUICK_TURNS if options.quick else TURNS
 
 
-def beside_new(
+def in_turn(
     server: ReattachServer,
+    new: ReattachServer,
     work: Callable[[ReattachServer, Options], dict[str, float]],
     options: Options,
-    first: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """The work on this server and on a new one, in turn: a machine changes while runs are made."""
-    first()
+    """The work on a server and on a new one: a machine changes while runs are made."""
     grown: list[dict[str, float]] = []
     young: list[dict[str, float]] = []
-    with fresh(Reattach(), options.cores) as new:
-        send_again(new, options)
-        both = [(server, grown), (new, young)]
-        for _ in range(pairs(options)):
-            for one, figures in both:
-                figures.append(work(one, options))
-            both.reverse()
+    both = [(server, grown), (new, young)]
+    for _ in range(pairs(options)):
+        for one, figures in both:
+            figures.append(work(one, options))
+        both.reverse()
     return {name: median(each[name] for each in grown) for name in grown[0]} | {
         NEW: median(each["CPU µs per request"] for each in young)
     }
