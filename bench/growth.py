@@ -38,7 +38,7 @@ SEND_EVENTS = 10
 PERIODS, QUICK_PERIODS = 5, 3
 """Of retention, each with as many runs: memory and files must not grow with them."""
 RUNS_A_PERIOD, QUICK_RUNS_A_PERIOD = 2000, 32
-RETENTION_SECONDS, QUICK_RETENTION_SECONDS = 20.0, 1.0
+RETENTION_SECONDS, QUICK_RETENTION_SECONDS = 20.0, 0.5
 OWN = Reattach().name
 
 
