@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from reattach.limits import SEND_BUFFER_BYTES
 from reattach.testing.process import ServerProcess
+from reattach.testing.relay import reset
 from tests.recovery.clients import Client, client_of
 from tests.recovery.heart import eventually
 from tests.recovery.received import Received
@@ -19,8 +19,6 @@ from tests.recovery.received import Received
 STALL_SECONDS = 1.0
 STALLED = 25
 BIG = "[chunks=20000][size=500]"
-RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER that makes a close send RST."""
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +82,7 @@ class RawReader:
         return self._body.endswith(b"0\r\n\r\n")
 
     def reset(self) -> None:
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        self._socket.close()
+        reset(self._socket)
 
     def close(self) -> None:
         self._socket.close()
