@@ -201,10 +201,10 @@ class NoActiveRunsToCancelError(ConflictError):
     code = "no_active_runs"
 
 
-class ReceiverRefusedError(ReattachError):
-    """A URL that is not called back; ``detail`` says why."""
+class UrlRefusedError(ReattachError):
+    """A URL of a client that is not connected to; ``detail`` says why."""
 
-    code = "receiver_refused"
+    code = "url_refused"
 
 
 class LimitExceededError(ReattachError):

@@ -168,8 +168,8 @@ CALLBACK_SECONDS: Final = 10.0
 CALLBACK_LEASE_SECONDS: Final = 60.0
 """How long a process has for a call before another one may make it; well over what it takes."""
 
-CALLBACK_ADDRESSES: Final = 4
-"""Addresses of a receiver that one call tries."""
+OUTBOUND_ADDRESSES: Final = 4
+"""Addresses of a host that one request to a URL of a client tries."""
 
 CALLBACKS_AT_ONCE: Final = 16
 """Calls of a process at a time: one receiver that hangs holds up few others."""

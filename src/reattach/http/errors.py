@@ -30,9 +30,9 @@ from reattach.errors import (
     NotFoundError,
     NotImplementedHereError,
     ReattachError,
-    ReceiverRefusedError,
     UnauthorizedError,
     UnavailableError,
+    UrlRefusedError,
     ValidationFailedError,
 )
 from reattach.http.body import Fault, JsonResponse, invalid
@@ -50,7 +50,7 @@ STATUSES: Final[Mapping[type[ReattachError], int]] = {
     LimitExceededError: 413,
     MisdirectedError: 421,
     ValidationFailedError: 422,
-    ReceiverRefusedError: 422,
+    UrlRefusedError: 422,
     NotImplementedHereError: 501,
     UnavailableError: 503,
     ModelAuthenticationError: 401,

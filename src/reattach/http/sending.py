@@ -8,8 +8,8 @@ from fastapi import Query, Response
 from reattach.errors import (
     NoActiveRunsToCancelError,
     NotImplementedHereError,
-    ReceiverRefusedError,
     StoreUnavailableError,
+    UrlRefusedError,
     engine_error,
 )
 from reattach.events import RunStatus
@@ -204,8 +204,8 @@ def _callback_url(context: Context, body: AsyncSendBody) -> str | None:
             "REATTACH_CALLBACK_SECRET."
         )
     try:
-        return str(receiver_url(body.callback_url, to_private=settings.callbacks_to_private))
-    except ReceiverRefusedError as error:
+        return receiver_url(body.callback_url, to_private=settings.callbacks_to_private)
+    except UrlRefusedError as error:
         fault = Fault(["body", "callback_url"], error.detail, "callback_url")
         raise invalid([fault]) from None
 

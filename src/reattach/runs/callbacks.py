@@ -125,7 +125,9 @@ class Callbacks:
             sent_at,
             answered.status_code,
             answered.error,
-            None if answered.final else sent_at + timedelta(seconds=self._wait_seconds(due.tries)),
+            None
+            if answered.is_final
+            else sent_at + timedelta(seconds=self._wait_seconds(due.tries)),
         )
         outcome = self._within_bounds(run, answered, outcome)
         if answered.error is not None:
