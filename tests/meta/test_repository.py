@@ -107,19 +107,21 @@ def test_a_python_lock_pins_every_package_by_hash_and_holds_no_address(lock: Pat
     assert [entry for entry in entries if "--hash=sha256:" not in entry] == []
 
 
-def test_there_are_locks_for_uv_builds_running_developing_and_applications() -> None:
+def test_there_are_locks_for_uv_builds_every_profile_running_and_applications() -> None:
     assert [lock.name for lock in PYTHON_LOCKS] == [
-        *("applications.txt", "build.txt", "dev.txt", "run.txt", "uv.txt")
+        *("applications.txt", "build.txt", "demo-cluster.txt", "demo.txt", "dev.txt"),
+        *("run.txt", "serve.txt", "uv.txt"),
     ]
 
 
-def test_a_server_runs_on_the_versions_that_the_tests_have_seen() -> None:
-    run, dev = (
-        set(REQUIREMENT.findall((ROOT / "requirements" / name).read_text("utf-8")))
-        for name in ("run.txt", "dev.txt")
-    )
-    assert run
-    assert run <= dev
+def pinned(name: str) -> set[str]:
+    return set(REQUIREMENT.findall((ROOT / "requirements" / name).read_text("utf-8")))
+
+
+@pytest.mark.parametrize("name", ["run.txt", "demo.txt", "demo-cluster.txt", "serve.txt"])
+def test_a_server_runs_on_the_versions_that_the_tests_have_seen(name: str) -> None:
+    assert pinned(name)
+    assert pinned(name) <= pinned("dev.txt")
 
 
 @pytest.mark.parametrize("directory", NPM_LOCKS)
