@@ -1,18 +1,29 @@
-"""A client that reconnects by itself: events of a run, each once, whatever the network does.
+"""A client that reconnects by itself: the events of a run, each once, whatever the network does.
 
-The official SDKs speak to Reattach unmodified, and leave reconnecting to their caller. This one
-does it, and is what ``reattach attach`` uses.
+The official SDKs speak to Reattach unmodified and leave reconnecting to their caller. This client
+reconnects; ``reattach attach`` uses it.
 """
 
 import asyncio
+import json
+import ssl
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import httpx2
 
-from reattach.errors import ConflictError, ExpiredError, NotFoundError, ReattachError
+from reattach.errors import (
+    ConflictError,
+    ExpiredError,
+    NotFoundError,
+    ReattachError,
+)
+from reattach.limits import MAX_ERROR_CHARS
+
+E = TypeVar("E", bound=BaseException)
 
 Event = Mapping[str, Any]
 """An event as the wire has it; ``message_type`` says which."""
@@ -20,8 +31,12 @@ Event = Mapping[str, Any]
 _READ_SECONDS: Final = 60.0
 """Silence after which a connection counts as dead; the server pings each 15 s."""
 
+_CONNECT_SECONDS: Final = 5.0
 _FIRST_DELAY_SECONDS: Final = 0.1
 _LAST_DELAY_SECONDS: Final = 5.0
+_PASSING_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
+"""Answers of a server that is busy, starting or leaving, or of a proxy that cannot reach one."""
+
 _REFUSALS: Final[Mapping[int, type[ReattachError]]] = {
     404: NotFoundError,
     409: ConflictError,
@@ -29,9 +44,26 @@ _REFUSALS: Final[Mapping[int, type[ReattachError]]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A connection that failed and is about to be tried again."""
+
+    cause: str
+    """Why it failed, in one line."""
+
+    cursor: int
+    """The seq of the last event that was yielded; 0 if there is none."""
+
+    delay_seconds: float
+    """The wait before the next try."""
+
+    remaining_seconds: float
+    """How long the client keeps trying before it gives up."""
+
+
 @dataclass
 class _Position:
-    """Where a reader stands: which run, and the last seq that it was given."""
+    """A reader's place: the run, and the seq of the last event that was yielded."""
 
     body: dict[str, Any]
     path: str
@@ -47,48 +79,66 @@ class _Position:
 
 
 class _Patience:
-    """How long a reader that makes no progress goes on trying, and how often."""
+    """How long a reader without progress keeps trying, and how often."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, on_retry: Callable[[Retry], None] | None) -> None:
         self._seconds = seconds
+        self._on_retry = on_retry
         self.restore()
 
     def restore(self) -> None:
         self._deadline = asyncio.get_running_loop().time() + self._seconds
         self._delay_seconds = _FIRST_DELAY_SECONDS
 
-    async def wait(self, cursor: int, cause: Exception) -> None:
-        """Wait before the next try. Raises TimeoutError when there is to be none."""
-        if asyncio.get_running_loop().time() + self._delay_seconds > self._deadline:
+    async def wait(self, cursor: int, error: httpx2.TransportError) -> None:
+        """Wait before the next try. Raises TimeoutError when no time is left for one."""
+        remaining_seconds = self._deadline - asyncio.get_running_loop().time()
+        delay_seconds = self._delay_seconds
+        if isinstance(error, _UnavailableError):
+            delay_seconds = max(delay_seconds, error.retry_after_seconds)
+        cause = _cause(error)
+        if delay_seconds > remaining_seconds:
             raise TimeoutError(
-                f"The server did not answer for {self._seconds:g} seconds. "
+                f"The server did not answer for {self._seconds:g} seconds ({cause}). "
                 f"Resume later from event {cursor}."
-            ) from cause
-        await asyncio.sleep(self._delay_seconds)
+            ) from error
+        if self._on_retry is not None:
+            self._on_retry(Retry(cause, cursor, delay_seconds, remaining_seconds))
+        await asyncio.sleep(delay_seconds)
         self._delay_seconds = min(self._delay_seconds * 2, _LAST_DELAY_SECONDS)
 
 
 class Client:
-    """Sends and follows. Use it as an async context manager.
+    """Sends messages and follows runs. Use it as an async context manager.
 
-    ``patience_seconds`` bounds how long it keeps trying while the server can not be reached or
-    says that it is not available; progress starts the count anew.
+    ``patience_seconds`` bounds how long it keeps trying while the server cannot be reached or is
+    not available; every event starts the count anew. ``on_retry`` is called before each such wait,
+    and ``on_attached`` with the run's id whenever a stream is open. Raises ReattachError if
+    ``base_url`` is not an http or https URL with a host.
     """
 
     def __init__(
-        self, base_url: str, *, api_key: str | None = None, patience_seconds: float = 120.0
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        patience_seconds: float = 120.0,
+        on_retry: Callable[[Retry], None] | None = None,
+        on_attached: Callable[[str | None], None] | None = None,
     ) -> None:
-        self._base_url = base_url
+        self._base_url = _checked_url(base_url)
         self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._patience_seconds = patience_seconds
+        self._on_retry = on_retry
+        self._on_attached = on_attached
 
     async def __aenter__(self) -> "Client":
         self._http = await asyncio.to_thread(self._connect)
         return self
 
     def _connect(self) -> httpx2.AsyncClient:
-        """Make what holds the connections; it reads certificates, so not on the event loop."""
-        timeout = httpx2.Timeout(_READ_SECONDS, connect=5.0)
+        """Make the connection pool; this reads certificates, so it must not run on the loop."""
+        timeout = httpx2.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS)
         return httpx2.AsyncClient(base_url=self._base_url, headers=self._headers, timeout=timeout)
 
     async def __aexit__(self, *_: object) -> None:
@@ -96,11 +146,11 @@ class Client:
 
     def send(
         self, conversation_id: str, text: str, *, otid: str | None = None
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event]:
         """Send a message in the background and yield the events of its run, each once, in order.
 
-        However often the connection breaks, one run comes to be: the message has an OTID, made
-        here if none is given. Raises as ``follow`` does.
+        The message carries an OTID, made here if none is given, so the message starts exactly one
+        run however often the connection breaks. Raises as ``follow`` does.
         """
         message = {"role": "user", "content": text, "otid": otid or str(uuid.uuid4())}
         body = {"messages": [message], "background": True, "stream_tokens": True}
@@ -114,12 +164,17 @@ class Client:
         otid: str | None = None,
         agent_id: str | None = None,
         starting_after: int = 0,
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event]:
         """Yield the events of a run after a cursor, each once, in order, until its end.
 
-        Without ``run_id`` and ``otid`` it is the run that is active in the conversation. Raises
-        NotFoundError, ConflictError, ExpiredError and ReattachError as the server refuses, and
-        TimeoutError when patience is at its end.
+        Without ``run_id`` and ``otid`` it follows the active run of the conversation.
+
+        Raises:
+            NotFoundError, ConflictError, ExpiredError: as the server answered; ``extra`` holds
+                the further members of its error.
+            ReattachError: the server refused for another reason, or is no Reattach server, or no
+                trusted TLS connection to it is possible.
+            TimeoutError: ``patience_seconds`` passed without an event.
         """
         named = {"run_id": run_id, "otid": otid, "agent_id": agent_id}
         body: dict[str, Any] = {name: one for name, one in named.items() if one is not None}
@@ -127,25 +182,51 @@ class Client:
         body["starting_after"] = starting_after
         return self._events(_Position(body, path, cursor=starting_after))
 
-    async def _events(self, position: _Position) -> AsyncIterator[Event]:
-        patience = _Patience(self._patience_seconds)
+    async def _events(self, position: _Position) -> AsyncGenerator[Event]:
+        patience = _Patience(self._patience_seconds, self._on_retry)
         while not position.ended:
             try:
-                async for event in self._connection(position):
-                    patience.restore()
-                    yield event
+                async with aclosing(self._connection(position)) as events:
+                    async for event in events:
+                        patience.restore()
+                        yield event
             except httpx2.TransportError as error:
+                self._raise_if_permanent(error)
                 await patience.wait(position.cursor, error)
 
-    async def _connection(self, position: _Position) -> AsyncIterator[Event]:
-        """The new events of one connection. A break of it is a TransportError, its end as well."""
+    def _raise_if_permanent(self, error: httpx2.TransportError) -> None:
+        """Raise ReattachError for a TLS failure that no further try can mend."""
+        failure = _underlying(error, ssl.SSLError)
+        if isinstance(failure, ssl.SSLCertVerificationError):
+            raise ReattachError(
+                f"The certificate of {self._base_url} is not trusted: {failure.verify_message}. "
+                "Name the authority that signed it in the environment variable SSL_CERT_FILE."
+            ) from error
+        if failure is not None and failure.reason == "WRONG_VERSION_NUMBER":
+            raise ReattachError(
+                f"The server at {self._base_url} does not speak TLS. Use an http:// URL."
+            ) from error
+
+    async def _connection(self, position: _Position) -> AsyncGenerator[Event]:
+        """Yield the new events of one connection.
+
+        Raises TransportError when the connection breaks or its body ends before the answer does.
+        """
         path, body = position.next_request()
         async with self._http.stream("POST", path, json=body) as response:
-            if response.status_code >= 500 and response.status_code != 501:
-                raise httpx2.ConnectError(f"the server answered {response.status_code}")
+            if response.status_code in _PASSING_STATUSES:
+                raise _UnavailableError(response)
             if response.status_code != 200:
                 raise _refusal(response.status_code, await response.aread())
+            media_type = response.headers.get("content-type", "")
+            if not media_type.startswith("text/event-stream"):
+                raise ReattachError(
+                    f"{self._base_url} answered with {media_type or 'no content type'} instead of "
+                    "an event stream. Check that the URL is that of a Reattach server."
+                )
             position.run_id = response.headers.get("x-run-id", position.run_id)
+            if self._on_attached is not None:
+                self._on_attached(position.run_id)
             async for sent in httpx2.EventSource(response, max_event_size=None):
                 if sent.data == "[DONE]":
                     position.ended = True
@@ -159,10 +240,63 @@ class Client:
         raise httpx2.RemoteProtocolError("the stream ended before the answer did")
 
 
+class _UnavailableError(httpx2.TransportError):
+    """The server, or a proxy before it, asks to come back later."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        super().__init__(f"the server answered {response.status_code}")
+        seconds = response.headers.get("retry-after", "")
+        self.retry_after_seconds = float(seconds) if seconds.isdecimal() else 0.0
+
+
+def _checked_url(base_url: str) -> str:
+    try:
+        url = httpx2.URL(base_url)
+        valid = url.scheme in {"http", "https"} and bool(url.host)
+    except httpx2.InvalidURL:
+        valid = False
+    if not valid:
+        raise ReattachError(
+            f"'{base_url[:MAX_ERROR_CHARS]}' is not the URL of a server. "
+            "Write it with its scheme: http://localhost:8283."
+        )
+    return base_url.rstrip("/").removesuffix("/v1")
+
+
+def _cause(error: httpx2.TransportError) -> str:
+    """The reason of a failed connection in one line; httpx2 leaves the text of timeouts empty."""
+    if isinstance(error, httpx2.ConnectTimeout):
+        return "the server does not accept the connection"
+    if isinstance(error, httpx2.TimeoutException):
+        return "the connection fell silent"
+    if _underlying(error, ConnectionRefusedError) is not None:
+        return "connection refused"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _underlying(error: BaseException, kind: type[E]) -> E | None:
+    """The error of that kind among those that led to ``error``."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, kind):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
 def _refusal(status: int, body: bytes) -> ReattachError:
-    detail = body.decode("utf-8", "replace")[:1000]
-    error = ReattachError(f"The server answered {status}: {detail}")
+    """The error for a refused request, in the server's words where it gave any."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or not isinstance(answer.get("detail"), str):
+        answer = {"detail": " ".join(body.decode("utf-8", "replace").split())[:MAX_ERROR_CHARS]}
+    detail = answer.pop("detail")
     kind = _REFUSALS.get(status)
     if kind is not None:
-        error = kind(f"The server answered {status}: {detail}")
+        error = kind(detail.removeprefix("CONFLICT: ").removeprefix("EXPIRED: "))
+    elif status == 401:
+        error = ReattachError(f"The server requires a valid API key (401 {detail}).")
+    else:
+        error = ReattachError(f"The server answered {status}: {detail}")
+    error.extra = answer
     return error

@@ -1,14 +1,16 @@
 """The client that reconnects by itself, against a real server and a network that breaks."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
+import trustme
 
-from reattach.client import Client, Event
-from reattach.errors import ConflictError, NotFoundError
+from reattach.client import Client, Event, Retry
+from reattach.errors import ConflictError, NotFoundError, ReattachError
 from reattach.testing.process import ServerProcess
 from reattach.testing.relay import Relay
 
@@ -106,3 +108,75 @@ async def test_patience_ends_when_there_is_no_server() -> None:
         async with Client(nowhere.url, patience_seconds=0.3) as client:
             with pytest.raises(TimeoutError, match="Resume later from event 7"):
                 await collected(client.follow("default", starting_after=7))
+
+
+async def test_a_server_without_tls_behind_an_https_url_is_named_at_once(
+    server: ServerProcess,
+) -> None:
+    """E9: no patience for a failure that no further try can mend."""
+    async with Client(server.url.replace("http://", "https://")) as client:
+        with pytest.raises(ReattachError, match=r"does not speak TLS\. Use an http:// URL"):
+            await collected(client.follow("default", otid="key"))
+
+
+async def test_a_certificate_that_is_not_trusted_is_named_at_once() -> None:
+    """E9."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+
+    async def unused(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_server(unused, "127.0.0.1", 0, ssl=context) as tls:
+        port = tls.sockets[0].getsockname()[1]
+        async with Client(f"https://127.0.0.1:{port}") as client:
+            with pytest.raises(ReattachError, match=r"is not trusted: .* SSL_CERT_FILE"):
+                await collected(client.follow("default", otid="key"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        (b"200 OK\r\nContent-Type: text/html", "answered with text/html instead of an event"),
+        (b"403 Forbidden\r\nContent-Type: text/html", "The server answered 403: <h1> No </h1>"),
+        (b"302 Found\r\nLocation: /login", "The server answered 302"),
+    ],
+)
+async def test_a_server_of_another_kind_is_named_at_once(answer: bytes, cause: str) -> None:
+    """E9."""
+
+    async def answering(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = b"HTTP/1.1 " + answer + b"\r\nConnection: close\r\n\r\n"
+        writer.write(head + b"<h1>\nNo\n</h1>")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answering, "127.0.0.1", 0) as other:
+        port = other.sockets[0].getsockname()[1]
+        async with Client(f"http://127.0.0.1:{port}") as client:
+            with pytest.raises(ReattachError, match=cause):
+                await collected(client.follow("default", otid="key"))
+
+
+async def test_a_refusal_keeps_the_further_members_of_the_servers_error(
+    relay: Relay, conversation_id: str
+) -> None:
+    async with Client(relay.url) as client, asyncio.timeout(BOUND_SECONDS):
+        sent = client.send(conversation_id, "[hang=0]")
+        first = await anext(sent)
+        with pytest.raises(ConflictError) as refused:
+            await collected(client.send(conversation_id, "another"))
+    assert refused.value.extra["run_id"] == first["run_id"]
+    with httpx2.Client(base_url=relay.url) as http:
+        http.post(f"/v1/conversations/{conversation_id}/cancel").raise_for_status()
+
+
+async def test_a_retry_tells_its_cause_its_cursor_and_the_time_that_is_left() -> None:
+    retries: list[Retry] = []
+    with Relay(("127.0.0.1", 1)) as nowhere:
+        async with Client(nowhere.url, patience_seconds=0.3, on_retry=retries.append) as client:
+            with pytest.raises(TimeoutError):
+                await collected(client.follow("default", starting_after=7))
+    assert [retry.cursor for retry in retries] == [7] * len(retries)
+    assert all(retry.cause and 0 < retry.remaining_seconds <= 0.3 for retry in retries)

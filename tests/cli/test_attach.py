@@ -1,0 +1,118 @@
+"""``reattach attach``: how it reports trouble, and how it leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from reattach.testing.process import ServerProcess
+from tests.cli.commands import BOUND_SECONDS, reattach_here
+
+NOWHERE = "http://127.0.0.1:1"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    data_dir: Path = tmp_path_factory.mktemp("server")
+    with ServerProcess(data_dir, arguments=["--scripted", "--log-level", "warning"]) as server:
+        yield server
+
+
+@contextmanager
+def attached(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """``reattach attach`` as a process that is still running."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("REATTACH_")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "reattach", "attach", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def begun(server: ServerProcess, text: str) -> str:
+    """The conversation of a run that has begun."""
+    with httpx2.Client(base_url=server.url) as http:
+        agent = http.post("/v1/agents/", json={"name": "a", "model": "scripted/echo"}).json()
+        created = http.post("/v1/conversations/", params={"agent_id": agent["id"]}, json={})
+        conversation_id: str = created.json()["id"]
+        sent = {"input": text, "background": True, "stream_tokens": True}
+        path = f"/v1/conversations/{conversation_id}/messages"
+        with http.stream("POST", path, json=sent) as response:
+            next(response.iter_lines())
+    return conversation_id
+
+
+def test_a_server_that_cannot_be_reached_is_named_with_the_cause_while_trying_again() -> None:
+    """E9: an unreachable server is reported after a second, not after 120 s of silence."""
+    with attached("--url", NOWHERE, "--otid", "key 1", "--after", "7") as process:
+        assert process.stderr is not None
+        said = process.stderr.readline() + process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=BOUND_SECONDS)
+    assert f"No connection to {NOWHERE}: connection refused. Trying again for up to" in said
+    again = f"reattach attach default --otid 'key 1' --url {NOWHERE} --after 7"
+    assert f"Detached after event 7. Attach again with: {again}" in rest
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8283", "ftp://localhost", "http://", "http://[::1"])
+def test_a_malformed_url_is_refused_in_one_line(url: str) -> None:
+    """E9."""
+    ended = reattach_here("attach", "--url", url)
+    assert ended.status == 1
+    assert ended.err == (
+        f"reattach: '{url}' is not the URL of a server. "
+        "Write it with its scheme: http://localhost:8283.\n"
+    )
+
+
+def test_a_refusal_is_one_line_in_the_words_of_the_server(server: ServerProcess) -> None:
+    """E9: no raw JSON."""
+    ended = reattach_here("attach", "--otid", "never-sent", "--url", server.url)
+    assert ended.status == 1
+    assert ended.err.count("\n") == 1
+    assert "No run found for otid=never-sent" in ended.err
+    assert "{" not in ended.err
+
+
+def test_a_reader_that_closes_its_pipe_ends_the_command_quietly(server: ServerProcess) -> None:
+    """E9: `reattach attach | head -1` leaves no traceback."""
+    conversation_id = begun(server, "[chunks=20000][rate=200]")
+    with attached(conversation_id, "--url", server.url) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1)
+        process.stdout.close()
+        assert process.wait(timeout=BOUND_SECONDS) != 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def test_an_outage_that_lasts_is_reported_and_so_is_its_end(tmp_path: Path) -> None:
+    """E9."""
+    with ServerProcess(tmp_path, arguments=["--scripted", "--log-level", "warning"]) as server:
+        conversation_id = begun(server, "[hang=1]")
+        with attached(conversation_id, "--url", server.url) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.read(3) == "t0 "
+            server.kill()
+            lost = process.stderr.readline() + process.stderr.readline()
+            server.start()
+            _, rest = process.communicate(timeout=BOUND_SECONDS)
+    assert f"No connection to {server.url}: connection refused. Trying again for up to" in lost
+    assert "at event 2." in rest
+    assert "stream_incomplete" in rest
