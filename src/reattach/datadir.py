@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
+from reattach.boot import BootId, boot_id
 from reattach.errors import StartupError
 from reattach.findings import Finding
 
@@ -17,7 +18,9 @@ _LITTLE_BYTES: Final = 1 << 30
 _NO_BYTES: Final = 16 << 20
 """Free space with which a database can hardly be made."""
 
-_LOCK_NAME = "reattach.lock"
+_LOCK_NAME: Final = "reattach.lock"
+_BOOT_NAME: Final = "reattach.boot"
+_UNKNOWN: Final = "unknown"
 
 
 def events_file(data_dir: Path) -> Path:
@@ -84,6 +87,55 @@ def owned(data_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def may_lack_events(data_dir: Path, boot: BootId = boot_id) -> bool:
+    """Whether the stores may have lost what they acknowledged, since the machine lost its power.
+
+    They may if their last owner did not wait for the disk and this is another boot than its own,
+    or if either is not known. ``note_boot`` is to be called once the stores have taken that in.
+    """
+    if not events_file(data_dir).exists() and not records_file(data_dir).exists():
+        return False
+    noted_boot, durability = _noted(data_dir)
+    return durability != "power" and (noted_boot is None or noted_boot != boot())
+
+
+def note_boot(data_dir: Path, durability: str, boot: BootId = boot_id) -> None:
+    """Note in which boot, and with which durability, the stores are written from now on.
+
+    Within one boot the weaker durability stays: what was written with it may not be on the disk.
+    """
+    present = boot()
+    noted_boot, noted_durability = _noted(data_dir)
+    if present is not None and noted_boot == present and noted_durability == "process":
+        durability = "process"
+    file = data_dir / _BOOT_NAME
+    fresh = file.with_suffix(".new")
+    try:
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.write(descriptor, f"{present or _UNKNOWN} {durability}\n".encode("ascii"))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        fresh.replace(file)
+    except OSError as error:
+        raise StartupError(
+            f"The file {file} cannot be written: {error.strerror}. Make room on the disk, and "
+            "give the data directory to the user that runs the server."
+        ) from error
+
+
+def _noted(data_dir: Path) -> tuple[str | None, str | None]:
+    """The boot id and the durability that were noted last; None for what is not known."""
+    try:
+        words = (data_dir / _BOOT_NAME).read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return None, None
+    if len(words) != 2:
+        return None, None
+    return None if words[0] == _UNKNOWN else words[0], words[1]
 
 
 def examine(data_dir: Path) -> list[Finding]:

@@ -101,7 +101,7 @@ def _with_records(settings: Settings, work: Callable[[Records], Awaitable[_T]]) 
 
     async def run() -> _T:
         with explaining(url):
-            records = await Records.open(url, clock=SystemClock(), durability=settings.durability)
+            records = await Records.open(url, clock=SystemClock(), durability="power")
         try:
             return await work(records)
         finally:

@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from reattach import datadir
+from reattach.boot import BootId, boot_id
 from reattach.clock import Clock, SystemClock
 from reattach.engine.base import Engine
 from reattach.engine.catalog import Catalog
@@ -106,10 +107,12 @@ async def assembled(
     engines: Sequence[Engine] | None = None,
     toolbox: Toolbox | None = None,
     clock: Clock | None = None,
+    boot: BootId = boot_id,
 ) -> AsyncIterator[Context]:
     """A whole server but for its port: stores open, old runs recovered, upkeep going on.
 
-    ``engines`` and ``toolbox`` go instead of those of the settings. On leaving, every open run has
+    ``engines`` and ``toolbox`` go instead of those of the settings; ``boot`` says which boot of the
+    machine this is. On leaving, every open run has
     its terminal group and the stores are closed. Raises StartupError, StoreUnavailableError.
     """
     clock = clock or SystemClock()
@@ -122,7 +125,7 @@ async def assembled(
     catalog = Catalog(engines)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(catalog.aclose)
-        records, log = await _stores(settings, clock, stack)
+        records, log = await _stores(settings, clock, boot, stack)
         if mcp_servers is not None:
             # They are left only after the runs, whose tools they may be running.
             waiting = mcp_servers.running(wait_seconds=MCP_START_WAIT_SECONDS)
@@ -171,13 +174,17 @@ async def _going_on(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await asyncio.wait({task})
 
 
-async def _stores(settings: Settings, clock: Clock, stack: AsyncExitStack) -> tuple[Records, Log]:
+async def _stores(
+    settings: Settings, clock: Clock, boot: BootId, stack: AsyncExitStack
+) -> tuple[Records, Log]:
     """The stores that the settings name, opened; the stack closes them."""
     durability = settings.durability
+    after_power_cut = False
     if (stores := settings.stores) is not None:
         records_url, log_url = stores.database.get_secret_value(), stores.log.get_secret_value()
     else:
         await asyncio.to_thread(stack.enter_context, datadir.owned(settings.data_dir))
+        after_power_cut = await asyncio.to_thread(datadir.may_lack_events, settings.data_dir, boot)
         records_url = datadir.records_url(settings.data_dir)
         log_url = datadir.log_url(settings.data_dir, durability=durability)
     logger.info("records", store=masked(records_url))
@@ -185,8 +192,16 @@ async def _stores(settings: Settings, clock: Clock, stack: AsyncExitStack) -> tu
         records = await Records.open(records_url, clock=clock, durability=durability)
     stack.push_async_callback(records.aclose)
     logger.info("event log", store=masked(log_url))
-    log = await open_log(log_url, retention_seconds=settings.retention_seconds)
+    log = await open_log(
+        log_url,
+        retention_seconds=settings.retention_seconds,
+        after_power_cut=after_power_cut,
+    )
     stack.push_async_callback(log.aclose)
+    if after_power_cut and (active := await records.runs.distrust_active()):
+        logger.warning("the machine was restarted; its last events may be lost", runs=active)
+    if settings.stores is None:
+        await asyncio.to_thread(datadir.note_boot, settings.data_dir, durability, boot)
     return records, log
 
 

@@ -43,6 +43,11 @@ class Head:
     """The earliest event kept; 1 unless the log was trimmed."""
     last_seq: int
     closed: bool
+    tail_uncertain: bool = False
+    """The machine lost its power since the last append: later events may have been lost.
+
+    Only of an open log that nobody has opened since.
+    """
 
 
 class Log(ABC):
@@ -77,7 +82,8 @@ class Log(ABC):
         The log goes on at ``first_seq`` at the least, which is 1 or more: a new one begins
         there, and an open one that would go on earlier has lost its end, so what it has is
         forgotten, its tail fails with LogLostError, and it begins there empty, as
-        ``Head(first_seq, first_seq - 1, False)``. It has no effect on a closed log.
+        ``Head(first_seq, first_seq - 1, False)``. It has no effect on a closed log. A log whose
+        tail is uncertain goes on at LOST_LOG_FIRST_SEQ at the least: read it before it is opened.
 
         ``find`` knows the log by ``aliases`` from now on, as well as by earlier ones.
 

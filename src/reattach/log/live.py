@@ -60,6 +60,7 @@ class LiveRun:
         "number",
         "run_id",
         "tail",
+        "tail_uncertain",
         "token",
     )
 
@@ -72,6 +73,8 @@ class LiveRun:
         self.tail = Tail(first_seq, herald)
         self.first_seq = first_seq
         self.created = False
+        self.tail_uncertain = False
+        """An earlier boot wrote it without waiting for the disk, and it is open."""
         self.followers = 0
         self.folded_seq = 0
         """The last seq that is in chunks; what follows is in the journal only."""
@@ -100,7 +103,12 @@ class LiveRun:
 
     @property
     def head(self) -> Head:
-        return Head(self.first_seq, self.tail.last_seq, self.tail.closed)
+        return Head(
+            self.first_seq,
+            self.tail.last_seq,
+            self.tail.closed,
+            self.tail_uncertain and not self.tail.closed,
+        )
 
     @property
     def cost_bytes(self) -> int:

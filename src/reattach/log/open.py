@@ -13,11 +13,13 @@ from reattach.log.sqlite import SqliteLog
 Options = Mapping[str, str]
 
 
-async def open_log(url: str, *, retention_seconds: float = 24 * 3600.0) -> Log:
+async def open_log(
+    url: str, *, retention_seconds: float = 24 * 3600.0, after_power_cut: bool = False
+) -> Log:
     """Open the log that ``url`` names: its backend's scheme, a place, and options.
 
     ``retention_seconds`` is how long closed logs are wanted; a backend that forgets by itself
-    does so later.
+    does so later. ``after_power_cut``: a file of this machine may have lost its last appends.
 
     - ``memory:`` holds everything in this process.
     - ``sqlite:PATH?durability=process|power`` is a file; ``?`` and ``%`` in its path are escaped
@@ -35,7 +37,8 @@ async def open_log(url: str, *, retention_seconds: float = 24 * 3600.0) -> Log:
         known = ", ".join(f"{known}:" for known in (*_BACKENDS, *REDIS_SCHEMES))
         raise StartupError(f"There is no event log of kind {scheme}:. Known are {known}")
     place, options = _parts(url)
-    return await _BACKENDS[scheme](unquote(place.removeprefix(f"{scheme}:")), options)
+    place = unquote(place.removeprefix(f"{scheme}:"))
+    return await _BACKENDS[scheme](place, options, after_power_cut)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +72,13 @@ def _parts(url: str) -> tuple[str, Options]:
         raise StartupError("The options of the event log's URL can not be read.") from error
 
 
-async def _memory(place: str, options: Options) -> Log:
+async def _memory(place: str, options: Options, _after_power_cut: bool) -> Log:
     if place or options:
         raise StartupError("The event log memory: has neither a place nor options.")
     return MemoryLog()
 
 
-async def _sqlite(place: str, options: Options) -> Log:
+async def _sqlite(place: str, options: Options, after_power_cut: bool) -> Log:
     if not place:
         raise StartupError("The event log sqlite: needs a file, as in sqlite:/data/reattach.db")
     unknown = options.keys() - {"durability"}
@@ -85,10 +88,10 @@ async def _sqlite(place: str, options: Options) -> Log:
             "Known is durability."
         )
     match options.get("durability", "process"):
-        case "process":
-            return await SqliteLog.open_file(place, durability="process")
-        case "power":
-            return await SqliteLog.open_file(place, durability="power")
+        case "process" | "power" as durability:
+            return await SqliteLog.open_file(
+                place, durability=durability, after_power_cut=after_power_cut
+            )
         case durability:
             raise StartupError(
                 f"The event log sqlite: has no durability {durability}. Known are process, power."
@@ -124,7 +127,7 @@ REDIS_SCHEMES: Final = (
     "rediss+cluster",
 )
 
-_BACKENDS: Final[Mapping[str, Callable[[str, Options], Awaitable[Log]]]] = {
+_BACKENDS: Final[Mapping[str, Callable[[str, Options, bool], Awaitable[Log]]]] = {
     "memory": _memory,
     "sqlite": _sqlite,
 }

@@ -19,8 +19,12 @@ class Recovered:
     """Of consecutive rows."""
 
 
-def recover(connection: sqlite3.Connection) -> Recovered:
-    """Replay the journal upon what was folded out of it. Changes nothing in the file."""
+def recover(connection: sqlite3.Connection, *, after_power_cut: bool = False) -> Recovered:
+    """Replay the journal upon what was folded out of it. Changes nothing in the file.
+
+    Except ``after_power_cut``: then the runs that are open now are distrusted, now and by every
+    later start, until each has its end.
+    """
     found = Recovered(next_number=tables.highest_number(connection) + 1)
     for stored in tables.open_runs(connection):
         run = LiveRun.stored(stored, tables.load_all(connection, stored))
@@ -32,8 +36,12 @@ def recover(connection: sqlite3.Connection) -> Recovered:
         for record in unpack(batch):
             found.next_number = max(found.next_number, record.number + 1)
             _replay(connection, found.runs, row, record)
+    if after_power_cut:
+        tables.distrust_runs(connection, found.next_number)
+    uncertain_before = tables.uncertain_before(connection)
     for run in found.runs.values():
         run.revert()
+        run.tail_uncertain = run.number < uncertain_before and not run.tail.closed
     return found
 
 

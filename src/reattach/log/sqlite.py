@@ -18,6 +18,7 @@ from reattach.errors import (
     StoreUnavailableError,
     TrimmedError,
 )
+from reattach.limits import LOST_LOG_FIRST_SEQ
 from reattach.log import tables
 from reattach.log.base import Capabilities, Done, Head, Log, Slice, Tail
 from reattach.log.closed_runs import ClosedRuns
@@ -73,7 +74,16 @@ class SqliteLog(Log):
         self._loop = asyncio.get_running_loop()
         self._herald = Herald()
         next_row = recovered.first_row + len(recovered.row_sizes)
-        self._writer = Writer(connection, durability, next_row, self._on_committed, self._on_failed)
+        # Should the power fail again, their ends must not be written a second time, differently.
+        uncertain = frozenset(run for run in recovered.runs.values() if run.tail_uncertain)
+        self._writer = Writer(
+            connection,
+            durability,
+            next_row,
+            self._on_committed,
+            self._on_failed,
+            synced_runs=uncertain,
+        )
         self._compaction = Compaction(
             self._writer,
             readers,
@@ -97,13 +107,15 @@ class SqliteLog(Log):
         durability: Durability = "process",
         sizes: Sizes | None = None,
         connect: Connect = default_connect,
+        after_power_cut: bool = False,
     ) -> "SqliteLog":
         """Open the log in the file at ``path``, which is made if it is missing.
 
-        Runs continue where their last acknowledged append left them. ``connect`` makes the
-        connections, to be used in several threads, and is there for tests.
+        Runs continue where their last acknowledged append left them, but ``after_power_cut``: then
+        the tails of those that are open are uncertain. ``connect`` makes the connections, to be
+        used in several threads, and is there for tests.
 
-        Raises StartupError if the file can not be used.
+        Raises StartupError if the file cannot be used.
         """
         file = fspath(path)
 
@@ -116,7 +128,7 @@ class SqliteLog(Log):
             connection = connect_prepared()
             try:
                 tables.create(connection)
-                return connection, recover(connection)
+                return connection, recover(connection, after_power_cut=after_power_cut)
             except BaseException:
                 connection.close()
                 raise
@@ -140,6 +152,8 @@ class SqliteLog(Log):
     ) -> Head:
         while (run := await self._find(run_id)) is not None and run.deleting:
             await self._settled(run)
+        if run is not None and run.head.tail_uncertain:
+            first_seq = max(first_seq, LOST_LOG_FIRST_SEQ)
         if run is None:
             run = LiveRun(self._next_number, run_id, token, first_seq, self._herald)
             self._next_number += 1

@@ -107,6 +107,21 @@ def create(connection: sqlite3.Connection) -> None:
         )
 
 
+def distrust_runs(connection: sqlite3.Connection, before_number: int) -> None:
+    """Remember that the open runs of lower numbers may have lost their last events."""
+    connection.execute(
+        "INSERT OR REPLACE INTO log_meta VALUES ('uncertain_before', ?)", (before_number,)
+    )
+
+
+def uncertain_before(connection: sqlite3.Connection) -> int:
+    """The number below which open runs may have lost their last events; 0 for none."""
+    found = connection.execute(
+        "SELECT value FROM log_meta WHERE key = 'uncertain_before'"
+    ).fetchone()
+    return 0 if found is None else int(found[0])
+
+
 def checkpoint(connection: sqlite3.Connection) -> None:
     """Move what can be moved from the WAL into the database, without making anybody wait."""
     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()

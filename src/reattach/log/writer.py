@@ -10,14 +10,14 @@ the order in which they were asked for.
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Final
 
 from reattach.log import tables
 from reattach.log.journal import Delete
-from reattach.log.live import Operation
+from reattach.log.live import LiveRun, Operation
 from reattach.log.tables import Durability
 
 _BATCH_BYTES: Final = 4 * 1024 * 1024
@@ -44,6 +44,7 @@ class Writer:
     ``on_committed(operations, row, size_bytes)`` is called in the loop, in the order of the
     commits. When a commit fails the thread writes nothing until ``on_failed(operations, error)``
     has returned: it gets that batch and everything submitted after it, and none of it is on disk.
+    Commits for ``synced_runs`` wait for the disk, whatever the durability.
     """
 
     def __init__(
@@ -53,10 +54,13 @@ class Writer:
         next_row: int,
         on_committed: Callable[[Sequence[Operation], int, int], None],
         on_failed: Callable[[Sequence[Operation], Exception], None],
+        *,
+        synced_runs: Set[LiveRun] = frozenset(),
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._durability: Durability = durability
+        self._synced_runs = synced_runs
         self._next_row = next_row
         self._on_committed = on_committed
         self._on_failed = on_failed
@@ -150,7 +154,7 @@ class Writer:
         try:
             packed = b"".join([operation.packed for operation in batch])
             deleted = [op.record.number for op in batch if isinstance(op.record, Delete)]
-            self._set_synchronous(self._durability)
+            self._set_synchronous(self._durability_of(batch))
             if deleted:
                 self._transact(lambda connection: self._write(connection, packed, deleted))
             else:  # A single statement is a transaction of its own.
@@ -203,8 +207,13 @@ class Writer:
         else:
             self._tell(_finish, job.done, result, None)
 
+    def _durability_of(self, batch: list[Operation]) -> Durability:
+        if self._synced_runs and any(each.run in self._synced_runs for each in batch):
+            return "power"
+        return self._durability
+
     def _set_synchronous(self, durability: Durability) -> None:
-        if self._durability == "power":
+        if self._durability == "power" or self._synced_runs:
             tables.set_synchronous(self._connection, durability)
 
     def _transact(self, work: Work) -> object:

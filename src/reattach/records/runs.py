@@ -213,6 +213,17 @@ class Runs:
         """
         return await self._database.in_write(settle, run_id, settlement)
 
+    async def distrust_active(self) -> int:
+        """Assume the worst of active runs after a power cut, and return how many there are.
+
+        The last commits of a SQLite file may be lost: a run that is ``created`` may have been
+        running, and any of its tools may have begun.
+        """
+        values = {"status": RunStatus.RUNNING, "begun_calls": None}
+        async with self._database.write() as connection:
+            active = update(schema.runs).where(schema.ACTIVE).values(values)
+            return (await connection.execute(active)).rowcount
+
     async def orphans(self, limit: int) -> builtins.list[Run]:
         """Active runs of all tenants whose owner is not registered (any more), the oldest first.
 

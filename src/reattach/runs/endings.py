@@ -40,6 +40,15 @@ STORE_FAILED = Ending(
         None,
     ),
 )
+POWER_LOST = Ending(
+    StopReason.ERROR,
+    Failed(
+        "stream_incomplete",
+        "The machine that worked on the run stopped, and the last events of the run may be lost. "
+        "The conversation keeps the rest; send the message again, with a new OTID, to continue.",
+        None,
+    ),
+)
 LOG_LOST = Ending(
     StopReason.ERROR,
     Failed(

@@ -20,7 +20,7 @@ from reattach.log.base import Head, Log
 from reattach.messages import ToolCallPart
 from reattach.records.base import Run, Settlement
 from reattach.records.records import Records
-from reattach.runs.endings import CANCELLED, LOG_LOST, OWNER_DIED, Ending
+from reattach.runs.endings import CANCELLED, LOG_LOST, OWNER_DIED, POWER_LOST, Ending
 from reattach.runs.ownership import Ownership
 from reattach.runs.transcript import Transcript
 from reattach.wire import letta
@@ -161,16 +161,24 @@ async def end_orphan(
     ``run.token`` must be newer than that of the owner that is gone, so that the owner can not
     append any more, nor begin to run a tool. Of the calls that were ``due``, and of the run's own,
     those that had begun may have done their work: nobody knows, and the conversation is told so. A
-    log that was lost ends where no reader has been. Repeating it is safe at every point. Raises
-    FencedError if somebody else took the run over meanwhile,
-    StoreUnavailableError if a store does not answer.
+    log that was lost, or may have lost its last events, ends where no reader has been; the
+    conversation keeps what is left of it. Repeating it is safe at every point.
+
+    Raises FencedError if somebody else took the run over meanwhile, StoreUnavailableError if a
+    store does not answer.
     """
-    if await _is_lost(run, log):
+    left = await _head(run, log)
+    transcript = Transcript()
+    if left is not None and left.tail_uncertain:
+        await _read(run, log, left, transcript)
+        ending = ending if ending is CANCELLED else POWER_LOST
+        head = await log.open(run.id, run.token, first_seq=LOST_LOG_FIRST_SEQ)
+    elif _is_lost(run, left):
         ending = ending if ending is CANCELLED else LOG_LOST
         head = await log.open(run.id, run.token, first_seq=LOST_LOG_FIRST_SEQ)
     else:
         head = await log.open(run.id, run.token)
-    transcript = await _read(run, log, head)
+    await _read(run, log, head, transcript)
     transcript.due = tuple(due)
     transcript.begun = run.begun_calls
     if not head.closed:
@@ -187,20 +195,24 @@ async def end_orphan(
     logger.info("run recovered", run_id=run.id, was_closed=head.closed, events=head.last_seq)
 
 
-async def _is_lost(run: Run, log: Log) -> bool:
+async def _head(run: Run, log: Log) -> Head | None:
+    """The extent of the run's log; None if there is no log."""
+    try:
+        return await log.head(run.id)
+    except LogNotFoundError:
+        return None
+
+
+def _is_lost(run: Run, head: Head | None) -> bool:
     """A run is marked as running once its log is open, so then there has to be one."""
     if run.status is RunStatus.CREATED:
         return False
-    try:
-        head = await log.head(run.id)
-    except LogNotFoundError:
-        return True
     # So it is again for whoever repeats this.
-    return head.first_seq == LOST_LOG_FIRST_SEQ
+    return head is None or head.first_seq == LOST_LOG_FIRST_SEQ
 
 
-async def _read(run: Run, log: Log, head: Head) -> Transcript:
-    transcript = Transcript()
+async def _read(run: Run, log: Log, head: Head, transcript: Transcript) -> None:
+    """Add the events that the log has to the transcript."""
     cursor = head.first_seq - 1
     while cursor < head.last_seq:
         piece = await log.read(
@@ -210,4 +222,3 @@ async def _read(run: Run, log: Log, head: Head) -> Transcript:
             transcript.add(letta.decode(frame))
         cursor = piece.last_seq
         await asyncio.sleep(0)
-    return transcript

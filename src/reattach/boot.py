@@ -1,0 +1,27 @@
+"""Which boot of the machine this is, to tell a power cut from the death of a process."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+BootId = Callable[[], str | None]
+"""Return an id that is the same until the machine boots again; None if there is none to be had."""
+
+_LINUX: Final = Path("/proc/sys/kernel/random/boot_id")
+_DARWIN: Final = ("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid")
+_COMMAND_SECONDS: Final = 5.0
+
+
+def boot_id() -> str | None:
+    """Return the id of this boot, on Linux and macOS; it reads files or runs a program."""
+    try:
+        if sys.platform == "darwin":
+            asked = subprocess.run(  # noqa: S603  a program of the system
+                _DARWIN, check=True, capture_output=True, text=True, timeout=_COMMAND_SECONDS
+            )
+            return asked.stdout.strip() or None
+        return _LINUX.read_text(encoding="ascii").strip() or None
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
