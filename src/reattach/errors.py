@@ -213,6 +213,16 @@ class LimitExceededError(ReattachError):
     code = "limit_exceeded"
 
 
+class QuotaError(ReattachError):
+    """A tenant uses more at present than its quota allows. Worth trying again later."""
+
+    code = "quota_exceeded"
+
+    def __init__(self, detail: str, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class NotImplementedHereError(ReattachError):
     """Part of the API that this server does not offer."""
 

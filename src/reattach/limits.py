@@ -259,6 +259,25 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_JSON_DEPTH: Final = 64
 """Objects and arrays within each other; far below where decoders run out of stack."""
 
+MAX_JSON_VALUES: Final = 100_000
+"""Values of one body: arrays, objects and everything in them. 256 tools with a schema of 300 values
+each fit; parsing a value costs about a microsecond and 100 bytes, whatever its size on the wire."""
+
+INLINE_BODY_BYTES: Final = 64 * 1024
+"""A body up to this size, with few values, is parsed in the event loop; larger ones in a thread."""
+
+INLINE_BODY_VALUES: Final = 2_000
+"""Values of such a body: a few milliseconds."""
+
+MAX_QUERY_PARAMETERS: Final = 1_000
+"""Parameters of one query string; each is decoded in the event loop."""
+
+TENANT_BODY_BYTES: Final = 128 * 1024 * 1024
+"""Request bodies of one tenant that a process holds at a time: eight of the largest."""
+
+PROCESS_BODY_BYTES: Final = 256 * 1024 * 1024
+"""Request bodies of all tenants that a process holds at a time: one tenant fills half of it."""
+
 MAX_INTEGER: Final = 2**63 - 1
 """The largest magnitude of an integer in a request: what databases hold."""
 

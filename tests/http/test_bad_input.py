@@ -228,6 +228,23 @@ async def test_what_does_not_fit_is_told_and_nothing_is_made(
     assert await server.got(path) == []
 
 
+async def test_a_query_of_thousands_of_parameters_is_refused(server: Server) -> None:
+    """B3: parameters are counted before they are decoded."""
+    response = await server.client.get("/v1/agents/?" + "a=1&" * 2_000)
+    assert response.status_code == 422
+    assert "1000" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("values", ["[]", "{}", "1", '""', '{"a":{}}'])
+async def test_a_body_of_too_many_values_tells_the_bound(server: Server, values: str) -> None:
+    """B3: a large body of tiny values gets a 422 that says how many are allowed."""
+    body = f"[{','.join([values] * 200_000)}]".encode()
+    headers = {"Content-Type": "application/json"}
+    response = await server.client.post("/v1/agents/", content=body, headers=headers)
+    assert response.status_code == 422
+    assert "100000 values" in response.json()["detail"]
+
+
 async def test_a_thousand_unknown_ids_are_a_thousand_refusals(server: Server) -> None:
     for number in range(1000):
         agent = f"agent-{number:08x}-e89b-42d3-8456-426614174000"

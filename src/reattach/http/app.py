@@ -38,6 +38,8 @@ from reattach.http.errors import (
     on_reattach_error,
 )
 from reattach.http.limit import BodyLimit
+from reattach.http.parse_queue import ParseQueue
+from reattach.http.quotas import Quotas
 from reattach.http.shortcut import Shortcut
 from reattach.limits import MAX_REQUEST_BYTES
 
@@ -151,7 +153,12 @@ def create_app(context: Context) -> FastAPI:
             ),
             Middleware(UnknownErrors),
             Middleware(Authentication, authenticator=authenticator),
-            Middleware(BodyLimit, max_bytes=MAX_REQUEST_BYTES),
+            Middleware(
+                BodyLimit,
+                max_bytes=MAX_REQUEST_BYTES,
+                quotas=Quotas(),
+                parse_queue=ParseQueue(),
+            ),
         ],
         exception_handlers={
             ReattachError: on_reattach_error,

@@ -1,23 +1,35 @@
 """JSON bodies: read strictly, within bounds, and written fast.
 
-A request's body is refused, with a text that says where and why, if it is not UTF-8, not JSON, or
-JSON that two readers could take differently: a name twice in one object, a number that is none
-(NaN) or too large for the stores, half of a surrogate pair, a NUL character.
+A request's body is refused, with a text that says where and why, if it has too many values, is not
+UTF-8, is not JSON, or is JSON that two readers could take differently: a name twice in one object,
+a number that is none (NaN) or too large for the stores, half of a surrogate pair, a NUL character.
 """
 
 import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 import msgspec
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from reattach.errors import ValidationFailedError
-from reattach.limits import MAX_INTEGER, MAX_JSON_DEPTH, MAX_VALIDATION_ERRORS
+from reattach.limits import (
+    INLINE_BODY_BYTES,
+    INLINE_BODY_VALUES,
+    MAX_INTEGER,
+    MAX_JSON_DEPTH,
+    MAX_JSON_VALUES,
+    MAX_QUERY_PARAMETERS,
+    MAX_VALIDATION_ERRORS,
+)
+
+PARSE_QUEUE: Final = "reattach.parse_queue"
+"""The key of an ASGI scope under which the middleware puts the ``ParseQueue`` of the request."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -50,6 +62,13 @@ def invalid(faults: Sequence[Fault], **extra: object) -> ValidationFailedError:
     return ValidationFailedError("; ".join(lines), trace_id="", errors=errors, **extra)
 
 
+class ParseQueue(Protocol):
+    """Parses large bodies outside of the event loop."""
+
+    async def parse(self, scope: Scope, body: bytes) -> Any:
+        """Parse ``body`` when it is its turn. Raises ValidationFailedError."""
+
+
 class JsonRoute(APIRoute):
     """A route whose body, query and path have been looked at before FastAPI parses them."""
 
@@ -57,6 +76,7 @@ class JsonRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def look_then_handle(request: Request) -> Response:
+            refuse_long_query(request)
             refuse_nul_outside_body(request)
             if request.method in {"POST", "PUT", "PATCH"}:
                 request = _JsonRequest(request.scope, request.receive)
@@ -73,10 +93,22 @@ class _JsonRequest(Request):
         body = await self.body()
         if body:
             _refuse_other_types(self)
-            self._parsed = parse(body)
+            if is_small(body):
+                self._parsed = parse(body)
+            else:
+                queue: ParseQueue = self.scope[PARSE_QUEUE]
+                self._parsed = await queue.parse(self.scope, body)
 
     async def json(self) -> Any:
         return self._parsed
+
+
+def refuse_long_query(request: Request) -> None:
+    """Count the parameters before anything decodes them. Raises ValidationFailedError."""
+    count = request.scope.get("query_string", b"").count(b"&") + 1
+    if count > MAX_QUERY_PARAMETERS:
+        message = f"{count} parameters; {MAX_QUERY_PARAMETERS} are allowed."
+        raise invalid([Fault(["query"], message, "too_many_parameters")])
 
 
 def refuse_nul_outside_body(request: Request) -> None:
@@ -113,9 +145,44 @@ class _RefusedError(ValueError):
     """JSON that is well-formed and still not taken."""
 
 
+def is_small(body: bytes) -> bool:
+    """Whether parsing ``body`` in the event loop holds up nobody."""
+    return len(body) <= INLINE_BODY_BYTES and _most_values(body) <= INLINE_BODY_VALUES
+
+
+def _most_values(body: bytes) -> int:
+    """An upper bound of the number of values: commas and brackets within texts count too."""
+    return body.count(b",") + body.count(b"[") + body.count(b"{")
+
+
+def _refuse_too_many_values(body: bytes) -> None:
+    """Count the values without making any. Raises _RefusedError."""
+    if len(body) <= MAX_JSON_VALUES or _most_values(body) <= MAX_JSON_VALUES:
+        return
+    for length in (_FIRST_LOOK_BYTES, len(body)):
+        # Without escapes every quotation mark begins or ends a text, so every second piece between
+        # them is outside of texts.
+        bare = body[:length].replace(b"\\\\", b"").replace(b'\\"', b"")
+        if bare.count(b'"') > _MOST_QUOTES:
+            raise _RefusedError(_TOO_MANY)
+        outside = b"".join(bare.split(b'"')[::2])
+        if _most_values(outside) > MAX_JSON_VALUES:
+            raise _RefusedError(_TOO_DEEP if _DEEP in outside else _TOO_MANY)
+
+
+_FIRST_LOOK_BYTES: Final = 1024 * 1024
+"""A body of many small values is recognised in its beginning."""
+
+_MOST_QUOTES: Final = 4 * MAX_JSON_VALUES
+"""A member of an object is one value, with a text as its name and perhaps another one."""
+
+_DEEP: Final = b"[" * (MAX_JSON_DEPTH + 1)
+
+
 def parse(body: bytes) -> Any:
     """The JSON value of ``body``. Raises ValidationFailedError."""
     try:
+        _refuse_too_many_values(body)
         value = _decode(body.decode("utf-8"))
         if _SUSPICIOUS.search(body) or body.count(b"[") + body.count(b"{") > MAX_JSON_DEPTH:
             _look_through(value)
@@ -133,6 +200,10 @@ def parse(body: bytes) -> Any:
 
 
 _TOO_DEEP: Final = f"Objects and arrays are nested deeper than {MAX_JSON_DEPTH}."
+_TOO_MANY: Final = (
+    f"There are more than {MAX_JSON_VALUES} values: arrays, objects and everything in them. Send "
+    "fewer in one request."
+)
 _TOO_LARGE: Final = f"An integer is beyond {MAX_INTEGER} in magnitude."
 
 

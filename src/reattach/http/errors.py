@@ -29,6 +29,7 @@ from reattach.errors import (
     ModelTimeoutError,
     NotFoundError,
     NotImplementedHereError,
+    QuotaError,
     ReattachError,
     UnauthorizedError,
     UnavailableError,
@@ -51,6 +52,7 @@ STATUSES: Final[Mapping[type[ReattachError], int]] = {
     MisdirectedError: 421,
     ValidationFailedError: 422,
     UrlRefusedError: 422,
+    QuotaError: 429,
     NotImplementedHereError: 501,
     UnavailableError: 503,
     ModelAuthenticationError: 401,
@@ -101,7 +103,7 @@ def error_response(error: ReattachError) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, ConflictError | NotImplementedHereError | EngineError):
         headers |= _DO_NOT_RETRY
-    if isinstance(error, UnavailableError):
+    if isinstance(error, UnavailableError | QuotaError):
         headers["Retry-After"] = str(error.retry_after_seconds)
     return JsonResponse(body, status_code=status, headers=headers)
 

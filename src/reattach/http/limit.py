@@ -1,4 +1,4 @@
-"""The bound on a request's body, kept before anybody holds more of it in memory."""
+"""The bounds on requests' bodies, kept before anybody holds more of them in memory."""
 
 import asyncio
 from contextlib import suppress
@@ -6,13 +6,20 @@ from contextlib import suppress
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reattach.errors import LimitExceededError
+from reattach.errors import LimitExceededError, ReattachError
+from reattach.http.body import PARSE_QUEUE
 from reattach.http.errors import error_response
+from reattach.http.parse_queue import ParseQueue
+from reattach.http.quotas import Quotas
+from reattach.ids import TenantId
 from reattach.limits import LINGER_SECONDS
 
 
 class BodyLimit:
     """ASGI middleware: a body of more than ``max_bytes`` gets a 413.
+
+    It stands behind the authentication, so no body is read for a request without a key. The bytes
+    that are held at a time, for each tenant and in all, are bounded by ``quotas``.
 
     One that says so beforehand gets it at once; else reading it raises LimitExceededError when
     there is too much of it. What is still on its way is taken for a while and thrown away: to close
@@ -20,9 +27,13 @@ class BodyLimit:
     section 9.6).
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, quotas: Quotas, parse_queue: ParseQueue
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._quotas = quotas
+        self._parse_queue = parse_queue
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,20 +53,30 @@ class BodyLimit:
 
             await response(scope, receive, send_and_linger)
             return
+        tenant: TenantId | None = scope.get("reattach.tenant")
+        scope[PARSE_QUEUE] = self._parse_queue
         received = 0
 
         async def receive_bounded() -> Message:
             nonlocal received
             message = await receive()
             if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self._max_bytes:
+                size_bytes = len(message.get("body", b""))
+                try:
+                    if received + size_bytes > self._max_bytes:
+                        raise self._error()
+                    self._quotas.hold_body(tenant, size_bytes)
+                except ReattachError:
                     if message.get("more_body"):
                         await self._discard(receive)
-                    raise self._error()
+                    raise
+                received += size_bytes
             return message
 
-        await self._app(scope, receive_bounded, send)
+        try:
+            await self._app(scope, receive_bounded, send)
+        finally:
+            self._quotas.release_body(tenant, received)
 
     async def _discard(self, receive: Receive) -> None:
         """Take the rest of the body, at most as much as a body may have, and not for long."""

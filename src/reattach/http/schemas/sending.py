@@ -68,7 +68,8 @@ class SentImage(Body):
 
 
 SentPart = Annotated[SentText | SentImage, Field(discriminator="type")]
-SentContent = str | Annotated[list[SentPart], Field(max_length=MAX_MESSAGE_PARTS)]
+SentContent = str | Annotated[list[SentPart], Field(max_length=MAX_MESSAGE_PARTS, fail_fast=True)]
+"""Lists within lists tell their first fault only: a hundred thousand take seconds to collect."""
 
 
 class SentMessage(Body):
@@ -91,6 +92,9 @@ class SentVerdict(Body):
     reason: str | None = None
 
 
+Lines = Annotated[list[str], Field(fail_fast=True)]
+
+
 class SentReturn(Body):
     """What a tool returned that the client ran."""
 
@@ -98,8 +102,8 @@ class SentReturn(Body):
     tool_call_id: ToolCallId
     tool_return: SentContent
     status: Literal["success", "error"] = "success"
-    stdout: list[str] | None = None
-    stderr: list[str] | None = None
+    stdout: Lines | None = None
+    stderr: Lines | None = None
 
 
 SentDecision = Annotated[
@@ -115,7 +119,9 @@ class SentApproval(Body):
     """
 
     type: Literal["approval"] | None = "approval"
-    approvals: list[SentDecision] | None = Field(None, max_length=MAX_ANSWERED_CALLS)
+    approvals: list[SentDecision] | None = Field(
+        None, max_length=MAX_ANSWERED_CALLS, fail_fast=True
+    )
     otid: Otid | None = None
     approve: bool | None = Field(None, json_schema_extra={"deprecated": True})
     reason: str | None = Field(None, json_schema_extra={"deprecated": True})
@@ -128,7 +134,7 @@ class SentToolReturn(Body):
     """The answer to an approval request whose calls the client has all run."""
 
     type: Literal["tool_return"]
-    tool_returns: list[SentReturn] = Field(max_length=MAX_ANSWERED_CALLS)
+    tool_returns: list[SentReturn] = Field(max_length=MAX_ANSWERED_CALLS, fail_fast=True)
     otid: Otid | None = None
 
 
