@@ -207,6 +207,12 @@ class UrlRefusedError(ReattachError):
     code = "url_refused"
 
 
+class UrlUnreachableError(ReattachError):
+    """A URL of a client that gave no answer; ``detail`` says why, for the operator alone."""
+
+    code = "url_unreachable"
+
+
 class LimitExceededError(ReattachError):
     """Something is larger than ``limits.py`` allows."""
 

@@ -118,6 +118,21 @@ MAX_IMAGE_BYTES: Final = 10 * 1024 * 1024
 MAX_IMAGE_URL_CHARS: Final = 4096
 """The URL of an image, but for one that is the image itself; signed ones are long."""
 
+IMAGE_FETCH_SECONDS: Final = 10.0
+"""How long an image by URL may take to be fetched for a provider that does not do so itself."""
+
+IMAGES_FETCH_SECONDS: Final = 30.0
+"""How long all of them may take together before a turn goes on without the rest."""
+
+IMAGE_REDIRECTS: Final = 3
+"""Redirects of such an image that are followed; each address is checked like the first."""
+
+IMAGES_FETCHED_AT_ONCE: Final = 4
+"""Images that a turn fetches at a time."""
+
+IMAGES_FETCHED_BYTES: Final = 32 * 1024 * 1024
+"""All fetched images of a turn, and those that an engine keeps; providers take no more."""
+
 MAX_CLIENT_TOOLS: Final = 256
 """Tools that one send brings along; models get worse at choosing long before."""
 

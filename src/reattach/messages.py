@@ -13,6 +13,12 @@ class TextPart(msgspec.Struct, frozen=True, tag="text"):
     text: str
 
 
+IMAGE_TYPES: Final = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp"})
+"""Media types of images that all providers take."""
+
+UNREACHABLE: Final = "(An image that can no longer be fetched.)"
+"""Stands for an image whose URL leads nowhere, or to where it may not lead."""
+
 UNSEEN: Final = "(An image that this model can not see.)"
 """What a model is told of an image that it can not take."""
 

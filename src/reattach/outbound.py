@@ -18,8 +18,10 @@ from typing import Final
 import httpx2
 
 from reattach.addresses import is_reachable, literal_address
-from reattach.errors import UrlRefusedError
+from reattach.errors import UrlRefusedError, UrlUnreachableError
 from reattach.limits import OUTBOUND_ADDRESSES
+
+Response = httpx2.Response
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """The addresses of a host at a port. Raises OSError."""
@@ -112,15 +114,18 @@ class Outbound:
 
         Raises:
             UrlRefusedError: nothing was connected to, also if the name is not known.
-            httpx2.HTTPError: the connection or the exchange failed.
+            UrlUnreachableError: the connection or the exchange failed.
         """
         url = checked_url(text, to_private=self._to_private)
         if self._tls is None:
             self._tls = await asyncio.to_thread(_prepare_tls)
         addresses = await self._addresses(url)
-        async with AsyncExitStack() as stack:
-            request = _Request(method, url, headers or {}, content)
-            yield await self._connected(stack, addresses, request)
+        request = _Request(method, url, headers or {}, content)
+        try:
+            async with AsyncExitStack() as stack:
+                yield await self._connected(stack, addresses, request)
+        except (OSError, httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
+            raise UrlUnreachableError(f"{type(error).__name__}: {error}") from error
 
     async def _addresses(self, url: httpx2.URL) -> Sequence[str]:
         port = url.port or (443 if url.scheme == "https" else 80)

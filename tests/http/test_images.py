@@ -71,15 +71,21 @@ async def test_a_letta_image_that_brings_its_data_is_taken(live: LiveServer) -> 
         (by_url("javascript:alert(1)"), "https://"),
         (by_url("ftp://example.org/a.png"), "https://"),
         (by_url("data:image/png,abc"), "base64"),
+        (by_url("http://169.254.169.254/latest/meta-data"), "not on the public internet"),
+        (by_url("http://127.1:11434/a.png"), "not on the public internet"),
+        (by_url("https://localhost/a.png"), "not on the public internet"),
+        (by_url("https://user:pw@example.org/a.png"), "user or password"),
         (by_url("https://example.org/" + "x" * MAX_IMAGE_URL_CHARS), "characters"),
     ],
     ids=[
-        "no base64", "empty", "too large", "svg", "html", "script", "ftp", "data", "long url",
+        "no base64", "empty", "too large", "svg", "html", "script", "ftp", "data",
+        "metadata", "short form", "this machine", "password", "long url",
     ],
 )  # fmt: skip
 async def test_what_is_no_image_is_refused_with_what_is_wrong(
     live: LiveServer, part: Any, told: str
 ) -> None:
+    """D8: neither is the URL of an image that leads into the operator's network."""
     thread = await new_thread(live)
     before = live.rows()
     response = await live.client.post(to(thread), json={"input": [part]})

@@ -46,6 +46,7 @@ def engines_of(settings: Settings, clock: Clock) -> list[Engine]:
     engines: list[Engine] = []
     if settings.models:
         from reattach.engine.pydantic_ai import PydanticAIEngine  # brought by an extra
+        from reattach.engine.pydantic_ai.images import ImageFetcher
 
         key = settings.openai_api_key
         engines.append(
@@ -53,6 +54,7 @@ def engines_of(settings: Settings, clock: Clock) -> list[Engine]:
                 settings.models,
                 openai_base_url=settings.openai_base_url,
                 openai_api_key=None if key is None else key.get_secret_value(),
+                images=ImageFetcher(to_private=settings.callbacks_to_private),
             )
         )
     local = LocalEngine(settings.local_model)

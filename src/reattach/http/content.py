@@ -4,14 +4,19 @@ import base64
 import binascii
 from typing import Final
 
-from reattach.errors import NotImplementedHereError, ValidationFailedError
+from reattach.errors import NotImplementedHereError, UrlRefusedError, ValidationFailedError
 from reattach.http.body import Fault, invalid
 from reattach.http.schemas.sending import ImageSource, SentContent, SentImage, SentReturn
 from reattach.limits import MAX_IMAGE_BYTES, MAX_IMAGE_URL_CHARS, MAX_SEND_IMAGES
-from reattach.messages import ContentPart, ImagePart, Message, TextPart, ToolReturnPart
-
-_TYPES: Final = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp"})
-"""What the providers take, all of them."""
+from reattach.messages import (
+    IMAGE_TYPES,
+    ContentPart,
+    ImagePart,
+    Message,
+    TextPart,
+    ToolReturnPart,
+)
+from reattach.outbound import checked_url
 
 _DEFAULT_TYPE: Final = "image/png"
 _PLACE: Final = ("body", "messages", "content", "source")
@@ -41,15 +46,25 @@ def return_of(sent: SentReturn) -> ToolReturnPart:
     )
 
 
-def check_images(messages: tuple[Message, ...]) -> None:
-    """Raises ValidationFailedError if there are too many of them."""
-    images = 0
+def check_images(messages: tuple[Message, ...], *, to_private: bool) -> None:
+    """Check their number, and that none leads where clients may not lead a server.
+
+    Raises:
+        ValidationFailedError: there are too many, or a URL is refused.
+    """
+    images: list[ImagePart] = []
     for part in (part for message in messages for part in message.parts):
-        images += isinstance(part, ImagePart)
-        images += len(part.images) if isinstance(part, ToolReturnPart) else 0
-    if images > MAX_SEND_IMAGES:
-        message = f"A send may have {MAX_SEND_IMAGES} images; this one has {images}."
+        images += [part] if isinstance(part, ImagePart) else ()
+        images += part.images if isinstance(part, ToolReturnPart) else ()
+    if len(images) > MAX_SEND_IMAGES:
+        message = f"A send may have {MAX_SEND_IMAGES} images; this one has {len(images)}."
         raise invalid([Fault(["body", "messages"], message, "too_many_images")])
+    for image in images:
+        if image.base64_data is None and image.url is not None:
+            try:
+                checked_url(image.url, to_private=to_private)
+            except UrlRefusedError as error:
+                raise _wrong(f"The URL of an image is refused. {error.detail}") from None
 
 
 def image_of(source: ImageSource) -> ImagePart:
@@ -79,8 +94,8 @@ def _by_url(url: str, detail: str | None) -> ImagePart:
 
 def _inline(data: str, media_type: str | None, detail: str | None) -> ImagePart:
     media_type = media_type or _DEFAULT_TYPE
-    if media_type not in _TYPES:
-        raise _wrong(f"An image is one of {', '.join(sorted(_TYPES))}.")
+    if media_type not in IMAGE_TYPES:
+        raise _wrong(f"An image is one of {', '.join(sorted(IMAGE_TYPES))}.")
     if len(data) // 4 * 3 > MAX_IMAGE_BYTES:
         raise _wrong(f"An image may have {MAX_IMAGE_BYTES} bytes.")
     try:

@@ -55,10 +55,11 @@ def understand(
     *,
     run_type: str,
     now: datetime,
+    to_private: bool,
 ) -> Send:
     """Raises ValidationFailedError, and NotImplementedHereError for what is not offered yet."""
     messages = _messages(body, now)
-    check_images(messages)
+    check_images(messages, to_private=to_private)
     types = body.include_return_message_types
     return Send(
         tenant=tenant,

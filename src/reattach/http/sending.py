@@ -224,7 +224,14 @@ def _refuse_stream_options(body: AgentSendBody) -> None:
 def _understood(
     context: Context, tenant: TenantId, addressed: Addressed, body: SendBody, run_type: str
 ) -> Send:
-    return understand(body, tenant, addressed, run_type=run_type, now=context.clock.now())
+    return understand(
+        body,
+        tenant,
+        addressed,
+        run_type=run_type,
+        now=context.clock.now(),
+        to_private=context.settings.callbacks_to_private,
+    )
 
 
 def _stream(context: Context, run: Run, send: Send, *, deprecated: bool = False) -> Response:

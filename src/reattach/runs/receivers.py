@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import httpx2
 import structlog
 
-from reattach.errors import UrlRefusedError
+from reattach.errors import UrlRefusedError, UrlUnreachableError
 from reattach.limits import CALLBACK_SECONDS, MAX_CALLBACK_URL_CHARS
 from reattach.outbound import NOT_PUBLIC, Outbound, Resolve, checked_url, resolve
 
@@ -69,8 +68,8 @@ class Receivers:
         except TimeoutError:
             logger.info("receiver took too long", seconds=self._timeout_seconds)
             return Answered(None, NO_ANSWER, is_final=False)
-        except (OSError, httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-            logger.info("receiver did not answer", error=type(error).__name__, reason=str(error))
+        except UrlUnreachableError as error:
+            logger.info("receiver did not answer", reason=error.detail)
             return Answered(None, NO_ANSWER, is_final=False)
         if 200 <= status < 300:
             return Answered(status, None, is_final=True)

@@ -56,6 +56,7 @@ except ImportError as error:
         "or leave out the setting `models`."
     ) from error
 
+from reattach.engine.pydantic_ai.images import ImageFetcher
 from reattach.engine.pydantic_ai.settings import provider_settings
 from reattach.engine.pydantic_ai.told import provider_messages
 
@@ -100,12 +101,14 @@ class PydanticAIEngine(Engine):
         openai_api_key: str | None = None,
         models: Mapping[str, ProviderModel] | None = None,
         max_retries: int | None = None,
+        images: ImageFetcher | None = None,
     ) -> None:
         """Offer ``handles``, and ``models`` made elsewhere by their handles.
 
         ``openai_base_url`` and ``openai_api_key`` go before the environment's ``OPENAI_BASE_URL``
         and ``OPENAI_API_KEY``. A call that fails for a passing reason before its first delta is
-        repeated up to ``max_retries`` times; None leaves that to the provider's client. Raises
+        repeated up to ``max_retries`` times; None leaves that to the provider's client. ``images``
+        says which URLs of images may be fetched; None: those of the public internet. Raises
         StartupError if a handle is not ``provider/name``, nobody knows its provider, or the
         provider's package is not installed. A missing key is told by the turn that needs it.
         The providers' packages are imported, so make it before the event loop runs.
@@ -113,6 +116,7 @@ class PydanticAIEngine(Engine):
         self._base_url = openai_base_url or os.environ.get("OPENAI_BASE_URL")
         self._api_key = openai_api_key or os.environ.get("OPENAI_API_KEY")
         self._max_retries = max_retries
+        self._images = images or ImageFetcher()
         self._provider_models = dict(models or {})
         self._opened: dict[str, ProviderModel] = {}
         self._opening = asyncio.Lock()
@@ -133,9 +137,10 @@ class PydanticAIEngine(Engine):
         try:
             model = await self._open(turn.model)
             sees = model.profile.get("supports_image_input", True)
+            images = await self._images.images(turn, _base_url(model)) if sees else {}
             request = model_request_stream(
                 model,
-                provider_messages(turn, returns, sees_images=sees),
+                provider_messages(turn, returns, sees_images=sees, images=images),
                 model_settings=self._settings(turn, model),
                 model_request_parameters=_parameters(turn),
             )
@@ -187,6 +192,11 @@ class PydanticAIEngine(Engine):
         if self._max_retries is not None:
             settings["max_retries"] = self._max_retries
         return settings
+
+
+def _base_url(model: ProviderModel) -> str | None:
+    """Return where the model's provider is; None if the model does not say."""
+    return getattr(model, "base_url", None)
 
 
 # What is offered.

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 import pydantic_ai.messages as pm
 
 from reattach.engine.base import ToolReturn, Turn
+from reattach.engine.pydantic_ai.images import ImagesByUrl
 from reattach.errors import ModelError
 from reattach.messages import (
+    UNREACHABLE,
     UNSEEN,
     ImagePart,
     Message,
@@ -21,16 +23,22 @@ from reattach.messages import (
 
 
 def provider_messages(
-    turn: Turn, returns: Sequence[ToolReturn] = (), *, sees_images: bool = True
+    turn: Turn,
+    returns: Sequence[ToolReturn] = (),
+    *,
+    sees_images: bool = True,
+    images: ImagesByUrl | None = None,
 ) -> list[pm.ModelMessage]:
     """The turn in Pydantic AI's words, the system prompt first; ``returns`` are the turn's own.
 
-    A model that can not see images is told that there were some.
+    A model that cannot see images is told that there were some. ``images`` are those by URL, which
+    are left out if they are not there.
 
     Reasoning is left out, because a provider refuses another one's signatures. So are tool calls
     without a return and returns without a call, which providers refuse too. The returns of a
     message's calls come right after it, as providers want them, in the order of the calls.
     """
+    shown = (images or {}) if sees_images else None
     messages: list[pm.ModelMessage] = []
     if turn.system:
         messages.append(pm.ModelRequest([pm.SystemPromptPart(turn.system)]))
@@ -40,9 +48,9 @@ def provider_messages(
             if response := list(_response_parts(message, {one.tool_call_id for one in answers})):
                 messages.append(pm.ModelResponse(response))
             if answers:
-                parts = [_return_part(one, sees_images=sees_images) for one in answers]
+                parts = [_return_part(one, shown) for one in answers]
                 messages.append(pm.ModelRequest(parts))
-        elif request := list(_request_parts(message, sees_images=sees_images)):
+        elif request := list(_request_parts(message, shown)):
             messages.append(pm.ModelRequest(request))
     return messages
 
@@ -77,11 +85,13 @@ def _whole(arguments: str) -> str:
         return "{}"
 
 
-def _return_part(returned: ToolReturnPart | ToolReturn, *, sees_images: bool) -> pm.ToolReturnPart:
+def _return_part(
+    returned: ToolReturnPart | ToolReturn, images: ImagesByUrl | None
+) -> pm.ToolReturnPart:
     content: list[pm.UserContent] = [returned.output] if returned.output else []
     has_images = isinstance(returned, ToolReturnPart) and bool(returned.images)
     if isinstance(returned, ToolReturnPart):
-        content += [_image(image, sees_images=sees_images) for image in returned.images]
+        content += [_image(image, images) for image in returned.images]
     return pm.ToolReturnPart(
         returned.name,
         content if has_images else returned.output,
@@ -90,7 +100,7 @@ def _return_part(returned: ToolReturnPart | ToolReturn, *, sees_images: bool) ->
     )
 
 
-def _request_parts(message: Message, *, sees_images: bool) -> Iterator[pm.ModelRequestPart]:
+def _request_parts(message: Message, images: ImagesByUrl | None) -> Iterator[pm.ModelRequestPart]:
     if message.role is Role.SYSTEM:
         if message.text:
             yield pm.SystemPromptPart(message.text)
@@ -100,14 +110,14 @@ def _request_parts(message: Message, *, sees_images: bool) -> Iterator[pm.ModelR
         if isinstance(part, TextPart) and part.text:
             content.append(part.text)
         elif isinstance(part, ImagePart):
-            content.append(_image(part, sees_images=sees_images))
+            content.append(_image(part, images))
     if content:
         only = content[0]
         yield pm.UserPromptPart(only if len(content) == 1 and isinstance(only, str) else content)
 
 
-def _image(part: ImagePart, *, sees_images: bool) -> pm.UserContent:
-    if not sees_images:
+def _image(part: ImagePart, images: ImagesByUrl | None) -> pm.UserContent:
+    if images is None:
         return UNSEEN
     detail = None if part.detail is None else {"detail": part.detail}
     if part.base64_data is not None:
@@ -119,5 +129,9 @@ def _image(part: ImagePart, *, sees_images: bool) -> pm.UserContent:
             data, media_type=part.media_type or "image/png", vendor_metadata=detail
         )
     url = part.url or ""
+    if url not in images:
+        return UNREACHABLE
+    if (fetched := images[url]) is not None:
+        return pm.BinaryContent(fetched.data, media_type=fetched.media_type, vendor_metadata=detail)
     kind, _ = mimetypes.guess_type(url)
     return pm.ImageUrl(url, media_type=kind or "image/jpeg", vendor_metadata=detail)
