@@ -159,6 +159,8 @@ class LiveRun:
                 known = self.tail.last_seq + 1 - first_seq
                 if known > 0:
                     frames = frames[known:]
+                elif known < 0:  # The store damaged what came between.
+                    self._skip(self.token, first_seq)
                 if not frames and close <= self.tail.closed:
                     return False
                 self.tail.extend(frames, close=close)

@@ -1,11 +1,18 @@
 """What a SQLite log knows when its file is opened."""
 
 import sqlite3
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import structlog
+
+from reattach.errors import StartupError
 from reattach.log import tables
 from reattach.log.journal import Create, Delete, Record, unpack
 from reattach.log.live import LiveRun
+
+logger = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -32,8 +39,9 @@ def recover(connection: sqlite3.Connection, *, after_power_cut: bool = False) ->
     for row, batch in tables.journal(connection):
         if not found.row_sizes:
             found.first_row = row
-        found.row_sizes.append(len(batch))
-        for record in unpack(batch):
+        lost_rows = row - found.first_row - len(found.row_sizes)
+        found.row_sizes += [0] * lost_rows + [len(batch)]
+        for record in _readable(row, batch):
             found.next_number = max(found.next_number, record.number + 1)
             _replay(connection, found.runs, row, record)
     if after_power_cut:
@@ -43,6 +51,17 @@ def recover(connection: sqlite3.Connection, *, after_power_cut: bool = False) ->
         run.revert()
         run.tail_uncertain = run.number < uncertain_before and not run.tail.closed
     return found
+
+
+def _readable(row: int, batch: bytes) -> Iterator[Record]:
+    """The records of a row, up to the first that is damaged.
+
+    What is missing then is a gap in the logs of some runs, which go on behind it.
+    """
+    try:
+        yield from unpack(batch)
+    except (StartupError, struct.error, ValueError) as error:
+        logger.error("row of the event log is damaged", row=row, reason=str(error))  # noqa: TRY400
 
 
 def _replay(

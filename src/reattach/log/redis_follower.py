@@ -1,13 +1,14 @@
 """The tails of a process whose log is on Redis, and how they keep up with it."""
 
 import asyncio
+import struct
 from array import array
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
-from reattach.errors import LogNotFoundError, ReattachError, StoreUnavailableError
+from reattach.errors import LogDamagedError, LogNotFoundError, ReattachError, StoreUnavailableError
 from reattach.log.closed_runs import ClosedRuns
 from reattach.log.herald import Herald
 from reattach.log.redis_lane import Lane
@@ -171,9 +172,12 @@ class Follower:
         if answer[0] != b"ok":
             raise LogNotFoundError(f"There is no log of {run_id}.")
         _, raw, first_seq, *bodies = answer
-        frames, ends = cut(
-            int(first_seq), bodies, after=after, max_bytes=max_bytes, max_events=most
-        )
+        try:
+            frames, ends = cut(
+                int(first_seq), bodies, after=after, max_bytes=max_bytes, max_events=most
+            )
+        except (struct.error, ValueError) as error:
+            raise LogDamagedError(f"The log of {run_id} is damaged after event {after}.") from error
         return State.of(raw), frames, ends
 
     async def aclose(self, failure: ReattachError) -> None:

@@ -12,6 +12,7 @@ from typing_extensions import override
 from reattach.errors import (
     FencedError,
     LogClosedError,
+    LogDamagedError,
     LogNotFoundError,
     SeqMismatchError,
     StartupError,
@@ -229,7 +230,7 @@ class SqliteLog(Log):
         if after + 1 < run.first_seq:
             raise TrimmedError(run_id, run.first_seq)
         if tail is None:
-            raise StoreUnavailableError(f"The log of {run_id} is damaged after event {after}.")
+            raise LogDamagedError(f"The log of {run_id} is damaged after event {after}.")
         return tail.slice(after, max_bytes=max_bytes, max_events=max_events)
 
     @asynccontextmanager

@@ -11,9 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Final, Literal
 
+import structlog
+
 from reattach.errors import StartupError
 from reattach.log.journal import pack_lengths, unpack_lengths
 from reattach.log.tail import Tail
+
+logger = structlog.get_logger(__name__)
 
 Durability = Literal["process", "power"]
 Connect = Callable[[str], sqlite3.Connection]
@@ -133,7 +137,7 @@ def write_batch(connection: sqlite3.Connection, row: int, batch: bytes) -> None:
 
 def journal(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes]]:
     """All rows of the journal, in their order."""
-    yield from connection.execute("SELECT id, batch FROM log_journal ORDER BY id")
+    yield from connection.execute("SELECT id, CAST(batch AS BLOB) FROM log_journal ORDER BY id")
 
 
 def prune(connection: sqlite3.Connection, before_row: int) -> None:
@@ -248,12 +252,15 @@ def load(
         (number, number, after + 1),
     )
     tail: Tail | None = None
-    for first_seq, ends, frames in rows:
+    for first_seq, lengths, frames in rows:
+        ends = unpack_lengths(lengths) if len(lengths) % 4 == 0 else array("I")
+        if not ends or ends[-1] != len(frames):
+            break  # It is damaged.
         if tail is None:
             tail = Tail(first_seq)
         elif first_seq != tail.last_seq + 1:
             break
-        tail.extend_joined(frames, unpack_lengths(ends))
+        tail.extend_joined(frames, ends)
         if after < tail.last_seq:
             tail.trim(after + 1)
             if tail.size_bytes >= max_bytes or tail.last_seq - after >= max_events:
@@ -262,15 +269,18 @@ def load(
     return tail if tail is not None and tail.first_seq == after + 1 else None
 
 
-def load_all(connection: sqlite3.Connection, run: StoredRun) -> Tail:
-    """Everything that the run's chunks have; StartupError if something is missing."""
+def load_all(connection: sqlite3.Connection, run: StoredRun) -> Tail | None:
+    """Everything that the run's chunks have; None if something is missing or damaged."""
     if run.first_seq > run.last_seq:
         return Tail(run.last_seq + 1)
     after = run.first_seq - 1
     tail = load(connection, run.number, after, max_bytes=_ALL, max_events=_ALL)
     if tail is None or tail.last_seq != run.last_seq:
-        raise StartupError(
-            f"The event log of {run.run_id} is damaged: it should have the events "
-            f"{run.first_seq} to {run.last_seq}. Restore the database from a backup."
+        logger.error(
+            "event log of a run is damaged",
+            run_id=run.run_id,
+            first_seq=run.first_seq,
+            last_seq=run.last_seq,
         )
+        return None
     return tail

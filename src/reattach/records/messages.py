@@ -129,6 +129,10 @@ class Messages:
             await connection.run_sync(lookup.require_thread, tenant, thread)
             return await connection.run_sync(threads.pending, thread)
 
+    async def pending_in(self, thread: Thread) -> PendingApproval | None:
+        """As ``pending``, for the server itself: also of a conversation that was deleted."""
+        return await self._database.in_read(threads.pending, thread)
+
     async def cancel_pending(
         self, tenant: TenantId, thread: Thread, at: datetime, *, run_id: RunId | None = None
     ) -> PendingApproval | None:

@@ -6,13 +6,13 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Select, bindparam, delete, exists, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
 
 from reattach.clock import Clock
 from reattach.errors import ConflictError, ReattachError
 from reattach.events import RunStatus, StopReason
 from reattach.ids import AgentId, ConversationId, RunId, TenantId
-from reattach.records import lookup, schema
+from reattach.records import lookup, orphans, schema
 from reattach.records.admission import admit, run_of
 from reattach.records.base import (
     Page,
@@ -224,34 +224,28 @@ class Runs:
             active = update(schema.runs).where(schema.ACTIVE).values(values)
             return (await connection.execute(active)).rowcount
 
-    async def orphans(self, limit: int) -> builtins.list[Run]:
+    async def orphans(self, limit: int, *, after: RunId | None = None) -> builtins.list[Run]:
         """Active runs of all tenants whose owner is not registered (any more), the oldest first.
 
-        At most ``limit``. An owner whose lease ran out is registered until it is buried:
-        ``Owners.bury``.
+        At most ``limit``, which were created after the run ``after``. An owner whose lease ran out
+        is registered until it is buried: ``Owners.bury``. A damaged row is given without the values
+        that cannot be read.
         """
-        runs = schema.runs
-        owned = exists().where(schema.owners.c.id == runs.c.owner)
-        rows = select(runs).where(schema.ACTIVE, ~owned).order_by(runs.c.ordinal).limit(limit)
-        async with self._database.read() as connection:
-            return [run_of(row) for row in (await connection.execute(rows)).mappings()]
+        return await self._database.in_read(orphans.orphans, after, limit)
 
-    async def take_over(self, run_id: RunId, token: int, owner: str) -> Run | None:
-        """Make ``owner`` hold an active run whose token is still ``token``; the new one is higher.
+    async def take_over(
+        self, run_id: RunId, token: int, owner: str, *, step: int = 1
+    ) -> Run | None:
+        """Make ``owner`` hold an active run whose token is still ``token``.
 
-        None, and no change, if the run has ended or somebody else was first.
+        The new token is higher by ``step``. None, and no change, if the run has ended or somebody
+        else was first.
         """
-        runs = schema.runs
-        async with self._database.write() as connection:
-            taken = await connection.execute(
-                update(runs)
-                .where(runs.c.id == run_id, runs.c.token == token, schema.ACTIVE)
-                .values(token=token + 1, owner=owner)
-            )
-            if not taken.rowcount:
-                return None
-            found = await connection.execute(select(runs).where(runs.c.id == run_id))
-            return run_of(found.mappings().one())
+        return await self._database.in_write(orphans.take_over, run_id, token, owner, step)
+
+    async def held(self, run_id: RunId, owner: str) -> Run | None:
+        """The run if it is active and ``owner`` holds it."""
+        return await self._database.in_read(orphans.held_run, run_id, owner)
 
     async def disclaim(self, run_id: RunId, owner: str) -> bool:
         """Let an active run of ``owner`` be an orphan, though the owner lives.

@@ -58,3 +58,12 @@ LOG_LOST = Ending(
         None,
     ),
 )
+UNREADABLE = Ending(
+    StopReason.ERROR,
+    Failed(
+        "internal_error",
+        "The end of the run cannot be read. The conversation keeps the part that can be read; send "
+        "the message again, with a new OTID, to continue.",
+        None,
+    ),
+)

@@ -2,14 +2,22 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import structlog
 
 from reattach.approvals import has_answer
 from reattach.clock import Clock
-from reattach.errors import FencedError, LogNotFoundError, NotFoundError, StoreUnavailableError
+from reattach.errors import (
+    ExpiredError,
+    FencedError,
+    LogDamagedError,
+    LogNotFoundError,
+    StoreUnavailableError,
+)
 from reattach.events import Event, RunStatus, Stopped, Usage
+from reattach.ids import RunId
 from reattach.limits import (
     LOST_LOG_FIRST_SEQ,
     RECOVERIES_AT_ONCE,
@@ -20,13 +28,23 @@ from reattach.log.base import Head, Log
 from reattach.messages import ToolCallPart
 from reattach.records.base import Run, Settlement
 from reattach.records.records import Records
-from reattach.runs.endings import CANCELLED, LOG_LOST, OWNER_DIED, POWER_LOST, Ending
+from reattach.runs.endings import (
+    CANCELLED,
+    LOG_LOST,
+    OWNER_DIED,
+    POWER_LOST,
+    UNREADABLE,
+    Ending,
+)
 from reattach.runs.ownership import Ownership
 from reattach.runs.transcript import Transcript
 from reattach.wire import letta
 from reattach.wire.sse import split_frames
 
 logger = structlog.get_logger(__name__)
+
+_LONGEST_TOKEN_STEP: Final = 2**20
+"""Steps double with each refusal: no log is as far ahead of its record as all of them together."""
 
 
 @dataclass(slots=True)
@@ -65,29 +83,46 @@ class Recovery:
     async def recover(self) -> None:
         """End every run whose owner is gone, and those that this process had to give up.
 
-        A run that can not be ended holds back no other. Raises what was in its way; it is tried
-        again by the next call.
+        Orphans are read in batches until none is left, whatever their number. A run that cannot
+        be ended holds back no other.
+
+        Raises:
+            StoreUnavailableError: A store did not answer for some run; the next call tries again.
         """
         await self._ownership.bury()
-        for run in await self._records.runs.orphans(SWEEP_BATCH_RUNS):
-            self.give_up(run, OWNER_DIED)
-        if not self.endless:
-            return
-        logger.info("recovering runs", runs=len(self.endless))
-        gate = asyncio.Semaphore(RECOVERIES_AT_ONCE)
-
-        async def end(endless: Endless) -> None:
-            async with gate:
-                await self.end(endless.run, endless.ending)
-
-        ends = [end(endless) for endless in self.endless.values()]
-        failures = [
-            failure for failure in await asyncio.gather(*ends, return_exceptions=True) if failure
-        ]
-        for failure in failures:
-            logger.warning("run not recovered", reason=str(failure))
+        failures = await self._end_all(list(self.endless.values()))
+        after: RunId | None = None
+        while True:
+            orphans = await self._records.runs.orphans(SWEEP_BATCH_RUNS, after=after)
+            for run in orphans:
+                self.give_up(run, OWNER_DIED)
+            failures += await self._end_all([self.endless[run.id] for run in orphans])
+            if len(orphans) < SWEEP_BATCH_RUNS:
+                break
+            after = orphans[-1].id
         if failures:
             raise failures[0]
+
+    async def _end_all(self, endless: Sequence[Endless]) -> list[StoreUnavailableError]:
+        """End the runs, some at a time, and return why those that remain could not be ended."""
+        if not endless:
+            return []
+        logger.info("recovering runs", runs=len(endless))
+        gate = asyncio.Semaphore(RECOVERIES_AT_ONCE)
+        failures: list[StoreUnavailableError] = []
+
+        async def end(one: Endless) -> None:
+            async with gate:
+                try:
+                    await self.end(one.run, one.ending)
+                except StoreUnavailableError as error:
+                    logger.warning("run not recovered", run_id=one.run.id, reason=error.detail)
+                    failures.append(error)
+                except Exception:
+                    logger.exception("run not recovered", run_id=one.run.id)
+
+        await asyncio.gather(*(end(one) for one in endless))
+        return failures
 
     async def end(self, run: Run, ending: Ending) -> None:
         """Give an active run without owner its end, which a cancel that was asked for decides.
@@ -100,17 +135,34 @@ class Recovery:
             if endless.done.is_set():
                 return
             await self._require_log(endless.run)
-            owned = await self._own(endless.run)
-            if owned is not None:
-                endless.run = owned
-                ending = CANCELLED if owned.cancel_requested_at else endless.ending
-                try:
-                    due = await self._due(owned)
-                    await end_orphan(owned, ending, self._log, self._clock, self._settle, due=due)
-                except FencedError:
-                    logger.info("run taken over by another process", run_id=run.id)
+            await self._end_owned(endless)
             self.endless.pop(run.id, None)
             endless.done.set()
+
+    async def _end_owned(self, endless: Endless) -> None:
+        """Take the run over and end it, unless it has ended or another process has it.
+
+        The log may have a higher token than the record, if the records lost a commit. While the
+        record says that the run is ours, the token is raised until the log accepts it.
+        """
+        step = 1
+        owned = await self._own(endless.run)
+        while owned is not None:
+            endless.run = owned
+            ending = CANCELLED if owned.cancel_requested_at else endless.ending
+            due = await self._due(owned)
+            try:
+                await end_orphan(owned, ending, self._log, self._clock, self._settle, due=due)
+            except FencedError:
+                if step > _LONGEST_TOKEN_STEP:
+                    raise
+                owner = self._ownership.owner
+                taken = await self._records.runs.take_over(owned.id, owned.token, owner, step=step)
+                if taken is None:
+                    logger.info("run taken over by another process", run_id=owned.id)
+                owned, step = taken, 2 * step
+            else:
+                return
 
     async def _require_log(self, run: Run) -> None:
         """Raise StoreUnavailableError if the log does not answer; then the run is anybody's.
@@ -128,10 +180,19 @@ class Recovery:
             raise
 
     async def _due(self, run: Run) -> list[ToolCallPart]:
-        """The calls that the run had to run first, if it answered an approval request."""
+        """The calls that the run had to run first, if it answered an approval request.
+
+        The conversation may have been deleted since. If it cannot be read, no call is known.
+        """
         if run.status is RunStatus.CREATED or not has_answer(run.input):
             return []
-        pending = await self._records.messages.pending(run.tenant, run.thread)
+        try:
+            pending = await self._records.messages.pending_in(run.thread)
+        except StoreUnavailableError:
+            raise
+        except Exception:
+            logger.exception("conversation of a run cannot be read", run_id=run.id)
+            return []
         return [] if pending is None else pending.due(run.input)
 
     async def _own(self, run: Run) -> Run | None:
@@ -140,11 +201,8 @@ class Recovery:
         owned = await self._records.runs.take_over(run.id, run.token, owner)
         if owned is not None:
             return owned
-        try:  # It is ours all the same if the answer of an earlier try was lost.
-            found = await self._records.runs.get(run.tenant, run.id)
-        except NotFoundError:
-            return None
-        return found if found.status.is_active and found.owner == owner else None
+        # It is ours all the same if the answer of an earlier try was lost.
+        return await self._records.runs.held(run.id, owner)
 
 
 async def end_orphan(
@@ -162,10 +220,13 @@ async def end_orphan(
     append any more, nor begin to run a tool. Of the calls that were ``due``, and of the run's own,
     those that had begun may have done their work: nobody knows, and the conversation is told so. A
     log that was lost, or may have lost its last events, ends where no reader has been; the
-    conversation keeps what is left of it. Repeating it is safe at every point.
+    conversation keeps what is left of it. Events that cannot be read are left out of the record.
+    Repeating it is safe at every point.
 
-    Raises FencedError if somebody else took the run over meanwhile, StoreUnavailableError if a
-    store does not answer.
+    Raises:
+        FencedError: The log has a newer token: another process took the run over, or the records
+            lost a commit.
+        StoreUnavailableError: A store does not answer.
     """
     left = await _head(run, log)
     transcript = Transcript()
@@ -182,17 +243,47 @@ async def end_orphan(
     transcript.due = tuple(due)
     transcript.begun = run.begun_calls
     if not head.closed:
-        events: list[Event] = [Stopped(ending.reason)]
-        if ending.failure is not None:
-            events.append(ending.failure)
-        events.append(Usage(step_count=len(transcript.steps_seen())))
+        events = _end(ending, transcript)
         first_seq = head.last_seq + 1
         frames = [letta.encode(event, seq, run.id) for seq, event in enumerate(events, first_seq)]
         await log.append(run.id, run.token, first_seq, frames, close=True)
-        for event in events:
-            transcript.add(event)
-    await settle(run, transcript.settlement(run, transcript.steps_seen(), clock.now()))
+    else:
+        events = [] if transcript.stopped is not None else _end(UNREADABLE, transcript)
+    for event in events:
+        transcript.add(event)
+    await _settle_from(transcript, run, clock, settle)
     logger.info("run recovered", run_id=run.id, was_closed=head.closed, events=head.last_seq)
+
+
+def _end(ending: Ending, transcript: Transcript) -> list[Event]:
+    """The terminal group of a run that ends so."""
+    events: list[Event] = [Stopped(ending.reason)]
+    if ending.failure is not None:
+        events.append(ending.failure)
+    return [*events, Usage(step_count=len(transcript.steps_seen()))]
+
+
+async def _settle_from(
+    transcript: Transcript,
+    run: Run,
+    clock: Clock,
+    settle: Callable[[Run, Settlement], Awaitable[None]],
+) -> None:
+    """Settle the run with its messages; without them if they cannot be stored."""
+    now = clock.now()
+    try:
+        await settle(run, transcript.settlement(run, transcript.steps_seen(), now))
+    except (StoreUnavailableError, FencedError):
+        raise
+    except Exception:
+        logger.exception("messages of a run cannot be stored", run_id=run.id)
+        bare = Transcript()
+        bare.stopped, bare.failed, bare.usage = (
+            transcript.stopped,
+            transcript.failed,
+            transcript.usage,
+        )
+        await settle(replace(run, input=()), bare.settlement(run, [], now))
 
 
 async def _head(run: Run, log: Log) -> Head | None:
@@ -212,13 +303,29 @@ def _is_lost(run: Run, head: Head | None) -> bool:
 
 
 async def _read(run: Run, log: Log, head: Head, transcript: Transcript) -> None:
-    """Add the events that the log has to the transcript."""
+    """Add the events that the log has to the transcript, without those that cannot be read.
+
+    A later version may have written events that this one does not know, and bytes may be damaged.
+    """
     cursor = head.first_seq - 1
+    unread = 0
     while cursor < head.last_seq:
-        piece = await log.read(
-            run.id, cursor, max_bytes=REPLAY_SLICE_BYTES, max_events=head.last_seq
-        )
+        try:
+            piece = await log.read(
+                run.id, cursor, max_bytes=REPLAY_SLICE_BYTES, max_events=head.last_seq
+            )
+        except (LogDamagedError, LogNotFoundError, ExpiredError) as error:
+            logger.error("log of a run is damaged", run_id=run.id, reason=error.detail)  # noqa: TRY400
+            return
         for frame in split_frames(piece.frames):
-            transcript.add(letta.decode(frame))
+            try:
+                transcript.add(letta.decode(frame))
+            except Exception:  # noqa: BLE001  whatever the bytes say
+                unread += 1
+        if piece.last_seq <= cursor:
+            logger.error("log of a run ends too early", run_id=run.id, after=cursor)
+            return
         cursor = piece.last_seq
         await asyncio.sleep(0)
+    if unread:
+        logger.error("events of a run cannot be read", run_id=run.id, events=unread)

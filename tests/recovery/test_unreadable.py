@@ -1,0 +1,235 @@
+"""Runs that a dead process left behind, of which something cannot be read any more."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from reattach.events import RunStatus, StopReason
+from reattach.ids import DEFAULT_TENANT, RunId
+from reattach.log.sqlite import Sizes, SqliteLog
+from reattach.messages import Role
+from reattach.records.base import Run, Settlement
+from reattach.records.records import Records
+from reattach.runs import recovery
+from tests.conformance.log_stores import SMALL
+from tests.recovery.clocks import LeapClock
+from tests.recovery.faults import Faults
+from tests.recovery.heart import Heart, heart_of
+from tests.recovery.received import answer, end_of
+from tests.recovery.test_boundaries import die_working
+from tests.recovery.test_outages import OneLogDown, orphans_of
+from tests.recovery.test_waiting_calls import ASK, answer_to, pending
+
+DIED = "stream_incomplete"
+
+
+@pytest.mark.promise("P7")
+async def test_a_run_whose_conversation_was_deleted_is_recovered_and_holds_nothing_back(
+    heart: Heart,
+) -> None:
+    """C1: a run that answers an approval, its conversation deleted, its process killed."""
+    conversation = await heart.conversation()
+    service = heart.service()
+    await service.settled(await service.send(heart.send(conversation, ASK)))
+    waits = await pending(heart, conversation)
+    assert waits is not None
+    messages: Any = (answer_to(waits),)
+    run, _ = await die_working(heart, conversation, "after log.append", text="", messages=messages)
+    await heart.records.conversations.delete(DEFAULT_TENANT, conversation.id)
+    (other,) = await orphans_of(heart, 1)
+    await heart.service().start()
+    assert await heart.active_runs() == []
+    for one in (run, other):
+        assert end_of(await heart.frames(one))["error_type"] == DIED
+
+
+async def add_frame(heart: Heart, run: Run, frame: bytes) -> None:
+    head = await heart.head(run)
+    assert head is not None
+    await heart.log.append(run.id, run.token, head.last_seq + 1, [frame])
+
+
+FRAMES = {
+    "an event type of a later version": b'data: {"message_type":"hologram","seq_id":2}\n\n',
+    "bytes that are no JSON": b"data: {\x00\xff\n\n",
+    "no data at all": b"nothing\n\n",
+    "a known event without its members": b'data: {"message_type":"assistant_message"}\n\n',
+}
+
+
+@pytest.mark.promise("P3", "P7")
+@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
+async def test_a_run_with_an_event_that_cannot_be_read_ends_with_the_others_kept(
+    heart: Heart, frame: bytes
+) -> None:
+    """C1: an unknown or damaged event stops neither the start nor another run."""
+    run, other = await orphans_of(heart, 2)
+    await add_frame(heart, run, frame)
+    await heart.service().start()
+    assert (await heart.run(run)).stop_reason is StopReason.ERROR
+    assert (await heart.run(other)).stop_reason is StopReason.ERROR
+    frames = await heart.frames(run)
+    assert frames[1] == frame
+    assert end_of(frames[2:])["error_type"] == DIED
+    assert run.thread.conversation_id is not None
+    kept = await heart.records.messages.of_run(DEFAULT_TENANT, run.id, limit=10, ascending=True)
+    assert [(one.role, one.text) for one in kept][1:] == [(Role.ASSISTANT, "t0 ")]
+
+
+@pytest.mark.promise("P7")
+async def test_a_closed_log_whose_end_cannot_be_read_settles_its_run_as_failed(
+    heart: Heart,
+) -> None:
+    """C1: a closed log without a readable terminal group."""
+    (run,) = await orphans_of(heart, 1)
+    await heart.log.append(run.id, run.token, 2, [b"data: damaged\n\n"], close=True)
+    await heart.service().start()
+    settled = await heart.run(run)
+    assert settled.status is RunStatus.FAILED
+    assert settled.error is not None
+    assert "cannot be read" in str(settled.error["message"])
+
+
+DAMAGES = {
+    "input": "UPDATE runs SET input = '[{\"id\": 1}]' WHERE id = :id",
+    "no JSON": "UPDATE runs SET input = '{{{' WHERE id = :id",
+    "request_config": "UPDATE runs SET request_config = 'x' WHERE id = :id",
+    "begun_calls": "UPDATE runs SET begun_calls = '7' WHERE id = :id",
+    "usage": "UPDATE runs SET usage = '{\"prompt_tokens\": 1.5}' WHERE id = :id",
+}
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+async def test_a_run_whose_record_is_damaged_is_ended_and_holds_back_no_other(
+    heart: Heart, damage: str
+) -> None:
+    """C1: a record that cannot be read stops neither the start nor another run."""
+    run, other = await orphans_of(heart, 2)
+    async with heart.records._database.write() as connection:
+        await connection.execute(text(damage), {"id": run.id})
+    await heart.service().start()
+    async with heart.records._database.read() as connection:
+        found = await connection.execute(text("SELECT status FROM runs ORDER BY ordinal"))
+        assert found.scalars().all() == ["failed", "failed"]
+    for one in (run, other):
+        assert end_of(await heart.frames(one))["error_type"] == DIED
+
+
+@pytest.mark.promise("P7")
+async def test_a_run_whose_messages_cannot_be_stored_ends_without_them(
+    heart: Heart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C1: any exception while a recovered run is settled."""
+    run, other = await orphans_of(heart, 2)
+    settle = heart.records.runs.settle
+
+    async def refusing(run_id: RunId, settlement: Settlement) -> bool:
+        if settlement.messages:
+            raise RuntimeError("no such message can be stored")
+        return await settle(run_id, settlement)
+
+    monkeypatch.setattr(heart.records.runs, "settle", refusing)
+    await heart.service().start()
+    for one in (run, other):
+        assert (await heart.run(one)).status is RunStatus.FAILED
+        assert answer(await heart.frames(one)) == "t0 "
+
+
+@pytest.mark.promise("P7")
+async def test_every_run_has_its_end_before_the_start_returns_however_many_there_are(
+    heart: Heart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C3: more active runs than one batch of the recovery has, one of them out of reach."""
+    monkeypatch.setattr(recovery, "SWEEP_BATCH_RUNS", 3)
+    runs = await orphans_of(heart, 10)
+    log = OneLogDown(heart.log, runs[1].id)
+    service = heart.service(log=log)
+    with pytest.raises(Exception, match="down"):
+        await service.recover()
+    assert [run.id for run in await heart.active_runs()] == [runs[1].id]
+    log.down = ""
+    await heart.service().start()
+    assert await heart.active_runs() == []
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize("ahead", [2, 3, 40, 5000])
+async def test_a_run_whose_log_knows_a_higher_token_than_its_record_has_its_end(
+    heart: Heart, ahead: int
+) -> None:
+    """C14: the records lost a take-over, so the log refuses the token of the record."""
+    (run,) = await orphans_of(heart, 1)
+    await heart.log.open(run.id, ahead)
+    await heart.service().start()
+    assert (await heart.run(run)).status is RunStatus.FAILED
+    assert end_of(await heart.frames(run))["error_type"] == DIED
+
+
+@pytest.mark.promise("P7")
+async def test_a_fenced_run_that_another_process_has_is_left_to_it(heart: Heart) -> None:
+    """C14: a log that refuses the token because another process took the run over."""
+    (run,) = await orphans_of(heart, 1)
+
+    class TakenMeanwhile(Faults):
+        async def around(self, step: str, call: Callable[[], Any]) -> Any:
+            if step == "log.open" and self.calls[step] == 0:
+                taken = await heart.records.runs.take_over(run.id, run.token + 1, "another")
+                assert taken is not None
+                await heart.log.open(run.id, taken.token)
+            return await super().around(step, call)
+
+    await heart.service_upon(TakenMeanwhile()).recover()
+    found = await heart.run(run)
+    assert (found.status, found.owner) == (RunStatus.RUNNING, "another")
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM log_chunk WHERE number = 1 AND first_seq > 1",
+        "UPDATE log_chunk SET frames = x'00' WHERE number = 1",
+        "UPDATE log_chunk SET ends = x'0001' WHERE number = 1",
+        "UPDATE log_journal SET batch = x'ff00' || substr(batch, 3)",
+        "UPDATE log_journal SET batch = x'030000000500000001' WHERE id % 2 = 0",
+        "DELETE FROM log_journal WHERE id % 2 = 0",
+        "DELETE FROM log_run WHERE number = 1",
+    ],
+)
+async def test_a_damaged_log_in_a_file_stops_neither_the_start_nor_another_run(
+    tmp_path: Path, damage: str
+) -> None:
+    """C1: damaged or missing rows of the event log's file."""
+    clock = LeapClock()
+    file = tmp_path / "events.db"
+    small: Sizes = replace(SMALL, journal_bytes=10_000)
+    log = await SqliteLog.open_file(file, sizes=small)
+    records = await Records.open(f"sqlite:///{tmp_path / 'records.db'}", clock=clock)
+    async with heart_of(records, log, clock) as heart:
+        runs = await orphans_of(heart, 3)
+        for run in runs:
+            for seq in range(2, 30):
+                frame = b'data: {"message_type":"ping","seq_id":%d,"id":"p"}\n\n' % seq
+                await log.append(run.id, run.token, seq, [frame])
+        await log.aclose()
+        with closing(sqlite3.connect(file)) as connection, connection:
+            connection.execute(damage)
+        heart.log = again = await SqliteLog.open_file(file)
+        await heart.service().start()
+        assert await heart.active_runs() == []
+        for run in runs:
+            head = await again.head(run.id)
+            assert head.closed
+            assert head.last_seq >= 30 or head.first_seq == 1
+            assert (await heart.run(run)).status is RunStatus.FAILED
+        await heart.assert_free(await heart.conversation())
+        await again.aclose()
