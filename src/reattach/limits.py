@@ -148,8 +148,12 @@ MAX_CLIENT_SKILLS: Final = 256
 MAX_SKILL_LOCATION_CHARS: Final = 4096
 """Where a skill is found: the longest path that common systems have."""
 
-MAX_TOOL_CALL_ID_CHARS: Final = 1024
-"""The id of a tool call as a client repeats it; providers make them, of up to some hundred."""
+MAX_TOOL_CALL_ID_CHARS: Final = 64 * 1024
+"""The id of a tool call as a client repeats it. Gateways pack signatures of reasoning into ids, of
+some thousand characters. A longer id of a provider is replaced by its digest."""
+
+MAX_FAILURE_CHARS: Final = 16 * 1024
+"""The text of an error that ends a run; more of it helps nobody, and each stream repeats it."""
 
 MAX_ANSWERED_CALLS: Final = 1000
 """Tool calls that one answer decides on; models make a few at a time."""

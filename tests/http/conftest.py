@@ -18,12 +18,14 @@ from letta_client import AsyncLetta
 from starlette.types import Message
 
 from reattach.clock import SystemClock
+from reattach.engine.base import Engine
 from reattach.engine.catalog import Catalog
 from reattach.engine.scripted import ScriptedEngine
 from reattach.http.app import create_app
 from reattach.http.context import Context
 from reattach.ids import DEFAULT_TENANT, TenantId
 from reattach.limits import KEY_CACHE_SECONDS
+from reattach.log.base import Log
 from reattach.log.memory import MemoryLog
 from reattach.records.records import Records
 from reattach.runs.service import RunService
@@ -88,19 +90,30 @@ async def serving(
     *,
     toolbox: Toolbox | None = None,
     mcp_servers: McpServers | None = None,
+    engine: Engine | None = None,
+    records_url: str | None = None,
+    log: Log | None = None,
     **settings: Any,
 ) -> AsyncIterator[Server]:
+    """A server whose default model is the first of ``engine``, or the scripted echo."""
     clock = TestClock()
     async with AsyncExitStack() as stack:
-        records = await Records.open(f"sqlite:///{directory / 'records.db'}", clock=clock)
+        records = await Records.open(
+            records_url or f"sqlite:///{directory / 'records.db'}", clock=clock
+        )
         stack.push_async_callback(records.aclose)
-        log = MemoryLog()
+        log = log or MemoryLog()
         stack.push_async_callback(log.aclose)
-        catalog = Catalog([ScriptedEngine(clock=clock)])
+        catalog = Catalog([ScriptedEngine(clock=clock), *([engine] if engine else [])])
         stack.push_async_callback(catalog.aclose)
         toolbox = toolbox or Toolbox()
         runs = RunService(
-            log, records, catalog, clock, default_model="scripted/echo", toolbox=toolbox
+            log,
+            records,
+            catalog,
+            clock,
+            default_model=engine.models()[0].handle if engine else "scripted/echo",
+            toolbox=toolbox,
         )
         await runs.start()
         stack.push_async_callback(runs.aclose)

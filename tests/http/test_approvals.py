@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from reattach.ids import new_agent_id, new_message_id, new_uuid
+from reattach.limits import MAX_TOOL_CALL_ID_CHARS
 from tests.http.live import (
     WAIT_SECONDS,
     Frame,
@@ -384,7 +385,13 @@ async def test_an_answer_to_nothing_is_refused(live: LiveServer) -> None:
         ({"type": "approval", "approvals": ["c"]}, 422),
         ({"type": "tool_return"}, 422),
         ({"type": "tool_return", "tool_returns": [{"tool_call_id": "c", "status": "?"}]}, 422),
-        ({"type": "tool_return", "tool_returns": [returned("c" * 1025)]}, 422),
+        (
+            {
+                "type": "tool_return",
+                "tool_returns": [returned("c" * (MAX_TOOL_CALL_ID_CHARS + 1))],
+            },
+            422,
+        ),
         (
             {
                 "type": "tool_return",

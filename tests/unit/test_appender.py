@@ -72,6 +72,19 @@ async def test_events_are_numbered_in_order_and_the_last_ones_close_the_log() ->
     assert (await log.head(RUN)).closed
 
 
+@pytest.mark.promise("P1")
+async def test_an_event_that_cannot_be_encoded_uses_up_no_number() -> None:
+    """A2: numbers, places in the log and what the caller was told agree."""
+    log, appender, _ = await appending()
+    appender.put(said("a"))
+    with pytest.raises(UnicodeEncodeError):
+        appender.put(said("b", "\ud83d", "c"))
+    assert appender.last_seq == 1
+    async with asyncio.timeout(5):
+        await appender.close(END)
+    assert [decoded(frame)["seq_id"] for frame in await logged(log)] == [1, 2, 3]
+
+
 async def test_what_piles_up_during_an_append_makes_the_next_one() -> None:
     sizes: list[int] = []
 

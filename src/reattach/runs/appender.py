@@ -65,10 +65,11 @@ class Appender:
         return self._pending_bytes > PENDING_APPEND_BYTES or self.failure is not None
 
     def put(self, events: Sequence[Event]) -> None:
-        """Number ``events`` and hand them to the log.
+        """Number ``events`` and hand them to the log, all of them or none.
 
-        Raises LimitExceededError once the log is as large as it may get; the terminal group is
-        let through by ``close``.
+        An event that cannot be encoded uses up no number; its exception is raised. Raises
+        LimitExceededError once the log is as large as it may get; ``close`` lets the terminal
+        group through.
         """
         if not events:
             return
@@ -116,12 +117,17 @@ class Appender:
     def _enqueue(self, events: Sequence[Event]) -> None:
         if self.failure is not None or self._abandoned:
             return
-        for event in events:
-            self.last_seq += 1
-            frame = self._encode(event, self.last_seq)
+        if len(events) == 1:  # As most are.
+            frame = self._encode(events[0], self.last_seq + 1)
             self._pending.append(frame)
-            self._pending_bytes += len(frame)
-            self._total_bytes += len(frame)
+            size_bytes = len(frame)
+        else:
+            frames = [self._encode(one, seq) for seq, one in enumerate(events, self.last_seq + 1)]
+            self._pending += frames
+            size_bytes = sum(map(len, frames))
+        self.last_seq += len(events)
+        self._pending_bytes += size_bytes
+        self._total_bytes += size_bytes
         if not self._busy:
             self._busy = True
             self._log.after_turn(self._append)

@@ -12,9 +12,11 @@ from reattach.engine.base import (
     Engine,
     Model,
     StepFinished,
+    TextDelta,
     Turn,
     closing_deltas,
 )
+from reattach.engine.intake import Intake
 from reattach.errors import ContextWindowError, SystemPromptTooLongError
 from reattach.ids import MessageId, new_message_id
 from reattach.messages import Message, Role, SummaryPart
@@ -90,14 +92,22 @@ class CompactingEngine(Engine):
             history=[told_as_text(one) for one in turn.history],
             input=[told_as_text(one) for one in turn.input],
         )
+        # Made storable here already, since a tool loop tells the model what it said.
+        intake = Intake()
         async with closing_deltas(self._engine.run(told)) as deltas:
-            async for delta in deltas:
+            async for given in deltas:
                 self._has_begun = True
-                if isinstance(delta, StepFinished):
-                    self._steps += 1
-                    if self._compaction is not None:
-                        self._compaction.learn(turn, told_in(turn), delta.usage.prompt_tokens)
-                yield delta
+                if type(given) is TextDelta and intake.is_plain(given.text):  # As most are.
+                    yield given
+                    continue
+                for delta in intake.take(given):
+                    if isinstance(delta, StepFinished):
+                        self._steps += 1
+                        if self._compaction is not None:
+                            self._compaction.learn(turn, told_in(turn), delta.usage.prompt_tokens)
+                    yield delta
+        for delta in intake.release():
+            yield delta
 
     async def _compact(self, turn: Turn, trigger: str) -> AsyncIterator[Delta]:
         compaction = self._compaction

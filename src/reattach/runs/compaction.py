@@ -27,6 +27,7 @@ from reattach.engine.base import (
     Turn,
     closing_deltas,
 )
+from reattach.engine.intake import storable_usage
 from reattach.errors import (
     ContextWindowError,
     EngineError,
@@ -43,6 +44,7 @@ from reattach.limits import (
 )
 from reattach.messages import CompactionStats, Message, Role, TextPart
 from reattach.runs.model_settings import model_settings
+from reattach.text import storable_text
 
 logger = structlog.get_logger(__name__)
 
@@ -263,12 +265,12 @@ class Compaction:
                         case TextDelta(text):
                             texts.append(text)
                         case StepFinished(usage=counted):
-                            usage = counted
+                            usage = storable_usage(counted)
                         case _:
                             pass
         except TimeoutError as error:
             raise ModelTimeoutError(f"{request.model} made no summary in time.") from error
-        summary = "".join(texts).strip()
+        summary = storable_text("".join(texts)).strip()
         if not summary:
             raise ModelEmptyResponseError(f"{request.model} made no summary.")
         limit = self._plan.clip_chars

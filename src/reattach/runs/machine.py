@@ -9,11 +9,13 @@ Rules:
 - With ``stream_tokens`` every delta is an event; without it every part is one, when it is whole.
 - A turn that leaves calls without the approval that they need ends for that reason, whether the
   engine says so or not.
+- Deltas are made storable first (``engine/intake.py``), so that every event can be encoded, and
+  read back as it is.
 - The run ends once, with its terminal group: Stopped, Failed if it failed, Usage. What an engine
   yields after that is dropped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -31,6 +33,7 @@ from reattach.engine.base import (
     ToolReturn,
     ToolStarting,
 )
+from reattach.engine.intake import Intake
 from reattach.errors import EngineError
 from reattach.events import (
     AssistantText,
@@ -51,6 +54,8 @@ from reattach.events import (
     Usage,
 )
 from reattach.ids import MessageId, StepId, new_message_id, new_step_id, new_uuid
+from reattach.limits import MAX_FAILURE_CHARS, MAX_INTEGER
+from reattach.text import storable_text
 
 Spoken = TextDelta | ReasoningDelta | ReasoningHidden | ToolCallDelta
 """What the model says itself."""
@@ -74,6 +79,7 @@ class RunMachine:
     def __init__(self, clock: Clock, *, stream_tokens: bool) -> None:
         self._clock = clock
         self._stream_tokens = stream_tokens
+        self._intake = Intake()
         self._message_id: MessageId | None = None
         self._step: StepRecord | None = None
         self._part: _Part | None = None
@@ -90,12 +96,22 @@ class RunMachine:
         return [Ping(f"ping-{new_uuid()}", self._now())]
 
     def on_delta(self, delta: Delta) -> list[Event]:
-        """What ``delta`` adds to the log."""
+        """The events that ``delta`` adds to the log.
+
+        Raises TypeError or ValueError, adding nothing, for a delta that no engine may yield.
+        """
         if self.ended:
             return []
+        if type(delta) is TextDelta and self._intake.is_plain(delta.text):  # As most are.
+            return self._say(delta)
+        return [event for one in self._intake.take(delta) for event in self._add(one)]
+
+    def call_id(self, given: str) -> str:
+        """The id under which the log has the tool call that the engine calls ``given``."""
+        return self._intake.call_id(given)
+
+    def _add(self, delta: Delta) -> list[Event]:
         match delta:
-            case TextDelta():  # First, as most are.
-                return self._say(delta)
             case StepFinished():
                 return self._finish_step(delta.usage)
             case Finished():
@@ -130,19 +146,24 @@ class RunMachine:
     def fail(self, error: EngineError) -> list[Event]:
         """The engine failed: what it has of parts, and the terminal group with the error."""
         failure = Failed(error.code, error.detail, None)
-        return self._end(StopReason(error.stop_reason), failure)
+        try:
+            reason = StopReason(error.stop_reason)
+        except ValueError:
+            reason = StopReason.ERROR
+        return self._end(reason, failure)
 
     def _end(self, reason: StopReason, failure: Failed | None) -> list[Event]:
         if self.ended:
             return []
-        events = self._flush()
+        events = [event for held in self._intake.release() for event in self._add(held)]
+        events += self._flush()
         if self._step is not None:
             self.steps.append(self._step)
             self._step = None
         self.ended = True
         events.append(Stopped(reason))
         if failure is not None:
-            events.append(failure)
+            events.append(_storable_failure(failure))
         events.append(total_usage([step.usage for step in self.steps], len(self.steps)))
         return events
 
@@ -188,7 +209,8 @@ class RunMachine:
     def _compacted(self, delta: Compacted) -> list[Event]:
         kept_from = delta.kept_from
         if isinstance(kept_from, int):
-            told = self._said_in[kept_from] if kept_from < len(self._said_in) else None
+            is_known = 0 <= kept_from < len(self._said_in)
+            told = self._said_in[kept_from] if is_known else None
         else:
             told = kept_from
         events = self._flush()
@@ -293,17 +315,29 @@ def join_calls(chunks: Sequence[ToolCallRequested]) -> tuple[ToolCall, ...]:
 def total_usage(usages: Sequence[Usage], step_count: int) -> Usage:
     """The sum of the steps' usage; what no step reported stays unknown."""
 
+    def total(values: Iterable[int]) -> int:
+        return min(sum(values), MAX_INTEGER)
+
     def add(values: list[int | None]) -> int | None:
         known = [value for value in values if value is not None]
-        return sum(known) if known else None
+        return total(known) if known else None
 
     return Usage(
-        completion_tokens=sum(usage.completion_tokens for usage in usages),
-        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
-        total_tokens=sum(usage.total_tokens for usage in usages),
+        completion_tokens=total(usage.completion_tokens for usage in usages),
+        prompt_tokens=total(usage.prompt_tokens for usage in usages),
+        total_tokens=total(usage.total_tokens for usage in usages),
         step_count=step_count,
         cached_input_tokens=add([usage.cached_input_tokens for usage in usages]),
         cache_write_tokens=add([usage.cache_write_tokens for usage in usages]),
         reasoning_tokens=add([usage.reasoning_tokens for usage in usages]),
         context_tokens=usages[-1].context_tokens if usages else None,
+    )
+
+
+def _storable_failure(failure: Failed) -> Failed:
+    detail = failure.detail
+    return Failed(
+        storable_text(str(failure.error_type)),
+        storable_text(str(failure.message))[:MAX_FAILURE_CHARS],
+        None if detail is None else storable_text(str(detail))[:MAX_FAILURE_CHARS],
     )

@@ -8,9 +8,11 @@ import structlog
 
 from reattach.clock import Clock
 from reattach.engine.base import (
+    Compacted,
     Delta,
     Engine,
     ReasoningDelta,
+    ReasoningHidden,
     TextDelta,
     ToolCallDelta,
     ToolReturn,
@@ -253,10 +255,10 @@ class Worker:
                         f"An answer may have {RUN_LOG_BYTES} bytes; this one has reached that."
                     )
                 events = self._machine.on_delta(delta)
-                self._fold(events)
                 self._appender.put(self._visible(events))
+                self._fold(events)  # After the log took them: no transcript has what no log has.
                 if isinstance(delta, ToolStarting):
-                    await self._begin(delta.tool_call_id)
+                    await self._begin(self._machine.call_id(delta.tool_call_id))
                 if self._appender.is_full:
                     await self._appender.room()
 
@@ -295,11 +297,19 @@ def _disowned(run: Run) -> FencedError:
 
 
 def _size_bytes(delta: Delta) -> int:
-    """What a delta costs in memory, roughly."""
+    """The memory that a delta takes, roughly."""
     match delta:
-        case TextDelta(text) | ReasoningDelta(text):  # First, as most are.
+        case TextDelta(text):  # First, as most are.
             return DELTA_BYTES + len(text)
-        case ToolCallDelta(arguments=str(text)) | ToolReturn(output=text):
+        case ReasoningDelta(text, signature):
+            return DELTA_BYTES + len(text) + len(signature or "")
+        case ToolCallDelta(call_id, name, arguments):
+            return DELTA_BYTES + len(call_id) + len(name or "") + len(arguments or "")
+        case ToolReturn(output=text, stdout=stdout, stderr=stderr):
+            return DELTA_BYTES + len(text) + sum(map(len, (*(stdout or ()), *(stderr or ()))))
+        case ReasoningHidden(text=text):
+            return DELTA_BYTES + len(text or "")
+        case Compacted(summary=text):
             return DELTA_BYTES + len(text)
         case _:
             return DELTA_BYTES

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import structlog
 
 from reattach.engine.base import ToolReturn
+from reattach.engine.intake import storable_return
 from reattach.errors import ToolError
 from reattach.limits import MAX_ERROR_CHARS, MAX_TOOL_OUTPUT_CHARS
 from reattach.messages import ToolCallPart
@@ -22,8 +23,13 @@ class _Fault:
 async def call_tool(tool: Tool, call: ToolCallPart, *, seconds: float) -> ToolReturn:
     """Run the call. What raises, takes longer than ``seconds`` or returns too much is an error.
 
-    When it is cancelled, or time is up, the tool is told so and not waited for.
+    The return's text can be stored. When it is cancelled, or time is up, the tool is told so and
+    not waited for.
     """
+    return storable_return(await _called(tool, call, seconds))
+
+
+async def _called(tool: Tool, call: ToolCallPart, seconds: float) -> ToolReturn:
     task = asyncio.create_task(_outcome(tool, call), name=f"tool {tool.name}")
     try:
         await asyncio.wait({task}, timeout=seconds)
@@ -57,7 +63,8 @@ async def call_tool(tool: Tool, call: ToolCallPart, *, seconds: float) -> ToolRe
 async def _outcome(tool: Tool, call: ToolCallPart) -> str | ToolError | _Fault:
     """What came of the call; it raises nothing but its own cancellation."""
     try:
-        return await tool.call(call.arguments)
+        output: object = await tool.call(call.arguments)
+        return output if isinstance(output, str) else _Fault(f"it gave {type(output).__name__}")
     except asyncio.CancelledError:
         raise
     except ToolError as error:

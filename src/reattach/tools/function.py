@@ -5,6 +5,7 @@ The arguments' schema comes from the signature, by Pydantic: annotations say the
 """
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, Final, ParamSpec, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic.experimental.arguments_schema import generate_arguments_schema
-from pydantic_core import SchemaValidator, to_json
+from pydantic_core import SchemaValidator, to_json, to_jsonable_python
 
 from reattach.errors import StartupError, ToolError
 from reattach.limits import MAX_VALIDATION_ERRORS
@@ -140,4 +141,9 @@ def _faults(error: ValidationError) -> str:
 
 
 def _text(result: object) -> str:
-    return result if isinstance(result, str) else to_json(result, fallback=str).decode()
+    if isinstance(result, str):
+        return result
+    try:
+        return to_json(result, fallback=str).decode()
+    except ValueError:  # A text within it is no Unicode; the caller makes it storable.
+        return json.dumps(to_jsonable_python(result, fallback=str), ensure_ascii=False)
