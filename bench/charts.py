@@ -5,14 +5,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 860, 400
-LEFT, RIGHT, TOP, BOTTOM = 80, 260, 44, 52
-COLOURS = ("#0b6e4f", "#c8553d", "#3d5a98", "#b58900", "#7b4b94", "#4a4a4a", "#2aa1b3")
+WIDTH, HEIGHT = 940, 400
+LEFT, RIGHT, TOP, BOTTOM = 90, 320, 44, 52
+"""Room for the widest common sans-serif, DejaVu Sans: 8 px a character at 12 px."""
+
+COLOURS = ("#12906a", "#d2624a", "#5a7bc4", "#b58900", "#9a68b4", "#7d7d7d", "#2aa1b3")
+"""Each stands out from a light and from a dark page."""
+
 MARKS = ("circle", "square", "diamond")
 
 _OPENING = (
     f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-    'font-family="system-ui, sans-serif" font-size="12" fill="#222" role="img">'
+    'font-family="system-ui, sans-serif" font-size="12" role="img">'
+)
+_STYLE = (
+    "<style>text{fill:#222}.page{fill:#fff}.grid{stroke:#ddd}"
+    "@media (prefers-color-scheme:dark)"
+    "{text{fill:#ddd}.page{fill:#0d1117}.grid{stroke:#3a414b}}</style>"
 )
 
 Points = Sequence[tuple[float, float]]
@@ -70,8 +79,9 @@ def drawn(chart: Chart) -> str:
         x = _Scale(*_decades(value for value, _ in all_points), LEFT, right)
     parts = [
         _OPENING,
+        _STYLE,
         f"<title>{escape(chart.title)}</title>",
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" class="page"/>',
         _text(LEFT, 22, chart.title, size=15),
         _text((LEFT + right) / 2, HEIGHT - 12, chart.x, anchor="middle"),
         _text(14, (TOP + bottom) / 2, chart.y, anchor="middle", turned=True),
@@ -92,16 +102,24 @@ def _grid(chart: Chart, x: _Scale, y: _Scale, bottom: float, right: float) -> li
     parts = []
     for value in y.ticks():
         at = y(value)
-        parts.append(f'<path d="M{LEFT} {at:.1f}H{right}" stroke="#ddd"/>')
-        parts.append(_text(LEFT - 6, at + 4, f"{value:,.10g}", anchor="end"))
+        parts.append(f'<path d="M{LEFT} {at:.1f}H{right}" class="grid"/>')
+        parts.append(_text(LEFT - 6, at + 4, _short(value), anchor="end"))
     for number, name in enumerate(chart.names):
         parts.append(_text(x(number), bottom + 18, name, anchor="middle"))
     if not chart.names:
         for value in x.ticks():
             at = x(value)
-            parts.append(f'<path d="M{at:.1f} {TOP}V{bottom}" stroke="#eee"/>')
-            parts.append(_text(at, bottom + 18, f"{value:,.10g}", anchor="middle"))
+            parts.append(f'<path d="M{at:.1f} {TOP}V{bottom}" class="grid"/>')
+            parts.append(_text(at, bottom + 18, _short(value), anchor="middle"))
     return parts
+
+
+def _short(value: float) -> str:
+    """A power of ten as people write it on an axis: 100, 10 k, 1 M."""
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.10g} {letter}"
+    return f"{value:.10g}"
 
 
 def _line(x: _Scale, y: _Scale, points: Points, mark: str, colour: str) -> list[str]:
