@@ -1,6 +1,5 @@
 """The directory of an embedded server: its two database files, and one process that owns it."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,6 +11,14 @@ from urllib.parse import quote
 from reattach.boot import BootId, boot_id
 from reattach.errors import StartupError
 from reattach.findings import Finding
+
+try:
+    import fcntl
+except ImportError as error:
+    raise ImportError(
+        "Reattach stores its data on Linux and macOS only. On Windows, run the server inside WSL; "
+        "the Python client, reattach.client, runs there without it."
+    ) from error
 
 _LITTLE_BYTES: Final = 1 << 30
 """Free space that a busy server may fill in an hour: each stream event takes about 300 bytes."""
