@@ -76,6 +76,13 @@ OPEN_WAIT_SECONDS: Final = 5.0
 OPEN_LOOK_SECONDS: Final = 0.05
 """How often it looks for that."""
 
+CLOCK_JUMP_SECONDS: Final = 60.0
+"""How far the clock may part from the monotonic clock before that is a jump: the corrections
+of a clock that NTP keeps are far below."""
+
+CLOCK_SET_SECONDS: Final = 60.0
+"""How often a process asks the shared database for the time; meanwhile quartz drifts by 5 ms."""
+
 SWEEP_INTERVAL_SECONDS: Final = 60.0
 """How often logs past their retention are looked for."""
 

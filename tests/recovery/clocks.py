@@ -26,3 +26,17 @@ class LeapClock:
 
     def leap(self, seconds: float) -> None:
         self.passed_seconds += seconds
+
+
+class JumpClock(LeapClock):
+    """``jump`` moves what it shows, though no time passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrong_seconds = 0.0
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(seconds=self.wrong_seconds)
+
+    def jump(self, seconds: float) -> None:
+        self.wrong_seconds += seconds

@@ -10,7 +10,7 @@ import structlog
 
 from reattach import datadir
 from reattach.boot import BootId, boot_id
-from reattach.clock import Clock, SystemClock
+from reattach.clock import Clock, SharedClock, SystemClock
 from reattach.engine.base import Engine
 from reattach.engine.catalog import Catalog
 from reattach.engine.local import LocalEngine
@@ -26,7 +26,7 @@ from reattach.records.records import Records
 from reattach.runs.callbacks import Callbacks
 from reattach.runs.receivers import Receivers
 from reattach.runs.service import RunService
-from reattach.runs.upkeep import keep_alive, keep_up, listen
+from reattach.runs.upkeep import keep_alive, keep_time, keep_up, listen, set_clock
 from reattach.settings import Settings
 from reattach.tools.base import Toolbox
 from reattach.tools.connections import Connect, McpServers
@@ -118,6 +118,9 @@ async def assembled(
     its terminal group and the stores are closed. Raises StartupError, StoreUnavailableError.
     """
     clock = clock or SystemClock()
+    shared_clock = SharedClock(clock)
+    if settings.stores is not None:
+        clock = shared_clock
     if engines is None:
         engines = await asyncio.to_thread(engines_of, settings, clock)
     mcp_servers = None
@@ -128,6 +131,7 @@ async def assembled(
     async with AsyncExitStack() as stack:
         stack.push_async_callback(catalog.aclose)
         records, log = await _stores(settings, clock, boot, stack)
+        await set_clock(records, shared_clock)
         if mcp_servers is not None:
             # They are left only after the runs, whose tools they may be running.
             waiting = mcp_servers.running(wait_seconds=MCP_START_WAIT_SECONDS)
@@ -152,6 +156,7 @@ async def assembled(
             # They are left only after the runs: a process keeps its lease to its last run's end.
             await stack.enter_async_context(_going_on(keep_alive(runs, clock)))
             await stack.enter_async_context(_going_on(listen(runs, records, clock)))
+            await stack.enter_async_context(_going_on(keep_time(records, shared_clock)))
         stack.push_async_callback(runs.aclose)
         await stack.enter_async_context(_going_on(keep_up(runs, clock, settings.retention_seconds)))
         if callbacks is not None:

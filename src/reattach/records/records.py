@@ -2,7 +2,10 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
 from typing import Self
+
+from sqlalchemy import Connection, func, select
 
 from reattach.clock import Clock
 from reattach.records.agents import Agents
@@ -53,6 +56,12 @@ class Records:
         """Whether several processes may use the database at a time."""
         return self._database.backend == "postgresql"
 
+    async def time(self) -> datetime | None:
+        """Return the time of the database's own clock; None if it has none, as a SQLite file."""
+        if not self.shared:
+            return None
+        return await self._database.in_read(_time)
+
     def wakes(self) -> AbstractAsyncContextManager[AsyncIterator[Wake]]:
         """What other processes, and this one, tell of runs from now on; it never ends by itself.
 
@@ -66,3 +75,8 @@ class Records:
     async def aclose(self) -> None:
         """Let go of the database, after the transactions that are ending."""
         await self._database.aclose()
+
+
+def _time(connection: Connection) -> datetime:
+    found: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+    return found.astimezone(UTC)

@@ -6,7 +6,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Select, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, update
 
 from reattach.clock import Clock
 from reattach.errors import ConflictError, ReattachError
@@ -272,26 +272,39 @@ class Runs:
             found = await page_of(connection, rows, tenant, page, order)
         return [Step(**{name: row[name] for name in _STEP_FIELDS}) for row in found]
 
-    async def expired(self, before: datetime, limit: int) -> builtins.list[RunId]:
+    async def latest_end(self) -> datetime | None:
+        """Return when the last of the runs ended whose logs are kept, of all tenants."""
+        latest = select(func.max(schema.runs.c.completed_at)).where(schema.LOG_KEPT)
+        async with self._database.read() as connection:
+            found: datetime | None = await connection.scalar(latest)
+        return found
+
+    async def expired(
+        self, before: datetime, limit: int, *, after: datetime | None = None
+    ) -> builtins.list[RunId]:
         """Runs whose logs are to be deleted, at most ``limit``, of all tenants.
 
-        First those that were deleted themselves, then those that ended before the time.
+        First those that were deleted themselves, then those that ended before the one time, or
+        after the other.
         """
         runs = schema.runs
         abandoned = schema.abandoned_logs
+        ended = runs.c.completed_at < before
+        if after is not None:
+            ended |= runs.c.completed_at > after
         async with self._database.read() as connection:
             found = list(
                 await connection.scalars(
                     select(abandoned.c.run_id).order_by(abandoned.c.abandoned_at).limit(limit)
                 )
             )
-            ended = await connection.scalars(
+            kept = await connection.scalars(
                 select(runs.c.id)
-                .where(schema.LOG_KEPT, runs.c.completed_at < before)
+                .where(schema.LOG_KEPT, ended)
                 .order_by(runs.c.completed_at)
                 .limit(limit - len(found))
             )
-            return [RunId(run_id) for run_id in (*found, *ended)]
+            return [RunId(run_id) for run_id in (*found, *kept)]
 
     async def mark_log_deleted(self, run_ids: Sequence[RunId], at: datetime) -> None:
         """Remember that the logs are gone, since ``at``. The time of the first call stays."""

@@ -14,7 +14,6 @@ from reattach.clock import Clock
 from reattach.engine.base import Turn
 from reattach.engine.catalog import Catalog
 from reattach.errors import (
-    ExpiredError,
     InvalidArgumentError,
     LogNotFoundError,
     NoActiveRunsToCancelError,
@@ -55,6 +54,7 @@ from reattach.runs.idempotency import otid_alias, request_key
 from reattach.runs.ownership import Ownership
 from reattach.runs.patience import patiently
 from reattach.runs.recovery import Recovery
+from reattach.runs.retention import Retention
 from reattach.runs.settlements import Settlements
 from reattach.runs.turns import Overrides, make_turn
 from reattach.runs.worker import Options, Worker
@@ -117,7 +117,7 @@ class RunService:
         self.answering = Answering(
             catalog, toolbox or Toolbox(), clock, default_model, tool_seconds
         )
-        self._retention = retention
+        self._retention = Retention(records, clock, retention)
         self._callback_due = callback_due
         self._workers: dict[str, Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -241,6 +241,7 @@ class RunService:
 
     async def _settle(self, run: Run, settlement: Settlement) -> None:
         """Write how the run ended, trying again while the store does not take it."""
+        self._retention.watch()
         await patiently(self._clock, lambda: self._records.runs.settle(run.id, settlement))
         if run.callback_url is not None:
             self._callback_due()
@@ -308,7 +309,7 @@ class RunService:
             except LogNotFoundError:
                 run = await self._records.runs.get(target.tenant, target.run_id)
             if not run.status.is_active:
-                raise self._expired(run)
+                raise self._retention.error(run)
             # Another process may be about to open it, or to end it because it was lost.
             is_late = self._clock.monotonic_seconds() >= give_up_at
             if not self.ownership.shared or is_late:
@@ -316,15 +317,6 @@ class RunService:
                     f"The events of {run.id} can not be read at present. Try again in a moment."
                 )
             await self._clock.sleep(OPEN_LOOK_SECONDS)
-
-    def _expired(self, run: Run) -> ExpiredError:
-        expired_at = None if run.completed_at is None else run.completed_at + self._retention
-        until = "" if expired_at is None else f" until {expired_at.isoformat(timespec='seconds')}"
-        return ExpiredError(
-            f"The events of {run.id} were kept{until} and are now expired. "
-            "The messages stay in the conversation; read them there.",
-            expired_at=expired_at,
-        )
 
     async def settled(self, run: Run, *, timeout_seconds: float | None = None) -> Run:
         """Wait until the run has ended and its record says so, and return it as it is then.
@@ -457,10 +449,9 @@ class RunService:
 
     async def sweep(self) -> int:
         """Delete the logs past their retention, and return how many (P14)."""
-        now = self._clock.now()
-        expired = await self._records.runs.expired(now - self._retention, SWEEP_BATCH_RUNS)
+        expired = await self._retention.expired(SWEEP_BATCH_RUNS)
         await self.delete_logs(expired)
-        await self._records.runs.mark_log_deleted(expired, now)
+        await self._records.runs.mark_log_deleted(expired, self._clock.now())
         return len(expired)
 
     async def delete_logs(self, run_ids: Sequence[str]) -> None:

@@ -5,9 +5,10 @@ from functools import partial
 
 import structlog
 
-from reattach.clock import Clock
+from reattach.clock import Clock, SharedClock
 from reattach.errors import ReattachError
 from reattach.limits import (
+    CLOCK_SET_SECONDS,
     RECOVERY_INTERVAL_SECONDS,
     SWEEP_BATCH_RUNS,
     SWEEP_INTERVAL_SECONDS,
@@ -43,6 +44,25 @@ async def keep_alive(runs: RunService, clock: Clock) -> None:
     while True:
         await clock.sleep(runs.ownership.beat_seconds)
         await _tried(runs.beat)
+
+
+async def keep_time(records: Records, clock: SharedClock) -> None:
+    """Set the clock by that of the database now and then, until cancelled."""
+    while True:
+        await clock.sleep(CLOCK_SET_SECONDS)
+        await _tried(partial(set_clock, records, clock))
+
+
+async def set_clock(records: Records, clock: SharedClock) -> None:
+    """Set the clock by that of the database.
+
+    Raises:
+        StoreUnavailableError: The database does not answer; the clock goes on.
+    """
+    asked_at_seconds = clock.monotonic_seconds()
+    moment = await records.time()
+    if moment is not None:
+        clock.set(moment, (asked_at_seconds + clock.monotonic_seconds()) / 2)
 
 
 async def listen(runs: RunService, records: Records, clock: Clock) -> None:

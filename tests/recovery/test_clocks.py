@@ -1,0 +1,197 @@
+"""Clocks that are wrong or jump, and what they may not do to logs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import httpx2
+import pytest
+
+from reattach.clock import SharedClock, SystemClock
+from reattach.engine.scripted import ScriptedEngine
+from reattach.http.app import create_app
+from reattach.http.assembly import assembled
+from reattach.http.context import Context
+from reattach.ids import DEFAULT_TENANT, RunId
+from reattach.records.base import Page, Run
+from reattach.runs.service import RunService
+from reattach.settings import Settings
+from tests.recovery.clocks import NOON, JumpClock
+from tests.recovery.heart import Heart
+from tests.redis_server import shared_url
+
+HOUR: Final = 3600.0
+DAY: Final = timedelta(hours=24)
+
+
+async def ended_run(heart: Heart, service: RunService) -> Run:
+    run = await service.send(heart.send(await heart.conversation(), "hello"))
+    return await service.settled(run)
+
+
+@pytest.mark.promise("P14")
+@pytest.mark.parametrize("jump_hours", [25, -25, 24 * 3650, -24 * 3650])
+async def test_after_a_jump_of_the_clock_logs_are_kept_for_one_retention_and_then_deleted(
+    heart: Heart, jump_hours: int
+) -> None:
+    """C9: the age of a log is unknown then, whether it ended before the jump or after it."""
+    clock = JumpClock()
+    service = heart.service(clock=clock, retention=DAY)
+    before = await ended_run(heart, service)
+    assert await service.sweep() == 0
+    clock.jump(jump_hours * HOUR)
+    assert await service.sweep() == 0
+    after = await ended_run(heart, service)
+    clock.leap(23 * HOUR)
+    assert await service.sweep() == 0
+    for run in (before, after):
+        assert await heart.frames(run)
+    clock.leap(1 * HOUR + 2)
+    assert await service.sweep() == 2
+    assert await heart.head(before) is None
+    assert await heart.head(after) is None
+
+
+@pytest.mark.promise("P14")
+async def test_a_clock_that_jumps_twice_between_two_sweeps_is_found_out_by_the_runs_that_end(
+    heart: Heart,
+) -> None:
+    """C9: the run ended while the clock was 25 hours late, which is corrected before a sweep."""
+    clock = JumpClock()
+    service = heart.service(clock=clock, retention=DAY)
+    clock.jump(-25 * HOUR)
+    run = await ended_run(heart, service)
+    clock.jump(25 * HOUR)
+    assert await service.sweep() == 0
+    assert await heart.frames(run)
+
+
+@pytest.mark.promise("P14")
+async def test_a_start_with_a_clock_that_is_late_deletes_nothing_for_one_retention(
+    heart: Heart,
+) -> None:
+    """C9: runs that ended in the future show that the clock was or is wrong."""
+    clock = JumpClock()
+    early = await ended_run(heart, heart.service(clock=clock, retention=DAY))
+    clock.jump(30 * HOUR)
+    late = await ended_run(heart, heart.service(clock=clock, retention=DAY))
+    clock.jump(-3 * HOUR)
+    service = heart.service(clock=clock, retention=DAY)
+    assert await service.sweep() == 0
+    assert await heart.frames(early)
+    clock.leap(24 * HOUR + 2)
+    assert await service.sweep() >= 1
+    assert await heart.head(early) is None
+    clock.leap(24 * HOUR)
+    await service.sweep()
+    assert await heart.head(late) is None
+
+
+@pytest.mark.promise("P14")
+async def test_a_run_that_was_deleted_loses_its_log_while_the_clock_is_distrusted(
+    heart: Heart,
+) -> None:
+    """C9: no clock decides about it."""
+    clock = JumpClock()
+    service = heart.service(clock=clock, retention=DAY)
+    run = await ended_run(heart, service)
+    clock.jump(25 * HOUR)
+    await heart.records.runs.delete(run.tenant, run.id)
+    assert await service.sweep() == 1
+    assert await heart.head(run) is None
+
+
+async def test_small_corrections_of_the_clock_change_nothing(heart: Heart) -> None:
+    """C9: NTP sets a clock by seconds."""
+    clock = JumpClock()
+    service = heart.service(clock=clock, retention=DAY)
+    run = await ended_run(heart, service)
+    for _ in range(10):
+        clock.jump(30)
+        assert await service.sweep() == 0
+    clock.leap(24 * HOUR)
+    assert await service.sweep() == 1
+    assert await heart.head(run) is None
+
+
+class WrongClock(SystemClock):
+    """The machine's clock, far ahead or late."""
+
+    def __init__(self, hours: float) -> None:
+        self.wrong = timedelta(hours=hours)
+
+    def now(self) -> datetime:
+        return super().now() + self.wrong
+
+
+@asynccontextmanager
+async def sharing(database_url: str, prefix: str, hours: float) -> AsyncIterator[Context]:
+    """A server on shared stores, on a machine whose clock is wrong."""
+    settings = Settings(database_url=database_url, log_url=f"{shared_url()}?prefix={prefix}")
+    engine = ScriptedEngine()
+    async with assembled(settings, engines=[engine], clock=WrongClock(hours)) as context:
+        yield context
+
+
+async def answered(context: Context, text: str) -> Run:
+    async with httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(create_app(context)), base_url="http://localhost"
+    ) as client:
+        agent = (await client.post("/v1/agents/", json={"model": "scripted/echo"})).json()
+        answer = await client.post(
+            f"/v1/agents/{agent['id']}/messages/stream",
+            json={"messages": [{"role": "user", "content": text}], "background": True},
+        )
+        assert answer.status_code == 200, answer.text
+        found = await client.get(f"/v1/runs/{answer.headers['x-run-id']}")
+    run_id = RunId(found.json()["id"])
+    return next(run for run in await runs_of(context) if run.id == run_id)
+
+
+async def runs_of(context: Context) -> list[Run]:
+
+    return await context.records.runs.list(DEFAULT_TENANT, Page(limit=100, ascending=True))
+
+
+@pytest.mark.promise("P14")
+async def test_servers_with_wrong_clocks_delete_no_fresh_log_of_shared_stores(
+    postgresql_url: str, tmp_path: Path
+) -> None:
+    """C9: one server is 25 hours ahead and one 25 hours late; the database's clock judges."""
+    prefix = f"test-{tmp_path.name}"
+    async with (
+        sharing(postgresql_url, prefix, 0) as right,
+        sharing(postgresql_url, prefix, 25) as ahead,
+        sharing(postgresql_url, prefix, -25) as late,
+    ):
+        servers = (right, ahead, late)
+        runs = [await answered(context, "hello") for context in servers]
+        for run in runs:
+            assert run.completed_at is not None
+            for moment in (run.created_at, run.completed_at):
+                assert abs(moment - datetime.now(UTC)) < timedelta(hours=1)
+        for context in servers:
+            assert await context.runs.sweep() == 0
+        for run in runs:
+            assert (await right.runs.log.head(run.id)).closed
+        await right.runs.delete_logs([run.id for run in runs])
+
+
+def test_a_shared_clock_follows_the_store_and_passes_with_the_monotonic_clock() -> None:
+    """C9: whatever happens to the clock of the machine."""
+    machine = JumpClock()
+    machine.jump(25 * HOUR)
+    clock = SharedClock(machine)
+    assert clock.now() == NOON + timedelta(hours=25)
+    clock.set(NOON, machine.monotonic_seconds())
+    machine.jump(-50 * HOUR)
+    machine.leap(5)
+    assert clock.now() == NOON + timedelta(seconds=5)
+
+
+async def test_a_sqlite_file_has_no_clock_of_its_own(heart: Heart) -> None:
+    assert await heart.records.time() is None
