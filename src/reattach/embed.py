@@ -63,6 +63,10 @@ class Reattach:
 
     Use it as an async context manager, or give ``lifespan`` to your application. On leaving, every
     open run has its end. Entering raises StartupError if the directory can not be used.
+
+    ``open`` says that ``app`` may be used by everybody who reaches it as long as no API key exists:
+    your application decides who that is. Without it, ``app`` then answers only to requests that
+    come directly from this machine.
     """
 
     def __init__(
@@ -71,12 +75,14 @@ class Reattach:
         *,
         data_dir: Path | str | None = None,
         settings: Settings | None = None,
+        open: bool = False,  # noqa: A002  the word for it
     ) -> None:
         self._engine = answer if isinstance(answer, Engine) else FunctionEngine(answer)
         settings = settings or Settings()
         if data_dir is not None:
             settings = settings.model_copy(update={"data_dir": Path(data_dir)})
         self._settings = settings
+        self._open = open
         self._stack = AsyncExitStack()
         self._context: Context | None = None
         self._api: Any = None
@@ -86,7 +92,7 @@ class Reattach:
         log_through_application()
         opened = assembled(self._settings, engines=[self._engine])
         self._context = await self._stack.enter_async_context(opened)
-        self._api = create_app(self._context)
+        self._api = create_app(self._context, open_to_all=self._open)
         return self
 
     async def __aexit__(
@@ -112,8 +118,9 @@ class Reattach:
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
         """The whole API as an ASGI application, to be mounted into yours.
 
-        It looks at API keys as the server does: until the first key is made it is open, to requests
-        that address this machine by a loopback name.
+        It looks at API keys as the server does. Until the first key is made it is closed, but for
+        requests whose connection has both its ends on this machine, that nobody forwarded, and that
+        address it by a loopback name; or it is open to all, if this was made with ``open=True``.
         """
         self._opened()
         await self._api(scope, receive, send)

@@ -49,6 +49,20 @@ class UnauthorizedError(ReattachError):
         super().__init__("Unauthorized")
 
 
+class KeyRequiredError(UnauthorizedError):
+    """A server without keys was asked by somebody who is not known to be on its machine."""
+
+    code = "key_required"
+
+    def __init__(self, reason: str) -> None:
+        ReattachError.__init__(
+            self,
+            "This server has no API keys, so it answers only to programs of its own machine that "
+            f"connect to it directly, and {reason}. Make a key with `reattach keys create NAME`, "
+            "and send it as 'Authorization: Bearer <key>'.",
+        )
+
+
 class MisdirectedError(ReattachError):
     """A server without keys was addressed by a name that is not this machine's own."""
 

@@ -143,6 +143,10 @@ class Settings(BaseSettings):
         False,
         description="Call back loopback, private and other addresses that are not public too.",
     )
+    require_key: bool = Field(
+        False,
+        description="Refuse everything until an API key exists, also what comes from this machine.",
+    )
     cors_origins: Words = Field(
         (),
         description="Origins of web pages that may call this server, besides this machine's own.",

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -31,13 +35,41 @@ def proxy_before(kind: tuple[type[ProxyServer], Path]) -> ProxyBefore:
     return lambda upstreams: program(configuration, upstreams)
 
 
+class Keyed(NamedTuple):
+    """A data directory with an API key, to be copied: a server behind a proxy needs one."""
+
+    directory: Path
+    secret: str
+
+
 @pytest.fixture(scope="package")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with ServerProcess(
-        tmp_path_factory.mktemp("server"),
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Keyed:
+    directory = tmp_path_factory.mktemp("keyed") / "data"
+    command = [
+        sys.executable,
+        "-m",
+        "reattach",
+        "keys",
+        "create",
+        "key",
+        "--data-dir",
+        str(directory),
+    ]
+    made = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    return Keyed(directory, made.stdout.strip())
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory, keyed: Keyed) -> Iterator[ServerProcess]:
+    data_dir = tmp_path_factory.mktemp("server") / "data"
+    shutil.copytree(keyed.directory, data_dir)
+    server = ServerProcess(
+        data_dir,
         arguments=["--scripted", "--log-level", "warning"],
         environment={"REATTACH_PING_INTERVAL_SECONDS": "0.1"},
-    ) as server:
+    )
+    server.api_key = keyed.secret
+    with server:
         yield server
 
 

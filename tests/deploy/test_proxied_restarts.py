@@ -6,6 +6,7 @@ The two servers share nothing here, so a test can tell who has done what.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ import httpx2
 import pytest
 
 from reattach.testing.process import ServerProcess
-from tests.deploy.conftest import KINDS
+from tests.deploy.conftest import KINDS, Keyed
 from tests.deploy.upstream import WAIT_SECONDS
 from tests.recovery.clients import Client, client_of, start
 from tests.recovery.heart import eventually
@@ -97,16 +98,19 @@ async def names_at(server: ServerProcess) -> list[str]:
 
 @pytest.mark.promise("P9", "P15")
 async def test_a_server_may_die_come_back_and_drain_and_the_other_is_asked_instead(
-    server: ServerProcess, tmp_path: Path
+    server: ServerProcess, keyed: Keyed, tmp_path: Path
 ) -> None:
+    data_dir = tmp_path / "data"
+    shutil.copytree(keyed.directory, data_dir)
+    mortal = ServerProcess(data_dir, arguments=["--scripted", "--log-level", "warning"])
+    mortal.api_key = keyed.secret
     async with AsyncExitStack() as stack:
-        mortal = stack.enter_context(
-            ServerProcess(tmp_path, arguments=["--scripted", "--log-level", "warning"])
-        )
+        stack.enter_context(mortal)
         ways = []
         for program, configuration in KINDS:
             proxy = stack.enter_context(program(configuration, [mortal.address, server.address]))
-            http = httpx2.AsyncClient(base_url=proxy.url, timeout=WAIT_SECONDS)
+            headers = {"Authorization": f"Bearer {keyed.secret}"}
+            http = httpx2.AsyncClient(base_url=proxy.url, timeout=WAIT_SECONDS, headers=headers)
             await stack.enter_async_context(http)
             ways.append(Proxied(program.name, Client(http), mortal))
         haproxy, nginx = ways

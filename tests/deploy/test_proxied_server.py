@@ -15,6 +15,7 @@ from reattach.ids import new_uuid
 from reattach.limits import MAX_REQUEST_BYTES
 from reattach.testing.process import ServerProcess
 from reattach.testing.proxy import HaproxyServer, ProxyServer
+from tests.deploy.conftest import ProxyBefore
 from tests.deploy.upstream import WAIT_SECONDS
 from tests.recovery.clients import Client
 from tests.recovery.received import Received
@@ -24,14 +25,15 @@ FOR_PROXIES = {"x-accel-buffering"}
 
 
 @asynccontextmanager
-async def at(url: str) -> AsyncIterator[Client]:
-    async with httpx2.AsyncClient(base_url=url, timeout=WAIT_SECONDS) as http:
+async def at(url: str, server: ServerProcess) -> AsyncIterator[Client]:
+    headers = {"Authorization": f"Bearer {server.api_key}"}
+    async with httpx2.AsyncClient(base_url=url, timeout=WAIT_SECONDS, headers=headers) as http:
         yield Client(http)
 
 
 @pytest.fixture
-async def client(proxy: ProxyServer) -> AsyncIterator[Client]:
-    async with at(proxy.url) as client:
+async def client(proxy: ProxyServer, server: ServerProcess) -> AsyncIterator[Client]:
+    async with at(proxy.url, server) as client:
         yield client
 
 
@@ -155,7 +157,7 @@ async def test_answers_errors_and_their_headers_are_those_of_the_server(
         ("POST", f"/v1/conversations/{conversation_id}/messages", {"messages": 1}),
     ]
     seen = []
-    async with at(server.url) as direct:
+    async with at(server.url, server) as direct:
         for method, path, body in requests:
             a = await direct.http.request(method, path, json=body)
             b = await client.http.request(method, path, json=body)
@@ -186,7 +188,7 @@ async def test_pings_keep_a_silent_stream_open_and_without_them_it_is_cut(
     assert text.count(" 75s") > 1
     impatient.write_text(text.replace(" 75s", " 1s"))
     with program(impatient, [server.address]) as proxy:
-        async with at(proxy.url) as client, at(server.url) as direct:
+        async with at(proxy.url, server) as client, at(server.url, server) as direct:
             received = Received()
             conversation_id = await client.conversation()
             async with streaming(client, conversation_id, "[hang=1]", include_pings=True) as (
@@ -203,3 +205,20 @@ async def test_pings_keep_a_silent_stream_open_and_without_them_it_is_cut(
                 await read_to_end(pieces, received)
 
     assert received.end() == {"stop_reason": "cancelled", "error_type": None}
+
+
+@pytest.mark.promise("S11")
+async def test_a_proxy_does_not_open_a_server_without_a_key(
+    proxy_before: ProxyBefore, tmp_path: Path
+) -> None:
+    """D2: what comes by way of a proxy is refused until there is a key."""
+    arguments = ["--scripted", "--log-level", "warning"]
+    with (
+        ServerProcess(tmp_path / "data", arguments=arguments) as open_server,
+        proxy_before([open_server.address]) as proxy,
+        httpx2.Client(headers={"Host": "localhost"}, timeout=WAIT_SECONDS) as http,
+    ):
+        refused = await asyncio.to_thread(http.get, f"{proxy.url}/v1/agents/")
+        direct = await asyncio.to_thread(http.get, f"{open_server.url}/v1/agents/")
+    assert (refused.status_code, refused.json()["code"]) == (401, "key_required")
+    assert direct.status_code == 200

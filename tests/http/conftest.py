@@ -156,8 +156,8 @@ async def started(server: Server, thread_id: str, text: str, **body: Any) -> str
         "query_string": b"",
         "root_path": "",
         "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
-        "client": None,
-        "server": ("server", 80),
+        "client": ("127.0.0.1", 50_000),
+        "server": ("127.0.0.1", 80),
     }
     await server.app(scope, receive, send)
     return headers[b"x-run-id"].decode()

@@ -319,6 +319,8 @@ async def posted_directly(
         "raw_path": path.encode(),
         "query_string": b"",
         "headers": headers,
+        "client": ("127.0.0.1", 50_000),
+        "server": ("127.0.0.1", 80),
     }
     async with asyncio.timeout(WAIT_SECONDS):
         await app(scope, receive, send)

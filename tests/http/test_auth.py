@@ -3,10 +3,13 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import httpx2
 import pytest
+from starlette.types import ASGIApp
 
 from reattach.errors import StoreUnavailableError, UnauthorizedError
-from reattach.http.auth import Authenticator, is_loopback
+from reattach.http.auth import Authenticator
+from reattach.http.loopback import is_loopback
 from reattach.ids import DEFAULT_TENANT, TenantId
 from reattach.limits import KEY_CACHE_ENTRIES, KEY_CACHE_SECONDS, MAX_API_KEY_CHARS
 from reattach.records.base import ApiKey
@@ -125,9 +128,20 @@ class CountedKeys:
         return bool(self.secrets)
 
 
+LOCAL = {"type": "http", "client": ("127.0.0.1", 50_000), "server": ("127.0.0.1", 8283)}
+
+
+async def tenant_of(authenticator: Authenticator, secret: str | None = None) -> TenantId:
+    """Ask from this machine."""
+    headers = {b"host": b"localhost"}
+    if secret is not None:
+        headers[b"authorization"] = f"Bearer {secret}".encode()
+    return await authenticator.tenant(LOCAL, headers)
+
+
 async def refused(authenticator: Authenticator, secret: str) -> bool:
     try:
-        await authenticator.tenant(f"Bearer {secret}", "localhost")
+        await tenant_of(authenticator, secret)
     except UnauthorizedError:
         return True
     return False
@@ -138,13 +152,13 @@ async def test_a_look_up_is_remembered_for_a_time_and_no_longer() -> None:
     keys = CountedKeys(clock, "good")
     authenticator = Authenticator(keys, clock, may_be_open=False)
     for _ in range(3):
-        assert await authenticator.tenant("Bearer good", "localhost") == "org-good"
+        assert await tenant_of(authenticator, "good") == "org-good"
         assert await refused(authenticator, "bad")
     assert keys.look_ups == 2
     clock.skipped_seconds += KEY_CACHE_SECONDS
     keys.secrets = {"bad"}
     assert await refused(authenticator, "good")
-    assert await authenticator.tenant("Bearer bad", "localhost") == "org-bad"
+    assert await tenant_of(authenticator, "bad") == "org-bad"
     assert keys.look_ups == 4
 
 
@@ -154,9 +168,7 @@ async def test_a_crowd_is_looked_up_once_and_let_in_at_once(*, is_open: bool) ->
     keys = CountedKeys(clock, *(() if is_open else ("good",)))
     authenticator = Authenticator(keys, clock, may_be_open=is_open)
     keys.may_answer.clear()
-    crowd = [
-        asyncio.create_task(authenticator.tenant("Bearer good", "localhost")) for _ in range(100)
-    ]
+    crowd = [asyncio.create_task(tenant_of(authenticator, "good")) for _ in range(100)]
     await asyncio.sleep(0)
     crowd[0].cancel()
     keys.may_answer.set()
@@ -172,22 +184,22 @@ async def test_what_a_broken_store_answers_is_not_remembered() -> None:
     keys = CountedKeys(clock, "good")
     keys.broken = True
     authenticator = Authenticator(keys, clock, may_be_open=False)
-    crowd = [authenticator.tenant("Bearer good", "localhost") for _ in range(3)]
+    crowd = [tenant_of(authenticator, "good") for _ in range(3)]
     for answer in await asyncio.gather(*crowd, return_exceptions=True):
         assert isinstance(answer, StoreUnavailableError)
     keys.broken = False
-    assert await authenticator.tenant("Bearer good", "localhost") == "org-good"
+    assert await tenant_of(authenticator, "good") == "org-good"
 
 
 async def test_no_number_of_guesses_drives_out_a_key_that_works() -> None:
     clock = TestClock()
     keys = CountedKeys(clock, "good")
     authenticator = Authenticator(keys, clock, may_be_open=False)
-    await authenticator.tenant("Bearer good", "localhost")
+    await tenant_of(authenticator, "good")
     for number in range(KEY_CACHE_ENTRIES + 10):
         assert await refused(authenticator, f"guess {number}")
     looked_up = keys.look_ups
-    await authenticator.tenant("Bearer good", "localhost")
+    await tenant_of(authenticator, "good")
     assert keys.look_ups == looked_up
     assert await refused(authenticator, "x" * (MAX_API_KEY_CHARS + 1))
     assert keys.look_ups == looked_up
@@ -197,7 +209,7 @@ async def test_an_open_server_closes_with_its_first_key_and_stays_so() -> None:
     clock = TestClock()
     keys = CountedKeys(clock)
     authenticator = Authenticator(keys, clock, may_be_open=True)
-    assert await authenticator.tenant(None, "localhost") == DEFAULT_TENANT
+    assert await tenant_of(authenticator) == DEFAULT_TENANT
     keys.secrets = {"good"}
     clock.skipped_seconds += KEY_CACHE_SECONDS
     assert await refused(authenticator, "bad")
@@ -222,7 +234,9 @@ async def test_a_store_that_does_not_answer_lets_nobody_in(
 @pytest.mark.parametrize(
     ("host", "loopback"),
     [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("[::1]", True),
-     ("localhost", True), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False),
+     ("localhost", True), ("::ffff:127.0.0.1", True), ("::ffff:10.0.0.1", False),
+     ("localhost.example", False), ("testclient", False), ("0.0.0.0", False),
+     ("::", False), ("10.0.0.1", False),
      ("example.org", False), ("", False)],
 )  # fmt: skip
 def test_an_address_is_known_to_be_of_this_machine_or_not(host: str, loopback: bool) -> None:
@@ -257,3 +271,80 @@ async def test_a_server_with_keys_answers_to_any_name(server: Server) -> None:
     answered = await client.get("/v1/agents/", headers={"Host": "agents.example"})
 
     assert answered.status_code == 200
+
+
+def asking(
+    app: ASGIApp, *, client: str | None = "127.0.0.1", url: str = "http://localhost", **headers: str
+) -> httpx2.AsyncClient:
+    """A client at an address, whose connection ends at the host of the URL."""
+    ends = httpx2.ASGITransport(app, client=(client, 50_000) if client else None)  # type: ignore[arg-type]
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx2.AsyncClient(transport=ends, base_url=url, headers=named, follow_redirects=True)
+
+
+FORWARDED = [
+    {"Forwarded": "for=192.0.2.7"},
+    {"X_Forwarded_For": "192.0.2.7"},
+    {"X_Forwarded_For": "127.0.0.1"},
+    {"x_forwarded_proto": "https"},
+    {"X_FORWARDED_HOST": "agents.example"},
+    {"X_Forwarded_Anything": ""},
+    {"X_Real_IP": "127.0.0.1"},
+    {"Via": "1.1 proxy"},
+    {"CF_Connecting_IP": "192.0.2.7"},
+]
+
+
+@pytest.mark.promise("S11")
+@pytest.mark.parametrize("headers", FORWARDED, ids=str)
+async def test_an_open_server_refuses_what_somebody_has_passed_on(
+    server: Server, headers: dict[str, str]
+) -> None:
+    """D2: a proxy in front of a server without keys does not open it to strangers."""
+    async with asking(server.app, **headers) as client:
+        refused = await client.get("/v1/agents/")
+        resumed = await client.post("/v1/conversations/default/stream", json={})
+        assert (await client.get("/v1/health/")).status_code == 200
+    assert (refused.status_code, refused.json()["code"]) == (401, "key_required")
+    assert "reattach keys create NAME" in refused.json()["detail"]
+    assert resumed.json() == refused.json()
+
+
+@pytest.mark.promise("S11")
+@pytest.mark.parametrize(
+    ("client", "url"),
+    [
+        ("192.0.2.7", "http://localhost"),
+        ("::ffff:192.0.2.7", "http://localhost"),
+        ("testclient", "http://localhost"),
+        (None, "http://localhost"),
+        ("127.0.0.1", "http://10.0.0.1"),
+    ],
+)
+async def test_an_open_server_refuses_connections_that_leave_this_machine(
+    server: Server, client: str | None, url: str
+) -> None:
+    """D2: the name in the Host header alone opens nothing."""
+    async with asking(server.app, client=client, url=url, Host="localhost") as http:
+        refused = await http.get("/v1/agents/")
+    assert (refused.status_code, refused.json()["code"]) == (401, "key_required")
+
+
+@pytest.mark.promise("S11")
+async def test_with_a_key_a_request_may_have_been_passed_on(server: Server) -> None:
+    """D2: once there is a key, the key decides."""
+    authorization = (await with_key(server)).headers["authorization"]
+    headers = {"X_Forwarded_For": "192.0.2.7", "Authorization": authorization}
+    async with asking(server.app, client="10.0.0.1", **headers) as client:
+        assert (await client.get("/v1/agents/")).status_code == 200
+
+
+@pytest.mark.promise("S11")
+async def test_a_server_that_requires_a_key_refuses_this_machine_too(tmp_path: Path) -> None:
+    """D2: with require_key nothing is answered until a key exists."""
+    async with serving(tmp_path, require_key=True) as server:
+        refused = await server.client.get("/v1/agents/")
+        assert (refused.status_code, refused.json()) == (401, UNAUTHORIZED)
+        assert (await server.client.get("/v1/health/")).status_code == 200
+        client = await with_key(server)
+        assert (await client.get("/v1/agents/")).status_code == 200

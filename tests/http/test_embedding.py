@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from reattach.embed import Reattach, ReattachError, Turn
 from reattach.errors import ConversationBusyError, OtidConflictError, StartupError
 from reattach.events import RunStatus
+from reattach.ids import DEFAULT_TENANT
 from reattach.testing.recording import whole_frames
 
 BOUND_SECONDS = 20
@@ -157,6 +158,50 @@ async def test_the_whole_api_can_be_mounted_beside_routes_of_ones_own(tmp_path: 
     assert [model["handle"] for model in models.json()] == ["function/shout"]
     assert wrong.status_code == 400
     assert wrong.json()["code"] == "invalid_argument"
+
+
+@pytest.mark.promise("S11")
+@pytest.mark.parametrize(
+    ("client", "url", "headers"),
+    [
+        ("192.0.2.7", "http://localhost", {}),
+        ("192.0.2.7", "http://192.0.2.1", {"Host": "localhost"}),
+        ("127.0.0.1", "http://192.0.2.1", {"Host": "localhost"}),
+        ("127.0.0.1", "http://localhost", {"X-Forwarded-For": "192.0.2.7"}),
+    ],
+)
+async def test_a_mounted_application_without_a_key_is_closed_unless_it_is_said_to_be_open(
+    tmp_path: Path, client: str, url: str, headers: dict[str, str]
+) -> None:
+    """D1: mounting the API opens it to nobody but this machine."""
+    for is_open, path in (False, tmp_path / "closed"), (True, tmp_path / "open"):
+        streams = Reattach(shout, data_dir=path, open=is_open)
+        app = FastAPI(lifespan=streams.lifespan)
+        app.mount("/letta", streams.app)
+        far = httpx2.ASGITransport(app=app, client=(client, 50_000))
+        near = httpx2.ASGITransport(app=app)
+        async with (
+            streams.lifespan(app),
+            httpx2.AsyncClient(transport=far, base_url=url, headers=headers) as stranger,
+            httpx2.AsyncClient(transport=near, base_url="http://127.0.0.1:8000") as neighbour,
+        ):
+            answer = await stranger.get("/letta/v1/models/")
+            assert answer.status_code == (200 if is_open else 401)
+            assert (await neighbour.get("/letta/v1/models/")).status_code == 200
+        if not is_open:
+            assert answer.json()["code"] == "key_required"
+            assert "reattach keys create NAME" in answer.json()["detail"]
+
+
+async def test_a_mounted_application_that_is_open_closes_with_its_first_key(tmp_path: Path) -> None:
+    """D1: open=True holds as long as there is no key."""
+    streams = Reattach(shout, data_dir=tmp_path, open=True)
+    async with streams:
+        assert streams._context is not None
+        await streams._context.records.keys.create(DEFAULT_TENANT, "first")
+        transport = httpx2.ASGITransport(app=streams.app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            assert (await http.get("/v1/models/")).status_code == 401
 
 
 async def test_one_that_is_not_open_says_how_to_open_it(tmp_path: Path) -> None:

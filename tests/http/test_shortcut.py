@@ -52,7 +52,8 @@ class App:
 
         headers = [*scope.pop("headers", USUAL), (b"content-length", b"%d" % sum(map(len, pieces)))]
         whole = {"type": "http", "method": "POST", "query_string": b"", "root_path": "",
-                 "http_version": "1.1", "scheme": "http", "headers": headers, **scope}  # fmt: skip
+                 "http_version": "1.1", "scheme": "http", "headers": headers,
+                 "client": ("127.0.0.1", 50_000), "server": ("127.0.0.1", 80), **scope}  # fmt: skip
         async with asyncio.timeout(WAIT_SECONDS):
             await self.api(whole, receive, send)
         return sent

@@ -103,8 +103,13 @@ class Client:
 @asynccontextmanager
 async def client_of(server: ServerProcess) -> AsyncIterator[Client]:
     limits = httpx2.Limits(max_connections=200)
+    headers = {"Authorization": f"Bearer {server.api_key}"} if server.api_key else None
     async with httpx2.AsyncClient(
-        base_url=server.url, timeout=WAIT_SECONDS, limits=limits, follow_redirects=True
+        base_url=server.url,
+        timeout=WAIT_SECONDS,
+        limits=limits,
+        follow_redirects=True,
+        headers=headers,
     ) as http:
         yield Client(http)
 

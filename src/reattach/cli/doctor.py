@@ -15,7 +15,7 @@ from reattach.clock import SystemClock
 from reattach.errors import ReattachError, StartupError
 from reattach.findings import Finding
 from reattach.http.assembly import mcp_connect_of
-from reattach.http.auth import is_loopback
+from reattach.http.loopback import is_loopback
 from reattach.log.health import examine_log
 from reattach.masking import masked
 from reattach.observe import silence_mcp
@@ -82,9 +82,11 @@ async def _examined(settings: Settings) -> AsyncIterator[Finding]:
     except StartupError as error:
         said, _, remedy = error.detail.partition(". ")
         yield Finding("wrong", "settings", said, remedy)
+        fitting = False
         # Each of them may have faults of its own.
         database, log = settings.database_url, settings.log_url
     else:
+        fitting = True
         yield _pair(settings)
         database, log = (None, None) if stores is None else (stores.database, stores.log)
     if database is None and log is None:
@@ -98,7 +100,8 @@ async def _examined(settings: Settings) -> AsyncIterator[Finding]:
     if records_url is not None:
         async for finding in examine_records(records_url, processes=settings.workers):
             yield finding
-    yield await _strangers(settings, records_url)
+    # To open a file that does not exist yet would make it.
+    yield await _strangers(settings, records_url if fitting else None)
     if log is not None:
         async for finding in examine_log(log.get_secret_value()):
             yield finding
@@ -151,22 +154,33 @@ def _pair(settings: Settings) -> Finding:
 
 
 async def _strangers(settings: Settings, records_url: str | None) -> Finding:
-    """Whether a server that other machines reach asks for a key."""
-    if is_loopback(settings.host):
-        return Finding("ok", "network", f"{settings.host} is reached from this machine only")
+    """Whether a server that others may reach asks for a key."""
+    host = settings.host
     has_keys = False
     if records_url is not None:
         try:
             records = await Records.open(records_url, clock=SystemClock())
         except ReattachError:
-            said = f"{settings.host} is reached by other machines; keys can not be looked for"
+            if is_loopback(host):
+                return Finding("ok", "network", f"{host} is reached from this machine only")
+            said = f"{host} is reached by other machines; keys can not be looked for"
             return Finding("warning", "network", said, "Mend the database first.")
         try:
             has_keys = await records.keys.any()
         finally:
             await records.aclose()
     if has_keys:
-        return Finding("ok", "network", f"{settings.host} is reached by others, who need a key")
-    said = f"{settings.host} is reached by other machines, and no API key exists"
+        reached_by = "this machine only" if is_loopback(host) else "other machines"
+        return Finding("ok", "network", f"{host} is reached from {reached_by}, and needs a key")
+    if settings.require_key:
+        said = f"{host} refuses everything: no API key exists, and require_key is set"
+        return Finding("warning", "network", said, "Make a key: reattach keys create NAME")
+    if is_loopback(host):
+        said = (
+            f"{host} is reached from this machine only, by any program and without a key; a proxy "
+            "or tunnel in front of it would open it to others: make a key first"
+        )
+        return Finding("ok", "network", said)
+    said = f"{host} is reached by other machines, and no API key exists"
     remedy = "Make a key with `reattach keys create NAME`, or listen on 127.0.0.1."
     return Finding("wrong", "network", said, remedy)

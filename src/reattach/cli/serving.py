@@ -36,6 +36,10 @@ def serve(
     scripted: Annotated[
         bool | None, typer.Option(help="Offer the deterministic models scripted/….")
     ] = None,
+    require_key: Annotated[
+        bool | None,
+        typer.Option("--require-key", help="Refuse everything until an API key exists."),
+    ] = None,
     log_format: Annotated[str | None, typer.Option(help="'console' or 'json'.")] = None,
     log_level: Annotated[
         str | None, typer.Option(help="'debug', 'info', 'warning' or 'error'.")
@@ -54,6 +58,7 @@ def serve(
         models=tuple(model) if model else None,
         default_model=default_model,
         scripted=scripted,
+        require_key=require_key,
         log_format=log_format,
         log_level=log_level,
     )

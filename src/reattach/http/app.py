@@ -28,7 +28,7 @@ from reattach.http import (
     sending,
     tools,
 )
-from reattach.http.auth import OPEN_PATHS, Authentication, Authenticator, is_loopback
+from reattach.http.auth import OPEN_PATHS, Authentication, Authenticator
 from reattach.http.context import Context
 from reattach.http.errors import (
     UnknownErrors,
@@ -38,6 +38,7 @@ from reattach.http.errors import (
     on_reattach_error,
 )
 from reattach.http.limit import BodyLimit
+from reattach.http.loopback import is_loopback
 from reattach.http.parse_queue import ParseQueue
 from reattach.http.quotas import Quotas
 from reattach.http.shortcut import Shortcut
@@ -125,14 +126,18 @@ class Api(FastAPI):
         return self.openapi_schema
 
 
-def create_app(context: Context) -> FastAPI:
+def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
     """The ASGI application over the parts of a server, which it neither opens nor closes.
 
-    It can be mounted into another application. It has no lifespan of its own.
+    It can be mounted into another application. It has no lifespan of its own. As long as there is
+    no API key, it answers to its own machine alone, or, if it is ``open_to_all``, to everybody.
     """
     settings = context.settings
     authenticator = Authenticator(
-        context.records.keys, context.clock, may_be_open=is_loopback(settings.host)
+        context.records.keys,
+        context.clock,
+        may_be_open=is_loopback(settings.host) and not settings.require_key,
+        open_to_all=open_to_all and not settings.require_key,
     )
     app = Api(
         title="Reattach",

@@ -5,17 +5,17 @@ header that nobody checks, are not offered.
 """
 
 import hashlib
-import ipaddress
 from collections import OrderedDict
+from collections.abc import Mapping
 from functools import partial
 from typing import Final, Protocol
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reattach.clock import Clock
-from reattach.errors import MisdirectedError, ReattachError, UnauthorizedError
+from reattach.errors import ReattachError, UnauthorizedError
 from reattach.http.errors import error_response
+from reattach.http.loopback import refuse_others
 from reattach.ids import DEFAULT_TENANT, TenantId
 from reattach.limits import KEY_CACHE_ENTRIES, KEY_CACHE_SECONDS, MAX_API_KEY_CHARS
 from reattach.records.base import ApiKey
@@ -47,31 +47,31 @@ class Authenticator:
 
     A server on which no key was ever made is open, to the default tenant, if ``may_be_open``. It
     closes within KEY_CACHE_SECONDS of its first key, and stays closed from then on. While it is
-    open it answers only to loopback names in ``Host``, so that neither a web page whose name was
-    rebound to this machine nor a proxy before it opens it to others.
+    open it answers only to requests that come from its own machine directly, or, if it is
+    ``open_to_all``, to every request.
     """
 
-    def __init__(self, keys: Keys, clock: Clock, *, may_be_open: bool) -> None:
+    def __init__(
+        self, keys: Keys, clock: Clock, *, may_be_open: bool, open_to_all: bool = False
+    ) -> None:
         self._keys = keys
         self._clock = clock
-        self._may_be_open = may_be_open
+        self._may_be_open = may_be_open or open_to_all
+        self._open_to_all = open_to_all
         self._open_until = 0.0
-        self._own_host: str | None = None
-        """The name of this machine that was last used; to read it costs more than all else."""
         self._known = _Remembered()
         self._unknown = _Remembered()  # apart, so that guesses do not drive the known ones out
         self._openings = SingleFlight[None, bool]("key look-up")
         self._look_ups = SingleFlight[bytes, TenantId | None]("key look-up")
 
-    async def tenant(self, authorization: str | None, host: str) -> TenantId:
+    async def tenant(self, scope: Scope, headers: Mapping[bytes, bytes]) -> TenantId:
         """The tenant. Raises UnauthorizedError, MisdirectedError, StoreUnavailableError."""
         if await self._is_open():
-            if host != self._own_host:
-                if not is_loopback(_without_port(host)):
-                    raise MisdirectedError(host)
-                self._own_host = host
+            if not self._open_to_all:
+                refuse_others(scope, headers)
             return DEFAULT_TENANT
-        scheme, _, secret = (authorization or "").partition(" ")
+        authorization = headers.get(b"authorization", b"").decode("latin-1")
+        scheme, _, secret = authorization.partition(" ")
         secret = secret.strip()
         if scheme.lower() != "bearer" or not secret or len(secret) > MAX_API_KEY_CHARS:
             raise UnauthorizedError
@@ -139,11 +139,8 @@ class Authentication:
         if scope["type"] != "http" or _path(scope) in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
         try:
-            tenant = await self._authenticator.tenant(
-                headers.get("authorization"), headers.get("host", "")
-            )
+            tenant = await self._authenticator.tenant(scope, dict(scope["headers"]))
         except ReattachError as error:
             await error_response(error)(scope, receive, send)
             return
@@ -155,16 +152,3 @@ def _path(scope: Scope) -> str:
     """The path below where the application is mounted."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
-
-
-def _without_port(host: str) -> str:
-    name, separator, port = host.rpartition(":")
-    return name if separator and port.isdigit() else host
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address, or a name of a host, is this machine's own and no other's."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost" or host.lower().endswith(".localhost")

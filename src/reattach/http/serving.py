@@ -16,8 +16,8 @@ from reattach.errors import StartupError
 from reattach.http.accepting import Acceptor
 from reattach.http.app import create_app
 from reattach.http.assembly import assembled
-from reattach.http.auth import is_loopback
 from reattach.http.context import Context
+from reattach.http.loopback import is_loopback
 from reattach.http.protocol import StreamProtocol
 from reattach.limits import (
     CLOSE_SECONDS,
@@ -61,12 +61,19 @@ async def serve(
 
 async def _refuse_open_to_strangers(context: Context) -> None:
     settings = context.settings
-    if not is_loopback(settings.host) and not await context.records.keys.any():
+    if settings.require_key or await context.records.keys.any():
+        return
+    if not is_loopback(settings.host):
         raise StartupError(
             f"{settings.host} can be reached from other machines, and no API key exists, so "
             "everybody could use this server. Make a key with `reattach keys create NAME`, "
             "or listen on 127.0.0.1."
         )
+    logger.warning(
+        "no API key exists: every program of this machine may use this server",
+        hint="A proxy or tunnel in front of it would open it to others. Make a key first: "
+        "reattach keys create NAME",
+    )
 
 
 def _listen(host: str, port: int, *, shared: bool = False) -> socket.socket:

@@ -51,7 +51,7 @@ class Shortcut:
         if message["type"] != "http.request" or message.get("more_body"):  # It has not all come.
             return _again(message, receive)
         try:
-            tenant = await self._authenticator.tenant(*_credentials(headers))
+            tenant = await self._authenticator.tenant(scope, headers)
             body = ResumeBody.model_validate(parse(message["body"]))
             conversation_id, run_id = place.groups()
             response = (
@@ -82,13 +82,6 @@ def _is_usual(headers: dict[bytes, bytes]) -> bool:
         and _LENGTH.fullmatch(length) is not None
         and 0 < int(length) <= SHORTCUT_BODY_BYTES
         and _LONG_HEADERS.isdisjoint(headers)
-    )
-
-
-def _credentials(headers: dict[bytes, bytes]) -> tuple[str | None, str]:
-    key = headers.get(b"authorization")
-    return None if key is None else key.decode("latin-1"), headers.get(b"host", b"").decode(
-        "latin-1"
     )
 
 

@@ -35,6 +35,8 @@ class ServerProcess(Program):
         self._data_dir = data_dir
         self._arguments = arguments
         self.url = ""
+        self.api_key: str | None = None
+        """What its clients send, if somebody made a key."""
 
     def stop(self, *, timeout_seconds: float = STOP_SECONDS) -> int:
         """SIGTERM; return its exit status. Raises subprocess.TimeoutExpired."""
