@@ -4,9 +4,9 @@ One client asks; the agent's model calls a tool of an MCP server, whose calls ne
 server is killed and started again. A second client finds what waits, approves it, and goes away in
 the middle of the answer. A third one resumes that answer to its end. The tool has run once.
 
-Install ``reattach[mcp]`` and ``letta-client``, and run ``python examples/approved_later.py``. The
-model is the scripted one, which calls the tools that a message names in brackets, so that no key is
-needed.
+Install Reattach with the extra ``mcp`` (docs/install.md) and ``letta-client``, and run
+``python examples/approved_later.py``. The model is the scripted one, which calls the tools that a
+message names in brackets, so that no key is needed.
 """
 
 import json

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from reattach import datadir
+from reattach.extras import install_command
 from reattach.findings import Level
 from reattach.log import redis_health
 from reattach.records import health
@@ -397,7 +398,7 @@ def test_an_mcp_server_without_its_package_or_with_a_wrong_name_is_found(
 
     told = looked("files")
     assert told.wrong == {"mcp"}
-    assert "pip install 'reattach[mcp]'" in told.text["mcp"]
+    assert install_command("mcp") in told.text["mcp"]
     assert "needs another name" in looked("my files").text["mcp"]
 
 

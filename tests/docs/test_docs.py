@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +16,21 @@ from reattach.testing.process import ServerProcess
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODULES = ROOT / "tests" / "clients" / "typescript"
 BOUND_SECONDS = 60
+SCRIPTS = "javascript|typescript"
+README_PRINTS = "Tell me of an island.\n"
+"""The whole answer of the model that the test uses."""
+
+
+def all_blocks(page: Path, language: str) -> list[str]:
+    pattern = rf"^```(?:{language})\n(.*?)^```"
+    return re.findall(pattern, page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: Path, language: str) -> str:
     """All code of a page in one language, as the one program that it is read as."""
-    found = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    return "\n".join(found)
+    return "\n".join(all_blocks(page, language))
 
 
 def pages_with(language: str) -> list[str]:
@@ -42,13 +51,102 @@ def as_run(code: str, server: ServerProcess) -> str:
     )
 
 
+def run_twice(command: list[str], cwd: Path) -> list[str]:
+    """Run the same program two times and return what each printed."""
+    outputs = []
+    for _ in range(2):
+        ran = subprocess.run(
+            command,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=BOUND_SECONDS,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        outputs.append(ran.stdout)
+    return outputs
+
+
 @pytest.mark.parametrize("page", pages_with("python"))
-def test_the_python_of_a_page_runs(page: str, server: ServerProcess, tmp_path: Path) -> None:
+def test_the_python_of_a_page_runs_twice(page: str, server: ServerProcess, tmp_path: Path) -> None:
+    """E1: code that was pasted twice works twice."""
     program = tmp_path / "page.py"
     program.write_text(as_run(blocks(ROOT / page, "python"), server))
+
+    outputs = run_twice([sys.executable, str(program)], tmp_path)
+
+    if page not in {"docs/embed.md", "docs/callbacks.md"}:
+        assert all("island" in output for output in outputs)
+    if page == "README.md":
+        assert outputs == [README_PRINTS] * 2
+
+
+@pytest.fixture(scope="module")
+def compiled(server: ServerProcess) -> Iterator[Path]:
+    """The JavaScript and TypeScript of all pages, compiled by ``tsc --strict``."""
+    node, compiler = shutil.which("node"), MODULES / "node_modules" / ".bin" / "tsc"
+    if node is None or not compiler.exists():
+        if os.environ.get("CI"):
+            pytest.fail("node and its packages are needed in CI; scripts/setup installs them")
+        pytest.skip("node is not installed")
+    folder = Path(tempfile.mkdtemp(prefix=".docs-", dir=MODULES))
+    try:
+        for page in pages_with(SCRIPTS):
+            program = folder / f"{Path(page).stem}.mts"
+            program.write_text(as_run(blocks(ROOT / page, SCRIPTS), server))
+        ran = subprocess.run(
+            [str(compiler), "--strict", *map(str, folder.glob("*.mts"))],
+            capture_output=True,
+            text=True,
+            timeout=BOUND_SECONDS,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("page", pages_with(SCRIPTS))
+def test_the_javascript_of_a_page_is_strict_typescript_and_runs_twice(
+    page: str, compiled: Path
+) -> None:
+    """E1: it compiles with `tsc --strict`, and code that was pasted twice works twice."""
+    program = compiled / f"{Path(page).stem}.mjs"
+
+    outputs = run_twice(["node", str(program)], compiled)
+
+    assert all("island" in output for output in outputs)
+    if page == "README.md":
+        assert outputs == [README_PRINTS] * 2
+
+
+def test_readme_says_how_to_install_each_sdk_before_its_code() -> None:
+    """E1: an install line stands above the code of each language."""
+    readme = (ROOT / "README.md").read_text()
+
+    assert re.search(r"`pip install letta-client`[^`]*```python", readme)
+    assert re.search(r"`npm install @letta-ai/letta-client`.*?```javascript", readme, re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [str(p.relative_to(ROOT)) for p in PAGES if blocks(p, "toml")])
+def test_the_settings_of_a_page_are_settings(page: str, tmp_path: Path) -> None:
+    """E1: the TOML of a page is read without an error."""
+    for number, block in enumerate(all_blocks(ROOT / page, "toml")):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(block)
+        assert Settings(config=file).model_fields_set > {"config"}
+
+
+@pytest.mark.parametrize(
+    "page", [str(p.relative_to(ROOT)) for p in PAGES if blocks(p, "bash|sh|console")]
+)
+def test_the_shell_lines_of_a_page_can_be_parsed(page: str) -> None:
+    """E1: the shell's lines of a page are a shell's lines."""
     ran = subprocess.run(
-        [sys.executable, str(program)],
-        cwd=tmp_path,
+        ["bash", "-n"],
+        input=blocks(ROOT / page, "bash|sh|console"),
         capture_output=True,
         text=True,
         timeout=BOUND_SECONDS,
@@ -56,29 +154,6 @@ def test_the_python_of_a_page_runs(page: str, server: ServerProcess, tmp_path: P
     )
 
     assert ran.returncode == 0, ran.stderr
-    if page not in {"docs/embed.md", "docs/callbacks.md"}:
-        assert "island" in ran.stdout
-
-
-@pytest.mark.parametrize("page", pages_with("javascript"))
-def test_the_javascript_of_a_page_runs(page: str, server: ServerProcess) -> None:
-    node = shutil.which("node")
-    modules = ROOT / "tests" / "clients" / "typescript"
-    if node is None or not (modules / "node_modules").is_dir():
-        if os.environ.get("CI"):
-            pytest.fail("node and its packages are needed in CI; scripts/setup installs them")
-        pytest.skip("node is not installed")
-    program = modules / f".{Path(page).stem}.docs.mjs"
-    program.write_text(as_run(blocks(ROOT / page, "javascript"), server))
-    try:
-        ran = subprocess.run(
-            [node, str(program)], capture_output=True, text=True, timeout=BOUND_SECONDS, check=False
-        )
-    finally:
-        program.unlink()
-
-    assert ran.returncode == 0, ran.stderr
-    assert "island" in ran.stdout
 
 
 def test_every_setting_is_in_the_table_of_settings() -> None:

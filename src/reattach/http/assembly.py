@@ -16,6 +16,7 @@ from reattach.engine.catalog import Catalog
 from reattach.engine.local import LocalEngine
 from reattach.engine.scripted import ScriptedEngine
 from reattach.errors import StartupError
+from reattach.extras import install_hint
 from reattach.http.context import Context
 from reattach.limits import MCP_START_WAIT_SECONDS
 from reattach.log.base import Log
@@ -97,7 +98,7 @@ def mcp_connect_of(settings: Settings) -> Connect | None:
     except ModuleNotFoundError as error:
         raise StartupError(
             "The settings name MCP servers, and the package that speaks with them is not "
-            "installed. Install it: pip install 'reattach[mcp]'."
+            "installed. " + install_hint("mcp")
         ) from error
     return connect
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 
 from reattach.errors import StartupError
+from reattach.extras import install_hint
 from reattach.findings import Finding
 from reattach.log.open import REDIS_SCHEMES, redis_place
 from reattach.masking import is_local
@@ -22,7 +23,7 @@ async def examine_log(url: str) -> AsyncIterator[Finding]:
 
         place = redis_place(url)
     except ImportError:
-        remedy = "Install it: pip install 'reattach[cluster]'"
+        remedy = install_hint("cluster")
         yield Finding("wrong", "event log", "the driver of Redis is missing", remedy)
         return
     except StartupError as error:

@@ -6,6 +6,7 @@ from typing import Final
 from urllib.parse import parse_qsl, unquote, urlencode
 
 from reattach.errors import StartupError
+from reattach.extras import install_hint
 from reattach.log.base import Log
 from reattach.log.memory import MemoryLog
 from reattach.log.sqlite import SqliteLog
@@ -103,8 +104,8 @@ async def _redis(url: str, retention_seconds: float) -> Log:
         from reattach.log.redis import RedisLog
     except ImportError as error:
         raise StartupError(
-            "The event log on Redis needs a package that is not installed: "
-            "pip install 'reattach[cluster]'"
+            "The event log on Redis needs a package that is not installed. "
+            + install_hint("cluster")
         ) from error
     place = redis_place(url)
     return await RedisLog.connect(

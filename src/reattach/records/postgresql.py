@@ -18,6 +18,7 @@ from sqlalchemy import URL, Connection, NullPool, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from reattach.errors import StartupError
+from reattach.extras import install_hint
 from reattach.records.columns import to_json
 
 if TYPE_CHECKING:
@@ -214,8 +215,7 @@ def _require_driver() -> None:
         importlib.import_module("psycopg")
     except ImportError as error:
         raise StartupError(
-            "PostgreSQL needs a driver that is not installed here. Install it with "
-            "pip install 'reattach[cluster]'."
+            "PostgreSQL needs a driver that is not installed. " + install_hint("cluster")
         ) from error
 
 

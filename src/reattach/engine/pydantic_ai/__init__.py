@@ -39,6 +39,7 @@ from reattach.errors import (
     StartupError,
 )
 from reattach.events import StopReason, Usage
+from reattach.extras import install_hint
 from reattach.messages import ToolCallPart
 
 try:
@@ -52,8 +53,8 @@ try:
     from pydantic_ai.tools import ToolDefinition
 except ImportError as error:
     raise StartupError(
-        "Hosted models need Pydantic AI. Install it with `pip install 'reattach[providers]'`, "
-        "or leave out the setting `models`."
+        f"Hosted models need Pydantic AI. {install_hint('providers')} "
+        "Or leave out the setting `models`."
     ) from error
 
 from reattach.engine.pydantic_ai.images import ImageFetcher

