@@ -159,6 +159,10 @@ MAX_TOOL_CALL_ID_CHARS: Final = 64 * 1024
 """The id of a tool call as a client repeats it. Gateways pack signatures of reasoning into ids, of
 some thousand characters. A longer id of a provider is replaced by its digest."""
 
+MAX_ARGUMENTS_DEPTH: Final = 128
+"""Objects and arrays within each other in the arguments of a tool call: decoders of providers'
+clients give up at 200."""
+
 MAX_FAILURE_CHARS: Final = 16 * 1024
 """The text of an error that ends a run; more of it helps nobody, and each stream repeats it."""
 

@@ -112,6 +112,7 @@ async def new_thread(server: Server) -> str:
             ],
             "tool_return_message",
         ),
+        ([ToolCallDelta("c", name="n", arguments='{"x":' + "[" * 5000)], "tool_call_message"),
     ],
 )
 async def test_text_that_is_no_unicode_ends_in_a_dense_log_and_a_usable_conversation(

@@ -43,12 +43,12 @@ line ``tool status: output`` for each. A tool of the server returns ``tool retur
 """
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from reattach.arguments import decoded_arguments
 from reattach.clock import Clock, SystemClock
 from reattach.engine.base import (
     Delta,
@@ -153,8 +153,8 @@ def _tool_names(value: str) -> list[str]:
 
 
 def _arguments(value: str) -> list[str]:
-    if not isinstance(json.loads(value), dict):
-        raise ValueError("must be a JSON object")  # noqa: TRY004  it is told like all others
+    if decoded_arguments(value) is None:
+        raise ValueError("must be a JSON object")
     return [value[start : start + 8] for start in range(0, len(value), 8)]
 
 

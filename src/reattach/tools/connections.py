@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
+from reattach.arguments import NO_OBJECT, decoded_arguments
 from reattach.clock import Clock, sleep_unless_set
 from reattach.errors import McpLostError, McpUnreachableError, ToolError
 from reattach.limits import (
@@ -160,12 +161,9 @@ class McpTool(Tool):
         return self._kept.named(self.name) or self
 
     async def call(self, arguments: str) -> str:
-        try:
-            members = json.loads(arguments or "{}")
-        except ValueError as error:
-            raise ToolError(f"The arguments are no JSON: {error}.") from error
-        if not isinstance(members, dict):
-            raise ToolError("The arguments have to be a JSON object.")
+        members = decoded_arguments(arguments)
+        if members is None:
+            raise ToolError(NO_OBJECT)
         return await self._kept.call(self.name, members)
 
 

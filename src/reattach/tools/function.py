@@ -19,6 +19,7 @@ from pydantic.errors import PydanticUserError
 from pydantic.experimental.arguments_schema import generate_arguments_schema
 from pydantic_core import SchemaValidator, to_json, to_jsonable_python
 
+from reattach.arguments import NO_OBJECT, decoded_arguments, json_object
 from reattach.errors import StartupError, ToolError
 from reattach.limits import MAX_VALIDATION_ERRORS
 from reattach.tools.base import Tool
@@ -86,8 +87,10 @@ class FunctionTool(Tool):
         self._threads = threads
 
     async def call(self, arguments: str) -> str:
+        if decoded_arguments(arguments) is None:
+            raise ToolError(NO_OBJECT)
         try:
-            args, kwargs = self._validator.validate_json(arguments or "{}")
+            args, kwargs = self._validator.validate_json(json_object(arguments))
         except ValidationError as error:
             raise ToolError(f"The arguments do not fit. {_faults(error)}") from error
         bound = partial(self._function, *args, **kwargs)

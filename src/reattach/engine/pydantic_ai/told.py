@@ -1,12 +1,12 @@
 """A turn in Pydantic AI's words: what the model is told."""
 
 import base64
-import json
 import mimetypes
 from collections.abc import Iterator, Sequence
 
 import pydantic_ai.messages as pm
 
+from reattach.arguments import json_object
 from reattach.engine.base import ToolReturn, Turn
 from reattach.engine.pydantic_ai.images import ImagesByUrl
 from reattach.errors import ModelError
@@ -74,15 +74,7 @@ def _response_parts(message: Message, returned: set[str]) -> Iterator[pm.ModelRe
         if isinstance(part, TextPart) and part.text:
             yield pm.TextPart(part.text)
         elif isinstance(part, ToolCallPart) and part.tool_call_id in returned:
-            yield pm.ToolCallPart(part.name, _whole(part.arguments), part.tool_call_id)
-
-
-def _whole(arguments: str) -> str:
-    """The arguments, or none if they are no JSON object: a run may have ended within them."""
-    try:
-        return arguments if isinstance(json.loads(arguments), dict) else "{}"
-    except ValueError:
-        return "{}"
+            yield pm.ToolCallPart(part.name, json_object(part.arguments), part.tool_call_id)
 
 
 def _return_part(
