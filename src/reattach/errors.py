@@ -49,6 +49,20 @@ class UnauthorizedError(ReattachError):
         super().__init__("Unauthorized")
 
 
+class ForbiddenError(ReattachError):
+    """The key is valid and does not allow this."""
+
+    code = "forbidden"
+
+    def __init__(self, scope: str, scopes: Sequence[str]) -> None:
+        super().__init__(
+            f"This API key has no scope '{scope}', which this request needs; it has: "
+            f"{', '.join(scopes) or 'none'}. Use another key, or make one with "
+            f"`reattach keys create NAME --scope {scope}`.",
+            missing_scope=scope,
+        )
+
+
 class KeyRequiredError(UnauthorizedError):
     """A server without keys was asked by somebody who is not known to be on its machine."""
 

@@ -361,5 +361,14 @@ MAX_API_KEY_CHARS: Final = 256
 KEY_CACHE_SECONDS: Final = 5.0
 """How long a look-up of a key is remembered, and so how late a revocation may take effect."""
 
+KEY_USE_SECONDS: Final = 60.0
+"""How exactly the last use of a key is known; each note of it is a write."""
+
+AUDIT_LINES: Final = 20
+"""Refused keys that are told one by one in AUDIT_WINDOW_SECONDS; the others are counted."""
+
+AUDIT_WINDOW_SECONDS: Final = 60.0
+"""The time after which they are told one by one again."""
+
 KEY_CACHE_ENTRIES: Final = 10_000
 """Known keys that are remembered, and as many unknown ones, each at about 200 bytes."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +39,15 @@ if TYPE_CHECKING:
 
 
 class TestClock(SystemClock):
-    """The system's clock, whose monotonic time a test can move on."""
+    """The system's clock, which a test can move on."""
 
     __test__ = False
 
     def __init__(self) -> None:
         self.skipped_seconds = 0.0
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(seconds=self.skipped_seconds)
 
     def monotonic_seconds(self) -> float:
         return super().monotonic_seconds() + self.skipped_seconds

@@ -1,18 +1,30 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 from starlette.types import ASGIApp
 
 from reattach.errors import StoreUnavailableError, UnauthorizedError
-from reattach.http.auth import Authenticator
+from reattach.http.auth import OPEN_PATHS, Authenticator
 from reattach.http.loopback import is_loopback
+from reattach.http.scopes import FOLLOWING, SENDING, scope_of
 from reattach.ids import DEFAULT_TENANT, TenantId
-from reattach.limits import KEY_CACHE_ENTRIES, KEY_CACHE_SECONDS, MAX_API_KEY_CHARS
-from reattach.records.base import ApiKey
+from reattach.limits import (
+    AUDIT_LINES,
+    AUDIT_WINDOW_SECONDS,
+    KEY_CACHE_ENTRIES,
+    KEY_CACHE_SECONDS,
+    KEY_USE_SECONDS,
+    MAX_API_KEY_CHARS,
+)
+from reattach.records.base import ApiKey, KeyScope
+from reattach.records.keys import Keys
 from tests.http.conftest import OTHER_TENANT, Server, TestClock, serving, with_key
 
 UNAUTHORIZED = {"detail": "Unauthorized", "code": "unauthorized"}
@@ -102,10 +114,11 @@ async def test_a_revoked_key_stops_working_within_seconds_and_leaves_the_server_
     assert (await server.client.get("/v1/agents/")).status_code == 401
 
 
-class CountedKeys:
+class CountedKeys(Keys):
     """Keys that count their look-ups."""
 
-    def __init__(self, clock: TestClock, *secrets: str) -> None:
+    def __init__(self, clock: TestClock, *secrets: str) -> None:  # of no database
+        self.used: list[str] = []
         self.secrets = set(secrets)
         self.look_ups = 0
         self.clock = clock
@@ -120,7 +133,10 @@ class CountedKeys:
             raise StoreUnavailableError("broken")
         if secret not in self.secrets:
             return None
-        return ApiKey("key-1", TenantId(f"org-{secret}"), "n", "p", self.clock.now())
+        return ApiKey(f"key-{secret}", TenantId(f"org-{secret}"), "n", "p", self.clock.now())
+
+    async def mark_used(self, key_ids: Sequence[str], at: datetime) -> None:
+        self.used += key_ids
 
     async def any(self) -> bool:
         self.look_ups += 1
@@ -128,7 +144,13 @@ class CountedKeys:
         return bool(self.secrets)
 
 
-LOCAL = {"type": "http", "client": ("127.0.0.1", 50_000), "server": ("127.0.0.1", 8283)}
+LOCAL = {
+    "type": "http",
+    "method": "GET",
+    "path": "/v1/agents/",
+    "client": ("127.0.0.1", 50_000),
+    "server": ("127.0.0.1", 8283),
+}
 
 
 async def tenant_of(authenticator: Authenticator, secret: str | None = None) -> TenantId:
@@ -136,7 +158,7 @@ async def tenant_of(authenticator: Authenticator, secret: str | None = None) -> 
     headers = {b"host": b"localhost"}
     if secret is not None:
         headers[b"authorization"] = f"Bearer {secret}".encode()
-    return await authenticator.tenant(LOCAL, headers)
+    return (await authenticator.access(LOCAL, headers)).tenant
 
 
 async def refused(authenticator: Authenticator, secret: str) -> bool:
@@ -348,3 +370,137 @@ async def test_a_server_that_requires_a_key_refuses_this_machine_too(tmp_path: P
         assert (await server.client.get("/v1/health/")).status_code == 200
         client = await with_key(server)
         assert (await client.get("/v1/agents/")).status_code == 200
+
+
+def scopes_needed(server: Server) -> dict[tuple[str, str], KeyScope]:
+    """What each operation of the API's description needs."""
+    return {
+        (method, path): scope_of([method.upper()], operation["operationId"])
+        for path, methods in server.app.openapi()["paths"].items()
+        for method, operation in methods.items()
+        if path not in OPEN_PATHS
+    }
+
+
+async def scoped(server: Server, *scopes: KeyScope) -> httpx2.AsyncClient:
+    """A client whose key has these scopes."""
+    client = await with_key(server)
+    keys = server.context.records.keys
+    _, secret = await keys.create(DEFAULT_TENANT, "scoped", scopes=scopes)
+    client.headers["Authorization"] = f"Bearer {secret}"
+    return client
+
+
+@pytest.mark.promise("S11")
+@pytest.mark.parametrize("scope", list(KeyScope))
+async def test_a_key_with_one_scope_opens_what_needs_it_and_nothing_else(
+    server: Server, scope: KeyScope
+) -> None:
+    """D13: every operation needs the scope that the table says, whatever the request has in it."""
+    client = await scoped(server, scope)
+    for (method, path), needed in scopes_needed(server).items():
+        bodies: list[Any] = [{}, None, [1]]
+        for body in bodies:
+            response = await client.request(method, path, json=body)
+            place = (method, path, response.text)
+            assert (response.status_code == 403) is (needed is not scope), place
+            if needed is not scope:
+                error = response.json()
+                assert (error["code"], error["missing_scope"]) == ("forbidden", needed), place
+                assert f"'{needed}'" in error["detail"]
+
+
+async def test_the_scopes_of_operations_are_what_their_methods_suggest(server: Server) -> None:
+    """D13: whatever reads needs read, whatever deletes needs admin, and what is named exists."""
+    needed = scopes_needed(server)
+    for (method, _), scope in needed.items():
+        assert (method != "get") or scope is KeyScope.READ
+        assert (method != "delete") or scope is KeyScope.ADMIN
+    operations = {
+        operation["operationId"]
+        for methods in server.app.openapi()["paths"].values()
+        for operation in methods.values()
+    }
+    assert operations >= SENDING | FOLLOWING
+
+
+@pytest.mark.promise("S11")
+async def test_an_expired_key_opens_nothing_at_once(server: Server) -> None:
+    """D13: a key stops working when it expires, also while its look-up is remembered."""
+    client = await with_key(server)
+    keys = server.context.records.keys
+    soon = server.clock.now() + timedelta(seconds=KEY_CACHE_SECONDS / 2)
+    _, secret = await keys.create(DEFAULT_TENANT, "short", expires_at=soon)
+    client.headers["Authorization"] = f"Bearer {secret}"
+    assert (await client.get("/v1/agents/")).status_code == 200
+    server.clock.skipped_seconds += KEY_CACHE_SECONDS / 2
+    refused = await client.get("/v1/agents/")
+    assert (refused.status_code, refused.json()) == (401, UNAUTHORIZED)
+
+
+async def noted(server: Server) -> datetime | None:
+    """The last use of the newest key, once it is written."""
+    async with asyncio.timeout(10):
+        while (at := (await server.context.records.keys.list(None))[-1].last_used_at) is None:
+            await asyncio.sleep(0.01)
+    return at
+
+
+async def test_the_last_use_of_a_key_is_remembered(server: Server) -> None:
+    """D13: last_used_at is written."""
+    client = await with_key(server)
+    before = server.clock.now()
+    assert (await client.get("/v1/agents/")).status_code == 200
+    at = await noted(server)
+    assert at is not None
+    assert before <= at <= server.clock.now()
+
+
+async def test_the_use_of_a_key_is_written_once_a_minute_however_much_it_is_used() -> None:
+    """D13: a write for each request would make requests dearer."""
+    clock = TestClock()
+    keys = CountedKeys(clock, "good", "other")
+    authenticator = Authenticator(keys, clock, may_be_open=False)
+    for _ in range(12):
+        for secret in "good", "other":
+            await tenant_of(authenticator, secret)
+            await asyncio.sleep(0)
+        clock.skipped_seconds += KEY_USE_SECONDS / 12
+    assert sorted(keys.used) == ["key-good", "key-other"]
+    await tenant_of(authenticator, "good")
+    await asyncio.sleep(0)
+    assert keys.used.count("key-good") == 2
+
+
+async def test_a_refused_key_leaves_a_line_with_its_prefix_and_where_it_came_from(
+    server: Server, log_lines: list[Any]
+) -> None:
+    """D13: failed keys are told in the log, and no secret is."""
+    client = await with_key(server)
+    ours = "rk_" + "abcdefgh" * 6
+    for authorization in (f"Bearer {ours}", "Bearer hunter2\x1b[0m", "Basic aHVudGVyMg==", ""):
+        client.headers["Authorization"] = authorization
+        assert (await client.get("/v1/agents/")).status_code == 401
+    lines = [line for line in log_lines if line["event"] == "key refused"]
+    assert [line["key"] for line in lines] == [
+        "rk_abcde…", "not one of ours", "not one of ours", "none"
+    ]  # fmt: skip
+    assert {line["peer"] for line in lines} == {"127.0.0.1"}
+    assert {line["path"] for line in lines} == {"/v1/agents/"}
+    assert ours not in str(log_lines)
+    assert "hunter2" not in str(log_lines)
+
+
+async def test_a_flood_of_refused_keys_does_not_fill_the_log(
+    server: Server, log_lines: list[Any]
+) -> None:
+    """D13: beyond a few lines a minute, refusals are counted."""
+    await with_key(server)
+    for number in range(AUDIT_LINES * 3):
+        headers = {"Authorization": f"Bearer {number}"}
+        assert (await server.client.get("/v1/agents/", headers=headers)).status_code == 401
+    assert [line["event"] for line in log_lines].count("key refused") == AUDIT_LINES
+    server.clock.skipped_seconds += AUDIT_WINDOW_SECONDS
+    await server.client.get("/v1/agents/")
+    assert [line["times"] for line in log_lines if "times" in line] == [AUDIT_LINES * 2]
+    assert [line["event"] for line in log_lines].count("key refused") == AUDIT_LINES + 1

@@ -1,15 +1,17 @@
 """``reattach keys``: who may use the server."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Literal, TypeVar
+from datetime import timedelta
+from typing import Annotated, Final, Literal, TypeVar
 
 import typer
 
 from reattach.cli.options import Config, DatabaseUrl, DataDir, LogUrl, records_url, settings_with
 from reattach.clock import SystemClock
 from reattach.ids import DEFAULT_TENANT, TenantId, new_tenant_id
-from reattach.records.base import ApiKey
+from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
 from reattach.records.failure import explaining
 from reattach.records.records import Records
 from reattach.settings import Settings
@@ -26,16 +28,31 @@ def create_key(
         str | None,
         typer.Option(help="Tenant of the key; 'new' makes one. Default: the first tenant."),
     ] = None,
+    expires: Annotated[
+        str | None,
+        typer.Option(help="How long it is valid, such as 30d, 12h or 90m. Default: for ever."),
+    ] = None,
+    scope: Annotated[
+        list[KeyScope] | None,
+        typer.Option(help="What it allows; may be given several times. Default: everything."),
+    ] = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
     log_url: LogUrl = None,
     config: Config = None,
 ) -> None:
-    """Make a key and show it, once: only its hash is kept."""
+    """Make a key and show it, once: only its hash is kept.
+
+    Scopes: 'read' looks at everything and follows runs, 'send' sends messages and makes
+    conversations, 'admin' changes and deletes agents and everything else.
+    """
     owner = new_tenant_id() if tenant == "new" else TenantId(tenant or DEFAULT_TENANT)
+    expires_at = None if expires is None else SystemClock().now() + _duration(expires)
 
     async def create(records: Records) -> tuple[ApiKey, str]:
-        return await records.keys.create(owner, name)
+        return await records.keys.create(
+            owner, name, scopes=scope or ALL_SCOPES, expires_at=expires_at
+        )
 
     settings = settings_with(
         data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
@@ -43,7 +60,8 @@ def create_key(
     key, secret = _with_records(settings, create)
     typer.echo(secret)
     typer.echo(
-        f"Key {key.id} of tenant {key.tenant}. It can not be shown again. "
+        f"Key {key.id} of tenant {key.tenant}, scopes {_scopes_of(key)}, "
+        f"valid {_until(key)}. It cannot be shown again. "
         "Clients send it as 'Authorization: Bearer <key>'.",
         err=True,
     )
@@ -56,7 +74,11 @@ def list_keys(
     log_url: LogUrl = None,
     config: Config = None,
 ) -> None:
-    """List all keys, revoked ones too."""
+    """List all keys, revoked ones too.
+
+    The columns: id, first characters, name, tenant, day of creation, scopes, expiry, last use (to
+    the minute, in UTC), state.
+    """
 
     async def find(records: Records) -> list[ApiKey]:
         return await records.keys.list(None)
@@ -66,10 +88,18 @@ def list_keys(
     )
     found = _with_records(settings, find)
     for key in found:
-        state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "active"
-        typer.echo(
-            f"{key.id}\t{key.prefix}…\t{key.name}\t{key.tenant}\t{key.created_at:%Y-%m-%d}\t{state}"
+        columns = (
+            key.id,
+            f"{key.prefix}…",
+            key.name,
+            key.tenant,
+            f"{key.created_at:%Y-%m-%d}",
+            _scopes_of(key),
+            _until(key),
+            f"used {key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never used",
+            _state_of(key),
         )
+        typer.echo("\t".join(columns))
     if not found:
         typer.echo("No keys. Make one with `reattach keys create NAME`.", err=True)
 
@@ -93,6 +123,41 @@ def revoke_key(
     )
     _with_records(settings, revoke)
     typer.echo(f"Key {key_id} is revoked.", err=True)
+
+
+def _duration(text: str) -> timedelta:
+    """Such as 30d. Raises typer.BadParameter."""
+    match = re.fullmatch(r"([1-9][0-9]{0,3})([mhdw])", text.strip())
+    if match is None:
+        raise typer.BadParameter(
+            f"'{text}' is no duration. Give minutes, hours, days or weeks, such as 90m, 12h, 30d "
+            "or 4w.",
+            param_hint="--expires",
+        )
+    return int(match[1]) * _UNITS[match[2]]
+
+
+_UNITS: Final = {
+    "m": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+    "d": timedelta(days=1),
+    "w": timedelta(weeks=1),
+}
+
+
+def _scopes_of(key: ApiKey) -> str:
+    return ",".join(sorted(key.scopes)) or "none"
+
+
+def _until(key: ApiKey) -> str:
+    return f"until {key.expires_at:%Y-%m-%d %H:%M}" if key.expires_at else "for ever"
+
+
+def _state_of(key: ApiKey) -> str:
+    if key.revoked_at:
+        return f"revoked {key.revoked_at:%Y-%m-%d}"
+    is_over = key.expires_at is not None and key.expires_at <= SystemClock().now()
+    return "expired" if is_over else "active"
 
 
 def _with_records(settings: Settings, work: Callable[[Records], Awaitable[_T]]) -> _T:

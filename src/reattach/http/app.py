@@ -42,7 +42,7 @@ from reattach.http.loopback import is_loopback
 from reattach.http.parse_queue import ParseQueue
 from reattach.http.quotas import Quotas
 from reattach.http.shortcut import Shortcut
-from reattach.limits import MAX_REQUEST_BYTES
+from reattach.limits import KEY_CACHE_SECONDS, MAX_REQUEST_BYTES
 
 DESCRIPTION: Final = """\
 The Letta API for agents whose runs can be followed again after a cut connection: every event of a
@@ -138,6 +138,7 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
         context.clock,
         may_be_open=is_loopback(settings.host) and not settings.require_key,
         open_to_all=open_to_all and not settings.require_key,
+        watch_seconds=min(KEY_CACHE_SECONDS, settings.ping_interval_seconds),
     )
     app = Api(
         title="Reattach",

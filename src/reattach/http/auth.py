@@ -8,17 +8,19 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reattach.clock import Clock
 from reattach.errors import ReattachError, UnauthorizedError
+from reattach.http.access import ACCESS, Access, AccessWatch
+from reattach.http.audit import Audit
 from reattach.http.errors import error_response
+from reattach.http.key_uses import KeyUses
 from reattach.http.loopback import refuse_others
-from reattach.ids import DEFAULT_TENANT, TenantId
 from reattach.limits import KEY_CACHE_ENTRIES, KEY_CACHE_SECONDS, MAX_API_KEY_CHARS
-from reattach.records.base import ApiKey
+from reattach.records.keys import Keys
 from reattach.single_flight import SingleFlight
 
 OPEN_PATHS: Final = frozenset(
@@ -27,18 +29,8 @@ OPEN_PATHS: Final = frozenset(
 """What is answered without a key."""
 
 
-class Keys(Protocol):
-    """Where API keys are looked up."""
-
-    async def find(self, secret: str) -> ApiKey | None:
-        """Find a key by its secret, unless there is none or it was revoked."""
-
-    async def any(self) -> bool:
-        """Whether there is any key."""
-
-
 class Authenticator:
-    """Finds the tenant behind a header.
+    """Finds out who asks, and what they may do.
 
     A look-up is remembered for KEY_CACHE_SECONDS: a new key works, and a revoked one stops
     working, within that time. Those who ask while it goes on wait for the same one. Keys are
@@ -52,7 +44,13 @@ class Authenticator:
     """
 
     def __init__(
-        self, keys: Keys, clock: Clock, *, may_be_open: bool, open_to_all: bool = False
+        self,
+        keys: Keys,
+        clock: Clock,
+        *,
+        may_be_open: bool,
+        open_to_all: bool = False,
+        watch_seconds: float = KEY_CACHE_SECONDS,
     ) -> None:
         self._keys = keys
         self._clock = clock
@@ -61,39 +59,53 @@ class Authenticator:
         self._open_until = 0.0
         self._known = _Remembered()
         self._unknown = _Remembered()  # apart, so that guesses do not drive the known ones out
+        self._watch = AccessWatch(keys, clock, watch_seconds)
+        self._nobodys = Access(self._watch, None)
+        self._uses = KeyUses(keys, clock)
+        self._audit = Audit(clock)
         self._openings = SingleFlight[None, bool]("key look-up")
-        self._look_ups = SingleFlight[bytes, TenantId | None]("key look-up")
+        self._look_ups = SingleFlight[bytes, Access | None]("key look-up")
 
-    async def tenant(self, scope: Scope, headers: Mapping[bytes, bytes]) -> TenantId:
-        """The tenant. Raises UnauthorizedError, MisdirectedError, StoreUnavailableError."""
+    async def access(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Access:
+        """What the request may do.
+
+        Raises UnauthorizedError, MisdirectedError, StoreUnavailableError.
+        """
         if await self._is_open():
             if not self._open_to_all:
                 refuse_others(scope, headers)
-            return DEFAULT_TENANT
+            return self._nobodys
         authorization = headers.get(b"authorization", b"").decode("latin-1")
         scheme, _, secret = authorization.partition(" ")
         secret = secret.strip()
         if scheme.lower() != "bearer" or not secret or len(secret) > MAX_API_KEY_CHARS:
+            self._audit.refused(scope, secret)
             raise UnauthorizedError
         digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
         now = self._clock.monotonic_seconds()
         known = self._known.get(digest, now)
         if known is not None:
             return known
-        if self._unknown.get(digest, now) is not None:
+        access = None
+        if not self._unknown.get(digest, now):
+            access = await self._look_ups.do(digest, partial(self._look_up, digest, secret, now))
+        if access is None:
+            self._audit.refused(scope, secret)
             raise UnauthorizedError
-        tenant = await self._look_ups.do(digest, partial(self._look_up, digest, secret, now))
-        if tenant is None:
-            raise UnauthorizedError
-        return tenant
+        return access
 
-    async def _look_up(self, digest: bytes, secret: str, now: float) -> TenantId | None:
+    async def _look_up(self, digest: bytes, secret: str, now: float) -> Access | None:
         key = await self._keys.find(secret)
         if key is None:
-            self._unknown.put(digest, DEFAULT_TENANT, now + KEY_CACHE_SECONDS)
+            self._unknown.put(digest, self._nobodys, now + KEY_CACHE_SECONDS)
             return None
-        self._known.put(digest, key.tenant, now + KEY_CACHE_SECONDS)
-        return key.tenant
+        access = self._watch.used(key.id) or Access(self._watch, key)
+        seconds = KEY_CACHE_SECONDS
+        if key.expires_at is not None:
+            seconds = min(seconds, (key.expires_at - self._clock.now()).total_seconds())
+        self._known.put(digest, access, now + seconds)
+        self._uses.note(key.id)
+        return access
 
     async def _is_open(self) -> bool:
         if not self._may_be_open:
@@ -115,14 +127,14 @@ class _Remembered:
     """Look-ups that hold until a time, the oldest of which go first when there are too many."""
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[bytes, tuple[TenantId, float]] = OrderedDict()
+        self._entries: OrderedDict[bytes, tuple[Access, float]] = OrderedDict()
 
-    def get(self, digest: bytes, now: float) -> TenantId | None:
-        tenant, until = self._entries.get(digest, (None, 0.0))
-        return tenant if now < until else None
+    def get(self, digest: bytes, now: float) -> Access | None:
+        access, until = self._entries.get(digest, (None, 0.0))
+        return access if now < until else None
 
-    def put(self, digest: bytes, tenant: TenantId, until: float) -> None:
-        self._entries[digest] = (tenant, until)
+    def put(self, digest: bytes, access: Access, until: float) -> None:
+        self._entries[digest] = (access, until)
         self._entries.move_to_end(digest)
         if len(self._entries) > KEY_CACHE_ENTRIES:
             self._entries.popitem(last=False)
@@ -140,11 +152,11 @@ class Authentication:
             await self._app(scope, receive, send)
             return
         try:
-            tenant = await self._authenticator.tenant(scope, dict(scope["headers"]))
+            access = await self._authenticator.access(scope, dict(scope["headers"]))
         except ReattachError as error:
             await error_response(error)(scope, receive, send)
             return
-        scope["reattach.tenant"] = tenant
+        scope[ACCESS], scope["reattach.tenant"] = access, access.tenant
         await self._app(scope, receive, send)
 
 

@@ -18,6 +18,8 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from reattach.errors import ValidationFailedError
+from reattach.http.access import ACCESS, Access
+from reattach.http.scopes import scope_of
 from reattach.limits import (
     INLINE_BODY_BYTES,
     INLINE_BODY_VALUES,
@@ -74,8 +76,12 @@ class JsonRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Any]:
         handle = super().get_route_handler()
+        scope = scope_of(self.methods or (), self.operation_id)
 
         async def look_then_handle(request: Request) -> Response:
+            access: Access | None = request.scope.get(ACCESS)
+            if access is not None:
+                access.require(scope)
             refuse_long_query(request)
             refuse_nul_outside_body(request)
             if request.method in {"POST", "PUT", "PATCH"}:

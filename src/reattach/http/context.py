@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from reattach.clock import Clock
 from reattach.engine.catalog import Catalog
+from reattach.http.access import ACCESS, Access
 from reattach.ids import TenantId
 from reattach.records.records import Records
 from reattach.settings import Settings
@@ -42,5 +43,12 @@ async def tenant(request: Request) -> TenantId:
     return found
 
 
+async def access(request: Request) -> Access:
+    """What the key of the request allows, and what ends with it."""
+    found: Access = request.scope[ACCESS]
+    return found
+
+
+AccessDep = Annotated[Access, Depends(access)]
 ContextDep = Annotated[Context, Depends(get_context)]
 TenantDep = Annotated[TenantId, Depends(tenant)]

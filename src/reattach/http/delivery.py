@@ -100,6 +100,8 @@ class Delivery(ABC):
         """
         following, sent_bytes = self.following, 0
         while not self.gone:
+            if following.revoked:
+                return self._cut_off("its key was revoked or has expired")
             try:
                 piece = await following.read()
             except ReattachError as error:
@@ -114,10 +116,8 @@ class Delivery(ABC):
                 if sent_bytes >= REPLAY_TURN_BYTES:
                     sent_bytes = 0
                     await asyncio.sleep(0)
-            elif following.failure is not None:
-                return self._cut_off(following.failure.detail)
-            elif following.released:
-                return self._cut_off("the server is going away, and another one has the run")
+            elif (obstacle := self._obstacle()) is not None:
+                return self._cut_off(obstacle)
             elif following.closed:
                 return await self._done()
             elif following.keepalive_due:
@@ -126,6 +126,14 @@ class Delivery(ABC):
             else:
                 return None
         return False
+
+    def _obstacle(self) -> str | None:
+        """Why the reader can not get what comes next."""
+        if self.following.failure is not None:
+            return self.following.failure.detail
+        if self.following.released:
+            return "the server is going away, and another one has the run"
+        return None
 
     async def _is_ending_told(self) -> bool:
         # Asked once: when the last events are out the worker is gone, and the record would be read.
@@ -284,6 +292,7 @@ class KeptDelivery(Delivery):
             or self._stalled
             or following.keepalive_due
             or following.released
+            or following.revoked
             or following.failure is not None
             or (following.closed and self._order.target.status.is_active)
         )

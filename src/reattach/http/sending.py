@@ -14,7 +14,7 @@ from reattach.errors import (
 )
 from reattach.events import RunStatus
 from reattach.http.body import Fault, JsonResponse, invalid
-from reattach.http.context import Context, ContextDep, TenantDep
+from reattach.http.context import AccessDep, Context, ContextDep, TenantDep
 from reattach.http.incoming import (
     Addressed,
     SendBody,
@@ -88,6 +88,7 @@ async def send_to_conversation(
     body: ConversationSendBody,
     context: ContextDep,
     tenant: TenantDep,
+    access: AccessDep,
 ) -> Response:
     if body.agent_id:
         check_agent_id(body.agent_id)
@@ -95,7 +96,7 @@ async def send_to_conversation(
     send = _understood(context, tenant, addressed, body, "send_conversation_message")
     run = await context.runs.send(send)
     if body.streaming is False:
-        return await _whole_answer(context, run, send)
+        return await access.during(_whole_answer(context, run, send))
     return _stream(context, run, send, deprecated=conversation_id.startswith("agent-"))
 
 
@@ -107,7 +108,11 @@ async def send_to_conversation(
     responses=STREAM_OR_JSON_RESPONSES,
 )
 async def send_to_agent(
-    agent_id: AgentPath, body: AgentSendBody, context: ContextDep, tenant: TenantDep
+    agent_id: AgentPath,
+    body: AgentSendBody,
+    context: ContextDep,
+    tenant: TenantDep,
+    access: AccessDep,
 ) -> Response:
     if not body.streaming:
         _refuse_stream_options(body)
@@ -116,7 +121,7 @@ async def send_to_agent(
     send = _understood(context, tenant, addressed, body, run_type)
     run = await context.runs.send(send)
     if not body.streaming:
-        return await _whole_answer(context, run, send)
+        return await access.during(_whole_answer(context, run, send))
     return _stream(context, run, send)
 
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from starlette.types import Message, Receive, Scope, Send
 
 from reattach.errors import ReattachError
+from reattach.http.access import ACCESS
 from reattach.http.auth import Authenticator
 from reattach.http.body import parse
 from reattach.http.context import Context
@@ -19,6 +20,7 @@ from reattach.http.resuming import conversation_stream, run_stream
 from reattach.http.schemas.resuming import ResumeBody
 from reattach.ids import UUID4
 from reattach.limits import SHORTCUT_BODY_BYTES
+from reattach.records.base import KeyScope
 
 logger = structlog.get_logger(__name__)
 
@@ -51,7 +53,9 @@ class Shortcut:
         if message["type"] != "http.request" or message.get("more_body"):  # It has not all come.
             return _again(message, receive)
         try:
-            tenant = await self._authenticator.tenant(scope, headers)
+            access = await self._authenticator.access(scope, headers)
+            access.require(KeyScope.READ)
+            scope[ACCESS], tenant = access, access.tenant
             body = ResumeBody.model_validate(parse(message["body"]))
             conversation_id, run_id = place.groups()
             response = (

@@ -17,6 +17,7 @@ from typing_extensions import override
 from reattach.clock import Clock
 from reattach.errors import ReattachError
 from reattach.events import RunStatus
+from reattach.http.access import ACCESS, Access
 from reattach.http.delivery import (
     CONNECTION_EXTENSION,
     AsgiDelivery,
@@ -102,23 +103,33 @@ class RunStream(Response):
             )
         except ReattachError as error:
             return error
-        await self._deliver(following, connection, receive, send)
+        access: Access | None = scope.get(ACCESS)
+        if access is not None:
+            access.add(following.revoke)
+        await self._deliver(following, connection, access, receive, send)
         return None
 
     async def _deliver(
-        self, following: Following, connection: Connection | None, receive: Receive, send: Send
+        self,
+        following: Following,
+        connection: Connection | None,
+        access: Access | None,
+        receive: Receive,
+        send: Send,
     ) -> None:
         watch = self._order.runs.watch
 
         async def leave() -> None:
             watch.remove(following)
+            if access is not None:
+                access.discard(following.revoke)
             await following.aclose()
 
         try:
             start = self._start(following.cursor)
             await (send(start) if connection is None else connection.begin(send, start))
         except BaseException:
-            await following.aclose()
+            await leave()
             raise
         watch.add(following, pings=self._include_pings)
         if connection is not None:

@@ -8,7 +8,8 @@ and another tenant's row is as good as none.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, Self
+from enum import StrEnum
+from typing import Any, Final, Literal, Self
 
 import msgspec
 
@@ -236,6 +237,20 @@ class Beat:
     """Those of its active runs that somebody asked to end."""
 
 
+class KeyScope(StrEnum):
+    """Something that an API key allows."""
+
+    READ = "read"
+    """Look at everything of the tenant, and follow its runs."""
+    SEND = "send"
+    """Send, answer, cancel, and make conversations."""
+    ADMIN = "admin"
+    """Make, change and delete agents, blocks and the rest."""
+
+
+ALL_SCOPES: Final = frozenset(KeyScope)
+
+
 @dataclass(frozen=True, slots=True)
 class ApiKey:
     """An API key as it is remembered. The key itself is shown once, when it is made."""
@@ -248,3 +263,11 @@ class ApiKey:
     created_at: datetime
     revoked_at: datetime | None = None
     last_used_at: datetime | None = None
+    """To the minute."""
+    expires_at: datetime | None = None
+    scope_names: tuple[str, ...] | None = None
+    """None: all of them, whichever there are."""
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        return ALL_SCOPES if self.scope_names is None else frozenset(self.scope_names)

@@ -3,23 +3,24 @@
 import builtins
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, insert, or_, select, update
 
 from reattach.clock import Clock
 from reattach.errors import NotFoundError
 from reattach.ids import TenantId, new_uuid
 from reattach.records import schema
-from reattach.records.base import ApiKey
+from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
 from reattach.records.glance import Glance
 from reattach.records.sql import Database
 
 _SECRET_BYTES: Final = 32
 _PREFIX_CHARACTERS: Final = 8
+_IDS_AT_ONCE: Final = 500
 _FIELDS: Final = tuple(field.name for field in fields(ApiKey))
 
 _keys = schema.api_keys
@@ -37,7 +38,14 @@ class Keys:
         self._database = database
         self._clock = clock
 
-    async def create(self, tenant: TenantId, name: str) -> tuple[ApiKey, str]:
+    async def create(
+        self,
+        tenant: TenantId,
+        name: str,
+        *,
+        scopes: Collection[KeyScope] = ALL_SCOPES,
+        expires_at: datetime | None = None,
+    ) -> tuple[ApiKey, str]:
         """Make a key, and return it with its secret, which nobody can read again."""
         secret = f"rk_{secrets.token_urlsafe(_SECRET_BYTES)}"
         key = ApiKey(
@@ -46,6 +54,8 @@ class Keys:
             name=name,
             prefix=secret[:_PREFIX_CHARACTERS],
             created_at=self._clock.now(),
+            expires_at=expires_at,
+            scope_names=None if set(scopes) == ALL_SCOPES else tuple(sorted(scopes)),
         )
         values = {field: getattr(key, field) for field in _FIELDS}
         async with self._database.write() as connection:
@@ -78,10 +88,25 @@ class Keys:
             )
 
     async def find(self, secret: str) -> ApiKey | None:
-        """The key of the secret; None if there is none or it was revoked."""
+        """The key of the secret; None if there is none, it was revoked, or it has expired."""
         for row in await self._database.glance(_BY_SECRET, digest=_digest(secret)):
-            return ApiKey(*row)
+            key = ApiKey(*row)
+            if key.expires_at is None or self._clock.now() < key.expires_at:
+                return key
         return None
+
+    async def valid(self, key_ids: Sequence[str]) -> frozenset[str]:
+        """Which of the keys are neither revoked nor expired; for many at once."""
+        found: set[str] = set()
+        async with self._database.read() as connection:
+            for start in range(0, len(key_ids), _IDS_AT_ONCE):
+                rows = select(_keys.c.id).where(
+                    _keys.c.id.in_(key_ids[start : start + _IDS_AT_ONCE]),
+                    _keys.c.revoked_at.is_(None),
+                    or_(_keys.c.expires_at.is_(None), _keys.c.expires_at > self._clock.now()),
+                )
+                found.update(await connection.scalars(rows))
+        return frozenset(found)
 
     async def any(self) -> bool:
         """Whether a key was ever made: a server whose last key was revoked does not open."""

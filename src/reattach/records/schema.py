@@ -287,4 +287,6 @@ api_keys = Table(
     Column("created_at", Moment, nullable=False),
     Column("revoked_at", Moment),
     Column("last_used_at", Moment),
+    Column("expires_at", Moment),
+    Column("scope_names", Typed(tuple[str, ...])),
 )

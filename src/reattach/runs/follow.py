@@ -26,7 +26,7 @@ class Following:
     """
 
     __slots__ = ("_behind_at", "_has_spoken", "_log", "_max_events", "_shared", "_tail", "cursor",
-                 "keepalive_due", "quiet_since", "released", "run_id", "sink",
+                 "keepalive_due", "quiet_since", "released", "revoked", "run_id", "sink",
                  "wake")  # fmt: skip
 
     def __init__(
@@ -51,6 +51,8 @@ class Following:
         self.keepalive_due = False
         self.released = False
         """The process is going away, and the run is another's: to be followed there."""
+        self.revoked = False
+        """The reader may not read on: its key is over."""
         self.quiet_since: float | None = None
         """When the reader was last sent something, by the event loop's clock; None while a
         write is under way, when there is nothing to keep alive. A sink is looked after by
@@ -123,6 +125,12 @@ class Following:
                 self.keepalive_due = False
                 self._has_spoken = True
                 return
+        self.wake()
+
+    def revoke(self) -> None:
+        """Give this reader nothing more."""
+        self.revoked = True
+        self.sink = None
         self.wake()
 
     def silent_since(self, now: float) -> float | None:

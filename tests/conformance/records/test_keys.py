@@ -5,6 +5,7 @@ from sqlalchemy import select
 
 from reattach.errors import NotFoundError
 from reattach.records import schema
+from reattach.records.base import ALL_SCOPES, KeyScope
 from reattach.records.records import Records
 from reattach.records.sql import Database
 from tests.conformance.records.samples import OURS, THEIRS, HandClock, at, ids
@@ -63,3 +64,28 @@ async def test_keys_are_listed_by_tenant_or_all_and_remember_their_use(records: 
     found = await records.keys.find(secret)
     assert found is not None
     assert found.last_used_at == at(5)
+
+
+@pytest.mark.promise("S11")
+async def test_a_key_is_found_and_valid_until_it_expires_and_keeps_its_scopes(
+    records: Records, clock: HandClock
+) -> None:
+    """D13: keys may expire, and may allow less than everything."""
+    keys = records.keys
+    whole, whole_secret = await keys.create(OURS, "whole")
+    short, secret = await keys.create(OURS, "short", scopes=[KeyScope.READ], expires_at=at(2))
+    gone, _ = await keys.create(THEIRS, "gone")
+    await keys.revoke(gone.id)
+    asked = [whole.id, short.id, gone.id, "key-x"]
+    clock.time = at(1)
+    assert await keys.find(secret) == short
+    assert await keys.valid(asked) == {whole.id, short.id}
+    assert await keys.valid([*asked, *(f"key-{n}" for n in range(1200))]) == {whole.id, short.id}
+    clock.time = at(2)
+    assert await keys.find(secret) is None
+    assert await keys.find(whole_secret) == whole
+    assert await keys.valid(asked) == {whole.id}
+    assert await keys.valid([]) == frozenset()
+    listed = await keys.list(OURS)
+    assert [key.expires_at for key in listed] == [None, at(2)]
+    assert [key.scopes for key in listed] == [ALL_SCOPES, {KeyScope.READ}]

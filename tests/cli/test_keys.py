@@ -1,0 +1,66 @@
+"""``reattach keys``: what a key allows, until when, and what the list shows."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from reattach.cli import app
+from reattach.clock import SystemClock
+from reattach.datadir import records_url
+from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
+from reattach.records.records import Records
+
+
+def keys(data_dir: Path, *arguments: str, status: int = 0) -> str:
+    """Standard output of a ``reattach keys`` command; of one that fails, all that it says."""
+    ended = CliRunner().invoke(app, ["keys", *arguments, "--data-dir", str(data_dir)])
+    assert ended.exit_code == status, ended.output
+    return ended.output if status else ended.stdout
+
+
+def kept(data_dir: Path) -> list[ApiKey]:
+    async def found() -> list[ApiKey]:
+        records = await Records.open(records_url(data_dir), clock=SystemClock())
+        try:
+            return await records.keys.list(None)
+        finally:
+            await records.aclose()
+
+    return asyncio.run(found())
+
+
+def test_a_key_gets_the_scopes_and_the_expiry_that_are_asked_for(tmp_path: Path) -> None:
+    """D13: keys can be limited in what they allow and for how long."""
+    keys(tmp_path, "create", "whole")
+    keys(tmp_path, "create", "short", "--expires", "30d", "--scope", "read", "--scope", "send")
+    whole, short = kept(tmp_path)
+    assert (whole.scopes, whole.expires_at) == (ALL_SCOPES, None)
+    assert short.scopes == {KeyScope.READ, KeyScope.SEND}
+    assert short.expires_at is not None
+    assert (short.expires_at - short.created_at).days in {29, 30}
+    first, second = (line.split("\t") for line in keys(tmp_path, "list").splitlines())
+    assert first[5:] == ["admin,read,send", "for ever", "never used", "active"]
+    assert second[5:] == [
+        *("read,send", f"until {short.expires_at:%Y-%m-%d %H:%M}", "never used", "active")
+    ]
+
+
+@pytest.mark.parametrize("expires", ["", "30", "d", "0d", "-1d", "1.5h", "99999d", "30 d", "soon"])
+def test_an_expiry_that_is_no_duration_is_refused_with_examples(
+    tmp_path: Path, expires: str
+) -> None:
+    """D13: a mistyped expiry makes no key that lasts for ever."""
+    said = keys(tmp_path, "create", "key", "--expires", expires, status=2)
+    assert "30d" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scope_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Path) -> None:
+    """D13: a mistyped scope makes no key."""
+    said = keys(tmp_path, "create", "key", "--scope", "write", status=2)
+    assert "read" in said
+    assert not list(tmp_path.iterdir())
