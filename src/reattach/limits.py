@@ -242,6 +242,21 @@ MAX_TOOL_OUTPUT_CHARS: Final = 256 * 1024
 MAX_TOOL_THREADS: Final = 64
 """Calls of functions that may be running; those that hang count until they return."""
 
+MAX_WATCHED_LINE_BYTES: Final = 256 * 1024
+"""A line of a provider's answer that is looked at; those that matter have some hundred bytes."""
+
+MAX_NAMED_TOOLS: Final = 64
+"""The names of tools that the answer to a call of an unknown tool lists; agents have up to 256."""
+
+MAX_NAMED_TOOLS_CHARS: Final = 4096
+"""The characters of those names; the model reads them with every later step of the turn."""
+
+MAX_TOOL_NAME_CHARS: Final = 64
+"""As much of the name of an unknown tool is repeated to a provider; OpenAI takes no more."""
+
+MAX_SHOWN_NAME_CHARS: Final = 100
+"""As much of a wrong name, which may be of any length, is repeated in an error."""
+
 MAX_MCP_TOOLS: Final = 500
 """Tools of one MCP server; those of a list that never ends would fill the memory."""
 

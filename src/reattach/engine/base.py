@@ -6,7 +6,7 @@ group are the business of ``runs``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, TypeVar
@@ -119,6 +119,8 @@ class ReasoningHidden:
 class ToolCallDelta:
     """More of one tool call: its name with the first delta, then its arguments' JSON text.
 
+    A name that comes in pieces before the arguments is joined. A second name under an id whose
+    arguments are whole begins another call, which is given an id of its own.
     A turn in which a call needs approval is over with that step, and ends for the reason
     ``requires_approval``: the client runs the call, or lets the engine run it (``Turn.due``).
     """
@@ -177,7 +179,10 @@ class Compacted:
 
 @dataclass(frozen=True, slots=True)
 class StepFinished:
-    """One call of the model is over; what comes next belongs to the next step."""
+    """One call of the model is over; what comes next belongs to the next step.
+
+    An engine that fails after the provider counted something yields this first, and then raises.
+    """
 
     usage: Usage
 
@@ -217,6 +222,11 @@ class Engine(ABC):
     announces_tools: bool = False
     """Whether each tool that it runs is preceded by a ToolStarting, so that a call without one has
     not been run. Otherwise nobody knows, of a run that died."""
+
+    own_tools: Collection[str] | None = None
+    """The names of the tools that it runs itself, beside those of the turn. A call of any other
+    name is answered with an error that names the tools there are. None: it may have any tool, so
+    only a call without a name is answered so."""
 
     @abstractmethod
     def run(self, turn: Turn) -> AsyncIterator[Delta]:

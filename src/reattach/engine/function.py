@@ -1,6 +1,6 @@
 """Any async generator as an engine: how an application in Python brings its own agent."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 
 from reattach.engine.base import Delta, Engine, Finished, Model, StepFinished, TextDelta, Turn
@@ -37,11 +37,15 @@ class FunctionEngine(Engine):
         *,
         provider_name: str = "function",
         context_window_tokens: int = 128_000,
+        own_tools: Collection[str] | None = None,
     ) -> None:
         """Offer ``functions`` by name, or a single one by its own name.
 
-        The handle of a model is ``provider_name/name``.
+        The handle of a model is ``provider_name/name``. With ``own_tools``, the names of the tools
+        that the functions run themselves, a call of a tool that nobody has is answered with an
+        error; without, every call counts as one of their own.
         """
+        self.own_tools = own_tools
         self._provider_name = provider_name
         self._context_window_tokens = context_window_tokens
         self._functions: dict[str, AnswerFunction] = {}

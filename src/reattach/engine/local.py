@@ -86,6 +86,7 @@ class LocalEngine(Engine):
     """
 
     announces_tools = True  # It runs none itself.
+    own_tools = ()
 
     def __init__(
         self,

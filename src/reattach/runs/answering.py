@@ -42,14 +42,13 @@ class Answering:
 
     def engine(self, model: str, agent: Agent, conversation: Conversation | None) -> Engine:
         """Who answers one run with that model."""
-        engine: Engine = CompactingEngine(
+        engine = CompactingEngine(
             self.catalog.engine(model),
             self.compaction(model, agent, conversation),
             self.clock,
         )
-        if tools := self.toolbox.attached(agent.settings):
-            engine = ToolLoop(engine, tools, self.clock, call_seconds=self.tool_seconds)
-        return engine
+        tools = self.toolbox.attached(agent.settings)
+        return ToolLoop(engine, tools, self.clock, call_seconds=self.tool_seconds)
 
     def compaction(
         self,

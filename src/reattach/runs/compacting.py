@@ -38,6 +38,7 @@ class CompactingEngine(Engine):
 
     def __init__(self, engine: Engine, compaction: Compaction | None, clock: Clock) -> None:
         self.announces_tools = engine.announces_tools
+        self.own_tools = engine.own_tools
         self._engine = engine
         self._compaction = compaction
         self._clock = clock

@@ -1,8 +1,9 @@
 """The loop of an agent with tools: the model calls, the tools return, the model goes on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from reattach.clock import Clock
 from reattach.engine.base import (
@@ -18,11 +19,13 @@ from reattach.engine.base import (
     Turn,
     closing_deltas,
 )
+from reattach.engine.calls import CallIds, CallStream
 from reattach.events import StopReason
 from reattach.ids import new_message_id
 from reattach.messages import ContentPart, Message, Role, TextPart, ToolCallPart, ToolReturnPart
 from reattach.tools.base import AttachedTool
 from reattach.tools.calling import call_tool
+from reattach.tools.offer import Offer
 
 _CUT_OFF = "The answer ended within or right after this call; the tool did not run."
 _GOES_ON = frozenset({StopReason.END_TURN, StopReason.REQUIRES_APPROVAL})
@@ -32,8 +35,9 @@ class ToolLoop(Engine):
     """An engine whose calls of the agent's tools are run, and that goes on with their returns.
 
     Tools run one after the other, in the order of their calls. Each is preceded by a ToolStarting.
-    A turn with a call that waits for somebody ends, and runs none of that step. ``max_steps``
-    holds for the whole turn; the calls of the last step still run.
+    A turn with a call that waits for somebody ends, and runs none of that step. A call of a tool
+    that nobody has waits for nobody: it gets an error for its return. ``max_steps`` holds for the
+    whole turn; the calls of the last step still run.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class ToolLoop(Engine):
         self._clock = clock
         self._call_seconds = call_seconds
         self.announces_tools = engine.announces_tools
+        self.own_tools = engine.own_tools
 
     def models(self) -> Sequence[Model]:
         return self._engine.models()
@@ -53,33 +58,37 @@ class ToolLoop(Engine):
         theirs = {tool.name for tool in turn.client_tools}
         tools = await _ready([tool for name, tool in self._tools.items() if name not in theirs])
         turn = replace(turn, tools=[tool.told for tool in tools.values()])
-        due = [call for call in turn.due if call.name in tools]
+        offer = Offer(tools, theirs, self._engine.own_tools)
+        ids = CallIds(partial(_ids_in, turn))
+        due = [call for call in turn.due if offer.answers(call.name)]
         returns: list[ToolReturn] = []
-        async with closing_deltas(self._called(due, tools)) as called:
+        async with closing_deltas(self._called(due, offer)) as called:
             async for delta in called:
                 yield delta
                 returns += [delta] if isinstance(delta, ToolReturn) else []
         if returns:
-            rest = [call for call in turn.due if call.name not in tools]
+            rest = [call for call in turn.due if not offer.answers(call.name)]
             turn = replace(turn, due=rest, input=[self._told(returns), *turn.input])
         while True:
-            said = _Said(tools)
+            said = _Said(offer, CallStream(ids))
             end = Finished()
             async with closing_deltas(self._engine.run(turn)) as deltas:
                 async for heard in deltas:
                     if isinstance(heard, Finished):
                         end = heard
                     else:
-                        yield said.hear(heard)
-            calls = said.left(tools)
+                        for passed in said.hear(heard):
+                            yield passed
+            for passed in said.rest():
+                yield passed
+            calls = said.left()
             if said.waits or not calls or end.reason not in _GOES_ON:
-                if not said.waits:
-                    for call in calls:
-                        yield ToolReturn(call.tool_call_id, call.name, "error", _CUT_OFF)
+                for returned in said.unanswered(calls):
+                    yield returned
                 yield said.ending(end)
                 return
             returns = []
-            async with closing_deltas(self._called(calls, tools)) as called:
+            async with closing_deltas(self._called(calls, offer)) as called:
                 async for delta in called:
                     yield delta
                     returns += [delta] if isinstance(delta, ToolReturn) else []
@@ -92,11 +101,14 @@ class ToolLoop(Engine):
             turn = replace(turn, history=history, input=told, due=(), max_steps=steps_left)
 
     async def _called(
-        self, calls: Sequence[ToolCallPart], tools: Mapping[str, AttachedTool]
+        self, calls: Sequence[ToolCallPart], offer: Offer
     ) -> AsyncIterator[ToolStarting | ToolReturn]:
         for call in calls:
+            if call.name not in offer.tools:
+                yield offer.refused(call)
+                continue
             yield ToolStarting(call.tool_call_id)
-            tool = tools[call.name].tool
+            tool = offer.tools[call.name].tool
             yield await call_tool(tool, call, seconds=tool.call_seconds or self._call_seconds)
 
     def _messages(self, said: "_Said") -> list[Message]:
@@ -128,61 +140,83 @@ async def _ready(tools: Sequence[AttachedTool]) -> dict[str, AttachedTool]:
     }
 
 
+def _ids_in(turn: Turn) -> Iterator[str]:
+    """The ids of all calls that the turn tells of."""
+    for message in (*turn.history, *turn.input):
+        for part in message.parts:
+            if isinstance(part, ToolCallPart | ToolReturnPart):
+                yield part.tool_call_id
+
+
 @dataclass(slots=True)
 class _Said:
-    """What the model said before its tools are run."""
+    """The model's words before its tools are run."""
 
-    tools: Mapping[str, AttachedTool]
+    offer: Offer
+    stream: CallStream
     steps: int = 0
     waits: bool = False
     """Whether a call waits for a client, or for its approval."""
     returns: list[ToolReturn] = field(default_factory=list)
     _texts: list[str] = field(default_factory=list)
-    _names: dict[str, str] = field(default_factory=dict)
-    _arguments: dict[str, list[str]] = field(default_factory=dict)
 
-    def hear(self, delta: Delta) -> Delta:
-        """The delta, with what the agent wants of approvals."""
-        match delta:
-            case TextDelta(text):
-                self._texts.append(text)
-            case ToolReturn():
-                self.returns.append(delta)
-            case StepFinished():
-                self.steps += 1
-            case ToolCallDelta():
-                return self._call(delta)
-            case _:
-                pass
-        return delta
+    def hear(self, delta: Delta) -> Iterator[Delta]:
+        """Yield the delta with what the agent wants of approvals, each call under its own id."""
+        if type(delta) is TextDelta and not self.stream.calls:  # As most are.
+            self._texts.append(delta.text)
+            yield delta
+            return
+        for heard in self.stream.hear(delta):
+            match heard:
+                case TextDelta(text):
+                    self._texts.append(text)
+                    yield heard
+                case ToolReturn():
+                    self.returns.append(heard)
+                    yield heard
+                case StepFinished():
+                    self.steps += 1
+                    yield heard
+                case ToolCallDelta():
+                    yield self._ruled(heard)
+                case _:
+                    yield heard
 
-    def _call(self, delta: ToolCallDelta) -> ToolCallDelta:
-        call_id = delta.tool_call_id
-        name = self._names[call_id] = self._names.get(call_id) or delta.name or ""
-        self._arguments.setdefault(call_id, []).append(delta.arguments or "")
-        if name in self.tools:
-            delta = replace(delta, needs_approval=self.tools[name].requires_approval)
-        self.waits = self.waits or delta.needs_approval
-        return delta
+    def rest(self) -> Iterator[Delta]:
+        """Yield the calls that were still held when the engine was done."""
+        yield from map(self._ruled, self.stream.flush())
+
+    def _ruled(self, delta: ToolCallDelta) -> ToolCallDelta:
+        name = self.stream.calls[delta.tool_call_id].name
+        rule = self.offer.needs_approval(name, asked=delta.needs_approval)
+        self.waits = self.waits or rule
+        return delta if rule is delta.needs_approval else replace(delta, needs_approval=rule)
 
     def parts(self) -> list[ContentPart]:
         text = "".join(self._texts)
         calls = [
-            ToolCallPart(call_id, name, "".join(self._arguments[call_id]))
-            for call_id, name in self._names.items()
+            ToolCallPart(call.id, call.name, call.arguments) for call in self.stream.calls.values()
         ]
         return [TextPart(text), *calls] if text else [*calls]
 
-    def left(self, tools: Mapping[str, AttachedTool]) -> list[ToolCallPart]:
-        """The calls of the agent's tools that have no return."""
+    def left(self) -> list[ToolCallPart]:
+        """The calls of the agent's tools, and of nobody's, that have no return."""
         returned = {one.tool_call_id for one in self.returns}
         return [
             part
             for part in self.parts()
             if isinstance(part, ToolCallPart)
-            and part.name in tools
+            and self.offer.answers(part.name)
             and part.tool_call_id not in returned
         ]
+
+    def unanswered(self, calls: Sequence[ToolCallPart]) -> Iterator[ToolReturn]:
+        """Yield the returns of calls that will not run, as the turn ends with them."""
+        for call in calls:
+            if not self.offer.has(call.name):
+                yield self.offer.refused(call)
+            elif not self.waits:
+                yield ToolReturn(call.tool_call_id, call.name, "error", _CUT_OFF)
 
     def ending(self, end: Finished) -> Finished:
         """How the turn ends that does not go on."""

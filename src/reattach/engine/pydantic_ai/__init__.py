@@ -6,10 +6,8 @@ completions. Importing this module raises StartupError if Pydantic AI is not ins
 """
 
 import asyncio
-import json
 import os
-import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Final, cast
 
@@ -17,28 +15,12 @@ from reattach.engine.base import (
     ClientTool,
     Delta,
     Engine,
-    Finished,
     Model,
-    ReasoningDelta,
-    ReasoningHidden,
     ServerTool,
-    StepFinished,
-    TextDelta,
-    ToolCallDelta,
     ToolReturn,
     Turn,
 )
-from reattach.errors import (
-    ContextWindowError,
-    EngineError,
-    ModelAuthenticationError,
-    ModelEmptyResponseError,
-    ModelError,
-    ModelRateLimitError,
-    ModelTimeoutError,
-    StartupError,
-)
-from reattach.events import StopReason, Usage
+from reattach.errors import StartupError
 from reattach.extras import install_hint
 from reattach.messages import ToolCallPart
 
@@ -47,7 +29,12 @@ try:
     from pydantic_ai import exceptions
     from pydantic_ai.direct import model_request_stream
     from pydantic_ai.models import Model as ProviderModel
-    from pydantic_ai.models import ModelRequestParameters, infer_model, infer_model_profile
+    from pydantic_ai.models import (
+        ModelRequestParameters,
+        StreamedResponse,
+        infer_model,
+        infer_model_profile,
+    )
     from pydantic_ai.providers import infer_provider_class
     from pydantic_ai.settings import ModelSettings as ProviderSettings
     from pydantic_ai.tools import ToolDefinition
@@ -57,6 +44,9 @@ except ImportError as error:
         "Or leave out the setting `models`."
     ) from error
 
+from reattach.engine.pydantic_ai.answer import Answer, counted
+from reattach.engine.pydantic_ai.body import Body, watch
+from reattach.engine.pydantic_ai.failures import engine_error
 from reattach.engine.pydantic_ai.images import ImageFetcher
 from reattach.engine.pydantic_ai.settings import provider_settings
 from reattach.engine.pydantic_ai.told import provider_messages
@@ -80,9 +70,6 @@ _PROVIDER_TYPES: Final[Mapping[str, str]] = {
 }  # fmt: skip
 """The SDK's provider types; every other provider counts as ``openai``."""
 
-_REFUSALS: Final = frozenset({400, 404, 415, 422})
-"""The statuses with which providers refuse images."""
-
 
 class PydanticAIEngine(Engine):
     """Answers with any model that Pydantic AI knows; one call of the model is one turn.
@@ -93,6 +80,7 @@ class PydanticAIEngine(Engine):
     """
 
     announces_tools = True  # It runs none itself.
+    own_tools = ()
 
     def __init__(
         self,
@@ -131,10 +119,11 @@ class PydanticAIEngine(Engine):
         return self._offered
 
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
-        answer = _Answer()
+        answer, body = Answer(), Body()
         returns = [_unknown_tool(call) for call in turn.due]
         for returned in returns:
             yield returned
+        stream: StreamedResponse | None = None
         try:
             model = await self._open(turn.model)
             sees = model.profile.get("supports_image_input", True)
@@ -145,16 +134,19 @@ class PydanticAIEngine(Engine):
                 model_settings=self._settings(turn, model),
                 model_request_parameters=_parameters(turn),
             )
-            async with request as stream:
+            async with AsyncExitStack() as stack:
+                with body.watching():
+                    stream = await stack.enter_async_context(request)
                 events = cast("AsyncGenerator[pm.ModelResponseStreamEvent]", aiter(stream))
                 async with aclosing(events):
                     async for event in events:
                         for delta in answer.deltas(event):
                             yield delta
-                response = stream.get()
         except (exceptions.AgentRunError, exceptions.UserError, ImportError) as error:
-            raise _explained(engine_error(error, turn.model), error, turn) from error
-        for delta in answer.end(response, turn.model):
+            for step in () if stream is None else counted(stream, body):
+                yield step
+            raise engine_error(error, turn, body) from error
+        for delta in answer.end(stream, body, turn.model):
             yield delta
 
     async def aclose(self) -> None:
@@ -169,6 +161,7 @@ class PydanticAIEngine(Engine):
                 # Packages are imported and certificates read.
                 model = await asyncio.to_thread(self._provider_model, handle)
                 await self._closing.enter_async_context(model)
+                watch(model)
                 self._opened[handle] = model
             return model
 
@@ -254,142 +247,3 @@ def _parameters(turn: Turn) -> ModelRequestParameters:
             for tool in tools
         ]
     )
-
-
-# What the model says.
-
-
-class _Answer:
-    """Turns the stream of one model call into deltas."""
-
-    def __init__(self) -> None:
-        self._call_ids: dict[int, str] = {}
-        self._shown_reasoning: set[int] = set()
-        self._has_text = False
-
-    def deltas(self, event: pm.ModelResponseStreamEvent) -> Iterator[Delta]:
-        match event:
-            case pm.PartStartEvent(index=index, part=pm.TextPart(content=text)):
-                yield from self._text(text)
-            case pm.PartDeltaEvent(delta=pm.TextPartDelta(content_delta=text)):
-                yield from self._text(text)
-            case pm.PartStartEvent(index=index, part=pm.ThinkingPart() as thinking):
-                yield from self._reasoning(index, thinking.content, thinking.signature)
-            case pm.PartDeltaEvent(index=index, delta=pm.ThinkingPartDelta() as more):
-                yield from self._reasoning(index, more.content_delta or "", more.signature_delta)
-            case pm.PartEndEvent(index=index, part=pm.ThinkingPart() as thinking):
-                if index not in self._shown_reasoning and (thinking.signature or thinking.id):
-                    is_redacted = thinking.id == "redacted_thinking"
-                    yield ReasoningHidden("redacted" if is_redacted else "omitted")
-            case pm.PartStartEvent(index=index, part=pm.ToolCallPart() as call):
-                self._call_ids[index] = call.tool_call_id
-                yield ToolCallDelta(call.tool_call_id, name=call.tool_name, needs_approval=True)
-                yield from self._arguments(index, call.args)
-            case pm.PartDeltaEvent(index=index, delta=pm.ToolCallPartDelta() as more_call):
-                yield from self._arguments(index, more_call.args_delta)
-            case _:
-                return
-
-    def end(self, response: pm.ModelResponse, handle: str) -> Iterator[Delta]:
-        """The last deltas; raises ModelEmptyResponseError if there was nothing to show."""
-        if not self._has_text and not self._call_ids:
-            if response.finish_reason == "content_filter":
-                raise ModelError(f"The provider of {handle} withheld the answer: content filter.")
-            if response.finish_reason != "length":
-                raise ModelEmptyResponseError(f"The model {handle} ended without an answer.")
-        yield StepFinished(_usage(response))
-        if response.finish_reason == "length":
-            yield Finished(StopReason.MAX_TOKENS)
-        elif self._call_ids:
-            yield Finished(StopReason.REQUIRES_APPROVAL)
-        else:
-            yield Finished(StopReason.END_TURN)
-
-    def _text(self, text: str) -> Iterator[Delta]:
-        if text:
-            self._has_text = True
-            yield TextDelta(text)
-
-    def _reasoning(self, index: int, text: str, signature: str | None) -> Iterator[Delta]:
-        if text:
-            self._shown_reasoning.add(index)
-        # A signature without any text is reasoning that the provider hides.
-        if text or (signature and index in self._shown_reasoning):
-            yield ReasoningDelta(text, signature)
-
-    def _arguments(self, index: int, arguments: str | dict[str, object] | None) -> Iterator[Delta]:
-        if arguments:
-            text = arguments if isinstance(arguments, str) else json.dumps(arguments)
-            yield ToolCallDelta(self._call_ids[index], arguments=text, needs_approval=True)
-
-
-def _usage(response: pm.ModelResponse) -> Usage:
-    usage = response.usage
-    total = usage.input_tokens + usage.output_tokens
-    return Usage(
-        completion_tokens=usage.output_tokens,
-        prompt_tokens=usage.input_tokens,
-        total_tokens=total,
-        step_count=1,
-        cached_input_tokens=usage.cache_read_tokens or None,
-        cache_write_tokens=usage.cache_write_tokens or None,
-        reasoning_tokens=usage.details.get("reasoning_tokens"),
-        context_tokens=total,
-    )
-
-
-# What goes wrong.
-
-
-def engine_error(error: Exception, handle: str) -> EngineError:
-    """The error to show for one of Pydantic AI; the provider's own words stay out of it."""
-    status = error.status_code if isinstance(error, exceptions.ModelHTTPError) else None
-    match error:
-        case exceptions.UserError() | ImportError():
-            return _set_up_error(error, handle)
-        case exceptions.ModelAuthenticationError():
-            return ModelAuthenticationError(
-                f"Authentication failed with the provider of {handle}. "
-                "Check the API key in the server's settings."
-            )
-        case exceptions.ModelQuotaExceededError():
-            return ModelRateLimitError(f"The account at the provider of {handle} is used up.")
-        case exceptions.ModelRateLimitError():
-            return ModelRateLimitError(
-                f"The provider of {handle} limits the rate of requests. Try again later."
-            )
-        case exceptions.ModelTimeoutError() | exceptions.ModelRequestTimeout():
-            return ModelTimeoutError(f"The provider of {handle} did not answer in time.")
-        case exceptions.ModelContextWindowExceededError():
-            return ContextWindowError(f"The conversation is longer than {handle} can take.")
-        case exceptions.ModelNotFoundError():
-            return ModelError(f"The provider of {handle} has no model of that name.")
-        case exceptions.ModelConnectionError():
-            return ModelError(f"The connection to the provider of {handle} failed.")
-        case exceptions.UnexpectedModelBehavior() if "without content" in error.message:
-            return ModelEmptyResponseError(f"The model {handle} ended without an answer.")
-    if status in (408, 504):
-        return ModelTimeoutError(f"The provider of {handle} did not answer in time.")
-    told = f" (status {status})" if status else ""
-    return ModelError(f"The provider of {handle} failed{told}.")
-
-
-def _explained(told: EngineError, error: Exception, turn: Turn) -> EngineError:
-    """The error, with a word on images if they may be what was refused."""
-    status = error.status_code if isinstance(error, exceptions.ModelHTTPError) else None
-    has_images = any(message.has_images for message in (*turn.history, *turn.input))
-    if type(told) is ModelError and status in _REFUSALS and has_images:
-        return ModelError(f"{told.detail} The conversation has images; it may not take them.")
-    return told
-
-
-def _set_up_error(error: Exception, handle: str) -> EngineError:
-    names = sorted(set(re.findall(r"`([A-Z][A-Z0-9_]*_[A-Z0-9_]+)`", str(error))))
-    if names:
-        return ModelAuthenticationError(
-            f"There is no key for the provider of {handle}. "
-            f"Set {' or '.join(names)} in the server's environment and start it again."
-        )
-    if isinstance(error, ImportError):
-        return EngineError(f"A package for {handle} is missing. {error}")
-    return EngineError(f"The model {handle} can not be asked as it is set up.")

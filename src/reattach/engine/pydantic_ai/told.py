@@ -2,7 +2,10 @@
 
 import base64
 import mimetypes
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import pydantic_ai.messages as pm
 
@@ -10,6 +13,7 @@ from reattach.arguments import json_object
 from reattach.engine.base import ToolReturn, Turn
 from reattach.engine.pydantic_ai.images import ImagesByUrl
 from reattach.errors import ModelError
+from reattach.limits import MAX_TOOL_NAME_CHARS
 from reattach.messages import (
     UNREACHABLE,
     UNSEEN,
@@ -20,6 +24,9 @@ from reattach.messages import (
     ToolCallPart,
     ToolReturnPart,
 )
+
+_REFUSED_CHARACTERS: Final = re.compile(r"[^A-Za-z0-9_-]")
+"""The characters that some provider refuses in the name of a tool."""
 
 
 def provider_messages(
@@ -42,13 +49,17 @@ def provider_messages(
     messages: list[pm.ModelMessage] = []
     if turn.system:
         messages.append(pm.ModelRequest([pm.SystemPromptPart(turn.system)]))
+    names = _Names(
+        {*(tool.name for tool in turn.client_tools), *(tool.name for tool in turn.tools)}
+    )
     told = (*turn.history, *turn.input)
     for message, answers in zip(told, _returns_by_message(told, returns), strict=True):
         if message.role is Role.ASSISTANT:
-            if response := list(_response_parts(message, {one.tool_call_id for one in answers})):
+            returned = {one.tool_call_id for one in answers}
+            if response := list(_response_parts(message, returned, names)):
                 messages.append(pm.ModelResponse(response))
             if answers:
-                parts = [_return_part(one, shown) for one in answers]
+                parts = [_return_part(one, names, shown) for one in answers]
                 messages.append(pm.ModelRequest(parts))
         elif request := list(_request_parts(message, shown)):
             messages.append(pm.ModelRequest(request))
@@ -69,23 +80,40 @@ def _returns_by_message(
     return found
 
 
-def _response_parts(message: Message, returned: set[str]) -> Iterator[pm.ModelResponsePart]:
+def _response_parts(
+    message: Message, returned: set[str], names: "_Names"
+) -> Iterator[pm.ModelResponsePart]:
     for part in message.parts:
         if isinstance(part, TextPart) and part.text:
             yield pm.TextPart(part.text)
         elif isinstance(part, ToolCallPart) and part.tool_call_id in returned:
-            yield pm.ToolCallPart(part.name, json_object(part.arguments), part.tool_call_id)
+            yield pm.ToolCallPart(
+                names.told(part.name), json_object(part.arguments), part.tool_call_id
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Names of tools in a history, where a model may have called one that nobody has."""
+
+    offered: Collection[str]
+
+    def told(self, name: str) -> str:
+        """The name as every provider takes it."""
+        if name in self.offered:
+            return name
+        return _REFUSED_CHARACTERS.sub("_", name)[:MAX_TOOL_NAME_CHARS] or "_"
 
 
 def _return_part(
-    returned: ToolReturnPart | ToolReturn, images: ImagesByUrl | None
+    returned: ToolReturnPart | ToolReturn, names: "_Names", images: ImagesByUrl | None
 ) -> pm.ToolReturnPart:
     content: list[pm.UserContent] = [returned.output] if returned.output else []
     has_images = isinstance(returned, ToolReturnPart) and bool(returned.images)
     if isinstance(returned, ToolReturnPart):
         content += [_image(image, images) for image in returned.images]
     return pm.ToolReturnPart(
-        returned.name,
+        names.told(returned.name),
         content if has_images else returned.output,
         returned.tool_call_id,
         outcome="success" if returned.status == "success" else "failed",

@@ -1,0 +1,152 @@
+"""Telling the tool calls of a model's answers apart: whole names, and an id for each call.
+
+Providers use an id twice in one answer, use it again in a later one, or give none; some send a name
+in pieces or repeat it with every piece. Everything behind an engine finds a call by its id, so the
+deltas are put right here, once, before the log has them. Pure.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from reattach.engine.base import Delta, StepFinished, ToolCallDelta, ToolReturn, ToolStarting
+
+_NAMELESS = "call"
+"""The stem of an id for a call that has none."""
+
+
+class CallIds:
+    """Ids of tool calls, none of them given twice."""
+
+    def __init__(self, taken: Callable[[], Iterable[str]] = tuple) -> None:
+        """``taken`` lists the ids that other calls have already; asked with the first call."""
+        self._list_taken = taken
+        self._taken: set[str] | None = None
+
+    def unused(self, wanted: str) -> str:
+        """Return ``wanted``, or a variant of it if another call has it. The same for the same."""
+        if self._taken is None:
+            self._taken = set(self._list_taken())
+        unused = wanted or f"{_NAMELESS}-1"
+        number = 2
+        while unused in self._taken:
+            unused = f"{wanted or _NAMELESS}-{number}"
+            number += 1
+        self._taken.add(unused)
+        return unused
+
+
+@dataclass(slots=True)
+class Call:
+    """One call as far as the model has said it."""
+
+    id: str
+    step: int
+    name: str = ""
+    pieces: list[str] = field(default_factory=list)
+    needs_approval: bool = False
+    is_held: bool = True
+    """Whether nothing of it has been passed on yet, so that its name may still grow."""
+    has_returned: bool = False
+
+    @property
+    def arguments(self) -> str:
+        return "".join(self.pieces)
+
+    def add_name(self, piece: str) -> None:
+        """Join a piece of the name. A name that is repeated whole is no piece."""
+        if piece != self.name:
+            self.name += piece
+
+    def is_followed_by(self, delta: ToolCallDelta, step: int) -> bool:
+        """Whether ``delta``, of the same id, begins another call."""
+        if delta.name is None:
+            return False
+        if self.has_returned or self.step != step:
+            return True
+        return bool(self.pieces) and (delta.name != self.name or is_json(self.arguments))
+
+
+class CallStream:
+    """The calls of one answer. ``hear`` its deltas in order, and pass on what that gives.
+
+    A call's name is passed on with its arguments, or before the next delta that is no call.
+    """
+
+    def __init__(self, ids: CallIds) -> None:
+        self.calls: dict[str, Call] = {}
+        """By their own ids, in the order in which they began."""
+        self._ids = ids
+        self._called: dict[str, list[Call]] = {}
+        """By the engine's ids."""
+        self._held: list[Call] = []
+        self._step = 0
+
+    def hear(self, delta: Delta) -> Iterator[Delta]:
+        """Yield ``delta`` with a call's own id, after what was held until then."""
+        if isinstance(delta, ToolCallDelta):
+            yield from self._call(delta)
+            return
+        if self._held:
+            yield from self.flush()
+        match delta:
+            case ToolReturn(tool_call_id=call_id) if call := self._unreturned(call_id):
+                call.has_returned = True
+                yield replace(delta, tool_call_id=call.id)
+            case ToolStarting(tool_call_id=call_id) if call := self._unreturned(call_id):
+                yield ToolStarting(call.id)
+            case StepFinished():
+                self._step += 1
+                yield delta
+            case _:
+                yield delta
+
+    def flush(self) -> Iterator[ToolCallDelta]:
+        """Yield the names of calls that have no arguments so far."""
+        held, self._held = self._held, []
+        for call in held:
+            call.is_held = False
+            yield ToolCallDelta(call.id, call.name, None, call.needs_approval)
+
+    def _call(self, delta: ToolCallDelta) -> Iterator[ToolCallDelta]:
+        known = self._called.setdefault(delta.tool_call_id, [])
+        if not known or known[-1].is_followed_by(delta, self._step):
+            known.append(Call(self._ids.unused(delta.tool_call_id), self._step))
+            self.calls[known[-1].id] = known[-1]
+            self._held.append(known[-1])
+        call = known[-1]
+        call.needs_approval = delta.needs_approval
+        if delta.name and call.is_held:
+            call.add_name(delta.name)
+        if not delta.arguments:
+            return
+        call.pieces.append(delta.arguments)
+        if call.is_held:
+            yield from self._begin(call, delta)
+        else:
+            yield replace(delta, tool_call_id=call.id, name=None)
+
+    def _begin(self, call: Call, delta: ToolCallDelta) -> Iterator[ToolCallDelta]:
+        """Pass on the call's name with its first arguments, after the calls that began before."""
+        place = self._held.index(call)
+        later, self._held = self._held[place + 1 :], self._held[:place]
+        yield from self.flush()
+        self._held, call.is_held = later, False
+        if call.name == delta.name:  # A call that comes in one piece stays in one.
+            yield replace(delta, tool_call_id=call.id)
+            return
+        yield ToolCallDelta(call.id, call.name, None, call.needs_approval)
+        yield replace(delta, tool_call_id=call.id, name=None)
+
+    def _unreturned(self, call_id: str) -> Call | None:
+        """The call that a return of the engine's own belongs to."""
+        calls = self._called.get(call_id, [])
+        return next((call for call in calls if not call.has_returned), None)
+
+
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

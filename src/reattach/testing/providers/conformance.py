@@ -1,0 +1,79 @@
+"""The forms as tests of an engine: subclass ``OpenAIForms`` or ``AnthropicForms``.
+
+>>> class TestMyEngine(OpenAIForms):
+...     model = "mine/small"
+...
+...     @pytest.fixture
+...     def engine(self, provider):
+...         return MyEngine(base_url=f"{provider.url}/v1")
+
+The engine speaks the dialect with ``provider``, and must not repeat requests that fail. The tests
+are coroutines and need AnyIO's pytest plugin in its ``auto`` mode.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import ClassVar
+
+import pytest
+
+from reattach.engine.base import Engine
+from reattach.testing.providers import openai, openai_ends
+from reattach.testing.providers.forms import Form
+from reattach.testing.providers.outcome import Outcome, outcome
+from reattach.testing.providers.server import Provider, provider
+
+_OPENAI = (
+    *openai.TEXT,
+    *openai.CALLS,
+    *openai_ends.USAGE,
+    *openai_ends.ENDS,
+)
+
+
+class ProviderForms:
+    """What the dialects have in common."""
+
+    model: ClassVar[str]
+    """The handle of the model to ask; a subclass must say."""
+
+    @pytest.fixture
+    def engine(self, provider: Provider) -> Engine:
+        """The engine to test; a subclass must say."""
+        raise NotImplementedError
+
+
+class OpenAIForms(ProviderForms):
+    """Chat completions, below ``/v1`` of the provider."""
+
+    @pytest.fixture(scope="class")
+    async def provider(self) -> AsyncIterator[Provider]:
+        async with provider(_OPENAI, openai.CLOSING) as served:
+            yield served
+
+    @pytest.mark.parametrize("form", _OPENAI, ids=lambda form: form.name)
+    async def test_a_form_makes_its_run(self, engine: Engine, form: Form) -> None:
+        check(form, await outcome(engine, self.model, form))
+
+
+def check(form: Form, made: Outcome) -> None:
+    """Fail unless the run is the one that the form must make."""
+    expected = form.run
+    assert made.text == expected.text
+    assert made.reasoning == expected.reasoning
+    assert made.stopped.reason.run_status == expected.status, made.error
+    assert made.stopped.reason == expected.stop_reason, made.error
+    assert expected.error in made.error
+    assert bool(made.error) <= (expected.status == "failed")
+    assert tuple(made.ran) == expected.ran
+    returned = {one.tool_call_id for one in made.returns}
+    assert len(returned) == len(made.returns)
+    assert len({call.tool_call_id for call in made.calls}) == len(made.calls)
+    waiting = [call for call in made.calls if call.tool_call_id not in returned]
+    assert Counter(call.name for call in waiting) == Counter(expected.waiting)
+    assert all(call.needs_approval for call in waiting)
+    assert sum(one.status == "error" for one in made.returns) == expected.refused
+    if expected.prompt_tokens is not None:
+        assert made.usage.prompt_tokens == expected.prompt_tokens
+    if expected.completion_tokens is not None:
+        assert made.usage.completion_tokens == expected.completion_tokens

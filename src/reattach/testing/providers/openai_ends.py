@@ -1,0 +1,120 @@
+"""How chat completions count tokens and end: the second part of OpenAI's dialect."""
+
+from typing import Final
+
+from reattach.testing.providers.forms import CUT, Run, data, failed
+from reattach.testing.providers.openai import (
+    DONE,
+    HELLO,
+    ONE,
+    call,
+    chunk,
+    counts,
+    form,
+    says,
+    stops,
+)
+
+_CUT: Final = CUT.encode()
+_COUNTED: Final = Run("Hello.", prompt_tokens=100, completion_tokens=7)
+_BROKE_OFF: Final = failed("broke off", text="Hello.")
+_DETAILS: Final = {
+    "prompt_tokens_details": {"cached_tokens": 3},
+    "completion_tokens_details": {"reasoning_tokens": 2},
+}
+
+USAGE: Final = (
+    form("usage-last", says("Hello."), stops(), chunk(None, **counts(100, 7)), DONE, run=_COUNTED),
+    form("usage-with-reason", says("Hello."), stops(**counts(100, 7)), DONE, run=_COUNTED),
+    form("usage-details", says("Hello."), stops(), chunk(None, **counts(100, 7, **_DETAILS)), DONE,
+         run=_COUNTED),
+    form("usage-null-else", chunk({"content": "Hello."}, usage=None), stops(usage=None),
+         chunk(None, **counts(100, 7)), DONE, run=_COUNTED),
+    form("usage-repeated", says("Hello."), stops(**counts(100, 7)), chunk(None, **counts(100, 7)),
+         DONE, run=_COUNTED),
+    form("usage-cumulative", *(chunk({"content": piece}, **counts(100, n + 2))
+         for n, piece in enumerate(["Hel", "lo", "."])), stops(**counts(100, 7)), DONE,
+         run=_COUNTED),
+    form("usage-cumulative-details", *(chunk({"content": piece}, **counts(100, n + 2, **_DETAILS))
+         for n, piece in enumerate(["Hel", "lo", "."])), stops(**counts(100, 7, **_DETAILS)), DONE,
+         run=_COUNTED),
+    form("usage-falls-back", chunk({"content": "Hello."}, **counts(100, 7)), stops(),
+         chunk(None, **counts(0, 0)), DONE, run=_COUNTED),
+    form("usage-in-halves", chunk({"content": "Hello."}, **counts(100, 0)), stops(),
+         chunk(None, **counts(0, 7)), DONE, run=_COUNTED),
+    form("usage-first", chunk({"content": "Hello."}, **counts(100, 7)), stops(), DONE,
+         run=_COUNTED),
+    form("usage-after-done", says("Hello."), stops(), DONE, chunk(None, **counts(100, 7)),
+         run=HELLO),
+    form("usage-none", says("Hello."), stops(), DONE,
+         run=Run("Hello.", prompt_tokens=0, completion_tokens=0)),
+    form("usage-empty", says("Hello."), stops(usage={}), DONE, run=HELLO),
+    form("usage-no-total", says("Hello."),
+         stops(usage={"prompt_tokens": 100, "completion_tokens": 7}), DONE, run=_COUNTED),
+    form("usage-null-details", says("Hello."), stops(**counts(
+         100, 7, prompt_tokens_details=None, completion_tokens_details=None)), DONE, run=_COUNTED),
+    form("usage-more-members", says("Hello."), stops(**counts(
+         100, 7, queue_time=0.1, cost=None, by_model={"a": 1})), DONE, run=_COUNTED),
+    form("usage-with-text", chunk({"content": "Hello."}, "stop", **counts(100, 7)), DONE,
+         run=_COUNTED),
+    form("usage-reasoning-only", chunk({"reasoning_content": "Hm."}), stops(**counts(100, 7)), DONE,
+         run=failed("ended without an answer", stop_reason="invalid_llm_response", reasoning="Hm.",
+                    prompt_tokens=100, completion_tokens=7)),
+    form("usage-refusal", chunk({"refusal": "I will not."}), stops(**counts(100, 7)), DONE,
+         run=failed("I will not.", prompt_tokens=100, completion_tokens=7)),
+    form("usage-then-error", chunk({"content": "Hello."}, **counts(100, 7)),
+         data({"error": {"message": "overheated", "code": 500}}),
+         run=failed("failed", text="Hello.", prompt_tokens=100, completion_tokens=7)),
+    form("usage-then-cut", chunk({"content": "Hello."}, **counts(100, 7)), _CUT,
+         run=failed("connection", text="Hello.", prompt_tokens=100, completion_tokens=7)),
+    form("usage-filtered", says("Hello."), stops("content_filter", **counts(100, 7)), DONE,
+         run=failed("withheld", text="Hello.", prompt_tokens=100, completion_tokens=7)),
+    form("usage-without-end", chunk({"content": "Hello."}, **counts(100, 7)),
+         run=failed("broke off", text="Hello.", prompt_tokens=100, completion_tokens=7)),
+)  # fmt: skip
+
+ENDS: Final = (
+    form("end-no-done", says("Hello."), stops(), run=HELLO),
+    form("end-no-reason", says("Hello."), DONE, run=HELLO),
+    form("end-null-reasons", says("Hel", "lo."), chunk({}), DONE, run=HELLO),
+    form("end-empty-reason", says("Hello."), stops(""), DONE, run=HELLO),
+    form("end-none", says("Hello."), run=_BROKE_OFF),
+    form("end-null-only", says("Hello."), chunk({}), run=_BROKE_OFF),
+    form("end-done-cut-short", says("Hello."), b"data: [DON", run=_BROKE_OFF),
+    form("end-reason-cut-short", says("Hello."), stops()[:-9], run=_BROKE_OFF),
+    form("end-done-unterminated", says("Hello."), b"data: [DONE]", run=HELLO),
+    form("end-call-without-end", call(0, "c", "add", ONE), run=failed("broke off", refused=1)),
+    form("end-call-cut", call(0, "c", "add", '{"n"'), run=failed("broke off", refused=1)),
+    form("end-client-call-without-end", call(0, "c", "look", "{}"), offers_client_tools=True,
+         run=failed("broke off", refused=1)),
+    form("end-cut", says("Hello."), _CUT, run=failed("connection", text="Hello.")),
+    form("end-cut-after-call", call(0, "c", "add", ONE), _CUT,
+         run=failed("connection", refused=1)),
+    form("end-nothing", run=failed("")),
+    form("end-comments-only", b": keepalive\n\n: keepalive\n\n", run=failed("")),
+    form("end-done-only", DONE, run=failed("", stop_reason="invalid_llm_response")),
+    form("end-reason-only", stops(), DONE,
+         run=failed("without an answer", stop_reason="invalid_llm_response")),
+    form("end-length", says("Hello."), stops("length"), DONE,
+         run=Run("Hello.", "failed", "max_tokens_exceeded")),
+    form("end-length-in-call", call(0, "c", "add", '{"n"'), stops("length"), DONE,
+         run=Run("", "failed", "max_tokens_exceeded", refused=1)),
+    form("end-filtered", says("Hello."), stops("content_filter"), DONE,
+         run=failed("withheld the rest", text="Hello.")),
+    form("end-filtered-at-once", stops("content_filter"), DONE, run=failed("withheld the answer")),
+    form("end-filtered-call", call(0, "c", "add", ONE), stops("content_filter"), DONE,
+         run=failed("withheld", refused=1)),
+    form("end-error", says("Hello."), stops("error"), DONE, run=failed("'error'", text="Hello.")),
+    form("end-error-in-call", call(0, "c", "add", ONE), stops("error"), DONE,
+         run=failed("'error'", refused=1)),
+    form("end-resources", says("Hello."), stops("insufficient_system_resource"), DONE,
+         run=failed("'insufficient_system_resource'", text="Hello.")),
+    form("end-abort", says("Hello."), stops("abort"), DONE, run=failed("'abort'", text="Hello.")),
+    form("end-unknown", says("Hello."), stops("weather"), DONE,
+         run=failed("'weather'", text="Hello.")),
+    form("end-eos", says("Hello."), stops("eos_token"), DONE, run=HELLO),
+    form("end-capitals", says("Hello."), stops("STOP"), DONE, run=HELLO),
+    form("end-reason-twice", says("Hello."), stops(), stops(), DONE, run=HELLO),
+    form("end-done-twice", says("Hello."), stops(), DONE, DONE, run=HELLO),
+    form("end-more-after-done", says("Hello."), stops(), DONE, says("More."), run=HELLO),
+)  # fmt: skip
