@@ -8,7 +8,12 @@ clients as it stands, so it never holds a path, a secret, SQL, or an id of anoth
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from reattach.limits import MAX_ERROR_CHARS, MAX_VALIDATION_ERRORS
+from reattach.limits import (
+    MAX_ERROR_CHARS,
+    MAX_HEAD_BYTES,
+    MAX_TRAILER_BYTES,
+    MAX_VALIDATION_ERRORS,
+)
 
 
 class ReattachError(Exception):
@@ -257,6 +262,61 @@ class QuotaError(ReattachError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class InvalidHttpError(ReattachError):
+    """A request that is not HTTP/1.1, or that two readers could take differently."""
+
+    code = "invalid_http"
+
+    def __init__(self, fault: str = "is not HTTP/1.1 that can be read") -> None:
+        super().__init__(f"The request {fault}. Nothing was done.")
+
+
+class HttpVersionError(ReattachError):
+    """A request in a version of HTTP that is not spoken here."""
+
+    code = "http_version_not_supported"
+
+    def __init__(self, version: str) -> None:
+        super().__init__(f"HTTP/{version} is not supported. Send the request as HTTP/1.1.")
+
+
+class TunnelRefusedError(ReattachError):
+    """A CONNECT: this server is no proxy."""
+
+    code = "method_not_allowed"
+
+    def __init__(self) -> None:
+        super().__init__("CONNECT is not offered: this server is no proxy.")
+
+
+class ExpectationFailedError(ReattachError):
+    """An ``Expect`` that nobody here can meet."""
+
+    code = "expectation_failed"
+
+    def __init__(self) -> None:
+        super().__init__("The only expectation that is met is `Expect: 100-continue`.")
+
+
+class HeadTooLargeError(LimitExceededError):
+    """A request line with headers, or trailers, beyond what is read of them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"The request line and headers of a request may have {MAX_HEAD_BYTES} bytes together, "
+            f"its trailers and chunk extensions {MAX_TRAILER_BYTES}. Nothing was done."
+        )
+
+
+class RequestTimeoutError(ReattachError):
+    """A request whose rest did not come in time."""
+
+    code = "request_timeout"
+
+    def __init__(self) -> None:
+        super().__init__("The rest of the request did not come in time. Send the request again.")
+
+
 class NotImplementedHereError(ReattachError):
     """Part of the API that this server does not offer."""
 
@@ -274,6 +334,18 @@ class UnavailableError(ReattachError):
     def __init__(self, detail: str, *, retry_after_seconds: int = 1) -> None:
         super().__init__(detail)
         self.retry_after_seconds = retry_after_seconds
+
+
+class TooManyConnectionsError(UnavailableError):
+    """The server, or the client's address, has as many connections as it may have."""
+
+    code = "too_many_connections"
+
+    def __init__(self, whose: str, most: int) -> None:
+        super().__init__(
+            f"{whose} has {most} connections open, which is the limit. Close connections that are "
+            "not used, or try again later."
+        )
 
 
 class StoreUnavailableError(UnavailableError):

@@ -40,10 +40,57 @@ LISTEN_BACKLOG: Final = 4096
 ACCEPT_BATCH: Final = 256
 """Connections that are taken before anything else has its turn; each is some 50 µs of work."""
 
+REFUSED_BYTES: Final = 64 * 1024
+"""What is taken of the request of a connection that is refused."""
+
 ACCEPT_PAUSE_SECONDS: Final = 1.0
 """How long those who connect wait when the process can open no more files."""
 
+FILES_RESERVED: Final = 256
+"""Open files that are kept back from connections, for databases, tools and callbacks; of few files
+a quarter."""
+
+UNLIMITED_CONNECTIONS: Final = 100_000
+"""Connections of a process that may open any number of files: 1 GiB of waiting readers."""
+
+ADDRESS_SHARE: Final = 0.75
+"""The share of all connections that one address may have, unless set otherwise: one client cannot
+shut the others out, and a proxy, whose connections share an address, has nearly all."""
+
+IPV6_CLIENT_BITS: Final = 64
+"""The part of an IPv6 address that stands for one client, who can choose the rest freely."""
+
 # Time.
+
+WATCH_SECONDS: Final = 1.0
+"""How often connections are looked at whose time may be up: one timer for all of them."""
+
+WATCH_ROUND_TICKS: Final = 4
+"""In how many such looks all connections that were written to have their turn, at 4 µs each."""
+
+HEAD_SECONDS: Final = 30.0
+"""How long a new connection may say nothing, and how long the head of a request may take."""
+
+BODY_IDLE_SECONDS: Final = 60.0
+"""How long a request's body may pause; mobile networks hand over in less."""
+
+BODY_SECONDS: Final = 900.0
+"""How long a request's body may take in all: 16 MiB at 20 KiB/s."""
+
+KEEPALIVE_IDLE_SECONDS: Final = 60
+"""Silence after which TCP asks whether the other machine is still there."""
+
+KEEPALIVE_INTERVAL_SECONDS: Final = 15
+"""How often it asks again, until it has asked KEEPALIVE_PROBES times without an answer."""
+
+KEEPALIVE_PROBES: Final = 4
+"""The machine is gone after so many."""
+
+EVICTION_SECONDS: Final = 1.0
+"""How long a connection has waited for a request at least before it gives way to a new one."""
+
+REFUSAL_LOG_SECONDS: Final = 60.0
+"""How often the log says that connections are refused."""
 
 IDLE_CONNECTION_SECONDS: Final = 125
 """How long a connection without a request is kept. Longer than clients keep theirs (httpx 5 s, Go
@@ -299,7 +346,26 @@ LINGER_SECONDS: Final = 1.0
 """How long the rest of a body that is too large is taken, so that the client sees the answer."""
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-"""The URL and headers of a request; common proxies pass on less."""
+"""The head of a request: its request line and headers. Common proxies pass on less."""
+
+MAX_TRAILERS: Final = 32
+"""Trailers of a request, which are dropped; clients send a checksum or two."""
+
+MAX_TRAILER_BYTES: Final = 8 * 1024
+"""All trailers of a request together."""
+
+MAX_CHUNK_EXTENSION_BYTES: Final = 8 * 1024
+"""All chunk extensions of a request together, which are dropped; clients send none."""
+
+BODY_AHEAD_BYTES: Final = 64 * 1024
+"""A request's body that the application has not taken; reading pauses beyond."""
+
+CHUNKS_SLICE_BYTES: Final = 64 * 1024
+"""How much of a chunked body is read before others have the event loop: the smallest chunks
+take longest, about 1 µs each."""
+
+HELD_BYTES: Final = 16 * 1024
+"""What follows a request whose response is not complete; reading pauses beyond."""
 
 MAX_JSON_DEPTH: Final = 64
 """Objects and arrays within each other; far below where decoders run out of stack."""

@@ -104,6 +104,18 @@ class Settings(BaseSettings):
     stall_seconds: float = Field(
         30.0, gt=0, description="How long a reader may take nothing before it is closed."
     )
+    max_connections: int | None = Field(
+        None,
+        ge=1,
+        description="Connections that a process may have; None: what its limit of open files "
+        "allows.",
+    )
+    max_connections_per_address: int | None = Field(
+        None,
+        ge=1,
+        description="How many of them may come from one address, such as a proxy's; None: three "
+        "quarters.",
+    )
     drain_seconds: float = Field(
         30.0, ge=0, description="How long open runs may go on after SIGTERM."
     )

@@ -222,3 +222,22 @@ async def test_a_proxy_does_not_open_a_server_without_a_key(
         direct = await asyncio.to_thread(http.get, f"{open_server.url}/v1/agents/")
     assert (refused.status_code, refused.json()["code"]) == (401, "key_required")
     assert direct.status_code == 200
+
+
+async def test_a_trailer_is_no_header_behind_a_proxy_either(
+    proxy: ProxyServer, server: ServerProcess
+) -> None:
+    """B2: a trailer passes through HAProxy and is taken as a header."""
+    said = (
+        b"POST /v1/agents/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        b"Authorization: Bearer %b\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+        b"Content-Type: application/json\r\nX-Forwarded-Proto: https\r\n\r\n"
+    ) % str(server.api_key).encode()
+    url = httpx2.URL(proxy.url)
+    async with asyncio.timeout(WAIT_SECONDS):
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(said)
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 422 ")
+    assert b"'Content-Type: application/json'" in answer

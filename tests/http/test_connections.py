@@ -12,7 +12,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from reattach.http.protocol import StreamProtocol
+from reattach.http.connection.protocol import HttpConnection
+from reattach.limits import KEEPALIVE_IDLE_SECONDS
 from tests.http.live import WAIT_SECONDS, LiveServer, joined, told
 
 JSON_HEAD = b"Host: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -201,41 +202,24 @@ async def test_connections_that_come_and_go_leave_the_server_as_it_was(live: Liv
     assert (await live.got("/v1/health/"))["status"] == "ok"
 
 
-async def test_an_idle_connection_is_kept_longer_than_clients_keep_theirs(
-    live: LiveServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answered = asyncio.Event()
-    kept_seconds = []
-    on_response_complete = StreamProtocol.on_response_complete
-
-    def noted(protocol: StreamProtocol) -> None:
-        on_response_complete(protocol)
-        closing = protocol.timeout_keep_alive_task
-        assert closing is not None
-        kept_seconds.append(closing.when() - protocol.loop.time())
-        answered.set()
-
-    monkeypatch.setattr(StreamProtocol, "on_response_complete", noted)
-    await live.got("/v1/health/")
-    await asyncio.wait_for(answered.wait(), WAIT_SECONDS)
-    assert min(kept_seconds) > 120
-
-
 async def test_nothing_is_left_of_a_connection_that_is_reset(
     live: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost = asyncio.Event()
-    closings = []
-    connection_lost = StreamProtocol.connection_lost
+    forgotten: list[bool] = []
+    connection_lost = HttpConnection.connection_lost
 
-    def noted(protocol: StreamProtocol, exc: Exception | None) -> None:
-        assert isinstance(exc, ConnectionResetError)
-        assert protocol.timeout_keep_alive_task is not None
-        connection_lost(protocol, exc)
-        closings.append(protocol.timeout_keep_alive_task)
+    def noted(connection: HttpConnection, exc: Exception | None) -> None:
+        connection_lost(connection, exc)
+        watch = connection._endpoint.watch
+        forgotten.append(
+            not any(connection in queue for queue, _ in watch._queues.values())
+            and connection not in watch._owing
+            and connection not in connection._endpoint.state.connections
+        )
         lost.set()
 
-    monkeypatch.setattr(StreamProtocol, "connection_lost", noted)
+    monkeypatch.setattr(HttpConnection, "connection_lost", noted)
     reader, writer = await asyncio.open_connection(*live.address)
     writer.write(b"GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
     async with asyncio.timeout(WAIT_SECONDS):
@@ -244,7 +228,48 @@ async def test_nothing_is_left_of_a_connection_that_is_reset(
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
         writer.transport.abort()
         await lost.wait()
-    assert closings == [None]
+    assert forgotten == [True]
+
+
+@pytest.mark.promise("P13")
+async def test_tcp_asks_whether_silent_clients_are_still_there(
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B4: a client whose machine is gone holds its connection for ever."""
+    alive: list[tuple[int, ...]] = []
+    connection_made = HttpConnection.connection_made
+
+    def noted(connection: HttpConnection, transport: asyncio.BaseTransport) -> None:
+        made = transport.get_extra_info("socket")
+        alive.append(
+            (
+                made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                made.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+            )
+        )
+        connection_made(connection, transport)
+
+    monkeypatch.setattr(HttpConnection, "connection_made", noted)
+    answer = await exchanged(live, b"GET /v1/health HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert alive == [(1, KEEPALIVE_IDLE_SECONDS)]
+
+
+@pytest.mark.parametrize("path", ["/v1/health", "/v1/health/", "/v1/ready", "/v1/ready/"])
+async def test_head_on_health_and_ready_has_the_status_and_no_body(
+    live: LiveServer, path: str
+) -> None:
+    """B6: it is 405."""
+    head = b"HEAD " + path.encode() + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    answer = await exchanged(live, head)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b"\r\n\r\n")
+    live.context.runs.draining = True
+    try:
+        status = b"200" if "health" in path else b"503"
+        assert (await exchanged(live, head)).split()[1] == status
+    finally:
+        live.context.runs.draining = False
 
 
 @pytest.mark.parametrize("announced", [True, False])

@@ -10,7 +10,7 @@ import pytest
 from starlette.types import Message
 
 from reattach.http.app import Api, create_app
-from reattach.http.protocol import StreamProtocol
+from reattach.http.connection.protocol import HttpConnection
 from reattach.ids import DEFAULT_TENANT, new_run_id
 from tests.http.conftest import OTHER_TENANT
 from tests.http.live import WAIT_SECONDS, LiveServer, listening, new_threads
@@ -185,13 +185,13 @@ class Recorded:
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What the server writes to its connections, write by write."""
     writes: list[bytes] = []
-    connection_made = StreamProtocol.connection_made
+    connection_made = HttpConnection.connection_made
 
-    def noted(protocol: StreamProtocol, transport: Any) -> None:
+    def noted(protocol: HttpConnection, transport: Any) -> None:
         recorded: Any = Recorded(transport, writes)
         connection_made(protocol, recorded)
 
-    monkeypatch.setattr(StreamProtocol, "connection_made", noted)
+    monkeypatch.setattr(HttpConnection, "connection_made", noted)
     return writes
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -132,3 +133,17 @@ def test_an_npm_lock_pins_every_package_by_hash_and_holds_no_address(directory: 
     assert packages[f"node_modules/{name}"]["version"] == version
     assert [name for name, entry in packages.items() if "integrity" not in entry] == []
     assert [name for name, entry in packages.items() if "resolved" in entry] == []
+
+
+def test_no_private_name_of_uvicorn_is_imported() -> None:
+    """The connection is ours; uvicorn is the server around it, by what it documents."""
+    public = {"uvicorn", "uvicorn.middleware.proxy_headers"}
+    imported = set()
+    for path in files_of_the_repository():
+        if path.suffix == ".py" and path.is_relative_to(ROOT / "src"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    imported.add(node.module)
+    assert {name for name in imported if name.partition(".")[0] == "uvicorn"} == public

@@ -34,7 +34,6 @@ class Reader:
         cursor: int = 0,
         *,
         pings: bool = False,
-        stall_seconds: float = 30.0,
     ) -> None:
         self._stream = RunStream(
             service,
@@ -42,7 +41,7 @@ class Reader:
             SystemClock(),
             cursor=cursor,
             include_pings=pings,
-            stall_seconds=stall_seconds,
+            stall_seconds=30.0,
         )
         self.received = Received(cursor)
         self.status = 0
@@ -82,9 +81,14 @@ class Reader:
         if self.when_left is not None:
             self.when_left()
 
+    def stall(self) -> None:
+        """Be given up by the server's watch over connections, having taken nothing."""
+        self.connection.stalled = True
+        self.abort()
+
     def abort(self) -> None:
         """What the server does to a reader that it must leave."""
-        self.aborted = not self._left.is_set()
+        self.aborted = self.aborted or not self._left.is_set()
         self.leave()
 
     def take(self, body: bytes) -> None:
@@ -147,6 +151,7 @@ class _Connection:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self.over = asyncio.Event()
+        self.stalled = False
         self._when_room: Callable[[], None] | None = None
 
     async def begin(self, send: Send, start: Message) -> None:
@@ -179,9 +184,6 @@ class _Connection:
         await self._reader.taking.wait()
         if self._when_room is not None:
             self._when_room()
-
-    def untaken_bytes(self) -> int:
-        return 1
 
     def write(self, body: bytes) -> None:
         self._reader.take(body)

@@ -10,14 +10,12 @@ from reattach.events import RunStatus
 from reattach.limits import DELTA_BYTES, PENDING_APPEND_BYTES, REPLAY_SLICE_BYTES
 from reattach.runs import appender as appender_module
 from reattach.runs import worker as worker_module
-from tests.recovery.engines import EndlessEngine, SteppedEngine
+from tests.recovery.engines import EndlessEngine
 from tests.recovery.faults import FaultyLog, Gate
 from tests.recovery.heart import Heart
 from tests.recovery.readers import Reader
 from tests.recovery.received import Received
 from tests.recovery.test_outages import turns_of_the_loop
-
-STALL_SECONDS = 0.1
 
 
 @pytest.mark.promise("P12")
@@ -25,11 +23,12 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_resumes_exactly(heart:
     service = heart.service()
     run = await service.send(heart.send(await heart.conversation(), "[chunks=2000]"))
     async with (
-        Reader(service, run, stall_seconds=STALL_SECONDS) as stalled,
-        Reader(service, run, stall_seconds=STALL_SECONDS) as other,
+        Reader(service, run) as stalled,
+        Reader(service, run) as other,
     ):
         await stalled.until_seq(10)
         stalled.taking.clear()
+        stalled.stall()
         taken = await stalled.to_end()
         assert stalled.aborted
         assert not stalled.whole
@@ -41,19 +40,6 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_resumes_exactly(heart:
     async with Reader(service, run, taken.cursor) as resumed:
         rest = await resumed.to_end()
     assert taken.frames + rest.frames == whole.frames == await heart.frames(run)
-
-
-@pytest.mark.promise("P12")
-async def test_the_time_without_events_is_no_stall(heart: Heart) -> None:
-    engine = SteppedEngine("one ", "two ")
-    service = heart.service(engine=engine)
-    run = await service.send(heart.send(await heart.conversation(), "count"))
-    async with Reader(service, run, stall_seconds=0.05) as reader:
-        engine.step()
-        await reader.until_seq(1)
-        await asyncio.sleep(0.2)  # four stall times of silence, which are what is tested
-        engine.step(2)
-        assert (await reader.to_end()).end()["stop_reason"] == "end_turn"
 
 
 @pytest.mark.promise("P12")

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import uvloop
 
-from reattach.http.accepting import Acceptor
+from reattach.http.accepting import Acceptor, Address
 
 WAIT_SECONDS = 20.0
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
@@ -35,7 +35,7 @@ class Lobby:
         self.all_here = asyncio.Event()
         self._guests = guests
 
-    def new_guest(self) -> Guest:
+    def new_guest(self, _address: Address) -> Guest:
         return Guest(self)
 
     def enter(self, guest: Guest) -> None:
@@ -137,5 +137,32 @@ def test_whoever_comes_after_the_close_is_left_to_the_next_one(pauses: bool) -> 
                     await next_lobby.all_here.wait()
                     following.close()
         assert lobby.came == []
+
+    run(main(), uvloop.new_event_loop)
+
+
+def test_one_who_is_refused_is_told_why_and_costs_no_protocol() -> None:
+    """B4: connections are bounded by address, before anything is made for them."""
+
+    async def main() -> None:
+        lobby = Lobby(1)
+        asked: list[Address] = []
+
+        def admit(address: Address) -> bytes | None:
+            asked.append(address)
+            return b"full" if len(asked) == 1 else None
+
+        with listening() as listener:
+            acceptor = Acceptor(listener, lobby.new_guest, admit=admit)
+            acceptor.start()
+            clients = [socket.create_connection(listener.getsockname()) for _ in range(2)]
+            async with asyncio.timeout(WAIT_SECONDS):
+                await lobby.all_here.wait()
+            acceptor.close()
+        for client, said in zip(clients, (b"full", b"hello"), strict=True):
+            client.settimeout(WAIT_SECONDS)
+            assert await asyncio.to_thread(client.recv, 10) == said
+            client.close()
+        assert [host for host, _ in asked] == ["127.0.0.1"] * 2
 
     run(main(), uvloop.new_event_loop)

@@ -59,8 +59,9 @@ class Connection(Protocol):
     def when_room(self, call: Callable[[], None] | None) -> None:
         """Call it once when there is room, which there is not at present; None calls nothing."""
 
-    def untaken_bytes(self) -> int:
-        """What was sent and the other side has not confirmed to have."""
+    @property
+    def stalled(self) -> bool:
+        """Whether the server gave the connection up because the client took nothing."""
 
     def when_left(self, call: Callable[[], None] | None) -> None:
         """Call it once when the other side is gone, or at once if it is; None calls nothing."""
@@ -207,8 +208,7 @@ class KeptDelivery(Delivery):
     called when it is over.
     """
 
-    __slots__ = ("_busy", "_connection", "_leave", "_missed", "_stall", "_stalled", "_task",
-                 "_then", "_untaken_bytes")  # fmt: skip
+    __slots__ = ("_busy", "_connection", "_leave", "_missed", "_task", "_then")
 
     def __init__(
         self,
@@ -226,9 +226,6 @@ class KeptDelivery(Delivery):
         self._task: asyncio.Task[object] | None = None
         self._then: Callable[[], object] | None = None
         """What goes on when there is room again."""
-        self._stall: asyncio.TimerHandle | None = None
-        self._stalled = False
-        self._untaken_bytes = 0
 
     def begin(self) -> None:
         """Send what there is, of a response that was begun."""
@@ -239,6 +236,8 @@ class KeptDelivery(Delivery):
 
     def _left(self) -> None:
         self.gone = True
+        if self._connection.stalled:
+            self._cut_off(f"took nothing for {self._order.stall_seconds} seconds")
         if self._then is None:
             self._wake()
         else:
@@ -289,7 +288,6 @@ class KeptDelivery(Delivery):
         following = self.following
         return (
             self.gone
-            or self._stalled
             or following.keepalive_due
             or following.released
             or following.revoked
@@ -347,44 +345,23 @@ class KeptDelivery(Delivery):
 
     @override
     async def _done(self) -> bool:
-        try:
-            await self._room()
-        except TimeoutError:
-            return self._cut_off(f"took nothing for {self._order.stall_seconds} seconds")
+        await self._room()
         return not self.gone  # It goes out in one piece with the end of the body.
 
     async def _room(self) -> None:
-        """Wait for it; raises TimeoutError if nothing at all is taken for the stall time."""
-        if not self._stalled and not self._connection.has_room():
+        """Return when there is room, or the reader is gone: the connection bounds the wait."""
+        if not self.gone and not self._connection.has_room():
             room = asyncio.Event()
             self._when_room(room.set)
             await room.wait()
-        if self._stalled:
-            raise TimeoutError
 
     def _when_room(self, then: Callable[[], object]) -> None:
-        """Call it when there is room, the reader is gone, or it has ``_stalled``."""
+        """Call it when there is room, or the reader is gone."""
         self._then = then
-        self._untaken_bytes = self._connection.untaken_bytes()
         self._connection.when_room(self._room_again)
-        self._watch_stall()
-
-    def _watch_stall(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._stall = loop.call_later(self._order.stall_seconds, self._look_whether_it_takes)
-
-    def _look_whether_it_takes(self) -> None:
-        before_bytes, self._untaken_bytes = self._untaken_bytes, self._connection.untaken_bytes()
-        if self._untaken_bytes < before_bytes:
-            self._watch_stall()
-        else:
-            self._stalled = True
-            self._room_again()
 
     def _room_again(self) -> None:
         then, self._then = self._then, None
         self._connection.when_room(None)
-        if self._stall is not None:
-            self._stall.cancel()
         if then is not None:
             then()

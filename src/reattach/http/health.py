@@ -42,6 +42,9 @@ async def ready(context: ContextDep) -> Response:
     return JsonResponse({"version": __version__, "status": "ok"})
 
 
-# Probes do not all follow redirects.
-router.add_api_route("/v1/health", health, include_in_schema=False)
-router.add_api_route("/v1/ready", ready, include_in_schema=False, response_model=None)
+# Probes do not all follow redirects, and some send HEAD.
+for path, methods in (("", ["GET", "HEAD"]), ("/", ["HEAD"])):
+    router.add_api_route(f"/v1/health{path}", health, methods=methods, include_in_schema=False)
+    router.add_api_route(
+        f"/v1/ready{path}", ready, methods=methods, include_in_schema=False, response_model=None
+    )

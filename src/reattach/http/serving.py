@@ -9,19 +9,25 @@ from typing import Any, Literal, cast
 
 import structlog
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from reattach.engine.base import Engine
-from reattach.errors import StartupError
-from reattach.http.accepting import Acceptor
+from reattach.errors import StartupError, TooManyConnectionsError
+from reattach.http.accepting import Acceptor, Address
 from reattach.http.app import create_app
 from reattach.http.assembly import assembled
+from reattach.http.connection.capacity import Capacity
+from reattach.http.connection.protocol import Endpoint, HttpConnection, encoded
+from reattach.http.connection.states import Patience
+from reattach.http.connection.watch import Watch
 from reattach.http.context import Context
 from reattach.http.loopback import is_loopback
-from reattach.http.protocol import StreamProtocol
 from reattach.limits import (
     CLOSE_SECONDS,
-    IDLE_CONNECTION_SECONDS,
+    KEEPALIVE_IDLE_SECONDS,
+    KEEPALIVE_INTERVAL_SECONDS,
+    KEEPALIVE_PROBES,
     LISTEN_BACKLOG,
     SEND_BUFFER_BYTES,
 )
@@ -99,6 +105,7 @@ def bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        _keep_alive(listener)
         if shared:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, port))
@@ -107,6 +114,19 @@ def bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
         raise _not_listening(host, port, error) from error
     listener.setblocking(False)
     return listener
+
+
+def _keep_alive(listener: socket.socket) -> None:
+    """Let TCP notice that the other machine is gone; connections have it from the listener."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for names, value in (
+        (("TCP_KEEPIDLE", "TCP_KEEPALIVE"), KEEPALIVE_IDLE_SECONDS),  # Linux, macOS
+        (("TCP_KEEPINTVL",), KEEPALIVE_INTERVAL_SECONDS),
+        (("TCP_KEEPCNT",), KEEPALIVE_PROBES),
+    ):
+        option = next((getattr(socket, name) for name in names if hasattr(socket, name)), None)
+        if option is not None:
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _not_listening(host: str, port: int, error: OSError) -> StartupError:
@@ -136,6 +156,11 @@ class _Server(uvicorn.Server):
         obeys: bool = False,
     ) -> None:
         app = create_app(context)
+        settings = context.settings
+        watch = Watch(Patience(settings.stall_seconds))
+        self._capacity = Capacity(
+            watch, settings.max_connections, settings.max_connections_per_address
+        )
         # Not outside of the application, as uvicorn has it: its shortcut looks at no address.
         trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
         app.add_middleware(cast("Any", ProxyHeadersMiddleware), trusted_hosts=trusted)
@@ -143,18 +168,18 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 proxy_headers=False,
-                http=StreamProtocol,
+                http=cast("Any", self._new_protocol),
                 ws="none",
                 loop="uvloop",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
-                timeout_keep_alive=IDLE_CONNECTION_SECONDS,
                 timeout_graceful_shutdown=CLOSE_SECONDS,
                 backlog=LISTEN_BACKLOG,
                 server_header=False,
             )
         )
+        self._endpoint = Endpoint(cast("ASGIApp", app), self.server_state, watch, self._capacity)
         self._context = context
         self._url = url
         self._on_ready = on_ready
@@ -165,15 +190,27 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup([])
         for listener in sockets or ():
-            acceptor = Acceptor(listener, self._new_protocol)
+            acceptor = Acceptor(
+                listener,
+                self._new_protocol,
+                admit=self._admit,
+                release=lambda address: self._capacity.leave(address[0]),
+            )
             acceptor.start()
             self.servers.append(cast("asyncio.Server", acceptor))  # closed as such
         logger.info("ready", url=self._url)
         if self._on_ready is not None:
             self._on_ready(self._url)
 
-    def _new_protocol(self) -> StreamProtocol:
-        return StreamProtocol(self.config, self.server_state, self.lifespan.state)
+    def _new_protocol(self, client: Address) -> HttpConnection:
+        return HttpConnection(self._endpoint, client)
+
+    def _admit(self, client: Address) -> bytes | None:
+        try:
+            self._capacity.admit(client[0])
+        except TooManyConnectionsError as error:
+            return encoded(error, self.server_state.default_headers)
+        return None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; the second signal ends the drain, and a third the process."""

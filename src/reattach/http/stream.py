@@ -1,6 +1,6 @@
 """The body of a stream: a run's frames from a cursor on, live until its end.
 
-A plain ASGI response that works under any server. Where ``http.protocol`` lends the connection
+A plain ASGI response that works under any server. Where ``http.connection`` lends the connection
 (see ``CONNECTION_EXTENSION``), a reader that must be left is cut off at once, one that is slow is
 told from one that takes nothing, and one that waits costs no task.
 """

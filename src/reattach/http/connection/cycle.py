@@ -1,0 +1,396 @@
+"""One request and its response: ``receive`` and ``send`` of ASGI, and the hold that streams keep.
+
+A body of HTTP/1.1 whose length is not known goes out in chunks, one of HTTP/1.0 up to the end of
+the connection. The head of a response goes out with the first of its body, as ASGI wants it.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Final, Protocol
+
+import structlog
+from starlette.types import ASGIApp, Message, Scope, Send
+
+from reattach.http.connection.head import Head
+from reattach.http.delivery import CONNECTION_EXTENSION, Piece
+from reattach.http.errors import unknown_error_response
+from reattach.limits import BODY_AHEAD_BYTES, LARGE_WRITE_BYTES
+
+logger = structlog.get_logger(__name__)
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_WITHOUT_BODY: Final = frozenset({204, 304})
+
+
+def _status_line(status: int) -> bytes:
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    return f"HTTP/1.1 {status} {phrase}".encode()
+
+
+_ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
+_STATUS_LINES: Final = {status: _status_line(status) for status in range(100, 600)}
+
+
+def response_head(status: int, headers: Headers, *more: bytes) -> bytes:
+    """Encode a head; ``more`` are further lines. Raises ValueError if a header has a line end."""
+    lines = [_STATUS_LINES[status], *map(b": ".join, headers), *more, b"", b""]
+    head = b"\r\n".join(lines)
+    if not head.count(b"\n") == head.count(b"\r") == len(lines) - 1:
+        raise ValueError("A header of the response has a line end in it.")
+    return head
+
+
+class Line(Protocol):
+    """The connection, as one request of it knows it."""
+
+    write_paused: bool
+    stalled: bool
+
+    @property
+    def default_headers(self) -> Headers:
+        """Headers of every response."""
+
+    def write(self, data: Piece) -> None:
+        """Send bytes; nothing if the connection closes."""
+
+    def writelines(self, pieces: tuple[Piece, ...]) -> None:
+        """Send several pieces without joining them."""
+
+    async def room(self) -> None:
+        """Return when more is taken, or the other side is gone."""
+
+    def pause_reading(self) -> None:
+        """Read nothing more for now."""
+
+    def resume_reading(self) -> None:
+        """Read on."""
+
+    def expect_body(self) -> None:
+        """Give the client time for more of the body."""
+
+    def keep(self) -> None:
+        """Note that the response goes on without the application."""
+
+    def response_complete(self) -> None:
+        """Go on to the next request, or close."""
+
+    def close(self) -> None:
+        """Close once everything that was written is taken."""
+
+    def abort(self) -> None:
+        """Close at once."""
+
+
+class Cycle:
+    """One request of a connection, and the ``Connection`` that a stream may keep of it."""
+
+    __slots__ = (
+        "_asked_whole",
+        "_body",
+        "_came",
+        "_chunked",
+        "_connection",
+        "_continue_due",
+        "_expected_bytes",
+        "_head",
+        "_method",
+        "_on_left",
+        "_on_room",
+        "_version",
+        "complete",
+        "gone",
+        "is_kept",
+        "keep_alive",
+        "more_body",
+        "scope",
+        "started",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        connection: Line,
+        head: Head,
+        server: tuple[str, int] | None,
+        client: tuple[str, int],
+    ) -> None:
+        self.scope: Scope = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": head.version,
+            "server": server,
+            "client": client,
+            "scheme": "http",
+            "root_path": "",
+            "headers": head.headers,
+            "state": {},
+            "method": head.method,
+            "path": head.path,
+            "raw_path": head.raw_path,
+            "query_string": head.query_string,
+            "extensions": {CONNECTION_EXTENSION: self},
+        }
+        self.keep_alive = head.keep_alive
+        self.more_body = True
+        """The request is not complete."""
+        self.started = False
+        """The application has begun to answer."""
+        self.complete = False
+        """The whole response was written."""
+        self.gone = False
+        """Nobody is there any more who could be answered."""
+        self.is_kept = False
+        self._on_left: Callable[[], None] | None = None
+        self._on_room: Callable[[], None] | None = None
+        self._connection = connection
+        self._method = head.method
+        self._version = head.version
+        self._continue_due = head.expects_continue
+        self._body = b""
+        self._asked_whole = False
+        """The application was given the end of the request."""
+        self._came: asyncio.Event | None = None
+        self._head = b""
+        """The head of the response while it waits for what follows."""
+        self._chunked = False
+        self._expected_bytes = -1
+        """The rest of the length that the head announced; -1: none was."""
+
+    async def run(self, app: ASGIApp) -> None:
+        """Let the application answer, and see to it that there is an answer."""
+        try:
+            await app(self.scope, self.receive, self.send)
+            if not (self.started or self.is_kept or self.gone):
+                raise RuntimeError("The application gave no answer.")
+        except Exception as error:
+            if self.started or self.gone:
+                logger.exception("response broken off")
+                self._break_off()
+            else:
+                await self._send_unknown_error(error)
+        except BaseException:
+            self._break_off()
+            raise
+        else:
+            if not (self.complete or self.is_kept or self.gone):
+                logger.error("response broken off", reason="the application left its body open")
+                self._break_off()
+        finally:
+            self.scope = {}  # It refers to this object, which would wait for the garbage collector.
+
+    def _break_off(self) -> None:
+        """Close without the end of the body, so that the client does not take it for whole."""
+        if not (self.complete or self.gone):
+            self._connection.close()
+
+    async def _send_unknown_error(self, error: Exception) -> None:
+        response = unknown_error_response(error)
+        await response(self.scope, self.receive, self.send)
+
+    # The request.
+
+    @property
+    def waits_for_continue(self) -> bool:
+        """The client sends no body before the application asks for it."""
+        return self._continue_due
+
+    def body_came(self, body: bytes, *, whole: bool) -> None:
+        """Take more of the request's body."""
+        if not self.complete and not self.gone:
+            self._body = self._body + body if self._body else body
+            if len(self._body) > BODY_AHEAD_BYTES:
+                self._connection.pause_reading()
+        self.more_body = not whole
+        self._continue_due = False
+        if self._came is not None:
+            self._came.set()
+
+    def lose(self) -> None:
+        """The other side is gone."""
+        if self.gone:
+            return
+        self.gone = True
+        if self._came is not None:
+            self._came.set()
+        call, self._on_left = self._on_left, None
+        if call is not None:
+            call()
+
+    async def receive(self) -> Message:
+        while not (self.gone or self.complete):
+            if self._body or not (self.more_body or self._asked_whole):
+                body, self._body = self._body, b""
+                self._asked_whole = not self.more_body
+                self._connection.resume_reading()
+                return {"type": "http.request", "body": body, "more_body": self.more_body}
+            if self._continue_due and not self.started:
+                self._continue_due = False
+                self._connection.write(_CONTINUE)
+                self._connection.expect_body()
+            if self._came is None:
+                self._came = asyncio.Event()
+            self._came.clear()
+            await self._came.wait()
+        return {"type": "http.disconnect"}
+
+    # The response.
+
+    async def send(self, message: Message) -> None:
+        connection = self._connection
+        if connection.write_paused:
+            await connection.room()
+        if self.gone:
+            return
+        if message["type"] == "http.response.start" and not self.started:
+            self._start(message["status"], message.get("headers", ()))
+        elif message["type"] == "http.response.body" and self.started and not self.complete:
+            body = b"" if self._method == "HEAD" else message.get("body", b"")
+            self._send_body(body, more=message.get("more_body", False))
+        else:
+            raise RuntimeError(f"The message {message['type']!r} is out of its order.")
+
+    def _start(self, status: int, headers: Headers) -> None:
+        self._chunked, self._expected_bytes = False, -1
+        if self._continue_due:  # The client may send the body still, or never.
+            self._continue_due = self.keep_alive = False
+        kept = [*self._connection.default_headers]
+        has_length = False
+        for header in headers:
+            name = header[0]
+            if name == b"content-length":
+                has_length = True
+                self._expected_bytes = int(header[1])
+            elif name == b"connection":
+                if b"close" in header[1].lower():
+                    self.keep_alive = False
+                continue
+            elif name == b"transfer-encoding":
+                continue
+            kept.append(header)
+        lines = []
+        if self._method == "HEAD" or status in _WITHOUT_BODY:
+            self._expected_bytes = 0
+        elif not has_length:
+            if self._version == "1.0":
+                self.keep_alive = False
+            else:
+                self._chunked = True
+                lines.append(b"transfer-encoding: chunked")
+        if not self.keep_alive:
+            lines.append(b"connection: close")
+        elif self._version == "1.0":
+            lines.append(b"connection: keep-alive")
+        self._head = response_head(status, kept, *lines)
+        self.started = True
+
+    def _send_body(self, body: bytes, *, more: bool) -> None:
+        if self._expected_bytes >= 0:
+            self._expected_bytes -= len(body)
+            if self._expected_bytes < 0 or (self._expected_bytes and not more):
+                raise RuntimeError("The body has another length than its head says.")
+        if not more:
+            self.finish(body)
+        elif body:
+            self.write(body)
+
+    # The Connection that is lent to a stream.
+
+    @property
+    def stalled(self) -> bool:
+        return self._connection.stalled
+
+    async def begin(self, send: Send, start: Message) -> None:
+        if send != self.send:  # Somebody between has more to say in it.
+            await send(start)
+        else:
+            self._start(start["status"], start["headers"])
+
+    def keep(self) -> None:
+        self.is_kept = True
+        self.scope = {}  # It weighs more than all else of the request.
+        self._body = b""
+        self._connection.keep()
+
+    def flush(self) -> None:
+        if self._head and not self.gone:
+            head, self._head = self._head, b""
+            self._connection.write(head)
+
+    def write(self, body: Piece) -> None:
+        if self.gone:
+            return
+        head, self._head = self._head, b""
+        if not self._chunked:
+            self._connection.write(b"".join((head, body)) if head else body)
+        elif len(body) >= LARGE_WRITE_BYTES:
+            self._connection.writelines((b"%b%x\r\n" % (head, len(body)), body, b"\r\n"))
+        else:
+            self._connection.write(head + _chunk(body) if head else _chunk(body))
+
+    def finish(self, *rest: Piece) -> None:
+        if self.gone:
+            return
+        head, self._head = self._head, b""
+        size_bytes = sum(map(len, rest))
+        if not self._chunked:
+            last = b"".join((head, *rest))
+        elif size_bytes:
+            last = b"".join((head, b"%x\r\n" % size_bytes, *rest, b"\r\n", _LAST_CHUNK))
+        else:
+            last = head + _LAST_CHUNK
+        if last:
+            self._connection.write(last)
+        self.complete = True
+        self._body = b""
+        if self._came is not None:
+            self._came.set()
+        self._connection.response_complete()
+
+    def abort(self) -> None:
+        if not self.gone:
+            self._connection.abort()
+
+    def has_room(self) -> bool:
+        return not self._connection.write_paused
+
+    def when_room(self, call: Callable[[], None] | None) -> None:
+        self._on_room = call
+
+    def when_left(self, call: Callable[[], None] | None) -> None:
+        self._on_left = call
+        if call is not None and self.gone:
+            self._on_left = None
+            call()
+
+    def room_came(self) -> None:
+        """There is room to write again."""
+        call, self._on_room = self._on_room, None
+        if call is not None:
+            call()
+
+
+class _Chunks:
+    """Encodes chunks (RFC 9112, section 7.1). Many readers get the same one in a row.
+
+    They are recognised by their identity: comparing all of it costs more than encoding it again.
+    """
+
+    __slots__ = ("_body", "_chunk")
+
+    def __init__(self) -> None:
+        self._body: Piece = b""
+        self._chunk = b""
+
+    def __call__(self, body: Piece) -> bytes:
+        if body is not self._body:
+            self._body, self._chunk = body, b"%x\r\n%b\r\n" % (len(body), bytes(body))
+        return self._chunk
+
+
+_chunk: Final = _Chunks()

@@ -1,0 +1,424 @@
+"""The connection as asyncio knows it: reads requests, has them answered, and ends in time.
+
+``states`` has the rules. uvicorn is the server around it (signals, start and stop, the set of open
+connections); nothing here leans on how uvicorn itself speaks HTTP.
+"""
+
+import asyncio
+import fcntl
+import socket
+import struct
+import termios
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, cast
+
+import structlog
+from starlette.types import ASGIApp
+
+from reattach.errors import ReattachError, RequestTimeoutError
+from reattach.http.connection.body import Body, ChunkedBody, LengthBody
+from reattach.http.connection.capacity import Capacity
+from reattach.http.connection.cycle import Cycle, Headers, response_head
+from reattach.http.connection.head import Head
+from reattach.http.connection.states import State
+from reattach.http.connection.watch import Queue, Watch
+from reattach.http.delivery import Piece
+from reattach.http.errors import error_response
+from reattach.limits import CHUNKS_SLICE_BYTES, HELD_BYTES, MAX_REQUEST_BYTES
+
+logger = structlog.get_logger(__name__)
+
+_UNSENT: Final[int | None] = getattr(termios, "TIOCOUTQ", None)
+"""Asks the kernel what the other side has not confirmed; not every system can say."""
+
+_TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)
+_TCP_CLOSE: Final = 7
+
+
+class ServerState(Protocol):
+    """What uvicorn keeps of its connections, and looks at when it stops."""
+
+    total_requests: int
+    connections: set[Any]
+    tasks: set[asyncio.Task[None]]
+    default_headers: list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """All that the connections of a server share."""
+
+    app: ASGIApp
+    state: ServerState
+    watch: Watch
+    capacity: Capacity
+
+
+class HttpConnection(asyncio.Protocol):
+    """One connection. ``client`` is the address and port of its other side."""
+
+    __slots__ = ("_body", "_body_until", "_client", "_cycle", "_discarded_bytes", "_endpoint",
+                 "_head", "_held", "_queue", "_reads", "_room", "_server", "_transport",
+                 "half_closed", "owes", "sent_bytes", "stalled", "state", "stuck_since",
+                 "taken_bytes", "write_paused")  # fmt: skip
+
+    def __init__(self, endpoint: Endpoint, client: tuple[str, int]) -> None:
+        self._endpoint = endpoint
+        self._client = client
+        self._server: tuple[str, int] | None = None
+        self._transport: asyncio.Transport
+        self._head: Head | None = None
+        """The head that is being read."""
+        self._body: Body | None = None
+        """The body that is being read."""
+        self._body_until = 0.0
+        self._cycle: Cycle | None = None
+        """The last request whose head was complete."""
+        self._held = b""
+        """What came and was not looked at yet."""
+        self._reads = True
+        self._room: asyncio.Event | None = None
+        self._queue: Queue | None = None
+        self._discarded_bytes = 0
+        self.state = State.HEAD
+        self.write_paused = False
+        self.half_closed = False
+        self.stalled = False
+        """It was aborted because the client took nothing."""
+        self.sent_bytes = 0
+        self.taken_bytes = 0
+        self.stuck_since: float | None = None
+        self.owes = False
+
+    @property
+    def default_headers(self) -> Headers:
+        return self._endpoint.state.default_headers
+
+    @property
+    def _awaits_input(self) -> bool:
+        state = self.state
+        return state is State.IDLE or state is State.BODY or state is State.HEAD
+
+    def _enter(self, state: State) -> None:
+        """Go to a state, or stay in it with its time beginning anew."""
+        if self._queue is not None:
+            self._queue.pop(self, None)
+            self._queue = None
+        self.state = state
+        if state is State.RESPONSE or state is State.KEPT or state is State.CLOSED:
+            return
+        self._queue = self._endpoint.watch.queue(self, state)
+
+    def _leave_queue(self) -> None:
+        if self._queue is not None:
+            self._queue.pop(self, None)
+            self._queue = None
+
+    # Called by the event loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        name = transport.get_extra_info("sockname")
+        self._server = (name[0], name[1]) if isinstance(name, tuple) else None
+        self._endpoint.state.connections.add(self)
+        self._enter(State.HEAD)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._endpoint.state.connections.discard(self)
+        self._endpoint.watch.forget(self)
+        self._endpoint.capacity.leave(self._client[0])
+        self._enter(State.CLOSED)
+        self._head = self._body = None
+        self._held = b""
+        self.write_paused = False
+        if self._room is not None:
+            self._room.set()
+        cycle, self._cycle = self._cycle, None
+        if cycle is not None and not cycle.complete:
+            cycle.lose()
+
+    def data_received(self, data: bytes) -> None:
+        if self._held or self.state is State.RESPONSE or self.state is State.KEPT:
+            self._held += data
+            if len(self._held) > HELD_BYTES:
+                self.pause_reading()
+        elif self.state is State.DRAINING:
+            self._discard(len(data))
+        elif self.state is not State.CLOSED:
+            self._read(data)
+
+    def eof_received(self) -> bool:
+        """Whether the connection stays open: a client that sends no more may read an answer."""
+        self.half_closed = True
+        if self._held or self.state is State.RESPONSE or self.state is State.KEPT:
+            self._endpoint.watch.owe(self)  # Nothing is read that would tell that it is gone.
+            return True
+        self._end_of_input()
+        return False
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+        if self._cycle is not None:
+            self._cycle.room_came()
+
+    # Called by uvicorn.
+
+    def shutdown(self) -> None:
+        """Close as soon as the response under way is complete."""
+        if self._cycle is None or self._cycle.complete:
+            self.close()
+        else:
+            self._cycle.keep_alive = False
+
+    # Reading.
+
+    def _read(self, data: bytes) -> None:
+        """Look at what came, up to the end of a request."""
+        if len(data) > CHUNKS_SLICE_BYTES and not isinstance(self._body, LengthBody):
+            data, self._held = data[:CHUNKS_SLICE_BYTES], data[CHUNKS_SLICE_BYTES:]
+            self.pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_held)
+        rest: bytes | None = data
+        try:
+            while rest:
+                if self.state is State.BODY:
+                    rest = self._read_body(rest)
+                elif self.state is State.HEAD or self.state is State.IDLE:
+                    rest = self._read_head(rest)
+                else:
+                    self._held = rest + self._held
+                    return
+        except ReattachError as error:
+            self._refuse(error)
+
+    def _read_held(self) -> None:
+        """Look at what was held back, unless it follows a request that is not answered yet."""
+        if self._held and self._awaits_input:
+            data, self._held = self._held, b""
+            self.resume_reading()
+            self._read(data)
+        if self.half_closed and not self._held and self._awaits_input:
+            self._end_of_input()
+            self.close()
+
+    def _end_of_input(self) -> None:
+        """The client has sent its last byte, and what it sent is no whole request."""
+        if self._cycle is not None:
+            self._cycle.lose()
+
+    def _read_head(self, data: bytes) -> bytes | None:
+        head = self._head
+        if head is None:
+            head = self._head = Head()
+        had_begun = head.has_begun
+        rest = head.feed(data)
+        if rest is None:
+            if head.has_begun and not had_begun:
+                self._enter(State.HEAD)
+            return None
+        self._head = None
+        self._begin(head)
+        if not rest:
+            self.expect_body()
+        return rest
+
+    def _begin(self, head: Head) -> None:
+        """Let the application answer a request whose head is complete."""
+        endpoint = self._endpoint
+        cycle = self._cycle = Cycle(self, head, self._server, self._client)
+        task = asyncio.get_running_loop().create_task(cycle.run(endpoint.app))
+        endpoint.state.tasks.add(task)
+        task.add_done_callback(endpoint.state.tasks.discard)
+        if head.chunked or head.content_length:
+            self._body = ChunkedBody() if head.chunked else LengthBody(head.content_length)
+            self._body_until = endpoint.watch.now() + endpoint.watch.patience.body_seconds
+            self._discarded_bytes = 0
+            self.state = State.BODY
+        else:
+            cycle.body_came(b"", whole=True)
+            self._enter(State.RESPONSE)
+
+    def _read_body(self, data: bytes) -> bytes | None:
+        body, cycle = self._body, self._cycle
+        assert body is not None
+        assert cycle is not None
+        piece, rest = body.feed(data)
+        cycle.body_came(piece, whole=rest is not None)
+        if rest is None:
+            if self._endpoint.watch.now() > self._body_until:
+                raise RequestTimeoutError
+            if cycle.complete:
+                self._discard(len(data))
+            self.expect_body()
+        else:
+            self._body = None
+            if cycle.complete:
+                self._rest()
+            else:
+                self._enter(State.KEPT if cycle.is_kept else State.RESPONSE)
+        return rest
+
+    def expect_body(self) -> None:
+        """Give the client time for more of the body, while the application takes it."""
+        if self.state is State.BODY and self._cycle is not None:
+            if self._reads and not self._cycle.waits_for_continue:
+                self._enter(State.BODY)
+            else:
+                self._leave_queue()
+
+    def _discard(self, count: int) -> None:
+        self._discarded_bytes += count
+        if self._discarded_bytes > MAX_REQUEST_BYTES:
+            self.close()
+
+    def pause_reading(self) -> None:
+        if self._reads:
+            self._reads = False
+            if not (self.half_closed or self._transport.is_closing()):
+                self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self._reads and not self._held:
+            self._reads = True
+            if not (self.half_closed or self._transport.is_closing()):
+                self._transport.resume_reading()
+            self.expect_body()
+
+    def _refuse(self, error: ReattachError) -> None:
+        """Answer a request that is not or not wholly read with an error, if that is possible."""
+        cycle, self._cycle = self._cycle, None
+        self._head = self._body = None
+        if cycle is not None and not cycle.complete:
+            cycle.lose()
+            if cycle.started:
+                self.close()  # Without the end of the body: the client does not take it for whole.
+                return
+        if cycle is None or not cycle.complete:
+            self.write(encoded(error, self.default_headers))
+        self._drain()
+
+    # Writing.
+
+    def write(self, data: Piece) -> None:
+        if not self._transport.is_closing():
+            self.sent_bytes += len(data)
+            self._transport.write(data)
+            if not self.owes:
+                self._endpoint.watch.owe(self)
+
+    def writelines(self, pieces: tuple[Piece, ...]) -> None:
+        if not self._transport.is_closing():
+            self.sent_bytes += sum(map(len, pieces))
+            self._transport.writelines(pieces)
+            if not self.owes:
+                self._endpoint.watch.owe(self)
+
+    async def room(self) -> None:
+        """Return when more is taken, or the other side is gone."""
+        if self._room is None:
+            self._room = asyncio.Event()
+        await self._room.wait()
+
+    def keep(self) -> None:
+        if self.state is State.RESPONSE:
+            self._enter(State.KEPT)
+
+    def response_complete(self) -> None:
+        """Go on to the next request, or close."""
+        self._endpoint.state.total_requests += 1
+        cycle = self._cycle
+        if cycle is None or self._transport.is_closing():
+            self._enter(State.CLOSED)
+        elif self.state is State.BODY:
+            if cycle.keep_alive:
+                self.resume_reading()
+                self.expect_body()
+            else:
+                self._drain()
+        elif cycle.keep_alive:
+            self._rest()
+            self._read_held()
+        elif self._held:
+            self._drain()
+        else:
+            self.close()
+
+    def _rest(self) -> None:
+        self._cycle = None
+        self._enter(State.IDLE)
+        if not self._held:
+            self.resume_reading()
+
+    # Ending.
+
+    def time_is_up(self) -> None:
+        self._queue = None
+        if self.state is State.BODY or (self._head is not None and self._head.has_begun):
+            self._refuse(RequestTimeoutError())
+        else:
+            self.close()
+
+    def take_nothing(self) -> None:
+        self.stalled = True
+        if self._cycle is None or not self._cycle.is_kept:
+            seconds = self._endpoint.watch.patience.stall_seconds
+            logger.info("connection cut off", reason=f"it took nothing for {seconds:g} seconds")
+        self.abort()
+
+    def _drain(self) -> None:
+        """Write nothing more, and discard what comes until the client has closed its side."""
+        self._held = b""
+        if self.half_closed or self._transport.is_closing():
+            self.close()
+            return
+        self._enter(State.DRAINING)
+        self._discarded_bytes = 0
+        self.resume_reading()
+        self._transport.write_eof()
+
+    def close(self) -> None:
+        """Close once everything that was written is taken."""
+        self._held = b""
+        self._enter(State.CLOSED)
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._held = b""
+        self._enter(State.CLOSED)
+        self._transport.abort()
+
+    def untaken_bytes(self) -> int:
+        kernel_bytes = 0
+        connection = self._transport.get_extra_info("socket")
+        if connection is not None and _UNSENT is not None:
+            with suppress(OSError):  # It is closed, or this kernel does not tell.
+                answer = fcntl.ioctl(connection.fileno(), _UNSENT, struct.pack("i", 0))
+                (kernel_bytes,) = struct.unpack("i", answer)
+        return self._transport.get_write_buffer_size() + kernel_bytes
+
+    def is_dead(self) -> bool:
+        connection = self._transport.get_extra_info("socket")
+        if connection is None or _TCP_INFO is None:
+            return False
+        try:
+            info = connection.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)
+        except OSError:
+            return True
+        return bool(info[0] == _TCP_CLOSE)
+
+
+def encoded(error: ReattachError, headers: Headers = ()) -> bytes:
+    """The response that says the error, after which the connection is closed."""
+    response = error_response(error)
+    head = response_head(
+        response.status_code, (*headers, *response.raw_headers), b"connection: close"
+    )
+    return head + bytes(response.body)
