@@ -48,6 +48,7 @@ def main() -> int:
         long=chosen.long,
         rounds=chosen.rounds,
         contenders=chosen.beside,
+        against=[Path(folder).resolve() for folder in chosen.against],
         repetitions=chosen.repetitions,
         lease_seconds=chosen.lease_seconds,
         only=chosen.only,
@@ -104,6 +105,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--beside", action="append", default=[], metavar="WORD",
         help="measure only those others whose name has this word; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--against", action="append", default=[], metavar="FOLDER",
+        help="another checkout of this project, measured beside it in replay, live and idle; "
+        "may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--results", default="", metavar="FOLDER",

@@ -129,7 +129,10 @@ def fresh(contender: Serving[Served_co], cores: Cores) -> Iterator[Served_co]:
 
 @contextmanager
 def program(
-    command: Sequence[str], cores: Cores, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    cores: Cores,
+    environment: Mapping[str, str] | None = None,
+    checkout: Path = ROOT,
 ) -> Iterator[tuple[int, int]]:
     """A program that prints its URL once it serves; its port and process id."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REATTACH_")}
@@ -138,7 +141,7 @@ def program(
             list(command),
             stdout=subprocess.PIPE,
             text=True,
-            cwd=ROOT,
+            cwd=checkout,
             env=kept | dict(environment or {}),
             start_new_session=True,  # A scheduling group of its own, which ``favour`` raises.
         )
@@ -157,8 +160,11 @@ def program(
         process.communicate()
 
 
-def python(module: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", module, *arguments]
+def python(module: str, *arguments: str, checkout: Path = ROOT) -> list[str]:
+    """The command that runs a module; another checkout has its own Python, if it has one."""
+    own = checkout / ".venv" / "bin" / "python"
+    interpreter = str(own) if checkout != ROOT and own.exists() else sys.executable
+    return [interpreter, "-m", module, *arguments]
 
 
 def asked(port: int, request: Request, *, whole: bool = True) -> bytes:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
+from bench.against import ratios, versions
 from bench.contender import fresh
 from bench.load import Group, Load, Reader
 from bench.machine import cost_of, cpu_seconds, memory
@@ -21,10 +22,9 @@ OPENINGS_PER_SECOND = 500
 ROUNDS = 2
 
 
-def silent(readers: int, options: Options) -> dict[str, float]:
+def silent(contender: Reattach, readers: int, options: Options) -> dict[str, float]:
     """Open the readers, look while nothing is said, and then while they are pinged."""
     ping_seconds = QUICK_PING_SECONDS if options.quick else PING_SECONDS
-    contender = Reattach(settings={"ping_interval_seconds": str(ping_seconds)})
     with fresh(contender, options.cores) as server:
         streams = server.silent(QUICK_RUNS if options.quick else RUNS)
         listed = [
@@ -73,14 +73,19 @@ def _cpu_percent(pids: tuple[int, ...], seconds: float) -> float:
 def main(options: Options) -> Chapter:
     numbers = QUICK_READERS if options.quick else READERS
 
-    def measurements() -> Iterator[Measurement]:
-        for number in numbers:
-            yield f"{number:,} readers", partial(silent, number, options)
+    ping_seconds = QUICK_PING_SECONDS if options.quick else PING_SECONDS
 
-    results = interleaved([Turn(Reattach().name, measurements)], options.times(ROUNDS))
+    def measurements(contender: Reattach) -> Iterator[Measurement]:
+        for number in numbers:
+            yield f"{number:,} readers", partial(silent, contender, number, options)
+
+    contenders = versions(options, {"ping_interval_seconds": str(ping_seconds)})
+    turns = [Turn(one.name, partial(measurements, one)) for one in contenders]
+    results = interleaved(turns, options.times(ROUNDS))
     columns = ("KiB per reader", "KiB per reader, pinged", "CPU % silent", "CPU % pinged",
                "store calls", "pings", "late p50 ms", "late p99 ms", "late max ms",
                "open s")  # fmt: skip
+    heads = dict(zip(columns, columns, strict=True))
     names = [f"{number:,} readers" for number in numbers]
     most = (Reattach().name, names[-1])
     return Chapter(
@@ -89,8 +94,11 @@ def main(options: Options) -> Chapter:
         f"Readers of {QUICK_RUNS if options.quick else RUNS} runs that say nothing. Memory is the "
         "proportional set size of the server. Store calls are all reads and writes of the process "
         "that are no socket's, while nothing is said; pings are late by what they come after "
-        f"{QUICK_PING_SECONDS if options.quick else PING_SECONDS:g} s.",
-        [table(results, "Idle readers", names, dict(zip(columns, columns, strict=True)))],
+        f"{ping_seconds:g} s.",
+        [
+            table(results, "Idle readers", names, heads),
+            *ratios(results, options, names, heads),
+        ],
         [
             Goal("memory of an idle reader", "≤ 15 KiB",
                  results.middle(*most, "KiB per reader"), at_most(15), "KiB"),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 
+from bench.against import ratios, versions
 from bench.charts import Chart
 from bench.contender import Contender, Server, fresh
 from bench.contestants import missing, others
@@ -123,7 +124,7 @@ def first_event(
 
 
 def main(options: Options) -> Chapter:
-    contenders = [Reattach(), *others(options, "live")]
+    contenders = [*versions(options), *others(options, "live")]
     if not options.contenders or any(word in ON_REDIS.name for word in options.contenders):
         contenders.insert(1, ON_REDIS)
     measured = quick_measurements if options.quick else measurements
@@ -141,7 +142,10 @@ def told(results: Results, contenders: list[str], options: Options) -> Chapter:
         f"Runs that yield {RATE:.0f} events a second each, durable where the server has a log. "
         "Lag: from the moment when an event was due to its last byte at the reader; it holds up to "
         "a millisecond of the schedule itself. `from yield` leaves out the wait for the engine.",
-        [table(results, "Live streams", names, IN_THE_BACKGROUND)],
+        [
+            table(results, "Live streams", names, IN_THE_BACKGROUND),
+            *ratios(results, options, names, IN_THE_BACKGROUND),
+        ],
         goals(results, options),
         notes=results.failures() + missing(options, "live"),
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from bench.machine import Cores
 
@@ -16,6 +17,8 @@ class Options:
     """How often each contender has its turn; 0: once if quick, else as often as the work needs."""
     contenders: Sequence[str] = ()
     """Words of the names of those that are measured; empty: all are."""
+    against: Sequence[Path] = ()
+    """Other checkouts of this project, whose servers are measured beside its own."""
     cores: Cores = field(default_factory=Cores.available)
     repetitions: int = 3
     """How often each fault is tried."""

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from bench.contender import (
     READING,
+    ROOT,
     Contender,
     Pace,
     Server,
@@ -111,7 +112,10 @@ class ReattachServer(Server):
 
 
 class Reattach(Contender):
-    """The product. ``settings`` are REATTACH_ variables without their prefix."""
+    """The product, of this checkout or another one.
+
+    ``settings`` are REATTACH_ variables without their prefix.
+    """
 
     about = "the whole product: engine, log, records, HTTP"
     works = READING | {"idle", "storm"}
@@ -121,8 +125,10 @@ class Reattach(Contender):
         name: str = "Reattach",
         store: Literal["sqlite", "redis"] = "sqlite",
         settings: Mapping[str, str] | None = None,
+        checkout: Path = ROOT,
     ) -> None:
         self.name = name
+        self._checkout = checkout
         self._store = store
         self._settings = dict(settings or {})
 
@@ -132,8 +138,15 @@ class Reattach(Contender):
             environment = {"REATTACH_DATA_DIR": str(directory)}
             if self._store == "redis":
                 environment = shared_stores(stack, cores)
+            if self._checkout != ROOT:
+                environment["PYTHONPATH"] = str(self._checkout / "src")
             settings = {f"REATTACH_{name.upper()}": told for name, told in self._settings.items()}
-            serving = program(python("bench.server"), cores, environment | NO_DRAIN | settings)
+            serving = program(
+                python("bench.server", checkout=self._checkout),
+                cores,
+                environment | NO_DRAIN | settings,
+                self._checkout,
+            )
             yield ReattachServer(*stack.enter_context(serving))
 
 

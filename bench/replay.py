@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from bench.against import ratios, versions
 from bench.charts import Chart
 from bench.contender import Contender, Server, Stream, fresh
 from bench.contestants import missing, others, wanted
@@ -97,12 +98,12 @@ def empty(options: Options) -> Iterator[Measurement]:
 
 
 def main(options: Options) -> Chapter:
-    product_itself = Reattach()
-    contenders = [product_itself, *others(options, "replay")]
+    product_itself, *before = versions(options)
+    contenders = [product_itself, *before, *others(options, "replay")]
     turns = [Turn(one.name, partial(warm, one, options)) for one in contenders]
     if wanted(options, EMPTY):
         turns.insert(1, Turn(EMPTY.name, partial(empty, options)))
-    turns.insert(1, Turn(product_itself.name, partial(cold, product_itself, options)))
+    turns += [Turn(one.name, partial(cold, one, options)) for one in (product_itself, *before)]
     results = interleaved(turns, options.times(ROUNDS))
     return told(results, [one.name for one in contenders], options)
 
@@ -126,7 +127,7 @@ def told(results: Results, contenders: list[str], options: Options) -> Chapter:
         "Replay",
         f"An ended run of {events:,} events of about 350 bytes, read again and again over "
         "connections that stay open. Cold: the first reads after a start.",
-        [table(results, "Replays", names, heads)],
+        [table(results, "Replays", names, heads), *ratios(results, options, names, heads)],
         goals(results, numbers[1]),
         notes=results.failures() + missing(options, "replay"),
     )

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from bench.against import ratios, versions
 from bench.charts import HEIGHT, WIDTH, Chart, drawn
-from bench.contender import Contender, fresh
+from bench.contender import ROOT, Contender, fresh
 from bench.load import Reader, Spoiled
 from bench.machine import Cores
+from bench.options import Options
 from bench.product import Reattach
 from bench.reading import live, repeated
 from bench.results import Chapter, Goal, Table, at_most, shown, table, write
-from bench.rounds import Figures, Measurement, Turn, interleaved, until_one_fails
+from bench.rounds import Figures, Measurement, Results, Turn, interleaved, until_one_fails
 from bench.yardsticks.local import CEILING
 
 
@@ -122,3 +124,28 @@ def test_bars_and_lines_are_drawn_within_the_picture() -> None:
             x, y = (float(shape.get(name) or shape.get(f"c{name}") or 0) for name in "xy")
             assert 0 <= x <= WIDTH
             assert 0 <= y <= HEIGHT
+
+
+@pytest.mark.timeout(100)
+def test_another_checkout_is_served_from_its_own_folder(tmp_path: Path) -> None:
+    checkout = tmp_path / "before"
+    checkout.mkdir()
+    for name in ("src", "bench"):
+        (checkout / name).symlink_to(ROOT / name)
+    own, other = versions(Options(against=[checkout]))
+    assert (own.name, other.name) == ("Reattach", "Reattach in before")
+    with fresh(other, Cores.available()) as server:
+        (stream,) = server.ended(5)
+        assert stream.last > 5
+        (pid,) = server.pids
+        assert Path(f"/proc/{pid}/cwd").readlink() == checkout
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        assert f"PYTHONPATH={checkout / 'src'}".encode() in environment
+
+
+def test_versions_are_compared_by_the_ratio_of_their_medians(tmp_path: Path) -> None:
+    options, results = Options(against=[tmp_path / "before"]), Results()
+    for name, values in (("Reattach", (1.0, 2.0, 9.0)), ("Reattach in before", (4.0,))):
+        results[name, "work"].rounds.extend({"CPU": value} for value in values)
+    (compared,) = ratios(results, options, ["work", "unknown"], {"CPU": "CPU"})
+    assert compared.rows == [["work", "0.5"]]
