@@ -78,10 +78,15 @@ class Reattach:
         open: bool = False,  # noqa: A002  the word for it
     ) -> None:
         self._engine = answer if isinstance(answer, Engine) else FunctionEngine(answer)
-        settings = settings or Settings()
+        said: dict[str, Any] = {}
+        if settings is None:
+            # The environment's default may be a model of another server on this machine.
+            settings, said["default_model"] = Settings(), None
+            if data_dir is not None:
+                said |= {"database_url": None, "log_url": None}
         if data_dir is not None:
-            settings = settings.model_copy(update={"data_dir": Path(data_dir)})
-        self._settings = settings
+            said["data_dir"] = Path(data_dir)
+        self._settings = settings.model_copy(update=said)
         self._open = open
         self._stack = AsyncExitStack()
         self._context: Context | None = None

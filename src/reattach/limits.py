@@ -434,6 +434,26 @@ MAX_VALIDATION_ERRORS: Final = 20
 MAX_ERROR_CHARS: Final = 500
 """What an error repeats of a client's own value."""
 
+# Lists of models.
+
+MODEL_LIST_TIMEOUT_SECONDS: Final = 10.0
+"""How long a provider may take to list its models; the server does not wait for it to start."""
+
+MODEL_LIST_SECONDS: Final = 300.0
+"""How long a list is used before it is asked for again, and the longest wait after a failure."""
+
+MODEL_LIST_RETRY_SECONDS: Final = 1.0
+"""The first wait after a provider could not be reached; it doubles each time."""
+
+MAX_MODEL_LIST_BYTES: Final = 4 * 1024 * 1024
+"""A provider's list of models; the largest known one has about 500 KiB."""
+
+MAX_LISTED_MODELS: Final = 2000
+"""Models of one provider that are listed; any other handle of it works too."""
+
+MAX_ASKED_MODELS: Final = 20
+"""Models that `doctor --models` asks for a token, each a call that may cost something."""
+
 # Authentication.
 
 MAX_API_KEY_CHARS: Final = 256

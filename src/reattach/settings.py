@@ -4,6 +4,7 @@ Every setting has an environment variable ``REATTACH_…`` and a line in the set
 people change most have a flag too. A flag wins over the environment, and that over the file.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing_extensions import override
 from reattach.errors import StartupError
 from reattach.limits import LEASE_SECONDS, MIN_CALLBACK_SECRET_CHARS, TOOL_SECONDS
 from reattach.masking import is_local, masked
-from reattach.settings_file import SettingsFile
+from reattach.settings_file import SettingsFile, near_names
 from reattach.tools.servers import McpServer
 
 
@@ -221,6 +222,27 @@ class Settings(BaseSettings):
         if not said.get("config"):
             return init_settings, env_settings
         return init_settings, env_settings, SettingsFile(settings_cls, Path(said["config"]))
+
+
+_OTHERS: Final = frozenset({"REATTACH_URL", "REATTACH_API_KEY"})
+"""Variables of `reattach attach`, which are no settings of a server."""
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Say of each variable ``REATTACH_…`` that is no setting what was probably meant."""
+    known = [_variable(name) for name in Settings.model_fields]
+    said = []
+    for name in sorted(environment):
+        if (
+            not name.upper().startswith("REATTACH_")
+            or name.upper() in {*known, *_OTHERS}
+            or name.startswith(("REATTACH_TEST_", "REATTACH_BENCH_"))
+        ):
+            continue
+        near = near_names(name[len("REATTACH_") :].lower(), Settings.model_fields)
+        guess = f" Did you mean {_variable(near[0])}?" if near else ""
+        said.append(f"{name} is not a setting.{guess}")
+    return said
 
 
 _EXAMPLES: Final = {

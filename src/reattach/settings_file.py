@@ -1,6 +1,7 @@
 """A file of settings, in TOML: one line for each, by the name that it has in ``Settings``."""
 
 import tomllib
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,11 @@ from pydantic_settings import BaseSettings, TomlConfigSettingsSource
 from typing_extensions import override
 
 from reattach.errors import StartupError
+
+
+def near_names(name: str, known: Iterable[str]) -> list[str]:
+    """The names that were probably meant, the likeliest first."""
+    return get_close_matches(name, list(known), n=3)
 
 
 class SettingsFile(TomlConfigSettingsSource):
@@ -30,7 +36,7 @@ class SettingsFile(TomlConfigSettingsSource):
             return
         said = []
         for name in unknown:
-            near = get_close_matches(name.lower().removeprefix("reattach_"), known, n=3)
+            near = near_names(name.lower().removeprefix("reattach_"), known)
             said.append(f"'{name}'" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
         raise StartupError(
             f"The settings file {path} has settings that do not exist: {', '.join(said)}. "

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from unittest.mock import patch
 
 from reattach.cli import main
+from reattach.engine.providers import VARIABLES as PROVIDER_VARIABLES
 
 BOUND_SECONDS = 60.0
 
@@ -44,6 +45,7 @@ def reattach_here(*arguments: str, **variables: str) -> Ended:
         patch.dict(os.environ, _environment(variables), clear=True),
         patch("reattach.cli.serving.configure_logging"),
         patch("reattach.http.assembly.logger"),
+        patch("reattach.http.announcing.logger"),
         redirect_stdout(out),
         redirect_stderr(err),
     ):
@@ -55,5 +57,9 @@ def reattach_here(*arguments: str, **variables: str) -> Ended:
 
 
 def _environment(variables: dict[str, str]) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("REATTACH_")}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("REATTACH_") and name not in PROVIDER_VARIABLES
+    }
     return inherited | variables

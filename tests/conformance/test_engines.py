@@ -54,6 +54,7 @@ class TestFunctionEngine(EngineConformance):
         )
 
 
+@pytest.mark.slow
 class TestLocalEngine(EngineConformance):
     @pytest.fixture
     def subject(self, local_engine: LocalEngine) -> Subject:

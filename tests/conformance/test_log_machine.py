@@ -12,6 +12,8 @@ from reattach.testing.log_machine import LogMachine
 from tests.conformance.log_stores import SMALL, RedisStore, SqliteStore
 from tests.redis_server import shared_url
 
+pytestmark = pytest.mark.slow
+
 BOUNDED = settings(
     max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

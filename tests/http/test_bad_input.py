@@ -23,6 +23,8 @@ from reattach.tools.threads import Threads
 from tests import tool_functions
 from tests.http.conftest import Server, serving
 
+pytestmark = pytest.mark.slow
+
 LONG = "x" * 20_000
 QUERY_VALUES = [
     "", "x", "-1", "0", "1.5", "1e400", "NaN", "9" * 400, "null", "true", "[]", "{}", "%00",

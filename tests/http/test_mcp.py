@@ -21,6 +21,8 @@ from reattach.tools.base import SETTING
 from tests.http.live import WAIT_SECONDS, LiveServer, listening, sent, text, thread_with, to
 from tests.http.test_approvals import answer, stop_of, verdict
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SECRET = "hush hush"
 

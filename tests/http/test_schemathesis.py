@@ -22,6 +22,8 @@ from schemathesis.checks import (
 
 from tests.http.conftest import serving
 
+pytestmark = pytest.mark.slow
+
 
 class _Announcing(uvicorn.Server):
     """Sets ``ready`` once its port answers."""

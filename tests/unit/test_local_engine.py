@@ -22,6 +22,8 @@ from reattach.events import StopReason
 from reattach.messages import Role
 from reattach.testing.engine_conformance import Subject, collect, message, prompt_tokens_of, text_of
 
+pytestmark = pytest.mark.slow
+
 MODEL = "local/smollm2-135m-instruct"
 
 

@@ -1,5 +1,7 @@
 """The command line: ``reattach serve``, ``attach``, ``models``, ``keys``, ``db``, ``doctor``."""
 
+from typing import Annotated
+
 import typer
 from pydantic import ValidationError
 
@@ -7,16 +9,27 @@ from reattach.cli.db import db
 from reattach.cli.doctor import doctor
 from reattach.cli.following import attach
 from reattach.cli.keys import keys
-from reattach.cli.options import fail
+from reattach.cli.options import fail, show_version
 from reattach.cli.serving import models, serve
 from reattach.errors import ReattachError
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Reattach keeps an AI agent's answer alive when the connection dies.",
 )
+
+
+@app.callback()
+def reattach(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=show_version),
+    ] = False,
+) -> None:
+    """Say what the program is; ``--version`` shows its version."""
+
+
 app.command()(serve)
 app.command()(models)
 app.command()(attach)
@@ -28,7 +41,7 @@ app.add_typer(db, name="db")
 def main() -> None:
     """Run the command line; errors of ours end it with a line and status 1."""
     try:
-        app()
+        app(prog_name="reattach")
     except ReattachError as error:
         fail(error.detail)
     except ValidationError as error:

@@ -10,7 +10,8 @@ from typing import Annotated, Final
 import typer
 
 from reattach import datadir
-from reattach.cli.options import Config, DatabaseUrl, DataDir, LogUrl, settings_with
+from reattach.cli.model_checks import examine_models
+from reattach.cli.options import AsJson, Config, DatabaseUrl, DataDir, LogUrl, settings_with
 from reattach.clock import SystemClock
 from reattach.errors import ReattachError, StartupError
 from reattach.findings import Finding
@@ -33,7 +34,10 @@ def doctor(
     database_url: DatabaseUrl = None,
     log_url: LogUrl = None,
     config: Config = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
+    models: Annotated[
+        bool, typer.Option("--models", help="Ask each model for a token, which may cost something.")
+    ] = False,
 ) -> None:
     """Look at all that a server with these settings depends on; status 1 if something is wrong."""
     settings = settings_with(
@@ -42,7 +46,7 @@ def doctor(
     # What drivers log while they try is in the findings.
     logging.getLogger("reattach").addHandler(logging.NullHandler())
     silence_mcp()
-    findings = asyncio.run(_all(settings, shown=not as_json))
+    findings = asyncio.run(_all(settings, shown=not as_json, ask_models=models))
     counts = dict.fromkeys(("ok", "warning", "wrong"), 0)
     for finding in findings:
         counts[finding.level] += 1
@@ -54,10 +58,14 @@ def doctor(
         raise typer.Exit(1)
 
 
-async def _all(settings: Settings, *, shown: bool) -> list[Finding]:
+async def _all(settings: Settings, *, shown: bool, ask_models: bool) -> list[Finding]:
     findings = []
     try:
-        for examined in (_examined(settings), _examined_beside_stores(settings)):
+        for examined in (
+            _examined(settings),
+            _examined_beside_stores(settings),
+            examine_models(settings, ask=ask_models),
+        ):
             async for finding in examined:
                 findings.append(finding)
                 if shown:

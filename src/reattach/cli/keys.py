@@ -1,14 +1,23 @@
 """``reattach keys``: who may use the server."""
 
 import asyncio
+import json
 import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import typer
 
-from reattach.cli.options import Config, DatabaseUrl, DataDir, LogUrl, records_url, settings_with
+from reattach.cli.options import (
+    AsJson,
+    Config,
+    DatabaseUrl,
+    DataDir,
+    LogUrl,
+    records_url,
+    settings_with,
+)
 from reattach.clock import SystemClock
 from reattach.ids import DEFAULT_TENANT, TenantId, new_tenant_id
 from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
@@ -36,6 +45,7 @@ def create_key(
         list[KeyScope] | None,
         typer.Option(help="What it allows; may be given several times. Default: everything."),
     ] = None,
+    as_json: AsJson = False,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
     log_url: LogUrl = None,
@@ -58,6 +68,9 @@ def create_key(
         data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
     )
     key, secret = _with_records(settings, create)
+    if as_json:
+        typer.echo(json.dumps(_shown(key) | {"secret": secret}))
+        return
     typer.echo(secret)
     typer.echo(
         f"Key {key.id} of tenant {key.tenant}, scopes {_scopes_of(key)}, "
@@ -69,6 +82,7 @@ def create_key(
 
 @keys.command("list")
 def list_keys(
+    as_json: AsJson = False,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
     log_url: LogUrl = None,
@@ -87,6 +101,9 @@ def list_keys(
         data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
     )
     found = _with_records(settings, find)
+    if as_json:
+        typer.echo(json.dumps([_shown(key) for key in found]))
+        return
     for key in found:
         columns = (
             key.id,
@@ -158,6 +175,22 @@ def _state_of(key: ApiKey) -> str:
         return f"revoked {key.revoked_at:%Y-%m-%d}"
     is_over = key.expires_at is not None and key.expires_at <= SystemClock().now()
     return "expired" if is_over else "active"
+
+
+def _shown(key: ApiKey) -> dict[str, Any]:
+    """The key for programs, without its hash."""
+    moments = {
+        name: moment.isoformat() if (moment := getattr(key, name)) else None
+        for name in ("created_at", "revoked_at", "last_used_at", "expires_at")
+    }
+    return {
+        "id": key.id,
+        "prefix": key.prefix,
+        "name": key.name,
+        "tenant": key.tenant,
+        "scopes": sorted(key.scopes),
+        **moments,
+    }
 
 
 def _with_records(settings: Settings, work: Callable[[Records], Awaitable[_T]]) -> _T:

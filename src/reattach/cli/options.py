@@ -1,6 +1,7 @@
 """What the commands have in common: flags that say where things are, and how a command fails."""
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -26,6 +27,16 @@ DatabaseUrl = Annotated[
 LogUrl = Annotated[
     str | None, typer.Option(help="Store of the event logs.  [env: REATTACH_LOG_URL]")
 ]
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def show_version(value: bool) -> None:
+    """Print the version and end, if that was asked for; an option's callback."""
+    if value:
+        typer.echo(f"reattach {version('reattach')}")
+        raise typer.Exit
 
 
 def settings_with(**given: Any) -> Settings:

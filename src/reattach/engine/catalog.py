@@ -1,5 +1,6 @@
 """Which engine answers for which model."""
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 
@@ -34,6 +35,26 @@ class Catalog:
         """Look up who answers for a model; raises NotFoundError that names those there are."""
         return self._find(handle)[0]
 
+    def first(self) -> str | None:
+        """The handle of the first model, which answers where nothing else is named."""
+        return next((model.handle for model in self.models()), None)
+
+    def may_answer(self) -> bool:
+        """Whether any engine offers a model now, or may list some later."""
+        return any(engine.models() or engine.lists_later for engine in self._engines)
+
+    def problems(self) -> list[str]:
+        """Sentences on what kept models from being listed."""
+        return [problem for engine in self._engines for problem in engine.problems()]
+
+    async def refresh(self) -> None:
+        """Bring the lists of all engines up to date once, within a bound."""
+        await asyncio.gather(*(engine.refresh() for engine in self._engines))
+
+    async def keep_current(self) -> None:
+        """Keep the lists of all engines current until cancelled."""
+        await asyncio.gather(*(engine.keep_current() for engine in self._engines))
+
     async def aclose(self) -> None:
         """Close all engines, the last one first, also when one of them fails to close."""
         async with AsyncExitStack() as closing:
@@ -41,12 +62,11 @@ class Catalog:
                 closing.push_async_callback(engine.aclose)
 
     def _find(self, handle: str) -> tuple[Engine, Model]:
-        handles = []
         for engine in self._engines:
-            for model in engine.models():
-                if model.handle == handle:
-                    return engine, model
-                handles.append(model.handle)
+            model = engine.find(handle)
+            if model is not None:
+                return engine, model
+        handles = [model.handle for model in self.models()]
         raise NotFoundError(
             f"NOT_FOUND: Handle {handle[:_SHOWN_CHARACTERS]} not found, "
             f"must be one of [{', '.join(handles)}]"

@@ -1,12 +1,14 @@
 """How the parts of a server are put together, from its settings."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 import structlog
+from pydantic import SecretStr
 
 from reattach import datadir
 from reattach.boot import BootId, boot_id
@@ -14,9 +16,11 @@ from reattach.clock import Clock, SharedClock, SystemClock
 from reattach.engine.base import Engine
 from reattach.engine.catalog import Catalog
 from reattach.engine.local import LocalEngine
+from reattach.engine.providers import Account, accounts
 from reattach.engine.scripted import ScriptedEngine
 from reattach.errors import StartupError
 from reattach.extras import install_hint
+from reattach.http.announcing import announce, check_default
 from reattach.http.context import Context
 from reattach.limits import MCP_START_WAIT_SECONDS
 from reattach.log.base import Log
@@ -49,12 +53,11 @@ def engines_of(settings: Settings, clock: Clock) -> list[Engine]:
         from reattach.engine.pydantic_ai import PydanticAIEngine  # brought by an extra
         from reattach.engine.pydantic_ai.images import ImageFetcher
 
-        key = settings.openai_api_key
         engines.append(
             PydanticAIEngine(
                 settings.models,
                 openai_base_url=settings.openai_base_url,
-                openai_api_key=None if key is None else key.get_secret_value(),
+                openai_api_key=_revealed(settings.openai_api_key),
                 images=ImageFetcher(to_private=settings.callbacks_to_private),
             )
         )
@@ -65,7 +68,41 @@ def engines_of(settings: Settings, clock: Clock) -> list[Engine]:
         raise StartupError(local.missing)
     if settings.scripted:
         engines.append(ScriptedEngine(clock=clock))
+    if not settings.models and (found := accounts_of(settings)):
+        engines.extend(_discovering(settings, found))
     return engines
+
+
+def accounts_of(settings: Settings) -> Sequence[Account]:
+    """The providers that the settings and the environment have a key or URL for."""
+    return accounts(
+        os.environ,
+        openai_base_url=settings.openai_base_url,
+        openai_api_key=_revealed(settings.openai_api_key),
+    )
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def _discovering(settings: Settings, found: Sequence[Account]) -> list[Engine]:
+    """The engine for the models that these providers list; none without the extra."""
+    try:
+        from reattach.engine.pydantic_ai.discovery import DiscoveringEngine  # brought by an extra
+        from reattach.engine.pydantic_ai.images import ImageFetcher
+    except StartupError:
+        sources = ", ".join(account.source for account in found)
+        logger.warning("hosted models left out", set=sources, remedy=install_hint("providers"))
+        return []
+    return [
+        DiscoveringEngine(
+            found,
+            openai_base_url=settings.openai_base_url,
+            openai_api_key=_revealed(settings.openai_api_key),
+            images=ImageFetcher(to_private=settings.callbacks_to_private),
+        )
+    ]
 
 
 def toolbox_of(settings: Settings, mcp_servers: McpServers | None = None) -> Toolbox:
@@ -122,13 +159,11 @@ async def assembled(
     shared_clock = SharedClock(clock)
     if settings.stores is not None:
         clock = shared_clock
-    if engines is None:
-        engines = await asyncio.to_thread(engines_of, settings, clock)
+    catalog = await _catalog(settings, engines, clock)
     mcp_servers = None
     if toolbox is None:
         mcp_servers = await asyncio.to_thread(mcp_servers_of, settings, clock)
         toolbox = await asyncio.to_thread(toolbox_of, settings, mcp_servers)
-    catalog = Catalog(engines)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(catalog.aclose)
         records, log = await _stores(settings, clock, boot, stack)
@@ -143,7 +178,7 @@ async def assembled(
             records,
             catalog,
             clock,
-            default_model=settings.default_model or _first_model(catalog),
+            default_model=settings.default_model,
             toolbox=toolbox,
             tool_seconds=settings.tool_seconds,
             retention=timedelta(seconds=settings.retention_seconds),
@@ -162,7 +197,22 @@ async def assembled(
         await stack.enter_async_context(_going_on(keep_up(runs, clock, settings.retention_seconds)))
         if callbacks is not None:
             await stack.enter_async_context(_going_on(callbacks.keep_calling()))
+        await announce(settings, catalog, records)
+        await stack.enter_async_context(_going_on(catalog.keep_current()))
         yield Context(records, catalog, settings, clock, runs, toolbox, mcp_servers)
+
+
+async def _catalog(settings: Settings, engines: Sequence[Engine] | None, clock: Clock) -> Catalog:
+    """The models of ``engines``, or of the settings. Raises StartupError."""
+    if engines is None:
+        engines = await asyncio.to_thread(engines_of, settings, clock)
+    catalog = Catalog(engines)
+    try:
+        check_default(settings, catalog)
+    except StartupError:
+        await catalog.aclose()
+        raise
+    return catalog
 
 
 def _callbacks(settings: Settings, records: Records, clock: Clock) -> Callbacks | None:
@@ -211,8 +261,3 @@ async def _stores(
     if settings.stores is None:
         await asyncio.to_thread(datadir.note_boot, settings.data_dir, durability, boot)
     return records, log
-
-
-def _first_model(catalog: Catalog) -> str | None:
-    models = catalog.models()
-    return models[0].handle if models else None

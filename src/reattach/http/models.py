@@ -29,6 +29,8 @@ async def list_models(
         return []
     default = context.settings.default_model
     offered = sorted(context.catalog.models(), key=lambda model: model.handle != default)
+    if default is not None and (not offered or offered[0].handle != default):
+        offered.insert(0, context.catalog.model(default))
     models = [ModelBody.offered(model) for model in offered]
     return [
         model

@@ -33,6 +33,7 @@ class Answering:
         """
         own = None if conversation is None else conversation.model
         model = override or own or agent.model or self.default_model
+        model = model or self.catalog.first()
         if model is None:
             raise InvalidArgumentError(
                 "No model: neither this request, the conversation nor the agent names one, and "

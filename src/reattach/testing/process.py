@@ -10,6 +10,7 @@ from typing import Final
 
 from typing_extensions import override
 
+from reattach.engine.providers import VARIABLES as PROVIDER_VARIABLES
 from reattach.testing.program import STOP_SECONDS, Program
 
 _READY: Final = re.compile(r"is listening on (http://\S+)")
@@ -18,7 +19,8 @@ _READY: Final = re.compile(r"is listening on (http://\S+)")
 class ServerProcess(Program):
     """``reattach serve`` on the port that is free at its first start.
 
-    The environment's REATTACH_ variables do not reach it, except those given.
+    Neither REATTACH_ variables nor providers' keys reach it from the environment, except those
+    given.
     """
 
     name = "The server"
@@ -30,7 +32,11 @@ class ServerProcess(Program):
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("REATTACH_")}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("REATTACH_") and name not in PROVIDER_VARIABLES
+        }
         super().__init__(0, env=inherited | dict(environment or {}))
         self._data_dir = data_dir
         self._arguments = arguments

@@ -214,6 +214,11 @@ def _offer(handle: str, context_tokens: int | None) -> Model:
     )
 
 
+def offered_model(handle: str, *, context_tokens: int | None = None) -> Model:
+    """The model of a handle. Raises StartupError as the engine does."""
+    return _offer(handle, context_tokens or _context_tokens(handle))
+
+
 def _context_tokens(handle: str) -> int | None:
     provider, name = _provider_and_name(handle)
     try:

@@ -1,0 +1,218 @@
+"""Hosted models that nobody named: each provider with a key is asked for its list.
+
+The list is asked for in the background, within a bound, and kept; a handle of such a provider works
+whether it is listed or not.
+"""
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import httpx2
+import msgspec
+import structlog
+from typing_extensions import override
+
+from reattach.engine.base import Model
+from reattach.engine.providers import Account
+from reattach.engine.pydantic_ai import PydanticAIEngine, offered_model
+from reattach.engine.pydantic_ai.images import ImageFetcher
+from reattach.errors import StartupError
+from reattach.limits import (
+    MAX_LISTED_MODELS,
+    MAX_MODEL_LIST_BYTES,
+    MODEL_LIST_RETRY_SECONDS,
+    MODEL_LIST_SECONDS,
+    MODEL_LIST_TIMEOUT_SECONDS,
+)
+from reattach.masking import masked
+
+logger = structlog.get_logger(__name__)
+
+_NO_CHAT: Final = re.compile(
+    r"embed|rerank|whisper|tts|dall-e|moderation|realtime|transcri|-audio|gpt-image|-image|sora"
+    r"|imagen|veo|davinci|babbage|computer-use|-instruct$|^omni|aqa",
+)
+"""Names of OpenAI's and Google's models that take no conversation."""
+
+_NO_CHAT_ANYWHERE: Final = re.compile(r"embed|rerank|whisper")
+_WINDOWS: Final = (
+    *("max_model_len", "context_length", "context_window"),
+    *("inputTokenLimit", "max_input_tokens", "max_context_length"),
+)
+"""The names under which lists say how many tokens a model takes."""
+
+
+class DiscoveringEngine(PydanticAIEngine):
+    """Offers what the providers of ``accounts`` list, and takes any other handle of theirs.
+
+    ``keep_current`` asks them; until they have answered, no model is listed.
+    """
+
+    lists_later = True
+
+    def __init__(
+        self,
+        accounts: Sequence[Account],
+        *,
+        openai_base_url: str | None = None,
+        openai_api_key: str | None = None,
+        images: ImageFetcher | None = None,
+    ) -> None:
+        """Imports the providers' packages, so make it before the event loop runs.
+
+        A provider whose package is not installed is left out; ``problems`` says why.
+        """
+        super().__init__(
+            (), openai_base_url=openai_base_url, openai_api_key=openai_api_key, images=images
+        )
+        self._left_out: list[str] = []
+        self._accounts: dict[str, Account] = {}
+        for account in accounts:
+            name = account.provider.name
+            try:
+                offered_model(f"{name}/any")
+            except StartupError:
+                self._left_out.append(
+                    f"{account.source} is set, but the package for {name}/… is not installed."
+                )
+            else:
+                self._accounts[name] = account
+        self._listed: dict[str, list[Model]] = {name: [] for name in self._accounts}
+        self._said: dict[str, str] = {}
+        self._wanted = asyncio.Event()
+
+    @override
+    def models(self) -> Sequence[Model]:
+        self._wanted.set()
+        return [model for models in self._listed.values() for model in models]
+
+    @override
+    def find(self, handle: str) -> Model | None:
+        provider, _, name = handle.partition("/")
+        if provider not in self._accounts or not name:
+            return None
+        for model in self._listed[provider]:
+            if model.handle == handle:
+                return model
+        return offered_model(handle)
+
+    @override
+    async def keep_current(self) -> None:
+        delay = MODEL_LIST_RETRY_SECONDS
+        while True:
+            if await self.refresh():
+                delay = MODEL_LIST_RETRY_SECONDS
+                self._wanted.clear()
+                await asyncio.sleep(MODEL_LIST_SECONDS)
+                await self._wanted.wait()
+            else:
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, MODEL_LIST_SECONDS)
+
+    @override
+    async def refresh(self) -> bool:
+        async with httpx2.AsyncClient(
+            timeout=MODEL_LIST_TIMEOUT_SECONDS, follow_redirects=False
+        ) as client:
+            return all(
+                await asyncio.gather(
+                    *(self._refresh(client, account) for account in self._accounts.values())
+                )
+            )
+
+    @override
+    def problems(self) -> Sequence[str]:
+        said = [
+            f"{self._accounts[name].source}: the models of {name} are not listed: {problem}"
+            for name, problem in self._said.items()
+            if problem
+        ]
+        return [*self._left_out, *said]
+
+    async def _refresh(self, client: httpx2.AsyncClient, account: Account) -> bool:
+        name = account.provider.name
+        problem, reached = "", True
+        try:
+            async with asyncio.timeout(MODEL_LIST_TIMEOUT_SECONDS):
+                entries = await _asked(client, account)
+            models = await asyncio.to_thread(_models, account, entries)
+        except _Refused as refused:
+            problem = f"it answers {refused}"
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError) as error:
+            problem, reached = type(error).__name__, False
+        except (msgspec.DecodeError, TypeError, AttributeError, ValueError):
+            problem = "its list of models cannot be read"
+        else:
+            if [model.handle for model in models] != [m.handle for m in self._listed[name]]:
+                self._listed[name] = models
+                shown = ", ".join(model.handle for model in models[:5])
+                logger.info("models listed", provider=name, count=len(models), first=shown)
+        if problem and self._said.get(name) != problem:
+            logger.warning(
+                "models not listed",
+                provider=name,
+                url=masked(account.base_url),
+                problem=problem,
+                remedy=f"Check {account.source}, or set REATTACH_MODELS. Any handle {name}/… is "
+                "passed on all the same.",
+            )
+        self._said[name] = problem
+        return reached
+
+
+class _Refused(Exception):
+    """The provider answered with another status than 200."""
+
+
+async def _asked(client: httpx2.AsyncClient, account: Account) -> Sequence[Mapping[str, Any]]:
+    """The entries of the provider's list. Raises _Refused, and whatever breaks on the way."""
+    key = account.key or ""
+    match account.provider.listing:
+        case "openai":
+            path, headers = "/models", {"authorization": f"Bearer {key}"} if key else {}
+        case "anthropic":
+            path = "/v1/models?limit=1000"
+            headers = {"x-api-key": key, "anthropic-version": "2023-06-01"}
+        case "google":
+            path, headers = "/v1beta/models?pageSize=1000", {"x-goog-api-key": key}
+    body = bytearray()
+    async with client.stream("GET", account.base_url + path, headers=headers) as response:
+        if response.status_code != 200:
+            raise _Refused(response.status_code)
+        async for piece in response.aiter_bytes():
+            body += piece
+            if len(body) > MAX_MODEL_LIST_BYTES:
+                raise ValueError("too long")
+    answer = msgspec.json.decode(bytes(body))
+    entries = answer if isinstance(answer, list) else answer.get("data") or answer.get("models")
+    return [entry for entry in entries or [] if isinstance(entry, dict)][:MAX_LISTED_MODELS]
+
+
+def _models(account: Account, entries: Sequence[Mapping[str, Any]]) -> list[Model]:
+    """The models of a list that can be talked to, the newest first."""
+    hosts_many = account.base_url != account.provider.base_url.rstrip("/")
+    unfit = _NO_CHAT_ANYWHERE if hosts_many else _NO_CHAT
+    models: dict[str, Model] = {}
+    for entry in sorted(entries, key=_age):
+        name = str(entry.get("id") or entry.get("name") or "").removeprefix("models/")
+        methods = entry.get("supportedGenerationMethods")
+        if not name or unfit.search(name) or (methods and "generateContent" not in methods):
+            continue
+        handle = f"{account.provider.name}/{name}"
+        models[handle] = offered_model(handle, context_tokens=_window(entry))
+    return list(models.values())
+
+
+def _age(entry: Mapping[str, Any]) -> float:
+    created = entry.get("created")
+    return -float(created) if isinstance(created, int | float) else 0.0
+
+
+def _window(entry: Mapping[str, Any]) -> int | None:
+    for name in _WINDOWS:
+        value = entry.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
