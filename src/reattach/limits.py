@@ -133,6 +133,17 @@ CLOCK_SET_SECONDS: Final = 60.0
 SWEEP_INTERVAL_SECONDS: Final = 60.0
 """How often logs past their retention are looked for."""
 
+# Files of SQLite.
+
+WAL_IDLE_SECONDS: Final = 5.0
+"""How long nothing is written before a WAL is emptied: an answer that streams is not disturbed."""
+
+WAL_AGE_SECONDS: Final = 60.0
+"""How long a WAL of a busy server may hold what was written, deleted text included."""
+
+RECORDS_WAL_BYTES: Final = 16 * 1024 * 1024
+"""The WAL of the records above which it is emptied, though readers may have to wait for that."""
+
 # Recovery.
 
 LEASE_SECONDS: Final = 15.0

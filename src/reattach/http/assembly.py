@@ -31,7 +31,7 @@ from reattach.records.records import Records
 from reattach.runs.callbacks import Callbacks
 from reattach.runs.receivers import Receivers
 from reattach.runs.service import RunService
-from reattach.runs.upkeep import keep_alive, keep_time, keep_up, listen, set_clock
+from reattach.runs.upkeep import keep_alive, keep_records, keep_up, listen, set_clock
 from reattach.settings import Settings
 from reattach.tools.base import Toolbox
 from reattach.tools.connections import Connect, McpServers
@@ -192,9 +192,9 @@ async def assembled(
             # They are left only after the runs: a process keeps its lease to its last run's end.
             await stack.enter_async_context(_going_on(keep_alive(runs, clock)))
             await stack.enter_async_context(_going_on(listen(runs, records, clock)))
-            await stack.enter_async_context(_going_on(keep_time(records, shared_clock)))
         stack.push_async_callback(runs.aclose)
         await stack.enter_async_context(_going_on(keep_up(runs, clock, settings.retention_seconds)))
+        await stack.enter_async_context(_going_on(keep_records(records, shared_clock)))
         if callbacks is not None:
             await stack.enter_async_context(_going_on(callbacks.keep_calling()))
         await announce(settings, catalog, records)

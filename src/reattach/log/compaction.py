@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from reattach.limits import WAL_AGE_SECONDS, WAL_IDLE_SECONDS
 from reattach.log import tables
 from reattach.log.live import LiveRun
 from reattach.log.readers import Readers
@@ -27,6 +28,8 @@ _ROW_BYTES: Final = 2 * 4096
 """What a commit adds to the WAL beside its payload: partly filled pages, and those above them."""
 _SMALLEST_PRUNE: Final = 16
 """Rows of the journal are deleted when they make this part of its limit, or there are many."""
+_LOOKS: Final = 8
+"""Looks at the size of the WAL for each time that it is emptied because of its size."""
 _STEP_RUNS: Final = 64
 """Runs folded in one transaction, however small: their rows are all over the index of ids."""
 _PRUNE_ROWS: Final = 256
@@ -48,6 +51,8 @@ class Sizes:
     """Closed runs kept in memory: clients that come back do so soon after the end, if ever."""
     checkpoint_bytes: int = 32 * 1024 * 1024
     """The WAL above which it is checkpointed: ten ms for which an append may wait, so not often."""
+    idle_seconds: float = WAL_IDLE_SECONDS
+    """How long nothing was written before the WAL is emptied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,52 @@ class _Part:
     is_last: bool
 
 
+class _Wal:
+    """When the WAL is to be emptied: by its size on the disk, its age, and after failures.
+
+    Between two looks at the disk it is estimated how much was written, to know when to look.
+    """
+
+    def __init__(self, file: str, sizes: Sizes, time: Callable[[], float]) -> None:
+        self._file = file
+        self._limit_bytes = sizes.checkpoint_bytes
+        self._look_bytes = sizes.checkpoint_bytes // _LOOKS
+        self._time = time
+        self._unseen_bytes = 0
+        self._dirty_since = 0.0
+        self.writes = 1
+        """Since the WAL was emptied. What an earlier process left counts as one."""
+        self.is_urgent = False
+
+    def note_write(self, size_bytes: int) -> None:
+        if not self.writes:
+            self._dirty_since = self._time()
+        self.writes += 1
+        self._unseen_bytes += size_bytes + _ROW_BYTES
+
+    @property
+    def is_worth_a_look(self) -> bool:
+        return self._unseen_bytes > self._look_bytes
+
+    @property
+    def is_old(self) -> bool:
+        """Whether it holds something that was written long ago."""
+        return self._time() - self._dirty_since > WAL_AGE_SECONDS
+
+    def look(self, _connection: sqlite3.Connection) -> None:
+        """Find out how large it is, in a thread."""
+        self._unseen_bytes = 0
+        self.is_urgent |= tables.wal_bytes(self._file) > self._limit_bytes or self.is_old
+
+    def note_emptied(self) -> None:
+        self._unseen_bytes = self.writes = 0
+        self.is_urgent = False
+
+    def note_read(self) -> None:
+        """It could not be emptied, because somebody reads from it. Try again later."""
+        self.is_urgent = False
+
+
 class Compaction:
     """Knows what is to be folded, and does it in the task ``run``."""
 
@@ -70,6 +121,7 @@ class Compaction:
         sizes: Sizes,
         on_folded: Callable[[LiveRun], None],
         *,
+        file: str,
         first_row: int,
         row_sizes: list[int],
     ) -> None:
@@ -80,11 +132,13 @@ class Compaction:
         self._first_row = first_row
         self._row_sizes = deque(row_sizes)
         self._journal_bytes = sum(row_sizes)
-        self._wal_bytes = 0
+        self._wal = _Wal(file, sizes, asyncio.get_running_loop().time)
         self._unfolded: dict[int, LiveRun] = {}
         self._pending: OrderedDict[LiveRun, None] = OrderedDict()
         self._prunable_rows = 0
         self._may_have_garbage = True
+        self._needs_room = False
+        """A commit failed, and not all has been done since that makes room on the disk."""
         self._wake = asyncio.Event()
         self._wake.set()
 
@@ -92,12 +146,15 @@ class Compaction:
         """The journal has one more row."""
         self._row_sizes.append(size_bytes)
         self._journal_bytes += size_bytes
-        self._wal_bytes += size_bytes + _ROW_BYTES
-        if (
-            self._journal_bytes > self._sizes.journal_bytes
-            or self._wal_bytes > self._sizes.checkpoint_bytes
-        ):
+        is_first = not self._wal.writes
+        self._wal.note_write(size_bytes)
+        if is_first or self._journal_bytes > self._sizes.journal_bytes or self._wal.is_worth_a_look:
             self._wake.set()
+
+    def note_failure(self) -> None:
+        """A commit failed: if the disk is full, emptying the WAL makes room."""
+        self._wal.is_urgent = self._needs_room = True
+        self._wake.set()
 
     def note_run(self, run: LiveRun) -> None:
         """The journal has something of this run that was not folded."""
@@ -116,26 +173,45 @@ class Compaction:
     async def run(self) -> None:
         """Do what there is to do, until cancelled."""
         while True:
-            await self._wake.wait()
+            await self._until_needed()
             self._wake.clear()
             try:
                 while await self._step():
                     pass
-            except sqlite3.Error:
+                self._needs_room = False
+            except (sqlite3.Error, OSError):
                 await asyncio.sleep(_RETRY_SECONDS)
                 self._wake.set()
 
+    async def _until_needed(self) -> None:
+        """Return when something was noted, and when nothing was written for a while."""
+        while True:
+            writes = self._wal.writes
+            try:
+                async with asyncio.timeout(self._sizes.idle_seconds if writes else None):
+                    await self._wake.wait()
+            except TimeoutError:
+                if self._wal.writes == writes or self._wal.is_old:
+                    self._wal.is_urgent = True
+                    return
+            else:
+                return
+
     async def _step(self) -> bool:
         """Do one piece of work; whether there was any."""
-        if self._wal_bytes > self._sizes.checkpoint_bytes:
+        if self._wal.is_urgent:
             await self._checkpoint()
+        elif self._wal.is_worth_a_look:
+            await self._readers.call(self._wal.look)
         elif self._is_worth_pruning():
             await self._prune()
         elif parts := self._next_step():
             await self._fold(parts)
         elif self._may_have_garbage:
             self._may_have_garbage = False
-            self._may_have_garbage |= bool(await self._writer.perform(tables.sweep))
+            if await self._writer.perform(tables.sweep):
+                self._may_have_garbage = True
+                self._wal.note_write(tables.SWEEP_CHUNKS * self._sizes.chunk_bytes)
         else:
             return False
         return True
@@ -143,12 +219,14 @@ class Compaction:
     async def _checkpoint(self) -> None:
         """Most of it beside the writer; then the rest by the writer, who can begin the WAL anew."""
         await self._readers.call(tables.checkpoint)
-        await self._writer.perform(tables.checkpoint, in_transaction=False)
-        self._wal_bytes = 0
+        if await self._writer.perform(tables.truncate_wal, in_transaction=False):
+            self._wal.note_emptied()
+        else:
+            self._wal.note_read()
 
     def _is_worth_pruning(self) -> bool:
         count = self._prunable_rows
-        if count >= _PRUNE_ROWS:
+        if count >= _PRUNE_ROWS or (count and self._needs_room):
             return True
         smallest = self._sizes.journal_bytes // _SMALLEST_PRUNE
         return count > 0 and sum(self._row_sizes[row] for row in range(count)) >= smallest
@@ -159,6 +237,7 @@ class Compaction:
             size_bytes += self._row_sizes[count]
             count += 1
         await self._writer.perform(partial(tables.prune, before_row=self._first_row + count))
+        self._wal.note_write(size_bytes)
         self._first_row += count
         self._prunable_rows -= count
         self._journal_bytes -= size_bytes
@@ -207,7 +286,7 @@ class Compaction:
         for part in parts:
             run = part.run
             run.folded_seq = part.stored.last_seq
-            self._wal_bytes += sum(len(chunk.frames) for chunk in part.chunks) + _ROW_BYTES
+            self._wal.note_write(sum(len(chunk.frames) for chunk in part.chunks))
             self._may_have_garbage |= run.first_seq > 1
             if not part.is_last:
                 self._put_back(run)

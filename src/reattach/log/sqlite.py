@@ -59,6 +59,8 @@ class SqliteLog(Log):
         readers: Readers,
         durability: Durability,
         sizes: Sizes,
+        *,
+        file: str,
     ) -> None:
         self.capabilities = Capabilities(
             survives_process_kill=True,
@@ -90,6 +92,7 @@ class SqliteLog(Log):
             readers,
             sizes,
             self._keep_if_closed,
+            file=file,
             first_row=recovered.first_row,
             row_sizes=recovered.row_sizes,
         )
@@ -141,7 +144,8 @@ class SqliteLog(Log):
                 f"The event log {file} can not be opened: {error}. Check that the directory "
                 "exists, is writable and not full, and that the file is a SQLite database."
             ) from error
-        return cls(connection, recovered, Readers(connect_prepared), durability, sizes or Sizes())
+        readers = Readers(connect_prepared)
+        return cls(connection, recovered, readers, durability, sizes or Sizes(), file=file)
 
     async def open(
         self,
@@ -396,6 +400,7 @@ class SqliteLog(Log):
             operation.end(None)
 
     def _on_failed(self, operations: Sequence[Operation], error: Exception) -> None:
+        self._compaction.note_failure()
         for operation in operations:
             run = operation.run
             run.revert()

@@ -9,6 +9,7 @@ import sqlite3
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 import structlog
@@ -25,9 +26,12 @@ Connect = Callable[[str], sqlite3.Connection]
 BUSY_TIMEOUT_SECONDS: Final = 5.0
 """How long to wait for another connection's write. Those are transactions of milliseconds."""
 
+TRUNCATE_WAIT_SECONDS: Final = 0.05
+"""How long emptying the WAL waits for readers, which take milliseconds."""
+
 _LAYOUT: Final = 1
 _ALL: Final = 2**63 - 1
-_SWEEP_CHUNKS: Final = 16
+SWEEP_CHUNKS: Final = 16
 """Chunks deleted in one transaction: about a millisecond's work at 64 KiB each."""
 
 _TABLES: Final = """
@@ -131,6 +135,28 @@ def checkpoint(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
+def truncate_wal(connection: sqlite3.Connection) -> bool:
+    """Move all of the WAL into the database and empty its file; False if somebody reads from it.
+
+    Waits for readers no longer than TRUNCATE_WAIT_SECONDS, because appends wait meanwhile.
+    """
+    (usual_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
+    connection.execute(f"PRAGMA busy_timeout = {int(TRUNCATE_WAIT_SECONDS * 1000)}")
+    try:
+        (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {usual_ms}")
+    return not is_busy
+
+
+def wal_bytes(file: str) -> int:
+    """The size of the WAL of a database's file."""
+    try:
+        return Path(f"{file}-wal").stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def write_batch(connection: sqlite3.Connection, row: int, batch: bytes) -> None:
     connection.execute("INSERT INTO log_journal VALUES (?, ?)", (row, batch))
 
@@ -202,9 +228,9 @@ def sweep(connection: sqlite3.Connection) -> bool:
     deleted = connection.execute(
         "DELETE FROM log_chunk WHERE id IN (SELECT id FROM log_chunk"
         " WHERE number = ? AND last_seq < ? ORDER BY first_seq LIMIT ?)",
-        (*found, _SWEEP_CHUNKS),
+        (*found, SWEEP_CHUNKS),
     )
-    if deleted.rowcount < _SWEEP_CHUNKS:
+    if deleted.rowcount < SWEEP_CHUNKS:
         connection.execute("DELETE FROM log_garbage WHERE number = ? AND before_seq = ?", found)
     return True
 

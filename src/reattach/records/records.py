@@ -72,6 +72,14 @@ class Records:
         """
         return heard(self._database)
 
+    async def tidy(self) -> None:
+        """Let go of what a SQLite file keeps of deleted text. To be done now and then.
+
+        Raises:
+            StoreUnavailableError: the disk does not take it; try again later.
+        """
+        await self._database.tidy()
+
     async def aclose(self) -> None:
         """Let go of the database, after the transactions that are ending."""
         await self._database.aclose()

@@ -16,6 +16,7 @@ from sqlalchemy.exc import (
     DataError,
     DBAPIError,
     IntegrityError,
+    OperationalError,
     StatementError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -207,6 +208,13 @@ class Database:
                 return glance.rows(self._glances, values)
         return [list(row.values()) for row in await self.rows(glance.statement, **values)]
 
+    async def tidy(self) -> None:
+        """Empty the WAL of a SQLite file, which may hold deleted text. To be done now and then."""
+        if self._writing is not None:
+            with failures_told():
+                self._require_open()
+                await _finished(self._writing.empty_wal())
+
     def _require_open(self) -> None:
         if self._is_closing:
             raise StoreUnavailableError("The server is closing. Try again in a moment.")
@@ -245,10 +253,21 @@ class Database:
                 await _finished(connection.start())
                 await _finished(connection.begin().start())
                 yield connection
-            except BaseException:
+            except BaseException as error:
                 await self._end(connection, turns, commit=False)
+                self._make_room(error)
                 raise
-            await self._end(connection, turns, commit=True)
+            try:
+                await self._end(connection, turns, commit=True)
+            except OperationalError as error:
+                self._make_room(error)
+                raise
+
+    def _make_room(self, error: BaseException) -> None:
+        if self._writing is None or self._is_closing:
+            return
+        if isinstance(error, OperationalError):
+            self._writing.empty_wal(after_failure=True)
 
     async def _end(
         self, connection: AsyncConnection, turns: asyncio.Semaphore, *, commit: bool
@@ -372,7 +391,7 @@ def failures_told() -> Iterator[None]:
         ) from error
     except (UnstorableError, UnicodeEncodeError, OverflowError, DataError) as error:
         raise _unstorable() from error
-    except (DBAPIError, PoolTimeoutError, TimeoutError) as error:
+    except (DBAPIError, PoolTimeoutError, TimeoutError, sqlite3.Error) as error:
         raise StoreUnavailableError(
             "The records can not be read or written at present. Try again; if it lasts, "
             "look at the server's log and at the space and permissions of its database."

@@ -23,6 +23,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from reattach.records.columns import to_json
 from reattach.records.sqlite_driver import DRIVER_NAME
+from reattach.records.sqlite_wal import Wal
 
 _T = TypeVar("_T")
 
@@ -84,18 +85,33 @@ class Transactions:
         self._engine = _thread_engine(url, threads)
         _set_up(self._engine, _pragmas(durability, query_only=query_only), begin)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="reattach-records")
+        self._wal = None if query_only else Wal(url.database or "", self._engine)
 
     def done(self, work: Callable[[Connection], _T]) -> "asyncio.Future[_T]":
         """Done with what ``work`` returned when that is committed. Cancelled, it ends unheard."""
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(self._threads, self._transact, work)
 
+    def empty_wal(self, *, after_failure: bool = False) -> "asyncio.Future[None]":
+        """Done when the WAL of what was written is in the database, if that is possible now."""
+        assert self._wal is not None
+        empty = self._wal.try_to_empty if after_failure else self._wal.empty
+        return asyncio.get_running_loop().run_in_executor(self._threads, empty)
+
     async def aclose(self) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self._close)
 
     def _transact(self, work: Callable[[Connection], _T]) -> _T:
-        with self._engine.begin() as connection:
-            return work(connection)
+        try:
+            with self._engine.begin() as connection:
+                result = work(connection)
+        except OperationalError:
+            if self._wal is not None:
+                self._wal.try_to_empty()  # It may have the room that the disk lacks.
+            raise
+        if self._wal is not None:
+            self._wal.note_commit()
+        return result
 
     def _close(self) -> None:
         self._threads.shutdown()

@@ -12,6 +12,7 @@ from reattach.limits import (
     RECOVERY_INTERVAL_SECONDS,
     SWEEP_BATCH_RUNS,
     SWEEP_INTERVAL_SECONDS,
+    WAL_AGE_SECONDS,
 )
 from reattach.records.records import Records
 from reattach.runs.service import RunService
@@ -46,11 +47,12 @@ async def keep_alive(runs: RunService, clock: Clock) -> None:
         await _tried(runs.beat)
 
 
-async def keep_time(records: Records, clock: SharedClock) -> None:
-    """Set the clock by that of the database now and then, until cancelled."""
+async def keep_records(records: Records, clock: SharedClock) -> None:
+    """Set the clock by the database's, and tidy a file, now and then, until cancelled."""
     while True:
-        await clock.sleep(CLOCK_SET_SECONDS)
+        await clock.sleep(min(CLOCK_SET_SECONDS, WAL_AGE_SECONDS))
         await _tried(partial(set_clock, records, clock))
+        await _tried(records.tidy)
 
 
 async def set_clock(records: Records, clock: SharedClock) -> None:

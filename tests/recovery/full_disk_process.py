@@ -1,0 +1,84 @@
+"""Writes and deletes far more than its files may hold, which are as small as a full disk.
+
+Arguments: which store (``events`` or ``records``), and its file. It ends with 0 when all was
+written in spite of the commits that failed, and says how many did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+from collections.abc import Awaitable, Callable
+
+from reattach.clock import SystemClock
+from reattach.errors import StoreUnavailableError
+from reattach.ids import DEFAULT_TENANT, new_agent_id, new_message_id
+from reattach.log.sqlite import SqliteLog
+from reattach.messages import Message, Role, TextPart
+from reattach.records.base import Agent
+from reattach.records.records import Records
+
+FILE_BYTES = 1024 * 1024
+ROUNDS = 25
+TRIES = 100
+
+failures = 0
+
+
+async def insist(write: Callable[[], Awaitable[object]]) -> None:
+    """Do it, trying again as a run does while its store does not take an event."""
+    global failures  # noqa: PLW0603  it is said at the end
+    for _ in range(TRIES):
+        try:
+            await write()
+        except StoreUnavailableError:
+            failures += 1
+            await asyncio.sleep(0.02)
+        else:
+            return
+    sys.exit("The store took nothing any more.")
+
+
+async def write_events(path: str) -> None:
+    log = await SqliteLog.open_file(path)
+    frame = b"x" * 20_000
+    for number in range(ROUNDS):
+        run_id = f"run-{number}"
+        await insist(lambda: log.open(run_id, 1))  # noqa: B023  called at once
+        for seq in range(1, 6):
+            await insist(lambda: log.append(run_id, 1, seq, [frame]))  # noqa: B023
+        await insist(lambda: log.append(run_id, 1, 6, [], close=True))  # noqa: B023
+        await insist(lambda: log.delete(run_id))  # noqa: B023
+    await log.aclose()
+
+
+async def write_records(path: str) -> None:
+    clock = SystemClock()
+    records = await Records.open(f"sqlite:///{path}", clock=clock)
+    for _ in range(ROUNDS):
+        now = clock.now()
+        agent = Agent(new_agent_id(), "name", "x" * 50_000, now, now, model="scripted/echo")
+        part = TextPart("y" * 50_000)
+        system = Message(id=new_message_id(), role=Role.SYSTEM, parts=(part,), created_at=now)
+
+        async def create() -> None:
+            await records.agents.create(DEFAULT_TENANT, agent, system_message=system)  # noqa: B023
+
+        async def delete() -> None:
+            await records.agents.delete(DEFAULT_TENANT, agent.id)  # noqa: B023
+
+        await insist(create)
+        await insist(delete)
+    await records.aclose()
+
+
+def main() -> None:
+    store, path = sys.argv[1:]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, resource.RLIM_INFINITY))
+    asyncio.run({"events": write_events, "records": write_records}[store](path))
+    sys.stdout.write(f"{failures}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Disks that are full, or nearly, and write-ahead logs that must not grow without end."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from reattach.clock import SystemClock
+from reattach.limits import RECORDS_WAL_BYTES
+from reattach.log.sqlite import Sizes, SqliteLog
+from reattach.records.records import Records
+from tests.recovery.heart import eventually
+from tests.recovery.wal import wal_of
+
+PROCESS = Path(__file__).with_name("full_disk_process.py")
+SMALL = Sizes(
+    journal_bytes=20_000, closed_runs_bytes=0, checkpoint_bytes=100_000, idle_seconds=3600
+)
+
+
+def wal_bytes(file: Path) -> int:
+    wal = wal_of(file)
+    return wal.stat().st_size if wal.exists() else 0
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize("store", ["events", "records"])
+async def test_a_store_goes_on_when_its_wal_has_taken_the_last_room_of_the_disk(
+    store: str, tmp_path: Path
+) -> None:
+    """C12: several times as much is written as a file may hold, and deleted again."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *(str(PROCESS), store, str(tmp_path / f"{store}.db")),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(120):
+        said, complaint = await process.communicate()
+    assert process.returncode == 0, complaint.decode()
+    assert int(said) > 0
+
+
+async def test_the_wal_of_the_events_is_emptied_when_nothing_is_written(tmp_path: Path) -> None:
+    """C12: it is far below the size at which it is emptied on a busy server."""
+    file = tmp_path / "events.db"
+    log = await SqliteLog.open_file(file, sizes=Sizes(idle_seconds=0.02))
+    for number in range(3):
+        await log.open(f"run-{number}", 1)
+        await log.append(f"run-{number}", 1, 1, [b"x" * 1000])
+        await eventually(lambda: asyncio.to_thread(lambda: wal_bytes(file) == 0))
+    await log.aclose()
+
+
+async def test_the_wal_of_the_events_stays_bounded_by_its_true_size(tmp_path: Path) -> None:
+    """C12: what is deleted is written to the WAL too, and small commits take whole pages."""
+    file = tmp_path / "events.db"
+    log = await SqliteLog.open_file(file, sizes=SMALL)
+
+    async def is_bounded() -> bool:
+        return await asyncio.to_thread(wal_bytes, file) <= 2 * SMALL.checkpoint_bytes
+
+    for number in range(40):
+        await log.open(f"run-{number}", 1)
+        await log.append(f"run-{number}", 1, 1, [b"x" * 500] * 100, close=True)
+        await eventually(is_bounded)
+    for number in range(40):
+        await log.delete(f"run-{number}")
+        await eventually(is_bounded)
+    await log.aclose()
+
+
+async def test_a_reader_of_the_events_delays_the_emptying_and_not_the_appends(
+    tmp_path: Path,
+) -> None:
+    """C12: somebody makes a backup meanwhile."""
+    file = tmp_path / "events.db"
+    log = await SqliteLog.open_file(file, sizes=Sizes(idle_seconds=0.02))
+    await log.open("run", 1)
+
+    def begin() -> sqlite3.Connection:
+        reader = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM log_run").fetchall()
+        return reader
+
+    with closing(await asyncio.to_thread(begin)) as reader:
+        for seq in range(1, 40):
+            await log.append("run", 1, seq, [b"x" * 1000])
+        assert await asyncio.to_thread(wal_bytes, file) > 0
+        await asyncio.to_thread(reader.execute, "COMMIT")
+    await log.append("run", 1, 40, [b"x"])
+    await eventually(lambda: asyncio.to_thread(lambda: wal_bytes(file) == 0))
+    await log.aclose()
+
+
+@pytest.fixture
+async def records(tmp_path: Path) -> AsyncIterator[Records]:
+    records = await Records.open(f"sqlite:///{tmp_path / 'records.db'}", clock=SystemClock())
+    yield records
+    await records.aclose()
+
+
+async def test_the_wal_of_the_records_is_emptied_once_its_readers_are_gone(
+    records: Records, tmp_path: Path
+) -> None:
+    """C12: while somebody reads, it cannot begin anew."""
+    file = tmp_path / "records.db"
+    database = records._database
+    write = text("INSERT INTO blocks_copy VALUES (zeroblob(1000000))")
+    await database.in_write(lambda connection: connection.execute(text(
+        "CREATE TABLE blocks_copy (content BLOB)"
+    )))  # fmt: skip
+    async with database.read() as reading:
+        await reading.execute(text("SELECT count(*) FROM blocks_copy"))
+        while await asyncio.to_thread(wal_bytes, file) <= RECORDS_WAL_BYTES:
+            await database.in_write(lambda connection: connection.execute(write))
+
+    async def is_small_again() -> bool:
+        await database.in_write(lambda connection: connection.execute(write))
+        return await asyncio.to_thread(wal_bytes, file) < RECORDS_WAL_BYTES // 2
+
+    await eventually(is_small_again)
+    await records.tidy()
+    assert await asyncio.to_thread(wal_bytes, file) == 0
