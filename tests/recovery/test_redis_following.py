@@ -275,3 +275,51 @@ async def test_news_that_break_a_listener_do_not_end_the_news(
             assert await news.get() == channel
         assert relay.connections == 2
     assert [str(each["exception"]) for each in told] == ["A defect."]
+
+
+@pytest.mark.promise("P3", "P5")
+@pytest.mark.parametrize("is_large", [False, True])
+async def test_the_end_of_a_log_is_not_read_before_the_tail_has_it_though_news_are_late(
+    owner: RedisLog,
+    other: RedisLog,
+    monkeypatch: pytest.MonkeyPatch,
+    is_large: bool,
+) -> None:
+    """C5: a cursor before the tail of a log over 4 MiB, and one at its end."""
+    lose_news(other, monkeypatch)
+    count = 9 if is_large else 2
+    frame = b"x" * 600_000 if is_large else b"x"
+    for seq in range(1, count + 1):
+        await owner.append("run", 1, seq, [frame])
+    async with other.follow("run") as tail:
+        assert tail.first_seq == (count + 1 if is_large else 1)
+        await owner.append("run", 1, count + 1, [b"stop", b"usage"], close=True)
+        assert tail.last_seq == count
+        for after in range(0 if is_large else count, count + 2):
+            piece = await other.read("run", after, max_bytes=2**40, max_events=2**40)
+            assert piece.last_seq == count + 2
+            assert tail.last_seq == count + 2
+            assert tail.closed
+
+
+async def test_what_the_tail_cannot_be_brought_to_have_is_not_read(
+    owner: RedisLog, other: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C5: the store answers one read, and none of those that bring the tail there."""
+    lose_news(other, monkeypatch)
+    await owner.append("run", 1, 1, [b"first"])
+    async with other.follow("run") as tail:
+        await owner.append("run", 1, 2, [b"stop"], close=True)
+        calls = 0
+
+        async def answer_once(call: Call) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                return await call()
+            raise RedisConnectionError("It was cut.")
+
+        intercept(other, READ, answer_once, monkeypatch)
+        with pytest.raises(StoreUnavailableError):
+            await other.read("run", 1, max_bytes=100, max_events=10)
+        assert not tail.closed

@@ -157,6 +157,9 @@ class Log(ABC):
         They make at most ``max_bytes`` in all, except that one frame is always returned if
         there is one. Empty when ``after`` is the last seq or past it.
 
+        While the run is followed in this process, its tail has what is returned, so a follower
+        that got the last frames finds the tail closed: nobody sees an end before it is settled.
+
         Raises ExpiredError, naming the earliest seq, if ``after + 1`` was trimmed away.
         """
 

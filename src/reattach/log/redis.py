@@ -245,7 +245,12 @@ class RedisLog(Log):
         )
         if after + 1 < state.first_seq:
             raise TrimmedError(run_id, state.first_seq)
-        return Slice(after + 1, after + len(ends), frames)
+        last_seq = after + len(ends)
+        run = self._follower.local(run_id)
+        if run is not None and ends and last_seq > run.tail.last_seq:
+            # News are late, or on their way: whoever has the tail must learn of the end by it.
+            await self._follower.caught_up(run, last_seq)
+        return Slice(after + 1, last_seq, frames)
 
     @asynccontextmanager
     async def follow(self, run_id: str) -> AsyncIterator[Tail]:

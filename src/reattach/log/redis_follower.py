@@ -31,6 +31,7 @@ of events, which all readers then share. What is earlier in a larger one is read
 _LOAD_SLICE_BYTES: Final = 256 * 1024
 """What is read at once: under two milliseconds for which Redis does nothing else."""
 _LOAD_SLICE_EVENTS: Final = 10_000
+_BEHIND: Final = "The event log cannot be read at present. Try again in a moment."
 _CLOSED_RUNS_BYTES: Final = 64 * 1024 * 1024
 """Closed runs kept in memory: clients that come back do so soon after the end, if ever."""
 _FIRST_RETRY_SECONDS: Final = 0.05
@@ -162,6 +163,20 @@ class Follower:
         run.is_behind = True
         if run.mending is None:
             run.mending = self._start(self._mend(run))
+
+    async def caught_up(self, run: LocalRun, seq: int) -> None:
+        """Return when the tail has the event, or has failed.
+
+        Raises:
+            StoreUnavailableError: it could not be read into the tail; try again.
+        """
+        while not run.tail.ended and run.tail.last_seq < seq:
+            self.mend(run)
+            if run.mending is None:
+                return  # The tail does not stand for the log any more.
+            await self._joined(run.mending)
+            if run.is_behind:
+                raise StoreUnavailableError(_BEHIND)
 
     async def read(
         self, run_id: str, after: int, *, max_bytes: int, max_events: int

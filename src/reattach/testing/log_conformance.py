@@ -336,6 +336,19 @@ class LogConformance(OwnershipConformance):
                 assert cut.frames == FRAMES[seq - 1]
             await appends
 
+    async def test_what_can_be_read_of_a_followed_run_is_in_its_tail(self, log: Log) -> None:
+        """C5: so its end is known to be the end."""
+        await log.open("run", 1)
+        async with log.follow("run") as tail:
+            for seq, frame in enumerate(FRAMES, 1):
+                close = seq == len(FRAMES)
+                append = asyncio.create_task(log.append("run", 1, seq, [frame], close=close))
+                for _ in range(3):
+                    cut = await log.read("run", seq - 1, max_bytes=1, max_events=1)
+                    assert tail.last_seq >= cut.last_seq
+                await append
+            await until(tail, lambda: tail.closed)
+
     @pytest.mark.promise("P1")
     @pytest.mark.parametrize("turns", range(6))
     async def test_a_cancelled_append_can_be_repeated(self, log: Log, turns: int) -> None:
