@@ -317,7 +317,7 @@ async def test_a_connection_that_is_cut_within_a_write_changes_nothing(
 async def test_a_server_that_says_nothing_is_unavailable_in_bounded_time(
     server: PostgresqlServer, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounded, "REPLY_SECONDS", 0.3)
+    monkeypatch.setattr(bounded, "SILENCE_SECONDS", 0.3)
     database = await Database.open(server.url(address=relay.address) + "?connect_timeout=2")
     relay.pause()
     with pytest.raises(StoreUnavailableError):
@@ -362,7 +362,7 @@ async def test_a_listener_that_begins_while_the_server_is_away_hears_it_when_it_
 async def test_a_listener_whose_network_is_silent_notices_it(
     server: PostgresqlServer, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounded, "REPLY_SECONDS", 0.2)
+    monkeypatch.setattr(bounded, "SILENCE_SECONDS", 0.2)
     monkeypatch.setattr(postgresql, "LISTEN_CHECK_SECONDS", 0.1)
     monkeypatch.setattr(postgresql, "RECONNECT_SECONDS", 0.02)
     records = await Records.open(server.url(address=relay.address), clock=SystemClock())
@@ -376,3 +376,22 @@ async def test_a_listener_whose_network_is_silent_notices_it(
         relay.resume()
         assert await missed == WakesMissed()
     await records.aclose()
+
+
+async def test_an_answer_that_takes_long_over_a_slow_network_is_settled_and_read(
+    server: PostgresqlServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C15: each exchange takes several times as long as anybody may be silent."""
+    monkeypatch.setattr(bounded, "SILENCE_SECONDS", 0.7)
+    monkeypatch.setattr(postgresql, "IDLE_SECONDS", 0.7)
+    session = "SET lock_timeout = 700; SET idle_in_transaction_session_timeout = 700"
+    monkeypatch.setattr(postgresql, "_SESSION", session)
+    answer = "".join(f"{number:09}," for number in range(300_000))
+    with Relay(server.address, bytes_per_second=1_500_000) as relay:
+        records = await Records.open(server.url(address=relay.address), clock=SystemClock())
+        world = await a_world(records)
+        run = await world.start()
+        assert await records.runs.settle(run.id, a_settlement(a_message(answer, run_id=run.id)))
+        kept = await records.messages.history(OURS, world.thread)
+        assert kept[-1].text == answer
+        await records.aclose()

@@ -1,11 +1,15 @@
-"""A connection to PostgreSQL that waits for no reply without an end.
+"""A connection to PostgreSQL that waits for no silent server without an end.
 
 Imported where a PostgreSQL is used only: its driver is an extra.
 """
 
 import asyncio
+import fcntl
 import os
 import socket
+import struct
+import termios
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Self
 
@@ -13,9 +17,58 @@ import psycopg
 from psycopg.abc import PQGen
 from typing_extensions import override
 
-REPLY_SECONDS: Final = 6.0
-"""How long a reply is waited for. The server gives a statement up before that, and says so; one
-that says nothing is gone, though the network may not have noticed."""
+SILENCE_SECONDS: Final = 6.0
+"""How long nothing may pass in either direction while a reply is waited for. The server gives up
+waiting for locks before that, and says so; one that says and takes nothing is gone, though the
+network may not have noticed."""
+
+_INT: Final = struct.Struct("i")
+
+
+class _Alarm:
+    """Calls ``ring`` when nothing has moved for so many seconds."""
+
+    def __init__(
+        self, seconds: float, unsent_bytes: Callable[[], int], ring: Callable[[], None]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._seconds = seconds
+        self._unsent_bytes = unsent_bytes
+        self._ring = ring
+        self._moved_at = self._loop.time()
+        self._unsent = 0
+        self._timer = self._loop.call_later(seconds, self._look)
+
+    def note_progress(self) -> None:
+        self._moved_at = self._loop.time()
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        # All may be written, and on its way through a slow network.
+        unsent, self._unsent = self._unsent, self._unsent_bytes()
+        now = self._loop.time()
+        if self._unsent != unsent:
+            self._moved_at = now
+        silent_seconds = now - self._moved_at
+        if silent_seconds >= self._seconds:
+            self._ring()
+        else:
+            self._timer = self._loop.call_later(self._seconds - silent_seconds, self._look)
+
+
+def _noting(gen: PQGen[Any], note_progress: Callable[[], None]) -> PQGen[Any]:
+    """Yield and return as ``gen``, and note whenever the socket was ready for it."""
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            if ready:
+                note_progress()
+            wanted = gen.send(ready)
+    except StopIteration as end:
+        return end.value
 
 
 class BoundedConnection(psycopg.AsyncConnection[Any]):
@@ -51,13 +104,22 @@ class BoundedConnection(psycopg.AsyncConnection[Any]):
 
     @override
     async def wait(self, gen: PQGen[Any], *args: Any, **rest: Any) -> Any:
-        # What waits for notices says itself for how long.
-        seconds = REPLY_SECONDS + (rest.get("timeout") or 0.0)
-        alarm = asyncio.get_running_loop().call_later(seconds, self._hang_up)
+        # A wait for notices has a timeout of its own.
+        seconds = SILENCE_SECONDS + (rest.get("timeout") or 0.0)
+        alarm = _Alarm(seconds, self._unsent_bytes, self._hang_up)
         try:
-            return await super().wait(gen, *args, **rest)
+            return await super().wait(_noting(gen, alarm.note_progress), *args, **rest)
         finally:
             alarm.cancel()
+
+    def _unsent_bytes(self) -> int:
+        """What was written and the server has not acknowledged."""
+        unsent = 0
+        if not self.closed:
+            with suppress(OSError):
+                packed = fcntl.ioctl(self.fileno(), termios.TIOCOUTQ, bytes(_INT.size))
+                (unsent,) = _INT.unpack(packed)
+        return unsent
 
     def _hang_up(self) -> None:
         """End the conversation as a dying server would; whoever waits for it is told at once."""

@@ -35,8 +35,12 @@ READERS: Final = 4
 CONNECT_SECONDS: Final = 3
 """How long connecting may take."""
 
-STATEMENT_SECONDS: Final = 5.0
-"""How long the server may work on one statement, or wait for a lock in it."""
+LOCK_SECONDS: Final = 5.0
+"""How long a statement may wait for a lock."""
+
+STATEMENT_SECONDS: Final = 300.0
+"""How long the server may work on one statement, from its first parameter to its last row: a large
+answer over a slow network takes minutes. A server that is silent is given up long before that."""
 
 IDLE_SECONDS: Final = 5.0
 """How long a process may stop within a transaction, whose locks others wait for: less than a lease,
@@ -72,6 +76,7 @@ _LIBPQ: Final = {
 """What libpq is told where the URL does not say otherwise: a dead network is noticed in seconds."""
 
 _SESSION: Final = (
+    f"SET lock_timeout = {int(LOCK_SECONDS * 1000)};"
     f"SET statement_timeout = {int(STATEMENT_SECONDS * 1000)};"
     f"SET idle_in_transaction_session_timeout = {int(IDLE_SECONDS * 1000)}"
 )
@@ -83,8 +88,12 @@ def writers(address: URL) -> AsyncEngine:
 
 
 def readers(address: URL) -> AsyncEngine:
-    """Connections that read: each transaction sees one state, and waits for no writer."""
-    read_only = f"{_SESSION};SET default_transaction_read_only = on"
+    """Connections that read: each transaction sees one state, and waits for no writer.
+
+    They hold no locks, and a slow network may take long for what the server has sent.
+    """
+    idle = f"SET idle_in_transaction_session_timeout = {int(STATEMENT_SECONDS * 1000)}"
+    read_only = f"{_SESSION};{idle};SET default_transaction_read_only = on"
     return _engine(address, READERS, "REPEATABLE READ", read_only)
 
 

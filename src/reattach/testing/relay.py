@@ -23,8 +23,9 @@ class Relay(Closing):
     ``pause`` holds back what the server sends, as a client that reads nothing. ``swallow`` loses
     what is sent both ways until ``resume``, as a network that went away without a word; after
     ``strand`` the connections that there are lose it for good, and later ones go through. Bytes are
-    relayed as they come, unless ``delay_seconds`` or ``piece_bytes`` are set. ``on_down`` is told
-    of what comes from the server, before it is relayed, in threads of the relay's.
+    relayed as they come, unless ``delay_seconds`` or ``piece_bytes`` are set. With
+    ``bytes_per_second`` it is a slow network, each way. ``on_down`` is told of what comes from the
+    server, before it is relayed, in threads of the relay's.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Relay(Closing):
         target: tuple[str, int] | str,
         *,
         on_down: Callable[[bytes], None] | None = None,
+        bytes_per_second: int | None = None,
     ) -> None:
         self.target = target
         self._on_down = on_down
@@ -43,7 +45,10 @@ class Relay(Closing):
         self._stranded = 0
         """Connections up to this one, in the order of their making, are half-open."""
         self._cut_up_to = 0
+        self._bytes_per_second = bytes_per_second
         self._listener = socket.create_server(("127.0.0.1", 0))
+        if bytes_per_second is not None:  # Else the kernel takes megabytes at once.
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PIECE_BYTES)
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._flowing = threading.Event()
@@ -187,7 +192,10 @@ class Relay(Closing):
             return
         piece_bytes = self.piece_bytes
         for start in range(0, len(data), piece_bytes):
-            sink.sendall(data[start : start + piece_bytes])
+            piece = data[start : start + piece_bytes]
+            sink.sendall(piece)
+            if self._bytes_per_second is not None:
+                time.sleep(len(piece) / self._bytes_per_second)
 
     def _counted(self, data: bytes) -> tuple[bytes, bool]:
         """Count ``data``; if a cut falls into it, what comes before, and that it is to be cut."""
