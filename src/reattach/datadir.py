@@ -1,7 +1,9 @@
 """The directory of an embedded server: its two database files, and one process that owns it."""
 
 import os
+import shlex
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,10 @@ _LITTLE_BYTES: Final = 1 << 30
 """Free space that a busy server may fill in an hour: each stream event takes about 300 bytes."""
 _NO_BYTES: Final = 16 << 20
 """Free space with which a database can hardly be made."""
+
+_FILE_MODE: Final = 0o600
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+"""The rights of everybody but the owner."""
 
 _LOCK_NAME: Final = "reattach.lock"
 _BOOT_NAME: Final = "reattach.boot"
@@ -55,14 +61,60 @@ def log_url(data_dir: Path, *, durability: str) -> str:
 
 
 def make(data_dir: Path) -> None:
-    """Make the directory, for its owner only, unless it is there. Raises StartupError."""
+    """Make the directory and its databases, for their owner only, unless they are there.
+
+    Databases that others may read are closed to them, if they are this user's. SQLite gives what it
+    puts beside a database the same mode. A directory that was there stays as it is.
+
+    Raises:
+        StartupError: The directory cannot be made, or not be written to.
+    """
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StartupError(
-            f"The data directory {data_dir} can not be made: {error.strerror}. "
+            f"The data directory {data_dir} cannot be made: {error.strerror}. "
             "Name another one with --data-dir or REATTACH_DATA_DIR."
         ) from error
+    for file in (events_file(data_dir), records_file(data_dir)):
+        # A file that is there is not opened: closing it would drop SQLite's locks of this process.
+        try:
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, _FILE_MODE))
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _unwritable(data_dir, error) from error
+    for file in _files(data_dir):
+        status = file.stat()
+        if status.st_mode & _OTHERS and status.st_uid == os.geteuid():
+            file.chmod(stat.S_IMODE(status.st_mode) & ~_OTHERS)
+
+
+def has_records(data_dir: Path) -> bool:
+    """Whether the directory has a database of records with anything in it."""
+    return _has_content(records_file(data_dir))
+
+
+def _has_content(file: Path) -> bool:
+    try:
+        return file.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def _files(data_dir: Path) -> list[Path]:
+    """The files in the directory that are ours."""
+    databases = [events_file(data_dir), records_file(data_dir)]
+    names = [f"{file.name}{suffix}" for file in databases for suffix in ("", "-wal", "-shm")]
+    found = [data_dir / name for name in (*names, _LOCK_NAME, _BOOT_NAME)]
+    return [file for file in found if file.is_file() and not file.is_symlink()]
+
+
+def _unwritable(data_dir: Path, error: OSError) -> StartupError:
+    return StartupError(
+        f"The data directory {data_dir} cannot be written to: {error.strerror}. "
+        "Give its ownership to the user that runs the server, or name another directory."
+    )
 
 
 @contextmanager
@@ -74,12 +126,9 @@ def owned(data_dir: Path) -> Iterator[None]:
     """
     make(data_dir)
     try:
-        lock = os.open(data_dir / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+        lock = os.open(data_dir / _LOCK_NAME, os.O_RDWR | os.O_CREAT, _FILE_MODE)
     except OSError as error:
-        raise StartupError(
-            f"The data directory {data_dir} can not be written to: {error.strerror}. "
-            "Give its ownership to the user that runs the server, or name another directory."
-        ) from error
+        raise _unwritable(data_dir, error) from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,7 +151,7 @@ def may_lack_events(data_dir: Path, boot: BootId = boot_id) -> bool:
     They may if their last owner did not wait for the disk and this is another boot than its own,
     or if either is not known. ``note_boot`` is to be called once the stores have taken that in.
     """
-    if not events_file(data_dir).exists() and not records_file(data_dir).exists():
+    if not _has_content(events_file(data_dir)) and not has_records(data_dir):
         return False
     noted_boot, durability = _noted(data_dir)
     return durability != "power" and (noted_boot is None or noted_boot != boot())
@@ -120,7 +169,7 @@ def note_boot(data_dir: Path, durability: str, boot: BootId = boot_id) -> None:
     file = data_dir / _BOOT_NAME
     fresh = file.with_suffix(".new")
     try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _FILE_MODE)
         try:
             os.write(descriptor, f"{present or _UNKNOWN} {durability}\n".encode("ascii"))
             os.fsync(descriptor)
@@ -158,7 +207,22 @@ def examine(data_dir: Path) -> list[Finding]:
         return [Finding("wrong", what, f"{place} can not be written to", mend)]
     exists = place == data_dir
     said = f"{data_dir} {'can be written to' if exists else 'does not exist yet; it can be made'}"
-    return [Finding("ok", what, said), _space(place), _owner(data_dir)]
+    findings = [Finding("ok", what, said), _space(place), _owner(data_dir)]
+    return [*findings, _access(data_dir)] if exists else findings
+
+
+def _access(data_dir: Path) -> Finding:
+    """Whether other users of the machine can read what is kept."""
+    what = "data access"
+    if not data_dir.stat().st_mode & _OTHERS:
+        return Finding("ok", what, "only its owner can read it")
+    open_files = [file for file in _files(data_dir) if file.stat().st_mode & _OTHERS]
+    if open_files:
+        names = " ".join(shlex.quote(str(file)) for file in open_files)
+        said = f"other users may read {', '.join(file.name for file in open_files)}"
+        return Finding("wrong", what, said, f"chmod go= {names}")
+    said = f"{data_dir} can be listed by other users, its files cannot be read"
+    return Finding("warning", what, said, f"chmod go= {shlex.quote(str(data_dir))}")
 
 
 def _space(place: Path) -> Finding:

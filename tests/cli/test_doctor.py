@@ -414,3 +414,22 @@ def test_a_pair_of_local_stores_is_wrong_and_not_made(tmp_path: Path) -> None:
     records, events = f"sqlite:///{tmp_path}/records.db", f"sqlite:{tmp_path}/events.db"
     assert "settings" in asked(records, events).wrong
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_directory_that_others_may_read_is_told_with_the_command_that_mends_it(
+    tmp_path: Path,
+) -> None:
+    """D9: files that others may read are wrong, a directory that they may list is a warning."""
+    place = tmp_path / "data"
+    place.mkdir(mode=0o755)
+    datadir.make(place)
+    told = Told(reattach_here("doctor", "--json", "--data-dir", str(place)))
+    assert told.levels["data access"] == "warning"
+    datadir.records_file(place).chmod(0o640)
+    told = Told(reattach_here("doctor", "--json", "--data-dir", str(place)))
+    assert told.levels["data access"] == "wrong"
+    assert "records.db" in told.text["data access"]
+    for path in (datadir.records_file(place), place):
+        path.chmod(path.stat().st_mode & ~0o077)
+    told = Told(reattach_here("doctor", "--json", "--data-dir", str(place)))
+    assert told.levels["data access"] == "ok"

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from reattach import datadir
 from reattach.cli import app
+from reattach.engine.scripted import ScriptedEngine
 from reattach.errors import StartupError, StoreUnavailableError
+from reattach.http.assembly import assembled
 from reattach.limits import KEY_CACHE_SECONDS
+from reattach.settings import Settings
 from reattach.testing.process import ServerProcess
 from tests.recovery.clients import client_of
 from tests.recovery.heart import eventually
@@ -127,3 +132,31 @@ async def test_keys_that_are_made_and_revoked_while_a_server_runs_count_within_s
             await eventually(lambda: is_refused(second), KEY_CACHE_SECONDS + 10)
             assert await status(first) == 200
             assert "revoked" in (await keys(tmp_path, "list")).splitlines()[-1]
+
+
+def modes(directory: Path) -> dict[str, str]:
+    return {
+        file.name: f"{stat.S_IMODE(file.stat().st_mode):o}"
+        for file in directory.iterdir()
+        if file.is_file()
+    }
+
+
+@pytest.mark.promise("P11")
+async def test_nobody_else_on_the_machine_can_read_what_a_server_keeps(tmp_path: Path) -> None:
+    """D9: in a directory that existed, with files that were open to all, and an easy umask."""
+    place = tmp_path / "data"
+    await asyncio.to_thread(place.mkdir, 0o755)
+    usual = os.umask(0o000)
+    try:
+        await keys(place, "create", "first")
+        assert set((await asyncio.to_thread(modes, place)).values()) == {"600"}
+        for file in (datadir.records_file(place), datadir.events_file(place)):
+            await asyncio.to_thread(file.chmod, 0o664)
+        async with assembled(Settings(data_dir=place), engines=[ScriptedEngine()]) as context:
+            await context.runs.log.open("run", 1)
+            found = await asyncio.to_thread(modes, place)
+            assert set(found) >= {"events.db-wal", "records.db", "reattach.boot", "reattach.lock"}
+            assert set(found.values()) == {"600"}
+    finally:
+        os.umask(usual)

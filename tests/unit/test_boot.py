@@ -11,7 +11,7 @@ from reattach.boot import boot_id
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
-    datadir.events_file(tmp_path).touch()
+    datadir.events_file(tmp_path).write_bytes(b"something")
     return tmp_path
 
 

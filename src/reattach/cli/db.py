@@ -43,7 +43,7 @@ def show_status(
     settings = settings_with(
         data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
     )
-    url = records_url(settings)
+    url = records_url(settings, makes=False)
     with explaining(url):
         revision = asyncio.run(find_revision(url))
     typer.echo(f"there\t{revision.present or 'no schema'}\nneeded\t{revision.needed}")

@@ -103,7 +103,7 @@ async def _examined(settings: Settings) -> AsyncIterator[Finding]:
     records_url = None
     if database is not None:
         records_url = database.get_secret_value()
-    elif log is None and await asyncio.to_thread(datadir.records_file(settings.data_dir).exists):
+    elif log is None and await asyncio.to_thread(datadir.has_records, settings.data_dir):
         records_url = datadir.records_url(settings.data_dir)
     if records_url is not None:
         async for finding in examine_records(records_url, processes=settings.workers):

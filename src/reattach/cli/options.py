@@ -44,14 +44,15 @@ def settings_with(**given: Any) -> Settings:
     return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
-def records_url(settings: Settings) -> str:
+def records_url(settings: Settings, *, makes: bool = True) -> str:
     """The database of the records, whether or not a server is using it.
 
-    The data directory is made if that is where it is. Raises StartupError.
+    If it is in the data directory, that is made, unless ``makes`` is false. Raises StartupError.
     """
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
-    datadir.make(settings.data_dir)
+    if makes:
+        datadir.make(settings.data_dir)
     return datadir.records_url(settings.data_dir)
 
 
