@@ -138,7 +138,9 @@ class Compaction:
         self._prunable_rows = 0
         self._may_have_garbage = True
         self._needs_room = False
-        """A commit failed, and not all has been done since that makes room on the disk."""
+        """A commit failed, or nothing was written for a while: all is done that makes room."""
+        self._has_deleted = False
+        """The journal may have text of a run that was deleted."""
         self._wake = asyncio.Event()
         self._wake.set()
 
@@ -166,7 +168,7 @@ class Compaction:
     def forget(self, run: LiveRun) -> None:
         """The run was deleted, and nothing of it needs to be folded."""
         self._unfolded.pop(run.number, None)
-        self._may_have_garbage = True
+        self._may_have_garbage = self._has_deleted = True
         self._note_floor()
         self._wake.set()
 
@@ -192,7 +194,7 @@ class Compaction:
                     await self._wake.wait()
             except TimeoutError:
                 if self._wal.writes == writes or self._wal.is_old:
-                    self._wal.is_urgent = True
+                    self._wal.is_urgent = self._needs_room = True
                     return
             else:
                 return
@@ -246,7 +248,11 @@ class Compaction:
 
     def _next_step(self) -> list[_Part]:
         """What to fold in one transaction: parts of runs, not much more than a step in all."""
-        if not self._pending and self._journal_bytes > self._sizes.journal_bytes:
+        is_to_be_emptied = self._needs_room and self._has_deleted
+        if not self._pending and (
+            is_to_be_emptied or self._journal_bytes > self._sizes.journal_bytes
+        ):
+            self._has_deleted = False
             self._pending.update(dict.fromkeys(sorted(self._unfolded.values(), key=_first_row)))
         parts: list[_Part] = []
         room_bytes = self._sizes.step_bytes

@@ -86,7 +86,10 @@ def default_connect(path: str) -> sqlite3.Connection:
 
 
 def prepare(connection: sqlite3.Connection, durability: Durability) -> None:
-    """Settings of a connection. Checkpoints are made by us, when they disturb least."""
+    """Settings of a connection. Checkpoints are made by us, when they disturb least.
+
+    What is deleted is overwritten, also in pages that are free from then on.
+    """
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise StartupError(
@@ -94,6 +97,7 @@ def prepare(connection: sqlite3.Connection, durability: Durability) -> None:
             "Use a data directory on a local disk."
         )
     connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute("PRAGMA secure_delete = ON")
     set_synchronous(connection, durability)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
-from sqlalchemy import Connection, RowMapping, case, insert, select, update
+from sqlalchemy import Connection, RowMapping, case, exists, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.clock import Clock
@@ -30,7 +30,7 @@ ArchiveStatus = Literal["unarchived", "archived", "all"]
 
 
 class Conversations:
-    """The conversations of each tenant. A deleted one is as none; its runs can still be read."""
+    """The conversations of each tenant. A deleted one is as none; its runs can still be found."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -106,6 +106,14 @@ class Conversations:
         values = {"deleted_at": self._clock.now()}
         async with self._database.write() as connection:
             await _set(connection, tenant, conversation_id, values)
+
+    async def forget_deleted(self, limit: int) -> int:
+        """Forget the messages of deleted conversations and the inputs of their runs.
+
+        At most ``limit`` conversations, of all tenants; returns how many. What is to be told of a
+        run that is active, or whose callback is due, is kept until then.
+        """
+        return await self._database.in_write(_forget_deleted, limit)
 
     async def fork(
         self,
@@ -232,3 +240,25 @@ async def _message_ids(
         if parts is not None:
             summaries.setdefault(thread_key, {})[message_id] = parts[0]
     return {key: ids_in_context(ids, summaries.get(key, {})) for key, ids in found.items()}
+
+
+def _forget_deleted(connection: Connection, limit: int) -> int:
+    table, places, runs = schema.conversations, schema.thread_messages, schema.runs
+    is_needed = exists().where(
+        runs.c.conversation_id == table.c.id, or_(schema.ACTIVE, schema.CALLBACK_DUE)
+    )
+    has_messages = exists().where(places.c.thread_key == table.c.id)
+    wanted = (
+        select(table.c.id, table.c.agent_id)
+        .where(table.c.deleted_at.is_not(None), has_messages, ~is_needed)
+        .limit(limit)
+    )
+    found = connection.execute(wanted).all()
+    for conversation_id, agent_id in found:
+        threads.clear(connection, Thread(agent_id, conversation_id), system_too=True)
+        connection.execute(
+            update(runs).where(runs.c.conversation_id == conversation_id).values(input=())
+        )
+        gone = {"summary": None, "description": None}
+        connection.execute(update(table).where(table.c.id == conversation_id).values(gone))
+    return len(found)

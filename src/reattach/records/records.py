@@ -8,6 +8,7 @@ from typing import Self
 from sqlalchemy import Connection, func, select
 
 from reattach.clock import Clock
+from reattach.limits import SWEEP_BATCH_RUNS
 from reattach.records.agents import Agents
 from reattach.records.blocks import Blocks
 from reattach.records.callbacks import Callbacks
@@ -73,11 +74,13 @@ class Records:
         return heard(self._database)
 
     async def tidy(self) -> None:
-        """Let go of what a SQLite file keeps of deleted text. To be done now and then.
+        """Let go of what is kept of deleted text. To be done now and then.
 
         Raises:
             StoreUnavailableError: the disk does not take it; try again later.
         """
+        while await self.conversations.forget_deleted(SWEEP_BATCH_RUNS) == SWEEP_BATCH_RUNS:
+            pass
         await self._database.tidy()
 
     async def aclose(self) -> None:

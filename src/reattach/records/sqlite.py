@@ -164,6 +164,7 @@ def _pragmas(durability: Durability, *, query_only: bool) -> list[str]:
         "PRAGMA foreign_keys=ON",
         f"PRAGMA synchronous={_SYNCHRONOUS[durability]}",
         f"PRAGMA query_only={'ON' if query_only else 'OFF'}",
+        "PRAGMA secure_delete=ON",
     ]
 
 
