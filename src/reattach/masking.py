@@ -1,5 +1,8 @@
-"""URLs of stores as they may be shown: where it is and who asks, and no secret."""
+"""URLs of stores, and words of others, as they may be shown: without secrets."""
 
+import os
+import re
+from collections.abc import Iterable
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
 
@@ -56,3 +59,54 @@ def _shown(parts: SplitResult, url: str) -> str:
 def _value(key: str, value: str) -> str:
     said = f"{key} {value}".lower()
     return MASK if any(word in said for word in _TELLTALE) else quote(value, safe="/:,")
+
+
+# Words of others.
+
+_NAMED: Final = r"api[-_]?key|token(?!s)|secret|passw(?:or)?d|pwd|authorization|credential"
+_SECRETS: Final = (
+    (re.compile(r"://[^\s/@]+@"), f"://{MASK}@"),
+    (re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{6,}", re.IGNORECASE), rf"\1 {MASK}"),
+    (
+        re.compile(
+            rf"([\w-]*(?:{_NAMED})[\w-]*[\"']?\s*[=:]\s*[\"']?)[^\s\"'&,;)}}]+", re.IGNORECASE
+        ),
+        rf"\1{MASK}",
+    ),
+    (re.compile(r"\beyJ[\w-]{8,}\.[\w.-]+"), MASK),
+    (re.compile(r"\b(?:AIza[\w-]{20,}|AKIA[A-Z0-9]{12,})"), MASK),
+    (
+        re.compile(
+            r"\b(?:[srp]k|gsk|csk|xai|gh[opsu]|github_pat|glpat|hf|ya29|xox[abeprs]|pplx|nvapi|tgp)"
+            r"[-_.][\w.*-]+"
+        ),
+        MASK,
+    ),
+    (re.compile(r"\b(?:org|proj|user|acct|sess)[-_](?=\w*\d)[\w-]{8,}"), MASK),
+    (re.compile(r"\b(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{32,}"), MASK),
+)
+"""Each form of a secret, and its stand-in. Model names and counts of tokens pass."""
+
+_SECRET_VARIABLES: Final = ("_API_KEY", "_TOKEN", "_SECRET", "_SECRET_KEY", "_PASSWORD")
+_SHORTEST_SECRET_CHARS: Final = 8
+_MARGIN: Final = 8
+"""How many times what is shown is looked at, so that no secret is cut in two before."""
+
+
+def masked_words(text: str, *, max_chars: int, secrets: Iterable[str] = ()) -> str:
+    """Return ``text`` on one line, cut to ``max_chars``, with ``***`` for everything secret.
+
+    Secret are ``secrets``, what the environment has of keys, and everything that looks like a key,
+    a token or the user of a URL. Tags of HTML are left out.
+    """
+    text = text[: max_chars * _MARGIN]
+    known = {value for name, value in os.environ.items() if name.endswith(_SECRET_VARIABLES)}
+    for secret in sorted({*known, *secrets}, key=len, reverse=True):
+        if len(secret) >= _SHORTEST_SECRET_CHARS:
+            text = text.replace(secret, MASK)
+    text = re.sub(r"<[a-zA-Z/!][^>]*>", " ", text)
+    for pattern, mask in _SECRETS:
+        text = pattern.sub(mask, text)
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[
+        :max_chars
+    ]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from reattach.masking import masked
+from reattach.masking import masked, masked_words
 
 
 @pytest.mark.parametrize(
@@ -86,3 +86,34 @@ def test_of_a_url_that_can_not_be_read_for_sure_only_the_scheme_is_shown(
     url: str, shown: str
 ) -> None:
     assert masked(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("Incorrect API key provided: sk-proj-abc. Bye", "Incorrect API key provided: *** Bye"),
+        ("at https://user:pw@host/x?api_key=abc&n=1", "at https://***@host/x?api_key=***&n=1"),
+        ("Authorization: Bearer abcdef.ghi", "Authorization: *** ***"),
+        ('{"token": "abc", "n": 1}', '{"token": "***", "n": 1}'),
+        ("key AIzaSyA1234567890abcdefghij is off", "key *** is off"),
+        ("eyJhbGciOiJI.eyJzdWIiOiIx.sig denied", "*** denied"),
+        ("limit of org-a1b2c3d4e5 reached", "limit of *** reached"),
+        ("0123456789abcdef0123456789abcdef", "***"),
+        ("the secret is my-own-key-of-this-server", "the secret is ***"),
+        ("<html><body><h1>502</h1>\n\tBad Gateway</body>", "502 Bad Gateway"),
+        ("max_tokens: 5000 is more than 4096 tokens", "max_tokens: 5000 is more than 4096 tokens"),
+        ("model Meta-Llama-3.1-405B-Instruct-Turbo", "model Meta-Llama-3.1-405B-Instruct-Turbo"),
+        ("org-wide rule\x1b[31m", "org-wide rule [31m"),
+        ("x" * 99, "x" * 60),
+    ],
+)
+def test_words_of_others_are_shown_on_one_line_without_secrets(words: str, shown: str) -> None:
+    """A12: a provider's own text may hold keys, tokens and URLs with credentials."""
+    secrets = ["my-own-key-of-this-server"]
+    assert masked_words(words, max_chars=60, secrets=secrets) == shown
+
+
+def test_keys_of_the_environment_are_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A12: the keys that this server was given, whatever they look like."""
+    monkeypatch.setenv("STRANGE_API_KEY", "correct horse battery")
+    assert masked_words("no correct horse battery", max_chars=60) == "no ***"

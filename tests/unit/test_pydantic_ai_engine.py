@@ -182,7 +182,7 @@ async def test_an_answer_cut_for_length_says_so(engine: PydanticAIEngine) -> Non
         ("status-504", ModelTimeoutError),
     ],
 )
-async def test_what_the_provider_does_wrong_becomes_our_error_without_its_words(
+async def test_an_error_of_the_provider_becomes_ours_without_its_secrets(
     engine: PydanticAIEngine, behaviour: str, error: type[ModelError]
 ) -> None:
     with pytest.raises(EngineError) as raised:

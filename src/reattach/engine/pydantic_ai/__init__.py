@@ -123,6 +123,7 @@ class PydanticAIEngine(Engine):
         returns = [_unknown_tool(call) for call in turn.due]
         for returned in returns:
             yield returned
+        model: ProviderModel | None = None
         stream: StreamedResponse | None = None
         try:
             model = await self._open(turn.model)
@@ -145,7 +146,13 @@ class PydanticAIEngine(Engine):
         except (exceptions.AgentRunError, exceptions.UserError, ImportError) as error:
             for step in () if stream is None else counted(stream, body):
                 yield step
-            raise engine_error(error, turn, body) from error
+            raise engine_error(
+                error,
+                turn,
+                body,
+                base_url=None if model is None else _base_url(model),
+                secrets=[self._api_key] if self._api_key else [],
+            ) from error
         for delta in answer.end(stream, body, turn.model):
             yield delta
 

@@ -1,7 +1,9 @@
 """Errors of providers and of Pydantic AI, as the errors that a run shows."""
 
 import re
+from collections.abc import Sequence
 from typing import Final
+from urllib.parse import urlsplit
 
 from pydantic_ai import exceptions
 
@@ -16,21 +18,71 @@ from reattach.errors import (
     ModelRateLimitError,
     ModelTimeoutError,
 )
+from reattach.limits import MAX_ERROR_CHARS
+from reattach.masking import masked_words
+
+_NO_SUCH_PATH: Final = frozenset({404, 405})
+_VERSION: Final = re.compile(r"/v\d")
 
 _IMAGE_REFUSALS: Final = frozenset({400, 404, 415, 422})
 """The statuses with which providers refuse images."""
 
 
-def engine_error(error: Exception, turn: Turn, body: Body) -> EngineError:
-    """The error to show for one of Pydantic AI, with a word on images if they may be the cause."""
+def engine_error(
+    error: Exception, turn: Turn, body: Body, *, base_url: str | None, secrets: Sequence[str] = ()
+) -> EngineError:
+    """The error to show for one of Pydantic AI, with the provider's own words.
+
+    They are masked, ``secrets`` before all, and cut. ``base_url`` is where the model was asked.
+    """
     failure = _failure(error, turn.model)
     if isinstance(failure, ModelEmptyResponseError) and body.is_known and not body.has_end_mark:
         return broken_off(body, turn.model)
+    words = masked_words(_words(error), max_chars=MAX_ERROR_CHARS, secrets=secrets)
+    more = [f"It says: {words}"] if words else []
     status = error.status_code if isinstance(error, exceptions.ModelHTTPError) else None
-    has_images = any(message.has_images for message in (*turn.history, *turn.input))
-    if type(failure) is ModelError and status in _IMAGE_REFUSALS and has_images:
-        return ModelError(f"{failure.detail} The conversation has images; it may not take them.")
-    return failure
+    if hint := _base_url_hint(turn.model, status, words, base_url):
+        more.append(hint)
+    elif type(failure) is ModelError and status in _IMAGE_REFUSALS and _has_images(turn):
+        more.append("The conversation has images; it may not take them.")
+    return type(failure)(" ".join([failure.detail, *more]))
+
+
+def _has_images(turn: Turn) -> bool:
+    return any(message.has_images for message in (*turn.history, *turn.input))
+
+
+def _words(error: Exception) -> str:
+    """The provider's own words, if the error has any."""
+    body = error.body if isinstance(error, exceptions.ModelAPIError) else None
+    for _ in range(3):  # They stand at different depths.
+        if isinstance(body, list) and body:
+            body = body[0]
+        if not isinstance(body, dict):
+            break
+        members = (body.get(name) for name in ("error", "message", "detail", "msg", "errors"))
+        body = next((member for member in members if member), None)
+    return body if isinstance(body, str) else ""
+
+
+def _base_url_hint(handle: str, status: int | None, words: str, base_url: str | None) -> str | None:
+    """The remedy for a base URL of a wrong depth, which shows as a path that is not found."""
+    if base_url is None or status not in _NO_SUCH_PATH or "model" in words.lower():
+        return None
+    path = urlsplit(base_url).path
+    has_version = _VERSION.search(path) is not None
+    if handle.startswith("anthropic/"):
+        if not has_version:
+            return None
+        return (
+            "The base URL of Anthropic's API has no version: leave out /v1 in ANTHROPIC_BASE_URL."
+        )
+    if handle.startswith("openai/") and not has_version:
+        return (
+            "The base URL has no version in its path, and most servers want one: set "
+            "REATTACH_OPENAI_BASE_URL to a URL that ends in /v1."
+        )
+    return None
 
 
 def _failure(error: Exception, handle: str) -> EngineError:
@@ -54,7 +106,9 @@ def _failure(error: Exception, handle: str) -> EngineError:
         case exceptions.ModelContextWindowExceededError():
             return ContextWindowError(f"The conversation is longer than {handle} can take.")
         case exceptions.ModelNotFoundError():
-            return ModelError(f"The provider of {handle} has no model of that name.")
+            return ModelError(
+                f"The provider of {handle} has no model of that name, or is not at this address."
+            )
         case exceptions.ModelConnectionError():
             return ModelError(f"The connection to the provider of {handle} failed.")
         case exceptions.UnexpectedModelBehavior() if "without content" in error.message:

@@ -18,7 +18,7 @@ from typing import ClassVar
 import pytest
 
 from reattach.engine.base import Engine
-from reattach.testing.providers import openai, openai_ends
+from reattach.testing.providers import anthropic, openai, openai_ends, openai_errors
 from reattach.testing.providers.forms import Form
 from reattach.testing.providers.outcome import Outcome, outcome
 from reattach.testing.providers.server import Provider, provider
@@ -28,6 +28,7 @@ _OPENAI = (
     *openai.CALLS,
     *openai_ends.USAGE,
     *openai_ends.ENDS,
+    *openai_errors.ERRORS,
 )
 
 
@@ -52,6 +53,19 @@ class OpenAIForms(ProviderForms):
             yield served
 
     @pytest.mark.parametrize("form", _OPENAI, ids=lambda form: form.name)
+    async def test_a_form_makes_its_run(self, engine: Engine, form: Form) -> None:
+        check(form, await outcome(engine, self.model, form))
+
+
+class AnthropicForms(ProviderForms):
+    """Anthropic's messages, at the origin of the provider."""
+
+    @pytest.fixture(scope="class")
+    async def provider(self) -> AsyncIterator[Provider]:
+        async with provider(anthropic.FORMS, anthropic.CLOSING) as served:
+            yield served
+
+    @pytest.mark.parametrize("form", anthropic.FORMS, ids=lambda form: form.name)
     async def test_a_form_makes_its_run(self, engine: Engine, form: Form) -> None:
         check(form, await outcome(engine, self.model, form))
 

@@ -64,7 +64,7 @@ USAGE: Final = (
          run=failed("I will not.", prompt_tokens=100, completion_tokens=7)),
     form("usage-then-error", chunk({"content": "Hello."}, **counts(100, 7)),
          data({"error": {"message": "overheated", "code": 500}}),
-         run=failed("failed", text="Hello.", prompt_tokens=100, completion_tokens=7)),
+         run=failed("overheated", text="Hello.", prompt_tokens=100, completion_tokens=7)),
     form("usage-then-cut", chunk({"content": "Hello."}, **counts(100, 7)), _CUT,
          run=failed("connection", text="Hello.", prompt_tokens=100, completion_tokens=7)),
     form("usage-filtered", says("Hello."), stops("content_filter", **counts(100, 7)), DONE,

@@ -7,9 +7,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from reattach.testing.providers.forms import CUT, Form
+from reattach.testing.providers.forms import CUT, Form, failed
 
 _REQUEST_SECONDS = 20.0
+_PATHS = frozenset({"/v1/chat/completions", "/v1/messages"})
+_NOT_FOUND = Form("", (b"404 page not found",), failed("404 page not found"), 404, "text/plain")
 
 
 @dataclass
@@ -27,9 +29,9 @@ class Provider:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
-                request = await _read(reader)
+                path, request = await _read(reader)
                 self.requests.append(request)
-                await _answer(self._form(request), writer)
+                await _answer(self._form(request) if path in _PATHS else _NOT_FOUND, writer)
         except (ConnectionError, asyncio.IncompleteReadError, TimeoutError):
             writer.transport.abort()
         finally:
@@ -54,13 +56,13 @@ async def provider(forms: Iterable[Form], closing: Form) -> AsyncIterator[Provid
         yield served
 
 
-async def _read(reader: asyncio.StreamReader) -> Mapping[str, Any]:
+async def _read(reader: asyncio.StreamReader) -> tuple[str, Mapping[str, Any]]:
     head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
     [length] = [
         line.partition(":")[2] for line in head.split("\r\n") if line.startswith("content-length:")
     ]
     body: Mapping[str, Any] = json.loads(await reader.readexactly(int(length)))
-    return body
+    return head.split(" ")[1].partition("?")[0], body
 
 
 async def _answer(form: Form, writer: asyncio.StreamWriter) -> None:
