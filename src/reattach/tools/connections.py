@@ -52,6 +52,8 @@ class Connection(ABC):
     about: str
     """The server's name and version, as it says."""
     protocol: str
+    remarks: Sequence[str] = ()
+    """How the last list of tools was made valid, a line each."""
 
     @abstractmethod
     async def tools(self) -> Sequence[ListedTool]:
@@ -356,7 +358,10 @@ class _Kept:
 
     async def _list(self, connection: Connection) -> None:
         tools: dict[str, McpTool] = {}
-        for listed in await connection.tools():
+        found = await connection.tools()
+        for remark in connection.remarks:
+            logger.warning("MCP server lists a bad tool", server=self.name, reason=remark)
+        for listed in found:
             name = tool_name(self.name, listed.name)
             if len(json.dumps(listed.parameters)) > MAX_TOOL_SCHEMA_BYTES:
                 logger.warning("MCP tool left out: its schema is too large", tool=name)

@@ -12,6 +12,9 @@ from reattach.tools.function import function_names, function_tool
 from reattach.tools.servers import McpServer
 from reattach.tools.threads import Threads
 
+_SHOWN_REMARKS = 5
+"""As many bad tools of a server are told of; all are in the log of a server that runs."""
+
 
 def examine_functions(names: Sequence[str]) -> list[Finding]:
     """Import the functions that the settings and installed packages bring, each for itself."""
@@ -44,6 +47,7 @@ async def _examined(name: str, server: McpServer, connect: Connect) -> Finding:
             ) as connection,
         ):
             tools = await connection.tools()
+            remarks = connection.remarks
             seconds = time.perf_counter() - began
             detail = (
                 f"{server.place}: {connection.about}, protocol {connection.protocol}, "
@@ -54,6 +58,9 @@ async def _examined(name: str, server: McpServer, connect: Connect) -> Finding:
     except TimeoutError:
         said = f"{server.place}: not there within {server.start_seconds:g} s"
         return Finding("wrong", what, said, remedy)
+    if remarks:
+        said = f"{detail}; {'; '.join(remarks[:_SHOWN_REMARKS])}"
+        return Finding("warning", what, said, "Tell whoever makes this server.")
     if unknown := _unknown_rules(server, tools):
         said = f"requires_approval names tools that it does not have: {', '.join(unknown)}"
         has = f"It has: {', '.join(tool.name for tool in tools)}."

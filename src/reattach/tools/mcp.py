@@ -24,7 +24,9 @@ from mcp.client.session import MessageHandlerFnT
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.client.subscriptions import SubscriptionLost
+from mcp.shared.message import SessionMessage
 from mcp.types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic import ValidationError
 
 from reattach.errors import McpLostError, McpUnreachableError, StartupError, ToolError
 from reattach.limits import (
@@ -34,7 +36,9 @@ from reattach.limits import (
     MCP_PING_SECONDS,
     MCP_RETRY_SECONDS,
 )
+from reattach.text import storable_text
 from reattach.tools.connections import Connection, ListedTool
+from reattach.tools.listing import mend_listing
 from reattach.tools.servers import McpServer
 
 import_module("jsonschema")  # The SDK does so with the first call, for half a second.
@@ -63,14 +67,15 @@ async def connect(
     try:
         async with AsyncExitStack() as stack:
             transport = await _transport(stack, name, server, said, on_said)
+            remarks: list[str] = []
             client = mcp.Client(
-                _Watched(transport, on_end),
+                _Watched(transport, on_end, remarks),
                 message_handler=_changes(on_change),
                 client_info=types.Implementation(name="reattach", version="1"),
                 cache=None,
             )
             await stack.enter_async_context(client)
-            connection = _SdkConnection(client, server)
+            connection = _SdkConnection(client, server, remarks)
             watching = asyncio.create_task(_watch(client, on_change), name=f"changes of {name}")
             stack.push_async_callback(_stopped, watching)
             yield connection
@@ -118,7 +123,8 @@ def _prepared() -> ssl.SSLContext:
 
 
 class _SdkConnection(Connection):
-    def __init__(self, client: mcp.Client, server: McpServer) -> None:
+    def __init__(self, client: mcp.Client, server: McpServer, remarks: list[str]) -> None:
+        self.remarks = self._remarks = remarks
         self._client = client
         self._server = server
         info = client.server_info
@@ -128,6 +134,7 @@ class _SdkConnection(Connection):
     async def tools(self) -> list[ListedTool]:
         found: list[ListedTool] = []
         cursor: str | None = None
+        self._remarks.clear()
         while len(found) < MAX_MCP_TOOLS:
             page = await self._client.list_tools(cursor=cursor)
             found += [_listed(tool) for tool in page.tools]
@@ -255,15 +262,18 @@ def _told(error: BaseException, said: deque[str]) -> str:
 
 
 class _Watched:
-    """A transport whose end is told."""
+    """A transport whose end is told, and whose lists of tools are made valid."""
 
-    def __init__(self, transport: Transport, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, transport: Transport, on_end: Callable[[], None], remarks: list[str]
+    ) -> None:
         self._transport = transport
         self._on_end = on_end
+        self._remarks = remarks
 
     async def __aenter__(self) -> Any:
         reading, writing = await self._transport.__aenter__()
-        return _Ending(reading, self._on_end), writing
+        return _Ending(reading, self._on_end, self._remarks), writing
 
     async def __aexit__(
         self,
@@ -277,9 +287,10 @@ class _Watched:
 class _Ending:
     """The stream of what a server says; whatever ends it is told."""
 
-    def __init__(self, stream: Any, on_end: Callable[[], None]) -> None:
+    def __init__(self, stream: Any, on_end: Callable[[], None], remarks: list[str]) -> None:
         self._stream = stream
         self._on_end = on_end
+        self._remarks = remarks
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -289,13 +300,13 @@ class _Ending:
 
     async def __anext__(self) -> Any:
         try:
-            return await self._stream.__anext__()
+            return _mended(await self._stream.__anext__(), self._remarks)
         except BaseException:
             self._on_end()
             raise
 
     async def receive(self) -> Any:
-        return await self._stream.receive()
+        return _mended(await self._stream.receive(), self._remarks)
 
     async def aclose(self) -> None:
         await self._stream.aclose()
@@ -312,3 +323,23 @@ class _Ending:
     ) -> bool | None:
         closed: bool | None = await self._stream.__aexit__(kind, error, trace)
         return closed
+
+
+def _mended(item: Any, remarks: list[str]) -> Any:
+    """A message as it came, or one that the SDK takes: text and lists of tools are made valid."""
+    if isinstance(item, ValidationError):
+        item = _read_again(item)
+    message = getattr(item, "message", None)
+    if isinstance(message, types.JSONRPCResponse) and "tools" in message.result:
+        remarks += mend_listing(message.result)
+    return item
+
+
+def _read_again(error: ValidationError) -> SessionMessage | ValidationError:
+    """The message whose text has half a character, which the SDK does not decode."""
+    [line] = [one["input"] for one in error.errors()[:1]]
+    try:
+        text = storable_text(json.dumps(json.loads(line), ensure_ascii=False))
+        return SessionMessage(types.jsonrpc_message_adapter.validate_json(text, by_name=False))
+    except (ValueError, TypeError, RecursionError):
+        return error

@@ -1,0 +1,53 @@
+"""The list of tools of an MCP server, made valid: one bad tool does not cost the others.
+
+The SDK refuses a whole list for one tool that does not fit the protocol. So the list is looked at
+before: a tool whose schema is missing or has no type takes any object, and one that cannot be
+called as it is described is left out. Pure.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from reattach.limits import MAX_SHOWN_NAME_CHARS
+from reattach.text import storable_text
+
+_ANY_OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
+
+
+def mend_listing(result: dict[str, Any]) -> list[str]:
+    """Make the result of ``tools/list`` valid in place, and say what was changed, a line each."""
+    listed = result.get("tools")
+    if not isinstance(listed, list):
+        result["tools"] = []
+        return ["its list of tools is no list"]
+    remarks: list[str] = []
+    result["tools"] = [
+        mended
+        for number, tool in enumerate(listed, 1)
+        if (mended := _mended(tool, number, remarks)) is not None
+    ]
+    return remarks
+
+
+def _mended(tool: object, number: int, remarks: list[str]) -> dict[str, Any] | None:
+    name = tool.get("name") if isinstance(tool, dict) else None
+    if not isinstance(tool, dict) or not isinstance(name, str) or not name:
+        remarks.append(f"its tool number {number} has no name, and is left out")
+        return None
+    shown = storable_text(name)[:MAX_SHOWN_NAME_CHARS]
+    schema = tool.get("inputSchema")
+    if not isinstance(schema, dict) or "type" not in schema:
+        more = schema if isinstance(schema, dict) else {}
+        schema = {**more, **_ANY_OBJECT}
+        remarks.append(f"its tool '{shown}' has no schema of an object, and takes any object")
+    elif schema["type"] != "object":
+        remarks.append(f"its tool '{shown}' takes no object, and is left out")
+        return None
+    mended: dict[str, Any] = {"name": name, "inputSchema": schema}
+    description = tool.get("description")
+    if isinstance(description, str):
+        mended["description"] = storable_text(description)
+    output = tool.get("outputSchema")
+    if isinstance(output, dict) and output.get("type") == "object":
+        mended["outputSchema"] = output
+    return mended
