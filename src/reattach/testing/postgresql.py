@@ -53,8 +53,12 @@ class PostgresqlServer(Program):
             options |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         super().__init__(free_port(), self.folder, **options)
         self._settings = _SETTINGS | (settings or {})
-        self._programs = self._usable(_installed())
-        self._initialise()
+        try:
+            self._programs = self._usable(_installed())
+            self._initialise()
+        except BaseException:
+            self.close()
+            raise
 
     def url(self, database: str = "postgres", *, address: tuple[str, int] | None = None) -> str:
         """The URL of a database, by TCP; by way of ``address`` if something stands between."""
@@ -107,22 +111,40 @@ class PostgresqlServer(Program):
         self._programs = programs
         try:
             self._run("postgres", "--version")
-        except (OSError, subprocess.CalledProcessError):
-            copy = self.folder / "postgresql"
-            shutil.copytree(programs.parent, copy, symlinks=True)
-            subprocess.run(["chmod", "-R", "a+rX", str(copy)], check=True)  # noqa: S603, S607
-            return copy / programs.name
+            self._run("initdb", "--version")
+        except (OSError, RuntimeError):
+            return self._copied(programs)
         return programs
 
+    def _copied(self, programs: Path) -> Path:
+        """A copy of the installation, with the wheel's own libraries where the programs look."""
+        installation = programs.parent
+        package = installation.parent
+        copy = self.folder / "wheel"
+        copied = copy / package.name / installation.name
+        shutil.copytree(installation, copied, symlinks=True)
+        libraries = package.with_name(f"{package.name}.libs")
+        if libraries.is_dir():  # only where the wheel was made whole by auditwheel
+            shutil.copytree(libraries, copy / libraries.name, symlinks=True)
+        subprocess.run(["chmod", "-R", "a+rX", str(copy)], check=True)  # noqa: S603, S607
+        return copied / programs.name
+
     def _run(self, program: str, *arguments: str) -> None:
-        subprocess.run(  # noqa: S603  a program of ours
+        """Run a program to its end. Raises RuntimeError with what it printed if it fails."""
+        ran = subprocess.run(  # noqa: S603  a program of ours
             [self._programs / program, *arguments],
-            check=True,
-            capture_output=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             timeout=START_SECONDS,
             **self._options,
         )
+        if ran.returncode != 0:
+            raise RuntimeError(
+                f"{self._programs / program} failed with status {ran.returncode}:\n{ran.stdout}"
+            )
 
 
 def _installed() -> Path:
