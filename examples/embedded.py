@@ -11,8 +11,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from reattach.embed import Reattach, ReattachError, Turn
-from reattach.http.stream import RunStream
+from reattach.embed import Reattach, ReattachError, RunStream, Turn
 
 
 async def answer(turn: Turn) -> AsyncIterator[str]:
@@ -31,11 +30,14 @@ app.mount("/letta", streams.app)
 class Question(BaseModel):
     text: str
     otid: str | None = None
+    conversation_id: str | None = None
 
 
 @app.post("/ask", response_model=None)
 async def ask(question: Question) -> RunStream:
-    run = await streams.ask(question.text, otid=question.otid)
+    run = await streams.ask(
+        question.text, otid=question.otid, conversation_id=question.conversation_id
+    )
     return streams.stream(run)
 
 

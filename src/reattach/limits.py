@@ -467,6 +467,9 @@ MAX_ASKED_MODELS: Final = 20
 
 # Authentication.
 
+MAX_TENANT_CHARS: Final = 200
+"""The name of a tenant that an embedding application gives; an id or an address fits."""
+
 MAX_API_KEY_CHARS: Final = 256
 """A presented API key; those made here are far shorter."""
 

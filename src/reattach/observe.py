@@ -56,6 +56,15 @@ def silence_mcp() -> None:
     logging.getLogger("mcp").setLevel(logging.CRITICAL)
 
 
+def _said_in_full(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Put the values into the message too: the application's format may not show the others."""
+    values = [f"{key}={event[key]}" for key in event if key not in {"event", "exc_info"}]
+    event["event"] = " ".join([str(event["event"]), *values])
+    return event
+
+
 def log_through_application() -> None:
     """Hand log lines to the standard ``logging`` of the application that Reattach is part of.
 
@@ -65,7 +74,7 @@ def log_through_application() -> None:
         structlog.configure(
             processors=[
                 structlog.stdlib.filter_by_level,
-                structlog.processors.format_exc_info,
+                _said_in_full,
                 structlog.stdlib.render_to_log_kwargs,
             ],
             wrapper_class=structlog.stdlib.BoundLogger,

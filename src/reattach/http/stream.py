@@ -36,6 +36,12 @@ _HEADERS: Final = (
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 )
+_REPLACEABLE: Final = frozenset({b"cache-control", b"x-accel-buffering"})
+"""Headers of ours that the application may set otherwise."""
+
+_RESERVED: Final = frozenset(
+    {b"content-type", b"content-length", b"x-run-id", b"x-run-status", b"x-stream-starts-after"}
+)
 
 
 class RunStream(Response):
@@ -77,12 +83,21 @@ class RunStream(Response):
 
     @override
     def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
-        self.raw_headers = []  # The head is made when it is known what to say in it.
+        # The head is made when it is known what to say in it; the application may add to this.
+        self.raw_headers = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = await self.respond(scope, receive, send)
         if error is not None:
-            await error_response(error)(scope, receive, send)
+            response = error_response(error)
+            response.raw_headers += self._added_headers()
+            await response(scope, receive, send)
+        if self.background is not None:
+            await self.background()
+
+    def _added_headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers and cookies that the application set, but for those that say what this is."""
+        return [(name, value) for name, value in self.raw_headers if name not in _RESERVED]
 
     async def respond(
         self, scope: Scope, receive: Receive, send: Send, *headers: tuple[bytes, bytes]
@@ -158,7 +173,10 @@ class RunStream(Response):
             (b"x-run-status", status.value.encode("latin-1")),
             (b"x-stream-starts-after", b"%d" % cursor),
             *self._more_headers,
+            *(added := self._added_headers()),
         ]
+        if replaced := {name for name, _ in added} & _REPLACEABLE:
+            headers = [one for one in headers if one[0] not in replaced or one in added]
         return {"type": "http.response.start", "status": 200, "headers": headers}
 
 

@@ -186,6 +186,11 @@ class Run:
     begun_calls: tuple[str, ...] | None = None
     """The ids of the calls whose tools may have begun to run; None: of any that it has."""
 
+    @property
+    def conversation_id(self) -> str | None:
+        """The conversation that it belongs to; None for the default one of its agent."""
+        return self.thread.conversation_id
+
 
 @dataclass(frozen=True, slots=True)
 class RequestKey:

@@ -1,0 +1,56 @@
+"""The events of a run as values, for readers that are no HTTP response."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+
+from reattach.errors import StoreUnavailableError
+from reattach.limits import REPLAY_SLICE_EVENTS
+from reattach.runs.follow import Target
+from reattach.runs.service import RunService
+from reattach.wire.sse import frame_data, split_frames
+
+
+async def events_of(
+    runs: RunService, target: Target, after_seq: int
+) -> AsyncGenerator[dict[str, Any]]:
+    """Yield every event after ``after_seq`` once and in order, live until the run's end.
+
+    The terminal group comes when the run's record says how it ended. A slow consumer is waited for.
+
+    Raises: what ``RunService.follow`` raises, and StoreUnavailableError if the log cannot be
+    followed any longer; the consumer may then begin again after the last event that it got.
+    """
+    following = await runs.follow(target, after_seq, max_events=REPLAY_SLICE_EVENTS)
+    woken = asyncio.Event()
+    following.wake = woken.set
+    runs.watch.add(following, pings=False)
+    try:
+        while True:
+            woken.clear()
+            piece = await following.read()
+            if following.closed and not await runs.ending_told(target):
+                raise _unavailable(target, "its record does not say yet how it ended")
+            for frame in split_frames(piece.frames):
+                yield msgspec.json.decode(frame_data(frame))
+            if piece.frames:
+                continue
+            if following.failure is not None:
+                raise following.failure
+            if following.released:
+                raise _unavailable(target, "this server is going away")
+            if following.closed:
+                return
+            await woken.wait()
+    finally:
+        runs.watch.remove(following)
+        await following.aclose()
+
+
+def _unavailable(target: Target, reason: str) -> StoreUnavailableError:
+    return StoreUnavailableError(
+        f"The events of {target.run_id} cannot be followed at present: {reason}. "
+        "Resume after the last event."
+    )
