@@ -6,6 +6,7 @@ from fastapi import Path
 
 from reattach.http.agents import agent_state
 from reattach.http.context import ContextDep, TenantDep
+from reattach.http.listed import listed
 from reattach.http.paging import ShortPage, stretch
 from reattach.http.routes import routes
 from reattach.http.schemas.agent import AgentState
@@ -29,7 +30,7 @@ async def list_blocks(
 ) -> list[BlockState]:
     agent = await context.records.agents.get(tenant, AgentId(agent_id))
     blocks = stretch(agent.blocks, page, lambda block: block.id, "Block")
-    return [BlockState.of(block) for block in blocks]
+    return listed("blocks", blocks, BlockState.of)
 
 
 @router.get(

@@ -9,6 +9,7 @@ from fastapi import Query
 from reattach.errors import NotFoundError, NotImplementedHereError
 from reattach.events import StopReason
 from reattach.http.context import Context, ContextDep, TenantDep
+from reattach.http.listed import listed
 from reattach.http.models import check_model
 from reattach.http.paging import ShortPage
 from reattach.http.routes import routes
@@ -83,7 +84,7 @@ async def list_agents(
         last_stop_reason=None if last_stop_reason is None else StopReason(last_stop_reason),
     )
     view = view_of(context, include)
-    return [AgentState.of(agent, view) for agent in agents]
+    return listed("agents", agents, lambda agent: AgentState.of(agent, view))
 
 
 @router.post("/v1/agents/", operation_id="create_agent", summary="Create an agent")

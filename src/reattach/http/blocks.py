@@ -2,6 +2,7 @@
 
 from reattach.errors import NotImplementedHereError
 from reattach.http.context import ContextDep, TenantDep
+from reattach.http.listed import listed
 from reattach.http.paging import OldestPage
 from reattach.http.routes import routes
 from reattach.http.schemas.block import BlockCreate, BlockState, BlockUpdate
@@ -40,7 +41,7 @@ async def list_blocks(
         value_search=value_search,
         description_search=description_search,
     )
-    return [BlockState.of(block) for block in blocks]
+    return listed("blocks", blocks, BlockState.of)
 
 
 @router.post("/v1/blocks/", operation_id="create_block", summary="Create a memory block")

@@ -10,6 +10,7 @@ from fastapi import Query
 from reattach.errors import InvalidArgumentError
 from reattach.http.context import Context, ContextDep, TenantDep
 from reattach.http.incoming import Addressed, find_addressed
+from reattach.http.listed import listed
 from reattach.http.models import check_model
 from reattach.http.paging import ShortPage
 from reattach.http.routes import routes
@@ -83,7 +84,9 @@ async def list_conversations(
         archive_status=archive_status,
     )
     message_ids = await records.message_ids_of(tenant, conversations)
-    return [ConversationState.of(one, message_ids[one.id]) for one in conversations]
+    return listed(
+        "conversations", conversations, lambda one: ConversationState.of(one, message_ids[one.id])
+    )
 
 
 @router.get(

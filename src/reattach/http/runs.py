@@ -9,6 +9,7 @@ from pydantic import Field
 from reattach.errors import InvalidArgumentError, NotFoundError
 from reattach.events import RunStatus, StopReason, Usage
 from reattach.http.context import ContextDep, TenantDep
+from reattach.http.listed import listed
 from reattach.http.messages import OldestSpan, Span, items_response
 from reattach.http.paging import NewestPage
 from reattach.http.routes import routes
@@ -70,7 +71,7 @@ async def list_runs(
         else ConversationId(conversation_id),
         active_only=active,
     )  # fmt: skip
-    return [RunState.of(run) for run in runs]
+    return listed("runs", runs, RunState.of)
 
 
 @router.get(
@@ -91,7 +92,7 @@ async def list_active_runs(
     runs = await context.records.runs.list(
         tenant, page, agent_ids=agents, background=background, active_only=True
     )
-    return [RunState.of(run) for run in runs]
+    return listed("runs", runs, RunState.of)
 
 
 @router.get("/v1/runs/{run_id}", operation_id="retrieve_run", summary="Retrieve a run")
@@ -156,7 +157,9 @@ async def list_steps(
     run = await context.runs.by_id(tenant, run_id)
     steps = await context.records.runs.steps(tenant, run.id, page)
     models = {model.handle: model for model in context.catalog.models()}
-    return [StepState.of(step, tenant, models.get(step.model or "")) for step in steps]
+    return listed(
+        "steps", steps, lambda step: StepState.of(step, tenant, models.get(step.model or ""))
+    )
 
 
 @router.get(

@@ -237,7 +237,7 @@ async def _message_ids(
     summaries: dict[str, dict[MessageId, SummaryPart]] = {}
     for thread_key, message_id, parts in rows:
         found.setdefault(thread_key, []).append(message_id)
-        if parts is not None:
+        if parts and isinstance(parts[0], SummaryPart):
             summaries.setdefault(thread_key, {})[message_id] = parts[0]
     return {key: ids_in_context(ids, summaries.get(key, {})) for key, ids in found.items()}
 

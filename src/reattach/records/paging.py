@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, RowMapping, Select, Table, and_, or_
+from sqlalchemy import Column, ColumnElement, RowMapping, Select, Table, and_, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.ids import TenantId
@@ -32,7 +32,7 @@ class Order:
 
     def after(self, row: RowMapping) -> ColumnElement[bool]:
         """What comes after the row."""
-        value = row[self.column.name]
+        value = self._stored(row)
         tie = self._past(self._ordinal, row["ordinal"], forwards=True)
         if value is None:
             return and_(self.column.is_(None), tie)
@@ -42,7 +42,7 @@ class Order:
 
     def before(self, row: RowMapping) -> ColumnElement[bool]:
         """What comes before the row."""
-        value = row[self.column.name]
+        value = self._stored(row)
         tie = self._past(self._ordinal, row["ordinal"], forwards=False)
         if value is None:
             return or_(self.column.is_not(None), tie)
@@ -52,6 +52,12 @@ class Order:
     @property
     def _ordinal(self) -> Column[Any]:
         return self.table.c.ordinal
+
+    def _stored(self, row: RowMapping) -> Any:
+        """The row's value as the database has it, since one that is damaged has its place too."""
+        if row[self.column.name] is None:
+            return None
+        return select(self.column).where(self._ordinal == row["ordinal"]).scalar_subquery()
 
     def _past(self, column: Column[Any], value: Any, *, forwards: bool) -> ColumnElement[bool]:
         past: ColumnElement[bool] = column > value if self.ascending is forwards else column < value

@@ -5,7 +5,6 @@ is looked up by a client's id has its tenant in the row; ``lookup`` is where tha
 """
 
 from sqlalchemy import (
-    BigInteger,
     Boolean,
     Column,
     Float,
@@ -21,7 +20,8 @@ from sqlalchemy import (
 
 from reattach.events import RunStatus, StopReason, Usage
 from reattach.messages import ContentPart, Message, Role
-from reattach.records.columns import Json, Moment, Ordinal, Typed, Word
+from reattach.records.columns import JsonObject, Moment, Ordinal, StoredType, Typed, Whole, Word
+from reattach.records.damage import UNREADABLE
 
 metadata = MetaData(
     naming_convention={
@@ -51,16 +51,16 @@ agents = Table(
     Column("agent_type", String, nullable=False),
     Column("description", Text),
     Column("model", String),
-    Column("model_settings", Json),
+    Column("model_settings", JsonObject),
     Column("embedding", String),
-    Column("context_window_limit", BigInteger),
+    Column("context_window_limit", Whole),
     Column("timezone", String),
     Column("hidden", Boolean),
-    Column("metadata", Json),
-    Column("settings", Json, nullable=False),
+    Column("metadata", JsonObject),
+    Column("settings", JsonObject(required=True), nullable=False),
     Column("last_run_completion", Moment),
-    Column("last_run_duration_ms", BigInteger),
-    Column("last_stop_reason", Word(StopReason)),
+    Column("last_run_duration_ms", Whole),
+    Column("last_stop_reason", Word(StopReason, StopReason.ERROR)),
     Index("ix_agents_tenant_created_at", "tenant", "created_at", "ordinal"),
 )
 
@@ -84,11 +84,11 @@ blocks = Table(
     Column("created_at", Moment, nullable=False),
     Column("updated_at", Moment, nullable=False),
     Column("description", Text),
-    Column("limit", BigInteger),
+    Column("limit", Whole),
     Column("read_only", Boolean, nullable=False),
     Column("hidden", Boolean),
-    Column("metadata", Json, nullable=False),
-    Column("tags", Typed(tuple[str, ...]), nullable=False),
+    Column("metadata", JsonObject(required=True), nullable=False),
+    Column("tags", Typed(tuple[str, ...], ()), nullable=False),
     Index("ix_blocks_tenant_created_at", "tenant", "created_at", "ordinal"),
 )
 
@@ -113,8 +113,8 @@ conversations = Table(
     Column("summary", Text),
     Column("description", Text),
     Column("model", String),
-    Column("model_settings", Json),
-    Column("context_window_limit", BigInteger),
+    Column("model_settings", JsonObject),
+    Column("context_window_limit", Whole),
     Column("hidden", Boolean),
     Column("archived_at", Moment),
     Column("last_message_at", Moment),
@@ -142,7 +142,7 @@ messages = Table(
     Column("tenant", String, nullable=False),
     Column("agent_id", ForeignKey("agents.id", ondelete="CASCADE"), nullable=False),
     Column("role", Word(Role), nullable=False),
-    Column("parts", Typed(tuple[ContentPart, ...]), nullable=False),
+    Column("parts", Typed(tuple[ContentPart, ...], UNREADABLE), nullable=False),
     Column("created_at", Moment, nullable=False),
     Column("name", String),
     Column("otid", String),
@@ -171,20 +171,20 @@ runs = Table(
     Column("agent_id", ForeignKey("agents.id", ondelete="CASCADE"), nullable=False),
     Column("conversation_id", ForeignKey("conversations.id", ondelete="CASCADE")),
     Column("thread_key", String, nullable=False),
-    Column("status", Word(RunStatus), nullable=False),
+    Column("status", Word(RunStatus, RunStatus.FAILED), nullable=False),
     Column("background", Boolean, nullable=False),
     Column("created_at", Moment, nullable=False),
     Column("model", String),
     Column("run_type", String, nullable=False),
-    Column("request_config", Json, nullable=False),
-    Column("input", Typed(tuple[Message, ...]), nullable=False),
+    Column("request_config", JsonObject(required=True), nullable=False),
+    Column("input", Typed(tuple[Message, ...], ()), nullable=False),
     Column("owner", String, nullable=False),
-    Column("token", BigInteger, nullable=False),
+    Column("token", Whole(0), nullable=False),
     Column("completed_at", Moment),
-    Column("stop_reason", Word(StopReason)),
-    Column("error", Json),
+    Column("stop_reason", Word(StopReason, StopReason.ERROR)),
+    Column("error", JsonObject),
     Column("usage", Typed(Usage)),
-    Column("duration_ns", BigInteger),
+    Column("duration_ns", Whole),
     Column("cancel_requested_at", Moment),
     Column("log_deleted_at", Moment),
     Column("callback_url", String),
@@ -229,8 +229,8 @@ steps = Table(
     Column("agent_id", String, nullable=False),
     Column("created_at", Moment, nullable=False),
     Column("model", String),
-    Column("usage", Typed(Usage), nullable=False),
-    Column("stop_reason", Word(StopReason)),
+    Column("usage", Typed(Usage, Usage()), nullable=False),
+    Column("stop_reason", Word(StopReason, StopReason.ERROR)),
     Column("status", String, nullable=False),
     Column("error_type", String),
     Index("ix_steps_run_id", "run_id", "created_at", "ordinal"),
@@ -290,3 +290,8 @@ api_keys = Table(
     Column("expires_at", Moment),
     Column("scope_names", Typed(tuple[str, ...])),
 )
+
+for _table in metadata.sorted_tables:
+    for _column in _table.columns:
+        if isinstance(_column.type, StoredType):
+            _column.type.column = f"{_table.name}.{_column.name}"

@@ -4,7 +4,7 @@ A message is stored once, and has a place in every thread that shows it: a fork 
 messages of its source. Place 0 is the system message's; all others follow it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -26,16 +26,49 @@ from sqlalchemy import (
 from reattach.approvals import FOLLOWING, PendingApproval, pending_approval
 from reattach.context import in_context, summary_of
 from reattach.ids import AgentId, MessageId, TenantId
-from reattach.messages import Message, Role
+from reattach.messages import (
+    ApprovalPart,
+    ContentPart,
+    Message,
+    Role,
+    SummaryPart,
+    ToolReturnPart,
+)
 from reattach.records import lookup, schema
 from reattach.records.base import Thread, ThreadContext
+from reattach.records.damage import UNREADABLE, note_row
 
 _FIELDS: Final = Message.__struct_fields__
 _SYSTEM: Final = 0
 
 
 def message_of(row: RowMapping) -> Message:
+    """The message; one that stands in for it if the row is damaged."""
+    role, parts = row["role"], row["parts"]
+    kinds = _KINDS.get(role)
+    if parts is UNREADABLE or role is None or (kinds and not _begins_with(parts, kinds)):
+        return _unreadable(row)
     return Message(**{name: row[name] for name in _FIELDS})
+
+
+_KINDS: Final[Mapping[Role | None, tuple[type, ...]]] = {
+    Role.TOOL: (ToolReturnPart,),
+    Role.APPROVAL: (ApprovalPart, ToolReturnPart),
+    Role.SUMMARY: (SummaryPart,),
+}
+"""What messages of these roles consist of."""
+
+
+def _begins_with(parts: Sequence[ContentPart], kinds: tuple[type, ...]) -> bool:
+    return bool(parts) and isinstance(parts[0], kinds)
+
+
+def _unreadable(row: RowMapping) -> Message:
+    """A message of text that says so, from whoever said it, else from the model."""
+    note_row("messages", row["id"], "its role and parts cannot be read together")
+    role = row["role"] if row["role"] in {Role.SYSTEM, Role.USER} else Role.ASSISTANT
+    values = {name: row[name] for name in _FIELDS}
+    return Message(**{**values, "role": role, "parts": UNREADABLE, "step_id": None})
 
 
 def placed(thread: Thread) -> Select[Any]:
@@ -58,8 +91,8 @@ _position: Final = _places.c.position
 _OF_THREAD: Final = _placed(bindparam("thread_key"))
 _IN_ORDER: Final = _OF_THREAD.order_by(_position)
 _SINCE: Final = _IN_ORDER.where((_position >= bindparam("first")) | (_position == _SYSTEM))
-_NEWEST_SUMMARY: Final = (
-    _OF_THREAD.where(schema.messages.c.role == Role.SUMMARY).order_by(_position.desc()).limit(1)
+_SUMMARIES: Final = _OF_THREAD.where(schema.messages.c.role == Role.SUMMARY).order_by(
+    _position.desc()
 )
 _SPOKEN: Final = (
     _OF_THREAD.with_only_columns(_position)
@@ -101,13 +134,16 @@ def hold(connection: Connection, tenant: TenantId, thread: Thread) -> None:
 def context(connection: Connection, thread: Thread) -> ThreadContext:
     """What is in context of the thread. What a summary stands for is not read."""
     asked: dict[str, object] = {"thread_key": thread.key}
-    row = connection.execute(_NEWEST_SUMMARY, asked).mappings().one_or_none()
     rows = _IN_ORDER
-    if row is not None:
-        kept_from = summary_of(message_of(row)).kept_from
+    for row in connection.execute(_SUMMARIES, asked).mappings():
+        summary = message_of(row)
+        if summary.role is not Role.SUMMARY:
+            continue  # It is damaged, so an older one has to do.
+        kept_from = summary_of(summary).kept_from
         kept = connection.scalar(_PLACE, {**asked, "message_id": kept_from})
         asked["first"] = row["position"] if kept is None else min(kept, row["position"])
         rows = _SINCE
+        break
     messages = [message_of(one) for one in connection.execute(rows, asked).mappings()]
     counted = _counted_tokens(connection, messages)
     return ThreadContext(in_context(messages), counted)

@@ -1,0 +1,198 @@
+"""One damaged row, of any table: everything else answers, and so does what is left of the row."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from reattach.ids import DEFAULT_TENANT
+from reattach.records import damage, schema
+from reattach.records.columns import JsonObject, Moment, StoredType, Typed, Whole, Word
+from tests.http.conftest import Server, serving
+
+IN_SQLITE: dict[type[Any], list[str]] = {
+    Moment: ["never", ""],
+    Word: ["strange"],
+    Whole: ["many", "1.5"],
+    JsonObject: ["{", "[]"],
+    Typed: ["{", '[{"completion_tokens": 12.5}]'],
+}
+IN_POSTGRESQL: dict[type[Any], list[str]] = {
+    Word: ["strange"],
+    JsonObject: ["5", "[]"],
+    Typed: ["5", '{"completion_tokens": 12.5}'],
+}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def records_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'records.db'}"
+    url: str = request.getfixturevalue("postgresql_url")
+    return url
+
+
+@pytest.fixture(autouse=True)
+def nothing_logged_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(damage, "_logged", {})
+
+
+@pytest.fixture
+async def server(tmp_path: Path, records_url: str) -> AsyncIterator[Server]:
+    async with serving(tmp_path, records_url=records_url) as server:
+        yield server
+
+
+_OF_A_RUN = {"messages": "AND run_id IS NOT NULL"}
+
+
+class Database:
+    """Writes into the tables past the server."""
+
+    def __init__(self, url: str) -> None:
+        address = sa.make_url(url)
+        is_sqlite = address.get_backend_name() == "sqlite"
+        self.values = IN_SQLITE if is_sqlite else IN_POSTGRESQL
+        self._engine = sa.create_engine(
+            address if is_sqlite else address.set(drivername="postgresql+psycopg"),
+            poolclass=sa.NullPool,
+        )
+
+    async def damage(self, table: str, column: str, value: str) -> Any:
+        """Damage the value of the first row that has one; return how to mend it."""
+        return await asyncio.to_thread(self._damage, table, column, value)
+
+    async def mend(self, was: Any) -> None:
+        await asyncio.to_thread(self._mend, *was)
+
+    def _damage(self, table: str, column: str, value: str) -> Any:
+        with self._engine.begin() as connection:
+            found = connection.execute(
+                sa.text(
+                    f'SELECT id, CAST("{column}" AS TEXT) FROM {table} '
+                    f'WHERE "{column}" IS NOT NULL {_OF_A_RUN.get(table, "")} '
+                    "ORDER BY ordinal LIMIT 1"
+                )
+            ).one_or_none()
+            if found is None:
+                return None
+            self._set(connection, table, column, found[0], value)
+        return table, column, found[0], found[1]
+
+    def _mend(self, table: str, column: str, row_id: str, value: str) -> None:
+        with self._engine.begin() as connection:
+            self._set(connection, table, column, row_id, value)
+
+    def _set(self, connection: sa.Connection, table: str, column: str, row: str, v: str) -> None:
+        cast = ":value"
+        if connection.dialect.name == "postgresql":
+            kind = schema.metadata.tables[table].c[column].type
+            cast = f"CAST(:value AS {'json' if isinstance(kind, Typed | JsonObject) else 'text'})"
+        connection.execute(
+            sa.text(f'UPDATE {table} SET "{column}" = {cast} WHERE id = :id'),
+            {"value": v, "id": row},
+        )
+
+
+async def filled(server: Server) -> tuple[str, str]:
+    """An agent and a conversation that have a row in every table, and a value in most columns."""
+    block = await server.block("human", "Ada", metadata={"a": 1}, tags=["t"], limit=100)
+    agent = await server.agent(
+        block_ids=[block["id"]],
+        tags=["t"],
+        metadata={"a": 1},
+        model_settings={"provider_type": "openai", "temperature": 0.5},
+        context_window_limit=10_000,
+    )
+    thread = await server.conversation(agent["id"], isolated_block_labels=["human"])
+    await server.send(thread["id"], "word " * 2000)
+    await server.send(thread["id"], "[tool=look]")
+    await server.made(f"/v1/conversations/{thread['id']}/compact", {})
+    return agent["id"], thread["id"]
+
+
+async def assert_everything_answers(server: Server, agent_id: str, thread_id: str) -> None:
+    runs = await server.got("/v1/runs/")
+    shown = [*runs[:1], *runs[-2:]]  # Among them the damaged one, wherever its time puts it.
+    lists = {
+        path: await server.got(path)
+        for path in (
+            "/v1/agents/",
+            "/v1/blocks/",
+            f"/v1/agents/{agent_id}",
+            f"/v1/agents/{agent_id}/messages",
+            f"/v1/agents/{agent_id}/core-memory/blocks",
+            f"/v1/conversations/?agent_id={agent_id}",
+            f"/v1/conversations/{thread_id}",
+            f"/v1/conversations/{thread_id}/messages",
+            *(f"/v1/runs/{run['id']}/{what}" for run in shown for what in ("messages", "steps")),
+        )
+    }
+    assert all(lists.values()), [path for path, items in lists.items() if not items]
+    for run, following in [*pairwise(runs)][-2:]:
+        after = await server.got("/v1/runs/", limit=1, after=run["id"])
+        assert [one["id"] for one in after] == [following["id"]]
+    sent = await server.send(thread_id, "still there?")
+    assert sent["stop_reason"]["stop_reason"] == "end_turn"
+    records = server.context.records
+    assert len(await records.keys.list(DEFAULT_TENANT)) == 0
+    await records.callbacks.claim(10, 60)
+    await server.context.runs.beat()
+    await server.context.runs.recover()
+    await server.context.runs.sweep()
+
+
+DAMAGED = [
+    (table.name, column.name)
+    for table in schema.metadata.sorted_tables
+    for column in table.columns
+    if isinstance(column.type, StoredType) and "id" in table.c and "ordinal" in table.c
+    and table.name != "api_keys"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("nth", [0, 1])
+async def test_a_damaged_row_takes_no_list_no_conversation_and_no_send_with_it(
+    server: Server, records_url: str, log_lines: list[Any], nth: int
+) -> None:
+    """A1, A6: one row of any table, each of its values."""
+    agent_id, thread_id = await filled(server)
+    database = Database(records_url)
+    for table in dict.fromkeys(table for table, _ in DAMAGED):
+        damaged = []
+        for column in (column for named, column in DAMAGED if named == table):
+            kind = type(schema.metadata.tables[table].c[column].type)
+            if values := database.values.get(kind):
+                damaged.append(await database.damage(table, column, values[-nth]))
+        damaged = [one for one in damaged if one is not None]
+        del log_lines[:]
+        await assert_everything_answers(server, agent_id, thread_id)
+        told = [str(line) for line in log_lines if "damaged" in line["event"]]
+        assert len(set(told)) == len(told), "damage is logged once"
+        assert told or not damaged
+        for was in damaged:
+            await database.mend(was)
+
+
+async def test_a_server_starts_with_every_table_damaged(
+    tmp_path: Path, records_url: str, log_lines: list[Any]
+) -> None:
+    """A1, A6"""
+    async with serving(tmp_path, records_url=records_url) as server:
+        agent_id, thread_id = await filled(server)
+    database = Database(records_url)
+    for table, column in DAMAGED:
+        kind = type(schema.metadata.tables[table].c[column].type)
+        for value in database.values.get(kind, ())[:1]:
+            await database.damage(table, column, value)
+    async with serving(tmp_path, records_url=records_url) as server:
+        await assert_everything_answers(server, agent_id, thread_id)
+        assert any("damaged" in line["event"] for line in log_lines)
+        items = await server.got(f"/v1/conversations/{thread_id}/messages")
+        assert any("cannot be read" in str(item.get("content")) for item in items)
