@@ -76,6 +76,10 @@ def is_agent_id(text: str) -> bool:
     return _AGENT.fullmatch(text) is not None
 
 
+MAX_PART_INDEX: Final = 127
+"""The last part of a message that its OTID can name."""
+
+
 def part_otid(message_id: str, index: int) -> str:
     """The idempotency key of part ``index`` (0 to 127) of a message.
 

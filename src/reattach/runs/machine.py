@@ -2,8 +2,8 @@
 
 Rules:
 - A run is a sequence of steps; a step is one call of the model and has an id of its own.
-- All that the model says in a step is one message; a part is a stretch of it of one kind.
-  Parts are numbered from 0 in the order they begin.
+- All that the model says in a step is one message, or several if it has more than 128 parts; a
+  part is a stretch of it of one kind. Parts are numbered from 0 in the order they begin.
 - A tool's return belongs to the step that called it, and is a message of its own.
 - A summary of the conversation is a step and a message of its own.
 - With ``stream_tokens`` every delta is an event; without it every part is one, when it is whole.
@@ -53,7 +53,7 @@ from reattach.events import (
     ToolReturned,
     Usage,
 )
-from reattach.ids import MessageId, StepId, new_message_id, new_step_id, new_uuid
+from reattach.ids import MAX_PART_INDEX, MessageId, StepId, new_message_id, new_step_id, new_uuid
 from reattach.limits import MAX_FAILURE_CHARS, MAX_INTEGER
 from reattach.text import storable_text
 
@@ -239,6 +239,9 @@ class RunMachine:
     def _next_place(self) -> Place:
         step = self._begin_step()
         assert self._message_id is not None
+        if self._index > MAX_PART_INDEX:
+            self._message_id = new_message_id()
+            self._index = 0
         place = Place(self._message_id, step.id, self._index, self._now())
         self._index += 1
         return place

@@ -4,11 +4,11 @@ The same fold serves the owner at the end of a run and whoever recovers it from 
 the two can not differ: joined stream, stored messages and replay are one text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from reattach.approvals import pending_approval
+from reattach.approvals import has_answer, pending_approval
 from reattach.events import (
     AssistantText,
     CompactionBegan,
@@ -80,7 +80,8 @@ class Transcript:
                 place = event.place
                 self._places.setdefault(place.message_id, place)
                 parts = self._outputs.setdefault(place.message_id, {})
-                self._place, self._part = place, parts.setdefault(place.index, [])
+                index = _approval_index(parts) if _asks(event) else place.index
+                self._place, self._part = place, parts.setdefault(index, [])
                 self._part.append(event)
 
     def steps_seen(self) -> list[StepRecord]:
@@ -113,7 +114,7 @@ class Transcript:
         """
         assert self.stopped is not None, f"{run.id} has no terminal group"
         reason = self.stopped.reason
-        output = self.messages(run)
+        output = self._without_lone_returns(run, self.messages(run))
         output += self._unreturned(run, output, completed_at)
         has_said = any(message.role is not Role.SUMMARY for message in output)
         keeps = has_said or reason.run_status is RunStatus.COMPLETED
@@ -128,6 +129,24 @@ class Transcript:
             error=None if self.failed is None else self._error(run, self.failed),
             duration_ns=int((completed_at - run.created_at).total_seconds() * 1e9),
         )
+
+    def _without_lone_returns(self, run: Run, output: tuple[Message, ...]) -> tuple[Message, ...]:
+        """Leave out returns whose calls are not there: no provider takes a return without one.
+
+        A log that was asked to leave out calls may have their returns. Where the run answers
+        calls that could not be read, nobody knows which returns are theirs, and all are kept.
+        """
+        if not self.due and has_answer(run.input):
+            return output
+        called = {call.tool_call_id for call in self.due}
+        kept = []
+        for message in output:
+            called |= {p.tool_call_id for p in message.parts if isinstance(p, ToolCallPart)}
+            if message.role is not Role.TOOL or any(
+                isinstance(p, ToolReturnPart) and p.tool_call_id in called for p in message.parts
+            ):
+                kept.append(message)
+        return tuple(kept)
 
     def _unreturned(self, run: Run, output: Sequence[Message], at: datetime) -> tuple[Message, ...]:
         """What is said for calls that nobody will return any more, as no model takes one without.
@@ -207,6 +226,16 @@ class Transcript:
             "message": failed.message,
             "detail": failed.detail,
         }
+
+
+def _asks(output: Output) -> bool:
+    return isinstance(output, ToolCallRequested) and output.needs_approval
+
+
+def _approval_index(parts: Mapping[int, Sequence[Output]]) -> int:
+    """The index of a request for approval after these parts: frames do not have it."""
+    last = max(parts, default=-1)
+    return last if last >= 0 and _asks(parts[last][0]) else last + 1
 
 
 def _sent(message: Message, run: Run, step_id: StepId | None) -> Message:

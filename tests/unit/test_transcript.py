@@ -1,0 +1,105 @@
+"""What a conversation keeps of a run, folded from its events."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from reattach.engine.base import Delta, ReasoningDelta, StepFinished, TextDelta, ToolCallDelta
+from reattach.engine.base import ToolReturn as Returned
+from reattach.events import Event, Usage
+from reattach.ids import new_agent_id
+from reattach.messages import TextPart, ToolCallPart, ToolReturnPart
+from reattach.records.base import Settlement, Thread
+from reattach.runs.transcript import Transcript
+from reattach.wire import letta
+from tests.conformance.records.samples import a_run
+from tests.unit.test_machine import played
+
+NOW = datetime(2026, 11, 28, tzinfo=UTC)
+DELTAS: list[Delta] = [
+    TextDelta("a"),
+    ToolCallDelta("call", name="look", arguments="{}"),
+    StepFinished(Usage()),
+    Returned("call", "look", "success", "1"),
+    TextDelta("b"),
+]
+
+
+def settled(events: list[Event], due: tuple[ToolCallPart, ...] = ()) -> Settlement:
+    transcript = Transcript()
+    transcript.due = due
+    for event in events:
+        transcript.add(event)
+    return transcript.settlement(a_run(Thread(new_agent_id(), None)), transcript.steps_seen(), NOW)
+
+
+def kept(settlement: Settlement) -> list[str]:
+    """The calls, returns and texts that the conversation keeps of the answer."""
+    parts = [part for message in settlement.messages for part in message.parts]
+    return [
+        part.tool_call_id if isinstance(part, ToolCallPart | ToolReturnPart) else part.text
+        for part in parts
+        if isinstance(part, ToolCallPart | ToolReturnPart | TextPart)
+    ][1:]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "expected"),
+    [
+        (set(), ["a", "call", "call", "b"]),
+        ({"tool_call_message"}, ["a", "b"]),
+        ({"tool_return_message"}, ["a", "call", "b", "call"]),
+        ({"tool_call_message", "tool_return_message"}, ["a", "b"]),
+    ],
+)
+def test_a_log_without_the_calls_leaves_no_return_without_its_call(
+    hidden: set[str], expected: list[str]
+) -> None:
+    """C13: folded from a log that was asked to leave out messages, after a crash."""
+    events = [one for one in played(DELTAS) if letta.message_type(one) not in hidden]
+
+    assert kept(settled(events)) == expected
+
+
+def test_the_return_of_a_call_of_the_run_before_is_kept() -> None:
+    """C13: the call that an approval let run is in an earlier message."""
+    events = played([Returned("due", "look", "success", "1"), TextDelta("b")])
+
+    assert kept(settled(events, (ToolCallPart("due", "look", "{}"),))) == ["due", "b"]
+
+
+def test_a_step_of_more_parts_than_otids_can_name_is_read_back_in_order() -> None:
+    """A1: what is read back from the log is what was written."""
+    deltas: list[Delta] = []
+    for number in range(200):
+        deltas += [ReasoningDelta(f"r{number} "), TextDelta(f"t{number} ")]
+    events = played(deltas)
+    frames = [letta.encode(event, seq, "run") for seq, event in enumerate(events, 1)]
+
+    read = [letta.decode(frame) for frame in frames]
+
+    assert read == events
+    live, recovered = settled(events), settled(read)
+    assert [(one.id, one.parts) for one in live.messages[1:]] == [
+        (one.id, one.parts) for one in recovered.messages[1:]
+    ]
+    parts = [part for one in live.messages[1:] for part in one.parts]
+    assert "".join(one.text for one in parts if isinstance(one, TextPart)) == "".join(
+        f"t{number} " for number in range(200)
+    )
+
+
+def test_calls_that_wait_after_other_parts_are_read_back_from_the_log() -> None:
+    """A1: a request for approval has no part number in its frame."""
+    deltas: list[Delta] = [
+        TextDelta("a"),
+        ToolCallDelta("call", name="look", needs_approval=True),
+        ToolCallDelta("call", arguments="{}", needs_approval=True),
+        TextDelta("b"),
+    ]
+    for stream_tokens in (True, False):
+        events = played(deltas, stream_tokens=stream_tokens)
+        read = [letta.decode(letta.encode(event, 1, "run")) for event in events]
+        assert kept(settled(read)) == kept(settled(events)) == ["a", "call", "b"]
