@@ -6,7 +6,7 @@ after every restart, and a fork has that of its source.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Final, Protocol
 
@@ -99,7 +99,26 @@ def text_tokens(text: str) -> int:
 
 
 def message_tokens(message: Message) -> int:
-    """An estimate of what the model is told of it; reasoning is not told again."""
+    """An estimate of what the model is told of it; reasoning is not told again.
+
+    It is made once for each message, since every send asks for that of the whole context.
+    """
+    known: int | None = message.__dict__.get("tokens")
+    if known is None:
+        known = message.__dict__["tokens"] = _message_tokens(message)
+    return known
+
+
+def messages_tokens(messages: Iterable[Message]) -> int:
+    """The sum of the messages' estimates."""
+    total = 0
+    for message in messages:  # Every send goes through its whole context here.
+        known = message.__dict__.get("tokens")
+        total += message_tokens(message) if known is None else known
+    return total
+
+
+def _message_tokens(message: Message) -> int:
     tokens = MESSAGE_TOKENS
     for part in message.parts:
         match part:
@@ -174,11 +193,11 @@ def choose_cut(told: Sequence[Message], keep_tokens: float) -> int | None:
     places = cuts(told)
     if not places:
         return None
-    left = sum(map(message_tokens, told[places[0] :]))
+    left = messages_tokens(told[places[0] :])
     for cut, following in pairwise(places):
         if left <= keep_tokens:
             return cut
-        left -= sum(map(message_tokens, told[cut:following]))
+        left -= messages_tokens(told[cut:following])
     return places[-1]
 
 

@@ -274,6 +274,14 @@ CALLBACK_MAX_RETRY_SECONDS: Final = 900.0
 CALLBACK_GIVE_UP_SECONDS: Final = 24 * 3600.0
 """How long after the end of its run a receiver is still called."""
 
+# Contexts.
+
+CONTEXT_CACHE_BYTES: Final = 64 * 1024 * 1024
+"""Decoded contexts of conversations in memory between turns: some hundred long conversations."""
+
+CONTEXT_MESSAGE_BYTES: Final = 1024
+"""What a decoded message takes in memory beside its texts, roughly."""
+
 # Compaction.
 
 SUMMARY_SECONDS: Final = 300.0

@@ -121,8 +121,11 @@ class Role(StrEnum):
     """What stands for older messages in the context; has one SummaryPart."""
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One stored message. An assistant's message holds all that one step gave, in order."""
+class Message(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """One stored message. An assistant's message holds all that one step gave, in order.
+
+    Its ``__dict__`` is for values that are derived from it once, such as its size in tokens.
+    """
 
     id: MessageId
     role: Role

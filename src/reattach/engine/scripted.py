@@ -319,8 +319,13 @@ def _script_of(turn: Turn) -> _Script:
 
 
 def _words_told(turn: Turn) -> int:
-    texts = [turn.system, *(m.text for m in turn.history), *(m.text for m in turn.input)]
-    return sum(len(text.split()) for text in texts)
+    words = len(turn.system.split())
+    for message in (*turn.history, *turn.input):  # Counted once: each turn has them again.
+        known = message.__dict__.get("words")
+        if known is None:
+            known = message.__dict__["words"] = len(message.text.split())
+        words += known
+    return words
 
 
 def _last_user_text(messages: Sequence[Message]) -> str | None:

@@ -8,11 +8,13 @@ from sqlalchemy import Column, Connection, Select, exists, func
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.approvals import PendingApproval
-from reattach.errors import ConversationBusyError
+from reattach.errors import ConversationBusyError, NotFoundError
 from reattach.ids import AgentId, ConversationId, MessageId, RunId, TenantId
+from reattach.limits import CONTEXT_CACHE_BYTES
 from reattach.messages import Message
 from reattach.records import admission, lookup, schema, threads
 from reattach.records.base import Thread, ThreadContext
+from reattach.records.contexts import Contexts, KeptContext
 from reattach.records.paging import span_of
 from reattach.records.sql import Database
 
@@ -27,6 +29,7 @@ class Messages:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._contexts = Contexts(CONTEXT_CACHE_BYTES)
 
     async def list(
         self,
@@ -53,8 +56,18 @@ class Messages:
         return [threads.message_of(row) for row in rows]
 
     async def context(self, tenant: TenantId, thread: Thread) -> ThreadContext:
-        """What is in context of a thread, its system message included."""
-        return await self._database.in_read(_context, tenant, thread)
+        """The messages in context of a thread, its system message included.
+
+        Those that this process has decoded before are not read again.
+        """
+        kept = self._contexts.get(thread.key)
+        try:
+            context, kept = await self._database.in_read(_context, tenant, thread, kept)
+        except NotFoundError:
+            self._contexts.put(thread.key, None)
+            raise
+        self._contexts.put(thread.key, kept)
+        return context
 
     async def history(self, tenant: TenantId, thread: Thread) -> builtins.list[Message]:
         """The messages that are in context of a thread."""
@@ -177,9 +190,11 @@ class Messages:
                 await connection.run_sync(threads.put_system, tenant, thread, system_message)
 
 
-def _context(connection: Connection, tenant: TenantId, thread: Thread) -> ThreadContext:
+def _context(
+    connection: Connection, tenant: TenantId, thread: Thread, kept: KeptContext | None
+) -> tuple[ThreadContext, KeptContext | None]:
     lookup.require_thread(connection, tenant, thread)
-    return threads.context(connection, thread)
+    return threads.context(connection, thread, kept)
 
 
 def _is_shown() -> Any:

@@ -288,7 +288,7 @@ api_keys = Table(
     Column("revoked_at", Moment),
     Column("last_used_at", Moment),
     Column("expires_at", Moment),
-    Column("scope_names", Typed(tuple[str, ...])),
+    Column("scope_names", Typed(tuple[str, ...], ())),
 )
 
 for _table in metadata.sorted_tables:

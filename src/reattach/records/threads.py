@@ -25,7 +25,7 @@ from sqlalchemy import (
 
 from reattach.approvals import FOLLOWING, PendingApproval, pending_approval
 from reattach.context import in_context, summary_of
-from reattach.ids import AgentId, MessageId, TenantId
+from reattach.ids import AgentId, MessageId, StepId, TenantId
 from reattach.messages import (
     ApprovalPart,
     ContentPart,
@@ -36,6 +36,7 @@ from reattach.messages import (
 )
 from reattach.records import lookup, schema
 from reattach.records.base import Thread, ThreadContext
+from reattach.records.contexts import KeptContext, size_bytes
 from reattach.records.damage import UNREADABLE, note_row
 
 _FIELDS: Final = Message.__struct_fields__
@@ -131,33 +132,72 @@ def hold(connection: Connection, tenant: TenantId, thread: Thread) -> None:
         lookup.hold(connection, schema.conversations, tenant, thread.conversation_id)
 
 
-def context(connection: Connection, thread: Thread) -> ThreadContext:
-    """What is in context of the thread. What a summary stands for is not read."""
+def context(
+    connection: Connection, thread: Thread, kept: KeptContext | None = None
+) -> tuple[ThreadContext, KeptContext | None]:
+    """The context of the thread, and the part of it that the next call can be given as ``kept``.
+
+    Neither the messages that a summary stands for are read nor those that are kept.
+    """
     asked: dict[str, object] = {"thread_key": thread.key}
-    rows = _IN_ORDER
+    if kept is not None:
+        asked["first"] = kept.place[0]
+        rows = connection.execute(_SINCE, asked).mappings().all()
+        is_same = [(row["position"], row["id"]) for row in rows[1:2]] == [kept.place]
+        if is_same and all(row["role"] is not Role.SUMMARY for row in rows[2:]):
+            return _context_of(connection, rows[:1], kept, rows[2:])
+    rows_of_context = _IN_ORDER
     for row in connection.execute(_SUMMARIES, asked).mappings():
         summary = message_of(row)
         if summary.role is not Role.SUMMARY:
             continue  # It is damaged, so an older one has to do.
         kept_from = summary_of(summary).kept_from
-        kept = connection.scalar(_PLACE, {**asked, "message_id": kept_from})
-        asked["first"] = row["position"] if kept is None else min(kept, row["position"])
-        rows = _SINCE
+        place = connection.scalar(_PLACE, {**asked, "message_id": kept_from})
+        asked["first"] = row["position"] if place is None else min(place, row["position"])
+        rows_of_context = _SINCE
         break
-    messages = [message_of(one) for one in connection.execute(rows, asked).mappings()]
-    counted = _counted_tokens(connection, messages)
-    return ThreadContext(in_context(messages), counted)
+    rows = connection.execute(rows_of_context, asked).mappings().all()
+    return _context_of(connection, rows[:1], None, rows[1:])
 
 
-def _counted_tokens(connection: Connection, messages: Sequence[Message]) -> int | None:
-    """What the provider counted with the last answer, unless a summary came after it."""
+def _context_of(
+    connection: Connection,
+    system: Sequence[RowMapping],
+    kept: KeptContext | None,
+    rows: Sequence[RowMapping],
+) -> tuple[ThreadContext, KeptContext | None]:
+    """The context that begins with the system message, goes on as kept, and then as the rows."""
+    first = [message_of(row) for row in system]
+    read = [message_of(row) for row in rows]
+    messages = [*first, *(kept.messages if kept else ()), *read]
+    if kept is None:
+        messages = in_context(messages)
+    step_id = _last_step([*first, *read], kept.step_id if kept else None)
+    context = ThreadContext(messages, _counted_tokens(connection, step_id))
+    if kept is not None and not rows:
+        return context, kept
+    if not rows or system[0]["position"] != _SYSTEM:
+        return context, None
+    told = tuple(messages[1:])
+    size = size_bytes(told) if kept is None else kept.size_bytes + size_bytes(read)
+    place = (rows[-1]["position"], rows[-1]["id"])
+    return context, KeptContext(told, place, step_id, size)
+
+
+def _last_step(messages: Sequence[Message], before: StepId | None) -> StepId | None:
+    """The step of the last answer, unless a summary came after it."""
     for message in reversed(messages):
         if message.role is Role.SUMMARY:
             return None
         if message.role is Role.ASSISTANT and message.step_id is not None:
-            usage = connection.scalar(_USAGE, {"step_id": message.step_id})
-            return usage.prompt_tokens or None if usage is not None else None
-    return None
+            return message.step_id
+    return before
+
+
+def _counted_tokens(connection: Connection, step_id: StepId | None) -> int | None:
+    """The tokens that the provider counted with the step."""
+    usage = None if step_id is None else connection.scalar(_USAGE, {"step_id": step_id})
+    return usage.prompt_tokens or None if usage is not None else None
 
 
 def pending(connection: Connection, thread: Thread) -> PendingApproval | None:

@@ -90,8 +90,8 @@ class CompactingEngine(Engine):
         self._first_step = self._steps
         told = replace(
             turn,
-            history=[told_as_text(one) for one in turn.history],
-            input=[told_as_text(one) for one in turn.input],
+            history=_told_as_texts(turn.history),
+            input=_told_as_texts(turn.input),
         )
         # Made storable here already, since a tool loop tells the model what it said.
         intake = Intake()
@@ -181,3 +181,8 @@ class CompactingEngine(Engine):
             f"{compaction.window_tokens} tokens. Shorten the agent's system prompt or its memory "
             "blocks, or choose a model with a larger window."
         )
+
+
+def _told_as_texts(messages: Sequence[Message]) -> list[Message]:
+    summary = Role.SUMMARY
+    return [told_as_text(one) if one.role is summary else one for one in messages]

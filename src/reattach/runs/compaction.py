@@ -13,7 +13,7 @@ from reattach.context import (
     choose_cut,
     clipped,
     cuts,
-    message_tokens,
+    messages_tokens,
     text_tokens,
     tools_tokens,
     transcript,
@@ -161,18 +161,20 @@ class Compaction:
         """The provider counted that many tokens in the turn's prompt and tools with ``told``."""
         if not counted_tokens:
             return
-        estimate = _overhead(turn) + sum(map(message_tokens, told))
+        estimate = _overhead(turn) + messages_tokens(told)
         low, high = _SCALE_BOUNDS
         self._scale = min(max(counted_tokens / max(estimate, 1), low), high)
 
     def learn_last(self, turn: Turn) -> None:
         """Learn from what was counted with the last answer in the turn's history."""
-        said = (n for n, one in enumerate(turn.history) if one.role is Role.ASSISTANT)
-        self.learn(turn, turn.history[: max(said, default=0)], turn.counted_tokens)
+        history = turn.history
+        places = range(len(history) - 1, -1, -1)
+        last = next((n for n in places if history[n].role is Role.ASSISTANT), 0)
+        self.learn(turn, history[:last], turn.counted_tokens)
 
     def tokens(self, turn: Turn) -> int:
         """An estimate of what the model is told with the turn."""
-        return round(self._scale * (_overhead(turn) + sum(map(message_tokens, told_in(turn)))))
+        return round(self._scale * (_overhead(turn) + messages_tokens(told_in(turn))))
 
     def overhead_tokens(self, turn: Turn) -> int:
         """The part of it that no compaction can take away."""
@@ -185,7 +187,7 @@ class Compaction:
     def gain(self, turn: Turn, cut: int) -> int:
         """What is told before the cut, earlier summaries aside."""
         left = (one for one in told_in(turn)[:cut] if one.role is not Role.SUMMARY)
-        return round(self._scale * sum(map(message_tokens, left)))
+        return round(self._scale * messages_tokens(left))
 
     async def compacted(
         self, turn: Turn, cut: int, trigger: str, *, into_tokens: float, may_drop: bool
@@ -209,7 +211,7 @@ class Compaction:
         end = self._fitting(turn, told, cut, limit)
         if end > cut:
             text += _MORE_LEFT_OUT.format(end - cut)
-        left = self._scale * (_overhead(turn) + sum(map(message_tokens, told[end:])))
+        left = self._scale * (_overhead(turn) + messages_tokens(told[end:]))
         room = int((limit - left) / self._scale) * BYTES_PER_TOKEN
         text = clipped(text, max(room, MIN_SUMMARY_CHARS))
         first = 1 if turn.system else 0
@@ -228,7 +230,7 @@ class Compaction:
         later = [place for place in cuts(told) if place >= cut]
         room = MIN_SUMMARY_CHARS / BYTES_PER_TOKEN
         for place in later:
-            left = _overhead(turn) + sum(map(message_tokens, told[place:])) + room
+            left = _overhead(turn) + messages_tokens(told[place:]) + room
             if self._scale * left <= limit:
                 return place
         return later[-1]

@@ -10,8 +10,6 @@ from reattach.prompt import Skill, blocks_in, compile_system, with_skills
 from reattach.records.base import Agent, Conversation, Run, ThreadContext
 from reattach.runs.model_settings import model_settings
 
-_UNTOLD = frozenset({Role.SYSTEM, Role.APPROVAL})
-
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
@@ -67,7 +65,8 @@ def system_prompt(agent: Agent, conversation: Conversation | None) -> str:
 
 def told(messages: Sequence[Message]) -> list[Message]:
     """Those of the messages in context that the model is told, the system prompt aside."""
-    return [message for message in messages if message.role not in _UNTOLD]
+    system, approval = Role.SYSTEM, Role.APPROVAL
+    return [one for one in messages if one.role is not system and one.role is not approval]
 
 
 def settings_of(agent: Agent, conversation: Conversation | None) -> ModelSettings:

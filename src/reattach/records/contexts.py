@@ -1,0 +1,91 @@
+"""The contexts of threads in memory between turns, so that a turn does not decode them again.
+
+Messages of a thread are only appended, or removed all at once; the system message alone changes in
+place. So a context that was read once is right as far as it goes if its last message still has its
+place, whichever process wrote since, and only what follows has to be read.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from reattach.ids import MessageId, StepId
+from reattach.limits import CONTEXT_MESSAGE_BYTES
+from reattach.messages import (
+    HiddenReasoningPart,
+    ImagePart,
+    Message,
+    ReasoningPart,
+    SummaryPart,
+    TextPart,
+    ToolCallPart,
+    ToolReturnPart,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptContext:
+    """The messages in context of a thread up to one of them, without the system message."""
+
+    messages: tuple[Message, ...]
+    """In the order in which a model is told them."""
+    place: tuple[int, MessageId]
+    """The position of the last of them in the thread, and its id."""
+    step_id: StepId | None
+    """The step of the last answer, unless a summary came after it."""
+    size_bytes: int
+    """An estimate of the memory that they take."""
+
+
+class Contexts:
+    """The contexts that were used last, of at most ``limit_bytes`` together."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._kept: OrderedDict[str, KeptContext] = OrderedDict()
+        self.size_bytes = 0
+
+    def get(self, thread_key: str) -> KeptContext | None:
+        kept = self._kept.get(thread_key)
+        if kept is not None:
+            self._kept.move_to_end(thread_key)
+        return kept
+
+    def put(self, thread_key: str, context: KeptContext | None) -> None:
+        """Keep the context instead of an older one of the thread; None or a huge one: none."""
+        old = self._kept.pop(thread_key, None)
+        self.size_bytes -= 0 if old is None else old.size_bytes
+        if context is None or context.size_bytes > self._limit_bytes:
+            return
+        self._kept[thread_key] = context
+        self.size_bytes += context.size_bytes
+        while self.size_bytes > self._limit_bytes:
+            _, dropped = self._kept.popitem(last=False)
+            self.size_bytes -= dropped.size_bytes
+
+
+def size_bytes(messages: Iterable[Message]) -> int:
+    """An estimate of the memory that decoded messages take."""
+    return sum(
+        CONTEXT_MESSAGE_BYTES + sum(_part_chars(part) for part in message.parts)
+        for message in messages
+    )
+
+
+def _part_chars(part: object) -> int:
+    match part:
+        case TextPart(text) | SummaryPart(text):
+            return len(text)
+        case ReasoningPart(text, signature):
+            return len(text) + len(signature or "")
+        case HiddenReasoningPart(text=text):
+            return len(text or "")
+        case ImagePart(url=url, base64_data=data):
+            return len(url or "") + len(data or "")
+        case ToolCallPart(tool_call_id=call_id, arguments=arguments):
+            return len(call_id) + len(arguments)
+        case ToolReturnPart(output=output, stdout=stdout, stderr=stderr, images=images):
+            lines = sum(map(len, (*(stdout or ()), *(stderr or ()))))
+            return len(output) + lines + sum(map(_part_chars, images))
+        case _:
+            return 0
