@@ -54,7 +54,10 @@ async def silent(_turn: Turn) -> AsyncIterator[str]:
 def main() -> None:
     configure_logging("console", "error")
     engine = FunctionEngine({"paced": paced, "burst": burst, "silent": silent})
-    settings = Settings(port=0, log_level="error")
+    # One tenant sends more here than any may.
+    settings = Settings(
+        port=0, log_level="error", quota_runs=0, quota_streams=0, quota_requests_per_second=0
+    )
     uvloop.run(serve(settings, engines=[engine], on_ready=lambda url: print(url, flush=True)))
 
 

@@ -390,8 +390,7 @@ MAX_JSON_DEPTH: Final = 64
 """Objects and arrays within each other; far below where decoders run out of stack."""
 
 MAX_JSON_VALUES: Final = 100_000
-"""Values of one body: arrays, objects and everything in them. 256 tools with a schema of 300 values
-each fit; parsing a value costs about a microsecond and 100 bytes, whatever its size on the wire."""
+"""Values of a body: each costs a microsecond and 100 bytes. 256 tools of 300 values each fit."""
 
 INLINE_BODY_BYTES: Final = 64 * 1024
 """A body up to this size, with few values, is parsed in the event loop; larger ones in a thread."""
@@ -404,6 +403,21 @@ MAX_QUERY_PARAMETERS: Final = 1_000
 
 TENANT_BODY_BYTES: Final = 128 * 1024 * 1024
 """Request bodies of one tenant that a process holds at a time: eight of the largest."""
+
+TENANT_BODY_BYTES_PER_MINUTE: Final = 2048 * 1024 * 1024
+"""Bodies of one tenant that a process takes in a minute; conversations and images are stored."""
+
+TENANT_RUNS: Final = 1_000
+"""Open runs of one tenant on a process: more than a process works on well."""
+
+TENANT_STREAMS: Final = 10_000
+"""Open streams of one tenant on a process: each is a connection and a file."""
+
+TENANT_REQUESTS_PER_SECOND: Final = 2_000
+"""Requests of one tenant on a process over some time: about half of what it answers."""
+
+QUOTA_BURST_SECONDS: Final = 10
+"""How many seconds' worth of requests may come at once: readers reconnect in crowds."""
 
 PROCESS_BODY_BYTES: Final = 256 * 1024 * 1024
 """Request bodies of all tenants that a process holds at a time: one tenant fills half of it."""
@@ -487,11 +501,8 @@ KEY_CACHE_SECONDS: Final = 5.0
 KEY_USE_SECONDS: Final = 60.0
 """How exactly the last use of a key is known; each note of it is a write."""
 
-AUDIT_LINES: Final = 20
-"""Refused keys that are told one by one in AUDIT_WINDOW_SECONDS; the others are counted."""
-
-AUDIT_WINDOW_SECONDS: Final = 60.0
-"""The time after which they are told one by one again."""
+AUDIT_LINES_PER_MINUTE: Final = 20
+"""Refused keys that are told one by one; the others are counted."""
 
 KEY_CACHE_ENTRIES: Final = 10_000
 """Known keys that are remembered, and as many unknown ones, each at about 200 bytes."""

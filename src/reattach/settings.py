@@ -20,7 +20,16 @@ from pydantic_settings import (
 from typing_extensions import override
 
 from reattach.errors import StartupError
-from reattach.limits import LEASE_SECONDS, MIN_CALLBACK_SECRET_CHARS, TOOL_SECONDS
+from reattach.limits import (
+    LEASE_SECONDS,
+    MIN_CALLBACK_SECRET_CHARS,
+    TENANT_BODY_BYTES,
+    TENANT_BODY_BYTES_PER_MINUTE,
+    TENANT_REQUESTS_PER_SECOND,
+    TENANT_RUNS,
+    TENANT_STREAMS,
+    TOOL_SECONDS,
+)
 from reattach.masking import is_local, masked
 from reattach.settings_file import SettingsFile, near_names
 from reattach.tools.servers import McpServer
@@ -155,6 +164,27 @@ class Settings(BaseSettings):
     callbacks_to_private: bool = Field(
         False,
         description="Call back loopback, private and other addresses that are not public too.",
+    )
+    quota_runs: int = Field(
+        TENANT_RUNS, ge=0, description="Open runs of a tenant on each process; 0: no bound."
+    )
+    quota_streams: int = Field(
+        TENANT_STREAMS, ge=0, description="Open streams of a tenant on each process; 0: no bound."
+    )
+    quota_requests_per_second: float = Field(
+        TENANT_REQUESTS_PER_SECOND,
+        ge=0,
+        description="Requests of a tenant on each process over some time; 0: no bound.",
+    )
+    quota_body_mib: int = Field(
+        TENANT_BODY_BYTES // 1024**2,
+        ge=0,
+        description="MiB of requests of a tenant that each process holds at a time; 0: no bound.",
+    )
+    quota_body_mib_per_minute: int = Field(
+        TENANT_BODY_BYTES_PER_MINUTE // 1024**2,
+        ge=0,
+        description="MiB of requests of a tenant that each process takes in a minute; 0: no bound.",
     )
     require_key: bool = Field(
         False,

@@ -9,7 +9,7 @@ import pytest
 
 from reattach.errors import QuotaError, UnavailableError, ValidationFailedError
 from reattach.http.parse_queue import ParseQueue
-from reattach.http.quotas import Quotas
+from reattach.http.quotas import Bounds, Quotas
 from reattach.ids import TenantId
 
 WAIT_SECONDS = 20
@@ -96,15 +96,16 @@ async def test_a_body_that_is_refused_or_left_gives_its_turn_away() -> None:
 @pytest.mark.promise("P12")
 def test_a_tenant_holds_no_more_bodies_than_its_quota_and_leaves_room_for_others() -> None:
     """B3: the bytes of bodies that are held at a time are bounded, for each tenant and in all."""
-    quotas = Quotas(tenant_body_bytes=10, process_body_bytes=15)
-    quotas.hold_body(HOSTILE, 10)
+    quotas = Quotas(Bounds(body_bytes=10), process_body_bytes=15)
+    hostile, honest = quotas.of(HOSTILE), quotas.of(HONEST)
+    hostile.hold_body(10)
     with pytest.raises(QuotaError) as refused:
-        quotas.hold_body(HOSTILE, 1)
+        hostile.hold_body(1)
     assert refused.value.retry_after_seconds > 0
-    quotas.hold_body(HONEST, 5)
+    honest.hold_body(5)
     with pytest.raises(UnavailableError):
-        quotas.hold_body(HONEST, 1)
-    quotas.release_body(HOSTILE, 10)
-    quotas.hold_body(HONEST, 5)
-    quotas.release_body(HONEST, 10)
-    quotas.hold_body(HOSTILE, 10)
+        honest.hold_body(1)
+    hostile.release_body(10)
+    honest.hold_body(5)
+    honest.release_body(10)
+    hostile.hold_body(10)

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import structlog
 
 from reattach.clock import Clock
-from reattach.errors import ForbiddenError, ReattachError, UnauthorizedError
+from reattach.errors import ForbiddenError, QuotaError, ReattachError, UnauthorizedError
+from reattach.http.quotas import Quotas
 from reattach.ids import DEFAULT_TENANT, TenantId
 from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
 from reattach.records.keys import Keys
@@ -24,9 +25,9 @@ ACCESS = "reattach.access"
 class Access:
     """What one key may do in this process, and the streams and waits that are open with it."""
 
-    __slots__ = ("_ends", "_watch", "expires_at", "is_over", "key_id", "scopes", "tenant")
+    __slots__ = ("_ends", "_watch", "expires_at", "is_over", "key_id", "scopes", "tenant", "use")
 
-    def __init__(self, watch: "AccessWatch", key: ApiKey | None) -> None:
+    def __init__(self, watch: "AccessWatch", quotas: Quotas, key: ApiKey | None) -> None:
         self._watch = watch
         self._ends: set[Callable[[], object]] = set()
         self.is_over = False
@@ -34,6 +35,7 @@ class Access:
         self.key_id = None if key is None else key.id
         """None: nobody needs a key yet."""
         self.tenant: TenantId = DEFAULT_TENANT if key is None else key.tenant
+        self.use = quotas.of(self.tenant)
         self.scopes = ALL_SCOPES if key is None else key.scopes
         self.expires_at: datetime | None = None if key is None else key.expires_at
 
@@ -66,7 +68,15 @@ class Access:
             end()
 
     async def during(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Await ``work``, which is cancelled when this is over; then raises UnauthorizedError."""
+        """Await ``work``, which counts as a stream, and is cancelled when this is over.
+
+        Raises UnauthorizedError then, and QuotaError.
+        """
+        try:
+            self.use.open_stream()
+        except QuotaError:
+            work.close()
+            raise
         task = asyncio.ensure_future(work)
         self.add(task.cancel)
         try:
@@ -77,6 +87,7 @@ class Access:
             raise
         finally:
             self.discard(task.cancel)
+            self.use.close_stream()
 
 
 class AccessWatch:

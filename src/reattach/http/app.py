@@ -40,7 +40,7 @@ from reattach.http.errors import (
 from reattach.http.limit import BodyLimit
 from reattach.http.loopback import is_loopback
 from reattach.http.parse_queue import ParseQueue
-from reattach.http.quotas import Quotas
+from reattach.http.quotas import Bounds, Quotas
 from reattach.http.shortcut import Shortcut
 from reattach.limits import KEY_CACHE_SECONDS, MAX_REQUEST_BYTES
 
@@ -133,11 +133,22 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
     no API key, it answers to its own machine alone, or, if it is ``open_to_all``, to everybody.
     """
     settings = context.settings
+    quotas = Quotas(
+        Bounds(
+            runs=settings.quota_runs,
+            streams=settings.quota_streams,
+            requests_per_second=settings.quota_requests_per_second,
+            body_bytes=settings.quota_body_mib * 1024 * 1024,
+            body_bytes_per_minute=settings.quota_body_mib_per_minute * 1024 * 1024,
+        ),
+        context.clock,
+    )
     authenticator = Authenticator(
         context.records.keys,
         context.clock,
         may_be_open=is_loopback(settings.host) and not settings.require_key,
         open_to_all=open_to_all and not settings.require_key,
+        quotas=quotas,
         watch_seconds=min(KEY_CACHE_SECONDS, settings.ping_interval_seconds),
     )
     app = Api(
@@ -162,7 +173,7 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
             Middleware(
                 BodyLimit,
                 max_bytes=MAX_REQUEST_BYTES,
-                quotas=Quotas(),
+                quotas=quotas,
                 parse_queue=ParseQueue(),
             ),
         ],

@@ -7,12 +7,13 @@ import structlog
 from starlette.types import Scope
 
 from reattach.clock import Clock
-from reattach.limits import AUDIT_LINES, AUDIT_WINDOW_SECONDS
+from reattach.limits import AUDIT_LINES_PER_MINUTE
 
 logger = structlog.get_logger("reattach.audit")
 
 _OURS: Final = re.compile(r"rk_[A-Za-z0-9_-]{20,}")
 _PREFIX_CHARACTERS: Final = 8
+_MINUTE_SECONDS: Final = 60.0
 
 
 class Audit:
@@ -30,9 +31,9 @@ class Audit:
         if now >= self._window_ends:
             if self._untold:
                 logger.warning("more keys refused", times=self._untold)
-            self._window_ends = now + AUDIT_WINDOW_SECONDS
+            self._window_ends = now + _MINUTE_SECONDS
             self._lines = self._untold = 0
-        if self._lines >= AUDIT_LINES:
+        if self._lines >= AUDIT_LINES_PER_MINUTE:
             self._untold += 1
             return
         self._lines += 1

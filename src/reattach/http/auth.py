@@ -19,6 +19,7 @@ from reattach.http.audit import Audit
 from reattach.http.errors import error_response
 from reattach.http.key_uses import KeyUses
 from reattach.http.loopback import refuse_others
+from reattach.http.quotas import Quotas
 from reattach.limits import KEY_CACHE_ENTRIES, KEY_CACHE_SECONDS, MAX_API_KEY_CHARS
 from reattach.records.keys import Keys
 from reattach.single_flight import SingleFlight
@@ -51,6 +52,7 @@ class Authenticator:
         may_be_open: bool,
         open_to_all: bool = False,
         watch_seconds: float = KEY_CACHE_SECONDS,
+        quotas: Quotas | None = None,
     ) -> None:
         self._keys = keys
         self._clock = clock
@@ -60,7 +62,8 @@ class Authenticator:
         self._known = _Remembered()
         self._unknown = _Remembered()  # apart, so that guesses do not drive the known ones out
         self._watch = AccessWatch(keys, clock, watch_seconds)
-        self._nobodys = Access(self._watch, None)
+        self._quotas = quotas or Quotas(clock=clock)
+        self._nobodys = Access(self._watch, self._quotas, None)
         self._uses = KeyUses(keys, clock)
         self._audit = Audit(clock)
         self._openings = SingleFlight[None, bool]("key look-up")
@@ -99,7 +102,7 @@ class Authenticator:
         if key is None:
             self._unknown.put(digest, self._nobodys, now + KEY_CACHE_SECONDS)
             return None
-        access = self._watch.used(key.id) or Access(self._watch, key)
+        access = self._watch.used(key.id) or Access(self._watch, self._quotas, key)
         seconds = KEY_CACHE_SECONDS
         if key.expires_at is not None:
             seconds = min(seconds, (key.expires_at - self._clock.now()).total_seconds())
@@ -153,6 +156,8 @@ class Authentication:
             return
         try:
             access = await self._authenticator.access(scope, dict(scope["headers"]))
+            if ACCESS not in scope:  # Its request is counted.
+                access.use.admit()
         except ReattachError as error:
             await error_response(error)(scope, receive, send)
             return

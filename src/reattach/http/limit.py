@@ -7,11 +7,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reattach.errors import LimitExceededError, ReattachError
+from reattach.http.access import ACCESS, Access
 from reattach.http.body import PARSE_QUEUE
 from reattach.http.errors import error_response
 from reattach.http.parse_queue import ParseQueue
 from reattach.http.quotas import Quotas
-from reattach.ids import TenantId
 from reattach.limits import LINGER_SECONDS
 
 
@@ -53,7 +53,8 @@ class BodyLimit:
 
             await response(scope, receive, send_and_linger)
             return
-        tenant: TenantId | None = scope.get("reattach.tenant")
+        access: Access | None = scope.get(ACCESS)
+        use = self._quotas.of(None) if access is None else access.use
         scope[PARSE_QUEUE] = self._parse_queue
         received = 0
 
@@ -65,7 +66,7 @@ class BodyLimit:
                 try:
                     if received + size_bytes > self._max_bytes:
                         raise self._error()
-                    self._quotas.hold_body(tenant, size_bytes)
+                    use.hold_body(size_bytes)
                 except ReattachError:
                     if message.get("more_body"):
                         await self._discard(receive)
@@ -76,7 +77,7 @@ class BodyLimit:
         try:
             await self._app(scope, receive_bounded, send)
         finally:
-            self._quotas.release_body(tenant, received)
+            use.release_body(received)
 
     async def _discard(self, receive: Receive) -> None:
         """Take the rest of the body, at most as much as a body may have, and not for long."""

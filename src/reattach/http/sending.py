@@ -13,6 +13,7 @@ from reattach.errors import (
     engine_error,
 )
 from reattach.events import RunStatus
+from reattach.http.access import Access
 from reattach.http.body import Fault, JsonResponse, invalid
 from reattach.http.context import AccessDep, Context, ContextDep, TenantDep
 from reattach.http.incoming import (
@@ -94,7 +95,7 @@ async def send_to_conversation(
         check_agent_id(body.agent_id)
     addressed = await find_addressed(context.records, tenant, conversation_id, body.agent_id)
     send = _understood(context, tenant, addressed, body, "send_conversation_message")
-    run = await context.runs.send(send)
+    run = await _begun(context, access, send)
     if body.streaming is False:
         return await access.during(_whole_answer(context, run, send))
     return _stream(context, run, send, deprecated=conversation_id.startswith("agent-"))
@@ -119,7 +120,7 @@ async def send_to_agent(
     addressed = await find_agent(context.records, tenant, AgentId(agent_id))
     run_type = "send_message_streaming" if body.streaming else "send_message"
     send = _understood(context, tenant, addressed, body, run_type)
-    run = await context.runs.send(send)
+    run = await _begun(context, access, send)
     if not body.streaming:
         return await access.during(_whole_answer(context, run, send))
     return _stream(context, run, send)
@@ -134,11 +135,15 @@ async def send_to_agent(
     responses=STREAM_RESPONSES,
 )
 async def stream_to_agent(
-    agent_id: AgentPath, body: AgentSendBody, context: ContextDep, tenant: TenantDep
+    agent_id: AgentPath,
+    body: AgentSendBody,
+    context: ContextDep,
+    tenant: TenantDep,
+    access: AccessDep,
 ) -> Response:
     addressed = await find_agent(context.records, tenant, AgentId(agent_id))
     send = _understood(context, tenant, addressed, body, "send_message_streaming")
-    return _stream(context, await context.runs.send(send), send)
+    return _stream(context, await _begun(context, access, send), send)
 
 
 @router.post(
@@ -148,12 +153,16 @@ async def stream_to_agent(
     summary="Send a message to an agent's default conversation and be answered with the run",
 )
 async def send_to_agent_async(
-    agent_id: AgentPath, body: AsyncSendBody, context: ContextDep, tenant: TenantDep
+    agent_id: AgentPath,
+    body: AsyncSendBody,
+    context: ContextDep,
+    tenant: TenantDep,
+    access: AccessDep,
 ) -> RunState:
     callback_url = _callback_url(context, body)
     addressed = await find_agent(context.records, tenant, AgentId(agent_id))
     send = _understood(context, tenant, addressed, body, "send_message_async")
-    return RunState.of(await context.runs.send(replace(send, callback_url=callback_url)))
+    return RunState.of(await _begun(context, access, replace(send, callback_url=callback_url)))
 
 
 @router.post(
@@ -237,6 +246,12 @@ def _understood(
         now=context.clock.now(),
         to_private=context.settings.callbacks_to_private,
     )
+
+
+async def _begun(context: Context, access: Access, send: Send) -> Run:
+    """The run that the send asks for, if the tenant may have another one open."""
+    with access.use.beginning_run(context.runs.open_runs(access.tenant)):
+        return await context.runs.send(send)
 
 
 def _stream(context: Context, run: Run, send: Send, *, deprecated: bool = False) -> Response:

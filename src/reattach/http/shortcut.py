@@ -55,6 +55,7 @@ class Shortcut:
         try:
             access = await self._authenticator.access(scope, headers)
             access.require(KeyScope.READ)
+            access.use.admit()
             scope[ACCESS], tenant = access, access.tenant
             body = ResumeBody.model_validate(parse(message["body"]))
             conversation_id, run_id = place.groups()

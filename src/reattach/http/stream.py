@@ -112,13 +112,20 @@ class RunStream(Response):
                 await connection.begin(send, self._start(rest.first_seq - 1))
                 connection.finish(rest.frames, DONE)
                 return None
+        access: Access | None = scope.get(ACCESS)
         try:
-            following = await order.runs.follow(
-                order.target, self._cursor, max_events=self._max_events
-            )
+            if access is not None:
+                access.use.open_stream()
+            try:
+                following = await order.runs.follow(
+                    order.target, self._cursor, max_events=self._max_events
+                )
+            except BaseException:
+                if access is not None:
+                    access.use.close_stream()
+                raise
         except ReattachError as error:
             return error
-        access: Access | None = scope.get(ACCESS)
         if access is not None:
             access.add(following.revoke)
         await self._deliver(following, connection, access, receive, send)
@@ -138,6 +145,7 @@ class RunStream(Response):
             watch.remove(following)
             if access is not None:
                 access.discard(following.revoke)
+                access.use.close_stream()
             await following.aclose()
 
         try:

@@ -318,6 +318,10 @@ class RunService:
                 )
             await self._clock.sleep(OPEN_LOOK_SECONDS)
 
+    def open_runs(self, tenant: TenantId) -> int:
+        """How many runs of the tenant this process works on."""
+        return sum(worker.run.tenant == tenant for worker in self._workers.values())
+
     async def settled(self, run: Run, *, timeout_seconds: float | None = None) -> Run:
         """Wait until the run has ended and its record says so, and return it as it is then.
 
