@@ -13,6 +13,12 @@ _LEVELS = {
     "error": logging.ERROR,
 }
 
+_TALKATIVE = (
+    *("aiosqlite", "alembic", "anthropic", "asyncio", "google_genai", "httpcore", "httpcore2"),
+    *("httpx", "httpx2", "openai", "psycopg", "pydantic_ai", "redis", "sqlalchemy", "uvicorn"),
+)
+"""Libraries that log their every step."""
+
 _SHARED: list[structlog.typing.Processor] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
@@ -46,8 +52,11 @@ def configure_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(_LEVELS[level])
-    for library in ("alembic", "httpx", "httpx2", "uvicorn"):
-        logging.getLogger(library).setLevel(logging.WARNING)  # they tell their every step
+    # Libraries log bodies of requests, SQL with its values, and rows, at DEBUG and some at INFO.
+    root.setLevel(max(_LEVELS[level], logging.INFO))
+    logging.getLogger("reattach").setLevel(_LEVELS[level])
+    for library in _TALKATIVE:
+        logging.getLogger(library).setLevel(max(_LEVELS[level], logging.WARNING))
     silence_mcp()
 
 

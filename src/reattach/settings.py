@@ -194,6 +194,7 @@ class Settings(BaseSettings):
         (),
         description="Origins of web pages that may call this server, besides this machine's own.",
     )
+    access_log: bool = Field(False, description="Log a line for each request.")
     log_format: Literal["console", "json"] = Field("console", description="Form of the log lines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least that is logged."

@@ -396,4 +396,7 @@ class _Process:
             )
             error.__cause__ = RuntimeError(self._reason)
             return error
-        return ModelError("The local model's process ended in mid-answer. Send the message again.")
+        return ModelError(
+            "The local model's process ended in mid-answer. "
+            "Send the message again, with a new OTID."
+        )

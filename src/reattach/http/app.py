@@ -18,6 +18,7 @@ from reattach.http import (
     blocks,
     compacting,
     conversations,
+    front,
     health,
     mcp_servers,
     messages,
@@ -28,6 +29,7 @@ from reattach.http import (
     sending,
     tools,
 )
+from reattach.http.access_log import AccessLog
 from reattach.http.auth import OPEN_PATHS, Authentication, Authenticator
 from reattach.http.context import Context
 from reattach.http.errors import (
@@ -78,6 +80,7 @@ EXPOSED_HEADERS: Final = (
 )
 
 _PARTS: Final = (
+    front,
     health,
     models,
     agents,
@@ -100,7 +103,13 @@ class Api(FastAPI):
 
     shortcut: Shortcut | None = None
 
+    access_log: AccessLog | None = None
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.access_log or self.answer)(scope, receive, send)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer by the shortcut, or through the middleware and the routes."""
         if self.shortcut is not None and scope["type"] == "http":
             remaining = await self.shortcut.taken(scope, receive, send)
             if remaining is None:
@@ -185,4 +194,5 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
         },
     )
     app.state.context, app.shortcut = context, Shortcut(context, authenticator)
+    app.access_log = AccessLog(app.answer) if settings.access_log else None
     return app

@@ -25,7 +25,7 @@ from reattach.records.keys import Keys
 from reattach.single_flight import SingleFlight
 
 OPEN_PATHS: Final = frozenset(
-    {"/v1/health", "/v1/health/", "/v1/ready", "/v1/ready/", "/openapi.json"}
+    {"/", "", "/v1/health", "/v1/health/", "/v1/ready", "/v1/ready/", "/openapi.json"}
 )
 """What is answered without a key."""
 

@@ -133,10 +133,16 @@ async def on_reattach_error(request: Request, error: Exception) -> Response:  # 
     return error_response(error)
 
 
-async def on_framework_error(request: Request, error: Exception) -> Response:  # noqa: ARG001
+async def on_framework_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = _FRAMEWORK_CODES.get(error.status_code, f"http_{error.status_code}")
-    body = {"detail": str(error.detail), "code": code}
+    detail = str(error.detail)
+    if error.status_code == 404 and "/v1/v1" in request.url.path:
+        detail = (
+            "Not Found: the path has /v1 twice. Clients add it themselves, so leave it out of "
+            "their base URL: http://localhost:8283 instead of http://localhost:8283/v1."
+        )
+    body = {"detail": detail, "code": code}
     return JsonResponse(body, status_code=error.status_code, headers=error.headers)
 
 

@@ -18,7 +18,8 @@ DRAINED = Ending(
     StopReason.ERROR,
     Failed(
         "stream_task_cancelled",
-        "The server was stopped before the run was done. Send the message again to continue.",
+        "The server was stopped before the run was done. "
+        "Send the message again, with a new OTID, to continue.",
         None,
     ),
 )
@@ -27,7 +28,7 @@ OWNER_DIED = Ending(
     Failed(
         "stream_incomplete",
         "The server process that worked on the run died. What it had produced is kept; "
-        "send the message again to continue.",
+        "send the message again, with a new OTID, to continue.",
         None,
     ),
 )
@@ -36,7 +37,7 @@ STORE_FAILED = Ending(
     Failed(
         "internal_error",
         "The server could not write the events of the run. What it had written is kept; "
-        "send the message again to continue.",
+        "send the message again, with a new OTID, to continue.",
         None,
     ),
 )
@@ -54,7 +55,7 @@ LOG_LOST = Ending(
     Failed(
         "internal_error",
         "The store lost events of the run that were written. What was read of it stays true, and "
-        "can not be read again; send the message again to continue.",
+        "can not be read again; send the message again, with a new OTID, to continue.",
         None,
     ),
 )

@@ -57,8 +57,12 @@ class Options:
 
 _OF_COMPACTIONS = (CompactionBegan, Summarized)
 _ENGINE_FAULT = EngineError("An error occurred during agent execution.")
-_UNNOTED = EngineError("The records do not answer, so the tool did not run. Send again later.")
-_UNREADABLE = EngineError("The conversation could not be read. Send the message again.")
+_UNNOTED = EngineError(
+    "The records do not answer, so the tool did not run. Send again later, with a new OTID."
+)
+_UNREADABLE = EngineError(
+    "The conversation could not be read. Send the message again, with a new OTID."
+)
 
 
 class Worker:
@@ -136,6 +140,9 @@ class Worker:
             self.done.set()
 
     async def _work(self) -> None:
+        told = {"run_id": self.run.id, "tenant": self.run.tenant, "model": self.run.model}
+        began = self._clock.monotonic_seconds()
+        logger.info("run began", **told)
         # Read meanwhile: nobody else adds to the thread now.
         turn = asyncio.create_task(
             patiently(self._clock, self._make_turn), name=f"turn {self.run.id}"
@@ -153,6 +160,13 @@ class Worker:
         settlement = self._transcript.settlement(self.run, self._machine.steps, self._clock.now())
         await self._settle(self.run, settlement)
         self.settled = True
+        logger.info(
+            "run ended",
+            **told,
+            outcome=settlement.stop_reason.value,
+            events=self._appender.last_seq,
+            seconds=round(self._clock.monotonic_seconds() - began, 3),
+        )
 
     async def _answered(self, turn: "asyncio.Task[Turn]") -> None:
         """Let the engine answer into the log, to its end."""

@@ -113,7 +113,7 @@ class Answer:
         if reason and not is_known:
             return ModelError(
                 f"The provider of {handle} ended the answer before it was whole, "
-                f"for the reason '{named}'. Send the message again to continue."
+                f"for the reason '{named}'. Send the message again, with a new OTID, to continue."
             )
         if not self._has_text and not self._calls:
             return ModelEmptyResponseError(f"The model {handle} ended without an answer.")

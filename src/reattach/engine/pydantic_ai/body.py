@@ -167,7 +167,7 @@ def broken_off(body: Body, handle: str) -> ModelError:
         )
     return ModelError(
         f"The answer of {handle} broke off: its provider closed the stream without marking its "
-        "end. What came of it is kept; send the message again to continue."
+        "end. What came of it is kept; send the message again, with a new OTID, to continue."
     )
 
 

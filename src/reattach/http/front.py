@@ -1,0 +1,72 @@
+"""The page at ``/``: what this is, how it is, and where its API is described."""
+
+import base64
+import hashlib
+from typing import Any, Final
+
+from fastapi import Request, Response
+
+from reattach import __version__
+from reattach.http.body import JsonResponse
+from reattach.http.context import ContextDep
+from reattach.http.routes import routes
+
+router = routes("health")
+
+_STYLE: Final = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:4rem auto;padding:0 1rem;"
+    "color:#1a1a1a;background:#fff}code{font-family:ui-monospace,monospace}a{color:#0645ad}"
+    "@media(prefers-color-scheme:dark){body{color:#e6e6e6;background:#151515}a{color:#8ab4f8}}"
+)
+_DIGEST: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+
+_HEADERS: Final = {
+    "content-security-policy": (
+        f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+    "vary": "accept",
+}
+
+_PAGE: Final = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Reattach</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>Reattach</h1>
+<p>This server keeps an AI agent's answer alive when the connection dies. It speaks the Letta API:
+point an SDK at this address, without <code>/v1</code>.</p>
+<p>Version {version}. {status}</p>
+<ul>
+<li><a href="openapi.json">openapi.json</a> describes the API.</li>
+<li><a href="v1/health/">v1/health/</a> and <a href="v1/ready/">v1/ready/</a> are for probes.</li>
+<li>The documentation is in <code>README.md</code> and <code>docs/</code> of the repository.</li>
+</ul>
+</body>
+</html>
+"""
+
+
+@router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+async def front(request: Request, context: ContextDep) -> Response:
+    """A page for browsers, and the same as JSON for every other client."""
+    draining = context.runs.draining
+    if "text/html" in request.headers.get("accept", ""):
+        said = "It is draining: it takes no new runs." if draining else "It is ready."
+        page = _PAGE.format(style=_STYLE, version=__version__, status=said)
+        return Response(page, media_type="text/html", headers=_HEADERS)
+    body: dict[str, Any] = {
+        "name": "reattach",
+        "version": __version__,
+        "status": "draining" if draining else "ok",
+        "api": "/v1",
+        "openapi": "/openapi.json",
+    }
+    return JsonResponse(body, headers={"vary": "accept"})
