@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx2
 import pytest
 
 from reattach.findings import Finding
 from reattach.tools.health import examine_servers
 from reattach.tools.listing import mend_listing
-from reattach.tools.mcp import connect
+from reattach.tools.mcp import _read_whole_characters, connect
 from reattach.tools.servers import McpServer
 
 OBJECT = {"type": "object"}
@@ -98,3 +100,29 @@ async def test_the_doctor_and_a_connection_have_the_other_tools(
     ) as connection:
         assert len(await connection.tools()) == tools
         assert await connection.call("add", {}) == "2"
+
+
+@pytest.mark.parametrize(
+    ("body", "read"),
+    [
+        (rb'{"a": "\ud83d"}', rb'{"a": "\ufffd"}'),
+        (rb'{"a": "\udE00!"}', rb'{"a": "\ufffd!"}'),
+        (rb'{"a": "\ud83d\ude00"}', rb'{"a": "\ud83d\ude00"}'),
+        (rb'{"a": "\ud83d\ud83d\ude00"}', rb'{"a": "\ufffd\ud83d\ude00"}'),
+        (rb'{"a": "\\ud83d"}', rb'{"a": "\\ud83d"}'),
+        (rb'{"a": "\\\ud83d"}', rb'{"a": "\\\ufffd"}'),
+        (b'data: {"a": "\\ud83d"}\n\ndata: x', b'data: {"a": "\\ufffd"}\n\ndata: x'),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 7, 1000])
+async def test_half_a_character_in_a_body_is_replaced(body: bytes, read: bytes, size: int) -> None:
+    """A9: the same by streamable HTTP, wherever the body is cut into pieces."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), size):
+            yield body[start : start + size]
+
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, content=pieces()))
+    hooks = {"response": [_read_whole_characters]}
+    async with httpx2.AsyncClient(transport=transport, event_hooks=hooks) as client:
+        assert (await client.post("http://localhost/mcp")).content == read

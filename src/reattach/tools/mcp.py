@@ -6,6 +6,7 @@ The only place that imports the SDK, which an extra brings.
 import asyncio
 import json
 import os
+import re
 import ssl
 import threading
 from collections import deque
@@ -107,7 +108,8 @@ async def _transport(
     assert server.url is not None
     tls = await asyncio.to_thread(_prepared)
     client = httpx2.AsyncClient(
-        headers=server.request_headers(),
+        headers={"accept-encoding": "identity", **server.request_headers()},
+        event_hooks={"response": [_read_whole_characters]},
         verify=tls,
         timeout=httpx2.Timeout(server.start_seconds, read=None),
     )
@@ -343,3 +345,45 @@ def _read_again(error: ValidationError) -> SessionMessage | ValidationError:
         return SessionMessage(types.jsonrpc_message_adapter.validate_json(text, by_name=False))
     except (ValueError, TypeError, RecursionError):
         return error
+
+
+async def _read_whole_characters(response: httpx2.Response) -> None:
+    is_plain = response.headers.get("content-encoding", "identity") == "identity"
+    if is_plain and isinstance(response.stream, httpx2.AsyncByteStream):
+        response.stream = _WholeCharacters(response.stream)
+
+
+class _WholeCharacters(httpx2.AsyncByteStream):
+    """A body of JSON, line by line, whose escaped halves of characters are U+FFFD."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        pieces: list[bytes] = []
+        async for chunk in self._stream:
+            head, newline, rest = chunk.rpartition(b"\n")
+            if newline:
+                yield _ESCAPES.sub(_whole, b"".join([*pieces, head, newline]))
+                pieces = []
+            if rest:
+                pieces.append(rest)
+        if pieces:
+            yield _ESCAPES.sub(_whole, b"".join(pieces))
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+_ESCAPES: Final = re.compile(
+    rb"\\\\"  # a backslash that is escaped itself
+    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
+_HALF_CHARS: Final = 6
+
+
+def _whole(escape: re.Match[bytes]) -> bytes:
+    """The escape, or as many bytes for a lone half, so that the body keeps its length."""
+    text = escape.group()
+    return rb"\ufffd" if len(text) == _HALF_CHARS else text
