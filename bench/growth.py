@@ -1,7 +1,7 @@
 """Growth: what things cost when runs get longer, when more of them are kept, and after a day."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -34,6 +34,8 @@ PAIRS = 6
 NEW = "CPU µs per request on a new server"
 LOOKED_AT = 100
 """Of the kept runs the newest, evenly over which some are read again."""
+LENGTHS, QUICK_LENGTHS = (100, 400, 1200), (20, 60)
+"""Turns that a conversation has."""
 SEND_EVENTS = 10
 PERIODS, QUICK_PERIODS = 5, 3
 """Of retention, each with as many runs: memory and files must not grow with them."""
@@ -122,6 +124,33 @@ def in_turn(
     }
 
 
+def turn_after(length: int) -> str:
+    return f"turn of a conversation of {length:,} turns"
+
+
+def by_turns(options: Options) -> Iterator[Measurement]:
+    """One conversation that gets longer and longer, and the first turns of new ones in between."""
+    with fresh(Reattach(), options.cores) as server:
+        conversation = server.conversation("burst")
+        there = 0
+        for length in QUICK_LENGTHS if options.quick else LENGTHS:
+            talk(server, conversation, length - there, options.cores)
+            yield turn_after(length), partial(later_and_first, server, conversation, options)
+            there = length + pairs(options) * turns(options)
+
+
+def later_and_first(
+    server: ReattachServer, conversation: str, options: Options
+) -> dict[str, float]:
+    """Turns of the long conversation and of new ones, measured in turn."""
+    later: list[dict[str, float]] = []
+    first: list[float] = []
+    for _ in range(pairs(options)):
+        later.append(talk(server, conversation, turns(options), options.cores))
+        first.append(send(server, SENDING, 1, options.cores)["CPU µs per request"])
+    return {name: median(each[name] for each in later) for name in later[0]} | {NEW: median(first)}
+
+
 def fill(server: ReattachServer, runs: int, options: Options) -> None:
     """Begin about so many runs, some at a time, and read each to its end.
 
@@ -139,14 +168,25 @@ def send_again(server: ReattachServer, options: Options) -> dict[str, float]:
 
 def send(server: ReattachServer, conversations: int, turns: int, cores: Cores) -> dict[str, float]:
     """Begin runs in new conversations, and read each to its end before the next."""
+    return _sent(server, [server.conversation("burst") for _ in range(conversations)], turns, cores)
+
+
+def talk(server: ReattachServer, conversation: str, turns: int, cores: Cores) -> dict[str, float]:
+    """Begin runs in one conversation, and read each to its end before the next."""
+    return _sent(server, [conversation], turns, cores)
+
+
+def _sent(
+    server: ReattachServer, conversations: Sequence[str], turns: int, cores: Cores
+) -> dict[str, float]:
     readers = [
-        Reader(server.send(server.conversation("burst"), str(SEND_EVENTS)), last=SEND_EVENTS + 2)
-        for _ in range(conversations)
+        Reader(server.send(conversation, str(SEND_EVENTS)), last=SEND_EVENTS + 2)
+        for conversation in conversations
     ]
     before = cpu_seconds(server.pids)
     group = Group("send", "loop", readers, server.flags | {f"count={turns}"})
     with Load(server.port, [group], cores.load) as load:
-        report = load.done(conversations * turns * 0.05 + LIMIT_SECONDS)
+        report = load.done(len(conversations) * turns * 0.05 + LIMIT_SECONDS)
     used = cpu_seconds(server.pids) - before
     told = report.groups["send"]
     return {
@@ -218,6 +258,7 @@ def main(options: Options) -> Chapter:
     turns = [
         Turn(OWN, partial(by_events, options)),
         Turn(OWN, partial(by_runs, options)),
+        Turn(OWN, partial(by_turns, options)),
         Turn(OWN, partial(day, options)),
     ]
     results = interleaved(turns[:1], options.times(ROUNDS))
@@ -228,6 +269,7 @@ def main(options: Options) -> Chapter:
 
 def told(results: Results, options: Options) -> Chapter:
     events, kept = (QUICK_EVENTS if options.quick else EVENTS), kept_runs(options)
+    lengths = QUICK_LENGTHS if options.quick else LENGTHS
     periods = range(1, (QUICK_PERIODS if options.quick else PERIODS) + 1)
     request = {"µs of CPU per request": "CPU µs per request"}
     first_byte = {"first byte p50 ms": "first byte p50 ms", "p99 ms": "first byte p99 ms"}
@@ -254,6 +296,12 @@ def told(results: Results, options: Options) -> Chapter:
             ),
             table(
                 results,
+                "Costs by turns of a conversation",
+                [*map(turn_after, lengths)],
+                request | {"first turn of a new one": NEW} | first_byte,
+            ),
+            table(
+                results,
                 "Sizes in MiB when a period's runs are there, and when they were forgotten",
                 [f"period {period}" for period in periods],
                 {
@@ -271,6 +319,7 @@ def told(results: Results, options: Options) -> Chapter:
         "replay, by its events": [(n, replay_of(n)) for n in events],
         "send, by runs kept": [(n, send_with(n)) for n in kept],
         "resume, by runs kept": [(n, resume_with(n)) for n in kept],
+        "send, by turns of its conversation": [(n, turn_after(n)) for n in lengths],
     }
     lines = {
         line: [
@@ -281,12 +330,13 @@ def told(results: Results, options: Options) -> Chapter:
         for line, points in by.items()
     }
     title = "CPU of the server for one request"
-    chapter.charts.append(Chart("growth", title, "events or runs", "µs", lines))
+    chapter.charts.append(Chart("growth", title, "events, runs or turns", "µs", lines))
     return chapter
 
 
 def goals(results: Results, options: Options) -> list[Goal]:
     events, kept = (QUICK_EVENTS if options.quick else EVENTS), kept_runs(options)[-1]
+    longest_talk = (QUICK_LENGTHS if options.quick else LENGTHS)[-1]
     last, second = (OWN, last_period(results)), (OWN, "period 2")
     longest, shortest = (OWN, resume_at(events[-1])), (OWN, resume_at(events[0]))
     # So few runs are all in the journal still, which only grows at first.
@@ -306,6 +356,11 @@ def goals(results: Results, options: Options) -> list[Goal]:
             f"resume one of {kept:,} runs kept, and one on a new server: CPU",
             to_new(results, resume_with(kept)),
             1.25,
+        ),
+        same(
+            f"a turn after {longest_talk:,} turns, and the first of a conversation: CPU",
+            to_new(results, turn_after(longest_talk)),
+            1.5,
         ),
         same(
             "memory after the last period, and after the second",

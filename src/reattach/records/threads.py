@@ -92,6 +92,9 @@ _position: Final = _places.c.position
 _OF_THREAD: Final = _placed(bindparam("thread_key"))
 _IN_ORDER: Final = _OF_THREAD.order_by(_position)
 _SINCE: Final = _IN_ORDER.where((_position >= bindparam("first")) | (_position == _SYSTEM))
+# Two statements: asked for both at once, SQLite goes through the whole thread.
+_FROM: Final = _IN_ORDER.where(_position >= bindparam("first"))
+_SYSTEM_MESSAGE: Final = _OF_THREAD.where(_position == _SYSTEM)
 _SUMMARIES: Final = _OF_THREAD.where(schema.messages.c.role == Role.SUMMARY).order_by(
     _position.desc()
 )
@@ -142,10 +145,11 @@ def context(
     asked: dict[str, object] = {"thread_key": thread.key}
     if kept is not None:
         asked["first"] = kept.place[0]
-        rows = connection.execute(_SINCE, asked).mappings().all()
-        is_same = [(row["position"], row["id"]) for row in rows[1:2]] == [kept.place]
-        if is_same and all(row["role"] is not Role.SUMMARY for row in rows[2:]):
-            return _context_of(connection, rows[:1], kept, rows[2:])
+        system = connection.execute(_SYSTEM_MESSAGE, asked).mappings().all()
+        rows = connection.execute(_FROM, asked).mappings().all()
+        is_same = [(row["position"], row["id"]) for row in rows[:1]] == [kept.place]
+        if system and is_same and all(row["role"] is not Role.SUMMARY for row in rows[1:]):
+            return _context_of(connection, system, kept, rows[1:])
     rows_of_context = _IN_ORDER
     for row in connection.execute(_SUMMARIES, asked).mappings():
         summary = message_of(row)
