@@ -244,8 +244,8 @@ MAX_POLL_SECONDS: Final = 3600.0
 MAX_CALLBACK_URL_CHARS: Final = 2048
 """A URL to call back: what common servers take."""
 
-MIN_CALLBACK_SECRET_CHARS: Final = 16
-"""A secret that signs callbacks: shorter ones can be guessed from one signature."""
+CALLBACK_SECRET_OVERLAP_SECONDS: Final = 24 * 3600.0
+"""How long a replaced secret still signs beside the new one, so that receivers can follow."""
 
 CALLBACK_BODY_BYTES: Final = 1024 * 1024
 """What a receiver is sent; an answer that is larger is left out, and is read from the server."""
@@ -259,8 +259,26 @@ CALLBACK_LEASE_SECONDS: Final = 60.0
 OUTBOUND_ADDRESSES: Final = 4
 """Addresses of a host that one request to a URL of a client tries."""
 
-CALLBACKS_AT_ONCE: Final = 16
-"""Calls of a process at a time: one receiver that hangs holds up few others."""
+CALLBACKS_AT_ONCE: Final = 64
+"""Calls of a process at a time: places for many tenants whose receivers hang."""
+
+CALLBACKS_PER_TENANT: Final = 8
+"""Calls of one tenant at a time: its receivers that hang hold up its own calls alone."""
+
+CALLBACKS_PER_RECEIVER: Final = 4
+"""Calls of one tenant to one host at a time: one that hangs leaves places for others."""
+
+CALLBACK_BREAKER_FAILURES: Final = 3
+"""Calls in a row without an answer, after which a host is left alone for a while."""
+
+CALLBACK_BREAKER_SECONDS: Final = 30.0
+"""How long that is at first; it doubles with each further call without an answer."""
+
+CALLBACK_BREAKERS: Final = 500
+"""Silent hosts that a process remembers; the statement that leaves them out is bounded too."""
+
+OUTBOUND_LOOKUPS: Final = 128
+"""Names that are being looked up at a time, each in a thread that nobody can stop."""
 
 CALLBACK_LOOK_SECONDS: Final = 2.0
 """How often calls are looked for that are due again, or that another process left."""

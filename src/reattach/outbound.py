@@ -9,8 +9,9 @@ import asyncio
 import re
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
@@ -19,7 +20,7 @@ import httpx2
 
 from reattach.addresses import is_reachable, literal_address
 from reattach.errors import UrlRefusedError, UrlUnreachableError
-from reattach.limits import OUTBOUND_ADDRESSES
+from reattach.limits import OUTBOUND_ADDRESSES, OUTBOUND_LOOKUPS
 
 Response = httpx2.Response
 
@@ -66,10 +67,49 @@ def checked_url(text: str, *, to_private: bool) -> httpx2.URL:
 
 
 async def resolve(host: str, port: int) -> Sequence[str]:
-    """Return what the system knows of a name."""
+    """Return what the system knows of a name.
+
+    A look-up may take long and cannot be stopped, so it gets a thread of its own, and not one of
+    the few that asyncio has for everything else.
+    """
+    if not _lookups.acquire(blocking=False):
+        raise OSError("too many names are being looked up")
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    found: asyncio.Future[Sequence[str]] = loop.create_future()
+
+    def look_up() -> None:
+        try:
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            result = list(dict.fromkeys(str(address[0]) for *_, address in addresses))
+        except (OSError, UnicodeError) as error:
+            _tell(loop, found, error)
+        else:
+            _tell(loop, found, result)
+        finally:
+            _lookups.release()
+
+    threading.Thread(target=look_up, name="name look-up", daemon=True).start()
+    return await found
+
+
+_lookups: Final = threading.BoundedSemaphore(OUTBOUND_LOOKUPS)
+
+
+def _tell(
+    loop: asyncio.AbstractEventLoop,
+    found: "asyncio.Future[Sequence[str]]",
+    result: Sequence[str] | Exception,
+) -> None:
+    def settle() -> None:
+        if found.done():
+            return
+        if isinstance(result, Exception):
+            found.set_exception(result)
+        else:
+            found.set_result(result)
+
+    with suppress(RuntimeError):  # The loop is closed: nobody waits any more.
+        loop.call_soon_threadsafe(settle)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from typing_extensions import override
 from reattach.errors import StartupError
 from reattach.limits import (
     LEASE_SECONDS,
-    MIN_CALLBACK_SECRET_CHARS,
     TENANT_BODY_BYTES,
     TENANT_BODY_BYTES_PER_MINUTE,
     TENANT_REQUESTS_PER_SECOND,
@@ -56,12 +55,6 @@ def _or_none(value: object) -> object:
 
 StoreUrl = Annotated[SecretStr | None, BeforeValidator(_or_none)]
 """It may hold a password."""
-
-
-CallbackSecret = Annotated[
-    Annotated[SecretStr, Field(min_length=MIN_CALLBACK_SECRET_CHARS)] | None,
-    BeforeValidator(_or_none),
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +151,10 @@ class Settings(BaseSettings):
     scripted: bool = Field(
         False, description="Offer the deterministic models scripted/…, for tests and trying out."
     )
-    callback_secret: CallbackSecret = Field(
-        None, description="Secret that signs callbacks; without one there are none."
-    )
     callbacks_to_private: bool = Field(
         False,
-        description="Call back loopback, private and other addresses that are not public too.",
+        description="Allow callbacks and URLs of images to loopback, private and other addresses "
+        "that are not public.",
     )
     quota_runs: int = Field(
         TENANT_RUNS, ge=0, description="Open runs of a tenant on each process; 0: no bound."

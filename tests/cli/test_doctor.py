@@ -303,14 +303,12 @@ def test_callbacks_and_tools_are_looked_at(tmp_path: Path) -> None:
         return Told(reattach_here("doctor", "--json", REATTACH_DATA_DIR=directory, **variables))
 
     told = looked(
-        REATTACH_CALLBACK_SECRET="open sesame for them",
         REATTACH_TOOLS="tests.tool_functions:greet,tests.tool_functions:add",
     )
     assert told.wrong == told.warned == set()
     assert told.text["callbacks"].startswith("signed, to public addresses only")
     assert told.text["tools"].startswith("functions: add, greet")
     private = looked(
-        REATTACH_CALLBACK_SECRET="open sesame for them",
         REATTACH_CALLBACKS_TO_PRIVATE="true",
         REATTACH_HOST="0.0.0.0",
     )

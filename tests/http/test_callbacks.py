@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from standardwebhooks import Webhook
 
+from reattach.ids import DEFAULT_TENANT, new_tenant_id
 from tests.docs.test_docs import ROOT, blocks
 from tests.http.live import WAIT_SECONDS, LiveServer, listening, told
 from tests.http.receiver import receiving
-
-SECRET = "sixteen letters and more"
 
 
 @pytest.fixture(scope="module")
 async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveServer]:
     directory = tmp_path_factory.mktemp("live")
-    async with listening(directory, callback_secret=SECRET, callbacks_to_private=True) as live:
+    async with listening(directory, callbacks_to_private=True) as live:
         yield live
 
 
@@ -51,6 +51,8 @@ async def test_a_receiver_is_told_once_how_the_run_ended(live: LiveServer) -> No
     told = call.told
     result = told["metadata"].pop("result")
     assert told == {
+        "callback_url": receiver.url,
+        "tenant": DEFAULT_TENANT,
         "run_id": run["id"],
         "status": "completed",
         "stop_reason": "end_turn",
@@ -96,20 +98,41 @@ async def test_a_send_that_comes_again_makes_no_second_call(live: LiveServer) ->
 
 
 async def test_the_documented_code_knows_a_genuine_call_from_others(live: LiveServer) -> None:
+    """D5: calls are signed as Standard Webhooks, by the tenant's secret, receiver included."""
     page: dict[str, Any] = {}
     exec(blocks(ROOT / "docs" / "callbacks.md", "python"), page)
-    is_genuine = page["is_genuine"]
+    genuine = page["genuine_call"]
+    [secret] = await live.context.records.callbacks.secrets(DEFAULT_TENANT)
     async with receiving() as receiver:
-        await asked(live, "signed ünïcode", receiver.url)
+        run = await asked(live, "signed ünïcode", receiver.url)
         call = await receiver.call()
-    header = call.headers["reattach-signature"]
-    assert is_genuine(SECRET, header, call.body)
-    assert not is_genuine(SECRET + "x", header, call.body)
-    assert not is_genuine(SECRET, header, call.body + b" ")
-    assert not is_genuine(SECRET, header.replace("t=1", "t=2"), call.body)
-    assert not is_genuine(SECRET, header, call.body, tolerance_seconds=-1)
-    for wrong in ("", "t=,v1=", "t=x,v1=y", "v1=é"):
-        assert not is_genuine(SECRET, wrong, call.body)
+    told = genuine(secret, receiver.url, call.headers, call.body)
+    assert (told["run_id"], call.headers["webhook-id"]) == (run["id"], run["id"])
+    other = await live.context.records.callbacks.rotate_secret(new_tenant_id())
+    for wrong in (
+        (other, receiver.url, call.headers, call.body),
+        (secret, receiver.url + "/else", call.headers, call.body),
+        (secret, receiver.url, call.headers, call.body + b" "),
+        (secret, receiver.url, call.headers | {"webhook-id": "run-1"}, call.body),
+        (secret, receiver.url, call.headers | {"webhook-timestamp": "1"}, call.body),
+        (secret, receiver.url, {}, call.body),
+    ):
+        with pytest.raises(page["WebhookVerificationError"]):
+            genuine(*wrong)
+
+
+async def test_a_call_is_genuine_by_the_old_and_by_the_new_secret_while_both_sign(
+    live: LiveServer,
+) -> None:
+    """D5: a receiver can take the new secret at any time of the overlap."""
+    [old, *_] = await live.context.records.callbacks.secrets(DEFAULT_TENANT)
+    new = await live.context.records.callbacks.rotate_secret(DEFAULT_TENANT)
+    async with receiving() as receiver:
+        await asked(live, "lantern", receiver.url)
+        call = await receiver.call()
+    assert call.headers["webhook-signature"].count("v1,") >= 2
+    for secret in (old, new):
+        Webhook(secret).verify(call.body, call.headers)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +173,7 @@ PRIVATE = [
 async def test_addresses_that_are_not_public_are_422_unless_the_settings_allow_them(
     tmp_path: Path,
 ) -> None:
-    async with listening(tmp_path, callback_secret=SECRET) as live:
+    async with listening(tmp_path) as live:
         agent = (await live.agent())["id"]
         path = f"/v1/agents/{agent}/messages/async"
         for host in PRIVATE:
@@ -159,17 +182,3 @@ async def test_addresses_that_are_not_public_are_422_unless_the_settings_allow_t
             assert response.status_code == 422, host
             assert "REATTACH_CALLBACKS_TO_PRIVATE" in response.json()["detail"]
         assert await live.run_ids() == []
-
-
-async def test_without_a_secret_a_callback_is_501_and_the_setting_is_named(
-    tmp_path: Path,
-) -> None:
-    async with listening(tmp_path) as live:
-        agent = (await live.agent())["id"]
-        path = f"/v1/agents/{agent}/messages/async"
-        body = told("hi", callback_url="https://example.com/")
-        response = await live.client.post(path, json=body)
-        assert (response.status_code, response.json()["code"]) == (501, "not_implemented")
-        assert "REATTACH_CALLBACK_SECRET" in response.json()["detail"]
-        assert await live.run_ids() == []
-        assert (await live.made(path, told("hi", callback_url=None)))["callback_url"] is None

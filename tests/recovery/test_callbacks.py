@@ -15,7 +15,11 @@ import httpx2
 import pytest
 import trustme
 
-from reattach.limits import CALLBACK_GIVE_UP_SECONDS, CALLBACK_LEASE_SECONDS
+from reattach.limits import (
+    CALLBACK_GIVE_UP_SECONDS,
+    CALLBACK_LEASE_SECONDS,
+    CALLBACKS_PER_RECEIVER,
+)
 from reattach.outbound import Resolve
 from reattach.records.base import Run
 from reattach.records.records import Records
@@ -34,7 +38,6 @@ from tests.conformance.records.samples import (
 from tests.http.live import WAIT_SECONDS, listening, told
 from tests.http.receiver import receiving
 
-SECRET = "sixteen letters and more"
 TIMEOUT_SECONDS = 2.0
 
 
@@ -54,7 +57,7 @@ async def world(tmp_path: Path, clock: HandClock) -> AsyncIterator[World]:
 
 def calling(world: World, clock: HandClock, receivers: Receivers | None = None) -> Callbacks:
     receivers = receivers or Receivers(to_private=True)
-    return Callbacks(world.records, clock, receivers, SECRET, uniform=lambda low, high: high)
+    return Callbacks(world.records, clock, receivers, uniform=lambda low, high: high)
 
 
 async def ended(world: World, url: str) -> Run:
@@ -242,7 +245,7 @@ async def test_a_call_that_a_process_died_with_is_made_by_another(
 
 async def test_two_processes_make_each_call_once(world: World, clock: HandClock) -> None:
     async with receiving() as receiver:
-        runs = [await ended(world, receiver.url) for _ in range(8)]
+        runs = [await ended(world, receiver.url) for _ in range(CALLBACKS_PER_RECEIVER)]
         processes = [calling(world, clock), calling(world, clock)]
         await asyncio.gather(*(called(process) for process in processes))
         assert sorted(call.told["run_id"] for call in receiver.calls) == sorted(
@@ -340,7 +343,7 @@ async def test_a_receiver_at_an_ipv6_address_is_called_if_private_ones_are_allow
 async def test_the_receiver_of_a_run_whose_server_is_killed_is_told_once_after_the_next_start(
     tmp_path: Path,
 ) -> None:
-    variables = {"REATTACH_CALLBACK_SECRET": SECRET, "REATTACH_CALLBACKS_TO_PRIVATE": "true"}
+    variables = {"REATTACH_CALLBACKS_TO_PRIVATE": "true"}
     process = ServerProcess(
         tmp_path, arguments=["--scripted", "--log-level", "warning"], environment=variables
     )
@@ -372,7 +375,7 @@ async def test_the_receiver_of_a_run_whose_server_is_killed_is_told_once_after_t
 
 async def test_a_run_whose_server_was_closed_is_told_of_by_the_next_one(tmp_path: Path) -> None:
     async with receiving() as receiver:
-        async with listening(tmp_path, callback_secret=SECRET, callbacks_to_private=True) as live:
+        async with listening(tmp_path, callbacks_to_private=True) as live:
             agent = (await live.agent())["id"]
             live.gates.hold(agent, 1)
             path = f"/v1/agents/{agent}/messages/async"
@@ -380,7 +383,7 @@ async def test_a_run_whose_server_was_closed_is_told_of_by_the_next_one(tmp_path
             await live.gates.reached(agent, 1)
         # Closing ended the run, and nobody calls any more.
         assert receiver.calls == []
-        async with listening(tmp_path, callback_secret=SECRET, callbacks_to_private=True):
+        async with listening(tmp_path, callbacks_to_private=True):
             call = await receiver.call()
         assert (call.told["run_id"], call.told["status"]) == (run["id"], "failed")
         assert len(receiver.calls) == 1

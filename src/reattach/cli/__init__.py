@@ -1,10 +1,11 @@
-"""The command line: ``reattach serve``, ``attach``, ``models``, ``keys``, ``db``, ``doctor``."""
+"""The command line: ``reattach serve``, ``keys``, ``doctor`` and the other commands."""
 
 from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
+from reattach.cli.callbacks import callbacks
 from reattach.cli.db import db
 from reattach.cli.doctor import doctor
 from reattach.cli.following import attach
@@ -35,6 +36,7 @@ app.command()(models)
 app.command()(attach)
 app.command()(doctor)
 app.add_typer(keys, name="keys")
+app.add_typer(callbacks, name="callbacks")
 app.add_typer(db, name="db")
 
 

@@ -67,7 +67,7 @@ def create_key(
     settings = settings_with(
         data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
     )
-    key, secret = _with_records(settings, create)
+    key, secret = with_records(settings, create)
     if as_json:
         typer.echo(json.dumps(_shown(key) | {"secret": secret}))
         return
@@ -100,7 +100,7 @@ def list_keys(
     settings = settings_with(
         data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
     )
-    found = _with_records(settings, find)
+    found = with_records(settings, find)
     if as_json:
         typer.echo(json.dumps([_shown(key) for key in found]))
         return
@@ -138,7 +138,7 @@ def revoke_key(
     settings = settings_with(
         data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
     )
-    _with_records(settings, revoke)
+    with_records(settings, revoke)
     typer.echo(f"Key {key_id} is revoked.", err=True)
 
 
@@ -193,7 +193,7 @@ def _shown(key: ApiKey) -> dict[str, Any]:
     }
 
 
-def _with_records(settings: Settings, work: Callable[[Records], Awaitable[_T]]) -> _T:
+def with_records(settings: Settings, work: Callable[[Records], Awaitable[_T]]) -> _T:
     """Do ``work`` on the records, whether or not a server is using them."""
     url = records_url(settings)
 

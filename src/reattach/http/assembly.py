@@ -172,7 +172,8 @@ async def assembled(
             # They are left only after the runs, whose tools they may be running.
             waiting = mcp_servers.running(wait_seconds=MCP_START_WAIT_SECONDS)
             await stack.enter_async_context(waiting)
-        callbacks = _callbacks(settings, records, clock)
+        receivers = Receivers(to_private=settings.callbacks_to_private)
+        callbacks = Callbacks(records, clock, receivers)
         runs = RunService(
             log,
             records,
@@ -184,7 +185,7 @@ async def assembled(
             retention=timedelta(seconds=settings.retention_seconds),
             ping_interval_seconds=settings.ping_interval_seconds,
             lease_seconds=settings.lease_seconds,
-            callback_due=callbacks.ring if callbacks else lambda: None,
+            callback_due=callbacks.ring,
         )
         await runs.start()
         stack.push_async_callback(runs.leave)
@@ -195,8 +196,7 @@ async def assembled(
         stack.push_async_callback(runs.aclose)
         await stack.enter_async_context(_going_on(keep_up(runs, clock, settings.retention_seconds)))
         await stack.enter_async_context(_going_on(keep_records(records, shared_clock)))
-        if callbacks is not None:
-            await stack.enter_async_context(_going_on(callbacks.keep_calling()))
+        await stack.enter_async_context(_going_on(callbacks.keep_calling()))
         await announce(settings, catalog, records)
         await stack.enter_async_context(_going_on(catalog.keep_current()))
         yield Context(records, catalog, settings, clock, runs, toolbox, mcp_servers)
@@ -213,13 +213,6 @@ async def _catalog(settings: Settings, engines: Sequence[Engine] | None, clock: 
         await catalog.aclose()
         raise
     return catalog
-
-
-def _callbacks(settings: Settings, records: Records, clock: Clock) -> Callbacks | None:
-    if settings.callback_secret is None:
-        return None
-    receivers = Receivers(to_private=settings.callbacks_to_private)
-    return Callbacks(records, clock, receivers, settings.callback_secret.get_secret_value())
 
 
 @asynccontextmanager

@@ -41,6 +41,7 @@ from reattach.errors import (
     UnauthorizedError,
     UnavailableError,
     UrlRefusedError,
+    UrlUnreachableError,
     ValidationFailedError,
 )
 from reattach.http.body import Fault, JsonResponse, invalid
@@ -66,6 +67,7 @@ STATUSES: Final[Mapping[type[ReattachError], int]] = {
     MisdirectedError: 421,
     ValidationFailedError: 422,
     UrlRefusedError: 422,
+    UrlUnreachableError: 502,
     QuotaError: 429,
     NotImplementedHereError: 501,
     UnavailableError: 503,

@@ -7,7 +7,6 @@ from fastapi import Query, Response
 
 from reattach.errors import (
     NoActiveRunsToCancelError,
-    NotImplementedHereError,
     StoreUnavailableError,
     UrlRefusedError,
     engine_error,
@@ -207,18 +206,11 @@ async def cancel_agent_runs(
 
 
 def _callback_url(context: Context, body: AsyncSendBody) -> str | None:
-    """The URL as it is called. Raises ValidationFailedError, NotImplementedHereError."""
+    """Return the URL as it is called. Raises ValidationFailedError."""
     if not body.callback_url:
         return None
-    settings = context.settings
-    if settings.callback_secret is None:
-        raise NotImplementedHereError(
-            "This server makes no callbacks, since it has no secret to sign them with. Leave "
-            "'callback_url' out and ask GET /v1/runs/{run_id}, or let whoever runs the server set "
-            "REATTACH_CALLBACK_SECRET."
-        )
     try:
-        return receiver_url(body.callback_url, to_private=settings.callbacks_to_private)
+        return receiver_url(body.callback_url, to_private=context.settings.callbacks_to_private)
     except UrlRefusedError as error:
         fault = Fault(["body", "callback_url"], error.detail, "callback_url")
         raise invalid([fault]) from None

@@ -171,6 +171,7 @@ def _insert(connection: Connection, tenant: TenantId, run: Run) -> None:
         "agent_id": run.thread.agent_id,
         "conversation_id": run.thread.conversation_id,
         "thread_key": run.thread.key,
+        "callback_host": run.callback_host,
     }
     connection.execute(_INSERT_RUN, place | values)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -190,6 +191,16 @@ class Run:
     def conversation_id(self) -> str | None:
         """The conversation that it belongs to; None for the default one of its agent."""
         return self.thread.conversation_id
+
+    @property
+    def callback_host(self) -> str | None:
+        """The host of ``callback_url`` as it is compared."""
+        if self.callback_url is None:
+            return None
+        try:
+            return (urlsplit(self.callback_url).hostname or "").rstrip(".")
+        except ValueError:
+            return ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,39 @@
-"""Callbacks that are due: which, who makes them, and what came of them.
+"""Callbacks that are due, the outcome of each, and the secrets that sign them.
 
-A call is due from the transaction that settles its run. To claim it is to put its time off by a
-lease: a process that dies with a call leaves it to whoever looks after that. The number of the try
-fences the one that was given up: what came of it is not written over what came of a later one.
+A call is due from the transaction that settles its run. Claiming it puts its time off by a lease,
+so a call of a process that dies is made by another one. The number of the try fences a claim that
+was given up: its outcome does not overwrite that of a later one.
 """
 
-from collections.abc import Sequence
+import base64
+import secrets
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any, Final
 
-from sqlalchemy import select, update
+from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select, tuple_, update
 
 from reattach.clock import Clock
-from reattach.ids import RunId
+from reattach.ids import RunId, TenantId
+from reattach.limits import CALLBACK_SECRET_OVERLAP_SECONDS, CALLBACKS_PER_RECEIVER
 from reattach.records import schema
 from reattach.records.admission import run_of
 from reattach.records.base import Run
 from reattach.records.sql import Database
+
+_SECRET_BYTES: Final = 32
+_SECRETS_LOCK: Final = int.from_bytes(b"rcbsecr")
+_CANDIDATES_PER_CALL: Final = 4
+"""Rows looked at for one call; others of their receiver may be under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """The host that a tenant's calls go to. Two tenants share none, though they name one host."""
+
+    tenant: TenantId
+    host: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +45,14 @@ class DueCallback:
     tries: int
     """How many there are with this one; it is also the fencing token of the claim."""
 
+    @property
+    def receiver(self) -> Receiver:
+        return Receiver(self.run.tenant, self.run.callback_host or "")
+
 
 @dataclass(frozen=True, slots=True)
 class CallbackOutcome:
-    """What came of a call."""
+    """The outcome of a call."""
 
     sent_at: datetime
     status_code: int | None
@@ -41,6 +62,21 @@ class CallbackOutcome:
     """When to try again; None: never."""
 
 
+def _take_any(receiver: Receiver) -> bool:  # noqa: ARG001
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The calls that a process has room for."""
+
+    calls: int
+    full_tenants: Collection[TenantId] = ()
+    closed_receivers: Collection[Receiver] = ()
+    take: Callable[[Receiver], bool] = _take_any
+    """Takes a place for a call to the receiver; False if there is none."""
+
+
 class Callbacks:
     """The callbacks of all tenants."""
 
@@ -48,38 +84,28 @@ class Callbacks:
         self._database = database
         self._clock = clock
 
-    async def claim(self, limit: int, lease_seconds: float) -> Sequence[DueCallback]:
-        """Calls that are due, the longest waiting first, at most ``limit``, for the caller to make.
+    async def claim(self, room: Room | int, lease_seconds: float) -> Sequence[DueCallback]:
+        """Claim calls that are due, for the caller to make, as many as there is room for.
 
-        Of several processes one gets each. It is due again after ``lease_seconds``, unless
-        ``note`` says what came of it before. Without one that is due nothing is written.
+        Tenants take turns, and within one its receivers do; the longest waiting goes first. Of
+        several processes one gets each call. It is due again after ``lease_seconds``, unless
+        ``note`` tells its outcome before. Without one that is due nothing is written.
         """
-        runs = schema.runs
+        room = Room(room) if isinstance(room, int) else room
         now = self._clock.now()
-        due = (
-            select(runs.c.id)
-            .where(schema.CALLBACK_DUE, runs.c.callback_due_at <= now)
-            .order_by(runs.c.callback_due_at)
-            .limit(limit)
-        )
-        async with self._database.read() as connection:
-            if await connection.scalar(due.limit(1)) is None:
-                return ()
-        async with self._database.write() as connection:
-            ids = (await connection.scalars(due.with_for_update(skip_locked=True))).all()
-            await connection.execute(
-                update(runs)
-                .where(runs.c.id.in_(ids))
-                .values(
-                    callback_due_at=now + timedelta(seconds=lease_seconds),
-                    callback_tries=runs.c.callback_tries + 1,
-                )
-            )
-            rows = await connection.execute(select(runs).where(runs.c.id.in_(ids)))
-            return [DueCallback(run_of(row), row["callback_tries"]) for row in rows.mappings()]
+        candidates = await self._database.in_read(_candidates, room, now)
+        chosen: list[RunId] = []
+        for row in candidates:
+            if len(chosen) == room.calls:
+                break
+            if room.take(Receiver(row["tenant"], row["host"])):
+                chosen.append(row["id"])
+        if not chosen:
+            return ()
+        return await self._database.in_write(_claim, chosen, now, lease_seconds)
 
     async def note(self, run_id: RunId, tries: int, outcome: CallbackOutcome) -> bool:
-        """Write what came of a claimed call, and when it is due again.
+        """Write the outcome of a claimed call, and when it is due again.
 
         False, and no change, if the call was claimed again since. Repeating it is safe.
         """
@@ -96,3 +122,107 @@ class Callbacks:
                 )
             )
         return noted.rowcount > 0
+
+    async def secrets(self, tenant: TenantId) -> Sequence[str]:
+        """Return the secrets that sign the tenant's calls now, the newest first.
+
+        The first is made when it is first asked for.
+        """
+        now = self._clock.now()
+        found = await self._database.in_read(_secrets, tenant, now)
+        return found or await self._database.in_write(_first_secret, tenant, now)
+
+    async def rotate_secret(self, tenant: TenantId) -> str:
+        """Make and return a new secret; the present one signs beside it for an overlap of a day."""
+        return await self._database.in_write(_rotate, tenant, self._clock.now())
+
+
+def _candidates(connection: Connection, room: Room, now: datetime) -> Sequence[RowMapping]:
+    """Calls that are due, in the order in which they may be made."""
+    found = connection.execute(_fair(room, now).limit(room.calls * _CANDIDATES_PER_CALL))
+    return found.mappings().all()
+
+
+def _fair(room: Room, now: datetime) -> Select[Any]:
+    runs = schema.runs
+    host = func.coalesce(runs.c.callback_host, "").label("host")
+    due = select(runs.c.id, runs.c.tenant, host, runs.c.callback_due_at).where(
+        schema.CALLBACK_DUE, runs.c.callback_due_at <= now
+    )
+    if room.full_tenants:
+        due = due.where(runs.c.tenant.not_in(room.full_tenants))
+    if room.closed_receivers:
+        pairs = [(one.tenant, one.host) for one in room.closed_receivers]
+        due = due.where(tuple_(runs.c.tenant, host).not_in(pairs))
+    one = due.subquery()
+    by_receiver = func.row_number().over(
+        partition_by=(one.c.tenant, one.c.host), order_by=(one.c.callback_due_at, one.c.id)
+    )
+    two = select(one, by_receiver.label("in_receiver")).subquery()
+    by_tenant = func.row_number().over(
+        partition_by=two.c.tenant, order_by=(two.c.in_receiver, two.c.callback_due_at, two.c.id)
+    )
+    three = (
+        select(two, by_tenant.label("in_tenant"))
+        .where(two.c.in_receiver <= CALLBACKS_PER_RECEIVER)
+        .subquery()
+    )
+    return select(three.c.id, three.c.tenant, three.c.host).order_by(
+        three.c.in_tenant, three.c.callback_due_at, three.c.id
+    )
+
+
+def _claim(
+    connection: Connection, chosen: Sequence[RunId], now: datetime, lease_seconds: float
+) -> Sequence[DueCallback]:
+    runs = schema.runs
+    # Another process may have claimed some of them since they were chosen.
+    still_due = select(runs.c.id).where(runs.c.id.in_(chosen), runs.c.callback_due_at <= now)
+    ids = connection.scalars(still_due.with_for_update(skip_locked=True)).all()
+    connection.execute(
+        update(runs)
+        .where(runs.c.id.in_(ids))
+        .values(
+            callback_due_at=now + timedelta(seconds=lease_seconds),
+            callback_tries=runs.c.callback_tries + 1,
+        )
+    )
+    rows = connection.execute(select(runs).where(runs.c.id.in_(ids))).mappings()
+    claimed = {row["id"]: DueCallback(run_of(row), row["callback_tries"]) for row in rows}
+    return [claimed[run_id] for run_id in chosen if run_id in claimed]
+
+
+def _secrets(connection: Connection, tenant: TenantId, now: datetime) -> Sequence[str]:
+    table = schema.callback_secrets
+    signing = or_(table.c.signs_until.is_(None), table.c.signs_until > now)
+    found = select(table.c.secret).where(table.c.tenant == tenant, signing)
+    return connection.scalars(found.order_by(table.c.ordinal.desc())).all()
+
+
+def _first_secret(connection: Connection, tenant: TenantId, now: datetime) -> Sequence[str]:
+    _hold(connection)
+    return _secrets(connection, tenant, now) or [_new_secret(connection, tenant, now)]
+
+
+def _rotate(connection: Connection, tenant: TenantId, now: datetime) -> str:
+    _hold(connection)
+    table = schema.callback_secrets
+    connection.execute(
+        update(table)
+        .where(table.c.tenant == tenant, table.c.signs_until.is_(None))
+        .values(signs_until=now + timedelta(seconds=CALLBACK_SECRET_OVERLAP_SECONDS))
+    )
+    return _new_secret(connection, tenant, now)
+
+
+def _new_secret(connection: Connection, tenant: TenantId, now: datetime) -> str:
+    secret = f"whsec_{base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()}"
+    values = {"tenant": tenant, "secret": secret, "created_at": now}
+    connection.execute(insert(schema.callback_secrets), values)
+    return secret
+
+
+def _hold(connection: Connection) -> None:
+    """Let one process at a time make secrets. SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(_SECRETS_LOCK)))

@@ -188,6 +188,7 @@ runs = Table(
     Column("cancel_requested_at", Moment),
     Column("log_deleted_at", Moment),
     Column("callback_url", String),
+    Column("callback_host", String),
     Column("callback_sent_at", Moment),
     Column("callback_status_code", Integer),
     Column("callback_error", String),
@@ -290,6 +291,21 @@ api_keys = Table(
     Column("expires_at", Moment),
     Column("scope_names", Typed(tuple[str, ...], ())),
 )
+
+callback_secrets = Table(
+    "callback_secrets",
+    metadata,
+    Column("ordinal", Ordinal, primary_key=True),
+    Column("tenant", String, nullable=False),
+    Column("secret", String, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("signs_until", Moment),
+    Index("ix_callback_secrets_tenant", "tenant", "ordinal"),
+)
+"""The secrets that sign the callbacks of each tenant; they have to be kept as they are.
+
+``signs_until`` is the end of the overlap of one that was replaced.
+"""
 
 for _table in metadata.sorted_tables:
     for _column in _table.columns:

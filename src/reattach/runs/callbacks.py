@@ -1,15 +1,16 @@
-"""Telling the receivers that clients named how their runs ended: at least once, and signed."""
+"""Calls to the receivers that clients named: how their runs ended, at least once and signed."""
 
 import asyncio
-import hashlib
-import hmac
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Final
+from functools import partial
+from typing import Any
 
 import structlog
+from standardwebhooks import Webhook
 
 from reattach.clock import Clock, sleep_unless_set
 from reattach.errors import ReattachError
@@ -20,26 +21,24 @@ from reattach.limits import (
     CALLBACK_LOOK_SECONDS,
     CALLBACK_MAX_RETRY_SECONDS,
     CALLBACK_RETRY_SECONDS,
-    CALLBACKS_AT_ONCE,
 )
 from reattach.records.base import Run
-from reattach.records.callbacks import CallbackOutcome, DueCallback
+from reattach.records.callbacks import CallbackOutcome, DueCallback, Receiver
 from reattach.records.records import Records
 from reattach.runs.answers import whole_answer
+from reattach.runs.callback_slots import CallbackSlots
 from reattach.runs.patience import patiently
 from reattach.runs.receivers import Answered, Receivers
 
 logger = structlog.get_logger(__name__)
 
-SIGNATURE_HEADER: Final = "Reattach-Signature"
-
 
 class Callbacks:
-    """Makes the calls that are due in the records, in this process and one at a time for each run.
+    """Makes the calls that are due in the records, one at a time for each run.
 
-    What is due is written when a run is settled, by whoever settles it, so neither a restart nor
-    the death of a process loses a call. A process that dies after a call and before it has written
-    what came of it leaves the call to be made once more.
+    A call becomes due in the transaction that settles its run, so neither a restart nor the death
+    of a process loses one. A process that dies between a call and the note of its outcome leaves
+    the call to be made once more.
     """
 
     def __init__(
@@ -47,14 +46,13 @@ class Callbacks:
         records: Records,
         clock: Clock,
         receivers: Receivers,
-        secret: str,
         *,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._records = records
         self._clock = clock
         self._receivers = receivers
-        self._secret = secret.encode()
+        self._slots = CallbackSlots(clock)
         self._uniform = uniform
         self._word = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()
@@ -83,24 +81,45 @@ class Callbacks:
                 await asyncio.wait(calls)
 
     async def begin_due(self) -> Sequence[asyncio.Task[None]]:
-        """Begin the calls that are due, as many as may be made at once, and return them.
+        """Begin the calls that are due and that there is room for, and return them.
 
         Raises StoreUnavailableError.
         """
-        free = CALLBACKS_AT_ONCE - len(self._calls)
-        if free <= 0:
+        room = self._slots.room()
+        if room.calls <= 0:
             return ()
-        begun: list[asyncio.Task[None]] = []
-        for due in await self._records.callbacks.claim(free, CALLBACK_LEASE_SECONDS):
-            call = asyncio.create_task(self._call(due), name=f"callback of {due.run.id}")
-            begun.append(call)
-            self._calls.add(call)
-            call.add_done_callback(self._called)
-        return begun
+        taken: list[Receiver] = []
+        try:
+            claimed = await self._records.callbacks.claim(
+                replace(room, take=partial(self._take, taken)), CALLBACK_LEASE_SECONDS
+            )
+        except BaseException:
+            for receiver in taken:
+                self._slots.give_back(receiver)
+            raise
+        for due in claimed:
+            taken.remove(due.receiver)
+        for receiver in taken:  # Another process was faster.
+            self._slots.give_back(receiver)
+        return [self._begin(due) for due in claimed]
 
-    def _called(self, call: asyncio.Task[None]) -> None:
-        self._calls.discard(call)
-        self.ring()  # There is room for another.
+    def _take(self, taken: list[Receiver], receiver: Receiver) -> bool:
+        if not self._slots.take(receiver):
+            return False
+        taken.append(receiver)
+        return True
+
+    def _begin(self, due: DueCallback) -> asyncio.Task[None]:
+        call = asyncio.create_task(self._call(due), name=f"callback of {due.run.id}")
+        self._calls.add(call)
+
+        def end(call: asyncio.Task[None]) -> None:
+            self._calls.discard(call)
+            self._slots.give_back(due.receiver)
+            self.ring()  # There is room for another.
+
+        call.add_done_callback(end)
+        return call
 
     async def _call(self, due: DueCallback) -> None:
         try:
@@ -114,13 +133,18 @@ class Callbacks:
         run = due.run
         body = await self._body(run)
         sent_at = self._clock.now()
-        timestamp = int(sent_at.timestamp())
+        secrets = await self._records.callbacks.secrets(run.tenant)
         headers = {
             "content-type": "application/json",
             "user-agent": "Reattach",
-            SIGNATURE_HEADER: f"t={timestamp},v1={signature(self._secret, timestamp, body)}",
+            "webhook-id": run.id,
+            "webhook-timestamp": str(int(sent_at.timestamp())),
+            "webhook-signature": " ".join(
+                Webhook(secret).sign(run.id, sent_at, body) for secret in secrets
+            ),
         }
-        answered = await self._receivers.post(run.callback_url or "", body, headers)
+        answered = await self._receivers.post(run.callback_url or "", body.encode(), headers)
+        self._slots.note(due.receiver, has_answered=answered.status_code is not None)
         outcome = CallbackOutcome(
             sent_at,
             answered.status_code,
@@ -157,12 +181,15 @@ class Callbacks:
         error = f"{answered.error}; given up"
         return CallbackOutcome(outcome.sent_at, outcome.status_code, error, None)
 
-    async def _body(self, run: Run) -> bytes:
+    async def _body(self, run: Run) -> str:
         metadata: dict[str, Any] = {"run_type": run.run_type}
         if run.error is not None:
             metadata["error"] = dict(run.error)
         types = run.request_config.get("include_return_message_types")
         told = {
+            # With these in what is signed, no call can be passed off as one to another receiver.
+            "callback_url": run.callback_url,
+            "tenant": run.tenant,
             "run_id": run.id,
             "status": run.status.value,
             "stop_reason": None if run.stop_reason is None else run.stop_reason.value,
@@ -173,13 +200,8 @@ class Callbacks:
             else run.completed_at.isoformat().replace("+00:00", "Z"),
             "metadata": metadata | {"result": await whole_answer(self._records, run, types)},
         }
-        body = json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(body) <= CALLBACK_BODY_BYTES:
+        body = json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+        if len(body.encode()) <= CALLBACK_BODY_BYTES:
             return body
         told["metadata"] = metadata | {"result": None}
-        return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def signature(secret: bytes, timestamp: int, body: bytes) -> str:
-    """HMAC-SHA256 over the timestamp in seconds, a dot and the body; in hexadecimal."""
-    return hmac.new(secret, f"{timestamp}.".encode() + body, hashlib.sha256).hexdigest()
+        return json.dumps(told, ensure_ascii=False, separators=(",", ":"))

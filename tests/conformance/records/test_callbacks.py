@@ -3,10 +3,20 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
+from reattach.limits import CALLBACK_SECRET_OVERLAP_SECONDS, CALLBACKS_PER_RECEIVER
 from reattach.records.base import Run
-from reattach.records.callbacks import CallbackOutcome, DueCallback
+from reattach.records.callbacks import CallbackOutcome, DueCallback, Receiver, Room
 from reattach.records.records import Records
-from tests.conformance.records.samples import OURS, HandClock, World, a_settlement, at
+from tests.conformance.records.samples import (
+    OURS,
+    THEIRS,
+    HandClock,
+    World,
+    a_run,
+    a_settlement,
+    a_world,
+    at,
+)
 
 URL = "https://receiver.example/done"
 LEASE_SECONDS = 30.0
@@ -130,3 +140,50 @@ async def test_the_call_of_a_deleted_run_is_forgotten(world: World, clock: HandC
     await world.records.runs.delete(OURS, run.id)
     clock.time = at(60)
     assert await world.records.callbacks.claim(10, LEASE_SECONDS) == ()
+
+
+async def test_tenants_take_turns_and_a_host_has_few_places(
+    world: World, other_process: Records, clock: HandClock
+) -> None:
+    """D4: the second tenant does not wait behind all that the first has due."""
+    for _ in range(8):
+        await ended(world)
+    theirs = await a_world(world.records, THEIRS)
+    run = a_run(theirs.thread, THEIRS, callback_url="https://their.example/done")
+    await world.records.runs.create(THEIRS, run, None, ())
+    assert await world.records.runs.settle(run.id, a_settlement(completed_at=at(50)))
+    clock.time = at(60)
+    claimed = await other_process.callbacks.claim(3, LEASE_SECONDS)
+    assert [due.run.tenant for due in claimed] == [OURS, THEIRS, OURS]
+    assert claimed[1].receiver == Receiver(THEIRS, "their.example")
+    closed = Room(10, closed_receivers=[claimed[0].receiver])
+    assert await world.records.callbacks.claim(closed, LEASE_SECONDS) == ()
+    full = Room(10, full_tenants=[OURS])
+    assert await world.records.callbacks.claim(full, LEASE_SECONDS) == ()
+    left = await world.records.callbacks.claim(10, LEASE_SECONDS)
+    assert len(left) == CALLBACKS_PER_RECEIVER
+
+
+async def test_a_tenant_has_one_first_secret_however_many_ask_at_once(
+    world: World, other_process: Records
+) -> None:
+    """D5: each tenant has a secret of its own."""
+    both = (world.records, other_process)
+    found = await asyncio.gather(*(one.callbacks.secrets(OURS) for one in both * 4))
+    assert len({tuple(secrets) for secrets in found}) == 1
+    [secret] = found[0]
+    assert secret.startswith("whsec_")
+    assert list(await world.records.callbacks.secrets(THEIRS)) != [secret]
+
+
+async def test_a_replaced_secret_signs_for_a_day_beside_the_new_one(
+    world: World, clock: HandClock
+) -> None:
+    """D5: rotation has an overlap."""
+    callbacks = world.records.callbacks
+    [first] = await callbacks.secrets(OURS)
+    second = await callbacks.rotate_secret(OURS)
+    assert list(await callbacks.secrets(OURS)) == [second, first]
+    clock.time += timedelta(seconds=CALLBACK_SECRET_OVERLAP_SECONDS)
+    assert list(await callbacks.secrets(OURS)) == [second]
+    assert await callbacks.rotate_secret(THEIRS) not in {first, second}

@@ -118,7 +118,7 @@ class ImageFetcher:
             try:
                 async with asyncio.timeout(IMAGE_FETCH_SECONDS):
                     image = await self._fetch(url)
-            except (UrlRefusedError, UrlUnreachableError, TimeoutError):
+            except (UrlRefusedError, UrlUnreachableError, TimeoutError, ValueError):
                 return None
         if image is not None:
             self._kept[url] = image

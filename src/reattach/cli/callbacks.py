@@ -1,0 +1,51 @@
+"""``reattach callbacks``: the secrets that sign them."""
+
+from typing import Annotated
+
+import typer
+
+from reattach.cli.keys import with_records
+from reattach.cli.options import Config, DatabaseUrl, DataDir, LogUrl, settings_with
+from reattach.ids import DEFAULT_TENANT, TenantId
+from reattach.records.records import Records
+
+callbacks = typer.Typer(no_args_is_help=True, help="Show and rotate the secrets of callbacks.")
+
+
+@callbacks.callback()
+def callbacks_group() -> None:
+    """Keep ``secret`` a command of its own, though it is the only one."""
+
+
+@callbacks.command("secret")
+def show_secret(
+    tenant: Annotated[
+        str | None, typer.Option(help="Whose secret. Default: the first tenant.")
+    ] = None,
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Make a new one; the old one signs for 24 h more.")
+    ] = False,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    log_url: LogUrl = None,
+    config: Config = None,
+) -> None:
+    """Show the secret that signs the callbacks of a tenant, made when it is first asked for.
+
+    While two secrets sign, both are shown, the newest first.
+    """
+    owner = TenantId(tenant or DEFAULT_TENANT)
+
+    async def secrets(records: Records) -> tuple[str, ...]:
+        if rotate:
+            await records.callbacks.rotate_secret(owner)
+        return tuple(await records.callbacks.secrets(owner))
+
+    settings = settings_with(
+        data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
+    )
+    for secret in with_records(settings, secrets):
+        typer.echo(secret)
+    typer.echo(
+        f"Callbacks of tenant {owner} are signed with this secret, as Standard Webhooks.", err=True
+    )
