@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from reattach.errors import ToolError
+from reattach.tools.base import ToolContext
 from reattach.tools.function import tool
 
 RAN: list[str] = []
@@ -32,6 +33,16 @@ def deploy(n: int) -> str:
     """Put a version into use."""
     RAN.append(f"deploy {n}")
     return f"deployed {n}"
+
+
+@tool(tenants=["tenant-1"])
+def ledger(n: int, context: ToolContext) -> str:
+    return f"{n} of {context.tenant}, {context.agent_id}"
+
+
+@tool(tenants=["tenant-1"])
+async def aledger(context: ToolContext, n: int) -> str:
+    return f"{n} of {context.tenant}, {context.agent_id}"
 
 
 def explode(n: int) -> str:

@@ -183,21 +183,6 @@ MAX_IMAGE_BYTES: Final = 10 * 1024 * 1024
 MAX_IMAGE_URL_CHARS: Final = 4096
 """The URL of an image, but for one that is the image itself; signed ones are long."""
 
-IMAGE_FETCH_SECONDS: Final = 10.0
-"""How long an image by URL may take to be fetched for a provider that does not do so itself."""
-
-IMAGES_FETCH_SECONDS: Final = 30.0
-"""How long all of them may take together before a turn goes on without the rest."""
-
-IMAGE_REDIRECTS: Final = 3
-"""Redirects of such an image that are followed; each address is checked like the first."""
-
-IMAGES_FETCHED_AT_ONCE: Final = 4
-"""Images that a turn fetches at a time."""
-
-IMAGES_FETCHED_BYTES: Final = 32 * 1024 * 1024
-"""All fetched images of a turn, and those that an engine keeps; providers take no more."""
-
 MAX_CLIENT_TOOLS: Final = 256
 """Tools that one send brings along; models get worse at choosing long before."""
 
@@ -244,9 +229,6 @@ MAX_POLL_SECONDS: Final = 3600.0
 MAX_CALLBACK_URL_CHARS: Final = 2048
 """A URL to call back: what common servers take."""
 
-CALLBACK_SECRET_OVERLAP_SECONDS: Final = 24 * 3600.0
-"""How long a replaced secret still signs beside the new one, so that receivers can follow."""
-
 CALLBACK_BODY_BYTES: Final = 1024 * 1024
 """What a receiver is sent; an answer that is larger is left out, and is read from the server."""
 
@@ -256,29 +238,8 @@ CALLBACK_SECONDS: Final = 10.0
 CALLBACK_LEASE_SECONDS: Final = 60.0
 """How long a process has for a call before another one may make it; well over what it takes."""
 
-OUTBOUND_ADDRESSES: Final = 4
-"""Addresses of a host that one request to a URL of a client tries."""
-
 CALLBACKS_AT_ONCE: Final = 64
 """Calls of a process at a time: places for many tenants whose receivers hang."""
-
-CALLBACKS_PER_TENANT: Final = 8
-"""Calls of one tenant at a time: its receivers that hang hold up its own calls alone."""
-
-CALLBACKS_PER_RECEIVER: Final = 4
-"""Calls of one tenant to one host at a time: one that hangs leaves places for others."""
-
-CALLBACK_BREAKER_FAILURES: Final = 3
-"""Calls in a row without an answer, after which a host is left alone for a while."""
-
-CALLBACK_BREAKER_SECONDS: Final = 30.0
-"""How long that is at first; it doubles with each further call without an answer."""
-
-CALLBACK_BREAKERS: Final = 500
-"""Silent hosts that a process remembers; the statement that leaves them out is bounded too."""
-
-OUTBOUND_LOOKUPS: Final = 128
-"""Names that are being looked up at a time, each in a thread that nobody can stop."""
 
 CALLBACK_LOOK_SECONDS: Final = 2.0
 """How often calls are looked for that are due again, or that another process left."""
@@ -325,6 +286,9 @@ MAX_TOOL_OUTPUT_CHARS: Final = 256 * 1024
 
 MAX_TOOL_THREADS: Final = 64
 """Calls of functions that may be running; those that hang count until they return."""
+
+MAX_TENANT_TOOL_THREADS: Final = 16
+"""The part of them that one tenant's calls may take."""
 
 MAX_WATCHED_LINE_BYTES: Final = 256 * 1024
 """A line of a provider's answer that is looked at; those that matter have some hundred bytes."""
@@ -445,6 +409,9 @@ MAX_INTEGER: Final = 2**63 - 1
 
 MAX_PAGE_ITEMS: Final = 1000
 """Rows of one answer, so that no list is built in memory without an end."""
+
+PAGE_BYTES: Final = 16 * 1024 * 1024
+"""Rows of one answer in bytes: a page of large ones ends early, and its last item is the cursor."""
 
 MAX_QUERY_VALUES: Final = 100
 """How often one query parameter may be repeated; each becomes a term of a statement."""

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from typing import Literal
+from typing import Final, Literal
 
 import structlog
 
@@ -46,18 +46,50 @@ def configure_logging(
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_SHARED,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *([] if form == "json" else [one_line]),
+                render,
+            ],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(_LEVELS[level])
     # Libraries log bodies of requests, SQL with its values, and rows, at DEBUG and some at INFO.
     root.setLevel(max(_LEVELS[level], logging.INFO))
     logging.getLogger("reattach").setLevel(_LEVELS[level])
     for library in _TALKATIVE:
         logging.getLogger(library).setLevel(max(_LEVELS[level], logging.WARNING))
     silence_mcp()
+
+
+def one_line(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Escape what could make a value look like a line of its own, or steer a terminal.
+
+    Tracebacks keep their lines, indented, so that none looks like the start of an event.
+    """
+    for key, value in event.items():
+        if key in _OF_LINES and isinstance(value, str):
+            event[key] = "\n".join(f"    {_escaped(line)}" for line in value.splitlines())
+        elif isinstance(value, str):
+            event[key] = _escaped(value)
+        elif not isinstance(value, _PLAIN):
+            event[key] = _escaped(repr(value))
+    return event
+
+
+_OF_LINES: Final = frozenset({"exception", "stack"})
+_PLAIN: Final = (bool, int, float, type(None))
+_ESCAPES: Final = {
+    code: repr(chr(code))[1:-1]
+    for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F),
+                 *range(0x2066, 0x206A))
+}  # fmt: skip
+"""Control characters, separators of lines, and marks that turn the direction of text."""
+
+
+def _escaped(text: str) -> str:
+    return text.translate(_ESCAPES)
 
 
 def silence_mcp() -> None:

@@ -20,7 +20,10 @@ import httpx2
 
 from reattach.addresses import is_reachable, literal_address
 from reattach.errors import UrlRefusedError, UrlUnreachableError
-from reattach.limits import OUTBOUND_ADDRESSES, OUTBOUND_LOOKUPS
+from reattach.outbound_limits import (
+    OUTBOUND_ADDRESSES,
+    OUTBOUND_LOOKUPS,
+)
 
 Response = httpx2.Response
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, Protocol, TypeVar
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
 from reattach.ids import new_message_id
 from reattach.messages import Message, Role, TextPart
@@ -56,7 +56,7 @@ def with_skills(system: str, skills: Iterable[Skill]) -> str:
     """
     rendered = "\n".join(
         f"<skill name={quoteattr(one.name)} location={quoteattr(one.location)}>\n"
-        f"{one.description}\n</skill>"
+        f"{escape(one.description)}\n</skill>"
         for one in skills
     )
     if not rendered:
@@ -66,18 +66,26 @@ def with_skills(system: str, skills: Iterable[Skill]) -> str:
 
 
 def compile_system(
-    system: str, blocks: Iterable[MemoryBlock], *, agent_id: str, conversation_id: str | None
+    system: str,
+    blocks: Iterable[MemoryBlock],
+    *,
+    agent_id: str,
+    conversation_id: str | None,
+    recompiled_at: datetime,
 ) -> str:
-    """``system``, then the blocks in their order, then where the model is.
+    """Return ``system``, then the blocks in their order, then where the model is.
 
     None is the agent's default conversation. The same arguments always give the same text, so that
-    providers can cache the prompt.
+    providers can cache the prompt; the present time is therefore not in it. What blocks say is
+    escaped, so that no value ends its block and begins another.
     """
     rendered = "\n".join(_block(block) for block in blocks)
     memory = f"<memory_blocks>\n{rendered}\n</memory_blocks>" if rendered else ""
     place = (
-        f"<metadata>\nagent_id: {agent_id}\n"
-        f"conversation_id: {conversation_id or 'default'}\n</metadata>"
+        f"<memory_metadata>\n- AGENT_ID: {agent_id}\n"
+        f"- CONVERSATION_ID: {conversation_id or 'default'}\n"
+        f"- System prompt last recompiled: {recompiled_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC\n"
+        "</memory_metadata>"
     )
     return "\n\n".join(part for part in (system, memory, place) if part)
 
@@ -97,7 +105,7 @@ def _block(block: MemoryBlock) -> str:
         attributes.append(f'chars_limit="{block.limit}"')
     if block.read_only:
         attributes.append('read_only="true"')
-    return f"<block {' '.join(attributes)}>\n{block.value}\n</block>"
+    return f"<block {' '.join(attributes)}>\n{escape(block.value)}\n</block>"
 
 
 def system_message(text: str, at: datetime) -> Message:

@@ -30,6 +30,7 @@ from reattach.limits import (
     TOOL_SECONDS,
 )
 from reattach.masking import is_local, masked
+from reattach.origins import origin_of
 from reattach.settings_file import SettingsFile, near_names
 from reattach.tools.servers import McpServer
 
@@ -42,6 +43,14 @@ def _words(value: object) -> object:
     if isinstance(value, str):
         return tuple(word.strip() for word in value.split(",") if word.strip())
     return value
+
+
+def _origins(value: object) -> object:
+    """Origins as browsers send them. Raises ValueError for what is none."""
+    words = _words(value)
+    if not isinstance(words, list | tuple):
+        return words
+    return tuple(dict.fromkeys(origin_of(word) for word in words if isinstance(word, str)))
 
 
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
@@ -181,9 +190,10 @@ class Settings(BaseSettings):
         False,
         description="Refuse everything until an API key exists, also what comes from this machine.",
     )
-    cors_origins: Words = Field(
-        (),
-        description="Origins of web pages that may call this server, besides this machine's own.",
+    cors_origins: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_origins)] = Field(
+        None,
+        description="Origins of web pages that may call this server, all of them; None: those of "
+        "this machine.",
     )
     access_log: bool = Field(False, description="Log a line for each request.")
     log_format: Literal["console", "json"] = Field("console", description="Form of the log lines.")

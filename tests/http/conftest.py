@@ -179,7 +179,7 @@ def strict_sdk(url: str, transport: httpx.AsyncBaseTransport | None = None) -> A
 
 def own_text(system: str) -> str:
     """What a system prompt says before the ids of the agent and the conversation."""
-    text, separator, _ = system.partition("\n\n<metadata>\nagent_id: agent-")
+    text, separator, _ = system.partition("\n\n<memory_metadata>\n- AGENT_ID: agent-")
     assert separator
     return text
 

@@ -217,7 +217,10 @@ async def test_the_other_form_of_a_path_leads_to_the_right_one(
 async def test_pages_of_this_machine_and_of_the_settings_may_call(
     tmp_path: Path, origin: str, allowed: bool
 ) -> None:
-    async with serving(tmp_path, cors_origins=("https://app.example.org",)) as server:
+    """B11: an origin of the settings is written as browsers write it."""
+    async with serving(
+        tmp_path, cors_origins=("localhost", "https://APP.example.org:443/")
+    ) as server:
         preflight = await server.client.options(
             "/v1/agents/",
             headers={

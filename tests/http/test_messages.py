@@ -172,9 +172,9 @@ async def test_an_agents_messages_are_of_all_its_threads_or_of_one(server: Serve
     direct = told(await server.got(path, order="asc", conversation_id="default"))
     assert [text for _, text in direct] == ["S", "direct", "direct"]
     named = told(await server.got(path, conversation_id=conversation["id"]))
-    assert [text for _, text in named] == ["named", "named", "S"]
+    assert [text for _, text in named] == ["S", "named", "named"]
     only = await server.got(path, include_return_message_types=["assistant_message"])
-    assert [text for _, text in told(only)] == ["named", "direct"]
+    assert [text for _, text in told(only)] == ["direct", "named"]
     refused = await server.client.get(path, params={"conversation_id": "nonsense"})
     assert refused.status_code == 422
 

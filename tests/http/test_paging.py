@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from reattach.ids import new_agent_id
+from reattach.records.paging import span_of
 from tests.http.live import LiveServer, listening
 
 Order = Literal["asc", "desc"]
@@ -18,8 +19,11 @@ MESSAGES = {
     "/v1/conversations/{conversation_id}/messages",
     "/v1/agents/{agent_id}/messages",
     "/v1/runs/{run_id}/messages",
+    "/v1/messages/",
 }
 """Their cursors go by time: `before` is older and `after` is newer, whatever the order."""
+OLDEST_FIRST = "/v1/agents/{agent_id}/messages"
+FORGIVING = "/v1/runs/{run_id}/messages"
 SORTED = {
     "/v1/agents/": ("created_at", "updated_at", "last_run_completion"),
     "/v1/conversations/": ("created_at", "last_message_at", "last_run_completion"),
@@ -147,8 +151,13 @@ async def test_an_order_is_the_other_one_backwards(
 
 @pytest.mark.parametrize("path", sorted(MESSAGES))
 async def test_the_cursors_of_messages_go_by_time(path: str, filled: Filled) -> None:
+    """E10: of an agent, the order says from which end, and a page reads oldest first."""
     oldest = await filled.whole(path, "asc")
     newest = await filled.whole(path, "desc")
+    if path == OLDEST_FIRST:
+        assert newest == oldest
+        assert await filled.walked_back(path, "before", "desc", 2) == oldest
+        return
     assert newest == oldest[::-1]
     for limit in (1, 2, 1000):
         up = await filled.walked(path, "after", "asc", limit)
@@ -161,8 +170,55 @@ async def test_the_cursors_of_messages_go_by_time(path: str, filled: Filled) -> 
 
 
 @pytest.mark.parametrize("cursor", ["after", "before"])
-@pytest.mark.parametrize("path", [*sorted(MESSAGES), *SORTED, *OTHERS])
+@pytest.mark.parametrize("path", [*sorted(MESSAGES - {FORGIVING}), *SORTED, *OTHERS])
 async def test_a_cursor_that_is_not_there_is_404(path: str, cursor: str, filled: Filled) -> None:
     target = path.format(**filled.names)
     answer = await filled.live.client.get(target, params={cursor: new_agent_id()})
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("cursor", ["after", "before"])
+async def test_an_unknown_cursor_among_the_messages_of_a_run_is_ignored(
+    cursor: str, filled: Filled
+) -> None:
+    """E10: as the retired server does."""
+    whole = await filled.whole(FORGIVING, "asc")
+    assert await filled.page(FORGIVING, order="asc", **{cursor: new_agent_id()}) == whole
+
+
+async def test_a_small_page_of_an_agent_has_its_newest_messages_oldest_first(
+    filled: Filled,
+) -> None:
+    """E10: clients of the retired server show the page as it comes."""
+    whole = await filled.whole(OLDEST_FIRST, "asc")
+    assert await filled.page(OLDEST_FIRST, limit=2) == whole[-2:]
+
+
+async def test_a_page_of_large_rows_ends_early_and_goes_on_at_its_last_item(
+    filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B9: what is in memory for one answer is bounded, and pagers find all of it."""
+    for path in ("/v1/conversations/{conversation_id}/messages", "/v1/runs/", "/v1/agents/"):
+        whole = await filled.whole(path, "asc")
+        with monkeypatch.context() as patched:
+            patched.setattr("reattach.records.paging.PAGE_BYTES", 600)
+            assert len(await filled.page(path, order="asc", limit=1000)) < len(whole)
+            pages = await filled.walked(path, "after", "asc", 1000)
+        assert [one for page in pages for one in page] == whole
+
+
+async def test_a_small_page_of_one_type_is_not_a_query_for_every_message(
+    filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B10: a type that no message has is looked for in pages of a hundred."""
+    looks: list[int] = []
+
+    async def counted(*args: Any, **kwargs: Any) -> Any:
+        looks.append(kwargs["limit"])
+        return await span_of(*args, **kwargs)
+
+    monkeypatch.setattr("reattach.records.messages.span_of", counted)
+    path = "/v1/conversations/{conversation_id}/messages"
+    query = {"include_return_message_types": ["hidden_reasoning_message"]}
+    assert await filled.page(path, limit=1, **query) == []
+    assert looks == [100, 100]

@@ -88,6 +88,10 @@ async def test_conversations_and_messages(server: Server, letta: AsyncLetta) -> 
     assert {"reasoning_message", "tool_call_message", "tool_return_message"} <= set(kinds)
     of_agent = [one async for one in letta.agents.messages.list(agent.id, order="asc")]
     assert len(of_agent) == len(every) + 2  # with the first messages of two other threads
+    in_all = await letta.messages.list(order="asc", limit=1000)
+    assert {one.id for one in every} <= {one.id for one in in_all}
+    of_one = await letta.messages.list(conversation_id=made.id, order="asc")
+    assert [one.id for one in of_one] == [one.id for one in every]
     assert (await letta.messages.retrieve(every[0].id))[0].id == every[0].id
     await letta.conversations.delete(made.id)
     with pytest.raises(NotFoundError):

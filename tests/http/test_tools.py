@@ -197,13 +197,18 @@ async def test_a_denied_call_does_not_run_and_the_model_is_told_why(live: LiveSe
     assert functions.RAN == []
 
 
-async def test_an_agent_decides_whether_its_calls_wait(live: LiveServer) -> None:
+async def test_an_agent_cannot_waive_an_approval_that_the_operator_requires(
+    live: LiveServer,
+) -> None:
+    """D6: the answer shows the rule in force, and the call waits."""
     functions.RAN.clear()
     agent, thread = await thread_with(live, "deploy")
     path = f"/v1/agents/{agent}/tools/approval/deploy"
-    assert (await live.client.patch(path, json={"requires_approval": False})).status_code == 200
-    assert stop_of(await sent(live, thread, "[approve=deploy]")) == "end_turn"
-    assert functions.RAN == ["deploy 1"]
+    ruled = await live.client.patch(path, json={"requires_approval": False})
+    [shown] = ruled.json()["tools"]
+    assert shown["default_requires_approval"] is True
+    assert stop_of(await sent(live, thread, "[approve=deploy]")) == "requires_approval"
+    assert functions.RAN == []
 
 
 async def test_a_server_tool_and_a_client_tool_are_asked_for_together(live: LiveServer) -> None:

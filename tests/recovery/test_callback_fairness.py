@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from reattach.ids import TenantId, new_tenant_id
-from reattach.limits import (
+from reattach.limits import CALLBACKS_AT_ONCE
+from reattach.outbound_limits import (
     CALLBACK_BREAKER_FAILURES,
     CALLBACK_BREAKER_SECONDS,
-    CALLBACKS_AT_ONCE,
     CALLBACKS_PER_RECEIVER,
     CALLBACKS_PER_TENANT,
 )

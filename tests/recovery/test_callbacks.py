@@ -15,12 +15,11 @@ import httpx2
 import pytest
 import trustme
 
-from reattach.limits import (
-    CALLBACK_GIVE_UP_SECONDS,
-    CALLBACK_LEASE_SECONDS,
+from reattach.limits import CALLBACK_GIVE_UP_SECONDS, CALLBACK_LEASE_SECONDS
+from reattach.outbound import Resolve
+from reattach.outbound_limits import (
     CALLBACKS_PER_RECEIVER,
 )
-from reattach.outbound import Resolve
 from reattach.records.base import Run
 from reattach.records.records import Records
 from reattach.runs.callbacks import Callbacks

@@ -17,8 +17,11 @@ from reattach.engine.pydantic_ai import PydanticAIEngine
 from reattach.engine.pydantic_ai.images import ImageFetcher
 from reattach.engine.pydantic_ai.told import provider_messages
 from reattach.errors import ModelError
-from reattach.limits import IMAGES_FETCHED_BYTES, MAX_IMAGE_BYTES
+from reattach.limits import MAX_IMAGE_BYTES
 from reattach.messages import UNREACHABLE, ImagePart, Message, Role, TextPart, ToolReturnPart
+from reattach.outbound_limits import (
+    IMAGES_FETCHED_BYTES,
+)
 from reattach.testing.engine_conformance import Subject, collect, message
 from tests.openai_server import openai_server
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from typing import Any
@@ -15,13 +16,14 @@ from pydantic_ai.models.test import TestModel
 from reattach.clock import SystemClock
 from reattach.engine.base import Finished, ToolCallDelta, ToolReturn
 from reattach.engine.pydantic_ai import PydanticAIEngine
-from reattach.errors import StartupError
+from reattach.errors import StartupError, ToolError
 from reattach.events import StopReason
-from reattach.limits import MAX_TOOL_OUTPUT_CHARS, MAX_TOOL_THREADS
+from reattach.ids import AgentId, TenantId
+from reattach.limits import MAX_TENANT_TOOL_THREADS, MAX_TOOL_OUTPUT_CHARS, MAX_TOOL_THREADS
 from reattach.messages import ToolCallPart
 from reattach.testing.engine_conformance import Subject, collect, text_of
 from reattach.tools import function as function_module
-from reattach.tools.base import SETTING, AttachedTool, Toolbox
+from reattach.tools.base import SETTING, AttachedTool, Toolbox, ToolContext
 from reattach.tools.calling import call_tool
 from reattach.tools.function import FunctionTool, function_tools, tool
 from reattach.tools.loop import ToolLoop
@@ -152,11 +154,12 @@ def test_two_tools_of_one_name_and_names_that_providers_refuse_are_told_at_the_s
 
 
 def test_an_agent_has_its_tools_in_its_order_and_none_that_are_gone() -> None:
+    """D6: an approval that the operator requires is not for the agent to waive."""
     threads = Threads()
     box = Toolbox([FunctionTool(one, threads) for one in (functions.add, functions.deploy)])
     attached = box.attached({SETTING: {"gone": None, "deploy": False, "add": True}})
     assert [(one.tool.name, one.requires_approval) for one in attached] == [
-        ("deploy", False),
+        ("deploy", True),
         ("add", True),
     ]
     assert box.by_id(attached[0].tool.id) is attached[0].tool
@@ -177,3 +180,51 @@ async def test_a_providers_model_is_told_of_the_tools_and_goes_on_with_what_they
     assert returned.status == "success"
     assert json.loads(text_of(deltas)) == {"add": returned.output}
     assert deltas[-1] == Finished(StopReason.END_TURN)
+
+
+def test_a_tool_of_some_tenants_does_not_exist_for_others() -> None:
+    """D6: tools can be limited to tenants."""
+    box = Toolbox([FunctionTool(one, Threads()) for one in (functions.add, functions.ledger)])
+    settings = {SETTING: {"add": None, "ledger": None}}
+    ours, theirs = box.for_tenant(TenantId("tenant-1")), box.for_tenant(TenantId("tenant-2"))
+    assert [one.tool.name for one in ours.attached(settings)] == ["add", "ledger"]
+    assert [one.tool.name for one in theirs.attached(settings)] == ["add"]
+    ledger = ours.by_name("ledger")
+    assert ledger is not None
+    assert theirs.by_name("ledger") is theirs.by_id(ledger.id) is None
+    assert [tool.name for tool in theirs.tools()] == ["add"]
+    assert [tool.name for tool in box.tools()] == ["add", "ledger"]
+
+
+@pytest.mark.parametrize("function", [functions.ledger, functions.aledger])
+async def test_a_function_is_told_the_tenant_and_no_model_can_say_another(
+    function: Callable[..., Any],
+) -> None:
+    """D6: the parameter of ToolContext is filled in by the server alone."""
+    made = FunctionTool(function, Threads())
+    assert list(made.parameters["properties"]) == ["n"]
+    context = ToolContext(TenantId("tenant-1"), AgentId("agent-1"))
+
+    async def output(arguments: str) -> ToolReturn:
+        call = ToolCallPart("c", made.name, arguments)
+        return await call_tool(made, call, seconds=10, context=context)
+
+    assert (await output('{"n": 1}')).output == "1 of tenant-1, agent-1"
+    forged = await output('{"n": 1, "context": {"tenant": "tenant-2"}}')
+    assert forged.status == "error"
+
+
+async def test_calls_of_one_tenant_that_hang_leave_threads_for_another() -> None:
+    """D6: each tenant has a part of the threads."""
+    threads, gate = Threads(), threading.Event()
+    hanging = [
+        asyncio.create_task(threads.run(gate.wait, TenantId("tenant-1")))
+        for _ in range(MAX_TENANT_TOOL_THREADS)
+    ]
+    await asyncio.sleep(0)
+    with pytest.raises(ToolError, match="of your tools are still running"):
+        await threads.run(lambda: 1, TenantId("tenant-1"))
+    assert await threads.run(lambda: 2, TenantId("tenant-2")) == 2
+    gate.set()
+    await asyncio.gather(*hanging)
+    assert await threads.run(lambda: 3, TenantId("tenant-1")) == 3

@@ -59,22 +59,24 @@ def doctor(
 
 
 async def _all(settings: Settings, *, shown: bool, ask_models: bool) -> list[Finding]:
-    findings = []
-    try:
-        for examined in (
-            _examined(settings),
-            _examined_beside_stores(settings),
-            examine_models(settings, ask=ask_models),
-        ):
-            async for finding in examined:
-                findings.append(finding)
-                if shown:
-                    _show(finding)
-    except Exception as error:  # noqa: BLE001  a look at what is broken may meet anything
-        remedy = "Report this: the doctor should have known."
-        findings.append(Finding("wrong", "doctor", f"{type(error).__name__}", remedy))
+    findings: list[Finding] = []
+
+    def note(finding: Finding) -> None:
+        findings.append(finding)
         if shown:
-            _show(findings[-1])
+            _show(finding)
+
+    for examined in (
+        _examined(settings),
+        _examined_beside_stores(settings),
+        examine_models(settings, ask=ask_models),
+    ):
+        try:
+            async for finding in examined:
+                note(finding)
+        except Exception as error:  # noqa: BLE001  a look at what is broken may meet anything
+            remedy = "Report this: the doctor should have known."
+            note(Finding("wrong", "doctor", f"{type(error).__name__}", remedy))
     return findings
 
 

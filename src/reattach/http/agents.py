@@ -35,7 +35,7 @@ from reattach.limits import MAX_PAGE_ITEMS, MAX_QUERY_CHARS, MAX_QUERY_VALUES
 from reattach.prompt import system_message
 from reattach.records.base import Agent, Page, Thread
 from reattach.runs.turns import system_prompt
-from reattach.tools.base import RETIRED_TOOLS, SETTING, Tool
+from reattach.tools.base import RETIRED_TOOLS, SETTING, Tool, Toolbox
 from reattach.wire.stored import approval_request
 
 router = routes("agents")
@@ -83,7 +83,7 @@ async def list_agents(
         order_by=_order(sort_by) or order_by,
         last_stop_reason=None if last_stop_reason is None else StopReason(last_stop_reason),
     )
-    view = view_of(context, include)
+    view = view_of(context, tenant, include)
     return listed("agents", agents, lambda agent: AgentState.of(agent, view))
 
 
@@ -92,7 +92,7 @@ async def create_agent(body: AgentCreate, context: ContextDep, tenant: TenantDep
     _refuse_what_is_not_offered(body)
     now = context.clock.now()
     agent = body.agent(now)
-    if (tools := _tool_rules(context, body, {})) is not None:
+    if (tools := _tool_rules(context.toolbox.for_tenant(tenant), body, {})) is not None:
         agent = replace(agent, settings={**agent.settings, SETTING: tools})
     check_model(context.catalog, agent.model)
     block_ids = [BlockId(block_id) for block_id in body.block_ids or ()]
@@ -102,7 +102,7 @@ async def create_agent(body: AgentCreate, context: ContextDep, tenant: TenantDep
     agent = await context.records.agents.create(
         tenant, agent, block_ids=block_ids, system_message=first
     )
-    return AgentState.of(agent, view_of(context, None), [first.id])
+    return AgentState.of(agent, view_of(context, tenant, None), [first.id])
 
 
 @router.get("/v1/agents/{agent_id}", operation_id="retrieve_agent", summary="Retrieve an agent")
@@ -121,7 +121,7 @@ async def modify_agent(
     agent = await context.records.agents.get(tenant, AgentId(agent_id))
     changes = dict(body.changes(agent))
     had = agent.settings.get(SETTING) or {}
-    if (tools := _tool_rules(context, body, had)) is not None:
+    if (tools := _tool_rules(context.toolbox.for_tenant(tenant), body, had)) is not None:
         changes["settings"] = {**changes.get("settings", agent.settings), SETTING: tools}
     check_model(context.catalog, changes.get("model"))
     block_ids = None if body.block_ids is None else [BlockId(one) for one in body.block_ids]
@@ -158,13 +158,13 @@ async def reset_messages(agent_id: AgentPath, context: ContextDep, tenant: Tenan
     agent = await context.records.agents.get(tenant, AgentId(agent_id))
     first = system_message(system_prompt(agent, None), context.clock.now())
     await context.records.messages.reset(tenant, agent.id, first)
-    return AgentState.of(agent, view_of(context, None), [first.id])
+    return AgentState.of(agent, view_of(context, tenant, None), [first.id])
 
 
-def view_of(context: Context, include: Collection[Include] | None) -> AgentView:
+def view_of(context: Context, tenant: TenantId, include: Collection[Include] | None) -> AgentView:
     models = {model.handle: model for model in context.catalog.models()}
     default = context.settings.default_model or next(iter(models), None)
-    return AgentView(default, models, context.toolbox, include)
+    return AgentView(default, models, context.toolbox.for_tenant(tenant), include)
 
 
 async def agent_state(
@@ -173,7 +173,7 @@ async def agent_state(
     """The agent as it is shown alone, with the messages of its default conversation."""
     thread = Thread(agent.id, None)
     message_ids = await context.records.conversations.message_ids(tenant, thread)
-    state = AgentState.of(agent, view_of(context, include), message_ids)
+    state = AgentState.of(agent, view_of(context, tenant, include), message_ids)
     if "agent.pending_approval" in (include or ()):
         pending = await context.records.messages.pending(tenant, thread)
         state.pending_approval = None if pending is None else approval_request(pending.request)
@@ -191,7 +191,7 @@ def _order(
 
 
 def _tool_rules(
-    context: Context, body: AgentCreate | AgentUpdate, had: Mapping[str, bool | None]
+    toolbox: Toolbox, body: AgentCreate | AgentUpdate, had: Mapping[str, bool | None]
 ) -> dict[str, bool | None] | None:
     """The agent's tools as the body names them, by name and id; None if it does not.
 
@@ -203,12 +203,12 @@ def _tool_rules(
         return None
     found: list[Tool] = []
     for name in body.tools or ():
-        if (tool := context.toolbox.by_name(name)) is not None:
+        if (tool := toolbox.by_name(name)) is not None:
             found.append(tool)
         elif name not in RETIRED_TOOLS:
             raise NotFoundError(f"Tool not found with name={name[:100]}; see GET /v1/tools/.")
     for tool_id in body.tool_ids or ():
-        if (tool := context.toolbox.by_id(tool_id)) is None:
+        if (tool := toolbox.by_id(tool_id)) is None:
             raise NotFoundError(f"Tool not found with id={tool_id}")
         found.append(tool)
     return {tool.name: had.get(tool.name) for tool in found}

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from reattach import __version__
+from reattach.clock import Clock
 from reattach.errors import ReattachError
 from reattach.http import (
     agent_blocks,
@@ -45,6 +46,8 @@ from reattach.http.parse_queue import ParseQueue
 from reattach.http.quotas import Bounds, Quotas
 from reattach.http.shortcut import Shortcut
 from reattach.limits import KEY_CACHE_SECONDS, MAX_REQUEST_BYTES
+from reattach.origins import LOCAL
+from reattach.settings import Settings
 
 DESCRIPTION: Final = """\
 The Letta API for agents whose runs can be followed again after a cut connection: every event of a
@@ -142,16 +145,8 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
     no API key, it answers to its own machine alone, or, if it is ``open_to_all``, to everybody.
     """
     settings = context.settings
-    quotas = Quotas(
-        Bounds(
-            runs=settings.quota_runs,
-            streams=settings.quota_streams,
-            requests_per_second=settings.quota_requests_per_second,
-            body_bytes=settings.quota_body_mib * 1024 * 1024,
-            body_bytes_per_minute=settings.quota_body_mib_per_minute * 1024 * 1024,
-        ),
-        context.clock,
-    )
+    quotas = _quotas_of(settings, context.clock)
+    origins = (LOCAL,) if settings.cors_origins is None else settings.cors_origins
     authenticator = Authenticator(
         context.records.keys,
         context.clock,
@@ -171,8 +166,8 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
         middleware=[
             Middleware(
                 CORSMiddleware,
-                allow_origins=settings.cors_origins,
-                allow_origin_regex=LOCAL_ORIGINS,
+                allow_origins=[one for one in origins if one != LOCAL],
+                allow_origin_regex=LOCAL_ORIGINS if LOCAL in origins else None,
                 allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
                 allow_headers=["*"],
                 expose_headers=EXPOSED_HEADERS,
@@ -196,3 +191,16 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
     app.state.context, app.shortcut = context, Shortcut(context, authenticator)
     app.access_log = AccessLog(app.answer) if settings.access_log else None
     return app
+
+
+def _quotas_of(settings: Settings, clock: Clock) -> Quotas:
+    return Quotas(
+        Bounds(
+            runs=settings.quota_runs,
+            streams=settings.quota_streams,
+            requests_per_second=settings.quota_requests_per_second,
+            body_bytes=settings.quota_body_mib * 1024 * 1024,
+            body_bytes_per_minute=settings.quota_body_mib_per_minute * 1024 * 1024,
+        ),
+        clock,
+    )

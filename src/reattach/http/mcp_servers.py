@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from reattach.errors import NotFoundError
-from reattach.http.context import Context, ContextDep
+from reattach.http.context import Context, ContextDep, TenantDep
 from reattach.http.routes import routes
 from reattach.http.schemas.fields import McpServerPath, ToolPath
 from reattach.http.schemas.mcp_server import McpServerBody, mcp_server_body
@@ -35,11 +35,12 @@ async def retrieve_mcp_server(mcp_server_id: McpServerPath, context: ContextDep)
     summary="List the tools of an MCP server",
 )
 async def list_mcp_server_tools(
-    mcp_server_id: McpServerPath, context: ContextDep
+    mcp_server_id: McpServerPath, context: ContextDep, tenant: TenantDep
 ) -> list[ToolBody]:
     """As it listed them last, also while it is not there."""
     name = _named(context, mcp_server_id)
-    return [ToolBody.of(tool) for tool in context.toolbox.tools() if tool.server == name]
+    tools = context.toolbox.for_tenant(tenant).tools()
+    return [ToolBody.of(tool) for tool in tools if tool.server == name]
 
 
 @router.get(
@@ -48,10 +49,10 @@ async def list_mcp_server_tools(
     summary="Retrieve a tool of an MCP server",
 )
 async def retrieve_mcp_server_tool(
-    mcp_server_id: McpServerPath, tool_id: ToolPath, context: ContextDep
+    mcp_server_id: McpServerPath, tool_id: ToolPath, context: ContextDep, tenant: TenantDep
 ) -> ToolBody:
     name = _named(context, mcp_server_id)
-    tool = context.toolbox.by_id(tool_id)
+    tool = context.toolbox.for_tenant(tenant).by_id(tool_id)
     if tool is None or tool.server != name:
         raise NotFoundError(f"Tool not found with id={tool_id}")
     return ToolBody.of(tool)

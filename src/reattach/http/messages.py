@@ -2,8 +2,10 @@
 
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from functools import partial
+from typing import Annotated, Any, Final, Literal, Protocol
 
+import msgspec
 from fastapi import Depends, Query, Response
 
 from reattach.http.body import JsonResponse
@@ -19,16 +21,24 @@ from reattach.http.schemas.fields import (
 )
 from reattach.http.schemas.message import MessageItem
 from reattach.ids import CONVERSATION_PATTERN, AgentId, ConversationId, MessageId
-from reattach.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS
+from reattach.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS, PAGE_BYTES
 from reattach.messages import Message
 from reattach.wire.letta import MessageType
 from reattach.wire.stored import message_items
 
 router = routes()
 
+_MIN_LOOK_ITEMS: Final = 100
+"""Messages of one look for those of a type, so that a small page is not a query for each."""
+
 Types = Annotated[
     list[MessageType] | None,
     Query(max_length=20, description="Only items of these types; `limit` counts their messages."),
+]
+
+
+Conversation = Annotated[
+    str | None, Query(pattern=CONVERSATION_PATTERN, description="Only of this conversation.")
 ]
 
 
@@ -148,6 +158,28 @@ async def list_agent_messages(
         messages = context.records.messages
         return await messages.list_of_agent(tenant, agent, conversation_id=named, **span)
 
+    return await answer(listing, span, include_return_message_types, oldest_first=True)
+
+
+@router.get(
+    "/v1/messages/",
+    tags=["messages"],
+    operation_id="list_all_messages",
+    summary="List the messages of all agents",
+    response_model=list[MessageItem],
+)
+async def list_all_messages(
+    context: ContextDep,
+    tenant: TenantDep,
+    span: NewestSpan,
+    conversation_id: Conversation = None,
+    include_return_message_types: Types = None,
+) -> Response:
+    if conversation_id is not None:
+        thread = await find_thread(context.records, tenant, conversation_id, None)
+        listing: Listing = partial(context.records.messages.list, tenant, thread)
+    else:
+        listing = partial(context.records.messages.list_of_tenant, tenant)
     return await answer(listing, span, include_return_message_types)
 
 
@@ -171,42 +203,55 @@ def items_response(messages: Sequence[Message]) -> Response:
 
 
 async def answer(
-    listing: Listing, span: Span, types: Sequence[MessageType] | None = None
+    listing: Listing,
+    span: Span,
+    types: Sequence[MessageType] | None = None,
+    *,
+    oldest_first: bool = False,
 ) -> Response:
-    """The items of the span of the list, of these types only."""
+    """Answer with the items of the span of the list, of these types only.
+
+    With ``oldest_first`` the order says only from which end of the list the items are.
+    """
     if types is None:
         messages = await listing(
             before=span.before, after=span.after, limit=span.limit, ascending=span.ascending
         )
-        return items_response(messages)
-    return JsonResponse(await _items_of_types(listing, span, frozenset(types)))
+        groups = [message_items(message) for message in messages]
+    else:
+        groups = await _items_of_types(listing, span, frozenset(types))
+    if oldest_first and not span.ascending:
+        groups.reverse()
+    return JsonResponse([item for items in groups for item in items])
 
 
 async def _items_of_types(
     listing: Listing, span: Span, types: frozenset[MessageType]
-) -> list[dict[str, Any]]:
-    """The items of those types of up to ``span.limit`` messages that have any.
+) -> list[list[dict[str, Any]]]:
+    """The items of those types, by message, of up to ``span.limit`` messages that have any.
 
     A page that is empty is the end of a list to the SDKs, so messages that show nothing do not
     count.
     """
     before, after = span.before, span.after
     pages: list[list[dict[str, Any]]] = []
-    while len(pages) < span.limit:
-        wanted = span.limit
+    left_bytes = PAGE_BYTES
+    wanted = max(span.limit, _MIN_LOOK_ITEMS)
+    while len(pages) < span.limit and left_bytes > 0:
         messages = await listing(
             before=before, after=after, limit=wanted, ascending=span.goes_to_newer
         )
+        if not messages:
+            break
         for message in messages:
             items = [item for item in message_items(message) if item["message_type"] in types]
-            if items and len(pages) < span.limit:
+            if items and len(pages) < span.limit and left_bytes > 0:
                 pages.append(items)
-        if len(messages) < wanted:
-            break
+                left_bytes -= len(msgspec.json.encode(items))
         if span.goes_to_newer:
             after = messages[-1].id
         else:
             before = messages[-1].id
     if span.goes_to_newer is not span.ascending:
         pages.reverse()
-    return [item for items in pages for item in items]
+    return pages

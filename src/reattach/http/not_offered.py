@@ -59,12 +59,6 @@ LATER: Final = (
         ("GET",),
     ),
     NotOffered(
-        "The list of all messages",
-        "List them by conversation or by agent.",
-        ("/v1/messages/",),
-        ("GET",),
-    ),
-    NotOffered(
         "Looking at steps by themselves",
         "See GET /v1/runs/{run_id}/steps.",
         ("/v1/steps", "/v1/steps/{rest:path}"),

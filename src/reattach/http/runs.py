@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from fastapi import Path, Query, Response
 from pydantic import Field
 
-from reattach.errors import InvalidArgumentError, NotFoundError
+from reattach.errors import InvalidArgumentError
 from reattach.events import RunStatus, StopReason, Usage
 from reattach.http.context import ContextDep, TenantDep
 from reattach.http.listed import listed
@@ -182,11 +182,9 @@ def _statuses(names: list[str] | tuple[str, ...]) -> set[RunStatus]:
 def _input_span(run: Run, span: Span) -> Sequence[Message]:
     """What was sent, as long as the conversation keeps nothing of the run."""
     places = {message.id: place for place, message in enumerate(run.input)}
-    for cursor in (span.before, span.after):
-        if cursor is not None and cursor not in places:
-            raise NotFoundError(f"Message with id {cursor} not found.")
-    first = 0 if span.after is None else places[span.after] + 1
-    end = len(run.input) if span.before is None else places[span.before]
+    # A cursor that is not among them is ignored, as in what the conversation keeps.
+    first = 0 if span.after not in places else places[span.after] + 1
+    end = len(run.input) if span.before not in places else places[span.before]
     found = run.input[first:end]
     found = found[: span.limit] if span.goes_to_newer else found[len(found) - span.limit :]
     return found if span.ascending else found[::-1]

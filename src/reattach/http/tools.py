@@ -26,6 +26,7 @@ NamePath = Annotated[str, Path(max_length=MAX_NAME_CHARS, description="The tool'
 @router.get("/v1/tools/", operation_id="list_tools", summary="List the tools that the server runs")
 async def list_tools(
     context: ContextDep,
+    tenant: TenantDep,
     page: ShortPage,
     name: QueryText = None,
     names: QueryTexts = None,
@@ -35,10 +36,10 @@ async def list_tools(
     exclude_tool_types: QueryTexts = None,
     return_only_letta_tools: bool = False,
 ) -> list[ToolBody]:
-    """In the order of their names. Every tenant has the same."""
+    """List those that the tenant may have, in the order of their names."""
     tools = [
         tool
-        for tool in context.toolbox.tools()
+        for tool in context.toolbox.for_tenant(tenant).tools()
         if (name is None or tool.name == name)
         and (not names or tool.name in names)
         and (not tool_ids or tool.id in _split(tool_ids))
@@ -60,8 +61,8 @@ async def add_base_tools() -> list[ToolBody]:
 
 
 @router.get("/v1/tools/{tool_id}", operation_id="retrieve_tool", summary="Retrieve a tool")
-async def retrieve_tool(tool_id: ToolPath, context: ContextDep) -> ToolBody:
-    return ToolBody.of(_tool(context, tool_id))
+async def retrieve_tool(tool_id: ToolPath, context: ContextDep, tenant: TenantDep) -> ToolBody:
+    return ToolBody.of(_tool(context, tenant, tool_id))
 
 
 @router.get(
@@ -71,7 +72,7 @@ async def list_agent_tools(
     agent_id: AgentPath, context: ContextDep, tenant: TenantDep, page: ShortPage
 ) -> list[ToolBody]:
     agent = await context.records.agents.get(tenant, AgentId(agent_id))
-    attached = context.toolbox.attached(agent.settings)
+    attached = context.toolbox.for_tenant(tenant).attached(agent.settings)
     found = stretch(attached, page, lambda one: one.tool.id, "Tool")
     return [ToolBody.attached(one) for one in found]
 
@@ -84,7 +85,7 @@ async def list_agent_tools(
 async def attach_tool(
     agent_id: AgentPath, tool_id: ToolPath, context: ContextDep, tenant: TenantDep
 ) -> AgentState:
-    tool = _tool(context, tool_id)
+    tool = _tool(context, tenant, tool_id)
 
     def attached(settings: Mapping[str, Any]) -> Mapping[str, Any]:
         tools = {tool.name: None, **(settings.get(SETTING) or {})}
@@ -108,7 +109,7 @@ async def detach_tool(
         left = {name: tools[name] for name in tools if id_of(name) != tool_id}
         # One that the server has no more can be taken away too.
         if len(left) == len(tools):
-            _tool(context, tool_id)
+            _tool(context, tenant, tool_id)
         return {**settings, SETTING: left}
 
     return await _changed(context, tenant, agent_id, detached)
@@ -118,7 +119,8 @@ async def detach_tool(
     "/v1/agents/{agent_id}/tools/approval/{tool_name}",
     operation_id="modify_tool_approval",
     summary="Say whether an agent's calls of a tool wait for an approval",
-    description="From the next turn on.",
+    description="From the next turn on. The answer shows the rule in force: an agent can ask for "
+    "approvals, and not do without those that the server requires.",
 )
 async def modify_approval(
     agent_id: AgentPath,
@@ -139,8 +141,8 @@ async def modify_approval(
     return await _changed(context, tenant, agent_id, ruled)
 
 
-def _tool(context: Context, tool_id: str) -> Tool:
-    tool = context.toolbox.by_id(tool_id)
+def _tool(context: Context, tenant: TenantId, tool_id: str) -> Tool:
+    tool = context.toolbox.for_tenant(tenant).by_id(tool_id)
     if tool is None:
         raise NotFoundError(f"Tool not found with id={tool_id}")
     return tool

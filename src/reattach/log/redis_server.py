@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.asyncio.connection import AbstractConnection, ConnectionPool, parse_url
+from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
@@ -295,7 +295,28 @@ def _options(url: str, *, is_socket: bool = False) -> dict[str, Any]:
     }
     if is_socket:
         del options["socket_keepalive"]
+    _refuse_unknown(options)
     return options
+
+
+_OF_POOLS: Final = frozenset({"connection_class", "max_connections", "timeout"})
+
+
+def _refuse_unknown(options: dict[str, Any]) -> None:
+    """Make a connection without using it: redis-py looks at options only then.
+
+    Raises:
+        ValueError: an option of the URL does not go with its scheme. Its value is not repeated.
+    """
+    make = options.get("connection_class", Connection)
+    try:
+        make(**{name: value for name, value in options.items() if name not in _OF_POOLS})
+    except (TypeError, RedisError) as error:
+        names = sorted(name for name in options if f"'{name}'" in str(error))
+        raise ValueError(
+            f"the option {names[0] if names else ''} does not go with its scheme; "
+            "those of TLS need rediss://"
+        ) from None
 
 
 def _as_single(parts: SplitResult) -> str:

@@ -16,7 +16,10 @@ from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select
 
 from reattach.clock import Clock
 from reattach.ids import RunId, TenantId
-from reattach.limits import CALLBACK_SECRET_OVERLAP_SECONDS, CALLBACKS_PER_RECEIVER
+from reattach.outbound_limits import (
+    CALLBACK_SECRET_OVERLAP_SECONDS,
+    CALLBACKS_PER_RECEIVER,
+)
 from reattach.records import schema
 from reattach.records.admission import run_of
 from reattach.records.base import Run

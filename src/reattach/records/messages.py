@@ -91,14 +91,21 @@ class Messages:
     ) -> builtins.list[Message]:
         """The messages that a conversation keeps of the run, its input first.
 
-        None before the run is settled; its input is ``Run.input`` then.
+        A cursor that is not among them is ignored. None before the run is settled; its input is
+        ``Run.input`` then.
         """
         messages = schema.messages
         rows = lookup.owned(messages, tenant).where(messages.c.run_id == run_id)
         async with self._database.read() as connection:
             await connection.run_sync(lookup.require, schema.runs, tenant, run_id)
             return await _by_ordinal(
-                connection, rows, before, after, limit=limit, ascending=ascending
+                connection,
+                rows,
+                before,
+                after,
+                limit=limit,
+                ascending=ascending,
+                ignores_unknown=True,
             )
 
     async def list_of_agent(
@@ -127,6 +134,22 @@ class Messages:
         rows = lookup.owned(messages, tenant).where(messages.c.agent_id == agent_id, _is_shown())
         async with self._database.read() as connection:
             await connection.run_sync(lookup.require, schema.agents, tenant, agent_id)
+            return await _by_ordinal(
+                connection, rows, before, after, limit=limit, ascending=ascending
+            )
+
+    async def list_of_tenant(
+        self,
+        tenant: TenantId,
+        *,
+        before: MessageId | None = None,
+        after: MessageId | None = None,
+        limit: int,
+        ascending: bool,
+    ) -> builtins.list[Message]:
+        """Return the messages of all agents of the tenant, as ``list_of_agent`` does of one."""
+        rows = lookup.owned(schema.messages, tenant).where(_is_shown())
+        async with self._database.read() as connection:
             return await _by_ordinal(
                 connection, rows, before, after, limit=limit, ascending=ascending
             )
@@ -215,6 +238,7 @@ async def _by_ordinal(
     *,
     limit: int,
     ascending: bool,
+    ignores_unknown: bool = False,
 ) -> builtins.list[Message]:
     ordinal: Column[Any] = schema.messages.c.ordinal
 
@@ -224,7 +248,7 @@ async def _by_ordinal(
         found: int | None = await connection.scalar(
             rows.with_only_columns(func.max(ordinal)).where(schema.messages.c.id == message_id)
         )
-        if found is None:
+        if found is None and not ignores_unknown:
             raise lookup.not_found(schema.messages, message_id)
         return found
 

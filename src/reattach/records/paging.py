@@ -2,14 +2,31 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Column, ColumnElement, RowMapping, Select, Table, and_, or_, select
+from sqlalchemy import (
+    JSON,
+    Column,
+    ColumnElement,
+    LargeBinary,
+    RowMapping,
+    Select,
+    Table,
+    Text,
+    and_,
+    cast,
+    func,
+    literal,
+    or_,
+    select,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.ids import TenantId
+from reattach.limits import PAGE_BYTES
 from reattach.records import lookup
 from reattach.records.base import Page
+from reattach.records.columns import Typed
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,5 +131,32 @@ async def span_of(
 
 
 async def _fetched(connection: AsyncConnection, rows: Select[Any]) -> Sequence[RowMapping]:
+    """Return the first of the rows that are not larger than a page together, and at least one.
+
+    Their sizes are asked for first, so that no more is ever in memory.
+    """
+    wide = [column for column in rows.selected_columns if isinstance(column.type, _WIDE)]
+    if wide:
+        size = sum((_bytes_of(connection, column) for column in wide), start=literal(0))
+        sizes = rows.with_only_columns(size, maintain_column_froms=True)
+        left_bytes, count = PAGE_BYTES, 0
+        for row_bytes in await connection.scalars(sizes):
+            left_bytes -= row_bytes
+            if left_bytes < 0 and count:
+                break
+            count += 1
+        rows = rows.limit(count)
     found: Sequence[RowMapping] = (await connection.execute(rows)).mappings().all()
     return found
+
+
+_WIDE: Final = (Text, JSON, Typed)
+"""Types of columns that hold what clients and models write."""
+
+
+def _bytes_of(connection: AsyncConnection, column: ColumnElement[Any]) -> ColumnElement[int]:
+    if connection.dialect.name == "sqlite":
+        size = func.length(cast(column, LargeBinary))  # Reads no more than the row's head.
+    else:
+        size = func.octet_length(cast(column, Text))
+    return func.coalesce(size, 0)

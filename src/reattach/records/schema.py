@@ -149,6 +149,7 @@ messages = Table(
     Column("sender_id", String),
     Column("run_id", String),
     Column("step_id", String),
+    Index("ix_messages_tenant", "tenant", "ordinal"),
     Index("ix_messages_agent_id", "agent_id", "ordinal"),
     Index("ix_messages_run_id", "run_id", "ordinal"),
 )

@@ -8,11 +8,12 @@ from reattach.clock import Clock
 from reattach.engine.base import Engine, Model
 from reattach.engine.catalog import Catalog
 from reattach.errors import InvalidArgumentError, NotFoundError
+from reattach.ids import TenantId
 from reattach.records.base import Agent, Conversation
 from reattach.runs.compacting import CompactingEngine
 from reattach.runs.compaction import Compaction, Plan, Summarizer
 from reattach.runs.turns import settings_of
-from reattach.tools.base import Toolbox
+from reattach.tools.base import Toolbox, ToolContext
 from reattach.tools.loop import ToolLoop
 
 
@@ -41,15 +42,18 @@ class Answering:
             )
         return model
 
-    def engine(self, model: str, agent: Agent, conversation: Conversation | None) -> Engine:
-        """Who answers one run with that model."""
+    def engine(
+        self, model: str, tenant: TenantId, agent: Agent, conversation: Conversation | None
+    ) -> Engine:
+        """Return the engine for one run of the tenant's agent with that model."""
         engine = CompactingEngine(
             self.catalog.engine(model),
             self.compaction(model, agent, conversation),
             self.clock,
         )
-        tools = self.toolbox.attached(agent.settings)
-        return ToolLoop(engine, tools, self.clock, call_seconds=self.tool_seconds)
+        tools = self.toolbox.for_tenant(tenant).attached(agent.settings)
+        context = ToolContext(tenant, agent.id, None if conversation is None else conversation.id)
+        return ToolLoop(engine, tools, self.clock, call_seconds=self.tool_seconds, context=context)
 
     def compaction(
         self,

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 from reattach.clock import Clock
 from reattach.ids import TenantId
-from reattach.limits import (
+from reattach.limits import CALLBACK_MAX_RETRY_SECONDS, CALLBACKS_AT_ONCE
+from reattach.outbound_limits import (
     CALLBACK_BREAKER_FAILURES,
     CALLBACK_BREAKER_SECONDS,
     CALLBACK_BREAKERS,
-    CALLBACK_MAX_RETRY_SECONDS,
-    CALLBACKS_AT_ONCE,
     CALLBACKS_PER_RECEIVER,
     CALLBACKS_PER_TENANT,
 )

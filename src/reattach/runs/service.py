@@ -154,7 +154,7 @@ class RunService:
                 retry_after_seconds=2,
             )
         model = self.answering.model(send.agent, send.conversation, send.overrides.model)
-        engine = self.answering.engine(model, send.agent, send.conversation)
+        engine = self.answering.engine(model, send.tenant, send.agent, send.conversation)
         run = self._new_run(send, model)
         aliases = [otid_alias(run.tenant, one.otid) for one in run.input if one.otid]
         # Asked for nothing but its answer: without it, the run that is made could not begin.

@@ -55,9 +55,11 @@ def make_turn(
 def system_prompt(agent: Agent, conversation: Conversation | None) -> str:
     """The system prompt of the conversation as it is now; None is the default one."""
     isolated = () if conversation is None else conversation.isolated_blocks
+    blocks = blocks_in(agent.blocks, isolated)
     return compile_system(
         agent.system,
-        blocks_in(agent.blocks, isolated),
+        blocks,
+        recompiled_at=max([agent.updated_at, *(block.updated_at for block in blocks)]),
         agent_id=agent.id,
         conversation_id=None if conversation is None else conversation.id,
     )

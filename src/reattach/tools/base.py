@@ -4,12 +4,13 @@ import hashlib
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 from reattach.engine.base import ServerTool
 from reattach.errors import StartupError
-from reattach.ids import ToolId
+from reattach.ids import AgentId, ConversationId, TenantId, ToolId
 
 SETTING: Final = "server_tools"
 """The member of an agent's settings that names its tools, with what it wants of approvals."""
@@ -40,6 +41,20 @@ RETIRED_TOOLS: Final = frozenset(
 """The names of the tools that the retired server brought along; here a package may bring one."""
 
 
+@dataclass(frozen=True, slots=True)
+class ToolContext:
+    """The one that a call is made for. A function may have it as a parameter of this type."""
+
+    tenant: TenantId | None = None
+    """None where no server makes the call, as in tests of a tool."""
+    agent_id: AgentId | None = None
+    conversation_id: ConversationId | None = None
+    """None: the agent's default conversation."""
+
+
+NO_CONTEXT: Final = ToolContext()
+
+
 class Tool(ABC):
     """A tool that agents can be given. Its name is its own within a server."""
 
@@ -48,7 +63,9 @@ class Tool(ABC):
     parameters: Mapping[str, Any]
     """The JSON schema of its arguments, an object."""
     requires_approval: bool
-    """Whether its calls wait for an approval where the agent does not say."""
+    """Whether its calls wait for an approval, whatever an agent says; else the agent may say so."""
+    tenants: frozenset[str] | None = None
+    """The tenants whose agents may have it; None: all."""
     kind: Literal["custom", "external_mcp"]
     server: str | None = None
     """The name of the MCP server that has it."""
@@ -57,15 +74,23 @@ class Tool(ABC):
 
     @abstractmethod
     async def call(self, arguments: str) -> str:
-        """Run it once with the arguments' JSON text, and return what the model is told.
+        """Run it once with the arguments' JSON text, and return the text for the model.
 
         Raises ToolError with a text for the model; anything else that it raises is a fault of
         the tool. When it is cancelled it lets go within a moment, though its work may go on.
         """
 
+    async def call_for(self, context: ToolContext, arguments: str) -> str:  # noqa: ARG002
+        """Run it as ``call`` does, for a tool that may want to know whom the call is for."""
+        return await self.call(arguments)
+
     async def ready(self) -> "Tool":
         """The tool as models are to be told of it, after a moment if that is not known yet."""
         return self
+
+    def is_for(self, tenant: TenantId | None) -> bool:
+        """Return whether agents of the tenant may have it; None stands for the operator."""
+        return tenant is None or self.tenants is None or tenant in self.tenants
 
     @property
     def id(self) -> ToolId:
@@ -113,6 +138,7 @@ class Toolbox:
         Raises StartupError if two of them have one name.
         """
         self._source = source
+        self._tenant: TenantId | None = None
         self._tools: dict[str, Tool] = {}
         for tool in sorted(tools, key=lambda tool: tool.name):
             if tool.name in self._tools:
@@ -121,9 +147,16 @@ class Toolbox:
                 )
             self._tools[tool.name] = tool
 
+    def for_tenant(self, tenant: TenantId | None) -> Self:
+        """Return the toolbox as the tenant sees it: without tools that are for others."""
+        seen = copy(self)
+        seen._tenant = tenant
+        return seen
+
     def tools(self) -> Sequence[Tool]:
         found = {} if self._source is None else {one.name: one for one in self._source.tools()}
-        return sorted((found | self._tools).values(), key=lambda tool: tool.name)
+        tools = [tool for tool in (found | self._tools).values() if tool.is_for(self._tenant)]
+        return sorted(tools, key=lambda tool: tool.name)
 
     def by_name(self, name: str) -> Tool | None:
         return next((tool for tool in self.tools() if tool.name == name), None)
@@ -132,16 +165,17 @@ class Toolbox:
         return next((tool for tool in self.tools() if tool.id == tool_id), None)
 
     def attached(self, settings: Mapping[str, Any]) -> Sequence[AttachedTool]:
-        """The tools of the agent with these settings, in the order in which it got them.
+        """Return the tools of the agent with these settings, in the order in which it got them.
 
-        Those that the server does not have any more are left out; not those that nobody knows of
-        yet, because what has them is not there.
+        Tools that the server no longer has, or has for other tenants, are left out. Those of a
+        source that is not there yet are not. An agent may ask for more approvals than the operator
+        requires, and not for fewer.
         """
         wanted: Mapping[str, bool | None] = settings.get(SETTING) or {}
         return [
-            AttachedTool(tool, tool.requires_approval if asked is None else asked)
+            AttachedTool(tool, tool.requires_approval or bool(asked))
             for name, asked in wanted.items()
-            if (tool := self._wanted(name)) is not None
+            if (tool := self._wanted(name)) is not None and tool.is_for(self._tenant)
         ]
 
     def _wanted(self, name: str) -> Tool | None:

@@ -10,7 +10,7 @@ from reattach.engine.intake import storable_return
 from reattach.errors import ToolError
 from reattach.limits import MAX_ERROR_CHARS, MAX_TOOL_OUTPUT_CHARS
 from reattach.messages import ToolCallPart
-from reattach.tools.base import Tool
+from reattach.tools.base import NO_CONTEXT, Tool, ToolContext
 
 logger = structlog.get_logger(__name__)
 
@@ -20,17 +20,21 @@ class _Fault:
     kind: str
 
 
-async def call_tool(tool: Tool, call: ToolCallPart, *, seconds: float) -> ToolReturn:
+async def call_tool(
+    tool: Tool, call: ToolCallPart, *, seconds: float, context: ToolContext = NO_CONTEXT
+) -> ToolReturn:
     """Run the call. What raises, takes longer than ``seconds`` or returns too much is an error.
 
     The return's text can be stored. When it is cancelled, or time is up, the tool is told so and
     not waited for.
     """
-    return storable_return(await _called(tool, call, seconds))
+    return storable_return(await _called(tool, call, seconds, context))
 
 
-async def _called(tool: Tool, call: ToolCallPart, seconds: float) -> ToolReturn:
-    task = asyncio.create_task(_outcome(tool, call), name=f"tool {tool.name}")
+async def _called(
+    tool: Tool, call: ToolCallPart, seconds: float, context: ToolContext
+) -> ToolReturn:
+    task = asyncio.create_task(_outcome(tool, call, context), name=f"tool {tool.name}")
     try:
         await asyncio.wait({task}, timeout=seconds)
     finally:
@@ -60,10 +64,12 @@ async def _called(tool: Tool, call: ToolCallPart, seconds: float) -> ToolReturn:
             return ToolReturn(call.tool_call_id, call.name, "success", output)
 
 
-async def _outcome(tool: Tool, call: ToolCallPart) -> str | ToolError | _Fault:
+async def _outcome(
+    tool: Tool, call: ToolCallPart, context: ToolContext
+) -> str | ToolError | _Fault:
     """What came of the call; it raises nothing but its own cancellation."""
     try:
-        output: object = await tool.call(call.arguments)
+        output: object = await tool.call_for(context, call.arguments)
         return output if isinstance(output, str) else _Fault(f"it gave {type(output).__name__}")
     except asyncio.CancelledError:
         raise

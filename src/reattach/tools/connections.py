@@ -150,6 +150,7 @@ class McpTool(Tool):
         self.description = None if listed is None else listed.description
         self.parameters = _ANY_OBJECT if listed is None else listed.parameters
         self.requires_approval = requires_approval
+        self.tenants = None if kept.server.tenants is None else frozenset(kept.server.tenants)
         self.server = kept.name
         self.call_seconds = kept.server.tool_seconds
         self._kept = kept

@@ -7,12 +7,12 @@ The arguments' schema comes from the signature, by Pydantic: annotations say the
 import inspect
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Final, ParamSpec, TypeVar, cast
+from typing import Any, Final, Literal, ParamSpec, TypeVar, cast, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
@@ -22,7 +22,7 @@ from pydantic_core import SchemaValidator, to_json, to_jsonable_python
 from reattach.arguments import NO_OBJECT, decoded_arguments, json_object
 from reattach.errors import StartupError, ToolError
 from reattach.limits import MAX_VALIDATION_ERRORS
-from reattach.tools.base import Tool
+from reattach.tools.base import NO_CONTEXT, Tool, ToolContext
 from reattach.tools.threads import Threads
 
 ENTRY_POINTS: Final = "reattach.tools"
@@ -41,18 +41,26 @@ class Options:
 
     name: str | None = None
     requires_approval: bool = False
+    tenants: frozenset[str] | None = None
 
 
 def tool(
-    *, name: str | None = None, requires_approval: bool = False
+    *,
+    name: str | None = None,
+    requires_approval: bool = False,
+    tenants: Collection[str] | None = None,
 ) -> Callable[[Callable[Arguments, Returned]], Callable[Arguments, Returned]]:
     """Decorate a function that is a tool; without it, it has its own name and needs no approval.
 
-    The function itself stays as it is.
+    ``requires_approval`` holds for every agent. Only agents of the ``tenants`` may have the tool;
+    None: all. The function itself stays as it is.
     """
+    if isinstance(tenants, str):
+        raise StartupError(f"The tenants of a tool are a list: tenants=[{tenants!r}].")
+    limited = None if tenants is None else frozenset(tenants)
 
     def mark(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
-        setattr(function, _OPTIONS, Options(name, requires_approval))
+        setattr(function, _OPTIONS, Options(name, requires_approval, limited))
         return function
 
     return mark
@@ -68,15 +76,19 @@ class FunctionTool(Tool):
         options: Options = getattr(function, _OPTIONS, Options())
         self.name = options.name or str(getattr(function, "__name__", ""))
         self.requires_approval = options.requires_approval
+        self.tenants = options.tenants
         self.description = inspect.getdoc(function)
         if not _NAME.fullmatch(self.name):
             raise StartupError(
                 f"The tool {self.name!r} needs another name: 1 to 64 letters, digits, _ or -."
             )
         try:
+            self._context_name = _context_parameter(function)
             adapter: TypeAdapter[Any] = TypeAdapter(cast("Any", function))
-            self.parameters = adapter.json_schema()
-            self._validator = SchemaValidator(generate_arguments_schema(function))
+            self.parameters = _without(self._context_name, adapter.json_schema())
+            self._validator = SchemaValidator(
+                generate_arguments_schema(function, parameters_callback=self._skipping_context)
+            )
         except (PydanticUserError, NameError) as error:
             raise StartupError(
                 f"The arguments of the tool {self.name} have no JSON schema: {error}"
@@ -84,19 +96,62 @@ class FunctionTool(Tool):
         if self.parameters.get("type") != "object":
             raise StartupError(f"The tool {self.name} has arguments without names; name them.")
         self._function = function
+        self._signature = inspect.signature(function)
         self._threads = threads
 
+    def _skipping_context(self, index: int, name: str, annotation: Any) -> Literal["skip"] | None:  # noqa: ARG002
+        return "skip" if name == self._context_name else None
+
     async def call(self, arguments: str) -> str:
+        return await self.call_for(NO_CONTEXT, arguments)
+
+    async def call_for(self, context: ToolContext, arguments: str) -> str:
         if decoded_arguments(arguments) is None:
             raise ToolError(NO_OBJECT)
         try:
             args, kwargs = self._validator.validate_json(json_object(arguments))
         except ValidationError as error:
             raise ToolError(f"The arguments do not fit. {_faults(error)}") from error
+        if self._context_name is not None:
+            # By names, because the parameter may stand before others.
+            names = [one for one in self._signature.parameters if one != self._context_name]
+            kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+            args = ()
+            kwargs[self._context_name] = context
         bound = partial(self._function, *args, **kwargs)
         if inspect.iscoroutinefunction(self._function):
             return _text(await bound())
-        return await self._threads.run(lambda: _text(bound()))
+        return await self._threads.run(lambda: _text(bound()), context.tenant)
+
+
+def _without(parameter: str | None, schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of arguments without the parameter that no model fills in."""
+    if parameter is None:
+        return schema
+    schema.get("properties", {}).pop(parameter, None)
+    schema["required"] = [name for name in schema.get("required", ()) if name != parameter]
+    schema.get("$defs", {}).pop(ToolContext.__name__, None)
+    return {name: value for name, value in schema.items() if value or name == "properties"} | {
+        "additionalProperties": schema.get("additionalProperties", False)
+    }
+
+
+def _context_parameter(function: Callable[..., Any]) -> str | None:
+    """Return the name of the parameter that the server fills in; None if there is none.
+
+    Raises NameError for an annotation that names nothing, and StartupError for several of them.
+    """
+    target = function if inspect.isroutine(function) else type(function).__call__
+    try:
+        hints = get_type_hints(target)
+    except TypeError:
+        return None
+    names = [
+        name for name in inspect.signature(function).parameters if hints.get(name) is ToolContext
+    ]
+    if len(names) > 1:
+        raise StartupError(f"A tool has one parameter of ToolContext, and not {len(names)}.")
+    return names[0] if names else None
 
 
 def function_tools(names: Sequence[str], threads: Threads) -> list[Tool]:

@@ -23,7 +23,7 @@ from reattach.engine.calls import CallIds, CallStream
 from reattach.events import StopReason
 from reattach.ids import new_message_id
 from reattach.messages import ContentPart, Message, Role, TextPart, ToolCallPart, ToolReturnPart
-from reattach.tools.base import AttachedTool
+from reattach.tools.base import NO_CONTEXT, AttachedTool, ToolContext
 from reattach.tools.calling import call_tool
 from reattach.tools.offer import Offer
 
@@ -41,12 +41,19 @@ class ToolLoop(Engine):
     """
 
     def __init__(
-        self, engine: Engine, tools: Sequence[AttachedTool], clock: Clock, *, call_seconds: float
+        self,
+        engine: Engine,
+        tools: Sequence[AttachedTool],
+        clock: Clock,
+        *,
+        call_seconds: float,
+        context: ToolContext = NO_CONTEXT,
     ) -> None:
         self._engine = engine
         self._tools = {attached.tool.name: attached for attached in tools}
         self._clock = clock
         self._call_seconds = call_seconds
+        self._context = context
         self.announces_tools = engine.announces_tools
         self.own_tools = engine.own_tools
 
@@ -109,7 +116,8 @@ class ToolLoop(Engine):
                 continue
             yield ToolStarting(call.tool_call_id)
             tool = offer.tools[call.name].tool
-            yield await call_tool(tool, call, seconds=tool.call_seconds or self._call_seconds)
+            seconds = tool.call_seconds or self._call_seconds
+            yield await call_tool(tool, call, seconds=seconds, context=self._context)
 
     def _messages(self, said: "_Said") -> list[Message]:
         messages = [self._message(Role.ASSISTANT, said.parts())]

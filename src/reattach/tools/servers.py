@@ -47,7 +47,9 @@ class McpServer(BaseModel):
     """The name of the variable of this process that holds the token for it."""
 
     requires_approval: bool | Names = False
-    """Whether calls wait for an approval where the agent does not say, or of which tools."""
+    """Whether calls wait for an approval whatever an agent says, or of which tools."""
+    tenants: Names | None = None
+    """The tenants whose agents may have its tools; None: all."""
     tool_seconds: float | None = Field(None, gt=0)
     """How long one call may take; None: as all tools."""
     start_seconds: float = Field(MCP_START_SECONDS, gt=0)

@@ -3,12 +3,14 @@
 import asyncio
 import contextvars
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
 from reattach.errors import ToolError
-from reattach.limits import MAX_TOOL_THREADS
+from reattach.ids import TenantId
+from reattach.limits import MAX_TENANT_TOOL_THREADS, MAX_TOOL_THREADS
 
 Result = TypeVar("Result")
 
@@ -21,12 +23,19 @@ class Threads:
 
     def __init__(self) -> None:
         self._busy = 0
+        self._by_tenant: Counter[TenantId | None] = Counter()
 
-    async def run(self, function: Callable[[], Result]) -> Result:
+    async def run(self, function: Callable[[], Result], tenant: TenantId | None = None) -> Result:
         """Run it in a thread of its own. Being cancelled stops the waiting, not the function.
 
+        A tenant has a part of the threads, so that its calls that hang leave some for others.
         Raises what the function raises, and ToolError while too many are running.
         """
+        if self._by_tenant[tenant] >= MAX_TENANT_TOOL_THREADS and tenant is not None:
+            raise ToolError(
+                f"{self._by_tenant[tenant]} earlier calls of your tools are still running. "
+                "Try again later."
+            )
         if self._busy >= MAX_TOOL_THREADS:
             raise ToolError(
                 f"{self._busy} earlier calls of tools are still running. Try again later."
@@ -39,6 +48,9 @@ class Threads:
 
         def end() -> None:
             self._busy -= 1
+            self._by_tenant[tenant] -= 1
+            if not self._by_tenant[tenant]:
+                del self._by_tenant[tenant]
             ended.set()
 
         def work() -> None:
@@ -50,6 +62,7 @@ class Threads:
                 loop.call_soon_threadsafe(end)
 
         self._busy += 1
+        self._by_tenant[tenant] += 1
         threading.Thread(target=work, name="tool", daemon=True).start()
         await ended.wait()
         if errors:

@@ -3,7 +3,10 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-from reattach.limits import CALLBACK_SECRET_OVERLAP_SECONDS, CALLBACKS_PER_RECEIVER
+from reattach.outbound_limits import (
+    CALLBACK_SECRET_OVERLAP_SECONDS,
+    CALLBACKS_PER_RECEIVER,
+)
 from reattach.records.base import Run
 from reattach.records.callbacks import CallbackOutcome, DueCallback, Receiver, Room
 from reattach.records.records import Records

@@ -15,17 +15,16 @@ from urllib.parse import urljoin, urlsplit
 
 from reattach.engine.base import Turn
 from reattach.errors import ModelError, UrlRefusedError, UrlUnreachableError
-from reattach.limits import (
+from reattach.limits import MAX_ERROR_CHARS, MAX_IMAGE_BYTES
+from reattach.messages import IMAGE_TYPES, ImagePart, Message, ToolReturnPart
+from reattach.outbound import Outbound, Resolve, Response, checked_url, resolve
+from reattach.outbound_limits import (
     IMAGE_FETCH_SECONDS,
     IMAGE_REDIRECTS,
     IMAGES_FETCH_SECONDS,
     IMAGES_FETCHED_AT_ONCE,
     IMAGES_FETCHED_BYTES,
-    MAX_ERROR_CHARS,
-    MAX_IMAGE_BYTES,
 )
-from reattach.messages import IMAGE_TYPES, ImagePart, Message, ToolReturnPart
-from reattach.outbound import Outbound, Resolve, Response, checked_url, resolve
 
 FETCHING_HOSTS: Final = frozenset(
     {

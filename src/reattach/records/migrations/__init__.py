@@ -26,7 +26,7 @@ from reattach.records.schema import metadata
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD: Final = "0007"
+HEAD: Final = "0008"
 """The newest revision. It stands here so that a new or up-to-date database needs no Alembic.
 
 Alembic takes a sixth of the time of a server's start to load.
