@@ -36,6 +36,8 @@ from tests.conformance.records.samples import (
     an_agent,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def records(postgresql_url: str) -> AsyncIterator[Records]:

@@ -17,6 +17,8 @@ from reattach.log.open import open_log
 from reattach.testing.log_reader import follow
 from reattach.testing.redis import RedisServer
 
+pytestmark = pytest.mark.slow
+
 FRAMES = [b"data: one\n\n", b"data: two\n\n"]
 
 
