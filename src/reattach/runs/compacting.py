@@ -105,7 +105,7 @@ class CompactingEngine(Engine):
                     if isinstance(delta, StepFinished):
                         self._steps += 1
                         if self._compaction is not None:
-                            self._compaction.learn(turn, told_in(turn), delta.usage.prompt_tokens)
+                            self._compaction.learn(turn, delta.usage.prompt_tokens)
                     yield delta
         for delta in intake.release():
             yield delta

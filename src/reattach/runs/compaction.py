@@ -146,6 +146,7 @@ class Compaction:
         self._summarizer = summarizer
         self._clock = clock
         self._scale = 1.0
+        self._estimated: tuple[Sequence[Message], int] = ((), 0)
 
     @property
     def limit_tokens(self) -> float:
@@ -157,11 +158,14 @@ class Compaction:
             window_tokens * FILL, window_tokens - min(self._answer_tokens, window_tokens / 2)
         )
 
-    def learn(self, turn: Turn, told: Sequence[Message], counted_tokens: int | None) -> None:
-        """The provider counted that many tokens in the turn's prompt and tools with ``told``."""
+    def learn(self, turn: Turn, counted_tokens: int | None) -> None:
+        """Learn from the provider's count of everything that the model was told with the turn."""
+        self._learn(turn, self._told_tokens(turn), counted_tokens)
+
+    def _learn(self, turn: Turn, told_tokens: int, counted_tokens: int | None) -> None:
         if not counted_tokens:
             return
-        estimate = _overhead(turn) + messages_tokens(told)
+        estimate = _overhead(turn) + told_tokens
         low, high = _SCALE_BOUNDS
         self._scale = min(max(counted_tokens / max(estimate, 1), low), high)
 
@@ -170,11 +174,23 @@ class Compaction:
         history = turn.history
         places = range(len(history) - 1, -1, -1)
         last = next((n for n in places if history[n].role is Role.ASSISTANT), 0)
-        self.learn(turn, history[:last], turn.counted_tokens)
+        told_tokens = self._history_tokens(turn) - messages_tokens(history[last:])
+        self._learn(turn, told_tokens, turn.counted_tokens)
+
+    def _history_tokens(self, turn: Turn) -> int:
+        """The estimate of the turn's history, made once for each list."""
+        history, tokens = self._estimated
+        if history is not turn.history:
+            tokens = messages_tokens(turn.history)
+            self._estimated = turn.history, tokens
+        return tokens
+
+    def _told_tokens(self, turn: Turn) -> int:
+        return self._history_tokens(turn) + messages_tokens(turn.input)
 
     def tokens(self, turn: Turn) -> int:
         """An estimate of what the model is told with the turn."""
-        return round(self._scale * (_overhead(turn) + messages_tokens(told_in(turn))))
+        return round(self._scale * (_overhead(turn) + self._told_tokens(turn)))
 
     def overhead_tokens(self, turn: Turn) -> int:
         """The part of it that no compaction can take away."""
