@@ -157,7 +157,7 @@ async def test_the_system_prompt_says_where_the_model_is(live: LiveServer) -> No
     for named, conversation in ((thread, thread), ("default", "default")):
         answer = await live.send(named, "[system]", agent_id=agent)
         told = answer["messages"][0]["content"]
-        assert f"agent_id: {agent}\nconversation_id: {conversation}\n" in told
+        assert f"- AGENT_ID: {agent}\n- CONVERSATION_ID: {conversation}\n" in told
 
 
 @pytest.mark.parametrize("dry_run", [True, False])

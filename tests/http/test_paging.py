@@ -201,7 +201,7 @@ async def test_a_page_of_large_rows_ends_early_and_goes_on_at_its_last_item(
     for path in ("/v1/conversations/{conversation_id}/messages", "/v1/runs/", "/v1/agents/"):
         whole = await filled.whole(path, "asc")
         with monkeypatch.context() as patched:
-            patched.setattr("reattach.records.paging.PAGE_BYTES", 600)
+            patched.setattr("reattach.records.paging.PAGE_BYTES", 60)
             assert len(await filled.page(path, order="asc", limit=1000)) < len(whole)
             pages = await filled.walked(path, "after", "asc", 1000)
         assert [one for page in pages for one in page] == whole

@@ -314,7 +314,7 @@ def _refuse_unknown(options: dict[str, Any]) -> None:
     except (TypeError, RedisError) as error:
         names = sorted(name for name in options if f"'{name}'" in str(error))
         raise ValueError(
-            f"the option {names[0] if names else ''} does not go with its scheme; "
+            f"the option {names[0] if names else ''} can not be used with its scheme; "
             "those of TLS need rediss://"
         ) from None
 
