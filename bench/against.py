@@ -26,7 +26,7 @@ def versions(options: Options, settings: Mapping[str, str] | None = None) -> lis
 def ratios(
     results: Results, options: Options, measurements: Sequence[str], columns: Mapping[str, str]
 ) -> list[Table]:
-    """What this checkout costs in units of each other one: medians by medians."""
+    """The cost of this checkout in units of each other one: the ratio of the medians."""
     own, *others = versions(options)
     tables = []
     for other in others:

@@ -15,7 +15,7 @@ NO_OBJECT: Final = (
     "The arguments do not fit. They are no JSON object, or nest objects and arrays more than "
     f"{MAX_ARGUMENTS_DEPTH} levels deep."
 )
-"""What a model is told of arguments that are none."""
+"""The text that a model gets in place of arguments that are no JSON object."""
 
 
 def decoded_arguments(text: str) -> dict[str, Any] | None:

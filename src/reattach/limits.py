@@ -41,7 +41,7 @@ ACCEPT_BATCH: Final = 256
 """Connections that are taken before anything else has its turn; each is some 50 µs of work."""
 
 REFUSED_BYTES: Final = 64 * 1024
-"""What is taken of the request of a connection that is refused."""
+"""Bytes that are read from a connection that is refused, so that its client sees the answer."""
 
 ACCEPT_PAUSE_SECONDS: Final = 1.0
 """How long those who connect wait when the process can open no more files."""
@@ -259,7 +259,7 @@ CONTEXT_CACHE_BYTES: Final = 64 * 1024 * 1024
 """Decoded contexts of conversations in memory between turns: some hundred long conversations."""
 
 CONTEXT_MESSAGE_BYTES: Final = 1024
-"""What a decoded message takes in memory beside its texts, roughly."""
+"""The memory of a decoded message beside its texts, roughly."""
 
 # Compaction.
 
@@ -366,7 +366,7 @@ CHUNKS_SLICE_BYTES: Final = 64 * 1024
 take longest, about 1 µs each."""
 
 HELD_BYTES: Final = 16 * 1024
-"""What follows a request whose response is not complete; reading pauses beyond."""
+"""Bytes behind a request whose response is not complete; reading pauses beyond them."""
 
 MAX_JSON_DEPTH: Final = 64
 """Objects and arrays within each other; far below where decoders run out of stack."""

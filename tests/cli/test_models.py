@@ -10,7 +10,7 @@ from tests.cli.commands import reattach_here
 
 
 def findings(*arguments: str, **variables: str) -> dict[tuple[str, str], str]:
-    """What the doctor finds, by level and subject."""
+    """The findings of the doctor, by level and subject."""
     ended = reattach_here("doctor", "--json", *arguments, **variables)
     return {
         (one["level"], one["what"]): f"{one['detail']} {one['remedy']}"

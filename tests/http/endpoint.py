@@ -141,7 +141,7 @@ class Client:
             return await self.reader.readuntil(end)
 
     async def rest(self) -> bytes:
-        """All that comes until the server closes the connection, or resets it."""
+        """The bytes that arrive until the server closes or resets the connection."""
         received = b""
         async with asyncio.timeout(WAIT_SECONDS):
             try:

@@ -40,7 +40,7 @@ from tests.http.conftest import Server, serving
 from tests.http.test_odd_deltas import events_of
 from tests.redis_server import shared_url
 
-# What an engine may yield.
+# Deltas that an engine may yield.
 
 ODD = st.text(st.sampled_from('\ud83d\ude00\0\u2028\n"\\{}[]aé😀'), max_size=6)
 TEXTS = st.one_of(ODD, st.text(max_size=6), st.just("plain "))

@@ -372,7 +372,7 @@ async def test_a_server_that_requires_a_key_refuses_this_machine_too(tmp_path: P
 
 
 def scopes_needed(server: Server) -> dict[tuple[str, str], KeyScope]:
-    """What each operation of the API's description needs."""
+    """The scope that each operation of the API's description needs."""
     return {
         (method, path): scope_of([method.upper()], operation["operationId"])
         for path, methods in server.app.openapi()["paths"].items()

@@ -284,7 +284,7 @@ async def test_a_reader_that_takes_a_little_now_and_then_is_not_aborted(server: 
     assert received + len(await client.rest()) > 4_000_000
 
 
-# What HTTP forbids.
+# Requests that HTTP forbids.
 
 REFUSED: dict[str, tuple[bytes, int]] = {
     "HTTP/0.9": (b"GET /x\r\n", 400),
@@ -401,7 +401,7 @@ async def test_a_refusal_is_the_same_when_the_request_comes_byte_by_byte(
     assert error_of(await client.rest())[0] == status
 
 
-# What HTTP allows.
+# Requests that HTTP allows.
 
 
 async def test_trailers_are_dropped_and_never_taken_as_headers(server: Served) -> None:

@@ -1,4 +1,4 @@
-"""What an engine gives that no store, wire or client takes: the run ends, and all of it is read."""
+"""Deltas that no store, wire or client takes as they are: the run ends and can be read whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one tenant may use of a process, and that another one is served meanwhile."""
+"""Quotas bound one tenant's use of a process, and other tenants are served meanwhile."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ async def test_what_is_held_is_let_go_of_when_a_request_ends_in_any_way(tmp_path
 
 
 def _use(live: LiveServer) -> Any:
-    """What the default tenant uses of an application of its own, which is asked here."""
+    """The use by the default tenant of an application of its own, with its client."""
     return live.app.shortcut._authenticator._quotas.of(DEFAULT_TENANT)  # type: ignore[attr-defined]
 
 

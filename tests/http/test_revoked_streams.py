@@ -1,4 +1,4 @@
-"""What is open with a key ends when the key is over."""
+"""Streams and waits that were opened with a key end when it is revoked or expires."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ async def machine(directory: Path, boot: str, **settings: Any) -> AsyncIterator[
 
 @dataclass
 class Seen:
-    """What clients had of a run before the power cut."""
+    """The events of a run that clients had before the power cut."""
 
     conversation_id: str
     run_id: str

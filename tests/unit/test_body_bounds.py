@@ -67,7 +67,7 @@ async def test_large_bodies_are_parsed_one_at_a_time_and_outside_of_the_event_lo
 async def test_a_tenant_with_many_large_bodies_delays_another_tenant_by_one(
     parser: Parser,
 ) -> None:
-    """B3: the tenants take turns, so that one of them can not fill the queue."""
+    """B3: the tenants take turns, so that one of them cannot fill the queue."""
     queue = ParseQueue()
     hostile = [asyncio.create_task(queue.parse(of(HOSTILE), b"hostile %d" % n)) for n in range(20)]
     await asyncio.sleep(0)

@@ -15,7 +15,7 @@ from reattach.limits import MAX_CHUNK_EXTENSION_BYTES, MAX_HEAD_BYTES, MAX_TRAIL
 
 
 class Reading:
-    """What comes of bytes that are read request by request, up to the first error."""
+    """The requests read from the bytes, up to the first error."""
 
     def __init__(self) -> None:
         self.outcome: list[Any] = []

@@ -1,4 +1,4 @@
-"""What a conversation keeps of a run, folded from its events."""
+"""A run's events fold into the messages that its conversation keeps."""
 
 from __future__ import annotations
 

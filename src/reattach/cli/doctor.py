@@ -170,7 +170,7 @@ async def _strangers(settings: Settings, records_url: str | None) -> Finding:
         except ReattachError:
             if is_loopback(host):
                 return Finding("ok", "network", f"{host} is reached from this machine only")
-            said = f"{host} is reached by other machines; keys can not be looked for"
+            said = f"{host} is reached by other machines; keys cannot be looked for"
             return Finding("warning", "network", said, "Mend the database first.")
         try:
             has_keys = await records.keys.any()

@@ -1,4 +1,4 @@
-"""What the doctor finds about models: names, keys, lists, and on demand whether they answer."""
+"""Checks of the doctor for models: names, keys, lists, and on demand whether they answer."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""What a request may do, and what ends with the key that it came with."""
+"""The rights of a request, and the streams that end with its key."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -23,7 +23,7 @@ ACCESS = "reattach.access"
 
 
 class Access:
-    """What one key may do in this process, and the streams and waits that are open with it."""
+    """The rights of one key in this process, and the streams and waits that are open with it."""
 
     __slots__ = ("_ends", "_watch", "expires_at", "is_over", "key_id", "scopes", "tenant", "use")
 

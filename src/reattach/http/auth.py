@@ -70,7 +70,7 @@ class Authenticator:
         self._look_ups = SingleFlight[bytes, Access | None]("key look-up")
 
     async def access(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Access:
-        """What the request may do.
+        """Return the rights of the request.
 
         Raises UnauthorizedError, MisdirectedError, StoreUnavailableError.
         """

@@ -44,7 +44,7 @@ async def tenant(request: Request) -> TenantId:
 
 
 async def access(request: Request) -> Access:
-    """What the key of the request allows, and what ends with it."""
+    """The rights that the request has by its key."""
     found: Access = request.scope[ACCESS]
     return found
 

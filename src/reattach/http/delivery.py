@@ -129,7 +129,7 @@ class Delivery(ABC):
         return False
 
     def _obstacle(self) -> str | None:
-        """Why the reader can not get what comes next."""
+        """Why the reader cannot get the next events."""
         if self.following.failure is not None:
             return self.following.failure.detail
         if self.following.released:

@@ -28,7 +28,7 @@ _RUNS_RETRY_SECONDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one tenant may use."""
+    """The bounds on one tenant's use of a process."""
 
     runs: int = TENANT_RUNS
     """Runs that are open."""
@@ -42,7 +42,7 @@ class Bounds:
 
 
 class Quotas:
-    """What each tenant uses at present."""
+    """The present use of each tenant."""
 
     def __init__(
         self,
@@ -54,11 +54,11 @@ class Quotas:
         self.bounds = bounds or Bounds()
         self.clock = clock or SystemClock()
         self.body_bytes_left = process_body_bytes
-        """What all tenants together may add to the bodies that are held."""
+        """The bytes that all tenants together may still add to the bodies in memory."""
         self._tenants: dict[TenantId | None, TenantUse] = {}
 
     def of(self, tenant: TenantId | None) -> "TenantUse":
-        """What the tenant uses; None for requests that need no key."""
+        """The present use of the tenant; None for requests that need no key."""
         use = self._tenants.get(tenant)
         if use is None:
             use = self._tenants[tenant] = TenantUse(self)
@@ -66,7 +66,7 @@ class Quotas:
 
 
 class TenantUse:
-    """What one tenant uses at present; refuses what is beyond its quota."""
+    """The present use of one tenant; refuses requests beyond its quota."""
 
     __slots__ = ("_beginning", "_body_bytes", "_bytes", "_quotas", "_requests", "_streams")
 

@@ -113,7 +113,7 @@ class BoundedConnection(psycopg.AsyncConnection[Any]):
             alarm.cancel()
 
     def _unsent_bytes(self) -> int:
-        """What was written and the server has not acknowledged."""
+        """Bytes that were written and that the server has not acknowledged."""
         unsent = 0
         if not self.closed:
             with suppress(OSError):

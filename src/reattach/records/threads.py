@@ -57,7 +57,7 @@ _KINDS: Final[Mapping[Role | None, tuple[type, ...]]] = {
     Role.APPROVAL: (ApprovalPart, ToolReturnPart),
     Role.SUMMARY: (SummaryPart,),
 }
-"""What messages of these roles consist of."""
+"""The types of parts that messages of these roles have."""
 
 
 def _begins_with(parts: Sequence[ContentPart], kinds: tuple[type, ...]) -> bool:

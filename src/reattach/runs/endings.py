@@ -55,7 +55,7 @@ LOG_LOST = Ending(
     Failed(
         "internal_error",
         "The store lost events of the run that were written. What was read of it stays true, and "
-        "can not be read again; send the message again, with a new OTID, to continue.",
+        "cannot be read again; send the message again, with a new OTID, to continue.",
         None,
     ),
 )

@@ -2,8 +2,8 @@
 
 Rules:
 - A run is a sequence of steps; a step is one call of the model and has an id of its own.
-- All that the model says in a step is one message, or several if it has more than 128 parts; a
-  part is a stretch of it of one kind. Parts are numbered from 0 in the order they begin.
+- Everything that the model says in a step is one message, or several if it has more than 128 parts.
+  A part is a stretch of one kind. Parts are numbered from 0 in the order in which they begin.
 - A tool's return belongs to the step that called it, and is a message of its own.
 - A summary of the conversation is a step and a message of its own.
 - With ``stream_tokens`` every delta is an event; without it every part is one, when it is whole.

@@ -42,7 +42,7 @@ class ServerProcess(Program):
         self._arguments = arguments
         self.url = ""
         self.api_key: str | None = None
-        """What its clients send, if somebody made a key."""
+        """The headers that its clients have to send, if a key exists."""
 
     def stop(self, *, timeout_seconds: float = STOP_SECONDS) -> int:
         """SIGTERM; return its exit status. Raises subprocess.TimeoutExpired."""

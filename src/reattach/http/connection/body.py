@@ -55,7 +55,7 @@ class ChunkedBody:
         self._line = b""
         """The beginning of a line whose end has not come."""
         self._left = 0
-        """What is to come of the chunk, the line end behind it (2 bytes) included."""
+        """The bytes of the chunk that are still to come, with its line end (2 bytes)."""
         self._in_trailers = False
         self._extension_bytes = 0
         self._trailers = 0

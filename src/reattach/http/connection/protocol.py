@@ -37,7 +37,7 @@ _TCP_CLOSE: Final = 7
 
 
 class ServerState(Protocol):
-    """What uvicorn keeps of its connections, and looks at when it stops."""
+    """The connections and tasks that uvicorn waits for when it stops."""
 
     total_requests: int
     connections: set[Any]
@@ -47,7 +47,7 @@ class ServerState(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """All that the connections of a server share."""
+    """The state that the connections of a server share."""
 
     app: ASGIApp
     state: ServerState
@@ -76,7 +76,7 @@ class HttpConnection(asyncio.Protocol):
         self._cycle: Cycle | None = None
         """The last request whose head was complete."""
         self._held = b""
-        """What came and was not looked at yet."""
+        """Bytes that arrived and were not parsed yet."""
         self._reads = True
         self._room: asyncio.Event | None = None
         self._queue: Queue | None = None

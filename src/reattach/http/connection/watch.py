@@ -38,7 +38,7 @@ class Watched(Protocol):
         """Be aborted."""
 
     def untaken_bytes(self) -> int:
-        """What was written and the client has not confirmed to have."""
+        """Bytes that were written and that the client has not acknowledged."""
 
     def is_dead(self) -> bool:
         """Whether the client's side does not exist any more."""

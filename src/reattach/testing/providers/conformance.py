@@ -33,7 +33,7 @@ _OPENAI = (
 
 
 class ProviderForms:
-    """What the dialects have in common."""
+    """The part of the suite that both dialects share."""
 
     model: ClassVar[str]
     """The handle of the model to ask; a subclass must say."""
