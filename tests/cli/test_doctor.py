@@ -23,7 +23,7 @@ from reattach.testing.redis import RedisServer
 from tests.cli.commands import Ended, reattach_here
 from tests.redis_server import RedisCluster
 
-SERVER = {"settings", "network", "callbacks", "tools"}
+SERVER = {"settings", "models", "network", "callbacks", "tools"}
 POSTGRESQL = {
     "database reachable",
     "database version",
