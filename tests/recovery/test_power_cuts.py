@@ -197,13 +197,26 @@ async def test_a_power_cut_at_any_commit_of_an_open_run_breaks_no_promise_or_is_
     tmp_path: Path,
 ) -> None:
     """C10: the un-synced tail of either SQLite file is lost."""
-    await assert_survives_power_cuts(await interrupted_run(tmp_path, stop_at=2), tmp_path)
+    seen = await interrupted_run(tmp_path, stop_at=2)
+    await assert_survives_power_cuts(seen, tmp_path, losses(seen))
 
 
-async def assert_survives_power_cuts(seen: Seen, directory: Path) -> None:
+@pytest.mark.promise("P1", "P3", "P4", "P5", "P7")
+async def test_a_power_cut_at_any_commit_of_a_run_whose_record_lost_its_end_is_made_up_for(
+    tmp_path: Path,
+) -> None:
+    """C10: clients had all of the answer, and the log has all, a part or nothing of it."""
+    seen = await interrupted_run(tmp_path, stop_at=None)
+    lost = [one for one in losses(seen) if one["records.db"] or not one["events.db"]]
+    await assert_survives_power_cuts(seen, tmp_path, lost)
+
+
+async def assert_survives_power_cuts(
+    seen: Seen, directory: Path, cuts: list[dict[str, int]]
+) -> None:
     assert len(seen.commits["events.db"]) > 3
     assert len(seen.commits["records.db"]) > 2
-    for number, lost in enumerate(losses(seen)):
+    for number, lost in enumerate(cuts):
         place = await asyncio.to_thread(after_power_cut, seen, directory / f"{number}", lost)
         async with machine(place, NEXT_BOOT) as server:
             try:
