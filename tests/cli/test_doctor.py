@@ -112,7 +112,7 @@ def test_all_is_well_with_stores_that_are_as_they_should_be(
     )
     assert people.status == 0
     assert "ok      redis persistence     appendonly yes, appendfsync everysec\n" in people.out
-    assert people.out.endswith("21 ok, 0 warning, 0 wrong\n")
+    assert people.out.endswith("22 ok, 0 warning, 0 wrong\n")
 
 
 def test_wrong_settings_are_found(postgresql_url: str, redis_server: RedisServer) -> None:
