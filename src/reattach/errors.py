@@ -354,12 +354,6 @@ class StoreUnavailableError(UnavailableError):
     code = "store_unavailable"
 
 
-class LogDamagedError(StoreUnavailableError):
-    """Events that the log should have cannot be read from its store, now or later."""
-
-    code = "log_damaged"
-
-
 # What a log refuses. These reach a client only through the classes above.
 
 

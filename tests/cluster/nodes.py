@@ -15,8 +15,9 @@ from reattach.limits import LEASE_SECONDS
 from reattach.log.base import Log
 from reattach.log.redis import RedisLog
 from reattach.records.records import Records
+from reattach.runs.heartbeat import heartbeat
 from reattach.runs.service import RunService
-from reattach.runs.upkeep import keep_alive, keep_up, listen
+from reattach.runs.upkeep import keep_up, listen
 from tests.recovery.faults import Faults, FaultyLog, faulty_records
 from tests.recovery.heart import Heart, heart_of
 
@@ -84,7 +85,7 @@ class Nodes:
         if listens:
             await self._going_on(listen(runs, records, CLOCK))
         if beats:
-            await self._going_on(keep_alive(runs, CLOCK))
+            await self._stack.enter_async_context(heartbeat(runs, records, CLOCK))
         if keeps_up:
             await self._going_on(keep_up(runs, CLOCK, 3600))
         return Node(runs, log, records, faults)

@@ -17,8 +17,8 @@ RUNS = 6
 READERS = 60
 WINDOW_SECONDS = 2.0
 
-POSTGRESQL = WRITERS + READERS_POOL + 1
-"""Connections of a server to PostgreSQL: its two pools, and the one that listens."""
+POSTGRESQL = WRITERS + READERS_POOL + 2
+"""Connections of a server to PostgreSQL: two pools, one that listens, one that beats."""
 
 REDIS = 6
 """The most connections of a server to Redis: five for commands, and one for news."""

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from reattach.errors import StoreUnavailableError
-from reattach.ids import DEFAULT_TENANT, new_uuid
+from reattach.ids import DEFAULT_TENANT, RunId, new_uuid
 from reattach.records.base import RunCreated, RunKnown
 from tests.http.conftest import OTHER_TENANT
 from tests.http.live import LiveServer, joined, listening, new_threads, to, told
@@ -267,6 +267,8 @@ async def test_a_duplicate_after_the_retention_is_told_so_and_starts_nothing(
     await posted(live, conversation, body)
     [run] = await live.run_ids(agent_id=agent)
     await live.context.runs.delete_logs([run])
+    now = live.context.clock.now()
+    await live.context.records.runs.mark_log_deleted([RunId(run)], now)
     response = await live.client.post(to(conversation), json=body)
     assert (response.status_code, response.json()["code"]) == (410, "expired")
     as_json = await posted(live, conversation, body | MODES["json"])

@@ -8,7 +8,14 @@ import httpx2
 import pytest
 
 from reattach.http import resuming
-from reattach.ids import DEFAULT_TENANT, new_agent_id, new_conversation_id, new_run_id, new_uuid
+from reattach.ids import (
+    DEFAULT_TENANT,
+    RunId,
+    new_agent_id,
+    new_conversation_id,
+    new_run_id,
+    new_uuid,
+)
 from reattach.records.base import RunCreated, RunKnown
 from tests.http.conftest import OTHER_TENANT
 from tests.http.live import DONE, LiveServer, Stream, joined, kinds, listening, new_threads, told
@@ -470,6 +477,8 @@ async def test_a_log_past_its_retention_is_410_with_the_time_and_the_messages_st
         run = await live.background_run(conversation, "hello", otid=otid)
         ended = await live.ended(run)
         await live.context.runs.delete_logs([run])
+        now = live.context.clock.now()
+        await live.context.records.runs.mark_log_deleted([RunId(run)], now)
         for path, body in (
             (f"/v1/runs/{run}/stream", {}),
             (resume_path(conversation), {"run_id": run, "starting_after": 2}),

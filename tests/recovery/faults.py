@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
 from reattach.errors import StoreUnavailableError
-from reattach.log.base import Head, Log, Slice, Tail
+from reattach.log.base import Head, Inventory, Log, Slice, Tail
 from reattach.records.records import Records
 
 T = TypeVar("T")
@@ -154,6 +154,11 @@ class FaultyLog(Log):
 
     async def delete(self, run_id: str) -> None:
         await self._faults.around("log.delete", lambda: self._log.delete(run_id))
+
+    async def inventory(self, cursor: str | None, *, limit: int) -> Inventory:
+        return await self._faults.around(
+            "log.inventory", lambda: self._log.inventory(cursor, limit=limit)
+        )
 
     async def find(self, alias: str) -> str | None:
         return await self._faults.around("log.find", lambda: self._log.find(alias))

@@ -176,7 +176,7 @@ async def heart_of(records: Records, log: Log, clock: Clock) -> AsyncIterator[He
         await records.agents.create(DEFAULT_TENANT, agent, system_message=_system_message(now))
         yield heart
     finally:
-        left = [task for service in heart.services for task in service._tasks]
+        left = [task for service in heart.services for task in service.in_progress.tasks]
         for task in left:
             task.cancel()
         if left:

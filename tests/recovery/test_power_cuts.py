@@ -306,7 +306,7 @@ async def test_after_a_power_cut_a_created_run_counts_as_running_with_tools_begu
     """C10: the commits that said so may be lost."""
     conversation = await heart.conversation()
     service = heart.service()
-    run = service._new_run(heart.send(conversation, "hello"), "scripted/echo")
+    run = service._sends._new_run(heart.send(conversation, "hello"), "scripted/echo")
     await heart.records.runs.create(run.tenant, run, None, [])
     await heart.records.runs.note_begun(run.id, run.token, [])
     assert await heart.records.runs.distrust_active() == 1

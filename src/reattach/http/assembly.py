@@ -29,9 +29,10 @@ from reattach.masking import masked
 from reattach.records.failure import explaining
 from reattach.records.records import Records
 from reattach.runs.callbacks import Callbacks
+from reattach.runs.heartbeat import heartbeat
 from reattach.runs.receivers import Receivers
 from reattach.runs.service import RunService
-from reattach.runs.upkeep import keep_alive, keep_records, keep_up, listen, set_clock
+from reattach.runs.upkeep import keep_records, keep_up, listen, set_clock
 from reattach.settings import Settings
 from reattach.tools.base import Toolbox
 from reattach.tools.connections import Connect, McpServers
@@ -191,7 +192,7 @@ async def assembled(
         stack.push_async_callback(runs.leave)
         if records.shared:
             # They are left only after the runs: a process keeps its lease to its last run's end.
-            await stack.enter_async_context(_going_on(keep_alive(runs, clock)))
+            await stack.enter_async_context(heartbeat(runs, records, clock))
             await stack.enter_async_context(_going_on(listen(runs, records, clock)))
         stack.push_async_callback(runs.aclose)
         await stack.enter_async_context(_going_on(keep_up(runs, clock, settings.retention_seconds)))

@@ -69,7 +69,8 @@ class Shortcut:
         except Exception:
             logger.exception("resume goes the long way")
             return _again(message, receive)
-        error = await response.respond(scope, receive, send, _VARY)
+        # The long way waits for a log that is about to be opened, and once is enough.
+        error = await response.respond(scope, receive, send, _VARY, waits=False)
         return None if error is None else _again(message, receive)
 
 

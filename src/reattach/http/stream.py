@@ -100,9 +100,17 @@ class RunStream(Response):
         return [(name, value) for name, value in self.raw_headers if name not in _RESERVED]
 
     async def respond(
-        self, scope: Scope, receive: Receive, send: Send, *headers: tuple[bytes, bytes]
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *headers: tuple[bytes, bytes],
+        waits: bool = True,
     ) -> ReattachError | None:
-        """Stream, with ``headers`` after all others; or return why not, with nothing sent."""
+        """Stream, with ``headers`` after all others; or return why not, with nothing sent.
+
+        ``waits``: for a log that is about to be opened.
+        """
         self._more_headers += headers
         order = self._order
         connection: Connection | None = scope.get("extensions", {}).get(CONNECTION_EXTENSION)
@@ -118,7 +126,7 @@ class RunStream(Response):
                 access.use.open_stream()
             try:
                 following = await order.runs.follow(
-                    order.target, self._cursor, max_events=self._max_events
+                    order.target, self._cursor, max_events=self._max_events, waits=waits
                 )
             except BaseException:
                 if access is not None:

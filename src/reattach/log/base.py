@@ -15,7 +15,17 @@ from typing import cast
 
 from reattach.log.tail import Slice, Tail, View
 
-__all__ = ["Capabilities", "Done", "Head", "Log", "Slice", "Tail", "View"]
+__all__ = [
+    "Capabilities",
+    "Done",
+    "Head",
+    "Inventory",
+    "Log",
+    "LogEntry",
+    "Slice",
+    "Tail",
+    "View",
+]
 
 Done = Callable[[Exception | None], None]
 """Told how an operation ended: None, or why it failed. May not raise."""
@@ -48,6 +58,23 @@ class Head:
 
     Only of an open log that nobody has opened since.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """A log as an inventory lists it."""
+
+    run_id: str
+    closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """Some of the logs of a store, and where the rest of them is."""
+
+    entries: Sequence[LogEntry]
+    cursor: str | None
+    """To be given for the next page; None after the last one."""
 
 
 class Log(ABC):
@@ -187,6 +214,14 @@ class Log(ABC):
     @abstractmethod
     async def delete(self, run_id: str) -> None:
         """Forget the log. Its tail ends with LogNotFoundError. No-op if there is none."""
+
+    async def inventory(self, cursor: str | None, *, limit: int) -> Inventory:  # noqa: ARG002
+        """List about ``limit`` logs from ``cursor`` on, or from the first if it is None.
+
+        A log that is there from the first page to the last is listed at least once. One that comes
+        or goes meanwhile may or may not be. A backend that loses nothing may list nothing.
+        """
+        return Inventory((), None)
 
     @abstractmethod
     async def find(self, alias: str) -> str | None:

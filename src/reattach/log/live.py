@@ -89,10 +89,10 @@ class LiveRun:
         self.expected_closed = False
 
     @classmethod
-    def stored(cls, stored: StoredRun, tail: Tail | None = None) -> "LiveRun":
-        """A run as its row says, with the frames in ``tail``, or with none in memory."""
+    def stored(cls, stored: StoredRun) -> "LiveRun":
+        """A run as its row says, with no frames in memory."""
         run = cls(stored.number, stored.run_id, stored.token)
-        run.tail = Tail(stored.last_seq + 1) if tail is None else tail
+        run.tail = Tail(stored.last_seq + 1)
         run.first_seq = stored.first_seq
         run.folded_seq = stored.last_seq
         run.created = True

@@ -14,7 +14,7 @@ from reattach.errors import (
     StoreUnavailableError,
     TrimmedError,
 )
-from reattach.log.base import Capabilities, Head, Log, Slice, Tail
+from reattach.log.base import Capabilities, Head, Inventory, Log, LogEntry, Slice, Tail
 
 
 class _Run:
@@ -107,6 +107,13 @@ class MemoryLog(Log):
             run.tail.fail(LogNotFoundError(f"The log of {run_id} was deleted."))
         for alias in [alias for alias, found in self._aliases.items() if found == run_id]:
             del self._aliases[alias]
+
+    @override
+    async def inventory(self, cursor: str | None, *, limit: int) -> Inventory:
+        self._check_open()
+        after = sorted(run_id for run_id in self._runs if cursor is None or run_id > cursor)
+        entries = [LogEntry(run_id, self._runs[run_id].tail.closed) for run_id in after[:limit]]
+        return Inventory(entries, entries[-1].run_id if len(after) > limit else None)
 
     async def find(self, alias: str) -> str | None:
         self._check_open()

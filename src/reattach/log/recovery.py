@@ -34,7 +34,7 @@ def recover(connection: sqlite3.Connection, *, after_power_cut: bool = False) ->
     """
     found = Recovered(next_number=tables.highest_number(connection) + 1)
     for stored in tables.open_runs(connection):
-        run = LiveRun.stored(stored, tables.load_all(connection, stored))
+        run = LiveRun.stored(stored)  # Its chunks are read when somebody asks for them.
         found.runs[run.number] = run
     for row, batch in tables.journal(connection):
         if not found.row_sizes:

@@ -17,7 +17,16 @@ from reattach.errors import (
     StoreUnavailableError,
     TrimmedError,
 )
-from reattach.log.base import Capabilities, Done, Head, Log, Slice, Tail
+from reattach.log.base import (
+    Capabilities,
+    Done,
+    Head,
+    Inventory,
+    Log,
+    LogEntry,
+    Slice,
+    Tail,
+)
 from reattach.log.redis_follower import Follower
 from reattach.log.redis_lane import Lane
 from reattach.log.redis_runs import State
@@ -273,6 +282,15 @@ class RedisLog(Log):
         self._follower.deleted(run_id)
         for alias in aliases:
             await self._server.run(FORGET_ALIAS, [alias], [run_id])
+
+    @override
+    async def inventory(self, cursor: str | None, *, limit: int) -> Inventory:
+        self._check_open()
+        heads, following = await self._server.scan(cursor, self._keys.any_head, limit)
+        run_ids = [run_id for head in heads if (run_id := self._keys.run_of(head)) is not None]
+        closed = await self._follower.closed(run_ids)
+        entries = [LogEntry(run_id, closed[run_id]) for run_id in run_ids if run_id in closed]
+        return Inventory(entries, following)
 
     async def find(self, alias: str) -> str | None:
         self._check_open()

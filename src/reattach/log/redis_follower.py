@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
-from reattach.errors import LogDamagedError, LogNotFoundError, ReattachError, StoreUnavailableError
+from reattach.errors import LogNotFoundError, ReattachError, StoreUnavailableError
 from reattach.log.closed_runs import ClosedRuns
 from reattach.log.herald import Herald
 from reattach.log.redis_lane import Lane
@@ -24,6 +24,7 @@ from reattach.log.redis_scripts import (
 )
 from reattach.log.redis_server import RedisServer, tell_defect
 from reattach.log.tail import Tail
+from reattach.store_errors import LogDamagedError
 
 _LOAD_BYTES: Final = 4 * 1024 * 1024
 """A log up to this size is read into its tail as a whole when it is first followed here: thousands
@@ -106,6 +107,16 @@ class Follower:
         if run is not None:
             self._compare(run, state, shown_seq)
         return state
+
+    async def closed(self, run_ids: Sequence[str]) -> dict[str, bool]:
+        """Whether the logs of these runs are closed, of those that Redis has."""
+        asked = [self._states.ask(self._keys.run(run_id)) for run_id in run_ids]
+        raw = await asyncio.gather(*asked)
+        return {
+            run_id: State.of(one).closed
+            for run_id, one in zip(run_ids, raw, strict=True)
+            if one is not None
+        }
 
     def opened(self, run_id: str, token: int, state: State, *, begun: bool, shown_seq: int) -> None:
         """This process owns the run, as ``state`` says, from now on.

@@ -13,6 +13,7 @@ into the stream. Everything is little-endian.
 Scripts named ``*_many`` work on any number of runs of one call, each by itself.
 """
 
+import re
 import struct
 from array import array
 from collections.abc import Sequence
@@ -140,6 +141,19 @@ class Keys:
         """Its head and its frames."""
         base = f"{self.prefix}:{{{run_id}}}:"
         return f"{base}head".encode(), f"{base}log".encode()
+
+    @property
+    def any_head(self) -> bytes:
+        """The pattern of the heads of all runs."""
+        escaped = re.sub(r"([\\*?\[\]^-])", r"\\\1", self.prefix)
+        return f"{escaped}:{{*}}:head".encode()
+
+    def run_of(self, head: bytes) -> str | None:
+        """The run whose head this is; None if it is not one."""
+        begin, end = f"{self.prefix}:{{".encode(), b"}:head"
+        if not (head.startswith(begin) and head.endswith(end)):
+            return None
+        return head[len(begin) : -len(end)].decode(errors="replace")
 
     def alias(self, alias: str) -> bytes:
         return f"{self.prefix}:alias:{alias}".encode()

@@ -109,6 +109,34 @@ class RedisServer:
     async def set(self, key: bytes, value: str, expire_seconds: int) -> None:
         await self._command("SET", key, value, "EX", expire_seconds)
 
+    async def scan(
+        self, cursor: str | None, pattern: bytes, count: int
+    ) -> tuple[list[bytes], str | None]:
+        """Some of the keys that match, and the cursor for the next of them; None after the last.
+
+        A cursor is that of Redis; in a cluster with the number of the primary before it.
+        """
+        if not isinstance(self._client, RedisCluster):
+            begin = cursor or "0"
+            following, keys = await self._command("SCAN", begin, "MATCH", pattern, "COUNT", count)
+            return keys, str(int(following)) if int(following) else None
+        number, _, begin = (cursor or "0/0").partition("/")
+        try:
+            async with asyncio.timeout(self._waiting.answer_seconds), self._turns:
+                primaries = sorted(self._client.get_primaries(), key=lambda node: str(node.name))
+                node = primaries[int(number)]
+                scanned = await self._client.execute_command(
+                    "SCAN", begin, "MATCH", pattern, "COUNT", count, target_nodes=node
+                )
+        except FAILURES as error:
+            raise await self._unavailable(error) from error
+        found = next(iter(scanned.values())) if isinstance(scanned, dict) else scanned
+        following, keys = found
+        if int(following):
+            return keys, f"{number}/{int(following)}"
+        is_last = int(number) + 1 >= len(primaries)
+        return keys, None if is_last else f"{int(number) + 1}/0"
+
     async def listen(self) -> AbstractConnection:
         """A connection for nobody else, to be given back to ``stop_listening``.
 

@@ -1,6 +1,7 @@
 """The log in a SQLite file: durable on one machine, with nothing beside it."""
 
 import asyncio
+import heapq
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -12,7 +13,6 @@ from typing_extensions import override
 from reattach.errors import (
     FencedError,
     LogClosedError,
-    LogDamagedError,
     LogNotFoundError,
     SeqMismatchError,
     StartupError,
@@ -21,7 +21,16 @@ from reattach.errors import (
 )
 from reattach.limits import LOST_LOG_FIRST_SEQ
 from reattach.log import tables
-from reattach.log.base import Capabilities, Done, Head, Log, Slice, Tail
+from reattach.log.base import (
+    Capabilities,
+    Done,
+    Head,
+    Inventory,
+    Log,
+    LogEntry,
+    Slice,
+    Tail,
+)
 from reattach.log.closed_runs import ClosedRuns
 from reattach.log.compaction import Compaction, Sizes
 from reattach.log.herald import Herald
@@ -32,6 +41,7 @@ from reattach.log.recovery import Recovered, recover
 from reattach.log.tables import Connect, Durability, default_connect
 from reattach.log.writer import Writer
 from reattach.single_flight import SingleFlight
+from reattach.store_errors import LogDamagedError
 
 __all__ = ["Durability", "Sizes", "SqliteLog"]
 
@@ -272,6 +282,22 @@ class SqliteLog(Log):
             await self._settled(run)
         else:
             await self._write(run, Delete(run.number))
+
+    @override
+    async def inventory(self, cursor: str | None, *, limit: int) -> Inventory:
+        after = int(cursor or 0)
+        try:
+            stored = await self._readers.call(partial(tables.runs_after, number=after, limit=limit))
+        except sqlite3.Error as error:
+            raise StoreUnavailableError(_UNREADABLE) from error
+        # Memory is newer than the tables, and has every run that is open.
+        found = {run.number: LogEntry(run.run_id, run.closed) for run in stored}
+        for run in self._runs.values():
+            if run.number > after and run.created and not run.deleting:
+                found[run.number] = LogEntry(run.run_id, run.tail.closed)
+        numbers = heapq.nsmallest(limit, found)
+        more = len(found) > limit or len(stored) == limit
+        return Inventory([found[number] for number in numbers], str(numbers[-1]) if more else None)
 
     async def find(self, alias: str) -> str | None:  # noqa: ARG002
         if self._closing:

@@ -12,13 +12,9 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-import structlog
-
 from reattach.errors import StartupError
 from reattach.log.journal import pack_lengths, unpack_lengths
 from reattach.log.tail import Tail
-
-logger = structlog.get_logger(__name__)
 
 Durability = Literal["process", "power"]
 Connect = Callable[[str], sqlite3.Connection]
@@ -255,6 +251,14 @@ def open_runs(connection: sqlite3.Connection) -> list[StoredRun]:
     return [run for row in rows if (run := _run(row)) is not None]
 
 
+def runs_after(connection: sqlite3.Connection, *, number: int, limit: int) -> list[StoredRun]:
+    """Runs with a higher number, in the order of their numbers."""
+    rows = connection.execute(
+        _RUN + "WHERE number > ? ORDER BY number LIMIT ?", (number, limit)
+    ).fetchall()
+    return [run for row in rows if (run := _run(row)) is not None]
+
+
 def _run(row: tuple[int, str, int, int, int, int] | None) -> StoredRun | None:
     return None if row is None else StoredRun(*row[:5], closed=bool(row[5]))
 
@@ -297,20 +301,3 @@ def load(
                 break
     rows.close()
     return tail if tail is not None and tail.first_seq == after + 1 else None
-
-
-def load_all(connection: sqlite3.Connection, run: StoredRun) -> Tail | None:
-    """Everything that the run's chunks have; None if something is missing or damaged."""
-    if run.first_seq > run.last_seq:
-        return Tail(run.last_seq + 1)
-    after = run.first_seq - 1
-    tail = load(connection, run.number, after, max_bytes=_ALL, max_events=_ALL)
-    if tail is None or tail.last_seq != run.last_seq:
-        logger.error(
-            "event log of a run is damaged",
-            run_id=run.run_id,
-            first_seq=run.first_seq,
-            last_seq=run.last_seq,
-        )
-        return None
-    return tail

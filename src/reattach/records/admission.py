@@ -64,16 +64,21 @@ def admit(
     run: Run,
     key: RequestKey | None,
     otids: Sequence[str],
+    *,
+    repeated: bool = False,
 ) -> RunCreated | RunKnown:
     """Create the run unless its key is known, in the transaction of the connection.
 
-    The run's input is completed by what its answers mean: ``approvals.resolved``.
+    ``repeated``: an earlier call with the same run may have created it; then it is as if this one
+    did. The run's input is completed by what its answers mean: ``approvals.resolved``.
     Raises OtidConflictError if the key came with another payload; NotFoundError if the thread
     is not there; ConversationBusyError if a run of it is active; PendingApprovalError and
     AnswerRefusedError if it waits for something else than the input.
     """
     if key is not None and not key.otids:
         key = None
+    if repeated and (row := lookup.find(connection, schema.runs, tenant, run.id)) is not None:
+        return RunCreated(run_of(row))
     known = _known(connection, tenant, key)
     if known is not None:
         return RunKnown(known)
@@ -142,6 +147,11 @@ def note_message(connection: Connection, thread: Thread, at: object) -> None:
     """Remember when the conversation had its last message, if this one is later."""
     if thread.conversation_id is not None:
         connection.execute(_NOTE_MESSAGE, {"conversation": thread.conversation_id, "at": at})
+
+
+def known_run(connection: Connection, tenant: TenantId, key: RequestKey) -> Run | None:
+    """The run of the key. Raises OtidConflictError if the key came with another payload."""
+    return _known(connection, tenant, key) if key.otids else None
 
 
 def _known(connection: Connection, tenant: TenantId, key: RequestKey | None) -> Run | None:

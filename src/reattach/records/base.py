@@ -249,8 +249,12 @@ class Beat:
 
     alive: bool
     """Whether it still holds its runs."""
+    held: tuple[RunId, ...] = ()
+    """Its active runs."""
     cancelled: tuple[RunId, ...] = ()
-    """Those of its active runs that somebody asked to end."""
+    """Those of them that somebody asked to end."""
+    silent_seconds: float = field(default=0.0, compare=False)
+    """The time since its last beat by the clock of the database, where that has one."""
 
 
 class KeyScope(StrEnum):

@@ -22,7 +22,7 @@ from reattach.records.revision import find_revision
 CHECK_SECONDS: Final = 5.0
 """How long one check may take."""
 
-CONNECTIONS: Final = postgresql.WRITERS + postgresql.READERS + 1
+CONNECTIONS: Final = postgresql.WRITERS + postgresql.READERS + 2
 """What one process takes at most; one of them listens."""
 
 _REACHABLE: Final = "database reachable"

@@ -4,7 +4,7 @@ Recovery depends on these rows being readable. A row whose values cannot be read
 them, so that its run can still be ended.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import structlog
@@ -86,7 +86,8 @@ def readable_run(connection: Connection, run_id: str) -> Run:
         logger.exception("record of a run is damaged", run_id=run_id)
     row = dict(connection.execute(_PLAIN, asked).mappings().one())
     thread = Thread(row.pop("agent_id"), row.pop("conversation_id"))
-    status = RunStatus(row.pop("status"))
+    word = row.pop("status")
+    status = RunStatus(word) if word in set(RunStatus) else RunStatus.FAILED
     return Run(thread=thread, status=status, request_config={}, input=(), **row)
 
 
@@ -108,9 +109,3 @@ def held_run(connection: Connection, run_id: str, owner: str) -> Run | None:
     if connection.execute(held).scalar_one_or_none() is None:
         return None
     return readable_run(connection, run_id)
-
-
-def held_ids(connection: Connection, owner: str, run_ids: Sequence[str]) -> set[str]:
-    """Those of the runs that are active and that ``owner`` holds."""
-    held = select(_runs.c.id).where(_runs.c.id.in_(run_ids), _runs.c.owner == owner, schema.ACTIVE)
-    return set(connection.execute(held).scalars())

@@ -4,11 +4,12 @@ Time is the database's own in PostgreSQL, so that the clocks of processes do not
 it is that of the one process.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    FromClause,
     and_,
     delete,
     exists,
@@ -42,6 +43,10 @@ class Owners:
         self._database = database
         self._clock = clock
 
+    async def aclose(self) -> None:
+        """Let go of a database that is not shared with other records: see ``owners_apart``."""
+        await self._database.aclose()
+
     async def register(self, owner: str, lease_seconds: float) -> None:
         """Let the owner live from now on; it has to beat within every ``lease_seconds``.
 
@@ -57,7 +62,7 @@ class Owners:
                 await connection.execute(insert(owners).values({"id": owner, **values}))
 
     async def beat(self, owner: str) -> Beat:
-        """Renew the lease of the owner, and tell which of its active runs are to be cancelled.
+        """Renew the lease of the owner, and tell which active runs it holds.
 
         Not alive: it was buried, or never registered; its runs are, or will be, another's.
         """
@@ -70,24 +75,41 @@ class Owners:
             )
             if not renewed.rowcount:
                 return Beat(alive=False)
-            asked = await connection.scalars(
-                select(runs.c.id).where(runs.c.owner == owner, _to_cancel())
+            held = await connection.execute(
+                select(runs.c.id, runs.c.cancel_requested_at.is_not(None)).where(
+                    runs.c.owner == owner, schema.ACTIVE
+                )
             )
-            return Beat(alive=True, cancelled=tuple(map(RunId, asked)))
+            return _beat_of(held)
 
     async def _beat_at_once(self, connection: AsyncConnection, owner: str) -> Beat:
         owners, runs = schema.owners, schema.runs
+        before = (
+            select(owners.c.id, owners.c.beat_at)
+            .where(owners.c.id == owner)
+            .with_for_update()
+            .cte("before")
+        )
         renewed = (
             update(owners)
-            .where(owners.c.id == owner)
+            .where(owners.c.id == before.c.id)
             .values(beat_at=self._now())
-            .returning(owners.c.id)
+            .returning(owners.c.id, before.c.beat_at.label("beaten_at"), owners.c.beat_at)
             .cte("renewed")
         )
-        asked = renewed.outerjoin(runs, (runs.c.owner == renewed.c.id) & _to_cancel())
-        found = (await connection.scalars(select(runs.c.id).select_from(asked))).all()
-        cancelled = tuple(RunId(run_id) for run_id in found if run_id is not None)
-        return Beat(alive=bool(found), cancelled=cancelled)
+        held = renewed.outerjoin(runs, (runs.c.owner == renewed.c.id) & schema.ACTIVE)
+        found = await connection.execute(
+            select(
+                runs.c.id,
+                runs.c.cancel_requested_at.is_not(None),
+                extract("epoch", renewed.c.beat_at - renewed.c.beaten_at),
+            ).select_from(held)
+        )
+        rows = found.all()
+        if not rows:
+            return Beat(alive=False)
+        runs_held = [(run_id, is_cancelled) for run_id, is_cancelled, _ in rows if run_id]
+        return _beat_of(runs_held, silent_seconds=float(rows[0][2]))
 
     async def leave(self, owner: str) -> bool:
         """Let the owner live no longer, if it has no active run; True if it does not."""
@@ -105,12 +127,21 @@ class Owners:
         async with self._database.read() as connection:
             return await connection.scalar(wanted) is not None
 
-    async def bury(self) -> Sequence[str]:
+    async def bury(self, by: str | None = None) -> Sequence[str]:
         """Let the owners live no longer whose lease ran out, and return them.
 
         Of several that bury one owner, one gets it. Its active runs are orphans from now on.
+        ``by`` is the owner that asks: it never buries itself, and buries nobody unless it has
+        beaten within half its own lease.
         """
-        return await self._bury(self._has_lapsed())
+        which = self._has_lapsed()
+        if by is not None:
+            asking = schema.owners.alias("asking")
+            may_judge = exists().where(
+                asking.c.id == by, self._silent_seconds(asking) < asking.c.lease_seconds / 2
+            )
+            which = and_(which, schema.owners.c.id != by, may_judge)
+        return await self._bury(which)
 
     async def bury_all_but(self, owner: str) -> Sequence[str]:
         """Bury every other owner, whatever its lease, and return them.
@@ -133,13 +164,21 @@ class Owners:
 
     def _has_lapsed(self) -> ColumnElement[bool]:
         owners = schema.owners
+        return self._silent_seconds(owners) > owners.c.lease_seconds
+
+    def _silent_seconds(self, owners: FromClause) -> ColumnElement[Any]:
         if self._database.backend == "postgresql":
-            silent_seconds: ColumnElement[Any] = extract("epoch", self._now() - owners.c.beat_at)
-        else:
-            days = func.julianday(self._now()) - func.julianday(owners.c.beat_at)
-            silent_seconds = days * _SECONDS_PER_DAY
-        return silent_seconds > owners.c.lease_seconds
+            return extract("epoch", self._now() - owners.c.beat_at)
+        days = func.julianday(self._now()) - func.julianday(owners.c.beat_at)
+        return days * _SECONDS_PER_DAY
 
 
-def _to_cancel() -> ColumnElement[bool]:
-    return and_(schema.runs.c.cancel_requested_at.is_not(None), schema.ACTIVE)
+def _beat_of(held: Iterable[Any], *, silent_seconds: float = 0.0) -> Beat:
+    """The beat of an owner of these active runs, each with whether it is to be cancelled."""
+    rows = [(RunId(run_id), bool(is_cancelled)) for run_id, is_cancelled in held]
+    return Beat(
+        alive=True,
+        held=tuple(run_id for run_id, _ in rows),
+        cancelled=tuple(run_id for run_id, is_cancelled in rows if is_cancelled),
+        silent_seconds=silent_seconds,
+    )

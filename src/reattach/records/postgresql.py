@@ -3,7 +3,8 @@
 A server of version 14 or newer whose database is in UTF8. The URL's query is libpq's: ``sslmode``,
 ``sslrootcert``, ``host`` with the folder of a socket, ``target_session_attrs``, ``passfile`` ...
 
-Connections of one process: at most ``WRITERS`` and ``READERS``, and one that listens.
+Connections of one process: at most ``WRITERS`` and ``READERS``, one that listens, and one that
+renews the lease.
 """
 
 import asyncio
@@ -82,9 +83,9 @@ _SESSION: Final = (
 )
 
 
-def writers(address: URL) -> AsyncEngine:
+def writers(address: URL, *, connections: int = WRITERS) -> AsyncEngine:
     """Connections that write, each transaction READ COMMITTED: every statement sees the newest."""
-    return _engine(address, WRITERS, "READ COMMITTED", _SESSION)
+    return _engine(address, connections, "READ COMMITTED", _SESSION)
 
 
 def readers(address: URL) -> AsyncEngine:

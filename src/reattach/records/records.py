@@ -32,6 +32,7 @@ class Records:
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
+        self._clock = clock
         self.agents = Agents(database, clock)
         self.blocks = Blocks(database, clock)
         self.conversations = Conversations(database, clock)
@@ -62,6 +63,13 @@ class Records:
         if not self.shared:
             return None
         return await self._database.in_read(_time)
+
+    def owners_apart(self) -> Owners:
+        """The owners over one connection of their own, for another event loop; to be closed.
+
+        Made where files may be read. Raises nothing because of the connection.
+        """
+        return Owners(self._database.apart(), self._clock)
 
     def wakes(self) -> AbstractAsyncContextManager[AsyncIterator[Wake]]:
         """What other processes, and this one, tell of runs from now on; it never ends by itself.

@@ -6,14 +6,15 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, delete, exists, func, insert, select, update
 
 from reattach.clock import Clock
 from reattach.errors import ConflictError, ReattachError
 from reattach.events import RunStatus, StopReason
 from reattach.ids import AgentId, ConversationId, RunId, TenantId
-from reattach.records import lookup, orphans, schema
-from reattach.records.admission import admit, run_of
+from reattach.records import auditing, lookup, orphans, schema
+from reattach.records.admission import admit, known_run, run_of
+from reattach.records.auditing import Standing
 from reattach.records.base import (
     Page,
     RequestKey,
@@ -71,7 +72,13 @@ class Runs:
         self._clock = clock
 
     async def create(
-        self, tenant: TenantId, run: Run, key: RequestKey | None, otids: Sequence[str]
+        self,
+        tenant: TenantId,
+        run: Run,
+        key: RequestKey | None,
+        otids: Sequence[str],
+        *,
+        repeated: bool = False,
     ) -> RunCreated | RunKnown:
         """Create the run with its key and OTIDs, all or nothing, unless the key is known.
 
@@ -81,16 +88,23 @@ class Runs:
         the conversation is not there, ConversationBusyError while a run of the thread is active,
         PendingApprovalError for anything but the answer while the thread waits for an approval,
         and AnswerRefusedError for an answer that it does not wait for, unless that was given
-        before: then it gets the run that has it.
+        before: then it gets the run that has it. ``repeated``: an earlier call with this run was
+        not answered, and may have created it, or be about to.
         """
         for _ in range(_ADMISSIONS):
             try:
-                return await self._database.in_write(admit, tenant, run, key, otids)
+                return await self._database.in_write(
+                    admit, tenant, run, key, otids, repeated=repeated
+                )
             except ReattachError as error:
                 if not lost_a_race(error):
                     raise
                 lost = error
         raise lost
+
+    async def known(self, tenant: TenantId, key: RequestKey) -> Run | None:
+        """The run that the key made. Raises OtidConflictError for another payload."""
+        return await self._database.in_read(known_run, tenant, key)
 
     async def get(self, tenant: TenantId, run_id: RunId) -> Run:
         run = await self._first(_BY_ID, tenant=tenant, run_id=run_id)
@@ -247,6 +261,21 @@ class Runs:
         """The run if it is active and ``owner`` holds it."""
         return await self._database.in_read(orphans.held_run, run_id, owner)
 
+    async def standings(self, run_ids: Sequence[str]) -> dict[str, Standing]:
+        """Whether each of the runs is active, and who owns it; of those that have a record."""
+        return await self._database.in_read(auditing.standings, run_ids)
+
+    async def ended(self, run_id: RunId) -> Run | None:
+        """The run if it has ended, as far as its row can be read."""
+        return await self._database.in_read(auditing.ended_run, run_id)
+
+    async def abandon_logs(self, run_ids: Sequence[str], at: datetime) -> builtins.list[RunId]:
+        """Let logs without a record be deleted from ``at`` on; return those that are new to this.
+
+        ``expired`` names them then.
+        """
+        return await self._database.in_write(auditing.abandon_logs, run_ids, at)
+
     async def disclaim(self, run_id: RunId, owner: str) -> bool:
         """Let an active run of ``owner`` be an orphan, though the owner lives.
 
@@ -292,10 +321,14 @@ class Runs:
         ended = runs.c.completed_at < before
         if after is not None:
             ended |= runs.c.completed_at > after
+        exists_still = exists().where(runs.c.id == abandoned.c.run_id)
         async with self._database.read() as connection:
             found = list(
                 await connection.scalars(
-                    select(abandoned.c.run_id).order_by(abandoned.c.abandoned_at).limit(limit)
+                    select(abandoned.c.run_id)
+                    .where(abandoned.c.abandoned_at <= self._clock.now(), ~exists_still)
+                    .order_by(abandoned.c.abandoned_at)
+                    .limit(limit)
                 )
             )
             kept = await connection.scalars(

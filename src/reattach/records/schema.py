@@ -31,6 +31,8 @@ metadata = MetaData(
     }
 )
 
+ACTIVE_STATUSES = ("created", "running")
+
 ACTIVE = text("status IN ('created', 'running')")
 """The runs that have not ended; a literal, since it stands in partial indexes."""
 

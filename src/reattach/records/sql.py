@@ -34,6 +34,7 @@ from reattach.records.address import Backend, address_of, backend_of
 from reattach.records.columns import UnstorableError
 from reattach.records.glance import Glance
 from reattach.records.sqlite import Durability
+from reattach.store_errors import CommitUnknownError
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -136,6 +137,13 @@ class Database:
             reading=sqlite.reading(address, durability),
             writing=sqlite.writing(address, durability),
             glances=sqlite.glances(address, durability),
+        )
+
+    def apart(self) -> "Database":
+        """The same PostgreSQL by one connection, for another event loop; nothing is looked at."""
+        engine = postgresql.writers(self.address, connections=1)
+        return Database(
+            self.address, engine, engine, writes=1, reads=0, turn_seconds=postgresql.TURN_SECONDS
         )
 
     @property
@@ -258,12 +266,13 @@ class Database:
                 self._make_room(error)
                 raise
             try:
-                await self._end(connection, turns, commit=True)
-            except OperationalError as error:
-                self._make_room(error)
+                with commit_failures_told():
+                    await self._end(connection, turns, commit=True)
+            except CommitUnknownError as error:
+                self._make_room(error.__cause__)
                 raise
 
-    def _make_room(self, error: BaseException) -> None:
+    def _make_room(self, error: BaseException | None) -> None:
         if self._writing is None or self._is_closing:
             return
         if isinstance(error, OperationalError):
@@ -400,6 +409,20 @@ def failures_told() -> Iterator[None]:
         if not isinstance(error.orig, ValueError | OverflowError):
             raise
         raise _unstorable() from error
+
+
+@contextmanager
+def commit_failures_told() -> Iterator[None]:
+    """Turn the failure of a commit into ours: nobody knows whether it happened."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except (DBAPIError, TimeoutError) as error:
+        raise CommitUnknownError(
+            "The records did not confirm a change in time, so it may have happened. "
+            "Send the same again, with its OTIDs; if it lasts, look at the database."
+        ) from error
 
 
 def _unstorable() -> InvalidArgumentError:

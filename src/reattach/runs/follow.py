@@ -6,10 +6,11 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Self
 
-from reattach.errors import CursorAheadError, ReattachError, TrimmedError
-from reattach.limits import REPLAY_SLICE_BYTES
+from reattach.errors import CursorAheadError, LogLostError, ReattachError, TrimmedError
+from reattach.limits import LOST_LOG_FIRST_SEQ, REPLAY_SLICE_BYTES
 from reattach.log.base import Log, Slice, Tail, View
 from reattach.records.base import Target
+from reattach.store_errors import EventsLostError
 
 __all__ = ["Following", "Target", "Watch", "follow", "rest"]
 
@@ -186,24 +187,30 @@ def rest(log: Log, run_id: str, cursor: int, *, max_events: int) -> Slice | None
     return piece if piece.last_seq == tail.last_seq else None
 
 
-async def follow(log: Log, run_id: str, cursor: int, *, max_events: int) -> Following:
+async def follow(
+    log: Log, run_id: str, cursor: int, *, max_events: int, ended: bool = False
+) -> Following:
     """Follow a run from ``cursor`` (0: from its start; negative counts as 0), until it is closed.
 
     ``max_events`` bounds the events of one read; less than 1 counts as 1. A cursor past the end of
     a closed log is at its end. Raises CursorAheadError if an open log does not have the event at
-    the cursor, ExpiredError if what follows the cursor was trimmed away, and LogNotFoundError if
-    there is no log.
+    the cursor, ExpiredError if what follows the cursor was trimmed away or lost, and
+    LogNotFoundError if there is no log. ``ended``: the run's record says how it ended. A log that
+    is open all the same has lost its end: LogLostError.
     """
     shared = log.follow(run_id)
     tail = await shared.__aenter__()
     try:
         head = await log.head(run_id)
+        if ended and not head.closed:
+            raise LogLostError(run_id, head.last_seq)
         cursor = max(cursor, 0)
         if cursor > head.last_seq and not head.closed:
             raise CursorAheadError(run_id, cursor, head.last_seq)
         cursor = min(cursor, head.last_seq)
         if cursor + 1 < head.first_seq:
-            raise TrimmedError(run_id, head.first_seq)
+            is_lost = head.first_seq >= LOST_LOG_FIRST_SEQ
+            raise (EventsLostError if is_lost else TrimmedError)(run_id, head.first_seq)
     except BaseException:
         await shared.__aexit__(*sys.exc_info())
         raise

@@ -3,7 +3,6 @@
 import structlog
 
 from reattach.clock import Clock
-from reattach.errors import StoreUnavailableError
 from reattach.ids import new_uuid
 from reattach.limits import BEATS_PER_LEASE
 from reattach.records.base import Beat
@@ -38,42 +37,63 @@ class Ownership:
             await self._owners.bury_all_but(self.owner)
 
     async def beat(self) -> Beat:
-        """Renew the lease. An owner that was buried is replaced by a new one, which has no runs.
+        """Renew the lease from the event loop. See ``Heartbeat`` for what does not wait for it.
 
         Raises StoreUnavailableError.
         """
         asked_at = self._clock.monotonic_seconds()
+        beat: Beat | None = None
         try:
             beat = await self._owners.beat(self.owner)
-            if not beat.alive:
-                owner = new_uuid()
-                await self._owners.register(owner, self._lease_seconds)
-                logger.warning("declared dead by another process", was=self.owner, now=owner)
-                self.owner = owner
-                self._steady_since = None
-        except StoreUnavailableError:
-            self._steady_since = None
-            raise
-        self._note_beat(asked_at)
+        finally:
+            self.note(beat, asked_at, self._clock.monotonic_seconds())
         return beat
 
-    def _note_beat(self, asked_at: float) -> None:
-        now = self._clock.monotonic_seconds()
-        before, self._beaten_at = self._beaten_at, now
-        paused = before is not None and now - before > self._lease_seconds / 2
-        if self._steady_since is None or paused or now - asked_at > self._lease_seconds / 2:
-            self._steady_since = now
+    def note(self, beat: Beat | None, asked_at: float, answered_at: float) -> None:
+        """Take in what came of a beat, by the monotonic clock; None if the records did not answer.
+
+        After a pause, an outage or a burial it takes a lease until others may be judged.
+        """
+        half_lease = self._lease_seconds / 2
+        if beat is None or not beat.alive:
+            self._steady_since = None
+            return
+        before, self._beaten_at = self._beaten_at, answered_at
+        was_silent = before is not None and answered_at - before > half_lease
+        was_slow = answered_at - asked_at > half_lease
+        if was_silent or was_slow or beat.silent_seconds > half_lease:
+            self._steady_since = None
+        if self._steady_since is None:
+            self._steady_since = answered_at
+
+    async def renew(self, buried: str) -> None:
+        """Be a new owner, which has no runs, unless this process is another one than ``buried``.
+
+        Raises StoreUnavailableError.
+        """
+        if self.owner != buried:
+            return
+        owner = new_uuid()
+        await self._owners.register(owner, self._lease_seconds)
+        if self.owner == buried:
+            logger.warning("declared dead by another process", was=buried, now=owner)
+            self.owner = owner
+            self._steady_since = None
 
     async def bury(self) -> None:
         """Let the owners die whose leases have run out, if that may be judged at present.
 
-        Their active runs are orphans from then on. Raises StoreUnavailableError.
+        Their active runs are orphans from then on. A process that stood still beats first: it may
+        judge nobody by what it knew before. Raises StoreUnavailableError.
         """
-        if not self.shared or self._steady_since is None:
+        if not self.shared or self._steady_since is None or self._beaten_at is None:
             return
-        if self._clock.monotonic_seconds() - self._steady_since < self._lease_seconds:
+        now = self._clock.monotonic_seconds()
+        if now - self._steady_since < self._lease_seconds:
             return
-        for owner in await self._owners.bury():
+        if now - self._beaten_at > self._lease_seconds / 2:
+            return
+        for owner in await self._owners.bury(self.owner):
             logger.warning("owner is dead, its lease has run out", owner=owner)
 
     async def is_gone(self, owner: str) -> bool:

@@ -9,13 +9,7 @@ import structlog
 
 from reattach.approvals import has_answer
 from reattach.clock import Clock
-from reattach.errors import (
-    ExpiredError,
-    FencedError,
-    LogDamagedError,
-    LogNotFoundError,
-    StoreUnavailableError,
-)
+from reattach.errors import ExpiredError, FencedError, LogNotFoundError, StoreUnavailableError
 from reattach.events import Event, RunStatus, Stopped, Usage
 from reattach.ids import RunId
 from reattach.limits import (
@@ -38,12 +32,13 @@ from reattach.runs.endings import (
 )
 from reattach.runs.ownership import Ownership
 from reattach.runs.transcript import Transcript
+from reattach.store_errors import LogDamagedError
 from reattach.wire import letta
 from reattach.wire.sse import split_frames
 
 logger = structlog.get_logger(__name__)
 
-_LONGEST_TOKEN_STEP: Final = 2**20
+LONGEST_TOKEN_STEP: Final = 2**20
 """Steps double with each refusal: no log is as far ahead of its record as all of them together."""
 
 
@@ -154,7 +149,7 @@ class Recovery:
             try:
                 await end_orphan(owned, ending, self._log, self._clock, self._settle, due=due)
             except FencedError:
-                if step > _LONGEST_TOKEN_STEP:
+                if step > LONGEST_TOKEN_STEP:
                     raise
                 owner = self._ownership.owner
                 taken = await self._records.runs.take_over(owned.id, owned.token, owner, step=step)

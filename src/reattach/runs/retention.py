@@ -11,6 +11,7 @@ from reattach.ids import RunId
 from reattach.limits import CLOCK_JUMP_SECONDS
 from reattach.records.base import Run
 from reattach.records.records import Records
+from reattach.store_errors import EventsLostError
 
 logger = structlog.get_logger(__name__)
 
@@ -59,13 +60,15 @@ class Retention:
         return await self._records.runs.expired(before, limit, after=after)
 
     def error(self, run: Run) -> ExpiredError:
-        """The error that tells a reader that the log of an ended run is gone."""
-        expired_at = None if run.completed_at is None else run.completed_at + self._kept
-        until = "" if expired_at is None else f" until {expired_at.isoformat(timespec='seconds')}"
+        """The error that tells a reader that the log of an ended run is gone, or lost."""
+        kept_until = None if run.completed_at is None else run.completed_at + self._kept
+        if run.log_deleted_at is None and kept_until is not None and self._clock.now() < kept_until:
+            return EventsLostError(run.id)
+        until = "" if kept_until is None else f" until {kept_until.isoformat(timespec='seconds')}"
         return ExpiredError(
             f"The events of {run.id} were kept{until} and are now expired. "
             "The messages stay in the conversation; read them there.",
-            expired_at=expired_at,
+            expired_at=kept_until,
         )
 
     def _read(self) -> tuple[datetime, float]:

@@ -3,30 +3,24 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 
-import msgspec
 import structlog
 
 from reattach.clock import Clock
-from reattach.engine.base import Turn
 from reattach.engine.catalog import Catalog
 from reattach.errors import (
     InvalidArgumentError,
+    LogLostError,
     LogNotFoundError,
     NoActiveRunsToCancelError,
     NotFoundError,
     StoreUnavailableError,
-    UnavailableError,
 )
 from reattach.events import RunStatus, StopReason
-from reattach.ids import RunId, TenantId, is_run_id, new_run_id, new_uuid
+from reattach.ids import RunId, TenantId, is_run_id
 from reattach.limits import (
-    APPEND_RETRY_SECONDS,
     CANCEL_WAIT_SECONDS,
-    ENGINE_STOP_SECONDS,
     LEASE_SECONDS,
     OPEN_LOOK_SECONDS,
     OPEN_WAIT_SECONDS,
@@ -35,55 +29,31 @@ from reattach.limits import (
     TOOL_SECONDS,
 )
 from reattach.log.base import Log, Slice
-from reattach.messages import Message
 from reattach.records.base import (
-    Agent,
-    Conversation,
-    RequestKey,
+    Beat,
     Run,
-    RunCreated,
     Settlement,
     Thread,
 )
 from reattach.records.records import Records
 from reattach.records.wakes import CancelRequested, RunSettled, Wake, WakesMissed
 from reattach.runs.answering import Answering
-from reattach.runs.endings import CANCELLED, DRAINED, STORE_FAILED
+from reattach.runs.audit import Audit
+from reattach.runs.endings import CANCELLED
 from reattach.runs.follow import Following, Target, Watch, follow, rest
-from reattach.runs.idempotency import otid_alias, request_key
+from reattach.runs.idempotency import otid_alias
+from reattach.runs.open_runs import OpenRuns
 from reattach.runs.ownership import Ownership
 from reattach.runs.patience import patiently
 from reattach.runs.recovery import Recovery
 from reattach.runs.retention import Retention
+from reattach.runs.sends import Send, Sends
 from reattach.runs.settlements import Settlements
-from reattach.runs.turns import Overrides, make_turn
-from reattach.runs.worker import Options, Worker
 from reattach.tools.base import Toolbox
 
+__all__ = ["RunService", "Send"]
+
 logger = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """A request for a turn, checked and understood."""
-
-    tenant: TenantId
-    agent: Agent
-    conversation: Conversation | None
-    """None: the agent's default thread."""
-    messages: tuple[Message, ...]
-    """At least one; with the OTIDs that the client gave them."""
-    background: bool
-    run_type: str
-    request_config: dict[str, object]
-    options: Options
-    overrides: Overrides
-    callback_url: str | None = None
-    """Whom to tell of the run's end."""
-
-    @property
-    def thread(self) -> Thread:
-        return Thread(self.agent.id, self.conversation.id if self.conversation else None)
 
 
 class RunService:
@@ -110,7 +80,7 @@ class RunService:
     ) -> None:
         self.log = log
         self.watch = Watch(ping_interval_seconds)
-        self.draining = False
+        self.in_progress = OpenRuns()
         self.ownership = Ownership(records, clock, lease_seconds)
         self._records = records
         self._clock = clock
@@ -119,15 +89,38 @@ class RunService:
         )
         self._retention = Retention(records, clock, retention)
         self._callback_due = callback_due
-        self._workers: dict[str, Worker] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._workers = self.in_progress.workers
         self._settlements = Settlements(records, clock)
         self._recovery = Recovery(log, records, clock, self.ownership, self._settle)
+        self._sends = Sends(
+            log,
+            records,
+            clock,
+            answering=self.answering,
+            open_runs=self.in_progress,
+            ownership=self.ownership,
+            settle=self._settle,
+            give_up=self._recovery.give_up,
+        )
+        self.audit = Audit(
+            log,
+            records,
+            clock,
+            ownership=self.ownership,
+            recovery=self._recovery,
+            workers=self._workers,
+            retention=retention,
+        )
 
     async def start(self) -> None:
         """Recover what a dead process left. Raises StoreUnavailableError."""
         await self.ownership.begin()
         await self.recover()
+
+    @property
+    def draining(self) -> bool:
+        """Whether no new runs are taken."""
+        return self.in_progress.draining
 
     async def aclose(self) -> None:
         """End every run that is left, and return when each has its terminal group."""
@@ -144,100 +137,11 @@ class RunService:
         """Make the run that ``send`` asks for, or find the one that it made before (P9).
 
         The run goes on by itself (P6); follow it, or wait for it with ``settled``.
-        Raises UnavailableError while draining or while a store does not answer,
+        Raises UnavailableError for a new run while draining, and while a store does not answer;
         ConversationBusyError (P10), OtidConflictError, NotFoundError for an unknown model,
         PendingApprovalError and AnswerRefusedError.
         """
-        if self.draining:
-            raise UnavailableError(
-                "The server is shutting down. Send again; another process will take it.",
-                retry_after_seconds=2,
-            )
-        model = self.answering.model(send.agent, send.conversation, send.overrides.model)
-        engine = self.answering.engine(model, send.tenant, send.agent, send.conversation)
-        run = self._new_run(send, model)
-        aliases = [otid_alias(run.tenant, one.otid) for one in run.input if one.otid]
-        # Asked for nothing but its answer: without it, the run that is made could not begin.
-        await self.log.find(aliases[0])
-
-        async def turn() -> Turn:
-            context = await self._records.messages.context(send.tenant, send.thread)
-            return make_turn(worker.run, send.agent, send.conversation, context, send.overrides)
-
-        worker = Worker(
-            run,
-            send.options,
-            engine=engine,
-            log=self.log,
-            clock=self._clock,
-            aliases=aliases if run.background else (),
-            make_turn=turn,
-            mark_running=partial(
-                self._records.runs.mark_running,
-                run.id,
-                run.token,
-                notes_begun=engine.announces_tools,
-            ),
-            note_begun=partial(self._records.runs.note_begun, run.id, run.token),
-            settle=self._settle,
-        )
-        key = request_key(send.messages, send.thread)
-        admitted: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
-        # Before the record is there: who finds that must find the worker, and wait for its log.
-        self._workers[run.id] = worker
-        # A task of its own: a sender that is cancelled leaves no run that nobody works on.
-        task = asyncio.create_task(self._work(worker, key, admitted), name=f"run {run.id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(admitted)
-
-    def _new_run(self, send: Send, model: str) -> Run:
-        sent = tuple(
-            message if message.otid else msgspec.structs.replace(message, otid=new_uuid())
-            for message in send.messages
-        )
-        return Run(
-            id=new_run_id(),
-            tenant=send.tenant,
-            thread=send.thread,
-            status=RunStatus.CREATED,
-            background=send.background,
-            created_at=self._clock.now(),
-            model=model,
-            run_type=send.run_type,
-            request_config=send.request_config,
-            input=sent,
-            owner=self.ownership.owner,
-            token=1,
-            callback_url=send.callback_url,
-        )
-
-    async def _work(
-        self, worker: Worker, key: RequestKey | None, admitted: asyncio.Future[Run]
-    ) -> None:
-        """Create the worker's run and let it work, unless the key made another one before.
-
-        ``admitted`` is told the run, or why there is none.
-        """
-        run = worker.run
-        otids = [message.otid for message in run.input if message.otid]
-        try:
-            outcome = await self._records.runs.create(run.tenant, run, key, otids)
-        except Exception as error:  # noqa: BLE001  the sender raises it
-            # An answer that was lost leaves it open whether the run was created.
-            worker.gave_up = isinstance(error, StoreUnavailableError)
-            admitted.set_exception(error)
-        else:
-            admitted.set_result(outcome.run)
-            if isinstance(outcome, RunCreated):
-                worker.run = outcome.run  # with what its answers mean
-                await worker.work()
-        finally:
-            worker.opened.set()
-            worker.done.set()
-            self._workers.pop(run.id, None)
-            if worker.gave_up:
-                self._recovery.give_up(run, STORE_FAILED)
+        return await self._sends.send(send)
 
     async def _settle(self, run: Run, settlement: Settlement) -> None:
         """Write how the run ended, trying again while the store does not take it."""
@@ -293,19 +197,28 @@ class RunService:
             return None
         return rest(self.log, target.run_id, cursor, max_events=max_events)
 
-    async def follow(self, target: Target, cursor: int, *, max_events: int) -> Following:
+    async def follow(
+        self, target: Target, cursor: int, *, max_events: int, waits: bool = True
+    ) -> Following:
         """Follow a run from ``cursor``, as ``runs.follow.follow`` says.
 
-        Raises ExpiredError if the log is gone, telling since when (P14), and
-        StoreUnavailableError if it could not be made yet.
+        A log that lost its end gets one first. Raises ExpiredError if the log is gone, telling
+        since when (P14), or that it was lost (P5), and StoreUnavailableError if it could not be
+        made yet; at once unless it ``waits`` for that.
         """
         worker = self._workers.get(target.run_id)
         if worker is not None:
             await worker.opened.wait()
-        give_up_at = self._clock.monotonic_seconds() + OPEN_WAIT_SECONDS
+        give_up_at = self._clock.monotonic_seconds() + (OPEN_WAIT_SECONDS if waits else 0.0)
+        ended = not target.status.is_active
         while True:
             try:
-                return await follow(self.log, target.run_id, cursor, max_events=max_events)
+                return await follow(
+                    self.log, target.run_id, cursor, max_events=max_events, ended=ended
+                )
+            except LogLostError:
+                await self.audit.end_lost_log(target.run_id)
+                continue
             except LogNotFoundError:
                 run = await self._records.runs.get(target.tenant, target.run_id)
             if not run.status.is_active:
@@ -411,10 +324,7 @@ class RunService:
 
     def _end_here(self, run_id: str) -> bool:
         """Cancel the run if it is worked on here."""
-        worker = self._workers.get(run_id)
-        if worker is not None:
-            worker.end(CANCELLED)
-        return worker is not None
+        return self.in_progress.end(run_id, CANCELLED)
 
     async def _is_orphan(self, run: Run) -> bool:
         return run.id in self._recovery.endless or await self.ownership.is_gone(run.owner)
@@ -423,12 +333,23 @@ class RunService:
 
     async def beat(self) -> None:
         """Renew the lease, and obey what the records say since. Raises StoreUnavailableError."""
-        beat = await self.ownership.beat()
+        owner = self.ownership.owner
+        await self.obey(owner, await self.ownership.beat())
+
+    async def obey(self, owner: str, beat: Beat) -> None:
+        """Do what the records said to ``owner``, this process, with a beat.
+
+        Raises StoreUnavailableError.
+        """
         if not beat.alive:
             for worker in self._workers.values():
-                worker.disown()
+                if worker.run.owner == owner:
+                    worker.disown()
+            await self.ownership.renew(owner)
+            return
         for run_id in beat.cancelled:
             self._end_here(run_id)
+        await self.audit.compare_workers(owner, beat.held)
 
     def hear(self, wake: Wake) -> None:
         """Obey a wake. One that is missed is made up for by the next beat, and by looks."""
@@ -469,14 +390,7 @@ class RunService:
         Then the readers of runs that other processes work on are sent there. Returns when no run
         is left without its end, or could not be ended within seconds more.
         """
-        self.draining = True
-        if self._tasks and seconds > 0:
-            logger.info("draining", open_runs=len(self._tasks), seconds=seconds)
-            await asyncio.wait(self._tasks, timeout=seconds)
-        for worker in list(self._workers.values()):
-            worker.end(DRAINED)
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=ENGINE_STOP_SECONDS + APPEND_RETRY_SECONDS)
+        await self.in_progress.drain(seconds)
         self.watch.release()
 
 

@@ -15,6 +15,7 @@ from reattach.limits import (
     WAL_AGE_SECONDS,
 )
 from reattach.records.records import Records
+from reattach.runs.audit import AUDIT_LOGS_SECONDS
 from reattach.runs.service import RunService
 
 logger = structlog.get_logger(__name__)
@@ -26,25 +27,18 @@ async def keep_up(runs: RunService, clock: Clock, retention_seconds: float) -> N
     A run that this process could not give its end is tried again much sooner than that.
     """
     interval_seconds = min(SWEEP_INTERVAL_SECONDS, retention_seconds / 2)
-    due_at = clock.monotonic_seconds()
+    due_at = audit_due_at = clock.monotonic_seconds()
     while True:
         if clock.monotonic_seconds() >= due_at:
             due_at = clock.monotonic_seconds() + interval_seconds
             await _tried(partial(_sweep_all, runs))
             await _tried(runs.recover)
+            if clock.monotonic_seconds() >= audit_due_at:
+                audit_due_at = clock.monotonic_seconds() + AUDIT_LOGS_SECONDS
+                await _tried(runs.audit.compare_logs)
         elif runs.has_endless or runs.ownership.shared:
             await _tried(runs.recover)
         await clock.sleep(min(interval_seconds, RECOVERY_INTERVAL_SECONDS))
-
-
-async def keep_alive(runs: RunService, clock: Clock) -> None:
-    """Renew the lease of the process on its runs, until cancelled.
-
-    A task of its own, since everything else may have to wait for a store.
-    """
-    while True:
-        await clock.sleep(runs.ownership.beat_seconds)
-        await _tried(runs.beat)
 
 
 async def keep_records(records: Records, clock: SharedClock) -> None:

@@ -89,6 +89,8 @@ class Worker:
         settle: Callable[[Run, Settlement], Awaitable[None]],
     ) -> None:
         self.run = run
+        self.admitted = False
+        """The records have the run, and it is this worker's."""
         self.opened = asyncio.Event()
         self.done = asyncio.Event()
         self.settled = False

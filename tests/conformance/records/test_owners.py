@@ -118,13 +118,16 @@ async def test_a_beat_brings_the_cancels_of_the_owners_active_runs(
     await owners.register("process-2", LEASE_SECONDS)
     run = await world.start()
     other = await world.start(world.default, owner="process-2")
-    assert await owners.beat("process-1") == Beat(alive=True)
+    assert await owners.beat("process-1") == Beat(alive=True, held=(run.id,))
     await other_process.runs.request_cancel(OURS, [run.id, other.id])
     for _ in range(2):
-        assert await owners.beat("process-1") == Beat(alive=True, cancelled=(run.id,))
+        assert await owners.beat("process-1") == Beat(
+            alive=True, held=(run.id,), cancelled=(run.id,)
+        )
     await world.records.runs.settle(run.id, a_settlement())
     assert await owners.beat("process-1") == Beat(alive=True)
-    assert await owners.beat("process-2") == Beat(alive=True, cancelled=(other.id,))
+    beat = Beat(alive=True, held=(other.id,), cancelled=(other.id,))
+    assert await owners.beat("process-2") == beat
 
 
 async def test_an_owner_leaves_when_its_runs_have_ended(world: World) -> None:

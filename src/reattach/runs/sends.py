@@ -1,0 +1,209 @@
+"""How a send becomes a run that goes on by itself, once."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+import structlog
+
+from reattach.clock import Clock
+from reattach.engine.base import Turn
+from reattach.errors import StoreUnavailableError, UnavailableError
+from reattach.events import RunStatus
+from reattach.ids import TenantId, new_run_id, new_uuid
+from reattach.log.base import Log
+from reattach.messages import Message
+from reattach.records.base import (
+    Agent,
+    Conversation,
+    RequestKey,
+    Run,
+    RunCreated,
+    RunKnown,
+    Settlement,
+    Thread,
+)
+from reattach.records.records import Records
+from reattach.runs.answering import Answering
+from reattach.runs.endings import STORE_FAILED, Ending
+from reattach.runs.idempotency import otid_alias, request_key
+from reattach.runs.open_runs import OpenRuns
+from reattach.runs.ownership import Ownership
+from reattach.runs.patience import patiently
+from reattach.runs.turns import Overrides, make_turn
+from reattach.runs.worker import Options, Worker
+from reattach.store_errors import CommitUnknownError
+
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A request for a turn, checked and understood."""
+
+    tenant: TenantId
+    agent: Agent
+    conversation: Conversation | None
+    """None: the agent's default thread."""
+    messages: tuple[Message, ...]
+    """At least one; with the OTIDs that the client gave them."""
+    background: bool
+    run_type: str
+    request_config: dict[str, object]
+    options: Options
+    overrides: Overrides
+    callback_url: str | None = None
+    """Whom to tell of the run's end."""
+
+    @property
+    def thread(self) -> Thread:
+        return Thread(self.agent.id, self.conversation.id if self.conversation else None)
+
+
+class Sends:
+    """Makes runs of sends and lets each go on in a worker.
+
+    ``settle`` writes down how a run ended; ``give_up`` leaves one to recovery.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        records: Records,
+        clock: Clock,
+        *,
+        answering: Answering,
+        open_runs: OpenRuns,
+        ownership: Ownership,
+        settle: Callable[[Run, Settlement], Awaitable[None]],
+        give_up: Callable[[Run, Ending], None],
+    ) -> None:
+        self._log = log
+        self._records = records
+        self._clock = clock
+        self._answering = answering
+        self._open_runs = open_runs
+        self._ownership = ownership
+        self._settle = settle
+        self._give_up = give_up
+
+    async def send(self, send: Send) -> Run:
+        """See ``RunService.send``."""
+        if self._open_runs.draining:
+            return await self._known(send)
+        with self._open_runs.sending():
+            admitted = await self._begin(send)
+        return await asyncio.shield(admitted)
+
+    async def _known(self, send: Send) -> Run:
+        """The run that an earlier send of the same made; no new one while draining."""
+        key = request_key(send.messages, send.thread)
+        known = None if key is None else await self._records.runs.known(send.tenant, key)
+        if known is not None:
+            return known
+        raise UnavailableError(
+            "The server is shutting down. Send again; another process will take it.",
+            retry_after_seconds=2,
+        )
+
+    async def _begin(self, send: Send) -> asyncio.Future[Run]:
+        """Begin to work on what is sent. The future gives its run once the records have it."""
+        model = self._answering.model(send.agent, send.conversation, send.overrides.model)
+        engine = self._answering.engine(model, send.tenant, send.agent, send.conversation)
+        run = self._new_run(send, model)
+        aliases = [otid_alias(run.tenant, one.otid) for one in run.input if one.otid]
+        # Asked for nothing but its answer: without it, the run that is made could not begin.
+        await self._log.find(aliases[0])
+
+        async def turn() -> Turn:
+            context = await self._records.messages.context(send.tenant, send.thread)
+            return make_turn(worker.run, send.agent, send.conversation, context, send.overrides)
+
+        worker = Worker(
+            run,
+            send.options,
+            engine=engine,
+            log=self._log,
+            clock=self._clock,
+            aliases=aliases if run.background else (),
+            make_turn=turn,
+            mark_running=partial(
+                self._records.runs.mark_running,
+                run.id,
+                run.token,
+                notes_begun=engine.announces_tools,
+            ),
+            note_begun=partial(self._records.runs.note_begun, run.id, run.token),
+            settle=self._settle,
+        )
+        key = request_key(send.messages, send.thread)
+        admitted: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
+        # Before the record is there: who finds that must find the worker, and wait for its log.
+        self._open_runs.begin(worker, self._work(worker, key, admitted))
+        return admitted
+
+    def _new_run(self, send: Send, model: str) -> Run:
+        sent = tuple(
+            message if message.otid else msgspec.structs.replace(message, otid=new_uuid())
+            for message in send.messages
+        )
+        return Run(
+            id=new_run_id(),
+            tenant=send.tenant,
+            thread=send.thread,
+            status=RunStatus.CREATED,
+            background=send.background,
+            created_at=self._clock.now(),
+            model=model,
+            run_type=send.run_type,
+            request_config=send.request_config,
+            input=sent,
+            owner=self._ownership.owner,
+            token=1,
+            callback_url=send.callback_url,
+        )
+
+    async def _work(
+        self, worker: Worker, key: RequestKey | None, admitted: asyncio.Future[Run]
+    ) -> None:
+        """Create the worker's run and let it work, unless the key made another one before.
+
+        ``admitted`` is told the run, or why there is none.
+        """
+        run = worker.run
+        otids = [message.otid for message in run.input if message.otid]
+        try:
+            outcome = await self._create(run, key, otids)
+        except Exception as error:  # noqa: BLE001  the sender raises it
+            # An answer that was lost leaves it open whether the run was created.
+            worker.gave_up = isinstance(error, StoreUnavailableError)
+            admitted.set_exception(error)
+        else:
+            admitted.set_result(outcome.run)
+            if isinstance(outcome, RunCreated):
+                worker.run = outcome.run  # with what its answers mean
+                worker.admitted = True
+                await worker.work()
+        finally:
+            worker.opened.set()
+            worker.done.set()
+            self._open_runs.workers.pop(run.id, None)
+            if worker.gave_up:
+                self._give_up(run, STORE_FAILED)
+
+    async def _create(
+        self, run: Run, key: RequestKey | None, otids: Sequence[str]
+    ) -> RunCreated | RunKnown:
+        """Create the run. A commit that was not confirmed is settled by inserting the same id.
+
+        If even that is not answered, the run may come to be later. Then it has no worker here, and
+        the audit ends it.
+        """
+        create = partial(self._records.runs.create, run.tenant, run, key, otids)
+        try:
+            return await create()
+        except CommitUnknownError:
+            logger.warning("commit of a send not confirmed", run_id=run.id)
+            return await patiently(self._clock, partial(create, repeated=True))

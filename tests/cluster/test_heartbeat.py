@@ -1,0 +1,126 @@
+"""Leases of processes whose event loop is busy, or that stood still."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from reattach.clock import SystemClock
+from reattach.limits import BEATS_PER_LEASE
+from reattach.records.records import Records
+from reattach.runs import heartbeat
+from reattach.runs.ownership import Ownership
+from tests.cluster.nodes import Nodes
+from tests.recovery.clocks import LeapClock
+from tests.recovery.heart import eventually
+
+LEASE_SECONDS = 1.0
+
+
+def keep_busy(seconds: float) -> None:
+    """Hold the event loop up, as a large body does."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        sum(range(1000))
+
+
+async def bury_for(url: str, seconds: float) -> list[str]:
+    """What another process buries within that time, which judges by the lease alone."""
+    records = await Records.open(url, clock=SystemClock())
+    buried: list[str] = []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        buried += await records.owners.bury()
+        await asyncio.sleep(0.05)
+    await records.aclose()
+    return buried
+
+
+def buried_while_busy(nodes: Nodes, seconds: float) -> list[str]:
+    with ThreadPoolExecutor(1) as threads:
+        burying = threads.submit(asyncio.run, bury_for(nodes.database_url, seconds))
+        keep_busy(seconds)
+        return burying.result()
+
+
+@pytest.mark.promise("P7")
+async def test_a_busy_event_loop_does_not_cost_the_process_its_lease(nodes: Nodes) -> None:
+    """B3: the heartbeat does not share the fate of the event loop."""
+    node = await nodes.node(lease_seconds=LEASE_SECONDS)
+    owner = node.runs.ownership.owner
+    assert owner not in buried_while_busy(nodes, 3 * LEASE_SECONDS)
+    assert await nodes.heart.records.owners.alive(owner)
+    assert node.runs.ownership.owner == owner
+
+
+@pytest.mark.promise("P7")
+async def test_an_event_loop_that_hangs_beyond_the_bound_loses_the_lease_and_learns_of_it(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B3: a process whose event loop hangs for ever does not keep its runs for ever."""
+    monkeypatch.setattr(heartbeat, "LOOP_SILENCE_LEASES", 1)
+    node = await nodes.node(lease_seconds=LEASE_SECONDS)
+    owner = node.runs.ownership.owner
+    run = await node.runs.send(nodes.heart.send(await nodes.heart.conversation(), "[hang=1]"))
+    assert owner in buried_while_busy(nodes, 4 * LEASE_SECONDS)
+    await eventually(lambda: node.runs.ownership.owner != owner)
+    await eventually(lambda: run.id not in node.runs.in_progress.workers)
+
+
+@pytest.mark.promise("P7")
+async def test_a_process_that_stood_still_judges_nobody_before_its_own_beat(
+    nodes: Nodes,
+) -> None:
+    """C8: SIGSTOP, or a suspended machine."""
+    owners = nodes.heart.records.owners
+    clock = LeapClock()
+    ours = Ownership(nodes.heart.records, clock, 15)
+    await ours.begin()
+    await owners.register("lapsed", 0)
+    for _ in range(2 * BEATS_PER_LEASE):
+        await ours.beat()
+        clock.leap(ours.beat_seconds)
+    clock.leap(20)
+    await ours.bury()
+    assert await owners.alive("lapsed")
+    await ours.beat()
+    await ours.bury()
+    assert await owners.alive("lapsed")
+    for _ in range(BEATS_PER_LEASE + 1):
+        clock.leap(ours.beat_seconds)
+        await ours.beat()
+    await ours.bury()
+    assert not await owners.alive("lapsed")
+
+
+@pytest.mark.promise("P7")
+async def test_no_owner_buries_itself_nor_anybody_while_its_own_beat_is_old(
+    nodes: Nodes,
+) -> None:
+    """C8: judged by the clock of the database, so a suspended machine is noticed too."""
+    owners = nodes.heart.records.owners
+    for name in ("lapsed", "old"):
+        await owners.register(name, 0)
+    await owners.register("fresh", 1000)
+    assert await owners.bury("old") == []
+    assert await owners.bury("nobody") == []
+    assert sorted(await owners.bury("fresh")) == ["lapsed", "old"]
+    assert await owners.alive("fresh")
+
+
+@pytest.mark.promise("P7")
+async def test_a_beat_tells_the_active_runs_of_its_owner(nodes: Nodes) -> None:
+    """C4: the heartbeat brings what the audit compares with the workers."""
+    node = await nodes.node(beats=False, keeps_up=False)
+    runs = [
+        await node.runs.send(nodes.heart.send(await nodes.heart.conversation(), "[hang=1]"))
+        for _ in range(3)
+    ]
+    beat = await node.records.owners.beat(node.runs.ownership.owner)
+    assert set(beat.held) == {run.id for run in runs}
+    assert beat.cancelled == ()
+    await node.runs.beat()
+    assert node.runs.audit.found.total == 0

@@ -1,0 +1,331 @@
+"""Log, records and workers that contradict each other, and what the audit makes of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import pytest
+from sqlalchemy import text
+
+from reattach.errors import UnavailableError
+from reattach.events import RunStatus
+from reattach.ids import DEFAULT_TENANT, new_run_id, new_uuid
+from reattach.limits import LOST_LOG_FIRST_SEQ, OPEN_WAIT_SECONDS
+from reattach.log.sqlite import SqliteLog
+from reattach.messages import Role
+from reattach.records.base import Run
+from reattach.runs import audit as audit_module
+from reattach.runs.follow import Target
+from reattach.store_errors import CommitUnknownError
+from tests.recovery.clocks import LeapClock
+from tests.recovery.engines import SteppedEngine
+from tests.recovery.faults import Faults, Gate, Outage
+from tests.recovery.heart import Heart, eventually
+from tests.recovery.readers import Reader
+from tests.recovery.received import end_of
+from tests.recovery.test_outages import orphans_of
+
+T = TypeVar("T")
+TEXT = "one two three"
+DONE = {"stop_reason": "end_turn", "error_type": None}
+
+
+async def ended_run(heart: Heart, message: str = TEXT) -> Run:
+    service = heart.service()
+    return await service.settled(
+        await service.send(heart.send(await heart.conversation(), message))
+    )
+
+
+async def lose_end(heart: Heart, run: Run, kept: int | None) -> None:
+    """Let the store of the log have only the first events of the run, or no log at all."""
+    frames = await heart.frames(run)
+    await heart.log.delete(run.id)
+    if kept is not None:
+        await heart.log.open(run.id, run.token)
+        if kept:
+            await heart.log.append(run.id, run.token, 1, frames[:kept])
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("cursor", [0, 1, 2, 5, 100])
+@pytest.mark.parametrize("kept", [0, 2])
+async def test_a_log_that_lost_its_end_tells_every_cursor_so_and_then_gives_the_end(
+    heart: Heart, cursor: int, kept: int
+) -> None:
+    """C2: the record has ended, and the log is open."""
+    run = await ended_run(heart)
+    await lose_end(heart, run, kept)
+    service = heart.service()
+    async with Reader(service, run, cursor) as reader:
+        await reader.to_end()
+    assert (reader.status, reader.error["code"]) == (410, "events_lost")
+    assert "lost" in reader.error["detail"]
+    assert reader.error["earliest_seq"] == LOST_LOG_FIRST_SEQ
+    async with Reader(service, run, LOST_LOG_FIRST_SEQ - 1) as late:
+        received = await late.to_end()
+    assert (received.end(), received.done) == (DONE, True)
+    assert service.audit.found.lost_ends == 1
+    assert (await heart.run(run)).status is RunStatus.COMPLETED
+
+
+@pytest.mark.promise("P5")
+async def test_a_failed_run_whose_log_lost_its_end_shows_the_error_of_its_record(
+    heart: Heart,
+) -> None:
+    """C2: the new end of the log says what the record says."""
+    run = await ended_run(heart, "[fail=1]")
+    end = end_of(await heart.frames(run))
+    await lose_end(heart, run, 1)
+    service = heart.service()
+    await service.audit.compare_logs()
+    async with Reader(service, run, LOST_LOG_FIRST_SEQ - 1) as late:
+        assert (await late.to_end()).end() == end
+
+
+@pytest.mark.promise("P5", "P14")
+async def test_a_log_that_is_gone_before_its_retention_is_said_to_be_lost(heart: Heart) -> None:
+    """C2: 410 says "lost", and not that the events were kept until tomorrow."""
+    run = await ended_run(heart)
+    await lose_end(heart, run, None)
+    clock = LeapClock()
+    service = heart.service(clock=clock)
+    async with Reader(service, run) as reader:
+        await reader.to_end()
+    assert (reader.status, reader.error["code"]) == (410, "events_lost")
+    clock.leap(25 * 3600)
+    async with Reader(service, run) as reader:
+        await reader.to_end()
+    assert (reader.status, reader.error["code"]) == (410, "expired")
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("token", [1, 2, 700])
+async def test_the_audit_ends_every_log_whose_end_was_lost_once(
+    heart: Heart, token: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C2: found without a reader, whatever the token of the log, over several pages."""
+    monkeypatch.setattr(audit_module, "AUDIT_PAGE_LOGS", 2)
+    runs = [await ended_run(heart) for _ in range(5)]
+    whole = await heart.frames(runs[0])
+    for run in runs[1:]:
+        await lose_end(heart, run, 2)
+        await heart.log.open(run.id, token)
+    service = heart.service()
+    working = await service.send(heart.send(await heart.conversation(), "[hang=1]"))
+    for _ in range(2):
+        await service.audit.compare_logs()
+        assert service.audit.found.lost_ends == 4
+    assert service.audit.found.total == 4
+    assert await heart.frames(runs[0]) == whole
+    assert (await heart.run(working)).status.is_active
+    for run in runs[1:]:
+        head = await heart.head(run)
+        assert head is not None
+        assert (head.closed, head.first_seq) == (True, LOST_LOG_FIRST_SEQ)
+
+
+@pytest.mark.promise("P5")
+async def test_a_log_is_ended_as_lost_though_its_record_has_a_status_of_a_later_version(
+    heart: Heart,
+) -> None:
+    """C2: neither an unknown status nor a damaged row stops the audit."""
+    run, damaged = [await ended_run(heart) for _ in range(2)]
+    for one in (run, damaged):
+        await lose_end(heart, one, 1)
+    async with heart.records._database.write() as connection:
+        for values in ("status = 'paused'", "usage = '{\"prompt_tokens\": 1.5}'"):
+            at = run.id if values.startswith("status") else damaged.id
+            await connection.execute(text(f"UPDATE runs SET {values} WHERE id = :id"), {"id": at})
+    service = heart.service()
+    await service.audit.compare_logs()
+    assert service.audit.found.lost_ends == 2
+
+
+@pytest.mark.promise("P14")
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+async def test_a_log_without_a_record_is_deleted_after_the_retention(
+    heart: Heart, tmp_path: Path, store: str, closed: bool
+) -> None:
+    """C11: the records lost the commit of its run."""
+    if store == "sqlite":
+        heart.log = await SqliteLog.open_file(tmp_path / "events.db")
+    clock = heart.clock
+    assert isinstance(clock, LeapClock)
+    known = await ended_run(heart)
+    strangers = [new_run_id() for _ in range(3)]
+    for run_id in strangers:
+        await heart.log.open(run_id, 1)
+        await heart.log.append(run_id, 1, 1, [b"data: {}\n\n"], close=closed)
+    service = heart.service(retention=timedelta(hours=1))
+    for _ in range(2):
+        await service.audit.compare_logs()
+        assert service.audit.found.logs_without_record == 3
+        assert await service.sweep() == 0
+    clock.leap(3601)
+    assert await service.sweep() == 4
+    inventory = await heart.log.inventory(None, limit=100)
+    known_head = await heart.head(known)
+    if store == "sqlite":
+        await heart.log.aclose()
+    assert (inventory.entries, known_head) == ([], None)
+
+
+@pytest.mark.promise("P7")
+async def test_an_active_run_that_no_worker_has_is_ended_by_the_next_beat(heart: Heart) -> None:
+    """C4: a commit that landed after everybody had given it up."""
+    service = heart.service()
+    await service.start()
+    conversation = await heart.conversation()
+    working = await service.send(heart.send(await heart.conversation(), "[hang=1]"))
+    run = service._sends._new_run(heart.send(conversation, TEXT), "scripted/echo")
+    await heart.records.runs.create(DEFAULT_TENANT, run, None, [])
+    await service.beat()
+    assert (await heart.run(run)).status is RunStatus.FAILED
+    assert end_of(await heart.frames(run))["error_type"] == "internal_error"
+    assert (await heart.run(working)).status.is_active
+    await service.beat()
+    assert service.audit.found.runs_without_worker == 1
+    assert service.audit.found.total == 1
+    await heart.assert_free(conversation)
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize("lost", ["taken over", "no record", "ended"])
+async def test_a_worker_stops_whose_run_this_process_no_longer_has(heart: Heart, lost: str) -> None:
+    """C4: the other direction: a worker without an active run of its process."""
+    engine = SteppedEngine("one ", "two ")
+    service = heart.service(engine=engine)
+    await service.start()
+    run = await service.send(heart.send(await heart.conversation(), TEXT))
+    await eventually(lambda: is_running(heart, run))
+    change = {
+        "taken over": "UPDATE runs SET owner = 'another' WHERE id = :id",
+        "no record": "DELETE FROM runs WHERE id = :id",
+        "ended": "UPDATE runs SET status = 'failed' WHERE id = :id",
+    }[lost]
+    await service.beat()
+    assert service.audit.found.total == 0
+    async with heart.records._database.write() as connection:
+        await connection.execute(text(change), {"id": run.id})
+    await service.beat()
+    await service.beat()
+    async with asyncio.timeout(10):
+        await engine.closed.wait()
+    assert service.audit.found.workers_without_run == 1
+
+
+async def is_running(heart: Heart, run: Run) -> bool:
+    return (await heart.run(run)).status is RunStatus.RUNNING
+
+
+class UnknownCommit(Faults):
+    """The first commits of new runs are not confirmed; they ``land``, or do not."""
+
+    def __init__(self, *, lands: bool, times: int = 1) -> None:
+        super().__init__()
+        self._lands = lands
+        self._left = times
+
+    async def around(self, step: str, call: Callable[[], Awaitable[T]]) -> T:
+        if step == "runs.create" and self._left:
+            self._left -= 1
+            if self._lands:
+                await super().around(step, call)
+            raise CommitUnknownError("The commit was not confirmed.")
+        return await super().around(step, call)
+
+
+@pytest.mark.promise("P9")
+@pytest.mark.parametrize("keyed", [True, False])
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("lands", [True, False])
+async def test_a_send_whose_commit_was_not_confirmed_is_settled_by_the_same_id(
+    heart: Heart, lands: bool, times: int, keyed: bool
+) -> None:
+    """C4: "unknown" is neither "yes" nor "no"."""
+    conversation = await heart.conversation()
+    service = heart.service_upon(UnknownCommit(lands=lands, times=times))
+    send = heart.send(conversation, TEXT, otid="mine")
+    if not keyed:
+        (message,) = send.messages
+        send = replace(send, messages=(msgspec.structs.replace(message, otid=None),))
+    run = await service.settled(await service.send(send))
+    assert run.status is RunStatus.COMPLETED
+    if keyed:
+        assert (await service.send(heart.send(conversation, TEXT, otid="mine"))).id == run.id
+    assert await heart.kept(conversation) == [(Role.USER, TEXT), (Role.ASSISTANT, TEXT)]
+
+
+@pytest.mark.promise("P15")
+async def test_a_send_that_was_let_in_before_the_drain_has_its_drain_time(heart: Heart) -> None:
+    """C6: SIGTERM between the check for a drain and the registration of the run."""
+    gate = Gate("log.find")
+    service = heart.service_upon(gate)
+    sending = asyncio.create_task(
+        service.send(heart.send(await heart.conversation(), TEXT, otid="late"))
+    )
+    async with asyncio.timeout(10):
+        await gate.waiting.wait()
+        draining = asyncio.create_task(service.drain(10))
+        await asyncio.sleep(0)
+        with pytest.raises(UnavailableError):
+            await service.send(heart.send(await heart.conversation(), TEXT))
+        gate.opened.set()
+        run = await sending
+        await draining
+    assert end_of(await heart.frames(run)) == DONE
+    assert (await heart.run(run)).status is RunStatus.COMPLETED
+
+
+@pytest.mark.promise("P9", "P15")
+async def test_a_duplicate_gets_its_run_while_the_server_drains(heart: Heart) -> None:
+    """C16: P9 holds while draining."""
+    service = heart.service()
+    conversation = await heart.conversation()
+    run = await service.send(heart.send(conversation, "[hang=1]", otid="known"))
+    draining = asyncio.create_task(service.drain(60))
+    await eventually(lambda: service.draining)
+    again = await service.send(heart.send(conversation, "[hang=1]", otid="known"))
+    assert again.id == run.id
+    with pytest.raises(UnavailableError):
+        await service.send(heart.send(await heart.conversation(), TEXT, otid=new_uuid()))
+    await service.cancel([run])
+    await draining
+
+
+@pytest.mark.promise("P5")
+async def test_a_follow_that_is_not_to_wait_for_a_log_answers_at_once(heart: Heart) -> None:
+    """C16: the short way does not wait, so that the long way behind it waits once."""
+    clock = LeapClock()
+    service = heart.service(clock=clock)
+    service.ownership.shared = True
+    (run,) = await orphans_of(heart, 1)
+    await heart.log.delete(run.id)
+    waited = []
+    for waits in (False, True):
+        before = clock.monotonic_seconds()
+        with pytest.raises(UnavailableError):
+            await service.follow(Target.of(run), 0, max_events=10, waits=waits)
+        waited.append(clock.monotonic_seconds() - before)
+    assert waited[0] == 0
+    assert OPEN_WAIT_SECONDS <= waited[1] < 1.1 * OPEN_WAIT_SECONDS
+
+
+async def test_the_audit_goes_on_with_the_next_call_after_an_outage(heart: Heart) -> None:
+    """C2: a store that does not answer leaves the audit to its next time."""
+    run = await ended_run(heart)
+    await lose_end(heart, run, 1)
+    outage = Outage("runs.standings", lasts=1)
+    service = heart.service_upon(outage, retention=timedelta(hours=1))
+    with pytest.raises(UnavailableError):
+        await service.audit.compare_logs()
+    await service.audit.compare_logs()
+    assert service.audit.found.lost_ends == 1
