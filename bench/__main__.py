@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import append, cluster, faults, following, growth, idle, live, replay, storm
+from bench import append, cluster, faults, following, growth, idle, live, replay, siege, storm
 from bench.load import CACHE, program
 from bench.options import Options
 from bench.results import Chapter, write
@@ -31,6 +31,8 @@ OF_CLUSTERS: Mapping[str, tuple[str, Callable[[Options], None]]] = {
                 cluster.main),
     "faults": ("faults that befall three servers and their stores: losses, doubles, orphans, time",
                faults.main),
+    "siege": ("one fault after another beside a hostile tenant: losses, doubles, orphans, audit",
+              siege.main),
 }  # fmt: skip
 
 RESULTS = Path(__file__).parent
@@ -50,6 +52,7 @@ def main() -> int:
         contenders=chosen.beside,
         against=[Path(folder).resolve() for folder in chosen.against],
         repetitions=chosen.repetitions,
+        minutes=chosen.minutes,
         lease_seconds=chosen.lease_seconds,
         only=chosen.only,
         table=chosen.table,
@@ -119,6 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     default = Options()
     of_faults.add_argument(
         "--repetitions", type=int, default=default.repetitions, help="of each; %(default)s"
+    )
+    of_faults.add_argument(
+        "--minutes", type=float, default=default.minutes, help="of a siege; %(default)s"
     )
     of_faults.add_argument(
         "--lease-seconds", type=float, default=default.lease_seconds, help="%(default)s"

@@ -22,6 +22,8 @@ class Options:
     cores: Cores = field(default_factory=Cores.available)
     repetitions: int = 3
     """How often each fault is tried."""
+    minutes: float = 5.0
+    """How long a siege lasts."""
     lease_seconds: float = 2.0
     """The lease of the servers that faults befall."""
     only: str = ""

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -41,6 +42,7 @@ class Fault:
     """Events that were acknowledged are lost by it."""
 
 
+DRAINED: Final = frozenset({"stream_task_cancelled"})
 OWNER_DIED: Final = frozenset({"stream_incomplete"})
 STORE_FAILED: Final = frozenset({"internal_error"})
 
@@ -51,6 +53,14 @@ _LONG: Final = (APPEND_RETRY_SECONDS + 2, APPEND_RETRY_SECONDS + 2)
 async def _kill(scene: Scene) -> float:
     await asyncio.to_thread(scene.victim.kill)
     return 0.0
+
+
+async def _drain(scene: Scene) -> float:
+    """Stop the server with SIGTERM and start it again once it has drained."""
+    begin = time.monotonic()
+    await asyncio.to_thread(scene.victim.stop)
+    await asyncio.to_thread(scene.victim.start)
+    return time.monotonic() - begin
 
 
 async def _pause(scene: Scene) -> float:
@@ -174,6 +184,7 @@ def _of_victim(relays: Relays) -> Relays:
 FAULTS: Final[Sequence[Fault]] = (
     Fault("kill -9 of the owner", _kill, OWNER_DIED, of_owner=True),
     Fault("SIGSTOP beyond the lease, then SIGCONT", _pause, OWNER_DIED, of_owner=True),
+    Fault("SIGTERM of the owner, then a start", _drain, DRAINED),
     Fault("connections to Redis cut", _cut(_redis)),
     Fault("connections to Redis slow", _disturb(_redis, _delay)),
     Fault("bytes from and to Redis split", _disturb(_redis, _split)),
