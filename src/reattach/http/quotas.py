@@ -5,8 +5,6 @@ none.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from reattach.clock import Clock, SystemClock
@@ -68,12 +66,11 @@ class Quotas:
 class TenantUse:
     """The present use of one tenant; refuses requests beyond its quota."""
 
-    __slots__ = ("_beginning", "_body_bytes", "_bytes", "_quotas", "_requests", "_streams")
+    __slots__ = ("_body_bytes", "_bytes", "_quotas", "_requests", "_streams")
 
     def __init__(self, quotas: Quotas) -> None:
         bounds = quotas.bounds
         self._quotas = quotas
-        self._beginning = 0
         self._streams = 0
         self._body_bytes = 0
         a_second = bounds.requests_per_second
@@ -91,21 +88,15 @@ class TenantUse:
                 retry_after_seconds=wait_seconds,
             )
 
-    @contextmanager
-    def beginning_run(self, open_runs: int) -> Iterator[None]:
-        """Within it another run may begin, beside those that are open. Raises QuotaError."""
+    def admit_run(self, open_runs: int) -> None:
+        """Let another run begin beside those that are open. Raises QuotaError."""
         most = self._quotas.bounds.runs
-        if most and open_runs + self._beginning >= most:
+        if most and open_runs >= most:
             raise QuotaError(
-                f"{open_runs} runs are open here, and {most} may be. Wait until some have ended, "
+                f"{open_runs} runs are open, and the quota is {most}. Wait until some have ended, "
                 "or cancel them.",
                 retry_after_seconds=_RUNS_RETRY_SECONDS,
             )
-        self._beginning += 1
-        try:
-            yield
-        finally:
-            self._beginning -= 1
 
     def open_stream(self) -> None:
         """Count a stream until ``close_stream``. Raises QuotaError."""

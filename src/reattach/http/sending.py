@@ -242,8 +242,7 @@ def _understood(
 
 async def _begun(context: Context, access: Access, send: Send) -> Run:
     """The run that the send asks for, if the tenant may have another one open."""
-    with access.use.beginning_run(context.runs.open_runs(access.tenant)):
-        return await context.runs.send(send)
+    return await context.runs.send(send, admit=access.use.admit_run)
 
 
 def _stream(context: Context, run: Run, send: Send, *, deprecated: bool = False) -> Response:

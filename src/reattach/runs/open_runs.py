@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 
+from reattach.ids import TenantId
 from reattach.limits import APPEND_RETRY_SECONDS, ENGINE_STOP_SECONDS
 from reattach.runs.endings import DRAINED, Ending
 from reattach.runs.worker import Worker
@@ -52,6 +53,10 @@ class OpenRuns:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
         self._changed.set()
+
+    def of(self, tenant: TenantId) -> int:
+        """Count the runs of a tenant that are open, or about to be."""
+        return sum(worker.run.tenant == tenant for worker in self.workers.values())
 
     def end(self, run_id: str, ending: Ending) -> bool:
         """End the run if it is worked on here, and return whether it is."""

@@ -10,7 +10,7 @@ import structlog
 
 from reattach.clock import Clock
 from reattach.engine.base import Turn
-from reattach.errors import StoreUnavailableError, UnavailableError
+from reattach.errors import QuotaError, StoreUnavailableError, UnavailableError
 from reattach.events import RunStatus
 from reattach.ids import TenantId, new_run_id, new_uuid
 from reattach.log.base import Log
@@ -89,26 +89,29 @@ class Sends:
         self._settle = settle
         self._give_up = give_up
 
-    async def send(self, send: Send) -> Run:
+    async def send(self, send: Send, admit: Callable[[int], None]) -> Run:
         """See ``RunService.send``."""
-        if self._open_runs.draining:
-            return await self._known(send)
-        with self._open_runs.sending():
-            admitted = await self._begin(send)
+        try:
+            if self._open_runs.draining:
+                raise UnavailableError(
+                    "The server is shutting down. Send again; another process will take it.",
+                    retry_after_seconds=2,
+                )
+            with self._open_runs.sending():
+                admitted = await self._begin(send, admit)
+        except (QuotaError, UnavailableError):
+            known = await self._known(send)
+            if known is None:
+                raise
+            return known
         return await asyncio.shield(admitted)
 
-    async def _known(self, send: Send) -> Run:
-        """The run that an earlier send of the same made; no new one while draining."""
+    async def _known(self, send: Send) -> Run | None:
+        """The run that an earlier send with the same key made (P9)."""
         key = request_key(send.messages, send.thread)
-        known = None if key is None else await self._records.runs.known(send.tenant, key)
-        if known is not None:
-            return known
-        raise UnavailableError(
-            "The server is shutting down. Send again; another process will take it.",
-            retry_after_seconds=2,
-        )
+        return None if key is None else await self._records.runs.known(send.tenant, key)
 
-    async def _begin(self, send: Send) -> asyncio.Future[Run]:
+    async def _begin(self, send: Send, admit: Callable[[int], None]) -> asyncio.Future[Run]:
         """Begin to work on what is sent. The future gives its run once the records have it."""
         model = self._answering.model(send.agent, send.conversation, send.overrides.model)
         engine = self._answering.engine(model, send.tenant, send.agent, send.conversation)
@@ -140,7 +143,8 @@ class Sends:
         )
         key = request_key(send.messages, send.thread)
         admitted: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
-        # Before the record is there: who finds that must find the worker, and wait for its log.
+        admit(self._open_runs.of(send.tenant))  # Nothing awaits between this and the beginning.
+        # The worker comes before the record: whoever finds the record waits for the worker's log.
         self._open_runs.begin(worker, self._work(worker, key, admitted))
         return admitted
 

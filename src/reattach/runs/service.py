@@ -133,15 +133,17 @@ class RunService:
 
     # Sending.
 
-    async def send(self, send: Send) -> Run:
+    async def send(self, send: Send, *, admit: Callable[[int], None] = lambda _: None) -> Run:
         """Make the run that ``send`` asks for, or find the one that it made before (P9).
 
-        The run goes on by itself (P6); follow it, or wait for it with ``settled``.
+        The run goes on by itself (P6); follow it, or wait for it with ``settled``. ``admit`` is
+        called with the number of the tenant's open runs right before a run begins, and refuses it
+        by raising QuotaError; a send that was made before gets its run all the same.
         Raises UnavailableError for a new run while draining, and while a store does not answer;
         ConversationBusyError (P10), OtidConflictError, NotFoundError for an unknown model,
         PendingApprovalError and AnswerRefusedError.
         """
-        return await self._sends.send(send)
+        return await self._sends.send(send, admit)
 
     async def _settle(self, run: Run, settlement: Settlement) -> None:
         """Write how the run ended, trying again while the store does not take it."""
@@ -230,10 +232,6 @@ class RunService:
                     f"The events of {run.id} can not be read at present. Try again in a moment."
                 )
             await self._clock.sleep(OPEN_LOOK_SECONDS)
-
-    def open_runs(self, tenant: TenantId) -> int:
-        """How many runs of the tenant this process works on."""
-        return sum(worker.run.tenant == tenant for worker in self._workers.values())
 
     async def settled(self, run: Run, *, timeout_seconds: float | None = None) -> Run:
         """Wait until the run has ended and its record says so, and return it as it is then.
