@@ -313,6 +313,11 @@ FORWARDED = [
     {"X_Real_IP": "127.0.0.1"},
     {"Via": "1.1 proxy"},
     {"CF_Connecting_IP": "192.0.2.7"},
+    {"Fly_Client_IP": "192.0.2.7"},
+    {"X_Envoy_External_Address": "192.0.2.7"},
+    {"X_ProxyUser_Ip": "192.0.2.7"},
+    {"Forwarded_For": "192.0.2.7"},
+    {"CDN_Loop": "cdn.example"},
 ]
 
 

@@ -43,7 +43,13 @@ async def announce(settings: Settings, catalog: Catalog, records: Records) -> No
     default = settings.default_model or catalog.first()
     more = f" and {len(handles) - _SHOWN_MODELS} more" if len(handles) > _SHOWN_MODELS else ""
     logger.info("models", handles=", ".join(handles[:_SHOWN_MODELS]) + more, default=default)
-    keys = "required" if await records.keys.any() else "none made: open to this machine alone"
+    keys = "required"
+    if not await records.keys.any():
+        keys = (
+            "none exists, and one is required: make it with `reattach keys create NAME`"
+            if settings.require_key
+            else "none made: open to this machine alone"
+        )
     logger.info("API keys", keys=keys)
     for warning in await asyncio.to_thread(missing, settings, catalog):
         logger.warning(warning)

@@ -5,6 +5,7 @@ on, such as a proxy or a tunnel, would open it to whoever reaches that.
 """
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -12,19 +13,11 @@ from starlette.types import Scope
 
 from reattach.errors import KeyRequiredError, MisdirectedError
 
-_FORWARDING: Final = frozenset(
-    {
-        b"forwarded",
-        b"via",
-        b"x-real-ip",
-        b"x-client-ip",
-        b"x-cluster-client-ip",
-        b"true-client-ip",
-        b"cf-connecting-ip",
-    }
+_FORWARDING: Final = re.compile(
+    rb"forwarded|client[-_]ip|connecting[-_]ip|real[-_]ip|proxyuser[-_]ip|external[-_]address"
+    rb"|^x[-_]original[-_]|^via$|^cdn[-_]loop$"
 )
-_FORWARDING_PREFIXES: Final = (b"x-forwarded", b"x-original-")
-"""Headers that only somebody in between adds."""
+"""Names of headers that only a proxy, a tunnel or a content network adds."""
 
 
 def refuse_others(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
@@ -37,7 +30,7 @@ def refuse_others(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
     Raises KeyRequiredError, MisdirectedError.
     """
     for name in headers:
-        if name in _FORWARDING or name.startswith(_FORWARDING_PREFIXES):
+        if _FORWARDING.search(name):
             said = name.decode("latin-1")[:100]
             raise KeyRequiredError(f"this request was passed on by another one (header '{said}')")
     if not _is_here(scope.get("client")):
