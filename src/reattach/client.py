@@ -6,6 +6,7 @@ reconnects; ``reattach attach`` uses it.
 
 import asyncio
 import json
+import re
 import ssl
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -252,7 +253,12 @@ class _UnavailableError(httpx2.TransportError):
 def _checked_url(base_url: str) -> str:
     try:
         url = httpx2.URL(base_url)
-        valid = url.scheme in {"http", "https"} and bool(url.host)
+        valid = (
+            url.scheme in {"http", "https"}
+            and bool(url.host)
+            and not re.search(r"[\s%]", url.host)
+            and 0 < (url.port or 80) < 65536
+        )
     except httpx2.InvalidURL:
         valid = False
     if not valid:

@@ -69,7 +69,10 @@ def test_a_server_that_cannot_be_reached_is_named_with_the_cause_while_trying_ag
     assert process.returncode == 130
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8283", "ftp://localhost", "http://", "http://[::1"])
+@pytest.mark.parametrize(
+    "url",
+    ["127.0.0.1:8283", "ftp://localhost", "http://", "http://[::1", "http://a b", "http://a:99999"],
+)
 def test_a_malformed_url_is_refused_in_one_line(url: str) -> None:
     """E9."""
     ended = reattach_here("attach", "--url", url)
