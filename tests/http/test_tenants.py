@@ -112,6 +112,8 @@ LOOKS = [
     Look("get", "/v1/conversations/", "agent_id={agent}"),
     Look("get", "/v1/conversations/", "after={conversation}"),
     Look("get", "/v1/conversations/", "before={conversation}"),
+    Look("get", "/v1/messages/", "after={message}"),
+    Look("get", "/v1/messages/", "before={message}"),
     Look("get", "/v1/messages/{message_id}"),
     Look("get", RUN),
     Look("delete", RUN),

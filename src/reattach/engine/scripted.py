@@ -89,7 +89,7 @@ UNICODE_FRAGMENTS: Final = (
     'event: error\ndata: {"seq_id":1}\n\n',
     "\u2028\u2029\u0085 ",
     ' "quoted" \\u0041 \\ / <b>&amp;</b> ',
-    "\t\x00\x1f\ufeff\ufffd ",
+    "\t\x01\x1f\ufeff\ufffd ",
     "עברית e\u0301 ",
 )
 
