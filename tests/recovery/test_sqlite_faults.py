@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from reattach.errors import FencedError, StoreUnavailableError
-from reattach.log.base import Head
+from reattach.errors import FencedError, SeqMismatchError, StoreUnavailableError
+from reattach.log.base import Head, Slice
 from reattach.log.sqlite import Sizes, SqliteLog
 
 LARGE = 2**40
@@ -252,6 +252,54 @@ async def test_the_journal_of_a_long_open_run_stays_bounded(disk: Disk, log: Sql
     assert await frames_of(log, "long") == b"".join(FRAMES * 10)
     assert await frames_of(log, "idle") == FRAMES[0]
     await log.aclose()
+
+
+@pytest.mark.promise("P1")
+async def test_an_open_run_reads_across_its_chunks_and_its_journal_after_a_restart(
+    disk: Disk, log: SqliteLog
+) -> None:
+    await log.open("run", 1)
+    for seq, frame in enumerate(FRAMES, 1):
+        await log.append("run", 1, seq, [frame])
+    journal_bytes = "SELECT coalesce(sum(length(batch)), 0) FROM log_journal"
+    await until(lambda: disk.query(journal_bytes) <= SIZES.journal_bytes)
+    await log.append("run", 1, 201, FRAMES[:3])
+    await log.aclose()
+    log = await disk.open_log()
+    frames = FRAMES + FRAMES[:3]
+    async with log.follow("run") as tail:
+        begin = tail.first_seq
+    assert 10 < begin <= 201
+    assert await frames_of(log, "run") == b"".join(frames)
+    after = begin - 5
+    for count in range(1, 8):
+        last_seq = min(after + count, 203)
+        joined = b"".join(frames[after:last_seq])
+        assert await log.read("run", after, max_bytes=LARGE, max_events=count) == Slice(
+            after + 1, last_seq, joined
+        )
+        for spare_bytes in 0, 1:
+            assert await log.read(
+                "run", after, max_bytes=len(joined) + spare_bytes, max_events=LARGE
+            ) == Slice(after + 1, last_seq, joined)
+    repeated = frames[after : after + 7]
+    await log.append("run", 1, after + 1, repeated)
+    for changed in 0, 6:
+        others = [b"x" if index == changed else frame for index, frame in enumerate(repeated)]
+        with pytest.raises(SeqMismatchError):
+            await log.append("run", 1, after + 1, others)
+    await log.append("run", 1, 204, [FRAMES[3]], close=True)
+    assert await frames_of(log, "run") == b"".join([*frames, FRAMES[3]])
+    await log.aclose()
+
+
+@pytest.mark.promise("P1")
+async def test_the_second_of_two_appends_in_flight_can_be_repeated(log: SqliteLog) -> None:
+    await log.open("run", 1)
+    first = log.append("run", 1, 1, FRAMES[:1])
+    second = [log.append("run", 1, 2, FRAMES[1:2], close=True) for _ in range(2)]
+    await asyncio.gather(first, *second)
+    assert await frames_of(log, "run") == b"".join(FRAMES[:2])
 
 
 async def test_a_deleted_run_leaves_nothing_in_the_file(disk: Disk, log: SqliteLog) -> None:

@@ -245,7 +245,10 @@ class SqliteLog(Log):
             raise TrimmedError(run_id, run.first_seq)
         if tail is None:
             raise LogDamagedError(f"The log of {run_id} is damaged after event {after}.")
-        return tail.slice(after, max_bytes=max_bytes, max_events=max_events)
+        piece = tail.slice(after, max_bytes=max_bytes, max_events=max_events)
+        if tail is run.tail:
+            return piece
+        return _continued(piece, run.tail, max_bytes=max_bytes, max_events=max_events)
 
     @asynccontextmanager
     async def follow(self, run_id: str) -> AsyncIterator[Tail]:
@@ -350,7 +353,10 @@ class SqliteLog(Log):
         return True
 
     async def _load(self, run: LiveRun, after: int, max_bytes: int, max_events: int) -> Tail | None:
-        """Frames of a closed run that are not in memory; None if they are gone."""
+        """Frames that are in chunks and not in memory; None if they are gone.
+
+        Of a run that was folded while it was open, what follows the chunks is in its tail only.
+        """
         load = partial(
             tables.load,
             number=run.number,
@@ -382,11 +388,15 @@ class SqliteLog(Log):
         rest = first_seq + written
         if run.in_flight_frames(rest, len(frames) - written) != list(frames[written:]):
             return False
-        tail: Tail | None = run.tail
-        if written and first_seq < run.tail.first_seq:
-            size_bytes = sum(map(len, frames))
-            tail = await self._load(run, first_seq - 1, size_bytes, written)
-        return tail is not None and tail.holds(first_seq, frames[:written])
+        in_chunks = min(max(run.tail.first_seq - first_seq, 0), written)
+        in_tail = frames[in_chunks:written]
+        if in_tail and not run.tail.holds(first_seq + in_chunks, in_tail):
+            return False
+        if not in_chunks:
+            return True
+        size_bytes = sum(map(len, frames[:in_chunks]))
+        tail = await self._load(run, first_seq - 1, size_bytes, in_chunks)
+        return tail is not None and tail.holds(first_seq, frames[:in_chunks])
 
     def _write(self, run: LiveRun, record: Record) -> "asyncio.Future[None]":
         """Done when the record is on the disk and applied to the run."""
@@ -457,6 +467,18 @@ class SqliteLog(Log):
     def _evict(self) -> None:
         for run in self._closed_runs.evict():
             self._runs.pop(run.run_id, None)
+
+
+def _continued(piece: Slice, tail: Tail, *, max_bytes: int, max_events: int) -> Slice:
+    """``piece`` and what follows it in ``tail``, as far as the bounds have room for it."""
+    room_bytes = max_bytes - len(piece.frames)
+    room_events = max_events - (piece.last_seq + 1 - piece.first_seq)
+    if room_bytes <= 0 or room_events <= 0 or piece.last_seq + 1 < tail.first_seq:
+        return piece
+    rest = tail.slice(piece.last_seq, max_bytes=room_bytes, max_events=room_events)
+    if len(rest.frames) > room_bytes:  # A single frame, which is given however large it is.
+        return piece
+    return Slice(piece.first_seq, rest.last_seq, piece.frames + rest.frames)
 
 
 def _not_found(run_id: str) -> LogNotFoundError:
