@@ -113,9 +113,7 @@ class DiscoveringEngine(PydanticAIEngine):
 
     @override
     async def refresh(self) -> bool:
-        async with httpx2.AsyncClient(
-            timeout=MODEL_LIST_TIMEOUT_SECONDS, follow_redirects=False
-        ) as client:
+        async with await asyncio.to_thread(_client) as client:
             return all(
                 await asyncio.gather(
                     *(self._refresh(client, account) for account in self._accounts.values())
@@ -164,6 +162,11 @@ class DiscoveringEngine(PydanticAIEngine):
 
 class _Refused(Exception):
     """The provider answered with another status than 200."""
+
+
+def _client() -> httpx2.AsyncClient:
+    """Make the connection pool; this reads certificates, so it must not run on the loop."""
+    return httpx2.AsyncClient(timeout=MODEL_LIST_TIMEOUT_SECONDS, follow_redirects=False)
 
 
 async def _asked(client: httpx2.AsyncClient, account: Account) -> Sequence[Mapping[str, Any]]:
