@@ -1,4 +1,4 @@
-"""What the records say of logs and of workers, for the audit that compares them.
+"""Look-ups in the records for the audit, which compares them with logs and workers.
 
 These look-ups are for the server itself. They read plain columns only, so that no damaged row
 stops them.

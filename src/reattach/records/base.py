@@ -177,7 +177,7 @@ class Run:
     log_deleted_at: datetime | None = None
     """When the log went, after its retention."""
     callback_url: str | None = None
-    """Whom to tell of the run's end."""
+    """The URL that is called when the run has ended."""
     callback_sent_at: datetime | None = None
     """When that was last tried."""
     callback_status_code: int | None = None

@@ -55,7 +55,7 @@ class Send:
     options: Options
     overrides: Overrides
     callback_url: str | None = None
-    """Whom to tell of the run's end."""
+    """The URL that is called when the run has ended."""
 
     @property
     def thread(self) -> Thread:
