@@ -77,6 +77,20 @@ async def test_the_wal_of_the_events_stays_bounded_by_its_true_size(tmp_path: Pa
     await log.aclose()
 
 
+async def test_a_new_process_does_not_empty_its_wal_while_answers_stream(tmp_path: Path) -> None:
+    """C12: emptying it holds appends up, so it waits for silence, for its size, or for its age."""
+    file = tmp_path / "events.db"
+    sizes = Sizes(journal_bytes=2**30, checkpoint_bytes=2**20, idle_seconds=3600)
+    log = await SqliteLog.open_file(file, sizes=sizes)
+    await log.open("run", 1)
+    seen = []
+    for seq in range(1, 81):
+        await log.append("run", 1, seq, [b"x" * 2000])
+        seen.append(await asyncio.to_thread(wal_bytes, file))
+    assert seen == sorted(seen)
+    await log.aclose()
+
+
 async def test_a_reader_of_the_events_delays_the_emptying_and_not_the_appends(
     tmp_path: Path,
 ) -> None:

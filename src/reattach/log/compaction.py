@@ -77,7 +77,7 @@ class _Wal:
         self._look_bytes = sizes.checkpoint_bytes // _LOOKS
         self._time = time
         self._unseen_bytes = 0
-        self._dirty_since = 0.0
+        self._dirty_since = time()
         self.writes = 1
         """Since the WAL was emptied. What an earlier process left counts as one."""
         self.is_urgent = False
