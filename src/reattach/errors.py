@@ -10,8 +10,6 @@ from datetime import datetime
 
 from reattach.limits import (
     MAX_ERROR_CHARS,
-    MAX_HEAD_BYTES,
-    MAX_TRAILER_BYTES,
     MAX_VALIDATION_ERRORS,
 )
 
@@ -69,16 +67,24 @@ class ForbiddenError(ReattachError):
 
 
 class KeyRequiredError(UnauthorizedError):
-    """A server without keys was asked by somebody who is not known to be on its machine."""
+    """The server has no keys yet, and does not answer to this client without one."""
 
     code = "key_required"
 
     def __init__(self, reason: str) -> None:
         ReattachError.__init__(
             self,
-            "This server has no API keys, so it answers only to programs of its own machine that "
-            f"connect to it directly, and {reason}. Make a key with `reattach keys create NAME`, "
-            "and send it as 'Authorization: Bearer <key>'.",
+            f"This server has no API keys, and {reason}. Make a key with "
+            "`reattach keys create NAME`, and send it as 'Authorization: Bearer <key>'.",
+        )
+
+
+class NotOnThisMachineError(KeyRequiredError):
+    """An open server was asked by a client that may be on another machine."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"answers only to programs of its own machine that connect to it directly, but {reason}"
         )
 
 
@@ -276,8 +282,8 @@ class HttpVersionError(ReattachError):
 
     code = "http_version_not_supported"
 
-    def __init__(self, version: str) -> None:
-        super().__init__(f"HTTP/{version} is not supported. Send the request as HTTP/1.1.")
+    def __init__(self) -> None:
+        super().__init__("This version of HTTP is not supported. Send the request as HTTP/1.1.")
 
 
 class TunnelRefusedError(ReattachError):
@@ -299,13 +305,10 @@ class ExpectationFailedError(ReattachError):
 
 
 class HeadTooLargeError(LimitExceededError):
-    """A request line with headers, or trailers, beyond what is read of them."""
+    """A request line with headers, trailers, or chunk extensions above their bounds."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            f"The request line and headers of a request may have {MAX_HEAD_BYTES} bytes together, "
-            f"its trailers and chunk extensions {MAX_TRAILER_BYTES}. Nothing was done."
-        )
+    def __init__(self, bound: str) -> None:
+        super().__init__(f"A request may have {bound}. Nothing was done.")
 
 
 class RequestTimeoutError(ReattachError):

@@ -46,6 +46,20 @@ async def test_a_server_that_others_can_reach_is_never_open(tmp_path: Path) -> N
 
 
 @pytest.mark.promise("S11")
+async def test_a_server_that_requires_keys_and_has_none_names_the_command(tmp_path: Path) -> None:
+    """D2: the refusal says how to make the first key, and no longer once there is one."""
+    async with serving(tmp_path, require_key=True) as server:
+        for headers in ({}, {"Authorization": "Bearer anything"}):
+            refused = await server.client.get("/v1/agents/", headers=headers)
+            assert (refused.status_code, refused.json()["code"]) == (401, "key_required")
+            assert "`reattach keys create NAME`" in refused.json()["detail"]
+        await with_key(server)
+        server.clock.skipped_seconds += KEY_CACHE_SECONDS
+        refused = await server.client.get("/v1/agents/")
+        assert (refused.status_code, refused.json()) == (401, UNAUTHORIZED)
+
+
+@pytest.mark.promise("S11")
 async def test_with_a_key_every_route_but_the_probes_and_the_description_needs_one(
     server: Server,
 ) -> None:
@@ -138,7 +152,8 @@ class CountedKeys(Keys):
         self.used += key_ids
 
     async def any(self) -> bool:
-        self.look_ups += 1
+        if not self.secrets:
+            self.look_ups += 1
         await self.may_answer.wait()
         return bool(self.secrets)
 
@@ -370,7 +385,7 @@ async def test_a_server_that_requires_a_key_refuses_this_machine_too(tmp_path: P
     """D2: with require_key nothing is answered until a key exists."""
     async with serving(tmp_path, require_key=True) as server:
         refused = await server.client.get("/v1/agents/")
-        assert (refused.status_code, refused.json()) == (401, UNAUTHORIZED)
+        assert (refused.status_code, refused.json()["code"]) == (401, "key_required")
         assert (await server.client.get("/v1/health/")).status_code == 200
         client = await with_key(server)
         assert (await client.get("/v1/agents/")).status_code == 200

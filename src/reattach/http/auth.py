@@ -13,7 +13,7 @@ from typing import Final
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reattach.clock import Clock
-from reattach.errors import ReattachError, UnauthorizedError
+from reattach.errors import KeyRequiredError, ReattachError, UnauthorizedError
 from reattach.http.access import ACCESS, Access, AccessWatch
 from reattach.http.audit import Audit
 from reattach.http.errors import error_response
@@ -58,7 +58,8 @@ class Authenticator:
         self._clock = clock
         self._may_be_open = may_be_open or open_to_all
         self._open_to_all = open_to_all
-        self._open_until = 0.0
+        self._has_keys = False
+        self._keyless_until = 0.0  # until when it need not be looked whether there are keys
         self._known = _Remembered()
         self._unknown = _Remembered()  # apart, so that guesses do not drive the known ones out
         self._watch = AccessWatch(keys, clock, watch_seconds)
@@ -72,7 +73,8 @@ class Authenticator:
     async def access(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Access:
         """Return the rights of the request.
 
-        Raises UnauthorizedError, MisdirectedError, StoreUnavailableError.
+        Raises UnauthorizedError (KeyRequiredError while the server has no keys), MisdirectedError,
+        StoreUnavailableError.
         """
         if await self._is_open():
             if not self._open_to_all:
@@ -82,8 +84,7 @@ class Authenticator:
         scheme, _, secret = authorization.partition(" ")
         secret = secret.strip()
         if scheme.lower() != "bearer" or not secret or len(secret) > MAX_API_KEY_CHARS:
-            self._audit.refused(scope, secret)
-            raise UnauthorizedError
+            raise await self._refusal(scope, secret)
         digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
         now = self._clock.monotonic_seconds()
         known = self._known.get(digest, now)
@@ -93,9 +94,18 @@ class Authenticator:
         if not self._unknown.get(digest, now):
             access = await self._look_ups.do(digest, partial(self._look_up, digest, secret, now))
         if access is None:
-            self._audit.refused(scope, secret)
-            raise UnauthorizedError
+            raise await self._refusal(scope, secret)
         return access
+
+    async def _refusal(self, scope: Scope, secret: str) -> UnauthorizedError:
+        """Record a refused request, and return the error for it."""
+        self._audit.refused(scope, secret)
+        if not self._has_keys:
+            now = self._clock.monotonic_seconds()
+            self._has_keys = await self._openings.do(None, partial(self._look_for_keys, now))
+        if self._has_keys:
+            return UnauthorizedError()
+        return KeyRequiredError("answers only to requests with a key")
 
     async def _look_up(self, digest: bytes, secret: str, now: float) -> Access | None:
         key = await self._keys.find(secret)
@@ -111,19 +121,20 @@ class Authenticator:
         return access
 
     async def _is_open(self) -> bool:
-        if not self._may_be_open:
+        if not self._may_be_open or self._has_keys:
             return False
         now = self._clock.monotonic_seconds()
-        if now < self._open_until:
-            return True
-        return await self._openings.do(None, partial(self._look_whether_open, now))
+        if now >= self._keyless_until:
+            self._has_keys = await self._openings.do(None, partial(self._look_for_keys, now))
+        return not self._has_keys
 
-    async def _look_whether_open(self, now: float) -> bool:
-        if await self._keys.any():
-            self._may_be_open = False
+    async def _look_for_keys(self, now: float) -> bool:
+        if now < self._keyless_until:
             return False
-        self._open_until = now + KEY_CACHE_SECONDS
-        return True
+        if await self._keys.any():
+            return True
+        self._keyless_until = now + KEY_CACHE_SECONDS
+        return False
 
 
 class _Remembered:

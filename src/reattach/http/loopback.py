@@ -11,7 +11,7 @@ from typing import Final
 
 from starlette.types import Scope
 
-from reattach.errors import KeyRequiredError, MisdirectedError
+from reattach.errors import MisdirectedError, NotOnThisMachineError
 
 _FORWARDING: Final = re.compile(
     rb"forwarded|client[-_]ip|connecting[-_]ip|real[-_]ip|proxyuser[-_]ip|external[-_]address"
@@ -27,16 +27,20 @@ def refuse_others(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
     addresses, such as one over a Unix socket, is not known to come from here: whatever listens on
     such a socket is usually behind a proxy.
 
-    Raises KeyRequiredError, MisdirectedError.
+    Raises NotOnThisMachineError, MisdirectedError.
     """
     for name in headers:
         if _FORWARDING.search(name):
             said = name.decode("latin-1")[:100]
-            raise KeyRequiredError(f"this request was passed on by another one (header '{said}')")
+            raise NotOnThisMachineError(
+                f"this request was passed on by another one (header '{said}')"
+            )
     if not _is_here(scope.get("client")):
-        raise KeyRequiredError("this request comes from another address, or from an unknown one")
+        raise NotOnThisMachineError(
+            "this request comes from another address, or from an unknown one"
+        )
     if not _is_here(scope.get("server")):
-        raise KeyRequiredError("this request came to an address that other machines can reach")
+        raise NotOnThisMachineError("this request came to an address that other machines can reach")
     host = headers.get(b"host", b"").decode("latin-1")
     if not is_loopback(_without_port(host)):
         raise MisdirectedError(host)

@@ -14,6 +14,8 @@ from reattach.limits import MAX_CHUNK_EXTENSION_BYTES, MAX_TRAILER_BYTES, MAX_TR
 _SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*(;[\t\x20-\x7e\x80-\xff]*))?")
 _TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 _SIZE_LINE_BYTES: Final = 15 + MAX_CHUNK_EXTENSION_BYTES
+_TRAILERS: Final = f"{MAX_TRAILERS} trailers of {MAX_TRAILER_BYTES} bytes together"
+_EXTENSIONS: Final = f"{MAX_CHUNK_EXTENSION_BYTES} bytes of chunk extensions"
 
 
 class Body(Protocol):
@@ -104,7 +106,7 @@ class ChunkedBody:
             raise InvalidHttpError
         self._extension_bytes += len(match[2] or b"")
         if self._extension_bytes > MAX_CHUNK_EXTENSION_BYTES:
-            raise HeadTooLargeError
+            raise HeadTooLargeError(_EXTENSIONS)
         size = int(match[1], 16)
         if size:
             self._left = size + 2
@@ -115,7 +117,7 @@ class ChunkedBody:
         self._trailers += 1
         self._trailer_bytes += len(line)
         if self._trailers > MAX_TRAILERS:
-            raise HeadTooLargeError
+            raise HeadTooLargeError(_TRAILERS)
         if _TRAILER.fullmatch(line[:-2]) is None:
             raise InvalidHttpError
 
@@ -123,6 +125,6 @@ class ChunkedBody:
         """Refuse a line that is too long, alike whether its end has come or not."""
         if self._in_trailers:
             if self._trailer_bytes + length > MAX_TRAILER_BYTES:
-                raise HeadTooLargeError
+                raise HeadTooLargeError(_TRAILERS)
         elif length > _SIZE_LINE_BYTES + (2 if whole else 1):
-            raise HeadTooLargeError
+            raise HeadTooLargeError(_EXTENSIONS)

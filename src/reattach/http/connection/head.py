@@ -30,11 +30,14 @@ from reattach.limits import MAX_HEAD_BYTES, MAX_NAME_CHARS
 
 _END: Final = b"\r\n\r\n"
 _BLANK: Final = b"\r\n"
-_HOST: Final = re.compile(rb"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+_HOST: Final = re.compile(rb"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::([0-9]{0,5}))?")
+_OTHER_VERSION: Final = re.compile(rb"(?!PRI )[A-Z]+ [!-~]+ HTTP/(?:[2-9]|1\.[2-9])")
 _SPACE: Final = b" \t"
+_MAX_PORT: Final = 65535
 _KNOWN_HOSTS: Final[set[bytes]] = set()
 """Some that were well-formed: most requests name the same few."""
 _MOST_KNOWN_HOSTS: Final = 100
+_BOUND: Final = f"{MAX_HEAD_BYTES} bytes of request line and headers"
 _SINGLE: Final = (
     b"host",
     b"authorization",
@@ -101,7 +104,7 @@ class Head:
         if end < 4 or end > MAX_HEAD_BYTES:
             self._parse(data[: max(0, MAX_HEAD_BYTES - start)])
             if end >= 4 or len(self._seen) >= MAX_HEAD_BYTES:
-                raise HeadTooLargeError
+                raise HeadTooLargeError(_BOUND)
             self._refuse_version_0_9()
             return None
         rest = end - start
@@ -115,7 +118,7 @@ class Head:
         rest = data.lstrip(_BLANK)
         self._blank_bytes += len(data) - len(rest)
         if self._blank_bytes >= MAX_HEAD_BYTES:
-            raise HeadTooLargeError
+            raise HeadTooLargeError(_BOUND)
         return rest
 
     def _parse(self, data: bytes) -> None:
@@ -127,7 +130,7 @@ class Head:
             pass  # The head is complete, and the upgrade is declined.
         except httptools.HttpParserError:
             self._parser = None
-            raise InvalidHttpError from None
+            raise _unreadable(self._seen or data) from None
 
     def _refuse_version_0_9(self) -> None:
         """Its request is one line without a version, whose client waits for the answer."""
@@ -162,10 +165,8 @@ class Head:
             self.version = "1.1"
         elif line.endswith(b" HTTP/1.0"):
             self.version = "1.0"
-        elif line.endswith(b" HTTP/2.0"):
-            raise HttpVersionError("2.0")
         else:
-            raise InvalidHttpError
+            raise _unreadable(line)
         values = dict(self.headers)
         if len(values) != len(self.headers):
             self._refuse_repeated()
@@ -190,7 +191,7 @@ class Head:
             if self.version == "1.1":
                 raise InvalidHttpError("has no Host header")
         elif host not in _KNOWN_HOSTS:
-            if _HOST.fullmatch(host) is None:
+            if not _is_authority(host):
                 raise InvalidHttpError("has a Host header that names no host")
             if len(_KNOWN_HOSTS) < _MOST_KNOWN_HOSTS and len(host) < MAX_NAME_CHARS:
                 _KNOWN_HOSTS.add(host)
@@ -218,7 +219,7 @@ class Head:
         host = authority.rpartition(b"@")[2]
         if scheme.lower() not in {b"http", b"https"} or not separator or not host:
             raise InvalidHttpError("has a target that is neither a path nor an HTTP URL")
-        if _HOST.fullmatch(host) is None:
+        if not _is_authority(host):
             raise InvalidHttpError("has a target that names no host")
         self.headers = [(b"host", host), *(one for one in self.headers if one[0] != b"host")]
         path = rest[len(authority) :]
@@ -227,8 +228,10 @@ class Head:
     def _read_framing(self, values: dict[bytes, bytes]) -> None:
         coding, length = values.get(b"transfer-encoding"), values.get(b"content-length")
         if coding is not None:
-            if self.version == "1.0" or length is not None:
-                raise InvalidHttpError("has a body whose length can be read in two ways")
+            if self.version == "1.0":
+                raise InvalidHttpError("has a Transfer-Encoding header, which HTTP/1.0 lacks")
+            if length is not None:
+                raise InvalidHttpError("has both a Transfer-Encoding and a Content-Length header")
             if coding.lower() != b"chunked":
                 text = coding.decode("latin-1")
                 raise NotImplementedHereError(
@@ -238,3 +241,13 @@ class Head:
             self.chunked = True
         elif length is not None:
             self.content_length = int(length)  # The parser has looked at it.
+
+
+def _is_authority(host: bytes) -> bool:
+    """Whether it is a host with or without a port (RFC 9110, section 7.2)."""
+    match = _HOST.fullmatch(host)
+    return match is not None and int(match[1] or 0) <= _MAX_PORT
+
+
+def _unreadable(head: bytes | bytearray) -> HttpVersionError | InvalidHttpError:
+    return HttpVersionError() if _OTHER_VERSION.match(head) else InvalidHttpError()
