@@ -38,6 +38,9 @@ _LAST_DELAY_SECONDS: Final = 5.0
 _PASSING_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
 """Answers of a server that is busy, starting or leaving, or of a proxy that cannot reach one."""
 
+_NO_ROUTE: Final = "Not Found"
+"""The detail of a 404 for a path that no route has, as most web frameworks write it."""
+
 _REFUSALS: Final[Mapping[int, type[ReattachError]]] = {
     404: NotFoundError,
     409: ConflictError,
@@ -218,7 +221,7 @@ class Client:
             if response.status_code in _PASSING_STATUSES:
                 raise _UnavailableError(response)
             if response.status_code != 200:
-                raise _refusal(response.status_code, await response.aread())
+                raise self._refusal(response.status_code, await response.aread())
             media_type = response.headers.get("content-type", "")
             if not media_type.startswith("text/event-stream"):
                 raise ReattachError(
@@ -239,6 +242,31 @@ class Client:
                     position.cursor = seq
                     yield event
         raise httpx2.RemoteProtocolError("the stream ended before the answer did")
+
+    def _refusal(self, status: int, body: bytes) -> ReattachError:
+        """Return the error for a refused request, in the server's words where it gave any."""
+        try:
+            answer = json.loads(body)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict) or not isinstance(answer.get("detail"), str):
+            text = " ".join(body.decode("utf-8", "replace").split())
+            answer = {"detail": text[:MAX_ERROR_CHARS] or "no further text"}
+        detail = answer.pop("detail")
+        kind = _REFUSALS.get(status)
+        if status == 404 and detail == _NO_ROUTE:
+            error: ReattachError = NotFoundError(
+                f"{self._base_url} answered 404 {detail}. Check that it is the URL of a Reattach "
+                "server, and that it has no path of another program."
+            )
+        elif kind is not None:
+            error = kind(detail.removeprefix("CONFLICT: ").removeprefix("EXPIRED: "))
+        elif status == 401:
+            error = ReattachError(f"The server requires a valid API key (401 {detail}).")
+        else:
+            error = ReattachError(f"The server answered {status}: {detail}")
+        error.extra = answer
+        return error
 
 
 class _UnavailableError(httpx2.TransportError):
@@ -286,23 +314,3 @@ def _underlying(error: BaseException, kind: type[E]) -> E | None:
     while cause is not None and not isinstance(cause, kind):
         cause = cause.__cause__ or cause.__context__
     return cause
-
-
-def _refusal(status: int, body: bytes) -> ReattachError:
-    """The error for a refused request, in the server's words where it gave any."""
-    try:
-        answer = json.loads(body)
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict) or not isinstance(answer.get("detail"), str):
-        answer = {"detail": " ".join(body.decode("utf-8", "replace").split())[:MAX_ERROR_CHARS]}
-    detail = answer.pop("detail")
-    kind = _REFUSALS.get(status)
-    if kind is not None:
-        error = kind(detail.removeprefix("CONFLICT: ").removeprefix("EXPIRED: "))
-    elif status == 401:
-        error = ReattachError(f"The server requires a valid API key (401 {detail}).")
-    else:
-        error = ReattachError(f"The server answered {status}: {detail}")
-    error.extra = answer
-    return error

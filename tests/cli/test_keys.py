@@ -64,3 +64,23 @@ def test_a_scope_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Pat
     said = keys(tmp_path, "create", "key", "--scope", "write", status=2)
     assert "read" in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_key_without_a_name_is_refused(tmp_path: Path, name: str) -> None:
+    """D13."""
+    assert "Give it a name" in keys(tmp_path, "create", name, status=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_first_key_of_a_named_tenant_is_reported_as_such(tmp_path: Path) -> None:
+    """D13: a mistyped tenant is seen at once."""
+
+    def said(*arguments: str) -> str:
+        command = ["keys", "create", *arguments, "--data-dir", str(tmp_path)]
+        return CliRunner().invoke(app, command).stderr
+
+    assert "first key of tenant acme" in said("a", "--tenant", "acme")
+    assert "first key" not in said("b", "--tenant", "acme")
+    assert "first key" not in said("c", "--tenant", "new")
+    assert "first key" not in said("d")

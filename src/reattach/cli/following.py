@@ -65,9 +65,11 @@ class _Narrator:
 
     def __init__(self, url: str, cursor: int, arguments: Sequence[str]) -> None:
         self.cursor = cursor
+        self._start = cursor
         self._url = url
         self._arguments = arguments
         self._trouble = f"Connecting to {url} …"
+        self._cause: str | None = None
         self._since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._spoke = False
@@ -84,28 +86,32 @@ class _Narrator:
         )
         if self._since is None:
             self.connecting()
+        elif self._spoke and retry.cause != self._cause:
+            self._speak()
+        self._cause = retry.cause
 
     def attached(self, run_id: str | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if self._spoke and self._since is not None:
             seconds = asyncio.get_running_loop().time() - self._since
-            _say(f"Attached after {seconds:.1f} s, at event {self.cursor}.")
+            self._say(f"Attached after {seconds:.1f} s, at event {self.cursor}.")
         if run_id is not None:
             self._arguments = ["--run-id", run_id, "--url", self._url]
-        self._since, self._spoke = None, False
+        self._since, self._spoke, self._cause = None, False, None
 
     def detached(self) -> None:
         again = shlex.join(["reattach", "attach", *self._arguments, "--after", str(self.cursor)])
-        _say(f"Detached after event {self.cursor}. Attach again with: {again}")
+        self._say(f"Detached after event {self.cursor}. Attach again with: {again}")
 
     def _speak(self) -> None:
         self._spoke = True
-        _say(self._trouble)
+        self._say(self._trouble)
 
-
-def _say(text: str) -> None:
-    typer.echo(f"\nreattach: {text}", err=True)
+    def _say(self, text: str) -> None:
+        """Write a line of its own: after the first event the cursor may stand within one."""
+        line_end = "\n" if self.cursor > self._start else ""
+        typer.echo(f"{line_end}reattach: {text}", err=True)
 
 
 def _show(event: Event) -> None:

@@ -56,18 +56,24 @@ def create_key(
     Scopes: 'read' looks at everything and follows runs, 'send' sends messages and makes
     conversations, 'admin' changes and deletes agents and everything else.
     """
+    if not name.strip():
+        raise typer.BadParameter(
+            "Give it a name to know it by, such as the app's.", param_hint="name"
+        )
     owner = new_tenant_id() if tenant == "new" else TenantId(tenant or DEFAULT_TENANT)
     expires_at = None if expires is None else SystemClock().now() + _duration(expires)
 
-    async def create(records: Records) -> tuple[ApiKey, str]:
-        return await records.keys.create(
+    async def create(records: Records) -> tuple[bool, ApiKey, str]:
+        is_first = not await records.keys.list(owner)
+        key, secret = await records.keys.create(
             owner, name, scopes=scope or ALL_SCOPES, expires_at=expires_at
         )
+        return is_first, key, secret
 
     settings = settings_with(
         data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
     )
-    key, secret = with_records(settings, create)
+    is_first, key, secret = with_records(settings, create)
     if as_json:
         typer.echo(json.dumps(_shown(key) | {"secret": secret}))
         return
@@ -78,6 +84,12 @@ def create_key(
         "Clients send it as 'Authorization: Bearer <key>'.",
         err=True,
     )
+    if is_first and tenant not in (None, "new"):
+        typer.echo(
+            f"It is the first key of tenant {owner}. If that is a typing error, revoke it with "
+            f"`reattach keys revoke {key.id}`.",
+            err=True,
+        )
 
 
 @keys.command("list")
