@@ -323,3 +323,40 @@ async def test_what_the_tail_cannot_be_brought_to_have_is_not_read(
         with pytest.raises(StoreUnavailableError):
             await other.read("run", 1, max_bytes=100, max_events=10)
         assert not tail.closed
+
+
+@pytest.mark.promise("P3")
+async def test_an_append_that_closes_the_tail_before_it_is_read_is_no_failure(
+    owner: RedisLog,
+) -> None:
+    """C5: the owner's append is answered between a reader's read and the one for the tail."""
+    await owner.append("run", 1, 1, [b"first"])
+    async with owner.follow("run") as tail:
+        follower = owner._follower
+        run = follower.local("run")
+        assert run is not None
+        waiting = asyncio.create_task(follower.caught_up(run, 2))
+        await asyncio.sleep(0)
+        assert run.is_behind
+        follower.appended(run, 2, [b"stop"], close=True)
+        await waiting
+        assert tail.closed
+
+
+async def test_a_reader_waits_for_the_newer_of_two_reads_into_its_tail(
+    owner: RedisLog, other: RedisLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C5: a second read begins between the end of the first and the reader that waits for it."""
+    lose_news(other, monkeypatch)
+    await owner.append("run", 1, 1, [b"first"])
+    async with asyncio.timeout(WAIT_SECONDS), other.follow("run") as tail:
+        follower = other._follower
+        run = follower.local("run")
+        assert run is not None
+        await owner.append("run", 1, 2, [b"second"])
+        waiting = asyncio.create_task(follower.caught_up(run, 2))
+        await asyncio.sleep(0)
+        assert run.mending is not None
+        run.mending.add_done_callback(lambda _: follower.mend(run))
+        await waiting
+        assert tail.last_seq == 2

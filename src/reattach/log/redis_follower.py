@@ -181,13 +181,17 @@ class Follower:
         Raises:
             StoreUnavailableError: it could not be read into the tail; try again.
         """
+        has_failed = False
         while not run.tail.ended and run.tail.last_seq < seq:
-            self.mend(run)
-            if run.mending is None:
-                return  # The tail does not stand for the log any more.
-            await self._joined(run.mending)
-            if run.is_behind:
+            if has_failed:
                 raise StoreUnavailableError(_BEHIND)
+            self.mend(run)
+            mending = run.mending
+            if mending is None:
+                return  # The tail does not stand for the log any more.
+            await self._joined(mending)
+            # A newer read may have begun meanwhile, which is no failure of this one.
+            has_failed = run.is_behind and run.mending in {None, mending}
 
     async def read(
         self, run_id: str, after: int, *, max_bytes: int, max_events: int
