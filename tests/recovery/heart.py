@@ -153,6 +153,8 @@ class Heart:
     async def assert_free(self, conversation: Conversation) -> None:
         """A new message to the conversation is answered."""
         service = self.service()
+        if service.ownership.shared:  # Or others would take it for dead, and end its run.
+            await service.ownership.begin()
         run = await service.settled(await service.send(self.send(conversation, "still there?")))
         assert run.status is RunStatus.COMPLETED
         assert (await self.kept(conversation))[-1] == (Role.ASSISTANT, "still there?")
