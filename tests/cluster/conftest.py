@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import structlog.testing
 
+from reattach.runs import upkeep
 from reattach.testing.cluster import Cluster
 from reattach.testing.redis import RedisServer
 from tests.cluster.clients import Client, client_at
@@ -19,6 +20,12 @@ def log_lines() -> Iterator[list[Any]]:
     """What the servers log, caught: to show a traceback would read files in the event loop."""
     with structlog.testing.capture_logs() as lines:
         yield lines
+
+
+@pytest.fixture(autouse=True)
+def orphans_are_looked_for_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the nodes of this process."""
+    monkeypatch.setattr(upkeep, "RECOVERY_INTERVAL_SECONDS", 0.2)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tests.cluster.clients import WAIT_SECONDS, Client
 
 RUNS = 6
 READERS = 60
-WINDOW_SECONDS = 2.0
+WINDOW_SECONDS = 1.0
 
 POSTGRESQL = WRITERS + READERS_POOL + 2
 """Connections of a server to PostgreSQL: two pools, one that listens, one that beats."""
@@ -69,7 +69,7 @@ async def test_connections_and_commands_do_not_grow_with_the_readers_that_wait(
             assert held["PostgreSQL"] == [POSTGRESQL] * 3 + [3 * POSTGRESQL]
             assert max(held["Redis"][:3]) <= REDIS
             assert held["Redis"][3] <= 3 * REDIS
-            assert await commands_in_a_window(cluster) < commands_without + READERS
+            assert await commands_in_a_window(cluster) < commands_without + READERS // 2
         for client, run_id in zip(clients, run_ids, strict=False):
             run = await client.got(f"/v1/runs/{run_id}")
             assert run["status"] == "running"

@@ -10,7 +10,7 @@ from reattach.errors import StoreUnavailableError
 from reattach.events import RunStatus
 from reattach.limits import LOST_LOG_FIRST_SEQ
 from reattach.messages import Role
-from reattach.runs import patience
+from reattach.runs import patience, service
 from reattach.runs.ownership import Ownership
 from reattach.testing.redis import RedisServer
 from reattach.testing.relay import Relay
@@ -137,9 +137,10 @@ async def test_a_send_while_redis_is_away_makes_no_run(frail: Nodes, redis: Redi
 
 @pytest.mark.promise("P7")
 async def test_a_run_whose_process_is_cut_off_from_redis_is_cancelled_when_it_is_back(
-    nodes: Nodes,
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own beats go on, so nobody takes its run; it gives up, and ends it when it can."""
+    monkeypatch.setattr(service, "CANCEL_WAIT_SECONDS", 0.5)
     with Relay(nodes.log_url.removeprefix("unix://")) as relay:
         host, port = relay.address
         engine = SteppedEngine("one ", "two ")

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from typer.testing import CliRunner
 
+from reattach.cli import app
 from reattach.testing.process import ServerProcess
 from reattach.testing.proxy import HaproxyServer, NginxServer, ProxyServer
 
@@ -45,17 +45,8 @@ class Keyed(NamedTuple):
 @pytest.fixture(scope="package")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Keyed:
     directory = tmp_path_factory.mktemp("keyed") / "data"
-    command = [
-        sys.executable,
-        "-m",
-        "reattach",
-        "keys",
-        "create",
-        "key",
-        "--data-dir",
-        str(directory),
-    ]
-    made = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    made = CliRunner().invoke(app, ["keys", "create", "key", "--data-dir", str(directory)])
+    assert made.exit_code == 0, made.output
     return Keyed(directory, made.stdout.strip())
 
 
@@ -70,6 +61,14 @@ def server(tmp_path_factory: pytest.TempPathFactory, keyed: Keyed) -> Iterator[S
     )
     server.api_key = keyed.secret
     with server:
+        yield server
+
+
+@pytest.fixture(scope="package")
+def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server without any key."""
+    data_dir = tmp_path_factory.mktemp("open") / "data"
+    with ServerProcess(data_dir, arguments=["--scripted", "--log-level", "warning"]) as server:
         yield server
 
 

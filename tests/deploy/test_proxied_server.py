@@ -209,12 +209,10 @@ async def test_pings_keep_a_silent_stream_open_and_without_them_it_is_cut(
 
 @pytest.mark.promise("S11")
 async def test_a_proxy_does_not_open_a_server_without_a_key(
-    proxy_before: ProxyBefore, tmp_path: Path
+    proxy_before: ProxyBefore, open_server: ServerProcess
 ) -> None:
     """D2: what comes by way of a proxy is refused until there is a key."""
-    arguments = ["--scripted", "--log-level", "warning"]
     with (
-        ServerProcess(tmp_path / "data", arguments=arguments) as open_server,
         proxy_before([open_server.address]) as proxy,
         httpx2.Client(headers={"Host": "localhost"}, timeout=WAIT_SECONDS) as http,
     ):

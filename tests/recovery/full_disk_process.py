@@ -10,18 +10,23 @@ import asyncio
 import resource
 import sys
 from collections.abc import Awaitable, Callable
+from unittest import mock
 
 from reattach.clock import SystemClock
 from reattach.errors import StoreUnavailableError
 from reattach.ids import DEFAULT_TENANT, new_agent_id, new_message_id
+from reattach.log import compaction
 from reattach.log.sqlite import SqliteLog
 from reattach.messages import Message, Role, TextPart
+from reattach.records import sqlite_wal
 from reattach.records.base import Agent
 from reattach.records.records import Records
 
 FILE_BYTES = 1024 * 1024
 ROUNDS = 25
 TRIES = 100
+REST_SECONDS = 0.05
+"""Between two tries of either store to make room."""
 
 failures = 0
 
@@ -76,7 +81,11 @@ async def write_records(path: str) -> None:
 def main() -> None:
     store, path = sys.argv[1:]
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, resource.RLIM_INFINITY))
-    asyncio.run({"events": write_events, "records": write_records}[store](path))
+    with (
+        mock.patch.object(compaction, "_RETRY_SECONDS", REST_SECONDS),
+        mock.patch.object(sqlite_wal, "_PAUSE_SECONDS", REST_SECONDS),
+    ):
+        asyncio.run({"events": write_events, "records": write_records}[store](path))
     sys.stdout.write(f"{failures}\n")
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,13 +16,12 @@ from reattach.cli import app
 from reattach.engine.scripted import ScriptedEngine
 from reattach.errors import StartupError, StoreUnavailableError
 from reattach.http.assembly import assembled
+from reattach.http.serving import _refuse_open_to_strangers
 from reattach.limits import KEY_CACHE_SECONDS
 from reattach.settings import Settings
 from reattach.testing.process import ServerProcess
+from tests.http.live import listening
 from tests.recovery.clients import client_of
-from tests.recovery.heart import eventually
-
-WAIT_SECONDS = 30.0
 
 
 async def refused(data_dir: Path, *arguments: str) -> str:
@@ -46,33 +42,18 @@ async def keys(data_dir: Path, *arguments: str) -> str:
 
 @pytest.mark.promise("P7")
 async def test_a_second_server_on_the_same_data_refuses_until_the_first_is_gone(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("reattach.cli.serving.configure_logging", lambda *_: None)
     with ServerProcess(tmp_path, arguments=["--scripted"]) as first:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("REATTACH_")}
-        ended = await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, "-m", "reattach", "serve", "--data-dir", str(tmp_path)],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=WAIT_SECONDS,
-            env=environment,
-        )
-        assert ended.returncode == 1
-        assert ended.stdout == ""
-        assert ended.stderr == (
-            f"reattach: Another server (process {first.pid}) is using the data directory "
-            f"{tmp_path}. Stop that one, or give this one a directory of its own with --data-dir.\n"
+        assert await refused(tmp_path) == (
+            f"Another server (process {first.pid}) is using the data directory {tmp_path}. "
+            "Stop that one, or give this one a directory of its own with --data-dir."
         )
         async with client_of(first) as client:
             assert (await client.http.get("/v1/ready/")).status_code == 200
-        first.kill()
-        with ServerProcess(tmp_path, arguments=["--scripted"]) as second:
-            async with client_of(second) as client:
-                assert (await client.http.get("/v1/ready/")).status_code == 200
-                second.signal(signal.SIGTERM)
-                assert await asyncio.to_thread(second.wait) == 0
+    async with listening(tmp_path) as second:
+        assert (await second.client.get("/v1/ready/")).status_code == 200
 
 
 @pytest.mark.promise("S11")
@@ -105,33 +86,30 @@ async def test_keys_that_are_made_and_revoked_while_a_server_runs_count_within_s
     tmp_path: Path,
 ) -> None:
     first = await keys(tmp_path, "create", "first")
-    # With a key, a server may be reached from everywhere.
-    with ServerProcess(tmp_path, arguments=["--scripted", "--host", "0.0.0.0"]) as server:
-        server.url = f"http://127.0.0.1:{server.address[1]}"
-        async with client_of(server) as client:
+    async with listening(tmp_path, host="0.0.0.0") as server:
+        # With a key, a server may be reached from everywhere.
+        await _refuse_open_to_strangers(server.context)
 
-            async def status(secret: str | None) -> int:
-                headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
-                return (await client.http.get("/v1/agents/", headers=headers)).status_code
+        async def status(secret: str | None) -> int:
+            headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
+            return (await server.client.get("/v1/agents/", headers=headers)).status_code
 
-            async def is_refused(secret: str) -> bool:
-                return await status(secret) == 401
-
-            assert (await client.http.get("/v1/ready/")).status_code == 200
-            assert await status(None) == 401
-            assert await status(first) == 200
-            second = await keys(tmp_path, "create", "second")
-            assert await status(second) == 200
-            listed = await keys(tmp_path, "list")
-            assert first not in listed
-            assert second not in listed
-            key_id, prefix, name, *_, state = listed.splitlines()[-1].split("\t")
-            assert (name, state) == ("second", "active")
-            assert second.startswith(prefix.rstrip("…"))
-            await keys(tmp_path, "revoke", key_id)
-            await eventually(lambda: is_refused(second), KEY_CACHE_SECONDS + 10)
-            assert await status(first) == 200
-            assert "revoked" in (await keys(tmp_path, "list")).splitlines()[-1]
+        assert (await server.client.get("/v1/ready/")).status_code == 200
+        assert await status(None) == 401
+        assert await status(first) == 200
+        second = await keys(tmp_path, "create", "second")
+        assert await status(second) == 200
+        listed = await keys(tmp_path, "list")
+        assert first not in listed
+        assert second not in listed
+        key_id, prefix, name, *_, state = listed.splitlines()[-1].split("\t")
+        assert (name, state) == ("second", "active")
+        assert second.startswith(prefix.rstrip("…"))
+        await keys(tmp_path, "revoke", key_id)
+        server.clock.skipped_seconds += KEY_CACHE_SECONDS
+        assert await status(second) == 401
+        assert await status(first) == 200
+        assert "revoked" in (await keys(tmp_path, "list")).splitlines()[-1]
 
 
 def modes(directory: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from tests.recovery.clients import Client, client_of, start
 from tests.recovery.received import Received, answer, end_of
 
 SEED = 20_261_122
-KILLS = 5
+KILLS = 3
 TALKERS = 5
 ANSWERS = [
     "[chunks=300][rate=1500]",

@@ -155,7 +155,7 @@ async def test_a_reader_that_takes_a_little_now_and_then_is_not_cut_off(
         cut_off_before = server.output.count("reader cut off")
         reader = raw_reader()
         reader.request(f"/v1/runs/{run_id}/stream")
-        for _ in range(40):
+        for _ in range(20):
             assert await reader.read(4096)
             await asyncio.sleep(STALL_SECONDS / 10)  # the slowness that is tested
         while not reader.ended_properly:
