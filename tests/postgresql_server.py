@@ -23,7 +23,9 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND pid != pg_backend_pid()
 """
 
-_EMPTY = ";".join(f"DELETE FROM {table.name}" for table in reversed(schema.metadata.sorted_tables))
+DELETE_ALL_ROWS = ";".join(
+    f"DELETE FROM {table.name}" for table in reversed(schema.metadata.sorted_tables)
+)
 
 
 class Databases:
@@ -42,7 +44,7 @@ class Databases:
             upgrade(self._at(self._free[-1]))
         name = self._free.pop()
         yield self._at(name)
-        self._do(f"{_DISCONNECT};{_EMPTY}", name)
+        self._do(f"{_DISCONNECT};{DELETE_ALL_ROWS}", name)
         self._free.append(name)
 
     @contextmanager

@@ -1,21 +1,58 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 
+import psycopg
 import pytest
 
 from reattach.records.records import Records
+from reattach.records.sql import Database, upgrade
 from tests.conformance.records.samples import HandClock, World, a_world
+from tests.postgresql_server import DELETE_ALL_ROWS
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A database without records; the parameter names its kind."""
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def shared_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """A database for all tests of a module; the parameter names its kind."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'records.db'}"
-    url: str = request.getfixturevalue("postgresql_url")
-    return url
+        url = f"sqlite:///{tmp_path_factory.mktemp('records') / 'records.db'}"
+        upgrade(url)
+        yield url
+        return
+    with request.getfixturevalue("postgresql_databases").with_schema() as url:
+        yield url
+
+
+@pytest.fixture
+def url(shared_url: str) -> Iterator[str]:
+    """A database without records."""
+    yield shared_url
+    if shared_url.startswith("sqlite"):
+        path = shared_url.removeprefix("sqlite:///")
+        with closing(sqlite3.connect(path)) as file:
+            file.executescript(f"BEGIN;{DELETE_ALL_ROWS};COMMIT")
+    else:
+        with psycopg.connect(shared_url) as connection:
+            connection.execute(DELETE_ALL_ROWS.encode())
+
+
+@pytest.fixture(scope="module")
+async def shared_database(shared_url: str) -> AsyncIterator[Database]:
+    """Opened once, because compiling its statements again takes longer than most tests."""
+    database = await Database.open(shared_url)
+    yield database
+    await database.aclose()
+
+
+@pytest.fixture(scope="module")
+async def other_shared_database(shared_url: str) -> AsyncIterator[Database]:
+    database = await Database.open(shared_url)
+    yield database
+    await database.aclose()
 
 
 @pytest.fixture
@@ -24,18 +61,16 @@ def clock() -> HandClock:
 
 
 @pytest.fixture
-async def records(url: str, clock: HandClock) -> AsyncIterator[Records]:
-    records = await Records.open(url, clock=clock)
-    yield records
-    await records.aclose()
+def records(url: str, shared_database: Database, clock: HandClock) -> Records:
+    return Records(shared_database, clock)
 
 
 @pytest.fixture
-async def other_process(url: str, clock: HandClock, records: Records) -> AsyncIterator[Records]:
-    """What another process has open on the same database."""
-    other = await Records.open(url, clock=clock)
-    yield other
-    await other.aclose()
+def other_process(
+    url: str, other_shared_database: Database, clock: HandClock, records: Records
+) -> Records:
+    """Records of another process on the same database."""
+    return Records(other_shared_database, clock)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -9,11 +9,13 @@ from reattach.ids import new_run_id
 from reattach.records.records import Records
 from reattach.records.wakes import CancelRequested, RunSettled, Wake
 from tests.conformance.records.samples import OURS, World, a_settlement
+from tests.postgresql_server import Databases
 
 
-@pytest.fixture
-def url(postgresql_url: str) -> str:
-    return postgresql_url
+@pytest.fixture(scope="module")
+def shared_url(postgresql_databases: Databases) -> Iterator[str]:
+    with postgresql_databases.with_schema() as url:
+        yield url
 
 
 async def next_of(wakes: AsyncIterator[Wake]) -> Wake:
