@@ -12,6 +12,8 @@ from typing import Any
 
 from tests.applications.programs import environment
 
+HURRY = Path(__file__).with_name("hurry.cjs")
+
 RUN_SECONDS = 60.0
 """Only keeps a program that hangs from hanging the tests; it takes a second or two."""
 
@@ -67,7 +69,7 @@ class LettaCode:
         with subprocess.Popen(
             [self.program, *arguments],
             cwd=work,
-            env=environment(home, url),
+            env=environment(home, url) | {"NODE_OPTIONS": f"--require={HURRY}"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

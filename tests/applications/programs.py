@@ -12,6 +12,8 @@ from reattach.testing.recording import whole_frames
 from tests.clients.places import Place, assert_one_whole_run
 
 DIRECTORY = Path(__file__).parents[2] / ".venv/applications/bin"
+COMPILED = DIRECTORY.parent / "compiled"
+"""Where Node keeps the programs that it has compiled: letta-code is 24 MB of JavaScript."""
 
 
 def require_program(name: str) -> str:
@@ -36,6 +38,7 @@ def environment(home: Path, url: str) -> dict[str, str]:
         "DISABLE_AUTOUPDATER": "1",
         "DO_NOT_TRACK": "1",
         "NO_PROXY": "127.0.0.1",
+        "NODE_COMPILE_CACHE": str(COMPILED),
     }
 
 
