@@ -32,7 +32,7 @@ QUESTION = (
     "Tell me a long story about a lighthouse keeper who receives letters from the sea. "
     "Describe the island, the storms, each letter, and how it ends."
 )
-SCRIPTED_QUESTION = "[chunks=300][rate=100]"
+SCRIPTED_QUESTION = "[chunks=200][rate=100]"
 EVENTS_BEFORE_CUT = 40
 STARTED = time.monotonic()
 
@@ -284,7 +284,7 @@ def prepared(stage: Stage) -> str | None:
         model_settings={
             "provider_type": "openai",
             "temperature": 0,
-            "max_output_tokens": 400,  # enough to be cut three times
+            "max_output_tokens": 200,  # enough to be cut three times
         },
         system="You are a storyteller.",
         memory_blocks=[{"label": "human", "value": "The reader likes the sea."}],
