@@ -110,7 +110,7 @@ async def test_workers_share_a_port_are_replaced_when_they_die_and_drain_on_sigt
                 for pid in (server.pid, new, kept):
                     os.kill(pid, signal.SIGTERM)
 
-        text = "[chunks=300][rate=100]"
+        text = "[chunks=150][rate=100]"
         await client.send(await client.conversation(), text, received, otid="one", on_read=on_read)
     assert received.end()["stop_reason"] == "end_turn"
     assert await asyncio.to_thread(server.wait) == 0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from letta_client import (
 )
 
 from reattach.testing.process import ServerProcess
+from tests.cli.commands import reattach_here
 from tests.clients.conftest import scripted_server
 from tests.clients.places import Place, Places, raw_client
 from tests.clients.reader import Reader
@@ -265,28 +264,22 @@ def test_a_draining_server_refuses_sends_with_a_503_and_serves_readers_to_the_en
 # Keys.
 
 
-def making_key(data_dir: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The command that makes a key, and tells its secret once, on standard output."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "reattach", "keys", "create", *arguments, "--data-dir", data_dir],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+def new_key(data_dir: Path, *arguments: str) -> str:
+    """The secret that the command prints."""
+    created = reattach_here("keys", "create", *arguments, "--data-dir", str(data_dir))
+    assert created.status == 0
+    return created.out.strip()
 
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, str]]:
     """A server's address, a key, and a key of another tenant."""
     data_dir = tmp_path_factory.mktemp("keyed")
-    ours, _ = making_key(data_dir, "ours").communicate(timeout=60)
-    with (
-        making_key(data_dir, "theirs", "--tenant", "new") as making_theirs,
-        scripted_server(data_dir) as server,
-    ):
-        theirs, _ = making_theirs.communicate(timeout=60)
-        assert ours != theirs
-        yield server.url, ours.strip(), theirs.strip()
+    ours = new_key(data_dir, "ours")
+    theirs = new_key(data_dir, "theirs", "--tenant", "new")
+    assert ours != theirs
+    with scripted_server(data_dir) as server:
+        yield server.url, ours, theirs
 
 
 @pytest.mark.promise("S11")

@@ -32,17 +32,34 @@ LONG_STORY = (
 )
 
 
-@pytest.fixture
+def small_engine() -> LocalEngine:
+    return LocalEngine(context_window_tokens=256, parallel_turns=1)
+
+
+def subject_of(engine: LocalEngine) -> Subject:
+    settings = ModelSettings(max_output_tokens=8)
+    return Subject(engine, MODEL, prompt="Tell me about the sea.", settings=settings)
+
+
+@pytest.fixture(scope="module")
 def engine() -> Iterator[LocalEngine]:
-    engine = LocalEngine(context_window_tokens=256, parallel_turns=1)
+    """One for all tests that leave it usable; loading the model takes a second."""
+    engine = small_engine()
+    yield engine
+    asyncio.run(engine.aclose())
+
+
+@pytest.fixture
+def own_engine() -> Iterator[LocalEngine]:
+    """One that the test may close."""
+    engine = small_engine()
     yield engine
     asyncio.run(engine.aclose())
 
 
 @pytest.fixture
 def subject(engine: LocalEngine) -> Subject:
-    settings = ModelSettings(max_output_tokens=8)
-    return Subject(engine, MODEL, prompt="Tell me about the sea.", settings=settings)
+    return subject_of(engine)
 
 
 @pytest.fixture
@@ -119,9 +136,10 @@ async def test_a_killed_model_process_fails_its_turn_and_the_next_one_is_answere
 
 
 async def test_the_model_process_ends_with_the_engine_and_listens_nowhere(
-    engine: LocalEngine, subject: Subject
+    own_engine: LocalEngine,
 ) -> None:
-    await collect(engine, subject.turn())
+    engine = own_engine
+    await collect(engine, subject_of(engine).turn())
     process = engine.process_id
     assert process is not None
     sockets = sockets_of(process)
@@ -207,9 +225,11 @@ async def test_without_a_model_nothing_is_offered_and_the_turn_says_what_to_inst
         await collect(engine, Subject(engine, MODEL).turn())
 
 
-async def test_an_engine_that_was_never_asked_can_be_closed_twice(engine: LocalEngine) -> None:
-    await engine.aclose()
-    await engine.aclose()
+async def test_an_engine_that_was_never_asked_can_be_closed_twice(
+    own_engine: LocalEngine,
+) -> None:
+    await own_engine.aclose()
+    await own_engine.aclose()
 
 
 def test_the_built_in_model_is_found_without_importing_its_package() -> None:
