@@ -15,6 +15,7 @@ pytest_plugins = ["tests.postgresql_server", "tests.redis_server"]
 # A test may not depend on how fast the machine is.
 settings.register_profile("reattach", deadline=None, print_blob=True)
 settings.register_profile("fast", settings.get_profile("reattach"), max_examples=10)
+settings.register_profile("long", settings.get_profile("reattach"), max_examples=1000)
 settings.load_profile("reattach")
 
 

@@ -15,7 +15,10 @@ from tests.redis_server import shared_url
 pytestmark = pytest.mark.slow
 
 BOUNDED = settings(
-    max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=settings().max_examples // 8,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )
 
 
