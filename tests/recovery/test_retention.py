@@ -136,7 +136,7 @@ async def test_after_the_retention_the_messages_stay_and_a_duplicate_makes_no_se
 async def test_expired_logs_leave_the_file(server: Server) -> None:
     conversation_id = await server.conversation()
     for number in range(5):
-        text = "[chunks=2000][size=500]"
+        text = "[chunks=500][size=500]"
         assert (await server.send(conversation_id, text, f"{number}")).status_code == 200
     await eventually(lambda: server.rows("log_run") == 5)
     assert server.rows("log_chunk") > 0

@@ -18,7 +18,7 @@ from tests.recovery.received import Received
 
 STALL_SECONDS = 1.0
 STALLED = 25
-BIG = "[chunks=20000][size=500]"
+BIG = "[chunks=10000][size=500]"
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ async def test_readers_that_take_nothing_cost_little_are_cut_off_and_resume_exac
     async with asyncio.timeout(30):
         run_id = await client.send(await client.conversation(), BIG, whole, otid="big")
         whole_bytes = sum(map(len, whole.frames))
-        assert whole_bytes > 10 * 1024 * 1024
+        assert whole_bytes > 5 * 1024 * 1024
         before_bytes = resident_bytes(server)
         cut_off_before = server.output.count("reader cut off")
         stalled = [raw_reader() for _ in range(STALLED)]
@@ -134,7 +134,7 @@ async def test_readers_that_take_nothing_cost_little_are_cut_off_and_resume_exac
         assert again.frames == whole.frames
         assert most_bytes - before_bytes < STALLED * 4 * SEND_BUFFER_BYTES < whole_bytes * 2
 
-        for reader in stalled[:3]:
+        for reader in stalled[:2]:
             taken = Received()
             taken.feed(await reader.read_all())
             assert not taken.done
