@@ -333,6 +333,7 @@ def _client(url: str, headers: Mapping[str, str] | None = None) -> httpx2.AsyncC
         headers=headers,
         timeout=WAIT_SECONDS,
         follow_redirects=True,
+        verify=False,  # To read the certificates of authorities takes longer than most tests.
         limits=httpx2.Limits(max_connections=None),
     )
 
@@ -356,6 +357,8 @@ class _InLoop(_Server):
                 await ready.wait()
             yield self
         finally:
+            # As a signal does: streams that were left open end with their runs.
+            await self._context.runs.drain(0)
             self.should_exit = True
             await asyncio.wait({task}, timeout=WAIT_SECONDS)
             listener.close()
