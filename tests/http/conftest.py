@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -29,6 +32,7 @@ from reattach.limits import KEY_CACHE_SECONDS
 from reattach.log.base import Log
 from reattach.log.memory import MemoryLog
 from reattach.records.records import Records
+from reattach.records.sql import upgrade
 from reattach.runs.service import RunService
 from reattach.settings import Settings
 from reattach.tools.base import Toolbox
@@ -88,6 +92,47 @@ class Server:
         return response.json()
 
 
+@cache
+def empty_records() -> bytes:
+    """Return a records file with the schema and no rows: a copy costs less than the schema."""
+    with TemporaryDirectory() as directory:
+        file = Path(directory) / "records.db"
+        upgrade(f"sqlite:///{file}")
+        return file.read_bytes()
+
+
+async def prepare_records(file: Path) -> None:
+    """Make the records file with its schema, unless it is there."""
+    if not file.exists():
+        file.write_bytes(await asyncio.to_thread(empty_records))
+
+
+@cache
+def _default_settings() -> Settings:
+    return Settings()
+
+
+def _settings(directory: Path, **settings: Any) -> Settings:
+    """The settings of a server. Reading the defaults takes as long as opening all its stores."""
+    if settings:
+        return Settings(data_dir=directory, **settings)
+    return _default_settings().model_copy(update={"data_dir": directory})
+
+
+_description: dict[str, Any] | None = None
+"""The description of the API, once an application has made it, which takes a second."""
+
+
+@contextmanager
+def application(context: Context) -> Iterator[FastAPI]:
+    """The application, which takes over the description that an earlier one has made."""
+    global _description  # noqa: PLW0603
+    app = create_app(context)
+    app.openapi_schema = _description
+    yield app
+    _description = app.openapi_schema
+
+
 @asynccontextmanager
 async def serving(
     directory: Path,
@@ -102,9 +147,10 @@ async def serving(
     """A server whose default model is the first of ``engine``, or the scripted echo."""
     clock = TestClock()
     async with AsyncExitStack() as stack:
-        records = await Records.open(
-            records_url or f"sqlite:///{directory / 'records.db'}", clock=clock
-        )
+        if records_url is None:
+            await prepare_records(directory / "records.db")
+            records_url = f"sqlite:///{directory / 'records.db'}"
+        records = await Records.open(records_url, clock=clock)
         stack.push_async_callback(records.aclose)
         log = log or MemoryLog()
         stack.push_async_callback(log.aclose)
@@ -121,9 +167,9 @@ async def serving(
         )
         await runs.start()
         stack.push_async_callback(runs.aclose)
-        options = Settings(data_dir=directory, **settings)
+        options = _settings(directory, **settings)
         context = Context(records, catalog, options, clock, runs, toolbox, mcp_servers)
-        app = create_app(context)
+        app = stack.enter_context(application(context))
         client = await stack.enter_async_context(
             httpx2.AsyncClient(
                 transport=httpx2.ASGITransport(app),
@@ -172,7 +218,7 @@ def strict_sdk(url: str, transport: httpx.AsyncBaseTransport | None = None) -> A
     return AsyncLetta(
         base_url=url,
         api_key="any",
-        http_client=httpx.AsyncClient(transport=transport, follow_redirects=True),
+        http_client=httpx.AsyncClient(transport=transport, follow_redirects=True, verify=False),
         _strict_response_validation=True,
     )
 
@@ -209,6 +255,13 @@ def log_lines() -> Iterator[list[Any]]:
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Server]:
     async with serving(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+async def shared_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+    """A server for those tests of a file that neither need it empty nor leave it otherwise."""
+    async with serving(tmp_path_factory.mktemp("shared")) as server:
         yield server
 
 

@@ -10,12 +10,17 @@ UNKNOWN = "message-123e4567-e89b-42d3-8456-426614174000"
 
 
 @pytest.fixture
-async def thread(server: Server) -> str:
+def server(shared_server: Server) -> Server:
+    return shared_server
+
+
+@pytest.fixture(scope="module")
+async def thread(shared_server: Server) -> str:
     """A conversation with a system message and three turns, the second with reasoning."""
-    agent = await server.agent(system="S")
-    conversation = await server.conversation(agent["id"])
+    agent = await shared_server.agent(system="S")
+    conversation = await shared_server.conversation(agent["id"])
     for text in ("one", "two [think=1]", "three"):
-        await server.send(conversation["id"], text)
+        await shared_server.send(conversation["id"], text)
     return str(conversation["id"])
 
 
