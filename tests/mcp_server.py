@@ -7,6 +7,8 @@ HTTP on loopback. Its environment says how it behaves:
 - ``MCP_LEGACY``: it knows the protocol of 2025 only, with sessions
 - ``MCP_TOKEN``: it wants this bearer token
 - ``MCP_STUBBORN``: it says so with its secret, and ends when it is killed and not before
+
+``serve`` does the same in a process that has imported all of this already.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +117,9 @@ def guarded(app: ASGIApp, token: str) -> ASGIApp:
     return guard
 
 
-if __name__ == "__main__":
+def serve(port: int | None, env: Mapping[str, str]) -> None:
+    """Serve with these variables too, on the port or over standard input and output."""
+    os.environ.update(env)
     note(f"started {os.getpid()}")
     if os.environ.get("MCP_LEGACY"):
         server.middleware.append(only_legacy)
@@ -123,8 +128,12 @@ if __name__ == "__main__":
         sys.stderr.flush()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         threading.Thread(target=threading.Event().wait).start()
-    if len(sys.argv) > 1:
+    if port is not None:
         app = guarded(server.streamable_http_app(), os.environ.get("MCP_TOKEN", ""))
-        uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="error")
+        uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
     else:
         server.run()
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]) if len(sys.argv) > 1 else None, {})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from reattach.ids import DEFAULT_TENANT, AgentId
 from reattach.testing.ports import free_port
 from reattach.testing.process import ServerProcess
 from reattach.tools.base import SETTING
+from tests import mcp_server
 from tests.http.live import WAIT_SECONDS, LiveServer, listening, sent, text, thread_with, to
 from tests.http.test_approvals import answer, stop_of, verdict
 
@@ -231,20 +234,20 @@ async def test_a_server_that_is_not_there_is_an_error_that_says_why(
 # Streamable HTTP.
 
 
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.mcp_server"])  # To import the SDK takes seconds.
+
+
 @asynccontextmanager
-async def http_server(
-    port: int, journal: Path, **variables: str
-) -> AsyncIterator[asyncio.subprocess.Process]:
+async def http_server(port: int, journal: Path, **variables: str) -> AsyncIterator[BaseProcess]:
     """The same as a server of its own, on the port; it answers when this is entered."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.mcp_server", str(port)),
-        cwd=ROOT,
-        env=os.environ | {"MCP_JOURNAL": str(journal), **variables},
-    )
+    env = {"MCP_JOURNAL": str(journal), **variables}
+    process = FORKS.Process(target=mcp_server.serve, args=(port, env), daemon=True)
+    process.start()
     try:
         async with asyncio.timeout(WAIT_SECONDS):
             while True:
-                assert process.returncode is None
+                assert process.is_alive()
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", port)
                 except OSError:
@@ -254,9 +257,8 @@ async def http_server(
                     break
         yield process
     finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+        process.kill()
+        await asyncio.to_thread(process.join)
 
 
 @pytest.mark.promise("P17")
