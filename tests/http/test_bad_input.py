@@ -118,6 +118,24 @@ def operations(server: Server) -> list[tuple[str, str, dict[str, Any]]]:
     ]
 
 
+class Refused:
+    """Values that were refused with 422: a route with the same schema need not see them again."""
+
+    def __init__(self, prober: Prober) -> None:
+        self._prober = prober
+        self._shapes: set[str] = set()
+
+    async def send(
+        self, parameter: tuple[str, Any, Any], method: str, url: str, **content: Any
+    ) -> None:
+        """Send a request unless this name, schema and value were refused before."""
+        shape = json.dumps(parameter, sort_keys=True)
+        if shape in self._shapes:
+            return
+        if (await self._prober.send(method, url, **content)).status_code == 422:
+            self._shapes.add(shape)
+
+
 async def everything(server: Server) -> list[Any]:
     lists = ("/v1/agents/", "/v1/blocks/", "/v1/conversations/", "/v1/runs/")
     return [await server.got(path, limit=1000) for path in lists]
@@ -125,13 +143,16 @@ async def everything(server: Server) -> list[Any]:
 
 async def test_no_query_breaks_anything(server: Server, prober: Prober) -> None:
     before = await everything(server)
+    refused = Refused(prober)
     for method, path, operation in operations(server):
-        names = {one["name"] for one in operation.get("parameters", ()) if one["in"] == "query"}
+        parameters = [one for one in operation.get("parameters", ()) if one["in"] == "query"]
         if method != "get":
             continue
-        for name in sorted(names):
+        for parameter in parameters:
+            name = parameter["name"]
             for value in QUERY_VALUES:
-                await prober.send(method, f"{prober.url(path)}?{name}={value}")
+                url = f"{prober.url(path)}?{name}={value}"
+                await refused.send((name, parameter["schema"], value), method, url)
             await prober.send(method, prober.url(path) + "?" + f"{name}=x&" * 300)
     assert await everything(server) == before
     assert prober.sent > 1000
@@ -179,14 +200,16 @@ async def test_no_body_breaks_anything(server: Server, prober: Prober) -> None:
 
 async def test_no_member_of_a_body_breaks_anything(server: Server, prober: Prober) -> None:
     description = server.app.openapi()
+    refused = Refused(prober)
     for method, path, operation in operations(server):
-        names = list(schema_of(description, operation).get("properties", {}))
-        for name in names:
+        members = schema_of(description, operation).get("properties", {})
+        for name, schema in members.items():
             for value in BODY_VALUES:
                 body = {name: value}
                 if "messages" in path and name not in {"messages", "input"}:
                     body |= {"input": "hi", "streaming": True} | body
-                await prober.send(method, prober.url(path), json=body)
+                url = prober.url(path)
+                await refused.send((name, schema, value), method, url, json=body)
     assert prober.sent > 1000
     health = await server.client.get("/v1/health/")
     assert health.status_code == 200
@@ -247,8 +270,8 @@ async def test_a_body_of_too_many_values_tells_the_bound(server: Server, values:
     assert "100000 values" in response.json()["detail"]
 
 
-async def test_a_thousand_unknown_ids_are_a_thousand_refusals(server: Server) -> None:
-    for number in range(1000):
+async def test_a_hundred_unknown_ids_are_a_hundred_refusals(server: Server) -> None:
+    for number in range(100):
         agent = f"agent-{number:08x}-e89b-42d3-8456-426614174000"
         assert (await server.client.get(f"/v1/agents/{agent}")).status_code == 404
     assert await server.got("/v1/agents/") == []

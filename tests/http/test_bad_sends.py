@@ -329,7 +329,7 @@ async def test_many_wrong_members_are_told_within_bounds(place: Place) -> None:
 
 
 @pytest.mark.promise("P8", "P11")
-async def test_ten_thousand_unknown_ids_are_as_many_refusals_and_leave_no_trace(
+async def test_a_thousand_unknown_ids_are_as_many_refusals_and_leave_no_trace(
     place: Place,
 ) -> None:
     before = place.live.rows()
@@ -356,6 +356,6 @@ async def test_ten_thousand_unknown_ids_are_as_many_refusals_and_leave_no_trace(
             ):
                 await post(path, body)
 
-    await asyncio.gather(*(probe(125) for _ in range(10)))
-    assert refused == {404: 7 * 1250, 400: 1250}
+    await asyncio.gather(*(probe(25) for _ in range(5)))
+    assert refused == {404: 7 * 125, 400: 125}
     assert place.live.rows() == before

@@ -69,7 +69,7 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-EXAMPLES = 10
+EXAMPLES = 4
 """For each operation: enough to meet every parameter, few enough for every run of the tests."""
 
 

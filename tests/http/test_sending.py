@@ -490,7 +490,7 @@ async def test_default_and_an_agents_id_are_the_thread_of_the_agents_route(
 @pytest.mark.promise("P3")
 async def test_after_done_the_run_has_ended_and_its_messages_are_there(live: LiveServer) -> None:
     _, conversation = await new_threads(live)
-    for number in range(1, 51):
+    for number in range(1, 21):
         async with live.stream(to(conversation), {"input": "hi", "background": True}) as stream:
             await stream.until("[DONE]")
             run, items = await asyncio.gather(live.run(stream.run_id), live.contents(conversation))
