@@ -346,7 +346,7 @@ class _InLoop(_Server):
         yield
 
     @asynccontextmanager
-    async def running(self, settings: Settings) -> AsyncIterator[Self]:
+    async def running(self, settings: Settings, *, drains: bool) -> AsyncIterator[Self]:
         listener = _listen(settings.host, settings.port)
         self._url = "http://{}:{}".format(*listener.getsockname())
         ready = asyncio.Event()
@@ -357,22 +357,27 @@ class _InLoop(_Server):
                 await ready.wait()
             yield self
         finally:
-            # As a signal does: streams that were left open end with their runs.
-            await self._context.runs.drain(0)
+            if drains:  # As a signal does: streams that were left open end with their runs.
+                await self._context.runs.drain(0)
             self.should_exit = True
             await asyncio.wait({task}, timeout=WAIT_SECONDS)
             listener.close()
 
 
 @asynccontextmanager
-async def listening(directory: Path, **settings: Any) -> AsyncIterator[LiveServer]:
-    """Serve on a free port, from real files in ``directory``, with the scripted engine."""
+async def listening(
+    directory: Path, *, drains: bool = True, **settings: Any
+) -> AsyncIterator[LiveServer]:
+    """Serve on a free port, from real files in ``directory``, with the scripted engine.
+
+    Unless it drains, its open runs get their ends only when nothing else of it is left.
+    """
     options = Settings(data_dir=directory, port=0, default_model="scripted/echo", **settings)
     clock, gates = TestClock(), Gates()
     engine = ScriptedEngine(clock=clock, gate=gates)
     async with assembled(options, engines=[engine], clock=clock) as context:
         server = _InLoop(context, "", None)
-        async with server.running(options), _client(server._url) as client:
+        async with server.running(options, drains=drains), _client(server._url) as client:
             yield LiveServer(
                 context,
                 create_app(context),

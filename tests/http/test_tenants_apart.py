@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -20,7 +21,7 @@ from tests.http.live import WAIT_SECONDS, LiveServer, kinds, listening, to
 BODY = b"[" + b",".join([b"[]"] * 1_000_000) + b"]"
 """Costs little to send, and about a second to parse."""
 
-QUOTAS = {"quota_runs": 4, "quota_streams": 5, "quota_requests_per_second": 100}
+QUOTAS: dict[str, Any] = {"quota_runs": 4, "quota_streams": 5, "quota_requests_per_second": 100}
 TURNS = 3
 AT_MOST = 3
 """How many bodies of the other one might be parsed during one turn."""

@@ -374,7 +374,7 @@ async def test_the_receiver_of_a_run_whose_server_is_killed_is_told_once_after_t
 
 async def test_a_run_whose_server_was_closed_is_told_of_by_the_next_one(tmp_path: Path) -> None:
     async with receiving() as receiver:
-        async with listening(tmp_path, callbacks_to_private=True) as live:
+        async with listening(tmp_path, drains=False, callbacks_to_private=True) as live:
             agent = (await live.agent())["id"]
             live.gates.hold(agent, 1)
             path = f"/v1/agents/{agent}/messages/async"
