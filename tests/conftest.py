@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -58,6 +59,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # Until everything is imported, which stays: see pytest_collection_finish.
     if config.getoption("--fast"):
         settings.load_profile("fast")
 
@@ -74,6 +76,12 @@ def _is_slow(item: pytest.Item) -> bool:
     named = {"postgresql", "redis"} & set(re.split(r"[\s-]", chosen.id)) if chosen else set()
     wanted = (STARTS_A_PROGRAM | ON_A_PORT) & set(getattr(item, "fixturenames", ()))
     return bool(named or wanted or item.get_closest_marker("slow"))
+
+
+def pytest_collection_finish() -> None:
+    """Leave the modules and the list of tests out of every later garbage collection."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
