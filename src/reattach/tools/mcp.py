@@ -10,8 +10,8 @@ import re
 import ssl
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Final, TextIO
@@ -46,6 +46,8 @@ import_module("jsonschema")  # The SDK does so with the first call, for half a s
 
 _CLOSED: Final = {types.CONNECTION_CLOSED, types.REQUEST_TIMEOUT}
 _SAID_LINES: Final = 5
+_LAST_WORDS_SECONDS: Final = 1.0
+"""How long to read what a process that ended wrote; a child of it may keep the pipe open."""
 
 
 @asynccontextmanager
@@ -103,7 +105,7 @@ async def _transport(
             cwd=server.cwd,
             encoding_error_handler="replace",
         )
-        errors = stack.enter_context(_said_by(name, server, said, on_said))
+        errors = await stack.enter_async_context(_said_by(name, server, said, on_said))
         return stdio_client(parameters, errlog=errors)
     assert server.url is not None
     tls = await asyncio.to_thread(_prepared)
@@ -227,11 +229,14 @@ async def _stopped(task: asyncio.Task[None]) -> None:
     await asyncio.wait({task})
 
 
-@contextmanager
-def _said_by(
+@asynccontextmanager
+async def _said_by(
     name: str, server: McpServer, said: deque[str], on_said: Callable[[str], None]
-) -> Iterator[TextIO]:
-    """A file for what the process says on its standard error: the last of it is kept."""
+) -> AsyncIterator[TextIO]:
+    """A file for the standard error of the process, the last lines of which are kept.
+
+    When the connection fails, the rest is read first: the last line usually has the reason.
+    """
     reading, writing = os.pipe()
 
     def read() -> None:
@@ -241,9 +246,14 @@ def _said_by(
                 said.append(text)
                 on_said(text)
 
-    threading.Thread(target=read, name=f"stderr of {name}", daemon=True).start()
-    with open(writing, "w", encoding="utf-8") as errors:  # noqa: PTH123
-        yield errors
+    thread = threading.Thread(target=read, name=f"stderr of {name}", daemon=True)
+    thread.start()
+    try:
+        with open(writing, "w", encoding="utf-8") as errors:  # noqa: ASYNC230, PTH123
+            yield errors
+    except Exception:
+        await asyncio.to_thread(thread.join, _LAST_WORDS_SECONDS)
+        raise
 
 
 def _told(error: BaseException, said: deque[str]) -> str:
