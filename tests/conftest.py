@@ -10,6 +10,8 @@ from blockbuster import blockbuster_ctx
 from hypothesis import settings
 
 from reattach.engine.providers import VARIABLES as PROVIDER_VARIABLES
+from reattach.testing.forking import Forking
+from reattach.testing.process import ServerProcess
 
 pytest_plugins = ["tests.postgresql_server", "tests.redis_server"]
 
@@ -41,6 +43,15 @@ def blocking_the_event_loop_is_an_error() -> Iterator[None]:
         for name in ("sqlite3.Connection.execute", "sqlite3.Cursor.fetchall"):
             blocking.functions[name].can_block_in("reattach/records/glance.py", "rows")
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def servers_are_forks() -> Iterator[None]:
+    """A server process costs the tests no imports. ``tests/docs`` starts it as users do."""
+    ServerProcess.forking = Forking()
+    yield
+    ServerProcess.forking.close()
+    ServerProcess.forking = None
 
 
 STARTS_A_PROGRAM = {"postgresql_databases", "postgresql_url", "empty_postgresql_url", "redis"}

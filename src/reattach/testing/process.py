@@ -6,12 +6,13 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from typing_extensions import override
 
 from reattach.engine.providers import VARIABLES as PROVIDER_VARIABLES
-from reattach.testing.program import STOP_SECONDS, Program
+from reattach.testing.forking import Forking
+from reattach.testing.program import STOP_SECONDS, Process, Program
 
 _READY: Final = re.compile(r"is listening on (http://\S+)")
 
@@ -25,6 +26,9 @@ class ServerProcess(Program):
 
     name = "The server"
 
+    forking: ClassVar[Forking | None] = None
+    """Set it to start servers as forks of a process that has imported everything."""
+
     def __init__(
         self,
         data_dir: Path,
@@ -37,7 +41,8 @@ class ServerProcess(Program):
             for name, value in os.environ.items()
             if not name.startswith("REATTACH_") and name not in PROVIDER_VARIABLES
         }
-        super().__init__(0, env=inherited | dict(environment or {}))
+        self._environment = inherited | dict(environment or {})
+        super().__init__(0, env=self._environment)
         self._data_dir = data_dir
         self._arguments = arguments
         self.url = ""
@@ -55,12 +60,19 @@ class ServerProcess(Program):
         return self._process.wait(timeout_seconds)
 
     @override
+    def _spawn(self) -> Process:
+        forking = ServerProcess.forking
+        if forking is None or not forking.can_start(self._environment):
+            return super()._spawn()
+        return forking.start(self._serve(), self._environment)
+
+    @override
     def _command(self) -> Sequence[str | Path]:
-        return [
-            *(sys.executable, "-m", "reattach", "serve"),
-            *("--port", str(self.port), "--data-dir", self._data_dir),
-            *self._arguments,
-        ]
+        return [sys.executable, "-m", "reattach", *self._serve()]
+
+    def _serve(self) -> list[str]:
+        where = ("--port", str(self.port), "--data-dir", str(self._data_dir))
+        return ["serve", *where, *self._arguments]
 
     @override
     def _is_ready(self, printed: Sequence[str]) -> bool:

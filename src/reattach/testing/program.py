@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from reattach.testing.closing import Closing
+from reattach.testing.forking import ForkedProcess
 
 START_SECONDS: Final = 60.0
 """How long a start may take on a busy machine."""
@@ -18,6 +19,8 @@ STOP_SECONDS: Final = 30.0
 """How long an end may take."""
 
 _LOOK_SECONDS: Final = 0.01
+
+Process = subprocess.Popen[str] | ForkedProcess
 
 
 class Program(Closing):
@@ -34,7 +37,7 @@ class Program(Closing):
         self.port = port
         self._temporary = temporary
         self._options = options
-        self._process: subprocess.Popen[str] | None = None
+        self._process: Process | None = None
         self._printed: list[list[str]] = []
         """The lines that it has printed, by start."""
 
@@ -68,14 +71,7 @@ class Program(Closing):
     def start(self) -> None:
         """Start it and wait until it is ready. Raises RuntimeError with its output."""
         assert not self.running, "already running"
-        self._process = process = subprocess.Popen(  # noqa: S603  a program of ours
-            self._command(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            **self._options,
-        )
+        self._process = process = self._spawn()
         printed: list[str] = []
         self._printed.append(printed)
         reading = threading.Thread(target=_read, args=(process, printed), daemon=True)
@@ -102,6 +98,16 @@ class Program(Closing):
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
+    def _spawn(self) -> Process:
+        return subprocess.Popen(  # noqa: S603  a program of ours
+            self._command(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **self._options,
+        )
+
     @abstractmethod
     def _command(self) -> Sequence[str | Path]:
         """The program in the foreground, and its arguments."""
@@ -117,7 +123,7 @@ class Program(Closing):
             self._process = None
 
 
-def _read(process: "subprocess.Popen[str]", lines: list[str]) -> None:
+def _read(process: Process, lines: list[str]) -> None:
     assert process.stdout is not None
     with process.stdout as output:
         for line in output:
