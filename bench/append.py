@@ -14,7 +14,7 @@ from bench.machine import children_on, favour
 from bench.options import Options
 from bench.results import Chapter, Goal, at_least, at_most, table
 from bench.rounds import Measurement, Results, Turn, interleaved
-from reattach.testing.redis import RedisServer
+from reattach.testing.programs.redis import RedisServer
 
 RUNS, QUICK_RUNS = (1, 100, 1000), (1, 100)
 PACES: Mapping[int, float] = {1: 50.0, 100: 200.0, 1000: 50.0}

@@ -14,10 +14,10 @@ import uvloop
 
 from bench.frames import FrameMaker
 from bench.schedule import Ticker
-from reattach.ids import new_run_id
-from reattach.interpreter import settle
+from reattach.domain.ids import new_run_id
 from reattach.log.base import Log
 from reattach.log.open import open_log
+from reattach.server.tune_gc import settle
 
 TOKEN = 1
 FLAT_OUT_EVENTS = 10

@@ -11,7 +11,7 @@ import psycopg
 from bench.machine import cost_of
 from bench.options import Options
 from bench.reader import Place, conversation_with, open_stream
-from reattach.testing.cluster import Cluster
+from reattach.testing.programs.cluster import Cluster
 
 RUNS = 100
 READERS = (0, 100, 300, 500)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.options import Options
-from reattach.testing.cluster import Cluster
-from reattach.testing.cluster_faults import FAULTS, Fault
-from reattach.testing.trial import Outcome, trial
-from reattach.testing.witness import Kind
+from reattach.testing.faults.experiment import Outcome, trial
+from reattach.testing.faults.history import Kind
+from reattach.testing.faults.inject import FAULTS, Fault
+from reattach.testing.programs.cluster import Cluster
 
 _HEADS = (
     *(

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from reattach.events import AssistantText, Event, Place, Stopped, StopReason, Usage
-from reattach.ids import new_message_id, new_run_id, new_step_id
+from reattach.domain.events import AssistantText, Event, Place, Stopped, StopReason, Usage
+from reattach.domain.ids import new_message_id, new_run_id, new_step_id
 from reattach.wire import letta
 from reattach.wire.sse import DONE, split_frames
 

@@ -21,9 +21,9 @@ from bench.contender import (
 from bench.frames import TERMINAL_EVENTS
 from bench.load import IN_JSON, Request, Spoiled
 from bench.machine import Cores, children_on
-from reattach.records.sql import upgrade
-from reattach.testing.postgresql import PostgresqlServer
-from reattach.testing.redis import RedisServer
+from reattach.records.database.database import upgrade
+from reattach.testing.programs.postgresql import PostgresqlServer
+from reattach.testing.programs.redis import RedisServer
 
 NO_DRAIN = {"REATTACH_DRAIN_SECONDS": "0"}
 """Silent runs would never end."""

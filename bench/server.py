@@ -17,9 +17,9 @@ from bench.frames import UNSTAMPED, stamped  # noqa: E402
 from bench.schedule import Gates, Ticker  # noqa: E402
 from reattach.engine.base import Turn  # noqa: E402
 from reattach.engine.function import FunctionEngine  # noqa: E402
-from reattach.http.serving import serve  # noqa: E402
-from reattach.interpreter import settle  # noqa: E402
 from reattach.observe import configure_logging  # noqa: E402
+from reattach.server.process import serve  # noqa: E402
+from reattach.server.tune_gc import settle  # noqa: E402
 from reattach.settings import Settings  # noqa: E402
 
 settle()

@@ -13,11 +13,11 @@ from typing import Final
 
 from bench.faults import table
 from bench.options import Options
-from reattach.testing.cluster import Cluster
-from reattach.testing.cluster_faults import Fault, named
-from reattach.testing.hostile import HostileTenant
-from reattach.testing.trial import Outcome, trial
-from reattach.testing.witness import Kind
+from reattach.testing.faults.experiment import Outcome, trial
+from reattach.testing.faults.history import Kind
+from reattach.testing.faults.hostile import HostileTenant
+from reattach.testing.faults.inject import Fault, named
+from reattach.testing.programs.cluster import Cluster
 
 FAULTS: Final = (
     named("kill -9"),

@@ -10,8 +10,8 @@ from blockbuster import blockbuster_ctx
 from hypothesis import settings
 
 from reattach.engine.providers import VARIABLES as PROVIDER_VARIABLES
-from reattach.testing.forking import Forking
-from reattach.testing.process import ServerProcess
+from reattach.testing.programs.forking import Forking
+from reattach.testing.programs.server import ServerProcess
 
 pytest_plugins = ["tests.postgresql_server", "tests.redis_server"]
 
@@ -41,7 +41,7 @@ def blocking_the_event_loop_is_an_error() -> Iterator[None]:
     with blockbuster_ctx("reattach", excluded_modules=["reattach.testing"]) as blocking:
         # A row by its key is sooner read than a thread is asked for it; see the module.
         for name in ("sqlite3.Connection.execute", "sqlite3.Cursor.fetchall"):
-            blocking.functions[name].can_block_in("reattach/records/glance.py", "rows")
+            blocking.functions[name].can_block_in("reattach/records/database/prepared.py", "rows")
         yield
 
 

@@ -13,10 +13,10 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from reattach.ids import new_uuid
-from reattach.records import schema
-from reattach.records.sql import upgrade
-from reattach.testing.postgresql import PostgresqlServer
+from reattach.domain.ids import new_uuid
+from reattach.records.database import schema
+from reattach.records.database.database import upgrade
+from reattach.testing.programs.postgresql import PostgresqlServer
 
 _DISCONNECT = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from reattach.testing.ports import free_port
-from reattach.testing.program import START_SECONDS
-from reattach.testing.redis import RedisServer
+from reattach.testing.programs.ports import free_port
+from reattach.testing.programs.program import START_SECONDS
+from reattach.testing.programs.redis import RedisServer
 
 
 class RedisCluster:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from reattach.errors import ToolError
+from reattach.domain.errors import ToolError
 from reattach.tools.base import ToolContext
 from reattach.tools.function import tool
 

@@ -13,7 +13,7 @@ from bench.frames import TERMINAL_EVENTS, templates
 from bench.load import IN_URL, Request
 from bench.machine import Cores, children_on
 from bench.yardsticks import packages
-from reattach.testing.redis import RedisServer
+from reattach.testing.programs.redis import RedisServer
 
 
 class LocalServer(Server):

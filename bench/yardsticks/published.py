@@ -19,7 +19,7 @@ from bench.load import START_SECONDS, Request, Spoiled
 from bench.machine import Cores, children_on, favour
 from bench.yardsticks import packages
 from bench.yardsticks.publisher import Order
-from reattach.testing.ports import free_port
+from reattach.testing.programs.ports import free_port
 from reattach.wire.sse import DONE, frame_data
 
 _LIVE = frozenset({"foreign", "until_last"})

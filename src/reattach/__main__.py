@@ -14,7 +14,7 @@ if sys.platform == "win32":  # The server needs file locks and signals that Wind
 gc.disable()
 
 from reattach.cli import main  # noqa: E402  after the collector was put aside
-from reattach.interpreter import settle  # noqa: E402
+from reattach.server.tune_gc import settle  # noqa: E402
 
 settle()
 

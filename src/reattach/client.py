@@ -16,13 +16,13 @@ from typing import Any, Final, TypeVar
 
 import httpx2
 
-from reattach.errors import (
+from reattach.domain.errors import (
     ConflictError,
     ExpiredError,
     NotFoundError,
     ReattachError,
 )
-from reattach.limits import MAX_ERROR_CHARS
+from reattach.domain.limits import MAX_ERROR_CHARS
 
 E = TypeVar("E", bound=BaseException)
 

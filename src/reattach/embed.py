@@ -25,22 +25,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from reattach.engine.base import Delta, Engine, Turn
-from reattach.engine.function import AnswerFunction, FunctionEngine
-from reattach.errors import (
+from reattach.agent.turns import Overrides
+from reattach.domain.errors import (
     ConflictError,
     InvalidArgumentError,
     NotFoundError,
     ReattachError,
     StartupError,
 )
-from reattach.http.app import create_app
-from reattach.http.assembly import assembled
-from reattach.http.context import Context
-from reattach.http.errors import error_response
-from reattach.http.signals import heard
-from reattach.http.stream import RunStream
-from reattach.ids import (
+from reattach.domain.ids import (
     DEFAULT_TENANT,
     ConversationId,
     TenantId,
@@ -48,15 +41,22 @@ from reattach.ids import (
     new_conversation_id,
     new_message_id,
 )
-from reattach.limits import MAX_TENANT_CHARS
-from reattach.messages import Message, Role, TextPart
+from reattach.domain.limits import MAX_TENANT_CHARS
+from reattach.domain.messages import Message, Role, TextPart
+from reattach.engine.base import Delta, Engine, Turn
+from reattach.engine.function import AnswerFunction, FunctionEngine
+from reattach.http.app import create_app
+from reattach.http.context import Context
+from reattach.http.errors import error_response
+from reattach.http.stream.response import RunStream
 from reattach.observe import log_through_application
 from reattach.records.base import Agent, Conversation, Page, Run
+from reattach.runs.driver import Options
 from reattach.runs.follow import Target
 from reattach.runs.reading import events_of
 from reattach.runs.service import Send
-from reattach.runs.turns import Overrides
-from reattach.runs.worker import Options
+from reattach.server.assembly import assembled
+from reattach.server.signals import heard
 from reattach.settings import Settings
 
 __all__ = ["Delta", "Reattach", "ReattachError", "Run", "RunStream", "Turn"]

@@ -19,8 +19,8 @@ from pydantic_settings import (
 )
 from typing_extensions import override
 
-from reattach.errors import StartupError
-from reattach.limits import (
+from reattach.domain.errors import StartupError
+from reattach.domain.limits import (
     LEASE_SECONDS,
     TENANT_BODY_BYTES,
     TENANT_BODY_BYTES_PER_MINUTE,
@@ -29,8 +29,8 @@ from reattach.limits import (
     TENANT_STREAMS,
     TOOL_SECONDS,
 )
-from reattach.masking import is_local, masked
-from reattach.origins import origin_of
+from reattach.domain.origins import origin_of
+from reattach.redact import is_local, masked
 from reattach.settings_file import SettingsFile, near_names
 from reattach.tools.servers import McpServer
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_settings import BaseSettings, TomlConfigSettingsSource
 from typing_extensions import override
 
-from reattach.errors import StartupError
+from reattach.domain.errors import StartupError
 
 
 def near_names(name: str, known: Iterable[str]) -> list[str]:

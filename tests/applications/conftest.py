@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from reattach.testing.process import ServerProcess
+from reattach.testing.programs.server import ServerProcess
 from tests.applications.wire import Wire
 from tests.clients.conftest import scripted_server
 from tests.clients.places import raw_client

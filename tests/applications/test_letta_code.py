@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from reattach.testing.process import ServerProcess
+from reattach.testing.programs.server import ServerProcess
 from tests.applications.letta_code import Answer, LettaCode, end
 from tests.applications.programs import assert_kept, require_program
 from tests.applications.wire import Fault, Wire

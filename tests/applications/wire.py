@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from reattach.testing.closing import Closing
-from reattach.testing.relay import reset
+from reattach.testing.programs.relay import reset
 
 _HEAD_END: Final = b"\r\n\r\n"
 _FRAME_END: Final = b"\n\n"

@@ -44,8 +44,8 @@ def reattach_here(*arguments: str, **variables: str) -> Ended:
         patch.object(sys, "argv", ["reattach", *arguments]),
         patch.dict(os.environ, _environment(variables), clear=True),
         patch("reattach.cli.serving.configure_logging"),
-        patch("reattach.http.assembly.logger"),
-        patch("reattach.http.announcing.logger"),
+        patch("reattach.server.assembly.logger"),
+        patch("reattach.server.announcing.logger"),
         redirect_stdout(out),
         redirect_stderr(err),
     ):

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from reattach.testing.postgresql import PostgresqlServer
-from reattach.testing.redis import RedisServer
+from reattach.testing.programs.postgresql import PostgresqlServer
+from reattach.testing.programs.redis import RedisServer
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from reattach.testing.process import ServerProcess
+from reattach.testing.programs.server import ServerProcess
 from tests.cli.commands import BOUND_SECONDS, reattach_here
 
 NOWHERE = "http://127.0.0.1:1"

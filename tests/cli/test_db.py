@@ -9,9 +9,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from reattach.records import migrations
-from reattach.testing.postgresql import PostgresqlServer
-from reattach.testing.redis import RedisServer
+from reattach.records.database import migrations
+from reattach.testing.programs.postgresql import PostgresqlServer
+from reattach.testing.programs.redis import RedisServer
 from tests.cli.commands import Ended, reattach, reattach_here
 
 HEAD = migrations.HEAD

@@ -13,13 +13,13 @@ from types import SimpleNamespace
 import psycopg
 import pytest
 
-from reattach import datadir
+from reattach.diagnostics import Level
 from reattach.extras import install_command
-from reattach.findings import Level
-from reattach.log import redis_health
-from reattach.records import health
-from reattach.testing.postgresql import PostgresqlServer
-from reattach.testing.redis import RedisServer
+from reattach.log.redis import checks as redis_health
+from reattach.records.database import checks as health
+from reattach.server import datadir
+from reattach.testing.programs.postgresql import PostgresqlServer
+from reattach.testing.programs.redis import RedisServer
 from tests.cli.commands import Ended, reattach_here
 from tests.redis_server import RedisCluster
 

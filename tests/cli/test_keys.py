@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from reattach.cli import app
-from reattach.clock import SystemClock
-from reattach.datadir import records_url
+from reattach.domain.clock import SystemClock
 from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
 from reattach.records.records import Records
+from reattach.server.datadir import records_url
 
 
 def keys(data_dir: Path, *arguments: str, status: int = 0) -> str:

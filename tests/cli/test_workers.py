@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from reattach.testing.process import ServerProcess
-from reattach.testing.redis import RedisServer
+from reattach.testing.programs.redis import RedisServer
+from reattach.testing.programs.server import ServerProcess
 from tests.cli.commands import reattach_here
 from tests.recovery.clients import client_of
 from tests.recovery.received import Received
@@ -153,4 +153,4 @@ def test_why_workers_can_not_start_is_said_once_and_none_is_left(
     assert ended.err.count("reattach db upgrade") == 1
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
     commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children]
-    assert [command for command in commands if b"reattach.http.worker" in command] == []
+    assert [command for command in commands if b"reattach.server.child" in command] == []

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from reattach.testing.process import ServerProcess
-from reattach.testing.relay import Relay
+from reattach.testing.programs.relay import Relay
+from reattach.testing.programs.server import ServerProcess
 from tests.clients.places import Place, Places, raw_client
 from tests.clients.reader import AsyncReader, Reader
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from letta_client import BadRequestError, ConflictError
 
-from reattach.testing.process import ServerProcess
+from reattach.testing.programs.server import ServerProcess
 from tests.clients.places import Place, assert_one_whole_run
 from tests.clients.reader import Reader
 

@@ -10,9 +10,9 @@ import pytest
 import trustme
 
 from reattach.client import Client, Event, Retry
-from reattach.errors import ConflictError, NotFoundError, ReattachError
-from reattach.testing.process import ServerProcess
-from reattach.testing.relay import Relay
+from reattach.domain.errors import ConflictError, NotFoundError, ReattachError
+from reattach.testing.programs.relay import Relay
+from reattach.testing.programs.server import ServerProcess
 
 BOUND_SECONDS = 30
 

@@ -18,7 +18,7 @@ from letta_client import (
     UnprocessableEntityError,
 )
 
-from reattach.testing.process import ServerProcess
+from reattach.testing.programs.server import ServerProcess
 from tests.cli.commands import reattach_here
 from tests.clients.conftest import scripted_server
 from tests.clients.places import Place, Places, raw_client

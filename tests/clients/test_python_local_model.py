@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reattach.testing.relay import Relay
+from reattach.testing.programs.relay import Relay
 from tests.clients.places import Place, Places, assert_one_whole_run
 from tests.clients.reader import Reader
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from letta_client.types.agents.letta_streaming_response import LettaPing
 
-from reattach.testing.process import ServerProcess
+from reattach.testing.programs.server import ServerProcess
 from reattach.testing.recording import whole_frames
 from tests.clients.places import WAIT_SECONDS, Place, Places, raw_client, seqs_of, types_of
 from tests.clients.reader import AsyncReader, Reader

@@ -10,7 +10,7 @@ import pytest
 from letta_client import ConflictError
 
 from reattach.engine.scripted import UNICODE_FRAGMENTS
-from reattach.testing.relay import Relay
+from reattach.testing.programs.relay import Relay
 from tests.clients.places import (
     WAIT_SECONDS,
     Place,

@@ -12,8 +12,8 @@ import pytest
 from letta_client import APIStatusError, BadRequestError, ConflictError, Stream
 from letta_client.types.agents import LettaResponse
 
-from reattach.testing.process import ServerProcess
-from reattach.testing.relay import Relay
+from reattach.testing.programs.relay import Relay
+from reattach.testing.programs.server import ServerProcess
 from tests.clients.places import (
     DONE,
     WAIT_SECONDS,

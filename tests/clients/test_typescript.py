@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from reattach.engine.scripted import UNICODE_FRAGMENTS
-from reattach.testing.process import ServerProcess
-from reattach.testing.relay import Relay
+from reattach.testing.programs.relay import Relay
+from reattach.testing.programs.server import ServerProcess
 from tests.clients.places import (
     DONE,
     Place,

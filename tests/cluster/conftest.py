@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import structlog.testing
 
-from reattach.runs import upkeep
-from reattach.testing.cluster import Cluster
-from reattach.testing.redis import RedisServer
+from reattach.runs.upkeep import schedule as upkeep
+from reattach.testing.programs.cluster import Cluster
+from reattach.testing.programs.redis import RedisServer
 from tests.cluster.clients import Client, client_at
 from tests.cluster.nodes import Nodes, nodes_on
 from tests.redis_server import shared_url

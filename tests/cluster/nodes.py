@@ -8,16 +8,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from reattach.clock import SystemClock
+from reattach.domain.clock import SystemClock
+from reattach.domain.ids import new_uuid
+from reattach.domain.limits import LEASE_SECONDS
 from reattach.engine.base import Engine
-from reattach.ids import new_uuid
-from reattach.limits import LEASE_SECONDS
 from reattach.log.base import Log
-from reattach.log.redis import RedisLog
+from reattach.log.redis.log import RedisLog
 from reattach.records.records import Records
-from reattach.runs.heartbeat import heartbeat
 from reattach.runs.service import RunService
-from reattach.runs.upkeep import keep_up, listen
+from reattach.runs.upkeep.heartbeat import heartbeat
+from reattach.runs.upkeep.schedule import keep_up, listen
 from tests.recovery.faults import Faults, FaultyLog, faulty_records
 from tests.recovery.heart import Heart, heart_of
 

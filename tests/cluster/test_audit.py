@@ -7,8 +7,8 @@ from datetime import timedelta
 
 import pytest
 
-from reattach.ids import DEFAULT_TENANT, new_run_id
-from reattach.limits import LOST_LOG_FIRST_SEQ
+from reattach.domain.ids import DEFAULT_TENANT, new_run_id
+from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from tests.cluster.nodes import Nodes
 from tests.recovery.heart import eventually
 from tests.recovery.readers import Reader

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from reattach.testing.cluster import Cluster
-from reattach.testing.cluster_faults import Fault, named, together
-from reattach.testing.trial import trial
+from reattach.testing.faults.experiment import trial
+from reattach.testing.faults.inject import Fault, named, together
+from reattach.testing.programs.cluster import Cluster
 
 
 def on_the_way(words: str) -> Fault:

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from reattach.clock import SystemClock
-from reattach.limits import BEATS_PER_LEASE
+from reattach.domain.clock import SystemClock
+from reattach.domain.limits import BEATS_PER_LEASE
 from reattach.records.records import Records
-from reattach.runs import heartbeat
-from reattach.runs.ownership import Ownership
+from reattach.runs.ownership.lease import Ownership
+from reattach.runs.upkeep import heartbeat
 from tests.cluster.nodes import Nodes
 from tests.recovery.clocks import LeapClock
 from tests.recovery.heart import eventually

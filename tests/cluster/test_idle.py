@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack
 import pytest
 
 from bench.cluster import Counts, connections
-from reattach.records.postgresql import READERS as READERS_POOL
-from reattach.records.postgresql import WRITERS
-from reattach.testing.cluster import Cluster
+from reattach.records.database.postgresql import READERS as READERS_POOL
+from reattach.records.database.postgresql import WRITERS
+from reattach.testing.programs.cluster import Cluster
 from tests.cluster.clients import WAIT_SECONDS, Client
 
 RUNS = 6

@@ -6,14 +6,15 @@ import asyncio
 
 import pytest
 
-from reattach.errors import StoreUnavailableError
-from reattach.events import RunStatus
-from reattach.limits import LOST_LOG_FIRST_SEQ
-from reattach.messages import Role
-from reattach.runs import patience, service
-from reattach.runs.ownership import Ownership
-from reattach.testing.redis import RedisServer
-from reattach.testing.relay import Relay
+from reattach.domain.errors import StoreUnavailableError
+from reattach.domain.events import RunStatus
+from reattach.domain.limits import LOST_LOG_FIRST_SEQ
+from reattach.domain.messages import Role
+from reattach.runs import retry as patience
+from reattach.runs import service
+from reattach.runs.ownership.lease import Ownership
+from reattach.testing.programs.redis import RedisServer
+from reattach.testing.programs.relay import Relay
 from tests.cluster.nodes import Nodes, nodes_on
 from tests.recovery.clocks import LeapClock
 from tests.recovery.engines import SteppedEngine

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from reattach.testing.cluster import Cluster
+from reattach.testing.programs.cluster import Cluster
 from tests.cluster.clients import WAIT_SECONDS, Client, client_at, send_body
 
 SPOKEN = 20

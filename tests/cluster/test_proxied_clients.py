@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from letta_client import APIStatusError
 
-from reattach.testing.cluster import Cluster
-from reattach.testing.proxy import HaproxyServer, NginxServer
-from reattach.testing.relay import Relay
+from reattach.testing.programs.cluster import Cluster
+from reattach.testing.programs.proxy import HaproxyServer, NginxServer
+from reattach.testing.programs.relay import Relay
 from tests.clients.places import Place, Places, assert_one_whole_run, raw_client
 from tests.clients.reader import Reader, Seen
 from tests.clients.typescript_sdk import Call, TypeScript, TypeScriptReader, require_node

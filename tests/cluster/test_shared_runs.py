@@ -8,11 +8,11 @@ from typing import TypeVar, cast
 
 import pytest
 
-from reattach.events import RunStatus
-from reattach.ids import DEFAULT_TENANT
-from reattach.messages import Role
+from reattach.domain.events import RunStatus
+from reattach.domain.ids import DEFAULT_TENANT
+from reattach.domain.messages import Role
 from reattach.records.base import Conversation, Run, Thread
-from reattach.records.wakes import WakesMissed
+from reattach.records.runs.notifications import WakesMissed
 from reattach.runs.follow import Target
 from tests.cluster.nodes import Node, Nodes
 from tests.recovery.engines import SteppedEngine

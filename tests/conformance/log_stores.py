@@ -11,9 +11,9 @@ from pathlib import Path
 
 from reattach.log.base import Log
 from reattach.log.memory import MemoryLog
-from reattach.log.redis import RedisLog
-from reattach.log.sqlite import Durability, Sizes, SqliteLog
-from reattach.testing.log_conformance import LogStore
+from reattach.log.redis.log import RedisLog
+from reattach.log.sqlite.log import Durability, Sizes, SqliteLog
+from reattach.testing.conformance.log import LogStore
 
 SMALL = Sizes(
     chunk_bytes=300,

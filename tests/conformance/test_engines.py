@@ -10,7 +10,7 @@ from reattach.engine.function import FunctionEngine
 from reattach.engine.local import LocalEngine
 from reattach.engine.pydantic_ai import PydanticAIEngine
 from reattach.engine.scripted import ScriptedEngine
-from reattach.testing.engine_conformance import EngineConformance, Subject
+from reattach.testing.conformance.engine import EngineConformance, Subject
 from tests.openai_server import openai_server
 
 

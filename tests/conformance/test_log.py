@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from reattach.testing.log_conformance import LogConformance, LogStore
+from reattach.testing.conformance.log import LogConformance, LogStore
 from tests.conformance.log_stores import SMALL, MemoryStore, RedisStore, SqliteStore
 from tests.redis_server import shared_cluster_url, shared_sentinel_url, shared_url
 

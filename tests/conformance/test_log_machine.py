@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from reattach.testing.log_conformance import LogStore
-from reattach.testing.log_machine import LogMachine
+from reattach.testing.conformance.log import LogStore
+from reattach.testing.conformance.log_machine import LogMachine
 from tests.conformance.log_stores import SMALL, RedisStore, SqliteStore
 from tests.redis_server import shared_url
 

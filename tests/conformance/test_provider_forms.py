@@ -8,10 +8,10 @@ import pytest
 from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.providers.anthropic import AnthropicProvider
 
+from reattach.domain.errors import ModelError
+from reattach.domain.events import StopReason
 from reattach.engine.pydantic_ai import PydanticAIEngine
-from reattach.errors import ModelError
-from reattach.events import StopReason
-from reattach.testing.engine_conformance import Subject, collect
+from reattach.testing.conformance.engine import Subject, collect
 from reattach.testing.providers.anthropic import FORMS
 from reattach.testing.providers.conformance import AnthropicForms, OpenAIForms
 from reattach.testing.providers.openai import CLOSING

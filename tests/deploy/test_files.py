@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from reattach.limits import CLOSE_SECONDS, MAX_REQUEST_BYTES
+from reattach.domain.limits import CLOSE_SECONDS, MAX_REQUEST_BYTES
 from reattach.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import httpx2
 import pytest
 
-from reattach.testing.proxy import ProxyServer
+from reattach.testing.programs.proxy import ProxyServer
 from tests.deploy.conftest import ProxyBefore
 from tests.deploy.upstream import END, STREAM_HEAD, WAIT_SECONDS, Exchange, Upstream, chunk, playing
 

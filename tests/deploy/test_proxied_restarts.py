@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from reattach.testing.process import ServerProcess
+from reattach.testing.programs.server import ServerProcess
 from tests.deploy.conftest import KINDS, Keyed
 from tests.deploy.upstream import WAIT_SECONDS
 from tests.recovery.clients import Client, client_of, start

@@ -11,10 +11,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from reattach.ids import new_uuid
-from reattach.limits import MAX_REQUEST_BYTES
-from reattach.testing.process import ServerProcess
-from reattach.testing.proxy import HaproxyServer, ProxyServer
+from reattach.domain.ids import new_uuid
+from reattach.domain.limits import MAX_REQUEST_BYTES
+from reattach.testing.programs.proxy import HaproxyServer, ProxyServer
+from reattach.testing.programs.server import ServerProcess
 from tests.deploy.conftest import ProxyBefore
 from tests.deploy.upstream import WAIT_SECONDS
 from tests.recovery.clients import Client

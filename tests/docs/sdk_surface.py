@@ -19,9 +19,9 @@ from urllib.parse import unquote
 import httpx
 from letta_client import APIConnectionError, Letta
 
+from reattach.http.api.not_offered import LATER, OUT_OF_SCOPE, NotOffered
 from reattach.http.app import create_app
-from reattach.http.assembly import assembled
-from reattach.http.not_offered import LATER, OUT_OF_SCOPE, NotOffered
+from reattach.server.assembly import assembled
 from reattach.settings import Settings
 
 ROOT: Final = Path(__file__).parents[2]

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
+from reattach.http.api.not_offered import LATER, OUT_OF_SCOPE
 from reattach.http.app import create_app
-from reattach.http.assembly import assembled
-from reattach.http.not_offered import LATER, OUT_OF_SCOPE
+from reattach.server.assembly import assembled
 from reattach.settings import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from reattach.settings import Settings
-from reattach.testing.process import ServerProcess
+from reattach.testing.programs.server import ServerProcess
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -81,7 +81,7 @@ def test_the_demo_installs_at_most_350_megabytes() -> None:
     ("lock", "modules"),
     [
         ("demo.txt", ["scripts/demo.py", "reattach.http.app", "reattach.cli", "xllamacpp"]),
-        ("demo-cluster.txt", ["scripts/demo.py", "psycopg", "redis", "reattach.log.redis"]),
+        ("demo-cluster.txt", ["scripts/demo.py", "psycopg", "redis", "reattach.log.redis.log"]),
     ],
 )
 def test_a_profile_has_all_that_its_command_imports(lock: str, modules: list[str]) -> None:

@@ -21,18 +21,18 @@ from fastapi import FastAPI
 from letta_client import AsyncLetta
 from starlette.types import Message
 
-from reattach.clock import SystemClock
+from reattach.domain.clock import SystemClock
+from reattach.domain.ids import DEFAULT_TENANT, TenantId
+from reattach.domain.limits import KEY_CACHE_SECONDS
 from reattach.engine.base import Engine
 from reattach.engine.catalog import Catalog
 from reattach.engine.scripted import ScriptedEngine
 from reattach.http.app import create_app
 from reattach.http.context import Context
-from reattach.ids import DEFAULT_TENANT, TenantId
-from reattach.limits import KEY_CACHE_SECONDS
 from reattach.log.base import Log
 from reattach.log.memory import MemoryLog
+from reattach.records.database.database import upgrade
 from reattach.records.records import Records
-from reattach.records.sql import upgrade
 from reattach.runs.service import RunService
 from reattach.settings import Settings
 from reattach.tools.base import Toolbox

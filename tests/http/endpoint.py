@@ -12,13 +12,13 @@ from typing import Any, Final
 
 from starlette.types import Message, Receive, Scope, Send
 
-from reattach.errors import TooManyConnectionsError
-from reattach.http.accepting import Acceptor, Address
+from reattach.domain.errors import TooManyConnectionsError
 from reattach.http.connection.capacity import Capacity
 from reattach.http.connection.protocol import Endpoint, HttpConnection, encoded
 from reattach.http.connection.states import NEXT, Patience, State
 from reattach.http.connection.watch import Watch
-from reattach.http.delivery import CONNECTION_EXTENSION, Connection
+from reattach.http.stream.delivery import CONNECTION_EXTENSION, Connection
+from reattach.server.acceptor import Acceptor, Address
 
 WAIT_SECONDS: Final = 20.0
 STALL_SECONDS: Final = 30.0

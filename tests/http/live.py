@@ -18,14 +18,14 @@ from typing import Any, Final, Self
 import httpx2
 from starlette.types import ASGIApp, Message
 
-from reattach import datadir
+from reattach.domain.ids import DEFAULT_TENANT, TenantId
+from reattach.domain.limits import KEY_CACHE_SECONDS
 from reattach.engine.base import Turn
 from reattach.engine.scripted import ScriptedEngine
 from reattach.http.app import create_app
-from reattach.http.assembly import assembled
-from reattach.http.serving import _listen, _Server
-from reattach.ids import DEFAULT_TENANT, TenantId
-from reattach.limits import KEY_CACHE_SECONDS
+from reattach.server import datadir
+from reattach.server.assembly import assembled
+from reattach.server.process import _listen, _Server
 from reattach.settings import Settings
 from tests.http.conftest import Server, TestClock
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from reattach.ids import DEFAULT_TENANT, AgentId
+from reattach.domain.ids import DEFAULT_TENANT, AgentId
 from tests.http.conftest import Server, own_text, started
 
 BLOCK = {"label": "human", "value": "Ada", "description": "Who it is", "limit": 100}

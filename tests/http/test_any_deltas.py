@@ -11,6 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from reattach.domain.errors import EngineError
+from reattach.domain.events import StopReason, Usage
+from reattach.domain.ids import DEFAULT_TENANT, ConversationId, RunId
+from reattach.domain.messages import CompactionStats, Role
 from reattach.engine.base import (
     Compacted,
     Compacting,
@@ -27,11 +31,7 @@ from reattach.engine.base import (
     ToolStarting,
     Turn,
 )
-from reattach.errors import EngineError
-from reattach.events import StopReason, Usage
-from reattach.ids import DEFAULT_TENANT, ConversationId, RunId
-from reattach.log.redis import RedisLog
-from reattach.messages import CompactionStats, Role
+from reattach.log.redis.log import RedisLog
 from reattach.records.base import Thread
 from reattach.runs.transcript import Transcript
 from reattach.wire import letta

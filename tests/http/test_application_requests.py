@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reattach.ids import new_agent_id
+from reattach.domain.ids import new_agent_id
 from reattach.tools.base import RETIRED_TOOLS
 from tests.http.conftest import Server
 

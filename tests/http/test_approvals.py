@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from reattach.ids import new_agent_id, new_message_id, new_uuid
-from reattach.limits import MAX_TOOL_CALL_ID_CHARS
+from reattach.domain.ids import new_agent_id, new_message_id, new_uuid
+from reattach.domain.limits import MAX_TOOL_CALL_ID_CHARS
 from tests.http.live import (
     WAIT_SECONDS,
     Frame,

@@ -10,18 +10,18 @@ import httpx2
 import pytest
 from starlette.types import ASGIApp
 
-from reattach.errors import StoreUnavailableError, UnauthorizedError
-from reattach.http.auth import OPEN_PATHS, Authenticator
-from reattach.http.loopback import is_loopback
-from reattach.http.scopes import FOLLOWING, SENDING, scope_of
-from reattach.ids import DEFAULT_TENANT, TenantId
-from reattach.limits import (
+from reattach.domain.errors import StoreUnavailableError, UnauthorizedError
+from reattach.domain.ids import DEFAULT_TENANT, TenantId
+from reattach.domain.limits import (
     AUDIT_LINES_PER_MINUTE,
     KEY_CACHE_ENTRIES,
     KEY_CACHE_SECONDS,
     KEY_USE_SECONDS,
     MAX_API_KEY_CHARS,
 )
+from reattach.http.middleware.auth import OPEN_PATHS, Authenticator
+from reattach.http.middleware.loopback import is_loopback
+from reattach.http.middleware.scopes import FOLLOWING, SENDING, scope_of
 from reattach.records.base import ApiKey, KeyScope
 from reattach.records.keys import Keys
 from tests.http.conftest import OTHER_TENANT, Server, TestClock, serving, with_key

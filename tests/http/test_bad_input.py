@@ -12,8 +12,8 @@ from urllib.parse import quote
 import httpx2
 import pytest
 
-from reattach.clock import SystemClock
-from reattach.limits import MAX_INTEGER
+from reattach.domain.clock import SystemClock
+from reattach.domain.limits import MAX_INTEGER
 from reattach.tools.base import Toolbox
 from reattach.tools.connections import McpServers
 from reattach.tools.function import FunctionTool

@@ -11,8 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from reattach.ids import DEFAULT_TENANT, new_uuid
-from reattach.limits import MAX_REQUEST_BYTES
+from reattach.domain.ids import DEFAULT_TENANT, new_uuid
+from reattach.domain.limits import MAX_REQUEST_BYTES
 from tests.http.conftest import OTHER_TENANT
 from tests.http.live import LiveServer, listening, posted_directly, told
 

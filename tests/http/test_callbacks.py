@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
-from reattach.ids import DEFAULT_TENANT, new_tenant_id
+from reattach.domain.ids import DEFAULT_TENANT, new_tenant_id
 from tests.docs.test_docs import ROOT, blocks
 from tests.http.live import WAIT_SECONDS, LiveServer, listening, told
 from tests.http.receiver import receiving

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reattach.ids import DEFAULT_TENANT, new_agent_id, new_conversation_id, new_run_id
+from reattach.domain.ids import DEFAULT_TENANT, new_agent_id, new_conversation_id, new_run_id
 from reattach.runs import service
 from tests.http.conftest import OTHER_TENANT
 from tests.http.live import LiveServer, joined, kinds, listening, new_threads

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reattach.errors import TooManyConnectionsError
+from reattach.domain.errors import TooManyConnectionsError
 from reattach.http.connection.capacity import Capacity
 from reattach.http.connection.states import Patience
 from reattach.http.connection.watch import Watch

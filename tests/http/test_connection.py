@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from reattach.http.connection.states import State
-from reattach.limits import (
+from reattach.domain.limits import (
     BODY_IDLE_SECONDS,
     BODY_SECONDS,
     HEAD_SECONDS,
@@ -20,6 +19,7 @@ from reattach.limits import (
     MAX_TRAILER_BYTES,
     MAX_TRAILERS,
 )
+from reattach.http.connection.states import State
 from tests.http.endpoint import CLOSE, STALL_SECONDS, WAIT_SECONDS, Served, served
 
 HOST = b"Host: a\r\n"

@@ -12,8 +12,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from reattach.domain.limits import KEEPALIVE_IDLE_SECONDS
 from reattach.http.connection.protocol import HttpConnection
-from reattach.limits import KEEPALIVE_IDLE_SECONDS
 from tests.http.live import WAIT_SECONDS, LiveServer, joined, told
 
 JSON_HEAD = b"Host: 127.0.0.1\r\nContent-Type: application/json\r\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reattach.ids import TenantId
+from reattach.domain.ids import TenantId
 from tests.http.live import WAIT_SECONDS, LiveServer, kinds, listening, text
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from reattach.ids import DEFAULT_TENANT
-from reattach.records import damage, schema
-from reattach.records.columns import JsonObject, Moment, StoredType, Typed, Whole, Word
+from reattach.domain.ids import DEFAULT_TENANT
+from reattach.records.database import damage, schema
+from reattach.records.database.columns import JsonObject, Moment, StoredType, Typed, Whole, Word
 from tests.http.conftest import Server, serving
 
 IN_SQLITE: dict[type[Any], list[str]] = {

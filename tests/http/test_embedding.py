@@ -9,10 +9,10 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
+from reattach.domain.errors import ConversationBusyError, OtidConflictError, StartupError
+from reattach.domain.events import RunStatus
+from reattach.domain.ids import DEFAULT_TENANT
 from reattach.embed import Reattach, ReattachError, Turn
-from reattach.errors import ConversationBusyError, OtidConflictError, StartupError
-from reattach.events import RunStatus
-from reattach.ids import DEFAULT_TENANT
 from reattach.testing.recording import whole_frames
 
 BOUND_SECONDS = 20

@@ -16,8 +16,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.background import BackgroundTask
 
+from reattach.domain.errors import CursorAheadError, InvalidArgumentError, NotFoundError
 from reattach.embed import Reattach, RunStream, Turn
-from reattach.errors import CursorAheadError, InvalidArgumentError, NotFoundError
 from reattach.settings import Settings
 
 BOUND_SECONDS = 30

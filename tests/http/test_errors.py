@@ -10,10 +10,10 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from reattach import errors
-from reattach.errors import EngineError, LogError, ReattachError, StartupError, ToolError
+from reattach.domain import errors
+from reattach.domain.errors import EngineError, LogError, ReattachError, StartupError, ToolError
+from reattach.domain.limits import MAX_REQUEST_BYTES
 from reattach.http.errors import error_response, status_of
-from reattach.limits import MAX_REQUEST_BYTES
 from tests.http.conftest import Server, serving
 
 # Raised within the server and turned into others before a client could see them.

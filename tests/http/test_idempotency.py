@@ -8,8 +8,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from reattach.errors import StoreUnavailableError
-from reattach.ids import DEFAULT_TENANT, RunId, new_uuid
+from reattach.domain.errors import StoreUnavailableError
+from reattach.domain.ids import DEFAULT_TENANT, RunId, new_uuid
 from reattach.records.base import RunCreated, RunKnown
 from tests.http.conftest import OTHER_TENANT
 from tests.http.live import LiveServer, joined, listening, new_threads, to, told

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from letta_client import AsyncLetta
 
-from reattach.ids import DEFAULT_TENANT, AgentId
-from reattach.testing.ports import free_port
-from reattach.testing.process import ServerProcess
+from reattach.domain.ids import DEFAULT_TENANT, AgentId
+from reattach.testing.programs.ports import free_port
+from reattach.testing.programs.server import ServerProcess
 from reattach.tools.base import SETTING
 from tests import mcp_server
 from tests.http.live import WAIT_SECONDS, LiveServer, listening, sent, text, thread_with, to

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import letta_client
 
-from reattach.http.not_offered import LATER, OUT_OF_SCOPE
+from reattach.http.api.not_offered import LATER, OUT_OF_SCOPE
 from tests.http.conftest import Server
 
 IDS = {

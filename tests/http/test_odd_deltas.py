@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from reattach.domain.errors import EngineError
+from reattach.domain.events import StopReason, Usage
 from reattach.engine.base import (
     Delta,
     Finished,
@@ -19,8 +21,6 @@ from reattach.engine.base import (
     Turn,
 )
 from reattach.engine.function import FunctionEngine
-from reattach.errors import EngineError
-from reattach.events import StopReason, Usage
 from tests.http.conftest import Server, serving
 
 HIGH, LOW, SMILE = "\ud83d", "\ude00", "\U0001f600"

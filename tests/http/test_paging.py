@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from reattach.ids import new_agent_id
+from reattach.domain.ids import new_agent_id
 from reattach.records.paging import span_of
 from tests.http.live import LiveServer, listening
 

@@ -12,10 +12,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from reattach.errors import QuotaError
-from reattach.http.quotas import Bounds, Quotas
-from reattach.ids import DEFAULT_TENANT, TenantId
-from reattach.limits import QUOTA_BURST_SECONDS
+from reattach.domain.errors import QuotaError
+from reattach.domain.ids import DEFAULT_TENANT, TenantId
+from reattach.domain.limits import QUOTA_BURST_SECONDS
+from reattach.http.middleware.quotas import Bounds, Quotas
 from tests.http.conftest import OTHER_TENANT, TestClock
 from tests.http.live import WAIT_SECONDS, LiveServer, listening, new_threads, to
 

@@ -7,8 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from reattach.http import resuming
-from reattach.ids import (
+from reattach.domain.ids import (
     DEFAULT_TENANT,
     RunId,
     new_agent_id,
@@ -16,6 +15,7 @@ from reattach.ids import (
     new_run_id,
     new_uuid,
 )
+from reattach.http.api import resuming
 from reattach.records.base import RunCreated, RunKnown
 from tests.http.conftest import OTHER_TENANT
 from tests.http.live import DONE, LiveServer, Stream, joined, kinds, listening, new_threads, told

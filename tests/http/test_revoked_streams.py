@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from reattach.ids import DEFAULT_TENANT
+from reattach.domain.ids import DEFAULT_TENANT
 from tests.http.live import WAIT_SECONDS, LiveServer, listening, new_threads, to
 
 PING_SECONDS = 0.2

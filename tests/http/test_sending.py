@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from reattach.domain.ids import new_agent_id, new_conversation_id, new_uuid
 from reattach.http.schemas.sending import WholeAnswer
-from reattach.ids import new_agent_id, new_conversation_id, new_uuid
 from tests.http.conftest import own_text
 from tests.http.live import Frame, LiveServer, joined, kinds, new_threads, text, to, told
 

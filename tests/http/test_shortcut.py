@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
+from reattach.domain.ids import DEFAULT_TENANT, new_run_id
 from reattach.http.app import Api, create_app
 from reattach.http.connection.protocol import HttpConnection
-from reattach.ids import DEFAULT_TENANT, new_run_id
 from tests.http.conftest import OTHER_TENANT
 from tests.http.live import WAIT_SECONDS, LiveServer, listening, new_threads
 

@@ -10,8 +10,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from reattach.clock import SystemClock
-from reattach.ids import DEFAULT_TENANT
+from reattach.domain.clock import SystemClock
+from reattach.domain.ids import DEFAULT_TENANT
 from reattach.tools.base import Toolbox
 from reattach.tools.connections import McpServers
 from reattach.tools.function import FunctionTool

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from reattach.ids import DEFAULT_TENANT
+from reattach.domain.ids import DEFAULT_TENANT
 from tests.http.conftest import OTHER_TENANT
 from tests.http.live import WAIT_SECONDS, LiveServer, kinds, listening, to
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from letta_client import AsyncLetta
 
-from reattach.ids import TOOL_PATTERN
+from reattach.domain.ids import TOOL_PATTERN
 from tests import tool_functions as functions
 from tests.http.live import WAIT_SECONDS, LiveServer, kinds, listening, sent, text, thread_with, to
 from tests.http.test_approvals import answer, items, returned, stop_of, types, verdict

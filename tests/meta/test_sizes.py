@@ -6,6 +6,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "src"
 FILE_LINES = 500
 FUNCTION_LINES = 60
+FOLDER_FILES = 15
 
 
 def functions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -34,3 +35,9 @@ def test_no_source_function_is_longer_than_60_lines() -> None:
         if lines_of(function) > FUNCTION_LINES
     }
     assert long == {}
+
+
+def test_no_source_folder_has_more_than_15_files() -> None:
+    folders = {path.parent for path in SOURCE.rglob("*.py")}
+    counts = {str(one.relative_to(SOURCE)): len([*one.glob("*.py")]) for one in folders}
+    assert {name: count for name, count in counts.items() if count > FOLDER_FILES} == {}

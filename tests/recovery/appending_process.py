@@ -10,7 +10,7 @@ import os
 import random
 import sys
 
-from reattach.log.sqlite import Sizes, SqliteLog
+from reattach.log.sqlite.log import Sizes, SqliteLog
 
 SIZES = Sizes(
     chunk_bytes=1000,

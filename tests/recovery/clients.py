@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from reattach.testing.process import ServerProcess
+from reattach.testing.programs.server import ServerProcess
 from tests.recovery.received import Received
 
 WAIT_SECONDS = 30.0

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import structlog.testing
 
-from reattach.testing.redis import RedisServer
-from reattach.testing.relay import Relay
+from reattach.testing.programs.redis import RedisServer
+from reattach.testing.programs.relay import Relay
 from tests.recovery.heart import Heart, heart_in
 
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
-from reattach.errors import StoreUnavailableError
+from reattach.domain.errors import StoreUnavailableError
 from reattach.log.base import Head, Inventory, Log, Slice, Tail
 from reattach.records.records import Records
 

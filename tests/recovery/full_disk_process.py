@@ -12,14 +12,14 @@ import sys
 from collections.abc import Awaitable, Callable
 from unittest import mock
 
-from reattach.clock import SystemClock
-from reattach.errors import StoreUnavailableError
-from reattach.ids import DEFAULT_TENANT, new_agent_id, new_message_id
-from reattach.log import compaction
-from reattach.log.sqlite import SqliteLog
-from reattach.messages import Message, Role, TextPart
-from reattach.records import sqlite_wal
+from reattach.domain.clock import SystemClock
+from reattach.domain.errors import StoreUnavailableError
+from reattach.domain.ids import DEFAULT_TENANT, new_agent_id, new_message_id
+from reattach.domain.messages import Message, Role, TextPart
+from reattach.log.sqlite import folding as compaction
+from reattach.log.sqlite.log import SqliteLog
 from reattach.records.base import Agent
+from reattach.records.database import sqlite_wal
 from reattach.records.records import Records
 
 FILE_BYTES = 1024 * 1024

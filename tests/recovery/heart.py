@@ -10,28 +10,28 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from reattach.clock import Clock
-from reattach.engine.base import Engine
-from reattach.engine.catalog import Catalog
-from reattach.engine.scripted import ScriptedEngine
-from reattach.errors import LogNotFoundError
-from reattach.events import RunStatus
-from reattach.ids import (
+from reattach.agent.turns import Overrides
+from reattach.domain.clock import Clock
+from reattach.domain.errors import LogNotFoundError
+from reattach.domain.events import RunStatus
+from reattach.domain.ids import (
     DEFAULT_TENANT,
     new_agent_id,
     new_conversation_id,
     new_message_id,
     new_uuid,
 )
-from reattach.limits import LEASE_SECONDS
+from reattach.domain.limits import LEASE_SECONDS
+from reattach.domain.messages import Message, Role, TextPart
+from reattach.engine.base import Engine
+from reattach.engine.catalog import Catalog
+from reattach.engine.scripted import ScriptedEngine
 from reattach.log.base import Head, Log
 from reattach.log.memory import MemoryLog
-from reattach.messages import Message, Role, TextPart
 from reattach.records.base import Agent, Conversation, Page, Run, Thread
 from reattach.records.records import Records
+from reattach.runs.driver import Options
 from reattach.runs.service import RunService, Send
-from reattach.runs.turns import Overrides
-from reattach.runs.worker import Options
 from reattach.tools.base import Toolbox
 from reattach.wire.sse import split_frames
 from tests.recovery.clocks import LeapClock

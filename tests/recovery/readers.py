@@ -10,9 +10,9 @@ from typing import Any, Self
 import msgspec
 from starlette.types import Message, Send
 
-from reattach.clock import SystemClock
-from reattach.http.delivery import CONNECTION_EXTENSION
-from reattach.http.stream import RunStream
+from reattach.domain.clock import SystemClock
+from reattach.http.stream.delivery import CONNECTION_EXTENSION
+from reattach.http.stream.response import RunStream
 from reattach.records.base import Run
 from reattach.runs.follow import Target
 from reattach.runs.service import RunService

@@ -13,16 +13,16 @@ import msgspec
 import pytest
 from sqlalchemy import text
 
-from reattach.errors import UnavailableError
-from reattach.events import RunStatus
-from reattach.ids import DEFAULT_TENANT, new_run_id, new_uuid
-from reattach.limits import LOST_LOG_FIRST_SEQ, OPEN_WAIT_SECONDS
-from reattach.log.sqlite import SqliteLog
-from reattach.messages import Role
+from reattach.domain.errors import UnavailableError
+from reattach.domain.events import RunStatus
+from reattach.domain.ids import DEFAULT_TENANT, new_run_id, new_uuid
+from reattach.domain.limits import LOST_LOG_FIRST_SEQ, OPEN_WAIT_SECONDS
+from reattach.domain.messages import Role
+from reattach.domain.store_errors import CommitUnknownError
+from reattach.log.sqlite.log import SqliteLog
 from reattach.records.base import Run
-from reattach.runs import audit as audit_module
 from reattach.runs.follow import Target
-from reattach.store_errors import CommitUnknownError
+from reattach.runs.ownership import audit as audit_module
 from tests.recovery.clocks import LeapClock
 from tests.recovery.engines import SteppedEngine
 from tests.recovery.faults import Faults, Gate, Outage

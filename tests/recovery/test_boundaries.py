@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from reattach.events import RunStatus
-from reattach.messages import Message, Role
+from reattach.domain.events import RunStatus
+from reattach.domain.messages import Message, Role
 from reattach.records.base import Conversation, Run
 from tests.recovery.faults import Life, faulty_records
 from tests.recovery.heart import Heart

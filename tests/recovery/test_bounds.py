@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from reattach.events import RunStatus
-from reattach.limits import DELTA_BYTES, PENDING_APPEND_BYTES, REPLAY_SLICE_BYTES
+from reattach.domain.events import RunStatus
+from reattach.domain.limits import DELTA_BYTES, PENDING_APPEND_BYTES, REPLAY_SLICE_BYTES
 from reattach.runs import appender as appender_module
-from reattach.runs import worker as worker_module
+from reattach.runs import driver as worker_module
 from tests.recovery.engines import EndlessEngine
 from tests.recovery.faults import FaultyLog, Gate
 from tests.recovery.heart import Heart

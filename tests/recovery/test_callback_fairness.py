@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from reattach.ids import TenantId, new_tenant_id
-from reattach.limits import CALLBACKS_AT_ONCE
-from reattach.outbound_limits import (
+from reattach.domain.ids import TenantId, new_tenant_id
+from reattach.domain.limits import CALLBACKS_AT_ONCE
+from reattach.outbound.limits import (
     CALLBACK_BREAKER_FAILURES,
     CALLBACK_BREAKER_SECONDS,
     CALLBACKS_PER_RECEIVER,
@@ -19,9 +19,9 @@ from reattach.outbound_limits import (
 )
 from reattach.records.callbacks import Receiver
 from reattach.records.records import Records
-from reattach.runs.callback_slots import CallbackSlots
-from reattach.runs.callbacks import Callbacks
-from reattach.runs.receivers import NO_ANSWER, Answered, Receivers
+from reattach.webhooks.receivers import NO_ANSWER, Answered, Receivers
+from reattach.webhooks.sender import Callbacks
+from reattach.webhooks.slots import CallbackSlots
 from tests.conformance.records.samples import (
     HandClock,
     World,

@@ -15,16 +15,16 @@ import httpx2
 import pytest
 import trustme
 
-from reattach.limits import CALLBACK_GIVE_UP_SECONDS, CALLBACK_LEASE_SECONDS
-from reattach.outbound import Resolve
-from reattach.outbound_limits import (
+from reattach.domain.limits import CALLBACK_GIVE_UP_SECONDS, CALLBACK_LEASE_SECONDS
+from reattach.outbound.limits import (
     CALLBACKS_PER_RECEIVER,
 )
+from reattach.outbound.requests import Resolve
 from reattach.records.base import Run
 from reattach.records.records import Records
-from reattach.runs.callbacks import Callbacks
-from reattach.runs.receivers import NO_ANSWER, NOT_CALLED, Receivers
-from reattach.testing.process import ServerProcess
+from reattach.testing.programs.server import ServerProcess
+from reattach.webhooks.receivers import NO_ANSWER, NOT_CALLED, Receivers
+from reattach.webhooks.sender import Callbacks
 from tests.conformance.records.samples import (
     OURS,
     HandClock,

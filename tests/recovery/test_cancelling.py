@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from reattach.errors import NoActiveRunsToCancelError
-from reattach.events import RunStatus
-from reattach.ids import DEFAULT_TENANT
-from reattach.messages import Role
+from reattach.domain.errors import NoActiveRunsToCancelError
+from reattach.domain.events import RunStatus
+from reattach.domain.ids import DEFAULT_TENANT
+from reattach.domain.messages import Role
 from reattach.records.base import Conversation, Run, Thread
-from reattach.runs import worker as worker_module
+from reattach.runs import driver as worker_module
 from reattach.runs.service import RunService
 from tests.recovery.engines import CancellingEngine, SteppedEngine, StubbornEngine
 from tests.recovery.faults import Gate, faulty_records

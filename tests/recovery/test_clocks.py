@@ -11,14 +11,14 @@ from typing import Final
 import httpx2
 import pytest
 
-from reattach.clock import SharedClock, SystemClock
+from reattach.domain.clock import SharedClock, SystemClock
+from reattach.domain.ids import DEFAULT_TENANT, RunId
 from reattach.engine.scripted import ScriptedEngine
 from reattach.http.app import create_app
-from reattach.http.assembly import assembled
 from reattach.http.context import Context
-from reattach.ids import DEFAULT_TENANT, RunId
 from reattach.records.base import Page, Run
 from reattach.runs.service import RunService
+from reattach.server.assembly import assembled
 from reattach.settings import Settings
 from tests.recovery.clocks import NOON, JumpClock
 from tests.recovery.heart import Heart

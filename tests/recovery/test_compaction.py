@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from reattach.agent.compaction.summary import PROMPT
+from reattach.domain.events import RunStatus, StopReason
+from reattach.domain.ids import DEFAULT_TENANT
+from reattach.domain.limits import ENGINE_STOP_SECONDS
+from reattach.domain.messages import Role
 from reattach.engine.base import Delta, Turn
 from reattach.engine.scripted import ScriptedEngine
-from reattach.events import RunStatus, StopReason
-from reattach.ids import DEFAULT_TENANT
-from reattach.limits import ENGINE_STOP_SECONDS
-from reattach.messages import Role
 from reattach.records.base import Conversation, Thread
-from reattach.runs.compaction import PROMPT
 from reattach.runs.service import Send
 from tests.recovery.faults import Life
 from tests.recovery.heart import Heart

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from reattach import datadir
 from reattach.cli import app
+from reattach.domain.errors import StartupError, StoreUnavailableError
+from reattach.domain.limits import KEY_CACHE_SECONDS
 from reattach.engine.scripted import ScriptedEngine
-from reattach.errors import StartupError, StoreUnavailableError
-from reattach.http.assembly import assembled
-from reattach.http.serving import _refuse_open_to_strangers
-from reattach.limits import KEY_CACHE_SECONDS
+from reattach.server import datadir
+from reattach.server.assembly import assembled
+from reattach.server.process import _refuse_open_to_strangers
 from reattach.settings import Settings
-from reattach.testing.process import ServerProcess
+from reattach.testing.programs.server import ServerProcess
 from tests.http.live import listening
 from tests.recovery.clients import client_of
 

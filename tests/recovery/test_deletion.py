@@ -9,8 +9,8 @@ from typing import Final
 
 import pytest
 
-from reattach.ids import RunId
-from reattach.log.sqlite import Sizes
+from reattach.domain.ids import RunId
+from reattach.log.sqlite.log import Sizes
 from tests.recovery.heart import Heart, eventually
 from tests.recovery.test_retention import HOUR_SECONDS, serving
 
@@ -28,7 +28,7 @@ async def test_deleted_text_is_in_no_file_of_the_data_directory_after_the_next_u
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """D10: of runs, conversations, agents and blocks; in no page, journal or write-ahead log."""
-    monkeypatch.setattr("reattach.log.sqlite.Sizes", partial(Sizes, idle_seconds=0.05))
+    monkeypatch.setattr("reattach.log.sqlite.log.Sizes", partial(Sizes, idle_seconds=0.05))
     async with serving(tmp_path) as server:
         client = server.client
         deleted_run, deleted_conversation = await server.conversation(), await server.conversation()

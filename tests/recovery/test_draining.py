@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from reattach.limits import CLOSE_SECONDS, ENGINE_STOP_SECONDS
-from reattach.testing.process import ServerProcess
+from reattach.domain.limits import CLOSE_SECONDS, ENGINE_STOP_SECONDS
+from reattach.testing.programs.server import ServerProcess
 from tests.recovery.clients import Client, client_of, start
 from tests.recovery.heart import eventually
 from tests.recovery.received import Received

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from reattach.events import RunStatus
-from reattach.messages import Role
+from reattach.domain.events import RunStatus
+from reattach.domain.messages import Role
 from tests.recovery.engines import SteppedEngine
 from tests.recovery.faults import FaultyLog, Gate, faulty_records
 from tests.recovery.heart import Heart

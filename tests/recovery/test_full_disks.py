@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from reattach.clock import SystemClock
-from reattach.limits import RECORDS_WAL_BYTES
-from reattach.log.sqlite import Sizes, SqliteLog
+from reattach.domain.clock import SystemClock
+from reattach.domain.limits import RECORDS_WAL_BYTES
+from reattach.log.sqlite.log import Sizes, SqliteLog
 from reattach.records.records import Records
 from tests.recovery.heart import eventually
 from tests.recovery.wal import wal_of

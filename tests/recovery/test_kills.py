@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from reattach.testing.process import ServerProcess
+from reattach.testing.programs.server import ServerProcess
 from tests.recovery.clients import Client, client_of, start
 from tests.recovery.received import Received, answer, end_of
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from reattach.errors import ReattachError, StoreUnavailableError
-from reattach.events import RunStatus
-from reattach.limits import APPEND_RETRY_SECONDS, SWEEP_INTERVAL_SECONDS
+from reattach.domain.errors import ReattachError, StoreUnavailableError
+from reattach.domain.events import RunStatus
+from reattach.domain.limits import APPEND_RETRY_SECONDS, SWEEP_INTERVAL_SECONDS
+from reattach.domain.messages import Role
 from reattach.log.base import Head, Log
-from reattach.messages import Role
 from reattach.records.base import Run
 from reattach.runs import service as service_module
-from reattach.runs.upkeep import keep_up
+from reattach.runs.upkeep.schedule import keep_up
 from tests.recovery.clocks import LeapClock
 from tests.recovery.engines import EndlessEngine, SteppedEngine
 from tests.recovery.faults import Faults, FaultyLog, Gate, Life, Outage

@@ -14,16 +14,16 @@ from typing import Any
 import httpx2
 import pytest
 
-from reattach import datadir
+from reattach.domain.events import RunStatus
+from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.engine.base import Turn
 from reattach.engine.scripted import ScriptedEngine
-from reattach.events import RunStatus
 from reattach.http.app import create_app
-from reattach.http.assembly import assembled
 from reattach.http.context import Context
-from reattach.limits import LOST_LOG_FIRST_SEQ
 from reattach.log.base import Head
-from reattach.log.sqlite import SqliteLog
+from reattach.log.sqlite.log import SqliteLog
+from reattach.server import datadir
+from reattach.server.assembly import assembled
 from reattach.settings import Settings
 from reattach.wire.sse import split_frames
 from tests.recovery.heart import Heart

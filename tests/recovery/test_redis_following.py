@@ -11,15 +11,15 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from reattach.errors import LogLostError, StoreUnavailableError
+from reattach.domain.errors import LogLostError, StoreUnavailableError
 from reattach.log.base import Tail
-from reattach.log.redis import RedisLog
-from reattach.log.redis_news import Subscriber
-from reattach.log.redis_scripts import READ, STATE_MANY, Script
-from reattach.log.redis_server import Waiting, server_at
-from reattach.testing.log_reader import until
-from reattach.testing.redis import RedisServer
-from reattach.testing.relay import Relay
+from reattach.log.redis.client import Waiting, server_at
+from reattach.log.redis.log import RedisLog
+from reattach.log.redis.scripts import READ, STATE_MANY, Script
+from reattach.log.redis.subscriber import Subscriber
+from reattach.testing.conformance.log_reader import until
+from reattach.testing.programs.redis import RedisServer
+from reattach.testing.programs.relay import Relay
 
 WAIT_SECONDS = 30.0
 NEVER_SECONDS = 3600.0

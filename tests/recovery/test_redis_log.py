@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from reattach.errors import (
+from reattach.domain.errors import (
     FencedError,
     LogLostError,
     LogNotFoundError,
@@ -19,10 +19,10 @@ from reattach.errors import (
     StoreUnavailableError,
 )
 from reattach.log.base import Head, Tail
-from reattach.log.redis import RedisLog
-from reattach.testing.log_reader import LARGE, follow, until
-from reattach.testing.redis import RedisServer
-from reattach.testing.relay import Relay
+from reattach.log.redis.log import RedisLog
+from reattach.testing.conformance.log_reader import LARGE, follow, until
+from reattach.testing.programs.redis import RedisServer
+from reattach.testing.programs.relay import Relay
 
 WAIT_SECONDS = 30.0
 NEVER_SECONDS = 3600.0

@@ -14,11 +14,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from reattach.datadir import events_file
 from reattach.engine.scripted import ScriptedEngine
 from reattach.http.app import create_app
-from reattach.http.assembly import assembled
 from reattach.http.context import Context
+from reattach.server.assembly import assembled
+from reattach.server.datadir import events_file
 from reattach.settings import Settings
 from tests.recovery.clocks import LeapClock
 from tests.recovery.heart import Heart, eventually

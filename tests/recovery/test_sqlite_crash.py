@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from reattach.errors import LogClosedError, LogNotFoundError
+from reattach.domain.errors import LogClosedError, LogNotFoundError
 from reattach.log.base import Head
-from reattach.log.sqlite import SqliteLog
+from reattach.log.sqlite.log import SqliteLog
 from tests.recovery.appending_process import SIZES, frame
 
 PROCESS = Path(__file__).with_name("appending_process.py")

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from reattach.errors import FencedError, SeqMismatchError, StoreUnavailableError
+from reattach.domain.errors import FencedError, SeqMismatchError, StoreUnavailableError
 from reattach.log.base import Head, Slice
-from reattach.log.sqlite import Sizes, SqliteLog
+from reattach.log.sqlite.log import Sizes, SqliteLog
 
 LARGE = 2**40
 FRAMES = [b"%03d" % seq + b"." * 500 for seq in range(1, 201)]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from reattach.limits import SEND_BUFFER_BYTES
-from reattach.testing.process import ServerProcess
-from reattach.testing.relay import reset
+from reattach.domain.limits import SEND_BUFFER_BYTES
+from reattach.testing.programs.relay import reset
+from reattach.testing.programs.server import ServerProcess
 from tests.recovery.clients import Client, client_of
 from tests.recovery.heart import eventually
 from tests.recovery.received import Received

@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 import pytest
 
-from reattach.approvals import pending_approval
-from reattach.clock import SystemClock
+from reattach.domain.approvals import pending_approval
+from reattach.domain.clock import SystemClock
+from reattach.domain.errors import NoPendingApprovalError
+from reattach.domain.events import StopReason, ToolCallRequested
+from reattach.domain.ids import DEFAULT_TENANT, RunId, new_message_id
+from reattach.domain.limits import ENGINE_STOP_SECONDS
+from reattach.domain.messages import ApprovalPart, Message, Role, ToolCallPart, ToolReturnPart
 from reattach.engine.base import Delta, ToolCallDelta, ToolStarting, Turn
 from reattach.engine.function import FunctionEngine
-from reattach.errors import NoPendingApprovalError
-from reattach.events import StopReason, ToolCallRequested
-from reattach.ids import DEFAULT_TENANT, RunId, new_message_id
-from reattach.limits import ENGINE_STOP_SECONDS
-from reattach.messages import ApprovalPart, Message, Role, ToolCallPart, ToolReturnPart
 from reattach.records.base import Conversation, Run, Thread
 from reattach.runs.service import Send
 from reattach.tools.base import SETTING, Tool, Toolbox

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from reattach.events import RunStatus, StopReason
-from reattach.ids import DEFAULT_TENANT, RunId
-from reattach.log.sqlite import Sizes, SqliteLog
-from reattach.messages import Role
+from reattach.domain.events import RunStatus, StopReason
+from reattach.domain.ids import DEFAULT_TENANT, RunId
+from reattach.domain.messages import Role
+from reattach.log.sqlite.log import Sizes, SqliteLog
 from reattach.records.base import Run, Settlement
 from reattach.records.records import Records
-from reattach.runs import recovery
+from reattach.runs.ownership import recovery
 from tests.conformance.log_stores import SMALL
 from tests.recovery.clocks import LeapClock
 from tests.recovery.faults import Faults

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from reattach.approvals import PendingApproval
-from reattach.clock import SystemClock
-from reattach.events import StopReason
-from reattach.ids import DEFAULT_TENANT, new_message_id
-from reattach.messages import Message, Role, ToolReturnPart
+from reattach.domain.approvals import PendingApproval
+from reattach.domain.clock import SystemClock
+from reattach.domain.events import StopReason
+from reattach.domain.ids import DEFAULT_TENANT, new_message_id
+from reattach.domain.messages import Message, Role, ToolReturnPart
 from reattach.records.base import Conversation, Thread
 from tests.recovery.heart import Heart
 from tests.recovery.test_boundaries import die_working

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import uvloop
 
-from reattach.http.accepting import Acceptor, Address
+from reattach.server.acceptor import Acceptor, Address
 
 WAIT_SECONDS = 20.0
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]

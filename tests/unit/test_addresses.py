@@ -4,15 +4,15 @@ from ipaddress import ip_address
 
 import pytest
 
-from reattach.addresses import (
+from reattach.domain.errors import UrlRefusedError
+from reattach.outbound.addresses import (
     SPECIAL_RANGES,
     is_public,
     is_reachable,
     literal_address,
     special_range,
 )
-from reattach.errors import UrlRefusedError
-from reattach.outbound import checked_url
+from reattach.outbound.requests import checked_url
 
 SPECIAL = {
     "168.63.129.16": "Azure",

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from reattach.errors import FencedError, LimitExceededError, StoreUnavailableError
-from reattach.events import AssistantText, Place, Stopped, StopReason, Usage
-from reattach.ids import new_message_id, new_run_id, new_step_id
-from reattach.limits import APPEND_RETRY_SECONDS, PENDING_APPEND_BYTES
+from reattach.domain.errors import FencedError, LimitExceededError, StoreUnavailableError
+from reattach.domain.events import AssistantText, Place, Stopped, StopReason, Usage
+from reattach.domain.ids import new_message_id, new_run_id, new_step_id
+from reattach.domain.limits import APPEND_RETRY_SECONDS, PENDING_APPEND_BYTES
 from reattach.log.memory import MemoryLog
 from reattach.runs import appender as appender_module
 from reattach.runs.appender import Appender
-from reattach.testing.witness import decoded
+from reattach.testing.faults.history import decoded
 from reattach.wire.sse import split_frames
 from tests.recovery.clocks import NOON, LeapClock
 from tests.recovery.faults import Faults, FaultyLog, Gate, Outage

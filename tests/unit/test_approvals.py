@@ -7,11 +7,18 @@ from typing import Any
 
 import pytest
 
-from reattach.approvals import has_answer, pending_approval, resolved, same_answer
-from reattach.errors import ToolCallIdsError
-from reattach.events import Place, Stopped, StopReason, ToolCall, ToolCallRequested, ToolReturned
-from reattach.ids import new_agent_id, new_message_id, new_step_id
-from reattach.messages import (
+from reattach.domain.approvals import has_answer, pending_approval, resolved, same_answer
+from reattach.domain.errors import ToolCallIdsError
+from reattach.domain.events import (
+    Place,
+    Stopped,
+    StopReason,
+    ToolCall,
+    ToolCallRequested,
+    ToolReturned,
+)
+from reattach.domain.ids import new_agent_id, new_message_id, new_step_id
+from reattach.domain.messages import (
     ApprovalPart,
     ContentPart,
     Message,

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from reattach.arguments import decoded_arguments, json_object
+from reattach.domain.arguments import decoded_arguments, json_object
+from reattach.domain.errors import ToolError
+from reattach.domain.limits import MAX_ARGUMENTS_DEPTH
+from reattach.domain.messages import Role, ToolCallPart, ToolReturnPart
 from reattach.engine.pydantic_ai.told import provider_messages
 from reattach.engine.scripted import ScriptedEngine
-from reattach.errors import ToolError
-from reattach.limits import MAX_ARGUMENTS_DEPTH
-from reattach.messages import Role, ToolCallPart, ToolReturnPart
-from reattach.testing.engine_conformance import Subject, message
+from reattach.testing.conformance.engine import Subject, message
 from reattach.tools.function import FunctionTool
 from reattach.tools.threads import Threads
 

@@ -7,10 +7,10 @@ import threading
 
 import pytest
 
-from reattach.errors import QuotaError, UnavailableError, ValidationFailedError
-from reattach.http.parse_queue import ParseQueue
-from reattach.http.quotas import Bounds, Quotas
-from reattach.ids import TenantId
+from reattach.domain.errors import QuotaError, UnavailableError, ValidationFailedError
+from reattach.domain.ids import TenantId
+from reattach.http.middleware.parse_queue import ParseQueue
+from reattach.http.middleware.quotas import Bounds, Quotas
 
 WAIT_SECONDS = 20
 HOSTILE, HONEST = TenantId("org-hostile"), TenantId("org-honest")
@@ -43,7 +43,7 @@ class Parser:
 @pytest.fixture
 def parser(monkeypatch: pytest.MonkeyPatch) -> Parser:
     parser = Parser()
-    monkeypatch.setattr("reattach.http.parse_queue.parse", parser)
+    monkeypatch.setattr("reattach.http.middleware.parse_queue.parse", parser)
     return parser
 
 

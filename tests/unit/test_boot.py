@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from reattach import datadir
-from reattach.boot import boot_id
+from reattach.server import datadir
+from reattach.server.boot import boot_id
 
 
 @pytest.fixture

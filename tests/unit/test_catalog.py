@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from reattach.domain.errors import NotFoundError, StartupError
 from reattach.engine.base import Turn
 from reattach.engine.catalog import Catalog
 from reattach.engine.function import FunctionEngine
 from reattach.engine.scripted import ScriptedEngine
-from reattach.errors import NotFoundError, StartupError
 
 
 async def answer(turn: Turn) -> AsyncIterator[str]:

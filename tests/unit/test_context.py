@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reattach.context import (
+from reattach.domain.context import (
     choose_cut,
     cuts,
     in_context,
@@ -15,8 +15,8 @@ from reattach.context import (
     told_as_text,
     transcript,
 )
-from reattach.ids import MessageId, new_message_id
-from reattach.messages import (
+from reattach.domain.ids import MessageId, new_message_id
+from reattach.domain.messages import (
     ContentPart,
     ImagePart,
     Message,

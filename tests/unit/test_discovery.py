@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import structlog.testing
 
-from reattach.clock import SystemClock
+from reattach.domain.clock import SystemClock
+from reattach.domain.errors import NotFoundError, StartupError
+from reattach.domain.limits import MAX_MODEL_LIST_BYTES
 from reattach.embed import Reattach, Turn
 from reattach.engine.base import Engine
 from reattach.engine.catalog import Catalog
 from reattach.engine.providers import PROVIDERS, accounts, missing_key
-from reattach.errors import NotFoundError, StartupError
-from reattach.http.assembly import assembled, engines_of
 from reattach.http.context import Context
-from reattach.limits import MAX_MODEL_LIST_BYTES
+from reattach.server.assembly import assembled, engines_of
 from reattach.settings import Settings, unknown_variables
 from tests.model_lists import ModelLists, listing, openai_list
 

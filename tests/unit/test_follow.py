@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from reattach.errors import CursorAheadError, ExpiredError, LogNotFoundError
-from reattach.ids import new_run_id
+from reattach.domain.errors import CursorAheadError, ExpiredError, LogNotFoundError
+from reattach.domain.ids import new_run_id
 from reattach.log.memory import MemoryLog
 from reattach.runs.follow import Following, Watch, follow
 

@@ -6,6 +6,8 @@ from typing import Any, cast
 
 import pytest
 
+from reattach.domain.events import StopReason, Usage
+from reattach.domain.messages import ToolCallPart
 from reattach.engine.base import (
     Delta,
     Finished,
@@ -17,9 +19,7 @@ from reattach.engine.base import (
     Turn,
 )
 from reattach.engine.function import FunctionEngine
-from reattach.events import StopReason, Usage
-from reattach.messages import ToolCallPart
-from reattach.testing.engine_conformance import Subject, collect, text_of
+from reattach.testing.conformance.engine import Subject, collect, text_of
 
 
 async def greet(turn: Turn) -> AsyncIterator[str]:

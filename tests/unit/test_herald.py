@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from reattach.log import herald as herald_module
-from reattach.log.herald import Herald
+from reattach.log import notifier as herald_module
+from reattach.log.notifier import Herald
 from reattach.log.tail import Tail
 
 

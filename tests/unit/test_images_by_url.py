@@ -12,17 +12,17 @@ import pydantic_ai.messages as pm
 import pytest
 from msgspec import structs
 
+from reattach.domain.errors import ModelError
+from reattach.domain.limits import MAX_IMAGE_BYTES
+from reattach.domain.messages import UNREACHABLE, ImagePart, Message, Role, TextPart, ToolReturnPart
 from reattach.engine.base import Turn
 from reattach.engine.pydantic_ai import PydanticAIEngine
 from reattach.engine.pydantic_ai.images import ImageFetcher
 from reattach.engine.pydantic_ai.told import provider_messages
-from reattach.errors import ModelError
-from reattach.limits import MAX_IMAGE_BYTES
-from reattach.messages import UNREACHABLE, ImagePart, Message, Role, TextPart, ToolReturnPart
-from reattach.outbound_limits import (
+from reattach.outbound.limits import (
     IMAGES_FETCHED_BYTES,
 )
-from reattach.testing.engine_conformance import Subject, collect, message
+from reattach.testing.conformance.engine import Subject, collect, message
 from tests.openai_server import openai_server
 
 GIF = b"GIF89a-not-really"

@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+from reattach.domain.events import AssistantText, StopReason, ToolCallRequested, Usage
+from reattach.domain.limits import MAX_INTEGER, MAX_TOOL_CALL_ID_CHARS
+from reattach.domain.messages import ToolCallPart
+from reattach.domain.text import storable_text
 from reattach.engine.base import (
     Delta,
     Finished,
@@ -19,10 +23,6 @@ from reattach.engine.base import (
     ToolStarting,
 )
 from reattach.engine.intake import Intake, whole_count
-from reattach.events import AssistantText, StopReason, ToolCallRequested, Usage
-from reattach.limits import MAX_INTEGER, MAX_TOOL_CALL_ID_CHARS
-from reattach.messages import ToolCallPart
-from reattach.text import storable_text
 from reattach.tools.base import Tool
 from reattach.tools.calling import call_tool
 from tests.unit.test_machine import played

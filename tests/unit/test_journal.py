@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reattach.errors import StartupError
-from reattach.log.journal import (
+from reattach.domain.errors import StartupError
+from reattach.log.sqlite.journal import (
     Append,
     Create,
     Delete,

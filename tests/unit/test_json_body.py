@@ -7,10 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from reattach.errors import ValidationFailedError
-from reattach.http.body import Fault, invalid, parse
+from reattach.domain.errors import ValidationFailedError
+from reattach.domain.limits import (
+    MAX_INTEGER,
+    MAX_JSON_DEPTH,
+    MAX_JSON_VALUES,
+    MAX_VALIDATION_ERRORS,
+)
+from reattach.http.json import Fault, invalid, parse
 from reattach.http.schemas.sending import ConversationSendBody
-from reattach.limits import MAX_INTEGER, MAX_JSON_DEPTH, MAX_JSON_VALUES, MAX_VALIDATION_ERRORS
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 VALUES = st.recursive(
@@ -95,7 +100,7 @@ def test_a_body_of_too_many_values_is_refused_before_any_is_made(
     body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B3: values are bounded before they are parsed."""
-    monkeypatch.setattr("reattach.http.body._decode", lambda _: pytest.fail("it was parsed"))
+    monkeypatch.setattr("reattach.http.json._decode", lambda _: pytest.fail("it was parsed"))
     with pytest.raises(ValidationFailedError, match=f"more than {MAX_JSON_VALUES} values"):
         parse(body)
 

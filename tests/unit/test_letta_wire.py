@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reattach.events import (
+from reattach.domain.events import (
     AssistantText,
     CompactionBegan,
     Event,
@@ -23,8 +23,8 @@ from reattach.events import (
     ToolReturned,
     Usage,
 )
-from reattach.ids import MessageId, StepId, part_otid
-from reattach.messages import (
+from reattach.domain.ids import MessageId, StepId, part_otid
+from reattach.domain.messages import (
     CompactionStats,
     ImagePart,
     Message,

@@ -11,6 +11,9 @@ from typing import cast
 
 import pytest
 
+from reattach.domain.errors import EngineError, ModelError, StartupError
+from reattach.domain.events import StopReason
+from reattach.domain.messages import Role
 from reattach.engine.base import Delta, Finished, ModelSettings, StepFinished
 from reattach.engine.local import (
     LocalEngine,
@@ -18,10 +21,7 @@ from reattach.engine.local import (
     conversation,
     trim_to_characters,
 )
-from reattach.errors import EngineError, ModelError, StartupError
-from reattach.events import StopReason
-from reattach.messages import Role
-from reattach.testing.engine_conformance import Subject, collect, message, prompt_tokens_of, text_of
+from reattach.testing.conformance.engine import Subject, collect, message, prompt_tokens_of, text_of
 
 pytestmark = pytest.mark.slow
 
@@ -159,7 +159,7 @@ async def test_the_model_process_ends_when_its_server_is_killed() -> None:
     script = f"""
 import asyncio
 from reattach.engine.local import LocalEngine
-from reattach.testing.engine_conformance import Subject, collect
+from reattach.testing.conformance.engine import Subject, collect
 
 subject = Subject(LocalEngine(), {MODEL!r})
 

@@ -6,18 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reattach.clock import SystemClock
-from reattach.engine.base import (
-    Delta,
-    Finished,
-    ReasoningDelta,
-    StepFinished,
-    TextDelta,
-    ToolCallDelta,
-    ToolReturn,
-)
-from reattach.errors import ModelRateLimitError
-from reattach.events import (
+from reattach.domain.clock import SystemClock
+from reattach.domain.errors import ModelRateLimitError
+from reattach.domain.events import (
     AssistantText,
     Event,
     Failed,
@@ -28,6 +19,15 @@ from reattach.events import (
     ToolCallRequested,
     ToolReturned,
     Usage,
+)
+from reattach.engine.base import (
+    Delta,
+    Finished,
+    ReasoningDelta,
+    StepFinished,
+    TextDelta,
+    ToolCallDelta,
+    ToolReturn,
 )
 from reattach.runs.machine import RunMachine
 

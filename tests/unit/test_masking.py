@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from reattach.masking import masked, masked_words
+from reattach.redact import masked, masked_words
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from reattach.clock import SystemClock
-from reattach.errors import McpLostError, McpUnreachableError, StartupError, ToolError
-from reattach.limits import (
+from reattach.domain.clock import SystemClock
+from reattach.domain.errors import McpLostError, McpUnreachableError, StartupError, ToolError
+from reattach.domain.limits import (
     MAX_TOOL_SCHEMA_BYTES,
     MCP_MAX_RETRY_SECONDS,
     MCP_RETRY_SECONDS,

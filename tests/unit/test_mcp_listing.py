@@ -10,8 +10,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from reattach.findings import Finding
-from reattach.tools.health import examine_servers
+from reattach.diagnostics import Finding
+from reattach.tools.checks import examine_servers
 from reattach.tools.listing import mend_listing
 from reattach.tools.mcp import _read_whole_characters, connect
 from reattach.tools.servers import McpServer

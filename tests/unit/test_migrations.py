@@ -16,10 +16,11 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, NullPool, create_engine, inspect, make_url
 
-from reattach.errors import StartupError
-from reattach.records import schema, sql
-from reattach.records.migrations import HEAD, configuration, revision, upgrade
-from reattach.records.sql import Database, Upgrade
+from reattach.domain.errors import StartupError
+from reattach.records.database import database as sql
+from reattach.records.database import schema
+from reattach.records.database.database import Database, Upgrade
+from reattach.records.database.migrations import HEAD, configuration, revision, upgrade
 
 Way = Callable[[Connection], None]
 
@@ -218,7 +219,7 @@ def test_a_postgresql_without_schema_is_refused_and_the_command_named(
 def test_a_postgresql_with_an_older_schema_is_refused_and_the_command_named(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reattach.records.migrations.HEAD", "9999")
+    monkeypatch.setattr("reattach.records.database.migrations.HEAD", "9999")
     with pytest.raises(StartupError, match=rf"revision {HEAD}.*needs.*9999.*`reattach db upgrade`"):
         open_and_close(postgresql_url)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from reattach.errors import StartupError
+from reattach.domain.errors import StartupError
 from reattach.log.open import open_log
 from tests.redis_server import shared_url
 

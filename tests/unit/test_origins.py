@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from reattach.origins import origin_of
+from reattach.domain.origins import origin_of
 from reattach.settings import Settings
 
 

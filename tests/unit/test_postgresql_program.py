@@ -9,8 +9,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from reattach.testing import postgresql
-from reattach.testing.postgresql import PostgresqlServer
+from reattach.testing.programs import postgresql
+from reattach.testing.programs.postgresql import PostgresqlServer
 
 pytestmark = pytest.mark.slow
 

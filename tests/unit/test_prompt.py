@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from inline_snapshot import snapshot
 
-from reattach.prompt import blocks_in, compile_system
+from reattach.domain.prompt import blocks_in, compile_system
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,28 @@ from pydantic_ai.models.function import (
 )
 from pydantic_ai.models.test import TestModel
 
+from reattach.domain.errors import (
+    ContextWindowError,
+    EngineError,
+    ModelAuthenticationError,
+    ModelEmptyResponseError,
+    ModelError,
+    ModelRateLimitError,
+    ModelTimeoutError,
+    StartupError,
+)
+from reattach.domain.events import StopReason
+from reattach.domain.messages import (
+    UNSEEN,
+    ContentPart,
+    ImagePart,
+    Message,
+    ReasoningPart,
+    Role,
+    TextPart,
+    ToolCallPart,
+    ToolReturnPart,
+)
 from reattach.engine.base import (
     ClientTool,
     Delta,
@@ -31,29 +53,7 @@ from reattach.engine.base import (
 )
 from reattach.engine.pydantic_ai import PydanticAIEngine
 from reattach.engine.pydantic_ai.told import provider_messages
-from reattach.errors import (
-    ContextWindowError,
-    EngineError,
-    ModelAuthenticationError,
-    ModelEmptyResponseError,
-    ModelError,
-    ModelRateLimitError,
-    ModelTimeoutError,
-    StartupError,
-)
-from reattach.events import StopReason
-from reattach.messages import (
-    UNSEEN,
-    ContentPart,
-    ImagePart,
-    Message,
-    ReasoningPart,
-    Role,
-    TextPart,
-    ToolCallPart,
-    ToolReturnPart,
-)
-from reattach.testing.engine_conformance import Subject, collect, message, text_of
+from reattach.testing.conformance.engine import Subject, collect, message, text_of
 from tests.openai_server import OpenAIServer, openai_server
 
 BEHAVIOURS = (

@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reattach.errors import ReattachError
+from reattach.domain.errors import ReattachError
+from reattach.domain.limits import MAX_CHUNK_EXTENSION_BYTES, MAX_HEAD_BYTES, MAX_TRAILER_BYTES
 from reattach.http.connection.body import Body, ChunkedBody, LengthBody
 from reattach.http.connection.head import Head
-from reattach.limits import MAX_CHUNK_EXTENSION_BYTES, MAX_HEAD_BYTES, MAX_TRAILER_BYTES
 
 
 class Reading:

@@ -15,9 +15,9 @@ from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.google import GoogleProvider
 from pydantic_ai.providers.openrouter import OpenRouterProvider
 
+from reattach.agent.model_settings import model_settings
 from reattach.engine.pydantic_ai import PydanticAIEngine
-from reattach.runs.model_settings import model_settings
-from reattach.testing.engine_conformance import Subject, collect, text_of
+from reattach.testing.conformance.engine import Subject, collect, text_of
 from tests.openai_server import OpenAIServer, openai_server
 from tests.provider_server import ProviderServer, provider_server
 

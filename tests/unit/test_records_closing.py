@@ -10,10 +10,10 @@ import pytest
 from aiosqlite import Connection
 from sqlalchemy import text
 
-from reattach.clock import SystemClock
-from reattach.errors import StoreUnavailableError
+from reattach.domain.clock import SystemClock
+from reattach.domain.errors import StoreUnavailableError
+from reattach.records.database.database import Database
 from reattach.records.records import Records
-from reattach.records.sql import Database
 
 WAIT_SECONDS = 30.0
 

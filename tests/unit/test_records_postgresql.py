@@ -8,23 +8,23 @@ import psycopg
 import pytest
 from sqlalchemy import insert, text
 
-from reattach.clock import SystemClock
-from reattach.errors import (
+from reattach.domain.clock import SystemClock
+from reattach.domain.errors import (
     ConflictError,
     InvalidArgumentError,
     NotFoundError,
     StartupError,
     StoreUnavailableError,
 )
-from reattach.messages import TextPart
-from reattach.records import connection as bounded
-from reattach.records import postgresql, schema
+from reattach.domain.messages import TextPart
 from reattach.records.base import RunCreated
+from reattach.records.database import connection as bounded
+from reattach.records.database import postgresql, schema
+from reattach.records.database.database import Database
 from reattach.records.records import Records
-from reattach.records.sql import Database
-from reattach.records.wakes import RunSettled, WakesMissed
-from reattach.testing.postgresql import PostgresqlServer
-from reattach.testing.relay import Relay
+from reattach.records.runs.notifications import RunSettled, WakesMissed
+from reattach.testing.programs.postgresql import PostgresqlServer
+from reattach.testing.programs.relay import Relay
 from tests.conformance.records.samples import (
     NOON,
     OURS,
@@ -63,7 +63,7 @@ async def database(postgresql_url: str) -> AsyncIterator[Database]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresqlServer]:
     """A server that tests may stop; its one database has the schema."""
-    from reattach.records.sql import upgrade
+    from reattach.records.database.database import upgrade
 
     with PostgresqlServer() as server:
         upgrade(server.url())

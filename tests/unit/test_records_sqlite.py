@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, literal, select
 
-from reattach.clock import SystemClock
-from reattach.errors import StartupError, StoreUnavailableError
-from reattach.ids import DEFAULT_TENANT
-from reattach.records import schema, sqlite
-from reattach.records.glance import Glance
+from reattach.domain.clock import SystemClock
+from reattach.domain.errors import StartupError, StoreUnavailableError
+from reattach.domain.ids import DEFAULT_TENANT
+from reattach.records.database import schema, sqlite
+from reattach.records.database.database import Database
+from reattach.records.database.prepared import Glance
+from reattach.records.database.sqlite import Durability
 from reattach.records.records import Records
-from reattach.records.sql import Database
-from reattach.records.sqlite import Durability
 from tests.conformance.records.samples import NOON, OURS
 
 

@@ -12,10 +12,10 @@ from typing import Self
 import pytest
 import trustme
 
-from reattach.errors import StartupError
+from reattach.domain.errors import StartupError
 from reattach.log.open import open_log
-from reattach.testing.log_reader import follow
-from reattach.testing.redis import RedisServer
+from reattach.testing.conformance.log_reader import follow
+from reattach.testing.programs.redis import RedisServer
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from reattach.testing.relay import Relay
+from reattach.testing.programs.relay import Relay
 
 WAIT_SECONDS = 10.0
 

@@ -9,6 +9,9 @@ from typing import cast
 import pytest
 from msgspec import structs
 
+from reattach.domain.errors import EngineError, ModelError, ModelRateLimitError
+from reattach.domain.events import StopReason
+from reattach.domain.messages import Message, Role, ToolCallPart, ToolReturnPart
 from reattach.engine.base import (
     Delta,
     Finished,
@@ -20,10 +23,7 @@ from reattach.engine.base import (
     Turn,
 )
 from reattach.engine.scripted import UNICODE_FRAGMENTS, ScriptedEngine
-from reattach.errors import EngineError, ModelError, ModelRateLimitError
-from reattach.events import StopReason
-from reattach.messages import Message, Role, ToolCallPart, ToolReturnPart
-from reattach.testing.engine_conformance import Subject, collect, message, text_of
+from reattach.testing.conformance.engine import Subject, collect, message, text_of
 
 ECHO = Subject(engine=ScriptedEngine(), model="scripted/echo")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from reattach.errors import StartupError
+from reattach.domain.errors import StartupError
 from reattach.settings import Settings
 
 POSTGRESQL = "postgresql://ada:sesame@records/reattach"

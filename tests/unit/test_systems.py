@@ -14,7 +14,10 @@ BOUND_SECONDS = 60.0
     ("code", "message"),
     [
         ("import sys; sys.platform = 'win32'; import reattach.__main__", "reattach: The server"),
-        ("import sys; sys.modules['fcntl'] = None; import reattach.datadir", "ImportError: Reatt"),
+        (
+            "import sys; sys.modules['fcntl'] = None; import reattach.server.datadir",
+            "ImportError: Reatt",
+        ),
     ],
 )
 def test_a_system_without_file_locks_is_referred_to_wsl(code: str, message: str) -> None:

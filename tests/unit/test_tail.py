@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reattach.errors import LogNotFoundError, StoreUnavailableError
-from reattach.limits import LARGE_WRITE_BYTES
+from reattach.domain.errors import LogNotFoundError, StoreUnavailableError
+from reattach.domain.limits import LARGE_WRITE_BYTES
 from reattach.log.tail import Slice, Tail
 
 LARGE = 2**40

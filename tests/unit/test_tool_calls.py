@@ -7,7 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from reattach.clock import SystemClock
+from reattach.domain.clock import SystemClock
+from reattach.domain.events import StopReason, Usage
+from reattach.domain.limits import MAX_NAMED_TOOLS
+from reattach.domain.messages import Message, Role, ToolCallPart, ToolReturnPart
 from reattach.engine.base import (
     ClientTool,
     Delta,
@@ -20,10 +23,7 @@ from reattach.engine.base import (
 )
 from reattach.engine.calls import CallIds, CallStream
 from reattach.engine.function import FunctionEngine
-from reattach.events import StopReason, Usage
-from reattach.limits import MAX_NAMED_TOOLS
-from reattach.messages import Message, Role, ToolCallPart, ToolReturnPart
-from reattach.testing.engine_conformance import Subject, collect, message, text_of
+from reattach.testing.conformance.engine import Subject, collect, message, text_of
 from reattach.tools.base import AttachedTool
 from reattach.tools.function import FunctionTool
 from reattach.tools.loop import ToolLoop

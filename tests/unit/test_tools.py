@@ -13,15 +13,15 @@ import pytest
 import structlog.testing
 from pydantic_ai.models.test import TestModel
 
-from reattach.clock import SystemClock
+from reattach.domain.clock import SystemClock
+from reattach.domain.errors import StartupError, ToolError
+from reattach.domain.events import StopReason
+from reattach.domain.ids import AgentId, TenantId
+from reattach.domain.limits import MAX_TENANT_TOOL_THREADS, MAX_TOOL_OUTPUT_CHARS, MAX_TOOL_THREADS
+from reattach.domain.messages import ToolCallPart
 from reattach.engine.base import Finished, ToolCallDelta, ToolReturn
 from reattach.engine.pydantic_ai import PydanticAIEngine
-from reattach.errors import StartupError, ToolError
-from reattach.events import StopReason
-from reattach.ids import AgentId, TenantId
-from reattach.limits import MAX_TENANT_TOOL_THREADS, MAX_TOOL_OUTPUT_CHARS, MAX_TOOL_THREADS
-from reattach.messages import ToolCallPart
-from reattach.testing.engine_conformance import Subject, collect, text_of
+from reattach.testing.conformance.engine import Subject, collect, text_of
 from reattach.tools import function as function_module
 from reattach.tools.base import SETTING, AttachedTool, Toolbox, ToolContext
 from reattach.tools.calling import call_tool

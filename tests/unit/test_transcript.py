@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 
 import pytest
 
+from reattach.domain.events import Event, Usage
+from reattach.domain.ids import new_agent_id
+from reattach.domain.messages import TextPart, ToolCallPart, ToolReturnPart
 from reattach.engine.base import Delta, ReasoningDelta, StepFinished, TextDelta, ToolCallDelta
 from reattach.engine.base import ToolReturn as Returned
-from reattach.events import Event, Usage
-from reattach.ids import new_agent_id
-from reattach.messages import TextPart, ToolCallPart, ToolReturnPart
 from reattach.records.base import Settlement, Thread
 from reattach.runs.transcript import Transcript
 from reattach.wire import letta

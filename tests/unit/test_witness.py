@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bench.faults import table
-from reattach.testing.trial import Outcome
-from reattach.testing.witness import Finding, Kind, Reader, Witness
+from reattach.testing.faults.experiment import Outcome
+from reattach.testing.faults.history import Finding, Kind, Reader, Witness
 
 RUN = "run-00000000-0000-4000-8000-000000000000"
 DONE = b"data: [DONE]\n\n"

@@ -12,7 +12,7 @@ from reattach.cli.following import attach
 from reattach.cli.keys import keys
 from reattach.cli.options import fail, show_version
 from reattach.cli.serving import models, serve
-from reattach.errors import ReattachError
+from reattach.domain.errors import ReattachError
 
 app = typer.Typer(
     no_args_is_help=True,

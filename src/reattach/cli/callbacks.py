@@ -6,7 +6,7 @@ import typer
 
 from reattach.cli.keys import with_records
 from reattach.cli.options import Config, DatabaseUrl, DataDir, LogUrl, settings_with
-from reattach.ids import DEFAULT_TENANT, TenantId
+from reattach.domain.ids import DEFAULT_TENANT, TenantId
 from reattach.records.records import Records
 
 callbacks = typer.Typer(no_args_is_help=True, help="Show and rotate the secrets of callbacks.")

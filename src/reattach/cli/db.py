@@ -5,9 +5,9 @@ import asyncio
 import typer
 
 from reattach.cli.options import Config, DatabaseUrl, DataDir, LogUrl, records_url, settings_with
-from reattach.records.failure import explaining
-from reattach.records.revision import find_revision
-from reattach.records.sql import upgrade
+from reattach.records.database.database import upgrade
+from reattach.records.database.failure import explaining
+from reattach.records.database.revision import find_revision
 
 db = typer.Typer(no_args_is_help=True, help="Look at the database's schema, and bring it up.")
 

@@ -9,21 +9,21 @@ from typing import Annotated, Final
 
 import typer
 
-from reattach import datadir
 from reattach.cli.model_checks import examine_models
 from reattach.cli.options import AsJson, Config, DatabaseUrl, DataDir, LogUrl, settings_with
-from reattach.clock import SystemClock
-from reattach.errors import ReattachError, StartupError
-from reattach.findings import Finding
-from reattach.http.assembly import mcp_connect_of
-from reattach.http.loopback import is_loopback
-from reattach.log.health import examine_log
-from reattach.masking import masked
+from reattach.diagnostics import Finding
+from reattach.domain.clock import SystemClock
+from reattach.domain.errors import ReattachError, StartupError
+from reattach.http.middleware.loopback import is_loopback
+from reattach.log.checks import examine_log
 from reattach.observe import silence_mcp
-from reattach.records.health import examine_records
+from reattach.records.database.checks import examine_records
 from reattach.records.records import Records
+from reattach.redact import masked
+from reattach.server import datadir
+from reattach.server.assembly import mcp_connect_of
 from reattach.settings import Settings
-from reattach.tools.health import examine_functions, examine_servers
+from reattach.tools.checks import examine_functions, examine_servers
 
 _WHAT_CHARS: Final = 22
 _LEVEL_CHARS: Final = 8

@@ -18,10 +18,10 @@ from reattach.cli.options import (
     records_url,
     settings_with,
 )
-from reattach.clock import SystemClock
-from reattach.ids import DEFAULT_TENANT, TenantId, new_tenant_id
+from reattach.domain.clock import SystemClock
+from reattach.domain.ids import DEFAULT_TENANT, TenantId, new_tenant_id
 from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
-from reattach.records.failure import explaining
+from reattach.records.database.failure import explaining
 from reattach.records.records import Records
 from reattach.settings import Settings
 

@@ -6,17 +6,17 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-from reattach.clock import SystemClock
+from reattach.diagnostics import Finding
+from reattach.domain.clock import SystemClock
+from reattach.domain.errors import EngineError, StartupError
+from reattach.domain.ids import new_agent_id, new_message_id, new_run_id
+from reattach.domain.limits import MAX_ASKED_MODELS
+from reattach.domain.messages import Message, Role, TextPart
 from reattach.engine.base import ModelSettings, Turn, closing_deltas
 from reattach.engine.catalog import Catalog
 from reattach.engine.providers import missing_key
-from reattach.errors import EngineError, StartupError
-from reattach.findings import Finding
-from reattach.http.announcing import check_default, no_models
-from reattach.http.assembly import accounts_of, engines_of
-from reattach.ids import new_agent_id, new_message_id, new_run_id
-from reattach.limits import MAX_ASKED_MODELS
-from reattach.messages import Message, Role, TextPart
+from reattach.server.announcing import check_default, no_models
+from reattach.server.assembly import accounts_of, engines_of
 from reattach.settings import Settings, unknown_variables
 
 _ANSWER_SECONDS: Final = 60.0

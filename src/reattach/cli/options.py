@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from reattach import datadir
+from reattach.server import datadir
 from reattach.settings import Settings
 
 Config = Annotated[

@@ -10,13 +10,13 @@ import typer
 import uvloop
 
 from reattach.cli.options import AsJson, Config, DatabaseUrl, DataDir, LogUrl, settings_with
-from reattach.clock import SystemClock
+from reattach.domain.clock import SystemClock
 from reattach.engine.catalog import Catalog
-from reattach.http.announcing import check_default, missing
-from reattach.http.assembly import engines_of
-from reattach.http.serving import serve as serve_until_stopped
-from reattach.http.workers import supervise
 from reattach.observe import configure_logging
+from reattach.server.announcing import check_default, missing
+from reattach.server.assembly import engines_of
+from reattach.server.process import serve as serve_until_stopped
+from reattach.server.supervisor import supervise
 
 
 def serve(

@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, TypeVar
 
-from reattach.events import StopReason, Usage
-from reattach.ids import MessageId
-from reattach.messages import CompactionStats, Message, ToolCallPart
+from reattach.domain.events import StopReason, Usage
+from reattach.domain.ids import MessageId
+from reattach.domain.messages import CompactionStats, Message, ToolCallPart
 
 # What a turn is made of.
 

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 
+from reattach.domain.errors import NotFoundError, StartupError
 from reattach.engine.base import Engine, Model
-from reattach.errors import NotFoundError, StartupError
 
 _SHOWN_CHARACTERS = 100
 """As much of a wrong handle is repeated in the error, which may be of any length."""

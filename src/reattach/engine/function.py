@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 
+from reattach.domain.events import Usage
 from reattach.engine.base import Delta, Engine, Finished, Model, StepFinished, TextDelta, Turn
-from reattach.events import Usage
 
 AnswerFunction = Callable[[Turn], AsyncIterator[str | Delta]]
 """Answers one turn. A ``str`` stands for a TextDelta, and an empty one for nothing."""

@@ -12,6 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any, Final, cast
 
+from reattach.domain.events import StopReason, Usage
+from reattach.domain.ids import MessageId, new_uuid
+from reattach.domain.limits import MAX_INTEGER, MAX_TOOL_CALL_ID_CHARS
+from reattach.domain.messages import CompactionStats
+from reattach.domain.text import REPLACEMENT, ends_in_half, is_storable, storable_text
 from reattach.engine.base import (
     Compacted,
     Compacting,
@@ -25,11 +30,6 @@ from reattach.engine.base import (
     ToolReturn,
     ToolStarting,
 )
-from reattach.events import StopReason, Usage
-from reattach.ids import MessageId, new_uuid
-from reattach.limits import MAX_INTEGER, MAX_TOOL_CALL_ID_CHARS
-from reattach.messages import CompactionStats
-from reattach.text import REPLACEMENT, ends_in_half, is_storable, storable_text
 
 _REQUIRED_COUNTS: Final = ("completion_tokens", "prompt_tokens", "total_tokens", "step_count")
 _COUNTS: Final = tuple(member.name for member in fields(Usage))

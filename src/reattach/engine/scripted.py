@@ -48,8 +48,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from dataclasses import dataclass, field
 from typing import Final
 
-from reattach.arguments import decoded_arguments
-from reattach.clock import Clock, SystemClock
+from reattach.domain.arguments import decoded_arguments
+from reattach.domain.clock import Clock, SystemClock
+from reattach.domain.errors import (
+    ContextWindowError,
+    EngineError,
+    ModelAuthenticationError,
+    ModelEmptyResponseError,
+    ModelError,
+    ModelRateLimitError,
+    ModelTimeoutError,
+)
+from reattach.domain.events import StopReason, Usage
+from reattach.domain.messages import Message, Role, ToolCallPart, ToolReturnPart
 from reattach.engine.base import (
     Delta,
     Engine,
@@ -62,17 +73,6 @@ from reattach.engine.base import (
     ToolReturn,
     Turn,
 )
-from reattach.errors import (
-    ContextWindowError,
-    EngineError,
-    ModelAuthenticationError,
-    ModelEmptyResponseError,
-    ModelError,
-    ModelRateLimitError,
-    ModelTimeoutError,
-)
-from reattach.events import StopReason, Usage
-from reattach.messages import Message, Role, ToolCallPart, ToolReturnPart
 
 Gate = Callable[[Turn, int], Awaitable[None]]
 """Awaited before delta number ``n`` (from 0) of a turn, so that a test decides when it comes."""

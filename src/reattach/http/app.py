@@ -11,15 +11,16 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from reattach import __version__
-from reattach.clock import Clock
-from reattach.errors import ReattachError
-from reattach.http import (
+from reattach.domain.clock import Clock
+from reattach.domain.errors import ReattachError
+from reattach.domain.limits import KEY_CACHE_SECONDS, MAX_REQUEST_BYTES
+from reattach.domain.origins import LOCAL
+from reattach.http import front
+from reattach.http.api import (
     agent_blocks,
     agents,
     blocks,
-    compacting,
     conversations,
-    front,
     health,
     mcp_servers,
     messages,
@@ -30,8 +31,7 @@ from reattach.http import (
     sending,
     tools,
 )
-from reattach.http.access_log import AccessLog
-from reattach.http.auth import OPEN_PATHS, Authentication, Authenticator
+from reattach.http.api import compaction as compacting
 from reattach.http.context import Context
 from reattach.http.errors import (
     UnknownErrors,
@@ -40,13 +40,13 @@ from reattach.http.errors import (
     on_invalid_request,
     on_reattach_error,
 )
-from reattach.http.limit import BodyLimit
-from reattach.http.loopback import is_loopback
-from reattach.http.parse_queue import ParseQueue
-from reattach.http.quotas import Bounds, Quotas
-from reattach.http.shortcut import Shortcut
-from reattach.limits import KEY_CACHE_SECONDS, MAX_REQUEST_BYTES
-from reattach.origins import LOCAL
+from reattach.http.fast_path import Shortcut
+from reattach.http.middleware.access_log import AccessLog
+from reattach.http.middleware.auth import OPEN_PATHS, Authentication, Authenticator
+from reattach.http.middleware.body_limit import BodyLimit
+from reattach.http.middleware.loopback import is_loopback
+from reattach.http.middleware.parse_queue import ParseQueue
+from reattach.http.middleware.quotas import Bounds, Quotas
 from reattach.settings import Settings
 
 DESCRIPTION: Final = """\

@@ -4,11 +4,9 @@ import base64
 import binascii
 from typing import Final
 
-from reattach.errors import NotImplementedHereError, UrlRefusedError, ValidationFailedError
-from reattach.http.body import Fault, invalid
-from reattach.http.schemas.sending import ImageSource, SentContent, SentImage, SentReturn
-from reattach.limits import MAX_IMAGE_BYTES, MAX_IMAGE_URL_CHARS, MAX_SEND_IMAGES
-from reattach.messages import (
+from reattach.domain.errors import NotImplementedHereError, UrlRefusedError, ValidationFailedError
+from reattach.domain.limits import MAX_IMAGE_BYTES, MAX_IMAGE_URL_CHARS, MAX_SEND_IMAGES
+from reattach.domain.messages import (
     IMAGE_TYPES,
     ContentPart,
     ImagePart,
@@ -16,7 +14,9 @@ from reattach.messages import (
     TextPart,
     ToolReturnPart,
 )
-from reattach.outbound import checked_url
+from reattach.http.json import Fault, invalid
+from reattach.http.schemas.sending import ImageSource, SentContent, SentImage, SentReturn
+from reattach.outbound.requests import checked_url
 
 _DEFAULT_TYPE: Final = "image/png"
 _PLACE: Final = ("body", "messages", "content", "source")

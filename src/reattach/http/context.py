@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Depends
 from starlette.requests import Request
 
-from reattach.clock import Clock
+from reattach.domain.clock import Clock
+from reattach.domain.ids import TenantId
 from reattach.engine.catalog import Catalog
-from reattach.http.access import ACCESS, Access
-from reattach.ids import TenantId
+from reattach.http.middleware.access import ACCESS, Access
 from reattach.records.records import Records
 from reattach.settings import Settings
 from reattach.tools.base import Toolbox

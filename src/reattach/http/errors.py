@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reattach.errors import (
+from reattach.domain.errors import (
     AnswerRefusedError,
     ConflictError,
     ContextWindowError,
@@ -44,8 +44,8 @@ from reattach.errors import (
     UrlUnreachableError,
     ValidationFailedError,
 )
-from reattach.http.body import Fault, JsonResponse, invalid
-from reattach.limits import MAX_ERROR_CHARS
+from reattach.domain.limits import MAX_ERROR_CHARS
+from reattach.http.json import Fault, JsonResponse, invalid
 
 logger = structlog.get_logger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 from fastapi import Request, Response
 
 from reattach import __version__
-from reattach.http.body import JsonResponse
 from reattach.http.context import ContextDep
+from reattach.http.json import JsonResponse
 from reattach.http.routes import routes
 
 router = routes("health")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
-from reattach.records.damage import note_row
+from reattach.records.database.damage import note_row
 
 
 class _Row(Protocol):

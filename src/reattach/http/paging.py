@@ -5,9 +5,9 @@ from typing import Annotated, Literal, TypeVar
 
 from fastapi import Depends, Query
 
-from reattach.errors import NotFoundError
+from reattach.domain.errors import NotFoundError
+from reattach.domain.limits import MAX_ID_CHARS
 from reattach.http.schemas.fields import Limit, Order
-from reattach.limits import MAX_ID_CHARS
 from reattach.records.base import Page
 
 After = Annotated[

@@ -1,10 +1,25 @@
 """What the routes of all parts of the API have in common."""
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
 
-from reattach.http.body import JsonRoute
+from reattach.domain.limits import MAX_QUERY_PARAMETERS
+from reattach.http.json import (
+    NUL,
+    PARSE_QUEUE,
+    Fault,
+    ParseQueue,
+    invalid,
+    is_small,
+    parse,
+)
+from reattach.http.middleware.access import ACCESS, Access
+from reattach.http.middleware.scopes import scope_of
 from reattach.http.schemas.error import ErrorBody, ValidationErrorBody
 
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
@@ -21,3 +36,72 @@ def routes(*tags: str) -> APIRouter:
     request: a tenth of a second, and another layer that each request passes.
     """
     return APIRouter(route_class=JsonRoute, tags=[*tags], responses=_ERRORS)
+
+
+class JsonRoute(APIRoute):
+    """A route whose body, query and path have been looked at before FastAPI parses them."""
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        handle = super().get_route_handler()
+        scope = scope_of(self.methods or (), self.operation_id)
+
+        async def look_then_handle(request: Request) -> Response:
+            access: Access | None = request.scope.get(ACCESS)
+            if access is not None:
+                access.require(scope)
+            refuse_long_query(request)
+            refuse_nul_outside_body(request)
+            if request.method in {"POST", "PUT", "PATCH"}:
+                request = _JsonRequest(request.scope, request.receive)
+                await request.prepare()
+            response: Response = await handle(request)
+            return response
+
+        return look_then_handle
+
+
+class _JsonRequest(Request):
+    async def prepare(self) -> None:
+        """Read and parse the body now, while an error is still raised as what it is."""
+        body = await self.body()
+        if body:
+            _refuse_other_types(self)
+            if is_small(body):
+                self._parsed = parse(body)
+            else:
+                queue: ParseQueue = self.scope[PARSE_QUEUE]
+                self._parsed = await queue.parse(self.scope, body)
+
+    async def json(self) -> Any:
+        return self._parsed
+
+
+def refuse_long_query(request: Request) -> None:
+    """Count the parameters before anything decodes them. Raises ValidationFailedError."""
+    count = request.scope.get("query_string", b"").count(b"&") + 1
+    if count > MAX_QUERY_PARAMETERS:
+        message = f"{count} parameters; {MAX_QUERY_PARAMETERS} are allowed."
+        raise invalid([Fault(["query"], message, "too_many_parameters")])
+
+
+def refuse_nul_outside_body(request: Request) -> None:
+    """Databases refuse NUL in text, so no query or path may have it.
+
+    Raises ValidationFailedError.
+    """
+    path = [Fault(["path", name], NUL, "string_nul") for name, value in
+            request.path_params.items() if "\0" in str(value)]  # fmt: skip
+    query = [Fault(["query", name.replace("\0", "?")], NUL, "string_nul") for name, value in
+             request.query_params.multi_items() if "\0" in name + value]  # fmt: skip
+    if path or query:
+        raise invalid([*path, *query])
+
+
+def _refuse_other_types(request: Request) -> None:
+    essence = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if essence == "application/json" or (
+        essence.startswith("application/") and essence.endswith("+json")
+    ):
+        return
+    message = "Send a JSON body with the header 'Content-Type: application/json'."
+    raise invalid([Fault(["header", "content-type"], message, "content_type")])

@@ -3,7 +3,7 @@
 A log is an ordered, append-only sequence of frames, numbered 1, 2, 3 … without gaps, and then
 closed. A frame is one event as its readers get it: opaque bytes to everything in this package.
 Implementations differ in what an acknowledged append survives, and say so in their docstring;
-in everything else they are equal, which ``reattach.testing.log_conformance`` shows.
+in everything else they are equal, which ``reattach.testing.conformance.log`` shows.
 """
 
 import asyncio

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from typing_extensions import override
 
-from reattach.errors import (
+from reattach.domain.errors import (
     FencedError,
     LogClosedError,
     LogLostError,

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlencode
 
-from reattach.errors import StartupError
+from reattach.domain.errors import StartupError
 from reattach.extras import install_hint
 from reattach.log.base import Log
 from reattach.log.memory import MemoryLog
-from reattach.log.sqlite import SqliteLog
+from reattach.log.sqlite.log import SqliteLog
 
 Options = Mapping[str, str]
 
@@ -101,7 +101,7 @@ async def _sqlite(place: str, options: Options, after_power_cut: bool) -> Log:
 
 async def _redis(url: str, retention_seconds: float) -> Log:
     try:
-        from reattach.log.redis import RedisLog
+        from reattach.log.redis.log import RedisLog
     except ImportError as error:
         raise StartupError(
             "The event log on Redis needs a package that is not installed. "

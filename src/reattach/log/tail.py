@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-from reattach.errors import ReattachError
-from reattach.limits import LARGE_WRITE_BYTES, REPLAY_SLICE_BYTES, REPLAY_SLICE_EVENTS
-from reattach.log.herald import Herald, Listener
+from reattach.domain.errors import ReattachError
+from reattach.domain.limits import LARGE_WRITE_BYTES, REPLAY_SLICE_BYTES, REPLAY_SLICE_EVENTS
+from reattach.log.notifier import Herald, Listener
 
 
 class Slice(Struct, frozen=True, gc=False):

@@ -18,17 +18,18 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from reattach.clock import Clock
-from reattach.errors import ConflictError
-from reattach.events import StopReason
-from reattach.ids import AgentId, BlockId, RunId, TenantId
-from reattach.messages import Message
-from reattach.records import lookup, schema, threads
+from reattach.domain.clock import Clock
+from reattach.domain.errors import ConflictError
+from reattach.domain.events import StopReason
+from reattach.domain.ids import AgentId, BlockId, RunId, TenantId
+from reattach.domain.messages import Message
+from reattach.records import lookup, threads
 from reattach.records.base import Agent, JsonObject, Page, Thread
 from reattach.records.blocks import attach_blocks, blocks_of, insert_blocks
 from reattach.records.changes import checked
+from reattach.records.database import schema
+from reattach.records.database.database import Database
 from reattach.records.paging import Order, page_of
-from reattach.records.sql import Database
 
 _FIELDS = tuple(field.name for field in fields(Agent))
 _COLUMNS = tuple(name for name in _FIELDS if name in schema.agents.c)

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from reattach.events import RunStatus, StopReason, Usage
-from reattach.ids import AgentId, BlockId, ConversationId, RunId, StepId, TenantId
-from reattach.messages import Message
+from reattach.domain.events import RunStatus, StopReason, Usage
+from reattach.domain.ids import AgentId, BlockId, ConversationId, RunId, StepId, TenantId
+from reattach.domain.messages import Message
 
 JsonObject = Mapping[str, Any]
 """A JSON object that is kept and given back as it came."""

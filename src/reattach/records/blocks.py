@@ -18,14 +18,15 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from reattach.clock import Clock
-from reattach.errors import ConflictError, NotFoundError
-from reattach.ids import AgentId, BlockId, TenantId
-from reattach.records import lookup, schema
+from reattach.domain.clock import Clock
+from reattach.domain.errors import ConflictError, NotFoundError
+from reattach.domain.ids import AgentId, BlockId, TenantId
+from reattach.records import lookup
 from reattach.records.base import Block, Page
 from reattach.records.changes import checked
+from reattach.records.database import schema
+from reattach.records.database.database import Database
 from reattach.records.paging import Order, page_of
-from reattach.records.sql import Database
 
 _FIELDS = tuple(field.name for field in fields(Block))
 _FIXED = frozenset({"id", "created_at"})

@@ -14,16 +14,16 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select, tuple_, update
 
-from reattach.clock import Clock
-from reattach.ids import RunId, TenantId
-from reattach.outbound_limits import (
+from reattach.domain.clock import Clock
+from reattach.domain.ids import RunId, TenantId
+from reattach.outbound.limits import (
     CALLBACK_SECRET_OVERLAP_SECONDS,
     CALLBACKS_PER_RECEIVER,
 )
-from reattach.records import schema
-from reattach.records.admission import run_of
 from reattach.records.base import Run
-from reattach.records.sql import Database
+from reattach.records.database import schema
+from reattach.records.database.database import Database
+from reattach.records.runs.admission import run_of
 
 _SECRET_BYTES: Final = 32
 _SECRETS_LOCK: Final = int.from_bytes(b"rcbsecr")

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from reattach.clock import Clock
+from reattach.domain.clock import Clock
 
 
 def checked(

@@ -9,9 +9,9 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from reattach.ids import MessageId, StepId
-from reattach.limits import CONTEXT_MESSAGE_BYTES
-from reattach.messages import (
+from reattach.domain.ids import MessageId, StepId
+from reattach.domain.limits import CONTEXT_MESSAGE_BYTES
+from reattach.domain.messages import (
     HiddenReasoningPart,
     ImagePart,
     Message,

@@ -8,18 +8,19 @@ from typing import Any, Literal
 from sqlalchemy import Connection, RowMapping, case, exists, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from reattach.clock import Clock
-from reattach.context import ids_in_context
-from reattach.errors import NotFoundError
-from reattach.ids import AgentId, ConversationId, MessageId, TenantId
-from reattach.messages import Message, Role, SummaryPart
-from reattach.records import lookup, schema, threads
+from reattach.domain.clock import Clock
+from reattach.domain.context import ids_in_context
+from reattach.domain.errors import NotFoundError
+from reattach.domain.ids import AgentId, ConversationId, MessageId, TenantId
+from reattach.domain.messages import Message, Role, SummaryPart
+from reattach.records import lookup, threads
 from reattach.records.agents import agent_of
 from reattach.records.base import Agent, Block, Conversation, Page, Thread
 from reattach.records.blocks import blocks_of, insert_blocks
 from reattach.records.changes import checked
+from reattach.records.database import schema
+from reattach.records.database.database import Database
 from reattach.records.paging import Order, page_of
-from reattach.records.sql import Database
 
 _FIELDS = tuple(field.name for field in fields(Conversation) if field.name != "isolated_blocks")
 _FIXED = frozenset({"id", "agent_id", "created_at"})

@@ -10,13 +10,13 @@ from typing import Final
 
 from sqlalchemy import bindparam, insert, or_, select, update
 
-from reattach.clock import Clock
-from reattach.errors import NotFoundError
-from reattach.ids import TenantId, new_uuid
-from reattach.records import schema
+from reattach.domain.clock import Clock
+from reattach.domain.errors import NotFoundError
+from reattach.domain.ids import TenantId, new_uuid
 from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
-from reattach.records.glance import Glance
-from reattach.records.sql import Database
+from reattach.records.database import schema
+from reattach.records.database.database import Database
+from reattach.records.database.prepared import Glance
 
 _SECRET_BYTES: Final = 32
 _PREFIX_CHARACTERS: Final = 8

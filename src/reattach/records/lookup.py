@@ -14,10 +14,10 @@ from sqlalchemy import (
     select,
 )
 
-from reattach.errors import NotFoundError
-from reattach.ids import TenantId
-from reattach.records import schema
+from reattach.domain.errors import NotFoundError
+from reattach.domain.ids import TenantId
 from reattach.records.base import Thread
+from reattach.records.database import schema
 
 _TEXTS: Final = {
     schema.agents.name: "Agent with ID {} not found",

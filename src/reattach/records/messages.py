@@ -7,16 +7,18 @@ from typing import Any, Literal
 from sqlalchemy import Column, Connection, Select, exists, func
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from reattach.approvals import PendingApproval
-from reattach.errors import ConversationBusyError, NotFoundError
-from reattach.ids import AgentId, ConversationId, MessageId, RunId, TenantId
-from reattach.limits import CONTEXT_CACHE_BYTES
-from reattach.messages import Message
-from reattach.records import admission, lookup, schema, threads
+from reattach.domain.approvals import PendingApproval
+from reattach.domain.errors import ConversationBusyError, NotFoundError
+from reattach.domain.ids import AgentId, ConversationId, MessageId, RunId, TenantId
+from reattach.domain.limits import CONTEXT_CACHE_BYTES
+from reattach.domain.messages import Message
+from reattach.records import lookup, threads
 from reattach.records.base import Thread, ThreadContext
 from reattach.records.contexts import Contexts, KeptContext
+from reattach.records.database import schema
+from reattach.records.database.database import Database
 from reattach.records.paging import span_of
-from reattach.records.sql import Database
+from reattach.records.runs import admission
 
 
 class Messages:

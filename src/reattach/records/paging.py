@@ -22,11 +22,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from reattach.ids import TenantId
-from reattach.limits import PAGE_BYTES
+from reattach.domain.ids import TenantId
+from reattach.domain.limits import PAGE_BYTES
 from reattach.records import lookup
 from reattach.records.base import Page
-from reattach.records.columns import Typed
+from reattach.records.database.columns import Typed
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,19 @@ from typing import Self
 
 from sqlalchemy import Connection, func, select
 
-from reattach.clock import Clock
-from reattach.limits import SWEEP_BATCH_RUNS
+from reattach.domain.clock import Clock
+from reattach.domain.limits import SWEEP_BATCH_RUNS
 from reattach.records.agents import Agents
 from reattach.records.blocks import Blocks
 from reattach.records.callbacks import Callbacks
 from reattach.records.conversations import Conversations
+from reattach.records.database.database import Database
+from reattach.records.database.sqlite import Durability
 from reattach.records.keys import Keys
 from reattach.records.messages import Messages
-from reattach.records.owners import Owners
-from reattach.records.runs import Runs
-from reattach.records.sql import Database
-from reattach.records.sqlite import Durability
-from reattach.records.wakes import Wake, heard
+from reattach.records.runs.notifications import Wake, heard
+from reattach.records.runs.owners import Owners
+from reattach.records.runs.runs import Runs
 
 
 class Records:

@@ -23,10 +23,10 @@ from sqlalchemy import (
     update,
 )
 
-from reattach.approvals import FOLLOWING, PendingApproval, pending_approval
-from reattach.context import in_context, summary_of
-from reattach.ids import AgentId, MessageId, StepId, TenantId
-from reattach.messages import (
+from reattach.domain.approvals import FOLLOWING, PendingApproval, pending_approval
+from reattach.domain.context import in_context, summary_of
+from reattach.domain.ids import AgentId, MessageId, StepId, TenantId
+from reattach.domain.messages import (
     ApprovalPart,
     ContentPart,
     Message,
@@ -34,10 +34,11 @@ from reattach.messages import (
     SummaryPart,
     ToolReturnPart,
 )
-from reattach.records import lookup, schema
+from reattach.records import lookup
 from reattach.records.base import Thread, ThreadContext
 from reattach.records.contexts import KeptContext, size_bytes
-from reattach.records.damage import UNREADABLE, note_row
+from reattach.records.database import schema
+from reattach.records.database.damage import UNREADABLE, note_row
 
 _FIELDS: Final = Message.__struct_fields__
 _SYSTEM: Final = 0

@@ -3,9 +3,9 @@
 from collections.abc import Container
 from typing import Any
 
-from reattach.events import Stopped, StopReason, Usage
-from reattach.limits import MAX_PAGE_ITEMS
-from reattach.messages import Role
+from reattach.domain.events import Stopped, StopReason, Usage
+from reattach.domain.limits import MAX_PAGE_ITEMS
+from reattach.domain.messages import Role
 from reattach.records.base import Run
 from reattach.records.records import Records
 from reattach.wire import letta, stored

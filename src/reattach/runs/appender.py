@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from reattach.clock import Clock
-from reattach.errors import LimitExceededError, StoreUnavailableError
-from reattach.events import Event
-from reattach.limits import PENDING_APPEND_BYTES, RUN_LOG_BYTES
+from reattach.domain.clock import Clock
+from reattach.domain.errors import LimitExceededError, StoreUnavailableError
+from reattach.domain.events import Event
+from reattach.domain.limits import PENDING_APPEND_BYTES, RUN_LOG_BYTES
 from reattach.log.base import Log
-from reattach.runs.patience import patiently
+from reattach.runs.retry import patiently
 from reattach.wire.letta import Encoder
 
 

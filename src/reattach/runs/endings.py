@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from reattach.events import Failed, StopReason
+from reattach.domain.events import Failed, StopReason
 
 
 @dataclass(frozen=True, slots=True)

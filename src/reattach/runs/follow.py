@@ -6,11 +6,11 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Self
 
-from reattach.errors import CursorAheadError, LogLostError, ReattachError, TrimmedError
-from reattach.limits import LOST_LOG_FIRST_SEQ, REPLAY_SLICE_BYTES
+from reattach.domain.errors import CursorAheadError, LogLostError, ReattachError, TrimmedError
+from reattach.domain.limits import LOST_LOG_FIRST_SEQ, REPLAY_SLICE_BYTES
+from reattach.domain.store_errors import EventsLostError
 from reattach.log.base import Log, Slice, Tail, View
 from reattach.records.base import Target
-from reattach.store_errors import EventsLostError
 
 __all__ = ["Following", "Target", "Watch", "follow", "rest"]
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from reattach.ids import TenantId
-from reattach.messages import Message
+from reattach.domain.ids import TenantId
+from reattach.domain.messages import Message
 from reattach.records.base import RequestKey, Thread
 
 

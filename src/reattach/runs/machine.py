@@ -19,23 +19,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from reattach.clock import Clock
-from reattach.engine.base import (
-    Compacted,
-    Compacting,
-    Delta,
-    Finished,
-    ReasoningDelta,
-    ReasoningHidden,
-    StepFinished,
-    TextDelta,
-    ToolCallDelta,
-    ToolReturn,
-    ToolStarting,
-)
-from reattach.engine.intake import Intake
-from reattach.errors import EngineError
-from reattach.events import (
+from reattach.domain.clock import Clock
+from reattach.domain.errors import EngineError
+from reattach.domain.events import (
     AssistantText,
     CompactionBegan,
     Event,
@@ -53,9 +39,30 @@ from reattach.events import (
     ToolReturned,
     Usage,
 )
-from reattach.ids import MAX_PART_INDEX, MessageId, StepId, new_message_id, new_step_id, new_uuid
-from reattach.limits import MAX_FAILURE_CHARS, MAX_INTEGER
-from reattach.text import storable_text
+from reattach.domain.ids import (
+    MAX_PART_INDEX,
+    MessageId,
+    StepId,
+    new_message_id,
+    new_step_id,
+    new_uuid,
+)
+from reattach.domain.limits import MAX_FAILURE_CHARS, MAX_INTEGER
+from reattach.domain.text import storable_text
+from reattach.engine.base import (
+    Compacted,
+    Compacting,
+    Delta,
+    Finished,
+    ReasoningDelta,
+    ReasoningHidden,
+    StepFinished,
+    TextDelta,
+    ToolCallDelta,
+    ToolReturn,
+    ToolStarting,
+)
+from reattach.engine.intake import Intake
 
 Spoken = TextDelta | ReasoningDelta | ReasoningHidden | ToolCallDelta
 """What the model says itself."""

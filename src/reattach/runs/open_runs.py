@@ -7,10 +7,10 @@ from typing import Any
 
 import structlog
 
-from reattach.ids import TenantId
-from reattach.limits import APPEND_RETRY_SECONDS, ENGINE_STOP_SECONDS
+from reattach.domain.ids import TenantId
+from reattach.domain.limits import APPEND_RETRY_SECONDS, ENGINE_STOP_SECONDS
+from reattach.runs.driver import Worker
 from reattach.runs.endings import DRAINED, Ending
-from reattach.runs.worker import Worker
 
 logger = structlog.get_logger(__name__)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from reattach.errors import StoreUnavailableError
-from reattach.limits import REPLAY_SLICE_EVENTS
+from reattach.domain.errors import StoreUnavailableError
+from reattach.domain.limits import REPLAY_SLICE_EVENTS
 from reattach.runs.follow import Target
 from reattach.runs.service import RunService
 from reattach.wire.sse import frame_data, split_frames

@@ -8,13 +8,16 @@ from functools import partial
 import msgspec
 import structlog
 
-from reattach.clock import Clock
+from reattach.agent.answering import Answering
+from reattach.agent.turns import Overrides, make_turn
+from reattach.domain.clock import Clock
+from reattach.domain.errors import QuotaError, StoreUnavailableError, UnavailableError
+from reattach.domain.events import RunStatus
+from reattach.domain.ids import TenantId, new_run_id, new_uuid
+from reattach.domain.messages import Message
+from reattach.domain.store_errors import CommitUnknownError
 from reattach.engine.base import Turn
-from reattach.errors import QuotaError, StoreUnavailableError, UnavailableError
-from reattach.events import RunStatus
-from reattach.ids import TenantId, new_run_id, new_uuid
 from reattach.log.base import Log
-from reattach.messages import Message
 from reattach.records.base import (
     Agent,
     Conversation,
@@ -26,15 +29,12 @@ from reattach.records.base import (
     Thread,
 )
 from reattach.records.records import Records
-from reattach.runs.answering import Answering
+from reattach.runs.driver import Options, Worker
 from reattach.runs.endings import STORE_FAILED, Ending
 from reattach.runs.idempotency import otid_alias, request_key
 from reattach.runs.open_runs import OpenRuns
-from reattach.runs.ownership import Ownership
-from reattach.runs.patience import patiently
-from reattach.runs.turns import Overrides, make_turn
-from reattach.runs.worker import Options, Worker
-from reattach.store_errors import CommitUnknownError
+from reattach.runs.ownership.lease import Ownership
+from reattach.runs.retry import patiently
 
 logger = structlog.get_logger(__name__)
 

@@ -7,9 +7,9 @@ from datetime import timedelta
 
 import structlog
 
-from reattach.clock import Clock
-from reattach.engine.catalog import Catalog
-from reattach.errors import (
+from reattach.agent.answering import Answering
+from reattach.domain.clock import Clock
+from reattach.domain.errors import (
     InvalidArgumentError,
     LogLostError,
     LogNotFoundError,
@@ -17,9 +17,9 @@ from reattach.errors import (
     NotFoundError,
     StoreUnavailableError,
 )
-from reattach.events import RunStatus, StopReason
-from reattach.ids import RunId, TenantId, is_run_id
-from reattach.limits import (
+from reattach.domain.events import RunStatus, StopReason
+from reattach.domain.ids import RunId, TenantId, is_run_id
+from reattach.domain.limits import (
     CANCEL_WAIT_SECONDS,
     LEASE_SECONDS,
     OPEN_LOOK_SECONDS,
@@ -28,6 +28,7 @@ from reattach.limits import (
     SWEEP_BATCH_RUNS,
     TOOL_SECONDS,
 )
+from reattach.engine.catalog import Catalog
 from reattach.log.base import Log, Slice
 from reattach.records.base import (
     Beat,
@@ -36,19 +37,18 @@ from reattach.records.base import (
     Thread,
 )
 from reattach.records.records import Records
-from reattach.records.wakes import CancelRequested, RunSettled, Wake, WakesMissed
-from reattach.runs.answering import Answering
-from reattach.runs.audit import Audit
+from reattach.records.runs.notifications import CancelRequested, RunSettled, Wake, WakesMissed
 from reattach.runs.endings import CANCELLED
 from reattach.runs.follow import Following, Target, Watch, follow, rest
 from reattach.runs.idempotency import otid_alias
 from reattach.runs.open_runs import OpenRuns
-from reattach.runs.ownership import Ownership
-from reattach.runs.patience import patiently
-from reattach.runs.recovery import Recovery
-from reattach.runs.retention import Retention
+from reattach.runs.ownership.audit import Audit
+from reattach.runs.ownership.lease import Ownership
+from reattach.runs.ownership.recovery import Recovery
+from reattach.runs.ownership.retention import Retention
+from reattach.runs.ownership.settlements import Settlements
+from reattach.runs.retry import patiently
 from reattach.runs.sends import Send, Sends
-from reattach.runs.settlements import Settlements
 from reattach.tools.base import Toolbox
 
 __all__ = ["RunService", "Send"]

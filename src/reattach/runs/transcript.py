@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from reattach.approvals import has_answer, pending_approval
-from reattach.events import (
+from reattach.domain.approvals import has_answer, pending_approval
+from reattach.domain.events import (
     AssistantText,
     CompactionBegan,
     Event,
@@ -27,8 +27,8 @@ from reattach.events import (
     ToolReturned,
     Usage,
 )
-from reattach.ids import MessageId, StepId, new_message_id
-from reattach.messages import (
+from reattach.domain.ids import MessageId, StepId, new_message_id
+from reattach.domain.messages import (
     ContentPart,
     HiddenReasoningPart,
     Message,

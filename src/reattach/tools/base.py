@@ -8,9 +8,9 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 
+from reattach.domain.errors import StartupError
+from reattach.domain.ids import AgentId, ConversationId, TenantId, ToolId
 from reattach.engine.base import ServerTool
-from reattach.errors import StartupError
-from reattach.ids import AgentId, ConversationId, TenantId, ToolId
 
 SETTING: Final = "server_tools"
 """The member of an agent's settings that names its tools, with what it wants of approvals."""

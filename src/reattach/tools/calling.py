@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import structlog
 
+from reattach.domain.errors import ToolError
+from reattach.domain.limits import MAX_ERROR_CHARS, MAX_TOOL_OUTPUT_CHARS
+from reattach.domain.messages import ToolCallPart
 from reattach.engine.base import ToolReturn
 from reattach.engine.intake import storable_return
-from reattach.errors import ToolError
-from reattach.limits import MAX_ERROR_CHARS, MAX_TOOL_OUTPUT_CHARS
-from reattach.messages import ToolCallPart
 from reattach.tools.base import NO_CONTEXT, Tool, ToolContext
 
 logger = structlog.get_logger(__name__)

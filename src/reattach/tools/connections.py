@@ -16,10 +16,10 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from reattach.arguments import NO_OBJECT, decoded_arguments
-from reattach.clock import Clock, sleep_unless_set
-from reattach.errors import McpLostError, McpUnreachableError, ToolError
-from reattach.limits import (
+from reattach.domain.arguments import NO_OBJECT, decoded_arguments
+from reattach.domain.clock import Clock, sleep_unless_set
+from reattach.domain.errors import McpLostError, McpUnreachableError, ToolError
+from reattach.domain.limits import (
     MAX_TOOL_SCHEMA_BYTES,
     MCP_MAX_RETRY_SECONDS,
     MCP_READY_SECONDS,

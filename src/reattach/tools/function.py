@@ -19,9 +19,9 @@ from pydantic.errors import PydanticUserError
 from pydantic.experimental.arguments_schema import generate_arguments_schema
 from pydantic_core import SchemaValidator, to_json, to_jsonable_python
 
-from reattach.arguments import NO_OBJECT, decoded_arguments, json_object
-from reattach.errors import StartupError, ToolError
-from reattach.limits import MAX_VALIDATION_ERRORS
+from reattach.domain.arguments import NO_OBJECT, decoded_arguments, json_object
+from reattach.domain.errors import StartupError, ToolError
+from reattach.domain.limits import MAX_VALIDATION_ERRORS
 from reattach.tools.base import NO_CONTEXT, Tool, ToolContext
 from reattach.tools.threads import Threads
 

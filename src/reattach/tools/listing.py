@@ -8,8 +8,8 @@ called as it is described is left out. Pure.
 from collections.abc import Mapping
 from typing import Any, Final
 
-from reattach.limits import MAX_SHOWN_NAME_CHARS
-from reattach.text import storable_text
+from reattach.domain.limits import MAX_SHOWN_NAME_CHARS
+from reattach.domain.text import storable_text
 
 _ANY_OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
 

@@ -5,7 +5,17 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from reattach.clock import Clock
+from reattach.domain.clock import Clock
+from reattach.domain.events import StopReason
+from reattach.domain.ids import new_message_id
+from reattach.domain.messages import (
+    ContentPart,
+    Message,
+    Role,
+    TextPart,
+    ToolCallPart,
+    ToolReturnPart,
+)
 from reattach.engine.base import (
     Delta,
     Engine,
@@ -20,9 +30,6 @@ from reattach.engine.base import (
     closing_deltas,
 )
 from reattach.engine.calls import CallIds, CallStream
-from reattach.events import StopReason
-from reattach.ids import new_message_id
-from reattach.messages import ContentPart, Message, Role, TextPart, ToolCallPart, ToolReturnPart
 from reattach.tools.base import NO_CONTEXT, AttachedTool, ToolContext
 from reattach.tools.calling import call_tool
 from reattach.tools.offer import Offer

@@ -29,15 +29,15 @@ from mcp.shared.message import SessionMessage
 from mcp.types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
-from reattach.errors import McpLostError, McpUnreachableError, StartupError, ToolError
-from reattach.limits import (
+from reattach.domain.errors import McpLostError, McpUnreachableError, StartupError, ToolError
+from reattach.domain.limits import (
     MAX_ERROR_CHARS,
     MAX_MCP_TOOLS,
     MCP_MAX_RETRY_SECONDS,
     MCP_PING_SECONDS,
     MCP_RETRY_SECONDS,
 )
-from reattach.text import storable_text
+from reattach.domain.text import storable_text
 from reattach.tools.connections import Connection, ListedTool
 from reattach.tools.listing import mend_listing
 from reattach.tools.servers import McpServer

@@ -3,9 +3,9 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from reattach.domain.limits import MAX_NAMED_TOOLS, MAX_NAMED_TOOLS_CHARS, MAX_SHOWN_NAME_CHARS
+from reattach.domain.messages import ToolCallPart
 from reattach.engine.base import ToolReturn
-from reattach.limits import MAX_NAMED_TOOLS, MAX_NAMED_TOOLS_CHARS, MAX_SHOWN_NAME_CHARS
-from reattach.messages import ToolCallPart
 from reattach.tools.base import AttachedTool
 
 

@@ -10,9 +10,9 @@ from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
-from reattach.errors import StartupError
-from reattach.limits import MCP_START_SECONDS
-from reattach.masking import MASK
+from reattach.domain.errors import StartupError
+from reattach.domain.limits import MCP_START_SECONDS
+from reattach.redact import MASK
 
 _NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]|_(?!_)){0,30}[A-Za-z0-9]|[A-Za-z0-9]")
 _OF_A_COMMAND: Final = {"args", "env", "inherit_env", "cwd"}

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from reattach.errors import ToolError
-from reattach.ids import TenantId
-from reattach.limits import MAX_TENANT_TOOL_THREADS, MAX_TOOL_THREADS
+from reattach.domain.errors import ToolError
+from reattach.domain.ids import TenantId
+from reattach.domain.limits import MAX_TENANT_TOOL_THREADS, MAX_TOOL_THREADS
 
 Result = TypeVar("Result")
 

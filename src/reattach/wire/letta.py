@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from reattach.events import (
+from reattach.domain.events import (
     AssistantText,
     CompactionBegan,
     Event,
@@ -28,8 +28,8 @@ from reattach.events import (
     ToolReturned,
     Usage,
 )
-from reattach.ids import MessageId, StepId, part_otid
-from reattach.messages import (
+from reattach.domain.ids import MessageId, StepId, part_otid
+from reattach.domain.messages import (
     CompactionStats,
     ToolReturnPart,
 )

@@ -1,6 +1,6 @@
 """Stored messages as the lists of the Letta dialect show them. Pure functions."""
 
-from reattach.events import (
+from reattach.domain.events import (
     AssistantText,
     HiddenReasoning,
     Output,
@@ -9,8 +9,8 @@ from reattach.events import (
     ToolCall,
     ToolCallRequested,
 )
-from reattach.ids import StepId, part_otid
-from reattach.messages import (
+from reattach.domain.ids import StepId, part_otid
+from reattach.domain.messages import (
     ApprovalPart,
     ContentPart,
     HiddenReasoningPart,

@@ -7,8 +7,8 @@ from contextlib import closing
 import psycopg
 import pytest
 
+from reattach.records.database.database import Database, upgrade
 from reattach.records.records import Records
-from reattach.records.sql import Database, upgrade
 from tests.conformance.records.samples import HandClock, World, a_world
 from tests.postgresql_server import DELETE_ALL_ROWS
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from reattach.events import RunStatus, StopReason, Usage
-from reattach.ids import (
+from reattach.domain.events import RunStatus, StopReason, Usage
+from reattach.domain.ids import (
     AgentId,
     RunId,
     TenantId,
@@ -19,7 +19,7 @@ from reattach.ids import (
     new_step_id,
     new_tenant_id,
 )
-from reattach.messages import Message, Role, TextPart
+from reattach.domain.messages import Message, Role, TextPart
 from reattach.records.base import (
     Agent,
     Block,

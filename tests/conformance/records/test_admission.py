@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from reattach.errors import (
+from reattach.domain.errors import (
     ConversationBusyError,
     NotFoundError,
     OtidConflictError,
 )
-from reattach.events import RunStatus
-from reattach.ids import new_agent_id, new_conversation_id
-from reattach.records import admission
+from reattach.domain.events import RunStatus
+from reattach.domain.ids import new_agent_id, new_conversation_id
 from reattach.records.base import Run, RunCreated, RunKnown, Thread
 from reattach.records.records import Records
+from reattach.records.runs import admission
 from tests.conformance.records.samples import (
     OURS,
     THEIRS,

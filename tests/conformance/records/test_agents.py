@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from reattach.errors import ConflictError, NotFoundError
-from reattach.events import StopReason
-from reattach.ids import new_agent_id, new_block_id
+from reattach.domain.errors import ConflictError, NotFoundError
+from reattach.domain.events import StopReason
+from reattach.domain.ids import new_agent_id, new_block_id
 from reattach.records.base import Agent
 from reattach.records.records import Records
 from tests.conformance.records.samples import (

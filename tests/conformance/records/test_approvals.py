@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from reattach.errors import (
+from reattach.domain.errors import (
     ConversationBusyError,
     NoPendingApprovalError,
     NotFoundError,
     PendingApprovalError,
     ToolCallIdsError,
 )
-from reattach.ids import RunId, new_message_id, new_step_id
-from reattach.messages import ApprovalPart, Message, Role, ToolCallPart, ToolReturnPart
+from reattach.domain.ids import RunId, new_message_id, new_step_id
+from reattach.domain.messages import ApprovalPart, Message, Role, ToolCallPart, ToolReturnPart
 from reattach.records.base import Run, RunCreated, RunKnown, Thread
 from reattach.records.records import Records
 from tests.conformance.records.samples import (

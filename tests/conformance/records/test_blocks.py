@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from reattach.errors import ConflictError, NotFoundError
-from reattach.ids import new_block_id
+from reattach.domain.errors import ConflictError, NotFoundError
+from reattach.domain.ids import new_block_id
 from reattach.records.records import Records
 from tests.conformance.records.samples import (
     OURS,

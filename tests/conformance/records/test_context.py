@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from reattach.errors import NotFoundError
-from reattach.events import Usage
-from reattach.ids import MessageId, new_message_id, new_step_id
-from reattach.messages import CompactionStats, Message, Role, SummaryPart
+from reattach.domain.errors import NotFoundError
+from reattach.domain.events import Usage
+from reattach.domain.ids import MessageId, new_message_id, new_step_id
+from reattach.domain.messages import CompactionStats, Message, Role, SummaryPart
 from reattach.records.base import Thread
 from tests.conformance.records.samples import (
     NOON,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from reattach.ids import new_message_id
-from reattach.messages import CompactionStats, Message, Role, SummaryPart, TextPart
+from reattach.domain.ids import new_message_id
+from reattach.domain.messages import CompactionStats, Message, Role, SummaryPart, TextPart
 from reattach.records import threads
 from reattach.records.base import Thread, ThreadContext
 from reattach.records.contexts import Contexts, KeptContext

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from reattach.errors import NotFoundError
-from reattach.ids import new_agent_id, new_message_id
+from reattach.domain.errors import NotFoundError
+from reattach.domain.ids import new_agent_id, new_message_id
 from reattach.records.base import Conversation, Thread
 from reattach.records.records import Records
 from tests.conformance.records.samples import (

@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from reattach.errors import ConflictError, InvalidArgumentError, StoreUnavailableError
-from reattach.records import schema
+from reattach.domain.errors import ConflictError, InvalidArgumentError, StoreUnavailableError
+from reattach.records.database import schema
+from reattach.records.database.database import Database
 from reattach.records.records import Records
-from reattach.records.sql import Database
 from tests.conformance.records.samples import (
     OURS,
     World,

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import select
 
-from reattach.errors import NotFoundError
-from reattach.records import schema
+from reattach.domain.errors import NotFoundError
 from reattach.records.base import ALL_SCOPES, KeyScope
+from reattach.records.database import schema
+from reattach.records.database.database import Database
 from reattach.records.records import Records
-from reattach.records.sql import Database
 from tests.conformance.records.samples import OURS, THEIRS, HandClock, at, ids
 
 

@@ -2,9 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from reattach.errors import ConversationBusyError, NotFoundError
-from reattach.ids import new_agent_id, new_conversation_id, new_message_id, new_run_id, new_step_id
-from reattach.messages import (
+from reattach.domain.errors import ConversationBusyError, NotFoundError
+from reattach.domain.ids import (
+    new_agent_id,
+    new_conversation_id,
+    new_message_id,
+    new_run_id,
+    new_step_id,
+)
+from reattach.domain.messages import (
     HiddenReasoningPart,
     ImagePart,
     Message,

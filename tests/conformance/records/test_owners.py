@@ -5,11 +5,11 @@ import asyncio
 import pytest
 from sqlalchemy import func, update
 
-from reattach.ids import RunId
-from reattach.records import schema
+from reattach.domain.ids import RunId
 from reattach.records.base import Beat
+from reattach.records.database import schema
+from reattach.records.database.database import Database
 from reattach.records.records import Records
-from reattach.records.sql import Database
 from tests.conformance.records.samples import (
     OURS,
     THEIRS,

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from reattach.errors import ConflictError, NotFoundError
-from reattach.events import RunStatus, StopReason, Usage
-from reattach.ids import RunId, new_run_id
+from reattach.domain.errors import ConflictError, NotFoundError
+from reattach.domain.events import RunStatus, StopReason, Usage
+from reattach.domain.ids import RunId, new_run_id
 from reattach.records.base import Run, RunCreated, Target
 from reattach.records.records import Records
 from tests.conformance.records.samples import (

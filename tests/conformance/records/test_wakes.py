@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from reattach.ids import new_run_id
+from reattach.domain.ids import new_run_id
 from reattach.records.records import Records
-from reattach.records.wakes import CancelRequested, RunSettled, Wake
+from reattach.records.runs.notifications import CancelRequested, RunSettled, Wake
 from tests.conformance.records.samples import OURS, World, a_settlement
 from tests.postgresql_server import Databases
 

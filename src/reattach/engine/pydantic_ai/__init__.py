@@ -11,6 +11,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Final, cast
 
+from reattach.domain.errors import StartupError
+from reattach.domain.messages import ToolCallPart
 from reattach.engine.base import (
     ClientTool,
     Delta,
@@ -20,9 +22,7 @@ from reattach.engine.base import (
     ToolReturn,
     Turn,
 )
-from reattach.errors import StartupError
 from reattach.extras import install_hint
-from reattach.messages import ToolCallPart
 
 try:
     import pydantic_ai.messages as pm

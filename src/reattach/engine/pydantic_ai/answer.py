@@ -10,6 +10,9 @@ import pydantic_ai.messages as pm
 from pydantic_ai.models import StreamedResponse
 from pydantic_ai.usage import RequestUsage
 
+from reattach.domain.errors import ModelEmptyResponseError, ModelError
+from reattach.domain.events import StopReason, Usage
+from reattach.domain.limits import MAX_ERROR_CHARS, MAX_SHOWN_NAME_CHARS
 from reattach.engine.base import (
     Delta,
     Finished,
@@ -21,9 +24,6 @@ from reattach.engine.base import (
 )
 from reattach.engine.calls import CallIds, is_json
 from reattach.engine.pydantic_ai.body import Body, broken_off
-from reattach.errors import ModelEmptyResponseError, ModelError
-from reattach.events import StopReason, Usage
-from reattach.limits import MAX_ERROR_CHARS, MAX_SHOWN_NAME_CHARS
 
 _WHOLE: Final = frozenset(
     {

@@ -15,8 +15,8 @@ from typing import Any, Final, cast
 import httpx2
 from pydantic_ai.models import Model as ProviderModel
 
-from reattach.errors import ModelError
-from reattach.limits import MAX_SHOWN_NAME_CHARS, MAX_WATCHED_LINE_BYTES
+from reattach.domain.errors import ModelError
+from reattach.domain.limits import MAX_SHOWN_NAME_CHARS, MAX_WATCHED_LINE_BYTES
 
 _TELLING: Final = re.compile(rb'"usage"\s*:\s*\{|"finish_reason"\s*:\s*"|"message_stop"')
 

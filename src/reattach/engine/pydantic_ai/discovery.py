@@ -14,19 +14,19 @@ import msgspec
 import structlog
 from typing_extensions import override
 
-from reattach.engine.base import Model
-from reattach.engine.providers import Account
-from reattach.engine.pydantic_ai import PydanticAIEngine, offered_model
-from reattach.engine.pydantic_ai.images import ImageFetcher
-from reattach.errors import StartupError
-from reattach.limits import (
+from reattach.domain.errors import StartupError
+from reattach.domain.limits import (
     MAX_LISTED_MODELS,
     MAX_MODEL_LIST_BYTES,
     MODEL_LIST_RETRY_SECONDS,
     MODEL_LIST_SECONDS,
     MODEL_LIST_TIMEOUT_SECONDS,
 )
-from reattach.masking import masked
+from reattach.engine.base import Model
+from reattach.engine.providers import Account
+from reattach.engine.pydantic_ai import PydanticAIEngine, offered_model
+from reattach.engine.pydantic_ai.images import ImageFetcher
+from reattach.redact import masked
 
 logger = structlog.get_logger(__name__)
 

@@ -7,9 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic_ai import exceptions
 
-from reattach.engine.base import Turn
-from reattach.engine.pydantic_ai.body import Body, broken_off
-from reattach.errors import (
+from reattach.domain.errors import (
     ContextWindowError,
     EngineError,
     ModelAuthenticationError,
@@ -18,8 +16,10 @@ from reattach.errors import (
     ModelRateLimitError,
     ModelTimeoutError,
 )
-from reattach.limits import MAX_ERROR_CHARS
-from reattach.masking import masked_words
+from reattach.domain.limits import MAX_ERROR_CHARS
+from reattach.engine.base import Turn
+from reattach.engine.pydantic_ai.body import Body, broken_off
+from reattach.redact import masked_words
 
 _NO_SUCH_PATH: Final = frozenset({404, 405})
 _VERSION: Final = re.compile(r"/v\d")

@@ -9,12 +9,10 @@ from typing import Final
 
 import pydantic_ai.messages as pm
 
-from reattach.arguments import json_object
-from reattach.engine.base import ToolReturn, Turn
-from reattach.engine.pydantic_ai.images import ImagesByUrl
-from reattach.errors import ModelError
-from reattach.limits import MAX_TOOL_NAME_CHARS
-from reattach.messages import (
+from reattach.domain.arguments import json_object
+from reattach.domain.errors import ModelError
+from reattach.domain.limits import MAX_TOOL_NAME_CHARS
+from reattach.domain.messages import (
     UNREACHABLE,
     UNSEEN,
     ImagePart,
@@ -24,6 +22,8 @@ from reattach.messages import (
     ToolCallPart,
     ToolReturnPart,
 )
+from reattach.engine.base import ToolReturn, Turn
+from reattach.engine.pydantic_ai.images import ImagesByUrl
 
 _REFUSED_CHARACTERS: Final = re.compile(r"[^A-Za-z0-9_-]")
 """The characters that some provider refuses in the name of a tool."""

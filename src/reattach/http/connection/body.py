@@ -8,8 +8,8 @@ too.
 import re
 from typing import Final, Protocol
 
-from reattach.errors import HeadTooLargeError, InvalidHttpError
-from reattach.limits import MAX_CHUNK_EXTENSION_BYTES, MAX_TRAILER_BYTES, MAX_TRAILERS
+from reattach.domain.errors import HeadTooLargeError, InvalidHttpError
+from reattach.domain.limits import MAX_CHUNK_EXTENSION_BYTES, MAX_TRAILER_BYTES, MAX_TRAILERS
 
 _SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*(;[\t\x20-\x7e\x80-\xff]*))?")
 _TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")

@@ -12,15 +12,15 @@ from typing import Final
 
 import structlog
 
-from reattach.errors import TooManyConnectionsError
-from reattach.http.connection.watch import Watch
-from reattach.limits import (
+from reattach.domain.errors import TooManyConnectionsError
+from reattach.domain.limits import (
     ADDRESS_SHARE,
     FILES_RESERVED,
     IPV6_CLIENT_BITS,
     REFUSAL_LOG_SECONDS,
     UNLIMITED_CONNECTIONS,
 )
+from reattach.http.connection.watch import Watch
 
 logger = structlog.get_logger(__name__)
 

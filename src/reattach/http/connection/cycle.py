@@ -12,10 +12,10 @@ from typing import Final, Protocol
 import structlog
 from starlette.types import ASGIApp, Message, Scope, Send
 
+from reattach.domain.limits import BODY_AHEAD_BYTES, LARGE_WRITE_BYTES
 from reattach.http.connection.head import Head
-from reattach.http.delivery import CONNECTION_EXTENSION, Piece
 from reattach.http.errors import unknown_error_response
-from reattach.limits import BODY_AHEAD_BYTES, LARGE_WRITE_BYTES
+from reattach.http.stream.delivery import CONNECTION_EXTENSION, Piece
 
 logger = structlog.get_logger(__name__)
 

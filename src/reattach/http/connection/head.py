@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 import httptools
 
-from reattach.errors import (
+from reattach.domain.errors import (
     ExpectationFailedError,
     HeadTooLargeError,
     HttpVersionError,
@@ -26,7 +26,7 @@ from reattach.errors import (
     NotImplementedHereError,
     TunnelRefusedError,
 )
-from reattach.limits import MAX_HEAD_BYTES, MAX_NAME_CHARS
+from reattach.domain.limits import MAX_HEAD_BYTES, MAX_NAME_CHARS
 
 _END: Final = b"\r\n\r\n"
 _BLANK: Final = b"\r\n"

@@ -16,16 +16,16 @@ from typing import Any, Final, Protocol, cast
 import structlog
 from starlette.types import ASGIApp
 
-from reattach.errors import ReattachError, RequestTimeoutError
+from reattach.domain.errors import ReattachError, RequestTimeoutError
+from reattach.domain.limits import CHUNKS_SLICE_BYTES, HELD_BYTES, MAX_REQUEST_BYTES
 from reattach.http.connection.body import Body, ChunkedBody, LengthBody
 from reattach.http.connection.capacity import Capacity
 from reattach.http.connection.cycle import Cycle, Headers, response_head
 from reattach.http.connection.head import Head
 from reattach.http.connection.states import State
 from reattach.http.connection.watch import Queue, Watch
-from reattach.http.delivery import Piece
 from reattach.http.errors import error_response
-from reattach.limits import CHUNKS_SLICE_BYTES, HELD_BYTES, MAX_REQUEST_BYTES
+from reattach.http.stream.delivery import Piece
 
 logger = structlog.get_logger(__name__)
 

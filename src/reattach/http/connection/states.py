@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from reattach.limits import (
+from reattach.domain.limits import (
     BODY_IDLE_SECONDS,
     BODY_SECONDS,
     HEAD_SECONDS,

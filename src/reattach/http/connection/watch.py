@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from reattach.domain.limits import EVICTION_SECONDS, WATCH_ROUND_TICKS
 from reattach.http.connection.states import Patience, State
-from reattach.limits import EVICTION_SECONDS, WATCH_ROUND_TICKS
 
 
 class Watched(Protocol):

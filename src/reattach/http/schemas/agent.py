@@ -7,6 +7,9 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field
 
+from reattach.domain.ids import BLOCK_PATTERN, TOOL_PATTERN, new_agent_id
+from reattach.domain.limits import MAX_AGENT_BLOCKS, MAX_AGENT_TOOLS, MAX_NAME_CHARS
+from reattach.domain.prompt import DEFAULT_SYSTEM
 from reattach.engine.base import Model
 from reattach.http.schemas.block import BlockCreate, BlockState
 from reattach.http.schemas.fields import (
@@ -34,9 +37,6 @@ from reattach.http.schemas.settings import (
     Tokens,
 )
 from reattach.http.schemas.tool import ToolBody
-from reattach.ids import BLOCK_PATTERN, TOOL_PATTERN, new_agent_id
-from reattach.limits import MAX_AGENT_BLOCKS, MAX_AGENT_TOOLS, MAX_NAME_CHARS
-from reattach.prompt import DEFAULT_SYSTEM
 from reattach.records.base import Agent
 from reattach.tools.base import Toolbox
 

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from reattach.errors import ValidationFailedError
-from reattach.http.body import Fault, invalid
+from reattach.domain.errors import ValidationFailedError
+from reattach.domain.ids import new_block_id
+from reattach.domain.limits import MAX_BLOCK_CHARS
+from reattach.http.json import Fault, invalid
 from reattach.http.schemas.fields import Answer, Body, Description, KeptObject, Tags, Word, given
-from reattach.ids import new_block_id
-from reattach.limits import MAX_BLOCK_CHARS
 from reattach.records.base import Block
 
 Label = Annotated[Word, Field(min_length=1, description="What the agent knows the block by.")]

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field
 
+from reattach.domain.ids import AgentId, new_conversation_id
+from reattach.domain.limits import MAX_AGENT_BLOCKS
 from reattach.http.schemas.fields import (
     Answer,
     Body,
@@ -18,8 +20,6 @@ from reattach.http.schemas.fields import (
     given,
 )
 from reattach.http.schemas.settings import ModelSettings
-from reattach.ids import AgentId, new_conversation_id
-from reattach.limits import MAX_AGENT_BLOCKS
 from reattach.records.base import Conversation
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import Path, Query
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
 
-from reattach.ids import (
+from reattach.domain.ids import (
     AGENT_PATTERN,
     BLOCK_PATTERN,
     CONVERSATION_PATH_PATTERN,
@@ -17,7 +17,7 @@ from reattach.ids import (
     MESSAGE_PATTERN,
     TOOL_PATTERN,
 )
-from reattach.limits import (
+from reattach.domain.limits import (
     MAX_CONTEXT_TOKENS,
     MAX_DESCRIPTION_CHARS,
     MAX_ID_CHARS,

@@ -5,9 +5,9 @@ from typing import Any, Final, Literal, Self, get_args
 
 from pydantic import Field
 
+from reattach.agent.model_settings import model_settings
 from reattach.engine.base import Model
 from reattach.http.schemas.fields import Answer
-from reattach.runs.model_settings import model_settings
 
 ProviderType = Literal[
     "anthropic",

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from reattach.domain.limits import MAX_CURSOR, MAX_ID_CHARS, MAX_OTID_CHARS, MAX_POLL_SECONDS
 from reattach.http.schemas.fields import Body
-from reattach.limits import MAX_CURSOR, MAX_ID_CHARS, MAX_OTID_CHARS, MAX_POLL_SECONDS
 
 
 class ResumeBody(Body):

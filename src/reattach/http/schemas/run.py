@@ -5,8 +5,8 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field
 
+from reattach.domain.events import Usage
 from reattach.engine.base import Model
-from reattach.events import Usage
 from reattach.http.schemas.fields import Answer, StopReasonName, UtcTime
 from reattach.records.base import Run, Step
 from reattach.wire.letta import MessageType

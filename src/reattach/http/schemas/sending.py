@@ -4,9 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, ConfigDict, Discriminator, Field, Tag
 
-from reattach.http.schemas.fields import Answer, Body, StopReasonName
-from reattach.http.schemas.message import MessageItem
-from reattach.limits import (
+from reattach.domain.limits import (
     MAX_ANSWERED_CALLS,
     MAX_CALLBACK_URL_CHARS,
     MAX_CLIENT_SKILLS,
@@ -22,6 +20,8 @@ from reattach.limits import (
     MAX_SYSTEM_CHARS,
     MAX_TOOL_CALL_ID_CHARS,
 )
+from reattach.http.schemas.fields import Answer, Body, StopReasonName
+from reattach.http.schemas.message import MessageItem
 from reattach.wire.letta import MessageType
 
 Otid = Annotated[

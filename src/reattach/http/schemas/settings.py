@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from reattach.domain.limits import MAX_CONTEXT_TOKENS
 from reattach.http.schemas.fields import Body, KeptObject, Word, kept_json
-from reattach.limits import MAX_CONTEXT_TOKENS
 
 Tokens = Annotated[int, Field(ge=1, le=MAX_CONTEXT_TOKENS)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]

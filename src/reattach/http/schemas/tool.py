@@ -4,8 +4,8 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field
 
+from reattach.domain.limits import MAX_TOOL_OUTPUT_CHARS
 from reattach.http.schemas.fields import Answer, Body
-from reattach.limits import MAX_TOOL_OUTPUT_CHARS
 from reattach.tools.base import AttachedTool, Tool
 
 

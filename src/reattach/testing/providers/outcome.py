@@ -4,10 +4,9 @@ import json
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from reattach.clock import SystemClock
-from reattach.engine.base import ClientTool, Engine, ToolStarting
-from reattach.errors import EngineError
-from reattach.events import (
+from reattach.domain.clock import SystemClock
+from reattach.domain.errors import EngineError
+from reattach.domain.events import (
     AssistantText,
     Event,
     Failed,
@@ -16,12 +15,13 @@ from reattach.events import (
     Stopped,
     Usage,
 )
-from reattach.ids import DEFAULT_TENANT, new_agent_id, new_run_id
-from reattach.messages import ToolCallPart, ToolReturnPart
+from reattach.domain.ids import DEFAULT_TENANT, new_agent_id, new_run_id
+from reattach.domain.messages import ToolCallPart, ToolReturnPart
+from reattach.engine.base import ClientTool, Engine, ToolStarting
 from reattach.records.base import Run, Thread
 from reattach.runs.machine import RunMachine
 from reattach.runs.transcript import Transcript
-from reattach.testing.engine_conformance import Subject
+from reattach.testing.conformance.engine import Subject
 from reattach.testing.providers.forms import Form
 from reattach.tools.base import AttachedTool
 from reattach.tools.function import FunctionTool

@@ -1,0 +1,102 @@
+"""Who answers a turn: the engine of its model, with the agent's tools and its compaction."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reattach.agent.compaction.engine import CompactingEngine
+from reattach.agent.compaction.summary import Compaction, Plan, Summarizer
+from reattach.agent.turns import settings_of
+from reattach.domain.clock import Clock
+from reattach.domain.errors import InvalidArgumentError, NotFoundError
+from reattach.domain.ids import TenantId
+from reattach.engine.base import Engine, Model
+from reattach.engine.catalog import Catalog
+from reattach.records.base import Agent, Conversation
+from reattach.tools.base import Toolbox, ToolContext
+from reattach.tools.loop import ToolLoop
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """Chooses who answers. Raises NotFoundError for a model that the server does not offer."""
+
+    catalog: Catalog
+    toolbox: Toolbox
+    clock: Clock
+    default_model: str | None
+    tool_seconds: float
+
+    def model(self, agent: Agent, conversation: Conversation | None, override: str | None) -> str:
+        """The handle to answer with: the send's, else the conversation's, else the agent's.
+
+        Raises InvalidArgumentError if nobody names one and there is no default.
+        """
+        own = None if conversation is None else conversation.model
+        model = override or own or agent.model or self.default_model
+        model = model or self.catalog.first()
+        if model is None:
+            raise InvalidArgumentError(
+                "No model: neither this request, the conversation nor the agent names one, and "
+                "the server offers none. Name one of GET /v1/models/ as the agent's 'model'."
+            )
+        return model
+
+    def engine(
+        self, model: str, tenant: TenantId, agent: Agent, conversation: Conversation | None
+    ) -> Engine:
+        """Return the engine for one run of the tenant's agent with that model."""
+        engine = CompactingEngine(
+            self.catalog.engine(model),
+            self.compaction(model, agent, conversation),
+            self.clock,
+        )
+        tools = self.toolbox.for_tenant(tenant).attached(agent.settings)
+        context = ToolContext(tenant, agent.id, None if conversation is None else conversation.id)
+        return ToolLoop(engine, tools, self.clock, call_seconds=self.tool_seconds, context=context)
+
+    def compaction(
+        self,
+        model: str,
+        agent: Agent,
+        conversation: Conversation | None,
+        asked: Mapping[str, Any] | None = None,
+    ) -> Compaction | None:
+        """How the conversation is compacted; ``asked`` go before the agent's own settings.
+
+        None if it is not, because the model can not be asked for summaries.
+        """
+        offered = self.catalog.model(model)
+        own = agent.settings.get("compaction_settings") or {}
+        plan = Plan.of({**own, **(asked or {})})
+        limit = None if conversation is None else conversation.context_window_limit
+        window = offered.context_window_tokens
+        window = min(window, limit or agent.context_window_limit or window)
+        summarizer = self._summarizer(plan, offered, agent, conversation)
+        if summarizer is None:
+            return None
+        asked_tokens = settings_of(agent, conversation).max_output_tokens
+        return Compaction(
+            plan,
+            summarizer,
+            self.clock,
+            window_tokens=window,
+            answer_tokens=asked_tokens or offered.max_output_tokens or 0,
+        )
+
+    def _summarizer(
+        self, plan: Plan, offered: Model, agent: Agent, conversation: Conversation | None
+    ) -> Summarizer | None:
+        """``offered`` unless the plan names another; None if it can not be asked for summaries."""
+        settings = plan.settings.over(settings_of(agent, conversation))
+        if plan.model is not None and not plan.is_by_agent:
+            try:
+                offered = self.catalog.model(plan.model)
+            except NotFoundError:
+                pass  # It was offered when the agent was set up; the agent's own model is.
+            else:
+                settings = plan.settings
+        if not offered.can_summarize:
+            return None
+        engine = self.catalog.engine(offered.handle)
+        return Summarizer(engine, offered.handle, offered.context_window_tokens, settings)

@@ -1,0 +1,188 @@
+"""An engine whose turns are compacted when they get too long for its model."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Final
+
+from reattach.agent.compaction.summary import MIN_GAIN, Compaction, told_in
+from reattach.domain.clock import Clock
+from reattach.domain.context import told_as_text
+from reattach.domain.errors import ContextWindowError, SystemPromptTooLongError
+from reattach.domain.ids import MessageId, new_message_id
+from reattach.domain.messages import Message, Role, SummaryPart
+from reattach.engine.base import (
+    Compacting,
+    Delta,
+    Engine,
+    Model,
+    StepFinished,
+    TextDelta,
+    Turn,
+    closing_deltas,
+)
+from reattach.engine.intake import Intake
+
+BY_ESTIMATE: Final = "context_window_limit"
+BY_MODEL: Final = "context_window_exceeded"
+
+_SHRINKS_TO: Final = 0.5
+"""What a turn is made of itself, by estimate, that its model has refused: there is one retry."""
+
+
+class CompactingEngine(Engine):
+    """Answers the steps of one run, each of which may be told what the earlier ones said.
+
+    A step that would fill the window is compacted before. One that the model refuses as too long
+    is compacted once and tried again. Without a ``compaction`` all is told as it is.
+    """
+
+    def __init__(self, engine: Engine, compaction: Compaction | None, clock: Clock) -> None:
+        self.announces_tools = engine.announces_tools
+        self.own_tools = engine.own_tools
+        self._engine = engine
+        self._compaction = compaction
+        self._clock = clock
+        self._summary: Message | None = None
+        self._gone: set[MessageId] = set()
+        self._known: set[MessageId] = set()
+        self._step_of: dict[MessageId, int] = {}
+        """Which step of the run said a message that has no place in the conversation yet."""
+        self._steps = 0
+        self._first_step: int | None = None
+        """The first step of the newest call of the engine."""
+        self._has_begun = False
+
+    def models(self) -> Sequence[Model]:
+        return self._engine.models()
+
+    async def run(self, turn: Turn) -> AsyncIterator[Delta]:
+        self._recognize(turn)
+        turn = self._shrunk(turn)
+        if self._is_too_large(turn):
+            async with closing_deltas(self._compact(turn, BY_ESTIMATE)) as compacting:
+                async for delta in compacting:
+                    yield delta
+            turn = self._shrunk(turn)
+        refused: ContextWindowError | None = None
+        try:
+            async with closing_deltas(self._answer(turn)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        except ContextWindowError as error:
+            refused = error
+        if refused is None:
+            return
+        if self._has_begun or self._cut(turn, BY_MODEL) is None:
+            raise self._explained(refused, turn)
+        async with closing_deltas(self._compact(turn, BY_MODEL)) as compacting:
+            async for delta in compacting:
+                yield delta
+        turn = self._shrunk(turn)
+        try:
+            async with closing_deltas(self._answer(turn)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        except ContextWindowError as error:
+            raise self._explained(error, turn) from None
+
+    async def _answer(self, turn: Turn) -> AsyncIterator[Delta]:
+        self._has_begun = False
+        self._first_step = self._steps
+        told = replace(
+            turn,
+            history=_told_as_texts(turn.history),
+            input=_told_as_texts(turn.input),
+        )
+        # Made storable here already, since a tool loop tells the model what it said.
+        intake = Intake()
+        async with closing_deltas(self._engine.run(told)) as deltas:
+            async for given in deltas:
+                self._has_begun = True
+                if type(given) is TextDelta and intake.is_plain(given.text):  # As most are.
+                    yield given
+                    continue
+                for delta in intake.take(given):
+                    if isinstance(delta, StepFinished):
+                        self._steps += 1
+                        if self._compaction is not None:
+                            self._compaction.learn(turn, delta.usage.prompt_tokens)
+                    yield delta
+        for delta in intake.release():
+            yield delta
+
+    async def _compact(self, turn: Turn, trigger: str) -> AsyncIterator[Delta]:
+        compaction = self._compaction
+        cut = self._cut(turn, trigger)
+        assert compaction is not None
+        assert cut is not None
+        yield Compacting(trigger, compaction.tokens(turn), compaction.window_tokens)
+        made, end = await compaction.compacted(
+            turn, cut, trigger, into_tokens=self._into_tokens(turn, trigger), may_drop=True
+        )
+        assert isinstance(made.kept_from, str)
+        self._gone |= {one.id for one in told_in(turn)[:end]}
+        self._summary = Message(
+            id=new_message_id(),
+            role=Role.SUMMARY,
+            parts=(SummaryPart(made.summary),),
+            created_at=self._clock.now(),
+        )
+        self._steps += 1
+        yield replace(made, kept_from=self._step_of.get(made.kept_from, made.kept_from))
+
+    def _is_too_large(self, turn: Turn) -> bool:
+        """Whether the turn is to be compacted, and that is worth while."""
+        compaction = self._compaction
+        if compaction is None or compaction.tokens(turn) <= compaction.limit_tokens:
+            return False
+        cut = self._cut(turn, BY_ESTIMATE)
+        enough = MIN_GAIN * compaction.limit_tokens
+        return cut is not None and compaction.gain(turn, cut) >= enough
+
+    def _cut(self, turn: Turn, trigger: str) -> int | None:
+        compaction = self._compaction
+        if compaction is None:
+            return None
+        return compaction.cut(turn, into_tokens=self._into_tokens(turn, trigger))
+
+    def _into_tokens(self, turn: Turn, trigger: str) -> float:
+        """The window that the turn is to fit."""
+        assert self._compaction is not None
+        window = self._compaction.window_tokens
+        if trigger == BY_MODEL:  # It is smaller than it is said to be, or the estimate is.
+            return min(window, _SHRINKS_TO * self._compaction.tokens(turn))
+        return window
+
+    def _recognize(self, turn: Turn) -> None:
+        """Note which messages are of this run: those that come to be between two calls."""
+        if self._first_step is None:
+            if self._compaction is not None:
+                self._compaction.learn_last(turn)
+        else:
+            for message in turn.history:
+                if message.id not in self._known and message.role is Role.ASSISTANT:
+                    self._step_of[message.id] = self._first_step
+        self._known |= {message.id for message in told_in(turn)}
+
+    def _shrunk(self, turn: Turn) -> Turn:
+        """The turn with the summary instead of what it stands for."""
+        if self._summary is None:
+            return turn
+        left = [one for one in turn.history if one.id not in self._gone]
+        told = [one for one in turn.input if one.id not in self._gone]
+        return replace(turn, history=[self._summary, *left], input=told)
+
+    def _explained(self, error: ContextWindowError, turn: Turn) -> ContextWindowError:
+        compaction = self._compaction
+        if compaction is None or compaction.overhead_tokens(turn) < compaction.window_tokens:
+            return error
+        return SystemPromptTooLongError(
+            f"The system prompt and the tools fill the context window of {turn.model}, which has "
+            f"{compaction.window_tokens} tokens. Shorten the agent's system prompt or its memory "
+            "blocks, or choose a model with a larger window."
+        )
+
+
+def _told_as_texts(messages: Sequence[Message]) -> list[Message]:
+    summary = Role.SUMMARY
+    return [told_as_text(one) if one.role is summary else one for one in messages]

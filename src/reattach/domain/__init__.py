@@ -1,0 +1,1 @@
+"""The words of the domain: values, rules and limits, without I/O."""

@@ -1,0 +1,180 @@
+"""Approvals: what a conversation waits for, and what an answer makes of it. Pure.
+
+A conversation waits when the last thing that its model said has calls that need approval and have
+no return. So nothing is kept beside the messages: whoever reads them, in any process and after any
+restart, finds the same calls pending, and a fork waits like its source.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import msgspec
+
+from reattach.domain.errors import NoPendingApprovalError, PendingApprovalError, ToolCallIdsError
+from reattach.domain.ids import new_message_id
+from reattach.domain.messages import ApprovalPart, Message, Role, ToolCallPart, ToolReturnPart
+
+FOLLOWING = frozenset({Role.TOOL, Role.APPROVAL, Role.SUMMARY})
+"""The roles of messages that may stand between a call and what the model says next."""
+
+CANCELLED = "The call was cancelled before it ran."
+
+
+@dataclass(frozen=True, slots=True)
+class PendingApproval:
+    """An approval request without its answer."""
+
+    request: Message
+    """The model's message that has the calls."""
+    waiting: tuple[ToolCallPart, ...]
+    """The calls that an answer has to decide on, all of them; at least one."""
+    allowed: tuple[ToolCallPart, ...]
+    """Calls of the same message that need no approval, and run when the others are decided."""
+
+    @property
+    def tool_call_ids(self) -> list[str]:
+        return [call.tool_call_id for call in self.waiting]
+
+    def error(self) -> PendingApprovalError:
+        """What is told to a send that is no answer."""
+        return PendingApprovalError(self.request.id, self.tool_call_ids, self.request.run_id)
+
+    def cancelled(self, at: datetime) -> Message:
+        """The message that ends the wait without an answer: no call ran."""
+        calls = (*self.allowed, *self.waiting)
+        return self._returns([_failed(call, CANCELLED) for call in calls], at)
+
+    def _returns(self, parts: Sequence[ToolReturnPart], at: datetime) -> Message:
+        return Message(
+            id=new_message_id(),
+            role=Role.TOOL,
+            parts=tuple(parts),
+            created_at=at,
+            run_id=self.request.run_id,
+            step_id=self.request.step_id,
+        )
+
+    def due(self, sent: Sequence[Message]) -> list[ToolCallPart]:
+        """The calls that the server is to run, now that ``sent`` has decided on all."""
+        approved = {part.tool_call_id for part in _decisions(sent) if part.approve}
+        return [*self.allowed, *(one for one in self.waiting if one.tool_call_id in approved)]
+
+    def resolve(self, sent: Sequence[Message]) -> tuple[Message, ...]:
+        """``sent`` as the run's input: the answers with the calls they mean, then their returns.
+
+        Returns of the client and denials are one message, in the order of the calls. Raises
+        ToolCallIdsError unless the answers decide on every waiting call once, and on no other.
+        """
+        answers = [self._named(message) for message in sent if message.role is Role.APPROVAL]
+        parts = {}
+        received = []
+        for part in (part for answer in answers for part in answer.parts):
+            assert isinstance(part, ApprovalPart | ToolReturnPart)
+            parts[part.tool_call_id] = part
+            received.append(part.tool_call_id)
+        if sorted(received) != sorted(self.tool_call_ids):
+            raise ToolCallIdsError(self.tool_call_ids, received, self.request.id)
+        returns = []
+        for call in self.waiting:
+            part = parts[call.tool_call_id]
+            if isinstance(part, ToolReturnPart):
+                returns.append(part)
+            elif not part.approve:
+                returns.append(_failed(call, _denial(part.reason)))
+        told = [self._returns(returns, answers[-1].created_at)] if returns else []
+        rest = [message for message in sent if message.role is not Role.APPROVAL]
+        return (*answers, *told, *rest)
+
+    def _named(self, answer: Message) -> Message:
+        """The answer with an id for every call that it means, and the names of the tools."""
+        names = {call.tool_call_id: call.name for call in self.waiting}
+        parts: list[ApprovalPart | ToolReturnPart] = []
+        for part in answer.parts:
+            match part:
+                case ToolReturnPart():
+                    name = names.get(part.tool_call_id, "")
+                    parts.append(msgspec.structs.replace(part, name=name))
+                case ApprovalPart(tool_call_id="", request_id=request_id):
+                    if request_id not in {None, self.request.id, *names}:
+                        raise ToolCallIdsError(
+                            self.tool_call_ids, [str(request_id)], self.request.id
+                        )
+                    parts += (msgspec.structs.replace(part, tool_call_id=one) for one in names)
+                case ApprovalPart():
+                    parts.append(part)
+                case _:
+                    pass  # No answer has other parts.
+        return msgspec.structs.replace(answer, parts=tuple(parts))
+
+
+def pending_approval(messages: Sequence[Message]) -> PendingApproval | None:
+    """What a conversation waits for that ends with ``messages``, oldest first."""
+    returned: set[str] = set()
+    for message in reversed(messages):
+        if message.role is Role.TOOL:
+            returned |= {p.tool_call_id for p in message.parts if isinstance(p, ToolReturnPart)}
+        if message.role in FOLLOWING:
+            continue
+        calls = [part for part in message.parts if isinstance(part, ToolCallPart)]
+        still_open = [call for call in calls if call.tool_call_id not in returned]
+        waiting = tuple(call for call in still_open if call.needs_approval)
+        allowed = tuple(call for call in still_open if not call.needs_approval)
+        return PendingApproval(message, waiting, allowed) if waiting else None
+    return None
+
+
+def resolved(sent: tuple[Message, ...], pending: PendingApproval | None) -> tuple[Message, ...]:
+    """The input that ``sent`` makes in a conversation that waits for ``pending``.
+
+    Raises PendingApprovalError for what is no answer while one is asked for, AnswerRefusedError
+    for an answer that is not asked for.
+    """
+    if not has_answer(sent):
+        if pending is not None:
+            raise pending.error()
+        return sent
+    if pending is None:
+        raise NoPendingApprovalError
+    return pending.resolve(sent)
+
+
+def has_answer(messages: Sequence[Message]) -> bool:
+    return any(message.role is Role.APPROVAL for message in messages)
+
+
+def same_answer(one: Sequence[Message], other: Sequence[Message]) -> bool:
+    """Whether both answer the same calls, with the same further messages.
+
+    How they answer is not compared: a client that lost its state runs its tool again, and the
+    first answer stands.
+    """
+    return answered_ids(one) == answered_ids(other) and _rest(one) == _rest(other)
+
+
+def answered_ids(messages: Sequence[Message]) -> set[str]:
+    """The calls that the answers among the messages decide on."""
+    return {
+        part.tool_call_id
+        for message in messages
+        if message.role is Role.APPROVAL
+        for part in message.parts
+        if isinstance(part, ApprovalPart | ToolReturnPart)
+    }
+
+
+def _rest(messages: Sequence[Message]) -> list[object]:
+    return [(one.role, one.parts, one.name) for one in messages if one.role not in FOLLOWING]
+
+
+def _decisions(messages: Sequence[Message]) -> list[ApprovalPart]:
+    return [part for one in messages for part in one.parts if isinstance(part, ApprovalPart)]
+
+
+def _failed(call: ToolCallPart, output: str) -> ToolReturnPart:
+    return ToolReturnPart(call.tool_call_id, call.name, "error", output)
+
+
+def _denial(reason: str | None) -> str:
+    denied = "The user denied this call."
+    return f"{denied} Reason: {reason}" if reason else denied

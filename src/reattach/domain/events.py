@@ -1,0 +1,188 @@
+"""The events of a run: what its log says happened, in the words of the domain.
+
+They know nothing of any wire. ``wire`` turns them into the frames that the log keeps and back
+again, so a log can always be read as these events.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from reattach.domain.ids import MessageId, StepId
+from reattach.domain.messages import CompactionStats
+
+
+class StopReason(StrEnum):
+    """Why a run ended."""
+
+    END_TURN = "end_turn"
+    ERROR = "error"
+    MODEL_API_ERROR = "llm_api_error"
+    INVALID_MODEL_RESPONSE = "invalid_llm_response"
+    INVALID_TOOL_CALL = "invalid_tool_call"
+    MAX_STEPS = "max_steps"
+    MAX_TOKENS = "max_tokens_exceeded"
+    NO_TOOL_CALL = "no_tool_call"
+    TOOL_RULE = "tool_rule"
+    CANCELLED = "cancelled"
+    INSUFFICIENT_CREDITS = "insufficient_credits"
+    REQUIRES_APPROVAL = "requires_approval"
+    CONTEXT_WINDOW_OVERFLOW = "context_window_overflow_in_system_prompt"
+
+    @property
+    def run_status(self) -> "RunStatus":
+        """The status of a run that ended for this reason."""
+        if self is StopReason.CANCELLED:
+            return RunStatus.CANCELLED
+        completed = {self.END_TURN, self.MAX_STEPS, self.TOOL_RULE, self.REQUIRES_APPROVAL}
+        return RunStatus.COMPLETED if self in completed else RunStatus.FAILED
+
+
+class RunStatus(StrEnum):
+    CREATED = "created"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_active(self) -> bool:
+        return self in {RunStatus.CREATED, RunStatus.RUNNING}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a piece of output belongs: part ``index`` of message ``message_id`` of a step."""
+
+    message_id: MessageId
+    step_id: StepId
+    index: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """The first event of a run whose sender asked for pings."""
+
+    id: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class AssistantText:
+    """Text of the answer: a fragment of its part, or all of it."""
+
+    place: Place
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningText:
+    """Text of the model's reasoning: a fragment of its part, or all of it."""
+
+    place: Place
+    text: str
+    signature: str | None = None
+    source: Literal["reasoner_model", "non_reasoner_model"] = "reasoner_model"
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenReasoning:
+    """The model reasoned, and the provider does not show it."""
+
+    place: Place
+    state: Literal["redacted", "omitted"]
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    tool_call_id: str
+    name: str | None
+    arguments: str | None
+    """JSON text: a fragment of it in a chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallRequested:
+    """The model calls tools. A chunk has one call, of which name or arguments may be missing."""
+
+    place: Place
+    calls: tuple[ToolCall, ...]
+    is_chunk: bool
+    needs_approval: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToolReturned:
+    """A tool of the server has run."""
+
+    place: Place
+    tool_call_id: str
+    name: str
+    status: Literal["success", "error"]
+    output: str
+    stdout: tuple[str, ...] | None = None
+    stderr: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompactionBegan:
+    """The context is too large; a summary of its older part is being made."""
+
+    id: str
+    step_id: StepId
+    at: datetime
+    trigger: str
+    context_tokens: int
+    """An estimate."""
+    context_window_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summarized:
+    """The messages before ``kept_from`` are out of the context, and the summary stands for them."""
+
+    place: Place
+    text: str
+    kept_from: MessageId | None
+    stats: CompactionStats
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The first event of the terminal group."""
+
+    reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The second event of the terminal group of a run that failed."""
+
+    error_type: str
+    message: str
+    detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The last event of every log; also the usage of one step, in sum."""
+
+    completion_tokens: int = 0
+    prompt_tokens: int = 0
+    total_tokens: int = 0
+    step_count: int = 0
+    cached_input_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    context_tokens: int | None = None
+
+
+Output = (
+    AssistantText | ReasoningText | HiddenReasoning | ToolCallRequested | ToolReturned | Summarized
+)
+"""What ends up in the conversation's messages."""
+
+Event = Ping | CompactionBegan | Output | Stopped | Failed | Usage

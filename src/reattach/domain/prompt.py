@@ -1,0 +1,113 @@
+"""The system prompt as the model gets it: the agent's own text, then its memory."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Protocol, TypeVar
+from xml.sax.saxutils import escape, quoteattr
+
+from reattach.domain.ids import new_message_id
+from reattach.domain.messages import Message, Role, TextPart
+
+DEFAULT_SYSTEM: Final = (
+    "You are a helpful assistant with a memory that lasts. "
+    "What you know about yourself and the person you talk with stands in your memory blocks."
+)
+"""The system prompt of an agent that was made without one."""
+
+
+class MemoryBlock(Protocol):
+    """What the prompt shows of a memory block."""
+
+    @property
+    def label(self) -> str | None: ...
+
+    @property
+    def description(self) -> str | None: ...
+
+    @property
+    def value(self) -> str: ...
+
+    @property
+    def limit(self) -> int | None:
+        """In characters."""
+
+    @property
+    def read_only(self) -> bool: ...
+
+
+SomeBlock = TypeVar("SomeBlock", bound=MemoryBlock)
+
+
+@dataclass(frozen=True, slots=True)
+class Skill:
+    """Instructions that a client has, and that the model may ask for."""
+
+    name: str
+    description: str
+    location: str
+    """Where the client finds it, such as a path."""
+
+
+def with_skills(system: str, skills: Iterable[Skill]) -> str:
+    """``system`` followed by the list of the skills in their order; ``system`` if there are none.
+
+    The same arguments always give the same text, so that providers can cache the prompt.
+    """
+    rendered = "\n".join(
+        f"<skill name={quoteattr(one.name)} location={quoteattr(one.location)}>\n"
+        f"{escape(one.description)}\n</skill>"
+        for one in skills
+    )
+    if not rendered:
+        return system
+    listed = f"<available_skills>\n{rendered}\n</available_skills>"
+    return f"{system}\n\n{listed}" if system else listed
+
+
+def compile_system(
+    system: str,
+    blocks: Iterable[MemoryBlock],
+    *,
+    agent_id: str,
+    conversation_id: str | None,
+    recompiled_at: datetime,
+) -> str:
+    """Return ``system``, then the blocks in their order, then where the model is.
+
+    None is the agent's default conversation. The same arguments always give the same text, so that
+    providers can cache the prompt; the present time is therefore not in it. What blocks say is
+    escaped, so that no value ends its block and begins another.
+    """
+    rendered = "\n".join(_block(block) for block in blocks)
+    memory = f"<memory_blocks>\n{rendered}\n</memory_blocks>" if rendered else ""
+    place = (
+        f"<memory_metadata>\n- AGENT_ID: {agent_id}\n"
+        f"- CONVERSATION_ID: {conversation_id or 'default'}\n"
+        f"- System prompt last recompiled: {recompiled_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC\n"
+        "</memory_metadata>"
+    )
+    return "\n\n".join(part for part in (system, memory, place) if part)
+
+
+def blocks_in(shared: Sequence[SomeBlock], isolated: Sequence[SomeBlock]) -> list[SomeBlock]:
+    """The blocks that a conversation has: its own go before the agent's of the same label."""
+    own = {block.label: block for block in isolated}
+    blocks = [own.pop(block.label, block) for block in shared]
+    return [*blocks, *own.values()]
+
+
+def _block(block: MemoryBlock) -> str:
+    attributes = [f"label={quoteattr(block.label or '')}"]
+    if block.description:
+        attributes.append(f"description={quoteattr(block.description)}")
+    if block.limit is not None:
+        attributes.append(f'chars_limit="{block.limit}"')
+    if block.read_only:
+        attributes.append('read_only="true"')
+    return f"<block {' '.join(attributes)}>\n{escape(block.value)}\n</block>"
+
+
+def system_message(text: str, at: datetime) -> Message:
+    """The message that begins a thread: the system prompt as it is at that time."""
+    return Message(id=new_message_id(), role=Role.SYSTEM, parts=(TextPart(text),), created_at=at)

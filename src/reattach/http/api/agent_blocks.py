@@ -1,0 +1,89 @@
+"""The memory blocks of one agent."""
+
+from typing import Annotated
+
+from fastapi import Path
+
+from reattach.domain.ids import AgentId, BlockId
+from reattach.domain.limits import MAX_NAME_CHARS
+from reattach.http.api.agents import agent_state
+from reattach.http.context import ContextDep, TenantDep
+from reattach.http.listed import listed
+from reattach.http.paging import ShortPage, stretch
+from reattach.http.routes import routes
+from reattach.http.schemas.agent import AgentState
+from reattach.http.schemas.block import BlockState, BlockUpdate
+from reattach.http.schemas.fields import AgentPath, BlockPath
+
+router = routes("agents")
+
+LabelPath = Annotated[str, Path(max_length=MAX_NAME_CHARS, description="The block's label.")]
+
+
+@router.get(
+    "/v1/agents/{agent_id}/core-memory/blocks",
+    operation_id="list_core_memory_blocks",
+    summary="List an agent's memory blocks",
+)
+async def list_blocks(
+    agent_id: AgentPath, context: ContextDep, tenant: TenantDep, page: ShortPage
+) -> list[BlockState]:
+    agent = await context.records.agents.get(tenant, AgentId(agent_id))
+    blocks = stretch(agent.blocks, page, lambda block: block.id, "Block")
+    return listed("blocks", blocks, BlockState.of)
+
+
+@router.get(
+    "/v1/agents/{agent_id}/core-memory/blocks/{block_label}",
+    operation_id="retrieve_core_memory_block",
+    summary="Retrieve an agent's memory block",
+)
+async def retrieve_block(
+    agent_id: AgentPath, block_label: LabelPath, context: ContextDep, tenant: TenantDep
+) -> BlockState:
+    agent = AgentId(agent_id)
+    return BlockState.of(await context.records.blocks.get_by_label(tenant, agent, block_label))
+
+
+@router.patch(
+    "/v1/agents/{agent_id}/core-memory/blocks/{block_label}",
+    operation_id="modify_core_memory_block",
+    summary="Change an agent's memory block",
+    description="It changes for all agents that have the block.",
+)
+async def modify_block(
+    agent_id: AgentPath,
+    block_label: LabelPath,
+    body: BlockUpdate,
+    context: ContextDep,
+    tenant: TenantDep,
+) -> BlockState:
+    blocks = context.records.blocks
+    block = await blocks.get_by_label(tenant, AgentId(agent_id), block_label)
+    return BlockState.of(await blocks.update(tenant, block.id, body.changes(block)))
+
+
+@router.patch(
+    "/v1/agents/{agent_id}/core-memory/blocks/attach/{block_id}",
+    operation_id="attach_core_memory_block",
+    summary="Give a memory block to an agent",
+)
+async def attach_block(
+    agent_id: AgentPath, block_id: BlockPath, context: ContextDep, tenant: TenantDep
+) -> AgentState:
+    await context.records.blocks.attach(tenant, AgentId(agent_id), BlockId(block_id))
+    agent = await context.records.agents.get(tenant, AgentId(agent_id))
+    return await agent_state(context, tenant, agent, None)
+
+
+@router.patch(
+    "/v1/agents/{agent_id}/core-memory/blocks/detach/{block_id}",
+    operation_id="detach_core_memory_block",
+    summary="Take a memory block from an agent",
+)
+async def detach_block(
+    agent_id: AgentPath, block_id: BlockPath, context: ContextDep, tenant: TenantDep
+) -> AgentState:
+    await context.records.blocks.detach(tenant, AgentId(agent_id), BlockId(block_id))
+    agent = await context.records.agents.get(tenant, AgentId(agent_id))
+    return await agent_state(context, tenant, agent, None)

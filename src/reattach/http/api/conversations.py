@@ -1,0 +1,203 @@
+"""Conversations."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Annotated, Literal
+
+from fastapi import Query
+
+from reattach.agent.turns import system_prompt
+from reattach.domain.errors import InvalidArgumentError
+from reattach.domain.ids import (
+    AGENT_PATTERN,
+    MESSAGE_PATTERN,
+    AgentId,
+    ConversationId,
+    MessageId,
+    TenantId,
+    new_block_id,
+    new_conversation_id,
+)
+from reattach.domain.prompt import system_message
+from reattach.http.api.models import check_model
+from reattach.http.context import Context, ContextDep, TenantDep
+from reattach.http.listed import listed
+from reattach.http.paging import ShortPage
+from reattach.http.parse_send import Addressed, find_addressed
+from reattach.http.routes import routes
+from reattach.http.schemas.conversation import (
+    ConversationCreate,
+    ConversationState,
+    ConversationUpdate,
+)
+from reattach.http.schemas.fields import (
+    ConversationPath,
+    QueryAgent,
+    QueryPart,
+    ThreadPath,
+)
+from reattach.records.base import Agent, Block, Conversation, Thread
+
+router = routes("conversations")
+
+
+@router.post(
+    "/v1/conversations/", operation_id="create_conversation", summary="Create a conversation"
+)
+async def create_conversation(
+    agent_id: Annotated[str, Query(pattern=AGENT_PATTERN, description="Whose it is to be.")],
+    context: ContextDep,
+    tenant: TenantDep,
+    body: ConversationCreate | None = None,
+) -> ConversationState:
+    body = body or ConversationCreate()
+    now = context.clock.now()
+    conversation = body.conversation(AgentId(agent_id), now)
+    agent = await context.records.agents.get(tenant, conversation.agent_id)
+    check_model(context.catalog, conversation.model)
+    isolated = _isolated(agent, body.isolated_block_labels or (), now)
+    conversation = replace(conversation, isolated_blocks=isolated)
+    first = system_message(system_prompt(agent, conversation), now)
+    conversation = await context.records.conversations.create(tenant, conversation, first)
+    return ConversationState.of(conversation, [first.id])
+
+
+@router.get("/v1/conversations/", operation_id="list_conversations", summary="List conversations")
+async def list_conversations(
+    context: ContextDep,
+    tenant: TenantDep,
+    page: ShortPage,
+    agent_id: QueryAgent = None,
+    summary_search: QueryPart = None,
+    order_by: Literal["created_at", "last_run_completion", "last_message_at"] = "created_at",
+    archive_status: Literal["unarchived", "archived", "all"] = "unarchived",
+) -> list[ConversationState]:
+    """Those that are hidden are left out."""
+    records = context.records.conversations
+    conversations = await records.list(
+        tenant,
+        page,
+        agent_id=None if agent_id is None else AgentId(agent_id),
+        summary_search=summary_search,
+        order_by=order_by,
+        archive_status=archive_status,
+    )
+    message_ids = await records.message_ids_of(tenant, conversations)
+    return listed(
+        "conversations", conversations, lambda one: ConversationState.of(one, message_ids[one.id])
+    )
+
+
+@router.get(
+    "/v1/conversations/{conversation_id}",
+    operation_id="retrieve_conversation",
+    summary="Retrieve a conversation",
+)
+async def retrieve_conversation(
+    conversation_id: ConversationPath, context: ContextDep, tenant: TenantDep
+) -> ConversationState:
+    named = ConversationId(conversation_id)
+    return await _state(context, tenant, await context.records.conversations.get(tenant, named))
+
+
+@router.patch(
+    "/v1/conversations/{conversation_id}",
+    operation_id="update_conversation",
+    summary="Change a conversation",
+)
+async def update_conversation(
+    conversation_id: ConversationPath,
+    body: ConversationUpdate,
+    context: ContextDep,
+    tenant: TenantDep,
+) -> ConversationState:
+    changes = body.changes(context.clock.now())
+    check_model(context.catalog, changes.get("model"))
+    named = ConversationId(conversation_id)
+    conversation = await context.records.conversations.update(tenant, named, changes)
+    return await _state(context, tenant, conversation)
+
+
+@router.delete(
+    "/v1/conversations/{conversation_id}",
+    operation_id="delete_conversation",
+    summary="Delete a conversation",
+    description="A run that is active in it goes on to its end.",
+)
+async def delete_conversation(
+    conversation_id: ConversationPath, context: ContextDep, tenant: TenantDep
+) -> None:
+    await context.records.conversations.delete(tenant, ConversationId(conversation_id))
+
+
+@router.post(
+    "/v1/conversations/{conversation_id}/fork",
+    operation_id="fork_conversation",
+    summary="Begin a new conversation with the messages of another",
+)
+async def fork_conversation(
+    conversation_id: ThreadPath,
+    context: ContextDep,
+    tenant: TenantDep,
+    agent_id: QueryAgent = None,
+    message_id: Annotated[
+        str | None,
+        Query(pattern=MESSAGE_PATTERN, description="The last message that is taken over."),
+    ] = None,
+    hidden: bool = False,
+) -> ConversationState:
+    addressed = await find_addressed(context.records, tenant, conversation_id, agent_id)
+    source = addressed.thread
+    now = context.clock.now()
+    new = _forked(context, addressed, hidden=hidden)
+    first = system_message(system_prompt(addressed.agent, new), now)
+    up_to = None if message_id is None else MessageId(message_id)
+    new = await context.records.conversations.fork(tenant, source, new, first, up_to=up_to)
+    return await _state(context, tenant, new)
+
+
+def _forked(context: Context, source: Addressed, *, hidden: bool) -> Conversation:
+    """A new conversation that answers as its source does."""
+    now = context.clock.now()
+    original = source.conversation
+    if original is None:
+        return Conversation(
+            new_conversation_id(), source.agent.id, created_at=now, updated_at=now, hidden=hidden
+        )
+    return Conversation(
+        new_conversation_id(),
+        source.agent.id,
+        created_at=now,
+        updated_at=now,
+        model=original.model,
+        model_settings=original.model_settings,
+        context_window_limit=original.context_window_limit,
+        hidden=hidden,
+        isolated_blocks=_copies(original.isolated_blocks, now),
+    )
+
+
+def _isolated(agent: Agent, labels: Sequence[str], now: datetime) -> tuple[Block, ...]:
+    """Copies of the agent's blocks of these labels. Raises InvalidArgumentError for another one."""
+    by_label = {block.label: block for block in agent.blocks}
+    if missing := [label for label in labels if label not in by_label]:
+        raise InvalidArgumentError(
+            f"{agent.id} has no block with the label {missing[0][:100]!r} to isolate. "
+            f"It has {sorted(str(label) for label in by_label)}."
+        )
+    return _copies([by_label[label] for label in dict.fromkeys(labels)], now)
+
+
+def _copies(blocks: Sequence[Block], now: datetime) -> tuple[Block, ...]:
+    return tuple(
+        replace(block, id=new_block_id(), created_at=now, updated_at=now) for block in blocks
+    )
+
+
+async def _state(
+    context: Context, tenant: TenantId, conversation: Conversation
+) -> ConversationState:
+    thread = Thread(conversation.agent_id, conversation.id)
+    message_ids = await context.records.conversations.message_ids(tenant, thread)
+    return ConversationState.of(conversation, message_ids)

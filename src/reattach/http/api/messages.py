@@ -1,0 +1,257 @@
+"""Stored messages: of a conversation, of an agent, and one by one."""
+
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Final, Literal, Protocol
+
+import msgspec
+from fastapi import Depends, Query, Response
+
+from reattach.domain.ids import CONVERSATION_PATTERN, AgentId, ConversationId, MessageId
+from reattach.domain.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS, PAGE_BYTES
+from reattach.domain.messages import Message
+from reattach.http.context import ContextDep, TenantDep
+from reattach.http.json import JsonResponse
+from reattach.http.parse_send import find_thread
+from reattach.http.routes import routes
+from reattach.http.schemas.fields import (
+    AgentPath,
+    MessagePath,
+    Order,
+    QueryAgent,
+    ThreadPath,
+)
+from reattach.http.schemas.message import MessageItem
+from reattach.wire.letta import MessageType
+from reattach.wire.stored import message_items
+
+router = routes()
+
+_MIN_LOOK_ITEMS: Final = 100
+"""Messages of one look for those of a type, so that a small page is not a query for each."""
+
+Types = Annotated[
+    list[MessageType] | None,
+    Query(max_length=20, description="Only items of these types; `limit` counts their messages."),
+]
+
+
+Conversation = Annotated[
+    str | None, Query(pattern=CONVERSATION_PATTERN, description="Only of this conversation.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Which messages of a list are asked for."""
+
+    before: MessageId | None
+    after: MessageId | None
+    limit: int
+    ascending: bool
+
+    @property
+    def goes_to_newer(self) -> bool:
+        """Whether what follows the first ``limit`` messages is newer than they are."""
+        only_one = (self.before is None) is not (self.after is None)
+        return self.after is not None if only_one else self.ascending
+
+
+def span_query(default_order: Literal["asc", "desc"]) -> Any:
+    """A dependency that reads a span from the query."""
+
+    async def span(
+        before: Annotated[
+            str | None,
+            Query(max_length=MAX_ID_CHARS, description="A message's id: older ones."),
+        ] = None,
+        after: Annotated[
+            str | None,
+            Query(max_length=MAX_ID_CHARS, description="A message's id: newer ones."),
+        ] = None,
+        limit: Annotated[
+            int, Query(ge=0, le=MAX_PAGE_ITEMS, description="Stored messages at most.")
+        ] = 100,
+        order: Order = default_order,
+        order_by: Annotated[Literal["created_at"], Query()] = "created_at",  # noqa: ARG001
+    ) -> Span:
+        return Span(
+            MessageId(before) if before else None,
+            MessageId(after) if after else None,
+            limit,
+            ascending=order == "asc",
+        )
+
+    return Depends(span)
+
+
+NewestSpan = Annotated[Span, span_query("desc")]
+OldestSpan = Annotated[Span, span_query("asc")]
+
+
+class Listing(Protocol):
+    """One of the lists of ``records.messages``, with everything but the span given."""
+
+    def __call__(
+        self,
+        *,
+        before: MessageId | None,
+        after: MessageId | None,
+        limit: int,
+        ascending: bool,
+    ) -> Awaitable[Sequence[Message]]: ...
+
+
+@router.get(
+    "/v1/conversations/{conversation_id}/messages",
+    tags=["conversations"],
+    operation_id="list_conversation_messages",
+    summary="List the messages of a conversation",
+    response_model=list[MessageItem],
+)
+async def list_conversation_messages(
+    conversation_id: ThreadPath,
+    context: ContextDep,
+    tenant: TenantDep,
+    span: NewestSpan,
+    agent_id: QueryAgent = None,
+    include_return_message_types: Types = None,
+) -> Response:
+    thread = await find_thread(context.records, tenant, conversation_id, agent_id)
+
+    async def listing(**span: Any) -> Sequence[Message]:
+        return await context.records.messages.list(tenant, thread, **span)
+
+    return await answer(listing, span, include_return_message_types)
+
+
+@router.get(
+    "/v1/agents/{agent_id}/messages",
+    tags=["agents"],
+    operation_id="list_messages",
+    summary="List the messages of an agent",
+    response_model=list[MessageItem],
+)
+async def list_agent_messages(
+    agent_id: AgentPath,
+    context: ContextDep,
+    tenant: TenantDep,
+    span: NewestSpan,
+    conversation_id: Annotated[
+        str | None,
+        Query(
+            pattern=f"^default$|{CONVERSATION_PATTERN}",
+            description="Only of this conversation; `default` is that without a name.",
+        ),
+    ] = None,
+    include_return_message_types: Types = None,
+) -> Response:
+    agent = AgentId(agent_id)
+    named: ConversationId | Literal["default"] | None = (
+        "default" if conversation_id == "default"
+        else None if conversation_id is None
+        else ConversationId(conversation_id)
+    )  # fmt: skip
+
+    async def listing(**span: Any) -> Sequence[Message]:
+        messages = context.records.messages
+        return await messages.list_of_agent(tenant, agent, conversation_id=named, **span)
+
+    return await answer(listing, span, include_return_message_types, oldest_first=True)
+
+
+@router.get(
+    "/v1/messages/",
+    tags=["messages"],
+    operation_id="list_all_messages",
+    summary="List the messages of all agents",
+    response_model=list[MessageItem],
+)
+async def list_all_messages(
+    context: ContextDep,
+    tenant: TenantDep,
+    span: NewestSpan,
+    conversation_id: Conversation = None,
+    include_return_message_types: Types = None,
+) -> Response:
+    if conversation_id is not None:
+        thread = await find_thread(context.records, tenant, conversation_id, None)
+        listing: Listing = partial(context.records.messages.list, tenant, thread)
+    else:
+        listing = partial(context.records.messages.list_of_tenant, tenant)
+    return await answer(listing, span, include_return_message_types)
+
+
+@router.get(
+    "/v1/messages/{message_id}",
+    tags=["messages"],
+    operation_id="retrieve_message",
+    summary="Retrieve a message",
+    response_model=list[MessageItem],
+)
+async def retrieve_message(
+    message_id: MessagePath, context: ContextDep, tenant: TenantDep
+) -> Response:
+    message = await context.records.messages.get(tenant, MessageId(message_id))
+    return JsonResponse(message_items(message))
+
+
+def items_response(messages: Sequence[Message]) -> Response:
+    """The items of the messages. Those of one stay together, in their own order."""
+    return JsonResponse([item for message in messages for item in message_items(message)])
+
+
+async def answer(
+    listing: Listing,
+    span: Span,
+    types: Sequence[MessageType] | None = None,
+    *,
+    oldest_first: bool = False,
+) -> Response:
+    """Answer with the items of the span of the list, of these types only.
+
+    With ``oldest_first`` the order says only from which end of the list the items are.
+    """
+    if types is None:
+        messages = await listing(
+            before=span.before, after=span.after, limit=span.limit, ascending=span.ascending
+        )
+        groups = [message_items(message) for message in messages]
+    else:
+        groups = await _items_of_types(listing, span, frozenset(types))
+    if oldest_first and not span.ascending:
+        groups.reverse()
+    return JsonResponse([item for items in groups for item in items])
+
+
+async def _items_of_types(
+    listing: Listing, span: Span, types: frozenset[MessageType]
+) -> list[list[dict[str, Any]]]:
+    """The items of those types, by message, of up to ``span.limit`` messages that have any.
+
+    A page that is empty is the end of a list to the SDKs, so messages that show nothing do not
+    count.
+    """
+    before, after = span.before, span.after
+    pages: list[list[dict[str, Any]]] = []
+    left_bytes = PAGE_BYTES
+    wanted = max(span.limit, _MIN_LOOK_ITEMS)
+    while len(pages) < span.limit and left_bytes > 0:
+        messages = await listing(
+            before=before, after=after, limit=wanted, ascending=span.goes_to_newer
+        )
+        if not messages:
+            break
+        for message in messages:
+            items = [item for item in message_items(message) if item["message_type"] in types]
+            if items and len(pages) < span.limit and left_bytes > 0:
+                pages.append(items)
+                left_bytes -= len(msgspec.json.encode(items))
+        if span.goes_to_newer:
+            after = messages[-1].id
+        else:
+            before = messages[-1].id
+    if span.goes_to_newer is not span.ascending:
+        pages.reverse()
+    return pages

@@ -1,0 +1,190 @@
+"""Runs, as records; ``resuming`` has their streams."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from fastapi import Path, Query, Response
+from pydantic import Field
+
+from reattach.domain.errors import InvalidArgumentError
+from reattach.domain.events import RunStatus, StopReason, Usage
+from reattach.domain.ids import (
+    AGENT_PATTERN,
+    CONVERSATION_PATTERN,
+    AgentId,
+    ConversationId,
+)
+from reattach.domain.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS, MAX_QUERY_VALUES
+from reattach.domain.messages import Message
+from reattach.http.api.messages import OldestSpan, Span, items_response
+from reattach.http.context import ContextDep, TenantDep
+from reattach.http.listed import listed
+from reattach.http.paging import NewestPage
+from reattach.http.routes import routes
+from reattach.http.schemas.fields import QueryAgent, QueryTexts, StopReasonName
+from reattach.http.schemas.message import MessageItem
+from reattach.http.schemas.run import RunMetrics, RunState, RunUsage, StepState
+from reattach.records.base import Page, Run
+
+router = routes("runs")
+
+RunPath = Annotated[
+    str, Path(max_length=MAX_ID_CHARS, description="The id of the run, `run-<uuid4>`.")
+]
+AgentIds = Annotated[
+    list[Annotated[str, Field(pattern=AGENT_PATTERN)]] | None,
+    Query(max_length=MAX_QUERY_VALUES, deprecated=True),
+]
+ConversationQuery = Annotated[
+    str | None,
+    Query(
+        pattern=f"^default$|{CONVERSATION_PATTERN}",
+        description="Only of this conversation; `default` is those without a name.",
+    ),
+]
+
+
+@router.get("/v1/runs/", operation_id="list_runs", summary="List runs")
+async def list_runs(
+    context: ContextDep,
+    tenant: TenantDep,
+    page: NewestPage,
+    agent_id: QueryAgent = None,
+    agent_ids: AgentIds = None,
+    statuses: QueryTexts = None,
+    background: bool | None = None,
+    stop_reason: StopReasonName | None = None,
+    conversation_id: ConversationQuery = None,
+    active: Annotated[bool, Query(description="Only those that have not ended.")] = False,
+    order_by: Annotated[Literal["created_at"], Query()] = "created_at",  # noqa: ARG001
+) -> list[RunState]:
+    agents = {AgentId(one) for one in [*(agent_ids or ()), *([agent_id] if agent_id else ())]}
+    runs = await context.records.runs.list(
+        tenant,
+        page,
+        agent_ids=agents,
+        statuses=_statuses(statuses or ()),
+        background=background,
+        stop_reason=None if stop_reason is None else StopReason(stop_reason),
+        conversation_id="default" if conversation_id == "default"
+        else None if conversation_id is None
+        else ConversationId(conversation_id),
+        active_only=active,
+    )  # fmt: skip
+    return listed("runs", runs, RunState.of)
+
+
+@router.get(
+    "/v1/runs/active",
+    operation_id="list_active_runs",
+    summary="List the runs that have not ended",
+    deprecated=True,
+)
+async def list_active_runs(
+    context: ContextDep,
+    tenant: TenantDep,
+    agent_id: QueryAgent = None,
+    agent_ids: AgentIds = None,
+    background: bool | None = None,
+) -> list[RunState]:
+    agents = {AgentId(one) for one in [*(agent_ids or ()), *([agent_id] if agent_id else ())]}
+    page = Page(limit=MAX_PAGE_ITEMS, ascending=False)
+    runs = await context.records.runs.list(
+        tenant, page, agent_ids=agents, background=background, active_only=True
+    )
+    return listed("runs", runs, RunState.of)
+
+
+@router.get("/v1/runs/{run_id}", operation_id="retrieve_run", summary="Retrieve a run")
+async def retrieve_run(run_id: RunPath, context: ContextDep, tenant: TenantDep) -> RunState:
+    return RunState.of(await context.runs.by_id(tenant, run_id))
+
+
+@router.delete(
+    "/v1/runs/{run_id}",
+    operation_id="delete_run",
+    summary="Delete a run",
+    description="Its events go; its messages stay in the conversation. An active one: 409.",
+)
+async def delete_run(run_id: RunPath, context: ContextDep, tenant: TenantDep) -> None:
+    run = await context.runs.by_id(tenant, run_id)
+    await context.records.runs.delete(tenant, run.id)
+    await context.runs.delete_logs([run.id])
+    await context.records.runs.mark_log_deleted([run.id], context.clock.now())
+
+
+@router.get(
+    "/v1/runs/{run_id}/messages",
+    operation_id="list_messages_for_run",
+    summary="List the messages of a run",
+    description="What was sent, then what the agent answered.",
+    response_model=list[MessageItem],
+)
+async def list_run_messages(
+    run_id: RunPath, context: ContextDep, tenant: TenantDep, span: OldestSpan
+) -> Response:
+    run = await context.runs.by_id(tenant, run_id)
+    messages = context.records.messages
+    if not await messages.of_run(tenant, run.id, limit=1, ascending=True):
+        return items_response(_input_span(run, span))
+    kept = await messages.of_run(
+        tenant,
+        run.id,
+        before=span.before,
+        after=span.after,
+        limit=span.limit,
+        ascending=span.ascending,
+    )
+    return items_response(kept)
+
+
+@router.get(
+    "/v1/runs/{run_id}/usage",
+    operation_id="retrieve_usage_for_run",
+    summary="Retrieve the usage of a run",
+)
+async def retrieve_usage(run_id: RunPath, context: ContextDep, tenant: TenantDep) -> RunUsage:
+    run = await context.runs.by_id(tenant, run_id)
+    return RunUsage.of(run.usage or Usage())
+
+
+@router.get(
+    "/v1/runs/{run_id}/steps", operation_id="list_steps_for_run", summary="List the steps of a run"
+)
+async def list_steps(
+    run_id: RunPath, context: ContextDep, tenant: TenantDep, page: NewestPage
+) -> list[StepState]:
+    run = await context.runs.by_id(tenant, run_id)
+    steps = await context.records.runs.steps(tenant, run.id, page)
+    models = {model.handle: model for model in context.catalog.models()}
+    return listed(
+        "steps", steps, lambda step: StepState.of(step, tenant, models.get(step.model or ""))
+    )
+
+
+@router.get(
+    "/v1/runs/{run_id}/metrics",
+    operation_id="retrieve_metrics_for_run",
+    summary="Retrieve how long a run took",
+)
+async def retrieve_metrics(run_id: RunPath, context: ContextDep, tenant: TenantDep) -> RunMetrics:
+    return RunMetrics.of(await context.runs.by_id(tenant, run_id))
+
+
+def _statuses(names: list[str] | tuple[str, ...]) -> set[RunStatus]:
+    try:
+        return {RunStatus(name) for name in names}
+    except ValueError:
+        known = ", ".join(RunStatus)
+        raise InvalidArgumentError(f"A run's status is one of {known}.") from None
+
+
+def _input_span(run: Run, span: Span) -> Sequence[Message]:
+    """What was sent, as long as the conversation keeps nothing of the run."""
+    places = {message.id: place for place, message in enumerate(run.input)}
+    # A cursor that is not among them is ignored, as in what the conversation keeps.
+    first = 0 if span.after not in places else places[span.after] + 1
+    end = len(run.input) if span.before not in places else places[span.before]
+    found = run.input[first:end]
+    found = found[: span.limit] if span.goes_to_newer else found[len(found) - span.limit :]
+    return found if span.ascending else found[::-1]

@@ -1,0 +1,287 @@
+"""Sends: a message in, the run's stream or its whole answer out. And cancelling."""
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import Query, Response
+
+from reattach.domain.errors import (
+    NoActiveRunsToCancelError,
+    StoreUnavailableError,
+    UrlRefusedError,
+    engine_error,
+)
+from reattach.domain.events import RunStatus
+from reattach.domain.ids import AgentId, TenantId
+from reattach.domain.limits import MAX_ID_CHARS
+from reattach.http.context import AccessDep, Context, ContextDep, TenantDep
+from reattach.http.json import Fault, JsonResponse, invalid
+from reattach.http.middleware.access import Access
+from reattach.http.parse_send import (
+    Addressed,
+    SendBody,
+    check_agent_id,
+    find_addressed,
+    find_agent,
+    understand,
+)
+from reattach.http.routes import routes
+from reattach.http.schemas.fields import AgentPath, ThreadPath
+from reattach.http.schemas.run import RunState
+from reattach.http.schemas.sending import (
+    AgentSendBody,
+    AsyncSendBody,
+    CancelBody,
+    ConversationSendBody,
+    WholeAnswer,
+)
+from reattach.http.stream.response import RunStream
+from reattach.records.base import Run, Thread
+from reattach.runs.answers import whole_answer
+from reattach.runs.follow import Target
+from reattach.runs.service import Send
+from reattach.webhooks.receivers import receiver_url
+
+router = routes()
+
+_DEPRECATED_SINCE = "@1795305600"
+"""The day of the first version, 2026-11-22, as RFC 9745 writes a date."""
+
+EVENT_STREAM: dict[str, Any] = {
+    "description": (
+        "The run's events as server-sent events: `data: {json}` for each, `event: error` before "
+        "the one that is an error, and at the very end `data: [DONE]`. A body that ends without "
+        "it was cut off: resume with the last `seq_id`."
+    ),
+    "headers": {
+        "X-Run-Id": {"description": "The run.", "schema": {"type": "string"}},
+        "X-Run-Status": {
+            "description": "How it was when the stream opened.",
+            "schema": {"type": "string", "enum": [status.value for status in RunStatus]},
+        },
+        "X-Stream-Starts-After": {
+            "description": "The cursor used.",
+            "schema": {"type": "integer", "minimum": 0},
+        },
+    },
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {200: EVENT_STREAM}
+STREAM_OR_JSON_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        **EVENT_STREAM,
+        "model": WholeAnswer,
+        "description": f"{EVENT_STREAM['description']} Or, without a stream, all of the answer.",
+    }
+}
+
+
+@router.post(
+    "/v1/conversations/{conversation_id}/messages",
+    tags=["conversations"],
+    operation_id="send_conversation_message",
+    summary="Send a message and stream the answer",
+    responses=STREAM_OR_JSON_RESPONSES,
+)
+async def send_to_conversation(
+    conversation_id: ThreadPath,
+    body: ConversationSendBody,
+    context: ContextDep,
+    tenant: TenantDep,
+    access: AccessDep,
+) -> Response:
+    if body.agent_id:
+        check_agent_id(body.agent_id)
+    addressed = await find_addressed(context.records, tenant, conversation_id, body.agent_id)
+    send = _understood(context, tenant, addressed, body, "send_conversation_message")
+    run = await _begun(context, access, send)
+    if body.streaming is False:
+        return await access.during(_whole_answer(context, run, send))
+    return _stream(context, run, send, deprecated=conversation_id.startswith("agent-"))
+
+
+@router.post(
+    "/v1/agents/{agent_id}/messages",
+    tags=["agents"],
+    operation_id="send_message",
+    summary="Send a message to an agent's default conversation",
+    responses=STREAM_OR_JSON_RESPONSES,
+)
+async def send_to_agent(
+    agent_id: AgentPath,
+    body: AgentSendBody,
+    context: ContextDep,
+    tenant: TenantDep,
+    access: AccessDep,
+) -> Response:
+    if not body.streaming:
+        _refuse_stream_options(body)
+    addressed = await find_agent(context.records, tenant, AgentId(agent_id))
+    run_type = "send_message_streaming" if body.streaming else "send_message"
+    send = _understood(context, tenant, addressed, body, run_type)
+    run = await _begun(context, access, send)
+    if not body.streaming:
+        return await access.during(_whole_answer(context, run, send))
+    return _stream(context, run, send)
+
+
+@router.post(
+    "/v1/agents/{agent_id}/messages/stream",
+    tags=["agents"],
+    operation_id="create_agent_message_stream",
+    summary="Send a message to an agent's default conversation and stream the answer",
+    deprecated=True,
+    responses=STREAM_RESPONSES,
+)
+async def stream_to_agent(
+    agent_id: AgentPath,
+    body: AgentSendBody,
+    context: ContextDep,
+    tenant: TenantDep,
+    access: AccessDep,
+) -> Response:
+    addressed = await find_agent(context.records, tenant, AgentId(agent_id))
+    send = _understood(context, tenant, addressed, body, "send_message_streaming")
+    return _stream(context, await _begun(context, access, send), send)
+
+
+@router.post(
+    "/v1/agents/{agent_id}/messages/async",
+    tags=["agents"],
+    operation_id="send_message_async",
+    summary="Send a message to an agent's default conversation and be answered with the run",
+)
+async def send_to_agent_async(
+    agent_id: AgentPath,
+    body: AsyncSendBody,
+    context: ContextDep,
+    tenant: TenantDep,
+    access: AccessDep,
+) -> RunState:
+    callback_url = _callback_url(context, body)
+    addressed = await find_agent(context.records, tenant, AgentId(agent_id))
+    send = _understood(context, tenant, addressed, body, "send_message_async")
+    return RunState.of(await _begun(context, access, replace(send, callback_url=callback_url)))
+
+
+@router.post(
+    "/v1/conversations/{conversation_id}/cancel",
+    tags=["conversations"],
+    operation_id="cancel_conversation",
+    summary="Cancel what is active in a conversation",
+    response_model=dict[str, str],
+)
+async def cancel_conversation(
+    conversation_id: ThreadPath,
+    context: ContextDep,
+    tenant: TenantDep,
+    agent_id: Annotated[str | None, Query(max_length=MAX_ID_CHARS)] = None,
+) -> Response:
+    addressed = await find_addressed(context.records, tenant, conversation_id, agent_id)
+    return JsonResponse(await context.runs.cancel_thread(tenant, addressed.thread))
+
+
+@router.post(
+    "/v1/agents/{agent_id}/messages/cancel",
+    tags=["agents"],
+    operation_id="cancel_message",
+    summary="Cancel runs of an agent",
+    response_model=dict[str, str],
+)
+async def cancel_agent_runs(
+    agent_id: AgentPath,
+    context: ContextDep,
+    tenant: TenantDep,
+    body: CancelBody | None = None,
+) -> Response:
+    await context.records.agents.get(tenant, AgentId(agent_id))
+    if body is None or not body.run_ids:
+        thread = Thread(AgentId(agent_id), None)
+        return JsonResponse(await context.runs.cancel_thread(tenant, thread))
+    runs = [await context.runs.by_id(tenant, run_id) for run_id in body.run_ids]
+    for run in runs:
+        if run.thread.agent_id != agent_id:
+            raise NoActiveRunsToCancelError(f"{run.id} is not a run of {agent_id}.")
+    return JsonResponse(await context.runs.cancel(runs))
+
+
+def _callback_url(context: Context, body: AsyncSendBody) -> str | None:
+    """Return the URL as it is called. Raises ValidationFailedError."""
+    if not body.callback_url:
+        return None
+    try:
+        return receiver_url(body.callback_url, to_private=context.settings.callbacks_to_private)
+    except UrlRefusedError as error:
+        fault = Fault(["body", "callback_url"], error.detail, "callback_url")
+        raise invalid([fault]) from None
+
+
+def _refuse_stream_options(body: AgentSendBody) -> None:
+    for name, wrong in (
+        ("stream_tokens", bool(body.stream_tokens)),
+        ("background", bool(body.background)),
+        ("include_pings", body.include_pings is False),
+    ):
+        if wrong:
+            message = f"'{name}' needs 'streaming': true."
+            raise invalid([Fault(["body", name], message, "needs_streaming")])
+
+
+def _understood(
+    context: Context, tenant: TenantId, addressed: Addressed, body: SendBody, run_type: str
+) -> Send:
+    return understand(
+        body,
+        tenant,
+        addressed,
+        run_type=run_type,
+        now=context.clock.now(),
+        to_private=context.settings.callbacks_to_private,
+    )
+
+
+async def _begun(context: Context, access: Access, send: Send) -> Run:
+    """The run that the send asks for, if the tenant may have another one open."""
+    return await context.runs.send(send, admit=access.use.admit_run)
+
+
+def _stream(context: Context, run: Run, send: Send, *, deprecated: bool = False) -> Response:
+    """The run from its start, whether this send made it or an earlier one with its OTID."""
+    return RunStream(
+        context.runs,
+        Target.of(run),
+        context.clock,
+        include_pings=send.options.include_pings,
+        stall_seconds=context.settings.stall_seconds,
+        headers=deprecated_path("messages") if deprecated else None,
+    )
+
+
+def deprecated_path(action: str) -> dict[str, str]:
+    """Headers for an agent's id where a conversation's belongs (RFC 9745, RFC 8288)."""
+    link = f'</v1/conversations/default/{action}>; rel="successor-version"'
+    return {"deprecation": _DEPRECATED_SINCE, "link": link}
+
+
+async def _whole_answer(context: Context, run: Run, send: Send) -> Response:
+    """Wait for the run's end, and answer with what it gave.
+
+    A duplicate gets the answer of the run that the first request made.
+    """
+    run = await context.runs.settled(run)
+    if run.status.is_active:
+        raise StoreUnavailableError(
+            f"The answer of {run.id} can not be written at present. Send the same again, with its "
+            "otid, to get it."
+        )
+    if run.status is RunStatus.FAILED and run.error is not None:
+        error = engine_error(str(run.error["error_type"]), str(run.error["message"]))
+        error.extra = {"run_id": run.id}
+        raise error
+    answer = await whole_answer(
+        context.records,
+        run,
+        send.options.message_types,
+        compaction_messages=send.options.compaction_messages,
+    )
+    return JsonResponse(answer)

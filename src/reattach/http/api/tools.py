@@ -1,0 +1,164 @@
+"""The tools that the server runs, and which of them an agent has."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from fastapi import Path
+
+from reattach.domain.errors import InvalidArgumentError, NotFoundError
+from reattach.domain.ids import AgentId, TenantId
+from reattach.domain.limits import MAX_AGENT_TOOLS, MAX_NAME_CHARS
+from reattach.http.api.agents import agent_state
+from reattach.http.context import Context, ContextDep, TenantDep
+from reattach.http.paging import ShortPage, stretch
+from reattach.http.routes import routes
+from reattach.http.schemas.agent import AgentState
+from reattach.http.schemas.fields import AgentPath, QueryPart, QueryText, QueryTexts, ToolPath
+from reattach.http.schemas.tool import ApprovalRule, ToolBody
+from reattach.tools.base import SETTING, Tool
+from reattach.tools.base import tool_id as id_of
+
+router = routes("tools")
+
+NamePath = Annotated[str, Path(max_length=MAX_NAME_CHARS, description="The tool's name.")]
+
+
+@router.get("/v1/tools/", operation_id="list_tools", summary="List the tools that the server runs")
+async def list_tools(
+    context: ContextDep,
+    tenant: TenantDep,
+    page: ShortPage,
+    name: QueryText = None,
+    names: QueryTexts = None,
+    tool_ids: QueryTexts = None,
+    search: QueryPart = None,
+    tool_types: QueryTexts = None,
+    exclude_tool_types: QueryTexts = None,
+    return_only_letta_tools: bool = False,
+) -> list[ToolBody]:
+    """List those that the tenant may have, in the order of their names."""
+    tools = [
+        tool
+        for tool in context.toolbox.for_tenant(tenant).tools()
+        if (name is None or tool.name == name)
+        and (not names or tool.name in names)
+        and (not tool_ids or tool.id in _split(tool_ids))
+        and (search is None or search.lower() in tool.name.lower())
+        and (not tool_types or tool.kind in _split(tool_types))
+        and (not exclude_tool_types or tool.kind not in _split(exclude_tool_types))
+        and not return_only_letta_tools
+    ]
+    return [ToolBody.of(tool) for tool in stretch(tools, page, lambda tool: tool.id, "Tool")]
+
+
+@router.post(
+    "/v1/tools/add-base-tools",
+    operation_id="add_base_tools",
+    summary="Add the tools that every server has: none",
+)
+async def add_base_tools() -> list[ToolBody]:
+    return []
+
+
+@router.get("/v1/tools/{tool_id}", operation_id="retrieve_tool", summary="Retrieve a tool")
+async def retrieve_tool(tool_id: ToolPath, context: ContextDep, tenant: TenantDep) -> ToolBody:
+    return ToolBody.of(_tool(context, tenant, tool_id))
+
+
+@router.get(
+    "/v1/agents/{agent_id}/tools", operation_id="list_agent_tools", summary="List an agent's tools"
+)
+async def list_agent_tools(
+    agent_id: AgentPath, context: ContextDep, tenant: TenantDep, page: ShortPage
+) -> list[ToolBody]:
+    agent = await context.records.agents.get(tenant, AgentId(agent_id))
+    attached = context.toolbox.for_tenant(tenant).attached(agent.settings)
+    found = stretch(attached, page, lambda one: one.tool.id, "Tool")
+    return [ToolBody.attached(one) for one in found]
+
+
+@router.patch(
+    "/v1/agents/{agent_id}/tools/attach/{tool_id}",
+    operation_id="attach_tool",
+    summary="Give a tool to an agent",
+)
+async def attach_tool(
+    agent_id: AgentPath, tool_id: ToolPath, context: ContextDep, tenant: TenantDep
+) -> AgentState:
+    tool = _tool(context, tenant, tool_id)
+
+    def attached(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        tools = {tool.name: None, **(settings.get(SETTING) or {})}
+        if len(tools) > MAX_AGENT_TOOLS:
+            raise InvalidArgumentError(f"An agent may have {MAX_AGENT_TOOLS} tools; detach one.")
+        return {**settings, SETTING: tools}
+
+    return await _changed(context, tenant, agent_id, attached)
+
+
+@router.patch(
+    "/v1/agents/{agent_id}/tools/detach/{tool_id}",
+    operation_id="detach_tool",
+    summary="Take a tool from an agent",
+)
+async def detach_tool(
+    agent_id: AgentPath, tool_id: ToolPath, context: ContextDep, tenant: TenantDep
+) -> AgentState:
+    def detached(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        tools = settings.get(SETTING) or {}
+        left = {name: tools[name] for name in tools if id_of(name) != tool_id}
+        # One that the server has no more can be taken away too.
+        if len(left) == len(tools):
+            _tool(context, tenant, tool_id)
+        return {**settings, SETTING: left}
+
+    return await _changed(context, tenant, agent_id, detached)
+
+
+@router.patch(
+    "/v1/agents/{agent_id}/tools/approval/{tool_name}",
+    operation_id="modify_tool_approval",
+    summary="Say whether an agent's calls of a tool wait for an approval",
+    description="From the next turn on. The answer shows the rule in force: an agent can ask for "
+    "approvals, and not do without those that the server requires.",
+)
+async def modify_approval(
+    agent_id: AgentPath,
+    tool_name: NamePath,
+    body: ApprovalRule,
+    context: ContextDep,
+    tenant: TenantDep,
+) -> AgentState:
+    def ruled(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        tools = settings.get(SETTING) or {}
+        if tool_name not in tools:
+            raise NotFoundError(
+                f"The agent has no tool {tool_name[:100]}. Attach it first; "
+                "GET /v1/tools/ lists those there are."
+            )
+        return {**settings, SETTING: {**tools, tool_name: body.requires_approval}}
+
+    return await _changed(context, tenant, agent_id, ruled)
+
+
+def _tool(context: Context, tenant: TenantId, tool_id: str) -> Tool:
+    tool = context.toolbox.for_tenant(tenant).by_id(tool_id)
+    if tool is None:
+        raise NotFoundError(f"Tool not found with id={tool_id}")
+    return tool
+
+
+async def _changed(
+    context: Context,
+    tenant: TenantId,
+    agent_id: str,
+    change: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+) -> AgentState:
+    """The agent, after ``change`` of its settings."""
+    agent = await context.records.agents.change_settings(tenant, AgentId(agent_id), change)
+    return await agent_state(context, tenant, agent, None)
+
+
+def _split(values: list[str]) -> set[str]:
+    """Values that were repeated, or that stand in one with commas between them."""
+    return {word.strip() for value in values for word in value.split(",")}

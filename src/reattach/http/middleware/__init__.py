@@ -1,0 +1,1 @@
+"""Everything between the connection and a route: keys, rights, quotas, sizes."""

@@ -1,0 +1,182 @@
+"""Who is asking: ``Authorization: Bearer <key>``, looked up before anything else is done.
+
+The other ways of the retired server, a shared password in ``X-BARE-PASSWORD`` and a ``user_id``
+header that nobody checks, are not offered.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import partial
+from typing import Final
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from reattach.domain.clock import Clock
+from reattach.domain.errors import KeyRequiredError, ReattachError, UnauthorizedError
+from reattach.domain.limits import KEY_CACHE_ENTRIES, KEY_CACHE_SECONDS, MAX_API_KEY_CHARS
+from reattach.http.errors import error_response
+from reattach.http.middleware.access import ACCESS, Access, AccessWatch
+from reattach.http.middleware.key_uses import KeyUses
+from reattach.http.middleware.loopback import refuse_others
+from reattach.http.middleware.quotas import Quotas
+from reattach.http.middleware.refusals import Audit
+from reattach.records.keys import Keys
+from reattach.single_flight import SingleFlight
+
+OPEN_PATHS: Final = frozenset(
+    {"/", "", "/v1/health", "/v1/health/", "/v1/ready", "/v1/ready/", "/openapi.json"}
+)
+"""What is answered without a key."""
+
+
+class Authenticator:
+    """Finds out who asks, and what they may do.
+
+    A look-up is remembered for KEY_CACHE_SECONDS: a new key works, and a revoked one stops
+    working, within that time. Those who ask while it goes on wait for the same one. Keys are
+    remembered and compared by their digests, so neither the memory nor the time that an answer
+    takes tells one.
+
+    A server on which no key was ever made is open, to the default tenant, if ``may_be_open``. It
+    closes within KEY_CACHE_SECONDS of its first key, and stays closed from then on. While it is
+    open it answers only to requests that come from its own machine directly, or, if it is
+    ``open_to_all``, to every request.
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        clock: Clock,
+        *,
+        may_be_open: bool,
+        open_to_all: bool = False,
+        watch_seconds: float = KEY_CACHE_SECONDS,
+        quotas: Quotas | None = None,
+    ) -> None:
+        self._keys = keys
+        self._clock = clock
+        self._may_be_open = may_be_open or open_to_all
+        self._open_to_all = open_to_all
+        self._has_keys = False
+        self._keyless_until = 0.0  # until when it need not be looked whether there are keys
+        self._known = _Remembered()
+        self._unknown = _Remembered()  # apart, so that guesses do not drive the known ones out
+        self._watch = AccessWatch(keys, clock, watch_seconds)
+        self._quotas = quotas or Quotas(clock=clock)
+        self._nobodys = Access(self._watch, self._quotas, None)
+        self._uses = KeyUses(keys, clock)
+        self._audit = Audit(clock)
+        self._openings = SingleFlight[None, bool]("key look-up")
+        self._look_ups = SingleFlight[bytes, Access | None]("key look-up")
+
+    async def access(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Access:
+        """Return the rights of the request.
+
+        Raises UnauthorizedError (KeyRequiredError while the server has no keys), MisdirectedError,
+        StoreUnavailableError.
+        """
+        if await self._is_open():
+            if not self._open_to_all:
+                refuse_others(scope, headers)
+            return self._nobodys
+        authorization = headers.get(b"authorization", b"").decode("latin-1")
+        scheme, _, secret = authorization.partition(" ")
+        secret = secret.strip()
+        if scheme.lower() != "bearer" or not secret or len(secret) > MAX_API_KEY_CHARS:
+            raise await self._refusal(scope, secret)
+        digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+        now = self._clock.monotonic_seconds()
+        known = self._known.get(digest, now)
+        if known is not None:
+            return known
+        access = None
+        if not self._unknown.get(digest, now):
+            access = await self._look_ups.do(digest, partial(self._look_up, digest, secret, now))
+        if access is None:
+            raise await self._refusal(scope, secret)
+        return access
+
+    async def _refusal(self, scope: Scope, secret: str) -> UnauthorizedError:
+        """Record a refused request, and return the error for it."""
+        self._audit.refused(scope, secret)
+        if not self._has_keys:
+            now = self._clock.monotonic_seconds()
+            self._has_keys = await self._openings.do(None, partial(self._look_for_keys, now))
+        if self._has_keys:
+            return UnauthorizedError()
+        return KeyRequiredError("answers only to requests with a key")
+
+    async def _look_up(self, digest: bytes, secret: str, now: float) -> Access | None:
+        key = await self._keys.find(secret)
+        if key is None:
+            self._unknown.put(digest, self._nobodys, now + KEY_CACHE_SECONDS)
+            return None
+        access = self._watch.used(key.id) or Access(self._watch, self._quotas, key)
+        seconds = KEY_CACHE_SECONDS
+        if key.expires_at is not None:
+            seconds = min(seconds, (key.expires_at - self._clock.now()).total_seconds())
+        self._known.put(digest, access, now + seconds)
+        self._uses.note(key.id)
+        return access
+
+    async def _is_open(self) -> bool:
+        if not self._may_be_open or self._has_keys:
+            return False
+        now = self._clock.monotonic_seconds()
+        if now >= self._keyless_until:
+            self._has_keys = await self._openings.do(None, partial(self._look_for_keys, now))
+        return not self._has_keys
+
+    async def _look_for_keys(self, now: float) -> bool:
+        if now < self._keyless_until:
+            return False
+        if await self._keys.any():
+            return True
+        self._keyless_until = now + KEY_CACHE_SECONDS
+        return False
+
+
+class _Remembered:
+    """Look-ups that hold until a time, the oldest of which go first when there are too many."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[bytes, tuple[Access, float]] = OrderedDict()
+
+    def get(self, digest: bytes, now: float) -> Access | None:
+        access, until = self._entries.get(digest, (None, 0.0))
+        return access if now < until else None
+
+    def put(self, digest: bytes, access: Access, until: float) -> None:
+        self._entries[digest] = (access, until)
+        self._entries.move_to_end(digest)
+        if len(self._entries) > KEY_CACHE_ENTRIES:
+            self._entries.popitem(last=False)
+
+
+class Authentication:
+    """ASGI middleware: a request without a tenant goes no further than this."""
+
+    def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
+        self._app = app
+        self._authenticator = authenticator
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or _path(scope) in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        try:
+            access = await self._authenticator.access(scope, dict(scope["headers"]))
+            if ACCESS not in scope:  # Its request is counted.
+                access.use.admit()
+        except ReattachError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        scope[ACCESS], scope["reattach.tenant"] = access, access.tenant
+        await self._app(scope, receive, send)
+
+
+def _path(scope: Scope) -> str:
+    """The path below where the application is mounted."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))

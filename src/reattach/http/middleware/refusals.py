@@ -1,0 +1,54 @@
+"""A line in the log for each request that was refused for its key, as long as there are few."""
+
+import re
+from typing import Final
+
+import structlog
+from starlette.types import Scope
+
+from reattach.domain.clock import Clock
+from reattach.domain.limits import AUDIT_LINES_PER_MINUTE
+
+logger = structlog.get_logger("reattach.audit")
+
+_OURS: Final = re.compile(r"rk_[A-Za-z0-9_-]{20,}")
+_PREFIX_CHARACTERS: Final = 8
+_MINUTE_SECONDS: Final = 60.0
+
+
+class Audit:
+    """Says who was refused. A flood of refusals is counted, and told in one line a minute."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._window_ends = 0.0
+        self._lines = 0
+        self._untold = 0
+
+    def refused(self, scope: Scope, secret: str) -> None:
+        """The request came with this secret, or with none."""
+        now = self._clock.monotonic_seconds()
+        if now >= self._window_ends:
+            if self._untold:
+                logger.warning("more keys refused", times=self._untold)
+            self._window_ends = now + _MINUTE_SECONDS
+            self._lines = self._untold = 0
+        if self._lines >= AUDIT_LINES_PER_MINUTE:
+            self._untold += 1
+            return
+        self._lines += 1
+        client = scope.get("client")
+        logger.warning(
+            "key refused",
+            peer=client[0] if client else None,
+            key=_shown(secret),
+            method=scope["method"],
+            path=scope["path"][:100],
+        )
+
+
+def _shown(secret: str) -> str:
+    """The prefix by which `reattach keys list` tells keys apart; nothing of other secrets."""
+    if not secret:
+        return "none"
+    return f"{secret[:_PREFIX_CHARACTERS]}…" if _OURS.fullmatch(secret) else "not one of ours"

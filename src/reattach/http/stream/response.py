@@ -1,0 +1,212 @@
+"""The body of a stream: a run's frames from a cursor on, live until its end.
+
+A plain ASGI response that works under any server. Where ``http.connection`` lends the connection
+(see ``CONNECTION_EXTENSION``), a reader that must be left is cut off at once, one that is slow is
+told from one that takes nothing, and one that waits costs no task.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+from typing_extensions import override
+
+from reattach.domain.clock import Clock
+from reattach.domain.errors import ReattachError
+from reattach.domain.events import RunStatus
+from reattach.domain.limits import REPLAY_SLICE_EVENTS
+from reattach.http.errors import error_response
+from reattach.http.middleware.access import ACCESS, Access
+from reattach.http.stream.delivery import (
+    CONNECTION_EXTENSION,
+    AsgiDelivery,
+    Connection,
+    KeptDelivery,
+    Order,
+)
+from reattach.runs.follow import Following, Target
+from reattach.runs.service import RunService
+from reattach.wire.sse import DONE
+
+_HEADERS: Final = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+)
+_REPLACEABLE: Final = frozenset({b"cache-control", b"x-accel-buffering"})
+"""Headers of ours that the application may set otherwise."""
+
+_RESERVED: Final = frozenset(
+    {b"content-type", b"content-length", b"x-run-id", b"x-run-status", b"x-stream-starts-after"}
+)
+
+
+class RunStream(Response):
+    """Streams the run from ``cursor``.
+
+    The headers go out at once. The terminal group goes out when the run's record says how it
+    ended. The body ends with ``[DONE]`` exactly when everything up to the end of the closed log
+    was sent; in every other case
+    (the reader takes nothing for ``stall_seconds``, the log can not be followed any longer) the
+    connection is dropped without it, and the reader may resume. A reader that goes away changes
+    nothing for the run.
+
+    What ``RunService.follow`` raises is answered as the error that it is, instead of a stream.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        runs: RunService,
+        target: Target,
+        clock: Clock,
+        *,
+        cursor: int = 0,
+        max_events: int = REPLAY_SLICE_EVENTS,
+        include_pings: bool,
+        stall_seconds: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self._order = Order(runs, target, clock, stall_seconds)
+        self._cursor = cursor
+        self._max_events = max_events
+        self._include_pings = include_pings
+        self._more_headers = [
+            (name.encode("latin-1"), value.encode("latin-1"))
+            for name, value in (headers or {}).items()
+        ]
+
+    @override
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        # The head is made when it is known what to say in it; the application may add to this.
+        self.raw_headers = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = await self.respond(scope, receive, send)
+        if error is not None:
+            response = error_response(error)
+            response.raw_headers += self._added_headers()
+            await response(scope, receive, send)
+        if self.background is not None:
+            await self.background()
+
+    def _added_headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers and cookies that the application set, but for those that say what this is."""
+        return [(name, value) for name, value in self.raw_headers if name not in _RESERVED]
+
+    async def respond(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *headers: tuple[bytes, bytes],
+        waits: bool = True,
+    ) -> ReattachError | None:
+        """Stream, with ``headers`` after all others; or return why not, with nothing sent.
+
+        ``waits``: for a log that is about to be opened.
+        """
+        self._more_headers += headers
+        order = self._order
+        connection: Connection | None = scope.get("extensions", {}).get(CONNECTION_EXTENSION)
+        if connection is not None and connection.has_room():
+            rest = order.runs.rest(order.target, self._cursor, max_events=self._max_events)
+            if rest is not None:
+                await connection.begin(send, self._start(rest.first_seq - 1))
+                connection.finish(rest.frames, DONE)
+                return None
+        access: Access | None = scope.get(ACCESS)
+        try:
+            if access is not None:
+                access.use.open_stream()
+            try:
+                following = await order.runs.follow(
+                    order.target, self._cursor, max_events=self._max_events, waits=waits
+                )
+            except BaseException:
+                if access is not None:
+                    access.use.close_stream()
+                raise
+        except ReattachError as error:
+            return error
+        if access is not None:
+            access.add(following.revoke)
+        await self._deliver(following, connection, access, receive, send)
+        return None
+
+    async def _deliver(
+        self,
+        following: Following,
+        connection: Connection | None,
+        access: Access | None,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        watch = self._order.runs.watch
+
+        async def leave() -> None:
+            watch.remove(following)
+            if access is not None:
+                access.discard(following.revoke)
+                access.use.close_stream()
+            await following.aclose()
+
+        try:
+            start = self._start(following.cursor)
+            await (send(start) if connection is None else connection.begin(send, start))
+        except BaseException:
+            await leave()
+            raise
+        watch.add(following, pings=self._include_pings)
+        if connection is not None:
+            KeptDelivery(self._order, following, connection, leave).begin()
+            return
+        try:
+            await self._stream(following, receive, send)
+        finally:
+            await leave()
+
+    async def _stream(self, following: Following, receive: Receive, send: Send) -> None:
+        delivery = AsgiDelivery(self._order, following, send)
+        async with _noticing(receive, delivery):
+            complete = await delivery.to_end()
+        if complete:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        # Else the server sees a response that was left off, and drops the connection.
+
+    def _start(self, cursor: int) -> dict[str, object]:
+        status = self._order.target.status
+        if status is RunStatus.CREATED:  # Its log is open by now.
+            status = RunStatus.RUNNING
+        headers = [
+            *_HEADERS,
+            (b"x-run-id", self._order.target.run_id.encode("latin-1")),
+            (b"x-run-status", status.value.encode("latin-1")),
+            (b"x-stream-starts-after", b"%d" % cursor),
+            *self._more_headers,
+            *(added := self._added_headers()),
+        ]
+        if replaced := {name for name, _ in added} & _REPLACEABLE:
+            headers = [one for one in headers if one[0] not in replaced or one in added]
+        return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+@asynccontextmanager
+async def _noticing(receive: Receive, delivery: AsgiDelivery) -> AsyncIterator[None]:
+    """Notice that the reader went away: a send after that does not tell."""
+
+    async def listen() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        delivery.leave()
+
+    listener = asyncio.create_task(listen())
+    try:
+        yield
+    finally:
+        listener.cancel()

@@ -1,0 +1,410 @@
+"""The Redis log's layout, and every script that works on it.
+
+A run has two keys, in one hash slot: a hash with its state (``token``, ``first``, ``last``,
+``closed``, ``bytes``, ``aliases``) and a stream with its frames. An entry of the stream is one
+append; its id is ``<seq of its first frame>-0``, so a cursor is an address, and its only field is
+a body: the count of frames, their lengths unless there is just one, and the frames. An alias is a
+key of its own that holds a run's id.
+
+What happens to a run is published on a channel named like the hash, by the script that does it
+and after it is done, as a news: a head (kind, token, seq) and, of an append, the body that went
+into the stream. Everything is little-endian.
+
+Scripts named ``*_many`` work on any number of runs of one call, each by itself.
+"""
+
+import re
+import struct
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from hashlib import sha1
+from itertools import pairwise
+from typing import Final
+
+from reattach.log.frames import pack_lengths, unpack_lengths
+
+_HEAD: Final = struct.Struct("<Bqq")
+_COUNT: Final = struct.Struct("<I")
+_HEAD_SIZE: Final = _HEAD.size
+
+
+class Kind(IntEnum):
+    """What a news says."""
+
+    APPENDED = 0
+    CLOSED = 1
+    """Appended and closed."""
+    BEGUN = 2
+    """The log begins empty, at this seq: it is new, or what it had is forgotten."""
+    TRIMMED = 3
+    """Events before this seq are forgotten."""
+    DELETED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    kind: Kind
+    seq: int
+    ends: "array[int] | None"
+    """Where the frames end in ``frames``; None if there is one frame."""
+    frames: bytes
+
+    @property
+    def last_seq(self) -> int:
+        return self.seq + (1 if self.ends is None else len(self.ends)) - 1
+
+    def split(self) -> Sequence[bytes]:
+        """The frames one by one."""
+        return (self.frames,) if self.ends is None else split(self.frames, self.ends)
+
+
+def pack_append(token: int, first_seq: int, frames: Sequence[bytes], close: bool) -> bytes:
+    """An append as the scripts take it, and as it is published."""
+    head = _HEAD.pack(Kind.CLOSED if close else Kind.APPENDED, token, first_seq)
+    if len(frames) == 1:  # By far the most frequent.
+        return b"".join((head, _COUNT.pack(1), frames[0]))
+    lengths = pack_lengths([len(frame) for frame in frames])
+    return b"".join((head, _COUNT.pack(len(frames)), lengths, *frames))
+
+
+def unpack_news(news: bytes) -> News:
+    """Raises ValueError if this is no news, or one of a later version."""
+    try:
+        number, _, seq = _HEAD.unpack_from(news)
+        kind = Kind(number)
+        if kind > Kind.CLOSED:
+            return News(kind, seq, array("Q"), b"")
+        (count,) = _COUNT.unpack_from(news, _HEAD_SIZE)
+    except struct.error as error:
+        raise ValueError("The news has no head.") from error
+    start = _HEAD_SIZE + _COUNT.size
+    if count == 1:
+        return News(kind, seq, None, news[start:])
+    end = start + 4 * count
+    return News(kind, seq, ends_of(news[start:end]), news[end:])
+
+
+def split(frames: bytes, ends: "array[int]") -> list[bytes]:
+    return [frames[begin:end] for begin, end in pairwise([0, *ends])]
+
+
+def cut(
+    first_seq: int, bodies: Sequence[bytes], *, after: int, max_bytes: int, max_events: int
+) -> tuple[bytes, "array[int]"]:
+    """Of the frames in ``bodies``, which begin with ``first_seq``, those after the cursor.
+
+    Joined, with where they end; within these bounds, but at least one if there is one.
+    """
+    pieces: list[bytes] = []
+    ends = array("Q")
+    size_bytes = 0
+    seq = first_seq
+    for body in bodies:
+        (count,) = _COUNT.unpack_from(body)
+        at = _COUNT.size + (4 * count if count != 1 else 0)
+        lengths = unpack_lengths(body[_COUNT.size : at]) if count != 1 else (len(body) - at,)
+        for length in lengths:
+            if seq > after:
+                size_bytes += length
+                if ends and (size_bytes > max_bytes or len(ends) >= max_events):
+                    return b"".join(pieces), ends
+                pieces.append(body[at : at + length])
+                ends.append(size_bytes)
+            at += length
+            seq += 1
+    return b"".join(pieces), ends
+
+
+def ends_of(lengths: bytes) -> "array[int]":
+    """Where frames of these packed lengths end when they are joined."""
+    ends = array("Q")
+    end = 0
+    for length in unpack_lengths(lengths):
+        end += length
+        ends.append(end)
+    return ends
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The names of everything, of which all of a run are in one hash slot."""
+
+    prefix: str
+
+    def head(self, run_id: str) -> bytes:
+        """Also the channel of the run's news."""
+        return self.run(run_id)[0]
+
+    def run(self, run_id: str) -> tuple[bytes, bytes]:
+        """Its head and its frames."""
+        base = f"{self.prefix}:{{{run_id}}}:"
+        return f"{base}head".encode(), f"{base}log".encode()
+
+    @property
+    def any_head(self) -> bytes:
+        """The pattern of the heads of all runs."""
+        escaped = re.sub(r"([\\*?\[\]^-])", r"\\\1", self.prefix)
+        return f"{escaped}:{{*}}:head".encode()
+
+    def run_of(self, head: bytes) -> str | None:
+        """The run whose head this is; None if it is not one."""
+        begin, end = f"{self.prefix}:{{".encode(), b"}:head"
+        if not (head.startswith(begin) and head.endswith(end)):
+            return None
+        return head[len(begin) : -len(end)].decode(errors="replace")
+
+    def alias(self, alias: str) -> bytes:
+        return f"{self.prefix}:alias:{alias}".encode()
+
+
+class Script:
+    """A script and the digest by which Redis knows it once it has run there."""
+
+    def __init__(self, *parts: str, flags: str = "") -> None:
+        shebang = f"#!lua flags={flags}" if flags else "#!lua"
+        self.text = "\n".join((shebang, *parts))
+        self.sha = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+_SHARED: Final = """
+local function id(seq) return string.format('%.0f-0', seq) end
+local function say(kind, token, seq) return struct.pack('<Bi8i8', kind, token, seq) end
+
+-- The state of a run, or nil if there is none, or if the store dropped the frames that it tells of.
+local function state_of(head, stream)
+    local s = redis.call('HMGET', head, 'token', 'first', 'last', 'closed', 'bytes')
+    if not s[1] then return nil end
+    local state = {token = tonumber(s[1]), first = tonumber(s[2]), last = tonumber(s[3]),
+                   closed = s[4] == '1', bytes = tonumber(s[5]), raw = s}
+    if state.last >= state.first and redis.call('EXISTS', stream) == 0 then return nil end
+    return state
+end
+
+-- The entry that has the frame, as its first seq, count and body.
+local function entry_with(stream, seq)
+    local found = redis.call('XREVRANGE', stream, id(seq), '-', 'COUNT', 1)[1]
+    if not found then return nil end
+    local first = tonumber(string.match(found[1], '^%d+'))
+    local body = found[2][2]
+    local count = struct.unpack('<I4', body)
+    if seq >= first + count then return nil end
+    return first, count, body
+end
+
+-- The lengths of a body's frames, and where the first of them begins.
+local function lengths_of(body, count)
+    if count == 1 then return {#body - 4}, 5 end
+    local lengths = {}
+    for n = 1, count do lengths[n] = struct.unpack('<I4', body, 1 + 4 * n) end
+    return lengths, 5 + 4 * count
+end
+"""
+
+OPEN: Final = Script(
+    _SHARED,
+    """
+-- KEYS: head, stream, then aliases unless they are in another slot. ARGV: token, first seq,
+-- run id, seconds that aliases live, then the names of the aliases.
+local head, stream = KEYS[1], KEYS[2]
+local token, first = tonumber(ARGV[1]), tonumber(ARGV[2])
+local newest = redis.call('HGET', head, 'token')
+if newest and token < tonumber(newest) then return {'fenced'} end
+local state = state_of(head, stream)
+local begins = not state or (not state.closed and state.last + 1 < first)
+if begins then
+    redis.call('DEL', stream)
+    redis.call('HSET', head, 'token', ARGV[1], 'first', ARGV[2],
+               'last', string.format('%.0f', first - 1), 'closed', '0', 'bytes', '0')
+    redis.call('PERSIST', head)
+    redis.call('PUBLISH', head, say(2, token, first))
+else
+    redis.call('HSET', head, 'token', ARGV[1])
+end
+if #ARGV > 4 then
+    local known = redis.call('HGET', head, 'aliases')
+    local aliases = known and cmsgpack.unpack(known) or {}
+    for n = 5, #ARGV do
+        if KEYS[n - 2] then redis.call('SET', KEYS[n - 2], ARGV[3], 'EX', ARGV[4]) end
+        aliases[ARGV[n]] = 1
+    end
+    redis.call('HSET', head, 'aliases', cmsgpack.pack(aliases))
+end
+return {begins and 'begun' or 'ok', state_of(head, stream).raw}
+""",
+)
+
+_APPEND: Final = """
+local function is_repetition(state, stream, first, count, close, body)
+    local last = first + count - 1
+    if close and not (state.closed and last == state.last) then return false end
+    if first < state.first or last > state.last then return false end
+    if count == 0 then return true end
+    local lengths, at = lengths_of(body, count)
+    local seq, n = first, 1
+    while n <= count do
+        local e_first, e_count, e_body = entry_with(stream, seq)
+        if not e_first then return false end
+        local e_lengths, e_at = lengths_of(e_body, e_count)
+        for k = 1, e_count do
+            if e_first + k - 1 >= seq and n <= count then
+                local length = lengths[n]
+                if length ~= e_lengths[k] or string.sub(body, at, at + length - 1)
+                        ~= string.sub(e_body, e_at, e_at + length - 1) then
+                    return false
+                end
+                at, n = at + length, n + 1
+            end
+            e_at = e_at + e_lengths[k]
+        end
+        seq = e_first + e_count
+    end
+    return true
+end
+
+local function append(head, stream, news)
+    local kind, token, first = struct.unpack('<Bi8i8', news)
+    local body = string.sub(news, 18)
+    local count = struct.unpack('<I4', body)
+    local s = redis.call('HMGET', head, 'token', 'last', 'closed', 'bytes', 'first')
+    if not s[1] then return 'missing' end
+    if token < tonumber(s[1]) then return 'fenced' end
+    local last = tonumber(s[2])
+    if s[3] == '1' or first ~= last + 1 then
+        local state = state_of(head, stream)
+        if not state then return 'missing' end
+        if is_repetition(state, stream, first, count, kind == 1, body) then
+            redis.call('HSET', head, 'last', s[2])  -- WAIT waits for this connection's last write.
+            return 'ok'
+        end
+        return s[3] == '1' and 'closed' or 'mismatch:' .. s[2]
+    end
+    if count > 0 then
+        if last >= tonumber(s[5]) then
+            local added = redis.call('XADD', stream, 'NOMKSTREAM', id(first), 'f', body)
+            if not added then return 'missing' end
+        else
+            redis.call('XADD', stream, id(first), 'f', body)
+        end
+        last = first + count - 1
+    end
+    redis.call('HSET', head, 'last', string.format('%.0f', last), 'closed', tostring(kind),
+               'bytes', string.format('%.0f', tonumber(s[4]) + #body))
+    if kind == 1 then
+        redis.call('EXPIRE', head, ARGV[1])
+        redis.call('EXPIRE', stream, ARGV[1])
+    end
+    redis.call('PUBLISH', head, news)
+    return 'ok'
+end
+"""
+
+APPEND_MANY: Final = Script(
+    _SHARED,
+    _APPEND,
+    """
+-- KEYS: head and stream of each run. ARGV: seconds that a closed log lives, the news of each run.
+local answers = {}
+for n = 1, #KEYS / 2 do
+    local done, answer = pcall(append, KEYS[2 * n - 1], KEYS[2 * n], ARGV[1 + n])
+    if not done then
+        answer = 'error:' .. (type(answer) == 'table' and answer.err or tostring(answer))
+    end
+    answers[n] = answer
+end
+return answers
+""",
+)
+
+STATE_MANY: Final = Script(
+    _SHARED,
+    """
+-- KEYS: head and stream of each run.
+local answers = {}
+for n = 1, #KEYS / 2 do
+    local state = state_of(KEYS[2 * n - 1], KEYS[2 * n])
+    answers[n] = state and state.raw or false
+end
+return answers
+""",
+    flags="no-writes",
+)
+
+READ: Final = Script(
+    _SHARED,
+    """
+-- KEYS: head, stream. ARGV: cursor, bytes at most, frames at most, both at least one frame.
+-- Answers with the entries that have these frames, and perhaps some more around them.
+local stream = KEYS[2]
+local after, room, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local state = state_of(KEYS[1], stream)
+if not state then return {'missing'} end
+local answer = {'ok', state.raw, '0'}
+if after + 1 < state.first or after >= state.last then return answer end
+local batch = redis.call('XREVRANGE', stream, id(after + 1), '-', 'COUNT', 1)
+if not batch[1] then return {'missing'} end
+answer[3] = string.match(batch[1][1], '^%d+')
+local size, count, wanted = 0, 0, 1
+while true do
+    for n = 1, #batch do
+        local body = batch[n][2][2]
+        answer[3 + count + n] = body
+        size = size + #body
+    end
+    count = count + #batch
+    if #batch < wanted or size >= room or count >= most then return answer end
+    local newest = batch[#batch][1]
+    wanted = math.max(1, math.min(1000, math.ceil((room - size) * count / size), most - count))
+    batch = redis.call('XRANGE', stream, '(' .. newest, '+', 'COUNT', wanted)
+end
+""",
+    flags="no-writes",
+)
+
+TRIM: Final = Script(
+    _SHARED,
+    """
+-- KEYS: head, stream. ARGV: first seq to keep.
+local head, stream = KEYS[1], KEYS[2]
+local state = state_of(head, stream)
+if not state then return {'missing'} end
+local first = math.min(tonumber(ARGV[1]), state.last + 1)
+if first <= state.first then return {'ok', string.format('%.0f', state.first)} end
+if first > state.last then
+    redis.call('XTRIM', stream, 'MAXLEN', 0)
+else
+    local kept = entry_with(stream, first)
+    if not kept then return {'missing'} end
+    redis.call('XTRIM', stream, 'MINID', id(kept))
+end
+redis.call('HSET', head, 'first', string.format('%.0f', first))
+redis.call('PUBLISH', head, say(3, state.token, first))
+return {'ok', string.format('%.0f', first)}
+""",
+    flags="allow-oom",  # It makes room.
+)
+
+DELETE: Final = Script(
+    _SHARED,
+    """
+-- KEYS: head, stream. Answers the aliases that the log was opened with.
+local known = redis.call('HGET', KEYS[1], 'aliases')
+if redis.call('UNLINK', KEYS[1], KEYS[2]) > 0 then
+    redis.call('PUBLISH', KEYS[1], say(4, 0, 0))
+end
+local names = {}
+for alias in pairs(known and cmsgpack.unpack(known) or {}) do names[#names + 1] = alias end
+return names
+""",
+    flags="allow-oom",  # It makes room.
+)
+
+FORGET_ALIAS: Final = Script(
+    """
+-- KEYS: an alias. ARGV: the run that it must not mean any more.
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return 1
+""",
+    flags="allow-oom",  # It makes room.
+)

@@ -1,0 +1,134 @@
+"""The records of the SQLite log's journal, and their bytes.
+
+Every change of any run is one record. Records are packed at once and joined into batches in the
+order in which they happened; a batch is one row and one commit. Replaying a record over a state
+that has it already changes nothing, so rows may outlive what was folded out of them.
+
+A record is a head of fixed size and a body. Runs are named by a number that is never used for
+another run, and by their id only where they begin.
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from reattach.domain.errors import StartupError
+from reattach.log.frames import pack_lengths, unpack_lengths
+
+_HEAD: Final = struct.Struct("<BxHIqq")
+"""Kind, length of the run id or closing flag, count of frames, number, token or seq."""
+
+_LENGTH: Final = struct.Struct("<I")
+
+_CREATE: Final = 1
+_TAKE_OVER: Final = 2
+_APPEND: Final = 3
+_TRIM: Final = 4
+_DELETE: Final = 5
+_SKIP: Final = 6
+_CREATE_AT: Final = 7
+
+_SEQ: Final = struct.Struct("<q")
+
+
+class Create(Struct, frozen=True, gc=False):
+    number: int
+    token: int
+    run_id: str
+    first_seq: int = 1
+
+
+class TakeOver(Struct, frozen=True, gc=False):
+    number: int
+    token: int
+
+
+class Append(Struct, frozen=True, gc=False):
+    number: int
+    first_seq: int
+    frames: Sequence[bytes]
+    close: bool
+
+
+class Trim(Struct, frozen=True, gc=False):
+    number: int
+    first_seq: int
+
+
+class Delete(Struct, frozen=True, gc=False):
+    number: int
+
+
+class Skip(Struct, frozen=True, gc=False):
+    """A newer or the same owner forgets all that there is, and goes on at ``first_seq``."""
+
+    number: int
+    token: int
+    first_seq: int
+
+
+Record = Create | TakeOver | Append | Trim | Delete | Skip
+
+
+def pack(record: Record) -> bytes:
+    """The bytes of one record. Several make a batch by being joined."""
+    match record:
+        case Append(number, first_seq, frames, close):
+            head = _HEAD.pack(_APPEND, close, len(frames), number, first_seq)
+            if len(frames) == 1:  # By far the most frequent record.
+                return head + _LENGTH.pack(len(frames[0])) + frames[0]
+            return b"".join((head, pack_lengths([len(frame) for frame in frames]), *frames))
+        case Create(number, token, run_id, first_seq):
+            name = run_id.encode()
+            if first_seq == 1:
+                return _HEAD.pack(_CREATE, len(name), 0, number, token) + name
+            head = _HEAD.pack(_CREATE_AT, len(name), 0, number, token)
+            return head + name + _SEQ.pack(first_seq)
+        case TakeOver(number, token):
+            return _HEAD.pack(_TAKE_OVER, 0, 0, number, token)
+        case Trim(number, first_seq):
+            return _HEAD.pack(_TRIM, 0, 0, number, first_seq)
+        case Delete(number):
+            return _HEAD.pack(_DELETE, 0, 0, number, 0)
+        case Skip(number, token, first_seq):
+            return _HEAD.pack(_SKIP, 0, 0, number, token) + _SEQ.pack(first_seq)
+
+
+def unpack(batch: bytes) -> Iterator[Record]:
+    """The records of a batch, in their order; StartupError at one that is unknown."""
+    at = 0
+    while at < len(batch):
+        kind, small, count, number, value = _HEAD.unpack_from(batch, at)
+        at += _HEAD.size
+        if kind == _APPEND:
+            frames: list[bytes] = []
+            lengths = unpack_lengths(batch[at : at + 4 * count])
+            at += 4 * count
+            for length in lengths:
+                frames.append(batch[at : at + length])
+                at += length
+            yield Append(number, value, frames, bool(small))
+        elif kind == _CREATE:
+            yield Create(number, value, batch[at : at + small].decode())
+            at += small
+        elif kind == _CREATE_AT:
+            (first_seq,) = _SEQ.unpack_from(batch, at + small)
+            yield Create(number, value, batch[at : at + small].decode(), first_seq)
+            at += small + _SEQ.size
+        elif kind == _SKIP:
+            (first_seq,) = _SEQ.unpack_from(batch, at)
+            yield Skip(number, value, first_seq)
+            at += _SEQ.size
+        elif kind == _TAKE_OVER:
+            yield TakeOver(number, value)
+        elif kind == _TRIM:
+            yield Trim(number, value)
+        elif kind == _DELETE:
+            yield Delete(number)
+        else:
+            raise StartupError(
+                f"The event log has a record of kind {kind}, unknown to this version of Reattach. "
+                "Start the version that wrote it, or restore the database from a backup."
+            )

@@ -1,0 +1,489 @@
+"""The log in a SQLite file: durable on one machine, with nothing beside it."""
+
+import asyncio
+import heapq
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from os import PathLike, fspath
+
+from typing_extensions import override
+
+from reattach.domain.errors import (
+    FencedError,
+    LogClosedError,
+    LogNotFoundError,
+    SeqMismatchError,
+    StartupError,
+    StoreUnavailableError,
+    TrimmedError,
+)
+from reattach.domain.limits import LOST_LOG_FIRST_SEQ
+from reattach.domain.store_errors import LogDamagedError
+from reattach.log.base import (
+    Capabilities,
+    Done,
+    Head,
+    Inventory,
+    Log,
+    LogEntry,
+    Slice,
+    Tail,
+)
+from reattach.log.closed_runs import ClosedRuns
+from reattach.log.notifier import Herald
+from reattach.log.sqlite import tables
+from reattach.log.sqlite.folding import Compaction, Sizes
+from reattach.log.sqlite.journal import Append, Create, Delete, Record, Skip, TakeOver, Trim
+from reattach.log.sqlite.read_pool import Readers
+from reattach.log.sqlite.recovery import Recovered, recover
+from reattach.log.sqlite.run_state import LiveRun, Operation
+from reattach.log.sqlite.tables import Connect, Durability, default_connect
+from reattach.log.sqlite.writer import Writer
+from reattach.single_flight import SingleFlight
+
+__all__ = ["Durability", "Sizes", "SqliteLog"]
+
+_CLOSING = "The server is closing. Reconnect to resume."
+_UNWRITABLE = "The event log can not be written at present. Try again in a moment."
+_UNREADABLE = "The event log can not be read at present. Try again in a moment."
+
+
+class SqliteLog(Log):
+    """All runs' logs in one SQLite file, of which this process is the only owner.
+
+    An acknowledged append survives, with ``durability="process"``, the death of this process by
+    any signal (a crash of the machine may cost the last moments before it, always whole appends
+    from the end); with ``durability="power"`` also the machine's loss of power, if its disk keeps
+    what it has confirmed. The latter waits for the disk at every commit.
+
+    Made by ``open_file``. Other connections of this process may write to other tables of the
+    file in short transactions. Nothing here keeps a second process away.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        recovered: Recovered,
+        readers: Readers,
+        durability: Durability,
+        sizes: Sizes,
+        *,
+        file: str,
+    ) -> None:
+        self.capabilities = Capabilities(
+            survives_process_kill=True,
+            survives_power_loss=durability == "power",
+            shared_between_processes=False,
+            finds_aliases=False,
+        )
+        self._runs = {run.run_id: run for run in recovered.runs.values()}
+        self._next_number = recovered.next_number
+        self._closed_runs: ClosedRuns[LiveRun] = ClosedRuns(sizes.closed_runs_bytes)
+        self._look_ups = SingleFlight[str, bool]("log look-up")
+        self._readers = readers
+        self._closing = False
+        self._loop = asyncio.get_running_loop()
+        self._herald = Herald()
+        next_row = recovered.first_row + len(recovered.row_sizes)
+        # Should the power fail again, their ends must not be written a second time, differently.
+        uncertain = frozenset(run for run in recovered.runs.values() if run.tail_uncertain)
+        self._writer = Writer(
+            connection,
+            durability,
+            next_row,
+            self._on_committed,
+            self._on_failed,
+            synced_runs=uncertain,
+        )
+        self._compaction = Compaction(
+            self._writer,
+            readers,
+            sizes,
+            self._keep_if_closed,
+            file=file,
+            first_row=recovered.first_row,
+            row_sizes=recovered.row_sizes,
+        )
+        for run in recovered.runs.values():
+            if run.first_row is not None:
+                self._compaction.note_run(run)
+            elif run.tail.closed:
+                self._closed_runs.add(run)
+        self._upkeep = asyncio.create_task(self._compaction.run(), name="log upkeep")
+
+    @classmethod
+    async def open_file(
+        cls,
+        path: str | PathLike[str],
+        *,
+        durability: Durability = "process",
+        sizes: Sizes | None = None,
+        connect: Connect = default_connect,
+        after_power_cut: bool = False,
+    ) -> "SqliteLog":
+        """Open the log in the file at ``path``, which is made if it is missing.
+
+        Runs continue where their last acknowledged append left them, but ``after_power_cut``: then
+        the tails of those that are open are uncertain. ``connect`` makes the connections, to be
+        used in several threads, and is there for tests.
+
+        Raises StartupError if the file cannot be used.
+        """
+        file = fspath(path)
+
+        def connect_prepared() -> sqlite3.Connection:
+            connection = connect(file)
+            tables.prepare(connection, durability)
+            return connection
+
+        def start() -> tuple[sqlite3.Connection, Recovered]:
+            connection = connect_prepared()
+            try:
+                tables.create(connection)
+                return connection, recover(connection, after_power_cut=after_power_cut)
+            except BaseException:
+                connection.close()
+                raise
+
+        try:
+            connection, recovered = await asyncio.to_thread(start)
+        except sqlite3.Error as error:
+            raise StartupError(
+                f"The event log {file} can not be opened: {error}. Check that the directory "
+                "exists, is writable and not full, and that the file is a SQLite database."
+            ) from error
+        readers = Readers(connect_prepared)
+        return cls(connection, recovered, readers, durability, sizes or Sizes(), file=file)
+
+    async def open(
+        self,
+        run_id: str,
+        token: int,
+        *,
+        first_seq: int = 1,
+        aliases: Sequence[str] = (),  # noqa: ARG002  the records of the same file find them
+    ) -> Head:
+        while (run := await self._find(run_id)) is not None and run.deleting:
+            await self._settled(run)
+        if run is not None and run.head.tail_uncertain:
+            first_seq = max(first_seq, LOST_LOG_FIRST_SEQ)
+        if run is None:
+            run = LiveRun(self._next_number, run_id, token, first_seq, self._herald)
+            self._next_number += 1
+            self._runs[run_id] = run
+            await self._write(run, Create(run.number, token, run_id, first_seq))
+        elif token < run.expected_token:
+            raise _fenced(run_id, token)
+        elif not run.expected_closed and run.expected_last_seq + 1 < first_seq:
+            await self._write(run, Skip(run.number, token, first_seq))
+        elif token > run.expected_token:
+            await self._write(run, TakeOver(run.number, token))
+        else:
+            await self._settled(run)
+        return run.head
+
+    async def append(
+        self,
+        run_id: str,
+        token: int,
+        first_seq: int,
+        frames: Sequence[bytes],
+        *,
+        close: bool = False,
+    ) -> None:
+        if not frames and not close:
+            raise ValueError("An append without frames must close the log.")
+        run = self._runs.get(run_id) or await self._get(run_id)
+        if run.takes(token, first_seq):
+            await self._write(run, Append(run.number, first_seq, tuple(frames), close))
+            return
+        if run.deleting or not run.created:
+            raise _not_found(run_id)
+        if token < run.expected_token:
+            raise _fenced(run_id, token)
+        if await self._is_repetition(run, first_seq, frames, close):
+            await self._settled(run)
+        elif run.expected_closed:
+            raise LogClosedError(f"{run_id} is closed.")
+        else:
+            raise SeqMismatchError(run_id, first_seq, run.expected_last_seq)
+
+    @override
+    def submit(
+        self,
+        run_id: str,
+        token: int,
+        first_seq: int,
+        frames: Sequence[bytes],
+        *,
+        close: bool = False,
+        done: Done,
+    ) -> "asyncio.Task[None] | None":
+        run = self._runs.get(run_id)
+        if run is None or not run.takes(token, first_seq) or not (frames or close):
+            return super().submit(run_id, token, first_seq, frames, close=close, done=done)
+        self._submit(Operation(run, Append(run.number, first_seq, frames, close), done))
+        return None
+
+    @override
+    def after_turn(self, call: Callable[[], None]) -> None:
+        self._writer.after_turn(call)
+
+    async def head(self, run_id: str) -> Head:
+        return (await self._get(run_id)).head
+
+    async def read(self, run_id: str, after: int, *, max_bytes: int, max_events: int) -> Slice:
+        run = await self._get(run_id)
+        self._closed_runs.touch(run)
+        if run.first_seq <= after + 1 < run.tail.first_seq:
+            tail = await self._load(run, after, max_bytes, max_events)
+        else:
+            tail = run.tail
+        if after + 1 < run.first_seq:
+            raise TrimmedError(run_id, run.first_seq)
+        if tail is None:
+            raise LogDamagedError(f"The log of {run_id} is damaged after event {after}.")
+        piece = tail.slice(after, max_bytes=max_bytes, max_events=max_events)
+        if tail is run.tail:
+            return piece
+        return _continued(piece, run.tail, max_bytes=max_bytes, max_events=max_events)
+
+    @asynccontextmanager
+    async def follow(self, run_id: str) -> AsyncIterator[Tail]:
+        run = await self._get(run_id)
+        self._closed_runs.touch(run)
+        run.followers += 1
+        try:
+            yield run.tail
+        finally:
+            run.followers -= 1
+            self._evict()
+
+    @override
+    def closed_tail(self, run_id: str) -> Tail | None:
+        run = self._runs.get(run_id)
+        if run is None or not run.tail.closed or run.deleting:
+            return None
+        self._closed_runs.touch(run)
+        return run.tail
+
+    async def trim(self, run_id: str, first_seq: int) -> None:
+        run = await self._get(run_id)
+        if run.deleting:
+            raise _not_found(run_id)
+        first_seq = min(first_seq, run.expected_last_seq + 1)
+        if first_seq > run.first_seq:
+            await self._write(run, Trim(run.number, first_seq))
+
+    async def delete(self, run_id: str) -> None:
+        run = await self._find(run_id)
+        if run is None:
+            return
+        if run.deleting:
+            await self._settled(run)
+        else:
+            await self._write(run, Delete(run.number))
+
+    @override
+    async def inventory(self, cursor: str | None, *, limit: int) -> Inventory:
+        after = int(cursor or 0)
+        try:
+            stored = await self._readers.call(partial(tables.runs_after, number=after, limit=limit))
+        except sqlite3.Error as error:
+            raise StoreUnavailableError(_UNREADABLE) from error
+        # Memory is newer than the tables, and has every run that is open.
+        found = {run.number: LogEntry(run.run_id, run.closed) for run in stored}
+        for run in self._runs.values():
+            if run.number > after and run.created and not run.deleting:
+                found[run.number] = LogEntry(run.run_id, run.tail.closed)
+        numbers = heapq.nsmallest(limit, found)
+        more = len(found) > limit or len(stored) == limit
+        return Inventory([found[number] for number in numbers], str(numbers[-1]) if more else None)
+
+    async def find(self, alias: str) -> str | None:  # noqa: ARG002
+        if self._closing:
+            raise StoreUnavailableError(_CLOSING)
+        return None
+
+    async def aclose(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        runs, self._runs = self._runs, {}  # Nobody finds a run to write to from here on.
+        self._upkeep.cancel()
+        await asyncio.wait([self._upkeep])
+        await self._writer.stop()
+        for run in runs.values():
+            run.tail.fail(StoreUnavailableError(_CLOSING))
+        await self._readers.aclose()
+        if not self._upkeep.cancelled():
+            self._upkeep.result()
+
+    async def _get(self, run_id: str) -> LiveRun:
+        run = await self._find(run_id)
+        if run is None or not run.created:
+            raise _not_found(run_id)
+        return run
+
+    async def _find(self, run_id: str) -> LiveRun | None:
+        """The run from memory, where every open one is, or else from the file."""
+        while True:
+            if self._closing:
+                raise StoreUnavailableError(_CLOSING)
+            run = self._runs.get(run_id)
+            if run is not None:
+                return run
+            is_there = await self._look_ups.do(run_id, partial(self._look_up, run_id))
+            if not is_there and run_id not in self._runs:
+                return None
+
+    async def _look_up(self, run_id: str) -> bool:
+        """Take the run from the file into memory; whether it is there."""
+        try:
+            stored = await self._readers.call(partial(tables.run_by_id, run_id=run_id))
+        except sqlite3.Error as error:
+            raise StoreUnavailableError(_UNREADABLE) from error
+        if stored is None:
+            return False
+        run = LiveRun.stored(stored)
+        self._runs[run_id] = run
+        self._closed_runs.add(run)
+        return True
+
+    async def _load(self, run: LiveRun, after: int, max_bytes: int, max_events: int) -> Tail | None:
+        """Frames that are in chunks and not in memory; None if they are gone.
+
+        Of a run that was folded while it was open, what follows the chunks is in its tail only.
+        """
+        load = partial(
+            tables.load,
+            number=run.number,
+            after=after,
+            max_bytes=max_bytes,
+            max_events=max_events,
+        )
+        try:
+            tail = await self._readers.call(load)
+        except sqlite3.Error as error:
+            raise StoreUnavailableError(_UNREADABLE) from error
+        if run.deleting:
+            raise _not_found(run.run_id)
+        return tail
+
+    async def _is_repetition(
+        self, run: LiveRun, first_seq: int, frames: Sequence[bytes], close: bool
+    ) -> bool:
+        """Whether the log holds these frames, and as its end if they are to close it.
+
+        Frames in flight count: whoever repeats them waits for them.
+        """
+        last_seq = first_seq + len(frames) - 1
+        if close and not (run.expected_closed and last_seq == run.expected_last_seq):
+            return False
+        if first_seq < run.first_seq or last_seq > run.expected_last_seq:
+            return False
+        written = max(min(run.tail.last_seq + 1 - first_seq, len(frames)), 0)
+        rest = first_seq + written
+        if run.in_flight_frames(rest, len(frames) - written) != list(frames[written:]):
+            return False
+        in_chunks = min(max(run.tail.first_seq - first_seq, 0), written)
+        in_tail = frames[in_chunks:written]
+        if in_tail and not run.tail.holds(first_seq + in_chunks, in_tail):
+            return False
+        if not in_chunks:
+            return True
+        size_bytes = sum(map(len, frames[:in_chunks]))
+        tail = await self._load(run, first_seq - 1, size_bytes, in_chunks)
+        return tail is not None and tail.holds(first_seq, frames[:in_chunks])
+
+    def _write(self, run: LiveRun, record: Record) -> "asyncio.Future[None]":
+        """Done when the record is on the disk and applied to the run."""
+        self._submit(Operation(run, record))
+        return self._settled(run)
+
+    def _submit(self, operation: Operation) -> None:
+        run = operation.run
+        run.expect(operation)
+        if run.tail.closed:
+            self._closed_runs.discard(run)
+        self._writer.submit(operation)
+
+    def _settled(self, run: LiveRun) -> "asyncio.Future[None]":
+        """Done when what is in flight for the run is on the disk; raises if it can not be."""
+        settled: asyncio.Future[None] = self._loop.create_future()
+        if run.in_flight:
+            run.in_flight[-1].waiters.append(settled)
+        else:
+            settled.set_result(None)
+        return settled
+
+    def _on_committed(self, operations: Sequence[Operation], row: int, size_bytes: int) -> None:
+        self._compaction.note_row(size_bytes)
+        for operation in operations:
+            run = operation.run
+            run.in_flight.popleft()
+            if isinstance(operation.record, Delete):
+                self._forget(run)
+            elif run.apply(operation.record):
+                if run.note_row(row) or run.tail.closed:
+                    self._compaction.note_run(run)
+            else:
+                self._keep_if_closed(run)
+        self._herald.tell()
+        for operation in operations:
+            operation.end(None)
+
+    def _on_failed(self, operations: Sequence[Operation], error: Exception) -> None:
+        self._compaction.note_failure()
+        for operation in operations:
+            run = operation.run
+            run.revert()
+            if not run.created:
+                self._runs.pop(run.run_id, None)
+            elif run.first_row is not None:
+                self._compaction.note_run(run)
+            else:
+                self._keep_if_closed(run)
+            failure = StoreUnavailableError(_UNWRITABLE)
+            failure.__cause__ = error
+            operation.end(failure)
+
+    def _forget(self, run: LiveRun) -> None:
+        """The disk knows the run no longer. It stays marked as being deleted."""
+        self._runs.pop(run.run_id, None)
+        self._closed_runs.discard(run)
+        self._compaction.forget(run)
+        run.tail.fail(LogNotFoundError(f"The log of {run.run_id} was deleted."))
+
+    def _keep_if_closed(self, run: LiveRun) -> None:
+        """The run's row and chunks say all that there is of it: memory need not, but may."""
+        is_folded = run.first_row is None and not run.in_flight
+        if run.tail.closed and is_folded and not run.deleting:
+            self._closed_runs.add(run)
+            self._evict()
+
+    def _evict(self) -> None:
+        for run in self._closed_runs.evict():
+            self._runs.pop(run.run_id, None)
+
+
+def _continued(piece: Slice, tail: Tail, *, max_bytes: int, max_events: int) -> Slice:
+    """``piece`` and what follows it in ``tail``, as far as the bounds have room for it."""
+    room_bytes = max_bytes - len(piece.frames)
+    room_events = max_events - (piece.last_seq + 1 - piece.first_seq)
+    if room_bytes <= 0 or room_events <= 0 or piece.last_seq + 1 < tail.first_seq:
+        return piece
+    rest = tail.slice(piece.last_seq, max_bytes=room_bytes, max_events=room_events)
+    if len(rest.frames) > room_bytes:  # A single frame, which is given however large it is.
+        return piece
+    return Slice(piece.first_seq, rest.last_seq, piece.frames + rest.frames)
+
+
+def _not_found(run_id: str) -> LogNotFoundError:
+    return LogNotFoundError(f"There is no log of {run_id}.")
+
+
+def _fenced(run_id: str, token: int) -> FencedError:
+    return FencedError(f"{run_id} has an owner with a newer token than {token}.")

@@ -1,0 +1,84 @@
+"""What a SQLite log knows when its file is opened."""
+
+import sqlite3
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import structlog
+
+from reattach.domain.errors import StartupError
+from reattach.log.sqlite import tables
+from reattach.log.sqlite.journal import Create, Delete, Record, unpack
+from reattach.log.sqlite.run_state import LiveRun
+
+logger = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Recovered:
+    """The runs that are open or not folded yet, and the extent of the journal."""
+
+    runs: dict[int, LiveRun] = field(default_factory=dict)
+    next_number: int = 1
+    first_row: int = 1
+    row_sizes: list[int] = field(default_factory=list)
+    """Of consecutive rows."""
+
+
+def recover(connection: sqlite3.Connection, *, after_power_cut: bool = False) -> Recovered:
+    """Replay the journal upon what was folded out of it. Changes nothing in the file.
+
+    Except ``after_power_cut``: then the runs that are open now are distrusted, now and by every
+    later start, until each has its end.
+    """
+    found = Recovered(next_number=tables.highest_number(connection) + 1)
+    for stored in tables.open_runs(connection):
+        run = LiveRun.stored(stored)  # Its chunks are read when somebody asks for them.
+        found.runs[run.number] = run
+    for row, batch in tables.journal(connection):
+        if not found.row_sizes:
+            found.first_row = row
+        lost_rows = row - found.first_row - len(found.row_sizes)
+        found.row_sizes += [0] * lost_rows + [len(batch)]
+        for record in _readable(row, batch):
+            found.next_number = max(found.next_number, record.number + 1)
+            _replay(connection, found.runs, row, record)
+    if after_power_cut:
+        tables.distrust_runs(connection, found.next_number)
+    uncertain_before = tables.uncertain_before(connection)
+    for run in found.runs.values():
+        run.revert()
+        run.tail_uncertain = run.number < uncertain_before and not run.tail.closed
+    return found
+
+
+def _readable(row: int, batch: bytes) -> Iterator[Record]:
+    """The records of a row, up to the first that is damaged.
+
+    What is missing then is a gap in the logs of some runs, which go on behind it.
+    """
+    try:
+        yield from unpack(batch)
+    except (StartupError, struct.error, ValueError) as error:
+        logger.error("row of the event log is damaged", row=row, reason=str(error))  # noqa: TRY400
+
+
+def _replay(
+    connection: sqlite3.Connection, runs: dict[int, LiveRun], row: int, record: Record
+) -> None:
+    if isinstance(record, Delete):
+        runs.pop(record.number, None)
+        return
+    run = runs.get(record.number)
+    if run is None:
+        stored = tables.run_by_number(connection, record.number)
+        if stored is not None:
+            run = LiveRun.stored(stored)
+        elif isinstance(record, Create):
+            run = LiveRun(record.number, record.run_id, record.token, record.first_seq)
+        else:
+            return  # Its beginning was deleted from the journal, so its end is in there too.
+        runs[record.number] = run
+    if run.apply(record):
+        run.note_row(row)

@@ -1,0 +1,303 @@
+"""The tables of the SQLite log, and every statement on them.
+
+The journal has what happened last, of all runs together, in the order in which it happened. The
+other tables have what was folded out of it: a row per run, and its frames in chunks. Functions
+take a connection and leave transactions to their caller; they may run in any thread.
+"""
+
+import sqlite3
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from reattach.domain.errors import StartupError
+from reattach.log.frames import pack_lengths, unpack_lengths
+from reattach.log.tail import Tail
+
+Durability = Literal["process", "power"]
+Connect = Callable[[str], sqlite3.Connection]
+
+BUSY_TIMEOUT_SECONDS: Final = 5.0
+"""How long to wait for another connection's write. Those are transactions of milliseconds."""
+
+TRUNCATE_WAIT_SECONDS: Final = 0.05
+"""How long emptying the WAL waits for readers, which take milliseconds."""
+
+_LAYOUT: Final = 1
+_ALL: Final = 2**63 - 1
+SWEEP_CHUNKS: Final = 16
+"""Chunks deleted in one transaction: about a millisecond's work at 64 KiB each."""
+
+_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS log_meta (
+    key TEXT PRIMARY KEY, value INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS log_journal (
+    id INTEGER PRIMARY KEY, batch BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS log_run (
+    number INTEGER PRIMARY KEY, run_id TEXT NOT NULL UNIQUE, token INTEGER NOT NULL,
+    first_seq INTEGER NOT NULL, last_seq INTEGER NOT NULL, closed INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS log_run_open ON log_run (number) WHERE closed = 0;
+CREATE TABLE IF NOT EXISTS log_chunk (
+    id INTEGER PRIMARY KEY, number INTEGER NOT NULL, first_seq INTEGER NOT NULL,
+    last_seq INTEGER NOT NULL, ends BLOB NOT NULL, frames BLOB NOT NULL,
+    UNIQUE (number, first_seq)
+);
+CREATE TABLE IF NOT EXISTS log_garbage (
+    number INTEGER PRIMARY KEY, before_seq INTEGER NOT NULL
+);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """The row of a run: its state as far as it was folded out of the journal."""
+
+    number: int
+    run_id: str
+    token: int
+    first_seq: int
+    last_seq: int
+    closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive frames of one run, joined. ``ends`` are offsets into ``frames``."""
+
+    first_seq: int
+    last_seq: int
+    ends: "array[int]"
+    frames: bytes
+
+
+def default_connect(path: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
+    )
+
+
+def prepare(connection: sqlite3.Connection, durability: Durability) -> None:
+    """Settings of a connection. Checkpoints are made by us, when they disturb least.
+
+    What is deleted is overwritten, also in pages that are free from then on.
+    """
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise StartupError(
+            f"The event log needs SQLite's WAL mode, and its file is in mode {mode}. "
+            "Use a data directory on a local disk."
+        )
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute("PRAGMA secure_delete = ON")
+    set_synchronous(connection, durability)
+
+
+def set_synchronous(connection: sqlite3.Connection, durability: Durability) -> None:
+    level = "FULL" if durability == "power" else "NORMAL"
+    connection.execute(f"PRAGMA synchronous = {level}")
+
+
+def create(connection: sqlite3.Connection) -> None:
+    """Make the tables where they are missing; StartupError if a newer version made them."""
+    for statement in _TABLES.strip().split(";\n"):
+        connection.execute(statement)
+    connection.execute("INSERT OR IGNORE INTO log_meta VALUES ('layout', ?)", (_LAYOUT,))
+    (layout,) = connection.execute("SELECT value FROM log_meta WHERE key = 'layout'").fetchone()
+    if layout != _LAYOUT:
+        raise StartupError(
+            f"The event log has layout {layout}; this version of Reattach knows layout {_LAYOUT}. "
+            "Start the version that wrote it, or use another data directory."
+        )
+
+
+def distrust_runs(connection: sqlite3.Connection, before_number: int) -> None:
+    """Remember that the open runs of lower numbers may have lost their last events."""
+    connection.execute(
+        "INSERT OR REPLACE INTO log_meta VALUES ('uncertain_before', ?)", (before_number,)
+    )
+
+
+def uncertain_before(connection: sqlite3.Connection) -> int:
+    """The number below which open runs may have lost their last events; 0 for none."""
+    found = connection.execute(
+        "SELECT value FROM log_meta WHERE key = 'uncertain_before'"
+    ).fetchone()
+    return 0 if found is None else int(found[0])
+
+
+def checkpoint(connection: sqlite3.Connection) -> None:
+    """Move what can be moved from the WAL into the database, without making anybody wait."""
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+
+def truncate_wal(connection: sqlite3.Connection) -> bool:
+    """Move all of the WAL into the database and empty its file; False if somebody reads from it.
+
+    Waits for readers no longer than TRUNCATE_WAIT_SECONDS, because appends wait meanwhile.
+    """
+    (usual_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
+    connection.execute(f"PRAGMA busy_timeout = {int(TRUNCATE_WAIT_SECONDS * 1000)}")
+    try:
+        (is_busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {usual_ms}")
+    return not is_busy
+
+
+def wal_bytes(file: str) -> int:
+    """The size of the WAL of a database's file."""
+    try:
+        return Path(f"{file}-wal").stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def write_batch(connection: sqlite3.Connection, row: int, batch: bytes) -> None:
+    connection.execute("INSERT INTO log_journal VALUES (?, ?)", (row, batch))
+
+
+def journal(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes]]:
+    """All rows of the journal, in their order."""
+    yield from connection.execute("SELECT id, CAST(batch AS BLOB) FROM log_journal ORDER BY id")
+
+
+def prune(connection: sqlite3.Connection, before_row: int) -> None:
+    connection.execute("DELETE FROM log_journal WHERE id < ?", (before_row,))
+
+
+def forget_run(connection: sqlite3.Connection, number: int) -> None:
+    """Delete the run's row now, and leave its chunks to ``sweep``."""
+    deleted = connection.execute("DELETE FROM log_run WHERE number = ?", (number,))
+    if deleted.rowcount:
+        connection.execute("INSERT OR REPLACE INTO log_garbage VALUES (?, ?)", (number, _ALL))
+
+
+_FOLD_RUNS: Final = (
+    "INSERT INTO log_run VALUES {places} ON CONFLICT (number) DO UPDATE SET"
+    " token = excluded.token, first_seq = excluded.first_seq, last_seq = excluded.last_seq,"
+    " closed = excluded.closed"
+)
+_FOLD_CHUNKS: Final = (
+    "INSERT INTO log_chunk (number, first_seq, last_seq, ends, frames) VALUES {places}"
+)
+
+
+def fold(connection: sqlite3.Connection, runs: Sequence[tuple[StoredRun, Sequence[Chunk]]]) -> None:
+    """Write the runs' rows, and the chunks that they have beyond those written before.
+
+    One statement for all of a kind: between two of them the event loop may take its time.
+    """
+    connection.execute(
+        _FOLD_RUNS.format(places=_places(len(runs), 6)),
+        [value for run, _ in runs for value in astuple(run)],
+    )
+    chunks = [
+        (run.number, chunk.first_seq, chunk.last_seq, pack_lengths(chunk.ends), chunk.frames)
+        for run, its_chunks in runs
+        for chunk in its_chunks
+    ]
+    if chunks:
+        connection.execute(
+            _FOLD_CHUNKS.format(places=_places(len(chunks), 5)),
+            [value for chunk in chunks for value in chunk],
+        )
+    for run, _ in runs:
+        if run.first_seq > 1:
+            connection.execute(
+                "INSERT OR REPLACE INTO log_garbage SELECT ?, ? WHERE EXISTS"
+                " (SELECT 1 FROM log_chunk WHERE number = ? AND last_seq < ?)",
+                (run.number, run.first_seq, run.number, run.first_seq),
+            )
+
+
+def _places(rows: int, columns: int) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return ", ".join([row] * rows)
+
+
+def sweep(connection: sqlite3.Connection) -> bool:
+    """Delete some chunks that nobody can reach any more; whether there was anything to do."""
+    found = connection.execute("SELECT number, before_seq FROM log_garbage LIMIT 1").fetchone()
+    if found is None:
+        return False
+    deleted = connection.execute(
+        "DELETE FROM log_chunk WHERE id IN (SELECT id FROM log_chunk"
+        " WHERE number = ? AND last_seq < ? ORDER BY first_seq LIMIT ?)",
+        (*found, SWEEP_CHUNKS),
+    )
+    if deleted.rowcount < SWEEP_CHUNKS:
+        connection.execute("DELETE FROM log_garbage WHERE number = ? AND before_seq = ?", found)
+    return True
+
+
+_RUN: Final = "SELECT number, run_id, token, first_seq, last_seq, closed FROM log_run "
+
+
+def run_by_id(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:
+    return _run(connection.execute(_RUN + "WHERE run_id = ?", (run_id,)).fetchone())
+
+
+def run_by_number(connection: sqlite3.Connection, number: int) -> StoredRun | None:
+    return _run(connection.execute(_RUN + "WHERE number = ?", (number,)).fetchone())
+
+
+def open_runs(connection: sqlite3.Connection) -> list[StoredRun]:
+    rows = connection.execute(_RUN + "WHERE closed = 0 ORDER BY number").fetchall()
+    return [run for row in rows if (run := _run(row)) is not None]
+
+
+def runs_after(connection: sqlite3.Connection, *, number: int, limit: int) -> list[StoredRun]:
+    """Runs with a higher number, in the order of their numbers."""
+    rows = connection.execute(
+        _RUN + "WHERE number > ? ORDER BY number LIMIT ?", (number, limit)
+    ).fetchall()
+    return [run for row in rows if (run := _run(row)) is not None]
+
+
+def _run(row: tuple[int, str, int, int, int, int] | None) -> StoredRun | None:
+    return None if row is None else StoredRun(*row[:5], closed=bool(row[5]))
+
+
+def highest_number(connection: sqlite3.Connection) -> int:
+    """The highest number of a run that the tables beside the journal know; 0 for none."""
+    (number,) = connection.execute(
+        "SELECT max(coalesce((SELECT max(number) FROM log_run), 0),"
+        " coalesce((SELECT max(number) FROM log_garbage), 0))"
+    ).fetchone()
+    return int(number)
+
+
+def load(
+    connection: sqlite3.Connection, number: int, after: int, *, max_bytes: int, max_events: int
+) -> Tail | None:
+    """A tail that has the frames from ``after + 1`` on, enough to cut a slice of these bounds.
+
+    None if the chunks have no such frame.
+    """
+    rows = connection.execute(
+        "SELECT first_seq, ends, frames FROM log_chunk WHERE number = ? AND first_seq >="
+        " (SELECT max(first_seq) FROM log_chunk WHERE number = ? AND first_seq <= ?)"
+        " ORDER BY first_seq",
+        (number, number, after + 1),
+    )
+    tail: Tail | None = None
+    for first_seq, lengths, frames in rows:
+        ends = unpack_lengths(lengths) if len(lengths) % 4 == 0 else array("I")
+        if not ends or ends[-1] != len(frames):
+            break  # It is damaged.
+        if tail is None:
+            tail = Tail(first_seq)
+        elif first_seq != tail.last_seq + 1:
+            break
+        tail.extend_joined(frames, ends)
+        if after < tail.last_seq:
+            tail.trim(after + 1)
+            if tail.size_bytes >= max_bytes or tail.last_seq - after >= max_events:
+                break
+    rows.close()
+    return tail if tail is not None and tail.first_seq == after + 1 else None

@@ -1,0 +1,247 @@
+"""The thread that writes the SQLite log.
+
+It is given what was submitted in one turn of the event loop at once, commits all that has come in
+since its last commit as one batch, and tells the event loop once per batch. There is no timer: a
+lone append is written at once, and appends that come while a commit is under way share the next
+one. Jobs (the upkeep of the file) take their turn in between, each in a transaction of its own, in
+the order in which they were asked for.
+"""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from reattach.log.sqlite import tables
+from reattach.log.sqlite.journal import Delete
+from reattach.log.sqlite.run_state import LiveRun, Operation
+from reattach.log.sqlite.tables import Durability
+
+_BATCH_BYTES: Final = 4 * 1024 * 1024
+"""Where a batch ends though more is waiting: a few ms of writing, far from SQLite's 1 GB."""
+
+Work = Callable[[sqlite3.Connection], object]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    work: Work
+    in_transaction: bool
+    done: "asyncio.Future[object]"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stop:
+    done: "asyncio.Future[object]"
+
+
+class Writer:
+    """Owns the connection that writes. Its methods are for the event loop's thread only.
+
+    ``on_committed(operations, row, size_bytes)`` is called in the loop, in the order of the
+    commits. When a commit fails the thread writes nothing until ``on_failed(operations, error)``
+    has returned: it gets that batch and everything submitted after it, and none of it is on disk.
+    Commits for ``synced_runs`` wait for the disk, whatever the durability.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        durability: Durability,
+        next_row: int,
+        on_committed: Callable[[Sequence[Operation], int, int], None],
+        on_failed: Callable[[Sequence[Operation], Exception], None],
+        *,
+        synced_runs: Set[LiveRun] = frozenset(),
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._durability: Durability = durability
+        self._synced_runs = synced_runs
+        self._next_row = next_row
+        self._on_committed = on_committed
+        self._on_failed = on_failed
+        self._submitted: list[Operation] = []
+        """What the thread has not been given yet: waking it for each would cost more than they."""
+        self._calls: list[Callable[[], None]] = []
+        self._is_turn_ending = False
+        self._queue: SimpleQueue[list[Operation] | _Job | _Stop] = SimpleQueue()
+        self._resumed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reattach-log-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, operation: Operation) -> None:
+        self._end_turn_soon()
+        self._submitted.append(operation)
+
+    def after_turn(self, call: Callable[[], None]) -> None:
+        """Call it when this turn is over, before the thread is given what was submitted."""
+        self._end_turn_soon()
+        self._calls.append(call)
+
+    def _end_turn_soon(self) -> None:
+        if not self._is_turn_ending:
+            self._is_turn_ending = True
+            self._loop.call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call()
+        self._is_turn_ending = False
+        self._hand_over()
+
+    async def perform(self, work: Work, *, in_transaction: bool = True) -> object:
+        """Do ``work`` on the connection after what was submitted before; raises what it raises.
+
+        Cancelled, it may still be done.
+        """
+        job = _Job(work, in_transaction, self._loop.create_future())
+        self._hand_over()
+        self._queue.put(job)
+        return await job.done
+
+    async def stop(self) -> None:
+        """Return when everything submitted before is written and the connection is closed."""
+        stop = _Stop(self._loop.create_future())
+        self._hand_over()
+        self._queue.put(stop)
+        await asyncio.shield(stop.done)
+
+    def _hand_over(self) -> None:
+        if self._submitted:
+            submitted, self._submitted = self._submitted, []
+            self._queue.put(submitted)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                item = self._write_pending(self._queue.get())
+                if isinstance(item, _Job):
+                    self._perform(item)
+                elif isinstance(item, _Stop):
+                    self._connection.close()
+                    self._tell(_finish, item.done, None, None)
+                    return
+        except _LoopGoneError:
+            self._connection.close()
+
+    def _write_pending(self, item: list[Operation] | _Job | _Stop) -> _Job | _Stop | None:
+        """Commit ``item`` and the operations waiting behind it; what is to be done after them."""
+        batch: list[Operation] = []
+        size_bytes = 0
+        following: _Job | _Stop | None = None
+        while True:
+            if not isinstance(item, list):
+                following = item
+                break
+            batch += item
+            size_bytes += sum([len(operation.packed) for operation in item])
+            if size_bytes >= _BATCH_BYTES:
+                break
+            try:
+                item = self._queue.get_nowait()
+            except Empty:
+                break
+        if batch:
+            self._commit(batch, size_bytes)
+        return following
+
+    def _commit(self, batch: list[Operation], size_bytes: int) -> None:
+        try:
+            packed = b"".join([operation.packed for operation in batch])
+            deleted = [op.record.number for op in batch if isinstance(op.record, Delete)]
+            self._set_synchronous(self._durability_of(batch))
+            if deleted:
+                self._transact(lambda connection: self._write(connection, packed, deleted))
+            else:  # A single statement is a transaction of its own.
+                tables.write_batch(self._connection, self._next_row, packed)
+        except Exception as error:  # noqa: BLE001 - A dead thread would leave appends hanging.
+            self._resumed.clear()
+            self._tell(self._fail, batch, error)
+            self._resumed.wait()
+        else:
+            row = self._next_row
+            self._next_row += 1
+            self._tell(self._on_committed, batch, row, size_bytes)
+
+    def _write(self, connection: sqlite3.Connection, packed: bytes, deleted: list[int]) -> None:
+        tables.write_batch(connection, self._next_row, packed)
+        for number in deleted:
+            tables.forget_run(connection, number)
+
+    def _fail(self, batch: list[Operation], error: Exception) -> None:
+        """In the loop: take back what builds upon the failed batch, and let the thread go on."""
+        kept: list[_Job | _Stop] = []
+        while True:
+            try:
+                item = self._queue.get_nowait()
+            except Empty:
+                break
+            if isinstance(item, list):
+                batch += item
+            else:
+                kept.append(item)
+        batch += self._submitted
+        self._submitted = []
+        try:
+            self._on_failed(batch, error)
+        finally:
+            for item in kept:
+                self._queue.put(item)
+            self._resumed.set()
+
+    def _perform(self, job: _Job) -> None:
+        try:
+            if job.in_transaction:
+                # The next batch's sync covers what upkeep wrote before it: the WAL is in order.
+                self._set_synchronous("process")
+                result = self._transact(job.work)
+            else:
+                result = job.work(self._connection)
+        except Exception as error:  # noqa: BLE001 - It is raised where the job was asked for.
+            self._tell(_finish, job.done, None, error)
+        else:
+            self._tell(_finish, job.done, result, None)
+
+    def _durability_of(self, batch: list[Operation]) -> Durability:
+        if self._synced_runs and any(each.run in self._synced_runs for each in batch):
+            return "power"
+        return self._durability
+
+    def _set_synchronous(self, durability: Durability) -> None:
+        if self._durability == "power" or self._synced_runs:
+            tables.set_synchronous(self._connection, durability)
+
+    def _transact(self, work: Work) -> object:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            result = work(self._connection)
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+        return result
+
+    def _tell(self, callback: Callable[..., None], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:
+            raise _LoopGoneError from None
+
+
+class _LoopGoneError(Exception):
+    """The event loop was closed without ``stop``; nobody is left to be told anything."""
+
+
+def _finish(done: "asyncio.Future[object]", result: object, error: Exception | None) -> None:
+    if done.done():
+        return
+    if error is None:
+        done.set_result(result)
+    else:
+        done.set_exception(error)

@@ -1,0 +1,1 @@
+"""The database of the records: its transactions, schema and drivers."""

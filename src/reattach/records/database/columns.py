@@ -1,0 +1,167 @@
+"""How values of the domain stand in columns, on every database the same."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Integer, String
+from sqlalchemy.types import TypeDecorator
+from typing_extensions import override
+
+from reattach.records.database.damage import note_value
+
+Ordinal = BigInteger().with_variant(Integer, "sqlite")
+"""The order in which rows came to be; breaks the ties of every list."""
+
+UNREADABLE_MOMENT: Final = datetime(1970, 1, 1, tzinfo=UTC)
+"""Stands in for a moment that cannot be read."""
+
+
+class StoredType(TypeDecorator[Any]):
+    """A column that can be read whatever is stored: ``unreadable`` stands in for damage."""
+
+    impl: Any = String
+    cache_ok = True
+
+    def __init__(self, unreadable: Any = None) -> None:
+        super().__init__()
+        self.unreadable = unreadable
+        self.column = ""
+        """Its table and name, for the log."""
+
+    def stand_in(self) -> Any:
+        """The value that is read instead of one that cannot be read."""
+        return self.unreadable
+
+    @override
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        process = super().result_processor(dialect, coltype)
+        if process is None:
+            return None
+
+        def read(value: Any) -> Any:
+            try:
+                return process(value)
+            except Exception as error:  # noqa: BLE001  whatever it is, one value is damaged
+                note_value(self.column, value, error)
+                return self.stand_in()
+
+        return read
+
+
+class Moment(StoredType):
+    """An aware datetime with microseconds, in UTC when it comes back."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def __init__(self) -> None:
+        super().__init__(UNREADABLE_MOMENT)
+
+    @override
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise TypeError(f"A stored moment needs a time zone: {value!r}")
+        return value.astimezone(UTC)
+
+    @override
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Word(StoredType):
+    """A member of a StrEnum, by its value."""
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, words: type[StrEnum], unreadable: StrEnum | None = None) -> None:
+        super().__init__(unreadable)
+        self.words = words
+
+    @override
+    def process_bind_param(self, value: StrEnum | None, dialect: Dialect) -> str | None:
+        return None if value is None else self.words(value).value
+
+    @override
+    def process_result_value(self, value: str | None, dialect: Dialect) -> StrEnum | None:
+        return None if value is None else self.words(value)
+
+
+class Whole(StoredType):
+    """A whole number. SQLite keeps anything in a column of numbers."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    @override
+    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:
+        if value is None or type(value) is int:
+            return value
+        raise TypeError(f"{type(value).__name__} is no whole number")
+
+
+class JsonObject(StoredType):
+    """A JSON object that is given back as it came. None is NULL."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def __init__(self, *, required: bool = False) -> None:
+        super().__init__()
+        self.required = required
+
+    @override
+    def stand_in(self) -> Any:
+        return {} if self.required else None
+
+    @override
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        if value is None or isinstance(value, dict):
+            return value
+        raise TypeError(f"{type(value).__name__} is no object")
+
+
+class Typed(StoredType):
+    """A msgspec Struct, a dataclass, or a tuple of them, as JSON."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def __init__(self, shape: Any, unreadable: Any = None) -> None:
+        super().__init__(unreadable)
+        self.shape = shape
+
+    @override
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        return None if value is None else msgspec.to_builtins(value)
+
+    @override
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        return None if value is None else msgspec.convert(value, self.shape)
+
+
+class UnstorableError(ValueError):
+    """A value that no database takes."""
+
+
+def to_json(value: object) -> str:
+    """The JSON text of what a column of type ``Json`` holds.
+
+    Raises UnstorableError for text that is no Unicode, and for a number that is no JSON.
+    """
+    try:
+        text = json.dumps(
+            value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=dict
+        )
+        text.encode()
+    except ValueError as error:
+        raise UnstorableError(str(error)) from error
+    return text

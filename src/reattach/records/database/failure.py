@@ -1,0 +1,78 @@
+"""Why the database of the records can not be used, for the operator and not for clients."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy.exc import DBAPIError
+
+from reattach.domain.errors import StartupError, StoreUnavailableError
+from reattach.redact import masked
+
+_ADDRESS: Final = "Check the address in REATTACH_DATABASE_URL and that the server is running."
+
+_REMEDIES: Final = (
+    (
+        r"password|authentication|no pg_hba\.conf entry|role .* (does not exist|is not permitted)",
+        "Check the user and the password in REATTACH_DATABASE_URL, and what pg_hba.conf lets in.",
+    ),
+    (
+        r"database .* does not exist",
+        "Make the database with CREATE DATABASE, then run `reattach db upgrade`.",
+    ),
+    (
+        r"too many (clients|connections)|connection slots",
+        "Raise max_connections of the server, or let fewer processes use it.",
+    ),
+    (r"starting up|shutting down|recovery", "Wait until the server is up, then start again."),
+    (r"ssl|certificate", "Check sslmode and the certificates that REATTACH_DATABASE_URL names."),
+    (r"unable to open database file|readonly|disk", "Check the file's folder, rights and space."),
+    (r"not a database|malformed", "Name another file, or restore this one from a backup."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What the database said, in one line, and what to do about it."""
+
+    reason: str
+    remedy: str
+
+
+@contextmanager
+def explaining(url: str) -> Iterator[None]:
+    """Turn StoreUnavailableError of opening the database into a StartupError that says why."""
+    try:
+        yield
+    except StoreUnavailableError as error:
+        failure = failure_of(error)
+        raise StartupError(
+            f"The records at {masked(url)} can not be used: {failure.reason}. {failure.remedy}"
+        ) from error
+
+
+def failure_of(error: BaseException) -> Failure:
+    """The failure behind an error of a transaction or a driver."""
+    cause: BaseException = error
+    if isinstance(error, StoreUnavailableError) and error.__cause__ is not None:
+        cause = error.__cause__
+    if isinstance(cause, DBAPIError) and cause.orig is not None:
+        cause = cause.orig
+    if isinstance(cause, TimeoutError):
+        return Failure("it does not answer in time", _ADDRESS)
+    reason = _in_one_line(str(cause)) or type(cause).__name__
+    for pattern, remedy in _REMEDIES:
+        if re.search(pattern, reason, re.IGNORECASE):
+            return Failure(reason, remedy)
+    return Failure(reason, _ADDRESS)
+
+
+def _in_one_line(text: str) -> str:
+    """The server's own words, without the driver's that stand around them."""
+    _, fatal, said = text.partition("FATAL: ")
+    lines = (said if fatal else text).strip().splitlines()
+    if not fatal and len(lines) > 1 and lines[0].startswith("Multiple connection attempts"):
+        lines = [line for line in lines if line.startswith("- ")] or lines
+    return lines[0].strip().rstrip(".") if lines else ""

@@ -1,0 +1,324 @@
+"""The tables of the records.
+
+They share their database with the event log, whose tables begin with ``log_``. Every table that
+is looked up by a client's id has its tenant in the row; ``lookup`` is where that is asked for.
+"""
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
+
+from reattach.domain.events import RunStatus, StopReason, Usage
+from reattach.domain.messages import ContentPart, Message, Role
+from reattach.records.database.columns import (
+    JsonObject,
+    Moment,
+    Ordinal,
+    StoredType,
+    Typed,
+    Whole,
+    Word,
+)
+from reattach.records.database.damage import UNREADABLE
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+ACTIVE_STATUSES = ("created", "running")
+
+ACTIVE = text("status IN ('created', 'running')")
+"""The runs that have not ended; a literal, since it stands in partial indexes."""
+
+LOG_KEPT = text("log_deleted_at IS NULL")
+
+CALLBACK_DUE = text("callback_due_at IS NOT NULL")
+
+agents = Table(
+    "agents",
+    metadata,
+    Column("ordinal", Ordinal, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("tenant", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("system", Text, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("updated_at", Moment, nullable=False),
+    Column("agent_type", String, nullable=False),
+    Column("description", Text),
+    Column("model", String),
+    Column("model_settings", JsonObject),
+    Column("embedding", String),
+    Column("context_window_limit", Whole),
+    Column("timezone", String),
+    Column("hidden", Boolean),
+    Column("metadata", JsonObject),
+    Column("settings", JsonObject(required=True), nullable=False),
+    Column("last_run_completion", Moment),
+    Column("last_run_duration_ms", Whole),
+    Column("last_stop_reason", Word(StopReason, StopReason.ERROR)),
+    Index("ix_agents_tenant_created_at", "tenant", "created_at", "ordinal"),
+)
+
+agent_tags = Table(
+    "agent_tags",
+    metadata,
+    Column("agent_id", ForeignKey("agents.id", ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("tag", String, nullable=False),
+    Index("ix_agent_tags_tag", "tag", "agent_id"),
+)
+
+blocks = Table(
+    "blocks",
+    metadata,
+    Column("ordinal", Ordinal, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("tenant", String, nullable=False),
+    Column("label", String),
+    Column("value", Text, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("updated_at", Moment, nullable=False),
+    Column("description", Text),
+    Column("limit", Whole),
+    Column("read_only", Boolean, nullable=False),
+    Column("hidden", Boolean),
+    Column("metadata", JsonObject(required=True), nullable=False),
+    Column("tags", Typed(tuple[str, ...], ()), nullable=False),
+    Index("ix_blocks_tenant_created_at", "tenant", "created_at", "ordinal"),
+)
+
+agent_blocks = Table(
+    "agent_blocks",
+    metadata,
+    Column("agent_id", ForeignKey("agents.id", ondelete="CASCADE"), primary_key=True),
+    Column("block_id", ForeignKey("blocks.id", ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, nullable=False),
+    Index("ix_agent_blocks_block_id", "block_id"),
+)
+
+conversations = Table(
+    "conversations",
+    metadata,
+    Column("ordinal", Ordinal, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("tenant", String, nullable=False),
+    Column("agent_id", ForeignKey("agents.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("updated_at", Moment, nullable=False),
+    Column("summary", Text),
+    Column("description", Text),
+    Column("model", String),
+    Column("model_settings", JsonObject),
+    Column("context_window_limit", Whole),
+    Column("hidden", Boolean),
+    Column("archived_at", Moment),
+    Column("last_message_at", Moment),
+    Column("last_run_completion", Moment),
+    Column("deleted_at", Moment),
+    Index("ix_conversations_tenant_created_at", "tenant", "created_at", "ordinal"),
+    Index("ix_conversations_agent_id_created_at", "agent_id", "created_at", "ordinal"),
+)
+
+conversation_blocks = Table(
+    "conversation_blocks",
+    metadata,
+    Column("conversation_id", ForeignKey("conversations.id", ondelete="CASCADE"), primary_key=True),
+    Column("block_id", ForeignKey("blocks.id", ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, nullable=False),
+    Index("ix_conversation_blocks_block_id", "block_id"),
+)
+"""The blocks that a conversation has for itself, instead of its agent's of the same label."""
+
+messages = Table(
+    "messages",
+    metadata,
+    Column("ordinal", Ordinal, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("tenant", String, nullable=False),
+    Column("agent_id", ForeignKey("agents.id", ondelete="CASCADE"), nullable=False),
+    Column("role", Word(Role), nullable=False),
+    Column("parts", Typed(tuple[ContentPart, ...], UNREADABLE), nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("name", String),
+    Column("otid", String),
+    Column("sender_id", String),
+    Column("run_id", String),
+    Column("step_id", String),
+    Index("ix_messages_tenant", "tenant", "ordinal"),
+    Index("ix_messages_agent_id", "agent_id", "ordinal"),
+    Index("ix_messages_run_id", "run_id", "ordinal"),
+)
+
+thread_messages = Table(
+    "thread_messages",
+    metadata,
+    Column("thread_key", String, primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("message_id", ForeignKey("messages.id", ondelete="CASCADE"), nullable=False),
+    Index("ix_thread_messages_message_id", "message_id", "thread_key", unique=True),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("ordinal", Ordinal, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("tenant", String, nullable=False),
+    Column("agent_id", ForeignKey("agents.id", ondelete="CASCADE"), nullable=False),
+    Column("conversation_id", ForeignKey("conversations.id", ondelete="CASCADE")),
+    Column("thread_key", String, nullable=False),
+    Column("status", Word(RunStatus, RunStatus.FAILED), nullable=False),
+    Column("background", Boolean, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("model", String),
+    Column("run_type", String, nullable=False),
+    Column("request_config", JsonObject(required=True), nullable=False),
+    Column("input", Typed(tuple[Message, ...], ()), nullable=False),
+    Column("owner", String, nullable=False),
+    Column("token", Whole(0), nullable=False),
+    Column("completed_at", Moment),
+    Column("stop_reason", Word(StopReason, StopReason.ERROR)),
+    Column("error", JsonObject),
+    Column("usage", Typed(Usage)),
+    Column("duration_ns", Whole),
+    Column("cancel_requested_at", Moment),
+    Column("log_deleted_at", Moment),
+    Column("callback_url", String),
+    Column("callback_host", String),
+    Column("callback_sent_at", Moment),
+    Column("callback_status_code", Integer),
+    Column("callback_error", String),
+    Column("callback_due_at", Moment),
+    Column("callback_tries", Integer, server_default=text("0"), nullable=False),
+    Column("begun_calls", Typed(tuple[str, ...])),
+    Index(
+        "uq_runs_active_thread_key",
+        "thread_key",
+        unique=True,
+        sqlite_where=ACTIVE,
+        postgresql_where=ACTIVE,
+    ),
+    Index("ix_runs_tenant_created_at", "tenant", "created_at", "ordinal"),
+    Index("ix_runs_agent_id_created_at", "agent_id", "created_at", "ordinal"),
+    Index("ix_runs_conversation_id", "conversation_id"),
+    Index("ix_runs_active_owner", "owner", sqlite_where=ACTIVE, postgresql_where=ACTIVE),
+    Index(
+        "ix_runs_kept_completed_at",
+        "completed_at",
+        sqlite_where=LOG_KEPT,
+        postgresql_where=LOG_KEPT,
+    ),
+    Index(
+        "ix_runs_callback_due_at",
+        "callback_due_at",
+        sqlite_where=CALLBACK_DUE,
+        postgresql_where=CALLBACK_DUE,
+    ),
+)
+
+steps = Table(
+    "steps",
+    metadata,
+    Column("ordinal", Ordinal, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("tenant", String, nullable=False),
+    Column("run_id", ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("agent_id", String, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("model", String),
+    Column("usage", Typed(Usage, Usage()), nullable=False),
+    Column("stop_reason", Word(StopReason, StopReason.ERROR)),
+    Column("status", String, nullable=False),
+    Column("error_type", String),
+    Index("ix_steps_run_id", "run_id", "created_at", "ordinal"),
+)
+
+request_keys = Table(
+    "request_keys",
+    metadata,
+    Column("tenant", String, primary_key=True),
+    Column("digest", String, primary_key=True),
+    Column("payload_sha256", String, nullable=False),
+    Column("run_id", ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Index("ix_request_keys_run_id", "run_id"),
+)
+
+run_otids = Table(
+    "run_otids",
+    metadata,
+    Column("run_id", ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("otid", String, primary_key=True),
+    Column("tenant", String, nullable=False),
+    Index("ix_run_otids_tenant_otid", "tenant", "otid"),
+)
+
+abandoned_logs = Table(
+    "abandoned_logs",
+    metadata,
+    Column("run_id", String, primary_key=True),
+    Column("abandoned_at", Moment, nullable=False),
+)
+"""Logs whose run was deleted, until they are deleted too; so that a crash between leaks none."""
+
+owners = Table(
+    "owners",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("lease_seconds", Float, nullable=False),
+    Column("beat_at", Moment, nullable=False),
+)
+"""The processes that hold leases, each with one row for all its runs.
+
+``runs.owner`` names one and is no foreign key: a run whose owner has no row here is an orphan.
+"""
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("ordinal", Ordinal, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("tenant", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("prefix", String, nullable=False),
+    Column("secret_sha256", String, nullable=False, unique=True),
+    Column("created_at", Moment, nullable=False),
+    Column("revoked_at", Moment),
+    Column("last_used_at", Moment),
+    Column("expires_at", Moment),
+    Column("scope_names", Typed(tuple[str, ...], ())),
+)
+
+callback_secrets = Table(
+    "callback_secrets",
+    metadata,
+    Column("ordinal", Ordinal, primary_key=True),
+    Column("tenant", String, nullable=False),
+    Column("secret", String, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("signs_until", Moment),
+    Index("ix_callback_secrets_tenant", "tenant", "ordinal"),
+)
+"""The secrets that sign the callbacks of each tenant; they have to be kept as they are.
+
+``signs_until`` is the end of the overlap of one that was replaced.
+"""
+
+for _table in metadata.sorted_tables:
+    for _column in _table.columns:
+        if isinstance(_column.type, StoredType):
+            _column.type.column = f"{_table.name}.{_column.name}"

@@ -1,0 +1,59 @@
+"""The URL of the records: which database it names."""
+
+from typing import Literal
+from urllib.parse import unquote
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from reattach.domain.errors import StartupError
+
+Backend = Literal["sqlite", "postgresql"]
+
+_EXAMPLES = "sqlite:////var/lib/reattach/reattach.db or postgresql://user:password@host/database"
+_POSTGRESQL = {"postgresql", "postgresql+psycopg", "postgres"}
+
+
+def address_of(url: str) -> URL:
+    """The URL in parts, with the driver that is used here.
+
+    Raises StartupError, which does not repeat the URL, for one that names no database we know.
+    """
+    try:
+        address = make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise StartupError(
+            f"The URL of the records can not be read. Give one such as {_EXAMPLES}."
+        ) from error
+    if address.drivername in _POSTGRESQL:
+        return _on_server(address)
+    if address.get_backend_name() == "sqlite":
+        return _in_file(address)
+    raise StartupError(
+        f"The records can not be kept in {address.drivername!r}. Give a URL such as {_EXAMPLES}."
+    )
+
+
+def backend_of(address: URL) -> Backend:
+    return "sqlite" if address.get_backend_name() == "sqlite" else "postgresql"
+
+
+def _in_file(address: URL) -> URL:
+    # A database in memory can not be shared by connections.
+    if address.database in {None, "", ":memory:"} or "mode" in address.query:
+        raise StartupError(
+            "The records need a SQLite database in a file. Give a URL such as "
+            "sqlite:////var/lib/reattach/reattach.db."
+        )
+    return address.set(drivername="sqlite+aiosqlite")
+
+
+def _on_server(address: URL) -> URL:
+    if not address.database:
+        raise StartupError(
+            "The URL of the records names no database. Give one such as "
+            "postgresql://user:password@host/database."
+        )
+    # As libpq has it, the folder of a socket may stand for the host: %2Frun%2Fpostgresql.
+    host = unquote(address.host) if address.host else None
+    return address.set(drivername="postgresql+psycopg", host=host)

@@ -1,0 +1,192 @@
+"""How a request becomes a run: at most one for a key, and at most one active in a thread.
+
+Both are unique indexes. The looks before the insert are there to say what is in the way; where
+another process gets in between, the insert fails and another look says it.
+
+A thread that waits for an approval takes nothing but the answer. That is looked at once the insert
+has made this run the thread's only one, since nothing else can then change what it waits for.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Final
+
+from sqlalchemy import Connection, RowMapping, bindparam, insert, or_, select, update
+
+from reattach.domain.approvals import answered_ids, has_answer, resolved, same_answer
+from reattach.domain.errors import (
+    AnswerRefusedError,
+    ConversationBusyError,
+    NoPendingApprovalError,
+    OtidConflictError,
+)
+from reattach.domain.ids import TenantId
+from reattach.domain.limits import ANSWERS_LOOKED_AT
+from reattach.records import lookup, threads
+from reattach.records.base import RequestKey, Run, RunCreated, RunKnown, Thread
+from reattach.records.database import schema
+
+_COLUMNS = tuple(field.name for field in fields(Run) if field.name in schema.runs.c)
+
+# What every send asks, which costs more to build than to run.
+_runs, _keys, _conversations = schema.runs, schema.request_keys, schema.conversations
+_KNOWN: Final = (
+    select(_keys.c.payload_sha256, _runs)
+    .join(_runs, _runs.c.id == _keys.c.run_id)
+    .where(_keys.c.tenant == bindparam("tenant"), _keys.c.digest == bindparam("digest"))
+)
+_ACTIVE: Final = select(_runs).where(_runs.c.thread_key == bindparam("thread_key"), schema.ACTIVE)
+_INSERT_RUN: Final = insert(_runs)
+_INSERT_KEY: Final = insert(_keys)
+_INSERT_OTIDS: Final = insert(schema.run_otids)
+_NOTE_MESSAGE: Final = (
+    update(_conversations)
+    .where(
+        _conversations.c.id == bindparam("conversation"),
+        or_(
+            _conversations.c.last_message_at.is_(None),
+            _conversations.c.last_message_at < bindparam("at"),
+        ),
+    )
+    .values(last_message_at=bindparam("at"))
+)
+
+
+def run_of(row: RowMapping) -> Run:
+    thread = Thread(row["agent_id"], row["conversation_id"])
+    return Run(thread=thread, **{name: row[name] for name in _COLUMNS})
+
+
+def admit(
+    connection: Connection,
+    tenant: TenantId,
+    run: Run,
+    key: RequestKey | None,
+    otids: Sequence[str],
+    *,
+    repeated: bool = False,
+) -> RunCreated | RunKnown:
+    """Create the run unless its key is known, in the transaction of the connection.
+
+    ``repeated``: an earlier call with the same run may have created it; then it is as if this one
+    did. The run's input is completed by what its answers mean: ``approvals.resolved``.
+    Raises OtidConflictError if the key came with another payload; NotFoundError if the thread
+    is not there; ConversationBusyError if a run of it is active; PendingApprovalError and
+    AnswerRefusedError if it waits for something else than the input.
+    """
+    if key is not None and not key.otids:
+        key = None
+    if repeated and (row := lookup.find(connection, schema.runs, tenant, run.id)) is not None:
+        return RunCreated(run_of(row))
+    known = _known(connection, tenant, key)
+    if known is not None:
+        return RunKnown(known)
+    lookup.require_thread(connection, tenant, run.thread)
+    active = active_run(connection, run.thread)
+    if active is not None:
+        # Each look sees what was committed before it: the run may be the key's own.
+        known = _known(connection, tenant, key)
+        if known is None and same_answer(active.input, run.input) and has_answer(run.input):
+            known = active
+        if known is not None:
+            return RunKnown(known)
+        raise ConversationBusyError(active.id, run.thread.key)
+    pending = None
+    if has_answer(run.input):
+        pending = threads.pending(connection, run.thread)
+        try:
+            run = replace(run, input=resolved(run.input, pending))
+        except AnswerRefusedError:
+            known = _answered(connection, tenant, run)
+            if known is None:
+                raise
+            return RunKnown(known)
+    _insert(connection, tenant, run)
+    found = threads.pending(connection, run.thread)
+    if found != pending:
+        raise NoPendingApprovalError if found is None else found.error()
+    _insert_keys(connection, tenant, run, key, otids)
+    note_message(connection, run.thread, run.created_at)
+    return RunCreated(run)
+
+
+def _answered(connection: Connection, tenant: TenantId, run: Run) -> Run | None:
+    """The run that had the same answer before, if the thread keeps it."""
+    ids = answered_ids(run.input)
+    for answer in threads.answers(connection, run.thread, ANSWERS_LOOKED_AT):
+        if answer.run_id is None or not answered_ids([answer]) & ids:
+            continue
+        row = lookup.find(connection, schema.runs, tenant, answer.run_id)
+        if row is not None and same_answer(row["input"], run.input):
+            return run_of(row)
+    return None
+
+
+def _insert_keys(
+    connection: Connection,
+    tenant: TenantId,
+    run: Run,
+    key: RequestKey | None,
+    otids: Sequence[str],
+) -> None:
+    if key is not None:
+        values = {
+            "tenant": tenant,
+            "digest": _digest(key),
+            "payload_sha256": key.payload_sha256,
+            "run_id": run.id,
+        }
+        connection.execute(_INSERT_KEY, values)
+    if otids:
+        rows = [{"run_id": run.id, "otid": otid, "tenant": tenant} for otid in dict.fromkeys(otids)]
+        connection.execute(_INSERT_OTIDS, rows)
+
+
+def note_message(connection: Connection, thread: Thread, at: object) -> None:
+    """Remember when the conversation had its last message, if this one is later."""
+    if thread.conversation_id is not None:
+        connection.execute(_NOTE_MESSAGE, {"conversation": thread.conversation_id, "at": at})
+
+
+def known_run(connection: Connection, tenant: TenantId, key: RequestKey) -> Run | None:
+    """The run of the key. Raises OtidConflictError if the key came with another payload."""
+    return _known(connection, tenant, key) if key.otids else None
+
+
+def _known(connection: Connection, tenant: TenantId, key: RequestKey | None) -> Run | None:
+    if key is None:
+        return None
+    found = connection.execute(_KNOWN, {"tenant": tenant, "digest": _digest(key)})
+    row = found.mappings().one_or_none()
+    if row is None:
+        return None
+    if row["payload_sha256"] != key.payload_sha256:
+        raise OtidConflictError(row["id"])
+    return run_of(row)
+
+
+def active_run(connection: Connection, thread: Thread) -> Run | None:
+    """The one run of the thread that has not ended."""
+    found = connection.execute(_ACTIVE, {"thread_key": thread.key})
+    row = found.mappings().one_or_none()
+    return None if row is None else run_of(row)
+
+
+def _insert(connection: Connection, tenant: TenantId, run: Run) -> None:
+    if run.tenant != tenant:
+        raise ValueError("A run is created for the tenant that it names")
+    values = {name: getattr(run, name) for name in _COLUMNS}
+    place = {
+        "agent_id": run.thread.agent_id,
+        "conversation_id": run.thread.conversation_id,
+        "thread_key": run.thread.key,
+        "callback_host": run.callback_host,
+    }
+    connection.execute(_INSERT_RUN, place | values)
+
+
+def _digest(key: RequestKey) -> str:
+    # The tuple as JSON: joined by a separator, two tuples could be one text.
+    return hashlib.sha256(json.dumps(key.otids).encode()).hexdigest()

@@ -1,0 +1,100 @@
+"""How the end of a run gets into the records, once."""
+
+from dataclasses import fields
+from typing import Final
+
+import msgspec
+from sqlalchemy import Connection, bindparam, case, insert, or_, update
+
+from reattach.domain.ids import RunId, TenantId
+from reattach.records import threads
+from reattach.records.base import Settlement, Step, Thread
+from reattach.records.database import schema
+from reattach.records.database.columns import Moment
+from reattach.records.runs.admission import note_message
+from reattach.records.runs.notifications import RunSettled, tell
+
+_STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
+
+# What every run asks, which costs more to build than to run.
+_runs, _agents, _conversations = schema.runs, schema.agents, schema.conversations
+_END: Final = (
+    update(_runs)
+    .where(_runs.c.id == bindparam("run_id"), schema.ACTIVE)
+    .values(
+        callback_due_at=case((_runs.c.callback_url.is_not(None), bindparam("at", type_=Moment)))
+    )
+    .returning(_runs.c.tenant, _runs.c.agent_id, _runs.c.conversation_id)
+)
+_INSERT_STEPS: Final = insert(schema.steps)
+_TELL_AGENT: Final = update(_agents).where(
+    _agents.c.id == bindparam("agent_id"),
+    or_(
+        _agents.c.last_run_completion.is_(None),
+        _agents.c.last_run_completion <= bindparam("at"),
+    ),
+)
+_TELL_CONVERSATION: Final = (
+    update(_conversations)
+    .where(
+        _conversations.c.id == bindparam("conversation"),
+        or_(
+            _conversations.c.last_run_completion.is_(None),
+            _conversations.c.last_run_completion <= bindparam("at"),
+        ),
+    )
+    .values(last_run_completion=bindparam("at"))
+)
+
+
+def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> bool:
+    """Write how an active run ended; False, and no change, if it is not active.
+
+    All of it is part of the connection's transaction. The messages get the run's id.
+    """
+    values = {
+        "status": settlement.status,
+        "stop_reason": settlement.stop_reason,
+        "completed_at": settlement.completed_at,
+        "usage": settlement.usage,
+        "error": settlement.error,
+        "duration_ns": settlement.duration_ns,
+    }
+    asked = {"run_id": run_id, "at": settlement.completed_at, **values}
+    ended = connection.execute(_END, asked).one_or_none()
+    if ended is None:
+        return False
+    tenant, agent_id, conversation_id = ended
+    thread = Thread(agent_id, conversation_id)
+    messages = [msgspec.structs.replace(message, run_id=run_id) for message in settlement.messages]
+    threads.append(connection, tenant, thread, messages)
+    _insert_steps(connection, tenant, settlement)
+    _tell_agent(connection, thread, settlement)
+    if messages:
+        note_message(connection, thread, settlement.completed_at)
+    tell(connection, RunSettled(run_id))
+    return True
+
+
+def _insert_steps(connection: Connection, tenant: TenantId, settlement: Settlement) -> None:
+    if settlement.steps:
+        rows = [
+            {"tenant": tenant} | {name: getattr(step, name) for name in _STEP_FIELDS}
+            for step in settlement.steps
+        ]
+        connection.execute(_INSERT_STEPS, rows)
+
+
+def _tell_agent(connection: Connection, thread: Thread, settlement: Settlement) -> None:
+    """Note the run on its agent and conversation, unless a later one is noted there."""
+    at = settlement.completed_at
+    duration_ns = settlement.duration_ns
+    values = {
+        "last_run_completion": at,
+        "last_stop_reason": settlement.stop_reason,
+        "last_run_duration_ms": None if duration_ns is None else duration_ns // 1_000_000,
+    }
+    connection.execute(_TELL_AGENT, {"agent_id": thread.agent_id, "at": at, **values})
+    if thread.conversation_id is not None:
+        asked = {"conversation": thread.conversation_id, "at": at}
+        connection.execute(_TELL_CONVERSATION, asked)

@@ -1,0 +1,1 @@
+"""Who owns which runs, and what happens to those whose owner is gone."""

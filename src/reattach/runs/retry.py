@@ -1,0 +1,26 @@
+"""Trying again while a store does not answer."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from reattach.domain.clock import Clock
+from reattach.domain.errors import StoreUnavailableError
+from reattach.domain.limits import APPEND_RETRY_DELAY_SECONDS, APPEND_RETRY_SECONDS
+
+T = TypeVar("T")
+
+
+async def patiently(clock: Clock, operation: Callable[[], Awaitable[T]]) -> T:
+    """Do ``operation``, which must be safe to repeat, until the store answers.
+
+    Raises its StoreUnavailableError once APPEND_RETRY_SECONDS have passed, and whatever else it
+    raises at once.
+    """
+    give_up_at = clock.monotonic_seconds() + APPEND_RETRY_SECONDS
+    while True:
+        try:
+            return await operation()
+        except StoreUnavailableError:
+            if clock.monotonic_seconds() >= give_up_at:
+                raise
+            await clock.sleep(APPEND_RETRY_DELAY_SECONDS)

@@ -1,0 +1,1 @@
+"""What a process does for its runs at regular intervals."""

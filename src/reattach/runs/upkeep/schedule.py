@@ -1,0 +1,88 @@
+"""What a process does for its runs now and then, and what it listens to."""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import structlog
+
+from reattach.domain.clock import Clock, SharedClock
+from reattach.domain.errors import ReattachError
+from reattach.domain.limits import (
+    CLOCK_SET_SECONDS,
+    RECOVERY_INTERVAL_SECONDS,
+    SWEEP_BATCH_RUNS,
+    SWEEP_INTERVAL_SECONDS,
+    WAL_AGE_SECONDS,
+)
+from reattach.records.records import Records
+from reattach.runs.ownership.audit import AUDIT_LOGS_SECONDS
+from reattach.runs.service import RunService
+
+logger = structlog.get_logger(__name__)
+
+
+async def keep_up(runs: RunService, clock: Clock, retention_seconds: float) -> None:
+    """Sweep and recover at intervals, until cancelled. Faults are logged, and tried again.
+
+    A run that this process could not give its end is tried again much sooner than that.
+    """
+    interval_seconds = min(SWEEP_INTERVAL_SECONDS, retention_seconds / 2)
+    due_at = audit_due_at = clock.monotonic_seconds()
+    while True:
+        if clock.monotonic_seconds() >= due_at:
+            due_at = clock.monotonic_seconds() + interval_seconds
+            await _tried(partial(_sweep_all, runs))
+            await _tried(runs.recover)
+            if clock.monotonic_seconds() >= audit_due_at:
+                audit_due_at = clock.monotonic_seconds() + AUDIT_LOGS_SECONDS
+                await _tried(runs.audit.compare_logs)
+        elif runs.has_endless or runs.ownership.shared:
+            await _tried(runs.recover)
+        await clock.sleep(min(interval_seconds, RECOVERY_INTERVAL_SECONDS))
+
+
+async def keep_records(records: Records, clock: SharedClock) -> None:
+    """Set the clock by the database's, and tidy a file, now and then, until cancelled."""
+    while True:
+        await clock.sleep(min(CLOCK_SET_SECONDS, WAL_AGE_SECONDS))
+        await _tried(partial(set_clock, records, clock))
+        await _tried(records.tidy)
+
+
+async def set_clock(records: Records, clock: SharedClock) -> None:
+    """Set the clock by that of the database.
+
+    Raises:
+        StoreUnavailableError: The database does not answer; the clock goes on.
+    """
+    asked_at_seconds = clock.monotonic_seconds()
+    moment = await records.time()
+    if moment is not None:
+        clock.set(moment, (asked_at_seconds + clock.monotonic_seconds()) / 2)
+
+
+async def listen(runs: RunService, records: Records, clock: Clock) -> None:
+    """Hear what other processes tell of runs, until cancelled."""
+
+    async def hear() -> None:
+        async with records.wakes() as wakes:
+            async for wake in wakes:
+                runs.hear(wake)
+
+    while True:
+        await _tried(hear)
+        await clock.sleep(RECOVERY_INTERVAL_SECONDS)
+
+
+async def _tried(work: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await work()
+    except ReattachError as error:
+        logger.warning("upkeep failed", reason=error.detail)
+    except Exception:
+        logger.exception("upkeep failed")
+
+
+async def _sweep_all(runs: RunService) -> None:
+    while await runs.sweep() == SWEEP_BATCH_RUNS:
+        pass

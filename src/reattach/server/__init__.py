@@ -1,0 +1,1 @@
+"""The composition root: the parts put together, and the processes that serve."""

@@ -1,0 +1,80 @@
+"""The lines that a server logs at its start: what it offers, and what is missing."""
+
+import asyncio
+import os
+
+import structlog
+
+from reattach.domain.errors import NotFoundError, StartupError
+from reattach.engine.catalog import Catalog
+from reattach.engine.local import LocalEngine
+from reattach.engine.providers import missing_key
+from reattach.extras import BUILT_IN_MODEL, install_hint
+from reattach.records.records import Records
+from reattach.settings import Settings, unknown_variables
+from reattach.settings_file import near_names
+
+logger = structlog.get_logger(__name__)
+
+_SHOWN_MODELS = 5
+
+
+def check_default(settings: Settings, catalog: Catalog) -> None:
+    """Raise StartupError if the default model of the settings is not offered."""
+    if settings.default_model is None:
+        return
+    try:
+        catalog.model(settings.default_model)
+    except NotFoundError as error:
+        handles = [model.handle for model in catalog.models()]
+        near = near_names(settings.default_model, handles)
+        guess = f" Did you mean {near[0]}?" if near else ""
+        there = ", ".join(handles) if handles else "no models at all"
+        raise StartupError(
+            f"REATTACH_DEFAULT_MODEL names {settings.default_model}, and this server does not "
+            f"offer it.{guess} It offers {there}. Name one of these, or add the model to "
+            "REATTACH_MODELS."
+        ) from error
+
+
+async def announce(settings: Settings, catalog: Catalog, records: Records) -> None:
+    """Log which models answer, whether keys are needed, and a warning for each thing missing."""
+    handles = [model.handle for model in catalog.models()]
+    default = settings.default_model or catalog.first()
+    more = f" and {len(handles) - _SHOWN_MODELS} more" if len(handles) > _SHOWN_MODELS else ""
+    logger.info("models", handles=", ".join(handles[:_SHOWN_MODELS]) + more, default=default)
+    keys = "required"
+    if not await records.keys.any():
+        keys = (
+            "none exists, and one is required: make it with `reattach keys create NAME`"
+            if settings.require_key
+            else "none made: open to this machine alone"
+        )
+    logger.info("API keys", keys=keys)
+    for warning in await asyncio.to_thread(missing, settings, catalog):
+        logger.warning(warning)
+
+
+def missing(settings: Settings, catalog: Catalog) -> list[str]:
+    """Sentences on what keeps a server with these settings from doing what was meant."""
+    found = unknown_variables(os.environ)
+    for handle in settings.models:
+        variables = missing_key(
+            handle,
+            os.environ,
+            openai_settings=bool(settings.openai_api_key or settings.openai_base_url),
+        )
+        if variables is not None:
+            found.append(f"{handle} cannot answer: {variables} is not set.")
+    if not catalog.may_answer():
+        found.append(no_models())
+    return found
+
+
+def no_models() -> str:
+    """Say how a server without any model gets one."""
+    said = "No model can answer. Set the key of a provider, such as OPENAI_API_KEY"
+    built_in = LocalEngine().missing
+    if built_in is None:
+        return said + "."
+    return f"{said}, or install the built-in model. {install_hint('local')} Then {BUILT_IN_MODEL}."

@@ -1,0 +1,257 @@
+"""How the parts of a server are put together, from its settings."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from pydantic import SecretStr
+
+from reattach.domain.clock import Clock, SharedClock, SystemClock
+from reattach.domain.errors import StartupError
+from reattach.domain.limits import MCP_START_WAIT_SECONDS
+from reattach.engine.base import Engine
+from reattach.engine.catalog import Catalog
+from reattach.engine.local import LocalEngine
+from reattach.engine.providers import Account, accounts
+from reattach.engine.scripted import ScriptedEngine
+from reattach.extras import install_hint
+from reattach.http.context import Context
+from reattach.log.base import Log
+from reattach.log.open import open_log
+from reattach.records.database.failure import explaining
+from reattach.records.records import Records
+from reattach.redact import masked
+from reattach.runs.service import RunService
+from reattach.runs.upkeep.heartbeat import heartbeat
+from reattach.runs.upkeep.schedule import keep_records, keep_up, listen, set_clock
+from reattach.server import datadir
+from reattach.server.announcing import announce, check_default
+from reattach.server.boot import BootId, boot_id
+from reattach.settings import Settings
+from reattach.tools.base import Toolbox
+from reattach.tools.connections import Connect, McpServers
+from reattach.tools.function import function_tools
+from reattach.tools.servers import check_names
+from reattach.tools.threads import Threads
+from reattach.webhooks.receivers import Receivers
+from reattach.webhooks.sender import Callbacks
+
+logger = structlog.get_logger(__name__)
+
+
+def engines_of(settings: Settings, clock: Clock) -> list[Engine]:
+    """The engines that the settings ask for, hosted models first.
+
+    Looks at files and may import the providers' packages, so it is not for the event loop. Raises
+    StartupError if a setting can not be met.
+    """
+    engines: list[Engine] = []
+    if settings.models:
+        from reattach.engine.pydantic_ai import PydanticAIEngine  # brought by an extra
+        from reattach.engine.pydantic_ai.images import ImageFetcher
+
+        engines.append(
+            PydanticAIEngine(
+                settings.models,
+                openai_base_url=settings.openai_base_url,
+                openai_api_key=_revealed(settings.openai_api_key),
+                images=ImageFetcher(to_private=settings.callbacks_to_private),
+            )
+        )
+    local = LocalEngine(settings.local_model)
+    if local.missing is None:
+        engines.append(local)
+    elif settings.local_model is not None:
+        raise StartupError(local.missing)
+    if settings.scripted:
+        engines.append(ScriptedEngine(clock=clock))
+    if not settings.models and (found := accounts_of(settings)):
+        engines.extend(_discovering(settings, found))
+    return engines
+
+
+def accounts_of(settings: Settings) -> Sequence[Account]:
+    """The providers that the settings and the environment have a key or URL for."""
+    return accounts(
+        os.environ,
+        openai_base_url=settings.openai_base_url,
+        openai_api_key=_revealed(settings.openai_api_key),
+    )
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def _discovering(settings: Settings, found: Sequence[Account]) -> list[Engine]:
+    """The engine for the models that these providers list; none without the extra."""
+    try:
+        from reattach.engine.pydantic_ai.discovery import DiscoveringEngine  # brought by an extra
+        from reattach.engine.pydantic_ai.images import ImageFetcher
+    except StartupError:
+        sources = ", ".join(account.source for account in found)
+        logger.warning("hosted models left out", set=sources, remedy=install_hint("providers"))
+        return []
+    return [
+        DiscoveringEngine(
+            found,
+            openai_base_url=settings.openai_base_url,
+            openai_api_key=_revealed(settings.openai_api_key),
+            images=ImageFetcher(to_private=settings.callbacks_to_private),
+        )
+    ]
+
+
+def toolbox_of(settings: Settings, mcp_servers: McpServers | None = None) -> Toolbox:
+    """The tools that the settings and installed packages bring; imports them.
+
+    Raises StartupError if one can not be had.
+    """
+    return Toolbox(function_tools(settings.tools, Threads()), mcp_servers)
+
+
+def mcp_servers_of(settings: Settings, clock: Clock) -> McpServers | None:
+    """The MCP servers of the settings, not yet running; None if there are none.
+
+    As ``mcp_connect_of``.
+    """
+    connect = mcp_connect_of(settings)
+    return None if connect is None else McpServers(settings.mcp, connect, clock)
+
+
+def mcp_connect_of(settings: Settings) -> Connect | None:
+    """What reaches the MCP servers of the settings; None if there are none.
+
+    Imports the SDK, so it is not for the event loop. Raises StartupError if that can not be had.
+    """
+    if not settings.mcp:
+        return None
+    check_names(settings.mcp)
+    try:
+        from reattach.tools.mcp import connect  # brought by an extra
+    except ModuleNotFoundError as error:
+        raise StartupError(
+            "The settings name MCP servers, and the package that speaks with them is not "
+            "installed. " + install_hint("mcp")
+        ) from error
+    return connect
+
+
+@asynccontextmanager
+async def assembled(
+    settings: Settings,
+    *,
+    engines: Sequence[Engine] | None = None,
+    toolbox: Toolbox | None = None,
+    clock: Clock | None = None,
+    boot: BootId = boot_id,
+) -> AsyncIterator[Context]:
+    """A whole server but for its port: stores open, old runs recovered, upkeep going on.
+
+    ``engines`` and ``toolbox`` go instead of those of the settings; ``boot`` says which boot of the
+    machine this is. On leaving, every open run has
+    its terminal group and the stores are closed. Raises StartupError, StoreUnavailableError.
+    """
+    clock = clock or SystemClock()
+    shared_clock = SharedClock(clock)
+    if settings.stores is not None:
+        clock = shared_clock
+    catalog = await _catalog(settings, engines, clock)
+    mcp_servers = None
+    if toolbox is None:
+        mcp_servers = await asyncio.to_thread(mcp_servers_of, settings, clock)
+        toolbox = await asyncio.to_thread(toolbox_of, settings, mcp_servers)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(catalog.aclose)
+        records, log = await _stores(settings, clock, boot, stack)
+        await set_clock(records, shared_clock)
+        if mcp_servers is not None:
+            # They are left only after the runs, whose tools they may be running.
+            waiting = mcp_servers.running(wait_seconds=MCP_START_WAIT_SECONDS)
+            await stack.enter_async_context(waiting)
+        receivers = Receivers(to_private=settings.callbacks_to_private)
+        callbacks = Callbacks(records, clock, receivers)
+        runs = RunService(
+            log,
+            records,
+            catalog,
+            clock,
+            default_model=settings.default_model,
+            toolbox=toolbox,
+            tool_seconds=settings.tool_seconds,
+            retention=timedelta(seconds=settings.retention_seconds),
+            ping_interval_seconds=settings.ping_interval_seconds,
+            lease_seconds=settings.lease_seconds,
+            callback_due=callbacks.ring,
+        )
+        await runs.start()
+        stack.push_async_callback(runs.leave)
+        if records.shared:
+            # They are left only after the runs: a process keeps its lease to its last run's end.
+            await stack.enter_async_context(heartbeat(runs, records, clock))
+            await stack.enter_async_context(_going_on(listen(runs, records, clock)))
+        stack.push_async_callback(runs.aclose)
+        await stack.enter_async_context(_going_on(keep_up(runs, clock, settings.retention_seconds)))
+        await stack.enter_async_context(_going_on(keep_records(records, shared_clock)))
+        await stack.enter_async_context(_going_on(callbacks.keep_calling()))
+        await announce(settings, catalog, records)
+        await stack.enter_async_context(_going_on(catalog.keep_current()))
+        yield Context(records, catalog, settings, clock, runs, toolbox, mcp_servers)
+
+
+async def _catalog(settings: Settings, engines: Sequence[Engine] | None, clock: Clock) -> Catalog:
+    """The models of ``engines``, or of the settings. Raises StartupError."""
+    if engines is None:
+        engines = await asyncio.to_thread(engines_of, settings, clock)
+    catalog = Catalog(engines)
+    try:
+        check_default(settings, catalog)
+    except StartupError:
+        await catalog.aclose()
+        raise
+    return catalog
+
+
+@asynccontextmanager
+async def _going_on(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def _stores(
+    settings: Settings, clock: Clock, boot: BootId, stack: AsyncExitStack
+) -> tuple[Records, Log]:
+    """The stores that the settings name, opened; the stack closes them."""
+    durability = settings.durability
+    after_power_cut = False
+    if (stores := settings.stores) is not None:
+        records_url, log_url = stores.database.get_secret_value(), stores.log.get_secret_value()
+    else:
+        await asyncio.to_thread(stack.enter_context, datadir.owned(settings.data_dir))
+        after_power_cut = await asyncio.to_thread(datadir.may_lack_events, settings.data_dir, boot)
+        records_url = datadir.records_url(settings.data_dir)
+        log_url = datadir.log_url(settings.data_dir, durability=durability)
+    logger.info("records", store=masked(records_url))
+    with explaining(records_url):
+        records = await Records.open(records_url, clock=clock, durability=durability)
+    stack.push_async_callback(records.aclose)
+    logger.info("event log", store=masked(log_url))
+    log = await open_log(
+        log_url,
+        retention_seconds=settings.retention_seconds,
+        after_power_cut=after_power_cut,
+    )
+    stack.push_async_callback(log.aclose)
+    if after_power_cut and (active := await records.runs.distrust_active()):
+        logger.warning("the machine was restarted; its last events may be lost", runs=active)
+    if settings.stores is None:
+        await asyncio.to_thread(datadir.note_boot, settings.data_dir, durability, boot)
+    return records, log

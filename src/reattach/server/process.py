@@ -1,0 +1,250 @@
+"""The server as a process: its socket, its signals, and how it goes away."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from types import FrameType
+from typing import Any, Literal, cast
+
+import structlog
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from reattach.domain.errors import StartupError, TooManyConnectionsError
+from reattach.domain.limits import (
+    CLOSE_SECONDS,
+    KEEPALIVE_IDLE_SECONDS,
+    KEEPALIVE_INTERVAL_SECONDS,
+    KEEPALIVE_PROBES,
+    LISTEN_BACKLOG,
+    SEND_BUFFER_BYTES,
+)
+from reattach.engine.base import Engine
+from reattach.http.app import create_app
+from reattach.http.connection.capacity import Capacity
+from reattach.http.connection.protocol import Endpoint, HttpConnection, encoded
+from reattach.http.connection.states import Patience
+from reattach.http.connection.watch import Watch
+from reattach.http.context import Context
+from reattach.http.middleware.loopback import is_loopback
+from reattach.server.acceptor import Acceptor, Address
+from reattach.server.assembly import assembled
+from reattach.settings import Settings
+
+logger = structlog.get_logger(__name__)
+
+Order = Literal["drain", "hurry"]
+"""What a worker is told: to begin its drain, or to cut it short."""
+
+
+async def serve(
+    settings: Settings,
+    *,
+    engines: Sequence[Engine] | None = None,
+    on_ready: Callable[[str], None] | None = None,
+    orders: AsyncIterator[Order] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain (P15) and return.
+
+    ``on_ready`` is told the base URL once the port answers; by then every run that a dead process
+    left has its end. ``engines`` go instead of those of the settings. A second signal cuts the
+    drain short. Raises StartupError.
+
+    With ``orders`` it is one of several that share the port, and obeys these; signals only begin
+    its drain, since whoever stops a group of processes may signal each of them as well.
+    """
+    async with assembled(settings, engines=engines) as context:
+        await _refuse_open_to_strangers(context)
+        listener = _listen(settings.host, settings.port, shared=orders is not None)
+        server = _Server(context, url_of(listener), on_ready, obeys=orders is not None)
+        obeying = None if orders is None else asyncio.create_task(server.obey(orders))
+        await server.serve(sockets=[listener])
+        if obeying is not None:
+            obeying.cancel()
+
+
+async def _refuse_open_to_strangers(context: Context) -> None:
+    settings = context.settings
+    if settings.require_key or await context.records.keys.any():
+        return
+    if not is_loopback(settings.host):
+        raise StartupError(
+            f"{settings.host} can be reached from other machines, and no API key exists, so "
+            "everybody could use this server. Make a key with `reattach keys create NAME`, "
+            "or listen on 127.0.0.1."
+        )
+    logger.warning(
+        "no API key exists: every program of this machine may use this server",
+        hint="A proxy or tunnel in front of it would open it to others. Make a key first: "
+        "reattach keys create NAME",
+    )
+
+
+def _listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    listener = bound(host, port, shared=shared)
+    try:
+        listener.listen(LISTEN_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise _not_listening(host, port, error) from error
+    return listener
+
+
+def bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A socket on the address, not listening yet, whose connections buffer little in the kernel.
+
+    What the kernel has taken is not what the reader has; without the bound it takes megabytes
+    for each reader that is gone or slow. ``shared`` with those of other processes that let it.
+    Raises StartupError.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is named because asyncio turns Nagle's delay off only where it is.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        _keep_alive(listener)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise _not_listening(host, port, error) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _keep_alive(listener: socket.socket) -> None:
+    """Let TCP notice that the other machine is gone; connections have it from the listener."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for names, value in (
+        (("TCP_KEEPIDLE", "TCP_KEEPALIVE"), KEEPALIVE_IDLE_SECONDS),  # Linux, macOS
+        (("TCP_KEEPINTVL",), KEEPALIVE_INTERVAL_SECONDS),
+        (("TCP_KEEPCNT",), KEEPALIVE_PROBES),
+    ):
+        option = next((getattr(socket, name) for name in names if hasattr(socket, name)), None)
+        if option is not None:
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _not_listening(host: str, port: int, error: OSError) -> StartupError:
+    return StartupError(
+        f"{host}:{port} can not be listened on: {error.strerror}. Stop what uses the port, "
+        "or choose another one with --port (0 takes a free one)."
+    )
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which drains before it closes its port.
+
+    While draining, readers are served on and new ones are let in: only new runs are refused.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        url: str,
+        on_ready: Callable[[str], None] | None,
+        *,
+        obeys: bool = False,
+    ) -> None:
+        app = create_app(context)
+        settings = context.settings
+        watch = Watch(Patience(settings.stall_seconds))
+        self._capacity = Capacity(
+            watch, settings.max_connections, settings.max_connections_per_address
+        )
+        # Not outside of the application, as uvicorn has it: its shortcut looks at no address.
+        trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
+        app.add_middleware(cast("Any", ProxyHeadersMiddleware), trusted_hosts=trusted)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                proxy_headers=False,
+                http=cast("Any", self._new_protocol),
+                ws="none",
+                loop="uvloop",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=CLOSE_SECONDS,
+                backlog=LISTEN_BACKLOG,
+                server_header=False,
+            )
+        )
+        self._endpoint = Endpoint(cast("ASGIApp", app), self.server_state, watch, self._capacity)
+        self._context = context
+        self._url = url
+        self._on_ready = on_ready
+        self._obeys = obeys
+        self._loop = asyncio.get_running_loop()
+        self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup([])
+        for listener in sockets or ():
+            acceptor = Acceptor(
+                listener,
+                self._new_protocol,
+                admit=self._admit,
+                release=lambda address: self._capacity.leave(address[0]),
+            )
+            acceptor.start()
+            self.servers.append(cast("asyncio.Server", acceptor))  # closed as such
+        logger.info("ready", url=self._url)
+        if self._on_ready is not None:
+            self._on_ready(self._url)
+
+    def _new_protocol(self, client: Address) -> HttpConnection:
+        return HttpConnection(self._endpoint, client)
+
+    def _admit(self, client: Address) -> bytes | None:
+        try:
+            self._capacity.admit(client[0])
+        except TooManyConnectionsError as error:
+            return encoded(error, self.server_state.default_headers)
+        return None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; the second signal ends the drain, and a third the process."""
+        if self._obeys:
+            self._loop.call_soon_threadsafe(self._begin_drain)
+        elif self._draining is not None and self._draining.done():
+            super().handle_exit(sig, frame)
+        else:
+            self._loop.call_soon_threadsafe(self._drain_or_hurry)
+
+    async def obey(self, orders: AsyncIterator[Order]) -> None:
+        """Do what is ordered, until it is to hurry: there is nothing after that."""
+        async for order in orders:
+            draining = self._begin_drain()
+            if order == "hurry":
+                await asyncio.sleep(0)  # Cancelled before it has begun, it would not begin.
+                draining.cancel()
+                return
+
+    def _drain_or_hurry(self) -> None:
+        if self._draining is None:
+            self._begin_drain()
+        else:
+            self._draining.cancel()
+
+    def _begin_drain(self) -> asyncio.Task[None]:
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain(), name="drain")
+        return self._draining
+
+    async def _drain(self) -> None:
+        try:
+            await self._context.runs.drain(self._context.settings.drain_seconds)
+        except asyncio.CancelledError:
+            await self._context.runs.drain(0)
+        finally:
+            self.should_exit = True

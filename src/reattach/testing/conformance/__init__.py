@@ -1,0 +1,1 @@
+"""Suites for a log or an engine of your own."""

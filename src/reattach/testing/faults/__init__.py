@@ -1,0 +1,1 @@
+"""Clients under faults, and the history that shows whether anything was lost."""

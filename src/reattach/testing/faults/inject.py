@@ -1,0 +1,251 @@
+"""What can befall a cluster while it works: each as a function, and what may come of it."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from reattach.domain.limits import APPEND_RETRY_SECONDS
+from reattach.testing.programs.cluster import Cluster, ClusterServer
+from reattach.testing.programs.program import Program
+from reattach.testing.programs.relay import Relay
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Where a fault happens: ``victim`` works on a run, whose end ``ended`` waits for."""
+
+    cluster: Cluster
+    victim: ClusterServer
+    rng: random.Random
+    ended: Callable[[], Awaitable[None]]
+
+
+Befall = Callable[[Scene], Awaitable[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """``befall`` does it and undoes it where that is part of it; it returns the outage's seconds.
+
+    ``ends`` are the ends that runs may have because of it, beside the one that they have without.
+    """
+
+    name: str
+    befall: Befall
+    ends: frozenset[str] = frozenset()
+    of_owner: bool = False
+    """Only the victim's runs may have them."""
+    loses_log: bool = False
+    """Events that were acknowledged are lost by it."""
+
+
+DRAINED: Final = frozenset({"stream_task_cancelled"})
+OWNER_DIED: Final = frozenset({"stream_incomplete"})
+STORE_FAILED: Final = frozenset({"internal_error"})
+
+_LONG: Final = (APPEND_RETRY_SECONDS + 2, APPEND_RETRY_SECONDS + 2)
+"""Seconds that are more than a run waits for its store."""
+
+
+async def _kill(scene: Scene) -> float:
+    await asyncio.to_thread(scene.victim.kill)
+    return 0.0
+
+
+async def _drain(scene: Scene) -> float:
+    """Stop the server with SIGTERM and start it again once it has drained."""
+    begin = time.monotonic()
+    await asyncio.to_thread(scene.victim.stop)
+    await asyncio.to_thread(scene.victim.start)
+    return time.monotonic() - begin
+
+
+async def _pause(scene: Scene) -> float:
+    scene.victim.pause()
+    await scene.ended()
+    scene.victim.resume()
+    return 0.0
+
+
+def _redis(scene: Scene) -> list[Relay]:
+    return [server.redis for server in scene.cluster.servers]
+
+
+def _postgresql(scene: Scene) -> list[Relay]:
+    return [server.postgresql for server in scene.cluster.servers]
+
+
+Relays = Callable[[Scene], Sequence[Relay]]
+
+
+def _cut(relays: Relays) -> Befall:
+    async def befall(scene: Scene) -> float:
+        for _ in range(scene.rng.randint(1, 5)):
+            for relay in relays(scene):
+                relay.cut()
+            await asyncio.sleep(scene.rng.uniform(0, 0.2))
+        return 1.0
+
+    return befall
+
+
+def _disturb(
+    relays: Relays,
+    how: Callable[[Relay, random.Random], None],
+    seconds: tuple[float, float] = (1, 1),
+) -> Befall:
+    """For as long as is drawn; then the relays relay as before."""
+
+    async def befall(scene: Scene) -> float:
+        for relay in relays(scene):
+            how(relay, scene.rng)
+        lasting_seconds = scene.rng.uniform(*seconds)
+        await asyncio.sleep(lasting_seconds)
+        for relay in relays(scene):
+            relay.mend()
+        return lasting_seconds
+
+    return befall
+
+
+def _delay(relay: Relay, rng: random.Random) -> None:
+    relay.delay_seconds = rng.uniform(0.02, 0.1)
+
+
+def _split(relay: Relay, rng: random.Random) -> None:
+    relay.piece_bytes = rng.randint(1, 7)
+
+
+def _swallow(relays: Relays) -> Befall:
+    """The network is gone for a while without a word; then what it left half-open is reset."""
+    return _disturb(relays, lambda relay, _: relay.swallow(), (0.5, 2))
+
+
+def _strand(relays: Relays) -> Befall:
+    """The connections that there are stay, and nothing passes any more; new ones are well."""
+
+    async def befall(scene: Scene) -> float:
+        for relay in relays(scene):
+            relay.strand()
+        return 0.0
+
+    return befall
+
+
+def _away(
+    end: Callable[[Cluster], Program], seconds: tuple[float, float], *, start_seconds: float = 0.0
+) -> Befall:
+    """The store that ``end`` ends is started when it was away for as long as is drawn."""
+
+    async def befall(scene: Scene) -> float:
+        store = await asyncio.to_thread(end, scene.cluster)
+        away_seconds = scene.rng.uniform(*seconds)
+        await asyncio.sleep(away_seconds)
+        await asyncio.to_thread(store.start)
+        return away_seconds + start_seconds
+
+    return befall
+
+
+def _kill_redis(cluster: Cluster) -> Program:
+    cluster.redis.kill()
+    return cluster.redis
+
+
+def _empty_redis(cluster: Cluster) -> Program:
+    cluster.redis.kill()
+    cluster.redis.forget()
+    return cluster.redis
+
+
+def _stop_postgresql(cluster: Cluster) -> Program:
+    cluster.postgresql.stop()
+    return cluster.postgresql
+
+
+def _kill_postgresql(cluster: Cluster) -> Program:
+    cluster.postgresql.kill()
+    return cluster.postgresql
+
+
+def _of_victim(relays: Relays) -> Relays:
+    """Only those of the victim, which the others go on without."""
+
+    def chosen(scene: Scene) -> Sequence[Relay]:
+        own = {scene.victim.redis, scene.victim.postgresql}
+        return [relay for relay in relays(scene) if relay in own]
+
+    return chosen
+
+
+FAULTS: Final[Sequence[Fault]] = (
+    Fault("kill -9 of the owner", _kill, OWNER_DIED, of_owner=True),
+    Fault("SIGSTOP beyond the lease, then SIGCONT", _pause, OWNER_DIED, of_owner=True),
+    Fault("SIGTERM of the owner, then a start", _drain, DRAINED),
+    Fault("connections to Redis cut", _cut(_redis)),
+    Fault("connections to Redis slow", _disturb(_redis, _delay)),
+    Fault("bytes from and to Redis split", _disturb(_redis, _split)),
+    Fault("network to Redis silent, then reset", _swallow(_redis)),
+    Fault("the owner's connections to Redis half-open", _strand(_of_victim(_redis))),
+    Fault("connections to PostgreSQL cut", _cut(_postgresql)),
+    Fault("connections to PostgreSQL slow", _disturb(_postgresql, _delay)),
+    Fault("bytes from and to PostgreSQL split", _disturb(_postgresql, _split)),
+    # Silence may outlast a short lease; then the others may rightly bury the owner.
+    Fault("network to PostgreSQL silent, then reset", _swallow(_postgresql), OWNER_DIED),
+    Fault(
+        "the owner's connections to PostgreSQL half-open",
+        _strand(_of_victim(_postgresql)),
+        OWNER_DIED,
+        of_owner=True,
+    ),
+    Fault(
+        "Redis killed and started, appendfsync always",
+        _away(_kill_redis, (0, 1.5), start_seconds=0.5),
+    ),
+    Fault(
+        "Redis killed and started empty",
+        _away(_empty_redis, (0, 1), start_seconds=0.5),
+        STORE_FAILED,
+        loses_log=True,
+    ),
+    Fault(
+        "PostgreSQL stopped and started",
+        _away(_stop_postgresql, (0, 1), start_seconds=1),
+        OWNER_DIED,
+    ),
+    Fault(
+        "PostgreSQL crashed and started",
+        _away(_kill_postgresql, (0, 1), start_seconds=1),
+        OWNER_DIED,
+    ),
+    Fault("Redis away for longer than runs wait", _away(_kill_redis, _LONG), STORE_FAILED),
+    Fault(
+        "PostgreSQL away for longer than runs wait",
+        _away(_stop_postgresql, _LONG),
+        OWNER_DIED | STORE_FAILED,
+    ),
+)
+
+
+def together(*faults: Fault) -> Fault:
+    """All of ``faults`` at once, as one."""
+
+    async def befall(scene: Scene) -> float:
+        return max(await asyncio.gather(*(fault.befall(scene) for fault in faults)))
+
+    return Fault(
+        " and ".join(fault.name for fault in faults),
+        befall,
+        frozenset().union(*(fault.ends for fault in faults)),
+        of_owner=all(fault.of_owner for fault in faults if fault.ends),
+        loses_log=any(fault.loses_log for fault in faults),
+    )
+
+
+def named(words: str) -> Fault:
+    """The one fault whose name begins so."""
+    (fault,) = [fault for fault in FAULTS if fault.name.startswith(words)]
+    return fault

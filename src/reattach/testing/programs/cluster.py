@@ -1,0 +1,178 @@
+"""Several servers that share a PostgreSQL and a Redis, all of one's own, as real processes."""
+
+import asyncio
+import signal
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final, Self
+
+from reattach.domain.clock import SystemClock
+from reattach.domain.ids import DEFAULT_TENANT, TenantId, new_tenant_id
+from reattach.records.database.database import upgrade
+from reattach.records.records import Records
+from reattach.testing.closing import Closing
+from reattach.testing.programs.postgresql import PostgresqlServer
+from reattach.testing.programs.redis import RedisServer
+from reattach.testing.programs.relay import Relay
+from reattach.testing.programs.server import ServerProcess
+
+KEPT_ALWAYS: Final = ("--appendonly", "yes", "--appendfsync", "always")
+"""A Redis that loses nothing that it acknowledged."""
+
+
+class ClusterServer:
+    """One server of a cluster. Between it and either store stands a relay of its own."""
+
+    def __init__(self, process: ServerProcess, redis: Relay, postgresql: Relay) -> None:
+        self.process = process
+        self.redis = redis
+        self.postgresql = postgresql
+        self._paused = False
+
+    @property
+    def url(self) -> str:
+        return self.process.url
+
+    def start(self) -> None:
+        """As ``ServerProcess.start``: on the port that it had."""
+        self.process.start()
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone. Idempotent."""
+        self.process.kill()
+        self._paused = False
+
+    def pause(self) -> None:
+        """SIGSTOP: it stands still, and its connections stay."""
+        self.process.signal(signal.SIGSTOP)
+        self._paused = True
+
+    def resume(self) -> None:
+        """SIGCONT. Idempotent."""
+        if self._paused:
+            self.process.signal(signal.SIGCONT)
+            self._paused = False
+
+    def stop(self) -> int:
+        """SIGTERM; return its exit status once it has drained."""
+        return self.process.stop()
+
+
+class Cluster(Closing):
+    """``servers`` processes of ``reattach serve`` on free loopback ports, which share two stores.
+
+    ``servers``, ``redis`` and ``postgresql`` are there to be ended and started again. The context
+    starts all of it, the schema made, and leaves nothing behind. ``environment`` and ``arguments``
+    are those of every server.
+    """
+
+    def __init__(
+        self,
+        servers: int = 3,
+        *,
+        lease_seconds: float = 2.0,
+        redis_options: Sequence[str] = KEPT_ALWAYS,
+        arguments: Sequence[str] = ("--scripted", "--log-level", "warning"),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.lease_seconds = lease_seconds
+        self.servers: list[ClusterServer] = []
+        self.api_key = ""
+        """A key of the default tenant, made before the servers started: none of them is open."""
+        self.redis: RedisServer
+        self.postgresql: PostgresqlServer
+        self._count = servers
+        self._redis_options = redis_options
+        self._arguments = arguments
+        self._environment = dict(environment or {})
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def close(self) -> None:
+        """End all of it. Idempotent."""
+        self._stack.close()
+
+    @property
+    def urls(self) -> list[str]:
+        return [server.url for server in self.servers]
+
+    def new_key(self, tenant: TenantId | None = None) -> str:
+        """A new API key, of a new tenant unless one is named. Every server knows it within seconds.
+
+        Not for an event loop.
+        """
+
+        async def make() -> str:
+            records = await Records.open(self.postgresql.url(), clock=SystemClock())
+            try:
+                _, secret = await records.keys.create(tenant or new_tenant_id(), "test")
+            finally:
+                await records.aclose()
+            return secret
+
+        with ThreadPoolExecutor(1) as threads:
+            return threads.submit(asyncio.run, make()).result()
+
+    def mend(self) -> None:
+        """Bring back whatever was ended, paused or disturbed, and return when all of it answers."""
+        if not self.postgresql.running:
+            self.postgresql.start()
+        if not self.redis.running:
+            self.redis.start()
+        for server in self.servers:
+            server.resume()
+            server.redis.mend()
+            server.postgresql.mend()
+        dead = [server for server in self.servers if not server.process.running]
+        with ThreadPoolExecutor(self._count) as threads:
+            list(threads.map(ClusterServer.start, dead))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The settings of a process that joins the cluster, past every relay."""
+        return self._stores(self.redis.address, self.postgresql.address)
+
+    @property
+    def output(self) -> str:
+        """What the servers have printed so far, one after the other."""
+        return "\n".join(
+            f"Server {number}:\n{server.process.output}"
+            for number, server in enumerate(self.servers)
+        )
+
+    def _start(self, stack: ExitStack) -> None:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reattach-")))
+        self.postgresql = stack.enter_context(PostgresqlServer())
+        self.redis = stack.enter_context(RedisServer(*self._redis_options, tcp=True))
+        upgrade(self.postgresql.url())
+        # Before the first server is there, since one without any key is open for some seconds.
+        self.api_key = self.new_key(DEFAULT_TENANT)
+        for number in range(self._count):
+            redis = stack.enter_context(Relay(self.redis.address))
+            postgresql = stack.enter_context(Relay(self.postgresql.address))
+            process = ServerProcess(
+                directory / str(number),
+                arguments=self._arguments,
+                environment=self._stores(redis.address, postgresql.address),
+            )
+            self.servers.append(ClusterServer(process, redis, postgresql))
+            stack.callback(process.kill)
+        with ThreadPoolExecutor(self._count) as threads:
+            list(threads.map(ClusterServer.start, self.servers))
+
+    def _stores(self, redis: tuple[str, int], postgresql: tuple[str, int]) -> dict[str, str]:
+        host, port = redis
+        return {
+            "REATTACH_DATABASE_URL": self.postgresql.url(address=postgresql),
+            "REATTACH_LOG_URL": f"redis://{host}:{port}/0",
+            "REATTACH_LEASE_SECONDS": str(self.lease_seconds),
+            **self._environment,
+        }

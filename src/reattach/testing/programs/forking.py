@@ -1,0 +1,220 @@
+"""A process that has imported the server and forks it, so that a start costs no second of imports.
+
+The parent talks to it over a Unix socket. A connection stands for one server: it carries the
+arguments, the environment and the descriptor for the output to the forking process, and the pid
+and the exit status back. As a program this module is the forking process itself.
+"""
+
+import atexit
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple
+
+_INTERPRETER_VARIABLES: Final = ("PYTHONPATH", "PYTHONHASHSEED", "PYTHONWARNINGS", "COVERAGE_RUN")
+"""Variables that an interpreter reads at its start, so a forked one cannot obey them."""
+
+_READY_SECONDS: Final = 60.0
+_STATUS_BYTES: Final = 64
+
+
+class ForkedProcess:
+    """A forked server, with the part of ``subprocess.Popen`` that ``Program`` uses."""
+
+    def __init__(self, connection: socket.socket, stdout: IO[str]) -> None:
+        self._connection = connection
+        self.stdout: IO[str] | None = stdout
+        self.returncode: int | None = None
+        self._lock = threading.Lock()
+        self.pid = int(self._line())
+
+    def poll(self) -> int | None:
+        """Return the exit status, negative for a signal, or None while it runs."""
+        with self._lock:
+            if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
+                self._take_status()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end. Raises subprocess.TimeoutExpired."""
+        with self._lock:
+            if self.returncode is None:
+                if not select.select([self._connection], [], [], timeout)[0]:
+                    raise subprocess.TimeoutExpired("reattach", timeout or 0.0)
+                self._take_status()
+            assert self.returncode is not None
+            return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def _take_status(self) -> None:
+        self.returncode = int(self._line())
+        self._connection.close()
+
+    def _line(self) -> bytes:
+        line = b""
+        while not line.endswith(b"\n"):
+            piece = self._connection.recv(1)
+            if not piece:
+                raise RuntimeError("The process that forks servers has ended.")
+            line += piece
+        return line
+
+
+class Forking:
+    """The forking process, started when the first server is."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._path = ""
+
+    def can_start(self, environment: Mapping[str, str]) -> bool:
+        """Whether a fork is the same as a new interpreter with this environment."""
+        same = all(environment.get(one) == os.environ.get(one) for one in _INTERPRETER_VARIABLES)
+        return same and hasattr(socket, "send_fds") and "COVERAGE_RUN" not in os.environ
+
+    def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> ForkedProcess:
+        """Fork ``reattach`` with these arguments. Its output and errors come from one pipe."""
+        self._begin()
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self._path)
+        reading, writing = os.pipe()
+        request = {
+            "arguments": [*arguments],
+            "environment": {**environment},
+            "cwd": str(Path.cwd()),
+        }
+        body = json.dumps(request).encode()
+        socket.send_fds(connection, [b"%d\n" % len(body)], [writing])
+        os.close(writing)
+        connection.sendall(body)
+        return ForkedProcess(connection, os.fdopen(reading))
+
+    def close(self) -> None:
+        """End the forking process. Servers that run stay as they are. Idempotent."""
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+            if self._folder is not None:
+                self._folder.cleanup()
+            self._process = self._folder = None
+
+    def _begin(self) -> None:
+        with self._lock:
+            if self._process is not None and self._process.poll() is None:
+                return
+            self._folder = tempfile.TemporaryDirectory(prefix="reattach-fork-")
+            self._path = str(Path(self._folder.name) / "socket")
+            command = [sys.executable, "-m", "reattach.testing.programs.forking", self._path]
+            self._process = subprocess.Popen(  # noqa: S603  this module
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            )
+            atexit.register(self.close)
+            assert self._process.stdout is not None
+            with self._process.stdout as output:
+                if not select.select([output], [], [], _READY_SECONDS)[0] or not output.readline():
+                    raise RuntimeError("The process that forks servers did not start.")
+
+
+class _Request(NamedTuple):
+    connection: socket.socket
+    arguments: list[str]
+    environment: dict[str, str]
+    cwd: str
+    output: int
+
+
+def _serve(path: str) -> _Request:
+    """Fork for each request, and report the ends of children; return only in a child."""
+    woken, waking = socket.socketpair()
+    waking.setblocking(False)
+    signal.set_wakeup_fd(waking.fileno())
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    parent = os.getppid()
+    children: dict[int, socket.socket] = {}
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(64)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        while os.getppid() == parent:
+            ready, _, _ = select.select([listener, woken], [], [], 1.0)
+            if woken in ready:
+                woken.recv(4096)
+            if listener in ready:
+                request = _receive(listener.accept()[0])
+                pid = os.fork()
+                if not pid:
+                    signal.set_wakeup_fd(-1)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    for one in (listener, woken, waking, request.connection, *children.values()):
+                        one.close()
+                    return request
+                os.close(request.output)
+                request.connection.sendall(b"%d\n" % pid)
+                children[pid] = request.connection
+            _report(children)
+    raise SystemExit
+
+
+def _receive(connection: socket.socket) -> _Request:
+    head, descriptors, _, _ = socket.recv_fds(connection, _STATUS_BYTES, 1)
+    length, _, body = head.partition(b"\n")
+    while len(body) < int(length):
+        body += connection.recv(65536)
+    request: dict[str, Any] = json.loads(body)
+    return _Request(
+        connection,
+        request["arguments"],
+        request["environment"],
+        request["cwd"],
+        descriptors[0],
+    )
+
+
+def _report(children: dict[int, socket.socket]) -> None:
+    while children:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            return
+        with children.pop(pid) as connection:
+            try:
+                connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+            except OSError:
+                continue  # Whoever started it has gone.
+
+
+def _become(request: _Request) -> None:
+    """Be ``reattach`` with the arguments, environment, folder and output of the request."""
+    os.dup2(request.output, 1)
+    os.dup2(request.output, 2)
+    os.close(request.output)
+    os.environ.clear()
+    os.environ.update(request.environment)
+    os.chdir(request.cwd)
+    sys.path[0] = request.cwd
+    sys.argv = ["reattach", *request.arguments]
+
+
+if __name__ == "__main__":
+    import reattach.__main__
+    import reattach.log.redis.log
+    import reattach.records.database.postgresql  # noqa: F401  servers in clusters import it at their start
+    from reattach.cli import main
+
+    _become(_serve(sys.argv[1]))
+    main()

@@ -1,0 +1,103 @@
+"""The tools that a server would have, and what keeps it from having others."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+
+from reattach.diagnostics import Finding
+from reattach.domain.errors import McpUnreachableError, StartupError
+from reattach.tools.base import Tool, Toolbox
+from reattach.tools.connections import Connect, ListedTool
+from reattach.tools.function import function_names, function_tool
+from reattach.tools.servers import McpServer
+from reattach.tools.threads import Threads
+
+_SHOWN_REMARKS = 5
+"""As many bad tools of a server are told of; all are in the log of a server that runs."""
+
+
+def examine_functions(names: Sequence[str]) -> list[Finding]:
+    """Import the functions that the settings and installed packages bring, each for itself."""
+    findings: list[Finding] = []
+    tools: list[Tool] = []
+    for name in function_names(names):
+        try:
+            tools.append(function_tool(name, Threads()))
+        except StartupError as error:
+            findings.append(_wrong(error))
+    findings.append(_clash(tools) or Finding("ok", "tools", _listed(tools)))
+    return findings
+
+
+async def examine_servers(servers: Mapping[str, McpServer], connect: Connect) -> list[Finding]:
+    """Reach every MCP server once, all at the same time, and ask for its tools."""
+    found = (_examined(name, server, connect) for name, server in sorted(servers.items()))
+    return list(await asyncio.gather(*found))
+
+
+async def _examined(name: str, server: McpServer, connect: Connect) -> Finding:
+    what = f"mcp {name}"
+    remedy = f"See [mcp.{name}] in the settings: whether {server.place} can be reached from here."
+    began = time.perf_counter()
+    try:
+        async with (
+            asyncio.timeout(server.start_seconds),
+            connect(
+                name, server, on_change=_nothing, on_end=_nothing, on_said=_unheard
+            ) as connection,
+        ):
+            tools = await connection.tools()
+            remarks = connection.remarks
+            seconds = time.perf_counter() - began
+            detail = (
+                f"{server.place}: {connection.about}, protocol {connection.protocol}, "
+                f"{len(tools)} tools, in {seconds:.1f} s"
+            )
+    except McpUnreachableError as error:
+        return Finding("wrong", what, f"{server.place}: {error.detail}", remedy)
+    except TimeoutError:
+        said = f"{server.place}: not there within {server.start_seconds:g} s"
+        return Finding("wrong", what, said, remedy)
+    if remarks:
+        said = f"{detail}; {'; '.join(remarks[:_SHOWN_REMARKS])}"
+        return Finding("warning", what, said, "Tell whoever makes this server.")
+    if unknown := _unknown_rules(server, tools):
+        said = f"requires_approval names tools that it does not have: {', '.join(unknown)}"
+        has = f"It has: {', '.join(tool.name for tool in tools)}."
+        return Finding("warning", what, said, has)
+    return Finding("ok", what, detail)
+
+
+def _unknown_rules(server: McpServer, tools: Sequence[ListedTool]) -> list[str]:
+    rule = server.requires_approval
+    names = () if isinstance(rule, bool) else rule
+    return sorted(set(names) - {tool.name for tool in tools})
+
+
+def _unheard(text: str) -> None:  # noqa: ARG001
+    return None
+
+
+def _nothing() -> None:
+    return None
+
+
+def _clash(tools: Sequence[Tool]) -> Finding | None:
+    try:
+        Toolbox(tools)
+    except StartupError as error:
+        return _wrong(error)
+    return None
+
+
+def _wrong(error: StartupError) -> Finding:
+    said, _, remedy = error.detail.rpartition(". ")
+    if not said:
+        return Finding("wrong", "tools", error.detail, "Mend it, or leave it out of the settings.")
+    return Finding("wrong", "tools", said, remedy)
+
+
+def _listed(tools: Sequence[Tool]) -> str:
+    if not tools:
+        return "no functions are named"
+    return "functions: " + ", ".join(sorted(tool.name for tool in tools))

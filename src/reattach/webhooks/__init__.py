@@ -1,0 +1,1 @@
+"""Calls to the receivers that clients name, when their runs end."""

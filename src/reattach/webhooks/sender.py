@@ -1,0 +1,207 @@
+"""Calls to the receivers that clients named: how their runs ended, at least once and signed."""
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import structlog
+from standardwebhooks import Webhook
+
+from reattach.domain.clock import Clock, sleep_unless_set
+from reattach.domain.errors import ReattachError
+from reattach.domain.limits import (
+    CALLBACK_BODY_BYTES,
+    CALLBACK_GIVE_UP_SECONDS,
+    CALLBACK_LEASE_SECONDS,
+    CALLBACK_LOOK_SECONDS,
+    CALLBACK_MAX_RETRY_SECONDS,
+    CALLBACK_RETRY_SECONDS,
+)
+from reattach.records.base import Run
+from reattach.records.callbacks import CallbackOutcome, DueCallback, Receiver
+from reattach.records.records import Records
+from reattach.runs.answers import whole_answer
+from reattach.runs.retry import patiently
+from reattach.webhooks.receivers import Answered, Receivers
+from reattach.webhooks.slots import CallbackSlots
+
+logger = structlog.get_logger(__name__)
+
+
+class Callbacks:
+    """Makes the calls that are due in the records, one at a time for each run.
+
+    A call becomes due in the transaction that settles its run, so neither a restart nor the death
+    of a process loses one. A process that dies between a call and the note of its outcome leaves
+    the call to be made once more.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        clock: Clock,
+        receivers: Receivers,
+        *,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._records = records
+        self._clock = clock
+        self._receivers = receivers
+        self._slots = CallbackSlots(clock)
+        self._uniform = uniform
+        self._word = asyncio.Event()
+        self._calls: set[asyncio.Task[None]] = set()
+
+    def ring(self) -> None:
+        """A call may be due now."""
+        self._word.set()
+
+    async def keep_calling(self) -> None:
+        """Make the calls that are due, until cancelled; those under way are given up then."""
+        try:
+            while True:
+                self._word.clear()
+                try:
+                    await self.begin_due()
+                except ReattachError as error:
+                    logger.warning("callbacks not looked for", reason=error.detail)
+                except Exception:
+                    logger.exception("callbacks not looked for")
+                await sleep_unless_set(self._clock, CALLBACK_LOOK_SECONDS, self._word)
+        finally:
+            calls = set(self._calls)
+            for call in calls:
+                call.cancel()
+            if calls:
+                await asyncio.wait(calls)
+
+    async def begin_due(self) -> Sequence[asyncio.Task[None]]:
+        """Begin the calls that are due and that there is room for, and return them.
+
+        Raises StoreUnavailableError.
+        """
+        room = self._slots.room()
+        if room.calls <= 0:
+            return ()
+        taken: list[Receiver] = []
+        try:
+            claimed = await self._records.callbacks.claim(
+                replace(room, take=partial(self._take, taken)), CALLBACK_LEASE_SECONDS
+            )
+        except BaseException:
+            for receiver in taken:
+                self._slots.give_back(receiver)
+            raise
+        for due in claimed:
+            taken.remove(due.receiver)
+        for receiver in taken:  # Another process was faster.
+            self._slots.give_back(receiver)
+        return [self._begin(due) for due in claimed]
+
+    def _take(self, taken: list[Receiver], receiver: Receiver) -> bool:
+        if not self._slots.take(receiver):
+            return False
+        taken.append(receiver)
+        return True
+
+    def _begin(self, due: DueCallback) -> asyncio.Task[None]:
+        call = asyncio.create_task(self._call(due), name=f"callback of {due.run.id}")
+        self._calls.add(call)
+
+        def end(call: asyncio.Task[None]) -> None:
+            self._calls.discard(call)
+            self._slots.give_back(due.receiver)
+            self.ring()  # There is room for another.
+
+        call.add_done_callback(end)
+        return call
+
+    async def _call(self, due: DueCallback) -> None:
+        try:
+            await self._call_and_note(due)
+        except ReattachError as error:
+            logger.warning("callback not made", run_id=due.run.id, reason=error.detail)
+        except Exception:
+            logger.exception("callback not made", run_id=due.run.id)
+
+    async def _call_and_note(self, due: DueCallback) -> None:
+        run = due.run
+        body = await self._body(run)
+        sent_at = self._clock.now()
+        secrets = await self._records.callbacks.secrets(run.tenant)
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "Reattach",
+            "webhook-id": run.id,
+            "webhook-timestamp": str(int(sent_at.timestamp())),
+            "webhook-signature": " ".join(
+                Webhook(secret).sign(run.id, sent_at, body) for secret in secrets
+            ),
+        }
+        answered = await self._receivers.post(run.callback_url or "", body.encode(), headers)
+        self._slots.note(due.receiver, has_answered=answered.status_code is not None)
+        outcome = CallbackOutcome(
+            sent_at,
+            answered.status_code,
+            answered.error,
+            None
+            if answered.is_final
+            else sent_at + timedelta(seconds=self._wait_seconds(due.tries)),
+        )
+        outcome = self._within_bounds(run, answered, outcome)
+        if answered.error is not None:
+            logger.info(
+                "callback failed",
+                run_id=run.id,
+                tries=due.tries,
+                reason=answered.error,
+                again=outcome.again_at is not None,
+            )
+        await patiently(
+            self._clock, lambda: self._records.callbacks.note(run.id, due.tries, outcome)
+        )
+
+    def _wait_seconds(self, tries: int) -> float:
+        longest = min(CALLBACK_MAX_RETRY_SECONDS, CALLBACK_RETRY_SECONDS * 2 ** min(tries - 1, 30))
+        return self._uniform(longest / 2, longest)
+
+    def _within_bounds(
+        self, run: Run, answered: Answered, outcome: CallbackOutcome
+    ) -> CallbackOutcome:
+        """The outcome without another try, if that would be too late."""
+        ended_at = run.completed_at or run.created_at
+        last_at = ended_at + timedelta(seconds=CALLBACK_GIVE_UP_SECONDS)
+        if outcome.again_at is None or outcome.again_at <= last_at:
+            return outcome
+        error = f"{answered.error}; given up"
+        return CallbackOutcome(outcome.sent_at, outcome.status_code, error, None)
+
+    async def _body(self, run: Run) -> str:
+        metadata: dict[str, Any] = {"run_type": run.run_type}
+        if run.error is not None:
+            metadata["error"] = dict(run.error)
+        types = run.request_config.get("include_return_message_types")
+        told = {
+            # With these in what is signed, no call can be passed off as one to another receiver.
+            "callback_url": run.callback_url,
+            "tenant": run.tenant,
+            "run_id": run.id,
+            "status": run.status.value,
+            "stop_reason": None if run.stop_reason is None else run.stop_reason.value,
+            "agent_id": run.thread.agent_id,
+            "conversation_id": run.thread.conversation_id,
+            "completed_at": None
+            if run.completed_at is None
+            else run.completed_at.isoformat().replace("+00:00", "Z"),
+            "metadata": metadata | {"result": await whole_answer(self._records, run, types)},
+        }
+        body = json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+        if len(body.encode()) <= CALLBACK_BODY_BYTES:
+            return body
+        told["metadata"] = metadata | {"result": None}
+        return json.dumps(told, ensure_ascii=False, separators=(",", ":"))
