@@ -1,0 +1,114 @@
+"""The words of the project: old ones that must not come back, and what to write instead.
+
+As a program it lists the places: ``python -m tests.meta.words src/reattach/log docs``.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    pattern: re.Pattern[str]
+    instead: str
+    in_code: bool = False
+    """It holds for names too, not only for prose."""
+
+
+def _words(pattern: str, instead: str, *, in_code: bool = False) -> Rule:
+    return Rule(re.compile(pattern, re.IGNORECASE | re.MULTILINE), instead, in_code)
+
+
+_START: Final = r"(?:\A|^\s*(?:[-*] |\| )?|[.!?:] +|[.!?]\n\s*)"
+
+RULES: Final = (
+    _words(r"\bcan not\b", "cannot"),
+    Rule(
+        re.compile(
+            _START
+            + r"(?:What|Who|Whoever|That which|Those who|Of (?:those|these|all))\b(?![^.?!]*\?)",
+            re.MULTILINE,
+        ),
+        "begin with the thing itself, not with a clause",
+    ),
+    _words(
+        r"(?<![a-z])(?:un)?told(?![a-z])", "notified, reported, shown, sent, given", in_code=True
+    ),
+    _words(
+        r"\btells\b(?! (?:you|them|people|users|operators|readers|us)\b)", "says, shows, reports"
+    ),
+    _words(r"(?<![a-z])heralds?(?![a-z])", "notifier", in_code=True),
+    _words(r"(?<![a-z])glances?(?![a-z])", "prepared query", in_code=True),
+    _words(r"(?<![a-z])patiently(?![a-z])", "until_available", in_code=True),
+    _words(r"(?<![a-z])befall(?:s|en)?(?![a-z])", "happen to, inject", in_code=True),
+    _words(r"(?<![a-z])shortcuts?(?![a-z])", "fast path", in_code=True),
+    _words(r"(?<![a-z])witness(?:es)?(?![a-z])", "history", in_code=True),
+    _words(r"\bbut for\b", "except"),
+    _words(r"\bthe like\b", "name them"),
+    _words(r"\bwhosoever\b|\bthereof\b|\bwhereof\b|\bhitherto\b", "plain words"),
+)
+
+
+def prose_of(path: Path) -> Iterator[tuple[int, str]]:
+    """The prose of a file with the line where each piece begins: comments and strings of Python."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".md":
+        yield 1, re.sub(r"^```.*?^```", _blank, text, flags=re.DOTALL | re.MULTILINE)
+        return
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string.lstrip("#: ")
+        elif token.type == tokenize.STRING:
+            quotes = re.match(r"[a-zA-Z]*(\"\"\"|'''|\"|')", token.string)
+            assert quotes is not None
+            yield token.start[0], token.string[quotes.end() : -len(quotes[1])]
+        elif token.type == getattr(tokenize, "FSTRING_MIDDLE", -1):
+            yield token.start[0], token.string
+
+
+def _blank(match: re.Match[str]) -> str:
+    return "\n" * match[0].count("\n")
+
+
+def faults_of(path: Path) -> list[str]:
+    """``file:line: words: what to write instead`` for each place that breaks a rule."""
+    name = path.relative_to(ROOT)
+    found: dict[tuple[int, str], str] = {}
+    pieces = list(prose_of(path))
+    whole = [(1, path.read_text("utf-8"))]
+    for rule in RULES:
+        for line, text in whole if rule.in_code and path.suffix == ".py" else pieces:
+            for match in rule.pattern.finditer(text):
+                words = match[0].strip(" .!?:\n|-*")
+                at = line + text[: match.end()].count("\n")
+                found[at, words] = f"{name}:{at}: {words}: {rule.instead}"
+    return [found[key] for key in sorted(found)]
+
+
+def files_below(*places: str) -> list[Path]:
+    """The Python files and pages of these files and folders."""
+    found: set[Path] = set()
+    for place in places:
+        path = ROOT / place
+        found |= {path} if path.is_file() else {*path.rglob("*.py"), *path.rglob("*.md")}
+    return sorted(found)
+
+
+def main() -> None:
+    faults = [fault for path in files_below(*sys.argv[1:]) for fault in faults_of(path)]
+    sys.stdout.writelines(f"{fault}\n" for fault in faults)
+    raise SystemExit(bool(faults))
+
+
+if __name__ == "__main__":
+    main()
