@@ -12,7 +12,7 @@ from reattach.domain.events import RunStatus
 from reattach.domain.ids import DEFAULT_TENANT
 from reattach.domain.messages import Role
 from reattach.records.base import Conversation, Run, Thread
-from reattach.records.runs.notifications import WakesMissed
+from reattach.records.runs.notifications import NotificationsMissed
 from reattach.runs.follow import Target
 from tests.cluster.nodes import Node, Nodes
 from tests.recovery.engines import SteppedEngine
@@ -162,11 +162,11 @@ async def begun_with(nodes: Nodes, node: Node, engine: SteppedEngine) -> tuple[C
 
 
 @pytest.mark.promise("P6")
-@pytest.mark.parametrize("word", ["wake", "beat"])
+@pytest.mark.parametrize("word", ["notification", "beat"])
 async def test_a_cancel_reaches_the_process_that_works_on_the_run(nodes: Nodes, word: str) -> None:
-    """By a wake, though no beat comes; and by the next beat, though no wake is heard."""
+    """By a notification without a beat, and by the next beat without a notification."""
     engine = SteppedEngine("one ", "two ")
-    if word == "wake":
+    if word == "notification":
         owner = await nodes.node(engine=engine, lease_seconds=FOR_EVER_SECONDS)
     else:
         owner = await nodes.node(engine=engine, lease_seconds=1, listens=False)
@@ -284,6 +284,6 @@ async def test_an_end_whose_wake_was_missed_is_seen_all_the_same(nodes: Nodes) -
     async with Reader(deaf.runs, run) as reader:
         engine.step()
         assert (await reader.to_end()).done
-    deaf.runs.hear(WakesMissed())
+    deaf.runs.hear(NotificationsMissed())
     async with asyncio.timeout(10):
         assert (await waiting).status is RunStatus.COMPLETED

@@ -178,7 +178,7 @@ class _Parts:
             if not name.startswith("_"):
                 setattr(self, name, _Part(name, part, faults))
         self.shared = records.shared
-        self.wakes = records.wakes
+        self.notifications = records.notifications
 
 
 class _Part:

@@ -22,7 +22,7 @@ from reattach.records.database import connection as bounded
 from reattach.records.database import postgresql, schema
 from reattach.records.database.database import Database
 from reattach.records.records import Records
-from reattach.records.runs.notifications import RunSettled, WakesMissed
+from reattach.records.runs.notifications import NotificationsMissed, RunSettled
 from reattach.testing.programs.postgresql import PostgresqlServer
 from reattach.testing.programs.relay import Relay
 from tests.conformance.records.samples import (
@@ -113,7 +113,7 @@ async def test_a_url_that_can_not_be_used_is_refused_at_the_start(url: str, hint
         await Database.open(url)
 
 
-async def test_what_is_wrong_with_a_url_is_told_without_its_password() -> None:
+async def test_an_error_about_a_url_does_not_contain_its_password() -> None:
     with pytest.raises(StartupError) as refused:
         await Database.open("mysql://me:hunter2@localhost/x")
     assert "hunter2" not in str(refused.value)
@@ -153,7 +153,7 @@ async def test_connections_are_bounded_whatever_the_number_of_callers(
     records: Records, postgresql_url: str
 ) -> None:
     world = await a_world(records)
-    async with records.wakes():
+    async with records.notifications():
         async with asyncio.timeout(60):
             await asyncio.gather(
                 *(records.agents.get(OURS, world.agent.id) for _ in range(200)),
@@ -331,33 +331,33 @@ async def test_a_server_that_says_nothing_is_unavailable_in_bounded_time(
     await database.aclose()
 
 
-async def test_wakes_are_heard_again_after_the_server_was_away_and_the_gap_is_told(
+async def test_notifications_resume_after_an_outage_and_the_gap_is_reported(
     server: PostgresqlServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgresql, "RECONNECT_SECONDS", 0.02)
     records = await Records.open(server.url(), clock=SystemClock())
     world = await a_world(records)
-    async with asyncio.timeout(60), records.wakes() as wakes:
+    async with asyncio.timeout(60), records.notifications() as notifications:
         run, _ = await world.turn("one")
-        assert await anext(wakes) == RunSettled(run)
+        assert await anext(notifications) == RunSettled(run)
         await asyncio.to_thread(server.kill)
-        missed = asyncio.ensure_future(anext(wakes))
+        missed = asyncio.ensure_future(anext(notifications))
         await asyncio.to_thread(server.start)
-        assert await missed == WakesMissed()
+        assert await missed == NotificationsMissed()
         run, _ = await world.turn("two")
-        assert await anext(wakes) == RunSettled(run)
+        assert await anext(notifications) == RunSettled(run)
     await records.aclose()
 
 
-async def test_a_listener_that_begins_while_the_server_is_away_hears_it_when_it_is_back(
+async def test_a_listener_that_starts_during_an_outage_is_notified_when_it_is_over(
     server: PostgresqlServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgresql, "RECONNECT_SECONDS", 0.02)
     records = await Records.open(server.url(), clock=SystemClock())
     await asyncio.to_thread(server.kill)
-    async with asyncio.timeout(60), records.wakes() as wakes:
+    async with asyncio.timeout(60), records.notifications() as notifications:
         await asyncio.to_thread(server.start)
-        assert await anext(wakes) == WakesMissed()
+        assert await anext(notifications) == NotificationsMissed()
     await records.aclose()
 
 
@@ -368,15 +368,15 @@ async def test_a_listener_whose_network_is_silent_notices_it(
     monkeypatch.setattr(postgresql, "LISTEN_CHECK_SECONDS", 0.1)
     monkeypatch.setattr(postgresql, "RECONNECT_SECONDS", 0.02)
     records = await Records.open(server.url(address=relay.address), clock=SystemClock())
-    async with asyncio.timeout(60), records.wakes() as wakes:
+    async with asyncio.timeout(60), records.notifications() as notifications:
         before = relay.connections
         relay.pause()
-        missed = asyncio.ensure_future(anext(wakes))
+        missed = asyncio.ensure_future(anext(notifications))
         async with asyncio.timeout(30):
             while relay.connections == before:
                 await asyncio.sleep(0.01)
         relay.resume()
-        assert await missed == WakesMissed()
+        assert await missed == NotificationsMissed()
     await records.aclose()
 
 

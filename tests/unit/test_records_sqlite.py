@@ -14,7 +14,7 @@ from reattach.domain.errors import StartupError, StoreUnavailableError
 from reattach.domain.ids import DEFAULT_TENANT
 from reattach.records.database import schema, sqlite
 from reattach.records.database.database import Database
-from reattach.records.database.prepared import Glance
+from reattach.records.database.prepared import PreparedQuery
 from reattach.records.database.sqlite import Durability
 from reattach.records.records import Records
 from tests.conformance.records.samples import NOON, OURS
@@ -175,8 +175,8 @@ class Locked:
 async def test_a_look_up_that_can_not_be_done_at_once_is_done_in_a_thread(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = Glance(select(literal("found").label("it")))
-    assert await database.glance(asked) == [["found"]]
+    query = PreparedQuery(select(literal("found").label("it")))
+    assert await database.run_prepared(query) == [["found"]]
     visits = []
     done = sqlite.Transactions.done
 
@@ -185,8 +185,8 @@ async def test_a_look_up_that_can_not_be_done_at_once_is_done_in_a_thread(
         return done(self, work)
 
     monkeypatch.setattr(sqlite.Transactions, "done", noted)
-    assert await database.glance(asked) == [["found"]]
+    assert await database.run_prepared(query) == [["found"]]
     assert visits == []
-    monkeypatch.setattr(database, "_glances", Locked())
-    assert await database.glance(asked) == [["found"]]
+    monkeypatch.setattr(database, "_prepared_connection", Locked())
+    assert await database.run_prepared(query) == [["found"]]
     assert len(visits) == 1

@@ -29,7 +29,7 @@ from reattach.records.blocks import attach_blocks, blocks_of, insert_blocks
 from reattach.records.changes import checked
 from reattach.records.database import schema
 from reattach.records.database.database import Database
-from reattach.records.paging import Order, page_of
+from reattach.records.paging import SortOrder, page_of
 
 _FIELDS = tuple(field.name for field in fields(Agent))
 _COLUMNS = tuple(name for name in _FIELDS if name in schema.agents.c)
@@ -111,7 +111,7 @@ class Agents:
             wanted = set(tags)
             least = len(wanted) if match_all_tags else 1
             rows = rows.where(table.c.id.in_(_tagged(wanted, least)))
-        order = Order(table, table.c[order_by], page.ascending)
+        order = SortOrder(table, table.c[order_by], page.ascending)
         async with self._database.read() as connection:
             found = await page_of(connection, rows, tenant, page, order)
             return await connection.run_sync(_completed, found)

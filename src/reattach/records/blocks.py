@@ -26,7 +26,7 @@ from reattach.records.base import Block, Page
 from reattach.records.changes import checked
 from reattach.records.database import schema
 from reattach.records.database.database import Database
-from reattach.records.paging import Order, page_of
+from reattach.records.paging import SortOrder, page_of
 
 _FIELDS = tuple(field.name for field in fields(Block))
 _FIXED = frozenset({"id", "created_at"})
@@ -86,7 +86,7 @@ class Blocks:
         for column, wanted in searches.items():
             if wanted is not None:
                 rows = rows.where(column.icontains(wanted, autoescape=True))
-        order = Order(table, table.c.created_at, page.ascending)
+        order = SortOrder(table, table.c.created_at, page.ascending)
         async with self._database.read() as connection:
             return [block_of(row) for row in await page_of(connection, rows, tenant, page, order)]
 

@@ -20,7 +20,7 @@ from reattach.records.blocks import blocks_of, insert_blocks
 from reattach.records.changes import checked
 from reattach.records.database import schema
 from reattach.records.database.database import Database
-from reattach.records.paging import Order, page_of
+from reattach.records.paging import SortOrder, page_of
 
 _FIELDS = tuple(field.name for field in fields(Conversation) if field.name != "isolated_blocks")
 _FIXED = frozenset({"id", "agent_id", "created_at"})
@@ -82,7 +82,7 @@ class Conversations:
             rows = rows.where(table.c.archived_at.is_(None))
         elif archive_status == "archived":
             rows = rows.where(table.c.archived_at.is_not(None))
-        order = Order(table, table.c[order_by], page.ascending)
+        order = SortOrder(table, table.c[order_by], page.ascending)
         async with self._database.read() as connection:
             found = await page_of(connection, rows, tenant, page, order)
             isolated = await connection.run_sync(

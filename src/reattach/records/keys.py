@@ -16,7 +16,7 @@ from reattach.domain.ids import TenantId, new_uuid
 from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
 from reattach.records.database import schema
 from reattach.records.database.database import Database
-from reattach.records.database.prepared import Glance
+from reattach.records.database.prepared import PreparedQuery
 
 _SECRET_BYTES: Final = 32
 _PREFIX_CHARACTERS: Final = 8
@@ -25,10 +25,10 @@ _FIELDS: Final = tuple(field.name for field in fields(ApiKey))
 
 _keys = schema.api_keys
 _ALL: Final = select(*(_keys.c[name] for name in _FIELDS))
-_BY_SECRET: Final = Glance(
+_BY_SECRET: Final = PreparedQuery(
     _ALL.where(_keys.c.secret_sha256 == bindparam("digest"), _keys.c.revoked_at.is_(None))
 )
-_ANY: Final = Glance(select(_keys.c.id).limit(1))
+_ANY: Final = PreparedQuery(select(_keys.c.id).limit(1))
 
 
 class Keys:
@@ -89,7 +89,7 @@ class Keys:
 
     async def find(self, secret: str) -> ApiKey | None:
         """The key of the secret; None if there is none, it was revoked, or it has expired."""
-        for row in await self._database.glance(_BY_SECRET, digest=_digest(secret)):
+        for row in await self._database.run_prepared(_BY_SECRET, digest=_digest(secret)):
             key = ApiKey(*row)
             if key.expires_at is None or self._clock.now() < key.expires_at:
                 return key
@@ -110,7 +110,7 @@ class Keys:
 
     async def any(self) -> bool:
         """Whether a key was ever made: a server whose last key was revoked does not open."""
-        return bool(await self._database.glance(_ANY))
+        return bool(await self._database.run_prepared(_ANY))
 
     async def mark_used(self, key_ids: Sequence[str], at: datetime) -> None:
         """Remember the last use of the keys; for many at once, since each call is a write."""

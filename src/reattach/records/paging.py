@@ -30,7 +30,7 @@ from reattach.records.database.columns import Typed
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class SortOrder:
     """An order of a table's rows: by a column, then as they came to be; NULL is always last."""
 
     table: Table
@@ -86,7 +86,7 @@ async def page_of(
     rows: Select[Any],
     tenant: TenantId,
     page: Page,
-    order: Order,
+    order: SortOrder,
 ) -> Sequence[RowMapping]:
     """The page of ``rows``, in the order.
 

@@ -17,7 +17,7 @@ from reattach.records.database.database import Database
 from reattach.records.database.sqlite import Durability
 from reattach.records.keys import Keys
 from reattach.records.messages import Messages
-from reattach.records.runs.notifications import Wake, heard
+from reattach.records.runs.notifications import Notification, listen
 from reattach.records.runs.owners import Owners
 from reattach.records.runs.runs import Runs
 
@@ -71,15 +71,15 @@ class Records:
         """
         return Owners(self._database.apart(), self._clock)
 
-    def wakes(self) -> AbstractAsyncContextManager[AsyncIterator[Wake]]:
-        """What other processes, and this one, tell of runs from now on; it never ends by itself.
+    def notifications(self) -> AbstractAsyncContextManager[AsyncIterator[Notification]]:
+        """Iterate over the changes of runs that any process commits from now on, without an end.
 
-        A wake is only word of a row that changed, and may be lost or come twice: the row is the
-        truth. In PostgreSQL it takes one connection, which is made anew for as long as it takes;
-        then ``WakesMissed`` comes first. Nothing is raised because of the connection. A SQLite has
-        one process, which needs no word of its own deeds: there nothing ever comes.
+        A notification may be lost or come twice; the row is the truth. PostgreSQL takes one
+        connection for this, which is made again when it is lost: then ``NotificationsMissed``
+        comes first, and nothing is raised. On SQLite nothing ever comes, because its one process
+        needs no word of its own changes.
         """
-        return heard(self._database)
+        return listen(self._database)
 
     async def tidy(self) -> None:
         """Let go of what is kept of deleted text. To be done now and then.

@@ -37,7 +37,12 @@ from reattach.records.base import (
     Thread,
 )
 from reattach.records.records import Records
-from reattach.records.runs.notifications import CancelRequested, RunSettled, Wake, WakesMissed
+from reattach.records.runs.notifications import (
+    CancelRequested,
+    Notification,
+    NotificationsMissed,
+    RunSettled,
+)
 from reattach.runs.endings import CANCELLED
 from reattach.runs.follow import Following, Target, Watch, follow, rest
 from reattach.runs.idempotency import otid_alias
@@ -349,14 +354,14 @@ class RunService:
             self._end_here(run_id)
         await self.audit.compare_workers(owner, beat.held)
 
-    def hear(self, wake: Wake) -> None:
-        """Obey a wake. One that is missed is made up for by the next beat, and by looks."""
-        match wake:
+    def hear(self, notification: Notification) -> None:
+        """Act on a notification. The next beat, and regular reads, make up for a missed one."""
+        match notification:
             case CancelRequested(run_id):
                 self._end_here(run_id)
             case RunSettled(run_id):
                 self._settlements.hear(run_id)
-            case WakesMissed():
+            case NotificationsMissed():
                 self._settlements.hear_all()
 
     # Ends that nobody asked for.

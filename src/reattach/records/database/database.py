@@ -32,7 +32,7 @@ from reattach.domain.errors import (
 from reattach.domain.store_errors import CommitUnknownError
 from reattach.records.database import migrations, postgresql, sqlite
 from reattach.records.database.columns import UnstorableError
-from reattach.records.database.prepared import Glance
+from reattach.records.database.prepared import PreparedQuery
 from reattach.records.database.sqlite import Durability
 from reattach.records.database.url import Backend, address_of, backend_of
 
@@ -73,12 +73,12 @@ class Database:
         turn_seconds: float,
         reading: sqlite.Transactions | None = None,
         writing: sqlite.Transactions | None = None,
-        glances: sqlite3.Connection | None = None,
+        prepared_connection: sqlite3.Connection | None = None,
     ):
         self.address = address
         self._reading = reading
         self._writing = writing
-        self._glances = glances
+        self._prepared_connection = prepared_connection
         self._writer = writer
         self._readers = readers
         self._turn_seconds = turn_seconds
@@ -136,7 +136,7 @@ class Database:
             turn_seconds=sqlite.TURN_SECONDS,
             reading=sqlite.reading(address, durability),
             writing=sqlite.writing(address, durability),
-            glances=sqlite.glances(address, durability),
+            prepared_connection=sqlite.prepared_connection(address, durability),
         )
 
     def apart(self) -> "Database":
@@ -208,13 +208,13 @@ class Database:
             finally:
                 self._write_turns.release()
 
-    async def glance(self, glance: Glance, **values: object) -> Sequence[Sequence[Any]]:
-        """The rows of ``glance``, as ``rows`` would give them, and at once where that can be."""
-        if self._glances is not None:
-            # What is wrong, and for how long to bear with it, is found out in a thread.
+    async def run_prepared(self, query: PreparedQuery, **values: object) -> Sequence[Sequence[Any]]:
+        """Return the rows of a prepared query; on SQLite without a visit to a thread."""
+        if self._prepared_connection is not None:
+            # A thread may wait for a lock and reports the error; the event loop must not.
             with suppress(sqlite3.Error, ValueError, OverflowError):
-                return glance.rows(self._glances, values)
-        return [list(row.values()) for row in await self.rows(glance.statement, **values)]
+                return query.rows(self._prepared_connection, values)
+        return [list(row.values()) for row in await self.rows(query.statement, **values)]
 
     async def tidy(self) -> None:
         """Empty the WAL of a SQLite file, which may hold deleted text. To be done now and then."""
@@ -241,8 +241,8 @@ class Database:
         for threads in (self._reading, self._writing):
             if threads is not None:
                 await threads.aclose()
-        if self._glances is not None:
-            self._glances.close()
+        if self._prepared_connection is not None:
+            self._prepared_connection.close()
         await self._writer.dispose()
         await self._readers.dispose()
         for turns in self._all_turns:

@@ -1,4 +1,4 @@
-"""Look-ups that are sooner done than handed to a thread."""
+"""Queries so short that handing them to a thread costs more than running them."""
 
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -10,11 +10,11 @@ from sqlalchemy.dialects import sqlite
 _DIALECT: Final = sqlite.dialect(paramstyle="qmark")
 
 
-class Glance:
-    """A statement that finds a row or two by a key, and for SQLite is compiled once.
+class PreparedQuery:
+    """A statement that reads a row or two by a key, compiled once for SQLite.
 
-    In a write-ahead log a reader waits for no writer, so that it takes some microseconds; through
-    SQLAlchemy and a thread it takes hundreds.
+    It may run in the event loop: with a write-ahead log a reader waits for no writer. It takes some
+    microseconds; SQLAlchemy and a thread would take hundreds.
     """
 
     def __init__(self, statement: Select[Any]) -> None:
@@ -29,7 +29,7 @@ class Glance:
                 self._columns.append((place, convert))
 
     def rows(self, connection: sqlite3.Connection, values: Mapping[str, object]) -> list[list[Any]]:
-        """The rows, with values as SQLAlchemy gives them. Raises what the driver raises."""
+        """Return the rows, with values as SQLAlchemy gives them. Raises errors of the driver."""
         places = [values.get(name, constant) for name, constant in self._places]
         rows = [list(row) for row in connection.execute(self._sql, places).fetchall()]
         for row in rows:

@@ -57,8 +57,8 @@ def readers(url: URL, durability: Durability) -> AsyncEngine:
     return _engine(url, durability, connections=READERS, begin="BEGIN", query_only=True)
 
 
-def glances(url: URL, durability: Durability) -> sqlite3.Connection:
-    """A connection for ``Glance``, in any one thread at a time. It waits for nobody."""
+def prepared_connection(url: URL, durability: Durability) -> sqlite3.Connection:
+    """Return a connection for prepared queries, for one thread at a time. It never waits."""
     engine = create_engine(
         url.set(drivername="sqlite+pysqlite"),
         poolclass=NullPool,

@@ -1,6 +1,6 @@
-"""Word for other processes that the row of a run has changed.
+"""Notifications between processes that the row of a run has changed.
 
-PostgreSQL sends it when the transaction commits, so that whoever hears it finds the change.
+PostgreSQL sends a notification when its transaction commits, so a listener finds the change.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from reattach.records.database.database import Database
 
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
-    """Somebody asked an active run to end."""
+    """A client asked an active run to end."""
 
     word: ClassVar = "cancel"
     run_id: RunId
@@ -26,57 +26,58 @@ class CancelRequested:
 
 @dataclass(frozen=True, slots=True)
 class RunSettled:
-    """A run has its end in the records."""
+    """The end of a run is in the records."""
 
     word: ClassVar = "settled"
     run_id: RunId
 
 
 @dataclass(frozen=True, slots=True)
-class WakesMissed:
-    """The connection was lost, and is there again: look at whatever is waited for."""
+class NotificationsMissed:
+    """The connection was lost and is back: read everything again that you wait for."""
 
 
-Wake = CancelRequested | RunSettled | WakesMissed
+Notification = CancelRequested | RunSettled | NotificationsMissed
 
 _KINDS: Final[dict[str, type[CancelRequested | RunSettled]]] = {
     kind.word: kind for kind in (CancelRequested, RunSettled)
 }
 
 
-def tell(connection: Connection, *wakes: CancelRequested | RunSettled) -> None:
-    """Let those who listen hear the wakes when the connection's transaction commits."""
+def notify(connection: Connection, *notifications: CancelRequested | RunSettled) -> None:
+    """Send the notifications to all listeners when the connection's transaction commits."""
     if connection.dialect.name != "postgresql":
         return
-    for wake in wakes:
-        notice = func.pg_notify(postgresql.CHANNEL, f"{wake.word} {wake.run_id}")
-        connection.execute(select(notice))
+    for notification in notifications:
+        payload = f"{notification.word} {notification.run_id}"
+        connection.execute(select(func.pg_notify(postgresql.CHANNEL, payload)))
 
 
 @asynccontextmanager
-async def heard(database: Database) -> AsyncIterator[AsyncIterator[Wake]]:
+async def listen(database: Database) -> AsyncIterator[AsyncIterator[Notification]]:
+    """Iterate over the notifications from now on: see ``Records.notifications``."""
     if database.backend == "sqlite":
-        async with aclosing(_nothing()) as nothing:
-            yield nothing
+        async with aclosing(_none()) as none:
+            yield none
         return
     async with (
-        postgresql.listening(database.address) as notices,
-        aclosing(_understood(notices)) as wakes,
+        postgresql.listening(database.address) as payloads,
+        aclosing(_parse(payloads)) as notifications,
     ):
-        yield wakes
+        yield notifications
 
 
-async def _understood(notices: AsyncIterator[str | None]) -> AsyncGenerator[Wake]:
-    async for notice in notices:
-        if notice is None:
-            yield WakesMissed()
+async def _parse(payloads: AsyncIterator[str | None]) -> AsyncGenerator[Notification]:
+    async for payload in payloads:
+        if payload is None:
+            yield NotificationsMissed()
             continue
-        word, _, run_id = notice.partition(" ")
-        # Another version may say what this one does not know.
+        word, _, run_id = payload.partition(" ")
+        # Another version may send a word that this one does not know.
         if (kind := _KINDS.get(word)) is not None:
             yield kind(RunId(run_id))
 
 
-async def _nothing() -> AsyncGenerator[Wake]:
+async def _none() -> AsyncGenerator[Notification]:
     await asyncio.Event().wait()
-    yield WakesMissed()
+    yield NotificationsMissed()

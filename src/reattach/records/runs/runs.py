@@ -26,13 +26,13 @@ from reattach.records.base import (
 )
 from reattach.records.database import schema
 from reattach.records.database.database import Database, lost_a_race
-from reattach.records.database.prepared import Glance
-from reattach.records.paging import Order, page_of
+from reattach.records.database.prepared import PreparedQuery
+from reattach.records.paging import SortOrder, page_of
 from reattach.records.runs import audit as auditing
 from reattach.records.runs import orphans
 from reattach.records.runs.admission import admit, known_run, run_of
 from reattach.records.runs.audit import Standing
-from reattach.records.runs.notifications import CancelRequested, tell
+from reattach.records.runs.notifications import CancelRequested, notify
 from reattach.records.runs.settlement import settle
 
 _ADMISSIONS: Final = 5
@@ -55,14 +55,14 @@ _MARK: Final = update(_runs).where(
 )
 
 
-def _target(rows: Select[Any]) -> Glance:
+def _prepare_target(rows: Select[Any]) -> PreparedQuery:
     columns = (_runs.c.id, _runs.c.tenant, _runs.c.status, _runs.c.background)
-    return Glance(rows.with_only_columns(*columns, maintain_column_froms=True))
+    return PreparedQuery(rows.with_only_columns(*columns, maintain_column_froms=True))
 
 
-_TARGET_BY_ID: Final = _target(_BY_ID)
-_TARGET_BY_OTID: Final = _target(_BY_OTID)
-_ACTIVE_TARGET: Final = _target(_ACTIVE)
+_TARGET_BY_ID: Final = _prepare_target(_BY_ID)
+_TARGET_BY_OTID: Final = _prepare_target(_BY_OTID)
+_ACTIVE_TARGET: Final = _prepare_target(_ACTIVE)
 
 _STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
 
@@ -117,18 +117,18 @@ class Runs:
 
     async def target(self, tenant: TenantId, run_id: RunId) -> Target:
         """What a reader needs of the run that ``get`` gives, at a fraction of the cost."""
-        target = await self._target(_TARGET_BY_ID, tenant=tenant, run_id=run_id)
+        target = await self._find_target(_TARGET_BY_ID, tenant=tenant, run_id=run_id)
         if target is None:
             raise lookup.not_found(_runs, run_id)
         return target
 
     async def target_by_otid(self, tenant: TenantId, otid: str) -> Target | None:
         """Likewise of ``newest_by_otid``."""
-        return await self._target(_TARGET_BY_OTID, tenant=tenant, otid=otid)
+        return await self._find_target(_TARGET_BY_OTID, tenant=tenant, otid=otid)
 
     async def active_target(self, tenant: TenantId, thread: Thread) -> Target | None:
         """Likewise of ``active``."""
-        return await self._target(_ACTIVE_TARGET, tenant=tenant, thread_key=thread.key)
+        return await self._find_target(_ACTIVE_TARGET, tenant=tenant, thread_key=thread.key)
 
     async def newest_by_otid(self, tenant: TenantId, otid: str) -> Run | None:
         """The run that was created last of those that have a message with the OTID."""
@@ -170,7 +170,7 @@ class Runs:
             rows = rows.where(runs.c.conversation_id == conversation_id)
         if active_only:
             rows = rows.where(schema.ACTIVE)
-        order = Order(runs, runs.c.created_at, page.ascending)
+        order = SortOrder(runs, runs.c.created_at, page.ascending)
         async with self._database.read() as connection:
             return [run_of(row) for row in await page_of(connection, rows, tenant, page, order)]
 
@@ -199,8 +199,8 @@ class Runs:
     ) -> builtins.list[Run]:
         """Ask the active ones among the runs to end, and return all of them, as asked for.
 
-        Idempotent; the time of the first request stays. Other processes are told, at once and
-        each time (``wakes``). Raises NotFoundError, changing nothing, if one is not there.
+        Idempotent; the time of the first request stays. Each call notifies all processes
+        (``Records.notifications``). Raises NotFoundError, changing nothing, if a run is unknown.
         """
         runs = schema.runs
         async with self._database.write() as connection:
@@ -216,7 +216,7 @@ class Runs:
                 for run_id in run_ids
             ]
             await connection.run_sync(
-                tell, *(CancelRequested(r.id) for r in found if r.status.is_active)
+                notify, *(CancelRequested(r.id) for r in found if r.status.is_active)
             )
             return found
 
@@ -224,9 +224,9 @@ class Runs:
         """Write how an active run ended, in one transaction; True if this call did it.
 
         False, and no change, if the run has ended already or is not there. Sets the run's end,
-        appends the messages to its thread and gives them its id, adds the steps, and notes the
-        end on the agent and the conversation. Other processes are told (``wakes``). Repeating it
-        is safe.
+        appends the messages to its thread and gives them its id, adds the steps, notes the end on
+        the agent and the conversation, and notifies all processes (``Records.notifications``).
+        Repeating it is safe.
         """
         return await self._database.in_write(settle, run_id, settlement)
 
@@ -298,7 +298,7 @@ class Runs:
         """The steps of a settled run as they were made."""
         table = schema.steps
         rows = lookup.owned(table, tenant).where(table.c.run_id == run_id)
-        order = Order(table, table.c.created_at, page.ascending)
+        order = SortOrder(table, table.c.created_at, page.ascending)
         async with self._database.read() as connection:
             await connection.run_sync(lookup.require, schema.runs, tenant, run_id)
             found = await page_of(connection, rows, tenant, page, order)
@@ -381,8 +381,8 @@ class Runs:
             return run_of(row)
         return None
 
-    async def _target(self, glance: Glance, **values: object) -> Target | None:
-        for row in await self._database.glance(glance, **values):
+    async def _find_target(self, query: PreparedQuery, **values: object) -> Target | None:
+        for row in await self._database.run_prepared(query, **values):
             return Target(*row)
         return None
 

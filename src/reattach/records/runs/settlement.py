@@ -12,7 +12,7 @@ from reattach.records.base import Settlement, Step, Thread
 from reattach.records.database import schema
 from reattach.records.database.columns import Moment
 from reattach.records.runs.admission import note_message
-from reattach.records.runs.notifications import RunSettled, tell
+from reattach.records.runs.notifications import RunSettled, notify
 
 _STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
 
@@ -27,14 +27,14 @@ _END: Final = (
     .returning(_runs.c.tenant, _runs.c.agent_id, _runs.c.conversation_id)
 )
 _INSERT_STEPS: Final = insert(schema.steps)
-_TELL_AGENT: Final = update(_agents).where(
+_NOTE_ON_AGENT: Final = update(_agents).where(
     _agents.c.id == bindparam("agent_id"),
     or_(
         _agents.c.last_run_completion.is_(None),
         _agents.c.last_run_completion <= bindparam("at"),
     ),
 )
-_TELL_CONVERSATION: Final = (
+_NOTE_ON_CONVERSATION: Final = (
     update(_conversations)
     .where(
         _conversations.c.id == bindparam("conversation"),
@@ -69,10 +69,10 @@ def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> boo
     messages = [msgspec.structs.replace(message, run_id=run_id) for message in settlement.messages]
     threads.append(connection, tenant, thread, messages)
     _insert_steps(connection, tenant, settlement)
-    _tell_agent(connection, thread, settlement)
+    _note_end(connection, thread, settlement)
     if messages:
         note_message(connection, thread, settlement.completed_at)
-    tell(connection, RunSettled(run_id))
+    notify(connection, RunSettled(run_id))
     return True
 
 
@@ -85,7 +85,7 @@ def _insert_steps(connection: Connection, tenant: TenantId, settlement: Settleme
         connection.execute(_INSERT_STEPS, rows)
 
 
-def _tell_agent(connection: Connection, thread: Thread, settlement: Settlement) -> None:
+def _note_end(connection: Connection, thread: Thread, settlement: Settlement) -> None:
     """Note the run on its agent and conversation, unless a later one is noted there."""
     at = settlement.completed_at
     duration_ns = settlement.duration_ns
@@ -94,7 +94,7 @@ def _tell_agent(connection: Connection, thread: Thread, settlement: Settlement) 
         "last_stop_reason": settlement.stop_reason,
         "last_run_duration_ms": None if duration_ns is None else duration_ns // 1_000_000,
     }
-    connection.execute(_TELL_AGENT, {"agent_id": thread.agent_id, "at": at, **values})
+    connection.execute(_NOTE_ON_AGENT, {"agent_id": thread.agent_id, "at": at, **values})
     if thread.conversation_id is not None:
         asked = {"conversation": thread.conversation_id, "at": at}
-        connection.execute(_TELL_CONVERSATION, asked)
+        connection.execute(_NOTE_ON_CONVERSATION, asked)

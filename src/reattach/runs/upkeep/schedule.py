@@ -65,9 +65,9 @@ async def listen(runs: RunService, records: Records, clock: Clock) -> None:
     """Hear what other processes tell of runs, until cancelled."""
 
     async def hear() -> None:
-        async with records.wakes() as wakes:
-            async for wake in wakes:
-                runs.hear(wake)
+        async with records.notifications() as notifications:
+            async for notification in notifications:
+                runs.hear(notification)
 
     while True:
         await _tried(hear)
