@@ -43,7 +43,7 @@ REDIS = {
     "redis persistence",
     "redis eviction",
     "redis log",
-    "redis news",
+    "redis pub/sub",
 }
 
 
@@ -213,7 +213,7 @@ def test_who_may_not_use_redis_is_told_what_is_missing(
     for missing, instead, wrong, warned in (
         ("", "", set(), set()),
         ("~reattach:*", "~other:*", {"redis log"}, set()),
-        ("&reattach:*", "", {"redis log", "redis news"}, set()),
+        ("&reattach:*", "", {"redis log", "redis pub/sub"}, set()),
         ("+@all", "+@all -@scripting", {"redis log"}, set()),
         (
             "+info",

@@ -16,7 +16,7 @@ from reattach.domain.clock import SystemClock
 from reattach.domain.errors import StoreUnavailableError
 from reattach.domain.ids import DEFAULT_TENANT, new_agent_id, new_message_id
 from reattach.domain.messages import Message, Role, TextPart
-from reattach.log.sqlite import folding as compaction
+from reattach.log.sqlite import folding
 from reattach.log.sqlite.log import SqliteLog
 from reattach.records.base import Agent
 from reattach.records.database import sqlite_wal
@@ -82,7 +82,7 @@ def main() -> None:
     store, path = sys.argv[1:]
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, resource.RLIM_INFINITY))
     with (
-        mock.patch.object(compaction, "_RETRY_SECONDS", REST_SECONDS),
+        mock.patch.object(folding, "_RETRY_SECONDS", REST_SECONDS),
         mock.patch.object(sqlite_wal, "_PAUSE_SECONDS", REST_SECONDS),
     ):
         asyncio.run({"events": write_events, "records": write_records}[store](path))

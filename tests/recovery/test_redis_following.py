@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from reattach.domain.errors import LogLostError, StoreUnavailableError
 from reattach.log.base import Tail
-from reattach.log.redis.client import Waiting, server_at
+from reattach.log.redis.client import WaitPolicy, client_for
 from reattach.log.redis.log import RedisLog
 from reattach.log.redis.scripts import READ, STATE_MANY, Script
 from reattach.log.redis.subscriber import Subscriber
@@ -58,7 +58,7 @@ async def log_at(redis: RedisServer) -> AsyncIterator[RedisLog]:
 
 @asynccontextmanager
 async def subscriber_at(relay: Relay, *, answer_seconds: float) -> AsyncIterator[Subscriber]:
-    server = server_at(relay.url.replace("http", "redis"), Waiting())
+    server = client_for(relay.url.replace("http", "redis"), WaitPolicy())
     subscriber = Subscriber(server, answer_seconds=answer_seconds, on_resumed=lambda _channel: None)
     async with aclosing(server), aclosing(subscriber):
         yield subscriber
@@ -68,7 +68,7 @@ def intercept(
     log: RedisLog, script: Script, around: Around, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Let ``around`` decide what becomes of every call of the script."""
-    server = log._server
+    server = log._client
     execute = server._execute
 
     async def intercepted(*command: Any) -> Any:
@@ -107,7 +107,7 @@ def losing(times: int) -> Around:
 
 def lose_news(log: RedisLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of runs that are followed from now on."""
-    monkeypatch.setattr(log._follower, "_on_news", lambda _run, _packed: None)
+    monkeypatch.setattr(log._follower, "_on_notification", lambda _run, _packed: None)
 
 
 async def is_at(tail: Tail, seq: int) -> None:
@@ -163,7 +163,7 @@ async def test_an_end_without_events_that_comes_in_a_gap_is_not_missed(
 ) -> None:
     was_read, may_arrive = asyncio.Event(), asyncio.Event()
     follower = other._follower
-    hear = follower._on_news
+    hear = follower._on_notification
     heard: list[bytes] = []
     was_heard = asyncio.Event()
 
@@ -174,7 +174,7 @@ async def test_an_end_without_events_that_comes_in_a_gap_is_not_missed(
         if len(heard) == 3:
             was_heard.set()
 
-    monkeypatch.setattr(follower, "_on_news", hear_but_the_first)
+    monkeypatch.setattr(follower, "_on_notification", hear_but_the_first)
     async with asyncio.timeout(WAIT_SECONDS), other.follow("run") as tail:
         intercept(other, READ, holding(was_read, may_arrive), monkeypatch)
         await owner.append("run", 1, 1, [b"a"])

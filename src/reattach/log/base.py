@@ -166,7 +166,7 @@ class Log(ABC):
         task.add_done_callback(tell)
         return task
 
-    def after_turn(self, call: Callable[[], None]) -> None:
+    def after_tick(self, call: Callable[[], None]) -> None:
         """Call it when this turn of the event loop is over, for a ``submit`` of all it brought.
 
         What many submit then shares its way to the store. ``call`` may not raise.

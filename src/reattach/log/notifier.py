@@ -16,7 +16,7 @@ _AT_ONCE: Final = 16
 """How many are told before there is a look at the clock."""
 
 
-class Herald:
+class Notifier:
     """Tells listeners that something is new, in the order in which they began to wait for that.
 
     Whoever waits already is not noted again: one who is told late is told once for all that

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from reattach.domain.errors import ReattachError
 from reattach.domain.limits import LARGE_WRITE_BYTES, REPLAY_SLICE_BYTES, REPLAY_SLICE_EVENTS
-from reattach.log.notifier import Herald, Listener
+from reattach.log.notifier import Listener, Notifier
 
 
 class Slice(Struct, frozen=True, gc=False):
@@ -36,27 +36,36 @@ class Tail:
     A tail ends in one of two ways: closed (the log has its end), or failed (the log can not be
     followed any longer from here; readers may come back later with their cursor).
 
-    Listeners are told at once, or when ``herald`` sees fit.
+    Listeners are told at once, or when ``notifier`` sees fit.
     """
 
-    __slots__ = ("_base", "_buffer", "_ends", "_herald", "_latest", "_listeners", "closed",
-                 "failure", "first_seq")  # fmt: skip
+    __slots__ = (
+        "_base",
+        "_buffer",
+        "_ends",
+        "_latest",
+        "_listeners",
+        "_notifier",
+        "closed",
+        "failure",
+        "first_seq",
+    )  # fmt: skip
 
-    def __init__(self, first_seq: int = 1, herald: Herald | None = None) -> None:
+    def __init__(self, first_seq: int = 1, notifier: Notifier | None = None) -> None:
         self.first_seq = first_seq
         self.closed = False
         self.failure: ReattachError | None = None
         self._buffer = bytearray()
         self._ends = array("Q")
         self._base = 0
-        self._herald = herald
+        self._notifier = notifier
         self._latest: Slice | None = None
         """What ``latest`` gives to most, until there are more frames."""
         self._listeners: dict[Listener, None] = {}
 
-    def anew(self, first_seq: int) -> "Tail":
+    def replacement(self, first_seq: int) -> "Tail":
         """An empty tail from ``first_seq`` on, whose listeners are told as those of this one."""
-        return Tail(first_seq, self._herald)
+        return Tail(first_seq, self._notifier)
 
     @property
     def last_seq(self) -> int:
@@ -199,12 +208,12 @@ class Tail:
     def unsubscribe(self, listener: Listener) -> None:
         """Call it no more."""
         self._listeners.pop(listener, None)
-        if self._herald is not None:
-            self._herald.forget(listener)
+        if self._notifier is not None:
+            self._notifier.forget(listener)
 
     def _changed(self) -> None:
-        if self._herald is not None:
-            self._herald.note(self._listeners)
+        if self._notifier is not None:
+            self._notifier.note(self._listeners)
             return
         for listener in tuple(self._listeners):
             listener()

@@ -130,7 +130,7 @@ class Appender:
         self._total_bytes += size_bytes
         if not self._busy:
             self._busy = True
-            self._log.after_turn(self._append)
+            self._log.after_tick(self._append)
 
     def _append(self) -> None:
         if self._abandoned:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from reattach.domain.errors import StoreUnavailableError
-from reattach.log.redis.client import RedisServer
+from reattach.log.redis.client import RedisClient
 from reattach.log.redis.scripts import Script
 
 _CALL_RUNS: Final = 128
@@ -25,7 +25,7 @@ class _Operation:
     done: "asyncio.Future[Any]"
 
 
-class Lane:
+class Batcher:
     """Sends what has come in since its last call as the next one.
 
     Operations on one run happen in the order in which they were submitted. There is no timer: a
@@ -36,7 +36,7 @@ class Lane:
 
     def __init__(
         self,
-        server: RedisServer,
+        client: RedisClient,
         script: Script,
         arguments: Sequence[bytes | str | int] = (),
         *,
@@ -44,8 +44,8 @@ class Lane:
     ) -> None:
         self._script = script
         self._arguments = arguments
-        self._is_cluster = server.is_cluster
-        self._run = server.write if writes else server.run
+        self._is_cluster = client.is_cluster
+        self._run = client.write if writes else client.run
         self._queue: list[_Operation] = []
         self._questions: dict[tuple[bytes, ...], asyncio.Future[Any]] = {}
         self._under_way: set[bytes] = set()
@@ -64,7 +64,7 @@ class Lane:
         self._queue.append(_Operation(keys, argument, on_answer, done))
         if not self._calls or (self._calls == 1 and len(self._queue) >= _SECOND_CALL_RUNS):
             self._calls += 1
-            drain = asyncio.create_task(self._drain(), name="log lane")
+            drain = asyncio.create_task(self._drain(), name="log batch")
             self._drains.add(drain)
             drain.add_done_callback(self._drains.discard)
         return done

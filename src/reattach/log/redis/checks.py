@@ -16,7 +16,14 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from reattach.diagnostics import Finding, Level
 from reattach.domain.errors import ReattachError, StartupError
 from reattach.domain.ids import new_uuid
-from reattach.log.redis.client import FAILURES, Client, RedisServer, Waiting, is_too_old, server_at
+from reattach.log.redis.client import (
+    FAILURES,
+    Driver,
+    RedisClient,
+    WaitPolicy,
+    client_for,
+    is_too_old,
+)
 from reattach.log.redis.log import RedisLog
 from reattach.log.redis.scripts import Keys
 
@@ -26,7 +33,7 @@ CHECK_SECONDS: Final = 5.0
 _PINGS: Final = 15
 _SLOW_SECONDS: Final = 0.02
 """A PING that takes longer is felt: every event waits for one answer."""
-_NEEDED: Final = {"redis reachable", "redis log", "redis news"}
+_NEEDED: Final = {"redis reachable", "redis log", "redis pub/sub"}
 """Checks that do what the log does."""
 
 _ADDRESS: Final = "Check the address in REATTACH_LOG_URL, and that Redis is running."
@@ -54,24 +61,24 @@ async def examine_redis(url: str, *, prefix: str, wait_replicas: int) -> AsyncIt
     A scratch log is written under the prefix, and deleted.
     """
     try:
-        server = server_at(url, Waiting(replicas=wait_replicas))
+        client = client_for(url, WaitPolicy(replicas=wait_replicas))
     except StartupError as error:
         yield Finding("wrong", "redis reachable", error.detail, _ADDRESS)
         return
     try:
-        reached = await _checked("redis reachable", partial(_reachable, server))
+        reached = await _checked("redis reachable", partial(_reachable, client))
         for finding in reached:
             yield finding
         if any(finding.level == "wrong" for finding in reached):
             return
-        async for finding in _examine_nodes(server.client, wait_replicas):
+        async for finding in _examine_nodes(client.driver, wait_replicas):
             yield finding
         for finding in await _checked("redis log", partial(_log, url, prefix, wait_replicas)):
             yield finding
-        for finding in await _checked("redis news", partial(_news, server, prefix)):
+        for finding in await _checked("redis pub/sub", partial(_news, client, prefix)):
             yield finding
     finally:
-        await server.aclose()
+        await client.aclose()
 
 
 async def _checked(what: str, look: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
@@ -88,8 +95,8 @@ async def _checked(what: str, look: Callable[[], Awaitable[list[Finding]]]) -> l
         return [Finding("wrong", what, reason, _ADDRESS)]
 
 
-async def _reachable(server: RedisServer) -> list[Finding]:
-    ping = cast("Callable[[], Awaitable[object]]", server.client.ping)
+async def _reachable(client: RedisClient) -> list[Finding]:
+    ping = cast("Callable[[], Awaitable[object]]", client.driver.ping)
     try:
         await ping()
     except (AuthenticationError, NoPermissionError) as error:
@@ -110,7 +117,7 @@ async def _reachable(server: RedisServer) -> list[Finding]:
     return [Finding("ok", "redis reachable", "it answers"), Finding("ok", "redis latency", said)]
 
 
-async def _examine_nodes(client: Client, wait_replicas: int) -> AsyncIterator[Finding]:
+async def _examine_nodes(client: Driver, wait_replicas: int) -> AsyncIterator[Finding]:
     if isinstance(client, RedisCluster):
         for finding in await _checked("redis cluster", partial(_cluster, client)):
             yield finding
@@ -130,7 +137,7 @@ async def _examine_nodes(client: Client, wait_replicas: int) -> AsyncIterator[Fi
                 yield finding
 
 
-def _nodes(client: Client) -> list[_Node]:
+def _nodes(client: Driver) -> list[_Node]:
     if isinstance(client, Redis):
         return [_Node("", client.execute_command)]
 
@@ -250,19 +257,19 @@ async def _log(url: str, prefix: str, wait_replicas: int) -> list[Finding]:
     return [Finding("ok", "redis log", f"a log under {prefix}: was written, read and deleted")]
 
 
-async def _news(server: RedisServer, prefix: str) -> list[Finding]:
+async def _news(client: RedisClient, prefix: str) -> list[Finding]:
     """What followers need: a channel under the prefix, from one connection to another."""
     channel = Keys(prefix).head(f"doctor-{new_uuid()}").decode()
-    connection = await server.listen()
+    connection = await client.acquire_connection()
     try:
         await connection.send_command("SUBSCRIBE", channel)
         await connection.read_response()
-        publish = cast("Callable[..., Awaitable[Any]]", server.client.publish)
+        publish = cast("Callable[..., Awaitable[Any]]", client.driver.publish)
         await publish(channel, b"doctor")
         await connection.read_response()
     finally:
-        await server.stop_listening(connection)
-    return [Finding("ok", "redis news", f"a message on a channel under {prefix}: came through")]
+        await client.release_connection(connection)
+    return [Finding("ok", "redis pub/sub", f"a message on a channel under {prefix}: came through")]
 
 
 async def _setting(node: _Node, name: str) -> str | None:

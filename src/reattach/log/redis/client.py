@@ -38,11 +38,11 @@ _HEALTH_CHECK_SECONDS: Final = 30
 """After so much silence a connection is pinged before it is used: a firewall may have cut it."""
 _OLDEST: Final = (7, 0)
 
-Client = Redis | RedisCluster
+Driver = Redis | RedisCluster
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitPolicy:
     """How long operations wait for Redis."""
 
     answer_seconds: float = ANSWER_SECONDS
@@ -51,25 +51,27 @@ class Waiting:
     """Replicas that must have a change before it counts."""
 
 
-class RedisServer:
+class RedisClient:
     """A Redis server, its successor after a failover, or a cluster.
 
     Commands take turns on at most five connections (of each node of a cluster), and there is
-    one more while ``listen`` is in use. None is blocked by a command that waits.
+    one more while ``acquire_connection`` is in use. None is blocked by a command that waits.
     """
 
-    def __init__(self, client: Client, waiting: Waiting, sentinels: Sequence[Redis] = ()) -> None:
-        self._client = client
+    def __init__(
+        self, client: Driver, waiting: WaitPolicy, sentinels: Sequence[Redis] = ()
+    ) -> None:
+        self._driver = client
         self._sentinels = sentinels
         self._waiting = waiting
-        self._turns = asyncio.Semaphore(_COMMAND_CONNECTIONS)
+        self._permits = asyncio.Semaphore(_COMMAND_CONNECTIONS)
         self.is_cluster = isinstance(client, RedisCluster)
         """Keys of several runs can not be in one call."""
 
     @property
-    def client(self) -> Client:
+    def driver(self) -> Driver:
         """The driver's own, for those who look at the server and not at logs."""
-        return self._client
+        return self._driver
 
     async def run(
         self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes | str | int]
@@ -116,16 +118,16 @@ class RedisServer:
 
         A cursor is that of Redis; in a cluster with the number of the primary before it.
         """
-        if not isinstance(self._client, RedisCluster):
+        if not isinstance(self._driver, RedisCluster):
             begin = cursor or "0"
             following, keys = await self._command("SCAN", begin, "MATCH", pattern, "COUNT", count)
             return keys, str(int(following)) if int(following) else None
         number, _, begin = (cursor or "0/0").partition("/")
         try:
-            async with asyncio.timeout(self._waiting.answer_seconds), self._turns:
-                primaries = sorted(self._client.get_primaries(), key=lambda node: str(node.name))
+            async with asyncio.timeout(self._waiting.answer_seconds), self._permits:
+                primaries = sorted(self._driver.get_primaries(), key=lambda node: str(node.name))
                 node = primaries[int(number)]
-                scanned = await self._client.execute_command(
+                scanned = await self._driver.execute_command(
                     "SCAN", begin, "MATCH", pattern, "COUNT", count, target_nodes=node
                 )
         except FAILURES as error:
@@ -137,32 +139,32 @@ class RedisServer:
         is_last = int(number) + 1 >= len(primaries)
         return keys, None if is_last else f"{int(number) + 1}/0"
 
-    async def listen(self) -> AbstractConnection:
-        """A connection for nobody else, to be given back to ``stop_listening``.
+    async def acquire_connection(self) -> AbstractConnection:
+        """A connection for nobody else, to be given back to ``release_connection``.
 
         Raises one of FAILURES.
         """
-        if isinstance(self._client, RedisCluster):
-            await self._client.initialize()
-            node = self._client.get_random_node()
+        if isinstance(self._driver, RedisCluster):
+            await self._driver.initialize()
+            node = self._driver.get_random_node()
             connection: Any = node.connection_class(**node.connection_kwargs)
             await connection.connect()
         else:
-            pool: Any = self._client.connection_pool
+            pool: Any = self._driver.connection_pool
             connection = await pool.get_connection()
         return cast("AbstractConnection", connection)
 
-    async def stop_listening(self, connection: AbstractConnection) -> None:
+    async def release_connection(self, connection: AbstractConnection) -> None:
         with suppress(*FAILURES):
             await connection.disconnect(nowait=True)
-        if isinstance(self._client, Redis):
-            await self._client.connection_pool.release(connection)
+        if isinstance(self._driver, Redis):
+            await self._driver.connection_pool.release(connection)
 
     async def check(self) -> None:
         """Raise StartupError if Redis does not answer or is too old."""
         try:
             async with asyncio.timeout(2 * self._waiting.answer_seconds):
-                await self._client.ping()
+                await self._driver.ping()
                 information = await self._information()
         except (*FAILURES, TypeError, ValueError) as error:
             raise StartupError(
@@ -177,15 +179,15 @@ class RedisServer:
 
     async def aclose(self) -> None:
         with suppress(*FAILURES):
-            await self._client.aclose()
-            if isinstance(self._client, Redis):
-                await self._client.connection_pool.disconnect()
+            await self._driver.aclose()
+            if isinstance(self._driver, Redis):
+                await self._driver.connection_pool.disconnect()
             for sentinel in self._sentinels:
                 await sentinel.aclose()
 
     async def _information(self) -> Mapping[str, object]:
         try:
-            found = await self._client.info("server")
+            found = await self._driver.info("server")
         except RedisError:
             return {}  # It may be forbidden to this user.
         if self.is_cluster and "redis_version" not in found:
@@ -199,16 +201,16 @@ class RedisServer:
             raise await self._unavailable(error) from error
 
     async def _execute(self, *command: bytes | str | int) -> Any:
-        async with asyncio.timeout(self._waiting.answer_seconds), self._turns:
-            return await self._client.execute_command(*command)
+        async with asyncio.timeout(self._waiting.answer_seconds), self._permits:
+            return await self._driver.execute_command(*command)
 
     async def _execute_with_wait(
         self, script: Script, rest: Sequence[bytes | str | int], milliseconds: int
     ) -> tuple[Any, int]:
         """WAIT is about its own connection's writes, so both go through one pipeline."""
-        async with asyncio.timeout(self._waiting.answer_seconds), self._turns:
+        async with asyncio.timeout(self._waiting.answer_seconds), self._permits:
             for evaluation in ("EVALSHA", script.sha), ("EVAL", script.text):
-                pipeline = cast("Redis", self._client).pipeline(transaction=False)
+                pipeline = cast("Redis", self._driver).pipeline(transaction=False)
                 pipeline.execute_command(*evaluation, *rest)
                 pipeline.execute_command("WAIT", self._waiting.replicas, milliseconds)
                 answer, reached = await pipeline.execute(raise_on_error=False)
@@ -220,9 +222,9 @@ class RedisServer:
             return answer, int(reached)
 
     async def _unavailable(self, error: Exception) -> StoreUnavailableError:
-        if isinstance(error, ReadOnlyError) and isinstance(self._client, Redis):
+        if isinstance(error, ReadOnlyError) and isinstance(self._driver, Redis):
             # A former primary: the next connection finds the present one.
-            await self._client.connection_pool.disconnect(inuse_connections=False)
+            await self._driver.connection_pool.disconnect(inuse_connections=False)
         return StoreUnavailableError(_UNAVAILABLE)
 
 
@@ -231,14 +233,18 @@ def is_too_old(version: str) -> bool:
     return tuple(map(int, version.split(".")[:2])) < _OLDEST
 
 
-def tell_defect(error: BaseException) -> None:
+def report_defect(error: BaseException) -> None:
     """Of what goes on in spite of it: nobody waits for it, and it must not pass in silence."""
     context = {"message": "Following the event log met a defect.", "exception": error}
     asyncio.get_running_loop().call_exception_handler(context)
 
 
-def server_at(url: str, waiting: Waiting) -> RedisServer:
-    """The server that ``url`` names, not connected yet; StartupError if it makes no sense."""
+def client_for(url: str, waiting: WaitPolicy) -> RedisClient:
+    """Return a client for the server that ``url`` names, not connected yet.
+
+    Raises:
+        StartupError: the URL makes no sense.
+    """
     parts = urlsplit(url)
     try:
         match parts.scheme.rpartition("+")[2]:
@@ -247,19 +253,19 @@ def server_at(url: str, waiting: Waiting) -> RedisServer:
             case "cluster":
                 if waiting.replicas:
                     raise StartupError("A cluster's log can not wait for replicas.")
-                return RedisServer(_cluster(parts), waiting)
+                return RedisClient(_cluster(parts), waiting)
             case _:
-                return RedisServer(_single(url, parts), waiting)
+                return RedisClient(_single(url, parts), waiting)
     except (RedisError, RedisClusterException, TypeError, ValueError) as error:
         raise StartupError(f"The address of Redis makes no sense: {error}.") from error
 
 
-def _single(url: str, parts: SplitResult) -> Client:
+def _single(url: str, parts: SplitResult) -> Driver:
     pool = ConnectionPool(**_pool_options(), **_options(url, is_socket=parts.scheme == "unix"))
     return Redis(connection_pool=pool)
 
 
-def _by_sentinel(parts: SplitResult, waiting: Waiting) -> RedisServer:
+def _by_sentinel(parts: SplitResult, waiting: WaitPolicy) -> RedisClient:
     service = parts.path.strip("/")
     if not service:
         raise ValueError("a service is missing, as in redis+sentinel://host:26379/service")
@@ -281,10 +287,10 @@ def _by_sentinel(parts: SplitResult, waiting: Waiting) -> RedisServer:
         **_pool_options(),
         **options,
     )
-    return RedisServer(found.master_for(service, ssl=_has_tls(parts)), waiting, found.sentinels)
+    return RedisClient(found.master_for(service, ssl=_has_tls(parts)), waiting, found.sentinels)
 
 
-def _cluster(parts: SplitResult) -> Client:
+def _cluster(parts: SplitResult) -> Driver:
     options = _options(_as_single(parts))
     return RedisCluster(
         startup_nodes=[ClusterNode(host, port) for host, port in _hosts(parts, 6379)],
@@ -299,7 +305,7 @@ def _pool_options() -> dict[str, Any]:
 
 
 def _patience() -> dict[str, Any]:
-    """For TCP. Answers are waited for in ``RedisServer``, which sees to it for the whole call."""
+    """For TCP. Answers are waited for in ``RedisClient``, which sees to it for the whole call."""
     return {
         "socket_connect_timeout": _CONNECT_SECONDS,
         "socket_timeout": None,

@@ -11,17 +11,17 @@ from typing import Any, Final
 from reattach.domain.errors import LogNotFoundError, ReattachError, StoreUnavailableError
 from reattach.domain.store_errors import LogDamagedError
 from reattach.log.closed_runs import ClosedRuns
-from reattach.log.notifier import Herald
-from reattach.log.redis.batcher import Lane
-from reattach.log.redis.client import RedisServer, tell_defect
-from reattach.log.redis.run_state import LocalRun, State
+from reattach.log.notifier import Notifier
+from reattach.log.redis.batcher import Batcher
+from reattach.log.redis.client import RedisClient, report_defect
+from reattach.log.redis.run_state import LocalRun, StoredState
 from reattach.log.redis.scripts import (
     READ,
     STATE_MANY,
     Keys,
     Kind,
     cut,
-    unpack_news,
+    unpack_notification,
 )
 from reattach.log.redis.subscriber import Subscriber
 from reattach.log.tail import Tail
@@ -48,18 +48,18 @@ class Follower:
     """
 
     def __init__(
-        self, server: RedisServer, keys: Keys, *, answer_seconds: float, poll_seconds: float
+        self, client: RedisClient, keys: Keys, *, answer_seconds: float, poll_seconds: float
     ) -> None:
-        self._server = server
+        self._client = client
         self._keys = keys
         self._poll_seconds = poll_seconds
-        self._herald = Herald()
+        self._notifier = Notifier()
         self._runs: dict[str, LocalRun] = {}
         self._by_channel: dict[bytes, LocalRun] = {}
         self._closed_runs: ClosedRuns[LocalRun] = ClosedRuns(_CLOSED_RUNS_BYTES)
-        self._states = Lane(server, STATE_MANY, writes=False)
+        self._state_batcher = Batcher(client, STATE_MANY, writes=False)
         self._subscriber = Subscriber(
-            server, answer_seconds=answer_seconds, on_resumed=self._on_resumed
+            client, answer_seconds=answer_seconds, on_resumed=self._on_resumed
         )
         self._polling: asyncio.Task[None] | None = None
         self._unanswered = asyncio.Event()
@@ -93,32 +93,34 @@ class Follower:
             run.followers -= 1
             self._review(run)
 
-    async def state(self, run_id: str) -> State:
+    async def state(self, run_id: str) -> StoredState:
         """What Redis says; LogNotFoundError. The tail here learns of it too."""
         run = self.local(run_id)
         shown_seq = self.shown_seq(run_id)
-        raw = await self._states.ask(self._keys.run(run_id))
+        raw = await self._state_batcher.ask(self._keys.run(run_id))
         if raw is None:
             if run is not None:
                 run.lose()
                 self._forget(run)
             raise LogNotFoundError(f"There is no log of {run_id}.")
-        state = State.of(raw)
+        state = StoredState.of(raw)
         if run is not None:
             self._compare(run, state, shown_seq)
         return state
 
     async def closed(self, run_ids: Sequence[str]) -> dict[str, bool]:
         """Whether the logs of these runs are closed, of those that Redis has."""
-        asked = [self._states.ask(self._keys.run(run_id)) for run_id in run_ids]
+        asked = [self._state_batcher.ask(self._keys.run(run_id)) for run_id in run_ids]
         raw = await asyncio.gather(*asked)
         return {
-            run_id: State.of(one).closed
+            run_id: StoredState.of(one).closed
             for run_id, one in zip(run_ids, raw, strict=True)
             if one is not None
         }
 
-    def opened(self, run_id: str, token: int, state: State, *, begun: bool, shown_seq: int) -> None:
+    def opened(
+        self, run_id: str, token: int, state: StoredState, *, begun: bool, shown_seq: int
+    ) -> None:
         """This process owns the run, as ``state`` says, from now on.
 
         ``shown_seq`` is what the tail here had before.
@@ -195,10 +197,10 @@ class Follower:
 
     async def read(
         self, run_id: str, after: int, *, max_bytes: int, max_events: int
-    ) -> tuple[State, bytes, "array[int]"]:
+    ) -> tuple[StoredState, bytes, "array[int]"]:
         """From Redis: the state, joined frames from ``after + 1`` on, and where they end."""
         most = max(max_events, 1)
-        answer = await self._server.run(READ, self._keys.run(run_id), [after, max_bytes, most])
+        answer = await self._client.run(READ, self._keys.run(run_id), [after, max_bytes, most])
         if answer[0] != b"ok":
             raise LogNotFoundError(f"There is no log of {run_id}.")
         _, raw, first_seq, *bodies = answer
@@ -208,7 +210,7 @@ class Follower:
             )
         except (struct.error, ValueError) as error:
             raise LogDamagedError(f"The log of {run_id} is damaged after event {after}.") from error
-        return State.of(raw), frames, ends
+        return StoredState.of(raw), frames, ends
 
     async def aclose(self, failure: ReattachError) -> None:
         """End all tails with ``failure``, unclosed, and do nothing any more."""
@@ -219,7 +221,7 @@ class Follower:
             for task in self._tasks:
                 task.cancel()
             await asyncio.wait(self._tasks)
-        await self._states.aclose()
+        await self._state_batcher.aclose()
         await self._subscriber.aclose()
         for run in list(self._runs.values()):
             run.tail.fail(failure)
@@ -229,7 +231,7 @@ class Follower:
 
     def _add(self, run_id: str) -> LocalRun:
         channel = self._keys.head(run_id)
-        run = self._runs[run_id] = LocalRun(run_id, channel, self._herald)
+        run = self._runs[run_id] = LocalRun(run_id, channel, self._notifier)
         self._by_channel[channel] = run
         return run
 
@@ -285,7 +287,7 @@ class Follower:
     async def _listen(self, run: LocalRun) -> None:
         run.is_followed_closely = True
         try:
-            await self._subscriber.subscribe(run.channel, partial(self._on_news, run))
+            await self._subscriber.subscribe(run.channel, partial(self._on_notification, run))
         except BaseException:
             run.is_followed_closely = False
             raise
@@ -309,9 +311,9 @@ class Follower:
 
     # How a tail keeps up.
 
-    def _on_news(self, run: LocalRun, packed: bytes) -> None:
+    def _on_notification(self, run: LocalRun, packed: bytes) -> None:
         try:
-            news = unpack_news(packed)
+            news = unpack_notification(packed)
         except ValueError:  # Somebody of a later version; the log itself is not changed by that.
             self.mend(run)
             return
@@ -335,7 +337,7 @@ class Follower:
         self._review(run)
 
     def _on_resumed(self, channel: bytes) -> None:
-        """News of the run may have been missed."""
+        """Notifications of the run may have been missed."""
         run = self._by_channel.get(channel)
         if run is not None and run.joined:
             run.begun_at = None
@@ -350,7 +352,7 @@ class Follower:
         except StoreUnavailableError:
             self._unanswered.set()
 
-    def _compare(self, run: LocalRun, state: State, shown_seq: int) -> None:
+    def _compare(self, run: LocalRun, state: StoredState, shown_seq: int) -> None:
         """``shown_seq`` is what the tail had when Redis was asked for the state."""
         if run.tail.closed:
             run.tail.trim(state.first_seq)
@@ -443,4 +445,4 @@ async def _all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Wait for all of them; a defect of one keeps nothing from the others."""
     for failure in await asyncio.gather(*works, return_exceptions=True):
         if failure is not None:
-            tell_defect(failure)
+            report_defect(failure)

@@ -27,10 +27,10 @@ from reattach.log.base import (
     Slice,
     Tail,
 )
-from reattach.log.redis.batcher import Lane
-from reattach.log.redis.client import ANSWER_SECONDS, RedisServer, Waiting, server_at
+from reattach.log.redis.batcher import Batcher
+from reattach.log.redis.client import ANSWER_SECONDS, RedisClient, WaitPolicy, client_for
 from reattach.log.redis.follower import Follower
-from reattach.log.redis.run_state import State
+from reattach.log.redis.run_state import StoredState
 from reattach.log.redis.scripts import (
     APPEND_MANY,
     DELETE,
@@ -82,7 +82,7 @@ class RedisLog(Log):
 
     def __init__(
         self,
-        server: RedisServer,
+        client: RedisClient,
         *,
         prefix: str = "reattach",
         retention_seconds: float = 24 * 3600.0,
@@ -95,13 +95,13 @@ class RedisLog(Log):
             shared_between_processes=True,
             finds_aliases=True,
         )
-        self._server = server
+        self._client = client
         self._keys = Keys(prefix)
         self._closed_seconds = int(retention_seconds) + _MARGIN_SECONDS
         self._follower = Follower(
-            server, self._keys, answer_seconds=answer_seconds, poll_seconds=poll_seconds
+            client, self._keys, answer_seconds=answer_seconds, poll_seconds=poll_seconds
         )
-        self._appends = Lane(server, APPEND_MANY, [self._closed_seconds], writes=True)
+        self._append_batcher = Batcher(client, APPEND_MANY, [self._closed_seconds], writes=True)
         self._closing = False
 
     @classmethod
@@ -127,14 +127,14 @@ class RedisLog(Log):
 
         Raises StartupError if the URL makes no sense, or Redis does not answer or is too old.
         """
-        server = server_at(url, Waiting(answer_seconds, wait_replicas))
+        client = client_for(url, WaitPolicy(answer_seconds, wait_replicas))
         try:
-            await server.check()
+            await client.check()
         except BaseException:
-            await server.aclose()
+            await client.aclose()
             raise
         return cls(
-            server,
+            client,
             prefix=prefix,
             retention_seconds=retention_seconds,
             answer_seconds=answer_seconds,
@@ -149,17 +149,17 @@ class RedisLog(Log):
         named = [self._keys.alias(alias) for alias in aliases]
         alias_seconds = self._closed_seconds + _ALIAS_SECONDS
         keys = self._keys.run(run_id)
-        answer = await self._server.write(
+        answer = await self._client.write(
             OPEN,
-            keys if self._server.is_cluster else [*keys, *named],
+            keys if self._client.is_cluster else [*keys, *named],
             [token, first_seq, run_id, alias_seconds, *named],
         )
         if answer[0] == b"fenced":
             raise _fenced(run_id, token)
-        if self._server.is_cluster:
+        if self._client.is_cluster:
             for alias in named:
-                await self._server.set(alias, run_id, alias_seconds)
-        state = State.of(answer[1])
+                await self._client.set(alias, run_id, alias_seconds)
+        state = StoredState.of(answer[1])
         begun = answer[0] == b"begun"
         self._follower.opened(run_id, token, state, begun=begun, shown_seq=shown_seq)
         return state.head
@@ -203,7 +203,7 @@ class RedisLog(Log):
         if not frames and not close:
             raise ValueError("An append without frames must close the log.")
         self._check_open()
-        return self._appends.submit(
+        return self._append_batcher.submit(
             self._keys.run(run_id),
             pack_append(token, first_seq, frames, close),
             partial(
@@ -257,7 +257,7 @@ class RedisLog(Log):
         last_seq = after + len(ends)
         run = self._follower.local(run_id)
         if run is not None and ends and last_seq > run.tail.last_seq:
-            # News are late, or on their way: whoever has the tail must learn of the end by it.
+            # Followers must learn of the end from the tail, whose notifications may be late.
             await self._follower.caught_up(run, last_seq)
         return Slice(after + 1, last_seq, frames)
 
@@ -269,7 +269,7 @@ class RedisLog(Log):
 
     async def trim(self, run_id: str, first_seq: int) -> None:
         self._check_open()
-        answer = await self._server.write(TRIM, self._keys.run(run_id), [first_seq])
+        answer = await self._client.write(TRIM, self._keys.run(run_id), [first_seq])
         if answer[0] != b"ok":
             raise _not_found(run_id)
         run = self._follower.local(run_id)
@@ -278,15 +278,15 @@ class RedisLog(Log):
 
     async def delete(self, run_id: str) -> None:
         self._check_open()
-        aliases = await self._server.run(DELETE, self._keys.run(run_id), [])
+        aliases = await self._client.run(DELETE, self._keys.run(run_id), [])
         self._follower.deleted(run_id)
         for alias in aliases:
-            await self._server.run(FORGET_ALIAS, [alias], [run_id])
+            await self._client.run(FORGET_ALIAS, [alias], [run_id])
 
     @override
     async def inventory(self, cursor: str | None, *, limit: int) -> Inventory:
         self._check_open()
-        heads, following = await self._server.scan(cursor, self._keys.any_head, limit)
+        heads, following = await self._client.scan(cursor, self._keys.any_head, limit)
         run_ids = [run_id for head in heads if (run_id := self._keys.run_of(head)) is not None]
         closed = await self._follower.closed(run_ids)
         entries = [LogEntry(run_id, closed[run_id]) for run_id in run_ids if run_id in closed]
@@ -294,7 +294,7 @@ class RedisLog(Log):
 
     async def find(self, alias: str) -> str | None:
         self._check_open()
-        found = await self._server.get(self._keys.alias(alias))
+        found = await self._client.get(self._keys.alias(alias))
         if found is None:
             return None
         run_id = found.decode()
@@ -308,9 +308,9 @@ class RedisLog(Log):
         if self._closing:
             return
         self._closing = True
-        await self._appends.aclose()
+        await self._append_batcher.aclose()
         await self._follower.aclose(StoreUnavailableError(_CLOSING))
-        await self._server.aclose()
+        await self._client.aclose()
 
     def _check_open(self) -> None:
         if self._closing:

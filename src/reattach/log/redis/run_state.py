@@ -8,7 +8,7 @@ from typing import Final
 
 from reattach.domain.errors import LogLostError, LogNotFoundError
 from reattach.log.base import Head
-from reattach.log.notifier import Herald
+from reattach.log.notifier import Notifier
 from reattach.log.redis.scripts import split
 from reattach.log.tail import Tail
 
@@ -17,7 +17,7 @@ _RUN_BYTES: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class StoredState:
     """A run as Redis has it."""
 
     token: int
@@ -27,7 +27,7 @@ class State:
     size_bytes: int
 
     @classmethod
-    def of(cls, raw: Sequence[bytes]) -> "State":
+    def of(cls, raw: Sequence[bytes]) -> "StoredState":
         token, first_seq, last_seq, closed, size_bytes = raw
         return cls(int(token), int(first_seq), int(last_seq), closed == b"1", int(size_bytes))
 
@@ -59,10 +59,10 @@ class LocalRun:
         "token",
     )
 
-    def __init__(self, run_id: str, channel: bytes, herald: Herald) -> None:
+    def __init__(self, run_id: str, channel: bytes, notifier: Notifier) -> None:
         self.run_id = run_id
         self.channel = channel
-        self.tail = Tail(herald=herald)
+        self.tail = Tail(notifier=notifier)
         self.followers = 0
         self._joined = False
         self.joining: asyncio.Task[None] | None = None
@@ -102,7 +102,7 @@ class LocalRun:
 
     def join(self, first_seq: int, token: int) -> None:
         """From now on the tail stands for the log, from ``first_seq`` on."""
-        self.tail = self.tail.anew(first_seq)
+        self.tail = self.tail.replacement(first_seq)
         self.token = token
         self._joined = True
 
@@ -134,7 +134,7 @@ class LocalRun:
         else:
             self.offer(first_seq, split(frames, ends), close=close)
 
-    def agrees(self, state: State, shown_seq: int) -> bool:
+    def agrees(self, state: StoredState, shown_seq: int) -> bool:
         """Whether Redis still has what the tail had when Redis was asked; else the tail fails.
 
         False also if it has ended.

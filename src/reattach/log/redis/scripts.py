@@ -44,7 +44,7 @@ class Kind(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class Notification:
     kind: Kind
     seq: int
     ends: "array[int] | None"
@@ -69,21 +69,21 @@ def pack_append(token: int, first_seq: int, frames: Sequence[bytes], close: bool
     return b"".join((head, _COUNT.pack(len(frames)), lengths, *frames))
 
 
-def unpack_news(news: bytes) -> News:
+def unpack_notification(news: bytes) -> Notification:
     """Raises ValueError if this is no news, or one of a later version."""
     try:
         number, _, seq = _HEAD.unpack_from(news)
         kind = Kind(number)
         if kind > Kind.CLOSED:
-            return News(kind, seq, array("Q"), b"")
+            return Notification(kind, seq, array("Q"), b"")
         (count,) = _COUNT.unpack_from(news, _HEAD_SIZE)
     except struct.error as error:
         raise ValueError("The news has no head.") from error
     start = _HEAD_SIZE + _COUNT.size
     if count == 1:
-        return News(kind, seq, None, news[start:])
+        return Notification(kind, seq, None, news[start:])
     end = start + 4 * count
-    return News(kind, seq, ends_of(news[start:end]), news[end:])
+    return Notification(kind, seq, ends_of(news[start:end]), news[end:])
 
 
 def split(frames: bytes, ends: "array[int]") -> list[bytes]:

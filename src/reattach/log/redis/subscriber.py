@@ -10,7 +10,7 @@ from typing import Final
 from redis.asyncio.connection import AbstractConnection
 
 from reattach.domain.errors import StoreUnavailableError
-from reattach.log.redis.client import FAILURES, RedisServer, tell_defect
+from reattach.log.redis.client import FAILURES, RedisClient, report_defect
 
 _UNAVAILABLE: Final = "The event log can not be followed at present. Try again in a moment."
 _FIRST_DELAY_SECONDS: Final = 0.05
@@ -24,15 +24,15 @@ Listener = Callable[[bytes], None]
 class Subscriber:
     """Listens to channels on one connection, which it makes when first needed, and anew when lost.
 
-    News may be lost while there is no connection: ``on_resumed(channel)`` is called as soon as
-    the channel is listened to again. Listeners are called in the event loop, in the order in
-    which Redis published.
+    Notifications may be lost while there is no connection: ``on_resumed(channel)`` is called as
+    soon as the channel is listened to again.
+    Listeners are called in the event loop, in the order of publication.
     """
 
     def __init__(
-        self, server: RedisServer, *, answer_seconds: float, on_resumed: Callable[[bytes], None]
+        self, client: RedisClient, *, answer_seconds: float, on_resumed: Callable[[bytes], None]
     ) -> None:
-        self._server = server
+        self._client = client
         self._answer_seconds = answer_seconds
         self._on_resumed = on_resumed
         self._wanted: dict[bytes, Listener] = {}
@@ -138,7 +138,7 @@ class Subscriber:
         while self._wanted:
             try:
                 async with asyncio.timeout(self._answer_seconds):
-                    connection = await self._server.listen()
+                    connection = await self._client.acquire_connection()
             except FAILURES:
                 self._refuse_waiting()
                 delay_seconds = min(
@@ -168,8 +168,8 @@ class Subscriber:
                 await asyncio.wait([task])
                 error = None if task.cancelled() else task.exception()
                 if error is not None and not isinstance(error, FAILURES):
-                    tell_defect(error)
-        await self._server.stop_listening(connection)
+                    report_defect(error)
+        await self._client.release_connection(connection)
 
     async def _receive(self, connection: AbstractConnection) -> None:
         self._connection = connection

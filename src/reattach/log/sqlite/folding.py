@@ -16,8 +16,8 @@ from typing import Final
 
 from reattach.domain.limits import WAL_AGE_SECONDS, WAL_IDLE_SECONDS
 from reattach.log.sqlite import tables
-from reattach.log.sqlite.read_pool import Readers
-from reattach.log.sqlite.run_state import LiveRun
+from reattach.log.sqlite.read_pool import ReadPool
+from reattach.log.sqlite.run_state import RunState
 from reattach.log.sqlite.tables import Chunk, StoredRun
 from reattach.log.sqlite.writer import Writer
 
@@ -59,7 +59,7 @@ class Sizes:
 class _Part:
     """What one transaction folds of one run. The last part has all that there was."""
 
-    run: LiveRun
+    run: RunState
     stored: StoredRun
     chunks: list[Chunk]
     is_last: bool
@@ -111,30 +111,30 @@ class _Wal:
         self.is_urgent = False
 
 
-class Compaction:
+class Folding:
     """Knows what is to be folded, and does it in the task ``run``."""
 
     def __init__(
         self,
         writer: Writer,
-        readers: Readers,
+        read_pool: ReadPool,
         sizes: Sizes,
-        on_folded: Callable[[LiveRun], None],
+        on_folded: Callable[[RunState], None],
         *,
         file: str,
         first_row: int,
         row_sizes: list[int],
     ) -> None:
         self._writer = writer
-        self._readers = readers
+        self._read_pool = read_pool
         self._sizes = sizes
         self._on_folded = on_folded
         self._first_row = first_row
         self._row_sizes = deque(row_sizes)
         self._journal_bytes = sum(row_sizes)
         self._wal = _Wal(file, sizes, asyncio.get_running_loop().time)
-        self._unfolded: dict[int, LiveRun] = {}
-        self._pending: OrderedDict[LiveRun, None] = OrderedDict()
+        self._unfolded: dict[int, RunState] = {}
+        self._pending: OrderedDict[RunState, None] = OrderedDict()
         self._prunable_rows = 0
         self._may_have_garbage = True
         self._needs_room = False
@@ -158,14 +158,14 @@ class Compaction:
         self._wal.is_urgent = self._needs_room = True
         self._wake.set()
 
-    def note_run(self, run: LiveRun) -> None:
+    def note_run(self, run: RunState) -> None:
         """The journal has something of this run that was not folded."""
         self._unfolded[run.number] = run
         if run.tail.closed:
             self._pending[run] = None
             self._wake.set()
 
-    def forget(self, run: LiveRun) -> None:
+    def forget(self, run: RunState) -> None:
         """The run was deleted, and nothing of it needs to be folded."""
         self._unfolded.pop(run.number, None)
         self._may_have_garbage = self._has_deleted = True
@@ -204,7 +204,7 @@ class Compaction:
         if self._wal.is_urgent:
             await self._checkpoint()
         elif self._wal.is_worth_a_look:
-            await self._readers.call(self._wal.look)
+            await self._read_pool.call(self._wal.look)
         elif self._is_worth_pruning():
             await self._prune()
         elif parts := self._next_step():
@@ -220,7 +220,7 @@ class Compaction:
 
     async def _checkpoint(self) -> None:
         """Most of it beside the writer; then the rest by the writer, who can begin the WAL anew."""
-        await self._readers.call(tables.checkpoint)
+        await self._read_pool.call(tables.checkpoint)
         if await self._writer.perform(tables.truncate_wal, in_transaction=False):
             self._wal.note_emptied()
         else:
@@ -263,7 +263,7 @@ class Compaction:
                 room_bytes -= sum(len(chunk.frames) for chunk in parts[-1].chunks)
         return parts
 
-    def _cut(self, run: LiveRun, room_bytes: int) -> _Part:
+    def _cut(self, run: RunState, room_bytes: int) -> _Part:
         """What the run has beyond its chunks, as chunks that fill the room."""
         tail, last_seq = run.tail, run.tail.last_seq
         after = max(run.folded_seq, run.first_seq - 1)
@@ -303,7 +303,7 @@ class Compaction:
                 self._on_folded(run)
         self._note_floor()
 
-    def _put_back(self, run: LiveRun) -> None:
+    def _put_back(self, run: RunState) -> None:
         self._pending[run] = None
         self._pending.move_to_end(run, last=False)
 
@@ -314,5 +314,5 @@ class Compaction:
         self._prunable_rows = floor - self._first_row
 
 
-def _first_row(run: LiveRun) -> int:
+def _first_row(run: RunState) -> int:
     return _ALL if run.first_row is None else run.first_row

@@ -32,13 +32,13 @@ from reattach.log.base import (
     Tail,
 )
 from reattach.log.closed_runs import ClosedRuns
-from reattach.log.notifier import Herald
+from reattach.log.notifier import Notifier
 from reattach.log.sqlite import tables
-from reattach.log.sqlite.folding import Compaction, Sizes
+from reattach.log.sqlite.folding import Folding, Sizes
 from reattach.log.sqlite.journal import Append, Create, Delete, Record, Skip, TakeOver, Trim
-from reattach.log.sqlite.read_pool import Readers
+from reattach.log.sqlite.read_pool import ReadPool
 from reattach.log.sqlite.recovery import Recovered, recover
-from reattach.log.sqlite.run_state import LiveRun, Operation
+from reattach.log.sqlite.run_state import Operation, RunState
 from reattach.log.sqlite.tables import Connect, Durability, default_connect
 from reattach.log.sqlite.writer import Writer
 from reattach.single_flight import SingleFlight
@@ -66,7 +66,7 @@ class SqliteLog(Log):
         self,
         connection: sqlite3.Connection,
         recovered: Recovered,
-        readers: Readers,
+        read_pool: ReadPool,
         durability: Durability,
         sizes: Sizes,
         *,
@@ -80,12 +80,12 @@ class SqliteLog(Log):
         )
         self._runs = {run.run_id: run for run in recovered.runs.values()}
         self._next_number = recovered.next_number
-        self._closed_runs: ClosedRuns[LiveRun] = ClosedRuns(sizes.closed_runs_bytes)
+        self._closed_runs: ClosedRuns[RunState] = ClosedRuns(sizes.closed_runs_bytes)
         self._look_ups = SingleFlight[str, bool]("log look-up")
-        self._readers = readers
+        self._read_pool = read_pool
         self._closing = False
         self._loop = asyncio.get_running_loop()
-        self._herald = Herald()
+        self._notifier = Notifier()
         next_row = recovered.first_row + len(recovered.row_sizes)
         # Should the power fail again, their ends must not be written a second time, differently.
         uncertain = frozenset(run for run in recovered.runs.values() if run.tail_uncertain)
@@ -97,9 +97,9 @@ class SqliteLog(Log):
             self._on_failed,
             synced_runs=uncertain,
         )
-        self._compaction = Compaction(
+        self._folding = Folding(
             self._writer,
-            readers,
+            read_pool,
             sizes,
             self._keep_if_closed,
             file=file,
@@ -108,10 +108,10 @@ class SqliteLog(Log):
         )
         for run in recovered.runs.values():
             if run.first_row is not None:
-                self._compaction.note_run(run)
+                self._folding.note_run(run)
             elif run.tail.closed:
                 self._closed_runs.add(run)
-        self._upkeep = asyncio.create_task(self._compaction.run(), name="log upkeep")
+        self._upkeep = asyncio.create_task(self._folding.run(), name="log upkeep")
 
     @classmethod
     async def open_file(
@@ -154,8 +154,8 @@ class SqliteLog(Log):
                 f"The event log {file} can not be opened: {error}. Check that the directory "
                 "exists, is writable and not full, and that the file is a SQLite database."
             ) from error
-        readers = Readers(connect_prepared)
-        return cls(connection, recovered, readers, durability, sizes or Sizes(), file=file)
+        read_pool = ReadPool(connect_prepared)
+        return cls(connection, recovered, read_pool, durability, sizes or Sizes(), file=file)
 
     async def open(
         self,
@@ -170,7 +170,7 @@ class SqliteLog(Log):
         if run is not None and run.head.tail_uncertain:
             first_seq = max(first_seq, LOST_LOG_FIRST_SEQ)
         if run is None:
-            run = LiveRun(self._next_number, run_id, token, first_seq, self._herald)
+            run = RunState(self._next_number, run_id, token, first_seq, self._notifier)
             self._next_number += 1
             self._runs[run_id] = run
             await self._write(run, Create(run.number, token, run_id, first_seq))
@@ -228,8 +228,8 @@ class SqliteLog(Log):
         return None
 
     @override
-    def after_turn(self, call: Callable[[], None]) -> None:
-        self._writer.after_turn(call)
+    def after_tick(self, call: Callable[[], None]) -> None:
+        self._writer.after_tick(call)
 
     async def head(self, run_id: str) -> Head:
         return (await self._get(run_id)).head
@@ -290,7 +290,9 @@ class SqliteLog(Log):
     async def inventory(self, cursor: str | None, *, limit: int) -> Inventory:
         after = int(cursor or 0)
         try:
-            stored = await self._readers.call(partial(tables.runs_after, number=after, limit=limit))
+            stored = await self._read_pool.call(
+                partial(tables.runs_after, number=after, limit=limit)
+            )
         except sqlite3.Error as error:
             raise StoreUnavailableError(_UNREADABLE) from error
         # Memory is newer than the tables, and has every run that is open.
@@ -317,17 +319,17 @@ class SqliteLog(Log):
         await self._writer.stop()
         for run in runs.values():
             run.tail.fail(StoreUnavailableError(_CLOSING))
-        await self._readers.aclose()
+        await self._read_pool.aclose()
         if not self._upkeep.cancelled():
             self._upkeep.result()
 
-    async def _get(self, run_id: str) -> LiveRun:
+    async def _get(self, run_id: str) -> RunState:
         run = await self._find(run_id)
         if run is None or not run.created:
             raise _not_found(run_id)
         return run
 
-    async def _find(self, run_id: str) -> LiveRun | None:
+    async def _find(self, run_id: str) -> RunState | None:
         """The run from memory, where every open one is, or else from the file."""
         while True:
             if self._closing:
@@ -342,17 +344,19 @@ class SqliteLog(Log):
     async def _look_up(self, run_id: str) -> bool:
         """Take the run from the file into memory; whether it is there."""
         try:
-            stored = await self._readers.call(partial(tables.run_by_id, run_id=run_id))
+            stored = await self._read_pool.call(partial(tables.run_by_id, run_id=run_id))
         except sqlite3.Error as error:
             raise StoreUnavailableError(_UNREADABLE) from error
         if stored is None:
             return False
-        run = LiveRun.stored(stored)
+        run = RunState.stored(stored)
         self._runs[run_id] = run
         self._closed_runs.add(run)
         return True
 
-    async def _load(self, run: LiveRun, after: int, max_bytes: int, max_events: int) -> Tail | None:
+    async def _load(
+        self, run: RunState, after: int, max_bytes: int, max_events: int
+    ) -> Tail | None:
         """Frames that are in chunks and not in memory; None if they are gone.
 
         Of a run that was folded while it was open, what follows the chunks is in its tail only.
@@ -365,7 +369,7 @@ class SqliteLog(Log):
             max_events=max_events,
         )
         try:
-            tail = await self._readers.call(load)
+            tail = await self._read_pool.call(load)
         except sqlite3.Error as error:
             raise StoreUnavailableError(_UNREADABLE) from error
         if run.deleting:
@@ -373,7 +377,7 @@ class SqliteLog(Log):
         return tail
 
     async def _is_repetition(
-        self, run: LiveRun, first_seq: int, frames: Sequence[bytes], close: bool
+        self, run: RunState, first_seq: int, frames: Sequence[bytes], close: bool
     ) -> bool:
         """Whether the log holds these frames, and as its end if they are to close it.
 
@@ -398,7 +402,7 @@ class SqliteLog(Log):
         tail = await self._load(run, first_seq - 1, size_bytes, in_chunks)
         return tail is not None and tail.holds(first_seq, frames[:in_chunks])
 
-    def _write(self, run: LiveRun, record: Record) -> "asyncio.Future[None]":
+    def _write(self, run: RunState, record: Record) -> "asyncio.Future[None]":
         """Done when the record is on the disk and applied to the run."""
         self._submit(Operation(run, record))
         return self._settled(run)
@@ -410,7 +414,7 @@ class SqliteLog(Log):
             self._closed_runs.discard(run)
         self._writer.submit(operation)
 
-    def _settled(self, run: LiveRun) -> "asyncio.Future[None]":
+    def _settled(self, run: RunState) -> "asyncio.Future[None]":
         """Done when what is in flight for the run is on the disk; raises if it can not be."""
         settled: asyncio.Future[None] = self._loop.create_future()
         if run.in_flight:
@@ -420,7 +424,7 @@ class SqliteLog(Log):
         return settled
 
     def _on_committed(self, operations: Sequence[Operation], row: int, size_bytes: int) -> None:
-        self._compaction.note_row(size_bytes)
+        self._folding.note_row(size_bytes)
         for operation in operations:
             run = operation.run
             run.in_flight.popleft()
@@ -428,36 +432,36 @@ class SqliteLog(Log):
                 self._forget(run)
             elif run.apply(operation.record):
                 if run.note_row(row) or run.tail.closed:
-                    self._compaction.note_run(run)
+                    self._folding.note_run(run)
             else:
                 self._keep_if_closed(run)
-        self._herald.tell()
+        self._notifier.tell()
         for operation in operations:
             operation.end(None)
 
     def _on_failed(self, operations: Sequence[Operation], error: Exception) -> None:
-        self._compaction.note_failure()
+        self._folding.note_failure()
         for operation in operations:
             run = operation.run
             run.revert()
             if not run.created:
                 self._runs.pop(run.run_id, None)
             elif run.first_row is not None:
-                self._compaction.note_run(run)
+                self._folding.note_run(run)
             else:
                 self._keep_if_closed(run)
             failure = StoreUnavailableError(_UNWRITABLE)
             failure.__cause__ = error
             operation.end(failure)
 
-    def _forget(self, run: LiveRun) -> None:
+    def _forget(self, run: RunState) -> None:
         """The disk knows the run no longer. It stays marked as being deleted."""
         self._runs.pop(run.run_id, None)
         self._closed_runs.discard(run)
-        self._compaction.forget(run)
+        self._folding.forget(run)
         run.tail.fail(LogNotFoundError(f"The log of {run.run_id} was deleted."))
 
-    def _keep_if_closed(self, run: LiveRun) -> None:
+    def _keep_if_closed(self, run: RunState) -> None:
         """The run's row and chunks say all that there is of it: memory need not, but may."""
         is_folded = run.first_row is None and not run.in_flight
         if run.tail.closed and is_folded and not run.deleting:

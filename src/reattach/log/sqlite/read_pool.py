@@ -13,7 +13,7 @@ _THREADS: Final = 2
 """Reads of 64 KiB take a third of a millisecond; two of them keep a slow one from blocking all."""
 
 
-class Readers:
+class ReadPool:
     """A few threads with a connection each, made when first needed."""
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:

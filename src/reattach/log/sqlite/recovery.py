@@ -10,7 +10,7 @@ import structlog
 from reattach.domain.errors import StartupError
 from reattach.log.sqlite import tables
 from reattach.log.sqlite.journal import Create, Delete, Record, unpack
-from reattach.log.sqlite.run_state import LiveRun
+from reattach.log.sqlite.run_state import RunState
 
 logger = structlog.get_logger(__name__)
 
@@ -19,7 +19,7 @@ logger = structlog.get_logger(__name__)
 class Recovered:
     """The runs that are open or not folded yet, and the extent of the journal."""
 
-    runs: dict[int, LiveRun] = field(default_factory=dict)
+    runs: dict[int, RunState] = field(default_factory=dict)
     next_number: int = 1
     first_row: int = 1
     row_sizes: list[int] = field(default_factory=list)
@@ -34,7 +34,7 @@ def recover(connection: sqlite3.Connection, *, after_power_cut: bool = False) ->
     """
     found = Recovered(next_number=tables.highest_number(connection) + 1)
     for stored in tables.open_runs(connection):
-        run = LiveRun.stored(stored)  # Its chunks are read when somebody asks for them.
+        run = RunState.stored(stored)  # Its chunks are read when somebody asks for them.
         found.runs[run.number] = run
     for row, batch in tables.journal(connection):
         if not found.row_sizes:
@@ -65,7 +65,7 @@ def _readable(row: int, batch: bytes) -> Iterator[Record]:
 
 
 def _replay(
-    connection: sqlite3.Connection, runs: dict[int, LiveRun], row: int, record: Record
+    connection: sqlite3.Connection, runs: dict[int, RunState], row: int, record: Record
 ) -> None:
     if isinstance(record, Delete):
         runs.pop(record.number, None)
@@ -74,9 +74,9 @@ def _replay(
     if run is None:
         stored = tables.run_by_number(connection, record.number)
         if stored is not None:
-            run = LiveRun.stored(stored)
+            run = RunState.stored(stored)
         elif isinstance(record, Create):
-            run = LiveRun(record.number, record.run_id, record.token, record.first_seq)
+            run = RunState(record.number, record.run_id, record.token, record.first_seq)
         else:
             return  # Its beginning was deleted from the journal, so its end is in there too.
         runs[record.number] = run

@@ -6,7 +6,7 @@ from typing import Final
 
 from reattach.domain.errors import LogLostError, StoreUnavailableError
 from reattach.log.base import Done, Head
-from reattach.log.notifier import Herald
+from reattach.log.notifier import Notifier
 from reattach.log.sqlite.journal import Append, Create, Delete, Record, Skip, TakeOver, Trim, pack
 from reattach.log.sqlite.tables import StoredRun
 from reattach.log.tail import Tail
@@ -20,7 +20,7 @@ class Operation:
 
     __slots__ = ("done", "packed", "record", "run", "waiters")
 
-    def __init__(self, run: "LiveRun", record: Record, done: Done | None = None) -> None:
+    def __init__(self, run: "RunState", record: Record, done: Done | None = None) -> None:
         self.run = run
         self.record = record
         self.packed = pack(record)
@@ -39,7 +39,7 @@ class Operation:
                     waiter.set_exception(failure)
 
 
-class LiveRun:
+class RunState:
     """A run as the disk has it, and as it will be once everything in flight is there too.
 
     Followers see only the first; appends are judged by the second.
@@ -65,12 +65,17 @@ class LiveRun:
     )
 
     def __init__(
-        self, number: int, run_id: str, token: int, first_seq: int = 1, herald: Herald | None = None
+        self,
+        number: int,
+        run_id: str,
+        token: int,
+        first_seq: int = 1,
+        notifier: Notifier | None = None,
     ) -> None:
         self.number = number
         self.run_id = run_id
         self.token = token
-        self.tail = Tail(first_seq, herald)
+        self.tail = Tail(first_seq, notifier)
         self.first_seq = first_seq
         self.created = False
         self.tail_uncertain = False
@@ -89,7 +94,7 @@ class LiveRun:
         self.expected_closed = False
 
     @classmethod
-    def stored(cls, stored: StoredRun) -> "LiveRun":
+    def stored(cls, stored: StoredRun) -> "RunState":
         """A run as its row says, with no frames in memory."""
         run = cls(stored.number, stored.run_id, stored.token)
         run.tail = Tail(stored.last_seq + 1)
@@ -189,7 +194,7 @@ class LiveRun:
         if first_seq > self.first_seq:
             self.first_seq = first_seq
             self.tail.fail(LogLostError(self.run_id, self.tail.last_seq))
-            self.tail = self.tail.anew(first_seq)
+            self.tail = self.tail.replacement(first_seq)
         return is_new
 
     def note_row(self, row: int) -> bool:

@@ -17,7 +17,7 @@ from typing import Final
 
 from reattach.log.sqlite import tables
 from reattach.log.sqlite.journal import Delete
-from reattach.log.sqlite.run_state import LiveRun, Operation
+from reattach.log.sqlite.run_state import Operation, RunState
 from reattach.log.sqlite.tables import Durability
 
 _BATCH_BYTES: Final = 4 * 1024 * 1024
@@ -55,7 +55,7 @@ class Writer:
         on_committed: Callable[[Sequence[Operation], int, int], None],
         on_failed: Callable[[Sequence[Operation], Exception], None],
         *,
-        synced_runs: Set[LiveRun] = frozenset(),
+        synced_runs: Set[RunState] = frozenset(),
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connection = connection
@@ -67,31 +67,31 @@ class Writer:
         self._submitted: list[Operation] = []
         """What the thread has not been given yet: waking it for each would cost more than they."""
         self._calls: list[Callable[[], None]] = []
-        self._is_turn_ending = False
+        self._is_tick_end_scheduled = False
         self._queue: SimpleQueue[list[Operation] | _Job | _Stop] = SimpleQueue()
         self._resumed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reattach-log-writer", daemon=True)
         self._thread.start()
 
     def submit(self, operation: Operation) -> None:
-        self._end_turn_soon()
+        self._schedule_tick_end()
         self._submitted.append(operation)
 
-    def after_turn(self, call: Callable[[], None]) -> None:
+    def after_tick(self, call: Callable[[], None]) -> None:
         """Call it when this turn is over, before the thread is given what was submitted."""
-        self._end_turn_soon()
+        self._schedule_tick_end()
         self._calls.append(call)
 
-    def _end_turn_soon(self) -> None:
-        if not self._is_turn_ending:
-            self._is_turn_ending = True
-            self._loop.call_soon(self._end_turn)
+    def _schedule_tick_end(self) -> None:
+        if not self._is_tick_end_scheduled:
+            self._is_tick_end_scheduled = True
+            self._loop.call_soon(self._end_tick)
 
-    def _end_turn(self) -> None:
+    def _end_tick(self) -> None:
         calls, self._calls = self._calls, []
         for call in calls:
             call()
-        self._is_turn_ending = False
+        self._is_tick_end_scheduled = False
         self._hand_over()
 
     async def perform(self, work: Work, *, in_transaction: bool = True) -> object:

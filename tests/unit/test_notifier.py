@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from reattach.log import notifier as herald_module
-from reattach.log.notifier import Herald
+from reattach.log import notifier as notifier_module
+from reattach.log.notifier import Notifier
 from reattach.log.tail import Tail
 
 
 class Clock:
-    """The clock of the herald. To tell somebody takes a millisecond of it, and all else nothing."""
+    """The notifier's clock. A notification takes a millisecond of it, and all else no time."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -24,8 +24,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(herald_module, "time", clock)
-    monkeypatch.setattr(herald_module, "_AT_ONCE", 1)
+    monkeypatch.setattr(notifier_module, "time", clock)
+    monkeypatch.setattr(notifier_module, "_AT_ONCE", 1)
     return clock
 
 
@@ -43,19 +43,19 @@ class Listening:
         self._clock.now += 0.001
 
 
-async def herald_that_has_told(clock: Clock) -> Herald:
+async def notifier_that_just_ran(clock: Clock) -> Notifier:
     """One that has told somebody just now."""
-    herald = Herald()
-    tail = Tail(1, herald)
+    notifier = Notifier()
+    tail = Tail(1, notifier)
     Listening(tail, clock)
     tail.extend([b"a"])
     await asyncio.sleep(0)
-    return herald
+    return notifier
 
 
 async def test_what_happens_in_one_turn_is_told_once_and_right_after_it(clock: Clock) -> None:
-    herald = Herald()
-    tails = [Tail(1, herald), Tail(1, herald)]
+    notifier = Notifier()
+    tails = [Tail(1, notifier), Tail(1, notifier)]
     listening = [Listening(tail, clock) for tail in tails]
     for tail in tails:
         tail.extend([b"a"])
@@ -72,7 +72,7 @@ async def test_what_happens_in_one_turn_is_told_once_and_right_after_it(clock: C
 async def test_of_many_a_few_are_told_in_a_turn_and_each_sees_all_that_there_is_by_then(
     clock: Clock,
 ) -> None:
-    tail = Tail(1, await herald_that_has_told(clock))
+    tail = Tail(1, await notifier_that_just_ran(clock))
     listening = [Listening(tail, clock) for _ in range(3)]
     for frame in b"a", b"b", b"c", b"d":
         tail.extend([frame])
@@ -85,7 +85,7 @@ async def test_of_many_a_few_are_told_in_a_turn_and_each_sees_all_that_there_is_
 
 
 async def test_who_is_told_is_told_for_as_long_as_others_have_had_the_loop(clock: Clock) -> None:
-    tail = Tail(1, await herald_that_has_told(clock))
+    tail = Tail(1, await notifier_that_just_ran(clock))
     listening = [Listening(tail, clock) for _ in range(20)]
     tail.extend([b"a"])
     told = []
@@ -97,8 +97,8 @@ async def test_who_is_told_is_told_for_as_long_as_others_have_had_the_loop(clock
 
 
 async def test_one_who_has_news_all_the_time_takes_no_turn_from_the_others(clock: Clock) -> None:
-    herald = await herald_that_has_told(clock)
-    tails = [Tail(1, herald), Tail(1, herald)]
+    notifier = await notifier_that_just_ran(clock)
+    tails = [Tail(1, notifier), Tail(1, notifier)]
     busy, quiet = [Listening(tail, clock) for tail in tails]
     busy.tail.extend([b"a"])
     quiet.tail.extend([b"a"])
@@ -109,8 +109,8 @@ async def test_one_who_has_news_all_the_time_takes_no_turn_from_the_others(clock
 
 
 async def test_nobody_is_told_for_a_tail_that_nobody_listens_to(clock: Clock) -> None:
-    herald = Herald()
-    alone, other = Tail(1, herald), Tail(1, herald)
+    notifier = Notifier()
+    alone, other = Tail(1, notifier), Tail(1, notifier)
     listening = Listening(other, clock)
     alone.extend([b"a"])
     other.extend([b"a"])
@@ -120,7 +120,7 @@ async def test_nobody_is_told_for_a_tail_that_nobody_listens_to(clock: Clock) ->
 
 
 async def test_one_whom_another_takes_away_in_its_turn_is_not_told(clock: Clock) -> None:
-    tail = Tail(1, Herald())
+    tail = Tail(1, Notifier())
     later = Listening(tail, clock)
     tail.unsubscribe(later)
     tail.subscribe(lambda: tail.unsubscribe(later))
