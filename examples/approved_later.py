@@ -17,7 +17,7 @@ from pathlib import Path
 from letta_client import Letta
 from letta_client.types.agents import ApprovalReturnParam
 
-from reattach.testing.programs.server import ServerProcess
+from reattach.testing import ServerProcess
 
 FERRIES = Path(__file__).with_name("ferries.py")
 

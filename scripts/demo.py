@@ -23,10 +23,15 @@ from typing import Any
 import httpx
 from letta_client import APIStatusError, Letta
 
-from reattach.testing.programs.cluster import Cluster
-from reattach.testing.programs.relay import Relay
-from reattach.testing.programs.server import ServerProcess
-from reattach.testing.recording import Recording, frames_to, seq_of, whole_frames
+from reattach.testing import (
+    Cluster,
+    Recording,
+    Relay,
+    ServerProcess,
+    frames_to,
+    seq_of,
+    whole_frames,
+)
 
 QUESTION = (
     "Tell me a long story about a lighthouse keeper who receives letters from the sea. "

@@ -24,6 +24,16 @@ from reattach.domain.errors import (
 )
 from reattach.domain.limits import MAX_ERROR_CHARS
 
+__all__ = [
+    "Client",
+    "ConflictError",
+    "Event",
+    "ExpiredError",
+    "NotFoundError",
+    "ReattachError",
+    "Retry",
+]
+
 E = TypeVar("E", bound=BaseException)
 
 Event = Mapping[str, Any]

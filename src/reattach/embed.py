@@ -28,11 +28,19 @@ from typing import Any, Final, Self
 from reattach.agent.turns import Overrides
 from reattach.domain.errors import (
     ConflictError,
+    ConversationBusyError,
+    CursorAheadError,
+    EngineError,
+    ExpiredError,
     InvalidArgumentError,
     NotFoundError,
+    OtidConflictError,
     ReattachError,
     StartupError,
+    StoreUnavailableError,
+    UnavailableError,
 )
+from reattach.domain.events import Usage
 from reattach.domain.ids import (
     DEFAULT_TENANT,
     ConversationId,
@@ -43,7 +51,19 @@ from reattach.domain.ids import (
 )
 from reattach.domain.limits import MAX_TENANT_CHARS
 from reattach.domain.messages import Message, Role, TextPart
-from reattach.engine.base import Delta, Engine, Turn
+from reattach.engine.base import (
+    Delta,
+    Engine,
+    Finished,
+    Model,
+    ReasoningDelta,
+    ReasoningHidden,
+    StepFinished,
+    TextDelta,
+    ToolCallDelta,
+    ToolReturn,
+    Turn,
+)
 from reattach.engine.function import AnswerFunction, FunctionEngine
 from reattach.http.app import create_app
 from reattach.http.context import Context
@@ -57,9 +77,42 @@ from reattach.runs.reading import events_of
 from reattach.runs.service import Send
 from reattach.server.assembly import assembled
 from reattach.server.signals import heard
+from reattach.server.tune_gc import settle as tune_gc
 from reattach.settings import Settings
 
-__all__ = ["Delta", "Reattach", "ReattachError", "Run", "RunStream", "Turn"]
+__all__ = [
+    "AnswerFunction",
+    "ConflictError",
+    "ConversationBusyError",
+    "CursorAheadError",
+    "Delta",
+    "Engine",
+    "EngineError",
+    "ExpiredError",
+    "Finished",
+    "FunctionEngine",
+    "InvalidArgumentError",
+    "Model",
+    "NotFoundError",
+    "OtidConflictError",
+    "ReasoningDelta",
+    "ReasoningHidden",
+    "Reattach",
+    "ReattachError",
+    "Run",
+    "RunStream",
+    "Settings",
+    "StartupError",
+    "StepFinished",
+    "StoreUnavailableError",
+    "TextDelta",
+    "ToolCallDelta",
+    "ToolReturn",
+    "Turn",
+    "UnavailableError",
+    "Usage",
+    "tune_gc",
+]
 
 _AGENT_NAME: Final = "embedded"
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,26 @@ def test_the_javascript_of_a_page_is_strict_typescript_and_runs_twice(
     assert all("island" in output for output in outputs)
     if page == "README.md":
         assert outputs == [README_PRINTS] * 2
+
+
+PUBLIC = {"reattach", "reattach.client", "reattach.embed", "reattach.testing"}
+USERS = [*PAGES, *sorted((ROOT / "examples").glob("*.py")), ROOT / "scripts" / "demo.py"]
+
+
+@pytest.mark.parametrize("user", [str(page.relative_to(ROOT)) for page in USERS])
+def test_a_page_or_example_imports_only_the_public_api(user: str) -> None:
+    """E1: whatever a user copies keeps working after an upgrade."""
+    text = (ROOT / user).read_text()
+    code = text if user.endswith(".py") else "\n".join(all_blocks(ROOT / user, "python|py"))
+    named = set()
+    for module, names in re.findall(
+        r"^\s*from (reattach[\w.]*) import (\([^)]*\)|[^(\n]*)", code, re.MULTILINE
+    ):
+        named |= {f"{module}.{name}" for name in re.findall(r"\w+", names)}
+    named |= set(re.findall(r"^\s*import (reattach[\w.]*)", code, re.MULTILINE))
+
+    public = {f"{one}.{name}" for one in PUBLIC for name in import_module(one).__all__}
+    assert named - public - PUBLIC == set()
 
 
 def test_readme_says_how_to_install_each_sdk_before_its_code() -> None:

@@ -1,0 +1,102 @@
+"""An application, a tool and tests of a user, typed: mypy checks what the public API promises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, assert_type
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+import reattach
+from reattach import ToolContext, ToolError, tool
+from reattach.client import Client, Event, Retry
+from reattach.embed import (
+    Delta,
+    FunctionEngine,
+    ReasoningDelta,
+    Reattach,
+    ReattachError,
+    Run,
+    RunStream,
+    Settings,
+    StepFinished,
+    Turn,
+    Usage,
+)
+from reattach.testing import (
+    Cluster,
+    EngineConformance,
+    Recording,
+    Relay,
+    ServerProcess,
+    Subject,
+    seq_of,
+    whole_frames,
+)
+
+assert_type(reattach.__version__, str)
+if TYPE_CHECKING:  # Importing lazily hides no mistake.
+    from reattach import no_such_name as _unknown  # type: ignore[attr-defined]  # noqa: F401
+
+
+async def answer(turn: Turn) -> AsyncIterator[str | Delta]:
+    yield ReasoningDelta("a word at a time")
+    for word in turn.input[-1].text.split():
+        yield f"{word} "
+    yield StepFinished(Usage(prompt_tokens=1, completion_tokens=1))
+
+
+@tool(requires_approval=True, tenants=["tenant-1"])
+def ledger(account: str, context: ToolContext) -> int:
+    """Read an account."""
+    if context.tenant is None:
+        raise ToolError(f"Nobody asks for the account {account}.")
+    return 0
+
+
+checked: Callable[[str, ToolContext], int] = ledger
+streams = Reattach(FunctionEngine(answer), data_dir=Path("data"), settings=Settings())
+app = FastAPI(lifespan=streams.lifespan)
+app.add_exception_handler(ReattachError, streams.on_error)
+app.mount("/letta", streams.app)
+
+
+async def ask(text: str, otid: str | None = None) -> RunStream:
+    run = await streams.ask(text, otid=otid)
+    assert_type(run, Run)
+    async for event in streams.events(run, after=1):
+        assert_type(event, dict[str, Any])
+    return streams.stream(run, starting_after=1)
+
+
+def report(retry: Retry) -> None:
+    assert_type(retry.delay_seconds, float)
+
+
+async def follow(url: str) -> list[Event]:
+    async with Client(url, api_key="secret", on_retry=report) as client:
+        return [event async for event in client.follow("conv-1", starting_after=7)]
+
+
+class TestOwnEngine(EngineConformance):
+    __test__ = False
+
+    @pytest.fixture
+    def subject(self) -> Subject:
+        return Subject(FunctionEngine(answer), "function/answer")
+
+
+def record(folder: Path) -> list[int]:
+    recording = Recording()
+    with ServerProcess(folder, arguments=["--scripted"]) as server, Relay(("localhost", 1)):
+        httpx.Client(transport=recording, base_url=server.url).post("/v1/agents/")
+    return [seq_of(frame) for frame in whole_frames(recording.streams[0])]
+
+
+def run_a_cluster() -> list[Event]:
+    with Cluster(2) as cluster:
+        return asyncio.run(follow(cluster.urls[0]))
