@@ -17,7 +17,7 @@ from bench.schedule import Ticker
 from reattach.domain.ids import new_run_id
 from reattach.log.base import Log
 from reattach.log.open import open_log
-from reattach.server.tune_gc import settle
+from reattach.server.tune_gc import tune_gc
 
 TOKEN = 1
 FLAT_OUT_EVENTS = 10
@@ -107,5 +107,5 @@ async def main(url: str, runs: int, per_second: float, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    settle()
+    tune_gc()
     uvloop.run(main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])))

@@ -19,10 +19,10 @@ from reattach.engine.base import Turn  # noqa: E402
 from reattach.engine.function import FunctionEngine  # noqa: E402
 from reattach.observe import configure_logging  # noqa: E402
 from reattach.server.process import serve  # noqa: E402
-from reattach.server.tune_gc import settle  # noqa: E402
+from reattach.server.tune_gc import tune_gc  # noqa: E402
 from reattach.settings import Settings  # noqa: E402
 
-settle()
+tune_gc()
 
 _ticker = Ticker()
 _gates = Gates()

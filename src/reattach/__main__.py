@@ -14,9 +14,9 @@ if sys.platform == "win32":  # The server needs file locks and signals that Wind
 gc.disable()
 
 from reattach.cli import main  # noqa: E402  after the collector was put aside
-from reattach.server.tune_gc import settle  # noqa: E402
+from reattach.server.tune_gc import tune_gc  # noqa: E402
 
-settle()
+tune_gc()
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,7 @@ Level = Literal["ok", "warning", "wrong"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnostic:
     """One thing that was looked at. ``wrong`` keeps a server from working or from its promises."""
 
     level: Level

@@ -75,9 +75,9 @@ from reattach.runs.driver import Options
 from reattach.runs.follow import Target
 from reattach.runs.reading import events_of
 from reattach.runs.service import Send
-from reattach.server.assembly import assembled
-from reattach.server.signals import heard
-from reattach.server.tune_gc import settle as tune_gc
+from reattach.server.assembly import assemble
+from reattach.server.signals import handle_stop_signals
+from reattach.server.tune_gc import tune_gc
 from reattach.settings import Settings
 
 __all__ = [
@@ -159,9 +159,9 @@ class Reattach:
 
     async def __aenter__(self) -> Self:
         log_through_application()
-        opened = assembled(self._settings, engines=[self._engine])
+        opened = assemble(self._settings, engines=[self._engine])
         self._context = context = await self._stack.enter_async_context(opened)
-        self._stack.enter_context(heard(self._begin_drain))
+        self._stack.enter_context(handle_stop_signals(self._begin_drain))
         self._api = create_app(context, open_to_all=self._open)
         return self
 

@@ -17,7 +17,7 @@ def is_local(scheme: str) -> bool:
     return scheme.lower().partition("+")[0] in {"sqlite", "memory"}
 
 
-def masked(url: str) -> str:
+def redact_url(url: str) -> str:
     """The URL with its user, hosts, path and options, and ``***`` for everything secret.
 
     Where it is not sure which part is the password, only the scheme is shown: a password with
@@ -93,7 +93,7 @@ _MARGIN: Final = 8
 """How many times what is shown is looked at, so that no secret is cut in two before."""
 
 
-def masked_words(text: str, *, max_chars: int, secrets: Iterable[str] = ()) -> str:
+def redact_text(text: str, *, max_chars: int, secrets: Iterable[str] = ()) -> str:
     """Return ``text`` on one line, cut to ``max_chars``, with ``***`` for everything secret.
 
     Secret are ``secrets``, what the environment has of keys, and everything that looks like a key,

@@ -30,7 +30,7 @@ from reattach.domain.limits import (
     TOOL_SECONDS,
 )
 from reattach.domain.origins import origin_of
-from reattach.redact import is_local, masked
+from reattach.redact import is_local, redact_url
 from reattach.settings_file import SettingsFile, near_names
 from reattach.tools.servers import McpServer
 
@@ -233,7 +233,7 @@ class Settings(BaseSettings):
         for name, url in local.items():
             raise StartupError(
                 f"{_variable(name)} names a store of this process alone "
-                f"({masked(url.get_secret_value())}), and the other store is shared: other "
+                f"({redact_url(url.get_secret_value())}), and the other store is shared: other "
                 "processes would see runs whose events they can not read. "
                 f"Set {_variable(name)} to a shared one (such as {_EXAMPLES[name]}), or neither "
                 "to keep everything in the data directory."

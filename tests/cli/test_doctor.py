@@ -15,8 +15,8 @@ import pytest
 
 from reattach.diagnostics import Level
 from reattach.extras import install_command
-from reattach.log.redis import checks as redis_health
-from reattach.records.database import checks as health
+from reattach.log.redis import checks as redis_checks
+from reattach.records.database import checks as database_checks
 from reattach.server import datadir
 from reattach.testing.programs.postgresql import PostgresqlServer
 from reattach.testing.programs.redis import RedisServer
@@ -169,10 +169,10 @@ def test_notices_that_do_not_arrive_and_a_clock_that_is_off_are_found(
     postgresql_url: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As behind a pooler in transaction mode: the notice goes where nobody listens.
-    monkeypatch.setattr(health, "_NOTIFY", "SELECT pg_notify(:channel || '-', :payload)")
-    monkeypatch.setattr(health, "CHECK_SECONDS", 2.0)
+    monkeypatch.setattr(database_checks, "_NOTIFY", "SELECT pg_notify(:channel || '-', :payload)")
+    monkeypatch.setattr(database_checks, "CHECK_SECONDS", 2.0)
     later = SimpleNamespace(time=lambda: time.time() + 5, perf_counter=time.perf_counter)
-    monkeypatch.setattr(health, "time", later)
+    monkeypatch.setattr(database_checks, "time", later)
 
     told = asked(postgresql_url, redis_server.url)
 
@@ -248,7 +248,7 @@ def test_a_replica_and_missing_replicas_are_found(
 def test_a_redis_that_is_gone_or_stands_still_is_found_in_bounded_time(
     postgresql_url: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_health, "CHECK_SECONDS", 0.5)
+    monkeypatch.setattr(redis_checks, "CHECK_SECONDS", 0.5)
     assert asked(postgresql_url, "redis://:sesame@127.0.0.1:1").wrong == {"redis reachable"}
     assert asked(postgresql_url, "redis://:ses/ame@x").wrong == {"redis reachable"}
     redis_server.pause()
@@ -282,7 +282,7 @@ def test_a_data_directory_is_looked_at_and_not_made(tmp_path: Path) -> None:
     assert "does not exist yet" in told.text["data directory"]
     assert not place.exists()
 
-    with datadir.owned(place):
+    with datadir.lock(place):
         owned = Told(reattach_here("doctor", "--json", "--data-dir", str(place)))
     assert "the server of process" in owned.text["data owner"]
 

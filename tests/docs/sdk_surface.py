@@ -21,7 +21,7 @@ from letta_client import APIConnectionError, Letta
 
 from reattach.http.api.not_offered import LATER, OUT_OF_SCOPE, NotOffered
 from reattach.http.app import create_app
-from reattach.server.assembly import assembled
+from reattach.server.assembly import assemble
 from reattach.settings import Settings
 
 ROOT: Final = Path(__file__).parents[2]
@@ -96,7 +96,7 @@ def _part_of(request: str, parts: tuple[NotOffered, ...]) -> NotOffered | None:
 async def rows() -> list[str]:
     """The table, without its head. Raises LookupError for a request that nothing answers."""
     with tempfile.TemporaryDirectory() as directory:
-        async with assembled(Settings(data_dir=Path(directory)), engines=[]) as context:
+        async with assemble(Settings(data_dir=Path(directory)), engines=[]) as context:
             paths = create_app(context).openapi()["paths"]
     served = {f"{method.upper()} {_shape(path)}" for path, item in paths.items() for method in item}
     table = []

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from reattach.http.api.not_offered import LATER, OUT_OF_SCOPE
 from reattach.http.app import create_app
-from reattach.server.assembly import assembled
+from reattach.server.assembly import assemble
 from reattach.settings import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 
 
 async def test_every_request_is_on_the_page(tmp_path: Path) -> None:
-    async with assembled(Settings(data_dir=tmp_path), engines=[]) as context:
+    async with assemble(Settings(data_dir=tmp_path), engines=[]) as context:
         paths = create_app(context).openapi()["paths"]
     served = {f"{method.upper()} {path}" for path, item in paths.items() for method in item}
 

@@ -14,8 +14,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from reattach.domain.errors import TooManyConnectionsError
 from reattach.http.connection.capacity import Capacity
-from reattach.http.connection.protocol import Endpoint, HttpConnection, encoded
-from reattach.http.connection.states import NEXT, Patience, State
+from reattach.http.connection.protocol import Endpoint, HttpConnection, encode_error
+from reattach.http.connection.states import NEXT, State, Timeouts
 from reattach.http.connection.watch import Watch
 from reattach.http.stream.delivery import CONNECTION_EXTENSION, Connection
 from reattach.server.acceptor import Acceptor, Address
@@ -200,7 +200,7 @@ class Served:
 @asynccontextmanager
 async def served(most: int = 1000, each: int = 1000) -> AsyncIterator[Served]:
     time = [1000.0]
-    watch = Watch(Patience(STALL_SECONDS), lambda: time[0])
+    watch = Watch(Timeouts(STALL_SECONDS), lambda: time[0])
     capacity = Capacity(watch, most, each)
     application, state = Application(), ServerState()
     endpoint = Endpoint(application, state, watch, capacity)
@@ -211,7 +211,7 @@ async def served(most: int = 1000, each: int = 1000) -> AsyncIterator[Served]:
         try:
             capacity.admit(address[0])
         except TooManyConnectionsError as error:
-            return encoded(error)
+            return encode_error(error)
         return None
 
     acceptor = Acceptor(

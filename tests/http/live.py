@@ -24,7 +24,7 @@ from reattach.engine.base import Turn
 from reattach.engine.scripted import ScriptedEngine
 from reattach.http.app import create_app
 from reattach.server import datadir
-from reattach.server.assembly import assembled
+from reattach.server.assembly import assemble
 from reattach.server.process import _listen, _Server
 from reattach.settings import Settings
 from tests.http.conftest import Server, TestClock
@@ -375,7 +375,7 @@ async def listening(
     options = Settings(data_dir=directory, port=0, default_model="scripted/echo", **settings)
     clock, gates = TestClock(), Gates()
     engine = ScriptedEngine(clock=clock, gate=gates)
-    async with assembled(options, engines=[engine], clock=clock) as context:
+    async with assemble(options, engines=[engine], clock=clock) as context:
         server = _InLoop(context, "", None)
         async with server.running(options, drains=drains), _client(server._url) as client:
             yield LiveServer(

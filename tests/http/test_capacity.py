@@ -10,13 +10,13 @@ import pytest
 
 from reattach.domain.errors import TooManyConnectionsError
 from reattach.http.connection.capacity import Capacity
-from reattach.http.connection.states import Patience
+from reattach.http.connection.states import Timeouts
 from reattach.http.connection.watch import Watch
 from tests.http.live import WAIT_SECONDS, listening
 
 
 def capacity(most: int | None = None, each: int | None = None) -> Capacity:
-    return Capacity(Watch(Patience(30), lambda: 0.0), most, each)
+    return Capacity(Watch(Timeouts(30), lambda: 0.0), most, each)
 
 
 def admitted(one: Capacity, *addresses: str) -> list[str]:

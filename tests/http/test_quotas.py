@@ -208,7 +208,7 @@ async def test_what_is_held_is_let_go_of_when_a_request_ends_in_any_way(tmp_path
 
 def _use(live: LiveServer) -> Any:
     """The use by the default tenant of an application of its own, with its client."""
-    return live.app.shortcut._authenticator._quotas.of(DEFAULT_TENANT)  # type: ignore[attr-defined]
+    return live.app.fast_path._authenticator._quotas.of(DEFAULT_TENANT)  # type: ignore[attr-defined]
 
 
 def test_a_bucket_gives_what_it_says_and_refills_with_time() -> None:

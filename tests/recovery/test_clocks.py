@@ -18,7 +18,7 @@ from reattach.http.app import create_app
 from reattach.http.context import Context
 from reattach.records.base import Page, Run
 from reattach.runs.service import RunService
-from reattach.server.assembly import assembled
+from reattach.server.assembly import assemble
 from reattach.settings import Settings
 from tests.recovery.clocks import NOON, JumpClock
 from tests.recovery.heart import Heart
@@ -133,7 +133,7 @@ async def sharing(database_url: str, prefix: str, hours: float) -> AsyncIterator
     """A server on shared stores, on a machine whose clock is wrong."""
     settings = Settings(database_url=database_url, log_url=f"{shared_url()}?prefix={prefix}")
     engine = ScriptedEngine()
-    async with assembled(settings, engines=[engine], clock=WrongClock(hours)) as context:
+    async with assemble(settings, engines=[engine], clock=WrongClock(hours)) as context:
         yield context
 
 

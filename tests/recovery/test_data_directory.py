@@ -16,7 +16,7 @@ from reattach.domain.errors import StartupError, StoreUnavailableError
 from reattach.domain.limits import KEY_CACHE_SECONDS
 from reattach.engine.scripted import ScriptedEngine
 from reattach.server import datadir
-from reattach.server.assembly import assembled
+from reattach.server.assembly import assemble
 from reattach.server.process import _refuse_open_to_strangers
 from reattach.settings import Settings
 from reattach.testing.programs.server import ServerProcess
@@ -131,7 +131,7 @@ async def test_nobody_else_on_the_machine_can_read_what_a_server_keeps(tmp_path:
         assert set((await asyncio.to_thread(modes, place)).values()) == {"600"}
         for file in (datadir.records_file(place), datadir.events_file(place)):
             await asyncio.to_thread(file.chmod, 0o664)
-        async with assembled(Settings(data_dir=place), engines=[ScriptedEngine()]) as context:
+        async with assemble(Settings(data_dir=place), engines=[ScriptedEngine()]) as context:
             await context.runs.log.open("run", 1)
             found = await asyncio.to_thread(modes, place)
             assert set(found) >= {"events.db-wal", "records.db", "reattach.boot", "reattach.lock"}

@@ -23,7 +23,7 @@ from reattach.http.context import Context
 from reattach.log.base import Head
 from reattach.log.sqlite.log import SqliteLog
 from reattach.server import datadir
-from reattach.server.assembly import assembled
+from reattach.server.assembly import assemble
 from reattach.settings import Settings
 from reattach.wire.sse import split_frames
 from tests.recovery.heart import Heart
@@ -91,7 +91,7 @@ async def machine(directory: Path, boot: str, **settings: Any) -> AsyncIterator[
     gate = Gate()
     engine = ScriptedEngine(gate=gate)
     options = Settings(data_dir=directory, **settings)
-    opened = assembled(options, engines=[engine], boot=lambda: boot)
+    opened = assemble(options, engines=[engine], boot=lambda: boot)
     async with (
         opened as context,
         httpx2.AsyncClient(

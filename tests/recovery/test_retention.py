@@ -17,7 +17,7 @@ import pytest
 from reattach.engine.scripted import ScriptedEngine
 from reattach.http.app import create_app
 from reattach.http.context import Context
-from reattach.server.assembly import assembled
+from reattach.server.assembly import assemble
 from reattach.server.datadir import events_file
 from reattach.settings import Settings
 from tests.recovery.clocks import LeapClock
@@ -67,7 +67,7 @@ async def serving(directory: Path) -> AsyncIterator[Server]:
     clock = RetentionClock()
     settings = Settings(data_dir=directory, retention_seconds=HOUR_SECONDS)
     async with (
-        assembled(settings, engines=[ScriptedEngine(clock=clock)], clock=clock) as context,
+        assemble(settings, engines=[ScriptedEngine(clock=clock)], clock=clock) as context,
         httpx2.AsyncClient(
             transport=httpx2.ASGITransport(create_app(context)), base_url="http://localhost"
         ) as client,

@@ -18,7 +18,7 @@ from reattach.engine.base import Engine
 from reattach.engine.catalog import Catalog
 from reattach.engine.providers import PROVIDERS, accounts, missing_key
 from reattach.http.context import Context
-from reattach.server.assembly import assembled, engines_of
+from reattach.server.assembly import assemble, engines_of
 from reattach.settings import Settings, unknown_variables
 from tests.model_lists import ModelLists, listing, openai_list
 
@@ -148,7 +148,7 @@ async def test_a_provider_that_hangs_does_not_delay_the_start_and_is_listed_late
     monkeypatch.setattr("reattach.engine.pydantic_ai.discovery.MODEL_LIST_TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr("reattach.engine.pydantic_ai.discovery.MODEL_LIST_RETRY_SECONDS", 0.01)
     settings = Settings(data_dir=tmp_path, openai_base_url=broken.url)
-    async with assembled(settings) as context:
+    async with assemble(settings) as context:
         assert handles(context.catalog) == []
         await until(lambda: bool(context.catalog.problems()))
         broken.answer = openai_list("gpt-x")
@@ -206,7 +206,7 @@ async def answer_nothing(_turn: Turn) -> AsyncIterator[str]:
 
 async def start_lines(settings: Settings, engines: list[Engine] | None = None) -> list[Any]:
     with structlog.testing.capture_logs() as logs:
-        async with assembled(settings, engines=engines):
+        async with assemble(settings, engines=engines):
             pass
     return list(logs)
 
@@ -258,7 +258,7 @@ async def test_a_default_model_that_does_not_exist_is_an_error_at_start(tmp_path
     """E4: a server does not start with a default model that it does not offer."""
     settings = Settings(data_dir=tmp_path, scripted=True, default_model="scripted/ecco")
     with pytest.raises(StartupError, match=r"names scripted/ecco.*Did you mean scripted/echo\?"):
-        async with assembled(settings):
+        async with assemble(settings):
             pass
 
 
@@ -269,7 +269,7 @@ async def test_a_default_model_may_be_one_that_no_list_has(
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sesame")
     monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")
     settings = Settings(data_dir=tmp_path, default_model="anthropic/claude-x")
-    async with assembled(settings) as context:
+    async with assemble(settings) as context:
         assert isinstance(context, Context)
 
 

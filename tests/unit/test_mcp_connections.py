@@ -315,7 +315,7 @@ def test_servers_are_read_from_the_environment_and_from_the_file(
     assert (files.waits("write"), files.waits("read"), web.waits("read")) == (True, False, True)
     assert web.request_headers() == {"X-Key": "sesame"}
     assert (files.place, web.place) == ("the command serve-files", "https://mcp.example")
-    assert "X-Key=***" in web.masked("said X-Key=sesame")
+    assert "X-Key=***" in web.redact("said X-Key=sesame")
     assert "sesame" not in repr(files)
     monkeypatch.setenv("REATTACH_MCP", '{"web": {"url": "http://h/mcp", "bearer_token_env": "T"}}')
     web = Settings().mcp["web"]
@@ -323,7 +323,7 @@ def test_servers_are_read_from_the_environment_and_from_the_file(
         web.request_headers()
     monkeypatch.setenv("T", "sesame")
     assert web.request_headers() == {"Authorization": "Bearer sesame"}
-    assert "sesame" not in web.masked("it refused sesame")
+    assert "sesame" not in web.redact("it refused sesame")
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a__b", "_a", "a_", "é", "x" * 33, "a/b"])

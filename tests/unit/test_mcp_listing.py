@@ -10,8 +10,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from reattach.diagnostics import Finding
-from reattach.tools.checks import examine_servers
+from reattach.diagnostics import Diagnostic
+from reattach.tools.checks import check_servers
 from reattach.tools.listing import mend_listing
 from reattach.tools.mcp import _read_whole_characters, connect
 from reattach.tools.servers import McpServer
@@ -90,8 +90,8 @@ async def test_the_doctor_and_a_connection_have_the_other_tools(
 ) -> None:
     """A9: a program with 26 tools, one of which the SDK does not take."""
     server = odd_server(f"[{', '.join(map(json.dumps, GOOD))}, {bad}]")
-    [finding] = await examine_servers({"odd": server}, connect)
-    assert isinstance(finding, Finding)
+    [finding] = await check_servers({"odd": server}, connect)
+    assert isinstance(finding, Diagnostic)
     assert f"{tools} tools" in finding.detail
     assert finding.level == ("ok" if remark is None else "warning")
     assert (remark or "") in finding.detail

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-from reattach.diagnostics import Finding
+from reattach.diagnostics import Diagnostic
 from reattach.domain.clock import SystemClock
 from reattach.domain.errors import EngineError, StartupError
 from reattach.domain.ids import new_agent_id, new_message_id, new_run_id
@@ -24,59 +24,59 @@ _OUTPUT_TOKENS: Final = 16
 """The least that every provider takes; the first token ends the call."""
 
 
-async def examine_models(settings: Settings, *, ask: bool) -> AsyncIterator[Finding]:
+async def check_models(settings: Settings, *, ask: bool) -> AsyncIterator[Diagnostic]:
     """Look at names and keys, list hosted models, and with ``ask`` call each model once."""
     for said in unknown_variables(os.environ):
         fact, _, guess = said.partition(". ")
-        yield Finding("warning", "environment", fact, guess or "Remove it, or correct its name.")
+        yield Diagnostic("warning", "environment", fact, guess or "Remove it, or correct its name.")
     try:
         catalog = Catalog(await asyncio.to_thread(engines_of, settings, SystemClock()))
         check_default(settings, catalog)
     except StartupError as error:
         fact, _, remedy = error.detail.partition(". ")
-        yield Finding("wrong", "models", fact, remedy)
+        yield Diagnostic("wrong", "models", fact, remedy)
         return
     try:
-        for finding in _keys(settings):
-            yield finding
+        for diagnostic in _keys(settings):
+            yield diagnostic
         await catalog.refresh()
         for problem in catalog.problems():
-            yield Finding("warning", "models", problem, "Check the key and the URL.")
+            yield Diagnostic("warning", "models", problem, "Check the key and the URL.")
         yield await asyncio.to_thread(_offered, catalog)
         if ask:
-            async for finding in _answers(catalog):
-                yield finding
+            async for diagnostic in _answers(catalog):
+                yield diagnostic
     finally:
         await catalog.aclose()
 
 
-def _keys(settings: Settings) -> Sequence[Finding]:
+def _keys(settings: Settings) -> Sequence[Diagnostic]:
     found = []
     openai = bool(settings.openai_api_key or settings.openai_base_url)
     for handle in settings.models:
         variables = missing_key(handle, os.environ, openai_settings=openai)
         if variables is None:
-            found.append(Finding("ok", "model", f"{handle} is offered"))
+            found.append(Diagnostic("ok", "model", f"{handle} is offered"))
         else:
             remedy = f"Set {variables} in the environment of the server."
-            found.append(Finding("wrong", "model", f"{handle} has no key", remedy))
+            found.append(Diagnostic("wrong", "model", f"{handle} has no key", remedy))
     found.extend(
-        Finding("ok", "provider", f"{account.provider.name}, by {account.source}")
+        Diagnostic("ok", "provider", f"{account.provider.name}, by {account.source}")
         for account in (() if settings.models else accounts_of(settings))
     )
     return found
 
 
-def _offered(catalog: Catalog) -> Finding:
+def _offered(catalog: Catalog) -> Diagnostic:
     handles = [model.handle for model in catalog.models()]
     if not handles:
         fact, _, remedy = no_models().partition(". ")
-        return Finding("warning", "models", fact, remedy)
+        return Diagnostic("warning", "models", fact, remedy)
     shown = ", ".join(handles[:5]) + (f" and {len(handles) - 5} more" if len(handles) > 5 else "")
-    return Finding("ok", "models", shown)
+    return Diagnostic("ok", "models", shown)
 
 
-async def _answers(catalog: Catalog) -> AsyncIterator[Finding]:
+async def _answers(catalog: Catalog) -> AsyncIterator[Diagnostic]:
     models = catalog.models()
     for model in models[:MAX_ASKED_MODELS]:
         began = time.monotonic()
@@ -85,17 +85,17 @@ async def _answers(catalog: Catalog) -> AsyncIterator[Finding]:
                 await _ask(catalog, model.handle)
         except EngineError as error:
             remedy = "Correct what it says, or leave the model out of REATTACH_MODELS."
-            yield Finding("wrong", "answer", f"{model.handle}: {error.detail}", remedy)
+            yield Diagnostic("wrong", "answer", f"{model.handle}: {error.detail}", remedy)
         except TimeoutError:
             remedy = "Look at the provider, or at the proxy between."
             said = f"{model.handle} sent nothing for {_ANSWER_SECONDS:g} s"
-            yield Finding("wrong", "answer", said, remedy)
+            yield Diagnostic("wrong", "answer", said, remedy)
         else:
             taken = time.monotonic() - began
-            yield Finding("ok", "answer", f"{model.handle} answers, first token {taken:.1f} s")
+            yield Diagnostic("ok", "answer", f"{model.handle} answers, first token {taken:.1f} s")
     if len(models) > MAX_ASKED_MODELS:
         said = f"{len(models) - MAX_ASKED_MODELS} more models were not asked"
-        yield Finding("ok", "answer", said)
+        yield Diagnostic("ok", "answer", said)
 
 
 async def _ask(catalog: Catalog, handle: str) -> None:

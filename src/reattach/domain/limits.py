@@ -13,7 +13,7 @@ REPLAY_SLICE_EVENTS: Final = 10_000
 LARGE_WRITE_BYTES: Final = 16 * 1024
 """What takes longer to copy than to write in several pieces."""
 
-SHORTCUT_BODY_BYTES: Final = 4096
+FAST_PATH_BODY_BYTES: Final = 4096
 """The body of a resume that is answered past the routing; all that SDKs send is far below it."""
 
 REPLAY_TURN_BYTES: Final = 4 * REPLAY_SLICE_BYTES

@@ -40,7 +40,7 @@ from reattach.http.errors import (
     on_invalid_request,
     on_reattach_error,
 )
-from reattach.http.fast_path import Shortcut
+from reattach.http.fast_path import FastPath
 from reattach.http.middleware.access_log import AccessLog
 from reattach.http.middleware.auth import OPEN_PATHS, Authentication, Authenticator
 from reattach.http.middleware.body_limit import BodyLimit
@@ -104,7 +104,7 @@ _PARTS: Final = (
 class Api(FastAPI):
     """FastAPI with our description of keys; they are checked before its routes are."""
 
-    shortcut: Shortcut | None = None
+    fast_path: FastPath | None = None
 
     access_log: AccessLog | None = None
 
@@ -112,9 +112,9 @@ class Api(FastAPI):
         await (self.access_log or self.answer)(scope, receive, send)
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer by the shortcut, or through the middleware and the routes."""
-        if self.shortcut is not None and scope["type"] == "http":
-            remaining = await self.shortcut.taken(scope, receive, send)
+        """Answer by the fast_path, or through the middleware and the routes."""
+        if self.fast_path is not None and scope["type"] == "http":
+            remaining = await self.fast_path.taken(scope, receive, send)
             if remaining is None:
                 return
             receive = remaining
@@ -188,7 +188,7 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
             ClientDisconnect: on_disconnect,
         },
     )
-    app.state.context, app.shortcut = context, Shortcut(context, authenticator)
+    app.state.context, app.fast_path = context, FastPath(context, authenticator)
     app.access_log = AccessLog(app.answer) if settings.access_log else None
     return app
 

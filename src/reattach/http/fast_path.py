@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from reattach.domain.errors import ReattachError
 from reattach.domain.ids import UUID4
-from reattach.domain.limits import SHORTCUT_BODY_BYTES
+from reattach.domain.limits import FAST_PATH_BODY_BYTES
 from reattach.http.api.resuming import conversation_stream, run_stream
 from reattach.http.context import Context
 from reattach.http.json import parse
@@ -34,7 +34,7 @@ _LONG_HEADERS: Final = frozenset({b"expect", b"origin", b"transfer-encoding"})
 _LENGTH: Final = re.compile(rb"[0-9]{1,6}")
 
 
-class Shortcut:
+class FastPath:
     """Answers resumes as their routes do, in the same bytes."""
 
     def __init__(self, context: Context, authenticator: Authenticator) -> None:
@@ -86,7 +86,7 @@ def _is_usual(headers: dict[bytes, bytes]) -> bool:
     return (
         headers.get(b"content-type") == b"application/json"
         and _LENGTH.fullmatch(length) is not None
-        and 0 < int(length) <= SHORTCUT_BODY_BYTES
+        and 0 < int(length) <= FAST_PATH_BODY_BYTES
         and _LONG_HEADERS.isdisjoint(headers)
     )
 

@@ -7,7 +7,7 @@ from fastapi import Depends, Query
 
 from reattach.domain.errors import NotFoundError
 from reattach.domain.limits import MAX_ID_CHARS
-from reattach.http.schemas.fields import Limit, Order
+from reattach.http.schemas.fields import Limit, OrderParam
 from reattach.records.base import Page
 
 After = Annotated[
@@ -31,7 +31,7 @@ def page_query(*, limit: int, order: Literal["asc", "desc"]) -> Callable[..., Aw
         after: After = None,
         before: Before = None,
         limit: Limit = default_limit,
-        order: Order = default_order,
+        order: OrderParam = default_order,
         ascending: Ascending = None,
     ) -> Page:
         upwards = order == "asc" if ascending is None else ascending

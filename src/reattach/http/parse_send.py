@@ -48,7 +48,7 @@ class Addressed:
         return Thread(self.agent.id, self.conversation.id if self.conversation else None)
 
 
-def understand(
+def parse_send(
     body: SendBody,
     tenant: TenantId,
     addressed: Addressed,

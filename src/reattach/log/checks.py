@@ -2,34 +2,34 @@
 
 from collections.abc import AsyncIterator
 
-from reattach.diagnostics import Finding
+from reattach.diagnostics import Diagnostic
 from reattach.domain.errors import StartupError
 from reattach.extras import install_hint
 from reattach.log.open import REDIS_SCHEMES, redis_place
 from reattach.redact import is_local
 
 
-async def examine_log(url: str) -> AsyncIterator[Finding]:
+async def check_log(url: str) -> AsyncIterator[Diagnostic]:
     """Look at the store that the URL names, one thing after the other; it raises nothing."""
     scheme = url.partition(":")[0]
     if is_local(scheme):
         return  # The settings take no such URL, and say so.
     if scheme not in REDIS_SCHEMES:
         said = f"there is no event log of kind {scheme}:"
-        yield Finding("wrong", "event log", said, "Mend REATTACH_LOG_URL.")
+        yield Diagnostic("wrong", "event log", said, "Mend REATTACH_LOG_URL.")
         return
     try:
-        from reattach.log.redis.checks import examine_redis
+        from reattach.log.redis.checks import check_redis
 
         place = redis_place(url)
     except ImportError:
         remedy = install_hint("cluster")
-        yield Finding("wrong", "event log", "the driver of Redis is missing", remedy)
+        yield Diagnostic("wrong", "event log", "the driver of Redis is missing", remedy)
         return
     except StartupError as error:
-        yield Finding("wrong", "event log", error.detail, "Mend REATTACH_LOG_URL.")
+        yield Diagnostic("wrong", "event log", error.detail, "Mend REATTACH_LOG_URL.")
         return
-    async for finding in examine_redis(
+    async for diagnostic in check_redis(
         place.url, prefix=place.prefix, wait_replicas=place.wait_replicas
     ):
-        yield finding
+        yield diagnostic

@@ -24,7 +24,7 @@ from reattach.log.base import Log
 from reattach.log.open import open_log
 from reattach.records.database.failure import explaining
 from reattach.records.records import Records
-from reattach.redact import masked
+from reattach.redact import redact_url
 from reattach.runs.service import RunService
 from reattach.runs.upkeep.heartbeat import heartbeat
 from reattach.runs.upkeep.schedule import keep_records, keep_up, listen, set_clock
@@ -58,7 +58,7 @@ def engines_of(settings: Settings, clock: Clock) -> list[Engine]:
             PydanticAIEngine(
                 settings.models,
                 openai_base_url=settings.openai_base_url,
-                openai_api_key=_revealed(settings.openai_api_key),
+                openai_api_key=_reveal(settings.openai_api_key),
                 images=ImageFetcher(to_private=settings.callbacks_to_private),
             )
         )
@@ -70,7 +70,7 @@ def engines_of(settings: Settings, clock: Clock) -> list[Engine]:
     if settings.scripted:
         engines.append(ScriptedEngine(clock=clock))
     if not settings.models and (found := accounts_of(settings)):
-        engines.extend(_discovering(settings, found))
+        engines.extend(_discovery_engines(settings, found))
     return engines
 
 
@@ -79,15 +79,15 @@ def accounts_of(settings: Settings) -> Sequence[Account]:
     return accounts(
         os.environ,
         openai_base_url=settings.openai_base_url,
-        openai_api_key=_revealed(settings.openai_api_key),
+        openai_api_key=_reveal(settings.openai_api_key),
     )
 
 
-def _revealed(secret: SecretStr | None) -> str | None:
+def _reveal(secret: SecretStr | None) -> str | None:
     return None if secret is None else secret.get_secret_value()
 
 
-def _discovering(settings: Settings, found: Sequence[Account]) -> list[Engine]:
+def _discovery_engines(settings: Settings, found: Sequence[Account]) -> list[Engine]:
     """The engine for the models that these providers list; none without the extra."""
     try:
         from reattach.engine.pydantic_ai.discovery import DiscoveringEngine  # brought by an extra
@@ -100,7 +100,7 @@ def _discovering(settings: Settings, found: Sequence[Account]) -> list[Engine]:
         DiscoveringEngine(
             found,
             openai_base_url=settings.openai_base_url,
-            openai_api_key=_revealed(settings.openai_api_key),
+            openai_api_key=_reveal(settings.openai_api_key),
             images=ImageFetcher(to_private=settings.callbacks_to_private),
         )
     ]
@@ -142,7 +142,7 @@ def mcp_connect_of(settings: Settings) -> Connect | None:
 
 
 @asynccontextmanager
-async def assembled(
+async def assemble(
     settings: Settings,
     *,
     engines: Sequence[Engine] | None = None,
@@ -193,13 +193,13 @@ async def assembled(
         if records.shared:
             # They are left only after the runs: a process keeps its lease to its last run's end.
             await stack.enter_async_context(heartbeat(runs, records, clock))
-            await stack.enter_async_context(_going_on(listen(runs, records, clock)))
+            await stack.enter_async_context(_run_task(listen(runs, records, clock)))
         stack.push_async_callback(runs.aclose)
-        await stack.enter_async_context(_going_on(keep_up(runs, clock, settings.retention_seconds)))
-        await stack.enter_async_context(_going_on(keep_records(records, shared_clock)))
-        await stack.enter_async_context(_going_on(callbacks.keep_calling()))
+        await stack.enter_async_context(_run_task(keep_up(runs, clock, settings.retention_seconds)))
+        await stack.enter_async_context(_run_task(keep_records(records, shared_clock)))
+        await stack.enter_async_context(_run_task(callbacks.keep_calling()))
         await announce(settings, catalog, records)
-        await stack.enter_async_context(_going_on(catalog.keep_current()))
+        await stack.enter_async_context(_run_task(catalog.keep_current()))
         yield Context(records, catalog, settings, clock, runs, toolbox, mcp_servers)
 
 
@@ -217,7 +217,7 @@ async def _catalog(settings: Settings, engines: Sequence[Engine] | None, clock: 
 
 
 @asynccontextmanager
-async def _going_on(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def _run_task(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     task = asyncio.create_task(work)
     try:
         yield
@@ -235,15 +235,15 @@ async def _stores(
     if (stores := settings.stores) is not None:
         records_url, log_url = stores.database.get_secret_value(), stores.log.get_secret_value()
     else:
-        await asyncio.to_thread(stack.enter_context, datadir.owned(settings.data_dir))
+        await asyncio.to_thread(stack.enter_context, datadir.lock(settings.data_dir))
         after_power_cut = await asyncio.to_thread(datadir.may_lack_events, settings.data_dir, boot)
         records_url = datadir.records_url(settings.data_dir)
         log_url = datadir.log_url(settings.data_dir, durability=durability)
-    logger.info("records", store=masked(records_url))
+    logger.info("records", store=redact_url(records_url))
     with explaining(records_url):
         records = await Records.open(records_url, clock=clock, durability=durability)
     stack.push_async_callback(records.aclose)
-    logger.info("event log", store=masked(log_url))
+    logger.info("event log", store=redact_url(log_url))
     log = await open_log(
         log_url,
         retention_seconds=settings.retention_seconds,

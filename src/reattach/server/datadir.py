@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from reattach.diagnostics import Finding
+from reattach.diagnostics import Diagnostic
 from reattach.domain.errors import StartupError
 from reattach.server.boot import BootId, boot_id
 
@@ -118,7 +118,7 @@ def _unwritable(data_dir: Path, error: OSError) -> StartupError:
 
 
 @contextmanager
-def owned(data_dir: Path) -> Iterator[None]:
+def lock(data_dir: Path) -> Iterator[None]:
     """Own the directory for as long as the context lasts, or the process lives.
 
     The lock is the kernel's, so a killed process leaves none behind. Raises StartupError if
@@ -194,7 +194,7 @@ def _noted(data_dir: Path) -> tuple[str | None, str | None]:
     return None if words[0] == _UNKNOWN else words[0], words[1]
 
 
-def examine(data_dir: Path) -> list[Finding]:
+def check(data_dir: Path) -> list[Diagnostic]:
     """What an operator should know of the directory; nothing is made or kept."""
     what = "data directory"
     place = data_dir
@@ -202,51 +202,51 @@ def examine(data_dir: Path) -> list[Finding]:
         place = place.parent
     mend = "Give it to the user that runs the server, or name another one with --data-dir."
     if not place.is_dir():
-        return [Finding("wrong", what, f"{place} is not a directory", mend)]
+        return [Diagnostic("wrong", what, f"{place} is not a directory", mend)]
     if not os.access(place, os.W_OK | os.X_OK):
-        return [Finding("wrong", what, f"{place} can not be written to", mend)]
+        return [Diagnostic("wrong", what, f"{place} can not be written to", mend)]
     exists = place == data_dir
     said = f"{data_dir} {'can be written to' if exists else 'does not exist yet; it can be made'}"
-    findings = [Finding("ok", what, said), _space(place), _owner(data_dir)]
-    return [*findings, _access(data_dir)] if exists else findings
+    diagnostics = [Diagnostic("ok", what, said), _space(place), _owner(data_dir)]
+    return [*diagnostics, _access(data_dir)] if exists else diagnostics
 
 
-def _access(data_dir: Path) -> Finding:
+def _access(data_dir: Path) -> Diagnostic:
     """Whether other users of the machine can read what is kept."""
     what = "data access"
     if not data_dir.stat().st_mode & _OTHERS:
-        return Finding("ok", what, "only its owner can read it")
+        return Diagnostic("ok", what, "only its owner can read it")
     open_files = [file for file in _files(data_dir) if file.stat().st_mode & _OTHERS]
     if open_files:
         names = " ".join(shlex.quote(str(file)) for file in open_files)
         said = f"other users may read {', '.join(file.name for file in open_files)}"
-        return Finding("wrong", what, said, f"chmod go= {names}")
+        return Diagnostic("wrong", what, said, f"chmod go= {names}")
     said = f"{data_dir} can be listed by other users, its files cannot be read"
-    return Finding("warning", what, said, f"chmod go= {shlex.quote(str(data_dir))}")
+    return Diagnostic("warning", what, said, f"chmod go= {shlex.quote(str(data_dir))}")
 
 
-def _space(place: Path) -> Finding:
+def _space(place: Path) -> Diagnostic:
     free_bytes = shutil.disk_usage(place).free
     said = f"{free_bytes >> 20} MiB are free"
     remedy = "Make room, or lower REATTACH_RETENTION_SECONDS."
     if free_bytes < _NO_BYTES:
-        return Finding("wrong", "disk space", said, remedy)
+        return Diagnostic("wrong", "disk space", said, remedy)
     if free_bytes < _LITTLE_BYTES:
-        return Finding("warning", "disk space", said, remedy)
-    return Finding("ok", "disk space", said)
+        return Diagnostic("warning", "disk space", said, remedy)
+    return Diagnostic("ok", "disk space", said)
 
 
-def _owner(data_dir: Path) -> Finding:
+def _owner(data_dir: Path) -> Diagnostic:
     try:
         lock = os.open(data_dir / _LOCK_NAME, os.O_RDONLY)
     except OSError:
-        return Finding("ok", "data owner", "no server is using it")
+        return Diagnostic("ok", "data owner", "no server is using it")
     try:
         # Shared, and let go of at once: it only looks whether somebody owns it.
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
-        return Finding("ok", "data owner", f"the server of process {owner} is using it")
+        return Diagnostic("ok", "data owner", f"the server of process {owner} is using it")
     finally:
         os.close(lock)
-    return Finding("ok", "data owner", "no server is using it")
+    return Diagnostic("ok", "data owner", "no server is using it")

@@ -24,18 +24,18 @@ from reattach.domain.limits import (
 from reattach.engine.base import Engine
 from reattach.http.app import create_app
 from reattach.http.connection.capacity import Capacity
-from reattach.http.connection.protocol import Endpoint, HttpConnection, encoded
-from reattach.http.connection.states import Patience
+from reattach.http.connection.protocol import Endpoint, HttpConnection, encode_error
+from reattach.http.connection.states import Timeouts
 from reattach.http.connection.watch import Watch
 from reattach.http.context import Context
 from reattach.http.middleware.loopback import is_loopback
 from reattach.server.acceptor import Acceptor, Address
-from reattach.server.assembly import assembled
+from reattach.server.assembly import assemble
 from reattach.settings import Settings
 
 logger = structlog.get_logger(__name__)
 
-Order = Literal["drain", "hurry"]
+ShutdownCommand = Literal["drain", "hurry"]
 """What a worker is told: to begin its drain, or to cut it short."""
 
 
@@ -44,7 +44,7 @@ async def serve(
     *,
     engines: Sequence[Engine] | None = None,
     on_ready: Callable[[str], None] | None = None,
-    orders: AsyncIterator[Order] | None = None,
+    commands: AsyncIterator[ShutdownCommand] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain (P15) and return.
 
@@ -52,14 +52,14 @@ async def serve(
     left has its end. ``engines`` go instead of those of the settings. A second signal cuts the
     drain short. Raises StartupError.
 
-    With ``orders`` it is one of several that share the port, and obeys these; signals only begin
+    With ``commands`` it is one of several that share the port, and obeys these; signals only begin
     its drain, since whoever stops a group of processes may signal each of them as well.
     """
-    async with assembled(settings, engines=engines) as context:
+    async with assemble(settings, engines=engines) as context:
         await _refuse_open_to_strangers(context)
-        listener = _listen(settings.host, settings.port, shared=orders is not None)
-        server = _Server(context, url_of(listener), on_ready, obeys=orders is not None)
-        obeying = None if orders is None else asyncio.create_task(server.obey(orders))
+        listener = _listen(settings.host, settings.port, shared=commands is not None)
+        server = _Server(context, url_of(listener), on_ready, obeys=commands is not None)
+        obeying = None if commands is None else asyncio.create_task(server.obey(commands))
         await server.serve(sockets=[listener])
         if obeying is not None:
             obeying.cancel()
@@ -83,7 +83,7 @@ async def _refuse_open_to_strangers(context: Context) -> None:
 
 
 def _listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    listener = bound(host, port, shared=shared)
+    listener = bind_socket(host, port, shared=shared)
     try:
         listener.listen(LISTEN_BACKLOG)
     except OSError as error:
@@ -92,7 +92,7 @@ def _listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     return listener
 
 
-def bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
+def bind_socket(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A socket on the address, not listening yet, whose connections buffer little in the kernel.
 
     What the kernel has taken is not what the reader has; without the bound it takes megabytes
@@ -157,11 +157,11 @@ class _Server(uvicorn.Server):
     ) -> None:
         app = create_app(context)
         settings = context.settings
-        watch = Watch(Patience(settings.stall_seconds))
+        watch = Watch(Timeouts(settings.stall_seconds))
         self._capacity = Capacity(
             watch, settings.max_connections, settings.max_connections_per_address
         )
-        # Not outside of the application, as uvicorn has it: its shortcut looks at no address.
+        # Not outside of the application, as uvicorn has it: its fast_path looks at no address.
         trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
         app.add_middleware(cast("Any", ProxyHeadersMiddleware), trusted_hosts=trusted)
         super().__init__(
@@ -209,7 +209,7 @@ class _Server(uvicorn.Server):
         try:
             self._capacity.admit(client[0])
         except TooManyConnectionsError as error:
-            return encoded(error, self.server_state.default_headers)
+            return encode_error(error, self.server_state.default_headers)
         return None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -221,11 +221,11 @@ class _Server(uvicorn.Server):
         else:
             self._loop.call_soon_threadsafe(self._drain_or_hurry)
 
-    async def obey(self, orders: AsyncIterator[Order]) -> None:
+    async def obey(self, commands: AsyncIterator[ShutdownCommand]) -> None:
         """Do what is ordered, until it is to hurry: there is nothing after that."""
-        async for order in orders:
+        async for command in commands:
             draining = self._begin_drain()
-            if order == "hurry":
+            if command == "hurry":
                 await asyncio.sleep(0)  # Cancelled before it has begun, it would not begin.
                 draining.cancel()
                 return

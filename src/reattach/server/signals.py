@@ -1,7 +1,7 @@
 """Draining in a server that belongs to somebody else, which tells its applications too late.
 
 An ASGI server closes its connections before it ends the lifespan, so a stream whose run goes on
-would hold it up for ever. The signal that stops the server is heard here as well.
+would hold it up for ever. So this module handles the signal too.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any
 
 
 @contextmanager
-def heard(begin: Callable[[], None]) -> Iterator[None]:
+def handle_stop_signals(begin: Callable[[], None]) -> Iterator[None]:
     """Call ``begin`` in the event loop at each SIGTERM and SIGINT that the process handles itself.
 
     The handlers that are there are called as before, and are put back at the end. Outside of the

@@ -1,9 +1,9 @@
 """Several processes that share one port, and the one that keeps them: it serves nothing itself.
 
-Each worker has a listening socket of its own on the port (SO_REUSEPORT), and the kernel spreads
+Each child has a listening socket of its own on the port (SO_REUSEPORT), and the kernel spreads
 connections over them: of 400 that came one by one to two idle workers, 210 and 190. With one socket
 that all inherit it was 385 and 15, since whoever waits last is woken first; streams last, so that
-would stay so. A socket that dies with its worker is at once left out by the kernel.
+would stay so. A socket that dies with its child is at once left out by the kernel.
 """
 
 import asyncio
@@ -19,42 +19,42 @@ from typing import Final
 import structlog
 
 from reattach.domain.errors import StartupError
-from reattach.server.child import READY, told_settings
-from reattach.server.process import Order, bound, url_of
+from reattach.server.child import READY, dump_settings
+from reattach.server.process import ShutdownCommand, bind_socket, url_of
 from reattach.settings import Settings
 
 logger = structlog.get_logger(__name__)
 
 FIRST_DELAY_SECONDS: Final = 0.2
-"""The wait before a worker that died is replaced."""
+"""The wait before a child that died is replaced."""
 
 LONGEST_DELAY_SECONDS: Final = 30.0
 """Up to which the wait doubles while replacements die or can not start."""
 
 STEADY_SECONDS: Final = 60.0
-"""A worker that lived so long did not die of how it was started."""
+"""A child that lived so long did not die of how it was started."""
 
 
 async def supervise(settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> bool:
     """Keep ``settings.workers`` processes serving until SIGTERM or SIGINT, then let them drain.
 
-    ``on_ready`` is told the base URL once all of them answer. A worker that dies is replaced. A
+    ``on_ready`` is told the base URL once all of them answer. A child that dies is replaced. A
     second signal cuts the drain short, and a third kills. Returns when all have ended, with
     whether they did so by themselves. They end soon when this process is killed.
 
-    Raises StartupError, with no worker left, for stores that can not be shared, and if a worker
+    Raises StartupError, with no child left, for stores that can not be shared, and if a worker
     can not start at first.
     """
     _require_shared_stores(settings)
-    with _held(settings.host, settings.port) as place:
+    with _reserve_port(settings.host, settings.port) as place:
         port: int = place.getsockname()[1]
-        crew = _Crew(settings.model_copy(update={"port": port}))
+        supervisor = _Supervisor(settings.model_copy(update={"port": port}))
         loop = asyncio.get_running_loop()
         for number in signal.SIGTERM, signal.SIGINT:
-            loop.add_signal_handler(number, crew.stop)
-        if await crew.start() and on_ready is not None:
+            loop.add_signal_handler(number, supervisor.stop)
+        if await supervisor.start() and on_ready is not None:
             on_ready(url_of(place))
-        return await crew.keep()
+        return await supervisor.keep()
 
 
 def _require_shared_stores(settings: Settings) -> None:
@@ -62,28 +62,28 @@ def _require_shared_stores(settings: Settings) -> None:
         raise StartupError(
             f"{settings.workers} workers need stores that processes can share. Set "
             "REATTACH_DATABASE_URL (postgresql://…) and REATTACH_LOG_URL (redis://…), or serve "
-            "with one worker."
+            "with one child."
         )
 
 
-def _held(host: str, port: int) -> socket.socket:
+def _reserve_port(host: str, port: int) -> socket.socket:
     """The port, for the workers of this process only.
 
     Bound alone, and shared from then on: another server that wants the port alone is refused, as
     this one is while another has it.
     """
-    place = bound(host, port)
+    place = bind_socket(host, port)
     place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     return place
 
 
-class _Crew:
+class _Supervisor:
     """The workers, each in a task that replaces it."""
 
     def __init__(self, settings: Settings) -> None:
         self._count = settings.workers
-        self._told = told_settings(settings).encode() + b"\n"
-        self._workers: list[_Worker] = []
+        self._settings_line = dump_settings(settings).encode() + b"\n"
+        self._children: list[_Child] = []
         self._signals = 0
         self._stopping = asyncio.Event()
 
@@ -92,7 +92,7 @@ class _Crew:
 
         Raises StartupError if one can not start, when the others are gone too.
         """
-        starting = [asyncio.create_task(self._started()) for _ in range(self._count)]
+        starting = [asyncio.create_task(self._start_child()) for _ in range(self._count)]
         try:
             await asyncio.gather(*starting)
         except StartupError:
@@ -103,49 +103,49 @@ class _Crew:
 
     async def keep(self) -> bool:
         """Return when all have ended after ``stop``; whether each ended well."""
-        return all(await asyncio.gather(*(self._keep(worker) for worker in list(self._workers))))
+        return all(await asyncio.gather(*(self._keep(child) for child in list(self._children))))
 
     def stop(self) -> None:
         """Let the workers drain; called again, hurry; and again, kill them."""
         self._signals += 1
         self._stopping.set()
-        for worker in self._workers:
-            if self._signals > 2 or not worker.ready:
-                worker.kill()
+        for child in self._children:
+            if self._signals > 2 or not child.ready:
+                child.kill()
             else:
-                worker.tell("drain" if self._signals == 1 else "hurry")
+                child.send_command("drain" if self._signals == 1 else "hurry")
 
-    async def _started(self) -> "_Worker":
-        worker = await _Worker.spawned(self._told)
-        self._workers.append(worker)
+    async def _start_child(self) -> "_Child":
+        child = await _Child.spawn(self._settings_line)
+        self._children.append(child)
         if self._stopping.is_set():
-            worker.kill()
+            child.kill()
         try:
-            await worker.get_ready()
+            await child.wait_ready()
         except StartupError:
-            self._workers.remove(worker)
+            self._children.remove(child)
             raise
-        return worker
+        return child
 
-    async def _kill_all(self, starting: "list[asyncio.Task[_Worker]]") -> None:
+    async def _kill_all(self, starting: "list[asyncio.Task[_Child]]") -> None:
         for task in starting:
             task.cancel()
         await asyncio.gather(*starting, return_exceptions=True)
-        while self._workers:
-            worker = self._workers.pop()
-            worker.kill()
-            await worker.ended()
+        while self._children:
+            child = self._children.pop()
+            child.kill()
+            await child.wait()
 
-    async def _keep(self, worker: "_Worker") -> bool:
+    async def _keep(self, child: "_Child") -> bool:
         loop = asyncio.get_running_loop()
         delay_seconds = FIRST_DELAY_SECONDS
         while True:
             started_at = loop.time()
-            status = await worker.ended()
-            self._workers.remove(worker)
+            status = await child.wait()
+            self._children.remove(child)
             if self._stopping.is_set():
                 return status == 0
-            logger.error("a worker has ended", pid=worker.pid, status=status)
+            logger.error("a child has ended", pid=child.pid, status=status)
             if loop.time() - started_at > STEADY_SECONDS:
                 delay_seconds = FIRST_DELAY_SECONDS
             replacement = None
@@ -153,19 +153,19 @@ class _Crew:
                 if await self._is_stopped_within(delay_seconds):
                     return True
                 delay_seconds = min(2 * delay_seconds, LONGEST_DELAY_SECONDS)
-                replacement = await self._replacement(delay_seconds)
-            worker = replacement
+                replacement = await self._start_replacement(delay_seconds)
+            child = replacement
 
-    async def _replacement(self, delay_seconds: float) -> "_Worker | None":
+    async def _start_replacement(self, delay_seconds: float) -> "_Child | None":
         try:
-            worker = await self._started()
+            child = await self._start_child()
         except StartupError as error:
             if not self._stopping.is_set():
                 retry = round(delay_seconds, 1)
-                logger.error("a worker can not start", reason=error.detail, retry_seconds=retry)  # noqa: TRY400  the reason is told
+                logger.error("a child can not start", reason=error.detail, retry_seconds=retry)  # noqa: TRY400  the reason is told
             return None
-        logger.info("a worker was replaced", pid=worker.pid)
-        return worker
+        logger.info("a child was replaced", pid=child.pid)
+        return child
 
     async def _is_stopped_within(self, seconds: float) -> bool:
         with suppress(TimeoutError):
@@ -174,7 +174,7 @@ class _Crew:
         return self._stopping.is_set()
 
 
-class _Worker:
+class _Child:
     """A process that serves, with the pipes to and from it."""
 
     def __init__(self, process: Process) -> None:
@@ -183,7 +183,7 @@ class _Worker:
         self.ready = False
 
     @classmethod
-    async def spawned(cls, told: bytes) -> "_Worker":
+    async def spawn(cls, told: bytes) -> "_Child":
         # A session of its own: Ctrl-C in a terminal is for the process that keeps them.
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "reattach.server.child"),
@@ -191,12 +191,12 @@ class _Worker:
             stdout=PIPE,
             start_new_session=True,
         )
-        worker = cls(process)
-        worker._write(told)
-        return worker
+        child = cls(process)
+        child._write(told)
+        return child
 
-    async def get_ready(self) -> None:
-        """Raises StartupError if the worker ends instead."""
+    async def wait_ready(self) -> None:
+        """Raises StartupError if the child ends instead."""
         assert self._process.stdout is not None
         said = await self._process.stdout.readline()
         what, detail = json.loads(said) if said else (None, None)
@@ -205,17 +205,17 @@ class _Worker:
             return
         status = await self._process.wait()
         raise StartupError(
-            detail or f"A worker ended with status {status} before it was ready. Look at its log."
+            detail or f"A child ended with status {status} before it was ready. Look at its log."
         )
 
-    def tell(self, order: Order) -> None:
-        self._write(order.encode() + b"\n")
+    def send_command(self, command: ShutdownCommand) -> None:
+        self._write(command.encode() + b"\n")
 
     def kill(self) -> None:
         with suppress(ProcessLookupError):
             self._process.kill()
 
-    async def ended(self) -> int:
+    async def wait(self) -> int:
         return await self._process.wait()
 
     def _write(self, line: bytes) -> None:

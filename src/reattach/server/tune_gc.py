@@ -13,7 +13,7 @@ _SWITCH_SECONDS: Final = 0.0005
 that writes the log waits several times for a commit, usually for ten times as long."""
 
 
-def settle() -> None:
+def tune_gc() -> None:
     """To be called when everything was imported: that stays, and is left alone by the collector."""
     gc.freeze()
     gc.set_threshold(*_THRESHOLDS)

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 
-from reattach.diagnostics import Finding
+from reattach.diagnostics import Diagnostic
 from reattach.domain.errors import McpUnreachableError, StartupError
 from reattach.tools.base import Tool, Toolbox
 from reattach.tools.connections import Connect, ListedTool
@@ -16,26 +16,26 @@ _SHOWN_REMARKS = 5
 """As many bad tools of a server are told of; all are in the log of a server that runs."""
 
 
-def examine_functions(names: Sequence[str]) -> list[Finding]:
+def check_functions(names: Sequence[str]) -> list[Diagnostic]:
     """Import the functions that the settings and installed packages bring, each for itself."""
-    findings: list[Finding] = []
+    diagnostics: list[Diagnostic] = []
     tools: list[Tool] = []
     for name in function_names(names):
         try:
             tools.append(function_tool(name, Threads()))
         except StartupError as error:
-            findings.append(_wrong(error))
-    findings.append(_clash(tools) or Finding("ok", "tools", _listed(tools)))
-    return findings
+            diagnostics.append(_wrong(error))
+    diagnostics.append(_clash(tools) or Diagnostic("ok", "tools", _listed(tools)))
+    return diagnostics
 
 
-async def examine_servers(servers: Mapping[str, McpServer], connect: Connect) -> list[Finding]:
+async def check_servers(servers: Mapping[str, McpServer], connect: Connect) -> list[Diagnostic]:
     """Reach every MCP server once, all at the same time, and ask for its tools."""
     found = (_examined(name, server, connect) for name, server in sorted(servers.items()))
     return list(await asyncio.gather(*found))
 
 
-async def _examined(name: str, server: McpServer, connect: Connect) -> Finding:
+async def _examined(name: str, server: McpServer, connect: Connect) -> Diagnostic:
     what = f"mcp {name}"
     remedy = f"See [mcp.{name}] in the settings: whether {server.place} can be reached from here."
     began = time.perf_counter()
@@ -54,18 +54,18 @@ async def _examined(name: str, server: McpServer, connect: Connect) -> Finding:
                 f"{len(tools)} tools, in {seconds:.1f} s"
             )
     except McpUnreachableError as error:
-        return Finding("wrong", what, f"{server.place}: {error.detail}", remedy)
+        return Diagnostic("wrong", what, f"{server.place}: {error.detail}", remedy)
     except TimeoutError:
         said = f"{server.place}: not there within {server.start_seconds:g} s"
-        return Finding("wrong", what, said, remedy)
+        return Diagnostic("wrong", what, said, remedy)
     if remarks:
         said = f"{detail}; {'; '.join(remarks[:_SHOWN_REMARKS])}"
-        return Finding("warning", what, said, "Tell whoever makes this server.")
+        return Diagnostic("warning", what, said, "Tell whoever makes this server.")
     if unknown := _unknown_rules(server, tools):
         said = f"requires_approval names tools that it does not have: {', '.join(unknown)}"
         has = f"It has: {', '.join(tool.name for tool in tools)}."
-        return Finding("warning", what, said, has)
-    return Finding("ok", what, detail)
+        return Diagnostic("warning", what, said, has)
+    return Diagnostic("ok", what, detail)
 
 
 def _unknown_rules(server: McpServer, tools: Sequence[ListedTool]) -> list[str]:
@@ -82,7 +82,7 @@ def _nothing() -> None:
     return None
 
 
-def _clash(tools: Sequence[Tool]) -> Finding | None:
+def _clash(tools: Sequence[Tool]) -> Diagnostic | None:
     try:
         Toolbox(tools)
     except StartupError as error:
@@ -90,11 +90,13 @@ def _clash(tools: Sequence[Tool]) -> Finding | None:
     return None
 
 
-def _wrong(error: StartupError) -> Finding:
+def _wrong(error: StartupError) -> Diagnostic:
     said, _, remedy = error.detail.rpartition(". ")
     if not said:
-        return Finding("wrong", "tools", error.detail, "Mend it, or leave it out of the settings.")
-    return Finding("wrong", "tools", said, remedy)
+        return Diagnostic(
+            "wrong", "tools", error.detail, "Mend it, or leave it out of the settings."
+        )
+    return Diagnostic("wrong", "tools", said, remedy)
 
 
 def _listed(tools: Sequence[Tool]) -> str:

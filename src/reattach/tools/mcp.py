@@ -87,7 +87,7 @@ async def connect(
     except StartupError as error:
         raise McpUnreachableError(error.detail.rstrip(".")) from error
     except (Exception, BaseExceptionGroup) as error:
-        raise McpUnreachableError(server.masked(_told(error, said))) from error
+        raise McpUnreachableError(server.redact(_told(error, said))) from error
 
 
 async def _transport(
@@ -162,8 +162,8 @@ class _SdkConnection(Connection):
             result = await self._client.call_tool(name, dict(arguments))
         except mcp.MCPError as error:
             if error.code in _CLOSED:
-                raise McpLostError(self._server.masked(error.message)) from error
-            text = self._server.masked(error.message)[:MAX_ERROR_CHARS]
+                raise McpLostError(self._server.redact(error.message)) from error
+            text = self._server.redact(error.message)[:MAX_ERROR_CHARS]
             raise ToolError(f"The MCP server refused the call: {text}") from error
         except (httpx2.HTTPError, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
             raise McpLostError(type(error).__name__) from error
@@ -242,7 +242,7 @@ async def _said_by(
     def read() -> None:
         with open(reading, encoding="utf-8", errors="replace") as lines:  # noqa: PTH123
             for line in lines:
-                text = server.masked(line.rstrip()[:MAX_ERROR_CHARS])
+                text = server.redact(line.rstrip()[:MAX_ERROR_CHARS])
                 said.append(text)
                 on_said(text)
 

@@ -94,7 +94,7 @@ class McpServer(BaseModel):
             headers["Authorization"] = f"Bearer {_variable(self.bearer_token_env)}"
         return headers
 
-    def masked(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """The text without what is secret of the server."""
         names = [*self.inherit_env, *([self.bearer_token_env] if self.bearer_token_env else ())]
         values = [

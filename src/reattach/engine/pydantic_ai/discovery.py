@@ -26,7 +26,7 @@ from reattach.engine.base import Model
 from reattach.engine.providers import Account
 from reattach.engine.pydantic_ai import PydanticAIEngine, offered_model
 from reattach.engine.pydantic_ai.images import ImageFetcher
-from reattach.redact import masked
+from reattach.redact import redact_url
 
 logger = structlog.get_logger(__name__)
 
@@ -151,7 +151,7 @@ class DiscoveringEngine(PydanticAIEngine):
             logger.warning(
                 "models not listed",
                 provider=name,
-                url=masked(account.base_url),
+                url=redact_url(account.base_url),
                 problem=problem,
                 remedy=f"Check {account.source}, or set REATTACH_MODELS. Any handle {name}/… is "
                 "passed on all the same.",

@@ -19,7 +19,7 @@ from reattach.domain.errors import (
 from reattach.domain.limits import MAX_ERROR_CHARS
 from reattach.engine.base import Turn
 from reattach.engine.pydantic_ai.body import Body, broken_off
-from reattach.redact import masked_words
+from reattach.redact import redact_text
 
 _NO_SUCH_PATH: Final = frozenset({404, 405})
 _VERSION: Final = re.compile(r"/v\d")
@@ -38,7 +38,7 @@ def engine_error(
     failure = _failure(error, turn.model)
     if isinstance(failure, ModelEmptyResponseError) and body.is_known and not body.has_end_mark:
         return broken_off(body, turn.model)
-    words = masked_words(_words(error), max_chars=MAX_ERROR_CHARS, secrets=secrets)
+    words = redact_text(_words(error), max_chars=MAX_ERROR_CHARS, secrets=secrets)
     more = [f"It says: {words}"] if words else []
     status = error.status_code if isinstance(error, exceptions.ModelHTTPError) else None
     if hint := _base_url_hint(turn.model, status, words, base_url):

@@ -8,8 +8,8 @@ from reattach.domain.ids import AgentId, BlockId
 from reattach.domain.limits import MAX_NAME_CHARS
 from reattach.http.api.agents import agent_state
 from reattach.http.context import ContextDep, TenantDep
-from reattach.http.listed import listed
 from reattach.http.paging import ShortPage, stretch
+from reattach.http.readable import readable_items
 from reattach.http.routes import routes
 from reattach.http.schemas.agent import AgentState
 from reattach.http.schemas.block import BlockState, BlockUpdate
@@ -30,7 +30,7 @@ async def list_blocks(
 ) -> list[BlockState]:
     agent = await context.records.agents.get(tenant, AgentId(agent_id))
     blocks = stretch(agent.blocks, page, lambda block: block.id, "Block")
-    return listed("blocks", blocks, BlockState.of)
+    return readable_items("blocks", blocks, BlockState.of)
 
 
 @router.get(

@@ -14,8 +14,8 @@ from reattach.domain.limits import MAX_PAGE_ITEMS, MAX_QUERY_CHARS, MAX_QUERY_VA
 from reattach.domain.prompt import system_message
 from reattach.http.api.models import check_model
 from reattach.http.context import Context, ContextDep, TenantDep
-from reattach.http.listed import listed
 from reattach.http.paging import ShortPage
+from reattach.http.readable import readable_items
 from reattach.http.routes import routes
 from reattach.http.schemas.agent import (
     NOT_OFFERED_MEMBERS,
@@ -84,7 +84,7 @@ async def list_agents(
         last_stop_reason=None if last_stop_reason is None else StopReason(last_stop_reason),
     )
     view = view_of(context, tenant, include)
-    return listed("agents", agents, lambda agent: AgentState.of(agent, view))
+    return readable_items("agents", agents, lambda agent: AgentState.of(agent, view))
 
 
 @router.post("/v1/agents/", operation_id="create_agent", summary="Create an agent")

@@ -3,8 +3,8 @@
 from reattach.domain.errors import NotImplementedHereError
 from reattach.domain.ids import BlockId
 from reattach.http.context import ContextDep, TenantDep
-from reattach.http.listed import listed
 from reattach.http.paging import OldestPage
+from reattach.http.readable import readable_items
 from reattach.http.routes import routes
 from reattach.http.schemas.block import BlockCreate, BlockState, BlockUpdate
 from reattach.http.schemas.fields import BlockPath, NobodyHas, QueryPart, QueryText, QueryTexts
@@ -41,7 +41,7 @@ async def list_blocks(
         value_search=value_search,
         description_search=description_search,
     )
-    return listed("blocks", blocks, BlockState.of)
+    return readable_items("blocks", blocks, BlockState.of)
 
 
 @router.post("/v1/blocks/", operation_id="create_block", summary="Create a memory block")

@@ -22,9 +22,9 @@ from reattach.domain.ids import (
 from reattach.domain.prompt import system_message
 from reattach.http.api.models import check_model
 from reattach.http.context import Context, ContextDep, TenantDep
-from reattach.http.listed import listed
 from reattach.http.paging import ShortPage
 from reattach.http.parse_send import Addressed, find_addressed
+from reattach.http.readable import readable_items
 from reattach.http.routes import routes
 from reattach.http.schemas.conversation import (
     ConversationCreate,
@@ -84,7 +84,7 @@ async def list_conversations(
         archive_status=archive_status,
     )
     message_ids = await records.message_ids_of(tenant, conversations)
-    return listed(
+    return readable_items(
         "conversations", conversations, lambda one: ConversationState.of(one, message_ids[one.id])
     )
 

@@ -18,7 +18,7 @@ from reattach.http.routes import routes
 from reattach.http.schemas.fields import (
     AgentPath,
     MessagePath,
-    Order,
+    OrderParam,
     QueryAgent,
     ThreadPath,
 )
@@ -73,7 +73,7 @@ def span_query(default_order: Literal["asc", "desc"]) -> Any:
         limit: Annotated[
             int, Query(ge=0, le=MAX_PAGE_ITEMS, description="Stored messages at most.")
         ] = 100,
-        order: Order = default_order,
+        order: OrderParam = default_order,
         order_by: Annotated[Literal["created_at"], Query()] = "created_at",  # noqa: ARG001
     ) -> Span:
         return Span(

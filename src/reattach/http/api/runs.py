@@ -18,8 +18,8 @@ from reattach.domain.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS, MAX_QUERY_VALUE
 from reattach.domain.messages import Message
 from reattach.http.api.messages import OldestSpan, Span, items_response
 from reattach.http.context import ContextDep, TenantDep
-from reattach.http.listed import listed
 from reattach.http.paging import NewestPage
+from reattach.http.readable import readable_items
 from reattach.http.routes import routes
 from reattach.http.schemas.fields import QueryAgent, QueryTexts, StopReasonName
 from reattach.http.schemas.message import MessageItem
@@ -71,7 +71,7 @@ async def list_runs(
         else ConversationId(conversation_id),
         active_only=active,
     )  # fmt: skip
-    return listed("runs", runs, RunState.of)
+    return readable_items("runs", runs, RunState.of)
 
 
 @router.get(
@@ -92,7 +92,7 @@ async def list_active_runs(
     runs = await context.records.runs.list(
         tenant, page, agent_ids=agents, background=background, active_only=True
     )
-    return listed("runs", runs, RunState.of)
+    return readable_items("runs", runs, RunState.of)
 
 
 @router.get("/v1/runs/{run_id}", operation_id="retrieve_run", summary="Retrieve a run")
@@ -157,7 +157,7 @@ async def list_steps(
     run = await context.runs.by_id(tenant, run_id)
     steps = await context.records.runs.steps(tenant, run.id, page)
     models = {model.handle: model for model in context.catalog.models()}
-    return listed(
+    return readable_items(
         "steps", steps, lambda step: StepState.of(step, tenant, models.get(step.model or ""))
     )
 

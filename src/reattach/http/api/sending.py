@@ -23,7 +23,7 @@ from reattach.http.parse_send import (
     check_agent_id,
     find_addressed,
     find_agent,
-    understand,
+    parse_send,
 )
 from reattach.http.routes import routes
 from reattach.http.schemas.fields import AgentPath, ThreadPath
@@ -93,7 +93,7 @@ async def send_to_conversation(
     if body.agent_id:
         check_agent_id(body.agent_id)
     addressed = await find_addressed(context.records, tenant, conversation_id, body.agent_id)
-    send = _understood(context, tenant, addressed, body, "send_conversation_message")
+    send = _parse(context, tenant, addressed, body, "send_conversation_message")
     run = await _begun(context, access, send)
     if body.streaming is False:
         return await access.during(_whole_answer(context, run, send))
@@ -118,7 +118,7 @@ async def send_to_agent(
         _refuse_stream_options(body)
     addressed = await find_agent(context.records, tenant, AgentId(agent_id))
     run_type = "send_message_streaming" if body.streaming else "send_message"
-    send = _understood(context, tenant, addressed, body, run_type)
+    send = _parse(context, tenant, addressed, body, run_type)
     run = await _begun(context, access, send)
     if not body.streaming:
         return await access.during(_whole_answer(context, run, send))
@@ -141,7 +141,7 @@ async def stream_to_agent(
     access: AccessDep,
 ) -> Response:
     addressed = await find_agent(context.records, tenant, AgentId(agent_id))
-    send = _understood(context, tenant, addressed, body, "send_message_streaming")
+    send = _parse(context, tenant, addressed, body, "send_message_streaming")
     return _stream(context, await _begun(context, access, send), send)
 
 
@@ -160,7 +160,7 @@ async def send_to_agent_async(
 ) -> RunState:
     callback_url = _callback_url(context, body)
     addressed = await find_agent(context.records, tenant, AgentId(agent_id))
-    send = _understood(context, tenant, addressed, body, "send_message_async")
+    send = _parse(context, tenant, addressed, body, "send_message_async")
     return RunState.of(await _begun(context, access, replace(send, callback_url=callback_url)))
 
 
@@ -227,10 +227,10 @@ def _refuse_stream_options(body: AgentSendBody) -> None:
             raise invalid([Fault(["body", name], message, "needs_streaming")])
 
 
-def _understood(
+def _parse(
     context: Context, tenant: TenantId, addressed: Addressed, body: SendBody, run_type: str
 ) -> Send:
-    return understand(
+    return parse_send(
         body,
         tenant,
         addressed,

@@ -238,7 +238,7 @@ class HttpConnection(asyncio.Protocol):
         task.add_done_callback(endpoint.state.tasks.discard)
         if head.chunked or head.content_length:
             self._body = ChunkedBody() if head.chunked else LengthBody(head.content_length)
-            self._body_until = endpoint.watch.now() + endpoint.watch.patience.body_seconds
+            self._body_until = endpoint.watch.now() + endpoint.watch.timeouts.body_seconds
             self._discarded_bytes = 0
             self.state = State.BODY
         else:
@@ -301,7 +301,7 @@ class HttpConnection(asyncio.Protocol):
                 self.close()  # Without the end of the body: the client does not take it for whole.
                 return
         if cycle is None or not cycle.complete:
-            self.write(encoded(error, self.default_headers))
+            self.write(encode_error(error, self.default_headers))
         self._drain()
 
     # Writing.
@@ -368,7 +368,7 @@ class HttpConnection(asyncio.Protocol):
     def take_nothing(self) -> None:
         self.stalled = True
         if self._cycle is None or not self._cycle.is_kept:
-            seconds = self._endpoint.watch.patience.stall_seconds
+            seconds = self._endpoint.watch.timeouts.stall_seconds
             logger.info("connection cut off", reason=f"it took nothing for {seconds:g} seconds")
         self.abort()
 
@@ -415,7 +415,7 @@ class HttpConnection(asyncio.Protocol):
         return bool(info[0] == _TCP_CLOSE)
 
 
-def encoded(error: ReattachError, headers: Headers = ()) -> bytes:
+def encode_error(error: ReattachError, headers: Headers = ()) -> bytes:
     """The response that says the error, after which the connection is closed."""
     response = error_response(error)
     head = response_head(

@@ -71,7 +71,7 @@ NEXT: Final[Mapping[State, frozenset[State]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """How long a connection may stay in a state; tests set shorter times."""
 
     stall_seconds: float

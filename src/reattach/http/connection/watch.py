@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from reattach.domain.limits import EVICTION_SECONDS, WATCH_ROUND_TICKS
-from reattach.http.connection.states import Patience, State
+from reattach.http.connection.states import State, Timeouts
 
 
 class Watched(Protocol):
@@ -51,14 +51,14 @@ Queue = dict[Watched, float]
 class Watch:
     """The timer of all connections of a server. ``time`` gives seconds that never go back."""
 
-    def __init__(self, patience: Patience, time: Callable[[], float] | None = None) -> None:
-        self.patience: Final = patience
+    def __init__(self, timeouts: Timeouts, time: Callable[[], float] | None = None) -> None:
+        self.timeouts: Final = timeouts
         self._time = time or asyncio.get_running_loop().time
         self._queues: dict[State, tuple[Queue, float]] = {
-            State.HEAD: ({}, patience.head_seconds),
-            State.BODY: ({}, patience.body_idle_seconds),
-            State.IDLE: ({}, patience.idle_seconds),
-            State.DRAINING: ({}, patience.linger_seconds),
+            State.HEAD: ({}, timeouts.head_seconds),
+            State.BODY: ({}, timeouts.body_idle_seconds),
+            State.IDLE: ({}, timeouts.idle_seconds),
+            State.DRAINING: ({}, timeouts.linger_seconds),
         }
         self._owing: set[Watched] = set()
         self._round: list[Watched] = []
@@ -130,14 +130,14 @@ class Watch:
                 return True
         elif taken_bytes > connection.taken_bytes or connection.stuck_since is None:
             connection.taken_bytes, connection.stuck_since = taken_bytes, now
-        elif now - connection.stuck_since >= self.patience.stall_seconds:
+        elif now - connection.stuck_since >= self.timeouts.stall_seconds:
             connection.take_nothing()
             return True
         return False
 
     def _wait(self) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self.patience.tick_seconds, self._tick)
+        self._timer = loop.call_later(self.timeouts.tick_seconds, self._tick)
 
     def _tick(self) -> None:
         self.look()

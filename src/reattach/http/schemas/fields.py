@@ -151,7 +151,7 @@ QueryTexts = Annotated[
     list[Annotated[str, Field(max_length=MAX_NAME_CHARS)]] | None,
     Query(max_length=MAX_QUERY_VALUES),
 ]
-Order = Annotated[
+OrderParam = Annotated[
     Literal["asc", "desc"], Query(description="`asc` is oldest first, `desc` newest first.")
 ]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE_ITEMS, description="How many at most.")]

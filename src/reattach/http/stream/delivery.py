@@ -68,7 +68,7 @@ class Connection(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class StreamJob:
     """What is to be brought, and how patiently."""
 
     runs: RunService
@@ -80,10 +80,10 @@ class Order:
 class Delivery(ABC):
     """Brings what ``following`` gives to one reader: events, the ends of its silence, the end."""
 
-    __slots__ = ("_ending_told", "_order", "following", "gone")
+    __slots__ = ("_ending_told", "_job", "following", "gone")
 
-    def __init__(self, order: Order, following: Following) -> None:
-        self._order = order
+    def __init__(self, job: StreamJob, following: Following) -> None:
+        self._job = job
         self._ending_told = False
         self.following = following
         self.gone = False
@@ -139,7 +139,7 @@ class Delivery(ABC):
     async def _is_ending_told(self) -> bool:
         # Asked once: when the last events are out the worker is gone, and the record would be read.
         if not self._ending_told:
-            self._ending_told = await self._order.runs.ending_told(self._order.target)
+            self._ending_told = await self._job.runs.ending_told(self._job.target)
         return self._ending_told
 
     async def _done(self) -> bool:
@@ -149,9 +149,9 @@ class Delivery(ABC):
     def _keepalive(self) -> bytes:
         return letta.keepalive(
             f"ping-{new_uuid()}",
-            self._order.clock.now(),
+            self._job.clock.now(),
             self.following.cursor,
-            self._order.target.run_id,
+            self._job.target.run_id,
         )
 
     async def _send(self, body: bytes) -> bool:
@@ -159,13 +159,13 @@ class Delivery(ABC):
         try:
             await self._write(body)
         except TimeoutError:
-            return self._cut_off(f"took nothing for {self._order.stall_seconds} seconds")
+            return self._cut_off(f"took nothing for {self._job.stall_seconds} seconds")
         self.following.keepalive_due = False
         self.following.quiet_since = asyncio.get_running_loop().time()
         return True
 
     def _cut_off(self, reason: str) -> bool:
-        logger.info("reader cut off", run_id=self._order.target.run_id, reason=reason)
+        logger.info("reader cut off", run_id=self._job.target.run_id, reason=reason)
         return False
 
 
@@ -174,8 +174,8 @@ class AsgiDelivery(Delivery):
 
     __slots__ = ("_asgi_send", "_woken")
 
-    def __init__(self, order: Order, following: Following, send: Send) -> None:
-        super().__init__(order, following)
+    def __init__(self, job: StreamJob, following: Following, send: Send) -> None:
+        super().__init__(job, following)
         self._asgi_send = send
         self._woken = asyncio.Event()
 
@@ -195,7 +195,7 @@ class AsgiDelivery(Delivery):
 
     @override
     async def _write(self, body: bytes) -> None:
-        async with asyncio.timeout(self._order.stall_seconds):
+        async with asyncio.timeout(self._job.stall_seconds):
             await self._asgi_send({"type": "http.response.body", "body": body, "more_body": True})
 
 
@@ -212,12 +212,12 @@ class KeptDelivery(Delivery):
 
     def __init__(
         self,
-        order: Order,
+        job: StreamJob,
         following: Following,
         connection: Connection,
         leave: Callable[[], Coroutine[Any, Any, object]],
     ) -> None:
-        super().__init__(order, following)
+        super().__init__(job, following)
         self._connection = connection
         self._leave = leave
         self._busy = True
@@ -237,7 +237,7 @@ class KeptDelivery(Delivery):
     def _left(self) -> None:
         self.gone = True
         if self._connection.stalled:
-            self._cut_off(f"took nothing for {self._order.stall_seconds} seconds")
+            self._cut_off(f"took nothing for {self._job.stall_seconds} seconds")
         if self._then is None:
             self._wake()
         else:
@@ -255,7 +255,7 @@ class KeptDelivery(Delivery):
         try:
             self._pour_what_is_there()
         except Exception:
-            logger.exception("reader cut off", run_id=self._order.target.run_id)
+            logger.exception("reader cut off", run_id=self._job.target.run_id)
             self.gone = True
             self._task = asyncio.get_running_loop().create_task(self._go_on())
 
@@ -292,7 +292,7 @@ class KeptDelivery(Delivery):
             or following.released
             or following.revoked
             or following.failure is not None
-            or (following.closed and self._order.target.status.is_active)
+            or (following.closed and self._job.target.status.is_active)
         )
 
     def _rest(self, *, sent: bool) -> None:
@@ -308,7 +308,7 @@ class KeptDelivery(Delivery):
         try:
             complete = await self._advance_until_idle()
         except Exception:
-            logger.exception("reader cut off", run_id=self._order.target.run_id)
+            logger.exception("reader cut off", run_id=self._job.target.run_id)
         finally:
             if complete is None:
                 self._task = None

@@ -25,7 +25,7 @@ from reattach.http.stream.delivery import (
     AsgiDelivery,
     Connection,
     KeptDelivery,
-    Order,
+    StreamJob,
 )
 from reattach.runs.follow import Following, Target
 from reattach.runs.service import RunService
@@ -72,7 +72,7 @@ class RunStream(Response):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self._order = Order(runs, target, clock, stall_seconds)
+        self._job = StreamJob(runs, target, clock, stall_seconds)
         self._cursor = cursor
         self._max_events = max_events
         self._include_pings = include_pings
@@ -112,10 +112,10 @@ class RunStream(Response):
         ``waits``: for a log that is about to be opened.
         """
         self._more_headers += headers
-        order = self._order
+        job = self._job
         connection: Connection | None = scope.get("extensions", {}).get(CONNECTION_EXTENSION)
         if connection is not None and connection.has_room():
-            rest = order.runs.rest(order.target, self._cursor, max_events=self._max_events)
+            rest = job.runs.rest(job.target, self._cursor, max_events=self._max_events)
             if rest is not None:
                 await connection.begin(send, self._start(rest.first_seq - 1))
                 connection.finish(rest.frames, DONE)
@@ -125,8 +125,8 @@ class RunStream(Response):
             if access is not None:
                 access.use.open_stream()
             try:
-                following = await order.runs.follow(
-                    order.target, self._cursor, max_events=self._max_events, waits=waits
+                following = await job.runs.follow(
+                    job.target, self._cursor, max_events=self._max_events, waits=waits
                 )
             except BaseException:
                 if access is not None:
@@ -147,7 +147,7 @@ class RunStream(Response):
         receive: Receive,
         send: Send,
     ) -> None:
-        watch = self._order.runs.watch
+        watch = self._job.runs.watch
 
         async def leave() -> None:
             watch.remove(following)
@@ -164,7 +164,7 @@ class RunStream(Response):
             raise
         watch.add(following, pings=self._include_pings)
         if connection is not None:
-            KeptDelivery(self._order, following, connection, leave).begin()
+            KeptDelivery(self._job, following, connection, leave).begin()
             return
         try:
             await self._stream(following, receive, send)
@@ -172,7 +172,7 @@ class RunStream(Response):
             await leave()
 
     async def _stream(self, following: Following, receive: Receive, send: Send) -> None:
-        delivery = AsgiDelivery(self._order, following, send)
+        delivery = AsgiDelivery(self._job, following, send)
         async with _noticing(receive, delivery):
             complete = await delivery.to_end()
         if complete:
@@ -180,12 +180,12 @@ class RunStream(Response):
         # Else the server sees a response that was left off, and drops the connection.
 
     def _start(self, cursor: int) -> dict[str, object]:
-        status = self._order.target.status
+        status = self._job.target.status
         if status is RunStatus.CREATED:  # Its log is open by now.
             status = RunStatus.RUNNING
         headers = [
             *_HEADERS,
-            (b"x-run-id", self._order.target.run_id.encode("latin-1")),
+            (b"x-run-id", self._job.target.run_id.encode("latin-1")),
             (b"x-run-status", status.value.encode("latin-1")),
             (b"x-stream-starts-after", b"%d" % cursor),
             *self._more_headers,

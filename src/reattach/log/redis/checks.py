@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import AuthenticationError, NoPermissionError
 
-from reattach.diagnostics import Finding, Level
+from reattach.diagnostics import Diagnostic, Level
 from reattach.domain.errors import ReattachError, StartupError
 from reattach.domain.ids import new_uuid
 from reattach.log.redis.client import (
@@ -55,7 +55,7 @@ class _Node:
         return f"{self.name}: {detail}" if self.name else detail
 
 
-async def examine_redis(url: str, *, prefix: str, wait_replicas: int) -> AsyncIterator[Finding]:
+async def check_redis(url: str, *, prefix: str, wait_replicas: int) -> AsyncIterator[Diagnostic]:
     """Look at the Redis of the URL, one thing after the other; it raises nothing.
 
     A scratch log is written under the prefix, and deleted.
@@ -63,25 +63,25 @@ async def examine_redis(url: str, *, prefix: str, wait_replicas: int) -> AsyncIt
     try:
         client = client_for(url, WaitPolicy(replicas=wait_replicas))
     except StartupError as error:
-        yield Finding("wrong", "redis reachable", error.detail, _ADDRESS)
+        yield Diagnostic("wrong", "redis reachable", error.detail, _ADDRESS)
         return
     try:
         reached = await _checked("redis reachable", partial(_reachable, client))
-        for finding in reached:
-            yield finding
-        if any(finding.level == "wrong" for finding in reached):
+        for diagnostic in reached:
+            yield diagnostic
+        if any(diagnostic.level == "wrong" for diagnostic in reached):
             return
-        async for finding in _examine_nodes(client.driver, wait_replicas):
-            yield finding
-        for finding in await _checked("redis log", partial(_log, url, prefix, wait_replicas)):
-            yield finding
-        for finding in await _checked("redis pub/sub", partial(_news, client, prefix)):
-            yield finding
+        async for diagnostic in _examine_nodes(client.driver, wait_replicas):
+            yield diagnostic
+        for diagnostic in await _checked("redis log", partial(_log, url, prefix, wait_replicas)):
+            yield diagnostic
+        for diagnostic in await _checked("redis pub/sub", partial(_news, client, prefix)):
+            yield diagnostic
     finally:
         await client.aclose()
 
 
-async def _checked(what: str, look: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
+async def _checked(what: str, look: Callable[[], Awaitable[list[Diagnostic]]]) -> list[Diagnostic]:
     try:
         async with asyncio.timeout(CHECK_SECONDS):
             return await look()
@@ -91,16 +91,16 @@ async def _checked(what: str, look: Callable[[], Awaitable[list[Finding]]]) -> l
         if isinstance(cause, NoPermissionError) or "no permissions" in reason.lower():
             # What only the doctor asks for may be forbidden: the log can do without.
             level: Level = "wrong" if what in _NEEDED else "warning"
-            return [Finding(level, what, reason, _RIGHTS)]
-        return [Finding("wrong", what, reason, _ADDRESS)]
+            return [Diagnostic(level, what, reason, _RIGHTS)]
+        return [Diagnostic("wrong", what, reason, _ADDRESS)]
 
 
-async def _reachable(client: RedisClient) -> list[Finding]:
+async def _reachable(client: RedisClient) -> list[Diagnostic]:
     ping = cast("Callable[[], Awaitable[object]]", client.driver.ping)
     try:
         await ping()
     except (AuthenticationError, NoPermissionError) as error:
-        return [Finding("wrong", "redis reachable", str(error), _USER)]
+        return [Diagnostic("wrong", "redis reachable", str(error), _USER)]
     took = []
     for _ in range(_PINGS):
         began = time.perf_counter()
@@ -111,16 +111,19 @@ async def _reachable(client: RedisClient) -> list[Finding]:
     if median > _SLOW_SECONDS:
         remedy = "Run the server nearer to Redis: every event waits for one answer of it."
         return [
-            Finding("ok", "redis reachable", "it answers"),
-            Finding("warning", "redis latency", said, remedy),
+            Diagnostic("ok", "redis reachable", "it answers"),
+            Diagnostic("warning", "redis latency", said, remedy),
         ]
-    return [Finding("ok", "redis reachable", "it answers"), Finding("ok", "redis latency", said)]
+    return [
+        Diagnostic("ok", "redis reachable", "it answers"),
+        Diagnostic("ok", "redis latency", said),
+    ]
 
 
-async def _examine_nodes(client: Driver, wait_replicas: int) -> AsyncIterator[Finding]:
+async def _examine_nodes(client: Driver, wait_replicas: int) -> AsyncIterator[Diagnostic]:
     if isinstance(client, RedisCluster):
-        for finding in await _checked("redis cluster", partial(_cluster, client)):
-            yield finding
+        for diagnostic in await _checked("redis cluster", partial(_cluster, client)):
+            yield diagnostic
     for node in _nodes(client):
         for what, look in (
             ("redis version", _version),
@@ -128,13 +131,13 @@ async def _examine_nodes(client: Driver, wait_replicas: int) -> AsyncIterator[Fi
             ("redis persistence", _persistence),
             ("redis eviction", _eviction),
         ):
-            for finding in await _checked(what, partial(look, node)):
-                yield finding
+            for diagnostic in await _checked(what, partial(look, node)):
+                yield diagnostic
         if wait_replicas:
-            for finding in await _checked(
+            for diagnostic in await _checked(
                 "redis replicas", partial(_replicas, node, wait_replicas)
             ):
-                yield finding
+                yield diagnostic
 
 
 def _nodes(client: Driver) -> list[_Node]:
@@ -154,41 +157,41 @@ async def _information(node: _Node, section: str) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", await node.ask("INFO", section))
 
 
-async def _version(node: _Node) -> list[Finding]:
+async def _version(node: _Node) -> list[Diagnostic]:
     found = await _information(node, "server")
     version = str(found.get("redis_version", "0"))
     is_valkey = "valkey_version" in found
     shown = f"Valkey {found['valkey_version']}" if is_valkey else f"Redis {version}"
     if is_too_old(version):
-        return [Finding("wrong", "redis version", node.said(shown), "Use 7.0 or newer.")]
-    return [Finding("ok", "redis version", node.said(shown))]
+        return [Diagnostic("wrong", "redis version", node.said(shown), "Use 7.0 or newer.")]
+    return [Diagnostic("ok", "redis version", node.said(shown))]
 
 
-async def _role(node: _Node) -> list[Finding]:
+async def _role(node: _Node) -> list[Diagnostic]:
     found = await _information(node, "replication")
     if found.get("role") != "master":
         of = f"{found.get('master_host')}:{found.get('master_port')}"
         remedy = "Name the primary in REATTACH_LOG_URL, or use redis+sentinel://, which finds it."
-        return [Finding("wrong", "redis role", node.said(f"it is a replica of {of}"), remedy)]
+        return [Diagnostic("wrong", "redis role", node.said(f"it is a replica of {of}"), remedy)]
     replicas = int(found.get("connected_slaves", 0))
-    return [Finding("ok", "redis role", node.said(f"primary, replicas connected: {replicas}"))]
+    return [Diagnostic("ok", "redis role", node.said(f"primary, replicas connected: {replicas}"))]
 
 
-async def _persistence(node: _Node) -> list[Finding]:
+async def _persistence(node: _Node) -> list[Diagnostic]:
     found = await _information(node, "persistence")
     if int(found.get("aof_enabled", 0)):
         fsync = await _setting(node, "appendfsync") or "unknown"
         said = node.said(f"appendonly yes, appendfsync {fsync}")
         if found.get("aof_last_write_status", "ok") != "ok":
             remedy = "Look at Redis' log and its disk: the append-only file can not be written."
-            return [Finding("wrong", "redis persistence", said, remedy)]
+            return [Diagnostic("wrong", "redis persistence", said, remedy)]
         if fsync == "no":
             remedy = (
                 "Set appendfsync everysec or always: now the operating system decides what a "
                 "crash of the machine loses."
             )
-            return [Finding("warning", "redis persistence", said, remedy)]
-        return [Finding("ok", "redis persistence", said)]
+            return [Diagnostic("warning", "redis persistence", said, remedy)]
+        return [Diagnostic("ok", "redis persistence", said)]
     saves = await _setting(node, "save")
     said = f"appendonly no, snapshots {saves}" if saves else "appendonly no, no snapshots"
     lost = "what came after the last snapshot" if saves else "everything"
@@ -196,14 +199,14 @@ async def _persistence(node: _Node) -> list[Finding]:
         f"Set appendonly yes (CONFIG SET appendonly yes, and in redis.conf): a restart of Redis "
         f"loses {lost}, and open runs end with an error."
     )
-    return [Finding("warning", "redis persistence", node.said(said), remedy)]
+    return [Diagnostic("warning", "redis persistence", node.said(said), remedy)]
 
 
-async def _eviction(node: _Node) -> list[Finding]:
+async def _eviction(node: _Node) -> list[Diagnostic]:
     found = await _information(node, "memory")
     limit, policy = int(found.get("maxmemory", 0)), str(found.get("maxmemory_policy", "unknown"))
     if not limit:
-        return [Finding("ok", "redis eviction", node.said("no maxmemory: nothing is evicted"))]
+        return [Diagnostic("ok", "redis eviction", node.said("no maxmemory: nothing is evicted"))]
     used = int(found.get("used_memory", 0))
     said = node.said(f"maxmemory {limit >> 20} MiB, used {used >> 20} MiB, policy {policy}")
     if policy != "noeviction":
@@ -211,24 +214,24 @@ async def _eviction(node: _Node) -> list[Finding]:
             "Set maxmemory-policy noeviction: any other one deletes logs that are still read, "
             "even those of open runs."
         )
-        return [Finding("wrong", "redis eviction", said, remedy)]
+        return [Diagnostic("wrong", "redis eviction", said, remedy)]
     if used > 0.8 * limit:
         remedy = "Raise maxmemory, or lower REATTACH_RETENTION_SECONDS: when it is full, runs fail."
-        return [Finding("warning", "redis eviction", said, remedy)]
-    return [Finding("ok", "redis eviction", said)]
+        return [Diagnostic("warning", "redis eviction", said, remedy)]
+    return [Diagnostic("ok", "redis eviction", said)]
 
 
-async def _replicas(node: _Node, wanted: int) -> list[Finding]:
+async def _replicas(node: _Node, wanted: int) -> list[Diagnostic]:
     found = await _information(node, "replication")
     there = int(found.get("connected_slaves", 0))
     said = node.said(f"wait_replicas={wanted}, connected: {there}")
     if there < wanted:
         remedy = "Start more replicas or lower wait_replicas: without them no append is accepted."
-        return [Finding("wrong", "redis replicas", said, remedy)]
-    return [Finding("ok", "redis replicas", said)]
+        return [Diagnostic("wrong", "redis replicas", said, remedy)]
+    return [Diagnostic("ok", "redis replicas", said)]
 
 
-async def _cluster(client: RedisCluster) -> list[Finding]:
+async def _cluster(client: RedisCluster) -> list[Diagnostic]:
     node = client.get_random_node()
     said: Any = await client.execute_command("CLUSTER INFO", target_nodes=node)
     state = said.get("cluster_state", "unknown")
@@ -237,11 +240,11 @@ async def _cluster(client: RedisCluster) -> list[Finding]:
         remedy = (
             "Look at `redis-cli --cluster check`: logs of slots that are down are out of reach."
         )
-        return [Finding("wrong", "redis cluster", detail, remedy)]
-    return [Finding("ok", "redis cluster", detail)]
+        return [Diagnostic("wrong", "redis cluster", detail, remedy)]
+    return [Diagnostic("ok", "redis cluster", detail)]
 
 
-async def _log(url: str, prefix: str, wait_replicas: int) -> list[Finding]:
+async def _log(url: str, prefix: str, wait_replicas: int) -> list[Diagnostic]:
     """All that the log does, on a scratch log."""
     log = await RedisLog.connect(
         url, prefix=prefix, retention_seconds=60, wait_replicas=wait_replicas
@@ -254,10 +257,10 @@ async def _log(url: str, prefix: str, wait_replicas: int) -> list[Finding]:
             await log.read(run_id, 0, max_bytes=1000, max_events=10)
         finally:
             await log.delete(run_id)
-    return [Finding("ok", "redis log", f"a log under {prefix}: was written, read and deleted")]
+    return [Diagnostic("ok", "redis log", f"a log under {prefix}: was written, read and deleted")]
 
 
-async def _news(client: RedisClient, prefix: str) -> list[Finding]:
+async def _news(client: RedisClient, prefix: str) -> list[Diagnostic]:
     """What followers need: a channel under the prefix, from one connection to another."""
     channel = Keys(prefix).head(f"doctor-{new_uuid()}").decode()
     connection = await client.acquire_connection()
@@ -269,7 +272,9 @@ async def _news(client: RedisClient, prefix: str) -> list[Finding]:
         await connection.read_response()
     finally:
         await client.release_connection(connection)
-    return [Finding("ok", "redis pub/sub", f"a message on a channel under {prefix}: came through")]
+    return [
+        Diagnostic("ok", "redis pub/sub", f"a message on a channel under {prefix}: came through")
+    ]
 
 
 async def _setting(node: _Node, name: str) -> str | None:

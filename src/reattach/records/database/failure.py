@@ -9,7 +9,7 @@ from typing import Final
 from sqlalchemy.exc import DBAPIError
 
 from reattach.domain.errors import StartupError, StoreUnavailableError
-from reattach.redact import masked
+from reattach.redact import redact_url
 
 _ADDRESS: Final = "Check the address in REATTACH_DATABASE_URL and that the server is running."
 
@@ -49,7 +49,7 @@ def explaining(url: str) -> Iterator[None]:
     except StoreUnavailableError as error:
         failure = failure_of(error)
         raise StartupError(
-            f"The records at {masked(url)} can not be used: {failure.reason}. {failure.remedy}"
+            f"The records at {redact_url(url)} can not be used: {failure.reason}. {failure.remedy}"
         ) from error
 
 

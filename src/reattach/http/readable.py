@@ -15,7 +15,7 @@ Row = TypeVar("Row", bound=_Row)
 Item = TypeVar("Item")
 
 
-def listed(table: str, rows: Iterable[Row], item_of: Callable[[Row], Item]) -> list[Item]:
+def readable_items(table: str, rows: Iterable[Row], item_of: Callable[[Row], Item]) -> list[Item]:
     """The items of the rows. A row whose stored values make no item is left out, and logged."""
     items: list[Item] = []
     for row in rows:

@@ -90,7 +90,7 @@ async def test_a_usual_resume_is_answered_past_the_routing_in_the_same_bytes(
     ]
     short = [await app.asked(body, path=path) for path, body in asked]
     assert app.long_ways == 0
-    app.api.shortcut = None  # type: ignore[attr-defined]
+    app.api.fast_path = None  # type: ignore[attr-defined]
     assert [await app.asked(body, path=path) for path, body in asked] == short
     assert app.long_ways == len(asked)
     assert b"".join(message.get("body", b"") for message in short[0]).endswith(b"[DONE]\n\n")
@@ -139,7 +139,7 @@ async def test_what_is_unusual_goes_the_long_way_whole(
         asked["path"] = f"/v1/runs/{ended[1]}/stream/"
     first = await app.asked(**asked)
     assert app.long_ways == 1
-    app.api.shortcut = None  # type: ignore[attr-defined]
+    app.api.fast_path = None  # type: ignore[attr-defined]
     assert await app.asked(**asked) == first
 
 

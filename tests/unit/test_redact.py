@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from reattach.redact import masked, masked_words
+from reattach.redact import redact_text, redact_url
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ from reattach.redact import masked, masked_words
     ],
 )
 def test_a_url_is_shown_with_its_place_and_without_its_secrets(url: str, shown: str) -> None:
-    assert masked(url) == shown
+    assert redact_url(url) == shown
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_url_is_shown_with_its_place_and_without_its_secrets(url: str, shown: 
 def test_of_a_url_that_can_not_be_read_for_sure_only_the_scheme_is_shown(
     url: str, shown: str
 ) -> None:
-    assert masked(url) == shown
+    assert redact_url(url) == shown
 
 
 @pytest.mark.parametrize(
@@ -110,10 +110,10 @@ def test_of_a_url_that_can_not_be_read_for_sure_only_the_scheme_is_shown(
 def test_words_of_others_are_shown_on_one_line_without_secrets(words: str, shown: str) -> None:
     """A12: a provider's own text may hold keys, tokens and URLs with credentials."""
     secrets = ["my-own-key-of-this-server"]
-    assert masked_words(words, max_chars=60, secrets=secrets) == shown
+    assert redact_text(words, max_chars=60, secrets=secrets) == shown
 
 
 def test_keys_of_the_environment_are_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     """A12: the keys that this server was given, whatever they look like."""
     monkeypatch.setenv("STRANGE_API_KEY", "correct horse battery")
-    assert masked_words("no correct horse battery", max_chars=60) == "no ***"
+    assert redact_text("no correct horse battery", max_chars=60) == "no ***"

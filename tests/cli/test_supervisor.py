@@ -1,4 +1,4 @@
-"""``reattach serve --workers``: processes that share a port, and the one that keeps them."""
+"""``reattach serve --workers``: processes that share a port, and their supervisor."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def server(
         yield server
 
 
-def workers_of(server: ServerProcess) -> set[int]:
+def children_of(server: ServerProcess) -> set[int]:
     """The processes that it has started."""
     listed = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
     return {int(pid) for pid in listed.split()}
 
 
 def connections_of(pid: int) -> int:
-    """Sockets of a worker; each connection that it accepts adds one."""
+    """Sockets of a child; each connection that it accepts adds one."""
     count = 0
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):
@@ -67,9 +67,9 @@ def is_gone(pid: int) -> bool:
     return True
 
 
-async def all_answer(server: ServerProcess, workers: set[int]) -> None:
-    """Open connections until each worker has accepted some; all of them are answered."""
-    before = {pid: connections_of(pid) for pid in workers}
+async def all_answer(server: ServerProcess, children: set[int]) -> None:
+    """Open connections until each child has accepted some; all of them are answered."""
+    before = {pid: connections_of(pid) for pid in children}
     async with asyncio.timeout(WAIT_SECONDS):
         while True:
             host, port = server.address
@@ -77,25 +77,25 @@ async def all_answer(server: ServerProcess, workers: set[int]) -> None:
             for reader, writer in opened:
                 writer.write(b"GET /v1/health/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 assert b" 200 " in await reader.readline()
-            reached = all(connections_of(pid) > before[pid] for pid in workers)
+            reached = all(connections_of(pid) > before[pid] for pid in children)
             for _, writer in opened:
                 writer.close()
             if reached:
                 return
 
 
-async def test_workers_share_a_port_are_replaced_when_they_die_and_drain_on_sigterm(
+async def test_children_share_a_port_are_replaced_when_they_die_and_drain_on_sigterm(
     server: ServerProcess,
 ) -> None:
     assert server.output.count("is listening on") == 1
-    workers = workers_of(server)
-    assert len(workers) == 2
-    await all_answer(server, workers)
+    children = children_of(server)
+    assert len(children) == 2
+    await all_answer(server, children)
 
-    killed, kept = workers
+    killed, kept = children
     os.kill(killed, signal.SIGKILL)
-    await asyncio.to_thread(until, lambda: "a worker was replaced" in server.output)
-    (new,) = workers_of(server) - {kept}
+    await asyncio.to_thread(until, lambda: "a child was replaced" in server.output)
+    (new,) = children_of(server) - {kept}
     assert new != killed
     await all_answer(server, {new, kept})
 
@@ -120,14 +120,16 @@ async def test_workers_share_a_port_are_replaced_when_they_die_and_drain_on_sigt
     assert "Traceback" not in server.output
 
 
-async def test_no_worker_outlives_the_process_that_keeps_them(server: ServerProcess) -> None:
-    workers = workers_of(server)
-    assert len(workers) == 2
+async def test_no_child_outlives_its_supervisor(server: ServerProcess) -> None:
+    children = children_of(server)
+    assert len(children) == 2
     server.kill()
-    await asyncio.to_thread(until, lambda: all(is_gone(pid) for pid in workers))
+    await asyncio.to_thread(until, lambda: all(is_gone(pid) for pid in children))
 
 
-def test_workers_without_shared_stores_are_refused_with_what_to_set(tmp_path: Path) -> None:
+def test_several_processes_without_shared_stores_are_refused_with_what_to_set(
+    tmp_path: Path,
+) -> None:
     for stores in (
         {},
         {
@@ -141,7 +143,7 @@ def test_workers_without_shared_stores_are_refused_with_what_to_set(tmp_path: Pa
         assert "REATTACH_LOG_URL" in ended.err
 
 
-def test_why_workers_can_not_start_is_said_once_and_none_is_left(
+def test_a_child_that_cannot_start_is_reported_once_and_none_is_left(
     empty_postgresql_url: str, redis_server: RedisServer
 ) -> None:
     ended = reattach_here(
