@@ -13,7 +13,7 @@ from reattach.engine.providers import VARIABLES as PROVIDER_VARIABLES
 from reattach.testing.programs.forking import Forking
 from reattach.testing.programs.server import ServerProcess
 
-pytest_plugins = ["tests.postgresql_server", "tests.redis_server"]
+pytest_plugins = ["tests.support.postgresql_server", "tests.support.redis_server"]
 
 # A test may not depend on how fast the machine is.
 settings.register_profile("reattach", deadline=None, print_blob=True)

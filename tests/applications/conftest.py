@@ -10,7 +10,7 @@ import pytest
 from reattach.testing.programs.server import ServerProcess
 from tests.applications.wire import Wire
 from tests.clients.conftest import scripted_server
-from tests.clients.places import raw_client
+from tests.support.threads import raw_client
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reattach.testing.recording import whole_frames
-from tests.clients.places import Place, assert_one_whole_run
+from tests.support.threads import Place, assert_one_whole_run
 
 DIRECTORY = Path(__file__).parents[2] / ".venv/applications/bin"
 COMPILED = DIRECTORY.parent / "compiled"

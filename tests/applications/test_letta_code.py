@@ -14,7 +14,7 @@ from reattach.testing.programs.server import ServerProcess
 from tests.applications.letta_code import Answer, LettaCode, end
 from tests.applications.programs import assert_kept, require_program
 from tests.applications.wire import Fault, Wire
-from tests.clients.places import Place
+from tests.support.threads import Place
 
 SEND = r"POST /v1/conversations/[^/]+/messages"
 RESUME_BY_RUN = r"POST /v1/runs/[^/]+/stream"

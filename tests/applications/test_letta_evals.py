@@ -11,7 +11,7 @@ import pytest
 
 from tests.applications.programs import assert_kept, environment, require_program
 from tests.applications.wire import Fault, Wire
-from tests.clients.places import Place
+from tests.support.threads import Place
 
 SUITE = Path(__file__).parent / "evals/suite.yaml"
 SEND = r"POST /v1/agents/[^/]+/messages"

@@ -12,8 +12,8 @@ import pytest
 
 from tests.applications.programs import assert_kept, environment
 from tests.applications.wire import Fault, Wire
-from tests.clients.places import Place, Places, seqs_of
-from tests.clients.typescript_sdk import require_node
+from tests.support.threads import Place, Places, seqs_of
+from tests.support.typescript_sdk import require_node
 
 DIRECTORY = Path(__file__).parent / "vercel"
 STREAM = r"POST /v1/agents/[^/]+/messages/stream"

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from reattach.testing.programs.server import ServerProcess
-from tests.cli.commands import BOUND_SECONDS, reattach_here
+from tests.support.commands import BOUND_SECONDS, reattach_here
 
 NOWHERE = "http://127.0.0.1:1"
 HEEDING_CTRL_C = """

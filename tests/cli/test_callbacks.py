@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.cli.commands import reattach_here
+from tests.support.commands import reattach_here
 
 
 def test_a_secret_is_made_once_and_rotated_on_demand(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from reattach.records.database import migrations
 from reattach.testing.programs.postgresql import PostgresqlServer
 from reattach.testing.programs.redis import RedisServer
-from tests.cli.commands import Ended, reattach, reattach_here
+from tests.support.commands import Ended, reattach, reattach_here
 
 HEAD = migrations.HEAD
 

@@ -20,8 +20,8 @@ from reattach.records.database import checks as database_checks
 from reattach.server import datadir
 from reattach.testing.programs.postgresql import PostgresqlServer
 from reattach.testing.programs.redis import RedisServer
-from tests.cli.commands import Ended, reattach_here
-from tests.redis_server import RedisCluster
+from tests.support.commands import Ended, reattach_here
+from tests.support.redis_server import RedisCluster
 
 SERVER = {"settings", "models", "network", "callbacks", "tools"}
 POSTGRESQL = {
@@ -303,7 +303,7 @@ def test_callbacks_and_tools_are_looked_at(tmp_path: Path) -> None:
         return Told(reattach_here("doctor", "--json", REATTACH_DATA_DIR=directory, **variables))
 
     told = looked(
-        REATTACH_TOOLS="tests.tool_functions:greet,tests.tool_functions:add",
+        REATTACH_TOOLS="tests.support.tool_functions:greet,tests.support.tool_functions:add",
     )
     assert told.wrong == told.warned == set()
     assert told.text["callbacks"].startswith("signed, to public addresses only")
@@ -316,11 +316,15 @@ def test_callbacks_and_tools_are_looked_at(tmp_path: Path) -> None:
     assert "REATTACH_CALLBACKS_TO_PRIVATE" in private.text["callbacks"]
     for name, reason, remedy in (
         ("nowhere.tools:f", "ModuleNotFoundError", "Install its package, or leave it out."),
-        ("tests.tool_functions:nothing", "AttributeError", "Install its package, or leave it out."),
-        ("tests.tool_functions", "must be named package.module:function", "leave it out"),
-        ("tests.tool_functions:everything", "has arguments without names", "name them"),
         (
-            "tests.tool_functions:add,tests.unit.test_tools:functions.add",
+            "tests.support.tool_functions:nothing",
+            "AttributeError",
+            "Install its package, or leave it out.",
+        ),
+        ("tests.support.tool_functions", "must be named package.module:function", "leave it out"),
+        ("tests.support.tool_functions:everything", "has arguments without names", "name them"),
+        (
+            "tests.support.tool_functions:add,tests.unit.test_tools:functions.add",
             "Two tools have the name add",
             "Rename one of them, or leave it out.",
         ),
@@ -339,7 +343,7 @@ data_dir = "{tmp_path}"
 
 [mcp.journal]
 command = "{sys.executable}"
-args = ["-m", "tests.mcp_server"]
+args = ["-m", "tests.support.mcp_server"]
 cwd = "{Path(__file__).parents[2]}"
 env = {{ KEY = "sesame" }}
 

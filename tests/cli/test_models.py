@@ -6,7 +6,7 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.cli.commands import reattach_here
+from tests.support.commands import reattach_here
 
 
 def findings(*arguments: str, **variables: str) -> dict[tuple[str, str], str]:

@@ -14,9 +14,9 @@ import pytest
 
 from reattach.testing.programs.redis import RedisServer
 from reattach.testing.programs.server import ServerProcess
-from tests.cli.commands import reattach_here
-from tests.recovery.clients import client_of
-from tests.recovery.received import Received
+from tests.support.commands import reattach_here
+from tests.support.raw_clients import client_of
+from tests.support.received import Received
 
 WAIT_SECONDS = 60.0
 

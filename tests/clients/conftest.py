@@ -10,8 +10,8 @@ import pytest
 
 from reattach.testing.programs.relay import Relay
 from reattach.testing.programs.server import ServerProcess
-from tests.clients.places import Place, Places, raw_client
-from tests.clients.reader import AsyncReader, Reader
+from tests.support.python_sdk import AsyncReader, Reader
+from tests.support.threads import Place, Places, raw_client
 
 SCRIPTED = {"REATTACH_DEFAULT_MODEL": "scripted/echo", "REATTACH_LOG_LEVEL": "warning"}
 

@@ -9,8 +9,8 @@ import pytest
 from letta_client import BadRequestError, ConflictError
 
 from reattach.testing.programs.server import ServerProcess
-from tests.clients.places import Place, assert_one_whole_run
-from tests.clients.reader import Reader
+from tests.support.python_sdk import Reader
+from tests.support.threads import Place, assert_one_whole_run
 
 TOOLS: Any = [
     {"name": "read_file", "description": "Reads a file.", "parameters": {"type": "object"}}

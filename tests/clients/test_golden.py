@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.clients.places import Place
 from tests.clients.recorded import EXCHANGES, Frame, Json, Reduction, frames_of
+from tests.support.threads import Place
 
 # The recorded requests went to a scripted model with other directives.
 

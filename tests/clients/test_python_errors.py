@@ -19,10 +19,10 @@ from letta_client import (
 )
 
 from reattach.testing.programs.server import ServerProcess
-from tests.cli.commands import reattach_here
 from tests.clients.conftest import scripted_server
-from tests.clients.places import Place, Places, raw_client
-from tests.clients.reader import Reader
+from tests.support.commands import reattach_here
+from tests.support.python_sdk import Reader
+from tests.support.threads import Place, Places, raw_client
 
 UUID = "123e4567-e89b-42d3-8456-426614174000"
 CONV, AGENT, RUN = f"conv-{UUID}", f"agent-{UUID}", f"run-{UUID}"

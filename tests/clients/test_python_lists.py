@@ -9,8 +9,8 @@ from typing import Any, Literal
 import pytest
 from letta_client import AsyncLetta
 
-from tests.clients.places import Place, Places
-from tests.clients.reader import AsyncReader, Reader, new_otid
+from tests.support.python_sdk import AsyncReader, Reader, new_otid
+from tests.support.threads import Place, Places
 
 Order = Literal["asc", "desc"]
 ORDERS: list[Order] = ["asc", "desc"]

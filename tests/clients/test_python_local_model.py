@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from reattach.testing.programs.relay import Relay
-from tests.clients.places import Place, Places, assert_one_whole_run
-from tests.clients.reader import Reader
+from tests.support.python_sdk import Reader
+from tests.support.threads import Place, Places, assert_one_whole_run
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from letta_client.types.agents.letta_streaming_response import LettaPing
 
 from reattach.testing.programs.server import ServerProcess
 from reattach.testing.recording import whole_frames
-from tests.clients.places import WAIT_SECONDS, Place, Places, raw_client, seqs_of, types_of
-from tests.clients.reader import AsyncReader, Reader
+from tests.support.python_sdk import AsyncReader, Reader
+from tests.support.threads import WAIT_SECONDS, Place, Places, raw_client, seqs_of, types_of
 
 SILENT = "[chunks=5][hang=2]"
 """A ping and two deltas, and then silence until the run is cancelled."""

@@ -11,7 +11,8 @@ from letta_client import ConflictError
 
 from reattach.engine.scripted import UNICODE_FRAGMENTS
 from reattach.testing.programs.relay import Relay
-from tests.clients.places import (
+from tests.support.python_sdk import AsyncReader, Reader
+from tests.support.threads import (
     WAIT_SECONDS,
     Place,
     Places,
@@ -19,7 +20,6 @@ from tests.clients.places import (
     seqs_of,
     types_of,
 )
-from tests.clients.reader import AsyncReader, Reader
 
 Resume = Callable[[Reader, Place], Any]
 

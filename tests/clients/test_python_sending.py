@@ -14,7 +14,8 @@ from letta_client.types.agents import LettaResponse
 
 from reattach.testing.programs.relay import Relay
 from reattach.testing.programs.server import ServerProcess
-from tests.clients.places import (
+from tests.support.python_sdk import AsyncReader, Reader, Stop
+from tests.support.threads import (
     DONE,
     WAIT_SECONDS,
     Place,
@@ -22,7 +23,6 @@ from tests.clients.places import (
     assert_one_whole_run,
     types_of,
 )
-from tests.clients.reader import AsyncReader, Reader, Stop
 
 OPEN = "[chunks=30][hang=3]"
 """Events 1 to 4, and then the run is open until it is cancelled."""

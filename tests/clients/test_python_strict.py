@@ -11,8 +11,8 @@ import pytest
 from letta_client import AsyncLetta, Letta
 from letta_client.types.agents import ApprovalRequestMessage
 
-from tests.clients.places import WAIT_SECONDS, Place, Places
-from tests.clients.reader import new_otid
+from tests.support.python_sdk import new_otid
+from tests.support.threads import WAIT_SECONDS, Place, Places
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import pytest
 from reattach.engine.scripted import UNICODE_FRAGMENTS
 from reattach.testing.programs.relay import Relay
 from reattach.testing.programs.server import ServerProcess
-from tests.clients.places import (
+from tests.support.python_sdk import new_otid
+from tests.support.threads import (
     DONE,
     Place,
     Places,
@@ -19,8 +20,7 @@ from tests.clients.places import (
     raw_client,
     types_of,
 )
-from tests.clients.reader import new_otid
-from tests.clients.typescript_sdk import (
+from tests.support.typescript_sdk import (
     Call,
     Outcome,
     TypeScript,

@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx2
 
-from tests.recovery import clients
-from tests.recovery.received import Received
+from tests.support import raw_clients as clients
+from tests.support.received import Received
 
 WAIT_SECONDS = 20.0
 """Bound of every wait that is not itself a promise."""

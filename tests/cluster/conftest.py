@@ -12,7 +12,7 @@ from reattach.testing.programs.cluster import Cluster
 from reattach.testing.programs.redis import RedisServer
 from tests.cluster.clients import Client, client_at
 from tests.cluster.nodes import Nodes, nodes_on
-from tests.redis_server import shared_url
+from tests.support.redis_server import shared_url
 
 
 @pytest.fixture(autouse=True)

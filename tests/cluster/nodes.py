@@ -18,8 +18,8 @@ from reattach.records.records import Records
 from reattach.runs.service import RunService
 from reattach.runs.upkeep.heartbeat import heartbeat
 from reattach.runs.upkeep.schedule import keep_up, listen
-from tests.recovery.faults import Faults, FaultyLog, faulty_records
-from tests.recovery.heart import Heart, heart_of
+from tests.support.faulty_stores import Faults, FaultyLog, faulty_records
+from tests.support.in_process import Heart, heart_of
 
 CLOCK = SystemClock()
 

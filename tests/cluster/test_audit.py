@@ -10,8 +10,8 @@ import pytest
 from reattach.domain.ids import DEFAULT_TENANT, new_run_id
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from tests.cluster.nodes import Nodes
-from tests.recovery.heart import eventually
-from tests.recovery.readers import Reader
+from tests.support.in_process import eventually
+from tests.support.in_process_readers import Reader
 
 
 @pytest.mark.promise("P5")

@@ -14,8 +14,8 @@ from reattach.records.records import Records
 from reattach.runs.ownership.lease import Ownership
 from reattach.runs.upkeep import heartbeat
 from tests.cluster.nodes import Nodes
-from tests.recovery.clocks import LeapClock
-from tests.recovery.heart import eventually
+from tests.support.clocks import LeapClock
+from tests.support.in_process import eventually
 
 LEASE_SECONDS = 1.0
 

@@ -16,12 +16,12 @@ from reattach.runs.ownership.lease import Ownership
 from reattach.testing.programs.redis import RedisServer
 from reattach.testing.programs.relay import Relay
 from tests.cluster.nodes import Nodes, nodes_on
-from tests.recovery.clocks import LeapClock
-from tests.recovery.engines import SteppedEngine
-from tests.recovery.faults import Gate, Outage, faulty_records
-from tests.recovery.heart import eventually
-from tests.recovery.readers import Reader
-from tests.recovery.received import end_of
+from tests.support.clocks import LeapClock
+from tests.support.engines import SteppedEngine
+from tests.support.faulty_stores import Gate, Outage, faulty_records
+from tests.support.in_process import eventually
+from tests.support.in_process_readers import Reader
+from tests.support.received import end_of
 
 LOST = {"stop_reason": "error", "error_type": "internal_error"}
 DONE = {"stop_reason": "end_turn", "error_type": None}

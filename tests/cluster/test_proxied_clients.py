@@ -16,9 +16,9 @@ from letta_client import APIStatusError
 from reattach.testing.programs.cluster import Cluster
 from reattach.testing.programs.proxy import HaproxyServer, NginxServer
 from reattach.testing.programs.relay import Relay
-from tests.clients.places import Place, Places, assert_one_whole_run, raw_client
-from tests.clients.reader import Reader, Seen
-from tests.clients.typescript_sdk import Call, TypeScript, TypeScriptReader, require_node
+from tests.support.python_sdk import Reader, Seen
+from tests.support.threads import Place, Places, assert_one_whole_run, raw_client
+from tests.support.typescript_sdk import Call, TypeScript, TypeScriptReader, require_node
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ANSWERS = [

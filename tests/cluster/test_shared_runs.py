@@ -15,11 +15,11 @@ from reattach.records.base import Conversation, Run, Thread
 from reattach.records.runs.notifications import NotificationsMissed
 from reattach.runs.follow import Target
 from tests.cluster.nodes import Node, Nodes
-from tests.recovery.engines import SteppedEngine
-from tests.recovery.faults import Faults, Gate
-from tests.recovery.heart import eventually
-from tests.recovery.readers import Reader
-from tests.recovery.received import end_of
+from tests.support.engines import SteppedEngine
+from tests.support.faulty_stores import Faults, Gate
+from tests.support.in_process import eventually
+from tests.support.in_process_readers import Reader
+from tests.support.received import end_of
 
 T = TypeVar("T")
 

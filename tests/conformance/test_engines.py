@@ -11,7 +11,7 @@ from reattach.engine.local import LocalEngine
 from reattach.engine.pydantic_ai import PydanticAIEngine
 from reattach.engine.scripted import ScriptedEngine
 from reattach.testing.conformance.engine import EngineConformance, Subject
-from tests.openai_server import openai_server
+from tests.support.openai_server import openai_server
 
 
 @pytest.fixture(scope="module")

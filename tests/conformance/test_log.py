@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from reattach.testing.conformance.log import LogConformance, LogStore
-from tests.conformance.log_stores import SMALL, MemoryStore, RedisStore, SqliteStore
-from tests.redis_server import shared_cluster_url, shared_sentinel_url, shared_url
+from tests.support.log_stores import SMALL, MemoryStore, RedisStore, SqliteStore
+from tests.support.redis_server import shared_cluster_url, shared_sentinel_url, shared_url
 
 
 class TestLogs(LogConformance):

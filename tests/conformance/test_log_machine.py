@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, settings
 
 from reattach.testing.conformance.log import LogStore
 from reattach.testing.conformance.log_machine import LogMachine
-from tests.conformance.log_stores import SMALL, RedisStore, SqliteStore
-from tests.redis_server import shared_url
+from tests.support.log_stores import SMALL, RedisStore, SqliteStore
+from tests.support.redis_server import shared_url
 
 pytestmark = pytest.mark.slow
 

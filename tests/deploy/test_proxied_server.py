@@ -17,8 +17,8 @@ from reattach.testing.programs.proxy import HaproxyServer, ProxyServer
 from reattach.testing.programs.server import ServerProcess
 from tests.deploy.conftest import ProxyBefore
 from tests.deploy.upstream import WAIT_SECONDS
-from tests.recovery.clients import Client
-from tests.recovery.received import Received
+from tests.support.raw_clients import Client
+from tests.support.received import Received
 
 HOP_BY_HOP = {"connection", "date", "keep-alive", "transfer-encoding", "content-length", "server"}
 FOR_PROXIES = {"x-accel-buffering"}

@@ -1,253 +1,20 @@
-"""A whole server in this process, but for its port: real records, the scripted engine."""
-
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import httpx
-import httpx2
 import pytest
 import structlog.testing
-from fastapi import FastAPI
 from letta_client import AsyncLetta
-from starlette.types import Message
 
-from reattach.domain.clock import SystemClock
-from reattach.domain.ids import DEFAULT_TENANT, TenantId
-from reattach.domain.limits import KEY_CACHE_SECONDS
-from reattach.engine.base import Engine
-from reattach.engine.catalog import Catalog
-from reattach.engine.scripted import ScriptedEngine
-from reattach.http.app import create_app
-from reattach.http.context import Context
-from reattach.log.base import Log
-from reattach.log.memory import MemoryLog
-from reattach.records.database.database import upgrade
-from reattach.records.records import Records
-from reattach.runs.service import RunService
-from reattach.settings import Settings
-from reattach.tools.base import Toolbox
-from reattach.tools.connections import McpServers
-
-if TYPE_CHECKING:
-    from tests.http.live import LiveServer
-
-
-class TestClock(SystemClock):
-    """The system's clock, which a test can move on."""
-
-    __test__ = False
-
-    def __init__(self) -> None:
-        self.skipped_seconds = 0.0
-
-    def now(self) -> datetime:
-        return super().now() + timedelta(seconds=self.skipped_seconds)
-
-    def monotonic_seconds(self) -> float:
-        return super().monotonic_seconds() + self.skipped_seconds
-
-
-@dataclass
-class Server:
-    context: Context
-    app: FastAPI
-    clock: TestClock
-    client: httpx2.AsyncClient
-
-    async def agent(self, **body: Any) -> dict[str, Any]:
-        return await self.made("/v1/agents/", body)
-
-    async def conversation(self, agent_id: str, **body: Any) -> dict[str, Any]:
-        return await self.made(f"/v1/conversations/?agent_id={agent_id}", body)
-
-    async def block(self, label: str, value: str = "", **body: Any) -> dict[str, Any]:
-        return await self.made("/v1/blocks/", {"label": label, "value": value, **body})
-
-    async def send(self, thread_id: str, text: str, **body: Any) -> dict[str, Any]:
-        """Send a message, wait for the answer, and return it as JSON."""
-        return await self.made(
-            f"/v1/conversations/{thread_id}/messages",
-            {"messages": [{"role": "user", "content": text}], "streaming": False, **body},
-        )
-
-    async def made(self, path: str, body: Any) -> dict[str, Any]:
-        response = await self.client.post(path, json=body)
-        assert response.status_code == 200, response.text
-        answer: dict[str, Any] = response.json()
-        return answer
-
-    async def got(self, path: str, **query: Any) -> Any:
-        response = await self.client.get(path, params=query or None)
-        assert response.status_code == 200, response.text
-        return response.json()
-
-
-@cache
-def empty_records() -> bytes:
-    """Return a records file with the schema and no rows: a copy costs less than the schema."""
-    with TemporaryDirectory() as directory:
-        file = Path(directory) / "records.db"
-        upgrade(f"sqlite:///{file}")
-        return file.read_bytes()
-
-
-async def prepare_records(file: Path) -> None:
-    """Make the records file with its schema, unless it is there."""
-    if not file.exists():
-        file.write_bytes(await asyncio.to_thread(empty_records))
-
-
-@cache
-def _default_settings() -> Settings:
-    return Settings()
-
-
-def _settings(directory: Path, **settings: Any) -> Settings:
-    """The settings of a server. Reading the defaults takes as long as opening all its stores."""
-    if settings:
-        return Settings(data_dir=directory, **settings)
-    return _default_settings().model_copy(update={"data_dir": directory})
-
-
-_description: dict[str, Any] | None = None
-"""The description of the API, once an application has made it, which takes a second."""
-
-
-@contextmanager
-def application(context: Context) -> Iterator[FastAPI]:
-    """The application, which takes over the description that an earlier one has made."""
-    global _description  # noqa: PLW0603
-    app = create_app(context)
-    app.openapi_schema = _description
-    yield app
-    _description = app.openapi_schema
-
-
-@asynccontextmanager
-async def serving(
-    directory: Path,
-    *,
-    toolbox: Toolbox | None = None,
-    mcp_servers: McpServers | None = None,
-    engine: Engine | None = None,
-    records_url: str | None = None,
-    log: Log | None = None,
-    **settings: Any,
-) -> AsyncIterator[Server]:
-    """A server whose default model is the first of ``engine``, or the scripted echo."""
-    clock = TestClock()
-    async with AsyncExitStack() as stack:
-        if records_url is None:
-            await prepare_records(directory / "records.db")
-            records_url = f"sqlite:///{directory / 'records.db'}"
-        records = await Records.open(records_url, clock=clock)
-        stack.push_async_callback(records.aclose)
-        log = log or MemoryLog()
-        stack.push_async_callback(log.aclose)
-        catalog = Catalog([ScriptedEngine(clock=clock), *([engine] if engine else [])])
-        stack.push_async_callback(catalog.aclose)
-        toolbox = toolbox or Toolbox()
-        runs = RunService(
-            log,
-            records,
-            catalog,
-            clock,
-            default_model=engine.models()[0].handle if engine else "scripted/echo",
-            toolbox=toolbox,
-        )
-        await runs.start()
-        stack.push_async_callback(runs.aclose)
-        options = _settings(directory, **settings)
-        context = Context(records, catalog, options, clock, runs, toolbox, mcp_servers)
-        app = stack.enter_context(application(context))
-        client = await stack.enter_async_context(
-            httpx2.AsyncClient(
-                transport=httpx2.ASGITransport(app),
-                base_url="http://localhost",
-                follow_redirects=True,
-            )
-        )
-        yield Server(context, app, clock, client)
-
-
-async def started(server: Server, thread_id: str, text: str, **body: Any) -> str:
-    """Send in the background as a client that goes away at once; the id of the run."""
-    sent = {"messages": [{"role": "user", "content": text}], "background": True, **body}
-    received: list[Message] = [
-        {"type": "http.request", "body": json.dumps(sent).encode(), "more_body": False}
-    ]
-    headers: dict[bytes, bytes] = {}
-
-    async def receive() -> Message:
-        return received.pop() if received else {"type": "http.disconnect"}
-
-    async def send(message: Message) -> None:
-        headers.update(message.get("headers", ()))
-
-    path = f"/v1/conversations/{thread_id}/messages"
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
-        "client": ("127.0.0.1", 50_000),
-        "server": ("127.0.0.1", 80),
-    }
-    await server.app(scope, receive, send)
-    return headers[b"x-run-id"].decode()
-
-
-def strict_sdk(url: str, transport: httpx.AsyncBaseTransport | None = None) -> AsyncLetta:
-    """The unmodified Python SDK, validating every answer against its types."""
-    return AsyncLetta(
-        base_url=url,
-        api_key="any",
-        http_client=httpx.AsyncClient(transport=transport, follow_redirects=True, verify=False),
-        _strict_response_validation=True,
-    )
-
-
-def own_text(system: str) -> str:
-    """What a system prompt says before the ids of the agent and the conversation."""
-    text, separator, _ = system.partition("\n\n<memory_metadata>\n- AGENT_ID: agent-")
-    assert separator
-    return text
-
-
-OTHER_TENANT = TenantId("org-11111111-1111-4111-8111-111111111111")
-
-
-async def with_key(server: Server, tenant: TenantId = DEFAULT_TENANT) -> httpx2.AsyncClient:
-    """A client with a new key of the tenant. From then on the server is closed to others."""
-    _, secret = await server.context.records.keys.create(tenant, "test")
-    server.clock.skipped_seconds += KEY_CACHE_SECONDS
-    return httpx2.AsyncClient(
-        transport=httpx2.ASGITransport(server.app),
-        base_url="http://localhost",
-        follow_redirects=True,
-        headers={"Authorization": f"Bearer {secret}"},
-    )
+from tests.support.asgi_server import Server, serving, strict_sdk
+from tests.support.live_server import LiveServer, listening
 
 
 @pytest.fixture(autouse=True)
 def log_lines() -> Iterator[list[Any]]:
-    """What the server logs, caught: to show a traceback would read files in the event loop."""
+    """Capture log lines: printing a traceback would read files in the event loop."""
     with structlog.testing.capture_logs() as lines:
         yield lines
 
@@ -268,8 +35,6 @@ async def shared_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterat
 @pytest.fixture(scope="module")
 async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveServer]:
     """A server that listens, for all tests of a file."""
-    from tests.http.live import listening  # which builds on this file
-
     async with listening(tmp_path_factory.mktemp("live")) as live:
         yield live
 

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import event
 
 from reattach.domain.ids import DEFAULT_TENANT, AgentId
-from tests.http.conftest import Server, own_text, started
+from tests.support.asgi_server import Server, own_text, started
 
 BLOCK = {"label": "human", "value": "Ada", "description": "Who it is", "limit": 100}
 

@@ -36,9 +36,9 @@ from reattach.records.base import Thread
 from reattach.runs.transcript import Transcript
 from reattach.wire import letta
 from reattach.wire.sse import split_frames
-from tests.http.conftest import Server, serving
 from tests.http.test_odd_deltas import events_of
-from tests.redis_server import shared_url
+from tests.support.asgi_server import Server, serving
+from tests.support.redis_server import shared_url
 
 # Deltas that an engine may yield.
 

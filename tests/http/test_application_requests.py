@@ -6,7 +6,7 @@ from typing import Any
 
 from reattach.domain.ids import new_agent_id
 from reattach.tools.base import RETIRED_TOOLS
-from tests.http.conftest import Server
+from tests.support.asgi_server import Server
 
 SYSTEM = "You are one who works in a terminal. " * 450
 TAGS = ["origin:letta-code"]

@@ -11,7 +11,7 @@ import pytest
 
 from reattach.domain.ids import new_agent_id, new_message_id, new_uuid
 from reattach.domain.limits import MAX_TOOL_CALL_ID_CHARS
-from tests.http.live import (
+from tests.support.live_server import (
     WAIT_SECONDS,
     Frame,
     LiveServer,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.http.live import LiveServer, joined, kinds, text, told
+from tests.support.live_server import LiveServer, joined, kinds, text, told
 
 
 def to(agent_id: str) -> str:

@@ -24,7 +24,7 @@ from reattach.http.middleware.loopback import is_loopback
 from reattach.http.middleware.scopes import FOLLOWING, SENDING, scope_of
 from reattach.records.base import ApiKey, KeyScope
 from reattach.records.keys import Keys
-from tests.http.conftest import OTHER_TENANT, Server, TestClock, serving, with_key
+from tests.support.asgi_server import OTHER_TENANT, Server, TestClock, serving, with_key
 
 UNAUTHORIZED = {"detail": "Unauthorized", "code": "unauthorized"}
 

@@ -20,8 +20,8 @@ from reattach.tools.function import FunctionTool
 from reattach.tools.mcp import connect
 from reattach.tools.servers import McpServer, server_id
 from reattach.tools.threads import Threads
-from tests import tool_functions
-from tests.http.conftest import Server, serving
+from tests.support import tool_functions
+from tests.support.asgi_server import Server, serving
 
 pytestmark = pytest.mark.slow
 

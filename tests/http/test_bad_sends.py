@@ -13,8 +13,8 @@ import pytest
 
 from reattach.domain.ids import DEFAULT_TENANT, new_uuid
 from reattach.domain.limits import MAX_REQUEST_BYTES
-from tests.http.conftest import OTHER_TENANT
-from tests.http.live import LiveServer, listening, posted_directly, told
+from tests.support.asgi_server import OTHER_TENANT
+from tests.support.live_server import LiveServer, listening, posted_directly, told
 
 INSIDES = re.compile(
     r"Traceback|\.py\b|line \d+|sqlite|sqlalchemy|pydantic|starlette|0x[0-9a-f]{6}|"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.http.conftest import Server
+from tests.support.asgi_server import Server
 
 
 async def labels(server: Server, path: str = "/v1/blocks/", **query: Any) -> list[str]:

@@ -12,8 +12,8 @@ from standardwebhooks import Webhook
 
 from reattach.domain.ids import DEFAULT_TENANT, new_tenant_id
 from tests.docs.test_docs import ROOT, blocks
-from tests.http.live import WAIT_SECONDS, LiveServer, listening, told
-from tests.http.receiver import receiving
+from tests.support.callback_receiver import receiving
+from tests.support.live_server import WAIT_SECONDS, LiveServer, listening, told
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 
 from reattach.domain.ids import DEFAULT_TENANT, new_agent_id, new_conversation_id, new_run_id
 from reattach.runs import service
-from tests.http.conftest import OTHER_TENANT
-from tests.http.live import LiveServer, joined, kinds, listening, new_threads
+from tests.support.asgi_server import OTHER_TENANT
+from tests.support.live_server import LiveServer, joined, kinds, listening, new_threads
 
 
 def of_conversation(conversation: str) -> str:

@@ -12,7 +12,7 @@ from reattach.domain.errors import TooManyConnectionsError
 from reattach.http.connection.capacity import Capacity
 from reattach.http.connection.states import Timeouts
 from reattach.http.connection.watch import Watch
-from tests.http.live import WAIT_SECONDS, listening
+from tests.support.live_server import WAIT_SECONDS, listening
 
 
 def capacity(most: int | None = None, each: int | None = None) -> Capacity:

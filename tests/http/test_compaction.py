@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.http.live import Frame, LiveServer, kinds, listening, text
+from tests.support.live_server import Frame, LiveServer, kinds, listening, text
 
 TOLD_INSTEAD = "What was said before in this conversation was left out to save space."
 
@@ -13,7 +13,7 @@ TOLD_INSTEAD = "What was said before in this conversation was left out to save s
 @pytest.fixture(scope="module")
 async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveServer]:
     directory = tmp_path_factory.mktemp("live")
-    async with listening(directory, tools=["tests.tool_functions:add"]) as live:
+    async with listening(directory, tools=["tests.support.tool_functions:add"]) as live:
         yield live
 
 

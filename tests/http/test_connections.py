@@ -14,7 +14,7 @@ import pytest
 
 from reattach.domain.limits import KEEPALIVE_IDLE_SECONDS
 from reattach.http.connection.protocol import HttpConnection
-from tests.http.live import WAIT_SECONDS, LiveServer, joined, told
+from tests.support.live_server import WAIT_SECONDS, LiveServer, joined, told
 
 JSON_HEAD = b"Host: 127.0.0.1\r\nContent-Type: application/json\r\n"
 

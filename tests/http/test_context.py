@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reattach.domain.ids import TenantId
-from tests.http.live import WAIT_SECONDS, LiveServer, kinds, listening, text
+from tests.support.live_server import WAIT_SECONDS, LiveServer, kinds, listening, text
 
 
 @pytest.fixture(scope="module")

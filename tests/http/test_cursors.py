@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from tests.http.live import DONE, Frame, LiveServer, joined, kinds, listening, posted_directly
+from tests.support.live_server import (
+    DONE,
+    Frame,
+    LiveServer,
+    joined,
+    kinds,
+    listening,
+    posted_directly,
+)
 
 LONG = "[think=3][tool=look][chunks=12][unicode][steps=2]"
 

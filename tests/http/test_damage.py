@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from reattach.domain.ids import DEFAULT_TENANT
 from reattach.records.database import damage, schema
 from reattach.records.database.columns import JsonObject, Moment, StoredType, Typed, Whole, Word
-from tests.http.conftest import Server, serving
+from tests.support.asgi_server import Server, serving
 
 IN_SQLITE: dict[type[Any], list[str]] = {
     Moment: ["never", ""],

@@ -14,7 +14,7 @@ from reattach.domain import errors
 from reattach.domain.errors import EngineError, LogError, ReattachError, StartupError, ToolError
 from reattach.domain.limits import MAX_REQUEST_BYTES
 from reattach.http.errors import error_response, status_of
-from tests.http.conftest import Server, serving
+from tests.support.asgi_server import Server, serving
 
 # Raised within the server and turned into others before a client could see them.
 INTERNAL = (LogError, StartupError, ToolError)

@@ -12,8 +12,8 @@ from starlette.types import Message
 from reattach.domain.ids import DEFAULT_TENANT, new_run_id
 from reattach.http.app import Api, create_app
 from reattach.http.connection.protocol import HttpConnection
-from tests.http.conftest import OTHER_TENANT
-from tests.http.live import WAIT_SECONDS, LiveServer, listening, new_threads
+from tests.support.asgi_server import OTHER_TENANT
+from tests.support.live_server import WAIT_SECONDS, LiveServer, listening, new_threads
 
 USUAL = ((b"host", b"localhost"), (b"content-type", b"application/json"))
 

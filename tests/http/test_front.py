@@ -15,7 +15,7 @@ import structlog.testing
 from reattach import __version__
 from reattach.observe import configure_logging
 from reattach.runs import endings
-from tests.http.conftest import Server, serving
+from tests.support.asgi_server import Server, serving
 
 
 async def test_a_browser_gets_a_page_that_loads_nothing(server: Server) -> None:

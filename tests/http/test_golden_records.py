@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.http.conftest import Server
+from tests.support.asgi_server import Server
 
 RECORDED = Path(__file__).parents[1] / "golden/retired_server.jsonl"
 GOLDEN: dict[str, dict[str, Any]] = {

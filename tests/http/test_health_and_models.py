@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from reattach import __version__
-from tests.http.conftest import Server, serving
+from tests.support.asgi_server import Server, serving
 
 
 @pytest.mark.parametrize("path", ["/v1/health/", "/v1/health", "/v1/ready/", "/v1/ready"])

@@ -11,8 +11,8 @@ import pytest
 from reattach.domain.errors import StoreUnavailableError
 from reattach.domain.ids import DEFAULT_TENANT, RunId, new_uuid
 from reattach.records.base import RunCreated, RunKnown
-from tests.http.conftest import OTHER_TENANT
-from tests.http.live import LiveServer, joined, listening, new_threads, to, told
+from tests.support.asgi_server import OTHER_TENANT
+from tests.support.live_server import LiveServer, joined, listening, new_threads, to, told
 
 MODES: dict[str, dict[str, Any]] = {
     "background": {"background": True},

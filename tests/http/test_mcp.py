@@ -20,9 +20,17 @@ from reattach.domain.ids import DEFAULT_TENANT, AgentId
 from reattach.testing.programs.ports import free_port
 from reattach.testing.programs.server import ServerProcess
 from reattach.tools.base import SETTING
-from tests import mcp_server
-from tests.http.live import WAIT_SECONDS, LiveServer, listening, sent, text, thread_with, to
 from tests.http.test_approvals import answer, stop_of, verdict
+from tests.support import mcp_server
+from tests.support.live_server import (
+    WAIT_SECONDS,
+    LiveServer,
+    listening,
+    sent,
+    text,
+    thread_with,
+    to,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +43,7 @@ def program(journal: Path, **options: Any) -> dict[str, Any]:
     env = {"MCP_JOURNAL": str(journal), "MCP_SECRET": SECRET, **options.pop("env", {})}
     return {
         "command": sys.executable,
-        "args": ["-m", "tests.mcp_server"],
+        "args": ["-m", "tests.support.mcp_server"],
         "cwd": str(ROOT),
         "env": env,
         **options,
@@ -235,7 +243,7 @@ async def test_a_server_that_is_not_there_is_an_error_that_says_why(
 
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.mcp_server"])  # To import the SDK takes seconds.
+FORKS.set_forkserver_preload(["tests.support.mcp_server"])  # To import the SDK takes seconds.
 
 
 @asynccontextmanager
@@ -347,7 +355,7 @@ def settings_file(path: Path, **env: str) -> Path:
         f"""
 [mcp.journal]
 command = "{sys.executable}"
-args = ["-m", "tests.mcp_server"]
+args = ["-m", "tests.support.mcp_server"]
 cwd = "{ROOT}"
 
 [mcp.journal.env]

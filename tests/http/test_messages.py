@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.http.conftest import Server, own_text
+from tests.support.asgi_server import Server, own_text
 
 UNKNOWN = "message-123e4567-e89b-42d3-8456-426614174000"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import letta_client
 
 from reattach.http.api.not_offered import LATER, OUT_OF_SCOPE
-from tests.http.conftest import Server
+from tests.support.asgi_server import Server
 
 IDS = {
     "agent_id": "agent-123e4567-e89b-42d3-8456-426614174000",

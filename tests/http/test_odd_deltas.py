@@ -21,7 +21,7 @@ from reattach.engine.base import (
     Turn,
 )
 from reattach.engine.function import FunctionEngine
-from tests.http.conftest import Server, serving
+from tests.support.asgi_server import Server, serving
 
 HIGH, LOW, SMILE = "\ud83d", "\ude00", "\U0001f600"
 ODD_USAGE: Any = Usage(12.5, float("nan"), -1, 1, "7", 2**70, 1.5, float("inf"))  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from reattach.http.app import create_app
-from tests.http.conftest import Server
+from tests.support.asgi_server import Server
 
 # Named by the API that the SDKs are made from, or by its recorded description.
 OPERATIONS = {

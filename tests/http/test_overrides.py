@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.http.live import LiveServer, listening
+from tests.support.live_server import LiveServer, listening
 
 NAMED, DEFAULT, AGENT, AGENT_STREAM, ASYNC = (
     "a named conversation",

@@ -10,7 +10,7 @@ import pytest
 
 from reattach.domain.ids import new_agent_id
 from reattach.records.paging import span_of
-from tests.http.live import LiveServer, listening
+from tests.support.live_server import LiveServer, listening
 
 Order = Literal["asc", "desc"]
 ORDERS: list[Order] = ["asc", "desc"]
@@ -85,7 +85,7 @@ class Filled:
 
 @pytest.fixture(scope="module")
 async def filled(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Filled]:
-    tools = tuple(f"tests.tool_functions:{name}" for name in TOOLS)
+    tools = tuple(f"tests.support.tool_functions:{name}" for name in TOOLS)
     async with listening(tmp_path_factory.mktemp("paged"), tools=tools) as live:
         blocks = [await live.block(f"b{n}", "v") for n in range(4)]
         block_ids = [block["id"] for block in blocks]

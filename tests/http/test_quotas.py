@@ -16,8 +16,8 @@ from reattach.domain.errors import QuotaError
 from reattach.domain.ids import DEFAULT_TENANT, TenantId
 from reattach.domain.limits import QUOTA_BURST_SECONDS
 from reattach.http.middleware.quotas import Bounds, Quotas
-from tests.http.conftest import OTHER_TENANT, TestClock
-from tests.http.live import WAIT_SECONDS, LiveServer, listening, new_threads, to
+from tests.support.asgi_server import OTHER_TENANT, TestClock
+from tests.support.live_server import WAIT_SECONDS, LiveServer, listening, new_threads, to
 
 TENANT = TenantId("org-1")
 

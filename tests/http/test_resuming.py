@@ -17,8 +17,17 @@ from reattach.domain.ids import (
 )
 from reattach.http.api import resuming
 from reattach.records.base import RunCreated, RunKnown
-from tests.http.conftest import OTHER_TENANT
-from tests.http.live import DONE, LiveServer, Stream, joined, kinds, listening, new_threads, told
+from tests.support.asgi_server import OTHER_TENANT
+from tests.support.live_server import (
+    DONE,
+    LiveServer,
+    Stream,
+    joined,
+    kinds,
+    listening,
+    new_threads,
+    told,
+)
 
 SOME_UUID = "6af1ebde-378d-4111-b936-e8f82c8f8359"
 

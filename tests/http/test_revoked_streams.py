@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from reattach.domain.ids import DEFAULT_TENANT
-from tests.http.live import WAIT_SECONDS, LiveServer, listening, new_threads, to
+from tests.support.live_server import WAIT_SECONDS, LiveServer, listening, new_threads, to
 
 PING_SECONDS = 0.2
 

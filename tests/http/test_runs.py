@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from reattach.domain.ids import DEFAULT_TENANT
-from tests.http.conftest import Server, started
+from tests.support.asgi_server import Server, started
 
 UNKNOWN = "run-123e4567-e89b-42d3-8456-426614174000"
 

@@ -20,7 +20,7 @@ from schemathesis.checks import (
     status_code_conformance,
 )
 
-from tests.http.conftest import serving
+from tests.support.asgi_server import serving
 
 pytestmark = pytest.mark.slow
 

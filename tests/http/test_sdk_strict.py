@@ -9,7 +9,7 @@ import httpx
 import pytest
 from letta_client import APIStatusError, AsyncLetta, ConflictError, NotFoundError
 
-from tests.http.conftest import Server, strict_sdk
+from tests.support.asgi_server import Server, strict_sdk
 
 
 @pytest.fixture

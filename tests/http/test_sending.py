@@ -8,8 +8,8 @@ import pytest
 
 from reattach.domain.ids import new_agent_id, new_conversation_id, new_uuid
 from reattach.http.schemas.sending import WholeAnswer
-from tests.http.conftest import own_text
-from tests.http.live import Frame, LiveServer, joined, kinds, new_threads, text, to, told
+from tests.support.asgi_server import own_text
+from tests.support.live_server import Frame, LiveServer, joined, kinds, new_threads, text, to, told
 
 PIXEL = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 

@@ -18,8 +18,8 @@ from reattach.tools.function import FunctionTool
 from reattach.tools.mcp import connect
 from reattach.tools.servers import McpServer, server_id
 from reattach.tools.threads import Threads
-from tests import tool_functions
-from tests.http.conftest import OTHER_TENANT, Server, serving, started, with_key
+from tests.support import tool_functions
+from tests.support.asgi_server import OTHER_TENANT, Server, serving, started, with_key
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import httpx2
 import pytest
 
 from reattach.domain.ids import DEFAULT_TENANT
-from tests.http.conftest import OTHER_TENANT
-from tests.http.live import WAIT_SECONDS, LiveServer, kinds, listening, to
+from tests.support.asgi_server import OTHER_TENANT
+from tests.support.live_server import WAIT_SECONDS, LiveServer, kinds, listening, to
 
 BODY = b"[" + b",".join([b"[]"] * 1_000_000) + b"]"
 """Costs little to send, and about a second to parse."""

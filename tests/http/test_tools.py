@@ -10,16 +10,25 @@ import pytest
 from letta_client import AsyncLetta
 
 from reattach.domain.ids import TOOL_PATTERN
-from tests import tool_functions as functions
-from tests.http.live import WAIT_SECONDS, LiveServer, kinds, listening, sent, text, thread_with, to
 from tests.http.test_approvals import answer, items, returned, stop_of, types, verdict
+from tests.support import tool_functions as functions
+from tests.support.live_server import (
+    WAIT_SECONDS,
+    LiveServer,
+    kinds,
+    listening,
+    sent,
+    text,
+    thread_with,
+    to,
+)
 
 NAMES = ("add", "greet", "deploy", "explode", "hang", "flood")
 
 
 @pytest.fixture(scope="module")
 async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveServer]:
-    tools = tuple(f"tests.tool_functions:{name}" for name in NAMES)
+    tools = tuple(f"tests.support.tool_functions:{name}" for name in NAMES)
     directory = tmp_path_factory.mktemp("live")
     async with listening(directory, tools=tools, tool_seconds=0.5) as live:
         yield live

@@ -9,7 +9,7 @@ import structlog.testing
 
 from reattach.testing.programs.redis import RedisServer
 from reattach.testing.programs.relay import Relay
-from tests.recovery.heart import Heart, heart_in
+from tests.support.in_process import Heart, heart_in
 
 
 @pytest.fixture(autouse=True)

@@ -23,13 +23,13 @@ from reattach.log.sqlite.log import SqliteLog
 from reattach.records.base import Run
 from reattach.runs.follow import Target
 from reattach.runs.ownership import audit as audit_module
-from tests.recovery.clocks import LeapClock
-from tests.recovery.engines import SteppedEngine
-from tests.recovery.faults import Faults, Gate, Outage
-from tests.recovery.heart import Heart, eventually
-from tests.recovery.readers import Reader
-from tests.recovery.received import end_of
 from tests.recovery.test_outages import orphans_of
+from tests.support.clocks import LeapClock
+from tests.support.engines import SteppedEngine
+from tests.support.faulty_stores import Faults, Gate, Outage
+from tests.support.in_process import Heart, eventually
+from tests.support.in_process_readers import Reader
+from tests.support.received import end_of
 
 T = TypeVar("T")
 TEXT = "one two three"

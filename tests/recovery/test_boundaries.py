@@ -10,10 +10,10 @@ import pytest
 from reattach.domain.events import RunStatus
 from reattach.domain.messages import Message, Role
 from reattach.records.base import Conversation, Run
-from tests.recovery.faults import Life, faulty_records
-from tests.recovery.heart import Heart
-from tests.recovery.readers import Reader
-from tests.recovery.received import Received, answer, end_of
+from tests.support.faulty_stores import Life, faulty_records
+from tests.support.in_process import Heart
+from tests.support.in_process_readers import Reader
+from tests.support.received import Received, answer, end_of
 
 WAIT_SECONDS = 10.0
 TEXT = "one two three four five"

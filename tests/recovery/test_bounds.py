@@ -10,12 +10,12 @@ from reattach.domain.events import RunStatus
 from reattach.domain.limits import DELTA_BYTES, PENDING_APPEND_BYTES, REPLAY_SLICE_BYTES
 from reattach.runs import appender as appender_module
 from reattach.runs import driver as worker_module
-from tests.recovery.engines import EndlessEngine
-from tests.recovery.faults import FaultyLog, Gate
-from tests.recovery.heart import Heart
-from tests.recovery.readers import Reader
-from tests.recovery.received import Received
 from tests.recovery.test_outages import turns_of_the_loop
+from tests.support.engines import EndlessEngine
+from tests.support.faulty_stores import FaultyLog, Gate
+from tests.support.in_process import Heart
+from tests.support.in_process_readers import Reader
+from tests.support.received import Received
 
 
 @pytest.mark.promise("P12")

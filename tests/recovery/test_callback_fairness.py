@@ -22,7 +22,8 @@ from reattach.records.records import Records
 from reattach.webhooks.receivers import NO_ANSWER, Answered, Receivers
 from reattach.webhooks.sender import Callbacks
 from reattach.webhooks.slots import CallbackSlots
-from tests.conformance.records.samples import (
+from tests.support.live_server import WAIT_SECONDS
+from tests.support.record_samples import (
     HandClock,
     World,
     a_message,
@@ -31,7 +32,6 @@ from tests.conformance.records.samples import (
     a_world,
     at,
 )
-from tests.http.live import WAIT_SECONDS
 
 HOSTILE, HONEST = new_tenant_id(), new_tenant_id()
 

@@ -25,7 +25,9 @@ from reattach.records.records import Records
 from reattach.testing.programs.server import ServerProcess
 from reattach.webhooks.receivers import NO_ANSWER, NOT_CALLED, Receivers
 from reattach.webhooks.sender import Callbacks
-from tests.conformance.records.samples import (
+from tests.support.callback_receiver import receiving
+from tests.support.live_server import WAIT_SECONDS, listening, told
+from tests.support.record_samples import (
     OURS,
     HandClock,
     World,
@@ -34,8 +36,6 @@ from tests.conformance.records.samples import (
     a_world,
     at,
 )
-from tests.http.live import WAIT_SECONDS, listening, told
-from tests.http.receiver import receiving
 
 TIMEOUT_SECONDS = 0.3
 

@@ -13,10 +13,10 @@ from reattach.domain.messages import Role
 from reattach.records.base import Conversation, Run, Thread
 from reattach.runs import driver as worker_module
 from reattach.runs.service import RunService
-from tests.recovery.engines import CancellingEngine, SteppedEngine, StubbornEngine
-from tests.recovery.faults import Gate, faulty_records
-from tests.recovery.heart import Heart, eventually
-from tests.recovery.readers import Reader
+from tests.support.engines import CancellingEngine, SteppedEngine, StubbornEngine
+from tests.support.faulty_stores import Gate, faulty_records
+from tests.support.in_process import Heart, eventually
+from tests.support.in_process_readers import Reader
 
 GENEROUS_SECONDS = 5.0
 CANCELLED = {"stop_reason": "cancelled", "error_type": None}

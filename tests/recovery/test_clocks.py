@@ -20,9 +20,9 @@ from reattach.records.base import Page, Run
 from reattach.runs.service import RunService
 from reattach.server.assembly import assemble
 from reattach.settings import Settings
-from tests.recovery.clocks import NOON, JumpClock
-from tests.recovery.heart import Heart
-from tests.redis_server import shared_url
+from tests.support.clocks import NOON, JumpClock
+from tests.support.in_process import Heart
+from tests.support.redis_server import shared_url
 
 HOUR: Final = 3600.0
 DAY: Final = timedelta(hours=24)

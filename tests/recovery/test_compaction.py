@@ -17,8 +17,8 @@ from reattach.engine.base import Delta, Turn
 from reattach.engine.scripted import ScriptedEngine
 from reattach.records.base import Conversation, Thread
 from reattach.runs.service import Send
-from tests.recovery.faults import Life
-from tests.recovery.heart import Heart
+from tests.support.faulty_stores import Life
+from tests.support.in_process import Heart
 
 WAIT_SECONDS = ENGINE_STOP_SECONDS * 10
 

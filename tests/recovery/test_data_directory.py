@@ -20,8 +20,8 @@ from reattach.server.assembly import assemble
 from reattach.server.process import _refuse_open_to_strangers
 from reattach.settings import Settings
 from reattach.testing.programs.server import ServerProcess
-from tests.http.live import listening
-from tests.recovery.clients import client_of
+from tests.support.live_server import listening
+from tests.support.raw_clients import client_of
 
 
 async def refused(data_dir: Path, *arguments: str) -> str:

@@ -11,8 +11,8 @@ import pytest
 
 from reattach.domain.ids import RunId
 from reattach.log.sqlite.log import Sizes
-from tests.recovery.heart import Heart, eventually
 from tests.recovery.test_retention import HOUR_SECONDS, serving
+from tests.support.in_process import Heart, eventually
 
 SECRET: Final = "sesame-8b1f"
 LONG: Final = f"{SECRET} " * 3000

@@ -8,11 +8,11 @@ import pytest
 
 from reattach.domain.events import RunStatus
 from reattach.domain.messages import Role
-from tests.recovery.engines import SteppedEngine
-from tests.recovery.faults import FaultyLog, Gate, faulty_records
-from tests.recovery.heart import Heart
-from tests.recovery.readers import Reader
-from tests.recovery.received import Received, end_of
+from tests.support.engines import SteppedEngine
+from tests.support.faulty_stores import FaultyLog, Gate, faulty_records
+from tests.support.in_process import Heart
+from tests.support.in_process_readers import Reader
+from tests.support.received import Received, end_of
 
 
 @pytest.mark.promise("P7", "P3")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.recovery.engines import SteppedEngine
-from tests.recovery.faults import Faults, FaultyLog
-from tests.recovery.heart import Heart
-from tests.recovery.readers import Reader
+from tests.support.engines import SteppedEngine
+from tests.support.faulty_stores import Faults, FaultyLog
+from tests.support.in_process import Heart
+from tests.support.in_process_readers import Reader
 
 READERS = 30
 

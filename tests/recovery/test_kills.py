@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from reattach.testing.programs.server import ServerProcess
-from tests.recovery.clients import Client, client_of, start
-from tests.recovery.received import Received, answer, end_of
+from tests.support.raw_clients import Client, client_of, start
+from tests.support.received import Received, answer, end_of
 
 SEED = 20_261_122
 KILLS = 3

@@ -16,12 +16,12 @@ from reattach.log.base import Head, Log
 from reattach.records.base import Run
 from reattach.runs import service as service_module
 from reattach.runs.upkeep.schedule import keep_up
-from tests.recovery.clocks import LeapClock
-from tests.recovery.engines import EndlessEngine, SteppedEngine
-from tests.recovery.faults import Faults, FaultyLog, Gate, Life, Outage
-from tests.recovery.heart import Heart, eventually
-from tests.recovery.readers import Reader
-from tests.recovery.received import answer, end_of
+from tests.support.clocks import LeapClock
+from tests.support.engines import EndlessEngine, SteppedEngine
+from tests.support.faulty_stores import Faults, FaultyLog, Gate, Life, Outage
+from tests.support.in_process import Heart, eventually
+from tests.support.in_process_readers import Reader
+from tests.support.received import answer, end_of
 
 TEXT = "one two three"
 

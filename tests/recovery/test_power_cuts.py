@@ -26,8 +26,8 @@ from reattach.server import datadir
 from reattach.server.assembly import assemble
 from reattach.settings import Settings
 from reattach.wire.sse import split_frames
-from tests.recovery.heart import Heart
 from tests.recovery.wal import commits, drop_commits
+from tests.support.in_process import Heart
 
 DONE = b"data: [DONE]\n\n"
 FIRST_BOOT, NEXT_BOOT = "boot-1", "boot-2"

@@ -20,9 +20,9 @@ from reattach.http.context import Context
 from reattach.server.assembly import assemble
 from reattach.server.datadir import events_file
 from reattach.settings import Settings
-from tests.recovery.clocks import LeapClock
-from tests.recovery.heart import Heart, eventually
-from tests.recovery.readers import Reader
+from tests.support.clocks import LeapClock
+from tests.support.in_process import Heart, eventually
+from tests.support.in_process_readers import Reader
 
 HOUR_SECONDS = 3600.0
 

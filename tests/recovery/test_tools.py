@@ -22,8 +22,8 @@ from reattach.records.base import Conversation, Run, Thread
 from reattach.runs.service import Send
 from reattach.tools.base import SETTING, Tool, Toolbox
 from reattach.wire import letta
-from tests.recovery.faults import FaultyLog, Gate, Life, Outage, faulty_records
-from tests.recovery.heart import Heart
+from tests.support.faulty_stores import FaultyLog, Gate, Life, Outage, faulty_records
+from tests.support.in_process import Heart
 
 WAIT_SECONDS = ENGINE_STOP_SECONDS * 5
 

@@ -19,14 +19,14 @@ from reattach.log.sqlite.log import Sizes, SqliteLog
 from reattach.records.base import Run, Settlement
 from reattach.records.records import Records
 from reattach.runs.ownership import recovery
-from tests.conformance.log_stores import SMALL
-from tests.recovery.clocks import LeapClock
-from tests.recovery.faults import Faults
-from tests.recovery.heart import Heart, heart_of
-from tests.recovery.received import answer, end_of
 from tests.recovery.test_boundaries import die_working
 from tests.recovery.test_outages import OneLogDown, orphans_of
 from tests.recovery.test_waiting_calls import ASK, answer_to, pending
+from tests.support.clocks import LeapClock
+from tests.support.faulty_stores import Faults
+from tests.support.in_process import Heart, heart_of
+from tests.support.log_stores import SMALL
+from tests.support.received import answer, end_of
 
 DIED = "stream_incomplete"
 

@@ -13,8 +13,8 @@ from reattach.domain.events import StopReason
 from reattach.domain.ids import DEFAULT_TENANT, new_message_id
 from reattach.domain.messages import Message, Role, ToolReturnPart
 from reattach.records.base import Conversation, Thread
-from tests.recovery.heart import Heart
 from tests.recovery.test_boundaries import die_working
+from tests.support.in_process import Heart
 
 ASK = "[client_tool=look][chunks=0]"
 

@@ -14,9 +14,9 @@ from reattach.runs import appender as appender_module
 from reattach.runs.appender import Appender
 from reattach.testing.faults.history import decoded
 from reattach.wire.sse import split_frames
-from tests.recovery.clocks import NOON, LeapClock
-from tests.recovery.faults import Faults, FaultyLog, Gate, Outage
-from tests.recovery.received import Received
+from tests.support.clocks import NOON, LeapClock
+from tests.support.faulty_stores import Faults, FaultyLog, Gate, Outage
+from tests.support.received import Received
 
 RUN = new_run_id()
 PLACE = Place(new_message_id(), new_step_id(), 0, NOON)

@@ -29,7 +29,7 @@ from reattach.domain.messages import (
 )
 from reattach.records.base import Thread
 from reattach.runs.transcript import Transcript
-from tests.conformance.records.samples import NOON, a_run
+from tests.support.record_samples import NOON, a_run
 
 LOOK = ToolCallPart("1", "look", "{}", needs_approval=True)
 PAY = ToolCallPart("2", "pay", "{}", needs_approval=True)

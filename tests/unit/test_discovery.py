@@ -20,7 +20,7 @@ from reattach.engine.providers import PROVIDERS, accounts, missing_key
 from reattach.http.context import Context
 from reattach.server.assembly import assemble, engines_of
 from reattach.settings import Settings, unknown_variables
-from tests.model_lists import ModelLists, listing, openai_list
+from tests.support.model_lists import ModelLists, listing, openai_list
 
 BOUND_SECONDS = 30
 ANTHROPIC = {"data": [{"type": "model", "id": "claude-x", "display_name": "Claude X"}]}

@@ -23,7 +23,7 @@ from reattach.outbound.limits import (
     IMAGES_FETCHED_BYTES,
 )
 from reattach.testing.conformance.engine import Subject, collect, message
-from tests.openai_server import openai_server
+from tests.support.openai_server import openai_server
 
 GIF = b"GIF89a-not-really"
 

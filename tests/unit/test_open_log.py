@@ -7,7 +7,7 @@ import pytest
 
 from reattach.domain.errors import StartupError
 from reattach.log.open import open_log
-from tests.redis_server import shared_url
+from tests.support.redis_server import shared_url
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ from reattach.engine.base import (
 from reattach.engine.pydantic_ai import PydanticAIEngine
 from reattach.engine.pydantic_ai.told import provider_messages
 from reattach.testing.conformance.engine import Subject, collect, message, text_of
-from tests.openai_server import OpenAIServer, openai_server
+from tests.support.openai_server import OpenAIServer, openai_server
 
 BEHAVIOURS = (
     "small", "reasoning", "tool", "length", "empty", "hang", "cut", "garbage", "error",

@@ -18,8 +18,8 @@ from pydantic_ai.providers.openrouter import OpenRouterProvider
 from reattach.agent.model_settings import model_settings
 from reattach.engine.pydantic_ai import PydanticAIEngine
 from reattach.testing.conformance.engine import Subject, collect, text_of
-from tests.openai_server import OpenAIServer, openai_server
-from tests.provider_server import ProviderServer, provider_server
+from tests.support.openai_server import OpenAIServer, openai_server
+from tests.support.provider_server import ProviderServer, provider_server
 
 EFFORT = {"reasoning": {"reasoning_effort": "low"}}
 NO_EFFORT = {"reasoning": {"reasoning_effort": "none"}}

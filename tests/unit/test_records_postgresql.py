@@ -25,7 +25,7 @@ from reattach.records.records import Records
 from reattach.records.runs.notifications import NotificationsMissed, RunSettled
 from reattach.testing.programs.postgresql import PostgresqlServer
 from reattach.testing.programs.relay import Relay
-from tests.conformance.records.samples import (
+from tests.support.record_samples import (
     NOON,
     OURS,
     a_block,

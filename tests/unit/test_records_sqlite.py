@@ -17,7 +17,7 @@ from reattach.records.database.database import Database
 from reattach.records.database.prepared import PreparedQuery
 from reattach.records.database.sqlite import Durability
 from reattach.records.records import Records
-from tests.conformance.records.samples import NOON, OURS
+from tests.support.record_samples import NOON, OURS
 
 
 @pytest.fixture

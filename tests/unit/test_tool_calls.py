@@ -28,7 +28,7 @@ from reattach.tools.base import AttachedTool
 from reattach.tools.function import FunctionTool
 from reattach.tools.loop import ToolLoop
 from reattach.tools.threads import Threads
-from tests import tool_functions as functions
+from tests.support import tool_functions as functions
 
 
 def heard(*deltas: Delta, taken: Sequence[str] = ()) -> list[Delta]:

@@ -28,7 +28,7 @@ from reattach.tools.calling import call_tool
 from reattach.tools.function import FunctionTool, function_tools, tool
 from reattach.tools.loop import ToolLoop
 from reattach.tools.threads import Threads
-from tests import tool_functions as functions
+from tests.support import tool_functions as functions
 
 TOO_MUCH = (
     f"The tool ran, and returned 10000000 characters; {MAX_TOOL_OUTPUT_CHARS} are the "
@@ -120,9 +120,9 @@ async def test_functions_that_hang_use_up_their_threads_and_nobody_elses() -> No
     [
         ("nothing", "must be named package.module:function"),
         ("no.such.module:f", "can not be imported: ModuleNotFoundError"),
-        ("tests.tool_functions:missing", "can not be imported: AttributeError"),
-        ("tests.tool_functions:RAN", "is no function"),
-        ("tests.tool_functions:everything", "arguments without names"),
+        ("tests.support.tool_functions:missing", "can not be imported: AttributeError"),
+        ("tests.support.tool_functions:RAN", "is no function"),
+        ("tests.support.tool_functions:everything", "arguments without names"),
     ],
 )
 def test_a_tool_that_can_not_be_had_keeps_the_server_from_starting(name: str, text: str) -> None:
@@ -132,10 +132,10 @@ def test_a_tool_that_can_not_be_had_keeps_the_server_from_starting(name: str, te
 
 def test_installed_packages_bring_tools_by_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     def points(*, group: str) -> list[EntryPoint]:
-        return [EntryPoint("x", "tests.tool_functions:greet", group)]
+        return [EntryPoint("x", "tests.support.tool_functions:greet", group)]
 
     monkeypatch.setattr(function_module, "entry_points", points)
-    names = ["tests.tool_functions:add", "tests.tool_functions:greet"]
+    names = ["tests.support.tool_functions:add", "tests.support.tool_functions:greet"]
     assert [one.name for one in function_tools(names, Threads())] == ["add", "greet"]
 
 

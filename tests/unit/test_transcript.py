@@ -14,7 +14,7 @@ from reattach.engine.base import ToolReturn as Returned
 from reattach.records.base import Settlement, Thread
 from reattach.runs.transcript import Transcript
 from reattach.wire import letta
-from tests.conformance.records.samples import a_run
+from tests.support.record_samples import a_run
 from tests.unit.test_machine import played
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)

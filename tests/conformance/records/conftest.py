@@ -9,8 +9,8 @@ import pytest
 
 from reattach.records.database.database import Database, upgrade
 from reattach.records.records import Records
-from tests.conformance.records.samples import HandClock, World, a_world
-from tests.postgresql_server import DELETE_ALL_ROWS
+from tests.support.postgresql_server import DELETE_ALL_ROWS
+from tests.support.record_samples import HandClock, World, a_world
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

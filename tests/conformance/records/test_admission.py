@@ -16,7 +16,7 @@ from reattach.domain.ids import new_agent_id, new_conversation_id
 from reattach.records.base import Run, RunCreated, RunKnown, Thread
 from reattach.records.records import Records
 from reattach.records.runs import admission
-from tests.conformance.records.samples import (
+from tests.support.record_samples import (
     OURS,
     THEIRS,
     World,

@@ -7,7 +7,7 @@ from reattach.domain.events import StopReason
 from reattach.domain.ids import new_agent_id, new_block_id
 from reattach.records.base import Agent
 from reattach.records.records import Records
-from tests.conformance.records.samples import (
+from tests.support.record_samples import (
     OURS,
     THEIRS,
     HandClock,

@@ -18,7 +18,7 @@ from reattach.domain.ids import RunId, new_message_id, new_step_id
 from reattach.domain.messages import ApprovalPart, Message, Role, ToolCallPart, ToolReturnPart
 from reattach.records.base import Run, RunCreated, RunKnown, Thread
 from reattach.records.records import Records
-from tests.conformance.records.samples import (
+from tests.support.record_samples import (
     OURS,
     THEIRS,
     World,

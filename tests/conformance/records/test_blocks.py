@@ -5,7 +5,7 @@ import pytest
 from reattach.domain.errors import ConflictError, NotFoundError
 from reattach.domain.ids import new_block_id
 from reattach.records.records import Records
-from tests.conformance.records.samples import (
+from tests.support.record_samples import (
     OURS,
     THEIRS,
     HandClock,

@@ -10,7 +10,7 @@ from reattach.outbound.limits import (
 from reattach.records.base import Run
 from reattach.records.callbacks import CallbackOutcome, DueCallback, Receiver, Room
 from reattach.records.records import Records
-from tests.conformance.records.samples import (
+from tests.support.record_samples import (
     OURS,
     THEIRS,
     HandClock,

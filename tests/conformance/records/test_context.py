@@ -9,7 +9,7 @@ from reattach.domain.events import Usage
 from reattach.domain.ids import MessageId, new_message_id, new_step_id
 from reattach.domain.messages import CompactionStats, Message, Role, SummaryPart
 from reattach.records.base import Thread
-from tests.conformance.records.samples import (
+from tests.support.record_samples import (
     NOON,
     OURS,
     THEIRS,

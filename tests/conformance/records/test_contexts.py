@@ -13,7 +13,7 @@ from reattach.records import threads
 from reattach.records.base import Thread, ThreadContext
 from reattach.records.contexts import Contexts, KeptContext
 from reattach.records.records import Records
-from tests.conformance.records.samples import (
+from tests.support.record_samples import (
     NOON,
     OURS,
     World,

@@ -6,7 +6,7 @@ from reattach.domain.errors import NotFoundError
 from reattach.domain.ids import new_agent_id, new_message_id
 from reattach.records.base import Conversation, Thread
 from reattach.records.records import Records
-from tests.conformance.records.samples import (
+from tests.support.record_samples import (
     OURS,
     THEIRS,
     HandClock,

@@ -12,7 +12,7 @@ from reattach.domain.errors import ConflictError, InvalidArgumentError, StoreUna
 from reattach.records.database import schema
 from reattach.records.database.database import Database
 from reattach.records.records import Records
-from tests.conformance.records.samples import (
+from tests.support.record_samples import (
     OURS,
     World,
     a_key,

@@ -8,7 +8,7 @@ from reattach.records.base import ALL_SCOPES, KeyScope
 from reattach.records.database import schema
 from reattach.records.database.database import Database
 from reattach.records.records import Records
-from tests.conformance.records.samples import OURS, THEIRS, HandClock, at, ids
+from tests.support.record_samples import OURS, THEIRS, HandClock, at, ids
 
 
 @pytest.mark.promise("S11")

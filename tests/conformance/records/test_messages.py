@@ -21,7 +21,7 @@ from reattach.domain.messages import (
     ToolReturnPart,
 )
 from reattach.records.base import Thread
-from tests.conformance.records.samples import (
+from tests.support.record_samples import (
     OURS,
     THEIRS,
     World,

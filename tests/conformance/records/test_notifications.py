@@ -8,8 +8,8 @@ import pytest
 from reattach.domain.ids import new_run_id
 from reattach.records.records import Records
 from reattach.records.runs.notifications import CancelRequested, Notification, RunSettled
-from tests.conformance.records.samples import OURS, World, a_settlement
-from tests.postgresql_server import Databases
+from tests.support.postgresql_server import Databases
+from tests.support.record_samples import OURS, World, a_settlement
 
 
 @pytest.fixture(scope="module")

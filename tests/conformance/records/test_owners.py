@@ -10,7 +10,7 @@ from reattach.records.base import Beat
 from reattach.records.database import schema
 from reattach.records.database.database import Database
 from reattach.records.records import Records
-from tests.conformance.records.samples import (
+from tests.support.record_samples import (
     OURS,
     THEIRS,
     HandClock,

@@ -10,7 +10,7 @@ from reattach.domain.events import RunStatus, StopReason, Usage
 from reattach.domain.ids import RunId, new_run_id
 from reattach.records.base import Run, RunCreated, Target
 from reattach.records.records import Records
-from tests.conformance.records.samples import (
+from tests.support.record_samples import (
     OURS,
     THEIRS,
     HandClock,

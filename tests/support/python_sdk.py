@@ -12,7 +12,7 @@ from letta_client import APIConnectionError, APIStatusError, AsyncLetta, AsyncSt
 
 from reattach.testing.closing import Closing
 from reattach.testing.recording import Recording, frames_to
-from tests.clients.places import WAIT_SECONDS, Place
+from tests.support.threads import WAIT_SECONDS, Place
 
 Stop = Callable[[Any], object]
 """Looks at each chunk; if it returns something true, no more is read, as a program that breaks."""

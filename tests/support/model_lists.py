@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.loopback import listening
+from tests.support.http_server import listening
 
 
 @dataclass

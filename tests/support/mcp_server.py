@@ -1,7 +1,7 @@
 """An MCP server of the official SDK, as a program: good tools and bad ones.
 
-``python -m tests.mcp_server`` speaks over standard input and output; with a port, by streamable
-HTTP on loopback. Its environment says how it behaves:
+``python -m tests.support.mcp_server`` speaks over standard input and output, and with a port over
+streamable HTTP on loopback. Its environment says how it behaves:
 
 - ``MCP_JOURNAL``: a file for a line of each thing that it did
 - ``MCP_LEGACY``: it knows the protocol of 2025 only, with sessions

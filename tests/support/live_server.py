@@ -27,7 +27,7 @@ from reattach.server import datadir
 from reattach.server.assembly import assemble
 from reattach.server.process import _listen, _Server
 from reattach.settings import Settings
-from tests.http.conftest import Server, TestClock
+from tests.support.asgi_server import Server, TestClock
 
 WAIT_SECONDS: Final = 20.0
 """Bound of every wait: far beyond what any of them takes on a busy machine."""

@@ -34,8 +34,8 @@ from reattach.runs.driver import Options
 from reattach.runs.service import RunService, Send
 from reattach.tools.base import Toolbox
 from reattach.wire.sse import split_frames
-from tests.recovery.clocks import LeapClock
-from tests.recovery.faults import Faults, FaultyLog, faulty_records
+from tests.support.clocks import LeapClock
+from tests.support.faulty_stores import Faults, FaultyLog, faulty_records
 
 MODEL = "scripted/echo"
 

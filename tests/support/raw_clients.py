@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 
 from reattach.testing.programs.server import ServerProcess
-from tests.recovery.received import Received
+from tests.support.received import Received
 
 WAIT_SECONDS = 30.0
 

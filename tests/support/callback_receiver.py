@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.http.live import WAIT_SECONDS
+from tests.support.live_server import WAIT_SECONDS
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.loopback import listening, read_request
+from tests.support.http_server import listening, read_request
 
 
 @dataclass

@@ -19,10 +19,10 @@ import pytest
 
 from reattach.testing.closing import Closing
 from reattach.testing.recording import frames_to
-from tests.clients.places import WAIT_SECONDS, Place
-from tests.clients.reader import Seen, Stop
+from tests.support.python_sdk import Seen, Stop
+from tests.support.threads import WAIT_SECONDS, Place
 
-DIRECTORY = Path(__file__).parent / "typescript"
+DIRECTORY = Path(__file__).parents[1] / "clients" / "typescript"
 
 Json = dict[str, Any]
 

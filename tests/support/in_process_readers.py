@@ -16,7 +16,7 @@ from reattach.http.stream.response import RunStream
 from reattach.records.base import Run
 from reattach.runs.follow import Target
 from reattach.runs.service import RunService
-from tests.recovery.received import Received
+from tests.support.received import Received
 
 WAIT_SECONDS = 10.0
 
