@@ -28,11 +28,6 @@ PENDING: Final = (
     "src/reattach/tools",
     "src/reattach/webhooks",
     "src/reattach/wire",
-    "ARCHITECTURE.md",
-    "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    "PROTOCOL.md",
-    "docs",
 )
 """Parts that still speak the old way. Take yours out when it is done."""
 
