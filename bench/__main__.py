@@ -29,7 +29,7 @@ CHAPTERS: Mapping[str, tuple[str, Callable[[Options], Chapter]]] = {
 OF_CLUSTERS: Mapping[str, tuple[str, Callable[[Options], None]]] = {
     "cluster": ("500 idle readers on 100 runs over three servers: connections, commands, CPU",
                 cluster.main),
-    "faults": ("faults that befall three servers and their stores: losses, doubles, orphans, time",
+    "faults": ("injected faults on three servers and their stores: losses, doubles, orphans, time",
                faults.main),
     "siege": ("one fault after another beside a hostile tenant: losses, doubles, orphans, audit",
               siege.main),

@@ -10,7 +10,7 @@ import psycopg
 
 from bench.machine import cost_of
 from bench.options import Options
-from bench.reader import Place, conversation_with, open_stream
+from bench.reader import ServerAddress, conversation_with, open_stream
 from reattach.testing.programs.cluster import Cluster
 
 RUNS = 100
@@ -68,7 +68,7 @@ def connections(cluster: Cluster) -> Mapping[str, list[int]]:
     }
 
 
-async def silent_run(server: Place) -> str:
+async def silent_run(server: ServerAddress) -> str:
     """A run that says one word and then nothing; its conversation."""
     conversation_id = await asyncio.to_thread(conversation_with, server, "scripted/echo")
     body = {"input": "[hang=1]", "background": True, "include_pings": False}
@@ -100,7 +100,7 @@ async def measured(cluster: Cluster, readers: int, *, window_seconds: float) -> 
 
 
 async def run(cluster: Cluster, *, window_seconds: float = WINDOW_SECONDS) -> None:
-    servers = [Place(url, cluster.api_key) for url in cluster.urls]
+    servers = [ServerAddress(url, cluster.api_key) for url in cluster.urls]
     conversations = [await silent_run(servers[number % 3]) for number in range(RUNS)]
     opened: list[asyncio.StreamWriter] = []
     for readers in READERS:

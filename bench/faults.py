@@ -1,6 +1,6 @@
-"""Faults that befall three servers and their stores while clients are at work on them.
+"""Faults injected into three servers and their stores while clients read and write.
 
-The driver is that of the tests; here it is repeated, with other seeds each time.
+Each experiment of ``reattach.testing.faults`` is repeated with several seeds.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.options import Options
-from reattach.testing.faults.experiment import Outcome, trial
+from reattach.testing.faults.experiment import Outcome, run_experiment
 from reattach.testing.faults.history import Kind
 from reattach.testing.faults.inject import FAULTS, Fault
 from reattach.testing.programs.cluster import Cluster
@@ -48,7 +48,7 @@ def repeated(cluster: Cluster, fault: Fault, repetitions: int) -> list[Outcome]:
     outcomes = []
     for seed in range(repetitions):
         begin = time.monotonic()
-        outcome = asyncio.run(trial(cluster, fault, seed))
+        outcome = asyncio.run(run_experiment(cluster, fault, seed))
         outcomes.append(outcome)
         print(
             f"  {fault.name}, seed {seed}: {outcome.events_read} events read, all ended after "
@@ -67,12 +67,12 @@ def main(options: Options) -> None:
         outcomes = [
             outcome for fault in faults for outcome in repeated(cluster, fault, options.repetitions)
         ]
-    told = (
+    summary = (
         f"Three servers, a lease of {options.lease_seconds:g} s. In each repetition four runs, "
         "three readers of each, who change the server all the time.\n\n"
     )
-    print(f"\n{told}{table(outcomes)}")
+    print(f"\n{summary}{table(outcomes)}")
     if options.table:
-        Path(options.table).write_text(told + table(outcomes), "utf-8")
+        Path(options.table).write_text(summary + table(outcomes), "utf-8")
     if any(outcome.findings for outcome in outcomes):
         raise SystemExit("A promise was broken; the lines above say which.")

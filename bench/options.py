@@ -25,7 +25,7 @@ class Options:
     minutes: float = 5.0
     """How long a siege lasts."""
     lease_seconds: float = 2.0
-    """The lease of the servers that faults befall."""
+    """The lease of the servers under faults."""
     only: str = ""
     """A word of the names of the faults that are tried; empty: all are."""
     table: str = ""

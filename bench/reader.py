@@ -8,14 +8,14 @@ from urllib.request import Request, urlopen
 
 
 @dataclass(frozen=True)
-class Place:
+class ServerAddress:
     """A server, as its clients know it. An empty key is not sent."""
 
     url: str
     api_key: str = ""
 
 
-def post(server: Place, path: str, body: object) -> dict[str, str]:
+def post(server: ServerAddress, path: str, body: object) -> dict[str, str]:
     """A JSON request with its JSON answer."""
     request = Request(
         f"{server.url}{path}",
@@ -28,18 +28,18 @@ def post(server: Place, path: str, body: object) -> dict[str, str]:
         return answer
 
 
-def _key(server: Place) -> dict[str, str]:
+def _key(server: ServerAddress) -> dict[str, str]:
     return {"authorization": f"Bearer {server.api_key}"} if server.api_key else {}
 
 
-def conversation_with(server: Place, model: str) -> str:
+def conversation_with(server: ServerAddress, model: str) -> str:
     """A new conversation with a new agent of that model."""
     agent = post(server, "/v1/agents/", {"name": "bench", "model": model})
     return post(server, f"/v1/conversations/?agent_id={agent['id']}", {})["id"]
 
 
 async def open_stream(
-    server: Place, path: str, body: object
+    server: ServerAddress, path: str, body: object
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Post ``body`` and return when the stream's headers are there."""
     parts = urlsplit(server.url)

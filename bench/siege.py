@@ -13,21 +13,21 @@ from typing import Final
 
 from bench.faults import table
 from bench.options import Options
-from reattach.testing.faults.experiment import Outcome, trial
+from reattach.testing.faults.experiment import Outcome, run_experiment
 from reattach.testing.faults.history import Kind
 from reattach.testing.faults.hostile import HostileTenant
-from reattach.testing.faults.inject import Fault, named
+from reattach.testing.faults.inject import Fault, fault_named
 from reattach.testing.programs.cluster import Cluster
 
 FAULTS: Final = (
-    named("kill -9"),
-    named("SIGSTOP"),
-    named("SIGTERM"),
-    named("connections to Redis cut"),
-    named("connections to PostgreSQL cut"),
-    named("Redis killed and started, "),
-    named("PostgreSQL stopped"),
-    named("PostgreSQL crashed"),
+    fault_named("kill -9"),
+    fault_named("SIGSTOP"),
+    fault_named("SIGTERM"),
+    fault_named("connections to Redis cut"),
+    fault_named("connections to PostgreSQL cut"),
+    fault_named("Redis killed and started, "),
+    fault_named("PostgreSQL stopped"),
+    fault_named("PostgreSQL crashed"),
 )
 """None of them loses what a store confirmed, so the audit must find no lost end."""
 
@@ -51,7 +51,7 @@ async def besiege(cluster: Cluster, minutes: float, seed: int) -> tuple[list[Out
     async with hostile.at_work():
         while time.monotonic() < until:
             fault: Fault = FAULTS[len(outcomes) % len(FAULTS)]
-            outcome = await trial(cluster, fault, seed + len(outcomes))
+            outcome = await run_experiment(cluster, fault, seed + len(outcomes))
             outcomes.append(outcome)
             print(
                 f"  {fault.name}: {outcome.events_read} events read, {', '.join(outcome.ends)}",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reattach.testing.recording import whole_frames
-from tests.support.threads import Place, assert_one_whole_run
+from tests.support.threads import Thread, assert_one_whole_run
 
 DIRECTORY = Path(__file__).parents[2] / ".venv/applications/bin"
 COMPILED = DIRECTORY.parent / "compiled"
@@ -48,15 +48,15 @@ def text_of(frames: bytes) -> str:
     return "".join(e["content"] for e in events if e["message_type"] == "assistant_message")
 
 
-def assert_kept(place: Place, *answers: str) -> None:
+def assert_kept(thread: Thread, *answers: str) -> None:
     """Each turn made one run, and its text is what is stored and what its replay gives."""
-    runs = [run for run in place.runs() if run["conversation_id"] == place.conversation_id]
+    runs = [run for run in thread.runs() if run["conversation_id"] == thread.conversation_id]
     assert [run["status"] for run in runs] == ["completed"] * len(answers)
     for run, answer in zip(runs, answers, strict=True):
-        frames = place.replay(run["id"])
+        frames = thread.replay(run["id"])
         assert_one_whole_run(frames)
         assert text_of(frames) == answer
-        stored = place.get(f"/v1/runs/{run['id']}/messages")
+        stored = thread.get(f"/v1/runs/{run['id']}/messages")
         said = [one["content"] for one in stored if one["message_type"] == "assistant_message"]
         assert "".join(said) == answer
-    assert place.text() == "".join(answers)
+    assert thread.text() == "".join(answers)

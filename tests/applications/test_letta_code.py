@@ -14,7 +14,7 @@ from reattach.testing.programs.server import ServerProcess
 from tests.applications.letta_code import Answer, LettaCode, end
 from tests.applications.programs import assert_kept, require_program
 from tests.applications.wire import Fault, Wire
-from tests.support.threads import Place
+from tests.support.threads import Thread
 
 SEND = r"POST /v1/conversations/[^/]+/messages"
 RESUME_BY_RUN = r"POST /v1/runs/[^/]+/stream"
@@ -40,9 +40,9 @@ def new(first: tuple[Answer, Wire]) -> tuple[str, ...]:
     return "--agent", first[0].result["agent_id"], "--new"
 
 
-def place_of(raw: httpx.Client, answer: Answer) -> Place:
+def thread_of(raw: httpx.Client, answer: Answer) -> Thread:
     named = answer.result["conversation_id"]
-    return Place(raw, answer.result["agent_id"], None if named == "default" else named)
+    return Thread(raw, answer.result["agent_id"], None if named == "default" else named)
 
 
 def test_it_makes_an_agent_and_has_two_turns_with_it(
@@ -66,13 +66,13 @@ def test_it_makes_an_agent_and_has_two_turns_with_it(
     parts = {exchange.path.rpartition("/")[2] for exchange in refused}
     assert parts <= {"secrets", "mcp-servers", "repositories"}
 
-    place = place_of(raw, answer)
-    assert place.conversation_id is not None
-    second = letta_code.ask(server.url, "[history]", "--conversation", place.conversation_id)
+    thread = thread_of(raw, answer)
+    assert thread.conversation_id is not None
+    second = letta_code.ask(server.url, "[history]", "--conversation", thread.conversation_id)
 
     assert second.text.startswith("user: ")
     assert second.text.endswith(f"[chunks=4]\nassistant: {answer.text}\n")
-    assert_kept(place, answer.text, second.text)
+    assert_kept(thread, answer.text, second.text)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_break_loses_and_doubles_nothing(
     if streaming:
         assert answer.said == answer.text
         assert [event["seq_id"] for event in answer.events] == list(range(2, 12))
-    assert_kept(place_of(raw, answer), answer.text)
+    assert_kept(thread_of(raw, answer), answer.text)
     [_, *after] = wire.requests(f"{SEND}|{RESUME_BY_RUN}|{RESUME_BY_OTID}")
     assert [bool(re.fullmatch(p, one.request)) for p, one in zip(resumed, after, strict=True)]
 
@@ -124,7 +124,7 @@ def test_the_agent_s_default_conversation_is_resumed_too(
     assert answer.text == "t0 t1 t2 "
     [resumed] = wire.requests("POST /v1/conversations/default/stream")
     assert resumed.status == 200
-    assert_kept(place_of(raw, answer), answer.text)
+    assert_kept(thread_of(raw, answer), answer.text)
 
 
 @pytest.mark.promise("P9")
@@ -143,7 +143,7 @@ def test_a_tool_of_its_own_runs_once_though_the_request_and_the_answer_break(
     assert answer.text.startswith("exec_command success: ")
     assert "from-the-tool" in answer.text
     assert ran.read_text() == "once\n"
-    assert_kept(place_of(raw, answer), "", answer.text)
+    assert_kept(thread_of(raw, answer), "", answer.text)
 
 
 @pytest.mark.promise("P6", "P10")
@@ -160,36 +160,36 @@ def test_after_ctrl_c_the_run_goes_on_and_the_next_turn_waits_for_its_end(
 
     assert interrupted.status == 130
     assert interrupted.lines[-1]["stop_reason"] == "cancelled"
-    place = Place(raw, lines[0]["agent_id"], lines[0]["conversation_id"])
-    assert place.conversation_id is not None
-    run = place.get(f"/v1/runs/{lines[-1]['run_id']}")
+    thread = Thread(raw, lines[0]["agent_id"], lines[0]["conversation_id"])
+    assert thread.conversation_id is not None
+    run = thread.get(f"/v1/runs/{lines[-1]['run_id']}")
     assert run["status"] == "running"
 
-    here = ("--conversation", place.conversation_id)
+    here = ("--conversation", thread.conversation_id)
     with letta_code.asking(wire.url, "[chunks=2]", *here) as asking:
         wire.answered(SEND, 409)
-        assert place.post("cancel").json() == {run["id"]: "cancelled"}
+        assert thread.post("cancel").json() == {run["id"]: "cancelled"}
         answer = end(asking)
 
     assert answer.text == "t0 t1 "
-    assert place.text() == "t0 t1 t2 t0 t1 "
-    runs = [one for one in place.runs() if one["conversation_id"] == place.conversation_id]
+    assert thread.text() == "t0 t1 t2 t0 t1 "
+    runs = [one for one in thread.runs() if one["conversation_id"] == thread.conversation_id]
     assert [one["status"] for one in runs] == ["cancelled", "completed"]
 
 
 def test_it_lists_agents_models_and_messages(
     first: tuple[Answer, Wire], letta_code: LettaCode, server: ServerProcess, raw: httpx.Client
 ) -> None:
-    place = place_of(raw, first[0])
-    here = ("--agent", place.agent_id, "--conversation", str(place.conversation_id))
+    thread = thread_of(raw, first[0])
+    here = ("--agent", thread.agent_id, "--conversation", str(thread.conversation_id))
 
     def listed(*arguments: str) -> list[str]:
         found = json.loads(letta_code.run(server.url, *arguments))
         items = found["items"] if isinstance(found, dict) else found
         return [one.get("handle") or one["id"] for one in items]
 
-    messages = [one["id"] for one in place.items()]
-    assert place.agent_id in listed("agents", "list", "--tags", "origin:letta-code")
+    messages = [one["id"] for one in thread.items()]
+    assert thread.agent_id in listed("agents", "list", "--tags", "origin:letta-code")
     assert "scripted/echo" in listed("model", "list")
     rest = listed("messages", "list", *here, "--order", "asc", "--after", messages[0])
     assert rest == messages[1:]

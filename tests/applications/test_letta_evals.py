@@ -11,7 +11,7 @@ import pytest
 
 from tests.applications.programs import assert_kept, environment, require_program
 from tests.applications.wire import Fault, Wire
-from tests.support.threads import Place
+from tests.support.threads import Thread
 
 SUITE = Path(__file__).parent / "evals/suite.yaml"
 SEND = r"POST /v1/agents/[^/]+/messages"
@@ -52,6 +52,6 @@ def test_samples_that_are_cut_off_twice_get_their_whole_answers(
             for turn in sample["trajectory"]
         ]
         assert len(answers) == turns
-        assert_kept(Place(raw, sample["agent_id"], None), *answers)
+        assert_kept(Thread(raw, sample["agent_id"], None), *answers)
     cursors = [exchange.json["starting_after"] for exchange in wire.requests(RESUME)]
     assert cursors == [3, 5, 1, 3]

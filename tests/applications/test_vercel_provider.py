@@ -12,7 +12,7 @@ import pytest
 
 from tests.applications.programs import assert_kept, environment
 from tests.applications.wire import Fault, Wire
-from tests.support.threads import Place, Places, seqs_of
+from tests.support.threads import Thread, Threads, seqs_of
 from tests.support.typescript_sdk import require_node
 
 DIRECTORY = Path(__file__).parent / "vercel"
@@ -27,9 +27,9 @@ def node() -> str:
 
 
 @pytest.fixture
-def place(raw: httpx.Client) -> Place:
+def thread(raw: httpx.Client) -> Thread:
     """The provider knows agents, and no conversations."""
-    return Places(raw).default_thread()
+    return Threads(raw).default_thread()
 
 
 def done(node: str, home: Path, url: str, *steps: Json) -> list[Json]:
@@ -49,9 +49,9 @@ def done(node: str, home: Path, url: str, *steps: Json) -> list[Json]:
 
 
 def test_it_generates_and_streams_text_and_shows_the_history(
-    node: str, wire: Wire, place: Place, tmp_path: Path
+    node: str, wire: Wire, thread: Thread, tmp_path: Path
 ) -> None:
-    agent = {"id": place.agent_id}
+    agent = {"id": thread.agent_id}
     background = agent | {"background": True, "includePings": True, "streamTokens": True}
     text = "".join(f"t{n} " for n in range(10))
 
@@ -74,15 +74,15 @@ def test_it_generates_and_streams_text_and_shows_the_history(
     assert "error_message" in failed["error"]
     shown = [part["text"] for m in history["value"] for part in m["parts"] if "text" in part]
     assert shown.count(text) == 3
-    assert [run["status"] for run in place.runs()] == [*(["completed"] * 3), "failed"]
-    assert place.text() == text * 3
+    assert [run["status"] for run in thread.runs()] == [*(["completed"] * 3), "failed"]
+    assert thread.text() == text * 3
 
 
 @pytest.mark.promise("P4", "P6")
 def test_what_it_missed_after_a_break_is_there_for_its_client_to_resume(
-    node: str, wire: Wire, place: Place, tmp_path: Path
+    node: str, wire: Wire, thread: Thread, tmp_path: Path
 ) -> None:
-    agent = {"id": place.agent_id, "background": True, "streamTokens": True}
+    agent = {"id": thread.agent_id, "background": True, "streamTokens": True}
     wire.plan(Fault(STREAM, 4))
     [broken] = done(
         node,
@@ -93,7 +93,7 @@ def test_what_it_missed_after_a_break_is_there_for_its_client_to_resume(
     assert "value" not in broken or broken["value"]["errors"]
     [sent] = wire.requests(STREAM)
     arrived = seqs_of(bytes(sent.answer))
-    [run] = place.runs()
+    [run] = thread.runs()
 
     [resumed] = done(
         node, tmp_path, wire.url, {"do": "resume", "run": run["id"], "after": arrived[-1]}
@@ -101,4 +101,4 @@ def test_what_it_missed_after_a_break_is_there_for_its_client_to_resume(
 
     assert arrived == [1, 2, 3, 4]
     assert resumed == {"value": {"text": "t3 t4 t5 t6 t7 t8 t9 "}}
-    assert_kept(place, "".join(f"t{n} " for n in range(10)))
+    assert_kept(thread, "".join(f"t{n} " for n in range(10)))

@@ -38,7 +38,7 @@ class Fault:
     frames: int | None = None
     ends: bool = False
 
-    def place(self, answer: bytearray) -> int | None:
+    def thread(self, answer: bytearray) -> int | None:
         """Up to where ``answer`` arrives, or None while it is too short to tell."""
         if self.frames is None:
             return 0
@@ -231,11 +231,11 @@ class _Connection:
                 exchange.answer += piece
                 self.wire.tell()
                 fault = exchange.fault
-                place = None if fault is None else fault.place(exchange.answer)
-                if fault is None or place is None:
+                thread = None if fault is None else fault.thread(exchange.answer)
+                if fault is None or thread is None:
                     self.client.sendall(piece)
                     continue
-                del exchange.answer[place:]
+                del exchange.answer[thread:]
                 self.client.sendall(exchange.answer[passed:])
                 self._break(ends=fault.ends)
                 return

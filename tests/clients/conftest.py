@@ -11,7 +11,7 @@ import pytest
 from reattach.testing.programs.relay import Relay
 from reattach.testing.programs.server import ServerProcess
 from tests.support.python_sdk import AsyncReader, Reader
-from tests.support.threads import Place, Places, raw_client
+from tests.support.threads import Thread, Threads, raw_client
 
 SCRIPTED = {"REATTACH_DEFAULT_MODEL": "scripted/echo", "REATTACH_LOG_LEVEL": "warning"}
 
@@ -44,21 +44,21 @@ def relay(server: ServerProcess) -> Iterator[Relay]:
 
 
 @pytest.fixture(scope="session")
-def places(server: ServerProcess) -> Iterator[Places]:
+def threads(server: ServerProcess) -> Iterator[Threads]:
     with raw_client(server.url) as raw:
-        yield Places(raw)
+        yield Threads(raw)
 
 
 @pytest.fixture
-def conversation(places: Places) -> Place:
+def conversation(threads: Threads) -> Thread:
     """A new conversation of a new agent."""
-    return places.conversation()
+    return threads.conversation()
 
 
 @pytest.fixture
-def default_thread(places: Places) -> Place:
+def default_thread(threads: Threads) -> Thread:
     """The default conversation of a new agent."""
-    return places.default_thread()
+    return threads.default_thread()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from letta_client import BadRequestError, ConflictError
 
 from reattach.testing.programs.server import ServerProcess
 from tests.support.python_sdk import Reader
-from tests.support.threads import Place, assert_one_whole_run
+from tests.support.threads import Thread, assert_one_whole_run
 
 TOOLS: Any = [
     {"name": "read_file", "description": "Reads a file.", "parameters": {"type": "object"}}
@@ -31,11 +31,11 @@ def calls_of(chunks: list[Any]) -> dict[str, tuple[str, str]]:
     return calls
 
 
-def answered(place: Place, *decisions: Any, reader: Reader, **options: Any) -> Any:
+def answered(thread: Thread, *decisions: Any, reader: Reader, **options: Any) -> Any:
     message: Any = {"type": "approval", "approvals": decisions, **options}
     return reader.sdk.conversations.messages.create(
-        place.path_id,
-        agent_id=place.agent_id,
+        thread.path_id,
+        agent_id=thread.agent_id,
         messages=[message],
         client_tools=TOOLS,
         background=True,
@@ -45,7 +45,7 @@ def answered(place: Place, *decisions: Any, reader: Reader, **options: Any) -> A
 
 @pytest.mark.promise("P1", "P3")
 def test_a_turn_with_client_tools_is_two_whole_runs(
-    reader: Reader, server: ServerProcess, conversation: Place
+    reader: Reader, server: ServerProcess, conversation: Thread
 ) -> None:
     text = '[client_tool=read_file,read_file][arguments={"path": "islands.txt"}][chunks=0]'
     reader.read(lambda: reader.send(conversation, text, client_tools=TOOLS))

@@ -2,7 +2,7 @@
 
 Same status, same content type, same grammar and order of frames, same members in the same order
 with the same values. Ids, dates and token counts differ from call to call and are reduced to
-their places. Everything else that differs stands in ``DIFFERENCES``, with its reason.
+their threads. Everything else that differs stands in ``DIFFERENCES``, with its reason.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.clients.recorded import EXCHANGES, Frame, Json, Reduction, frames_of
-from tests.support.threads import Place
+from tests.support.threads import Thread
 
 # The recorded requests went to a scripted model with other directives.
 
@@ -84,7 +84,7 @@ def numbered(frames: list[Frame]) -> list[Frame]:
 
 
 def edited(kind: str, **members: Any) -> Callable[[list[Frame]], list[Frame]]:
-    """Set members of the frames of a type, at their places."""
+    """Set members of the frames of a type, at their threads."""
 
     def edit(frames: list[Frame]) -> list[Frame]:
         return [
@@ -303,7 +303,7 @@ def told_of(name: str) -> list[Frame] | Json:
 class Play:
     """Plays recorded requests to conversations of its own."""
 
-    place: Place
+    thread: Thread
     run_id: str = ""
     call_id: str = ""
 
@@ -312,10 +312,10 @@ class Play:
         path = exchange["path"]
         parts = path.split("/")
         if parts[3].startswith("conv-"):
-            parts[3] = self.place.path_id
+            parts[3] = self.thread.path_id
         elif parts[3].startswith("run-"):
             parts[3] = self.run_id
-        return self.place.post("/".join(parts), self._body(exchange["body"]))
+        return self.thread.post("/".join(parts), self._body(exchange["body"]))
 
     def _body(self, body: Json | None) -> Json | None:
         if body is None:
@@ -324,7 +324,7 @@ class Play:
         if (body.get("run_id") or "").startswith("run-") and "starting_after" in body:
             body["run_id"] = self.run_id
         if body.get("otid", "").startswith("g"):
-            body["otid"] = self.place.otid
+            body["otid"] = self.thread.otid
         if "messages" in body:
             body["messages"] = [self._message(message) for message in body["messages"]]
         return body
@@ -337,7 +337,7 @@ class Play:
             return message
         message = message | {"content": DIRECTIVES.get(message["content"], message["content"])}
         if message.get("otid", "").startswith("g"):
-            message["otid"] = self.place.otid
+            message["otid"] = self.thread.otid
         return message
 
 
@@ -353,12 +353,12 @@ def assert_told(name: str, answer: httpx.Response) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SENDS | JSON_MODE))
-def test_a_send_is_answered_as_recorded(name: str, conversation: Place) -> None:
+def test_a_send_is_answered_as_recorded(name: str, conversation: Thread) -> None:
     assert_told(name, Play(conversation).ask(name))
 
 
 @pytest.mark.parametrize("name", sorted(REPLAYS))
-def test_an_ended_run_is_streamed_again_as_recorded(name: str, conversation: Place) -> None:
+def test_an_ended_run_is_streamed_again_as_recorded(name: str, conversation: Thread) -> None:
     play = Play(conversation)
     first = play.ask("bg_token")
     play.run_id = first.headers["x-run-id"]
@@ -368,12 +368,12 @@ def test_an_ended_run_is_streamed_again_as_recorded(name: str, conversation: Pla
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED_WHEN_IDLE))
-def test_a_refusal_is_as_recorded(name: str, conversation: Place) -> None:
+def test_a_refusal_is_as_recorded(name: str, conversation: Thread) -> None:
     assert_told(name, Play(conversation).ask(name))
 
 
 def test_a_malformed_path_is_refused_with_the_recorded_status_and_a_text(
-    conversation: Place,
+    conversation: Thread,
 ) -> None:
     answer = Play(conversation).ask("resume_bad_conv")
     assert answer.status_code == EXCHANGES["resume_bad_conv"]["status"] == 422
@@ -386,7 +386,7 @@ def test_a_malformed_path_is_refused_with_the_recorded_status_and_a_text(
 
 
 @pytest.fixture
-def cancelled(conversation: Place) -> tuple[Play, dict[str, httpx.Response]]:
+def cancelled(conversation: Thread) -> tuple[Play, dict[str, httpx.Response]]:
     """A run, a second message meanwhile, and its end by a cancel."""
     play = Play(conversation)
     answers: dict[str, httpx.Response] = {}
@@ -419,7 +419,7 @@ def test_a_second_message_and_a_cancel_are_answered_as_recorded(
     assert_told("cancel_none", play.ask("cancel_none"))
 
 
-def test_client_tools_are_asked_for_and_answered_as_recorded(conversation: Place) -> None:
+def test_client_tools_are_asked_for_and_answered_as_recorded(conversation: Thread) -> None:
     play = Play(conversation)
     for name in CLIENT_TOOLS:
         answer = play.ask(name)

@@ -22,7 +22,7 @@ from reattach.testing.programs.server import ServerProcess
 from tests.clients.conftest import scripted_server
 from tests.support.commands import reattach_here
 from tests.support.python_sdk import Reader
-from tests.support.threads import Place, Places, raw_client
+from tests.support.threads import Thread, Threads, raw_client
 
 UUID = "123e4567-e89b-42d3-8456-426614174000"
 CONV, AGENT, RUN = f"conv-{UUID}", f"agent-{UUID}", f"run-{UUID}"
@@ -120,7 +120,7 @@ def test_what_does_not_fit_the_schema_is_an_unprocessable_entity_error(
 
 @pytest.mark.promise("S10")
 def test_a_send_of_nothing_or_of_two_things_is_an_unprocessable_entity_error(
-    conversation: Place,
+    conversation: Thread,
 ) -> None:
     def send(**what: Any) -> Call:
         return lambda sdk: sdk.conversations.messages.create(conversation.path_id, **what)
@@ -147,7 +147,7 @@ def test_what_is_not_offered_is_an_internal_server_error_that_is_not_retried(
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("error_type", ["llm_error", "llm_timeout", "llm_authentication"])
 def test_an_error_event_is_an_api_status_error_with_the_event_as_its_body(
-    error_type: str, background: bool, reader: Reader, conversation: Place
+    error_type: str, background: bool, reader: Reader, conversation: Thread
 ) -> None:
     reader.read(
         lambda: reader.send(conversation, f"[chunks=9][fail=3:{error_type}]", background=background)
@@ -173,7 +173,7 @@ def test_an_error_event_is_an_api_status_error_with_the_event_as_its_body(
 
 @pytest.mark.promise("P3", "P10")
 def test_a_client_that_got_an_error_event_may_send_again_at_once(
-    reader: Reader, conversation: Place
+    reader: Reader, conversation: Thread
 ) -> None:
     for _ in range(10):
         reader.cursor = 0
@@ -187,7 +187,7 @@ def test_a_client_that_got_an_error_event_may_send_again_at_once(
 
 
 def test_a_fault_of_the_engine_is_an_error_event_that_tells_no_internals(
-    reader: Reader, conversation: Place
+    reader: Reader, conversation: Thread
 ) -> None:
     reader.read(lambda: reader.send(conversation, "[chunks=9][crash=3]"))
     assert reader.error is not None
@@ -205,11 +205,11 @@ def test_a_run_whose_log_is_past_its_retention_is_a_410_and_its_messages_stay(
         raw_client(server.url) as raw,
         Reader(server.url) as reader,
     ):
-        place = Places(raw).conversation()
-        reader.read(lambda: reader.send(place, "hello"))
+        thread = Threads(raw).conversation()
+        reader.read(lambda: reader.send(thread, "hello"))
         for _ in range(2000):
             try:
-                reader.resume(place, starting_after=0).close()
+                reader.resume(thread, starting_after=0).close()
             except APIStatusError as error:
                 caught = error
                 break
@@ -220,11 +220,11 @@ def test_a_run_whose_log_is_past_its_retention_is_a_410_and_its_messages_stay(
         assert isinstance(caught.body, dict)
         assert caught.body["code"] == "expired"
         assert "expired_at" in caught.body
-        assert place.text() == "hello"
+        assert thread.text() == "hello"
         with pytest.raises(APIStatusError) as again:
-            reader.send(place, "hello")
+            reader.send(thread, "hello")
         assert again.value.status_code == 410
-        assert len(place.runs()) == 1
+        assert len(thread.runs()) == 1
 
 
 @pytest.mark.promise("P15")
@@ -236,15 +236,15 @@ def test_a_draining_server_refuses_sends_with_a_503_and_serves_readers_to_the_en
         raw_client(server.url) as raw,
         Reader(server.url) as reader,
     ):
-        places = Places(raw)
-        place, other = places.conversation(), places.conversation()
+        threads = Threads(raw)
+        thread, other = threads.conversation(), threads.conversation()
 
         def drain(chunk: Any) -> bool:
             if chunk.seq_id == 3:
                 server.signal(signal.SIGTERM)
             return bool(chunk.seq_id == 3)
 
-        reader.read(lambda: reader.send(place, "[chunks=5][hang=2]"), drain)
+        reader.read(lambda: reader.send(thread, "[chunks=5][hang=2]"), drain)
         answers = (raw.get("/v1/ready/").status_code for _ in range(2000))
         assert next(status for status in answers if status != 200) == 503
         with pytest.raises(InternalServerError) as caught:
@@ -253,7 +253,7 @@ def test_a_draining_server_refuses_sends_with_a_503_and_serves_readers_to_the_en
         assert int(caught.value.response.headers["retry-after"]) > 0
         assert caught.value.body["code"] == "unavailable"  # type: ignore[index]
 
-        stream = reader.resume(place)
+        stream = reader.resume(thread)
         server.signal(signal.SIGTERM)
         with pytest.raises(APIStatusError) as end:
             list(stream)
@@ -310,9 +310,9 @@ def test_another_tenants_key_finds_nothing_of_ours_and_may_use_our_otids(
         Reader(url, api_key=ours) as reader,
         Reader(url, api_key=theirs) as stranger,
     ):
-        place = Places(raw).conversation()
-        reader.read(lambda: reader.send(place, "our secret"))
-        assert reader.joined == place.replay(reader.run_id)
+        thread = Threads(raw).conversation()
+        reader.read(lambda: reader.send(thread, "our secret"))
+        assert reader.joined == thread.replay(reader.run_id)
         asked: list[Callable[[str], object]] = [
             stranger.sdk.runs.retrieve,
             stranger.sdk.runs.messages.stream,
@@ -326,14 +326,14 @@ def test_another_tenants_key_finds_nothing_of_ours_and_may_use_our_otids(
             told = str(of_ours.value).replace(reader.run_id, RUN)
             assert told == str(of_none.value)
         with pytest.raises(NotFoundError):
-            stranger.sdk.conversations.messages.stream(CONV, otid=place.otid)
+            stranger.sdk.conversations.messages.stream(CONV, otid=thread.otid)
         with pytest.raises(NotFoundError):
-            stranger.sdk.conversations.messages.create(place.path_id, input="x")
-        their_place = Places(their_raw).conversation()
+            stranger.sdk.conversations.messages.create(thread.path_id, input="x")
+        their_place = Threads(their_raw).conversation()
         stranger.read(
             lambda: stranger.sdk.conversations.messages.create(
                 their_place.path_id,
-                messages=[place.message("their own")],
+                messages=[thread.message("their own")],
                 background=True,
             )
         )

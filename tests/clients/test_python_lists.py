@@ -10,22 +10,22 @@ import pytest
 from letta_client import AsyncLetta
 
 from tests.support.python_sdk import AsyncReader, Reader, new_otid
-from tests.support.threads import Place, Places
+from tests.support.threads import Thread, Threads
 
 Order = Literal["asc", "desc"]
 ORDERS: list[Order] = ["asc", "desc"]
 
 
 @pytest.fixture(scope="module")
-def five(places: Places) -> Place:
+def five(threads: Threads) -> Thread:
     """A conversation of five runs, each with a user's message and an answer of several items."""
-    place = places.conversation()
+    thread = threads.conversation()
     for number in range(5):
         text = f"[think=2][tool=search][chunks={number + 1}]"
-        message = place.message(text) | {"otid": new_otid()}
-        answer = place.post("messages", {"messages": [message], "streaming": False})
+        message = thread.message(text) | {"otid": new_otid()}
+        answer = thread.post("messages", {"messages": [message], "streaming": False})
         assert answer.status_code == 200
-    return place
+    return thread
 
 
 def keys_of(items: list[Any]) -> list[tuple[str, str]]:
@@ -35,7 +35,7 @@ def keys_of(items: list[Any]) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])
 def test_the_messages_of_a_conversation_in_ascending_order(
-    limit: int, five: Place, reader: Reader
+    limit: int, five: Thread, reader: Reader
 ) -> None:
     kept = [(item["id"], item["message_type"]) for item in five.items()]
     assert len(kept) >= 5 * 5
@@ -45,7 +45,7 @@ def test_the_messages_of_a_conversation_in_ascending_order(
 
 @pytest.mark.parametrize("limit", [1, 2, 100])
 def test_the_messages_of_an_agent_in_ascending_order(
-    limit: int, five: Place, reader: Reader
+    limit: int, five: Thread, reader: Reader
 ) -> None:
     kept = [(item["id"], item["message_type"]) for item in five.items()]
     pager = reader.sdk.agents.messages.list(
@@ -54,7 +54,7 @@ def test_the_messages_of_an_agent_in_ascending_order(
     assert keys_of(list(pager)) == kept
 
 
-def test_older_messages_page_by_page_from_the_newest(five: Place, reader: Reader) -> None:
+def test_older_messages_page_by_page_from_the_newest(five: Thread, reader: Reader) -> None:
     kept = [(item["id"], item["message_type"]) for item in five.items()]
     first = reader.sdk.conversations.messages.list(five.path_id, limit=2)
     seen = keys_of(list(first.items))
@@ -70,7 +70,7 @@ def test_older_messages_page_by_page_from_the_newest(five: Place, reader: Reader
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("limit", [1, 2, 100])
 def test_the_runs_of_a_conversation_in_either_order(
-    limit: int, order: Order, five: Place, reader: Reader
+    limit: int, order: Order, five: Thread, reader: Reader
 ) -> None:
     expected = [run["id"] for run in five.runs()]
     if order == "desc":
@@ -88,7 +88,7 @@ def test_the_agents_with_a_tag_in_either_order(order: Order, reader: Reader) -> 
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_steps_and_messages_of_a_run(order: Order, five: Place, reader: Reader) -> None:
+def test_the_steps_and_messages_of_a_run(order: Order, five: Thread, reader: Reader) -> None:
     run_id = five.runs()[0]["id"]
     steps = [step.id for step in reader.sdk.runs.steps.list(run_id, order=order, limit=1)]
     assert len(steps) == len(set(steps)) == 2
@@ -104,9 +104,9 @@ def test_the_blocks_with_a_label(reader: Reader) -> None:
     assert [b.id for b in reader.sdk.blocks.list(label=label, order="desc", limit=2)] == made[::-1]
 
 
-def test_the_conversations_of_an_agent_and_their_pages(places: Places, reader: Reader) -> None:
-    first = places.conversation()
-    made = [first.path_id, *(places.conversation(first.agent_id).path_id for _ in range(4))]
+def test_the_conversations_of_an_agent_and_their_pages(threads: Threads, reader: Reader) -> None:
+    first = threads.conversation()
+    made = [first.path_id, *(threads.conversation(first.agent_id).path_id for _ in range(4))]
     listed = reader.sdk.conversations.list(agent_id=first.agent_id, order="asc", limit=3)
     assert [one.id for one in listed] == made[:3]
     rest = reader.sdk.conversations.list(
@@ -117,7 +117,7 @@ def test_the_conversations_of_an_agent_and_their_pages(places: Places, reader: R
 
 @pytest.mark.parametrize("order", ORDERS)
 async def test_the_asynchronous_pagers_walk_the_same(
-    order: Order, five: Place, new_reader: Callable[[], AsyncReader]
+    order: Order, five: Thread, new_reader: Callable[[], AsyncReader]
 ) -> None:
     sdk: AsyncLetta = new_reader().sdk
     expected = [run["id"] for run in await asyncio.to_thread(five.runs)]

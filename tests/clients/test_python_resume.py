@@ -14,44 +14,44 @@ from reattach.testing.programs.relay import Relay
 from tests.support.python_sdk import AsyncReader, Reader
 from tests.support.threads import (
     WAIT_SECONDS,
-    Place,
-    Places,
+    Thread,
+    Threads,
     assert_one_whole_run,
     seqs_of,
     types_of,
 )
 
-Resume = Callable[[Reader, Place], Any]
+Resume = Callable[[Reader, Thread], Any]
 
 LIVE = "[think=2][chunks=30][hang=10]"
 """Ten deltas, events 2 to 11, and then the run is open until it is cancelled."""
 
 TO_CONVERSATION: dict[str, Resume] = {
-    "run id": lambda reader, place: reader.sdk.conversations.messages.stream(
-        place.path_id, run_id=reader.run_id, starting_after=reader.cursor
+    "run id": lambda reader, thread: reader.sdk.conversations.messages.stream(
+        thread.path_id, run_id=reader.run_id, starting_after=reader.cursor
     ),
-    "OTID": lambda reader, place: reader.sdk.conversations.messages.stream(
-        place.path_id, otid=place.otid, starting_after=reader.cursor
+    "OTID": lambda reader, thread: reader.sdk.conversations.messages.stream(
+        thread.path_id, otid=thread.otid, starting_after=reader.cursor
     ),
-    "conversation": lambda reader, place: reader.sdk.conversations.messages.stream(
-        place.path_id, starting_after=reader.cursor
+    "conversation": lambda reader, thread: reader.sdk.conversations.messages.stream(
+        thread.path_id, starting_after=reader.cursor
     ),
-    "runs.messages.stream": lambda reader, place: reader.sdk.runs.messages.stream(
+    "runs.messages.stream": lambda reader, thread: reader.sdk.runs.messages.stream(
         reader.run_id, starting_after=reader.cursor
     ),
-    "run id under default": lambda reader, place: reader.sdk.conversations.messages.stream(
+    "run id under default": lambda reader, thread: reader.sdk.conversations.messages.stream(
         "default", run_id=reader.run_id, starting_after=reader.cursor, otid="not this one"
     ),
 }
 TO_DEFAULT: dict[str, Resume] = {
-    "default with agent_id": lambda reader, place: reader.sdk.conversations.messages.stream(
-        "default", agent_id=place.agent_id, starting_after=reader.cursor
+    "default with agent_id": lambda reader, thread: reader.sdk.conversations.messages.stream(
+        "default", agent_id=thread.agent_id, starting_after=reader.cursor
     ),
-    "the agent's id": lambda reader, place: reader.sdk.conversations.messages.stream(
-        place.agent_id, starting_after=reader.cursor
+    "the agent's id": lambda reader, thread: reader.sdk.conversations.messages.stream(
+        thread.agent_id, starting_after=reader.cursor
     ),
-    "OTID under default": lambda reader, place: reader.sdk.conversations.messages.stream(
-        "default", otid=place.otid, starting_after=reader.cursor
+    "OTID under default": lambda reader, thread: reader.sdk.conversations.messages.stream(
+        "default", otid=thread.otid, starting_after=reader.cursor
     ),
 }
 
@@ -65,38 +65,38 @@ def cutting(relay: Relay, at_seq: int) -> Callable[[Any], None]:
 
 
 def assert_cut_answer_is_whole(
-    reader: Reader, place: Place, relay: Relay, resume: Resume, at_seq: int
+    reader: Reader, thread: Thread, relay: Relay, resume: Resume, at_seq: int
 ) -> None:
     """Cut a live run at ``at_seq``; come back to it; cancel it once all of it was seen."""
-    reader.read(lambda: reader.send(place, LIVE), cutting(relay, at_seq))
+    reader.read(lambda: reader.send(thread, LIVE), cutting(relay, at_seq))
     assert reader.broken is not None
     assert at_seq <= reader.cursor <= 11
     opened: list[Any] = []
 
     def reopen() -> Any:
-        opened.append(resume(reader, place))
+        opened.append(resume(reader, thread))
         return opened[0]
 
     def cancel_at_the_last(chunk: Any) -> None:
         if chunk.seq_id == 11:
-            place.post(f"cancel?agent_id={place.agent_id}")
+            thread.post(f"cancel?agent_id={thread.agent_id}")
 
     if reader.cursor == 11:  # the cut came after all there is
-        place.post(f"cancel?agent_id={place.agent_id}")
+        thread.post(f"cancel?agent_id={thread.agent_id}")
         resume = TO_CONVERSATION["run id"]
     reader.read(reopen, cancel_at_the_last)
     assert reader.complete
     assert opened[0].response.headers["x-run-id"] == reader.run_id
-    assert reader.joined == place.replay(reader.run_id)
+    assert reader.joined == thread.replay(reader.run_id)
     assert_one_whole_run(reader.joined)
-    assert reader.text == "".join(f"t{n} " for n in range(8)) == place.text()
-    assert len(place.runs()) == 1
+    assert reader.text == "".join(f"t{n} " for n in range(8)) == thread.text()
+    assert len(thread.runs()) == 1
 
 
 @pytest.mark.promise("S1", "S4", "S5", "S6", "P4", "P6", "P8")
 @pytest.mark.parametrize("way", TO_CONVERSATION)
 def test_a_live_run_cut_in_mid_answer_is_whole_after_resuming_by(
-    way: str, reader: Reader, relay: Relay, conversation: Place
+    way: str, reader: Reader, relay: Relay, conversation: Thread
 ) -> None:
     assert_cut_answer_is_whole(reader, conversation, relay, TO_CONVERSATION[way], at_seq=4)
 
@@ -104,7 +104,7 @@ def test_a_live_run_cut_in_mid_answer_is_whole_after_resuming_by(
 @pytest.mark.promise("S2", "S3", "S5", "S6", "P4")
 @pytest.mark.parametrize("way", TO_DEFAULT)
 def test_a_live_run_of_the_default_thread_is_whole_after_resuming_by(
-    way: str, reader: Reader, relay: Relay, default_thread: Place
+    way: str, reader: Reader, relay: Relay, default_thread: Thread
 ) -> None:
     assert_cut_answer_is_whole(reader, default_thread, relay, TO_DEFAULT[way], at_seq=4)
 
@@ -112,7 +112,7 @@ def test_a_live_run_of_the_default_thread_is_whole_after_resuming_by(
 @pytest.mark.promise("P1", "P4", "S6")
 @pytest.mark.parametrize("at_seq", range(1, 11))
 def test_a_live_run_cut_after_any_event_is_whole_after_resuming(
-    at_seq: int, reader: Reader, relay: Relay, conversation: Place
+    at_seq: int, reader: Reader, relay: Relay, conversation: Thread
 ) -> None:
     assert_cut_answer_is_whole(reader, conversation, relay, TO_CONVERSATION["OTID"], at_seq)
 
@@ -120,7 +120,7 @@ def test_a_live_run_cut_after_any_event_is_whole_after_resuming(
 @pytest.mark.promise("P4", "P6", "P9", "S4", "S5")
 @pytest.mark.parametrize("bytes_down", [*range(0, 6000, 149), 6000])
 def test_a_send_cut_at_any_byte_makes_one_run_that_is_whole_after_resuming(
-    bytes_down: int, reader: Reader, relay: Relay, conversation: Place
+    bytes_down: int, reader: Reader, relay: Relay, conversation: Thread
 ) -> None:
     relay.cut_after(bytes_down)
     reader.read(lambda: reader.send(conversation, "[think=2][chunks=14]"))
@@ -139,7 +139,7 @@ def test_a_send_cut_at_any_byte_makes_one_run_that_is_whole_after_resuming(
 
 @pytest.mark.promise("P4", "S6")
 def test_a_replay_cut_again_and_again_is_whole_in_the_end(
-    reader: Reader, relay: Relay, conversation: Place
+    reader: Reader, relay: Relay, conversation: Thread
 ) -> None:
     relay.cut_after(2000)
     reader.read(lambda: reader.send(conversation, "[chunks=40][size=200]"))
@@ -156,7 +156,7 @@ def test_a_replay_cut_again_and_again_is_whole_in_the_end(
 
 @pytest.mark.promise("P1", "P3", "P4", "S6")
 def test_every_cursor_of_an_ended_run_gives_exactly_the_events_after_it(
-    reader: Reader, conversation: Place
+    reader: Reader, conversation: Thread
 ) -> None:
     reader.read(lambda: reader.send(conversation, "[think=2][tool=search][chunks=5]"))
     replay = conversation.replay(reader.run_id)
@@ -174,7 +174,7 @@ def test_every_cursor_of_an_ended_run_gives_exactly_the_events_after_it(
 
 @pytest.mark.promise("P5")
 def test_a_cursor_past_the_end_of_an_open_run_is_a_conflict_that_names_the_last_event(
-    reader: Reader, conversation: Place
+    reader: Reader, conversation: Thread
 ) -> None:
     reader.read(lambda: reader.send(conversation, LIVE), lambda chunk: chunk.seq_id == 11)
     with pytest.raises(ConflictError) as caught:
@@ -188,7 +188,7 @@ def test_a_cursor_past_the_end_of_an_open_run_is_a_conflict_that_names_the_last_
 @pytest.mark.promise("P4", "S6", "S8")
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 0, -5])
 def test_no_batch_size_or_poll_interval_changes_or_stalls_a_replay(
-    batch_size: int, reader: Reader, conversation: Place
+    batch_size: int, reader: Reader, conversation: Thread
 ) -> None:
     reader.read(lambda: reader.send(conversation, "[chunks=20]"), lambda chunk: True)
     reader.read(
@@ -200,7 +200,7 @@ def test_no_batch_size_or_poll_interval_changes_or_stalls_a_replay(
 
 @pytest.mark.promise("P4")
 def test_emoji_and_line_ends_and_sse_look_alikes_arrive_as_the_model_gave_them(
-    reader: Reader, relay: Relay, conversation: Place
+    reader: Reader, relay: Relay, conversation: Thread
 ) -> None:
     relay.cut_after(4000)
     reader.read(lambda: reader.send(conversation, "[chunks=20][unicode]"))
@@ -214,7 +214,7 @@ def test_emoji_and_line_ends_and_sse_look_alikes_arrive_as_the_model_gave_them(
 
 @pytest.mark.promise("P4")
 def test_whole_messages_instead_of_tokens_resume_as_well(
-    reader: Reader, conversation: Place
+    reader: Reader, conversation: Thread
 ) -> None:
     def send() -> Any:
         return reader.send(conversation, "[think=2][tool=search][chunks=5]", stream_tokens=False)
@@ -235,7 +235,9 @@ def test_whole_messages_instead_of_tokens_resume_as_well(
 
 
 @pytest.mark.promise("P3", "P4")
-def test_a_failed_run_resumes_to_its_error_and_past_it(reader: Reader, conversation: Place) -> None:
+def test_a_failed_run_resumes_to_its_error_and_past_it(
+    reader: Reader, conversation: Thread
+) -> None:
     reader.read(lambda: reader.send(conversation, "[chunks=6][fail=3]"), lambda c: c.seq_id == 2)
     reader.read(lambda: reader.resume(conversation))
     assert reader.error is not None
@@ -246,7 +248,7 @@ def test_a_failed_run_resumes_to_its_error_and_past_it(reader: Reader, conversat
 
 
 @pytest.mark.promise("P8")
-def test_resuming_by_any_way_starts_no_work(reader: Reader, conversation: Place) -> None:
+def test_resuming_by_any_way_starts_no_work(reader: Reader, conversation: Thread) -> None:
     reader.read(lambda: reader.send(conversation, "hello"))
     runs, items = conversation.runs(), conversation.items()
     for way in ("run id", "OTID", "runs.messages.stream"):
@@ -257,28 +259,28 @@ def test_resuming_by_any_way_starts_no_work(reader: Reader, conversation: Place)
 
 @pytest.mark.promise("P4", "P6")
 async def test_twenty_asynchronous_readers_of_a_live_run_each_get_the_same_bytes(
-    new_reader: Callable[[], AsyncReader], relay: Relay, places: Places
+    new_reader: Callable[[], AsyncReader], relay: Relay, threads: Threads
 ) -> None:
-    place = await asyncio.to_thread(places.conversation)
+    thread = await asyncio.to_thread(threads.conversation)
     sender = new_reader()
     async with asyncio.timeout(WAIT_SECONDS):
-        await sender.read(sender.send(place, LIVE), cutting(relay, 3))
+        await sender.read(sender.send(thread, LIVE), cutting(relay, 3))
         readers = [new_reader() for _ in range(20)]
         there = asyncio.Barrier(len(readers))
 
         async def follow(number: int, reader: AsyncReader) -> None:
             reader.run_id, reader.cursor = sender.run_id, number % 5
-            await reader.read(reader.resume(place), lambda chunk: chunk.seq_id == 11)
+            await reader.read(reader.resume(thread), lambda chunk: chunk.seq_id == 11)
             await there.wait()
             if number == 0:
-                await reader.sdk.conversations.cancel(place.path_id)
-            await reader.read(reader.resume(place))
+                await reader.sdk.conversations.cancel(thread.path_id)
+            await reader.read(reader.resume(thread))
 
         async with asyncio.TaskGroup() as group:
             for number, reader in enumerate(readers):
                 group.create_task(follow(number, reader))
-        await sender.read(sender.resume(place))
-    replay = await asyncio.to_thread(place.replay, sender.run_id)
+        await sender.read(sender.resume(thread))
+    replay = await asyncio.to_thread(thread.replay, sender.run_id)
     frames = [frame + b"\n\n" for frame in replay.split(b"\n\n")[:-1]]
     for number, reader in enumerate(readers):
         assert reader.complete
@@ -289,27 +291,27 @@ async def test_twenty_asynchronous_readers_of_a_live_run_each_get_the_same_bytes
 
 @pytest.mark.promise("P4", "P9", "S4", "S5")
 async def test_the_asynchronous_sdk_cut_at_many_bytes_at_once_has_every_answer_whole(
-    new_reader: Callable[[], AsyncReader], relay: Relay, places: Places
+    new_reader: Callable[[], AsyncReader], relay: Relay, threads: Threads
 ) -> None:
-    agent = await asyncio.to_thread(places.default_thread)
-    spots = [await asyncio.to_thread(places.conversation, agent.agent_id) for _ in range(10)]
+    agent = await asyncio.to_thread(threads.default_thread)
+    spots = [await asyncio.to_thread(threads.conversation, agent.agent_id) for _ in range(10)]
     readers = [new_reader() for _ in spots]
     more_cuts = iter(range(1000, 9000, 700))
 
-    async def insist(reader: AsyncReader, place: Place) -> None:
+    async def insist(reader: AsyncReader, thread: Thread) -> None:
         while not reader.complete:
             if reader.run_id:
-                await reader.read(reader.resume(place))
+                await reader.read(reader.resume(thread))
             else:
-                await reader.read(reader.send(place, "[chunks=30][rate=300]"))
+                await reader.read(reader.send(thread, "[chunks=30][rate=300]"))
             if cuts := next(more_cuts, 0):
                 relay.cut_after(cuts)
 
     relay.cut_after(5000)
     async with asyncio.timeout(WAIT_SECONDS), asyncio.TaskGroup() as group:
-        for reader, place in zip(readers, spots, strict=True):
-            group.create_task(insist(reader, place))
-    for reader, place in zip(readers, spots, strict=True):
-        assert reader.joined == await asyncio.to_thread(place.replay, reader.run_id)
+        for reader, thread in zip(readers, spots, strict=True):
+            group.create_task(insist(reader, thread))
+    for reader, thread in zip(readers, spots, strict=True):
+        assert reader.joined == await asyncio.to_thread(thread.replay, reader.run_id)
     assert sum(len(reader.pieces) for reader in readers) > len(readers)
     assert len(await asyncio.to_thread(agent.runs)) == len(readers)

@@ -18,8 +18,8 @@ from tests.support.python_sdk import AsyncReader, Reader, Stop
 from tests.support.threads import (
     DONE,
     WAIT_SECONDS,
-    Place,
-    Places,
+    Thread,
+    Threads,
     assert_one_whole_run,
     types_of,
 )
@@ -32,10 +32,10 @@ def at_event_4(chunk: Any) -> bool:
     return bool(chunk.seq_id == 4)
 
 
-def cancelling_at_event_4(place: Place) -> Stop:
+def cancelling_at_event_4(thread: Thread) -> Stop:
     def look(chunk: Any) -> None:
         if at_event_4(chunk):
-            place.post("cancel")
+            thread.post("cancel")
 
     return look
 
@@ -50,7 +50,7 @@ def body_of(error: APIStatusError) -> dict[str, Any]:
 
 @pytest.mark.promise("P9", "P4")
 def test_the_same_message_sent_again_during_and_after_the_run_gets_the_same_bytes(
-    reader: Reader, conversation: Place
+    reader: Reader, conversation: Thread
 ) -> None:
     reader.read(lambda: reader.send(conversation, OPEN), at_event_4)
     with Reader(conversation.url) as during, Reader(conversation.url) as after:
@@ -62,16 +62,16 @@ def test_the_same_message_sent_again_during_and_after_the_run_gets_the_same_byte
 
 @pytest.mark.promise("P9")
 async def test_twenty_sends_of_one_message_at_once_make_one_run_that_all_of_them_get(
-    new_reader: Callable[[], AsyncReader], places: Places
+    new_reader: Callable[[], AsyncReader], threads: Threads
 ) -> None:
-    place = await asyncio.to_thread(places.conversation)
+    thread = await asyncio.to_thread(threads.conversation)
     readers = [new_reader() for _ in range(20)]
     async with asyncio.timeout(WAIT_SECONDS), asyncio.TaskGroup() as group:
         for reader in readers:
-            group.create_task(reader.read(reader.send(place, "[chunks=20][rate=400]")))
-    runs = await asyncio.to_thread(place.runs)
+            group.create_task(reader.read(reader.send(thread, "[chunks=20][rate=400]")))
+    runs = await asyncio.to_thread(thread.runs)
     assert len(runs) == 1
-    replay = await asyncio.to_thread(place.replay, runs[0]["id"])
+    replay = await asyncio.to_thread(thread.replay, runs[0]["id"])
     assert_one_whole_run(replay)
     for reader in readers:
         assert reader.complete
@@ -80,7 +80,7 @@ async def test_twenty_sends_of_one_message_at_once_make_one_run_that_all_of_them
 
 @pytest.mark.promise("P9")
 def test_a_foreground_message_sent_again_gets_the_answer_of_its_run(
-    reader: Reader, conversation: Place
+    reader: Reader, conversation: Thread
 ) -> None:
     with Reader(conversation.url) as again:
         reader.read(lambda: reader.send(conversation, "hello", background=False))
@@ -93,11 +93,11 @@ def test_a_foreground_message_sent_again_gets_the_answer_of_its_run(
 @pytest.mark.promise("P9")
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["other text", "other conversation"])
 def test_an_otid_used_for_something_else_is_a_conflict_that_the_sdk_does_not_retry(
-    elsewhere: bool, relay: Relay, conversation: Place, places: Places
+    elsewhere: bool, relay: Relay, conversation: Thread, threads: Threads
 ) -> None:
     with Reader(relay.url, max_retries=2) as reader:
         reader.read(lambda: reader.send(conversation, "hello"))
-        other = places.conversation(conversation.agent_id) if elsewhere else conversation
+        other = threads.conversation(conversation.agent_id) if elsewhere else conversation
         message = conversation.message("hello" if elsewhere else "something else")
         requests = len(reader.recording.requests)
         with pytest.raises(ConflictError) as caught:
@@ -117,7 +117,7 @@ def test_an_otid_used_for_something_else_is_a_conflict_that_the_sdk_does_not_ret
 
 @pytest.mark.promise("P10")
 def test_a_second_message_during_a_run_is_refused_once_and_names_the_run(
-    reader: Reader, relay: Relay, conversation: Place
+    reader: Reader, relay: Relay, conversation: Thread
 ) -> None:
     reader.read(lambda: reader.send(conversation, OPEN), at_event_4)
     with Reader(relay.url, max_retries=2) as second:
@@ -141,10 +141,10 @@ def test_a_second_message_during_a_run_is_refused_once_and_names_the_run(
 
 @pytest.mark.promise("P10")
 def test_other_conversations_of_the_agent_are_not_busy(
-    reader: Reader, conversation: Place, places: Places
+    reader: Reader, conversation: Thread, threads: Threads
 ) -> None:
     reader.read(lambda: reader.send(conversation, OPEN), at_event_4)
-    other = places.conversation(conversation.agent_id)
+    other = threads.conversation(conversation.agent_id)
     with Reader(conversation.url) as second:
         second.read(lambda: second.send(other, "hello"))
         assert second.complete
@@ -154,22 +154,22 @@ def test_other_conversations_of_the_agent_are_not_busy(
 # Cancelling.
 
 
-def cancel_conversation(reader: Reader, place: Place) -> Any:
-    return reader.sdk.conversations.cancel(place.path_id, agent_id=place.agent_id)
+def cancel_conversation(reader: Reader, thread: Thread) -> Any:
+    return reader.sdk.conversations.cancel(thread.path_id, agent_id=thread.agent_id)
 
 
-def cancel_agent(reader: Reader, place: Place) -> Any:
-    return reader.sdk.agents.messages.cancel(place.agent_id)
+def cancel_agent(reader: Reader, thread: Thread) -> Any:
+    return reader.sdk.agents.messages.cancel(thread.agent_id)
 
 
-def cancel_runs(reader: Reader, place: Place) -> Any:
-    return reader.sdk.agents.messages.cancel(place.agent_id, run_ids=[reader.run_id])
+def cancel_runs(reader: Reader, thread: Thread) -> Any:
+    return reader.sdk.agents.messages.cancel(thread.agent_id, run_ids=[reader.run_id])
 
 
 @pytest.mark.promise("P6", "P3")
 @pytest.mark.parametrize("cancel", [cancel_conversation, cancel_agent, cancel_runs])
 def test_a_cancelled_run_ends_every_stream_with_one_cancelled_group_and_keeps_its_text(
-    cancel: Callable[[Reader, Place], Any], reader: Reader, default_thread: Place
+    cancel: Callable[[Reader, Thread], Any], reader: Reader, default_thread: Thread
 ) -> None:
     answers = []
 
@@ -191,7 +191,7 @@ def test_a_cancelled_run_ends_every_stream_with_one_cancelled_group_and_keeps_it
 
 @pytest.mark.promise("P6")
 def test_cancelling_where_nothing_runs_is_a_conflict_and_an_ended_run_stays_what_it_was(
-    reader: Reader, default_thread: Place
+    reader: Reader, default_thread: Thread
 ) -> None:
     reader.read(lambda: reader.send(default_thread, "hello"))
     with pytest.raises(ConflictError, match="No active runs to cancel"):
@@ -205,7 +205,7 @@ def test_cancelling_where_nothing_runs_is_a_conflict_and_an_ended_run_stays_what
 
 @pytest.mark.promise("P6")
 def test_a_foreground_run_goes_on_without_its_client_and_can_not_be_resumed(
-    reader: Reader, relay: Relay, conversation: Place
+    reader: Reader, relay: Relay, conversation: Thread
 ) -> None:
     relay.cut_after(1500)
     reader.read(lambda: reader.send(conversation, "[chunks=12][rate=300]", background=False))
@@ -221,7 +221,7 @@ def test_a_foreground_run_goes_on_without_its_client_and_can_not_be_resumed(
     assert conversation.text() == "".join(f"t{n} " for n in range(12))
 
 
-def test_json_mode_answers_with_what_the_conversation_keeps(conversation: Place) -> None:
+def test_json_mode_answers_with_what_the_conversation_keeps(conversation: Thread) -> None:
     message = conversation.message("[think=1][tool=search][chunks=3]")
     answers = [
         conversation.post("messages", {"messages": [message], "streaming": False}) for _ in range(2)
@@ -240,7 +240,7 @@ def test_json_mode_answers_with_what_the_conversation_keeps(conversation: Place)
     assert len(conversation.runs()) == 1
 
 
-def test_agents_messages_create_answers_and_streams(reader: Reader, default_thread: Place) -> None:
+def test_agents_messages_create_answers_and_streams(reader: Reader, default_thread: Thread) -> None:
     answer = reader.sdk.agents.messages.create(default_thread.agent_id, input="hello there")
     assert [m.content for m in answer.messages] == ["hello there"]  # type: ignore[union-attr]
     assert answer.stop_reason.stop_reason == "end_turn"
@@ -261,7 +261,7 @@ def test_agents_messages_create_answers_and_streams(reader: Reader, default_thre
 
 
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
-def test_agents_messages_stream_streams(reader: Reader, default_thread: Place) -> None:
+def test_agents_messages_stream_streams(reader: Reader, default_thread: Thread) -> None:
     reader.read(
         lambda: reader.sdk.agents.messages.stream(  # type: ignore[deprecated]
             default_thread.agent_id, input="[chunks=4]", background=True
@@ -276,7 +276,7 @@ def test_agents_messages_stream_streams(reader: Reader, default_thread: Place) -
 
 @pytest.mark.promise("P3")
 def test_a_failed_run_answers_json_mode_with_the_status_of_its_error(
-    reader: Reader, default_thread: Place
+    reader: Reader, default_thread: Thread
 ) -> None:
     for code, status in {
         "llm_authentication": 401,
@@ -293,7 +293,7 @@ def test_a_failed_run_answers_json_mode_with_the_status_of_its_error(
 
 
 def test_the_requests_own_system_prompt_and_the_history_reach_the_model(
-    reader: Reader, conversation: Place
+    reader: Reader, conversation: Thread
 ) -> None:
     reader.read(lambda: reader.send(conversation, "the first message"))
     for text, expected in {
@@ -312,7 +312,7 @@ def test_the_requests_own_system_prompt_and_the_history_reach_the_model(
             assert expected in other.text
 
 
-def test_a_body_ends_right_after_done(server: ServerProcess, conversation: Place) -> None:
+def test_a_body_ends_right_after_done(server: ServerProcess, conversation: Thread) -> None:
     answer = conversation.post(
         "messages", {"messages": [conversation.message("hello")], "background": True}
     )

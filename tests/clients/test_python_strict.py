@@ -12,13 +12,13 @@ from letta_client import AsyncLetta, Letta
 from letta_client.types.agents import ApprovalRequestMessage
 
 from tests.support.python_sdk import new_otid
-from tests.support.threads import WAIT_SECONDS, Place, Places
+from tests.support.threads import WAIT_SECONDS, Thread, Threads
 
 
 @pytest.fixture(scope="module")
-def sdk(places: Places) -> Iterator[Letta]:
+def sdk(threads: Threads) -> Iterator[Letta]:
     with Letta(
-        base_url=str(places.raw.base_url),
+        base_url=str(threads.raw.base_url),
         api_key="none needed",
         max_retries=0,
         timeout=WAIT_SECONDS,
@@ -28,13 +28,13 @@ def sdk(places: Places) -> Iterator[Letta]:
 
 
 @pytest.fixture(scope="module")
-def talked(sdk: Letta, places: Places) -> Place:
+def talked(sdk: Letta, threads: Threads) -> Thread:
     """A conversation with all kinds of items: one run went well, one failed."""
-    place = places.conversation()
+    thread = threads.conversation()
     for text in ("[think=2][tool=search][chunks=3]", "[chunks=3][fail=2]"):
-        message = place.message(text) | {"otid": new_otid()}
-        place.post("messages", {"messages": [message], "background": True})
-    return place
+        message = thread.message(text) | {"otid": new_otid()}
+        thread.post("messages", {"messages": [message], "background": True})
+    return thread
 
 
 def test_agents(sdk: Letta) -> None:
@@ -73,7 +73,7 @@ def test_blocks(sdk: Letta) -> None:
     sdk.blocks.delete(block.id)
 
 
-def test_conversations(sdk: Letta, talked: Place) -> None:
+def test_conversations(sdk: Letta, talked: Thread) -> None:
     made = sdk.conversations.create(
         agent_id=talked.agent_id, summary="s", description="d", context_window_limit=1000
     )
@@ -86,7 +86,7 @@ def test_conversations(sdk: Letta, talked: Place) -> None:
     sdk.conversations.delete(made.id)
 
 
-def test_messages(sdk: Letta, talked: Place) -> None:
+def test_messages(sdk: Letta, talked: Thread) -> None:
     items = list(sdk.conversations.messages.list(talked.path_id, order="asc"))
     assert {item.message_type for item in items} == {
         "system_message",
@@ -99,7 +99,7 @@ def test_messages(sdk: Letta, talked: Place) -> None:
     assert len(sdk.messages.retrieve(items[-1].id)) >= 1
 
 
-def test_runs_with_their_messages_usage_and_steps(sdk: Letta, talked: Place) -> None:
+def test_runs_with_their_messages_usage_and_steps(sdk: Letta, talked: Thread) -> None:
     runs = list(sdk.runs.list(conversation_id=talked.conversation_id, order="asc"))
     assert [run.status for run in runs] == ["completed", "failed"]
     for run in runs:
@@ -121,7 +121,7 @@ def chunks_of(stream: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("stream_tokens", [False, True])
-def test_the_chunks_of_streams(stream_tokens: bool, sdk: Letta, talked: Place) -> None:
+def test_the_chunks_of_streams(stream_tokens: bool, sdk: Letta, talked: Thread) -> None:
     message = talked.message("[think=2][tool=search][chunks=3]") | {"otid": new_otid()}
     sent = chunks_of(
         sdk.conversations.messages.create(
@@ -144,11 +144,11 @@ def test_the_chunks_of_streams(stream_tokens: bool, sdk: Letta, talked: Place) -
     assert chunks_of(resumed) == sent
 
 
-def test_the_chunks_of_a_call_that_waits_and_of_its_answer(sdk: Letta, places: Places) -> None:
-    place = places.conversation()
+def test_the_chunks_of_a_call_that_waits_and_of_its_answer(sdk: Letta, threads: Threads) -> None:
+    thread = threads.conversation()
     for stream_tokens in (False, True):
         asked = sdk.conversations.messages.create(
-            place.path_id,
+            thread.path_id,
             messages=[{"role": "user", "content": "[client_tool=look][chunks=1]"}],
             client_tools=[{"name": "look", "parameters": {"type": "object"}}],
             stream_tokens=stream_tokens,
@@ -157,7 +157,7 @@ def test_the_chunks_of_a_call_that_waits_and_of_its_answer(sdk: Letta, places: P
         call_id = calls[0].tool_call.tool_call_id
         assert call_id is not None
         answered = sdk.conversations.messages.create(
-            place.path_id,
+            thread.path_id,
             messages=[
                 {
                     "type": "approval",
@@ -169,12 +169,12 @@ def test_the_chunks_of_a_call_that_waits_and_of_its_answer(sdk: Letta, places: P
             stream_tokens=stream_tokens,
         )
         assert "assistant_message" in chunks_of(answered)
-    items = sdk.conversations.messages.list(place.path_id, order="asc")
+    items = sdk.conversations.messages.list(thread.path_id, order="asc")
     assert "approval_response_message" in [item.message_type for item in items]
 
 
-def test_async_sends_and_the_streams_of_runs(sdk: Letta, places: Places) -> None:
-    agent_id = places.default_thread().agent_id
+def test_async_sends_and_the_streams_of_runs(sdk: Letta, threads: Threads) -> None:
+    agent_id = threads.default_thread().agent_id
     run = sdk.agents.messages.create_async(agent_id, input="[think=1][chunks=3]")
     assert run.background is True
     seen = chunks_of(sdk.runs.messages.stream(run.id))
@@ -183,31 +183,31 @@ def test_async_sends_and_the_streams_of_runs(sdk: Letta, places: Places) -> None
     assert chunks_of(rest) == seen[2:]
 
 
-def test_the_deprecated_stream_of_an_agent(sdk: Letta, places: Places) -> None:
-    agent_id = places.default_thread().agent_id
+def test_the_deprecated_stream_of_an_agent(sdk: Letta, threads: Threads) -> None:
+    agent_id = threads.default_thread().agent_id
     message: Any = {"role": "user", "content": "[chunks=2]"}
     with pytest.deprecated_call():
         chunks = sdk.agents.messages.stream(agent_id, messages=[message])  # type: ignore[deprecated]
     assert "assistant_message" in chunks_of(chunks)
 
 
-def test_cancel_answers(sdk: Letta, places: Places) -> None:
-    place = places.default_thread()
+def test_cancel_answers(sdk: Letta, threads: Threads) -> None:
+    thread = threads.default_thread()
     cancels: list[Callable[[str], object]] = [
-        lambda run_id: sdk.conversations.cancel("default", agent_id=place.agent_id),
-        lambda run_id: sdk.agents.messages.cancel(place.agent_id),
-        lambda run_id: sdk.agents.messages.cancel(place.agent_id, run_ids=[run_id]),
+        lambda run_id: sdk.conversations.cancel("default", agent_id=thread.agent_id),
+        lambda run_id: sdk.agents.messages.cancel(thread.agent_id),
+        lambda run_id: sdk.agents.messages.cancel(thread.agent_id, run_ids=[run_id]),
     ]
     for cancel in cancels:
         stream = sdk.conversations.messages.create(
-            "default", agent_id=place.agent_id, input="[hang=0]", background=True
+            "default", agent_id=thread.agent_id, input="[hang=0]", background=True
         )
         run_id = stream.response.headers["x-run-id"]
         assert cancel(run_id) == {run_id: "cancelled"}
         assert chunks_of(stream) == ["ping", "stop_reason", "usage_statistics"]
 
 
-async def test_the_asynchronous_sdk_validates_the_same(talked: Place) -> None:
+async def test_the_asynchronous_sdk_validates_the_same(talked: Thread) -> None:
     async with (
         asyncio.timeout(WAIT_SECONDS),
         AsyncLetta(

@@ -14,8 +14,8 @@ from reattach.testing.programs.server import ServerProcess
 from tests.support.python_sdk import new_otid
 from tests.support.threads import (
     DONE,
-    Place,
-    Places,
+    Thread,
+    Threads,
     assert_one_whole_run,
     raw_client,
     types_of,
@@ -69,19 +69,19 @@ def test_where_node_is_missing_the_tests_are_skipped_but_fail_in_ci(
 
 # Cut and resumed.
 
-WAYS: dict[str, Callable[[TypeScriptReader, Place], Call]] = {
-    "run id": lambda client, place: client.resume(place),
-    "OTID": lambda client, place: client.resume(place, run_id=None, otid=place.otid),
-    "conversation": lambda client, place: client.resume(
-        place, run_id=None, agent_id=place.agent_id
+WAYS: dict[str, Callable[[TypeScriptReader, Thread], Call]] = {
+    "run id": lambda client, thread: client.resume(thread),
+    "OTID": lambda client, thread: client.resume(thread, run_id=None, otid=thread.otid),
+    "conversation": lambda client, thread: client.resume(
+        thread, run_id=None, agent_id=thread.agent_id
     ),
-    "runs.messages.stream": lambda client, place: client.start(
+    "runs.messages.stream": lambda client, thread: client.start(
         "runs.messages.stream", client.run_id, {"starting_after": client.cursor}
     ),
 }
 
 
-def cut_and_resume(client: TypeScriptReader, relay: Relay, place: Place, way: str) -> None:
+def cut_and_resume(client: TypeScriptReader, relay: Relay, thread: Thread, way: str) -> None:
     """Cut a live run after event 4; come back to it; cancel it once all of it was seen."""
 
     def cut(chunk: Any) -> None:
@@ -90,27 +90,27 @@ def cut_and_resume(client: TypeScriptReader, relay: Relay, place: Place, way: st
 
     def cancel(chunk: Any) -> None:
         if chunk.seq_id == 11:
-            place.post(f"cancel?agent_id={place.agent_id}")
+            thread.post(f"cancel?agent_id={thread.agent_id}")
 
-    client.read(client.send(place, LIVE), cut)
+    client.read(client.send(thread, LIVE), cut)
     assert client.broken is not None
     assert 4 <= client.cursor <= 11
     if client.cursor == 11:  # the cut came after all there is
-        place.post(f"cancel?agent_id={place.agent_id}")
+        thread.post(f"cancel?agent_id={thread.agent_id}")
         way = "run id"
-    outcome = client.read(WAYS[way](client, place), cancel)
+    outcome = client.read(WAYS[way](client, thread), cancel)
     assert client.complete
     assert outcome.body.endswith(DONE)
     assert outcome.headers["x-run-id"] == client.run_id
-    assert client.joined == place.replay(client.run_id)
+    assert client.joined == thread.replay(client.run_id)
     assert_one_whole_run(client.joined)
-    assert client.text == "".join(f"t{n} " for n in range(8)) == place.text()
+    assert client.text == "".join(f"t{n} " for n in range(8)) == thread.text()
 
 
 @pytest.mark.promise("S1", "S4", "S5", "S6", "P4", "P6")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_live_run_cut_in_mid_answer_is_whole_after_resuming_by(
-    way: str, client: TypeScriptReader, relay: Relay, conversation: Place
+    way: str, client: TypeScriptReader, relay: Relay, conversation: Thread
 ) -> None:
     cut_and_resume(client, relay, conversation, way)
 
@@ -118,7 +118,7 @@ def test_a_live_run_cut_in_mid_answer_is_whole_after_resuming_by(
 @pytest.mark.promise("S2", "S6", "P4")
 @pytest.mark.parametrize("way", ["conversation", "OTID"])
 def test_a_live_run_of_the_default_thread_is_whole_after_resuming_by(
-    way: str, client: TypeScriptReader, relay: Relay, default_thread: Place
+    way: str, client: TypeScriptReader, relay: Relay, default_thread: Thread
 ) -> None:
     cut_and_resume(client, relay, default_thread, way)
 
@@ -126,7 +126,7 @@ def test_a_live_run_of_the_default_thread_is_whole_after_resuming_by(
 @pytest.mark.promise("P4", "P6", "P9", "S4")
 @pytest.mark.parametrize("bytes_down", range(0, 6000, 599))
 def test_a_send_cut_at_any_byte_makes_one_run_that_is_whole_after_resuming(
-    bytes_down: int, client: TypeScriptReader, relay: Relay, conversation: Place
+    bytes_down: int, client: TypeScriptReader, relay: Relay, conversation: Thread
 ) -> None:
     text = "[think=2][chunks=14]"
     relay.cut_after(bytes_down)
@@ -142,7 +142,7 @@ def test_a_send_cut_at_any_byte_makes_one_run_that_is_whole_after_resuming(
 
 @pytest.mark.promise("P4")
 def test_emoji_and_line_ends_and_sse_look_alikes_arrive_as_the_model_gave_them(
-    client: TypeScriptReader, relay: Relay, conversation: Place
+    client: TypeScriptReader, relay: Relay, conversation: Thread
 ) -> None:
     relay.cut_after(4000)
     client.read(client.send(conversation, "[chunks=20][unicode]"))
@@ -154,7 +154,7 @@ def test_emoji_and_line_ends_and_sse_look_alikes_arrive_as_the_model_gave_them(
 
 @pytest.mark.promise("P3", "P4", "S6")
 def test_a_resume_at_or_past_the_end_gives_nothing_and_ends_at_once(
-    client: TypeScriptReader, conversation: Place
+    client: TypeScriptReader, conversation: Thread
 ) -> None:
     client.read(client.send(conversation, "hello"))
     for cursor in (client.cursor, client.cursor + 1, 10**6):
@@ -168,7 +168,7 @@ def test_a_resume_at_or_past_the_end_gives_nothing_and_ends_at_once(
 
 @pytest.mark.promise("P9")
 def test_the_same_message_sent_again_and_twenty_times_at_once_makes_one_run(
-    new_client: NewClient, conversation: Place
+    new_client: NewClient, conversation: Thread
 ) -> None:
     clients = [new_client() for _ in range(20)]
     calls = [client.send(conversation, "[chunks=20][rate=400]") for client in clients]
@@ -184,7 +184,7 @@ def test_the_same_message_sent_again_and_twenty_times_at_once_makes_one_run(
 
 @pytest.mark.promise("P9")
 def test_an_otid_with_another_text_is_a_conflict_that_the_sdk_does_not_retry(
-    new_client: NewClient, conversation: Place
+    new_client: NewClient, conversation: Thread
 ) -> None:
     client = new_client(max_retries=2)
     client.read(client.send(conversation, "hello"))
@@ -198,7 +198,7 @@ def test_an_otid_with_another_text_is_a_conflict_that_the_sdk_does_not_retry(
 
 @pytest.mark.promise("P10", "P6", "P3")
 def test_a_second_message_is_refused_once_and_the_run_it_names_can_be_cancelled(
-    new_client: NewClient, conversation: Place
+    new_client: NewClient, conversation: Thread
 ) -> None:
     client, second = new_client(), new_client(max_retries=2)
     seen: list[Outcome] = []
@@ -227,7 +227,7 @@ def test_a_second_message_is_refused_once_and_the_run_it_names_can_be_cancelled(
 
 
 def test_agents_messages_create_answers_and_streams(
-    client: TypeScriptReader, default_thread: Place
+    client: TypeScriptReader, default_thread: Thread
 ) -> None:
     answer = client.call("agents.messages.create", default_thread.agent_id, {"input": "hello"})
     assert answer.error is None
@@ -238,7 +238,7 @@ def test_agents_messages_create_answers_and_streams(
 
 
 def test_resources_are_made_read_changed_listed_and_deleted(
-    client: TypeScriptReader, places: Places
+    client: TypeScriptReader, threads: Threads
 ) -> None:
     blocks = [{"label": "human", "value": "v"}]
     body = {"name": "ts", "model": "scripted/echo", "memory_blocks": blocks, "tags": [new_otid()]}
@@ -248,9 +248,9 @@ def test_resources_are_made_read_changed_listed_and_deleted(
     assert client.call("agents.update", agent["id"], {"name": "ts2"}).value["name"] == "ts2"
     made = client.call("conversations.create", {"agent_id": agent["id"], "summary": "s"}).value
     assert client.call("conversations.retrieve", made["id"]).value["summary"] == "s"
-    place = Place(places.raw, agent["id"], made["id"])
-    client.read(client.send(place, "[think=1][tool=search][chunks=3]"))
-    kept = [(item["id"], item["message_type"]) for item in place.items()]
+    thread = Thread(threads.raw, agent["id"], made["id"])
+    client.read(client.send(thread, "[think=1][tool=search][chunks=3]"))
+    kept = [(item["id"], item["message_type"]) for item in thread.items()]
     query = {"order": "asc", "limit": 2}
     items = client.iterate("conversations.messages.list", made["id"], query).chunks
     assert [(item["id"], item["message_type"]) for item in items] == kept
@@ -268,7 +268,7 @@ def test_resources_are_made_read_changed_listed_and_deleted(
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_the_pagers_walk_lists_whole_and_once_in_either_order(
-    order: str, client: TypeScriptReader, places: Places
+    order: str, client: TypeScriptReader, threads: Threads
 ) -> None:
     tag = new_otid()
     blocks = [{"label": f"l{n}", "value": "v"} for n in range(3)]
@@ -276,12 +276,12 @@ def test_the_pagers_walk_lists_whole_and_once_in_either_order(
         client.call("agents.create", {"tags": [tag], "memory_blocks": blocks}).value["id"]
         for _ in range(3)
     ]
-    place = Place(places.raw, agents[0], None)
+    thread = Thread(threads.raw, agents[0], None)
     for _ in range(3):
         sent = {"input": "[steps=3][chunks=1]", "streaming": False}
-        assert place.post(f"/v1/agents/{agents[0]}/messages", sent).status_code == 200
-    runs = [run["id"] for run in place.runs()]
-    steps = [step["id"] for step in place.get(f"/v1/runs/{runs[0]}/steps", order="asc")]
+        assert thread.post(f"/v1/agents/{agents[0]}/messages", sent).status_code == 200
+    runs = [run["id"] for run in thread.runs()]
+    steps = [step["id"] for step in thread.get(f"/v1/runs/{runs[0]}/steps", order="asc")]
     query = {"order": order, "limit": 1}
     for path, args, expected in (
         ("agents.list", [query | {"tags": [tag]}], agents),
@@ -304,23 +304,23 @@ def test_silence_is_filled_with_pings_only_for_those_who_want_them(
     process: TypeScript, pinging_server: ServerProcess
 ) -> None:
     with raw_client(pinging_server.url) as raw:
-        place = Places(raw).conversation()
+        thread = Threads(raw).conversation()
         sender, pinged, unpinged = (TypeScriptReader(process, pinging_server.url) for _ in range(3))
         seen = {"pings": 0}
         calls: list[Call] = []
 
         def others(chunk: Any) -> None:
             if chunk.seq_id == 3 and chunk.message_type != "ping":
-                calls.append(unpinged.resume(place, run_id=chunk.run_id, include_pings=False))
-                calls.append(pinged.resume(place, run_id=chunk.run_id))
+                calls.append(unpinged.resume(thread, run_id=chunk.run_id, include_pings=False))
+                calls.append(pinged.resume(thread, run_id=chunk.run_id))
                 pinged.read(calls[1], cancel_at_fourth_ping)
 
         def cancel_at_fourth_ping(chunk: Any) -> None:
             seen["pings"] += chunk.message_type == "ping" and chunk.seq_id == 3
             if seen["pings"] == 4:
-                place.post("cancel")
+                thread.post("cancel")
 
-        sender.read(sender.send(place, "[chunks=5][hang=2]"), others)
+        sender.read(sender.send(thread, "[chunks=5][hang=2]"), others)
         silent = unpinged.read(calls[0])
     for client in (sender, pinged, unpinged):
         assert client.complete
@@ -333,7 +333,7 @@ def test_silence_is_filled_with_pings_only_for_those_who_want_them(
 @pytest.mark.promise("P3", "P4")
 @pytest.mark.parametrize("background", [False, True])
 def test_an_error_event_is_an_api_error_with_the_event_as_its_error(
-    background: bool, client: TypeScriptReader, conversation: Place
+    background: bool, client: TypeScriptReader, conversation: Thread
 ) -> None:
     text = "[chunks=9][fail=3:llm_timeout]"
     outcome = client.read(client.send(conversation, text, background=background))
@@ -381,13 +381,13 @@ def test_a_refusal_is_the_sdks_own_error_after_one_request(
 
 @pytest.mark.promise("P3")
 def test_a_stream_ends_right_after_done_in_every_mode(
-    client: TypeScriptReader, default_thread: Place
+    client: TypeScriptReader, default_thread: Thread
 ) -> None:
     for background in (False, True):
         for stream_tokens in (False, True):
-            place = Place(default_thread.raw, default_thread.agent_id, None)
+            thread = Thread(default_thread.raw, default_thread.agent_id, None)
             options = {"background": background, "stream_tokens": stream_tokens}
-            outcome = client.send(place, "[think=1][chunks=3]", **options).finish()
+            outcome = client.send(thread, "[think=1][chunks=3]", **options).finish()
             assert outcome.error is None
             assert outcome.body.endswith(DONE)
             assert outcome.chunks[-1]["message_type"] == "usage_statistics"

@@ -19,7 +19,7 @@ from reattach.runs.service import RunService
 from reattach.runs.upkeep.heartbeat import heartbeat
 from reattach.runs.upkeep.schedule import keep_up, listen
 from tests.support.faulty_stores import Faults, FaultyLog, faulty_records
-from tests.support.in_process import Heart, heart_of
+from tests.support.stores import Stores, stores_of
 
 CLOCK = SystemClock()
 
@@ -36,19 +36,19 @@ class Node:
 
 
 class Nodes:
-    """Makes nodes upon the same stores. ``heart`` looks at these with connections of its own."""
+    """Creates nodes on shared stores. ``stores`` reads these over connections of its own."""
 
     def __init__(self, stack: AsyncExitStack, database_url: str, log_url: str) -> None:
         self.prefix = f"test-{new_uuid()}"
         self.database_url = database_url
         self.log_url = log_url
         self._stack = stack
-        self.heart: Heart
+        self.stores: Stores
 
     async def begin(self) -> None:
         records = await Records.open(self.database_url, clock=CLOCK)
         log = await self.open_log()
-        self.heart = await self._stack.enter_async_context(heart_of(records, log, CLOCK))
+        self.stores = await self._stack.enter_async_context(stores_of(records, log, CLOCK))
 
     async def open_log(self, url: str | None = None) -> RedisLog:
         log = await RedisLog.connect(
@@ -73,7 +73,7 @@ class Nodes:
         records = await Records.open(self.database_url, clock=CLOCK)
         self._stack.push_async_callback(records.aclose)
         log = await self.open_log(log_url)
-        runs = self.heart.service(
+        runs = self.stores.service(
             log=FaultyLog(log, faults),
             records=faulty_records(records, faults),
             engine=engine,

@@ -10,8 +10,8 @@ import pytest
 from reattach.domain.ids import DEFAULT_TENANT, new_run_id
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from tests.cluster.nodes import Nodes
-from tests.support.in_process import eventually
 from tests.support.in_process_readers import Reader
+from tests.support.stores import eventually
 
 
 @pytest.mark.promise("P5")
@@ -20,12 +20,12 @@ async def test_a_log_of_redis_that_lost_its_end_is_ended_by_the_audit_of_one_pro
 ) -> None:
     """C2: Redis lost its last second; every process audits, one of them ends the log."""
     first, second = await nodes.node(keeps_up=False), await nodes.node(keeps_up=False)
-    send = nodes.heart.send(await nodes.heart.conversation(), "one two")
+    send = nodes.stores.send(await nodes.stores.conversation(), "one two")
     run = await first.runs.settled(await first.runs.send(send))
-    frames = await nodes.heart.frames(run)
-    await nodes.heart.log.delete(run.id)
-    await nodes.heart.log.open(run.id, run.token)
-    await nodes.heart.log.append(run.id, run.token, 1, frames[:1])
+    frames = await nodes.stores.frames(run)
+    await nodes.stores.log.delete(run.id)
+    await nodes.stores.log.open(run.id, run.token)
+    await nodes.stores.log.append(run.id, run.token, 1, frames[:1])
     await asyncio.gather(*(node.runs.audit.compare_logs() for node in (first, second)))
     assert first.runs.audit.found.lost_ends + second.runs.audit.found.lost_ends >= 1
     for node in (first, second):
@@ -45,17 +45,17 @@ async def test_a_log_of_redis_without_a_record_is_deleted_after_the_retention(
     """C11: PostgreSQL lost the commit of the run, whose log is open and has no expiry."""
     node = await nodes.node(keeps_up=False)
     stranger = new_run_id()
-    await nodes.heart.log.open(stranger, 1)
+    await nodes.stores.log.open(stranger, 1)
     await node.runs.audit.compare_logs()
     assert node.runs.audit.found.logs_without_record == 1
     assert await node.runs.sweep() == 0
     soon = await nodes.node(keeps_up=False)
     soon.runs.audit._retention = timedelta(seconds=-1)
     other = new_run_id()
-    await nodes.heart.log.open(other, 1)
+    await nodes.stores.log.open(other, 1)
     await soon.runs.audit.compare_logs()
     assert await node.runs.sweep() == 1
-    inventory = await nodes.heart.log.inventory(None, limit=100)
+    inventory = await nodes.stores.log.inventory(None, limit=100)
     assert [entry.run_id for entry in inventory.entries] == [stranger]
 
 
@@ -65,14 +65,14 @@ async def test_a_commit_that_lands_after_its_sender_was_refused_leaves_no_run_be
 ) -> None:
     """C4: the connection is silent while a send commits, and goes on later."""
     node = await nodes.node(lease_seconds=5)
-    conversation = await nodes.heart.conversation()
-    send = nodes.heart.send(conversation, "one two", otid="mine")
+    conversation = await nodes.stores.conversation()
+    send = nodes.stores.send(conversation, "one two", otid="mine")
     run = node.runs._sends._new_run(send, "scripted/echo")
-    await nodes.heart.records.runs.create(DEFAULT_TENANT, run, None, [])
+    await nodes.stores.records.runs.create(DEFAULT_TENANT, run, None, [])
     await eventually(lambda: ended(nodes, run.id))
     assert node.runs.audit.found.runs_without_worker == 1
-    await nodes.heart.assert_free(conversation)
+    await nodes.stores.assert_free(conversation)
 
 
 async def ended(nodes: Nodes, run_id: str) -> bool:
-    return all(run.id != run_id for run in await nodes.heart.active_runs())
+    return all(run.id != run_id for run in await nodes.stores.active_runs())

@@ -15,7 +15,7 @@ from reattach.runs.ownership.lease import Ownership
 from reattach.runs.upkeep import heartbeat
 from tests.cluster.nodes import Nodes
 from tests.support.clocks import LeapClock
-from tests.support.in_process import eventually
+from tests.support.stores import eventually
 
 LEASE_SECONDS = 1.0
 
@@ -47,7 +47,7 @@ async def test_a_busy_event_loop_does_not_cost_the_process_its_lease(nodes: Node
     node = await nodes.node(lease_seconds=LEASE_SECONDS)
     owner = node.runs.ownership.owner
     assert not is_buried_while_busy(owner, nodes, 2 * LEASE_SECONDS)
-    assert await nodes.heart.records.owners.alive(owner)
+    assert await nodes.stores.records.owners.alive(owner)
     assert node.runs.ownership.owner == owner
 
 
@@ -59,7 +59,7 @@ async def test_an_event_loop_that_hangs_beyond_the_bound_loses_the_lease_and_lea
     monkeypatch.setattr(heartbeat, "LOOP_SILENCE_LEASES", 1)
     node = await nodes.node(lease_seconds=LEASE_SECONDS)
     owner = node.runs.ownership.owner
-    run = await node.runs.send(nodes.heart.send(await nodes.heart.conversation(), "[hang=1]"))
+    run = await node.runs.send(nodes.stores.send(await nodes.stores.conversation(), "[hang=1]"))
     assert is_buried_while_busy(owner, nodes, 10 * LEASE_SECONDS)
     await eventually(lambda: node.runs.ownership.owner != owner)
     await eventually(lambda: run.id not in node.runs.in_progress.workers)
@@ -70,9 +70,9 @@ async def test_a_process_that_stood_still_judges_nobody_before_its_own_beat(
     nodes: Nodes,
 ) -> None:
     """C8: SIGSTOP, or a suspended machine."""
-    owners = nodes.heart.records.owners
+    owners = nodes.stores.records.owners
     clock = LeapClock()
-    ours = Ownership(nodes.heart.records, clock, 15)
+    ours = Ownership(nodes.stores.records, clock, 15)
     await ours.begin()
     await owners.register("lapsed", 0)
     for _ in range(2 * BEATS_PER_LEASE):
@@ -96,7 +96,7 @@ async def test_no_owner_buries_itself_nor_anybody_while_its_own_beat_is_old(
     nodes: Nodes,
 ) -> None:
     """C8: judged by the clock of the database, so a suspended machine is noticed too."""
-    owners = nodes.heart.records.owners
+    owners = nodes.stores.records.owners
     for name in ("lapsed", "old"):
         await owners.register(name, 0)
     await owners.register("fresh", 1000)
@@ -111,7 +111,7 @@ async def test_a_beat_tells_the_active_runs_of_its_owner(nodes: Nodes) -> None:
     """C4: the heartbeat brings what the audit compares with the workers."""
     node = await nodes.node(beats=False, keeps_up=False)
     runs = [
-        await node.runs.send(nodes.heart.send(await nodes.heart.conversation(), "[hang=1]"))
+        await node.runs.send(nodes.stores.send(await nodes.stores.conversation(), "[hang=1]"))
         for _ in range(3)
     ]
     beat = await node.records.owners.beat(node.runs.ownership.owner)

@@ -19,9 +19,9 @@ from tests.cluster.nodes import Nodes, nodes_on
 from tests.support.clocks import LeapClock
 from tests.support.engines import SteppedEngine
 from tests.support.faulty_stores import Gate, Outage, faulty_records
-from tests.support.in_process import eventually
 from tests.support.in_process_readers import Reader
 from tests.support.received import end_of
+from tests.support.stores import eventually
 
 LOST = {"stop_reason": "error", "error_type": "internal_error"}
 DONE = {"stop_reason": "end_turn", "error_type": None}
@@ -36,8 +36,8 @@ async def test_readers_and_runs_go_on_when_redis_is_back_with_what_it_had(
         async with nodes_on(postgresql_url, redis.url) as nodes:
             engine = SteppedEngine("one ", "two ", "three ")
             owner, other = await nodes.node(engine=engine), await nodes.node()
-            conversation = await nodes.heart.conversation()
-            run = await owner.runs.send(nodes.heart.send(conversation, "count"))
+            conversation = await nodes.stores.conversation()
+            run = await owner.runs.send(nodes.stores.send(conversation, "count"))
             engine.step()
             async with Reader(owner.runs, run) as near, Reader(other.runs, run) as far:
                 await near.until_seq(1)
@@ -46,15 +46,15 @@ async def test_readers_and_runs_go_on_when_redis_is_back_with_what_it_had(
                 engine.step()
                 with pytest.raises(StoreUnavailableError):
                     await owner.runs.send(
-                        nodes.heart.send(await nodes.heart.conversation(), "more")
+                        nodes.stores.send(await nodes.stores.conversation(), "more")
                     )
                 redis.start()
                 engine.step(2)
                 received = [await reader.to_end() for reader in (near, far)]
             for one in received:
                 assert (one.text, one.end(), one.done) == ("one two three ", DONE, True)
-                assert one.frames == await nodes.heart.frames(run)
-            assert len(await nodes.heart.active_runs()) == 0
+                assert one.frames == await nodes.stores.frames(run)
+            assert len(await nodes.stores.active_runs()) == 0
     finally:
         redis.close()
 
@@ -65,8 +65,8 @@ async def test_a_run_whose_log_was_lost_ends_in_an_error_and_shows_no_other_text
 ) -> None:
     engine = SteppedEngine("one ", "two ", "three ")
     owner, other = await frail.node(engine=engine), await frail.node()
-    conversation = await frail.heart.conversation()
-    run = await owner.runs.send(frail.heart.send(conversation, "count"))
+    conversation = await frail.stores.conversation()
+    run = await owner.runs.send(frail.stores.send(conversation, "count"))
     engine.step(2)
     async with Reader(owner.runs, run) as near, Reader(other.runs, run) as far:
         await near.until_seq(2)
@@ -80,7 +80,7 @@ async def test_a_run_whose_log_was_lost_ends_in_an_error_and_shows_no_other_text
             assert received.text == "one two "
     async with asyncio.timeout(10):
         assert (await owner.runs.settled(run)).status is RunStatus.FAILED
-    assert await frail.heart.kept(conversation) == [
+    assert await frail.stores.kept(conversation) == [
         (Role.USER, "count"),
         (Role.ASSISTANT, "one two three "),
     ]
@@ -91,7 +91,7 @@ async def test_a_run_whose_log_was_lost_ends_in_an_error_and_shows_no_other_text
         async with Reader(node.runs, run, 3) as abreast:
             received = await abreast.to_end()
         assert (received.text, received.end(), received.done) == ("", LOST, True)
-    await frail.heart.assert_free(conversation)
+    await frail.stores.assert_free(conversation)
 
 
 @pytest.mark.promise("P5", "P7")
@@ -102,8 +102,8 @@ async def test_a_run_that_lost_its_log_and_its_owner_ends_behind_all_that_was_re
     dead = await frail.node(
         engine=engine, lease_seconds=1, beats=False, keeps_up=False, listens=False
     )
-    conversation = await frail.heart.conversation()
-    run = await dead.runs.send(frail.heart.send(conversation, "count"))
+    conversation = await frail.stores.conversation()
+    run = await dead.runs.send(frail.stores.send(conversation, "count"))
     engine.step()
     async with Reader(dead.runs, run) as reader:
         await reader.until_seq(1)
@@ -115,24 +115,24 @@ async def test_a_run_that_lost_its_log_and_its_owner_ends_behind_all_that_was_re
     assert (behind.status, behind.error["earliest_seq"]) == (410, LOST_LOG_FIRST_SEQ)
     async with Reader(other.runs, run, LOST_LOG_FIRST_SEQ - 1) as late:
         assert (await late.to_end()).end() == LOST
-    await frail.heart.assert_free(conversation)
+    await frail.stores.assert_free(conversation)
 
 
 async def failed(nodes: Nodes, run_id: str) -> bool:
-    return all(run.id != run_id for run in await nodes.heart.active_runs())
+    return all(run.id != run_id for run in await nodes.stores.active_runs())
 
 
 @pytest.mark.promise("P9")
 async def test_a_send_while_redis_is_away_makes_no_run(frail: Nodes, redis: RedisServer) -> None:
     node = await frail.node()
-    conversation = await frail.heart.conversation()
+    conversation = await frail.stores.conversation()
     redis.kill()
     for _ in range(2):
         with pytest.raises(StoreUnavailableError):
-            await node.runs.send(frail.heart.send(conversation, "one two", otid="mine"))
-    assert await frail.heart.active_runs() == []
+            await node.runs.send(frail.stores.send(conversation, "one two", otid="mine"))
+    assert await frail.stores.active_runs() == []
     redis.start()
-    run = await node.runs.send(frail.heart.send(conversation, "one two", otid="mine"))
+    run = await node.runs.send(frail.stores.send(conversation, "one two", otid="mine"))
     assert (await node.runs.settled(run)).status is RunStatus.COMPLETED
 
 
@@ -147,8 +147,8 @@ async def test_a_run_whose_process_is_cut_off_from_redis_is_cancelled_when_it_is
         engine = SteppedEngine("one ", "two ")
         owner = await nodes.node(engine=engine, log_url=f"redis://{host}:{port}")
         other = await nodes.node()
-        conversation = await nodes.heart.conversation()
-        run = await owner.runs.send(nodes.heart.send(conversation, "count"))
+        conversation = await nodes.stores.conversation()
+        run = await owner.runs.send(nodes.stores.send(conversation, "count"))
         engine.step()
         async with Reader(other.runs, run) as reader:
             await reader.until_seq(1)
@@ -158,8 +158,8 @@ async def test_a_run_whose_process_is_cut_off_from_redis_is_cancelled_when_it_is
             relay.resume()
             received = await reader.to_end()
         assert received.end() == {"stop_reason": "cancelled", "error_type": None}
-        assert end_of(await nodes.heart.frames(run)) == received.end()
-        await nodes.heart.assert_free(conversation)
+        assert end_of(await nodes.stores.frames(run)) == received.end()
+        await nodes.stores.assert_free(conversation)
 
 
 @pytest.mark.promise("P7")
@@ -172,8 +172,8 @@ async def test_the_run_of_a_process_that_stays_cut_off_from_redis_is_ended_by_an
         engine = SteppedEngine("one ", "two ", "three ")
         cut_off = await nodes.node(engine=engine, log_url=f"redis://{host}:{port}")
         other = await nodes.node()
-        conversation = await nodes.heart.conversation()
-        run = await cut_off.runs.send(nodes.heart.send(conversation, "count"))
+        conversation = await nodes.stores.conversation()
+        run = await cut_off.runs.send(nodes.stores.send(conversation, "count"))
         engine.step()
         async with Reader(other.runs, run) as reader:
             await reader.until_seq(1)
@@ -187,13 +187,13 @@ async def test_the_run_of_a_process_that_stays_cut_off_from_redis_is_ended_by_an
         relay.cut()
         relay.resume()
         await eventually(lambda: not cut_off.runs.has_endless)
-        assert await nodes.heart.frames(run) == received.frames
-        await nodes.heart.assert_free(conversation)
+        assert await nodes.stores.frames(run) == received.frames
+        await nodes.stores.assert_free(conversation)
 
 
 @pytest.mark.promise("P7")
 async def test_nobody_is_buried_before_those_who_live_could_beat_again(nodes: Nodes) -> None:
-    records = nodes.heart.records
+    records = nodes.stores.records
     clock = LeapClock()
     outage = Outage()
     ours = Ownership(faulty_records(records, outage), clock, 15)
@@ -235,14 +235,14 @@ async def test_a_run_that_is_made_by_a_process_just_declared_dead_has_its_end_to
     gate = Gate("runs.create")
     owner = await nodes.node(faults=gate, lease_seconds=1000, keeps_up=False)
     other = await nodes.node()
-    conversation = await nodes.heart.conversation()
-    sending = asyncio.create_task(owner.runs.send(nodes.heart.send(conversation, "[hang=1]")))
+    conversation = await nodes.stores.conversation()
+    sending = asyncio.create_task(owner.runs.send(nodes.stores.send(conversation, "[hang=1]")))
     async with asyncio.timeout(10):
         await gate.waiting.wait()
-        await nodes.heart.records.owners.bury_all_but(other.runs.ownership.owner)
+        await nodes.stores.records.owners.bury_all_but(other.runs.ownership.owner)
         await owner.runs.beat()
         gate.opened.set()
         run = await sending
     async with Reader(other.runs, run) as reader:
         assert (await reader.to_end()).end()["stop_reason"] == "error"
-    await nodes.heart.assert_free(conversation)
+    await nodes.stores.assert_free(conversation)

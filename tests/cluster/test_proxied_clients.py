@@ -17,7 +17,7 @@ from reattach.testing.programs.cluster import Cluster
 from reattach.testing.programs.proxy import HaproxyServer, NginxServer
 from reattach.testing.programs.relay import Relay
 from tests.support.python_sdk import Reader, Seen
-from tests.support.threads import Place, Places, assert_one_whole_run, raw_client
+from tests.support.threads import Thread, Threads, assert_one_whole_run, raw_client
 from tests.support.typescript_sdk import Call, TypeScript, TypeScriptReader, require_node
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -32,7 +32,7 @@ MOST_KILLS = 5
 AGAIN = {502, 503, 504}
 """What is answered where a server died: to be tried again."""
 
-Try = Callable[[Place, str], None]
+Try = Callable[[Thread, str], None]
 
 
 class Customer:
@@ -42,9 +42,9 @@ class Customer:
     """
 
     def __init__(
-        self, places: Places, new_client: Callable[[], tuple[Seen, Try]], relay: ReadingRelay
+        self, threads: Threads, new_client: Callable[[], tuple[Seen, Try]], relay: ReadingRelay
     ) -> None:
-        self.places = places
+        self.threads = threads
         self.answers = 0
         self.breaks = 0
         self.relay = relay
@@ -56,17 +56,17 @@ class Customer:
             self._say(next(texts))
 
     def _say(self, text: str) -> None:
-        place = self.places.conversation()
+        thread = self.threads.conversation()
         client, once = self._new_client()
         while not client.complete:
-            once(place, text)
+            once(thread, text)
             self.breaks += client.broken is not None
-        assert [run["id"] for run in place.runs()] == [client.run_id]
-        assert client.joined == place.replay(client.run_id)
+        assert [run["id"] for run in thread.runs()] == [client.run_id]
+        assert client.joined == thread.replay(client.run_id)
         assert_one_whole_run(client.joined)
-        (run,) = place.runs()
+        (run,) = thread.runs()
         assert run["status"] in {"completed", "failed"}
-        assert client.text == place.text()
+        assert client.text == thread.text()
         self.answers += 1
 
 
@@ -90,22 +90,22 @@ class ReadingRelay(Relay):
 def python_client(url: str, api_key: str) -> tuple[Seen, Try]:
     client = Reader(url, api_key=api_key)
     messages = client.sdk.conversations.messages
-    ways: Iterator[Callable[[Place], Any]] = itertools.cycle(
+    ways: Iterator[Callable[[Thread], Any]] = itertools.cycle(
         [
             client.resume,
-            lambda place: messages.stream(
-                place.path_id, otid=place.otid, starting_after=client.cursor
+            lambda thread: messages.stream(
+                thread.path_id, otid=thread.otid, starting_after=client.cursor
             ),
-            lambda place: client.sdk.runs.messages.stream(
+            lambda thread: client.sdk.runs.messages.stream(
                 client.run_id, starting_after=client.cursor
             ),
         ]
     )
 
-    def once(place: Place, text: str) -> None:
-        opening = next(ways) if client.run_id else lambda place: client.send(place, text)
+    def once(thread: Thread, text: str) -> None:
+        opening = next(ways) if client.run_id else lambda thread: client.send(thread, text)
         try:
-            client.read(lambda: opening(place))
+            client.read(lambda: opening(thread))
         except APIStatusError as error:
             if error.status_code not in AGAIN:
                 raise
@@ -116,18 +116,18 @@ def python_client(url: str, api_key: str) -> tuple[Seen, Try]:
 
 def typescript_client(process: TypeScript, url: str, api_key: str) -> tuple[Seen, Try]:
     client = TypeScriptReader(process, url, api_key=api_key)
-    ways: Iterator[Callable[[Place], Call]] = itertools.cycle(
+    ways: Iterator[Callable[[Thread], Call]] = itertools.cycle(
         [
             client.resume,
-            lambda place: client.resume(place, run_id=None, otid=place.otid),
-            lambda place: client.start(
+            lambda thread: client.resume(thread, run_id=None, otid=thread.otid),
+            lambda thread: client.start(
                 "runs.messages.stream", client.run_id, {"starting_after": client.cursor}
             ),
         ]
     )
 
-    def once(place: Place, text: str) -> None:
-        call = next(ways)(place) if client.run_id else client.send(place, text)
+    def once(thread: Thread, text: str) -> None:
+        call = next(ways)(thread) if client.run_id else client.send(thread, text)
         outcome = client.read(call)
         refused = (outcome.error or {}).get("status")
         assert refused in {None, *AGAIN}, outcome.error
@@ -149,12 +149,12 @@ def test_both_sdks_have_every_answer_whole_while_one_of_two_servers_dies_again_a
         key = cluster.api_key
         raw = stack.enter_context(raw_client(other.url, authorization=f"Bearer {key}"))
         process = stack.enter_context(TypeScript(require_node()))
-        python = Customer(Places(raw), lambda: python_client(haproxy, key), ways[0])
-        typescript = Customer(Places(raw), lambda: typescript_client(process, nginx, key), ways[1])
+        python = Customer(Threads(raw), lambda: python_client(haproxy, key), ways[0])
+        typescript = Customer(Threads(raw), lambda: typescript_client(process, nginx, key), ways[1])
         customers = [python, typescript]
-        threads = stack.enter_context(ThreadPoolExecutor(2))
+        pool = stack.enter_context(ThreadPoolExecutor(2))
         stack.callback(stop.set)
-        talks = [threads.submit(customer.talk, stop) for customer in customers]
+        talks = [pool.submit(customer.talk, stop) for customer in customers]
         for customer in customers:
             for _ in range(MOST_KILLS):
                 assert customer.relay.wait_for_words(), [talk.done() for talk in talks]

@@ -17,9 +17,9 @@ from reattach.runs.follow import Target
 from tests.cluster.nodes import Node, Nodes
 from tests.support.engines import SteppedEngine
 from tests.support.faulty_stores import Faults, Gate
-from tests.support.in_process import eventually
 from tests.support.in_process_readers import Reader
 from tests.support.received import end_of
+from tests.support.stores import eventually
 
 T = TypeVar("T")
 
@@ -41,8 +41,8 @@ async def begun(
     nodes: Nodes, node: Node, text: str = "[hang=1]", otid: str | None = None
 ) -> tuple[Conversation, Run]:
     """A run of the node whose first event is there."""
-    conversation = await nodes.heart.conversation()
-    run = await node.runs.send(nodes.heart.send(conversation, text, otid=otid))
+    conversation = await nodes.stores.conversation()
+    run = await node.runs.send(nodes.stores.send(conversation, text, otid=otid))
     async with Reader(node.runs, run) as reader:
         await reader.until_seq(1)
     return conversation, run
@@ -64,8 +64,8 @@ async def found(node: Node, conversation: Conversation, run: Run, way: str) -> R
 async def test_a_run_is_resumed_through_another_process(nodes: Nodes, way: str) -> None:
     engine = SteppedEngine("one ", "two ", "three ")
     owner, other = await nodes.node(engine=engine), await nodes.node()
-    conversation = await nodes.heart.conversation()
-    run = await owner.runs.send(nodes.heart.send(conversation, "count"))
+    conversation = await nodes.stores.conversation()
+    run = await owner.runs.send(nodes.stores.send(conversation, "count"))
     engine.step()
     async with Reader(owner.runs, run) as reader:
         await reader.until_seq(1)
@@ -79,8 +79,8 @@ async def test_a_run_is_resumed_through_another_process(nodes: Nodes, way: str) 
         {"stop_reason": "end_turn", "error_type": None},
     )
     assert frames[1:] == received.frames
-    assert frames == await nodes.heart.frames(run)
-    assert (await nodes.heart.run(run)).status is RunStatus.COMPLETED
+    assert frames == await nodes.stores.frames(run)
+    assert (await nodes.stores.run(run)).status is RunStatus.COMPLETED
 
 
 @pytest.mark.promise("S5")
@@ -112,7 +112,7 @@ async def test_a_resume_by_otid_finds_the_run_in_the_records_where_the_log_does_
 async def test_a_run_whose_log_is_not_open_yet_is_waited_for(nodes: Nodes) -> None:
     gate = Gate("log.open")
     owner, other = await nodes.node(faults=gate), await nodes.node()
-    run = await owner.runs.send(nodes.heart.send(await nodes.heart.conversation(), "one two"))
+    run = await owner.runs.send(nodes.stores.send(await nodes.stores.conversation(), "one two"))
     target = await other.runs.target_by_otid(DEFAULT_TENANT, run.input[0].otid or "")
     assert target.status is RunStatus.CREATED
     async with Reader(other.runs, target) as reader:
@@ -128,7 +128,7 @@ async def test_a_run_whose_log_is_not_open_yet_is_waited_for(nodes: Nodes) -> No
 async def test_the_end_is_shown_elsewhere_only_when_the_records_tell_it(nodes: Nodes) -> None:
     gate = Gate("runs.settle")
     owner, other = await nodes.node(faults=gate), await nodes.node()
-    run = await owner.runs.send(nodes.heart.send(await nodes.heart.conversation(), "one two"))
+    run = await owner.runs.send(nodes.stores.send(await nodes.stores.conversation(), "one two"))
     async with Reader(other.runs, run) as reader:
         async with asyncio.timeout(10):
             await gate.waiting.wait()
@@ -137,11 +137,11 @@ async def test_the_end_is_shown_elsewhere_only_when_the_records_tell_it(nodes: N
         gate.opened.set()
         received = await reader.to_end()
     assert received.done
-    assert (await nodes.heart.run(run)).status is RunStatus.COMPLETED
+    assert (await nodes.stores.run(run)).status is RunStatus.COMPLETED
 
 
 async def closed(nodes: Nodes, run: Run) -> bool:
-    head = await nodes.heart.head(run)
+    head = await nodes.stores.head(run)
     return head is not None and head.closed
 
 
@@ -179,18 +179,18 @@ async def test_a_cancel_reaches_the_process_that_works_on_the_run(nodes: Nodes, 
     async with asyncio.timeout(10):
         await engine.closed.wait()
     assert await other.runs.cancel([run]) == {run.id: "cancelled"}
-    await nodes.heart.assert_free(conversation)
+    await nodes.stores.assert_free(conversation)
 
 
 @pytest.mark.promise("P9")
 async def test_one_otid_makes_one_run_whichever_processes_it_is_sent_to(nodes: Nodes) -> None:
     three = [await nodes.node() for _ in range(3)]
     for number in range(10):
-        conversation = await nodes.heart.conversation()
+        conversation = await nodes.stores.conversation()
         otid = f"otid-{number}"
         runs = await asyncio.gather(
             *(
-                node.runs.send(nodes.heart.send(conversation, "one two", otid=otid))
+                node.runs.send(nodes.stores.send(conversation, "one two", otid=otid))
                 for node in three
             )
         )
@@ -198,7 +198,7 @@ async def test_one_otid_makes_one_run_whichever_processes_it_is_sent_to(nodes: N
         for node, run in zip(three, runs, strict=True):
             async with Reader(node.runs, run) as reader:
                 assert (await reader.to_end()).text == "one two"
-        assert len(await nodes.heart.kept(conversation)) == 2
+        assert len(await nodes.stores.kept(conversation)) == 2
 
 
 @pytest.mark.promise("P7")
@@ -212,8 +212,8 @@ async def test_the_run_of_a_process_that_is_silent_is_ended_by_another(nodes: No
     async with Reader(other.runs, run) as reader:
         received = await reader.to_end()
     assert (received.text, received.end()) == ("one ", DIED)
-    assert (await nodes.heart.run(run)).status is RunStatus.FAILED
-    await nodes.heart.assert_free(conversation)
+    assert (await nodes.stores.run(run)).status is RunStatus.FAILED
+    await nodes.stores.assert_free(conversation)
     # It comes to, and learns by its next beat that it was declared dead.
     was = silent.runs.ownership.owner
     await silent.runs.beat()
@@ -221,7 +221,7 @@ async def test_the_run_of_a_process_that_is_silent_is_ended_by_another(nodes: No
         await engine.closed.wait()
         await silent.runs.settled(run)
     assert silent.runs.ownership.owner != was
-    assert end_of(await nodes.heart.frames(run)) == DIED
+    assert end_of(await nodes.stores.frames(run)) == DIED
     # Its later runs are its own.
     engine.step(3)
     _, later = await begun(nodes, silent, "count")
@@ -234,10 +234,10 @@ async def test_a_cancel_ends_the_run_of_an_owner_that_is_gone(nodes: Nodes) -> N
     dead = await nodes.node(engine=engine, beats=False, keeps_up=False, listens=False)
     other = await nodes.node(keeps_up=False)
     conversation, run = await begun_with(nodes, dead, engine)
-    assert await nodes.heart.records.owners.bury_all_but(other.runs.ownership.owner)
+    assert await nodes.stores.records.owners.bury_all_but(other.runs.ownership.owner)
     assert await other.runs.cancel([run]) == {run.id: "cancelled"}
-    assert end_of(await nodes.heart.frames(run)) == CANCELLED
-    await nodes.heart.assert_free(conversation)
+    assert end_of(await nodes.stores.frames(run)) == CANCELLED
+    await nodes.stores.assert_free(conversation)
 
 
 @pytest.mark.promise("P7")
@@ -247,16 +247,16 @@ async def test_several_processes_end_an_orphan_once(nodes: Nodes) -> None:
     others = [await nodes.node(keeps_up=False) for _ in range(3)]
     conversation, run = await begun_with(nodes, dead, engine)
     for other in others:
-        await nodes.heart.records.owners.register(other.runs.ownership.owner, 15)
+        await nodes.stores.records.owners.register(other.runs.ownership.owner, 15)
     async with asyncio.timeout(10):
-        await nodes.heart.records.owners.bury_all_but("nobody")
+        await nodes.stores.records.owners.bury_all_but("nobody")
         for other in others:
             await other.runs.ownership.begin()
         await asyncio.gather(*(other.runs.recover() for other in others))
-    frames = await nodes.heart.frames(run)
+    frames = await nodes.stores.frames(run)
     assert end_of(frames) == DIED
     assert [b'"message_type":"stop_reason"' in frame for frame in frames].count(True) == 1
-    assert await nodes.heart.kept(conversation) == [(Role.USER, "count"), (Role.ASSISTANT, "one ")]
+    assert await nodes.stores.kept(conversation) == [(Role.USER, "count"), (Role.ASSISTANT, "one ")]
 
 
 @pytest.mark.promise("P15")

@@ -19,9 +19,9 @@ import pytest
 from reattach.testing.programs.server import ServerProcess
 from tests.deploy.conftest import KINDS, Keyed
 from tests.deploy.upstream import WAIT_SECONDS
-from tests.support.in_process import eventually
 from tests.support.raw_clients import Client, client_of, start
 from tests.support.received import Received
+from tests.support.stores import eventually
 
 BOUND_SECONDS = 60.0
 

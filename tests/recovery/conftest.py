@@ -9,7 +9,7 @@ import structlog.testing
 
 from reattach.testing.programs.redis import RedisServer
 from reattach.testing.programs.relay import Relay
-from tests.support.in_process import Heart, heart_in
+from tests.support.stores import Stores, stores_in
 
 
 @pytest.fixture(autouse=True)
@@ -20,9 +20,9 @@ def log_lines() -> Iterator[list[Any]]:
 
 
 @pytest.fixture
-async def heart(tmp_path: Path) -> AsyncIterator[Heart]:
-    async with heart_in(tmp_path) as heart:
-        yield heart
+async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
+    async with stores_in(tmp_path) as stores:
+        yield stores
 
 
 @pytest.fixture

@@ -27,42 +27,42 @@ from tests.recovery.test_outages import orphans_of
 from tests.support.clocks import LeapClock
 from tests.support.engines import SteppedEngine
 from tests.support.faulty_stores import Faults, Gate, Outage
-from tests.support.in_process import Heart, eventually
 from tests.support.in_process_readers import Reader
 from tests.support.received import end_of
+from tests.support.stores import Stores, eventually
 
 T = TypeVar("T")
 TEXT = "one two three"
 DONE = {"stop_reason": "end_turn", "error_type": None}
 
 
-async def ended_run(heart: Heart, message: str = TEXT) -> Run:
-    service = heart.service()
+async def ended_run(stores: Stores, message: str = TEXT) -> Run:
+    service = stores.service()
     return await service.settled(
-        await service.send(heart.send(await heart.conversation(), message))
+        await service.send(stores.send(await stores.conversation(), message))
     )
 
 
-async def lose_end(heart: Heart, run: Run, kept: int | None) -> None:
+async def lose_end(stores: Stores, run: Run, kept: int | None) -> None:
     """Let the store of the log have only the first events of the run, or no log at all."""
-    frames = await heart.frames(run)
-    await heart.log.delete(run.id)
+    frames = await stores.frames(run)
+    await stores.log.delete(run.id)
     if kept is not None:
-        await heart.log.open(run.id, run.token)
+        await stores.log.open(run.id, run.token)
         if kept:
-            await heart.log.append(run.id, run.token, 1, frames[:kept])
+            await stores.log.append(run.id, run.token, 1, frames[:kept])
 
 
 @pytest.mark.promise("P5")
 @pytest.mark.parametrize("cursor", [0, 1, 2, 5, 100])
 @pytest.mark.parametrize("kept", [0, 2])
 async def test_a_log_that_lost_its_end_tells_every_cursor_so_and_then_gives_the_end(
-    heart: Heart, cursor: int, kept: int
+    stores: Stores, cursor: int, kept: int
 ) -> None:
     """C2: the record has ended, and the log is open."""
-    run = await ended_run(heart)
-    await lose_end(heart, run, kept)
-    service = heart.service()
+    run = await ended_run(stores)
+    await lose_end(stores, run, kept)
+    service = stores.service()
     async with Reader(service, run, cursor) as reader:
         await reader.to_end()
     assert (reader.status, reader.error["code"]) == (410, "events_lost")
@@ -72,30 +72,30 @@ async def test_a_log_that_lost_its_end_tells_every_cursor_so_and_then_gives_the_
         received = await late.to_end()
     assert (received.end(), received.done) == (DONE, True)
     assert service.audit.found.lost_ends == 1
-    assert (await heart.run(run)).status is RunStatus.COMPLETED
+    assert (await stores.run(run)).status is RunStatus.COMPLETED
 
 
 @pytest.mark.promise("P5")
 async def test_a_failed_run_whose_log_lost_its_end_shows_the_error_of_its_record(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
     """C2: the new end of the log says what the record says."""
-    run = await ended_run(heart, "[fail=1]")
-    end = end_of(await heart.frames(run))
-    await lose_end(heart, run, 1)
-    service = heart.service()
+    run = await ended_run(stores, "[fail=1]")
+    end = end_of(await stores.frames(run))
+    await lose_end(stores, run, 1)
+    service = stores.service()
     await service.audit.compare_logs()
     async with Reader(service, run, LOST_LOG_FIRST_SEQ - 1) as late:
         assert (await late.to_end()).end() == end
 
 
 @pytest.mark.promise("P5", "P14")
-async def test_a_log_that_is_gone_before_its_retention_is_said_to_be_lost(heart: Heart) -> None:
+async def test_a_log_that_is_gone_before_its_retention_is_said_to_be_lost(stores: Stores) -> None:
     """C2: 410 says "lost", and not that the events were kept until tomorrow."""
-    run = await ended_run(heart)
-    await lose_end(heart, run, None)
+    run = await ended_run(stores)
+    await lose_end(stores, run, None)
     clock = LeapClock()
-    service = heart.service(clock=clock)
+    service = stores.service(clock=clock)
     async with Reader(service, run) as reader:
         await reader.to_end()
     assert (reader.status, reader.error["code"]) == (410, "events_lost")
@@ -108,42 +108,42 @@ async def test_a_log_that_is_gone_before_its_retention_is_said_to_be_lost(heart:
 @pytest.mark.promise("P5")
 @pytest.mark.parametrize("token", [1, 2, 700])
 async def test_the_audit_ends_every_log_whose_end_was_lost_once(
-    heart: Heart, token: int, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, token: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C2: found without a reader, whatever the token of the log, over several pages."""
     monkeypatch.setattr(audit_module, "AUDIT_PAGE_LOGS", 2)
-    runs = [await ended_run(heart) for _ in range(5)]
-    whole = await heart.frames(runs[0])
+    runs = [await ended_run(stores) for _ in range(5)]
+    whole = await stores.frames(runs[0])
     for run in runs[1:]:
-        await lose_end(heart, run, 2)
-        await heart.log.open(run.id, token)
-    service = heart.service()
-    working = await service.send(heart.send(await heart.conversation(), "[hang=1]"))
+        await lose_end(stores, run, 2)
+        await stores.log.open(run.id, token)
+    service = stores.service()
+    working = await service.send(stores.send(await stores.conversation(), "[hang=1]"))
     for _ in range(2):
         await service.audit.compare_logs()
         assert service.audit.found.lost_ends == 4
     assert service.audit.found.total == 4
-    assert await heart.frames(runs[0]) == whole
-    assert (await heart.run(working)).status.is_active
+    assert await stores.frames(runs[0]) == whole
+    assert (await stores.run(working)).status.is_active
     for run in runs[1:]:
-        head = await heart.head(run)
+        head = await stores.head(run)
         assert head is not None
         assert (head.closed, head.first_seq) == (True, LOST_LOG_FIRST_SEQ)
 
 
 @pytest.mark.promise("P5")
 async def test_a_log_is_ended_as_lost_though_its_record_has_a_status_of_a_later_version(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
     """C2: neither an unknown status nor a damaged row stops the audit."""
-    run, damaged = [await ended_run(heart) for _ in range(2)]
+    run, damaged = [await ended_run(stores) for _ in range(2)]
     for one in (run, damaged):
-        await lose_end(heart, one, 1)
-    async with heart.records._database.write() as connection:
+        await lose_end(stores, one, 1)
+    async with stores.records._database.write() as connection:
         for values in ("status = 'paused'", "usage = '{\"prompt_tokens\": 1.5}'"):
             at = run.id if values.startswith("status") else damaged.id
             await connection.execute(text(f"UPDATE runs SET {values} WHERE id = :id"), {"id": at})
-    service = heart.service()
+    service = stores.service()
     await service.audit.compare_logs()
     assert service.audit.found.lost_ends == 2
 
@@ -152,60 +152,62 @@ async def test_a_log_is_ended_as_lost_though_its_record_has_a_status_of_a_later_
 @pytest.mark.parametrize("closed", [False, True])
 @pytest.mark.parametrize("store", ["memory", "sqlite"])
 async def test_a_log_without_a_record_is_deleted_after_the_retention(
-    heart: Heart, tmp_path: Path, store: str, closed: bool
+    stores: Stores, tmp_path: Path, store: str, closed: bool
 ) -> None:
     """C11: the records lost the commit of its run."""
     if store == "sqlite":
-        heart.log = await SqliteLog.open_file(tmp_path / "events.db")
-    clock = heart.clock
+        stores.log = await SqliteLog.open_file(tmp_path / "events.db")
+    clock = stores.clock
     assert isinstance(clock, LeapClock)
-    known = await ended_run(heart)
+    known = await ended_run(stores)
     strangers = [new_run_id() for _ in range(3)]
     for run_id in strangers:
-        await heart.log.open(run_id, 1)
-        await heart.log.append(run_id, 1, 1, [b"data: {}\n\n"], close=closed)
-    service = heart.service(retention=timedelta(hours=1))
+        await stores.log.open(run_id, 1)
+        await stores.log.append(run_id, 1, 1, [b"data: {}\n\n"], close=closed)
+    service = stores.service(retention=timedelta(hours=1))
     for _ in range(2):
         await service.audit.compare_logs()
         assert service.audit.found.logs_without_record == 3
         assert await service.sweep() == 0
     clock.leap(3601)
     assert await service.sweep() == 4
-    inventory = await heart.log.inventory(None, limit=100)
-    known_head = await heart.head(known)
+    inventory = await stores.log.inventory(None, limit=100)
+    known_head = await stores.head(known)
     if store == "sqlite":
-        await heart.log.aclose()
+        await stores.log.aclose()
     assert (inventory.entries, known_head) == ([], None)
 
 
 @pytest.mark.promise("P7")
-async def test_an_active_run_that_no_worker_has_is_ended_by_the_next_beat(heart: Heart) -> None:
+async def test_an_active_run_that_no_worker_has_is_ended_by_the_next_beat(stores: Stores) -> None:
     """C4: a commit that landed after everybody had given it up."""
-    service = heart.service()
+    service = stores.service()
     await service.start()
-    conversation = await heart.conversation()
-    working = await service.send(heart.send(await heart.conversation(), "[hang=1]"))
-    run = service._sends._new_run(heart.send(conversation, TEXT), "scripted/echo")
-    await heart.records.runs.create(DEFAULT_TENANT, run, None, [])
+    conversation = await stores.conversation()
+    working = await service.send(stores.send(await stores.conversation(), "[hang=1]"))
+    run = service._sends._new_run(stores.send(conversation, TEXT), "scripted/echo")
+    await stores.records.runs.create(DEFAULT_TENANT, run, None, [])
     await service.beat()
-    assert (await heart.run(run)).status is RunStatus.FAILED
-    assert end_of(await heart.frames(run))["error_type"] == "internal_error"
-    assert (await heart.run(working)).status.is_active
+    assert (await stores.run(run)).status is RunStatus.FAILED
+    assert end_of(await stores.frames(run))["error_type"] == "internal_error"
+    assert (await stores.run(working)).status.is_active
     await service.beat()
     assert service.audit.found.runs_without_worker == 1
     assert service.audit.found.total == 1
-    await heart.assert_free(conversation)
+    await stores.assert_free(conversation)
 
 
 @pytest.mark.promise("P7")
 @pytest.mark.parametrize("lost", ["taken over", "no record", "ended"])
-async def test_a_worker_stops_whose_run_this_process_no_longer_has(heart: Heart, lost: str) -> None:
+async def test_a_worker_stops_whose_run_this_process_no_longer_has(
+    stores: Stores, lost: str
+) -> None:
     """C4: the other direction: a worker without an active run of its process."""
     engine = SteppedEngine("one ", "two ")
-    service = heart.service(engine=engine)
+    service = stores.service(engine=engine)
     await service.start()
-    run = await service.send(heart.send(await heart.conversation(), TEXT))
-    await eventually(lambda: is_running(heart, run))
+    run = await service.send(stores.send(await stores.conversation(), TEXT))
+    await eventually(lambda: is_running(stores, run))
     change = {
         "taken over": "UPDATE runs SET owner = 'another' WHERE id = :id",
         "no record": "DELETE FROM runs WHERE id = :id",
@@ -213,7 +215,7 @@ async def test_a_worker_stops_whose_run_this_process_no_longer_has(heart: Heart,
     }[lost]
     await service.beat()
     assert service.audit.found.total == 0
-    async with heart.records._database.write() as connection:
+    async with stores.records._database.write() as connection:
         await connection.execute(text(change), {"id": run.id})
     await service.beat()
     await service.beat()
@@ -222,8 +224,8 @@ async def test_a_worker_stops_whose_run_this_process_no_longer_has(heart: Heart,
     assert service.audit.found.workers_without_run == 1
 
 
-async def is_running(heart: Heart, run: Run) -> bool:
-    return (await heart.run(run)).status is RunStatus.RUNNING
+async def is_running(stores: Stores, run: Run) -> bool:
+    return (await stores.run(run)).status is RunStatus.RUNNING
 
 
 class UnknownCommit(Faults):
@@ -248,67 +250,67 @@ class UnknownCommit(Faults):
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("lands", [True, False])
 async def test_a_send_whose_commit_was_not_confirmed_is_settled_by_the_same_id(
-    heart: Heart, lands: bool, times: int, keyed: bool
+    stores: Stores, lands: bool, times: int, keyed: bool
 ) -> None:
     """C4: "unknown" is neither "yes" nor "no"."""
-    conversation = await heart.conversation()
-    service = heart.service_upon(UnknownCommit(lands=lands, times=times))
-    send = heart.send(conversation, TEXT, otid="mine")
+    conversation = await stores.conversation()
+    service = stores.service_upon(UnknownCommit(lands=lands, times=times))
+    send = stores.send(conversation, TEXT, otid="mine")
     if not keyed:
         (message,) = send.messages
         send = replace(send, messages=(msgspec.structs.replace(message, otid=None),))
     run = await service.settled(await service.send(send))
     assert run.status is RunStatus.COMPLETED
     if keyed:
-        assert (await service.send(heart.send(conversation, TEXT, otid="mine"))).id == run.id
-    assert await heart.kept(conversation) == [(Role.USER, TEXT), (Role.ASSISTANT, TEXT)]
+        assert (await service.send(stores.send(conversation, TEXT, otid="mine"))).id == run.id
+    assert await stores.kept(conversation) == [(Role.USER, TEXT), (Role.ASSISTANT, TEXT)]
 
 
 @pytest.mark.promise("P15")
-async def test_a_send_that_was_let_in_before_the_drain_has_its_drain_time(heart: Heart) -> None:
+async def test_a_send_that_was_let_in_before_the_drain_has_its_drain_time(stores: Stores) -> None:
     """C6: SIGTERM between the check for a drain and the registration of the run."""
     gate = Gate("log.find")
-    service = heart.service_upon(gate)
+    service = stores.service_upon(gate)
     sending = asyncio.create_task(
-        service.send(heart.send(await heart.conversation(), TEXT, otid="late"))
+        service.send(stores.send(await stores.conversation(), TEXT, otid="late"))
     )
     async with asyncio.timeout(10):
         await gate.waiting.wait()
         draining = asyncio.create_task(service.drain(10))
         await asyncio.sleep(0)
         with pytest.raises(UnavailableError):
-            await service.send(heart.send(await heart.conversation(), TEXT))
+            await service.send(stores.send(await stores.conversation(), TEXT))
         gate.opened.set()
         run = await sending
         await draining
-    assert end_of(await heart.frames(run)) == DONE
-    assert (await heart.run(run)).status is RunStatus.COMPLETED
+    assert end_of(await stores.frames(run)) == DONE
+    assert (await stores.run(run)).status is RunStatus.COMPLETED
 
 
 @pytest.mark.promise("P9", "P15")
-async def test_a_duplicate_gets_its_run_while_the_server_drains(heart: Heart) -> None:
+async def test_a_duplicate_gets_its_run_while_the_server_drains(stores: Stores) -> None:
     """C16: P9 holds while draining."""
-    service = heart.service()
-    conversation = await heart.conversation()
-    run = await service.send(heart.send(conversation, "[hang=1]", otid="known"))
+    service = stores.service()
+    conversation = await stores.conversation()
+    run = await service.send(stores.send(conversation, "[hang=1]", otid="known"))
     draining = asyncio.create_task(service.drain(60))
     await eventually(lambda: service.draining)
-    again = await service.send(heart.send(conversation, "[hang=1]", otid="known"))
+    again = await service.send(stores.send(conversation, "[hang=1]", otid="known"))
     assert again.id == run.id
     with pytest.raises(UnavailableError):
-        await service.send(heart.send(await heart.conversation(), TEXT, otid=new_uuid()))
+        await service.send(stores.send(await stores.conversation(), TEXT, otid=new_uuid()))
     await service.cancel([run])
     await draining
 
 
 @pytest.mark.promise("P5")
-async def test_a_follow_that_is_not_to_wait_for_a_log_answers_at_once(heart: Heart) -> None:
+async def test_a_follow_that_is_not_to_wait_for_a_log_answers_at_once(stores: Stores) -> None:
     """C16: the short way does not wait, so that the long way behind it waits once."""
     clock = LeapClock()
-    service = heart.service(clock=clock)
+    service = stores.service(clock=clock)
     service.ownership.shared = True
-    (run,) = await orphans_of(heart, 1)
-    await heart.log.delete(run.id)
+    (run,) = await orphans_of(stores, 1)
+    await stores.log.delete(run.id)
     waited = []
     for waits in (False, True):
         before = clock.monotonic_seconds()
@@ -319,12 +321,12 @@ async def test_a_follow_that_is_not_to_wait_for_a_log_answers_at_once(heart: Hea
     assert OPEN_WAIT_SECONDS <= waited[1] < 1.1 * OPEN_WAIT_SECONDS
 
 
-async def test_the_audit_goes_on_with_the_next_call_after_an_outage(heart: Heart) -> None:
+async def test_the_audit_goes_on_with_the_next_call_after_an_outage(stores: Stores) -> None:
     """C2: a store that does not answer leaves the audit to its next time."""
-    run = await ended_run(heart)
-    await lose_end(heart, run, 1)
+    run = await ended_run(stores)
+    await lose_end(stores, run, 1)
     outage = Outage("runs.standings", lasts=1)
-    service = heart.service_upon(outage, retention=timedelta(hours=1))
+    service = stores.service_upon(outage, retention=timedelta(hours=1))
     with pytest.raises(UnavailableError):
         await service.audit.compare_logs()
     await service.audit.compare_logs()

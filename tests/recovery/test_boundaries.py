@@ -11,9 +11,9 @@ from reattach.domain.events import RunStatus
 from reattach.domain.messages import Message, Role
 from reattach.records.base import Conversation, Run
 from tests.support.faulty_stores import Life, faulty_records
-from tests.support.in_process import Heart
 from tests.support.in_process_readers import Reader
 from tests.support.received import Received, answer, end_of
+from tests.support.stores import Stores
 
 WAIT_SECONDS = 10.0
 TEXT = "one two three four five"
@@ -44,7 +44,7 @@ DEATHS_OF_A_RECOVERY = [
 
 
 async def die_working(
-    heart: Heart,
+    stores: Stores,
     conversation: Conversation,
     end: str,
     nth: int = 1,
@@ -55,8 +55,8 @@ async def die_working(
 ) -> tuple[Run, Received]:
     """A process that dies at ``end`` of a run's life; the run, and what a reader saw of it."""
     life = Life(end, nth)
-    service = heart.service_upon(life)
-    send = heart.send(conversation, text, otid=otid, include_pings=True)
+    service = stores.service_upon(life)
+    send = stores.send(conversation, text, otid=otid, include_pings=True)
     if messages:
         send = replace(send, messages=messages)
     sending = asyncio.create_task(service.send(send))
@@ -65,7 +65,7 @@ async def die_working(
         await asyncio.wait({sending, ended}, return_when=asyncio.FIRST_COMPLETED)
         if not sending.done():
             await life.ended.wait()
-            active = await heart.active_runs()
+            active = await stores.active_runs()
             return active[0], Received()
         run = sending.result()
         reader = Reader(service, run)
@@ -76,10 +76,10 @@ async def die_working(
     return run, seen
 
 
-async def die_recovering(heart: Heart, end: str) -> bool:
+async def die_recovering(stores: Stores, end: str) -> bool:
     """A process that dies at ``end`` while it recovers; whether it came that far."""
     life = Life(end)
-    service = heart.service_upon(life)
+    service = stores.service_upon(life)
     starting = asyncio.create_task(service.start())
     ended = asyncio.create_task(life.ended.wait())
     async with asyncio.timeout(WAIT_SECONDS):
@@ -91,16 +91,16 @@ async def die_recovering(heart: Heart, end: str) -> bool:
 
 
 async def assert_ended_once(
-    heart: Heart, conversation: Conversation, run: Run, seen: Received, logged: list[bytes]
+    stores: Stores, conversation: Conversation, run: Run, seen: Received, logged: list[bytes]
 ) -> None:
     """The oracle: what was logged and seen before the death, and one end."""
-    frames = await heart.frames(run)
+    frames = await stores.frames(run)
     assert frames[: len(logged)] == logged
     assert seen.by_seq.items() <= dict(enumerate(frames, 1)).items()
     whole = Received()
     whole.feed(b"".join(frames))
     end = end_of(frames)
-    settled = await heart.run(run)
+    settled = await stores.run(run)
     assert settled.stop_reason == end["stop_reason"]
     text = answer(frames)
     if end["stop_reason"] == "end_turn":
@@ -112,38 +112,38 @@ async def assert_ended_once(
         assert settled.error is not None
         assert settled.error["error_type"] == "stream_incomplete"
     expected = [(Role.USER, TEXT), (Role.ASSISTANT, text)] if text else []
-    assert await heart.kept(conversation) == expected
-    assert await heart.active_runs() == []
-    async with Reader(heart.service(), run, seen.cursor) as reader:
+    assert await stores.kept(conversation) == expected
+    assert await stores.active_runs() == []
+    async with Reader(stores.service(), run, seen.cursor) as reader:
         resumed = await reader.to_end()
     assert seen.frames + resumed.frames == frames
-    await heart.assert_free(conversation)
+    await stores.assert_free(conversation)
 
 
 @pytest.mark.promise("P2", "P3", "P7")
 @pytest.mark.parametrize("end", DEATHS_OF_A_RUN)
 async def test_a_run_whose_process_dies_has_one_end_after_the_next_start(
-    heart: Heart, end: str
+    stores: Stores, end: str
 ) -> None:
-    conversation = await heart.conversation()
-    run, seen = await die_working(heart, conversation, end)
-    logged = await heart.frames(run)
-    await heart.service().start()
-    await assert_ended_once(heart, conversation, run, seen, logged)
+    conversation = await stores.conversation()
+    run, seen = await die_working(stores, conversation, end)
+    logged = await stores.frames(run)
+    await stores.service().start()
+    await assert_ended_once(stores, conversation, run, seen, logged)
 
 
 @pytest.mark.promise("P2", "P3", "P7")
 @pytest.mark.parametrize("nth", [2, 3, 4])
 async def test_what_readers_saw_before_a_death_in_mid_answer_is_in_the_log(
-    heart: Heart, nth: int
+    stores: Stores, nth: int
 ) -> None:
-    conversation = await heart.conversation()
-    run, seen = await die_working(heart, conversation, "before log.append", nth)
-    logged = await heart.frames(run)
+    conversation = await stores.conversation()
+    run, seen = await die_working(stores, conversation, "before log.append", nth)
+    logged = await stores.frames(run)
     assert seen.frames == logged
     assert logged
-    await heart.service().start()
-    await assert_ended_once(heart, conversation, run, seen, logged)
+    await stores.service().start()
+    await assert_ended_once(stores, conversation, run, seen, logged)
 
 
 @pytest.mark.promise("P3", "P7")
@@ -152,80 +152,80 @@ async def test_what_readers_saw_before_a_death_in_mid_answer_is_in_the_log(
     "first", ["after runs.create", "after log.append", "after log.close", "before runs.settle"]
 )
 async def test_a_recovery_that_dies_half_way_is_finished_by_the_next_one(
-    heart: Heart, first: str, second: str
+    stores: Stores, first: str, second: str
 ) -> None:
-    conversation = await heart.conversation()
-    run, seen = await die_working(heart, conversation, first)
-    logged = await heart.frames(run)
-    came_so_far = await die_recovering(heart, second)
+    conversation = await stores.conversation()
+    run, seen = await die_working(stores, conversation, first)
+    logged = await stores.frames(run)
+    came_so_far = await die_recovering(stores, second)
     log_was_closed = first in {"after log.close", "before runs.settle"}
     assert came_so_far == (not (log_was_closed and "log.close" in second))
-    await heart.service().start()
-    await assert_ended_once(heart, conversation, run, seen, logged)
+    await stores.service().start()
+    await assert_ended_once(stores, conversation, run, seen, logged)
 
 
 @pytest.mark.promise("P3", "P7")
-async def test_a_recovery_that_dies_again_and_again_still_ends_the_run_once(heart: Heart) -> None:
-    conversation = await heart.conversation()
-    run, seen = await die_working(heart, conversation, "after log.append")
-    logged = await heart.frames(run)
+async def test_a_recovery_that_dies_again_and_again_still_ends_the_run_once(stores: Stores) -> None:
+    conversation = await stores.conversation()
+    run, seen = await die_working(stores, conversation, "after log.append")
+    logged = await stores.frames(run)
     for end in DEATHS_OF_A_RECOVERY[:-1]:
-        await die_recovering(heart, end)
-    await heart.service().start()
-    await assert_ended_once(heart, conversation, run, seen, logged)
+        await die_recovering(stores, end)
+    await stores.service().start()
+    await assert_ended_once(stores, conversation, run, seen, logged)
 
 
 @pytest.mark.promise("P9", "P7")
 async def test_a_send_repeated_after_the_death_gets_the_run_that_it_made_before(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
-    conversation = await heart.conversation()
-    run, _ = await die_working(heart, conversation, "after runs.create", otid="mine")
-    service = heart.service()
+    conversation = await stores.conversation()
+    run, _ = await die_working(stores, conversation, "after runs.create", otid="mine")
+    service = stores.service()
     await service.start()
-    again = await service.send(heart.send(conversation, TEXT, otid="mine", include_pings=True))
+    again = await service.send(stores.send(conversation, TEXT, otid="mine", include_pings=True))
     assert again.id == run.id
     assert again.status is RunStatus.FAILED
 
 
 @pytest.mark.promise("P9")
 async def test_a_send_whose_process_died_before_the_run_was_made_makes_it_when_it_is_repeated(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
-    conversation = await heart.conversation()
+    conversation = await stores.conversation()
     life = Life("before runs.create")
-    dying = heart.service(records=faulty_records(heart.records, life))
-    lost = asyncio.create_task(dying.send(heart.send(conversation, TEXT, otid="mine")))
+    dying = stores.service(records=faulty_records(stores.records, life))
+    lost = asyncio.create_task(dying.send(stores.send(conversation, TEXT, otid="mine")))
     async with asyncio.timeout(WAIT_SECONDS):
         await life.ended.wait()
-    service = heart.service()
+    service = stores.service()
     await service.start()
-    run = await service.settled(await service.send(heart.send(conversation, TEXT, otid="mine")))
+    run = await service.settled(await service.send(stores.send(conversation, TEXT, otid="mine")))
     assert run.status is RunStatus.COMPLETED
-    assert await heart.kept(conversation) == [(Role.USER, TEXT), (Role.ASSISTANT, TEXT)]
+    assert await stores.kept(conversation) == [(Role.USER, TEXT), (Role.ASSISTANT, TEXT)]
     assert not lost.done()
 
 
 @pytest.mark.promise("P6", "P7")
 async def test_a_run_whose_cancel_was_asked_for_before_the_death_ends_as_cancelled(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
-    conversation = await heart.conversation()
-    run, _ = await die_working(heart, conversation, "after log.append")
-    await heart.records.runs.request_cancel(run.tenant, [run.id])
-    await heart.service().start()
-    assert end_of(await heart.frames(run)) == {"stop_reason": "cancelled", "error_type": None}
-    assert (await heart.run(run)).status is RunStatus.CANCELLED
-    await heart.assert_free(conversation)
+    conversation = await stores.conversation()
+    run, _ = await die_working(stores, conversation, "after log.append")
+    await stores.records.runs.request_cancel(run.tenant, [run.id])
+    await stores.service().start()
+    assert end_of(await stores.frames(run)) == {"stop_reason": "cancelled", "error_type": None}
+    assert (await stores.run(run)).status is RunStatus.CANCELLED
+    await stores.assert_free(conversation)
 
 
 @pytest.mark.promise("P6")
 async def test_a_run_that_had_its_end_before_the_death_stays_what_it_was_despite_a_cancel(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
-    conversation = await heart.conversation()
-    run, _ = await die_working(heart, conversation, "after log.close")
-    await heart.records.runs.request_cancel(run.tenant, [run.id])
-    await heart.service().start()
-    assert end_of(await heart.frames(run))["stop_reason"] == "end_turn"
-    assert (await heart.run(run)).status is RunStatus.COMPLETED
+    conversation = await stores.conversation()
+    run, _ = await die_working(stores, conversation, "after log.close")
+    await stores.records.runs.request_cancel(run.tenant, [run.id])
+    await stores.service().start()
+    assert end_of(await stores.frames(run))["stop_reason"] == "end_turn"
+    assert (await stores.run(run)).status is RunStatus.COMPLETED

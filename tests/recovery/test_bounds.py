@@ -13,15 +13,15 @@ from reattach.runs import driver as worker_module
 from tests.recovery.test_outages import turns_of_the_loop
 from tests.support.engines import EndlessEngine
 from tests.support.faulty_stores import FaultyLog, Gate
-from tests.support.in_process import Heart
 from tests.support.in_process_readers import Reader
 from tests.support.received import Received
+from tests.support.stores import Stores
 
 
 @pytest.mark.promise("P12")
-async def test_a_reader_that_takes_nothing_is_cut_off_and_resumes_exactly(heart: Heart) -> None:
-    service = heart.service()
-    run = await service.send(heart.send(await heart.conversation(), "[chunks=2000]"))
+async def test_a_reader_that_takes_nothing_is_cut_off_and_resumes_exactly(stores: Stores) -> None:
+    service = stores.service()
+    run = await service.send(stores.send(await stores.conversation(), "[chunks=2000]"))
     async with (
         Reader(service, run) as stalled,
         Reader(service, run) as other,
@@ -39,13 +39,13 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_resumes_exactly(heart:
     assert taken.cursor < whole.cursor
     async with Reader(service, run, taken.cursor) as resumed:
         rest = await resumed.to_end()
-    assert taken.frames + rest.frames == whole.frames == await heart.frames(run)
+    assert taken.frames + rest.frames == whole.frames == await stores.frames(run)
 
 
 @pytest.mark.promise("P12")
-async def test_a_reader_that_is_behind_is_given_one_slice_at_a_time(heart: Heart) -> None:
-    service = heart.service()
-    run = await service.send(heart.send(await heart.conversation(), "[chunks=1000][size=500]"))
+async def test_a_reader_that_is_behind_is_given_one_slice_at_a_time(stores: Stores) -> None:
+    service = stores.service()
+    run = await service.send(stores.send(await stores.conversation(), "[chunks=1000][size=500]"))
     await service.settled(run)
     sizes: list[int] = []
 
@@ -63,12 +63,12 @@ async def test_a_reader_that_is_behind_is_given_one_slice_at_a_time(heart: Heart
 
 
 @pytest.mark.promise("P12")
-async def test_an_engine_waits_while_the_log_does_not_take_what_it_gave(heart: Heart) -> None:
+async def test_an_engine_waits_while_the_log_does_not_take_what_it_gave(stores: Stores) -> None:
     text = "x" * 10_000
     gate = Gate("log.append")
     engine = EndlessEngine(text)
-    service = heart.service(log=FaultyLog(heart.log, gate), engine=engine)
-    run = await service.send(heart.send(await heart.conversation(), "speak"))
+    service = stores.service(log=FaultyLog(stores.log, gate), engine=engine)
+    run = await service.send(stores.send(await stores.conversation(), "speak"))
     async with asyncio.timeout(10):
         await gate.waiting.wait()
         before = -1
@@ -87,35 +87,35 @@ async def test_an_engine_waits_while_the_log_does_not_take_what_it_gave(heart: H
 @pytest.mark.promise("P12", "P3")
 @pytest.mark.parametrize("stream_tokens", [True, False], ids=["in fragments", "as a whole"])
 async def test_an_answer_without_end_ends_with_an_error(
-    heart: Heart, monkeypatch: pytest.MonkeyPatch, stream_tokens: bool
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, stream_tokens: bool
 ) -> None:
     limit = 200 * (DELTA_BYTES + 1000)
     monkeypatch.setattr(appender_module, "RUN_LOG_BYTES", limit)
     monkeypatch.setattr(worker_module, "RUN_LOG_BYTES", limit)
     engine = EndlessEngine("x" * 1000)
-    service = heart.service(engine=engine)
-    conversation = await heart.conversation()
-    run = await service.send(heart.send(conversation, "speak", stream_tokens=stream_tokens))
+    service = stores.service(engine=engine)
+    conversation = await stores.conversation()
+    run = await service.send(stores.send(conversation, "speak", stream_tokens=stream_tokens))
     async with Reader(service, run) as reader:
         received = await reader.to_end()
     assert received.end() == {"stop_reason": "error", "error_type": "internal_error"}
     assert sum(map(len, received.frames)) <= 2 * limit
     assert engine.closed.is_set()
     assert engine.yielded <= 202
-    assert (await heart.run(run)).status is RunStatus.FAILED
+    assert (await stores.run(run)).status is RunStatus.FAILED
     assert "reached" in received.frames[-2].decode()
-    await heart.assert_free(conversation)
+    await stores.assert_free(conversation)
 
 
 @pytest.mark.promise("P12")
 async def test_what_is_not_streamed_is_bounded_too(
-    heart: Heart, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "RUN_LOG_BYTES", 100_000)
     engine = EndlessEngine("x" * 1000)
-    service = heart.service(engine=engine)
-    send = heart.send(
-        await heart.conversation(), "speak", message_types=frozenset({"reasoning_message"})
+    service = stores.service(engine=engine)
+    send = stores.send(
+        await stores.conversation(), "speak", message_types=frozenset({"reasoning_message"})
     )
     run = await service.send(send)
     async with Reader(service, run) as reader:

@@ -15,27 +15,27 @@ from reattach.runs import driver as worker_module
 from reattach.runs.service import RunService
 from tests.support.engines import CancellingEngine, SteppedEngine, StubbornEngine
 from tests.support.faulty_stores import Gate, faulty_records
-from tests.support.in_process import Heart, eventually
 from tests.support.in_process_readers import Reader
+from tests.support.stores import Stores, eventually
 
 GENEROUS_SECONDS = 5.0
 CANCELLED = {"stop_reason": "cancelled", "error_type": None}
 
 
-async def begun(heart: Heart, service: RunService, text: str) -> tuple[Conversation, Run]:
+async def begun(stores: Stores, service: RunService, text: str) -> tuple[Conversation, Run]:
     """A run whose first event is there."""
-    conversation = await heart.conversation()
-    run = await service.send(heart.send(conversation, text))
+    conversation = await stores.conversation()
+    run = await service.send(stores.send(conversation, text))
     async with Reader(service, run) as reader:
         await reader.until_seq(1)
     return conversation, run
 
 
 @pytest.mark.promise("P6")
-async def test_a_run_whose_readers_have_all_left_goes_on_to_its_end(heart: Heart) -> None:
+async def test_a_run_whose_readers_have_all_left_goes_on_to_its_end(stores: Stores) -> None:
     engine = SteppedEngine("one ", "two ")
-    service = heart.service(engine=engine)
-    run = await service.send(heart.send(await heart.conversation(), "count"))
+    service = stores.service(engine=engine)
+    run = await service.send(stores.send(await stores.conversation(), "count"))
     readers = [Reader(service, run) for _ in range(3)]
     for reader in readers:
         await reader.__aenter__()
@@ -44,7 +44,7 @@ async def test_a_run_whose_readers_have_all_left_goes_on_to_its_end(heart: Heart
         await reader.until_seq(1)
         await reader.__aexit__(None, None, None)
         assert not reader.received.done
-    assert (await heart.run(run)).status is RunStatus.RUNNING
+    assert (await stores.run(run)).status is RunStatus.RUNNING
     engine.step(2)
     assert (await service.settled(run)).status is RunStatus.COMPLETED
     async with Reader(service, run, 1) as late:
@@ -52,9 +52,9 @@ async def test_a_run_whose_readers_have_all_left_goes_on_to_its_end(heart: Heart
 
 
 @pytest.mark.promise("P6")
-async def test_a_reader_that_leaves_is_let_go_of_in_the_middle_of_silence(heart: Heart) -> None:
-    service = heart.service()
-    _, run = await begun(heart, service, "[hang=1]")
+async def test_a_reader_that_leaves_is_let_go_of_in_the_middle_of_silence(stores: Stores) -> None:
+    service = stores.service()
+    _, run = await begun(stores, service, "[hang=1]")
     before = asyncio.all_tasks()
     async with Reader(service, run) as reader:
         await reader.until_seq(1)
@@ -66,10 +66,10 @@ async def test_a_reader_that_leaves_is_let_go_of_in_the_middle_of_silence(heart:
 
 @pytest.mark.promise("P6")
 async def test_a_cancel_in_mid_answer_keeps_what_was_streamed_and_ends_all_readers(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
-    service = heart.service()
-    conversation, run = await begun(heart, service, "[think=1][chunks=5][hang=3]")
+    service = stores.service()
+    conversation, run = await begun(stores, service, "[think=1][chunks=5][hang=3]")
     async with Reader(service, run) as first, Reader(service, run, 2) as second:
         await first.until_seq(3)
         async with asyncio.timeout(GENEROUS_SECONDS):
@@ -85,39 +85,39 @@ async def test_a_cancel_in_mid_answer_keeps_what_was_streamed_and_ends_all_reade
         "usage_statistics",
     ]
     assert second.received.frames == received.frames[2:]
-    settled = await heart.run(run)
+    settled = await stores.run(run)
     assert settled.status is RunStatus.CANCELLED
     assert settled.stop_reason == "cancelled"
-    assert await heart.kept(conversation) == [
+    assert await stores.kept(conversation) == [
         (Role.USER, "[think=1][chunks=5][hang=3]"),
         (Role.ASSISTANT, "t0 t1 "),
     ]
-    await heart.assert_free(conversation)
+    await stores.assert_free(conversation)
 
 
 @pytest.mark.promise("P6")
-async def test_a_cancel_before_any_output_leaves_the_conversation_as_it_was(heart: Heart) -> None:
-    service = heart.service()
-    conversation = await heart.conversation()
-    run = await service.send(heart.send(conversation, "[hang=0]"))
+async def test_a_cancel_before_any_output_leaves_the_conversation_as_it_was(stores: Stores) -> None:
+    service = stores.service()
+    conversation = await stores.conversation()
+    run = await service.send(stores.send(conversation, "[hang=0]"))
     async with asyncio.timeout(GENEROUS_SECONDS):
         assert await service.cancel([run]) == {run.id: "cancelled"}
     async with Reader(service, run) as reader:
         assert (await reader.to_end()).end() == CANCELLED
-    assert await heart.kept(conversation) == []
-    assert [message.text for message in (await heart.run(run)).input] == ["[hang=0]"]
-    await heart.assert_free(conversation)
+    assert await stores.kept(conversation) == []
+    assert [message.text for message in (await stores.run(run)).input] == ["[hang=0]"]
+    await stores.assert_free(conversation)
 
 
 @pytest.mark.promise("P6")
 async def test_a_cancel_is_idempotent_however_often_and_at_once_it_is_asked_for(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
-    service = heart.service()
-    _, run = await begun(heart, service, "[hang=1]")
+    service = stores.service()
+    _, run = await begun(stores, service, "[hang=1]")
     async with asyncio.timeout(GENEROUS_SECONDS):
         answers = await asyncio.gather(*(service.cancel([run]) for _ in range(5)))
-        answers.append(await service.cancel([await heart.run(run)]))
+        answers.append(await service.cancel([await stores.run(run)]))
     assert answers == [{run.id: "cancelled"}] * 6
     async with Reader(service, run) as reader:
         assert (await reader.to_end()).end() == CANCELLED
@@ -128,26 +128,26 @@ async def test_a_cancel_is_idempotent_however_often_and_at_once_it_is_asked_for(
     ("text", "state"), [("all of it", "completed"), ("[fail=1]", "failed"), ("[crash=1]", "failed")]
 )
 async def test_the_cancel_of_an_ended_run_tells_how_it_really_ended(
-    heart: Heart, text: str, state: str
+    stores: Stores, text: str, state: str
 ) -> None:
-    service = heart.service()
-    run = await service.send(heart.send(await heart.conversation(), text))
+    service = stores.service()
+    run = await service.send(stores.send(await stores.conversation(), text))
     ended = await service.settled(run)
-    frames = await heart.frames(run)
+    frames = await stores.frames(run)
     for known in (run, ended):
         assert await service.cancel([known]) == {run.id: state}
-    assert await heart.frames(run) == frames
-    assert await heart.run(run) == ended
+    assert await stores.frames(run) == frames
+    assert await stores.run(run) == ended
 
 
 @pytest.mark.promise("P6", "P3")
 async def test_an_engine_that_swallows_its_cancellation_is_left_behind(
-    heart: Heart, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "ENGINE_STOP_SECONDS", 0.05)
     engine = StubbornEngine()
-    service = heart.service(engine=engine)
-    conversation, run = await begun(heart, service, "speak")
+    service = stores.service(engine=engine)
+    conversation, run = await begun(stores, service, "speak")
     async with Reader(service, run) as reader, asyncio.timeout(GENEROUS_SECONDS):
         assert await service.cancel([run]) == {run.id: "cancelled"}
         received = await reader.to_end()
@@ -157,19 +157,19 @@ async def test_an_engine_that_swallows_its_cancellation_is_left_behind(
             lambda: not any(t.get_name().startswith("engine") for t in asyncio.all_tasks())
         )
     assert received.end() == CANCELLED
-    assert await heart.frames(run) == received.frames
-    assert await heart.kept(conversation) == [(Role.USER, "speak"), (Role.ASSISTANT, "said ")]
-    await heart.assert_free(conversation)
+    assert await stores.frames(run) == received.frames
+    assert await stores.kept(conversation) == [(Role.USER, "speak"), (Role.ASSISTANT, "said ")]
+    await stores.assert_free(conversation)
 
 
 @pytest.mark.promise("P6")
 async def test_a_cancel_whose_end_takes_long_answers_that_it_is_cancelling(
-    heart: Heart, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reattach.runs.service.CANCEL_WAIT_SECONDS", 0.05)
     gate = Gate("runs.settle")
-    service = heart.service(records=faulty_records(heart.records, gate))
-    _, run = await begun(heart, service, "[hang=1]")
+    service = stores.service(records=faulty_records(stores.records, gate))
+    _, run = await begun(stores, service, "[hang=1]")
     assert await service.cancel([run]) == {run.id: "cancelling"}
     gate.opened.set()
     assert (await service.settled(run)).status is RunStatus.CANCELLED
@@ -177,39 +177,39 @@ async def test_a_cancel_whose_end_takes_long_answers_that_it_is_cancelling(
 
 
 @pytest.mark.promise("P3")
-async def test_an_engine_that_is_cancelled_from_within_has_failed(heart: Heart) -> None:
-    service = heart.service(engine=CancellingEngine())
-    _, run = await begun(heart, service, "speak")
+async def test_an_engine_that_is_cancelled_from_within_has_failed(stores: Stores) -> None:
+    service = stores.service(engine=CancellingEngine())
+    _, run = await begun(stores, service, "speak")
     async with Reader(service, run) as reader:
         end = (await reader.to_end()).end()
     assert end == {"stop_reason": "error", "error_type": "internal_error"}
-    assert (await heart.run(run)).status is RunStatus.FAILED
+    assert (await stores.run(run)).status is RunStatus.FAILED
 
 
 @pytest.mark.promise("P6")
 async def test_a_cancel_by_thread_finds_what_is_active_there_and_nothing_else(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
-    service = heart.service()
-    conversation, run = await begun(heart, service, "[hang=1]")
-    _, other = await begun(heart, service, "[hang=1]")
-    thread = Thread(heart.agent.id, conversation.id)
+    service = stores.service()
+    conversation, run = await begun(stores, service, "[hang=1]")
+    _, other = await begun(stores, service, "[hang=1]")
+    thread = Thread(stores.agent.id, conversation.id)
     assert await service.cancel_thread(DEFAULT_TENANT, thread) == {run.id: "cancelled"}
-    assert (await heart.run(other)).status is RunStatus.RUNNING
+    assert (await stores.run(other)).status is RunStatus.RUNNING
     with pytest.raises(NoActiveRunsToCancelError):
         await service.cancel_thread(DEFAULT_TENANT, thread)
     with pytest.raises(NoActiveRunsToCancelError):
-        await service.cancel_thread(DEFAULT_TENANT, Thread(heart.agent.id, None))
+        await service.cancel_thread(DEFAULT_TENANT, Thread(stores.agent.id, None))
     assert await service.cancel([run, other]) == {run.id: "cancelled", other.id: "cancelled"}
 
 
 @pytest.mark.promise("P6")
 async def test_a_run_that_is_cancelled_while_it_is_being_created_ends_as_cancelled(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
     gate = Gate("messages.context")
-    service = heart.service(records=faulty_records(heart.records, gate))
-    run = await service.send(heart.send(await heart.conversation(), "never said"))
+    service = stores.service(records=faulty_records(stores.records, gate))
+    run = await service.send(stores.send(await stores.conversation(), "never said"))
     async with asyncio.timeout(GENEROUS_SECONDS):
         await gate.waiting.wait()
         assert await service.cancel([run]) == {run.id: "cancelled"}
@@ -222,17 +222,17 @@ async def test_a_run_that_is_cancelled_while_it_is_being_created_ends_as_cancell
 
 @pytest.mark.promise("P6")
 async def test_a_sender_that_goes_away_before_its_run_is_there_leaves_it_running(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
     gate = Gate("runs.create")
-    service = heart.service(records=faulty_records(heart.records, gate))
-    conversation = await heart.conversation()
-    sending = asyncio.create_task(service.send(heart.send(conversation, "one two", otid="mine")))
+    service = stores.service(records=faulty_records(stores.records, gate))
+    conversation = await stores.conversation()
+    sending = asyncio.create_task(service.send(stores.send(conversation, "one two", otid="mine")))
     async with asyncio.timeout(GENEROUS_SECONDS):
         await gate.waiting.wait()
         sending.cancel()
         await asyncio.wait({sending})
         gate.opened.set()
-        again = await service.send(heart.send(conversation, "one two", otid="mine"))
+        again = await service.send(stores.send(conversation, "one two", otid="mine"))
         assert (await service.settled(again)).status is RunStatus.COMPLETED
-    assert await heart.kept(conversation) == [(Role.USER, "one two"), (Role.ASSISTANT, "one two")]
+    assert await stores.kept(conversation) == [(Role.USER, "one two"), (Role.ASSISTANT, "one two")]

@@ -21,101 +21,101 @@ from reattach.runs.service import RunService
 from reattach.server.assembly import assemble
 from reattach.settings import Settings
 from tests.support.clocks import NOON, JumpClock
-from tests.support.in_process import Heart
 from tests.support.redis_server import shared_url
+from tests.support.stores import Stores
 
 HOUR: Final = 3600.0
 DAY: Final = timedelta(hours=24)
 
 
-async def ended_run(heart: Heart, service: RunService) -> Run:
-    run = await service.send(heart.send(await heart.conversation(), "hello"))
+async def ended_run(stores: Stores, service: RunService) -> Run:
+    run = await service.send(stores.send(await stores.conversation(), "hello"))
     return await service.settled(run)
 
 
 @pytest.mark.promise("P14")
 @pytest.mark.parametrize("jump_hours", [25, -25, 24 * 3650, -24 * 3650])
 async def test_after_a_jump_of_the_clock_logs_are_kept_for_one_retention_and_then_deleted(
-    heart: Heart, jump_hours: int
+    stores: Stores, jump_hours: int
 ) -> None:
     """C9: the age of a log is unknown then, whether it ended before the jump or after it."""
     clock = JumpClock()
-    service = heart.service(clock=clock, retention=DAY)
-    before = await ended_run(heart, service)
+    service = stores.service(clock=clock, retention=DAY)
+    before = await ended_run(stores, service)
     assert await service.sweep() == 0
     clock.jump(jump_hours * HOUR)
     assert await service.sweep() == 0
-    after = await ended_run(heart, service)
+    after = await ended_run(stores, service)
     clock.leap(23 * HOUR)
     assert await service.sweep() == 0
     for run in (before, after):
-        assert await heart.frames(run)
+        assert await stores.frames(run)
     clock.leap(1 * HOUR + 2)
     assert await service.sweep() == 2
-    assert await heart.head(before) is None
-    assert await heart.head(after) is None
+    assert await stores.head(before) is None
+    assert await stores.head(after) is None
 
 
 @pytest.mark.promise("P14")
 async def test_a_clock_that_jumps_twice_between_two_sweeps_is_found_out_by_the_runs_that_end(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
     """C9: the run ended while the clock was 25 hours late, which is corrected before a sweep."""
     clock = JumpClock()
-    service = heart.service(clock=clock, retention=DAY)
+    service = stores.service(clock=clock, retention=DAY)
     clock.jump(-25 * HOUR)
-    run = await ended_run(heart, service)
+    run = await ended_run(stores, service)
     clock.jump(25 * HOUR)
     assert await service.sweep() == 0
-    assert await heart.frames(run)
+    assert await stores.frames(run)
 
 
 @pytest.mark.promise("P14")
 async def test_a_start_with_a_clock_that_is_late_deletes_nothing_for_one_retention(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
     """C9: runs that ended in the future show that the clock was or is wrong."""
     clock = JumpClock()
-    early = await ended_run(heart, heart.service(clock=clock, retention=DAY))
+    early = await ended_run(stores, stores.service(clock=clock, retention=DAY))
     clock.jump(30 * HOUR)
-    late = await ended_run(heart, heart.service(clock=clock, retention=DAY))
+    late = await ended_run(stores, stores.service(clock=clock, retention=DAY))
     clock.jump(-3 * HOUR)
-    service = heart.service(clock=clock, retention=DAY)
+    service = stores.service(clock=clock, retention=DAY)
     assert await service.sweep() == 0
-    assert await heart.frames(early)
+    assert await stores.frames(early)
     clock.leap(24 * HOUR + 2)
     assert await service.sweep() >= 1
-    assert await heart.head(early) is None
+    assert await stores.head(early) is None
     clock.leap(24 * HOUR)
     await service.sweep()
-    assert await heart.head(late) is None
+    assert await stores.head(late) is None
 
 
 @pytest.mark.promise("P14")
 async def test_a_run_that_was_deleted_loses_its_log_while_the_clock_is_distrusted(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
     """C9: no clock decides about it."""
     clock = JumpClock()
-    service = heart.service(clock=clock, retention=DAY)
-    run = await ended_run(heart, service)
+    service = stores.service(clock=clock, retention=DAY)
+    run = await ended_run(stores, service)
     clock.jump(25 * HOUR)
-    await heart.records.runs.delete(run.tenant, run.id)
+    await stores.records.runs.delete(run.tenant, run.id)
     assert await service.sweep() == 1
-    assert await heart.head(run) is None
+    assert await stores.head(run) is None
 
 
-async def test_small_corrections_of_the_clock_change_nothing(heart: Heart) -> None:
+async def test_small_corrections_of_the_clock_change_nothing(stores: Stores) -> None:
     """C9: NTP sets a clock by seconds."""
     clock = JumpClock()
-    service = heart.service(clock=clock, retention=DAY)
-    run = await ended_run(heart, service)
+    service = stores.service(clock=clock, retention=DAY)
+    run = await ended_run(stores, service)
     for _ in range(10):
         clock.jump(30)
         assert await service.sweep() == 0
     clock.leap(24 * HOUR)
     assert await service.sweep() == 1
-    assert await heart.head(run) is None
+    assert await stores.head(run) is None
 
 
 class WrongClock(SystemClock):
@@ -193,5 +193,5 @@ def test_a_shared_clock_follows_the_store_and_passes_with_the_monotonic_clock() 
     assert clock.now() == NOON + timedelta(seconds=5)
 
 
-async def test_a_sqlite_file_has_no_clock_of_its_own(heart: Heart) -> None:
-    assert await heart.records.time() is None
+async def test_a_sqlite_file_has_no_clock_of_its_own(stores: Stores) -> None:
+    assert await stores.records.time() is None

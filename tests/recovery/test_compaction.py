@@ -18,7 +18,7 @@ from reattach.engine.scripted import ScriptedEngine
 from reattach.records.base import Conversation, Thread
 from reattach.runs.service import Send
 from tests.support.faulty_stores import Life
-from tests.support.in_process import Heart
+from tests.support.stores import Stores
 
 WAIT_SECONDS = ENGINE_STOP_SECONDS * 10
 
@@ -40,16 +40,16 @@ class HangsInSummaries(ScriptedEngine):
                 await asyncio.Event().wait()
 
 
-def sent(heart: Heart, conversation: Conversation, text: str, *, shown: bool = True) -> Send:
-    send = heart.send(conversation, text, compaction_messages=shown)
-    return replace(send, agent=replace(heart.agent, context_window_limit=60))
+def sent(stores: Stores, conversation: Conversation, text: str, *, shown: bool = True) -> Send:
+    send = stores.send(conversation, text, compaction_messages=shown)
+    return replace(send, agent=replace(stores.agent, context_window_limit=60))
 
 
-async def filled(heart: Heart) -> Conversation:
-    conversation = await heart.conversation()
-    service = heart.service()
+async def filled(stores: Stores) -> Conversation:
+    conversation = await stores.conversation()
+    service = stores.service()
     for number in range(3):
-        run = await service.send(heart.send(conversation, f"turn {number} and " + "more " * 8))
+        run = await service.send(stores.send(conversation, f"turn {number} and " + "more " * 8))
         assert (await service.settled(run)).status is RunStatus.COMPLETED
     return conversation
 
@@ -57,60 +57,60 @@ async def filled(heart: Heart) -> Conversation:
 @pytest.mark.promise("P7", "P18")
 @pytest.mark.parametrize("shown", [True, False])
 async def test_a_process_that_dies_in_a_compaction_leaves_the_conversation_as_it_was(
-    heart: Heart, shown: bool
+    stores: Stores, shown: bool
 ) -> None:
-    conversation = await filled(heart)
-    before = await heart.kept(conversation)
+    conversation = await filled(stores)
+    before = await stores.kept(conversation)
     life = Life(None)
-    service = heart.service_upon(life, engine=HangsInSummaries(life.ended))
+    service = stores.service_upon(life, engine=HangsInSummaries(life.ended))
     async with asyncio.timeout(WAIT_SECONDS):
-        run = await service.send(sent(heart, conversation, "now " * 40, shown=shown))
+        run = await service.send(sent(stores, conversation, "now " * 40, shown=shown))
         await life.ended.wait()
-        await heart.service().start()
-    assert (await heart.run(run)).stop_reason is StopReason.ERROR
-    assert await heart.kept(conversation) == before
-    await heart.assert_free(conversation)
+        await stores.service().start()
+    assert (await stores.run(run)).stop_reason is StopReason.ERROR
+    assert await stores.kept(conversation) == before
+    await stores.assert_free(conversation)
 
 
 @pytest.mark.promise("P6")
 async def test_a_run_that_is_cancelled_in_a_compaction_leaves_the_conversation_as_it_was(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
-    conversation = await filled(heart)
-    before = await heart.kept(conversation)
+    conversation = await filled(stores)
+    before = await stores.kept(conversation)
     asked = asyncio.Event()
-    service = heart.service(engine=HangsInSummaries(asked))
+    service = stores.service(engine=HangsInSummaries(asked))
     async with asyncio.timeout(WAIT_SECONDS):
-        run = await service.send(sent(heart, conversation, "now " * 40))
+        run = await service.send(sent(stores, conversation, "now " * 40))
         await asked.wait()
         assert await service.cancel([run]) == {run.id: "cancelled"}
-    assert await heart.kept(conversation) == before
+    assert await stores.kept(conversation) == before
 
 
 @pytest.mark.promise("P7", "P18")
 @pytest.mark.parametrize("shown", [True, False])
 async def test_a_process_that_dies_after_a_compaction_loses_no_message(
-    heart: Heart, shown: bool
+    stores: Stores, shown: bool
 ) -> None:
-    conversation = await filled(heart)
-    before = await heart.records.messages.history(
-        DEFAULT_TENANT, Thread(heart.agent.id, conversation.id)
+    conversation = await filled(stores)
+    before = await stores.records.messages.history(
+        DEFAULT_TENANT, Thread(stores.agent.id, conversation.id)
     )
     life = Life(None)
     engine = ScriptedEngine()
-    service = heart.service_upon(life, engine=engine)
+    service = stores.service_upon(life, engine=engine)
     async with asyncio.timeout(WAIT_SECONDS):
         run = await service.send(
-            sent(heart, conversation, "[hang=3][chunks=9] " + "now " * 40, shown=shown)
+            sent(stores, conversation, "[hang=3][chunks=9] " + "now " * 40, shown=shown)
         )
-        while len(await heart.frames(run)) < (5 if shown else 3):
+        while len(await stores.frames(run)) < (5 if shown else 3):
             await asyncio.sleep(0.01)
         life.ended.set()
-        await heart.service().start()
-    messages = await heart.records.messages.list(
-        DEFAULT_TENANT, Thread(heart.agent.id, conversation.id), limit=1000, ascending=True
+        await stores.service().start()
+    messages = await stores.records.messages.list(
+        DEFAULT_TENANT, Thread(stores.agent.id, conversation.id), limit=1000, ascending=True
     )
     assert messages[: len(before)] == before
     roles = [message.role for message in messages[len(before) :]]
     assert roles == [Role.USER, *([Role.SUMMARY] if shown else []), Role.ASSISTANT]
-    await heart.assert_free(conversation)
+    await stores.assert_free(conversation)

@@ -12,7 +12,7 @@ import pytest
 from reattach.domain.ids import RunId
 from reattach.log.sqlite.log import Sizes
 from tests.recovery.test_retention import HOUR_SECONDS, serving
-from tests.support.in_process import Heart, eventually
+from tests.support.stores import Stores, eventually
 
 SECRET: Final = "sesame-8b1f"
 LONG: Final = f"{SECRET} " * 3000
@@ -66,22 +66,22 @@ async def test_deleted_text_is_in_no_file_of_the_data_directory_after_the_next_u
 
 
 async def test_a_deleted_conversation_keeps_its_text_for_the_run_that_is_active_in_it(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
     """D10: its text is forgotten once the run has ended; forks keep the messages they show."""
-    service = heart.service()
-    conversation = await heart.conversation()
-    tenant = (await service.send(heart.send(conversation, "one"))).tenant
-    await eventually(lambda: _has_no_active_run(heart))
-    run = await service.send(heart.send(conversation, "[hang=1]"))
-    await heart.records.conversations.delete(tenant, conversation.id)
-    assert await heart.records.conversations.forget_deleted(10) == 0
+    service = stores.service()
+    conversation = await stores.conversation()
+    tenant = (await service.send(stores.send(conversation, "one"))).tenant
+    await eventually(lambda: _has_no_active_run(stores))
+    run = await service.send(stores.send(conversation, "[hang=1]"))
+    await stores.records.conversations.delete(tenant, conversation.id)
+    assert await stores.records.conversations.forget_deleted(10) == 0
     await service.cancel([run])
-    assert await heart.records.conversations.forget_deleted(10) == 1
-    assert await heart.records.conversations.forget_deleted(10) == 0
-    found = await heart.records.runs.get(tenant, RunId(run.id))
+    assert await stores.records.conversations.forget_deleted(10) == 1
+    assert await stores.records.conversations.forget_deleted(10) == 0
+    found = await stores.records.runs.get(tenant, RunId(run.id))
     assert found.input == ()
 
 
-async def _has_no_active_run(heart: Heart) -> bool:
-    return not await heart.active_runs()
+async def _has_no_active_run(stores: Stores) -> bool:
+    return not await stores.active_runs()

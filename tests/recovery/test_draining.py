@@ -12,9 +12,9 @@ import pytest
 
 from reattach.domain.limits import CLOSE_SECONDS, ENGINE_STOP_SECONDS
 from reattach.testing.programs.server import ServerProcess
-from tests.support.in_process import eventually
 from tests.support.raw_clients import Client, client_of, start
 from tests.support.received import Received
+from tests.support.stores import eventually
 
 BOUND_SECONDS = CLOSE_SECONDS + ENGINE_STOP_SECONDS + 8
 """How long an exit may take on a slow machine beyond the drain itself."""

@@ -10,23 +10,25 @@ from reattach.domain.events import RunStatus
 from reattach.domain.messages import Role
 from tests.support.engines import SteppedEngine
 from tests.support.faulty_stores import FaultyLog, Gate, faulty_records
-from tests.support.in_process import Heart
 from tests.support.in_process_readers import Reader
 from tests.support.received import Received, end_of
+from tests.support.stores import Stores
 
 
 @pytest.mark.promise("P7", "P3")
-async def test_a_zombie_stops_its_engine_and_nothing_of_it_gets_into_the_log(heart: Heart) -> None:
-    conversation = await heart.conversation()
+async def test_a_zombie_stops_its_engine_and_nothing_of_it_gets_into_the_log(
+    stores: Stores,
+) -> None:
+    conversation = await stores.conversation()
     engine = SteppedEngine("one ", "two ", "three ")
-    zombie = heart.service(engine=engine)
-    run = await zombie.send(heart.send(conversation, "count"))
+    zombie = stores.service(engine=engine)
+    run = await zombie.send(stores.send(conversation, "count"))
     engine.step()
     async with Reader(zombie, run) as reader:
         await reader.until_seq(1)
-        successor = heart.service()
+        successor = stores.service()
         await successor.start()
-        frames = await heart.frames(run)
+        frames = await stores.frames(run)
         assert end_of(frames)["error_type"] == "stream_incomplete"
         engine.step()
         async with asyncio.timeout(10):
@@ -34,88 +36,90 @@ async def test_a_zombie_stops_its_engine_and_nothing_of_it_gets_into_the_log(hea
             await zombie.settled(run)
         assert engine.yielded == 2
         assert (await reader.to_end()).frames == frames
-    assert await heart.frames(run) == frames
+    assert await stores.frames(run) == frames
     await zombie.recover()
-    assert await heart.frames(run) == frames
-    assert (await heart.run(run)).status is RunStatus.FAILED
-    assert await heart.kept(conversation) == [(Role.USER, "count"), (Role.ASSISTANT, "one ")]
-    await heart.assert_free(conversation)
+    assert await stores.frames(run) == frames
+    assert (await stores.run(run)).status is RunStatus.FAILED
+    assert await stores.kept(conversation) == [(Role.USER, "count"), (Role.ASSISTANT, "one ")]
+    await stores.assert_free(conversation)
 
 
 @pytest.mark.promise("P7", "P2")
-async def test_what_a_zombie_had_on_its_way_to_the_log_is_seen_by_nobody(heart: Heart) -> None:
+async def test_what_a_zombie_had_on_its_way_to_the_log_is_seen_by_nobody(stores: Stores) -> None:
     gate = Gate("log.append", "log.close")
     engine = SteppedEngine("late ")
-    zombie = heart.service(log=FaultyLog(heart.log, gate), engine=engine)
-    run = await zombie.send(heart.send(await heart.conversation(), "speak"))
+    zombie = stores.service(log=FaultyLog(stores.log, gate), engine=engine)
+    run = await zombie.send(stores.send(await stores.conversation(), "speak"))
     engine.step()
     async with Reader(zombie, run) as reader, asyncio.timeout(10):
         await gate.waiting.wait()
-        await heart.service().start()
+        await stores.service().start()
         gate.opened.set()
         received = await reader.to_end()
         await engine.closed.wait()
     assert received.end() == {"stop_reason": "error", "error_type": "stream_incomplete"}
     assert received.text == ""
-    assert received.frames == await heart.frames(run)
+    assert received.frames == await stores.frames(run)
 
 
 @pytest.mark.promise("P7", "P3")
-async def test_a_zombie_that_had_closed_its_log_settles_nothing_a_second_time(heart: Heart) -> None:
-    conversation = await heart.conversation()
+async def test_a_zombie_that_had_closed_its_log_settles_nothing_a_second_time(
+    stores: Stores,
+) -> None:
+    conversation = await stores.conversation()
     gate = Gate("runs.settle")
-    zombie = heart.service(records=faulty_records(heart.records, gate))
-    run = await zombie.send(heart.send(conversation, "one two"))
+    zombie = stores.service(records=faulty_records(stores.records, gate))
+    run = await zombie.send(stores.send(conversation, "one two"))
     async with asyncio.timeout(10):
         await gate.waiting.wait()
-        await heart.service().start()
-        settled = await heart.run(run)
+        await stores.service().start()
+        settled = await stores.run(run)
         gate.opened.set()
         await zombie.settled(run)
     assert settled.status is RunStatus.COMPLETED
-    assert await heart.run(run) == settled
-    assert await heart.kept(conversation) == [(Role.USER, "one two"), (Role.ASSISTANT, "one two")]
+    assert await stores.run(run) == settled
+    assert await stores.kept(conversation) == [(Role.USER, "one two"), (Role.ASSISTANT, "one two")]
 
 
 @pytest.mark.promise("P7")
-async def test_the_cancel_of_a_run_whose_owner_is_gone_ends_it_at_once(heart: Heart) -> None:
-    conversation = await heart.conversation()
+async def test_the_cancel_of_a_run_whose_owner_is_gone_ends_it_at_once(stores: Stores) -> None:
+    conversation = await stores.conversation()
     engine = SteppedEngine("one ", "two ")
-    zombie = heart.service(engine=engine)
-    run = await zombie.send(heart.send(conversation, "count"))
+    zombie = stores.service(engine=engine)
+    run = await zombie.send(stores.send(conversation, "count"))
     engine.step()
     async with Reader(zombie, run) as reader:
         await reader.until_seq(1)
-    successor = heart.service()
+    successor = stores.service()
     assert await successor.cancel([run]) == {run.id: "cancelled"}
     assert await successor.cancel([run]) == {run.id: "cancelled"}
     engine.step(2)
     async with asyncio.timeout(10):
         await zombie.settled(run)
     whole = Received()
-    whole.feed(b"".join(await heart.frames(run)))
+    whole.feed(b"".join(await stores.frames(run)))
     assert end_of(whole.frames) == {"stop_reason": "cancelled", "error_type": None}
     assert whole.text == "one "
-    await heart.assert_free(conversation)
+    await stores.assert_free(conversation)
 
 
 @pytest.mark.promise("P6", "P7")
 async def test_a_cancel_and_an_upkeep_that_end_the_same_orphan_at_once_end_it_once(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
-    conversation = await heart.conversation()
+    conversation = await stores.conversation()
     engine = SteppedEngine("one ")
-    run = await heart.service(engine=engine).send(heart.send(conversation, "count"))
+    run = await stores.service(engine=engine).send(stores.send(conversation, "count"))
     async with asyncio.timeout(10):
-        while await heart.head(run) is None:
+        while await stores.head(run) is None:
             await asyncio.sleep(0)
-        successor = heart.service()
+        successor = stores.service()
         await asyncio.gather(
             successor.recover(),
             successor.cancel([run]),
             successor.recover(),
             successor.cancel([run]),
         )
-    frames = await heart.frames(run)
-    assert end_of(frames)["stop_reason"] == (await heart.run(run)).stop_reason
-    await heart.assert_free(conversation)
+    frames = await stores.frames(run)
+    assert end_of(frames)["stop_reason"] == (await stores.run(run)).stop_reason
+    await stores.assert_free(conversation)

@@ -17,7 +17,7 @@ from reattach.domain.limits import RECORDS_WAL_BYTES
 from reattach.log.sqlite.log import Sizes, SqliteLog
 from reattach.records.records import Records
 from tests.recovery.wal import wal_of
-from tests.support.in_process import eventually
+from tests.support.stores import eventually
 
 PROCESS = Path(__file__).with_name("full_disk_process.py")
 SMALL = Sizes(

@@ -10,20 +10,20 @@ import pytest
 
 from tests.support.engines import SteppedEngine
 from tests.support.faulty_stores import Faults, FaultyLog
-from tests.support.in_process import Heart
 from tests.support.in_process_readers import Reader
+from tests.support.stores import Stores
 
 READERS = 30
 
 
 @pytest.mark.promise("P13")
 async def test_between_events_readers_ask_the_stores_nothing_and_share_one_timer(
-    heart: Heart, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults = Faults()
     engine = SteppedEngine("one ", "two ")
-    service = heart.service_upon(faults, engine=engine, ping_interval_seconds=0.1)
-    run = await service.send(heart.send(await heart.conversation(), "count"))
+    service = stores.service_upon(faults, engine=engine, ping_interval_seconds=0.1)
+    run = await service.send(stores.send(await stores.conversation(), "count"))
     engine.step()
     async with AsyncExitStack() as stack:
         pinged = await stack.enter_async_context(Reader(service, run, pings=True))
@@ -55,11 +55,11 @@ async def test_between_events_readers_ask_the_stores_nothing_and_share_one_timer
 
 
 @pytest.mark.promise("P13")
-async def test_a_live_event_costs_the_store_one_append_however_many_read_it(heart: Heart) -> None:
+async def test_a_live_event_costs_the_store_one_append_however_many_read_it(stores: Stores) -> None:
     faults = Faults()
     engine = SteppedEngine("one ", "two ")
-    service = heart.service(log=FaultyLog(heart.log, faults), engine=engine)
-    run = await service.send(heart.send(await heart.conversation(), "count"))
+    service = stores.service(log=FaultyLog(stores.log, faults), engine=engine)
+    run = await service.send(stores.send(await stores.conversation(), "count"))
     async with AsyncExitStack() as stack:
         engine.step()
         readers = [await stack.enter_async_context(Reader(service, run)) for _ in range(READERS)]
@@ -76,9 +76,9 @@ async def test_a_live_event_costs_the_store_one_append_however_many_read_it(hear
 
 
 @pytest.mark.promise("P13")
-async def test_the_timer_ends_with_its_last_reader(heart: Heart) -> None:
-    service = heart.service(ping_interval_seconds=0.04)
-    run = await service.send(heart.send(await heart.conversation(), "[hang=1]"))
+async def test_the_timer_ends_with_its_last_reader(stores: Stores) -> None:
+    service = stores.service(ping_interval_seconds=0.04)
+    run = await service.send(stores.send(await stores.conversation(), "[hang=1]"))
 
     def timers() -> list[asyncio.Task[Any]]:
         return [task for task in asyncio.all_tasks() if task.get_name() == "watch readers"]
@@ -97,10 +97,10 @@ async def test_the_timer_ends_with_its_last_reader(heart: Heart) -> None:
 
 
 @pytest.mark.promise("P13", "S7")
-async def test_a_ping_tells_the_last_event_sent_and_takes_no_number(heart: Heart) -> None:
+async def test_a_ping_tells_the_last_event_sent_and_takes_no_number(stores: Stores) -> None:
     engine = SteppedEngine("one ", "two ")
-    service = heart.service(engine=engine, ping_interval_seconds=0.04)
-    run = await service.send(heart.send(await heart.conversation(), "count"))
+    service = stores.service(engine=engine, ping_interval_seconds=0.04)
+    run = await service.send(stores.send(await stores.conversation(), "count"))
     async with Reader(service, run, pings=True) as reader:
         await reader.until(lambda: reader.received.pings >= 1)
         engine.step()
@@ -108,4 +108,4 @@ async def test_a_ping_tells_the_last_event_sent_and_takes_no_number(heart: Heart
         await reader.until(lambda: reader.received.pings >= 3)
         engine.step(2)
         received = await reader.to_end()
-    assert received.frames == await heart.frames(run)
+    assert received.frames == await stores.frames(run)

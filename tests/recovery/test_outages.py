@@ -19,9 +19,9 @@ from reattach.runs.upkeep.schedule import keep_up
 from tests.support.clocks import LeapClock
 from tests.support.engines import EndlessEngine, SteppedEngine
 from tests.support.faulty_stores import Faults, FaultyLog, Gate, Life, Outage
-from tests.support.in_process import Heart, eventually
 from tests.support.in_process_readers import Reader
 from tests.support.received import answer, end_of
+from tests.support.stores import Stores, eventually
 
 TEXT = "one two three"
 
@@ -33,30 +33,30 @@ async def turns_of_the_loop(count: int = 100) -> None:
 
 
 @pytest.mark.promise("P2")
-async def test_no_reader_gets_an_event_before_the_log_has_it(heart: Heart) -> None:
+async def test_no_reader_gets_an_event_before_the_log_has_it(stores: Stores) -> None:
     gate = Gate("log.append", "log.close")
-    service = heart.service_upon(gate)
-    run = await service.send(heart.send(await heart.conversation(), TEXT, include_pings=True))
+    service = stores.service_upon(gate)
+    run = await service.send(stores.send(await stores.conversation(), TEXT, include_pings=True))
     async with Reader(service, run) as reader:
         async with asyncio.timeout(10):
             await gate.waiting.wait()
         await turns_of_the_loop()
         assert reader.headers["x-run-id"] == run.id
         assert reader.received.frames == []
-        assert await heart.frames(run) == []
+        assert await stores.frames(run) == []
         gate.opened.set()
         received = await reader.to_end()
-    assert received.frames == await heart.frames(run)
+    assert received.frames == await stores.frames(run)
     assert received.text == TEXT
 
 
 @pytest.mark.promise("P3")
 async def test_no_reader_gets_the_end_before_the_log_is_closed_nor_done_before_the_record_says_so(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
     gate = Gate("log.close", "runs.settle")
-    service = heart.service_upon(gate)
-    run = await service.send(heart.send(await heart.conversation(), TEXT))
+    service = stores.service_upon(gate)
+    run = await service.send(stores.send(await stores.conversation(), TEXT))
     async with Reader(service, run) as reader:
         async with asyncio.timeout(10):
             await gate.waiting.wait()
@@ -65,7 +65,7 @@ async def test_no_reader_gets_the_end_before_the_log_is_closed_nor_done_before_t
         assert not reader.received.done
         gate.opened.set()
         await reader.to_end()
-        assert (await heart.run(run)).status is RunStatus.COMPLETED
+        assert (await stores.run(run)).status is RunStatus.COMPLETED
 
 
 @pytest.mark.promise("P2", "P3")
@@ -74,33 +74,33 @@ async def test_no_reader_gets_the_end_before_the_log_is_closed_nor_done_before_t
     "step", ["log.open", "messages.context", "log.append", "log.close", "runs.settle"]
 )
 async def test_an_outage_shorter_than_the_patience_loses_and_doubles_nothing(
-    heart: Heart, step: str, loses_answers: bool
+    stores: Stores, step: str, loses_answers: bool
 ) -> None:
     outage = Outage(step, loses_answers=loses_answers, lasts=5)
-    conversation = await heart.conversation()
-    service = heart.service_upon(outage)
-    run = await service.send(heart.send(conversation, TEXT, include_pings=True))
+    conversation = await stores.conversation()
+    service = stores.service_upon(outage)
+    run = await service.send(stores.send(conversation, TEXT, include_pings=True))
     async with Reader(service, run) as reader:
         received = await reader.to_end()
     assert outage.attempts == 5
     assert received.end() == {"stop_reason": "end_turn", "error_type": None}
-    assert received.frames == await heart.frames(run)
+    assert received.frames == await stores.frames(run)
     assert received.text == TEXT
-    assert (await heart.run(run)).status is RunStatus.COMPLETED
-    assert await heart.kept(conversation) == [(Role.USER, TEXT), (Role.ASSISTANT, TEXT)]
+    assert (await stores.run(run)).status is RunStatus.COMPLETED
+    assert await stores.kept(conversation) == [(Role.USER, TEXT), (Role.ASSISTANT, TEXT)]
 
 
 @pytest.mark.promise("P2", "P3", "P7")
 @pytest.mark.parametrize("step", ["log.append", "log.close"])
 async def test_a_run_that_can_not_be_written_for_too_long_is_ended_once_the_store_is_back(
-    heart: Heart, step: str
+    stores: Stores, step: str
 ) -> None:
     clock = LeapClock()
     outage = Outage()
     engine = SteppedEngine("one ", "two ", "three ")
-    conversation = await heart.conversation()
-    service = heart.service_upon(outage, engine=engine, clock=clock)
-    run = await service.send(heart.send(conversation, "count"))
+    conversation = await stores.conversation()
+    service = stores.service_upon(outage, engine=engine, clock=clock)
+    run = await service.send(stores.send(conversation, "count"))
     async with Reader(service, run) as reader:
         engine.step()
         await reader.until_seq(1)
@@ -113,55 +113,55 @@ async def test_a_run_that_can_not_be_written_for_too_long_is_ended_once_the_stor
         assert clock.monotonic_seconds() - began >= APPEND_RETRY_SECONDS
         assert not reader.received.done
         assert "stop_reason" not in reader.received.kinds
-        assert (await heart.run(run)).status.is_active
+        assert (await stores.run(run)).status.is_active
         outage.down = set()
         await service.recover()
         received = await reader.to_end()
     assert received.end() == {"stop_reason": "error", "error_type": "internal_error"}
-    assert received.frames == await heart.frames(run)
-    settled = await heart.run(run)
+    assert received.frames == await stores.frames(run)
+    settled = await stores.run(run)
     assert settled.status is RunStatus.FAILED
     text = "one " if step == "log.append" else "one two three "
     assert received.text == text
-    assert await heart.kept(conversation) == [(Role.USER, "count"), (Role.ASSISTANT, text)]
+    assert await stores.kept(conversation) == [(Role.USER, "count"), (Role.ASSISTANT, text)]
     await service.recover()
-    assert await heart.frames(run) == received.frames
-    await heart.assert_free(conversation)
+    assert await stores.frames(run) == received.frames
+    await stores.assert_free(conversation)
 
 
 @pytest.mark.promise("P3")
 async def test_a_reader_is_cut_off_without_done_while_the_record_can_not_say_how_the_run_ended(
-    heart: Heart, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service_module, "SETTLE_WAIT_SECONDS", 0.05)
     outage = Outage("runs.settle")
-    conversation = await heart.conversation()
-    service = heart.service_upon(outage)
-    run = await service.send(heart.send(conversation, TEXT))
+    conversation = await stores.conversation()
+    service = stores.service_upon(outage)
+    run = await service.send(stores.send(conversation, TEXT))
     async with Reader(service, run) as reader:
         received = await reader.to_end()
         assert reader.aborted
     assert not received.done
     assert "stop_reason" not in received.kinds
-    assert (await heart.run(run)).status.is_active
+    assert (await stores.run(run)).status.is_active
     outage.down = set()
     await service.recover()
     async with Reader(service, run, received.cursor) as reader:
         rest = await reader.to_end()
     assert rest.done
-    assert received.frames + rest.frames == await heart.frames(run)
-    assert (await heart.run(run)).status is RunStatus.COMPLETED
-    assert await heart.kept(conversation) == [(Role.USER, TEXT), (Role.ASSISTANT, TEXT)]
+    assert received.frames + rest.frames == await stores.frames(run)
+    assert (await stores.run(run)).status is RunStatus.COMPLETED
+    assert await stores.kept(conversation) == [(Role.USER, TEXT), (Role.ASSISTANT, TEXT)]
 
 
 @pytest.mark.promise("P6")
 async def test_a_run_that_was_given_up_ends_as_cancelled_if_that_was_asked_for(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
     outage = Outage()
     engine = SteppedEngine("one ", "two ")
-    service = heart.service_upon(outage, engine=engine)
-    run = await service.send(heart.send(await heart.conversation(), "count"))
+    service = stores.service_upon(outage, engine=engine)
+    run = await service.send(stores.send(await stores.conversation(), "count"))
     engine.step()
     async with Reader(service, run) as reader:
         await reader.until_seq(1)
@@ -172,14 +172,16 @@ async def test_a_run_that_was_given_up_ends_as_cancelled_if_that_was_asked_for(
         await service.recover()
         received = await reader.to_end()
     assert received.end() == {"stop_reason": "cancelled", "error_type": None}
-    assert (await heart.run(run)).status is RunStatus.CANCELLED
+    assert (await stores.run(run)).status is RunStatus.CANCELLED
 
 
 @pytest.mark.promise("P5")
-async def test_a_run_whose_log_could_not_be_opened_is_not_told_to_be_expired(heart: Heart) -> None:
+async def test_a_run_whose_log_could_not_be_opened_is_not_told_to_be_expired(
+    stores: Stores,
+) -> None:
     outage = Outage("log.open")
-    service = heart.service_upon(outage)
-    run = await service.send(heart.send(await heart.conversation(), TEXT))
+    service = stores.service_upon(outage)
+    run = await service.send(stores.send(await stores.conversation(), TEXT))
     async with Reader(service, run) as reader:
         await reader.to_end()
     assert (reader.status, reader.error["code"]) == (503, "store_unavailable")
@@ -192,43 +194,43 @@ async def test_a_run_whose_log_could_not_be_opened_is_not_told_to_be_expired(hea
 
 @pytest.mark.promise("P3")
 async def test_a_run_whose_conversation_can_not_be_read_ends_at_once_with_an_error(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
-    conversation = await heart.conversation()
-    service = heart.service_upon(Outage("messages.context"))
-    run = await service.send(heart.send(conversation, TEXT))
+    conversation = await stores.conversation()
+    service = stores.service_upon(Outage("messages.context"))
+    run = await service.send(stores.send(conversation, TEXT))
     async with Reader(service, run) as reader:
         end = (await reader.to_end()).end()
     assert end == {"stop_reason": "error", "error_type": "internal_error"}
-    assert (await heart.run(run)).status is RunStatus.FAILED
-    assert await heart.kept(conversation) == []
+    assert (await stores.run(run)).status is RunStatus.FAILED
+    assert await stores.kept(conversation) == []
 
 
-async def test_a_send_never_hangs_on_a_fault_of_the_records(heart: Heart) -> None:
+async def test_a_send_never_hangs_on_a_fault_of_the_records(stores: Stores) -> None:
     class Broken(Faults):
         async def around(self, step: str, call: Any) -> Any:
             if step == "runs.create":
                 raise RuntimeError("a fault")
             return await super().around(step, call)
 
-    service = heart.service_upon(Broken())
+    service = stores.service_upon(Broken())
     async with asyncio.timeout(10):
         with pytest.raises(RuntimeError, match="a fault"):
-            await service.send(heart.send(await heart.conversation(), TEXT))
+            await service.send(stores.send(await stores.conversation(), TEXT))
 
 
 @pytest.mark.promise("P7", "P9")
 async def test_a_run_whose_creation_was_not_answered_does_not_block_its_conversation(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
-    conversation = await heart.conversation()
-    service = heart.service_upon(Outage("runs.create", loses_answers=True, lasts=1))
+    conversation = await stores.conversation()
+    service = stores.service_upon(Outage("runs.create", loses_answers=True, lasts=1))
     with pytest.raises(StoreUnavailableError):
-        await service.send(heart.send(conversation, TEXT, otid="mine"))
+        await service.send(stores.send(conversation, TEXT, otid="mine"))
     await service.recover()
-    again = await service.send(heart.send(conversation, TEXT, otid="mine"))
+    again = await service.send(stores.send(conversation, TEXT, otid="mine"))
     assert again.status is RunStatus.FAILED
-    await heart.assert_free(conversation)
+    await stores.assert_free(conversation)
 
 
 class OneLogDown(FaultyLog):
@@ -247,12 +249,13 @@ class OneLogDown(FaultyLog):
         return await super().open(run_id, token, first_seq=first_seq, aliases=aliases)
 
 
-async def orphans_of(heart: Heart, count: int) -> list[Run]:
+async def orphans_of(stores: Stores, count: int) -> list[Run]:
     """Runs that a dead process left open, one a conversation."""
     life = Life(None)
-    service = heart.service_upon(life)
+    service = stores.service_upon(life)
     runs = [
-        await service.send(heart.send(await heart.conversation(), "[hang=1]")) for _ in range(count)
+        await service.send(stores.send(await stores.conversation(), "[hang=1]"))
+        for _ in range(count)
     ]
     for run in runs:
         async with Reader(service, run) as reader:
@@ -263,28 +266,28 @@ async def orphans_of(heart: Heart, count: int) -> list[Run]:
 
 
 @pytest.mark.promise("P7")
-async def test_a_run_that_can_not_be_recovered_holds_back_no_other(heart: Heart) -> None:
-    runs = await orphans_of(heart, 5)
-    log = OneLogDown(heart.log, runs[0].id)
-    service = heart.service(log=log)
+async def test_a_run_that_can_not_be_recovered_holds_back_no_other(stores: Stores) -> None:
+    runs = await orphans_of(stores, 5)
+    log = OneLogDown(stores.log, runs[0].id)
+    service = stores.service(log=log)
     with pytest.raises(ReattachError):
         await service.recover()
-    assert [run.id for run in await heart.active_runs()] == [runs[0].id]
+    assert [run.id for run in await stores.active_runs()] == [runs[0].id]
     log.down = ""
     await service.recover()
-    assert await heart.active_runs() == []
+    assert await stores.active_runs() == []
     for run in runs:
-        assert end_of(await heart.frames(run))["error_type"] == "stream_incomplete"
-        assert answer(await heart.frames(run)) == "t0 "
+        assert end_of(await stores.frames(run))["error_type"] == "stream_incomplete"
+        assert answer(await stores.frames(run)) == "t0 "
 
 
 @pytest.mark.promise("P7")
 async def test_a_recovery_that_was_interrupted_is_finished_by_the_next_one_of_the_process(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
-    (run,) = await orphans_of(heart, 1)
+    (run,) = await orphans_of(stores, 1)
     gate = Gate("log.open")
-    service = heart.service_upon(gate)
+    service = stores.service_upon(gate)
     recovering = asyncio.create_task(service.recover())
     async with asyncio.timeout(10):
         await gate.waiting.wait()
@@ -292,21 +295,21 @@ async def test_a_recovery_that_was_interrupted_is_finished_by_the_next_one_of_th
     await asyncio.wait({recovering}, timeout=10)
     gate.opened.set()
     await service.recover()
-    assert (await heart.run(run)).status is RunStatus.FAILED
-    assert end_of(await heart.frames(run))["error_type"] == "stream_incomplete"
+    assert (await stores.run(run)).status is RunStatus.FAILED
+    assert end_of(await stores.frames(run))["error_type"] == "stream_incomplete"
 
 
 @pytest.mark.promise("P7")
-async def test_readers_of_an_orphan_that_the_upkeep_ends_get_its_end(heart: Heart) -> None:
-    (run,) = await orphans_of(heart, 1)
-    service = heart.service()
+async def test_readers_of_an_orphan_that_the_upkeep_ends_get_its_end(stores: Stores) -> None:
+    (run,) = await orphans_of(stores, 1)
+    service = stores.service()
     async with Reader(service, run) as reader:
         await reader.until_seq(1)
         await service.recover()
         assert (await reader.to_end()).end()["error_type"] == "stream_incomplete"
 
 
-async def test_a_fault_of_the_log_does_not_leave_the_run_waiting_for_ever(heart: Heart) -> None:
+async def test_a_fault_of_the_log_does_not_leave_the_run_waiting_for_ever(stores: Stores) -> None:
     class Broken(Faults):
         async def around(self, step: str, call: Any) -> Any:
             if step == "log.append":
@@ -314,18 +317,18 @@ async def test_a_fault_of_the_log_does_not_leave_the_run_waiting_for_ever(heart:
             return await super().around(step, call)
 
     engine = EndlessEngine("x" * 10_000)
-    service = heart.service_upon(Broken(), engine=engine)
-    run = await service.send(heart.send(await heart.conversation(), TEXT))
+    service = stores.service_upon(Broken(), engine=engine)
+    run = await service.send(stores.send(await stores.conversation(), TEXT))
     async with asyncio.timeout(10):
         await service.settled(run)
         await engine.closed.wait()
-    await heart.service().start()
-    assert end_of(await heart.frames(run))["error_type"] == "stream_incomplete"
+    await stores.service().start()
+    assert end_of(await stores.frames(run))["error_type"] == "stream_incomplete"
 
 
 @pytest.mark.promise("P7")
-async def test_the_upkeep_goes_on_after_whatever_went_wrong(heart: Heart) -> None:
-    (run,) = await orphans_of(heart, 1)
+async def test_the_upkeep_goes_on_after_whatever_went_wrong(stores: Stores) -> None:
+    (run,) = await orphans_of(stores, 1)
 
     class Broken(Outage):
         async def around(self, step: str, call: Any) -> Any:
@@ -334,20 +337,20 @@ async def test_the_upkeep_goes_on_after_whatever_went_wrong(heart: Heart) -> Non
                 raise RuntimeError("a fault")
             return await super().around(step, call)
 
-    service = heart.service_upon(Broken("runs.orphans", lasts=2))
+    service = stores.service_upon(Broken("runs.orphans", lasts=2))
     upkeep = asyncio.create_task(keep_up(service, LeapClock(), 3600))
-    await eventually(lambda: ended(heart, run))
+    await eventually(lambda: ended(stores, run))
     upkeep.cancel()
-    assert end_of(await heart.frames(run))["error_type"] == "stream_incomplete"
+    assert end_of(await stores.frames(run))["error_type"] == "stream_incomplete"
 
 
 @pytest.mark.promise("P7")
 async def test_a_run_that_was_given_up_gets_its_end_soon_after_the_store_is_back(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
-    runs = await orphans_of(heart, 1)
-    log = OneLogDown(heart.log, runs[0].id)
-    service = heart.service(log=log)
+    runs = await orphans_of(stores, 1)
+    log = OneLogDown(stores.log, runs[0].id)
+    service = stores.service(log=log)
     tries = 0
     recover = service.recover
 
@@ -363,24 +366,24 @@ async def test_a_run_that_was_given_up_gets_its_end_soon_after_the_store_is_back
         await eventually(lambda: tried_twice(lambda: tries))
         assert clock.passed_seconds < SWEEP_INTERVAL_SECONDS
         log.down = ""
-        await eventually(lambda: ended(heart, runs[0]))
+        await eventually(lambda: ended(stores, runs[0]))
         await eventually(lambda: not service.has_endless)
         upkeep.cancel()
 
-    assert end_of(await heart.frames(runs[0]))["error_type"] == "stream_incomplete"
+    assert end_of(await stores.frames(runs[0]))["error_type"] == "stream_incomplete"
 
 
 async def tried_twice(tries: Callable[[], int]) -> bool:
     return tries() >= 2
 
 
-async def ended(heart: Heart, run: Run) -> bool:
-    return not (await heart.run(run)).status.is_active
+async def ended(stores: Stores, run: Run) -> bool:
+    return not (await stores.run(run)).status.is_active
 
 
-async def test_a_store_that_fails_for_long_does_not_leave_tasks_behind(heart: Heart) -> None:
+async def test_a_store_that_fails_for_long_does_not_leave_tasks_behind(stores: Stores) -> None:
     before = asyncio.all_tasks()
-    service = heart.service_upon(Outage("log.append", "log.close"))
-    run = await service.send(heart.send(await heart.conversation(), TEXT))
+    service = stores.service_upon(Outage("log.append", "log.close"))
+    run = await service.send(stores.send(await stores.conversation(), TEXT))
     await service.settled(run)
     await eventually(lambda: asyncio.all_tasks() <= before)

@@ -27,7 +27,7 @@ from reattach.server.assembly import assemble
 from reattach.settings import Settings
 from reattach.wire.sse import split_frames
 from tests.recovery.wal import commits, drop_commits
-from tests.support.in_process import Heart
+from tests.support.stores import Stores
 
 DONE = b"data: [DONE]\n\n"
 FIRST_BOOT, NEXT_BOOT = "boot-1", "boot-2"
@@ -301,19 +301,19 @@ async def test_a_run_of_an_earlier_boot_stays_distrusted_until_it_has_its_end(
 
 @pytest.mark.promise("P5", "P17")
 async def test_after_a_power_cut_a_created_run_counts_as_running_with_tools_begun(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
     """C10: the commits that said so may be lost."""
-    conversation = await heart.conversation()
-    service = heart.service()
-    run = service._sends._new_run(heart.send(conversation, "hello"), "scripted/echo")
-    await heart.records.runs.create(run.tenant, run, None, [])
-    await heart.records.runs.note_begun(run.id, run.token, [])
-    assert await heart.records.runs.distrust_active() == 1
-    found = await heart.run(run)
+    conversation = await stores.conversation()
+    service = stores.service()
+    run = service._sends._new_run(stores.send(conversation, "hello"), "scripted/echo")
+    await stores.records.runs.create(run.tenant, run, None, [])
+    await stores.records.runs.note_begun(run.id, run.token, [])
+    assert await stores.records.runs.distrust_active() == 1
+    found = await stores.run(run)
     assert (found.status, found.begun_calls) == (RunStatus.RUNNING, None)
-    await heart.service().start()
-    head = await heart.head(run)
+    await stores.service().start()
+    head = await stores.head(run)
     assert head is not None
     assert head.first_seq == LOST_LOG_FIRST_SEQ
-    assert await heart.records.runs.distrust_active() == 0
+    assert await stores.records.runs.distrust_active() == 0

@@ -21,8 +21,8 @@ from reattach.server.assembly import assemble
 from reattach.server.datadir import events_file
 from reattach.settings import Settings
 from tests.support.clocks import LeapClock
-from tests.support.in_process import Heart, eventually
 from tests.support.in_process_readers import Reader
+from tests.support.stores import Stores, eventually
 
 HOUR_SECONDS = 3600.0
 
@@ -147,10 +147,10 @@ async def test_expired_logs_leave_the_file(server: Server) -> None:
 
 
 @pytest.mark.promise("P14")
-async def test_a_live_run_never_expires(heart: Heart) -> None:
+async def test_a_live_run_never_expires(stores: Stores) -> None:
     clock = LeapClock()
-    service = heart.service(retention=timedelta(seconds=HOUR_SECONDS), clock=clock)
-    run = await service.send(heart.send(await heart.conversation(), "[hang=2]"))
+    service = stores.service(retention=timedelta(seconds=HOUR_SECONDS), clock=clock)
+    run = await service.send(stores.send(await stores.conversation(), "[hang=2]"))
     async with Reader(service, run) as reader:
         await reader.until_seq(2)
         clock.leap(100 * HOUR_SECONDS)
@@ -166,15 +166,15 @@ async def test_a_live_run_never_expires(heart: Heart) -> None:
 
 
 @pytest.mark.promise("P14")
-async def test_a_reader_whose_log_expires_under_it_is_cut_off_without_done(heart: Heart) -> None:
-    service = heart.service(retention=timedelta(seconds=HOUR_SECONDS), clock=LeapClock())
-    run = await service.send(heart.send(await heart.conversation(), "[chunks=2000][size=500]"))
+async def test_a_reader_whose_log_expires_under_it_is_cut_off_without_done(stores: Stores) -> None:
+    service = stores.service(retention=timedelta(seconds=HOUR_SECONDS), clock=LeapClock())
+    run = await service.send(stores.send(await stores.conversation(), "[chunks=2000][size=500]"))
     await service.settled(run)
     async with Reader(service, run) as reader:
         await reader.until_seq(1)
         reader.taking.clear()
         await service.delete_logs([run.id])
-        await heart.records.runs.mark_log_deleted([run.id], heart.clock.now())
+        await stores.records.runs.mark_log_deleted([run.id], stores.clock.now())
         reader.taking.set()
         received = await reader.to_end()
         if not received.done:

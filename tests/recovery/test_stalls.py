@@ -12,9 +12,9 @@ import pytest
 from reattach.domain.limits import SEND_BUFFER_BYTES
 from reattach.testing.programs.relay import reset
 from reattach.testing.programs.server import ServerProcess
-from tests.support.in_process import eventually
 from tests.support.raw_clients import Client, client_of
 from tests.support.received import Received
+from tests.support.stores import eventually
 
 STALL_SECONDS = 1.0
 STALLED = 25

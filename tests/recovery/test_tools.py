@@ -23,7 +23,7 @@ from reattach.runs.service import Send
 from reattach.tools.base import SETTING, Tool, Toolbox
 from reattach.wire import letta
 from tests.support.faulty_stores import FaultyLog, Gate, Life, Outage, faulty_records
-from tests.support.in_process import Heart
+from tests.support.stores import Stores
 
 WAIT_SECONDS = ENGINE_STOP_SECONDS * 5
 
@@ -49,31 +49,31 @@ class Launch(Tool):
         return "launched"
 
 
-def sent(heart: Heart, conversation: Conversation, *messages: Message, text: str = "") -> Send:
-    agent = replace(heart.agent, settings={SETTING: {"launch": None}})
-    send = replace(heart.send(conversation, text or "[tool=launch]"), agent=agent)
+def sent(stores: Stores, conversation: Conversation, *messages: Message, text: str = "") -> Send:
+    agent = replace(stores.agent, settings={SETTING: {"launch": None}})
+    send = replace(stores.send(conversation, text or "[tool=launch]"), agent=agent)
     return replace(send, messages=messages) if messages else send
 
 
-async def history(heart: Heart, conversation: Conversation) -> list[Message]:
+async def history(stores: Stores, conversation: Conversation) -> list[Message]:
     thread = Thread(conversation.agent_id, conversation.id)
-    return list(await heart.records.messages.history(DEFAULT_TENANT, thread))
+    return list(await stores.records.messages.history(DEFAULT_TENANT, thread))
 
 
-async def died(heart: Heart, life: Life, tool: Tool, send: Send) -> Run:
+async def died(stores: Stores, life: Life, tool: Tool, send: Send) -> Run:
     """A process that dies at the end of ``life``; the run that it worked on."""
-    service = heart.service_upon(life, toolbox=Toolbox([tool]))
+    service = stores.service_upon(life, toolbox=Toolbox([tool]))
     async with asyncio.timeout(WAIT_SECONDS):
         run = await service.send(send)
         await life.ended.wait()
     return run
 
 
-async def recovered(heart: Heart, tool: Tool, run: Run) -> None:
-    service = heart.service(toolbox=Toolbox([tool]))
+async def recovered(stores: Stores, tool: Tool, run: Run) -> None:
+    service = stores.service(toolbox=Toolbox([tool]))
     async with asyncio.timeout(WAIT_SECONDS):
         await service.start()
-    assert (await heart.run(run)).stop_reason is StopReason.ERROR
+    assert (await stores.run(run)).stop_reason is StopReason.ERROR
 
 
 def returns(messages: list[Message]) -> list[tuple[str, str]]:
@@ -84,13 +84,13 @@ def returns(messages: list[Message]) -> list[tuple[str, str]]:
 @pytest.mark.promise("P3", "P17")
 @pytest.mark.parametrize("stream_tokens", [False, True])
 async def test_the_call_is_in_the_log_before_its_tool_runs(
-    heart: Heart, stream_tokens: bool
+    stores: Stores, stream_tokens: bool
 ) -> None:
     gate = Gate("log.append")
     tool = Launch(hangs=False)
-    conversation = await heart.conversation()
-    service = heart.service(log=FaultyLog(heart.log, gate), toolbox=Toolbox([tool]))
-    send = sent(heart, conversation)
+    conversation = await stores.conversation()
+    service = stores.service(log=FaultyLog(stores.log, gate), toolbox=Toolbox([tool]))
+    send = sent(stores, conversation)
     send = replace(send, options=replace(send.options, stream_tokens=stream_tokens))
     async with asyncio.timeout(WAIT_SECONDS):
         run = await service.send(send)
@@ -98,54 +98,54 @@ async def test_the_call_is_in_the_log_before_its_tool_runs(
         for _ in range(50):
             await asyncio.sleep(0)
         assert tool.calls == 0
-        assert await heart.frames(run) == []
+        assert await stores.frames(run) == []
         gate.opened.set()
         await service.settled(run)
     assert tool.calls == 1
-    calls = [letta.decode(frame) for frame in await heart.frames(run)]
+    calls = [letta.decode(frame) for frame in await stores.frames(run)]
     assert isinstance(calls[0], ToolCallRequested)
 
 
 @pytest.mark.promise("P7")
-async def test_a_run_whose_process_died_in_a_tool_says_that_nobody_knows(heart: Heart) -> None:
-    conversation = await heart.conversation()
+async def test_a_run_whose_process_died_in_a_tool_says_that_nobody_knows(stores: Stores) -> None:
+    conversation = await stores.conversation()
     life = Life(None)
     tool = Launch(life.ended.set)
-    run = await died(heart, life, tool, sent(heart, conversation))
-    await recovered(heart, tool, run)
-    [(status, output)] = returns(await history(heart, conversation))
+    run = await died(stores, life, tool, sent(stores, conversation))
+    await recovered(stores, tool, run)
+    [(status, output)] = returns(await history(stores, conversation))
     assert status == "error"
     assert output.endswith("whether it did its work is not known.")
-    await heart.assert_free(conversation)
+    await stores.assert_free(conversation)
     assert tool.calls == 1
 
 
 @pytest.mark.promise("P7")
 async def test_a_run_whose_process_died_after_its_tool_returned_has_the_return(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
-    conversation = await heart.conversation()
+    conversation = await stores.conversation()
     life = Life(None)
 
     def die_soon() -> None:
         life._end = "after log.append"
 
     tool = Launch(die_soon, hangs=False)
-    run = await died(heart, life, tool, sent(heart, conversation))
-    await recovered(heart, tool, run)
-    assert returns(await history(heart, conversation)) == [("success", "launched")]
-    await heart.assert_free(conversation)
+    run = await died(stores, life, tool, sent(stores, conversation))
+    await recovered(stores, tool, run)
+    assert returns(await history(stores, conversation)) == [("success", "launched")]
+    await stores.assert_free(conversation)
     assert tool.calls == 1
 
 
 async def approval_of(
-    heart: Heart, conversation: Conversation, tool: Tool
+    stores: Stores, conversation: Conversation, tool: Tool
 ) -> tuple[Message, list[ToolCallPart]]:
     """A call of the tool that waits, and the message that lets it run."""
-    service = heart.service(toolbox=Toolbox([tool]))
-    asked = await service.settled(await service.send(sent(heart, conversation)))
+    service = stores.service(toolbox=Toolbox([tool]))
+    asked = await service.settled(await service.send(sent(stores, conversation)))
     assert asked.stop_reason is StopReason.REQUIRES_APPROVAL
-    pending = pending_approval(await history(heart, conversation))
+    pending = pending_approval(await history(stores, conversation))
     assert pending is not None
     parts = tuple(ApprovalPart(call.tool_call_id, approve=True) for call in pending.waiting)
     now = SystemClock().now()
@@ -154,23 +154,25 @@ async def approval_of(
 
 
 @pytest.mark.promise("P7")
-async def test_an_approved_call_whose_process_died_in_it_does_not_wait_again(heart: Heart) -> None:
-    conversation = await heart.conversation()
+async def test_an_approved_call_whose_process_died_in_it_does_not_wait_again(
+    stores: Stores,
+) -> None:
+    conversation = await stores.conversation()
     life = Life(None)
     tool = Launch(life.ended.set, requires_approval=True)
-    answer, waiting = await approval_of(heart, conversation, tool)
+    answer, waiting = await approval_of(stores, conversation, tool)
     assert tool.calls == 0
-    run = await died(heart, life, tool, sent(heart, conversation, answer))
-    await recovered(heart, tool, run)
-    messages = await history(heart, conversation)
+    run = await died(stores, life, tool, sent(stores, conversation, answer))
+    await recovered(stores, tool, run)
+    messages = await history(stores, conversation)
     assert pending_approval(messages) is None
     [(status, output)] = returns(messages)
     assert status == "error"
     assert output.endswith("whether it did its work is not known.")
-    service = heart.service(toolbox=Toolbox([tool]))
+    service = stores.service(toolbox=Toolbox([tool]))
     with pytest.raises(NoPendingApprovalError):
-        await service.send(sent(heart, conversation, _another(answer, waiting)))
-    await heart.assert_free(conversation)
+        await service.send(sent(stores, conversation, _another(answer, waiting)))
+    await stores.assert_free(conversation)
     assert tool.calls == 1
 
 
@@ -186,70 +188,74 @@ async def test_an_approved_call_whose_process_died_in_it_does_not_wait_again(hea
     ],
 )
 async def test_a_call_says_that_nobody_knows_only_if_its_tool_may_have_begun(
-    heart: Heart, moment: str, told: str
+    stores: Stores, moment: str, told: str
 ) -> None:
-    conversation = await heart.conversation()
+    conversation = await stores.conversation()
     tool = Launch()
-    run = await died(heart, Life(moment), tool, sent(heart, conversation))
+    run = await died(stores, Life(moment), tool, sent(stores, conversation))
     assert tool.calls == 0
-    await recovered(heart, tool, run)
-    [(status, output)] = returns(await history(heart, conversation))
+    await recovered(stores, tool, run)
+    [(status, output)] = returns(await history(stores, conversation))
     assert status == "error"
     assert output.endswith(told)
-    await heart.assert_free(conversation)
+    await stores.assert_free(conversation)
     assert tool.calls == 0
 
 
 @pytest.mark.promise("P7", "P17")
 async def test_an_approved_call_whose_tool_did_not_begin_waits_again_and_runs_once(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
-    conversation = await heart.conversation()
+    conversation = await stores.conversation()
     tool = Launch(requires_approval=True, hangs=False)
-    answer, waiting = await approval_of(heart, conversation, tool)
-    run = await died(heart, Life("before runs.note_begun"), tool, sent(heart, conversation, answer))
-    await recovered(heart, tool, run)
-    messages = await history(heart, conversation)
+    answer, waiting = await approval_of(stores, conversation, tool)
+    run = await died(
+        stores, Life("before runs.note_begun"), tool, sent(stores, conversation, answer)
+    )
+    await recovered(stores, tool, run)
+    messages = await history(stores, conversation)
     assert returns(messages) == []
     pending = pending_approval(messages)
     assert pending is not None
     assert list(pending.waiting) == waiting
     assert tool.calls == 0
     again = sent_anew(answer)
-    service = heart.service(toolbox=Toolbox([tool]))
+    service = stores.service(toolbox=Toolbox([tool]))
     async with asyncio.timeout(WAIT_SECONDS):
-        await service.settled(await service.send(sent(heart, conversation, again)))
+        await service.settled(await service.send(sent(stores, conversation, again)))
     assert tool.calls == 1
-    assert ("success", "launched") in returns(await history(heart, conversation))
+    assert ("success", "launched") in returns(await history(stores, conversation))
 
 
 @pytest.mark.promise("P7", "P17")
 async def test_an_approved_call_whose_tool_may_have_begun_does_not_wait_again(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
-    conversation = await heart.conversation()
+    conversation = await stores.conversation()
     tool = Launch(requires_approval=True)
-    answer, _ = await approval_of(heart, conversation, tool)
-    run = await died(heart, Life("after runs.note_begun"), tool, sent(heart, conversation, answer))
-    await recovered(heart, tool, run)
-    messages = await history(heart, conversation)
+    answer, _ = await approval_of(stores, conversation, tool)
+    run = await died(
+        stores, Life("after runs.note_begun"), tool, sent(stores, conversation, answer)
+    )
+    await recovered(stores, tool, run)
+    messages = await history(stores, conversation)
     assert pending_approval(messages) is None
     [(_, output)] = returns(messages)
     assert output.endswith("whether it did its work is not known.")
     assert tool.calls == 0
-    await heart.assert_free(conversation)
+    await stores.assert_free(conversation)
 
 
 @pytest.mark.promise("P7", "P17")
-async def test_a_process_whose_run_was_taken_over_begins_no_tool(heart: Heart) -> None:
-    conversation = await heart.conversation()
+async def test_a_process_whose_run_was_taken_over_begins_no_tool(stores: Stores) -> None:
+    conversation = await stores.conversation()
     tool = Launch(hangs=False)
     gate = Gate("runs.note_begun")
-    zombie = heart.service(records=faulty_records(heart.records, gate), toolbox=Toolbox([tool]))
+    zombie = stores.service(records=faulty_records(stores.records, gate), toolbox=Toolbox([tool]))
     async with asyncio.timeout(WAIT_SECONDS):
-        run = await zombie.send(sent(heart, conversation))
+        run = await zombie.send(sent(stores, conversation))
         await gate.waiting.wait()
-        assert await heart.records.runs.take_over(run.id, run.token, "another") is not None
+        assert await stores.records.runs.take_over(run.id, run.token, "another") is not None
         gate.opened.set()
         await zombie._workers[run.id].done.wait()
     assert tool.calls == 0
@@ -258,7 +264,7 @@ async def test_a_process_whose_run_was_taken_over_begins_no_tool(heart: Heart) -
 @pytest.mark.promise("P17")
 @pytest.mark.parametrize("announces", [False, True])
 async def test_of_an_engine_that_may_run_tools_without_a_word_nobody_knows_which_ran(
-    heart: Heart, announces: bool
+    stores: Stores, announces: bool
 ) -> None:
     life = Life(None)
 
@@ -271,52 +277,54 @@ async def test_of_an_engine_that_may_run_tools_without_a_word_nobody_knows_which
 
     engine = FunctionEngine({"own": own})
     engine.announces_tools = announces
-    service = heart.service_upon(life, engine=engine)
-    conversation = await heart.conversation()
+    service = stores.service_upon(life, engine=engine)
+    conversation = await stores.conversation()
     async with asyncio.timeout(WAIT_SECONDS):
-        run = await service.send(heart.send(conversation, "go", model="function/own"))
+        run = await service.send(stores.send(conversation, "go", model="function/own"))
         await life.ended.wait()
-    await recovered(heart, Launch(), run)
+    await recovered(stores, Launch(), run)
     unknown = [
         output.endswith("is not known.")
-        for _, output in returns(await history(heart, conversation))
+        for _, output in returns(await history(stores, conversation))
     ]
     assert unknown == [True, not announces]
 
 
 @pytest.mark.promise("P17")
-async def test_a_tool_does_not_run_while_the_records_can_not_say_so(heart: Heart) -> None:
-    conversation = await heart.conversation()
+async def test_a_tool_does_not_run_while_the_records_can_not_say_so(stores: Stores) -> None:
+    conversation = await stores.conversation()
     tool = Launch(hangs=False)
     outage = Outage("runs.note_begun")
-    service = heart.service(records=faulty_records(heart.records, outage), toolbox=Toolbox([tool]))
+    service = stores.service(
+        records=faulty_records(stores.records, outage), toolbox=Toolbox([tool])
+    )
     async with asyncio.timeout(WAIT_SECONDS):
-        run = await service.settled(await service.send(sent(heart, conversation)))
+        run = await service.settled(await service.send(sent(stores, conversation)))
     assert run.stop_reason is StopReason.ERROR
     assert run.error is not None
     assert "the tool did not run" in str(run.error["message"])
-    [(status, output)] = returns(await history(heart, conversation))
+    [(status, output)] = returns(await history(stores, conversation))
     assert (status, output.endswith("the tool did not run.")) == ("error", True)
     assert tool.calls == 0
 
 
 @pytest.mark.promise("P8")
 async def test_an_approved_call_that_is_cancelled_while_it_runs_does_not_wait_again(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
-    conversation = await heart.conversation()
+    conversation = await stores.conversation()
     began = asyncio.Event()
     tool = Launch(began.set, requires_approval=True)
-    answer, _ = await approval_of(heart, conversation, tool)
-    service = heart.service(toolbox=Toolbox([tool]))
+    answer, _ = await approval_of(stores, conversation, tool)
+    service = stores.service(toolbox=Toolbox([tool]))
     async with asyncio.timeout(WAIT_SECONDS):
-        run = await service.send(sent(heart, conversation, answer))
+        run = await service.send(sent(stores, conversation, answer))
         await began.wait()
         assert await service.cancel([run]) == {RunId(run.id): "cancelled"}
-    messages = await history(heart, conversation)
+    messages = await history(stores, conversation)
     assert pending_approval(messages) is None
     assert [status for status, _ in returns(messages)] == ["error"]
-    await heart.assert_free(conversation)
+    await stores.assert_free(conversation)
 
 
 def sent_anew(answer: Message) -> Message:

@@ -24,37 +24,37 @@ from tests.recovery.test_outages import OneLogDown, orphans_of
 from tests.recovery.test_waiting_calls import ASK, answer_to, pending
 from tests.support.clocks import LeapClock
 from tests.support.faulty_stores import Faults
-from tests.support.in_process import Heart, heart_of
 from tests.support.log_stores import SMALL
 from tests.support.received import answer, end_of
+from tests.support.stores import Stores, stores_of
 
 DIED = "stream_incomplete"
 
 
 @pytest.mark.promise("P7")
 async def test_a_run_whose_conversation_was_deleted_is_recovered_and_holds_nothing_back(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
     """C1: a run that answers an approval, its conversation deleted, its process killed."""
-    conversation = await heart.conversation()
-    service = heart.service()
-    await service.settled(await service.send(heart.send(conversation, ASK)))
-    waits = await pending(heart, conversation)
+    conversation = await stores.conversation()
+    service = stores.service()
+    await service.settled(await service.send(stores.send(conversation, ASK)))
+    waits = await pending(stores, conversation)
     assert waits is not None
     messages: Any = (answer_to(waits),)
-    run, _ = await die_working(heart, conversation, "after log.append", text="", messages=messages)
-    await heart.records.conversations.delete(DEFAULT_TENANT, conversation.id)
-    (other,) = await orphans_of(heart, 1)
-    await heart.service().start()
-    assert await heart.active_runs() == []
+    run, _ = await die_working(stores, conversation, "after log.append", text="", messages=messages)
+    await stores.records.conversations.delete(DEFAULT_TENANT, conversation.id)
+    (other,) = await orphans_of(stores, 1)
+    await stores.service().start()
+    assert await stores.active_runs() == []
     for one in (run, other):
-        assert end_of(await heart.frames(one))["error_type"] == DIED
+        assert end_of(await stores.frames(one))["error_type"] == DIED
 
 
-async def add_frame(heart: Heart, run: Run, frame: bytes) -> None:
-    head = await heart.head(run)
+async def add_frame(stores: Stores, run: Run, frame: bytes) -> None:
+    head = await stores.head(run)
     assert head is not None
-    await heart.log.append(run.id, run.token, head.last_seq + 1, [frame])
+    await stores.log.append(run.id, run.token, head.last_seq + 1, [frame])
 
 
 FRAMES = {
@@ -68,31 +68,31 @@ FRAMES = {
 @pytest.mark.promise("P3", "P7")
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
 async def test_a_run_with_an_event_that_cannot_be_read_ends_with_the_others_kept(
-    heart: Heart, frame: bytes
+    stores: Stores, frame: bytes
 ) -> None:
     """C1: an unknown or damaged event stops neither the start nor another run."""
-    run, other = await orphans_of(heart, 2)
-    await add_frame(heart, run, frame)
-    await heart.service().start()
-    assert (await heart.run(run)).stop_reason is StopReason.ERROR
-    assert (await heart.run(other)).stop_reason is StopReason.ERROR
-    frames = await heart.frames(run)
+    run, other = await orphans_of(stores, 2)
+    await add_frame(stores, run, frame)
+    await stores.service().start()
+    assert (await stores.run(run)).stop_reason is StopReason.ERROR
+    assert (await stores.run(other)).stop_reason is StopReason.ERROR
+    frames = await stores.frames(run)
     assert frames[1] == frame
     assert end_of(frames[2:])["error_type"] == DIED
     assert run.thread.conversation_id is not None
-    kept = await heart.records.messages.of_run(DEFAULT_TENANT, run.id, limit=10, ascending=True)
+    kept = await stores.records.messages.of_run(DEFAULT_TENANT, run.id, limit=10, ascending=True)
     assert [(one.role, one.text) for one in kept][1:] == [(Role.ASSISTANT, "t0 ")]
 
 
 @pytest.mark.promise("P7")
 async def test_a_closed_log_whose_end_cannot_be_read_settles_its_run_as_failed(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
     """C1: a closed log without a readable terminal group."""
-    (run,) = await orphans_of(heart, 1)
-    await heart.log.append(run.id, run.token, 2, [b"data: damaged\n\n"], close=True)
-    await heart.service().start()
-    settled = await heart.run(run)
+    (run,) = await orphans_of(stores, 1)
+    await stores.log.append(run.id, run.token, 2, [b"data: damaged\n\n"], close=True)
+    await stores.service().start()
+    settled = await stores.run(run)
     assert settled.status is RunStatus.FAILED
     assert settled.error is not None
     assert "cannot be read" in str(settled.error["message"])
@@ -110,85 +110,85 @@ DAMAGES = {
 @pytest.mark.promise("P7")
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 async def test_a_run_whose_record_is_damaged_is_ended_and_holds_back_no_other(
-    heart: Heart, damage: str
+    stores: Stores, damage: str
 ) -> None:
     """C1: a record that cannot be read stops neither the start nor another run."""
-    run, other = await orphans_of(heart, 2)
-    async with heart.records._database.write() as connection:
+    run, other = await orphans_of(stores, 2)
+    async with stores.records._database.write() as connection:
         await connection.execute(text(damage), {"id": run.id})
-    await heart.service().start()
-    async with heart.records._database.read() as connection:
+    await stores.service().start()
+    async with stores.records._database.read() as connection:
         found = await connection.execute(text("SELECT status FROM runs ORDER BY ordinal"))
         assert found.scalars().all() == ["failed", "failed"]
     for one in (run, other):
-        assert end_of(await heart.frames(one))["error_type"] == DIED
+        assert end_of(await stores.frames(one))["error_type"] == DIED
 
 
 @pytest.mark.promise("P7")
 async def test_a_run_whose_messages_cannot_be_stored_ends_without_them(
-    heart: Heart, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C1: any exception while a recovered run is settled."""
-    run, other = await orphans_of(heart, 2)
-    settle = heart.records.runs.settle
+    run, other = await orphans_of(stores, 2)
+    settle = stores.records.runs.settle
 
     async def refusing(run_id: RunId, settlement: Settlement) -> bool:
         if settlement.messages:
             raise RuntimeError("no such message can be stored")
         return await settle(run_id, settlement)
 
-    monkeypatch.setattr(heart.records.runs, "settle", refusing)
-    await heart.service().start()
+    monkeypatch.setattr(stores.records.runs, "settle", refusing)
+    await stores.service().start()
     for one in (run, other):
-        assert (await heart.run(one)).status is RunStatus.FAILED
-        assert answer(await heart.frames(one)) == "t0 "
+        assert (await stores.run(one)).status is RunStatus.FAILED
+        assert answer(await stores.frames(one)) == "t0 "
 
 
 @pytest.mark.promise("P7")
 async def test_every_run_has_its_end_before_the_start_returns_however_many_there_are(
-    heart: Heart, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C3: more active runs than one batch of the recovery has, one of them out of reach."""
     monkeypatch.setattr(recovery, "SWEEP_BATCH_RUNS", 3)
-    runs = await orphans_of(heart, 10)
-    log = OneLogDown(heart.log, runs[1].id)
-    service = heart.service(log=log)
+    runs = await orphans_of(stores, 10)
+    log = OneLogDown(stores.log, runs[1].id)
+    service = stores.service(log=log)
     with pytest.raises(Exception, match="down"):
         await service.recover()
-    assert [run.id for run in await heart.active_runs()] == [runs[1].id]
+    assert [run.id for run in await stores.active_runs()] == [runs[1].id]
     log.down = ""
-    await heart.service().start()
-    assert await heart.active_runs() == []
+    await stores.service().start()
+    assert await stores.active_runs() == []
 
 
 @pytest.mark.promise("P7")
 @pytest.mark.parametrize("ahead", [2, 3, 40, 5000])
 async def test_a_run_whose_log_knows_a_higher_token_than_its_record_has_its_end(
-    heart: Heart, ahead: int
+    stores: Stores, ahead: int
 ) -> None:
     """C14: the records lost a take-over, so the log refuses the token of the record."""
-    (run,) = await orphans_of(heart, 1)
-    await heart.log.open(run.id, ahead)
-    await heart.service().start()
-    assert (await heart.run(run)).status is RunStatus.FAILED
-    assert end_of(await heart.frames(run))["error_type"] == DIED
+    (run,) = await orphans_of(stores, 1)
+    await stores.log.open(run.id, ahead)
+    await stores.service().start()
+    assert (await stores.run(run)).status is RunStatus.FAILED
+    assert end_of(await stores.frames(run))["error_type"] == DIED
 
 
 @pytest.mark.promise("P7")
-async def test_a_fenced_run_that_another_process_has_is_left_to_it(heart: Heart) -> None:
+async def test_a_fenced_run_that_another_process_has_is_left_to_it(stores: Stores) -> None:
     """C14: a log that refuses the token because another process took the run over."""
-    (run,) = await orphans_of(heart, 1)
+    (run,) = await orphans_of(stores, 1)
 
     class TakenMeanwhile(Faults):
         async def around(self, step: str, call: Callable[[], Any]) -> Any:
             if step == "log.open" and self.calls[step] == 0:
-                taken = await heart.records.runs.take_over(run.id, run.token + 1, "another")
+                taken = await stores.records.runs.take_over(run.id, run.token + 1, "another")
                 assert taken is not None
-                await heart.log.open(run.id, taken.token)
+                await stores.log.open(run.id, taken.token)
             return await super().around(step, call)
 
-    await heart.service_upon(TakenMeanwhile()).recover()
-    found = await heart.run(run)
+    await stores.service_upon(TakenMeanwhile()).recover()
+    found = await stores.run(run)
     assert (found.status, found.owner) == (RunStatus.RUNNING, "another")
 
 
@@ -214,8 +214,8 @@ async def test_a_damaged_log_in_a_file_stops_neither_the_start_nor_another_run(
     small: Sizes = replace(SMALL, journal_bytes=10_000)
     log = await SqliteLog.open_file(file, sizes=small)
     records = await Records.open(f"sqlite:///{tmp_path / 'records.db'}", clock=clock)
-    async with heart_of(records, log, clock) as heart:
-        runs = await orphans_of(heart, 3)
+    async with stores_of(records, log, clock) as stores:
+        runs = await orphans_of(stores, 3)
         for run in runs:
             for seq in range(2, 30):
                 frame = b'data: {"message_type":"ping","seq_id":%d,"id":"p"}\n\n' % seq
@@ -223,13 +223,13 @@ async def test_a_damaged_log_in_a_file_stops_neither_the_start_nor_another_run(
         await log.aclose()
         with closing(sqlite3.connect(file)) as connection, connection:
             connection.execute(damage)
-        heart.log = again = await SqliteLog.open_file(file)
-        await heart.service().start()
-        assert await heart.active_runs() == []
+        stores.log = again = await SqliteLog.open_file(file)
+        await stores.service().start()
+        assert await stores.active_runs() == []
         for run in runs:
             head = await again.head(run.id)
             assert head.closed
             assert head.last_seq >= 30 or head.first_seq == 1
-            assert (await heart.run(run)).status is RunStatus.FAILED
-        await heart.assert_free(await heart.conversation())
+            assert (await stores.run(run)).status is RunStatus.FAILED
+        await stores.assert_free(await stores.conversation())
         await again.aclose()

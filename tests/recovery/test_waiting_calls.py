@@ -14,14 +14,14 @@ from reattach.domain.ids import DEFAULT_TENANT, new_message_id
 from reattach.domain.messages import Message, Role, ToolReturnPart
 from reattach.records.base import Conversation, Thread
 from tests.recovery.test_boundaries import die_working
-from tests.support.in_process import Heart
+from tests.support.stores import Stores
 
 ASK = "[client_tool=look][chunks=0]"
 
 
-async def pending(heart: Heart, conversation: Conversation) -> PendingApproval | None:
+async def pending(stores: Stores, conversation: Conversation) -> PendingApproval | None:
     thread = Thread(conversation.agent_id, conversation.id)
-    return await heart.records.messages.pending(DEFAULT_TENANT, thread)
+    return await stores.records.messages.pending(DEFAULT_TENANT, thread)
 
 
 def answer_to(waits: PendingApproval, output: str = "42") -> Message:
@@ -37,52 +37,52 @@ def answer_to(waits: PendingApproval, output: str = "42") -> Message:
 @pytest.mark.promise("P3", "P7")
 @pytest.mark.parametrize("end", ["after log.close", "before runs.settle", "after runs.settle"])
 async def test_calls_wait_after_the_death_of_the_process_that_had_asked_for_them(
-    heart: Heart, end: str
+    stores: Stores, end: str
 ) -> None:
-    conversation = await heart.conversation()
-    run, _ = await die_working(heart, conversation, end, text=ASK)
-    service = heart.service()
+    conversation = await stores.conversation()
+    run, _ = await die_working(stores, conversation, end, text=ASK)
+    service = stores.service()
     await service.start()
-    assert (await heart.run(run)).stop_reason is StopReason.REQUIRES_APPROVAL
-    waits = await pending(heart, conversation)
+    assert (await stores.run(run)).stop_reason is StopReason.REQUIRES_APPROVAL
+    waits = await pending(stores, conversation)
     assert waits is not None
     assert [call.arguments for call in waits.waiting] == ['{"n": 1}']
-    send = replace(heart.send(conversation, ""), messages=(answer_to(waits),))
+    send = replace(stores.send(conversation, ""), messages=(answer_to(waits),))
     answered = await service.settled(await service.send(send))
     assert answered.stop_reason is StopReason.END_TURN
-    assert (await heart.kept(conversation))[-1] == (Role.ASSISTANT, "look success: 42\n")
+    assert (await stores.kept(conversation))[-1] == (Role.ASSISTANT, "look success: 42\n")
 
 
 @pytest.mark.promise("P7")
 @pytest.mark.parametrize("nth", [1, 2])
 async def test_a_call_that_was_being_asked_for_at_the_death_waits_for_nothing(
-    heart: Heart, nth: int
+    stores: Stores, nth: int
 ) -> None:
-    conversation = await heart.conversation()
-    await die_working(heart, conversation, "after log.append", nth, text=f"{ASK}[hang=2]")
-    await heart.service().start()
-    assert await pending(heart, conversation) is None
-    await heart.assert_free(conversation)
+    conversation = await stores.conversation()
+    await die_working(stores, conversation, "after log.append", nth, text=f"{ASK}[hang=2]")
+    await stores.service().start()
+    assert await pending(stores, conversation) is None
+    await stores.assert_free(conversation)
 
 
 @pytest.mark.promise("P7", "P9")
 async def test_an_answer_whose_process_dies_before_any_output_can_be_given_again(
-    heart: Heart,
+    stores: Stores,
 ) -> None:
-    conversation = await heart.conversation()
-    service = heart.service()
-    asked = await service.settled(await service.send(heart.send(conversation, ASK)))
+    conversation = await stores.conversation()
+    service = stores.service()
+    asked = await service.settled(await service.send(stores.send(conversation, ASK)))
     assert asked.stop_reason is StopReason.REQUIRES_APPROVAL
-    waits = await pending(heart, conversation)
+    waits = await pending(stores, conversation)
     assert waits is not None
     messages: Any = (answer_to(waits),)
     run, _ = await die_working(
-        heart, conversation, "before messages.context", text="", messages=messages
+        stores, conversation, "before messages.context", text="", messages=messages
     )
-    again = heart.service()
+    again = stores.service()
     await again.start()
-    assert (await heart.run(run)).stop_reason is StopReason.ERROR
-    assert await pending(heart, conversation) == waits
-    send = replace(heart.send(conversation, ""), messages=(answer_to(waits, "43"),))
+    assert (await stores.run(run)).stop_reason is StopReason.ERROR
+    assert await pending(stores, conversation) == waits
+    send = replace(stores.send(conversation, ""), messages=(answer_to(waits, "43"),))
     await again.settled(await again.send(send))
-    assert (await heart.kept(conversation))[-1] == (Role.ASSISTANT, "look success: 43\n")
+    assert (await stores.kept(conversation))[-1] == (Role.ASSISTANT, "look success: 43\n")

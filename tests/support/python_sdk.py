@@ -12,7 +12,7 @@ from letta_client import APIConnectionError, APIStatusError, AsyncLetta, AsyncSt
 
 from reattach.testing.closing import Closing
 from reattach.testing.recording import Recording, frames_to
-from tests.support.threads import WAIT_SECONDS, Place
+from tests.support.threads import WAIT_SECONDS, Thread
 
 Stop = Callable[[Any], object]
 """Looks at each chunk; if it returns something true, no more is read, as a program that breaks."""
@@ -90,17 +90,17 @@ class Reader(Seen, Closing):
     def close(self) -> None:
         self.sdk.close()
 
-    def send(self, place: Place, text: str, **options: Any) -> Stream[Any]:
-        """Send in the background, with the place's OTID, by tokens."""
+    def send(self, thread: Thread, text: str, **options: Any) -> Stream[Any]:
+        """Send in the background, with the thread's OTID, by tokens."""
         options = {"background": True, "stream_tokens": True, **options}
         return self.sdk.conversations.messages.create(
-            place.path_id, agent_id=place.agent_id, messages=[place.message(text)], **options
+            thread.path_id, agent_id=thread.agent_id, messages=[thread.message(text)], **options
         )
 
-    def resume(self, place: Place, **options: Any) -> Stream[Any]:
+    def resume(self, thread: Thread, **options: Any) -> Stream[Any]:
         """Resume by run id from where the reader is."""
         options = {"run_id": self.run_id, "starting_after": self.cursor, **options}
-        return self.sdk.conversations.messages.stream(place.path_id, **options)
+        return self.sdk.conversations.messages.stream(thread.path_id, **options)
 
     def read(
         self, open_stream: Callable[[], Stream[Any]], stop: Stop = lambda chunk: False
@@ -142,15 +142,15 @@ class AsyncReader(Seen):
     async def aclose(self) -> None:
         await self.sdk.close()
 
-    async def send(self, place: Place, text: str, **options: Any) -> AsyncStream[Any]:
+    async def send(self, thread: Thread, text: str, **options: Any) -> AsyncStream[Any]:
         options = {"background": True, "stream_tokens": True, **options}
         return await self.sdk.conversations.messages.create(
-            place.path_id, agent_id=place.agent_id, messages=[place.message(text)], **options
+            thread.path_id, agent_id=thread.agent_id, messages=[thread.message(text)], **options
         )
 
-    async def resume(self, place: Place, **options: Any) -> AsyncStream[Any]:
+    async def resume(self, thread: Thread, **options: Any) -> AsyncStream[Any]:
         options = {"run_id": self.run_id, "starting_after": self.cursor, **options}
-        return await self.sdk.conversations.messages.stream(place.path_id, **options)
+        return await self.sdk.conversations.messages.stream(thread.path_id, **options)
 
     async def read(
         self, opening: Awaitable[AsyncStream[Any]], stop: Stop = lambda chunk: False

@@ -1,4 +1,4 @@
-"""Where messages are sent to, and what the server says of it, read raw and without an SDK."""
+"""Threads to send messages to, and their contents read without an SDK."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import httpx
 from reattach.testing.recording import whole_frames
 
 WAIT_SECONDS = 20.0
-"""Only keeps a broken server from hanging the tests."""
+"""Bound that keeps a broken server from hanging the tests."""
 
 DONE = b"data: [DONE]\n\n"
 TYPE = re.compile(rb'"message_type":"(\w+)"')
@@ -30,8 +30,8 @@ def raw_client(url: str, **headers: str) -> httpx.Client:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A conversation, or the default one of an agent; with an OTID of its own for a message."""
+class Thread:
+    """A conversation, or the default one of an agent, with an OTID for one message."""
 
     raw: httpx.Client
     agent_id: str
@@ -47,16 +47,16 @@ class Place:
         return self.conversation_id or "default"
 
     def message(self, text: str) -> Any:
-        """A user's message with the place's OTID. Not typed: each SDK has types of its own."""
+        """A user's message with the thread's OTID, untyped because each SDK has its own types."""
         return {"role": "user", "content": text, "otid": self.otid}
 
     def runs(self) -> list[dict[str, Any]]:
-        """All runs of the agent, the first one first."""
+        """List all runs of the agent, oldest first."""
         found: list[dict[str, Any]] = self.get("/v1/runs/", agent_id=self.agent_id, order="asc")
         return found
 
     def items(self) -> list[dict[str, Any]]:
-        """What the conversation keeps, in order."""
+        """List the stored messages of the conversation in order."""
         path = f"/v1/conversations/{self.path_id}/messages"
         found: list[dict[str, Any]] = self.get(
             path, agent_id=self.agent_id, order="asc", limit="1000"
@@ -64,12 +64,12 @@ class Place:
         return found
 
     def text(self) -> str:
-        """The assistant's whole text, as the conversation keeps it."""
+        """Return the assistant's whole text as the conversation stores it."""
         kept = self.items()
         return "".join(i["content"] for i in kept if i["message_type"] == "assistant_message")
 
     def replay(self, run_id: str) -> bytes:
-        """The numbered frames of the run, from its start to its end."""
+        """Replay the run and return its numbered frames without ``[DONE]``."""
         answer = self.raw.post(f"/v1/runs/{run_id}/stream", json={"include_pings": False})
         assert answer.status_code == 200, answer.text
         assert answer.content.endswith(DONE)
@@ -82,26 +82,26 @@ class Place:
         return answer.json()
 
     def post(self, path: str, body: Any = None) -> httpx.Response:
-        """Raw, to the place itself when the path does not begin with a slash."""
+        """Post to ``path``, relative to the conversation unless it begins with a slash."""
         if not path.startswith("/"):
             path = f"/v1/conversations/{self.path_id}/{path}"
         return self.raw.post(path, json=body)
 
 
 @dataclass(frozen=True)
-class Places:
-    """Makes agents and conversations."""
+class Threads:
+    """Creates agents and conversations."""
 
     raw: httpx.Client
     model: str = "scripted/echo"
 
-    def default_thread(self) -> Place:
-        return Place(self.raw, self._made("/v1/agents/", {"name": "a", "model": self.model}), None)
+    def default_thread(self) -> Thread:
+        return Thread(self.raw, self._made("/v1/agents/", {"name": "a", "model": self.model}), None)
 
-    def conversation(self, agent_id: str | None = None) -> Place:
+    def conversation(self, agent_id: str | None = None) -> Thread:
         agent_id = agent_id or self.default_thread().agent_id
         made = self._made(f"/v1/conversations/?agent_id={agent_id}", {})
-        return Place(self.raw, agent_id, made)
+        return Thread(self.raw, agent_id, made)
 
     def _made(self, path: str, body: dict[str, Any]) -> str:
         answer = self.raw.post(path, json=body)
@@ -111,19 +111,19 @@ class Places:
 
 
 def types_of(frames: bytes) -> list[str]:
-    """The message types of frames, in order."""
+    """Return the message types of frames, in order."""
     matches = (TYPE.search(frame) for frame in whole_frames(frames))
     return [match[1].decode() for match in matches if match]
 
 
 def seqs_of(frames: bytes) -> list[int]:
-    """The numbers of frames, in order."""
+    """Return the numbers of frames, in order."""
     matches = (SEQ.search(frame) for frame in whole_frames(frames))
     return [int(match[1]) for match in matches if match]
 
 
 def assert_one_whole_run(frames: bytes) -> None:
-    """Its frames are numbered without a gap (P1) and end with one terminal group (P3)."""
+    """Assert that frames are numbered without a gap (P1) and end with one terminal group (P3)."""
     seqs, types = seqs_of(frames), types_of(frames)
     assert seqs == list(range(1, len(whole_frames(frames)) + 1))
     end = ["stop_reason", "error_message", "usage_statistics"]

@@ -20,7 +20,7 @@ import pytest
 from reattach.testing.closing import Closing
 from reattach.testing.recording import frames_to
 from tests.support.python_sdk import Seen, Stop
-from tests.support.threads import WAIT_SECONDS, Place
+from tests.support.threads import WAIT_SECONDS, Thread
 
 DIRECTORY = Path(__file__).parents[1] / "clients" / "typescript"
 
@@ -164,16 +164,16 @@ class TypeScriptReader(Seen):
     def start(self, path: str, *args: Any) -> Call:
         return self._process.start(self._client, path, *args, iterate=True)
 
-    def send(self, place: Place, text: str, **options: Any) -> Call:
-        """Send in the background, with the place's OTID, by tokens."""
-        body = {"background": True, "stream_tokens": True, "agent_id": place.agent_id} | options
-        body["messages"] = [place.message(text)]
-        return self.start("conversations.messages.create", place.path_id, body)
+    def send(self, thread: Thread, text: str, **options: Any) -> Call:
+        """Send in the background, with the thread's OTID, by tokens."""
+        body = {"background": True, "stream_tokens": True, "agent_id": thread.agent_id} | options
+        body["messages"] = [thread.message(text)]
+        return self.start("conversations.messages.create", thread.path_id, body)
 
-    def resume(self, place: Place, **options: Any) -> Call:
+    def resume(self, thread: Thread, **options: Any) -> Call:
         """Resume by run id from where the reader is."""
         body = {"run_id": self.run_id, "starting_after": self.cursor} | options
-        return self.start("conversations.messages.stream", place.path_id, body)
+        return self.start("conversations.messages.stream", thread.path_id, body)
 
     def read(self, call: Call, on_chunk: Stop = lambda chunk: None) -> Outcome:
         """Read until the stream's end, its error, or its break."""

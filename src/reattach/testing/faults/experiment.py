@@ -1,4 +1,4 @@
-"""One trial: clients at work, a fault at a random event, and then what they saw of it."""
+"""One experiment: clients read and write, a fault hits at a random event, promises are checked."""
 
 import asyncio
 import random
@@ -12,14 +12,14 @@ import httpx2
 
 from reattach.testing.faults.history import Finding, Kind
 from reattach.testing.faults.inject import Fault, Scene
-from reattach.testing.faults.traffic import Door, Talk, doors
+from reattach.testing.faults.traffic import ServerClient, WatchedRun, server_clients
 from reattach.testing.programs.cluster import Cluster
 
 RECOVERY_SECONDS: Final = 5.0
-"""How long a run's end may take beyond its owner's lease and the outage itself."""
+"""Bound of the time to a run's end, beyond its owner's lease and the outage itself."""
 
 GRACE_SECONDS: Final = 20.0
-"""How much longer a trial waits for an end before it says that there is none."""
+"""How much longer than that an experiment waits before it reports a missing end."""
 
 TEXTS: Final = (
     "[chunks=75][rate=50]",
@@ -28,26 +28,26 @@ TEXTS: Final = (
     "[chunks=75][rate=50][size=2000]",
     "[steps=2][chunks=38][rate=50]",
 )
-"""Answers of a second and a half and some eighty events."""
+"""Prompts whose answers take about 1.5 seconds and 80 events."""
 
 FAULT_BEFORE_EVENTS: Final = 150
-"""The fault comes at the latest after so many events, of the run's three readers together."""
+"""The fault hits at the latest after this many events, counted over the run's three readers."""
 
 READERS: Final = 2
-"""Readers of each run, beside its sender."""
+"""Readers of each run in addition to its sender."""
 
 
 @dataclass
 class Outcome:
-    """What came of one trial. ``findings`` is empty if every promise was kept."""
+    """The result of one experiment. ``findings`` is empty if every promise was kept."""
 
     fault: str
     bound_seconds: float
-    """Within which a run must have ended after the fault."""
+    """Time within which a run must end after the fault."""
     runs: int = 0
     events_read: int = 0
     longest_end_seconds: float = 0.0
-    """From the fault to the end of the run that took longest."""
+    """From the fault to the end of the slowest run."""
     ends: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -55,20 +55,21 @@ class Outcome:
         return sum(finding.kind is kind for finding in self.findings)
 
 
-async def trial(cluster: Cluster, fault: Fault, seed: int) -> Outcome:
-    """Let ``fault`` befall the cluster, which must be whole, and is whole again afterwards.
+async def run_experiment(cluster: Cluster, fault: Fault, seed: int) -> Outcome:
+    """Inject ``fault`` into a healthy cluster, repair the cluster, and return what clients saw.
 
-    A run is under way at each server, the victim's being the one that the fault waits for; one
-    more message is sent while the fault lasts. Never raises because of what a server did.
+    One run is active on each server, and one more message is sent during the fault. The fault
+    waits for a random event of the victim's run. Misbehaviour of a server is a finding, not an
+    exception.
     """
     rng = random.Random(f"{fault.name} {seed}")  # noqa: S311  to be drawn again
-    async with doors(cluster.urls, cluster.api_key) as servers:
-        return await _Trial(cluster, fault, servers, rng).outcome()
+    async with server_clients(cluster.urls, cluster.api_key) as servers:
+        return await _Experiment(cluster, fault, servers, rng).outcome()
 
 
-class _Trial:
+class _Experiment:
     def __init__(
-        self, cluster: Cluster, fault: Fault, servers: Sequence[Door], rng: random.Random
+        self, cluster: Cluster, fault: Fault, servers: Sequence[ServerClient], rng: random.Random
     ) -> None:
         self._cluster = cluster
         self._fault = fault
@@ -77,41 +78,45 @@ class _Trial:
         self._victim = rng.randrange(len(servers))
         self._due = asyncio.Event()
         self._events_until_fault = rng.randint(1, FAULT_BEFORE_EVENTS)
-        self._talks: list[Talk] = []
-        self._late: Talk
+        self._watched_runs: list[WatchedRun] = []
+        self._late: WatchedRun
 
     async def outcome(self) -> Outcome:
         await self._prepare()
         async with _clients() as clients:
-            for talk, server in zip(self._talks, self._servers, strict=True):
-                clients.append(asyncio.create_task(talk.send_and_read(server)))
-            for talk in [*self._talks, self._late] * READERS:
-                clients.append(asyncio.create_task(talk.read()))
+            for watched, server in zip(self._watched_runs, self._servers, strict=True):
+                clients.append(asyncio.create_task(watched.send_and_read(server)))
+            for watched in [*self._watched_runs, self._late] * READERS:
+                clients.append(asyncio.create_task(watched.read()))
             async with asyncio.timeout(GRACE_SECONDS):
                 await self._due.wait()
             fault_at = time.monotonic()
             clients.append(asyncio.create_task(self._late.send_and_read()))
-            outage_seconds = await self._fault.befall(self._scene())
+            outage_seconds = await self._fault.inject(self._scene())
             bound_seconds = self._cluster.lease_seconds + RECOVERY_SECONDS + outage_seconds
             give_up_at = fault_at + bound_seconds + GRACE_SECONDS
             await asyncio.wait(clients, timeout=max(give_up_at - time.monotonic(), 0))
         outcome = Outcome(self._fault.name, bound_seconds)
         for client in clients:
             if not client.cancelled() and (error := client.exception()) is not None:
-                outcome.findings.append(Finding(Kind.OTHER, f"a client broke: {error!r}"))
+                outcome.findings.append(Finding(Kind.OTHER, f"a client failed: {error!r}"))
         await asyncio.to_thread(self._cluster.mend)
-        for talk in [*self._talks, self._late]:
-            await self._judge(outcome, talk, fault_at)
+        for watched in [*self._watched_runs, self._late]:
+            await self._check(outcome, watched, fault_at)
         return outcome
 
     async def _prepare(self) -> None:
         for number, server in enumerate(self._servers):
             on_event = self._count if number == self._victim else _ignore
-            self._talks.append(await self._talk(server, f"the run of server {number}", on_event))
-        self._late = await self._talk(self._servers[0], "the run sent during the fault", _ignore)
+            self._watched_runs.append(
+                await self._watch(server, f"the run of server {number}", on_event)
+            )
+        self._late = await self._watch(self._servers[0], "the run sent during the fault", _ignore)
 
-    async def _talk(self, server: Door, name: str, on_event: Callable[[int], None]) -> Talk:
-        return Talk(
+    async def _watch(
+        self, server: ServerClient, name: str, on_event: Callable[[int], None]
+    ) -> WatchedRun:
+        return WatchedRun(
             self._servers,
             await server.new_conversation(),
             self._rng.choice(TEXTS),
@@ -127,69 +132,69 @@ class _Trial:
             self._due.set()
 
     def _scene(self) -> Scene:
-        ended = self._talks[self._victim].witness.ended
+        ended = self._watched_runs[self._victim].history.ended
 
         async def wait() -> None:
-            with suppress(TimeoutError):  # There is a finding of it, then.
+            with suppress(TimeoutError):  # A missing end becomes a finding.
                 async with asyncio.timeout(self._cluster.lease_seconds + GRACE_SECONDS):
                     await ended.wait()
 
         return Scene(self._cluster, self._cluster.servers[self._victim], self._rng, wait)
 
-    async def _judge(self, outcome: Outcome, talk: Talk, fault_at: float) -> None:
-        """Hold what was seen of one run against what the servers keep of it."""
-        witness = talk.witness
+    async def _check(self, outcome: Outcome, watched: WatchedRun, fault_at: float) -> None:
+        """Compare what clients saw of one run with what the servers store."""
+        history = watched.history
         try:
-            await self._compare(talk)
+            await self._compare(watched)
         except (RuntimeError, httpx2.HTTPError) as error:
-            witness.find(Kind.OTHER, f"not to be looked at: {error!r}")
-        end = witness.end()
-        if end not in self._ends_of(talk):
-            witness.find(Kind.OTHER, f"it ended with {end}")
-        if witness.ended_at is None:
-            witness.find(Kind.ORPHAN, "no reader came to an end")
+            history.report(Kind.OTHER, f"its records or log could not be read: {error!r}")
+        end = history.end()
+        if end not in self._ends_of(watched):
+            history.report(Kind.OTHER, f"it ended with {end}")
+        if history.ended_at is None:
+            history.report(Kind.ORPHAN, "no reader came to an end")
         else:
-            seconds = witness.ended_at - fault_at
+            seconds = history.ended_at - fault_at
             outcome.longest_end_seconds = max(outcome.longest_end_seconds, seconds)
             if seconds > outcome.bound_seconds:
-                witness.find(Kind.OTHER, f"it took {seconds:.1f} s to end")
+                history.report(Kind.OTHER, f"it took {seconds:.1f} s to end")
         outcome.runs += 1
-        outcome.events_read += witness.events_read
+        outcome.events_read += history.events_read
         outcome.ends.append(end)
-        outcome.findings += witness.findings
+        outcome.findings += history.findings
 
-    def _ends_of(self, talk: Talk) -> set[str]:
-        if talk is self._late:  # Its beginning may fall into the outage.
+    def _ends_of(self, watched: WatchedRun) -> set[str]:
+        if watched is self._late:  # It may have started during the outage.
             return {"end_turn", "stream_incomplete", "internal_error"}
-        if talk is self._talks[self._victim] or not self._fault.of_owner:
+        if watched is self._watched_runs[self._victim] or not self._fault.of_owner:
             return {"end_turn", *self._fault.ends}
         return {"end_turn"}
 
-    async def _compare(self, talk: Talk) -> None:
-        witness, server = talk.witness, self._rng.choice(self._servers)
-        runs = await server.got("/v1/runs/", conversation_id=talk.conversation_id)
+    async def _compare(self, watched: WatchedRun) -> None:
+        history, server = watched.history, self._rng.choice(self._servers)
+        runs = await server.get("/v1/runs/", conversation_id=watched.conversation_id)
         if len(runs) != 1:
-            witness.find(Kind.DOUBLE, f"{len(runs)} runs for one OTID")
+            history.report(Kind.DOUBLE, f"{len(runs)} runs for one OTID")
         for run in runs:
             if run["status"] not in {"completed", "failed"}:
-                witness.find(Kind.ORPHAN, f"{run['id']} is {run['status']}")
+                history.report(Kind.ORPHAN, f"{run['id']} is {run['status']}")
                 return
-            if run["id"] != witness.run_id:
-                witness.find(Kind.DOUBLE, f"{run['id']} is another run than {witness.run_id}")
-            witness.check_log(*await server.log_of(run["id"]))
+            if run["id"] != history.run_id:
+                history.report(Kind.DOUBLE, f"{run['id']} is another run than {history.run_id}")
+            history.check_log(*await server.log_of(run["id"]))
         async with asyncio.timeout(GRACE_SECONDS):
-            again = Talk(
-                self._servers, talk.conversation_id, "once more", self._rng, name="a later run"
+            again = WatchedRun(
+                self._servers, watched.conversation_id, "once more", self._rng, name="a later run"
             )
             await again.send_and_read()
-        witness.findings += again.witness.findings
-        if again.witness.end() != "end_turn":
-            witness.find(Kind.OTHER, f"a later run ended with {again.witness.end()}")
+        history.findings += again.history.findings
+        if again.history.end() != "end_turn":
+            history.report(Kind.OTHER, f"a later run ended with {again.history.end()}")
 
 
 @asynccontextmanager
 async def _clients() -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Tasks that have all ended when the context has."""
+    """Collect tasks, and cancel and await them all on exit."""
     tasks: list[asyncio.Task[None]] = []
     try:
         yield tasks

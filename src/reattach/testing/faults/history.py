@@ -1,4 +1,4 @@
-"""What the readers of a run saw, held against each other and against its log."""
+"""The history of a run as its readers saw it, checked between them and against its log."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ _GROUPS: Final = (
 
 
 class Kind(StrEnum):
-    """What sort of promise a finding says was broken."""
+    """The kind of promise that a finding reports as broken."""
 
     LOSS = "loss"
     DOUBLE = "double"
@@ -28,18 +28,18 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that should not have been seen."""
+    """One observation that breaks a promise."""
 
     kind: Kind
     what: str
 
 
 @dataclass
-class Witness:
-    """All that the readers of one run saw. ``findings`` is empty if everything was right.
+class History:
+    """Everything that the readers of one run saw. ``findings`` is empty if no promise broke.
 
-    ``may_lose`` says that the log's store loses what it acknowledged: a reader may be told then
-    that events are gone, but never be given others under their numbers.
+    With ``may_lose`` the log's store loses acknowledged events. Readers may then get an error that
+    reports the loss, but never other events under the same numbers.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Witness:
     frames: dict[int, bytes] = field(default_factory=dict)
     events_read: int = 0
     ended_at: float | None = None
-    """When the first reader had all of it, by the monotonic clock in seconds."""
+    """Monotonic time at which the first reader had the whole run."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set then."""
+    """Set at that time."""
     findings: list[Finding] = field(default_factory=list)
 
-    def find(self, kind: Kind, what: str) -> None:
+    def report(self, kind: Kind, what: str) -> None:
         self.findings.append(Finding(kind, f"{self.name}: {what}"))
 
     @property
@@ -61,7 +61,7 @@ class Witness:
         return max(self.frames, default=0)
 
     def end(self) -> str:
-        """How the run ended as its readers saw it: the error's type, or the stop reason."""
+        """Return the error type, or else the stop reason, that readers saw."""
         events = [decoded(frame) for frame in self.frames.values()]
         for event in events:
             if event["message_type"] == "error_message":
@@ -70,74 +70,76 @@ class Witness:
         return str(reasons[0]) if reasons else "none"
 
     def check_log(self, log: Sequence[bytes], first_seq: int) -> None:
-        """Hold what was seen against the whole ``log`` that is kept, whose first is ``first_seq``.
+        """Compare the history with the whole stored ``log``, whose first event is ``first_seq``.
 
-        It must be dense, end with the one terminal group, and hold all that was seen; a log that
-        lost events must not begin before anything that was seen.
+        The log must be dense, end with one terminal group and hold every event that was seen. Only
+        a store that may lose events may lack the events before ``first_seq``.
         """
         events = [decoded(frame) for frame in log]
         kept = dict(enumerate(log, first_seq))
         if [event["seq_id"] for event in events] != list(kept):
-            self.find(Kind.OTHER, "the log is not dense")
+            self.report(Kind.OTHER, "the log is not dense")
         kinds = [str(event["message_type"]) for event in events]
         groups = kinds.count("stop_reason")
         if groups > 1:
-            self.find(Kind.DOUBLE, f"{groups} terminal groups")
+            self.report(Kind.DOUBLE, f"{groups} terminal groups")
         if groups == 0 or kinds[kinds.index("stop_reason") :] not in _GROUPS:
-            self.find(Kind.OTHER, f"the log ends with {kinds[-4:]}")
+            self.report(Kind.OTHER, f"the log ends with {kinds[-4:]}")
         for seq, frame in self.frames.items():
             if seq not in kept:
                 if not (self.may_lose and seq < first_seq):
-                    self.find(Kind.LOSS, f"event {seq} was seen and is not in the log")
+                    self.report(Kind.LOSS, f"event {seq} was read and is not in the log")
             elif kept[seq] != frame:
-                self.find(Kind.OTHER, f"event {seq} was seen with other bytes")
+                self.report(Kind.OTHER, f"event {seq} was read with other bytes")
         if first_seq > 1 and not self.may_lose:
-            self.find(Kind.LOSS, f"the log begins with {first_seq}")
+            self.report(Kind.LOSS, f"the log begins at event {first_seq}")
 
 
 class Reader:
-    """One reader of a run, over as many connections as it takes. ``done`` when it has the end."""
+    """One reader of a run, over any number of connections. ``done`` once it has the end."""
 
-    def __init__(self, witness: Witness) -> None:
-        self.witness = witness
+    def __init__(self, history: History) -> None:
+        self.history = history
         self.cursor = 0
         self.done = False
         self._rest = b""
 
     def reconnect(self) -> None:
-        """Drop what had come of a frame whose rest did not."""
+        """Discard an incomplete frame: a new connection begins with a whole one."""
         self._rest = b""
 
     def feed(self, data: bytes) -> int:
-        """Take what came; return how many events it brought."""
+        """Read a chunk of the body and return the number of events in it."""
         data = self._rest + data
         end = data.rfind(b"\n\n")
         whole, self._rest = (b"", data) if end < 0 else (data[: end + 2], data[end + 2 :])
-        before = self.witness.events_read
+        before = self.history.events_read
         for frame in split_frames(whole):
             self._take(frame)
-        return self.witness.events_read - before
+        return self.history.events_read - before
 
     def skip_to(self, cursor: int) -> None:
-        """Go on at ``cursor``, having been told that the events up to it are gone."""
-        self.told_of_loss()
+        """Continue at ``cursor`` after an error that reported the events before it as gone."""
+        self.report_loss()
         self.cursor = max(self.cursor, cursor)
 
-    def told_of_loss(self) -> None:
-        if not self.witness.may_lose:
-            self.witness.find(Kind.LOSS, f"told that events after {self.cursor} are gone")
+    def report_loss(self) -> None:
+        if not self.history.may_lose:
+            self.history.report(
+                Kind.LOSS, f"the server reports that events after {self.cursor} are gone"
+            )
 
     def finish(self) -> None:
-        """There is nothing more to read."""
+        """Note that nothing more is to be read."""
         self.done = True
-        if self.witness.ended_at is None:
-            self.witness.ended_at = time.monotonic()
-            self.witness.ended.set()
+        if self.history.ended_at is None:
+            self.history.ended_at = time.monotonic()
+            self.history.ended.set()
 
     def _take(self, frame: bytes) -> None:
-        witness = self.witness
+        history = self.history
         if self.done:
-            witness.find(Kind.DOUBLE, f"after [DONE] came {frame!r}")
+            history.report(Kind.DOUBLE, f"{frame!r} came after [DONE]")
         elif frame == DONE:
             self.finish()
         else:
@@ -145,19 +147,19 @@ class Reader:
             seq = event["seq_id"]
             if event["message_type"] == "ping" and seq == self.cursor:
                 return  # a keepalive of this connection
-            witness.events_read += 1
+            history.events_read += 1
             if seq <= self.cursor:
-                witness.find(Kind.DOUBLE, f"event {seq} again after {self.cursor}")
+                history.report(Kind.DOUBLE, f"event {seq} came again after {self.cursor}")
             elif seq > self.cursor + 1:
-                witness.find(Kind.LOSS, f"event {seq} after {self.cursor}")
-            if event["run_id"] != witness.run_id:
-                witness.find(Kind.OTHER, f"an event of {event['run_id']}")
-            if witness.frames.setdefault(seq, frame) != frame:
-                witness.find(Kind.OTHER, f"event {seq} with other bytes than before")
+                history.report(Kind.LOSS, f"event {seq} came directly after {self.cursor}")
+            if event["run_id"] != history.run_id:
+                history.report(Kind.OTHER, f"an event of another run, {event['run_id']}")
+            if history.frames.setdefault(seq, frame) != frame:
+                history.report(Kind.OTHER, f"event {seq} came with other bytes than before")
             self.cursor = max(self.cursor, seq)
 
 
 def decoded(frame: bytes) -> dict[str, Any]:
-    """The event in a frame."""
+    """Decode the event in a frame."""
     event: dict[str, Any] = msgspec.json.decode(frame_data(frame))
     return event

@@ -1,4 +1,4 @@
-"""What can befall a cluster while it works: each as a function, and what may come of it."""
+"""Faults that can be injected into a cluster, and the run ends that each of them allows."""
 
 import asyncio
 import random
@@ -15,7 +15,7 @@ from reattach.testing.programs.relay import Relay
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Where a fault happens: ``victim`` works on a run, whose end ``ended`` waits for."""
+    """The cluster to inject a fault into. ``ended`` waits until the victim's run has ended."""
 
     cluster: Cluster
     victim: ClusterServer
@@ -23,23 +23,24 @@ class Scene:
     ended: Callable[[], Awaitable[None]]
 
 
-Befall = Callable[[Scene], Awaitable[float]]
+Inject = Callable[[Scene], Awaitable[float]]
+"""Inject a fault, undo it, and return how many seconds of outage it caused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """``befall`` does it and undoes it where that is part of it; it returns the outage's seconds.
+    """A fault and the damage that it may do.
 
-    ``ends`` are the ends that runs may have because of it, beside the one that they have without.
+    ``ends`` are the error types that runs may end with because of it, beside their usual end.
     """
 
     name: str
-    befall: Befall
+    inject: Inject
     ends: frozenset[str] = frozenset()
     of_owner: bool = False
-    """Only the victim's runs may have them."""
+    """Whether only the victim's runs may end so."""
     loses_log: bool = False
-    """Events that were acknowledged are lost by it."""
+    """Whether it loses events that the log has acknowledged."""
 
 
 DRAINED: Final = frozenset({"stream_task_cancelled"})
@@ -47,7 +48,7 @@ OWNER_DIED: Final = frozenset({"stream_incomplete"})
 STORE_FAILED: Final = frozenset({"internal_error"})
 
 _LONG: Final = (APPEND_RETRY_SECONDS + 2, APPEND_RETRY_SECONDS + 2)
-"""Seconds that are more than a run waits for its store."""
+"""Longer than a run waits for its store."""
 
 
 async def _kill(scene: Scene) -> float:
@@ -81,25 +82,25 @@ def _postgresql(scene: Scene) -> list[Relay]:
 Relays = Callable[[Scene], Sequence[Relay]]
 
 
-def _cut(relays: Relays) -> Befall:
-    async def befall(scene: Scene) -> float:
+def _cut(relays: Relays) -> Inject:
+    async def inject(scene: Scene) -> float:
         for _ in range(scene.rng.randint(1, 5)):
             for relay in relays(scene):
                 relay.cut()
             await asyncio.sleep(scene.rng.uniform(0, 0.2))
         return 1.0
 
-    return befall
+    return inject
 
 
 def _disturb(
     relays: Relays,
     how: Callable[[Relay, random.Random], None],
     seconds: tuple[float, float] = (1, 1),
-) -> Befall:
-    """For as long as is drawn; then the relays relay as before."""
+) -> Inject:
+    """Disturb the relays for a random time within ``seconds``, then restore them."""
 
-    async def befall(scene: Scene) -> float:
+    async def inject(scene: Scene) -> float:
         for relay in relays(scene):
             how(relay, scene.rng)
         lasting_seconds = scene.rng.uniform(*seconds)
@@ -108,7 +109,7 @@ def _disturb(
             relay.mend()
         return lasting_seconds
 
-    return befall
+    return inject
 
 
 def _delay(relay: Relay, rng: random.Random) -> None:
@@ -119,35 +120,35 @@ def _split(relay: Relay, rng: random.Random) -> None:
     relay.piece_bytes = rng.randint(1, 7)
 
 
-def _swallow(relays: Relays) -> Befall:
-    """The network is gone for a while without a word; then what it left half-open is reset."""
+def _swallow(relays: Relays) -> Inject:
+    """Drop all packets for a while, then reset the connections that are left half-open."""
     return _disturb(relays, lambda relay, _: relay.swallow(), (0.5, 2))
 
 
-def _strand(relays: Relays) -> Befall:
-    """The connections that there are stay, and nothing passes any more; new ones are well."""
+def _strand(relays: Relays) -> Inject:
+    """Leave existing connections half-open: nothing passes. New connections work."""
 
-    async def befall(scene: Scene) -> float:
+    async def inject(scene: Scene) -> float:
         for relay in relays(scene):
             relay.strand()
         return 0.0
 
-    return befall
+    return inject
 
 
-def _away(
+def _restart_store(
     end: Callable[[Cluster], Program], seconds: tuple[float, float], *, start_seconds: float = 0.0
-) -> Befall:
-    """The store that ``end`` ends is started when it was away for as long as is drawn."""
+) -> Inject:
+    """End a store, and start it again after a random time within ``seconds``."""
 
-    async def befall(scene: Scene) -> float:
+    async def inject(scene: Scene) -> float:
         store = await asyncio.to_thread(end, scene.cluster)
         away_seconds = scene.rng.uniform(*seconds)
         await asyncio.sleep(away_seconds)
         await asyncio.to_thread(store.start)
         return away_seconds + start_seconds
 
-    return befall
+    return inject
 
 
 def _kill_redis(cluster: Cluster) -> Program:
@@ -172,7 +173,7 @@ def _kill_postgresql(cluster: Cluster) -> Program:
 
 
 def _of_victim(relays: Relays) -> Relays:
-    """Only those of the victim, which the others go on without."""
+    """Select the victim's relays only; the other servers are not affected."""
 
     def chosen(scene: Scene) -> Sequence[Relay]:
         own = {scene.victim.redis, scene.victim.postgresql}
@@ -193,7 +194,7 @@ FAULTS: Final[Sequence[Fault]] = (
     Fault("connections to PostgreSQL cut", _cut(_postgresql)),
     Fault("connections to PostgreSQL slow", _disturb(_postgresql, _delay)),
     Fault("bytes from and to PostgreSQL split", _disturb(_postgresql, _split)),
-    # Silence may outlast a short lease; then the others may rightly bury the owner.
+    # Silence may outlast a short lease; then the others rightly declare the owner dead.
     Fault("network to PostgreSQL silent, then reset", _swallow(_postgresql), OWNER_DIED),
     Fault(
         "the owner's connections to PostgreSQL half-open",
@@ -203,49 +204,49 @@ FAULTS: Final[Sequence[Fault]] = (
     ),
     Fault(
         "Redis killed and started, appendfsync always",
-        _away(_kill_redis, (0, 1.5), start_seconds=0.5),
+        _restart_store(_kill_redis, (0, 1.5), start_seconds=0.5),
     ),
     Fault(
         "Redis killed and started empty",
-        _away(_empty_redis, (0, 1), start_seconds=0.5),
+        _restart_store(_empty_redis, (0, 1), start_seconds=0.5),
         STORE_FAILED,
         loses_log=True,
     ),
     Fault(
         "PostgreSQL stopped and started",
-        _away(_stop_postgresql, (0, 1), start_seconds=1),
+        _restart_store(_stop_postgresql, (0, 1), start_seconds=1),
         OWNER_DIED,
     ),
     Fault(
         "PostgreSQL crashed and started",
-        _away(_kill_postgresql, (0, 1), start_seconds=1),
+        _restart_store(_kill_postgresql, (0, 1), start_seconds=1),
         OWNER_DIED,
     ),
-    Fault("Redis away for longer than runs wait", _away(_kill_redis, _LONG), STORE_FAILED),
+    Fault("Redis away for longer than runs wait", _restart_store(_kill_redis, _LONG), STORE_FAILED),
     Fault(
         "PostgreSQL away for longer than runs wait",
-        _away(_stop_postgresql, _LONG),
+        _restart_store(_stop_postgresql, _LONG),
         OWNER_DIED | STORE_FAILED,
     ),
 )
 
 
-def together(*faults: Fault) -> Fault:
-    """All of ``faults`` at once, as one."""
+def combined(*faults: Fault) -> Fault:
+    """Return one fault that injects all of ``faults`` at once."""
 
-    async def befall(scene: Scene) -> float:
-        return max(await asyncio.gather(*(fault.befall(scene) for fault in faults)))
+    async def inject(scene: Scene) -> float:
+        return max(await asyncio.gather(*(fault.inject(scene) for fault in faults)))
 
     return Fault(
         " and ".join(fault.name for fault in faults),
-        befall,
+        inject,
         frozenset().union(*(fault.ends for fault in faults)),
         of_owner=all(fault.of_owner for fault in faults if fault.ends),
         loses_log=any(fault.loses_log for fault in faults),
     )
 
 
-def named(words: str) -> Fault:
-    """The one fault whose name begins so."""
+def fault_named(words: str) -> Fault:
+    """Return the one fault whose name begins with ``words``."""
     (fault,) = [fault for fault in FAULTS if fault.name.startswith(words)]
     return fault

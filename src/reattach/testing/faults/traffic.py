@@ -1,6 +1,6 @@
-"""Clients of a cluster that never give up: they send, read, lose patience and come back elsewhere.
+"""Clients of a cluster that retry for ever: they send, read, time out and resume on other servers.
 
-What they do is drawn from a seeded generator; what they saw is in their ``Witness``.
+A seeded generator decides what they do. Each run's ``History`` records what they saw.
 """
 
 import asyncio
@@ -11,51 +11,51 @@ from typing import Any, Final
 
 import httpx2
 
-from reattach.testing.faults.history import Kind, Reader, Witness
+from reattach.testing.faults.history import History, Kind, Reader
 
 ANSWER_SECONDS: Final = 20.0
-"""How long a plain request may take."""
+"""Time limit of a request that is not streamed."""
 
 _PAUSE_SECONDS: Final = 0.05
-"""Between two tries of a client that was refused."""
+"""Wait between two attempts of a client that was refused."""
 
 _PATIENCE_SECONDS: Final = (0.3, 1.2)
-"""How long a reader bears silence before it tries another server."""
+"""Range of the silence after which a reader tries another server."""
 
 _TAKEN_EVENTS: Final = 40
-"""The mean number of events after which a reader leaves for another server."""
+"""Mean number of events after which a reader moves to another server."""
 
 
 class Refused(RuntimeError):
-    """A server answered something else than it was asked for."""
+    """A server answered a request with an error."""
 
     def __init__(self, answer: httpx2.Response) -> None:
         super().__init__(f"{answer.url} answers {answer.status_code}: {answer.text}")
         self.earliest_seq = int(answer.json().get("earliest_seq") or 1)
-        """The first event that is kept, if the answer tells."""
+        """The first event that is still stored, if the answer says so."""
 
 
-class Door:
-    """One server, as its clients know it."""
+class ServerClient:
+    """A client of one server, which retries while that is unavailable."""
 
     def __init__(self, http: httpx2.AsyncClient) -> None:
         self.http = http
 
-    async def got(self, path: str, **query: Any) -> Any:
-        """What a GET answers; raises Refused unless that is 200."""
+    async def get(self, path: str, **query: Any) -> Any:
+        """Return the JSON answer of a GET. Raises Refused for any status but 200."""
         return (await self._answer(self.http.build_request("GET", path, params=query))).json()
 
-    async def posted(self, path: str, body: Any) -> Any:
-        """What a POST answers; raises Refused unless that is 200."""
+    async def post(self, path: str, body: Any) -> Any:
+        """Return the JSON answer of a POST. Raises Refused for any status but 200."""
         return (await self._answer(self.http.build_request("POST", path, json=body))).json()
 
     async def new_conversation(self) -> str:
-        agent = await self.posted("/v1/agents/", {"model": "scripted/echo"})
-        made = await self.posted(f"/v1/conversations/?agent_id={agent['id']}", {})
+        agent = await self.post("/v1/agents/", {"model": "scripted/echo"})
+        made = await self.post(f"/v1/conversations/?agent_id={agent['id']}", {})
         return str(made["id"])
 
     async def log_of(self, run_id: str) -> tuple[list[bytes], int]:
-        """The frames of a run that has ended, and the number of the first that is kept."""
+        """Return the stored frames of an ended run and the number of the first one."""
         path = f"/v1/runs/{run_id}/stream"
 
         async def replay(cursor: int) -> httpx2.Response:
@@ -70,11 +70,11 @@ class Door:
             answer = await replay(first_seq - 1)
         *frames, done, _ = answer.content.split(b"\n\n")
         if done != b"data: [DONE]":
-            raise RuntimeError(f"The log of {run_id} ends with {done!r}.")
+            raise RuntimeError(f"The stream of {run_id} ends with {done!r} instead of [DONE].")
         return [frame + b"\n\n" for frame in frames], first_seq
 
     async def _answer(self, request: httpx2.Request) -> httpx2.Response:
-        """The answer, once it is another one than 503; raises Refused unless it is 200."""
+        """Repeat the request while the answer is 503. Raises Refused for any other error."""
         async with asyncio.timeout(ANSWER_SECONDS):
             while True:
                 answer = await self.http.send(request)
@@ -86,13 +86,13 @@ class Door:
 
 
 @asynccontextmanager
-async def doors(urls: Sequence[str], api_key: str) -> AsyncIterator[list[Door]]:
-    """The servers at ``urls``, for clients with that key."""
+async def server_clients(urls: Sequence[str], api_key: str) -> AsyncIterator[list[ServerClient]]:
+    """Open a client for each of ``urls``."""
     headers = {"authorization": f"Bearer {api_key}"}
     limits = httpx2.Limits(max_connections=200, max_keepalive_connections=20)
     async with AsyncExitStack() as stack:
         yield [
-            Door(
+            ServerClient(
                 await stack.enter_async_context(
                     httpx2.AsyncClient(
                         base_url=url, headers=headers, timeout=ANSWER_SECONDS, limits=limits
@@ -103,15 +103,15 @@ async def doors(urls: Sequence[str], api_key: str) -> AsyncIterator[list[Door]]:
         ]
 
 
-class Talk:
-    """One message to one conversation, its sender and its other readers.
+class WatchedRun:
+    """The run of one message, with its sender and its other readers.
 
-    ``on_event`` is called with the number of events that came, whoever read them.
+    ``on_event`` is called with the number of events in each chunk that any of them reads.
     """
 
     def __init__(
         self,
-        servers: Sequence[Door],
+        servers: Sequence[ServerClient],
         conversation_id: str,
         text: str,
         rng: random.Random,
@@ -122,18 +122,18 @@ class Talk:
     ) -> None:
         self.conversation_id = conversation_id
         self.otid = f"otid-{rng.getrandbits(64):x}"
-        self.witness = Witness(name, may_lose=may_lose)
+        self.history = History(name, may_lose=may_lose)
         self.known = asyncio.Event()
-        """Set once the sender was told the run."""
+        """Set once the sender has the run's id."""
         self._servers = servers
         self._text = text
         self._rng = rng
         self._on_event = on_event
 
-    async def send_and_read(self, first: Door | None = None) -> None:
-        """Send, first to ``first``, and again with the same OTID until it is taken; read it all."""
-        reader = Reader(self.witness)
-        door = first or self._any()
+    async def send_and_read(self, first: ServerClient | None = None) -> None:
+        """Send with one OTID until a server accepts, starting at ``first``, and read to the end."""
+        reader = Reader(self.history)
+        server = first or self._any()
         body = {
             "messages": [{"role": "user", "content": self._text, "otid": self.otid}],
             "background": True,
@@ -141,28 +141,28 @@ class Talk:
         }
         path = f"/v1/conversations/{self.conversation_id}/messages"
         while not self.known.is_set():
-            await self._read(reader, door, path, body, may_leave=False)
-            door = self._any()
+            await self._read(reader, server, path, body, may_leave=False)
+            server = self._any()
         await self._follow(reader)
 
     async def read(self) -> None:
-        """Be one more reader, from the start, once there is a run."""
+        """Wait until the run exists, and read it from the start."""
         await self.known.wait()
-        await self._follow(Reader(self.witness))
+        await self._follow(Reader(self.history))
 
     async def _follow(self, reader: Reader) -> None:
         while not reader.done:
-            path, named = self._named()
+            path, named = self._run_reference()
             body = {**named, "starting_after": reader.cursor}
             await self._read(reader, self._any(), path, body, may_leave=True)
 
-    def _any(self) -> Door:
+    def _any(self) -> ServerClient:
         return self._rng.choice(self._servers)
 
-    def _named(self) -> tuple[str, dict[str, str]]:
-        """One of the ways to name the run."""
-        run_id = self.witness.run_id
-        assert run_id is not None, "a reader needs a run"
+    def _run_reference(self) -> tuple[str, dict[str, str]]:
+        """Return the path and body members of one of the ways to name the run."""
+        run_id = self.history.run_id
+        assert run_id is not None, "the run is not known yet"
         path = f"/v1/conversations/{self.conversation_id}/stream"
         return self._rng.choice(
             [
@@ -174,16 +174,22 @@ class Talk:
         )
 
     async def _read(
-        self, reader: Reader, door: Door, path: str, body: dict[str, Any], *, may_leave: bool
+        self,
+        reader: Reader,
+        server: ServerClient,
+        path: str,
+        body: dict[str, Any],
+        *,
+        may_leave: bool,
     ) -> None:
-        """Read over one connection, until it breaks or patience ends."""
+        """Read over one connection until it breaks, falls silent or has given enough events."""
         reader.reconnect()
         patience_seconds = self._rng.uniform(*_PATIENCE_SECONDS) if may_leave else 2.0
         left = self._rng.expovariate(1 / _TAKEN_EVENTS) if may_leave else float("inf")
         try:
             async with AsyncExitStack() as stack:
                 async with asyncio.timeout(patience_seconds):
-                    opened = door.http.stream("POST", path, json=body)
+                    opened = server.http.stream("POST", path, json=body)
                     answer = await stack.enter_async_context(opened)
                     if answer.status_code != httpx2.codes.OK:
                         await answer.aread()
@@ -200,9 +206,9 @@ class Talk:
         self, reader: Reader, answer: httpx2.Response, patience_seconds: float, left: float
     ) -> None:
         run_id = answer.headers["x-run-id"]
-        if self.witness.run_id not in {None, run_id}:
-            self.witness.find(Kind.DOUBLE, f"a second run {run_id}")
-        self.witness.run_id = run_id
+        if self.history.run_id not in {None, run_id}:
+            self.history.report(Kind.DOUBLE, f"a second run {run_id}")
+        self.history.run_id = run_id
         self.known.set()
         chunks = answer.aiter_raw()
         while left > 0:
@@ -210,28 +216,28 @@ class Talk:
                 data = await anext(chunks, b"")
             if not data:
                 if not reader.done:
-                    self.witness.find(Kind.OTHER, "a body that ended properly before its [DONE]")
+                    self.history.report(Kind.OTHER, "a body ended properly before its [DONE]")
                 return
             events = reader.feed(data)
             left -= events
             self._on_event(events)
 
     def _refused(self, reader: Reader, answer: httpx2.Response) -> None:
-        """What an answer that is no stream tells the reader."""
-        told = answer.json()
+        """Handle an answer that is not a stream."""
+        error = answer.json()
         match answer.status_code:
             case httpx2.codes.SERVICE_UNAVAILABLE:
                 if "retry-after" not in answer.headers:
-                    self.witness.find(Kind.OTHER, "a 503 without Retry-After")
-            case httpx2.codes.BAD_REQUEST if "No active runs found" in told["detail"]:
-                pass  # It has ended; it is there by its other names.
-            case httpx2.codes.GONE if told.get("earliest_seq"):
-                reader.skip_to(told["earliest_seq"] - 1)
+                    self.history.report(Kind.OTHER, "a 503 without Retry-After")
+            case httpx2.codes.BAD_REQUEST if "No active runs found" in error["detail"]:
+                pass  # It has ended; another way to name it still finds it.
+            case httpx2.codes.GONE if error.get("earliest_seq"):
+                reader.skip_to(error["earliest_seq"] - 1)
             case httpx2.codes.GONE:
-                reader.told_of_loss()
+                reader.report_loss()
                 reader.finish()
-            case httpx2.codes.CONFLICT if told["code"] == "cursor_ahead":
-                reader.told_of_loss()
+            case httpx2.codes.CONFLICT if error["code"] == "cursor_ahead":
+                reader.report_loss()
             case status:
-                self.witness.find(Kind.OTHER, f"{status}: {answer.text}")
+                self.history.report(Kind.OTHER, f"{status}: {answer.text}")
                 reader.finish()

@@ -1,4 +1,4 @@
-"""Everything but HTTP, in this process: real records, an in-memory log, the scripted engine."""
+"""A server without HTTP in this process: real records, an in-memory log, the scripted engine."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ MODEL = "scripted/echo"
 
 
 @dataclass
-class Heart:
-    """The stores, which outlive every ``service`` upon them, as data outlives processes."""
+class Stores:
+    """A log and records that outlive every ``service`` on them, as data outlives processes."""
 
     records: Records
     log: Log
@@ -62,7 +62,7 @@ class Heart:
         ping_interval_seconds: float = 15.0,
         lease_seconds: float = LEASE_SECONDS,
     ) -> RunService:
-        """A new process on these stores, or on those that stand before them; not started."""
+        """Create the service of a new process on these stores or wrappers of them, not started."""
         clock = clock or self.clock
         service = RunService(
             log or self.log,
@@ -79,7 +79,7 @@ class Heart:
         return service
 
     def service_upon(self, faults: Faults, **options: Any) -> RunService:
-        """As ``service``, with the faults in both stores."""
+        """Create a service whose stores have ``faults``."""
         return self.service(
             log=FaultyLog(self.log, faults), records=faulty_records(self.records, faults), **options
         )
@@ -124,7 +124,7 @@ class Heart:
         )
 
     async def run(self, run: Run) -> Run:
-        """The run as its record says now."""
+        """Read the run's record."""
         return await self.records.runs.get(run.tenant, run.id)
 
     async def active_runs(self) -> list[Run]:
@@ -138,22 +138,24 @@ class Heart:
             return None
 
     async def frames(self, run: Run) -> list[bytes]:
-        """All that the log holds of the run; nothing if there is no log."""
+        """Read all frames of the run's log; an empty list if there is no log."""
         if await self.head(run) is None:
             return []
         piece = await self.log.read(run.id, 0, max_bytes=2**40, max_events=2**40)
         return split_frames(piece.frames)
 
     async def kept(self, conversation: Conversation) -> list[tuple[Role, str]]:
-        """The messages of the conversation, but its system message."""
+        """Read the messages of the conversation without its system message."""
         thread = Thread(self.agent.id, conversation.id)
         messages = await self.records.messages.history(DEFAULT_TENANT, thread)
         return [(m.role, m.text) for m in messages if m.role is not Role.SYSTEM]
 
     async def assert_free(self, conversation: Conversation) -> None:
-        """A new message to the conversation is answered."""
+        """Assert that a new message to the conversation is answered."""
         service = self.service()
-        if service.ownership.shared:  # Or others would take it for dead, and end its run.
+        if (
+            service.ownership.shared
+        ):  # Other processes would end the run of an owner without a lease.
             await service.ownership.begin()
         run = await service.settled(await service.send(self.send(conversation, "still there?")))
         assert run.status is RunStatus.COMPLETED
@@ -161,24 +163,24 @@ class Heart:
 
 
 @asynccontextmanager
-async def heart_in(directory: Path, clock: Clock | None = None) -> AsyncIterator[Heart]:
+async def stores_in(directory: Path, clock: Clock | None = None) -> AsyncIterator[Stores]:
     clock = clock or LeapClock()
     records = await Records.open(f"sqlite:///{directory / 'records.db'}", clock=clock)
-    async with heart_of(records, MemoryLog(), clock) as heart:
-        yield heart
+    async with stores_of(records, MemoryLog(), clock) as stores:
+        yield stores
 
 
 @asynccontextmanager
-async def heart_of(records: Records, log: Log, clock: Clock) -> AsyncIterator[Heart]:
-    """A heart on these stores, whose records are closed with it."""
+async def stores_of(records: Records, log: Log, clock: Clock) -> AsyncIterator[Stores]:
+    """Open stores with an agent, and close the records on exit."""
     now = clock.now()
     agent = Agent(new_agent_id(), "phoenix", "You come back.", now, now, model=MODEL)
-    heart = Heart(records, log, clock, agent)
+    stores = Stores(records, log, clock, agent)
     try:
         await records.agents.create(DEFAULT_TENANT, agent, system_message=_system_message(now))
-        yield heart
+        yield stores
     finally:
-        left = [task for service in heart.services for task in service.in_progress.tasks]
+        left = [task for service in stores.services for task in service.in_progress.tasks]
         for task in left:
             task.cancel()
         if left:

@@ -1,4 +1,4 @@
-"""The oracle of the tests with faults finds what it is there to find, and the table tells it."""
+"""The history of a run under faults reports every broken promise, and the table counts them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from bench.faults import table
 from reattach.testing.faults.experiment import Outcome
-from reattach.testing.faults.history import Finding, Kind, Reader, Witness
+from reattach.testing.faults.history import Finding, History, Kind, Reader
 
 RUN = "run-00000000-0000-4000-8000-000000000000"
 DONE = b"data: [DONE]\n\n"
@@ -29,28 +29,28 @@ LOG = [
 
 
 def reader_of(*frames: bytes, may_lose: bool = False) -> Reader:
-    reader = Reader(Witness("a run", may_lose=may_lose, run_id=RUN))
+    reader = Reader(History("a run", may_lose=may_lose, run_id=RUN))
     reader.feed(b"".join(frames))
     return reader
 
 
 def kinds(reader: Reader) -> list[Kind]:
-    return [finding.kind for finding in reader.witness.findings]
+    return [finding.kind for finding in reader.history.findings]
 
 
-def test_a_whole_answer_in_any_pieces_over_any_connections_is_right() -> None:
+def test_a_whole_answer_in_any_chunks_over_several_connections_has_no_finding() -> None:
     reader = reader_of()
     for byte in b"".join(LOG[:2]):
         reader.feed(bytes([byte]))
     reader.feed(LOG[2][:10])
     reader.reconnect()
     reader.feed(frame(2, "ping") + LOG[2] + LOG[3] + DONE)
-    reader.witness.check_log(LOG, 1)
+    reader.history.check_log(LOG, 1)
     assert reader.done
-    assert reader.witness.ended.is_set()
-    assert reader.witness.events_read == 4
-    assert reader.witness.end() == "end_turn"
-    assert reader.witness.findings == []
+    assert reader.history.ended.is_set()
+    assert reader.history.events_read == 4
+    assert reader.history.end() == "end_turn"
+    assert reader.history.findings == []
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,15 @@ def test_a_whole_answer_in_any_pieces_over_any_connections_is_right() -> None:
     ],
     ids=["a gap", "a repetition", "something after the end", "another run"],
 )
-def test_what_a_reader_should_not_get_is_found(frames: tuple[bytes, ...], kind: Kind) -> None:
+def test_an_event_that_a_reader_must_not_get_is_reported(
+    frames: tuple[bytes, ...], kind: Kind
+) -> None:
     assert kinds(reader_of(*frames)) == [kind]
 
 
-def test_another_text_under_the_same_number_is_found_between_readers() -> None:
+def test_two_readers_that_get_other_bytes_under_one_number_are_reported() -> None:
     first = reader_of(LOG[0], may_lose=True)
-    Reader(first.witness).feed(frame(1, content="another"))
+    Reader(first.history).feed(frame(1, content="another"))
     assert kinds(first) == [Kind.OTHER]
 
 
@@ -83,26 +85,26 @@ def test_another_text_under_the_same_number_is_found_between_readers() -> None:
     ],
     ids=["other bytes", "no terminal group", "two terminal groups", "a gap"],
 )
-def test_a_log_that_is_not_what_was_seen_or_has_not_one_end_is_found(
+def test_a_log_that_differs_from_the_history_or_has_no_single_end_is_reported(
     log: list[bytes], kind: Kind
 ) -> None:
     reader = reader_of(LOG[0])
-    reader.witness.check_log(log, 1)
+    reader.history.check_log(log, 1)
     assert kind in kinds(reader)
 
 
-def test_events_that_were_seen_and_are_gone_are_a_loss_unless_the_store_may_lose_them() -> None:
+def test_events_that_were_read_and_are_gone_are_a_loss_unless_the_store_may_lose_them() -> None:
     end = [frame(3, "stop_reason"), frame(4, "usage_statistics")]
     for may_lose in (False, True):
         reader = reader_of(*LOG[:2], may_lose=may_lose)
         reader.skip_to(2)
-        reader.witness.check_log(end, 3)
+        reader.history.check_log(end, 3)
         assert set(kinds(reader)) == (set() if may_lose else {Kind.LOSS})
 
 
-def test_a_log_that_ends_before_what_was_seen_is_a_loss_even_where_the_store_may_lose() -> None:
+def test_a_log_that_ends_before_the_last_read_event_is_a_loss_even_if_the_store_may_lose() -> None:
     reader = reader_of(*LOG[:3], may_lose=True)
-    reader.witness.check_log([frame(1, "stop_reason"), frame(2, "usage_statistics")], 1)
+    reader.history.check_log([frame(1, "stop_reason"), frame(2, "usage_statistics")], 1)
     assert Kind.LOSS in kinds(reader)
 
 
