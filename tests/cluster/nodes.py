@@ -17,7 +17,7 @@ from reattach.log.redis.log import RedisLog
 from reattach.records.records import Records
 from reattach.runs.service import RunService
 from reattach.runs.upkeep.heartbeat import heartbeat
-from reattach.runs.upkeep.schedule import keep_up, listen
+from reattach.runs.upkeep.schedule import listen, upkeep
 from tests.support.faulty_stores import Faults, FaultyLog, faulty_records
 from tests.support.stores import Stores, stores_of
 
@@ -87,7 +87,7 @@ class Nodes:
         if beats:
             await self._stack.enter_async_context(heartbeat(runs, records, CLOCK))
         if keeps_up:
-            await self._going_on(keep_up(runs, CLOCK, 3600))
+            await self._going_on(upkeep(runs, CLOCK, 3600))
         return Node(runs, log, records, faults)
 
     async def _going_on(self, work: Coroutine[Any, Any, None]) -> None:

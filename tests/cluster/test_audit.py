@@ -21,7 +21,7 @@ async def test_a_log_of_redis_that_lost_its_end_is_ended_by_the_audit_of_one_pro
     """C2: Redis lost its last second; every process audits, one of them ends the log."""
     first, second = await nodes.node(keeps_up=False), await nodes.node(keeps_up=False)
     send = nodes.stores.send(await nodes.stores.conversation(), "one two")
-    run = await first.runs.settled(await first.runs.send(send))
+    run = await first.runs.wait_until_settled(await first.runs.send(send))
     frames = await nodes.stores.frames(run)
     await nodes.stores.log.delete(run.id)
     await nodes.stores.log.open(run.id, run.token)
@@ -70,7 +70,7 @@ async def test_a_commit_that_lands_after_its_sender_was_refused_leaves_no_run_be
     run = node.runs._sends._new_run(send, "scripted/echo")
     await nodes.stores.records.runs.create(DEFAULT_TENANT, run, None, [])
     await eventually(lambda: ended(nodes, run.id))
-    assert node.runs.audit.found.runs_without_worker == 1
+    assert node.runs.audit.found.runs_without_driver == 1
     await nodes.stores.assert_free(conversation)
 
 

@@ -62,7 +62,7 @@ async def test_an_event_loop_that_hangs_beyond_the_bound_loses_the_lease_and_lea
     run = await node.runs.send(nodes.stores.send(await nodes.stores.conversation(), "[hang=1]"))
     assert is_buried_while_busy(owner, nodes, 10 * LEASE_SECONDS)
     await eventually(lambda: node.runs.ownership.owner != owner)
-    await eventually(lambda: run.id not in node.runs.in_progress.workers)
+    await eventually(lambda: run.id not in node.runs.open_runs.drivers)
 
 
 @pytest.mark.promise("P7")
@@ -73,21 +73,21 @@ async def test_a_process_that_stood_still_judges_nobody_before_its_own_beat(
     owners = nodes.stores.records.owners
     clock = LeapClock()
     ours = Ownership(nodes.stores.records, clock, 15)
-    await ours.begin()
+    await ours.register()
     await owners.register("lapsed", 0)
     for _ in range(2 * BEATS_PER_LEASE):
         await ours.beat()
         clock.leap(ours.beat_seconds)
     clock.leap(20)
-    await ours.bury()
+    await ours.expire_owners()
     assert await owners.alive("lapsed")
     await ours.beat()
-    await ours.bury()
+    await ours.expire_owners()
     assert await owners.alive("lapsed")
     for _ in range(BEATS_PER_LEASE + 1):
         clock.leap(ours.beat_seconds)
         await ours.beat()
-    await ours.bury()
+    await ours.expire_owners()
     assert not await owners.alive("lapsed")
 
 
@@ -108,7 +108,7 @@ async def test_no_owner_buries_itself_nor_anybody_while_its_own_beat_is_old(
 
 @pytest.mark.promise("P7")
 async def test_a_beat_tells_the_active_runs_of_its_owner(nodes: Nodes) -> None:
-    """C4: the heartbeat brings what the audit compares with the workers."""
+    """C4: the heartbeat brings what the audit compares with the run drivers."""
     node = await nodes.node(beats=False, keeps_up=False)
     runs = [
         await node.runs.send(nodes.stores.send(await nodes.stores.conversation(), "[hang=1]"))

@@ -10,8 +10,7 @@ from reattach.domain.errors import StoreUnavailableError
 from reattach.domain.events import RunStatus
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.domain.messages import Role
-from reattach.runs import retry as patience
-from reattach.runs import service
+from reattach.runs import retry, service
 from reattach.runs.ownership.lease import Ownership
 from reattach.testing.programs.redis import RedisServer
 from reattach.testing.programs.relay import Relay
@@ -79,7 +78,7 @@ async def test_a_run_whose_log_was_lost_ends_in_an_error_and_shows_no_other_text
             assert not received.done
             assert received.text == "one two "
     async with asyncio.timeout(10):
-        assert (await owner.runs.settled(run)).status is RunStatus.FAILED
+        assert (await owner.runs.wait_until_settled(run)).status is RunStatus.FAILED
     assert await frail.stores.kept(conversation) == [
         (Role.USER, "count"),
         (Role.ASSISTANT, "one two three "),
@@ -133,7 +132,7 @@ async def test_a_send_while_redis_is_away_makes_no_run(frail: Nodes, redis: Redi
     assert await frail.stores.active_runs() == []
     redis.start()
     run = await node.runs.send(frail.stores.send(conversation, "one two", otid="mine"))
-    assert (await node.runs.settled(run)).status is RunStatus.COMPLETED
+    assert (await node.runs.wait_until_settled(run)).status is RunStatus.COMPLETED
 
 
 @pytest.mark.promise("P7")
@@ -166,7 +165,7 @@ async def test_a_run_whose_process_is_cut_off_from_redis_is_cancelled_when_it_is
 async def test_the_run_of_a_process_that_stays_cut_off_from_redis_is_ended_by_another(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "APPEND_RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(retry, "APPEND_RETRY_SECONDS", 0.2)
     with Relay(nodes.log_url.removeprefix("unix://")) as relay:
         host, port = relay.address
         engine = SteppedEngine("one ", "two ", "three ")
@@ -186,7 +185,7 @@ async def test_the_run_of_a_process_that_stays_cut_off_from_redis_is_ended_by_an
         )
         relay.cut()
         relay.resume()
-        await eventually(lambda: not cut_off.runs.has_endless)
+        await eventually(lambda: not cut_off.runs.has_pending_recoveries)
         assert await nodes.stores.frames(run) == received.frames
         await nodes.stores.assert_free(conversation)
 
@@ -197,10 +196,10 @@ async def test_nobody_is_buried_before_those_who_live_could_beat_again(nodes: No
     clock = LeapClock()
     outage = Outage()
     ours = Ownership(faulty_records(records, outage), clock, 15)
-    await ours.begin()
+    await ours.register()
     await records.owners.register("lapsed", 0)
     # One that has just come does not know yet who lives.
-    await ours.bury()
+    await ours.expire_owners()
     assert await records.owners.alive("lapsed")
     for _ in range(6):
         await ours.beat()
@@ -214,17 +213,17 @@ async def test_nobody_is_buried_before_those_who_live_could_beat_again(nodes: No
     for _ in range(4):
         clock.leap(3)
         await ours.beat()
-        await ours.bury()
+        await ours.expire_owners()
         assert await records.owners.alive("lapsed")
     # It was paused itself.
     clock.leap(20)
     await ours.beat()
-    await ours.bury()
+    await ours.expire_owners()
     assert await records.owners.alive("lapsed")
     for _ in range(5):
         clock.leap(3)
         await ours.beat()
-    await ours.bury()
+    await ours.expire_owners()
     assert not await records.owners.alive("lapsed")
 
 

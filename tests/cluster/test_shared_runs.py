@@ -150,7 +150,7 @@ async def test_an_answer_as_json_waits_for_a_run_of_another_process(nodes: Nodes
     engine = SteppedEngine("one ")
     owner, other = await nodes.node(engine=engine), await nodes.node()
     _, run = await begun_with(nodes, owner, engine)
-    waiting = asyncio.create_task(other.runs.settled(run))
+    waiting = asyncio.create_task(other.runs.wait_until_settled(run))
     engine.step()
     async with asyncio.timeout(10):
         assert (await waiting).status is RunStatus.COMPLETED
@@ -219,13 +219,13 @@ async def test_the_run_of_a_process_that_is_silent_is_ended_by_another(nodes: No
     await silent.runs.beat()
     async with asyncio.timeout(10):
         await engine.closed.wait()
-        await silent.runs.settled(run)
+        await silent.runs.wait_until_settled(run)
     assert silent.runs.ownership.owner != was
     assert end_of(await nodes.stores.frames(run)) == DIED
     # Its later runs are its own.
     engine.step(3)
     _, later = await begun(nodes, silent, "count")
-    assert (await silent.runs.settled(later)).status is RunStatus.COMPLETED
+    assert (await silent.runs.wait_until_settled(later)).status is RunStatus.COMPLETED
 
 
 @pytest.mark.promise("P7")
@@ -251,7 +251,7 @@ async def test_several_processes_end_an_orphan_once(nodes: Nodes) -> None:
     async with asyncio.timeout(10):
         await nodes.stores.records.owners.bury_all_but("nobody")
         for other in others:
-            await other.runs.ownership.begin()
+            await other.runs.ownership.register()
         await asyncio.gather(*(other.runs.recover() for other in others))
     frames = await nodes.stores.frames(run)
     assert end_of(frames) == DIED
@@ -280,10 +280,10 @@ async def test_an_end_whose_wake_was_missed_is_seen_all_the_same(nodes: Nodes) -
     engine = SteppedEngine("one ")
     owner, deaf = await nodes.node(engine=engine), await nodes.node(listens=False)
     _, run = await begun_with(nodes, owner, engine)
-    waiting = asyncio.create_task(deaf.runs.settled(run))
+    waiting = asyncio.create_task(deaf.runs.wait_until_settled(run))
     async with Reader(deaf.runs, run) as reader:
         engine.step()
         assert (await reader.to_end()).done
-    deaf.runs.hear(NotificationsMissed())
+    deaf.runs.handle_notification(NotificationsMissed())
     async with asyncio.timeout(10):
         assert (await waiting).status is RunStatus.COMPLETED

@@ -264,12 +264,12 @@ async def test_head_on_health_and_ready_has_the_status_and_no_body(
     answer = await exchanged(live, head)
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     assert answer.endswith(b"\r\n\r\n")
-    live.context.runs.in_progress.draining = True
+    live.context.runs.open_runs.draining = True
     try:
         status = b"200" if "health" in path else b"503"
         assert (await exchanged(live, head)).split()[1] == status
     finally:
-        live.context.runs.in_progress.draining = False
+        live.context.runs.open_runs.draining = False
 
 
 @pytest.mark.parametrize("announced", [True, False])

@@ -79,7 +79,7 @@ async def test_a_stream_is_cut_off_when_its_key_is_revoked_and_the_run_goes_on(
         assert not await is_cut(kept)
         async with asyncio.timeout(WAIT_SECONDS):
             run = await live.context.runs.by_id(DEFAULT_TENANT, stream.run_id)
-            assert (await live.context.runs.settled(run)).status == "completed"
+            assert (await live.context.runs.wait_until_settled(run)).status == "completed"
 
 
 @pytest.mark.promise("S11")

@@ -1,4 +1,4 @@
-"""Log, records and workers that contradict each other, and what the audit makes of them."""
+"""Log, records and run drivers that contradict each other, and what the audit makes of them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DONE = {"stop_reason": "end_turn", "error_type": None}
 
 async def ended_run(stores: Stores, message: str = TEXT) -> Run:
     service = stores.service()
-    return await service.settled(
+    return await service.wait_until_settled(
         await service.send(stores.send(await stores.conversation(), message))
     )
 
@@ -192,7 +192,7 @@ async def test_an_active_run_that_no_worker_has_is_ended_by_the_next_beat(stores
     assert end_of(await stores.frames(run))["error_type"] == "internal_error"
     assert (await stores.run(working)).status.is_active
     await service.beat()
-    assert service.audit.found.runs_without_worker == 1
+    assert service.audit.found.runs_without_driver == 1
     assert service.audit.found.total == 1
     await stores.assert_free(conversation)
 
@@ -202,7 +202,7 @@ async def test_an_active_run_that_no_worker_has_is_ended_by_the_next_beat(stores
 async def test_a_worker_stops_whose_run_this_process_no_longer_has(
     stores: Stores, lost: str
 ) -> None:
-    """C4: the other direction: a worker without an active run of its process."""
+    """C4: the other direction: a driver without an active run of its process."""
     engine = SteppedEngine("one ", "two ")
     service = stores.service(engine=engine)
     await service.start()
@@ -221,7 +221,7 @@ async def test_a_worker_stops_whose_run_this_process_no_longer_has(
     await service.beat()
     async with asyncio.timeout(10):
         await engine.closed.wait()
-    assert service.audit.found.workers_without_run == 1
+    assert service.audit.found.drivers_without_run == 1
 
 
 async def is_running(stores: Stores, run: Run) -> bool:
@@ -259,7 +259,7 @@ async def test_a_send_whose_commit_was_not_confirmed_is_settled_by_the_same_id(
     if not keyed:
         (message,) = send.messages
         send = replace(send, messages=(msgspec.structs.replace(message, otid=None),))
-    run = await service.settled(await service.send(send))
+    run = await service.wait_until_settled(await service.send(send))
     assert run.status is RunStatus.COMPLETED
     if keyed:
         assert (await service.send(stores.send(conversation, TEXT, otid="mine"))).id == run.id

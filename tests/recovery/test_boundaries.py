@@ -200,7 +200,9 @@ async def test_a_send_whose_process_died_before_the_run_was_made_makes_it_when_i
         await life.ended.wait()
     service = stores.service()
     await service.start()
-    run = await service.settled(await service.send(stores.send(conversation, TEXT, otid="mine")))
+    run = await service.wait_until_settled(
+        await service.send(stores.send(conversation, TEXT, otid="mine"))
+    )
     assert run.status is RunStatus.COMPLETED
     assert await stores.kept(conversation) == [(Role.USER, TEXT), (Role.ASSISTANT, TEXT)]
     assert not lost.done()

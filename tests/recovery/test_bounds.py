@@ -46,7 +46,7 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_resumes_exactly(stores
 async def test_a_reader_that_is_behind_is_given_one_slice_at_a_time(stores: Stores) -> None:
     service = stores.service()
     run = await service.send(stores.send(await stores.conversation(), "[chunks=1000][size=500]"))
-    await service.settled(run)
+    await service.wait_until_settled(run)
     sizes: list[int] = []
 
     class Weighing(Received):

@@ -19,7 +19,7 @@ from reattach.outbound.limits import (
 )
 from reattach.records.callbacks import Receiver
 from reattach.records.records import Records
-from reattach.webhooks.receivers import NO_ANSWER, Answered, Receivers
+from reattach.webhooks.receivers import NO_ANSWER, CallResult, Receivers
 from reattach.webhooks.sender import Callbacks
 from reattach.webhooks.slots import CallbackSlots
 from tests.support.live_server import WAIT_SECONDS
@@ -67,13 +67,13 @@ class Silence(Receivers):
         self.is_answering = False
         self.called: list[str] = []
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answered:
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> CallResult:
         self.called.append(url)
         if "honest" not in url:
             await self.over.wait()
             if not self.is_answering:
-                return Answered(None, NO_ANSWER, is_final=False)
-        return Answered(200, None, is_final=True)
+                return CallResult(None, NO_ANSWER, is_final=False)
+        return CallResult(200, None, is_final=True)
 
 
 async def finished(calls: Sequence[asyncio.Task[None]]) -> int:
@@ -99,7 +99,7 @@ async def test_receivers_of_one_tenant_that_hang_do_not_delay_those_of_another(
     await ended(records, HONEST, "http://honest.example/")
     receivers = Silence()
     callbacks = Callbacks(records, clock, receivers)
-    calls = await callbacks.begin_due()
+    calls = await callbacks.start_due()
     await made(receivers, "http://honest.example/")
     assert len(calls) == CALLBACKS_PER_TENANT + 1
     receivers.over.set()
@@ -112,7 +112,7 @@ async def test_a_host_that_hangs_leaves_places_for_the_other_hosts_of_its_tenant
     """D4: one host takes a part of its tenant's places."""
     await ended(records, HONEST, *["http://hanging.example/"] * 20, "http://honest.example/")
     receivers = Silence()
-    calls = await Callbacks(records, clock, receivers).begin_due()
+    calls = await Callbacks(records, clock, receivers).start_due()
     await made(receivers, "http://honest.example/")
     assert len(calls) == CALLBACKS_PER_RECEIVER + 1
     receivers.over.set()
@@ -127,13 +127,13 @@ async def test_a_silent_host_is_left_alone_and_then_tried_by_one_call(
     receivers = Silence()
     receivers.over.set()
     callbacks = Callbacks(records, clock, receivers)
-    assert await finished(await callbacks.begin_due()) == CALLBACKS_PER_RECEIVER
+    assert await finished(await callbacks.start_due()) == CALLBACKS_PER_RECEIVER
     clock.time += timedelta(seconds=5)
-    assert await finished(await callbacks.begin_due()) == 0
+    assert await finished(await callbacks.start_due()) == 0
     clock.time += timedelta(seconds=2 * CALLBACK_BREAKER_SECONDS)
     receivers.is_answering = True
-    assert await finished(await callbacks.begin_due()) == 1
-    while await finished(await callbacks.begin_due()):
+    assert await finished(await callbacks.start_due()) == 1
+    while await finished(await callbacks.start_due()):
         pass
     assert len(set(receivers.called)) == 6
 

@@ -68,7 +68,7 @@ async def ended(world: World, url: str) -> Run:
 async def called(callbacks: Callbacks) -> int:
     """Make the calls that are due, and return how many there were."""
     async with asyncio.timeout(20):
-        calls = await callbacks.begin_due()
+        calls = await callbacks.start_due()
         await asyncio.gather(*calls)
     return len(calls)
 

@@ -46,7 +46,7 @@ async def test_a_run_whose_readers_have_all_left_goes_on_to_its_end(stores: Stor
         assert not reader.received.done
     assert (await stores.run(run)).status is RunStatus.RUNNING
     engine.step(2)
-    assert (await service.settled(run)).status is RunStatus.COMPLETED
+    assert (await service.wait_until_settled(run)).status is RunStatus.COMPLETED
     async with Reader(service, run, 1) as late:
         assert (await late.to_end()).text == "two "
 
@@ -132,7 +132,7 @@ async def test_the_cancel_of_an_ended_run_tells_how_it_really_ended(
 ) -> None:
     service = stores.service()
     run = await service.send(stores.send(await stores.conversation(), text))
-    ended = await service.settled(run)
+    ended = await service.wait_until_settled(run)
     frames = await stores.frames(run)
     for known in (run, ended):
         assert await service.cancel([known]) == {run.id: state}
@@ -172,7 +172,7 @@ async def test_a_cancel_whose_end_takes_long_answers_that_it_is_cancelling(
     _, run = await begun(stores, service, "[hang=1]")
     assert await service.cancel([run]) == {run.id: "cancelling"}
     gate.opened.set()
-    assert (await service.settled(run)).status is RunStatus.CANCELLED
+    assert (await service.wait_until_settled(run)).status is RunStatus.CANCELLED
     assert await service.cancel([run]) == {run.id: "cancelled"}
 
 
@@ -234,5 +234,5 @@ async def test_a_sender_that_goes_away_before_its_run_is_there_leaves_it_running
         await asyncio.wait({sending})
         gate.opened.set()
         again = await service.send(stores.send(conversation, "one two", otid="mine"))
-        assert (await service.settled(again)).status is RunStatus.COMPLETED
+        assert (await service.wait_until_settled(again)).status is RunStatus.COMPLETED
     assert await stores.kept(conversation) == [(Role.USER, "one two"), (Role.ASSISTANT, "one two")]

@@ -30,7 +30,7 @@ DAY: Final = timedelta(hours=24)
 
 async def ended_run(stores: Stores, service: RunService) -> Run:
     run = await service.send(stores.send(await stores.conversation(), "hello"))
-    return await service.settled(run)
+    return await service.wait_until_settled(run)
 
 
 @pytest.mark.promise("P14")

@@ -50,7 +50,7 @@ async def filled(stores: Stores) -> Conversation:
     service = stores.service()
     for number in range(3):
         run = await service.send(stores.send(conversation, f"turn {number} and " + "more " * 8))
-        assert (await service.settled(run)).status is RunStatus.COMPLETED
+        assert (await service.wait_until_settled(run)).status is RunStatus.COMPLETED
     return conversation
 
 

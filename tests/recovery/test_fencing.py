@@ -33,7 +33,7 @@ async def test_a_zombie_stops_its_engine_and_nothing_of_it_gets_into_the_log(
         engine.step()
         async with asyncio.timeout(10):
             await engine.closed.wait()
-            await zombie.settled(run)
+            await zombie.wait_until_settled(run)
         assert engine.yielded == 2
         assert (await reader.to_end()).frames == frames
     assert await stores.frames(run) == frames
@@ -75,7 +75,7 @@ async def test_a_zombie_that_had_closed_its_log_settles_nothing_a_second_time(
         await stores.service().start()
         settled = await stores.run(run)
         gate.opened.set()
-        await zombie.settled(run)
+        await zombie.wait_until_settled(run)
     assert settled.status is RunStatus.COMPLETED
     assert await stores.run(run) == settled
     assert await stores.kept(conversation) == [(Role.USER, "one two"), (Role.ASSISTANT, "one two")]
@@ -95,7 +95,7 @@ async def test_the_cancel_of_a_run_whose_owner_is_gone_ends_it_at_once(stores: S
     assert await successor.cancel([run]) == {run.id: "cancelled"}
     engine.step(2)
     async with asyncio.timeout(10):
-        await zombie.settled(run)
+        await zombie.wait_until_settled(run)
     whole = Received()
     whole.feed(b"".join(await stores.frames(run)))
     assert end_of(whole.frames) == {"stop_reason": "cancelled", "error_type": None}

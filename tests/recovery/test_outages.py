@@ -15,7 +15,7 @@ from reattach.domain.messages import Role
 from reattach.log.base import Head, Log
 from reattach.records.base import Run
 from reattach.runs import service as service_module
-from reattach.runs.upkeep.schedule import keep_up
+from reattach.runs.upkeep.schedule import upkeep
 from tests.support.clocks import LeapClock
 from tests.support.engines import EndlessEngine, SteppedEngine
 from tests.support.faulty_stores import Faults, FaultyLog, Gate, Life, Outage
@@ -109,7 +109,7 @@ async def test_a_run_that_can_not_be_written_for_too_long_is_ended_once_the_stor
         engine.step(3)
         async with asyncio.timeout(10):
             await engine.closed.wait()
-            await service.settled(run)
+            await service.wait_until_settled(run)
         assert clock.monotonic_seconds() - began >= APPEND_RETRY_SECONDS
         assert not reader.received.done
         assert "stop_reason" not in reader.received.kinds
@@ -320,7 +320,7 @@ async def test_a_fault_of_the_log_does_not_leave_the_run_waiting_for_ever(stores
     service = stores.service_upon(Broken(), engine=engine)
     run = await service.send(stores.send(await stores.conversation(), TEXT))
     async with asyncio.timeout(10):
-        await service.settled(run)
+        await service.wait_until_settled(run)
         await engine.closed.wait()
     await stores.service().start()
     assert end_of(await stores.frames(run))["error_type"] == "stream_incomplete"
@@ -338,9 +338,9 @@ async def test_the_upkeep_goes_on_after_whatever_went_wrong(stores: Stores) -> N
             return await super().around(step, call)
 
     service = stores.service_upon(Broken("runs.orphans", lasts=2))
-    upkeep = asyncio.create_task(keep_up(service, LeapClock(), 3600))
+    upkeep_task = asyncio.create_task(upkeep(service, LeapClock(), 3600))
     await eventually(lambda: ended(stores, run))
-    upkeep.cancel()
+    upkeep_task.cancel()
     assert end_of(await stores.frames(run))["error_type"] == "stream_incomplete"
 
 
@@ -362,13 +362,13 @@ async def test_a_run_that_was_given_up_gets_its_end_soon_after_the_store_is_back
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service, "recover", counted)
         clock = LeapClock()
-        upkeep = asyncio.create_task(keep_up(service, clock, 3600))
+        upkeep_task = asyncio.create_task(upkeep(service, clock, 3600))
         await eventually(lambda: tried_twice(lambda: tries))
         assert clock.passed_seconds < SWEEP_INTERVAL_SECONDS
         log.down = ""
         await eventually(lambda: ended(stores, runs[0]))
-        await eventually(lambda: not service.has_endless)
-        upkeep.cancel()
+        await eventually(lambda: not service.has_pending_recoveries)
+        upkeep_task.cancel()
 
     assert end_of(await stores.frames(runs[0]))["error_type"] == "stream_incomplete"
 
@@ -385,5 +385,5 @@ async def test_a_store_that_fails_for_long_does_not_leave_tasks_behind(stores: S
     before = asyncio.all_tasks()
     service = stores.service_upon(Outage("log.append", "log.close"))
     run = await service.send(stores.send(await stores.conversation(), TEXT))
-    await service.settled(run)
+    await service.wait_until_settled(run)
     await eventually(lambda: asyncio.all_tasks() <= before)

@@ -169,7 +169,7 @@ async def test_a_live_run_never_expires(stores: Stores) -> None:
 async def test_a_reader_whose_log_expires_under_it_is_cut_off_without_done(stores: Stores) -> None:
     service = stores.service(retention=timedelta(seconds=HOUR_SECONDS), clock=LeapClock())
     run = await service.send(stores.send(await stores.conversation(), "[chunks=2000][size=500]"))
-    await service.settled(run)
+    await service.wait_until_settled(run)
     async with Reader(service, run) as reader:
         await reader.until_seq(1)
         reader.taking.clear()

@@ -100,7 +100,7 @@ async def test_the_call_is_in_the_log_before_its_tool_runs(
         assert tool.calls == 0
         assert await stores.frames(run) == []
         gate.opened.set()
-        await service.settled(run)
+        await service.wait_until_settled(run)
     assert tool.calls == 1
     calls = [letta.decode(frame) for frame in await stores.frames(run)]
     assert isinstance(calls[0], ToolCallRequested)
@@ -143,7 +143,7 @@ async def approval_of(
 ) -> tuple[Message, list[ToolCallPart]]:
     """A call of the tool that waits, and the message that lets it run."""
     service = stores.service(toolbox=Toolbox([tool]))
-    asked = await service.settled(await service.send(sent(stores, conversation)))
+    asked = await service.wait_until_settled(await service.send(sent(stores, conversation)))
     assert asked.stop_reason is StopReason.REQUIRES_APPROVAL
     pending = pending_approval(await history(stores, conversation))
     assert pending is not None
@@ -222,7 +222,7 @@ async def test_an_approved_call_whose_tool_did_not_begin_waits_again_and_runs_on
     again = sent_anew(answer)
     service = stores.service(toolbox=Toolbox([tool]))
     async with asyncio.timeout(WAIT_SECONDS):
-        await service.settled(await service.send(sent(stores, conversation, again)))
+        await service.wait_until_settled(await service.send(sent(stores, conversation, again)))
     assert tool.calls == 1
     assert ("success", "launched") in returns(await history(stores, conversation))
 
@@ -257,7 +257,7 @@ async def test_a_process_whose_run_was_taken_over_begins_no_tool(stores: Stores)
         await gate.waiting.wait()
         assert await stores.records.runs.take_over(run.id, run.token, "another") is not None
         gate.opened.set()
-        await zombie._workers[run.id].done.wait()
+        await zombie._drivers[run.id].done.wait()
     assert tool.calls == 0
 
 
@@ -299,7 +299,7 @@ async def test_a_tool_does_not_run_while_the_records_can_not_say_so(stores: Stor
         records=faulty_records(stores.records, outage), toolbox=Toolbox([tool])
     )
     async with asyncio.timeout(WAIT_SECONDS):
-        run = await service.settled(await service.send(sent(stores, conversation)))
+        run = await service.wait_until_settled(await service.send(sent(stores, conversation)))
     assert run.stop_reason is StopReason.ERROR
     assert run.error is not None
     assert "the tool did not run" in str(run.error["message"])

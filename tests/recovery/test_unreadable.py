@@ -38,7 +38,7 @@ async def test_a_run_whose_conversation_was_deleted_is_recovered_and_holds_nothi
     """C1: a run that answers an approval, its conversation deleted, its process killed."""
     conversation = await stores.conversation()
     service = stores.service()
-    await service.settled(await service.send(stores.send(conversation, ASK)))
+    await service.wait_until_settled(await service.send(stores.send(conversation, ASK)))
     waits = await pending(stores, conversation)
     assert waits is not None
     messages: Any = (answer_to(waits),)

@@ -48,7 +48,7 @@ async def test_calls_wait_after_the_death_of_the_process_that_had_asked_for_them
     assert waits is not None
     assert [call.arguments for call in waits.waiting] == ['{"n": 1}']
     send = replace(stores.send(conversation, ""), messages=(answer_to(waits),))
-    answered = await service.settled(await service.send(send))
+    answered = await service.wait_until_settled(await service.send(send))
     assert answered.stop_reason is StopReason.END_TURN
     assert (await stores.kept(conversation))[-1] == (Role.ASSISTANT, "look success: 42\n")
 
@@ -71,7 +71,7 @@ async def test_an_answer_whose_process_dies_before_any_output_can_be_given_again
 ) -> None:
     conversation = await stores.conversation()
     service = stores.service()
-    asked = await service.settled(await service.send(stores.send(conversation, ASK)))
+    asked = await service.wait_until_settled(await service.send(stores.send(conversation, ASK)))
     assert asked.stop_reason is StopReason.REQUIRES_APPROVAL
     waits = await pending(stores, conversation)
     assert waits is not None
@@ -84,5 +84,5 @@ async def test_an_answer_whose_process_dies_before_any_output_can_be_given_again
     assert (await stores.run(run)).stop_reason is StopReason.ERROR
     assert await pending(stores, conversation) == waits
     send = replace(stores.send(conversation, ""), messages=(answer_to(waits, "43"),))
-    await again.settled(await again.send(send))
+    await again.wait_until_settled(await again.send(send))
     assert (await stores.kept(conversation))[-1] == (Role.ASSISTANT, "look success: 43\n")

@@ -211,7 +211,7 @@ class LiveServer(Server):
 
     async def logged(self, run_id: str) -> None:
         """Return when the log has all that the run has said so far."""
-        appender = self.context.runs._workers[run_id]._appender
+        appender = self.context.runs._drivers[run_id]._appender
         assert appender is not None
         async with asyncio.timeout(WAIT_SECONDS):
             await appender.flush()
@@ -222,7 +222,7 @@ class LiveServer(Server):
         self.gates.open(run["agent_id"])
         async with asyncio.timeout(WAIT_SECONDS):
             runs = self.context.runs
-            await runs.settled(await runs.by_id(DEFAULT_TENANT, run_id))
+            await runs.wait_until_settled(await runs.by_id(DEFAULT_TENANT, run_id))
         return await self.run(run_id)
 
     async def run(self, run_id: str) -> dict[str, Any]:

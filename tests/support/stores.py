@@ -156,8 +156,10 @@ class Stores:
         if (
             service.ownership.shared
         ):  # Other processes would end the run of an owner without a lease.
-            await service.ownership.begin()
-        run = await service.settled(await service.send(self.send(conversation, "still there?")))
+            await service.ownership.register()
+        run = await service.wait_until_settled(
+            await service.send(self.send(conversation, "still there?"))
+        )
         assert run.status is RunStatus.COMPLETED
         assert (await self.kept(conversation))[-1] == (Role.ASSISTANT, "still there?")
 
@@ -180,7 +182,7 @@ async def stores_of(records: Records, log: Log, clock: Clock) -> AsyncIterator[S
         await records.agents.create(DEFAULT_TENANT, agent, system_message=_system_message(now))
         yield stores
     finally:
-        left = [task for service in stores.services for task in service.in_progress.tasks]
+        left = [task for service in stores.services for task in service.open_runs.tasks]
         for task in left:
             task.cancel()
         if left:

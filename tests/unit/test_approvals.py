@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from reattach.domain.approvals import has_answer, pending_approval, resolved, same_answer
+from reattach.domain.approvals import has_answer, pending_approval, resolve_input, same_answer
 from reattach.domain.errors import ToolCallIdsError
 from reattach.domain.events import (
     Place,
@@ -76,7 +76,7 @@ def test_calls_that_need_no_approval_are_due_with_those_that_got_it() -> None:
 def test_one_word_of_the_old_form_is_a_decision_on_each_call() -> None:
     pending = pending_approval([said(Role.ASSISTANT, LOOK, PAY)])
     answer = said(Role.APPROVAL, ApprovalPart("", approve=False, reason="no", request_id="2"))
-    approval, told = resolved((answer,), pending)
+    approval, told = resolve_input((answer,), pending)
     assert [(p.tool_call_id, p.reason) for p in approval.parts if isinstance(p, ApprovalPart)] == [
         ("1", "no"),
         ("2", "no"),
@@ -84,14 +84,14 @@ def test_one_word_of_the_old_form_is_a_decision_on_each_call() -> None:
     assert [p.tool_call_id for p in told.parts if isinstance(p, ToolReturnPart)] == ["1", "2"]
     stranger = said(Role.APPROVAL, ApprovalPart("", approve=True, request_id="message-other"))
     with pytest.raises(ToolCallIdsError, match="received"):
-        resolved((stranger,), pending)
+        resolve_input((stranger,), pending)
 
 
 def test_what_an_error_repeats_of_wrong_ids_is_bounded() -> None:
     pending = pending_approval([said(Role.ASSISTANT, LOOK)])
     many = [ApprovalPart(f"{number}" * 400, approve=True) for number in range(10, 1000)]
     with pytest.raises(ToolCallIdsError) as refused:
-        resolved((said(Role.APPROVAL, *many),), pending)
+        resolve_input((said(Role.APPROVAL, *many),), pending)
     assert len(refused.value.detail) < 15_000
 
 

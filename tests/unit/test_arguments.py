@@ -14,7 +14,7 @@ from reattach.domain.arguments import decoded_arguments, json_object
 from reattach.domain.errors import ToolError
 from reattach.domain.limits import MAX_ARGUMENTS_DEPTH
 from reattach.domain.messages import Role, ToolCallPart, ToolReturnPart
-from reattach.engine.pydantic_ai.told import provider_messages
+from reattach.engine.pydantic_ai.provider_messages import provider_messages
 from reattach.engine.scripted import ScriptedEngine
 from reattach.testing.conformance.engine import Subject, message
 from reattach.tools.function import FunctionTool

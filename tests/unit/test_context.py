@@ -11,8 +11,8 @@ from reattach.domain.context import (
     cuts,
     in_context,
     message_tokens,
+    summary_as_user_message,
     text_tokens,
-    told_as_text,
     transcript,
 )
 from reattach.domain.ids import MessageId, new_message_id
@@ -82,10 +82,10 @@ def test_a_summary_that_left_nothing_is_followed_by_what_came_after_it(
 
 
 def test_a_model_is_told_a_summary_as_text_of_the_user() -> None:
-    told = told_as_text(summary(text="They like tea."))
+    told = summary_as_user_message(summary(text="They like tea."))
     assert told.role is Role.USER
     assert told.text.endswith("They like tea.")
-    assert told_as_text(one := user()) is one
+    assert summary_as_user_message(one := user()) is one
 
 
 def test_messages_are_cut_before_what_the_user_or_the_model_says() -> None:

@@ -18,7 +18,7 @@ from reattach.domain.messages import UNREACHABLE, ImagePart, Message, Role, Text
 from reattach.engine.base import Turn
 from reattach.engine.pydantic_ai import PydanticAIEngine
 from reattach.engine.pydantic_ai.images import ImageFetcher
-from reattach.engine.pydantic_ai.told import provider_messages
+from reattach.engine.pydantic_ai.provider_messages import provider_messages
 from reattach.outbound.limits import (
     IMAGES_FETCHED_BYTES,
 )

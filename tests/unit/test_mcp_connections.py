@@ -76,7 +76,7 @@ class Fake(Connection):
         *,
         on_change: Callable[[], None],
         on_end: Callable[[], None],
-        on_said: Callable[[str], None],
+        on_stderr: Callable[[str], None],
     ) -> AsyncIterator[Connection]:
         self.tries += 1
         self.tried.set()
@@ -117,7 +117,7 @@ async def running(fake: Fake, clock: StepClock) -> AsyncIterator[McpServers]:
 
 
 async def call(servers: McpServers, name: str = "home__look", arguments: str = "{}") -> str:
-    found = servers.named(name)
+    found = servers.find(name)
     assert found is not None
     return await found.call(arguments)
 
@@ -218,7 +218,7 @@ async def test_a_change_of_the_tools_is_heard() -> None:
             await asyncio.sleep(0)
         with pytest.raises(ToolError, match="no such tool any more"):
             await servers._kept["home"].call("home__look", {})
-        assert servers.named("home__look") is None
+        assert servers.find("home__look") is None
 
 
 async def test_names_are_unique_and_such_as_providers_take() -> None:
@@ -259,7 +259,7 @@ async def test_an_agent_keeps_a_tool_that_its_server_has_not_listed_yet() -> Non
         settings = {SETTING: {"home__look": None, "home__deploy": None, "gone__x": None}}
         box = Toolbox(source=servers)
         assert box.tools() == []
-        attached = box.attached(settings)
+        attached = box.attached_tools(settings)
         assert [(one.tool.name, one.requires_approval) for one in attached] == [
             ("home__look", False),
             ("home__deploy", True),
@@ -268,7 +268,7 @@ async def test_an_agent_keeps_a_tool_that_its_server_has_not_listed_yet() -> Non
         assert await attached[0].tool.call(json.dumps({"n": 1})) == "look did"
         # Now it has said what it has.
         ready = await attached[0].tool.ready()
-        assert [one.tool for one in box.attached(settings)] == [ready]
+        assert [one.tool for one in box.attached_tools(settings)] == [ready]
         # A function goes before a tool of its name, wherever that comes from.
         function = FunctionTool(mine, Threads())
         assert Toolbox([function], servers).by_name("home__look") is function
@@ -312,7 +312,11 @@ def test_servers_are_read_from_the_environment_and_from_the_file(
     settings = Settings(config=file)
     files, web = settings.mcp["files"], settings.mcp["web"]
     assert files.environment() == {"KEY": "sesame"}
-    assert (files.waits("write"), files.waits("read"), web.waits("read")) == (True, False, True)
+    assert (
+        files.needs_approval("write"),
+        files.needs_approval("read"),
+        web.needs_approval("read"),
+    ) == (True, False, True)
     assert web.request_headers() == {"X-Key": "sesame"}
     assert (files.place, web.place) == ("the command serve-files", "https://mcp.example")
     assert "X-Key=***" in web.redact("said X-Key=sesame")

@@ -12,7 +12,7 @@ import pytest
 
 from reattach.diagnostics import Diagnostic
 from reattach.tools.checks import check_servers
-from reattach.tools.listing import mend_listing
+from reattach.tools.listing import repair_listing
 from reattach.tools.mcp import _read_whole_characters, connect
 from reattach.tools.servers import McpServer
 
@@ -55,7 +55,7 @@ def test_a_bad_tool_is_mended_or_left_out_and_the_others_stay(
 ) -> None:
     """A9: a tool without a usable schema or name, among good ones."""
     result: dict[str, Any] = {"tools": [*GOOD, bad]}
-    remarks = mend_listing(result)
+    remarks = repair_listing(result)
     assert result["tools"] == [*GOOD, *([] if kept is None else [kept])]
     assert len(remarks) == (remark is not None)
     assert (remark or "") in "".join(remarks)
@@ -65,7 +65,7 @@ def test_a_bad_tool_is_mended_or_left_out_and_the_others_stay(
 def test_a_list_that_is_none_has_no_tools(listed: object) -> None:
     """A9: the member ``tools`` may be anything."""
     result: dict[str, Any] = {"tools": listed}
-    assert mend_listing(result) == ["its list of tools is no list"]
+    assert repair_listing(result) == ["its list of tools is no list"]
     assert result == {"tools": []}
 
 
@@ -98,7 +98,7 @@ async def test_the_doctor_and_a_connection_have_the_other_tools(
     assert finding.level == ("ok" if remark is None else "warning")
     assert (remark or "") in finding.detail
     async with connect(
-        "odd", server, on_change=lambda: None, on_end=lambda: None, on_said=lambda _: None
+        "odd", server, on_change=lambda: None, on_end=lambda: None, on_stderr=lambda _: None
     ) as connection:
         assert len(await connection.tools()) == tools
         assert await connection.call("add", {}) == "2"

@@ -52,7 +52,7 @@ from reattach.engine.base import (
     Turn,
 )
 from reattach.engine.pydantic_ai import PydanticAIEngine
-from reattach.engine.pydantic_ai.told import provider_messages
+from reattach.engine.pydantic_ai.provider_messages import provider_messages
 from reattach.testing.conformance.engine import Subject, collect, message, text_of
 from tests.support.openai_server import OpenAIServer, openai_server
 

@@ -33,7 +33,7 @@ from tests.support import tool_functions as functions
 
 def heard(*deltas: Delta, taken: Sequence[str] = ()) -> list[Delta]:
     stream = CallStream(CallIds(lambda: taken))
-    passed = [one for delta in deltas for one in stream.hear(delta)]
+    passed = [one for delta in deltas for one in stream.take(delta)]
     return [*passed, *stream.flush()]
 
 

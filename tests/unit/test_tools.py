@@ -157,13 +157,13 @@ def test_an_agent_has_its_tools_in_its_order_and_none_that_are_gone() -> None:
     """D6: an approval that the operator requires is not for the agent to waive."""
     threads = Threads()
     box = Toolbox([FunctionTool(one, threads) for one in (functions.add, functions.deploy)])
-    attached = box.attached({SETTING: {"gone": None, "deploy": False, "add": True}})
+    attached = box.attached_tools({SETTING: {"gone": None, "deploy": False, "add": True}})
     assert [(one.tool.name, one.requires_approval) for one in attached] == [
         ("deploy", True),
         ("add", True),
     ]
     assert box.by_id(attached[0].tool.id) is attached[0].tool
-    assert box.attached({}) == []
+    assert box.attached_tools({}) == []
 
 
 async def test_a_providers_model_is_told_of_the_tools_and_goes_on_with_what_they_return() -> None:
@@ -187,8 +187,8 @@ def test_a_tool_of_some_tenants_does_not_exist_for_others() -> None:
     box = Toolbox([FunctionTool(one, Threads()) for one in (functions.add, functions.ledger)])
     settings = {SETTING: {"add": None, "ledger": None}}
     ours, theirs = box.for_tenant(TenantId("tenant-1")), box.for_tenant(TenantId("tenant-2"))
-    assert [one.tool.name for one in ours.attached(settings)] == ["add", "ledger"]
-    assert [one.tool.name for one in theirs.attached(settings)] == ["add"]
+    assert [one.tool.name for one in ours.attached_tools(settings)] == ["add", "ledger"]
+    assert [one.tool.name for one in theirs.attached_tools(settings)] == ["add"]
     ledger = ours.by_name("ledger")
     assert ledger is not None
     assert theirs.by_name("ledger") is theirs.by_id(ledger.id) is None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from reattach.agent.answering import Answering
+from reattach.agent.engine_factory import EngineFactory
 from reattach.agent.turns import system_prompt, told
 from reattach.domain.clock import Clock
 from reattach.domain.errors import ConversationBusyError, InvalidArgumentError
@@ -19,7 +19,7 @@ TRIGGER = "requested"
 
 async def compact_thread(
     records: Records,
-    answering: Answering,
+    engine_factory: EngineFactory,
     clock: Clock,
     *,
     tenant: TenantId,
@@ -38,9 +38,9 @@ async def compact_thread(
     active = await records.runs.active(tenant, thread)
     if active is not None:
         raise ConversationBusyError(active.id, thread.key)
-    model = answering.model(agent, conversation, None)
-    compaction = answering.compaction(model, agent, conversation, asked)
-    if compaction is None:
+    model = engine_factory.model(agent, conversation, None)
+    compactor = engine_factory.compactor(model, agent, conversation, asked)
+    if compactor is None:
         raise InvalidArgumentError(f"The model {model} makes no summaries; name another one.")
     context = await records.messages.context(tenant, thread)
     turn = Turn(
@@ -52,13 +52,13 @@ async def compact_thread(
         history=told(context.messages),
         input=(),
     )
-    compaction.learn_last(replace(turn, counted_tokens=context.counted_tokens))
-    window = min(compaction.window_tokens, compaction.tokens(turn))
-    cut = compaction.cut(turn, into_tokens=window)
+    compactor.learn_last(replace(turn, counted_tokens=context.counted_tokens))
+    window = min(compactor.window_tokens, compactor.tokens(turn))
+    cut = compactor.cut(turn, into_tokens=window)
     if cut is None:
         raise InvalidArgumentError("There is nothing to compact in this conversation.")
-    made, _ = await compaction.compacted(
-        turn, cut, TRIGGER, into_tokens=compaction.window_tokens, may_drop=False
+    made, _ = await compactor.compacted(
+        turn, cut, TRIGGER, into_tokens=compactor.window_tokens, may_drop=False
     )
     before, after = made.stats.context_tokens_before, made.stats.context_tokens_after
     if before is not None and after is not None and after >= before:

@@ -40,7 +40,7 @@ class PendingApproval:
         """What is told to a send that is no answer."""
         return PendingApprovalError(self.request.id, self.tool_call_ids, self.request.run_id)
 
-    def cancelled(self, at: datetime) -> Message:
+    def cancellation(self, at: datetime) -> Message:
         """The message that ends the wait without an answer: no call ran."""
         calls = (*self.allowed, *self.waiting)
         return self._returns([_failed(call, CANCELLED) for call in calls], at)
@@ -124,7 +124,9 @@ def pending_approval(messages: Sequence[Message]) -> PendingApproval | None:
     return None
 
 
-def resolved(sent: tuple[Message, ...], pending: PendingApproval | None) -> tuple[Message, ...]:
+def resolve_input(
+    sent: tuple[Message, ...], pending: PendingApproval | None
+) -> tuple[Message, ...]:
     """The input that ``sent`` makes in a conversation that waits for ``pending``.
 
     Raises PendingApprovalError for what is no answer while one is asked for, AnswerRefusedError

@@ -38,7 +38,7 @@ _SUMMARY: Final = (
 )
 
 
-class ToldTool(Protocol):
+class DescribedTool(Protocol):
     """What a model is told of a tool."""
 
     @property
@@ -82,7 +82,7 @@ def summary_of(message: Message) -> SummaryPart:
     return part
 
 
-def told_as_text(message: Message) -> Message:
+def summary_as_user_message(message: Message) -> Message:
     """A summary as models are told it: as a user's message. Every other message as it is."""
     if message.role is not Role.SUMMARY:
         return message
@@ -135,7 +135,7 @@ def _message_tokens(message: Message) -> int:
     return tokens
 
 
-def tools_tokens(tools: Sequence[ToldTool]) -> int:
+def tools_tokens(tools: Sequence[DescribedTool]) -> int:
     """An estimate of what the tools' names, descriptions and schemas take."""
     return sum(
         MESSAGE_TOKENS
@@ -229,21 +229,21 @@ def _told(message: Message, part_chars: int) -> str:
     for part in message.parts:
         match part:
             case TextPart(text):
-                lines.append(f"{name}: {clipped(text, part_chars)}")
+                lines.append(f"{name}: {clip(text, part_chars)}")
             case SummaryPart(text):
                 lines.append(f"{name}: {text}")
             case ImagePart():
                 lines.append(f"{name}: (an image)")
             case ToolCallPart(name=tool, arguments=arguments):
-                lines.append(f"{name} calls {tool}: {clipped(arguments, part_chars)}")
+                lines.append(f"{name} calls {tool}: {clip(arguments, part_chars)}")
             case ToolReturnPart(name=tool, status=status, output=output):
-                lines.append(f"{tool} returned ({status}): {clipped(output, part_chars)}")
+                lines.append(f"{tool} returned ({status}): {clip(output, part_chars)}")
             case _:
                 pass
     return "".join(f"{line}\n" for line in lines)
 
 
-def clipped(text: str, limit_chars: int) -> str:
+def clip(text: str, limit_chars: int) -> str:
     """The text, or its beginning and a word that there was more."""
     if len(text) <= limit_chars:
         return text

@@ -82,7 +82,7 @@ class CallStream:
         self._held: list[Call] = []
         self._step = 0
 
-    def hear(self, delta: Delta) -> Iterator[Delta]:
+    def take(self, delta: Delta) -> Iterator[Delta]:
         """Yield ``delta`` with a call's own id, after what was held until then."""
         if isinstance(delta, ToolCallDelta):
             yield from self._call(delta)

@@ -187,7 +187,7 @@ class Messages:
             pending = await connection.run_sync(threads.pending, thread)
             if pending is None or (run_id is not None and pending.request.run_id != run_id):
                 return None
-            await connection.run_sync(threads.append, tenant, thread, [pending.cancelled(at)])
+            await connection.run_sync(threads.append, tenant, thread, [pending.cancellation(at)])
             return pending
 
     async def recompile(self, tenant: TenantId, thread: Thread, system_message: Message) -> None:

@@ -8,7 +8,7 @@ from reattach.domain.errors import LimitExceededError, StoreUnavailableError
 from reattach.domain.events import Event
 from reattach.domain.limits import PENDING_APPEND_BYTES, RUN_LOG_BYTES
 from reattach.log.base import Log
-from reattach.runs.retry import patiently
+from reattach.runs.retry import until_available
 from reattach.wire.letta import Encoder
 
 
@@ -176,7 +176,7 @@ class Appender:
 
         outcome: Exception | None = None
         try:
-            await patiently(self._clock, append)
+            await until_available(self._clock, append)
         except Exception as error:  # noqa: BLE001  as above
             outcome = error
         self._task = None

@@ -36,7 +36,7 @@ from reattach.records.base import Run, Settlement
 from reattach.runs.appender import Appender
 from reattach.runs.endings import LOG_LOST, Ending
 from reattach.runs.machine import RunMachine
-from reattach.runs.retry import patiently
+from reattach.runs.retry import until_available
 from reattach.runs.transcript import Transcript
 from reattach.wire.letta import MessageType, message_type
 
@@ -65,7 +65,7 @@ _UNREADABLE = EngineError(
 )
 
 
-class Worker:
+class RunDriver:
     """Owns one run from its creation to its settlement.
 
     ``opened`` is set when the log can be followed, ``done`` when the run is ``settled``, a newer
@@ -90,7 +90,7 @@ class Worker:
     ) -> None:
         self.run = run
         self.admitted = False
-        """The records have the run, and it is this worker's."""
+        """The records have the run, and it is this driver's."""
         self.opened = asyncio.Event()
         self.done = asyncio.Event()
         self.settled = False
@@ -123,7 +123,7 @@ class Worker:
         self._disowned = True
         self._interrupted.set()
 
-    async def work(self) -> None:
+    async def drive(self) -> None:
         """Work on the run until it is settled. Never raises but on its own cancellation."""
         try:
             await self._work()
@@ -147,12 +147,12 @@ class Worker:
         logger.info("run began", **told)
         # Read meanwhile: nobody else adds to the thread now.
         turn = asyncio.create_task(
-            patiently(self._clock, self._make_turn), name=f"turn {self.run.id}"
+            until_available(self._clock, self._make_turn), name=f"turn {self.run.id}"
         )
         turn.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             head = await self._open(first_seq=1)
-            if not await patiently(self._clock, self._mark_running):
+            if not await until_available(self._clock, self._mark_running):
                 raise _disowned(self.run)
             self._appender = self._appender_after(head.last_seq)
             self.opened.set()
@@ -184,7 +184,7 @@ class Worker:
             await self._close_anew(self._appender.last_seq + 1)
 
     async def _open(self, *, first_seq: int) -> Head:
-        return await patiently(
+        return await until_available(
             self._clock,
             lambda: self._log.open(
                 self.run.id, self.run.token, first_seq=first_seq, aliases=self._aliases
@@ -286,7 +286,7 @@ class Worker:
             return  # Others begin without a word, so that to note this one would tell nothing.
         begun = (*self._transcript.begun, call_id)
         try:
-            if not await patiently(self._clock, lambda: self._note_begun(begun)):
+            if not await until_available(self._clock, lambda: self._note_begun(begun)):
                 raise _disowned(self.run)
         except StoreUnavailableError as error:
             raise _UNNOTED from error

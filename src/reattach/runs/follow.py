@@ -12,7 +12,7 @@ from reattach.domain.store_errors import EventsLostError
 from reattach.log.base import Log, Slice, Tail, View
 from reattach.records.base import Target
 
-__all__ = ["Following", "Target", "Watch", "follow", "rest"]
+__all__ = ["Following", "Target", "Watch", "follow", "remainder"]
 
 
 class Following:
@@ -80,7 +80,7 @@ class Following:
 
         Moves the cursor. Raises ExpiredError if the events after the cursor were trimmed away.
         """
-        piece = self.at_hand()
+        piece = self.read_now()
         if piece is None:
             piece = await self._log.read(
                 self.run_id,
@@ -91,7 +91,7 @@ class Following:
             self.cursor = max(self.cursor, piece.last_seq)
         return piece
 
-    def at_hand(self) -> Slice | None:
+    def read_now(self) -> Slice | None:
         """What ``read`` gives, without waiting; None if the store has to be asked for it."""
         if self.cursor + 1 < self._tail.first_seq:
             return None
@@ -172,7 +172,7 @@ def _nobody_waits() -> None:
     """A reader that has not begun looks for itself."""
 
 
-def rest(log: Log, run_id: str, cursor: int, *, max_events: int) -> Slice | None:
+def remainder(log: Log, run_id: str, cursor: int, *, max_events: int) -> Slice | None:
     """What a reader at ``cursor`` gets of a closed log that is in memory, if that is one write.
 
     ``first_seq - 1`` is the cursor at which it begins, as ``follow`` would.

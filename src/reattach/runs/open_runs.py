@@ -9,14 +9,14 @@ import structlog
 
 from reattach.domain.ids import TenantId
 from reattach.domain.limits import APPEND_RETRY_SECONDS, ENGINE_STOP_SECONDS
-from reattach.runs.driver import Worker
+from reattach.runs.driver import RunDriver
 from reattach.runs.endings import DRAINED, Ending
 
 logger = structlog.get_logger(__name__)
 
 
 class OpenRuns:
-    """Workers by the ids of their runs, each with its task.
+    """Drivers by the ids of their runs, each with its task.
 
     ``draining`` is set once no new run is taken. A send that was let in before that may still
     begin one, so a drain waits for sends as well as for runs.
@@ -24,7 +24,7 @@ class OpenRuns:
 
     def __init__(self) -> None:
         self.draining = False
-        self.workers: dict[str, Worker] = {}
+        self.drivers: dict[str, RunDriver] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self._sends = 0
         self._changed = asyncio.Event()
@@ -39,13 +39,13 @@ class OpenRuns:
             self._sends -= 1
             self._changed.set()
 
-    def begin(self, worker: Worker, work: Coroutine[Any, Any, None]) -> None:
-        """Let ``work`` go on as a task of its own; it forgets the worker when it ends.
+    def begin(self, driver: RunDriver, work: Coroutine[Any, Any, None]) -> None:
+        """Let ``work`` go on as a task of its own; it forgets the driver when it ends.
 
         A sender that is cancelled leaves no run that nobody works on.
         """
-        run_id = worker.run.id
-        self.workers[run_id] = worker
+        run_id = driver.run.id
+        self.drivers[run_id] = driver
         task = asyncio.create_task(work, name=f"run {run_id}")
         self.tasks.add(task)
         task.add_done_callback(self._ended)
@@ -56,14 +56,14 @@ class OpenRuns:
 
     def of(self, tenant: TenantId) -> int:
         """Count the runs of a tenant that are open, or about to be."""
-        return sum(worker.run.tenant == tenant for worker in self.workers.values())
+        return sum(driver.run.tenant == tenant for driver in self.drivers.values())
 
     def end(self, run_id: str, ending: Ending) -> bool:
         """End the run if it is worked on here, and return whether it is."""
-        worker = self.workers.get(run_id)
-        if worker is not None:
-            worker.end(ending)
-        return worker is not None
+        driver = self.drivers.get(run_id)
+        if driver is not None:
+            driver.end(ending)
+        return driver is not None
 
     async def drain(self, seconds: float) -> None:
         """Take no new runs, let the open ones finish for ``seconds``, then end them (P15).
@@ -86,7 +86,7 @@ class OpenRuns:
             async with asyncio.timeout(seconds):
                 while self._count:
                     if end:
-                        for worker in list(self.workers.values()):
-                            worker.end(DRAINED)
+                        for driver in list(self.drivers.values()):
+                            driver.end(DRAINED)
                     self._changed.clear()
                     await self._changed.wait()

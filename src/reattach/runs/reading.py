@@ -31,7 +31,7 @@ async def events_of(
         while True:
             woken.clear()
             piece = await following.read()
-            if following.closed and not await runs.ending_told(target):
+            if following.closed and not await runs.wait_until_recorded(target):
                 raise _unavailable(target, "its record does not say yet how it ended")
             for frame in split_frames(piece.frames):
                 yield msgspec.json.decode(frame_data(frame))

@@ -10,7 +10,7 @@ from reattach.domain.limits import APPEND_RETRY_DELAY_SECONDS, APPEND_RETRY_SECO
 T = TypeVar("T")
 
 
-async def patiently(clock: Clock, operation: Callable[[], Awaitable[T]]) -> T:
+async def until_available(clock: Clock, operation: Callable[[], Awaitable[T]]) -> T:
     """Do ``operation``, which must be safe to repeat, until the store answers.
 
     Raises its StoreUnavailableError once APPEND_RETRY_SECONDS have passed, and whatever else it

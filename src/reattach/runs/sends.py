@@ -8,7 +8,7 @@ from functools import partial
 import msgspec
 import structlog
 
-from reattach.agent.answering import Answering
+from reattach.agent.engine_factory import EngineFactory
 from reattach.agent.turns import Overrides, make_turn
 from reattach.domain.clock import Clock
 from reattach.domain.errors import QuotaError, StoreUnavailableError, UnavailableError
@@ -29,12 +29,12 @@ from reattach.records.base import (
     Thread,
 )
 from reattach.records.records import Records
-from reattach.runs.driver import Options, Worker
+from reattach.runs.driver import Options, RunDriver
 from reattach.runs.endings import STORE_FAILED, Ending
 from reattach.runs.idempotency import otid_alias, request_key
 from reattach.runs.open_runs import OpenRuns
 from reattach.runs.ownership.lease import Ownership
-from reattach.runs.retry import patiently
+from reattach.runs.retry import until_available
 
 logger = structlog.get_logger(__name__)
 
@@ -63,7 +63,7 @@ class Send:
 
 
 class Sends:
-    """Makes runs of sends and lets each go on in a worker.
+    """Makes runs of sends and lets each go on in a driver.
 
     ``settle`` writes down how a run ended; ``give_up`` leaves one to recovery.
     """
@@ -74,7 +74,7 @@ class Sends:
         records: Records,
         clock: Clock,
         *,
-        answering: Answering,
+        engine_factory: EngineFactory,
         open_runs: OpenRuns,
         ownership: Ownership,
         settle: Callable[[Run, Settlement], Awaitable[None]],
@@ -83,7 +83,7 @@ class Sends:
         self._log = log
         self._records = records
         self._clock = clock
-        self._answering = answering
+        self._engine_factory = engine_factory
         self._open_runs = open_runs
         self._ownership = ownership
         self._settle = settle
@@ -113,8 +113,8 @@ class Sends:
 
     async def _begin(self, send: Send, admit: Callable[[int], None]) -> asyncio.Future[Run]:
         """Begin to work on what is sent. The future gives its run once the records have it."""
-        model = self._answering.model(send.agent, send.conversation, send.overrides.model)
-        engine = self._answering.engine(model, send.tenant, send.agent, send.conversation)
+        model = self._engine_factory.model(send.agent, send.conversation, send.overrides.model)
+        engine = self._engine_factory.engine(model, send.tenant, send.agent, send.conversation)
         run = self._new_run(send, model)
         aliases = [otid_alias(run.tenant, one.otid) for one in run.input if one.otid]
         # Asked for nothing but its answer: without it, the run that is made could not begin.
@@ -122,9 +122,9 @@ class Sends:
 
         async def turn() -> Turn:
             context = await self._records.messages.context(send.tenant, send.thread)
-            return make_turn(worker.run, send.agent, send.conversation, context, send.overrides)
+            return make_turn(driver.run, send.agent, send.conversation, context, send.overrides)
 
-        worker = Worker(
+        driver = RunDriver(
             run,
             send.options,
             engine=engine,
@@ -144,8 +144,8 @@ class Sends:
         key = request_key(send.messages, send.thread)
         admitted: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         admit(self._open_runs.of(send.tenant))  # Nothing awaits between this and the beginning.
-        # The worker comes before the record: whoever finds the record waits for the worker's log.
-        self._open_runs.begin(worker, self._work(worker, key, admitted))
+        # The driver comes before the record: whoever finds the record waits for the driver's log.
+        self._open_runs.begin(driver, self._work(driver, key, admitted))
         return admitted
 
     def _new_run(self, send: Send, model: str) -> Run:
@@ -170,31 +170,31 @@ class Sends:
         )
 
     async def _work(
-        self, worker: Worker, key: RequestKey | None, admitted: asyncio.Future[Run]
+        self, driver: RunDriver, key: RequestKey | None, admitted: asyncio.Future[Run]
     ) -> None:
-        """Create the worker's run and let it work, unless the key made another one before.
+        """Create the driver's run and let it work, unless the key made another one before.
 
         ``admitted`` is told the run, or why there is none.
         """
-        run = worker.run
+        run = driver.run
         otids = [message.otid for message in run.input if message.otid]
         try:
             outcome = await self._create(run, key, otids)
         except Exception as error:  # noqa: BLE001  the sender raises it
             # An answer that was lost leaves it open whether the run was created.
-            worker.gave_up = isinstance(error, StoreUnavailableError)
+            driver.gave_up = isinstance(error, StoreUnavailableError)
             admitted.set_exception(error)
         else:
             admitted.set_result(outcome.run)
             if isinstance(outcome, RunCreated):
-                worker.run = outcome.run  # with what its answers mean
-                worker.admitted = True
-                await worker.work()
+                driver.run = outcome.run  # with what its answers mean
+                driver.admitted = True
+                await driver.drive()
         finally:
-            worker.opened.set()
-            worker.done.set()
-            self._open_runs.workers.pop(run.id, None)
-            if worker.gave_up:
+            driver.opened.set()
+            driver.done.set()
+            self._open_runs.drivers.pop(run.id, None)
+            if driver.gave_up:
                 self._give_up(run, STORE_FAILED)
 
     async def _create(
@@ -202,7 +202,7 @@ class Sends:
     ) -> RunCreated | RunKnown:
         """Create the run. A commit that was not confirmed is settled by inserting the same id.
 
-        If even that is not answered, the run may come to be later. Then it has no worker here, and
+        If even that is not answered, the run may come to be later. Then it has no driver here, and
         the audit ends it.
         """
         create = partial(self._records.runs.create, run.tenant, run, key, otids)
@@ -210,4 +210,4 @@ class Sends:
             return await create()
         except CommitUnknownError:
             logger.warning("commit of a send not confirmed", run_id=run.id)
-            return await patiently(self._clock, partial(create, repeated=True))
+            return await until_available(self._clock, partial(create, repeated=True))

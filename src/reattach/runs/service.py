@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import structlog
 
-from reattach.agent.answering import Answering
+from reattach.agent.engine_factory import EngineFactory
 from reattach.domain.clock import Clock
 from reattach.domain.errors import (
     InvalidArgumentError,
@@ -44,7 +44,7 @@ from reattach.records.runs.notifications import (
     RunSettled,
 )
 from reattach.runs.endings import CANCELLED
-from reattach.runs.follow import Following, Target, Watch, follow, rest
+from reattach.runs.follow import Following, Target, Watch, follow, remainder
 from reattach.runs.idempotency import otid_alias
 from reattach.runs.open_runs import OpenRuns
 from reattach.runs.ownership.audit import Audit
@@ -52,7 +52,7 @@ from reattach.runs.ownership.lease import Ownership
 from reattach.runs.ownership.recovery import Recovery
 from reattach.runs.ownership.retention import Retention
 from reattach.runs.ownership.settlements import Settlements
-from reattach.runs.retry import patiently
+from reattach.runs.retry import until_available
 from reattach.runs.sends import Send, Sends
 from reattach.tools.base import Toolbox
 
@@ -85,24 +85,24 @@ class RunService:
     ) -> None:
         self.log = log
         self.watch = Watch(ping_interval_seconds)
-        self.in_progress = OpenRuns()
+        self.open_runs = OpenRuns()
         self.ownership = Ownership(records, clock, lease_seconds)
         self._records = records
         self._clock = clock
-        self.answering = Answering(
+        self.engine_factory = EngineFactory(
             catalog, toolbox or Toolbox(), clock, default_model, tool_seconds
         )
         self._retention = Retention(records, clock, retention)
         self._callback_due = callback_due
-        self._workers = self.in_progress.workers
+        self._drivers = self.open_runs.drivers
         self._settlements = Settlements(records, clock)
         self._recovery = Recovery(log, records, clock, self.ownership, self._settle)
         self._sends = Sends(
             log,
             records,
             clock,
-            answering=self.answering,
-            open_runs=self.in_progress,
+            engine_factory=self.engine_factory,
+            open_runs=self.open_runs,
             ownership=self.ownership,
             settle=self._settle,
             give_up=self._recovery.give_up,
@@ -113,28 +113,28 @@ class RunService:
             clock,
             ownership=self.ownership,
             recovery=self._recovery,
-            workers=self._workers,
+            drivers=self._drivers,
             retention=retention,
         )
 
     async def start(self) -> None:
         """Recover what a dead process left. Raises StoreUnavailableError."""
-        await self.ownership.begin()
+        await self.ownership.register()
         await self.recover()
 
     @property
     def draining(self) -> bool:
         """Whether no new runs are taken."""
-        return self.in_progress.draining
+        return self.open_runs.draining
 
     async def aclose(self) -> None:
         """End every run that is left, and return when each has its terminal group."""
         await self.drain(0)
 
-    async def leave(self) -> None:
+    async def release_lease(self) -> None:
         """Give the lease back, after ``aclose``; what could not be ended is left to others."""
         with suppress(StoreUnavailableError):  # It runs out by itself.
-            await self.ownership.leave()
+            await self.ownership.release()
 
     # Sending.
 
@@ -153,7 +153,7 @@ class RunService:
     async def _settle(self, run: Run, settlement: Settlement) -> None:
         """Write how the run ended, trying again while the store does not take it."""
         self._retention.watch()
-        await patiently(self._clock, lambda: self._records.runs.settle(run.id, settlement))
+        await until_available(self._clock, lambda: self._records.runs.settle(run.id, settlement))
         if run.callback_url is not None:
             self._callback_due()
 
@@ -195,14 +195,14 @@ class RunService:
             raise InvalidArgumentError("No active runs found for this conversation.")
         return target
 
-    def rest(self, target: Target, cursor: int, *, max_events: int) -> Slice | None:
+    def remainder(self, target: Target, cursor: int, *, max_events: int) -> Slice | None:
         """All that follows ``cursor``, if the run has ended and it is one write of a replay.
 
         None is always a legal answer: ``follow`` tells then.
         """
         if target.status.is_active:
             return None
-        return rest(self.log, target.run_id, cursor, max_events=max_events)
+        return remainder(self.log, target.run_id, cursor, max_events=max_events)
 
     async def follow(
         self, target: Target, cursor: int, *, max_events: int, waits: bool = True
@@ -213,9 +213,9 @@ class RunService:
         since when (P14), or that it was lost (P5), and StoreUnavailableError if it could not be
         made yet; at once unless it ``waits`` for that.
         """
-        worker = self._workers.get(target.run_id)
-        if worker is not None:
-            await worker.opened.wait()
+        driver = self._drivers.get(target.run_id)
+        if driver is not None:
+            await driver.opened.wait()
         give_up_at = self._clock.monotonic_seconds() + (OPEN_WAIT_SECONDS if waits else 0.0)
         ended = not target.status.is_active
         while True:
@@ -238,7 +238,7 @@ class RunService:
                 )
             await self._clock.sleep(OPEN_LOOK_SECONDS)
 
-    async def settled(self, run: Run, *, timeout_seconds: float | None = None) -> Run:
+    async def wait_until_settled(self, run: Run, *, timeout_seconds: float | None = None) -> Run:
         """Wait until the run has ended and its record says so, and return it as it is then.
 
         Returns the run as it is, perhaps still active, after ``timeout_seconds``, and as soon as
@@ -246,17 +246,17 @@ class RunService:
         """
         try:
             async with asyncio.timeout(timeout_seconds):
-                worker = self._workers.get(run.id)
-                if worker is not None:
-                    await worker.done.wait()
-                is_settled = worker is not None and worker.settled
+                driver = self._drivers.get(run.id)
+                if driver is not None:
+                    await driver.done.wait()
+                is_settled = driver is not None and driver.settled
                 if not is_settled and run.id not in self._recovery.endless:
                     return await self._settlements.ended(run.tenant, run.id)
         except TimeoutError:
             logger.warning("run not settled in time", run_id=run.id)
         return await self._records.runs.get(run.tenant, run.id)
 
-    async def ending_told(self, target: Target) -> bool:
+    async def wait_until_recorded(self, target: Target) -> bool:
         """Wait until the record of a run whose log is closed says how it ended.
 
         False if it does not after SETTLE_WAIT_SECONDS. The store is asked only about a run that
@@ -266,9 +266,9 @@ class RunService:
             return True
         try:
             async with asyncio.timeout(SETTLE_WAIT_SECONDS):
-                while worker := self._workers.get(target.run_id):
-                    await worker.done.wait()
-                    if worker.settled:
+                while driver := self._drivers.get(target.run_id):
+                    await driver.done.wait()
+                    if driver.settled:
                         return True
                 while endless := self._recovery.endless.get(target.run_id):
                     await endless.done.wait()
@@ -320,14 +320,14 @@ class RunService:
         if not run.status.is_active:
             return run
         if self._end_here(run.id) or not await self._is_orphan(run):
-            return await self.settled(run, timeout_seconds=CANCEL_WAIT_SECONDS)
+            return await self.wait_until_settled(run, timeout_seconds=CANCEL_WAIT_SECONDS)
         with suppress(StoreUnavailableError):  # What was asked for is noted, and made up for.
             await self._recovery.end(run, CANCELLED)
         return await self._records.runs.get(run.tenant, run.id)
 
     def _end_here(self, run_id: str) -> bool:
         """Cancel the run if it is worked on here."""
-        return self.in_progress.end(run_id, CANCELLED)
+        return self.open_runs.end(run_id, CANCELLED)
 
     async def _is_orphan(self, run: Run) -> bool:
         return run.id in self._recovery.endless or await self.ownership.is_gone(run.owner)
@@ -337,24 +337,24 @@ class RunService:
     async def beat(self) -> None:
         """Renew the lease, and obey what the records say since. Raises StoreUnavailableError."""
         owner = self.ownership.owner
-        await self.obey(owner, await self.ownership.beat())
+        await self.apply_beat(owner, await self.ownership.beat())
 
-    async def obey(self, owner: str, beat: Beat) -> None:
+    async def apply_beat(self, owner: str, beat: Beat) -> None:
         """Do what the records said to ``owner``, this process, with a beat.
 
         Raises StoreUnavailableError.
         """
         if not beat.alive:
-            for worker in self._workers.values():
-                if worker.run.owner == owner:
-                    worker.disown()
+            for driver in self._drivers.values():
+                if driver.run.owner == owner:
+                    driver.disown()
             await self.ownership.renew(owner)
             return
         for run_id in beat.cancelled:
             self._end_here(run_id)
-        await self.audit.compare_workers(owner, beat.held)
+        await self.audit.compare_drivers(owner, beat.held)
 
-    def hear(self, notification: Notification) -> None:
+    def handle_notification(self, notification: Notification) -> None:
         """Act on a notification. The next beat, and regular reads, make up for a missed one."""
         match notification:
             case CancelRequested(run_id):
@@ -367,7 +367,7 @@ class RunService:
     # Ends that nobody asked for.
 
     @property
-    def has_endless(self) -> bool:
+    def has_pending_recoveries(self) -> bool:
         """Whether there are runs that could not be given their end yet."""
         return bool(self._recovery.endless)
 
@@ -393,7 +393,7 @@ class RunService:
         Then the readers of runs that other processes work on are sent there. Returns when no run
         is left without its end, or could not be ended within seconds more.
         """
-        await self.in_progress.drain(seconds)
+        await self.open_runs.drain(seconds)
         self.watch.release()
 
 

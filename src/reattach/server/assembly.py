@@ -27,7 +27,7 @@ from reattach.records.records import Records
 from reattach.redact import redact_url
 from reattach.runs.service import RunService
 from reattach.runs.upkeep.heartbeat import heartbeat
-from reattach.runs.upkeep.schedule import keep_records, keep_up, listen, set_clock
+from reattach.runs.upkeep.schedule import listen, records_upkeep, set_clock, upkeep
 from reattach.server import datadir
 from reattach.server.announcing import announce, check_default
 from reattach.server.boot import BootId, boot_id
@@ -186,18 +186,18 @@ async def assemble(
             retention=timedelta(seconds=settings.retention_seconds),
             ping_interval_seconds=settings.ping_interval_seconds,
             lease_seconds=settings.lease_seconds,
-            callback_due=callbacks.ring,
+            callback_due=callbacks.wake,
         )
         await runs.start()
-        stack.push_async_callback(runs.leave)
+        stack.push_async_callback(runs.release_lease)
         if records.shared:
             # They are left only after the runs: a process keeps its lease to its last run's end.
             await stack.enter_async_context(heartbeat(runs, records, clock))
             await stack.enter_async_context(_run_task(listen(runs, records, clock)))
         stack.push_async_callback(runs.aclose)
-        await stack.enter_async_context(_run_task(keep_up(runs, clock, settings.retention_seconds)))
-        await stack.enter_async_context(_run_task(keep_records(records, shared_clock)))
-        await stack.enter_async_context(_run_task(callbacks.keep_calling()))
+        await stack.enter_async_context(_run_task(upkeep(runs, clock, settings.retention_seconds)))
+        await stack.enter_async_context(_run_task(records_upkeep(records, shared_clock)))
+        await stack.enter_async_context(_run_task(callbacks.run()))
         await announce(settings, catalog, records)
         await stack.enter_async_context(_run_task(catalog.keep_current()))
         yield Context(records, catalog, settings, clock, runs, toolbox, mcp_servers)

@@ -105,7 +105,7 @@ class ToolSource(ABC):
         """Those that it has, as far as is known."""
 
     @abstractmethod
-    def named(self, name: str) -> Tool | None:
+    def find(self, name: str) -> Tool | None:
         """The tool; also one that it may have, as long as nobody knows."""
 
 
@@ -123,7 +123,7 @@ class AttachedTool:
     requires_approval: bool
 
     @property
-    def told(self) -> ServerTool:
+    def definition(self) -> ServerTool:
         """What an engine is told of it."""
         tool = self.tool
         return ServerTool(tool.name, tool.description, tool.parameters, self.requires_approval)
@@ -164,7 +164,7 @@ class Toolbox:
     def by_id(self, tool_id: str) -> Tool | None:
         return next((tool for tool in self.tools() if tool.id == tool_id), None)
 
-    def attached(self, settings: Mapping[str, Any]) -> Sequence[AttachedTool]:
+    def attached_tools(self, settings: Mapping[str, Any]) -> Sequence[AttachedTool]:
         """Return the tools of the agent with these settings, in the order in which it got them.
 
         Tools that the server no longer has, or has for other tenants, are left out. Those of a
@@ -181,4 +181,4 @@ class Toolbox:
     def _wanted(self, name: str) -> Tool | None:
         if name in self._tools or self._source is None:
             return self._tools.get(name)
-        return self._source.named(name)
+        return self._source.find(name)

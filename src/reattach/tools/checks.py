@@ -43,7 +43,7 @@ async def _examined(name: str, server: McpServer, connect: Connect) -> Diagnosti
         async with (
             asyncio.timeout(server.start_seconds),
             connect(
-                name, server, on_change=_nothing, on_end=_nothing, on_said=_unheard
+                name, server, on_change=_nothing, on_end=_nothing, on_stderr=_unheard
             ) as connection,
         ):
             tools = await connection.tools()

@@ -78,7 +78,7 @@ class Connect(Protocol):
         *,
         on_change: Callable[[], None],
         on_end: Callable[[], None],
-        on_said: Callable[[str], None],
+        on_stderr: Callable[[str], None],
     ) -> AbstractAsyncContextManager[Connection]: ...
 
 
@@ -109,7 +109,7 @@ class McpServers(ToolSource):
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_seconds):
                     for kept in self._kept.values():
-                        await kept.tried()
+                        await kept.wait_for_attempt()
             yield
         finally:
             for task in tasks:
@@ -120,9 +120,9 @@ class McpServers(ToolSource):
     def tools(self) -> Sequence[Tool]:
         return [tool for kept in self._kept.values() for tool in kept.tools()]
 
-    def named(self, name: str) -> Tool | None:
+    def find(self, name: str) -> Tool | None:
         kept = self._kept.get(name.partition(_BETWEEN)[0])
-        return None if kept is None else kept.named(name)
+        return None if kept is None else kept.find(name)
 
     def servers(self) -> Mapping[str, McpServer]:
         return {name: kept.server for name, kept in self._kept.items()}
@@ -160,8 +160,8 @@ class McpTool(Tool):
             return self
         with suppress(TimeoutError):
             async with asyncio.timeout(MCP_READY_SECONDS):
-                await self._kept.tried()
-        return self._kept.named(self.name) or self
+                await self._kept.wait_for_attempt()
+        return self._kept.find(self.name) or self
 
     async def call(self, arguments: str) -> str:
         members = decoded_arguments(arguments)
@@ -199,14 +199,14 @@ class _Kept:
     def tools(self) -> Sequence[Tool]:
         return list(self._tools.values())
 
-    def named(self, name: str) -> McpTool | None:
+    def find(self, name: str) -> McpTool | None:
         """The tool; a stand-in for it as long as the server has not said what it has."""
         if self._tools or self._connection is not None:
             return self._tools.get(name)
         remote = name.removeprefix(self.name + _BETWEEN)
-        return McpTool(self, name, None, requires_approval=self.server.waits(remote))
+        return McpTool(self, name, None, requires_approval=self.server.needs_approval(remote))
 
-    async def tried(self) -> None:
+    async def wait_for_attempt(self) -> None:
         """Return once the server was reached, or could not be."""
         while not self._tries:
             await self._turned.wait()
@@ -305,7 +305,7 @@ class _Kept:
                 self.server,
                 on_change=self._news.set,
                 on_end=self._over,
-                on_said=self._said,
+                on_stderr=self._said,
             ) as connection:
                 await self._list(connection)
                 in_time()
@@ -369,6 +369,6 @@ class _Kept:
             elif name in tools:
                 logger.warning("MCP tool left out: another one has its name", tool=name)
             else:
-                waits = self.server.waits(listed.name)
+                waits = self.server.needs_approval(listed.name)
                 tools[name] = McpTool(self, name, listed, requires_approval=waits)
         self._tools = tools

@@ -14,7 +14,7 @@ from reattach.domain.text import storable_text
 _ANY_OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
 
 
-def mend_listing(result: dict[str, Any]) -> list[str]:
+def repair_listing(result: dict[str, Any]) -> list[str]:
     """Make the result of ``tools/list`` valid in place, and say what was changed, a line each."""
     listed = result.get("tools")
     if not isinstance(listed, list):

@@ -71,7 +71,7 @@ class ToolLoop(Engine):
         # A client's tool goes before the server's of the same name.
         theirs = {tool.name for tool in turn.client_tools}
         tools = await _ready([tool for name, tool in self._tools.items() if name not in theirs])
-        turn = replace(turn, tools=[tool.told for tool in tools.values()])
+        turn = replace(turn, tools=[tool.definition for tool in tools.values()])
         offer = Offer(tools, theirs, self._engine.own_tools)
         ids = CallIds(partial(_ids_in, turn))
         due = [call for call in turn.due if offer.answers(call.name)]
@@ -181,7 +181,7 @@ class _Said:
             self._texts.append(delta.text)
             yield delta
             return
-        for heard in self.stream.hear(delta):
+        for heard in self.stream.take(delta):
             match heard:
                 case TextDelta(text):
                     self._texts.append(text)

@@ -39,7 +39,7 @@ from reattach.domain.limits import (
 )
 from reattach.domain.text import storable_text
 from reattach.tools.connections import Connection, ListedTool
-from reattach.tools.listing import mend_listing
+from reattach.tools.listing import repair_listing
 from reattach.tools.servers import McpServer
 
 import_module("jsonschema")  # The SDK does so with the first call, for half a second.
@@ -57,19 +57,21 @@ async def connect(
     *,
     on_change: Callable[[], None],
     on_end: Callable[[], None],
-    on_said: Callable[[str], None],
+    on_stderr: Callable[[str], None],
 ) -> AsyncIterator[Connection]:
     """A connection to the server; whoever waits for it to be made bounds the time.
 
-    ``on_change`` is called when its tools have changed, ``on_end`` when it is over; ``on_said``, in
-    another thread, with what a process writes on its standard error, without secrets. Leaving
-    stops a process that was started, with all that it started, within a few seconds. Raises
-    McpUnreachableError, without secrets.
+    ``on_change`` is called when its tools change, ``on_end`` when the connection ends, and
+    ``on_stderr``, in another thread, with each line of the process's standard error, redacted.
+    Leaving stops the process and its children within a few seconds.
+
+    Raises:
+        McpUnreachableError: There is no connection; the text holds no secrets.
     """
     said: deque[str] = deque(maxlen=_SAID_LINES)
     try:
         async with AsyncExitStack() as stack:
-            transport = await _transport(stack, name, server, said, on_said)
+            transport = await _transport(stack, name, server, said, on_stderr)
             remarks: list[str] = []
             client = mcp.Client(
                 _Watched(transport, on_end, remarks),
@@ -95,7 +97,7 @@ async def _transport(
     name: str,
     server: McpServer,
     said: deque[str],
-    on_said: Callable[[str], None],
+    on_stderr: Callable[[str], None],
 ) -> Transport:
     if server.command is not None:
         parameters = mcp.StdioServerParameters(
@@ -105,7 +107,7 @@ async def _transport(
             cwd=server.cwd,
             encoding_error_handler="replace",
         )
-        errors = await stack.enter_async_context(_said_by(name, server, said, on_said))
+        errors = await stack.enter_async_context(_said_by(name, server, said, on_stderr))
         return stdio_client(parameters, errlog=errors)
     assert server.url is not None
     tls = await asyncio.to_thread(_prepared)
@@ -231,7 +233,7 @@ async def _stopped(task: asyncio.Task[None]) -> None:
 
 @asynccontextmanager
 async def _said_by(
-    name: str, server: McpServer, said: deque[str], on_said: Callable[[str], None]
+    name: str, server: McpServer, said: deque[str], on_stderr: Callable[[str], None]
 ) -> AsyncIterator[TextIO]:
     """A file for the standard error of the process, the last lines of which are kept.
 
@@ -244,7 +246,7 @@ async def _said_by(
             for line in lines:
                 text = server.redact(line.rstrip()[:MAX_ERROR_CHARS])
                 said.append(text)
-                on_said(text)
+                on_stderr(text)
 
     thread = threading.Thread(target=read, name=f"stderr of {name}", daemon=True)
     thread.start()
@@ -343,7 +345,7 @@ def _mended(item: Any, remarks: list[str]) -> Any:
         item = _read_again(item)
     message = getattr(item, "message", None)
     if isinstance(message, types.JSONRPCResponse) and "tools" in message.result:
-        remarks += mend_listing(message.result)
+        remarks += repair_listing(message.result)
     return item
 
 

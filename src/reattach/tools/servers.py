@@ -77,7 +77,7 @@ class McpServer(BaseModel):
         host = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
         return f"{scheme}://{host}"
 
-    def waits(self, tool_name: str) -> bool:
+    def needs_approval(self, tool_name: str) -> bool:
         """Whether calls of its tool of that name wait for an approval."""
         rule = self.requires_approval
         return rule if isinstance(rule, bool) else tool_name in rule

@@ -21,7 +21,7 @@ NOT_CALLED: Final = f"not called: {NOT_PUBLIC}"
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class CallResult:
     """How a receiver answered."""
 
     status_code: int | None
@@ -55,7 +55,7 @@ class Receivers:
         self._outbound = Outbound(to_private=to_private, resolve=resolve)
         self._timeout_seconds = timeout_seconds
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answered:
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> CallResult:
         """Post the body within the timeout. Failures are returned, not raised."""
         try:
             async with (
@@ -64,16 +64,16 @@ class Receivers:
             ):
                 status = response.status_code
         except UrlRefusedError:
-            return Answered(None, NOT_CALLED, is_final=False)
+            return CallResult(None, NOT_CALLED, is_final=False)
         except TimeoutError:
             logger.info("receiver took too long", seconds=self._timeout_seconds)
-            return Answered(None, NO_ANSWER, is_final=False)
+            return CallResult(None, NO_ANSWER, is_final=False)
         except UrlUnreachableError as error:
             logger.info("receiver did not answer", reason=error.detail)
-            return Answered(None, NO_ANSWER, is_final=False)
+            return CallResult(None, NO_ANSWER, is_final=False)
         if 200 <= status < 300:
-            return Answered(status, None, is_final=True)
+            return CallResult(status, None, is_final=True)
         text = f"answered {status}"
         if 300 <= status < 400:
             text += ", and redirects are not followed"
-        return Answered(status, text, is_final=status == 410)
+        return CallResult(status, text, is_final=status == 410)

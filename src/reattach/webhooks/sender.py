@@ -26,8 +26,8 @@ from reattach.records.base import Run
 from reattach.records.callbacks import CallbackOutcome, DueCallback, Receiver
 from reattach.records.records import Records
 from reattach.runs.answers import whole_answer
-from reattach.runs.retry import patiently
-from reattach.webhooks.receivers import Answered, Receivers
+from reattach.runs.retry import until_available
+from reattach.webhooks.receivers import CallResult, Receivers
 from reattach.webhooks.slots import CallbackSlots
 
 logger = structlog.get_logger(__name__)
@@ -57,17 +57,17 @@ class Callbacks:
         self._word = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """A call may be due now."""
         self._word.set()
 
-    async def keep_calling(self) -> None:
+    async def run(self) -> None:
         """Make the calls that are due, until cancelled; those under way are given up then."""
         try:
             while True:
                 self._word.clear()
                 try:
-                    await self.begin_due()
+                    await self.start_due()
                 except ReattachError as error:
                     logger.warning("callbacks not looked for", reason=error.detail)
                 except Exception:
@@ -80,7 +80,7 @@ class Callbacks:
             if calls:
                 await asyncio.wait(calls)
 
-    async def begin_due(self) -> Sequence[asyncio.Task[None]]:
+    async def start_due(self) -> Sequence[asyncio.Task[None]]:
         """Begin the calls that are due and that there is room for, and return them.
 
         Raises StoreUnavailableError.
@@ -116,7 +116,7 @@ class Callbacks:
         def end(call: asyncio.Task[None]) -> None:
             self._calls.discard(call)
             self._slots.give_back(due.receiver)
-            self.ring()  # There is room for another.
+            self.wake()  # There is room for another.
 
         call.add_done_callback(end)
         return call
@@ -162,7 +162,7 @@ class Callbacks:
                 reason=answered.error,
                 again=outcome.again_at is not None,
             )
-        await patiently(
+        await until_available(
             self._clock, lambda: self._records.callbacks.note(run.id, due.tries, outcome)
         )
 
@@ -171,7 +171,7 @@ class Callbacks:
         return self._uniform(longest / 2, longest)
 
     def _within_bounds(
-        self, run: Run, answered: Answered, outcome: CallbackOutcome
+        self, run: Run, answered: CallResult, outcome: CallbackOutcome
     ) -> CallbackOutcome:
         """The outcome without another try, if that would be too late."""
         ended_at = run.completed_at or run.created_at

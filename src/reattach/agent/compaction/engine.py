@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from reattach.agent.compaction.summary import MIN_GAIN, Compaction, told_in
+from reattach.agent.compaction.summary import MIN_GAIN, Compactor, told_in
 from reattach.domain.clock import Clock
-from reattach.domain.context import told_as_text
+from reattach.domain.context import summary_as_user_message
 from reattach.domain.errors import ContextWindowError, SystemPromptTooLongError
 from reattach.domain.ids import MessageId, new_message_id
 from reattach.domain.messages import Message, Role, SummaryPart
@@ -36,11 +36,11 @@ class CompactingEngine(Engine):
     is compacted once and tried again. Without a ``compaction`` all is told as it is.
     """
 
-    def __init__(self, engine: Engine, compaction: Compaction | None, clock: Clock) -> None:
+    def __init__(self, engine: Engine, compactor: Compactor | None, clock: Clock) -> None:
         self.announces_tools = engine.announces_tools
         self.own_tools = engine.own_tools
         self._engine = engine
-        self._compaction = compaction
+        self._compactor = compactor
         self._clock = clock
         self._summary: Message | None = None
         self._gone: set[MessageId] = set()
@@ -104,19 +104,19 @@ class CompactingEngine(Engine):
                 for delta in intake.take(given):
                     if isinstance(delta, StepFinished):
                         self._steps += 1
-                        if self._compaction is not None:
-                            self._compaction.learn(turn, delta.usage.prompt_tokens)
+                        if self._compactor is not None:
+                            self._compactor.learn(turn, delta.usage.prompt_tokens)
                     yield delta
         for delta in intake.release():
             yield delta
 
     async def _compact(self, turn: Turn, trigger: str) -> AsyncIterator[Delta]:
-        compaction = self._compaction
+        compactor = self._compactor
         cut = self._cut(turn, trigger)
-        assert compaction is not None
+        assert compactor is not None
         assert cut is not None
-        yield Compacting(trigger, compaction.tokens(turn), compaction.window_tokens)
-        made, end = await compaction.compacted(
+        yield Compacting(trigger, compactor.tokens(turn), compactor.window_tokens)
+        made, end = await compactor.compacted(
             turn, cut, trigger, into_tokens=self._into_tokens(turn, trigger), may_drop=True
         )
         assert isinstance(made.kept_from, str)
@@ -132,32 +132,32 @@ class CompactingEngine(Engine):
 
     def _is_too_large(self, turn: Turn) -> bool:
         """Whether the turn is to be compacted, and that is worth while."""
-        compaction = self._compaction
-        if compaction is None or compaction.tokens(turn) <= compaction.limit_tokens:
+        compactor = self._compactor
+        if compactor is None or compactor.tokens(turn) <= compactor.limit_tokens:
             return False
         cut = self._cut(turn, BY_ESTIMATE)
-        enough = MIN_GAIN * compaction.limit_tokens
-        return cut is not None and compaction.gain(turn, cut) >= enough
+        enough = MIN_GAIN * compactor.limit_tokens
+        return cut is not None and compactor.gain(turn, cut) >= enough
 
     def _cut(self, turn: Turn, trigger: str) -> int | None:
-        compaction = self._compaction
-        if compaction is None:
+        compactor = self._compactor
+        if compactor is None:
             return None
-        return compaction.cut(turn, into_tokens=self._into_tokens(turn, trigger))
+        return compactor.cut(turn, into_tokens=self._into_tokens(turn, trigger))
 
     def _into_tokens(self, turn: Turn, trigger: str) -> float:
         """The window that the turn is to fit."""
-        assert self._compaction is not None
-        window = self._compaction.window_tokens
+        assert self._compactor is not None
+        window = self._compactor.window_tokens
         if trigger == BY_MODEL:  # It is smaller than it is said to be, or the estimate is.
-            return min(window, _SHRINKS_TO * self._compaction.tokens(turn))
+            return min(window, _SHRINKS_TO * self._compactor.tokens(turn))
         return window
 
     def _recognize(self, turn: Turn) -> None:
         """Note which messages are of this run: those that come to be between two calls."""
         if self._first_step is None:
-            if self._compaction is not None:
-                self._compaction.learn_last(turn)
+            if self._compactor is not None:
+                self._compactor.learn_last(turn)
         else:
             for message in turn.history:
                 if message.id not in self._known and message.role is Role.ASSISTANT:
@@ -173,16 +173,16 @@ class CompactingEngine(Engine):
         return replace(turn, history=[self._summary, *left], input=told)
 
     def _explained(self, error: ContextWindowError, turn: Turn) -> ContextWindowError:
-        compaction = self._compaction
-        if compaction is None or compaction.overhead_tokens(turn) < compaction.window_tokens:
+        compactor = self._compactor
+        if compactor is None or compactor.overhead_tokens(turn) < compactor.window_tokens:
             return error
         return SystemPromptTooLongError(
             f"The system prompt and the tools fill the context window of {turn.model}, which has "
-            f"{compaction.window_tokens} tokens. Shorten the agent's system prompt or its memory "
+            f"{compactor.window_tokens} tokens. Shorten the agent's system prompt or its memory "
             "blocks, or choose a model with a larger window."
         )
 
 
 def _told_as_texts(messages: Sequence[Message]) -> list[Message]:
     summary = Role.SUMMARY
-    return [told_as_text(one) if one.role is summary else one for one in messages]
+    return [summary_as_user_message(one) if one.role is summary else one for one in messages]

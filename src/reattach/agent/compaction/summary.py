@@ -12,7 +12,7 @@ from reattach.domain.clock import Clock
 from reattach.domain.context import (
     BYTES_PER_TOKEN,
     choose_cut,
-    clipped,
+    clip,
     cuts,
     messages_tokens,
     text_tokens,
@@ -124,7 +124,7 @@ class Summarizer:
     settings: ModelSettings
 
 
-class Compaction:
+class Compactor:
     """Makes the summaries of one conversation, whose model has a window of ``window_tokens``.
 
     Sizes are estimates, set right by what the provider has counted (``learn``).
@@ -229,7 +229,7 @@ class Compaction:
             text += _MORE_LEFT_OUT.format(end - cut)
         left = self._scale * (_overhead(turn) + messages_tokens(told[end:]))
         room = int((limit - left) / self._scale) * BYTES_PER_TOKEN
-        text = clipped(text, max(room, MIN_SUMMARY_CHARS))
+        text = clip(text, max(room, MIN_SUMMARY_CHARS))
         first = 1 if turn.system else 0
         stats = CompactionStats(
             trigger,
@@ -292,7 +292,7 @@ class Compaction:
         if not summary:
             raise ModelEmptyResponseError(f"{request.model} made no summary.")
         limit = self._plan.clip_chars
-        return (summary if limit is None else clipped(summary, limit)), usage
+        return (summary if limit is None else clip(summary, limit)), usage
 
     def _request(self, turn: Turn, conversation: str) -> Turn:
         plan, summarizer = self._plan, self._summarizer

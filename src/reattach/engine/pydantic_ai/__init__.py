@@ -44,12 +44,12 @@ except ImportError as error:
         "Or leave out the setting `models`."
     ) from error
 
-from reattach.engine.pydantic_ai.answer import Answer, counted
+from reattach.engine.pydantic_ai.answer import Answer, counted_usage
 from reattach.engine.pydantic_ai.body import Body, watch
 from reattach.engine.pydantic_ai.failures import engine_error
 from reattach.engine.pydantic_ai.images import ImageFetcher
+from reattach.engine.pydantic_ai.provider_messages import provider_messages
 from reattach.engine.pydantic_ai.settings import provider_settings
-from reattach.engine.pydantic_ai.told import provider_messages
 
 _DEFAULT_CONTEXT_TOKENS: Final = 128_000
 _PROVIDERS: Final[Mapping[str, str]] = {"google_ai": "google", "google_vertex": "google-cloud"}
@@ -144,7 +144,7 @@ class PydanticAIEngine(Engine):
                         for delta in answer.deltas(event):
                             yield delta
         except (exceptions.AgentRunError, exceptions.UserError, ImportError) as error:
-            for step in () if stream is None else counted(stream, body):
+            for step in () if stream is None else counted_usage(stream, body):
                 yield step
             raise engine_error(
                 error,

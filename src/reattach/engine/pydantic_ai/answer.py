@@ -83,7 +83,7 @@ class Answer:
         response = stream.get()
         failure = self._failure(stream, response, body, handle)
         if failure is not None:
-            yield from counted(stream, body)
+            yield from counted_usage(stream, body)
             raise failure
         yield StepFinished(_usage(response.usage, body))
         if _is_cut_for_length(response, body):
@@ -180,7 +180,7 @@ class _Call:
         return name != self.name or (arguments != "" and is_json(self.arguments))
 
 
-def counted(stream: StreamedResponse, body: Body) -> Iterator[StepFinished]:
+def counted_usage(stream: StreamedResponse, body: Body) -> Iterator[StepFinished]:
     """Yield the usage of an answer that failed, if its provider counted any."""
     usage = _usage(stream.usage, body)
     if usage.total_tokens:

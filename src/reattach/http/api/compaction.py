@@ -110,7 +110,7 @@ async def _compacted(
 ) -> Compacted:
     summary, stats = await compact_thread(
         context.records,
-        context.runs.answering,
+        context.runs.engine_factory,
         context.clock,
         tenant=tenant,
         agent=addressed.agent,

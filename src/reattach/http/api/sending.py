@@ -268,7 +268,7 @@ async def _whole_answer(context: Context, run: Run, send: Send) -> Response:
 
     A duplicate gets the answer of the run that the first request made.
     """
-    run = await context.runs.settled(run)
+    run = await context.runs.wait_until_settled(run)
     if run.status.is_active:
         raise StoreUnavailableError(
             f"The answer of {run.id} can not be written at present. Send the same again, with its "

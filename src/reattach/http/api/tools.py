@@ -72,7 +72,7 @@ async def list_agent_tools(
     agent_id: AgentPath, context: ContextDep, tenant: TenantDep, page: ShortPage
 ) -> list[ToolBody]:
     agent = await context.records.agents.get(tenant, AgentId(agent_id))
-    attached = context.toolbox.for_tenant(tenant).attached(agent.settings)
+    attached = context.toolbox.for_tenant(tenant).attached_tools(agent.settings)
     found = stretch(attached, page, lambda one: one.tool.id, "Tool")
     return [ToolBody.attached(one) for one in found]
 

@@ -175,7 +175,7 @@ class AgentState(Answer):
             embedding=agent.embedding,
             memory=Memory(agent_type=agent.agent_type, blocks=blocks),
             blocks=blocks,
-            tools=[ToolBody.attached(one) for one in view.toolbox.attached(agent.settings)]
+            tools=[ToolBody.attached(one) for one in view.toolbox.attached_tools(agent.settings)]
             if view.shows("agent.tools")
             else [],
             tags=list(agent.tags) if view.shows("agent.tags") else [],

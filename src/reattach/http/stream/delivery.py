@@ -137,9 +137,9 @@ class Delivery(ABC):
         return None
 
     async def _is_ending_told(self) -> bool:
-        # Asked once: when the last events are out the worker is gone, and the record would be read.
+        # Asked once: when the last events are out the driver is gone, and the record would be read.
         if not self._ending_told:
-            self._ending_told = await self._job.runs.ending_told(self._job.target)
+            self._ending_told = await self._job.runs.wait_until_recorded(self._job.target)
         return self._ending_told
 
     async def _done(self) -> bool:
@@ -269,7 +269,7 @@ class KeptDelivery(Delivery):
             if poured_bytes >= REPLAY_TURN_BYTES:
                 asyncio.get_running_loop().call_soon(self._pour)
                 return
-            piece = following.view() or following.at_hand()
+            piece = following.view() or following.read_now()
             if piece is None:
                 break
             if following.finished:

@@ -115,7 +115,7 @@ class RunStream(Response):
         job = self._job
         connection: Connection | None = scope.get("extensions", {}).get(CONNECTION_EXTENSION)
         if connection is not None and connection.has_room():
-            rest = job.runs.rest(job.target, self._cursor, max_events=self._max_events)
+            rest = job.runs.remainder(job.target, self._cursor, max_events=self._max_events)
             if rest is not None:
                 await connection.begin(send, self._start(rest.first_seq - 1))
                 connection.finish(rest.frames, DONE)

@@ -15,7 +15,7 @@ from typing import Final
 
 from sqlalchemy import Connection, RowMapping, bindparam, insert, or_, select, update
 
-from reattach.domain.approvals import answered_ids, has_answer, resolved, same_answer
+from reattach.domain.approvals import answered_ids, has_answer, resolve_input, same_answer
 from reattach.domain.errors import (
     AnswerRefusedError,
     ConversationBusyError,
@@ -71,7 +71,7 @@ def admit(
     """Create the run unless its key is known, in the transaction of the connection.
 
     ``repeated``: an earlier call with the same run may have created it; then it is as if this one
-    did. The run's input is completed by what its answers mean: ``approvals.resolved``.
+    did. The run's input is completed by what its answers mean: ``approvals.resolve_input``.
     Raises OtidConflictError if the key came with another payload; NotFoundError if the thread
     is not there; ConversationBusyError if a run of it is active; PendingApprovalError and
     AnswerRefusedError if it waits for something else than the input.
@@ -97,7 +97,7 @@ def admit(
     if has_answer(run.input):
         pending = threads.pending(connection, run.thread)
         try:
-            run = replace(run, input=resolved(run.input, pending))
+            run = replace(run, input=resolve_input(run.input, pending))
         except AnswerRefusedError:
             known = _answered(connection, tenant, run)
             if known is None:

@@ -1,4 +1,4 @@
-"""Look-ups in the records for the audit, which compares them with logs and workers.
+"""Look-ups in the records for the audit, which compares them with logs and run drivers.
 
 These look-ups are for the server itself. They read plain columns only, so that no damaged row
 stops them.

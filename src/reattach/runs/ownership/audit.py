@@ -1,14 +1,14 @@
-"""The audit: log, records and workers are compared with each other, both ways.
+"""The audit: log, records and drivers are compared with each other, both ways.
 
 Each of the three is right by itself, but stores lose commits, and answers get lost. The audit looks
 for pairs that contradict each other, and ends, continues or deletes the part that is left over:
 
-- an active run of this process that no worker has: it is recovered;
-- a worker whose run is another process's: it stops;
+- an active run of this process that no driver has: it is recovered;
+- a driver whose run is another process's: it stops;
 - an open log whose run has ended: the store lost its end, so it ends as a lost one (P5);
 - a log without a record: it is deleted after the retention.
 
-It acts on nothing that is too young to be judged. A worker is registered before its run is created,
+It acts on nothing that is too young to be judged. A driver is registered before its run is created,
 and a run is created before its log is opened, so the later one of each pair is never alone; and
 whatever seems to contradict is read again before anything is done.
 """
@@ -28,7 +28,7 @@ from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.log.base import Head, Log
 from reattach.records.base import Run
 from reattach.records.records import Records
-from reattach.runs.driver import Worker
+from reattach.runs.driver import RunDriver
 from reattach.runs.endings import LOG_LOST, STORE_FAILED
 from reattach.runs.ownership.lease import Ownership
 from reattach.runs.ownership.recovery import LONGEST_TOKEN_STEP, Recovery
@@ -47,10 +47,10 @@ AUDIT_PAGE_LOGS: Final = 500
 class Findings:
     """How many contradictions were found, by kind."""
 
-    runs_without_worker: int = 0
+    runs_without_driver: int = 0
     """Active runs of this process that nothing worked on; they were ended."""
-    workers_without_run: int = 0
-    """Workers whose run another process has, or nobody; they were stopped."""
+    drivers_without_run: int = 0
+    """Drivers whose run another process has, or nobody; they were stopped."""
     lost_ends: int = 0
     """Open logs of ended runs; they were ended as lost ones."""
     logs_without_record: int = 0
@@ -62,7 +62,7 @@ class Findings:
 
 
 class Audit:
-    """Compares log, records and workers of one process. ``found`` counts since its start."""
+    """Compares log, records and drivers of one process. ``found`` counts since its start."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Audit:
         *,
         ownership: Ownership,
         recovery: Recovery,
-        workers: Mapping[str, Worker],
+        drivers: Mapping[str, RunDriver],
         retention: timedelta,
     ) -> None:
         self.found = Findings()
@@ -81,15 +81,15 @@ class Audit:
         self._clock = clock
         self._ownership = ownership
         self._recovery = recovery
-        self._workers = workers
+        self._drivers = drivers
         self._retention = retention
         self._ended_before: set[str] = set()
-        """Runs of workers that had ended when the workers were last compared."""
+        """Runs of drivers that had ended when the drivers were last compared."""
 
-    # Records and workers.
+    # Records and drivers.
 
-    async def compare_workers(self, owner: str, held: Sequence[RunId]) -> None:
-        """Compare the workers with the active runs that ``owner``, this process, holds.
+    async def compare_drivers(self, owner: str, held: Sequence[RunId]) -> None:
+        """Compare the drivers with the active runs that ``owner``, this process, holds.
 
         Raises:
             StoreUnavailableError: A store does not answer; the next call goes on.
@@ -100,28 +100,28 @@ class Audit:
         try:
             for run_id in held:
                 if not self._is_worked_on(run_id):
-                    found.runs_without_worker += await self._end_unworked(run_id, owner)
-            found.workers_without_run = await self._stop_strangers(owner, set(held))
+                    found.runs_without_driver += await self._end_unworked(run_id, owner)
+            found.drivers_without_run = await self._stop_strangers(owner, set(held))
         finally:
             self._count(found)
 
     def _is_worked_on(self, run_id: str) -> bool:
-        return run_id in self._workers or run_id in self._recovery.endless
+        return run_id in self._drivers or run_id in self._recovery.endless
 
     async def _end_unworked(self, run_id: RunId, owner: str) -> bool:
         run = await self._records.runs.held(run_id, owner)
         if run is None or self._is_worked_on(run_id):
             return False
-        logger.warning("active run without worker", run_id=run_id)
+        logger.warning("active run without driver", run_id=run_id)
         await self._recovery.end(run, STORE_FAILED)
         return True
 
     async def _stop_strangers(self, owner: str, held: set[RunId]) -> int:
-        """Stop the workers whose run is not ours, and return how many there are."""
+        """Stop the drivers whose run is not ours, and return how many there are."""
         suspects = {
-            run_id: worker
-            for run_id, worker in list(self._workers.items())
-            if worker.admitted and run_id not in held
+            run_id: driver
+            for run_id, driver in list(self._drivers.items())
+            if driver.admitted and run_id not in held
         }
         if not suspects:
             self._ended_before.clear()
@@ -129,17 +129,17 @@ class Audit:
         standings = await self._records.runs.standings(list(suspects))
         ended = {run_id for run_id, standing in standings.items() if not standing.is_active}
         stopped = 0
-        for run_id, worker in suspects.items():
+        for run_id, driver in suspects.items():
             standing = standings.get(run_id)
             if standing is not None and standing.is_active and standing.owner == owner:
                 continue  # It was created since.
-            if self._workers.get(run_id) is not worker:
+            if self._drivers.get(run_id) is not driver:
                 continue
-            # A worker that has just settled its run is about to go.
+            # A driver that has just settled its run is about to go.
             if run_id in ended and run_id not in self._ended_before:
                 continue
-            logger.warning("worker without a run of this process", run_id=run_id)
-            worker.disown()
+            logger.warning("driver without a run of this process", run_id=run_id)
+            driver.disown()
             stopped += 1
         self._ended_before = ended
         return stopped

@@ -30,7 +30,7 @@ class Ownership:
         self._steady_since: float | None = None
         self._beaten_at: float | None = None
 
-    async def begin(self) -> None:
+    async def register(self) -> None:
         """Let the owner live from now on. Raises StoreUnavailableError."""
         await self._owners.register(self.owner, self._lease_seconds)
         if not self.shared:
@@ -80,7 +80,7 @@ class Ownership:
             self.owner = owner
             self._steady_since = None
 
-    async def bury(self) -> None:
+    async def expire_owners(self) -> None:
         """Let the owners die whose leases have run out, if that may be judged at present.
 
         Their active runs are orphans from then on. A process that stood still beats first: it may
@@ -98,9 +98,9 @@ class Ownership:
 
     async def is_gone(self, owner: str) -> bool:
         """Whether nobody works any more on the runs of ``owner``. Raises StoreUnavailableError."""
-        await self.bury()
+        await self.expire_owners()
         return not await self._owners.alive(owner)
 
-    async def leave(self) -> None:
+    async def release(self) -> None:
         """Let the owner live no longer, unless runs of it are left to be ended by others."""
         await self._owners.leave(self.owner)

@@ -89,7 +89,7 @@ class Recovery:
         Raises:
             StoreUnavailableError: A store did not answer for some run; the next call tries again.
         """
-        await self._ownership.bury()
+        await self._ownership.expire_owners()
         failures = await self._end_all(list(self.endless.values()))
         after: RunId | None = None
         while True:

@@ -132,7 +132,7 @@ class _Heartbeat(threading.Thread):
 
     async def _obey(self, owner: str, beat: Beat) -> None:
         try:
-            await self._runs.obey(owner, beat)
+            await self._runs.apply_beat(owner, beat)
         except ReattachError as error:
             logger.warning("beat not obeyed", reason=error.detail)
         except Exception:

@@ -21,7 +21,7 @@ from reattach.runs.service import RunService
 logger = structlog.get_logger(__name__)
 
 
-async def keep_up(runs: RunService, clock: Clock, retention_seconds: float) -> None:
+async def upkeep(runs: RunService, clock: Clock, retention_seconds: float) -> None:
     """Sweep and recover at intervals, until cancelled. Faults are logged, and tried again.
 
     A run that this process could not give its end is tried again much sooner than that.
@@ -36,12 +36,12 @@ async def keep_up(runs: RunService, clock: Clock, retention_seconds: float) -> N
             if clock.monotonic_seconds() >= audit_due_at:
                 audit_due_at = clock.monotonic_seconds() + AUDIT_LOGS_SECONDS
                 await _tried(runs.audit.compare_logs)
-        elif runs.has_endless or runs.ownership.shared:
+        elif runs.has_pending_recoveries or runs.ownership.shared:
             await _tried(runs.recover)
         await clock.sleep(min(interval_seconds, RECOVERY_INTERVAL_SECONDS))
 
 
-async def keep_records(records: Records, clock: SharedClock) -> None:
+async def records_upkeep(records: Records, clock: SharedClock) -> None:
     """Set the clock by the database's, and tidy a file, now and then, until cancelled."""
     while True:
         await clock.sleep(min(CLOCK_SET_SECONDS, WAL_AGE_SECONDS))
@@ -67,7 +67,7 @@ async def listen(runs: RunService, records: Records, clock: Clock) -> None:
     async def hear() -> None:
         async with records.notifications() as notifications:
             async for notification in notifications:
-                runs.hear(notification)
+                runs.handle_notification(notification)
 
     while True:
         await _tried(hear)

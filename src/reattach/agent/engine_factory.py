@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reattach.agent.compaction.engine import CompactingEngine
-from reattach.agent.compaction.summary import Compaction, Plan, Summarizer
+from reattach.agent.compaction.summary import Compactor, Plan, Summarizer
 from reattach.agent.turns import settings_of
 from reattach.domain.clock import Clock
 from reattach.domain.errors import InvalidArgumentError, NotFoundError
@@ -18,7 +18,7 @@ from reattach.tools.loop import ToolLoop
 
 
 @dataclass(frozen=True, slots=True)
-class Answering:
+class EngineFactory:
     """Chooses who answers. Raises NotFoundError for a model that the server does not offer."""
 
     catalog: Catalog
@@ -48,20 +48,20 @@ class Answering:
         """Return the engine for one run of the tenant's agent with that model."""
         engine = CompactingEngine(
             self.catalog.engine(model),
-            self.compaction(model, agent, conversation),
+            self.compactor(model, agent, conversation),
             self.clock,
         )
-        tools = self.toolbox.for_tenant(tenant).attached(agent.settings)
+        tools = self.toolbox.for_tenant(tenant).attached_tools(agent.settings)
         context = ToolContext(tenant, agent.id, None if conversation is None else conversation.id)
         return ToolLoop(engine, tools, self.clock, call_seconds=self.tool_seconds, context=context)
 
-    def compaction(
+    def compactor(
         self,
         model: str,
         agent: Agent,
         conversation: Conversation | None,
         asked: Mapping[str, Any] | None = None,
-    ) -> Compaction | None:
+    ) -> Compactor | None:
         """How the conversation is compacted; ``asked`` go before the agent's own settings.
 
         None if it is not, because the model can not be asked for summaries.
@@ -76,7 +76,7 @@ class Answering:
         if summarizer is None:
             return None
         asked_tokens = settings_of(agent, conversation).max_output_tokens
-        return Compaction(
+        return Compactor(
             plan,
             summarizer,
             self.clock,
