@@ -1,12 +1,13 @@
-"""A tool call that waits for an approval while the server is started anew, and three clients.
+"""A tool call waits for an approval across a restart of the server, with three clients.
 
-One client asks; the agent's model calls a tool of an MCP server, whose calls need an approval. The
-server is killed and started again. A second client finds what waits, approves it, and goes away in
-the middle of the answer. A third one resumes that answer to its end. The tool has run once.
+The first client asks a question, and the agent's model calls a tool of an MCP server that needs an
+approval. The server is killed and started again. The second client finds the pending call,
+approves it, and leaves in the middle of the answer. The third client resumes that answer to its
+end. The tool has run once.
 
 Install Reattach with the extra ``mcp`` (docs/install.md) and ``letta-client``, and run
-``python examples/approved_later.py``. The model is the scripted one, which calls the tools that a
-message names in brackets, so that no key is needed.
+``python examples/approved_later.py``. It needs no key: the scripted model calls the tools that a
+message names in brackets.
 """
 
 import json
@@ -32,7 +33,7 @@ requires_approval = ["book"]
 
 
 def ask(client: Letta) -> str:
-    """The first client: asks, is told that a call waits, and leaves. Returns the conversation."""
+    """Be the first client: ask, see that a call is pending, and return the conversation."""
     tools = ["ferries__timetable", "ferries__book"]
     agent = client.agents.create(name="traveller", model="scripted/echo", tools=tools)
     conversation = client.conversations.create(agent_id=agent.id)
@@ -50,9 +51,9 @@ def ask(client: Letta) -> str:
 
 
 def approve(client: Letta, conversation_id: str) -> tuple[str, int]:
-    """The second client: finds what waits, approves it, and leaves after the first event.
+    """Be the second client: approve the pending call and leave after the first event.
 
-    Returns the run and the number of the last event that it had: all that a third one needs.
+    Return the run and the number of the last event: all that the third client needs.
     """
     request = next(
         message
@@ -79,7 +80,7 @@ def approve(client: Letta, conversation_id: str) -> tuple[str, int]:
 
 
 def resume(client: Letta, run_id: str, seq_id: int) -> None:
-    """The third client: has the rest of the answer."""
+    """Be the third client: read the rest of the answer."""
     text = ""
     for event in client.runs.messages.stream(run_id, starting_after=seq_id):
         if event.message_type == "assistant_message":

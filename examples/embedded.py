@@ -1,4 +1,4 @@
-"""An application of your own whose answers can be followed again after a cut connection.
+"""An application whose answers can be resumed after a lost connection.
 
 Run it with `uvicorn examples.embedded:app`, then
 `curl -N -X POST localhost:8000/ask -H 'content-type: application/json' -d '{"text": "hello"}'`.
@@ -15,7 +15,7 @@ from reattach.embed import Reattach, ReattachError, RunStream, Turn
 
 
 async def answer(turn: Turn) -> AsyncIterator[str]:
-    """Stands for your agent: any async generator of text."""
+    """Answer a question. Your agent goes here: any async generator of text."""
     for word in turn.input[-1].text.split():
         yield f"{word.upper()} "
         await asyncio.sleep(0)

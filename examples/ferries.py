@@ -1,4 +1,4 @@
-"""An MCP server that books ferries: every booking is a line in the file of its first argument."""
+"""An MCP server that books ferries. Each booking is a line in the file that its argument names."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ server = MCPServer("ferries", version="1.0", log_level="ERROR")
 
 @server.tool()
 def timetable(to: str) -> str:
-    """Tell when ferries go."""
+    """Return when ferries leave."""
     return f"To {to}: 8:00, 12:00 and 17:30."
 
 

@@ -1,11 +1,11 @@
-"""The main job, shown: answers cut in the middle, resumed, and compared byte for byte.
+"""Show the main feature: answers are cut in the middle, resumed, and compared byte for byte.
 
-Starts a server of its own with the built-in model, speaks to it with the unmodified Python SDK
-through a relay that resets TCP connections, kills the server in mid-answer, and says in its last
-line whether anything was lost or doubled. Exits with 0 only if nothing was.
+The demo starts a server with the built-in model and talks to it with the unmodified Python SDK,
+through a relay that resets TCP connections. It kills the server in the middle of an answer. The
+last line says whether anything was lost or doubled; the exit status is 0 only if nothing was.
 
-With ``--cluster`` there are two servers, which share a Redis and a PostgreSQL of the demo's own:
-every answer that was cut is resumed at the other one, which also ends what a killed one began.
+With ``--cluster`` there are two servers, which share a Redis and a PostgreSQL of the demo's own.
+Every answer that was cut is resumed on the other server, which also ends the runs of a killed one.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def say(text: str = "") -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    """The servers that the demo plays with, and the relay that its client reaches each by."""
+    """The servers of the demo, and the relay through which the client reaches each of them."""
 
     servers: Sequence[ServerProcess]
     relays: Sequence[Relay]
@@ -61,17 +61,17 @@ class Stage:
         return len(self.servers) > 1
 
     def place(self, number: int) -> str:
-        """Where a request goes, if there is a choice."""
+        """Name the server that gets a request, if there is a choice."""
         return f" at {'AB'[number]}" if self.is_cluster else ""
 
 
 @dataclass
 class Reader:
-    """A client of the SDK: what it saw, and what came over the wire to it."""
+    """A client of the SDK: the events that it saw, and the bytes that it received."""
 
     stage: Stage
     at: int = 0
-    """The server that it speaks to."""
+    """The number of the server that it talks to."""
     recording: Recording = field(default_factory=Recording)
     pieces: list[bytes] = field(default_factory=list)
     cursor: int = 0
@@ -84,7 +84,7 @@ class Reader:
         self.go_to(self.at)
 
     def go_to(self, number: int) -> str:
-        """Speak to that server from now on; where that is."""
+        """Talk to that server from now on, and return its name."""
         self.at = number
         self.relay = self.stage.relays[number]
         self.sdk = Letta(
@@ -132,12 +132,12 @@ class Reader:
 
 
 def to_the_end(_seen: int) -> bool:
-    """Cut nothing."""
+    """Read to the end, without a cut."""
     return False
 
 
-def full_replay(stage: Stage, number: int, run_id: str) -> bytes:
-    """The run from its start, read raw from one server and without the SDK."""
+def read_full_replay(stage: Stage, number: int, run_id: str) -> bytes:
+    """Read the run from its start, from one server, without the SDK."""
     url = f"{stage.servers[number].url}/v1/runs/{run_id}/stream"
     headers = {"authorization": f"Bearer {stage.api_key}"} if stage.is_cluster else {}
     body = httpx.post(url, json={}, headers=headers, timeout=60).content
@@ -147,15 +147,15 @@ def full_replay(stage: Stage, number: int, run_id: str) -> bytes:
     return b"".join(frames[:-1])
 
 
-def compared(name: str, reader: Reader) -> bool:
-    """Compare what a client joined with the full replay of every server."""
-    same = [compared_at(number, name, reader) for number in range(len(reader.stage.servers))]
+def compare(name: str, reader: Reader) -> bool:
+    """Compare the joined pieces of a client with the full replay of every server."""
+    same = [compare_at(number, name, reader) for number in range(len(reader.stage.servers))]
     return all(same)
 
 
-def compared_at(number: int, name: str, reader: Reader) -> bool:
-    """Compare what a client joined with the full replay; say what is lost or doubled."""
-    replay = full_replay(reader.stage, number, reader.run_id)
+def compare_at(number: int, name: str, reader: Reader) -> bool:
+    """Compare the joined pieces of a client with one full replay, and report losses and doubles."""
+    replay = read_full_replay(reader.stage, number, reader.run_id)
     expected = list(map(seq_of, whole_frames(replay)))
     got = list(map(seq_of, whole_frames(reader.joined)))
     lost = sorted(set(expected) - set(got))
@@ -179,8 +179,8 @@ def send(reader: Reader, conversation_id: str, otid: str) -> Any:
     )
 
 
-def cutting(reader: Reader) -> Callable[[int], bool]:
-    """After some events, reset the TCP connection; what is in flight goes with it."""
+def cut_after_some_events(reader: Reader) -> Callable[[int], bool]:
+    """Reset the TCP connection after some events; bytes in flight are lost with it."""
 
     def stop(seen: int) -> bool:
         if seen == EVENTS_BEFORE_CUT:
@@ -196,7 +196,7 @@ def part_one(stage: Stage, conversation_id: str) -> bool:
     say("1. A long answer, whose connection is cut three times")
     otid = str(uuid.uuid4())
     reader = Reader(stage)
-    cut = cutting(reader)
+    cut = cut_after_some_events(reader)
     others = itertools.cycle(reversed(range(len(stage.servers))))
 
     def resume(way: str, stop: Callable[[int], bool], **named: str) -> None:
@@ -226,7 +226,7 @@ def part_one(stage: Stage, conversation_id: str) -> bool:
     again.read(send(again, conversation_id, otid), to_the_end)
     one_run = again.run_id == reader.run_id and again.joined == reader.joined
     say(f"  {'the same run, the same bytes' if one_run else 'ANOTHER RUN'}")
-    return compared("1", reader) and kept and one_run
+    return compare("1", reader) and kept and one_run
 
 
 def part_two(stage: Stage, conversation_id: str) -> bool:
@@ -249,7 +249,7 @@ def part_two(stage: Stage, conversation_id: str) -> bool:
 
     reader.read(send(reader, conversation_id, str(uuid.uuid4())), stop)
     if not stage.is_cluster:
-        start_again(stage)
+        restart(stage)
     place = reader.go_to(len(stage.servers) - 1)
     say(f"resuming{place} by run id, starting_after={reader.cursor}")
     reader.read(
@@ -262,18 +262,18 @@ def part_two(stage: Stage, conversation_id: str) -> bool:
     run = reader.sdk.runs.retrieve(reader.run_id)
     say(f"the run is {run.status}, stop_reason {run.stop_reason}: it did not hang")
     if stage.is_cluster:
-        start_again(stage)
-    return compared("2", reader) and run.status == "failed"
+        restart(stage)
+    return compare("2", reader) and run.status == "failed"
 
 
-def start_again(stage: Stage) -> None:
+def restart(stage: Stage) -> None:
     say(f"starting the server{stage.place(0)} again")
     stage.servers[0].start()
     say(f"  it answers, {time.monotonic() - STARTED:.1f} s after the beginning of this demo")
 
 
-def prepared(stage: Stage) -> str | None:
-    """A conversation with a storyteller; None if there is no model."""
+def prepare(stage: Stage) -> str | None:
+    """Create a conversation with a storyteller; return None if there is no model."""
     for number, (server, relay) in enumerate(zip(stage.servers, stage.relays, strict=True)):
         name = f"{'AB'[number]}: " if stage.is_cluster else ""
         say(f"  {name}{server.url}, reached by the client through a relay at {relay.url}")
@@ -281,7 +281,7 @@ def prepared(stage: Stage) -> str | None:
     # The scripted ones come last.
     models = sdk.models.list()[:1] if stage.question == QUESTION else sdk.models.list()[-2:]
     if not models:
-        say("No model. scripts/setup installs the built-in one; run that first.")
+        say("There is no model. Run scripts/setup, which installs the built-in one.")
         return None
     agent = sdk.agents.create(
         name="storyteller",
@@ -323,17 +323,17 @@ def two_servers(arguments: Sequence[str], question: str) -> Iterator[Stage]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/demo", description="Show what Reattach is for.")
     parser.add_argument(
-        "--cluster", action="store_true", help="over two servers, Redis and PostgreSQL"
+        "--cluster", action="store_true", help="with two servers, Redis and PostgreSQL"
     )
     parser.add_argument(
-        "--scripted", action="store_true", help="with a model that is quick and says nothing"
+        "--scripted", action="store_true", help="with a scripted model, which is fast"
     )
     chosen = parser.parse_args()
     arguments = ["--log-level", "warning", *(["--scripted"] if chosen.scripted else [])]
     question = SCRIPTED_QUESTION if chosen.scripted else QUESTION
     started = two_servers if chosen.cluster else one_server
     with started(arguments, question) as stage:
-        conversation_id = prepared(stage)
+        conversation_id = prepare(stage)
         if conversation_id is None:
             return 1
         good = part_one(stage, conversation_id)

@@ -6,9 +6,12 @@ import os
 import re
 import subprocess
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+import reattach
 
 ROOT = Path(__file__).parents[2]
 PYTHON_LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -24,6 +27,7 @@ COMMANDS = [
     "scripts/lock",
     "scripts/serve",
     "scripts/setup",
+    "scripts/site",
     "scripts/test",
 ]
 
@@ -147,3 +151,11 @@ def test_no_private_name_of_uvicorn_is_imported() -> None:
                 elif isinstance(node, ast.ImportFrom) and node.module:
                     imported.add(node.module)
     assert {name for name in imported if name.partition(".")[0] == "uvicorn"} == public
+
+
+def test_the_version_is_written_in_one_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+    assert "version" not in project
+    assert project["dynamic"] == ["version"]
+    assert metadata.version("reattach") == reattach.__version__
