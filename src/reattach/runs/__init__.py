@@ -1,1 +1,1 @@
-"""The heart: what a run is, who works on it, who follows it, and how it always ends."""
+"""Runs: how they start, who drives them, how readers follow them, and how each one ends."""

@@ -1,4 +1,4 @@
-"""What a run gave, as one JSON object."""
+"""The output of a run as one JSON object."""
 
 from collections.abc import Container
 from typing import Any
@@ -18,9 +18,10 @@ async def whole_answer(
     *,
     compaction_messages: bool = False,
 ) -> dict[str, Any]:
-    """The messages of a settled run but for its input, why it ended and what it has cost.
+    """Return the output messages of a settled run, its stop reason and its usage.
 
-    Only messages of the ``types``, unless they are None; summaries with ``compaction_messages``.
+    Only messages of the ``types`` are included, unless they are None; summaries only with
+    ``compaction_messages``.
     """
     messages = await records.messages.of_run(
         run.tenant, run.id, before=None, after=None, limit=MAX_PAGE_ITEMS, ascending=True

@@ -1,4 +1,4 @@
-"""The work on one run in this process: engine to log, to the end, whoever is reading."""
+"""Driving one run in this process: from the engine to the log, to the settlement."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -45,33 +45,33 @@ logger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a run shows itself, as its sender asked."""
+    """The representation of a run that its sender asked for."""
 
     stream_tokens: bool = False
     include_pings: bool = True
     message_types: frozenset[MessageType] | None = None
-    """Only messages of these types get into the log; None: all."""
+    """Only messages of these types are logged; None: all."""
     compaction_messages: bool = False
-    """Whether compactions get into it."""
+    """Whether events of compactions are logged."""
 
 
-_OF_COMPACTIONS = (CompactionBegan, Summarized)
+_COMPACTION_EVENTS = (CompactionBegan, Summarized)
 _ENGINE_FAULT = EngineError("An error occurred during agent execution.")
-_UNNOTED = EngineError(
+_TOOL_NOT_NOTED = EngineError(
     "The records do not answer, so the tool did not run. Send again later, with a new OTID."
 )
-_UNREADABLE = EngineError(
+_CONVERSATION_UNREADABLE = EngineError(
     "The conversation could not be read. Send the message again, with a new OTID."
 )
 
 
 class RunDriver:
-    """Owns one run from its creation to its settlement.
+    """Drives one run from its creation to its settlement, whether anybody reads it or not.
 
-    ``opened`` is set when the log can be followed, ``done`` when the run is ``settled``, a newer
-    owner has it, or it was given up (``gave_up``: the store is gone; recovery ends the run then).
-    ``mark_running`` says in the records that there is a log, ``note_begun`` which calls' tools have
-    begun; False if the run is another's.
+    ``opened`` is set when the log can be followed. ``done`` is set when the run is ``settled``,
+    when another owner has it, or when it was ``given_up`` because the store failed; recovery then
+    ends it. ``mark_running`` records that the log is open, ``note_begun`` which calls' tools have
+    started; both return False if the run has another owner.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class RunDriver:
     ) -> None:
         self.run = run
         self.admitted = False
-        """The records have the run, and it is this driver's."""
+        """Whether the records have the run with this driver's process as its owner."""
         self.opened = asyncio.Event()
         self.done = asyncio.Event()
         self.settled = False
-        self.gave_up = False
+        self.given_up = False
         self._aliases = aliases
         self._mark_running = mark_running
         self._note_begun = note_begun
@@ -113,27 +113,27 @@ class RunDriver:
         self._appender: Appender | None = None
 
     def end(self, ending: Ending) -> None:
-        """End the run soon. Idempotent; the first ending counts, and none after the end."""
+        """End the run soon. Idempotent: only the first ending counts, and none after the end."""
         if self._ending is None:
             self._ending = ending
             self._interrupted.set()
 
     def disown(self) -> None:
-        """Stop the engine and write nothing more: another process has the run, or will have it."""
+        """Stop the engine and write nothing more, because another process owns the run."""
         self._disowned = True
         self._interrupted.set()
 
     async def drive(self) -> None:
-        """Work on the run until it is settled. Never raises but on its own cancellation."""
+        """Drive the run until it is settled. Raises nothing but its own cancellation."""
         try:
-            await self._work()
+            await self._drive()
         except FencedError:
             logger.warning("run taken over by another process", run_id=self.run.id)
         except (LogError, StoreUnavailableError) as error:
-            self.gave_up = True
+            self.given_up = True
             logger.warning("run given up", run_id=self.run.id, reason=error.detail)
         except Exception:
-            self.gave_up = True
+            self.given_up = True
             logger.exception("run given up", run_id=self.run.id)
         finally:
             if self._appender is not None:
@@ -141,11 +141,11 @@ class RunDriver:
             self.opened.set()
             self.done.set()
 
-    async def _work(self) -> None:
-        told = {"run_id": self.run.id, "tenant": self.run.tenant, "model": self.run.model}
+    async def _drive(self) -> None:
+        labels = {"run_id": self.run.id, "tenant": self.run.tenant, "model": self.run.model}
         began = self._clock.monotonic_seconds()
-        logger.info("run began", **told)
-        # Read meanwhile: nobody else adds to the thread now.
+        logger.info("run began", **labels)
+        # Read while the log opens: no other run can add to the thread now.
         turn = asyncio.create_task(
             until_available(self._clock, self._make_turn), name=f"turn {self.run.id}"
         )
@@ -153,10 +153,10 @@ class RunDriver:
         try:
             head = await self._open(first_seq=1)
             if not await until_available(self._clock, self._mark_running):
-                raise _disowned(self.run)
+                raise _not_owner(self.run)
             self._appender = self._appender_after(head.last_seq)
             self.opened.set()
-            await self._answered(turn)
+            await self._write_answer(turn)
         finally:
             turn.cancel()
         settlement = self._transcript.settlement(self.run, self._machine.steps, self._clock.now())
@@ -164,24 +164,24 @@ class RunDriver:
         self.settled = True
         logger.info(
             "run ended",
-            **told,
+            **labels,
             outcome=settlement.stop_reason.value,
             events=self._appender.last_seq,
             seconds=round(self._clock.monotonic_seconds() - began, 3),
         )
 
-    async def _answered(self, turn: "asyncio.Task[Turn]") -> None:
-        """Let the engine answer into the log, to its end."""
+    async def _write_answer(self, turn: "asyncio.Task[Turn]") -> None:
+        """Write the engine's answer and the terminal group into the log, and close it."""
         assert self._appender is not None
         if self._options.include_pings:
             self._appender.put(self._machine.ping())
         try:
-            terminal = await self._drive(turn)
-            self._fold(terminal)
+            terminal = await self._run_engine(turn)
+            self._record(terminal)
             await self._appender.close(self._visible(terminal))
         except (LogNotFoundError, SeqMismatchError) as error:
             logger.error("log lost by its store", run_id=self.run.id, reason=error.detail)  # noqa: TRY400
-            await self._close_anew(self._appender.last_seq + 1)
+            await self._close_lost_log(self._appender.last_seq + 1)
 
     async def _open(self, *, first_seq: int) -> Head:
         return await until_available(
@@ -201,98 +201,98 @@ class RunDriver:
             on_failure=self._interrupted.set,
         )
 
-    async def _close_anew(self, first_seq: int) -> None:
-        """Give a log that was lost its end, behind everything that a reader may have had of it."""
+    async def _close_lost_log(self, first_seq: int) -> None:
+        """Close a log that its store lost, at a seq after everything a reader may have seen."""
         head = await self._open(first_seq=first_seq)
         ending = self._ending or LOG_LOST
         terminal = self._machine.stop(ending.reason, ending.failure)
-        if not terminal:  # The terminal group itself was lost, or what came just before it.
+        if not terminal:  # The terminal group or the event before it was lost.
             assert LOG_LOST.failure is not None
             terminal = [Stopped(LOG_LOST.reason), LOG_LOST.failure, self._transcript.usage]
-        self._fold(terminal)
+        self._record(terminal)
         await self._appender_after(head.last_seq).close(self._visible(terminal))
 
-    async def _drive(self, turn: "asyncio.Task[Turn]") -> list[Event]:
-        """Let the engine answer, and return what ends the run."""
-        driving = asyncio.create_task(self._answer(turn), name=f"engine {self.run.id}")
+    async def _run_engine(self, turn: "asyncio.Task[Turn]") -> list[Event]:
+        """Run the engine until it ends or is interrupted, and return the terminal group."""
+        engine_task = asyncio.create_task(self._append_deltas(turn), name=f"engine {self.run.id}")
         interrupted = asyncio.create_task(self._interrupted.wait())
         try:
-            await asyncio.wait({driving, interrupted}, return_when=asyncio.FIRST_COMPLETED)
-            if not driving.done():
-                await self._stop(driving)
+            await asyncio.wait({engine_task, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+            if not engine_task.done():
+                await self._stop(engine_task)
         finally:
             interrupted.cancel()
-            driving.cancel()
+            engine_task.cancel()
         assert self._appender is not None
         if self._disowned:
-            raise _disowned(self.run)
+            raise _not_owner(self.run)
         if self._appender.failure is not None:
             raise self._appender.failure
         if self._ending is not None:
             return self._machine.stop(self._ending.reason, self._ending.failure)
-        if driving.cancelled():  # by something within the engine
-            return self._failed(asyncio.CancelledError())
-        error = driving.exception()
+        if engine_task.cancelled():  # by the engine itself
+            return self._fail(asyncio.CancelledError())
+        error = engine_task.exception()
         if isinstance(error, FencedError):
             raise error
-        return self._machine.finish() if error is None else self._failed(error)
+        return self._machine.finish() if error is None else self._fail(error)
 
-    async def _stop(self, driving: asyncio.Task[None]) -> None:
-        """Cancel the engine, and go on without it if it does not obey."""
-        driving.cancel()
-        await asyncio.wait({driving}, timeout=ENGINE_STOP_SECONDS)
-        if not driving.done():
-            driving.add_done_callback(lambda task: task.cancelled() or task.exception())
+    async def _stop(self, engine_task: asyncio.Task[None]) -> None:
+        """Cancel the engine. If it ignores that, continue without it."""
+        engine_task.cancel()
+        await asyncio.wait({engine_task}, timeout=ENGINE_STOP_SECONDS)
+        if not engine_task.done():
+            engine_task.add_done_callback(lambda task: task.cancelled() or task.exception())
             logger.error("engine ignores its cancellation", run_id=self.run.id)
 
-    def _failed(self, error: BaseException) -> list[Event]:
+    def _fail(self, error: BaseException) -> list[Event]:
         if isinstance(error, EngineError):
             logger.info("run failed", run_id=self.run.id, error=error.code, detail=error.detail)
             return self._machine.fail(error)
         if isinstance(error, LimitExceededError):
             return self._machine.fail(EngineError(error.detail))
         if isinstance(error, StoreUnavailableError):
-            return self._machine.fail(_UNREADABLE)
+            return self._machine.fail(_CONVERSATION_UNREADABLE)
         logger.error("engine fault", run_id=self.run.id, exc_info=error)
         return self._machine.fail(_ENGINE_FAULT)
 
-    async def _answer(self, reading: "asyncio.Task[Turn]") -> None:
-        """Feed the engine's deltas to the log. Cancelling it is how a run is ended."""
+    async def _append_deltas(self, reading: "asyncio.Task[Turn]") -> None:
+        """Append the events of the engine's deltas. Cancelling this ends the run."""
         assert self._appender is not None
         turn = await reading
         self._transcript.due = tuple(turn.due)
         held_bytes = 0
         async with closing_deltas(self._engine.run(turn)) as deltas:
             async for delta in deltas:
-                # What is not streamed as it comes is in no log yet, but in memory all the same.
+                # Without token streaming, deltas pile up in memory before the log sees them.
                 held_bytes += _size_bytes(delta)
                 if held_bytes > RUN_LOG_BYTES:
                     raise LimitExceededError(
-                        f"An answer may have {RUN_LOG_BYTES} bytes; this one has reached that."
+                        f"The answer exceeds {RUN_LOG_BYTES} bytes, the most that a run may hold."
                     )
                 events = self._machine.on_delta(delta)
                 self._appender.put(self._visible(events))
-                self._fold(events)  # After the log took them: no transcript has what no log has.
+                self._record(events)  # After ``put``: the transcript must not be ahead of the log.
                 if isinstance(delta, ToolStarting):
-                    await self._begin(self._machine.call_id(delta.tool_call_id))
+                    await self._note_tool_call(self._machine.call_id(delta.tool_call_id))
                 if self._appender.is_full:
                     await self._appender.room()
 
-    async def _begin(self, call_id: str) -> None:
-        """Let a tool begin. What it does can not be taken back: its call has to be known before."""
+    async def _note_tool_call(self, call_id: str) -> None:
+        """Log and record a tool call before its tool starts, which cannot be undone."""
         assert self._appender is not None
         await self._appender.flush()
         if self._transcript.begun is None:
-            return  # Others begin without a word, so that to note this one would tell nothing.
+            return  # The engine starts other tools unannounced, so a note would prove nothing.
         begun = (*self._transcript.begun, call_id)
         try:
             if not await until_available(self._clock, lambda: self._note_begun(begun)):
-                raise _disowned(self.run)
+                raise _not_owner(self.run)
         except StoreUnavailableError as error:
-            raise _UNNOTED from error
+            raise _TOOL_NOT_NOTED from error
         self._transcript.begun = begun
 
-    def _fold(self, events: list[Event]) -> None:
+    def _record(self, events: list[Event]) -> None:
         for event in events:
             self._transcript.add(event)
 
@@ -301,21 +301,21 @@ class RunDriver:
         if types is None and len(events) == 1 and type(events[0]) is AssistantText:
             return events
         if not self._options.compaction_messages:
-            events = [one for one in events if not isinstance(one, _OF_COMPACTIONS)]
+            events = [one for one in events if not isinstance(one, _COMPACTION_EVENTS)]
         if types is None:
             return events
         kinds = ((event, message_type(event)) for event in events)
         return [event for event, kind in kinds if kind is None or kind in types]
 
 
-def _disowned(run: Run) -> FencedError:
+def _not_owner(run: Run) -> FencedError:
     return FencedError(f"{run.id} has another owner, or none.")
 
 
 def _size_bytes(delta: Delta) -> int:
-    """The memory that a delta takes, roughly."""
+    """Estimate the memory of a delta."""
     match delta:
-        case TextDelta(text):  # First, as most are.
+        case TextDelta(text):  # Most are of this kind.
             return DELTA_BYTES + len(text)
         case ReasoningDelta(text, signature):
             return DELTA_BYTES + len(text) + len(signature or "")

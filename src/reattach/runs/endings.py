@@ -1,4 +1,4 @@
-"""Why runs are ended from outside, and what their readers are told."""
+"""The reasons for ending a run from outside, with the errors that its readers get."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from reattach.domain.events import Failed, StopReason
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Why a run is ended from outside."""
+    """A reason for ending a run from outside."""
 
     reason: StopReason
     failure: Failed | None = None
@@ -27,7 +27,7 @@ OWNER_DIED = Ending(
     StopReason.ERROR,
     Failed(
         "stream_incomplete",
-        "The server process that worked on the run died. What it had produced is kept; "
+        "The server process that drove the run died. Its output until then is kept; "
         "send the message again, with a new OTID, to continue.",
         None,
     ),
@@ -36,7 +36,7 @@ STORE_FAILED = Ending(
     StopReason.ERROR,
     Failed(
         "internal_error",
-        "The server could not write the events of the run. What it had written is kept; "
+        "The server could not write the events of the run. The events until then are kept; "
         "send the message again, with a new OTID, to continue.",
         None,
     ),
@@ -45,7 +45,7 @@ POWER_LOST = Ending(
     StopReason.ERROR,
     Failed(
         "stream_incomplete",
-        "The machine that worked on the run stopped, and the last events of the run may be lost. "
+        "The machine that drove the run stopped, and the last events of the run may be lost. "
         "The conversation keeps the rest; send the message again, with a new OTID, to continue.",
         None,
     ),
@@ -54,7 +54,7 @@ LOG_LOST = Ending(
     StopReason.ERROR,
     Failed(
         "internal_error",
-        "The store lost events of the run that were written. What was read of it stays true, and "
+        "The store lost written events of the run. Events that were read stay valid but "
         "cannot be read again; send the message again, with a new OTID, to continue.",
         None,
     ),

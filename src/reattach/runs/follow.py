@@ -1,4 +1,4 @@
-"""Readers of runs: a reader is a cursor into shared bytes, and one timer serves them all."""
+"""Readers of runs: each is a cursor into shared bytes, and one timer serves them all."""
 
 import asyncio
 import sys
@@ -16,14 +16,14 @@ __all__ = ["Following", "Target", "Watch", "follow", "remainder"]
 
 
 class Following:
-    """One reader of one run. Made by ``follow``.
+    """One reader of one run, made by ``follow``.
 
-    ``cursor`` is the last seq that the reader was given. ``wake`` is called whenever there may be
-    something to do: more events, the end, or a keepalive that is due.
+    ``cursor`` is the last seq that the reader has got. ``wake`` is called when there may be
+    something to do: new events, the end of the log, or a keepalive.
 
-    A reader that waits for it, having all that there is, may lend a ``sink``: new events are given
-    to it at once, as they come, and ``wake`` is called only for what it does not take and for all
-    else. Neither may raise or block.
+    A reader that has everything and waits may set a ``sink``. New events are passed to it at once,
+    and ``wake`` is called only for events that it refuses and for everything else. Neither callback
+    may raise or block.
     """
 
     __slots__ = ("_behind_at", "_has_spoken", "_log", "_max_events", "_shared", "_tail", "cursor",
@@ -46,27 +46,26 @@ class Following:
         self._max_events = max_events
         self.run_id = run_id
         self.cursor = cursor
-        self.wake: Callable[[], None] = _nobody_waits
+        self.wake: Callable[[], None] = _ignore_wake
         self.sink: Callable[[bytes], bool] | None = None
-        """Takes events, or says that it can not now."""
+        """Takes events and returns True, or returns False if it cannot take them now."""
         self.keepalive_due = False
         self.released = False
-        """The process is going away, and the run is another's: to be followed there."""
+        """The process is shutting down and another one drives the run: follow it there."""
         self.revoked = False
-        """The reader may not read on: its key is over."""
+        """The reader's key was revoked, so it may not read on."""
         self.quiet_since: float | None = None
-        """When the reader was last sent something, by the event loop's clock; None while a
-        write is under way, when there is nothing to keep alive. A sink is looked after by
-        ``silent_since``."""
+        """When the reader last got something, by the event loop's clock; None while a write is in
+        progress, when it needs no keepalive. ``silent_since`` keeps it for a sink."""
         self._has_spoken = False
-        """Whether the sink was given something since it was last looked after."""
+        """Whether the sink has got something since the last check."""
         self._behind_at: int | None = None
-        """Its cursor when it was last looked after, if there was more then."""
-        tail.subscribe(self.changed)
+        """The cursor at the last check, if more events were there."""
+        tail.subscribe(self.on_change)
 
     async def aclose(self) -> None:
-        """Be called no longer, and let go of the log. To be called once."""
-        self._tail.unsubscribe(self.changed)
+        """Stop the callbacks and release the log. Call it once."""
+        self._tail.unsubscribe(self.on_change)
         await self._shared.__aexit__(None, None, None)
 
     async def __aenter__(self) -> Self:
@@ -76,9 +75,12 @@ class Following:
         await self.aclose()
 
     async def read(self) -> Slice:
-        """The next events, at most one write of a replay; empty if there are none at present.
+        """Return the next events, at most one write of a replay; empty if there are none now.
 
-        Moves the cursor. Raises ExpiredError if the events after the cursor were trimmed away.
+        Moves the cursor.
+
+        Raises:
+            ExpiredError: The events after the cursor were trimmed.
         """
         piece = self.read_now()
         if piece is None:
@@ -92,7 +94,7 @@ class Following:
         return piece
 
     def read_now(self) -> Slice | None:
-        """What ``read`` gives, without waiting; None if the store has to be asked for it."""
+        """Return what ``read`` would, without waiting; None if only the store has it."""
         if self.cursor + 1 < self._tail.first_seq:
             return None
         piece = self._tail.slice(
@@ -102,7 +104,7 @@ class Following:
         return piece
 
     def view(self) -> View | None:
-        """What ``read`` gives, without waiting and without a copy, where that is possible.
+        """Return what ``read`` would, without waiting or copying; None if that is not possible.
 
         Moves the cursor.
         """
@@ -113,8 +115,8 @@ class Following:
             self.cursor = piece.last_seq
         return piece
 
-    def changed(self) -> None:
-        """Something happened to the tail: give the sink what is new, or wake the reader."""
+    def on_change(self) -> None:
+        """Pass new events to the sink, or wake the reader."""
         if self.sink is not None:
             piece = self._tail.latest(self.cursor)
             if (
@@ -129,13 +131,16 @@ class Following:
         self.wake()
 
     def revoke(self) -> None:
-        """Give this reader nothing more."""
+        """Pass no more events to this reader."""
         self.revoked = True
         self.sink = None
         self.wake()
 
     def silent_since(self, now: float) -> float | None:
-        """``quiet_since``, to be asked once a tick: a clock would cost more than a sink."""
+        """Return ``quiet_since``.
+
+        Called once per tick, because a clock per event would cost more than a sink.
+        """
         if self._has_spoken:
             self._has_spoken = False
             self.quiet_since = now
@@ -143,39 +148,39 @@ class Following:
 
     @property
     def has_more(self) -> bool:
-        """Whether ``read`` would give events, or the log has ended."""
+        """Whether ``read`` would return events, or the log has ended."""
         return self._tail.last_seq > self.cursor or self._tail.ended
 
     def is_overlooked(self) -> bool:
-        """Whether it has more, and is where it was when this was last asked, with more then too."""
+        """Whether it had events to read at this check and the previous one, and has not moved."""
         behind_at = self.cursor if self.has_more else None
         was_at, self._behind_at = self._behind_at, behind_at
         return behind_at is not None and behind_at == was_at
 
     @property
     def closed(self) -> bool:
-        """The log is closed; with an empty ``read`` that means that all of it was given."""
+        """The log is closed; an empty ``read`` then means that everything was read."""
         return self._tail.closed
 
     @property
     def finished(self) -> bool:
-        """The log is closed, and all of it was given."""
+        """The log is closed and everything was read."""
         return self._tail.closed and self.cursor >= self._tail.last_seq
 
     @property
     def failure(self) -> ReattachError | None:
-        """Why the log can not be followed any longer from here, if so."""
+        """The reason why the log cannot be followed any longer, or None."""
         return self._tail.failure
 
 
-def _nobody_waits() -> None:
-    """A reader that has not begun looks for itself."""
+def _ignore_wake() -> None:
+    """Ignore a wake-up: a reader that has not started reads by itself first."""
 
 
 def remainder(log: Log, run_id: str, cursor: int, *, max_events: int) -> Slice | None:
-    """What a reader at ``cursor`` gets of a closed log that is in memory, if that is one write.
+    """Return everything after ``cursor`` of a closed log in memory, if that fits into one write.
 
-    ``first_seq - 1`` is the cursor at which it begins, as ``follow`` would.
+    ``first_seq - 1`` of the slice is the effective cursor, as with ``follow``.
     """
     tail = log.closed_tail(run_id)
     if tail is None:
@@ -190,13 +195,16 @@ def remainder(log: Log, run_id: str, cursor: int, *, max_events: int) -> Slice |
 async def follow(
     log: Log, run_id: str, cursor: int, *, max_events: int, ended: bool = False
 ) -> Following:
-    """Follow a run from ``cursor`` (0: from its start; negative counts as 0), until it is closed.
+    """Follow a run from ``cursor`` to the end of its log; 0 and less mean from the start.
 
-    ``max_events`` bounds the events of one read; less than 1 counts as 1. A cursor past the end of
-    a closed log is at its end. Raises CursorAheadError if an open log does not have the event at
-    the cursor, ExpiredError if what follows the cursor was trimmed away or lost, and
-    LogNotFoundError if there is no log. ``ended``: the run's record says how it ended. A log that
-    is open all the same has lost its end: LogLostError.
+    ``max_events`` bounds one read; less than 1 counts as 1. In a closed log, a cursor past the end
+    counts as the end. ``ended`` says that the run's record has its end, so its log must be closed.
+
+    Raises:
+        CursorAheadError: The log is open and does not have the event at the cursor yet.
+        ExpiredError: Events after the cursor were trimmed or lost.
+        LogNotFoundError: There is no log.
+        LogLostError: The run has ``ended`` but its log is open.
     """
     shared = log.follow(run_id)
     tail = await shared.__aenter__()
@@ -220,9 +228,8 @@ async def follow(
 class Watch:
     """One timer for all readers of the process.
 
-    It tells a reader when a keepalive is due, and is the net under wake-ups: once a tick it looks
-    whether a reader has had more than it was woken for since the last one; one that has it only
-    now is about to be told. Neither touches the store.
+    It wakes readers for keepalives, and backs up lost wake-ups: at each tick it wakes every reader
+    that had events at the previous tick and has not moved since. It never queries the store.
     """
 
     def __init__(self, ping_interval_seconds: float) -> None:
@@ -233,7 +240,7 @@ class Watch:
         self._task: asyncio.Task[None] | None = None
 
     def add(self, following: Following, *, pings: bool) -> None:
-        """Watch over a reader, until it is removed."""
+        """Watch a reader until it is removed."""
         following.quiet_since = asyncio.get_running_loop().time()
         self._readers.add(following)
         if pings:
@@ -246,7 +253,7 @@ class Watch:
         self._pinged.discard(following)
 
     def release(self) -> None:
-        """Let go of the readers whose log is still open: this process is about to end."""
+        """Release the readers whose log is still open, because this process is about to end."""
         for following in self._readers:
             if not following.closed:
                 following.released = True
@@ -257,7 +264,7 @@ class Watch:
         while self._readers:
             await asyncio.sleep(self._tick_seconds)
             now = loop.time()
-            # A tick too early rather than too late: what cuts silent connections counts too.
+            # A tick early rather than late, because proxies cut silent connections.
             due_before = now - self._interval_seconds + self._tick_seconds
             for following in self._readers:
                 if following.is_overlooked():

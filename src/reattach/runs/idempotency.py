@@ -1,4 +1,4 @@
-"""When two sends are one request, and how a log is found by its key."""
+"""The idempotency key of a send, and the alias of a log."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from reattach.records.base import RequestKey, Thread
 
 
 def request_key(messages: Sequence[Message], thread: Thread) -> RequestKey | None:
-    """The idempotency key of a send, if the client gave each of its messages an OTID.
+    """Return the key of a send, or None unless every message has an OTID from the client.
 
-    The key is the tuple of the OTIDs; the payload is the messages and the thread. How the answer
-    is to be shown is no part of either.
+    The key is the tuple of OTIDs; its digest covers the messages and the thread. Options of
+    representation belong to neither.
     """
     otids = tuple(message.otid for message in messages if message.otid)
     if len(otids) < len(messages):
@@ -27,5 +27,5 @@ def request_key(messages: Sequence[Message], thread: Thread) -> RequestKey | Non
 
 
 def otid_alias(tenant: TenantId, otid: str) -> str:
-    """The name under which a log is found by the OTID of a message of its run."""
+    """Return the alias by which a log is found for the OTID of an input message."""
     return f"{tenant}:{otid}"

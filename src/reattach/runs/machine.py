@@ -1,18 +1,19 @@
-"""The course of one run, as a pure state machine: deltas of an engine in, events out.
+"""The course of one run as a pure state machine: an engine's deltas in, events out.
 
 Rules:
-- A run is a sequence of steps; a step is one call of the model and has an id of its own.
-- Everything that the model says in a step is one message, or several if it has more than 128 parts.
-  A part is a stretch of one kind. Parts are numbered from 0 in the order in which they begin.
+
+- A run is a sequence of steps. A step is one call of the model and has its own id.
+- The model's output of a step is one message, or several if it has more than 128 parts. A part is
+  an uninterrupted stretch of one kind; parts are numbered from 0 in the order in which they begin.
 - A tool's return belongs to the step that called it, and is a message of its own.
 - A summary of the conversation is a step and a message of its own.
-- With ``stream_tokens`` every delta is an event; without it every part is one, when it is whole.
-- A turn that leaves calls without the approval that they need ends for that reason, whether the
-  engine says so or not.
-- Deltas are made storable first (``engine/intake.py``), so that every event can be encoded, and
-  read back as it is.
-- The run ends once, with its terminal group: Stopped, Failed if it failed, Usage. What an engine
-  yields after that is dropped.
+- With ``stream_tokens`` every delta is an event; without it every complete part is one.
+- A turn that leaves calls without the approval that they need ends with ``requires_approval``, even
+  if the engine gives no reason.
+- Deltas are made storable first (``engine/intake.py``), so every event can be encoded and decoded
+  to an equal one.
+- The run ends once, with its terminal group: Stopped, Failed if it failed, Usage. Later deltas are
+  dropped.
 """
 
 from collections.abc import Iterable, Sequence
@@ -64,24 +65,24 @@ from reattach.engine.base import (
 )
 from reattach.engine.intake import Intake
 
-Spoken = TextDelta | ReasoningDelta | ReasoningHidden | ToolCallDelta
-"""What the model says itself."""
+ModelDelta = TextDelta | ReasoningDelta | ReasoningHidden | ToolCallDelta
+"""The deltas that carry the model's own output."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """A step as far as it got. ``usage`` is zero if the step did not finish."""
+    """A step as far as it got. ``usage`` is zero for an unfinished step."""
 
     id: StepId
     started_at: datetime
     usage: Usage
     finished: bool
     model: str | None = None
-    """The handle of the model that was called, if it was not the run's."""
+    """The handle of the model, if it was not the run's."""
 
 
 class RunMachine:
-    """See the module. Methods return the events to append, in order."""
+    """The state machine of one run. Methods return the events to append, in order."""
 
     def __init__(self, clock: Clock, *, stream_tokens: bool) -> None:
         self._clock = clock
@@ -92,29 +93,31 @@ class RunMachine:
         self._part: _Part | None = None
         self._index = 0
         self._finish_reason = StopReason.END_TURN
-        self._waiting: set[str] = set()
+        self._awaiting_approval: set[str] = set()
         self.steps: list[StepRecord] = []
-        self._said_in: list[MessageId | None] = []
-        """For each of the steps the message of what the model said in it."""
+        self._step_messages: list[MessageId | None] = []
+        """The message of the model's output for each finished step."""
         self.ended = False
 
     def ping(self) -> list[Event]:
-        """The first event of a run whose sender asked for pings."""
+        """Return the first event of a run whose sender asked for pings."""
         return [Ping(f"ping-{new_uuid()}", self._now())]
 
     def on_delta(self, delta: Delta) -> list[Event]:
-        """The events that ``delta`` adds to the log.
+        """Return the events that ``delta`` adds to the log.
 
-        Raises TypeError or ValueError, adding nothing, for a delta that no engine may yield.
+        Raises:
+            TypeError: It is no delta. Nothing is added.
+            ValueError: A member of the delta has no valid value. Nothing is added.
         """
         if self.ended:
             return []
-        if type(delta) is TextDelta and self._intake.is_plain(delta.text):  # As most are.
-            return self._say(delta)
+        if type(delta) is TextDelta and self._intake.is_plain(delta.text):  # Most deltas.
+            return self._add_to_part(delta)
         return [event for one in self._intake.take(delta) for event in self._add(one)]
 
     def call_id(self, given: str) -> str:
-        """The id under which the log has the tool call that the engine calls ``given``."""
+        """Return the id in the log of the tool call that the engine calls ``given``."""
         return self._intake.call_id(given)
 
     def _add(self, delta: Delta) -> list[Event]:
@@ -125,33 +128,33 @@ class RunMachine:
                 self._finish_reason = delta.reason
                 return []
             case Compacting():
-                return [*self._flush(), self._compacting(delta)]
+                return [*self._flush(), self._on_compacting(delta)]
             case Compacted():
-                return self._compacted(delta)
+                return self._on_compacted(delta)
             case ToolStarting():
                 return self._flush()
             case ToolReturn():
-                self._waiting.discard(delta.tool_call_id)
-                return [*self._flush(), self._returned(delta)]
+                self._awaiting_approval.discard(delta.tool_call_id)
+                return [*self._flush(), self._on_tool_return(delta)]
             case ToolCallDelta(needs_approval=True):
-                self._waiting.add(delta.tool_call_id)
-                return self._say(delta)
+                self._awaiting_approval.add(delta.tool_call_id)
+                return self._add_to_part(delta)
             case _:
-                return self._say(delta)
+                return self._add_to_part(delta)
 
     def finish(self) -> list[Event]:
-        """The engine is done: its last parts and the terminal group."""
+        """End the run after the engine: return its last parts and the terminal group."""
         reason = self._finish_reason
-        if reason is StopReason.END_TURN and self._waiting:
+        if reason is StopReason.END_TURN and self._awaiting_approval:
             reason = StopReason.REQUIRES_APPROVAL
         return self._end(reason, None)
 
     def stop(self, reason: StopReason, failure: Failed | None = None) -> list[Event]:
-        """The run is ended from outside: what it has of parts, and the terminal group."""
+        """End the run from outside: return the parts so far and the terminal group."""
         return self._end(reason, failure)
 
     def fail(self, error: EngineError) -> list[Event]:
-        """The engine failed: what it has of parts, and the terminal group with the error."""
+        """End the run after an engine's failure: return the parts so far and the terminal group."""
         failure = Failed(error.code, error.detail, None)
         try:
             reason = StopReason(error.stop_reason)
@@ -174,7 +177,7 @@ class RunMachine:
         events.append(total_usage([step.usage for step in self.steps], len(self.steps)))
         return events
 
-    def _say(self, delta: Spoken) -> list[Event]:
+    def _add_to_part(self, delta: ModelDelta) -> list[Event]:
         events: list[Event] = []
         if self._part is not None and not self._part.accepts(delta):
             events = self._flush()
@@ -187,7 +190,7 @@ class RunMachine:
         return events
 
     def _flush(self) -> list[Event]:
-        """End the part under way."""
+        """Complete the current part."""
         part, self._part = self._part, None
         if part is None or self._stream_tokens:
             return []
@@ -198,12 +201,12 @@ class RunMachine:
         self._begin_step()
         assert self._step is not None
         self.steps.append(replace(self._step, usage=usage, finished=True, model=model))
-        self._said_in.append(self._message_id)
+        self._step_messages.append(self._message_id)
         self._step = None
         self._message_id = None
         return events
 
-    def _compacting(self, delta: Compacting) -> CompactionBegan:
+    def _on_compacting(self, delta: Compacting) -> CompactionBegan:
         return CompactionBegan(
             new_uuid(),
             self._begin_step().id,
@@ -213,18 +216,18 @@ class RunMachine:
             delta.context_window_tokens,
         )
 
-    def _compacted(self, delta: Compacted) -> list[Event]:
+    def _on_compacted(self, delta: Compacted) -> list[Event]:
         kept_from = delta.kept_from
         if isinstance(kept_from, int):
-            is_known = 0 <= kept_from < len(self._said_in)
-            told = self._said_in[kept_from] if is_known else None
+            is_known = 0 <= kept_from < len(self._step_messages)
+            message_id = self._step_messages[kept_from] if is_known else None
         else:
-            told = kept_from
+            message_id = kept_from
         events = self._flush()
-        summarized = Summarized(self._next_place(), delta.summary, told, delta.stats)
+        summarized = Summarized(self._next_place(), delta.summary, message_id, delta.stats)
         return [*events, summarized, *self._finish_step(delta.usage, model=delta.model)]
 
-    def _returned(self, delta: ToolReturn) -> ToolReturned:
+    def _on_tool_return(self, delta: ToolReturn) -> ToolReturned:
         step = self.steps[-1] if self._step is None and self.steps else self._begin_step()
         return ToolReturned(
             Place(new_message_id(), step.id, 0, self._now()),
@@ -254,22 +257,22 @@ class RunMachine:
         return place
 
     def _now(self) -> datetime:
-        """Whole seconds, as the wire tells them, so that a log read back gives equal events."""
+        """Return the time in whole seconds, like the wire, so that decoded events are equal."""
         return self._clock.now().replace(microsecond=0)
 
 
 class _Part:
-    """A part under way, and in step mode what it consists of."""
+    """The current part; without token streaming, with its deltas."""
 
     __slots__ = ("_first", "deltas", "place")
 
-    def __init__(self, place: Place, first: Spoken) -> None:
+    def __init__(self, place: Place, first: ModelDelta) -> None:
         self.place = place
         self._first = first
-        self.deltas: list[Spoken] = []
+        self.deltas: list[ModelDelta] = []
 
-    def accepts(self, delta: Spoken) -> bool:
-        """Whether it is of the kind that the part began with."""
+    def accepts(self, delta: ModelDelta) -> bool:
+        """Whether ``delta`` continues this part."""
         first = self._first
         if type(delta) is not type(first):
             return False
@@ -277,7 +280,7 @@ class _Part:
             isinstance(delta, ToolCallDelta) and delta.needs_approval == first.needs_approval
         )
 
-    def chunk(self, delta: Spoken) -> Output:
+    def chunk(self, delta: ModelDelta) -> Output:
         match delta:
             case TextDelta():
                 return AssistantText(self.place, delta.text)
@@ -313,7 +316,7 @@ class _Part:
 
 
 def join_calls(chunks: Sequence[ToolCallRequested]) -> tuple[ToolCall, ...]:
-    """The whole calls that ``chunks`` make together, in the order in which they began."""
+    """Join chunks to whole calls, in the order in which the calls began."""
     names: dict[str, str] = {}
     arguments: dict[str, list[str]] = {}
     for call in (call for chunk in chunks for call in chunk.calls):
@@ -323,7 +326,7 @@ def join_calls(chunks: Sequence[ToolCallRequested]) -> tuple[ToolCall, ...]:
 
 
 def total_usage(usages: Sequence[Usage], step_count: int) -> Usage:
-    """The sum of the steps' usage; what no step reported stays unknown."""
+    """Add up the usage of the steps. A count that no step reported stays unknown."""
 
     def total(values: Iterable[int]) -> int:
         return min(sum(values), MAX_INTEGER)

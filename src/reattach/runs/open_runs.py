@@ -1,4 +1,4 @@
-"""The runs that a process works on, and the sends that are about to become some."""
+"""The open runs of a process, and the sends that may still start one."""
 
 import asyncio
 from collections.abc import Coroutine, Iterator
@@ -16,10 +16,10 @@ logger = structlog.get_logger(__name__)
 
 
 class OpenRuns:
-    """Drivers by the ids of their runs, each with its task.
+    """The drivers of the open runs by run id, each with its task.
 
-    ``draining`` is set once no new run is taken. A send that was let in before that may still
-    begin one, so a drain waits for sends as well as for runs.
+    ``draining`` is set once new runs are refused. A send that was let in before may still start
+    one, so a drain waits for sends as well as for runs.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class OpenRuns:
 
     @contextmanager
     def sending(self) -> Iterator[None]:
-        """Hold a drain up until the send has begun its run, or failed."""
+        """Delay a drain until the send has started its run or failed."""
         self._sends += 1
         try:
             yield
@@ -39,52 +39,52 @@ class OpenRuns:
             self._sends -= 1
             self._changed.set()
 
-    def begin(self, driver: RunDriver, work: Coroutine[Any, Any, None]) -> None:
-        """Let ``work`` go on as a task of its own; it forgets the driver when it ends.
+    def start(self, driver: RunDriver, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` as a task of its own; it removes the driver when it ends.
 
-        A sender that is cancelled leaves no run that nobody works on.
+        The task is independent of the sender, so a cancelled sender leaves no run without a driver.
         """
         run_id = driver.run.id
         self.drivers[run_id] = driver
         task = asyncio.create_task(work, name=f"run {run_id}")
         self.tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._on_task_done)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
         self._changed.set()
 
-    def of(self, tenant: TenantId) -> int:
-        """Count the runs of a tenant that are open, or about to be."""
+    def count_of(self, tenant: TenantId) -> int:
+        """Count the tenant's runs that are open or about to be."""
         return sum(driver.run.tenant == tenant for driver in self.drivers.values())
 
     def end(self, run_id: str, ending: Ending) -> bool:
-        """End the run if it is worked on here, and return whether it is."""
+        """End the run if this process drives it, and return whether it does."""
         driver = self.drivers.get(run_id)
         if driver is not None:
             driver.end(ending)
         return driver is not None
 
     async def drain(self, seconds: float) -> None:
-        """Take no new runs, let the open ones finish for ``seconds``, then end them (P15).
+        """Refuse new runs, let the open ones finish for ``seconds``, then end them (P15).
 
-        Returns when no run is left, or could not be ended within seconds more.
+        Return when no run is left, or when the rest could not be ended within some seconds more.
         """
         self.draining = True
-        if self._count and seconds > 0:
-            logger.info("draining", open_runs=self._count, seconds=seconds)
+        if self._pending_count and seconds > 0:
+            logger.info("draining", open_runs=self._pending_count, seconds=seconds)
             await self._wait(seconds, end=False)
         await self._wait(ENGINE_STOP_SECONDS + APPEND_RETRY_SECONDS, end=True)
 
     @property
-    def _count(self) -> int:
+    def _pending_count(self) -> int:
         return len(self.tasks) + self._sends
 
     async def _wait(self, seconds: float, *, end: bool) -> None:
-        """Wait until nothing is left, and end what is there or comes meanwhile if told to."""
+        """Wait until nothing is left; with ``end``, end every run, including later ones."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._count:
+                while self._pending_count:
                     if end:
                         for driver in list(self.drivers.values()):
                             driver.end(DRAINED)

@@ -1,4 +1,4 @@
-"""The events of a run as values, for readers that are no HTTP response."""
+"""The events of a run as values, for readers other than HTTP responses."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -18,10 +18,12 @@ async def events_of(
 ) -> AsyncGenerator[dict[str, Any]]:
     """Yield every event after ``after_seq`` once and in order, live until the run's end.
 
-    The terminal group comes when the run's record says how it ended. A slow consumer is waited for.
+    The terminal group is yielded once the run's record says how it ended. A slow consumer blocks
+    the generator.
 
-    Raises: what ``RunService.follow`` raises, and StoreUnavailableError if the log cannot be
-    followed any longer; the consumer may then begin again after the last event that it got.
+    Raises:
+        StoreUnavailableError: The log cannot be followed any longer; resume after the last event.
+        ReattachError: Any error of ``RunService.follow``.
     """
     following = await runs.follow(target, after_seq, max_events=REPLAY_SLICE_EVENTS)
     woken = asyncio.Event()
@@ -32,7 +34,7 @@ async def events_of(
             woken.clear()
             piece = await following.read()
             if following.closed and not await runs.wait_until_recorded(target):
-                raise _unavailable(target, "its record does not say yet how it ended")
+                raise _unavailable(target, "its record does not have its end yet")
             for frame in split_frames(piece.frames):
                 yield msgspec.json.decode(frame_data(frame))
             if piece.frames:
@@ -40,7 +42,7 @@ async def events_of(
             if following.failure is not None:
                 raise following.failure
             if following.released:
-                raise _unavailable(target, "this server is going away")
+                raise _unavailable(target, "this server is shutting down")
             if following.closed:
                 return
             await woken.wait()

@@ -1,4 +1,4 @@
-"""Trying again while a store does not answer."""
+"""Retries of operations on a store that does not answer."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -11,10 +11,11 @@ T = TypeVar("T")
 
 
 async def until_available(clock: Clock, operation: Callable[[], Awaitable[T]]) -> T:
-    """Do ``operation``, which must be safe to repeat, until the store answers.
+    """Repeat the idempotent ``operation`` until the store answers, and return its result.
 
-    Raises its StoreUnavailableError once APPEND_RETRY_SECONDS have passed, and whatever else it
-    raises at once.
+    Raises:
+        StoreUnavailableError: The store did not answer for APPEND_RETRY_SECONDS.
+        Exception: Any other exception of ``operation``, at once.
     """
     give_up_at = clock.monotonic_seconds() + APPEND_RETRY_SECONDS
     while True:

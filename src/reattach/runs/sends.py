@@ -1,4 +1,4 @@
-"""How a send becomes a run that goes on by itself, once."""
+"""The way of a send to a run: checked for repetition, admitted, created, started."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -41,21 +41,21 @@ logger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """A request for a turn, checked and understood."""
+    """A validated request for a turn."""
 
     tenant: TenantId
     agent: Agent
     conversation: Conversation | None
     """None: the agent's default thread."""
     messages: tuple[Message, ...]
-    """At least one; with the OTIDs that the client gave them."""
+    """At least one, with the OTIDs that the client gave."""
     background: bool
     run_type: str
     request_config: dict[str, object]
     options: Options
     overrides: Overrides
     callback_url: str | None = None
-    """The URL that is called when the run has ended."""
+    """The URL to call when the run has ended."""
 
     @property
     def thread(self) -> Thread:
@@ -63,9 +63,9 @@ class Send:
 
 
 class Sends:
-    """Makes runs of sends and lets each go on in a driver.
+    """Creates runs for sends and starts a driver for each.
 
-    ``settle`` writes down how a run ended; ``give_up`` leaves one to recovery.
+    ``settle`` writes a run's settlement; ``give_up`` leaves a run to recovery.
     """
 
     def __init__(
@@ -98,29 +98,29 @@ class Sends:
                     retry_after_seconds=2,
                 )
             with self._open_runs.sending():
-                admitted = await self._begin(send, admit)
+                admitted = await self._start(send, admit)
         except (QuotaError, UnavailableError):
-            known = await self._known(send)
+            known = await self._find_known(send)
             if known is None:
                 raise
             return known
         return await asyncio.shield(admitted)
 
-    async def _known(self, send: Send) -> Run | None:
-        """The run that an earlier send with the same key made (P9)."""
+    async def _find_known(self, send: Send) -> Run | None:
+        """Return the run that an earlier send with the same key created (P9)."""
         key = request_key(send.messages, send.thread)
         return None if key is None else await self._records.runs.known(send.tenant, key)
 
-    async def _begin(self, send: Send, admit: Callable[[int], None]) -> asyncio.Future[Run]:
-        """Begin to work on what is sent. The future gives its run once the records have it."""
+    async def _start(self, send: Send, admit: Callable[[int], None]) -> asyncio.Future[Run]:
+        """Start the run of ``send``. The future yields the run once the records have it."""
         model = self._engine_factory.model(send.agent, send.conversation, send.overrides.model)
         engine = self._engine_factory.engine(model, send.tenant, send.agent, send.conversation)
         run = self._new_run(send, model)
         aliases = [otid_alias(run.tenant, one.otid) for one in run.input if one.otid]
-        # Asked for nothing but its answer: without it, the run that is made could not begin.
+        # Probes the log: while it does not answer, a new run could not start.
         await self._log.find(aliases[0])
 
-        async def turn() -> Turn:
+        async def build_turn() -> Turn:
             context = await self._records.messages.context(send.tenant, send.thread)
             return make_turn(driver.run, send.agent, send.conversation, context, send.overrides)
 
@@ -131,7 +131,7 @@ class Sends:
             log=self._log,
             clock=self._clock,
             aliases=aliases if run.background else (),
-            make_turn=turn,
+            make_turn=build_turn,
             mark_running=partial(
                 self._records.runs.mark_running,
                 run.id,
@@ -143,9 +143,9 @@ class Sends:
         )
         key = request_key(send.messages, send.thread)
         admitted: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
-        admit(self._open_runs.of(send.tenant))  # Nothing awaits between this and the beginning.
-        # The driver comes before the record: whoever finds the record waits for the driver's log.
-        self._open_runs.begin(driver, self._work(driver, key, admitted))
+        admit(self._open_runs.count_of(send.tenant))  # No await may separate this from the start.
+        # Register the driver before the record exists: readers of the record wait for its log.
+        self._open_runs.start(driver, self._create_and_drive(driver, key, admitted))
         return admitted
 
     def _new_run(self, send: Send, model: str) -> Run:
@@ -169,41 +169,41 @@ class Sends:
             callback_url=send.callback_url,
         )
 
-    async def _work(
+    async def _create_and_drive(
         self, driver: RunDriver, key: RequestKey | None, admitted: asyncio.Future[Run]
     ) -> None:
-        """Create the driver's run and let it work, unless the key made another one before.
+        """Create the driver's run and drive it, unless an earlier send created one with this key.
 
-        ``admitted`` is told the run, or why there is none.
+        ``admitted`` gets the run, or the error.
         """
         run = driver.run
         otids = [message.otid for message in run.input if message.otid]
         try:
             outcome = await self._create(run, key, otids)
         except Exception as error:  # noqa: BLE001  the sender raises it
-            # An answer that was lost leaves it open whether the run was created.
-            driver.gave_up = isinstance(error, StoreUnavailableError)
+            # If the store's answer was lost, the run may exist all the same.
+            driver.given_up = isinstance(error, StoreUnavailableError)
             admitted.set_exception(error)
         else:
             admitted.set_result(outcome.run)
             if isinstance(outcome, RunCreated):
-                driver.run = outcome.run  # with what its answers mean
+                driver.run = outcome.run  # with its approval answers completed
                 driver.admitted = True
                 await driver.drive()
         finally:
             driver.opened.set()
             driver.done.set()
             self._open_runs.drivers.pop(run.id, None)
-            if driver.gave_up:
+            if driver.given_up:
                 self._give_up(run, STORE_FAILED)
 
     async def _create(
         self, run: Run, key: RequestKey | None, otids: Sequence[str]
     ) -> RunCreated | RunKnown:
-        """Create the run. A commit that was not confirmed is settled by inserting the same id.
+        """Create the run. An unconfirmed commit is resolved by inserting the same id again.
 
-        If even that is not answered, the run may come to be later. Then it has no driver here, and
-        the audit ends it.
+        If the store does not answer that either, the run may still appear later. It has no driver
+        then, and the audit ends it.
         """
         create = partial(self._records.runs.create, run.tenant, run, key, otids)
         try:

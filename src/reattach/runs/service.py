@@ -1,4 +1,4 @@
-"""What can be done with runs: send, find, follow, cancel, drain. Where the parts meet."""
+"""The operations on runs: send, find, follow, cancel, drain."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -64,8 +64,8 @@ logger = structlog.get_logger(__name__)
 class RunService:
     """All runs of one process.
 
-    ``start`` must have returned before anything else is asked of it: it gives every run that a
-    dead process left behind its end (P7).
+    Call ``start`` and let it return before anything else: it ends every run that a dead process
+    left unfinished (P7).
     """
 
     def __init__(
@@ -118,41 +118,53 @@ class RunService:
         )
 
     async def start(self) -> None:
-        """Recover what a dead process left. Raises StoreUnavailableError."""
+        """Register this process as an owner and recover the runs of dead owners.
+
+        Raises:
+            StoreUnavailableError: A store does not answer.
+        """
         await self.ownership.register()
         await self.recover()
 
     @property
     def draining(self) -> bool:
-        """Whether no new runs are taken."""
+        """Whether new runs are refused."""
         return self.open_runs.draining
 
     async def aclose(self) -> None:
-        """End every run that is left, and return when each has its terminal group."""
+        """End every open run and return when each has its terminal group."""
         await self.drain(0)
 
     async def release_lease(self) -> None:
-        """Give the lease back, after ``aclose``; what could not be ended is left to others."""
+        """Give the lease back.
+
+        Call it after ``aclose``; other processes end the runs that are left.
+        """
         with suppress(StoreUnavailableError):  # It runs out by itself.
             await self.ownership.release()
 
     # Sending.
 
     async def send(self, send: Send, *, admit: Callable[[int], None] = lambda _: None) -> Run:
-        """Make the run that ``send`` asks for, or find the one that it made before (P9).
+        """Create the run that ``send`` asks for, or return the run that it created before (P9).
 
-        The run goes on by itself (P6); follow it, or wait for it with ``settled``. ``admit`` is
-        called with the number of the tenant's open runs right before a run begins, and refuses it
-        by raising QuotaError; a send that was made before gets its run all the same.
-        Raises UnavailableError for a new run while draining, and while a store does not answer;
-        ConversationBusyError (P10), OtidConflictError, NotFoundError for an unknown model,
-        PendingApprovalError and AnswerRefusedError.
+        The run does not depend on the caller (P6); follow it, or wait with ``wait_until_settled``.
+        ``admit`` is called with the tenant's number of open runs right before a new run starts, and
+        refuses it by raising QuotaError. A repeated send is never refused for that.
+
+        Raises:
+            UnavailableError: The server is draining, or a store does not answer.
+            ConversationBusyError: The conversation has an active run (P10).
+            OtidConflictError: An OTID was used for a different message.
+            NotFoundError: The model is unknown.
+            PendingApprovalError: The conversation waits for an approval.
+            AnswerRefusedError: The send answers an approval request that is not open.
         """
         return await self._sends.send(send, admit)
 
     async def _settle(self, run: Run, settlement: Settlement) -> None:
-        """Write how the run ended, trying again while the store does not take it."""
-        self._retention.watch()
+        """Write the settlement, with retries while the store does not answer."""
+        self._retention.check_clock()
         await until_available(self._clock, lambda: self._records.runs.settle(run.id, settlement))
         if run.callback_url is not None:
             self._callback_due()
@@ -160,22 +172,34 @@ class RunService:
     # Finding and following.
 
     async def by_id(self, tenant: TenantId, run_id: str) -> Run:
-        """The run. Raises InvalidArgumentError for a malformed id, NotFoundError."""
-        return await self._records.runs.get(tenant, _checked(run_id))
+        """Return the run.
+
+        Raises:
+            InvalidArgumentError: The id is malformed.
+            NotFoundError: The tenant has no such run.
+        """
+        return await self._records.runs.get(tenant, _parse_run_id(run_id))
 
     async def target(self, tenant: TenantId, run_id: str) -> Target:
-        """What a reader needs of the run that ``by_id`` gives, at a fraction of the cost."""
-        return await self._records.runs.target(tenant, _checked(run_id))
+        """Return the members of the run that a reader needs: a cheaper ``by_id``."""
+        return await self._records.runs.target(tenant, _parse_run_id(run_id))
 
     async def by_otid(self, tenant: TenantId, otid: str) -> Run:
-        """The newest run that the OTID made, whatever became of it. Raises NotFoundError."""
+        """Return the newest run that was created with the OTID, in whatever state it is.
+
+        Raises:
+            NotFoundError: There is none.
+        """
         run = await self._records.runs.newest_by_otid(tenant, otid)
         if run is None:
-            raise _otid_unknown(otid)
+            raise _unknown_otid(otid)
         return run
 
     async def target_by_otid(self, tenant: TenantId, otid: str) -> Target:
-        """As ``by_otid``, but a log that knows the OTID of a background run saves the records."""
+        """Return the target of ``by_otid``.
+
+        For an open background run, a log that supports aliases answers without the records.
+        """
         finds = self.log.capabilities.finds_aliases
         run_id = await self.log.find(otid_alias(tenant, otid)) if finds else None
         if run_id is not None:
@@ -185,20 +209,24 @@ class RunService:
                     return Target(RunId(run_id), tenant, RunStatus.RUNNING, background=True)
         target = await self._records.runs.target_by_otid(tenant, otid)
         if target is None:
-            raise _otid_unknown(otid)
+            raise _unknown_otid(otid)
         return target
 
     async def active(self, tenant: TenantId, thread: Thread) -> Target:
-        """The run under way in the thread. Raises InvalidArgumentError if there is none."""
+        """Return the active run of the thread.
+
+        Raises:
+            InvalidArgumentError: There is none.
+        """
         target = await self._records.runs.active_target(tenant, thread)
         if target is None:
             raise InvalidArgumentError("No active runs found for this conversation.")
         return target
 
     def remainder(self, target: Target, cursor: int, *, max_events: int) -> Slice | None:
-        """All that follows ``cursor``, if the run has ended and it is one write of a replay.
+        """Return everything after ``cursor`` if the run has ended and it fits into one write.
 
-        None is always a legal answer: ``follow`` tells then.
+        None is always a valid result; then use ``follow``.
         """
         if target.status.is_active:
             return None
@@ -207,11 +235,14 @@ class RunService:
     async def follow(
         self, target: Target, cursor: int, *, max_events: int, waits: bool = True
     ) -> Following:
-        """Follow a run from ``cursor``, as ``runs.follow.follow`` says.
+        """Follow a run from ``cursor``; see ``runs.follow.follow``.
 
-        A log that lost its end gets one first. Raises ExpiredError if the log is gone, telling
-        since when (P14), or that it was lost (P5), and StoreUnavailableError if it could not be
-        made yet; at once unless it ``waits`` for that.
+        If the log of an ended run has lost its end, it is closed first. With ``waits``, a log that
+        another process is about to open is waited for.
+
+        Raises:
+            ExpiredError: The log was deleted after its retention (P14), or lost (P5).
+            StoreUnavailableError: The log could not be read, or does not exist yet.
         """
         driver = self._drivers.get(target.run_id)
         if driver is not None:
@@ -229,20 +260,20 @@ class RunService:
             except LogNotFoundError:
                 run = await self._records.runs.get(target.tenant, target.run_id)
             if not run.status.is_active:
-                raise self._retention.error(run)
-            # Another process may be about to open it, or to end it because it was lost.
+                raise self._retention.expired_error(run)
+            # Another process may be about to open the log, or to end the run because it is lost.
             is_late = self._clock.monotonic_seconds() >= give_up_at
             if not self.ownership.shared or is_late:
                 raise StoreUnavailableError(
-                    f"The events of {run.id} can not be read at present. Try again in a moment."
+                    f"The events of {run.id} cannot be read at present. Try again in a moment."
                 )
             await self._clock.sleep(OPEN_LOOK_SECONDS)
 
     async def wait_until_settled(self, run: Run, *, timeout_seconds: float | None = None) -> Run:
-        """Wait until the run has ended and its record says so, and return it as it is then.
+        """Wait until the run has ended and its record says so, then return it.
 
-        Returns the run as it is, perhaps still active, after ``timeout_seconds``, and as soon as
-        this process had to give it up.
+        After ``timeout_seconds``, or once this process had to give the run up, return it as it is,
+        possibly still active.
         """
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -250,8 +281,8 @@ class RunService:
                 if driver is not None:
                     await driver.done.wait()
                 is_settled = driver is not None and driver.settled
-                if not is_settled and run.id not in self._recovery.endless:
-                    return await self._settlements.ended(run.tenant, run.id)
+                if not is_settled and run.id not in self._recovery.pending:
+                    return await self._settlements.wait(run.tenant, run.id)
         except TimeoutError:
             logger.warning("run not settled in time", run_id=run.id)
         return await self._records.runs.get(run.tenant, run.id)
@@ -259,8 +290,8 @@ class RunService:
     async def wait_until_recorded(self, target: Target) -> bool:
         """Wait until the record of a run whose log is closed says how it ended.
 
-        False if it does not after SETTLE_WAIT_SECONDS. The store is asked only about a run that
-        another process works on, and once for all who wait.
+        Return False if it still does not after SETTLE_WAIT_SECONDS. The store is queried only for
+        runs of other processes, with one query for all waiters.
         """
         if not target.status.is_active:
             return True
@@ -270,10 +301,10 @@ class RunService:
                     await driver.done.wait()
                     if driver.settled:
                         return True
-                while endless := self._recovery.endless.get(target.run_id):
-                    await endless.done.wait()
-                with suppress(NotFoundError):  # It ended, and was deleted since.
-                    await self._settlements.ended(target.tenant, target.run_id)
+                while pending := self._recovery.pending.get(target.run_id):
+                    await pending.done.wait()
+                with suppress(NotFoundError):  # It has ended and was deleted.
+                    await self._settlements.wait(target.tenant, target.run_id)
         except TimeoutError:
             return False
         return True
@@ -281,19 +312,22 @@ class RunService:
     # Cancelling.
 
     async def cancel(self, runs: Sequence[Run]) -> dict[str, str]:
-        """Cancel the runs that are active; idempotent (P6).
+        """Cancel the active ones of ``runs``; idempotent (P6).
 
-        Returns the state of each afterwards: ``cancelled``, ``completed`` or ``failed`` if it
-        had ended by itself, ``cancelling`` if its end takes longer than CANCEL_WAIT_SECONDS.
-        Calls of the run that still wait for an approval are cancelled; the run stays completed.
+        Return the resulting status of each: ``cancelled``; ``completed`` or ``failed`` if the run
+        had already ended; ``cancelling`` if ending it takes longer than CANCEL_WAIT_SECONDS. Calls
+        of a completed run that still wait for an approval are cancelled; the run stays completed.
         """
         ended = await asyncio.gather(*(self._cancel(run) for run in runs))
         return {run.id: "cancelling" if run.status.is_active else run.status.value for run in ended}
 
     async def cancel_thread(self, tenant: TenantId, thread: Thread) -> dict[str, str]:
-        """Cancel what is active in the thread, or the calls that wait there for an approval.
+        """Cancel the active run of the thread, or the calls there that wait for an approval.
 
-        Returns what ``cancel`` returns. Raises NoActiveRunsToCancelError if there is neither.
+        Return the same as ``cancel``.
+
+        Raises:
+            NoActiveRunsToCancelError: There is neither.
         """
         run = await self._records.runs.active(tenant, thread)
         if run is not None:
@@ -319,85 +353,93 @@ class RunService:
         (run,) = await self._records.runs.request_cancel(run.tenant, [run.id])
         if not run.status.is_active:
             return run
-        if self._end_here(run.id) or not await self._is_orphan(run):
+        if self._end_if_driven_here(run.id) or not await self._is_orphan(run):
             return await self.wait_until_settled(run, timeout_seconds=CANCEL_WAIT_SECONDS)
-        with suppress(StoreUnavailableError):  # What was asked for is noted, and made up for.
+        with suppress(StoreUnavailableError):  # The request is recorded; recovery repeats it.
             await self._recovery.end(run, CANCELLED)
         return await self._records.runs.get(run.tenant, run.id)
 
-    def _end_here(self, run_id: str) -> bool:
-        """Cancel the run if it is worked on here."""
+    def _end_if_driven_here(self, run_id: str) -> bool:
+        """Cancel the run if this process drives it, and return whether it does."""
         return self.open_runs.end(run_id, CANCELLED)
 
     async def _is_orphan(self, run: Run) -> bool:
-        return run.id in self._recovery.endless or await self.ownership.is_gone(run.owner)
+        return run.id in self._recovery.pending or await self.ownership.is_gone(run.owner)
 
-    # What other processes say, and what is said to them.
+    # Other processes.
 
     async def beat(self) -> None:
-        """Renew the lease, and obey what the records say since. Raises StoreUnavailableError."""
+        """Renew the lease and apply what the records report.
+
+        Raises:
+            StoreUnavailableError: A store does not answer.
+        """
         owner = self.ownership.owner
         await self.apply_beat(owner, await self.ownership.beat())
 
     async def apply_beat(self, owner: str, beat: Beat) -> None:
-        """Do what the records said to ``owner``, this process, with a beat.
+        """Apply the result of a beat of ``owner``, which is this process.
 
-        Raises StoreUnavailableError.
+        Raises:
+            StoreUnavailableError: A store does not answer.
         """
         if not beat.alive:
             for driver in self._drivers.values():
                 if driver.run.owner == owner:
                     driver.disown()
-            await self.ownership.renew(owner)
+            await self.ownership.replace_owner(owner)
             return
         for run_id in beat.cancelled:
-            self._end_here(run_id)
+            self._end_if_driven_here(run_id)
         await self.audit.compare_drivers(owner, beat.held)
 
     def handle_notification(self, notification: Notification) -> None:
-        """Act on a notification. The next beat, and regular reads, make up for a missed one."""
+        """Handle a notification of another process.
+
+        A lost one is made up for by the next beat and by polling.
+        """
         match notification:
             case CancelRequested(run_id):
-                self._end_here(run_id)
+                self._end_if_driven_here(run_id)
             case RunSettled(run_id):
-                self._settlements.hear(run_id)
+                self._settlements.notify(run_id)
             case NotificationsMissed():
-                self._settlements.hear_all()
+                self._settlements.notify_all()
 
-    # Ends that nobody asked for.
+    # Recovery, retention and draining.
 
     @property
     def has_pending_recoveries(self) -> bool:
-        """Whether there are runs that could not be given their end yet."""
-        return bool(self._recovery.endless)
+        """Whether some run that nobody drives still has to be ended."""
+        return bool(self._recovery.pending)
 
     async def recover(self) -> None:
-        """See ``Recovery.recover``."""
         await self._recovery.recover()
 
     async def sweep(self) -> int:
-        """Delete the logs past their retention, and return how many (P14)."""
-        expired = await self._retention.expired(SWEEP_BATCH_RUNS)
+        """Delete the logs that are past their retention, and return how many (P14)."""
+        expired = await self._retention.find_expired(SWEEP_BATCH_RUNS)
         await self.delete_logs(expired)
         await self._records.runs.mark_log_deleted(expired, self._clock.now())
         return len(expired)
 
     async def delete_logs(self, run_ids: Sequence[str]) -> None:
-        """Forget the logs of runs that have ended."""
+        """Delete the logs of ended runs."""
         for run_id in run_ids:
             await self.log.delete(run_id)
 
     async def drain(self, seconds: float) -> None:
         """Refuse new runs, let the open ones finish for ``seconds``, then end them (P15).
 
-        Then the readers of runs that other processes work on are sent there. Returns when no run
-        is left without its end, or could not be ended within seconds more.
+        Readers of runs that other processes drive are then released, so that they reconnect there.
+        Return when every run of this process has ended, or could not be ended within some seconds
+        more.
         """
         await self.open_runs.drain(seconds)
         self.watch.release()
 
 
-def _checked(run_id: str) -> RunId:
+def _parse_run_id(run_id: str) -> RunId:
     if not is_run_id(run_id):
         raise InvalidArgumentError(
             f"Invalid run ID format: {run_id[:100]}. Expected format: 'run-<uuid4>'"
@@ -405,7 +447,7 @@ def _checked(run_id: str) -> RunId:
     return RunId(run_id)
 
 
-def _otid_unknown(otid: str) -> NotFoundError:
+def _unknown_otid(otid: str) -> NotFoundError:
     return NotFoundError(
         f"No run found for otid={otid[:200]}. The run may have expired or never existed."
     )

@@ -1,7 +1,7 @@
-"""What a conversation keeps of a run: its events, folded into messages.
+"""A run's events folded into the messages that its conversation keeps.
 
-The same fold serves the owner at the end of a run and whoever recovers it from its log, so that
-the two can not differ: joined stream, stored messages and replay are one text.
+The owner at the end of a run and a recovery from the log use the same fold, so the joined stream,
+the stored messages and a replay always have the same text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,30 +42,30 @@ from reattach.domain.messages import (
 from reattach.records.base import Run, Settlement, Step
 from reattach.runs.machine import StepRecord, join_calls
 
-_NOT_RUN = "The run ended before its turn came; the tool did not run."
+_NOT_RUN = "The run ended before this call was reached; the tool did not run."
 _UNKNOWN = "The run ended before this tool returned; whether it did its work is not known."
 
 
 class Transcript:
-    """Events of one run, in order. ``add`` each, then ask for its settlement."""
+    """The events of one run. ``add`` each in order, then call ``settlement``."""
 
     def __init__(self) -> None:
         self._outputs: dict[MessageId, dict[int, list[Output]]] = {}
         self._places: dict[MessageId, Place] = {}
         self._place: Place | None = None
         self._part: list[Output] = []
-        """That of the last output, and where that is."""
+        """The outputs of the newest part; ``_place`` is its place."""
         self.stopped: Stopped | None = None
         self.failed: Failed | None = None
         self.usage = Usage()
         self.due: tuple[ToolCallPart, ...] = ()
-        """Calls of the run before that this one had to run first."""
+        """Calls of the previous run that this one had to run first."""
         self.begun: tuple[str, ...] | None = None
-        """The calls whose tools may have begun to run; None: any."""
+        """The calls whose tools may have started; None: any."""
 
     def add(self, event: Event) -> None:
         if type(event) is AssistantText and event.place is self._place:
-            self._part.append(event)  # As most do: more of the same.
+            self._part.append(event)  # Most events continue the newest part.
             return
         match event:
             case Ping() | CompactionBegan():
@@ -80,12 +80,12 @@ class Transcript:
                 place = event.place
                 self._places.setdefault(place.message_id, place)
                 parts = self._outputs.setdefault(place.message_id, {})
-                index = _approval_index(parts) if _asks(event) else place.index
+                index = _approval_index(parts) if _awaits_approval(event) else place.index
                 self._place, self._part = place, parts.setdefault(index, [])
                 self._part.append(event)
 
     def steps_seen(self) -> list[StepRecord]:
-        """The steps that left anything in the log; their usage is unknown from here."""
+        """Return the steps that have output in the log. Their usage is unknown."""
         steps: dict[StepId, StepRecord] = {}
         for place in self._places.values():
             record = StepRecord(place.step_id, place.at, Usage(), finished=False)
@@ -93,7 +93,7 @@ class Transcript:
         return list(steps.values())
 
     def messages(self, run: Run) -> tuple[Message, ...]:
-        """The messages that the events make, in order."""
+        """Return the messages that the events make up, in order."""
         return tuple(
             Message(
                 id=message_id,
@@ -108,33 +108,35 @@ class Transcript:
         )
 
     def settlement(self, run: Run, steps: list[StepRecord], completed_at: datetime) -> Settlement:
-        """How the run ended. The terminal group must have been added.
+        """Return how the run ended. The terminal group must have been added.
 
-        A run that failed before the model gave anything leaves the conversation as it was.
+        A run that failed before the model produced anything leaves the conversation unchanged.
         """
         assert self.stopped is not None, f"{run.id} has no terminal group"
         reason = self.stopped.reason
-        output = self._without_lone_returns(run, self.messages(run))
-        output += self._unreturned(run, output, completed_at)
-        has_said = any(message.role is not Role.SUMMARY for message in output)
-        keeps = has_said or reason.run_status is RunStatus.COMPLETED
+        output = self._without_orphaned_returns(run, self.messages(run))
+        output += self._missing_returns(run, output, completed_at)
+        has_output = any(message.role is not Role.SUMMARY for message in output)
+        is_kept = has_output or reason.run_status is RunStatus.COMPLETED
         first_step = steps[0].id if steps else None
-        sent = tuple(_sent(message, run, first_step) for message in run.input)
+        sent = tuple(_stored_input(message, run, first_step) for message in run.input)
         return Settlement(
             stop_reason=reason,
             completed_at=completed_at,
             usage=self.usage,
-            messages=sent + output if keeps else (),
+            messages=sent + output if is_kept else (),
             steps=tuple(self._step(run, record, last=record is steps[-1]) for record in steps),
             error=None if self.failed is None else self._error(run, self.failed),
             duration_ns=int((completed_at - run.created_at).total_seconds() * 1e9),
         )
 
-    def _without_lone_returns(self, run: Run, output: tuple[Message, ...]) -> tuple[Message, ...]:
-        """Leave out returns whose calls are not there: no provider takes a return without one.
+    def _without_orphaned_returns(
+        self, run: Run, output: tuple[Message, ...]
+    ) -> tuple[Message, ...]:
+        """Drop returns without their call, because no provider accepts them.
 
-        A log that was asked to leave out calls may have their returns. Where the run answers
-        calls that could not be read, nobody knows which returns are theirs, and all are kept.
+        A log that leaves out calls may have such returns. If the run answers calls that could not
+        be read, the returns of those are unknown, so all are kept.
         """
         if not self.due and has_answer(run.input):
             return output
@@ -148,10 +150,12 @@ class Transcript:
                 kept.append(message)
         return tuple(kept)
 
-    def _unreturned(self, run: Run, output: Sequence[Message], at: datetime) -> tuple[Message, ...]:
-        """What is said for calls that nobody will return any more, as no model takes one without.
+    def _missing_returns(
+        self, run: Run, output: Sequence[Message], at: datetime
+    ) -> tuple[Message, ...]:
+        """Return error returns for calls that will never return: no model accepts an open call.
 
-        Where a client is asked for approval, all calls of the message wait for its answer.
+        If the client was asked for an approval, all calls of that message wait for its answer.
         """
         assert self.stopped is not None
         asked = self.stopped.reason is StopReason.REQUIRES_APPROVAL
@@ -163,7 +167,7 @@ class Transcript:
             Message(
                 id=new_message_id(),
                 role=Role.TOOL,
-                parts=(self._never_returned(part),),
+                parts=(self._missing_return(part),),
                 created_at=at,
                 name=part.name,
                 run_id=message.run_id,
@@ -172,10 +176,12 @@ class Transcript:
             for message, part in parts
             if isinstance(part, ToolCallPart) and part.tool_call_id not in returned
         )
-        return (*self._left_due(run, returned, at), *own)
+        return (*self._missing_due_returns(run, returned, at), *own)
 
-    def _left_due(self, run: Run, returned: set[str], at: datetime) -> tuple[Message, ...]:
-        """The same for the calls that were due, once one of them may have begun to run."""
+    def _missing_due_returns(
+        self, run: Run, returned: set[str], at: datetime
+    ) -> tuple[Message, ...]:
+        """Return the same for the due calls, once one of them may have started."""
         left = [call for call in self.due if call.tool_call_id not in returned]
         if not left or not any(self._may_have_begun(call) for call in self.due):
             return ()
@@ -192,8 +198,8 @@ class Transcript:
             Message(id=new_message_id(), role=Role.TOOL, parts=parts, created_at=at, run_id=run.id),
         )
 
-    def _never_returned(self, call: ToolCallPart) -> ToolReturnPart:
-        # One that a client was to be asked about waits for that.
+    def _missing_return(self, call: ToolCallPart) -> ToolReturnPart:
+        # A call that needs an approval has waited for it and cannot have started.
         may_have_run = not call.needs_approval and self._may_have_begun(call)
         text = _UNKNOWN if may_have_run else _NOT_RUN
         return ToolReturnPart(call.tool_call_id, call.name, "error", text)
@@ -228,18 +234,18 @@ class Transcript:
         }
 
 
-def _asks(output: Output) -> bool:
+def _awaits_approval(output: Output) -> bool:
     return isinstance(output, ToolCallRequested) and output.needs_approval
 
 
 def _approval_index(parts: Mapping[int, Sequence[Output]]) -> int:
-    """The index of a request for approval after these parts: frames do not have it."""
+    """The index of an approval request after these parts, which frames do not carry."""
     last = max(parts, default=-1)
-    return last if last >= 0 and _asks(parts[last][0]) else last + 1
+    return last if last >= 0 and _awaits_approval(parts[last][0]) else last + 1
 
 
-def _sent(message: Message, run: Run, step_id: StepId | None) -> Message:
-    """A message of the run's input as the conversation keeps it."""
+def _stored_input(message: Message, run: Run, step_id: StepId | None) -> Message:
+    """Return a message of the run's input in the form that the conversation keeps."""
     is_user = message.role is Role.USER
     return Message(
         id=message.id,
@@ -269,7 +275,7 @@ def _tool_name(output: Output) -> str | None:
 
 
 def _parts(outputs: list[Output]) -> list[ContentPart]:
-    """The content of one part, joined from its chunks."""
+    """Join the chunks of one part."""
     match outputs[0]:
         case AssistantText():
             texts = [output.text for output in outputs if isinstance(output, AssistantText)]

@@ -1,1 +1,1 @@
-"""Who owns which runs, and what happens to those whose owner is gone."""
+"""Ownership of runs, and the recovery of runs whose owner is gone."""

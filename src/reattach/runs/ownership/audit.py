@@ -1,16 +1,16 @@
-"""The audit: log, records and drivers are compared with each other, both ways.
+"""The audit: compares log, records and run drivers with each other in both directions.
 
-Each of the three is right by itself, but stores lose commits, and answers get lost. The audit looks
-for pairs that contradict each other, and ends, continues or deletes the part that is left over:
+Stores lose commits and answers get lost, so two of the three can contradict each other. The audit
+finds such pairs and ends, continues or deletes the part that is left over:
 
-- an active run of this process that no driver has: it is recovered;
-- a driver whose run is another process's: it stops;
-- an open log whose run has ended: the store lost its end, so it ends as a lost one (P5);
-- a log without a record: it is deleted after the retention.
+- An active run of this process without a driver is recovered.
+- A driver whose run belongs to another process is stopped.
+- An open log whose run has ended was lost in part; it is closed as a lost log (P5).
+- A log without a record is deleted after the retention.
 
-It acts on nothing that is too young to be judged. A driver is registered before its run is created,
-and a run is created before its log is opened, so the later one of each pair is never alone; and
-whatever seems to contradict is read again before anything is done.
+No pair is judged too early. A driver is registered before its run is created, and a run is created
+before its log is opened, so the later part of a pair never exists alone. Every apparent
+contradiction is read again before anything is done.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,24 +37,24 @@ from reattach.wire import letta
 logger = structlog.get_logger(__name__)
 
 AUDIT_LOGS_SECONDS: Final = 600.0
-"""How often all logs are compared with their records; a lost end is also noticed by readers."""
+"""The interval at which all logs are compared with their records. Readers notice a lost end too."""
 
 AUDIT_PAGE_LOGS: Final = 500
-"""Logs that the audit compares in one go, so that no statement grows with their number."""
+"""Logs per page of the audit, so that no statement grows with the number of logs."""
 
 
 @dataclass(slots=True)
-class Findings:
-    """How many contradictions were found, by kind."""
+class Contradictions:
+    """The number of contradictions found, by kind."""
 
     runs_without_driver: int = 0
-    """Active runs of this process that nothing worked on; they were ended."""
+    """Active runs of this process without a driver; they were ended."""
     drivers_without_run: int = 0
-    """Drivers whose run another process has, or nobody; they were stopped."""
+    """Drivers whose run is not this process's; they were stopped."""
     lost_ends: int = 0
-    """Open logs of ended runs; they were ended as lost ones."""
+    """Open logs of ended runs; they were closed as lost logs."""
     logs_without_record: int = 0
-    """Logs of no known run; they are deleted after the retention."""
+    """Logs of unknown runs; they are deleted after the retention."""
 
     @property
     def total(self) -> int:
@@ -62,7 +62,7 @@ class Findings:
 
 
 class Audit:
-    """Compares log, records and drivers of one process. ``found`` counts since its start."""
+    """The audit of one process. ``found`` counts since its start."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Audit:
         drivers: Mapping[str, RunDriver],
         retention: timedelta,
     ) -> None:
-        self.found = Findings()
+        self.found = Contradictions()
         self._log = log
         self._records = records
         self._clock = clock
@@ -84,40 +84,40 @@ class Audit:
         self._drivers = drivers
         self._retention = retention
         self._ended_before: set[str] = set()
-        """Runs of drivers that had ended when the drivers were last compared."""
+        """Runs that had ended when the drivers were last compared."""
 
     # Records and drivers.
 
     async def compare_drivers(self, owner: str, held: Sequence[RunId]) -> None:
-        """Compare the drivers with the active runs that ``owner``, this process, holds.
+        """Compare the drivers with the active runs of ``owner``, this process, in the records.
 
         Raises:
-            StoreUnavailableError: A store does not answer; the next call goes on.
+            StoreUnavailableError: A store does not answer; call it again later.
         """
         if owner != self._ownership.owner:
             return
-        found = Findings()
+        found = Contradictions()
         try:
             for run_id in held:
-                if not self._is_worked_on(run_id):
-                    found.runs_without_driver += await self._end_unworked(run_id, owner)
-            found.drivers_without_run = await self._stop_strangers(owner, set(held))
+                if not self._has_driver(run_id):
+                    found.runs_without_driver += await self._end_without_driver(run_id, owner)
+            found.drivers_without_run = await self._stop_foreign_drivers(owner, set(held))
         finally:
             self._count(found)
 
-    def _is_worked_on(self, run_id: str) -> bool:
-        return run_id in self._drivers or run_id in self._recovery.endless
+    def _has_driver(self, run_id: str) -> bool:
+        return run_id in self._drivers or run_id in self._recovery.pending
 
-    async def _end_unworked(self, run_id: RunId, owner: str) -> bool:
+    async def _end_without_driver(self, run_id: RunId, owner: str) -> bool:
         run = await self._records.runs.held(run_id, owner)
-        if run is None or self._is_worked_on(run_id):
+        if run is None or self._has_driver(run_id):
             return False
         logger.warning("active run without driver", run_id=run_id)
         await self._recovery.end(run, STORE_FAILED)
         return True
 
-    async def _stop_strangers(self, owner: str, held: set[RunId]) -> int:
-        """Stop the drivers whose run is not ours, and return how many there are."""
+    async def _stop_foreign_drivers(self, owner: str, held: set[RunId]) -> int:
+        """Stop the drivers whose run is not this process's, and return their number."""
         suspects = {
             run_id: driver
             for run_id, driver in list(self._drivers.items())
@@ -132,10 +132,10 @@ class Audit:
         for run_id, driver in suspects.items():
             standing = standings.get(run_id)
             if standing is not None and standing.is_active and standing.owner == owner:
-                continue  # It was created since.
+                continue  # Created after ``held`` was read.
             if self._drivers.get(run_id) is not driver:
                 continue
-            # A driver that has just settled its run is about to go.
+            # The driver may just have settled its run and be about to end.
             if run_id in ended and run_id not in self._ended_before:
                 continue
             logger.warning("driver without a run of this process", run_id=run_id)
@@ -150,9 +150,9 @@ class Audit:
         """Compare every log of the store with its record, a page at a time.
 
         Raises:
-            StoreUnavailableError: A store does not answer; the next call begins again.
+            StoreUnavailableError: A store does not answer; the next call starts over.
         """
-        found = Findings()
+        found = Contradictions()
         cursor: str | None = None
         try:
             while True:
@@ -160,10 +160,10 @@ class Audit:
                 closed = {entry.run_id: entry.closed for entry in page.entries}
                 standings = await self._records.runs.standings(list(closed)) if closed else {}
                 unknown = [run_id for run_id in closed if run_id not in standings]
-                found.logs_without_record += await self._abandon(unknown)
+                found.logs_without_record += await self._schedule_deletion(unknown)
                 for run_id, standing in standings.items():
                     if not closed[run_id] and not standing.is_active:
-                        found.lost_ends += await self._end_lost(RunId(run_id))
+                        found.lost_ends += await self._close_if_lost(RunId(run_id))
                 cursor = page.cursor
                 if cursor is None:
                     return
@@ -171,15 +171,15 @@ class Audit:
             self._count(found)
 
     async def end_lost_log(self, run_id: RunId) -> None:
-        """Give the open log of a run that has ended its end; no-op unless it is one.
+        """Close the log of an ended run if it is open.
 
         Raises:
             StoreUnavailableError: A store does not answer.
         """
-        found = Findings(lost_ends=await self._end_lost(run_id))
+        found = Contradictions(lost_ends=await self._close_if_lost(run_id))
         self._count(found)
 
-    async def _abandon(self, run_ids: Sequence[str]) -> int:
+    async def _schedule_deletion(self, run_ids: Sequence[str]) -> int:
         if not run_ids:
             return 0
         delete_at = self._clock.now() + self._retention
@@ -188,14 +188,14 @@ class Audit:
             logger.warning("log without a record", run_id=run_id)
         return len(new)
 
-    async def _end_lost(self, run_id: RunId) -> bool:
+    async def _close_if_lost(self, run_id: RunId) -> bool:
         run = await self._records.runs.ended(run_id)
-        if run is None or not await end_lost(run, self._log):
+        if run is None or not await close_lost_log(run, self._log):
             return False
         logger.error("store lost the end of a log", run_id=run_id)
         return True
 
-    def _count(self, found: Findings) -> None:
+    def _count(self, found: Contradictions) -> None:
         if not found.total:
             return
         for kind, count in asdict(found).items():
@@ -203,11 +203,11 @@ class Audit:
         logger.warning("audit found contradictions", **asdict(found))
 
 
-async def end_lost(run: Run, log: Log) -> bool:
-    """End the open log of ``run``, which has ended, where no reader has been; whether it was open.
+async def close_lost_log(run: Run, log: Log) -> bool:
+    """Close the open log of the ended ``run``, beyond every reader; return False if it was closed.
 
-    A run's log is closed before its record says so. If the log is open, its store lost the end, and
-    perhaps events before it that were read. Its new end says what the record says.
+    A run's log is closed before its record has the end. An open log has therefore lost its end in
+    the store, and perhaps events before it that were read. The new end repeats the record's.
     """
     if (await _head_unless_closed(run, log)) is None:
         return False
@@ -222,7 +222,7 @@ async def end_lost(run: Run, log: Log) -> bool:
             token, step = token + step, 2 * step
     if head.closed:
         return False
-    events = _end_of(run)
+    events = _terminal_group(run)
     first_seq = head.last_seq + 1
     frames = [letta.encode(event, seq, run.id) for seq, event in enumerate(events, first_seq)]
     await log.append(run.id, token, first_seq, frames, close=True)
@@ -237,8 +237,8 @@ async def _head_unless_closed(run: Run, log: Log) -> Head | None:
     return None if head.closed else head
 
 
-def _end_of(run: Run) -> list[Event]:
-    """The terminal group that the record tells of."""
+def _terminal_group(run: Run) -> list[Event]:
+    """The terminal group that the record describes."""
     events: list[Event] = [Stopped(run.stop_reason or StopReason.ERROR)]
     if run.error is not None:
         error = run.error

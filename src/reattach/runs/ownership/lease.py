@@ -1,4 +1,4 @@
-"""The lease that a process has on its runs: kept by its beats, and lost to whoever buries it."""
+"""A process's lease on its runs: renewed by beats, and lost when another process expires it."""
 
 import structlog
 
@@ -12,12 +12,12 @@ logger = structlog.get_logger(__name__)
 
 
 class Ownership:
-    """The owner that this process is in the records.
+    """This process as an owner in the records.
 
-    Where processes share the records it has to ``beat``, and buries others whose lease ran out.
-    After an outage of the records every lease has run out; so it buries nobody before its own
-    beats have gone through for as long as a lease, in which all that live have beaten too.
-    A process that has its records alone neither beats nor waits: who was there before is dead.
+    Processes that share records must ``beat``, and expire other owners whose lease has run out.
+    After an outage of the records every lease has run out, so this process expires others only
+    after its own beats have succeeded for a whole lease, in which every live process has beaten
+    too. A process with records of its own neither beats nor waits: earlier owners are dead.
     """
 
     def __init__(self, records: Records, clock: Clock, lease_seconds: float) -> None:
@@ -31,28 +31,34 @@ class Ownership:
         self._beaten_at: float | None = None
 
     async def register(self) -> None:
-        """Let the owner live from now on. Raises StoreUnavailableError."""
+        """Register this process as a live owner.
+
+        Raises:
+            StoreUnavailableError: The records do not answer.
+        """
         await self._owners.register(self.owner, self._lease_seconds)
         if not self.shared:
             await self._owners.bury_all_but(self.owner)
 
     async def beat(self) -> Beat:
-        """Renew the lease from the event loop. See ``Heartbeat`` for what does not wait for it.
+        """Renew the lease from the event loop; ``heartbeat`` renews it from a thread.
 
-        Raises StoreUnavailableError.
+        Raises:
+            StoreUnavailableError: The records do not answer.
         """
         asked_at = self._clock.monotonic_seconds()
         beat: Beat | None = None
         try:
             beat = await self._owners.beat(self.owner)
         finally:
-            self.note(beat, asked_at, self._clock.monotonic_seconds())
+            self.record_beat(beat, asked_at, self._clock.monotonic_seconds())
         return beat
 
-    def note(self, beat: Beat | None, asked_at: float, answered_at: float) -> None:
-        """Take in what came of a beat, by the monotonic clock; None if the records did not answer.
+    def record_beat(self, beat: Beat | None, asked_at: float, answered_at: float) -> None:
+        """Record the outcome of a beat, with monotonic times; None if the records did not answer.
 
-        After a pause, an outage or a burial it takes a lease until others may be judged.
+        After a pause, an outage or its own expiry, this process waits a lease before it expires
+        others.
         """
         half_lease = self._lease_seconds / 2
         if beat is None or not beat.alive:
@@ -66,25 +72,29 @@ class Ownership:
         if self._steady_since is None:
             self._steady_since = answered_at
 
-    async def renew(self, buried: str) -> None:
-        """Be a new owner, which has no runs, unless this process is another one than ``buried``.
+    async def replace_owner(self, dead_owner: str) -> None:
+        """Register a new owner without runs in place of ``dead_owner``, once.
 
-        Raises StoreUnavailableError.
+        Raises:
+            StoreUnavailableError: The records do not answer.
         """
-        if self.owner != buried:
+        if self.owner != dead_owner:
             return
         owner = new_uuid()
         await self._owners.register(owner, self._lease_seconds)
-        if self.owner == buried:
-            logger.warning("declared dead by another process", was=buried, now=owner)
+        if self.owner == dead_owner:
+            logger.warning("declared dead by another process", was=dead_owner, now=owner)
             self.owner = owner
             self._steady_since = None
 
     async def expire_owners(self) -> None:
-        """Let the owners die whose leases have run out, if that may be judged at present.
+        """Declare owners dead whose lease has run out, if this process may judge that now.
 
-        Their active runs are orphans from then on. A process that stood still beats first: it may
-        judge nobody by what it knew before. Raises StoreUnavailableError.
+        Their active runs are orphans from then on. A process that was paused must beat first,
+        because its knowledge is old.
+
+        Raises:
+            StoreUnavailableError: The records do not answer.
         """
         if not self.shared or self._steady_since is None or self._beaten_at is None:
             return
@@ -97,10 +107,14 @@ class Ownership:
             logger.warning("owner is dead, its lease has run out", owner=owner)
 
     async def is_gone(self, owner: str) -> bool:
-        """Whether nobody works any more on the runs of ``owner``. Raises StoreUnavailableError."""
+        """Whether the runs of ``owner`` have no live owner.
+
+        Raises:
+            StoreUnavailableError: The records do not answer.
+        """
         await self.expire_owners()
         return not await self._owners.alive(owner)
 
     async def release(self) -> None:
-        """Let the owner live no longer, unless runs of it are left to be ended by others."""
+        """Give up the lease, unless this owner still has runs for others to end."""
         await self._owners.leave(self.owner)

@@ -1,4 +1,4 @@
-"""How runs end that nobody works on: from their logs, by whoever takes them over."""
+"""Recovery: runs without a driver are taken over and ended from their logs."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -44,21 +44,21 @@ from reattach.wire.sse import split_frames
 logger = structlog.get_logger(__name__)
 
 LONGEST_TOKEN_STEP: Final = 2**20
-"""Steps double with each refusal: no log is as far ahead of its record as all of them together."""
+"""Token steps double with each refusal; no log is further ahead of its record than their sum."""
 
 
 @dataclass(slots=True)
-class Endless:
-    """An active run that nobody works on. ``done`` is set when it has its end."""
+class PendingRecovery:
+    """An active run without a driver. ``done`` is set when the run has its end."""
 
     run: Run
     ending: Ending
     done: asyncio.Event = field(default_factory=asyncio.Event)
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Recovery:
-    """Ends the runs that this process had to give up, and those whose owner is gone (P7)."""
+    """Ends runs that this process gave up, and runs whose owner is gone (P7)."""
 
     def __init__(
         self,
@@ -68,8 +68,8 @@ class Recovery:
         ownership: Ownership,
         settle: Callable[[Run, Settlement], Awaitable[None]],
     ) -> None:
-        self.endless: dict[str, Endless] = {}
-        """What is known to need an end, by the run's id."""
+        self.pending: dict[str, PendingRecovery] = {}
+        """Runs that are known to need an end, by id."""
         self._log = log
         self._records = records
         self._clock = clock
@@ -77,41 +77,41 @@ class Recovery:
         self._settle = settle
 
     def give_up(self, run: Run, ending: Ending) -> None:
-        """Nobody works on the run any more; ``recover`` ends it when it can."""
-        self.endless.setdefault(run.id, Endless(run, ending))
+        """Note that nobody drives the run any more; ``recover`` ends it."""
+        self.pending.setdefault(run.id, PendingRecovery(run, ending))
 
     async def recover(self) -> None:
-        """End every run whose owner is gone, and those that this process had to give up.
+        """End every run whose owner is gone, and every run that this process gave up.
 
-        Orphans are read in batches until none is left, whatever their number. A run that cannot
-        be ended holds back no other.
+        Orphans are read in batches until none is left. A run that cannot be ended does not delay
+        the others.
 
         Raises:
-            StoreUnavailableError: A store did not answer for some run; the next call tries again.
+            StoreUnavailableError: A store did not answer for some run; call it again later.
         """
         await self._ownership.expire_owners()
-        failures = await self._end_all(list(self.endless.values()))
+        failures = await self._end_all(list(self.pending.values()))
         after: RunId | None = None
         while True:
             orphans = await self._records.runs.orphans(SWEEP_BATCH_RUNS, after=after)
             for run in orphans:
                 self.give_up(run, OWNER_DIED)
-            failures += await self._end_all([self.endless[run.id] for run in orphans])
+            failures += await self._end_all([self.pending[run.id] for run in orphans])
             if len(orphans) < SWEEP_BATCH_RUNS:
                 break
             after = orphans[-1].id
         if failures:
             raise failures[0]
 
-    async def _end_all(self, endless: Sequence[Endless]) -> list[StoreUnavailableError]:
-        """End the runs, some at a time, and return why those that remain could not be ended."""
-        if not endless:
+    async def _end_all(self, recovery: Sequence[PendingRecovery]) -> list[StoreUnavailableError]:
+        """End the runs, a few at a time, and return the failures."""
+        if not recovery:
             return []
-        logger.info("recovering runs", runs=len(endless))
+        logger.info("recovering runs", runs=len(recovery))
         gate = asyncio.Semaphore(RECOVERIES_AT_ONCE)
         failures: list[StoreUnavailableError] = []
 
-        async def end(one: Endless) -> None:
+        async def end(one: PendingRecovery) -> None:
             async with gate:
                 try:
                     await self.end(one.run, one.ending)
@@ -121,36 +121,38 @@ class Recovery:
                 except Exception:
                     logger.exception("run not recovered", run_id=one.run.id)
 
-        await asyncio.gather(*(end(one) for one in endless))
+        await asyncio.gather(*(end(one) for one in recovery))
         return failures
 
     async def end(self, run: Run, ending: Ending) -> None:
-        """Give an active run without owner its end, which a cancel that was asked for decides.
+        """End an active run without an owner. A requested cancellation decides over ``ending``.
 
-        Raises StoreUnavailableError; then the run is among ``endless`` until it has its end.
+        Raises:
+            StoreUnavailableError: A store does not answer. The run stays ``pending`` until it has
+                its end.
         """
-        # It stays here until it has its end, whatever interrupts this.
-        endless = self.endless.setdefault(run.id, Endless(run, ending))
-        async with endless.turn:
-            if endless.done.is_set():
+        # It stays pending until it has its end, even if this call is interrupted.
+        recovery = self.pending.setdefault(run.id, PendingRecovery(run, ending))
+        async with recovery.lock:
+            if recovery.done.is_set():
                 return
-            await self._require_log(endless.run)
-            await self._end_owned(endless)
-            self.endless.pop(run.id, None)
-            endless.done.set()
+            await self._require_log(recovery.run)
+            await self._end_taken_over(recovery)
+            self.pending.pop(run.id, None)
+            recovery.done.set()
 
-    async def _end_owned(self, endless: Endless) -> None:
+    async def _end_taken_over(self, recovery: PendingRecovery) -> None:
         """Take the run over and end it, unless it has ended or another process has it.
 
         The log may have a higher token than the record, if the records lost a commit. While the
-        record says that the run is ours, the token is raised until the log accepts it.
+        record names this process, the token is raised until the log accepts it.
         """
         step = 1
-        owned = await self._own(endless.run)
+        owned = await self._take_over(recovery.run)
         while owned is not None:
-            endless.run = owned
-            ending = CANCELLED if owned.cancel_requested_at else endless.ending
-            due = await self._due(owned)
+            recovery.run = owned
+            ending = CANCELLED if owned.cancel_requested_at else recovery.ending
+            due = await self._due_calls(owned)
             try:
                 await end_orphan(owned, ending, self._log, self._clock, self._settle, due=due)
             except FencedError:
@@ -165,10 +167,10 @@ class Recovery:
                 return
 
     async def _require_log(self, run: Run) -> None:
-        """Raise StoreUnavailableError if the log does not answer; then the run is anybody's.
+        """Check that the log answers; otherwise disclaim the run and raise StoreUnavailableError.
 
-        It may answer other processes, which look for such runs and not for those of an owner that
-        lives.
+        The log may answer other processes. They look for disclaimed runs, but not for runs of a
+        live owner.
         """
         try:
             await self._log.head(run.id)
@@ -179,10 +181,10 @@ class Recovery:
                 await self._records.runs.disclaim(run.id, self._ownership.owner)
             raise
 
-    async def _due(self, run: Run) -> list[ToolCallPart]:
-        """The calls that the run had to run first, if it answered an approval request.
+    async def _due_calls(self, run: Run) -> list[ToolCallPart]:
+        """Return the calls that the run had to run first, if it answered an approval request.
 
-        The conversation may have been deleted since. If it cannot be read, no call is known.
+        If the conversation was deleted or cannot be read, there are none.
         """
         if run.status is RunStatus.CREATED or not has_answer(run.input):
             return []
@@ -195,13 +197,13 @@ class Recovery:
             return []
         return [] if pending is None else pending.due(run.input)
 
-    async def _own(self, run: Run) -> Run | None:
-        """Take the run over; None if it has ended or another process was first."""
+    async def _take_over(self, run: Run) -> Run | None:
+        """Take the run over; return None if it has ended or another process was first."""
         owner = self._ownership.owner
         owned = await self._records.runs.take_over(run.id, run.token, owner)
         if owned is not None:
             return owned
-        # It is ours all the same if the answer of an earlier try was lost.
+        # An earlier attempt may have succeeded although its answer was lost.
         return await self._records.runs.held(run.id, owner)
 
 
@@ -214,24 +216,23 @@ async def end_orphan(
     *,
     due: Sequence[ToolCallPart] = (),
 ) -> None:
-    """Give the log of ``run`` its end, if it has none, and settle the run from it.
+    """Close the log of ``run`` if it is open, and settle the run from it. Idempotent.
 
-    ``run.token`` must be newer than that of the owner that is gone, so that the owner can not
-    append any more, nor begin to run a tool. Of the calls that were ``due``, and of the run's own,
-    those that had begun may have done their work: nobody knows, and the conversation is told so. A
-    log that was lost, or may have lost its last events, ends where no reader has been; the
-    conversation keeps what is left of it. Events that cannot be read are left out of the record.
-    Repeating it is safe at every point.
+    ``run.token`` must be newer than the former owner's, so that the former owner can neither append
+    nor start a tool. Calls of the run and ``due`` calls that had started get an error return that
+    says that their outcome is unknown. A log that was lost, or may have lost its last events,
+    continues beyond every possible reader; the conversation keeps what can be read. Unreadable
+    events are left out of the record.
 
     Raises:
         FencedError: The log has a newer token: another process took the run over, or the records
             lost a commit.
         StoreUnavailableError: A store does not answer.
     """
-    left = await _head(run, log)
+    left = await _find_head(run, log)
     transcript = Transcript()
     if left is not None and left.tail_uncertain:
-        await _read(run, log, left, transcript)
+        await _read_log(run, log, left, transcript)
         ending = ending if ending is CANCELLED else POWER_LOST
         head = await log.open(run.id, run.token, first_seq=LOST_LOG_FIRST_SEQ)
     elif _is_lost(run, left):
@@ -239,24 +240,24 @@ async def end_orphan(
         head = await log.open(run.id, run.token, first_seq=LOST_LOG_FIRST_SEQ)
     else:
         head = await log.open(run.id, run.token)
-    await _read(run, log, head, transcript)
+    await _read_log(run, log, head, transcript)
     transcript.due = tuple(due)
     transcript.begun = run.begun_calls
     if not head.closed:
-        events = _end(ending, transcript)
+        events = _terminal_group(ending, transcript)
         first_seq = head.last_seq + 1
         frames = [letta.encode(event, seq, run.id) for seq, event in enumerate(events, first_seq)]
         await log.append(run.id, run.token, first_seq, frames, close=True)
     else:
-        events = [] if transcript.stopped is not None else _end(UNREADABLE, transcript)
+        events = [] if transcript.stopped is not None else _terminal_group(UNREADABLE, transcript)
     for event in events:
         transcript.add(event)
     await _settle_from(transcript, run, clock, settle)
     logger.info("run recovered", run_id=run.id, was_closed=head.closed, events=head.last_seq)
 
 
-def _end(ending: Ending, transcript: Transcript) -> list[Event]:
-    """The terminal group of a run that ends so."""
+def _terminal_group(ending: Ending, transcript: Transcript) -> list[Event]:
+    """Return the terminal group for ``ending``."""
     events: list[Event] = [Stopped(ending.reason)]
     if ending.failure is not None:
         events.append(ending.failure)
@@ -269,7 +270,7 @@ async def _settle_from(
     clock: Clock,
     settle: Callable[[Run, Settlement], Awaitable[None]],
 ) -> None:
-    """Settle the run with its messages; without them if they cannot be stored."""
+    """Settle the run with its messages, or without them if they cannot be stored."""
     now = clock.now()
     try:
         await settle(run, transcript.settlement(run, transcript.steps_seen(), now))
@@ -286,8 +287,8 @@ async def _settle_from(
         await settle(replace(run, input=()), bare.settlement(run, [], now))
 
 
-async def _head(run: Run, log: Log) -> Head | None:
-    """The extent of the run's log; None if there is no log."""
+async def _find_head(run: Run, log: Log) -> Head | None:
+    """Return the head of the run's log; None if there is no log."""
     try:
         return await log.head(run.id)
     except LogNotFoundError:
@@ -295,15 +296,15 @@ async def _head(run: Run, log: Log) -> Head | None:
 
 
 def _is_lost(run: Run, head: Head | None) -> bool:
-    """A run is marked as running once its log is open, so then there has to be one."""
+    """Whether the log is lost: a running run always had a log."""
     if run.status is RunStatus.CREATED:
         return False
-    # So it is again for whoever repeats this.
+    # A repeated recovery finds the log that the first attempt opened.
     return head is None or head.first_seq == LOST_LOG_FIRST_SEQ
 
 
-async def _read(run: Run, log: Log, head: Head, transcript: Transcript) -> None:
-    """Add the events that the log has to the transcript, without those that cannot be read.
+async def _read_log(run: Run, log: Log, head: Head, transcript: Transcript) -> None:
+    """Add the readable events of the log to the transcript.
 
     A later version may have written events that this one does not know, and bytes may be damaged.
     """
@@ -320,7 +321,7 @@ async def _read(run: Run, log: Log, head: Head, transcript: Transcript) -> None:
         for frame in split_frames(piece.frames):
             try:
                 transcript.add(letta.decode(frame))
-            except Exception:  # noqa: BLE001  whatever the bytes say
+            except Exception:  # noqa: BLE001  damaged bytes can raise anything
                 unread += 1
         if piece.last_seq <= cursor:
             logger.error("log of a run ends too early", run_id=run.id, after=cursor)

@@ -1,4 +1,4 @@
-"""Which logs are past their retention, though clocks may jump."""
+"""The retention of logs, safe against jumps of the clock."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -19,11 +19,12 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 class Retention:
-    """How long the logs of ended runs are kept, by a clock that is watched for jumps.
+    """Decides how long the logs of ended runs are kept.
 
-    A run's end is a time of the clock. When that jumps, as the monotonic clock shows, the age of a
-    log is unknown, so nothing is deleted until the clock has been steady for one retention. By then
-    every earlier log is old enough, also one whose run seems to have ended in the future.
+    A run's end is a time of the wall clock. When that clock jumps against the monotonic one, the
+    age of logs is unknown, so nothing is deleted until the clock has been steady for one retention.
+    Then every earlier log is old enough, including those of runs that seem to have ended in the
+    future.
     """
 
     def __init__(self, records: Records, clock: Clock, kept: timedelta) -> None:
@@ -33,34 +34,34 @@ class Retention:
         self._tolerance = min(timedelta(seconds=CLOCK_JUMP_SECONDS), kept / 2)
         self._is_steady = True
         self._steady_since = clock.monotonic_seconds()
-        self._seen = self._read()
+        self._seen = self._read_clocks()
         self._has_looked_ahead = False
 
-    def watch(self) -> None:
-        """Compare the clock with the monotonic one. Call it whenever a run ends, at least."""
-        now, at_seconds = self._read()
+    def check_clock(self) -> None:
+        """Compare the wall clock with the monotonic clock. Call it at least whenever a run ends."""
+        now, at_seconds = self._read_clocks()
         seen, seen_at_seconds = self._seen
         self._seen = now, at_seconds
         jump = (now - seen) - timedelta(seconds=at_seconds - seen_at_seconds)
         if abs(jump) > self._tolerance:
-            self._distrust("the clock jumped", seconds=round(jump.total_seconds()))
+            self._pause_deletion("the clock jumped", seconds=round(jump.total_seconds()))
 
-    async def expired(self, limit: int) -> Sequence[RunId]:
-        """Return runs whose logs are to be deleted, at most ``limit``."""
-        self.watch()
+    async def find_expired(self, limit: int) -> Sequence[RunId]:
+        """Return at most ``limit`` runs whose logs are to be deleted."""
+        self.check_clock()
         now, at_seconds = self._seen
         if not self._has_looked_ahead:
             latest = await self._records.runs.latest_end()
             self._has_looked_ahead = True
             if latest is not None and latest > now + self._tolerance:
-                self._distrust("runs ended in the future", until=latest.isoformat())
+                self._pause_deletion("runs ended in the future", until=latest.isoformat())
         was_steady_long = at_seconds - self._steady_since > self._kept.total_seconds()
         before = now - self._kept if self._is_steady or was_steady_long else _NEVER
         after = now + self._tolerance if was_steady_long else None
         return await self._records.runs.expired(before, limit, after=after)
 
-    def error(self, run: Run) -> ExpiredError:
-        """The error that tells a reader that the log of an ended run is gone, or lost."""
+    def expired_error(self, run: Run) -> ExpiredError:
+        """Return the error for readers of an ended run whose log was deleted or lost."""
         kept_until = None if run.completed_at is None else run.completed_at + self._kept
         if run.log_deleted_at is None and kept_until is not None and self._clock.now() < kept_until:
             return EventsLostError(run.id)
@@ -71,10 +72,10 @@ class Retention:
             expired_at=kept_until,
         )
 
-    def _read(self) -> tuple[datetime, float]:
+    def _read_clocks(self) -> tuple[datetime, float]:
         return self._clock.now(), self._clock.monotonic_seconds()
 
-    def _distrust(self, why: str, **details: object) -> None:
+    def _pause_deletion(self, why: str, **details: object) -> None:
         self._is_steady = False
         self._steady_since = self._seen[1]
         hours = self._kept.total_seconds() / 3600

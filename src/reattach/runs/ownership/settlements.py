@@ -1,4 +1,4 @@
-"""Waiting for the records to say how runs ended that other processes work on."""
+"""Waiting for the ends of runs that other processes drive."""
 
 import asyncio
 
@@ -11,60 +11,61 @@ from reattach.records.records import Records
 
 
 class Settlements:
-    """Whoever waits for a run's end here, with one look at the records for all that do.
+    """Waits for the ends of runs, with one query per run for all waiters.
 
-    ``hear`` brings word of an end in milliseconds. Word may be lost, so there is also a look once
-    in SETTLEMENT_LOOK_SECONDS, as long as somebody waits.
+    ``notify`` passes on an end within milliseconds. Notifications may be lost, so the records are
+    also polled every SETTLEMENT_LOOK_SECONDS while somebody waits.
     """
 
     def __init__(self, records: Records, clock: Clock) -> None:
         self._records = records
         self._clock = clock
-        self._words: dict[str, asyncio.Event] = {}
-        self._looks: dict[str, asyncio.Task[Run]] = {}
+        self._notified: dict[str, asyncio.Event] = {}
+        self._polls: dict[str, asyncio.Task[Run]] = {}
         self._waiting: dict[str, int] = {}
 
-    async def ended(self, tenant: TenantId, run_id: RunId) -> Run:
-        """The run, once it has ended. A store that does not answer is waited for too.
+    async def wait(self, tenant: TenantId, run_id: RunId) -> Run:
+        """Return the run once it has ended. Waits through outages of the store.
 
-        Raises NotFoundError.
+        Raises:
+            NotFoundError: The tenant has no such run.
         """
-        look = self._looks.get(run_id)
-        if look is None:
-            look = asyncio.create_task(self._look(tenant, run_id), name=f"settled {run_id}")
-            self._looks[run_id] = look
+        poll = self._polls.get(run_id)
+        if poll is None:
+            poll = asyncio.create_task(self._poll(tenant, run_id), name=f"settled {run_id}")
+            self._polls[run_id] = poll
             self._waiting[run_id] = 0
         self._waiting[run_id] += 1
         try:
-            return await asyncio.shield(look)
+            return await asyncio.shield(poll)
         finally:
             self._waiting[run_id] -= 1
             if not self._waiting[run_id]:
-                look.cancel()
-                del self._looks[run_id], self._waiting[run_id]
+                poll.cancel()
+                del self._polls[run_id], self._waiting[run_id]
 
-    def hear(self, run_id: str) -> None:
-        """The records may say now how the run ended."""
-        if run_id in self._words:
-            self._words[run_id].set()
+    def notify(self, run_id: str) -> None:
+        """Query the run at once: it may have ended."""
+        if run_id in self._notified:
+            self._notified[run_id].set()
 
-    def hear_all(self) -> None:
-        """Word of any run may have been missed."""
-        for word in self._words.values():
-            word.set()
+    def notify_all(self) -> None:
+        """Query all awaited runs at once: notifications may have been lost."""
+        for notified in self._notified.values():
+            notified.set()
 
-    async def _look(self, tenant: TenantId, run_id: RunId) -> Run:
-        word = self._words[run_id] = asyncio.Event()
+    async def _poll(self, tenant: TenantId, run_id: RunId) -> Run:
+        notified = self._notified[run_id] = asyncio.Event()
         try:
             while True:
-                word.clear()
+                notified.clear()
                 try:
                     run = await self._records.runs.get(tenant, run_id)
                 except StoreUnavailableError:
                     run = None
                 if run is not None and not run.status.is_active:
                     return run
-                await sleep_unless_set(self._clock, SETTLEMENT_LOOK_SECONDS, word)
+                await sleep_unless_set(self._clock, SETTLEMENT_LOOK_SECONDS, notified)
         finally:
-            if self._words.get(run_id) is word:
-                del self._words[run_id]
+            if self._notified.get(run_id) is notified:
+                del self._notified[run_id]

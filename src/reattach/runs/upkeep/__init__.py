@@ -1,1 +1,1 @@
-"""What a process does for its runs at regular intervals."""
+"""Regular work of a process for its runs."""

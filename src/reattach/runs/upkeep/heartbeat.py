@@ -1,11 +1,11 @@
-"""The beats of a process, which do not wait for its event loop.
+"""The heartbeat: renews the lease of a process independently of its event loop.
 
-A large body, a long list or a callback of the application can hold the event loop up for seconds.
-If the lease ran out meanwhile, other processes would end every run of this one. So the lease is
-renewed by a thread with an event loop and a database connection of its own.
+A large body, a long list or a callback of the application can block the event loop for seconds. If
+the lease ran out meanwhile, other processes would end every run of this one. A thread with its own
+event loop and database connection therefore renews it.
 
-A process whose event loop hangs for ever must not keep its runs for ever. The thread asks the event
-loop for a sign of life with each beat, and stops beating after LOOP_SILENCE_LEASES without one.
+A process whose event loop hangs forever must not keep its runs. The thread asks the event loop for
+a sign of life with each beat, and stops after LOOP_SILENCE_LEASES without one.
 """
 
 import asyncio
@@ -27,16 +27,16 @@ from reattach.runs.service import RunService
 logger = structlog.get_logger(__name__)
 
 LOOP_SILENCE_LEASES: Final = 4
-"""Leases for which an event loop may hang before its process loses its runs: a minute by default.
-Large requests take seconds; a loop that hangs for longer does not come back."""
+"""The leases for which an event loop may hang before its process loses its runs: a minute by
+default. Large requests take seconds; a loop that hangs for longer does not recover."""
 
 _JOIN_SECONDS: Final = 20.0
-"""How long the thread may take to end; a beat that is under way is bounded."""
+"""The time for the thread to end; a beat in progress is bounded."""
 
 
 @asynccontextmanager
 async def heartbeat(runs: RunService, records: Records, clock: Clock) -> AsyncIterator[None]:
-    """Renew the lease of this process from a thread, for as long as the context lasts."""
+    """Renew the lease of this process from a thread while the context lasts."""
     thread = _Heartbeat(runs, records, clock)
     thread.start()
     try:
@@ -55,13 +55,13 @@ class _Heartbeat(threading.Thread):
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._unanswered = 0
-        """Beats since the event loop of the process last gave a sign of life."""
+        """Beats since the last sign of life of the process's event loop."""
         self._stopping = threading.Event()
         self._own_loop: asyncio.AbstractEventLoop | None = None
         self._stopped = asyncio.Event()
 
     def stop(self) -> None:
-        """End the thread soon. Called in the event loop of the process."""
+        """End the thread soon. Call it in the event loop of the process."""
         self._stopping.set()
         if self._own_loop is not None:
             with suppress(RuntimeError):  # It has ended by itself.
@@ -70,18 +70,18 @@ class _Heartbeat(threading.Thread):
     def run(self) -> None:
         owners = self._records.owners_apart()
         try:
-            asyncio.run(self._beat_always(owners))
+            asyncio.run(self._beat_until_stopped(owners))
         except Exception:
             logger.exception("heartbeat failed")
 
-    async def _beat_always(self, owners: Owners) -> None:
+    async def _beat_until_stopped(self, owners: Owners) -> None:
         self._own_loop = asyncio.get_running_loop()
         try:
             while not self._stopping.is_set():
                 await self._pause()
                 if self._stopping.is_set():
                     return
-                if self._has_loop():
+                if self._loop_responds():
                     await self._beat(owners)
         finally:
             await owners.aclose()
@@ -91,16 +91,16 @@ class _Heartbeat(threading.Thread):
             async with asyncio.timeout(self._runs.ownership.beat_seconds):
                 await self._stopped.wait()
 
-    def _has_loop(self) -> bool:
-        """Ask the event loop of the process for a sign of life; whether it gave one lately."""
+    def _loop_responds(self) -> bool:
+        """Ask the process's event loop for a sign of life; return whether it gave one recently."""
         most = LOOP_SILENCE_LEASES * BEATS_PER_LEASE
         self._unanswered += 1
         if self._unanswered == most:
             logger.error("event loop hangs, the lease is no longer renewed", beats=most)
-        self._call(self._answer)
+        self._call_in_process_loop(self._note_sign_of_life)
         return self._unanswered < most
 
-    def _answer(self) -> None:
+    def _note_sign_of_life(self) -> None:
         self._unanswered = 0
 
     async def _beat(self, owners: Owners) -> None:
@@ -114,26 +114,28 @@ class _Heartbeat(threading.Thread):
         except Exception:
             logger.exception("beat failed")
         answered_at = self._clock.monotonic_seconds()
-        self._call(lambda: self._hear(owner, beat, asked_at, answered_at))
+        self._call_in_process_loop(lambda: self._receive_beat(owner, beat, asked_at, answered_at))
 
-    def _call(self, call: Callable[[], None]) -> None:
+    def _call_in_process_loop(self, call: Callable[[], None]) -> None:
         try:
             self._loop.call_soon_threadsafe(call)
         except RuntimeError:
             self._stopping.set()  # The process ends.
 
-    def _hear(self, owner: str, beat: Beat | None, asked_at: float, answered_at: float) -> None:
-        """Take in what came of a beat, in the event loop of the process."""
-        self._runs.ownership.note(beat, asked_at, answered_at)
+    def _receive_beat(
+        self, owner: str, beat: Beat | None, asked_at: float, answered_at: float
+    ) -> None:
+        """Record the outcome of a beat and apply it, in the event loop of the process."""
+        self._runs.ownership.record_beat(beat, asked_at, answered_at)
         if beat is not None and not self._stopping.is_set():
-            task = self._loop.create_task(self._obey(owner, beat), name="obey a beat")
+            task = self._loop.create_task(self._apply_beat(owner, beat), name="apply beat")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _obey(self, owner: str, beat: Beat) -> None:
+    async def _apply_beat(self, owner: str, beat: Beat) -> None:
         try:
             await self._runs.apply_beat(owner, beat)
         except ReattachError as error:
-            logger.warning("beat not obeyed", reason=error.detail)
+            logger.warning("beat not applied", reason=error.detail)
         except Exception:
-            logger.exception("beat not obeyed")
+            logger.exception("beat not applied")

@@ -1,4 +1,4 @@
-"""What a process does for its runs now and then, and what it listens to."""
+"""The periodic tasks of a process, and its listener for notifications."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -22,38 +22,38 @@ logger = structlog.get_logger(__name__)
 
 
 async def upkeep(runs: RunService, clock: Clock, retention_seconds: float) -> None:
-    """Sweep and recover at intervals, until cancelled. Faults are logged, and tried again.
+    """Sweep, recover and audit at intervals, until cancelled. Failures are logged and retried.
 
-    A run that this process could not give its end is tried again much sooner than that.
+    Runs that this process could not end yet are retried much more often.
     """
     interval_seconds = min(SWEEP_INTERVAL_SECONDS, retention_seconds / 2)
     due_at = audit_due_at = clock.monotonic_seconds()
     while True:
         if clock.monotonic_seconds() >= due_at:
             due_at = clock.monotonic_seconds() + interval_seconds
-            await _tried(partial(_sweep_all, runs))
-            await _tried(runs.recover)
+            await _log_failure(partial(_sweep_all, runs))
+            await _log_failure(runs.recover)
             if clock.monotonic_seconds() >= audit_due_at:
                 audit_due_at = clock.monotonic_seconds() + AUDIT_LOGS_SECONDS
-                await _tried(runs.audit.compare_logs)
+                await _log_failure(runs.audit.compare_logs)
         elif runs.has_pending_recoveries or runs.ownership.shared:
-            await _tried(runs.recover)
+            await _log_failure(runs.recover)
         await clock.sleep(min(interval_seconds, RECOVERY_INTERVAL_SECONDS))
 
 
 async def records_upkeep(records: Records, clock: SharedClock) -> None:
-    """Set the clock by the database's, and tidy a file, now and then, until cancelled."""
+    """Set the clock from the database's and tidy its file at intervals, until cancelled."""
     while True:
         await clock.sleep(min(CLOCK_SET_SECONDS, WAL_AGE_SECONDS))
-        await _tried(partial(set_clock, records, clock))
-        await _tried(records.tidy)
+        await _log_failure(partial(set_clock, records, clock))
+        await _log_failure(records.tidy)
 
 
 async def set_clock(records: Records, clock: SharedClock) -> None:
-    """Set the clock by that of the database.
+    """Set the clock from the database's.
 
     Raises:
-        StoreUnavailableError: The database does not answer; the clock goes on.
+        StoreUnavailableError: The database does not answer; the clock is unchanged.
     """
     asked_at_seconds = clock.monotonic_seconds()
     moment = await records.time()
@@ -62,19 +62,19 @@ async def set_clock(records: Records, clock: SharedClock) -> None:
 
 
 async def listen(runs: RunService, records: Records, clock: Clock) -> None:
-    """Hear what other processes tell of runs, until cancelled."""
+    """Handle the notifications of other processes until cancelled."""
 
-    async def hear() -> None:
+    async def receive() -> None:
         async with records.notifications() as notifications:
             async for notification in notifications:
                 runs.handle_notification(notification)
 
     while True:
-        await _tried(hear)
+        await _log_failure(receive)
         await clock.sleep(RECOVERY_INTERVAL_SECONDS)
 
 
-async def _tried(work: Callable[[], Awaitable[None]]) -> None:
+async def _log_failure(work: Callable[[], Awaitable[None]]) -> None:
     try:
         await work()
     except ReattachError as error:
