@@ -9,11 +9,11 @@ if sys.platform == "win32":  # The server needs file locks and signals that Wind
         "(https://learn.microsoft.com/windows/wsl). The Python client, reattach.client, runs here."
     )
 
-# What is imported stays for good. To look through it for garbage again and again takes a sixth of
-# the time of a start.
+# Imported objects live as long as the process. Garbage collections during the imports would find
+# nothing, and would take a sixth of the start-up time.
 gc.disable()
 
-from reattach.cli import main  # noqa: E402  after the collector was put aside
+from reattach.cli import main  # noqa: E402  after the collector was disabled
 from reattach.server.tune_gc import tune_gc  # noqa: E402
 
 tune_gc()

@@ -1,6 +1,6 @@
-"""A client that reconnects by itself: the events of a run, each once, whatever the network does.
+"""A client that reconnects by itself and yields the events of a run exactly once, in order.
 
-The official SDKs speak to Reattach unmodified and leave reconnecting to their caller. This client
+The official SDKs work with Reattach unmodified but leave reconnecting to their caller. This client
 reconnects; ``reattach attach`` uses it.
 """
 
@@ -37,7 +37,7 @@ __all__ = [
 E = TypeVar("E", bound=BaseException)
 
 Event = Mapping[str, Any]
-"""An event as the wire has it; ``message_type`` says which."""
+"""An event as sent by the server; ``message_type`` is its kind."""
 
 _READ_SECONDS: Final = 60.0
 """Silence after which a connection counts as dead; the server pings each 15 s."""
@@ -46,10 +46,10 @@ _CONNECT_SECONDS: Final = 5.0
 _FIRST_DELAY_SECONDS: Final = 0.1
 _LAST_DELAY_SECONDS: Final = 5.0
 _PASSING_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
-"""Answers of a server that is busy, starting or leaving, or of a proxy that cannot reach one."""
+"""Statuses of a server that is busy, starting or stopping, or of a proxy that cannot reach one."""
 
 _NO_ROUTE: Final = "Not Found"
-"""The detail of a 404 for a path that no route has, as most web frameworks write it."""
+"""The detail of a 404 for an unknown path, as most web frameworks send it."""
 
 _REFUSALS: Final[Mapping[int, type[ReattachError]]] = {
     404: NotFoundError,
@@ -60,24 +60,24 @@ _REFUSALS: Final[Mapping[int, type[ReattachError]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """A connection that failed and is about to be tried again."""
+    """A failed connection that is about to be retried."""
 
     cause: str
-    """Why it failed, in one line."""
+    """The cause of the failure, in one line."""
 
     cursor: int
-    """The seq of the last event that was yielded; 0 if there is none."""
+    """The seq of the last yielded event; 0 if there is none."""
 
     delay_seconds: float
-    """The wait before the next try."""
+    """The wait before the next attempt."""
 
     remaining_seconds: float
-    """How long the client keeps trying before it gives up."""
+    """How long the client keeps retrying before it gives up."""
 
 
 @dataclass
 class _Position:
-    """A reader's place: the run, and the seq of the last event that was yielded."""
+    """The position of a reader: the run, and the seq of the last yielded event."""
 
     body: dict[str, Any]
     path: str
@@ -86,14 +86,14 @@ class _Position:
     ended: bool = False
 
     def next_request(self) -> tuple[str, dict[str, Any]]:
-        """Once the run is known, resume it; until then repeat what made it."""
+        """Resume the run if it is known; until then repeat the request that names it."""
         if self.run_id is None:
             return self.path, self.body
         return f"/v1/runs/{self.run_id}/stream", {"starting_after": self.cursor}
 
 
-class _Patience:
-    """How long a reader without progress keeps trying, and how often."""
+class _RetryBudget:
+    """How long a reader without progress keeps retrying, and at which intervals."""
 
     def __init__(self, seconds: float, on_retry: Callable[[Retry], None] | None) -> None:
         self._seconds = seconds
@@ -105,7 +105,7 @@ class _Patience:
         self._delay_seconds = _FIRST_DELAY_SECONDS
 
     async def wait(self, cursor: int, error: httpx2.TransportError) -> None:
-        """Wait before the next try. Raises TimeoutError when no time is left for one."""
+        """Wait before the next attempt. Raises TimeoutError when no time is left for one."""
         remaining_seconds = self._deadline - asyncio.get_running_loop().time()
         delay_seconds = self._delay_seconds
         if isinstance(error, _UnavailableError):
@@ -114,7 +114,7 @@ class _Patience:
         if delay_seconds > remaining_seconds:
             raise TimeoutError(
                 f"The server did not answer for {self._seconds:g} seconds ({cause}). "
-                f"Resume later from event {cursor}."
+                f"Resume later with starting_after={cursor}."
             ) from error
         if self._on_retry is not None:
             self._on_retry(Retry(cause, cursor, delay_seconds, remaining_seconds))
@@ -125,10 +125,10 @@ class _Patience:
 class Client:
     """Sends messages and follows runs. Use it as an async context manager.
 
-    ``patience_seconds`` bounds how long it keeps trying while the server cannot be reached or is
-    not available; every event starts the count anew. ``on_retry`` is called before each such wait,
-    and ``on_attached`` with the run's id whenever a stream is open. Raises ReattachError if
-    ``base_url`` is not an http or https URL with a host.
+    ``patience_seconds`` bounds how long it retries while the server is unreachable or unavailable;
+    every event restarts that time. ``on_retry`` is called before each wait, and ``on_attached``
+    with the run's id whenever a stream is open. Raises ReattachError if ``base_url`` is not an http
+    or https URL with a host.
     """
 
     def __init__(
@@ -197,16 +197,16 @@ class Client:
         return self._events(_Position(body, path, cursor=starting_after))
 
     async def _events(self, position: _Position) -> AsyncGenerator[Event]:
-        patience = _Patience(self._patience_seconds, self._on_retry)
+        retries = _RetryBudget(self._patience_seconds, self._on_retry)
         while not position.ended:
             try:
                 async with aclosing(self._connection(position)) as events:
                     async for event in events:
-                        patience.restore()
+                        retries.restore()
                         yield event
             except httpx2.TransportError as error:
                 self._raise_if_permanent(error)
-                await patience.wait(position.cursor, error)
+                await retries.wait(position.cursor, error)
 
     def _raise_if_permanent(self, error: httpx2.TransportError) -> None:
         """Raise ReattachError for a TLS failure that no further try can mend."""
@@ -214,7 +214,7 @@ class Client:
         if isinstance(failure, ssl.SSLCertVerificationError):
             raise ReattachError(
                 f"The certificate of {self._base_url} is not trusted: {failure.verify_message}. "
-                "Name the authority that signed it in the environment variable SSL_CERT_FILE."
+                "Set the environment variable SSL_CERT_FILE to the certificate of its authority."
             ) from error
         if failure is not None and failure.reason == "WRONG_VERSION_NUMBER":
             raise ReattachError(
@@ -236,7 +236,7 @@ class Client:
             if not media_type.startswith("text/event-stream"):
                 raise ReattachError(
                     f"{self._base_url} answered with {media_type or 'no content type'} instead of "
-                    "an event stream. Check that the URL is that of a Reattach server."
+                    "an event stream. Check that this is the URL of a Reattach server."
                 )
             position.run_id = response.headers.get("x-run-id", position.run_id)
             if self._on_attached is not None:
@@ -254,7 +254,7 @@ class Client:
         raise httpx2.RemoteProtocolError("the stream ended before the answer did")
 
     def _refusal(self, status: int, body: bytes) -> ReattachError:
-        """Return the error for a refused request, in the server's words where it gave any."""
+        """Return the error for a refused request, in the server's own words if it sent any."""
         try:
             answer = json.loads(body)
         except ValueError:
@@ -267,12 +267,15 @@ class Client:
         if status == 404 and detail == _NO_ROUTE:
             error: ReattachError = NotFoundError(
                 f"{self._base_url} answered 404 {detail}. Check that it is the URL of a Reattach "
-                "server, and that it has no path of another program."
+                "server, without a path that belongs to another program."
             )
         elif kind is not None:
             error = kind(detail.removeprefix("CONFLICT: ").removeprefix("EXPIRED: "))
         elif status == 401:
-            error = ReattachError(f"The server requires a valid API key (401 {detail}).")
+            error = ReattachError(
+                f"The server requires a valid API key (401 {detail}).",
+                remedy="Create one on the server with `reattach keys create NAME`.",
+            )
         else:
             error = ReattachError(f"The server answered {status}: {detail}")
         error.extra = answer
@@ -280,7 +283,7 @@ class Client:
 
 
 class _UnavailableError(httpx2.TransportError):
-    """The server, or a proxy before it, asks to come back later."""
+    """The server, or a proxy in front of it, is temporarily unavailable."""
 
     def __init__(self, response: httpx2.Response) -> None:
         super().__init__(f"the server answered {response.status_code}")
@@ -301,14 +304,14 @@ def _checked_url(base_url: str) -> str:
         valid = False
     if not valid:
         raise ReattachError(
-            f"'{base_url[:MAX_ERROR_CHARS]}' is not the URL of a server. "
-            "Write it with its scheme: http://localhost:8283."
+            f"'{base_url[:MAX_ERROR_CHARS]}' is not the URL of a server.",
+            remedy="Write it with its scheme, such as http://localhost:8283.",
         )
     return base_url.rstrip("/").removesuffix("/v1")
 
 
 def _cause(error: httpx2.TransportError) -> str:
-    """The reason of a failed connection in one line; httpx2 leaves the text of timeouts empty."""
+    """Return the cause of a failed connection in one line; httpx2's timeouts have no text."""
     if isinstance(error, httpx2.ConnectTimeout):
         return "the server does not accept the connection"
     if isinstance(error, httpx2.TimeoutException):
@@ -319,7 +322,7 @@ def _cause(error: httpx2.TransportError) -> str:
 
 
 def _underlying(error: BaseException, kind: type[E]) -> E | None:
-    """The error of that kind among those that led to ``error``."""
+    """Return the error of that kind among the causes of ``error``."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, kind):
         cause = cause.__cause__ or cause.__context__

@@ -1,4 +1,4 @@
-"""What was found out about something that a server depends on."""
+"""Results of the checks that `reattach doctor` and a starting server make."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,12 +8,12 @@ Level = Literal["ok", "warning", "wrong"]
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One thing that was looked at. ``wrong`` keeps a server from working or from its promises."""
+    """The result of one check; ``wrong`` means that the server cannot work as promised."""
 
     level: Level
     what: str
-    """The name of the check, the same every time."""
+    """The name of the check; the same every time."""
     detail: str
-    """What was found, without secrets."""
+    """The result, without secrets."""
     remedy: str = ""
-    """What to do about a warning or a fault."""
+    """The next step after a warning or a fault."""

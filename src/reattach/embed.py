@@ -118,18 +118,18 @@ _AGENT_NAME: Final = "embedded"
 
 
 class Reattach:
-    """A whole server but for its port, in the event loop of your application.
+    """A whole server except its port, on the event loop of your application.
 
-    ``answer`` is an async generator function that is given a Turn and yields text (or Deltas, for
-    reasoning and tools), several of them by name, or an Engine. Events and records are in
-    ``data_dir``, of which this process is the only owner.
+    ``answer`` is an async generator function that receives a Turn and yields text (or Deltas, for
+    reasoning and tools), several such functions by name, or an Engine. Events and records are in
+    ``data_dir``, which only this process may use.
 
-    Use it as an async context manager, or give ``lifespan`` to your application. On leaving, every
-    open run has its end. Entering raises StartupError if the directory can not be used.
+    Use it as an async context manager, or pass ``lifespan`` to your application. On exit every open
+    run is ended. Entering raises StartupError if the directory cannot be used.
 
-    ``open`` says that ``app`` may be used by everybody who reaches it as long as no API key exists:
-    your application decides who that is. Without it, ``app`` then answers only to requests that
-    come directly from this machine.
+    ``open`` allows everyone who can reach ``app`` to use it as long as no API key exists; your
+    application decides who that is. Without it, ``app`` then accepts only direct requests from this
+    machine.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Reattach:
         self._context = None
 
     def _begin_drain(self) -> None:
-        """At a first signal let open runs go on for a while, at a second one no longer."""
+        """Drain at the first signal; cut the drain short at the second."""
         context = self._opened()
         seconds = 0 if context.runs.draining else context.settings.drain_seconds
         task = asyncio.create_task(context.runs.drain(seconds), name="drain")
@@ -189,16 +189,16 @@ class Reattach:
             yield
 
     async def on_error(self, _request: object, error: Exception) -> Any:
-        """For ``app.add_exception_handler(ReattachError, …)``: the answer that an error becomes."""
+        """Return the response for an error; for ``app.add_exception_handler(ReattachError, …)``."""
         assert isinstance(error, ReattachError)
         return error_response(error)
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
         """The whole API as an ASGI application, to be mounted into yours.
 
-        It looks at API keys as the server does. Until the first key is made it is closed, but for
-        requests whose connection has both its ends on this machine, that nobody forwarded, and that
-        address it by a loopback name; or it is open to all, if this was made with ``open=True``.
+        It checks API keys as the server does. Until the first key is created, it accepts only
+        direct loopback requests that no proxy forwarded and that use a loopback host name, or all
+        requests with ``open=True``.
         """
         self._opened()
         await self._api(scope, receive, send)
@@ -212,13 +212,13 @@ class Reattach:
         model: str | None = None,
         tenant: str | None = None,
     ) -> Run:
-        """Start a run that answers ``text``, or find the one that ``otid`` started before.
+        """Start a run that answers ``text``, or return the run that ``otid`` started before.
 
-        ``conversation_id`` is that of an earlier run's thread, which the answer then continues;
-        None begins a new one, whose id is the run's ``conversation_id``. ``model`` is a handle;
-        None takes the first function. ``tenant`` is any name of yours for whoever asks: agents,
-        OTIDs, conversations and runs of one tenant are unknown to every other. None is the tenant
-        of a server without keys.
+        ``conversation_id`` continues the conversation of an earlier run; None starts a new one,
+        whose id is the run's ``conversation_id``. ``model`` is a handle; None uses the first
+        function. ``tenant`` is any name that your application gives to the caller: agents, OTIDs,
+        conversations and runs of one tenant are invisible to all others. None is the tenant of a
+        server without keys.
 
         Raises InvalidArgumentError, ConversationBusyError, OtidConflictError, NotFoundError,
         UnavailableError.
@@ -245,17 +245,17 @@ class Reattach:
         return await context.runs.send(send)
 
     async def run(self, run_id: str, *, tenant: str | None = None) -> Run:
-        """The run. Raises InvalidArgumentError for a malformed id, NotFoundError."""
+        """Return the run. Raises InvalidArgumentError for a malformed id, NotFoundError."""
         return await self._opened().runs.by_id(_tenant(tenant), run_id)
 
     async def run_of(self, otid: str, *, tenant: str | None = None) -> Run:
-        """The newest run that the OTID started. Raises NotFoundError."""
+        """Return the newest run that the OTID started. Raises NotFoundError."""
         return await self._opened().runs.by_otid(_tenant(tenant), otid)
 
     async def cancel(self, run: Run, *, tenant: str | None = None) -> str:
-        """Cancel the run; return its state then, as ``RunService.cancel`` says.
+        """Cancel the run and return its state, as ``RunService.cancel`` does.
 
-        Raises NotFoundError if ``tenant`` is named and the run is not its own.
+        Raises NotFoundError if ``tenant`` is given and is not the run's tenant.
         """
         context = self._opened()
         _check_owner(run, tenant)
@@ -270,11 +270,11 @@ class Reattach:
         headers: Mapping[str, str] | None = None,
         tenant: str | None = None,
     ) -> RunStream:
-        """The response that streams ``run`` from a cursor, live until its end.
+        """Return a response that streams ``run`` after a cursor, live until its end.
 
-        It may be made as often as there are readers; a reader that goes away stops nothing. It has
-        ``headers``, and those and the cookies that are set on it afterwards. ``X-Run-Id`` and
-        ``X-Conversation-Id`` say what it is of. Raises NotFoundError as ``cancel`` does.
+        Create one per reader; a reader that leaves stops nothing. The response has ``headers``, and
+        headers and cookies that you set on it afterwards. ``X-Run-Id`` and ``X-Conversation-Id``
+        identify the run. Raises NotFoundError as ``cancel`` does.
         """
         context = self._opened()
         _check_owner(run, tenant)
@@ -295,11 +295,11 @@ class Reattach:
     ) -> AsyncIterator[dict[str, Any]]:
         """Yield the run's events after a cursor as they are streamed, live until its end.
 
-        For WebSockets and frameworks that are not ASGI. Each is a dict with ``seq_id`` and
-        ``message_type``; the last one ends the run. A slow consumer is waited for, and one that
-        stops changes nothing for the run. Raises NotFoundError as ``cancel`` does,
-        CursorAheadError, ExpiredError, and StoreUnavailableError, after which the consumer may
-        begin again behind the last event that it got.
+        For WebSockets and frameworks that are not ASGI. Each event is a dict with ``seq_id`` and
+        ``message_type``; the last one ends the run. A slow or cancelled consumer does not affect
+        the run. Raises NotFoundError as ``cancel`` does, CursorAheadError, ExpiredError, and
+        StoreUnavailableError, after which the consumer may continue after the last event that it
+        received.
         """
         context = self._opened()
         _check_owner(run, tenant)
@@ -310,13 +310,14 @@ class Reattach:
     def _opened(self) -> Context:
         if self._context is None:
             raise StartupError(
-                "This Reattach is not open. Give its lifespan to your application, or use it as "
-                "an async context manager."
+                "This Reattach instance is not open.",
+                remedy="Pass its lifespan to your application, or use it as an async context "
+                "manager.",
             )
         return self._context
 
     async def _agent(self, context: Context, tenant: TenantId) -> Agent:
-        """The agent behind ``ask``, made with the tenant's first question."""
+        """Return the agent behind ``ask``; the tenant's first question creates it."""
         agents = context.records.agents
         page = Page(limit=1, ascending=True)
         async with self._making_agent:
@@ -337,7 +338,7 @@ class Reattach:
         conversation_id: str | None,
         otid: str | None,
     ) -> Conversation:
-        """The conversation that is named; else the one that belongs to the OTID; else a new one."""
+        """Return the named conversation, otherwise that of the OTID, otherwise a new one."""
         conversations = context.records.conversations
         if conversation_id is not None:
             return await conversations.get(tenant, ConversationId(conversation_id))
@@ -359,19 +360,22 @@ def _tenant(name: str | None) -> TenantId:
         return DEFAULT_TENANT
     if not name or len(name) > MAX_TENANT_CHARS or "\0" in name:
         raise InvalidArgumentError(
-            f"A tenant's name has 1 to {MAX_TENANT_CHARS} characters; this one has {len(name)}, "
-            "or a null character. Name the tenant by an id of yours."
+            f"The tenant name has {len(name)} characters, or contains NUL.",
+            remedy=f"Use an id of 1 to {MAX_TENANT_CHARS} characters.",
         )
     return TenantId(name)
 
 
 def _check_owner(run: Run, tenant: str | None) -> None:
     if tenant is not None and run.tenant != _tenant(tenant):
-        raise NotFoundError(f"Run {run.id} not found. Look for it by `run(run_id, tenant=…)`.")
+        raise NotFoundError(
+            f"Run {run.id} not found for this tenant.",
+            remedy="Look it up with `run(run_id, tenant=…)`.",
+        )
 
 
 def _conversation_of(otid: str, tenant: TenantId) -> ConversationId:
-    """The same conversation for the same OTID, so that a question asked twice is one request."""
+    """Return the same conversation id for the same OTID, so that repeated questions are one."""
     whose = "" if tenant == DEFAULT_TENANT else f"{tenant}\0"
     digest = hashlib.sha256(f"reattach conversation of {whose}{otid}".encode()).digest()
     return ConversationId(f"conv-{uuid.UUID(bytes=digest[:16], version=4)}")

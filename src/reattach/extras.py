@@ -1,13 +1,13 @@
-"""How this version of Reattach and its optional parts are installed.
+"""Commands that install this version of Reattach and its optional parts.
 
-No package index has Reattach yet. At the first release ``SOURCE`` becomes ``reattach``, here and in
-docs/install.md; no other text names the command.
+Reattach is not on a package index yet. At the first release ``SOURCE`` becomes ``reattach``, here
+and in docs/install.md; no other text contains the command.
 """
 
 from typing import Final, Literal
 
 SOURCE: Final = "."
-"""The requirement that names Reattach: a clone, as its own folder."""
+"""The requirement that names Reattach: the folder of a clone."""
 
 Extra = Literal["cluster", "local", "mcp", "providers", "testing"]
 

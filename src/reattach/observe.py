@@ -1,4 +1,4 @@
-"""What the server tells its operator: log lines, for people or for programs."""
+"""Log output, as lines for people or as JSON."""
 
 import logging
 import sys
@@ -13,11 +13,11 @@ _LEVELS = {
     "error": logging.ERROR,
 }
 
-_TALKATIVE = (
+_VERBOSE = (
     *("aiosqlite", "alembic", "anthropic", "asyncio", "google_genai", "httpcore", "httpcore2"),
     *("httpx", "httpx2", "openai", "psycopg", "pydantic_ai", "redis", "sqlalchemy", "uvicorn"),
 )
-"""Libraries that log their every step."""
+"""Libraries that log every step."""
 
 _SHARED: list[structlog.typing.Processor] = [
     structlog.contextvars.merge_contextvars,
@@ -30,7 +30,7 @@ _SHARED: list[structlog.typing.Processor] = [
 def configure_logging(
     form: Literal["console", "json"], level: Literal["debug", "info", "warning", "error"]
 ) -> None:
-    """Write log lines to standard error, one a line; what libraries log goes the same way."""
+    """Write log lines, including those of libraries, to standard error, one event a line."""
     render: structlog.typing.Processor
     if form == "json":
         render = structlog.processors.JSONRenderer()
@@ -55,67 +55,67 @@ def configure_logging(
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    # Libraries log bodies of requests, SQL with its values, and rows, at DEBUG and some at INFO.
+    # At DEBUG, and some at INFO, libraries log request bodies, SQL with its values, and rows.
     root.setLevel(max(_LEVELS[level], logging.INFO))
     logging.getLogger("reattach").setLevel(_LEVELS[level])
-    for library in _TALKATIVE:
+    for library in _VERBOSE:
         logging.getLogger(library).setLevel(max(_LEVELS[level], logging.WARNING))
     silence_mcp()
 
 
 def one_line(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Escape what could make a value look like a line of its own, or steer a terminal.
+    """Escape characters that could fake another log line or control a terminal.
 
-    Tracebacks keep their lines, indented, so that none looks like the start of an event.
+    Tracebacks keep their line breaks and are indented, so that no line looks like a new event.
     """
     for key, value in event.items():
-        if key in _OF_LINES and isinstance(value, str):
-            event[key] = "\n".join(f"    {_escaped(line)}" for line in value.splitlines())
+        if key in _MULTILINE and isinstance(value, str):
+            event[key] = "\n".join(f"    {_escape(line)}" for line in value.splitlines())
         elif isinstance(value, str):
-            event[key] = _escaped(value)
+            event[key] = _escape(value)
         elif not isinstance(value, _PLAIN):
-            event[key] = _escaped(repr(value))
+            event[key] = _escape(repr(value))
     return event
 
 
-_OF_LINES: Final = frozenset({"exception", "stack"})
+_MULTILINE: Final = frozenset({"exception", "stack"})
 _PLAIN: Final = (bool, int, float, type(None))
 _ESCAPES: Final = {
     code: repr(chr(code))[1:-1]
     for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F),
                  *range(0x2066, 0x206A))
 }  # fmt: skip
-"""Control characters, separators of lines, and marks that turn the direction of text."""
+"""Control characters, line separators, and characters that change the text direction."""
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
 def silence_mcp() -> None:
-    """The SDK logs what servers say, secrets too; what went wrong is told by the connection."""
+    """Silence the MCP SDK: it logs what servers send, secrets too. Connections report errors."""
     logging.getLogger("mcp").setLevel(logging.CRITICAL)
 
 
-def _said_in_full(
+def _append_values(
     _logger: object, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Put the values into the message too: the application's format may not show the others."""
+    """Append the values to the message, because the application's format may show only that."""
     values = [f"{key}={event[key]}" for key in event if key not in {"event", "exc_info"}]
     event["event"] = " ".join([str(event["event"]), *values])
     return event
 
 
 def log_through_application() -> None:
-    """Hand log lines to the standard ``logging`` of the application that Reattach is part of.
+    """Send log lines to the standard ``logging`` of the application that embeds Reattach.
 
-    No-op if the application has configured structlog itself.
+    Does nothing if the application has configured structlog itself.
     """
     if not structlog.is_configured():
         structlog.configure(
             processors=[
                 structlog.stdlib.filter_by_level,
-                _said_in_full,
+                _append_values,
                 structlog.stdlib.render_to_log_kwargs,
             ],
             wrapper_class=structlog.stdlib.BoundLogger,

@@ -1,4 +1,4 @@
-"""URLs of stores, and words of others, as they may be shown: without secrets."""
+"""Redaction of secrets in URLs and in texts from other programs."""
 
 import os
 import re
@@ -8,29 +8,29 @@ from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
 
 MASK: Final = "***"
 
-_TELLTALE: Final = ("pass", "pwd", "secret", "token", "credential", "scram")
-"""What the name or value of an option mentions if it may hold a secret."""
+_SECRET_WORDS: Final = ("pass", "pwd", "secret", "token", "credential", "scram")
+"""Words in the name or value of a URL option that may contain a secret."""
 
 
 def is_local(scheme: str) -> bool:
-    """Whether it is the scheme of stores that only one process can use: a file, or its memory."""
+    """Return whether only one process can use stores of this URL scheme: a file, or memory."""
     return scheme.lower().partition("+")[0] in {"sqlite", "memory"}
 
 
 def redact_url(url: str) -> str:
-    """The URL with its user, hosts, path and options, and ``***`` for everything secret.
+    """Return the URL with its user, hosts, path and options, and ``***`` for everything secret.
 
-    Where it is not sure which part is the password, only the scheme is shown: a password with
-    ``/``, ``?``, ``#`` or ``@`` in it that was not escaped ends up in other parts.
+    If it is unclear which part is the password, only the scheme is shown: an unescaped ``/``,
+    ``?``, ``#`` or ``@`` in a password moves part of it into other components.
     """
     scheme, colon, _ = url.partition(":")
     try:
-        return _shown(urlsplit(url), url)
+        return _redact_parts(urlsplit(url), url)
     except ValueError:
         return f"{scheme}:{MASK}" if colon and scheme.replace("+", "").isalnum() else MASK
 
 
-def _shown(parts: SplitResult, url: str) -> str:
+def _redact_parts(parts: SplitResult, url: str) -> str:
     if not parts.scheme:
         raise ValueError("no scheme")
     start = f"{parts.scheme}://"
@@ -44,7 +44,7 @@ def _shown(parts: SplitResult, url: str) -> str:
     if "@" in user:
         raise ValueError("ambiguous")
     for host in hosts.split(","):
-        _ = urlsplit(f"//{host}").port  # ValueError if it is none: it may be a password.
+        _ = urlsplit(f"//{host}").port  # ValueError if invalid: it may be part of a password.
     name, colon, _ = user.partition(":")
     options = "&".join(
         f"{quote(key)}={_value(key, value)}"
@@ -57,11 +57,11 @@ def _shown(parts: SplitResult, url: str) -> str:
 
 
 def _value(key: str, value: str) -> str:
-    said = f"{key} {value}".lower()
-    return MASK if any(word in said for word in _TELLTALE) else quote(value, safe="/:,")
+    option = f"{key} {value}".lower()
+    return MASK if any(word in option for word in _SECRET_WORDS) else quote(value, safe="/:,")
 
 
-# Words of others.
+# Texts from other programs.
 
 _NAMED: Final = r"api[-_]?key|token(?!s)|secret|passw(?:or)?d|pwd|authorization|credential"
 _SECRETS: Final = (
@@ -85,19 +85,20 @@ _SECRETS: Final = (
     (re.compile(r"\b(?:org|proj|user|acct|sess)[-_](?=\w*\d)[\w-]{8,}"), MASK),
     (re.compile(r"\b(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{32,}"), MASK),
 )
-"""Each form of a secret, and its stand-in. Model names and counts of tokens pass."""
+"""Patterns of secrets and their replacements. Model names and token counts do not match."""
 
 _SECRET_VARIABLES: Final = ("_API_KEY", "_TOKEN", "_SECRET", "_SECRET_KEY", "_PASSWORD")
 _SHORTEST_SECRET_CHARS: Final = 8
 _MARGIN: Final = 8
-"""How many times what is shown is looked at, so that no secret is cut in two before."""
+"""Factor of ``max_chars`` that is searched, so that cutting the text never splits a secret
+first."""
 
 
 def redact_text(text: str, *, max_chars: int, secrets: Iterable[str] = ()) -> str:
     """Return ``text`` on one line, cut to ``max_chars``, with ``***`` for everything secret.
 
-    Secret are ``secrets``, what the environment has of keys, and everything that looks like a key,
-    a token or the user of a URL. Tags of HTML are left out.
+    Secret are ``secrets``, the values of environment variables that hold keys, and everything that
+    looks like a key, a token, or the user part of a URL. HTML tags are removed.
     """
     text = text[: max_chars * _MARGIN]
     known = {value for name, value in os.environ.items() if name.endswith(_SECRET_VARIABLES)}

@@ -1,7 +1,8 @@
-"""What an operator can set, where it is read from, and what it is by default.
+"""The settings of a server: their names, defaults and sources.
 
-Every setting has an environment variable ``REATTACH_…`` and a line in the settings file; those that
-people change most have a flag too. A flag wins over the environment, and that over the file.
+Every setting has an environment variable ``REATTACH_…`` and a key in the settings file; the most
+common ones have a command-line flag too. A flag overrides the environment, which overrides the
+file.
 """
 
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from pydantic_settings import (
 )
 from typing_extensions import override
 
+from reattach.diagnostics import Diagnostic
 from reattach.domain.errors import StartupError
 from reattach.domain.limits import (
     LEASE_SECONDS,
@@ -46,7 +48,7 @@ def _words(value: object) -> object:
 
 
 def _origins(value: object) -> object:
-    """Origins as browsers send them. Raises ValueError for what is none."""
+    """Parse a list of origins, in the form that browsers send. Raises ValueError."""
     words = _words(value)
     if not isinstance(words, list | tuple):
         return words
@@ -54,158 +56,159 @@ def _origins(value: object) -> object:
 
 
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
-"""In the environment: words with commas between them."""
+"""A list of words; in the environment, separated by commas."""
 
 
 def _or_none(value: object) -> object:
-    """A variable that is set to nothing is not set: files of containers are written so."""
+    """Treat an empty variable as unset, because container files often declare empty ones."""
     return None if value == "" else value
 
 
 StoreUrl = Annotated[SecretStr | None, BeforeValidator(_or_none)]
-"""It may hold a password."""
+"""A URL that may contain a password."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """The URLs of two stores that any number of processes share, with their secrets."""
+    """The URLs, with secrets, of two stores that several processes share."""
 
     database: SecretStr
     log: SecretStr
 
 
 class Settings(BaseSettings):
-    """The settings of one server. Raises StartupError for a settings file that can not be used."""
+    """The settings of one server. Raises StartupError for a settings file that cannot be used."""
 
     model_config = SettingsConfigDict(
         env_prefix="REATTACH_", env_file=None, extra="ignore", hide_input_in_errors=True
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8283, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(8283, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     data_dir: Path = Field(
-        default_factory=_default_data_dir, description="Directory that holds the databases."
+        default_factory=_default_data_dir, description="Directory of the database files."
     )
     database_url: StoreUrl = Field(
-        None, description="URL of the records' database; None: a file in the data directory."
+        None, description="URL of the database for records; None: a file in the data directory."
     )
     log_url: StoreUrl = Field(
-        None, description="URL of the runs' event logs; None: a file in the data directory."
+        None, description="URL of the store for event logs; None: a file in the data directory."
     )
     config: Annotated[Path | None, BeforeValidator(_or_none)] = Field(
-        None, description="A TOML file with settings."
+        None, description="Path of a TOML file with settings."
     )
-    workers: int = Field(1, ge=1, description="Processes that share the port.")
+    workers: int = Field(1, ge=1, description="Number of processes that share the port.")
     lease_seconds: float = Field(
         LEASE_SECONDS,
         gt=0,
-        description="How long a process may be silent before others end its runs.",
+        description="Seconds after which a process that does not renew its lease loses its runs.",
     )
     durability: Literal["process", "power"] = Field(
         "process",
-        description="What an acknowledged event survives: a killed process, or a power cut too.",
+        description="Failure that written events survive: process (a killed process) or power "
+        "(also a power cut).",
     )
     retention_seconds: float = Field(
         timedelta(hours=24).total_seconds(),
         gt=0,
-        description="How long the log of a run is kept after its end.",
+        description="Seconds for which a run's event log is kept after the run has ended.",
     )
     ping_interval_seconds: float = Field(
-        15.0, gt=0, le=55.0, description="Silence after which a reader gets a keepalive ping."
+        15.0, gt=0, le=55.0, description="Seconds of silence after which a stream gets a ping."
     )
     stall_seconds: float = Field(
-        30.0, gt=0, description="How long a reader may take nothing before it is closed."
+        30.0, gt=0, description="Seconds after which a connection that reads nothing is closed."
     )
     max_connections: int | None = Field(
         None,
         ge=1,
-        description="Connections that a process may have; None: what its limit of open files "
+        description="Most connections of a process; None: as many as its limit of open files "
         "allows.",
     )
     max_connections_per_address: int | None = Field(
         None,
         ge=1,
-        description="How many of them may come from one address, such as a proxy's; None: three "
-        "quarters.",
+        description="Most connections from one address, for example a proxy; None: three quarters "
+        "of max_connections.",
     )
     drain_seconds: float = Field(
-        30.0, ge=0, description="How long open runs may go on after SIGTERM."
+        30.0, ge=0, description="Seconds for which open runs may continue after SIGTERM."
     )
     default_model: str | None = Field(
-        None, description="Handle of the model for agents that name none; None: the first one."
+        None, description="Handle of the model for agents without one; None: the first model."
     )
     models: Words = Field(
         (), description="Handles of hosted models to offer, such as openai/gpt-4o-mini."
     )
     openai_base_url: str | None = Field(
-        None, description="Base URL of an OpenAI-compatible server, for handles openai/…"
+        None, description="Base URL of an OpenAI-compatible server, used for handles openai/…."
     )
     openai_api_key: SecretStr | None = Field(
-        None, description="Key for that server; else OPENAI_API_KEY."
+        None, description="API key for openai_base_url; None: OPENAI_API_KEY."
     )
     local_model: Path | None = Field(
-        None, description="A GGUF file to offer as local/<name>; else an installed one is found."
+        None, description="GGUF file to offer as local/<name>; None: the built-in model, if any."
     )
     tools: Words = Field(
-        (), description="Functions that agents may have as tools, as package.module:function."
+        (), description="Python functions that agents can use as tools: package.module:function."
     )
     tool_seconds: float = Field(
-        TOOL_SECONDS, gt=0, description="How long one call of a tool may take."
+        TOOL_SECONDS, gt=0, description="Seconds that one tool call may take."
     )
     mcp: dict[str, McpServer] = Field(
         default_factory=dict,
-        description="MCP servers by name, whose tools agents may have; tables [mcp.name] in the "
-        "file, or a JSON object.",
+        description="MCP servers whose tools agents can use, by name: tables [mcp.name] in the "
+        "settings file, or a JSON object.",
     )
     scripted: bool = Field(
-        False, description="Offer the deterministic models scripted/…, for tests and trying out."
+        False, description="Offer the deterministic models scripted/…, for tests and demos."
     )
     callbacks_to_private: bool = Field(
         False,
-        description="Allow callbacks and URLs of images to loopback, private and other addresses "
-        "that are not public.",
+        description="Allow callbacks and image URLs to loopback, private and other non-public "
+        "addresses.",
     )
     quota_runs: int = Field(
-        TENANT_RUNS, ge=0, description="Open runs of a tenant on each process; 0: no bound."
+        TENANT_RUNS, ge=0, description="Open runs per tenant and process; 0: no limit."
     )
     quota_streams: int = Field(
-        TENANT_STREAMS, ge=0, description="Open streams of a tenant on each process; 0: no bound."
+        TENANT_STREAMS, ge=0, description="Open streams per tenant and process; 0: no limit."
     )
     quota_requests_per_second: float = Field(
         TENANT_REQUESTS_PER_SECOND,
         ge=0,
-        description="Requests of a tenant on each process over some time; 0: no bound.",
+        description="Sustained requests per second, tenant and process; 0: no limit.",
     )
     quota_body_mib: int = Field(
         TENANT_BODY_BYTES // 1024**2,
         ge=0,
-        description="MiB of requests of a tenant that each process holds at a time; 0: no bound.",
+        description="MiB of request bodies held at a time per tenant and process; 0: no limit.",
     )
     quota_body_mib_per_minute: int = Field(
         TENANT_BODY_BYTES_PER_MINUTE // 1024**2,
         ge=0,
-        description="MiB of requests of a tenant that each process takes in a minute; 0: no bound.",
+        description="MiB of request bodies per minute, tenant and process; 0: no limit.",
     )
     require_key: bool = Field(
         False,
-        description="Refuse everything until an API key exists, also what comes from this machine.",
+        description="Refuse all requests until an API key exists, even those from this machine.",
     )
     cors_origins: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_origins)] = Field(
         None,
-        description="Origins of web pages that may call this server, all of them; None: those of "
-        "this machine.",
+        description="Origins of web pages that may call this server; None: pages served from this "
+        "machine.",
     )
-    access_log: bool = Field(False, description="Log a line for each request.")
-    log_format: Literal["console", "json"] = Field("console", description="Form of the log lines.")
+    access_log: bool = Field(False, description="Log one line per request.")
+    log_format: Literal["console", "json"] = Field("console", description="Format of log lines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="The least that is logged."
+        "info", description="Lowest level that is logged."
     )
 
     @property
     def stores(self) -> Stores | None:
-        """The stores that the URLs name; None if both are files in the data directory.
+        """The shared stores; None if everything is in the data directory.
 
-        Raises StartupError unless both are named, and both can be shared.
+        Raises StartupError if only one URL is set, or if a URL names a store that cannot be shared.
         """
         database, log = self.database_url, self.log_url
         if database is None and log is None:
@@ -215,9 +218,9 @@ class Settings(BaseSettings):
             present = "database_url" if log is None else "log_url"
             raise StartupError(
                 f"{_variable(present)} is set and {_variable(missing)} is not: other processes "
-                f"would see runs whose events they can not read. Set {_variable(missing)} too "
-                f"(such as {_EXAMPLES[missing]}), or neither to keep everything in the data "
-                "directory."
+                "would see runs whose events they cannot read.",
+                remedy=f"Set {_variable(missing)} too, for example to {_EXAMPLES[missing]}, or "
+                "unset both to keep everything in the data directory.",
             )
         local = {
             name: url
@@ -226,17 +229,17 @@ class Settings(BaseSettings):
         }
         if len(local) == 2:
             raise StartupError(
-                "REATTACH_DATABASE_URL and REATTACH_LOG_URL name stores of one process alone. They "
-                "are for stores that processes share; to keep everything in files, set "
-                "REATTACH_DATA_DIR instead, which no two servers can have at once."
+                "REATTACH_DATABASE_URL and REATTACH_LOG_URL name stores that only one process can "
+                "use, and are meant for shared stores.",
+                remedy="To keep everything in files, unset both and set REATTACH_DATA_DIR.",
             )
         for name, url in local.items():
             raise StartupError(
-                f"{_variable(name)} names a store of this process alone "
+                f"{_variable(name)} names a store that only one process can use "
                 f"({redact_url(url.get_secret_value())}), and the other store is shared: other "
-                "processes would see runs whose events they can not read. "
-                f"Set {_variable(name)} to a shared one (such as {_EXAMPLES[name]}), or neither "
-                "to keep everything in the data directory."
+                "processes would see runs whose events they cannot read.",
+                remedy=f"Set {_variable(name)} to a shared store, for example "
+                f"{_EXAMPLES[name]}, or unset both to keep everything in the data directory.",
             )
         return Stores(database, log)
 
@@ -250,31 +253,31 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        said: dict[str, Any] = {**env_settings(), **init_settings()}
-        if not said.get("config"):
+        given: dict[str, Any] = {**env_settings(), **init_settings()}
+        if not given.get("config"):
             return init_settings, env_settings
-        return init_settings, env_settings, SettingsFile(settings_cls, Path(said["config"]))
+        return init_settings, env_settings, SettingsFile(settings_cls, Path(given["config"]))
 
 
-_OTHERS: Final = frozenset({"REATTACH_URL", "REATTACH_API_KEY"})
-"""Variables of `reattach attach`, which are no settings of a server."""
+_CLIENT_VARIABLES: Final = frozenset({"REATTACH_URL", "REATTACH_API_KEY"})
+"""Variables of `reattach attach`, which are not settings of a server."""
 
 
-def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """Say of each variable ``REATTACH_…`` that is no setting what was probably meant."""
+def unknown_variables(environment: Mapping[str, str]) -> list[Diagnostic]:
+    """Return a warning for each variable ``REATTACH_…`` that is not a setting."""
     known = [_variable(name) for name in Settings.model_fields]
-    said = []
+    found = []
     for name in sorted(environment):
         if (
             not name.upper().startswith("REATTACH_")
-            or name.upper() in {*known, *_OTHERS}
+            or name.upper() in {*known, *_CLIENT_VARIABLES}
             or name.startswith(("REATTACH_TEST_", "REATTACH_BENCH_"))
         ):
             continue
         near = near_names(name[len("REATTACH_") :].lower(), Settings.model_fields)
-        guess = f" Did you mean {_variable(near[0])}?" if near else ""
-        said.append(f"{name} is not a setting.{guess}")
-    return said
+        remedy = f"Did you mean {_variable(near[0])}?" if near else "Unset it, or correct its name."
+        found.append(Diagnostic("warning", "environment", f"{name} is not a setting.", remedy))
+    return found
 
 
 _EXAMPLES: Final = {

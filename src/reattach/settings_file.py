@@ -1,4 +1,4 @@
-"""A file of settings, in TOML: one line for each, by the name that it has in ``Settings``."""
+"""A TOML file of settings, one line per setting, named as in ``Settings``."""
 
 import tomllib
 from collections.abc import Iterable
@@ -13,19 +13,19 @@ from reattach.domain.errors import StartupError
 
 
 def near_names(name: str, known: Iterable[str]) -> list[str]:
-    """The names that were probably meant, the likeliest first."""
+    """Return the known names that ``name`` was probably meant to be, the likeliest first."""
     return get_close_matches(name, list(known), n=3)
 
 
 class SettingsFile(TomlConfigSettingsSource):
-    """What the file says. Raises StartupError, with what to mend, if that can not be used."""
+    """The settings in a TOML file. Raises StartupError if the file cannot be used."""
 
     def __init__(self, settings: type[BaseSettings], path: Path) -> None:
-        if not path.is_file():  # What is no file would count as an empty one.
+        if not path.is_file():  # The base class would read a missing file as an empty one.
             found = "is not a file" if path.exists() else "does not exist"
             raise StartupError(
-                f"The settings file {path} {found}. Name another one with --config or "
-                "REATTACH_CONFIG, or none."
+                f"The settings file {path} {found}.",
+                remedy="Name another file with --config or REATTACH_CONFIG, or leave them out.",
             )
         super().__init__(settings, toml_file=path)
         self._refuse_unknown(path, sorted(settings.model_fields.keys() - {"config"}))
@@ -34,13 +34,13 @@ class SettingsFile(TomlConfigSettingsSource):
         unknown = [name for name in self.toml_data if name not in known]
         if not unknown:
             return
-        said = []
+        listed = []
         for name in unknown:
             near = near_names(name.lower().removeprefix("reattach_"), known)
-            said.append(f"'{name}'" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
+            listed.append(f"'{name}'" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
         raise StartupError(
-            f"The settings file {path} has settings that do not exist: {', '.join(said)}. "
-            f"Known are: {', '.join(known)}."
+            f"The settings file {path} has unknown settings: {', '.join(listed)}.",
+            remedy=f"Use only: {', '.join(known)}.",
         )
 
     @override
@@ -49,11 +49,12 @@ class SettingsFile(TomlConfigSettingsSource):
             return super()._read_file(file_path)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise StartupError(
-                f"The settings file {file_path} is not TOML: {error}. Write one setting a line, "
-                'such as port = 8283 or host = "127.0.0.1".'
+                f"The settings file {file_path} is not valid TOML: {error}.",
+                remedy='Write one setting per line, such as port = 8283 or host = "127.0.0.1".',
             ) from error
         except OSError as error:
             raise StartupError(
-                f"The settings file {file_path} can not be read: {error.strerror}. Let the user "
-                "that runs the server read it, or name another file with --config."
+                f"The settings file {file_path} cannot be read: {error.strerror}.",
+                remedy="Allow the user that runs the server to read it, or name another file with "
+                "--config.",
             ) from error

@@ -1,4 +1,4 @@
-"""One piece of work for all who ask for it while it goes on."""
+"""Sharing of one piece of work among all callers that ask for it at the same time."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -10,10 +10,11 @@ _T = TypeVar("_T")
 
 
 class SingleFlight(Generic[_K, _T]):
-    """Work by its key, each in a task of its own that no caller's cancellation ends.
+    """Runs work by key, at most once at a time per key; concurrent callers share the result.
 
-    What it raises is raised to all who wait. Nothing is remembered: who asks when it has ended
-    begins it anew.
+    Each piece of work is a task of its own, which the cancellation of a caller does not cancel. An
+    exception is raised to all callers. Results are not cached: a call after the end starts the work
+    again.
     """
 
     def __init__(self, name: str) -> None:
@@ -21,7 +22,7 @@ class SingleFlight(Generic[_K, _T]):
         self._tasks: dict[_K, asyncio.Task[_T]] = {}
 
     async def do(self, key: _K, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        """What ``work`` returns, or what that returns which goes on for the key."""
+        """Return the result of ``work``, or of the work that is already running for the key."""
         task = self._tasks.get(key)
         if task is None:
             task = self._tasks[key] = asyncio.create_task(work(), name=self._name)
@@ -31,4 +32,4 @@ class SingleFlight(Generic[_K, _T]):
     def _forget(self, key: _K, task: "asyncio.Task[_T]") -> None:
         del self._tasks[key]
         if not task.cancelled():
-            task.exception()  # Those who asked may have gone.
+            task.exception()  # Marks it as retrieved: all callers may have been cancelled.

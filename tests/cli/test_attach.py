@@ -71,7 +71,7 @@ def test_a_server_that_cannot_be_reached_is_named_with_the_cause_while_trying_ag
             said = process.stderr.readline()
         process.send_signal(signal.SIGINT)
         _, rest = process.communicate(timeout=BOUND_SECONDS)
-    assert f"No connection to {NOWHERE}: connection refused. Trying again for up to" in said
+    assert f"No connection to {NOWHERE}: connection refused. Retrying for up to" in said
     again = f"reattach attach default --otid 'key 1' --url {NOWHERE} --after 7"
     assert f"Detached after event 7. Attach again with: {again}" in rest
     assert process.returncode == 130
@@ -87,7 +87,7 @@ def test_a_malformed_url_is_refused_in_one_line(url: str) -> None:
     assert ended.status == 1
     assert ended.err == (
         f"reattach: '{url}' is not the URL of a server. "
-        "Write it with its scheme: http://localhost:8283.\n"
+        "Write it with its scheme, such as http://localhost:8283.\n"
     )
 
 
@@ -130,6 +130,6 @@ def test_an_outage_that_lasts_is_reported_and_so_is_its_end(tmp_path: Path) -> N
             lost = process.stderr.readline() + process.stderr.readline()
             server.start()
             _, rest = process.communicate(timeout=BOUND_SECONDS)
-    assert f"No connection to {server.url}: connection refused. Trying again for up to" in lost
+    assert f"No connection to {server.url}: connection refused. Retrying for up to" in lost
     assert "at event 2." in rest
     assert "stream_incomplete" in rest

@@ -102,7 +102,7 @@ def test_a_server_on_a_database_that_it_can_not_use_ends_with_one_line_that_says
     [
         ("redis://:sesame@127.0.0.1:1", "refused"),
         ("redis://ada:sesame@{address}", "invalid username-password pair"),
-        ("redis://ada:ses/ame@{address}", "address of Redis makes no sense"),
+        ("redis://ada:ses/ame@{address}", "address of Redis cannot be parsed"),
     ],
 )
 def test_a_server_on_a_log_that_it_can_not_use_ends_with_one_line_that_says_why(
@@ -119,7 +119,7 @@ def test_a_server_on_a_log_that_it_can_not_use_ends_with_one_line_that_says_why(
 
 def test_a_server_with_one_url_or_a_wrong_file_ends_with_one_line(tmp_path: Path) -> None:
     alone = reattach_here("serve", "--port", "0", REATTACH_LOG_URL="redis://:sesame@log")
-    assert_refuses(alone, "REATTACH_DATABASE_URL", "can not read")
+    assert_refuses(alone, "REATTACH_DATABASE_URL", "cannot read")
     file = tmp_path / "reattach.toml"
     file.write_text("prot = 8283")
     assert_refuses(reattach_here("serve", "--config", str(file)), "'prot' (did you mean port?)")

@@ -43,7 +43,7 @@ def test_a_key_gets_the_scopes_and_the_expiry_that_are_asked_for(tmp_path: Path)
     assert short.expires_at is not None
     assert (short.expires_at - short.created_at).days in {29, 30}
     first, second = (line.split("\t") for line in keys(tmp_path, "list").splitlines())
-    assert first[5:] == ["admin,read,send", "for ever", "never used", "active"]
+    assert first[5:] == ["admin,read,send", "forever", "never used", "active"]
     assert second[5:] == [
         *("read,send", f"until {short.expires_at:%Y-%m-%d %H:%M}", "never used", "active")
     ]
@@ -69,7 +69,7 @@ def test_a_scope_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Pat
 @pytest.mark.parametrize("name", ["", " "])
 def test_a_key_without_a_name_is_refused(tmp_path: Path, name: str) -> None:
     """D13."""
-    assert "Give it a name" in keys(tmp_path, "create", name, status=2)
+    assert "The name is empty" in keys(tmp_path, "create", name, status=2)
     assert not list(tmp_path.iterdir())
 
 

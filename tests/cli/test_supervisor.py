@@ -94,7 +94,7 @@ async def test_children_share_a_port_are_replaced_when_they_die_and_drain_on_sig
 
     killed, kept = children
     os.kill(killed, signal.SIGKILL)
-    await asyncio.to_thread(until, lambda: "a child was replaced" in server.output)
+    await asyncio.to_thread(until, lambda: "child process replaced" in server.output)
     (new,) = children_of(server) - {kept}
     assert new != killed
     await all_answer(server, {new, kept})

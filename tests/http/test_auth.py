@@ -502,7 +502,7 @@ async def test_a_refused_key_leaves_a_line_with_its_prefix_and_where_it_came_fro
         assert (await client.get("/v1/agents/")).status_code == 401
     lines = [line for line in log_lines if line["event"] == "key refused"]
     assert [line["key"] for line in lines] == [
-        "rk_abcde…", "not one of ours", "not one of ours", "none"
+        "rk_abcde…", "not a Reattach key", "not a Reattach key", "none"
     ]  # fmt: skip
     assert {line["peer"] for line in lines} == {"127.0.0.1"}
     assert {line["path"] for line in lines} == {"/v1/agents/"}

@@ -63,7 +63,7 @@ async def test_an_unknown_fault_tells_nothing_and_is_logged(
     assert response.status_code == 500
     assert response.json() == {"detail": "An unknown error occurred", "code": "internal_error"}
     assert response.headers["access-control-allow-origin"] == "http://localhost:3000"
-    assert [line["event"] for line in log_lines] == ["request_failed"]
+    assert [line["event"] for line in log_lines] == ["request failed"]
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ async def test_what_is_not_offered_says_so_and_what_to_do_instead(server: Server
                 assert response.status_code == 501, (method, path)
                 assert response.headers["x-should-retry"] == "false"
                 assert response.json() == {
-                    "detail": f"{part.what} is not offered by Reattach. {part.instead}",
+                    "detail": "Reattach does not support this part of the API: "
+                    f"{part.what}. {part.instead}",
                     "code": "not_implemented",
                 }

@@ -17,7 +17,7 @@ from reattach.domain.limits import KEY_CACHE_SECONDS
 from reattach.engine.scripted import ScriptedEngine
 from reattach.server import datadir
 from reattach.server.assembly import assemble
-from reattach.server.process import _refuse_open_to_strangers
+from reattach.server.process import _require_key_for_network
 from reattach.settings import Settings
 from reattach.testing.programs.server import ServerProcess
 from tests.support.live_server import listening
@@ -48,7 +48,7 @@ async def test_a_second_server_on_the_same_data_refuses_until_the_first_is_gone(
     with ServerProcess(tmp_path, arguments=["--scripted"]) as first:
         assert await refused(tmp_path) == (
             f"Another server (process {first.pid}) is using the data directory {tmp_path}. "
-            "Stop that one, or give this one a directory of its own with --data-dir."
+            "Stop it, or give this server a directory of its own with --data-dir."
         )
         async with client_of(first) as client:
             assert (await client.http.get("/v1/ready/")).status_code == 200
@@ -64,7 +64,7 @@ async def test_what_keeps_a_server_from_starting_is_told_with_what_to_do(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         in_use = await refused(tmp_path / "port", "--port", str(port))
-    assert in_use.startswith(f"127.0.0.1:{port} can not be listened on")
+    assert in_use.startswith(f"Cannot listen on 127.0.0.1:{port}: ")
     assert "--port" in in_use
 
     (tmp_path / "file").write_text("in the way")
@@ -88,7 +88,7 @@ async def test_keys_that_are_made_and_revoked_while_a_server_runs_count_within_s
     first = await keys(tmp_path, "create", "first")
     async with listening(tmp_path, host="0.0.0.0") as server:
         # With a key, a server may be reached from everywhere.
-        await _refuse_open_to_strangers(server.context)
+        await _require_key_for_network(server.context)
 
         async def status(secret: str | None) -> int:
             headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}

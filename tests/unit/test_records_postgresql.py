@@ -104,8 +104,8 @@ async def test_a_url_says_how_to_connect_and_a_socket_will_do(
     ("url", "hint"),
     [
         ("postgresql://localhost", "names no database"),
-        ("postgresql+asyncpg://localhost/x", "can not be kept"),
-        ("postgresql://localhost:port/x", "can not be read"),
+        ("postgresql+asyncpg://localhost/x", "cannot be stored"),
+        ("postgresql://localhost:port/x", "cannot be parsed"),
     ],
 )
 async def test_a_url_that_can_not_be_used_is_refused_at_the_start(url: str, hint: str) -> None:

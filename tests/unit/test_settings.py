@@ -67,9 +67,9 @@ def test_an_unknown_setting_of_the_file_is_named_with_those_that_look_like_it(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"port = ", "is not TOML: Invalid value"),
-        (b"port = 1\nport = 2", "is not TOML: Cannot overwrite a value"),
-        (b'host = "\xff"', "is not TOML"),
+        (b"port = ", "is not valid TOML: Invalid value"),
+        (b"port = 1\nport = 2", "is not valid TOML: Cannot overwrite a value"),
+        (b'host = "\xff"', "is not valid TOML"),
     ],
 )
 def test_a_file_that_is_not_toml_is_refused_with_what_is_wrong_in_it(
@@ -95,7 +95,7 @@ def test_a_file_that_may_not_be_read_is_refused(
 
     # An administrator, who may run the tests, may read every file.
     monkeypatch.setattr(Path, "open", forbidden)
-    assert "can not be read: Permission denied" in refusal(file)
+    assert "cannot be read: Permission denied" in refusal(file)
 
 
 def test_a_wrong_value_of_the_file_names_its_setting(tmp_path: Path) -> None:
@@ -123,18 +123,18 @@ def test_a_pair_of_local_stores_is_refused_for_the_data_directory() -> None:
         database_url="sqlite:////tmp/records.db",
         log_url="sqlite:/tmp/events.db",
     )
-    with pytest.raises(StartupError, match="set REATTACH_DATA_DIR instead"):
+    with pytest.raises(StartupError, match="set REATTACH_DATA_DIR"):
         _ = settings.stores
 
 
 @pytest.mark.parametrize(
     ("database_url", "log_url", "named"),
     [
-        (POSTGRESQL, None, "Set REATTACH_LOG_URL too (such as redis://"),
-        (None, REDIS, "Set REATTACH_DATABASE_URL too (such as postgresql://"),
-        (POSTGRESQL, "sqlite:/tmp/events.db", "Set REATTACH_LOG_URL to a shared one"),
-        (POSTGRESQL, "memory:", "Set REATTACH_LOG_URL to a shared one"),
-        ("sqlite:////tmp/r.db", REDIS, "Set REATTACH_DATABASE_URL to a shared one"),
+        (POSTGRESQL, None, "Set REATTACH_LOG_URL too, for example to redis://"),
+        (None, REDIS, "Set REATTACH_DATABASE_URL too, for example to postgresql://"),
+        (POSTGRESQL, "sqlite:/tmp/events.db", "Set REATTACH_LOG_URL to a shared store"),
+        (POSTGRESQL, "memory:", "Set REATTACH_LOG_URL to a shared store"),
+        ("sqlite:////tmp/r.db", REDIS, "Set REATTACH_DATABASE_URL to a shared store"),
     ],
 )
 def test_a_shared_store_beside_a_local_one_is_refused_with_what_to_set_and_why(
@@ -144,5 +144,5 @@ def test_a_shared_store_beside_a_local_one_is_refused_with_what_to_set_and_why(
     with pytest.raises(StartupError) as refused:
         _ = settings.stores
     assert named in refused.value.detail
-    assert "runs whose events they can not read" in refused.value.detail
+    assert "runs whose events they cannot read" in refused.value.detail
     assert "sesame" not in refused.value.detail

@@ -118,11 +118,11 @@ async def test_functions_that_hang_use_up_their_threads_and_nobody_elses() -> No
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("nothing", "must be named package.module:function"),
-        ("no.such.module:f", "can not be imported: ModuleNotFoundError"),
-        ("tests.support.tool_functions:missing", "can not be imported: AttributeError"),
-        ("tests.support.tool_functions:RAN", "is no function"),
-        ("tests.support.tool_functions:everything", "arguments without names"),
+        ("nothing", "does not have the form package.module:function"),
+        ("no.such.module:f", "cannot be imported: ModuleNotFoundError"),
+        ("tests.support.tool_functions:missing", "cannot be imported: AttributeError"),
+        ("tests.support.tool_functions:RAN", "is not a function"),
+        ("tests.support.tool_functions:everything", "positional-only or variadic parameters"),
     ],
 )
 def test_a_tool_that_can_not_be_had_keeps_the_server_from_starting(name: str, text: str) -> None:
@@ -149,7 +149,7 @@ def test_two_tools_of_one_name_and_names_that_providers_refuse_are_told_at_the_s
     def odd() -> None:
         pass
 
-    with pytest.raises(StartupError, match="needs another name"):
+    with pytest.raises(StartupError, match="is not valid"):
         FunctionTool(odd, threads)
 
 

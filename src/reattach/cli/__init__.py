@@ -28,7 +28,7 @@ def reattach(
         typer.Option("--version", help="Show the version and exit.", callback=show_version),
     ] = False,
 ) -> None:
-    """Say what the program is; ``--version`` shows its version."""
+    """Reattach keeps an AI agent's answer alive when the connection dies."""
 
 
 app.command()(serve)
@@ -41,11 +41,11 @@ app.add_typer(db, name="db")
 
 
 def main() -> None:
-    """Run the command line; errors of ours end it with a line and status 1."""
+    """Run the command line; errors of Reattach end it with one line and status 1."""
     try:
         app(prog_name="reattach")
     except ReattachError as error:
         fail(error.detail)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        fail("The settings are wrong. " + "; ".join(lines))
+        fail(f"The settings are not valid: {'; '.join(lines)}. Correct them and start again.")

@@ -1,4 +1,4 @@
-"""``reattach callbacks``: the secrets that sign them."""
+"""``reattach callbacks``: the secrets that sign callbacks."""
 
 from typing import Annotated
 
@@ -9,30 +9,30 @@ from reattach.cli.options import Config, DatabaseUrl, DataDir, LogUrl, settings_
 from reattach.domain.ids import DEFAULT_TENANT, TenantId
 from reattach.records.records import Records
 
-callbacks = typer.Typer(no_args_is_help=True, help="Show and rotate the secrets of callbacks.")
+callbacks = typer.Typer(no_args_is_help=True, help="Show and rotate signing secrets of callbacks.")
 
 
 @callbacks.callback()
 def callbacks_group() -> None:
-    """Keep ``secret`` a command of its own, though it is the only one."""
+    """Keep ``secret`` a subcommand although it is the only one."""
 
 
 @callbacks.command("secret")
 def show_secret(
     tenant: Annotated[
-        str | None, typer.Option(help="Whose secret. Default: the first tenant.")
+        str | None, typer.Option(help="Tenant of the secret. Default: the first tenant.")
     ] = None,
     rotate: Annotated[
-        bool, typer.Option("--rotate", help="Make a new one; the old one signs for 24 h more.")
+        bool, typer.Option("--rotate", help="Create a new one; the old one signs for 24 h more.")
     ] = False,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
     log_url: LogUrl = None,
     config: Config = None,
 ) -> None:
-    """Show the secret that signs the callbacks of a tenant, made when it is first asked for.
+    """Show the secret that signs a tenant's callbacks; the first call creates it.
 
-    While two secrets sign, both are shown, the newest first.
+    While two secrets are in use, both are shown, the newest first.
     """
     owner = TenantId(tenant or DEFAULT_TENANT)
 
@@ -46,6 +46,4 @@ def show_secret(
     )
     for secret in with_records(settings, secrets):
         typer.echo(secret)
-    typer.echo(
-        f"Callbacks of tenant {owner} are signed with this secret, as Standard Webhooks.", err=True
-    )
+    typer.echo(f"This secret signs the callbacks of tenant {owner} (Standard Webhooks).", err=True)

@@ -9,7 +9,7 @@ from reattach.records.database.database import upgrade
 from reattach.records.database.failure import explaining
 from reattach.records.database.revision import find_revision
 
-db = typer.Typer(no_args_is_help=True, help="Look at the database's schema, and bring it up.")
+db = typer.Typer(no_args_is_help=True, help="Show and upgrade the schema of the records' database.")
 
 
 @db.command("upgrade")
@@ -19,7 +19,7 @@ def upgrade_database(
     log_url: LogUrl = None,
     config: Config = None,
 ) -> None:
-    """Bring the schema to what this version needs. Several at once migrate once."""
+    """Upgrade the schema to what this version needs; safe to run several times at once."""
     settings = settings_with(
         data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
     )
@@ -39,7 +39,7 @@ def show_status(
     log_url: LogUrl = None,
     config: Config = None,
 ) -> None:
-    """Say which schema is there and which is needed; status 1 if they differ."""
+    """Show the present and the needed revision of the schema; status 1 if they differ."""
     settings = settings_with(
         data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
     )

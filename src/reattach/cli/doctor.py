@@ -1,4 +1,4 @@
-"""``reattach doctor``: what is wrong with what a server depends on, and how to mend it."""
+"""``reattach doctor``: checks of a server's settings and dependencies, with remedies."""
 
 import asyncio
 import json
@@ -25,8 +25,8 @@ from reattach.server.assembly import mcp_connect_of
 from reattach.settings import Settings
 from reattach.tools.checks import check_functions, check_servers
 
-_WHAT_CHARS: Final = 22
 _LEVEL_CHARS: Final = 8
+_CHECK_CHARS: Final = 22
 
 
 def doctor(
@@ -36,17 +36,17 @@ def doctor(
     config: Config = None,
     as_json: AsJson = False,
     models: Annotated[
-        bool, typer.Option("--models", help="Ask each model for a token, which may cost something.")
+        bool, typer.Option("--models", help="Ask each model for one token; this may cost money.")
     ] = False,
 ) -> None:
-    """Look at all that a server with these settings depends on; status 1 if something is wrong."""
+    """Check the settings and all dependencies of a server; status 1 if something is wrong."""
     settings = settings_with(
         data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
     )
-    # What drivers log while they try is in the diagnostics.
+    # The diagnostics contain what drivers log while they try.
     logging.getLogger("reattach").addHandler(logging.NullHandler())
     silence_mcp()
-    diagnostics = asyncio.run(_all(settings, shown=not as_json, ask_models=models))
+    diagnostics = asyncio.run(_run_checks(settings, shown=not as_json, ask_models=models))
     counts = dict.fromkeys(("ok", "warning", "wrong"), 0)
     for diagnostic in diagnostics:
         counts[diagnostic.level] += 1
@@ -58,7 +58,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-async def _all(settings: Settings, *, shown: bool, ask_models: bool) -> list[Diagnostic]:
+async def _run_checks(settings: Settings, *, shown: bool, ask_models: bool) -> list[Diagnostic]:
     diagnostics: list[Diagnostic] = []
 
     def note(diagnostic: Diagnostic) -> None:
@@ -66,40 +66,39 @@ async def _all(settings: Settings, *, shown: bool, ask_models: bool) -> list[Dia
         if shown:
             _show(diagnostic)
 
-    for examined in (
-        _examined(settings),
-        _examined_beside_stores(settings),
+    for checks in (
+        _check_stores(settings),
+        _check_callbacks_and_tools(settings),
         check_models(settings, ask=ask_models),
     ):
         try:
-            async for diagnostic in examined:
+            async for diagnostic in checks:
                 note(diagnostic)
-        except Exception as error:  # noqa: BLE001  a look at what is broken may meet anything
-            remedy = "Report this: the doctor should have known."
-            note(Diagnostic("wrong", "doctor", f"{type(error).__name__}", remedy))
+        except Exception as error:  # noqa: BLE001  a broken dependency may raise anything
+            detail = f"a check failed unexpectedly: {type(error).__name__}"
+            note(Diagnostic("wrong", "doctor", detail, "Report this as a bug in Reattach."))
     return diagnostics
 
 
 def _show(diagnostic: Diagnostic) -> None:
     typer.echo(
-        f"{diagnostic.level:{_LEVEL_CHARS}}{diagnostic.what:{_WHAT_CHARS}}{diagnostic.detail}"
+        f"{diagnostic.level:{_LEVEL_CHARS}}{diagnostic.what:{_CHECK_CHARS}}{diagnostic.detail}"
     )
     if diagnostic.level != "ok":
         typer.echo(f"{'':{_LEVEL_CHARS}}{diagnostic.remedy}")
 
 
-async def _examined(settings: Settings) -> AsyncIterator[Diagnostic]:
+async def _check_stores(settings: Settings) -> AsyncIterator[Diagnostic]:
     try:
         stores = settings.stores
     except StartupError as error:
-        said, _, remedy = error.detail.partition(". ")
-        yield Diagnostic("wrong", "settings", said, remedy)
-        fitting = False
-        # Each of them may have faults of its own.
+        yield Diagnostic("wrong", "settings", error.fact, error.remedy)
+        valid = False
+        # Each store is checked anyway, because it may have faults of its own.
         database, log = settings.database_url, settings.log_url
     else:
-        fitting = True
-        yield _pair(settings)
+        valid = True
+        yield _check_workers(settings)
         database, log = (None, None) if stores is None else (stores.database, stores.log)
     if database is None and log is None:
         for diagnostic in await asyncio.to_thread(datadir.check, settings.data_dir):
@@ -112,58 +111,58 @@ async def _examined(settings: Settings) -> AsyncIterator[Diagnostic]:
     if records_url is not None:
         async for diagnostic in check_records(records_url, processes=settings.workers):
             yield diagnostic
-    # To open a file that does not exist yet would make it.
-    yield await _strangers(settings, records_url if fitting else None)
+    # None for a missing file, which opening would create.
+    yield await _check_network(settings, records_url if valid else None)
     if log is not None:
         async for diagnostic in check_log(log.get_secret_value()):
             yield diagnostic
 
 
-async def _examined_beside_stores(settings: Settings) -> AsyncIterator[Diagnostic]:
-    yield _callbacks(settings)
+async def _check_callbacks_and_tools(settings: Settings) -> AsyncIterator[Diagnostic]:
+    yield _check_callbacks(settings)
     for diagnostic in await asyncio.to_thread(check_functions, settings.tools):
         yield diagnostic
-    for diagnostic in await _mcp_servers(settings):
+    for diagnostic in await _check_mcp_servers(settings):
         yield diagnostic
 
 
-async def _mcp_servers(settings: Settings) -> list[Diagnostic]:
+async def _check_mcp_servers(settings: Settings) -> list[Diagnostic]:
     try:
         connect = await asyncio.to_thread(mcp_connect_of, settings)
     except StartupError as error:
-        said, _, remedy = error.detail.partition(". ")
-        return [Diagnostic("wrong", "mcp", said, remedy)]
+        return [Diagnostic("wrong", "mcp", error.fact, error.remedy)]
     return [] if connect is None else await check_servers(settings.mcp, connect)
 
 
-def _callbacks(settings: Settings) -> Diagnostic:
+def _check_callbacks(settings: Settings) -> Diagnostic:
     if not settings.callbacks_to_private:
         return Diagnostic("ok", "callbacks", "signed, to public addresses only")
-    said = "signed, to any address that this machine reaches, private ones too"
+    detail = "signed, to all addresses that this machine can reach, including private ones"
     if is_loopback(settings.host):
-        return Diagnostic("ok", "callbacks", said)
+        return Diagnostic("ok", "callbacks", detail)
     remedy = (
-        "Whoever has an API key may have the server post there. Leave out "
-        "REATTACH_CALLBACKS_TO_PRIVATE unless all of them may."
+        "Unset REATTACH_CALLBACKS_TO_PRIVATE, unless everyone with an API key may make this "
+        "server send requests to private addresses."
     )
-    return Diagnostic("warning", "callbacks", said, remedy)
+    return Diagnostic("warning", "callbacks", detail, remedy)
 
 
-def _pair(settings: Settings) -> Diagnostic:
+def _check_workers(settings: Settings) -> Diagnostic:
     stores = settings.stores
     if stores is None:
-        said = "everything is in the data directory"
+        detail = "everything is in the data directory"
     else:
         urls = [redact_url(url.get_secret_value()) for url in (stores.database, stores.log)]
-        said = f"records at {urls[0]}, event logs at {urls[1]}"
+        detail = f"records at {urls[0]}, event logs at {urls[1]}"
     if settings.workers > 1 and stores is None:
-        remedy = "Set REATTACH_DATABASE_URL and REATTACH_LOG_URL to shared ones, or one worker."
-        return Diagnostic("wrong", "settings", f"workers={settings.workers}, but {said}", remedy)
-    return Diagnostic("ok", "settings", said)
+        remedy = "Set REATTACH_DATABASE_URL and REATTACH_LOG_URL, or set REATTACH_WORKERS to 1."
+        detail = f"REATTACH_WORKERS is {settings.workers}, but {detail}"
+        return Diagnostic("wrong", "settings", detail, remedy)
+    return Diagnostic("ok", "settings", detail)
 
 
-async def _strangers(settings: Settings, records_url: str | None) -> Diagnostic:
-    """Whether a server that others may reach asks for a key."""
+async def _check_network(settings: Settings, records_url: str | None) -> Diagnostic:
+    """Check that a server requires a key if other machines can reach it."""
     host = settings.host
     has_keys = False
     if records_url is not None:
@@ -171,25 +170,26 @@ async def _strangers(settings: Settings, records_url: str | None) -> Diagnostic:
             records = await Records.open(records_url, clock=SystemClock())
         except ReattachError:
             if is_loopback(host):
-                return Diagnostic("ok", "network", f"{host} is reached from this machine only")
-            said = f"{host} is reached by other machines; keys cannot be looked for"
-            return Diagnostic("warning", "network", said, "Mend the database first.")
+                return Diagnostic("ok", "network", f"only this machine can reach {host}")
+            detail = f"other machines can reach {host}; the API keys cannot be read"
+            return Diagnostic("warning", "network", detail, "Repair the database first.")
         try:
             has_keys = await records.keys.any()
         finally:
             await records.aclose()
     if has_keys:
-        reached_by = "this machine only" if is_loopback(host) else "other machines"
-        return Diagnostic("ok", "network", f"{host} is reached from {reached_by}, and needs a key")
+        clients = "only this machine" if is_loopback(host) else "other machines"
+        return Diagnostic("ok", "network", f"{clients} can reach {host}; a key is required")
     if settings.require_key:
-        said = f"{host} refuses everything: no API key exists, and require_key is set"
-        return Diagnostic("warning", "network", said, "Make a key: reattach keys create NAME")
+        detail = f"{host} refuses all requests: REATTACH_REQUIRE_KEY is set and no API key exists"
+        remedy = "Create a key with `reattach keys create NAME`."
+        return Diagnostic("warning", "network", detail, remedy)
     if is_loopback(host):
-        said = (
-            f"{host} is reached from this machine only, by any program and without a key; a proxy "
-            "or tunnel in front of it would open it to others: make a key first"
+        detail = (
+            f"only this machine can reach {host}, without a key; create a key before you put a "
+            "proxy or tunnel in front of it"
         )
-        return Diagnostic("ok", "network", said)
-    said = f"{host} is reached by other machines, and no API key exists"
-    remedy = "Make a key with `reattach keys create NAME`, or listen on 127.0.0.1."
-    return Diagnostic("wrong", "network", said, remedy)
+        return Diagnostic("ok", "network", detail)
+    detail = f"other machines can reach {host}, and no API key exists"
+    remedy = "Create a key with `reattach keys create NAME`, or listen on 127.0.0.1."
+    return Diagnostic("wrong", "network", detail, remedy)

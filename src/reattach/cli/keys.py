@@ -1,4 +1,4 @@
-"""``reattach keys``: who may use the server."""
+"""``reattach keys``: the API keys of the server."""
 
 import asyncio
 import json
@@ -27,23 +27,23 @@ from reattach.settings import Settings
 
 _T = TypeVar("_T")
 
-keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
+keys = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
 
 
 @keys.command("create")
 def create_key(
-    name: Annotated[str, typer.Argument(help="What the key is for, such as the app's name.")],
+    name: Annotated[str, typer.Argument(help="Name of the key, such as that of the application.")],
     tenant: Annotated[
         str | None,
-        typer.Option(help="Tenant of the key; 'new' makes one. Default: the first tenant."),
+        typer.Option(help="Tenant of the key; 'new' creates one. Default: the first tenant."),
     ] = None,
     expires: Annotated[
         str | None,
-        typer.Option(help="How long it is valid, such as 30d, 12h or 90m. Default: for ever."),
+        typer.Option(help="How long it is valid, such as 30d, 12h or 90m. Default: forever."),
     ] = None,
     scope: Annotated[
         list[KeyScope] | None,
-        typer.Option(help="What it allows; may be given several times. Default: everything."),
+        typer.Option(help="Permission of the key; repeatable. Default: all."),
     ] = None,
     as_json: AsJson = False,
     data_dir: DataDir = None,
@@ -51,14 +51,15 @@ def create_key(
     log_url: LogUrl = None,
     config: Config = None,
 ) -> None:
-    """Make a key and show it, once: only its hash is kept.
+    """Create a key and show it once; the server stores only its hash.
 
-    Scopes: 'read' looks at everything and follows runs, 'send' sends messages and makes
+    Scopes: 'read' reads everything and follows runs, 'send' sends messages and creates
     conversations, 'admin' changes and deletes agents and everything else.
     """
     if not name.strip():
         raise typer.BadParameter(
-            "Give it a name to know it by, such as the app's.", param_hint="name"
+            "The name is empty. Give one that identifies the key, such as the application's.",
+            param_hint="name",
         )
     owner = new_tenant_id() if tenant == "new" else TenantId(tenant or DEFAULT_TENANT)
     expires_at = None if expires is None else SystemClock().now() + _duration(expires)
@@ -75,7 +76,7 @@ def create_key(
     )
     is_first, key, secret = with_records(settings, create)
     if as_json:
-        typer.echo(json.dumps(_shown(key) | {"secret": secret}))
+        typer.echo(json.dumps(_json_of(key) | {"secret": secret}))
         return
     typer.echo(secret)
     typer.echo(
@@ -86,7 +87,7 @@ def create_key(
     )
     if is_first and tenant not in (None, "new"):
         typer.echo(
-            f"It is the first key of tenant {owner}. If that is a typing error, revoke it with "
+            f"This is the first key of tenant {owner}. If the name is a typo, revoke the key with "
             f"`reattach keys revoke {key.id}`.",
             err=True,
         )
@@ -100,10 +101,10 @@ def list_keys(
     log_url: LogUrl = None,
     config: Config = None,
 ) -> None:
-    """List all keys, revoked ones too.
+    """List all keys, including revoked ones.
 
-    The columns: id, first characters, name, tenant, day of creation, scopes, expiry, last use (to
-    the minute, in UTC), state.
+    Columns: id, first characters, name, tenant, day of creation, scopes, expiry, last use (to the
+    minute, in UTC), state.
     """
 
     async def find(records: Records) -> list[ApiKey]:
@@ -114,7 +115,7 @@ def list_keys(
     )
     found = with_records(settings, find)
     if as_json:
-        typer.echo(json.dumps([_shown(key) for key in found]))
+        typer.echo(json.dumps([_json_of(key) for key in found]))
         return
     for key in found:
         columns = (
@@ -130,12 +131,12 @@ def list_keys(
         )
         typer.echo("\t".join(columns))
     if not found:
-        typer.echo("No keys. Make one with `reattach keys create NAME`.", err=True)
+        typer.echo("No keys exist. Create one with `reattach keys create NAME`.", err=True)
 
 
 @keys.command("revoke")
 def revoke_key(
-    key_id: Annotated[str, typer.Argument(help="The id that `reattach keys list` shows.")],
+    key_id: Annotated[str, typer.Argument(help="Id of the key, from `reattach keys list`.")],
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
     log_url: LogUrl = None,
@@ -155,11 +156,11 @@ def revoke_key(
 
 
 def _duration(text: str) -> timedelta:
-    """Such as 30d. Raises typer.BadParameter."""
+    """Parse a duration such as 30d. Raises typer.BadParameter."""
     match = re.fullmatch(r"([1-9][0-9]{0,3})([mhdw])", text.strip())
     if match is None:
         raise typer.BadParameter(
-            f"'{text}' is no duration. Give minutes, hours, days or weeks, such as 90m, 12h, 30d "
+            f"'{text}' is not a duration. Use minutes, hours, days or weeks, such as 90m, 12h, 30d "
             "or 4w.",
             param_hint="--expires",
         )
@@ -179,7 +180,7 @@ def _scopes_of(key: ApiKey) -> str:
 
 
 def _until(key: ApiKey) -> str:
-    return f"until {key.expires_at:%Y-%m-%d %H:%M}" if key.expires_at else "for ever"
+    return f"until {key.expires_at:%Y-%m-%d %H:%M}" if key.expires_at else "forever"
 
 
 def _state_of(key: ApiKey) -> str:
@@ -189,8 +190,8 @@ def _state_of(key: ApiKey) -> str:
     return "expired" if is_over else "active"
 
 
-def _shown(key: ApiKey) -> dict[str, Any]:
-    """The key for programs, without its hash."""
+def _json_of(key: ApiKey) -> dict[str, Any]:
+    """The key as JSON for programs, without its hash."""
     moments = {
         name: moment.isoformat() if (moment := getattr(key, name)) else None
         for name in ("created_at", "revoked_at", "last_used_at", "expires_at")
@@ -206,7 +207,7 @@ def _shown(key: ApiKey) -> dict[str, Any]:
 
 
 def with_records(settings: Settings, work: Callable[[Records], Awaitable[_T]]) -> _T:
-    """Do ``work`` on the records, whether or not a server is using them."""
+    """Run ``work`` on the records, whether or not a server is using them."""
     url = records_url(settings)
 
     async def run() -> _T:

@@ -1,4 +1,4 @@
-"""Checks of the doctor for models: names, keys, lists, and on demand whether they answer."""
+"""Checks of the doctor for models: names, keys, lists, and on request whether they answer."""
 
 import asyncio
 import os
@@ -21,20 +21,18 @@ from reattach.settings import Settings, unknown_variables
 
 _ANSWER_SECONDS: Final = 60.0
 _OUTPUT_TOKENS: Final = 16
-"""The least that every provider takes; the first token ends the call."""
+"""The smallest limit that every provider accepts; the check stops at the first token."""
 
 
 async def check_models(settings: Settings, *, ask: bool) -> AsyncIterator[Diagnostic]:
-    """Look at names and keys, list hosted models, and with ``ask`` call each model once."""
-    for said in unknown_variables(os.environ):
-        fact, _, guess = said.partition(". ")
-        yield Diagnostic("warning", "environment", fact, guess or "Remove it, or correct its name.")
+    """Check names and keys, list hosted models, and with ``ask`` call each model once."""
+    for diagnostic in unknown_variables(os.environ):
+        yield diagnostic
     try:
         catalog = Catalog(await asyncio.to_thread(engines_of, settings, SystemClock()))
         check_default(settings, catalog)
     except StartupError as error:
-        fact, _, remedy = error.detail.partition(". ")
-        yield Diagnostic("wrong", "models", fact, remedy)
+        yield Diagnostic("wrong", "models", error.fact, error.remedy)
         return
     try:
         for diagnostic in _keys(settings):
@@ -70,8 +68,7 @@ def _keys(settings: Settings) -> Sequence[Diagnostic]:
 def _offered(catalog: Catalog) -> Diagnostic:
     handles = [model.handle for model in catalog.models()]
     if not handles:
-        fact, _, remedy = no_models().partition(". ")
-        return Diagnostic("warning", "models", fact, remedy)
+        return no_models()
     shown = ", ".join(handles[:5]) + (f" and {len(handles) - 5} more" if len(handles) > 5 else "")
     return Diagnostic("ok", "models", shown)
 
@@ -84,22 +81,22 @@ async def _answers(catalog: Catalog) -> AsyncIterator[Diagnostic]:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 await _ask(catalog, model.handle)
         except EngineError as error:
-            remedy = "Correct what it says, or leave the model out of REATTACH_MODELS."
+            remedy = "Correct the cause, or remove the model from REATTACH_MODELS."
             yield Diagnostic("wrong", "answer", f"{model.handle}: {error.detail}", remedy)
         except TimeoutError:
-            remedy = "Look at the provider, or at the proxy between."
-            said = f"{model.handle} sent nothing for {_ANSWER_SECONDS:g} s"
-            yield Diagnostic("wrong", "answer", said, remedy)
+            remedy = "Check the provider, and any proxy in front of it."
+            detail = f"{model.handle} sent nothing for {_ANSWER_SECONDS:g} s"
+            yield Diagnostic("wrong", "answer", detail, remedy)
         else:
             taken = time.monotonic() - began
             yield Diagnostic("ok", "answer", f"{model.handle} answers, first token {taken:.1f} s")
     if len(models) > MAX_ASKED_MODELS:
-        said = f"{len(models) - MAX_ASKED_MODELS} more models were not asked"
-        yield Diagnostic("ok", "answer", said)
+        detail = f"{len(models) - MAX_ASKED_MODELS} more models were not checked"
+        yield Diagnostic("ok", "answer", detail)
 
 
 async def _ask(catalog: Catalog, handle: str) -> None:
-    """Return at the model's first delta. Raises EngineError."""
+    """Call the model and return at its first delta. Raises EngineError."""
     now = SystemClock().now()
     message = Message(
         id=new_message_id(), role=Role.USER, parts=(TextPart("Say yes."),), created_at=now

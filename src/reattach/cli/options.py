@@ -1,4 +1,4 @@
-"""What the commands have in common: flags that say where things are, and how a command fails."""
+"""Options and helpers that several commands share."""
 
 import sys
 from importlib.metadata import version
@@ -15,39 +15,38 @@ Config = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Directory that holds the databases.  [env: REATTACH_DATA_DIR]"),
+    typer.Option(help="Directory of the database files.  [env: REATTACH_DATA_DIR]"),
 ]
 DatabaseUrl = Annotated[
     str | None,
     typer.Option(
-        help="Database of the records. Others can read a password in a flag: rather use the "
+        help="Database for records. Other users can see passwords in flags: prefer the "
         "environment or the settings file.  [env: REATTACH_DATABASE_URL]"
     ),
 ]
-LogUrl = Annotated[
-    str | None, typer.Option(help="Store of the event logs.  [env: REATTACH_LOG_URL]")
-]
+LogUrl = Annotated[str | None, typer.Option(help="Store for event logs.  [env: REATTACH_LOG_URL]")]
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def show_version(value: bool) -> None:
-    """Print the version and end, if that was asked for; an option's callback."""
+    """Print the version and exit if requested; the callback of ``--version``."""
     if value:
         typer.echo(f"reattach {version('reattach')}")
         raise typer.Exit
 
 
 def settings_with(**given: Any) -> Settings:
-    """The settings, of which flags that were given win over the environment and the file."""
+    """Return the settings; flags that were given override the environment and the file."""
     return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
 def records_url(settings: Settings, *, makes: bool = True) -> str:
-    """The database of the records, whether or not a server is using it.
+    """Return the URL of the records' database, whether or not a server is using it.
 
-    If it is in the data directory, that is made, unless ``makes`` is false. Raises StartupError.
+    Creates the data directory if the database is in it, unless ``makes`` is false. Raises
+    StartupError.
     """
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
@@ -57,6 +56,6 @@ def records_url(settings: Settings, *, makes: bool = True) -> str:
 
 
 def fail(text: str) -> NoReturn:
-    """End the process with one line and status 1."""
+    """Exit with one line on standard error and status 1."""
     sys.stderr.write(f"reattach: {text}\n")
     raise SystemExit(1)

@@ -1,4 +1,4 @@
-"""``reattach serve`` and ``reattach models``: the server, and what it offers."""
+"""``reattach serve`` and ``reattach models``: the server, and the models it offers."""
 
 import asyncio
 import json
@@ -21,36 +21,35 @@ from reattach.server.supervisor import supervise
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one.")] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that share the port; they need both URLs.")
+        int | None, typer.Option(help="Processes that share the port; needs both store URLs.")
     ] = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
     log_url: LogUrl = None,
     config: Config = None,
     durability: Annotated[
-        str | None, typer.Option(help="What an event survives: 'process' or 'power'.")
+        str | None,
+        typer.Option(help="Events survive a killed 'process', or also a 'power' cut."),
     ] = None,
     model: Annotated[
         list[str] | None, typer.Option(help="Hosted model to offer, such as openai/gpt-4o-mini.")
     ] = None,
-    default_model: Annotated[
-        str | None, typer.Option(help="Model of agents that name none.")
-    ] = None,
+    default_model: Annotated[str | None, typer.Option(help="Model of agents without one.")] = None,
     scripted: Annotated[
         bool | None, typer.Option(help="Offer the deterministic models scripted/….")
     ] = None,
     require_key: Annotated[
         bool | None,
-        typer.Option("--require-key", help="Refuse everything until an API key exists."),
+        typer.Option("--require-key", help="Refuse all requests until an API key exists."),
     ] = None,
     log_format: Annotated[str | None, typer.Option(help="'console' or 'json'.")] = None,
     log_level: Annotated[
         str | None, typer.Option(help="'debug', 'info', 'warning' or 'error'.")
     ] = None,
 ) -> None:
-    """Serve the API until SIGTERM. Every setting also has an environment variable, REATTACH_…."""
+    """Serve the API until SIGTERM. Every setting also has an environment variable REATTACH_…."""
     settings = settings_with(
         host=host,
         port=port,
@@ -69,13 +68,13 @@ def serve(
     )
     configure_logging(settings.log_format, settings.log_level)
     if settings.workers == 1:
-        uvloop.run(serve_until_stopped(settings, on_ready=_say_ready))
-    elif not uvloop.run(supervise(settings, on_ready=_say_ready)):
+        uvloop.run(serve_until_stopped(settings, on_ready=_print_ready))
+    elif not uvloop.run(supervise(settings, on_ready=_print_ready)):
         raise typer.Exit(1)
 
 
-def _say_ready(url: str) -> None:
-    """On standard output, so that a script can wait for the line and read the address."""
+def _print_ready(url: str) -> None:
+    """Print the address to standard output, where a script can wait for it."""
     typer.echo(f"Reattach {version('reattach')} is listening on {url}")
 
 
@@ -98,4 +97,4 @@ def models(
         mark = "\tdefault" if model.handle == default else ""
         typer.echo(f"{model.handle}\t{model.context_window_tokens} tokens{mark}")
     for warning in missing(settings, catalog):
-        typer.echo(warning, err=True)
+        typer.echo(f"{warning.detail} {warning.remedy}", err=True)

@@ -1,50 +1,50 @@
-"""Every error that Reattach raises on purpose, as one tree.
+"""Every error that Reattach raises deliberately, as one tree.
 
-The text of an error says what failed, with which value, and what to do next. It is shown to
-clients as it stands, so it never holds a path, a secret, SQL, or an id of another tenant.
-``code`` is stable and meant for programs. ``http/errors.py`` maps the classes to statuses.
+An error has a ``fact`` (what failed, with the value) and, where there is a next step, a ``remedy``
+(a command, a setting or a request). ``detail`` is both together and is shown to clients as it is,
+so an error that can reach a client contains no path, secret, SQL, or id of another tenant. ``code``
+is stable and meant for programs. ``http/errors.py`` maps classes to statuses.
 """
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import ClassVar
 
-from reattach.domain.limits import (
-    MAX_ERROR_CHARS,
-    MAX_VALIDATION_ERRORS,
-)
+from reattach.domain.limits import MAX_ERROR_CHARS, MAX_VALIDATION_ERRORS
 
 
 class ReattachError(Exception):
-    """The root. ``extra`` holds further members of the error's JSON body."""
+    """The root of the tree. ``extra`` holds further members of the error's JSON body."""
 
     code = "internal_error"
+    prefix: ClassVar[str] = ""  # of ``detail``, as clients of the Letta API expect it
 
-    def __init__(self, detail: str, **extra: object) -> None:
-        super().__init__(detail)
-        self.detail = detail
+    def __init__(self, fact: str, *, remedy: str = "", **extra: object) -> None:
+        self.fact = fact
+        self.remedy = remedy
+        self.detail = f"{self.prefix}{fact} {remedy}" if remedy else f"{self.prefix}{fact}"
         self.extra: Mapping[str, object] = extra
+        super().__init__(self.detail)
 
 
-# What the caller asked for is wrong, or not so at present.
+# The request is wrong, or conflicts with the present state.
 
 
 class InvalidArgumentError(ReattachError):
-    """A value has the right type but makes no sense."""
+    """A value has the right type but is not acceptable."""
 
     code = "invalid_argument"
-
-    def __init__(self, detail: str, **extra: object) -> None:
-        super().__init__(f"INVALID_ARGUMENT: {detail}", **extra)
+    prefix = "INVALID_ARGUMENT: "
 
 
 class ValidationFailedError(ReattachError):
-    """A request does not fit its schema."""
+    """A request does not match its schema."""
 
     code = "validation_error"
 
 
 class UnauthorizedError(ReattachError):
-    """No key, an unknown key, or a revoked one: which of them is not told."""
+    """The key is missing, unknown or revoked; the text deliberately does not say which."""
 
     code = "unauthorized"
 
@@ -53,69 +53,71 @@ class UnauthorizedError(ReattachError):
 
 
 class ForbiddenError(ReattachError):
-    """The key is valid and does not allow this."""
+    """The key is valid but lacks the scope that the request needs."""
 
     code = "forbidden"
 
     def __init__(self, scope: str, scopes: Sequence[str]) -> None:
         super().__init__(
-            f"This API key has no scope '{scope}', which this request needs; it has: "
-            f"{', '.join(scopes) or 'none'}. Use another key, or make one with "
+            f"This request needs the scope '{scope}', and the API key has only: "
+            f"{', '.join(scopes) or 'none'}.",
+            remedy="Use another key, or create one with "
             f"`reattach keys create NAME --scope {scope}`.",
             missing_scope=scope,
         )
 
 
 class KeyRequiredError(UnauthorizedError):
-    """The server has no keys yet, and does not answer to this client without one."""
+    """The server has no API keys yet and refuses this client without one."""
 
     code = "key_required"
 
     def __init__(self, reason: str) -> None:
         ReattachError.__init__(
             self,
-            f"This server has no API keys, and {reason}. Make a key with "
-            "`reattach keys create NAME`, and send it as 'Authorization: Bearer <key>'.",
+            f"This server has no API keys yet, and {reason}.",
+            remedy="Create a key with `reattach keys create NAME`, and send it as "
+            "'Authorization: Bearer <key>'.",
         )
 
 
 class NotOnThisMachineError(KeyRequiredError):
-    """An open server was asked by a client that may be on another machine."""
+    """A server without keys got a request that may come from another machine."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(
-            f"answers only to programs of its own machine that connect to it directly, but {reason}"
-        )
+        super().__init__(f"accepts only direct connections from its own machine, but {reason}")
 
 
 class MisdirectedError(ReattachError):
-    """A server without keys was addressed by a name that is not this machine's own."""
+    """A server without keys was addressed by a host name that is not a loopback name."""
 
     code = "misdirected"
 
     def __init__(self, host: str) -> None:
         super().__init__(
-            f"This server has no API keys, so it answers only to this machine's own names, not to "
-            f"'{host[:100]}': a web page could have made your browser ask. Use http://localhost, "
-            "or make a key with `reattach keys create NAME`."
+            "This server has no API keys yet, so it accepts only loopback host names and not "
+            f"'{host[:100]}': a web page could otherwise send requests through your browser.",
+            remedy="Use http://localhost, or create a key with `reattach keys create NAME`.",
         )
 
 
 class NotFoundError(ReattachError):
-    """There is no such thing for this tenant."""
+    """The object does not exist for this tenant."""
 
     code = "not_found"
 
 
 class ExpiredError(ReattachError):
-    """The log is gone, or the part of it before ``earliest_seq`` is."""
+    """The log was deleted, or the part of it before ``earliest_seq``."""
 
     code = "expired"
+    prefix = "EXPIRED: "
 
     def __init__(
         self,
-        detail: str,
+        fact: str,
         *,
+        remedy: str = "",
         expired_at: datetime | None = None,
         earliest_seq: int | None = None,
     ) -> None:
@@ -124,27 +126,26 @@ class ExpiredError(ReattachError):
             extra["expired_at"] = expired_at.isoformat().replace("+00:00", "Z")
         if earliest_seq is not None:
             extra["earliest_seq"] = earliest_seq
-        super().__init__(f"EXPIRED: {detail}", **extra)
+        super().__init__(fact, remedy=remedy)
+        self.extra = extra
 
 
 class TrimmedError(ExpiredError):
-    """The events before ``earliest_seq`` of a log that is still there were deleted on purpose."""
+    """The log still exists, but its events before ``earliest_seq`` were deleted on purpose."""
 
     def __init__(self, run_id: str, earliest_seq: int) -> None:
         super().__init__(
-            f"Events before {earliest_seq} of {run_id} are no longer kept; "
-            f"resume with starting_after={earliest_seq - 1} or more.",
+            f"The events of {run_id} before {earliest_seq} have been deleted.",
+            remedy=f"Resume with starting_after={earliest_seq - 1} or higher.",
             earliest_seq=earliest_seq,
         )
 
 
 class ConflictError(ReattachError):
-    """The request contradicts the present state; it may succeed later or in another form."""
+    """The request conflicts with the present state; it may succeed later or in another form."""
 
     code = "conflict"
-
-    def __init__(self, detail: str, **extra: object) -> None:
-        super().__init__(f"CONFLICT: {detail}", **extra)
+    prefix = "CONFLICT: "
 
 
 class ConversationBusyError(ConflictError):
@@ -155,7 +156,8 @@ class ConversationBusyError(ConflictError):
     def __init__(self, run_id: str, conversation_id: str) -> None:
         super().__init__(
             f"Cannot send a new message: Another request (run_id={run_id}) is currently being "
-            "processed for this conversation. Please wait for it to complete.",
+            "processed for this conversation.",
+            remedy="Please wait for it to complete.",
             run_id=run_id,
             conversation_id=conversation_id,
         )
@@ -168,37 +170,37 @@ class OtidConflictError(ConflictError):
 
     def __init__(self, run_id: str) -> None:
         super().__init__(
-            f"The otid of this request belongs to another request (run_id={run_id}). "
-            "Send the same messages to the same conversation to get that run, "
-            "or use a new otid for a new message.",
+            f"The otid of this request was already used by another request (run_id={run_id}).",
+            remedy="To get that run, send the same messages to the same conversation. To send a "
+            "new message, use a new otid.",
             run_id=run_id,
         )
 
 
 class CursorAheadError(ConflictError):
-    """A reader claims events that the open log does not have: its log was lost."""
+    """The cursor is past the end of an open log: it is from another run, or events were lost."""
 
     code = "cursor_ahead"
 
     def __init__(self, run_id: str, cursor: int, last_seq: int) -> None:
         super().__init__(
-            f"starting_after={cursor} is past the end of run {run_id}, whose last event is "
-            f"{last_seq}. The cursor belongs to another run, or the log lost events; "
-            f"resume with starting_after={last_seq} or less.",
+            f"starting_after={cursor} is past the last event ({last_seq}) of run {run_id}: the "
+            "cursor belongs to another run, or the log lost events.",
+            remedy=f"Resume with starting_after={last_seq} or lower.",
             run_id=run_id,
             last_seq=last_seq,
         )
 
 
 class PendingApprovalError(ConflictError):
-    """The conversation waits for the answer to an approval request, and this is none."""
+    """The conversation is waiting for an approval, and this message does not answer it."""
 
     code = "pending_approval"
 
     def __init__(self, request_id: str, tool_call_ids: Sequence[str], run_id: str | None) -> None:
         super().__init__(
-            "Cannot send a new message: The agent is waiting for approval on a tool call. "
-            "Please approve or deny the pending request before continuing.",
+            "Cannot send a new message: The agent is waiting for approval on a tool call.",
+            remedy="Please approve or deny the pending request before continuing.",
             pending_request_id=request_id,
             tool_call_ids=list(tool_call_ids),
             run_id=run_id,
@@ -206,7 +208,7 @@ class PendingApprovalError(ConflictError):
 
 
 class AnswerRefusedError(ReattachError):
-    """An answer to an approval request that is not the one which is asked for."""
+    """An approval response does not match the pending request."""
 
     code = "answer_refused"
 
@@ -216,13 +218,13 @@ class NoPendingApprovalError(AnswerRefusedError):
 
     def __init__(self) -> None:
         super().__init__(
-            "Cannot process approval response: No tool call is currently awaiting approval. "
-            "Please send a regular message to interact with the agent."
+            "Cannot process approval response: No tool call is currently awaiting approval.",
+            remedy="Please send a regular message to interact with the agent.",
         )
 
 
 class ToolCallIdsError(AnswerRefusedError):
-    """An answer leaves out calls that wait, or names others, or one twice."""
+    """An approval response omits a pending call, repeats one, or names one that is not pending."""
 
     code = "invalid_tool_call_ids"
 
@@ -241,123 +243,128 @@ class NoActiveRunsToCancelError(ConflictError):
 
 
 class UrlRefusedError(ReattachError):
-    """A URL of a client that is not connected to; ``detail`` says why."""
+    """The server does not connect to a URL that a client sent; ``detail`` says why."""
 
     code = "url_refused"
 
 
 class UrlUnreachableError(ReattachError):
-    """A URL of a client that gave no answer; ``detail`` says why, for the operator alone."""
+    """A URL that a client sent did not answer; ``detail`` says why, for the operator only."""
 
     code = "url_unreachable"
 
 
 class LimitExceededError(ReattachError):
-    """Something is larger than ``limits.py`` allows."""
+    """A value is larger than ``limits.py`` allows."""
 
     code = "limit_exceeded"
 
 
 class QuotaError(ReattachError):
-    """A tenant uses more at present than its quota allows. Worth trying again later."""
+    """A tenant has reached its quota for now; a retry may succeed."""
 
     code = "quota_exceeded"
 
-    def __init__(self, detail: str, *, retry_after_seconds: int = 1) -> None:
-        super().__init__(detail)
+    def __init__(self, fact: str, *, remedy: str = "", retry_after_seconds: int = 1) -> None:
+        super().__init__(fact, remedy=remedy)
         self.retry_after_seconds = retry_after_seconds
 
 
 class InvalidHttpError(ReattachError):
-    """A request that is not HTTP/1.1, or that two readers could take differently."""
+    """A request is not valid HTTP/1.1, or two parsers could read it differently."""
 
     code = "invalid_http"
 
-    def __init__(self, fault: str = "is not HTTP/1.1 that can be read") -> None:
-        super().__init__(f"The request {fault}. Nothing was done.")
+    def __init__(self, fault: str = "is not valid HTTP/1.1") -> None:
+        super().__init__(f"The request {fault}. It was not processed.")
 
 
 class HttpVersionError(ReattachError):
-    """A request in a version of HTTP that is not spoken here."""
+    """A request uses a version of HTTP that the server does not support."""
 
     code = "http_version_not_supported"
 
     def __init__(self) -> None:
-        super().__init__("This version of HTTP is not supported. Send the request as HTTP/1.1.")
+        super().__init__(
+            "The server does not support this version of HTTP.",
+            remedy="Send the request as HTTP/1.1.",
+        )
 
 
 class TunnelRefusedError(ReattachError):
-    """A CONNECT: this server is no proxy."""
+    """A CONNECT request; the server is not a proxy."""
 
     code = "method_not_allowed"
 
     def __init__(self) -> None:
-        super().__init__("CONNECT is not offered: this server is no proxy.")
+        super().__init__("CONNECT is not supported: this server is not a proxy.")
 
 
 class ExpectationFailedError(ReattachError):
-    """An ``Expect`` that nobody here can meet."""
+    """An ``Expect`` header asks for anything but ``100-continue``."""
 
     code = "expectation_failed"
 
     def __init__(self) -> None:
-        super().__init__("The only expectation that is met is `Expect: 100-continue`.")
+        super().__init__("The server supports only the expectation `Expect: 100-continue`.")
 
 
 class HeadTooLargeError(LimitExceededError):
-    """A request line with headers, trailers, or chunk extensions above their bounds."""
+    """The head, the trailers, or the chunk extensions of a request exceed their limit."""
 
     def __init__(self, bound: str) -> None:
-        super().__init__(f"A request may have {bound}. Nothing was done.")
+        super().__init__(f"A request may have at most {bound}. It was not processed.")
 
 
 class RequestTimeoutError(ReattachError):
-    """A request whose rest did not come in time."""
+    """The rest of a request did not arrive in time."""
 
     code = "request_timeout"
 
     def __init__(self) -> None:
-        super().__init__("The rest of the request did not come in time. Send the request again.")
+        super().__init__(
+            "The rest of the request did not arrive in time.", remedy="Send the request again."
+        )
 
 
 class NotImplementedHereError(ReattachError):
-    """Part of the API that this server does not offer."""
+    """A part of the API that this server does not support."""
 
     code = "not_implemented"
 
 
-# What the server can not do at present.
+# The server cannot do it at present.
 
 
 class UnavailableError(ReattachError):
-    """Not now: draining, or a store that does not answer. Worth trying again."""
+    """The server is draining, or a store does not answer; a retry may succeed."""
 
     code = "unavailable"
 
-    def __init__(self, detail: str, *, retry_after_seconds: int = 1) -> None:
-        super().__init__(detail)
+    def __init__(self, fact: str, *, remedy: str = "", retry_after_seconds: int = 1) -> None:
+        super().__init__(fact, remedy=remedy)
         self.retry_after_seconds = retry_after_seconds
 
 
 class TooManyConnectionsError(UnavailableError):
-    """The server, or the client's address, has as many connections as it may have."""
+    """The server, or one client address, has reached its limit of connections."""
 
     code = "too_many_connections"
 
     def __init__(self, whose: str, most: int) -> None:
         super().__init__(
-            f"{whose} has {most} connections open, which is the limit. Close connections that are "
-            "not used, or try again later."
+            f"{whose} has reached its limit of {most} connections.",
+            remedy="Close unused connections, or try again later.",
         )
 
 
 class StoreUnavailableError(UnavailableError):
-    """The log or the records can not be read or written."""
+    """The log or the records cannot be read or written."""
 
     code = "store_unavailable"
 
 
-# What a log refuses. These reach a client only through the classes above.
+# Refusals of a log. Clients see them only as one of the classes above.
 
 
 class LogError(ReattachError):
@@ -371,18 +378,18 @@ class LogNotFoundError(LogError):
 
 
 class LogClosedError(LogError):
-    """The log has its end; nothing can be appended to it."""
+    """The log is closed; nothing can be appended."""
 
 
 class LogLostError(LogError):
-    """The store has lost events of the log that were shown to readers here."""
+    """The store lost events that this process has already sent to readers."""
 
     code = "log_lost"
 
     def __init__(self, run_id: str, last_seq: int) -> None:
         super().__init__(
-            f"The event log of run {run_id} was lost by its store after event {last_seq} was sent. "
-            "Read the conversation's messages for what is kept of it.",
+            f"The store lost the event log of run {run_id} after event {last_seq} was sent.",
+            remedy="Read the messages that were saved from the conversation.",
             run_id=run_id,
             last_seq=last_seq,
         )
@@ -390,11 +397,11 @@ class LogLostError(LogError):
 
 
 class FencedError(LogError):
-    """A newer owner holds the run; this one must stop at once."""
+    """A newer owner has the run; the caller must stop at once."""
 
 
 class SeqMismatchError(LogError):
-    """The append does not continue the log, and is no repetition of what is there."""
+    """An append neither continues the log nor repeats its last append."""
 
     def __init__(self, run_id: str, first_seq: int, last_seq: int) -> None:
         super().__init__(
@@ -403,7 +410,7 @@ class SeqMismatchError(LogError):
         self.last_seq = last_seq
 
 
-# What an engine reports. They become the error_message event of a run.
+# Failures that an engine reports. They become the error_message event of a run.
 
 
 class EngineError(ReattachError):
@@ -414,7 +421,7 @@ class EngineError(ReattachError):
 
 
 class ModelError(EngineError):
-    """The model's provider refused or failed."""
+    """The model's provider refused the request or failed."""
 
     code = "llm_error"
     stop_reason = "llm_api_error"
@@ -438,20 +445,20 @@ class ModelEmptyResponseError(ModelError):
 
 
 class ContextWindowError(ModelError):
-    """The turn is longer than the model can take."""
+    """The turn does not fit into the model's context window."""
 
     code = "context_window_exceeded"
 
 
 class SystemPromptTooLongError(ContextWindowError):
-    """The system prompt alone fills the context window, so that no compaction can help."""
+    """The system prompt alone fills the context window, so compaction cannot help."""
 
     code = "context_window_overflow_in_system_prompt"
     stop_reason = "context_window_overflow_in_system_prompt"
 
 
 def engine_error(code: str, detail: str) -> EngineError:
-    """The error that a run failed with, from what its record tells of it."""
+    """Rebuild the error that ended a run from the code and text in its record."""
     for kind in (
         ModelTimeoutError,
         ModelRateLimitError,
@@ -469,27 +476,24 @@ def engine_error(code: str, detail: str) -> EngineError:
 
 
 class ToolError(ReattachError):
-    """A tool did not do what it was called for; the text is for the model and may be shown."""
+    """A tool call failed; the text is meant for the model and safe to show."""
 
     code = "tool_error"
 
 
 class McpUnreachableError(ToolError):
-    """An MCP server can not be reached, or ended the connection."""
+    """An MCP server cannot be reached, or closed the connection."""
 
     code = "mcp_unreachable"
 
 
 class McpLostError(ToolError):
-    """The connection ended within a call: whether the tool did its work is not known."""
+    """The connection broke during a call, so it is unknown whether the tool ran."""
 
     code = "mcp_lost"
 
 
-# What keeps the server from starting.
-
-
 class StartupError(ReattachError):
-    """The server can not start; the text says what to change."""
+    """The server cannot start; ``remedy`` says what to change."""
 
     code = "startup_error"

@@ -1,148 +1,147 @@
-"""Every bound in one place, with its unit and its reason."""
+"""Every limit of the server in one place, with its unit and its reason."""
 
 from typing import Final
 
 # Logs and readers.
 
 REPLAY_SLICE_BYTES: Final = 64 * 1024
-"""One write of a replay. Larger ones copy no faster, and smaller ones cost more calls."""
+"""One write of a replay. Larger writes copy no faster, and smaller ones cost more calls."""
 
 REPLAY_SLICE_EVENTS: Final = 10_000
-"""Events of one such write, where the reader sets no bound of its own."""
+"""Events of one such write, unless the reader asks for fewer."""
 
 LARGE_WRITE_BYTES: Final = 16 * 1024
-"""What takes longer to copy than to write in several pieces."""
+"""Data of this size costs more to copy than to write in several pieces."""
 
 FAST_PATH_BODY_BYTES: Final = 4096
-"""The body of a resume that is answered past the routing; all that SDKs send is far below it."""
+"""The largest resume body that the fast path answers; SDKs send far less."""
 
 REPLAY_TURN_BYTES: Final = 4 * REPLAY_SLICE_BYTES
-"""What a replay writes before it lets the other readers have the event loop."""
+"""Bytes that a replay writes before it yields to the event loop."""
 
 RUN_LOG_BYTES: Final = 64 * 1024 * 1024
-"""The log of one run. A live run is held in memory; an answer of this size is a fault."""
+"""The log of one run. A live run is held in memory, and an answer of this size is a fault."""
 
 DELTA_BYTES: Final = 256
-"""What a fragment of an answer costs in memory beside its text, roughly."""
+"""Approximate memory of a fragment of an answer, beside its text."""
 
 PENDING_APPEND_BYTES: Final = 1024 * 1024
-"""What a run may have produced and not yet in the log, before its engine has to wait."""
+"""Output of a run that is not in the log yet; beyond it the engine has to wait."""
 
 MAX_CURSOR: Final = 2**53 - 1
-"""The largest ``starting_after``: the largest integer that every JSON client can say."""
+"""The largest ``starting_after``: the largest integer that every JSON client represents exactly."""
 
 SEND_BUFFER_BYTES: Final = 128 * 1024
-"""What the kernel may hold of one reader's bytes; unbounded it takes about 4 MB for each."""
+"""The kernel's send buffer of a reader; without a bound it takes about 4 MB each."""
 
 LISTEN_BACKLOG: Final = 4096
-"""Connections that wait to be accepted: a crowd of readers that reconnect at once."""
+"""Connections waiting to be accepted, such as a crowd of readers that reconnect at once."""
 
 ACCEPT_BATCH: Final = 256
-"""Connections that are taken before anything else has its turn; each is some 50 µs of work."""
+"""Connections accepted before the event loop continues; each takes about 50 µs."""
 
 REFUSED_BYTES: Final = 64 * 1024
-"""Bytes that are read from a connection that is refused, so that its client sees the answer."""
+"""Bytes read from a refused connection, so that its client sees the response."""
 
 ACCEPT_PAUSE_SECONDS: Final = 1.0
-"""How long those who connect wait when the process can open no more files."""
+"""How long new connections wait when the process has no file descriptors left."""
 
 FILES_RESERVED: Final = 256
-"""Open files that are kept back from connections, for databases, tools and callbacks; of few files
-a quarter."""
+"""File descriptors reserved for databases, tools and callbacks; at most a quarter of all."""
 
 UNLIMITED_CONNECTIONS: Final = 100_000
-"""Connections of a process that may open any number of files: 1 GiB of waiting readers."""
+"""Connections of a process without a limit of open files: 1 GiB of idle readers."""
 
 ADDRESS_SHARE: Final = 0.75
-"""The share of all connections that one address may have, unless set otherwise: one client cannot
-shut the others out, and a proxy, whose connections share an address, has nearly all."""
+"""Default share of all connections that one address may have: one client cannot lock others out,
+and a proxy, whose connections share an address, can use most of them."""
 
 IPV6_CLIENT_BITS: Final = 64
-"""The part of an IPv6 address that stands for one client, who can choose the rest freely."""
+"""The prefix of an IPv6 address that identifies one client, who can choose the rest freely."""
 
 # Time.
 
 WATCH_SECONDS: Final = 1.0
-"""How often connections are looked at whose time may be up: one timer for all of them."""
+"""Interval of the one timer that checks the deadlines of all connections."""
 
 WATCH_ROUND_TICKS: Final = 4
-"""In how many such looks all connections that were written to have their turn, at 4 µs each."""
+"""Ticks in which every connection with unread bytes is checked once, at 4 µs each."""
 
 HEAD_SECONDS: Final = 30.0
-"""How long a new connection may say nothing, and how long the head of a request may take."""
+"""How long a new connection may be silent, and how long a request's head may take."""
 
 BODY_IDLE_SECONDS: Final = 60.0
-"""How long a request's body may pause; mobile networks hand over in less."""
+"""How long a request body may pause; handovers in mobile networks take less."""
 
 BODY_SECONDS: Final = 900.0
-"""How long a request's body may take in all: 16 MiB at 20 KiB/s."""
+"""How long a request body may take in total: 16 MiB at 20 KiB/s."""
 
 KEEPALIVE_IDLE_SECONDS: Final = 60
-"""Silence after which TCP asks whether the other machine is still there."""
+"""Silence after which TCP probes whether the other machine is still there."""
 
 KEEPALIVE_INTERVAL_SECONDS: Final = 15
-"""How often it asks again, until it has asked KEEPALIVE_PROBES times without an answer."""
+"""Interval of further probes."""
 
 KEEPALIVE_PROBES: Final = 4
-"""The machine is gone after so many."""
+"""Unanswered probes after which the other machine counts as gone."""
 
 EVICTION_SECONDS: Final = 1.0
-"""How long a connection has waited for a request at least before it gives way to a new one."""
+"""Minimum wait for a request after which a connection may give way to a new one."""
 
 REFUSAL_LOG_SECONDS: Final = 60.0
-"""How often the log says that connections are refused."""
+"""Interval of log lines about refused connections."""
 
 IDLE_CONNECTION_SECONDS: Final = 125
-"""How long a connection without a request is kept. Longer than clients keep theirs (httpx 5 s, Go
-90 s, Caddy 120 s), since a POST on one that closes at that moment is lost."""
+"""How long an idle connection is kept. Longer than clients keep theirs (httpx 5 s, Go 90 s, Caddy
+120 s), because a POST on a connection that closes at that moment is lost."""
 
 CLOSE_SECONDS: Final = 5
-"""How long open connections may take to finish once every run has ended."""
+"""How long open connections may take to finish after every run has ended."""
 
 APPEND_RETRY_SECONDS: Final = 10.0
-"""How long a run keeps trying to append while the store does not take it, before it fails."""
+"""How long a run retries an append to an unavailable store before it fails."""
 
 APPEND_RETRY_DELAY_SECONDS: Final = 0.1
-"""The wait between two such tries."""
+"""The wait between these retries."""
 
 ENGINE_STOP_SECONDS: Final = 2.0
 """How long a cancelled engine may take to stop before the run ends without it."""
 
 CANCEL_WAIT_SECONDS: Final = 5.0
-"""How long a cancel waits for the run's end before it answers ``cancelling``."""
+"""How long a cancel request waits for the end of the run before it returns ``cancelling``."""
 
 SETTLE_WAIT_SECONDS: Final = 10.0
 """How long the end of a stream waits for the run's record, which is written right after."""
 
 SETTLEMENT_LOOK_SECONDS: Final = 1.0
-"""How often a process looks whether a run that another one works on has ended, if no word comes."""
+"""Polling interval for the end of a run in another process, if no notification arrives."""
 
 OPEN_WAIT_SECONDS: Final = 5.0
-"""How long a reader waits for the log of a run that another process is about to begin."""
+"""How long a reader waits for the log of a run that another process is starting."""
 
 OPEN_LOOK_SECONDS: Final = 0.05
-"""How often it looks for that."""
+"""Polling interval of that wait."""
 
 CLOCK_JUMP_SECONDS: Final = 60.0
-"""How far the clock may part from the monotonic clock before that is a jump: the corrections
-of a clock that NTP keeps are far below."""
+"""Difference between wall clock and monotonic clock that counts as a jump; NTP's corrections are
+far smaller."""
 
 CLOCK_SET_SECONDS: Final = 60.0
-"""How often a process asks the shared database for the time; meanwhile quartz drifts by 5 ms."""
+"""Interval of reading the time of the shared database; quartz drifts by 5 ms in that time."""
 
 SWEEP_INTERVAL_SECONDS: Final = 60.0
-"""How often logs past their retention are looked for."""
+"""Interval of the search for logs past their retention."""
 
 # Files of SQLite.
 
 WAL_IDLE_SECONDS: Final = 5.0
-"""How long nothing is written before a WAL is emptied: an answer that streams is not disturbed."""
+"""Time without writes after which a WAL is emptied, so that streams are not disturbed."""
 
 WAL_AGE_SECONDS: Final = 60.0
-"""How long a WAL of a busy server may hold what was written, deleted text included."""
+"""How long the WAL of a busy server may keep old content, including deleted text."""
 
 RECORDS_WAL_BYTES: Final = 16 * 1024 * 1024
-"""The WAL of the records above which it is emptied, though readers may have to wait for that."""
+"""Size above which the records' WAL is emptied even if readers have to wait."""
 
 # Recovery.
 
@@ -150,76 +149,74 @@ LEASE_SECONDS: Final = 15.0
 """How long a process may be silent before its runs are taken over and ended."""
 
 BEATS_PER_LEASE: Final = 5
-"""How often a lease is renewed before it runs out, so that a few lost beats cost nothing."""
+"""Renewals per lease, so that a few lost heartbeats do no harm."""
 
 LOST_LOG_FIRST_SEQ: Final = 1_000_000_001
-"""Where a log begins again of which nobody knows how far it had got: past every real one, so that
-no reader takes its events for what it had read of the lost one."""
+"""First seq of a log that replaces a lost one of unknown length: larger than any real seq, so that
+no reader mistakes its events for those of the lost log."""
 
 RECOVERY_INTERVAL_SECONDS: Final = 2.0
-"""How often runs without owner are looked for, and one that could not be given its end is tried
-again; its readers wait for it."""
+"""Interval of the search for runs without an owner, and of retries to end one."""
 
 RECOVERIES_AT_ONCE: Final = 16
-"""Runs that are recovered at the same time: enough to hide latency, few enough for memory."""
+"""Concurrent recoveries: enough to hide latency, few enough for memory."""
 
 SWEEP_BATCH_RUNS: Final = 500
-"""Runs whose logs one sweep deletes in one go, so that no statement grows with the backlog."""
+"""Logs deleted by one sweep at a time, so that no statement grows with the backlog."""
 
 # Sending.
 
 MAX_SEND_MESSAGES: Final = 100
-"""Messages of one send; a turn starts from a few."""
+"""Messages of one send; a turn starts with a few."""
 
 MAX_MESSAGE_PARTS: Final = 1000
 """Parts of one message's content."""
 
 MAX_SEND_IMAGES: Final = 100
-"""Images of one send; providers take no more in a request."""
+"""Images of one send; providers accept no more per request."""
 
 MAX_IMAGE_BYTES: Final = 10 * 1024 * 1024
-"""One image, decoded; providers take 5 to 20 MB."""
+"""One image, decoded; providers accept 5 to 20 MB."""
 
 MAX_IMAGE_URL_CHARS: Final = 4096
-"""The URL of an image, but for one that is the image itself; signed ones are long."""
+"""The URL of an image, except data URLs; signed URLs are long."""
 
 MAX_CLIENT_TOOLS: Final = 256
-"""Tools that one send brings along; models get worse at choosing long before."""
+"""Client tools of one send; models choose worse long before."""
 
 MAX_CLIENT_TOOL_BYTES: Final = 256 * 1024
-"""The parameters' schema of one of them, as JSON; providers take less."""
+"""The parameter schema of a client tool, as JSON; providers accept less."""
 
 MAX_CLIENT_TOOL_DESCRIPTION_CHARS: Final = 100_000
-"""What one of them is for; letta-code explains its own at 10,500 characters and more."""
+"""The description of a client tool; letta-code's have 10,500 characters and more."""
 
 MAX_CLIENT_SKILLS: Final = 256
-"""Skills that one send tells of; each is a line or more of the system prompt."""
+"""Client skills of one send; each takes a line or more of the system prompt."""
 
 MAX_SKILL_LOCATION_CHARS: Final = 4096
-"""Where a skill is found: the longest path that common systems have."""
+"""The path of a skill: the longest path that common systems allow."""
 
 MAX_TOOL_CALL_ID_CHARS: Final = 64 * 1024
-"""The id of a tool call as a client repeats it. Gateways pack signatures of reasoning into ids, of
-some thousand characters. A longer id of a provider is replaced by its digest."""
+"""The id of a tool call, repeated by the client. Gateways pack reasoning signatures of some
+thousand characters into ids; a longer id of a provider is replaced by its digest."""
 
 MAX_ARGUMENTS_DEPTH: Final = 128
-"""Objects and arrays within each other in the arguments of a tool call: decoders of providers'
-clients give up at 200."""
+"""Nesting in the arguments of a tool call; decoders of provider clients fail at 200."""
 
 MAX_FAILURE_CHARS: Final = 16 * 1024
-"""The text of an error that ends a run; more of it helps nobody, and each stream repeats it."""
+"""The text of an error that ends a run; each stream repeats it."""
 
 MAX_ANSWERED_CALLS: Final = 1000
-"""Tool calls that one answer decides on; models make a few at a time."""
+"""Tool calls that one approval response decides on; models make a few at a time."""
 
 ANSWERS_LOOKED_AT: Final = 50
-"""Answers of a conversation, the newest first, among which one that came again is looked for."""
+"""Newest approval responses of a conversation that are searched for a repeated one."""
 
 MAX_OTID_CHARS: Final = 256
-"""An OTID: clients use UUIDs, some with a prefix."""
+"""An OTID; clients use UUIDs, some with a prefix."""
 
 MAX_STEPS: Final = 1000
-"""Steps that one send may ask for."""
+"""Steps that one send may request."""
 
 MAX_POLL_SECONDS: Final = 3600.0
 """The largest ``poll_interval``; it is only a hint."""
@@ -227,39 +224,39 @@ MAX_POLL_SECONDS: Final = 3600.0
 # Callbacks.
 
 MAX_CALLBACK_URL_CHARS: Final = 2048
-"""A URL to call back: what common servers take."""
+"""A callback URL: the length that common servers accept."""
 
 CALLBACK_BODY_BYTES: Final = 1024 * 1024
-"""What a receiver is sent; an answer that is larger is left out, and is read from the server."""
+"""The body of a callback; a larger answer is omitted and can be fetched from the server."""
 
 CALLBACK_SECONDS: Final = 10.0
-"""How long a receiver may take, from the look-up of its name to its status."""
+"""How long a receiver may take, from DNS look-up to response status."""
 
 CALLBACK_LEASE_SECONDS: Final = 60.0
-"""How long a process has for a call before another one may make it; well over what it takes."""
+"""How long a process owns a call before another may make it; far longer than a call takes."""
 
 CALLBACKS_AT_ONCE: Final = 64
-"""Calls of a process at a time: places for many tenants whose receivers hang."""
+"""Concurrent calls of a process: enough for many tenants with receivers that hang."""
 
 CALLBACK_LOOK_SECONDS: Final = 2.0
-"""How often calls are looked for that are due again, or that another process left."""
+"""Interval of the search for calls that are due again or were abandoned by a process."""
 
 CALLBACK_RETRY_SECONDS: Final = 2.0
-"""The wait before the second call of a receiver; it doubles with each that fails."""
+"""The wait before the first retry of a call; it doubles with each failure."""
 
 CALLBACK_MAX_RETRY_SECONDS: Final = 900.0
 """The longest such wait."""
 
 CALLBACK_GIVE_UP_SECONDS: Final = 24 * 3600.0
-"""How long after the end of its run a receiver is still called."""
+"""How long after the end of its run a callback is still retried."""
 
 # Contexts.
 
 CONTEXT_CACHE_BYTES: Final = 64 * 1024 * 1024
-"""Decoded contexts of conversations in memory between turns: some hundred long conversations."""
+"""Decoded conversation contexts cached between turns: some hundred long conversations."""
 
 CONTEXT_MESSAGE_BYTES: Final = 1024
-"""The memory of a decoded message beside its texts, roughly."""
+"""Approximate memory of a decoded message, beside its texts."""
 
 # Compaction.
 
@@ -267,227 +264,227 @@ SUMMARY_SECONDS: Final = 300.0
 """How long a model may take for a summary; the run that needs it waits."""
 
 SUMMARY_TOKENS: Final = 8192
-"""The longest summary that is asked for, where nobody says another; reasoning counts too."""
+"""Default length of a summary; reasoning counts too."""
 
 SUMMARY_PART_CHARS: Final = 4000
-"""What a summary is told of one part of a message: returns of tools are the longest, and the
-least worth keeping."""
+"""Characters of one message part that the summarizing model receives: tool results are the longest
+parts, and the least worth keeping."""
 
 MIN_SUMMARY_CHARS: Final = 400
-"""What is left of a summary at least, however little room there is."""
+"""Minimum length of a summary that is kept, however little room there is."""
 
 # Tools of the server.
 
 TOOL_SECONDS: Final = 60.0
-"""How long a tool may take by default: what people wait for an answer to begin."""
+"""Default time limit of a tool call."""
 
 MAX_TOOL_OUTPUT_CHARS: Final = 256 * 1024
-"""What a tool may return; more than the context windows of most models have."""
+"""The result of a tool; most models have a smaller context window."""
 
 MAX_TOOL_THREADS: Final = 64
-"""Calls of functions that may be running; those that hang count until they return."""
+"""Concurrent calls of functions in threads; calls that hang count until they return."""
 
 MAX_TENANT_TOOL_THREADS: Final = 16
-"""The part of them that one tenant's calls may take."""
+"""The part of these threads that one tenant may use."""
 
 MAX_WATCHED_LINE_BYTES: Final = 256 * 1024
-"""A line of a provider's answer that is looked at; those that matter have some hundred bytes."""
+"""A line of a provider's response that is inspected; relevant ones have some hundred bytes."""
 
 MAX_NAMED_TOOLS: Final = 64
-"""The names of tools that the answer to a call of an unknown tool lists; agents have up to 256."""
+"""Tool names listed in the result of a call of an unknown tool; agents have up to 256."""
 
 MAX_NAMED_TOOLS_CHARS: Final = 4096
-"""The characters of those names; the model reads them with every later step of the turn."""
+"""Characters of these names, which the model reads again in every later step of the turn."""
 
 MAX_TOOL_NAME_CHARS: Final = 64
-"""As much of the name of an unknown tool is repeated to a provider; OpenAI takes no more."""
+"""Characters of an unknown tool's name that are sent to a provider; OpenAI accepts no more."""
 
 MAX_SHOWN_NAME_CHARS: Final = 100
-"""As much of a wrong name, which may be of any length, is repeated in an error."""
+"""Characters of a wrong name that an error repeats."""
 
 MAX_MCP_TOOLS: Final = 500
-"""Tools of one MCP server; those of a list that never ends would fill the memory."""
+"""Tools of one MCP server; an endless list would fill the memory."""
 
 MAX_TOOL_SCHEMA_BYTES: Final = 256 * 1024
-"""The parameters' schema of one of them, as JSON; providers take less."""
+"""The parameter schema of an MCP tool, as JSON; providers accept less."""
 
 MCP_START_SECONDS: Final = 30.0
-"""How long an MCP server may take to be reached: one that is started may have to be fetched."""
+"""How long connecting to an MCP server may take; one that is started may be downloaded first."""
 
 MCP_START_WAIT_SECONDS: Final = 5.0
-"""How long the start of a server waits for them; those that are slower come later."""
+"""How long the start of the server waits for MCP servers; slower ones connect later."""
 
 MCP_READY_SECONDS: Final = 10.0
-"""How long a turn waits for what a tool's server has not said yet, before it goes on without."""
+"""How long a turn waits for a tool's server before it continues without it."""
 
 MCP_PING_SECONDS: Final = 5.0
-"""How long a server may take to say that it still knows a session."""
+"""How long a server may take to confirm a session."""
 
 MCP_RETRY_SECONDS: Final = 1.0
-"""The least between two tries to reach a server; after each failure it is twice as long."""
+"""Minimum wait between attempts to connect; it doubles with each failure."""
 
 MCP_MAX_RETRY_SECONDS: Final = 60.0
-"""The most between two tries: how long a server may be back before that is seen."""
+"""Maximum wait between attempts: how long a recovered server may stay unnoticed."""
 
 MCP_STEADY_SECONDS: Final = 60.0
-"""A connection that held so long was a good one: the next try comes soon again."""
+"""Lifetime after which a connection counts as good, and retries start with the minimum again."""
 
 MCP_STOP_SECONDS: Final = 10.0
-"""How long stopping an MCP server may take: it is asked, then told, then killed, 2 s each."""
+"""How long stopping an MCP server may take: close, SIGTERM, SIGKILL, 2 s each."""
 
 MAX_AGENT_TOOLS: Final = 256
-"""Tools of one agent; models get worse at choosing long before."""
+"""Tools of one agent; models choose worse long before."""
 
 # Requests.
 
 MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
-"""The body of a request: a message with several photographs in base64 fits."""
+"""A request body: a message with several photographs in base64 fits."""
 
 LINGER_SECONDS: Final = 1.0
-"""How long the rest of a body that is too large is taken, so that the client sees the answer."""
+"""How long the rest of an oversized body is read, so that the client sees the response."""
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-"""The head of a request: its request line and headers. Common proxies pass on less."""
+"""The head of a request: request line and headers. Common proxies allow less."""
 
 MAX_TRAILERS: Final = 32
 """Trailers of a request, which are dropped; clients send a checksum or two."""
 
 MAX_TRAILER_BYTES: Final = 8 * 1024
-"""All trailers of a request together."""
+"""All trailers of a request."""
 
 MAX_CHUNK_EXTENSION_BYTES: Final = 8 * 1024
-"""All chunk extensions of a request together, which are dropped; clients send none."""
+"""All chunk extensions of a request, which are dropped; clients send none."""
 
 BODY_AHEAD_BYTES: Final = 64 * 1024
-"""A request's body that the application has not taken; reading pauses beyond."""
+"""Request body that the application has not read; reading pauses beyond it."""
 
 CHUNKS_SLICE_BYTES: Final = 64 * 1024
-"""How much of a chunked body is read before others have the event loop: the smallest chunks
-take longest, about 1 µs each."""
+"""Bytes of a chunked body that are parsed at a time; the smallest chunks take about 1 µs each."""
 
 HELD_BYTES: Final = 16 * 1024
-"""Bytes behind a request whose response is not complete; reading pauses beyond them."""
+"""Bytes after a request whose response is not complete; reading pauses beyond them."""
 
 MAX_JSON_DEPTH: Final = 64
-"""Objects and arrays within each other; far below where decoders run out of stack."""
+"""Nesting of objects and arrays; far below the stack limits of decoders."""
 
 MAX_JSON_VALUES: Final = 100_000
 """Values of a body: each costs a microsecond and 100 bytes. 256 tools of 300 values each fit."""
 
 INLINE_BODY_BYTES: Final = 64 * 1024
-"""A body up to this size, with few values, is parsed in the event loop; larger ones in a thread."""
+"""A body up to this size, with few values, is parsed on the event loop; larger ones in a thread."""
 
 INLINE_BODY_VALUES: Final = 2_000
-"""Values of such a body: a few milliseconds."""
+"""Values of such a body, which take a few milliseconds."""
 
 MAX_QUERY_PARAMETERS: Final = 1_000
-"""Parameters of one query string; each is decoded in the event loop."""
+"""Parameters of one query string; each is decoded on the event loop."""
 
 TENANT_BODY_BYTES: Final = 128 * 1024 * 1024
-"""Request bodies of one tenant that a process holds at a time: eight of the largest."""
+"""Request bodies of one tenant held by a process: eight of the largest."""
 
 TENANT_BODY_BYTES_PER_MINUTE: Final = 2048 * 1024 * 1024
-"""Bodies of one tenant that a process takes in a minute; conversations and images are stored."""
+"""Request bodies of one tenant per minute and process; messages and images are stored."""
 
 TENANT_RUNS: Final = 1_000
-"""Open runs of one tenant on a process: more than a process works on well."""
+"""Open runs of one tenant per process: more than a process handles well."""
 
 TENANT_STREAMS: Final = 10_000
-"""Open streams of one tenant on a process: each is a connection and a file."""
+"""Open streams of one tenant per process; each is a connection and a file descriptor."""
 
 TENANT_REQUESTS_PER_SECOND: Final = 2_000
-"""Requests of one tenant on a process over some time: about half of what it answers."""
+"""Sustained requests of one tenant per process: about half of its capacity."""
 
 QUOTA_BURST_SECONDS: Final = 10
-"""How many seconds' worth of requests may come at once: readers reconnect in crowds."""
+"""Seconds' worth of requests that may arrive at once, because readers reconnect in crowds."""
 
 PROCESS_BODY_BYTES: Final = 256 * 1024 * 1024
-"""Request bodies of all tenants that a process holds at a time: one tenant fills half of it."""
+"""Request bodies of all tenants held by a process; one tenant can fill half of it."""
 
 MAX_INTEGER: Final = 2**63 - 1
-"""The largest magnitude of an integer in a request: what databases hold."""
+"""The largest magnitude of an integer in a request: the range of databases."""
 
 MAX_PAGE_ITEMS: Final = 1000
-"""Rows of one answer, so that no list is built in memory without an end."""
+"""Rows of one response."""
 
 PAGE_BYTES: Final = 16 * 1024 * 1024
-"""Rows of one answer in bytes: a page of large ones ends early, and its last item is the cursor."""
+"""Bytes of one response's rows: a page of large rows ends early, and its last item is the
+cursor."""
 
 MAX_QUERY_VALUES: Final = 100
-"""How often one query parameter may be repeated; each becomes a term of a statement."""
+"""Repetitions of one query parameter; each becomes a term of a statement."""
 
 MAX_QUERY_CHARS: Final = 1000
-"""One value of a query: a word or sentence that is looked for."""
+"""One value of a query: a word or sentence to search for."""
 
 MAX_ID_CHARS: Final = 128
-"""An id or cursor in a query; those made here have at most 44 characters."""
+"""An id or cursor in a query; ids of this server have at most 44 characters."""
 
 MAX_NAME_CHARS: Final = 256
-"""A name, handle, label, tag or time zone: what people read in one line."""
+"""A name, handle, label, tag or time zone: one line."""
 
 MAX_DESCRIPTION_CHARS: Final = 10_000
-"""A description or summary: a page or three."""
+"""A description or summary: one to three pages."""
 
 MAX_SYSTEM_CHARS: Final = 1_000_000
-"""A system prompt; more than the context windows that models have."""
+"""A system prompt; larger than the context windows of models."""
 
 MAX_BLOCK_CHARS: Final = 100_000
-"""The value of one memory block, of which the prompt holds many."""
+"""The value of one memory block; the prompt holds many."""
 
 MAX_AGENT_BLOCKS: Final = 100
-"""Memory blocks of one agent; all of them stand in its prompt."""
+"""Memory blocks of one agent; all of them are in its prompt."""
 
 MAX_TAGS: Final = 100
 """Tags of one agent or block."""
 
 MAX_KEPT_JSON_BYTES: Final = 64 * 1024
-"""Metadata or settings that are kept as they came; they come back with every item of a list."""
+"""Metadata or settings that are stored unchanged and returned with every item of a list."""
 
 MAX_CONTEXT_TOKENS: Final = 100_000_000
-"""A context window; beyond what models have, and well within an integer column."""
+"""A context window; larger than those of models, and well within an integer column."""
 
 MAX_VALIDATION_ERRORS: Final = 20
-"""Faults of a request that its 422 lists; a client mends the first ones first."""
+"""Faults of a request that its 422 lists."""
 
 MAX_ERROR_CHARS: Final = 500
-"""What an error repeats of a client's own value."""
+"""Characters of a client's own value that an error repeats."""
 
 # Lists of models.
 
 MODEL_LIST_TIMEOUT_SECONDS: Final = 10.0
-"""How long a provider may take to list its models; the server does not wait for it to start."""
+"""How long a provider may take to list its models; the start of the server does not wait."""
 
 MODEL_LIST_SECONDS: Final = 300.0
-"""How long a list is used before it is asked for again, and the longest wait after a failure."""
+"""How long a list of models is cached, and the maximum wait after a failure."""
 
 MODEL_LIST_RETRY_SECONDS: Final = 1.0
-"""The first wait after a provider could not be reached; it doubles each time."""
+"""The first wait after a provider was unreachable; it doubles each time."""
 
 MAX_MODEL_LIST_BYTES: Final = 4 * 1024 * 1024
 """A provider's list of models; the largest known one has about 500 KiB."""
 
 MAX_LISTED_MODELS: Final = 2000
-"""Models of one provider that are listed; any other handle of it works too."""
+"""Models of one provider that are listed; its other handles work too."""
 
 MAX_ASKED_MODELS: Final = 20
-"""Models that `doctor --models` asks for a token, each a call that may cost something."""
+"""Models that `doctor --models` calls for one token; each call may cost money."""
 
 # Authentication.
 
 MAX_TENANT_CHARS: Final = 200
-"""The name of a tenant that an embedding application gives; an id or an address fits."""
+"""A tenant name set by an embedding application, such as an id or an address."""
 
 MAX_API_KEY_CHARS: Final = 256
-"""A presented API key; those made here are far shorter."""
+"""An API key in a request; keys of this server are far shorter."""
 
 KEY_CACHE_SECONDS: Final = 5.0
-"""How long a look-up of a key is remembered, and so how late a revocation may take effect."""
+"""How long a key look-up is cached, and how late a revocation may take effect."""
 
 KEY_USE_SECONDS: Final = 60.0
-"""How exactly the last use of a key is known; each note of it is a write."""
+"""Precision of a key's last use; each update is a write."""
 
 AUDIT_LINES_PER_MINUTE: Final = 20
-"""Refused keys that are told one by one; the others are counted."""
+"""Refused keys that are logged one by one; further ones are counted."""
 
 KEY_CACHE_ENTRIES: Final = 10_000
-"""Known keys that are remembered, and as many unknown ones, each at about 200 bytes."""
+"""Cached look-ups of known keys, and as many of unknown keys, at about 200 bytes each."""

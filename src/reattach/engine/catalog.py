@@ -20,7 +20,8 @@ class Catalog:
         handles = [model.handle for model in self.models()]
         if twice := sorted({handle for handle in handles if handles.count(handle) > 1}):
             raise StartupError(
-                f"Several engines offer {', '.join(twice)}. Leave out one of them, or rename it."
+                f"Several engines offer {', '.join(twice)}.",
+                remedy="Remove one of them from the settings, or rename it.",
             )
 
     def models(self) -> Sequence[Model]:

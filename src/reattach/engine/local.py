@@ -102,7 +102,10 @@ class LocalEngine(Engine):
         ``model_file`` is named and is no file.
         """
         if model_file is not None and not model_file.is_file():
-            raise StartupError(f"The local model's file {model_file} does not exist.")
+            raise StartupError(
+                f"The local model's file {model_file} does not exist.",
+                remedy="Set REATTACH_LOCAL_MODEL to a GGUF file, or remove it.",
+            )
         self._file = model_file or built_in_model_file()
         is_built_in = self._file is not None and self._file.name == _BUILT_IN_FILE
         self._sampling = _BUILT_IN_SAMPLING if is_built_in else {}

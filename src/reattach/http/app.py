@@ -1,4 +1,4 @@
-"""The application: all routes, what stands before them, and its description."""
+"""The ASGI application: its routes, its middleware, and the API's description."""
 
 from typing import Any, Final
 
@@ -50,26 +50,26 @@ from reattach.http.middleware.quotas import Bounds, Quotas
 from reattach.settings import Settings
 
 DESCRIPTION: Final = """\
-The Letta API for agents whose runs can be followed again after a cut connection: every event of a
-run has a number in the run's log, and a client that comes back with the last number that it has
-gets exactly what follows.
+The Letta API, with streams that survive broken connections: every event of a run has a number in
+the run's log, and a client that reconnects with the last number it received gets exactly the
+events after it.
 
 Errors are JSON objects with a `detail` for people and a stable `code` for programs.
 """
 
 TAGS: Final = [
-    {"name": "conversations", "description": "Threads of messages with an agent; and resuming."},
-    {"name": "agents", "description": "System prompt, memory and model; and a default thread."},
-    {"name": "runs", "description": "The turns of agents, running and ended, and their streams."},
-    {"name": "messages", "description": "Stored messages by their ids."},
-    {"name": "blocks", "description": "Pieces of memory that agents can share."},
-    {"name": "tools", "description": "What the server runs when an agent's model calls it."},
-    {"name": "models", "description": "What agents can answer with."},
-    {"name": "health", "description": "For probes; need no key."},
+    {"name": "conversations", "description": "Message threads with an agent, and their streams."},
+    {"name": "agents", "description": "System prompt, memory, model, and a default conversation."},
+    {"name": "runs", "description": "Turns of agents, active and ended, and their streams."},
+    {"name": "messages", "description": "Stored messages, by id."},
+    {"name": "blocks", "description": "Pieces of memory, which agents can share."},
+    {"name": "tools", "description": "Functions that the server runs when a model calls them."},
+    {"name": "models", "description": "Models that agents can use."},
+    {"name": "health", "description": "For health probes; no key required."},
 ]
 
 LOCAL_ORIGINS: Final = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
-"""Pages of this machine, such as those that a development server serves."""
+"""Origins of pages served from this machine, for example by a development server."""
 
 NO_SCHEMA: Final[dict[str, Any]] = {"schema": {}}
 
@@ -102,7 +102,7 @@ _PARTS: Final = (
 
 
 class Api(FastAPI):
-    """FastAPI with our description of keys; they are checked before its routes are."""
+    """FastAPI with the fast path and the access log in front, and API keys in the description."""
 
     fast_path: FastPath | None = None
 
@@ -112,9 +112,9 @@ class Api(FastAPI):
         await (self.access_log or self.answer)(scope, receive, send)
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer by the fast_path, or through the middleware and the routes."""
+        """Answer on the fast path, or through the middleware and the routes."""
         if self.fast_path is not None and scope["type"] == "http":
-            remaining = await self.fast_path.taken(scope, receive, send)
+            remaining = await self.fast_path.try_answer(scope, receive, send)
             if remaining is None:
                 return
             receive = remaining
@@ -133,16 +133,16 @@ class Api(FastAPI):
                         operation["security"] = []
                     answers = operation["responses"]["200"].get("content", {})
                     if "text/event-stream" in answers and answers["application/json"] == NO_SCHEMA:
-                        del answers["application/json"]  # FastAPI names it for every answer
+                        del answers["application/json"]  # FastAPI adds it to every response.
         assert self.openapi_schema is not None
         return self.openapi_schema
 
 
 def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
-    """The ASGI application over the parts of a server, which it neither opens nor closes.
+    """Return the ASGI application over the parts of a server, which it neither opens nor closes.
 
-    It can be mounted into another application. It has no lifespan of its own. As long as there is
-    no API key, it answers to its own machine alone, or, if it is ``open_to_all``, to everybody.
+    It has no lifespan of its own and can be mounted into another application. As long as no API key
+    exists, it serves only its own machine, or everyone with ``open_to_all``.
     """
     settings = context.settings
     quotas = _quotas_of(settings, context.clock)

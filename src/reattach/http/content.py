@@ -1,4 +1,4 @@
-"""The content of messages as clients write it, understood."""
+"""Parsing of message content as clients write it."""
 
 import base64
 import binascii
@@ -23,7 +23,7 @@ _PLACE: Final = ("body", "messages", "content", "source")
 
 
 def parts_of(content: SentContent) -> tuple[ContentPart, ...]:
-    """Raises ValidationFailedError, and NotImplementedHereError for images by the id of a file."""
+    """Raises ValidationFailedError, and NotImplementedHereError for images by file id."""
     if isinstance(content, str):
         return (TextPart(content),)
     return tuple(
@@ -33,7 +33,7 @@ def parts_of(content: SentContent) -> tuple[ContentPart, ...]:
 
 
 def return_of(sent: SentReturn) -> ToolReturnPart:
-    """What a client's tool returned; the name of the tool is not known yet."""
+    """Return the result of a tool that the client ran; the tool's name is not known yet."""
     parts = parts_of(sent.tool_return)
     return ToolReturnPart(
         sent.tool_call_id,
@@ -47,63 +47,65 @@ def return_of(sent: SentReturn) -> ToolReturnPart:
 
 
 def check_images(messages: tuple[Message, ...], *, to_private: bool) -> None:
-    """Check their number, and that none leads where clients may not lead a server.
+    """Check the number of images, and that the server may fetch their URLs.
 
     Raises:
-        ValidationFailedError: there are too many, or a URL is refused.
+        ValidationFailedError: There are too many images, or a URL is refused.
     """
     images: list[ImagePart] = []
     for part in (part for message in messages for part in message.parts):
         images += [part] if isinstance(part, ImagePart) else ()
         images += part.images if isinstance(part, ToolReturnPart) else ()
     if len(images) > MAX_SEND_IMAGES:
-        message = f"A send may have {MAX_SEND_IMAGES} images; this one has {len(images)}."
+        message = f"The request has {len(images)} images; at most {MAX_SEND_IMAGES} are allowed."
         raise invalid([Fault(["body", "messages"], message, "too_many_images")])
     for image in images:
         if image.base64_data is None and image.url is not None:
             try:
                 checked_url(image.url, to_private=to_private)
             except UrlRefusedError as error:
-                raise _wrong(f"The URL of an image is refused. {error.detail}") from None
+                raise _wrong(f"The URL of an image was refused. {error.detail}") from None
 
 
 def image_of(source: ImageSource) -> ImagePart:
-    """A URL that is the image itself is taken as the image."""
+    """Return the image; a data URL becomes an inline image."""
     if source.type == "letta" and source.data is None:
-        raise NotImplementedHereError("Images by file id are not offered; send a URL or base64.")
+        raise NotImplementedHereError(
+            "Reattach does not support images by file id.", remedy="Send a URL or base64 data."
+        )
     needed = "url" if source.type == "url" else "data"
     if getattr(source, needed) is None:
-        raise _wrong(f"An image of type '{source.type}' needs its '{needed}'.")
+        raise _wrong(f"An image of type '{source.type}' requires '{needed}'.")
     if source.url is not None and source.type == "url":
         if not source.url.startswith("data:"):
             return _by_url(source.url, source.detail)
         head, separator, data = source.url.removeprefix("data:").partition(";base64,")
         if not separator:
-            raise _wrong("A data URL of an image needs ';base64,' before its data.")
+            raise _wrong("The data URL of an image lacks ';base64,' before its data.")
         return _inline(data, head, source.detail)
     return _inline(source.data or "", source.media_type, source.detail)
 
 
 def _by_url(url: str, detail: str | None) -> ImagePart:
     if not url.startswith(("https://", "http://")):
-        raise _wrong("The URL of an image begins with https://, http:// or data:.")
+        raise _wrong("The URL of an image must start with https://, http:// or data:.")
     if len(url) > MAX_IMAGE_URL_CHARS:
-        raise _wrong(f"The URL of an image may have {MAX_IMAGE_URL_CHARS} characters.")
+        raise _wrong(f"The URL of an image may have at most {MAX_IMAGE_URL_CHARS} characters.")
     return ImagePart(url=url, detail=detail)
 
 
 def _inline(data: str, media_type: str | None, detail: str | None) -> ImagePart:
     media_type = media_type or _DEFAULT_TYPE
     if media_type not in IMAGE_TYPES:
-        raise _wrong(f"An image is one of {', '.join(sorted(IMAGE_TYPES))}.")
+        raise _wrong(f"The type of an image must be one of {', '.join(sorted(IMAGE_TYPES))}.")
     if len(data) // 4 * 3 > MAX_IMAGE_BYTES:
-        raise _wrong(f"An image may have {MAX_IMAGE_BYTES} bytes.")
+        raise _wrong(f"An image may have at most {MAX_IMAGE_BYTES} bytes.")
     try:
         decoded = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):
-        raise _wrong("An image's data is not valid base64.") from None
+        raise _wrong("The data of an image is not valid base64.") from None
     if not decoded:
-        raise _wrong("An image has no data.")
+        raise _wrong("The data of an image is empty.")
     return ImagePart(url=None, media_type=media_type, base64_data=data, detail=detail)
 
 

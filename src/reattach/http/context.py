@@ -1,4 +1,4 @@
-"""What the routes work with: one context for each application, and the tenant of each request."""
+"""The context of an application, and the tenant and rights of a request, as dependencies."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
@@ -38,13 +38,13 @@ async def get_context(request: Request) -> Context:
 
 
 async def tenant(request: Request) -> TenantId:
-    """Whose request it is, as ``auth.Authentication`` found."""
+    """Return the tenant of the request, which ``auth.Authentication`` determined."""
     found: TenantId = request.scope["reattach.tenant"]
     return found
 
 
 async def access(request: Request) -> Access:
-    """The rights that the request has by its key."""
+    """Return the rights of the request's key."""
     found: Access = request.scope[ACCESS]
     return found
 

@@ -1,4 +1,4 @@
-"""How errors look outside: one table from their classes to statuses, one shape of body.
+"""HTTP responses for errors: one table from error classes to statuses, and one shape of body.
 
 Every error body is a JSON object with a string ``detail`` for people and a stable ``code`` for
 programs. Validation errors also list their faults under ``errors``.
@@ -77,7 +77,8 @@ STATUSES: Final[Mapping[type[ReattachError], int]] = {
     ContextWindowError: 400,
     EngineError: 500,
 }
-"""An error has the status of the nearest class of its ancestry that is named here; else 500."""
+"""Statuses by error class. An error has the status of its nearest listed ancestor; otherwise
+500."""
 
 _FRAMEWORK_CODES: Final[Mapping[int, str]] = {
     404: "not_found",
@@ -87,8 +88,8 @@ _FRAMEWORK_CODES: Final[Mapping[int, str]] = {
 }
 _UNKNOWN: Final = {"detail": "An unknown error occurred", "code": "internal_error"}
 _DO_NOT_RETRY: Final = {"x-should-retry": "false"}
-"""The SDKs repeat 409, 429 and 5xx by themselves. Here that would only cost time; and a send that
-failed with its model would begin a second run, paid like the first."""
+"""The SDKs retry 409, 429 and 5xx by themselves. For these errors that only costs time, and a
+retried send whose model failed would start and pay for a second run."""
 
 _PATH_EXAMPLES: Final[Mapping[str, str]] = {
     "agent_id": "agent-123e4567-e89b-42d3-8456-426614174000",
@@ -109,7 +110,7 @@ def status_of(error: ReattachError) -> int:
 
 
 def error_response(error: ReattachError) -> Response:
-    """The answer that ``error`` becomes; what has no status of its own is told as unknown."""
+    """Return the response for ``error``; an error without a status becomes a generic 500."""
     status = status_of(error)
     if status == 500 and not isinstance(error, EngineError):
         return unknown_error_response(error)
@@ -125,8 +126,8 @@ def error_response(error: ReattachError) -> Response:
 
 
 def unknown_error_response(error: Exception) -> Response:
-    """A 500 that tells nothing; the cause goes to the server's log."""
-    logger.error("request_failed", exc_info=error)
+    """Return a 500 that reveals nothing; the cause goes to the server's log."""
+    logger.error("request failed", exc_info=error)
     return JsonResponse(_UNKNOWN, status_code=500)
 
 
@@ -141,8 +142,8 @@ async def on_framework_error(request: Request, error: Exception) -> Response:
     detail = str(error.detail)
     if error.status_code == 404 and "/v1/v1" in request.url.path:
         detail = (
-            "Not Found: the path has /v1 twice. Clients add it themselves, so leave it out of "
-            "their base URL: http://localhost:8283 instead of http://localhost:8283/v1."
+            "Not Found: the path contains /v1 twice. Remove /v1 from the client's base URL, "
+            "because clients add it: use http://localhost:8283, not http://localhost:8283/v1."
         )
     body = {"detail": detail, "code": code}
     return JsonResponse(body, status_code=error.status_code, headers=error.headers)
@@ -165,7 +166,7 @@ def _fault(one: Mapping[str, Any]) -> Fault:
 
 
 def _examples(found: Sequence[Mapping[str, Any]]) -> dict[str, object]:
-    """What a well-formed id looks like, where nothing but the id in the path is wrong."""
+    """Return an example of a well-formed id if an id in the path is the only fault."""
     if len(found) == 1 and len(found[0]["loc"]) == 2 and found[0]["loc"][0] == "path":
         example = _PATH_EXAMPLES.get(str(found[0]["loc"][1]))
         if example is not None:
@@ -178,25 +179,25 @@ def _cut(text: str) -> str:
 
 
 class UnknownErrors:
-    """ASGI middleware: what nobody foresaw gets a 500 that tells nothing, and is logged once.
+    """ASGI middleware that turns unexpected exceptions into a generic 500, and logs each once.
 
-    An answer that has begun can not become an error; it is broken off.
+    A response that has already started cannot become an error, so it is aborted.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+        started = False
 
-        async def noting(message: Message) -> None:
-            nonlocal begun
-            begun = begun or message["type"] == "http.response.start"
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
             await send(message)
 
         try:
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, send_and_note)
         except Exception as error:
-            if scope["type"] != "http" or begun:
+            if scope["type"] != "http" or started:
                 raise
             await unknown_error_response(error)(scope, receive, send)

@@ -1,7 +1,7 @@
-"""A short way for well-formed resumes, which come in crowds: past the routing and all before it.
+"""A fast path for well-formed resume requests, which arrive in crowds: it bypasses routing.
 
-It never refuses anything. Whatever is unusual about a request, or turns out to be wrong with it,
-goes the long way, so that there is one place where each error is made.
+It never refuses a request. Anything unusual or invalid goes through the regular routes, so that
+each error is created in one place.
 """
 
 import re
@@ -28,21 +28,21 @@ _PATH: Final = re.compile(
     rf"/v1/(?:conversations/(default|(?:conv|agent)-{UUID4})|runs/(run-{UUID4}))/stream"
 )
 _VARY: Final = (b"vary", b"Origin")
-"""What the middleware for other origins says to those who come from none."""
+"""The header that the CORS middleware adds to requests without an origin."""
 
-_LONG_HEADERS: Final = frozenset({b"expect", b"origin", b"transfer-encoding"})
+_UNUSUAL_HEADERS: Final = frozenset({b"expect", b"origin", b"transfer-encoding"})
 _LENGTH: Final = re.compile(rb"[0-9]{1,6}")
 
 
 class FastPath:
-    """Answers resumes as their routes do, in the same bytes."""
+    """Answers resume requests with the same bytes as their routes."""
 
     def __init__(self, context: Context, authenticator: Authenticator) -> None:
         self._context = context
         self._authenticator = authenticator
 
-    async def taken(self, scope: Scope, receive: Receive, send: Send) -> Receive | None:
-        """None if the request was answered; else what the long way is to receive from."""
+    async def try_answer(self, scope: Scope, receive: Receive, send: Send) -> Receive | None:
+        """Answer and return None, or return the ``receive`` for the regular routes."""
         place = _PATH.fullmatch(_path(scope))
         if place is None or scope["method"] != "POST" or scope.get("query_string"):
             return receive
@@ -50,8 +50,8 @@ class FastPath:
         if not _is_usual(headers) or len(headers) != len(scope["headers"]):
             return receive
         message = await receive()
-        if message["type"] != "http.request" or message.get("more_body"):  # It has not all come.
-            return _again(message, receive)
+        if message["type"] != "http.request" or message.get("more_body"):  # It is not complete.
+            return _replay(message, receive)
         try:
             access = await self._authenticator.access(scope, headers)
             access.require(KeyScope.READ)
@@ -65,17 +65,17 @@ class FastPath:
                 else await run_stream(self._context, tenant, run_id, body)
             )
         except (ReattachError, ValidationError):
-            return _again(message, receive)
+            return _replay(message, receive)
         except Exception:
-            logger.exception("resume goes the long way")
-            return _again(message, receive)
-        # The long way waits for a log that is about to be opened, and once is enough.
+            logger.exception("fast path failed; using the regular route")
+            return _replay(message, receive)
+        # Only the regular route waits for a log that is about to be opened.
         error = await response.respond(scope, receive, send, _VARY, waits=False)
-        return None if error is None else _again(message, receive)
+        return None if error is None else _replay(message, receive)
 
 
 def _path(scope: Scope) -> str:
-    """The path below where the application is mounted."""
+    """Return the path relative to the mount point of the application."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     return path[len(root) :] if root and path.startswith(root) else path
@@ -87,15 +87,15 @@ def _is_usual(headers: dict[bytes, bytes]) -> bool:
         headers.get(b"content-type") == b"application/json"
         and _LENGTH.fullmatch(length) is not None
         and 0 < int(length) <= FAST_PATH_BODY_BYTES
-        and _LONG_HEADERS.isdisjoint(headers)
+        and _UNUSUAL_HEADERS.isdisjoint(headers)
     )
 
 
-def _again(message: Message, receive: Receive) -> Receive:
-    """``receive``, but for what it has given already."""
-    given = [message]
+def _replay(message: Message, receive: Receive) -> Receive:
+    """Return a ``receive`` that returns ``message`` first."""
+    pending = [message]
 
-    async def again() -> Message:
-        return given.pop() if given else await receive()
+    async def receive_again() -> Message:
+        return pending.pop() if pending else await receive()
 
-    return again
+    return receive_again

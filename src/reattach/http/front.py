@@ -1,4 +1,4 @@
-"""The page at ``/``: what this is, how it is, and where its API is described."""
+"""The page at ``/``: name, version and state of the server, and links."""
 
 import base64
 import hashlib
@@ -42,11 +42,11 @@ _PAGE: Final = """<!doctype html>
 <body>
 <h1>Reattach</h1>
 <p>This server keeps an AI agent's answer alive when the connection dies. It speaks the Letta API:
-point an SDK at this address, without <code>/v1</code>.</p>
+use this address as the base URL of an SDK, without <code>/v1</code>.</p>
 <p>Version {version}. {status}</p>
 <ul>
 <li><a href="openapi.json">openapi.json</a> describes the API.</li>
-<li><a href="v1/health/">v1/health/</a> and <a href="v1/ready/">v1/ready/</a> are for probes.</li>
+<li><a href="v1/health/">v1/health/</a> and <a href="v1/ready/">v1/ready/</a> are probes.</li>
 <li>The documentation is in <code>README.md</code> and <code>docs/</code> of the repository.</li>
 </ul>
 </body>
@@ -56,11 +56,11 @@ point an SDK at this address, without <code>/v1</code>.</p>
 
 @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
 async def front(request: Request, context: ContextDep) -> Response:
-    """A page for browsers, and the same as JSON for every other client."""
+    """Return a page to browsers, and its content as JSON to other clients."""
     draining = context.runs.draining
     if "text/html" in request.headers.get("accept", ""):
-        said = "It is draining: it takes no new runs." if draining else "It is ready."
-        page = _PAGE.format(style=_STYLE, version=__version__, status=said)
+        status = "It is draining and accepts no new runs." if draining else "It is ready."
+        page = _PAGE.format(style=_STYLE, version=__version__, status=status)
         return Response(page, media_type="text/html", headers=_HEADERS)
     body: dict[str, Any] = {
         "name": "reattach",

@@ -1,8 +1,8 @@
-"""JSON bodies: read strictly, within bounds, and written fast.
+"""JSON bodies: strict, bounded parsing, and fast encoding.
 
-A request's body is refused, with a text that says where and why, if it has too many values, is not
-UTF-8, is not JSON, or is JSON that two readers could take differently: a name twice in one object,
-a number that is none (NaN) or too large for the stores, half of a surrogate pair, a NUL character.
+A request body is refused, with the place and the reason, if it has too many values, is not UTF-8,
+is not JSON, or could be read differently by two parsers: a repeated name in one object, a number
+that is not finite or too large for the stores, half of a surrogate pair, a NUL character.
 """
 
 import json
@@ -26,13 +26,13 @@ from reattach.domain.limits import (
 )
 
 PARSE_QUEUE: Final = "reattach.parse_queue"
-"""The key of an ASGI scope under which the middleware puts the ``ParseQueue`` of the request."""
+"""Key of the ASGI scope under which the middleware stores the ``ParseQueue``."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 class JsonResponse(Response):
-    """``content`` as compact JSON: dicts, lists, structs and dataclasses of plain values."""
+    """A response with ``content`` as compact JSON: dicts, lists, structs and dataclasses."""
 
     media_type = "application/json"
 
@@ -41,59 +41,60 @@ class JsonResponse(Response):
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong with a request."""
+    """One fault of a request."""
 
     loc: Sequence[str | int]
-    """Where: ``path``, ``query`` or ``body``, then the way to the value."""
+    """``path``, ``query`` or ``body``, followed by the path to the value."""
     msg: str
     type: str
 
 
 def invalid(faults: Sequence[Fault], **extra: object) -> ValidationFailedError:
-    """The error of a request with these faults, of which the first ones are told."""
-    told = faults[:MAX_VALIDATION_ERRORS]
-    lines = [f"{'.'.join(map(str, fault.loc))}: {fault.msg}" for fault in told]
-    if len(faults) > len(told):
-        lines.append(f"and {len(faults) - len(told)} more")
-    errors = [fault._asdict() for fault in told]
-    return ValidationFailedError("; ".join(lines), trace_id="", errors=errors, **extra)
+    """Return the error for a request with these faults; it lists the first ones."""
+    shown = faults[:MAX_VALIDATION_ERRORS]
+    lines = [f"{'.'.join(map(str, fault.loc))}: {fault.msg}" for fault in shown]
+    if len(faults) > len(shown):
+        lines.append(f"and {len(faults) - len(shown)} more")
+    error = ValidationFailedError("; ".join(lines))
+    error.extra = {"trace_id": "", "errors": [fault._asdict() for fault in shown], **extra}
+    return error
 
 
 class ParseQueue(Protocol):
-    """Parses large bodies outside of the event loop."""
+    """Parses large bodies outside the event loop."""
 
     async def parse(self, scope: Scope, body: bytes) -> Any:
-        """Parse ``body`` when it is its turn. Raises ValidationFailedError."""
+        """Wait in the queue, then parse ``body``. Raises ValidationFailedError."""
 
 
 # Parsing.
 
-NUL: Final = "The NUL character can not be stored."
-_SURROGATE: Final = "Half of a surrogate pair is no text."
+NUL: Final = "The NUL character cannot be stored. Remove it."
+_SURROGATE: Final = "The text contains half of a surrogate pair. Send whole characters."
 _SUSPICIOUS: Final = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 
 class _RefusedError(ValueError):
-    """JSON that is well-formed and still not taken."""
+    """Well-formed JSON that is not accepted."""
 
 
 def is_small(body: bytes) -> bool:
-    """Whether parsing ``body`` in the event loop holds up nobody."""
+    """Return whether ``body`` is cheap enough to parse on the event loop."""
     return len(body) <= INLINE_BODY_BYTES and _most_values(body) <= INLINE_BODY_VALUES
 
 
 def _most_values(body: bytes) -> int:
-    """An upper bound of the number of values: commas and brackets within texts count too."""
+    """Return an upper bound of the number of values; it counts commas within strings too."""
     return body.count(b",") + body.count(b"[") + body.count(b"{")
 
 
 def _refuse_too_many_values(body: bytes) -> None:
-    """Count the values without making any. Raises _RefusedError."""
+    """Count the values without decoding them. Raises _RefusedError."""
     if len(body) <= MAX_JSON_VALUES or _most_values(body) <= MAX_JSON_VALUES:
         return
     for length in (_FIRST_LOOK_BYTES, len(body)):
-        # Without escapes every quotation mark begins or ends a text, so every second piece between
-        # them is outside of texts.
+        # Without escapes every quotation mark starts or ends a string, so every second piece
+        # between quotation marks is outside strings.
         bare = body[:length].replace(b"\\\\", b"").replace(b'\\"', b"")
         if bare.count(b'"') > _MOST_QUOTES:
             raise _RefusedError(_TOO_MANY)
@@ -103,23 +104,23 @@ def _refuse_too_many_values(body: bytes) -> None:
 
 
 _FIRST_LOOK_BYTES: Final = 1024 * 1024
-"""A body of many small values is recognised in its beginning."""
+"""A body of many small values is recognised by its first part."""
 
 _MOST_QUOTES: Final = 4 * MAX_JSON_VALUES
-"""A member of an object is one value, with a text as its name and perhaps another one."""
+"""A member of an object is one value with two quoted strings at most: its name and its value."""
 
 _DEEP: Final = b"[" * (MAX_JSON_DEPTH + 1)
 
 
 def parse(body: bytes) -> Any:
-    """The JSON value of ``body``. Raises ValidationFailedError."""
+    """Return the JSON value of ``body``. Raises ValidationFailedError."""
     try:
         _refuse_too_many_values(body)
         value = _decode(body.decode("utf-8"))
         if _SUSPICIOUS.search(body) or body.count(b"[") + body.count(b"{") > MAX_JSON_DEPTH:
-            _look_through(value)
+            _check_strings(value)
     except UnicodeDecodeError as error:
-        message = f"The body is not UTF-8: byte {error.start} is wrong."
+        message = f"The body is not UTF-8: byte {error.start} is invalid."
         raise invalid([Fault(["body", error.start], message, "unicode_invalid")]) from None
     except json.JSONDecodeError as error:
         message = f"The body is not JSON: {error.msg} at character {error.pos}."
@@ -131,18 +132,18 @@ def parse(body: bytes) -> Any:
     return value
 
 
-_TOO_DEEP: Final = f"Objects and arrays are nested deeper than {MAX_JSON_DEPTH}."
+_TOO_DEEP: Final = f"Objects and arrays are nested more than {MAX_JSON_DEPTH} levels deep."
 _TOO_MANY: Final = (
-    f"There are more than {MAX_JSON_VALUES} values: arrays, objects and everything in them. Send "
-    "fewer in one request."
+    f"The body has more than {MAX_JSON_VALUES} values, counting arrays and objects. Send "
+    "fewer per request."
 )
-_TOO_LARGE: Final = f"An integer is beyond {MAX_INTEGER} in magnitude."
+_TOO_LARGE: Final = f"An integer is larger than {MAX_INTEGER} in magnitude."
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise _RefusedError("A name stands twice in one object.")
+        raise _RefusedError("An object has the same name twice.")
     return result
 
 
@@ -168,7 +169,7 @@ _decode = json.JSONDecoder(
 ).decode
 
 
-def _look_through(value: Any) -> None:
+def _check_strings(value: Any) -> None:
     level = [value]
     for _ in range(MAX_JSON_DEPTH + 1):
         inside: list[Any] = []

@@ -1,4 +1,4 @@
-"""Which stretch of a list is asked for."""
+"""Pages of lists, as clients ask for them."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Literal, TypeVar
@@ -12,19 +12,19 @@ from reattach.records.base import Page
 
 After = Annotated[
     str | None,
-    Query(max_length=MAX_ID_CHARS, description="An item's id: what follows it in the order."),
+    Query(max_length=MAX_ID_CHARS, description="Id of an item; returns the items after it."),
 ]
 Before = Annotated[
     str | None,
-    Query(max_length=MAX_ID_CHARS, description="An item's id: what precedes it in the order."),
+    Query(max_length=MAX_ID_CHARS, description="Id of an item; returns the items before it."),
 ]
 Ascending = Annotated[
-    bool | None, Query(deprecated=True, description="Instead of `order`, which it overrides.")
+    bool | None, Query(deprecated=True, description="Overrides `order`; use that instead.")
 ]
 
 
 def page_query(*, limit: int, order: Literal["asc", "desc"]) -> Callable[..., Awaitable[Page]]:
-    """A dependency that reads a page from the query, with these defaults."""
+    """Return a dependency that reads a page from the query, with these defaults."""
     default_limit, default_order = limit, order
 
     async def page(
@@ -52,12 +52,12 @@ OldestPage = Annotated[Page, Depends(page_query(limit=50, order="asc"))]
 Item = TypeVar("Item")
 
 
-def stretch(
+def page_of(
     items: Sequence[Item], page: Page, id_of: Callable[[Item], str], noun: str
 ) -> list[Item]:
-    """The page of a list that is here whole, in ascending order.
+    """Return the page of a complete list, which is in ascending order.
 
-    Raises NotFoundError for a cursor that is none of its items.
+    Raises NotFoundError if a cursor is not the id of an item.
     """
     ordered = list(items if page.ascending else reversed(items))
     places = {id_of(item): place for place, item in enumerate(ordered)}

@@ -1,4 +1,4 @@
-"""A send as a client wrote it, understood: messages, idempotency key, thread."""
+"""Parsing of a send: its messages, idempotency key, options and conversation."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -38,7 +38,7 @@ SendBody = ConversationSendBody | AgentSendBody | AsyncSendBody
 
 @dataclass(frozen=True, slots=True)
 class Addressed:
-    """What a path and an agent_id name: a conversation of an agent, or its default one."""
+    """The conversation that a request names; None for the agent's default conversation."""
 
     agent: Agent
     conversation: Conversation | None
@@ -57,7 +57,7 @@ def parse_send(
     now: datetime,
     to_private: bool,
 ) -> Send:
-    """Raises ValidationFailedError, and NotImplementedHereError for what is not offered yet."""
+    """Raises ValidationFailedError, and NotImplementedHereError for unsupported content."""
     messages = _messages(body, now)
     check_images(messages, to_private=to_private)
     types = body.include_return_message_types
@@ -95,7 +95,7 @@ def parse_send(
 async def find_addressed(
     records: Records, tenant: TenantId, path_id: str, agent_id: str | None
 ) -> Addressed:
-    """Raises NotFoundError for what is not there, and for ``default`` without an agent."""
+    """Return the agent and the conversation that a request names. Raises NotFoundError."""
     if path_id.startswith("conv-"):
         conversation, agent = await records.conversations.with_agent(
             tenant, ConversationId(path_id)
@@ -105,14 +105,14 @@ async def find_addressed(
 
 
 async def find_agent(records: Records, tenant: TenantId, agent_id: AgentId) -> Addressed:
-    """An agent's default conversation. Raises NotFoundError."""
+    """Return an agent's default conversation. Raises NotFoundError."""
     return Addressed(await records.agents.get(tenant, agent_id), None)
 
 
 async def find_thread(
     records: Records, tenant: TenantId, path_id: str, agent_id: str | None
 ) -> Thread:
-    """The thread alone of what a path and an agent_id name; the agent need not exist.
+    """Return the thread that a path and an agent_id name; its agent need not exist.
 
     Raises NotFoundError for ``default`` without an agent.
     """
@@ -126,16 +126,16 @@ def _default_of(path_id: str, agent_id: str | None) -> AgentId:
     named = path_id if path_id.startswith("agent-") else agent_id
     if not named:
         raise NotFoundError(
-            "Conversation not found with id=default. "
-            "Name the agent whose default conversation is meant in 'agent_id'."
+            "Conversation not found with id=default.",
+            remedy="Name the agent of the default conversation in 'agent_id'.",
         )
     return AgentId(named)
 
 
 def check_agent_id(agent_id: str) -> None:
-    """Raises ValidationFailedError for what is no agent's id."""
+    """Raises ValidationFailedError for a malformed agent id."""
     if not is_agent_id(agent_id):
-        message = "An agent's id is 'agent-' and a UUIDv4 in lower case."
+        message = "An agent id is 'agent-' followed by a UUIDv4 in lower case."
         raise invalid([Fault(["body", "agent_id"], message, "agent_id")])
 
 
@@ -148,14 +148,14 @@ def _client_tools(body: SendBody) -> tuple[ClientTool, ...]:
             raise invalid([Fault([*place, "name"], "Another tool has this name.", "unique")])
         names.add(tool.name)
         if len(msgspec.json.encode(tool.parameters)) > MAX_CLIENT_TOOL_BYTES:
-            message = f"May have {MAX_CLIENT_TOOL_BYTES} bytes as JSON."
+            message = f"The schema may have at most {MAX_CLIENT_TOOL_BYTES} bytes as JSON."
             raise invalid([Fault([*place, "parameters"], message, "too_long")])
     return tuple(ClientTool(tool.name, tool.description, tool.parameters) for tool in tools)
 
 
 def _messages(body: SendBody, now: datetime) -> tuple[Message, ...]:
     if (body.messages is None) == (body.input is None):
-        message = "Give exactly one of 'messages' and 'input'."
+        message = "Send exactly one of 'messages' and 'input'."
         raise invalid([Fault(["body"], message, "messages_or_input")])
     if body.input is not None:
         return (_message(SentMessage(role="user", content=body.input), now),)
@@ -165,7 +165,7 @@ def _messages(body: SendBody, now: datetime) -> tuple[Message, ...]:
     for number, item in enumerate(sent):
         is_late = number > 0 and isinstance(sent[number - 1], SentMessage)
         if is_late and not isinstance(item, SentMessage):
-            message = "An answer to an approval request comes before other messages."
+            message = "An approval response must precede all other messages."
             raise invalid([Fault(["body", "messages", number], message, "order")])
     return tuple(
         _message(item, now) if isinstance(item, SentMessage) else _answer(item, number, now)
@@ -199,7 +199,7 @@ def _answer(sent: SentApproval | SentToolReturn, number: int, now: datetime) -> 
     elif sent.approve is not None:
         parts = [ApprovalPart("", sent.approve, sent.reason, sent.approval_request_id or None)]
     else:
-        message = "An answer needs 'approvals': a decision for each tool call that waits."
+        message = "An approval response requires 'approvals': a decision for each pending call."
         raise invalid([Fault(["body", "messages", number, "approvals"], message, "missing")])
     return Message(
         id=new_message_id(),

@@ -1,4 +1,4 @@
-"""Lists of rows of which some may be damaged."""
+"""Lists that leave out rows with damaged values."""
 
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
@@ -16,11 +16,11 @@ Item = TypeVar("Item")
 
 
 def readable_items(table: str, rows: Iterable[Row], item_of: Callable[[Row], Item]) -> list[Item]:
-    """The items of the rows. A row whose stored values make no item is left out, and logged."""
+    """Return the items of the rows; a row that makes no item is logged and left out."""
     items: list[Item] = []
     for row in rows:
         try:
             items.append(item_of(row))
-        except Exception as error:  # noqa: BLE001  one row must not take the list with it
+        except Exception as error:  # noqa: BLE001  one damaged row must not break the list
             note_row(table, row.id, f"left out of lists: {type(error).__name__}")
     return items

@@ -1,4 +1,4 @@
-"""What the routes of all parts of the API have in common."""
+"""Routers and request checks that all parts of the API share."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -23,29 +23,29 @@ from reattach.http.middleware.scopes import scope_of
 from reattach.http.schemas.error import ErrorBody, ValidationErrorBody
 
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
-    "4XX": {"model": ErrorBody, "description": "The request can not be done."},
-    422: {"model": ValidationErrorBody, "description": "The request does not fit."},
-    "5XX": {"model": ErrorBody, "description": "The server can not do it."},
+    "4XX": {"model": ErrorBody, "description": "The request cannot be fulfilled."},
+    422: {"model": ValidationErrorBody, "description": "The request is not valid."},
+    "5XX": {"model": ErrorBody, "description": "The server failed or is unavailable."},
 }
 
 
 def routes(*tags: str) -> APIRouter:
-    """An empty list of routes, which an application takes as they are, so they are built once.
+    """Return an empty router whose routes every application reuses, so that they are built once.
 
-    FastAPI builds those of a router that is included again for each application, at its first
-    request: a tenth of a second, and another layer that each request passes.
+    FastAPI rebuilds the routes of an included router for each application, at its first request;
+    that takes a tenth of a second and adds a layer to each request.
     """
     return APIRouter(route_class=JsonRoute, tags=[*tags], responses=_ERRORS)
 
 
 class JsonRoute(APIRoute):
-    """A route whose body, query and path have been looked at before FastAPI parses them."""
+    """A route that checks the scope, query, path and body before FastAPI parses them."""
 
     def get_route_handler(self) -> Callable[[Request], Any]:
         handle = super().get_route_handler()
         scope = scope_of(self.methods or (), self.operation_id)
 
-        async def look_then_handle(request: Request) -> Response:
+        async def check_then_handle(request: Request) -> Response:
             access: Access | None = request.scope.get(ACCESS)
             if access is not None:
                 access.require(scope)
@@ -57,12 +57,12 @@ class JsonRoute(APIRoute):
             response: Response = await handle(request)
             return response
 
-        return look_then_handle
+        return check_then_handle
 
 
 class _JsonRequest(Request):
     async def prepare(self) -> None:
-        """Read and parse the body now, while an error is still raised as what it is."""
+        """Read and parse the body now, because FastAPI would wrap errors of ``json``."""
         body = await self.body()
         if body:
             _refuse_other_types(self)
@@ -77,15 +77,15 @@ class _JsonRequest(Request):
 
 
 def refuse_long_query(request: Request) -> None:
-    """Count the parameters before anything decodes them. Raises ValidationFailedError."""
+    """Count the query parameters before they are decoded. Raises ValidationFailedError."""
     count = request.scope.get("query_string", b"").count(b"&") + 1
     if count > MAX_QUERY_PARAMETERS:
-        message = f"{count} parameters; {MAX_QUERY_PARAMETERS} are allowed."
+        message = f"The query has {count} parameters; at most {MAX_QUERY_PARAMETERS} are allowed."
         raise invalid([Fault(["query"], message, "too_many_parameters")])
 
 
 def refuse_nul_outside_body(request: Request) -> None:
-    """Databases refuse NUL in text, so no query or path may have it.
+    """Refuse NUL in the path and the query, because databases cannot store it.
 
     Raises ValidationFailedError.
     """

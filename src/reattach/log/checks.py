@@ -16,7 +16,7 @@ async def check_log(url: str) -> AsyncIterator[Diagnostic]:
         return  # The settings take no such URL, and say so.
     if scheme not in REDIS_SCHEMES:
         said = f"there is no event log of kind {scheme}:"
-        yield Diagnostic("wrong", "event log", said, "Mend REATTACH_LOG_URL.")
+        yield Diagnostic("wrong", "event log", said, "Correct REATTACH_LOG_URL.")
         return
     try:
         from reattach.log.redis.checks import check_redis
@@ -27,7 +27,8 @@ async def check_log(url: str) -> AsyncIterator[Diagnostic]:
         yield Diagnostic("wrong", "event log", "the driver of Redis is missing", remedy)
         return
     except StartupError as error:
-        yield Diagnostic("wrong", "event log", error.detail, "Mend REATTACH_LOG_URL.")
+        remedy = error.remedy or "Correct REATTACH_LOG_URL."
+        yield Diagnostic("wrong", "event log", error.fact, remedy)
         return
     async for diagnostic in check_redis(
         place.url, prefix=place.prefix, wait_replicas=place.wait_replicas

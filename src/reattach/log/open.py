@@ -36,7 +36,10 @@ async def open_log(
         return await _redis(url, retention_seconds)
     if scheme not in _BACKENDS:
         known = ", ".join(f"{known}:" for known in (*_BACKENDS, *REDIS_SCHEMES))
-        raise StartupError(f"There is no event log of kind {scheme}:. Known are {known}")
+        raise StartupError(
+            f"The event log's URL has the unknown scheme '{scheme}:'.",
+            remedy=f"Use one of {known}",
+        )
     place, options = _parts(url)
     place = unquote(place.removeprefix(f"{scheme}:"))
     return await _BACKENDS[scheme](place, options, after_power_cut)
@@ -57,7 +60,10 @@ def redis_place(url: str) -> RedisPlace:
     rest = {name: value for name, value in options.items() if name not in _REDIS_OPTIONS}
     replicas = options.get("wait_replicas", "0")
     if not replicas.isdecimal():
-        raise StartupError(f"wait_replicas is the number of replicas, and not {replicas}.")
+        raise StartupError(
+            f"wait_replicas must be a number, and is '{replicas}'.",
+            remedy="Correct it in REATTACH_LOG_URL.",
+        )
     return RedisPlace(
         f"{place}?{urlencode(rest)}" if rest else place,
         options.get("prefix", "reattach"),
@@ -70,23 +76,29 @@ def _parts(url: str) -> tuple[str, Options]:
     try:
         return place, dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
     except ValueError as error:
-        raise StartupError("The options of the event log's URL can not be read.") from error
+        raise StartupError(
+            "The options of the event log's URL cannot be parsed.",
+            remedy="Correct REATTACH_LOG_URL: options have the form ?name=value&name=value.",
+        ) from error
 
 
 async def _memory(place: str, options: Options, _after_power_cut: bool) -> Log:
     if place or options:
-        raise StartupError("The event log memory: has neither a place nor options.")
+        raise StartupError("The event log memory: takes no path and no options.")
     return MemoryLog()
 
 
 async def _sqlite(place: str, options: Options, after_power_cut: bool) -> Log:
     if not place:
-        raise StartupError("The event log sqlite: needs a file, as in sqlite:/data/reattach.db")
+        raise StartupError(
+            "The event log sqlite: needs a file.",
+            remedy="Use a URL such as sqlite:/data/events.db.",
+        )
     unknown = options.keys() - {"durability"}
     if unknown:
         raise StartupError(
-            f"The event log sqlite: has no option {', '.join(sorted(unknown))}. "
-            "Known is durability."
+            f"The event log sqlite: has no option {', '.join(sorted(unknown))}.",
+            remedy="Its only option is durability.",
         )
     match options.get("durability", "process"):
         case "process" | "power" as durability:
@@ -95,7 +107,8 @@ async def _sqlite(place: str, options: Options, after_power_cut: bool) -> Log:
             )
         case durability:
             raise StartupError(
-                f"The event log sqlite: has no durability {durability}. Known are process, power."
+                f"The event log sqlite: has no durability '{durability}'.",
+                remedy="Use process or power.",
             )
 
 
@@ -104,8 +117,8 @@ async def _redis(url: str, retention_seconds: float) -> Log:
         from reattach.log.redis.log import RedisLog
     except ImportError as error:
         raise StartupError(
-            "The event log on Redis needs a package that is not installed. "
-            + install_hint("cluster")
+            "The event log on Redis needs a package that is not installed.",
+            remedy=install_hint("cluster"),
         ) from error
     place = redis_place(url)
     return await RedisLog.connect(

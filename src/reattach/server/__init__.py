@@ -1,1 +1,1 @@
-"""The composition root: the parts put together, and the processes that serve."""
+"""The composition root: assembly of a server's parts, and the processes that serve."""

@@ -1,4 +1,4 @@
-"""Taking connections, all that wait at once: uvloop itself takes one in a turn of its loop."""
+"""Accepts all waiting connections at once; uvloop itself accepts one per tick of its loop."""
 
 import asyncio
 import errno
@@ -14,21 +14,22 @@ from reattach.domain.limits import ACCEPT_BATCH, ACCEPT_PAUSE_SECONDS, REFUSED_B
 logger = structlog.get_logger(__name__)
 
 _OUT_OF: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-"""What may be there again later: files and memory."""
+"""Resources that may become available again: files and memory."""
 
 
 Address = tuple[str, int]
 
 
 class Acceptor:
-    """Makes a connection of everybody who knocks at ``listener``, which has to be non-blocking.
+    """Makes a protocol for every connection to ``listener``, which must be non-blocking.
 
-    ``admit`` is asked first, with the address of the other side: it returns what is said to one who
-    is refused. ``release`` is called with the address of a connection that could not be made.
+    ``admit`` is called first, with the client's address: it returns None, or the response for a
+    refused client. ``release`` is called with the address of a connection that failed after it was
+    admitted.
 
-    A turn of the loop that writes to thousands of readers takes tens of milliseconds; at one
-    connection a turn, a crowd that reconnects would wait for minutes. When the process has no
-    file left for a connection, those who knock wait for ``pause_seconds``, and are not lost.
+    A tick that writes to thousands of readers takes tens of milliseconds; at one connection per
+    tick, a crowd that reconnects would wait for minutes. When the process has no file descriptors
+    left, new connections wait in the kernel for ``pause_seconds`` and are not lost.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Acceptor:
             self._loop.add_reader(self._listener.fileno(), self._accept)
 
     def close(self) -> None:
-        """Take no more. Idempotent; the listener stays as it is."""
+        """Stop accepting. Idempotent; the listener stays open."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -66,7 +67,7 @@ class Acceptor:
             self._pause.cancel()
 
     async def wait_closed(self) -> None:
-        """Return when every connection that was taken has its protocol."""
+        """Return when every accepted connection has its protocol."""
         if self._connecting:
             await asyncio.wait(self._connecting)
 
@@ -77,11 +78,11 @@ class Acceptor:
             except (BlockingIOError, InterruptedError):
                 return
             except ConnectionError:
-                continue  # It left before its turn came.
+                continue  # The client left before it was accepted.
             except OSError as error:
                 if error.errno not in _OUT_OF:
                     raise
-                self._wait(error)
+                self._pause_accepting(error)
                 return
             refusal = self._admit((host, port))
             if refusal is not None:
@@ -91,9 +92,9 @@ class Acceptor:
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
 
-    def _wait(self, error: OSError) -> None:
+    def _pause_accepting(self, error: OSError) -> None:
         logger.error(
-            "no connection can be taken",
+            "cannot accept connections",
             reason=error.strerror,
             remedy="Raise the limit of open files (ulimit -n), or run more processes.",
         )
@@ -104,18 +105,18 @@ class Acceptor:
         protocol = self._new_protocol(address)
         try:
             connection.setblocking(False)
-            # What is written is to go out at once; servers of asyncio and uvloop set it as well.
+            # Sends each write at once, as the servers of asyncio and uvloop do.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._loop.connect_accepted_socket(lambda: protocol, connection)
         except OSError:
-            connection.close()  # The other side is gone.
+            connection.close()  # The client is gone.
             self._release(address)
 
 
 def _refuse(connection: socket.socket, refusal: bytes) -> None:
-    """Say why, as far as that is possible without waiting, and close."""
+    """Send the response if that is possible without waiting, and close."""
     with connection, suppress(OSError):
         connection.setblocking(False)
         connection.send(refusal)
         connection.shutdown(socket.SHUT_WR)
-        connection.recv(REFUSED_BYTES)  # Unread bytes would reset it, and the refusal with it.
+        connection.recv(REFUSED_BYTES)  # Closing with unread bytes would discard the response.

@@ -1,10 +1,11 @@
-"""The lines that a server logs at its start: what it offers, and what is missing."""
+"""The lines that a server logs at its start: its models, its keys, and what is missing."""
 
 import asyncio
 import os
 
 import structlog
 
+from reattach.diagnostics import Diagnostic
 from reattach.domain.errors import NotFoundError, StartupError
 from reattach.engine.catalog import Catalog
 from reattach.engine.local import LocalEngine
@@ -28,17 +29,17 @@ def check_default(settings: Settings, catalog: Catalog) -> None:
     except NotFoundError as error:
         handles = [model.handle for model in catalog.models()]
         near = near_names(settings.default_model, handles)
-        guess = f" Did you mean {near[0]}?" if near else ""
-        there = ", ".join(handles) if handles else "no models at all"
+        guess = f"Did you mean {near[0]}? " if near else ""
+        there = ", ".join(handles) if handles else "no models"
         raise StartupError(
-            f"REATTACH_DEFAULT_MODEL names {settings.default_model}, and this server does not "
-            f"offer it.{guess} It offers {there}. Name one of these, or add the model to "
-            "REATTACH_MODELS."
+            f"REATTACH_DEFAULT_MODEL names {settings.default_model}, which this server does not "
+            f"offer. It offers {there}.",
+            remedy=f"{guess}Name an offered model, or add the model to REATTACH_MODELS.",
         ) from error
 
 
 async def announce(settings: Settings, catalog: Catalog, records: Records) -> None:
-    """Log which models answer, whether keys are needed, and a warning for each thing missing."""
+    """Log the models, whether keys are required, and one warning for each missing part."""
     handles = [model.handle for model in catalog.models()]
     default = settings.default_model or catalog.first()
     more = f" and {len(handles) - _SHOWN_MODELS} more" if len(handles) > _SHOWN_MODELS else ""
@@ -46,17 +47,17 @@ async def announce(settings: Settings, catalog: Catalog, records: Records) -> No
     keys = "required"
     if not await records.keys.any():
         keys = (
-            "none exists, and one is required: make it with `reattach keys create NAME`"
+            "none exists, and one is required: create it with `reattach keys create NAME`"
             if settings.require_key
-            else "none made: open to this machine alone"
+            else "none exists: open to programs on this machine"
         )
     logger.info("API keys", keys=keys)
     for warning in await asyncio.to_thread(missing, settings, catalog):
-        logger.warning(warning)
+        logger.warning(warning.detail, remedy=warning.remedy)
 
 
-def missing(settings: Settings, catalog: Catalog) -> list[str]:
-    """Sentences on what keeps a server with these settings from doing what was meant."""
+def missing(settings: Settings, catalog: Catalog) -> list[Diagnostic]:
+    """Return warnings about unknown variables, missing keys and missing models."""
     found = unknown_variables(os.environ)
     for handle in settings.models:
         variables = missing_key(
@@ -65,16 +66,22 @@ def missing(settings: Settings, catalog: Catalog) -> list[str]:
             openai_settings=bool(settings.openai_api_key or settings.openai_base_url),
         )
         if variables is not None:
-            found.append(f"{handle} cannot answer: {variables} is not set.")
+            found.append(
+                Diagnostic(
+                    "warning",
+                    "model",
+                    f"{handle} cannot answer: {variables} is not set.",
+                    f"Set {variables} in the environment of the server.",
+                )
+            )
     if not catalog.may_answer():
         found.append(no_models())
     return found
 
 
-def no_models() -> str:
-    """Say how a server without any model gets one."""
-    said = "No model can answer. Set the key of a provider, such as OPENAI_API_KEY"
-    built_in = LocalEngine().missing
-    if built_in is None:
-        return said + "."
-    return f"{said}, or install the built-in model. {install_hint('local')} Then {BUILT_IN_MODEL}."
+def no_models() -> Diagnostic:
+    """Return the warning of a server without models, with how to get one."""
+    remedy = "Set the key of a provider, such as OPENAI_API_KEY"
+    if LocalEngine().missing is not None:
+        remedy += f", or install the built-in model. {install_hint('local')} Then {BUILT_IN_MODEL}"
+    return Diagnostic("warning", "models", "No model can answer.", f"{remedy}.")

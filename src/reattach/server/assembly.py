@@ -1,4 +1,4 @@
-"""How the parts of a server are put together, from its settings."""
+"""Assembly of a server from its settings."""
 
 import asyncio
 import os
@@ -44,14 +44,14 @@ logger = structlog.get_logger(__name__)
 
 
 def engines_of(settings: Settings, clock: Clock) -> list[Engine]:
-    """The engines that the settings ask for, hosted models first.
+    """Return the engines that the settings ask for, hosted models first.
 
-    Looks at files and may import the providers' packages, so it is not for the event loop. Raises
-    StartupError if a setting can not be met.
+    Reads files and may import the providers' packages, so it must not run on the event loop. Raises
+    StartupError if a setting cannot be met.
     """
     engines: list[Engine] = []
     if settings.models:
-        from reattach.engine.pydantic_ai import PydanticAIEngine  # brought by an extra
+        from reattach.engine.pydantic_ai import PydanticAIEngine  # needs an extra
         from reattach.engine.pydantic_ai.images import ImageFetcher
 
         engines.append(
@@ -75,7 +75,7 @@ def engines_of(settings: Settings, clock: Clock) -> list[Engine]:
 
 
 def accounts_of(settings: Settings) -> Sequence[Account]:
-    """The providers that the settings and the environment have a key or URL for."""
+    """Return the providers for which the settings or the environment have a key or URL."""
     return accounts(
         os.environ,
         openai_base_url=settings.openai_base_url,
@@ -88,13 +88,13 @@ def _reveal(secret: SecretStr | None) -> str | None:
 
 
 def _discovery_engines(settings: Settings, found: Sequence[Account]) -> list[Engine]:
-    """The engine for the models that these providers list; none without the extra."""
+    """Return the engine for the models that these providers list; none without the extra."""
     try:
-        from reattach.engine.pydantic_ai.discovery import DiscoveringEngine  # brought by an extra
+        from reattach.engine.pydantic_ai.discovery import DiscoveringEngine  # needs an extra
         from reattach.engine.pydantic_ai.images import ImageFetcher
     except StartupError:
         sources = ", ".join(account.source for account in found)
-        logger.warning("hosted models left out", set=sources, remedy=install_hint("providers"))
+        logger.warning("hosted models not offered", set=sources, remedy=install_hint("providers"))
         return []
     return [
         DiscoveringEngine(
@@ -107,36 +107,36 @@ def _discovery_engines(settings: Settings, found: Sequence[Account]) -> list[Eng
 
 
 def toolbox_of(settings: Settings, mcp_servers: McpServers | None = None) -> Toolbox:
-    """The tools that the settings and installed packages bring; imports them.
+    """Return the tools of the settings and of installed packages, and import them.
 
-    Raises StartupError if one can not be had.
+    Raises StartupError if one cannot be imported.
     """
     return Toolbox(function_tools(settings.tools, Threads()), mcp_servers)
 
 
 def mcp_servers_of(settings: Settings, clock: Clock) -> McpServers | None:
-    """The MCP servers of the settings, not yet running; None if there are none.
+    """Return the MCP servers of the settings, not yet connected; None if there are none.
 
-    As ``mcp_connect_of``.
+    Imports the SDK and raises as ``mcp_connect_of`` does.
     """
     connect = mcp_connect_of(settings)
     return None if connect is None else McpServers(settings.mcp, connect, clock)
 
 
 def mcp_connect_of(settings: Settings) -> Connect | None:
-    """What reaches the MCP servers of the settings; None if there are none.
+    """Return the function that connects to the MCP servers of the settings; None without servers.
 
-    Imports the SDK, so it is not for the event loop. Raises StartupError if that can not be had.
+    Imports the SDK, so it must not run on the event loop. Raises StartupError if it is missing.
     """
     if not settings.mcp:
         return None
     check_names(settings.mcp)
     try:
-        from reattach.tools.mcp import connect  # brought by an extra
+        from reattach.tools.mcp import connect  # needs an extra
     except ModuleNotFoundError as error:
         raise StartupError(
-            "The settings name MCP servers, and the package that speaks with them is not "
-            "installed. " + install_hint("mcp")
+            "The settings name MCP servers, and the package `mcp` is not installed.",
+            remedy=install_hint("mcp"),
         ) from error
     return connect
 
@@ -150,11 +150,11 @@ async def assemble(
     clock: Clock | None = None,
     boot: BootId = boot_id,
 ) -> AsyncIterator[Context]:
-    """A whole server but for its port: stores open, old runs recovered, upkeep going on.
+    """Run a whole server except its port: stores opened, old runs recovered, upkeep running.
 
-    ``engines`` and ``toolbox`` go instead of those of the settings; ``boot`` says which boot of the
-    machine this is. On leaving, every open run has
-    its terminal group and the stores are closed. Raises StartupError, StoreUnavailableError.
+    ``engines`` and ``toolbox`` replace those of the settings; ``boot`` identifies the boot of the
+    machine. On exit, every open run gets its terminal group and the stores are closed. Raises
+    StartupError, StoreUnavailableError.
     """
     clock = clock or SystemClock()
     shared_clock = SharedClock(clock)
@@ -170,7 +170,7 @@ async def assemble(
         records, log = await _stores(settings, clock, boot, stack)
         await set_clock(records, shared_clock)
         if mcp_servers is not None:
-            # They are left only after the runs, whose tools they may be running.
+            # Closed after the runs, whose tools they may be running.
             waiting = mcp_servers.running(wait_seconds=MCP_START_WAIT_SECONDS)
             await stack.enter_async_context(waiting)
         receivers = Receivers(to_private=settings.callbacks_to_private)
@@ -191,7 +191,7 @@ async def assemble(
         await runs.start()
         stack.push_async_callback(runs.release_lease)
         if records.shared:
-            # They are left only after the runs: a process keeps its lease to its last run's end.
+            # Closed after the runs: a process keeps its lease until its last run has ended.
             await stack.enter_async_context(heartbeat(runs, records, clock))
             await stack.enter_async_context(_run_task(listen(runs, records, clock)))
         stack.push_async_callback(runs.aclose)
@@ -204,7 +204,7 @@ async def assemble(
 
 
 async def _catalog(settings: Settings, engines: Sequence[Engine] | None, clock: Clock) -> Catalog:
-    """The models of ``engines``, or of the settings. Raises StartupError."""
+    """Return the models of ``engines``, or of the settings. Raises StartupError."""
     if engines is None:
         engines = await asyncio.to_thread(engines_of, settings, clock)
     catalog = Catalog(engines)
@@ -229,7 +229,7 @@ async def _run_task(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 async def _stores(
     settings: Settings, clock: Clock, boot: BootId, stack: AsyncExitStack
 ) -> tuple[Records, Log]:
-    """The stores that the settings name, opened; the stack closes them."""
+    """Open the stores that the settings name; the stack closes them."""
     durability = settings.durability
     after_power_cut = False
     if (stores := settings.stores) is not None:
@@ -251,7 +251,7 @@ async def _stores(
     )
     stack.push_async_callback(log.aclose)
     if after_power_cut and (active := await records.runs.distrust_active()):
-        logger.warning("the machine was restarted; its last events may be lost", runs=active)
+        logger.warning("power cut: the last events of open runs may be lost", runs=active)
     if settings.stores is None:
         await asyncio.to_thread(datadir.note_boot, settings.data_dir, durability, boot)
     return records, log

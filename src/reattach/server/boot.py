@@ -1,4 +1,4 @@
-"""Which boot of the machine this is, to tell a power cut from the death of a process."""
+"""The id of the machine's current boot, which distinguishes a power cut from a killed process."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 BootId = Callable[[], str | None]
-"""Return an id that is the same until the machine boots again; None if there is none to be had."""
+"""Returns an id that stays the same until the next boot; None if the system has none."""
 
 _LINUX: Final = Path("/proc/sys/kernel/random/boot_id")
 _DARWIN: Final = ("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid")
@@ -15,7 +15,7 @@ _COMMAND_SECONDS: Final = 5.0
 
 
 def boot_id() -> str | None:
-    """Return the id of this boot, on Linux and macOS; it reads files or runs a program."""
+    """Return the id of the current boot on Linux or macOS; reads a file or runs a program."""
     try:
         if sys.platform == "darwin":
             asked = subprocess.run(  # noqa: S603  a program of the system

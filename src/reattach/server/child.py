@@ -1,8 +1,8 @@
 """One of several processes that share a port: ``python -m reattach.server.child``.
 
-``workers`` starts it. Its standard input says what to do: first its settings, then commands, a line
-each; that it ends means that nobody is there any more to give them. On standard output it reports
-once, in a line: that it is ready, or why it can not start.
+``supervisor`` starts it. Its standard input has one line of settings, followed by one
+``ShutdownCommand`` a line; the end of input means that the supervisor is gone. It writes one line
+to standard output: that it is ready, or why it cannot start.
 """
 
 import asyncio
@@ -29,43 +29,45 @@ READY: Final = "ready"
 FAILED: Final = "failed"
 
 _ORPHAN_SECONDS: Final = 2.0 * CLOSE_SECONDS
-"""How long a child may take to end by itself once it is alone."""
+"""How long a child may take to stop after its supervisor is gone."""
 
 
 def main() -> None:
-    """Serve until told to stop; status 1 if it can not start."""
+    """Serve until a command to stop; exit with status 1 if the server cannot start."""
     tune_gc()
-    # What libraries print must not be taken for a report.
+    # Output that libraries print must not be read as the report.
     report = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    told = _lines(0)
-    first = next(told, None)
+    lines = _lines(0)
+    first = next(lines, None)
     if first is None:
-        sys.exit(1)  # Whoever started it has died meanwhile.
+        sys.exit(1)  # The supervisor has died in the meantime.
     settings = Settings(**json.loads(first))
     configure_logging(settings.log_format, settings.log_level)
     structlog.contextvars.bind_contextvars(child=os.getpid())
     try:
-        uvloop.run(_work(settings, told, report))
+        uvloop.run(_serve(settings, lines, report))
     except ReattachError as error:
-        _say(report, FAILED, error.detail)
+        _report(report, FAILED, error.detail)
         sys.exit(1)
 
 
-async def _work(settings: Settings, told: Iterator[str], report: IO[str]) -> None:
+async def _serve(settings: Settings, lines: Iterator[str], report: IO[str]) -> None:
     commands: asyncio.Queue[ShutdownCommand] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
     def listen() -> None:
-        for command in told:
+        for command in lines:
             loop.call_soon_threadsafe(commands.put_nowait, cast("ShutdownCommand", command))
         loop.call_soon_threadsafe(commands.put_nowait, "hurry")
         time.sleep(_ORPHAN_SECONDS)
-        os._exit(1)  # Whatever keeps it: a child that nobody can stop must not go on.
+        os._exit(1)  # A child that nobody can stop must not continue, even if its drain hangs.
 
-    # A thread, since a loop that is stuck would never learn that it is alone.
+    # A thread, because a blocked event loop would never notice that the supervisor is gone.
     threading.Thread(target=listen, name="commands", daemon=True).start()
-    await serve(settings, on_ready=lambda url: _say(report, READY, url), commands=_each(commands))
+    await serve(
+        settings, on_ready=lambda url: _report(report, READY, url), commands=_each(commands)
+    )
 
 
 async def _each(commands: "asyncio.Queue[ShutdownCommand]") -> AsyncIterator[ShutdownCommand]:
@@ -74,7 +76,7 @@ async def _each(commands: "asyncio.Queue[ShutdownCommand]") -> AsyncIterator[Shu
 
 
 def _lines(descriptor: int) -> Iterator[str]:
-    """Read without a buffer object, whose lock a waiting thread would hold at the exit."""
+    """Yield lines without a buffer object, whose lock a waiting thread would hold at exit."""
     pending = b""
     while read := os.read(descriptor, 64 * 1024):
         *whole, pending = (pending + read).split(b"\n")
@@ -82,12 +84,12 @@ def _lines(descriptor: int) -> Iterator[str]:
             yield line.decode()
 
 
-def _say(report: IO[str], what: str, detail: str) -> None:
+def _report(report: IO[str], what: str, detail: str) -> None:
     print(json.dumps([what, detail]), file=report, flush=True)
 
 
 def dump_settings(settings: Settings) -> str:
-    """The settings as a child is told them: all of them, so that it looks nowhere else."""
+    """Serialize all settings for a child, which then reads no environment and no file."""
     values = settings.model_dump(mode="json")
     for name, value in settings:
         if isinstance(value, SecretStr):

@@ -1,4 +1,4 @@
-"""The directory of an embedded server: its two database files, and one process that owns it."""
+"""The data directory of one process: two database files, and the lock of their owner."""
 
 import os
 import shlex
@@ -18,18 +18,19 @@ try:
     import fcntl
 except ImportError as error:
     raise ImportError(
-        "Reattach stores its data on Linux and macOS only. On Windows, run the server inside WSL; "
-        "the Python client, reattach.client, runs there without it."
+        "The server runs on Linux and macOS. On Windows, run it inside WSL; the Python client, "
+        "reattach.client, also runs without WSL."
     ) from error
 
 _LITTLE_BYTES: Final = 1 << 30
-"""Free space that a busy server may fill in an hour: each stream event takes about 300 bytes."""
+"""Free space that a busy server may fill in an hour: each event of a stream takes about 300
+bytes."""
 _NO_BYTES: Final = 16 << 20
-"""Free space with which a database can hardly be made."""
+"""Free space that is hardly enough to create a database."""
 
 _FILE_MODE: Final = 0o600
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
-"""The rights of everybody but the owner."""
+"""The permissions of everybody except the owner."""
 
 _LOCK_NAME: Final = "reattach.lock"
 _BOOT_NAME: Final = "reattach.boot"
@@ -37,47 +38,46 @@ _UNKNOWN: Final = "unknown"
 
 
 def events_file(data_dir: Path) -> Path:
-    """The file that holds the runs' logs."""
+    """Return the file that holds the event logs."""
     return data_dir / "events.db"
 
 
 def records_file(data_dir: Path) -> Path:
-    """The file that holds everything else.
+    """Return the file that holds everything else.
 
-    It is a file of its own because SQLite has one write lock for each file, and an event must not
-    wait for a record.
+    It is separate because SQLite has one write lock per file, and events must not wait for records.
     """
     return data_dir / "records.db"
 
 
 def records_url(data_dir: Path) -> str:
-    """The URL of the database in ``records_file``."""
+    """Return the URL of the database in ``records_file``."""
     return f"sqlite:///{records_file(data_dir)}"
 
 
 def log_url(data_dir: Path, *, durability: str) -> str:
-    """The URL of the log in ``events_file``; ``durability`` is that of the settings."""
+    """Return the URL of the log in ``events_file``; ``durability`` is the setting."""
     return f"sqlite:{quote(str(events_file(data_dir)))}?durability={durability}"
 
 
 def make(data_dir: Path) -> None:
-    """Make the directory and its databases, for their owner only, unless they are there.
+    """Create the directory and its databases, readable by their owner only, if they are missing.
 
-    Databases that others may read are closed to them, if they are this user's. SQLite gives what it
-    puts beside a database the same mode. A directory that was there stays as it is.
+    Removes other users' permissions on existing databases that this user owns; SQLite gives the
+    files beside a database the same mode. Leaves the mode of an existing directory unchanged.
 
     Raises:
-        StartupError: The directory cannot be made, or not be written to.
+        StartupError: The directory cannot be created or written to.
     """
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StartupError(
-            f"The data directory {data_dir} cannot be made: {error.strerror}. "
-            "Name another one with --data-dir or REATTACH_DATA_DIR."
+            f"The data directory {data_dir} cannot be created: {error.strerror}.",
+            remedy="Name another one with --data-dir or REATTACH_DATA_DIR.",
         ) from error
     for file in (events_file(data_dir), records_file(data_dir)):
-        # A file that is there is not opened: closing it would drop SQLite's locks of this process.
+        # Existing files are not opened: closing one would drop this process's SQLite locks.
         try:
             os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, _FILE_MODE))
         except FileExistsError:
@@ -91,7 +91,7 @@ def make(data_dir: Path) -> None:
 
 
 def has_records(data_dir: Path) -> bool:
-    """Whether the directory has a database of records with anything in it."""
+    """Return whether the directory has a non-empty database of records."""
     return _has_content(records_file(data_dir))
 
 
@@ -103,7 +103,7 @@ def _has_content(file: Path) -> bool:
 
 
 def _files(data_dir: Path) -> list[Path]:
-    """The files in the directory that are ours."""
+    """Return the files of Reattach in the directory."""
     databases = [events_file(data_dir), records_file(data_dir)]
     names = [f"{file.name}{suffix}" for file in databases for suffix in ("", "-wal", "-shm")]
     found = [data_dir / name for name in (*names, _LOCK_NAME, _BOOT_NAME)]
@@ -112,17 +112,18 @@ def _files(data_dir: Path) -> list[Path]:
 
 def _unwritable(data_dir: Path, error: OSError) -> StartupError:
     return StartupError(
-        f"The data directory {data_dir} cannot be written to: {error.strerror}. "
-        "Give its ownership to the user that runs the server, or name another directory."
+        f"The data directory {data_dir} cannot be written to: {error.strerror}.",
+        remedy="Make the user that runs the server its owner, or name another directory with "
+        "--data-dir.",
     )
 
 
 @contextmanager
 def lock(data_dir: Path) -> Iterator[None]:
-    """Own the directory for as long as the context lasts, or the process lives.
+    """Own the directory until the context exits or the process dies.
 
-    The lock is the kernel's, so a killed process leaves none behind. Raises StartupError if
-    another process owns the directory.
+    The kernel releases the lock of a killed process. Raises StartupError if another process owns
+    the directory.
     """
     make(data_dir)
     try:
@@ -135,8 +136,8 @@ def lock(data_dir: Path) -> Iterator[None]:
         except BlockingIOError:
             owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
             raise StartupError(
-                f"Another server (process {owner}) is using the data directory {data_dir}. "
-                "Stop that one, or give this one a directory of its own with --data-dir."
+                f"Another server (process {owner}) is using the data directory {data_dir}.",
+                remedy="Stop it, or give this server a directory of its own with --data-dir.",
             ) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode("ascii"), 0)
@@ -146,24 +147,25 @@ def lock(data_dir: Path) -> Iterator[None]:
 
 
 def may_lack_events(data_dir: Path, boot: BootId = boot_id) -> bool:
-    """Whether the stores may have lost what they acknowledged, since the machine lost its power.
+    """Return whether a power cut may have lost writes that the stores acknowledged.
 
-    They may if their last owner did not wait for the disk and this is another boot than its own,
-    or if either is not known. ``note_boot`` is to be called once the stores have taken that in.
+    That is possible if the last owner did not wait for the disk and the machine has booted since,
+    or if either is unknown. Call ``note_boot`` once the stores have taken the result into account.
     """
     if not _has_content(events_file(data_dir)) and not has_records(data_dir):
         return False
-    noted_boot, durability = _noted(data_dir)
+    noted_boot, durability = _read_boot_note(data_dir)
     return durability != "power" and (noted_boot is None or noted_boot != boot())
 
 
 def note_boot(data_dir: Path, durability: str, boot: BootId = boot_id) -> None:
-    """Note in which boot, and with which durability, the stores are written from now on.
+    """Record the current boot and the durability with which the stores are written from now on.
 
-    Within one boot the weaker durability stays: what was written with it may not be on the disk.
+    Within one boot the weaker durability is kept, because what was written with it may not be on
+    the disk yet.
     """
     present = boot()
-    noted_boot, noted_durability = _noted(data_dir)
+    noted_boot, noted_durability = _read_boot_note(data_dir)
     if present is not None and noted_boot == present and noted_durability == "process":
         durability = "process"
     file = data_dir / _BOOT_NAME
@@ -178,13 +180,14 @@ def note_boot(data_dir: Path, durability: str, boot: BootId = boot_id) -> None:
         fresh.replace(file)
     except OSError as error:
         raise StartupError(
-            f"The file {file} cannot be written: {error.strerror}. Make room on the disk, and "
-            "give the data directory to the user that runs the server."
+            f"The file {file} cannot be written: {error.strerror}.",
+            remedy="Free space on the disk, and make the user that runs the server the owner of "
+            "the data directory.",
         ) from error
 
 
-def _noted(data_dir: Path) -> tuple[str | None, str | None]:
-    """The boot id and the durability that were noted last; None for what is not known."""
+def _read_boot_note(data_dir: Path) -> tuple[str | None, str | None]:
+    """Return the boot id and the durability that were recorded last; None if unknown."""
     try:
         words = (data_dir / _BOOT_NAME).read_text(encoding="ascii").split()
     except (OSError, ValueError):
@@ -195,45 +198,46 @@ def _noted(data_dir: Path) -> tuple[str | None, str | None]:
 
 
 def check(data_dir: Path) -> list[Diagnostic]:
-    """What an operator should know of the directory; nothing is made or kept."""
+    """Check the directory for the doctor, without creating or locking anything."""
     what = "data directory"
     place = data_dir
     while not place.exists() and place != place.parent:
         place = place.parent
-    mend = "Give it to the user that runs the server, or name another one with --data-dir."
     if not place.is_dir():
-        return [Diagnostic("wrong", what, f"{place} is not a directory", mend)]
+        remedy = "Name another directory with --data-dir."
+        return [Diagnostic("wrong", what, f"{place} is not a directory", remedy)]
     if not os.access(place, os.W_OK | os.X_OK):
-        return [Diagnostic("wrong", what, f"{place} can not be written to", mend)]
+        remedy = "Make the user that runs the server its owner, or name another with --data-dir."
+        return [Diagnostic("wrong", what, f"{place} is not writable", remedy)]
     exists = place == data_dir
-    said = f"{data_dir} {'can be written to' if exists else 'does not exist yet; it can be made'}"
-    diagnostics = [Diagnostic("ok", what, said), _space(place), _owner(data_dir)]
+    detail = f"{data_dir} {'is writable' if exists else 'does not exist yet and can be created'}"
+    diagnostics = [Diagnostic("ok", what, detail), _space(place), _owner(data_dir)]
     return [*diagnostics, _access(data_dir)] if exists else diagnostics
 
 
 def _access(data_dir: Path) -> Diagnostic:
-    """Whether other users of the machine can read what is kept."""
+    """Check whether other users of the machine can read the data."""
     what = "data access"
     if not data_dir.stat().st_mode & _OTHERS:
         return Diagnostic("ok", what, "only its owner can read it")
     open_files = [file for file in _files(data_dir) if file.stat().st_mode & _OTHERS]
     if open_files:
         names = " ".join(shlex.quote(str(file)) for file in open_files)
-        said = f"other users may read {', '.join(file.name for file in open_files)}"
-        return Diagnostic("wrong", what, said, f"chmod go= {names}")
-    said = f"{data_dir} can be listed by other users, its files cannot be read"
-    return Diagnostic("warning", what, said, f"chmod go= {shlex.quote(str(data_dir))}")
+        detail = f"other users can read {', '.join(file.name for file in open_files)}"
+        return Diagnostic("wrong", what, detail, f"Run: chmod go= {names}")
+    detail = f"other users can list {data_dir}, but not read its files"
+    return Diagnostic("warning", what, detail, f"Run: chmod go= {shlex.quote(str(data_dir))}")
 
 
 def _space(place: Path) -> Diagnostic:
     free_bytes = shutil.disk_usage(place).free
-    said = f"{free_bytes >> 20} MiB are free"
-    remedy = "Make room, or lower REATTACH_RETENTION_SECONDS."
+    detail = f"{free_bytes >> 20} MiB free"
+    remedy = "Free disk space, or lower REATTACH_RETENTION_SECONDS."
     if free_bytes < _NO_BYTES:
-        return Diagnostic("wrong", "disk space", said, remedy)
+        return Diagnostic("wrong", "disk space", detail, remedy)
     if free_bytes < _LITTLE_BYTES:
-        return Diagnostic("warning", "disk space", said, remedy)
-    return Diagnostic("ok", "disk space", said)
+        return Diagnostic("warning", "disk space", detail, remedy)
+    return Diagnostic("ok", "disk space", detail)
 
 
 def _owner(data_dir: Path) -> Diagnostic:
@@ -242,7 +246,7 @@ def _owner(data_dir: Path) -> Diagnostic:
     except OSError:
         return Diagnostic("ok", "data owner", "no server is using it")
     try:
-        # Shared, and let go of at once: it only looks whether somebody owns it.
+        # A shared lock, released at once: it only tests whether another process has the lock.
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"

@@ -1,4 +1,4 @@
-"""The server as a process: its socket, its signals, and how it goes away."""
+"""The server as a process: its socket, its signals, and its shutdown."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ from reattach.settings import Settings
 logger = structlog.get_logger(__name__)
 
 ShutdownCommand = Literal["drain", "hurry"]
-"""What a worker is told: to begin its drain, or to cut it short."""
+"""A command to a child: start draining, or cut the drain short."""
 
 
 async def serve(
@@ -48,15 +48,15 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain (P15) and return.
 
-    ``on_ready`` is told the base URL once the port answers; by then every run that a dead process
-    left has its end. ``engines`` go instead of those of the settings. A second signal cuts the
+    ``on_ready`` is called with the base URL once the port answers; by then every run of a dead
+    process has been ended. ``engines`` replace those of the settings. A second signal cuts the
     drain short. Raises StartupError.
 
-    With ``commands`` it is one of several that share the port, and obeys these; signals only begin
-    its drain, since whoever stops a group of processes may signal each of them as well.
+    With ``commands`` the process is one of several that share the port. It obeys these, and signals
+    only start its drain, because a service manager may signal the whole process group.
     """
     async with assemble(settings, engines=engines) as context:
-        await _refuse_open_to_strangers(context)
+        await _require_key_for_network(context)
         listener = _listen(settings.host, settings.port, shared=commands is not None)
         server = _Server(context, url_of(listener), on_ready, obeys=commands is not None)
         obeying = None if commands is None else asyncio.create_task(server.obey(commands))
@@ -65,19 +65,19 @@ async def serve(
             obeying.cancel()
 
 
-async def _refuse_open_to_strangers(context: Context) -> None:
+async def _require_key_for_network(context: Context) -> None:
     settings = context.settings
     if settings.require_key or await context.records.keys.any():
         return
     if not is_loopback(settings.host):
         raise StartupError(
-            f"{settings.host} can be reached from other machines, and no API key exists, so "
-            "everybody could use this server. Make a key with `reattach keys create NAME`, "
-            "or listen on 127.0.0.1."
+            f"REATTACH_HOST is {settings.host}, which other machines can reach, and no API key "
+            "exists, so anyone could use this server.",
+            remedy="Create a key with `reattach keys create NAME`, or listen on 127.0.0.1.",
         )
     logger.warning(
-        "no API key exists: every program of this machine may use this server",
-        hint="A proxy or tunnel in front of it would open it to others. Make a key first: "
+        "no API key exists: every program on this machine can use this server",
+        remedy="Before you put a proxy or tunnel in front of it, create a key: "
         "reattach keys create NAME",
     )
 
@@ -93,14 +93,14 @@ def _listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 def bind_socket(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A socket on the address, not listening yet, whose connections buffer little in the kernel.
+    """Bind a socket, not listening yet, whose connections have small send buffers in the kernel.
 
-    What the kernel has taken is not what the reader has; without the bound it takes megabytes
-    for each reader that is gone or slow. ``shared`` with those of other processes that let it.
-    Raises StartupError.
+    Bytes in the kernel's buffer have not reached the reader; without the bound it takes megabytes
+    for each slow or dead reader. ``shared`` lets other processes bind the port too. Raises
+    StartupError.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named because asyncio turns Nagle's delay off only where it is.
+    # asyncio disables Nagle's algorithm only on sockets that name the protocol.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -117,7 +117,7 @@ def bind_socket(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 def _keep_alive(listener: socket.socket) -> None:
-    """Let TCP notice that the other machine is gone; connections have it from the listener."""
+    """Make TCP detect dead clients; connections inherit the options from the listener."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for names, value in (
         (("TCP_KEEPIDLE", "TCP_KEEPALIVE"), KEEPALIVE_IDLE_SECONDS),  # Linux, macOS
@@ -131,8 +131,9 @@ def _keep_alive(listener: socket.socket) -> None:
 
 def _not_listening(host: str, port: int, error: OSError) -> StartupError:
     return StartupError(
-        f"{host}:{port} can not be listened on: {error.strerror}. Stop what uses the port, "
-        "or choose another one with --port (0 takes a free one)."
+        f"Cannot listen on {host}:{port}: {error.strerror}.",
+        remedy="Stop the program that uses the port, or choose another port with --port (0 picks "
+        "a free one).",
     )
 
 
@@ -142,9 +143,9 @@ def url_of(listener: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which drains before it closes its port.
+    """A uvicorn server that drains before it closes its port.
 
-    While draining, readers are served on and new ones are let in: only new runs are refused.
+    While it drains, it serves open streams and accepts new readers; it refuses only new runs.
     """
 
     def __init__(
@@ -161,7 +162,8 @@ class _Server(uvicorn.Server):
         self._capacity = Capacity(
             watch, settings.max_connections, settings.max_connections_per_address
         )
-        # Not outside of the application, as uvicorn has it: its fast_path looks at no address.
+        # Inside the application, unlike in uvicorn: the fast path runs before it and needs no
+        # client address.
         trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
         app.add_middleware(cast("Any", ProxyHeadersMiddleware), trusted_hosts=trusted)
         super().__init__(
@@ -213,7 +215,7 @@ class _Server(uvicorn.Server):
         return None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; the second signal ends the drain, and a third the process."""
+        """Start the drain; the second signal cuts it short, and the third ends the process."""
         if self._obeys:
             self._loop.call_soon_threadsafe(self._begin_drain)
         elif self._draining is not None and self._draining.done():
@@ -222,11 +224,11 @@ class _Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self._drain_or_hurry)
 
     async def obey(self, commands: AsyncIterator[ShutdownCommand]) -> None:
-        """Do what is ordered, until it is to hurry: there is nothing after that."""
+        """Carry out commands until the first "hurry", which is the last one that has an effect."""
         async for command in commands:
             draining = self._begin_drain()
             if command == "hurry":
-                await asyncio.sleep(0)  # Cancelled before it has begun, it would not begin.
+                await asyncio.sleep(0)  # A task cancelled before its first step never runs.
                 draining.cancel()
                 return
 

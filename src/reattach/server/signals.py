@@ -1,7 +1,7 @@
-"""Draining in a server that belongs to somebody else, which tells its applications too late.
+"""Draining inside a foreign ASGI server, which ends the lifespan too late for that.
 
-An ASGI server closes its connections before it ends the lifespan, so a stream whose run goes on
-would hold it up for ever. So this module handles the signal too.
+ASGI servers close their connections before they end the lifespan, so one open stream would block
+the shutdown forever. This module therefore handles the stop signals too.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from typing import Any
 
 @contextmanager
 def handle_stop_signals(begin: Callable[[], None]) -> Iterator[None]:
-    """Call ``begin`` in the event loop at each SIGTERM and SIGINT that the process handles itself.
+    """Call ``begin`` on the event loop at each SIGTERM and SIGINT that the process handles itself.
 
-    The handlers that are there are called as before, and are put back at the end. Outside of the
-    main thread, and for signals that nobody handles, nothing is done.
+    Calls the previous handlers as before, and restores them on exit. Does nothing outside the main
+    thread, and for signals without a handler.
     """
     loop = asyncio.get_running_loop()
     replaced: dict[int, tuple[Any, Any]] = {}

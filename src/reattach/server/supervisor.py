@@ -1,9 +1,9 @@
-"""Several processes that share one port, and the one that keeps them: it serves nothing itself.
+"""A supervisor for several server processes that share one port; it serves nothing itself.
 
-Each child has a listening socket of its own on the port (SO_REUSEPORT), and the kernel spreads
-connections over them: of 400 that came one by one to two idle workers, 210 and 190. With one socket
-that all inherit it was 385 and 15, since whoever waits last is woken first; streams last, so that
-would stay so. A socket that dies with its child is at once left out by the kernel.
+Each child has its own listening socket on the port (SO_REUSEPORT), and the kernel spreads
+connections over them: of 400 that came one by one to two idle children, 210 and 190. With one
+inherited socket it was 385 and 15, because the kernel wakes the last waiter first; since streams
+are long, that imbalance would last. The kernel removes the socket of a dead child at once.
 """
 
 import asyncio
@@ -26,59 +26,59 @@ from reattach.settings import Settings
 logger = structlog.get_logger(__name__)
 
 FIRST_DELAY_SECONDS: Final = 0.2
-"""The wait before a child that died is replaced."""
+"""The wait before a dead child is replaced."""
 
 LONGEST_DELAY_SECONDS: Final = 30.0
-"""Up to which the wait doubles while replacements die or can not start."""
+"""The maximum of that wait, which doubles while replacements die or cannot start."""
 
 STEADY_SECONDS: Final = 60.0
-"""A child that lived so long did not die of how it was started."""
+"""Uptime after which a child's death no longer counts as a failed start."""
 
 
 async def supervise(settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> bool:
     """Keep ``settings.workers`` processes serving until SIGTERM or SIGINT, then let them drain.
 
-    ``on_ready`` is told the base URL once all of them answer. A child that dies is replaced. A
-    second signal cuts the drain short, and a third kills. Returns when all have ended, with
-    whether they did so by themselves. They end soon when this process is killed.
+    ``on_ready`` is called with the base URL once all children answer. A child that dies is
+    replaced. A second signal cuts the drain short, and a third kills. Returns when all children
+    have ended, with whether all exited cleanly. If this process is killed, its children end soon.
 
-    Raises StartupError, with no child left, for stores that can not be shared, and if a worker
-    can not start at first.
+    Raises:
+        StartupError: The stores cannot be shared, or a child cannot start. No child is left then.
     """
     _require_shared_stores(settings)
-    with _reserve_port(settings.host, settings.port) as place:
-        port: int = place.getsockname()[1]
+    with _reserve_port(settings.host, settings.port) as listener:
+        port: int = listener.getsockname()[1]
         supervisor = _Supervisor(settings.model_copy(update={"port": port}))
         loop = asyncio.get_running_loop()
         for number in signal.SIGTERM, signal.SIGINT:
             loop.add_signal_handler(number, supervisor.stop)
         if await supervisor.start() and on_ready is not None:
-            on_ready(url_of(place))
+            on_ready(url_of(listener))
         return await supervisor.keep()
 
 
 def _require_shared_stores(settings: Settings) -> None:
     if settings.stores is None:
         raise StartupError(
-            f"{settings.workers} workers need stores that processes can share. Set "
-            "REATTACH_DATABASE_URL (postgresql://…) and REATTACH_LOG_URL (redis://…), or serve "
-            "with one child."
+            f"REATTACH_WORKERS is {settings.workers}, and several processes need shared stores.",
+            remedy="Set REATTACH_DATABASE_URL (postgresql://…) and REATTACH_LOG_URL (redis://…), "
+            "or set REATTACH_WORKERS to 1.",
         )
 
 
 def _reserve_port(host: str, port: int) -> socket.socket:
-    """The port, for the workers of this process only.
+    """Bind the port so that only children of this process can share it.
 
-    Bound alone, and shared from then on: another server that wants the port alone is refused, as
-    this one is while another has it.
+    The socket is bound exclusively and becomes shareable afterwards, so two servers never share a
+    port by accident.
     """
-    place = bind_socket(host, port)
-    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    return place
+    listener = bind_socket(host, port)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return listener
 
 
 class _Supervisor:
-    """The workers, each in a task that replaces it."""
+    """The children, each with a task that replaces it."""
 
     def __init__(self, settings: Settings) -> None:
         self._count = settings.workers
@@ -88,9 +88,9 @@ class _Supervisor:
         self._stopping = asyncio.Event()
 
     async def start(self) -> bool:
-        """Return when all are ready; False if they were stopped meanwhile.
+        """Return True when all children are ready, False if they were stopped before that.
 
-        Raises StartupError if one can not start, when the others are gone too.
+        Raises StartupError if one cannot start, after the others have ended.
         """
         starting = [asyncio.create_task(self._start_child()) for _ in range(self._count)]
         try:
@@ -102,11 +102,11 @@ class _Supervisor:
         return not self._stopping.is_set()
 
     async def keep(self) -> bool:
-        """Return when all have ended after ``stop``; whether each ended well."""
+        """Return after ``stop`` when all children have ended, with whether each exited cleanly."""
         return all(await asyncio.gather(*(self._keep(child) for child in list(self._children))))
 
     def stop(self) -> None:
-        """Let the workers drain; called again, hurry; and again, kill them."""
+        """Drain the children; the second call cuts the drain short, and the third kills them."""
         self._signals += 1
         self._stopping.set()
         for child in self._children:
@@ -145,7 +145,7 @@ class _Supervisor:
             self._children.remove(child)
             if self._stopping.is_set():
                 return status == 0
-            logger.error("a child has ended", pid=child.pid, status=status)
+            logger.error("child process ended", pid=child.pid, status=status)
             if loop.time() - started_at > STEADY_SECONDS:
                 delay_seconds = FIRST_DELAY_SECONDS
             replacement = None
@@ -162,9 +162,9 @@ class _Supervisor:
         except StartupError as error:
             if not self._stopping.is_set():
                 retry = round(delay_seconds, 1)
-                logger.error("a child can not start", reason=error.detail, retry_seconds=retry)  # noqa: TRY400  the reason is told
+                logger.error("child process cannot start", reason=error.detail, retry_seconds=retry)  # noqa: TRY400  the reason says it all
             return None
-        logger.info("a child was replaced", pid=child.pid)
+        logger.info("child process replaced", pid=child.pid)
         return child
 
     async def _is_stopped_within(self, seconds: float) -> bool:
@@ -175,7 +175,7 @@ class _Supervisor:
 
 
 class _Child:
-    """A process that serves, with the pipes to and from it."""
+    """A server process, with the pipes to and from it."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -183,8 +183,8 @@ class _Child:
         self.ready = False
 
     @classmethod
-    async def spawn(cls, told: bytes) -> "_Child":
-        # A session of its own: Ctrl-C in a terminal is for the process that keeps them.
+    async def spawn(cls, settings_line: bytes) -> "_Child":
+        # A session of its own, so that Ctrl-C in a terminal signals only the supervisor.
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "reattach.server.child"),
             stdin=PIPE,
@@ -192,20 +192,21 @@ class _Child:
             start_new_session=True,
         )
         child = cls(process)
-        child._write(told)
+        child._write(settings_line)
         return child
 
     async def wait_ready(self) -> None:
-        """Raises StartupError if the child ends instead."""
+        """Wait until the child answers. Raises StartupError if it ends first."""
         assert self._process.stdout is not None
-        said = await self._process.stdout.readline()
-        what, detail = json.loads(said) if said else (None, None)
+        report = await self._process.stdout.readline()
+        what, detail = json.loads(report) if report else (None, None)
         if what == READY:
             self.ready = True
             return
         status = await self._process.wait()
         raise StartupError(
-            detail or f"A child ended with status {status} before it was ready. Look at its log."
+            detail or f"A child process ended with status {status} before it was ready.",
+            remedy="" if detail else "Look at its log lines above.",
         )
 
     def send_command(self, command: ShutdownCommand) -> None:
@@ -220,5 +221,5 @@ class _Child:
 
     def _write(self, line: bytes) -> None:
         assert self._process.stdin is not None
-        with suppress(OSError):  # It is gone, which ``ended`` tells.
+        with suppress(OSError):  # The child is gone, which ``wait`` reports.
             self._process.stdin.write(line)

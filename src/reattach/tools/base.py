@@ -143,7 +143,8 @@ class Toolbox:
         for tool in sorted(tools, key=lambda tool: tool.name):
             if tool.name in self._tools:
                 raise StartupError(
-                    f"Two tools have the name {tool.name}. Rename one of them, or leave it out."
+                    f"Two tools have the name {tool.name}.",
+                    remedy="Rename one of them, or remove it from the settings.",
                 )
             self._tools[tool.name] = tool
 

@@ -91,12 +91,8 @@ def _clash(tools: Sequence[Tool]) -> Diagnostic | None:
 
 
 def _wrong(error: StartupError) -> Diagnostic:
-    said, _, remedy = error.detail.rpartition(". ")
-    if not said:
-        return Diagnostic(
-            "wrong", "tools", error.detail, "Mend it, or leave it out of the settings."
-        )
-    return Diagnostic("wrong", "tools", said, remedy)
+    remedy = error.remedy or "Correct the tool, or remove it from REATTACH_TOOLS."
+    return Diagnostic("wrong", "tools", error.fact, remedy)
 
 
 def _listed(tools: Sequence[Tool]) -> str:

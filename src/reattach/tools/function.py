@@ -56,7 +56,10 @@ def tool(
     None: all. The function itself stays as it is.
     """
     if isinstance(tenants, str):
-        raise StartupError(f"The tenants of a tool are a list: tenants=[{tenants!r}].")
+        raise StartupError(
+            f"The tenants of a tool must be a list, and are {tenants!r}.",
+            remedy=f"Write tenants=[{tenants!r}].",
+        )
     limited = None if tenants is None else frozenset(tenants)
 
     def mark(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
@@ -80,7 +83,8 @@ class FunctionTool(Tool):
         self.description = inspect.getdoc(function)
         if not _NAME.fullmatch(self.name):
             raise StartupError(
-                f"The tool {self.name!r} needs another name: 1 to 64 letters, digits, _ or -."
+                f"The tool name {self.name!r} is not valid.",
+                remedy="Use 1 to 64 letters, digits, _ or -.",
             )
         try:
             self._context_name = _context_parameter(function)
@@ -91,10 +95,14 @@ class FunctionTool(Tool):
             )
         except (PydanticUserError, NameError) as error:
             raise StartupError(
-                f"The arguments of the tool {self.name} have no JSON schema: {error}"
+                f"The arguments of the tool {self.name} have no JSON schema: {error}",
+                remedy="Annotate its parameters with types that Pydantic supports.",
             ) from error
         if self.parameters.get("type") != "object":
-            raise StartupError(f"The tool {self.name} has arguments without names; name them.")
+            raise StartupError(
+                f"The tool {self.name} has positional-only or variadic parameters.",
+                remedy="Give each parameter a name that callers can use.",
+            )
         self._function = function
         self._signature = inspect.signature(function)
         self._threads = threads
@@ -150,7 +158,10 @@ def _context_parameter(function: Callable[..., Any]) -> str | None:
         name for name in inspect.signature(function).parameters if hints.get(name) is ToolContext
     ]
     if len(names) > 1:
-        raise StartupError(f"A tool has one parameter of ToolContext, and not {len(names)}.")
+        raise StartupError(
+            f"A tool may have one parameter of type ToolContext, and this one has {len(names)}.",
+            remedy="Remove all of them except one.",
+        )
     return names[0] if names else None
 
 
@@ -176,18 +187,21 @@ def function_tool(name: str, threads: Threads) -> Tool:
 def _imported(name: str) -> Callable[..., Any]:
     module, _, path = name.partition(":")
     if not module or not path:
-        raise StartupError(f"The tool {name} must be named package.module:function.")
+        raise StartupError(
+            f"The tool '{name}' does not have the form package.module:function.",
+            remedy="Correct REATTACH_TOOLS.",
+        )
     try:
         found: Any = import_module(module)
         for member in path.split("."):
             found = getattr(found, member)
     except Exception as error:
         raise StartupError(
-            f"The tool {name} can not be imported: {type(error).__name__}: {error}. "
-            "Install its package, or leave it out."
+            f"The tool {name} cannot be imported: {type(error).__name__}: {error}.",
+            remedy="Install its package, or remove it from REATTACH_TOOLS.",
         ) from error
     if not callable(found):
-        raise StartupError(f"The tool {name} is no function.")
+        raise StartupError(f"The tool {name} is not a function.", remedy="Correct REATTACH_TOOLS.")
     function: Callable[..., Any] = found
     return function
 

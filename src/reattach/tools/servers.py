@@ -125,13 +125,16 @@ def check_names(servers: Mapping[str, McpServer]) -> None:
     for name in servers:
         if not _NAME.fullmatch(name):
             raise StartupError(
-                f"The MCP server {name!r} needs another name. Give it 1 to 32 letters, digits, - "
-                "or _, with a letter or digit at both ends, and no two _ together."
+                f"The name of the MCP server {name!r} is not valid.",
+                remedy="Use 1 to 32 letters, digits, - or _, with a letter or digit at both ends "
+                "and no two _ in a row.",
             )
 
 
 def _variable(name: str) -> str:
     value = os.environ.get(name)
     if not value:
-        raise StartupError(f"The variable {name} is not set. Set it, or name another one.")
+        raise StartupError(
+            f"The environment variable {name} is not set.", remedy="Set it, or name another one."
+        )
     return value

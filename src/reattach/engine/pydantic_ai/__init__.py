@@ -40,8 +40,8 @@ try:
     from pydantic_ai.tools import ToolDefinition
 except ImportError as error:
     raise StartupError(
-        f"Hosted models need Pydantic AI. {install_hint('providers')} "
-        "Or leave out the setting `models`."
+        "Hosted models need the package Pydantic AI, which is not installed.",
+        remedy=f"{install_hint('providers')} Or remove REATTACH_MODELS.",
     ) from error
 
 from reattach.engine.pydantic_ai.answer import Answer, counted_usage
@@ -206,7 +206,10 @@ def _base_url(model: ProviderModel) -> str | None:
 def _provider_and_name(handle: str) -> tuple[str, str]:
     provider, _, name = handle.partition("/")
     if not provider or not name:
-        raise StartupError(f"The model {handle} must be named provider/name: openai/gpt-4o-mini.")
+        raise StartupError(
+            f"The model handle '{handle}' does not have the form provider/name.",
+            remedy="Write it as in openai/gpt-4o-mini.",
+        )
     return _PROVIDERS.get(provider, provider), name
 
 
@@ -232,9 +235,14 @@ def _context_tokens(handle: str) -> int | None:
         infer_provider_class(provider)
         return infer_model_profile(f"{provider}:{name}").get("context_window")
     except ImportError as error:
-        raise StartupError(f"The model {handle} needs another package. {error}") from error
+        raise StartupError(
+            f"The model {handle} needs a package that is not installed.", remedy=str(error)
+        ) from error
     except ValueError as error:
-        raise StartupError(f"The model {handle} is of the unknown provider {provider}.") from error
+        raise StartupError(
+            f"The model {handle} names the unknown provider {provider}.",
+            remedy="Correct REATTACH_MODELS.",
+        ) from error
 
 
 def _unknown_tool(call: ToolCallPart) -> ToolReturn:

@@ -1,1 +1,1 @@
-"""The routes, one file for each resource."""
+"""Routes of the API, one file per resource."""

@@ -1,4 +1,4 @@
-"""The memory blocks of one agent."""
+"""Routes for the memory blocks of one agent."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from reattach.domain.ids import AgentId, BlockId
 from reattach.domain.limits import MAX_NAME_CHARS
 from reattach.http.api.agents import agent_state
 from reattach.http.context import ContextDep, TenantDep
-from reattach.http.paging import ShortPage, stretch
+from reattach.http.paging import ShortPage, page_of
 from reattach.http.readable import readable_items
 from reattach.http.routes import routes
 from reattach.http.schemas.agent import AgentState
@@ -17,7 +17,7 @@ from reattach.http.schemas.fields import AgentPath, BlockPath
 
 router = routes("agents")
 
-LabelPath = Annotated[str, Path(max_length=MAX_NAME_CHARS, description="The block's label.")]
+LabelPath = Annotated[str, Path(max_length=MAX_NAME_CHARS, description="Label of the block.")]
 
 
 @router.get(
@@ -29,7 +29,7 @@ async def list_blocks(
     agent_id: AgentPath, context: ContextDep, tenant: TenantDep, page: ShortPage
 ) -> list[BlockState]:
     agent = await context.records.agents.get(tenant, AgentId(agent_id))
-    blocks = stretch(agent.blocks, page, lambda block: block.id, "Block")
+    blocks = page_of(agent.blocks, page, lambda block: block.id, "Block")
     return readable_items("blocks", blocks, BlockState.of)
 
 
@@ -49,7 +49,7 @@ async def retrieve_block(
     "/v1/agents/{agent_id}/core-memory/blocks/{block_label}",
     operation_id="modify_core_memory_block",
     summary="Change an agent's memory block",
-    description="It changes for all agents that have the block.",
+    description="The change applies to all agents that have the block.",
 )
 async def modify_block(
     agent_id: AgentPath,
@@ -66,7 +66,7 @@ async def modify_block(
 @router.patch(
     "/v1/agents/{agent_id}/core-memory/blocks/attach/{block_id}",
     operation_id="attach_core_memory_block",
-    summary="Give a memory block to an agent",
+    summary="Attach a memory block to an agent",
 )
 async def attach_block(
     agent_id: AgentPath, block_id: BlockPath, context: ContextDep, tenant: TenantDep
@@ -79,7 +79,7 @@ async def attach_block(
 @router.patch(
     "/v1/agents/{agent_id}/core-memory/blocks/detach/{block_id}",
     operation_id="detach_core_memory_block",
-    summary="Take a memory block from an agent",
+    summary="Detach a memory block from an agent",
 )
 async def detach_block(
     agent_id: AgentPath, block_id: BlockPath, context: ContextDep, tenant: TenantDep

@@ -1,4 +1,4 @@
-"""Agents."""
+"""Routes for agents."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -44,7 +44,7 @@ Includes = Annotated[
     list[Include] | None,
     Query(
         max_length=MAX_QUERY_VALUES,
-        description="The relations to fill; the others are empty then. Without it all are filled.",
+        description="Relations to include; the others are left empty. Default: all.",
     ),
 ]
 
@@ -89,7 +89,7 @@ async def list_agents(
 
 @router.post("/v1/agents/", operation_id="create_agent", summary="Create an agent")
 async def create_agent(body: AgentCreate, context: ContextDep, tenant: TenantDep) -> AgentState:
-    _refuse_what_is_not_offered(body)
+    _refuse_unsupported(body)
     now = context.clock.now()
     agent = body.agent(now)
     if (tools := _tool_rules(context.toolbox.for_tenant(tenant), body, {})) is not None:
@@ -117,7 +117,7 @@ async def retrieve_agent(
 async def modify_agent(
     agent_id: AgentPath, body: AgentUpdate, context: ContextDep, tenant: TenantDep
 ) -> AgentState:
-    _refuse_what_is_not_offered(body)
+    _refuse_unsupported(body)
     agent = await context.records.agents.get(tenant, AgentId(agent_id))
     changes = dict(body.changes(agent))
     had = agent.settings.get(SETTING) or {}
@@ -133,7 +133,8 @@ async def modify_agent(
     "/v1/agents/{agent_id}",
     operation_id="delete_agent",
     summary="Delete an agent",
-    description="With its conversations, messages and runs; what is active is cancelled first.",
+    description="Also deletes its conversations, messages and runs. Active runs are cancelled "
+    "first.",
 )
 async def delete_agent(agent_id: AgentPath, context: ContextDep, tenant: TenantDep) -> Deleted:
     agent = AgentId(agent_id)
@@ -151,8 +152,8 @@ async def delete_agent(agent_id: AgentPath, context: ContextDep, tenant: TenantD
 @router.patch(
     "/v1/agents/{agent_id}/reset-messages",
     operation_id="reset_messages",
-    summary="Empty an agent's default conversation",
-    description="A new system message begins it. Named conversations stay as they are.",
+    summary="Clear an agent's default conversation",
+    description="Leaves a new system message in it. Other conversations do not change.",
 )
 async def reset_messages(agent_id: AgentPath, context: ContextDep, tenant: TenantDep) -> AgentState:
     agent = await context.records.agents.get(tenant, AgentId(agent_id))
@@ -170,7 +171,7 @@ def view_of(context: Context, tenant: TenantId, include: Collection[Include] | N
 async def agent_state(
     context: Context, tenant: TenantId, agent: Agent, include: Collection[Include] | None
 ) -> AgentState:
-    """The agent as it is shown alone, with the messages of its default conversation."""
+    """Return the agent with the ids of the messages in its default conversation."""
     thread = Thread(agent.id, None)
     message_ids = await context.records.conversations.message_ids(tenant, thread)
     state = AgentState.of(agent, view_of(context, tenant, include), message_ids)
@@ -193,11 +194,11 @@ def _order(
 def _tool_rules(
     toolbox: Toolbox, body: AgentCreate | AgentUpdate, had: Mapping[str, bool | None]
 ) -> dict[str, bool | None] | None:
-    """The agent's tools as the body names them, by name and id; None if it does not.
+    """Return the agent's tools that the body names, by name or id; None if it names none.
 
-    What the agent wanted of approvals stays. A name of a tool that the retired server brought along
-    is left out where this one lacks it: clients name them for every agent that they make. Raises
-    NotFoundError for any other tool that is not there.
+    Keeps the agent's approval rules. Ignores names of tools that the retired server had and this
+    one lacks, because clients name them for every agent. Raises NotFoundError for any other unknown
+    tool.
     """
     if body.tools is None and body.tool_ids is None:
         return None
@@ -206,7 +207,10 @@ def _tool_rules(
         if (tool := toolbox.by_name(name)) is not None:
             found.append(tool)
         elif name not in RETIRED_TOOLS:
-            raise NotFoundError(f"Tool not found with name={name[:100]}; see GET /v1/tools/.")
+            raise NotFoundError(
+                f"Tool not found with name={name[:100]}.",
+                remedy="GET /v1/tools/ lists the tools of the server.",
+            )
     for tool_id in body.tool_ids or ():
         if (tool := toolbox.by_id(tool_id)) is None:
             raise NotFoundError(f"Tool not found with id={tool_id}")
@@ -214,7 +218,7 @@ def _tool_rules(
     return {tool.name: had.get(tool.name) for tool in found}
 
 
-def _refuse_what_is_not_offered(body: AgentCreate | AgentUpdate) -> None:
+def _refuse_unsupported(body: AgentCreate | AgentUpdate) -> None:
     for name, instead in NOT_OFFERED_MEMBERS.items():
         if getattr(body, name, None):
-            raise NotImplementedHereError(f"'{name}' is not offered by Reattach: {instead}")
+            raise NotImplementedHereError(f"Reattach does not support '{name}'.", remedy=instead)

@@ -1,4 +1,4 @@
-"""Memory blocks by themselves. ``agent_blocks`` has those of one agent."""
+"""Routes for memory blocks; ``agent_blocks`` has the blocks of one agent."""
 
 from reattach.domain.errors import NotImplementedHereError
 from reattach.domain.ids import BlockId
@@ -29,7 +29,7 @@ async def list_blocks(
 ) -> list[BlockState]:
     if tags:
         raise NotImplementedHereError(
-            "Blocks can not be listed by tags. List them by 'label' or 'label_search'."
+            "Reattach cannot list blocks by tags.", remedy="Use 'label' or 'label_search'."
         )
     if templates_only or name or identity_id or identifier_keys:
         return []
@@ -70,7 +70,7 @@ async def modify_block(
     "/v1/blocks/{block_id}",
     operation_id="delete_block",
     summary="Delete a memory block",
-    description="Its agents lose it.",
+    description="Removes the block from all agents that have it.",
 )
 async def delete_block(block_id: BlockPath, context: ContextDep, tenant: TenantDep) -> None:
     await context.records.blocks.delete(tenant, BlockId(block_id))

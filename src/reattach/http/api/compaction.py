@@ -1,4 +1,4 @@
-"""What is in a conversation's context: compacting it, and compiling its system prompt anew."""
+"""Routes that compact a conversation or recompile its system prompt."""
 
 from typing import Annotated, Any
 
@@ -17,14 +17,14 @@ from reattach.http.schemas.fields import AgentPath, ThreadPath
 
 router = routes()
 
-DryRun = Annotated[bool, Query(description="Only show what it would be.")]
+DryRun = Annotated[bool, Query(description="Return the prompt without storing it.")]
 
 
 @router.post(
     "/v1/conversations/{conversation_id}/compact",
     tags=["conversations"],
     operation_id="compact_conversation",
-    summary="Let a summary take the place of the older messages",
+    summary="Replace the older messages in the context with a summary",
 )
 async def compact_conversation(
     conversation_id: ThreadPath,
@@ -33,30 +33,31 @@ async def compact_conversation(
     body: ThreadCompactBody | None = None,
 ) -> Compacted:
     addressed = await _addressed(context, tenant, conversation_id, body)
-    asked = _asked(context, body)
-    return await _compacted(context, tenant, addressed, asked)
+    asked = _compaction_settings(context, body)
+    return await _compact(context, tenant, addressed, asked)
 
 
 @router.post(
     "/v1/agents/{agent_id}/summarize",
     tags=["agents"],
     operation_id="summarize_messages",
-    summary="Let a summary take the place of the older messages of the default conversation",
+    summary="Replace the older messages of the default conversation with a summary",
 )
 async def compact_agent(
     agent_id: AgentPath, context: ContextDep, tenant: TenantDep, body: CompactBody | None = None
 ) -> Compacted:
-    asked = _asked(context, body)
+    asked = _compaction_settings(context, body)
     addressed = await find_agent(context.records, tenant, AgentId(agent_id))
-    return await _compacted(context, tenant, addressed, asked)
+    return await _compact(context, tenant, addressed, asked)
 
 
 @router.post(
     "/v1/conversations/{conversation_id}/recompile",
     tags=["conversations"],
     operation_id="recompile_conversation",
-    summary="Show the system prompt as it is now",
-    description="And let the conversation begin with it. Every turn uses the present one anyway.",
+    summary="Recompile the system prompt of a conversation",
+    description="Returns the current prompt and stores it as the first message. Turns always use "
+    "the current prompt.",
 )
 async def recompile_conversation(
     conversation_id: ThreadPath,
@@ -66,15 +67,16 @@ async def recompile_conversation(
     dry_run: DryRun = False,
 ) -> str:
     addressed = await _addressed(context, tenant, conversation_id, body)
-    return await _recompiled(context, tenant, addressed, dry_run=dry_run)
+    return await _recompile(context, tenant, addressed, dry_run=dry_run)
 
 
 @router.post(
     "/v1/agents/{agent_id}/recompile",
     tags=["agents"],
     operation_id="recompile_agent",
-    summary="Show the system prompt of the default conversation as it is now",
-    description="And let it begin with it. Every turn uses the present one anyway.",
+    summary="Recompile the system prompt of the default conversation",
+    description="Returns the current prompt and stores it as the first message. Turns always use "
+    "the current prompt.",
 )
 async def recompile_agent(
     agent_id: AgentPath,
@@ -84,7 +86,7 @@ async def recompile_agent(
     update_timestamp: Annotated[bool, Query(description="Has no effect.")] = False,  # noqa: ARG001
 ) -> str:
     addressed = await find_agent(context.records, tenant, AgentId(agent_id))
-    return await _recompiled(context, tenant, addressed, dry_run=dry_run)
+    return await _recompile(context, tenant, addressed, dry_run=dry_run)
 
 
 async def _addressed(
@@ -96,8 +98,8 @@ async def _addressed(
     return await find_addressed(context.records, tenant, path_id, agent_id)
 
 
-def _asked(context: Context, body: CompactBody | None) -> dict[str, Any]:
-    """The settings that the request names. Raises NotFoundError for a model that is not there."""
+def _compaction_settings(context: Context, body: CompactBody | None) -> dict[str, Any]:
+    """Return the settings in the request. Raises NotFoundError for an unknown model."""
     asked: dict[str, Any] = {}
     if body is not None and body.compaction_settings is not None:
         asked = body.compaction_settings.model_dump(mode="json", exclude_unset=True)
@@ -105,7 +107,7 @@ def _asked(context: Context, body: CompactBody | None) -> dict[str, Any]:
     return asked
 
 
-async def _compacted(
+async def _compact(
     context: Context, tenant: TenantId, addressed: Addressed, asked: dict[str, Any]
 ) -> Compacted:
     summary, stats = await compact_thread(
@@ -124,7 +126,7 @@ async def _compacted(
     )
 
 
-async def _recompiled(
+async def _recompile(
     context: Context, tenant: TenantId, addressed: Addressed, *, dry_run: bool
 ) -> str:
     text = system_prompt(addressed.agent, addressed.conversation)

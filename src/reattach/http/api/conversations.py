@@ -1,4 +1,4 @@
-"""Conversations."""
+"""Routes for conversations."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -46,7 +46,7 @@ router = routes("conversations")
     "/v1/conversations/", operation_id="create_conversation", summary="Create a conversation"
 )
 async def create_conversation(
-    agent_id: Annotated[str, Query(pattern=AGENT_PATTERN, description="Whose it is to be.")],
+    agent_id: Annotated[str, Query(pattern=AGENT_PATTERN, description="Id of its agent.")],
     context: ContextDep,
     tenant: TenantDep,
     body: ConversationCreate | None = None,
@@ -56,7 +56,7 @@ async def create_conversation(
     conversation = body.conversation(AgentId(agent_id), now)
     agent = await context.records.agents.get(tenant, conversation.agent_id)
     check_model(context.catalog, conversation.model)
-    isolated = _isolated(agent, body.isolated_block_labels or (), now)
+    isolated = _isolate_blocks(agent, body.isolated_block_labels or (), now)
     conversation = replace(conversation, isolated_blocks=isolated)
     first = system_message(system_prompt(agent, conversation), now)
     conversation = await context.records.conversations.create(tenant, conversation, first)
@@ -73,7 +73,7 @@ async def list_conversations(
     order_by: Literal["created_at", "last_run_completion", "last_message_at"] = "created_at",
     archive_status: Literal["unarchived", "archived", "all"] = "unarchived",
 ) -> list[ConversationState]:
-    """Those that are hidden are left out."""
+    """List conversations, except hidden ones."""
     records = context.records.conversations
     conversations = await records.list(
         tenant,
@@ -123,7 +123,7 @@ async def update_conversation(
     "/v1/conversations/{conversation_id}",
     operation_id="delete_conversation",
     summary="Delete a conversation",
-    description="A run that is active in it goes on to its end.",
+    description="An active run in it continues to its end.",
 )
 async def delete_conversation(
     conversation_id: ConversationPath, context: ContextDep, tenant: TenantDep
@@ -134,7 +134,7 @@ async def delete_conversation(
 @router.post(
     "/v1/conversations/{conversation_id}/fork",
     operation_id="fork_conversation",
-    summary="Begin a new conversation with the messages of another",
+    summary="Copy a conversation's messages into a new conversation",
 )
 async def fork_conversation(
     conversation_id: ThreadPath,
@@ -143,22 +143,22 @@ async def fork_conversation(
     agent_id: QueryAgent = None,
     message_id: Annotated[
         str | None,
-        Query(pattern=MESSAGE_PATTERN, description="The last message that is taken over."),
+        Query(pattern=MESSAGE_PATTERN, description="Id of the last message to copy."),
     ] = None,
     hidden: bool = False,
 ) -> ConversationState:
     addressed = await find_addressed(context.records, tenant, conversation_id, agent_id)
     source = addressed.thread
     now = context.clock.now()
-    new = _forked(context, addressed, hidden=hidden)
+    new = _fork_of(context, addressed, hidden=hidden)
     first = system_message(system_prompt(addressed.agent, new), now)
     up_to = None if message_id is None else MessageId(message_id)
     new = await context.records.conversations.fork(tenant, source, new, first, up_to=up_to)
     return await _state(context, tenant, new)
 
 
-def _forked(context: Context, source: Addressed, *, hidden: bool) -> Conversation:
-    """A new conversation that answers as its source does."""
+def _fork_of(context: Context, source: Addressed, *, hidden: bool) -> Conversation:
+    """Return a new conversation with the model and settings of its source."""
     now = context.clock.now()
     original = source.conversation
     if original is None:
@@ -178,13 +178,13 @@ def _forked(context: Context, source: Addressed, *, hidden: bool) -> Conversatio
     )
 
 
-def _isolated(agent: Agent, labels: Sequence[str], now: datetime) -> tuple[Block, ...]:
-    """Copies of the agent's blocks of these labels. Raises InvalidArgumentError for another one."""
+def _isolate_blocks(agent: Agent, labels: Sequence[str], now: datetime) -> tuple[Block, ...]:
+    """Return copies of the agent's blocks with these labels. Raises InvalidArgumentError."""
     by_label = {block.label: block for block in agent.blocks}
     if missing := [label for label in labels if label not in by_label]:
         raise InvalidArgumentError(
-            f"{agent.id} has no block with the label {missing[0][:100]!r} to isolate. "
-            f"It has {sorted(str(label) for label in by_label)}."
+            f"{agent.id} has no block with the label {missing[0][:100]!r} to isolate.",
+            remedy=f"Use labels of {sorted(str(label) for label in by_label)}.",
         )
     return _copies([by_label[label] for label in dict.fromkeys(labels)], now)
 

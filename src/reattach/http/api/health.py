@@ -1,4 +1,4 @@
-"""Whether the server lives, and whether it takes new work."""
+"""Probes: whether the server is alive, and whether it accepts new runs."""
 
 from typing import Literal
 
@@ -31,9 +31,9 @@ async def health() -> Health:
 @router.get(
     "/v1/ready/",
     operation_id="check_readiness",
-    summary="Does the server take new runs?",
+    summary="Does the server accept new runs?",
     response_model=Readiness,
-    responses={503: {"model": Readiness, "description": "It is shutting down."}},
+    responses={503: {"model": Readiness, "description": "The server is draining."}},
 )
 async def ready(context: ContextDep) -> Response:
     if context.runs.draining:
@@ -42,7 +42,7 @@ async def ready(context: ContextDep) -> Response:
     return JsonResponse({"version": __version__, "status": "ok"})
 
 
-# Probes do not all follow redirects, and some send HEAD.
+# Not all probes follow redirects, and some send HEAD.
 for path, methods in (("", ["GET", "HEAD"]), ("/", ["HEAD"])):
     router.add_api_route(f"/v1/health{path}", health, methods=methods, include_in_schema=False)
     router.add_api_route(

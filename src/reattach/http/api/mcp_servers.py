@@ -1,4 +1,4 @@
-"""The MCP servers that bring tools. The settings name them; no request changes them."""
+"""Routes for MCP servers. They come from the settings; requests cannot change them."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ router = routes("tools")
 
 @router.get("/v1/mcp-servers/", operation_id="list_mcp_servers", summary="List the MCP servers")
 async def list_mcp_servers(context: ContextDep) -> list[McpServerBody]:
-    """In the order of their names. Every tenant has the same."""
+    """List the servers by name; they are the same for all tenants."""
     return [mcp_server_body(name, server) for name, server in _servers(context).items()]
 
 
@@ -37,7 +37,7 @@ async def retrieve_mcp_server(mcp_server_id: McpServerPath, context: ContextDep)
 async def list_mcp_server_tools(
     mcp_server_id: McpServerPath, context: ContextDep, tenant: TenantDep
 ) -> list[ToolBody]:
-    """As it listed them last, also while it is not there."""
+    """List the tools as the server last reported them, even while it is unreachable."""
     name = _named(context, mcp_server_id)
     tools = context.toolbox.for_tenant(tenant).tools()
     return [ToolBody.of(tool) for tool in tools if tool.server == name]

@@ -1,4 +1,4 @@
-"""Stored messages: of a conversation, of an agent, and one by one."""
+"""Routes for stored messages: of a conversation, of an agent, of all agents, and one by one."""
 
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
@@ -28,23 +28,27 @@ from reattach.wire.stored import message_items
 
 router = routes()
 
-_MIN_LOOK_ITEMS: Final = 100
-"""Messages of one look for those of a type, so that a small page is not a query for each."""
+_MIN_BATCH: Final = 100
+"""Fewest messages per query when filtering by type, so that small pages need few queries."""
 
 Types = Annotated[
     list[MessageType] | None,
-    Query(max_length=20, description="Only items of these types; `limit` counts their messages."),
+    Query(
+        max_length=20,
+        description="Only items of these types; `limit` counts messages.",
+    ),
 ]
 
 
 Conversation = Annotated[
-    str | None, Query(pattern=CONVERSATION_PATTERN, description="Only of this conversation.")
+    str | None,
+    Query(pattern=CONVERSATION_PATTERN, description="Only of this conversation."),
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Which messages of a list are asked for."""
+    """The range of messages that a list request asks for."""
 
     before: MessageId | None
     after: MessageId | None
@@ -53,25 +57,25 @@ class Span:
 
     @property
     def goes_to_newer(self) -> bool:
-        """Whether what follows the first ``limit`` messages is newer than they are."""
+        """Whether the messages after the first ``limit`` are newer than those."""
         only_one = (self.before is None) is not (self.after is None)
         return self.after is not None if only_one else self.ascending
 
 
 def span_query(default_order: Literal["asc", "desc"]) -> Any:
-    """A dependency that reads a span from the query."""
+    """Return a dependency that reads a span from the query."""
 
     async def span(
         before: Annotated[
             str | None,
-            Query(max_length=MAX_ID_CHARS, description="A message's id: older ones."),
+            Query(max_length=MAX_ID_CHARS, description="Id of a message; returns older ones."),
         ] = None,
         after: Annotated[
             str | None,
-            Query(max_length=MAX_ID_CHARS, description="A message's id: newer ones."),
+            Query(max_length=MAX_ID_CHARS, description="Id of a message; returns newer ones."),
         ] = None,
         limit: Annotated[
-            int, Query(ge=0, le=MAX_PAGE_ITEMS, description="Stored messages at most.")
+            int, Query(ge=0, le=MAX_PAGE_ITEMS, description="Maximum number of stored messages.")
         ] = 100,
         order: OrderParam = default_order,
         order_by: Annotated[Literal["created_at"], Query()] = "created_at",  # noqa: ARG001
@@ -91,7 +95,7 @@ OldestSpan = Annotated[Span, span_query("asc")]
 
 
 class Listing(Protocol):
-    """One of the lists of ``records.messages``, with everything but the span given."""
+    """A list method of ``records.messages`` that is bound to everything except the span."""
 
     def __call__(
         self,
@@ -142,7 +146,7 @@ async def list_agent_messages(
         str | None,
         Query(
             pattern=f"^default$|{CONVERSATION_PATTERN}",
-            description="Only of this conversation; `default` is that without a name.",
+            description="Only of this conversation; `default` is the default conversation.",
         ),
     ] = None,
     include_return_message_types: Types = None,
@@ -198,7 +202,7 @@ async def retrieve_message(
 
 
 def items_response(messages: Sequence[Message]) -> Response:
-    """The items of the messages. Those of one stay together, in their own order."""
+    """Return the items of the messages; items of one message stay together, in their own order."""
     return JsonResponse([item for message in messages for item in message_items(message)])
 
 
@@ -209,9 +213,9 @@ async def answer(
     *,
     oldest_first: bool = False,
 ) -> Response:
-    """Answer with the items of the span of the list, of these types only.
+    """Return the items of these types in the span of the list.
 
-    With ``oldest_first`` the order says only from which end of the list the items are.
+    With ``oldest_first``, the requested order only selects the end of the list.
     """
     if types is None:
         messages = await listing(
@@ -228,15 +232,14 @@ async def answer(
 async def _items_of_types(
     listing: Listing, span: Span, types: frozenset[MessageType]
 ) -> list[list[dict[str, Any]]]:
-    """The items of those types, by message, of up to ``span.limit`` messages that have any.
+    """Return the items of these types, grouped by message, for up to ``span.limit`` messages.
 
-    A page that is empty is the end of a list to the SDKs, so messages that show nothing do not
-    count.
+    Messages without such items do not count, because the SDKs take an empty page for the end.
     """
     before, after = span.before, span.after
     pages: list[list[dict[str, Any]]] = []
     left_bytes = PAGE_BYTES
-    wanted = max(span.limit, _MIN_LOOK_ITEMS)
+    wanted = max(span.limit, _MIN_BATCH)
     while len(pages) < span.limit and left_bytes > 0:
         messages = await listing(
             before=before, after=after, limit=wanted, ascending=span.goes_to_newer

@@ -1,4 +1,4 @@
-"""The models that agents can have."""
+"""Routes for the models that agents can use."""
 
 from typing import Annotated, Any, Literal
 
@@ -24,7 +24,7 @@ async def list_models(
     provider_name: QueryText = None,
     provider_type: ProviderType | None = None,
 ) -> list[ModelBody]:
-    """The server's default first, since clients take the first for theirs. All are ``base``."""
+    """List the models, the default first, because clients use the first as their default."""
     if provider_category and "base" not in provider_category:
         return []
     default = context.settings.default_model
@@ -43,23 +43,23 @@ async def list_models(
 @router.get(
     "/v1/models/embedding",
     operation_id="list_embedding_models",
-    summary="List the embedding models: none",
+    summary="List the embedding models: none exist here",
 )
 async def list_embedding_models() -> list[dict[str, Any]]:
     return []
 
 
 def check_model(catalog: Catalog, handle: str | None) -> None:
-    """Let pass what names a model of the server, and None.
+    """Check that the handle names a model of the server; None passes.
 
-    Raises InvalidArgumentError for what is no handle, NotFoundError for an unknown one.
+    Raises InvalidArgumentError for a malformed handle, NotFoundError for an unknown model.
     """
     if handle is None:
         return
     provider, _, name = handle.partition("/")
     if not provider or not name:
         raise InvalidArgumentError(
-            f"Invalid model handle: {handle[:100]!r}. Expected format: 'provider/model-name'; "
-            "GET /v1/models/ lists them."
+            f"Invalid model handle: {handle[:100]!r}. Expected format: 'provider/model-name'.",
+            remedy="GET /v1/models/ lists the models.",
         )
     catalog.model(handle)

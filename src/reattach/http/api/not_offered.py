@@ -1,4 +1,4 @@
-"""What the API has and this server does not: told as such, not as a path that does not exist."""
+"""Unsupported parts of the Letta API; requests get a 501 that names an alternative."""
 
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple, NoReturn
@@ -12,7 +12,7 @@ ALL: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
 class NotOffered(NamedTuple):
-    """A part of the API."""
+    """An unsupported part of the API, with its alternative."""
 
     what: str
     instead: str
@@ -20,19 +20,24 @@ class NotOffered(NamedTuple):
     methods: tuple[str, ...] = ALL
 
 
-_CONTEXT: Final = "Put what the agent should know into memory blocks or messages."
-_HOSTED: Final = "It belongs to the hosted product."
+def _tree(root: str) -> tuple[str, str]:
+    """Return patterns for a path and everything below it."""
+    return root, f"{root}/{{rest:path}}"
+
+
+_CONTEXT: Final = "Put the content into memory blocks or messages."
+_HOSTED: Final = "It is part of the hosted product only."
 
 LATER: Final = (
     NotOffered(
-        "Searching tools",
-        "List them with a part of their name as 'search'.",
+        "searching tools",
+        "Use GET /v1/tools/ with 'search'.",
         ("/v1/tools/search",),
         ("POST",),
     ),
     NotOffered(
-        "Making and changing tools by request",
-        "The server's settings and installed packages bring its tools; see GET /v1/tools/.",
+        "creating and changing tools",
+        "Tools come from the server's settings and packages; GET /v1/tools/ lists them.",
         (
             "/v1/tools/",
             "/v1/tools/{rest:path}",
@@ -41,154 +46,130 @@ LATER: Final = (
         ("POST", "PUT", "PATCH", "DELETE"),
     ),
     NotOffered(
-        "Adding, changing and calling MCP servers by request",
-        "The server's settings name them; see GET /v1/mcp-servers/.",
+        "adding, changing and calling MCP servers",
+        "MCP servers come from the server's settings; GET /v1/mcp-servers/ lists them.",
         ("/v1/mcp-servers/", "/v1/mcp-servers/{rest:path}"),
         ("POST", "PUT", "PATCH", "DELETE"),
     ),
     NotOffered(
-        "Showing the request to a provider",
+        "previewing the request to a provider",
         "Retrieve the agent and the conversation's messages.",
         ("/v1/conversations/{conversation_id}/messages/preview-raw-payload",),
         ("POST",),
     ),
     NotOffered(
-        "The list of the agents of a block",
-        "List the agents; each has its blocks.",
+        "listing the agents of a block",
+        "List the agents; each contains its blocks.",
         ("/v1/blocks/{block_id}/agents",),
         ("GET",),
     ),
     NotOffered(
-        "Looking at steps by themselves",
-        "See GET /v1/runs/{run_id}/steps.",
-        ("/v1/steps", "/v1/steps/{rest:path}"),
+        "retrieving single steps",
+        "Use GET /v1/runs/{run_id}/steps.",
+        _tree("/v1/steps"),
     ),
+    NotOffered("traces of runs", "Use GET /v1/runs/{run_id}/steps.", ("/v1/runs/{run_id}/trace",)),
     NotOffered(
-        "The trace of a run", "See GET /v1/runs/{run_id}/steps.", ("/v1/runs/{run_id}/trace",)
-    ),
-    NotOffered(
-        "The list of tags", "List the agents; each has its tags.", ("/v1/tags", "/v1/tags/")
+        "listing tags", "List the agents; each contains its tags.", ("/v1/tags", "/v1/tags/")
     ),
 )
-"""What may come."""
+"""Parts that may be supported later."""
 
 OUT_OF_SCOPE: Final = (
     NotOffered(
-        "Archival memory",
+        "archival memory",
         _CONTEXT,
         (
-            "/v1/archives",
-            "/v1/archives/{rest:path}",
-            "/v1/passages",
-            "/v1/passages/{rest:path}",
-            "/v1/agents/{agent_id}/archival-memory",
-            "/v1/agents/{agent_id}/archival-memory/{rest:path}",
+            *_tree("/v1/archives"),
+            *_tree("/v1/passages"),
+            *_tree("/v1/agents/{agent_id}/archival-memory"),
             "/v1/agents/{agent_id}/archives/{rest:path}",
         ),
     ),
     NotOffered(
-        "Computing embeddings",
-        "Let the application ask a provider for them.",
-        ("/v1/embeddings", "/v1/embeddings/{rest:path}"),
+        "computing embeddings",
+        "Request them from a provider in your application.",
+        _tree("/v1/embeddings"),
     ),
     NotOffered(
-        "Searching messages",
-        "Search in the application, over the messages that the lists give.",
+        "searching messages",
+        "List the messages and search them in your application.",
         ("/v1/messages/search",),
         ("POST",),
     ),
     NotOffered(
-        "Files",
+        "files",
         _CONTEXT,
         (
-            "/v1/folders",
-            "/v1/folders/{rest:path}",
-            "/v1/sources",
-            "/v1/sources/{rest:path}",
-            "/v1/agents/{agent_id}/folders",
-            "/v1/agents/{agent_id}/folders/{rest:path}",
-            "/v1/agents/{agent_id}/sources",
-            "/v1/agents/{agent_id}/sources/{rest:path}",
-            "/v1/agents/{agent_id}/files",
-            "/v1/agents/{agent_id}/files/{rest:path}",
+            *_tree("/v1/folders"),
+            *_tree("/v1/sources"),
+            *_tree("/v1/agents/{agent_id}/folders"),
+            *_tree("/v1/agents/{agent_id}/sources"),
+            *_tree("/v1/agents/{agent_id}/files"),
         ),
     ),
     NotOffered(
-        "Groups of agents",
-        "Let the application pass messages between agents.",
-        ("/v1/groups", "/v1/groups/{rest:path}"),
+        "groups of agents",
+        "Pass messages between agents in your application.",
+        _tree("/v1/groups"),
     ),
     NotOffered(
-        "Identities",
-        "Tell agents apart by tags, and tenants by their API keys.",
-        (
-            "/v1/identities",
-            "/v1/identities/{rest:path}",
-            "/v1/agents/{agent_id}/identities/{rest:path}",
-        ),
+        "identities",
+        "Distinguish agents by tags, and tenants by their API keys.",
+        (*_tree("/v1/identities"), "/v1/agents/{agent_id}/identities/{rest:path}"),
     ),
     NotOffered(
-        "Templates",
-        "Create agents from their members.",
-        ("/v1/templates", "/v1/templates/{rest:path}"),
+        "templates",
+        "Create each agent with POST /v1/agents/.",
+        _tree("/v1/templates"),
     ),
     NotOffered(
-        "Importing agent files",
-        "Create the agent from its members, and send it messages.",
+        "importing agent files",
+        "Create the agent with POST /v1/agents/, and send it messages.",
         ("/v1/agents/import",),
         ("POST",),
     ),
     NotOffered(
-        "Exporting an agent file",
+        "exporting agent files",
         "Retrieve the agent and its messages.",
         ("/v1/agents/{agent_id}/export",),
         ("GET",),
     ),
     NotOffered(
-        "Jobs and batches",
-        "See GET /v1/runs/.",
-        (
-            "/v1/jobs",
-            "/v1/jobs/{rest:path}",
-            "/v1/batches",
-            "/v1/batches/{rest:path}",
-            "/v1/messages/batches/{rest:path}",
-        ),
+        "jobs and batches",
+        "Use GET /v1/runs/.",
+        (*_tree("/v1/jobs"), *_tree("/v1/batches"), "/v1/messages/batches/{rest:path}"),
     ),
     NotOffered(
-        "Providers by request",
-        "The server's settings name its models; see GET /v1/models/.",
-        ("/v1/providers", "/v1/providers/{rest:path}"),
+        "managing providers",
+        "Models come from the server's settings; GET /v1/models/ lists them.",
+        _tree("/v1/providers"),
     ),
     NotOffered(
-        "This resource",
+        "this resource",
         _HOSTED,
         (
-            "/v1/environments",
-            "/v1/environments/{rest:path}",
-            "/v1/client-side-access-tokens",
-            "/v1/client-side-access-tokens/{rest:path}",
-            "/v1/agents/{agent_id}/schedule",
-            "/v1/agents/{agent_id}/schedule/{rest:path}",
-            "/v1/sandbox-config",
-            "/v1/sandbox-config/{rest:path}",
-            "/v1/organizations",
-            "/v1/organizations/{rest:path}",
-            "/v1/projects",
-            "/v1/projects/{rest:path}",
+            *_tree("/v1/environments"),
+            *_tree("/v1/client-side-access-tokens"),
+            *_tree("/v1/agents/{agent_id}/schedule"),
+            *_tree("/v1/sandbox-config"),
+            *_tree("/v1/organizations"),
+            *_tree("/v1/projects"),
             "/v1/telemetry/{rest:path}",
             "/v1/voice-beta/{rest:path}",
         ),
     ),
 )
-"""What is not meant to come."""
+"""Parts that are not planned."""
 
 router = APIRouter(include_in_schema=False)
 
 
 def _refusal(part: NotOffered) -> Callable[[Request], Awaitable[NoReturn]]:
     async def refuse(request: Request) -> NoReturn:  # noqa: ARG001
-        raise NotImplementedHereError(f"{part.what} is not offered by Reattach. {part.instead}")
+        raise NotImplementedHereError(
+            f"Reattach does not support this part of the API: {part.what}.", remedy=part.instead
+        )
 
     return refuse
 

@@ -1,4 +1,4 @@
-"""Resumes: back to a run's stream with a run id, an OTID, or just the conversation."""
+"""Routes that resume a run's stream, by run id, by OTID, or by conversation."""
 
 from typing import Annotated
 
@@ -30,9 +30,9 @@ _warned_of_agent_path = False
     operation_id="retrieve_conversation_stream",
     summary="Resume a run's stream",
     description=(
-        "Streams the events of a background run after `starting_after`, then live until its end. "
-        "The run is named by `run_id`, else by `otid`, else it is the one that is active in the "
-        "conversation. Never starts work."
+        "Streams the events of a background run after `starting_after`, then live events until "
+        "its end. The run is named by `run_id`, otherwise by `otid`; otherwise it is the active "
+        "run of the conversation. Never starts a run."
     ),
     responses=STREAM_RESPONSES,
 )
@@ -50,7 +50,7 @@ async def resume_conversation(
     tags=["runs"],
     operation_id="retrieve_run_stream",
     summary="Resume the stream of one run",
-    description="As the conversation's stream; `run_id`, `otid` and `agent_id` are ignored.",
+    description="Like the stream of a conversation; ignores `run_id`, `otid` and `agent_id`.",
     responses=STREAM_RESPONSES,
 )
 async def resume_run(
@@ -65,23 +65,23 @@ async def resume_run(
 async def conversation_stream(
     context: Context, tenant: TenantId, conversation_id: str, body: ResumeBody
 ) -> RunStream:
-    """What a resume in a conversation is answered with; raises ReattachError."""
+    """Return the response to a resume in a conversation. Raises ReattachError."""
     target = await _find(context, tenant, conversation_id, body)
     deprecated = conversation_id.startswith("agent-")
     if deprecated:
-        _warn_of_agent_path()
+        _warn_about_agent_path()
     return _stream(context, target, body, deprecated_path("stream") if deprecated else None)
 
 
 async def run_stream(
     context: Context, tenant: TenantId, run_id: str, body: ResumeBody
 ) -> RunStream:
-    """What a resume of one run is answered with; raises ReattachError."""
+    """Return the response to a resume of one run. Raises ReattachError."""
     return _stream(context, await context.runs.target(tenant, run_id), body)
 
 
 async def _find(context: Context, tenant: TenantId, path_id: str, body: ResumeBody) -> Target:
-    """The run that is meant, in the order run_id, otid, whatever is active."""
+    """Find the run by run_id, then by otid, then as the active one."""
     if body.run_id:
         return await context.runs.target(tenant, body.run_id)
     if body.otid:
@@ -90,7 +90,7 @@ async def _find(context: Context, tenant: TenantId, path_id: str, body: ResumeBo
 
 
 def _thread(path_id: str, agent_id: str | None) -> Thread:
-    """The thread that is named. One that does not exist has no active run, which is told."""
+    """Return the named thread; one that does not exist is reported as having no active run."""
     if path_id.startswith("conv-"):
         return Thread(AgentId(""), ConversationId(path_id))
     return Thread(AgentId(path_id if path_id.startswith("agent-") else agent_id or ""), None)
@@ -116,8 +116,8 @@ def _stream(
     )
 
 
-def _warn_of_agent_path() -> None:
-    global _warned_of_agent_path  # noqa: PLW0603  once in the life of the process
+def _warn_about_agent_path() -> None:
+    global _warned_of_agent_path  # noqa: PLW0603  warns once per process
     if not _warned_of_agent_path:
         _warned_of_agent_path = True
         logger.warning(

@@ -1,4 +1,4 @@
-"""Runs, as records; ``resuming`` has their streams."""
+"""Routes for the records of runs; ``resuming`` has their streams."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -28,9 +28,7 @@ from reattach.records.base import Page, Run
 
 router = routes("runs")
 
-RunPath = Annotated[
-    str, Path(max_length=MAX_ID_CHARS, description="The id of the run, `run-<uuid4>`.")
-]
+RunPath = Annotated[str, Path(max_length=MAX_ID_CHARS, description="Id of the run, `run-<uuid4>`.")]
 AgentIds = Annotated[
     list[Annotated[str, Field(pattern=AGENT_PATTERN)]] | None,
     Query(max_length=MAX_QUERY_VALUES, deprecated=True),
@@ -39,7 +37,7 @@ ConversationQuery = Annotated[
     str | None,
     Query(
         pattern=f"^default$|{CONVERSATION_PATTERN}",
-        description="Only of this conversation; `default` is those without a name.",
+        description="Only runs of this conversation; `default` is the default conversation.",
     ),
 ]
 
@@ -55,7 +53,7 @@ async def list_runs(
     background: bool | None = None,
     stop_reason: StopReasonName | None = None,
     conversation_id: ConversationQuery = None,
-    active: Annotated[bool, Query(description="Only those that have not ended.")] = False,
+    active: Annotated[bool, Query(description="Only runs that have not ended.")] = False,
     order_by: Annotated[Literal["created_at"], Query()] = "created_at",  # noqa: ARG001
 ) -> list[RunState]:
     agents = {AgentId(one) for one in [*(agent_ids or ()), *([agent_id] if agent_id else ())]}
@@ -104,7 +102,8 @@ async def retrieve_run(run_id: RunPath, context: ContextDep, tenant: TenantDep) 
     "/v1/runs/{run_id}",
     operation_id="delete_run",
     summary="Delete a run",
-    description="Its events go; its messages stay in the conversation. An active one: 409.",
+    description="Deletes its events; its messages stay in the conversation. An active run gets "
+    "409.",
 )
 async def delete_run(run_id: RunPath, context: ContextDep, tenant: TenantDep) -> None:
     run = await context.runs.by_id(tenant, run_id)
@@ -117,7 +116,7 @@ async def delete_run(run_id: RunPath, context: ContextDep, tenant: TenantDep) ->
     "/v1/runs/{run_id}/messages",
     operation_id="list_messages_for_run",
     summary="List the messages of a run",
-    description="What was sent, then what the agent answered.",
+    description="The messages that were sent, then the agent's.",
     response_model=list[MessageItem],
 )
 async def list_run_messages(
@@ -176,13 +175,16 @@ def _statuses(names: list[str] | tuple[str, ...]) -> set[RunStatus]:
         return {RunStatus(name) for name in names}
     except ValueError:
         known = ", ".join(RunStatus)
-        raise InvalidArgumentError(f"A run's status is one of {known}.") from None
+        wrong = next(name for name in names if name not in set(RunStatus))
+        raise InvalidArgumentError(
+            f"'{wrong[:100]}' is not the status of a run.", remedy=f"Use one of {known}."
+        ) from None
 
 
 def _input_span(run: Run, span: Span) -> Sequence[Message]:
-    """What was sent, as long as the conversation keeps nothing of the run."""
+    """Return the sent messages, for a run that has stored none in its conversation."""
     places = {message.id: place for place, message in enumerate(run.input)}
-    # A cursor that is not among them is ignored, as in what the conversation keeps.
+    # An unknown cursor is ignored, as it is for stored messages.
     first = 0 if span.after not in places else places[span.after] + 1
     end = len(run.input) if span.before not in places else places[span.before]
     found = run.input[first:end]

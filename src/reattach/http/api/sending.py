@@ -1,4 +1,4 @@
-"""Sends: a message in, the run's stream or its whole answer out. And cancelling."""
+"""Routes that send messages, streamed or with one JSON response, and that cancel runs."""
 
 from dataclasses import replace
 from typing import Annotated, Any
@@ -45,22 +45,22 @@ from reattach.webhooks.receivers import receiver_url
 router = routes()
 
 _DEPRECATED_SINCE = "@1795305600"
-"""The day of the first version, 2026-11-22, as RFC 9745 writes a date."""
+"""The day of the first version, 2026-11-22, in the date format of RFC 9745."""
 
 EVENT_STREAM: dict[str, Any] = {
     "description": (
-        "The run's events as server-sent events: `data: {json}` for each, `event: error` before "
-        "the one that is an error, and at the very end `data: [DONE]`. A body that ends without "
-        "it was cut off: resume with the last `seq_id`."
+        "The run's events as server-sent events: one `data: {json}` per event, preceded by "
+        "`event: error` for an error, and `data: [DONE]` at the end. A body without `[DONE]` was "
+        "cut off: resume with the last `seq_id`."
     ),
     "headers": {
-        "X-Run-Id": {"description": "The run.", "schema": {"type": "string"}},
+        "X-Run-Id": {"description": "Id of the run.", "schema": {"type": "string"}},
         "X-Run-Status": {
-            "description": "How it was when the stream opened.",
+            "description": "Status of the run when the stream opened.",
             "schema": {"type": "string", "enum": [status.value for status in RunStatus]},
         },
         "X-Stream-Starts-After": {
-            "description": "The cursor used.",
+            "description": "The cursor that the stream starts after.",
             "schema": {"type": "integer", "minimum": 0},
         },
     },
@@ -71,7 +71,7 @@ STREAM_OR_JSON_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         **EVENT_STREAM,
         "model": WholeAnswer,
-        "description": f"{EVENT_STREAM['description']} Or, without a stream, all of the answer.",
+        "description": f"{EVENT_STREAM['description']} Or the complete answer as JSON.",
     }
 }
 
@@ -94,7 +94,7 @@ async def send_to_conversation(
         check_agent_id(body.agent_id)
     addressed = await find_addressed(context.records, tenant, conversation_id, body.agent_id)
     send = _parse(context, tenant, addressed, body, "send_conversation_message")
-    run = await _begun(context, access, send)
+    run = await _start_run(context, access, send)
     if body.streaming is False:
         return await access.during(_whole_answer(context, run, send))
     return _stream(context, run, send, deprecated=conversation_id.startswith("agent-"))
@@ -119,7 +119,7 @@ async def send_to_agent(
     addressed = await find_agent(context.records, tenant, AgentId(agent_id))
     run_type = "send_message_streaming" if body.streaming else "send_message"
     send = _parse(context, tenant, addressed, body, run_type)
-    run = await _begun(context, access, send)
+    run = await _start_run(context, access, send)
     if not body.streaming:
         return await access.during(_whole_answer(context, run, send))
     return _stream(context, run, send)
@@ -142,14 +142,14 @@ async def stream_to_agent(
 ) -> Response:
     addressed = await find_agent(context.records, tenant, AgentId(agent_id))
     send = _parse(context, tenant, addressed, body, "send_message_streaming")
-    return _stream(context, await _begun(context, access, send), send)
+    return _stream(context, await _start_run(context, access, send), send)
 
 
 @router.post(
     "/v1/agents/{agent_id}/messages/async",
     tags=["agents"],
     operation_id="send_message_async",
-    summary="Send a message to an agent's default conversation and be answered with the run",
+    summary="Send a message to an agent's default conversation and return the run at once",
 )
 async def send_to_agent_async(
     agent_id: AgentPath,
@@ -161,14 +161,14 @@ async def send_to_agent_async(
     callback_url = _callback_url(context, body)
     addressed = await find_agent(context.records, tenant, AgentId(agent_id))
     send = _parse(context, tenant, addressed, body, "send_message_async")
-    return RunState.of(await _begun(context, access, replace(send, callback_url=callback_url)))
+    return RunState.of(await _start_run(context, access, replace(send, callback_url=callback_url)))
 
 
 @router.post(
     "/v1/conversations/{conversation_id}/cancel",
     tags=["conversations"],
     operation_id="cancel_conversation",
-    summary="Cancel what is active in a conversation",
+    summary="Cancel the active run of a conversation",
     response_model=dict[str, str],
 )
 async def cancel_conversation(
@@ -206,7 +206,7 @@ async def cancel_agent_runs(
 
 
 def _callback_url(context: Context, body: AsyncSendBody) -> str | None:
-    """Return the URL as it is called. Raises ValidationFailedError."""
+    """Return the normalized URL. Raises ValidationFailedError."""
     if not body.callback_url:
         return None
     try:
@@ -223,7 +223,7 @@ def _refuse_stream_options(body: AgentSendBody) -> None:
         ("include_pings", body.include_pings is False),
     ):
         if wrong:
-            message = f"'{name}' needs 'streaming': true."
+            message = f"'{name}' requires 'streaming': true."
             raise invalid([Fault(["body", name], message, "needs_streaming")])
 
 
@@ -240,13 +240,13 @@ def _parse(
     )
 
 
-async def _begun(context: Context, access: Access, send: Send) -> Run:
-    """The run that the send asks for, if the tenant may have another one open."""
+async def _start_run(context: Context, access: Access, send: Send) -> Run:
+    """Start the run, or find the one of an earlier request. Raises QuotaError."""
     return await context.runs.send(send, admit=access.use.admit_run)
 
 
 def _stream(context: Context, run: Run, send: Send, *, deprecated: bool = False) -> Response:
-    """The run from its start, whether this send made it or an earlier one with its OTID."""
+    """Stream the run from its start, also if an earlier send with this OTID created it."""
     return RunStream(
         context.runs,
         Target.of(run),
@@ -258,21 +258,21 @@ def _stream(context: Context, run: Run, send: Send, *, deprecated: bool = False)
 
 
 def deprecated_path(action: str) -> dict[str, str]:
-    """Headers for an agent's id where a conversation's belongs (RFC 9745, RFC 8288)."""
+    """Return deprecation headers for an agent id used as conversation id (RFC 9745, 8288)."""
     link = f'</v1/conversations/default/{action}>; rel="successor-version"'
     return {"deprecation": _DEPRECATED_SINCE, "link": link}
 
 
 async def _whole_answer(context: Context, run: Run, send: Send) -> Response:
-    """Wait for the run's end, and answer with what it gave.
+    """Wait for the end of the run and return its complete answer.
 
-    A duplicate gets the answer of the run that the first request made.
+    A duplicate request gets the answer of the run that the first one started.
     """
     run = await context.runs.wait_until_settled(run)
     if run.status.is_active:
         raise StoreUnavailableError(
-            f"The answer of {run.id} can not be written at present. Send the same again, with its "
-            "otid, to get it."
+            f"The answer of {run.id} cannot be stored at present.",
+            remedy="Send the same request again, with its otid, to get the answer.",
         )
     if run.status is RunStatus.FAILED and run.error is not None:
         error = engine_error(str(run.error["error_type"]), str(run.error["message"]))

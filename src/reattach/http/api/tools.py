@@ -1,4 +1,4 @@
-"""The tools that the server runs, and which of them an agent has."""
+"""Routes for the tools that the server runs, and for the tools of an agent."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from reattach.domain.ids import AgentId, TenantId
 from reattach.domain.limits import MAX_AGENT_TOOLS, MAX_NAME_CHARS
 from reattach.http.api.agents import agent_state
 from reattach.http.context import Context, ContextDep, TenantDep
-from reattach.http.paging import ShortPage, stretch
+from reattach.http.paging import ShortPage, page_of
 from reattach.http.routes import routes
 from reattach.http.schemas.agent import AgentState
 from reattach.http.schemas.fields import AgentPath, QueryPart, QueryText, QueryTexts, ToolPath
@@ -20,7 +20,7 @@ from reattach.tools.base import tool_id as id_of
 
 router = routes("tools")
 
-NamePath = Annotated[str, Path(max_length=MAX_NAME_CHARS, description="The tool's name.")]
+NamePath = Annotated[str, Path(max_length=MAX_NAME_CHARS, description="Name of the tool.")]
 
 
 @router.get("/v1/tools/", operation_id="list_tools", summary="List the tools that the server runs")
@@ -36,7 +36,7 @@ async def list_tools(
     exclude_tool_types: QueryTexts = None,
     return_only_letta_tools: bool = False,
 ) -> list[ToolBody]:
-    """List those that the tenant may have, in the order of their names."""
+    """List the tools that the tenant may use, sorted by name."""
     tools = [
         tool
         for tool in context.toolbox.for_tenant(tenant).tools()
@@ -48,13 +48,13 @@ async def list_tools(
         and (not exclude_tool_types or tool.kind not in _split(exclude_tool_types))
         and not return_only_letta_tools
     ]
-    return [ToolBody.of(tool) for tool in stretch(tools, page, lambda tool: tool.id, "Tool")]
+    return [ToolBody.of(tool) for tool in page_of(tools, page, lambda tool: tool.id, "Tool")]
 
 
 @router.post(
     "/v1/tools/add-base-tools",
     operation_id="add_base_tools",
-    summary="Add the tools that every server has: none",
+    summary="Add the base tools: none exist here",
 )
 async def add_base_tools() -> list[ToolBody]:
     return []
@@ -73,14 +73,14 @@ async def list_agent_tools(
 ) -> list[ToolBody]:
     agent = await context.records.agents.get(tenant, AgentId(agent_id))
     attached = context.toolbox.for_tenant(tenant).attached_tools(agent.settings)
-    found = stretch(attached, page, lambda one: one.tool.id, "Tool")
+    found = page_of(attached, page, lambda one: one.tool.id, "Tool")
     return [ToolBody.attached(one) for one in found]
 
 
 @router.patch(
     "/v1/agents/{agent_id}/tools/attach/{tool_id}",
     operation_id="attach_tool",
-    summary="Give a tool to an agent",
+    summary="Attach a tool to an agent",
 )
 async def attach_tool(
     agent_id: AgentPath, tool_id: ToolPath, context: ContextDep, tenant: TenantDep
@@ -90,16 +90,19 @@ async def attach_tool(
     def attached(settings: Mapping[str, Any]) -> Mapping[str, Any]:
         tools = {tool.name: None, **(settings.get(SETTING) or {})}
         if len(tools) > MAX_AGENT_TOOLS:
-            raise InvalidArgumentError(f"An agent may have {MAX_AGENT_TOOLS} tools; detach one.")
+            raise InvalidArgumentError(
+                f"The agent has {MAX_AGENT_TOOLS} tools, which is the limit.",
+                remedy="Detach one first.",
+            )
         return {**settings, SETTING: tools}
 
-    return await _changed(context, tenant, agent_id, attached)
+    return await _change_settings(context, tenant, agent_id, attached)
 
 
 @router.patch(
     "/v1/agents/{agent_id}/tools/detach/{tool_id}",
     operation_id="detach_tool",
-    summary="Take a tool from an agent",
+    summary="Detach a tool from an agent",
 )
 async def detach_tool(
     agent_id: AgentPath, tool_id: ToolPath, context: ContextDep, tenant: TenantDep
@@ -107,20 +110,20 @@ async def detach_tool(
     def detached(settings: Mapping[str, Any]) -> Mapping[str, Any]:
         tools = settings.get(SETTING) or {}
         left = {name: tools[name] for name in tools if id_of(name) != tool_id}
-        # One that the server has no more can be taken away too.
+        # A tool that the server no longer has can be detached too.
         if len(left) == len(tools):
             _tool(context, tenant, tool_id)
         return {**settings, SETTING: left}
 
-    return await _changed(context, tenant, agent_id, detached)
+    return await _change_settings(context, tenant, agent_id, detached)
 
 
 @router.patch(
     "/v1/agents/{agent_id}/tools/approval/{tool_name}",
     operation_id="modify_tool_approval",
-    summary="Say whether an agent's calls of a tool wait for an approval",
-    description="From the next turn on. The answer shows the rule in force: an agent can ask for "
-    "approvals, and not do without those that the server requires.",
+    summary="Set whether an agent's calls of a tool require approval",
+    description="Applies from the next turn on. The response shows the effective rule: an agent "
+    "can require approvals, but cannot waive those that the server requires.",
 )
 async def modify_approval(
     agent_id: AgentPath,
@@ -133,12 +136,12 @@ async def modify_approval(
         tools = settings.get(SETTING) or {}
         if tool_name not in tools:
             raise NotFoundError(
-                f"The agent has no tool {tool_name[:100]}. Attach it first; "
-                "GET /v1/tools/ lists those there are."
+                f"The agent has no tool '{tool_name[:100]}'.",
+                remedy="Attach it first; GET /v1/tools/ lists the tools of the server.",
             )
         return {**settings, SETTING: {**tools, tool_name: body.requires_approval}}
 
-    return await _changed(context, tenant, agent_id, ruled)
+    return await _change_settings(context, tenant, agent_id, ruled)
 
 
 def _tool(context: Context, tenant: TenantId, tool_id: str) -> Tool:
@@ -148,17 +151,17 @@ def _tool(context: Context, tenant: TenantId, tool_id: str) -> Tool:
     return tool
 
 
-async def _changed(
+async def _change_settings(
     context: Context,
     tenant: TenantId,
     agent_id: str,
     change: Callable[[Mapping[str, Any]], Mapping[str, Any]],
 ) -> AgentState:
-    """The agent, after ``change`` of its settings."""
+    """Apply ``change`` to the agent's settings and return the agent."""
     agent = await context.records.agents.change_settings(tenant, AgentId(agent_id), change)
     return await agent_state(context, tenant, agent, None)
 
 
 def _split(values: list[str]) -> set[str]:
-    """Values that were repeated, or that stand in one with commas between them."""
+    """Return the values of a parameter that is repeated or separated by commas."""
     return {word.strip() for value in values for word in value.split(",")}

@@ -1,8 +1,7 @@
-"""Reading the body of a request, by its length or in chunks, without I/O.
+"""Parsing of request bodies, by length or in chunks, without I/O.
 
-Trailers are counted, bounded and dropped: they come after the application has looked at the
-headers, so they are never taken as such (RFC 9110, section 6.5.1). Extensions of chunks are dropped
-too.
+Trailers are counted, bounded and dropped: they arrive after the application has read the headers,
+so they are never treated as headers (RFC 9110, section 6.5.1). Chunk extensions are dropped too.
 """
 
 import re
@@ -14,15 +13,15 @@ from reattach.domain.limits import MAX_CHUNK_EXTENSION_BYTES, MAX_TRAILER_BYTES,
 _SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*(;[\t\x20-\x7e\x80-\xff]*))?")
 _TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 _SIZE_LINE_BYTES: Final = 15 + MAX_CHUNK_EXTENSION_BYTES
-_TRAILERS: Final = f"{MAX_TRAILERS} trailers of {MAX_TRAILER_BYTES} bytes together"
+_TRAILERS: Final = f"{MAX_TRAILERS} trailers with {MAX_TRAILER_BYTES} bytes in total"
 _EXTENSIONS: Final = f"{MAX_CHUNK_EXTENSION_BYTES} bytes of chunk extensions"
 
 
 class Body(Protocol):
-    """The rest of a request."""
+    """Parser for the rest of a request."""
 
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
-        """Return what is of the body, and what follows the body, None while it is incomplete.
+        """Return the parsed bytes, and the bytes after the body or None while it is incomplete.
 
         Raises InvalidHttpError, HeadTooLargeError.
         """
@@ -48,16 +47,16 @@ class LengthBody:
 
 
 class ChunkedBody:
-    """A body in chunks, as RFC 9112, section 7.1 has them."""
+    """A chunked body (RFC 9112, section 7.1)."""
 
     __slots__ = ("_extension_bytes", "_in_trailers", "_left", "_line", "_trailer_bytes",
                  "_trailers")  # fmt: skip
 
     def __init__(self) -> None:
         self._line = b""
-        """The beginning of a line whose end has not come."""
+        """The start of an incomplete line."""
         self._left = 0
-        """The bytes of the chunk that are still to come, with its line end (2 bytes)."""
+        """The missing bytes of the chunk, including its line end (2 bytes)."""
         self._in_trailers = False
         self._extension_bytes = 0
         self._trailers = 0
@@ -89,7 +88,7 @@ class ChunkedBody:
         return b"".join(pieces), None
 
     def _read_chunk(self, data: bytes, place: int, pieces: list[bytes]) -> int:
-        """Take what there is of the chunk; return the place behind it."""
+        """Take the available bytes of the chunk; return the index after them."""
         if self._left > 2:
             piece = data[place : place + self._left - 2]
             pieces.append(piece)
@@ -122,7 +121,7 @@ class ChunkedBody:
             raise InvalidHttpError
 
     def _bound_line(self, length: int, *, whole: bool) -> None:
-        """Refuse a line that is too long, alike whether its end has come or not."""
+        """Refuse a line that is too long, whether or not it is complete."""
         if self._in_trailers:
             if self._trailer_bytes + length > MAX_TRAILER_BYTES:
                 raise HeadTooLargeError(_TRAILERS)

@@ -1,8 +1,7 @@
-"""How many connections there may be, in all and from one address.
+"""Limits on the number of connections, in total and per client address.
 
-At the bound the connection that has waited longest for a request gives way to the new one, so that
-nobody shuts others out by opening connections and saying nothing. If all have requests under way,
-the new one is refused.
+At the limit, the connection that has waited longest for a request gives way to the new one, so that
+idle connections cannot lock others out. If all have open requests, the new one is refused.
 """
 
 import ipaddress
@@ -26,10 +25,10 @@ logger = structlog.get_logger(__name__)
 
 
 class Capacity:
-    """Counts connections by the address of their client."""
+    """Counts connections by client address."""
 
     def __init__(self, watch: Watch, most: int | None = None, each: int | None = None) -> None:
-        """None: as many as the process may open files for, and ADDRESS_SHARE of these for each."""
+        """None: as many as open files allow, and ADDRESS_SHARE of these per address."""
         self.most: Final = _files() if most is None else most
         self.each: Final = max(1, int(self.most * ADDRESS_SHARE)) if each is None else each
         self._watch = watch
@@ -49,7 +48,7 @@ class Capacity:
         self._all += 1
 
     def leave(self, address: str) -> None:
-        """Count a connection no longer that was admitted."""
+        """Stop counting an admitted connection."""
         client = _client(address)
         self._all -= 1
         self._counts[client] -= 1
@@ -72,7 +71,7 @@ class Capacity:
 
 
 def _files() -> int:
-    """Connections that the process may have files for, with some left for everything else."""
+    """Return how many connections the limit of open files allows, less a reserve."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
         return UNLIMITED_CONNECTIONS
@@ -80,7 +79,7 @@ def _files() -> int:
 
 
 def _client(address: str) -> str:
-    """The address, or the network of it that stands for one client."""
+    """Return the address, or the IPv6 network, that stands for one client."""
     if ":" not in address:
         return address
     whole = ipaddress.IPv6Address(address.partition("%")[0])

@@ -1,7 +1,7 @@
-"""One request and its response: ``receive`` and ``send`` of ASGI, and the hold that streams keep.
+"""One request and its response: ASGI's ``receive`` and ``send``, and a stream's ``Connection``.
 
-A body of HTTP/1.1 whose length is not known goes out in chunks, one of HTTP/1.0 up to the end of
-the connection. The head of a response goes out with the first of its body, as ASGI wants it.
+An HTTP/1.1 body of unknown length is sent in chunks, an HTTP/1.0 body until the connection closes.
+The head of a response is sent with the first part of its body, as ASGI requires.
 """
 
 import asyncio
@@ -39,16 +39,16 @@ _STATUS_LINES: Final = {status: _status_line(status) for status in range(100, 60
 
 
 def response_head(status: int, headers: Headers, *more: bytes) -> bytes:
-    """Encode a head; ``more`` are further lines. Raises ValueError if a header has a line end."""
+    """Encode a head with further lines ``more``. Raises ValueError for a line end in a header."""
     lines = [_STATUS_LINES[status], *map(b": ".join, headers), *more, b"", b""]
     head = b"\r\n".join(lines)
     if not head.count(b"\n") == head.count(b"\r") == len(lines) - 1:
-        raise ValueError("A header of the response has a line end in it.")
+        raise ValueError("A header of the response contains a line end.")
     return head
 
 
-class Line(Protocol):
-    """The connection, as one request of it knows it."""
+class Transport(Protocol):
+    """The connection, as seen by one of its requests."""
 
     write_paused: bool
     stalled: bool
@@ -58,38 +58,38 @@ class Line(Protocol):
         """Headers of every response."""
 
     def write(self, data: Piece) -> None:
-        """Send bytes; nothing if the connection closes."""
+        """Send bytes; does nothing if the connection is closing."""
 
     def writelines(self, pieces: tuple[Piece, ...]) -> None:
         """Send several pieces without joining them."""
 
     async def room(self) -> None:
-        """Return when more is taken, or the other side is gone."""
+        """Return when the write buffer has room, or the client is gone."""
 
     def pause_reading(self) -> None:
-        """Read nothing more for now."""
+        """Stop reading until ``resume_reading``."""
 
     def resume_reading(self) -> None:
-        """Read on."""
+        """Continue reading."""
 
     def expect_body(self) -> None:
-        """Give the client time for more of the body."""
+        """Restart the deadline for more of the body."""
 
     def keep(self) -> None:
-        """Note that the response goes on without the application."""
+        """Continue the response without the application."""
 
     def response_complete(self) -> None:
-        """Go on to the next request, or close."""
+        """Continue with the next request, or close."""
 
     def close(self) -> None:
-        """Close once everything that was written is taken."""
+        """Close once everything that was written has been sent."""
 
     def abort(self) -> None:
         """Close at once."""
 
 
 class Cycle:
-    """One request of a connection, and the ``Connection`` that a stream may keep of it."""
+    """One request of a connection, and the ``Connection`` that a stream may keep."""
 
     __slots__ = (
         "_asked_whole",
@@ -115,7 +115,7 @@ class Cycle:
 
     def __init__(
         self,
-        connection: Line,
+        connection: Transport,
         head: Head,
         server: tuple[str, int] | None,
         client: tuple[str, int],
@@ -140,11 +140,11 @@ class Cycle:
         self.more_body = True
         """The request is not complete."""
         self.started = False
-        """The application has begun to answer."""
+        """The application has started its response."""
         self.complete = False
         """The whole response was written."""
         self.gone = False
-        """Nobody is there any more who could be answered."""
+        """The client is gone."""
         self.is_kept = False
         self._on_left: Callable[[], None] | None = None
         self._on_room: Callable[[], None] | None = None
@@ -154,38 +154,38 @@ class Cycle:
         self._continue_due = head.expects_continue
         self._body = b""
         self._asked_whole = False
-        """The application was given the end of the request."""
+        """The application has received the end of the request."""
         self._came: asyncio.Event | None = None
         self._head = b""
-        """The head of the response while it waits for what follows."""
+        """The head of the response, held back until the first part of the body."""
         self._chunked = False
         self._expected_bytes = -1
-        """The rest of the length that the head announced; -1: none was."""
+        """The missing bytes of the announced length; -1 if none was announced."""
 
     async def run(self, app: ASGIApp) -> None:
-        """Let the application answer, and see to it that there is an answer."""
+        """Run the application, and make sure that the client gets a response."""
         try:
             await app(self.scope, self.receive, self.send)
             if not (self.started or self.is_kept or self.gone):
-                raise RuntimeError("The application gave no answer.")
+                raise RuntimeError("The application sent no response.")
         except Exception as error:
             if self.started or self.gone:
-                logger.exception("response broken off")
-                self._break_off()
+                logger.exception("response aborted")
+                self._close_incomplete()
             else:
                 await self._send_unknown_error(error)
         except BaseException:
-            self._break_off()
+            self._close_incomplete()
             raise
         else:
             if not (self.complete or self.is_kept or self.gone):
-                logger.error("response broken off", reason="the application left its body open")
-                self._break_off()
+                logger.error("response aborted", reason="the application did not end its body")
+                self._close_incomplete()
         finally:
-            self.scope = {}  # It refers to this object, which would wait for the garbage collector.
+            self.scope = {}  # Breaks a reference cycle, which only the collector would free.
 
-    def _break_off(self) -> None:
-        """Close without the end of the body, so that the client does not take it for whole."""
+    def _close_incomplete(self) -> None:
+        """Close without the end of the body, so that the client sees that it is incomplete."""
         if not (self.complete or self.gone):
             self._connection.close()
 
@@ -197,11 +197,11 @@ class Cycle:
 
     @property
     def waits_for_continue(self) -> bool:
-        """The client sends no body before the application asks for it."""
+        """Whether the client sends no body before the application asks for it."""
         return self._continue_due
 
     def body_came(self, body: bytes, *, whole: bool) -> None:
-        """Take more of the request's body."""
+        """Take more of the request body."""
         if not self.complete and not self.gone:
             self._body = self._body + body if self._body else body
             if len(self._body) > BODY_AHEAD_BYTES:
@@ -212,7 +212,7 @@ class Cycle:
             self._came.set()
 
     def lose(self) -> None:
-        """The other side is gone."""
+        """Report that the client is gone."""
         if self.gone:
             return
         self.gone = True
@@ -253,11 +253,11 @@ class Cycle:
             body = b"" if self._method == "HEAD" else message.get("body", b"")
             self._send_body(body, more=message.get("more_body", False))
         else:
-            raise RuntimeError(f"The message {message['type']!r} is out of its order.")
+            raise RuntimeError(f"The application sent {message['type']!r} out of order.")
 
     def _start(self, status: int, headers: Headers) -> None:
         self._chunked, self._expected_bytes = False, -1
-        if self._continue_due:  # The client may send the body still, or never.
+        if self._continue_due:  # The client may still send the body, or not.
             self._continue_due = self.keep_alive = False
         kept = [*self._connection.default_headers]
         has_length = False
@@ -293,7 +293,7 @@ class Cycle:
         if self._expected_bytes >= 0:
             self._expected_bytes -= len(body)
             if self._expected_bytes < 0 or (self._expected_bytes and not more):
-                raise RuntimeError("The body has another length than its head says.")
+                raise RuntimeError("The body does not have the length that its head announced.")
         if not more:
             self.finish(body)
         elif body:
@@ -306,14 +306,14 @@ class Cycle:
         return self._connection.stalled
 
     async def begin(self, send: Send, start: Message) -> None:
-        if send != self.send:  # Somebody between has more to say in it.
+        if send != self.send:  # Middleware wraps ``send`` and may add headers.
             await send(start)
         else:
             self._start(start["status"], start["headers"])
 
     def keep(self) -> None:
         self.is_kept = True
-        self.scope = {}  # It weighs more than all else of the request.
+        self.scope = {}  # Frees most of the request's memory.
         self._body = b""
         self._connection.keep()
 
@@ -369,16 +369,16 @@ class Cycle:
             call()
 
     def room_came(self) -> None:
-        """There is room to write again."""
+        """Report that there is room to write again."""
         call, self._on_room = self._on_room, None
         if call is not None:
             call()
 
 
 class _Chunks:
-    """Encodes chunks (RFC 9112, section 7.1). Many readers get the same one in a row.
+    """Encodes chunks (RFC 9112, section 7.1), and caches the last one for many readers in a row.
 
-    They are recognised by their identity: comparing all of it costs more than encoding it again.
+    The cache compares identities: comparing contents costs more than encoding again.
     """
 
     __slots__ = ("_body", "_chunk")

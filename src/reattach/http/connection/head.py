@@ -1,15 +1,15 @@
-"""Reading the head of a request: its request line and headers, bounded and without I/O.
+"""Parsing of request heads (request line and headers), bounded and without I/O.
 
-``httptools`` (llhttp) parses it. What RFC 9110 and RFC 9112 forbid beyond the grammar is refused
-here, because a proxy in front of this server may take it differently:
+``httptools`` (llhttp) parses the grammar. The following violations of RFC 9110 and RFC 9112 are
+refused here, because a proxy in front of this server may read them differently:
 
-- another version than 1.0 and 1.1, and HTTP/0.9, which has no head at all;
-- a request of HTTP/1.1 without Host, and one with a malformed Host;
-- a header that may stand once and stands twice;
+- versions other than 1.0 and 1.1, and HTTP/0.9, which has no head at all;
+- an HTTP/1.1 request without Host, and a malformed Host;
+- a repeated header that may occur only once;
 - Transfer-Encoding in HTTP/1.0, together with Content-Length, or other than ``chunked``;
 - expectations other than ``100-continue``, tunnels (CONNECT), and fragments in the target.
 
-A request to upgrade is taken as one that does not ask for it (RFC 9110, section 7.8).
+Requests to upgrade are handled as if they did not ask for it (RFC 9110, section 7.8).
 """
 
 import re
@@ -35,9 +35,9 @@ _OTHER_VERSION: Final = re.compile(rb"(?!PRI )[A-Z]+ [!-~]+ HTTP/(?:[2-9]|1\.[2-
 _SPACE: Final = b" \t"
 _MAX_PORT: Final = 65535
 _KNOWN_HOSTS: Final[set[bytes]] = set()
-"""Some that were well-formed: most requests name the same few."""
+"""Cache of well-formed hosts, because most requests name the same few."""
 _MOST_KNOWN_HOSTS: Final = 100
-_BOUND: Final = f"{MAX_HEAD_BYTES} bytes of request line and headers"
+_BOUND: Final = f"{MAX_HEAD_BYTES} bytes in its request line and headers"
 _SINGLE: Final = (
     b"host",
     b"authorization",
@@ -45,13 +45,13 @@ _SINGLE: Final = (
     b"content-type",
     b"transfer-encoding",
 )
-"""Headers that have one value: of two, a proxy and this server might take different ones."""
+"""Headers with one value; a proxy and this server could pick different ones of two."""
 
 
 class Head:
-    """The head of one request: fed with what comes until it is complete.
+    """The head of one request; fed with data until it is complete.
 
-    The fields below hold once ``feed`` has returned the bytes that follow the head.
+    The public fields are valid once ``feed`` has returned the bytes after the head.
     """
 
     __slots__ = ("_blank_bytes", "_complete", "_parser", "_seen", "_target", "chunked",
@@ -70,23 +70,23 @@ class Head:
         self.raw_path = b""
         self.query_string = b""
         self.headers: list[tuple[bytes, bytes]] = []
-        """Names in lower case."""
+        """Header names are in lower case."""
         self.keep_alive = False
-        """The client wants to use the connection again."""
+        """The client wants to reuse the connection."""
         self.expects_continue = False
-        """The client sends the body once it is told to."""
+        """The client sends the body only after a 100 response."""
         self.chunked = False
         self.content_length = 0
 
     @property
     def has_begun(self) -> bool:
-        """Whether the request line, or some of it, has come."""
+        """Whether any part of the request line has arrived."""
         return bool(self._seen)
 
     def feed(self, data: bytes) -> bytes | None:
-        """Read on; return what follows the head, or None while it is incomplete.
+        """Parse more data; return the bytes after the head, or None while it is incomplete.
 
-        Raises HeadTooLargeError at MAX_HEAD_BYTES, and other errors for what is no request.
+        Raises HeadTooLargeError at MAX_HEAD_BYTES, and other errors for invalid requests.
         """
         if self._seen:
             start = len(self._seen)
@@ -114,7 +114,7 @@ class Head:
         return data[rest:]
 
     def _skip_blank(self, data: bytes) -> bytes:
-        """Ignore empty lines before the request."""
+        """Skip empty lines before the request."""
         rest = data.lstrip(_BLANK)
         self._blank_bytes += len(data) - len(rest)
         if self._blank_bytes >= MAX_HEAD_BYTES:
@@ -133,7 +133,7 @@ class Head:
             raise _unreadable(self._seen or data) from None
 
     def _refuse_version_0_9(self) -> None:
-        """Its request is one line without a version, whose client waits for the answer."""
+        """Refuse a one-line request without a version, whose client sends nothing more."""
         parser = self._parser
         if parser is not None and b"\r\n" in self._seen and parser.get_http_version() < "1":
             raise InvalidHttpError
@@ -158,7 +158,7 @@ class Head:
     # Once the head is complete.
 
     def _finish(self, line: bytes) -> None:
-        self._parser = None  # It refers to this object, which would wait for the garbage collector.
+        self._parser = None  # Breaks a reference cycle, which only the collector would free.
         if not self._complete:
             raise InvalidHttpError
         if line.endswith(b" HTTP/1.1"):
@@ -212,7 +212,7 @@ class Head:
         self.path = unquote(path) if "%" in path else path
 
     def _absolute(self, target: bytes) -> bytes:
-        """The path and query of an absolute target, whose host counts instead of the header's."""
+        """Return the path and query of an absolute target, whose host replaces the Host header."""
         scheme, separator, rest = target.partition(b"://")
         place = re.search(rb"[/?]", rest)
         authority = rest if place is None else rest[: place.start()]
@@ -229,22 +229,22 @@ class Head:
         coding, length = values.get(b"transfer-encoding"), values.get(b"content-length")
         if coding is not None:
             if self.version == "1.0":
-                raise InvalidHttpError("has a Transfer-Encoding header, which HTTP/1.0 lacks")
+                raise InvalidHttpError("has a Transfer-Encoding header, but is HTTP/1.0")
             if length is not None:
                 raise InvalidHttpError("has both a Transfer-Encoding and a Content-Length header")
             if coding.lower() != b"chunked":
                 text = coding.decode("latin-1")
                 raise NotImplementedHereError(
-                    f"The transfer coding {text!r} is not offered. Send the body as `chunked`, or "
-                    "with a Content-Length."
+                    f"The server does not support the transfer coding {text!r}.",
+                    remedy="Send the body as `chunked`, or with a Content-Length.",
                 )
             self.chunked = True
         elif length is not None:
-            self.content_length = int(length)  # The parser has looked at it.
+            self.content_length = int(length)  # The parser has validated it.
 
 
 def _is_authority(host: bytes) -> bool:
-    """Whether it is a host with or without a port (RFC 9110, section 7.2)."""
+    """Return whether it is a host with an optional port (RFC 9110, section 7.2)."""
     match = _HOST.fullmatch(host)
     return match is not None and int(match[1] or 0) <= _MAX_PORT
 

@@ -1,7 +1,7 @@
-"""The connection as asyncio knows it: reads requests, has them answered, and ends in time.
+"""The connection as an asyncio protocol: parses requests, runs the application, enforces deadlines.
 
-``states`` has the rules. uvicorn is the server around it (signals, start and stop, the set of open
-connections); nothing here leans on how uvicorn itself speaks HTTP.
+``states`` has the rules. uvicorn provides the server around it (signals, start and stop, the set of
+open connections); nothing here depends on uvicorn's own HTTP code.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ from reattach.http.stream.delivery import Piece
 logger = structlog.get_logger(__name__)
 
 _UNSENT: Final[int | None] = getattr(termios, "TIOCOUTQ", None)
-"""Asks the kernel what the other side has not confirmed; not every system can say."""
+"""The ioctl that returns the bytes the client has not acknowledged; None if unsupported."""
 
 _TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)
 _TCP_CLOSE: Final = 7
 
 
 class ServerState(Protocol):
-    """The connections and tasks that uvicorn waits for when it stops."""
+    """The connections and tasks that uvicorn awaits when it stops."""
 
     total_requests: int
     connections: set[Any]
@@ -47,7 +47,7 @@ class ServerState(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """The state that the connections of a server share."""
+    """State shared by all connections of a server."""
 
     app: ASGIApp
     state: ServerState
@@ -56,7 +56,7 @@ class Endpoint:
 
 
 class HttpConnection(asyncio.Protocol):
-    """One connection. ``client`` is the address and port of its other side."""
+    """One connection. ``client`` is the address and port of the client."""
 
     __slots__ = ("_body", "_body_until", "_client", "_cycle", "_discarded_bytes", "_endpoint",
                  "_head", "_held", "_queue", "_reads", "_room", "_server", "_transport",
@@ -69,14 +69,14 @@ class HttpConnection(asyncio.Protocol):
         self._server: tuple[str, int] | None = None
         self._transport: asyncio.Transport
         self._head: Head | None = None
-        """The head that is being read."""
+        """The head that is being parsed."""
         self._body: Body | None = None
-        """The body that is being read."""
+        """The body that is being parsed."""
         self._body_until = 0.0
         self._cycle: Cycle | None = None
-        """The last request whose head was complete."""
+        """The latest request with a complete head."""
         self._held = b""
-        """Bytes that arrived and were not parsed yet."""
+        """Bytes that arrived and are not parsed yet."""
         self._reads = True
         self._room: asyncio.Event | None = None
         self._queue: Queue | None = None
@@ -85,7 +85,7 @@ class HttpConnection(asyncio.Protocol):
         self.write_paused = False
         self.half_closed = False
         self.stalled = False
-        """It was aborted because the client took nothing."""
+        """The connection was aborted because the client read nothing."""
         self.sent_bytes = 0
         self.taken_bytes = 0
         self.stuck_since: float | None = None
@@ -101,7 +101,7 @@ class HttpConnection(asyncio.Protocol):
         return state is State.IDLE or state is State.BODY or state is State.HEAD
 
     def _enter(self, state: State) -> None:
-        """Go to a state, or stay in it with its time beginning anew."""
+        """Enter a state, or stay in it and restart its deadline."""
         if self._queue is not None:
             self._queue.pop(self, None)
             self._queue = None
@@ -149,10 +149,10 @@ class HttpConnection(asyncio.Protocol):
             self._read(data)
 
     def eof_received(self) -> bool:
-        """Whether the connection stays open: a client that sends no more may read an answer."""
+        """Return whether the connection stays open, so that the client can read its response."""
         self.half_closed = True
         if self._held or self.state is State.RESPONSE or self.state is State.KEPT:
-            self._endpoint.watch.owe(self)  # Nothing is read that would tell that it is gone.
+            self._endpoint.watch.owe(self)  # Without reads, only the watch can detect its death.
             return True
         self._end_of_input()
         return False
@@ -171,7 +171,7 @@ class HttpConnection(asyncio.Protocol):
     # Called by uvicorn.
 
     def shutdown(self) -> None:
-        """Close as soon as the response under way is complete."""
+        """Close as soon as the current response is complete."""
         if self._cycle is None or self._cycle.complete:
             self.close()
         else:
@@ -180,7 +180,7 @@ class HttpConnection(asyncio.Protocol):
     # Reading.
 
     def _read(self, data: bytes) -> None:
-        """Look at what came, up to the end of a request."""
+        """Parse data up to the end of a request."""
         if len(data) > CHUNKS_SLICE_BYTES and not isinstance(self._body, LengthBody):
             data, self._held = data[:CHUNKS_SLICE_BYTES], data[CHUNKS_SLICE_BYTES:]
             self.pause_reading()
@@ -199,7 +199,7 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(error)
 
     def _read_held(self) -> None:
-        """Look at what was held back, unless it follows a request that is not answered yet."""
+        """Parse data that was held back, unless the previous request is still unanswered."""
         if self._held and self._awaits_input:
             data, self._held = self._held, b""
             self.resume_reading()
@@ -209,7 +209,7 @@ class HttpConnection(asyncio.Protocol):
             self.close()
 
     def _end_of_input(self) -> None:
-        """The client has sent its last byte, and what it sent is no whole request."""
+        """Handle the end of input in the middle of a request."""
         if self._cycle is not None:
             self._cycle.lose()
 
@@ -230,7 +230,7 @@ class HttpConnection(asyncio.Protocol):
         return rest
 
     def _begin(self, head: Head) -> None:
-        """Let the application answer a request whose head is complete."""
+        """Run the application for a request with a complete head."""
         endpoint = self._endpoint
         cycle = self._cycle = Cycle(self, head, self._server, self._client)
         task = asyncio.get_running_loop().create_task(cycle.run(endpoint.app))
@@ -260,13 +260,13 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._body = None
             if cycle.complete:
-                self._rest()
+                self._go_idle()
             else:
                 self._enter(State.KEPT if cycle.is_kept else State.RESPONSE)
         return rest
 
     def expect_body(self) -> None:
-        """Give the client time for more of the body, while the application takes it."""
+        """Restart the deadline for more of the body, while the application reads it."""
         if self.state is State.BODY and self._cycle is not None:
             if self._reads and not self._cycle.waits_for_continue:
                 self._enter(State.BODY)
@@ -292,13 +292,13 @@ class HttpConnection(asyncio.Protocol):
             self.expect_body()
 
     def _refuse(self, error: ReattachError) -> None:
-        """Answer a request that is not or not wholly read with an error, if that is possible."""
+        """Answer a request that cannot be read completely with an error, if possible."""
         cycle, self._cycle = self._cycle, None
         self._head = self._body = None
         if cycle is not None and not cycle.complete:
             cycle.lose()
             if cycle.started:
-                self.close()  # Without the end of the body: the client does not take it for whole.
+                self.close()  # Without the end of the body, so the client sees it is incomplete.
                 return
         if cycle is None or not cycle.complete:
             self.write(encode_error(error, self.default_headers))
@@ -321,7 +321,7 @@ class HttpConnection(asyncio.Protocol):
                 self._endpoint.watch.owe(self)
 
     async def room(self) -> None:
-        """Return when more is taken, or the other side is gone."""
+        """Return when the write buffer has room, or the client is gone."""
         if self._room is None:
             self._room = asyncio.Event()
         await self._room.wait()
@@ -331,7 +331,7 @@ class HttpConnection(asyncio.Protocol):
             self._enter(State.KEPT)
 
     def response_complete(self) -> None:
-        """Go on to the next request, or close."""
+        """Continue with the next request, or close."""
         self._endpoint.state.total_requests += 1
         cycle = self._cycle
         if cycle is None or self._transport.is_closing():
@@ -343,14 +343,14 @@ class HttpConnection(asyncio.Protocol):
             else:
                 self._drain()
         elif cycle.keep_alive:
-            self._rest()
+            self._go_idle()
             self._read_held()
         elif self._held:
             self._drain()
         else:
             self.close()
 
-    def _rest(self) -> None:
+    def _go_idle(self) -> None:
         self._cycle = None
         self._enter(State.IDLE)
         if not self._held:
@@ -369,11 +369,11 @@ class HttpConnection(asyncio.Protocol):
         self.stalled = True
         if self._cycle is None or not self._cycle.is_kept:
             seconds = self._endpoint.watch.timeouts.stall_seconds
-            logger.info("connection cut off", reason=f"it took nothing for {seconds:g} seconds")
+            logger.info("connection cut off", reason=f"it read nothing for {seconds:g} seconds")
         self.abort()
 
     def _drain(self) -> None:
-        """Write nothing more, and discard what comes until the client has closed its side."""
+        """Write nothing more, and discard input until the client has closed its side."""
         self._held = b""
         if self.half_closed or self._transport.is_closing():
             self.close()
@@ -384,7 +384,7 @@ class HttpConnection(asyncio.Protocol):
         self._transport.write_eof()
 
     def close(self) -> None:
-        """Close once everything that was written is taken."""
+        """Close once everything that was written has been sent."""
         self._held = b""
         self._enter(State.CLOSED)
         self._transport.close()
@@ -399,7 +399,7 @@ class HttpConnection(asyncio.Protocol):
         kernel_bytes = 0
         connection = self._transport.get_extra_info("socket")
         if connection is not None and _UNSENT is not None:
-            with suppress(OSError):  # It is closed, or this kernel does not tell.
+            with suppress(OSError):  # The socket is closed, or the kernel does not support it.
                 answer = fcntl.ioctl(connection.fileno(), _UNSENT, struct.pack("i", 0))
                 (kernel_bytes,) = struct.unpack("i", answer)
         return self._transport.get_write_buffer_size() + kernel_bytes
@@ -416,7 +416,7 @@ class HttpConnection(asyncio.Protocol):
 
 
 def encode_error(error: ReattachError, headers: Headers = ()) -> bytes:
-    """The response that says the error, after which the connection is closed."""
+    """Encode an error response, after which the connection closes."""
     response = error_response(error)
     head = response_head(
         response.status_code, (*headers, *response.raw_headers), b"connection: close"

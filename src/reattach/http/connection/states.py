@@ -1,30 +1,30 @@
 """The states of a connection, and the rules that hold in each of them.
 
-    HEAD      A request's head is awaited, on a new connection or after the head's first byte.
+    HEAD      Waiting for a request's head, on a new connection or after the head's first byte.
     BODY      The head is complete, the request's body is not. The application may be answering.
-    RESPONSE  The request is complete, the response is not, and ends when the application says so.
-    KEPT      As RESPONSE, but the application has returned and a stream is written from elsewhere.
-    IDLE      Between requests: the last response is complete and nothing of the next request came.
-    DRAINING  Nothing more is written. What still comes is discarded, so that the client reads the
-              answer: closing a socket with unread bytes resets it (RFC 9112, section 9.6).
-    CLOSED    The connection is closed, or closes once the client has taken what was written.
+    RESPONSE  The request is complete; the response ends when the application ends it.
+    KEPT      Like RESPONSE, but the application has returned and other code writes the stream.
+    IDLE      Between requests: the last response is complete, and no next request has started.
+    DRAINING  Nothing more is written. Input is discarded, so that the client reads the response:
+              closing a socket with unread bytes resets it (RFC 9112, section 9.6).
+    CLOSED    The connection is closed, or closes once everything written has been sent.
 
 Every state is bounded in time and in bytes:
 
-    HEAD      ``head_seconds``, then 408, or no answer if nothing came; MAX_HEAD_BYTES, then 431
-    BODY      ``body_idle_seconds`` without a byte while the application takes what comes, and
-              ``body_seconds`` in all, then 408, or no answer if the response has begun; reading
-              pauses at BODY_AHEAD_BYTES that the application has not taken
-    RESPONSE  the application's time; reading pauses at HELD_BYTES of what follows the request
-    KEPT      the time of the stream; the same bound of bytes
+    HEAD      ``head_seconds``, then 408, or no response to silence; MAX_HEAD_BYTES, then 431
+    BODY      ``body_idle_seconds`` without a byte while the application reads, and
+              ``body_seconds`` in total, then 408, or no response if one has started; reading
+              pauses at BODY_AHEAD_BYTES that the application has not read
+    RESPONSE  the application's time; reading pauses at HELD_BYTES after the request
+    KEPT      the time of the stream; the same bound in bytes
     IDLE      ``idle_seconds``
     DRAINING  ``linger_seconds``; MAX_REQUEST_BYTES
 
-and in all of them, CLOSED included, a connection whose client takes none of the bytes that wait for
-it is aborted after ``stall_seconds``.
+In all states, including CLOSED, a connection whose client reads none of the bytes that wait for it
+is aborted after ``stall_seconds``.
 
-What follows a request is not looked at before its response is complete. So requests are answered
-one after the other in their order, and whatever stands behind a stream cannot disturb it.
+Bytes after a request are not parsed before its response is complete. So requests are answered in
+order, one at a time, and pipelined requests cannot disturb a stream.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ from reattach.domain.limits import (
 
 
 class State(Enum):
-    __hash__ = object.__hash__  # Enum's own is written in Python, and states are looked up often.
+    __hash__ = object.__hash__  # Enum's own is implemented in Python and slow.
 
     HEAD = "head"
     BODY = "body"
@@ -55,9 +55,9 @@ class State(Enum):
 
 
 NEXT: Final[Mapping[State, frozenset[State]]] = {
-    # HEAD to HEAD: the first byte came, and the time begins anew.
+    # HEAD to HEAD: the first byte arrived, and the deadline restarts.
     State.HEAD: frozenset({State.HEAD, State.BODY, State.RESPONSE, State.DRAINING, State.CLOSED}),
-    # BODY to BODY: more of it came. To KEPT and IDLE: the response was ahead of the request.
+    # BODY to BODY: more arrived. To KEPT and IDLE: the response ended before the request did.
     State.BODY: frozenset(
         {State.BODY, State.RESPONSE, State.KEPT, State.IDLE, State.DRAINING, State.CLOSED}
     ),
@@ -72,7 +72,7 @@ NEXT: Final[Mapping[State, frozenset[State]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long a connection may stay in a state; tests set shorter times."""
+    """How long a connection may stay in each state; tests use shorter times."""
 
     stall_seconds: float
     head_seconds: float = HEAD_SECONDS
@@ -83,7 +83,7 @@ class Timeouts:
 
     @property
     def tick_seconds(self) -> float:
-        """How often connections are looked at: well within the shortest time."""
+        """How often the watch runs: well within the shortest timeout."""
         shortest = min(
             self.stall_seconds, self.head_seconds, self.body_idle_seconds, self.idle_seconds
         )

@@ -1,9 +1,9 @@
-"""One timer over all connections: whose time is up, and who takes nothing.
+"""One timer for the deadlines of all connections, and for clients that read nothing.
 
-A connection that is in a state with a deadline stands in the queue of that state. All of a queue
-have the same time, so the first one is the next to go, and a look costs nothing for those whose
-time is not up. A connection that was written to is looked at until its client has taken everything,
-a share of these at each tick, so that thousands of readers of one run do not hold up the others.
+A connection in a state with a deadline is in the queue of that state. All connections of a queue
+have the same timeout, so the first one expires first, and a tick costs nothing for the others. A
+connection that was written to is checked until its client has read everything, a share of them per
+tick, so that thousands of readers of one run do not delay the others.
 """
 
 import asyncio
@@ -15,41 +15,41 @@ from reattach.http.connection.states import State, Timeouts
 
 
 class Watched(Protocol):
-    """A connection, as the watch knows it."""
+    """A connection, as seen by the watch."""
 
     sent_bytes: int
-    """Everything that was written to it."""
+    """All bytes that were written to it."""
     taken_bytes: int
-    """The part of it that the client had taken when the watch last looked."""
+    """The part of them that the client had read at the last check."""
     stuck_since: float | None
-    """When the watch last saw that the client took some of what waits, or that some waits."""
+    """When a check last found that the client read some bytes, or that bytes started to wait."""
     owes: bool
-    """The watch looks whether the client takes what was written."""
+    """The watch checks whether the client reads what was written."""
     half_closed: bool
-    """The client sends nothing more."""
+    """The client has closed its sending side."""
 
     def time_is_up(self) -> None:
-        """Leave the state, which the connection has been in for as long as it may be."""
+        """Leave the state, whose deadline has passed."""
 
     def take_nothing(self) -> None:
-        """Be aborted, because the client has taken nothing for the stall time."""
+        """Abort, because the client has read nothing for the stall time."""
 
     def abort(self) -> None:
-        """Be aborted."""
+        """Abort the connection."""
 
     def untaken_bytes(self) -> int:
-        """Bytes that were written and that the client has not acknowledged."""
+        """Return the written bytes that the client has not acknowledged."""
 
     def is_dead(self) -> bool:
-        """Whether the client's side does not exist any more."""
+        """Return whether the client's side no longer exists."""
 
 
 Queue = dict[Watched, float]
-"""Connections with their deadlines, in the order of these."""
+"""Connections with their deadlines, in the order of the deadlines."""
 
 
 class Watch:
-    """The timer of all connections of a server. ``time`` gives seconds that never go back."""
+    """The timer of all connections of a server. ``time`` returns monotonic seconds."""
 
     def __init__(self, timeouts: Timeouts, time: Callable[[], float] | None = None) -> None:
         self.timeouts: Final = timeouts
@@ -62,7 +62,7 @@ class Watch:
         }
         self._owing: set[Watched] = set()
         self._round: list[Watched] = []
-        """Those of them that are still to be looked at in this round."""
+        """The connections that are still to be checked in this round."""
         self._share = 1
         self._timer: asyncio.TimerHandle | None = None
 
@@ -70,7 +70,7 @@ class Watch:
         return self._time()
 
     def queue(self, connection: Watched, state: State) -> Queue:
-        """Give a connection that is in no queue the time of ``state``; return its queue."""
+        """Put a connection that is in no queue into the queue of ``state``; return the queue."""
         queue, seconds = self._queues[state]
         queue[connection] = self._time() + seconds
         if self._timer is None:
@@ -78,7 +78,7 @@ class Watch:
         return queue
 
     def owe(self, connection: Watched) -> None:
-        """Look from now on whether the client takes what is written."""
+        """Check from now on whether the client reads what is written."""
         connection.owes = True
         self._owing.add(connection)
         if self._timer is None:
@@ -100,7 +100,7 @@ class Watch:
         return False
 
     def look(self) -> None:
-        """Do what is due."""
+        """Handle expired deadlines, and check a share of the connections with unread bytes."""
         now = self._time()
         for queue, _ in self._queues.values():
             while queue:
@@ -119,7 +119,7 @@ class Watch:
                 self._owing.discard(connection)
 
     def _is_settled(self, connection: Watched, now: float) -> bool:
-        """Whether it need not be looked at any more, until it is written to again."""
+        """Return whether the connection needs no further checks until the next write."""
         taken_bytes = connection.sent_bytes - connection.untaken_bytes()
         if taken_bytes == connection.sent_bytes:
             connection.taken_bytes, connection.stuck_since = taken_bytes, None

@@ -1,1 +1,1 @@
-"""Everything between the connection and a route: keys, rights, quotas, sizes."""
+"""Middleware between the connection and the routes: keys, scopes, quotas, body limits, logs."""

@@ -1,4 +1,4 @@
-"""The rights of a request, and the streams that end with its key."""
+"""Rights of a request, and the streams that end when its key is revoked or expires."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -19,7 +19,7 @@ logger = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
 ACCESS = "reattach.access"
-"""The key of an ASGI scope under which the authentication puts the ``Access`` of the request."""
+"""Key of the ASGI scope under which the authentication stores the ``Access`` of the request."""
 
 
 class Access:
@@ -33,7 +33,7 @@ class Access:
         self.is_over = False
         """The key was revoked or has expired."""
         self.key_id = None if key is None else key.id
-        """None: nobody needs a key yet."""
+        """None while the server requires no key."""
         self.tenant: TenantId = DEFAULT_TENANT if key is None else key.tenant
         self.use = quotas.of(self.tenant)
         self.scopes = ALL_SCOPES if key is None else key.scopes
@@ -41,36 +41,36 @@ class Access:
 
     @property
     def is_used(self) -> bool:
-        """Whether something is to be called when it is over."""
+        """Whether streams or waits are open with the key."""
         return bool(self._ends)
 
     def require(self, scope: KeyScope) -> None:
-        """Raises ForbiddenError if the key does not have the scope."""
+        """Raises ForbiddenError if the key lacks the scope."""
         if scope not in self.scopes:
             raise ForbiddenError(scope, sorted(self.scopes))
 
     def add(self, end: Callable[[], object]) -> None:
-        """Call ``end`` once when this is over, unless it is discarded before."""
+        """Call ``end`` once when the key becomes invalid, unless it is discarded before."""
         if self.is_over:
             end()
             return
         self._ends.add(end)
-        self._watch.look_after(self)
+        self._watch.watch(self)
 
     def discard(self, end: Callable[[], object]) -> None:
         self._ends.discard(end)
 
     def end(self) -> None:
-        """The key is not valid any more."""
+        """Mark the key as invalid and end everything that is open with it."""
         self.is_over = True
         ends, self._ends = self._ends, set()
         for end in ends:
             end()
 
     async def during(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Await ``work``, which counts as a stream, and is cancelled when this is over.
+        """Await ``work``, count it as a stream, and cancel it when the key becomes invalid.
 
-        Raises UnauthorizedError then, and QuotaError.
+        Raises UnauthorizedError in that case, and QuotaError.
         """
         try:
             self.use.open_stream()
@@ -91,10 +91,10 @@ class Access:
 
 
 class AccessWatch:
-    """Finds the keys that are over while streams are open with them.
+    """Finds keys that became invalid while streams are open with them.
 
-    Keys are revoked by other processes, so the records are asked: every ``interval_seconds``, one
-    statement for all keys that have something open here, and none if nothing is.
+    Other processes can revoke keys, so the records are queried every ``interval_seconds``: one
+    statement for all keys in use here, and none if no key is in use.
     """
 
     def __init__(self, keys: Keys, clock: Clock, interval_seconds: float) -> None:
@@ -105,11 +105,11 @@ class AccessWatch:
         self._task: asyncio.Task[None] | None = None
 
     def used(self, key_id: str) -> Access | None:
-        """The access of a key that has something open here."""
+        """Return the access of a key that is in use here."""
         access = self._used.get(key_id)
         return None if access is None or access.is_over else access
 
-    def look_after(self, access: Access) -> None:
+    def watch(self, access: Access) -> None:
         self._used[access.key_id] = access
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._keep_looking(), name="watch keys")
@@ -120,8 +120,8 @@ class AccessWatch:
             self._used = {key: access for key, access in self._used.items() if access.is_used}
             try:
                 await self._look()
-            except ReattachError as error:  # Looked at again with the next interval.
-                logger.warning("keys of open streams not checked", reason=error.detail)
+            except ReattachError as error:  # The next interval checks again.
+                logger.warning("cannot check the keys of open streams", reason=error.detail)
 
     async def _look(self) -> None:
         used = list(self._used.values())
@@ -132,5 +132,5 @@ class AccessWatch:
             if access.key_id in valid or (access.key_id is None and open_to_all):
                 continue
             self._used.pop(access.key_id, None)
-            logger.info("key is over", key=access.key_id, tenant=access.tenant)
+            logger.info("key revoked or expired", key=access.key_id, tenant=access.tenant)
             access.end()

@@ -1,4 +1,4 @@
-"""A log line for each request, where the settings ask for it."""
+"""Access log: one line per request, if the settings enable it."""
 
 import time
 
@@ -9,11 +9,11 @@ logger = structlog.get_logger(__name__)
 
 
 class AccessLog:
-    """ASGI middleware around everything else.
+    """ASGI middleware around the whole application.
 
-    The line comes with the end of the response; for a stream that is kept on a connection of this
-    server, with its beginning. It has the path as it came, percent-encoded, and no query, which may
-    hold anything.
+    It logs at the end of the response; for a stream that this server's connection keeps, at its
+    start. The path is logged as received, percent-encoded, without the query, which may contain
+    secrets.
     """
 
     def __init__(self, app: ASGIApp) -> None:

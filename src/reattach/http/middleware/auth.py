@@ -1,7 +1,7 @@
-"""Who is asking: ``Authorization: Bearer <key>``, looked up before anything else is done.
+"""Authentication by ``Authorization: Bearer <key>``, before anything else is done.
 
-The other ways of the retired server, a shared password in ``X-BARE-PASSWORD`` and a ``user_id``
-header that nobody checks, are not offered.
+The other methods of the retired server are not supported: a shared password in ``X-BARE-PASSWORD``,
+and a ``user_id`` header that nobody checked.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from reattach.domain.limits import KEY_CACHE_ENTRIES, KEY_CACHE_SECONDS, MAX_API
 from reattach.http.errors import error_response
 from reattach.http.middleware.access import ACCESS, Access, AccessWatch
 from reattach.http.middleware.key_uses import KeyUses
-from reattach.http.middleware.loopback import refuse_others
+from reattach.http.middleware.loopback import require_direct_loopback
 from reattach.http.middleware.quotas import Quotas
 from reattach.http.middleware.refusals import Audit
 from reattach.records.keys import Keys
@@ -27,21 +27,19 @@ from reattach.single_flight import SingleFlight
 OPEN_PATHS: Final = frozenset(
     {"/", "", "/v1/health", "/v1/health/", "/v1/ready", "/v1/ready/", "/openapi.json"}
 )
-"""What is answered without a key."""
+"""Paths that need no key."""
 
 
 class Authenticator:
-    """Finds out who asks, and what they may do.
+    """Determines the tenant and the rights of a request.
 
-    A look-up is remembered for KEY_CACHE_SECONDS: a new key works, and a revoked one stops
-    working, within that time. Those who ask while it goes on wait for the same one. Keys are
-    remembered and compared by their digests, so neither the memory nor the time that an answer
-    takes tells one.
+    Look-ups are cached for KEY_CACHE_SECONDS, so a new key works and a revoked one stops working
+    within that time. Concurrent requests share a look-up. Keys are cached and compared by digest,
+    so neither the memory nor response times reveal them.
 
-    A server on which no key was ever made is open, to the default tenant, if ``may_be_open``. It
-    closes within KEY_CACHE_SECONDS of its first key, and stays closed from then on. While it is
-    open it answers only to requests that come from its own machine directly, or, if it is
-    ``open_to_all``, to every request.
+    A server on which no key was ever created is open to the default tenant if ``may_be_open``. It
+    closes within KEY_CACHE_SECONDS of its first key and stays closed. While open, it accepts only
+    direct requests from its own machine, or all requests if ``open_to_all``.
     """
 
     def __init__(
@@ -59,12 +57,12 @@ class Authenticator:
         self._may_be_open = may_be_open or open_to_all
         self._open_to_all = open_to_all
         self._has_keys = False
-        self._keyless_until = 0.0  # until when it need not be looked whether there are keys
-        self._known = _Remembered()
-        self._unknown = _Remembered()  # apart, so that guesses do not drive the known ones out
+        self._keyless_until = 0.0  # no look-up before
+        self._known = _Cache()
+        self._unknown = _Cache()  # separate, so that guesses evict no known keys
         self._watch = AccessWatch(keys, clock, watch_seconds)
         self._quotas = quotas or Quotas(clock=clock)
-        self._nobodys = Access(self._watch, self._quotas, None)
+        self._keyless = Access(self._watch, self._quotas, None)
         self._uses = KeyUses(keys, clock)
         self._audit = Audit(clock)
         self._openings = SingleFlight[None, bool]("key look-up")
@@ -78,8 +76,8 @@ class Authenticator:
         """
         if await self._is_open():
             if not self._open_to_all:
-                refuse_others(scope, headers)
-            return self._nobodys
+                require_direct_loopback(scope, headers)
+            return self._keyless
         authorization = headers.get(b"authorization", b"").decode("latin-1")
         scheme, _, secret = authorization.partition(" ")
         secret = secret.strip()
@@ -98,19 +96,19 @@ class Authenticator:
         return access
 
     async def _refusal(self, scope: Scope, secret: str) -> UnauthorizedError:
-        """Record a refused request, and return the error for it."""
+        """Record a refused request and return its error."""
         self._audit.refused(scope, secret)
         if not self._has_keys:
             now = self._clock.monotonic_seconds()
             self._has_keys = await self._openings.do(None, partial(self._look_for_keys, now))
         if self._has_keys:
             return UnauthorizedError()
-        return KeyRequiredError("answers only to requests with a key")
+        return KeyRequiredError("accepts only requests with a key")
 
     async def _look_up(self, digest: bytes, secret: str, now: float) -> Access | None:
         key = await self._keys.find(secret)
         if key is None:
-            self._unknown.put(digest, self._nobodys, now + KEY_CACHE_SECONDS)
+            self._unknown.put(digest, self._keyless, now + KEY_CACHE_SECONDS)
             return None
         access = self._watch.used(key.id) or Access(self._watch, self._quotas, key)
         seconds = KEY_CACHE_SECONDS
@@ -137,8 +135,8 @@ class Authenticator:
         return False
 
 
-class _Remembered:
-    """Look-ups that hold until a time, the oldest of which go first when there are too many."""
+class _Cache:
+    """Look-ups with an expiry; the oldest are evicted when there are too many."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[bytes, tuple[Access, float]] = OrderedDict()
@@ -155,7 +153,7 @@ class _Remembered:
 
 
 class Authentication:
-    """ASGI middleware: a request without a tenant goes no further than this."""
+    """ASGI middleware that rejects requests without a tenant."""
 
     def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
         self._app = app
@@ -167,7 +165,7 @@ class Authentication:
             return
         try:
             access = await self._authenticator.access(scope, dict(scope["headers"]))
-            if ACCESS not in scope:  # Its request is counted.
+            if ACCESS not in scope:  # Otherwise it has been counted already.
                 access.use.admit()
         except ReattachError as error:
             await error_response(error)(scope, receive, send)
@@ -177,6 +175,6 @@ class Authentication:
 
 
 def _path(scope: Scope) -> str:
-    """The path below where the application is mounted."""
+    """Return the path relative to the mount point of the application."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))

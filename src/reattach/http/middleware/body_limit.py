@@ -1,4 +1,4 @@
-"""The bounds on requests' bodies, kept before anybody holds more of them in memory."""
+"""Limits on request bodies, enforced before more of a body is held in memory."""
 
 import asyncio
 from contextlib import suppress
@@ -16,15 +16,14 @@ from reattach.http.middleware.quotas import Quotas
 
 
 class BodyLimit:
-    """ASGI middleware: a body of more than ``max_bytes`` gets a 413.
+    """ASGI middleware that answers a body of more than ``max_bytes`` with 413.
 
-    It stands behind the authentication, so no body is read for a request without a key. The bytes
-    that are held at a time, for each tenant and in all, are bounded by ``quotas``.
+    It runs after authentication, so no body is read without a key. ``quotas`` bounds the bytes held
+    at a time, per tenant and in total.
 
-    One that says so beforehand gets it at once; else reading it raises LimitExceededError when
-    there is too much of it. What is still on its way is taken for a while and thrown away: to close
-    a connection with unread bytes resets it, and the client may never see the answer (RFC 9112,
-    section 9.6).
+    If Content-Length is too large, the 413 is sent at once; otherwise reading too much raises
+    LimitExceededError. The rest of the body is read for a while and discarded: closing a connection
+    with unread bytes resets it, and the client may never see the response (RFC 9112, section 9.6).
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class BodyLimit:
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and (len(announced) > 18 or int(announced) > self._max_bytes):
             response = error_response(self._error())
-            response.headers["connection"] = "close"  # not all of the body is waited for
+            response.headers["connection"] = "close"  # the rest of the body is not awaited
 
             async def send_and_linger(message: Message) -> None:
                 if message["type"] == "http.response.body":
@@ -80,7 +79,7 @@ class BodyLimit:
             use.release_body(received)
 
     async def _discard(self, receive: Receive) -> None:
-        """Take the rest of the body, at most as much as a body may have, and not for long."""
+        """Read the rest of the body, bounded in size and time."""
         left_bytes = self._max_bytes
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):
@@ -92,6 +91,6 @@ class BodyLimit:
 
     def _error(self) -> LimitExceededError:
         return LimitExceededError(
-            f"The body of the request is larger than {self._max_bytes} bytes. "
-            "Send it in parts, or link to large content by URL."
+            f"The body of the request is larger than {self._max_bytes} bytes.",
+            remedy="Send it in parts, or send large content by URL.",
         )

@@ -1,4 +1,4 @@
-"""When each key was last used, written down now and then."""
+"""Records when each key was last used."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ logger = structlog.get_logger(__name__)
 
 
 class KeyUses:
-    """Writes the last use of keys, each once in KEY_USE_SECONDS at most, and while nobody waits."""
+    """Writes the last use of each key at most once per KEY_USE_SECONDS, in the background."""
 
     def __init__(self, keys: Keys, clock: Clock) -> None:
         self._keys = keys
@@ -23,7 +23,7 @@ class KeyUses:
         self._task: asyncio.Task[None] | None = None
 
     def note(self, key_id: str) -> None:
-        """The key was used now."""
+        """Record that the key was used now."""
         now = self._clock.monotonic_seconds()
         if now < self._quiet_until.get(key_id, now):
             return
@@ -37,5 +37,5 @@ class KeyUses:
             used, self._used = sorted(self._used), set()
             try:
                 await self._keys.mark_used(used, self._clock.now())
-            except ReattachError as error:  # The next use is noted again.
-                logger.warning("uses of keys not noted", reason=error.detail)
+            except ReattachError as error:  # The next use is written again.
+                logger.warning("cannot record the use of keys", reason=error.detail)

@@ -1,7 +1,7 @@
-"""Whether a request comes from this machine, without anybody in between.
+"""Detection of direct requests from this machine.
 
-A server on which no key was ever made is open to such requests only. Anything that passes requests
-on, such as a proxy or a tunnel, would open it to whoever reaches that.
+A server without keys accepts only such requests. A proxy or tunnel on the machine would otherwise
+open it to everyone who can reach that.
 """
 
 import ipaddress
@@ -17,30 +17,26 @@ _FORWARDING: Final = re.compile(
     rb"forwarded|client[-_]ip|connecting[-_]ip|real[-_]ip|proxyuser[-_]ip|external[-_]address"
     rb"|^x[-_]original[-_]|^via$|^cdn[-_]loop$"
 )
-"""Names of headers that only a proxy, a tunnel or a content network adds."""
+"""Names of headers that only proxies, tunnels and content networks add."""
 
 
-def refuse_others(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
-    """Let a request pass if both ends of its connection are loopback and nobody forwarded it.
+def require_direct_loopback(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+    """Accept a request only if both ends of its connection are loopback and no proxy forwarded it.
 
-    A web page whose name was rebound to this machine is told by its ``Host``. A connection without
-    addresses, such as one over a Unix socket, is not known to come from here: whatever listens on
-    such a socket is usually behind a proxy.
+    The ``Host`` header detects web pages whose name was rebound to this machine. A connection
+    without addresses, such as one over a Unix socket, is refused, because servers on Unix sockets
+    are usually behind a proxy.
 
     Raises NotOnThisMachineError, MisdirectedError.
     """
     for name in headers:
         if _FORWARDING.search(name):
-            said = name.decode("latin-1")[:100]
-            raise NotOnThisMachineError(
-                f"this request was passed on by another one (header '{said}')"
-            )
+            shown = name.decode("latin-1")[:100]
+            raise NotOnThisMachineError(f"a proxy forwarded this request (header '{shown}')")
     if not _is_here(scope.get("client")):
-        raise NotOnThisMachineError(
-            "this request comes from another address, or from an unknown one"
-        )
+        raise NotOnThisMachineError("this request comes from another or an unknown address")
     if not _is_here(scope.get("server")):
-        raise NotOnThisMachineError("this request came to an address that other machines can reach")
+        raise NotOnThisMachineError("this request used an address that other machines can reach")
     host = headers.get(b"host", b"").decode("latin-1")
     if not is_loopback(_without_port(host)):
         raise MisdirectedError(host)
@@ -51,7 +47,7 @@ def _is_here(end: tuple[str, int | None] | None) -> bool:
 
 
 _USUAL: Final = frozenset({"127.0.0.1", "::1", "localhost"})
-"""To parse an address costs more than all else here."""
+"""Checked first, because parsing an address costs more than everything else here."""
 
 
 def _without_port(host: str) -> str:
@@ -62,7 +58,7 @@ def _without_port(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address, or a name of a host, is this machine's own and no other's."""
+    """Return whether an address or host name belongs to this machine only."""
     if host in _USUAL:
         return True
     try:

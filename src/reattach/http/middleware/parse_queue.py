@@ -1,4 +1,4 @@
-"""Large bodies are parsed in a thread: one at a time, and the tenants take turns."""
+"""Parsing of large bodies in a thread, one at a time, fairly among tenants."""
 
 import asyncio
 from typing import Any
@@ -12,8 +12,8 @@ from reattach.http.json import parse
 class ParseQueue:
     """Parses one body at a time.
 
-    A tenant has at most one place in the queue; its further bodies wait behind that one. So a
-    tenant that sends a hundred large bodies delays another tenant's by the time of one.
+    A tenant has at most one place in the queue, and its other bodies wait behind it. So a tenant
+    that sends a hundred large bodies delays another tenant's body by only one of them.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class ParseQueue:
         self._tenants: dict[TenantId | None, _Line] = {}
 
     async def parse(self, scope: Scope, body: bytes) -> Any:
-        """Parse ``body`` when it is its turn. Raises ValidationFailedError."""
+        """Wait in the queue, then parse ``body``. Raises ValidationFailedError."""
         tenant: TenantId | None = scope.get("reattach.tenant")
         line = self._tenants.setdefault(tenant, _Line())
         line.waiting += 1

@@ -1,7 +1,6 @@
-"""How much of this process one tenant may use.
+"""Quotas of a tenant in this process.
 
-Everything here is counted in this process alone: of several, each allows as much. A bound of 0 is
-none.
+Each process counts for itself, so several processes allow a multiple. A limit of 0 means no limit.
 """
 
 import math
@@ -26,21 +25,21 @@ _RUNS_RETRY_SECONDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The bounds on one tenant's use of a process."""
+    """The limits on one tenant's use of a process."""
 
     runs: int = TENANT_RUNS
-    """Runs that are open."""
+    """Open runs."""
     streams: int = TENANT_STREAMS
-    """Streams that are open, and requests that wait for the end of a run."""
+    """Open streams, and requests that wait for the end of a run."""
     requests_per_second: float = TENANT_REQUESTS_PER_SECOND
-    """Over a longer time; QUOTA_BURST_SECONDS' worth of them may come at once."""
+    """Sustained rate; QUOTA_BURST_SECONDS' worth of requests may arrive at once."""
     body_bytes: int = TENANT_BODY_BYTES
-    """Bytes of requests' bodies that are held at a time."""
+    """Bytes of request bodies held at a time."""
     body_bytes_per_minute: int = TENANT_BODY_BYTES_PER_MINUTE
 
 
 class Quotas:
-    """The present use of each tenant."""
+    """The present use of all tenants."""
 
     def __init__(
         self,
@@ -52,11 +51,11 @@ class Quotas:
         self.bounds = bounds or Bounds()
         self.clock = clock or SystemClock()
         self.body_bytes_left = process_body_bytes
-        """The bytes that all tenants together may still add to the bodies in memory."""
+        """Bytes that all tenants together may still add to the bodies in memory."""
         self._tenants: dict[TenantId | None, TenantUse] = {}
 
     def of(self, tenant: TenantId | None) -> "TenantUse":
-        """The present use of the tenant; None for requests that need no key."""
+        """Return the use of the tenant; None stands for requests that need no key."""
         use = self._tenants.get(tenant)
         if use is None:
             use = self._tenants[tenant] = TenantUse(self)
@@ -64,7 +63,7 @@ class Quotas:
 
 
 class TenantUse:
-    """The present use of one tenant; refuses requests beyond its quota."""
+    """The present use of one tenant; refuses requests beyond the quota."""
 
     __slots__ = ("_body_bytes", "_bytes", "_quotas", "_requests", "_streams")
 
@@ -83,18 +82,19 @@ class TenantUse:
         wait_seconds = self._requests.take(1)
         if wait_seconds:
             raise QuotaError(
-                f"More than {self._quotas.bounds.requests_per_second:g} requests a second over "
-                "some time. Send fewer, or wait as 'Retry-After' says.",
+                "The tenant has exceeded its quota of "
+                f"{self._quotas.bounds.requests_per_second:g} requests per second.",
+                remedy="Wait as 'Retry-After' says, and send fewer requests.",
                 retry_after_seconds=wait_seconds,
             )
 
     def admit_run(self, open_runs: int) -> None:
-        """Let another run begin beside those that are open. Raises QuotaError."""
+        """Check that another run may start beside the open ones. Raises QuotaError."""
         most = self._quotas.bounds.runs
         if most and open_runs >= most:
             raise QuotaError(
-                f"{open_runs} runs are open, and the quota is {most}. Wait until some have ended, "
-                "or cancel them.",
+                f"The tenant has {open_runs} open runs, and its quota is {most}.",
+                remedy="Wait until some have ended, or cancel some.",
                 retry_after_seconds=_RUNS_RETRY_SECONDS,
             )
 
@@ -103,8 +103,8 @@ class TenantUse:
         most = self._quotas.bounds.streams
         if most and self._streams >= most:
             raise QuotaError(
-                f"{most} streams are open here, and no more may be. Close those that nobody reads; "
-                "the runs go on."
+                f"The tenant has {most} open streams, which is its quota.",
+                remedy="Close streams that nobody reads; their runs continue.",
             )
         self._streams += 1
 
@@ -112,39 +112,39 @@ class TenantUse:
         self._streams -= 1
 
     def hold_body(self, size_bytes: int) -> None:
-        """Count bytes of a request's body, which are held until ``release_body``.
+        """Count bytes of a request body as held until ``release_body``.
 
-        Raises QuotaError, UnavailableError; then none are held.
+        Raises QuotaError or UnavailableError, and holds nothing then.
         """
         quotas, most = self._quotas, self._quotas.bounds.body_bytes
         if most and self._body_bytes + size_bytes > most:
             raise QuotaError(
-                f"The requests that are under way have more than {most // _MIB} MiB of bodies "
-                "together. Send this one again when some of them are answered."
+                f"The tenant's open requests have more than {most // _MIB} MiB of bodies.",
+                remedy="Send this request again when some of them have been answered.",
             )
         if size_bytes > quotas.body_bytes_left:
             raise UnavailableError(
-                "The server holds as many large requests as it can. Send this one again."
+                "The server's memory for request bodies is full.", remedy="Send the request again."
             )
         wait_seconds = self._bytes.take(size_bytes)
         if wait_seconds:
             raise QuotaError(
-                "The bodies of the last requests have more than "
-                f"{quotas.bounds.body_bytes_per_minute // _MIB} MiB together. Send fewer in a "
-                "minute, or wait as 'Retry-After' says.",
+                "The tenant has exceeded its quota of "
+                f"{quotas.bounds.body_bytes_per_minute // _MIB} MiB of request bodies per minute.",
+                remedy="Wait as 'Retry-After' says, and send less.",
                 retry_after_seconds=wait_seconds,
             )
         self._body_bytes += size_bytes
         quotas.body_bytes_left -= size_bytes
 
     def release_body(self, size_bytes: int) -> None:
-        """Hold these bytes no longer."""
+        """Stop counting these bytes as held."""
         self._body_bytes -= size_bytes
         self._quotas.body_bytes_left += size_bytes
 
 
 class _Bucket:
-    """A token bucket: ``rate`` a second, ``size`` at once; a rate of 0 gives without end."""
+    """A token bucket that refills at ``rate`` per second up to ``size``; rate 0 is unlimited."""
 
     __slots__ = ("_at", "_clock", "_left", "_rate", "_size")
 
@@ -155,7 +155,7 @@ class _Bucket:
         self._at = clock.monotonic_seconds()
 
     def take(self, amount: float) -> int:
-        """Take ``amount``; or take nothing, and return after how many seconds to try again."""
+        """Take ``amount`` and return 0, or take nothing and return the seconds to wait."""
         if not self._rate:
             return 0
         now = self._clock.monotonic_seconds()

@@ -1,4 +1,4 @@
-"""A line in the log for each request that was refused for its key, as long as there are few."""
+"""Audit log of requests with refused keys."""
 
 import re
 from typing import Final
@@ -17,24 +17,24 @@ _MINUTE_SECONDS: Final = 60.0
 
 
 class Audit:
-    """Says who was refused. A flood of refusals is counted, and told in one line a minute."""
+    """Logs refused requests one by one, and a flood of them as one line per minute."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._window_ends = 0.0
         self._lines = 0
-        self._untold = 0
+        self._suppressed = 0
 
     def refused(self, scope: Scope, secret: str) -> None:
-        """The request came with this secret, or with none."""
+        """Log a request that was refused with this secret, or with none."""
         now = self._clock.monotonic_seconds()
         if now >= self._window_ends:
-            if self._untold:
-                logger.warning("more keys refused", times=self._untold)
+            if self._suppressed:
+                logger.warning("more keys refused", times=self._suppressed)
             self._window_ends = now + _MINUTE_SECONDS
-            self._lines = self._untold = 0
+            self._lines = self._suppressed = 0
         if self._lines >= AUDIT_LINES_PER_MINUTE:
-            self._untold += 1
+            self._suppressed += 1
             return
         self._lines += 1
         client = scope.get("client")
@@ -48,7 +48,7 @@ class Audit:
 
 
 def _shown(secret: str) -> str:
-    """The prefix by which `reattach keys list` tells keys apart; nothing of other secrets."""
+    """Return the prefix that `reattach keys list` shows, and nothing of other secrets."""
     if not secret:
         return "none"
-    return f"{secret[:_PREFIX_CHARACTERS]}…" if _OURS.fullmatch(secret) else "not one of ours"
+    return f"{secret[:_PREFIX_CHARACTERS]}…" if _OURS.fullmatch(secret) else "not a Reattach key"

@@ -1,8 +1,8 @@
-"""Which scope a key needs for each operation.
+"""The scope that a key needs for each operation.
 
-Reading needs ``read`` (every GET, and following a run), talking to an agent ``send``, and changing
-what agents and blocks are, or deleting anything, ``admin``. An operation that stands in no list
-needs ``admin``.
+Reading needs ``read`` (every GET, and following a run), talking to an agent needs ``send``, and
+changing agents and blocks or deleting anything needs ``admin``, as does every operation that is not
+listed here.
 """
 
 from collections.abc import Collection
@@ -11,7 +11,7 @@ from typing import Final
 from reattach.records.base import KeyScope
 
 FOLLOWING: Final = frozenset({"retrieve_conversation_stream", "retrieve_run_stream"})
-"""Operations that read, although they are POSTs."""
+"""Operations that only read although they are POSTs."""
 
 SENDING: Final = frozenset(
     {
@@ -30,14 +30,14 @@ SENDING: Final = frozenset(
         "update_conversation",
     }
 )
-"""Operations of a client that talks to agents and keeps its conversations in order."""
+"""Operations of a client that talks to agents and manages its conversations."""
 
 
 _READING_METHODS: Final = frozenset({"GET", "HEAD"})
 
 
 def scope_of(methods: Collection[str], operation_id: str | None) -> KeyScope:
-    """The scope that a key needs for the operation, which answers to these methods."""
+    """Return the scope that a key needs for an operation with these methods."""
     if _READING_METHODS.issuperset(methods) or operation_id in FOLLOWING:
         return KeyScope.READ
     return KeyScope.SEND if operation_id in SENDING else KeyScope.ADMIN

@@ -1,4 +1,4 @@
-"""Agents as the API shows and takes them."""
+"""Schemas of agents."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,13 +89,13 @@ class Memory(Answer):
 
 @dataclass(frozen=True, slots=True)
 class AgentView:
-    """What is shown of agents, besides what they are themselves."""
+    """Data beside the agent itself that its representation needs."""
 
     default_model: str | None
     models: Mapping[str, Model]
     toolbox: Toolbox
     include: Collection[Include] | None = None
-    """The relations that are filled; None: all."""
+    """The relations to include; None: all."""
 
     def shows(self, relation: Include) -> bool:
         return self.include is None or relation in self.include
@@ -109,10 +109,12 @@ class AgentState(Answer):
     description: str | None
     agent_type: AgentType
     system: str
-    model: str | None = Field(description="The handle of its model, `provider/name`.")
+    model: str | None = Field(description="Handle of its model, `provider/name`.")
     model_settings: dict[str, Any] | None
     llm_config: ModelConfig
-    embedding: str | None = Field(description="Kept and given back; embeddings are not offered.")
+    embedding: str | None = Field(
+        description="Stored and returned unchanged; embeddings are not supported."
+    )
     embedding_config: dict[str, Any] | None = None
     memory: Memory
     blocks: list[BlockState]
@@ -120,7 +122,7 @@ class AgentState(Answer):
     tools: list[ToolBody] = Field(default_factory=list)
     sources: list[dict[str, Any]] = Field(default_factory=list)
     message_ids: list[str] | None = Field(
-        description="The messages of its default thread, the oldest first; null in lists."
+        description="Messages of its default conversation, oldest first; null in lists."
     )
     metadata: dict[str, Any] | None
     timezone: str
@@ -158,7 +160,7 @@ class AgentState(Answer):
         config = ModelConfig.of(handle, view.models.get(handle or ""))
         if agent.context_window_limit is not None:
             config.context_window = agent.context_window_limit
-        config.tell(agent.model_settings or {})
+        config.apply(agent.model_settings or {})
         blocks = (
             [BlockState.of(block) for block in agent.blocks] if view.shows("agent.blocks") else []
         )
@@ -195,7 +197,7 @@ class AgentState(Answer):
 
 
 class _AgentMembers(Body):
-    """What can be given at the creation of an agent, and changed later."""
+    """Members that can be set when an agent is created and changed later."""
 
     description: Description | None = None
     model: Handle | None = None
@@ -219,19 +221,19 @@ class _AgentMembers(Body):
     project_id: Word | None = None
 
     tools: Annotated[list[Word], Field(max_length=MAX_AGENT_TOOLS)] | None = Field(
-        None, description="Tools of the server, by name; see `GET /v1/tools/`."
+        None, description="Names of tools of the server; see `GET /v1/tools/`."
     )
-    tool_ids: ToolIds | None = Field(None, description="Tools of the server, by id.")
-    secrets: dict[str, Any] | None = Field(None, description="Not offered yet.")
+    tool_ids: ToolIds | None = Field(None, description="Ids of tools of the server.")
+    secrets: dict[str, Any] | None = Field(None, description="Not supported yet.")
     tool_exec_environment_variables: dict[str, Any] | None = Field(
-        None, description="Not offered yet."
+        None, description="Not supported yet."
     )
-    folder_ids: list[Any] | None = Field(None, description="Not offered.")
-    source_ids: list[Any] | None = Field(None, description="Not offered.")
-    identity_ids: list[Any] | None = Field(None, description="Not offered.")
+    folder_ids: list[Any] | None = Field(None, description="Not supported.")
+    source_ids: list[Any] | None = Field(None, description="Not supported.")
+    identity_ids: list[Any] | None = Field(None, description="Not supported.")
 
     def legacy_changes(self) -> dict[str, Any]:
-        """What the deprecated members say, where the present ones are silent."""
+        """Return the values of deprecated members whose replacements are absent."""
         changes: dict[str, Any] = {}
         settings = {} if self.model_settings is None else self.model_settings.kept()
         if self.max_tokens is not None:
@@ -249,7 +251,7 @@ class _AgentMembers(Body):
         return changes
 
     def kept_members(self) -> dict[str, Any]:
-        """Members that are only kept and given back; null where the client cleared one."""
+        """Return members that are only stored and returned; null where the client cleared one."""
         return self.model_dump(mode="json", include=set(KEPT_MEMBERS), exclude_unset=True)
 
 
@@ -267,16 +269,16 @@ KEPT_MEMBERS: Final = frozenset(
 )
 
 NOT_OFFERED_MEMBERS: Final[Mapping[str, str]] = {
-    "secrets": "Put what a tool needs into the server's environment.",
-    "tool_exec_environment_variables": "Put what a tool needs into the server's environment.",
-    "folder_ids": "Put what the agent should know into memory blocks or messages.",
-    "source_ids": "Put what the agent should know into memory blocks or messages.",
-    "identity_ids": "Tell agents apart by tags.",
-    "initial_message_sequence": "Send the messages after the agent was created.",
-    "from_template": "Create the agent from its members.",
-    "template": "Create the agent from its members.",
+    "secrets": "Set environment variables of the server for its tools.",
+    "tool_exec_environment_variables": "Set environment variables of the server for its tools.",
+    "folder_ids": "Put the content into memory blocks or messages.",
+    "source_ids": "Put the content into memory blocks or messages.",
+    "identity_ids": "Distinguish agents by tags.",
+    "initial_message_sequence": "Send the messages after creating the agent.",
+    "from_template": "Set the members of the agent directly.",
+    "template": "Set the members of the agent directly.",
 }
-"""What an agent can not have here, and what to do instead. Empty values are let pass."""
+"""Unsupported members of an agent, with alternatives. Empty values are accepted."""
 
 
 class AgentCreate(_AgentMembers):
@@ -287,12 +289,12 @@ class AgentCreate(_AgentMembers):
     memory_blocks: Annotated[list[BlockCreate], Field(max_length=MAX_AGENT_BLOCKS)] | None = None
     block_ids: BlockIds | None = None
     include_base_tools: bool | None = Field(None, description="Has no effect.")
-    initial_message_sequence: list[Any] | None = Field(None, description="Not offered.")
-    from_template: str | None = Field(None, description="Not offered.")
-    template: bool | None = Field(None, description="Not offered.")
+    initial_message_sequence: list[Any] | None = Field(None, description="Not supported.")
+    from_template: str | None = Field(None, description="Not supported.")
+    template: bool | None = Field(None, description="Not supported.")
 
     def agent(self, now: datetime) -> Agent:
-        """The new agent."""
+        """Return the new agent."""
         agent_id = new_agent_id()
         legacy = self.legacy_changes()
         kept = {name: value for name, value in self.kept_members().items() if value is not None}
@@ -318,7 +320,7 @@ class AgentCreate(_AgentMembers):
 
 
 class AgentUpdate(_AgentMembers):
-    """What is absent stays; null clears what can be without a value."""
+    """Changes of an agent: an absent member stays, and null clears one that may be empty."""
 
     name: AgentName | None = None
     system: SystemText | None = None
@@ -326,7 +328,7 @@ class AgentUpdate(_AgentMembers):
     block_ids: BlockIds | None = None
 
     def changes(self, agent: Agent) -> Mapping[str, Any]:
-        """What changes in ``agent``, its blocks aside."""
+        """Return the changed values of ``agent``, except its blocks."""
         changes = {name: value for name, value in given(self).items() if name in _CHANGEABLE}
         for name in ("name", "system"):
             if name in changes and changes[name] is None:

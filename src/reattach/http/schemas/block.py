@@ -1,4 +1,4 @@
-"""Memory blocks as the API shows and takes them."""
+"""Schemas of memory blocks."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -13,19 +13,19 @@ from reattach.http.json import Fault, invalid
 from reattach.http.schemas.fields import Answer, Body, Description, KeptObject, Tags, Word, given
 from reattach.records.base import Block
 
-Label = Annotated[Word, Field(min_length=1, description="What the agent knows the block by.")]
-Value = Annotated[str, Field(max_length=MAX_BLOCK_CHARS, description="What it says.")]
+Label = Annotated[Word, Field(min_length=1, description="Name of the block within its agent.")]
+Value = Annotated[str, Field(max_length=MAX_BLOCK_CHARS, description="Content of the block.")]
 CharLimit = Annotated[
-    int, Field(ge=1, le=MAX_BLOCK_CHARS, description="The longest value, in characters.")
+    int, Field(ge=1, le=MAX_BLOCK_CHARS, description="Maximum length of the value, in characters.")
 ]
 
 
 class BlockState(Answer):
-    """A piece of text that stands in the system prompt of the agents that have it."""
+    """A piece of text in the system prompts of the agents that have it."""
 
     id: str
     value: str
-    limit: int | None = Field(description="The longest value, in characters.")
+    limit: int | None = Field(description="Maximum length of the value, in characters.")
     label: str | None
     description: str | None
     read_only: bool
@@ -75,7 +75,7 @@ class BlockCreate(Body):
         return self
 
     def block(self, now: datetime) -> Block:
-        """The new block."""
+        """Return the new block."""
         return Block(
             id=new_block_id(),
             label=self.label,
@@ -92,7 +92,7 @@ class BlockCreate(Body):
 
 
 class BlockUpdate(Body):
-    """What is absent stays; null clears what can be without a value."""
+    """Changes of a block: an absent member stays, and null clears one that may be empty."""
 
     label: Label | None = None
     value: Value | None = None
@@ -104,7 +104,7 @@ class BlockUpdate(Body):
     tags: Tags | None = None
 
     def changes(self, block: Block) -> Mapping[str, Any]:
-        """What changes in ``block``. Raises ValidationFailedError if the value gets too long."""
+        """Return the changed values. Raises ValidationFailedError if the value is too long."""
         changes = dict(given(self))
         for name in ("label", "value"):
             if name in changes and changes[name] is None:

@@ -1,4 +1,4 @@
-"""Requests for compaction, and their answer."""
+"""Schemas of compaction requests and responses."""
 
 from pydantic import Field
 
@@ -8,17 +8,17 @@ from reattach.http.schemas.settings import CompactionSettings
 
 class CompactBody(Body):
     compaction_settings: CompactionSettings | None = Field(
-        None, description="Instead of what the agent's own say."
+        None, description="Overrides the agent's own settings."
     )
 
 
 class ThreadCompactBody(CompactBody):
-    agent_id: str | None = Field(None, description="The agent, on the path `default`.")
+    agent_id: str | None = Field(None, description="Id of the agent, with the path `default`.")
 
 
 class Compacted(Answer):
-    """What stands for the older messages from now on."""
+    """The summary that replaces the older messages in the context."""
 
     summary: str
-    num_messages_before: int = Field(description="That a model was told, the system prompt too.")
+    num_messages_before: int = Field(description="In the context, including the system prompt.")
     num_messages_after: int

@@ -1,4 +1,4 @@
-"""Conversations as the API shows and takes them."""
+"""Schemas of conversations."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -24,17 +24,17 @@ from reattach.records.base import Conversation
 
 
 class ConversationState(Answer):
-    """A thread of messages with an agent, beside its default one and other conversations."""
+    """A message thread with an agent, beside its default conversation."""
 
     id: str
     agent_id: str
     summary: str | None
     description: str | None
-    model: str | None = Field(description="Its model instead of the agent's, `provider/name`.")
+    model: str | None = Field(description="Overrides the agent's model, `provider/name`.")
     model_settings: dict[str, Any] | None
     context_window_limit: int | None = Field(description="In tokens.")
-    in_context_message_ids: list[str] = Field(description="Its messages, the oldest first.")
-    isolated_block_ids: list[str] = Field(description="Its own blocks, instead of the agent's.")
+    in_context_message_ids: list[str] = Field(description="Ids of its messages, oldest first.")
+    isolated_block_ids: list[str] = Field(description="Its own copies of blocks of the agent.")
     archived: bool
     archived_at: UtcTime | None
     hidden: bool | None
@@ -76,7 +76,7 @@ class ConversationCreate(Body):
     isolated_block_labels: Annotated[list[Word], Field(max_length=MAX_AGENT_BLOCKS)] | None = None
 
     def conversation(self, agent_id: AgentId, now: datetime) -> Conversation:
-        """The new conversation."""
+        """Return the new conversation."""
         return Conversation(
             id=new_conversation_id(),
             agent_id=agent_id,
@@ -92,7 +92,7 @@ class ConversationCreate(Body):
 
 
 class ConversationUpdate(Body):
-    """What is absent stays; null clears."""
+    """Changes of a conversation: an absent member stays, and null clears one."""
 
     summary: Description | None = None
     description: Description | None = None

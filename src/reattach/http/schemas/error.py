@@ -1,4 +1,4 @@
-"""The bodies of errors, for the API's description; ``http.errors`` makes them."""
+"""Schemas of error bodies, which ``http.errors`` creates; used only in the API's description."""
 
 from typing import Any, Literal
 
@@ -6,24 +6,26 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ErrorBody(BaseModel):
-    """Why a request was not done."""
+    """The reason why a request failed."""
 
     model_config = ConfigDict(extra="allow")
 
-    detail: str = Field(description="What failed and what to do next, for people.")
-    code: str = Field(description="What failed, for programs; never changes.")
+    detail: str = Field(description="The failure and the next step, for people.")
+    code: str = Field(description="The failure, for programs; stable.")
 
 
 class FaultBody(BaseModel):
-    loc: list[str | int] = Field(description="`path`, `query` or `body`, then the way to it.")
+    loc: list[str | int] = Field(
+        description="`path`, `query` or `body`, then the path to the value."
+    )
     msg: str
     type: str
 
 
 class ValidationErrorBody(ErrorBody):
-    """What does not fit in a request."""
+    """The faults of a request."""
 
     code: Literal["validation_error"]
     trace_id: str | None = None
     errors: list[FaultBody] | None = None
-    examples: list[Any] | None = Field(None, description="How an id in the path should look.")
+    examples: list[Any] | None = Field(None, description="Example of a well-formed id.")

@@ -1,4 +1,4 @@
-"""The kinds of members that requests and answers are made of, with their bounds."""
+"""Field types of requests and responses, with their limits."""
 
 import json
 from collections.abc import Mapping
@@ -33,13 +33,13 @@ from reattach.domain.limits import (
 
 
 class Answer(BaseModel):
-    """What the server sends. A member without a value is sent as null."""
+    """A response. A member without a value is sent as null."""
 
     model_config = ConfigDict(json_schema_serialization_defaults_required=True)
 
 
 class Body(BaseModel):
-    """What a client sends. Members that are not known are ignored."""
+    """A request body. Unknown members are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -57,11 +57,11 @@ def _in_utc(at: datetime) -> datetime:
     try:
         return at.astimezone(UTC)
     except OverflowError:
-        raise ValueError("outside of the years 1 to 9999 in UTC") from None
+        raise ValueError("outside the years 1 to 9999 in UTC") from None
 
 
 KeptObject = Annotated[dict[str, Any], AfterValidator(kept_json)]
-"""A JSON object that is kept and given back as it came."""
+"""A JSON object that is stored and returned unchanged."""
 
 KeptList = Annotated[list[dict[str, Any]], AfterValidator(kept_json)]
 
@@ -74,7 +74,7 @@ UtcTime = Annotated[
     ),
     Field(json_schema_extra={"format": "date-time"}),
 ]
-"""An instant, sent in UTC with microseconds and a ``Z``."""
+"""An instant, sent in UTC with microseconds and ``Z``."""
 
 GivenTime = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
@@ -85,7 +85,7 @@ Handle = Annotated[
     str,
     Field(
         max_length=MAX_NAME_CHARS,
-        description="A model, as `provider/name`; see `GET /v1/models/`.",
+        description="Handle of a model, `provider/name`; see `GET /v1/models/`.",
     ),
 ]
 Tags = Annotated[list[Word], Field(max_length=MAX_TAGS)]
@@ -117,7 +117,7 @@ def _id_path(prefix: str, pattern: str, noun: str) -> Any:
     return Path(
         pattern=pattern,
         max_length=len(prefix) + _UUID_CHARS,
-        description=f"The id of the {noun}, `{prefix}<uuid4>`.",
+        description=f"Id of the {noun}, `{prefix}<uuid4>`.",
     )
 
 
@@ -132,8 +132,8 @@ ThreadPath = Annotated[
     Path(
         pattern=CONVERSATION_PATH_PATTERN,
         max_length=len("agent-") + _UUID_CHARS,
-        description="A conversation's id; or `default` with `agent_id`; or (deprecated) an "
-        "agent's id, for its default conversation.",
+        description="Id of a conversation, `default` together with `agent_id`, or (deprecated) the "
+        "id of an agent for its default conversation.",
     ),
 ]
 
@@ -141,22 +141,23 @@ ThreadPath = Annotated[
 
 QueryText = Annotated[str | None, Query(max_length=MAX_QUERY_CHARS)]
 QueryPart = Annotated[
-    str | None, Query(max_length=MAX_QUERY_CHARS, description="A part of it, in any case.")
+    str | None,
+    Query(max_length=MAX_QUERY_CHARS, description="Substring to search for; case-insensitive."),
 ]
-QueryAgent = Annotated[str | None, Query(pattern=AGENT_PATTERN, description="An agent's id.")]
+QueryAgent = Annotated[str | None, Query(pattern=AGENT_PATTERN, description="Id of an agent.")]
 NobodyHas = Annotated[
-    str | None, Query(max_length=MAX_ID_CHARS, description="Nothing here has one.")
+    str | None, Query(max_length=MAX_ID_CHARS, description="Not supported: matches nothing.")
 ]
 QueryTexts = Annotated[
     list[Annotated[str, Field(max_length=MAX_NAME_CHARS)]] | None,
     Query(max_length=MAX_QUERY_VALUES),
 ]
 OrderParam = Annotated[
-    Literal["asc", "desc"], Query(description="`asc` is oldest first, `desc` newest first.")
+    Literal["asc", "desc"], Query(description="`asc`: oldest first, `desc`: newest first.")
 ]
-Limit = Annotated[int, Query(ge=1, le=MAX_PAGE_ITEMS, description="How many at most.")]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE_ITEMS, description="Maximum number of items.")]
 
 
 def given(body: BaseModel) -> Mapping[str, Any]:
-    """The members that the client has sent, null included, by name."""
+    """Return the members that the client sent, including null, by name."""
     return {name: getattr(body, name) for name in body.model_fields_set}

@@ -1,4 +1,4 @@
-"""MCP servers as the API shows them: without what is their operator's business alone."""
+"""Schemas of MCP servers, without the details that only their operator should see."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ class _Server(Answer):
 
 
 class StdioServerBody(_Server):
-    """A program that the server started."""
+    """A program that the server runs."""
 
     mcp_server_type: Literal["stdio"] = "stdio"
     command: str
@@ -21,7 +21,7 @@ class StdioServerBody(_Server):
 
 
 class HttpServerBody(_Server):
-    """A server that is reached by its URL, of which the scheme and host are shown."""
+    """A server with a URL, of which only the scheme and host are shown."""
 
     mcp_server_type: Literal["streamable_http"] = "streamable_http"
     server_url: str

@@ -1,4 +1,4 @@
-"""Models as the API shows them."""
+"""Schemas of models."""
 
 from collections.abc import Mapping
 from typing import Any, Final, Literal, Self, get_args
@@ -41,14 +41,14 @@ ProviderType = Literal[
 
 _PROVIDERS: Final = frozenset(get_args(ProviderType))
 _ENDPOINTS: Final = _PROVIDERS - {"cerebras", "fireworks", "letta", "lmstudio_openai", "sglang"}
-"""The types of endpoint that SDKs know."""
+"""Endpoint types that the SDKs know."""
 
 FALLBACK_CONTEXT_TOKENS: Final = 128_000
-"""Said of a model that this server does not offer at present."""
+"""Reported for models that this server does not offer at present."""
 
 
 def provider_type_of(name: str) -> str:
-    """The provider type that SDKs know, or ``openai``, whose dialect most others speak."""
+    """Return a provider type that the SDKs know; unknown providers count as ``openai``."""
     return name if name in _PROVIDERS else "openai"
 
 
@@ -57,10 +57,10 @@ def endpoint_type_of(name: str) -> str:
 
 
 class ModelConfig(Answer):
-    """How an agent's model is reached and asked."""
+    """Connection and default settings of an agent's model."""
 
-    model: str = Field(description="Its name at the provider.")
-    handle: str | None = Field(description="What agents name it by, `provider/name`.")
+    model: str = Field(description="Name of the model at its provider.")
+    handle: str | None = Field(description="Handle of the model, `provider/name`.")
     display_name: str | None = None
     model_endpoint_type: str
     model_endpoint: str | None = None
@@ -89,7 +89,7 @@ class ModelConfig(Answer):
 
     @classmethod
     def of(cls, handle: str | None, model: Model | None) -> Self:
-        """The configuration of a model; of its handle alone if it is not offered at present."""
+        """Return the configuration of a model, or of a handle that is not offered at present."""
         if model is not None:
             return cls(
                 model=model.name,
@@ -109,8 +109,8 @@ class ModelConfig(Answer):
             context_window=FALLBACK_CONTEXT_TOKENS,
         )
 
-    def tell(self, settings: Mapping[str, Any]) -> None:
-        """Say what these ``model_settings`` say, in the older members."""
+    def apply(self, settings: Mapping[str, Any]) -> None:
+        """Copy ``model_settings`` into the older members."""
         asked = model_settings(settings)
         self.temperature = asked.temperature
         self.max_tokens = asked.max_output_tokens or self.max_tokens
@@ -123,7 +123,7 @@ class ModelConfig(Answer):
 
 
 class ModelBody(ModelConfig):
-    """A model that agents of this server can have."""
+    """A model that agents of this server can use."""
 
     name: str
     provider_type: str

@@ -1,4 +1,4 @@
-"""What a resume asks for."""
+"""Schema of resume requests."""
 
 from typing import Annotated
 
@@ -9,28 +9,27 @@ from reattach.http.schemas.fields import Body
 
 
 class ResumeBody(Body):
-    """Which run to follow, and from where.
+    """The run to follow, and the cursor to start after.
 
-    Everything is optional: the default is the run that is active in the conversation, from its
-    start.
+    All members are optional: the default is the active run of the conversation, from its start.
     """
 
     agent_id: str | None = Field(
-        None, max_length=MAX_ID_CHARS, description="The agent, on the path `default`."
+        None, max_length=MAX_ID_CHARS, description="Id of the agent, with the path `default`."
     )
     run_id: str | None = Field(
-        None, max_length=MAX_ID_CHARS, description="The run; skips every other look-up."
+        None, max_length=MAX_ID_CHARS, description="Id of the run; overrides all other look-ups."
     )
     otid: str | None = Field(
         None,
         max_length=MAX_OTID_CHARS,
-        description="The OTID of a message that made the run; run_id wins over it.",
+        description="OTID of a message that started the run; ignored if `run_id` is set.",
     )
     starting_after: Annotated[int, Field(ge=-MAX_CURSOR, le=MAX_CURSOR)] = Field(
-        0, description="The last seq_id that the client has; 0 or less: from the start."
+        0, description="Last seq_id that the client received; 0 or less: from the start."
     )
     include_pings: bool | None = Field(
-        True, description="Send keepalive pings during silence. Null counts as false."
+        True, description="Send keepalive pings during silence. Null means false."
     )
     poll_interval: float | None = Field(
         0.1,
@@ -38,8 +37,8 @@ class ResumeBody(Body):
         le=MAX_POLL_SECONDS,
         allow_inf_nan=False,
         description=(
-            "Seconds between looks for new events. Only a hint: events are pushed, and a reader "
-            "that was not woken is looked after once a second, whatever this says."
+            "Seconds between polls for new events. Only a hint: events are pushed, and the server "
+            "checks once a second for readers that were not notified."
         ),
     )
     batch_size: int | None = Field(
@@ -47,7 +46,7 @@ class ResumeBody(Body):
         ge=-MAX_CURSOR,
         le=MAX_CURSOR,
         description=(
-            "The most events of one write of a replay, if it is given; less than 1 counts as 1. "
-            "Only a hint: it changes no event and no order."
+            "Maximum number of events per write of a replay; values below 1 mean 1. Only a hint: "
+            "events and their order do not change."
         ),
     )

@@ -1,4 +1,4 @@
-"""Runs, their usage and their steps as the API shows them."""
+"""Schemas of runs, their usage and their steps."""
 
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, Self
@@ -26,13 +26,13 @@ class RunState(Answer):
 
     id: str
     agent_id: str
-    conversation_id: str | None = Field(description="Null in the agent's default thread.")
+    conversation_id: str | None = Field(description="Null in the agent's default conversation.")
     status: Literal["created", "running", "completed", "failed", "cancelled"]
     stop_reason: StopReasonName | None
     background: bool
     created_at: UtcTime
     completed_at: UtcTime | None
-    metadata: dict[str, Any] = Field(description="`run_type`, and `error` after a failure.")
+    metadata: dict[str, Any] = Field(description="`run_type`, and `error` if the run failed.")
     request_config: RequestConfig
     base_template_id: str | None = None
     callback_url: str | None = None
@@ -77,7 +77,7 @@ class CompletionTokens(Answer):
 
 
 class RunUsage(Answer):
-    """What a run has cost; zero until it has ended."""
+    """Token usage of a run; zero until the run has ended."""
 
     completion_tokens: int
     prompt_tokens: int
@@ -108,7 +108,7 @@ def _prompt_tokens(usage: Usage) -> PromptTokens | None:
 
 
 class StepState(Answer):
-    """One call of a model within a run."""
+    """One model call within a run."""
 
     id: str
     origin: str | None = None
@@ -170,14 +170,14 @@ class StepState(Answer):
 
 
 class RunMetrics(Answer):
-    """How long a run took; null until it has ended."""
+    """Duration of a run; null until the run has ended."""
 
     id: str
     organization_id: str
     agent_id: str
     project_id: str | None = None
-    run_start_ns: int = Field(description="When it began, in ns since 1970.")
-    run_ns: int | None = Field(description="How long it took, in ns.")
+    run_start_ns: int = Field(description="Start of the run, in ns since 1970.")
+    run_ns: int | None = Field(description="Duration of the run, in ns.")
     num_steps: int | None
     tools_used: list[str] | None = None
     template_id: str | None = None

@@ -1,4 +1,4 @@
-"""What a send asks for, on the conversations' and on the agents' routes."""
+"""Schemas of sends to conversations and agents."""
 
 from typing import Annotated, Any, Literal
 
@@ -28,7 +28,7 @@ Otid = Annotated[
     str,
     Field(
         max_length=MAX_OTID_CHARS,
-        description="The client's idempotency key of the message (offline threading id).",
+        description="Idempotency key of the message (offline threading id), set by the client.",
     ),
 ]
 
@@ -36,15 +36,15 @@ Otid = Annotated[
 ToolCallId = Annotated[str, Field(min_length=1, max_length=MAX_TOOL_CALL_ID_CHARS)]
 
 
-def _told(usual: str, **members: str) -> Discriminator:
-    """Items are told apart by their type; those without one by ``members`` that only one has."""
+def _by_type(default: str, **members: str) -> Discriminator:
+    """Distinguish items by ``type``, and items without it by members that only one kind has."""
 
     def kind(value: Any) -> str:
         if not isinstance(value, dict):
-            return str(getattr(value, "type", None) or usual)
+            return str(getattr(value, "type", None) or default)
         if value.get("type") is not None:
             return str(value["type"])
-        return next((members[name] for name in members if name in value), usual)
+        return next((members[name] for name in members if name in value), default)
 
     return Discriminator(kind)
 
@@ -69,11 +69,11 @@ class SentImage(Body):
 
 SentPart = Annotated[SentText | SentImage, Field(discriminator="type")]
 SentContent = str | Annotated[list[SentPart], Field(max_length=MAX_MESSAGE_PARTS, fail_fast=True)]
-"""Lists within lists tell their first fault only: a hundred thousand take seconds to collect."""
+"""Nested lists report only their first fault: collecting a hundred thousand takes seconds."""
 
 
 class SentMessage(Body):
-    """A message for the agent."""
+    """A message to the agent."""
 
     type: Literal["message"] | None = "message"
     role: Literal["user", "system", "assistant"]
@@ -84,7 +84,7 @@ class SentMessage(Body):
 
 
 class SentVerdict(Body):
-    """Whether a tool call may run."""
+    """The decision whether a tool call may run."""
 
     type: Literal["approval"] | None = "approval"
     tool_call_id: ToolCallId
@@ -96,7 +96,7 @@ Lines = Annotated[list[str], Field(fail_fast=True)]
 
 
 class SentReturn(Body):
-    """What a tool returned that the client ran."""
+    """The result of a tool that the client ran."""
 
     type: Literal["tool"] | None = "tool"
     tool_call_id: ToolCallId
@@ -108,14 +108,14 @@ class SentReturn(Body):
 
 SentDecision = Annotated[
     Annotated[SentVerdict, Tag("approval")] | Annotated[SentReturn, Tag("tool")],
-    _told("approval", tool_return="tool"),
+    _by_type("approval", tool_return="tool"),
 ]
 
 
 class SentApproval(Body):
-    """The answer to an approval request: a decision for each call that waits.
+    """The response to an approval request: a decision for each pending call.
 
-    Without `approvals`, `approve` and `reason` are the decision on all of them.
+    Without `approvals`, `approve` and `reason` apply to all of them.
     """
 
     type: Literal["approval"] | None = "approval"
@@ -131,7 +131,7 @@ class SentApproval(Body):
 
 
 class SentToolReturn(Body):
-    """The answer to an approval request whose calls the client has all run."""
+    """The response to an approval request if the client ran all its calls."""
 
     type: Literal["tool_return"]
     tool_returns: list[SentReturn] = Field(max_length=MAX_ANSWERED_CALLS, fail_fast=True)
@@ -143,66 +143,66 @@ class ClientToolSpec(Body):
 
     name: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
     description: str | None = Field(None, max_length=MAX_CLIENT_TOOL_DESCRIPTION_CHARS)
-    parameters: dict[str, Any] | None = Field(None, description="A JSON schema of its arguments.")
+    parameters: dict[str, Any] | None = Field(None, description="JSON schema of the arguments.")
 
 
 class ClientSkillSpec(Body):
-    """A skill that the client has: instructions that the model may ask for."""
+    """A skill of the client: instructions that the model may request."""
 
     name: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
     description: str = Field(max_length=MAX_DESCRIPTION_CHARS)
-    location: str = Field(max_length=MAX_SKILL_LOCATION_CHARS, description="Where it is found.")
+    location: str = Field(max_length=MAX_SKILL_LOCATION_CHARS, description="Path of the skill.")
 
 
 SentItem = Annotated[
     Annotated[SentMessage, Tag("message")]
     | Annotated[SentApproval, Tag("approval")]
     | Annotated[SentToolReturn, Tag("tool_return")],
-    _told("message", approval_request_id="approval", approve="approval"),
+    _by_type("message", approval_request_id="approval", approve="approval"),
 ]
 
 
 class _SendBody(Body):
-    """What every send has."""
+    """Members of all sends."""
 
     messages: list[SentItem] | None = Field(
-        None, max_length=MAX_SEND_MESSAGES, description="Exactly one of messages and input."
+        None,
+        max_length=MAX_SEND_MESSAGES,
+        description="Exactly one of `messages` and `input` is required.",
     )
-    input: SentContent | None = Field(None, description="Short for one user message.")
+    input: SentContent | None = Field(None, description="Shorthand for one user message.")
     stream_tokens: bool | None = Field(
-        False, description="Stream fragments as the model gives them, not whole messages."
+        False, description="Stream fragments as the model produces them, not whole messages."
     )
     include_pings: bool | None = Field(
-        True, description="Send a ping first, and keepalive pings during silence."
+        True, description="Send a first ping, and keepalive pings during silence."
     )
-    background: bool | None = Field(
-        False, description="Let clients resume the run's stream after they lost it."
-    )
+    background: bool | None = Field(False, description="Allow clients to resume the run's stream.")
     max_steps: int | None = Field(50, ge=1, le=MAX_STEPS)
     include_return_message_types: list[MessageType] | None = Field(
-        None, max_length=20, description="Only messages of these types are streamed."
+        None, max_length=20, description="Stream only messages of these types."
     )
     client_tools: list[ClientToolSpec] | None = Field(
         None,
         max_length=MAX_CLIENT_TOOLS,
-        description="Tools that the model may call in this turn, and that the client runs.",
+        description="Tools that the model may call in this turn and the client runs.",
     )
     client_skills: list[ClientSkillSpec] | None = Field(
         None,
         max_length=MAX_CLIENT_SKILLS,
-        description="Skills that the client has; the system prompt of this turn lists them.",
+        description="Skills of the client; the system prompt of this turn lists them.",
     )
     override_model: str | None = Field(
-        None, max_length=MAX_NAME_CHARS, description="Model handle for this request only."
+        None, max_length=MAX_NAME_CHARS, description="Model handle, for this request only."
     )
     override_system: str | None = Field(
         None,
         max_length=MAX_SYSTEM_CHARS,
         validation_alias=AliasChoices("override_system", "system"),
-        description="System prompt for this request only; old clients call it `system`.",
+        description="System prompt, for this request only; older clients send it as `system`.",
     )
     include_compaction_messages: bool | None = Field(
-        False, description="Show compactions: an event, then the summary."
+        False, description="Stream compactions: an event, then the summary."
     )
     use_assistant_message: bool | None = Field(True, json_schema_extra={"deprecated": True})
     assistant_message_tool_name: str | None = Field(
@@ -216,8 +216,8 @@ class _SendBody(Body):
 class ConversationSendBody(_SendBody):
     """A send to a conversation."""
 
-    agent_id: str | None = Field(None, description="The agent, on the path `default`.")
-    streaming: bool | None = Field(True, description="False: one JSON reply at the end.")
+    agent_id: str | None = Field(None, description="Id of the agent, with the path `default`.")
+    streaming: bool | None = Field(True, description="False: one JSON response at the end.")
 
 
 class AgentSendBody(_SendBody):
@@ -227,17 +227,17 @@ class AgentSendBody(_SendBody):
 
 
 class AsyncSendBody(_SendBody):
-    """A send that is answered with its run, and goes on in the background."""
+    """A send that returns its run at once, and continues in the background."""
 
     callback_url: str | None = Field(
         None,
         max_length=MAX_CALLBACK_URL_CHARS,
-        description="Where to POST how the run ended, once it has.",
+        description="URL that gets a POST with the result when the run has ended.",
     )
 
 
 class StopReasonItem(Answer):
-    """Why the run ended."""
+    """The reason why the run ended."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -246,7 +246,7 @@ class StopReasonItem(Answer):
 
 
 class UsageItem(Answer):
-    """What the run has cost."""
+    """Token usage of the run."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -262,7 +262,7 @@ class UsageItem(Answer):
 
 
 class WholeAnswer(Answer):
-    """What a send without a stream answers with, for the API's description."""
+    """The response to a send without streaming, for the API's description."""
 
     messages: list[MessageItem]
     stop_reason: StopReasonItem
@@ -272,6 +272,6 @@ class WholeAnswer(Answer):
 
 
 class CancelBody(Body):
-    """Which runs to cancel; absent: all that are active in the agent's default conversation."""
+    """The runs to cancel; without it, all active runs of the agent's default conversation."""
 
     run_ids: list[str] | None = Field(None, max_length=100)

@@ -1,4 +1,4 @@
-"""How a model is asked: the settings of agents and of conversations."""
+"""Schemas of model and compaction settings of agents and conversations."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -26,7 +26,7 @@ class ResponseFormat(BaseModel):
 
 
 class ModelSettings(BaseModel):
-    """What is known of it is checked, and all of it is kept and given back."""
+    """Model settings: known members are validated, and all are stored and returned."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -44,17 +44,17 @@ class ModelSettings(BaseModel):
     tool_call_parser: Word | None = None
 
     @model_validator(mode="after")
-    def _bounded(self) -> Self:
+    def _check_size(self) -> Self:
         kept_json(self.kept())
         return self
 
     def kept(self) -> dict[str, Any]:
-        """What the client has sent, and no more."""
+        """Return exactly the members that the client sent."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
 class LegacyModelConfig(Body):
-    """The older way to name a model, as ``llm_config``."""
+    """The older way to set a model, as ``llm_config``."""
 
     model: Word
     handle: Word | None = None
@@ -74,7 +74,7 @@ class LegacyModelConfig(Body):
         return self.handle or f"{self.model_endpoint_type}/{self.model}"
 
     def settings(self) -> dict[str, Any]:
-        """What it says of how the model is asked, as ``model_settings``."""
+        """Return the equivalent ``model_settings``."""
         settings: dict[str, Any] = {
             "temperature": self.temperature,
             "max_output_tokens": self.max_tokens,
@@ -93,7 +93,7 @@ class LegacyModelConfig(Body):
 
 
 class CompactionSettings(BaseModel):
-    """How conversations are compacted that get too long for their model."""
+    """How conversations that are too long for their model are compacted."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -108,6 +108,6 @@ class CompactionSettings(BaseModel):
     sliding_window_percentage: Annotated[float, Field(ge=0, le=1)] | None = None
 
     @model_validator(mode="after")
-    def _bounded(self) -> Self:
+    def _check_size(self) -> Self:
         kept_json(self.model_dump(mode="json", exclude_unset=True))
         return self

@@ -1,4 +1,4 @@
-"""Tools as the API shows them."""
+"""Schemas of tools."""
 
 from typing import Any, Literal, Self
 
@@ -18,10 +18,10 @@ class ToolBody(Answer):
     name: str
     description: str | None
     tool_type: Literal["custom", "external_mcp"]
-    json_schema: dict[str, Any] = Field(description="As providers are told of it.")
+    json_schema: dict[str, Any] = Field(description="The definition that providers receive.")
     args_json_schema: dict[str, Any]
     default_requires_approval: bool = Field(
-        description="Whether its calls wait for an approval; of an agent's tool, for that agent."
+        description="Whether calls require approval; for an agent's tool, with that agent."
     )
     return_char_limit: int = MAX_TOOL_OUTPUT_CHARS
     enable_parallel_execution: bool = False
@@ -38,13 +38,13 @@ class ToolBody(Answer):
     @classmethod
     def of(cls, tool: Tool, *, requires_approval: bool | None = None) -> Self:
         parameters = dict(tool.parameters)
-        told = {"name": tool.name, "description": tool.description, "parameters": parameters}
+        schema = {"name": tool.name, "description": tool.description, "parameters": parameters}
         return cls(
             id=tool.id,
             name=tool.name,
             description=tool.description,
             tool_type=tool.kind,
-            json_schema=told,
+            json_schema=schema,
             args_json_schema=parameters,
             default_requires_approval=tool.requires_approval
             if requires_approval is None

@@ -1,1 +1,1 @@
-"""A run as a response: from a cursor on, live until its end."""
+"""A run as a response: its events after a cursor, live until its end."""

@@ -1,4 +1,4 @@
-"""How a run's frames reach one reader, and when that is at an end."""
+"""Delivery of a run's frames to one reader, until the run ends or the reader is cut off."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -22,54 +22,54 @@ from reattach.wire.sse import DONE
 logger = structlog.get_logger(__name__)
 
 CONNECTION_EXTENSION: Final = "reattach.connection"
-"""ASGI extension: the connection of a request, as a ``Connection``."""
+"""ASGI extension that provides the ``Connection`` of a request."""
 
 
 Piece = bytes | memoryview
-"""Of a body. Memory that is viewed does not change any more."""
+"""Part of a body. The memory behind a memoryview does not change any more."""
 
 
 class Connection(Protocol):
-    """What a server lends of a connection, for the time of one response."""
+    """The client connection, lent by the server for one response."""
 
     async def begin(self, send: Send, start: Message) -> None:
-        """Send the head ``start``, as ``send`` would; it may wait for what is sent next."""
+        """Send the head ``start``, as ``send`` would; it may be held back until more is sent."""
 
     def keep(self) -> None:
-        """Take the response, which was begun, out of the hands of the ASGI application.
+        """Detach the response, which has begun, from the ASGI application.
 
-        From now on it ends by ``finish`` or ``abort``, and not when the application returns.
+        From now on it ends with ``finish`` or ``abort``, not when the application returns.
         """
 
     def flush(self) -> None:
-        """Send a head that waits: nothing follows at once."""
+        """Send a head that is held back, because no body follows at once."""
 
     def write(self, body: Piece) -> None:
-        """Send more of the body; nothing if the other side is gone."""
+        """Send more of the body; does nothing if the client is gone."""
 
     def finish(self, *rest: Piece) -> None:
-        """Send the rest of the body: it is whole, and the connection may have its next request."""
+        """Send the rest of the body, which is then complete, and allow the next request."""
 
     def abort(self) -> None:
-        """Drop it with whatever is unsent."""
+        """Drop the connection with everything unsent."""
 
     def has_room(self) -> bool:
-        """Whether a write would be taken at once."""
+        """Return whether the connection accepts a write without buffering in this process."""
 
     def when_room(self, call: Callable[[], None] | None) -> None:
-        """Call it once when there is room, which there is not at present; None calls nothing."""
+        """Call ``call`` once when there is room again; None cancels that."""
 
     @property
     def stalled(self) -> bool:
-        """Whether the server gave the connection up because the client took nothing."""
+        """Whether the server dropped the connection because the client read nothing."""
 
     def when_left(self, call: Callable[[], None] | None) -> None:
-        """Call it once when the other side is gone, or at once if it is; None calls nothing."""
+        """Call ``call`` once when the client is gone, or at once if it is; None cancels that."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamJob:
-    """What is to be brought, and how patiently."""
+    """The run to stream, and how long its reader may read nothing."""
 
     runs: RunService
     target: Target
@@ -78,26 +78,26 @@ class StreamJob:
 
 
 class Delivery(ABC):
-    """Brings what ``following`` gives to one reader: events, the ends of its silence, the end."""
+    """Delivers what ``following`` yields to one reader: events, keepalives, and the end."""
 
-    __slots__ = ("_ending_told", "_job", "following", "gone")
+    __slots__ = ("_ending_recorded", "_job", "following", "gone")
 
     def __init__(self, job: StreamJob, following: Following) -> None:
         self._job = job
-        self._ending_told = False
+        self._ending_recorded = False
         self.following = following
         self.gone = False
         """The reader went away."""
 
     @abstractmethod
     async def _write(self, body: bytes) -> None:
-        """Raises TimeoutError if the reader takes nothing for the stall time."""
+        """Raises TimeoutError if the reader reads nothing for the stall time."""
 
     async def advance(self) -> bool | None:
-        """Send all that there is to send at present, and return None.
+        """Send everything that is available and return None, or return how the stream ended.
 
-        True: everything was sent, ``[DONE]`` included. False: nothing more will be, before the
-        end, as the reader is gone, or takes nothing, or the log can not be followed any longer.
+        True: everything was sent, including ``[DONE]``. False: nothing more will be sent, because
+        the reader is gone or stalled, or the log cannot be followed any longer.
         """
         following, sent_bytes = self.following, 0
         while not self.gone:
@@ -107,9 +107,9 @@ class Delivery(ABC):
                 piece = await following.read()
             except ReattachError as error:
                 return self._cut_off(error.detail)
-            # Before the terminal group, as the SDKs stop at an error event and see no [DONE].
-            if following.closed and not await self._is_ending_told():
-                return self._cut_off("the record does not say yet how the run ended")
+            # Before the terminal group, because the SDKs stop at an error event, before [DONE].
+            if following.closed and not await self._is_ending_recorded():
+                return self._cut_off("the end of the run is not recorded yet")
             if piece.frames:
                 if not await self._send(piece.frames):
                     return False
@@ -129,21 +129,21 @@ class Delivery(ABC):
         return False
 
     def _obstacle(self) -> str | None:
-        """Why the reader cannot get the next events."""
+        """Return why the reader cannot get further events, or None."""
         if self.following.failure is not None:
             return self.following.failure.detail
         if self.following.released:
-            return "the server is going away, and another one has the run"
+            return "this server is shutting down, and another one took over the run"
         return None
 
-    async def _is_ending_told(self) -> bool:
+    async def _is_ending_recorded(self) -> bool:
         # Asked once: when the last events are out the driver is gone, and the record would be read.
-        if not self._ending_told:
-            self._ending_told = await self._job.runs.wait_until_recorded(self._job.target)
-        return self._ending_told
+        if not self._ending_recorded:
+            self._ending_recorded = await self._job.runs.wait_until_recorded(self._job.target)
+        return self._ending_recorded
 
     async def _done(self) -> bool:
-        """Everything was sent, but for the word that it was."""
+        """Send ``[DONE]``, after everything else was sent."""
         return await self._send(DONE)
 
     def _keepalive(self) -> bytes:
@@ -159,7 +159,7 @@ class Delivery(ABC):
         try:
             await self._write(body)
         except TimeoutError:
-            return self._cut_off(f"took nothing for {self._job.stall_seconds} seconds")
+            return self._cut_off(f"it read nothing for {self._job.stall_seconds:g} seconds")
         self.following.keepalive_due = False
         self.following.quiet_since = asyncio.get_running_loop().time()
         return True
@@ -170,7 +170,7 @@ class Delivery(ABC):
 
 
 class AsgiDelivery(Delivery):
-    """Under any ASGI server."""
+    """Delivery through ``send``, under any ASGI server."""
 
     __slots__ = ("_asgi_send", "_woken")
 
@@ -180,7 +180,7 @@ class AsgiDelivery(Delivery):
         self._woken = asyncio.Event()
 
     async def to_end(self) -> bool:
-        """Whether the body was sent whole."""
+        """Deliver until the end; return whether the body is complete."""
         self.following.wake = self._woken.set
         while True:
             self._woken.clear()
@@ -200,12 +200,12 @@ class AsgiDelivery(Delivery):
 
 
 class KeptDelivery(Delivery):
-    """On a connection that is lent, and kept from the head of the response to its end.
+    """Delivery on a lent connection, which is kept from the head of the response to its end.
 
-    What is in memory is written without a task, as long as the reader takes it; and while there is
-    nothing to send, new events are written by whoever learns of them. A task is there only for
-    what has to be waited for: the store, a keepalive, the record of the run's end. ``leave`` is
-    called when it is over.
+    Data in memory is written without a task while the reader keeps up; when the reader has
+    everything, the code that adds an event to the tail writes it. A task exists only while
+    something must be awaited: the store, a keepalive, the record of the run's end. ``leave`` is
+    called at the end.
     """
 
     __slots__ = ("_busy", "_connection", "_leave", "_missed", "_task", "_then")
@@ -222,22 +222,22 @@ class KeptDelivery(Delivery):
         self._leave = leave
         self._busy = True
         self._missed = False
-        """Something happened while it was busy."""
+        """A wake-up arrived while the delivery was busy."""
         self._task: asyncio.Task[object] | None = None
         self._then: Callable[[], object] | None = None
-        """What goes on when there is room again."""
+        """The step to continue with when there is room again."""
 
     def begin(self) -> None:
-        """Send what there is, of a response that was begun."""
+        """Send the available events of a response that has begun."""
         self._connection.keep()
         self.following.wake = self._wake
         self._connection.when_left(self._left)
-        self._pour()
+        self._write_or_abort()
 
     def _left(self) -> None:
         self.gone = True
         if self._connection.stalled:
-            self._cut_off(f"took nothing for {self._job.stall_seconds} seconds")
+            self._cut_off(f"it read nothing for {self._job.stall_seconds:g} seconds")
         if self._then is None:
             self._wake()
         else:
@@ -249,25 +249,25 @@ class KeptDelivery(Delivery):
         else:
             self._busy = True
             self.following.sink = None
-            asyncio.get_running_loop().call_soon(self._pour)
+            asyncio.get_running_loop().call_soon(self._write_or_abort)
 
-    def _pour(self) -> None:
+    def _write_or_abort(self) -> None:
         try:
-            self._pour_what_is_there()
+            self._write_available()
         except Exception:
             logger.exception("reader cut off", run_id=self._job.target.run_id)
             self.gone = True
-            self._task = asyncio.get_running_loop().create_task(self._go_on())
+            self._task = asyncio.get_running_loop().create_task(self._continue())
 
-    def _pour_what_is_there(self) -> None:
-        following, poured_bytes = self.following, 0
+    def _write_available(self) -> None:
+        following, written_bytes = self.following, 0
         while not self._must_wait():
             if not self._connection.has_room():
                 following.quiet_since = None
-                self._when_room(self._pour)
+                self._when_room(self._write_or_abort)
                 return
-            if poured_bytes >= REPLAY_TURN_BYTES:
-                asyncio.get_running_loop().call_soon(self._pour)
+            if written_bytes >= REPLAY_TURN_BYTES:
+                asyncio.get_running_loop().call_soon(self._write_or_abort)
                 return
             piece = following.view() or following.read_now()
             if piece is None:
@@ -276,15 +276,15 @@ class KeptDelivery(Delivery):
                 self._finish(piece.frames, DONE)
                 return
             if not piece.frames:
-                self._rest(sent=poured_bytes > 0)
+                self._go_idle(sent=written_bytes > 0)
                 return
             self._connection.write(piece.frames)
-            poured_bytes += len(piece.frames)
+            written_bytes += len(piece.frames)
         self._connection.flush()
-        self._task = asyncio.get_running_loop().create_task(self._go_on())
+        self._task = asyncio.get_running_loop().create_task(self._continue())
 
     def _must_wait(self) -> bool:
-        """Whether there is something to be done that takes its time, or is the end."""
+        """Return whether the next step may block, or is the end."""
         following = self.following
         return (
             self.gone
@@ -295,15 +295,15 @@ class KeptDelivery(Delivery):
             or (following.closed and self._job.target.status.is_active)
         )
 
-    def _rest(self, *, sent: bool) -> None:
-        """There is nothing more to send at present."""
+    def _go_idle(self, *, sent: bool) -> None:
+        """Wait for the next event without a task."""
         self._connection.flush()
         if sent or self.following.quiet_since is None:
             self.following.quiet_since = asyncio.get_running_loop().time()
         self._busy = False
         self.following.sink = self._push
 
-    async def _go_on(self) -> None:
+    async def _continue(self) -> None:
         complete: bool | None = False
         try:
             complete = await self._advance_until_idle()
@@ -312,7 +312,7 @@ class KeptDelivery(Delivery):
         finally:
             if complete is None:
                 self._task = None
-                self._rest(sent=False)
+                self._go_idle(sent=False)
             elif complete:
                 self._finish(DONE)
             else:
@@ -346,17 +346,17 @@ class KeptDelivery(Delivery):
     @override
     async def _done(self) -> bool:
         await self._room()
-        return not self.gone  # It goes out in one piece with the end of the body.
+        return not self.gone  # ``finish`` sends [DONE] together with the end of the body.
 
     async def _room(self) -> None:
-        """Return when there is room, or the reader is gone: the connection bounds the wait."""
+        """Return when there is room or the reader is gone; the connection bounds the wait."""
         if not self.gone and not self._connection.has_room():
             room = asyncio.Event()
             self._when_room(room.set)
             await room.wait()
 
     def _when_room(self, then: Callable[[], object]) -> None:
-        """Call it when there is room, or the reader is gone."""
+        """Call ``then`` when there is room or the reader is gone."""
         self._then = then
         self._connection.when_room(self._room_again)
 

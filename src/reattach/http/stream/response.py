@@ -1,8 +1,8 @@
-"""The body of a stream: a run's frames from a cursor on, live until its end.
+"""The streaming response: a run's frames after a cursor, live until its end.
 
-A plain ASGI response that works under any server. Where ``http.connection`` lends the connection
-(see ``CONNECTION_EXTENSION``), a reader that must be left is cut off at once, one that is slow is
-told from one that takes nothing, and one that waits costs no task.
+It is a plain ASGI response that works under any server. If ``http.connection`` lends its connection
+(see ``CONNECTION_EXTENSION``), a reader that must be cut off is cut off at once, slow readers are
+distinguished from stalled ones, and an idle reader costs no task.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _HEADERS: Final = (
     (b"x-accel-buffering", b"no"),
 )
 _REPLACEABLE: Final = frozenset({b"cache-control", b"x-accel-buffering"})
-"""Headers of ours that the application may set otherwise."""
+"""Headers that the application may override."""
 
 _RESERVED: Final = frozenset(
     {b"content-type", b"content-length", b"x-run-id", b"x-run-status", b"x-stream-starts-after"}
@@ -45,16 +45,15 @@ _RESERVED: Final = frozenset(
 
 
 class RunStream(Response):
-    """Streams the run from ``cursor``.
+    """Streams the run after ``cursor``.
 
-    The headers go out at once. The terminal group goes out when the run's record says how it
-    ended. The body ends with ``[DONE]`` exactly when everything up to the end of the closed log
-    was sent; in every other case
-    (the reader takes nothing for ``stall_seconds``, the log can not be followed any longer) the
-    connection is dropped without it, and the reader may resume. A reader that goes away changes
-    nothing for the run.
+    The headers are sent at once. The terminal group is sent once the run's record says how it
+    ended. The body ends with ``[DONE]`` exactly if everything up to the end of the closed log was
+    sent. Otherwise (the reader reads nothing for ``stall_seconds``, or the log cannot be followed
+    any longer) the connection is dropped without it, and the reader may resume. A reader that
+    leaves does not affect the run.
 
-    What ``RunService.follow`` raises is answered as the error that it is, instead of a stream.
+    An error of ``RunService.follow`` becomes an error response instead of a stream.
     """
 
     media_type = "text/event-stream"
@@ -83,7 +82,7 @@ class RunStream(Response):
 
     @override
     def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
-        # The head is made when it is known what to say in it; the application may add to this.
+        # The head is built when the stream starts; the application may add headers until then.
         self.raw_headers = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +95,7 @@ class RunStream(Response):
             await self.background()
 
     def _added_headers(self) -> list[tuple[bytes, bytes]]:
-        """The headers and cookies that the application set, but for those that say what this is."""
+        """Return the headers and cookies that the application set, except reserved ones."""
         return [(name, value) for name, value in self.raw_headers if name not in _RESERVED]
 
     async def respond(
@@ -107,9 +106,9 @@ class RunStream(Response):
         *headers: tuple[bytes, bytes],
         waits: bool = True,
     ) -> ReattachError | None:
-        """Stream, with ``headers`` after all others; or return why not, with nothing sent.
+        """Stream, with ``headers`` after all others, or send nothing and return the error.
 
-        ``waits``: for a log that is about to be opened.
+        ``waits`` allows waiting for a log that is about to be opened.
         """
         self._more_headers += headers
         job = self._job
@@ -173,11 +172,11 @@ class RunStream(Response):
 
     async def _stream(self, following: Following, receive: Receive, send: Send) -> None:
         delivery = AsgiDelivery(self._job, following, send)
-        async with _noticing(receive, delivery):
+        async with _watch_for_disconnect(receive, delivery):
             complete = await delivery.to_end()
         if complete:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        # Else the server sees a response that was left off, and drops the connection.
+        # Otherwise the server sees an incomplete response and drops the connection.
 
     def _start(self, cursor: int) -> dict[str, object]:
         status = self._job.target.status
@@ -197,8 +196,8 @@ class RunStream(Response):
 
 
 @asynccontextmanager
-async def _noticing(receive: Receive, delivery: AsgiDelivery) -> AsyncIterator[None]:
-    """Notice that the reader went away: a send after that does not tell."""
+async def _watch_for_disconnect(receive: Receive, delivery: AsgiDelivery) -> AsyncIterator[None]:
+    """End the delivery when the reader disconnects, because ``send`` does not report that."""
 
     async def listen() -> None:
         while (await receive())["type"] != "http.disconnect":

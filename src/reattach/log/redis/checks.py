@@ -63,7 +63,7 @@ async def check_redis(url: str, *, prefix: str, wait_replicas: int) -> AsyncIter
     try:
         client = client_for(url, WaitPolicy(replicas=wait_replicas))
     except StartupError as error:
-        yield Diagnostic("wrong", "redis reachable", error.detail, _ADDRESS)
+        yield Diagnostic("wrong", "redis reachable", error.fact, error.remedy or _ADDRESS)
         return
     try:
         reached = await _checked("redis reachable", partial(_reachable, client))

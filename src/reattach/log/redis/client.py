@@ -168,13 +168,15 @@ class RedisClient:
                 information = await self._information()
         except (*FAILURES, TypeError, ValueError) as error:
             raise StartupError(
-                f"Redis can not be used for the event log: {str(error) or 'it does not answer'}. "
-                "Check its address and options, the password, and that it is running."
+                f"Redis cannot be used for the event log: {str(error) or 'it does not answer'}.",
+                remedy="Check the address, the options and the password in REATTACH_LOG_URL, and "
+                "that Redis is running.",
             ) from error
         version = str(information.get("redis_version", "7.0"))
         if is_too_old(version):
             raise StartupError(
-                f"The event log needs Redis or Valkey 7.0 or newer; this one is {version}."
+                f"The event log needs Redis or Valkey 7.0 or newer, and this server is {version}.",
+                remedy="Upgrade it, or name another server in REATTACH_LOG_URL.",
             )
 
     async def aclose(self) -> None:
@@ -252,12 +254,17 @@ def client_for(url: str, waiting: WaitPolicy) -> RedisClient:
                 return _by_sentinel(parts, waiting)
             case "cluster":
                 if waiting.replicas:
-                    raise StartupError("A cluster's log can not wait for replicas.")
+                    raise StartupError(
+                        "The event log cannot wait for replicas on a Redis Cluster.",
+                        remedy="Remove wait_replicas from REATTACH_LOG_URL.",
+                    )
                 return RedisClient(_cluster(parts), waiting)
             case _:
                 return RedisClient(_single(url, parts), waiting)
     except (RedisError, RedisClusterException, TypeError, ValueError) as error:
-        raise StartupError(f"The address of Redis makes no sense: {error}.") from error
+        raise StartupError(
+            f"The address of Redis cannot be parsed: {error}.", remedy="Correct REATTACH_LOG_URL."
+        ) from error
 
 
 def _single(url: str, parts: SplitResult) -> Driver:

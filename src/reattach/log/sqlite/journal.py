@@ -129,6 +129,6 @@ def unpack(batch: bytes) -> Iterator[Record]:
             yield Delete(number)
         else:
             raise StartupError(
-                f"The event log has a record of kind {kind}, unknown to this version of Reattach. "
-                "Start the version that wrote it, or restore the database from a backup."
+                f"The event log has a record of kind {kind}, unknown to this version of Reattach.",
+                remedy="Start the version that wrote it, or restore the database from a backup.",
             )

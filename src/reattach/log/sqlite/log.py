@@ -151,8 +151,9 @@ class SqliteLog(Log):
             connection, recovered = await asyncio.to_thread(start)
         except sqlite3.Error as error:
             raise StartupError(
-                f"The event log {file} can not be opened: {error}. Check that the directory "
-                "exists, is writable and not full, and that the file is a SQLite database."
+                f"The event log {file} cannot be opened: {error}.",
+                remedy="Check that the directory exists, is writable and not full, and that the "
+                "file is a SQLite database.",
             ) from error
         read_pool = ReadPool(connect_prepared)
         return cls(connection, recovered, read_pool, durability, sizes or Sizes(), file=file)

@@ -89,8 +89,8 @@ def prepare(connection: sqlite3.Connection, durability: Durability) -> None:
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise StartupError(
-            f"The event log needs SQLite's WAL mode, and its file is in mode {mode}. "
-            "Use a data directory on a local disk."
+            f"The event log needs SQLite's WAL mode, and its file is in mode {mode}.",
+            remedy="Use a data directory on a local disk.",
         )
     connection.execute("PRAGMA wal_autocheckpoint = 0")
     connection.execute("PRAGMA secure_delete = ON")
@@ -110,8 +110,9 @@ def create(connection: sqlite3.Connection) -> None:
     (layout,) = connection.execute("SELECT value FROM log_meta WHERE key = 'layout'").fetchone()
     if layout != _LAYOUT:
         raise StartupError(
-            f"The event log has layout {layout}; this version of Reattach knows layout {_LAYOUT}. "
-            "Start the version that wrote it, or use another data directory."
+            f"The event log has layout {layout}, and this version of Reattach reads only layout "
+            f"{_LAYOUT}.",
+            remedy="Start the version that wrote it, or use another data directory.",
         )
 
 

@@ -60,7 +60,8 @@ async def check_records(url: str, *, processes: int = 1) -> AsyncIterator[Diagno
             finally:
                 await engine.dispose()
     except StartupError as error:
-        yield Diagnostic("wrong", "database", error.detail, "Mend REATTACH_DATABASE_URL.")
+        remedy = error.remedy or "Correct REATTACH_DATABASE_URL."
+        yield Diagnostic("wrong", "database", error.fact, remedy)
         return
     yield await _checked("database schema", partial(_schema, url))
 
@@ -88,7 +89,7 @@ async def _checked(what: str, look: Callable[[], Awaitable[Diagnostic]]) -> Diag
         async with asyncio.timeout(CHECK_SECONDS):
             return await look()
     except StartupError as error:
-        return Diagnostic("wrong", what, error.detail, "See above.")
+        return Diagnostic("wrong", what, error.fact, error.remedy or "See above.")
     except (ReattachError, DBAPIError, OSError, TimeoutError) as error:
         failure = failure_of(error)
         return Diagnostic("wrong", what, failure.reason, failure.remedy)
@@ -109,8 +110,7 @@ async def _version(connection: AsyncConnection) -> Diagnostic:
     try:
         await connection.run_sync(postgresql.require_fit)
     except StartupError as error:
-        said, _, remedy = error.detail.partition(". ")
-        return Diagnostic("wrong", "database version", said, remedy)
+        return Diagnostic("wrong", "database version", error.fact, error.remedy)
     version = (await connection.execute(text("SHOW server_version"))).scalar_one()
     return Diagnostic("ok", "database version", f"PostgreSQL {version}, UTF8")
 

@@ -49,7 +49,8 @@ def explaining(url: str) -> Iterator[None]:
     except StoreUnavailableError as error:
         failure = failure_of(error)
         raise StartupError(
-            f"The records at {redact_url(url)} can not be used: {failure.reason}. {failure.remedy}"
+            f"The records at {redact_url(url)} cannot be used: {failure.reason}.",
+            remedy=failure.remedy,
         ) from error
 
 

@@ -137,14 +137,15 @@ def require_fit(connection: Connection) -> None:
     version = int(connection.exec_driver_sql("SHOW server_version_num").scalar_one())
     if version < OLDEST * 10_000:
         raise StartupError(
-            f"The records need PostgreSQL {OLDEST} or newer, and this server is of version "
-            f"{version // 10_000}. Use a newer server."
+            f"The records need PostgreSQL {OLDEST} or newer, and this server has version "
+            f"{version // 10_000}.",
+            remedy="Use a newer server.",
         )
     encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
     if encoding != "UTF8":
         raise StartupError(
-            f"The records need a database in UTF8, and this one is in {encoding}. Make one with "
-            "CREATE DATABASE reattach ENCODING 'UTF8' TEMPLATE template0."
+            f"The records need a database in UTF8, and this one is in {encoding}.",
+            remedy="Create one with CREATE DATABASE reattach ENCODING 'UTF8' TEMPLATE template0.",
         )
 
 
@@ -225,7 +226,7 @@ def _require_driver() -> None:
         importlib.import_module("psycopg")
     except ImportError as error:
         raise StartupError(
-            "PostgreSQL needs a driver that is not installed. " + install_hint("cluster")
+            "PostgreSQL needs a driver that is not installed.", remedy=install_hint("cluster")
         ) from error
 
 

@@ -40,7 +40,7 @@ async def find_revision(url: str) -> Revision:
         await asyncio.to_thread(migrations.refuse_newer, present)
         remedy = _UPGRADE
     except StartupError as error:
-        remedy = error.detail
+        remedy = error.detail  # The fact too: the doctor shows only the two revisions.
     return Revision(present, migrations.HEAD, remedy)
 
 

@@ -23,14 +23,15 @@ def address_of(url: str) -> URL:
         address = make_url(url)
     except (ArgumentError, ValueError) as error:
         raise StartupError(
-            f"The URL of the records can not be read. Give one such as {_EXAMPLES}."
+            "The URL of the records cannot be parsed.", remedy=f"Use one such as {_EXAMPLES}."
         ) from error
     if address.drivername in _POSTGRESQL:
         return _on_server(address)
     if address.get_backend_name() == "sqlite":
         return _in_file(address)
     raise StartupError(
-        f"The records can not be kept in {address.drivername!r}. Give a URL such as {_EXAMPLES}."
+        f"The records cannot be stored in {address.drivername!r}.",
+        remedy=f"Use a URL such as {_EXAMPLES}.",
     )
 
 
@@ -42,8 +43,8 @@ def _in_file(address: URL) -> URL:
     # A database in memory can not be shared by connections.
     if address.database in {None, "", ":memory:"} or "mode" in address.query:
         raise StartupError(
-            "The records need a SQLite database in a file. Give a URL such as "
-            "sqlite:////var/lib/reattach/reattach.db."
+            "The records need a SQLite database in a file.",
+            remedy="Use a URL such as sqlite:////var/lib/reattach/reattach.db.",
         )
     return address.set(drivername="sqlite+aiosqlite")
 
@@ -51,8 +52,8 @@ def _in_file(address: URL) -> URL:
 def _on_server(address: URL) -> URL:
     if not address.database:
         raise StartupError(
-            "The URL of the records names no database. Give one such as "
-            "postgresql://user:password@host/database."
+            "The URL of the records names no database.",
+            remedy="Use one such as postgresql://user:password@host/database.",
         )
     # As libpq has it, the folder of a socket may stand for the host: %2Frun%2Fpostgresql.
     host = unquote(address.host) if address.host else None

@@ -72,8 +72,8 @@ def require_head(present: str | None) -> None:
     refuse_newer(present)
     found = "no schema yet" if present is None else f"schema revision {present}"
     raise StartupError(
-        f"The database has {found}, and this version of Reattach needs revision {HEAD}. "
-        "Run `reattach db upgrade`, then start again."
+        f"The database has {found}, and this version of Reattach needs revision {HEAD}.",
+        remedy="Run `reattach db upgrade`, then start again.",
     )
 
 
@@ -89,8 +89,9 @@ def refuse_newer(present: str | None) -> None:
         return
     raise StartupError(
         f"The database has schema revision {present}, which a newer version of Reattach wrote; "
-        f"this one knows revisions up to {HEAD}. Upgrade Reattach to that version or a newer one, "
-        "or start with another data directory or database."
+        f"this one knows revisions up to {HEAD}.",
+        remedy="Upgrade Reattach to that version or a newer one, or use another data directory or "
+        "database.",
     )
 
 
