@@ -59,7 +59,7 @@ async def test_a_doubled_v1_is_named(server: Server, path: str) -> None:
     for method in ("GET", "POST", "DELETE"):
         response = await server.client.request(method, path)
         assert response.status_code == 404
-        assert "has /v1 twice" in response.json()["detail"]
+        assert "contains /v1 twice" in response.json()["detail"]
     other = await server.client.get("/v1/nothing")
     assert other.json()["detail"] == "Not Found"
 

@@ -64,7 +64,7 @@ async def test_a_letta_image_that_brings_its_data_is_taken(live: LiveServer) -> 
     ("part", "told"),
     [
         (image("!"), "base64"),
-        (image(""), "no data"),
+        (image(""), "is empty"),
         (image("A" * (MAX_IMAGE_BYTES // 3 * 4 + 8)), "bytes"),
         (image(media_type="image/svg+xml"), "image/png"),
         (image(media_type="text/html"), "image/png"),
