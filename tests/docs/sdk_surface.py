@@ -1,6 +1,6 @@
-"""The methods of the Python SDK, and what this server does with the request that each makes.
+"""The methods of the Python SDK, and the server's support for the request of each.
 
-As a program it writes the table of docs/sdk.md anew.
+As a program, this module writes the table of docs/sdk.md.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _ROW: Final = re.compile(r"^\| `[a-z_.]+` \|.*\n", re.MULTILINE)
 
 
 def methods_of(resource: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Each public method below a client or resource, by its dotted name."""
+    """Yield each public method below a client or resource, with its dotted name."""
     for name in sorted(vars(type(resource))):
         member = inspect.getattr_static(resource, name)
         if name.startswith(("_", "with_")):
             continue
         if inspect.isfunction(member):
-            if path:  # The client's own are about itself, and health.
+            if path:  # The client's own methods concern the client, and health.
                 yield ".".join((*path, name)), getattr(resource, name)
         else:
             below = getattr(resource, name)
@@ -46,7 +46,7 @@ def methods_of(resource: object, path: tuple[str, ...] = ()) -> Iterator[tuple[s
 
 
 def request_of(method: Any, requests: list[httpx.Request]) -> str:
-    """``METHOD /path`` that it asks for, with names in braces."""
+    """Return the ``METHOD /path`` that a method requests, with names in braces."""
     arguments: dict[str, Any] = {}
     for name, parameter in inspect.signature(method).parameters.items():
         if parameter.default is inspect.Parameter.empty:
@@ -56,7 +56,7 @@ def request_of(method: Any, requests: list[httpx.Request]) -> str:
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
             method(**arguments)
-        except TypeError as error:  # Of several sets of arguments it wants one, and says which.
+        except TypeError as error:  # It takes one of several sets of arguments, and names them.
             first = str(error).partition("(")[2].partition(")")[0]
             method(**arguments | dict.fromkeys(re.findall(r"'(\w+)'", first), "x"))
     [request] = requests
@@ -64,12 +64,12 @@ def request_of(method: Any, requests: list[httpx.Request]) -> str:
 
 
 def requests_of_the_sdk() -> dict[str, str]:
-    """``METHOD /path`` by the name of the SDK's method."""
+    """Return ``METHOD /path`` by the name of the SDK's method."""
     requests: list[httpx.Request] = []
 
     def stop(request: httpx.Request) -> httpx.Response:
         requests.append(request)
-        raise httpx.ConnectError("The request is all that is wanted.")
+        raise httpx.ConnectError("Only the request is needed.")
 
     transport = httpx.MockTransport(stop)
     with (
@@ -94,7 +94,11 @@ def _part_of(request: str, parts: tuple[NotOffered, ...]) -> NotOffered | None:
 
 
 async def rows() -> list[str]:
-    """The table, without its head. Raises LookupError for a request that nothing answers."""
+    """Return the table without its head.
+
+    Raises:
+        LookupError: a request is neither served nor listed as not offered.
+    """
     with tempfile.TemporaryDirectory() as directory:
         async with assemble(Settings(data_dir=Path(directory)), engines=[]) as context:
             paths = create_app(context).openapi()["paths"]
@@ -109,13 +113,13 @@ async def rows() -> list[str]:
         elif _part_of(request, OUT_OF_SCOPE):
             here = "out of scope: 501"
         else:
-            raise LookupError(f"{name}: {request} is neither served nor told to be missing")
+            raise LookupError(f"{name}: {request} is neither served nor listed as not offered")
         table.append(f"| `{name}` | `{request}` | {here} |\n")
     return table
 
 
-def written() -> list[str]:
-    """The rows that the page has."""
+def rows_of_the_page() -> list[str]:
+    """Return the rows of the page."""
     return _ROW.findall(PAGE.read_text("utf-8"))
 
 

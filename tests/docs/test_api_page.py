@@ -1,4 +1,4 @@
-"""The page of the API lists what the server answers, no more and no less."""
+"""The page of the API lists exactly the routes of the server."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ async def test_every_request_is_on_the_page(tmp_path: Path) -> None:
     assert set(re.findall(r"^\| `([A-Z]+ /[^`]*)` \|", PAGE, re.MULTILINE)) == served
 
 
-def test_everything_that_is_not_offered_is_on_the_page() -> None:
+def test_every_route_that_is_not_offered_is_on_the_page() -> None:
     not_offered = {
         path.replace("{rest:path}", "…") for part in (*LATER, *OUT_OF_SCOPE) for path in part.paths
     }

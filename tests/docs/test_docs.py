@@ -1,4 +1,4 @@
-"""The docs tell the truth: their code runs, and their tables list what there is."""
+"""The code of the documentation runs, and its tables are complete."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def all_blocks(page: Path, language: str) -> list[str]:
 
 
 def blocks(page: Path, language: str) -> str:
-    """All code of a page in one language, as the one program that it is read as."""
+    """Return all code of a page in one language, as one program."""
     return "\n".join(all_blocks(page, language))
 
 
@@ -46,8 +46,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield server
 
 
-def as_run(code: str, server: ServerProcess) -> str:
-    """The code with the address of the test's server, and a model that answers at once."""
+def for_server(code: str, server: ServerProcess) -> str:
+    """Return the code with the address of the test's server and a model that answers at once."""
     return code.replace("http://localhost:8283", server.url).replace(
         "local/smollm2-135m-instruct", "scripted/echo"
     )
@@ -69,7 +69,7 @@ for (const again of ["", {json.dumps(BETWEEN)}]) {{
 
 
 def outputs_of(command: list[str], cwd: Path) -> list[str]:
-    """What a program printed that runs the code of a page twice, each time as a new module."""
+    """Run a program that runs the code of a page twice, and return what each run printed."""
     ran = subprocess.run(
         command,
         cwd=cwd,
@@ -86,9 +86,8 @@ def outputs_of(command: list[str], cwd: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", pages_with("python"))
 def test_the_python_of_a_page_runs_twice(page: str, server: ServerProcess, tmp_path: Path) -> None:
-    """E1: code that was pasted twice works twice."""
     program = tmp_path / "page.py"
-    program.write_text(as_run(blocks(ROOT / page, "python"), server))
+    program.write_text(for_server(blocks(ROOT / page, "python"), server))
 
     outputs = outputs_of([sys.executable, "-c", PYTHON_TWICE, str(program)], tmp_path)
 
@@ -110,7 +109,7 @@ def compiled(server: ServerProcess) -> Iterator[Path]:
     try:
         for page in pages_with(SCRIPTS):
             program = folder / f"{Path(page).stem}.mts"
-            program.write_text(as_run(blocks(ROOT / page, SCRIPTS), server))
+            program.write_text(for_server(blocks(ROOT / page, SCRIPTS), server))
         ran = subprocess.run(
             [str(compiler), "--strict", *map(str, folder.glob("*.mts"))],
             capture_output=True,
@@ -128,7 +127,6 @@ def compiled(server: ServerProcess) -> Iterator[Path]:
 def test_the_javascript_of_a_page_is_strict_typescript_and_runs_twice(
     page: str, compiled: Path
 ) -> None:
-    """E1: it compiles with `tsc --strict`, and code that was pasted twice works twice."""
     program = NODE_TWICE.replace("NAME", f"{Path(page).stem}.mjs")
 
     outputs = outputs_of(["node", "--input-type=module", "--eval", program], compiled)
@@ -144,7 +142,7 @@ USERS = [*PAGES, *sorted((ROOT / "examples").glob("*.py")), ROOT / "scripts" / "
 
 @pytest.mark.parametrize("user", [str(page.relative_to(ROOT)) for page in USERS])
 def test_a_page_or_example_imports_only_the_public_api(user: str) -> None:
-    """E1: whatever a user copies keeps working after an upgrade."""
+    """Code that a user copies keeps working after an upgrade."""
     text = (ROOT / user).read_text()
     code = text if user.endswith(".py") else "\n".join(all_blocks(ROOT / user, "python|py"))
     named = set()
@@ -159,7 +157,6 @@ def test_a_page_or_example_imports_only_the_public_api(user: str) -> None:
 
 
 def test_readme_says_how_to_install_each_sdk_before_its_code() -> None:
-    """E1: an install line stands above the code of each language."""
     readme = (ROOT / "README.md").read_text()
 
     assert re.search(r"`pip install letta-client`[^`]*```python", readme)
@@ -167,8 +164,7 @@ def test_readme_says_how_to_install_each_sdk_before_its_code() -> None:
 
 
 @pytest.mark.parametrize("page", [str(p.relative_to(ROOT)) for p in PAGES if blocks(p, "toml")])
-def test_the_settings_of_a_page_are_settings(page: str, tmp_path: Path) -> None:
-    """E1: the TOML of a page is read without an error."""
+def test_the_settings_of_a_page_are_valid(page: str, tmp_path: Path) -> None:
     for number, block in enumerate(all_blocks(ROOT / page, "toml")):
         file = tmp_path / f"{number}.toml"
         file.write_text(block)
@@ -178,8 +174,7 @@ def test_the_settings_of_a_page_are_settings(page: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "page", [str(p.relative_to(ROOT)) for p in PAGES if blocks(p, "bash|sh|console")]
 )
-def test_the_shell_lines_of_a_page_can_be_parsed(page: str) -> None:
-    """E1: the shell's lines of a page are a shell's lines."""
+def test_the_shell_commands_of_a_page_can_be_parsed(page: str) -> None:
     ran = subprocess.run(
         ["bash", "-n"],
         input=blocks(ROOT / page, "bash|sh|console"),
@@ -194,12 +189,12 @@ def test_the_shell_lines_of_a_page_can_be_parsed(page: str) -> None:
 
 def test_every_setting_is_in_the_table_of_settings() -> None:
     table = (ROOT / "docs" / "operate.md").read_text()
-    told = set(re.findall(r"^\| `(REATTACH_[A-Z_]+)`", table, re.MULTILINE))
+    documented = set(re.findall(r"^\| `(REATTACH_[A-Z_]+)`", table, re.MULTILINE))
 
-    assert told == {f"REATTACH_{name.upper()}" for name in Settings.model_fields}
+    assert documented == {f"REATTACH_{name.upper()}" for name in Settings.model_fields}
 
 
-def test_links_between_pages_lead_somewhere() -> None:
+def test_every_link_between_pages_has_a_target() -> None:
     broken = [
         f"{page.name}: {target}"
         for page in [*PAGES, *ROOT.glob("*.md"), *(ROOT / "docs" / "decisions").glob("*.md")]

@@ -1,4 +1,4 @@
-"""The examples do what they say."""
+"""The examples print what they promise."""
 
 from __future__ import annotations
 

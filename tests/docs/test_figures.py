@@ -1,4 +1,4 @@
-"""Figures and charts are readable with any common sans-serif, on light and on dark pages."""
+"""Figures and charts are readable in any common sans-serif font, on light and dark pages."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
 EM = 0.62
-"""The mean width of a character of DejaVu Sans, the widest common sans-serif, in font sizes."""
+"""The mean width of a character of DejaVu Sans, the widest common sans-serif font, in ems."""
 
 FIGURES = sorted([*(ROOT / "docs/figures").glob("*.svg"), *(ROOT / "bench/charts").glob("*.svg")])
 
 
 def extent(text: ElementTree.Element) -> tuple[float, float]:
-    """The left and the right end of a line of text, estimated."""
+    """Estimate the left and the right end of a line of text."""
     size = float(text.get("font-size") or (12 if text.get("class") else 14))
     width = len("".join(text.itertext())) * size * EM
     left = float(text.attrib["x"])
@@ -26,7 +26,6 @@ def extent(text: ElementTree.Element) -> tuple[float, float]:
 
 @pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.name)
 def test_every_line_of_text_fits_into_its_figure(path: Path) -> None:
-    """E14."""
     root = ElementTree.fromstring(path.read_text("utf-8"))
     width = float(root.attrib["viewBox"].split()[2])
     lines = [one for one in root.iter(f"{SVG}text") if "transform" not in one.attrib]
@@ -39,7 +38,6 @@ def test_every_line_of_text_fits_into_its_figure(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.name)
 def test_no_text_of_a_box_runs_over_its_sides(path: Path) -> None:
-    """E14."""
     root = ElementTree.fromstring(path.read_text("utf-8"))
     boxes = [
         tuple(float(box.attrib[name]) for name in ("x", "y", "width", "height"))
@@ -56,6 +54,5 @@ def test_no_text_of_a_box_runs_over_its_sides(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.name)
-def test_figures_have_colours_for_dark_pages(path: Path) -> None:
-    """E14."""
+def test_every_figure_has_colours_for_dark_pages(path: Path) -> None:
     assert "prefers-color-scheme:dark" in path.read_text("utf-8")

@@ -1,4 +1,4 @@
-"""The commands that the README names do what it says."""
+"""The commands of the README do what it says."""
 
 import re
 import subprocess
@@ -27,7 +27,7 @@ sys.meta_path.insert(0, Absent())
 for name in {modules!r}:
     runpy.run_path(name, run_name="loaded") if name.endswith(".py") else __import__(name)
 """
-"""Imports modules, as if some packages were not installed."""
+"""A program that imports modules as if some packages were not installed."""
 
 
 @pytest.mark.timeout(300)
@@ -35,7 +35,7 @@ for name in {modules!r}:
 @pytest.mark.parametrize(
     "options", [[], ["--cluster", "--scripted"]], ids=["one server", "two servers"]
 )
-def test_the_demo_loses_and_doubles_nothing_and_says_so(options: list[str]) -> None:
+def test_the_demo_reports_that_nothing_was_lost_or_doubled(options: list[str]) -> None:
     ran = subprocess.run(
         [sys.executable, "scripts/demo.py", *options],
         cwd=ROOT,
@@ -51,7 +51,7 @@ def test_the_demo_loses_and_doubles_nothing_and_says_so(options: list[str]) -> N
 
 
 def locked(name: str) -> set[str]:
-    """The distributions that a lock installs, by their normal names."""
+    """Return the distributions that a lock installs, by their normalized names."""
     text = (ROOT / "requirements" / name).read_text("utf-8")
     return set(re.findall(r"^([\w.-]+)(?:\[[\w,]+\])?==", text, re.MULTILINE))
 
@@ -64,7 +64,6 @@ def files_of(name: str) -> Iterator[Path]:
 
 
 def test_the_demo_installs_at_most_350_megabytes() -> None:
-    """E3: the demo does not install the test kit."""
     script = (ROOT / "scripts" / "demo").read_text("utf-8")
     assert 'profile=run\n[[ " $* " != *" --cluster "* ]] || profile=cluster' in script
     present = {dist.metadata["Name"].lower().replace("_", "-") for dist in metadata.distributions()}
@@ -84,8 +83,9 @@ def test_the_demo_installs_at_most_350_megabytes() -> None:
         ("demo-cluster.txt", ["scripts/demo.py", "psycopg", "redis", "reattach.log.redis.log"]),
     ],
 )
-def test_a_profile_has_all_that_its_command_imports(lock: str, modules: list[str]) -> None:
-    """E3: the small profiles lack nothing that the demo and its server import."""
+def test_a_profile_installs_everything_that_its_command_imports(
+    lock: str, modules: list[str]
+) -> None:
     there = locked(lock) | {"reattach", "pip", "setuptools"}
     absent = {
         package
@@ -106,8 +106,7 @@ def test_a_profile_has_all_that_its_command_imports(lock: str, modules: list[str
     assert ran.returncode == 0, ran.stderr
 
 
-def test_an_unknown_profile_is_refused_with_those_there_are() -> None:
-    """E3: scripts/setup names its profiles."""
+def test_an_unknown_profile_is_refused_with_a_list_of_profiles() -> None:
     ran = subprocess.run(
         ["scripts/setup", "everything"],
         cwd=ROOT,
@@ -121,8 +120,7 @@ def test_an_unknown_profile_is_refused_with_those_there_are() -> None:
     assert "choose run, serve, cluster or dev" in ran.stderr
 
 
-def test_readme_begins_with_the_command_of_the_main_job_the_tests_and_then_the_server() -> None:
-    """E16: README names one command for the main job and one for the tests."""
+def test_the_readme_begins_with_the_commands_of_the_demo_the_tests_and_the_server() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     section = readme.partition("## Two commands\n")[2].partition("\n## ")[0]
     commands = re.findall(r"^(scripts/\w+)", section, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The page of the SDK's methods says of each what the server does."""
+"""The page of the SDK's methods agrees with the server."""
 
 import re
 
@@ -10,21 +10,24 @@ STRICT = (
     "tests/http/test_sdk_strict.py",
     "tests/http/test_tools.py",
 )
-"""The tests whose SDK validates every answer strictly."""
+"""The tests whose SDK validates every response strictly."""
 
 
-async def test_every_method_of_the_sdk_is_on_the_page_with_what_the_server_does() -> None:
+async def test_every_method_of_the_sdk_is_on_the_page_with_its_support() -> None:
     table = await sdk_surface.rows()
 
     assert len(table) > 100
-    assert sdk_surface.written() == table, (
+    assert sdk_surface.rows_of_the_page() == table, (
         "docs/sdk.md is stale: run `.venv/bin/python -m tests.docs.sdk_surface`"
     )
 
 
-def test_every_method_that_works_is_called_by_an_sdk_that_validates_strictly() -> None:
+def test_every_supported_method_is_called_by_an_sdk_that_validates_strictly() -> None:
     text = "".join((sdk_surface.ROOT / path).read_text("utf-8") for path in STRICT)
-    here = {cells[1].strip(" `"): cells[3].strip() for cells in map(_cells, sdk_surface.written())}
+    here = {
+        cells[1].strip(" `"): cells[3].strip()
+        for cells in map(_cells, sdk_surface.rows_of_the_page())
+    }
     working = [name for name, what in here.items() if what == "yes"]
 
     assert len(working) > 30
