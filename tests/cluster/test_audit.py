@@ -3,15 +3,73 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
+import psycopg
 import pytest
 
+from reattach.domain.errors import StoreUnavailableError
+from reattach.domain.events import RunStatus
 from reattach.domain.ids import DEFAULT_TENANT, new_run_id
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
+from reattach.records.database import connection as bounded
+from reattach.runs import retry
 from tests.cluster.nodes import Nodes
 from tests.support.in_process_readers import Reader
 from tests.support.stores import eventually
+
+SILENCE_SECONDS = 1.5
+"""How long the nodes of this module wait for a silent PostgreSQL."""
+
+_HOLD_BACK = """
+CREATE FUNCTION hold_back() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    PERFORM set_config('lock_timeout', '0', true);
+    PERFORM pg_advisory_xact_lock_shared(1);
+    RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER hold_back AFTER INSERT ON runs
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION hold_back();
+SELECT pg_advisory_lock(1)
+"""
+"""Deferred triggers run within the COMMIT, so it takes as long as somebody else has the lock."""
+
+_LET_GO = "SELECT pg_advisory_unlock_all()"
+_CLEAN_UP = "SET lock_timeout = '10s'; DROP FUNCTION hold_back CASCADE"
+_HELD_BACK = """
+SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+    AND query = 'COMMIT' AND wait_event = 'advisory'
+"""
+
+
+class HeldCommits:
+    """The COMMITs of new runs, which PostgreSQL does not finish before they are ``let_go``."""
+
+    def __init__(self, connection: psycopg.AsyncConnection) -> None:
+        self._connection = connection
+
+    async def are_held(self) -> bool:
+        """Return whether a COMMIT is waiting."""
+        row = await (await self._connection.execute(_HELD_BACK)).fetchone()
+        return row is not None and row[0] > 0
+
+    async def let_go(self) -> None:
+        """Let those that wait and all later ones finish."""
+        await self._connection.execute(_LET_GO)
+
+
+@asynccontextmanager
+async def held_commits(database_url: str) -> AsyncIterator[HeldCommits]:
+    """Hold back the COMMITs of new runs, as an absent standby or a stalled disk does."""
+    connect = psycopg.AsyncConnection.connect
+    async with await connect(database_url, autocommit=True) as connection:
+        await connection.execute(_HOLD_BACK)
+        try:
+            yield HeldCommits(connection)
+        finally:
+            await connection.execute(_LET_GO)
+            await connection.execute(_CLEAN_UP)
 
 
 @pytest.mark.promise("P5")
@@ -72,6 +130,54 @@ async def test_a_commit_that_lands_after_its_sender_was_refused_leaves_no_run_be
     await eventually(lambda: ended(nodes, run.id))
     assert node.runs.audit.found.runs_without_driver == 1
     await nodes.stores.assert_free(conversation)
+
+
+@pytest.mark.promise("P9")
+async def test_a_send_whose_commit_lands_after_the_timeout_gets_its_run(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C4: the COMMIT is held back until the connection is given up, and lands during the retry."""
+    node = await nodes.node()
+    conversation = await nodes.heart.conversation()
+    send = nodes.heart.send(conversation, "one two", otid="mine")
+    monkeypatch.setattr(bounded, "SILENCE_SECONDS", SILENCE_SECONDS)
+    async with held_commits(nodes.database_url) as commits:
+        sending = asyncio.create_task(node.runs.send(send))
+        await eventually(commits.are_held)
+        await eventually(lambda: node.faults.calls["runs.create"] > 1 or sending.done())
+        await commits.let_go()
+        run = await node.runs.settled(await sending)
+        again = await node.runs.send(send)
+    assert run.status is RunStatus.COMPLETED
+    assert again.id == run.id
+    assert await nodes.heart.active_runs() == []
+
+
+@pytest.mark.promise("P7", "P9")
+async def test_a_commit_that_lands_after_its_send_was_refused_blocks_no_conversation(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C4: the COMMIT is held back until nobody waits for it any more, and lands then."""
+    node = await nodes.node(lease_seconds=3)
+    conversation = await nodes.heart.conversation()
+    send = nodes.heart.send(conversation, "one two", otid="mine")
+    monkeypatch.setattr(bounded, "SILENCE_SECONDS", SILENCE_SECONDS)
+    monkeypatch.setattr(retry, "APPEND_RETRY_SECONDS", SILENCE_SECONDS)
+    async with held_commits(nodes.database_url) as commits:
+        with pytest.raises(StoreUnavailableError):
+            await node.runs.send(send)
+        await eventually(lambda: not node.runs.has_endless)
+        assert await commits.are_held()
+        await commits.let_go()
+        await eventually(lambda: node.runs.audit.found.runs_without_worker == 1)
+        await eventually(lambda: has_no_active_run(nodes))
+        again = await node.runs.send(send)
+        assert again.status is RunStatus.FAILED
+        await nodes.heart.assert_free(conversation)
+
+
+async def has_no_active_run(nodes: Nodes) -> bool:
+    return await nodes.heart.active_runs() == []
 
 
 async def ended(nodes: Nodes, run_id: str) -> bool:
