@@ -599,13 +599,16 @@ async def test_a_half_closed_reader_is_a_reader(server: Served) -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"\0", b"\r\n\r\nnonsense\r\n\r\n", b"x" * 100_000], ids=len)
+@pytest.mark.parametrize("is_pipelined", [True, False])
 async def test_garbage_behind_a_kept_stream_stays_out_of_its_body(
-    server: Served, garbage: bytes
+    server: Served, garbage: bytes, is_pipelined: bool
 ) -> None:
     """C17: `HTTP/1.1 400` in the middle of the chunked body."""
-    client = await server.connect(b"GET /stream HTTP/1.1\r\n" + HOST + b"\r\n" + garbage)
+    request = b"GET /stream HTTP/1.1\r\n" + HOST + b"\r\n"
+    client = await server.connect(request + garbage if is_pipelined else request)
     assert await client.until(b"first \r\n")
-    await client.say(garbage)
+    (connection,) = server.state.connections
+    connection.data_received(garbage)
     kept = server.application.kept
     assert kept is not None
     kept.write(b"second")

@@ -9,14 +9,17 @@ import pytest
 
 from reattach.domain.ids import (
     DEFAULT_TENANT,
+    AgentId,
+    ConversationId,
     RunId,
     new_agent_id,
     new_conversation_id,
     new_run_id,
     new_uuid,
 )
+from reattach.domain.limits import OPEN_LOOK_SECONDS, OPEN_WAIT_SECONDS
 from reattach.http.api import resuming
-from reattach.records.base import RunCreated, RunKnown
+from reattach.records.base import RunCreated, RunKnown, Thread
 from tests.support.asgi_server import OTHER_TENANT
 from tests.support.live_server import (
     DONE,
@@ -28,6 +31,7 @@ from tests.support.live_server import (
     new_threads,
     told,
 )
+from tests.support.record_samples import a_run
 
 SOME_UUID = "6af1ebde-378d-4111-b936-e8f82c8f8359"
 
@@ -387,6 +391,37 @@ async def test_a_deleted_conversation_has_no_active_run(live: LiveServer) -> Non
     response = await live.client.delete(f"/v1/conversations/{conversation}")
     assert response.status_code == 200
     assert (await refusal(live, resume_path(conversation), {}))[1]["detail"] == NO_ACTIVE_RUN
+
+
+@pytest.mark.promise("P5")
+async def test_a_resume_of_a_run_whose_log_never_opens_waits_for_it_once(
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C16: the answer past the routing does not wait, so the routes behind it are the only wait."""
+    agent, conversation = await new_threads(live)
+    run = a_run(Thread(AgentId(agent), ConversationId(conversation)), DEFAULT_TENANT)
+    await live.context.records.runs.create(DEFAULT_TENANT, run, None, ())
+    monkeypatch.setattr(live.context.runs.ownership, "shared", True)
+    sleep = live.clock.sleep
+    waited: list[float] = []
+
+    async def skip_looks(seconds: float) -> None:
+        if seconds != OPEN_LOOK_SECONDS:
+            await sleep(seconds)
+            return
+        waited.append(seconds)
+        live.clock.skipped_seconds += seconds
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(live.clock, "sleep", skip_looks)
+    for path, body in (
+        (f"/v1/runs/{run.id}/stream", {}),
+        (resume_path(conversation), {"run_id": run.id}),
+    ):
+        waited.clear()
+        status, error = await refusal(live, path, body)
+        assert (status, error["code"]) == (503, "store_unavailable")
+        assert 0 < sum(waited) < 1.5 * OPEN_WAIT_SECONDS
 
 
 @pytest.mark.promise("S10")
