@@ -138,19 +138,19 @@ async def test_a_send_whose_commit_lands_after_the_timeout_gets_its_run(
 ) -> None:
     """C4: the COMMIT is held back until the connection is given up, and lands during the retry."""
     node = await nodes.node()
-    conversation = await nodes.heart.conversation()
-    send = nodes.heart.send(conversation, "one two", otid="mine")
+    conversation = await nodes.stores.conversation()
+    send = nodes.stores.send(conversation, "one two", otid="mine")
     monkeypatch.setattr(bounded, "SILENCE_SECONDS", SILENCE_SECONDS)
     async with held_commits(nodes.database_url) as commits:
         sending = asyncio.create_task(node.runs.send(send))
         await eventually(commits.are_held)
         await eventually(lambda: node.faults.calls["runs.create"] > 1 or sending.done())
         await commits.let_go()
-        run = await node.runs.settled(await sending)
+        run = await node.runs.wait_until_settled(await sending)
         again = await node.runs.send(send)
     assert run.status is RunStatus.COMPLETED
     assert again.id == run.id
-    assert await nodes.heart.active_runs() == []
+    assert await nodes.stores.active_runs() == []
 
 
 @pytest.mark.promise("P7", "P9")
@@ -159,25 +159,25 @@ async def test_a_commit_that_lands_after_its_send_was_refused_blocks_no_conversa
 ) -> None:
     """C4: the COMMIT is held back until nobody waits for it any more, and lands then."""
     node = await nodes.node(lease_seconds=3)
-    conversation = await nodes.heart.conversation()
-    send = nodes.heart.send(conversation, "one two", otid="mine")
+    conversation = await nodes.stores.conversation()
+    send = nodes.stores.send(conversation, "one two", otid="mine")
     monkeypatch.setattr(bounded, "SILENCE_SECONDS", SILENCE_SECONDS)
     monkeypatch.setattr(retry, "APPEND_RETRY_SECONDS", SILENCE_SECONDS)
     async with held_commits(nodes.database_url) as commits:
         with pytest.raises(StoreUnavailableError):
             await node.runs.send(send)
-        await eventually(lambda: not node.runs.has_endless)
+        await eventually(lambda: not node.runs.has_pending_recoveries)
         assert await commits.are_held()
         await commits.let_go()
-        await eventually(lambda: node.runs.audit.found.runs_without_worker == 1)
+        await eventually(lambda: node.runs.audit.found.runs_without_driver == 1)
         await eventually(lambda: has_no_active_run(nodes))
         again = await node.runs.send(send)
         assert again.status is RunStatus.FAILED
-        await nodes.heart.assert_free(conversation)
+        await nodes.stores.assert_free(conversation)
 
 
 async def has_no_active_run(nodes: Nodes) -> bool:
-    return await nodes.heart.active_runs() == []
+    return await nodes.stores.active_runs() == []
 
 
 async def ended(nodes: Nodes, run_id: str) -> bool:

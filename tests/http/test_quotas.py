@@ -211,15 +211,19 @@ def _use(live: LiveServer) -> Any:
     return live.app.fast_path._authenticator._quotas.of(DEFAULT_TENANT)  # type: ignore[attr-defined]
 
 
-def test_a_bucket_gives_what_it_says_and_refills_with_time() -> None:
+@pytest.mark.parametrize(("a_second", "wait_seconds"), [(1, 1), (0.2, 5)])
+def test_a_bucket_gives_what_it_says_and_refills_with_time(
+    a_second: float, wait_seconds: int
+) -> None:
     """D12: a refusal says after how long the request is taken."""
     clock = TestClock()
-    use = Quotas(Bounds(requests_per_second=1), clock).of(TENANT)
-    for _ in range(QUOTA_BURST_SECONDS):
+    use = Quotas(Bounds(requests_per_second=a_second), clock).of(TENANT)
+    for _ in range(int(a_second * QUOTA_BURST_SECONDS)):
         use.admit()
     for _ in range(5):
         with pytest.raises(QuotaError) as refused:
             use.admit()
+        assert refused.value.retry_after_seconds == wait_seconds
         clock.skipped_seconds += refused.value.retry_after_seconds
         use.admit()
 
