@@ -14,7 +14,7 @@ _LEVELS = {
 }
 
 _VERBOSE = (
-    *("aiosqlite", "alembic", "anthropic", "asyncio", "google_genai", "httpcore", "httpcore2"),
+    *("alembic", "anthropic", "asyncio", "google_genai", "httpcore", "httpcore2"),
     *("httpx", "httpx2", "openai", "psycopg", "pydantic_ai", "redis", "sqlalchemy", "uvicorn"),
 )
 """Libraries that log every step."""

@@ -263,7 +263,7 @@ async def test_a_longer_list_costs_no_more_queries(server: Server) -> None:
     counted: list[str] = []
     database = server.context.records._database
     event.listen(
-        database._readers.sync_engine,
+        database.reads.engine,
         "before_cursor_execute",
         lambda *args: counted.append(args[2]),
     )

@@ -117,7 +117,7 @@ def test_no_library_logs_what_it_sends_however_much_is_logged() -> None:
     before = root.handlers[:], root.level, ours.level, structlog.get_config()
     try:
         configure_logging("console", "debug")
-        for library in ("sqlalchemy.engine.Engine", "aiosqlite", "openai", "httpcore2", "psycopg"):
+        for library in ("sqlalchemy.engine.Engine", "openai", "httpcore2", "psycopg"):
             assert not logging.getLogger(library).isEnabledFor(logging.INFO), library
         assert not logging.getLogger("any.other.library").isEnabledFor(logging.DEBUG)
         assert ours.isEnabledFor(logging.DEBUG)

@@ -213,9 +213,9 @@ async def test_a_small_page_of_one_type_is_not_a_query_for_every_message(
     """B10: a type that no message has is looked for in pages of a hundred."""
     looks: list[int] = []
 
-    async def counted(*args: Any, **kwargs: Any) -> Any:
+    def counted(*args: Any, **kwargs: Any) -> Any:
         looks.append(kwargs["limit"])
-        return await span_of(*args, **kwargs)
+        return span_of(*args, **kwargs)
 
     monkeypatch.setattr("reattach.records.messages.span_of", counted)
     path = "/v1/conversations/{conversation_id}/messages"

@@ -11,7 +11,6 @@ PENDING: Final = (
     "src/reattach/domain",
     "src/reattach/engine",
     "src/reattach/log",
-    "src/reattach/records",
     "src/reattach/runs",
     "src/reattach/testing",
     "src/reattach/tools",

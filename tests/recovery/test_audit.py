@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import msgspec
 import pytest
-from sqlalchemy import text
 
 from reattach.domain.errors import UnavailableError
 from reattach.domain.events import RunStatus
@@ -139,10 +138,9 @@ async def test_a_log_is_ended_as_lost_though_its_record_has_a_status_of_a_later_
     run, damaged = [await ended_run(stores) for _ in range(2)]
     for one in (run, damaged):
         await lose_end(stores, one, 1)
-    async with stores.records._database.write() as connection:
-        for values in ("status = 'paused'", "usage = '{\"prompt_tokens\": 1.5}'"):
-            at = run.id if values.startswith("status") else damaged.id
-            await connection.execute(text(f"UPDATE runs SET {values} WHERE id = :id"), {"id": at})
+    for values in ("status = 'paused'", "usage = '{\"prompt_tokens\": 1.5}'"):
+        at = run.id if values.startswith("status") else damaged.id
+        await stores.execute(f"UPDATE runs SET {values} WHERE id = :id", id=at)
     service = stores.service()
     await service.audit.compare_logs()
     assert service.audit.found.lost_ends == 2
@@ -215,8 +213,7 @@ async def test_a_worker_stops_whose_run_this_process_no_longer_has(
     }[lost]
     await service.beat()
     assert service.audit.found.total == 0
-    async with stores.records._database.write() as connection:
-        await connection.execute(text(change), {"id": run.id})
+    await stores.execute(change, id=run.id)
     await service.beat()
     await service.beat()
     async with asyncio.timeout(10):

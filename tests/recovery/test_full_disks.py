@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from reattach.domain.clock import SystemClock
 from reattach.domain.limits import RECORDS_WAL_BYTES
@@ -115,6 +116,9 @@ async def test_a_reader_of_the_events_delays_the_emptying_and_not_the_appends(
     await log.aclose()
 
 
+FILL = "INSERT INTO blocks_copy VALUES (zeroblob(1000000))"
+
+
 @pytest.fixture
 async def records(tmp_path: Path) -> AsyncIterator[Records]:
     records = await Records.open(f"sqlite:///{tmp_path / 'records.db'}", clock=SystemClock())
@@ -128,17 +132,24 @@ async def test_the_wal_of_the_records_is_emptied_once_its_readers_are_gone(
     """C12: while somebody reads, it cannot begin anew."""
     file = tmp_path / "records.db"
     database = records._database
-    write = text("INSERT INTO blocks_copy VALUES (zeroblob(1000000))")
-    await database.in_write(lambda connection: connection.execute(text(
-        "CREATE TABLE blocks_copy (content BLOB)"
-    )))  # fmt: skip
-    async with database.read() as reading:
-        await reading.execute(text("SELECT count(*) FROM blocks_copy"))
+    may_end = threading.Event()
+
+    async def write(statement: str) -> None:
+        await database.in_write(lambda connection: connection.execute(text(statement)))
+
+    def read(connection: Connection) -> None:
+        connection.execute(text("SELECT count(*) FROM blocks_copy"))
+        may_end.wait()
+
+    await write("CREATE TABLE blocks_copy (content BLOB)")
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(database.in_read(read))
         while await asyncio.to_thread(wal_bytes, file) <= RECORDS_WAL_BYTES:
-            await database.in_write(lambda connection: connection.execute(write))
+            await write(FILL)
+        may_end.set()
 
     async def is_small_again() -> bool:
-        await database.in_write(lambda connection: connection.execute(write))
+        await write(FILL)
         return await asyncio.to_thread(wal_bytes, file) < RECORDS_WAL_BYTES // 2
 
     await eventually(is_small_again)

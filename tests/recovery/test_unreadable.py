@@ -114,12 +114,10 @@ async def test_a_run_whose_record_is_damaged_is_ended_and_holds_back_no_other(
 ) -> None:
     """C1: a record that cannot be read stops neither the start nor another run."""
     run, other = await orphans_of(stores, 2)
-    async with stores.records._database.write() as connection:
-        await connection.execute(text(damage), {"id": run.id})
+    await stores.execute(damage, id=run.id)
     await stores.service().start()
-    async with stores.records._database.read() as connection:
-        found = await connection.execute(text("SELECT status FROM runs ORDER BY ordinal"))
-        assert found.scalars().all() == ["failed", "failed"]
+    rows = await stores.records._database.rows(text("SELECT status FROM runs ORDER BY ordinal"))
+    assert [row["status"] for row in rows] == ["failed", "failed"]
     for one in (run, other):
         assert end_of(await stores.frames(one))["error_type"] == DIED
 

@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import text
+
 from reattach.agent.turns import Overrides
 from reattach.domain.clock import Clock
 from reattach.domain.errors import LogNotFoundError
@@ -82,6 +84,12 @@ class Stores:
         """Create a service whose stores have ``faults``."""
         return self.service(
             log=FaultyLog(self.log, faults), records=faulty_records(self.records, faults), **options
+        )
+
+    async def execute(self, statement: str, **values: object) -> None:
+        """Change rows of the records as no version of Reattach would."""
+        await self.records._database.in_write(
+            lambda connection: connection.execute(text(statement), values)
         )
 
     async def conversation(self) -> Conversation:

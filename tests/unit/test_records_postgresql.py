@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from urllib.parse import quote
 
 import psycopg
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import Connection, insert, text
 
 from reattach.domain.clock import SystemClock
 from reattach.domain.errors import (
@@ -76,12 +77,17 @@ def relay(server: PostgresqlServer) -> Iterator[Relay]:
         yield relay
 
 
-def assert_tells_nothing(error: StoreUnavailableError) -> None:
+def assert_reveals_nothing(error: StoreUnavailableError) -> None:
     for word in ("postgres", "psycopg", "127.0.0.1", "SELECT", "INSERT", "port"):
         assert word.lower() not in error.detail.lower()
 
 
-async def test_a_url_says_how_to_connect_and_a_socket_will_do(
+def select_one(connection: Connection) -> int:
+    one: int = connection.execute(text("SELECT 1")).scalar_one()
+    return one
+
+
+async def test_a_url_says_how_to_connect_and_may_name_a_socket(
     server: PostgresqlServer,
 ) -> None:
     folder = quote(str(server.folder), safe="")
@@ -94,8 +100,7 @@ async def test_a_url_says_how_to_connect_and_a_socket_will_do(
         f"postgresql://postgres@{folder}:{server.port}/postgres",
     ):
         database = await Database.open(url)
-        async with database.read() as connection:
-            name = (await connection.execute(text("SHOW application_name"))).scalar_one()
+        name = (await database.rows(text("SHOW application_name")))[0]["application_name"]
         assert name == ("mine" if "mine" in url else "reattach")
         await database.aclose()
 
@@ -108,7 +113,7 @@ async def test_a_url_says_how_to_connect_and_a_socket_will_do(
         ("postgresql://localhost:port/x", "cannot be parsed"),
     ],
 )
-async def test_a_url_that_can_not_be_used_is_refused_at_the_start(url: str, hint: str) -> None:
+async def test_an_unsupported_url_is_refused_at_the_start(url: str, hint: str) -> None:
     with pytest.raises(StartupError, match=hint):
         await Database.open(url)
 
@@ -122,7 +127,7 @@ async def test_an_error_about_a_url_does_not_contain_its_password() -> None:
 async def test_a_wrong_password_is_unavailable(server: PostgresqlServer) -> None:
     with pytest.raises(StoreUnavailableError) as refused:
         await Database.open(server.url().replace(server.password, "hunter2"))
-    assert_tells_nothing(refused.value)
+    assert_reveals_nothing(refused.value)
 
 
 async def test_a_database_in_another_encoding_is_refused(server: PostgresqlServer) -> None:
@@ -176,10 +181,8 @@ async def test_a_statement_that_takes_too_long_is_unavailable_and_the_next_one_i
     monkeypatch.setattr(postgresql, "_SESSION", "SET statement_timeout = 100")
     database = await Database.open(postgresql_url)
     with pytest.raises(StoreUnavailableError):
-        async with database.write() as connection:
-            await connection.execute(text("SELECT pg_sleep(60)"))
-    async with database.write() as connection:
-        assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
+        await database.in_write(lambda connection: connection.execute(text("SELECT pg_sleep(60)")))
+    assert await database.in_write(select_one) == 1
     await database.aclose()
 
 
@@ -200,18 +203,21 @@ async def test_a_lock_that_is_not_let_go_of_is_unavailable(
 
 async def test_a_deadlock_ends_one_of_two_writes_as_unavailable(database: Database) -> None:
     row = {"abandoned_at": NOON}
-    async with database.write() as connection:
-        for run_id in "ab":
-            await connection.execute(insert(schema.abandoned_logs), {"run_id": run_id, **row})
-    meeting = asyncio.Barrier(2)
+    rows = [{"run_id": run_id, **row} for run_id in "ab"]
+    await database.in_write(
+        lambda connection: connection.execute(insert(schema.abandoned_logs), rows)
+    )
+    meeting = threading.Barrier(2, timeout=30)
+
+    def lock_both(connection: Connection, one: str, two: str) -> None:
+        wanted = text("SELECT 1 FROM abandoned_logs WHERE run_id = :id FOR UPDATE")
+        connection.execute(wanted, {"id": one})
+        meeting.wait()
+        connection.execute(wanted, {"id": two})
 
     async def both(one: str, two: str) -> bool:
-        wanted = text("SELECT 1 FROM abandoned_logs WHERE run_id = :id FOR UPDATE")
         try:
-            async with database.write() as connection:
-                await connection.execute(wanted, {"id": one})
-                await meeting.wait()
-                await connection.execute(wanted, {"id": two})
+            await database.in_write(lock_both, one, two)
         except StoreUnavailableError:
             return False
         return True
@@ -289,7 +295,7 @@ async def test_a_server_that_restarts_is_used_again_by_itself(server: Postgresql
             ):
                 with pytest.raises(StoreUnavailableError) as refused:
                     await call
-                assert_tells_nothing(refused.value)
+                assert_reveals_nothing(refused.value)
             await asyncio.to_thread(server.start)
             for name in ("a", "b"):
                 await records.agents.update(OURS, world.agent.id, {"name": name})
@@ -302,17 +308,15 @@ async def test_a_connection_that_is_cut_within_a_write_changes_nothing(
 ) -> None:
     database = await Database.open(server.url(address=relay.address))
 
-    async def cut_off() -> None:
-        async with database.write() as connection:
-            row = {"run_id": "cut", "abandoned_at": NOON}
-            await connection.execute(insert(schema.abandoned_logs), row)
-            await asyncio.to_thread(relay.cut)
+    def write(connection: Connection) -> None:
+        row = {"run_id": "cut", "abandoned_at": NOON}
+        connection.execute(insert(schema.abandoned_logs), row)
+        relay.cut()
 
     with pytest.raises(StoreUnavailableError):
-        await cut_off()
-    async with asyncio.timeout(30), database.read() as connection:
-        found = await connection.execute(text("SELECT count(*) FROM abandoned_logs"))
-        assert found.scalar_one() == 0
+        await database.in_write(write)
+    async with asyncio.timeout(30):
+        assert await database.rows(text("SELECT run_id FROM abandoned_logs")) == []
     await database.aclose()
 
 
@@ -323,11 +327,11 @@ async def test_a_server_that_says_nothing_is_unavailable_in_bounded_time(
     database = await Database.open(server.url(address=relay.address) + "?connect_timeout=2")
     relay.pause()
     with pytest.raises(StoreUnavailableError):
-        async with asyncio.timeout(30), database.read() as connection:
-            await connection.execute(text("SELECT 1"))
+        async with asyncio.timeout(30):
+            await database.in_read(select_one)
     relay.resume()
-    async with asyncio.timeout(30), database.read() as connection:
-        assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
+    async with asyncio.timeout(30):
+        assert await database.in_read(select_one) == 1
     await database.aclose()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, literal, select
+from sqlalchemy import Connection, insert, literal, select
 
 from reattach.domain.clock import SystemClock
 from reattach.domain.errors import StartupError, StoreUnavailableError
@@ -16,6 +16,7 @@ from reattach.records.database import schema, sqlite
 from reattach.records.database.database import Database
 from reattach.records.database.prepared import PreparedQuery
 from reattach.records.database.sqlite import Durability
+from reattach.records.database.transactions import Transactions
 from reattach.records.records import Records
 from tests.support.record_samples import NOON, OURS
 
@@ -32,22 +33,23 @@ async def database(path: Path) -> AsyncIterator[Database]:
     await database.aclose()
 
 
-def assert_tells_nothing(error: StoreUnavailableError, path: Path) -> None:
+def assert_reveals_nothing(error: StoreUnavailableError, path: Path) -> None:
     for word in (str(path), "sqlite", "SELECT", "INSERT"):
         assert word.lower() not in error.detail.lower()
     assert error.retry_after_seconds > 0
 
 
 @pytest.mark.parametrize(("durability", "synchronous"), [("process", 1), ("power", 2)])
-async def test_the_file_has_a_write_ahead_log_and_the_durability_it_was_asked_for(
+async def test_the_file_has_a_write_ahead_log_and_the_requested_durability(
     path: Path, durability: Durability, synchronous: int
 ) -> None:
     database = await Database.open(f"sqlite:///{path}", durability=durability)
-    async with database.write() as connection:
-        values = [
-            (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar()
-            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
-        ]
+
+    def read_pragmas(connection: Connection) -> list[object]:
+        names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        return [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
+
+    values = await database.in_write(read_pragmas)
     await database.aclose()
     assert values == ["wal", synchronous, 1, 5000]
 
@@ -76,7 +78,7 @@ async def test_a_database_that_stays_locked_is_unavailable(
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailableError) as refused:
             await keys.create(DEFAULT_TENANT, "n")
-        assert_tells_nothing(refused.value, path)
+        assert_reveals_nothing(refused.value, path)
         other.execute("ROLLBACK")
     other.close()
     await keys.create(DEFAULT_TENANT, "n")
@@ -87,8 +89,9 @@ async def test_a_full_database_is_unavailable_for_writes_and_readable(
     database: Database, path: Path
 ) -> None:
     keys = Records(database, SystemClock()).keys
-    async with database.write() as connection:
-        await connection.exec_driver_sql("PRAGMA max_page_count=1")
+    await database.in_write(
+        lambda connection: connection.exec_driver_sql("PRAGMA max_page_count=1").scalar()
+    )
 
     async def fill() -> None:
         for _ in range(100):
@@ -96,30 +99,30 @@ async def test_a_full_database_is_unavailable_for_writes_and_readable(
 
     with pytest.raises(StoreUnavailableError) as refused:
         await fill()
-    assert_tells_nothing(refused.value, path)
+    assert_reveals_nothing(refused.value, path)
     assert len(await keys.list(None)) < 100
 
 
-async def test_writes_take_turns_in_the_order_in_which_they_asked(database: Database) -> None:
+async def test_writes_run_one_after_the_other_in_the_order_of_their_calls(
+    database: Database,
+) -> None:
     order: list[int] = []
 
-    async def turn(number: int) -> None:
-        async with database.write() as connection:
-            order.append(number)
-            await connection.execute(
-                insert(schema.abandoned_logs), {"run_id": str(number), "abandoned_at": NOON}
-            )
+    def write(connection: Connection, number: int) -> None:
+        order.append(number)
+        row = {"run_id": str(number), "abandoned_at": NOON}
+        connection.execute(insert(schema.abandoned_logs), row)
 
     async with asyncio.timeout(30):
-        await asyncio.gather(*map(turn, range(20)))
+        await asyncio.gather(*(database.in_write(write, number) for number in range(20)))
     assert order == list(range(20))
 
 
 @pytest.mark.parametrize("place", ["missing/records.db", "."])
-async def test_a_file_that_can_not_be_opened_is_unavailable(tmp_path: Path, place: str) -> None:
+async def test_a_file_that_cannot_be_opened_is_unavailable(tmp_path: Path, place: str) -> None:
     with pytest.raises(StoreUnavailableError) as refused:
         await Database.open(f"sqlite:///{tmp_path / place}")
-    assert_tells_nothing(refused.value, tmp_path)
+    assert_reveals_nothing(refused.value, tmp_path)
 
 
 @pytest.mark.promise("S11")
@@ -147,12 +150,12 @@ async def test_a_file_that_is_no_database_is_left_alone(path: Path) -> None:
         "nonsense",
     ],
 )
-async def test_a_url_that_names_no_database_we_know_is_refused_at_the_start(url: str) -> None:
+async def test_an_unsupported_url_is_refused_at_the_start(url: str) -> None:
     with pytest.raises(StartupError, match="sqlite:///"):
         await Database.open(url)
 
 
-async def test_many_open_one_new_file_at_once(path: Path) -> None:
+async def test_several_processes_can_open_one_new_file_at_once(path: Path) -> None:
     async with asyncio.timeout(60):
         databases = await asyncio.gather(*(Database.open(f"sqlite:///{path}") for _ in range(4)))
         for database in databases:
@@ -163,7 +166,7 @@ async def test_many_open_one_new_file_at_once(path: Path) -> None:
 
 
 class Locked:
-    """A connection of which the file is another's at present."""
+    """A connection to a file that another process has locked."""
 
     def execute(self, *_: object) -> None:
         raise sqlite3.OperationalError("database is locked")
@@ -172,19 +175,19 @@ class Locked:
         pass
 
 
-async def test_a_look_up_that_can_not_be_done_at_once_is_done_in_a_thread(
+async def test_a_prepared_query_on_a_locked_file_runs_in_a_thread(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     query = PreparedQuery(select(literal("found").label("it")))
     assert await database.run_prepared(query) == [["found"]]
     visits = []
-    done = sqlite.Transactions.done
+    visit = Transactions.visit
 
-    def noted(self: sqlite.Transactions, work: Any) -> Any:
+    async def counted(self: Transactions, work: Any) -> Any:
         visits.append(work)
-        return done(self, work)
+        return await visit(self, work)
 
-    monkeypatch.setattr(sqlite.Transactions, "done", noted)
+    monkeypatch.setattr(Transactions, "visit", counted)
     assert await database.run_prepared(query) == [["found"]]
     assert visits == []
     monkeypatch.setattr(database, "_prepared_connection", Locked())

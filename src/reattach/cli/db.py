@@ -6,7 +6,7 @@ import typer
 
 from reattach.cli.options import Config, DatabaseUrl, DataDir, LogUrl, records_url, settings_with
 from reattach.records.database.database import upgrade
-from reattach.records.database.failure import explaining
+from reattach.records.database.failure import explain_startup_failures
 from reattach.records.database.revision import find_revision
 
 db = typer.Typer(no_args_is_help=True, help="Show and upgrade the schema of the records' database.")
@@ -24,7 +24,7 @@ def upgrade_database(
         data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
     )
     url = records_url(settings)
-    with explaining(url):
+    with explain_startup_failures(url):
         done = upgrade(url)
     if done.before == done.after:
         typer.echo(f"The database is up to date: revision {done.after}.")
@@ -44,7 +44,7 @@ def show_status(
         data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
     )
     url = records_url(settings, makes=False)
-    with explaining(url):
+    with explain_startup_failures(url):
         revision = asyncio.run(find_revision(url))
     typer.echo(f"there\t{revision.present or 'no schema'}\nneeded\t{revision.needed}")
     if revision.present != revision.needed:

@@ -21,7 +21,7 @@ from reattach.cli.options import (
 from reattach.domain.clock import SystemClock
 from reattach.domain.ids import DEFAULT_TENANT, TenantId, new_tenant_id
 from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
-from reattach.records.database.failure import explaining
+from reattach.records.database.failure import explain_startup_failures
 from reattach.records.records import Records
 from reattach.settings import Settings
 
@@ -211,7 +211,7 @@ def with_records(settings: Settings, work: Callable[[Records], Awaitable[_T]]) -
     url = records_url(settings)
 
     async def run() -> _T:
-        with explaining(url):
+        with explain_startup_failures(url):
             records = await Records.open(url, clock=SystemClock(), durability="power")
         try:
             return await work(records)

@@ -16,7 +16,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.domain.clock import Clock
 from reattach.domain.errors import ConflictError
@@ -26,7 +25,7 @@ from reattach.domain.messages import Message
 from reattach.records import lookup, threads
 from reattach.records.base import Agent, JsonObject, Page, Thread
 from reattach.records.blocks import attach_blocks, blocks_of, insert_blocks
-from reattach.records.changes import checked
+from reattach.records.changes import check_changes
 from reattach.records.database import schema
 from reattach.records.database.database import Database
 from reattach.records.paging import SortOrder, page_of
@@ -60,24 +59,30 @@ class Agents:
         block_ids: Sequence[BlockId] = (),
         system_message: Message | None = None,
     ) -> Agent:
-        """Create the agent with its blocks, all or nothing, and return it with all its blocks.
+        """Create the agent with its blocks and return it with all of them.
 
-        The blocks of ``agent`` are new; those of ``block_ids`` exist, and come after them.
-        ``system_message`` begins its default thread. Raises NotFoundError for a block that is
-        not there, ConflictError for two blocks with one label.
+        The blocks of ``agent`` are created; the existing ones of ``block_ids`` come after them.
+        ``system_message`` is the first message of the agent's default thread.
+
+        Raises:
+            NotFoundError: A block of ``block_ids`` does not exist.
+            ConflictError: Two blocks have the same label.
         """
-        async with self._database.write() as connection:
-            await connection.run_sync(lookup.hold, schema.blocks, tenant, *block_ids)
+
+        def create(connection: Connection) -> Agent:
+            lookup.lock(connection, schema.blocks, tenant, *block_ids)
             values = {name: getattr(agent, name) for name in _COLUMNS}
-            await connection.execute(insert(schema.agents), {"tenant": tenant, **values})
-            await _set_tags(connection, agent.id, agent.tags)
-            await insert_blocks(connection, tenant, agent.blocks)
+            connection.execute(insert(schema.agents), {"tenant": tenant, **values})
+            _set_tags(connection, agent.id, agent.tags)
+            insert_blocks(connection, tenant, agent.blocks)
             new_ids = [block.id for block in agent.blocks]
-            await attach_blocks(connection, agent.id, [*new_ids, *block_ids])
+            attach_blocks(connection, agent.id, [*new_ids, *block_ids])
             if system_message is not None:
                 thread = Thread(agent.id, None)
-                await connection.run_sync(threads.put_system, tenant, thread, system_message)
-            return await connection.run_sync(agent_of, tenant, agent.id)
+                threads.put_system(connection, tenant, thread, system_message)
+            return agent_of(connection, tenant, agent.id)
+
+        return await self._database.in_write(create)
 
     async def get(self, tenant: TenantId, agent_id: AgentId) -> Agent:
         return await self._database.in_read(agent_of, tenant, agent_id)
@@ -94,10 +99,10 @@ class Agents:
         order_by: AgentOrder = "created_at",
         last_stop_reason: StopReason | None = None,
     ) -> builtins.list[Agent]:
-        """Agents with any of the tags, or with all; ``query_text`` is a part of their name.
+        """List agents with any of the tags, or with all; ``query_text`` is a part of their name.
 
-        Those that never completed a run are last by ``last_run_completion``, in both orders.
-        Those that are hidden are left out.
+        Sorted by ``last_run_completion``, agents that never completed a run come last in both
+        directions. Hidden agents are left out.
         """
         table = schema.agents
         rows = lookup.listed(table, tenant)
@@ -110,11 +115,13 @@ class Agents:
         if tags:
             wanted = set(tags)
             least = len(wanted) if match_all_tags else 1
-            rows = rows.where(table.c.id.in_(_tagged(wanted, least)))
+            rows = rows.where(table.c.id.in_(_with_tags(wanted, least)))
         order = SortOrder(table, table.c[order_by], page.ascending)
-        async with self._database.read() as connection:
-            found = await page_of(connection, rows, tenant, page, order)
-            return await connection.run_sync(_completed, found)
+
+        def read(connection: Connection) -> builtins.list[Agent]:
+            return _agents_of(connection, page_of(connection, rows, tenant, page, order))
+
+        return await self._database.in_read(read)
 
     async def update(
         self,
@@ -124,24 +131,30 @@ class Agents:
         *,
         block_ids: Sequence[BlockId] | None = None,
     ) -> Agent:
-        """Set the named fields and no others, and ``updated_at`` unless it is among them.
+        """Set the named fields, and ``updated_at`` unless it is among them.
 
-        With ``block_ids`` the agent has these blocks, in this order, and no others. All of it or
-        nothing. Raises ValueError for other names, NotFoundError for a block that is not there,
-        ConflictError for two blocks with one label.
+        ``block_ids`` replaces the blocks of the agent, in this order.
+
+        Raises:
+            ValueError: A name is not that of a field that can be changed.
+            NotFoundError: The agent or a block does not exist.
+            ConflictError: Two blocks have the same label.
         """
-        values = checked(changes, _FIELDS, _FIXED, self._clock)
+        values = check_changes(changes, _FIELDS, _FIXED, self._clock)
         tags = values.pop("tags", None)
         table = schema.agents
-        async with self._database.write() as connection:
-            await connection.run_sync(lookup.require, table, tenant, agent_id)
-            await connection.run_sync(lookup.hold, schema.blocks, tenant, *(block_ids or ()))
-            await connection.execute(update(table).where(table.c.id == agent_id).values(values))
+
+        def change(connection: Connection) -> Agent:
+            lookup.require(connection, table, tenant, agent_id)
+            lookup.lock(connection, schema.blocks, tenant, *(block_ids or ()))
+            connection.execute(update(table).where(table.c.id == agent_id).values(values))
             if tags is not None:
-                await _set_tags(connection, agent_id, tags)
+                _set_tags(connection, agent_id, tags)
             if block_ids is not None:
-                await _set_blocks(connection, agent_id, block_ids)
-            return await connection.run_sync(agent_of, tenant, agent_id)
+                _set_blocks(connection, agent_id, block_ids)
+            return agent_of(connection, tenant, agent_id)
+
+        return await self._database.in_write(change)
 
     async def change_settings(
         self,
@@ -149,56 +162,60 @@ class Agents:
         agent_id: AgentId,
         change: Callable[[JsonObject], JsonObject],
     ) -> Agent:
-        """Set the settings to what ``change`` makes of them; nobody else changes them meanwhile.
+        """Replace the settings by ``change(settings)``, with the agent locked meanwhile.
 
-        ``change`` may be called again, and what it raises leaves them as they are.
+        ``change`` is called in a thread. If it raises, the settings stay as they are.
         """
         table = schema.agents
-        async with self._database.write() as connection:
-            await connection.run_sync(lookup.hold, table, tenant, agent_id)
-            row = await connection.run_sync(lookup.require, table, tenant, agent_id)
+
+        def write(connection: Connection) -> Agent:
+            lookup.lock(connection, table, tenant, agent_id)
+            row = lookup.require(connection, table, tenant, agent_id)
             values = {"settings": change(row["settings"]), "updated_at": self._clock.now()}
-            await connection.execute(update(table).where(table.c.id == agent_id).values(values))
-            return await connection.run_sync(agent_of, tenant, agent_id)
+            connection.execute(update(table).where(table.c.id == agent_id).values(values))
+            return agent_of(connection, tenant, agent_id)
+
+        return await self._database.in_write(write)
 
     async def delete(self, tenant: TenantId, agent_id: AgentId) -> builtins.list[RunId]:
-        """Forget the agent, its conversations, messages and runs; blocks stay.
+        """Delete the agent with its conversations, messages and runs; its blocks stay.
 
-        Returns the runs whose logs are to be deleted now. ``Runs.expired`` names them too until
-        ``Runs.mark_log_deleted`` is told. Raises ConflictError while a run of it is active.
+        Returns the runs whose logs the caller has to delete. ``Runs.expired`` names them too, until
+        ``Runs.mark_log_deleted`` is called. Raises ConflictError while a run of it is active.
         """
         runs = schema.runs
         abandoned = schema.abandoned_logs
-        async with self._database.write() as connection:
-            await connection.run_sync(lookup.hold, schema.agents, tenant, agent_id)
+
+        def delete_all(connection: Connection) -> builtins.list[RunId]:
+            lookup.lock(connection, schema.agents, tenant, agent_id)
             of_agent = runs.c.agent_id == agent_id
-            active = await connection.scalar(
-                select(runs.c.id).where(of_agent, schema.ACTIVE).limit(1)
-            )
+            active = connection.scalar(select(runs.c.id).where(of_agent, schema.ACTIVE).limit(1))
             if active is not None:
                 raise ConflictError(
                     f"Agent {agent_id} has an active run (run_id={active}). "
-                    "Cancel it and wait for its end, then delete the agent.",
+                    "Cancel it, wait for its end, then delete the agent.",
                     run_id=active,
                 )
-            kept = await connection.scalars(select(runs.c.id).where(of_agent, schema.LOG_KEPT))
+            kept = connection.scalars(select(runs.c.id).where(of_agent, schema.LOG_KEPT))
             run_ids = [RunId(run_id) for run_id in kept]
             if run_ids:
                 now = self._clock.now()
                 rows = [{"run_id": run_id, "abandoned_at": now} for run_id in run_ids]
-                await connection.execute(insert(abandoned), rows)
-            await connection.execute(delete(schema.agents).where(schema.agents.c.id == agent_id))
-        return run_ids
+                connection.execute(insert(abandoned), rows)
+            connection.execute(delete(schema.agents).where(schema.agents.c.id == agent_id))
+            return run_ids
+
+        return await self._database.in_write(delete_all)
 
 
 def agent_of(connection: Connection, tenant: TenantId, agent_id: AgentId) -> Agent:
-    """The agent with its blocks and tags. Raises NotFoundError."""
+    """Return the agent with its blocks and tags. Raises NotFoundError."""
     row = lookup.require(connection, schema.agents, tenant, agent_id)
-    return _completed(connection, [row])[0]
+    return _agents_of(connection, [row])[0]
 
 
-def _completed(connection: Connection, rows: Sequence[RowMapping]) -> list[Agent]:
-    """The agents of the rows with their tags and blocks, by one query each."""
+def _agents_of(connection: Connection, rows: Sequence[RowMapping]) -> list[Agent]:
+    """Return the agents of the rows, with one query for all tags and one for all blocks."""
     if not rows:
         return []
     agents = [Agent(**{name: row[name] for name in _COLUMNS}) for row in rows]
@@ -214,26 +231,24 @@ def _completed(connection: Connection, rows: Sequence[RowMapping]) -> list[Agent
     ]
 
 
-async def _set_tags(connection: AsyncConnection, agent_id: AgentId, tags: Sequence[str]) -> None:
+def _set_tags(connection: Connection, agent_id: AgentId, tags: Sequence[str]) -> None:
     table = schema.agent_tags
-    await connection.execute(delete(table).where(table.c.agent_id == agent_id))
+    connection.execute(delete(table).where(table.c.agent_id == agent_id))
     rows = [
         {"agent_id": agent_id, "position": position, "tag": tag}
         for position, tag in enumerate(tags)
     ]
     if rows:
-        await connection.execute(insert(table), rows)
+        connection.execute(insert(table), rows)
 
 
-async def _set_blocks(
-    connection: AsyncConnection, agent_id: AgentId, block_ids: Sequence[BlockId]
-) -> None:
+def _set_blocks(connection: Connection, agent_id: AgentId, block_ids: Sequence[BlockId]) -> None:
     table = schema.agent_blocks
-    await connection.execute(delete(table).where(table.c.agent_id == agent_id))
-    await attach_blocks(connection, agent_id, block_ids)
+    connection.execute(delete(table).where(table.c.agent_id == agent_id))
+    attach_blocks(connection, agent_id, block_ids)
 
 
-def _tagged(tags: set[str], least: int) -> Select[Any]:
+def _with_tags(tags: set[str], least: int) -> Select[Any]:
     table = schema.agent_tags
     return (
         select(table.c.agent_id)

@@ -1,8 +1,7 @@
-"""What the records hold: the rows as plain values, and what is asked of them.
+"""The rows of the records as plain values.
 
 The records are agents, conversations, messages, runs and their owners, idempotency keys and API
-keys: everything that is not the event log. Every look-up is by tenant,
-and another tenant's row is as good as none.
+keys: everything that is stored beside the event log.
 """
 
 from collections.abc import Mapping
@@ -19,15 +18,15 @@ from reattach.domain.ids import AgentId, BlockId, ConversationId, RunId, StepId,
 from reattach.domain.messages import Message
 
 JsonObject = Mapping[str, Any]
-"""A JSON object that is kept and given back as it came."""
+"""A JSON object that is stored and returned unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A stretch of a list.
+    """A page of a list.
 
-    ``after`` and ``before`` name rows and follow the order of the list: what comes after a row
-    is what a reader going on from it sees next. An unknown one raises NotFoundError.
+    ``after`` and ``before`` are ids of rows and follow the order of the list: the page after a row
+    is what a reader who has seen that row sees next. An unknown id raises NotFoundError.
     """
 
     limit: int
@@ -38,7 +37,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A piece of an agent's memory that stands in its system prompt."""
+    """A piece of an agent's memory that is part of its system prompt."""
 
     id: BlockId
     label: str | None
@@ -73,7 +72,7 @@ class Agent:
     tags: tuple[str, ...] = ()
     blocks: tuple[Block, ...] = ()
     settings: JsonObject = field(default_factory=dict)
-    """Further members of the API's agent that are kept and given back, such as tool_rules."""
+    """Further fields of the API's agent that are stored and returned, such as tool_rules."""
     last_run_completion: datetime | None = None
     last_run_duration_ms: int | None = None
     last_stop_reason: StopReason | None = None
@@ -94,30 +93,30 @@ class Conversation:
     archived_at: datetime | None = None
     last_message_at: datetime | None = None
     isolated_blocks: tuple[Block, ...] = ()
-    """Its own blocks, each instead of the agent's of that label."""
+    """Its own blocks. Each replaces the agent's block with the same label."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """Where messages and runs belong: a named conversation, or an agent's default one."""
+    """A sequence of messages and runs: a named conversation, or an agent's default one."""
 
     agent_id: AgentId
     conversation_id: ConversationId | None
 
     @property
     def key(self) -> str:
-        """What names the thread, in rows and to clients."""
+        """The id of the thread, in rows and for clients."""
         return self.conversation_id or self.agent_id
 
 
 @dataclass(frozen=True, slots=True)
 class ThreadContext:
-    """What is in context of a thread."""
+    """The messages in context of a thread."""
 
     messages: list[Message]
-    """In the order in which a model is told them: the system message, then the newest summary."""
+    """In the order in which a model gets them: the system message, the newest summary, the rest."""
     counted_tokens: int | None
-    """What the provider counted of them up to the last answer, which is not included."""
+    """The tokens that the provider counted before the last answer, which is not included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +135,12 @@ class Step:
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A run that somebody wants to follow: what is known of it without its whole record."""
+    """The part of a run that a reader of its events needs."""
 
     run_id: RunId
     tenant: TenantId
     status: RunStatus
-    """As it was when it was found."""
+    """The status at the time of the query."""
     background: bool
 
     @classmethod
@@ -159,14 +158,14 @@ class Run:
     created_at: datetime
     model: str | None
     run_type: str
-    """Which route made it, such as ``send_conversation_message``."""
+    """The route that created it, such as ``send_conversation_message``."""
     request_config: JsonObject
     input: tuple[Message, ...]
-    """What was sent; it stays here even when the conversation does not keep it."""
+    """The messages that were sent, whether the conversation keeps them or not."""
     owner: str
-    """The process that holds the lease."""
+    """The id of the process that owns it."""
     token: int
-    """The fencing token of that lease; each new owner has a higher one."""
+    """The fencing token of that owner; each new owner has a higher one."""
     completed_at: datetime | None = None
     stop_reason: StopReason | None = None
     error: JsonObject | None = None
@@ -175,17 +174,17 @@ class Run:
     duration_ns: int | None = None
     cancel_requested_at: datetime | None = None
     log_deleted_at: datetime | None = None
-    """When the log went, after its retention."""
+    """The time when the log was deleted, after its retention."""
     callback_url: str | None = None
     """The URL that is called when the run has ended."""
     callback_sent_at: datetime | None = None
-    """When that was last tried."""
+    """The time of the last attempt of the callback."""
     callback_status_code: int | None = None
-    """What the receiver answered then; None if it did not."""
+    """The receiver's status code; None if it did not answer."""
     callback_error: str | None = None
-    """Why that failed; None if it did not."""
+    """The reason why the attempt failed; None if it did not."""
     begun_calls: tuple[str, ...] | None = None
-    """The ids of the calls whose tools may have begun to run; None: of any that it has."""
+    """The ids of the tool calls that may have begun; None if any may have."""
 
     @property
     def conversation_id(self) -> str | None:
@@ -194,7 +193,7 @@ class Run:
 
     @property
     def callback_host(self) -> str | None:
-        """The host of ``callback_url`` as it is compared."""
+        """The host of ``callback_url``, normalised for comparisons."""
         if self.callback_url is None:
             return None
         try:
@@ -205,10 +204,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class RequestKey:
-    """What makes two sends the same request."""
+    """The idempotency key of a send: two sends with the same key are one request."""
 
     otids: tuple[str, ...]
-    """The OTIDs of its messages, in order; () if the client gave none for some message."""
+    """The OTIDs of its messages, in order; () if some message has none."""
     payload_sha256: str
     """A digest of the messages and the thread."""
 
@@ -220,20 +219,20 @@ class RunCreated:
 
 @dataclass(frozen=True, slots=True)
 class RunKnown:
-    """The request was made before; this is its run."""
+    """An earlier request with the same key created this run."""
 
     run: Run
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How a run ended, derived from its closed log; written in one transaction."""
+    """The end of a run, derived from its closed log and written in one transaction."""
 
     stop_reason: StopReason
     completed_at: datetime
     usage: Usage
     messages: tuple[Message, ...]
-    """What the conversation keeps of the run, in order: its input, then its output."""
+    """The messages that the conversation keeps, in order: the input, then the output."""
     steps: tuple[Step, ...]
     error: JsonObject | None = None
     duration_ns: int | None = None
@@ -245,27 +244,27 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What an owner learns by a beat."""
+    """The result of an owner's beat."""
 
     alive: bool
-    """Whether it still holds its runs."""
+    """Whether the owner still owns its runs."""
     held: tuple[RunId, ...] = ()
-    """Its active runs."""
+    """The owner's active runs."""
     cancelled: tuple[RunId, ...] = ()
-    """Those of them that somebody asked to end."""
+    """The active runs with a requested cancel."""
     silent_seconds: float = field(default=0.0, compare=False)
-    """The time since its last beat by the clock of the database, where that has one."""
+    """The time since the last beat by the clock of the database, if it has one."""
 
 
 class KeyScope(StrEnum):
-    """Something that an API key allows."""
+    """A permission of an API key."""
 
     READ = "read"
-    """Look at everything of the tenant, and follow its runs."""
+    """Read everything of the tenant, and follow its runs."""
     SEND = "send"
-    """Send, answer, cancel, and make conversations."""
+    """Send, answer, cancel, and create conversations."""
     ADMIN = "admin"
-    """Make, change and delete agents, blocks and the rest."""
+    """Create, change and delete agents, blocks and everything else."""
 
 
 ALL_SCOPES: Final = frozenset(KeyScope)
@@ -273,20 +272,20 @@ ALL_SCOPES: Final = frozenset(KeyScope)
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """An API key as it is remembered. The key itself is shown once, when it is made."""
+    """A stored API key. The key itself is shown once, when it is created."""
 
     id: str
     tenant: TenantId
     name: str
     prefix: str
-    """The first characters of the key, to tell keys apart."""
+    """The first characters of the key, to recognise it by."""
     created_at: datetime
     revoked_at: datetime | None = None
     last_used_at: datetime | None = None
-    """To the minute."""
+    """Accurate to the minute."""
     expires_at: datetime | None = None
     scope_names: tuple[str, ...] | None = None
-    """None: all of them, whichever there are."""
+    """None for all scopes, including future ones."""
 
     @property
     def scopes(self) -> frozenset[str]:

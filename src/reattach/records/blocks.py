@@ -1,4 +1,4 @@
-"""Blocks of memory, and the agents that they are attached to."""
+"""Memory blocks and the agents that they are attached to."""
 
 import builtins
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,13 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.domain.clock import Clock
 from reattach.domain.errors import ConflictError, NotFoundError
 from reattach.domain.ids import AgentId, BlockId, TenantId
 from reattach.records import lookup
 from reattach.records.base import Block, Page
-from reattach.records.changes import checked
+from reattach.records.changes import check_changes
 from reattach.records.database import schema
 from reattach.records.database.database import Database
 from reattach.records.paging import SortOrder, page_of
@@ -50,15 +49,11 @@ class Blocks:
         self._clock = clock
 
     async def create(self, tenant: TenantId, block: Block) -> Block:
-        async with self._database.write() as connection:
-            await insert_blocks(connection, tenant, [block])
+        await self._database.in_write(insert_blocks, tenant, [block])
         return block
 
     async def get(self, tenant: TenantId, block_id: BlockId) -> Block:
-        async with self._database.read() as connection:
-            return block_of(
-                await connection.run_sync(lookup.require, schema.blocks, tenant, block_id)
-            )
+        return await self._database.in_read(_get, tenant, block_id)
 
     async def list(
         self,
@@ -70,9 +65,9 @@ class Blocks:
         value_search: str | None = None,
         description_search: str | None = None,
     ) -> builtins.list[Block]:
-        """Blocks as they were created. The searches look for a part of a text, in any case.
+        """List blocks by their creation. A search matches a part of a text, in any case.
 
-        Those that are hidden are left out.
+        Hidden blocks are left out.
         """
         table = schema.blocks
         rows = lookup.listed(table, tenant)
@@ -87,94 +82,103 @@ class Blocks:
             if wanted is not None:
                 rows = rows.where(column.icontains(wanted, autoescape=True))
         order = SortOrder(table, table.c.created_at, page.ascending)
-        async with self._database.read() as connection:
-            return [block_of(row) for row in await page_of(connection, rows, tenant, page, order)]
+        found = await self._database.in_read(page_of, rows, tenant, page, order)
+        return [block_of(row) for row in found]
 
     async def update(
         self, tenant: TenantId, block_id: BlockId, changes: Mapping[str, Any]
     ) -> Block:
-        """Set the named fields and no others, and ``updated_at`` unless it is among them.
+        """Set the named fields, and ``updated_at`` unless it is among them.
 
         Raises ConflictError if an agent of the block has another block with the new label.
         """
-        values = checked(changes, _FIELDS, _FIXED, self._clock)
+        values = check_changes(changes, _FIELDS, _FIXED, self._clock)
         table = schema.blocks
-        async with self._database.write() as connection:
-            await connection.run_sync(lookup.hold, table, tenant, block_id)
-            await connection.execute(update(table).where(table.c.id == block_id).values(values))
+
+        def change(connection: Connection) -> Block:
+            lookup.lock(connection, table, tenant, block_id)
+            connection.execute(update(table).where(table.c.id == block_id).values(values))
             if values.get("label") is not None:
-                await _hold_agents_of(connection, block_id)
-                await _refuse_double_labels(connection, block_id)
-            return block_of(await connection.run_sync(lookup.require, table, tenant, block_id))
+                _lock_agents_of(connection, block_id)
+                _refuse_duplicate_labels(connection, block_id)
+            return _get(connection, tenant, block_id)
+
+        return await self._database.in_write(change)
 
     async def delete(self, tenant: TenantId, block_id: BlockId) -> None:
-        """Forget the block; its agents lose it."""
+        """Delete the block and detach it from its agents."""
         table = schema.blocks
-        async with self._database.write() as connection:
-            await connection.run_sync(lookup.require, table, tenant, block_id)
-            await connection.execute(delete(table).where(table.c.id == block_id))
+
+        def remove(connection: Connection) -> None:
+            lookup.require(connection, table, tenant, block_id)
+            connection.execute(delete(table).where(table.c.id == block_id))
+
+        await self._database.in_write(remove)
 
     async def attach(self, tenant: TenantId, agent_id: AgentId, block_id: BlockId) -> None:
-        """Give the block to the agent, after those it has; no-op if it has it.
+        """Attach the block to the agent, after its other blocks. Idempotent.
 
-        Raises ConflictError if the agent has another block of that label.
+        Raises ConflictError if the agent has another block with the same label.
         """
-        async with self._database.write() as connection:
-            await connection.run_sync(lookup.require, schema.agents, tenant, agent_id)
-            await connection.run_sync(lookup.hold, schema.blocks, tenant, block_id)
-            await connection.run_sync(lookup.hold, schema.agents, tenant, agent_id)
-            await attach_blocks(connection, agent_id, [block_id])
+
+        def write(connection: Connection) -> None:
+            lookup.require(connection, schema.agents, tenant, agent_id)
+            lookup.lock(connection, schema.blocks, tenant, block_id)
+            lookup.lock(connection, schema.agents, tenant, agent_id)
+            attach_blocks(connection, agent_id, [block_id])
+
+        await self._database.in_write(write)
 
     async def detach(self, tenant: TenantId, agent_id: AgentId, block_id: BlockId) -> None:
-        """Take the block from the agent. Raises NotFoundError if it is not the agent's."""
+        """Detach the block. Raises NotFoundError if it is not attached to the agent."""
         table = schema.agent_blocks
-        async with self._database.write() as connection:
-            await connection.run_sync(lookup.require, schema.agents, tenant, agent_id)
-            gone = await connection.execute(
-                delete(table).where(table.c.agent_id == agent_id, table.c.block_id == block_id)
-            )
-            if not gone.rowcount:
+        removal = delete(table).where(table.c.agent_id == agent_id, table.c.block_id == block_id)
+
+        def write(connection: Connection) -> None:
+            lookup.require(connection, schema.agents, tenant, agent_id)
+            if not connection.execute(removal).rowcount:
                 raise lookup.not_found(schema.blocks, block_id)
 
+        await self._database.in_write(write)
+
     async def get_by_label(self, tenant: TenantId, agent_id: AgentId, label: str) -> Block:
-        async with self._database.read() as connection:
-            await connection.run_sync(lookup.require, schema.agents, tenant, agent_id)
-            owner = schema.agent_blocks.c.agent_id
-            found = await connection.run_sync(blocks_of, owner, [agent_id])
-            blocks = found.get(agent_id, ())
-        for block in blocks:
+        owner = schema.agent_blocks.c.agent_id
+
+        def read(connection: Connection) -> Sequence[Block]:
+            lookup.require(connection, schema.agents, tenant, agent_id)
+            return blocks_of(connection, owner, [agent_id]).get(agent_id, ())
+
+        for block in await self._database.in_read(read):
             if block.label == label:
                 return block
         raise NotFoundError(f"Agent with ID {agent_id} has no block with the label {label!r}")
+
+
+def _get(connection: Connection, tenant: TenantId, block_id: BlockId) -> Block:
+    return block_of(lookup.require(connection, schema.blocks, tenant, block_id))
 
 
 def block_of(row: RowMapping) -> Block:
     return Block(**{name: row[name] for name in _FIELDS})
 
 
-async def insert_blocks(
-    connection: AsyncConnection, tenant: TenantId, blocks: Sequence[Block]
-) -> None:
+def insert_blocks(connection: Connection, tenant: TenantId, blocks: Sequence[Block]) -> None:
     if blocks:
         rows = [
             {"tenant": tenant} | {name: getattr(block, name) for name in _FIELDS}
             for block in blocks
         ]
-        await connection.execute(insert(schema.blocks), rows)
+        connection.execute(insert(schema.blocks), rows)
 
 
-async def attach_blocks(
-    connection: AsyncConnection, agent_id: AgentId, block_ids: Sequence[BlockId]
-) -> None:
-    """Attach blocks that are there, in order, after those that the agent has.
+def attach_blocks(connection: Connection, agent_id: AgentId, block_ids: Sequence[BlockId]) -> None:
+    """Attach existing blocks, in order, after those that the agent has.
 
-    The caller holds the blocks, and then the agent, so that no label comes in between.
+    The caller has locked the blocks and then the agent, so no label can change meanwhile.
     """
     table = schema.agent_blocks
-    present = (
-        await connection.execute(
-            select(table.c.block_id, table.c.position).where(table.c.agent_id == agent_id)
-        )
+    present = connection.execute(
+        select(table.c.block_id, table.c.position).where(table.c.agent_id == agent_id)
     ).all()
     known = {block_id for block_id, _ in present}
     first = max((position for _, position in present), default=0) + 1
@@ -184,16 +188,16 @@ async def attach_blocks(
             {"agent_id": agent_id, "block_id": block_id, "position": position}
             for position, block_id in enumerate(new, first)
         ]
-        await connection.execute(insert(table), rows)
-        await _refuse_double_labels(connection, *new)
+        connection.execute(insert(table), rows)
+        _refuse_duplicate_labels(connection, *new)
 
 
 def blocks_of(
     connection: Connection, owner: Column[str], owner_ids: Sequence[_Owner]
 ) -> dict[_Owner, tuple[Block, ...]]:
-    """The blocks of each owner, in the order in which they were attached.
+    """Return the blocks of each owner, in the order in which they were attached.
 
-    ``owner`` is the column that names the owner, in a table of who has which block.
+    ``owner`` is the owner's column in the table that assigns blocks to owners.
     """
     rows = connection.execute(_OF_OWNERS[owner], {"owner_ids": owner_ids})
     found: dict[_Owner, tuple[Block, ...]] = {}
@@ -203,20 +207,18 @@ def blocks_of(
     return found
 
 
-async def _hold_agents_of(connection: AsyncConnection, block_id: BlockId) -> None:
+def _lock_agents_of(connection: Connection, block_id: BlockId) -> None:
     table = schema.agent_blocks
     agents = schema.agents.c.id
     owning = select(table.c.agent_id).where(table.c.block_id == block_id)
-    await connection.execute(
-        select(agents).where(agents.in_(owning)).order_by(agents).with_for_update()
-    )
+    connection.execute(select(agents).where(agents.in_(owning)).order_by(agents).with_for_update())
 
 
-async def _refuse_double_labels(connection: AsyncConnection, *block_ids: BlockId) -> None:
+def _refuse_duplicate_labels(connection: Connection, *block_ids: BlockId) -> None:
     table = schema.agent_blocks
     label = schema.blocks.c.label
     touched = select(table.c.agent_id).where(table.c.block_id.in_(block_ids))
-    double = await connection.execute(
+    duplicate = connection.execute(
         select(table.c.agent_id, label)
         .join(schema.blocks, schema.blocks.c.id == table.c.block_id)
         .where(table.c.agent_id.in_(touched), label.is_not(None))
@@ -224,7 +226,7 @@ async def _refuse_double_labels(connection: AsyncConnection, *block_ids: BlockId
         .having(func.count() > 1)
         .limit(1)
     )
-    if (row := double.one_or_none()) is not None:
+    if (row := duplicate.one_or_none()) is not None:
         raise ConflictError(
             f"Agent {row[0]} would have two blocks with the label {row[1]!r}. "
             "Give one of them another label, or detach it first."

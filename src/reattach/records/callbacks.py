@@ -1,8 +1,8 @@
 """Callbacks that are due, the outcome of each, and the secrets that sign them.
 
-A call is due from the transaction that settles its run. Claiming it puts its time off by a lease,
-so a call of a process that dies is made by another one. The number of the try fences a claim that
-was given up: its outcome does not overwrite that of a later one.
+A call is due from the transaction that settles its run. Claiming it postpones it by a lease, so
+another process makes the call when the first one dies. The number of the attempt fences an expired
+claim: its outcome does not overwrite that of a later one.
 """
 
 import base64
@@ -28,12 +28,12 @@ from reattach.records.runs.admission import run_of
 _SECRET_BYTES: Final = 32
 _SECRETS_LOCK: Final = int.from_bytes(b"rcbsecr")
 _CANDIDATES_PER_CALL: Final = 4
-"""Rows looked at for one call; others of their receiver may be under way."""
+"""Rows read for each call, because other calls to their receivers may be under way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """The host that a tenant's calls go to. Two tenants share none, though they name one host."""
+    """A host that receives calls of one tenant. Two tenants never share a receiver."""
 
     tenant: TenantId
     host: str
@@ -46,7 +46,7 @@ class DueCallback:
     run: Run
     """It has ended, and has a ``callback_url``."""
     tries: int
-    """How many there are with this one; it is also the fencing token of the claim."""
+    """The number of this attempt, which is also the fencing token of the claim."""
 
     @property
     def receiver(self) -> Receiver:
@@ -60,9 +60,9 @@ class CallbackOutcome:
     sent_at: datetime
     status_code: int | None
     error: str | None
-    """None: the receiver has it."""
+    """None if the receiver accepted the call."""
     again_at: datetime | None
-    """When to try again; None: never."""
+    """The time of the next attempt; None for none."""
 
 
 def _take_any(receiver: Receiver) -> bool:  # noqa: ARG001
@@ -77,7 +77,7 @@ class Room:
     full_tenants: Collection[TenantId] = ()
     closed_receivers: Collection[Receiver] = ()
     take: Callable[[Receiver], bool] = _take_any
-    """Takes a place for a call to the receiver; False if there is none."""
+    """Reserves room for a call to the receiver; False if there is none."""
 
 
 class Callbacks:
@@ -88,11 +88,11 @@ class Callbacks:
         self._clock = clock
 
     async def claim(self, room: Room | int, lease_seconds: float) -> Sequence[DueCallback]:
-        """Claim calls that are due, for the caller to make, as many as there is room for.
+        """Claim due calls for the caller to make, as many as there is room for.
 
-        Tenants take turns, and within one its receivers do; the longest waiting goes first. Of
-        several processes one gets each call. It is due again after ``lease_seconds``, unless
-        ``note`` tells its outcome before. Without one that is due nothing is written.
+        Tenants alternate, and so do the receivers of a tenant; the longest waiting call goes first.
+        Each call goes to one process. It is due again after ``lease_seconds``, unless ``note``
+        records its outcome before. If no call is due, nothing is written.
         """
         room = Room(room) if isinstance(room, int) else room
         now = self._clock.now()
@@ -108,45 +108,33 @@ class Callbacks:
         return await self._database.in_write(_claim, chosen, now, lease_seconds)
 
     async def note(self, run_id: RunId, tries: int, outcome: CallbackOutcome) -> bool:
-        """Write the outcome of a claimed call, and when it is due again.
+        """Record the outcome of a claimed call, and when it is due again.
 
-        False, and no change, if the call was claimed again since. Repeating it is safe.
+        Returns False and changes nothing if the call was claimed again since. Repeating it is safe.
         """
-        runs = schema.runs
-        async with self._database.write() as connection:
-            noted = await connection.execute(
-                update(runs)
-                .where(runs.c.id == run_id, runs.c.callback_tries == tries)
-                .values(
-                    callback_sent_at=outcome.sent_at,
-                    callback_status_code=outcome.status_code,
-                    callback_error=outcome.error,
-                    callback_due_at=outcome.again_at,
-                )
-            )
-        return noted.rowcount > 0
+        return await self._database.in_write(_note, run_id, tries, outcome)
 
     async def secrets(self, tenant: TenantId) -> Sequence[str]:
-        """Return the secrets that sign the tenant's calls now, the newest first.
+        """Return the secrets that sign the tenant's calls now, newest first.
 
-        The first is made when it is first asked for.
+        The first call creates the first secret.
         """
         now = self._clock.now()
         found = await self._database.in_read(_secrets, tenant, now)
         return found or await self._database.in_write(_first_secret, tenant, now)
 
     async def rotate_secret(self, tenant: TenantId) -> str:
-        """Make and return a new secret; the present one signs beside it for an overlap of a day."""
+        """Create and return a new secret; the old one signs beside it for a day."""
         return await self._database.in_write(_rotate, tenant, self._clock.now())
 
 
 def _candidates(connection: Connection, room: Room, now: datetime) -> Sequence[RowMapping]:
-    """Calls that are due, in the order in which they may be made."""
-    found = connection.execute(_fair(room, now).limit(room.calls * _CANDIDATES_PER_CALL))
+    """Return the calls that are due, in the order in which they may be made."""
+    found = connection.execute(_in_fair_order(room, now).limit(room.calls * _CANDIDATES_PER_CALL))
     return found.mappings().all()
 
 
-def _fair(room: Room, now: datetime) -> Select[Any]:
+def _in_fair_order(room: Room, now: datetime) -> Select[Any]:
     runs = schema.runs
     host = func.coalesce(runs.c.callback_host, "").label("host")
     due = select(runs.c.id, runs.c.tenant, host, runs.c.callback_due_at).where(
@@ -195,6 +183,21 @@ def _claim(
     return [claimed[run_id] for run_id in chosen if run_id in claimed]
 
 
+def _note(connection: Connection, run_id: RunId, tries: int, outcome: CallbackOutcome) -> bool:
+    runs = schema.runs
+    noted = connection.execute(
+        update(runs)
+        .where(runs.c.id == run_id, runs.c.callback_tries == tries)
+        .values(
+            callback_sent_at=outcome.sent_at,
+            callback_status_code=outcome.status_code,
+            callback_error=outcome.error,
+            callback_due_at=outcome.again_at,
+        )
+    )
+    return noted.rowcount > 0
+
+
 def _secrets(connection: Connection, tenant: TenantId, now: datetime) -> Sequence[str]:
     table = schema.callback_secrets
     signing = or_(table.c.signs_until.is_(None), table.c.signs_until > now)
@@ -203,12 +206,12 @@ def _secrets(connection: Connection, tenant: TenantId, now: datetime) -> Sequenc
 
 
 def _first_secret(connection: Connection, tenant: TenantId, now: datetime) -> Sequence[str]:
-    _hold(connection)
+    _lock_secrets(connection)
     return _secrets(connection, tenant, now) or [_new_secret(connection, tenant, now)]
 
 
 def _rotate(connection: Connection, tenant: TenantId, now: datetime) -> str:
-    _hold(connection)
+    _lock_secrets(connection)
     table = schema.callback_secrets
     connection.execute(
         update(table)
@@ -225,7 +228,7 @@ def _new_secret(connection: Connection, tenant: TenantId, now: datetime) -> str:
     return secret
 
 
-def _hold(connection: Connection) -> None:
-    """Let one process at a time make secrets. SQLite has one writer anyway."""
+def _lock_secrets(connection: Connection) -> None:
+    """Let one process at a time create secrets. SQLite has one writer anyway."""
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(_SECRETS_LOCK)))

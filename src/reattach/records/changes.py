@@ -6,14 +6,14 @@ from typing import Any
 from reattach.domain.clock import Clock
 
 
-def checked(
+def check_changes(
     changes: Mapping[str, Any], fields: Collection[str], fixed: Collection[str], clock: Clock
 ) -> dict[str, Any]:
-    """The changes, with ``updated_at`` as now unless it is among them.
+    """Return the changes, with ``updated_at`` as now unless they set it.
 
-    Raises ValueError for a name that is no field, or one that never changes.
+    Raises ValueError for a name that is no field, or one of a field that never changes.
     """
     wrong = [name for name in changes if name not in fields or name in fixed]
     if wrong:
-        raise ValueError(f"These are no fields that can be changed: {', '.join(wrong)}")
+        raise ValueError(f"These are not fields that can be changed: {', '.join(wrong)}")
     return {"updated_at": clock.now()} | dict(changes)

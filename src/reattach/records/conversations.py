@@ -6,7 +6,6 @@ from dataclasses import fields
 from typing import Any, Literal
 
 from sqlalchemy import Connection, RowMapping, case, exists, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.domain.clock import Clock
 from reattach.domain.context import ids_in_context
@@ -17,7 +16,7 @@ from reattach.records import lookup, threads
 from reattach.records.agents import agent_of
 from reattach.records.base import Agent, Block, Conversation, Page, Thread
 from reattach.records.blocks import blocks_of, insert_blocks
-from reattach.records.changes import checked
+from reattach.records.changes import check_changes
 from reattach.records.database import schema
 from reattach.records.database.database import Database
 from reattach.records.paging import SortOrder, page_of
@@ -31,7 +30,7 @@ ArchiveStatus = Literal["unarchived", "archived", "all"]
 
 
 class Conversations:
-    """The conversations of each tenant. A deleted one is as none; its runs can still be found."""
+    """The conversations of each tenant. A deleted one is not found; its runs still are."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -41,11 +40,13 @@ class Conversations:
         self, tenant: TenantId, conversation: Conversation, system_message: Message
     ) -> Conversation:
         """Create it with its first message. Raises NotFoundError for an unknown agent."""
-        async with self._database.write() as connection:
-            agent_id = conversation.agent_id
-            if await connection.run_sync(lookup.find, schema.agents, tenant, agent_id) is None:
+
+        def create(connection: Connection) -> None:
+            if lookup.find(connection, schema.agents, tenant, conversation.agent_id) is None:
                 raise NotFoundError("Agent not found")
-            await _insert(connection, tenant, conversation, system_message)
+            _insert(connection, tenant, conversation, system_message)
+
+        await self._database.in_write(create)
         return conversation
 
     async def get(self, tenant: TenantId, conversation_id: ConversationId) -> Conversation:
@@ -54,7 +55,7 @@ class Conversations:
     async def with_agent(
         self, tenant: TenantId, conversation_id: ConversationId
     ) -> tuple[Conversation, Agent]:
-        """The conversation and the agent that it belongs to."""
+        """Return the conversation and its agent."""
         return await self._database.in_read(_with_agent, tenant, conversation_id)
 
     async def list(
@@ -67,10 +68,9 @@ class Conversations:
         order_by: ConversationOrder = "created_at",
         archive_status: ArchiveStatus = "unarchived",
     ) -> builtins.list[Conversation]:
-        """Conversations whose summary has ``summary_search`` as a part, in any case.
+        """List conversations; ``summary_search`` matches a part of the summary, in any case.
 
-        Those that have no value to order by are last, in both orders. Those
-        that are hidden are left out.
+        Those without a value to sort by come last in both directions. Hidden ones are left out.
         """
         table = schema.conversations
         rows = lookup.listed(table, tenant)
@@ -83,36 +83,39 @@ class Conversations:
         elif archive_status == "archived":
             rows = rows.where(table.c.archived_at.is_not(None))
         order = SortOrder(table, table.c[order_by], page.ascending)
-        async with self._database.read() as connection:
-            found = await page_of(connection, rows, tenant, page, order)
-            isolated = await connection.run_sync(
-                blocks_of, _ISOLATED_OWNER, [row["id"] for row in found]
-            )
-            return [_conversation(row, isolated) for row in found]
+
+        def read(connection: Connection) -> builtins.list[Conversation]:
+            found = page_of(connection, rows, tenant, page, order)
+            isolated = blocks_of(connection, _ISOLATED_OWNER, [row["id"] for row in found])
+            return [_conversation_of(row, isolated) for row in found]
+
+        return await self._database.in_read(read)
 
     async def update(
         self, tenant: TenantId, conversation_id: ConversationId, changes: Mapping[str, Any]
     ) -> Conversation:
-        """Set the named fields and no others, and ``updated_at`` unless it is among them.
+        """Set the named fields, and ``updated_at`` unless it is among them.
 
         Raises ValueError for the name of a field that never changes.
         """
-        values = checked(changes, _FIELDS, _FIXED, self._clock)
-        async with self._database.write() as connection:
-            await _set(connection, tenant, conversation_id, values)
-            return await connection.run_sync(_get, tenant, conversation_id)
+        values = check_changes(changes, _FIELDS, _FIXED, self._clock)
+
+        def change(connection: Connection) -> Conversation:
+            _set(connection, tenant, conversation_id, values)
+            return _get(connection, tenant, conversation_id)
+
+        return await self._database.in_write(change)
 
     async def delete(self, tenant: TenantId, conversation_id: ConversationId) -> None:
-        """Make it unknown, with an active run or without. A run of it goes on to its end."""
+        """Hide it from its clients. An active run of it goes on to its end."""
         values = {"deleted_at": self._clock.now()}
-        async with self._database.write() as connection:
-            await _set(connection, tenant, conversation_id, values)
+        await self._database.in_write(_set, tenant, conversation_id, values)
 
     async def forget_deleted(self, limit: int) -> int:
-        """Forget the messages of deleted conversations and the inputs of their runs.
+        """Delete the messages of deleted conversations and the inputs of their runs.
 
-        At most ``limit`` conversations, of all tenants; returns how many. What is to be told of a
-        run that is active, or whose callback is due, is kept until then.
+        At most ``limit`` conversations, of all tenants; returns how many. A conversation is kept
+        while a run of it is active or its callback is due, because these need its messages.
         """
         return await self._database.in_write(_forget_deleted, limit)
 
@@ -125,47 +128,52 @@ class Conversations:
         *,
         up_to: MessageId | None,
     ) -> Conversation:
-        """Create ``new`` with the messages of ``source``, but with a system message of its own.
+        """Create ``new`` with the messages of ``source`` and a system message of its own.
 
-        The messages are the same ones, up to and including ``up_to``. ``new`` belongs to the
-        agent of ``source``. Raises NotFoundError for an unknown thread or message.
+        Both share the messages up to and including ``up_to``. ``new`` must belong to the agent of
+        ``source``. Raises NotFoundError for an unknown thread or message.
         """
         if new.agent_id != source.agent_id:
-            raise ValueError(f"A fork stays with its agent {source.agent_id}, not {new.agent_id}")
-        async with self._database.write() as connection:
-            await connection.run_sync(lookup.require_thread, tenant, source)
-            await _insert(connection, tenant, new, system_message)
-            await connection.run_sync(
-                threads.copy_places, source, Thread(new.agent_id, new.id), up_to
-            )
+            raise ValueError(f"A fork belongs to agent {source.agent_id}, not to {new.agent_id}")
+
+        def create(connection: Connection) -> None:
+            lookup.require_thread(connection, tenant, source)
+            _insert(connection, tenant, new, system_message)
+            threads.copy_places(connection, source, Thread(new.agent_id, new.id), up_to)
+
+        await self._database.in_write(create)
         return new
 
     async def message_ids(self, tenant: TenantId, thread: Thread) -> builtins.list[MessageId]:
-        """The messages that are in context, in order; the system message is the first."""
-        async with self._database.read() as connection:
-            await connection.run_sync(lookup.require_thread, tenant, thread)
-            return (await _message_ids(connection, [thread.key])).get(thread.key, [])
+        """Return the ids of the messages in context, in order, the system message first."""
+
+        def read(connection: Connection) -> builtins.list[MessageId]:
+            lookup.require_thread(connection, tenant, thread)
+            return _message_ids(connection, [thread.key]).get(thread.key, [])
+
+        return await self._database.in_read(read)
 
     async def message_ids_of(
         self, tenant: TenantId, conversations: Sequence[Conversation]
     ) -> Mapping[ConversationId, builtins.list[MessageId]]:
-        """As ``message_ids`` for each of the conversations, by one query.
+        """Return ``message_ids`` of each of the conversations, by one query.
 
-        One that is unknown by now has none.
+        A conversation that was deleted meanwhile has none.
         """
         table = schema.conversations
-        async with self._database.read() as connection:
-            own = await connection.scalars(
-                select(table.c.id).where(
-                    lookup.visible(table, tenant),
-                    table.c.id.in_([conversation.id for conversation in conversations]),
-                )
-            )
-            found = await _message_ids(connection, own.all())
+        own = select(table.c.id).where(
+            lookup.visible(table, tenant),
+            table.c.id.in_([conversation.id for conversation in conversations]),
+        )
+
+        def read(connection: Connection) -> dict[str, builtins.list[MessageId]]:
+            return _message_ids(connection, connection.scalars(own).all())
+
+        found = await self._database.in_read(read)
         return {conversation.id: found.get(conversation.id, []) for conversation in conversations}
 
 
-def _conversation(
+def _conversation_of(
     row: RowMapping, isolated: Mapping[ConversationId, tuple[Block, ...]]
 ) -> Conversation:
     values = {name: row[name] for name in _FIELDS}
@@ -174,7 +182,7 @@ def _conversation(
 
 def _get(connection: Connection, tenant: TenantId, conversation_id: ConversationId) -> Conversation:
     row = lookup.require(connection, schema.conversations, tenant, conversation_id)
-    return _conversation(row, blocks_of(connection, _ISOLATED_OWNER, [conversation_id]))
+    return _conversation_of(row, blocks_of(connection, _ISOLATED_OWNER, [conversation_id]))
 
 
 def _with_agent(
@@ -184,34 +192,34 @@ def _with_agent(
     return conversation, agent_of(connection, tenant, conversation.agent_id)
 
 
-async def _insert(
-    connection: AsyncConnection,
+def _insert(
+    connection: Connection,
     tenant: TenantId,
     conversation: Conversation,
     system_message: Message,
 ) -> None:
     values = {name: getattr(conversation, name) for name in _FIELDS}
-    await connection.execute(insert(schema.conversations), {"tenant": tenant, **values})
+    connection.execute(insert(schema.conversations), {"tenant": tenant, **values})
     blocks = conversation.isolated_blocks
     if blocks:
-        await insert_blocks(connection, tenant, blocks)
+        insert_blocks(connection, tenant, blocks)
         rows = [
             {"conversation_id": conversation.id, "block_id": block.id, "position": position}
             for position, block in enumerate(blocks)
         ]
-        await connection.execute(insert(schema.conversation_blocks), rows)
+        connection.execute(insert(schema.conversation_blocks), rows)
     thread = Thread(conversation.agent_id, conversation.id)
-    await connection.run_sync(threads.put_system, tenant, thread, system_message)
+    threads.put_system(connection, tenant, thread, system_message)
 
 
-async def _set(
-    connection: AsyncConnection,
+def _set(
+    connection: Connection,
     tenant: TenantId,
     conversation_id: ConversationId,
     values: Mapping[str, Any],
 ) -> None:
     table = schema.conversations
-    changed = await connection.execute(
+    changed = connection.execute(
         update(table)
         .where(lookup.visible(table, tenant), table.c.id == conversation_id)
         .values(dict(values))
@@ -220,11 +228,9 @@ async def _set(
         raise lookup.not_found(table, conversation_id)
 
 
-async def _message_ids(
-    connection: AsyncConnection, thread_keys: Sequence[str]
-) -> dict[str, list[MessageId]]:
+def _message_ids(connection: Connection, thread_keys: Sequence[str]) -> dict[str, list[MessageId]]:
     places, messages = schema.thread_messages, schema.messages
-    rows = await connection.execute(
+    rows = connection.execute(
         select(
             places.c.thread_key,
             places.c.message_id,

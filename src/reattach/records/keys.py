@@ -1,4 +1,4 @@
-"""API keys. Only their digests are kept, so a stolen database opens no server."""
+"""API keys. Only their digests are stored, so a stolen database gives access to no server."""
 
 import builtins
 import hashlib
@@ -8,7 +8,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import bindparam, insert, or_, select, update
+from sqlalchemy import Connection, Executable, and_, bindparam, insert, or_, select, update
 
 from reattach.domain.clock import Clock
 from reattach.domain.errors import NotFoundError
@@ -46,7 +46,7 @@ class Keys:
         scopes: Collection[KeyScope] = ALL_SCOPES,
         expires_at: datetime | None = None,
     ) -> tuple[ApiKey, str]:
-        """Make a key, and return it with its secret, which nobody can read again."""
+        """Create a key and return it with its secret, which cannot be read again."""
         secret = f"rk_{secrets.token_urlsafe(_SECRET_BYTES)}"
         key = ApiKey(
             id=f"key-{new_uuid()}",
@@ -58,37 +58,37 @@ class Keys:
             scope_names=None if set(scopes) == ALL_SCOPES else tuple(sorted(scopes)),
         )
         values = {field: getattr(key, field) for field in _FIELDS}
-        async with self._database.write() as connection:
-            await connection.execute(
-                insert(schema.api_keys), {"secret_sha256": _digest(secret), **values}
-            )
+        row = {"secret_sha256": _digest(secret), **values}
+        await self._database.in_write(_execute, insert(schema.api_keys).values(row))
         return key, secret
 
     async def list(self, tenant: TenantId | None) -> builtins.list[ApiKey]:
-        """The keys of the tenant, or of all for None, revoked ones included, the oldest first."""
+        """List the keys of the tenant, or of all tenants for None, oldest first."""
         rows = _ALL.order_by(_keys.c.ordinal)
         if tenant is not None:
             rows = rows.where(_keys.c.tenant == tenant)
-        async with self._database.read() as connection:
-            return [ApiKey(*row) for row in await connection.execute(rows)]
+        return [ApiKey(*row.values()) for row in await self._database.rows(rows)]
 
     async def revoke(self, key_id: str) -> None:
-        """Let the key open nothing from now on. The time of the first revocation stays.
+        """Make the key invalid from now on. The time of the first revocation stays.
 
         Raises NotFoundError for an unknown key.
         """
-        table = schema.api_keys
-        async with self._database.write() as connection:
-            if await connection.scalar(select(table.c.id).where(table.c.id == key_id)) is None:
+        revocation = (
+            update(_keys)
+            .where(_keys.c.id == key_id, _keys.c.revoked_at.is_(None))
+            .values(revoked_at=self._clock.now())
+        )
+
+        def write(connection: Connection) -> None:
+            if connection.scalar(select(_keys.c.id).where(_keys.c.id == key_id)) is None:
                 raise NotFoundError(f"API key not found with id={key_id}")
-            await connection.execute(
-                update(table)
-                .where(table.c.id == key_id, table.c.revoked_at.is_(None))
-                .values(revoked_at=self._clock.now())
-            )
+            connection.execute(revocation)
+
+        await self._database.in_write(write)
 
     async def find(self, secret: str) -> ApiKey | None:
-        """The key of the secret; None if there is none, it was revoked, or it has expired."""
+        """Return the key of the secret; None if it is unknown, revoked or expired."""
         for row in await self._database.run_prepared(_BY_SECRET, digest=_digest(secret)):
             key = ApiKey(*row)
             if key.expires_at is None or self._clock.now() < key.expires_at:
@@ -96,29 +96,33 @@ class Keys:
         return None
 
     async def valid(self, key_ids: Sequence[str]) -> frozenset[str]:
-        """Which of the keys are neither revoked nor expired; for many at once."""
-        found: set[str] = set()
-        async with self._database.read() as connection:
+        """Return those of the keys that are neither revoked nor expired; for many at once."""
+        is_valid = and_(
+            _keys.c.revoked_at.is_(None),
+            or_(_keys.c.expires_at.is_(None), _keys.c.expires_at > self._clock.now()),
+        )
+
+        def read(connection: Connection) -> frozenset[str]:
+            found: set[str] = set()
             for start in range(0, len(key_ids), _IDS_AT_ONCE):
-                rows = select(_keys.c.id).where(
-                    _keys.c.id.in_(key_ids[start : start + _IDS_AT_ONCE]),
-                    _keys.c.revoked_at.is_(None),
-                    or_(_keys.c.expires_at.is_(None), _keys.c.expires_at > self._clock.now()),
-                )
-                found.update(await connection.scalars(rows))
-        return frozenset(found)
+                some = _keys.c.id.in_(key_ids[start : start + _IDS_AT_ONCE])
+                found.update(connection.scalars(select(_keys.c.id).where(some, is_valid)))
+            return frozenset(found)
+
+        return await self._database.in_read(read)
 
     async def any(self) -> bool:
-        """Whether a key was ever made: a server whose last key was revoked does not open."""
+        """Whether a key was ever created: revoking the last key must not open the server."""
         return bool(await self._database.run_prepared(_ANY))
 
     async def mark_used(self, key_ids: Sequence[str], at: datetime) -> None:
-        """Remember the last use of the keys; for many at once, since each call is a write."""
-        table = schema.api_keys
-        async with self._database.write() as connection:
-            await connection.execute(
-                update(table).where(table.c.id.in_(key_ids)).values(last_used_at=at)
-            )
+        """Record the last use of the keys; for many at once, because each call is a write."""
+        used = update(_keys).where(_keys.c.id.in_(key_ids)).values(last_used_at=at)
+        await self._database.in_write(_execute, used)
+
+
+def _execute(connection: Connection, statement: Executable) -> None:
+    connection.execute(statement)
 
 
 def _digest(secret: str) -> str:

@@ -1,4 +1,4 @@
-"""The look-ups by tenant, in one place: what is not the tenant's is not there."""
+"""Queries by tenant. A row of another tenant is treated as missing."""
 
 from typing import Final
 
@@ -34,7 +34,7 @@ def not_found(table: Table, row_id: str) -> NotFoundError:
 
 
 def visible(table: Table, tenant: TenantId | BindParameter[str]) -> ColumnElement[bool]:
-    """Whether a row is there for the tenant."""
+    """Return the condition that a row belongs to the tenant and is not deleted."""
     own = table.c.tenant == tenant
     if "deleted_at" in table.c:
         return and_(own, table.c.deleted_at.is_(None))
@@ -42,12 +42,12 @@ def visible(table: Table, tenant: TenantId | BindParameter[str]) -> ColumnElemen
 
 
 def owned(table: Table, tenant: TenantId | BindParameter[str]) -> Select[tuple[object, ...]]:
-    """All rows that are there for the tenant."""
+    """Select the rows of the tenant that are not deleted."""
     return select(table).where(visible(table, tenant))
 
 
 def listed(table: Table, tenant: TenantId) -> Select[tuple[object, ...]]:
-    """All rows that lists show the tenant: those that are not hidden."""
+    """Select the rows of the tenant that are neither deleted nor hidden."""
     return owned(table, tenant).where(table.c.hidden.is_not(True))
 
 
@@ -61,34 +61,35 @@ _AGENT_OF: Final = _BY_ID[schema.conversations].with_only_columns(schema.convers
 
 
 def find(connection: Connection, table: Table, tenant: TenantId, row_id: str) -> RowMapping | None:
+    """Return the row; None if the tenant has none with this id."""
     found = connection.execute(_BY_ID[table], {"tenant": tenant, "row_id": row_id})
     return found.mappings().one_or_none()
 
 
 def require(connection: Connection, table: Table, tenant: TenantId, row_id: str) -> RowMapping:
-    """The row; raises NotFoundError if there is none for the tenant."""
+    """Return the row; raises NotFoundError if the tenant has none with this id."""
     row = find(connection, table, tenant, row_id)
     if row is None:
         raise not_found(table, row_id)
     return row
 
 
-def hold(connection: Connection, table: Table, tenant: TenantId, *row_ids: str) -> None:
-    """Keep everybody else from changing the rows, and from making others that refer to them.
+def lock(connection: Connection, table: Table, tenant: TenantId, *row_ids: str) -> None:
+    """Lock the rows until the transaction ends, against changes and new references to them.
 
-    Until the transaction ends; what it reads afterwards is what they left. Raises NotFoundError for
-    one that is not there for the tenant. SQLite has one writer at a time, so nothing is to be kept.
+    Reads after this see the newest state. On SQLite a write already excludes all others. Raises
+    NotFoundError for a row that the tenant does not have.
     """
-    # In one order, so that two transactions do not wait for each other.
+    # Ordered, so that two transactions do not wait for each other.
     wanted = select(table.c.id).where(visible(table, tenant), table.c.id.in_(row_ids))
-    held = set(connection.scalars(wanted.order_by(table.c.id).with_for_update()))
+    locked = set(connection.scalars(wanted.order_by(table.c.id).with_for_update()))
     for row_id in row_ids:
-        if row_id not in held:
+        if row_id not in locked:
             raise not_found(table, row_id)
 
 
 def require_thread(connection: Connection, tenant: TenantId, thread: Thread) -> None:
-    """Raise NotFoundError unless the tenant has the agent, and the agent the conversation."""
+    """Raise NotFoundError unless the tenant has the agent and the agent the conversation."""
     row_id, known = thread.key, _AGENT_OF if thread.conversation_id else _AGENT_ID
     found = connection.execute(known, {"tenant": tenant, "row_id": row_id}).scalar_one_or_none()
     if found != thread.agent_id:

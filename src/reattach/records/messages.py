@@ -1,11 +1,10 @@
-"""Stored messages, by thread, by run, by agent."""
+"""Stored messages, by thread, run, agent and tenant."""
 
 import builtins
 from datetime import datetime
 from typing import Any, Literal
 
 from sqlalchemy import Column, Connection, Select, exists, func
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.domain.approvals import PendingApproval
 from reattach.domain.errors import ConversationBusyError, NotFoundError
@@ -14,7 +13,7 @@ from reattach.domain.limits import CONTEXT_CACHE_BYTES
 from reattach.domain.messages import Message
 from reattach.records import lookup, threads
 from reattach.records.base import Thread, ThreadContext
-from reattach.records.contexts import Contexts, KeptContext
+from reattach.records.contexts import CachedContext, Contexts
 from reattach.records.database import schema
 from reattach.records.database.database import Database
 from reattach.records.paging import span_of
@@ -24,9 +23,9 @@ from reattach.records.runs import admission
 class Messages:
     """The messages of each tenant.
 
-    In every list ``before`` means older and ``after`` newer, in absolute time, whatever the
-    order; a cursor that is not in the list raises NotFoundError. One cursor alone gives the
-    messages next to it; without, or with both, the list begins where its order does.
+    In every list ``before`` means older and ``after`` newer, in either order. A cursor that is
+    not in the list raises NotFoundError. With one cursor the messages are the ones next to it;
+    otherwise they are the first ones in the order.
     """
 
     def __init__(self, database: Database) -> None:
@@ -43,43 +42,49 @@ class Messages:
         limit: int,
         ascending: bool,
     ) -> builtins.list[Message]:
-        """The messages of a thread, its system message included."""
-        async with self._database.read() as connection:
-            await connection.run_sync(lookup.require_thread, tenant, thread)
-            rows = await span_of(
+        """List the messages of a thread, with its system message."""
+
+        def read(connection: Connection) -> builtins.list[Message]:
+            lookup.require_thread(connection, tenant, thread)
+            rows = span_of(
                 connection,
-                threads.placed(thread),
+                threads.with_places(thread),
                 schema.thread_messages.c.position,
-                before=await connection.run_sync(threads.place_of, thread, before),
-                after=await connection.run_sync(threads.place_of, thread, after),
+                before=threads.place_of(connection, thread, before),
+                after=threads.place_of(connection, thread, after),
                 limit=limit,
                 ascending=ascending,
             )
-        return [threads.message_of(row) for row in rows]
+            return [threads.message_of(row) for row in rows]
+
+        return await self._database.in_read(read)
 
     async def context(self, tenant: TenantId, thread: Thread) -> ThreadContext:
-        """The messages in context of a thread, its system message included.
+        """Return the messages in context of a thread, with its system message.
 
-        Those that this process has decoded before are not read again.
+        Messages that this process has decoded before come from memory.
         """
-        kept = self._contexts.get(thread.key)
+        cached = self._contexts.get(thread.key)
         try:
-            context, kept = await self._database.in_read(_context, tenant, thread, kept)
+            context, cached = await self._database.in_read(_context, tenant, thread, cached)
         except NotFoundError:
             self._contexts.put(thread.key, None)
             raise
-        self._contexts.put(thread.key, kept)
+        self._contexts.put(thread.key, cached)
         return context
 
     async def history(self, tenant: TenantId, thread: Thread) -> builtins.list[Message]:
-        """The messages that are in context of a thread."""
+        """Return the messages in context of a thread."""
         return (await self.context(tenant, thread)).messages
 
     async def append(self, tenant: TenantId, thread: Thread, message: Message) -> None:
-        """Add the message to the thread, behind all others."""
-        async with self._database.write() as connection:
-            await connection.run_sync(threads.hold, tenant, thread)
-            await connection.run_sync(threads.append, tenant, thread, [message])
+        """Append the message to the thread."""
+
+        def write(connection: Connection) -> None:
+            threads.lock(connection, tenant, thread)
+            threads.append(connection, tenant, thread, [message])
+
+        await self._database.in_write(write)
 
     async def of_run(
         self,
@@ -91,16 +96,17 @@ class Messages:
         limit: int,
         ascending: bool,
     ) -> builtins.list[Message]:
-        """The messages that a conversation keeps of the run, its input first.
+        """List the messages of the run that are in a conversation, its input first.
 
-        A cursor that is not among them is ignored. None before the run is settled; its input is
-        ``Run.input`` then.
+        A cursor that is not among them is ignored. The list is empty until the run is settled; its
+        input is ``Run.input`` until then.
         """
         messages = schema.messages
         rows = lookup.owned(messages, tenant).where(messages.c.run_id == run_id)
-        async with self._database.read() as connection:
-            await connection.run_sync(lookup.require, schema.runs, tenant, run_id)
-            return await _by_ordinal(
+
+        def read(connection: Connection) -> builtins.list[Message]:
+            lookup.require(connection, schema.runs, tenant, run_id)
+            return _by_ordinal(
                 connection,
                 rows,
                 before,
@@ -109,6 +115,8 @@ class Messages:
                 ascending=ascending,
                 ignores_unknown=True,
             )
+
+        return await self._database.in_read(read)
 
     async def list_of_agent(
         self,
@@ -121,10 +129,10 @@ class Messages:
         limit: int,
         ascending: bool,
     ) -> builtins.list[Message]:
-        """The messages of one conversation, of the default thread, or of all of them together.
+        """List the messages of one conversation, of the default thread, or of all threads.
 
-        Together they are in the order in which they were stored, and one that forks share comes
-        once. Those of deleted conversations are not there.
+        Over all threads they are in the order in which they were stored, and a message that forks
+        share comes once. Messages of deleted conversations are left out.
         """
         if conversation_id is not None:
             named = None if conversation_id == "default" else ConversationId(conversation_id)
@@ -134,11 +142,12 @@ class Messages:
             )
         messages = schema.messages
         rows = lookup.owned(messages, tenant).where(messages.c.agent_id == agent_id, _is_shown())
-        async with self._database.read() as connection:
-            await connection.run_sync(lookup.require, schema.agents, tenant, agent_id)
-            return await _by_ordinal(
-                connection, rows, before, after, limit=limit, ascending=ascending
-            )
+
+        def read(connection: Connection) -> builtins.list[Message]:
+            lookup.require(connection, schema.agents, tenant, agent_id)
+            return _by_ordinal(connection, rows, before, after, limit=limit, ascending=ascending)
+
+        return await self._database.in_read(read)
 
     async def list_of_tenant(
         self,
@@ -149,81 +158,91 @@ class Messages:
         limit: int,
         ascending: bool,
     ) -> builtins.list[Message]:
-        """Return the messages of all agents of the tenant, as ``list_of_agent`` does of one."""
+        """List the messages of all agents of the tenant, as ``list_of_agent`` does for one."""
         rows = lookup.owned(schema.messages, tenant).where(_is_shown())
-        async with self._database.read() as connection:
-            return await _by_ordinal(
-                connection, rows, before, after, limit=limit, ascending=ascending
-            )
+        return await self._database.in_read(
+            _by_ordinal, rows, before, after, limit=limit, ascending=ascending
+        )
 
     async def get(self, tenant: TenantId, message_id: MessageId) -> Message:
-        async with self._database.read() as connection:
-            row = await connection.run_sync(lookup.require, schema.messages, tenant, message_id)
+        row = await self._database.in_read(lookup.require, schema.messages, tenant, message_id)
         return threads.message_of(row)
 
     async def pending(self, tenant: TenantId, thread: Thread) -> PendingApproval | None:
-        """The approval request of the thread that has no answer."""
-        async with self._database.read() as connection:
-            await connection.run_sync(lookup.require_thread, tenant, thread)
-            return await connection.run_sync(threads.pending, thread)
+        """Return the approval request of the thread that has no answer yet."""
+
+        def read(connection: Connection) -> PendingApproval | None:
+            lookup.require_thread(connection, tenant, thread)
+            return threads.pending(connection, thread)
+
+        return await self._database.in_read(read)
 
     async def pending_in(self, thread: Thread) -> PendingApproval | None:
-        """As ``pending``, for the server itself: also of a conversation that was deleted."""
+        """As ``pending``, for the server itself: it finds that of a deleted conversation too."""
         return await self._database.in_read(threads.pending, thread)
 
     async def cancel_pending(
         self, tenant: TenantId, thread: Thread, at: datetime, *, run_id: RunId | None = None
     ) -> PendingApproval | None:
-        """End the wait of the thread, and return what it waited for; its calls did not run.
+        """Cancel the pending approval request of the thread and return it; its calls never run.
 
-        None, and no change, if it does not wait, if what it waits for is of another run than
-        ``run_id``, or while a run of it is active: that run answers.
+        Returns None and changes nothing if no request is pending, if it belongs to another run than
+        ``run_id``, or while a run of the thread is active, because that run answers it.
         """
-        async with self._database.write() as connection:
-            # An answer that is being admitted comes before this, or after.
-            await connection.run_sync(threads.hold, tenant, thread)
-            if await connection.run_sync(admission.active_run, thread) is not None:
+
+        def write(connection: Connection) -> PendingApproval | None:
+            # The lock puts an answer that is being admitted before this, or after it.
+            threads.lock(connection, tenant, thread)
+            if admission.active_run(connection, thread) is not None:
                 return None
-            pending = await connection.run_sync(threads.pending, thread)
+            pending = threads.pending(connection, thread)
             if pending is None or (run_id is not None and pending.request.run_id != run_id):
                 return None
-            await connection.run_sync(threads.append, tenant, thread, [pending.cancellation(at)])
+            threads.append(connection, tenant, thread, [pending.cancellation(at)])
             return pending
 
+        return await self._database.in_write(write)
+
     async def recompile(self, tenant: TenantId, thread: Thread, system_message: Message) -> None:
-        """Let the thread begin with what this system message says."""
-        async with self._database.write() as connection:
-            await connection.run_sync(threads.hold, tenant, thread)
-            await connection.run_sync(threads.set_system, tenant, thread, system_message)
+        """Replace the text of the thread's system message by that of this one."""
+
+        def write(connection: Connection) -> None:
+            threads.lock(connection, tenant, thread)
+            threads.set_system(connection, tenant, thread, system_message)
+
+        await self._database.in_write(write)
 
     async def reset(
         self, tenant: TenantId, agent_id: AgentId, system_message: Message | None = None
     ) -> None:
-        """Empty the agent's default thread, which keeps its system message or gets a new one.
+        """Empty the agent's default thread, except for its system message.
 
-        Messages that a fork shows stay there. Raises ConversationBusyError while a run of the
-        thread is active.
+        ``system_message`` replaces that message. Messages that a fork shares stay in the fork.
+        Raises ConversationBusyError while a run of the thread is active.
         """
         thread = Thread(agent_id, None)
-        async with self._database.write() as connection:
-            await connection.run_sync(lookup.hold, schema.agents, tenant, agent_id)
-            active = await connection.run_sync(admission.active_run, thread)
+
+        def write(connection: Connection) -> None:
+            lookup.lock(connection, schema.agents, tenant, agent_id)
+            active = admission.active_run(connection, thread)
             if active is not None:
                 raise ConversationBusyError(active.id, thread.key)
-            await connection.run_sync(threads.clear, thread, system_too=system_message is not None)
+            threads.clear(connection, thread, system_too=system_message is not None)
             if system_message is not None:
-                await connection.run_sync(threads.put_system, tenant, thread, system_message)
+                threads.put_system(connection, tenant, thread, system_message)
+
+        await self._database.in_write(write)
 
 
 def _context(
-    connection: Connection, tenant: TenantId, thread: Thread, kept: KeptContext | None
-) -> tuple[ThreadContext, KeptContext | None]:
+    connection: Connection, tenant: TenantId, thread: Thread, cached: CachedContext | None
+) -> tuple[ThreadContext, CachedContext | None]:
     lookup.require_thread(connection, tenant, thread)
-    return threads.context(connection, thread, kept)
+    return threads.context(connection, thread, cached)
 
 
 def _is_shown() -> Any:
-    """Whether a message has a place in a thread that was not deleted."""
+    """Return the condition that a message is in a thread that was not deleted."""
     places = schema.thread_messages
     conversations = schema.conversations
     deleted = exists().where(
@@ -232,8 +251,8 @@ def _is_shown() -> Any:
     return exists().where(places.c.message_id == schema.messages.c.id, ~deleted)
 
 
-async def _by_ordinal(
-    connection: AsyncConnection,
+def _by_ordinal(
+    connection: Connection,
     rows: Select[Any],
     before: MessageId | None,
     after: MessageId | None,
@@ -244,22 +263,22 @@ async def _by_ordinal(
 ) -> builtins.list[Message]:
     ordinal: Column[Any] = schema.messages.c.ordinal
 
-    async def place(message_id: MessageId | None) -> int | None:
+    def place(message_id: MessageId | None) -> int | None:
         if message_id is None:
             return None
-        found: int | None = await connection.scalar(
+        found: int | None = connection.scalar(
             rows.with_only_columns(func.max(ordinal)).where(schema.messages.c.id == message_id)
         )
         if found is None and not ignores_unknown:
             raise lookup.not_found(schema.messages, message_id)
         return found
 
-    span = await span_of(
+    span = span_of(
         connection,
         rows,
         ordinal,
-        before=await place(before),
-        after=await place(after),
+        before=place(before),
+        after=place(after),
         limit=limit,
         ascending=ascending,
     )

@@ -1,4 +1,8 @@
-"""Stretches of lists, by the values of a row and not by an offset, so that none is met twice."""
+"""Pages of lists.
+
+A page is found by the values of a row and not by an offset, so no row comes twice or is skipped
+when others are added.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +12,7 @@ from sqlalchemy import (
     JSON,
     Column,
     ColumnElement,
+    Connection,
     LargeBinary,
     RowMapping,
     Select,
@@ -20,7 +25,6 @@ from sqlalchemy import (
     or_,
     select,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.domain.ids import TenantId
 from reattach.domain.limits import PAGE_BYTES
@@ -31,13 +35,14 @@ from reattach.records.database.columns import Typed
 
 @dataclass(frozen=True, slots=True)
 class SortOrder:
-    """An order of a table's rows: by a column, then as they came to be; NULL is always last."""
+    """An order of a table's rows: by a column, then by creation. NULL is always last."""
 
     table: Table
     column: Column[Any]
     ascending: bool
 
     def clauses(self, *, backwards: bool) -> list[ColumnElement[Any]]:
+        """Return the ORDER BY clauses."""
         up = self.ascending is not backwards
         clauses: list[ColumnElement[Any]] = [
             column.asc() if up else column.desc() for column in (self.column, self._ordinal)
@@ -48,7 +53,7 @@ class SortOrder:
         return clauses
 
     def after(self, row: RowMapping) -> ColumnElement[bool]:
-        """What comes after the row."""
+        """Return the condition for rows that come after this one."""
         value = self._stored(row)
         tie = self._past(self._ordinal, row["ordinal"], forwards=True)
         if value is None:
@@ -58,7 +63,7 @@ class SortOrder:
         return or_(following, self.column.is_(None)) if self.column.nullable else following
 
     def before(self, row: RowMapping) -> ColumnElement[bool]:
-        """What comes before the row."""
+        """Return the condition for rows that come before this one."""
         value = self._stored(row)
         tie = self._past(self._ordinal, row["ordinal"], forwards=False)
         if value is None:
@@ -71,7 +76,7 @@ class SortOrder:
         return self.table.c.ordinal
 
     def _stored(self, row: RowMapping) -> Any:
-        """The row's value as the database has it, since one that is damaged has its place too."""
+        """Return the row's value as the database stores it: a damaged value has a place too."""
         if row[self.column.name] is None:
             return None
         return select(self.column).where(self._ordinal == row["ordinal"]).scalar_subquery()
@@ -81,32 +86,31 @@ class SortOrder:
         return past
 
 
-async def page_of(
-    connection: AsyncConnection,
+def page_of(
+    connection: Connection,
     rows: Select[Any],
     tenant: TenantId,
     page: Page,
     order: SortOrder,
 ) -> Sequence[RowMapping]:
-    """The page of ``rows``, in the order.
+    """Return the page of ``rows``; with ``before`` alone, the page that ends there.
 
-    With ``before`` alone it is the stretch that ends there. Raises NotFoundError for a cursor
-    that is not among the tenant's rows of the table.
+    Raises NotFoundError for a cursor that is not among the tenant's rows of the table.
     """
     if page.after is not None:
-        row = await connection.run_sync(lookup.require, order.table, tenant, page.after)
+        row = lookup.require(connection, order.table, tenant, page.after)
         rows = rows.where(order.after(row))
     if page.before is not None:
-        row = await connection.run_sync(lookup.require, order.table, tenant, page.before)
+        row = lookup.require(connection, order.table, tenant, page.before)
         rows = rows.where(order.before(row))
     backwards = page.before is not None and page.after is None
     rows = rows.order_by(*order.clauses(backwards=backwards)).limit(page.limit)
-    found = await _fetched(connection, rows)
+    found = _fetch(connection, rows)
     return found[::-1] if backwards else found
 
 
-async def span_of(
-    connection: AsyncConnection,
+def span_of(
+    connection: Connection,
     rows: Select[Any],
     place: Column[Any],
     *,
@@ -115,9 +119,10 @@ async def span_of(
     limit: int,
     ascending: bool,
 ) -> Sequence[RowMapping]:
-    """The rows older than place ``before`` and newer than ``after``, in absolute time.
+    """Return the rows older than place ``before`` and newer than place ``after``.
 
-    They adjoin a cursor that is alone, whatever the order; else they begin where the order does.
+    With one cursor the rows are the ones next to it, in either order; otherwise they are the first
+    ones in the order.
     """
     if before is not None:
         rows = rows.where(place < before)
@@ -126,37 +131,36 @@ async def span_of(
     only_one = (before is None) is not (after is None)
     oldest_first = after is not None if only_one else ascending
     rows = rows.order_by(place.asc() if oldest_first else place.desc()).limit(limit)
-    found = await _fetched(connection, rows)
+    found = _fetch(connection, rows)
     return found if oldest_first is ascending else found[::-1]
 
 
-async def _fetched(connection: AsyncConnection, rows: Select[Any]) -> Sequence[RowMapping]:
-    """Return the first of the rows that are not larger than a page together, and at least one.
+def _fetch(connection: Connection, rows: Select[Any]) -> Sequence[RowMapping]:
+    """Return the first rows that fit in a page together, and at least one.
 
-    Their sizes are asked for first, so that no more is ever in memory.
+    A query for their sizes comes first, so that larger pages are never in memory.
     """
     wide = [column for column in rows.selected_columns if isinstance(column.type, _WIDE)]
     if wide:
         size = sum((_bytes_of(connection, column) for column in wide), start=literal(0))
         sizes = rows.with_only_columns(size, maintain_column_froms=True)
         left_bytes, count = PAGE_BYTES, 0
-        for row_bytes in await connection.scalars(sizes):
+        for row_bytes in connection.scalars(sizes):
             left_bytes -= row_bytes
             if left_bytes < 0 and count:
                 break
             count += 1
         rows = rows.limit(count)
-    found: Sequence[RowMapping] = (await connection.execute(rows)).mappings().all()
-    return found
+    return connection.execute(rows).mappings().all()
 
 
 _WIDE: Final = (Text, JSON, Typed)
-"""Types of columns that hold what clients and models write."""
+"""Types of the columns that hold the texts of clients and models."""
 
 
-def _bytes_of(connection: AsyncConnection, column: ColumnElement[Any]) -> ColumnElement[int]:
+def _bytes_of(connection: Connection, column: ColumnElement[Any]) -> ColumnElement[int]:
     if connection.dialect.name == "sqlite":
-        size = func.length(cast(column, LargeBinary))  # Reads no more than the row's head.
+        size = func.length(cast(column, LargeBinary))  # Reads only the row's header.
     else:
         size = func.octet_length(cast(column, Text))
     return func.coalesce(size, 0)

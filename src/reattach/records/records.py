@@ -1,4 +1,4 @@
-"""All records of a server, behind one door."""
+"""The entrance to all records of a server."""
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
@@ -25,9 +25,9 @@ from reattach.records.runs.runs import Runs
 class Records:
     """Agents, blocks, conversations, messages, runs, owners and keys of one database.
 
-    Every method is a transaction of its own, with the promises of ``Database``. A look-up by a
-    client's id takes its tenant, and raises NotFoundError alike for what is another tenant's and
-    for what is nobody's.
+    Every method is a transaction of its own, with the guarantees and errors of ``Database``. A
+    method that takes a client's id takes the tenant too, and raises NotFoundError for a row of
+    another tenant as for one that does not exist.
     """
 
     def __init__(self, database: Database, clock: Clock) -> None:
@@ -44,12 +44,10 @@ class Records:
 
     @classmethod
     async def open(cls, url: str, *, clock: Clock, durability: Durability = "process") -> Self:
-        """Open the database of the URL: ``Database.open`` says what an acknowledged write survives.
+        """Open the database of the URL: see ``Database.open``.
 
-        Such as ``sqlite:////var/lib/reattach/reattach.db`` or
-        ``postgresql://user:password@host/database``, whose schema ``sql.upgrade`` has made. Raises
-        StartupError for a URL or a schema that this version does not know, StoreUnavailableError
-        if the database can not be reached.
+        The URL is one such as ``sqlite:////var/lib/reattach/reattach.db`` or
+        ``postgresql://user:password@host/database``.
         """
         return cls(await Database.open(url, durability=durability), clock)
 
@@ -59,15 +57,15 @@ class Records:
         return self._database.backend == "postgresql"
 
     async def time(self) -> datetime | None:
-        """Return the time of the database's own clock; None if it has none, as a SQLite file."""
+        """Return the time of the database's own clock; None for a SQLite file, which has none."""
         if not self.shared:
             return None
-        return await self._database.in_read(_time)
+        return await self._database.in_read(_now)
 
     def owners_apart(self) -> Owners:
-        """The owners over one connection of their own, for another event loop; to be closed.
+        """Return the owners over one connection of their own, for another event loop.
 
-        Made where files may be read. Raises nothing because of the connection.
+        The caller closes them. Calling this may read files, but does not connect.
         """
         return Owners(self._database.apart(), self._clock)
 
@@ -82,20 +80,20 @@ class Records:
         return listen(self._database)
 
     async def tidy(self) -> None:
-        """Let go of what is kept of deleted text. To be done now and then.
+        """Delete what remains of deleted conversations. To be called regularly.
 
         Raises:
-            StoreUnavailableError: the disk does not take it; try again later.
+            StoreUnavailableError: The disk does not accept it now; call again later.
         """
         while await self.conversations.forget_deleted(SWEEP_BATCH_RUNS) == SWEEP_BATCH_RUNS:
             pass
         await self._database.tidy()
 
     async def aclose(self) -> None:
-        """Let go of the database, after the transactions that are ending."""
+        """Close the database after the transactions under way."""
         await self._database.aclose()
 
 
-def _time(connection: Connection) -> datetime:
+def _now(connection: Connection) -> datetime:
     found: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
     return found.astimezone(UTC)

@@ -1,7 +1,7 @@
-"""The messages of threads, as rows: which message stands where in which thread.
+"""The rows that place messages in threads.
 
-A message is stored once, and has a place in every thread that shows it: a fork shares the
-messages of its source. Place 0 is the system message's; all others follow it.
+A message is stored once and has a place in each of its threads: a fork shares the messages of its
+source. The system message has place 0, and all others follow it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ from reattach.domain.messages import (
 )
 from reattach.records import lookup
 from reattach.records.base import Thread, ThreadContext
-from reattach.records.contexts import KeptContext, size_bytes
+from reattach.records.contexts import CachedContext, size_bytes
 from reattach.records.database import schema
 from reattach.records.database.damage import UNREADABLE, note_row
 
@@ -45,7 +45,7 @@ _SYSTEM: Final = 0
 
 
 def message_of(row: RowMapping) -> Message:
-    """The message; one that stands in for it if the row is damaged."""
+    """Return the message of the row; a placeholder if the row is damaged."""
     role, parts = row["role"], row["parts"]
     kinds = _KINDS.get(role)
     if parts is UNREADABLE or role is None or (kinds and not _begins_with(parts, kinds)):
@@ -58,7 +58,7 @@ _KINDS: Final[Mapping[Role | None, tuple[type, ...]]] = {
     Role.APPROVAL: (ApprovalPart, ToolReturnPart),
     Role.SUMMARY: (SummaryPart,),
 }
-"""The types of parts that messages of these roles have."""
+"""The types of the first part of messages with these roles."""
 
 
 def _begins_with(parts: Sequence[ContentPart], kinds: tuple[type, ...]) -> bool:
@@ -66,19 +66,19 @@ def _begins_with(parts: Sequence[ContentPart], kinds: tuple[type, ...]) -> bool:
 
 
 def _unreadable(row: RowMapping) -> Message:
-    """A message of text that says so, from whoever said it, else from the model."""
+    """Return a text message that says so, with the role of the row if it is known."""
     note_row("messages", row["id"], "its role and parts cannot be read together")
     role = row["role"] if row["role"] in {Role.SYSTEM, Role.USER} else Role.ASSISTANT
     values = {name: row[name] for name in _FIELDS}
     return Message(**{**values, "role": role, "parts": UNREADABLE, "step_id": None})
 
 
-def placed(thread: Thread) -> Select[Any]:
-    """The messages of a thread with their places; the reader gives the order."""
-    return _placed(thread.key)
+def with_places(thread: Thread) -> Select[Any]:
+    """Select the messages of a thread with their places, in no order."""
+    return _with_places(thread.key)
 
 
-def _placed(thread_key: str | BindParameter[str]) -> Select[Any]:
+def _with_places(thread_key: str | BindParameter[str]) -> Select[Any]:
     places = schema.thread_messages
     return (
         select(schema.messages, places.c.position)
@@ -87,13 +87,13 @@ def _placed(thread_key: str | BindParameter[str]) -> Select[Any]:
     )
 
 
-# What every turn asks, which costs more to build than to run.
+# The queries of every turn, built once because building them costs more than running them.
 _places: Final = schema.thread_messages
 _position: Final = _places.c.position
-_OF_THREAD: Final = _placed(bindparam("thread_key"))
+_OF_THREAD: Final = _with_places(bindparam("thread_key"))
 _IN_ORDER: Final = _OF_THREAD.order_by(_position)
 _SINCE: Final = _IN_ORDER.where((_position >= bindparam("first")) | (_position == _SYSTEM))
-# Two statements: asked for both at once, SQLite goes through the whole thread.
+# Two statements, because SQLite reads the whole thread for a condition with OR.
 _FROM: Final = _IN_ORDER.where(_position >= bindparam("first"))
 _SYSTEM_MESSAGE: Final = _OF_THREAD.where(_position == _SYSTEM)
 _SUMMARIES: Final = _OF_THREAD.where(schema.messages.c.role == Role.SUMMARY).order_by(
@@ -117,7 +117,7 @@ _INSERT_PLACES: Final = insert(_places)
 
 
 def place_of(connection: Connection, thread: Thread, message_id: MessageId | None) -> int | None:
-    """Where the message stands; None for none. Raises NotFoundError if it is not in the thread."""
+    """Return the message's place; None for None. Raises NotFoundError if the thread lacks it."""
     if message_id is None:
         return None
     asked = {"thread_key": thread.key, "message_id": message_id}
@@ -127,35 +127,35 @@ def place_of(connection: Connection, thread: Thread, message_id: MessageId | Non
     return place
 
 
-def hold(connection: Connection, tenant: TenantId, thread: Thread) -> None:
-    """Let nobody else change the thread until the transaction ends. Raises NotFoundError."""
+def lock(connection: Connection, tenant: TenantId, thread: Thread) -> None:
+    """Lock the thread against other changes until the transaction ends. Raises NotFoundError."""
     lookup.require_thread(connection, tenant, thread)
     if thread.conversation_id is None:
-        lookup.hold(connection, schema.agents, tenant, thread.agent_id)
+        lookup.lock(connection, schema.agents, tenant, thread.agent_id)
     else:
-        lookup.hold(connection, schema.conversations, tenant, thread.conversation_id)
+        lookup.lock(connection, schema.conversations, tenant, thread.conversation_id)
 
 
 def context(
-    connection: Connection, thread: Thread, kept: KeptContext | None = None
-) -> tuple[ThreadContext, KeptContext | None]:
-    """The context of the thread, and the part of it that the next call can be given as ``kept``.
+    connection: Connection, thread: Thread, cached: CachedContext | None = None
+) -> tuple[ThreadContext, CachedContext | None]:
+    """Return the context of the thread, and what to cache of it for the next call.
 
-    Neither the messages that a summary stands for are read nor those that are kept.
+    Neither the messages that a summary replaces are read nor those in ``cached``.
     """
     asked: dict[str, object] = {"thread_key": thread.key}
-    if kept is not None:
-        asked["first"] = kept.place[0]
+    if cached is not None:
+        asked["first"] = cached.place[0]
         system = connection.execute(_SYSTEM_MESSAGE, asked).mappings().all()
         rows = connection.execute(_FROM, asked).mappings().all()
-        is_same = [(row["position"], row["id"]) for row in rows[:1]] == [kept.place]
+        is_same = [(row["position"], row["id"]) for row in rows[:1]] == [cached.place]
         if system and is_same and all(row["role"] is not Role.SUMMARY for row in rows[1:]):
-            return _context_of(connection, system, kept, rows[1:])
+            return _context_of(connection, system, cached, rows[1:])
     rows_of_context = _IN_ORDER
     for row in connection.execute(_SUMMARIES, asked).mappings():
         summary = message_of(row)
         if summary.role is not Role.SUMMARY:
-            continue  # It is damaged, so an older one has to do.
+            continue  # It is damaged, so an older one is used.
         kept_from = summary_of(summary).kept_from
         place = connection.scalar(_PLACE, {**asked, "message_id": kept_from})
         asked["first"] = row["position"] if place is None else min(place, row["position"])
@@ -168,29 +168,29 @@ def context(
 def _context_of(
     connection: Connection,
     system: Sequence[RowMapping],
-    kept: KeptContext | None,
+    cached: CachedContext | None,
     rows: Sequence[RowMapping],
-) -> tuple[ThreadContext, KeptContext | None]:
-    """The context that begins with the system message, goes on as kept, and then as the rows."""
+) -> tuple[ThreadContext, CachedContext | None]:
+    """Return the context of the system message, the cached messages, and then the rows."""
     first = [message_of(row) for row in system]
     read = [message_of(row) for row in rows]
-    messages = [*first, *(kept.messages if kept else ()), *read]
-    if kept is None:
+    messages = [*first, *(cached.messages if cached else ()), *read]
+    if cached is None:
         messages = in_context(messages)
-    step_id = _last_step([*first, *read], kept.step_id if kept else None)
+    step_id = _last_step([*first, *read], cached.step_id if cached else None)
     context = ThreadContext(messages, _counted_tokens(connection, step_id))
-    if kept is not None and not rows:
-        return context, kept
+    if cached is not None and not rows:
+        return context, cached
     if not rows or system[0]["position"] != _SYSTEM:
         return context, None
-    told = tuple(messages[1:])
-    size = size_bytes(told) if kept is None else kept.size_bytes + size_bytes(read)
+    following = tuple(messages[1:])
+    size = size_bytes(following) if cached is None else cached.size_bytes + size_bytes(read)
     place = (rows[-1]["position"], rows[-1]["id"])
-    return context, KeptContext(told, place, step_id, size)
+    return context, CachedContext(following, place, step_id, size)
 
 
 def _last_step(messages: Sequence[Message], before: StepId | None) -> StepId | None:
-    """The step of the last answer, unless a summary came after it."""
+    """Return the step of the last answer, unless a summary came after it."""
     for message in reversed(messages):
         if message.role is Role.SUMMARY:
             return None
@@ -200,21 +200,21 @@ def _last_step(messages: Sequence[Message], before: StepId | None) -> StepId | N
 
 
 def _counted_tokens(connection: Connection, step_id: StepId | None) -> int | None:
-    """The tokens that the provider counted with the step."""
+    """Return the tokens that the provider counted with the step."""
     usage = None if step_id is None else connection.scalar(_USAGE, {"step_id": step_id})
     return usage.prompt_tokens or None if usage is not None else None
 
 
 def pending(connection: Connection, thread: Thread) -> PendingApproval | None:
-    """The approval request of the thread that has no answer."""
+    """Return the approval request of the thread that has no answer."""
     rows = connection.execute(_SINCE_SPOKEN, {"thread_key": thread.key})
     return pending_approval([message_of(row) for row in rows.mappings()])
 
 
 def answers(connection: Connection, thread: Thread, limit: int) -> list[Message]:
-    """The clients' answers to approval requests in the thread, the newest first."""
+    """Return the clients' answers to approval requests in the thread, newest first."""
     rows = connection.execute(
-        placed(thread)
+        with_places(thread)
         .where(schema.messages.c.role == Role.APPROVAL)
         .order_by(schema.thread_messages.c.position.desc())
         .limit(limit)
@@ -223,13 +223,13 @@ def answers(connection: Connection, thread: Thread, limit: int) -> list[Message]
 
 
 def put_system(connection: Connection, tenant: TenantId, thread: Thread, message: Message) -> None:
-    """Begin a thread that has no system message with this one."""
+    """Add the system message to a thread that has none."""
     _store(connection, tenant, thread.agent_id, [message])
     _place(connection, thread, [message], _SYSTEM)
 
 
 def set_system(connection: Connection, tenant: TenantId, thread: Thread, message: Message) -> None:
-    """Give the thread's system message the parts of this one, or the thread this one."""
+    """Replace the parts of the thread's system message, or add this one if there is none."""
     places = schema.thread_messages
     messages = schema.messages
     present = select(places.c.message_id).where(
@@ -247,7 +247,7 @@ def set_system(connection: Connection, tenant: TenantId, thread: Thread, message
 def append(
     connection: Connection, tenant: TenantId, thread: Thread, messages: Sequence[Message]
 ) -> None:
-    """Store the messages, and place them in order after those of the thread."""
+    """Store the messages and place them, in order, at the end of the thread."""
     if not messages:
         return
     last = connection.scalar(_LAST, {"thread_key": thread.key})
@@ -258,9 +258,9 @@ def append(
 def copy_places(
     connection: Connection, source: Thread, target: Thread, up_to: MessageId | None
 ) -> None:
-    """Show the source's messages, but its system message, in the target.
+    """Place the source's messages in the target, except for the system message.
 
-    Up to and including ``up_to``; raises NotFoundError if that is not in the source.
+    Up to and including ``up_to``; raises NotFoundError if the source does not have it.
     """
     places = schema.thread_messages
     rows = select(literal(target.key), places.c.position, places.c.message_id).where(
@@ -273,7 +273,7 @@ def copy_places(
 
 
 def clear(connection: Connection, thread: Thread, *, system_too: bool) -> None:
-    """Empty the thread, and forget the messages that no other thread shows."""
+    """Empty the thread, and delete the messages that are in no other thread."""
     places = schema.thread_messages
     messages = schema.messages
     gone = places.c.thread_key == thread.key

@@ -22,7 +22,7 @@ from reattach.extras import install_hint
 from reattach.http.context import Context
 from reattach.log.base import Log
 from reattach.log.open import open_log
-from reattach.records.database.failure import explaining
+from reattach.records.database.failure import explain_startup_failures
 from reattach.records.records import Records
 from reattach.redact import redact_url
 from reattach.runs.service import RunService
@@ -240,7 +240,7 @@ async def _stores(
         records_url = datadir.records_url(settings.data_dir)
         log_url = datadir.log_url(settings.data_dir, durability=durability)
     logger.info("records", store=redact_url(records_url))
-    with explaining(records_url):
+    with explain_startup_failures(records_url):
         records = await Records.open(records_url, clock=clock, durability=durability)
     stack.push_async_callback(records.aclose)
     logger.info("event log", store=redact_url(log_url))

@@ -182,7 +182,7 @@ def blind_first_look(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(admission, name, once_blind)
 
-    blinded("_known")
+    blinded("_find_known")
     blinded("active_run")
     return looks
 
@@ -197,7 +197,7 @@ async def test_an_index_holds_one_run_for_a_key_that_another_process_uses_in_bet
     looks = request.getfixturevalue("blind_first_look")
     elsewhere = a_run(world.default)
     assert await runs.create(OURS, elsewhere, a_key("a"), ["a"]) == RunKnown(run)
-    assert looks == ["_known", "active_run", "_known"]
+    assert looks == ["_find_known", "active_run", "_find_known"]
     assert ids(await runs.list(OURS, first())) == [run.id]
 
 
@@ -221,7 +221,7 @@ async def test_a_run_that_comes_in_between_is_found_by_its_key_and_not_in_the_wa
     key = a_key("a")
     winner = a_run(world.thread)
     await world.records.runs.create(OURS, winner, key, key.otids)
-    known = admission._known
+    known = admission._find_known
     looks = 0
 
     def blind_once(*arguments: Any) -> Any:
@@ -229,7 +229,7 @@ async def test_a_run_that_comes_in_between_is_found_by_its_key_and_not_in_the_wa
         looks += 1
         return None if looks == 1 else known(*arguments)
 
-    monkeypatch.setattr(admission, "_known", blind_once)
+    monkeypatch.setattr(admission, "_find_known", blind_once)
     again = await world.records.runs.create(OURS, a_run(world.thread), key, key.otids)
     assert again == RunKnown(winner)
     assert looks == 2

@@ -11,7 +11,7 @@ from reattach.domain.ids import new_message_id
 from reattach.domain.messages import CompactionStats, Message, Role, SummaryPart, TextPart
 from reattach.records import threads
 from reattach.records.base import Thread, ThreadContext
-from reattach.records.contexts import Contexts, KeptContext
+from reattach.records.contexts import CachedContext, Contexts
 from reattach.records.records import Records
 from tests.support.record_samples import (
     NOON,
@@ -97,11 +97,11 @@ async def test_a_turn_reads_no_more_of_a_long_conversation_than_of_a_short_one(
     assert len(context.messages) > 60
 
 
-def kept(number: int, size_bytes: int) -> KeptContext:
+def kept(number: int, size_bytes: int) -> CachedContext:
     message = Message(
         id=new_message_id(), role=Role.USER, parts=(TextPart(str(number)),), created_at=NOON
     )
-    return KeptContext((message,), (number, message.id), None, size_bytes)
+    return CachedContext((message,), (number, message.id), None, size_bytes)
 
 
 def test_the_contexts_that_were_used_last_are_kept_within_their_bound() -> None:

@@ -47,9 +47,8 @@ async def test_the_secret_of_a_key_is_stored_nowhere(records: Records, url: str)
     _, secret = await records.keys.create(OURS, "laptop")
     database = await Database.open(url)
     stored: list[object] = []
-    async with database.read() as connection:
-        for table in schema.metadata.sorted_tables:
-            stored += (await connection.execute(select(table))).all()
+    for table in schema.metadata.sorted_tables:
+        stored += await database.rows(select(table))
     await database.aclose()
     assert "laptop" in repr(stored)
     assert secret not in repr(stored)

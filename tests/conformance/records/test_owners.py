@@ -33,8 +33,8 @@ async def let_pass(seconds: float, clock: HandClock, url: str) -> None:
     database = await Database.open(url)
     beat_at = schema.owners.c.beat_at
     ago = func.make_interval(0, 0, 0, 0, 0, 0, seconds)
-    async with database.write() as connection:
-        await connection.execute(update(schema.owners).values(beat_at=beat_at - ago))
+    postponed = update(schema.owners).values(beat_at=beat_at - ago)
+    await database.in_write(lambda connection: connection.execute(postponed))
     await database.aclose()
 
 

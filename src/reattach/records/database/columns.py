@@ -1,4 +1,4 @@
-"""How values of the domain stand in columns, on every database the same."""
+"""Column types for the values of the domain, the same on every database."""
 
 import json
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from typing_extensions import override
 from reattach.records.database.damage import note_value
 
 Ordinal = BigInteger().with_variant(Integer, "sqlite")
-"""The order in which rows came to be; breaks the ties of every list."""
+"""The order in which rows were created. It breaks ties in every list."""
 
 UNREADABLE_MOMENT: Final = datetime(1970, 1, 1, tzinfo=UTC)
-"""Stands in for a moment that cannot be read."""
+"""The placeholder for a time that cannot be read."""
 
 
 class StoredType(TypeDecorator[Any]):
-    """A column that can be read whatever is stored: ``unreadable`` stands in for damage."""
+    """A column that can always be read: ``unreadable`` replaces a damaged value."""
 
     impl: Any = String
     cache_ok = True
@@ -30,10 +30,10 @@ class StoredType(TypeDecorator[Any]):
         super().__init__()
         self.unreadable = unreadable
         self.column = ""
-        """Its table and name, for the log."""
+        """The table and name of the column, for the server's log."""
 
-    def stand_in(self) -> Any:
-        """The value that is read instead of one that cannot be read."""
+    def placeholder(self) -> Any:
+        """Return the value that replaces a damaged one."""
         return self.unreadable
 
     @override
@@ -45,15 +45,15 @@ class StoredType(TypeDecorator[Any]):
         def read(value: Any) -> Any:
             try:
                 return process(value)
-            except Exception as error:  # noqa: BLE001  whatever it is, one value is damaged
+            except Exception as error:  # noqa: BLE001  whatever the reason, the value is damaged
                 note_value(self.column, value, error)
-                return self.stand_in()
+                return self.placeholder()
 
         return read
 
 
 class Moment(StoredType):
-    """An aware datetime with microseconds, in UTC when it comes back."""
+    """An aware datetime with microseconds, returned in UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -66,7 +66,7 @@ class Moment(StoredType):
         if value is None:
             return None
         if value.tzinfo is None:
-            raise TypeError(f"A stored moment needs a time zone: {value!r}")
+            raise TypeError(f"A stored time needs a time zone: {value!r}")
         return value.astimezone(UTC)
 
     @override
@@ -77,7 +77,7 @@ class Moment(StoredType):
 
 
 class Word(StoredType):
-    """A member of a StrEnum, by its value."""
+    """A member of a StrEnum, stored as its value."""
 
     impl = String
     cache_ok = True
@@ -96,7 +96,7 @@ class Word(StoredType):
 
 
 class Whole(StoredType):
-    """A whole number. SQLite keeps anything in a column of numbers."""
+    """A whole number. SQLite would store anything in a numeric column."""
 
     impl = BigInteger
     cache_ok = True
@@ -105,11 +105,11 @@ class Whole(StoredType):
     def process_result_value(self, value: Any, dialect: Dialect) -> int | None:
         if value is None or type(value) is int:
             return value
-        raise TypeError(f"{type(value).__name__} is no whole number")
+        raise TypeError(f"{type(value).__name__} is not a whole number")
 
 
 class JsonObject(StoredType):
-    """A JSON object that is given back as it came. None is NULL."""
+    """A JSON object that is returned unchanged. None is NULL."""
 
     impl = JSON(none_as_null=True)
     cache_ok = True
@@ -119,14 +119,14 @@ class JsonObject(StoredType):
         self.required = required
 
     @override
-    def stand_in(self) -> Any:
+    def placeholder(self) -> Any:
         return {} if self.required else None
 
     @override
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         if value is None or isinstance(value, dict):
             return value
-        raise TypeError(f"{type(value).__name__} is no object")
+        raise TypeError(f"{type(value).__name__} is not an object")
 
 
 class Typed(StoredType):
@@ -149,13 +149,13 @@ class Typed(StoredType):
 
 
 class UnstorableError(ValueError):
-    """A value that no database takes."""
+    """A value that no database accepts."""
 
 
 def to_json(value: object) -> str:
-    """The JSON text of what a column of type ``Json`` holds.
+    """Return the value as JSON text.
 
-    Raises UnstorableError for text that is no Unicode, and for a number that is no JSON.
+    Raises UnstorableError for text that is not valid Unicode, and for NaN and infinity.
     """
     try:
         text = json.dumps(

@@ -1,6 +1,6 @@
-"""A connection to PostgreSQL that waits for no silent server without an end.
+"""Connections to PostgreSQL that never wait for a silent server without an end.
 
-Imported where a PostgreSQL is used only: its driver is an extra.
+Imported only where a PostgreSQL is used, because its driver is an extra.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 import termios
-from collections.abc import Callable
+import time
 from contextlib import suppress
 from typing import Any, Final, Self
 
@@ -18,112 +18,101 @@ from psycopg.abc import PQGen
 from typing_extensions import override
 
 SILENCE_SECONDS: Final = 6.0
-"""How long nothing may pass in either direction while a reply is waited for. The server gives up
-waiting for locks before that, and says so; one that says and takes nothing is gone, though the
-network may not have noticed."""
+"""How long nothing may move in either direction while a reply is awaited. A server that waits for a
+lock gives up before that and says so; a silent one is gone, though the network may not show it."""
 
 _INT: Final = struct.Struct("i")
 
 
-class _Alarm:
-    """Calls ``ring`` when nothing has moved for so many seconds."""
-
-    def __init__(
-        self, seconds: float, unsent_bytes: Callable[[], int], ring: Callable[[], None]
-    ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._seconds = seconds
-        self._unsent_bytes = unsent_bytes
-        self._ring = ring
-        self._moved_at = self._loop.time()
-        self._unsent = 0
-        self._timer = self._loop.call_later(seconds, self._look)
-
-    def note_progress(self) -> None:
-        self._moved_at = self._loop.time()
-
-    def cancel(self) -> None:
-        self._timer.cancel()
-
-    def _look(self) -> None:
-        # All may be written, and on its way through a slow network.
-        unsent, self._unsent = self._unsent, self._unsent_bytes()
-        now = self._loop.time()
-        if self._unsent != unsent:
-            self._moved_at = now
-        silent_seconds = now - self._moved_at
-        if silent_seconds >= self._seconds:
-            self._ring()
-        else:
-            self._timer = self._loop.call_later(self._seconds - silent_seconds, self._look)
-
-
-def _noting(gen: PQGen[Any], note_progress: Callable[[], None]) -> PQGen[Any]:
-    """Yield and return as ``gen``, and note whenever the socket was ready for it."""
-    try:
-        wanted = next(gen)
-        while True:
-            ready = yield wanted
-            if ready:
-                note_progress()
-            wanted = gen.send(ready)
-    except StopIteration as end:
-        return end.value
-
-
-class BoundedConnection(psycopg.AsyncConnection[Any]):
-    """Every command ends, if with OperationalError: a connection that is silent is hung up.
-
-    Also one that was cancelled, and waits for the server to stop.
-    """
+class BoundedConnection(psycopg.Connection[Any]):
+    """A connection whose every command ends, with OperationalError when the server is silent."""
 
     @classmethod
-    async def begun(cls, session: str, **arguments: Any) -> Self:
-        """A connection that has executed ``session``.
-
-        Cancelling waits until there is one, or none, and closes it: one that is let go of in the
-        middle of its beginning stays on the server for a minute.
-        """
-        beginning = asyncio.create_task(cls._begin(session, **arguments))
+    def open(cls, session: str, **arguments: Any) -> Self:
+        """Connect and execute ``session``."""
+        connection = cls.connect(**arguments, autocommit=True)
         try:
-            return await asyncio.shield(beginning)
+            connection.execute(session)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @override
+    def wait(self, gen: PQGen[Any], *args: Any, **rest: Any) -> Any:
+        return super().wait(self._bounded(gen), *args, **rest)
+
+    def _bounded(self, gen: PQGen[Any]) -> PQGen[Any]:
+        """Yield and return as ``gen`` does, and hang up when nothing moves for too long."""
+        moved_at = time.monotonic()
+        unsent = 0
+        try:
+            wanted = next(gen)
+            while True:
+                # The driver sends "not ready" several times a second.
+                ready = yield wanted
+                # A slow network may still be taking bytes that were written long ago.
+                before, unsent = unsent, 0 if ready else _unsent_bytes(self)
+                if ready or unsent != before:
+                    moved_at = time.monotonic()
+                elif time.monotonic() - moved_at >= SILENCE_SECONDS:
+                    _hang_up(self)
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            return end.value
+
+
+class ListeningConnection(psycopg.AsyncConnection[Any]):
+    """A connection that waits for notifications."""
+
+    @classmethod
+    async def open(cls, session: str, **arguments: Any) -> Self:
+        """Connect and execute ``session``.
+
+        A cancelled caller waits for the attempt and closes the connection: one that is abandoned
+        while it is being made stays on the server for a minute.
+        """
+        attempt = asyncio.create_task(cls._open(session, **arguments))
+        try:
+            return await asyncio.shield(attempt)
         except asyncio.CancelledError:
             with suppress(psycopg.Error):
-                await (await beginning).close()
+                await (await attempt).close()
             raise
 
     @classmethod
-    async def _begin(cls, session: str, **arguments: Any) -> Self:
+    async def _open(cls, session: str, **arguments: Any) -> Self:
         connection = await cls.connect(**arguments, autocommit=True)
         try:
-            await connection.execute(session)
-            return connection
+            await connection.ask(session)
         except BaseException:
             await connection.close()
             raise
+        return connection
 
-    @override
-    async def wait(self, gen: PQGen[Any], *args: Any, **rest: Any) -> Any:
-        # A wait for notices has a timeout of its own.
-        seconds = SILENCE_SECONDS + (rest.get("timeout") or 0.0)
-        alarm = _Alarm(seconds, self._unsent_bytes, self._hang_up)
+    async def ask(self, statement: str) -> None:
+        """Execute a short statement; raises OperationalError when the server is silent."""
+        loop = asyncio.get_running_loop()
+        alarm = loop.call_later(SILENCE_SECONDS, _hang_up, self)
         try:
-            return await super().wait(_noting(gen, alarm.note_progress), *args, **rest)
+            await self.execute(statement)
         finally:
             alarm.cancel()
 
-    def _unsent_bytes(self) -> int:
-        """Bytes that were written and that the server has not acknowledged."""
-        unsent = 0
-        if not self.closed:
-            with suppress(OSError):
-                packed = fcntl.ioctl(self.fileno(), termios.TIOCOUTQ, bytes(_INT.size))
-                (unsent,) = _INT.unpack(packed)
-        return unsent
 
-    def _hang_up(self) -> None:
-        """End the conversation as a dying server would; whoever waits for it is told at once."""
-        if not self.closed:
-            # A second descriptor of one socket: closing it leaves the driver's own alone.
-            with socket.socket(fileno=os.dup(self.fileno())) as end, suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+def _unsent_bytes(connection: psycopg.BaseConnection[Any]) -> int:
+    """Count the bytes that were written and that the server has not acknowledged."""
+    unsent = 0
+    if not connection.closed:
+        with suppress(OSError):
+            packed = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(_INT.size))
+            (unsent,) = _INT.unpack(packed)
+    return unsent
+
+
+def _hang_up(connection: psycopg.BaseConnection[Any]) -> None:
+    """Shut the socket down as a dying server would, so that a waiting command fails at once."""
+    if not connection.closed:
+        # A second descriptor of the socket: closing it leaves the driver's own open.
+        with socket.socket(fileno=os.dup(connection.fileno())) as end, suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)

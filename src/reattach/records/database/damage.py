@@ -1,7 +1,7 @@
 """Stored values that cannot be read.
 
-One value must not take a list, a conversation or the start of the server with it. So reading never
-fails for a value: another one stands in for it, and the log says once which it was.
+One damaged value must not break a list, a conversation or the start of the server. So a placeholder
+replaces it, and the server's log reports it once.
 """
 
 import hashlib
@@ -14,10 +14,10 @@ from reattach.domain.messages import TextPart
 logger = structlog.get_logger(__name__)
 
 UNREADABLE: Final = (TextPart("(This message cannot be read: its stored form is damaged.)"),)
-"""The parts that stand in for those of a message."""
+"""The placeholder for the parts of a message."""
 
 _REMEMBERED: Final = 10_000
-"""Damaged values that are remembered as logged already."""
+"""The number of damaged values that are remembered as logged."""
 
 _logged: Final[dict[str, None]] = {}
 
@@ -25,7 +25,7 @@ _logged: Final[dict[str, None]] = {}
 def note_value(column: str, value: object, error: Exception) -> None:
     """Log, once, that a value of ``column`` cannot be read.
 
-    The text itself may be a tenant's, so the line has its digest: ``sha256`` of the stored text.
+    The value may be a tenant's, so the line contains only the SHA-256 of the stored text.
     """
     digest = hashlib.sha256(str(value).encode(errors="replace")).hexdigest()
     if _is_new(f"{column} {digest}"):
@@ -34,7 +34,7 @@ def note_value(column: str, value: object, error: Exception) -> None:
 
 
 def note_row(table: str, row_id: object, reason: str) -> None:
-    """Log, once, that a row is shown in part, or left out."""
+    """Log, once, that a row is shown incompletely or left out."""
     if _is_new(f"{table} {row_id}"):
         logger.error("stored row is damaged", table=table, id=str(row_id)[:100], reason=reason)
 

@@ -1,39 +1,24 @@
-"""The database of the records: its transactions, and what its failures are called.
+"""The database of the records: which one it is, its transactions, and its upgrade.
 
-One URL decides which database it is. What is particular to one of them stands in a file of its
+The URL decides which database it is. Everything particular to one of them is in a module of its
 own: ``sqlite``, ``postgresql``.
 """
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
-from sqlalchemy import URL, Connection, CursorResult, Executable, RowMapping
-from sqlalchemy.exc import (
-    DataError,
-    DBAPIError,
-    IntegrityError,
-    OperationalError,
-    StatementError,
-)
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from typing_extensions import override
+from sqlalchemy import URL, Connection, Executable, RowMapping
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from reattach.domain.errors import (
-    ConflictError,
-    InvalidArgumentError,
-    ReattachError,
-    StoreUnavailableError,
-)
-from reattach.domain.store_errors import CommitUnknownError
+from reattach.domain.errors import ReattachError
 from reattach.records.database import migrations, postgresql, sqlite
-from reattach.records.database.columns import UnstorableError
 from reattach.records.database.prepared import PreparedQuery
 from reattach.records.database.sqlite import Durability
+from reattach.records.database.transactions import Transactions, translate_failures
 from reattach.records.database.url import Backend, address_of, backend_of
 
 _T = TypeVar("_T")
@@ -46,122 +31,86 @@ _LOST_RACES: Final = {"40001", "40P01"}
 class Database:
     """Transactions on the database of the records.
 
-    A read sees one state and waits for no write. A write sees what was committed before each of
-    its statements; two that change the same rows come one after the other. In SQLite all writes
-    do, in the order in which they asked. A transaction whose body raises, or is cancelled, changes
-    nothing; one that is cancelled while it commits, or whose connection is lost then, may or may
-    not have changed everything.
+    A transaction is one function over a synchronous connection. It is called once, in a thread,
+    and must not touch anything that belongs to the event loop.
 
-    An acknowledged write survives a killed process. In SQLite it survives a power cut with
-    ``durability="power"``; in PostgreSQL that is what ``synchronous_commit`` and the replicas of
-    the server make of it.
+    A read sees one state and waits for no write. Each statement of a write sees what was committed
+    before it, and two writes that change the same rows run one after the other. In SQLite all
+    writes do, in the order of their calls. A transaction whose function raises changes nothing.
+    Cancelling a caller does not stop a transaction that has begun: the caller is cancelled when it
+    has ended, and it may have been committed.
 
-    Transactions raise StoreUnavailableError, within seconds, when the database can not be reached,
-    is locked for too long, or is full; ConflictError when a write breaks a constraint, which
-    another process may have brought about in between; InvalidArgumentError for values that can not
-    be stored. After an outage they work again without being told.
+    A committed write survives a killed process. In SQLite it survives a power cut with
+    ``durability="power"``; in PostgreSQL that depends on ``synchronous_commit`` and the replicas.
+
+    After an outage transactions work again by themselves. All of them raise:
+        StoreUnavailableError: The database cannot be reached, is locked for too long, or is full.
+            Raised within seconds.
+        CommitUnknownError: PostgreSQL did not confirm a commit, so it may have happened.
+        ConflictError: A write breaks a constraint; another process may have caused that since the
+            function looked.
+        InvalidArgumentError: A value cannot be stored.
     """
 
     def __init__(
         self,
         address: URL,
-        writer: AsyncEngine,
-        readers: AsyncEngine,
         *,
-        writes: int,
-        reads: int,
-        turn_seconds: float,
-        reading: sqlite.Transactions | None = None,
-        writing: sqlite.Transactions | None = None,
+        reads: Transactions,
+        writes: Transactions,
         prepared_connection: sqlite3.Connection | None = None,
     ):
         self.address = address
-        self._reading = reading
-        self._writing = writing
+        self.reads = reads
+        self.writes = writes
         self._prepared_connection = prepared_connection
-        self._writer = writer
-        self._readers = readers
-        self._turn_seconds = turn_seconds
-        self._write_turns = asyncio.Semaphore(writes)
-        self._read_turns = asyncio.Semaphore(reads)
-        self._ends: set[asyncio.Task[None]] = set()
-        self._all_turns = [self._write_turns] * writes + [self._read_turns] * reads
-        self._is_closing = False
 
     @classmethod
     async def open(cls, url: str, *, durability: Durability = "process") -> Self:
         """Open the database of the URL.
 
-        The schema of a SQLite file is brought up to date, since one process owns the file. That
-        of a PostgreSQL has to be the one that this version needs: ``upgrade`` makes it so.
+        The schema of a SQLite file is upgraded, since one process owns the file. A PostgreSQL
+        must have the schema of this version already: see ``upgrade``.
 
-        Raises StartupError for a URL that names no database we know, and for another schema;
-        StoreUnavailableError if the database can not be reached.
+        Raises:
+            StartupError: The URL names no supported database, or the schema is another one.
+            StoreUnavailableError: The database cannot be reached.
         """
         address = address_of(url)
-        with failures_told():
-            # A thread of its own, since drivers read files when they are loaded.
-            database = await asyncio.to_thread(cls._prepared, address, durability)
+        with translate_failures():
+            # In a thread, because importing a driver reads files.
+            database = await asyncio.to_thread(cls._prepare, address, durability)
         if database.backend == "postgresql":
             try:
-                async with database.read() as connection:
-                    await connection.run_sync(postgresql.require_fit)
-                    present = await connection.run_sync(migrations.revision)
+                present = await database.in_read(_check_server)
                 await asyncio.to_thread(migrations.require_head, present)
-                async with database.write():
-                    pass  # Drivers look at the server by the first connection that there is.
+                # The first connection of an engine asks the server for its settings.
+                await database.in_write(lambda _: None)
             except BaseException:
                 await database.aclose()
                 raise
         return database
 
     @classmethod
-    def _prepared(cls, address: URL, durability: Durability) -> Self:
+    def _prepare(cls, address: URL, durability: Durability) -> Self:
         if backend_of(address) == "postgresql":
-            return cls(
-                address,
-                postgresql.writers(address),
-                postgresql.readers(address),
-                writes=postgresql.WRITERS,
-                reads=postgresql.READERS,
-                turn_seconds=postgresql.TURN_SECONDS,
-            )
+            return cls(address, reads=postgresql.reads(address), writes=postgresql.writes(address))
         _upgrade(address)
         return cls(
             address,
-            sqlite.writer(address, durability),
-            sqlite.readers(address, durability),
-            writes=sqlite.WRITERS,
-            reads=sqlite.READERS,
-            turn_seconds=sqlite.TURN_SECONDS,
-            reading=sqlite.reading(address, durability),
-            writing=sqlite.writing(address, durability),
+            reads=sqlite.reads(address, durability),
+            writes=sqlite.Writes(address, durability),
             prepared_connection=sqlite.prepared_connection(address, durability),
         )
 
     def apart(self) -> "Database":
-        """The same PostgreSQL by one connection, for another event loop; nothing is looked at."""
-        engine = postgresql.writers(self.address, connections=1)
-        return Database(
-            self.address, engine, engine, writes=1, reads=0, turn_seconds=postgresql.TURN_SECONDS
-        )
+        """Return the same PostgreSQL over one connection of its own, for another event loop."""
+        single = postgresql.writes(self.address, connections=1)
+        return Database(self.address, reads=single, writes=single)
 
     @property
     def backend(self) -> Backend:
         return backend_of(self.address)
-
-    def read(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        return self._transaction(self._readers, self._read_turns)
-
-    def write(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        return self._transaction(self._writer, self._write_turns)
-
-    async def rows(self, statement: Executable, **values: object) -> Sequence[RowMapping]:
-        """All rows of one statement, which is a read of its own.
-
-        ``values`` are those of its parameters: a statement costs more to build than to run.
-        """
-        return await self.in_read(_rows, statement, values)
 
     async def in_read(
         self,
@@ -169,20 +118,8 @@ class Database:
         *args: _P.args,
         **kwargs: _P.kwargs,
     ) -> _T:
-        """What ``work`` returns: a whole read, sooner done than one that waits for each statement.
-
-        ``work`` is called once, with a connection that is its own until it returns; in SQLite in a
-        thread, where it must not touch what belongs to the event loop.
-        """
-        if self._reading is None:
-            async with self.read() as connection:
-                return await connection.run_sync(work, *args, **kwargs)
-        with failures_told():
-            self._require_open()
-            async with asyncio.timeout(self._turn_seconds):
-                return await self._reading.done(
-                    lambda connection: work(connection, *args, **kwargs)
-                )
+        """Run ``work`` as a transaction that only reads, and return its result."""
+        return await self.reads.run(lambda connection: work(connection, *args, **kwargs))
 
     async def in_write(
         self,
@@ -190,23 +127,15 @@ class Database:
         *args: _P.args,
         **kwargs: _P.kwargs,
     ) -> _T:
-        """What ``work`` returns: a whole write, committed. As ``in_read``.
+        """Run ``work`` as a transaction that writes, and return its result once committed."""
+        return await self.writes.run(lambda connection: work(connection, *args, **kwargs))
 
-        Cancelled, it may or may not have changed everything.
+    async def rows(self, statement: Executable, **values: object) -> Sequence[RowMapping]:
+        """Return all rows of one statement, in a read of its own.
+
+        ``values`` are its bound parameters: building a statement costs more than running it.
         """
-        if self._writing is None:
-            async with self.write() as connection:
-                return await connection.run_sync(work, *args, **kwargs)
-        with failures_told():
-            async with asyncio.timeout(self._turn_seconds):
-                await self._write_turns.acquire()
-            try:
-                self._require_open()
-                return await _finished(
-                    self._writing.done(lambda connection: work(connection, *args, **kwargs))
-                )
-            finally:
-                self._write_turns.release()
+        return await self.in_read(_rows, statement, values)
 
     async def run_prepared(self, query: PreparedQuery, **values: object) -> Sequence[Sequence[Any]]:
         """Return the rows of a prepared query; on SQLite without a visit to a thread."""
@@ -217,162 +146,62 @@ class Database:
         return [list(row.values()) for row in await self.rows(query.statement, **values)]
 
     async def tidy(self) -> None:
-        """Empty the WAL of a SQLite file, which may hold deleted text. To be done now and then."""
-        if self._writing is not None:
-            with failures_told():
-                self._require_open()
-                await _finished(self._writing.empty_wal())
-
-    def _require_open(self) -> None:
-        if self._is_closing:
-            raise StoreUnavailableError("The server is closing. Try again in a moment.")
+        """Empty the WAL of a SQLite file, which may hold deleted text. To be called regularly."""
+        if isinstance(self.writes, sqlite.Writes):
+            await self.writes.empty_wal()
 
     async def aclose(self) -> None:
-        """Let the transactions that go on end, and let go of the database. Idempotent.
+        """Wait for the transactions under way and close all connections. Idempotent.
 
-        Those that begin from now on raise StoreUnavailableError.
+        Later transactions raise StoreUnavailableError.
         """
-        if self._is_closing:
-            return
-        self._is_closing = True
-        # An engine forgets the connections that are in use when it is disposed of.
-        for turns in self._all_turns:
-            await turns.acquire()
-        for threads in (self._reading, self._writing):
-            if threads is not None:
-                await threads.aclose()
+        await self.reads.aclose()
+        await self.writes.aclose()
         if self._prepared_connection is not None:
             self._prepared_connection.close()
-        await self._writer.dispose()
-        await self._readers.dispose()
-        for turns in self._all_turns:
-            turns.release()
-
-    @asynccontextmanager
-    async def _transaction(
-        self, engine: AsyncEngine, turns: asyncio.Semaphore
-    ) -> AsyncIterator[AsyncConnection]:
-        with failures_told():
-            async with asyncio.timeout(self._turn_seconds):
-                await turns.acquire()
-            connection = _SteadyConnection(engine)
-            try:
-                self._require_open()
-                await _finished(connection.start())
-                await _finished(connection.begin().start())
-                yield connection
-            except BaseException as error:
-                await self._end(connection, turns, commit=False)
-                self._make_room(error)
-                raise
-            try:
-                with commit_failures_told():
-                    await self._end(connection, turns, commit=True)
-            except CommitUnknownError as error:
-                self._make_room(error.__cause__)
-                raise
-
-    def _make_room(self, error: BaseException | None) -> None:
-        if self._writing is None or self._is_closing:
-            return
-        if isinstance(error, OperationalError):
-            self._writing.empty_wal(after_failure=True)
-
-    async def _end(
-        self, connection: AsyncConnection, turns: asyncio.Semaphore, *, commit: bool
-    ) -> None:
-        # A task of its own, since a cancelled caller must not leave a transaction half ended.
-        task = asyncio.create_task(_ended(connection, turns, commit=commit))
-        self._ends.add(task)
-        task.add_done_callback(self._forget)
-        await asyncio.shield(task)
-
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        self._ends.discard(task)
-        # The failure belongs to a caller that may have been cancelled and gone.
-        task.exception()
 
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """What an upgrade of the schema did."""
+    """The result of an upgrade of the schema."""
 
     before: str | None
-    """The revision that was there; None if there was no schema."""
+    """The revision before the upgrade; None if there was no schema."""
     after: str
 
 
 def upgrade(url: str) -> Upgrade:
-    """Bring the schema of the database to the revision that this version needs, if it is not.
+    """Bring the schema of the database to the revision that this version needs.
 
-    For a thread without event loop. Of several at once, in whichever processes, one migrates and
-    the others wait for it. Raises StartupError, changing nothing, for a URL that names no database
-    we know, and for a schema that is newer; StoreUnavailableError if the database can not be
-    reached.
+    For a thread without an event loop. When several processes upgrade at once, one migrates and
+    the others wait for it.
+
+    Raises:
+        StartupError: The URL names no supported database, or the schema is newer. Nothing changed.
+        StoreUnavailableError: The database cannot be reached.
     """
     address = address_of(url)
-    with failures_told():
+    with translate_failures():
         return _upgrade(address)
 
 
 def _upgrade(address: URL) -> Upgrade:
-    prepared = sqlite if backend_of(address) == "sqlite" else postgresql
-    with prepared.preparing(address) as connection:
+    module = sqlite if backend_of(address) == "sqlite" else postgresql
+    with module.schema_change(address) as connection:
         before = migrations.revision(connection)
         migrations.upgrade(connection)
     return Upgrade(before, migrations.HEAD)
+
+
+def _check_server(connection: Connection) -> str | None:
+    postgresql.require_fit(connection)
+    return migrations.revision(connection)
 
 
 def _rows(
     connection: Connection, statement: Executable, values: Mapping[str, object]
 ) -> Sequence[RowMapping]:
     return connection.execute(statement, values).mappings().all()
-
-
-class _SteadyConnection(AsyncConnection):
-    """A connection whose statements are not cancelled in their middle.
-
-    They are short. One that is given up half way leaves its lock to a connection that nobody has
-    any more, and those who write next wait for that until they fail.
-    """
-
-    @override
-    async def execute(self, *args: Any, **kwargs: Any) -> CursorResult[Any]:
-        return await _finished(super().execute(*args, **kwargs))
-
-    @override
-    async def run_sync(
-        self, fn: Callable[Concatenate[Connection, _P], _T], *arg: _P.args, **kw: _P.kwargs
-    ) -> _T:
-        return await _finished(super().run_sync(fn, *arg, **kw))
-
-
-async def _finished(work: Awaitable[_T]) -> _T:
-    """Wait for the end of ``work`` however often it is cancelled, and be cancelled then."""
-    task = asyncio.ensure_future(work)
-    was_cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            was_cancelled = True
-    if was_cancelled:
-        if not task.cancelled():
-            task.exception()
-        raise asyncio.CancelledError
-    return task.result()
-
-
-async def _ended(connection: AsyncConnection, turns: asyncio.Semaphore, *, commit: bool) -> None:
-    try:
-        try:
-            if commit:
-                await connection.commit()
-        finally:
-            if connection.sync_connection is not None:
-                await connection.close()
-    finally:
-        turns.release()
 
 
 def lost_a_race(error: ReattachError) -> bool:
@@ -386,47 +215,3 @@ def lost_a_race(error: ReattachError) -> bool:
 def _sqlstate(error: DBAPIError) -> str | None:
     found: str | None = getattr(error.orig, "sqlstate", None)
     return found
-
-
-@contextmanager
-def failures_told() -> Iterator[None]:
-    """Turn the failures of the database into ours; their SQL stays in the cause."""
-    try:
-        yield
-    except IntegrityError as error:
-        raise ConflictError(
-            "What is stored has changed meanwhile and contradicts this request. "
-            "Read it again and repeat the request."
-        ) from error
-    except (UnstorableError, UnicodeEncodeError, OverflowError, DataError) as error:
-        raise _unstorable() from error
-    except (DBAPIError, PoolTimeoutError, TimeoutError, sqlite3.Error) as error:
-        raise StoreUnavailableError(
-            "The records can not be read or written at present. Try again; if it lasts, "
-            "look at the server's log and at the space and permissions of its database."
-        ) from error
-    except StatementError as error:
-        if not isinstance(error.orig, ValueError | OverflowError):
-            raise
-        raise _unstorable() from error
-
-
-@contextmanager
-def commit_failures_told() -> Iterator[None]:
-    """Turn the failure of a commit into ours: nobody knows whether it happened."""
-    try:
-        yield
-    except IntegrityError:
-        raise
-    except (DBAPIError, TimeoutError) as error:
-        raise CommitUnknownError(
-            "The records did not confirm a change in time, so it may have happened. "
-            "Send the same again, with its OTIDs; if it lasts, look at the database."
-        ) from error
-
-
-def _unstorable() -> InvalidArgumentError:
-    return InvalidArgumentError(
-        "A value can not be stored: text has to be valid Unicode without U+0000, and numbers have "
-        "to be finite and to fit 64 bits."
-    )

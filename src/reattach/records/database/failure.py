@@ -1,4 +1,4 @@
-"""Why the database of the records can not be used, for the operator and not for clients."""
+"""Why the database of the records cannot be used, for the operator and not for clients."""
 
 import re
 from collections.abc import Iterator
@@ -16,34 +16,37 @@ _ADDRESS: Final = "Check the address in REATTACH_DATABASE_URL and that the serve
 _REMEDIES: Final = (
     (
         r"password|authentication|no pg_hba\.conf entry|role .* (does not exist|is not permitted)",
-        "Check the user and the password in REATTACH_DATABASE_URL, and what pg_hba.conf lets in.",
+        "Check the user and the password in REATTACH_DATABASE_URL, and pg_hba.conf.",
     ),
     (
         r"database .* does not exist",
-        "Make the database with CREATE DATABASE, then run `reattach db upgrade`.",
+        "Create the database with CREATE DATABASE, then run `reattach db upgrade`.",
     ),
     (
         r"too many (clients|connections)|connection slots",
-        "Raise max_connections of the server, or let fewer processes use it.",
+        "Raise max_connections of the server, or use fewer processes.",
     ),
     (r"starting up|shutting down|recovery", "Wait until the server is up, then start again."),
     (r"ssl|certificate", "Check sslmode and the certificates that REATTACH_DATABASE_URL names."),
-    (r"unable to open database file|readonly|disk", "Check the file's folder, rights and space."),
-    (r"not a database|malformed", "Name another file, or restore this one from a backup."),
+    (
+        r"unable to open database file|readonly|disk",
+        "Check the file's folder, permissions and disk space.",
+    ),
+    (r"not a database|malformed", "Use another file, or restore this one from a backup."),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What the database said, in one line, and what to do about it."""
+    """The reason of a failure, in one line, and the next step."""
 
     reason: str
     remedy: str
 
 
 @contextmanager
-def explaining(url: str) -> Iterator[None]:
-    """Turn StoreUnavailableError of opening the database into a StartupError that says why."""
+def explain_startup_failures(url: str) -> Iterator[None]:
+    """Raise StoreUnavailableError as a StartupError that says why, when a database is opened."""
     try:
         yield
     except StoreUnavailableError as error:
@@ -55,7 +58,7 @@ def explaining(url: str) -> Iterator[None]:
 
 
 def failure_of(error: BaseException) -> Failure:
-    """The failure behind an error of a transaction or a driver."""
+    """Return the failure behind an error of a transaction or a driver."""
     cause: BaseException = error
     if isinstance(error, StoreUnavailableError) and error.__cause__ is not None:
         cause = error.__cause__
@@ -63,17 +66,17 @@ def failure_of(error: BaseException) -> Failure:
         cause = cause.orig
     if isinstance(cause, TimeoutError):
         return Failure("it does not answer in time", _ADDRESS)
-    reason = _in_one_line(str(cause)) or type(cause).__name__
+    reason = _first_line(str(cause)) or type(cause).__name__
     for pattern, remedy in _REMEDIES:
         if re.search(pattern, reason, re.IGNORECASE):
             return Failure(reason, remedy)
     return Failure(reason, _ADDRESS)
 
 
-def _in_one_line(text: str) -> str:
-    """The server's own words, without the driver's that stand around them."""
-    _, fatal, said = text.partition("FATAL: ")
-    lines = (said if fatal else text).strip().splitlines()
+def _first_line(text: str) -> str:
+    """Return the first line of the server's own message, without the driver's words."""
+    _, fatal, message = text.partition("FATAL: ")
+    lines = (message if fatal else text).strip().splitlines()
     if not fatal and len(lines) > 1 and lines[0].startswith("Multiple connection attempts"):
         lines = [line for line in lines if line.startswith("- ")] or lines
     return lines[0].strip().rstrip(".") if lines else ""

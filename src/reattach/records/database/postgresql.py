@@ -1,9 +1,10 @@
-"""What is particular to PostgreSQL: its driver, its time-outs, its locks and its notices.
+"""Everything particular to PostgreSQL: its driver, timeouts, locks and notifications.
 
-A server of version 14 or newer whose database is in UTF8. The URL's query is libpq's: ``sslmode``,
-``sslrootcert``, ``host`` with the folder of a socket, ``target_session_attrs``, ``passfile`` ...
+The server must have version 14 or newer and its database the encoding UTF8. The URL takes the
+parameters of libpq: ``sslmode``, ``sslrootcert``, ``target_session_attrs``, ``passfile``, and
+``host`` with the folder of a socket.
 
-Connections of one process: at most ``WRITERS`` and ``READERS``, one that listens, and one that
+A process uses at most ``WRITERS`` and ``READERS`` connections, one that listens, and one that
 renews the lease.
 """
 
@@ -12,23 +13,22 @@ import importlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import URL, Connection, NullPool, create_engine, text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, text
 
 from reattach.domain.errors import StartupError
 from reattach.extras import install_hint
 from reattach.records.database.columns import to_json
+from reattach.records.database.transactions import Transactions
 
 if TYPE_CHECKING:
-    from reattach.records.database.connection import BoundedConnection
+    from reattach.records.database.connection import ListeningConnection
 
 logger = logging.getLogger(__name__)
 
 WRITERS: Final = 6
-"""Connections that write; a transaction is milliseconds, and a server has a hundred in all."""
+"""Connections that write. A transaction takes milliseconds, and a server has a hundred in all."""
 
 READERS: Final = 4
 """Connections that read."""
@@ -40,30 +40,30 @@ LOCK_SECONDS: Final = 5.0
 """How long a statement may wait for a lock."""
 
 STATEMENT_SECONDS: Final = 300.0
-"""How long the server may work on one statement, from its first parameter to its last row: a large
-answer over a slow network takes minutes. A server that is silent is given up long before that."""
+"""How long one statement may take, from its first parameter to its last row: a large answer over a
+slow network takes minutes. A silent server is given up long before that."""
 
 IDLE_SECONDS: Final = 5.0
-"""How long a process may stop within a transaction, whose locks others wait for: less than a lease,
-so that the runs of a process that was paused there can be taken over."""
+"""How long a process may pause within a transaction, while others wait for its locks. It is less
+than a lease, so that the runs of the paused process can be taken over."""
 
-TURN_SECONDS: Final = 10.0
+WAIT_SECONDS: Final = 10.0
 """How long a transaction waits for a connection of this process."""
 
 RECONNECT_SECONDS: Final = 1.0
-"""The wait before the connection that listens is made anew."""
+"""The pause before the listening connection is made again."""
 
 LISTEN_CHECK_SECONDS: Final = 10.0
-"""How often that connection is asked whether it is still there."""
+"""How often the listening connection is checked."""
 
 CHANNEL: Final = "reattach"
-"""Where this project's notices go."""
+"""The channel of this project's notifications."""
 
 OLDEST: Final = 14
-"""The oldest version of the server that the tests of the PostgreSQL project still cover."""
+"""The oldest major version that the PostgreSQL project still supports."""
 
 _UPGRADE_LOCK: Final = 0x7265_6174_7461_6368
-"""The advisory lock of the one that changes the schema: "reattach"."""
+"""The key of the advisory lock for changes of the schema: "reattach"."""
 
 _LIBPQ: Final = {
     "application_name": "reattach",
@@ -74,7 +74,7 @@ _LIBPQ: Final = {
     "keepalives_count": "3",
     "tcp_user_timeout": "8000",
 }
-"""What libpq is told where the URL does not say otherwise: a dead network is noticed in seconds."""
+"""Parameters of libpq, unless the URL sets them. They detect a dead network within seconds."""
 
 _SESSION: Final = (
     f"SET lock_timeout = {int(LOCK_SECONDS * 1000)};"
@@ -83,49 +83,53 @@ _SESSION: Final = (
 )
 
 
-def writers(address: URL, *, connections: int = WRITERS) -> AsyncEngine:
-    """Connections that write, each transaction READ COMMITTED: every statement sees the newest."""
-    return _engine(address, connections, "READ COMMITTED", _SESSION)
+def writes(address: URL, *, connections: int = WRITERS) -> Transactions:
+    """Return transactions that write, READ COMMITTED: each statement sees the newest state."""
+    return _transactions(address, connections, "READ COMMITTED", _SESSION)
 
 
-def readers(address: URL) -> AsyncEngine:
-    """Connections that read: each transaction sees one state, and waits for no writer.
+def reads(address: URL) -> Transactions:
+    """Return transactions that read: each sees one state and waits for no writer.
 
-    They hold no locks, and a slow network may take long for what the server has sent.
+    They hold no locks, so they may be idle for as long as a slow network takes for an answer.
     """
     idle = f"SET idle_in_transaction_session_timeout = {int(STATEMENT_SECONDS * 1000)}"
     read_only = f"{_SESSION};{idle};SET default_transaction_read_only = on"
-    return _engine(address, READERS, "REPEATABLE READ", read_only)
+    return _transactions(address, READERS, "REPEATABLE READ", read_only)
 
 
-def _engine(address: URL, connections: int, isolation: str, session: str) -> AsyncEngine:
-    kind = _bounded_connection()
-    return create_async_engine(
-        _with_defaults(address),
+def _transactions(address: URL, connections: int, isolation: str, session: str) -> Transactions:
+    engine = _engine(
+        address,
         pool_size=connections,
         max_overflow=0,
         pool_pre_ping=True,
         isolation_level=isolation,
         json_serializer=to_json,
-        use_native_hstore=False,
-        hide_parameters=True,
-        connect_args={"async_creator_fn": partial(kind.begun, session)},
+    )
+    from reattach.records.database.connection import BoundedConnection
+
+    @event.listens_for(engine, "do_connect")
+    def connect(_dialect: Any, _record: Any, _args: Any, arguments: Any) -> BoundedConnection:
+        return BoundedConnection.open(session, **arguments)
+
+    return Transactions(engine, connections=connections, wait_seconds=WAIT_SECONDS, is_remote=True)
+
+
+def _engine(address: URL, **options: Any) -> Engine:
+    _require_driver()
+    return create_engine(
+        _with_defaults(address), use_native_hstore=False, hide_parameters=True, **options
     )
 
 
 @contextmanager
-def preparing(address: URL) -> Iterator[Connection]:
-    """A transaction that changes the schema, for a thread without event loop; one at a time.
+def schema_change(address: URL) -> Iterator[Connection]:
+    """Open a transaction that may change the schema, for a thread without an event loop.
 
-    It waits for as long as another one takes, in whichever process.
+    It waits until no other process changes the schema, however long that takes.
     """
-    _require_driver()
-    engine = create_engine(
-        _with_defaults(address),
-        poolclass=NullPool,
-        use_native_hstore=False,
-        hide_parameters=True,
-    )
+    engine = _engine(address, poolclass=NullPool)
     with engine.connect() as connection, connection.begin():
         require_fit(connection)
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
@@ -133,7 +137,7 @@ def preparing(address: URL) -> Iterator[Connection]:
 
 
 def require_fit(connection: Connection) -> None:
-    """Raise StartupError for a server that is too old, or a database in another encoding."""
+    """Raise StartupError if the server is too old or the database is not in UTF8."""
     version = int(connection.exec_driver_sql("SHOW server_version_num").scalar_one())
     if version < OLDEST * 10_000:
         raise StartupError(
@@ -151,16 +155,16 @@ def require_fit(connection: Connection) -> None:
 
 @asynccontextmanager
 async def listening(address: URL) -> AsyncIterator[AsyncIterator[str | None]]:
-    """The notices that others send to ``CHANNEL`` from now on, by one connection.
+    """Iterate over the payloads sent to ``CHANNEL`` from now on, over one connection.
 
-    It is made anew for as long as it takes when it is lost. None stands for the notices that may
-    have been missed meanwhile. Raises nothing because of the connection.
+    A lost connection is made again, however long that takes, and raises nothing. None stands for
+    the notifications that may have been missed in between.
     """
     listener = _Listener(address)
     try:
         await listener.connect()
-        async with aclosing(listener.notices()) as notices:
-            yield notices
+        async with aclosing(listener.payloads()) as payloads:
+            yield payloads
     finally:
         await listener.aclose()
 
@@ -168,47 +172,50 @@ async def listening(address: URL) -> AsyncIterator[AsyncIterator[str | None]]:
 class _Listener:
     def __init__(self, address: URL) -> None:
         self._address = _with_defaults(address)
-        self._connection: BoundedConnection | None = None
-        self._deaf = False
+        self._connection: ListeningConnection | None = None
+        self._is_deaf = False
 
     async def connect(self) -> bool:
-        """Begin to listen; False if that is not possible at present."""
+        """Start to listen; False if that is not possible at present."""
+        _require_driver()
         import psycopg
+
+        from reattach.records.database.connection import ListeningConnection
 
         _, arguments = self._address.get_dialect()().create_connect_args(self._address)
         try:
-            self._connection = await _bounded_connection().begun(f"LISTEN {CHANNEL}", **arguments)
+            self._connection = await ListeningConnection.open(f"LISTEN {CHANNEL}", **arguments)
         except (psycopg.Error, OSError) as error:
-            self._tell(error)
+            self._report(error)
             return False
-        self._deaf = False
+        self._is_deaf = False
         return True
 
-    async def notices(self) -> AsyncGenerator[str | None]:
+    async def payloads(self) -> AsyncGenerator[str | None]:
         import psycopg
 
         while True:
             if self._connection is None:
                 await asyncio.sleep(RECONNECT_SECONDS)
                 if await self.connect():
-                    logger.info("the records' notices are heard again")
+                    logger.info("notifications of the records received again")
                     yield None
                 continue
             try:
-                heard = self._connection.notifies(timeout=LISTEN_CHECK_SECONDS)
-                async with aclosing(heard) as heard:
-                    async for notice in heard:
-                        yield notice.payload
-                await self._connection.execute("")
+                received = self._connection.notifies(timeout=LISTEN_CHECK_SECONDS)
+                async with aclosing(received) as received:
+                    async for notification in received:
+                        yield notification.payload
+                await self._connection.ask("")
             except (psycopg.Error, OSError) as error:
-                self._tell(error)
+                self._report(error)
                 await self.aclose()
 
-    def _tell(self, error: Exception) -> None:
-        if not self._deaf:
+    def _report(self, error: Exception) -> None:
+        if not self._is_deaf:
             reason = str(error).strip().partition("\n")[0]
-            logger.warning("the records' notices are not heard at present: %s", reason)
-        self._deaf = True
+            logger.warning("notifications of the records not received: %s", reason)
+        self._is_deaf = True
 
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
@@ -228,10 +235,3 @@ def _require_driver() -> None:
         raise StartupError(
             "PostgreSQL needs a driver that is not installed.", remedy=install_hint("cluster")
         ) from error
-
-
-def _bounded_connection() -> "type[BoundedConnection]":
-    _require_driver()
-    from reattach.records.database.connection import BoundedConnection
-
-    return BoundedConnection

@@ -1,4 +1,4 @@
-"""Which schema a database has, found out without changing it."""
+"""The revision of a database's schema, read without changing the database."""
 
 import asyncio
 from dataclasses import dataclass
@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Final
 
 from sqlalchemy import URL
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from reattach.domain.errors import StartupError
 from reattach.records.database import migrations, postgresql, sqlite
-from reattach.records.database.database import failures_told
+from reattach.records.database.transactions import Transactions, translate_failures
 from reattach.records.database.url import address_of, backend_of
 
 _UPGRADE: Final = "Run `reattach db upgrade`."
@@ -24,18 +23,19 @@ class Revision:
     """None if there is no schema."""
     needed: str
     remedy: str
-    """What to do if they differ."""
+    """The next step if they differ."""
 
 
 async def find_revision(url: str) -> Revision:
-    """The revision of the database of the URL.
+    """Read the revision of the database of the URL.
 
-    Raises StartupError for a URL that names no database we know, StoreUnavailableError if it can
-    not be reached.
+    Raises:
+        StartupError: The URL names no supported database.
+        StoreUnavailableError: The database cannot be reached.
     """
     address = address_of(url)
-    with failures_told():
-        present = await _present(address)
+    with translate_failures():
+        present = await _read(address)
     try:
         await asyncio.to_thread(migrations.refuse_newer, present)
         remedy = _UPGRADE
@@ -44,24 +44,23 @@ async def find_revision(url: str) -> Revision:
     return Revision(present, migrations.HEAD, remedy)
 
 
-async def _present(address: URL) -> str | None:
+async def _read(address: URL) -> str | None:
     if backend_of(address) == "sqlite" and not await asyncio.to_thread(_file_of(address).exists):
-        return None  # Looking would make it.
-    # A thread of its own, since drivers read files when they are loaded.
-    engine = await asyncio.to_thread(_engine, address)
+        return None  # Connecting would create the file.
+    # In a thread, because importing a driver reads files.
+    transactions = await asyncio.to_thread(_reads, address)
     try:
-        async with engine.connect() as connection:
-            return await connection.run_sync(migrations.revision)
+        return await transactions.run(migrations.revision)
     finally:
-        await engine.dispose()
+        await transactions.aclose()
 
 
-def _engine(address: URL) -> AsyncEngine:
+def _reads(address: URL) -> Transactions:
     if backend_of(address) == "sqlite":
-        return sqlite.readers(address, "process")
-    return postgresql.readers(address)
+        return sqlite.reads(address, "process")
+    return postgresql.reads(address)
 
 
 def _file_of(address: URL) -> Path:
-    assert address.database is not None, "an address in a file names it"
+    assert address.database is not None, "the URL of a SQLite file names it"
     return Path(address.database)

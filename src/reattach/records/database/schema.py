@@ -1,7 +1,7 @@
 """The tables of the records.
 
 They share their database with the event log, whose tables begin with ``log_``. Every table that
-is looked up by a client's id has its tenant in the row; ``lookup`` is where that is asked for.
+clients query by id has a tenant column, and ``lookup`` filters by it.
 """
 
 from sqlalchemy import (
@@ -42,7 +42,7 @@ metadata = MetaData(
 ACTIVE_STATUSES = ("created", "running")
 
 ACTIVE = text("status IN ('created', 'running')")
-"""The runs that have not ended; a literal, since it stands in partial indexes."""
+"""The runs that have not ended. It is a literal because partial indexes use it."""
 
 LOG_KEPT = text("log_deleted_at IS NULL")
 
@@ -142,7 +142,7 @@ conversation_blocks = Table(
     Column("position", Integer, nullable=False),
     Index("ix_conversation_blocks_block_id", "block_id"),
 )
-"""The blocks that a conversation has for itself, instead of its agent's of the same label."""
+"""The blocks of a conversation that replace its agent's blocks with the same labels."""
 
 messages = Table(
     "messages",
@@ -273,7 +273,7 @@ abandoned_logs = Table(
     Column("run_id", String, primary_key=True),
     Column("abandoned_at", Moment, nullable=False),
 )
-"""Logs whose run was deleted, until they are deleted too; so that a crash between leaks none."""
+"""Logs to delete whose run was deleted. A crash in between therefore leaks no log."""
 
 owners = Table(
     "owners",
@@ -284,7 +284,7 @@ owners = Table(
 )
 """The processes that hold leases, each with one row for all its runs.
 
-``runs.owner`` names one and is no foreign key: a run whose owner has no row here is an orphan.
+``runs.owner`` is not a foreign key: a run whose owner has no row here is an orphan.
 """
 
 api_keys = Table(
@@ -313,9 +313,9 @@ callback_secrets = Table(
     Column("signs_until", Moment),
     Index("ix_callback_secrets_tenant", "tenant", "ordinal"),
 )
-"""The secrets that sign the callbacks of each tenant; they have to be kept as they are.
+"""The secrets that sign the callbacks of each tenant, in plain text because signing needs them.
 
-``signs_until`` is the end of the overlap of one that was replaced.
+``signs_until`` is the end of the overlap of a replaced secret.
 """
 
 for _table in metadata.sorted_tables:

@@ -1,8 +1,7 @@
-"""The write-ahead log of the records' SQLite file, and when it is emptied.
+"""The size of the write-ahead log (WAL) of the records' SQLite file.
 
-SQLite moves it into the database by itself once it has a thousand pages, but begins it anew only
-when nobody reads, and never because the disk is full. Left alone it grows under readers, and takes
-the last room of a disk.
+SQLite checkpoints the WAL by itself at a thousand pages, but restarts it only while nobody reads,
+and never because the disk is full. Without help it grows under readers and fills the disk.
 """
 
 import sqlite3
@@ -16,13 +15,13 @@ from sqlalchemy import Engine
 from reattach.domain.limits import RECORDS_WAL_BYTES
 
 _READERS_WAIT_MS: Final = 100
-"""How long readers are waited for, since those who write wait meanwhile."""
+"""How long to wait for readers; writers wait meanwhile."""
 _PAUSE_SECONDS: Final = 1.0
-"""The least between two tries because of failures or size."""
+"""The shortest pause between two attempts after failures or because of the size."""
 
 
 class Wal:
-    """The WAL of one file. For the thread that writes."""
+    """The WAL of one file. Used only by the thread that writes."""
 
     def __init__(self, file: str, engine: Engine) -> None:
         self._file = Path(f"{file}-wal")
@@ -30,12 +29,12 @@ class Wal:
         self._tried_at_seconds = -_PAUSE_SECONDS
 
     def note_commit(self) -> None:
-        """Empty it if it is too large."""
+        """Empty the WAL if it is too large."""
         if self._size_bytes() > RECORDS_WAL_BYTES:
             self.try_to_empty()
 
     def try_to_empty(self) -> None:
-        """Empty it, unless that was tried a moment ago, or cannot be done at present."""
+        """Empty the WAL if possible, unless that was tried a moment ago."""
         now_seconds = time.monotonic()
         if now_seconds - self._tried_at_seconds < _PAUSE_SECONDS:
             return
@@ -43,10 +42,10 @@ class Wal:
         try:
             self.empty()
         except sqlite3.Error:
-            return  # What is wrong with the disk is told by the transactions that fail.
+            return  # The transactions that fail report the error.
 
     def empty(self) -> None:
-        """Move all of it into the database, and truncate its file unless somebody reads from it."""
+        """Move the WAL into the database, and truncate its file unless a reader needs it."""
         if not self._size_bytes():
             return
         with closing(self._engine.raw_connection()) as borrowed:

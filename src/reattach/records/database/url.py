@@ -1,4 +1,4 @@
-"""The URL of the records: which database it names."""
+"""The URL of the records' database."""
 
 from typing import Literal
 from urllib.parse import unquote
@@ -15,9 +15,9 @@ _POSTGRESQL = {"postgresql", "postgresql+psycopg", "postgres"}
 
 
 def address_of(url: str) -> URL:
-    """The URL in parts, with the driver that is used here.
+    """Parse the URL and set the driver that is used here.
 
-    Raises StartupError, which does not repeat the URL, for one that names no database we know.
+    Raises StartupError for an unsupported URL, without its password.
     """
     try:
         address = make_url(url)
@@ -40,13 +40,13 @@ def backend_of(address: URL) -> Backend:
 
 
 def _in_file(address: URL) -> URL:
-    # A database in memory can not be shared by connections.
+    # Connections cannot share a database in memory.
     if address.database in {None, "", ":memory:"} or "mode" in address.query:
         raise StartupError(
             "The records need a SQLite database in a file.",
             remedy="Use a URL such as sqlite:////var/lib/reattach/reattach.db.",
         )
-    return address.set(drivername="sqlite+aiosqlite")
+    return address.set(drivername="sqlite+pysqlite")
 
 
 def _on_server(address: URL) -> URL:
@@ -55,6 +55,6 @@ def _on_server(address: URL) -> URL:
             "The URL of the records names no database.",
             remedy="Use one such as postgresql://user:password@host/database.",
         )
-    # As libpq has it, the folder of a socket may stand for the host: %2Frun%2Fpostgresql.
+    # As in libpq, the host may be the folder of a socket: %2Frun%2Fpostgresql.
     host = unquote(address.host) if address.host else None
     return address.set(drivername="postgresql+psycopg", host=host)

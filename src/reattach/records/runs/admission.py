@@ -1,10 +1,10 @@
-"""How a request becomes a run: at most one for a key, and at most one active in a thread.
+"""The admission of runs: at most one for a key, and at most one active run in a thread.
 
-Both are unique indexes. The looks before the insert are there to say what is in the way; where
-another process gets in between, the insert fails and another look says it.
+Unique indexes guarantee both. The queries before the insert find the reason of a refusal; when
+another process inserts in between, the insert fails and the caller tries again.
 
-A thread that waits for an approval takes nothing but the answer. That is looked at once the insert
-has made this run the thread's only one, since nothing else can then change what it waits for.
+A thread that waits for an approval accepts only the answer. That is checked after the insert has
+made this run the only active one of the thread, because then no other run can answer.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from reattach.records.database import schema
 
 _COLUMNS = tuple(field.name for field in fields(Run) if field.name in schema.runs.c)
 
-# What every send asks, which costs more to build than to run.
+# The statements of every send, built once because building them costs more than running them.
 _runs, _keys, _conversations = schema.runs, schema.request_keys, schema.conversations
 _KNOWN: Final = (
     select(_keys.c.payload_sha256, _runs)
@@ -68,26 +68,22 @@ def admit(
     *,
     repeated: bool = False,
 ) -> RunCreated | RunKnown:
-    """Create the run unless its key is known, in the transaction of the connection.
+    """Create the run unless its key is known: see ``Runs.create``.
 
-    ``repeated``: an earlier call with the same run may have created it; then it is as if this one
-    did. The run's input is completed by what its answers mean: ``approvals.resolve_input``.
-    Raises OtidConflictError if the key came with another payload; NotFoundError if the thread
-    is not there; ConversationBusyError if a run of it is active; PendingApprovalError and
-    AnswerRefusedError if it waits for something else than the input.
+    ``approvals.resolve_input`` completes the input of a run that answers an approval request.
     """
     if key is not None and not key.otids:
         key = None
     if repeated and (row := lookup.find(connection, schema.runs, tenant, run.id)) is not None:
         return RunCreated(run_of(row))
-    known = _known(connection, tenant, key)
+    known = _find_known(connection, tenant, key)
     if known is not None:
         return RunKnown(known)
     lookup.require_thread(connection, tenant, run.thread)
     active = active_run(connection, run.thread)
     if active is not None:
-        # Each look sees what was committed before it: the run may be the key's own.
-        known = _known(connection, tenant, key)
+        # Another process may have committed the key's own run since the query above.
+        known = _find_known(connection, tenant, key)
         if known is None and same_answer(active.input, run.input) and has_answer(run.input):
             known = active
         if known is not None:
@@ -99,7 +95,7 @@ def admit(
         try:
             run = replace(run, input=resolve_input(run.input, pending))
         except AnswerRefusedError:
-            known = _answered(connection, tenant, run)
+            known = _find_answered(connection, tenant, run)
             if known is None:
                 raise
             return RunKnown(known)
@@ -112,8 +108,8 @@ def admit(
     return RunCreated(run)
 
 
-def _answered(connection: Connection, tenant: TenantId, run: Run) -> Run | None:
-    """The run that had the same answer before, if the thread keeps it."""
+def _find_answered(connection: Connection, tenant: TenantId, run: Run) -> Run | None:
+    """Return the run that received the same answer before, if the thread still has it."""
     ids = answered_ids(run.input)
     for answer in threads.answers(connection, run.thread, ANSWERS_LOOKED_AT):
         if answer.run_id is None or not answered_ids([answer]) & ids:
@@ -145,17 +141,17 @@ def _insert_keys(
 
 
 def note_message(connection: Connection, thread: Thread, at: object) -> None:
-    """Remember when the conversation had its last message, if this one is later."""
+    """Set the time of the conversation's last message, unless it has a later one."""
     if thread.conversation_id is not None:
         connection.execute(_NOTE_MESSAGE, {"conversation": thread.conversation_id, "at": at})
 
 
 def known_run(connection: Connection, tenant: TenantId, key: RequestKey) -> Run | None:
-    """The run of the key. Raises OtidConflictError if the key came with another payload."""
-    return _known(connection, tenant, key) if key.otids else None
+    """Return the run of the key. Raises OtidConflictError if it came with another payload."""
+    return _find_known(connection, tenant, key) if key.otids else None
 
 
-def _known(connection: Connection, tenant: TenantId, key: RequestKey | None) -> Run | None:
+def _find_known(connection: Connection, tenant: TenantId, key: RequestKey | None) -> Run | None:
     if key is None:
         return None
     found = connection.execute(_KNOWN, {"tenant": tenant, "digest": _digest(key)})
@@ -168,7 +164,7 @@ def _known(connection: Connection, tenant: TenantId, key: RequestKey | None) -> 
 
 
 def active_run(connection: Connection, thread: Thread) -> Run | None:
-    """The one run of the thread that has not ended."""
+    """Return the one run of the thread that has not ended."""
     found = connection.execute(_ACTIVE, {"thread_key": thread.key})
     row = found.mappings().one_or_none()
     return None if row is None else run_of(row)
@@ -176,7 +172,7 @@ def active_run(connection: Connection, thread: Thread) -> Run | None:
 
 def _insert(connection: Connection, tenant: TenantId, run: Run) -> None:
     if run.tenant != tenant:
-        raise ValueError("A run is created for the tenant that it names")
+        raise ValueError("A run is created for the tenant in its own field")
     values = {name: getattr(run, name) for name in _COLUMNS}
     place = {
         "agent_id": run.thread.agent_id,
@@ -188,5 +184,5 @@ def _insert(connection: Connection, tenant: TenantId, run: Run) -> None:
 
 
 def _digest(key: RequestKey) -> str:
-    # The tuple as JSON: joined by a separator, two tuples could be one text.
+    # As JSON, because two tuples joined by a separator could give the same text.
     return hashlib.sha256(json.dumps(key.otids).encode()).hexdigest()

@@ -1,7 +1,6 @@
-"""Look-ups in the records for the audit, which compares them with logs and run drivers.
+"""Queries for the audit, which compares the records with logs and run drivers.
 
-These look-ups are for the server itself. They read plain columns only, so that no damaged row
-stops them.
+They read across tenants, and only columns that need no decoding, so no damaged row stops them.
 """
 
 from collections.abc import Sequence
@@ -27,14 +26,14 @@ _NOTED: Final = select(_abandoned.c.run_id).where(
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Whether a run is active, and who owns it."""
+    """Whether a run is active, and its owner."""
 
     is_active: bool
     owner: str
 
 
 def standings(connection: Connection, run_ids: Sequence[str]) -> dict[str, Standing]:
-    """The standing of each of the runs that has a record."""
+    """Return the standing of each of the runs that has a record."""
     rows = connection.execute(_STANDINGS, {"run_ids": list(run_ids)})
     return {
         run_id: Standing(status in schema.ACTIVE_STATUSES, owner) for run_id, status, owner in rows
@@ -42,15 +41,15 @@ def standings(connection: Connection, run_ids: Sequence[str]) -> dict[str, Stand
 
 
 def ended_run(connection: Connection, run_id: str) -> Run | None:
-    """The run, as far as its row can be read, if it has ended."""
+    """Return the run, as far as its row can be read, if it has ended."""
     standing = standings(connection, [run_id]).get(run_id)
     return None if standing is None or standing.is_active else readable_run(connection, run_id)
 
 
 def abandon_logs(connection: Connection, run_ids: Sequence[str], at: datetime) -> list[RunId]:
-    """Let the logs of these runs, which have no record, be deleted from ``at`` on.
+    """Schedule the logs of these runs, which have no record, for deletion at ``at``.
 
-    Returns those that were not known to be abandoned.
+    Returns the runs that were not scheduled before.
     """
     noted = set(connection.execute(_NOTED, {"run_ids": list(run_ids)}).scalars())
     new = [RunId(run_id) for run_id in run_ids if run_id not in noted]

@@ -1,7 +1,7 @@
-"""Active runs without an owner, and how another owner takes them over.
+"""Active runs without an owner, and their takeover by another one.
 
-Recovery depends on these rows being readable. A row whose values cannot be read is given without
-them, so that its run can still be ended.
+A damaged row is returned without the values that cannot be read, so that recovery can still end
+its run.
 """
 
 from collections.abc import Mapping
@@ -64,19 +64,19 @@ _ORPHAN_IDS: Final = _ORPHANS.with_only_columns(_runs.c.id)
 
 
 def orphans(connection: Connection, after: str | None, limit: int) -> list[Run]:
-    """Active runs of all tenants whose owner is not registered, the oldest first."""
+    """Return active runs of all tenants whose owner is not registered, oldest first."""
     asked: Mapping[str, Any] = {"after": after, "most": limit}
     try:
         return [run_of(row) for row in connection.execute(_ORPHANS, asked).mappings()]
     except DBAPIError:
         raise
-    except Exception:  # noqa: BLE001  some row cannot be read, for whatever reason
+    except Exception:  # noqa: BLE001  whatever the reason, some row cannot be read
         ids = connection.execute(_ORPHAN_IDS, asked).scalars().all()
         return [readable_run(connection, run_id) for run_id in ids]
 
 
 def readable_run(connection: Connection, run_id: str) -> Run:
-    """The run with everything in its row that can be read."""
+    """Return the run with all values of its row that can be read."""
     asked = {"run_id": run_id}
     try:
         return run_of(connection.execute(_WHOLE, asked).mappings().one())
@@ -94,7 +94,7 @@ def readable_run(connection: Connection, run_id: str) -> Run:
 def take_over(
     connection: Connection, run_id: RunId, token: int, owner: str, step: int
 ) -> Run | None:
-    """Make ``owner`` hold an active run whose token is still ``token``, with a higher one."""
+    """Make ``owner`` the owner of an active run whose token is still ``token``, and raise it."""
     taken = connection.execute(
         update(_runs)
         .where(_runs.c.id == run_id, _runs.c.token == token, schema.ACTIVE)
@@ -103,8 +103,8 @@ def take_over(
     return readable_run(connection, run_id) if taken.rowcount else None
 
 
-def held_run(connection: Connection, run_id: str, owner: str) -> Run | None:
-    """The active run if ``owner`` holds it."""
+def owned_run(connection: Connection, run_id: str, owner: str) -> Run | None:
+    """Return the active run if ``owner`` owns it."""
     held = select(_runs.c.id).where(_runs.c.id == run_id, _runs.c.owner == owner, schema.ACTIVE)
     if connection.execute(held).scalar_one_or_none() is None:
         return None

@@ -1,7 +1,7 @@
-"""The processes that hold leases: one row and one beat for all the runs of a process.
+"""The processes that hold leases: one row and one beat for all runs of a process.
 
-Time is the database's own in PostgreSQL, so that the clocks of processes do not matter; in SQLite
-it is that of the one process.
+PostgreSQL's own clock is used, so the clocks of the processes do not matter. On SQLite it is the
+clock of the one process.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     FromClause,
     and_,
     delete,
@@ -20,7 +21,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from reattach.domain.clock import Clock
 from reattach.domain.ids import RunId
@@ -33,10 +33,10 @@ _SECONDS_PER_DAY = 86_400
 
 
 class Owners:
-    """The owners of runs. One lives while it is registered: until it leaves or is buried.
+    """The owners of runs. An owner lives while it is registered: until it leaves or is buried.
 
-    An owner whose lease ran out has not lost it: its next beat renews it, unless somebody buried it
-    before. So of a beat and a burial at one time, one finds the other done.
+    An owner whose lease has expired may still renew it by a beat, unless another process buries it
+    first. When both happen at once, the database puts one before the other.
     """
 
     def __init__(self, database: Database, clock: Clock) -> None:
@@ -44,45 +44,48 @@ class Owners:
         self._clock = clock
 
     async def aclose(self) -> None:
-        """Let go of a database that is not shared with other records: see ``owners_apart``."""
+        """Close a database that is not shared with other records: see ``owners_apart``."""
         await self._database.aclose()
 
     async def register(self, owner: str, lease_seconds: float) -> None:
-        """Let the owner live from now on; it has to beat within every ``lease_seconds``.
+        """Register the owner, which has to beat within every ``lease_seconds`` from now on.
 
-        Repeating it is safe. An id is used by one process, and not again after its burial.
+        Repeating it is safe. One process uses an id, and nobody uses it after its burial.
         """
         owners = schema.owners
         values = {"lease_seconds": lease_seconds, "beat_at": self._now()}
-        async with self._database.write() as connection:
-            known = await connection.execute(
-                update(owners).where(owners.c.id == owner).values(values)
-            )
+
+        def write(connection: Connection) -> None:
+            known = connection.execute(update(owners).where(owners.c.id == owner).values(values))
             if not known.rowcount:
-                await connection.execute(insert(owners).values({"id": owner, **values}))
+                connection.execute(insert(owners).values({"id": owner, **values}))
+
+        await self._database.in_write(write)
 
     async def beat(self, owner: str) -> Beat:
-        """Renew the lease of the owner, and tell which active runs it holds.
+        """Renew the lease of the owner and return its active runs.
 
-        Not alive: it was buried, or never registered; its runs are, or will be, another's.
+        An owner that is not alive was buried or never registered; its runs go to another one.
         """
-        async with self._database.write() as connection:
-            if self._database.backend == "postgresql":
-                return await self._beat_at_once(connection, owner)
-            owners, runs = schema.owners, schema.runs
-            renewed = await connection.execute(
-                update(owners).where(owners.c.id == owner).values(beat_at=self._now())
-            )
-            if not renewed.rowcount:
-                return Beat(alive=False)
-            held = await connection.execute(
-                select(runs.c.id, runs.c.cancel_requested_at.is_not(None)).where(
-                    runs.c.owner == owner, schema.ACTIVE
-                )
-            )
-            return _beat_of(held)
+        is_postgresql = self._database.backend == "postgresql"
+        work = self._beat_by_one_statement if is_postgresql else self._beat
+        return await self._database.in_write(work, owner)
 
-    async def _beat_at_once(self, connection: AsyncConnection, owner: str) -> Beat:
+    def _beat(self, connection: Connection, owner: str) -> Beat:
+        owners, runs = schema.owners, schema.runs
+        renewed = connection.execute(
+            update(owners).where(owners.c.id == owner).values(beat_at=self._now())
+        )
+        if not renewed.rowcount:
+            return Beat(alive=False)
+        held = connection.execute(
+            select(runs.c.id, runs.c.cancel_requested_at.is_not(None)).where(
+                runs.c.owner == owner, schema.ACTIVE
+            )
+        )
+        return _beat_of(held)
+
+    def _beat_by_one_statement(self, connection: Connection, owner: str) -> Beat:
         owners, runs = schema.owners, schema.runs
         before = (
             select(owners.c.id, owners.c.beat_at)
@@ -98,7 +101,7 @@ class Owners:
             .cte("renewed")
         )
         held = renewed.outerjoin(runs, (runs.c.owner == renewed.c.id) & schema.ACTIVE)
-        found = await connection.execute(
+        found = connection.execute(
             select(
                 runs.c.id,
                 runs.c.cancel_requested_at.is_not(None),
@@ -112,29 +115,29 @@ class Owners:
         return _beat_of(runs_held, silent_seconds=float(rows[0][2]))
 
     async def leave(self, owner: str) -> bool:
-        """Let the owner live no longer, if it has no active run; True if it does not."""
+        """Remove the owner if it has no active run; True if it is not registered afterwards."""
         owners, runs = schema.owners, schema.runs
         busy = exists().where(runs.c.owner == owner, schema.ACTIVE)
-        async with self._database.write() as connection:
-            await connection.execute(delete(owners).where(owners.c.id == owner, ~busy))
-            found = await connection.scalar(select(owners.c.id).where(owners.c.id == owner))
-        return found is None
+
+        def write(connection: Connection) -> bool:
+            connection.execute(delete(owners).where(owners.c.id == owner, ~busy))
+            return connection.scalar(select(owners.c.id).where(owners.c.id == owner)) is None
+
+        return await self._database.in_write(write)
 
     async def alive(self, owner: str) -> bool:
-        """Whether the owner lives, be its lease run out or not."""
+        """Whether the owner is registered, with an expired lease or not."""
         owners = schema.owners
-        wanted = select(owners.c.id).where(owners.c.id == owner)
-        async with self._database.read() as connection:
-            return await connection.scalar(wanted) is not None
+        return bool(await self._database.rows(select(owners.c.id).where(owners.c.id == owner)))
 
     async def bury(self, by: str | None = None) -> Sequence[str]:
-        """Let the owners live no longer whose lease ran out, and return them.
+        """Remove the owners whose lease has expired, and return them.
 
-        Of several that bury one owner, one gets it. Its active runs are orphans from now on.
-        ``by`` is the owner that asks: it never buries itself, and buries nobody unless it has
-        beaten within half its own lease.
+        Each is returned to exactly one caller. Its active runs are orphans from now on. ``by`` is
+        the owner that calls: it never buries itself, and buries nobody unless it has beaten within
+        half of its own lease.
         """
-        which = self._has_lapsed()
+        which = self._has_expired()
         if by is not None:
             asking = schema.owners.alias("asking")
             may_judge = exists().where(
@@ -144,25 +147,27 @@ class Owners:
         return await self._bury(which)
 
     async def bury_all_but(self, owner: str) -> Sequence[str]:
-        """Bury every other owner, whatever its lease, and return them.
+        """Remove every other owner, whatever its lease, and return them.
 
-        For the one process of a SQLite file: the others have died, or it could not have begun.
+        For the one process of a SQLite file, which starts only when the earlier ones have died.
         """
         return await self._bury(schema.owners.c.id != owner)
 
     async def _bury(self, which: ColumnElement[bool]) -> Sequence[str]:
         owners = schema.owners
-        async with self._database.write() as connection:
-            buried = await connection.scalars(delete(owners).where(which).returning(owners.c.id))
-            return buried.all()
+
+        def write(connection: Connection) -> Sequence[str]:
+            return connection.scalars(delete(owners).where(which).returning(owners.c.id)).all()
+
+        return await self._database.in_write(write)
 
     def _now(self) -> ColumnElement[Any]:
         if self._database.backend == "postgresql":
-            # Not the beginning of the transaction, which may have waited for another one.
+            # The start of the transaction would be too early: it may have waited for another one.
             return func.clock_timestamp()
         return literal(self._clock.now(), Moment)
 
-    def _has_lapsed(self) -> ColumnElement[bool]:
+    def _has_expired(self) -> ColumnElement[bool]:
         owners = schema.owners
         return self._silent_seconds(owners) > owners.c.lease_seconds
 
@@ -174,7 +179,7 @@ class Owners:
 
 
 def _beat_of(held: Iterable[Any], *, silent_seconds: float = 0.0) -> Beat:
-    """The beat of an owner of these active runs, each with whether it is to be cancelled."""
+    """Return the beat of an owner of these runs, each with whether a cancel was requested."""
     rows = [(RunId(run_id), bool(is_cancelled)) for run_id, is_cancelled in held]
     return Beat(
         alive=True,

@@ -1,4 +1,4 @@
-"""Runs: how they come to be, who owns them, how they end."""
+"""Runs: how they are created, owned and ended."""
 
 import builtins
 from collections.abc import Collection, Mapping, Sequence
@@ -6,7 +6,18 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Select, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Select,
+    Update,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from reattach.domain.clock import Clock
 from reattach.domain.errors import ConflictError, ReattachError
@@ -36,12 +47,13 @@ from reattach.records.runs.notifications import CancelRequested, notify
 from reattach.records.runs.settlement import settle
 
 _ADMISSIONS: Final = 5
-"""Each failed one shows that another process has just created a run of the key or thread."""
+"""Attempts to create a run. Each failed one means that another process has just created a run of
+the key or thread."""
 
 NOBODY: Final = ""
-"""The owner of a run that was disclaimed: no process registers under it."""
+"""The owner of a disclaimed run: no process registers under this id."""
 
-# The look-ups of those who resume, which cost more to build than to run.
+# The queries of a resume, built once because building them costs more than running them.
 _runs, _otids = schema.runs, schema.run_otids
 _OWNED: Final = lookup.owned(_runs, bindparam("tenant"))
 _BY_ID: Final = _OWNED.where(_runs.c.id == bindparam("run_id"))
@@ -83,16 +95,19 @@ class Runs:
         *,
         repeated: bool = False,
     ) -> RunCreated | RunKnown:
-        """Create the run with its key and OTIDs, all or nothing, unless the key is known.
+        """Create the run with its key and OTIDs, unless the key is known.
 
-        Of any number of calls with one key, in any process, exactly one creates its run; the
-        others get that run. A key without OTIDs is none. Raises, in this order:
-        OtidConflictError if the key is known with another payload, NotFoundError if the agent or
-        the conversation is not there, ConversationBusyError while a run of the thread is active,
-        PendingApprovalError for anything but the answer while the thread waits for an approval,
-        and AnswerRefusedError for an answer that it does not wait for, unless that was given
-        before: then it gets the run that has it. ``repeated``: an earlier call with this run was
-        not answered, and may have created it, or be about to.
+        Among any number of calls with one key, in any process, exactly one creates a run; the
+        others return that run. A key without OTIDs is ignored. An answer that was given before
+        returns the run that received it. ``repeated`` says that an earlier call with this run got
+        no reply: it may have created the run, or may still do so.
+
+        Raises, in this order:
+            OtidConflictError: The key is known with another payload.
+            NotFoundError: The agent or the conversation does not exist.
+            ConversationBusyError: A run of the thread is active.
+            PendingApprovalError: The thread waits for an answer, and the input is another one.
+            AnswerRefusedError: The thread does not wait for this answer.
         """
         for _ in range(_ADMISSIONS):
             try:
@@ -106,7 +121,7 @@ class Runs:
         raise lost
 
     async def known(self, tenant: TenantId, key: RequestKey) -> Run | None:
-        """The run that the key made. Raises OtidConflictError for another payload."""
+        """Return the run that the key created. Raises OtidConflictError for another payload."""
         return await self._database.in_read(known_run, tenant, key)
 
     async def get(self, tenant: TenantId, run_id: RunId) -> Run:
@@ -116,26 +131,26 @@ class Runs:
         return run
 
     async def target(self, tenant: TenantId, run_id: RunId) -> Target:
-        """What a reader needs of the run that ``get`` gives, at a fraction of the cost."""
+        """Return the part of the run that a reader needs, at a fraction of the cost of ``get``."""
         target = await self._find_target(_TARGET_BY_ID, tenant=tenant, run_id=run_id)
         if target is None:
             raise lookup.not_found(_runs, run_id)
         return target
 
     async def target_by_otid(self, tenant: TenantId, otid: str) -> Target | None:
-        """Likewise of ``newest_by_otid``."""
+        """Return that part of the run of ``newest_by_otid``."""
         return await self._find_target(_TARGET_BY_OTID, tenant=tenant, otid=otid)
 
     async def active_target(self, tenant: TenantId, thread: Thread) -> Target | None:
-        """Likewise of ``active``."""
+        """Return that part of the run of ``active``."""
         return await self._find_target(_ACTIVE_TARGET, tenant=tenant, thread_key=thread.key)
 
     async def newest_by_otid(self, tenant: TenantId, otid: str) -> Run | None:
-        """The run that was created last of those that have a message with the OTID."""
+        """Return the newest run that has a message with the OTID."""
         return await self._first(_BY_OTID, tenant=tenant, otid=otid)
 
     async def active(self, tenant: TenantId, thread: Thread) -> Run | None:
-        """The run of the thread that has not ended."""
+        """Return the run of the thread that has not ended."""
         return await self._first(_ACTIVE, tenant=tenant, thread_key=thread.key)
 
     async def list(
@@ -150,9 +165,9 @@ class Runs:
         conversation_id: ConversationId | Literal["default"] | None = None,
         active_only: bool = False,
     ) -> builtins.list[Run]:
-        """Runs as they were created. A filter that is empty or None is no filter.
+        """List runs by their creation. A filter that is empty or None does not filter.
 
-        ``"default"`` is every run without a named conversation.
+        The conversation ``"default"`` stands for all runs without a named conversation.
         """
         runs = schema.runs
         rows = lookup.owned(runs, tenant)
@@ -171,153 +186,152 @@ class Runs:
         if active_only:
             rows = rows.where(schema.ACTIVE)
         order = SortOrder(runs, runs.c.created_at, page.ascending)
-        async with self._database.read() as connection:
-            return [run_of(row) for row in await page_of(connection, rows, tenant, page, order)]
+        found = await self._database.in_read(page_of, rows, tenant, page, order)
+        return [run_of(row) for row in found]
 
     async def mark_running(self, run_id: RunId, token: int, *, notes_begun: bool = False) -> bool:
-        """Let a created run be running; False, and no change, unless its token is this one.
+        """Set the status of an active run to running; False if its token is another one.
 
-        True again for one that is running, and False for one that has ended. ``notes_begun``:
-        none of its tools has begun to run, and each will be noted before it does.
+        Idempotent; False for a run that has ended. ``notes_begun`` says that none of its tool calls
+        has begun, and that ``note_begun`` will record each before it begins.
         """
         begun = {"begun_calls": ()} if notes_begun else {}
         return await self._mark(run_id, token, status=RunStatus.RUNNING, **begun)
 
     async def note_begun(self, run_id: RunId, token: int, call_ids: Sequence[str]) -> bool:
-        """Note all calls whose tools have begun, or begin when this has returned True.
+        """Record all tool calls that have begun, or that begin once this has returned True.
 
-        False, and no change, unless the run is active and its token is this one: whoever took it
-        over runs no tools, and has it known which have begun.
+        Returns False and changes nothing if the run has ended or its token is another one. A new
+        owner begins no calls and reports the recorded ones as possibly done.
         """
         return await self._mark(run_id, token, begun_calls=tuple(call_ids))
 
     async def _mark(self, run_id: RunId, token: int, **values: Any) -> bool:
-        return await self._database.in_write(_marked, run_id, token, values)
+        return await self._database.in_write(_mark_active, run_id, token, values)
 
     async def request_cancel(
         self, tenant: TenantId, run_ids: Sequence[RunId]
     ) -> builtins.list[Run]:
-        """Ask the active ones among the runs to end, and return all of them, as asked for.
+        """Request the end of the active ones among the runs, and return all of them in order.
 
         Idempotent; the time of the first request stays. Each call notifies all processes
         (``Records.notifications``). Raises NotFoundError, changing nothing, if a run is unknown.
         """
         runs = schema.runs
-        async with self._database.write() as connection:
+        request = (
+            update(runs)
+            .where(runs.c.id.in_(run_ids), schema.ACTIVE, runs.c.cancel_requested_at.is_(None))
+            .values(cancel_requested_at=self._clock.now())
+        )
+
+        def write(connection: Connection) -> builtins.list[Run]:
             for run_id in run_ids:
-                await connection.run_sync(lookup.require, runs, tenant, run_id)
-            await connection.execute(
-                update(runs)
-                .where(runs.c.id.in_(run_ids), schema.ACTIVE, runs.c.cancel_requested_at.is_(None))
-                .values(cancel_requested_at=self._clock.now())
-            )
-            found = [
-                run_of(await connection.run_sync(lookup.require, runs, tenant, run_id))
-                for run_id in run_ids
-            ]
-            await connection.run_sync(
-                notify, *(CancelRequested(r.id) for r in found if r.status.is_active)
-            )
+                lookup.require(connection, runs, tenant, run_id)
+            connection.execute(request)
+            found = [run_of(lookup.require(connection, runs, tenant, run_id)) for run_id in run_ids]
+            notify(connection, *(CancelRequested(r.id) for r in found if r.status.is_active))
             return found
 
-    async def settle(self, run_id: RunId, settlement: Settlement) -> bool:
-        """Write how an active run ended, in one transaction; True if this call did it.
+        return await self._database.in_write(write)
 
-        False, and no change, if the run has ended already or is not there. Sets the run's end,
-        appends the messages to its thread and gives them its id, adds the steps, notes the end on
-        the agent and the conversation, and notifies all processes (``Records.notifications``).
-        Repeating it is safe.
+    async def settle(self, run_id: RunId, settlement: Settlement) -> bool:
+        """Write the end of an active run in one transaction.
+
+        Sets the run's end, appends its messages to the thread with the run's id, adds the steps,
+        updates the last run of the agent and the conversation, and notifies all processes
+        (``Records.notifications``). Returns False and changes nothing if the run has ended or does
+        not exist, so repeating it is safe.
         """
         return await self._database.in_write(settle, run_id, settlement)
 
     async def distrust_active(self) -> int:
-        """Assume the worst of active runs after a power cut, and return how many there are.
+        """Assume the worst of active runs after a power cut, and return their number.
 
-        The last commits of a SQLite file may be lost: a run that is ``created`` may have been
-        running, and any of its tools may have begun.
+        The last commits of a SQLite file may be lost, so a run that is ``created`` may have been
+        running, and any of its tool calls may have begun.
         """
         values = {"status": RunStatus.RUNNING, "begun_calls": None}
-        async with self._database.write() as connection:
-            active = update(schema.runs).where(schema.ACTIVE).values(values)
-            return (await connection.execute(active)).rowcount
+        return await self._database.in_write(
+            _count_changed, update(schema.runs).where(schema.ACTIVE).values(values)
+        )
 
     async def orphans(self, limit: int, *, after: RunId | None = None) -> builtins.list[Run]:
-        """Active runs of all tenants whose owner is not registered (any more), the oldest first.
+        """List active runs of all tenants whose owner is not registered, oldest first.
 
-        At most ``limit``, which were created after the run ``after``. An owner whose lease ran out
-        is registered until it is buried: ``Owners.bury``. A damaged row is given without the values
-        that cannot be read.
+        At most ``limit`` that were created after the run ``after``. An owner whose lease
+        expired stays registered until it is buried: ``Owners.bury``. A damaged row comes without
+        the values that cannot be read.
         """
         return await self._database.in_read(orphans.orphans, after, limit)
 
     async def take_over(
         self, run_id: RunId, token: int, owner: str, *, step: int = 1
     ) -> Run | None:
-        """Make ``owner`` hold an active run whose token is still ``token``.
+        """Make ``owner`` the owner of an active run whose token is still ``token``.
 
-        The new token is higher by ``step``. None, and no change, if the run has ended or somebody
-        else was first.
+        The new token is higher by ``step``. Returns None and changes nothing if the run has ended
+        or another process was faster.
         """
         return await self._database.in_write(orphans.take_over, run_id, token, owner, step)
 
     async def held(self, run_id: RunId, owner: str) -> Run | None:
-        """The run if it is active and ``owner`` holds it."""
-        return await self._database.in_read(orphans.held_run, run_id, owner)
+        """Return the run if it is active and ``owner`` owns it."""
+        return await self._database.in_read(orphans.owned_run, run_id, owner)
 
     async def standings(self, run_ids: Sequence[str]) -> dict[str, Standing]:
-        """Whether each of the runs is active, and who owns it; of those that have a record."""
+        """Return status and owner of each run that has a record."""
         return await self._database.in_read(auditing.standings, run_ids)
 
     async def ended(self, run_id: RunId) -> Run | None:
-        """The run if it has ended, as far as its row can be read."""
+        """Return the run if it has ended, as far as its row can be read."""
         return await self._database.in_read(auditing.ended_run, run_id)
 
     async def abandon_logs(self, run_ids: Sequence[str], at: datetime) -> builtins.list[RunId]:
-        """Let logs without a record be deleted from ``at`` on; return those that are new to this.
+        """Schedule logs without a record for deletion at ``at``; return the newly scheduled ones.
 
-        ``expired`` names them then.
+        ``expired`` returns them from then on.
         """
         return await self._database.in_write(auditing.abandon_logs, run_ids, at)
 
     async def disclaim(self, run_id: RunId, owner: str) -> bool:
-        """Let an active run of ``owner`` be an orphan, though the owner lives.
+        """Make an active run of ``owner`` an orphan although the owner lives.
 
-        False, and no change, if the run has ended or is another's. The token stays: whoever takes
-        the run over gets a higher one.
+        Returns False and changes nothing if the run has ended or has another owner. The token
+        stays; the next owner gets a higher one.
         """
         runs = schema.runs
-        async with self._database.write() as connection:
-            disclaimed = await connection.execute(
-                update(runs)
-                .where(runs.c.id == run_id, runs.c.owner == owner, schema.ACTIVE)
-                .values(owner=NOBODY)
-            )
-        return disclaimed.rowcount > 0
+        disclaimed = (
+            update(runs)
+            .where(runs.c.id == run_id, runs.c.owner == owner, schema.ACTIVE)
+            .values(owner=NOBODY)
+        )
+        return await self._database.in_write(_count_changed, disclaimed) > 0
 
     async def steps(self, tenant: TenantId, run_id: RunId, page: Page) -> builtins.list[Step]:
-        """The steps of a settled run as they were made."""
+        """List the steps of a settled run by their creation."""
         table = schema.steps
         rows = lookup.owned(table, tenant).where(table.c.run_id == run_id)
         order = SortOrder(table, table.c.created_at, page.ascending)
-        async with self._database.read() as connection:
-            await connection.run_sync(lookup.require, schema.runs, tenant, run_id)
-            found = await page_of(connection, rows, tenant, page, order)
-        return [Step(**{name: row[name] for name in _STEP_FIELDS}) for row in found]
+
+        def read(connection: Connection) -> builtins.list[Step]:
+            lookup.require(connection, schema.runs, tenant, run_id)
+            found = page_of(connection, rows, tenant, page, order)
+            return [Step(**{name: row[name] for name in _STEP_FIELDS}) for row in found]
+
+        return await self._database.in_read(read)
 
     async def latest_end(self) -> datetime | None:
-        """Return when the last of the runs ended whose logs are kept, of all tenants."""
-        latest = select(func.max(schema.runs.c.completed_at)).where(schema.LOG_KEPT)
-        async with self._database.read() as connection:
-            found: datetime | None = await connection.scalar(latest)
+        """Return the end of the newest ended run whose log still exists, over all tenants."""
+        latest = select(func.max(schema.runs.c.completed_at).label("at")).where(schema.LOG_KEPT)
+        found: datetime | None = (await self._database.rows(latest))[0]["at"]
         return found
 
     async def expired(
         self, before: datetime, limit: int, *, after: datetime | None = None
     ) -> builtins.list[RunId]:
-        """Runs whose logs are to be deleted, at most ``limit``, of all tenants.
+        """List at most ``limit`` runs of all tenants whose logs have to be deleted.
 
-        First those that were deleted themselves, then those that ended before the one time, or
-        after the other.
+        Deleted runs come first, then runs that ended before ``before`` or after ``after``.
         """
         runs = schema.runs
         abandoned = schema.abandoned_logs
@@ -325,56 +339,54 @@ class Runs:
         if after is not None:
             ended |= runs.c.completed_at > after
         exists_still = exists().where(runs.c.id == abandoned.c.run_id)
-        async with self._database.read() as connection:
-            found = list(
-                await connection.scalars(
-                    select(abandoned.c.run_id)
-                    .where(abandoned.c.abandoned_at <= self._clock.now(), ~exists_still)
-                    .order_by(abandoned.c.abandoned_at)
-                    .limit(limit)
-                )
-            )
-            kept = await connection.scalars(
-                select(runs.c.id)
-                .where(schema.LOG_KEPT, ended)
-                .order_by(runs.c.completed_at)
-                .limit(limit - len(found))
-            )
-            return [RunId(run_id) for run_id in (*found, *kept)]
+        deleted = (
+            select(abandoned.c.run_id)
+            .where(abandoned.c.abandoned_at <= self._clock.now(), ~exists_still)
+            .order_by(abandoned.c.abandoned_at)
+            .limit(limit)
+        )
+        kept = select(runs.c.id).where(schema.LOG_KEPT, ended).order_by(runs.c.completed_at)
+
+        def read(connection: Connection) -> builtins.list[RunId]:
+            first = connection.scalars(deleted).all()
+            rest = connection.scalars(kept.limit(limit - len(first)))
+            return [RunId(run_id) for run_id in (*first, *rest)]
+
+        return await self._database.in_read(read)
 
     async def mark_log_deleted(self, run_ids: Sequence[RunId], at: datetime) -> None:
-        """Remember that the logs are gone, since ``at``. The time of the first call stays."""
+        """Record that the logs were deleted at ``at``. The time of the first call stays."""
         runs = schema.runs
         abandoned = schema.abandoned_logs
-        async with self._database.write() as connection:
-            await connection.execute(
-                update(runs)
-                .where(runs.c.id.in_(run_ids), schema.LOG_KEPT)
-                .values(log_deleted_at=at)
-            )
-            await connection.execute(delete(abandoned).where(abandoned.c.run_id.in_(run_ids)))
+
+        def write(connection: Connection) -> None:
+            kept = update(runs).where(runs.c.id.in_(run_ids), schema.LOG_KEPT)
+            connection.execute(kept.values(log_deleted_at=at))
+            connection.execute(delete(abandoned).where(abandoned.c.run_id.in_(run_ids)))
+
+        await self._database.in_write(write)
 
     async def delete(self, tenant: TenantId, run_id: RunId) -> None:
-        """Forget an ended run, its steps, key and OTIDs; its messages stay where they are.
+        """Delete an ended run with its steps, key and OTIDs; its messages stay in their threads.
 
-        ``expired`` names it until its log is gone. Raises ConflictError while it is active.
+        ``expired`` names it until its log is deleted. Raises ConflictError while it is active.
         """
         runs = schema.runs
-        async with self._database.write() as connection:
-            await connection.run_sync(lookup.hold, runs, tenant, run_id)
-            row = await connection.run_sync(lookup.require, runs, tenant, run_id)
+
+        def write(connection: Connection) -> None:
+            lookup.lock(connection, runs, tenant, run_id)
+            row = lookup.require(connection, runs, tenant, run_id)
             if row["status"].is_active:
                 raise ConflictError(
-                    f"Run {run_id} is active. Cancel it and wait for its end, then delete it.",
+                    f"Run {run_id} is active. Cancel it, wait for its end, then delete it.",
                     run_id=run_id,
                 )
             if row["log_deleted_at"] is None:
-                await connection.execute(
-                    insert(schema.abandoned_logs).values(
-                        run_id=run_id, abandoned_at=self._clock.now()
-                    )
-                )
-            await connection.execute(delete(runs).where(runs.c.id == run_id))
+                abandoned = {"run_id": run_id, "abandoned_at": self._clock.now()}
+                connection.execute(insert(schema.abandoned_logs), abandoned)
+            connection.execute(delete(runs).where(runs.c.id == run_id))
+
+        await self._database.in_write(write)
 
     async def _first(self, rows: Select[Any], **values: object) -> Run | None:
         for row in await self._database.rows(rows, **values):
@@ -387,6 +399,12 @@ class Runs:
         return None
 
 
-def _marked(connection: Connection, run_id: RunId, token: int, values: Mapping[str, Any]) -> bool:
+def _mark_active(
+    connection: Connection, run_id: RunId, token: int, values: Mapping[str, Any]
+) -> bool:
     marked = connection.execute(_MARK, {"run_id": run_id, "held_token": token, **values})
     return marked.rowcount > 0
+
+
+def _count_changed(connection: Connection, statement: Update) -> int:
+    return connection.execute(statement).rowcount

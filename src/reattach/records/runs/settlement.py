@@ -1,4 +1,4 @@
-"""How the end of a run gets into the records, once."""
+"""The settlement of a run: its end is written to the records exactly once."""
 
 from dataclasses import fields
 from typing import Final
@@ -16,7 +16,7 @@ from reattach.records.runs.notifications import RunSettled, notify
 
 _STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
 
-# What every run asks, which costs more to build than to run.
+# The statements of every run, built once because building them costs more than running them.
 _runs, _agents, _conversations = schema.runs, schema.agents, schema.conversations
 _END: Final = (
     update(_runs)
@@ -48,9 +48,9 @@ _NOTE_ON_CONVERSATION: Final = (
 
 
 def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> bool:
-    """Write how an active run ended; False, and no change, if it is not active.
+    """Write the end of an active run, and give its messages the run's id.
 
-    All of it is part of the connection's transaction. The messages get the run's id.
+    Returns False and changes nothing if the run is not active.
     """
     values = {
         "status": settlement.status,
@@ -86,7 +86,7 @@ def _insert_steps(connection: Connection, tenant: TenantId, settlement: Settleme
 
 
 def _note_end(connection: Connection, thread: Thread, settlement: Settlement) -> None:
-    """Note the run on its agent and conversation, unless a later one is noted there."""
+    """Set the last run of its agent and conversation, unless they have a later one."""
     at = settlement.completed_at
     duration_ns = settlement.duration_ns
     values = {

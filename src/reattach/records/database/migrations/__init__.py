@@ -1,8 +1,8 @@
-"""The history of the schema, as Alembic migrations, and the way to the newest.
+"""The migrations of the schema, with Alembic.
 
-A new database gets the schema as it is now, and no history; both ways give the same, as tests
-tell. A change of ``schema`` needs a migration in ``versions`` and its revision as ``HEAD``; a test
-tells when either was forgotten.
+A new database gets the current schema at once, without the migrations; tests check that both give
+the same. A change of ``schema`` needs a migration in ``versions`` and its revision as ``HEAD``; a
+test fails when either is missing.
 """
 
 import threading
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 HEAD: Final = "0008"
-"""The newest revision. It stands here so that a new or up-to-date database needs no Alembic.
-
-Alembic takes a sixth of the time of a server's start to load.
+"""The newest revision. It is a constant so that a new or current database does not import Alembic,
+which takes a sixth of the time of a server's start.
 """
 
 _VERSION: Final = Table(
@@ -38,14 +37,14 @@ _VERSION: Final = Table(
     Column("version_num", String(32), nullable=False),
     PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
-"""Alembic's own table, in its own words."""
+"""Alembic's own table, as Alembic defines it."""
 
 _one_at_a_time = threading.Lock()
-"""Alembic keeps the migration under way in globals of the process."""
+"""Alembic stores the running migration in global variables."""
 
 
 def upgrade(connection: Connection) -> None:
-    """Bring the schema to ``HEAD``, in the transaction that the connection is in.
+    """Bring the schema to ``HEAD`` in the transaction of the connection.
 
     Raises StartupError, changing nothing, if the schema is newer than ``HEAD``.
     """
@@ -66,7 +65,7 @@ def upgrade(connection: Connection) -> None:
 
 
 def require_head(present: str | None) -> None:
-    """Raise StartupError, which says what to do, unless the revision is ``HEAD``. Reads files."""
+    """Raise StartupError with the next step unless the revision is ``HEAD``. Reads files."""
     if present == HEAD:
         return
     refuse_newer(present)
@@ -78,7 +77,7 @@ def require_head(present: str | None) -> None:
 
 
 def refuse_newer(present: str | None) -> None:
-    """Raise StartupError for a revision that no migration here knows. Reads files."""
+    """Raise StartupError for a revision without a migration here. Reads files."""
     if present in {None, HEAD}:
         return
 
@@ -96,14 +95,14 @@ def refuse_newer(present: str | None) -> None:
 
 
 def revision(connection: Connection) -> str | None:
-    """The revision of the schema; None if there is none yet."""
+    """Return the revision of the schema; None if there is no schema yet."""
     if not inspect(connection).has_table(_VERSION.name):
         return None
     return connection.execute(select(_VERSION.c.version_num)).scalar()
 
 
 def configuration(connection: Connection | None = None) -> "Config":
-    """What Alembic's commands need; those that look at a database, on this connection."""
+    """Return the configuration of Alembic's commands, with the connection they use, if any."""
     from alembic.config import Config
 
     config = Config()

@@ -1,4 +1,4 @@
-"""What Alembic runs for each of its commands."""
+"""The script that Alembic runs for each of its commands."""
 
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ def is_ours(name: str | None, kind: str, _parents: Any) -> bool:
 
 
 def plain_type(kind: str, value: Any, _context: Any) -> str | Literal[False]:
-    """A migration names the types of the database, since ours may change."""
+    """Render the type of the database, because our own types may change later."""
     if kind == "type" and isinstance(value, TypeDecorator):
         return f"sa.{value.impl!r}"
     return False
@@ -25,7 +25,7 @@ context.configure(
     target_metadata=metadata,
     include_name=is_ours,
     render_item=plain_type,
-    # A migration is whole or not at all, on SQLite too.
+    # A migration is atomic, on SQLite too.
     transactional_ddl=True,
     # SQLite alters tables by copying them.
     render_as_batch=True,

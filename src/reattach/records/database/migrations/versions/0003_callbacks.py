@@ -1,4 +1,4 @@
-"""Callbacks: whom to tell of a run's end, when that is due, and what came of it."""
+"""Callbacks: the URL to call at a run's end, the due time, and the outcome."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""The tool calls of a run that have begun to run, for whoever has to end it."""
+"""The tool calls of a run that have begun, for the process that ends it."""
 
 from typing import Final
 

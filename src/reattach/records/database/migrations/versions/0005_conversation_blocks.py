@@ -1,4 +1,4 @@
-"""Blocks that a conversation has for itself."""
+"""Blocks of single conversations."""
 
 from typing import Final
 

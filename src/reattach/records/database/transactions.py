@@ -1,0 +1,140 @@
+"""Transactions as functions over a synchronous connection, run in threads.
+
+See docs/decisions/0011: a visit to a thread costs more than most statements, so a transaction is
+one visit, whatever the number of its statements.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from reattach.domain.errors import ConflictError, InvalidArgumentError, StoreUnavailableError
+from reattach.domain.store_errors import CommitUnknownError
+from reattach.records.database.columns import UnstorableError
+
+_T = TypeVar("_T")
+
+
+class Transactions:
+    """Transactions of one kind over a pool of connections, with a thread for each connection."""
+
+    def __init__(
+        self, engine: Engine, *, connections: int, wait_seconds: float, is_remote: bool
+    ) -> None:
+        """``wait_seconds`` bounds the wait for a connection; ``is_remote`` means over a network."""
+        self.engine = engine
+        self._permits = asyncio.Semaphore(connections)
+        self._threads = ThreadPoolExecutor(connections, thread_name_prefix="reattach-records")
+        self._wait_seconds = wait_seconds
+        self._is_remote = is_remote
+        self._is_closing = False
+
+    async def run(self, work: Callable[[Connection], _T]) -> _T:
+        """Run a transaction in a thread and return its result when it is committed.
+
+        Waiting callers get a connection in the order of their calls. A transaction that has begun
+        is not cancelled: a cancelled caller waits for its end.
+        """
+        return await self.visit(partial(self.transact, work))
+
+    async def visit(self, work: Callable[[], _T]) -> _T:
+        """Call ``work`` in a thread that owns one of the connections meanwhile."""
+        with translate_failures():
+            async with asyncio.timeout(self._wait_seconds):
+                await self._permits.acquire()
+            try:
+                if self._is_closing:
+                    raise StoreUnavailableError("The server is closing. Try again in a moment.")
+                loop = asyncio.get_running_loop()
+                return await _finish(loop.run_in_executor(self._threads, work))
+            finally:
+                self._permits.release()
+
+    def transact(self, work: Callable[[Connection], _T]) -> _T:
+        """Run a transaction in the calling thread and return its result."""
+        with self.engine.connect() as connection:
+            connection.begin()
+            result = work(connection)
+            if self._is_remote:
+                with translate_commit_failures():
+                    connection.commit()
+            else:
+                connection.commit()
+        return result
+
+    async def aclose(self) -> None:
+        """Wait for the transactions under way and close all connections. Idempotent."""
+        self._is_closing = True
+        await asyncio.get_running_loop().run_in_executor(None, self._close)
+
+    def _close(self) -> None:
+        self._threads.shutdown()
+        self.engine.dispose()
+
+
+async def _finish(work: Awaitable[_T]) -> _T:
+    """Wait for the end of ``work`` even when cancelled, and raise the cancellation then."""
+    future = asyncio.ensure_future(work)
+    was_cancelled = False
+    while not future.done():
+        try:
+            await asyncio.wait({future})
+        except asyncio.CancelledError:
+            was_cancelled = True
+    if was_cancelled:
+        if not future.cancelled():
+            future.exception()  # Retrieved, so that asyncio does not log it.
+        raise asyncio.CancelledError
+    return future.result()
+
+
+@contextmanager
+def translate_failures() -> Iterator[None]:
+    """Raise the errors of the database as errors of the domain, with the SQL in their cause."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise ConflictError(
+            "The stored data changed in the meantime and now conflicts with this request. "
+            "Read it again and repeat the request."
+        ) from error
+    except (UnstorableError, UnicodeEncodeError, OverflowError, DataError) as error:
+        raise _unstorable() from error
+    except (DBAPIError, PoolTimeoutError, TimeoutError, sqlite3.Error) as error:
+        raise StoreUnavailableError(
+            "The database of the records cannot be read or written at present. Try again; if it "
+            "persists, check the server's log and the space and permissions of the database."
+        ) from error
+    except StatementError as error:
+        if not isinstance(error.orig, ValueError | OverflowError):
+            raise
+        raise _unstorable() from error
+
+
+@contextmanager
+def translate_commit_failures() -> Iterator[None]:
+    """Raise the failure of a commit over a network as CommitUnknownError."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except (DBAPIError, TimeoutError) as error:
+        raise CommitUnknownError(
+            "The database did not confirm a change in time, so it may have been made. "
+            "Send the same request again, with its OTIDs; if it persists, check the database."
+        ) from error
+
+
+def _unstorable() -> InvalidArgumentError:
+    return InvalidArgumentError(
+        "A value cannot be stored: text must be valid Unicode without U+0000, and numbers must be "
+        "finite and fit in 64 bits."
+    )
