@@ -1,4 +1,4 @@
-"""Records to write, with every field that matters filled in."""
+"""Sample records with all important fields set."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def at(seconds: float) -> datetime:
 
 
 class HandClock:
-    """A clock that goes on when it is told to."""
+    """A clock that a test moves by hand."""
 
     def __init__(self) -> None:
         self.time = NOON
@@ -157,7 +157,7 @@ class World:
     async def turn(
         self, *texts: str, thread: Thread | None = None, **rest: Any
     ) -> tuple[RunId, list[Message]]:
-        """A run that has ended, with these messages."""
+        """Create a run, end it with these messages, and return its id with them."""
         run = await self.start(thread)
         messages = [a_message(text, run_id=run.id) for text in texts]
         assert await self.records.runs.settle(run.id, a_settlement(*messages, **rest))

@@ -38,7 +38,7 @@ def engine(path: Path) -> Iterator[Engine]:
 
 
 def statements(path: Path) -> dict[str, str]:
-    """What made each table and index, with their parts in one order and one spelling."""
+    """Return the CREATE statements of all tables and indexes, normalised."""
     connection = sqlite3.connect(path)
     rows = connection.execute(
         "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"
@@ -64,7 +64,7 @@ def open_and_close(place: Path | str) -> None:
 
 @contextmanager
 def connected(url: str) -> Iterator[Connection]:
-    """A transaction on a PostgreSQL."""
+    """Open a transaction on a PostgreSQL."""
     address = make_url(url).set(drivername="postgresql+psycopg")
     with create_engine(address, poolclass=NullPool).begin() as connection:
         yield connection
@@ -80,7 +80,7 @@ def test_a_fresh_database_is_at_the_newest_revision(path: Path, engine: Engine) 
 
 
 def migrate(connection: Connection) -> None:
-    """As a database comes up to date that was made by the first version."""
+    """Upgrade as a database of the first version is upgraded."""
     command.upgrade(configuration(connection), "head")
 
 
@@ -93,7 +93,7 @@ def test_the_migrations_make_the_schema_and_nothing_else(engine: Engine, way: Wa
     assert differences == []
 
 
-def test_a_new_database_and_one_that_came_through_the_migrations_are_made_by_the_same_statements(
+def test_a_new_database_and_a_migrated_one_have_the_same_schema(
     engine: Engine, path: Path, tmp_path: Path
 ) -> None:
     with engine.begin() as connection:
@@ -124,7 +124,7 @@ def test_opening_a_database_again_changes_nothing(path: Path) -> None:
     assert path.read_bytes() == content
 
 
-def test_upgrading_twice_is_upgrading_once(engine: Engine, path: Path) -> None:
+def test_a_second_upgrade_changes_nothing(engine: Engine, path: Path) -> None:
     with engine.begin() as connection:
         upgrade(connection)
     once = statements(path)
@@ -134,9 +134,7 @@ def test_upgrading_twice_is_upgrading_once(engine: Engine, path: Path) -> None:
     assert statements(path) == once
 
 
-def test_a_database_of_the_first_version_keeps_what_it_has_when_it_is_opened(
-    path: Path, engine: Engine
-) -> None:
+def test_opening_a_database_of_the_first_version_keeps_its_rows(path: Path, engine: Engine) -> None:
     key = "1, 'key-1', 'tenant', 'app', 'sk', 'hash', '2026-11-22 12:00:00'"
     with engine.begin() as connection:
         command.upgrade(configuration(connection), "0001")
@@ -172,17 +170,17 @@ def test_the_tables_of_the_event_log_are_left_alone(path: Path, engine: Engine) 
         command.check(configuration(connection))
 
 
-def test_no_table_of_the_records_looks_like_one_of_the_log() -> None:
+def test_no_table_of_the_records_has_the_prefix_of_the_log() -> None:
     assert [name for name in schema.metadata.tables if name.startswith("log_")] == []
 
 
-def test_an_upgrade_tells_what_was_there(path: Path) -> None:
+def test_an_upgrade_returns_the_revision_before_it(path: Path) -> None:
     url = f"sqlite:///{path}"
     assert sql.upgrade(url) == Upgrade(None, HEAD)
     assert sql.upgrade(url) == Upgrade(HEAD, HEAD)
 
 
-def test_of_many_that_upgrade_a_postgresql_at_once_one_migrates(empty_postgresql_url: str) -> None:
+def test_concurrent_upgrades_of_a_postgresql_migrate_it_once(empty_postgresql_url: str) -> None:
     with ThreadPoolExecutor(4) as threads:
         upgrades = list(threads.map(sql.upgrade, [empty_postgresql_url] * 4))
     assert sorted(upgrades, key=lambda done: done.before or "") == [
@@ -207,7 +205,7 @@ def test_the_migrations_make_the_schema_in_postgresql_and_nothing_else(
     assert "created" in str(active["dialect_options"]["postgresql_where"])
 
 
-def test_a_postgresql_without_schema_is_refused_and_the_command_named(
+def test_a_postgresql_without_schema_is_refused_with_the_command_to_run(
     empty_postgresql_url: str,
 ) -> None:
     with pytest.raises(StartupError, match=r"no schema yet.*`reattach db upgrade`"):
@@ -216,7 +214,7 @@ def test_a_postgresql_without_schema_is_refused_and_the_command_named(
         assert inspect(connection).get_table_names() == []
 
 
-def test_a_postgresql_with_an_older_schema_is_refused_and_the_command_named(
+def test_a_postgresql_with_an_older_schema_is_refused_with_the_command_to_run(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reattach.records.database.migrations.HEAD", "9999")

@@ -30,7 +30,7 @@ from tests.support.record_samples import (
 )
 
 
-async def test_a_run_comes_back_as_it_was_created(world: World) -> None:
+async def test_a_created_run_is_read_back_unchanged(world: World) -> None:
     run = a_run(world.thread, created_at=at(0.000001), model=None, background=False)
     assert await world.records.runs.create(OURS, run, None, ()) == RunCreated(run)
     assert await world.records.runs.get(OURS, run.id) == run
@@ -39,7 +39,7 @@ async def test_a_run_comes_back_as_it_was_created(world: World) -> None:
 
 
 @pytest.mark.promise("P9")
-async def test_a_known_key_gives_its_run_while_it_runs_and_after_it(world: World) -> None:
+async def test_a_known_key_returns_its_run_during_the_run_and_after_it(world: World) -> None:
     runs = world.records.runs
     run = a_run(world.thread)
     key = a_key("a", "b")
@@ -74,7 +74,7 @@ async def test_a_key_is_the_whole_tuple_of_its_otids(world: World) -> None:
         await runs.settle(run.id, a_settlement())
 
 
-async def test_a_key_without_otids_is_no_key(world: World) -> None:
+async def test_a_key_without_otids_is_ignored(world: World) -> None:
     for _ in range(2):
         run = a_run(world.thread)
         assert await world.records.runs.create(OURS, run, a_key(), ("a",)) == RunCreated(run)
@@ -94,7 +94,7 @@ async def test_two_tenants_may_use_one_key(world: World) -> None:
 
 @pytest.mark.promise("P9")
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_of_fifty_concurrent_sends_with_one_key_one_creates_its_run(
+async def test_fifty_concurrent_sends_with_one_key_create_one_run(
     world: World, other_process: Records, processes: int
 ) -> None:
     stores = [world.records, other_process][:processes]
@@ -114,7 +114,7 @@ async def test_of_fifty_concurrent_sends_with_one_key_one_creates_its_run(
 
 @pytest.mark.promise("P10")
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_of_fifty_concurrent_sends_to_a_conversation_one_runs_and_is_named_to_the_others(
+async def test_fifty_concurrent_sends_to_a_conversation_create_one_run_and_name_it_to_the_rest(
     world: World, other_process: Records, processes: int
 ) -> None:
     stores = [world.records, other_process][:processes]
@@ -153,7 +153,7 @@ async def test_a_thread_is_free_again_when_its_run_has_ended(world: World) -> No
 
 
 @pytest.mark.promise("P10")
-async def test_the_threads_of_an_agent_run_beside_each_other(world: World) -> None:
+async def test_two_threads_of_an_agent_can_have_active_runs_at_once(world: World) -> None:
     named = await world.start(world.thread)
     other = await world.another()
     second = await world.start(Thread(world.agent.id, other.id))
@@ -170,7 +170,7 @@ async def test_the_threads_of_an_agent_run_beside_each_other(world: World) -> No
 
 @pytest.fixture
 def blind_first_look(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The first look before an insert sees nothing, as if another process came in between."""
+    """Hide the first query before an insert, as in a race with another process."""
     looks: list[str] = []
 
     def blinded(name: str) -> None:
@@ -188,7 +188,7 @@ def blind_first_look(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.promise("P9")
-async def test_an_index_holds_one_run_for_a_key_that_another_process_uses_in_between(
+async def test_the_index_on_keys_stops_a_second_run_after_a_race_with_another_process(
     world: World, request: pytest.FixtureRequest
 ) -> None:
     runs = world.records.runs
@@ -202,7 +202,7 @@ async def test_an_index_holds_one_run_for_a_key_that_another_process_uses_in_bet
 
 
 @pytest.mark.promise("P10")
-async def test_an_index_holds_one_run_in_a_thread_that_another_process_uses_in_between(
+async def test_the_index_on_active_runs_stops_a_second_run_after_a_race_with_another_process(
     world: World, request: pytest.FixtureRequest
 ) -> None:
     run = await world.start()
@@ -215,7 +215,7 @@ async def test_an_index_holds_one_run_in_a_thread_that_another_process_uses_in_b
 
 
 @pytest.mark.promise("P9")
-async def test_a_run_that_comes_in_between_is_found_by_its_key_and_not_in_the_way(
+async def test_a_run_of_the_key_that_was_created_in_a_race_is_returned_instead_of_a_refusal(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = a_key("a")
@@ -235,7 +235,7 @@ async def test_a_run_that_comes_in_between_is_found_by_its_key_and_not_in_the_wa
     assert looks == 2
 
 
-async def test_a_key_is_looked_at_before_the_conversation(world: World) -> None:
+async def test_a_key_is_checked_before_the_conversation(world: World) -> None:
     runs = world.records.runs
     run = a_run(world.thread)
     await runs.create(OURS, run, a_key("a"), ["a"])
@@ -244,7 +244,7 @@ async def test_a_key_is_looked_at_before_the_conversation(world: World) -> None:
     assert await runs.create(OURS, elsewhere, a_key("a"), ["a"]) == RunKnown(run)
 
 
-async def test_nothing_of_a_refused_run_is_kept(world: World) -> None:
+async def test_a_refused_run_leaves_no_rows(world: World) -> None:
     runs = world.records.runs
     running = await world.start(created_at=at(1))
     refused = a_run(world.thread, created_at=at(2))
@@ -287,7 +287,7 @@ async def test_an_otid_finds_the_newest_run_that_has_it(world: World) -> None:
     assert await runs.newest_by_otid(THEIRS, "a") is None
 
 
-async def test_a_run_may_begin_as_running(world: World) -> None:
+async def test_a_run_may_be_created_as_running(world: World) -> None:
     run = replace(a_run(world.thread), status=RunStatus.RUNNING)
     assert await world.records.runs.create(OURS, run, None, ()) == RunCreated(run)
     with pytest.raises(ConversationBusyError):

@@ -23,7 +23,7 @@ from tests.support.record_samples import (
 )
 
 
-async def test_an_agent_comes_back_as_it_was_created(records: Records) -> None:
+async def test_a_created_agent_is_read_back_unchanged(records: Records) -> None:
     agent = an_agent(
         "Zoë O'Neil",
         created_at=at(0.000001),
@@ -43,7 +43,7 @@ async def test_an_agent_comes_back_as_it_was_created(records: Records) -> None:
     assert await records.agents.get(OURS, agent.id) == agent
 
 
-async def test_an_agent_takes_existing_blocks_after_its_own(records: Records) -> None:
+async def test_existing_blocks_come_after_the_new_ones_of_an_agent(records: Records) -> None:
     shared = await records.blocks.create(OURS, a_block("shared"))
     own = a_block("own")
     agent = await records.agents.create(OURS, an_agent(blocks=(own,)), block_ids=[shared.id])
@@ -59,7 +59,7 @@ async def test_an_agent_with_an_unknown_block_is_not_created(records: Records) -
     assert await records.blocks.list(OURS, first()) == []
 
 
-async def test_an_agent_can_not_have_two_blocks_of_one_label(records: Records) -> None:
+async def test_an_agent_cannot_have_two_blocks_with_one_label(records: Records) -> None:
     with pytest.raises(ConflictError, match="two blocks with the label 'human'"):
         await records.agents.create(OURS, an_agent(blocks=(a_block(), a_block())))
     assert await records.agents.list(OURS, first()) == []
@@ -82,16 +82,14 @@ async def test_an_unknown_agent_is_not_found(records: Records) -> None:
         await records.agents.get(OURS, unknown)
 
 
-async def test_an_agent_id_is_used_once_without_telling_sql(world: World) -> None:
+async def test_a_second_agent_with_an_id_is_refused_without_revealing_sql(world: World) -> None:
     with pytest.raises(ConflictError) as refused:
         await world.records.agents.create(THEIRS, world.agent)
     assert "UNIQUE" not in refused.value.detail
     assert "agents" not in refused.value.detail
 
 
-async def test_an_update_sets_the_named_fields_and_no_others(
-    world: World, clock: HandClock
-) -> None:
+async def test_an_update_sets_only_the_named_fields(world: World, clock: HandClock) -> None:
     clock.time = at(60)
     agent = await world.records.agents.update(
         OURS, world.agent.id, {"name": "Bea", "tags": ("t",), "description": None}
@@ -102,7 +100,7 @@ async def test_an_update_sets_the_named_fields_and_no_others(
 
 
 @pytest.mark.parametrize("name", ["id", "created_at", "blocks", "tenant", "no_field"])
-async def test_an_update_refuses_what_is_no_changeable_field(world: World, name: str) -> None:
+async def test_an_update_of_a_fixed_or_unknown_field_is_refused(world: World, name: str) -> None:
     with pytest.raises(ValueError, match=name):
         await world.records.agents.update(OURS, world.agent.id, {name: "x"})
 
@@ -148,7 +146,7 @@ async def test_agents_are_filtered_by_name_text_tags_and_stop_reason(records: Re
 @pytest.mark.parametrize("ascending", [True, False])
 @pytest.mark.parametrize("size", [1, 2, 3, 10])
 @pytest.mark.parametrize("order_by", ["created_at", "last_run_completion"])
-async def test_walking_the_pages_meets_every_agent_once_in_both_directions(
+async def test_the_pages_contain_every_agent_once_in_both_directions(
     records: Records, ascending: bool, size: int, order_by: str
 ) -> None:
     moments = [at(1), at(0), at(1), at(1), at(2)]
@@ -179,7 +177,7 @@ async def test_walking_the_pages_meets_every_agent_once_in_both_directions(
     assert ids(between) == ids(walked[1:4][:size])
 
 
-async def test_the_two_orders_are_each_others_reverse_where_moments_are_equal(
+async def test_both_directions_are_reverses_of_each_other_when_times_are_equal(
     records: Records,
 ) -> None:
     for _ in range(4):
@@ -194,7 +192,7 @@ async def test_an_unknown_cursor_is_not_found(records: Records) -> None:
             await records.agents.list(OURS, page)
 
 
-async def test_deleting_an_agent_takes_everything_of_it_and_names_its_logs(world: World) -> None:
+async def test_deleting_an_agent_deletes_all_its_rows_and_returns_its_logs(world: World) -> None:
     records, agent = world.records, world.agent
     block = await records.blocks.create(OURS, a_block())
     await records.blocks.attach(OURS, agent.id, block.id)

@@ -1,4 +1,4 @@
-"""What a conversation waits for, as every process finds it in the records."""
+"""Pending approvals of conversations, as every process reads them from the records."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def an_answer(*parts: ToolReturnPart | ApprovalPart) -> Message:
 async def a_request(
     world: World, *calls: ToolCallPart, thread: Thread | None = None
 ) -> tuple[Run, Message]:
-    """A run that ended with calls that wait."""
+    """Create a run that ended with tool calls waiting for approval."""
     run = await world.start(thread)
     request = Message(
         id=new_message_id(),
@@ -73,7 +73,7 @@ async def sent(
     return await records.runs.create(OURS, a_run(thread, input=messages), key, otids)
 
 
-async def test_calls_that_wait_are_pending_in_their_thread_for_every_process(
+async def test_calls_that_wait_for_approval_are_pending_for_every_process(
     world: World, other_process: Records
 ) -> None:
     run, request = await a_request(world, COUNT, LOOK, PAY)
@@ -95,7 +95,7 @@ async def test_calls_that_wait_are_pending_in_their_thread_for_every_process(
     assert isinstance(await sent(other_process, world.default, a_message("hm")), RunCreated)
 
 
-async def test_an_answer_becomes_the_input_of_its_run_with_the_returns_that_it_means(
+async def test_an_answer_becomes_the_input_of_its_run_with_its_tool_returns(
     world: World,
 ) -> None:
     _, request = await a_request(world, LOOK, PAY)
@@ -132,7 +132,7 @@ async def test_a_wrong_answer_creates_nothing(world: World) -> None:
     assert await world.records.runs.active(OURS, world.thread) is None
 
 
-async def test_the_same_answer_gets_its_run_while_it_works_and_when_it_has_ended(
+async def test_a_repeated_answer_returns_its_run_during_the_run_and_after_it(
     world: World, other_process: Records
 ) -> None:
     await a_request(world)
@@ -151,7 +151,7 @@ async def test_the_same_answer_gets_its_run_while_it_works_and_when_it_has_ended
         await sent(other_process, world.default, again)
 
 
-async def test_a_call_id_that_comes_again_is_answered_anew(world: World) -> None:
+async def test_a_call_id_that_is_used_again_needs_a_new_answer(world: World) -> None:
     await a_request(world)
     first = await sent(world.records, world.thread, an_answer(returned(LOOK)))
     assert await world.records.runs.settle(first.run.id, a_settlement(*first.run.input))
@@ -161,7 +161,7 @@ async def test_a_call_id_that_comes_again_is_answered_anew(world: World) -> None
     assert second.run.id != first.run.id
 
 
-async def test_of_answers_in_several_processes_at_once_one_creates_the_run(
+async def test_concurrent_answers_in_several_processes_create_one_run(
     world: World, other_process: Records
 ) -> None:
     await a_request(world)
@@ -176,7 +176,7 @@ async def test_of_answers_in_several_processes_at_once_one_creates_the_run(
     assert sum(isinstance(outcome, RunCreated) for outcome in outcomes) == 1
 
 
-async def test_a_message_of_the_user_comes_before_the_wait_or_is_refused(
+async def test_a_user_message_is_refused_while_an_approval_is_pending(
     world: World, other_process: Records
 ) -> None:
     run = await world.start()
@@ -204,7 +204,9 @@ async def test_a_message_of_the_user_comes_before_the_wait_or_is_refused(
         assert isinstance(await sending, PendingApprovalError)
 
 
-async def test_a_cancelled_wait_gets_its_returns_once(world: World, other_process: Records) -> None:
+async def test_cancelling_a_pending_approval_adds_its_returns_once(
+    world: World, other_process: Records
+) -> None:
     run, request = await a_request(world, COUNT, LOOK)
     messages = other_process.messages
     other_run = await a_request(world, thread=world.default)
@@ -224,7 +226,7 @@ async def test_a_cancelled_wait_gets_its_returns_once(world: World, other_proces
     assert isinstance(await sent(world.records, world.thread, a_message("hm")), RunCreated)
 
 
-async def test_a_wait_that_is_being_answered_is_not_cancelled(world: World) -> None:
+async def test_a_pending_approval_is_not_cancelled_while_it_is_being_answered(world: World) -> None:
     await a_request(world)
     await sent(world.records, world.thread, an_answer(returned(LOOK)))
     before = ids(await world.records.messages.history(OURS, world.thread))
@@ -232,7 +234,7 @@ async def test_a_wait_that_is_being_answered_is_not_cancelled(world: World) -> N
     assert ids(await world.records.messages.history(OURS, world.thread)) == before
 
 
-async def test_a_fork_waits_as_its_source_did_at_that_message(world: World) -> None:
+async def test_a_fork_has_the_pending_approval_of_its_source_at_that_message(world: World) -> None:
     _, request = await a_request(world)
     first = await sent(world.records, world.thread, an_answer(returned(LOOK)))
     assert await world.records.runs.settle(first.run.id, a_settlement(*first.run.input))

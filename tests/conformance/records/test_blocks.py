@@ -19,7 +19,7 @@ from tests.support.record_samples import (
 )
 
 
-async def test_a_block_comes_back_as_it_was_created_and_changed(
+async def test_a_block_is_read_back_as_it_was_created_and_changed(
     records: Records, clock: HandClock
 ) -> None:
     block = a_block(description="who", limit=5000, read_only=True, hidden=False, tags=("a", "b"))
@@ -67,7 +67,7 @@ async def test_blocks_are_attached_in_order_and_detached(world: World) -> None:
     assert await blocks.get(OURS, b.id) == b
 
 
-async def test_a_shared_block_changes_for_all_its_agents_and_goes_from_all(
+async def test_a_shared_block_is_changed_and_deleted_for_all_its_agents(
     records: Records,
 ) -> None:
     block = await records.blocks.create(OURS, a_block())
@@ -80,7 +80,7 @@ async def test_a_shared_block_changes_for_all_its_agents_and_goes_from_all(
         assert (await records.agents.get(OURS, agent.id)).blocks == ()
 
 
-async def test_no_way_gives_an_agent_two_blocks_of_one_label(world: World) -> None:
+async def test_no_method_gives_an_agent_two_blocks_with_one_label(world: World) -> None:
     blocks, agent_id = world.records.blocks, world.agent.id
     human = await blocks.create(OURS, a_block("human"))
     second = await blocks.create(OURS, a_block("human"))

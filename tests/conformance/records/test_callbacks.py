@@ -32,7 +32,7 @@ async def ended(world: World) -> Run:
 
 
 async def claimed(world: World, clock: HandClock) -> Run:
-    """One that has ended, and whose call was claimed at 60."""
+    """Create an ended run whose call was claimed at 60."""
     run = await ended(world)
     clock.time = at(60)
     await world.records.callbacks.claim(10, LEASE_SECONDS)
@@ -66,7 +66,7 @@ async def test_a_run_without_url_is_never_due(world: World, clock: HandClock) ->
     assert await world.records.callbacks.claim(10, LEASE_SECONDS) == ()
 
 
-async def test_a_claimed_call_is_nobody_elses_until_its_lease_has_run_out(
+async def test_a_claimed_call_is_not_claimed_again_before_its_lease_expires(
     world: World, other_process: Records, clock: HandClock
 ) -> None:
     run = await ended(world)
@@ -81,7 +81,7 @@ async def test_a_claimed_call_is_nobody_elses_until_its_lease_has_run_out(
     assert (again.run.id, again.tries) == (run.id, 2)
 
 
-async def test_of_two_processes_that_claim_at_once_one_gets_each_call(
+async def test_a_call_claimed_by_two_processes_at_once_goes_to_one(
     world: World, other_process: Records, clock: HandClock
 ) -> None:
     runs = [await ended(world) for _ in range(12)]
@@ -98,7 +98,7 @@ async def test_of_two_processes_that_claim_at_once_one_gets_each_call(
     assert sorted(claimed) == sorted(run.id for run in runs)
 
 
-async def test_what_came_of_a_call_stands_on_the_run_and_it_is_due_no_more(
+async def test_the_outcome_of_a_call_is_stored_on_the_run_and_ends_it(
     world: World, clock: HandClock
 ) -> None:
     run = await claimed(world, clock)
@@ -110,9 +110,7 @@ async def test_what_came_of_a_call_stands_on_the_run_and_it_is_due_no_more(
     assert await world.records.callbacks.claim(10, LEASE_SECONDS) == ()
 
 
-async def test_a_call_that_failed_is_due_again_when_it_was_said(
-    world: World, clock: HandClock
-) -> None:
+async def test_a_failed_call_is_due_again_at_the_given_time(world: World, clock: HandClock) -> None:
     run = await claimed(world, clock)
     failed = outcome(status_code=500, error="answered 500", again_at=at(90))
     assert await world.records.callbacks.note(run.id, 1, failed)
@@ -125,7 +123,7 @@ async def test_a_call_that_failed_is_due_again_when_it_was_said(
     assert again.tries == 2
 
 
-async def test_a_process_that_lost_its_claim_does_not_write_over_a_later_call(
+async def test_an_expired_claim_does_not_overwrite_the_outcome_of_a_later_one(
     world: World, other_process: Records, clock: HandClock
 ) -> None:
     run = await claimed(world, clock)
@@ -145,10 +143,10 @@ async def test_the_call_of_a_deleted_run_is_forgotten(world: World, clock: HandC
     assert await world.records.callbacks.claim(10, LEASE_SECONDS) == ()
 
 
-async def test_tenants_take_turns_and_a_host_has_few_places(
+async def test_tenants_alternate_and_a_host_gets_few_calls_at_once(
     world: World, other_process: Records, clock: HandClock
 ) -> None:
-    """D4: the second tenant does not wait behind all that the first has due."""
+    """D4: the second tenant does not wait behind all due calls of the first."""
     for _ in range(8):
         await ended(world)
     theirs = await a_world(world.records, THEIRS)
@@ -167,7 +165,7 @@ async def test_tenants_take_turns_and_a_host_has_few_places(
     assert len(left) == CALLBACKS_PER_RECEIVER
 
 
-async def test_a_tenant_has_one_first_secret_however_many_ask_at_once(
+async def test_concurrent_first_requests_create_one_secret_for_a_tenant(
     world: World, other_process: Records
 ) -> None:
     """D5: each tenant has a secret of its own."""

@@ -1,4 +1,4 @@
-"""What is in context of a thread, after compactions."""
+"""The messages in context of a thread, after compactions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def a_summary(kept_from: MessageId | None) -> Message:
 
 
 @pytest.mark.promise("P16")
-async def test_a_summary_stands_for_what_is_before_the_message_that_it_keeps(world: World) -> None:
+async def test_a_summary_replaces_the_messages_before_the_first_kept_one(world: World) -> None:
     messages = world.records.messages
     _, [one, two, three] = await world.turn("one", "two", "three")
     summary = a_summary(three.id)
@@ -46,7 +46,7 @@ async def test_a_summary_stands_for_what_is_before_the_message_that_it_keeps(wor
     assert ids(every)[1:] == [one.id, two.id, three.id, summary.id, four.id]
 
 
-async def test_the_newest_summary_counts_and_one_that_keeps_nothing_stands_for_all(
+async def test_the_newest_summary_counts_and_one_without_a_kept_message_replaces_all(
     world: World,
 ) -> None:
     messages = world.records.messages
@@ -76,7 +76,7 @@ async def test_a_fork_has_the_context_of_its_source_up_to_where_it_ends(world: W
         assert (await conversations.message_ids_of(OURS, [fork]))[fork.id][1:] == expected
 
 
-async def test_what_was_counted_is_that_of_the_last_answer_after_the_last_summary(
+async def test_the_counted_tokens_are_those_of_the_last_answer_after_the_last_summary(
     world: World,
 ) -> None:
     messages, runs = world.records.messages, world.records.runs
@@ -94,7 +94,7 @@ async def test_what_was_counted_is_that_of_the_last_answer_after_the_last_summar
 
 
 @pytest.mark.promise("P11")
-async def test_strangers_have_no_context_to_read_or_to_change(world: World) -> None:
+async def test_another_tenant_can_neither_read_nor_change_a_context(world: World) -> None:
     messages = world.records.messages
     with pytest.raises(NotFoundError):
         await messages.context(THEIRS, world.thread)
@@ -105,7 +105,7 @@ async def test_strangers_have_no_context_to_read_or_to_change(world: World) -> N
     assert ids(await messages.history(OURS, world.thread)) == [world.system_message.id]
 
 
-async def test_a_system_message_gets_other_text_and_stays_the_same_message(world: World) -> None:
+async def test_a_recompiled_system_message_keeps_its_id(world: World) -> None:
     messages = world.records.messages
     await world.turn("one")
     other = a_message("Now you sing.", Role.SYSTEM)
@@ -120,7 +120,7 @@ async def test_a_thread_without_a_system_message_gets_it(world: World) -> None:
     assert ids(await world.records.messages.history(OURS, world.default)) == [first.id]
 
 
-async def test_blocks_of_a_conversation_come_back_in_order_and_go_when_they_are_deleted(
+async def test_blocks_of_a_conversation_are_ordered_and_disappear_when_deleted(
     world: World,
 ) -> None:
     records = world.records

@@ -1,4 +1,4 @@
-"""Contexts that are kept decoded between turns are those that the database has."""
+"""Cached contexts equal those of the database."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def a_summary(kept_from: Message | None) -> Message:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_a_kept_context_is_what_a_new_process_reads_whoever_changed_the_thread(
+async def test_a_cached_context_equals_a_fresh_read_whichever_process_changed_the_thread(
     world: World, other_process: Records, seed: int
 ) -> None:
     """C18: appends, summaries, system messages, resets and turns, here and in another process."""
@@ -104,7 +104,7 @@ def kept(number: int, size_bytes: int) -> CachedContext:
     return CachedContext((message,), (number, message.id), None, size_bytes)
 
 
-def test_the_contexts_that_were_used_last_are_kept_within_their_bound() -> None:
+def test_the_cache_keeps_the_most_recently_used_contexts_within_its_limit() -> None:
     """C18"""
     contexts = Contexts(100)
     for number in range(4):
@@ -122,8 +122,8 @@ def test_the_contexts_that_were_used_last_are_kept_within_their_bound() -> None:
     assert contexts.size_bytes == 30
 
 
-async def test_a_context_is_the_same_object_of_messages_for_the_next_turn(world: World) -> None:
-    """C18: values that were derived from a message once stay with it."""
+async def test_the_next_turn_gets_the_same_message_objects(world: World) -> None:
+    """C18: values that were derived from a message stay cached with it."""
     messages = world.records.messages
     await world.turn("one")
     first: ThreadContext = await messages.context(OURS, world.thread)

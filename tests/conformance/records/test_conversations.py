@@ -22,7 +22,7 @@ from tests.support.record_samples import (
 )
 
 
-async def test_a_conversation_comes_back_as_it_was_created(world: World) -> None:
+async def test_a_created_conversation_is_read_back_unchanged(world: World) -> None:
     message = a_system_message()
     conversation = a_conversation(
         world.agent.id,
@@ -58,7 +58,7 @@ async def test_an_update_sets_and_clears_the_named_fields(world: World, clock: H
         await conversations.update(OURS, wanted, {"agent_id": new_agent_id()})
 
 
-async def test_a_deleted_conversation_is_as_none(world: World) -> None:
+async def test_a_deleted_conversation_is_not_found(world: World) -> None:
     conversations, gone = world.records.conversations, world.conversation.id
     run = await world.start()
     await conversations.delete(OURS, gone)
@@ -127,7 +127,7 @@ async def test_conversations_are_filtered(world: World) -> None:
 
 @pytest.mark.parametrize("ascending", [True, False])
 @pytest.mark.parametrize("size", [1, 2, 4])
-async def test_conversations_without_a_message_are_last_in_both_orders(
+async def test_conversations_without_a_message_come_last_in_both_directions(
     records: Records, ascending: bool, size: int
 ) -> None:
     agent = await records.agents.create(OURS, an_agent())
@@ -195,7 +195,7 @@ async def test_a_fork_shows_the_same_messages_under_its_own_system_message(
     assert await world.records.messages.history(OURS, source) == in_source
 
 
-async def test_a_fork_ends_with_the_message_that_it_was_told(world: World) -> None:
+async def test_a_fork_ends_with_the_given_message(world: World) -> None:
     _, (one, two, _three) = await world.turn("one", "two", "three")
     system_message = a_system_message()
 
@@ -217,7 +217,7 @@ async def test_a_fork_ends_with_the_message_that_it_was_told(world: World) -> No
     assert len(await world.records.conversations.list(OURS, first())) == count
 
 
-async def test_the_message_ids_of_many_conversations_come_together(world: World) -> None:
+async def test_the_message_ids_of_many_conversations_are_read_by_one_query(world: World) -> None:
     _, messages = await world.turn("one", "two")
     other = await world.another()
     unknown = a_conversation(world.agent.id)

@@ -36,7 +36,7 @@ async def test_a_key_is_found_by_its_secret_until_it_is_revoked(
 
 
 @pytest.mark.promise("S11")
-async def test_a_server_whose_last_key_was_revoked_still_has_one(records: Records) -> None:
+async def test_a_server_whose_last_key_was_revoked_still_requires_keys(records: Records) -> None:
     key, _ = await records.keys.create(OURS, "laptop")
     await records.keys.revoke(key.id)
     assert await records.keys.any()
@@ -54,7 +54,9 @@ async def test_the_secret_of_a_key_is_stored_nowhere(records: Records, url: str)
     assert secret not in repr(stored)
 
 
-async def test_keys_are_listed_by_tenant_or_all_and_remember_their_use(records: Records) -> None:
+async def test_keys_are_listed_by_tenant_or_for_all_and_show_their_last_use(
+    records: Records,
+) -> None:
     ours, secret = await records.keys.create(OURS, "a")
     theirs, _ = await records.keys.create(THEIRS, "b")
     assert ids(await records.keys.list(OURS)) == [ours.id]

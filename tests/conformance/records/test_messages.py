@@ -34,7 +34,7 @@ from tests.support.record_samples import (
 )
 
 
-async def test_every_kind_of_message_comes_back_as_it_was(world: World) -> None:
+async def test_every_kind_of_message_is_read_back_unchanged(world: World) -> None:
     run = await world.start()
     step_id = new_step_id()
     messages = (
@@ -70,7 +70,7 @@ async def test_every_kind_of_message_comes_back_as_it_was(world: World) -> None:
 
 
 @pytest.mark.parametrize("ascending", [True, False])
-async def test_before_is_older_and_after_is_newer_whatever_the_order(
+async def test_before_is_older_and_after_is_newer_in_both_directions(
     world: World, ascending: bool
 ) -> None:
     _, messages = await world.turn(*"abcde")
@@ -126,7 +126,7 @@ async def test_messages_of_an_unknown_thread_or_with_an_unknown_cursor_are_not_f
         await messages.of_run(OURS, new_run_id(), limit=1, ascending=True)
 
 
-async def test_the_messages_of_a_run_are_those_that_it_settled(world: World) -> None:
+async def test_the_messages_of_a_run_are_those_of_its_settlement(world: World) -> None:
     await world.turn("before")
     run_id, (one, two, three) = await world.turn("one", "two", "three")
     _, (after,) = await world.turn("after")
@@ -211,7 +211,7 @@ async def test_a_reset_empties_the_default_thread_and_no_other(world: World) -> 
             await messages.get(OURS, gone.id)
 
 
-async def test_a_reset_waits_for_no_run_but_refuses(world: World) -> None:
+async def test_a_reset_is_refused_during_a_run(world: World) -> None:
     run = await world.start(world.default)
     with pytest.raises(ConversationBusyError) as busy:
         await world.records.messages.reset(OURS, world.agent.id)

@@ -26,7 +26,7 @@ LEASE_SECONDS = 15.0
 
 
 async def let_pass(seconds: float, clock: HandClock, url: str) -> None:
-    """Let time pass for the owners: by the clock, or by beats that are longer ago."""
+    """Make time pass for the owners: by the clock, or by moving their beats back."""
     if url.startswith("sqlite"):
         clock.time = at((clock.time - at(0)).total_seconds() + seconds)
         return
@@ -56,7 +56,7 @@ async def test_an_owner_lives_while_it_beats_within_its_lease(
 
 
 @pytest.mark.promise("P7")
-async def test_an_owner_whose_lease_ran_out_is_buried_once_and_learns_it(
+async def test_an_owner_with_an_expired_lease_is_buried_once_and_its_beat_says_so(
     records: Records, other_process: Records, clock: HandClock, url: str
 ) -> None:
     await records.owners.register("slow", 60)
@@ -72,7 +72,7 @@ async def test_an_owner_whose_lease_ran_out_is_buried_once_and_learns_it(
 
 
 @pytest.mark.promise("P7")
-async def test_an_owner_that_beats_late_and_before_its_burial_lives_on(
+async def test_a_late_beat_before_the_burial_renews_the_lease(
     records: Records, other_process: Records, clock: HandClock, url: str
 ) -> None:
     await records.owners.register("late", LEASE_SECONDS)
@@ -83,7 +83,7 @@ async def test_an_owner_that_beats_late_and_before_its_burial_lives_on(
 
 
 @pytest.mark.promise("P7")
-async def test_of_a_late_beat_and_a_burial_at_once_one_finds_the_other_done(
+async def test_a_late_beat_and_a_concurrent_burial_agree_on_the_outcome(
     records: Records, other_process: Records, clock: HandClock, url: str
 ) -> None:
     for number in range(10):
@@ -110,7 +110,7 @@ async def test_registering_again_renews_the_lease(
 
 
 @pytest.mark.promise("P6")
-async def test_a_beat_brings_the_cancels_of_the_owners_active_runs(
+async def test_a_beat_returns_the_requested_cancels_of_the_owners_runs(
     world: World, other_process: Records
 ) -> None:
     owners = world.records.owners

@@ -34,7 +34,9 @@ async def test_an_unknown_run_is_not_found(records: Records) -> None:
         await records.runs.get(OURS, unknown)
 
 
-async def test_a_settlement_writes_all_that_the_run_left(world: World) -> None:
+async def test_a_settlement_writes_the_end_the_messages_and_the_steps_of_the_run(
+    world: World,
+) -> None:
     runs = world.records.runs
     run = await world.start()
     user, answer = a_message("hi", run_id=run.id), a_message("hello", run_id=run.id)
@@ -77,7 +79,9 @@ async def test_a_failed_run_keeps_its_error_and_may_leave_the_conversation_as_it
     assert conversation.last_message_at == run.created_at
 
 
-async def test_settled_messages_carry_the_run_and_follow_those_before(world: World) -> None:
+async def test_settled_messages_have_the_id_of_the_run_and_follow_the_earlier_ones(
+    world: World,
+) -> None:
     run_id, _ = await world.turn("one")
     run = await world.start()
     unmarked = a_message("two")
@@ -120,18 +124,18 @@ async def test_a_settlement_that_fails_changes_nothing(world: World) -> None:
     assert await world.records.runs.settle(run.id, a_settlement(message))
 
 
-async def test_a_run_that_is_not_there_is_not_settled(records: Records) -> None:
+async def test_an_unknown_run_is_not_settled(records: Records) -> None:
     assert not await records.runs.settle(new_run_id(), a_settlement(a_message()))
 
 
-async def test_the_agent_remembers_the_run_that_ended_last(world: World) -> None:
+async def test_the_agent_shows_its_last_ended_run(world: World) -> None:
     await world.turn("late", completed_at=at(9), stop_reason=StopReason.ERROR)
     await world.turn("early", thread=world.default, completed_at=at(3))
     agent = await world.records.agents.get(OURS, world.agent.id)
     assert (agent.last_run_completion, agent.last_stop_reason) == (at(9), StopReason.ERROR)
 
 
-async def test_a_run_is_marked_running_by_its_owner_only_and_not_after_its_end(
+async def test_only_the_owner_marks_a_run_running_and_only_before_its_end(
     world: World,
 ) -> None:
     runs = world.records.runs
@@ -147,7 +151,7 @@ async def test_a_run_is_marked_running_by_its_owner_only_and_not_after_its_end(
 
 
 @pytest.mark.promise("P17")
-async def test_that_a_tool_begins_is_noted_by_the_runs_owner_only_and_not_after_its_end(
+async def test_only_the_owner_notes_begun_tool_calls_and_only_before_the_end(
     world: World,
 ) -> None:
     runs = world.records.runs
@@ -191,7 +195,7 @@ async def test_a_cancel_request_with_an_unknown_run_changes_nothing(world: World
 
 
 @pytest.mark.promise("P7")
-async def test_a_run_that_its_owner_disclaims_is_an_orphan_until_it_is_taken_over(
+async def test_a_disclaimed_run_is_an_orphan_until_it_is_taken_over(
     world: World,
 ) -> None:
     runs, owners = world.records.runs, world.records.owners
@@ -212,7 +216,7 @@ async def test_a_run_that_its_owner_disclaims_is_an_orphan_until_it_is_taken_ove
 
 
 @pytest.mark.promise("P7")
-async def test_of_many_that_take_over_a_run_one_gets_it(
+async def test_concurrent_takeovers_of_a_run_give_it_to_one_owner(
     world: World, other_process: Records
 ) -> None:
     run = await world.start()
@@ -258,7 +262,7 @@ async def test_runs_are_filtered(world: World) -> None:
 
 
 @pytest.mark.parametrize("ascending", [True, False])
-async def test_walking_the_pages_meets_every_run_once(world: World, ascending: bool) -> None:
+async def test_the_pages_contain_every_run_once(world: World, ascending: bool) -> None:
     for seconds in (1, 0, 1, 1, 2):
         run = await world.start(created_at=at(seconds))
         await world.records.runs.settle(run.id, a_settlement())
@@ -276,7 +280,7 @@ async def test_walking_the_pages_meets_every_run_once(world: World, ascending: b
     assert ids(await page(before=walked[3].id)) == ids(walked[1:3])
 
 
-async def test_steps_are_listed_in_both_orders(world: World) -> None:
+async def test_steps_are_listed_in_both_directions(world: World) -> None:
     run = await world.start()
     steps = [a_step(run, created_at=at(min(n, 2)), status="failed") for n in range(4)]
     await world.records.runs.settle(run.id, a_settlement(steps=tuple(steps)))
@@ -289,7 +293,7 @@ async def test_steps_are_listed_in_both_orders(world: World) -> None:
 
 
 @pytest.mark.promise("P14")
-async def test_a_log_expires_by_the_end_of_its_run_until_it_is_marked_deleted(
+async def test_a_log_expires_after_the_end_of_its_run_until_it_is_marked_deleted(
     world: World,
 ) -> None:
     runs = world.records.runs
@@ -349,7 +353,7 @@ async def test_another_tenant_does_not_see_a_run(world: World) -> None:
 
 
 @pytest.mark.promise("P11")
-async def test_what_a_reader_needs_of_a_run_is_what_its_record_says(world: World) -> None:
+async def test_the_target_of_a_reader_equals_the_run_of_the_record(world: World) -> None:
     runs = world.records.runs
     run = a_run(world.thread)
     await runs.create(OURS, run, a_key("a"), ["a"])
