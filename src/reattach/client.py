@@ -40,7 +40,7 @@ Event = Mapping[str, Any]
 """An event as sent by the server; ``message_type`` is its kind."""
 
 _READ_SECONDS: Final = 60.0
-"""Silence after which a connection counts as dead; the server pings each 15 s."""
+"""Silence after which a connection counts as dead; the server pings every 15 s."""
 
 _CONNECT_SECONDS: Final = 5.0
 _FIRST_DELAY_SECONDS: Final = 0.1
@@ -209,7 +209,7 @@ class Client:
                 await retries.wait(position.cursor, error)
 
     def _raise_if_permanent(self, error: httpx2.TransportError) -> None:
-        """Raise ReattachError for a TLS failure that no further try can mend."""
+        """Raise ReattachError for a TLS failure that no retry can fix."""
         failure = _underlying(error, ssl.SSLError)
         if isinstance(failure, ssl.SSLCertVerificationError):
             raise ReattachError(

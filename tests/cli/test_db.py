@@ -56,7 +56,7 @@ def test_the_schema_of_a_data_directory_is_looked_at_without_making_it(tmp_path:
     assert not (tmp_path / "records.db").exists()
 
 
-def test_a_schema_of_a_newer_version_is_told_and_left_alone(postgresql_url: str) -> None:
+def test_a_schema_of_a_newer_version_is_reported_and_not_changed(postgresql_url: str) -> None:
     with psycopg.connect(postgresql_url, autocommit=True) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
         try:
@@ -77,7 +77,7 @@ def test_keys_are_made_in_the_database_of_the_url(postgresql_url: str) -> None:
     assert "\tapp\t" in listed.out
 
 
-def test_a_server_on_a_database_that_it_can_not_use_ends_with_one_line_that_says_why(
+def test_a_server_with_an_unusable_database_exits_with_one_line_that_names_the_cause(
     postgresql_server: PostgresqlServer, redis_server: RedisServer
 ) -> None:
     def serve(database_url: str, run: Callable[..., Ended] = reattach_here) -> Ended:
@@ -105,7 +105,7 @@ def test_a_server_on_a_database_that_it_can_not_use_ends_with_one_line_that_says
         ("redis://ada:ses/ame@{address}", "address of Redis cannot be parsed"),
     ],
 )
-def test_a_server_on_a_log_that_it_can_not_use_ends_with_one_line_that_says_why(
+def test_a_server_with_an_unusable_log_exits_with_one_line_that_names_the_cause(
     postgresql_url: str, redis_server: RedisServer, log_url: str, said: str
 ) -> None:
     host, port = redis_server.address

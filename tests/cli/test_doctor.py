@@ -126,7 +126,7 @@ def test_wrong_settings_are_found(postgresql_url: str, redis_server: RedisServer
     assert "reattach keys create" in open_to_all.text["network"]
 
 
-def test_a_database_that_can_not_be_used_is_found_with_the_reason(
+def test_the_doctor_reports_an_unusable_database_with_the_cause(
     postgresql_server: PostgresqlServer, redis_server: RedisServer
 ) -> None:
     host, port = postgresql_server.address
@@ -182,7 +182,7 @@ def test_notices_that_do_not_arrive_and_a_clock_that_is_off_are_found(
     assert "5.0 s ahead" in told.text["database clock"]
 
 
-def test_what_redis_keeps_and_evicts_is_judged(
+def test_the_doctor_checks_persistence_and_eviction_of_redis(
     postgresql_url: str, redis_server: RedisServer
 ) -> None:
     with configured(redis_server, "appendonly", "no", "yes"):
@@ -202,7 +202,7 @@ def test_what_redis_keeps_and_evicts_is_judged(
             assert "noeviction" in told.text["redis eviction"]
 
 
-def test_who_may_not_use_redis_is_told_what_is_missing(
+def test_the_doctor_names_missing_redis_permissions(
     postgresql_url: str, redis_server: RedisServer
 ) -> None:
     told = asked(postgresql_url, tcp(redis_server, "ada:sesame@"))
@@ -331,7 +331,7 @@ def test_callbacks_and_tools_are_looked_at(tmp_path: Path) -> None:
         assert remedy in told.text["tools"]
 
 
-def test_every_mcp_server_is_reached_and_what_is_wrong_with_others_is_told(tmp_path: Path) -> None:
+def test_the_doctor_connects_to_every_mcp_server_and_reports_failures(tmp_path: Path) -> None:
     config = tmp_path / "reattach.toml"
     config.write_text(
         f"""
@@ -414,7 +414,7 @@ def test_a_pair_of_local_stores_is_wrong_and_not_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_data_directory_that_others_may_read_is_told_with_the_command_that_mends_it(
+def test_a_data_directory_that_others_can_read_is_reported_with_a_command_that_repairs_it(
     tmp_path: Path,
 ) -> None:
     """D9: files that others may read are wrong, a directory that they may list is a warning."""

@@ -82,7 +82,7 @@ def test_the_doctor_finds_missing_keys_and_misspelt_variables(tmp_path: Path) ->
     assert "REATTACH_DEFAULT_MODEL names openai/gpt-x" in found["wrong", "models"]
 
 
-def test_the_doctor_asks_every_model_for_a_token_when_told_to(tmp_path: Path) -> None:
+def test_the_doctor_asks_every_model_for_a_token_with_models(tmp_path: Path) -> None:
     """E4: `doctor --models` finds a provider that does not answer."""
     here = {
         "REATTACH_DATA_DIR": str(tmp_path),

@@ -127,7 +127,7 @@ async def test_no_child_outlives_its_supervisor(server: ServerProcess) -> None:
     await asyncio.to_thread(until, lambda: all(is_gone(pid) for pid in children))
 
 
-def test_several_processes_without_shared_stores_are_refused_with_what_to_set(
+def test_several_processes_without_shared_stores_are_refused_with_the_settings_to_set(
     tmp_path: Path,
 ) -> None:
     for stores in (

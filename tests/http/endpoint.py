@@ -93,8 +93,8 @@ class Application:
         connection: Connection = scope["extensions"][CONNECTION_EXTENSION]
         start = {"type": "http.response.start", "status": 200, "headers": [(b"x-run", b"1")]}
         await connection.begin(send, start)
-        connection.keep()
-        connection.when_left(self.left.set)
+        connection.detach()
+        connection.on_disconnect(self.left.set)
         connection.write(b"first ")
         self.kept = connection
 

@@ -92,7 +92,7 @@ async def test_the_older_ways_to_name_a_model_and_its_limits_work(server: Server
     assert made["model_settings"] == {"max_output_tokens": 7, "parallel_tool_calls": True}
 
 
-async def test_a_change_sets_what_is_given_and_null_clears(server: Server) -> None:
+async def test_an_update_changes_only_given_members_and_null_clears_them(server: Server) -> None:
     made = await server.agent(name="a", description="d", metadata={"a": 1}, tags=["x"])
     path = f"/v1/agents/{made['id']}"
     changed = (await server.client.patch(path, json={"system": "new", "hidden": True})).json()
@@ -144,9 +144,7 @@ async def test_two_blocks_of_one_label_make_no_agent(server: Server) -> None:
 @pytest.mark.parametrize(
     ("model", "status"), [("nobody/has-it", 404), ("nonsense", 400), ("/x", 400), ("", 400)]
 )
-async def test_a_model_that_the_server_has_not_is_told_at_once(
-    server: Server, model: str, status: int
-) -> None:
+async def test_an_unknown_model_is_refused_at_once(server: Server, model: str, status: int) -> None:
     response = await server.client.post("/v1/agents/", json={"model": model})
     assert response.status_code == status
     assert isinstance(response.json()["detail"], str)
@@ -165,7 +163,7 @@ async def test_a_model_that_the_server_has_not_is_told_at_once(
         {"initial_message_sequence": [{"role": "user", "content": "x"}]},
     ],
 )
-async def test_what_an_agent_can_not_have_here_is_told(
+async def test_unsupported_members_of_an_agent_get_501_with_an_alternative(
     server: Server, member: dict[str, Any]
 ) -> None:
     response = await server.client.post("/v1/agents/", json=member)
@@ -177,7 +175,7 @@ async def test_what_an_agent_can_not_have_here_is_told(
     assert (await server.client.post("/v1/agents/", json=empty)).status_code == 200
 
 
-async def test_agents_are_listed_by_what_they_are(server: Server) -> None:
+async def test_agents_can_be_filtered_in_lists(server: Server) -> None:
     a = await server.agent(name="alpha", tags=["x", "y"])
     b = await server.agent(name="beta", tags=["y"])
     c = await server.agent(name="alphabet")
@@ -229,7 +227,7 @@ async def test_a_deleted_agent_is_gone_with_all_that_it_had(server: Server) -> N
     assert (await server.got(f"/v1/blocks/{shared['id']}"))["id"] == shared["id"]
 
 
-async def test_deleting_an_agent_cancels_what_it_is_doing(server: Server) -> None:
+async def test_deleting_an_agent_cancels_its_active_runs(server: Server) -> None:
     made = await server.agent()
     run_id = await started(server, made["id"], "[hang=1]")
     assert (await server.got(f"/v1/runs/{run_id}"))["status"] == "running"

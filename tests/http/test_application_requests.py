@@ -29,7 +29,7 @@ CREATED: dict[str, Any] = {
 """As letta-code 0.34.12 sends it, shortened."""
 
 
-async def test_an_agent_of_letta_code_is_made_and_keeps_what_it_was_given(server: Server) -> None:
+async def test_an_agent_of_letta_code_is_created_and_keeps_all_its_members(server: Server) -> None:
     agent = await server.agent(**CREATED)
 
     for name in ("agent_type", "name", "description", "model", "system", "tags"):
@@ -76,7 +76,7 @@ async def test_a_send_may_explain_tools_and_skills_at_length(server: Server) -> 
     assert refused.json()["errors"][0]["loc"] == ["body", "client_tools", 3, "description"]
 
 
-async def test_what_applications_try_first_is_answered(server: Server) -> None:
+async def test_the_first_requests_of_applications_are_answered(server: Server) -> None:
     for path in ("/v1/health", "/v1/health/"):
         assert (await server.got(path))["status"] == "ok"
     assert await server.got("/v1/agents/", limit=1) == []

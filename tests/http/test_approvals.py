@@ -181,7 +181,7 @@ async def test_a_wrong_client_tool_is_422_and_named(
 
 @pytest.mark.parametrize("kind", ["approval", "tool_return"])
 @pytest.mark.parametrize("named", [True, False], ids=["named", "default"])
-async def test_what_the_client_returns_reaches_the_model_and_the_turn_goes_on(
+async def test_the_result_of_a_client_tool_reaches_the_model_and_the_turn_continues(
     live: LiveServer, named: bool, kind: str
 ) -> None:
     agent, conversation = await new_threads(live)
@@ -565,14 +565,14 @@ async def test_a_fork_waits_like_its_source_and_is_answered_by_itself(live: Live
         assert text(frames) == f"look success: {output}\n"
 
 
-async def test_a_reset_forgets_what_waits(live: LiveServer) -> None:
+async def test_a_reset_discards_pending_approvals(live: LiveServer) -> None:
     agent, _ = await new_threads(live)
     await asked(live, agent)
     assert (await live.client.patch(f"/v1/agents/{agent}/reset-messages")).status_code == 200
     assert text(await live.streamed(to(agent), {"input": "x"})) == "x"
 
 
-async def test_an_agent_tells_what_waits_in_its_default_conversation_if_asked(
+async def test_an_agent_shows_the_pending_approval_of_its_default_conversation_on_request(
     live: LiveServer,
 ) -> None:
     agent, conversation = await new_threads(live)
@@ -591,7 +591,7 @@ async def test_an_agent_tells_what_waits_in_its_default_conversation_if_asked(
     assert response.status_code == 404
 
 
-async def test_what_waits_is_kept_over_a_restart_of_the_server(tmp_path: Path) -> None:
+async def test_pending_approvals_survive_a_restart_of_the_server(tmp_path: Path) -> None:
     async with listening(tmp_path) as first:
         _, conversation = await new_threads(first)
         frames, calls = await asked(first, conversation)

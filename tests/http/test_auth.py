@@ -215,7 +215,7 @@ async def test_a_crowd_is_looked_up_once_and_let_in_at_once(*, is_open: bool) ->
     assert keys.look_ups == 1
 
 
-async def test_what_a_broken_store_answers_is_not_remembered() -> None:
+async def test_failed_key_look_ups_are_not_cached() -> None:
     clock = TestClock()
     keys = CountedKeys(clock, "good")
     keys.broken = True
@@ -338,7 +338,7 @@ FORWARDED = [
 
 @pytest.mark.promise("S11")
 @pytest.mark.parametrize("headers", FORWARDED, ids=str)
-async def test_an_open_server_refuses_what_somebody_has_passed_on(
+async def test_an_open_server_refuses_forwarded_requests(
     server: Server, headers: dict[str, str]
 ) -> None:
     """D2: a proxy in front of a server without keys does not open it to strangers."""
@@ -412,7 +412,7 @@ async def scoped(server: Server, *scopes: KeyScope) -> httpx2.AsyncClient:
 
 @pytest.mark.promise("S11")
 @pytest.mark.parametrize("scope", list(KeyScope))
-async def test_a_key_with_one_scope_opens_what_needs_it_and_nothing_else(
+async def test_a_key_with_one_scope_allows_only_operations_of_that_scope(
     server: Server, scope: KeyScope
 ) -> None:
     """D13: every operation needs the scope that the table says, whatever the request has in it."""
@@ -429,7 +429,7 @@ async def test_a_key_with_one_scope_opens_what_needs_it_and_nothing_else(
                 assert f"'{needed}'" in error["detail"]
 
 
-async def test_the_scopes_of_operations_are_what_their_methods_suggest(server: Server) -> None:
+async def test_the_scopes_of_operations_follow_from_their_methods(server: Server) -> None:
     """D13: whatever reads needs read, whatever deletes needs admin, and what is named exists."""
     needed = scopes_needed(server)
     for (method, _), scope in needed.items():

@@ -244,7 +244,7 @@ async def test_no_member_of_a_body_breaks_anything(server: Server, prober: Probe
         ("/v1/blocks/", {"label": "l", "value": "", "metadata": []}),
     ],
 )
-async def test_what_does_not_fit_is_told_and_nothing_is_made(
+async def test_an_invalid_body_gets_422_and_creates_nothing(
     server: Server, path: str, wrong: dict[str, Any]
 ) -> None:
     response = await server.client.post(path, json=wrong)

@@ -318,7 +318,7 @@ async def test_text_of_every_script_and_size_up_to_the_bounds_is_taken(place: Pl
             assert b"data: [DONE]\n\n" in response.content
 
 
-async def test_many_wrong_members_are_told_within_bounds(place: Place) -> None:
+async def test_the_list_of_faults_in_a_422_is_bounded(place: Place) -> None:
     body = {"messages": [{"role": "x" * 10_000, "content": 1, "x": 1} for _ in range(100)]}
     error = await place.refused(place.paths["send"], json=body)
     assert len(error["errors"]) == 20

@@ -27,7 +27,7 @@ async def test_a_block_is_given_back_as_it_was_made(server: Server) -> None:
     assert await server.got(f"/v1/blocks/{made['id']}") == made
 
 
-async def test_a_change_sets_what_is_given_and_null_clears(server: Server) -> None:
+async def test_an_update_changes_only_given_members_and_null_clears_them(server: Server) -> None:
     made = await server.block("human", "Ada", description="d", limit=10, metadata={"a": 1})
     path = f"/v1/blocks/{made['id']}"
     changed = (await server.client.patch(path, json={"value": "Bob", "description": None})).json()
@@ -52,7 +52,7 @@ async def test_a_value_never_gets_longer_than_its_limit(server: Server) -> None:
     assert both.status_code == 200
 
 
-async def test_blocks_are_listed_the_oldest_first_and_by_what_they_say(server: Server) -> None:
+async def test_blocks_are_listed_oldest_first_and_can_be_searched(server: Server) -> None:
     for label, value in [("human", "Ada"), ("persona", "kind"), ("humans", "Bob")]:
         await server.block(label, value, description=f"of {label}")
     await server.block("secret", hidden=True)
@@ -94,7 +94,7 @@ async def test_blocks_are_attached_and_detached(server: Server) -> None:
     assert (await server.client.get(f"{path}/human")).status_code == 404
 
 
-async def test_an_agent_can_not_get_two_blocks_of_one_label(server: Server) -> None:
+async def test_an_agent_cannot_have_two_blocks_with_one_label(server: Server) -> None:
     agent = await server.agent(memory_blocks=[{"label": "human", "value": ""}])
     other = await server.block("human")
     path = f"/v1/agents/{agent['id']}/core-memory/blocks"

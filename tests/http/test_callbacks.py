@@ -38,7 +38,7 @@ async def noted(live: LiveServer, run_id: str) -> dict[str, Any]:
 
 
 @pytest.mark.promise("P16")
-async def test_a_receiver_is_told_once_how_the_run_ended(live: LiveServer) -> None:
+async def test_a_receiver_gets_one_callback_when_the_run_ends(live: LiveServer) -> None:
     async with receiving() as receiver:
         run = await asked(live, "lantern", receiver.url)
         assert run["callback_url"] == receiver.url
@@ -66,7 +66,7 @@ async def test_a_receiver_is_told_once_how_the_run_ended(live: LiveServer) -> No
 
 
 @pytest.mark.promise("P16")
-async def test_what_is_told_is_in_the_records_before_it_is_told(live: LiveServer) -> None:
+async def test_a_callback_is_sent_after_the_run_is_recorded(live: LiveServer) -> None:
     async with receiving(None) as receiver:
         run = await asked(live, "[fail=1]", receiver.url)
         call = await receiver.call()
@@ -75,7 +75,7 @@ async def test_what_is_told_is_in_the_records_before_it_is_told(live: LiveServer
         assert call.told["metadata"]["error"] == ended["metadata"]["error"]
 
 
-async def test_a_cancelled_run_is_told_of(live: LiveServer) -> None:
+async def test_a_cancelled_run_sends_a_callback(live: LiveServer) -> None:
     async with receiving() as receiver:
         agent = (await live.agent())["id"]
         live.gates.hold(agent)
@@ -149,7 +149,9 @@ async def test_a_call_is_genuine_by_the_old_and_by_the_new_secret_while_both_sig
         7,
     ],
 )
-async def test_what_is_no_url_to_call_is_422_and_starts_nothing(live: LiveServer, url: Any) -> None:
+async def test_an_invalid_callback_url_gets_422_and_starts_nothing(
+    live: LiveServer, url: Any
+) -> None:
     agent = (await live.agent())["id"]
     before = live.rows()
     path = f"/v1/agents/{agent}/messages/async"

@@ -51,7 +51,7 @@ async def test_a_cancelled_run_ends_all_its_streams_with_one_cancelled_group(
 
 
 @pytest.mark.promise("P6")
-async def test_what_is_not_active_can_not_be_cancelled(live: LiveServer) -> None:
+async def test_inactive_runs_cannot_be_cancelled(live: LiveServer) -> None:
     agent, conversation = await new_threads(live)
     live.gates.open(agent)
     text = "CONFLICT: No active runs to cancel for conversation {}".format
@@ -70,7 +70,7 @@ async def test_what_is_not_active_can_not_be_cancelled(live: LiveServer) -> None
 
 
 @pytest.mark.promise("P6")
-async def test_what_does_not_exist_can_not_be_cancelled(live: LiveServer) -> None:
+async def test_unknown_runs_cannot_be_cancelled(live: LiveServer) -> None:
     agent, _ = await new_threads(live)
     for path, body in (
         (of_conversation(new_conversation_id()), None),
@@ -108,7 +108,7 @@ async def test_default_cancels_the_run_outside_named_conversations_and_no_other(
 
 
 @pytest.mark.promise("P6")
-async def test_runs_are_cancelled_by_their_ids_and_those_that_ended_stay_what_they_were(
+async def test_runs_are_cancelled_by_id_and_ended_runs_do_not_change(
     live: LiveServer,
 ) -> None:
     agent, conversation = await new_threads(live)

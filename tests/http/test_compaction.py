@@ -42,7 +42,7 @@ async def told(live: LiveServer, thread: str) -> str:
     return text(await sent(live, thread, "[history]"))
 
 
-async def test_what_gets_too_long_is_told_as_a_summary_of_its_older_part(live: LiveServer) -> None:
+async def test_the_older_part_of_a_long_context_is_replaced_by_a_summary(live: LiveServer) -> None:
     _, thread = await small(live)
     await filled(live, thread)
     frames = await sent(live, thread, "now " * 30)
@@ -99,7 +99,7 @@ async def test_the_messages_stay_in_the_conversation_and_its_context_begins_late
 
 
 @pytest.mark.promise("P1", "P4")
-async def test_a_compaction_is_part_of_the_log_for_those_who_asked_for_it(live: LiveServer) -> None:
+async def test_a_compaction_is_in_the_log_if_the_send_asked_for_it(live: LiveServer) -> None:
     _, thread = await small(live)
     await filled(live, thread)
     frames = await sent(live, thread, "now " * 30, background=True)
@@ -165,7 +165,7 @@ async def test_a_conversation_with_nothing_to_leave_out_tells_that_it_is_too_lon
     assert response.json()["code"] == "context_window_exceeded"
 
 
-async def test_a_system_prompt_that_fills_the_window_is_told_as_such(live: LiveServer) -> None:
+async def test_a_system_prompt_that_fills_the_window_gets_its_own_error(live: LiveServer) -> None:
     agent = await live.agent(system="much " * 200, context_window_limit=50)
     live.gates.open(agent["id"])
     thread = (await live.conversation(agent["id"]))["id"]
@@ -174,7 +174,7 @@ async def test_a_system_prompt_that_fills_the_window_is_told_as_such(live: LiveS
     assert frames[2].event["error_type"] == "context_window_overflow_in_system_prompt"
 
 
-async def test_without_a_summary_the_oldest_turns_are_left_out_and_the_model_is_told(
+async def test_without_a_summary_the_oldest_turns_are_omitted_with_a_note_to_the_model(
     live: LiveServer,
 ) -> None:
     _, thread = await small(live)

@@ -248,11 +248,11 @@ async def test_a_client_that_takes_nothing_of_a_large_answer_is_aborted(
 async def test_a_reader_that_takes_nothing_of_the_last_64_kib_is_aborted(server: Served) -> None:
     """C7: what fits into the buffers is never looked at again."""
     await server.connect(b"GET /stream HTTP/1.1\r\n" + HOST + b"\r\n", receive_bytes=4096)
-    await server.until_state(State.KEPT)
+    await server.until_state(State.DETACHED)
     kept = server.application.kept
     assert kept is not None
     kept.write(b"x" * 60_000)
-    assert kept.has_room()
+    assert kept.is_writable()
     await until_aborted(server)
     assert server.application.left.is_set()
     assert kept.stalled
@@ -424,7 +424,7 @@ async def test_trailers_are_dropped_and_never_taken_as_headers(server: Served) -
 async def test_http_1_0_gets_no_chunks_and_the_end_of_the_connection(server: Served) -> None:
     """B5: chunk sizes appear in the text of a stream that is asked for in HTTP/1.0."""
     client = await server.connect(b"GET /stream HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
-    await server.until_state(State.KEPT)
+    await server.until_state(State.DETACHED)
     assert server.application.kept is not None
     server.application.kept.write(b"x" * 20_000)
     server.application.kept.finish(b"last")
@@ -519,7 +519,7 @@ async def test_pipelined_requests_are_answered_one_after_the_other(server: Serve
 
 
 @pytest.mark.promise("P12")
-async def test_what_piles_up_behind_a_request_is_bounded(server: Served) -> None:
+async def test_bytes_after_a_request_are_bounded(server: Served) -> None:
     client = await server.connect(b"GET /wait HTTP/1.1\r\n" + HOST + b"\r\n")
     await server.until_state(State.RESPONSE)
     (connection,) = server.state.connections
@@ -533,7 +533,9 @@ async def test_what_piles_up_behind_a_request_is_bounded(server: Served) -> None
     assert await client.until(b'"/wait"')
 
 
-async def test_a_client_is_told_to_continue_only_when_the_body_is_wanted(server: Served) -> None:
+async def test_a_100_response_is_sent_only_when_the_application_reads_the_body(
+    server: Served,
+) -> None:
     head = b"POST /x HTTP/1.1\r\n" + HOST + b"Expect: 100-Continue\r\nContent-Length: 2\r\n"
     client = await server.connect(head + CLOSE + b"\r\n")
     assert await client.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -80,7 +80,7 @@ async def send_path(live: LiveServer) -> str:
     ],
     ids=repr,
 )
-async def test_what_is_no_http_is_400_and_starts_nothing(
+async def test_invalid_http_gets_400_and_starts_nothing(
     live: LiveServer, send_path: str, sent: bytes
 ) -> None:
     before = live.rows()
@@ -103,7 +103,7 @@ async def test_what_is_no_http_is_400_and_starts_nothing(
     ],
     ids=repr,
 )
-async def test_what_speaks_another_protocol_is_400(live: LiveServer, sent: bytes) -> None:
+async def test_another_protocol_gets_400(live: LiveServer, sent: bytes) -> None:
     status, error = error_of(await exchanged(live, sent, ends=True))
     assert (status, error["code"]) == (400, "invalid_http")
 
@@ -214,7 +214,7 @@ async def test_nothing_is_left_of_a_connection_that_is_reset(
         watch = connection._endpoint.watch
         forgotten.append(
             not any(connection in queue for queue, _ in watch._queues.values())
-            and connection not in watch._owing
+            and connection not in watch._unread
             and connection not in connection._endpoint.state.connections
         )
         lost.set()

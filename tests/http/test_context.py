@@ -79,7 +79,7 @@ async def refused(live: LiveServer, path: str, body: Any = None) -> tuple[int, s
     return response.status_code, error["code"]
 
 
-async def test_what_can_not_be_compacted_stays_as_it_is(live: LiveServer) -> None:
+async def test_a_conversation_that_cannot_be_compacted_does_not_change(live: LiveServer) -> None:
     _, thread = await new_threads(live)
     path = f"/v1/conversations/{thread}/compact"
     assert await refused(live, path) == (400, "invalid_argument")
@@ -92,7 +92,7 @@ async def test_what_can_not_be_compacted_stays_as_it_is(live: LiveServer) -> Non
     assert "summary_message" not in kept
 
 
-async def test_a_model_that_makes_no_summary_is_told_with_its_error(live: LiveServer) -> None:
+async def test_a_failed_summary_reports_the_error_of_its_model(live: LiveServer) -> None:
     _, thread = await new_threads(live)
     await live.streamed(f"/v1/conversations/{thread}/messages", {"input": "[fail=1] " + "x " * 99})
     await live.send(thread, "more")

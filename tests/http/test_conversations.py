@@ -61,7 +61,7 @@ async def test_a_model_that_the_server_has_not_makes_no_conversation(server: Ser
     assert await ids(server) == []
 
 
-async def test_a_change_sets_what_is_given_and_null_clears(server: Server) -> None:
+async def test_an_update_changes_only_given_members_and_null_clears_them(server: Server) -> None:
     agent = await server.agent()
     made = await server.conversation(
         agent["id"], summary="s", description="d", model="scripted/slow"
@@ -98,7 +98,7 @@ async def test_archiving_takes_a_conversation_out_of_the_list_until_it_is_undone
     assert len(await ids(server)) == 2
 
 
-async def test_conversations_are_listed_by_what_they_are(server: Server) -> None:
+async def test_conversations_can_be_filtered_in_lists(server: Server) -> None:
     agent, other = await server.agent(), await server.agent()
     a = await server.conversation(agent["id"], summary="About tea")
     b = await server.conversation(other["id"], summary="coffee")

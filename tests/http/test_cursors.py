@@ -193,7 +193,7 @@ async def test_a_ping_before_the_first_event_has_no_seq_and_is_in_no_log(
 
 
 @pytest.mark.promise("S7")
-async def test_nobody_is_pinged_who_does_not_want_it(quick_pings: LiveServer) -> None:
+async def test_a_reader_without_include_pings_gets_no_pings(quick_pings: LiveServer) -> None:
     live = quick_pings
     agent, run = await held_run(live, "[chunks=3]", after=1)
     path = f"/v1/runs/{run}/stream"

@@ -115,7 +115,7 @@ async def test_a_conversation_answers_one_question_at_a_time(tmp_path: Path) -> 
 
 
 @pytest.mark.promise("P6")
-async def test_cancelling_closes_the_generator_and_keeps_what_it_gave(tmp_path: Path) -> None:
+async def test_cancelling_closes_the_generator_and_keeps_its_output(tmp_path: Path) -> None:
     held = Held()
     async with Reattach(held.answer, data_dir=tmp_path) as streams, asyncio.timeout(BOUND_SECONDS):
         run = await streams.ask("first")

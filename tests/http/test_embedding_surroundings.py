@@ -88,7 +88,7 @@ class Application:
 
 @pytest.mark.slow
 @pytest.mark.promise("P15")
-def test_a_stopped_uvicorn_drains_and_shows_what_the_generator_raised(tmp_path: Path) -> None:
+def test_a_stopped_uvicorn_drains_and_logs_the_exception_of_the_generator(tmp_path: Path) -> None:
     """E6: open streams get their end at shutdown, and an exception is in the application's log."""
     application = Application(tmp_path)
     try:

@@ -36,13 +36,13 @@ def test_every_error_that_clients_can_see_has_a_status_of_its_own() -> None:
         assert (status == 500) <= issubclass(cls, EngineError), cls
 
 
-def test_what_happens_inside_is_not_told() -> None:
+def test_internal_errors_get_a_generic_500() -> None:
     response = error_response(errors.LogClosedError("a secret of /var/lib"))
     assert response.status_code == 500
     assert b"secret" not in bytes(response.body)
 
 
-def test_a_models_error_is_told_in_the_retired_servers_form_too() -> None:
+def test_a_model_error_also_has_the_form_of_the_retired_server() -> None:
     response = error_response(errors.ModelRateLimitError("Slow down."))
     assert response.status_code == 429
     assert response.body == (
@@ -83,7 +83,7 @@ async def test_errors_of_the_framework_have_the_same_shape(
     assert isinstance(response.json()["detail"], str)
 
 
-async def test_a_wrong_id_in_the_path_is_told_with_an_example(server: Server) -> None:
+async def test_a_malformed_id_in_the_path_gets_422_with_an_example(server: Server) -> None:
     response = await server.client.get("/v1/agents/agent-X")
     assert response.status_code == 422
     body = response.json()
@@ -95,7 +95,7 @@ async def test_a_wrong_id_in_the_path_is_told_with_an_example(server: Server) ->
     assert body["examples"] == ["agent-123e4567-e89b-42d3-8456-426614174000"]
 
 
-async def test_an_error_never_repeats_much_of_what_was_sent(server: Server) -> None:
+async def test_an_error_repeats_only_a_bounded_part_of_the_request(server: Server) -> None:
     long = "x" * 500_000
     agent = await server.agent()
     for body in (

@@ -131,7 +131,7 @@ UNUSUAL: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
-async def test_what_is_unusual_goes_the_long_way_whole(
+async def test_unusual_requests_are_answered_by_the_regular_routes(
     app: App, ended: tuple[str, str], name: str
 ) -> None:
     asked = {"path": f"/v1/runs/{ended[1]}/stream", **UNUSUAL[name]}

@@ -111,7 +111,7 @@ async def test_requests_are_logged_by_setting_without_query_and_body(tmp_path: P
     assert not [one for one in logs if one["event"] == "request"]
 
 
-def test_no_library_logs_what_it_sends_however_much_is_logged() -> None:
+def test_no_library_logs_request_bodies_at_any_level() -> None:
     """E7: `--log-level debug` shows no SQL with its values, no body and no row."""
     root, ours = logging.getLogger(), logging.getLogger("reattach")
     before = root.handlers[:], root.level, ours.level, structlog.get_config()

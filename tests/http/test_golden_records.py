@@ -69,7 +69,7 @@ async def conversation(server: Server) -> dict[str, Any]:
     return conversation
 
 
-async def test_agents_and_models_and_health_are_told_as_ever(
+async def test_agents_models_and_health_equal_the_golden_responses(
     server: Server, conversation: dict[str, Any]
 ) -> None:
     for name, path in [
@@ -80,7 +80,7 @@ async def test_agents_and_models_and_health_are_told_as_ever(
         assert differences(recorded(name), await server.got(path)) == [], name
 
 
-async def test_a_conversation_is_told_as_ever(server: Server) -> None:
+async def test_a_conversation_equals_the_golden_response(server: Server) -> None:
     agent = await server.agent()
     made = await server.conversation(agent["id"])
     old = recorded("conversation_retrieve")
@@ -91,7 +91,9 @@ async def test_a_conversation_is_told_as_ever(server: Server) -> None:
         assert len(new["in_context_message_ids"]) == len(old["in_context_message_ids"]) == 1
 
 
-async def test_a_run_is_told_as_ever(server: Server, conversation: dict[str, Any]) -> None:
+async def test_a_run_equals_the_golden_response(
+    server: Server, conversation: dict[str, Any]
+) -> None:
     [run] = await server.got("/v1/runs/", conversation_id=conversation["id"], limit=2)
     path = f"/v1/runs/{run['id']}"
     assert run == await server.got(path)
@@ -105,7 +107,7 @@ async def test_a_run_is_told_as_ever(server: Server, conversation: dict[str, Any
         assert differences(recorded(f"run_{name}"), await server.got(f"{path}/{name}")) == []
 
 
-async def test_the_messages_of_a_run_are_told_as_ever(
+async def test_the_messages_of_a_run_equal_the_golden_response(
     server: Server, conversation: dict[str, Any]
 ) -> None:
     [run] = await server.got("/v1/runs/")

@@ -259,7 +259,7 @@ async def test_keys_are_the_tenants(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("P9", "P14")
-async def test_a_duplicate_after_the_retention_is_told_so_and_starts_nothing(
+async def test_a_duplicate_after_the_retention_gets_410_and_starts_nothing(
     live: LiveServer,
 ) -> None:
     agent, conversation = await new_threads(live)
@@ -297,7 +297,7 @@ async def test_a_duplicate_of_a_run_that_failed_fails_in_the_same_way(
 
 @pytest.mark.promise("P10")
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_second_send_is_told_which_run_is_active(live: LiveServer, mode: str) -> None:
+async def test_a_second_send_gets_409_with_the_active_run(live: LiveServer, mode: str) -> None:
     agent, conversation = await new_threads(live)
     run = await live.held_run(agent, conversation, "[chunks=2]", after=1)
     before = live.rows()

@@ -82,7 +82,7 @@ async def test_a_letta_image_that_brings_its_data_is_taken(live: LiveServer) -> 
         "metadata", "short form", "this machine", "password", "long url",
     ],
 )  # fmt: skip
-async def test_what_is_no_image_is_refused_with_what_is_wrong(
+async def test_an_invalid_image_is_refused_with_the_reason(
     live: LiveServer, part: Any, told: str
 ) -> None:
     """D8: neither is the URL of an image that leads into the operator's network."""

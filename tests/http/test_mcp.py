@@ -120,7 +120,7 @@ async def test_the_sdk_lists_and_attaches_the_tools_of_mcp_servers(letta: AsyncL
     assert (retrieved.id, retrieved.name) == (add.id, add.name)
 
 
-async def test_what_only_the_operator_knows_is_not_shown(live: LiveServer) -> None:
+async def test_details_of_mcp_servers_for_the_operator_are_not_shown(live: LiveServer) -> None:
     shown = (await live.client.get("/v1/mcp-servers/")).text
     for secret in ("hush", "mcp_server.py", str(ROOT), "MCP_"):
         assert secret not in shown

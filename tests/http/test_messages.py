@@ -97,7 +97,7 @@ async def test_a_limit_counts_stored_messages_and_never_splits_one(
         ({"include_return_message_types": "x"}, 422),
     ],
 )
-async def test_a_wrong_query_of_messages_is_told(
+async def test_an_invalid_query_of_messages_is_refused(
     server: Server, thread: str, query: dict[str, Any], status: int
 ) -> None:
     path = f"/v1/conversations/{thread}/messages"

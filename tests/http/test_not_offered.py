@@ -52,7 +52,7 @@ async def test_every_request_of_the_sdk_is_answered_by_a_route(server: Server) -
         assert response.json() != nothing_there, (method, path)
 
 
-async def test_what_is_not_offered_says_so_and_what_to_do_instead(server: Server) -> None:
+async def test_unsupported_parts_of_the_api_get_501_with_an_alternative(server: Server) -> None:
     for part in (*LATER, *OUT_OF_SCOPE):
         for path in part.paths:
             for method in part.methods:

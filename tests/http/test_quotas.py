@@ -189,7 +189,7 @@ async def test_the_bodies_of_a_tenant_are_bounded_at_a_time_and_in_a_minute(
         assert (await one.post("/v1/agents/", json=large)).status_code == 200
 
 
-async def test_what_is_held_is_let_go_of_when_a_request_ends_in_any_way(tmp_path: Path) -> None:
+async def test_held_bytes_are_released_however_a_request_ends(tmp_path: Path) -> None:
     """D12: nothing of a quota is lost by requests that fail or are left."""
     async with listening(tmp_path, quota_body_mib=1, quota_streams=2) as live:
         agent, thread = await new_threads(live)
@@ -212,9 +212,7 @@ def _use(live: LiveServer) -> Any:
 
 
 @pytest.mark.parametrize(("a_second", "wait_seconds"), [(1, 1), (0.2, 5)])
-def test_a_bucket_gives_what_it_says_and_refills_with_time(
-    a_second: float, wait_seconds: int
-) -> None:
+def test_a_bucket_allows_its_size_and_refills_over_time(a_second: float, wait_seconds: int) -> None:
     """D12: a refusal says after how long the request is taken."""
     clock = TestClock()
     use = Quotas(Bounds(requests_per_second=a_second), clock).of(TENANT)

@@ -152,7 +152,7 @@ async def test_default_is_the_run_of_this_agent_and_of_no_other(live: LiveServer
 async def test_an_agents_id_as_path_is_its_default_and_says_that_it_is_deprecated(
     live: LiveServer, log_lines: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resuming, "_warned_of_agent_path", False)
+    resuming._warn_about_agent_path.cache_clear()
     agent, _ = await new_threads(live)
     other, _ = await new_threads(live)
     run = await live.held_run(agent, "default", "[chunks=4]", after=2, agent_id=agent)
@@ -544,7 +544,7 @@ async def test_a_log_past_its_retention_is_410_with_the_time_and_the_messages_st
 
 
 @pytest.mark.promise("S10", "P5")
-async def test_headers_come_before_any_event_exists_and_say_what_is_streamed(
+async def test_headers_are_sent_before_the_first_event_and_name_the_run(
     live: LiveServer,
 ) -> None:
     agent, conversation = await new_threads(live)
@@ -641,7 +641,7 @@ async def test_a_server_with_keys_wants_one_for_every_resume(tmp_path: Path) -> 
 
 
 @pytest.mark.promise("P11")
-async def test_what_belongs_to_another_tenant_answers_as_what_does_not_exist(
+async def test_runs_of_another_tenant_are_answered_like_unknown_ones(
     tmp_path: Path,
 ) -> None:
     async with listening(tmp_path) as live:

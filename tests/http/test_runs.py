@@ -14,7 +14,7 @@ async def ids(server: Server, **query: Any) -> list[str]:
     return [run["id"] for run in await server.got("/v1/runs/", **query)]
 
 
-async def test_runs_are_listed_by_what_they_are(server: Server) -> None:
+async def test_runs_can_be_filtered_in_lists(server: Server) -> None:
     agent, other = await server.agent(), await server.agent()
     conversation = await server.conversation(agent["id"])
     await server.send(conversation["id"], "one")
@@ -68,7 +68,7 @@ async def test_runs_are_paged_whole_and_once_in_both_directions(server: Server, 
         ({"conversation_id": "x"}, 422),
     ],
 )
-async def test_a_wrong_query_of_runs_is_told(
+async def test_an_invalid_query_of_runs_is_refused(
     server: Server, query: dict[str, Any], status: int
 ) -> None:
     response = await server.client.get("/v1/runs/", params=query)
@@ -76,7 +76,7 @@ async def test_a_wrong_query_of_runs_is_told(
     assert isinstance(response.json()["detail"], str)
 
 
-async def test_a_failed_run_tells_its_error_and_keeps_what_was_sent(server: Server) -> None:
+async def test_a_failed_run_shows_its_error_and_keeps_the_sent_messages(server: Server) -> None:
     agent = await server.agent()
     body = {"messages": [{"role": "user", "content": "[fail=0:llm_timeout]"}], "streaming": False}
     path = f"/v1/conversations/{agent['id']}/messages"
@@ -90,7 +90,7 @@ async def test_a_failed_run_tells_its_error_and_keeps_what_was_sent(server: Serv
     assert after == []
 
 
-async def test_an_active_run_shows_what_was_sent_and_can_not_be_deleted(server: Server) -> None:
+async def test_an_active_run_shows_the_sent_messages_and_cannot_be_deleted(server: Server) -> None:
     agent = await server.agent()
     run_id = await started(server, agent["id"], "hi [hang=1]")
     path = f"/v1/runs/{run_id}"
@@ -126,9 +126,7 @@ async def test_a_deleted_run_is_gone_and_its_messages_stay(server: Server) -> No
 
 
 @pytest.mark.parametrize("path", ["", "/messages", "/usage", "/steps", "/metrics"])
-async def test_a_run_that_is_unknown_and_an_id_that_is_none_are_told_apart(
-    server: Server, path: str
-) -> None:
+async def test_an_unknown_run_gets_404_and_a_malformed_id_400(server: Server, path: str) -> None:
     assert (await server.client.get(f"/v1/runs/{UNKNOWN}{path}")).status_code == 404
     malformed = await server.client.get(f"/v1/runs/run-x{path}")
     assert malformed.status_code == 400

@@ -151,7 +151,7 @@ async def test_models_and_health(letta: AsyncLetta) -> None:
     assert await letta.models.embeddings.list() == []
 
 
-async def test_what_is_not_offered_is_said_once_and_not_tried_again(letta: AsyncLetta) -> None:
+async def test_the_sdk_does_not_retry_a_501(letta: AsyncLetta) -> None:
     with pytest.raises(APIStatusError) as refused:
         await letta.archives.create(name="a")
     assert refused.value.status_code == 501

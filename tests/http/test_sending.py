@@ -377,7 +377,7 @@ async def test_a_send_can_choose_its_system_prompt_for_itself_only(live: LiveSer
     assert own_text(text(await answered(live, conversation, "[system]"))) == "Be brief."
 
 
-async def test_the_model_is_told_the_memory_as_it_is_at_that_time(live: LiveServer) -> None:
+async def test_the_model_gets_the_memory_as_of_the_turn(live: LiveServer) -> None:
     block = {"label": "human", "value": "Her name is Ada."}
     agent, conversation = await new_threads(live, system="Be brief.", memory_blocks=[block])
     prompt = text(await answered(live, conversation, "[system]"))
@@ -393,7 +393,7 @@ async def test_the_model_is_told_the_memory_as_it_is_at_that_time(live: LiveServ
     assert "Ada" not in prompt
 
 
-async def test_the_model_is_told_what_was_said_in_this_conversation_before(
+async def test_the_model_gets_the_earlier_messages_of_the_conversation(
     live: LiveServer,
 ) -> None:
     agent, conversation = await new_threads(live)
@@ -445,7 +445,7 @@ async def test_steps_are_at_least_one_and_at_most_a_thousand(
 
 
 @pytest.mark.promise("P11")
-async def test_what_does_not_exist_is_404_and_nothing_starts(live: LiveServer) -> None:
+async def test_unknown_conversations_and_agents_get_404_and_start_nothing(live: LiveServer) -> None:
     agent, _ = await new_threads(live)
     deleted = (await live.conversation(agent))["id"]
     assert (await live.client.delete(f"/v1/conversations/{deleted}")).status_code == 200
@@ -539,7 +539,7 @@ async def test_a_run_that_fails_before_the_model_gave_anything_leaves_the_conver
 
 
 @pytest.mark.parametrize("message", ["[fail=2]", "[crash=2]"])
-async def test_a_run_that_fails_later_keeps_what_was_sent_and_what_was_streamed(
+async def test_a_run_that_fails_later_keeps_sent_and_streamed_messages(
     live: LiveServer, message: str
 ) -> None:
     _, conversation = await new_threads(live)
@@ -553,7 +553,7 @@ async def test_a_run_that_fails_later_keeps_what_was_sent_and_what_was_streamed(
 
 @pytest.mark.promise("P6")
 @pytest.mark.parametrize("streamed", [0, 1, 3])
-async def test_a_cancelled_run_keeps_what_was_streamed(live: LiveServer, streamed: int) -> None:
+async def test_a_cancelled_run_keeps_its_streamed_messages(live: LiveServer, streamed: int) -> None:
     agent, conversation = await new_threads(live)
     run = await live.held_run(agent, conversation, "[chunks=5]", after=streamed)
     assert await live.made(f"/v1/conversations/{conversation}/cancel", None) == {run: "cancelled"}

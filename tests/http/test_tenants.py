@@ -193,7 +193,7 @@ async def told(
 
 
 @pytest.mark.promise("P11")
-async def test_what_is_another_tenants_answers_as_what_does_not_exist(server: Server) -> None:
+async def test_objects_of_another_tenant_are_answered_like_unknown_ones(server: Server) -> None:
     block = await server.block("human", "Ada")
     agent = await server.agent(block_ids=[block["id"]], name="owned", tools=["add", "deploy"])
     conversation = await server.conversation(agent["id"])
@@ -243,7 +243,7 @@ async def test_no_request_that_names_something_is_left_out(server: Server) -> No
 
 
 @pytest.mark.promise("P11")
-async def test_what_is_the_servers_own_shows_nothing_of_a_tenant(server: Server) -> None:
+async def test_global_endpoints_reveal_nothing_about_tenants(server: Server) -> None:
     clients = [await with_key(server, tenant) for tenant in (DEFAULT_TENANT, OTHER_TENANT)]
     before = [[await told(client, look, UNKNOWN) for client in clients] for look in EVERYBODYS]
     assert all(ours == theirs for ours, theirs in before)

@@ -195,7 +195,7 @@ async def test_a_call_that_needs_approval_runs_when_it_is_approved_and_only_once
     assert "approval_response" in kept
 
 
-async def test_a_denied_call_does_not_run_and_the_model_is_told_why(live: LiveServer) -> None:
+async def test_a_denied_call_does_not_run_and_the_model_gets_the_reason(live: LiveServer) -> None:
     functions.RAN.clear()
     _, thread = await thread_with(live, "deploy")
     calls = await asked(live, thread, "[tool=deploy]")

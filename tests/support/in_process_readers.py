@@ -53,7 +53,7 @@ class Reader:
         """The body ended as HTTP bodies end."""
         self.taking = asyncio.Event()
         self.taking.set()
-        self.when_left: Callable[[], None] | None = None
+        self.on_disconnect: Callable[[], None] | None = None
         self.connection = _Connection(self)
         self._changed = asyncio.Event()
         self._left = asyncio.Event()
@@ -78,8 +78,8 @@ class Reader:
     def leave(self) -> None:
         """Disconnect, as a client that goes away."""
         self._left.set()
-        if self.when_left is not None:
-            self.when_left()
+        if self.on_disconnect is not None:
+            self.on_disconnect()
 
     def stall(self) -> None:
         """Be given up by the server's watch over connections, having taken nothing."""
@@ -157,7 +157,7 @@ class _Connection:
     async def begin(self, send: Send, start: Message) -> None:
         await send(start)
 
-    def keep(self) -> None:
+    def detach(self) -> None:
         pass
 
     def flush(self) -> None:
@@ -172,10 +172,10 @@ class _Connection:
         self._reader.abort()
         self.over.set()
 
-    def has_room(self) -> bool:
+    def is_writable(self) -> bool:
         return self._reader.taking.is_set()
 
-    def when_room(self, call: Callable[[], None] | None) -> None:
+    def on_writable(self, call: Callable[[], None] | None) -> None:
         self._when_room = call
         if call is not None:
             self._waiting = asyncio.create_task(self._room())
@@ -188,5 +188,5 @@ class _Connection:
     def write(self, body: bytes) -> None:
         self._reader.take(body)
 
-    def when_left(self, call: Callable[[], None] | None) -> None:
-        self._reader.when_left = call
+    def on_disconnect(self, call: Callable[[], None] | None) -> None:
+        self._reader.on_disconnect = call

@@ -19,7 +19,7 @@ def attach(
     conversation: Annotated[
         str, typer.Argument(help="Id of a conversation, or 'default' with --agent-id.")
     ] = "default",
-    run_id: Annotated[str | None, typer.Option(help="Default: the active run.")] = None,
+    run_id: Annotated[str | None, typer.Option(help="Run; default: the active one.")] = None,
     otid: Annotated[str | None, typer.Option(help="OTID of a message of the run.")] = None,
     agent_id: Annotated[str | None, typer.Option(help="Agent, with 'default'.")] = None,
     after: Annotated[int, typer.Option(help="Cursor: seq_id of the last event you have.")] = 0,

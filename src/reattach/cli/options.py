@@ -11,20 +11,20 @@ from reattach.server import datadir
 from reattach.settings import Settings
 
 Config = Annotated[
-    Path | None, typer.Option(help="TOML file with settings.  [env: REATTACH_CONFIG]")
+    Path | None, typer.Option(help="TOML file with settings. (env: REATTACH_CONFIG)")
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Directory of the database files.  [env: REATTACH_DATA_DIR]"),
+    typer.Option(help="Directory of the database files. (env: REATTACH_DATA_DIR)"),
 ]
 DatabaseUrl = Annotated[
     str | None,
     typer.Option(
         help="Database for records. Other users can see passwords in flags: prefer the "
-        "environment or the settings file.  [env: REATTACH_DATABASE_URL]"
+        "environment or the settings file. (env: REATTACH_DATABASE_URL)"
     ),
 ]
-LogUrl = Annotated[str | None, typer.Option(help="Store for event logs.  [env: REATTACH_LOG_URL]")]
+LogUrl = Annotated[str | None, typer.Option(help="Store for event logs. (env: REATTACH_LOG_URL)")]
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

@@ -245,7 +245,7 @@ CALLBACK_RETRY_SECONDS: Final = 2.0
 """The wait before the first retry of a call; it doubles with each failure."""
 
 CALLBACK_MAX_RETRY_SECONDS: Final = 900.0
-"""The longest such wait."""
+"""The maximum of that wait."""
 
 CALLBACK_GIVE_UP_SECONDS: Final = 24 * 3600.0
 """How long after the end of its run a callback is still retried."""

@@ -30,19 +30,12 @@ _HOSTED: Final = "It is part of the hosted product only."
 
 LATER: Final = (
     NotOffered(
-        "searching tools",
-        "Use GET /v1/tools/ with 'search'.",
-        ("/v1/tools/search",),
-        ("POST",),
+        "searching tools", "Use GET /v1/tools/ with 'search'.", ("/v1/tools/search",), ("POST",)
     ),
     NotOffered(
         "creating and changing tools",
         "Tools come from the server's settings and packages; GET /v1/tools/ lists them.",
-        (
-            "/v1/tools/",
-            "/v1/tools/{rest:path}",
-            "/v1/agents/{agent_id}/tools/{tool_name}/run",
-        ),
+        ("/v1/tools/", "/v1/tools/{rest:path}", "/v1/agents/{agent_id}/tools/{tool_name}/run"),
         ("POST", "PUT", "PATCH", "DELETE"),
     ),
     NotOffered(
@@ -63,11 +56,7 @@ LATER: Final = (
         ("/v1/blocks/{block_id}/agents",),
         ("GET",),
     ),
-    NotOffered(
-        "retrieving single steps",
-        "Use GET /v1/runs/{run_id}/steps.",
-        _tree("/v1/steps"),
-    ),
+    NotOffered("retrieving single steps", "Use GET /v1/runs/{run_id}/steps.", _tree("/v1/steps")),
     NotOffered("traces of runs", "Use GET /v1/runs/{run_id}/steps.", ("/v1/runs/{run_id}/trace",)),
     NotOffered(
         "listing tags", "List the agents; each contains its tags.", ("/v1/tags", "/v1/tags/")
@@ -109,20 +98,14 @@ OUT_OF_SCOPE: Final = (
         ),
     ),
     NotOffered(
-        "groups of agents",
-        "Pass messages between agents in your application.",
-        _tree("/v1/groups"),
+        "groups of agents", "Pass messages between agents in your application.", _tree("/v1/groups")
     ),
     NotOffered(
         "identities",
         "Distinguish agents by tags, and tenants by their API keys.",
         (*_tree("/v1/identities"), "/v1/agents/{agent_id}/identities/{rest:path}"),
     ),
-    NotOffered(
-        "templates",
-        "Create each agent with POST /v1/agents/.",
-        _tree("/v1/templates"),
-    ),
+    NotOffered("templates", "Create each agent with POST /v1/agents/.", _tree("/v1/templates")),
     NotOffered(
         "importing agent files",
         "Create the agent with POST /v1/agents/, and send it messages.",

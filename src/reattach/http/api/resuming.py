@@ -1,5 +1,6 @@
 """Routes that resume a run's stream, by run id, by OTID, or by conversation."""
 
+from functools import cache
 from typing import Annotated
 
 import structlog
@@ -20,8 +21,6 @@ from reattach.runs.follow import Target
 logger = structlog.get_logger(__name__)
 
 router = routes()
-
-_warned_of_agent_path = False
 
 
 @router.post(
@@ -116,12 +115,10 @@ def _stream(
     )
 
 
+@cache  # once per process
 def _warn_about_agent_path() -> None:
-    global _warned_of_agent_path  # noqa: PLW0603  warns once per process
-    if not _warned_of_agent_path:
-        _warned_of_agent_path = True
-        logger.warning(
-            "deprecated path used",
-            path="/v1/conversations/agent-…/stream",
-            instead="/v1/conversations/default/stream with agent_id",
-        )
+    logger.warning(
+        "deprecated path used",
+        path="/v1/conversations/agent-…/stream",
+        instead="/v1/conversations/default/stream with agent_id",
+    )

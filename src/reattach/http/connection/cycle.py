@@ -75,7 +75,7 @@ class Transport(Protocol):
     def expect_body(self) -> None:
         """Restart the deadline for more of the body."""
 
-    def keep(self) -> None:
+    def detach(self) -> None:
         """Continue the response without the application."""
 
     def response_complete(self) -> None:
@@ -91,27 +91,10 @@ class Transport(Protocol):
 class Cycle:
     """One request of a connection, and the ``Connection`` that a stream may keep."""
 
-    __slots__ = (
-        "_asked_whole",
-        "_body",
-        "_came",
-        "_chunked",
-        "_connection",
-        "_continue_due",
-        "_expected_bytes",
-        "_head",
-        "_method",
-        "_on_left",
-        "_on_room",
-        "_version",
-        "complete",
-        "gone",
-        "is_kept",
-        "keep_alive",
-        "more_body",
-        "scope",
-        "started",
-    )  # fmt: skip
+    __slots__ = ("_body", "_chunked", "_connection", "_continue_due", "_end_received",
+                 "_expected_bytes", "_head", "_input_event", "_method", "_on_left", "_on_room",
+                 "_version", "complete", "gone", "is_detached", "keep_alive", "more_body", "scope",
+                 "started")  # fmt: skip
 
     def __init__(
         self,
@@ -145,7 +128,7 @@ class Cycle:
         """The whole response was written."""
         self.gone = False
         """The client is gone."""
-        self.is_kept = False
+        self.is_detached = False
         self._on_left: Callable[[], None] | None = None
         self._on_room: Callable[[], None] | None = None
         self._connection = connection
@@ -153,9 +136,9 @@ class Cycle:
         self._version = head.version
         self._continue_due = head.expects_continue
         self._body = b""
-        self._asked_whole = False
+        self._end_received = False
         """The application has received the end of the request."""
-        self._came: asyncio.Event | None = None
+        self._input_event: asyncio.Event | None = None
         self._head = b""
         """The head of the response, held back until the first part of the body."""
         self._chunked = False
@@ -166,7 +149,7 @@ class Cycle:
         """Run the application, and make sure that the client gets a response."""
         try:
             await app(self.scope, self.receive, self.send)
-            if not (self.started or self.is_kept or self.gone):
+            if not (self.started or self.is_detached or self.gone):
                 raise RuntimeError("The application sent no response.")
         except Exception as error:
             if self.started or self.gone:
@@ -178,7 +161,7 @@ class Cycle:
             self._close_incomplete()
             raise
         else:
-            if not (self.complete or self.is_kept or self.gone):
+            if not (self.complete or self.is_detached or self.gone):
                 logger.error("response aborted", reason="the application did not end its body")
                 self._close_incomplete()
         finally:
@@ -200,7 +183,7 @@ class Cycle:
         """Whether the client sends no body before the application asks for it."""
         return self._continue_due
 
-    def body_came(self, body: bytes, *, whole: bool) -> None:
+    def feed_body(self, body: bytes, *, whole: bool) -> None:
         """Take more of the request body."""
         if not self.complete and not self.gone:
             self._body = self._body + body if self._body else body
@@ -208,35 +191,35 @@ class Cycle:
                 self._connection.pause_reading()
         self.more_body = not whole
         self._continue_due = False
-        if self._came is not None:
-            self._came.set()
+        if self._input_event is not None:
+            self._input_event.set()
 
-    def lose(self) -> None:
+    def disconnect(self) -> None:
         """Report that the client is gone."""
         if self.gone:
             return
         self.gone = True
-        if self._came is not None:
-            self._came.set()
+        if self._input_event is not None:
+            self._input_event.set()
         call, self._on_left = self._on_left, None
         if call is not None:
             call()
 
     async def receive(self) -> Message:
         while not (self.gone or self.complete):
-            if self._body or not (self.more_body or self._asked_whole):
+            if self._body or not (self.more_body or self._end_received):
                 body, self._body = self._body, b""
-                self._asked_whole = not self.more_body
+                self._end_received = not self.more_body
                 self._connection.resume_reading()
                 return {"type": "http.request", "body": body, "more_body": self.more_body}
             if self._continue_due and not self.started:
                 self._continue_due = False
                 self._connection.write(_CONTINUE)
                 self._connection.expect_body()
-            if self._came is None:
-                self._came = asyncio.Event()
-            self._came.clear()
-            await self._came.wait()
+            if self._input_event is None:
+                self._input_event = asyncio.Event()
+            self._input_event.clear()
+            await self._input_event.wait()
         return {"type": "http.disconnect"}
 
     # The response.
@@ -311,11 +294,11 @@ class Cycle:
         else:
             self._start(start["status"], start["headers"])
 
-    def keep(self) -> None:
-        self.is_kept = True
+    def detach(self) -> None:
+        self.is_detached = True
         self.scope = {}  # Frees most of the request's memory.
         self._body = b""
-        self._connection.keep()
+        self._connection.detach()
 
     def flush(self) -> None:
         if self._head and not self.gone:
@@ -348,27 +331,27 @@ class Cycle:
             self._connection.write(last)
         self.complete = True
         self._body = b""
-        if self._came is not None:
-            self._came.set()
+        if self._input_event is not None:
+            self._input_event.set()
         self._connection.response_complete()
 
     def abort(self) -> None:
         if not self.gone:
             self._connection.abort()
 
-    def has_room(self) -> bool:
+    def is_writable(self) -> bool:
         return not self._connection.write_paused
 
-    def when_room(self, call: Callable[[], None] | None) -> None:
+    def on_writable(self, call: Callable[[], None] | None) -> None:
         self._on_room = call
 
-    def when_left(self, call: Callable[[], None] | None) -> None:
+    def on_disconnect(self, call: Callable[[], None] | None) -> None:
         self._on_left = call
         if call is not None and self.gone:
             self._on_left = None
             call()
 
-    def room_came(self) -> None:
+    def notify_writable(self) -> None:
         """Report that there is room to write again."""
         call, self._on_room = self._on_room, None
         if call is not None:

@@ -60,8 +60,8 @@ class HttpConnection(asyncio.Protocol):
 
     __slots__ = ("_body", "_body_until", "_client", "_cycle", "_discarded_bytes", "_endpoint",
                  "_head", "_held", "_queue", "_reads", "_room", "_server", "_transport",
-                 "half_closed", "owes", "sent_bytes", "stalled", "state", "stuck_since",
-                 "taken_bytes", "write_paused")  # fmt: skip
+                 "half_closed", "has_unread", "read_bytes", "sent_bytes", "stalled", "state",
+                 "stuck_since", "write_paused")  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, client: tuple[str, int]) -> None:
         self._endpoint = endpoint
@@ -87,9 +87,9 @@ class HttpConnection(asyncio.Protocol):
         self.stalled = False
         """The connection was aborted because the client read nothing."""
         self.sent_bytes = 0
-        self.taken_bytes = 0
+        self.read_bytes = 0
         self.stuck_since: float | None = None
-        self.owes = False
+        self.has_unread = False
 
     @property
     def default_headers(self) -> Headers:
@@ -106,7 +106,7 @@ class HttpConnection(asyncio.Protocol):
             self._queue.pop(self, None)
             self._queue = None
         self.state = state
-        if state is State.RESPONSE or state is State.KEPT or state is State.CLOSED:
+        if state is State.RESPONSE or state is State.DETACHED or state is State.CLOSED:
             return
         self._queue = self._endpoint.watch.queue(self, state)
 
@@ -136,10 +136,10 @@ class HttpConnection(asyncio.Protocol):
             self._room.set()
         cycle, self._cycle = self._cycle, None
         if cycle is not None and not cycle.complete:
-            cycle.lose()
+            cycle.disconnect()
 
     def data_received(self, data: bytes) -> None:
-        if self._held or self.state is State.RESPONSE or self.state is State.KEPT:
+        if self._held or self.state is State.RESPONSE or self.state is State.DETACHED:
             self._held += data
             if len(self._held) > HELD_BYTES:
                 self.pause_reading()
@@ -151,8 +151,8 @@ class HttpConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Return whether the connection stays open, so that the client can read its response."""
         self.half_closed = True
-        if self._held or self.state is State.RESPONSE or self.state is State.KEPT:
-            self._endpoint.watch.owe(self)  # Without reads, only the watch can detect its death.
+        if self._held or self.state is State.RESPONSE or self.state is State.DETACHED:
+            self._endpoint.watch.watch_output(self)  # Nothing else would detect its death.
             return True
         self._end_of_input()
         return False
@@ -166,7 +166,7 @@ class HttpConnection(asyncio.Protocol):
             self._room.set()
             self._room = None
         if self._cycle is not None:
-            self._cycle.room_came()
+            self._cycle.notify_writable()
 
     # Called by uvicorn.
 
@@ -211,7 +211,7 @@ class HttpConnection(asyncio.Protocol):
     def _end_of_input(self) -> None:
         """Handle the end of input in the middle of a request."""
         if self._cycle is not None:
-            self._cycle.lose()
+            self._cycle.disconnect()
 
     def _read_head(self, data: bytes) -> bytes | None:
         head = self._head
@@ -242,7 +242,7 @@ class HttpConnection(asyncio.Protocol):
             self._discarded_bytes = 0
             self.state = State.BODY
         else:
-            cycle.body_came(b"", whole=True)
+            cycle.feed_body(b"", whole=True)
             self._enter(State.RESPONSE)
 
     def _read_body(self, data: bytes) -> bytes | None:
@@ -250,7 +250,7 @@ class HttpConnection(asyncio.Protocol):
         assert body is not None
         assert cycle is not None
         piece, rest = body.feed(data)
-        cycle.body_came(piece, whole=rest is not None)
+        cycle.feed_body(piece, whole=rest is not None)
         if rest is None:
             if self._endpoint.watch.now() > self._body_until:
                 raise RequestTimeoutError
@@ -262,7 +262,7 @@ class HttpConnection(asyncio.Protocol):
             if cycle.complete:
                 self._go_idle()
             else:
-                self._enter(State.KEPT if cycle.is_kept else State.RESPONSE)
+                self._enter(State.DETACHED if cycle.is_detached else State.RESPONSE)
         return rest
 
     def expect_body(self) -> None:
@@ -296,7 +296,7 @@ class HttpConnection(asyncio.Protocol):
         cycle, self._cycle = self._cycle, None
         self._head = self._body = None
         if cycle is not None and not cycle.complete:
-            cycle.lose()
+            cycle.disconnect()
             if cycle.started:
                 self.close()  # Without the end of the body, so the client sees it is incomplete.
                 return
@@ -310,15 +310,15 @@ class HttpConnection(asyncio.Protocol):
         if not self._transport.is_closing():
             self.sent_bytes += len(data)
             self._transport.write(data)
-            if not self.owes:
-                self._endpoint.watch.owe(self)
+            if not self.has_unread:
+                self._endpoint.watch.watch_output(self)
 
     def writelines(self, pieces: tuple[Piece, ...]) -> None:
         if not self._transport.is_closing():
             self.sent_bytes += sum(map(len, pieces))
             self._transport.writelines(pieces)
-            if not self.owes:
-                self._endpoint.watch.owe(self)
+            if not self.has_unread:
+                self._endpoint.watch.watch_output(self)
 
     async def room(self) -> None:
         """Return when the write buffer has room, or the client is gone."""
@@ -326,9 +326,9 @@ class HttpConnection(asyncio.Protocol):
             self._room = asyncio.Event()
         await self._room.wait()
 
-    def keep(self) -> None:
+    def detach(self) -> None:
         if self.state is State.RESPONSE:
-            self._enter(State.KEPT)
+            self._enter(State.DETACHED)
 
     def response_complete(self) -> None:
         """Continue with the next request, or close."""
@@ -365,9 +365,9 @@ class HttpConnection(asyncio.Protocol):
         else:
             self.close()
 
-    def take_nothing(self) -> None:
+    def abort_stalled(self) -> None:
         self.stalled = True
-        if self._cycle is None or not self._cycle.is_kept:
+        if self._cycle is None or not self._cycle.is_detached:
             seconds = self._endpoint.watch.timeouts.stall_seconds
             logger.info("connection cut off", reason=f"it read nothing for {seconds:g} seconds")
         self.abort()
@@ -395,7 +395,7 @@ class HttpConnection(asyncio.Protocol):
         self._enter(State.CLOSED)
         self._transport.abort()
 
-    def untaken_bytes(self) -> int:
+    def unread_bytes(self) -> int:
         kernel_bytes = 0
         connection = self._transport.get_extra_info("socket")
         if connection is not None and _UNSENT is not None:

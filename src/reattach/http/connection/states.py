@@ -3,7 +3,7 @@
     HEAD      Waiting for a request's head, on a new connection or after the head's first byte.
     BODY      The head is complete, the request's body is not. The application may be answering.
     RESPONSE  The request is complete; the response ends when the application ends it.
-    KEPT      Like RESPONSE, but the application has returned and other code writes the stream.
+    DETACHED  Like RESPONSE, but the application has returned and other code writes the stream.
     IDLE      Between requests: the last response is complete, and no next request has started.
     DRAINING  Nothing more is written. Input is discarded, so that the client reads the response:
               closing a socket with unread bytes resets it (RFC 9112, section 9.6).
@@ -16,7 +16,7 @@ Every state is bounded in time and in bytes:
               ``body_seconds`` in total, then 408, or no response if one has started; reading
               pauses at BODY_AHEAD_BYTES that the application has not read
     RESPONSE  the application's time; reading pauses at HELD_BYTES after the request
-    KEPT      the time of the stream; the same bound in bytes
+    DETACHED  the time of the stream; the same bound in bytes
     IDLE      ``idle_seconds``
     DRAINING  ``linger_seconds``; MAX_REQUEST_BYTES
 
@@ -48,7 +48,7 @@ class State(Enum):
     HEAD = "head"
     BODY = "body"
     RESPONSE = "response"
-    KEPT = "kept"
+    DETACHED = "detached"
     IDLE = "idle"
     DRAINING = "draining"
     CLOSED = "closed"
@@ -57,12 +57,12 @@ class State(Enum):
 NEXT: Final[Mapping[State, frozenset[State]]] = {
     # HEAD to HEAD: the first byte arrived, and the deadline restarts.
     State.HEAD: frozenset({State.HEAD, State.BODY, State.RESPONSE, State.DRAINING, State.CLOSED}),
-    # BODY to BODY: more arrived. To KEPT and IDLE: the response ended before the request did.
+    # BODY to BODY: more arrived. To DETACHED and IDLE: the response ended before the request did.
     State.BODY: frozenset(
-        {State.BODY, State.RESPONSE, State.KEPT, State.IDLE, State.DRAINING, State.CLOSED}
+        {State.BODY, State.RESPONSE, State.DETACHED, State.IDLE, State.DRAINING, State.CLOSED}
     ),
-    State.RESPONSE: frozenset({State.KEPT, State.IDLE, State.DRAINING, State.CLOSED}),
-    State.KEPT: frozenset({State.IDLE, State.DRAINING, State.CLOSED}),
+    State.RESPONSE: frozenset({State.DETACHED, State.IDLE, State.DRAINING, State.CLOSED}),
+    State.DETACHED: frozenset({State.IDLE, State.DRAINING, State.CLOSED}),
     State.IDLE: frozenset({State.HEAD, State.BODY, State.RESPONSE, State.DRAINING, State.CLOSED}),
     State.DRAINING: frozenset({State.CLOSED}),
     State.CLOSED: frozenset({State.CLOSED}),

@@ -19,11 +19,11 @@ class Watched(Protocol):
 
     sent_bytes: int
     """All bytes that were written to it."""
-    taken_bytes: int
+    read_bytes: int
     """The part of them that the client had read at the last check."""
     stuck_since: float | None
     """When a check last found that the client read some bytes, or that bytes started to wait."""
-    owes: bool
+    has_unread: bool
     """The watch checks whether the client reads what was written."""
     half_closed: bool
     """The client has closed its sending side."""
@@ -31,13 +31,13 @@ class Watched(Protocol):
     def time_is_up(self) -> None:
         """Leave the state, whose deadline has passed."""
 
-    def take_nothing(self) -> None:
+    def abort_stalled(self) -> None:
         """Abort, because the client has read nothing for the stall time."""
 
     def abort(self) -> None:
         """Abort the connection."""
 
-    def untaken_bytes(self) -> int:
+    def unread_bytes(self) -> int:
         """Return the written bytes that the client has not acknowledged."""
 
     def is_dead(self) -> bool:
@@ -60,7 +60,7 @@ class Watch:
             State.IDLE: ({}, timeouts.idle_seconds),
             State.DRAINING: ({}, timeouts.linger_seconds),
         }
-        self._owing: set[Watched] = set()
+        self._unread: set[Watched] = set()
         self._round: list[Watched] = []
         """The connections that are still to be checked in this round."""
         self._share = 1
@@ -77,15 +77,15 @@ class Watch:
             self._wait()
         return queue
 
-    def owe(self, connection: Watched) -> None:
+    def watch_output(self, connection: Watched) -> None:
         """Check from now on whether the client reads what is written."""
-        connection.owes = True
-        self._owing.add(connection)
+        connection.has_unread = True
+        self._unread.add(connection)
         if self._timer is None:
             self._wait()
 
     def forget(self, connection: Watched) -> None:
-        self._owing.discard(connection)
+        self._unread.discard(connection)
 
     def evict(self) -> bool:
         """Close the connection that has waited longest for a request; False if none has waited."""
@@ -110,28 +110,28 @@ class Watch:
                 del queue[connection]
                 connection.time_is_up()
         if not self._round:
-            self._round = list(self._owing)
+            self._round = list(self._unread)
             self._share = -(-len(self._round) // WATCH_ROUND_TICKS)
         for _ in range(min(self._share, len(self._round))):
             connection = self._round.pop()
-            if connection in self._owing and self._is_settled(connection, now):
-                connection.owes = False
-                self._owing.discard(connection)
+            if connection in self._unread and self._is_settled(connection, now):
+                connection.has_unread = False
+                self._unread.discard(connection)
 
     def _is_settled(self, connection: Watched, now: float) -> bool:
         """Return whether the connection needs no further checks until the next write."""
-        taken_bytes = connection.sent_bytes - connection.untaken_bytes()
-        if taken_bytes == connection.sent_bytes:
-            connection.taken_bytes, connection.stuck_since = taken_bytes, None
+        read_bytes = connection.sent_bytes - connection.unread_bytes()
+        if read_bytes == connection.sent_bytes:
+            connection.read_bytes, connection.stuck_since = read_bytes, None
             if not connection.half_closed:
                 return True
             if connection.is_dead():
                 connection.abort()
                 return True
-        elif taken_bytes > connection.taken_bytes or connection.stuck_since is None:
-            connection.taken_bytes, connection.stuck_since = taken_bytes, now
+        elif read_bytes > connection.read_bytes or connection.stuck_since is None:
+            connection.read_bytes, connection.stuck_since = read_bytes, now
         elif now - connection.stuck_since >= self.timeouts.stall_seconds:
-            connection.take_nothing()
+            connection.abort_stalled()
             return True
         return False
 
@@ -141,7 +141,7 @@ class Watch:
 
     def _tick(self) -> None:
         self.look()
-        if self._owing or self._round or any(queue for queue, _ in self._queues.values()):
+        if self._unread or self._round or any(queue for queue, _ in self._queues.values()):
             self._wait()
         else:
             self._timer = None

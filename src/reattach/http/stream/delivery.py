@@ -35,7 +35,7 @@ class Connection(Protocol):
     async def begin(self, send: Send, start: Message) -> None:
         """Send the head ``start``, as ``send`` would; it may be held back until more is sent."""
 
-    def keep(self) -> None:
+    def detach(self) -> None:
         """Detach the response, which has begun, from the ASGI application.
 
         From now on it ends with ``finish`` or ``abort``, not when the application returns.
@@ -53,17 +53,17 @@ class Connection(Protocol):
     def abort(self) -> None:
         """Drop the connection with everything unsent."""
 
-    def has_room(self) -> bool:
+    def is_writable(self) -> bool:
         """Return whether the connection accepts a write without buffering in this process."""
 
-    def when_room(self, call: Callable[[], None] | None) -> None:
+    def on_writable(self, call: Callable[[], None] | None) -> None:
         """Call ``call`` once when there is room again; None cancels that."""
 
     @property
     def stalled(self) -> bool:
         """Whether the server dropped the connection because the client read nothing."""
 
-    def when_left(self, call: Callable[[], None] | None) -> None:
+    def on_disconnect(self, call: Callable[[], None] | None) -> None:
         """Call ``call`` once when the client is gone, or at once if it is; None cancels that."""
 
 
@@ -199,7 +199,7 @@ class AsgiDelivery(Delivery):
             await self._asgi_send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-class KeptDelivery(Delivery):
+class DetachedDelivery(Delivery):
     """Delivery on a lent connection, which is kept from the head of the response to its end.
 
     Data in memory is written without a task while the reader keeps up; when the reader has
@@ -229,9 +229,9 @@ class KeptDelivery(Delivery):
 
     def begin(self) -> None:
         """Send the available events of a response that has begun."""
-        self._connection.keep()
+        self._connection.detach()
         self.following.wake = self._wake
-        self._connection.when_left(self._left)
+        self._connection.on_disconnect(self._left)
         self._write_or_abort()
 
     def _left(self) -> None:
@@ -241,7 +241,7 @@ class KeptDelivery(Delivery):
         if self._then is None:
             self._wake()
         else:
-            self._room_again()
+            self._resume()
 
     def _wake(self) -> None:
         if self._busy:
@@ -262,7 +262,7 @@ class KeptDelivery(Delivery):
     def _write_available(self) -> None:
         following, written_bytes = self.following, 0
         while not self._must_wait():
-            if not self._connection.has_room():
+            if not self._connection.is_writable():
                 following.quiet_since = None
                 self._when_room(self._write_or_abort)
                 return
@@ -316,7 +316,7 @@ class KeptDelivery(Delivery):
             elif complete:
                 self._finish(DONE)
             else:
-                self._connection.when_left(None)
+                self._connection.on_disconnect(None)
                 self._connection.abort()
                 await self._leave()
 
@@ -328,12 +328,12 @@ class KeptDelivery(Delivery):
                 return complete
 
     def _finish(self, *rest: Piece) -> None:
-        self._connection.when_left(None)
+        self._connection.on_disconnect(None)
         self._connection.finish(*rest)
         self._task = asyncio.get_running_loop().create_task(self._leave())
 
     def _push(self, frames: bytes) -> bool:
-        if self.gone or not self._connection.has_room():
+        if self.gone or not self._connection.is_writable():
             return False
         self._connection.write(frames)
         return True
@@ -350,7 +350,7 @@ class KeptDelivery(Delivery):
 
     async def _room(self) -> None:
         """Return when there is room or the reader is gone; the connection bounds the wait."""
-        if not self.gone and not self._connection.has_room():
+        if not self.gone and not self._connection.is_writable():
             room = asyncio.Event()
             self._when_room(room.set)
             await room.wait()
@@ -358,10 +358,10 @@ class KeptDelivery(Delivery):
     def _when_room(self, then: Callable[[], object]) -> None:
         """Call ``then`` when there is room or the reader is gone."""
         self._then = then
-        self._connection.when_room(self._room_again)
+        self._connection.on_writable(self._resume)
 
-    def _room_again(self) -> None:
+    def _resume(self) -> None:
         then, self._then = self._then, None
-        self._connection.when_room(None)
+        self._connection.on_writable(None)
         if then is not None:
             then()

@@ -24,7 +24,7 @@ from reattach.http.stream.delivery import (
     CONNECTION_EXTENSION,
     AsgiDelivery,
     Connection,
-    KeptDelivery,
+    DetachedDelivery,
     StreamJob,
 )
 from reattach.runs.follow import Following, Target
@@ -113,7 +113,7 @@ class RunStream(Response):
         self._more_headers += headers
         job = self._job
         connection: Connection | None = scope.get("extensions", {}).get(CONNECTION_EXTENSION)
-        if connection is not None and connection.has_room():
+        if connection is not None and connection.is_writable():
             rest = job.runs.remainder(job.target, self._cursor, max_events=self._max_events)
             if rest is not None:
                 await connection.begin(send, self._start(rest.first_seq - 1))
@@ -163,7 +163,7 @@ class RunStream(Response):
             raise
         watch.add(following, pings=self._include_pings)
         if connection is not None:
-            KeptDelivery(self._job, following, connection, leave).begin()
+            DetachedDelivery(self._job, following, connection, leave).begin()
             return
         try:
             await self._stream(following, receive, send)
