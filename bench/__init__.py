@@ -1,1 +1,1 @@
-"""Measurements of the whole product. No test depends on them."""
+"""Benchmarks of the whole product. No test depends on their figures."""

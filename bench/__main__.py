@@ -1,4 +1,4 @@
-"""``python -m bench [NAME …]``: measure, print what was measured, and write it down."""
+"""``python -m bench [NAME …]``: measure, print the figures and write them to a file."""
 
 import argparse
 import platform
@@ -24,7 +24,7 @@ CHAPTERS: Mapping[str, tuple[str, Callable[[Options], Chapter]]] = {
     "append": ("durable events a second, by backend and durability", append.main),
     "growth": ("costs against events, runs and readers; sizes after retention", growth.main),
 }
-"""Those that write a chapter of the results, and that ``--quick`` is for."""
+"""Benchmarks that write a chapter of the results. ``--quick`` applies to these."""
 
 OF_CLUSTERS: Mapping[str, tuple[str, Callable[[Options], None]]] = {
     "cluster": ("500 idle readers on 100 runs over three servers: connections, commands, CPU",
@@ -44,7 +44,7 @@ def main() -> int:
     known = {**CHAPTERS, **OF_CLUSTERS}
     names = chosen.names or list(CHAPTERS)
     if unknown := [name for name in names if name not in known]:
-        parser.error(f"there is no benchmark {', '.join(unknown)}; known are {', '.join(known)}")
+        parser.error(f"unknown benchmark {', '.join(unknown)}; choose from {', '.join(known)}")
     options = Options(
         quick=chosen.quick,
         long=chosen.long,
@@ -58,7 +58,9 @@ def main() -> int:
         table=chosen.table,
     )
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # A file for each reader.
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (most_files, most_files)
+    )  # Each reader needs a file descriptor.
     print(
         f"Reattach {version('reattach')}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
@@ -83,7 +85,7 @@ def main() -> int:
 
 
 def _command(name: str, words: list[str], names: list[str]) -> list[str]:
-    """What makes this chapter again."""
+    """Return the command line that measures this chapter again."""
     return [name, *(word for word in words if word not in names)]
 
 
@@ -91,46 +93,67 @@ def _parser() -> argparse.ArgumentParser:
     listed = {**CHAPTERS, **OF_CLUSTERS}
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
-        description="Measure the server and what it is compared with.",
+        description="Measure the server and the servers that it is compared with.",
         epilog="\n".join(f"{name}: {what}" for name, (what, _) in listed.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"which; without one {', '.join(CHAPTERS)}"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"benchmarks to run; default: {', '.join(CHAPTERS)}",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="small, in two minutes; no figure to quote"
+        "--quick", action="store_true", help="small sizes in two minutes; do not quote the figures"
     )
     parser.add_argument(
-        "--long", action="store_true", help="growth to 100,000 runs too, which takes half an hour"
+        "--long",
+        action="store_true",
+        help="also measure growth to 100,000 runs, which takes half an hour",
     )
-    parser.add_argument("--rounds", type=int, default=0, help="how often each has its turn")
+    parser.add_argument("--rounds", type=int, default=0, help="rounds of each measurement")
     parser.add_argument(
         "--beside", action="append", default=[], metavar="WORD",
-        help="measure only those others whose name has this word; may be repeated",
+        help="compare only with servers whose name contains this word; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--against", action="append", default=[], metavar="FOLDER",
-        help="another checkout of this project, measured beside it in replay, live and idle; "
+        help="another checkout of this project to compare with in replay, live and idle; "
         "may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--results", default="", metavar="FOLDER",
-        help="where results.md and its charts go; bench/, or .bench/quick/ with --quick",
+        help="folder of results.md and its charts; default: bench/, or .bench/quick/ with --quick",
     )  # fmt: skip
     of_faults = parser.add_argument_group("faults")
     default = Options()
     of_faults.add_argument(
-        "--repetitions", type=int, default=default.repetitions, help="of each; %(default)s"
+        "--repetitions",
+        type=int,
+        default=default.repetitions,
+        help="experiments with each fault; default: %(default)s",
     )
     of_faults.add_argument(
-        "--minutes", type=float, default=default.minutes, help="of a siege; %(default)s"
+        "--minutes",
+        type=float,
+        default=default.minutes,
+        help="length of a siege; default: %(default)s",
     )
     of_faults.add_argument(
-        "--lease-seconds", type=float, default=default.lease_seconds, help="%(default)s"
+        "--lease-seconds",
+        type=float,
+        default=default.lease_seconds,
+        help="lease of the servers; default: %(default)s",
     )
-    of_faults.add_argument("--only", default="", help="a word of the faults' names", metavar="WORD")
-    of_faults.add_argument("--table", default="", help="write the table there", metavar="FILE")
+    of_faults.add_argument(
+        "--only",
+        default="",
+        help="inject only faults whose name contains this word",
+        metavar="WORD",
+    )
+    of_faults.add_argument(
+        "--table", default="", help="file to write the table of faults to", metavar="FILE"
+    )
     return parser
 
 

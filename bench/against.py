@@ -1,7 +1,7 @@
-"""This checkout beside others: the same server before and after a change, in one run.
+"""Comparison of this checkout with others: a server before and after a change, in one run.
 
-The servers take turns in each round, so that no minute of the machine is one version's own. All
-have this checkout's load client and settings, and each the packages of its own ``.venv``.
+The servers take turns in each round, so that a slow minute of the machine affects all of them. All
+use this checkout's load client and settings, and each the packages of its own ``.venv``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from bench.rounds import Results
 
 
 def versions(options: Options, settings: Mapping[str, str] | None = None) -> list[Reattach]:
-    """The product of this checkout, and of those that it is measured against."""
+    """List the servers of this checkout and of those that it is compared with."""
     return [
         Reattach(settings=settings),
         *(
@@ -26,7 +26,7 @@ def versions(options: Options, settings: Mapping[str, str] | None = None) -> lis
 def ratios(
     results: Results, options: Options, measurements: Sequence[str], columns: Mapping[str, str]
 ) -> list[Table]:
-    """The cost of this checkout in units of each other one: the ratio of the medians."""
+    """Divide the median costs of this checkout by those of each other one."""
     own, *others = versions(options)
     tables = []
     for other in others:

@@ -1,4 +1,4 @@
-"""Appends: how many events a log makes durable in a second, and how long readers wait for it."""
+"""Appends: durable events per second of each log, and the latency until they are durable."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from bench.charts import Chart
 from bench.contender import ROOT, python
 from bench.load import Spoiled
-from bench.machine import children_on, favour
+from bench.machine import children_on, raise_priority
 from bench.options import Options
 from bench.results import Chapter, Goal, at_least, at_most, table
 from bench.rounds import Measurement, Results, Turn, interleaved
@@ -18,7 +18,7 @@ from reattach.testing.programs.redis import RedisServer
 
 RUNS, QUICK_RUNS = (1, 100, 1000), (1, 100)
 PACES: Mapping[int, float] = {1: 50.0, 100: 200.0, 1000: 50.0}
-"""Events a second of each of so many runs."""
+"""Events per second of each run."""
 SECONDS, QUICK_SECONDS = 5.0, 0.3
 ROUNDS = 3
 END_SECONDS = 120.0
@@ -33,7 +33,7 @@ BACKENDS: Mapping[str, str] = {
 
 
 def appended(url: str, runs: int, per_second: float, options: Options) -> dict[str, float]:
-    """What a process of its own did, on the core of servers."""
+    """Run ``bench.appending`` on the server's core and return its figures."""
     seconds = QUICK_SECONDS if options.quick else SECONDS
     with ExitStack() as stack:
         directory = stack.enter_context(TemporaryDirectory())
@@ -52,16 +52,16 @@ def appended(url: str, runs: int, per_second: float, options: Options) -> dict[s
                 cwd=ROOT,
                 start_new_session=True,
             )
-        favour(process.pid)
+        raise_priority(process.pid)
         try:
-            told, wrong = process.communicate(timeout=END_SECONDS)
+            output, errors = process.communicate(timeout=END_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
             raise Spoiled(f"not done after {END_SECONDS:.0f} s") from None
     if process.returncode:
-        raise Spoiled((wrong.strip().splitlines() or ["it ended"])[-1])
-    figures: dict[str, float] = json.loads(told)
+        raise Spoiled((errors.strip().splitlines() or ["it ended"])[-1])
+    figures: dict[str, float] = json.loads(output)
     return figures
 
 

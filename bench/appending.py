@@ -1,7 +1,7 @@
-"""``python -m bench.appending URL RUNS PER_SECOND SECONDS``: append to a log, and tell in JSON.
+"""``python -m bench.appending URL RUNS PER_SECOND SECONDS``: append to a log, and print JSON.
 
-A run appends what is due as soon as its last append is acknowledged, as the server's does. With a
-rate of 0 every run always has an append of FLAT_OUT_EVENTS under way.
+Like the server, a run appends all events that are due once its last append is acknowledged. With
+a rate of 0, every run always has an append of FLAT_OUT_EVENTS in flight.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ DRAIN_SECONDS = 60.0
 async def paced(
     log: Log, run_id: str, ticker: Ticker, *, start_ns: int, interval_ns: float, events: int
 ) -> list[int]:
-    """Append an event at every interval; how long each took from when it was due, in ns."""
+    """Append an event at every interval, and return each one's latency since it was due, in ns."""
     frame = FrameMaker().text()
     due: deque[int] = deque()
     wake = asyncio.Event()
@@ -56,7 +56,7 @@ async def paced(
 
 
 async def flat_out(log: Log, run_id: str, until_ns: int) -> list[int]:
-    """Append as fast as it is taken; how long each append took, once for each event, in ns."""
+    """Append as fast as possible, and return each append's latency once per event, in ns."""
     frames = [FrameMaker().text()] * FLAT_OUT_EVENTS
     lags: list[int] = []
     while (begin := time.monotonic_ns()) < until_ns:
@@ -95,7 +95,7 @@ async def main(url: str, runs: int, per_second: float, seconds: float) -> None:
     heads = [await log.head(name) for name in names]
     assert sum(head.last_seq for head in heads) == len(lags), "the log has other events"
     await log.aclose()
-    told = {
+    figures = {
         "events per s": len(lags) / elapsed,
         "p50 ms": lags[len(lags) // 2] / 1e6,
         "p99 ms": lags[len(lags) * 99 // 100] / 1e6,
@@ -103,7 +103,7 @@ async def main(url: str, runs: int, per_second: float, seconds: float) -> None:
         "CPU µs per event": 1e6 * used / len(lags),
         "CPU %": 100 * used / elapsed,
     }
-    print(json.dumps(told))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

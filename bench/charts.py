@@ -1,4 +1,4 @@
-"""Charts as SVG, drawn with nothing but text."""
+"""SVG charts without a library."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ LEFT, RIGHT, TOP, BOTTOM = 90, 320, 44, 52
 """Room for the widest common sans-serif, DejaVu Sans: 8 px a character at 12 px."""
 
 COLOURS = ("#12906a", "#d2624a", "#5a7bc4", "#b58900", "#9a68b4", "#7d7d7d", "#2aa1b3")
-"""Each stands out from a light and from a dark page."""
+"""Colours that are visible on light and on dark pages."""
 
 MARKS = ("circle", "square", "diamond")
 
@@ -29,16 +29,16 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Lines over logarithmic axes, or bars where what stands below is named."""
+    """A chart of lines on logarithmic axes, or of bars with named groups."""
 
     name: str
-    """Of its file."""
+    """The name of its file."""
     title: str
     x: str
     y: str
     lines: Mapping[str, Points]
     names: Sequence[str] = ()
-    """What stands below bars, whose x counts from 0; empty: they are lines."""
+    """Labels below the bars, whose x counts from 0. Empty: the chart has lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def _decades(values: Iterable[float]) -> tuple[float, float]:
 
 
 def drawn(chart: Chart) -> str:
-    """The chart as a file of SVG."""
+    """Draw the chart as SVG."""
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     all_points = [point for points in chart.lines.values() for point in points]
     y = _Scale(*_decades(value for _, value in all_points), bottom, TOP)
@@ -115,7 +115,7 @@ def _grid(chart: Chart, x: _Scale, y: _Scale, bottom: float, right: float) -> li
 
 
 def _short(value: float) -> str:
-    """A power of ten as people write it on an axis: 100, 10 k, 1 M."""
+    """Write a power of ten as a label of an axis: 100, 10 k, 1 M."""
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.10g} {letter}"

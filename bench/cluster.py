@@ -1,4 +1,4 @@
-"""Idle readers on silent runs over three servers: what they cost these and their stores."""
+"""The cost of idle readers of silent runs on three servers and their stores."""
 
 import asyncio
 import re
@@ -15,29 +15,29 @@ from reattach.testing.programs.cluster import Cluster
 
 RUNS = 100
 READERS = (0, 100, 300, 500)
-"""From 300 on every run has readers at every server."""
+"""From 300 readers on, every run has readers on every server."""
 SETTLE_SECONDS = 11.0
-"""After which PostgreSQL's connections have told what they did before."""
-WINDOW_SECONDS = 12.0  # four of the looks that a server takes at Redis
+"""Time after which PostgreSQL's connections have flushed their statistics."""
+WINDOW_SECONDS = 12.0  # four polls of Redis by each server
 _CALLS = re.compile(rb"cmdstat_([^:]+):calls=(\d+)")
 LEASE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What the stores and the servers have counted so far."""
+    """The counters of the stores and servers at one moment."""
 
     commands: int
-    """Redis' commands, those within scripts too."""
+    """Commands of Redis, including those within scripts."""
     scripts: int
-    """Calls of scripts: nearly all that a server asks of Redis."""
+    """Script calls, which are nearly all requests of a server to Redis."""
     transactions: int
     cpu_seconds: tuple[float, ...]
 
     @classmethod
     def of(cls, cluster: Cluster) -> Self:
-        told = cluster.redis.command("INFO", "commandstats")
-        calls = {name: int(count) for name, count in _CALLS.findall(told)}
+        stats = cluster.redis.command("INFO", "commandstats")
+        calls = {name: int(count) for name, count in _CALLS.findall(stats)}
         (transactions,) = asked(
             cluster,
             "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = 'postgres'",
@@ -48,7 +48,7 @@ class Counts:
 
 
 def asked(cluster: Cluster, statement: str) -> tuple[int, ...]:
-    """The one row that PostgreSQL answers."""
+    """Query one row of integers from PostgreSQL."""
     with psycopg.connect(cluster.postgresql.socket_url()) as connection:
         row = connection.execute(statement.encode()).fetchone()
     assert row is not None
@@ -56,7 +56,7 @@ def asked(cluster: Cluster, statement: str) -> tuple[int, ...]:
 
 
 def connections(cluster: Cluster) -> Mapping[str, list[int]]:
-    """The connections of each server to either store, and then of all as the store counts them."""
+    """Count the connections of each server to each store, and last the store's own count."""
     listed = cluster.redis.command("CLIENT", "LIST").count(b"laddr=127.0.0.1")
     (active,) = asked(
         cluster,
@@ -69,7 +69,7 @@ def connections(cluster: Cluster) -> Mapping[str, list[int]]:
 
 
 async def silent_run(server: ServerAddress) -> str:
-    """A run that says one word and then nothing; its conversation."""
+    """Start a run that yields one word and then nothing, and return its conversation."""
     conversation_id = await asyncio.to_thread(conversation_with, server, "scripted/echo")
     body = {"input": "[hang=1]", "background": True, "include_pings": False}
     _, writer = await open_stream(server, f"/v1/conversations/{conversation_id}/messages", body)
@@ -107,7 +107,9 @@ async def run(cluster: Cluster, *, window_seconds: float = WINDOW_SECONDS) -> No
         for number in range(len(opened), readers):
             silent = number % RUNS
             path = f"/v1/conversations/{conversations[silent]}/stream"
-            server = servers[(silent + 1 + number // RUNS) % 3]  # first where it is not worked on
+            server = servers[
+                (silent + 1 + number // RUNS) % 3
+            ]  # first on servers that do not own the run
             _, writer = await open_stream(server, path, {"include_pings": False})
             opened.append(writer)
         await measured(cluster, readers, window_seconds=window_seconds)

@@ -1,4 +1,4 @@
-"""What is measured: servers that can be started, and asked for runs, by one interface."""
+"""The interface of the servers under measurement: how they are started and asked for runs."""
 
 import os
 import socket
@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import Final, Literal, Protocol, TypeVar
 
 from bench.load import START_SECONDS, Request, Spoiled
-from bench.machine import Cores, children_on, favour
+from bench.machine import Cores, children_on, raise_priority
 
 Work = Literal["replay", "replay from a cursor", "live", "idle", "storm"]
 
 READING: Final[frozenset[Work]] = frozenset(["replay", "replay from a cursor", "live"])
-"""What whoever keeps a stream can do: give it from its start, from within, and as it grows."""
+"""Work of every server that stores a stream: replay from the start, replay from a cursor, live."""
 
 ENDINGS_PER_SECOND = 200
 
@@ -28,25 +28,25 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A run, as its readers ask for it."""
+    """The requests by which readers get a run."""
 
     resume: Request
-    """From a cursor."""
+    """Resumes from a cursor."""
     last: int = 0
-    """The number of its last event; 0: it is not known."""
+    """The number of its last event, or 0 if unknown."""
     begin: Request | None = None
-    """What begins it, and streams it from its start; None: it has begun."""
+    """Starts the run and streams it from its start. None: it has started."""
     known: Mapping[int, Request] = field(default_factory=dict)
-    """By cursor, where a request can not say a number."""
+    """Requests by cursor, for servers whose cursors are not numbers."""
 
     def at(self, cursor: int) -> Request:
-        """What asks for the events after ``cursor``."""
+        """Return the request for the events after ``cursor``."""
         return self.known.get(cursor, self.resume)
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Runs that wait until a gate opens, and then yield evenly, each at a moment of its own."""
+    """Runs that wait for a gate and then yield at an even rate, each with its own phase."""
 
     runs: int
     events: int
@@ -57,19 +57,19 @@ class Pace:
         return int(run * 1e9 / self.per_second / self.runs)
 
     def pause_ns(self, run: int) -> int:
-        """After its last event, before it ends: no server has to end all of them at once."""
+        """Pause between the last event and the end, so that runs do not all end at once."""
         return int(run * 1e9 / ENDINGS_PER_SECOND)
 
 
 class Server(ABC):
-    """A running server. ``pids`` are its processes, the stores beside it not among them."""
+    """A running server. ``pids`` are its processes, without those of its stores."""
 
     flags: frozenset[str] = frozenset({"terminal"})
-    """Of the groups that read its ended runs."""
+    """Flags of the load client for groups that read ended runs."""
 
     @property
     def live_flags(self) -> frozenset[str]:
-        """Of those that read its live ones."""
+        """Flags of the load client for groups that read live runs."""
         return self.flags
 
     def __init__(self, port: int, pids: Sequence[int]) -> None:
@@ -78,48 +78,48 @@ class Server(ABC):
 
     @abstractmethod
     def ended(self, events: int, runs: int = 1) -> list[Stream]:
-        """Ended runs of that many events and their terminal groups."""
+        """Create ended runs of this many events and a terminal group."""
 
     @abstractmethod
     def paced(self, pace: Pace) -> list[Stream]:
-        """Runs that are begun, or that their first reader begins."""
+        """Start runs at this pace, or return requests by which the first reader starts them."""
 
     def silent(self, runs: int) -> list[Stream]:
-        """Runs that have begun and say nothing."""
+        """Start runs that yield nothing."""
         raise NotImplementedError
 
 
 class Contender(ABC):
-    """One of those that are compared."""
+    """A server that takes part in the comparison."""
 
     name: str
     about: str
-    """In a sentence."""
+    """A description in one sentence."""
     works: frozenset[Work]
     most_runs = 1_000_000
-    """That are live at the same time; more of them would need too much beside the server."""
+    """Most live runs at a time. More would load the machine beside the server."""
 
     def missing(self) -> str:
-        """Why it can not be measured here; empty: it can."""
+        """Return why it is not available here, or an empty text if it is."""
         return ""
 
     @abstractmethod
     def serving(self, directory: Path, cores: Cores) -> AbstractContextManager[Server]:
-        """A fresh server that keeps what it has in ``directory``, on its core."""
+        """Start a new server on its core, with its data in ``directory``."""
 
 
 Served_co = TypeVar("Served_co", bound=Server, covariant=True)
 
 
 class Serving(Protocol[Served_co]):
-    """A contender whose servers are known more closely."""
+    """A contender whose servers have a more specific type."""
 
     def serving(self, directory: Path, cores: Cores) -> AbstractContextManager[Served_co]: ...
 
 
 @contextmanager
 def fresh(contender: Serving[Served_co], cores: Cores) -> Iterator[Served_co]:
-    """A server that nothing was kept in before, and nothing is afterwards."""
+    """Start a server with an empty directory, and remove that on exit."""
     with (
         TemporaryDirectory(prefix="bench-data-") as directory,
         contender.serving(Path(directory), cores) as server,
@@ -134,7 +134,7 @@ def program(
     environment: Mapping[str, str] | None = None,
     checkout: Path = ROOT,
 ) -> Iterator[tuple[int, int]]:
-    """A program that prints its URL once it serves; its port and process id."""
+    """Start a program that prints its URL when it is ready, and yield its port and process id."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REATTACH_")}
     with children_on(cores.server):
         process = subprocess.Popen(
@@ -143,14 +143,14 @@ def program(
             text=True,
             cwd=checkout,
             env=kept | dict(environment or {}),
-            start_new_session=True,  # A scheduling group of its own, which ``favour`` raises.
+            start_new_session=True,  # ``raise_priority`` needs a scheduling group of its own.
         )
     try:
-        favour(process.pid)
+        raise_priority(process.pid)
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         if not url:
-            raise Spoiled(f"{' '.join(command[-2:])} did not start")
+            raise Spoiled(f"{' '.join(command[-2:])} did not print a URL; see its output above")
         yield int(url.rpartition(":")[2]), process.pid
     finally:
         process.terminate()
@@ -161,14 +161,14 @@ def program(
 
 
 def python(module: str, *arguments: str, checkout: Path = ROOT) -> list[str]:
-    """The command that runs a module; another checkout has its own Python, if it has one."""
+    """Return the command that runs a module, with the Python of the checkout's ``.venv`` if any."""
     own = checkout / ".venv" / "bin" / "python"
     interpreter = str(own) if checkout != ROOT and own.exists() else sys.executable
     return [interpreter, "-m", module, *arguments]
 
 
 def asked(port: int, request: Request, *, whole: bool = True) -> bytes:
-    """The response to a request, or only its head; raises Spoiled unless it is a success."""
+    """Send a request and return the response's body. Raises Spoiled unless it succeeds."""
     with socket.create_connection(("127.0.0.1", port), timeout=START_SECONDS) as connection:
         connection.sendall(request.data)
         received = b""
@@ -193,6 +193,6 @@ def _is_whole(received: bytes) -> bool:
 
 
 def wait_until(at_ns: int) -> None:
-    """Sleep until that time of the monotonic clock."""
+    """Sleep until a time of the monotonic clock."""
     while (left_ns := at_ns - time.monotonic_ns()) > 0:
         time.sleep(left_ns / 1e9)

@@ -1,4 +1,4 @@
-"""Who is measured beside Reattach: each on the work that it can do, if it can be had."""
+"""The servers that Reattach is compared with, each on the work that it supports."""
 
 from collections.abc import Sequence
 
@@ -18,19 +18,19 @@ ALL: Sequence[Contender] = (
 
 
 def wanted(options: Options, contender: Contender) -> bool:
-    """Whether it has its turn: if nobody is named all have, if it is to be quick those of ours."""
+    """Return whether it is measured: those named, or else all, or with ``quick`` only our own."""
     if options.contenders:
         return any(word in contender.name for word in options.contenders)
     return not options.quick or contender in {CEILING, NAIVE, EMPTY}
 
 
 def others(options: Options, work: Work) -> list[Contender]:
-    """Those that do this work and can be had here."""
+    """List the servers that support this work and are available here."""
     return [one for one in _doing(options, work) if not one.missing()]
 
 
 def missing(options: Options, work: Work) -> list[str]:
-    """Those that do this work and can not be had, and why."""
+    """List the servers that support this work and are not available, with the reasons."""
     return [f"{one.name}: {why}" for one in _doing(options, work) if (why := one.missing())]
 
 

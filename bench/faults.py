@@ -30,7 +30,7 @@ _HEADS = (
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """A markdown table with one line for each fault."""
+    """Format a markdown table with one line for each fault."""
     rows = [_HEADS, tuple("---" for _ in _HEADS)]
     for name in dict.fromkeys(outcome.fault for outcome in outcomes):
         of_fault = [outcome for outcome in outcomes if outcome.fault == name]
@@ -75,4 +75,4 @@ def main(options: Options) -> None:
     if options.table:
         Path(options.table).write_text(summary + table(outcomes), "utf-8")
     if any(outcome.findings for outcome in outcomes):
-        raise SystemExit("A promise was broken; the lines above say which.")
+        raise SystemExit("A promise was broken. The findings are listed above.")

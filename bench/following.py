@@ -1,4 +1,4 @@
-"""What following costs over Redis: runs of one server, read at another that does nothing else."""
+"""The cost of following over Redis: runs of one server, read on another that only follows."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,13 +18,13 @@ from bench.rounds import Measurement, Turn, interleaved
 from bench.yardsticks.local import CEILING
 
 RUNS, QUICK_RUNS = (50, 150), (20,)
-"""More of them, and the server that has them would want the core that it shares."""
+"""With more runs, their server would need the core that it shares."""
 ROUNDS = 3
 WANTED_RUNS, WANTED_SHARE = 1000, 0.45
 
 
 class FollowingServer(ReattachServer):
-    """A server that only follows what another one has, over the stores that they share."""
+    """A server that only follows runs of another one over shared stores."""
 
     def __init__(self, port: int, pid: int, other: ReattachServer) -> None:
         super().__init__(port, pid)
@@ -39,7 +39,7 @@ class FollowingServer(ReattachServer):
 
 
 class Following(Contender):
-    """The one with the runs shares its core with the stores and the readers."""
+    """The pair of servers. The owner of the runs shares its core with the stores and readers."""
 
     name = "Reattach, Redis, following"
     about = "a server that reads from Redis what another one writes there"

@@ -1,4 +1,4 @@
-"""The bytes of runs, the same for every server that is measured: those that Reattach sends."""
+"""The bytes of runs as Reattach sends them, the same for every server."""
 
 import re
 import time
@@ -13,18 +13,18 @@ from reattach.wire import letta
 from reattach.wire.sse import DONE, split_frames
 
 TERMINAL_EVENTS = 2
-"""A stop reason and a usage follow the text."""
+"""The terminal group has a stop reason and a usage."""
 
 UNSTAMPED = "0 0 "
 
 
 def stamped(due_ns: int) -> str:
-    """The text of an event: when it was due, and when it was yielded."""
+    """Write the text of an event: the times when it was due and when it was yielded."""
     return f"{due_ns} {time.monotonic_ns()} "
 
 
 class FrameMaker:
-    """Makes the frames of one run, in order. An event of text has 350 to 390 bytes."""
+    """Encodes the frames of one run in order. A text event has 350 to 390 bytes."""
 
     def __init__(self) -> None:
         self._run_id = new_run_id()
@@ -35,7 +35,7 @@ class FrameMaker:
         return self._next(AssistantText(self._place, content))
 
     def terminal(self) -> bytes:
-        """Two frames."""
+        """Encode the two frames of the terminal group."""
         return self._next(Stopped(StopReason.END_TURN)) + self._next(Usage(step_count=1))
 
     def _next(self, event: Event) -> bytes:
@@ -45,7 +45,7 @@ class FrameMaker:
 
 @dataclass(frozen=True, slots=True)
 class EndedRun:
-    """All frames of a run in one piece, ``[DONE]`` included, and where each event ends."""
+    """All frames of a run as one body with ``[DONE]``, and the end offset of each event."""
 
     frames: bytes
     ends: "array[int]"
@@ -55,7 +55,7 @@ class EndedRun:
 
 
 def ended_frames(events: int) -> list[bytes]:
-    """The frames of a run of that many texts and its terminal group."""
+    """Encode a run of this many text events and a terminal group."""
     maker = FrameMaker()
     return [*(maker.text() for _ in range(events)), *split_frames(maker.terminal())]
 
@@ -70,7 +70,7 @@ def ended_run(events: int) -> EndedRun:
 
 
 def templates() -> Mapping[str, str]:
-    """The frames of a run for a program in another language: SEQ and TEXT are to be filled in."""
+    """Encode templates of frames for other languages, which replace SEQ and TEXT."""
     text, *terminal = [frame.decode() for frame in ended_frames(1)]
     pattern = re.compile(r'"seq_id":\d+')
     frames = [pattern.sub('"seq_id":SEQ', frame) for frame in (text, *terminal)]

@@ -1,4 +1,4 @@
-"""Growth: what things cost when runs get longer, when more of them are kept, and after a day."""
+"""Growth: costs as runs get longer, as more runs are stored, and over many retentions."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,23 +22,23 @@ KEPT, QUICK_KEPT, LONG_KEPT = (100, 1000, 10_000), (32, 96), (100_000,)
 SECONDS, QUICK_SECONDS = 1.0, 0.3
 ROUNDS = 2
 PASSES = 4
-"""Of all sizes in a server: this many figures in each round."""
+"""Measurements of all sizes on one server in each round."""
 LAST = 10
 RESUMING = 16
 SENDING = 16
-"""Conversations that runs are begun in at the same time."""
+"""Conversations in which runs are started concurrently."""
 TURNS, QUICK_TURNS = 12, 2
-"""Runs of one conversation."""
+"""Runs in each conversation."""
 PAIRS = 6
-"""Measurements on the server that keeps runs, and as many on a new one in between."""
+"""Measurements on the filled server, alternating with as many on a new one."""
 NEW = "CPU µs per request on a new server"
 LOOKED_AT = 100
-"""Of the kept runs the newest, evenly over which some are read again."""
+"""The newest stored runs, of which some are read again, evenly spaced."""
 LENGTHS, QUICK_LENGTHS = (100, 400, 1200), (20, 60)
-"""Turns that a conversation has."""
+"""Lengths of a conversation in turns."""
 SEND_EVENTS = 10
 PERIODS, QUICK_PERIODS = 5, 3
-"""Of retention, each with as many runs: memory and files must not grow with them."""
+"""Retention periods with equal numbers of runs. Memory and files must not grow over them."""
 RUNS_A_PERIOD, QUICK_RUNS_A_PERIOD = 2000, 32
 RETENTION_SECONDS, QUICK_RETENTION_SECONDS = 20.0, 0.5
 OWN = Reattach().name
@@ -53,7 +53,7 @@ def replay_of(events: int) -> str:
 
 
 def by_events(options: Options) -> Iterator[Measurement]:
-    """Runs of more and more events in one server, in turn and back: a machine has its minutes."""
+    """Measure longer and longer runs on one server, forth and back to average the machine out."""
     seconds = QUICK_SECONDS if options.quick else SECONDS
     sizes = QUICK_EVENTS if options.quick else EVENTS
     with fresh(Reattach(), options.cores) as server:
@@ -77,7 +77,7 @@ def resume_with(kept: int) -> str:
 
 
 def by_runs(options: Options) -> Iterator[Measurement]:
-    """More and more ended runs in one server: what the next one costs, and one of them."""
+    """Measure the cost of a new run and of a stored run while a server stores more and more."""
     with fresh(Reattach(), options.cores) as server:
         there = 0
         for kept in kept_runs(options):
@@ -91,7 +91,7 @@ def by_runs(options: Options) -> Iterator[Measurement]:
 
 
 def kept_runs(options: Options) -> tuple[int, ...]:
-    """How many runs are there, one after the other."""
+    """List the numbers of stored runs to measure at."""
     if options.quick:
         return QUICK_KEPT
     return KEPT + LONG_KEPT if options.long else KEPT
@@ -111,7 +111,7 @@ def in_turn(
     work: Callable[[ReattachServer, Options], dict[str, float]],
     options: Options,
 ) -> dict[str, float]:
-    """The work on a server and on a new one: a machine changes while runs are made."""
+    """Measure the work on this server and on a new one, because the machine's speed changes."""
     grown: list[dict[str, float]] = []
     young: list[dict[str, float]] = []
     both = [(server, grown), (new, young)]
@@ -129,7 +129,7 @@ def turn_after(length: int) -> str:
 
 
 def by_turns(options: Options) -> Iterator[Measurement]:
-    """One conversation that gets longer and longer, and the first turns of new ones in between."""
+    """Measure a conversation that grows, alternating with first turns of new conversations."""
     with fresh(Reattach(), options.cores) as server:
         conversation = server.conversation("burst")
         there = 0
@@ -142,7 +142,7 @@ def by_turns(options: Options) -> Iterator[Measurement]:
 def later_and_first(
     server: ReattachServer, conversation: str, options: Options
 ) -> dict[str, float]:
-    """Turns of the long conversation and of new ones, measured in turn."""
+    """Measure turns of the long conversation and of new ones alternately."""
     later: list[dict[str, float]] = []
     first: list[float] = []
     for _ in range(pairs(options)):
@@ -152,9 +152,9 @@ def later_and_first(
 
 
 def fill(server: ReattachServer, runs: int, options: Options) -> None:
-    """Begin about so many runs, some at a time, and read each to its end.
+    """Start about this many runs, several at a time, and read each to its end.
 
-    In conversations of a few turns each: a turn is given all that were before it.
+    Each conversation gets only a few turns, because every turn reads the earlier ones.
     """
     while runs > 0:
         turns = max(min(TURNS, runs // SENDING), 1)
@@ -167,12 +167,12 @@ def send_again(server: ReattachServer, options: Options) -> dict[str, float]:
 
 
 def send(server: ReattachServer, conversations: int, turns: int, cores: Cores) -> dict[str, float]:
-    """Begin runs in new conversations, and read each to its end before the next."""
+    """Start runs in new conversations, one after the other, and read each to its end."""
     return _sent(server, [server.conversation("burst") for _ in range(conversations)], turns, cores)
 
 
 def talk(server: ReattachServer, conversation: str, turns: int, cores: Cores) -> dict[str, float]:
-    """Begin runs in one conversation, and read each to its end before the next."""
+    """Start runs in one conversation, one after the other, and read each to its end."""
     return _sent(server, [conversation], turns, cores)
 
 
@@ -188,17 +188,17 @@ def _sent(
     with Load(server.port, [group], cores.load) as load:
         report = load.done(len(conversations) * turns * 0.05 + LIMIT_SECONDS)
     used = cpu_seconds(server.pids) - before
-    told = report.groups["send"]
+    totals = report.groups["send"]
     return {
-        "CPU µs per request": 1e6 * used / told.responses,
-        "first byte p50 ms": told.first_byte.p50 / 1e6,
-        "first byte p99 ms": told.first_byte.p99 / 1e6,
-        "requests per s": told.responses / (report.wall_ns / 1e9),
+        "CPU µs per request": 1e6 * used / totals.responses,
+        "first byte p50 ms": totals.first_byte.p50 / 1e6,
+        "first byte p99 ms": totals.first_byte.p99 / 1e6,
+        "requests per s": totals.responses / (report.wall_ns / 1e9),
     }
 
 
 def look_again(server: ReattachServer, options: Options) -> dict[str, float]:
-    """Read some of the runs again, each from its first event on."""
+    """Replay some of the runs from their first event."""
     streams = [server.run_stream(run_id, SEND_EVENTS) for run_id in server.listed_runs(LOOKED_AT)]
     cursor = 1
     readers = [
@@ -210,7 +210,7 @@ def look_again(server: ReattachServer, options: Options) -> dict[str, float]:
 
 
 def day(options: Options) -> Iterator[Measurement]:
-    """Periods of retention with as many runs in each: the sizes at the end of every one."""
+    """Measure the sizes at the end of each of several retention periods with equally many runs."""
     retention = QUICK_RETENTION_SECONDS if options.quick else RETENTION_SECONDS
     runs = QUICK_RUNS_A_PERIOD if options.quick else RUNS_A_PERIOD
     contender = Reattach(settings={"retention_seconds": str(retention)})
@@ -228,7 +228,7 @@ def day(options: Options) -> Iterator[Measurement]:
 def after_period(
     server: ReattachServer, data: Path, runs: int, retention: float, options: Options
 ) -> dict[str, float]:
-    """Make the runs, and look when the retention of all of them is over and was swept."""
+    """Create the runs, and measure once all of them have expired and been deleted."""
     fill(server, runs, options)
     full = sizes(server, data)
     deadline = time.monotonic() + 4 * retention + LIMIT_SECONDS
@@ -245,7 +245,7 @@ def after_period(
 
 
 def sizes(server: ReattachServer, data: Path) -> dict[str, float]:
-    """Of the process, of the event log's files, and of the records', which are not forgotten."""
+    """Sizes of the process, of the event log's files, and of the records, which do not expire."""
     sizes = {
         name: sum(file.stat().st_size for file in data.glob(f"{database}*"))
         for name, database in (("log", "events.db"), ("records", "records.db"))
@@ -264,10 +264,10 @@ def main(options: Options) -> Chapter:
     results = interleaved(turns[:1], options.times(ROUNDS))
     for (contender, name), measured in interleaved(turns[1:], 1).items():
         results[contender, name] = measured
-    return told(results, options)
+    return chapter_of(results, options)
 
 
-def told(results: Results, options: Options) -> Chapter:
+def chapter_of(results: Results, options: Options) -> Chapter:
     events, kept = (QUICK_EVENTS if options.quick else EVENTS), kept_runs(options)
     lengths = QUICK_LENGTHS if options.quick else LENGTHS
     periods = range(1, (QUICK_PERIODS if options.quick else PERIODS) + 1)
@@ -277,10 +277,9 @@ def told(results: Results, options: Options) -> Chapter:
     chapter = Chapter(
         "growth",
         "Growth",
-        "The same work on runs of more events; on a server that keeps more runs, and on a new one "
-        "in between; and on one that forgets: runs of "
-        f"{SEND_EVENTS} events, made and forgotten over and over. The records of what was said "
-        "are kept. What readers cost stands in the chapter on live streams.",
+        "The same work on longer runs, on a server that stores more runs (alternating with a new "
+        f"one), and on a server whose runs of {SEND_EVENTS} events expire over and over. Records "
+        "do not expire. The chapter on live streams has the cost of readers.",
         [
             table(
                 results,
@@ -339,7 +338,7 @@ def goals(results: Results, options: Options) -> list[Goal]:
     longest_talk = (QUICK_LENGTHS if options.quick else LENGTHS)[-1]
     last, second = (OWN, last_period(results)), (OWN, "period 2")
     longest, shortest = (OWN, resume_at(events[-1])), (OWN, resume_at(events[0]))
-    # So few runs are all in the journal still, which only grows at first.
+    # So few runs are all in the journal, which only grows at first.
     logs = None if options.quick else results.ratio("log MiB, swept", last, second)
     return [
         same(
@@ -376,7 +375,7 @@ def same(work: str, ratio: float | None, most: float) -> Goal:
 
 
 def to_new(results: Results, name: str) -> float | None:
-    """What it costs on the server that keeps runs, in units of what it does on a new one."""
+    """Divide the cost on the filled server by the cost on a new one."""
     kept, new = (results.middle(OWN, name, cost) for cost in ("CPU µs per request", NEW))
     return kept / new if kept and new else None
 

@@ -1,4 +1,4 @@
-"""Readers on silent runs: what they cost the server while nothing happens."""
+"""The cost of readers of silent runs."""
 
 import time
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ READERS, QUICK_READERS = (1000, 10_000), (300,)
 RUNS, QUICK_RUNS = 100, 10
 PING_SECONDS, QUICK_PING_SECONDS = 40.0, 2.0
 SILENT_SECONDS, QUICK_SILENT_SECONDS = 10.0, 1.0
-"""Within the time in which no ping is due."""
+"""Shorter than the interval of pings."""
 OPENINGS_PER_SECOND = 500
 ROUNDS = 2
 
 
 def silent(contender: Reattach, readers: int, options: Options) -> dict[str, float]:
-    """Open the readers, look while nothing is said, and then while they are pinged."""
+    """Open the readers, and measure first without pings and then with them."""
     ping_seconds = QUICK_PING_SECONDS if options.quick else PING_SECONDS
     with fresh(contender, options.cores) as server:
         streams = server.silent(QUICK_RUNS if options.quick else RUNS)
@@ -46,7 +46,7 @@ def silent(contender: Reattach, readers: int, options: Options) -> dict[str, flo
             pinged = _cpu_percent(server.pids, 2 * ping_seconds)
             most = memory(server.pids)
             load.stop(time.monotonic_ns())
-            told = load.done(60).groups["idle"]
+            group = load.done(60).groups["idle"]
     return {
         "KiB per reader": (held.proportional_bytes - before.proportional_bytes) / 1024 / readers,
         "KiB per reader, pinged": (most.proportional_bytes - before.proportional_bytes)
@@ -55,11 +55,11 @@ def silent(contender: Reattach, readers: int, options: Options) -> dict[str, flo
         "CPU % silent": quiet,
         "CPU % pinged": pinged,
         "store calls": after.reads - cost.reads + after.writes - cost.writes,
-        "pings": told.pings,
+        "pings": group.pings,
         "pings expected": readers * int((opening + 2 * ping_seconds) / ping_seconds),
-        "late p50 ms": told.ping_gap.p50 / 1e6 - 1000 * ping_seconds,
-        "late p99 ms": told.ping_gap.p99 / 1e6 - 1000 * ping_seconds,
-        "late max ms": told.ping_gap.max / 1e6 - 1000 * ping_seconds,
+        "late p50 ms": group.ping_gap.p50 / 1e6 - 1000 * ping_seconds,
+        "late p99 ms": group.ping_gap.p99 / 1e6 - 1000 * ping_seconds,
+        "late max ms": group.ping_gap.max / 1e6 - 1000 * ping_seconds,
         "open s": opening,
     }
 

@@ -1,7 +1,7 @@
 """Live streams: many runs with a reader each, one run with many readers, and replays meanwhile.
 
-Lag is counted from when an event was due, not from when the engine got round to it: a server that
-stands still can not hide that. All processes read the machine's one monotonic clock.
+Lag is counted from the time when an event was due, not from the time when the engine yielded it, so
+that a stalled server cannot hide the stall. All processes read the machine's monotonic clock.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ ROUNDS = 3
 BESIDE_REPLAYS = 100
 REPLAYED_EVENTS, QUICK_REPLAYED_EVENTS = 10_000, 2000
 HELD_MS = 100.0
-"""The lag at p99 within which a number of streams counts as held."""
+"""The p99 lag within which a server is considered to keep up."""
 FIRST = "first event of a send"
 ON_REDIS = Reattach("Reattach, Redis", "redis")
 IN_THE_BACKGROUND = {"p50 ms": "lag p50 ms", "p99 ms": "lag p99 ms", "max ms": "lag max ms",
@@ -55,7 +55,7 @@ def beside_replays(options: Options) -> str:
 def measurements(
     contender: Contender, options: Options, server: Server | None = None
 ) -> Iterator[Measurement]:
-    """Each in a server of its own if none is given, since runs that ended leave something."""
+    """Measure each size on a new server unless one is given, because ended runs use memory."""
     runs, readers = (QUICK_RUNS, QUICK_READERS) if options.quick else (RUNS, READERS)
     yield from until_one_fails(
         (many_runs(number), partial(one_live, contender, options, number, 1, server=server))
@@ -79,7 +79,7 @@ def measurements(
 
 
 def quick_measurements(contender: Contender, options: Options) -> Iterator[Measurement]:
-    """The same in one server, since a start takes longer than all else."""
+    """Measure all sizes on one server, because a start takes longer than the rest."""
     with fresh(contender, options.cores) as server:
         yield from measurements(contender, options, server)
 
@@ -106,7 +106,7 @@ def one_live(
 def first_event(
     contender: Reattach, options: Options, *, server: Server | None = None
 ) -> dict[str, float]:
-    """Sends that are answered at once: from the request to the first byte of the first event."""
+    """Measure the time from a send to the first byte of its first event."""
     with nullcontext(server) if server else fresh(contender, options.cores) as there:
         assert isinstance(there, ReattachServer)
         begins = [there.stream("burst", "1", 1).begin for _ in range(20 if options.quick else 200)]
@@ -130,10 +130,10 @@ def main(options: Options) -> Chapter:
     measured = quick_measurements if options.quick else measurements
     turns = [Turn(one.name, partial(measured, one, options)) for one in contenders]
     results = interleaved(turns, options.times(ROUNDS))
-    return told(results, [one.name for one in contenders], options)
+    return chapter_of(results, [one.name for one in contenders], options)
 
 
-def told(results: Results, contenders: list[str], options: Options) -> Chapter:
+def chapter_of(results: Results, contenders: list[str], options: Options) -> Chapter:
     runs, readers = (QUICK_RUNS, QUICK_READERS) if options.quick else (RUNS, READERS)
     names = [*map(many_runs, runs), *map(many_readers, readers), beside_replays(options), FIRST]
     chapter = Chapter(
@@ -168,7 +168,7 @@ def told(results: Results, contenders: list[str], options: Options) -> Chapter:
 
 
 def held(results: Results, contenders: list[str], options: Options) -> Table:
-    """The most that each held with its lag at p99 within the bound."""
+    """Find the largest size of each server at which the p99 lag stays within the bound."""
     runs, readers = (QUICK_RUNS, QUICK_READERS) if options.quick else (RUNS, READERS)
     rows = []
     for one in contenders:

@@ -1,4 +1,4 @@
-"""The client that measures, a program in C: compiled when it is first needed, told what to read."""
+"""The load client, a program in C that is compiled on first use and reads what it is asked to."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import msgspec
 
-from bench.machine import children_on, favour
+from bench.machine import children_on, raise_priority
 from reattach.testing.closing import Closing
 
 SOURCES = Path(__file__).with_name("client")
@@ -26,18 +26,18 @@ CACHE = Path(__file__).parents[1] / ".bench"
 FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror")
 IN_URL = "=000000000000"
 IN_JSON = 999999999999
-"""Where a request has its cursor; the client writes it there."""
+"""Placeholders that the client replaces by the cursor."""
 ADDRESSES = 16
-"""Addresses of the loopback network that it connects from."""
+"""Number of loopback addresses that it connects from."""
 START_SECONDS = 60.0
 
 
 class Spoiled(Exception):
-    """A measurement in which something went wrong; it has no figure."""
+    """A measurement with an error, which gives no figure."""
 
 
 def program() -> Path:
-    """The compiled client. Raises SystemExit where it can not be had."""
+    """Compile the client if needed and return its path. Raises SystemExit without a compiler."""
     if sys.platform != "linux":
         raise SystemExit("bench: the load generator needs Linux (epoll).")
     sources = sorted(SOURCES.glob("*.c"))
@@ -60,7 +60,7 @@ def program() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The bytes of a request, and where in them the cursor is; -1: nowhere."""
+    """The bytes of a request and the offset of the cursor in them, or -1."""
 
     data: bytes
     cursor_at: int
@@ -69,7 +69,7 @@ class Request:
     def of(
         cls, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
     ) -> Self:
-        """A request of HTTP/1.1; ``path`` may end with IN_URL, or ``body`` hold IN_JSON."""
+        """Build an HTTP/1.1 request. IN_URL in ``path`` or IN_JSON in ``body`` marks the cursor."""
         content = b"" if body is None else json.dumps(body).encode()
         lines = {"host": "localhost", **(headers or {})}
         if body is not None:
@@ -82,20 +82,20 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """One connection's work."""
+    """The requests of one connection."""
 
     first: Request
     resume: Request | None = None
-    """From its cursor, after it was cut; None: the first one again."""
+    """Resumes from the cursor after a cut. None: the first request again."""
     after: int = 0
     last: int = 0
-    """The number of the last event, where it is known; 0: anything."""
+    """The number of the last event, or 0 if unknown."""
     start_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Readers that are told together. ``flags`` are those of the client's own head."""
+    """Readers with a common report. ``flags`` are defined at the head of the C program."""
 
     name: str
     mode: str
@@ -104,7 +104,7 @@ class Group:
 
 
 class Histogram(msgspec.Struct, frozen=True):
-    """Nanoseconds; an empty one has no values."""
+    """Quantiles in nanoseconds. Empty if there were no values."""
 
     count: int
     mean: float = 0.0
@@ -127,18 +127,18 @@ class GroupReport(msgspec.Struct, frozen=True):
     errors: int
     first_error: str
     lag: Histogram
-    """From when an event was due to its last byte here, of the events within ``measure``."""
+    """Time from when an event was due to its last byte, for the events within ``measure``."""
     lag_of_yield: Histogram
-    """From when the engine yielded it: what the server has to answer for."""
+    """Time from when the engine yielded it, which is the server's own share."""
     lag_in_storm: Histogram
-    """While readers of another group came back."""
+    """Lag while readers of another group reconnected."""
     first_byte: Histogram
-    """From the request, or when it was due, to the first byte of the body."""
+    """Time from the request, or from when it was due, to the first byte of the body."""
     whole: Histogram
     caught_up: Histogram
-    """From the cut to the first event that was late by less than a tenth of a second."""
+    """Time from the cut to the first event with a lag below a tenth of a second."""
     ping_gap: Histogram
-    """From whatever came before to a ping."""
+    """Time from the bytes before it to a ping."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -149,7 +149,7 @@ class Report(msgspec.Struct, frozen=True):
 
 @dataclass
 class Load(Closing):
-    """A running client; the context ends it. Every wait is bounded, and raises Spoiled."""
+    """A running load client, which its context ends. Every wait has a limit and raises Spoiled."""
 
     port: int
     groups: Sequence[Group]
@@ -170,10 +170,10 @@ class Load(Closing):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                start_new_session=True,  # A scheduling group of its own, which ``favour`` raises.
+                start_new_session=True,  # ``raise_priority`` needs a scheduling group of its own.
             )
         self.pid = self._process.pid
-        favour(self.pid)
+        raise_priority(self.pid)
         threading.Thread(target=self._read, daemon=True).start()
         return self
 
@@ -183,11 +183,11 @@ class Load(Closing):
         self._directory.cleanup()
 
     def opened(self, seconds: float = START_SECONDS) -> float:
-        """Wait until every reader has an answer; how long that took."""
+        """Wait until every reader has an answer, and return how long that took."""
         return float(self._event("open", seconds)["ns"]) / 1e9
 
     def caught_up(self, seconds: float) -> float:
-        """Wait until all that were cut are live again; how long that took."""
+        """Wait until all cut readers are live again, and return how long that took."""
         return float(self._event("caught_up", seconds)["ns"]) / 1e9
 
     def measure(self, from_ns: int, to_ns: int) -> None:
@@ -197,11 +197,11 @@ class Load(Closing):
         self._tell(f"cut {group} {at_ns}")
 
     def stop(self, at_ns: int) -> None:
-        """End the loops, and let go of what is held."""
+        """End the loops and close the readers that are held open."""
         self._tell(f"stop {at_ns}")
 
     def done(self, seconds: float) -> Report:
-        """The report, once all have ended; those that have not after ``seconds`` are errors."""
+        """Wait for all readers and report. Those not done after ``seconds`` are errors."""
         self._tell(f"limit {time.monotonic_ns() + int(seconds * 1e9)}")
         report = msgspec.convert(self._event("done", seconds + START_SECONDS), Report)
         for name, group in report.groups.items():

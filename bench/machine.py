@@ -1,4 +1,4 @@
-"""The machine that is measured on: its cores, and what a process of it has used."""
+"""The machine of the measurement: its cores, and the CPU time and memory of processes."""
 
 import os
 import platform
@@ -17,11 +17,11 @@ _KIB = re.compile(r"^(Pss|Rss):\s+(\d+) kB", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """Which core does what; with a single one everything shares it, and figures say little."""
+    """The assignment of cores. On a single core everything shares it, and figures mean little."""
 
     server: int
     load: int
-    """The client's, and that of the stores beside the server where there is no third core."""
+    """The load client's core, and without a third core that of the stores too."""
     store: int
 
     @classmethod
@@ -32,7 +32,7 @@ class Cores:
 
 @contextmanager
 def children_on(core: int) -> Iterator[None]:
-    """Let the processes that are started meanwhile, and theirs, run on one core only."""
+    """Pin processes that are started within the context to one core."""
     own = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
@@ -41,10 +41,11 @@ def children_on(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, own)
 
 
-def favour(pid: int) -> bool:
-    """Let the process come before others of the machine; False if that is not allowed.
+def raise_priority(pid: int) -> bool:
+    """Raise the priority of a process, and return False if that is not permitted.
 
-    ``nice`` does nothing between sessions where the kernel groups by them; the group's own does.
+    Where the kernel schedules by session, ``nice`` has no effect between sessions, so this sets
+    the priority of the session's group.
     """
     try:
         Path(f"/proc/{pid}/autogroup").write_text("-20")
@@ -54,7 +55,7 @@ def favour(pid: int) -> bool:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """What these processes have used since their start, in user and system mode, to the ns."""
+    """Return the user and system CPU time of processes since their start, exact to the ns."""
     return sum(
         time.clock_gettime(~pid << 3 | 2) for pid in pids
     )  # The kernel's MAKE_PROCESS_CPUCLOCK.
@@ -64,22 +65,22 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 class Memory:
     resident_bytes: int
     proportional_bytes: int
-    """Shared pages count in part: PSS."""
+    """Proportional set size: a shared page counts in parts."""
 
 
 def memory(pids: Iterable[int]) -> Memory:
-    """What these processes hold of the machine's memory, together."""
+    """Sum the memory of processes."""
     resident = proportional = 0
     for pid in pids:
-        told = dict(_KIB.findall(Path(f"/proc/{pid}/smaps_rollup").read_text()))
-        resident += int(told["Rss"]) * 1024
-        proportional += int(told["Pss"]) * 1024
+        sizes = dict(_KIB.findall(Path(f"/proc/{pid}/smaps_rollup").read_text()))
+        resident += int(sizes["Rss"]) * 1024
+        proportional += int(sizes["Pss"]) * 1024
     return Memory(resident, proportional)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a process has used so far."""
+    """Resources that a process has used so far."""
 
     cpu_seconds: float
     reads: int
@@ -87,7 +88,7 @@ class Cost:
 
 
 def cost_of(pid: int) -> Cost:
-    """What a process has used since its start."""
+    """Measure what a process has used since its start."""
     proc = Path(f"/proc/{pid}")
     fields = (proc / "stat").read_text().rpartition(")")[2].split()
     io = dict(line.split(": ") for line in (proc / "io").read_text().splitlines())
@@ -96,7 +97,7 @@ def cost_of(pid: int) -> Cost:
 
 
 def described() -> str:
-    """The machine in one line."""
+    """Describe the machine in one line."""
     cpu = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
@@ -107,5 +108,5 @@ def described() -> str:
 
 
 def load_average() -> float:
-    """Processes that want a core, on average over the last minute: above 0 others are at work."""
+    """Return the load average of the last minute. Above 0, other programs are running."""
     return os.getloadavg()[0]

@@ -1,4 +1,4 @@
-"""What the one who measures may choose."""
+"""The options of ``scripts/bench``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,26 +10,26 @@ from bench.machine import Cores
 @dataclass(frozen=True)
 class Options:
     quick: bool = False
-    """Smaller sizes and one round: for daily use, and no figure to quote."""
+    """Whether to measure small sizes in one round; such figures are not for quoting."""
     long: bool = False
-    """The sizes too that take more than ten minutes."""
+    """Whether to measure the sizes that take more than ten minutes too."""
     rounds: int = 0
-    """How often each contender has its turn; 0: once if quick, else as often as the work needs."""
+    """Rounds of each measurement. 0: one if quick, else as many as the benchmark needs."""
     contenders: Sequence[str] = ()
-    """Words of the names of those that are measured; empty: all are."""
+    """Words in the names of the servers to compare with. Empty: all."""
     against: Sequence[Path] = ()
-    """Other checkouts of this project, whose servers are measured beside its own."""
+    """Other checkouts of this project to compare with."""
     cores: Cores = field(default_factory=Cores.available)
     repetitions: int = 3
-    """How often each fault is tried."""
+    """Experiments with each fault."""
     minutes: float = 5.0
-    """How long a siege lasts."""
+    """Length of a siege."""
     lease_seconds: float = 2.0
     """The lease of the servers under faults."""
     only: str = ""
-    """A word of the names of the faults that are tried; empty: all are."""
+    """A word in the names of the faults to inject. Empty: all."""
     table: str = ""
-    """File that a table of faults is written to; empty: it is only printed."""
+    """File to write the table of faults to. Empty: it is only printed."""
 
     def times(self, rounds: int) -> int:
         return self.rounds or (1 if self.quick else rounds)

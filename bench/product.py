@@ -1,4 +1,4 @@
-"""Reattach itself, alone on SQLite and with Redis and PostgreSQL, asked as its clients ask it."""
+"""Reattach on SQLite and on Redis with PostgreSQL, used as its clients use it."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -26,11 +26,11 @@ from reattach.testing.programs.postgresql import PostgresqlServer
 from reattach.testing.programs.redis import RedisServer
 
 NO_DRAIN = {"REATTACH_DRAIN_SECONDS": "0"}
-"""Silent runs would never end."""
+"""Silent runs never end by themselves."""
 
 
 class ReattachServer(Server):
-    """A server of this project."""
+    """A server of a checkout of this project."""
 
     def __init__(self, port: int, pid: int) -> None:
         super().__init__(port, [pid])
@@ -62,7 +62,7 @@ class ReattachServer(Server):
         return [Stream(stream.resume) for stream in streams]
 
     def stream(self, model: str, text: str, events: int) -> Stream:
-        """A run that is begun in a new conversation; its number of events may be unknown: 0."""
+        """Return the requests of a run in a new conversation, with 0 for an unknown event count."""
         conversation_id = self.conversation(model)
         otid = str(uuid4())
         message = {"role": "user", "content": text, "otid": otid}
@@ -75,12 +75,12 @@ class ReattachServer(Server):
         )
 
     def send(self, conversation_id: str, text: str) -> Request:
-        """A message to the conversation, to be sent any number of times: a run for each."""
+        """Return the request that sends a message; each time it is sent it starts a run."""
         body = {"input": text, "background": True, "stream_tokens": True, "include_pings": False}
         return Request.of("POST", f"/v1/conversations/{conversation_id}/messages", body)
 
     def listed_runs(self, count: int) -> list[str]:
-        """Ids of runs, the newest first."""
+        """List the ids of runs, newest first."""
         listed = json.loads(asked(self.port, Request.of("GET", f"/v1/runs/?limit={count}")))
         return [run["id"] for run in listed]
 
@@ -90,7 +90,7 @@ class ReattachServer(Server):
         return Stream(resume, events + TERMINAL_EVENTS)
 
     def is_gone(self, run_id: str) -> bool:
-        """Whether the run's log was forgotten."""
+        """Return whether the run's log has been deleted."""
         try:
             asked(self.port, Request.of("POST", f"/v1/runs/{run_id}/stream", {}))
         except Spoiled as error:
@@ -100,7 +100,7 @@ class ReattachServer(Server):
         return False
 
     def conversation(self, model: str) -> str:
-        """A new one, of the agent with that model."""
+        """Create a conversation of the agent with this model."""
         if model not in self._agents:
             body = {"name": model, "model": f"function/{model}"}
             self._agents[model] = self._made("/v1/agents/", body)
@@ -112,7 +112,7 @@ class ReattachServer(Server):
 
 
 class Reattach(Contender):
-    """The product, of this checkout or another one.
+    """Reattach of this or another checkout.
 
     ``settings`` are REATTACH_ variables without their prefix.
     """
@@ -140,7 +140,7 @@ class Reattach(Contender):
                 environment = shared_stores(stack, cores)
             if self._checkout != ROOT:
                 environment["PYTHONPATH"] = str(self._checkout / "src")
-            settings = {f"REATTACH_{name.upper()}": told for name, told in self._settings.items()}
+            settings = {f"REATTACH_{name.upper()}": value for name, value in self._settings.items()}
             serving = program(
                 python("bench.server", checkout=self._checkout),
                 cores,
@@ -151,7 +151,7 @@ class Reattach(Contender):
 
 
 def shared_stores(stack: ExitStack, cores: Cores) -> dict[str, str]:
-    """Redis and PostgreSQL, on the core of stores."""
+    """Start Redis and PostgreSQL on the core of stores."""
     with children_on(cores.store):
         postgresql = stack.enter_context(PostgresqlServer())
         redis = stack.enter_context(RedisServer(tcp=True))

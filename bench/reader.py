@@ -1,4 +1,4 @@
-"""A reader that costs little: one socket, and no parsing but what is measured."""
+"""A cheap reader: one socket, and only the parsing that a measurement needs."""
 
 import asyncio
 import json
@@ -9,14 +9,14 @@ from urllib.request import Request, urlopen
 
 @dataclass(frozen=True)
 class ServerAddress:
-    """A server, as its clients know it. An empty key is not sent."""
+    """The URL and API key of a server. An empty key is not sent."""
 
     url: str
     api_key: str = ""
 
 
 def post(server: ServerAddress, path: str, body: object) -> dict[str, str]:
-    """A JSON request with its JSON answer."""
+    """Post JSON and return the JSON answer."""
     request = Request(
         f"{server.url}{path}",
         data=json.dumps(body).encode(),
@@ -33,7 +33,7 @@ def _key(server: ServerAddress) -> dict[str, str]:
 
 
 def conversation_with(server: ServerAddress, model: str) -> str:
-    """A new conversation with a new agent of that model."""
+    """Create a conversation with a new agent of this model."""
     agent = post(server, "/v1/agents/", {"name": "bench", "model": model})
     return post(server, f"/v1/conversations/?agent_id={agent['id']}", {})["id"]
 
@@ -41,7 +41,7 @@ def conversation_with(server: ServerAddress, model: str) -> str:
 async def open_stream(
     server: ServerAddress, path: str, body: object
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Post ``body`` and return when the stream's headers are there."""
+    """Post ``body`` and return once the stream's headers have arrived."""
     parts = urlsplit(server.url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     data = json.dumps(body).encode()

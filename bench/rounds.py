@@ -1,4 +1,4 @@
-"""Rounds: every contender in turn, again and again, and what came of it in the middle."""
+"""Rounds of measurements, in which every contender takes its turn, and their medians."""
 
 import sys
 import time
@@ -10,15 +10,15 @@ from statistics import median
 from bench.load import Spoiled
 
 Figures = Mapping[str, float]
-"""What one measurement gave, by name; the unit stands in the name."""
+"""The figures of one measurement by name, with the unit in the name."""
 
 Measurement = tuple[str, Callable[[], Figures]]
-"""Its name, and how it is made."""
+"""A measurement's name, and the function that performs it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one contender does in a round: it yields measurements, each made before the next."""
+    """The measurements of one contender in a round, each performed before the next."""
 
     contender: str
     measurements: Callable[[], Iterator[Measurement]]
@@ -26,18 +26,18 @@ class Turn:
 
 @dataclass(slots=True)
 class Measured:
-    """The rounds of one measurement. Those with an error are no figures, and say why."""
+    """The rounds of one measurement. A round with an error gives a failure, not a figure."""
 
     rounds: list[Figures] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
     def middle(self, name: str) -> float | None:
-        """The median of all rounds; None if there is none."""
+        """Return the median of all rounds, or None without rounds."""
         values = self._values(name)
         return median(values) if values else None
 
     def spread(self, name: str) -> tuple[float, float] | None:
-        """The smallest and the largest."""
+        """Return the minimum and the maximum."""
         values = self._values(name)
         return (min(values), max(values)) if values else None
 
@@ -46,7 +46,7 @@ class Measured:
 
 
 class Results(defaultdict[tuple[str, str], Measured]):
-    """By contender and measurement."""
+    """Results by contender and measurement."""
 
     def __init__(self) -> None:
         super().__init__(Measured)
@@ -58,14 +58,14 @@ class Results(defaultdict[tuple[str, str], Measured]):
     def ratio(
         self, name: str, of: tuple[str, str], to: tuple[str, str], *, inverse: bool = False
     ) -> float | None:
-        """The median of ``of`` in units of that of ``to``."""
+        """Divide the median of ``of`` by that of ``to``."""
         above, below = self.middle(*of, name), self.middle(*to, name)
         if inverse:
             above, below = below, above
         return above / below if above is not None and below else None
 
     def failures(self) -> list[str]:
-        """What went wrong, a line each."""
+        """List the failures, one a line."""
         return [
             f"{contender}, {name}: {len(measured.failures)} of "
             f"{len(measured.failures) + len(measured.rounds)} rounds have no figure: {why}"
@@ -75,9 +75,9 @@ class Results(defaultdict[tuple[str, str], Measured]):
 
 
 def until_one_fails(sizes: Iterable[Measurement]) -> Iterator[Measurement]:
-    """The same work, larger each time. What is larger than one without a figure is not tried.
+    """Measure growing sizes, and skip all sizes after one that fails.
 
-    A server that can not hold a size takes minutes of time limits to say so of the next.
+    A server that is too slow for a size would take minutes of time limits to fail at the next.
     """
     failed = ""
     for name, measure in sizes:
@@ -85,7 +85,7 @@ def until_one_fails(sizes: Iterable[Measurement]) -> Iterator[Measurement]:
         def tried(name: str = name, measure: Callable[[], Figures] = measure) -> Figures:
             nonlocal failed
             if failed:
-                raise Spoiled(f"not tried, since there is none for {failed}")
+                raise Spoiled(f"skipped, because {failed} failed")
             try:
                 return measure()
             except (Spoiled, OSError):
@@ -96,7 +96,7 @@ def until_one_fails(sizes: Iterable[Measurement]) -> Iterator[Measurement]:
 
 
 def interleaved(turns: Sequence[Turn], rounds: int) -> Results:
-    """Every contender once in each round."""
+    """Measure every contender once in each round."""
     results = Results()
     for number in range(rounds):
         for turn in turns:

@@ -1,6 +1,6 @@
-"""When events are due: one timer for all runs of a server that is measured, and a common start.
+"""The schedule of events: one timer for all runs of a server, and a common start.
 
-Engines and yardsticks yield by the same schedule, so that what is compared is not their timers.
+Engines and yardsticks share it, so that a comparison does not compare their timers.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ Due = Callable[[], None]
 
 
 class Ticker:
-    """Calls what is due, looking once a millisecond; only while something is awaited."""
+    """Calls due functions with a resolution of a millisecond. Idle while nothing is scheduled."""
 
     def __init__(self) -> None:
         self._due: defaultdict[int, list[Due]] = defaultdict(list)
@@ -25,7 +25,7 @@ class Ticker:
         self._last_tick = 0
 
     def at(self, due_ns: int, call: Due) -> None:
-        """Call ``call`` soon after ``due_ns`` of the monotonic clock."""
+        """Schedule ``call`` for the time ``due_ns`` of the monotonic clock."""
         tick = -(-due_ns // TICK_NS)
         if not self._ticking:
             self._ticking = True
@@ -34,7 +34,7 @@ class Ticker:
         self._due[max(tick, self._last_tick + 1)].append(call)
 
     async def until(self, due_ns: int) -> None:
-        """Return soon after ``due_ns`` of the monotonic clock, and at once when that has passed."""
+        """Sleep until the time ``due_ns`` of the monotonic clock."""
         if time.monotonic_ns() >= due_ns:
             return
         reached = asyncio.get_running_loop().create_future()
@@ -59,13 +59,13 @@ class Ticker:
 
 
 class Gates:
-    """Files by which runs are told when to begin: each holds a time of the monotonic clock."""
+    """Files that hold the start time of runs by the monotonic clock."""
 
     def __init__(self) -> None:
         self._opening: dict[str, asyncio.Task[int]] = {}
 
     async def start_ns(self, path: str) -> int:
-        """When runs behind this gate begin; waits until it is said."""
+        """Wait until the gate opens, and return the start time of its runs."""
         if path not in self._opening:
             self._opening[path] = asyncio.create_task(self._opened(Path(path)))
         return await asyncio.shield(self._opening[path])
@@ -78,7 +78,7 @@ class Gates:
 
 
 def open_gate(path: Path, start_ns: int) -> None:
-    """Say when the runs behind it begin, wholly or not at all."""
+    """Write the start time of the gate's runs atomically."""
     new = path.with_suffix(".new")
     new.write_text(str(start_ns))
     new.rename(path)

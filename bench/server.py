@@ -1,11 +1,11 @@
-"""The server that is measured: the whole product, with an engine that stamps its events.
+"""The server under measurement: Reattach with an engine that stamps its events.
 
-As a program it serves what the environment's REATTACH_ variables say, and prints its URL.
+As a program it serves with the environment's REATTACH_ settings and prints its URL.
 """
 
 import gc
 
-# As the program does it that serves.
+# As ``reattach serve`` does.
 gc.disable()
 
 import asyncio  # noqa: E402
@@ -29,7 +29,7 @@ _gates = Gates()
 
 
 async def paced(turn: Turn) -> AsyncIterator[str]:
-    """``COUNT RATE PHASE_NS PAUSE_NS GATE``: so many events a second from when the gate opens."""
+    """``COUNT RATE PHASE_NS PAUSE_NS GATE``: yield COUNT events at RATE once the gate opens."""
     count, rate, phase_ns, pause_ns, gate = turn.input[-1].text.split(" ", 4)
     due_ns = start_ns = await _gates.start_ns(gate) + int(phase_ns)
     for index in range(int(count)):
@@ -40,13 +40,13 @@ async def paced(turn: Turn) -> AsyncIterator[str]:
 
 
 async def burst(turn: Turn) -> AsyncIterator[str]:
-    """``COUNT``: so many events, as fast as they are taken."""
+    """``COUNT``: yield COUNT events as fast as possible."""
     for _ in range(int(turn.input[-1].text)):
         yield UNSTAMPED
 
 
 async def silent(_turn: Turn) -> AsyncIterator[str]:
-    """One event, and then nothing until it is cancelled."""
+    """Yield one event, and then nothing until the run is cancelled."""
     yield UNSTAMPED
     await asyncio.Event().wait()
 
@@ -54,7 +54,7 @@ async def silent(_turn: Turn) -> AsyncIterator[str]:
 def main() -> None:
     configure_logging("console", "error")
     engine = FunctionEngine({"paced": paced, "burst": burst, "silent": silent})
-    # One tenant sends more here than any may.
+    # The benchmarks exceed the quotas of a tenant.
     settings = Settings(
         port=0, log_level="error", quota_runs=0, quota_streams=0, quota_requests_per_second=0
     )

@@ -92,4 +92,4 @@ def main(options: Options) -> None:
         found = found_by_audit(cluster.output)
     print(f"\n{table(outcomes)}\n{summary(outcomes, requests, found)}")
     if any(outcome.findings for outcome in outcomes):
-        raise SystemExit("A promise was broken; the lines above say which.")
+        raise SystemExit("A promise was broken. The findings are listed above.")

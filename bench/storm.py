@@ -1,4 +1,4 @@
-"""A reconnect storm: every reader is cut at the same instant of live traffic, and comes back."""
+"""A reconnect storm: all readers of live runs are cut at the same instant and reconnect."""
 
 import time
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ from bench.schedule import open_gate
 
 READERS, QUICK_READERS = 5000, 200
 RUNS = 50
-"""That they follow, as many readers each."""
+"""Runs that the cut readers follow, with equally many readers each."""
 RATE = 5.0
 OTHERS, OTHERS_RATE = 50, 50.0
-"""Runs with a reader each that is not cut."""
+"""Runs with one reader each that is not cut."""
 BEFORE_SECONDS, QUICK_BEFORE_SECONDS = 2.0, 0.6
 AFTER_SECONDS, QUICK_AFTER_SECONDS = 10.0, 2.0
 CAUGHT_UP_SECONDS = 60.0
@@ -31,7 +31,7 @@ ROUNDS = 3
 
 
 def storm(contender: Contender, options: Options) -> dict[str, float]:
-    """One storm. Spoiled by any reader that lost, doubled or missed anything, or is not back."""
+    """Measure one storm. Raises Spoiled if a reader lost or doubled an event or stayed away."""
     readers = (QUICK_READERS if options.quick else READERS) // RUNS
     after_seconds = QUICK_AFTER_SECONDS if options.quick else AFTER_SECONDS
     before_seconds = QUICK_BEFORE_SECONDS if options.quick else BEFORE_SECONDS
@@ -58,16 +58,16 @@ def storm(contender: Contender, options: Options) -> dict[str, float]:
             last = load.caught_up(CAUGHT_UP_SECONDS)
             used = cpu_seconds(server.pids) - before
             report = load.done(CAUGHT_UP_SECONDS)
-    told, calm_told = report.groups["cut"], report.groups["others"]
+    totals, calm_totals = report.groups["cut"], report.groups["others"]
     return {
         "last back s": last,
-        "back p50 s": told.caught_up.p50 / 1e9,
-        "back p99 s": told.caught_up.p99 / 1e9,
-        "cut": told.caught_up.count,
-        "others p50 ms": calm_told.lag_in_storm.p50 / 1e6,
-        "others p99 ms": calm_told.lag_in_storm.p99 / 1e6,
-        "others max ms": calm_told.lag_in_storm.max / 1e6,
-        "CPU ms per reconnect": 1000 * used / told.caught_up.count,
+        "back p50 s": totals.caught_up.p50 / 1e9,
+        "back p99 s": totals.caught_up.p99 / 1e9,
+        "cut": totals.caught_up.count,
+        "others p50 ms": calm_totals.lag_in_storm.p50 / 1e6,
+        "others p99 ms": calm_totals.lag_in_storm.p99 / 1e6,
+        "others max ms": calm_totals.lag_in_storm.max / 1e6,
+        "CPU ms per reconnect": 1000 * used / totals.caught_up.count,
     }
 
 

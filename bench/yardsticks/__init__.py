@@ -1,6 +1,6 @@
-"""What Reattach is compared with: what the machine can do, what is common, and what others offer.
+"""Servers that Reattach is compared with: a ceiling, a common solution, and published products.
 
-Those that are made here serve one small interface: ``POST /ended/RUN?events=N``,
-``POST /paced/RUN?events=N&rate=N&phase_ns=N&gate=FILE``, ``GET /stream/RUN?after=CURSOR``, and a
-``GET /empty`` that is answered with nothing.
+The servers in this package share a small interface: ``POST /ended/RUN?events=N``,
+``POST /paced/RUN?events=N&rate=N&phase_ns=N&gate=FILE``, ``GET /stream/RUN?after=CURSOR``, and
+``GET /empty``, which has an empty answer.
 """

@@ -1,4 +1,4 @@
-"""What the yardsticks on Starlette share: a server, its routes, and runs that are produced."""
+"""The common part of the yardsticks on Starlette: a server, its routes and its runs."""
 
 import asyncio
 import socket
@@ -17,7 +17,7 @@ from bench.schedule import Gates, Ticker
 from reattach.wire.sse import DONE, split_frames
 
 Frames = Callable[[], AsyncIterator[bytes]]
-"""A run: all of its frames, ``[DONE]`` at the end."""
+"""Yield all frames of a run and ``[DONE]``."""
 
 _ticker = Ticker()
 _gates = Gates()
@@ -46,7 +46,7 @@ def application(
     produce: Callable[[str, Frames], Awaitable[None]],
     stream: Callable[[str, int], Awaitable[Response]],
 ) -> Starlette:
-    """``produce`` takes a run's frames, until they end; ``stream`` answers with a run's rest."""
+    """Build the routes. ``produce`` stores a run's frames; ``stream`` answers from a cursor."""
 
     async def make_ended(request: Request) -> Response:
         events = int(request.query_params["events"])
@@ -80,7 +80,7 @@ def _begin(work: Awaitable[None]) -> None:
 
 
 def serve(app: ASGIApp) -> None:
-    """Serve on a free port, as uvicorn does it best, and print the URL."""
+    """Serve on a free port with uvicorn's fastest settings, and print the URL."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     config = uvicorn.Config(
         app, loop="uvloop", http="httptools", ws="none", lifespan="off",

@@ -1,4 +1,4 @@
-"""The ceiling: a bare uvloop protocol that writes the bytes of runs: no framework, no log."""
+"""The ceiling: a bare uvloop protocol that writes the bytes of runs, without framework or log."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ def chunk(data: bytes) -> bytes:
 
 @dataclass(slots=True)
 class Run:
-    """What was said so far; a live one writes what is new to its readers."""
+    """The frames of a run so far. A live run writes new frames to its readers."""
 
     frames: bytearray = field(default_factory=bytearray)
     ends: list[int] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Run:
     readers: "set[Connection]" = field(default_factory=set)
 
     def say(self, frames: list[bytes], *, events: int = 1, close: bool = False) -> None:
-        """Each frame is so many events; all of them are one write."""
+        """Add a frame of several events, and write it to all readers in one call."""
         for frame in frames:
             self.frames += frame
             self.ends += [len(self.frames)] * events
@@ -53,7 +53,7 @@ class Run:
 
 
 class Connection(asyncio.Protocol):
-    """A client; one request at a time."""
+    """The connection of a client, which sends one request at a time."""
 
     def __init__(self, runs: dict[str, Run], ticker: Ticker, gates: Gates) -> None:
         self._runs = runs
@@ -66,7 +66,9 @@ class Connection(asyncio.Protocol):
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class.
+        self._transport = cast(
+            "asyncio.Transport", transport
+        )  # uvloop's transport is not a subclass.
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -93,9 +95,9 @@ class Connection(asyncio.Protocol):
             self._asked(target)
 
     def write_live(self, data: bytes) -> None:
-        """All of the run up to here was written; this is what follows."""
+        """Write frames that follow everything written so far."""
         assert self._run is not None
-        if self._paused:  # It comes as a slice, when there is room.
+        if self._paused:  # They are sliced from the run when there is room.
             self._run.readers.discard(self)
             return
         self._sent = len(self._run.frames)
@@ -118,7 +120,7 @@ class Connection(asyncio.Protocol):
             self._runs[name[0]] = Run(bytearray(events), list(ended.ends), closed=True)
         elif work == "paced":
             self._runs[name[0]] = run = Run()
-            asyncio.ensure_future(self._pace(run, query))  # noqa: RUF006  the gate holds it
+            asyncio.ensure_future(self._pace(run, query))  # noqa: RUF006  the gate holds a reference
         self._transport.write(EMPTY)
 
     def _catch_up(self, run: Run) -> None:

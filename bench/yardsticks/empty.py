@@ -1,4 +1,4 @@
-"""An empty reply of a raw ASGI application under uvicorn: what a request costs before any work."""
+"""An empty answer of a raw ASGI application under uvicorn: the fixed cost of a request."""
 
 from starlette.types import Receive, Scope, Send
 

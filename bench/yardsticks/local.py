@@ -1,4 +1,4 @@
-"""The yardsticks that are programs of this directory, started and asked by one interface."""
+"""The yardsticks that are programs of this directory, behind the interface of contenders."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from reattach.testing.programs.redis import RedisServer
 
 
 class LocalServer(Server):
-    """A server of the interface that ``bench.yardsticks`` describes."""
+    """A server with the interface that ``bench.yardsticks`` describes."""
 
     def __init__(self, port: int, pids: list[int]) -> None:
         super().__init__(port, pids)
@@ -43,7 +43,7 @@ class LocalServer(Server):
 
 
 class Local(Contender):
-    """A yardstick in a module of Python; with ``redis`` it has one, on the core of stores."""
+    """A yardstick in a Python module, which with ``redis`` gets a Redis on the core of stores."""
 
     def __init__(
         self, name: str, module: str, about: str, works: frozenset[Work], *, redis: bool = False
@@ -55,7 +55,7 @@ class Local(Contender):
         self._redis = redis
 
     @contextmanager
-    def serving(self, directory: Path, cores: Cores) -> Iterator[Server]:  # noqa: ARG002  keeps nothing
+    def serving(self, directory: Path, cores: Cores) -> Iterator[Server]:  # noqa: ARG002  stores nothing
         with ExitStack() as stack:
             environment = self._environment()
             if self._redis:
@@ -114,7 +114,7 @@ RESUMABLE = FromPyPI(
 
 
 class FromNpm(Local):
-    """``resumable-stream`` behind a server of Node; it forgets a run when that has ended."""
+    """``resumable-stream`` behind a Node server, which drops a run at its end."""
 
     def missing(self) -> str:
         return packages.node()

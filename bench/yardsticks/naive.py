@@ -1,4 +1,4 @@
-"""A stream as most write it today: Redis, polled by each reader, and an event for each yield."""
+"""The common solution: a Redis stream that each reader polls, with one entry per event."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Packages of others that only the benchmark needs, in a directory of its own, pinned by hash."""
+"""Third-party packages that only the benchmark needs, in their own directory, pinned by hash."""
 
 import hashlib
 import shutil
@@ -14,12 +14,12 @@ PYTHON = CACHE / "python"
 NODE = CACHE / "node"
 INSTALL_SECONDS = 300
 NPM_PATIENCE = ("--fetch-retries=1", "--fetch-timeout=20000")
-"""Without them npm tries for minutes where there is no registry."""
+"""Options that keep npm from retrying for minutes without a registry."""
 
 
 @cache
 def python() -> str:
-    """Install what is from PyPI; why that is not possible, or nothing."""
+    """Install the Python packages, and return why that failed or an empty text."""
     uv = Path(sys.executable).with_name("uv")
     wanted = HERE / "requirements.txt"
     return _installed(
@@ -31,14 +31,14 @@ def python() -> str:
 
 @cache
 def node() -> str:
-    """Install what is from npm; why that is not possible, or nothing."""
+    """Install the npm packages, and return why that failed or an empty text."""
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
         return "it needs Node 18 or newer, with npm"
-    # ``npm ci`` refuses a lock without the optional packages of systems that a registry lacks.
+    # ``npm ci`` refuses a lock that lacks optional packages of other systems.
     files = [HERE / name for name in ("package.json", "package-lock.json", ".npmrc")]
     NODE.mkdir(parents=True, exist_ok=True)
-    for file in [*files, *HERE.glob("*.mjs")]:  # Modules find packages from where they lie.
+    for file in [*files, *HERE.glob("*.mjs")]:  # Node resolves packages from a module's own folder.
         shutil.copy(file, NODE)
     return _installed(
         NODE, files,
@@ -55,9 +55,9 @@ def _installed(place: Path, files: list[Path], command: list[str]) -> str:
     try:
         subprocess.run(command, check=True, capture_output=True, timeout=INSTALL_SECONDS)
     except (subprocess.SubprocessError, OSError) as error:
-        told = getattr(error, "stderr", b"") or b""
-        reason = told.decode(errors="replace").strip().splitlines()[-1:] or [str(error)]
-        return f"it can not be installed: {reason[0]}"
+        output = getattr(error, "stderr", b"") or b""
+        reason = output.decode(errors="replace").strip().splitlines()[-1:] or [str(error)]
+        return f"it cannot be installed: {reason[0]}"
     place.mkdir(parents=True, exist_ok=True)
     stamp.write_text(digest)
     return ""

@@ -1,4 +1,4 @@
-"""Servers that are given events by HTTP: nginx with nchan, and that of Durable Streams."""
+"""Servers that receive events by HTTP: nginx with nchan, and the server of Durable Streams."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from typing_extensions import override
 from bench.contender import READING, ROOT, Contender, Pace, Server, Stream, program, python
 from bench.frames import TERMINAL_EVENTS, ended_frames
 from bench.load import START_SECONDS, Request, Spoiled
-from bench.machine import Cores, children_on, favour
+from bench.machine import Cores, children_on, raise_priority
 from bench.yardsticks import packages
 from bench.yardsticks.publisher import Order
 from reattach.testing.programs.ports import free_port
@@ -25,11 +25,11 @@ from reattach.wire.sse import DONE, frame_data
 _LIVE = frozenset({"foreign", "until_last"})
 
 LAST = 10
-"""Before the end of a run, where a replay may begin; the other place is its middle."""
+"""Distance from a run's end at which a replay may begin; another begins in the middle."""
 
 
 class PublishedServer(Server):
-    """``publishing`` is the head of a request that adds an event to a run, in one line."""
+    """``publishing`` is the head of a request that adds an event to a run, on one line."""
 
     def __init__(self, port: int, pids: list[int], stack: ExitStack, cores: Cores) -> None:
         super().__init__(port, pids)
@@ -54,7 +54,7 @@ class PublishedServer(Server):
                 cwd=ROOT,
                 start_new_session=True,
             )
-        favour(process.pid)
+        raise_priority(process.pid)
         self._stack.callback(_ended, process)
         assert process.stdin is not None
         process.stdin.write(order.lines())
@@ -70,7 +70,7 @@ class PublishedServer(Server):
         raise NotImplementedError
 
     def following(self, name: str) -> Request:
-        """What asks for a run that is live, from its start."""
+        """Return the request for a live run from its start."""
         raise NotImplementedError
 
 
@@ -175,11 +175,11 @@ _WITH_STATE = [
     f'mount -t tmpfs none {_STATE.parent} && mkdir {_STATE} && exec "$@"',
     "sh",
 ]
-"""The module wants a folder of the system's, whatever is configured: it gets one of its own."""
+"""Create the folder that nchan needs in any configuration."""
 
 
 class Nchan(Contender):
-    """nginx with nchan: those of the system, or unpacked into REATTACH_BENCH_NGINX."""
+    """nginx with nchan, from the system or unpacked into REATTACH_BENCH_NGINX."""
 
     name = "nchan"
     about = "nginx with nchan, one worker; events are posted to it"
@@ -219,7 +219,7 @@ class Nchan(Contender):
                 command = [*_WITH_STATE, *command]
             with children_on(cores.server):
                 process = subprocess.Popen(command, start_new_session=True)
-            favour(process.pid)
+            raise_priority(process.pid)
             stack.callback(_ended_nginx, process)
             worker = _worker(port, process)
             yield NchanServer(port, [process.pid, worker], stack, cores)
@@ -234,7 +234,7 @@ def _ended_nginx(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _worker(port: int, process: "subprocess.Popen[bytes]") -> int:
-    """The process that does the work, once there is one; the port answers before that."""
+    """Wait for the worker process, which starts after the port answers, and return its id."""
     deadline = time.monotonic() + START_SECONDS
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while True:
@@ -248,7 +248,7 @@ def _worker(port: int, process: "subprocess.Popen[bytes]") -> int:
 
 
 class DurableStreamsServer(PublishedServer):
-    """Its ended runs are the bytes of a stream, ``[DONE]`` included; its live ones events."""
+    """An ended run is a stream of bytes with ``[DONE]``; a live run is a stream of events."""
 
     @override
     def publishing(self, name: str) -> str:
@@ -280,7 +280,7 @@ class DurableStreamsServer(PublishedServer):
         return Stream(known[0], last, known=known)
 
     def _asked(self, method: str, name: str, body: bytes = b"") -> str:
-        """Where the stream goes on after what was asked."""
+        """Return the offset at which the stream continues."""
         head = f"{method} /{name} HTTP/1.1\r\nhost: localhost\r\ncontent-type: text/plain\r\n"
         data = f"{head}connection: close\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
         with socket.create_connection(("127.0.0.1", self.port), START_SECONDS) as connection:
@@ -295,7 +295,7 @@ class DurableStreamsServer(PublishedServer):
 
 
 class DurableStreams(Contender):
-    """``@durable-streams/server`` from npm, in memory: in files it waits for the disk each time."""
+    """``@durable-streams/server`` from npm in memory, because its files sync on every write."""
 
     name = "@durable-streams/server"
     about = "the reference server of Durable Streams in Node, in memory; events are posted to it"
@@ -306,7 +306,7 @@ class DurableStreams(Contender):
         return packages.node()
 
     @contextmanager
-    def serving(self, directory: Path, cores: Cores) -> Iterator[Server]:  # noqa: ARG002  keeps nothing
+    def serving(self, directory: Path, cores: Cores) -> Iterator[Server]:  # noqa: ARG002  stores nothing
         with ExitStack() as stack:
             command = ["node", str(packages.NODE / "durable-streams.mjs")]
             port, pid = stack.enter_context(program(command, cores))

@@ -1,8 +1,7 @@
-"""``python -m bench.yardsticks.publisher``: yields the events of runs by posting each to a server.
+"""``python -m bench.yardsticks.publisher``: post the events of runs to a server.
 
-For servers that are given events by HTTP. It reads from its standard input a line with the port,
-one with the pace, and then a line with the head of each run's requests, and runs until it is done.
-A request does not wait for the answer to the one before.
+For servers that receive events by HTTP. Its standard input has a line with the port, a line with
+the pace, and for each run a line with the head of its requests. Requests are pipelined.
 """
 
 import asyncio
@@ -25,7 +24,7 @@ class Order:
     per_second: float
     gate: str
     heads: list[str]
-    """For each run; LENGTH stands for the length of the body."""
+    """The head of a request; LENGTH stands for the length of the body."""
 
     def lines(self) -> str:
         pace = f"{self.events} {self.per_second} {self.gate}"
@@ -39,7 +38,7 @@ def read_order() -> Order:
 
 
 def request(head: str, body: bytes) -> bytes:
-    """``head`` in one line, as ``POST /path|name: value``."""
+    """Write ``head`` on one line, as ``POST /path|name: value``."""
     lines = head.replace("LENGTH", str(len(body))).split("|")
     return "\r\n".join([f"{lines[0]} HTTP/1.1", *lines[1:], "", ""]).encode() + body
 
@@ -80,7 +79,7 @@ async def publish(order: Order) -> None:
     for number, head in enumerate(order.heads):
         begin(number, head)
     await ended.wait()
-    await asyncio.sleep(1.0)  # The answers are still to be taken.
+    await asyncio.sleep(1.0)  # The last answers must still be read.
 
 
 async def _forget(reader: asyncio.StreamReader) -> None:

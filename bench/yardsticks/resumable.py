@@ -14,7 +14,7 @@ from starlette.responses import Response
 from bench.yardsticks.asgi import Frames, application, serve
 
 BEGIN_SECONDS = 20.0
-"""That a run may take to be there once it was asked for."""
+"""Time within which a requested run must exist."""
 _redis = Redis.from_url(os.environ["BENCH_REDIS_URL"], max_connections=20_000)
 _streams = ResumableStream(_redis)
 

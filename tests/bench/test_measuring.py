@@ -81,7 +81,7 @@ def test_what_is_larger_than_one_without_a_figure_is_not_tried() -> None:
     assert results.middle("one", "1 runs", "ms") == 1.0
     assert results.failures() == [
         "one, 2 runs: 2 of 2 rounds have no figure: it took too long",
-        "one, 3 runs: 2 of 2 rounds have no figure: not tried, since there is none for 2 runs",
+        "one, 3 runs: 2 of 2 rounds have no figure: skipped, because 2 runs failed",
     ]
 
 

@@ -12,7 +12,7 @@ PENDING: Final = (
     "src/reattach/engine",
     "src/reattach/log",
     "src/reattach/runs",
-    "src/reattach/testing",
+    "src/reattach/testing/conformance",
     "src/reattach/tools",
     "src/reattach/webhooks",
     "src/reattach/wire",

@@ -1,4 +1,4 @@
-"""What a test has for a while, and closes."""
+"""A base class of resources that tests open and close."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
@@ -6,7 +6,7 @@ from typing import Self
 
 
 class Closing(ABC):
-    """As a context it is closed at the end, whatever happened meanwhile."""
+    """A resource that its context manager closes on exit."""
 
     def __enter__(self) -> Self:
         return self
@@ -21,4 +21,4 @@ class Closing(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End it, and let go of all that it holds."""
+        """Release everything that it holds."""

@@ -1,4 +1,4 @@
-"""What really came over the wire, beside what an SDK made of it. Needs httpx, as the SDK does."""
+"""Transports that record the bytes that the official SDK receives. Needs httpx, as the SDK does."""
 
 import re
 import ssl
@@ -20,9 +20,9 @@ class Recording(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
     def __init__(self) -> None:
         self.requests: list[httpx.Request] = []
-        """Each request that was sent, those included that the SDK sends again by itself."""
+        """All requests in order, including the SDK's own retries."""
         self.streams: list[bytearray] = []
-        """The body of each stream so far, in the order in which they began."""
+        """The body of each stream so far, in the order of their starts."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
@@ -63,7 +63,7 @@ class Recording(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """Made once: it reads every certificate of the system, which takes longer than most tests."""
+    """Load the system's certificates once, because that takes longer than most tests."""
     return ssl.create_default_context()
 
 
@@ -96,21 +96,21 @@ class _AsyncTee(httpx.AsyncByteStream):
 
 
 def whole_frames(body: bytes | bytearray) -> list[bytes]:
-    """The complete frames of a body, however it ended."""
+    """Split a body into its complete frames, and ignore a last incomplete one."""
     return [bytes(frame) + b"\n\n" for frame in body.split(b"\n\n")[:-1]]
 
 
 def seq_of(frame: bytes) -> int:
-    """The number of a frame; 0 if it has none."""
+    """Return the ``seq_id`` of a frame, or 0 if it has none."""
     match = _SEQ.search(frame)
     return int(match[1]) if match else 0
 
 
 def frames_to(body: bytes | bytearray, last_seq: int, *, after: int = 0) -> bytes:
-    """The numbered frames of ``body`` up to ``last_seq``, without pings of its connection.
+    """Return the numbered frames of ``body`` up to ``last_seq``, without keepalives.
 
-    ``after`` is the cursor that the stream was asked for. A keepalive repeats the seq of the frame
-    before it, or that cursor, which is how it is told.
+    ``after`` is the cursor of the request. A keepalive is a frame that repeats this cursor or the
+    number of the frame before it.
     """
     kept: list[bytes] = []
     last = after

@@ -1,4 +1,4 @@
-"""What every engine must do, as tests: subclass ``EngineConformance`` and give it a ``subject``.
+"""Conformance tests of engines: subclass ``EngineConformance`` and provide a ``subject``.
 
 >>> class TestMyEngine(EngineConformance):
 ...     @pytest.fixture
@@ -39,30 +39,30 @@ from reattach.engine.base import (
 )
 
 ANSWER_SECONDS = 60.0
-"""How long a whole answer may take; it only keeps a broken engine from hanging the tests."""
+"""Time limit of a whole answer, which keeps a broken engine from hanging the tests."""
 
 CLOSE_SECONDS = 1.0
-"""Within this time a closed or cancelled turn must have let go."""
+"""Time within which a closed or cancelled turn must end."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An engine to be tested, with what the tests must know to ask it something sensible."""
+    """The engine under test, with prompts that make it answer as the tests need."""
 
     engine: Engine
     model: str
     prompt: str = "one two three four five six seven eight"
-    """Asks for an answer of at least six deltas."""
+    """A prompt for an answer of at least six deltas."""
     settings: ModelSettings = field(default_factory=ModelSettings)
     history_prompt: str | None = None
-    """Asks for an answer that repeats the history; None: ``prompt_tokens`` must grow with it."""
+    """A prompt whose answer repeats the history. None: ``prompt_tokens`` must grow with it."""
     system_prompt: str | None = None
-    """Asks for an answer that repeats the system prompt; None: likewise."""
+    """A prompt whose answer repeats the system prompt. None: as for ``history_prompt``."""
 
     def turn(
         self, prompt: str | None = None, *, history: Sequence[Message] = (), system: str = ""
     ) -> Turn:
-        """A turn with ``prompt`` as the user's only message."""
+        """Create a turn with ``prompt`` as the user's only message."""
         return Turn(
             run_id=new_run_id(),
             agent_id=new_agent_id(),
@@ -75,39 +75,39 @@ class Subject:
         )
 
     def run(self, turn: Turn) -> AsyncGenerator[Delta]:
-        """The engine's generator for ``turn``."""
+        """Call the engine, and return its generator for ``turn``."""
         return cast(AsyncGenerator[Delta], self.engine.run(turn))
 
 
 def message(role: Role, text: str) -> Message:
-    """A stored message of one text part."""
+    """Create a stored message of one text part."""
     return Message(
         id=new_message_id(), role=role, parts=(TextPart(text),), created_at=datetime.now(UTC)
     )
 
 
 async def collect(engine: Engine, turn: Turn) -> list[Delta]:
-    """Everything that ``engine`` yields for ``turn``."""
+    """Collect everything that ``engine`` yields for ``turn``."""
     async with asyncio.timeout(ANSWER_SECONDS):
         return [delta async for delta in engine.run(turn)]
 
 
 def text_of(deltas: Sequence[Delta]) -> str:
-    """The text of an answer."""
+    """Join the text deltas of an answer."""
     return "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
 
 
 def prompt_tokens_of(deltas: Sequence[Delta]) -> int:
-    """The tokens that an answer's steps were asked with."""
+    """Sum the prompt tokens of an answer's steps."""
     return sum(delta.usage.prompt_tokens for delta in deltas if isinstance(delta, StepFinished))
 
 
 class EngineConformance:
-    """The tests. ``subject`` may have any scope that the engine bears."""
+    """The test suite. ``subject`` may have any pytest scope that suits the engine."""
 
     @pytest.fixture
     def subject(self) -> Subject:
-        """What is tested; a subclass must say."""
+        """Provide the engine under test; a subclass must override it."""
         raise NotImplementedError
 
     async def test_the_model_is_offered_by_its_handle(self, subject: Subject) -> None:
@@ -123,9 +123,7 @@ class EngineConformance:
         assert isinstance(deltas[-2], StepFinished)
         assert deltas[-1].reason in {StopReason.END_TURN, StopReason.MAX_TOKENS}
 
-    async def test_every_delta_has_the_shape_that_the_interface_says(
-        self, subject: Subject
-    ) -> None:
+    async def test_every_delta_has_the_shape_of_the_interface(self, subject: Subject) -> None:
         deltas = await collect(subject.engine, subject.turn())
         for delta in deltas:
             match delta:
@@ -142,7 +140,7 @@ class EngineConformance:
                 case ToolStarting() | ToolReturn() | ReasoningHidden() | Finished():
                     pass
                 case Compacting() | Compacted():
-                    pytest.fail("what is told to an engine is not its own to compact")
+                    pytest.fail("an engine does not compact its own context")
         assert [d for d in deltas if isinstance(d, Finished)] == deltas[-1:]
 
     async def test_an_answer_comes_in_pieces(self, subject: Subject) -> None:
@@ -183,15 +181,13 @@ class EngineConformance:
             with pytest.raises(asyncio.CancelledError):
                 await task
 
-    async def test_several_turns_at_once_are_each_answered_to_the_end(
-        self, subject: Subject
-    ) -> None:
+    async def test_concurrent_turns_are_each_answered_to_the_end(self, subject: Subject) -> None:
         answers = await asyncio.gather(*(collect(subject.engine, subject.turn()) for _ in range(4)))
         for deltas in answers:
             assert text_of(deltas)
             assert isinstance(deltas[-1], Finished)
 
-    async def test_closing_one_turn_leaves_the_others_alone(self, subject: Subject) -> None:
+    async def test_closing_one_turn_does_not_affect_another(self, subject: Subject) -> None:
         closed = subject.run(subject.turn())
         other = asyncio.create_task(collect(subject.engine, subject.turn()))
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -202,7 +198,7 @@ class EngineConformance:
     async def test_the_history_reaches_the_model(self, subject: Subject) -> None:
         history = [
             message(Role.USER, "My parrot is called Quetzalcoatl."),
-            message(Role.ASSISTANT, "What a name!"),
+            message(Role.ASSISTANT, "A fine name!"),
         ]
         if subject.history_prompt is None:
             without = await collect(subject.engine, subject.turn())
@@ -212,7 +208,7 @@ class EngineConformance:
             turn = subject.turn(subject.history_prompt, history=history)
             answer = text_of(await collect(subject.engine, turn))
             assert "user: My parrot is called Quetzalcoatl." in answer
-            assert "assistant: What a name!" in answer
+            assert "assistant: A fine name!" in answer
 
     async def test_the_system_prompt_reaches_the_model(self, subject: Subject) -> None:
         system = "You live on a lighthouse and speak of little else."

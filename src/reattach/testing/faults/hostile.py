@@ -1,4 +1,4 @@
-"""A tenant that abuses a cluster, while others are watched."""
+"""A tenant that abuses a cluster while tests watch the runs of others."""
 
 import asyncio
 import json

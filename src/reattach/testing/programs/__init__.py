@@ -1,1 +1,1 @@
-"""Programs for tests: servers, stores, proxies and a relay that cuts connections."""
+"""Programs that tests start: servers, stores, proxies, and a relay that cuts connections."""

@@ -1,4 +1,4 @@
-"""Several servers that share a PostgreSQL and a Redis, all of one's own, as real processes."""
+"""A cluster for tests: several server processes that share a PostgreSQL and a Redis."""
 
 import asyncio
 import signal
@@ -20,11 +20,11 @@ from reattach.testing.programs.relay import Relay
 from reattach.testing.programs.server import ServerProcess
 
 KEPT_ALWAYS: Final = ("--appendonly", "yes", "--appendfsync", "always")
-"""A Redis that loses nothing that it acknowledged."""
+"""Options of a Redis that never loses an acknowledged write."""
 
 
 class ClusterServer:
-    """One server of a cluster. Between it and either store stands a relay of its own."""
+    """One server of a cluster, which reaches each store through a relay of its own."""
 
     def __init__(self, process: ServerProcess, redis: Relay, postgresql: Relay) -> None:
         self.process = process
@@ -37,36 +37,36 @@ class ClusterServer:
         return self.process.url
 
     def start(self) -> None:
-        """As ``ServerProcess.start``: on the port that it had."""
+        """Start it again on its port, as ``ServerProcess.start`` does."""
         self.process.start()
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone. Idempotent."""
+        """Send SIGKILL and wait until the process has ended. Idempotent."""
         self.process.kill()
         self._paused = False
 
     def pause(self) -> None:
-        """SIGSTOP: it stands still, and its connections stay."""
+        """Send SIGSTOP: the process halts and its connections stay open."""
         self.process.signal(signal.SIGSTOP)
         self._paused = True
 
     def resume(self) -> None:
-        """SIGCONT. Idempotent."""
+        """Send SIGCONT. Idempotent."""
         if self._paused:
             self.process.signal(signal.SIGCONT)
             self._paused = False
 
     def stop(self) -> int:
-        """SIGTERM; return its exit status once it has drained."""
+        """Send SIGTERM, wait for the drain, and return the exit status."""
         return self.process.stop()
 
 
 class Cluster(Closing):
-    """``servers`` processes of ``reattach serve`` on free loopback ports, which share two stores.
+    """Processes of ``reattach serve`` on free loopback ports, with a shared Redis and PostgreSQL.
 
-    ``servers``, ``redis`` and ``postgresql`` are there to be ended and started again. The context
-    starts all of it, the schema made, and leaves nothing behind. ``environment`` and ``arguments``
-    are those of every server.
+    The context manager creates the schema, starts everything, and removes everything on exit.
+    Tests may stop and restart ``servers``, ``redis`` and ``postgresql``. Every server gets
+    ``environment`` and ``arguments``.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Cluster(Closing):
         self.lease_seconds = lease_seconds
         self.servers: list[ClusterServer] = []
         self.api_key = ""
-        """A key of the default tenant, made before the servers started: none of them is open."""
+        """A key of the default tenant, which exists before the first server starts."""
         self.redis: RedisServer
         self.postgresql: PostgresqlServer
         self._count = servers
@@ -97,7 +97,7 @@ class Cluster(Closing):
         return self
 
     def close(self) -> None:
-        """End all of it. Idempotent."""
+        """Stop everything. Idempotent."""
         self._stack.close()
 
     @property
@@ -105,9 +105,9 @@ class Cluster(Closing):
         return [server.url for server in self.servers]
 
     def new_key(self, tenant: TenantId | None = None) -> str:
-        """A new API key, of a new tenant unless one is named. Every server knows it within seconds.
+        """Create an API key, by default of a new tenant. Servers accept it within seconds.
 
-        Not for an event loop.
+        It blocks, so do not call it in an event loop.
         """
 
         async def make() -> str:
@@ -122,7 +122,7 @@ class Cluster(Closing):
             return threads.submit(asyncio.run, make()).result()
 
     def mend(self) -> None:
-        """Bring back whatever was ended, paused or disturbed, and return when all of it answers."""
+        """Undo all faults: restart, resume and reconnect, and wait until everything answers."""
         if not self.postgresql.running:
             self.postgresql.start()
         if not self.redis.running:
@@ -137,12 +137,12 @@ class Cluster(Closing):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The settings of a process that joins the cluster, past every relay."""
+        """The environment of a process that joins the cluster without relays."""
         return self._stores(self.redis.address, self.postgresql.address)
 
     @property
     def output(self) -> str:
-        """What the servers have printed so far, one after the other."""
+        """The output of the servers so far, one after the other."""
         return "\n".join(
             f"Server {number}:\n{server.process.output}"
             for number, server in enumerate(self.servers)
@@ -153,7 +153,7 @@ class Cluster(Closing):
         self.postgresql = stack.enter_context(PostgresqlServer())
         self.redis = stack.enter_context(RedisServer(*self._redis_options, tcp=True))
         upgrade(self.postgresql.url())
-        # Before the first server is there, since one without any key is open for some seconds.
+        # A server that starts without any key is open to all for some seconds.
         self.api_key = self.new_key(DEFAULT_TENANT)
         for number in range(self._count):
             redis = stack.enter_context(Relay(self.redis.address))

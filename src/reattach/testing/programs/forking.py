@@ -1,4 +1,4 @@
-"""A process that has imported the server and forks it, so that a start costs no second of imports.
+"""A process that imports the server once and forks it, which saves each start the imports.
 
 The parent talks to it over a Unix socket. A connection stands for one server: it carries the
 arguments, the environment and the descriptor for the output to the forking process, and the pid
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
 _INTERPRETER_VARIABLES: Final = ("PYTHONPATH", "PYTHONHASHSEED", "PYTHONWARNINGS", "COVERAGE_RUN")
-"""Variables that an interpreter reads at its start, so a forked one cannot obey them."""
+"""Variables that only the start of an interpreter reads, so a fork cannot apply them."""
 
 _READY_SECONDS: Final = 60.0
 _STATUS_BYTES: Final = 64
@@ -44,7 +44,7 @@ class ForkedProcess:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end. Raises subprocess.TimeoutExpired."""
+        """Wait for its end and return the exit status. Raises subprocess.TimeoutExpired."""
         with self._lock:
             if self.returncode is None:
                 if not select.select([self._connection], [], [], timeout)[0]:
@@ -73,7 +73,7 @@ class ForkedProcess:
 
 
 class Forking:
-    """The forking process, started when the first server is."""
+    """The forking process, which starts with the first server."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -87,7 +87,7 @@ class Forking:
         return same and hasattr(socket, "send_fds") and "COVERAGE_RUN" not in os.environ
 
     def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> ForkedProcess:
-        """Fork ``reattach`` with these arguments. Its output and errors come from one pipe."""
+        """Fork ``reattach`` with these arguments. One pipe carries its output and errors."""
         self._begin()
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self._path)
@@ -127,7 +127,9 @@ class Forking:
             assert self._process.stdout is not None
             with self._process.stdout as output:
                 if not select.select([output], [], [], _READY_SECONDS)[0] or not output.readline():
-                    raise RuntimeError("The process that forks servers did not start.")
+                    raise RuntimeError(
+                        f"The process that forks servers is not ready after {_READY_SECONDS:g} s."
+                    )
 
 
 class _Request(NamedTuple):
@@ -139,7 +141,7 @@ class _Request(NamedTuple):
 
 
 def _serve(path: str) -> _Request:
-    """Fork for each request, and report the ends of children; return only in a child."""
+    """Fork for each request and report the exit statuses of children. Returns only in a child."""
     woken, waking = socket.socketpair()
     waking.setblocking(False)
     signal.set_wakeup_fd(waking.fileno())
@@ -195,11 +197,11 @@ def _report(children: dict[int, socket.socket]) -> None:
             try:
                 connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
             except OSError:
-                continue  # Whoever started it has gone.
+                continue  # The process that asked for this server has ended.
 
 
 def _become(request: _Request) -> None:
-    """Be ``reattach`` with the arguments, environment, folder and output of the request."""
+    """Turn this process into ``reattach`` with the request's arguments, environment and output."""
     os.dup2(request.output, 1)
     os.dup2(request.output, 2)
     os.close(request.output)

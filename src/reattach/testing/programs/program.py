@@ -1,4 +1,4 @@
-"""A program in the background, which is started, ended and started again."""
+"""Background programs that tests start, stop and restart."""
 
 import shutil
 import signal
@@ -14,32 +14,32 @@ from reattach.testing.closing import Closing
 from reattach.testing.programs.forking import ForkedProcess
 
 START_SECONDS: Final = 60.0
-"""How long a start may take on a busy machine."""
+"""Time limit of a start, for a busy machine."""
 STOP_SECONDS: Final = 30.0
-"""How long an end may take."""
+"""Time limit of a stop."""
 
-_LOOK_SECONDS: Final = 0.01
+_POLL_SECONDS: Final = 0.01
 
 Process = subprocess.Popen[str] | ForkedProcess
 
 
 class Program(Closing):
-    """A program at a port of loopback, which it keeps when it is started again.
+    """A program on a loopback port, which it keeps over restarts.
 
-    As a context it is started, and closed at the end. One at a time starts and ends it.
+    The context manager starts it and closes it on exit. Not thread-safe.
     """
 
     name: ClassVar[str]
-    """As errors call it."""
+    """The program's name in error messages."""
 
     def __init__(self, port: int, temporary: Path | None = None, **options: Any) -> None:
-        """``temporary`` is a folder that goes when it is closed; ``options`` are those of Popen."""
+        """Prepare the program. ``close`` removes ``temporary``; ``options`` are passed to Popen."""
         self.port = port
         self._temporary = temporary
         self._options = options
         self._process: Process | None = None
         self._printed: list[list[str]] = []
-        """The lines that it has printed, by start."""
+        """The lines of its output, one list for each start."""
 
     def __enter__(self) -> Self:
         if not self.running:
@@ -65,11 +65,11 @@ class Program(Closing):
 
     @property
     def output(self) -> str:
-        """What it has printed so far, all starts together."""
+        """The output of all starts so far."""
         return "\n".join(line for lines in self._printed for line in lines)
 
     def start(self) -> None:
-        """Start it and wait until it is ready. Raises RuntimeError with its output."""
+        """Start it and wait until it is ready. Raises RuntimeError with its output if it fails."""
         assert not self.running, "already running"
         self._process = process = self._spawn()
         printed: list[str] = []
@@ -82,24 +82,24 @@ class Program(Closing):
                 self.kill()
                 reading.join(STOP_SECONDS)
                 raise RuntimeError(f"{self.name} did not start:\n{self.output}")
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
     def signal(self, number: int) -> None:
         assert self._process is not None, "not running"
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """End it at once, as a crash does. Idempotent."""
+        """Send SIGKILL and wait until it has ended. Idempotent."""
         self._end(signal.SIGKILL)
 
     def close(self) -> None:
-        """End it and remove its folder. Idempotent."""
+        """Stop it and remove its folder. Idempotent."""
         self.kill()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _spawn(self) -> Process:
-        return subprocess.Popen(  # noqa: S603  a program of ours
+        return subprocess.Popen(  # noqa: S603  no input of users
             self._command(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -110,11 +110,11 @@ class Program(Closing):
 
     @abstractmethod
     def _command(self) -> Sequence[str | Path]:
-        """The program in the foreground, and its arguments."""
+        """Return the command line that runs it in the foreground."""
 
     @abstractmethod
     def _is_ready(self, printed: Sequence[str]) -> bool:
-        """Whether it is, given the lines that it has printed since its start."""
+        """Return whether it is ready, given its output since the start."""
 
     def _end(self, number: int) -> None:
         if self._process is not None:
@@ -127,4 +127,4 @@ def _read(process: Process, lines: list[str]) -> None:
     assert process.stdout is not None
     with process.stdout as output:
         for line in output:
-            lines.append(line.rstrip("\n"))  # noqa: PERF401  it is read meanwhile
+            lines.append(line.rstrip("\n"))  # noqa: PERF401  others read the list meanwhile

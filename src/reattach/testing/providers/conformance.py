@@ -1,4 +1,4 @@
-"""The forms as tests of an engine: subclass ``OpenAIForms`` or ``AnthropicForms``.
+"""Tests of an engine with every form: subclass ``OpenAIForms`` or ``AnthropicForms``.
 
 >>> class TestMyEngine(OpenAIForms):
 ...     model = "mine/small"
@@ -7,7 +7,7 @@
 ...     def engine(self, provider):
 ...         return MyEngine(base_url=f"{provider.url}/v1")
 
-The engine speaks the dialect with ``provider``, and must not repeat requests that fail. The tests
+The engine calls ``provider`` and must not retry failed requests. The tests
 are coroutines and need AnyIO's pytest plugin in its ``auto`` mode.
 """
 
@@ -33,19 +33,19 @@ _OPENAI = (
 
 
 class ProviderForms:
-    """The part of the suite that both dialects share."""
+    """The fixtures that both dialects share."""
 
     model: ClassVar[str]
-    """The handle of the model to ask; a subclass must say."""
+    """The handle of the model under test; a subclass must set it."""
 
     @pytest.fixture
     def engine(self, provider: Provider) -> Engine:
-        """The engine to test; a subclass must say."""
+        """Provide the engine under test; a subclass must override it."""
         raise NotImplementedError
 
 
 class OpenAIForms(ProviderForms):
-    """Chat completions, below ``/v1`` of the provider."""
+    """OpenAI's chat completions, below ``/v1`` of the provider."""
 
     @pytest.fixture(scope="class")
     async def provider(self) -> AsyncIterator[Provider]:
@@ -53,8 +53,8 @@ class OpenAIForms(ProviderForms):
             yield served
 
     @pytest.mark.parametrize("form", _OPENAI, ids=lambda form: form.name)
-    async def test_a_form_makes_its_run(self, engine: Engine, form: Form) -> None:
-        check(form, await outcome(engine, self.model, form))
+    async def test_a_form_produces_its_run(self, engine: Engine, form: Form) -> None:
+        assert_run(form, await outcome(engine, self.model, form))
 
 
 class AnthropicForms(ProviderForms):
@@ -66,12 +66,12 @@ class AnthropicForms(ProviderForms):
             yield served
 
     @pytest.mark.parametrize("form", anthropic.FORMS, ids=lambda form: form.name)
-    async def test_a_form_makes_its_run(self, engine: Engine, form: Form) -> None:
-        check(form, await outcome(engine, self.model, form))
+    async def test_a_form_produces_its_run(self, engine: Engine, form: Form) -> None:
+        assert_run(form, await outcome(engine, self.model, form))
 
 
-def check(form: Form, made: Outcome) -> None:
-    """Fail unless the run is the one that the form must make."""
+def assert_run(form: Form, made: Outcome) -> None:
+    """Assert that the run is the one that the form must produce."""
     expected = form.run
     assert made.text == expected.text
     assert made.reasoning == expected.reasoning

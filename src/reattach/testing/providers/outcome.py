@@ -1,4 +1,4 @@
-"""The run that an engine makes of one form: what its log and its conversation have then."""
+"""The run that an engine produces from one form: its events and its stored messages."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -34,15 +34,15 @@ _CALL_SECONDS = 10.0
 
 @dataclass
 class Outcome:
-    """A run as it ended."""
+    """The events, tool calls and messages of a run that has ended."""
 
     events: list[Event] = field(default_factory=list)
     ran: list[int] = field(default_factory=list)
-    """The numbers that the tool ``add`` was called with."""
+    """The arguments of the calls of the tool ``add``."""
     begun: list[str] = field(default_factory=list)
-    """The ids of the calls whose tools began."""
+    """The ids of the calls whose tools have started."""
     calls: list[ToolCallPart] = field(default_factory=list)
-    """As the conversation keeps them."""
+    """The calls as the conversation stores them."""
     returns: list[ToolReturnPart] = field(default_factory=list)
 
     @property
@@ -69,7 +69,7 @@ class Outcome:
 
 
 async def outcome(engine: Engine, model: str, form: Form) -> Outcome:
-    """Ask the engine once, with the tool ``add`` of the server, and run what it calls."""
+    """Answer one turn with the server's tool ``add``, and run the calls of that."""
     result = Outcome()
 
     async def add(n: int) -> int:
@@ -98,7 +98,7 @@ async def outcome(engine: Engine, model: str, form: Form) -> Outcome:
 
 
 def _keep(result: Outcome, machine: RunMachine) -> None:
-    """Fold the events as the conversation keeps them, and check that the log can have each."""
+    """Fold the events into messages, and check that each can be encoded for the log."""
     run = _run()
     transcript, encoder = Transcript(), Encoder(run.id)
     transcript.begun = tuple(result.begun)

@@ -1,4 +1,4 @@
-"""A provider over real HTTP that answers in the form that the user's message names."""
+"""An HTTP server of a provider that answers in the form that the user's message names."""
 
 import asyncio
 import json
@@ -16,13 +16,13 @@ _NOT_FOUND = Form("", (b"404 page not found",), failed("404 page not found"), 40
 
 @dataclass
 class Provider:
-    """The server as tests see it."""
+    """The provider's forms, and the requests that it has received."""
 
     forms: Mapping[str, Form]
     closing: Form
-    """The answer to what a tool returned."""
+    """The answer to a tool's return."""
     url: str = ""
-    """Its origin; engines are told of paths below it."""
+    """The server's origin; engines use paths below it."""
     requests: list[Mapping[str, Any]] = field(default_factory=list)
     """The bodies of the requests, oldest first."""
 
@@ -48,7 +48,7 @@ class Provider:
 
 @asynccontextmanager
 async def provider(forms: Iterable[Form], closing: Form) -> AsyncIterator[Provider]:
-    """Serve ``forms`` on a free port of the loopback until the block ends."""
+    """Serve ``forms`` on a free loopback port."""
     served = Provider({form.name: form for form in forms}, closing)
     server = await asyncio.start_server(served.serve, "127.0.0.1", 0)
     served.url = "http://127.0.0.1:{1}".format(*server.sockets[0].getsockname())
