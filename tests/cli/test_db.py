@@ -102,7 +102,7 @@ def test_a_server_with_an_unusable_database_exits_with_one_line_that_names_the_c
     [
         ("redis://:sesame@127.0.0.1:1", "refused"),
         ("redis://ada:sesame@{address}", "invalid username-password pair"),
-        ("redis://ada:ses/ame@{address}", "address of Redis cannot be parsed"),
+        ("redis://ada:ses/ame@{address}", "URL of Redis is not valid"),
     ],
 )
 def test_a_server_with_an_unusable_log_exits_with_one_line_that_names_the_cause(

@@ -23,7 +23,7 @@ BOUNDED = settings(
 
 
 class SmallSqliteMachine(LogMachine):
-    """Folds, spills and evicts all the time."""
+    """A log that folds, prunes and evicts constantly."""
 
     def make_store(self) -> LogStore:
         self.directory = tempfile.TemporaryDirectory()
@@ -35,7 +35,7 @@ class SmallSqliteMachine(LogMachine):
 
 
 class SqliteMachine(SmallSqliteMachine):
-    """Keeps in the journal and in memory all that there is."""
+    """A log that keeps everything in the journal and in memory."""
 
     def make_store(self) -> LogStore:
         self.directory = tempfile.TemporaryDirectory()
@@ -43,7 +43,7 @@ class SqliteMachine(SmallSqliteMachine):
 
 
 class RedisMachine(LogMachine):
-    """Has on the other side of a socket what there is."""
+    """A log that keeps everything on Redis."""
 
     def make_store(self) -> LogStore:
         return RedisStore(shared_url())

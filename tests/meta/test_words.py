@@ -10,7 +10,6 @@ PENDING: Final = (
     "src/reattach/agent",
     "src/reattach/domain",
     "src/reattach/engine",
-    "src/reattach/log",
     "src/reattach/runs",
     "src/reattach/testing/conformance",
     "src/reattach/tools",

@@ -1,4 +1,4 @@
-"""Tails of a log on Redis that could be left behind, and are not though no poll ever comes."""
+"""Tails of a log on Redis keep up with it without the help of a poll."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ async def other(redis: RedisServer) -> AsyncIterator[RedisLog]:
 
 @pytest.fixture
 async def observer(redis: RedisServer) -> AsyncIterator[Any]:
-    """Looks at the server from beside."""
+    """A separate connection to the server."""
     async with aclosing(Redis.from_url(redis.url)) as observer:
         yield observer
 
 
 @asynccontextmanager
 async def log_at(redis: RedisServer) -> AsyncIterator[RedisLog]:
-    """A log as a process of its own has it, with nothing but its own attention."""
+    """Connect a log as a separate process does, and never poll."""
     log = await RedisLog.connect(redis.url, poll_seconds=NEVER_SECONDS)
     async with aclosing(log):
         yield log
@@ -67,7 +67,7 @@ async def subscriber_at(relay: Relay, *, answer_seconds: float) -> AsyncIterator
 def intercept(
     log: RedisLog, script: Script, around: Around, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Let ``around`` decide what becomes of every call of the script."""
+    """Pass every call of the script to ``around``."""
     server = log._client
     execute = server._execute
 
@@ -79,8 +79,8 @@ def intercept(
     monkeypatch.setattr(server, "_execute", intercepted)
 
 
-def holding(was_answered: asyncio.Event, may_arrive: asyncio.Event) -> Around:
-    """Answers are under way for as long as they may not arrive."""
+def hold_answers(was_answered: asyncio.Event, may_arrive: asyncio.Event) -> Around:
+    """Hold answers back until ``may_arrive`` is set."""
 
     async def hold(call: Call) -> Any:
         answer = await call()
@@ -91,8 +91,8 @@ def holding(was_answered: asyncio.Event, may_arrive: asyncio.Event) -> Around:
     return hold
 
 
-def losing(times: int) -> Around:
-    """That many calls are lost with their connections."""
+def lose_calls(times: int) -> Around:
+    """Lose this many calls together with their connections."""
     left = times
 
     async def lose(call: Call) -> Any:
@@ -105,8 +105,8 @@ def losing(times: int) -> Around:
     return lose
 
 
-def lose_news(log: RedisLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of runs that are followed from now on."""
+def lose_notifications(log: RedisLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drop the notifications of all runs that are followed from now on."""
     monkeypatch.setattr(log._follower, "_on_notification", lambda _run, _packed: None)
 
 
@@ -119,7 +119,7 @@ async def is_at(tail: Tail, seq: int) -> None:
 @pytest.mark.promise("P4")
 @pytest.mark.parametrize("script", [STATE_MANY, READ], ids=["state", "read"])
 @pytest.mark.parametrize("times", [1, 3])
-async def test_what_was_missed_is_read_even_if_the_reading_is_cut_off_too(
+async def test_missed_frames_are_read_even_if_that_read_is_cut_off_too(
     owner: RedisLog,
     other: RedisLog,
     observer: Any,
@@ -131,7 +131,7 @@ async def test_what_was_missed_is_read_even_if_the_reading_is_cut_off_too(
     async with other.follow("run") as tail:
         await owner.append("run", 1, 1, [b"a", b"b"])
         await is_at(tail, 2)
-        intercept(other, script, losing(times), monkeypatch)
+        intercept(other, script, lose_calls(times), monkeypatch)
         assert await observer.client_kill_filter(_type="pubsub") == 1
         await owner.append("run", 1, 3, [b"c"], close=True)
         await until(tail, lambda: tail.closed)
@@ -139,14 +139,14 @@ async def test_what_was_missed_is_read_even_if_the_reading_is_cut_off_too(
 
 
 @pytest.mark.promise("P4")
-async def test_what_happens_while_a_tail_is_being_read_is_read_as_well(
+async def test_a_close_during_a_read_into_the_tail_is_not_missed(
     owner: RedisLog, other: RedisLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     was_read, may_arrive = asyncio.Event(), asyncio.Event()
-    lose_news(other, monkeypatch)
+    lose_notifications(other, monkeypatch)
     async with asyncio.timeout(WAIT_SECONDS), other.follow("run") as tail:
         await owner.append("run", 1, 1, [b"a"])
-        intercept(other, READ, holding(was_read, may_arrive), monkeypatch)
+        intercept(other, READ, hold_answers(was_read, may_arrive), monkeypatch)
         await other.head("run")
         await was_read.wait()
         await owner.append("run", 1, 2, [b"b"], close=True)
@@ -158,47 +158,47 @@ async def test_what_happens_while_a_tail_is_being_read_is_read_as_well(
 
 
 @pytest.mark.promise("P4")
-async def test_an_end_without_events_that_comes_in_a_gap_is_not_missed(
+async def test_a_close_without_events_during_a_gap_is_not_missed(
     owner: RedisLog, other: RedisLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     was_read, may_arrive = asyncio.Event(), asyncio.Event()
     follower = other._follower
-    hear = follower._on_notification
-    heard: list[bytes] = []
-    was_heard = asyncio.Event()
+    handle = follower._on_notification
+    received: list[bytes] = []
+    all_received = asyncio.Event()
 
-    def hear_but_the_first(run: Any, packed: bytes) -> None:
-        if heard:
-            hear(run, packed)
-        heard.append(packed)
-        if len(heard) == 3:
-            was_heard.set()
+    def drop_the_first(run: Any, packed: bytes) -> None:
+        if received:
+            handle(run, packed)
+        received.append(packed)
+        if len(received) == 3:
+            all_received.set()
 
-    monkeypatch.setattr(follower, "_on_notification", hear_but_the_first)
+    monkeypatch.setattr(follower, "_on_notification", drop_the_first)
     async with asyncio.timeout(WAIT_SECONDS), other.follow("run") as tail:
-        intercept(other, READ, holding(was_read, may_arrive), monkeypatch)
+        intercept(other, READ, hold_answers(was_read, may_arrive), monkeypatch)
         await owner.append("run", 1, 1, [b"a"])
         await owner.append("run", 1, 2, [b"b"])
         await was_read.wait()
         await owner.append("run", 1, 3, [], close=True)
-        await was_heard.wait()
+        await all_received.wait()
         may_arrive.set()
         await until(tail, lambda: tail.closed)
         assert tail.last_seq == 2
 
 
 @pytest.mark.promise("P5")
-async def test_other_text_is_found_even_if_the_look_at_it_is_cut_off(
+async def test_replaced_frames_are_detected_even_if_the_read_is_cut_off(
     owner: RedisLog, other: RedisLog, observer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await owner.append("run", 1, 1, [b"a", b"b"])
-    lose_news(other, monkeypatch)
+    lose_notifications(other, monkeypatch)
     async with other.follow("run") as tail:
         await is_at(tail, 2)
         await observer.flushall()
         await owner.open("run", 2)
         await owner.append("run", 2, 1, [b"x", b"y"])
-        intercept(other, READ, losing(1), monkeypatch)
+        intercept(other, READ, lose_calls(1), monkeypatch)
         await other.head("run")
         await until(tail, lambda: tail.ended)
         assert isinstance(tail.failure, LogLostError)
@@ -206,87 +206,87 @@ async def test_other_text_is_found_even_if_the_look_at_it_is_cut_off(
 
 
 @pytest.mark.promise("P4")
-async def test_what_is_asked_for_just_when_a_connection_was_cut_goes_to_the_next_one(
+async def test_a_subscription_just_after_a_cut_uses_the_next_connection(
     redis: RedisServer, relay: Relay, observer: Any
 ) -> None:
-    news: asyncio.Queue[bytes] = asyncio.Queue()
+    messages: asyncio.Queue[bytes] = asyncio.Queue()
     async with (
         asyncio.timeout(WAIT_SECONDS),
         subscriber_at(relay, answer_seconds=WAIT_SECONDS) as subscriber,
     ):
-        await subscriber.subscribe(b"a", news.put_nowait)
+        await subscriber.subscribe(b"a", messages.put_nowait)
         connection = subscriber._connection
         assert connection is not None
-        relay.delay_seconds = 0.1  # Whatever is begun on the old one goes on beside the next one.
+        relay.delay_seconds = 0.1  # Commands on the old connection overlap with the next one.
         relay.cut()
         while connection.is_connected:
             await asyncio.sleep(0)
-        await subscriber.subscribe(b"b", news.put_nowait)
+        await subscriber.subscribe(b"b", messages.put_nowait)
         relay.delay_seconds = 0.0
-        await subscriber.subscribe(b"c", news.put_nowait)
+        await subscriber.subscribe(b"c", messages.put_nowait)
         for channel in b"a", b"b", b"c":
             assert await observer.publish(channel, channel) == 1
-            assert await news.get() == channel
+            assert await messages.get() == channel
         assert relay.connections == 2
 
 
-async def test_a_channel_that_is_not_wanted_any_more_is_waited_for_no_longer(
+async def test_unsubscribing_ends_the_wait_for_the_confirmation(
     relay: Relay,
 ) -> None:
     async with (
         asyncio.timeout(WAIT_SECONDS),
         subscriber_at(relay, answer_seconds=NEVER_SECONDS) as subscriber,
     ):
-        await subscriber.subscribe(b"a", lambda _news: None)
+        await subscriber.subscribe(b"a", lambda _message: None)
         relay.pause()
-        waiting = asyncio.create_task(subscriber.subscribe(b"b", lambda _news: None))
+        waiting = asyncio.create_task(subscriber.subscribe(b"b", lambda _message: None))
         await asyncio.sleep(0)
         subscriber.unsubscribe(b"b")
         with pytest.raises(StoreUnavailableError):
             await waiting
         relay.resume()
-        await subscriber.subscribe(b"c", lambda _news: None)
+        await subscriber.subscribe(b"c", lambda _message: None)
         assert relay.connections == 1
 
 
 @pytest.mark.promise("P4")
-async def test_news_that_break_a_listener_do_not_end_the_news(
+async def test_a_listener_that_raises_does_not_end_the_notifications(
     relay: Relay, observer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[dict[str, Any]] = []
+    reported: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(loop, "call_exception_handler", told.append)
-    news: asyncio.Queue[bytes] = asyncio.Queue()
+    monkeypatch.setattr(loop, "call_exception_handler", reported.append)
+    messages: asyncio.Queue[bytes] = asyncio.Queue()
 
-    def hear(packed: bytes) -> None:
+    def listener(packed: bytes) -> None:
         if packed == b"broken":
             raise RuntimeError("A defect.")
-        news.put_nowait(packed)
+        messages.put_nowait(packed)
 
     async with (
         asyncio.timeout(WAIT_SECONDS),
         subscriber_at(relay, answer_seconds=WAIT_SECONDS) as subscriber,
     ):
-        await subscriber.subscribe(b"a", hear)
+        await subscriber.subscribe(b"a", listener)
         await observer.publish(b"a", b"broken")
-        await subscriber.subscribe(b"b", hear)
+        await subscriber.subscribe(b"b", listener)
         for channel in b"a", b"b":
             assert await observer.publish(channel, channel) == 1
-            assert await news.get() == channel
+            assert await messages.get() == channel
         assert relay.connections == 2
-    assert [str(each["exception"]) for each in told] == ["A defect."]
+    assert [str(each["exception"]) for each in reported] == ["A defect."]
 
 
 @pytest.mark.promise("P3", "P5")
 @pytest.mark.parametrize("is_large", [False, True])
-async def test_the_end_of_a_log_is_not_read_before_the_tail_has_it_though_news_are_late(
+async def test_the_end_of_a_log_is_not_read_before_the_tail_has_it_if_notifications_are_late(
     owner: RedisLog,
     other: RedisLog,
     monkeypatch: pytest.MonkeyPatch,
     is_large: bool,
 ) -> None:
     """C5: a cursor before the tail of a log over 4 MiB, and one at its end."""
-    lose_news(other, monkeypatch)
+    lose_notifications(other, monkeypatch)
     count = 9 if is_large else 2
     frame = b"x" * 600_000 if is_large else b"x"
     for seq in range(1, count + 1):
@@ -302,11 +302,11 @@ async def test_the_end_of_a_log_is_not_read_before_the_tail_has_it_though_news_a
             assert tail.closed
 
 
-async def test_what_the_tail_cannot_be_brought_to_have_is_not_read(
+async def test_frames_that_cannot_be_read_into_the_tail_are_not_returned(
     owner: RedisLog, other: RedisLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """C5: the store answers one read, and none of those that bring the tail there."""
-    lose_news(other, monkeypatch)
+    """C5: the store answers the first read, and none of the reads into the tail."""
+    lose_notifications(other, monkeypatch)
     await owner.append("run", 1, 1, [b"first"])
     async with other.follow("run") as tail:
         await owner.append("run", 1, 2, [b"stop"], close=True)
@@ -326,37 +326,37 @@ async def test_what_the_tail_cannot_be_brought_to_have_is_not_read(
 
 
 @pytest.mark.promise("P3")
-async def test_an_append_that_closes_the_tail_before_it_is_read_is_no_failure(
+async def test_an_append_that_closes_the_tail_during_a_catch_up_is_no_failure(
     owner: RedisLog,
 ) -> None:
     """C5: the owner's append is answered between a reader's read and the one for the tail."""
     await owner.append("run", 1, 1, [b"first"])
     async with owner.follow("run") as tail:
         follower = owner._follower
-        run = follower.local("run")
+        run = follower.local_run("run")
         assert run is not None
-        waiting = asyncio.create_task(follower.caught_up(run, 2))
+        waiting = asyncio.create_task(follower.catch_up_to(run, 2))
         await asyncio.sleep(0)
         assert run.is_behind
-        follower.appended(run, 2, [b"stop"], close=True)
+        follower.note_appended(run, 2, [b"stop"], close=True)
         await waiting
         assert tail.closed
 
 
-async def test_a_reader_waits_for_the_newer_of_two_reads_into_its_tail(
+async def test_a_reader_waits_for_the_newer_of_two_catch_ups(
     owner: RedisLog, other: RedisLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C5: a second read begins between the end of the first and the reader that waits for it."""
-    lose_news(other, monkeypatch)
+    lose_notifications(other, monkeypatch)
     await owner.append("run", 1, 1, [b"first"])
     async with asyncio.timeout(WAIT_SECONDS), other.follow("run") as tail:
         follower = other._follower
-        run = follower.local("run")
+        run = follower.local_run("run")
         assert run is not None
         await owner.append("run", 1, 2, [b"second"])
-        waiting = asyncio.create_task(follower.caught_up(run, 2))
+        waiting = asyncio.create_task(follower.catch_up_to(run, 2))
         await asyncio.sleep(0)
-        assert run.mending is not None
-        run.mending.add_done_callback(lambda _: follower.mend(run))
+        assert run.catch_up_task is not None
+        run.catch_up_task.add_done_callback(lambda _: follower.start_catch_up(run))
         await waiting
         assert tail.last_seq == 2

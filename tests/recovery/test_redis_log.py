@@ -1,4 +1,4 @@
-"""The log on Redis when Redis, the network or a process does what it should not."""
+"""The log on Redis under faults of Redis, of the network and of processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FRAMES = [b"data: %d %s\n\n" % (seq, b"x" * (seq % 50)) for seq in range(1, 301)
 async def log_at(
     place: RedisServer | Relay, *, poll_seconds: float = NEVER_SECONDS, answer_seconds: float = 3.0
 ) -> AsyncIterator[RedisLog]:
-    """A log as a process of its own has it."""
+    """Connect a log as a separate process does."""
     url = place.url if isinstance(place, RedisServer) else place.url.replace("http", "redis")
     log = await RedisLog.connect(url, poll_seconds=poll_seconds, answer_seconds=answer_seconds)
     async with aclosing(log):
@@ -42,15 +42,15 @@ async def log_at(
 
 @asynccontextmanager
 async def observer_of(redis: RedisServer) -> AsyncIterator[Any]:
-    """Looks at the server from beside."""
+    """Open a separate connection to the server."""
     async with aclosing(Redis.from_url(redis.url)) as observer:
         yield observer
 
 
-async def append_patiently(
+async def append_with_retries(
     log: RedisLog, first_seq: int, frames: Sequence[bytes], *, close: bool = False
 ) -> int:
-    """Append as the owner of a run does; how often it had to be repeated."""
+    """Append with retries, as the owner of a run does, and return the number of retries."""
     failures = 0
     async with asyncio.timeout(WAIT_SECONDS):
         while True:
@@ -64,16 +64,16 @@ async def append_patiently(
 
 
 async def append_all(log: RedisLog, *, after: Callable[[int], None] = lambda seq: None) -> int:
-    """All frames, one by one, and the close; how often something was repeated."""
+    """Append all frames one by one, close the log, and return the number of retries."""
     failures = 0
     for seq, frame in enumerate(FRAMES, 1):
-        failures += await append_patiently(log, seq, [frame], close=seq == len(FRAMES))
+        failures += await append_with_retries(log, seq, [frame], close=seq == len(FRAMES))
         after(seq)
     return failures
 
 
-async def follow_patiently(log: RedisLog) -> list[bytes]:
-    """Follow as a client does: it comes again when it is told that the server can not now."""
+async def follow_with_retries(log: RedisLog) -> list[bytes]:
+    """Follow with retries, as a client does."""
     while True:
         try:
             return await follow(log, "run", 0)
@@ -110,7 +110,9 @@ async def test_each_process_follows_the_runs_of_the_other(redis: RedisServer) ->
 
 
 @pytest.mark.promise("P13")
-async def test_connections_do_not_depend_on_readers_nor_runs(redis: RedisServer) -> None:
+async def test_the_number_of_connections_does_not_depend_on_readers_or_runs(
+    redis: RedisServer,
+) -> None:
     async with (
         log_at(redis) as owner,
         log_at(redis) as other,
@@ -145,7 +147,7 @@ async def test_connections_do_not_depend_on_readers_nor_runs(redis: RedisServer)
 
 @pytest.mark.promise("P13")
 @pytest.mark.parametrize("poll_seconds", [NEVER_SECONDS, 0.1])
-async def test_between_events_only_the_poll_of_the_process_asks_anything(
+async def test_between_events_only_the_poll_sends_commands(
     redis: RedisServer, poll_seconds: float
 ) -> None:
     async with (
@@ -171,7 +173,7 @@ async def test_between_events_only_the_poll_of_the_process_asks_anything(
 
 
 @pytest.mark.promise("P7")
-async def test_a_zombie_owner_is_refused_and_its_readers_get_what_the_new_one_wrote(
+async def test_a_zombie_owner_is_refused_and_its_readers_get_the_new_owners_frames(
     redis: RedisServer,
 ) -> None:
     async with log_at(redis) as zombie, log_at(redis) as heir:
@@ -189,7 +191,7 @@ async def test_a_zombie_owner_is_refused_and_its_readers_get_what_the_new_one_wr
 
 
 @pytest.mark.promise("P7")
-async def test_readers_at_a_zombie_that_appends_no_more_get_the_end_all_the_same(
+async def test_readers_at_a_silent_zombie_get_the_end(
     redis: RedisServer,
 ) -> None:
     async with log_at(redis, poll_seconds=0.05) as zombie, log_at(redis) as heir:
@@ -204,7 +206,7 @@ async def test_readers_at_a_zombie_that_appends_no_more_get_the_end_all_the_same
 
 @pytest.mark.promise("P2")
 @pytest.mark.promise("P4")
-async def test_a_restart_with_aof_loses_and_doubles_nothing() -> None:
+async def test_a_restart_with_aof_loses_and_duplicates_nothing() -> None:
     redis = RedisServer("--appendonly", "yes", "--appendfsync", "always")
     try:
         async with log_at(redis) as owner, log_at(redis) as other:
@@ -230,7 +232,7 @@ async def test_a_restart_with_aof_loses_and_doubles_nothing() -> None:
 
 
 @pytest.mark.promise("P5")
-async def test_a_restart_without_anything_is_told_and_other_text_never_takes_its_place(
+async def test_a_restart_without_data_fails_tails_and_replaces_no_frames(
     redis: RedisServer,
 ) -> None:
     async with log_at(redis) as owner, log_at(redis) as other:
@@ -261,7 +263,7 @@ async def test_a_restart_without_anything_is_told_and_other_text_never_takes_its
 
 
 @pytest.mark.promise("P5")
-async def test_a_log_begun_anew_under_its_readers_is_told_to_them(redis: RedisServer) -> None:
+async def test_readers_of_a_log_that_is_created_again_get_log_lost(redis: RedisServer) -> None:
     async with log_at(redis) as owner, log_at(redis) as other:
         await owner.open("run", 1)
         async with other.follow("run") as tail:
@@ -278,7 +280,7 @@ async def test_a_log_begun_anew_under_its_readers_is_told_to_them(redis: RedisSe
 
 
 @pytest.mark.promise("P5")
-async def test_a_failover_to_a_replica_that_misses_the_end_shows_no_other_text() -> None:
+async def test_a_failover_to_a_lagging_replica_shows_no_other_frames() -> None:
     primary = RedisServer(tcp=True)
     replica = RedisServer("--replicaof", "127.0.0.1", str(primary.port))
     try:
@@ -298,7 +300,7 @@ async def test_a_failover_to_a_replica_that_misses_the_end_shows_no_other_text()
                     await at_replica.execute_command("REPLICAOF", "NO", "ONE")
                     await owner.append("run", 1, 6, FRAMES[5:8])
                     await is_at(tail, 8)
-                    # The new primary goes on before anybody has come back.
+                    # The new primary gets other frames before anybody reconnects.
                     async with log_at(replica) as heir:
                         assert await heir.open("run", 2) == Head(1, 5, closed=False)
                         await heir.append("run", 2, 6, [b"other"] * 5, close=True)
@@ -318,7 +320,9 @@ async def test_a_failover_to_a_replica_that_misses_the_end_shows_no_other_text()
 
 
 @pytest.mark.promise("P5")
-async def test_an_owner_learns_that_its_end_was_lost(redis: RedisServer) -> None:
+async def test_an_owner_whose_frames_were_lost_gets_a_mismatch_and_log_lost(
+    redis: RedisServer,
+) -> None:
     async with log_at(redis) as owner, observer_of(redis) as observer:
         await owner.open("run", 1)
         async with owner.follow("run") as tail:
@@ -337,13 +341,13 @@ async def test_an_owner_learns_that_its_end_was_lost(redis: RedisServer) -> None
 
 @pytest.mark.promise("P1")
 @pytest.mark.parametrize("seed", range(4))
-async def test_cut_connections_lose_and_double_nothing(
+async def test_cut_connections_lose_and_duplicate_nothing(
     redis: RedisServer, relay: Relay, seed: int
 ) -> None:
     dice = random.Random(seed)
     async with log_at(relay) as owner, log_at(relay) as other:
         await owner.open("run", 1)
-        readers = [asyncio.create_task(follow_patiently(log)) for log in (owner, other)]
+        readers = [asyncio.create_task(follow_with_retries(log)) for log in (owner, other)]
 
         def disturb(seq: int) -> None:
             if dice.random() < 0.1:
@@ -362,7 +366,7 @@ async def test_cut_connections_lose_and_double_nothing(
 
 
 @pytest.mark.promise("P4")
-async def test_readers_catch_up_when_the_connection_of_the_news_is_killed(
+async def test_readers_catch_up_when_the_subscribers_connection_is_killed(
     redis: RedisServer,
 ) -> None:
     async with log_at(redis) as owner, log_at(redis) as other, observer_of(redis) as observer:
@@ -378,7 +382,7 @@ async def test_readers_catch_up_when_the_connection_of_the_news_is_killed(
 
 
 @pytest.mark.promise("P4")
-async def test_a_gap_in_the_news_is_filled(redis: RedisServer, relay: Relay) -> None:
+async def test_a_gap_in_the_notifications_is_filled(redis: RedisServer, relay: Relay) -> None:
     async with log_at(redis) as owner, log_at(relay) as other:
         await owner.open("run", 1)
         async with other.follow("run") as tail:
@@ -398,7 +402,7 @@ async def test_a_gap_in_the_news_is_filled(redis: RedisServer, relay: Relay) -> 
 
 
 @pytest.mark.promise("P4")
-async def test_the_poll_finds_news_that_were_lost(redis: RedisServer, relay: Relay) -> None:
+async def test_the_poll_finds_lost_notifications(redis: RedisServer, relay: Relay) -> None:
     async with (
         log_at(redis) as owner,
         log_at(relay, poll_seconds=0.1, answer_seconds=0.3) as other,
@@ -418,7 +422,7 @@ async def test_the_poll_finds_news_that_were_lost(redis: RedisServer, relay: Rel
             assert tail.last_seq == 5
 
 
-async def test_a_redis_that_stands_still_is_unavailable_and_tails_wait(
+async def test_a_paused_redis_is_unavailable_and_tails_wait(
     redis: RedisServer,
 ) -> None:
     async with (
@@ -444,8 +448,8 @@ async def test_a_redis_that_stands_still_is_unavailable_and_tails_wait(
                             await use
             finally:
                 redis.resume()
-            await append_patiently(owner, 3, FRAMES[2:4])
-            await append_patiently(owner, 5, FRAMES[4:6], close=True)
+            await append_with_retries(owner, 3, FRAMES[2:4])
+            await append_with_retries(owner, 5, FRAMES[4:6], close=True)
             for each in tail, own_tail:
                 await until(each, lambda each=each: each.closed)  # type: ignore[misc]
                 assert each.last_seq == 6
@@ -467,7 +471,7 @@ async def test_a_read_only_redis_is_unavailable_for_writes(redis: RedisServer) -
 
 
 @pytest.mark.promise("P2")
-async def test_an_append_that_waits_for_replicas_is_acknowledged_by_them() -> None:
+async def test_with_wait_replicas_an_append_needs_the_replica() -> None:
     primary = RedisServer(tcp=True)
     replica = RedisServer("--replicaof", "127.0.0.1", str(primary.port))
     try:
@@ -491,7 +495,7 @@ async def test_an_append_that_waits_for_replicas_is_acknowledged_by_them() -> No
                     assert tail.last_seq == 2
                 finally:
                     replica.resume()
-                await append_patiently(log, 3, FRAMES[2:3])
+                await append_with_retries(log, 3, FRAMES[2:3])
                 assert tail.last_seq == 3
             assert await at_replica.xlen("reattach:{run}:log") == 2
     finally:
@@ -500,7 +504,7 @@ async def test_an_append_that_waits_for_replicas_is_acknowledged_by_them() -> No
 
 
 @pytest.mark.promise("P14")
-async def test_only_closed_logs_expire_and_not_before_their_retention(
+async def test_only_closed_logs_expire_and_only_after_their_retention(
     redis: RedisServer,
 ) -> None:
     log = await RedisLog.connect(redis.url, retention_seconds=1000, prefix="mine")
@@ -520,7 +524,7 @@ async def test_only_closed_logs_expire_and_not_before_their_retention(
 
 
 @pytest.mark.promise("P5")
-async def test_a_log_whose_frames_were_evicted_is_gone_and_not_short(redis: RedisServer) -> None:
+async def test_a_log_whose_frames_were_evicted_is_not_found(redis: RedisServer) -> None:
     async with log_at(redis) as owner, observer_of(redis) as observer:
         await owner.open("run", 1)
         async with owner.follow("run") as tail:
@@ -546,7 +550,7 @@ async def test_a_log_that_expired_is_not_found_by_its_aliases(redis: RedisServer
 
 
 @pytest.mark.promise("P14")
-async def test_readers_of_a_log_that_another_process_deletes_are_told(
+async def test_readers_of_a_log_that_another_process_deletes_get_not_found(
     redis: RedisServer,
 ) -> None:
     async with log_at(redis) as one, log_at(redis) as two:
@@ -566,7 +570,7 @@ async def test_readers_of_a_log_that_another_process_deletes_are_told(
             await follow(two, "closed", 0)
 
 
-async def test_a_call_survives_that_redis_forgets_the_scripts(redis: RedisServer) -> None:
+async def test_an_append_succeeds_after_a_script_flush(redis: RedisServer) -> None:
     async with log_at(redis) as log, observer_of(redis) as observer:
         await log.open("run", 1)
         await log.append("run", 1, 1, FRAMES[:1])
@@ -575,7 +579,7 @@ async def test_a_call_survives_that_redis_forgets_the_scripts(redis: RedisServer
         assert await all_of(log) == b"".join(FRAMES[:2])
 
 
-async def test_a_user_that_may_do_only_what_the_log_needs_can_use_it(redis: RedisServer) -> None:
+async def test_a_user_with_minimal_rights_can_use_the_log(redis: RedisServer) -> None:
     async with observer_of(redis) as observer:
         await observer.acl_setuser(
             "mine",
@@ -609,7 +613,7 @@ async def test_a_user_that_may_do_only_what_the_log_needs_can_use_it(redis: Redi
             assert await log.find("alias") is None
 
 
-async def test_closing_a_log_ends_what_waits_for_a_redis_that_stands_still(
+async def test_aclose_ends_the_calls_that_wait_for_a_paused_redis(
     redis: RedisServer,
 ) -> None:
     async with log_at(redis, answer_seconds=0.5) as log:

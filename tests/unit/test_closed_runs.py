@@ -12,16 +12,16 @@ class Run:
         self.followers = followers
 
 
-def closed(runs: list[Run], max_bytes: int) -> ClosedRuns[Run]:
+def cache_of(runs: list[Run], max_bytes: int) -> ClosedRuns[Run]:
     kept = ClosedRuns[Run](max_bytes)
     for run in runs:
         kept.add(run)
     return kept
 
 
-def test_the_longest_unused_go_and_those_with_followers_stay() -> None:
+def test_the_least_recently_used_runs_are_evicted_and_those_with_followers_stay() -> None:
     followed, unused, touched, newest = runs = [Run(followers=1), Run(), Run(), Run()]
-    kept = closed(runs, max_bytes=25)
+    kept = cache_of(runs, max_bytes=25)
     kept.touch(unused)
     assert kept.evict() == [touched, newest]
     assert kept.evict() == []
@@ -32,9 +32,9 @@ def test_the_longest_unused_go_and_those_with_followers_stay() -> None:
     assert kept.evict() == [unused]
 
 
-def test_what_goes_is_found_without_a_list_of_all_that_stay() -> None:
+def test_eviction_allocates_no_list_of_the_runs_that_stay() -> None:
     runs = [Run() for _ in range(10_000)]
-    kept = closed(runs, max_bytes=99_980)
+    kept = cache_of(runs, max_bytes=99_980)
     tracemalloc.start()
     try:
         evicted = kept.evict()

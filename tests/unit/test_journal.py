@@ -30,7 +30,7 @@ records: st.SearchStrategy[Record] = st.one_of(
 
 @pytest.mark.promise("P4")
 @given(st.lists(records, max_size=20))
-def test_a_batch_gives_back_the_records_that_were_packed(batch: list[Record]) -> None:
+def test_unpacking_a_batch_returns_the_packed_records(batch: list[Record]) -> None:
     assert list(unpack(b"".join(map(pack, batch)))) == batch
 
 

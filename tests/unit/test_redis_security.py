@@ -1,4 +1,4 @@
-"""The log on a Redis that asks for TLS, and for a user who may do no more than is needed."""
+"""The log on a Redis that requires TLS and a user with minimal rights."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.slow
 FRAMES = [b"data: one\n\n", b"data: two\n\n"]
 
 
-class Secured:
-    """A Redis behind TLS, since the program of the tests has none of its own."""
+class TlsRelay:
+    """A Redis behind a TLS relay, because the Redis of the tests has no TLS."""
 
     def __init__(self, server: RedisServer, folder: Path) -> None:
         self._socket_path = server.socket_path
@@ -62,19 +62,19 @@ async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 @pytest.fixture
-async def secured(tmp_path: Path) -> AsyncIterator[Secured]:
+async def relay(tmp_path: Path) -> AsyncIterator[TlsRelay]:
     with RedisServer() as server:
         rights = ("~mine:*", "&mine:*", "+@all", "-@dangerous", "+info")
         server.command("ACL", "SETUSER", "writer", "on", ">sesame", *rights)
         server.command("ACL", "SETUSER", "default", "off")
-        async with Secured(server, tmp_path).listening() as secured:
-            yield secured
+        async with TlsRelay(server, tmp_path).listening() as relay:
+            yield relay
 
 
-async def test_a_log_is_written_and_followed_over_tls_by_a_user_with_few_rights(
-    secured: Secured,
+async def test_a_user_with_minimal_rights_writes_and_follows_a_log_over_tls(
+    relay: TlsRelay,
 ) -> None:
-    url = secured.url()
+    url = relay.url()
     async with (
         aclosing(await open_log(url, retention_seconds=60)) as owner,
         aclosing(await open_log(url, retention_seconds=60)) as other,
@@ -91,9 +91,9 @@ async def test_a_log_is_written_and_followed_over_tls_by_a_user_with_few_rights(
 
 
 @pytest.mark.parametrize("wrong", [{"user": "writer:x"}, {"authority": "stranger.pem"}])
-async def test_a_wrong_password_or_certificate_is_refused_without_a_secret(
-    secured: Secured, wrong: dict[str, str]
+async def test_the_error_for_a_wrong_password_or_certificate_shows_no_secret(
+    relay: TlsRelay, wrong: dict[str, str]
 ) -> None:
     with pytest.raises(StartupError) as refused:
-        await open_log(secured.url(**wrong), retention_seconds=60)
+        await open_log(relay.url(**wrong), retention_seconds=60)
     assert "sesame" not in refused.value.detail

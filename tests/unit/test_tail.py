@@ -46,7 +46,7 @@ def test_a_slice_is_the_longest_that_fits_and_at_least_one_frame(
     first_seq=st.integers(0, 10),
     wanted=st.lists(st.binary(max_size=3), max_size=4),
 )
-def test_it_holds_just_the_frames_that_it_was_given(
+def test_holds_is_true_only_for_equal_frames_at_the_same_seqs(
     frames: list[bytes], trimmed: int, first_seq: int, wanted: list[bytes]
 ) -> None:
     tail = tail_of(*frames)
@@ -59,7 +59,7 @@ def test_it_holds_just_the_frames_that_it_was_given(
             assert tail.holds(first_seq, offered) is expected
 
 
-def test_trimming_forgets_at_most_all_and_numbers_go_on() -> None:
+def test_trimming_drops_at_most_all_frames_and_the_next_seq_stays() -> None:
     tail = tail_of(b"a", b"bb", b"ccc")
     tail.trim(3)
     assert (tail.first_seq, tail.last_seq, tail.size_bytes) == (3, 3, 3)
@@ -92,7 +92,7 @@ def test_a_tail_filled_from_pieces_of_another_one_equals_it(
 
 
 @pytest.mark.promise("P13")
-def test_listeners_are_called_once_for_every_change_and_not_after_they_left() -> None:
+def test_listeners_are_called_once_per_change_until_they_unsubscribe() -> None:
     tail = Tail()
     seen: list[tuple[int, bool, bool]] = []
 
@@ -110,7 +110,7 @@ def test_listeners_are_called_once_for_every_change_and_not_after_they_left() ->
 
 
 @pytest.mark.promise("P3")
-def test_a_tail_ends_once_and_remembers_how() -> None:
+def test_a_tail_keeps_its_first_end() -> None:
     closed, failed = Tail(), Tail()
     closed.extend([], close=True)
     closed.fail(StoreUnavailableError("closing"))
@@ -121,7 +121,7 @@ def test_a_tail_ends_once_and_remembers_how() -> None:
     assert (failed.ended, failed.closed, failed.failure) == (True, False, first)
 
 
-def test_a_view_is_what_a_slice_is_of_a_closed_tail_and_only_where_it_is_large() -> None:
+def test_a_view_equals_the_slice_and_exists_only_for_large_frames_of_a_closed_tail() -> None:
     frames = [bytes([letter]) * LARGE_WRITE_BYTES for letter in b"abcde"]
     tail = Tail()
     tail.extend([*frames, b"small"])
@@ -136,7 +136,7 @@ def test_a_view_is_what_a_slice_is_of_a_closed_tail_and_only_where_it_is_large()
     assert tail.view(6, **bounds) is None
 
 
-def test_a_view_stays_as_it_was_when_its_frames_are_forgotten() -> None:
+def test_a_view_keeps_its_frames_when_they_are_trimmed() -> None:
     frames = [bytes([letter]) * LARGE_WRITE_BYTES for letter in b"abc"]
     tail = Tail()
     tail.extend(frames, close=True)

@@ -1,9 +1,9 @@
-"""What a log of runs promises, whatever holds it.
+"""The contract of an event log, whichever backend stores it.
 
-A log is an ordered, append-only sequence of frames, numbered 1, 2, 3 … without gaps, and then
-closed. A frame is one event as its readers get it: opaque bytes to everything in this package.
-Implementations differ in what an acknowledged append survives, and say so in their docstring;
-in everything else they are equal, which ``reattach.testing.conformance.log`` shows.
+A log is an ordered, append-only sequence of frames, numbered 1, 2, 3 … without gaps, that is closed
+at its end. A frame is one event in the bytes that readers get; this package never looks into it.
+Backends differ in which failures an acknowledged append survives, and their docstrings say so. In
+everything else they behave alike, which ``reattach.testing.conformance.log`` checks.
 """
 
 import asyncio
@@ -28,17 +28,17 @@ __all__ = [
 ]
 
 Done = Callable[[Exception | None], None]
-"""Told how an operation ended: None, or why it failed. May not raise."""
+"""Called with None when an operation succeeded, else with its exception. Must not raise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What distinguishes one backend from another, as data."""
+    """The differences between backends, as data."""
 
     survives_process_kill: bool
-    """An acknowledged append is there after ``kill -9`` of the process."""
+    """Acknowledged appends survive ``kill -9`` of the process."""
     survives_power_loss: bool
-    """An acknowledged append is there after the machine lost its power."""
+    """Acknowledged appends survive a power failure of the machine."""
     shared_between_processes: bool
     """Several processes may own and follow runs of one log at the same time."""
     finds_aliases: bool
@@ -47,22 +47,22 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The present extent of a log. An empty one has ``last_seq == 0``."""
+    """The extent of a log. An empty log has ``last_seq == first_seq - 1``."""
 
     first_seq: int
-    """The earliest event kept; 1 unless the log was trimmed."""
+    """The earliest event kept; 1 unless the log was trimmed or began later."""
     last_seq: int
     closed: bool
     tail_uncertain: bool = False
-    """The machine lost its power since the last append: later events may have been lost.
+    """The machine lost power after the last append, so events after ``last_seq`` may be lost.
 
-    Only of an open log that nobody has opened since.
+    True only for an open log that has not been opened since.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """A log as an inventory lists it."""
+    """One log in an inventory."""
 
     run_id: str
     closed: bool
@@ -70,32 +70,32 @@ class LogEntry:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Some of the logs of a store, and where the rest of them is."""
+    """One page of the logs in a store."""
 
     entries: Sequence[LogEntry]
     cursor: str | None
-    """To be given for the next page; None after the last one."""
+    """The cursor of the next page; None after the last page."""
 
 
 class Log(ABC):
-    """All runs' logs in one place.
+    """The logs of all runs.
 
-    Order and atomicity: an append is in the log wholly or not at all, after everything that was
-    acknowledged before it. A frame reaches no tail and no read before the backend holds it to
-    its stated durability.
+    Order and atomicity: an append is stored entirely or not at all, after every append that was
+    acknowledged before it. A frame reaches a tail or a read only after the backend has stored it
+    as durably as it promises.
 
-    Ownership: ``token`` is the fencing token of the appender. A log remembers the highest token
-    that opened it, and refuses lower ones with FencedError from then on.
+    Ownership: ``token`` is the fencing token of the run's owner. A log remembers the highest token
+    that opened it and refuses lower ones with FencedError.
 
-    Cancellation: a change that is cancelled (open, append, trim, delete) may or may not have
-    happened, wholly; repeating it is safe, an append with the same ``first_seq`` and frames.
+    Cancellation: a cancelled open, append, trim or delete took effect entirely or not at all.
+    Repeating it is safe; an append must be repeated with the same ``first_seq`` and frames.
 
-    Unless said otherwise, methods raise LogNotFoundError for a run whose log was never opened
-    or was deleted, and StoreUnavailableError when the store does not answer; the latter leaves
-    it open whether the operation took place.
+    Errors: unless stated otherwise, methods raise LogNotFoundError for a log that was never opened
+    or was deleted, and StoreUnavailableError when the store does not answer. After the latter the
+    operation may or may not have taken place.
 
-    Loss: should the store lose what it had held, then no other frames appear in its place to
-    those who saw it: the run's tail fails with LogLostError, naming the last seq that it had.
+    Loss: when the store loses stored frames, no other frames appear in their place for readers
+    that saw them. The run's tail fails with LogLostError, which has the tail's last seq.
     """
 
     capabilities: Capabilities
@@ -106,16 +106,17 @@ class Log(ABC):
     ) -> Head:
         """Create the log, or take it over with a higher or equal token, and return its extent.
 
-        The log goes on at ``first_seq`` at the least, which is 1 or more: a new one begins
-        there, and an open one that would go on earlier has lost its end, so what it has is
-        forgotten, its tail fails with LogLostError, and it begins there empty, as
-        ``Head(first_seq, first_seq - 1, False)``. It has no effect on a closed log. A log whose
-        tail is uncertain goes on at LOST_LOG_FIRST_SEQ at the least: read it before it is opened.
+        A new log begins at ``first_seq``, which is at least 1. An open log whose next seq is lower
+        has lost its end: its frames are dropped, its tail fails with LogLostError, and it continues
+        empty at ``first_seq``, as ``Head(first_seq, first_seq - 1, False)``. A log whose tail is
+        uncertain continues at LOST_LOG_FIRST_SEQ or later, so read it before you open it.
 
-        ``find`` knows the log by ``aliases`` from now on, as well as by earlier ones.
+        Opening a closed log changes only its token and aliases.
 
-        Raises FencedError if a higher token has opened it. A closed log may be opened; that
-        changes nothing but its token and aliases.
+        ``aliases`` are added to those by which ``find`` knows the log.
+
+        Raises:
+            FencedError: a higher token has opened the log.
         """
 
     @abstractmethod
@@ -128,16 +129,17 @@ class Log(ABC):
         *,
         close: bool = False,
     ) -> None:
-        """Append ``frames`` as ``first_seq`` and following, and close the log if told to.
+        """Append ``frames`` from ``first_seq`` on, and return when they are durable.
 
-        Returns when the log holds them. The close is one with the append. If the log already
-        holds exactly these frames at these places (and is closed after the last of them, if
-        ``close``), the call is a repetition whose answer was lost, and succeeds without a change.
-        ``frames`` may be empty only with ``close``; otherwise ValueError.
+        With ``close`` the same atomic step closes the log. An append that the log already contains
+        (the same frames at the same seqs, and closed after the last of them with ``close``) is a
+        retry whose acknowledgement was lost: it succeeds without a change.
 
-        Raises FencedError for a token lower than the log's, LogClosedError if the log is closed,
-        SeqMismatchError if ``first_seq`` is not the next seq; checked in this order, and a
-        repetition passes the last two.
+        Raises:
+            ValueError: there are no frames and no ``close``.
+            FencedError: ``token`` is lower than the log's. Checked first, also for a retry.
+            LogClosedError: the log is closed.
+            SeqMismatchError: ``first_seq`` is not the log's next seq.
         """
 
     def submit(
@@ -150,89 +152,90 @@ class Log(ABC):
         close: bool = False,
         done: Done,
     ) -> "asyncio.Task[None] | None":
-        """``append``, for one who has nothing to do until then: it needs no task that waits.
+        """Callback variant of ``append``; avoids one task per append.
 
-        ``done`` is called once, in the event loop and after this has returned. ``frames`` may not
-        change until then. If there is a task it can be cancelled, and must be kept; then ``done``
-        is not called.
+        ``done`` is called once, in the event loop, after this method has returned. ``frames`` must
+        not change until then. If a task is returned, keep a reference to it; cancelling it cancels
+        the append, and ``done`` is not called.
         """
         append = self.append(run_id, token, first_seq, frames, close=close)
         task = asyncio.get_running_loop().create_task(append, name=f"append {run_id}")
 
-        def tell(task: "asyncio.Task[None]") -> None:
+        def call_done(task: "asyncio.Task[None]") -> None:
             if not task.cancelled():
                 done(cast("Exception | None", task.exception()))
 
-        task.add_done_callback(tell)
+        task.add_done_callback(call_done)
         return task
 
     def after_tick(self, call: Callable[[], None]) -> None:
-        """Call it when this turn of the event loop is over, for a ``submit`` of all it brought.
+        """Call ``call`` after the current tick of the event loop, to submit what the tick produced.
 
-        What many submit then shares its way to the store. ``call`` may not raise.
+        Appends submitted in these calls reach the store together. ``call`` must not raise.
         """
         asyncio.get_running_loop().call_soon(call)
 
     @abstractmethod
     async def head(self, run_id: str) -> Head:
-        """The present extent of the log."""
+        """Return the current extent of the log."""
 
     @abstractmethod
-    async def read(self, run_id: str, after: int, *, max_bytes: int, max_events: int) -> Slice:
-        """Up to ``max_events`` consecutive frames from seq ``after + 1``.
+    async def read(self, run_id: str, after_seq: int, *, max_bytes: int, max_events: int) -> Slice:
+        """Return up to ``max_events`` consecutive frames from ``after_seq + 1`` on.
 
-        They make at most ``max_bytes`` in all, except that one frame is always returned if
-        there is one. Empty when ``after`` is the last seq or past it.
+        They have at most ``max_bytes`` in total, but the first frame is returned whatever its size.
+        The slice is empty when ``after_seq`` is the last seq or a later one.
 
-        While the run is followed in this process, its tail has what is returned, so a follower
-        that got the last frames finds the tail closed: nobody sees an end before it is settled.
+        While the run is followed in this process, its tail already contains every returned frame.
+        A follower that read the last frames therefore finds the tail closed, and no reader sees the
+        end of a run before the run is settled.
 
-        Raises ExpiredError, naming the earliest seq, if ``after + 1`` was trimmed away.
+        Raises:
+            ExpiredError: ``after_seq + 1`` was trimmed; the error has the earliest seq.
         """
 
     @abstractmethod
     def follow(self, run_id: str) -> AbstractAsyncContextManager[Tail]:
-        """Share the in-process end of the log for as long as the context lasts.
+        """Share the in-memory end of the log while the context is open.
 
-        All followers of a run in one process get the same tail. It may begin anywhere in the
-        log (``tail.first_seq``); what is earlier is had from ``read``. From entering the context
-        on, no event is missing between the two. The tail of a closed log is closed, and may hold
-        no frames at all.
+        All followers of a run in one process share one tail. The tail may begin anywhere in the log
+        (``tail.first_seq``); earlier frames come from ``read``, and none is missing between the
+        two. The tail of a closed log is closed, and may contain no frames.
         """
 
     def closed_tail(self, run_id: str) -> Tail | None:  # noqa: ARG002
-        """The tail of a closed log, to be read from at once and not to be kept.
+        """Return the tail of a closed log if it is in memory, for immediate reading only.
 
-        None is always a legal answer; ``follow`` gives it then, or says what is wrong.
+        Do not keep it. None is always a valid answer: call ``follow`` then.
         """
         return None
 
     @abstractmethod
     async def trim(self, run_id: str, first_seq: int) -> None:
-        """Forget the events before ``first_seq``, at most all; no-op if they are gone already."""
+        """Drop the events before ``first_seq``, at most all; no-op if they are already gone."""
 
     @abstractmethod
     async def delete(self, run_id: str) -> None:
-        """Forget the log. Its tail ends with LogNotFoundError. No-op if there is none."""
+        """Delete the log and fail its tail with LogNotFoundError. No-op if there is none."""
 
     async def inventory(self, cursor: str | None, *, limit: int) -> Inventory:  # noqa: ARG002
-        """List about ``limit`` logs from ``cursor`` on, or from the first if it is None.
+        """Return a page of about ``limit`` logs after ``cursor``, or the first page for None.
 
-        A log that is there from the first page to the last is listed at least once. One that comes
-        or goes meanwhile may or may not be. A backend that loses nothing may list nothing.
+        A log that exists during the whole listing is listed at least once; one that is created or
+        deleted meanwhile may be missing. A backend that loses nothing may list nothing.
         """
         return Inventory((), None)
 
     @abstractmethod
     async def find(self, alias: str) -> str | None:
-        """The run whose log was last opened with this alias, if that log is still there.
+        """Return the run whose log was last opened with this alias, if that log exists.
 
-        None is always a legal answer; whoever keeps records looks there then.
+        None is always a valid answer: ask the records then.
         """
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Finish the appends under way and let go of the store. Tails end, unclosed.
+        """Finish pending appends and release the store. Tails fail; they are not closed.
 
-        From then on every method raises StoreUnavailableError, and this one does nothing.
+        Every later call raises StoreUnavailableError, except another ``aclose``, a no-op.
         """

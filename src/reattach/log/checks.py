@@ -1,4 +1,4 @@
-"""What an operator should know of the store of the event logs."""
+"""Checks of the event log's store, for ``reattach doctor``."""
 
 from collections.abc import AsyncIterator
 
@@ -10,13 +10,13 @@ from reattach.redact import is_local
 
 
 async def check_log(url: str) -> AsyncIterator[Diagnostic]:
-    """Look at the store that the URL names, one thing after the other; it raises nothing."""
+    """Check the store that ``url`` names and yield diagnostics as they come. Never raises."""
     scheme = url.partition(":")[0]
     if is_local(scheme):
-        return  # The settings take no such URL, and say so.
+        return  # The settings already refuse such a URL.
     if scheme not in REDIS_SCHEMES:
-        said = f"there is no event log of kind {scheme}:"
-        yield Diagnostic("wrong", "event log", said, "Correct REATTACH_LOG_URL.")
+        problem = f"unknown scheme {scheme}:"
+        yield Diagnostic("wrong", "event log", problem, "Correct REATTACH_LOG_URL.")
         return
     try:
         from reattach.log.redis.checks import check_redis
@@ -24,7 +24,7 @@ async def check_log(url: str) -> AsyncIterator[Diagnostic]:
         place = redis_place(url)
     except ImportError:
         remedy = install_hint("cluster")
-        yield Diagnostic("wrong", "event log", "the driver of Redis is missing", remedy)
+        yield Diagnostic("wrong", "event log", "the Redis driver is not installed", remedy)
         return
     except StartupError as error:
         remedy = error.remedy or "Correct REATTACH_LOG_URL."

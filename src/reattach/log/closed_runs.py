@@ -1,24 +1,24 @@
-"""Which closed runs stay in memory though the store has them."""
+"""A cache of closed runs in memory, in front of the store that has them."""
 
 from collections import OrderedDict
 from typing import Generic, Protocol, TypeVar
 
 
-class Closed(Protocol):
+class ClosedRun(Protocol):
     """A closed run in memory."""
 
     followers: int
 
     @property
     def cost_bytes(self) -> int:
-        """What it takes of memory, frames and all."""
+        """The memory that the run takes, including its frames."""
 
 
-Run = TypeVar("Run", bound=Closed)
+Run = TypeVar("Run", bound=ClosedRun)
 
 
 class ClosedRuns(Generic[Run]):
-    """The latest used ones, up to ``max_bytes`` in all."""
+    """The most recently used closed runs, up to ``max_bytes`` in total."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -31,7 +31,7 @@ class ClosedRuns(Generic[Run]):
         self._bytes += run.cost_bytes
 
     def discard(self, run: Run) -> None:
-        """Keep it no longer here: it has changed or is gone."""
+        """Remove a run that changed or was deleted; no-op if it is not there."""
         self._bytes -= self._costs.pop(run, 0)
 
     def touch(self, run: Run) -> None:
@@ -39,15 +39,18 @@ class ClosedRuns(Generic[Run]):
             self._costs.move_to_end(run)
 
     def evict(self) -> list[Run]:
-        """Take out what is too much, the longest unused first. A run with followers stays."""
+        """Remove and return the least recently used runs above the limit.
+
+        Runs with followers stay.
+        """
         evicted: list[Run] = []
-        too_much = self._bytes - self._max_bytes
+        excess_bytes = self._bytes - self._max_bytes
         for run, cost_bytes in self._costs.items():
-            if too_much <= 0:
+            if excess_bytes <= 0:
                 break
             if run.followers == 0:
                 evicted.append(run)
-                too_much -= cost_bytes
+                excess_bytes -= cost_bytes
         for run in evicted:
             self.discard(run)
         return evicted

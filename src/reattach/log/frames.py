@@ -1,4 +1,4 @@
-"""The lengths of frames as bytes, as both durable logs store them."""
+"""Packed frame lengths, as both durable backends store them."""
 
 from array import array
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from sys import byteorder
 
 
 def pack_lengths(lengths: Sequence[int]) -> bytes:
-    """Unsigned 32-bit integers, little-endian."""
+    """Pack ``lengths`` as unsigned 32-bit little-endian integers."""
     return _little_endian(array("I", lengths)).tobytes()
 
 

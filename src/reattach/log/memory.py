@@ -1,4 +1,4 @@
-"""The log in memory: the shortest correct one, and the model of all others."""
+"""The in-memory log: the shortest correct backend, and the model for testing the others."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -26,9 +26,9 @@ class _Run:
 
 
 class MemoryLog(Log):
-    """Holds everything in this process. An acknowledged append survives nothing but cancellation.
+    """A log that keeps everything in this process and loses it with the process.
 
-    For tests, and for streams whose loss with the process is acceptable.
+    Use it for tests, and for streams that may be lost.
     """
 
     capabilities = Capabilities(
@@ -49,7 +49,9 @@ class MemoryLog(Log):
         self._check_open()
         run = self._runs.setdefault(run_id, _Run(token, first_seq))
         if token < run.token:
-            raise FencedError(f"{run_id} has an owner with a newer token than {token}.")
+            raise FencedError(
+                f"The log of {run_id} has a newer owner than the one with token {token}."
+            )
         run.token = token
         if not run.tail.closed and run.tail.last_seq + 1 < first_seq:
             run.tail.fail(LogLostError(run_id, run.tail.last_seq))
@@ -70,11 +72,13 @@ class MemoryLog(Log):
             raise ValueError("An append without frames must close the log.")
         run = self._run(run_id)
         if token < run.token:
-            raise FencedError(f"{run_id} has an owner with a newer token than {token}.")
-        if self._is_repetition(run, first_seq, frames, close):
+            raise FencedError(
+                f"The log of {run_id} has a newer owner than the one with token {token}."
+            )
+        if self._is_retry(run, first_seq, frames, close):
             return
         if run.tail.closed:
-            raise LogClosedError(f"{run_id} is closed.")
+            raise LogClosedError(f"The log of {run_id} is closed.")
         if first_seq != run.tail.last_seq + 1:
             raise SeqMismatchError(run_id, first_seq, run.tail.last_seq)
         run.tail.extend(frames, close=close)
@@ -82,11 +86,11 @@ class MemoryLog(Log):
     async def head(self, run_id: str) -> Head:
         return self._head(self._run(run_id))
 
-    async def read(self, run_id: str, after: int, *, max_bytes: int, max_events: int) -> Slice:
+    async def read(self, run_id: str, after_seq: int, *, max_bytes: int, max_events: int) -> Slice:
         tail = self._run(run_id).tail
-        if after + 1 < tail.first_seq:
+        if after_seq + 1 < tail.first_seq:
             raise TrimmedError(run_id, tail.first_seq)
-        return tail.slice(after, max_bytes=max_bytes, max_events=max_events)
+        return tail.slice(after_seq, max_bytes=max_bytes, max_events=max_events)
 
     @asynccontextmanager
     async def follow(self, run_id: str) -> AsyncIterator[Tail]:
@@ -111,9 +115,9 @@ class MemoryLog(Log):
     @override
     async def inventory(self, cursor: str | None, *, limit: int) -> Inventory:
         self._check_open()
-        after = sorted(run_id for run_id in self._runs if cursor is None or run_id > cursor)
-        entries = [LogEntry(run_id, self._runs[run_id].tail.closed) for run_id in after[:limit]]
-        return Inventory(entries, entries[-1].run_id if len(after) > limit else None)
+        rest = sorted(run_id for run_id in self._runs if cursor is None or run_id > cursor)
+        entries = [LogEntry(run_id, self._runs[run_id].tail.closed) for run_id in rest[:limit]]
+        return Inventory(entries, entries[-1].run_id if len(rest) > limit else None)
 
     async def find(self, alias: str) -> str | None:
         self._check_open()
@@ -140,8 +144,8 @@ class MemoryLog(Log):
         return Head(run.tail.first_seq, run.tail.last_seq, run.tail.closed)
 
     @staticmethod
-    def _is_repetition(run: _Run, first_seq: int, frames: Sequence[bytes], close: bool) -> bool:
-        """Whether the log holds these frames, and as its end if they are to close it."""
+    def _is_retry(run: _Run, first_seq: int, frames: Sequence[bytes], close: bool) -> bool:
+        """Return whether the log contains these frames, as its end if ``close``."""
         if close and not (run.tail.closed and first_seq + len(frames) - 1 == run.tail.last_seq):
             return False
         return run.tail.holds(first_seq, frames)

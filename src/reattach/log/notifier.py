@@ -1,4 +1,4 @@
-"""When listeners are told what is new: at once, and a few at a time where they are many."""
+"""Fair notification of tail listeners in the event loop."""
 
 import asyncio
 import time
@@ -7,62 +7,65 @@ from itertools import islice
 from typing import Final
 
 Listener = Callable[[], None]
-"""To be called when something has changed. It neither raises nor blocks, and looks for itself."""
+"""Called after a change; reads the new state itself. Must neither raise nor block."""
 
-_LEAST_SECONDS: Final = 0.001
-"""How long listeners are told before others have the event loop, at least."""
+_MIN_SLICE_SECONDS: Final = 0.001
+"""The least time for notifications before other callbacks of the event loop run."""
 
-_AT_ONCE: Final = 16
-"""How many are told before there is a look at the clock."""
+_CALLS_PER_CLOCK_CHECK: Final = 16
+"""Listeners called between two looks at the clock."""
 
 
 class Notifier:
-    """Tells listeners that something is new, in the order in which they began to wait for that.
+    """A first-in, first-out queue of the listeners to notify.
 
-    Whoever waits already is not noted again: one who is told late is told once for all that
-    happened until then, and then stands behind those who wait longer. So a listener waits at most
-    for one call of each of the others, however much happens.
+    A queued listener is not queued twice; one call covers everything since. After its call it goes
+    to the end of the queue, so it waits for at most one call of every other listener, however many
+    events there are.
 
-    Between two listeners others may have the event loop, and those who are told are told for as
-    long as these have had it.
+    Notifications and the other callbacks of the event loop alternate in time slices of equal
+    length.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[Listener, None] = {}
-        self._is_due = False
-        self._left_at = 0.0
+        self._queue: dict[Listener, None] = {}
+        self._is_scheduled = False
+        self._slice_ended_at = 0.0
 
-    def note(self, listeners: Mapping[Listener, None]) -> None:
-        """Tell them soon."""
+    def enqueue(self, listeners: Mapping[Listener, None]) -> None:
+        """Notify ``listeners`` soon."""
         if listeners:
-            self._waiting.update(listeners)
-            self._be_due()
+            self._queue.update(listeners)
+            self._schedule()
 
-    def forget(self, listener: Listener) -> None:
-        """Tell it no more, if it waits."""
-        self._waiting.pop(listener, None)
+    def discard(self, listener: Listener) -> None:
+        """Remove ``listener`` from the queue, if it is there."""
+        self._queue.pop(listener, None)
 
-    def tell(self) -> None:
-        """Tell the first of those who wait now: for one who has noted all that there is."""
+    def notify(self) -> None:
+        """Call queued listeners for one time slice, and schedule the rest.
+
+        Call it directly after the last ``enqueue`` of a batch to save a tick of the event loop.
+        """
         begin = now = time.monotonic()
-        until = begin + max(begin - self._left_at, _LEAST_SECONDS)
-        while self._waiting and now < until:
-            for listener in tuple(islice(self._waiting, _AT_ONCE)):
-                if listener in self._waiting:
-                    del self._waiting[listener]
+        until = begin + max(begin - self._slice_ended_at, _MIN_SLICE_SECONDS)
+        while self._queue and now < until:
+            for listener in tuple(islice(self._queue, _CALLS_PER_CLOCK_CHECK)):
+                if listener in self._queue:
+                    del self._queue[listener]
                     listener()
             now = time.monotonic()
-        self._left_at = now
-        if self._waiting:
-            self._be_due()
+        self._slice_ended_at = now
+        if self._queue:
+            self._schedule()
 
-    def _be_due(self) -> None:
-        if not self._is_due:
-            self._is_due = True
-            self._loop.call_soon(self._go_on)
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._run_scheduled)
 
-    def _go_on(self) -> None:
-        self._is_due = False
-        if self._waiting:
-            self.tell()
+    def _run_scheduled(self) -> None:
+        self._is_scheduled = False
+        if self._queue:
+            self.notify()

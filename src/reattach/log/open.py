@@ -1,4 +1,4 @@
-"""Which log a URL means."""
+"""Opening the event log that a URL names."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -17,19 +17,20 @@ Options = Mapping[str, str]
 async def open_log(
     url: str, *, retention_seconds: float = 24 * 3600.0, after_power_cut: bool = False
 ) -> Log:
-    """Open the log that ``url`` names: its backend's scheme, a place, and options.
+    """Open the log that ``url`` names by the scheme of a backend, a place and options.
 
-    ``retention_seconds`` is how long closed logs are wanted; a backend that forgets by itself
-    does so later. ``after_power_cut``: a file of this machine may have lost its last appends.
-
-    - ``memory:`` holds everything in this process.
-    - ``sqlite:PATH?durability=process|power`` is a file; ``?`` and ``%`` in its path are escaped
-      as in every URL. The default is ``process``.
+    - ``memory:`` keeps everything in this process.
+    - ``sqlite:PATH?durability=process|power`` is a file; ``?`` and ``%`` in its path are
+      percent-encoded. The default durability is ``process``.
     - ``redis://USER:PASSWORD@HOST:PORT/DB`` and the other schemes of ``RedisLog.connect`` are
-      Redis or Valkey, with the options ``prefix=reattach`` and ``wait_replicas=0`` beside those
-      of redis-py. It needs the extra ``cluster``.
+      Redis or Valkey. Options are ``prefix=reattach``, ``wait_replicas=0`` and those of redis-py.
+      This backend needs the extra ``cluster``.
 
-    Raises StartupError if the URL makes no sense, or the backend does not start.
+    Closed logs are kept for at least ``retention_seconds``. ``after_power_cut`` says that a log
+    file of this machine may have lost its last appends.
+
+    Raises:
+        StartupError: the URL is not valid, or the backend does not start.
     """
     scheme = url.partition(":")[0]
     if scheme in REDIS_SCHEMES:
@@ -40,14 +41,14 @@ async def open_log(
             f"The event log's URL has the unknown scheme '{scheme}:'.",
             remedy=f"Use one of {known}",
         )
-    place, options = _parts(url)
+    place, options = _split(url)
     place = unquote(place.removeprefix(f"{scheme}:"))
     return await _BACKENDS[scheme](place, options, after_power_cut)
 
 
 @dataclass(frozen=True, slots=True)
 class RedisPlace:
-    """What the URL of a log on Redis says: the server's own URL, and the log's options."""
+    """The URL of a Redis server and the options of the log on it."""
 
     url: str
     prefix: str
@@ -55,8 +56,12 @@ class RedisPlace:
 
 
 def redis_place(url: str) -> RedisPlace:
-    """Raises StartupError if the URL makes no sense."""
-    place, options = _parts(url)
+    """Split the URL of a log on Redis.
+
+    Raises:
+        StartupError: the URL is not valid.
+    """
+    place, options = _split(url)
     rest = {name: value for name, value in options.items() if name not in _REDIS_OPTIONS}
     replicas = options.get("wait_replicas", "0")
     if not replicas.isdecimal():
@@ -71,7 +76,7 @@ def redis_place(url: str) -> RedisPlace:
     )
 
 
-def _parts(url: str) -> tuple[str, Options]:
+def _split(url: str) -> tuple[str, Options]:
     place, _, query = url.partition("?")
     try:
         return place, dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))

@@ -1,4 +1,4 @@
-"""How a run's events get into its log: in order, numbered, one append at a time."""
+"""Appending a run's events to its log."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -15,11 +15,12 @@ from reattach.wire.letta import Encoder
 class Appender:
     """The only writer of one run's log.
 
-    ``put`` numbers and encodes an event at once and returns; whatever has piled up by the end of
-    the event loop's turn, or while the last append was under way, makes the next one. An append
-    that the store does not take is repeated unchanged for APPEND_RETRY_SECONDS, which can not
-    double anything. After that, or when the log refuses (a newer owner), ``failure`` is set,
-    ``on_failure`` is called, and every later call raises it.
+    ``put`` numbers and encodes an event and returns immediately. All events put in one tick of the
+    event loop, or while an append is in flight, make the next append, and only one append is in
+    flight at a time. While the store is unavailable the append is retried unchanged for
+    APPEND_RETRY_SECONDS, which duplicates nothing. After that, or when the log refuses the append
+    (because of a newer owner), ``failure`` is set, ``on_failure`` is called, and ``flush``,
+    ``wait_for_room`` and ``close`` raise ``failure``.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Appender:
         on_failure: Callable[[], None],
     ) -> None:
         self.last_seq = last_seq
-        """The number of the last event that was put, whether or not the log has it."""
+        """The seq of the last event put, whether or not the log has it yet."""
         self.failure: Exception | None = None
         self._log = log
         self._run_id = run_id
@@ -49,38 +50,40 @@ class Appender:
         self._closing = False
         self._abandoned = False
         self._busy = False
-        """An append is under way, or will be by the end of this turn."""
-        self._appended: list[bytes] = []
-        """The frames of the append under way."""
-        self._appends_end = False
-        """Whether it closes the log."""
+        """An append is in flight, or begins at the end of this tick."""
+        self._in_flight: list[bytes] = []
+        """The frames of the append in flight."""
+        self._append_closes = False
+        """Whether the append in flight closes the log."""
         self._flushed = asyncio.Event()
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        """What the append under way is done by, if by a task."""
+        """The task of the append in flight, if it has one."""
 
     @property
     def is_full(self) -> bool:
-        """Whether ``room`` would wait, or raise."""
+        """Whether ``wait_for_room`` would wait or raise."""
         return self._pending_bytes > PENDING_APPEND_BYTES or self.failure is not None
 
     def put(self, events: Sequence[Event]) -> None:
-        """Number ``events`` and hand them to the log, all of them or none.
+        """Number and encode ``events`` and queue them for the log, all of them or none.
 
-        An event that cannot be encoded uses up no number; its exception is raised. Raises
-        LimitExceededError once the log is as large as it may get; ``close`` lets the terminal
-        group through.
+        If an event cannot be encoded, its exception is raised and no seq is used.
+
+        Raises:
+            LimitExceededError: the log has reached its largest size. ``close`` still works.
         """
         if not events:
             return
         if self._total_bytes > RUN_LOG_BYTES:
             raise LimitExceededError(
-                f"The log of a run may hold {RUN_LOG_BYTES} bytes; this one has reached that."
+                f"The log of this run has reached the limit of {RUN_LOG_BYTES} bytes. "
+                "Send another message to continue in a new run."
             )
         self._enqueue(events)
 
-    async def room(self) -> None:
-        """Return when little enough is pending; raise ``failure`` if there is one."""
+    async def wait_for_room(self) -> None:
+        """Return when the pending frames are below the limit; raise ``failure`` if there is one."""
         while self.failure is None and self._pending_bytes > PENDING_APPEND_BYTES:
             self._flushed.clear()
             await self._flushed.wait()
@@ -88,7 +91,7 @@ class Appender:
             raise self.failure
 
     async def flush(self) -> None:
-        """Return when the log holds all that was put; raise ``failure`` if there is one."""
+        """Return when the log has every event put; raise ``failure`` if there is one."""
         last_seq = self.last_seq
         while self.failure is None and self._acknowledged_seq < last_seq:
             self._flushed.clear()
@@ -97,9 +100,9 @@ class Appender:
             raise self.failure
 
     async def close(self, events: Sequence[Event]) -> None:
-        """Append what is pending and then ``events`` as the last ones, and close the log.
+        """Append the pending events and then ``events``, and close the log.
 
-        Returns when the log holds them. Raises ``failure``.
+        Returns when that is durable; raises ``failure`` if there is one.
         """
         self._closing = True
         self._enqueue(events)
@@ -108,7 +111,7 @@ class Appender:
             raise self.failure
 
     async def abandon(self) -> None:
-        """Stop appending; what is pending is dropped. For an owner that lost its run."""
+        """Stop appending and drop the pending events. For an owner that lost its run."""
         self._abandoned = True
         if self._task is not None:
             self._task.cancel()
@@ -117,7 +120,7 @@ class Appender:
     def _enqueue(self, events: Sequence[Event]) -> None:
         if self.failure is not None or self._abandoned:
             return
-        if len(events) == 1:  # As most are.
+        if len(events) == 1:  # The most frequent case by far.
             frame = self._encode(events[0], self.last_seq + 1)
             self._pending.append(frame)
             size_bytes = len(frame)
@@ -130,37 +133,37 @@ class Appender:
         self._total_bytes += size_bytes
         if not self._busy:
             self._busy = True
-            self._log.after_tick(self._append)
+            self._log.after_tick(self._start_append)
 
-    def _append(self) -> None:
+    def _start_append(self) -> None:
         if self._abandoned:
             return
-        self._appended, self._pending, self._pending_bytes = self._pending, [], 0
-        self._appends_end = self._closing
+        self._in_flight, self._pending, self._pending_bytes = self._pending, [], 0
+        self._append_closes = self._closing
         try:
             self._task = self._log.submit(
                 self._run_id,
                 self._token,
                 self._acknowledged_seq + 1,
-                self._appended,
-                close=self._appends_end,
-                done=self._done,
+                self._in_flight,
+                close=self._append_closes,
+                done=self._on_done,
             )
-        except Exception as error:  # noqa: BLE001  whoever waits for room has to hear of it
-            self._done(error)
+        except Exception as error:  # noqa: BLE001  the waiters must get it
+            self._on_done(error)
 
-    def _done(self, failure: Exception | None) -> None:
+    def _on_done(self, failure: Exception | None) -> None:
         if self._abandoned:
             return
         self._task = None
         if isinstance(failure, StoreUnavailableError):
-            repeat = self._repeat(failure)
-            self._task = self._loop.create_task(repeat, name=f"append {self._run_id}")
+            retry = self._retry(failure)
+            self._task = self._loop.create_task(retry, name=f"append {self._run_id}")
             return
-        self._settled(failure)
+        self._finish_append(failure)
 
-    async def _repeat(self, failure: StoreUnavailableError) -> None:
-        """Try again, until it is clear whether the log has what it was given."""
+    async def _retry(self, failure: StoreUnavailableError) -> None:
+        """Retry the append in flight until its outcome is known."""
         refusals = [failure]
 
         async def append() -> None:
@@ -170,8 +173,8 @@ class Appender:
                 self._run_id,
                 self._token,
                 self._acknowledged_seq + 1,
-                self._appended,
-                close=self._appends_end,
+                self._in_flight,
+                close=self._append_closes,
             )
 
         outcome: Exception | None = None
@@ -180,20 +183,20 @@ class Appender:
         except Exception as error:  # noqa: BLE001  as above
             outcome = error
         self._task = None
-        self._settled(outcome)
+        self._finish_append(outcome)
 
-    def _settled(self, failure: Exception | None) -> None:
-        """The log has what it was given, or never will."""
+    def _finish_append(self, failure: Exception | None) -> None:
+        """Settle the append in flight, and start the next one if events are pending."""
         self._flushed.set()
         if failure is not None:
             self.failure = failure
             self._ended.set()
             self._on_failure()
             return
-        self._acknowledged_seq += len(self._appended)
-        if self._appends_end:
+        self._acknowledged_seq += len(self._in_flight)
+        if self._append_closes:
             self._ended.set()
         elif self._pending or self._closing:
-            self._append()
+            self._start_append()
         else:
             self._busy = False

@@ -276,7 +276,7 @@ class RunDriver:
                 if isinstance(delta, ToolStarting):
                     await self._note_tool_call(self._machine.call_id(delta.tool_call_id))
                 if self._appender.is_full:
-                    await self._appender.room()
+                    await self._appender.wait_for_room()
 
     async def _note_tool_call(self, call_id: str) -> None:
         """Log and record a tool call before its tool starts, which cannot be undone."""

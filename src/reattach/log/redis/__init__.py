@@ -1,1 +1,1 @@
-"""The log on Redis or Valkey, shared by many processes."""
+"""The event log on Redis or Valkey, shared by many processes."""

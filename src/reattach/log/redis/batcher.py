@@ -1,4 +1,4 @@
-"""Operations on many runs that share calls of one script."""
+"""Batching of operations on many runs into calls of one script."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -10,11 +10,11 @@ from reattach.log.redis.client import RedisClient
 from reattach.log.redis.scripts import Script
 
 _CALL_RUNS: Final = 128
-"""Operations of one call: under a millisecond for which Redis does nothing else."""
+"""The most operations per call, which blocks Redis for under a millisecond."""
 _SECOND_CALL_RUNS: Final = _CALL_RUNS // 2
-"""What has to wait before a second call is worth its price."""
+"""The number of waiting operations that justifies a second concurrent call."""
 _CALL_BYTES: Final = 512 * 1024
-"""Where a call ends though more is waiting, for the same reason."""
+"""The most bytes per call, for the same reason."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,12 +26,13 @@ class _Operation:
 
 
 class Batcher:
-    """Sends what has come in since its last call as the next one.
+    """Sends everything submitted since the last call as the next call.
 
-    Operations on one run happen in the order in which they were submitted. There is no timer: a
-    lone one is sent at once, and those that come meanwhile share the next call. A second call is
-    under way only if there is enough for it, so that Redis works while we do. When Redis does not
-    answer, everything that waits fails with the call, since it waits for the same.
+    Operations on one run take effect in the order of submission. There is no timer: a lone
+    operation is sent immediately, and operations that arrive during a call share the next one. A
+    second concurrent call is made only if enough operations wait, so that Redis works while this
+    process does. When Redis does not answer, all waiting operations fail with the call, because
+    they would wait for the same answer.
     """
 
     def __init__(
@@ -47,45 +48,47 @@ class Batcher:
         self._is_cluster = client.is_cluster
         self._run = client.write if writes else client.run
         self._queue: list[_Operation] = []
-        self._questions: dict[tuple[bytes, ...], asyncio.Future[Any]] = {}
-        self._under_way: set[bytes] = set()
-        """The runs of calls that are not answered."""
+        self._pending_queries: dict[tuple[bytes, ...], asyncio.Future[Any]] = {}
+        self._runs_in_flight: set[bytes] = set()
+        """The runs of calls that are not answered yet."""
         self._calls = 0
-        self._drains: set[asyncio.Task[None]] = set()
+        self._drain_tasks: set[asyncio.Task[None]] = set()
 
     def submit(
         self, keys: tuple[bytes, ...], argument: bytes | None, on_answer: Callable[[Any], None]
     ) -> "asyncio.Future[Any]":
-        """Done with what the script answers for these keys, right after ``on_answer`` with it.
+        """Queue an operation; the future gets the script's answer for these keys.
 
-        Or with StoreUnavailableError. Cancelled, it may still happen, and ``on_answer`` with it.
+        ``on_answer`` is called with the answer just before. The future fails with
+        StoreUnavailableError. If it is cancelled, the operation may still happen, and ``on_answer``
+        is still called.
         """
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._queue.append(_Operation(keys, argument, on_answer, done))
         if not self._calls or (self._calls == 1 and len(self._queue) >= _SECOND_CALL_RUNS):
             self._calls += 1
             drain = asyncio.create_task(self._drain(), name="log batch")
-            self._drains.add(drain)
-            drain.add_done_callback(self._drains.discard)
+            self._drain_tasks.add(drain)
+            drain.add_done_callback(self._drain_tasks.discard)
         return done
 
     async def ask(self, keys: tuple[bytes, ...]) -> Any:
-        """What the script answers for these keys; in one call for all who ask before it."""
-        asked = self._questions.get(keys)
+        """Return the script's answer for these keys, shared by all callers before the next call."""
+        asked = self._pending_queries.get(keys)
         if asked is None:
-            asked = self._questions[keys] = self.submit(keys, None, _ignore)
-            asked.add_done_callback(_retrieve)
+            asked = self._pending_queries[keys] = self.submit(keys, None, _ignore)
+            asked.add_done_callback(_mark_retrieved)
         return await asyncio.shield(asked)
 
     async def aclose(self) -> None:
-        """Return when everything submitted before is done or has failed."""
-        while self._drains:
-            await asyncio.wait(self._drains)
+        """Return when every submitted operation is done or has failed."""
+        while self._drain_tasks:
+            await asyncio.wait(self._drain_tasks)
 
     async def _drain(self) -> None:
-        while batch := self._next():
+        while batch := self._next_batch():
             runs = {operation.keys[0] for operation in batch}
-            self._under_way |= runs
+            self._runs_in_flight |= runs
             try:
                 answers = await self._call(batch)
                 for operation, answer in zip(batch, answers, strict=True):
@@ -99,16 +102,16 @@ class Batcher:
                 self._fail(batch, error)
                 raise
             finally:
-                self._under_way -= runs
+                self._runs_in_flight -= runs
 
-    def _next(self) -> Sequence[_Operation]:
-        batch = self._take()
-        if not batch:  # Before anybody can submit something that would wait for nobody.
+    def _next_batch(self) -> Sequence[_Operation]:
+        batch = self._take_batch()
+        if not batch:  # In the same step, so that a new operation starts a new drain.
             self._calls -= 1
         return batch
 
-    def _take(self) -> Sequence[_Operation]:
-        """The next operations on runs that are not under way; in a cluster one for each run."""
+    def _take_batch(self) -> Sequence[_Operation]:
+        """Return the next operations on runs without a call in flight; in a cluster one per run."""
         batch: list[_Operation] = []
         rest: list[_Operation] = []
         runs: set[bytes] = set()
@@ -116,14 +119,14 @@ class Batcher:
         for operation in self._queue:
             run = operation.keys[0]
             is_next = len(batch) < _CALL_RUNS and size_bytes < _CALL_BYTES
-            if not is_next or run in self._under_way or (self._is_cluster and run in runs):
+            if not is_next or run in self._runs_in_flight or (self._is_cluster and run in runs):
                 rest.append(operation)
                 continue
             runs.add(run)
             size_bytes += len(operation.argument or b"")
             batch.append(operation)
             if operation.argument is None:
-                self._questions.pop(operation.keys, None)
+                self._pending_queries.pop(operation.keys, None)
         self._queue = rest
         return batch
 
@@ -144,7 +147,7 @@ class Batcher:
 
     def _fail(self, batch: Sequence[_Operation], error: BaseException) -> None:
         failed, self._queue = [*batch, *self._queue], []
-        self._questions.clear()
+        self._pending_queries.clear()
         for operation in failed:
             if not operation.done.done():
                 failure = StoreUnavailableError(str(error))
@@ -156,7 +159,7 @@ def _ignore(_answer: Any) -> None:
     pass
 
 
-def _retrieve(asked: "asyncio.Future[Any]") -> None:
-    """Whoever asked may be gone; the failure is heard all the same."""
+def _mark_retrieved(asked: "asyncio.Future[Any]") -> None:
+    """Mark the failure as retrieved even if every caller was cancelled."""
     if not asked.cancelled():
         asked.exception()

@@ -1,9 +1,9 @@
-"""What an operator should know of the Redis or Valkey that holds the logs."""
+"""Checks of the Redis or Valkey with the event log, for ``reattach doctor``."""
 
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -28,37 +28,40 @@ from reattach.log.redis.log import RedisLog
 from reattach.log.redis.scripts import Keys
 
 CHECK_SECONDS: Final = 5.0
-"""How long one check may take."""
+"""The timeout of one check."""
 
 _PINGS: Final = 15
-_SLOW_SECONDS: Final = 0.02
-"""A PING that takes longer is felt: every event waits for one answer."""
+_SLOW_MS: Final = 20.0
+"""A longer PING is noticeable, because every event waits for one answer."""
 _NEEDED: Final = {"redis reachable", "redis log", "redis pub/sub"}
-"""Checks that do what the log does."""
+"""Checks that use the same commands as the log."""
 
 _ADDRESS: Final = "Check the address in REATTACH_LOG_URL, and that Redis is running."
 _USER: Final = "Check the user and the password in REATTACH_LOG_URL (ACL LIST shows the users)."
 _RIGHTS: Final = (
-    "Give the user what the log needs, in Redis: ACL SETUSER name on >password ~prefix:* "
-    "&prefix:* +@all -@dangerous +info (the prefix is reattach unless the URL says otherwise)."
+    "Give the user the rights that the log needs, in Redis: ACL SETUSER name on >password "
+    "~prefix:* &prefix:* +@all -@dangerous +info (the prefix is reattach unless the URL sets it)."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """One server, by name where there are several."""
+    """One server, with a name if there are several."""
 
     name: str
     ask: Callable[..., Awaitable[Any]]
 
-    def said(self, detail: str) -> str:
+    def describe(self, detail: str) -> str:
         return f"{self.name}: {detail}" if self.name else detail
 
 
-async def check_redis(url: str, *, prefix: str, wait_replicas: int) -> AsyncIterator[Diagnostic]:
-    """Look at the Redis of the URL, one thing after the other; it raises nothing.
+Check = Callable[[], Awaitable[Diagnostic]]
 
-    A scratch log is written under the prefix, and deleted.
+
+async def check_redis(url: str, *, prefix: str, wait_replicas: int) -> AsyncIterator[Diagnostic]:
+    """Check the Redis that ``url`` names and yield diagnostics as they come. Never raises.
+
+    Writes a scratch log under the prefix, and deletes it.
     """
     try:
         client = client_for(url, WaitPolicy(replicas=wait_replicas))
@@ -66,186 +69,172 @@ async def check_redis(url: str, *, prefix: str, wait_replicas: int) -> AsyncIter
         yield Diagnostic("wrong", "redis reachable", error.fact, error.remedy or _ADDRESS)
         return
     try:
-        reached = await _checked("redis reachable", partial(_reachable, client))
-        for diagnostic in reached:
-            yield diagnostic
-        if any(diagnostic.level == "wrong" for diagnostic in reached):
+        reachable = await _run_check("redis reachable", partial(_check_reachable, client))
+        yield reachable
+        if reachable.level == "wrong":
             return
-        async for diagnostic in _examine_nodes(client.driver, wait_replicas):
-            yield diagnostic
-        for diagnostic in await _checked("redis log", partial(_log, url, prefix, wait_replicas)):
-            yield diagnostic
-        for diagnostic in await _checked("redis pub/sub", partial(_news, client, prefix)):
-            yield diagnostic
+        yield await _run_check("redis latency", partial(_check_latency, client))
+        for name, check in _node_checks(client.driver, wait_replicas):
+            yield await _run_check(name, check)
+        yield await _run_check("redis log", partial(_check_log, url, prefix, wait_replicas))
+        yield await _run_check("redis pub/sub", partial(_check_pub_sub, client, prefix))
     finally:
         await client.aclose()
 
 
-async def _checked(what: str, look: Callable[[], Awaitable[list[Diagnostic]]]) -> list[Diagnostic]:
+async def _run_check(name: str, check: Check) -> Diagnostic:
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            return await look()
+            return await check()
     except (ReattachError, *FAILURES) as error:
         cause: BaseException = error.__cause__ or error
         reason = str(cause) or "it does not answer in time"
         if isinstance(cause, NoPermissionError) or "no permissions" in reason.lower():
-            # What only the doctor asks for may be forbidden: the log can do without.
-            level: Level = "wrong" if what in _NEEDED else "warning"
-            return [Diagnostic(level, what, reason, _RIGHTS)]
-        return [Diagnostic("wrong", what, reason, _ADDRESS)]
+            # The log works without the commands that only the doctor uses.
+            level: Level = "wrong" if name in _NEEDED else "warning"
+            return Diagnostic(level, name, reason, _RIGHTS)
+        return Diagnostic("wrong", name, reason, _ADDRESS)
 
 
-async def _reachable(client: RedisClient) -> list[Diagnostic]:
-    ping = cast("Callable[[], Awaitable[object]]", client.driver.ping)
+def _pinger(client: RedisClient) -> Callable[[], Awaitable[object]]:
+    return cast("Callable[[], Awaitable[object]]", client.driver.ping)
+
+
+async def _check_reachable(client: RedisClient) -> Diagnostic:
     try:
-        await ping()
+        await _pinger(client)()
     except (AuthenticationError, NoPermissionError) as error:
-        return [Diagnostic("wrong", "redis reachable", str(error), _USER)]
-    took = []
+        return Diagnostic("wrong", "redis reachable", str(error), _USER)
+    return Diagnostic("ok", "redis reachable", "it answers")
+
+
+async def _check_latency(client: RedisClient) -> Diagnostic:
+    ping = _pinger(client)
+    took_ms = []
     for _ in range(_PINGS):
         began = time.perf_counter()
         await ping()
-        took.append(time.perf_counter() - began)
-    median, worst = statistics.median(took), max(took)
-    said = f"PING takes {median * 1000:.1f} ms (median), {worst * 1000:.1f} ms (worst of {_PINGS})"
-    if median > _SLOW_SECONDS:
-        remedy = "Run the server nearer to Redis: every event waits for one answer of it."
-        return [
-            Diagnostic("ok", "redis reachable", "it answers"),
-            Diagnostic("warning", "redis latency", said, remedy),
-        ]
-    return [
-        Diagnostic("ok", "redis reachable", "it answers"),
-        Diagnostic("ok", "redis latency", said),
-    ]
+        took_ms.append(1000 * (time.perf_counter() - began))
+    median = statistics.median(took_ms)
+    detail = f"PING takes {median:.1f} ms (median), {max(took_ms):.1f} ms (worst of {_PINGS})"
+    if median > _SLOW_MS:
+        remedy = "Run the server closer to Redis, because every event waits for its answer."
+        return Diagnostic("warning", "redis latency", detail, remedy)
+    return Diagnostic("ok", "redis latency", detail)
 
 
-async def _examine_nodes(client: Driver, wait_replicas: int) -> AsyncIterator[Diagnostic]:
-    if isinstance(client, RedisCluster):
-        for diagnostic in await _checked("redis cluster", partial(_cluster, client)):
-            yield diagnostic
-    for node in _nodes(client):
-        for what, look in (
-            ("redis version", _version),
-            ("redis role", _role),
-            ("redis persistence", _persistence),
-            ("redis eviction", _eviction),
-        ):
-            for diagnostic in await _checked(what, partial(look, node)):
-                yield diagnostic
+def _node_checks(driver: Driver, wait_replicas: int) -> Iterator[tuple[str, Check]]:
+    if isinstance(driver, RedisCluster):
+        yield "redis cluster", partial(_check_cluster, driver)
+    for node in _nodes(driver):
+        yield "redis version", partial(_check_version, node)
+        yield "redis role", partial(_check_role, node)
+        yield "redis persistence", partial(_check_persistence, node)
+        yield "redis eviction", partial(_check_eviction, node)
         if wait_replicas:
-            for diagnostic in await _checked(
-                "redis replicas", partial(_replicas, node, wait_replicas)
-            ):
-                yield diagnostic
+            yield "redis replicas", partial(_check_replicas, node, wait_replicas)
 
 
-def _nodes(client: Driver) -> list[_Node]:
-    if isinstance(client, Redis):
-        return [_Node("", client.execute_command)]
-
-    def asking(node: Any) -> Callable[..., Awaitable[Any]]:
-        async def ask(*words: str) -> Any:
-            return await client.execute_command(*words, target_nodes=node)
-
-        return ask
-
-    return [_Node(node.name, asking(node)) for node in client.get_primaries()]
+def _nodes(driver: Driver) -> list[_Node]:
+    if isinstance(driver, Redis):
+        return [_Node("", driver.execute_command)]
+    return [
+        _Node(node.name, partial(driver.execute_command, target_nodes=node))
+        for node in driver.get_primaries()
+    ]
 
 
 async def _information(node: _Node, section: str) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", await node.ask("INFO", section))
 
 
-async def _version(node: _Node) -> list[Diagnostic]:
+async def _check_version(node: _Node) -> Diagnostic:
     found = await _information(node, "server")
     version = str(found.get("redis_version", "0"))
     is_valkey = "valkey_version" in found
     shown = f"Valkey {found['valkey_version']}" if is_valkey else f"Redis {version}"
     if is_too_old(version):
-        return [Diagnostic("wrong", "redis version", node.said(shown), "Use 7.0 or newer.")]
-    return [Diagnostic("ok", "redis version", node.said(shown))]
+        return Diagnostic("wrong", "redis version", node.describe(shown), "Use 7.0 or newer.")
+    return Diagnostic("ok", "redis version", node.describe(shown))
 
 
-async def _role(node: _Node) -> list[Diagnostic]:
+async def _check_role(node: _Node) -> Diagnostic:
     found = await _information(node, "replication")
     if found.get("role") != "master":
         of = f"{found.get('master_host')}:{found.get('master_port')}"
         remedy = "Name the primary in REATTACH_LOG_URL, or use redis+sentinel://, which finds it."
-        return [Diagnostic("wrong", "redis role", node.said(f"it is a replica of {of}"), remedy)]
+        return Diagnostic("wrong", "redis role", node.describe(f"it is a replica of {of}"), remedy)
     replicas = int(found.get("connected_slaves", 0))
-    return [Diagnostic("ok", "redis role", node.said(f"primary, replicas connected: {replicas}"))]
+    return Diagnostic("ok", "redis role", node.describe(f"primary, replicas connected: {replicas}"))
 
 
-async def _persistence(node: _Node) -> list[Diagnostic]:
+async def _check_persistence(node: _Node) -> Diagnostic:
     found = await _information(node, "persistence")
     if int(found.get("aof_enabled", 0)):
         fsync = await _setting(node, "appendfsync") or "unknown"
-        said = node.said(f"appendonly yes, appendfsync {fsync}")
+        detail = node.describe(f"appendonly yes, appendfsync {fsync}")
         if found.get("aof_last_write_status", "ok") != "ok":
-            remedy = "Look at Redis' log and its disk: the append-only file can not be written."
-            return [Diagnostic("wrong", "redis persistence", said, remedy)]
+            remedy = "Check the log and the disk of Redis: the append-only file cannot be written."
+            return Diagnostic("wrong", "redis persistence", detail, remedy)
         if fsync == "no":
             remedy = (
-                "Set appendfsync everysec or always: now the operating system decides what a "
-                "crash of the machine loses."
+                "Set appendfsync to everysec or always. With no, a crash of the machine loses "
+                "whatever the operating system has not written yet."
             )
-            return [Diagnostic("warning", "redis persistence", said, remedy)]
-        return [Diagnostic("ok", "redis persistence", said)]
+            return Diagnostic("warning", "redis persistence", detail, remedy)
+        return Diagnostic("ok", "redis persistence", detail)
     saves = await _setting(node, "save")
-    said = f"appendonly no, snapshots {saves}" if saves else "appendonly no, no snapshots"
-    lost = "what came after the last snapshot" if saves else "everything"
+    detail = f"appendonly no, snapshots {saves}" if saves else "appendonly no, no snapshots"
+    lost = "everything since the last snapshot" if saves else "everything"
     remedy = (
-        f"Set appendonly yes (CONFIG SET appendonly yes, and in redis.conf): a restart of Redis "
-        f"loses {lost}, and open runs end with an error."
+        "Set appendonly yes (CONFIG SET appendonly yes, and in redis.conf). Without it a restart "
+        f"of Redis loses {lost}, and open runs end with an error."
     )
-    return [Diagnostic("warning", "redis persistence", node.said(said), remedy)]
+    return Diagnostic("warning", "redis persistence", node.describe(detail), remedy)
 
 
-async def _eviction(node: _Node) -> list[Diagnostic]:
+async def _check_eviction(node: _Node) -> Diagnostic:
     found = await _information(node, "memory")
     limit, policy = int(found.get("maxmemory", 0)), str(found.get("maxmemory_policy", "unknown"))
     if not limit:
-        return [Diagnostic("ok", "redis eviction", node.said("no maxmemory: nothing is evicted"))]
+        return Diagnostic("ok", "redis eviction", node.describe("no maxmemory: nothing is evicted"))
     used = int(found.get("used_memory", 0))
-    said = node.said(f"maxmemory {limit >> 20} MiB, used {used >> 20} MiB, policy {policy}")
+    detail = node.describe(f"maxmemory {limit >> 20} MiB, used {used >> 20} MiB, policy {policy}")
     if policy != "noeviction":
         remedy = (
-            "Set maxmemory-policy noeviction: any other one deletes logs that are still read, "
-            "even those of open runs."
+            "Set maxmemory-policy noeviction. Any other policy deletes logs in use, even those of "
+            "open runs."
         )
-        return [Diagnostic("wrong", "redis eviction", said, remedy)]
+        return Diagnostic("wrong", "redis eviction", detail, remedy)
     if used > 0.8 * limit:
-        remedy = "Raise maxmemory, or lower REATTACH_RETENTION_SECONDS: when it is full, runs fail."
-        return [Diagnostic("warning", "redis eviction", said, remedy)]
-    return [Diagnostic("ok", "redis eviction", said)]
+        remedy = "Raise maxmemory or lower REATTACH_RETENTION_SECONDS. Runs fail when it is full."
+        return Diagnostic("warning", "redis eviction", detail, remedy)
+    return Diagnostic("ok", "redis eviction", detail)
 
 
-async def _replicas(node: _Node, wanted: int) -> list[Diagnostic]:
+async def _check_replicas(node: _Node, wanted: int) -> Diagnostic:
     found = await _information(node, "replication")
     there = int(found.get("connected_slaves", 0))
-    said = node.said(f"wait_replicas={wanted}, connected: {there}")
+    detail = node.describe(f"wait_replicas={wanted}, connected: {there}")
     if there < wanted:
-        remedy = "Start more replicas or lower wait_replicas: without them no append is accepted."
-        return [Diagnostic("wrong", "redis replicas", said, remedy)]
-    return [Diagnostic("ok", "redis replicas", said)]
+        remedy = "Start more replicas or lower wait_replicas. Without them every append fails."
+        return Diagnostic("wrong", "redis replicas", detail, remedy)
+    return Diagnostic("ok", "redis replicas", detail)
 
 
-async def _cluster(client: RedisCluster) -> list[Diagnostic]:
+async def _check_cluster(client: RedisCluster) -> Diagnostic:
     node = client.get_random_node()
-    said: Any = await client.execute_command("CLUSTER INFO", target_nodes=node)
-    state = said.get("cluster_state", "unknown")
-    detail = f"state {state}, slots assigned: {said.get('cluster_slots_assigned')} of 16384"
+    info: Any = await client.execute_command("CLUSTER INFO", target_nodes=node)
+    state = info.get("cluster_state", "unknown")
+    detail = f"state {state}, slots assigned: {info.get('cluster_slots_assigned')} of 16384"
     if state != "ok":
-        remedy = (
-            "Look at `redis-cli --cluster check`: logs of slots that are down are out of reach."
-        )
-        return [Diagnostic("wrong", "redis cluster", detail, remedy)]
-    return [Diagnostic("ok", "redis cluster", detail)]
+        remedy = "Run `redis-cli --cluster check`. Logs in slots that are down cannot be reached."
+        return Diagnostic("wrong", "redis cluster", detail, remedy)
+    return Diagnostic("ok", "redis cluster", detail)
 
 
-async def _log(url: str, prefix: str, wait_replicas: int) -> list[Diagnostic]:
-    """All that the log does, on a scratch log."""
+async def _check_log(url: str, prefix: str, wait_replicas: int) -> Diagnostic:
+    """Open, append to, read and delete a scratch log."""
     log = await RedisLog.connect(
         url, prefix=prefix, retention_seconds=60, wait_replicas=wait_replicas
     )
@@ -257,11 +246,11 @@ async def _log(url: str, prefix: str, wait_replicas: int) -> list[Diagnostic]:
             await log.read(run_id, 0, max_bytes=1000, max_events=10)
         finally:
             await log.delete(run_id)
-    return [Diagnostic("ok", "redis log", f"a log under {prefix}: was written, read and deleted")]
+    return Diagnostic("ok", "redis log", f"a log under {prefix}: was written, read and deleted")
 
 
-async def _news(client: RedisClient, prefix: str) -> list[Diagnostic]:
-    """What followers need: a channel under the prefix, from one connection to another."""
+async def _check_pub_sub(client: RedisClient, prefix: str) -> Diagnostic:
+    """Publish a message and receive it on another connection, as followers do."""
     channel = Keys(prefix).head(f"doctor-{new_uuid()}").decode()
     connection = await client.acquire_connection()
     try:
@@ -272,13 +261,11 @@ async def _news(client: RedisClient, prefix: str) -> list[Diagnostic]:
         await connection.read_response()
     finally:
         await client.release_connection(connection)
-    return [
-        Diagnostic("ok", "redis pub/sub", f"a message on a channel under {prefix}: came through")
-    ]
+    return Diagnostic("ok", "redis pub/sub", f"a message on a channel under {prefix}: arrived")
 
 
 async def _setting(node: _Node, name: str) -> str | None:
-    """None where this user may not ask, or the service does not let anybody."""
+    """Return a setting of the server; None if the user or the hosting service may not read it."""
     try:
         found: Mapping[str, str] = await node.ask("CONFIG GET", name)
     except FAILURES:

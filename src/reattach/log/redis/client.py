@@ -1,4 +1,4 @@
-"""How a process talks to Redis: which one a URL names, with how many connections, how patiently."""
+"""The connection to Redis: its URL, its connections and its timeouts."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -27,15 +27,15 @@ from reattach.domain.errors import StartupError, StoreUnavailableError
 from reattach.log.redis.scripts import Script
 
 FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
-"""What redis-py raises when it does not get what it asked for."""
+"""The exceptions of redis-py for a command that failed or was not answered."""
 
-_UNAVAILABLE: Final = "The event log can not be reached at present. Try again in a moment."
+_UNAVAILABLE: Final = "The event log cannot be reached at present. Try again in a moment."
 _COMMAND_CONNECTIONS: Final = 5
 """One for appends, one for states, and a few for reads, so that a slow one blocks no other."""
 ANSWER_SECONDS: Final = 3.0
 _CONNECT_SECONDS: Final = 2.0
 _HEALTH_CHECK_SECONDS: Final = 30
-"""After so much silence a connection is pinged before it is used: a firewall may have cut it."""
+"""A connection idle for longer is pinged before use, because a firewall may have cut it."""
 _OLDEST: Final = (7, 0)
 
 Driver = Redis | RedisCluster
@@ -43,43 +43,45 @@ Driver = Redis | RedisCluster
 
 @dataclass(frozen=True, slots=True)
 class WaitPolicy:
-    """How long operations wait for Redis."""
+    """How long operations wait for Redis, and for how many replicas."""
 
     answer_seconds: float = ANSWER_SECONDS
-    """For the answer to a command; far more than it takes, and bearable for whoever waits."""
+    """The timeout of a command: far longer than it takes, and bearable for the caller."""
     replicas: int = 0
-    """Replicas that must have a change before it counts."""
+    """Replicas that must have a write before it is acknowledged."""
 
 
 class RedisClient:
-    """A Redis server, its successor after a failover, or a cluster.
+    """A client for a Redis server, its successor after a failover, or a cluster.
 
-    Commands take turns on at most five connections (of each node of a cluster), and there is
-    one more while ``acquire_connection`` is in use. None is blocked by a command that waits.
+    Commands share at most five connections (per node of a cluster). ``acquire_connection`` uses one
+    more. No command waits on the server and thereby blocks a connection.
     """
 
     def __init__(
-        self, client: Driver, waiting: WaitPolicy, sentinels: Sequence[Redis] = ()
+        self, driver: Driver, wait_policy: WaitPolicy, sentinels: Sequence[Redis] = ()
     ) -> None:
-        self._driver = client
+        self._driver = driver
         self._sentinels = sentinels
-        self._waiting = waiting
+        self._wait_policy = wait_policy
         self._permits = asyncio.Semaphore(_COMMAND_CONNECTIONS)
-        self.is_cluster = isinstance(client, RedisCluster)
-        """Keys of several runs can not be in one call."""
+        self.is_cluster = isinstance(driver, RedisCluster)
+        """Keys of several runs cannot be in one call."""
 
     @property
     def driver(self) -> Driver:
-        """The driver's own, for those who look at the server and not at logs."""
+        """The client of redis-py, for checks of the server itself."""
         return self._driver
 
     async def run(
         self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes | str | int]
     ) -> Any:
-        """What the script answers, or StoreUnavailableError.
+        """Run the script and return its answer.
 
-        A connection that turns out to be dead is replaced and the script sent again, so a
-        script may run twice.
+        If the connection is dead, the script is sent again on a new one, so it may run twice.
+
+        Raises:
+            StoreUnavailableError: Redis did not answer, or refused.
         """
         rest = (len(keys), *keys, *arguments)
         try:
@@ -87,21 +89,21 @@ class RedisClient:
         except NoScriptError:
             return await self._command("EVAL", script.text, *rest)
         except FAILURES as error:
-            raise await self._unavailable(error) from error
+            raise await self._unavailable_error(error) from error
 
     async def write(
         self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes | str | int]
     ) -> Any:
-        """Like ``run``, and what the script wrote has reached the replicas that it is to reach."""
-        if not self._waiting.replicas:
+        """Like ``run``, and wait until the required number of replicas has the writes."""
+        if not self._wait_policy.replicas:
             return await self.run(script, keys, arguments)
         rest = (len(keys), *keys, *arguments)
-        milliseconds = int(self._waiting.answer_seconds * 500)
+        milliseconds = int(self._wait_policy.answer_seconds * 500)
         try:
             answer, reached = await self._execute_with_wait(script, rest, milliseconds)
         except FAILURES as error:
-            raise await self._unavailable(error) from error
-        if reached < self._waiting.replicas:
+            raise await self._unavailable_error(error) from error
+        if reached < self._wait_policy.replicas:
             raise StoreUnavailableError(_UNAVAILABLE)
         return answer
 
@@ -114,9 +116,9 @@ class RedisClient:
     async def scan(
         self, cursor: str | None, pattern: bytes, count: int
     ) -> tuple[list[bytes], str | None]:
-        """Some of the keys that match, and the cursor for the next of them; None after the last.
+        """Return some matching keys and the cursor of the next ones; None after the last.
 
-        A cursor is that of Redis; in a cluster with the number of the primary before it.
+        The cursor is the one of Redis, in a cluster after the number of the primary.
         """
         if not isinstance(self._driver, RedisCluster):
             begin = cursor or "0"
@@ -124,14 +126,14 @@ class RedisClient:
             return keys, str(int(following)) if int(following) else None
         number, _, begin = (cursor or "0/0").partition("/")
         try:
-            async with asyncio.timeout(self._waiting.answer_seconds), self._permits:
+            async with asyncio.timeout(self._wait_policy.answer_seconds), self._permits:
                 primaries = sorted(self._driver.get_primaries(), key=lambda node: str(node.name))
                 node = primaries[int(number)]
                 scanned = await self._driver.execute_command(
                     "SCAN", begin, "MATCH", pattern, "COUNT", count, target_nodes=node
                 )
         except FAILURES as error:
-            raise await self._unavailable(error) from error
+            raise await self._unavailable_error(error) from error
         found = next(iter(scanned.values())) if isinstance(scanned, dict) else scanned
         following, keys = found
         if int(following):
@@ -140,9 +142,10 @@ class RedisClient:
         return keys, None if is_last else f"{int(number) + 1}/0"
 
     async def acquire_connection(self) -> AbstractConnection:
-        """A connection for nobody else, to be given back to ``release_connection``.
+        """Return a connection for exclusive use, until ``release_connection``.
 
-        Raises one of FAILURES.
+        Raises:
+            One of FAILURES.
         """
         if isinstance(self._driver, RedisCluster):
             await self._driver.initialize()
@@ -161,9 +164,13 @@ class RedisClient:
             await self._driver.connection_pool.release(connection)
 
     async def check(self) -> None:
-        """Raise StartupError if Redis does not answer or is too old."""
+        """Check that Redis answers and is new enough.
+
+        Raises:
+            StartupError: it is not.
+        """
         try:
-            async with asyncio.timeout(2 * self._waiting.answer_seconds):
+            async with asyncio.timeout(2 * self._wait_policy.answer_seconds):
                 await self._driver.ping()
                 information = await self._information()
         except (*FAILURES, TypeError, ValueError) as error:
@@ -191,7 +198,7 @@ class RedisClient:
         try:
             found = await self._driver.info("server")
         except RedisError:
-            return {}  # It may be forbidden to this user.
+            return {}  # This user may not be allowed to ask.
         if self.is_cluster and "redis_version" not in found:
             found = next(iter(found.values()))
         return cast("Mapping[str, object]", found)
@@ -200,21 +207,21 @@ class RedisClient:
         try:
             return await self._execute(*command)
         except FAILURES as error:
-            raise await self._unavailable(error) from error
+            raise await self._unavailable_error(error) from error
 
     async def _execute(self, *command: bytes | str | int) -> Any:
-        async with asyncio.timeout(self._waiting.answer_seconds), self._permits:
+        async with asyncio.timeout(self._wait_policy.answer_seconds), self._permits:
             return await self._driver.execute_command(*command)
 
     async def _execute_with_wait(
         self, script: Script, rest: Sequence[bytes | str | int], milliseconds: int
     ) -> tuple[Any, int]:
-        """WAIT is about its own connection's writes, so both go through one pipeline."""
-        async with asyncio.timeout(self._waiting.answer_seconds), self._permits:
+        """Run the script and WAIT in one pipeline, because WAIT covers only its own connection."""
+        async with asyncio.timeout(self._wait_policy.answer_seconds), self._permits:
             for evaluation in ("EVALSHA", script.sha), ("EVAL", script.text):
                 pipeline = cast("Redis", self._driver).pipeline(transaction=False)
                 pipeline.execute_command(*evaluation, *rest)
-                pipeline.execute_command("WAIT", self._waiting.replicas, milliseconds)
+                pipeline.execute_command("WAIT", self._wait_policy.replicas, milliseconds)
                 answer, reached = await pipeline.execute(raise_on_error=False)
                 if not isinstance(answer, NoScriptError):
                     break
@@ -223,60 +230,62 @@ class RedisClient:
                     raise reply
             return answer, int(reached)
 
-    async def _unavailable(self, error: Exception) -> StoreUnavailableError:
+    async def _unavailable_error(self, error: Exception) -> StoreUnavailableError:
         if isinstance(error, ReadOnlyError) and isinstance(self._driver, Redis):
-            # A former primary: the next connection finds the present one.
+            # This is a former primary. A new connection finds the current one.
             await self._driver.connection_pool.disconnect(inuse_connections=False)
         return StoreUnavailableError(_UNAVAILABLE)
 
 
 def is_too_old(version: str) -> bool:
-    """Whether a Redis or Valkey that calls itself so, as ``7.2.4``, lacks what the log needs."""
+    """Return whether this version of Redis or Valkey, such as ``7.2.4``, is unsupported."""
     return tuple(map(int, version.split(".")[:2])) < _OLDEST
 
 
 def report_defect(error: BaseException) -> None:
-    """Of what goes on in spite of it: nobody waits for it, and it must not pass in silence."""
-    context = {"message": "Following the event log met a defect.", "exception": error}
+    """Report a defect in a background task that continues, so that it is not silent."""
+    context = {"message": "A task that follows the event log failed.", "exception": error}
     asyncio.get_running_loop().call_exception_handler(context)
 
 
-def client_for(url: str, waiting: WaitPolicy) -> RedisClient:
+def client_for(url: str, wait_policy: WaitPolicy) -> RedisClient:
     """Return a client for the server that ``url`` names, not connected yet.
 
     Raises:
-        StartupError: the URL makes no sense.
+        StartupError: the URL is not valid.
     """
     parts = urlsplit(url)
     try:
         match parts.scheme.rpartition("+")[2]:
             case "sentinel":
-                return _by_sentinel(parts, waiting)
+                return _sentinel_client(parts, wait_policy)
             case "cluster":
-                if waiting.replicas:
+                if wait_policy.replicas:
                     raise StartupError(
                         "The event log cannot wait for replicas on a Redis Cluster.",
                         remedy="Remove wait_replicas from REATTACH_LOG_URL.",
                     )
-                return RedisClient(_cluster(parts), waiting)
+                return RedisClient(_cluster_driver(parts), wait_policy)
             case _:
-                return RedisClient(_single(url, parts), waiting)
+                return RedisClient(_single_driver(url, parts), wait_policy)
     except (RedisError, RedisClusterException, TypeError, ValueError) as error:
         raise StartupError(
-            f"The address of Redis cannot be parsed: {error}.", remedy="Correct REATTACH_LOG_URL."
+            f"The URL of Redis is not valid: {error}.", remedy="Correct REATTACH_LOG_URL."
         ) from error
 
 
-def _single(url: str, parts: SplitResult) -> Driver:
-    pool = ConnectionPool(**_pool_options(), **_options(url, is_socket=parts.scheme == "unix"))
+def _single_driver(url: str, parts: SplitResult) -> Driver:
+    pool = ConnectionPool(
+        **_pool_options(), **_connection_options(url, is_socket=parts.scheme == "unix")
+    )
     return Redis(connection_pool=pool)
 
 
-def _by_sentinel(parts: SplitResult, waiting: WaitPolicy) -> RedisClient:
+def _sentinel_client(parts: SplitResult, wait_policy: WaitPolicy) -> RedisClient:
     service = parts.path.strip("/")
     if not service:
-        raise ValueError("a service is missing, as in redis+sentinel://host:26379/service")
-    options = _options(_as_single(parts))
+        raise ValueError("it names no service, as in redis+sentinel://host:26379/service")
+    options = _connection_options(_single_server_url(parts))
     sentinel = {
         name.removeprefix("sentinel_"): options.pop(name)
         for name in list(options)
@@ -286,19 +295,19 @@ def _by_sentinel(parts: SplitResult, waiting: WaitPolicy) -> RedisClient:
     found = find(
         _hosts(parts, 26379),
         sentinel_kwargs={
-            **_patience(),
+            **_tcp_options(),
             "driver_info": None,
-            "retry": Retry(NoBackoff(), 0),  # There are other sentinels to ask.
+            "retry": Retry(NoBackoff(), 0),  # The next sentinel is asked instead.
             **sentinel,
         },
         **_pool_options(),
         **options,
     )
-    return RedisClient(found.master_for(service, ssl=_has_tls(parts)), waiting, found.sentinels)
+    return RedisClient(found.master_for(service, ssl=_has_tls(parts)), wait_policy, found.sentinels)
 
 
-def _cluster(parts: SplitResult) -> Driver:
-    options = _options(_as_single(parts))
+def _cluster_driver(parts: SplitResult) -> Driver:
+    options = _connection_options(_single_server_url(parts))
     return RedisCluster(
         startup_nodes=[ClusterNode(host, port) for host, port in _hosts(parts, 6379)],
         ssl=_has_tls(parts),
@@ -311,8 +320,8 @@ def _pool_options() -> dict[str, Any]:
     return {"max_connections": _COMMAND_CONNECTIONS + 1}
 
 
-def _patience() -> dict[str, Any]:
-    """For TCP. Answers are waited for in ``RedisClient``, which sees to it for the whole call."""
+def _tcp_options() -> dict[str, Any]:
+    """Return the options of TCP connections. ``RedisClient`` has the timeout of a whole call."""
     return {
         "socket_connect_timeout": _CONNECT_SECONDS,
         "socket_timeout": None,
@@ -320,48 +329,49 @@ def _patience() -> dict[str, Any]:
     }
 
 
-def _options(url: str, *, is_socket: bool = False) -> dict[str, Any]:
-    """What redis-py is to know of each connection: who we are, and what the URL says."""
-    said = dict(parse_url(url))
-    if is_socket and not said.get("path"):
-        raise ValueError("a path is missing, as in unix:///run/redis.sock")
+def _connection_options(url: str, *, is_socket: bool = False) -> dict[str, Any]:
+    """Return the options of each connection for redis-py, with those of the URL."""
+    in_url = dict(parse_url(url))
+    if is_socket and not in_url.get("path"):
+        raise ValueError("it has no path, as in unix:///run/redis.sock")
     options: dict[str, Any] = {
-        **_patience(),
+        **_tcp_options(),
         "driver_info": None,
         "protocol": 2,
         "client_name": "reattach",
         "health_check_interval": _HEALTH_CHECK_SECONDS,
         "retry": Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
-        **said,
+        **in_url,
     }
     if is_socket:
         del options["socket_keepalive"]
-    _refuse_unknown(options)
+    _check_options(options)
     return options
 
 
-_OF_POOLS: Final = frozenset({"connection_class", "max_connections", "timeout"})
+_POOL_ONLY_OPTIONS: Final = frozenset({"connection_class", "max_connections", "timeout"})
 
 
-def _refuse_unknown(options: dict[str, Any]) -> None:
-    """Make a connection without using it: redis-py looks at options only then.
+def _check_options(options: dict[str, Any]) -> None:
+    """Check the options by creating an unused connection, since redis-py checks them only then.
 
     Raises:
-        ValueError: an option of the URL does not go with its scheme. Its value is not repeated.
+        ValueError: the scheme does not support an option. The error does not show its value.
     """
     make = options.get("connection_class", Connection)
     try:
-        make(**{name: value for name, value in options.items() if name not in _OF_POOLS})
+        make(**{name: value for name, value in options.items() if name not in _POOL_ONLY_OPTIONS})
     except (TypeError, RedisError) as error:
         names = sorted(name for name in options if f"'{name}'" in str(error))
+        option = f"the option {names[0]}" if names else "one of its options"
         raise ValueError(
-            f"the option {names[0] if names else ''} can not be used with its scheme; "
-            "those of TLS need rediss://"
+            f"{option} does not work with its scheme (remove it, or use rediss:// for an option "
+            "of TLS)"
         ) from None
 
 
-def _as_single(parts: SplitResult) -> str:
-    """The URL of one server with the same user, password and options."""
+def _single_server_url(parts: SplitResult) -> str:
+    """Return a URL of one server with the same user, password and options."""
     user, at, _ = parts.netloc.rpartition("@")
     return f"redis://{user}{at}?{parts.query}"
 
@@ -376,6 +386,6 @@ def _hosts(parts: SplitResult, default_port: int) -> list[tuple[str, int]]:
     for each in listed.split(","):
         one = urlsplit(f"//{each}")
         if not one.hostname:
-            raise ValueError("a host is missing")
+            raise ValueError("a host is missing, as in redis+cluster://host:6379,host:6379")
         hosts.append((one.hostname, one.port or default_port))
     return hosts

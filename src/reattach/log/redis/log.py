@@ -1,4 +1,4 @@
-"""The log on Redis or Valkey: shared by any number of processes on any number of machines."""
+"""The event log on Redis or Valkey, shared by any number of processes and machines."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -44,38 +44,38 @@ from reattach.log.redis.scripts import (
 __all__ = ["RedisLog"]
 
 _CLOSING: Final = "The server is closing. Reconnect to resume."
-_DAMAGED: Final = "The event log can not be written at present. Try again in a moment."
+_UNWRITABLE: Final = "The event log cannot be written at present. Try again in a moment."
 _MARGIN_SECONDS: Final = 3600
-"""How much longer than the retention Redis keeps a closed log, so that the sweep deletes it."""
+"""Redis keeps closed logs this much longer than the retention; the sweep deletes them first."""
 _ALIAS_SECONDS: Final = 7 * 24 * 3600
-"""How much longer still an alias is kept from the opening of its log: longer than runs take."""
+"""Redis keeps aliases this much longer still after the opening: longer than any run takes."""
 
 
 class RedisLog(Log):
-    """All runs' logs on one Redis or Valkey (7.0 or newer), one stream for each.
+    """The logs of all runs on one Redis or Valkey (7.0 or newer), one stream per run.
 
-    What an acknowledged append survives is what Redis' own persistence gives it:
+    Which failures an acknowledged append survives depends on the persistence of Redis:
 
-    - The death of any number of processes of ours: always.
-    - The death of Redis, with ``appendonly yes``: ``appendfsync always`` keeps all of them;
-      ``everysec`` (its default) keeps them when only the process died, and may lose the last two
-      seconds when its machine did. Without persistence everything is lost.
-    - A failover to a replica: what the replica had; replication is asynchronous, so appends of
-      the last moments may be lost. With ``wait_replicas=n`` an append is acknowledged only after
-      ``n`` replicas have it too (WAIT; they have it in memory, fsync is their own setting). That
-      makes a loss unlikely, not impossible: Sentinel may promote a replica that was not among
-      them. Followers in other processes may see it before it is acknowledged.
+    - The death of Reattach processes: always.
+    - The death of Redis, with ``appendonly yes``: ``appendfsync always`` keeps every append.
+      ``everysec`` (the default) keeps them if only the Redis process died, and may lose the last
+      two seconds if its machine did. Without persistence everything is lost.
+    - A failover to a replica: the appends that the replica had. Replication is asynchronous, so
+      the most recent appends may be lost. With ``wait_replicas=n`` an append is acknowledged only
+      when ``n`` replicas have it too (WAIT; in memory, their fsync is their own setting). That
+      makes a loss unlikely, not impossible: Sentinel may promote another replica. Followers in
+      other processes may see an append before it is acknowledged.
 
-    What is lost in spite of all this is never replaced: see "Loss" in ``Log``.
+    Lost frames are never replaced by others: see "Loss" in ``Log``.
 
-    Redis must not evict keys (``maxmemory-policy noeviction``): a log that was evicted is gone.
-    An open log has no expiry. A closed one lives for the retention and an hour.
+    Redis must not evict keys (``maxmemory-policy noeviction``), because an evicted log is lost. An
+    open log does not expire. A closed one expires an hour after the retention.
 
-    A process has at most five connections for commands and one for news, whatever the number of
-    runs and readers. Between events readers cost nothing but one script call of the process every
-    ``poll_seconds``, which finds out what was missed if Redis or the network lost a message.
-    While Redis does not answer, operations raise StoreUnavailableError within seconds, and tails
-    stand still; they go on where they were when it is back.
+    A process uses at most five connections for commands and one for notifications, whatever the
+    number of runs and readers. Between events, readers cost one script call per process every
+    ``poll_seconds``, which finds notifications that Redis or the network lost. While Redis does not
+    answer, operations raise StoreUnavailableError within seconds and tails do not change; they
+    continue when Redis is back.
 
     In a cluster, aliases are written after the log was opened.
     """
@@ -115,17 +115,20 @@ class RedisLog(Log):
         answer_seconds: float = ANSWER_SECONDS,
         poll_seconds: float = 3.0,
     ) -> "RedisLog":
-        """The log on the Redis that ``url`` names.
+        """Connect to the Redis that ``url`` names, and return the log on it.
+
+        Forms of the URL:
 
         - ``redis://user:password@host:6379/0``, ``rediss://`` for TLS,
         - ``unix://user:password@/run/redis.sock?db=0``,
         - ``redis+sentinel://user:password@host:26379,host:26379/service?sentinel_password=…``,
         - ``redis+cluster://user:password@host:6379,host:6379``; both with ``rediss+`` for TLS.
 
-        Options after ``?`` are those of redis-py, such as ``ssl_ca_certs``. ``prefix`` begins the
-        names of all keys and channels. ``retention_seconds`` is how long closed logs are wanted.
+        Options after ``?`` are those of redis-py, such as ``ssl_ca_certs``. The names of all keys
+        and channels begin with ``prefix``. Closed logs are kept for ``retention_seconds``.
 
-        Raises StartupError if the URL makes no sense, or Redis does not answer or is too old.
+        Raises:
+            StartupError: the URL is not valid, or Redis does not answer or is too old.
         """
         client = client_for(url, WaitPolicy(answer_seconds, wait_replicas))
         try:
@@ -155,13 +158,13 @@ class RedisLog(Log):
             [token, first_seq, run_id, alias_seconds, *named],
         )
         if answer[0] == b"fenced":
-            raise _fenced(run_id, token)
+            raise _fenced_error(run_id, token)
         if self._client.is_cluster:
             for alias in named:
                 await self._client.set(alias, run_id, alias_seconds)
-        state = StoredState.of(answer[1])
+        state = StoredState.parse(answer[1])
         begun = answer[0] == b"begun"
-        self._follower.opened(run_id, token, state, begun=begun, shown_seq=shown_seq)
+        self._follower.note_opened(run_id, token, state, begun=begun, shown_seq=shown_seq)
         return state.head
 
     async def append(
@@ -173,10 +176,10 @@ class RedisLog(Log):
         *,
         close: bool = False,
     ) -> None:
-        answer = await self._asked(run_id, token, first_seq, tuple(frames), close=close)
-        refusal = _refusal(answer, run_id, token, first_seq)
-        if refusal is not None:
-            raise refusal
+        answer = await self._request_append(run_id, token, first_seq, tuple(frames), close=close)
+        error = _append_error(answer, run_id, token, first_seq)
+        if error is not None:
+            raise error
 
     @override
     def submit(
@@ -189,17 +192,19 @@ class RedisLog(Log):
         close: bool = False,
         done: Done,
     ) -> "asyncio.Task[None] | None":
-        def tell(asked: "asyncio.Future[bytes]") -> None:
-            failure = cast("Exception | None", asked.exception())
-            done(failure or _refusal(asked.result(), run_id, token, first_seq))
+        def call_done(answer: "asyncio.Future[bytes]") -> None:
+            failure = cast("Exception | None", answer.exception())
+            done(failure or _append_error(answer.result(), run_id, token, first_seq))
 
-        self._asked(run_id, token, first_seq, frames, close=close).add_done_callback(tell)
+        self._request_append(run_id, token, first_seq, frames, close=close).add_done_callback(
+            call_done
+        )
         return None
 
-    def _asked(
+    def _request_append(
         self, run_id: str, token: int, first_seq: int, frames: Sequence[bytes], *, close: bool
     ) -> "asyncio.Future[bytes]":
-        """What Redis answers to an append."""
+        """Send an append; the future gets the answer of Redis."""
         if not frames and not close:
             raise ValueError("An append without frames must close the log.")
         self._check_open()
@@ -207,7 +212,7 @@ class RedisLog(Log):
             self._keys.run(run_id),
             pack_append(token, first_seq, frames, close),
             partial(
-                self._settle,
+                self._update_tail,
                 run_id,
                 first_seq=first_seq,
                 frames=frames,
@@ -216,7 +221,7 @@ class RedisLog(Log):
             ),
         )
 
-    def _settle(
+    def _update_tail(
         self,
         run_id: str,
         answer: bytes,
@@ -226,40 +231,40 @@ class RedisLog(Log):
         close: bool,
         shown_seq: int,
     ) -> None:
-        """Let the tail here learn from what Redis said of an append."""
-        run = self._follower.local(run_id)
+        """Update the tail here by the answer of Redis to an append."""
+        run = self._follower.local_run(run_id)
         if run is None:
             return
         kind, _, detail = answer.partition(b":")
         if kind == b"ok":
-            self._follower.appended(run, first_seq, frames, close=close)
+            self._follower.note_appended(run, first_seq, frames, close=close)
         elif kind == b"missing" or (kind == b"mismatch" and int(detail) < shown_seq):
             self._follower.lose(run)
         elif kind == b"fenced":
             self._follower.disown(run)
         elif kind in {b"closed", b"mismatch"}:
-            self._follower.mend(run)
+            self._follower.start_catch_up(run)
 
     async def head(self, run_id: str) -> Head:
         self._check_open()
         return (await self._follower.state(run_id)).head
 
-    async def read(self, run_id: str, after: int, *, max_bytes: int, max_events: int) -> Slice:
+    async def read(self, run_id: str, after_seq: int, *, max_bytes: int, max_events: int) -> Slice:
         self._check_open()
-        run = self._follower.local(run_id)
-        if run is not None and run.tail.first_seq <= after + 1 <= run.tail.last_seq:
-            return run.tail.slice(after, max_bytes=max_bytes, max_events=max_events)
+        run = self._follower.local_run(run_id)
+        if run is not None and run.tail.first_seq <= after_seq + 1 <= run.tail.last_seq:
+            return run.tail.slice(after_seq, max_bytes=max_bytes, max_events=max_events)
         state, frames, ends = await self._follower.read(
-            run_id, after, max_bytes=max_bytes, max_events=max_events
+            run_id, after_seq, max_bytes=max_bytes, max_events=max_events
         )
-        if after + 1 < state.first_seq:
+        if after_seq + 1 < state.first_seq:
             raise TrimmedError(run_id, state.first_seq)
-        last_seq = after + len(ends)
-        run = self._follower.local(run_id)
+        last_seq = after_seq + len(ends)
+        run = self._follower.local_run(run_id)
         if run is not None and ends and last_seq > run.tail.last_seq:
             # Followers must learn of the end from the tail, whose notifications may be late.
-            await self._follower.caught_up(run, last_seq)
-        return Slice(after + 1, last_seq, frames)
+            await self._follower.catch_up_to(run, last_seq)
+        return Slice(after_seq + 1, last_seq, frames)
 
     @asynccontextmanager
     async def follow(self, run_id: str) -> AsyncIterator[Tail]:
@@ -271,15 +276,15 @@ class RedisLog(Log):
         self._check_open()
         answer = await self._client.write(TRIM, self._keys.run(run_id), [first_seq])
         if answer[0] != b"ok":
-            raise _not_found(run_id)
-        run = self._follower.local(run_id)
+            raise _not_found_error(run_id)
+        run = self._follower.local_run(run_id)
         if run is not None:
             run.tail.trim(int(answer[1]))
 
     async def delete(self, run_id: str) -> None:
         self._check_open()
         aliases = await self._client.run(DELETE, self._keys.run(run_id), [])
-        self._follower.deleted(run_id)
+        self._follower.note_deleted(run_id)
         for alias in aliases:
             await self._client.run(FORGET_ALIAS, [alias], [run_id])
 
@@ -288,7 +293,7 @@ class RedisLog(Log):
         self._check_open()
         heads, following = await self._client.scan(cursor, self._keys.any_head, limit)
         run_ids = [run_id for head in heads if (run_id := self._keys.run_of(head)) is not None]
-        closed = await self._follower.closed(run_ids)
+        closed = await self._follower.closed_by_run(run_ids)
         entries = [LogEntry(run_id, closed[run_id]) for run_id in run_ids if run_id in closed]
         return Inventory(entries, following)
 
@@ -317,29 +322,29 @@ class RedisLog(Log):
             raise StoreUnavailableError(_CLOSING)
 
 
-def _refusal(answer: bytes, run_id: str, token: int, first_seq: int) -> ReattachError | None:
-    """Why Redis did not do an append, if so."""
+def _append_error(answer: bytes, run_id: str, token: int, first_seq: int) -> ReattachError | None:
+    """Return the error for the answer to an append; None if it succeeded."""
     kind, _, detail = answer.partition(b":")
     match kind:
         case b"ok":
             return None
         case b"fenced":
-            return _fenced(run_id, token)
+            return _fenced_error(run_id, token)
         case b"missing":
-            return _not_found(run_id)
+            return _not_found_error(run_id)
         case b"closed":
-            return LogClosedError(f"{run_id} is closed.")
+            return LogClosedError(f"The log of {run_id} is closed.")
         case b"mismatch":
             return SeqMismatchError(run_id, first_seq, int(detail))
         case _:
-            damage = StoreUnavailableError(_DAMAGED)
+            damage = StoreUnavailableError(_UNWRITABLE)
             damage.__cause__ = RuntimeError(detail.decode())
             return damage
 
 
-def _not_found(run_id: str) -> LogNotFoundError:
+def _not_found_error(run_id: str) -> LogNotFoundError:
     return LogNotFoundError(f"There is no log of {run_id}.")
 
 
-def _fenced(run_id: str, token: int) -> FencedError:
-    return FencedError(f"{run_id} has an owner with a newer token than {token}.")
+def _fenced_error(run_id: str, token: int) -> FencedError:
+    return FencedError(f"The log of {run_id} has a newer owner than the one with token {token}.")

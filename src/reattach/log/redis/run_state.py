@@ -1,4 +1,4 @@
-"""What a process knows of a run whose log is on Redis: its tail, and how that is kept up."""
+"""The state of a run on Redis, and of its tail in this process."""
 
 import asyncio
 from array import array
@@ -9,16 +9,16 @@ from typing import Final
 from reattach.domain.errors import LogLostError, LogNotFoundError
 from reattach.log.base import Head
 from reattach.log.notifier import Notifier
-from reattach.log.redis.scripts import split
+from reattach.log.redis.scripts import split_frames
 from reattach.log.tail import Tail
 
 _RUN_BYTES: Final = 1024
-"""What a run costs in memory beside its frames, roughly."""
+"""The approximate memory of a run without its frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredState:
-    """A run as Redis has it."""
+    """The state of a run on Redis."""
 
     token: int
     first_seq: int
@@ -27,7 +27,7 @@ class StoredState:
     size_bytes: int
 
     @classmethod
-    def of(cls, raw: Sequence[bytes]) -> "StoredState":
+    def parse(cls, raw: Sequence[bytes]) -> "StoredState":
         token, first_seq, last_seq, closed, size_bytes = raw
         return cls(int(token), int(first_seq), int(last_seq), closed == b"1", int(size_bytes))
 
@@ -37,22 +37,22 @@ class StoredState:
 
 
 class LocalRun:
-    """A run that is followed here, or owned, or closed and kept.
+    """A run that this process follows or owns, or a closed one in its cache.
 
-    The tail is extended from three sides: by what the owner appended here, by the news, and by
-    what is read to fill a gap. They overlap, and where they do they must say the same.
+    The tail grows from three sources: appends by an owner in this process, notifications, and reads
+    that fill a gap. They overlap, and must agree where they do.
     """
 
     __slots__ = (
-        "_joined",
-        "begun_at",
+        "_is_joined",
+        "announced_seq",
+        "catch_up_task",
         "channel",
         "followers",
-        "heard_seq",
         "is_behind",
-        "is_followed_closely",
-        "joining",
-        "mending",
+        "is_subscribed",
+        "join_task",
+        "own_restart_seq",
         "owner_token",
         "run_id",
         "tail",
@@ -64,28 +64,28 @@ class LocalRun:
         self.channel = channel
         self.tail = Tail(notifier=notifier)
         self.followers = 0
-        self._joined = False
-        self.joining: asyncio.Task[None] | None = None
-        """What makes the tail follow the log, until it does."""
-        self.mending: asyncio.Task[None] | None = None
-        """What brings the tail to where the log is, at present."""
+        self._is_joined = False
+        self.join_task: asyncio.Task[None] | None = None
+        """The task that first fills the tail."""
+        self.catch_up_task: asyncio.Task[None] | None = None
+        """The task that reads what the tail is missing, if one is running."""
         self.is_behind = False
-        """The log may have what the tail lacks, and no read that began since has been answered."""
-        self.is_followed_closely = False
-        """Its news are listened to. Not those of a run that is owned here: we make them."""
+        """The log may have frames that the tail lacks, and no later read has been answered."""
+        self.is_subscribed = False
+        """The run's channel is subscribed to. Owned runs need no subscription."""
         self.owner_token: int | None = None
-        """With which this process opened it, as long as it knows of no newer one."""
+        """The token of this process, while it knows of no newer one."""
         self.token = 0
-        """The newest one known."""
-        self.heard_seq = 0
-        """The last seq that there is, as far as was heard."""
-        self.begun_at: int | None = None
-        """Where this process began the log anew, until the news of that came back."""
+        """The highest known token."""
+        self.announced_seq = 0
+        """The highest seq in any notification."""
+        self.own_restart_seq: int | None = None
+        """The seq at which this process restarted the log, until its own notification arrives."""
 
     @property
-    def joined(self) -> bool:
-        """The tail stands for the log."""
-        return self._joined
+    def is_joined(self) -> bool:
+        """Whether the tail represents the log."""
+        return self._is_joined
 
     @property
     def cost_bytes(self) -> int:
@@ -93,65 +93,65 @@ class LocalRun:
 
     @property
     def is_live(self) -> bool:
-        """Somebody here depends on the tail, and more may come."""
-        return self._joined and not self.tail.ended and (self.followers > 0 or self.is_owned)
+        """Whether the tail may grow and is needed by followers or the owner here."""
+        return self._is_joined and not self.tail.ended and (self.followers > 0 or self.is_owned)
 
     @property
     def is_owned(self) -> bool:
         return self.owner_token is not None
 
     def join(self, first_seq: int, token: int) -> None:
-        """From now on the tail stands for the log, from ``first_seq`` on."""
+        """Let a new tail represent the log from ``first_seq`` on."""
         self.tail = self.tail.replacement(first_seq)
         self.token = token
-        self._joined = True
+        self._is_joined = True
 
-    def offer(self, first_seq: int, frames: Sequence[bytes], *, close: bool) -> bool:
-        """Take in frames that the log has; False if some before them are missing.
+    def merge(self, first_seq: int, frames: Sequence[bytes], *, close: bool) -> bool:
+        """Add frames that are in the log, and return False if earlier ones are missing.
 
-        Fails the tail if the log has others where the tail has shown some.
+        The tail fails if it has shown other frames at the same seqs.
         """
         tail = self.tail
         known = tail.last_seq + 1 - first_seq
         if known:
             if known < 0:
-                self.heard_seq = max(self.heard_seq, first_seq + len(frames) - 1)
+                self.announced_seq = max(self.announced_seq, first_seq + len(frames) - 1)
                 return False
             trimmed = max(tail.first_seq - first_seq, 0)
             is_same = tail.holds(first_seq + trimmed, frames[trimmed:known])
             if not is_same or (close and known > len(frames)):
-                self.lose()
+                self.mark_lost()
             frames = frames[known:]
         if not tail.ended and (frames or close):
             tail.extend(frames, close=close)
         return True
 
-    def offer_joined(self, first_seq: int, frames: bytes, ends: "array[int]", close: bool) -> None:
-        """Like ``offer``, with frames as they were read after all that the tail has."""
+    def merge_joined(self, first_seq: int, frames: bytes, ends: "array[int]", close: bool) -> None:
+        """Like ``merge``, for joined frames as ``read`` returns them."""
         if first_seq == self.tail.last_seq + 1 and not self.tail.ended:
             self.tail.extend_joined(frames, ends)
             self.tail.extend((), close=close)
         else:
-            self.offer(first_seq, split(frames, ends), close=close)
+            self.merge(first_seq, split_frames(frames, ends), close=close)
 
-    def agrees(self, state: StoredState, shown_seq: int) -> bool:
-        """Whether Redis still has what the tail had when Redis was asked; else the tail fails.
+    def reconcile(self, state: StoredState, shown_seq: int) -> bool:
+        """Return whether Redis still has every frame that the tail had when the state was read.
 
-        False also if it has ended.
+        If not, the tail fails. False also if the tail has ended.
         """
         if self.tail.ended:
             return False
         if state.last_seq < shown_seq or state.first_seq > self.tail.last_seq + 1:
-            self.lose()
+            self.mark_lost()
             return False
         self.tail.trim(state.first_seq)
         self.token = max(self.token, state.token)
         return True
 
-    def lose(self) -> None:
-        """What the tail has shown is not in the log any more."""
-        if self._joined:
+    def mark_lost(self) -> None:
+        """Fail the tail, because the log no longer has frames that the tail has shown."""
+        if self._is_joined:
             self.tail.fail(LogLostError(self.run_id, self.tail.last_seq))
 
-    def deleted(self) -> None:
+    def mark_deleted(self) -> None:
         self.tail.fail(LogNotFoundError(f"The log of {self.run_id} was deleted."))

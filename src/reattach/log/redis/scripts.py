@@ -1,16 +1,16 @@
-"""The Redis log's layout, and every script that works on it.
+"""The layout of the Redis log, and all scripts that work on it.
 
-A run has two keys, in one hash slot: a hash with its state (``token``, ``first``, ``last``,
+A run has two keys in one hash slot: a hash with its state (``token``, ``first``, ``last``,
 ``closed``, ``bytes``, ``aliases``) and a stream with its frames. An entry of the stream is one
-append; its id is ``<seq of its first frame>-0``, so a cursor is an address, and its only field is
-a body: the count of frames, their lengths unless there is just one, and the frames. An alias is a
-key of its own that holds a run's id.
+append. Its id is ``<seq of its first frame>-0``, so a cursor is an address. Its only field is a
+body: the frame count, the frame lengths unless there is only one frame, and the frames. An alias is
+a separate key whose value is a run id.
 
-What happens to a run is published on a channel named like the hash, by the script that does it
-and after it is done, as a news: a head (kind, token, seq) and, of an append, the body that went
-into the stream. Everything is little-endian.
+Each script publishes its change of a run as a notification on the channel named like the hash. A
+notification is a head (kind, token, seq) and, for an append, the body of the stream entry. All
+numbers are little-endian.
 
-Scripts named ``*_many`` work on any number of runs of one call, each by itself.
+Scripts named ``*_MANY`` work on any number of runs per call, independently of each other.
 """
 
 import re
@@ -30,25 +30,25 @@ _COUNT: Final = struct.Struct("<I")
 _HEAD_SIZE: Final = _HEAD.size
 
 
-class Kind(IntEnum):
-    """What a news says."""
+class NotificationKind(IntEnum):
+    """The kinds of notifications."""
 
     APPENDED = 0
     CLOSED = 1
-    """Appended and closed."""
-    BEGUN = 2
-    """The log begins empty, at this seq: it is new, or what it had is forgotten."""
+    """Frames were appended, and the log was closed."""
+    CREATED = 2
+    """The log begins empty at this seq, because it is new or its frames were dropped."""
     TRIMMED = 3
-    """Events before this seq are forgotten."""
+    """Events before this seq were dropped."""
     DELETED = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    kind: Kind
+    kind: NotificationKind
     seq: int
     ends: "array[int] | None"
-    """Where the frames end in ``frames``; None if there is one frame."""
+    """The ends of the frames in ``frames``; None if there is one frame."""
     frames: bytes
 
     @property
@@ -56,46 +56,53 @@ class Notification:
         return self.seq + (1 if self.ends is None else len(self.ends)) - 1
 
     def split(self) -> Sequence[bytes]:
-        """The frames one by one."""
-        return (self.frames,) if self.ends is None else split(self.frames, self.ends)
+        """Return the frames one by one."""
+        return (self.frames,) if self.ends is None else split_frames(self.frames, self.ends)
 
 
 def pack_append(token: int, first_seq: int, frames: Sequence[bytes], close: bool) -> bytes:
-    """An append as the scripts take it, and as it is published."""
-    head = _HEAD.pack(Kind.CLOSED if close else Kind.APPENDED, token, first_seq)
-    if len(frames) == 1:  # By far the most frequent.
+    """Return the bytes of an append, as argument of the script and as notification."""
+    head = _HEAD.pack(
+        NotificationKind.CLOSED if close else NotificationKind.APPENDED, token, first_seq
+    )
+    if len(frames) == 1:  # The most frequent case by far.
         return b"".join((head, _COUNT.pack(1), frames[0]))
     lengths = pack_lengths([len(frame) for frame in frames])
     return b"".join((head, _COUNT.pack(len(frames)), lengths, *frames))
 
 
-def unpack_notification(news: bytes) -> Notification:
-    """Raises ValueError if this is no news, or one of a later version."""
+def unpack_notification(packed: bytes) -> Notification:
+    """Parse a notification.
+
+    Raises:
+        ValueError: it is not one, or comes from a later version.
+    """
     try:
-        number, _, seq = _HEAD.unpack_from(news)
-        kind = Kind(number)
-        if kind > Kind.CLOSED:
+        number, _, seq = _HEAD.unpack_from(packed)
+        kind = NotificationKind(number)
+        if kind > NotificationKind.CLOSED:
             return Notification(kind, seq, array("Q"), b"")
-        (count,) = _COUNT.unpack_from(news, _HEAD_SIZE)
+        (count,) = _COUNT.unpack_from(packed, _HEAD_SIZE)
     except struct.error as error:
-        raise ValueError("The news has no head.") from error
+        raise ValueError("The notification has no head.") from error
     start = _HEAD_SIZE + _COUNT.size
     if count == 1:
-        return Notification(kind, seq, None, news[start:])
+        return Notification(kind, seq, None, packed[start:])
     end = start + 4 * count
-    return Notification(kind, seq, ends_of(news[start:end]), news[end:])
+    return Notification(kind, seq, ends_of(packed[start:end]), packed[end:])
 
 
-def split(frames: bytes, ends: "array[int]") -> list[bytes]:
+def split_frames(frames: bytes, ends: "array[int]") -> list[bytes]:
     return [frames[begin:end] for begin, end in pairwise([0, *ends])]
 
 
-def cut(
-    first_seq: int, bodies: Sequence[bytes], *, after: int, max_bytes: int, max_events: int
+def slice_bodies(
+    first_seq: int, bodies: Sequence[bytes], *, after_seq: int, max_bytes: int, max_events: int
 ) -> tuple[bytes, "array[int]"]:
-    """Of the frames in ``bodies``, which begin with ``first_seq``, those after the cursor.
+    """Return the joined frames after ``after_seq`` from ``bodies``, and their ends.
 
-    Joined, with where they end; within these bounds, but at least one if there is one.
+    The first body begins with ``first_seq``. The frames keep to the bounds, but the first one is
+    returned whatever its size.
     """
     pieces: list[bytes] = []
     ends = array("Q")
@@ -106,7 +113,7 @@ def cut(
         at = _COUNT.size + (4 * count if count != 1 else 0)
         lengths = unpack_lengths(body[_COUNT.size : at]) if count != 1 else (len(body) - at,)
         for length in lengths:
-            if seq > after:
+            if seq > after_seq:
                 size_bytes += length
                 if ends and (size_bytes > max_bytes or len(ends) >= max_events):
                     return b"".join(pieces), ends
@@ -118,7 +125,7 @@ def cut(
 
 
 def ends_of(lengths: bytes) -> "array[int]":
-    """Where frames of these packed lengths end when they are joined."""
+    """Return the ends of joined frames with these packed lengths."""
     ends = array("Q")
     end = 0
     for length in unpack_lengths(lengths):
@@ -129,27 +136,27 @@ def ends_of(lengths: bytes) -> "array[int]":
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The names of everything, of which all of a run are in one hash slot."""
+    """The names of keys and channels. All names of one run are in one hash slot."""
 
     prefix: str
 
     def head(self, run_id: str) -> bytes:
-        """Also the channel of the run's news."""
+        """Return the key of the run's state, which is also the name of its channel."""
         return self.run(run_id)[0]
 
     def run(self, run_id: str) -> tuple[bytes, bytes]:
-        """Its head and its frames."""
+        """Return the keys of the run's state and frames."""
         base = f"{self.prefix}:{{{run_id}}}:"
         return f"{base}head".encode(), f"{base}log".encode()
 
     @property
     def any_head(self) -> bytes:
-        """The pattern of the heads of all runs."""
+        """The pattern that matches the state keys of all runs."""
         escaped = re.sub(r"([\\*?\[\]^-])", r"\\\1", self.prefix)
         return f"{escaped}:{{*}}:head".encode()
 
     def run_of(self, head: bytes) -> str | None:
-        """The run whose head this is; None if it is not one."""
+        """Return the run of a state key; None for another key."""
         begin, end = f"{self.prefix}:{{".encode(), b"}:head"
         if not (head.startswith(begin) and head.endswith(end)):
             return None
@@ -160,7 +167,7 @@ class Keys:
 
 
 class Script:
-    """A script and the digest by which Redis knows it once it has run there."""
+    """A Lua script and the digest under which Redis caches it."""
 
     def __init__(self, *parts: str, flags: str = "") -> None:
         shebang = f"#!lua flags={flags}" if flags else "#!lua"
@@ -170,9 +177,9 @@ class Script:
 
 _SHARED: Final = """
 local function id(seq) return string.format('%.0f-0', seq) end
-local function say(kind, token, seq) return struct.pack('<Bi8i8', kind, token, seq) end
+local function notification(kind, token, seq) return struct.pack('<Bi8i8', kind, token, seq) end
 
--- The state of a run, or nil if there is none, or if the store dropped the frames that it tells of.
+-- Returns the state of a run, or nil if there is none or if its frames were evicted.
 local function state_of(head, stream)
     local s = redis.call('HMGET', head, 'token', 'first', 'last', 'closed', 'bytes')
     if not s[1] then return nil end
@@ -182,7 +189,7 @@ local function state_of(head, stream)
     return state
 end
 
--- The entry that has the frame, as its first seq, count and body.
+-- Returns the first seq, count and body of the entry with this frame, or nil.
 local function entry_with(stream, seq)
     local found = redis.call('XREVRANGE', stream, id(seq), '-', 'COUNT', 1)[1]
     if not found then return nil end
@@ -193,7 +200,7 @@ local function entry_with(stream, seq)
     return first, count, body
 end
 
--- The lengths of a body's frames, and where the first of them begins.
+-- Returns the lengths of a body's frames, and the position of the first frame.
 local function lengths_of(body, count)
     if count == 1 then return {#body - 4}, 5 end
     local lengths = {}
@@ -205,8 +212,8 @@ end
 OPEN: Final = Script(
     _SHARED,
     """
--- KEYS: head, stream, then aliases unless they are in another slot. ARGV: token, first seq,
--- run id, seconds that aliases live, then the names of the aliases.
+-- KEYS: head, stream, then the aliases unless they are in other slots. ARGV: token, first seq,
+-- run id, expiry of the aliases in seconds, then the keys of the aliases.
 local head, stream = KEYS[1], KEYS[2]
 local token, first = tonumber(ARGV[1]), tonumber(ARGV[2])
 local newest = redis.call('HGET', head, 'token')
@@ -218,7 +225,7 @@ if begins then
     redis.call('HSET', head, 'token', ARGV[1], 'first', ARGV[2],
                'last', string.format('%.0f', first - 1), 'closed', '0', 'bytes', '0')
     redis.call('PERSIST', head)
-    redis.call('PUBLISH', head, say(2, token, first))
+    redis.call('PUBLISH', head, notification(2, token, first))
 else
     redis.call('HSET', head, 'token', ARGV[1])
 end
@@ -236,7 +243,7 @@ return {begins and 'begun' or 'ok', state_of(head, stream).raw}
 )
 
 _APPEND: Final = """
-local function is_repetition(state, stream, first, count, close, body)
+local function is_retry(state, stream, first, count, close, body)
     local last = first + count - 1
     if close and not (state.closed and last == state.last) then return false end
     if first < state.first or last > state.last then return false end
@@ -263,9 +270,9 @@ local function is_repetition(state, stream, first, count, close, body)
     return true
 end
 
-local function append(head, stream, news)
-    local kind, token, first = struct.unpack('<Bi8i8', news)
-    local body = string.sub(news, 18)
+local function append(head, stream, packed)
+    local kind, token, first = struct.unpack('<Bi8i8', packed)
+    local body = string.sub(packed, 18)
     local count = struct.unpack('<I4', body)
     local s = redis.call('HMGET', head, 'token', 'last', 'closed', 'bytes', 'first')
     if not s[1] then return 'missing' end
@@ -274,8 +281,8 @@ local function append(head, stream, news)
     if s[3] == '1' or first ~= last + 1 then
         local state = state_of(head, stream)
         if not state then return 'missing' end
-        if is_repetition(state, stream, first, count, kind == 1, body) then
-            redis.call('HSET', head, 'last', s[2])  -- WAIT waits for this connection's last write.
+        if is_retry(state, stream, first, count, kind == 1, body) then
+            redis.call('HSET', head, 'last', s[2])  -- WAIT covers only this connection's writes.
             return 'ok'
         end
         return s[3] == '1' and 'closed' or 'mismatch:' .. s[2]
@@ -295,7 +302,7 @@ local function append(head, stream, news)
         redis.call('EXPIRE', head, ARGV[1])
         redis.call('EXPIRE', stream, ARGV[1])
     end
-    redis.call('PUBLISH', head, news)
+    redis.call('PUBLISH', head, packed)
     return 'ok'
 end
 """
@@ -304,7 +311,7 @@ APPEND_MANY: Final = Script(
     _SHARED,
     _APPEND,
     """
--- KEYS: head and stream of each run. ARGV: seconds that a closed log lives, the news of each run.
+-- KEYS: head and stream of each run. ARGV: expiry of closed logs in seconds, one append per run.
 local answers = {}
 for n = 1, #KEYS / 2 do
     local done, answer = pcall(append, KEYS[2 * n - 1], KEYS[2 * n], ARGV[1 + n])
@@ -334,8 +341,8 @@ return answers
 READ: Final = Script(
     _SHARED,
     """
--- KEYS: head, stream. ARGV: cursor, bytes at most, frames at most, both at least one frame.
--- Answers with the entries that have these frames, and perhaps some more around them.
+-- KEYS: head, stream. ARGV: cursor, most bytes, most frames; one frame is always returned.
+-- Returns the bodies of the entries with these frames, which may have more frames around them.
 local stream = KEYS[2]
 local after, room, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local state = state_of(KEYS[1], stream)
@@ -379,7 +386,7 @@ else
     redis.call('XTRIM', stream, 'MINID', id(kept))
 end
 redis.call('HSET', head, 'first', string.format('%.0f', first))
-redis.call('PUBLISH', head, say(3, state.token, first))
+redis.call('PUBLISH', head, notification(3, state.token, first))
 return {'ok', string.format('%.0f', first)}
 """,
     flags="allow-oom",  # It makes room.
@@ -388,10 +395,10 @@ return {'ok', string.format('%.0f', first)}
 DELETE: Final = Script(
     _SHARED,
     """
--- KEYS: head, stream. Answers the aliases that the log was opened with.
+-- KEYS: head, stream. Returns the keys of the aliases of the log.
 local known = redis.call('HGET', KEYS[1], 'aliases')
 if redis.call('UNLINK', KEYS[1], KEYS[2]) > 0 then
-    redis.call('PUBLISH', KEYS[1], say(4, 0, 0))
+    redis.call('PUBLISH', KEYS[1], notification(4, 0, 0))
 end
 local names = {}
 for alias in pairs(known and cmsgpack.unpack(known) or {}) do names[#names + 1] = alias end
@@ -402,7 +409,7 @@ return names
 
 FORGET_ALIAS: Final = Script(
     """
--- KEYS: an alias. ARGV: the run that it must not mean any more.
+-- KEYS: an alias. ARGV: the deleted run.
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 1
 """,

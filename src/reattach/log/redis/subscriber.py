@@ -1,4 +1,4 @@
-"""What happens to runs in other processes: one connection, whatever is listened to."""
+"""Subscriptions to the channels of runs, over one connection."""
 
 import asyncio
 import math
@@ -12,21 +12,20 @@ from redis.asyncio.connection import AbstractConnection
 from reattach.domain.errors import StoreUnavailableError
 from reattach.log.redis.client import FAILURES, RedisClient, report_defect
 
-_UNAVAILABLE: Final = "The event log can not be followed at present. Try again in a moment."
+_UNAVAILABLE: Final = "The event log cannot be followed at present. Try again in a moment."
 _FIRST_DELAY_SECONDS: Final = 0.05
 _LONGEST_DELAY_SECONDS: Final = 1.0
 _CHANNELS_AT_ONCE: Final = 500
-"""Channels of one command, so that Redis does other things in between."""
+"""The most channels per command, so that one command does not block Redis for long."""
 
 Listener = Callable[[bytes], None]
 
 
 class Subscriber:
-    """Listens to channels on one connection, which it makes when first needed, and anew when lost.
+    """Subscribes to channels over one connection, opened on first use and reopened when lost.
 
-    Notifications may be lost while there is no connection: ``on_resumed(channel)`` is called as
-    soon as the channel is listened to again.
-    Listeners are called in the event loop, in the order of publication.
+    Messages published without a connection are lost, so ``on_resumed(channel)`` is called once a
+    channel is subscribed again. Listeners are called in the event loop, in order of publication.
     """
 
     def __init__(
@@ -35,35 +34,37 @@ class Subscriber:
         self._client = client
         self._answer_seconds = answer_seconds
         self._on_resumed = on_resumed
-        self._wanted: dict[bytes, Listener] = {}
-        self._confirmed: dict[bytes, Listener] = {}
-        self._waiting: dict[bytes, asyncio.Future[None]] = {}
+        self._listeners: dict[bytes, Listener] = {}
+        self._confirmed_listeners: dict[bytes, Listener] = {}
+        self._confirmations: dict[bytes, asyncio.Future[None]] = {}
         self._outbox: list[tuple[str, bytes]] = []
         self._connection: AbstractConnection | None = None
-        """The present one, from when it is made until it is given up."""
-        self._receiving: asyncio.Task[None] | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._sending: asyncio.Task[None] | None = None
-        """These two belong to the present connection, and end before the next one is made."""
+        """The current connection, until it is dropped."""
+        self._run_task: asyncio.Task[None] | None = None
+        self._read_task: asyncio.Task[None] | None = None
+        self._send_task: asyncio.Task[None] | None = None
+        """These two tasks use the current connection, and end before the next one is opened."""
         self._answer_due_at: float | None = None
-        """In the event loop's time; None if Redis has spoken since it was asked to."""
+        """The deadline of a PING, in the event loop's time; None if Redis has answered since."""
 
     async def subscribe(self, channel: bytes, listener: Listener) -> None:
-        """Return when whatever is published from now on will be heard.
+        """Subscribe, and return when every message published from now on will arrive.
 
-        Only one listener a channel. Raises StoreUnavailableError when Redis does not confirm it,
-        and when it is not wanted any more before that.
+        A channel has only one listener.
+
+        Raises:
+            StoreUnavailableError: Redis does not confirm, or the channel is unsubscribed first.
         """
-        self._wanted[channel] = listener
-        self._refuse(self._waiting.pop(channel, None))
-        confirmed = self._waiting[channel] = asyncio.get_running_loop().create_future()
-        self._post("SUBSCRIBE", channel)
-        self._keep_receiving()
+        self._listeners[channel] = listener
+        self._reject(self._confirmations.pop(channel, None))
+        confirmed = self._confirmations[channel] = asyncio.get_running_loop().create_future()
+        self._enqueue("SUBSCRIBE", channel)
+        self._ensure_running()
         try:
             async with asyncio.timeout(self._answer_seconds):
                 await confirmed
         except BaseException as error:
-            if self._wanted.get(channel) is listener:
+            if self._listeners.get(channel) is listener:
                 self.unsubscribe(channel)
             if isinstance(error, TimeoutError):
                 self.reconnect()
@@ -71,60 +72,60 @@ class Subscriber:
             raise
 
     def unsubscribe(self, channel: bytes) -> None:
-        """Call the channel's listener no more. No-op if there is none."""
-        self._refuse(self._waiting.pop(channel, None))
-        self._confirmed.pop(channel, None)
-        if self._wanted.pop(channel, None) is not None:
-            self._post("UNSUBSCRIBE", channel)
+        """Stop calling the channel's listener. No-op if there is none."""
+        self._reject(self._confirmations.pop(channel, None))
+        self._confirmed_listeners.pop(channel, None)
+        if self._listeners.pop(channel, None) is not None:
+            self._enqueue("UNSUBSCRIBE", channel)
 
     def check(self) -> None:
-        """To be called now and then: finds out whether the connection is dead without a word."""
-        self._keep_receiving()
+        """Find out whether the connection is dead without an error. Call it regularly."""
+        self._ensure_running()
         if self._connection is None:
             return
         now = asyncio.get_running_loop().time()
         if self._answer_due_at is None:
             self._answer_due_at = now + self._answer_seconds
-            self._post("PING", b"")
+            self._enqueue("PING", b"")
         elif now >= self._answer_due_at:
             self.reconnect()
 
     def reconnect(self) -> None:
-        """Give up the connection if there is one; a new one is made at once.
+        """Drop the connection, if there is one, and open a new one immediately.
 
-        Who reads is ended rather than the connection closed under it: what is still to be sent on
-        a dead connection would keep it from being closed, and the reader from noticing.
+        This cancels the reading task instead of closing the connection, because unsent data would
+        delay the close of a dead connection, and the reader would not notice.
         """
-        if self._reading is not None:
-            self._reading.cancel()
+        if self._read_task is not None:
+            self._read_task.cancel()
 
     async def aclose(self) -> None:
-        self._wanted.clear()
-        self._refuse_waiting()
-        if self._receiving is not None:
-            self._receiving.cancel()
-            await asyncio.wait([self._receiving])
+        self._listeners.clear()
+        self._reject_waiting()
+        if self._run_task is not None:
+            self._run_task.cancel()
+            await asyncio.wait([self._run_task])
 
-    def _keep_receiving(self) -> None:
-        if self._wanted and (self._receiving is None or self._receiving.done()):
-            self._receiving = asyncio.create_task(self._receive_always(), name="log news")
+    def _ensure_running(self) -> None:
+        if self._listeners and (self._run_task is None or self._run_task.done()):
+            self._run_task = asyncio.create_task(self._run(), name="log subscriber")
 
-    def _post(self, verb: str, channel: bytes) -> None:
-        """Send it after what was posted before, in one command with its neighbours."""
+    def _enqueue(self, verb: str, channel: bytes) -> None:
+        """Send the command after the earlier ones; neighbours with the same verb share one."""
         if self._connection is None:
-            return  # What is wanted is asked for when there is a connection.
+            return  # The next connection subscribes to every wanted channel.
         self._outbox.append((verb, channel))
-        if self._sending is None or self._sending.done():
-            self._sending = asyncio.create_task(self._send(self._connection), name="log news out")
+        if self._send_task is None or self._send_task.done():
+            self._send_task = asyncio.create_task(self._send(self._connection), name="log send")
 
     async def _send(self, connection: AbstractConnection) -> None:
         try:
             while self._outbox:
                 outbox, self._outbox = self._outbox, []
-                for verb, posts in groupby(outbox, key=itemgetter(0)):
-                    channels = [channel for _, channel in posts]
+                for verb, commands in groupby(outbox, key=itemgetter(0)):
+                    channels = [channel for _, channel in commands]
                     for start in range(0, len(channels), _CHANNELS_AT_ONCE):
-                        if not connection.is_connected:  # It would make another on its own.
+                        if not connection.is_connected:  # Sending would reconnect it.
                             self.reconnect()
                             return
                         part = channels[start : start + _CHANNELS_AT_ONCE]
@@ -133,36 +134,36 @@ class Subscriber:
         except FAILURES:
             self.reconnect()
 
-    async def _receive_always(self) -> None:
+    async def _run(self) -> None:
         delay_seconds = 0.0
-        while self._wanted:
+        while self._listeners:
             try:
                 async with asyncio.timeout(self._answer_seconds):
                     connection = await self._client.acquire_connection()
             except FAILURES:
-                self._refuse_waiting()
+                self._reject_waiting()
                 delay_seconds = min(
                     max(2 * delay_seconds, _FIRST_DELAY_SECONDS), _LONGEST_DELAY_SECONDS
                 )
                 await asyncio.sleep(delay_seconds)
                 continue
             delay_seconds = _FIRST_DELAY_SECONDS
-            self._reading = asyncio.create_task(self._receive(connection), name="log news in")
+            self._read_task = asyncio.create_task(self._receive(connection), name="log receive")
             try:
-                await asyncio.wait([self._reading])
+                await asyncio.wait([self._read_task])
             finally:
-                await self._give_up(connection)
+                await self._drop(connection)
             await asyncio.sleep(delay_seconds)
 
-    async def _give_up(self, connection: AbstractConnection) -> None:
-        """End what uses the connection, then the connection, so that the next one is its own."""
+    async def _drop(self, connection: AbstractConnection) -> None:
+        """End the tasks of the connection, then the connection itself."""
         self._connection = None
-        self._confirmed.clear()
+        self._confirmed_listeners.clear()
         self._outbox.clear()
         self._answer_due_at = None
-        reading, self._reading = self._reading, None
-        sending, self._sending = self._sending, None
-        for task in reading, sending:
+        read_task, self._read_task = self._read_task, None
+        send_task, self._send_task = self._send_task, None
+        for task in read_task, send_task:
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
@@ -173,37 +174,37 @@ class Subscriber:
 
     async def _receive(self, connection: AbstractConnection) -> None:
         self._connection = connection
-        for channel in self._wanted:
-            self._post("SUBSCRIBE", channel)
+        for channel in self._listeners:
+            self._enqueue("SUBSCRIBE", channel)
         while True:
             kind, *rest = await connection.read_response(timeout=math.inf)
             self._answer_due_at = None
             if kind == b"message":
-                channel, news = rest
-                listener = self._confirmed.get(channel)
+                channel, message = rest
+                listener = self._confirmed_listeners.get(channel)
                 if listener is not None:
-                    listener(news)
+                    listener(message)
             elif kind == b"subscribe":
                 self._confirm(rest[0])
 
     def _confirm(self, channel: bytes) -> None:
-        listener = self._wanted.get(channel)
+        listener = self._listeners.get(channel)
         if listener is None:
             return
-        self._confirmed[channel] = listener
-        waiting = self._waiting.pop(channel, None)
-        if waiting is None:
+        self._confirmed_listeners[channel] = listener
+        confirmation = self._confirmations.pop(channel, None)
+        if confirmation is None:
             self._on_resumed(channel)
-        elif not waiting.done():
-            waiting.set_result(None)
+        elif not confirmation.done():
+            confirmation.set_result(None)
 
-    def _refuse_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for channel, confirmed in waiting.items():
-            self._wanted.pop(channel, None)
-            self._refuse(confirmed)
+    def _reject_waiting(self) -> None:
+        confirmations, self._confirmations = self._confirmations, {}
+        for channel, confirmed in confirmations.items():
+            self._listeners.pop(channel, None)
+            self._reject(confirmed)
 
     @staticmethod
-    def _refuse(confirmed: "asyncio.Future[None] | None") -> None:
+    def _reject(confirmed: "asyncio.Future[None] | None") -> None:
         if confirmed is not None and not confirmed.done():
             confirmed.set_exception(StoreUnavailableError(_UNAVAILABLE))

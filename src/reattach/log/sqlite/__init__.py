@@ -1,1 +1,1 @@
-"""The log in a SQLite file, with nothing beside it."""
+"""The event log in a SQLite file."""

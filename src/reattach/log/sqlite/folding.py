@@ -1,9 +1,9 @@
-"""The upkeep of the SQLite log's file, in small steps between the commits of appends.
+"""Maintenance of the SQLite log's file, in small steps between the commits of appends.
 
-A closed run is folded out of the journal into chunks of its own; rows of the journal that hold
-nothing else are deleted, from the oldest on. When open runs keep the journal long, they are
-folded too, as far as they are. Every step is a transaction after which the file says the same as
-before, so the process may die anywhere.
+Folding moves the frames of a closed run from the journal into chunks of its own. Journal rows
+whose records are all folded are deleted, oldest first. If open runs keep the journal long, their
+frames so far are folded too. Every step is a transaction that does not change the content of the
+logs, so the process may die at any point.
 """
 
 import asyncio
@@ -22,42 +22,42 @@ from reattach.log.sqlite.tables import Chunk, StoredRun
 from reattach.log.sqlite.writer import Writer
 
 _RETRY_SECONDS: Final = 1.0
-"""How long upkeep rests after the disk refused it. Nothing waits for it."""
+"""The pause after a failed step. Nothing waits for it."""
 _ALL: Final = 2**63 - 1
 _ROW_BYTES: Final = 2 * 4096
-"""What a commit adds to the WAL beside its payload: partly filled pages, and those above them."""
+"""The bytes that a commit adds to the WAL beside its payload, for partly filled and inner pages."""
 _SMALLEST_PRUNE: Final = 16
-"""Rows of the journal are deleted when they make this part of its limit, or there are many."""
+"""Journal rows are deleted once they are one part in this many of its limit, or many rows."""
 _LOOKS: Final = 8
-"""Looks at the size of the WAL for each time that it is emptied because of its size."""
+"""How often the WAL's size is read from disk while it grows to its limit."""
 _STEP_RUNS: Final = 64
-"""Runs folded in one transaction, however small: their rows are all over the index of ids."""
+"""The most runs per transaction, because each one touches another page of the id index."""
 _PRUNE_ROWS: Final = 256
 _PRUNE_BYTES: Final = 1024 * 1024
-"""What is deleted in one transaction, in either measure: about a millisecond's work."""
+"""The most that one transaction deletes, in rows and bytes: about a millisecond of work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How the SQLite log uses disk and memory."""
+    """The sizes by which the SQLite log uses disk and memory."""
 
     chunk_bytes: int = 64 * 1024
-    """Frames per chunk: what a replay sends at once, so that it reads nothing twice."""
+    """Frames per chunk: the size of a replay's write, so a replay reads no chunk twice."""
     step_bytes: int = 256 * 1024
-    """Frames folded in one transaction: about a millisecond for which an append may wait."""
+    """Frames folded per transaction. An append may wait for it: about a millisecond."""
     journal_bytes: int = 32 * 1024 * 1024
-    """The journal above which open runs are folded: it is read at start, in 0.2 s."""
+    """Open runs are folded above this size. A start reads such a journal in 0.2 s."""
     closed_runs_bytes: int = 64 * 1024 * 1024
-    """Closed runs kept in memory: clients that come back do so soon after the end, if ever."""
+    """Closed runs kept in memory. Most clients that come back do so soon after the end."""
     checkpoint_bytes: int = 32 * 1024 * 1024
-    """The WAL above which it is checkpointed: ten ms for which an append may wait, so not often."""
+    """The WAL is checkpointed above this size. An append may wait 10 ms for it, so not often."""
     idle_seconds: float = WAL_IDLE_SECONDS
-    """How long nothing was written before the WAL is emptied."""
+    """The time without writes after which the WAL is emptied."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one transaction folds of one run. The last part has all that there was."""
+    """The part of a run that one transaction folds. The last part completes the run so far."""
 
     run: RunState
     stored: StoredRun
@@ -66,9 +66,9 @@ class _Part:
 
 
 class _Wal:
-    """When the WAL is to be emptied: by its size on the disk, its age, and after failures.
+    """Decides when to empty the WAL: by its size on disk, by its age, and after failures.
 
-    Between two looks at the disk it is estimated how much was written, to know when to look.
+    Between two reads of the size an estimate of the written bytes decides when to read it again.
     """
 
     def __init__(self, file: str, sizes: Sizes, time: Callable[[], float]) -> None:
@@ -79,7 +79,7 @@ class _Wal:
         self._unseen_bytes = 0
         self._dirty_since = time()
         self.writes = 1
-        """Since the WAL was emptied. What an earlier process left counts as one."""
+        """Writes since the WAL was emptied. The remains of an earlier process count as one."""
         self.is_urgent = False
 
     def note_write(self, size_bytes: int) -> None:
@@ -89,16 +89,16 @@ class _Wal:
         self._unseen_bytes += size_bytes + _ROW_BYTES
 
     @property
-    def is_worth_a_look(self) -> bool:
+    def needs_size_check(self) -> bool:
         return self._unseen_bytes > self._look_bytes
 
     @property
     def is_old(self) -> bool:
-        """Whether it holds something that was written long ago."""
+        """Whether its oldest content was written long ago."""
         return self._time() - self._dirty_since > WAL_AGE_SECONDS
 
-    def look(self, _connection: sqlite3.Connection) -> None:
-        """Find out how large it is, in a thread."""
+    def check_size(self, _connection: sqlite3.Connection) -> None:
+        """Read the size from disk. Runs in a thread."""
         self._unseen_bytes = 0
         self.is_urgent |= tables.wal_bytes(self._file) > self._limit_bytes or self.is_old
 
@@ -106,13 +106,13 @@ class _Wal:
         self._unseen_bytes = self.writes = 0
         self.is_urgent = False
 
-    def note_read(self) -> None:
-        """It could not be emptied, because somebody reads from it. Try again later."""
+    def note_busy(self) -> None:
+        """Try again later, because a reader kept the WAL from being emptied."""
         self.is_urgent = False
 
 
 class Folding:
-    """Knows what is to be folded, and does it in the task ``run``."""
+    """The maintenance of one log's file. The task ``run`` does the work."""
 
     def __init__(
         self,
@@ -138,44 +138,48 @@ class Folding:
         self._prunable_rows = 0
         self._may_have_garbage = True
         self._needs_room = False
-        """A commit failed, or nothing was written for a while: all is done that makes room."""
+        """A commit failed or the log is idle, so everything that frees disk space is due."""
         self._has_deleted = False
-        """The journal may have text of a run that was deleted."""
+        """The journal may contain frames of a deleted run."""
         self._wake = asyncio.Event()
         self._wake.set()
 
     def note_row(self, size_bytes: int) -> None:
-        """The journal has one more row."""
+        """Note that the journal has one more row."""
         self._row_sizes.append(size_bytes)
         self._journal_bytes += size_bytes
         is_first = not self._wal.writes
         self._wal.note_write(size_bytes)
-        if is_first or self._journal_bytes > self._sizes.journal_bytes or self._wal.is_worth_a_look:
+        if (
+            is_first
+            or self._journal_bytes > self._sizes.journal_bytes
+            or self._wal.needs_size_check
+        ):
             self._wake.set()
 
     def note_failure(self) -> None:
-        """A commit failed: if the disk is full, emptying the WAL makes room."""
+        """Note a failed commit. If the disk is full, emptying the WAL frees space."""
         self._wal.is_urgent = self._needs_room = True
         self._wake.set()
 
     def note_run(self, run: RunState) -> None:
-        """The journal has something of this run that was not folded."""
+        """Note that the journal has records of ``run`` that are not folded."""
         self._unfolded[run.number] = run
         if run.tail.closed:
             self._pending[run] = None
             self._wake.set()
 
-    def forget(self, run: RunState) -> None:
-        """The run was deleted, and nothing of it needs to be folded."""
+    def note_deleted(self, run: RunState) -> None:
+        """Note that ``run`` was deleted and needs no folding."""
         self._unfolded.pop(run.number, None)
         self._may_have_garbage = self._has_deleted = True
-        self._note_floor()
+        self._count_prunable_rows()
         self._wake.set()
 
     async def run(self) -> None:
-        """Do what there is to do, until cancelled."""
+        """Maintain the file until cancelled."""
         while True:
-            await self._until_needed()
+            await self._wait_for_work()
             self._wake.clear()
             try:
                 while await self._step():
@@ -185,8 +189,8 @@ class Folding:
                 await asyncio.sleep(_RETRY_SECONDS)
                 self._wake.set()
 
-    async def _until_needed(self) -> None:
-        """Return when something was noted, and when nothing was written for a while."""
+    async def _wait_for_work(self) -> None:
+        """Return when there is something to do, and when the log was idle for a while."""
         while True:
             writes = self._wal.writes
             try:
@@ -200,12 +204,12 @@ class Folding:
                 return
 
     async def _step(self) -> bool:
-        """Do one piece of work; whether there was any."""
+        """Do one step of work, and return whether there was any."""
         if self._wal.is_urgent:
             await self._checkpoint()
-        elif self._wal.is_worth_a_look:
-            await self._read_pool.call(self._wal.look)
-        elif self._is_worth_pruning():
+        elif self._wal.needs_size_check:
+            await self._read_pool.call(self._wal.check_size)
+        elif self._should_prune():
             await self._prune()
         elif parts := self._next_step():
             await self._fold(parts)
@@ -219,14 +223,17 @@ class Folding:
         return True
 
     async def _checkpoint(self) -> None:
-        """Most of it beside the writer; then the rest by the writer, who can begin the WAL anew."""
+        """Empty the WAL.
+
+        Most of it is copied beside the writer. The writer then copies the rest and truncates it.
+        """
         await self._read_pool.call(tables.checkpoint)
         if await self._writer.perform(tables.truncate_wal, in_transaction=False):
             self._wal.note_emptied()
         else:
-            self._wal.note_read()
+            self._wal.note_busy()
 
-    def _is_worth_pruning(self) -> bool:
+    def _should_prune(self) -> bool:
         count = self._prunable_rows
         if count >= _PRUNE_ROWS or (count and self._needs_room):
             return True
@@ -247,11 +254,9 @@ class Folding:
             self._row_sizes.popleft()
 
     def _next_step(self) -> list[_Part]:
-        """What to fold in one transaction: parts of runs, not much more than a step in all."""
-        is_to_be_emptied = self._needs_room and self._has_deleted
-        if not self._pending and (
-            is_to_be_emptied or self._journal_bytes > self._sizes.journal_bytes
-        ):
+        """Return the parts to fold in one transaction, about ``step_bytes`` in total."""
+        should_empty = self._needs_room and self._has_deleted
+        if not self._pending and (should_empty or self._journal_bytes > self._sizes.journal_bytes):
             self._has_deleted = False
             self._pending.update(dict.fromkeys(sorted(self._unfolded.values(), key=_first_row)))
         parts: list[_Part] = []
@@ -264,18 +269,20 @@ class Folding:
         return parts
 
     def _cut(self, run: RunState, room_bytes: int) -> _Part:
-        """What the run has beyond its chunks, as chunks that fill the room."""
+        """Cut the frames after the run's last chunk into chunks, up to ``room_bytes``."""
         tail, last_seq = run.tail, run.tail.last_seq
-        after = max(run.folded_seq, run.first_seq - 1)
+        after_seq = max(run.folded_seq, run.first_seq - 1)
         chunks: list[Chunk] = []
-        while after < last_seq and room_bytes > 0:
-            cut = tail.slice(after, max_bytes=self._sizes.chunk_bytes, max_events=last_seq - after)
+        while after_seq < last_seq and room_bytes > 0:
+            cut = tail.slice(
+                after_seq, max_bytes=self._sizes.chunk_bytes, max_events=last_seq - after_seq
+            )
             ends = tail.ends(cut.first_seq, cut.last_seq)
             chunks.append(Chunk(cut.first_seq, cut.last_seq, ends, cut.frames))
             room_bytes -= len(cut.frames)
-            after = cut.last_seq
-        is_last = after >= last_seq
-        end = last_seq if is_last else after
+            after_seq = cut.last_seq
+        is_last = after_seq >= last_seq
+        end = last_seq if is_last else after_seq
         run.first_row_of_rest = None
         closed = run.tail.closed and is_last
         stored = StoredRun(run.number, run.run_id, run.token, run.first_seq, end, closed)
@@ -301,14 +308,14 @@ class Folding:
             if run.first_row is None:
                 self._unfolded.pop(run.number, None)
                 self._on_folded(run)
-        self._note_floor()
+        self._count_prunable_rows()
 
     def _put_back(self, run: RunState) -> None:
         self._pending[run] = None
         self._pending.move_to_end(run, last=False)
 
-    def _note_floor(self) -> None:
-        """Find out how many rows from the oldest on hold nothing that was not folded."""
+    def _count_prunable_rows(self) -> None:
+        """Count the rows, oldest first, whose records are all folded."""
         floor = self._first_row + len(self._row_sizes)
         floor = min(map(_first_row, self._unfolded.values()), default=floor)
         self._prunable_rows = floor - self._first_row

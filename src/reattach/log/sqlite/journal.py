@@ -1,11 +1,11 @@
-"""The records of the SQLite log's journal, and their bytes.
+"""The binary format of the SQLite log's journal.
 
-Every change of any run is one record. Records are packed at once and joined into batches in the
-order in which they happened; a batch is one row and one commit. Replaying a record over a state
-that has it already changes nothing, so rows may outlive what was folded out of them.
+Every change of a run is one record. Records are joined into batches in the order of the changes; a
+batch is one row and one commit. Replaying a record that is already applied changes nothing, so rows
+may stay after their records were folded.
 
-A record is a head of fixed size and a body. Runs are named by a number that is never used for
-another run, and by their id only where they begin.
+A record is a head of fixed size and a body. It refers to its run by a number that is never reused;
+only the record that creates a run has the run's id.
 """
 
 import struct
@@ -18,7 +18,7 @@ from reattach.domain.errors import StartupError
 from reattach.log.frames import pack_lengths, unpack_lengths
 
 _HEAD: Final = struct.Struct("<BxHIqq")
-"""Kind, length of the run id or closing flag, count of frames, number, token or seq."""
+"""Kind, run id length or close flag, frame count, run number, token or seq."""
 
 _LENGTH: Final = struct.Struct("<I")
 
@@ -62,7 +62,7 @@ class Delete(Struct, frozen=True, gc=False):
 
 
 class Skip(Struct, frozen=True, gc=False):
-    """A newer or the same owner forgets all that there is, and goes on at ``first_seq``."""
+    """The owner drops all frames and continues at ``first_seq``."""
 
     number: int
     token: int
@@ -73,11 +73,11 @@ Record = Create | TakeOver | Append | Trim | Delete | Skip
 
 
 def pack(record: Record) -> bytes:
-    """The bytes of one record. Several make a batch by being joined."""
+    """Return the bytes of one record. Joined records are a batch."""
     match record:
         case Append(number, first_seq, frames, close):
             head = _HEAD.pack(_APPEND, close, len(frames), number, first_seq)
-            if len(frames) == 1:  # By far the most frequent record.
+            if len(frames) == 1:  # The most frequent record by far.
                 return head + _LENGTH.pack(len(frames[0])) + frames[0]
             return b"".join((head, pack_lengths([len(frame) for frame in frames]), *frames))
         case Create(number, token, run_id, first_seq):
@@ -97,7 +97,11 @@ def pack(record: Record) -> bytes:
 
 
 def unpack(batch: bytes) -> Iterator[Record]:
-    """The records of a batch, in their order; StartupError at one that is unknown."""
+    """Yield the records of a batch in order.
+
+    Raises:
+        StartupError: a record has an unknown kind.
+    """
     at = 0
     while at < len(batch):
         kind, small, count, number, value = _HEAD.unpack_from(batch, at)

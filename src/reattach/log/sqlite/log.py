@@ -1,4 +1,4 @@
-"""The log in a SQLite file: durable on one machine, with nothing beside it."""
+"""The event log in a SQLite file: durable on one machine, with no other service."""
 
 import asyncio
 import heapq
@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from os import PathLike, fspath
+from typing import TypeVar
 
 from typing_extensions import override
 
@@ -37,7 +38,7 @@ from reattach.log.sqlite import tables
 from reattach.log.sqlite.folding import Folding, Sizes
 from reattach.log.sqlite.journal import Append, Create, Delete, Record, Skip, TakeOver, Trim
 from reattach.log.sqlite.read_pool import ReadPool
-from reattach.log.sqlite.recovery import Recovered, recover
+from reattach.log.sqlite.recovery import RecoveredState, recover
 from reattach.log.sqlite.run_state import Operation, RunState
 from reattach.log.sqlite.tables import Connect, Durability, default_connect
 from reattach.log.sqlite.writer import Writer
@@ -45,27 +46,29 @@ from reattach.single_flight import SingleFlight
 
 __all__ = ["Durability", "Sizes", "SqliteLog"]
 
+T = TypeVar("T")
+
 _CLOSING = "The server is closing. Reconnect to resume."
-_UNWRITABLE = "The event log can not be written at present. Try again in a moment."
-_UNREADABLE = "The event log can not be read at present. Try again in a moment."
+_UNWRITABLE = "The event log cannot be written at present. Try again in a moment."
+_UNREADABLE = "The event log cannot be read at present. Try again in a moment."
 
 
 class SqliteLog(Log):
-    """All runs' logs in one SQLite file, of which this process is the only owner.
+    """The logs of all runs in one SQLite file, which only this process uses.
 
-    An acknowledged append survives, with ``durability="process"``, the death of this process by
-    any signal (a crash of the machine may cost the last moments before it, always whole appends
-    from the end); with ``durability="power"`` also the machine's loss of power, if its disk keeps
-    what it has confirmed. The latter waits for the disk at every commit.
+    With ``durability="process"`` an acknowledged append survives the death of this process by any
+    signal. A crash of the machine may lose the most recent appends, each one entirely. With
+    ``durability="power"`` an acknowledged append also survives a power failure, if the disk keeps
+    its confirmed writes; every commit then waits for the disk.
 
-    Made by ``open_file``. Other connections of this process may write to other tables of the
-    file in short transactions. Nothing here keeps a second process away.
+    Create it with ``open_file``. Other connections of this process may write to other tables of the
+    file in short transactions. The caller must keep other processes from opening the file.
     """
 
     def __init__(
         self,
         connection: sqlite3.Connection,
-        recovered: Recovered,
+        recovered: RecoveredState,
         read_pool: ReadPool,
         durability: Durability,
         sizes: Sizes,
@@ -87,7 +90,7 @@ class SqliteLog(Log):
         self._loop = asyncio.get_running_loop()
         self._notifier = Notifier()
         next_row = recovered.first_row + len(recovered.row_sizes)
-        # Should the power fail again, their ends must not be written a second time, differently.
+        # After another power failure these runs must not get a second, different end.
         uncertain = frozenset(run for run in recovered.runs.values() if run.tail_uncertain)
         self._writer = Writer(
             connection,
@@ -101,7 +104,7 @@ class SqliteLog(Log):
             self._writer,
             read_pool,
             sizes,
-            self._keep_if_closed,
+            self._cache_if_closed,
             file=file,
             first_row=recovered.first_row,
             row_sizes=recovered.row_sizes,
@@ -123,13 +126,14 @@ class SqliteLog(Log):
         connect: Connect = default_connect,
         after_power_cut: bool = False,
     ) -> "SqliteLog":
-        """Open the log in the file at ``path``, which is made if it is missing.
+        """Open the log in the file at ``path``, and create the file if it is missing.
 
-        Runs continue where their last acknowledged append left them, but ``after_power_cut``: then
-        the tails of those that are open are uncertain. ``connect`` makes the connections, to be
-        used in several threads, and is there for tests.
+        Runs continue after their last acknowledged append. With ``after_power_cut`` the tails of
+        open runs are uncertain. Tests pass ``connect`` to open connections in another way; several
+        threads use them.
 
-        Raises StartupError if the file cannot be used.
+        Raises:
+            StartupError: the file cannot be used.
         """
         file = fspath(path)
 
@@ -138,7 +142,7 @@ class SqliteLog(Log):
             tables.prepare(connection, durability)
             return connection
 
-        def start() -> tuple[sqlite3.Connection, Recovered]:
+        def start() -> tuple[sqlite3.Connection, RecoveredState]:
             connection = connect_prepared()
             try:
                 tables.create(connection)
@@ -164,10 +168,10 @@ class SqliteLog(Log):
         token: int,
         *,
         first_seq: int = 1,
-        aliases: Sequence[str] = (),  # noqa: ARG002  the records of the same file find them
+        aliases: Sequence[str] = (),  # noqa: ARG002  the records find them
     ) -> Head:
         while (run := await self._find(run_id)) is not None and run.deleting:
-            await self._settled(run)
+            await self._flush(run)
         if run is not None and run.head.tail_uncertain:
             first_seq = max(first_seq, LOST_LOG_FIRST_SEQ)
         if run is None:
@@ -176,13 +180,13 @@ class SqliteLog(Log):
             self._runs[run_id] = run
             await self._write(run, Create(run.number, token, run_id, first_seq))
         elif token < run.expected_token:
-            raise _fenced(run_id, token)
+            raise _fenced_error(run_id, token)
         elif not run.expected_closed and run.expected_last_seq + 1 < first_seq:
             await self._write(run, Skip(run.number, token, first_seq))
         elif token > run.expected_token:
             await self._write(run, TakeOver(run.number, token))
         else:
-            await self._settled(run)
+            await self._flush(run)
         return run.head
 
     async def append(
@@ -197,17 +201,17 @@ class SqliteLog(Log):
         if not frames and not close:
             raise ValueError("An append without frames must close the log.")
         run = self._runs.get(run_id) or await self._get(run_id)
-        if run.takes(token, first_seq):
+        if run.accepts(token, first_seq):
             await self._write(run, Append(run.number, first_seq, tuple(frames), close))
             return
         if run.deleting or not run.created:
-            raise _not_found(run_id)
+            raise _not_found_error(run_id)
         if token < run.expected_token:
-            raise _fenced(run_id, token)
-        if await self._is_repetition(run, first_seq, frames, close):
-            await self._settled(run)
+            raise _fenced_error(run_id, token)
+        if await self._is_retry(run, first_seq, frames, close):
+            await self._flush(run)
         elif run.expected_closed:
-            raise LogClosedError(f"{run_id} is closed.")
+            raise LogClosedError(f"The log of {run_id} is closed.")
         else:
             raise SeqMismatchError(run_id, first_seq, run.expected_last_seq)
 
@@ -223,7 +227,7 @@ class SqliteLog(Log):
         done: Done,
     ) -> "asyncio.Task[None] | None":
         run = self._runs.get(run_id)
-        if run is None or not run.takes(token, first_seq) or not (frames or close):
+        if run is None or not run.accepts(token, first_seq) or not (frames or close):
             return super().submit(run_id, token, first_seq, frames, close=close, done=done)
         self._submit(Operation(run, Append(run.number, first_seq, frames, close), done))
         return None
@@ -235,21 +239,21 @@ class SqliteLog(Log):
     async def head(self, run_id: str) -> Head:
         return (await self._get(run_id)).head
 
-    async def read(self, run_id: str, after: int, *, max_bytes: int, max_events: int) -> Slice:
+    async def read(self, run_id: str, after_seq: int, *, max_bytes: int, max_events: int) -> Slice:
         run = await self._get(run_id)
         self._closed_runs.touch(run)
-        if run.first_seq <= after + 1 < run.tail.first_seq:
-            tail = await self._load(run, after, max_bytes, max_events)
+        if run.first_seq <= after_seq + 1 < run.tail.first_seq:
+            tail = await self._load_from_chunks(run, after_seq, max_bytes, max_events)
         else:
             tail = run.tail
-        if after + 1 < run.first_seq:
+        if after_seq + 1 < run.first_seq:
             raise TrimmedError(run_id, run.first_seq)
         if tail is None:
-            raise LogDamagedError(f"The log of {run_id} is damaged after event {after}.")
-        piece = tail.slice(after, max_bytes=max_bytes, max_events=max_events)
+            raise LogDamagedError(f"The log of {run_id} is damaged after event {after_seq}.")
+        piece = tail.slice(after_seq, max_bytes=max_bytes, max_events=max_events)
         if tail is run.tail:
             return piece
-        return _continued(piece, run.tail, max_bytes=max_bytes, max_events=max_events)
+        return _extend_slice(piece, run.tail, max_bytes=max_bytes, max_events=max_events)
 
     @asynccontextmanager
     async def follow(self, run_id: str) -> AsyncIterator[Tail]:
@@ -273,7 +277,7 @@ class SqliteLog(Log):
     async def trim(self, run_id: str, first_seq: int) -> None:
         run = await self._get(run_id)
         if run.deleting:
-            raise _not_found(run_id)
+            raise _not_found_error(run_id)
         first_seq = min(first_seq, run.expected_last_seq + 1)
         if first_seq > run.first_seq:
             await self._write(run, Trim(run.number, first_seq))
@@ -283,23 +287,18 @@ class SqliteLog(Log):
         if run is None:
             return
         if run.deleting:
-            await self._settled(run)
+            await self._flush(run)
         else:
             await self._write(run, Delete(run.number))
 
     @override
     async def inventory(self, cursor: str | None, *, limit: int) -> Inventory:
-        after = int(cursor or 0)
-        try:
-            stored = await self._read_pool.call(
-                partial(tables.runs_after, number=after, limit=limit)
-            )
-        except sqlite3.Error as error:
-            raise StoreUnavailableError(_UNREADABLE) from error
-        # Memory is newer than the tables, and has every run that is open.
+        after_number = int(cursor or 0)
+        stored = await self._query(partial(tables.runs_after, number=after_number, limit=limit))
+        # Memory has every open run, and is newer than the tables.
         found = {run.number: LogEntry(run.run_id, run.closed) for run in stored}
         for run in self._runs.values():
-            if run.number > after and run.created and not run.deleting:
+            if run.number > after_number and run.created and not run.deleting:
                 found[run.number] = LogEntry(run.run_id, run.tail.closed)
         numbers = heapq.nsmallest(limit, found)
         more = len(found) > limit or len(stored) == limit
@@ -314,7 +313,7 @@ class SqliteLog(Log):
         if self._closing:
             return
         self._closing = True
-        runs, self._runs = self._runs, {}  # Nobody finds a run to write to from here on.
+        runs, self._runs = self._runs, {}  # From here on nobody finds a run to write to.
         self._upkeep.cancel()
         await asyncio.wait([self._upkeep])
         await self._writer.stop()
@@ -327,11 +326,11 @@ class SqliteLog(Log):
     async def _get(self, run_id: str) -> RunState:
         run = await self._find(run_id)
         if run is None or not run.created:
-            raise _not_found(run_id)
+            raise _not_found_error(run_id)
         return run
 
     async def _find(self, run_id: str) -> RunState | None:
-        """The run from memory, where every open one is, or else from the file."""
+        """Return the run from memory, where every open run is, or from the file."""
         while True:
             if self._closing:
                 raise StoreUnavailableError(_CLOSING)
@@ -343,46 +342,46 @@ class SqliteLog(Log):
                 return None
 
     async def _look_up(self, run_id: str) -> bool:
-        """Take the run from the file into memory; whether it is there."""
-        try:
-            stored = await self._read_pool.call(partial(tables.run_by_id, run_id=run_id))
-        except sqlite3.Error as error:
-            raise StoreUnavailableError(_UNREADABLE) from error
+        """Load the run from the file into memory, and return whether it exists."""
+        stored = await self._query(partial(tables.run_by_id, run_id=run_id))
         if stored is None:
             return False
-        run = RunState.stored(stored)
+        run = RunState.from_stored(stored)
         self._runs[run_id] = run
         self._closed_runs.add(run)
         return True
 
-    async def _load(
-        self, run: RunState, after: int, max_bytes: int, max_events: int
-    ) -> Tail | None:
-        """Frames that are in chunks and not in memory; None if they are gone.
+    async def _query(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return await self._read_pool.call(work)
+        except sqlite3.Error as error:
+            raise StoreUnavailableError(_UNREADABLE) from error
 
-        Of a run that was folded while it was open, what follows the chunks is in its tail only.
+    async def _load_from_chunks(
+        self, run: RunState, after_seq: int, max_bytes: int, max_events: int
+    ) -> Tail | None:
+        """Return a tail with frames from the chunks, or None if the chunks do not have them.
+
+        A run that was folded while open has later frames only in its own tail.
         """
         load = partial(
-            tables.load,
+            tables.load_tail,
             number=run.number,
-            after=after,
+            after_seq=after_seq,
             max_bytes=max_bytes,
             max_events=max_events,
         )
-        try:
-            tail = await self._read_pool.call(load)
-        except sqlite3.Error as error:
-            raise StoreUnavailableError(_UNREADABLE) from error
+        tail = await self._query(load)
         if run.deleting:
-            raise _not_found(run.run_id)
+            raise _not_found_error(run.run_id)
         return tail
 
-    async def _is_repetition(
+    async def _is_retry(
         self, run: RunState, first_seq: int, frames: Sequence[bytes], close: bool
     ) -> bool:
-        """Whether the log holds these frames, and as its end if they are to close it.
+        """Return whether the log contains these frames, as its end if ``close``.
 
-        Frames in flight count: whoever repeats them waits for them.
+        Frames in flight count; a retry of them waits until they are on disk.
         """
         last_seq = first_seq + len(frames) - 1
         if close and not (run.expected_closed and last_seq == run.expected_last_seq):
@@ -400,13 +399,13 @@ class SqliteLog(Log):
         if not in_chunks:
             return True
         size_bytes = sum(map(len, frames[:in_chunks]))
-        tail = await self._load(run, first_seq - 1, size_bytes, in_chunks)
+        tail = await self._load_from_chunks(run, first_seq - 1, size_bytes, in_chunks)
         return tail is not None and tail.holds(first_seq, frames[:in_chunks])
 
     def _write(self, run: RunState, record: Record) -> "asyncio.Future[None]":
-        """Done when the record is on the disk and applied to the run."""
+        """Write ``record``; the future is done when it is on disk and applied to the run."""
         self._submit(Operation(run, record))
-        return self._settled(run)
+        return self._flush(run)
 
     def _submit(self, operation: Operation) -> None:
         run = operation.run
@@ -415,14 +414,14 @@ class SqliteLog(Log):
             self._closed_runs.discard(run)
         self._writer.submit(operation)
 
-    def _settled(self, run: RunState) -> "asyncio.Future[None]":
-        """Done when what is in flight for the run is on the disk; raises if it can not be."""
-        settled: asyncio.Future[None] = self._loop.create_future()
+    def _flush(self, run: RunState) -> "asyncio.Future[None]":
+        """Return a future that is done when the run's operations in flight are on disk."""
+        flushed: asyncio.Future[None] = self._loop.create_future()
         if run.in_flight:
-            run.in_flight[-1].waiters.append(settled)
+            run.in_flight[-1].waiters.append(flushed)
         else:
-            settled.set_result(None)
-        return settled
+            flushed.set_result(None)
+        return flushed
 
     def _on_committed(self, operations: Sequence[Operation], row: int, size_bytes: int) -> None:
         self._folding.note_row(size_bytes)
@@ -430,15 +429,15 @@ class SqliteLog(Log):
             run = operation.run
             run.in_flight.popleft()
             if isinstance(operation.record, Delete):
-                self._forget(run)
+                self._drop(run)
             elif run.apply(operation.record):
                 if run.note_row(row) or run.tail.closed:
                     self._folding.note_run(run)
             else:
-                self._keep_if_closed(run)
-        self._notifier.tell()
+                self._cache_if_closed(run)
+        self._notifier.notify()
         for operation in operations:
-            operation.end(None)
+            operation.finish(None)
 
     def _on_failed(self, operations: Sequence[Operation], error: Exception) -> None:
         self._folding.note_failure()
@@ -450,20 +449,20 @@ class SqliteLog(Log):
             elif run.first_row is not None:
                 self._folding.note_run(run)
             else:
-                self._keep_if_closed(run)
+                self._cache_if_closed(run)
             failure = StoreUnavailableError(_UNWRITABLE)
             failure.__cause__ = error
-            operation.end(failure)
+            operation.finish(failure)
 
-    def _forget(self, run: RunState) -> None:
-        """The disk knows the run no longer. It stays marked as being deleted."""
+    def _drop(self, run: RunState) -> None:
+        """Drop a run that was deleted on disk. It stays marked as ``deleting``."""
         self._runs.pop(run.run_id, None)
         self._closed_runs.discard(run)
-        self._folding.forget(run)
+        self._folding.note_deleted(run)
         run.tail.fail(LogNotFoundError(f"The log of {run.run_id} was deleted."))
 
-    def _keep_if_closed(self, run: RunState) -> None:
-        """The run's row and chunks say all that there is of it: memory need not, but may."""
+    def _cache_if_closed(self, run: RunState) -> None:
+        """Move a closed run that is completely folded to the cache of closed runs."""
         is_folded = run.first_row is None and not run.in_flight
         if run.tail.closed and is_folded and not run.deleting:
             self._closed_runs.add(run)
@@ -474,21 +473,21 @@ class SqliteLog(Log):
             self._runs.pop(run.run_id, None)
 
 
-def _continued(piece: Slice, tail: Tail, *, max_bytes: int, max_events: int) -> Slice:
-    """``piece`` and what follows it in ``tail``, as far as the bounds have room for it."""
+def _extend_slice(piece: Slice, tail: Tail, *, max_bytes: int, max_events: int) -> Slice:
+    """Return ``piece`` extended with the frames that follow in ``tail``, within the bounds."""
     room_bytes = max_bytes - len(piece.frames)
     room_events = max_events - (piece.last_seq + 1 - piece.first_seq)
     if room_bytes <= 0 or room_events <= 0 or piece.last_seq + 1 < tail.first_seq:
         return piece
     rest = tail.slice(piece.last_seq, max_bytes=room_bytes, max_events=room_events)
-    if len(rest.frames) > room_bytes:  # A single frame, which is given however large it is.
+    if len(rest.frames) > room_bytes:  # A single frame is returned whatever its size.
         return piece
     return Slice(piece.first_seq, rest.last_seq, piece.frames + rest.frames)
 
 
-def _not_found(run_id: str) -> LogNotFoundError:
+def _not_found_error(run_id: str) -> LogNotFoundError:
     return LogNotFoundError(f"There is no log of {run_id}.")
 
 
-def _fenced(run_id: str, token: int) -> FencedError:
-    return FencedError(f"{run_id} has an owner with a newer token than {token}.")
+def _fenced_error(run_id: str, token: int) -> FencedError:
+    return FencedError(f"The log of {run_id} has a newer owner than the one with token {token}.")

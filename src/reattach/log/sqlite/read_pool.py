@@ -1,4 +1,4 @@
-"""Connections that read the SQLite log beside the one that writes it."""
+"""Read-only connections to the SQLite log."""
 
 import asyncio
 import sqlite3
@@ -10,11 +10,11 @@ from typing import Final, TypeVar
 T = TypeVar("T")
 
 _THREADS: Final = 2
-"""Reads of 64 KiB take a third of a millisecond; two of them keep a slow one from blocking all."""
+"""A read of 64 KiB takes a third of a millisecond. With two threads a slow one does not block."""
 
 
 class ReadPool:
-    """A few threads with a connection each, made when first needed."""
+    """A small pool of threads, each with a connection that is opened on first use."""
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
         self._connect = connect
@@ -22,7 +22,10 @@ class ReadPool:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="reattach-log-reader")
 
     async def call(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """What ``work`` returns or raises. Cancelled, it ends unheard."""
+        """Run ``work`` in a thread and return its result.
+
+        If the caller is cancelled, ``work`` still runs and its result is dropped.
+        """
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._call, work)
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""What a SQLite log knows when its file is opened."""
+"""Reading the state of a SQLite log when its file is opened."""
 
 import sqlite3
 import struct
@@ -16,36 +16,36 @@ logger = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
-class Recovered:
-    """The runs that are open or not folded yet, and the extent of the journal."""
+class RecoveredState:
+    """The runs that are open or not yet folded, and the extent of the journal."""
 
     runs: dict[int, RunState] = field(default_factory=dict)
     next_number: int = 1
     first_row: int = 1
     row_sizes: list[int] = field(default_factory=list)
-    """Of consecutive rows."""
+    """The sizes of consecutive rows in bytes."""
 
 
-def recover(connection: sqlite3.Connection, *, after_power_cut: bool = False) -> Recovered:
-    """Replay the journal upon what was folded out of it. Changes nothing in the file.
+def recover(connection: sqlite3.Connection, *, after_power_cut: bool = False) -> RecoveredState:
+    """Replay the journal over the folded runs and return the result.
 
-    Except ``after_power_cut``: then the runs that are open now are distrusted, now and by every
-    later start, until each has its end.
+    The file is only read, except with ``after_power_cut``: then a mark is written by which this and
+    every later start treats the tails of the runs that are open now as uncertain, until they end.
     """
-    found = Recovered(next_number=tables.highest_number(connection) + 1)
+    found = RecoveredState(next_number=tables.highest_number(connection) + 1)
     for stored in tables.open_runs(connection):
-        run = RunState.stored(stored)  # Its chunks are read when somebody asks for them.
+        run = RunState.from_stored(stored)  # Its chunks are read on demand.
         found.runs[run.number] = run
-    for row, batch in tables.journal(connection):
+    for row, batch in tables.journal_rows(connection):
         if not found.row_sizes:
             found.first_row = row
         lost_rows = row - found.first_row - len(found.row_sizes)
         found.row_sizes += [0] * lost_rows + [len(batch)]
-        for record in _readable(row, batch):
+        for record in _readable_records(row, batch):
             found.next_number = max(found.next_number, record.number + 1)
             _replay(connection, found.runs, row, record)
     if after_power_cut:
-        tables.distrust_runs(connection, found.next_number)
+        tables.mark_uncertain(connection, found.next_number)
     uncertain_before = tables.uncertain_before(connection)
     for run in found.runs.values():
         run.revert()
@@ -53,15 +53,15 @@ def recover(connection: sqlite3.Connection, *, after_power_cut: bool = False) ->
     return found
 
 
-def _readable(row: int, batch: bytes) -> Iterator[Record]:
-    """The records of a row, up to the first that is damaged.
+def _readable_records(row: int, batch: bytes) -> Iterator[Record]:
+    """Yield the records of a row up to the first damaged one.
 
-    What is missing then is a gap in the logs of some runs, which go on behind it.
+    The missing records are gaps in the logs of some runs, which continue after them.
     """
     try:
         yield from unpack(batch)
     except (StartupError, struct.error, ValueError) as error:
-        logger.error("row of the event log is damaged", row=row, reason=str(error))  # noqa: TRY400
+        logger.error("event log row damaged", row=row, reason=str(error))  # noqa: TRY400
 
 
 def _replay(
@@ -74,11 +74,11 @@ def _replay(
     if run is None:
         stored = tables.run_by_number(connection, record.number)
         if stored is not None:
-            run = RunState.stored(stored)
+            run = RunState.from_stored(stored)
         elif isinstance(record, Create):
             run = RunState(record.number, record.run_id, record.token, record.first_seq)
         else:
-            return  # Its beginning was deleted from the journal, so its end is in there too.
+            return  # The run's creation was pruned, so a later record deletes the run.
         runs[record.number] = run
     if run.apply(record):
         run.note_row(row)

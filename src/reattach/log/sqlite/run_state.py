@@ -1,4 +1,4 @@
-"""The runs of a SQLite log that are in memory, and what is on its way to the disk for them."""
+"""The state of a SQLite log's runs in memory, and of their pending writes."""
 
 import asyncio
 from collections import deque
@@ -12,11 +12,11 @@ from reattach.log.sqlite.tables import StoredRun
 from reattach.log.tail import Tail
 
 _RUN_BYTES: Final = 1024
-"""What a run costs in memory beside its frames, roughly."""
+"""The approximate memory of a run without its frames."""
 
 
 class Operation:
-    """A change of a run that was asked for and is not on the disk yet."""
+    """A requested change of a run that is not on disk yet."""
 
     __slots__ = ("done", "packed", "record", "run", "waiters")
 
@@ -27,8 +27,8 @@ class Operation:
         self.done = done
         self.waiters: list[asyncio.Future[None]] = []
 
-    def end(self, failure: StoreUnavailableError | None) -> None:
-        """Tell those who wait for it."""
+    def finish(self, failure: StoreUnavailableError | None) -> None:
+        """Report the outcome to the callback and to the waiters."""
         if self.done is not None:
             self.done(failure)
         for waiter in self.waiters:
@@ -40,9 +40,9 @@ class Operation:
 
 
 class RunState:
-    """A run as the disk has it, and as it will be once everything in flight is there too.
+    """A run as it is on disk, and as it will be once the operations in flight are on disk too.
 
-    Followers see only the first; appends are judged by the second.
+    Followers see the former. Appends are checked against the latter (``expected_…``).
     """
 
     __slots__ = (
@@ -79,14 +79,14 @@ class RunState:
         self.first_seq = first_seq
         self.created = False
         self.tail_uncertain = False
-        """An earlier boot wrote it without waiting for the disk, and it is open."""
+        """The run is open, and a power failure may have lost its last events."""
         self.followers = 0
         self.folded_seq = 0
-        """The last seq that is in chunks; what follows is in the journal only."""
+        """The last seq in chunks; later events are only in the journal."""
         self.first_row: int | None = None
-        """The first row of the journal with something of this run that was not folded."""
+        """The first journal row with a record of this run that is not folded."""
         self.first_row_of_rest: int | None = None
-        """Likewise, of what happened since the fold under way began."""
+        """The first such row that was written since the current fold began."""
         self.in_flight: deque[Operation] = deque()
         self.deleting = False
         self.expected_token = token
@@ -94,8 +94,8 @@ class RunState:
         self.expected_closed = False
 
     @classmethod
-    def stored(cls, stored: StoredRun) -> "RunState":
-        """A run as its row says, with no frames in memory."""
+    def from_stored(cls, stored: StoredRun) -> "RunState":
+        """Return the state that the run's row describes, with no frames in memory."""
         run = cls(stored.number, stored.run_id, stored.token)
         run.tail = Tail(stored.last_seq + 1)
         run.first_seq = stored.first_seq
@@ -120,7 +120,7 @@ class RunState:
         return self.tail.size_bytes + _RUN_BYTES
 
     def expect(self, operation: Operation) -> None:
-        """Count on this change, which is on its way."""
+        """Add ``operation`` to those in flight and update the expected state."""
         self.in_flight.append(operation)
         match operation.record:
             case Append(_, first_seq, frames, close):
@@ -137,15 +137,15 @@ class RunState:
                 pass
 
     def revert(self) -> None:
-        """Count on nothing but what the disk has."""
+        """Drop all operations in flight and expect the state on disk."""
         self.in_flight.clear()
         self.deleting = False
         self.expected_token = self.token
         self.expected_last_seq = self.tail.last_seq
         self.expected_closed = self.tail.closed
 
-    def takes(self, token: int, first_seq: int) -> bool:
-        """Whether the bearer of ``token`` may append from ``first_seq`` on, as is expected."""
+    def accepts(self, token: int, first_seq: int) -> bool:
+        """Return whether ``token`` may append from ``first_seq`` on, by the expected state."""
         return (
             self.created
             and not self.deleting
@@ -155,16 +155,16 @@ class RunState:
         )
 
     def apply(self, record: Record) -> bool:
-        """Take in what the disk has now; whether that was new.
+        """Apply a record that is on disk, and return whether it changed anything.
 
-        Deletion is not: it ends the run as a whole.
+        A Delete is not applied here, because it removes the whole run.
         """
         match record:
             case Append(_, first_seq, frames, close):
                 known = self.tail.last_seq + 1 - first_seq
                 if known > 0:
                     frames = frames[known:]
-                elif known < 0:  # The store damaged what came between.
+                elif known < 0:  # The records in between are damaged.
                     self._skip(self.token, first_seq)
                 if not frames and close <= self.tail.closed:
                     return False
@@ -198,7 +198,7 @@ class RunState:
         return is_new
 
     def note_row(self, row: int) -> bool:
-        """Something new of this run is in this row of the journal; whether all else is folded."""
+        """Note a journal row with a new record; return whether all earlier ones are folded."""
         if self.first_row_of_rest is None:
             self.first_row_of_rest = row
         if self.first_row is None:
@@ -207,7 +207,7 @@ class RunState:
         return False
 
     def in_flight_frames(self, first_seq: int, count: int) -> list[bytes]:
-        """Of ``count`` frames from ``first_seq`` on those that are in flight."""
+        """Return those of the ``count`` frames from ``first_seq`` on that are in flight."""
         return [
             frame
             for operation in self.in_flight

@@ -1,8 +1,8 @@
-"""The tables of the SQLite log, and every statement on them.
+"""The tables of the SQLite log and all SQL statements on them.
 
-The journal has what happened last, of all runs together, in the order in which it happened. The
-other tables have what was folded out of it: a row per run, and its frames in chunks. Functions
-take a connection and leave transactions to their caller; they may run in any thread.
+The journal has the most recent changes of all runs, in order. The other tables have the folded
+runs: one row per run, and its frames in chunks. Functions take a connection, leave transactions to
+the caller, and may run in any thread.
 """
 
 import sqlite3
@@ -20,15 +20,15 @@ Durability = Literal["process", "power"]
 Connect = Callable[[str], sqlite3.Connection]
 
 BUSY_TIMEOUT_SECONDS: Final = 5.0
-"""How long to wait for another connection's write. Those are transactions of milliseconds."""
+"""The wait for another connection's write transaction, which takes milliseconds."""
 
 TRUNCATE_WAIT_SECONDS: Final = 0.05
-"""How long emptying the WAL waits for readers, which take milliseconds."""
+"""The wait for readers when the WAL is emptied. They take milliseconds."""
 
 _LAYOUT: Final = 1
 _ALL: Final = 2**63 - 1
 SWEEP_CHUNKS: Final = 16
-"""Chunks deleted in one transaction: about a millisecond's work at 64 KiB each."""
+"""Chunks deleted per transaction: about a millisecond of work at 64 KiB each."""
 
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS log_meta (
@@ -55,7 +55,7 @@ CREATE TABLE IF NOT EXISTS log_garbage (
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """The row of a run: its state as far as it was folded out of the journal."""
+    """A run's row: its state up to the last fold."""
 
     number: int
     run_id: str
@@ -82,9 +82,13 @@ def default_connect(path: str) -> sqlite3.Connection:
 
 
 def prepare(connection: sqlite3.Connection, durability: Durability) -> None:
-    """Settings of a connection. Checkpoints are made by us, when they disturb least.
+    """Configure a connection.
 
-    What is deleted is overwritten, also in pages that are free from then on.
+    Automatic checkpoints are off, because ``folding`` makes them when they disturb least. Deleted
+    content is overwritten, including on pages that become free.
+
+    Raises:
+        StartupError: the file does not support WAL mode.
     """
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
@@ -103,7 +107,11 @@ def set_synchronous(connection: sqlite3.Connection, durability: Durability) -> N
 
 
 def create(connection: sqlite3.Connection) -> None:
-    """Make the tables where they are missing; StartupError if a newer version made them."""
+    """Create the missing tables.
+
+    Raises:
+        StartupError: another version of Reattach made the tables.
+    """
     for statement in _TABLES.strip().split(";\n"):
         connection.execute(statement)
     connection.execute("INSERT OR IGNORE INTO log_meta VALUES ('layout', ?)", (_LAYOUT,))
@@ -116,15 +124,15 @@ def create(connection: sqlite3.Connection) -> None:
         )
 
 
-def distrust_runs(connection: sqlite3.Connection, before_number: int) -> None:
-    """Remember that the open runs of lower numbers may have lost their last events."""
+def mark_uncertain(connection: sqlite3.Connection, before_number: int) -> None:
+    """Mark the open runs with lower numbers as having possibly lost their last events."""
     connection.execute(
         "INSERT OR REPLACE INTO log_meta VALUES ('uncertain_before', ?)", (before_number,)
     )
 
 
 def uncertain_before(connection: sqlite3.Connection) -> int:
-    """The number below which open runs may have lost their last events; 0 for none."""
+    """Return the number below which open runs may have lost their last events; 0 for none."""
     found = connection.execute(
         "SELECT value FROM log_meta WHERE key = 'uncertain_before'"
     ).fetchone()
@@ -132,14 +140,14 @@ def uncertain_before(connection: sqlite3.Connection) -> int:
 
 
 def checkpoint(connection: sqlite3.Connection) -> None:
-    """Move what can be moved from the WAL into the database, without making anybody wait."""
+    """Copy as much of the WAL into the database as possible without blocking anybody."""
     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
 def truncate_wal(connection: sqlite3.Connection) -> bool:
-    """Move all of the WAL into the database and empty its file; False if somebody reads from it.
+    """Copy the whole WAL into the database and truncate it; return False if readers prevent it.
 
-    Waits for readers no longer than TRUNCATE_WAIT_SECONDS, because appends wait meanwhile.
+    Waits for readers for at most TRUNCATE_WAIT_SECONDS, because appends wait meanwhile.
     """
     (usual_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
     connection.execute(f"PRAGMA busy_timeout = {int(TRUNCATE_WAIT_SECONDS * 1000)}")
@@ -151,7 +159,7 @@ def truncate_wal(connection: sqlite3.Connection) -> bool:
 
 
 def wal_bytes(file: str) -> int:
-    """The size of the WAL of a database's file."""
+    """Return the size of the WAL of the database ``file``."""
     try:
         return Path(f"{file}-wal").stat().st_size
     except FileNotFoundError:
@@ -162,8 +170,8 @@ def write_batch(connection: sqlite3.Connection, row: int, batch: bytes) -> None:
     connection.execute("INSERT INTO log_journal VALUES (?, ?)", (row, batch))
 
 
-def journal(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes]]:
-    """All rows of the journal, in their order."""
+def journal_rows(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes]]:
+    """Yield all rows of the journal in order."""
     yield from connection.execute("SELECT id, CAST(batch AS BLOB) FROM log_journal ORDER BY id")
 
 
@@ -171,8 +179,8 @@ def prune(connection: sqlite3.Connection, before_row: int) -> None:
     connection.execute("DELETE FROM log_journal WHERE id < ?", (before_row,))
 
 
-def forget_run(connection: sqlite3.Connection, number: int) -> None:
-    """Delete the run's row now, and leave its chunks to ``sweep``."""
+def delete_run(connection: sqlite3.Connection, number: int) -> None:
+    """Delete the run's row, and mark its chunks for ``sweep``."""
     deleted = connection.execute("DELETE FROM log_run WHERE number = ?", (number,))
     if deleted.rowcount:
         connection.execute("INSERT OR REPLACE INTO log_garbage VALUES (?, ?)", (number, _ALL))
@@ -189,9 +197,10 @@ _FOLD_CHUNKS: Final = (
 
 
 def fold(connection: sqlite3.Connection, runs: Sequence[tuple[StoredRun, Sequence[Chunk]]]) -> None:
-    """Write the runs' rows, and the chunks that they have beyond those written before.
+    """Write the rows of runs and their new chunks.
 
-    One statement for all of a kind: between two of them the event loop may take its time.
+    All rows are one statement and all chunks another, because between two statements the writer's
+    thread may wait for the event loop's thread.
     """
     connection.execute(
         _FOLD_RUNS.format(places=_places(len(runs), 6)),
@@ -222,7 +231,7 @@ def _places(rows: int, columns: int) -> str:
 
 
 def sweep(connection: sqlite3.Connection) -> bool:
-    """Delete some chunks that nobody can reach any more; whether there was anything to do."""
+    """Delete some unreachable chunks, and return whether there was anything to delete."""
     found = connection.execute("SELECT number, before_seq FROM log_garbage LIMIT 1").fetchone()
     if found is None:
         return False
@@ -240,32 +249,32 @@ _RUN: Final = "SELECT number, run_id, token, first_seq, last_seq, closed FROM lo
 
 
 def run_by_id(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:
-    return _run(connection.execute(_RUN + "WHERE run_id = ?", (run_id,)).fetchone())
+    return _stored_run(connection.execute(_RUN + "WHERE run_id = ?", (run_id,)).fetchone())
 
 
 def run_by_number(connection: sqlite3.Connection, number: int) -> StoredRun | None:
-    return _run(connection.execute(_RUN + "WHERE number = ?", (number,)).fetchone())
+    return _stored_run(connection.execute(_RUN + "WHERE number = ?", (number,)).fetchone())
 
 
 def open_runs(connection: sqlite3.Connection) -> list[StoredRun]:
     rows = connection.execute(_RUN + "WHERE closed = 0 ORDER BY number").fetchall()
-    return [run for row in rows if (run := _run(row)) is not None]
+    return [run for row in rows if (run := _stored_run(row)) is not None]
 
 
 def runs_after(connection: sqlite3.Connection, *, number: int, limit: int) -> list[StoredRun]:
-    """Runs with a higher number, in the order of their numbers."""
+    """Return the runs with higher numbers than ``number``, in ascending order."""
     rows = connection.execute(
         _RUN + "WHERE number > ? ORDER BY number LIMIT ?", (number, limit)
     ).fetchall()
-    return [run for row in rows if (run := _run(row)) is not None]
+    return [run for row in rows if (run := _stored_run(row)) is not None]
 
 
-def _run(row: tuple[int, str, int, int, int, int] | None) -> StoredRun | None:
+def _stored_run(row: tuple[int, str, int, int, int, int] | None) -> StoredRun | None:
     return None if row is None else StoredRun(*row[:5], closed=bool(row[5]))
 
 
 def highest_number(connection: sqlite3.Connection) -> int:
-    """The highest number of a run that the tables beside the journal know; 0 for none."""
+    """Return the highest run number in the tables of folded runs; 0 for none."""
     (number,) = connection.execute(
         "SELECT max(coalesce((SELECT max(number) FROM log_run), 0),"
         " coalesce((SELECT max(number) FROM log_garbage), 0))"
@@ -273,32 +282,32 @@ def highest_number(connection: sqlite3.Connection) -> int:
     return int(number)
 
 
-def load(
-    connection: sqlite3.Connection, number: int, after: int, *, max_bytes: int, max_events: int
+def load_tail(
+    connection: sqlite3.Connection, number: int, after_seq: int, *, max_bytes: int, max_events: int
 ) -> Tail | None:
-    """A tail that has the frames from ``after + 1`` on, enough to cut a slice of these bounds.
+    """Return a tail with the frames from ``after_seq + 1`` on, enough for a slice of these bounds.
 
-    None if the chunks have no such frame.
+    None if the chunks do not contain that frame.
     """
     rows = connection.execute(
         "SELECT first_seq, ends, frames FROM log_chunk WHERE number = ? AND first_seq >="
         " (SELECT max(first_seq) FROM log_chunk WHERE number = ? AND first_seq <= ?)"
         " ORDER BY first_seq",
-        (number, number, after + 1),
+        (number, number, after_seq + 1),
     )
     tail: Tail | None = None
     for first_seq, lengths, frames in rows:
         ends = unpack_lengths(lengths) if len(lengths) % 4 == 0 else array("I")
         if not ends or ends[-1] != len(frames):
-            break  # It is damaged.
+            break  # The chunk is damaged.
         if tail is None:
             tail = Tail(first_seq)
         elif first_seq != tail.last_seq + 1:
             break
         tail.extend_joined(frames, ends)
-        if after < tail.last_seq:
-            tail.trim(after + 1)
-            if tail.size_bytes >= max_bytes or tail.last_seq - after >= max_events:
+        if after_seq < tail.last_seq:
+            tail.trim(after_seq + 1)
+            if tail.size_bytes >= max_bytes or tail.last_seq - after_seq >= max_events:
                 break
     rows.close()
-    return tail if tail is not None and tail.first_seq == after + 1 else None
+    return tail if tail is not None and tail.first_seq == after_seq + 1 else None

@@ -1,10 +1,10 @@
 """The thread that writes the SQLite log.
 
-It is given what was submitted in one turn of the event loop at once, commits all that has come in
-since its last commit as one batch, and tells the event loop once per batch. There is no timer: a
-lone append is written at once, and appends that come while a commit is under way share the next
-one. Jobs (the upkeep of the file) take their turn in between, each in a transaction of its own, in
-the order in which they were asked for.
+The operations of one tick of the event loop are handed to the thread together. The thread commits
+everything it received since its last commit as one batch, and calls the event loop once per batch.
+There is no timer: a lone append is written immediately, and appends that arrive during a commit
+share the next one. Jobs, which maintain the file, run between batches in the order of their
+requests, each in its own transaction.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from reattach.log.sqlite.run_state import Operation, RunState
 from reattach.log.sqlite.tables import Durability
 
 _BATCH_BYTES: Final = 4 * 1024 * 1024
-"""Where a batch ends though more is waiting: a few ms of writing, far from SQLite's 1 GB."""
+"""The size at which a batch is committed: a few ms of writing, far below SQLite's limit of 1 GB."""
 
 Work = Callable[[sqlite3.Connection], object]
 
@@ -39,12 +39,12 @@ class _Stop:
 
 
 class Writer:
-    """Owns the connection that writes. Its methods are for the event loop's thread only.
+    """The owner of the writing connection and its thread. Call it in the event loop only.
 
-    ``on_committed(operations, row, size_bytes)`` is called in the loop, in the order of the
-    commits. When a commit fails the thread writes nothing until ``on_failed(operations, error)``
-    has returned: it gets that batch and everything submitted after it, and none of it is on disk.
-    Commits for ``synced_runs`` wait for the disk, whatever the durability.
+    ``on_committed(operations, row, size_bytes)`` is called in the loop, in commit order. When a
+    commit fails, the thread writes nothing until ``on_failed(operations, error)`` has returned; its
+    operations are the failed batch and everything submitted after it, none of which is on disk.
+    Commits that change ``synced_runs`` wait for the disk, whatever the durability.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Writer:
         self._on_committed = on_committed
         self._on_failed = on_failed
         self._submitted: list[Operation] = []
-        """What the thread has not been given yet: waking it for each would cost more than they."""
+        """Operations of this tick. Waking the thread for each would cost more than the write."""
         self._calls: list[Callable[[], None]] = []
         self._is_tick_end_scheduled = False
         self._queue: SimpleQueue[list[Operation] | _Job | _Stop] = SimpleQueue()
@@ -78,7 +78,7 @@ class Writer:
         self._submitted.append(operation)
 
     def after_tick(self, call: Callable[[], None]) -> None:
-        """Call it when this turn is over, before the thread is given what was submitted."""
+        """Call ``call`` at the end of this tick, before the operations go to the thread."""
         self._schedule_tick_end()
         self._calls.append(call)
 
@@ -95,9 +95,9 @@ class Writer:
         self._hand_over()
 
     async def perform(self, work: Work, *, in_transaction: bool = True) -> object:
-        """Do ``work`` on the connection after what was submitted before; raises what it raises.
+        """Run ``work`` on the connection after all earlier operations, and return its result.
 
-        Cancelled, it may still be done.
+        If the caller is cancelled, ``work`` may still run.
         """
         job = _Job(work, in_transaction, self._loop.create_future())
         self._hand_over()
@@ -105,7 +105,7 @@ class Writer:
         return await job.done
 
     async def stop(self) -> None:
-        """Return when everything submitted before is written and the connection is closed."""
+        """Write all earlier operations, close the connection and end the thread."""
         stop = _Stop(self._loop.create_future())
         self._hand_over()
         self._queue.put(stop)
@@ -124,13 +124,13 @@ class Writer:
                     self._perform(item)
                 elif isinstance(item, _Stop):
                     self._connection.close()
-                    self._tell(_finish, item.done, None, None)
+                    self._call_in_loop(_resolve, item.done, None, None)
                     return
-        except _LoopGoneError:
+        except _LoopClosedError:
             self._connection.close()
 
     def _write_pending(self, item: list[Operation] | _Job | _Stop) -> _Job | _Stop | None:
-        """Commit ``item`` and the operations waiting behind it; what is to be done after them."""
+        """Commit ``item`` and the operations behind it; return the job or stop that follows."""
         batch: list[Operation] = []
         size_bytes = 0
         following: _Job | _Stop | None = None
@@ -157,24 +157,24 @@ class Writer:
             self._set_synchronous(self._durability_of(batch))
             if deleted:
                 self._transact(lambda connection: self._write(connection, packed, deleted))
-            else:  # A single statement is a transaction of its own.
+            else:  # A single statement is its own transaction.
                 tables.write_batch(self._connection, self._next_row, packed)
         except Exception as error:  # noqa: BLE001 - A dead thread would leave appends hanging.
             self._resumed.clear()
-            self._tell(self._fail, batch, error)
+            self._call_in_loop(self._fail, batch, error)
             self._resumed.wait()
         else:
             row = self._next_row
             self._next_row += 1
-            self._tell(self._on_committed, batch, row, size_bytes)
+            self._call_in_loop(self._on_committed, batch, row, size_bytes)
 
     def _write(self, connection: sqlite3.Connection, packed: bytes, deleted: list[int]) -> None:
         tables.write_batch(connection, self._next_row, packed)
         for number in deleted:
-            tables.forget_run(connection, number)
+            tables.delete_run(connection, number)
 
     def _fail(self, batch: list[Operation], error: Exception) -> None:
-        """In the loop: take back what builds upon the failed batch, and let the thread go on."""
+        """Fail the batch and all operations after it, in the loop, and let the thread continue."""
         kept: list[_Job | _Stop] = []
         while True:
             try:
@@ -197,15 +197,15 @@ class Writer:
     def _perform(self, job: _Job) -> None:
         try:
             if job.in_transaction:
-                # The next batch's sync covers what upkeep wrote before it: the WAL is in order.
+                # The WAL is sequential, so the next batch's sync covers this job too.
                 self._set_synchronous("process")
                 result = self._transact(job.work)
             else:
                 result = job.work(self._connection)
-        except Exception as error:  # noqa: BLE001 - It is raised where the job was asked for.
-            self._tell(_finish, job.done, None, error)
+        except Exception as error:  # noqa: BLE001 - It is raised to the caller of perform.
+            self._call_in_loop(_resolve, job.done, None, error)
         else:
-            self._tell(_finish, job.done, result, None)
+            self._call_in_loop(_resolve, job.done, result, None)
 
     def _durability_of(self, batch: list[Operation]) -> Durability:
         if self._synced_runs and any(each.run in self._synced_runs for each in batch):
@@ -227,18 +227,18 @@ class Writer:
             raise
         return result
 
-    def _tell(self, callback: Callable[..., None], *args: object) -> None:
+    def _call_in_loop(self, callback: Callable[..., None], *args: object) -> None:
         try:
             self._loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:
-            raise _LoopGoneError from None
+            raise _LoopClosedError from None
 
 
-class _LoopGoneError(Exception):
-    """The event loop was closed without ``stop``; nobody is left to be told anything."""
+class _LoopClosedError(Exception):
+    """The event loop was closed without ``stop``, so there is nobody to report to."""
 
 
-def _finish(done: "asyncio.Future[object]", result: object, error: Exception | None) -> None:
+def _resolve(done: "asyncio.Future[object]", result: object, error: Exception | None) -> None:
     if done.done():
         return
     if error is None:

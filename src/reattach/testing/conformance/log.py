@@ -1,4 +1,4 @@
-"""What every log must do, as tests: subclass ``LogConformance`` and give it a ``store``.
+"""The tests of the log contract: subclass ``LogConformance`` and give it a ``store``.
 
 >>> class MyStore(LogStore):
 ...     async def open_log(self):
@@ -8,9 +8,9 @@
 ...     def store(self):
 ...         return MyStore()
 
-The tests are coroutines and need AnyIO's pytest plugin in its ``auto`` mode. To have pytest
-explain a failed assertion, call ``pytest.register_assert_rewrite("reattach.testing")`` first.
-``reattach.testing.conformance.log_machine`` looks for what these tests have not thought of.
+The tests are coroutines and need AnyIO's pytest plugin in its ``auto`` mode. For detailed
+assertion messages, call ``pytest.register_assert_rewrite("reattach.testing")`` first.
+``reattach.testing.conformance.log_machine`` searches for cases that these tests miss.
 """
 
 import asyncio
@@ -34,36 +34,37 @@ from reattach.testing.conformance.log_samples import FRAMES, append_singly, writ
 
 
 class LogStore(ABC):
-    """A place where one log is opened, and opened again after its end. Empty at first."""
+    """A place, empty at first, where one log is opened and reopened."""
 
     @abstractmethod
     async def open_log(self) -> Log:
-        """The log with all that it kept. The one before was closed or has crashed."""
+        """Open the log with its stored content. The previous one was closed or has crashed."""
 
     async def crash(self, log: Log) -> None:
-        """Leave in the store what the death of the process at this moment would leave there.
+        """Leave the store as the death of the process at this moment would leave it.
 
-        For backends that survive that; ``log`` is not used any more and may be closed afterwards.
+        Override this for a backend that survives it. ``log`` is not used afterwards and may be
+        closed.
         """
         await log.aclose()
 
 
 class LogConformance(OwnershipConformance):
-    """Every sentence of ``reattach.log.base`` that can be seen to be kept or broken."""
+    """Tests of every observable statement of ``reattach.log.base``."""
 
     @pytest.fixture
     def store(self) -> LogStore:
-        """The store to be tested."""
+        """The store to test."""
         raise NotImplementedError
 
     @pytest.fixture
     async def log(self, store: LogStore) -> AsyncIterator[Log]:
-        """The log of the store, opened."""
+        """The opened log of the store."""
         log = await store.open_log()
         yield log
         await log.aclose()
 
-    async def test_a_log_is_empty_and_open_when_it_is_created(self, log: Log) -> None:
+    async def test_a_new_log_is_empty_and_open(self, log: Log) -> None:
         assert await log.open("run", 1) == Head(1, 0, closed=False)
         assert await log.head("run") == Head(1, 0, closed=False)
         assert await read(log, "run") == (1, [])
@@ -108,7 +109,7 @@ class LogConformance(OwnershipConformance):
         assert await read(log, "run") == (1, FRAMES[:3])
 
     @pytest.mark.promise("P3")
-    async def test_followers_see_an_append_and_its_close_at_once(self, log: Log) -> None:
+    async def test_followers_see_an_append_and_its_close_as_one_change(self, log: Log) -> None:
         await log.open("run", 1)
         async with log.follow("run") as tail:
             seen: list[tuple[int, bool]] = []
@@ -119,30 +120,30 @@ class LogConformance(OwnershipConformance):
         assert set(seen) == {(3, False), (5, True)}
 
     @pytest.mark.promise("P1")
-    async def test_what_is_submitted_is_appended_in_order_and_its_end_is_told(
+    async def test_submitted_appends_happen_in_order_and_report_their_outcome(
         self, log: Log
     ) -> None:
         await log.open("run", 2)
-        told: asyncio.Queue[Exception | None] = asyncio.Queue()
+        outcomes: asyncio.Queue[Exception | None] = asyncio.Queue()
         tasks = []
         async with asyncio.timeout(WAIT_SECONDS):
             for seq, frame in enumerate(FRAMES[:3], 1):
-                done = told.put_nowait
+                done = outcomes.put_nowait
                 tasks.append(log.submit("run", 2, seq, [frame], close=seq == 3, done=done))
-                assert told.empty(), "not before it has returned"
-                assert await told.get() is None
+                assert outcomes.empty(), "done is called after submit returns"
+                assert await outcomes.get() is None
             refused = [
-                log.submit("run", 1, 4, [b"late"], done=told.put_nowait),
-                log.submit("run", 2, 4, [b"late"], done=told.put_nowait),
-                log.submit("none", 1, 1, [b"a"], done=told.put_nowait),
+                log.submit("run", 1, 4, [b"late"], done=outcomes.put_nowait),
+                log.submit("run", 2, 4, [b"late"], done=outcomes.put_nowait),
+                log.submit("none", 1, 1, [b"a"], done=outcomes.put_nowait),
             ]
-            errors = {type(await told.get()) for _ in refused}
+            errors = {type(await outcomes.get()) for _ in refused}
         assert errors == {FencedError, LogClosedError, LogNotFoundError}
-        assert told.empty()
+        assert outcomes.empty()
         assert await read(log, "run") == (1, FRAMES[:3])
 
     @pytest.mark.promise("P1")
-    async def test_repeating_an_append_succeeds_and_changes_nothing(self, log: Log) -> None:
+    async def test_retrying_an_append_succeeds_and_changes_nothing(self, log: Log) -> None:
         await write(log, "run", FRAMES[:3])
         await log.append("run", 1, 4, FRAMES[3:6])
         await log.append("run", 1, 4, FRAMES[3:6])
@@ -151,7 +152,7 @@ class LogConformance(OwnershipConformance):
         assert await read(log, "run") == (1, FRAMES[:6])
 
     @pytest.mark.promise("P3")
-    async def test_repeating_a_closing_append_succeeds_and_changes_nothing(self, log: Log) -> None:
+    async def test_retrying_a_closing_append_succeeds_and_changes_nothing(self, log: Log) -> None:
         await write(log, "run", FRAMES[:3])
         for _ in range(2):
             await log.append("run", 1, 4, FRAMES[3:5], close=True)
@@ -170,7 +171,7 @@ class LogConformance(OwnershipConformance):
             ([], True),
         ],
     )
-    async def test_what_differs_from_the_log_is_no_repetition(
+    async def test_an_append_that_differs_from_the_log_is_no_retry(
         self, log: Log, frames: list[bytes], close: bool
     ) -> None:
         await write(log, "run", [b"a", b"b", b"cd"])
@@ -197,7 +198,9 @@ class LogConformance(OwnershipConformance):
                 assert read_on == (after + 1, FRAMES[after:])
 
     @pytest.mark.promise("P12")
-    async def test_a_read_keeps_to_its_bounds_but_always_gets_on(self, log: Log) -> None:
+    async def test_a_read_keeps_to_its_bounds_but_returns_at_least_one_frame(
+        self, log: Log
+    ) -> None:
         await write(log, "run", [b"a" * 10, b"b" * 10, b"c" * 100, b"d"])
         for after, max_bytes, max_events, last_seq in (
             (0, 20, 9, 2),
@@ -211,7 +214,7 @@ class LogConformance(OwnershipConformance):
             cut = await log.read("run", after, max_bytes=max_bytes, max_events=max_events)
             assert (cut.first_seq, cut.last_seq) == (after + 1, last_seq)
 
-    async def test_reading_at_the_end_or_past_it_gives_nothing(self, log: Log) -> None:
+    async def test_reading_at_the_end_or_after_it_returns_nothing(self, log: Log) -> None:
         await write(log, "run", FRAMES[:3])
         for close in False, True:
             for after in 3, 4, 1000:
@@ -223,7 +226,7 @@ class LogConformance(OwnershipConformance):
 
     @pytest.mark.promise("P5")
     @pytest.mark.parametrize("close", [False, True])
-    async def test_a_cursor_before_the_earliest_event_kept_is_told_which_that_is(
+    async def test_a_read_of_trimmed_events_is_refused_with_the_earliest_seq(
         self, log: Log, close: bool
     ) -> None:
         await write(log, "run", FRAMES[:10], close=close)
@@ -237,7 +240,7 @@ class LogConformance(OwnershipConformance):
         for after in range(3, 11):
             assert await read(log, "run", after) == (after + 1, FRAMES[after:10])
 
-    async def test_trimming_takes_at_most_all_and_the_log_goes_on(self, log: Log) -> None:
+    async def test_trimming_drops_at_most_all_events_and_the_log_continues(self, log: Log) -> None:
         await write(log, "run", FRAMES[:3])
         await log.trim("run", 100)
         assert await log.head("run") == Head(4, 3, closed=False)
@@ -245,7 +248,7 @@ class LogConformance(OwnershipConformance):
         assert await log.head("run") == Head(4, 5, closed=False)
         assert await read(log, "run", 3) == (4, FRAMES[3:5])
 
-    async def test_a_deleted_log_is_not_found_and_may_begin_anew(self, log: Log) -> None:
+    async def test_a_deleted_log_is_not_found_and_can_be_created_again(self, log: Log) -> None:
         await write(log, "run", FRAMES[:3], close=True)
         await write(log, "other", FRAMES[:2])
         await log.delete("run")
@@ -255,9 +258,7 @@ class LogConformance(OwnershipConformance):
         assert await read(log, "run") == (1, FRAMES[5:6])
         assert await read(log, "other") == (1, FRAMES[:2])
 
-    async def test_a_log_opened_while_it_is_deleted_is_the_old_or_the_new_one(
-        self, log: Log
-    ) -> None:
+    async def test_a_log_opened_during_its_deletion_is_the_old_or_a_new_one(self, log: Log) -> None:
         await write(log, "run", FRAMES[:3])
         delete = asyncio.create_task(log.delete("run"))
         await asyncio.sleep(0)
@@ -272,7 +273,7 @@ class LogConformance(OwnershipConformance):
             assert opened == head == Head(1, 0, closed=False)
 
     @pytest.mark.promise("P2")
-    async def test_the_tail_of_a_deleted_log_ends(self, log: Log) -> None:
+    async def test_the_tail_of_a_deleted_log_fails(self, log: Log) -> None:
         await write(log, "run", FRAMES[:3])
         async with log.follow("run") as tail:
             await log.delete("run")
@@ -291,7 +292,7 @@ class LogConformance(OwnershipConformance):
                 assert await follow(log, "run", 0) == FRAMES[:3]
 
     @pytest.mark.promise("P13")
-    async def test_a_closed_log_has_one_tail_as_long_as_anybody_follows_it(self, log: Log) -> None:
+    async def test_a_closed_log_keeps_its_tail_while_it_has_followers(self, log: Log) -> None:
         await write(log, "run", FRAMES[:3], close=True)
         async with log.follow("run") as one:
             for number in range(10):
@@ -301,7 +302,9 @@ class LogConformance(OwnershipConformance):
                 assert one is two
 
     @pytest.mark.promise("P4")
-    async def test_following_a_closed_log_ends_at_once_from_every_cursor(self, log: Log) -> None:
+    async def test_following_a_closed_log_ends_immediately_from_every_cursor(
+        self, log: Log
+    ) -> None:
         await write(log, "run", FRAMES[:10], close=True)
         for after in range(11):
             assert await follow(log, "run", after) == FRAMES[after:10]
@@ -325,7 +328,7 @@ class LogConformance(OwnershipConformance):
                 assert await reader == FRAMES[after:]
 
     @pytest.mark.promise("P2")
-    async def test_what_a_tail_shows_can_be_read(self, log: Log) -> None:
+    async def test_every_frame_in_a_tail_can_be_read(self, log: Log) -> None:
         await log.open("run", 1)
         async with log.follow("run") as tail:
             appends = asyncio.create_task(append_singly(log, "run", FRAMES))
@@ -336,8 +339,10 @@ class LogConformance(OwnershipConformance):
                 assert cut.frames == FRAMES[seq - 1]
             await appends
 
-    async def test_what_can_be_read_of_a_followed_run_is_in_its_tail(self, log: Log) -> None:
-        """C5: so its end is known to be the end."""
+    async def test_every_frame_that_is_read_of_a_followed_run_is_in_its_tail(
+        self, log: Log
+    ) -> None:
+        """C5: a reader of the last frame finds the tail closed."""
         await log.open("run", 1)
         async with log.follow("run") as tail:
             for seq, frame in enumerate(FRAMES, 1):
@@ -350,11 +355,11 @@ class LogConformance(OwnershipConformance):
             await until(tail, lambda: tail.closed)
 
     @pytest.mark.promise("P1")
-    @pytest.mark.parametrize("turns", range(6))
-    async def test_a_cancelled_append_can_be_repeated(self, log: Log, turns: int) -> None:
+    @pytest.mark.parametrize("ticks", range(6))
+    async def test_a_cancelled_append_can_be_retried(self, log: Log, ticks: int) -> None:
         await write(log, "run", FRAMES[:1])
         append = asyncio.create_task(log.append("run", 1, 2, FRAMES[1:4], close=True))
-        for _ in range(turns):
+        for _ in range(ticks):
             await asyncio.sleep(0)
         append.cancel()
         await asyncio.wait([append])
@@ -363,7 +368,7 @@ class LogConformance(OwnershipConformance):
         assert await read(log, "run") == (1, FRAMES[:4])
 
     @pytest.mark.promise("P1")
-    async def test_many_runs_are_appended_to_at_once_and_do_not_mix(self, log: Log) -> None:
+    async def test_concurrent_appends_to_many_runs_do_not_mix(self, log: Log) -> None:
         names = [f"run-{number}" for number in range(50)]
         frames = {name: [f"{name}:{seq}".encode() for seq in range(1, 21)] for name in names}
 
@@ -378,9 +383,7 @@ class LogConformance(OwnershipConformance):
             assert await read(log, name) == (1, frames[name])
 
     @pytest.mark.promise("P2")
-    async def test_closing_finishes_appends_and_ends_tails_without_closing_them(
-        self, log: Log
-    ) -> None:
+    async def test_aclose_finishes_appends_and_fails_tails(self, log: Log) -> None:
         await write(log, "run", FRAMES[:2])
         async with log.follow("run") as tail:
             append = asyncio.create_task(log.append("run", 1, 3, FRAMES[2:4]))
@@ -409,7 +412,7 @@ class LogConformance(OwnershipConformance):
     @pytest.mark.promise("P4")
     @pytest.mark.promise("P7")
     @pytest.mark.parametrize("crash", [False, True])
-    async def test_what_was_acknowledged_is_there_after_reopening(
+    async def test_acknowledged_changes_are_there_after_reopening(
         self, store: LogStore, crash: bool
     ) -> None:
         log = await store.open_log()
@@ -451,7 +454,7 @@ class LogConformance(OwnershipConformance):
             await log.aclose()
 
     @pytest.mark.promise("P2")
-    async def test_no_follower_saw_what_a_crash_then_loses(self, store: LogStore) -> None:
+    async def test_a_crash_loses_no_event_that_a_follower_saw(self, store: LogStore) -> None:
         log = await store.open_log()
         await log.open("run", 1)
         async with log.follow("run") as tail:
@@ -476,7 +479,7 @@ class LogConformance(OwnershipConformance):
 
 
 async def assert_not_found(log: Log, run_id: str) -> None:
-    """Everything but opening and deleting says that there is no such log."""
+    """Assert that all methods except open and delete raise LogNotFoundError."""
     for use in (
         log.append(run_id, 1, 1, FRAMES[:1]),
         log.head(run_id),

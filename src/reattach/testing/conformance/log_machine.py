@@ -1,4 +1,4 @@
-"""A search for sequences of calls after which a log differs from the one in memory.
+"""A search for sequences of calls after which a log differs from the in-memory log.
 
 Subclass ``LogMachine``, give it ``make_store``, and run its ``TestCase``:
 
@@ -36,7 +36,7 @@ bounds = st.sampled_from([1, 50, 300, 2**40])
 
 @dataclass
 class Reader:
-    """The same reader of the log and of its model."""
+    """One reader, with its tails in the log and in the model."""
 
     run_id: str
     cursor: int
@@ -55,28 +55,28 @@ class LastAppend:
 
 
 class LogMachine(RuleBasedStateMachine):
-    """Does the same to a log and to its model, and compares what they answer."""
+    """Makes the same calls to a log and to its model, and compares the results."""
 
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
         self.store = self.make_store()
-        self.log = self.do(self.store.open_log())
+        self.log = self.run_bounded(self.store.open_log())
         self.model: Log = MemoryLog()
         self.readers: list[Reader] = []
         self.last_append: LastAppend | None = None
 
     def make_store(self) -> LogStore:
-        """An empty store."""
+        """Return an empty store."""
         raise NotImplementedError
 
     def teardown(self) -> None:
-        self.do(self.leave())
-        self.do(self.log.aclose())
+        self.run_bounded(self.leave())
+        self.run_bounded(self.log.aclose())
         self.runner.close()
 
-    def do(self, work: Coroutine[object, object, T]) -> T:
-        """Do it within bounds."""
+    def run_bounded(self, work: Coroutine[object, object, T]) -> T:
+        """Run ``work`` with a timeout."""
 
         async def bounded() -> T:
             async with asyncio.timeout(WAIT_SECONDS):
@@ -84,15 +84,15 @@ class LogMachine(RuleBasedStateMachine):
 
         return self.runner.run(bounded())
 
-    def same(
+    def assert_same(
         self, real: Coroutine[object, object, T], expected: Coroutine[object, object, T]
     ) -> None:
-        """Both give the same, or raise the same."""
-        assert self.do(outcome(real)) == self.do(outcome(expected))
+        """Assert that both return the same or raise the same."""
+        assert self.run_bounded(outcome(real)) == self.run_bounded(outcome(expected))
 
     @rule(run_id=runs, token=tokens, first_seq=first_seqs, names=st.lists(aliases, max_size=2))
     def open(self, run_id: str, token: int, first_seq: int, names: list[str]) -> None:
-        self.same(
+        self.assert_same(
             self.log.open(run_id, token, first_seq=first_seq, aliases=names),
             self.model.open(run_id, token, first_seq=first_seq, aliases=names),
         )
@@ -100,7 +100,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule(alias=aliases)
     def find(self, alias: str) -> None:
         if self.log.capabilities.finds_aliases:
-            self.same(self.log.find(alias), self.model.find(alias))
+            self.assert_same(self.log.find(alias), self.model.find(alias))
 
     @rule(run_id=runs, token=tokens, frames=frame_lists, offset=st.integers(-3, 1))
     def append_anywhere(self, run_id: str, token: int, frames: list[bytes], offset: int) -> None:
@@ -120,7 +120,7 @@ class LogMachine(RuleBasedStateMachine):
 
     def append(self, wanted: LastAppend) -> None:
         self.last_append = wanted
-        self.same(append(self.log, wanted), append(self.model, wanted))
+        self.assert_same(append(self.log, wanted), append(self.model, wanted))
 
     @rule(frames=st.binary(min_size=1, max_size=20))
     def append_to_all_at_once(self, frames: bytes) -> None:
@@ -132,19 +132,19 @@ class LogMachine(RuleBasedStateMachine):
         async def appends(log: Log) -> list[object]:
             return await asyncio.gather(*(outcome(append(log, each)) for each in wanted))
 
-        self.same(appends(self.log), appends(self.model))
+        self.assert_same(appends(self.log), appends(self.model))
 
     @rule(run_id=runs, first_seq=st.integers(1, 30))
     def trim(self, run_id: str, first_seq: int) -> None:
-        self.same(self.log.trim(run_id, first_seq), self.model.trim(run_id, first_seq))
+        self.assert_same(self.log.trim(run_id, first_seq), self.model.trim(run_id, first_seq))
 
     @rule(run_id=runs)
     def delete(self, run_id: str) -> None:
-        self.same(self.log.delete(run_id), self.model.delete(run_id))
+        self.assert_same(self.log.delete(run_id), self.model.delete(run_id))
 
     @rule(run_id=runs, after=st.integers(0, 40), max_bytes=bounds, max_events=bounds)
     def read(self, run_id: str, after: int, max_bytes: int, max_events: int) -> None:
-        self.same(
+        self.assert_same(
             self.log.read(run_id, after, max_bytes=max_bytes, max_events=max_events),
             self.model.read(run_id, after, max_bytes=max_bytes, max_events=max_events),
         )
@@ -159,18 +159,20 @@ class LogMachine(RuleBasedStateMachine):
                 reader = Reader(run_id, cursor, tail, model_tail, contexts.pop_all())
                 self.readers.append(reader)
 
-        if self.do(outcome(self.model.head(run_id)))[1] is None:
-            self.same(enter_and_leave(self.log, run_id), enter_and_leave(self.model, run_id))
+        if self.run_bounded(outcome(self.model.head(run_id)))[1] is None:
+            self.assert_same(enter_and_leave(self.log, run_id), enter_and_leave(self.model, run_id))
         else:
-            self.do(enter())
+            self.run_bounded(enter())
 
     @rule(index=st.integers(0, 5), max_bytes=bounds)
     def advance_a_reader(self, index: int, max_bytes: int) -> None:
         if not self.readers:
             return
         reader = self.readers[index % len(self.readers)]
-        real = self.do(outcome(read_on(self.log, reader, reader.tail, max_bytes)))
-        expected = self.do(outcome(read_on(self.model, reader, reader.model_tail, max_bytes)))
+        real = self.run_bounded(outcome(read_on(self.log, reader, reader.tail, max_bytes)))
+        expected = self.run_bounded(
+            outcome(read_on(self.model, reader, reader.model_tail, max_bytes))
+        )
         if reader.model_tail.failure is None:
             assert real == expected
         if isinstance(real[1], Slice) and real[1].first_seq == reader.cursor + 1:
@@ -178,7 +180,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule()
     def readers_leave(self) -> None:
-        self.do(self.leave())
+        self.run_bounded(self.leave())
 
     @rule(crash=st.booleans())
     def reopen(self, crash: bool) -> None:
@@ -187,28 +189,28 @@ class LogMachine(RuleBasedStateMachine):
             return await self.store.open_log()
 
         kept = self.log.capabilities.survives_process_kill
-        self.do(self.leave())
-        self.log = self.do(reopened())
+        self.run_bounded(self.leave())
+        self.log = self.run_bounded(reopened())
         if not kept:
             self.model = MemoryLog()
 
-    @rule(turns=st.integers(1, 50))
-    def time_passes(self, turns: int) -> None:
-        """What a log does in the background gets a chance to be done in part."""
+    @rule(ticks=st.integers(1, 50))
+    def time_passes(self, ticks: int) -> None:
+        """Let the log's background work run in part."""
 
         async def idle() -> None:
-            for _ in range(turns):
+            for _ in range(ticks):
                 await asyncio.sleep(0.0001)
 
-        self.do(idle())
+        self.run_bounded(idle())
 
     @invariant()
-    def the_extents_are_the_same(self) -> None:
+    def heads_are_equal(self) -> None:
         for run_id in RUNS:
-            self.same(self.log.head(run_id), self.model.head(run_id))
+            self.assert_same(self.log.head(run_id), self.model.head(run_id))
 
     @invariant()
-    def the_tails_end_alike(self) -> None:
+    def tails_have_equal_ends(self) -> None:
         for reader in self.readers:
             assert reader.tail.closed is reader.model_tail.closed
             assert type(reader.tail.failure) is type(reader.model_tail.failure)
@@ -221,10 +223,10 @@ class LogMachine(RuleBasedStateMachine):
             except ReattachError:
                 return 0
 
-        return self.do(last())
+        return self.run_bounded(last())
 
     async def leave(self) -> None:
-        """All readers stop following."""
+        """Let all readers stop following."""
         while self.readers:
             await self.readers.pop().contexts.aclose()
 
@@ -236,7 +238,7 @@ async def append(log: Log, wanted: LastAppend) -> None:
 
 
 async def read_on(log: Log, reader: Reader, tail: Tail, max_bytes: int) -> Slice:
-    """What the reader gets next: from its tail, or from the log if that begins later."""
+    """Return the reader's next slice, from the tail, or from the log if the tail begins later."""
     if reader.cursor + 1 >= tail.first_seq:
         return tail.slice(reader.cursor, max_bytes=max_bytes, max_events=3)
     return await log.read(reader.run_id, reader.cursor, max_bytes=max_bytes, max_events=3)
@@ -248,7 +250,7 @@ async def enter_and_leave(log: Log, run_id: str) -> None:
 
 
 async def outcome(work: Coroutine[object, object, T]) -> tuple[object, T | None]:
-    """What happened: the kind of error and what it tells programs, or none and the result."""
+    """Return the error's type and machine-readable details, or None and the result."""
     try:
         return None, await work
     except ReattachError as error:

@@ -1,4 +1,4 @@
-"""What every log must do about its owners, as tests: a part of ``LogConformance``."""
+"""The tests of a log's ownership, a part of ``LogConformance``."""
 
 import pytest
 
@@ -15,10 +15,10 @@ from reattach.testing.conformance.log_samples import FRAMES, write
 
 
 class OwnershipConformance:
-    """Who may append, where the log goes on after a loss, and under which names it is found."""
+    """Tests of fencing, of continuing after a loss, and of aliases."""
 
     @pytest.mark.promise("P7")
-    async def test_a_newer_owner_shuts_out_the_older_one(self, log: Log) -> None:
+    async def test_a_newer_owner_fences_the_older_one(self, log: Log) -> None:
         await log.open("run", 5)
         await log.append("run", 5, 1, FRAMES[:2])
         assert await log.open("run", 6) == Head(1, 2, closed=False)
@@ -46,7 +46,7 @@ class OwnershipConformance:
         assert await read(log, "run") == (1, FRAMES[:2])
 
     @pytest.mark.promise("P5")
-    async def test_a_new_log_begins_where_it_is_told_to(self, log: Log) -> None:
+    async def test_a_new_log_begins_at_the_given_seq(self, log: Log) -> None:
         assert await log.open("run", 1, first_seq=100) == Head(100, 99, closed=False)
         with pytest.raises(SeqMismatchError) as caught:
             await log.append("run", 1, 1, FRAMES[:1])
@@ -60,7 +60,7 @@ class OwnershipConformance:
         assert await read(log, "run", 99) == (100, FRAMES[:3])
 
     @pytest.mark.promise("P5")
-    async def test_a_log_that_lost_its_end_goes_on_where_readers_have_nothing_of_it(
+    async def test_a_log_that_lost_its_end_continues_after_every_cursor_of_its_readers(
         self, log: Log
     ) -> None:
         await write(log, "run", FRAMES[:3])
@@ -81,7 +81,7 @@ class OwnershipConformance:
         assert await log.head("run") == Head(10, 12, closed=True)
         assert await follow(log, "run", 9) == FRAMES[9:12]
 
-    async def test_where_a_log_goes_on_is_nothing_to_a_closed_one_or_an_older_owner(
+    async def test_a_later_first_seq_has_no_effect_on_a_closed_log_or_for_an_older_owner(
         self, log: Log
     ) -> None:
         await write(log, "closed", FRAMES[:3], close=True)
@@ -93,9 +93,7 @@ class OwnershipConformance:
         assert await log.head("open") == Head(1, 0, closed=False)
 
     @pytest.mark.promise("P9")
-    async def test_a_run_is_found_by_its_aliases_as_long_as_its_log_is_there(
-        self, log: Log
-    ) -> None:
+    async def test_a_run_is_found_by_its_aliases_while_its_log_exists(self, log: Log) -> None:
         finds = log.capabilities.finds_aliases
         assert await log.find("one") is None
         await log.open("run", 1, aliases=["one", "two \n {x}"])

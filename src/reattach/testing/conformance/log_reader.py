@@ -1,4 +1,4 @@
-"""Readers of a log as tests need them: patient, bounded, and strict about what they get."""
+"""Bounded and strict readers of a log, for tests."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from reattach.log.base import Log, Tail
 
 WAIT_SECONDS = 30.0
-"""How long anything may take; it only keeps a broken log from hanging the tests."""
+"""The timeout of each step, so that a broken log does not hang the tests."""
 
 LARGE = 2**40
-"""No bound, in bytes or events."""
+"""An unlimited number of bytes or events."""
 
 
 async def read(
@@ -20,7 +20,7 @@ async def read(
     max_bytes: int = LARGE,
     max_events: int = LARGE,
 ) -> tuple[int, list[bytes]]:
-    """Everything after the cursor, read in slices of these bounds; the frames one by one."""
+    """Read everything after ``after`` in slices of these bounds, and return the single frames."""
     head = await log.head(run_id)
     frames = [
         (await log.read(run_id, at, max_bytes=1, max_events=1)).frames
@@ -41,7 +41,7 @@ async def read(
 
 
 async def follow(log: Log, run_id: str, after: int) -> list[bytes]:
-    """Every frame after the cursor until the log is closed."""
+    """Return every frame after ``after``, and wait until the log is closed."""
     frames: list[bytes] = []
     async with asyncio.timeout(WAIT_SECONDS), log.follow(run_id) as tail:
         while True:
@@ -58,7 +58,7 @@ async def follow(log: Log, run_id: str, after: int) -> list[bytes]:
 
 
 async def until(tail: Tail, condition: Callable[[], bool]) -> None:
-    """Return once the condition holds, looking after every change of the tail."""
+    """Return once ``condition`` holds; check it after every change of the tail."""
     changed = asyncio.Event()
     tail.subscribe(changed.set)
     try:

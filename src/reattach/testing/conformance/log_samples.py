@@ -1,11 +1,11 @@
-"""Frames for the tests of logs, and how they get there."""
+"""Sample frames for the tests of logs."""
 
 from collections.abc import Sequence
 
 from reattach.log.base import Log
 
 FRAMES = [b"id: %d\ndata: %s\n\n" % (seq, bytes(range(256)) * (seq % 3)) for seq in range(1, 41)]
-"""Of several sizes, and with every byte in them."""
+"""Frames of several sizes, which contain every byte."""
 
 
 async def write(log: Log, run_id: str, frames: Sequence[bytes], *, close: bool = False) -> None:
@@ -15,6 +15,6 @@ async def write(log: Log, run_id: str, frames: Sequence[bytes], *, close: bool =
 
 
 async def append_singly(log: Log, run_id: str, frames: Sequence[bytes]) -> None:
-    """Append to an empty log, one frame after the other."""
+    """Append to an empty log, one frame per append."""
     for seq, frame in enumerate(frames, 1):
         await log.append(run_id, 1, seq, [frame])
