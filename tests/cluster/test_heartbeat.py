@@ -47,7 +47,7 @@ async def test_a_busy_event_loop_does_not_cost_the_process_its_lease(nodes: Node
     node = await nodes.node(lease_seconds=LEASE_SECONDS)
     owner = node.runs.ownership.owner
     assert not is_buried_while_busy(owner, nodes, 2 * LEASE_SECONDS)
-    assert await nodes.stores.records.owners.alive(owner)
+    assert await nodes.stores.records.owners.is_alive(owner)
     assert node.runs.ownership.owner == owner
 
 
@@ -80,15 +80,15 @@ async def test_a_process_that_stood_still_judges_nobody_before_its_own_beat(
         clock.leap(ours.beat_seconds)
     clock.leap(20)
     await ours.expire_owners()
-    assert await owners.alive("lapsed")
+    assert await owners.is_alive("lapsed")
     await ours.beat()
     await ours.expire_owners()
-    assert await owners.alive("lapsed")
+    assert await owners.is_alive("lapsed")
     for _ in range(BEATS_PER_LEASE + 1):
         clock.leap(ours.beat_seconds)
         await ours.beat()
     await ours.expire_owners()
-    assert not await owners.alive("lapsed")
+    assert not await owners.is_alive("lapsed")
 
 
 @pytest.mark.promise("P7")
@@ -103,7 +103,7 @@ async def test_no_owner_buries_itself_nor_anybody_while_its_own_beat_is_old(
     assert await owners.bury("old") == []
     assert await owners.bury("nobody") == []
     assert sorted(await owners.bury("fresh")) == ["lapsed", "old"]
-    assert await owners.alive("fresh")
+    assert await owners.is_alive("fresh")
 
 
 @pytest.mark.promise("P7")

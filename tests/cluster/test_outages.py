@@ -200,7 +200,7 @@ async def test_nobody_is_buried_before_those_who_live_could_beat_again(nodes: No
     await records.owners.register("lapsed", 0)
     # One that has just come does not know yet who lives.
     await ours.expire_owners()
-    assert await records.owners.alive("lapsed")
+    assert await records.owners.is_alive("lapsed")
     for _ in range(6):
         await ours.beat()
         clock.leap(3)
@@ -214,17 +214,17 @@ async def test_nobody_is_buried_before_those_who_live_could_beat_again(nodes: No
         clock.leap(3)
         await ours.beat()
         await ours.expire_owners()
-        assert await records.owners.alive("lapsed")
+        assert await records.owners.is_alive("lapsed")
     # It was paused itself.
     clock.leap(20)
     await ours.beat()
     await ours.expire_owners()
-    assert await records.owners.alive("lapsed")
+    assert await records.owners.is_alive("lapsed")
     for _ in range(5):
         clock.leap(3)
         await ours.beat()
     await ours.expire_owners()
-    assert not await records.owners.alive("lapsed")
+    assert not await records.owners.is_alive("lapsed")
 
 
 @pytest.mark.promise("P7")

@@ -141,13 +141,13 @@ async def test_keys_are_looked_at_once_for_all_their_streams_and_not_without_any
 ) -> None:
     """D3: what the look costs does not grow with the readers."""
     looks: list[int] = []
-    valid = live.context.records.keys.valid
+    valid = live.context.records.keys.filter_valid
 
     async def counted(key_ids: Any) -> frozenset[str]:
         looks.append(len(key_ids))
         return await valid(key_ids)
 
-    monkeypatch.setattr(live.context.records.keys, "valid", counted)
+    monkeypatch.setattr(live.context.records.keys, "filter_valid", counted)
     agent, thread = await held(live)
     _, client = await keyed(live)
     async with client, live.stream(to(thread), asked(), client=client) as stream:

@@ -122,7 +122,7 @@ async def test_a_deleted_run_is_gone_and_its_messages_stay(server: Server) -> No
         assert (await server.client.get(f"/v1/runs/{run}{path}")).status_code == 404
     assert (await server.client.delete(f"/v1/runs/{run}")).status_code == 404
     assert len(await server.got(f"/v1/agents/{agent['id']}/messages")) == 3
-    assert await server.context.records.runs.expired(server.clock.now(), 10) == []
+    assert await server.context.records.runs.list_expired(server.clock.now(), 10) == []
 
 
 @pytest.mark.parametrize("path", ["", "/messages", "/usage", "/steps", "/metrics"])

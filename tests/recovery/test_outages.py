@@ -332,7 +332,7 @@ async def test_the_upkeep_goes_on_after_whatever_went_wrong(stores: Stores) -> N
 
     class Broken(Outage):
         async def around(self, step: str, call: Any) -> Any:
-            if step == "runs.expired" and self.attempts == 0:
+            if step == "runs.list_expired" and self.attempts == 0:
                 self.attempts += 1
                 raise RuntimeError("a fault")
             return await super().around(step, call)

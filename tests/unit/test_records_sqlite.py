@@ -60,7 +60,7 @@ async def test_a_write_waits_for_another_process_that_writes(
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
     waiting = asyncio.create_task(Records(database, SystemClock()).keys.create(DEFAULT_TENANT, "n"))
-    assert not await Records(database, SystemClock()).keys.any()
+    assert not await Records(database, SystemClock()).keys.exist()
     assert not waiting.done()
     other.execute("COMMIT")
     other.close()

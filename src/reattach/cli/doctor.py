@@ -174,7 +174,7 @@ async def _check_network(settings: Settings, records_url: str | None) -> Diagnos
             detail = f"other machines can reach {host}; the API keys cannot be read"
             return Diagnostic("warning", "network", detail, "Repair the database first.")
         try:
-            has_keys = await records.keys.any()
+            has_keys = await records.keys.exist()
         finally:
             await records.aclose()
     if has_keys:

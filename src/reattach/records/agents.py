@@ -180,8 +180,8 @@ class Agents:
     async def delete(self, tenant: TenantId, agent_id: AgentId) -> builtins.list[RunId]:
         """Delete the agent with its conversations, messages and runs; its blocks stay.
 
-        Returns the runs whose logs the caller has to delete. ``Runs.expired`` names them too, until
-        ``Runs.mark_log_deleted`` is called. Raises ConflictError while a run of it is active.
+        Returns the runs whose logs the caller has to delete. ``Runs.list_expired`` names them too,
+        until ``Runs.mark_log_deleted`` is called. Raises ConflictError while a run is active.
         """
         runs = schema.runs
         abandoned = schema.abandoned_logs

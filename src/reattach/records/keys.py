@@ -95,7 +95,7 @@ class Keys:
                 return key
         return None
 
-    async def valid(self, key_ids: Sequence[str]) -> frozenset[str]:
+    async def filter_valid(self, key_ids: Sequence[str]) -> frozenset[str]:
         """Return those of the keys that are neither revoked nor expired; for many at once."""
         is_valid = and_(
             _keys.c.revoked_at.is_(None),
@@ -111,7 +111,7 @@ class Keys:
 
         return await self._database.in_read(read)
 
-    async def any(self) -> bool:
+    async def exist(self) -> bool:
         """Whether a key was ever created: revoking the last key must not open the server."""
         return bool(await self._database.run_prepared(_ANY))
 

@@ -109,7 +109,7 @@ class Sends:
     async def _find_known(self, send: Send) -> Run | None:
         """Return the run that an earlier send with the same key created (P9)."""
         key = request_key(send.messages, send.thread)
-        return None if key is None else await self._records.runs.known(send.tenant, key)
+        return None if key is None else await self._records.runs.find_by_key(send.tenant, key)
 
     async def _start(self, send: Send, admit: Callable[[int], None]) -> asyncio.Future[Run]:
         """Start the run of ``send``. The future yields the run once the records have it."""

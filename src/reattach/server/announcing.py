@@ -45,7 +45,7 @@ async def announce(settings: Settings, catalog: Catalog, records: Records) -> No
     more = f" and {len(handles) - _SHOWN_MODELS} more" if len(handles) > _SHOWN_MODELS else ""
     logger.info("models", handles=", ".join(handles[:_SHOWN_MODELS]) + more, default=default)
     keys = "required"
-    if not await records.keys.any():
+    if not await records.keys.exist():
         keys = (
             "none exists, and one is required: create it with `reattach keys create NAME`"
             if settings.require_key

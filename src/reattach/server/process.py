@@ -67,7 +67,7 @@ async def serve(
 
 async def _require_key_for_network(context: Context) -> None:
     settings = context.settings
-    if settings.require_key or await context.records.keys.any():
+    if settings.require_key or await context.records.keys.exist():
         return
     if not is_loopback(settings.host):
         raise StartupError(

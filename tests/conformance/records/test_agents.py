@@ -213,9 +213,9 @@ async def test_deleting_an_agent_deletes_all_its_rows_and_returns_its_logs(world
         with pytest.raises(NotFoundError):
             await call
     assert await records.blocks.get(OURS, block.id) == block
-    assert await records.runs.expired(at(-999), 10) == [run_id]
+    assert await records.runs.list_expired(at(-999), 10) == [run_id]
     await records.runs.mark_log_deleted([run_id], at(10))
-    assert await records.runs.expired(at(999), 10) == []
+    assert await records.runs.list_expired(at(999), 10) == []
 
 
 async def test_an_agent_with_an_active_run_is_not_deleted(world: World) -> None:

@@ -16,12 +16,12 @@ async def test_a_key_is_found_by_its_secret_until_it_is_revoked(
     records: Records, clock: HandClock
 ) -> None:
     keys = records.keys
-    assert not await keys.any()
+    assert not await keys.exist()
     key, secret = await keys.create(OURS, "laptop")
     assert secret.startswith("rk_")
     assert secret.startswith(key.prefix)
     assert len(secret) > 40
-    assert await keys.any()
+    assert await keys.exist()
     assert await keys.find(secret) == key
     for wrong in ("", "rk_", secret[:-1], secret.upper(), "\ud800", key.prefix, key.id):
         assert await keys.find(wrong) is None
@@ -39,7 +39,7 @@ async def test_a_key_is_found_by_its_secret_until_it_is_revoked(
 async def test_a_server_whose_last_key_was_revoked_still_requires_keys(records: Records) -> None:
     key, _ = await records.keys.create(OURS, "laptop")
     await records.keys.revoke(key.id)
-    assert await records.keys.any()
+    assert await records.keys.exist()
 
 
 @pytest.mark.promise("S11")
@@ -80,13 +80,16 @@ async def test_a_key_is_found_and_valid_until_it_expires_and_keeps_its_scopes(
     asked = [whole.id, short.id, gone.id, "key-x"]
     clock.time = at(1)
     assert await keys.find(secret) == short
-    assert await keys.valid(asked) == {whole.id, short.id}
-    assert await keys.valid([*asked, *(f"key-{n}" for n in range(1200))]) == {whole.id, short.id}
+    assert await keys.filter_valid(asked) == {whole.id, short.id}
+    assert await keys.filter_valid([*asked, *(f"key-{n}" for n in range(1200))]) == {
+        whole.id,
+        short.id,
+    }
     clock.time = at(2)
     assert await keys.find(secret) is None
     assert await keys.find(whole_secret) == whole
-    assert await keys.valid(asked) == {whole.id}
-    assert await keys.valid([]) == frozenset()
+    assert await keys.filter_valid(asked) == {whole.id}
+    assert await keys.filter_valid([]) == frozenset()
     listed = await keys.list(OURS)
     assert [key.expires_at for key in listed] == [None, at(2)]
     assert [key.scopes for key in listed] == [ALL_SCOPES, {KeyScope.READ}]

@@ -42,17 +42,17 @@ async def let_pass(seconds: float, clock: HandClock, url: str) -> None:
 async def test_an_owner_lives_while_it_beats_within_its_lease(
     records: Records, other_process: Records, clock: HandClock, url: str
 ) -> None:
-    assert not await records.owners.alive("a")
+    assert not await records.owners.is_alive("a")
     await records.owners.register("a", LEASE_SECONDS)
     for _ in range(3):
         await let_pass(10, clock, url)
-        assert await other_process.owners.alive("a")
+        assert await other_process.owners.is_alive("a")
         assert await other_process.owners.bury() == []
         assert await records.owners.beat("a") == Beat(alive=True)
     await let_pass(16, clock, url)
-    assert await other_process.owners.alive("a")
+    assert await other_process.owners.is_alive("a")
     assert await other_process.owners.bury() == ["a"]
-    assert not await other_process.owners.alive("a")
+    assert not await other_process.owners.is_alive("a")
 
 
 @pytest.mark.promise("P7")
@@ -79,7 +79,7 @@ async def test_a_late_beat_before_the_burial_renews_the_lease(
     await let_pass(100, clock, url)
     assert await records.owners.beat("late") == Beat(alive=True)
     assert await other_process.owners.bury() == []
-    assert await other_process.owners.alive("late")
+    assert await other_process.owners.is_alive("late")
 
 
 @pytest.mark.promise("P7")
@@ -95,7 +95,7 @@ async def test_a_late_beat_and_a_concurrent_burial_agree_on_the_outcome(
                 records.owners.beat(owner), other_process.owners.bury()
             )
         assert beat.alive is (owner not in buried)
-        assert await records.owners.alive(owner) is beat.alive
+        assert await records.owners.is_alive(owner) is beat.alive
 
 
 async def test_registering_again_renews_the_lease(
@@ -104,7 +104,7 @@ async def test_registering_again_renews_the_lease(
     await records.owners.register("a", LEASE_SECONDS)
     await let_pass(16, clock, url)
     await records.owners.register("a", 60)
-    assert await records.owners.alive("a")
+    assert await records.owners.is_alive("a")
     await let_pass(50, clock, url)
     assert await records.owners.bury() == []
 
@@ -135,10 +135,10 @@ async def test_an_owner_leaves_when_its_runs_have_ended(world: World) -> None:
     await owners.register("process-1", LEASE_SECONDS)
     run = await world.start()
     assert not await owners.leave("process-1")
-    assert await owners.alive("process-1")
+    assert await owners.is_alive("process-1")
     await world.records.runs.settle(run.id, a_settlement())
     assert await owners.leave("process-1")
-    assert not await owners.alive("process-1")
+    assert not await owners.is_alive("process-1")
     assert await owners.leave("process-1")
 
 
@@ -146,7 +146,7 @@ async def test_a_single_process_buries_all_others_whatever_their_lease(records: 
     for owner in ("a", "b", "c"):
         await records.owners.register(owner, 1000)
     assert sorted(await records.owners.bury_all_but("b")) == ["a", "c"]
-    assert [await records.owners.alive(owner) for owner in "abc"] == [False, True, False]
+    assert [await records.owners.is_alive(owner) for owner in "abc"] == [False, True, False]
 
 
 @pytest.mark.promise("P7")

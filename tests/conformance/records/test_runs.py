@@ -300,14 +300,14 @@ async def test_a_log_expires_after_the_end_of_its_run_until_it_is_marked_deleted
     late, _ = await world.turn("x", completed_at=at(20))
     early, _ = await world.turn("x", completed_at=at(10))
     active = await world.start(created_at=at(-1000))
-    assert await runs.expired(at(10), 10) == []
-    assert await runs.expired(at(10.1), 10) == [early]
-    assert await runs.expired(at(21), 10) == [early, late]
-    assert await runs.expired(at(21), 1) == [early]
+    assert await runs.list_expired(at(10), 10) == []
+    assert await runs.list_expired(at(10.1), 10) == [early]
+    assert await runs.list_expired(at(21), 10) == [early, late]
+    assert await runs.list_expired(at(21), 1) == [early]
     await runs.mark_log_deleted([early, RunId("run-x")], at(30))
     await runs.mark_log_deleted([early], at(40))
     assert (await runs.get(OURS, early)).log_deleted_at == at(30)
-    assert await runs.expired(at(99), 10) == [late]
+    assert await runs.list_expired(at(99), 10) == [late]
     assert (await runs.get(OURS, active.id)).log_deleted_at is None
 
 
@@ -325,9 +325,9 @@ async def test_a_deleted_run_is_gone_with_its_key_and_its_messages_stay(world: W
             await call
     assert await world.records.messages.get(OURS, message.id) == message
     assert await runs.newest_by_otid(OURS, "a") is None
-    assert await runs.expired(at(-999), 10) == [run.id]
+    assert await runs.list_expired(at(-999), 10) == [run.id]
     await runs.mark_log_deleted([run.id], at(1))
-    assert await runs.expired(at(999), 10) == []
+    assert await runs.list_expired(at(999), 10) == []
     again = a_run(world.thread)
     assert await runs.create(OURS, again, a_key("a"), ["a"]) == RunCreated(again)
 

@@ -126,8 +126,8 @@ class AccessWatch:
     async def _look(self) -> None:
         used = list(self._used.values())
         key_ids = [access.key_id for access in used if access.key_id is not None]
-        valid = await self._keys.valid(key_ids) if key_ids else frozenset()
-        open_to_all = len(key_ids) < len(used) and not await self._keys.any()
+        valid = await self._keys.filter_valid(key_ids) if key_ids else frozenset()
+        open_to_all = len(key_ids) < len(used) and not await self._keys.exist()
         for access in used:
             if access.key_id in valid or (access.key_id is None and open_to_all):
                 continue

@@ -129,7 +129,7 @@ class Authenticator:
     async def _look_for_keys(self, now: float) -> bool:
         if now < self._keyless_until:
             return False
-        if await self._keys.any():
+        if await self._keys.exist():
             return True
         self._keyless_until = now + KEY_CACHE_SECONDS
         return False

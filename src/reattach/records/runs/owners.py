@@ -125,7 +125,7 @@ class Owners:
 
         return await self._database.in_write(write)
 
-    async def alive(self, owner: str) -> bool:
+    async def is_alive(self, owner: str) -> bool:
         """Whether the owner is registered, with an expired lease or not."""
         owners = schema.owners
         return bool(await self._database.rows(select(owners.c.id).where(owners.c.id == owner)))

@@ -120,7 +120,7 @@ class Runs:
                 lost = error
         raise lost
 
-    async def known(self, tenant: TenantId, key: RequestKey) -> Run | None:
+    async def find_by_key(self, tenant: TenantId, key: RequestKey) -> Run | None:
         """Return the run that the key created. Raises OtidConflictError for another payload."""
         return await self._database.in_read(known_run, tenant, key)
 
@@ -138,11 +138,11 @@ class Runs:
         return target
 
     async def target_by_otid(self, tenant: TenantId, otid: str) -> Target | None:
-        """Return that part of the run of ``newest_by_otid``."""
+        """Return the same part of the run of ``newest_by_otid``."""
         return await self._find_target(_TARGET_BY_OTID, tenant=tenant, otid=otid)
 
     async def active_target(self, tenant: TenantId, thread: Thread) -> Target | None:
-        """Return that part of the run of ``active``."""
+        """Return the same part of the run of ``active``."""
         return await self._find_target(_ACTIVE_TARGET, tenant=tenant, thread_key=thread.key)
 
     async def newest_by_otid(self, tenant: TenantId, otid: str) -> Run | None:
@@ -274,7 +274,7 @@ class Runs:
         """
         return await self._database.in_write(orphans.take_over, run_id, token, owner, step)
 
-    async def held(self, run_id: RunId, owner: str) -> Run | None:
+    async def find_owned(self, run_id: RunId, owner: str) -> Run | None:
         """Return the run if it is active and ``owner`` owns it."""
         return await self._database.in_read(orphans.owned_run, run_id, owner)
 
@@ -282,14 +282,14 @@ class Runs:
         """Return status and owner of each run that has a record."""
         return await self._database.in_read(auditing.standings, run_ids)
 
-    async def ended(self, run_id: RunId) -> Run | None:
+    async def find_ended(self, run_id: RunId) -> Run | None:
         """Return the run if it has ended, as far as its row can be read."""
         return await self._database.in_read(auditing.ended_run, run_id)
 
     async def abandon_logs(self, run_ids: Sequence[str], at: datetime) -> builtins.list[RunId]:
         """Schedule logs without a record for deletion at ``at``; return the newly scheduled ones.
 
-        ``expired`` returns them from then on.
+        ``list_expired`` returns them from then on.
         """
         return await self._database.in_write(auditing.abandon_logs, run_ids, at)
 
@@ -326,7 +326,7 @@ class Runs:
         found: datetime | None = (await self._database.rows(latest))[0]["at"]
         return found
 
-    async def expired(
+    async def list_expired(
         self, before: datetime, limit: int, *, after: datetime | None = None
     ) -> builtins.list[RunId]:
         """List at most ``limit`` runs of all tenants whose logs have to be deleted.
@@ -369,7 +369,7 @@ class Runs:
     async def delete(self, tenant: TenantId, run_id: RunId) -> None:
         """Delete an ended run with its steps, key and OTIDs; its messages stay in their threads.
 
-        ``expired`` names it until its log is deleted. Raises ConflictError while it is active.
+        ``list_expired`` names it until its log is deleted. Raises ConflictError while it is active.
         """
         runs = schema.runs
 

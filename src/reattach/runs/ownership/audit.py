@@ -109,7 +109,7 @@ class Audit:
         return run_id in self._drivers or run_id in self._recovery.pending
 
     async def _end_without_driver(self, run_id: RunId, owner: str) -> bool:
-        run = await self._records.runs.held(run_id, owner)
+        run = await self._records.runs.find_owned(run_id, owner)
         if run is None or self._has_driver(run_id):
             return False
         logger.warning("active run without driver", run_id=run_id)
@@ -189,7 +189,7 @@ class Audit:
         return len(new)
 
     async def _close_if_lost(self, run_id: RunId) -> bool:
-        run = await self._records.runs.ended(run_id)
+        run = await self._records.runs.find_ended(run_id)
         if run is None or not await close_lost_log(run, self._log):
             return False
         logger.error("store lost the end of a log", run_id=run_id)

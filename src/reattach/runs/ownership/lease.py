@@ -113,7 +113,7 @@ class Ownership:
             StoreUnavailableError: The records do not answer.
         """
         await self.expire_owners()
-        return not await self._owners.alive(owner)
+        return not await self._owners.is_alive(owner)
 
     async def release(self) -> None:
         """Give up the lease, unless this owner still has runs for others to end."""

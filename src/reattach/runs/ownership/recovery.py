@@ -204,7 +204,7 @@ class Recovery:
         if owned is not None:
             return owned
         # An earlier attempt may have succeeded although its answer was lost.
-        return await self._records.runs.held(run.id, owner)
+        return await self._records.runs.find_owned(run.id, owner)
 
 
 async def end_orphan(

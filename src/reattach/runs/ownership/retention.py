@@ -58,7 +58,7 @@ class Retention:
         was_steady_long = at_seconds - self._steady_since > self._kept.total_seconds()
         before = now - self._kept if self._is_steady or was_steady_long else _NEVER
         after = now + self._tolerance if was_steady_long else None
-        return await self._records.runs.expired(before, limit, after=after)
+        return await self._records.runs.list_expired(before, limit, after=after)
 
     def expired_error(self, run: Run) -> ExpiredError:
         """Return the error for readers of an ended run whose log was deleted or lost."""
