@@ -1,4 +1,4 @@
-"""``reattach db``, and what a server says about a database that it can not use."""
+"""``reattach db``, and a server's errors about an unusable database."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def assert_refuses(ended: Ended, *said: str) -> None:
     assert "Traceback" not in ended.err
 
 
-def test_a_database_is_upgraded_once_by_several_at_once_and_its_status_says_so(
+def test_concurrent_upgrades_migrate_a_database_once_and_status_reports_it(
     empty_postgresql_url: str,
 ) -> None:
     url = {"REATTACH_DATABASE_URL": empty_postgresql_url}

@@ -1,4 +1,4 @@
-"""``reattach doctor`` finds what is broken, and says how to mend it."""
+"""``reattach doctor`` finds faults and names their remedies."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_a_replica_and_missing_replicas_are_found(
         replica.close()
 
 
-def test_a_redis_that_is_gone_or_stands_still_is_found_in_bounded_time(
+def test_the_doctor_reports_a_dead_or_paused_redis_in_bounded_time(
     postgresql_url: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_checks, "CHECK_SECONDS", 0.5)

@@ -1,4 +1,4 @@
-"""``reattach keys``: what a key allows, until when, and what the list shows."""
+"""``reattach keys``: scopes, expiry, and the list of keys."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def kept(data_dir: Path) -> list[ApiKey]:
 
 
 def test_a_key_gets_the_scopes_and_the_expiry_that_are_asked_for(tmp_path: Path) -> None:
-    """D13: keys can be limited in what they allow and for how long."""
+    """D13: keys have scopes and an expiry."""
     keys(tmp_path, "create", "whole")
     keys(tmp_path, "create", "short", "--expires", "30d", "--scope", "read", "--scope", "send")
     whole, short = kept(tmp_path)
@@ -50,9 +50,7 @@ def test_a_key_gets_the_scopes_and_the_expiry_that_are_asked_for(tmp_path: Path)
 
 
 @pytest.mark.parametrize("expires", ["", "30", "d", "0d", "-1d", "1.5h", "99999d", "30 d", "soon"])
-def test_an_expiry_that_is_no_duration_is_refused_with_examples(
-    tmp_path: Path, expires: str
-) -> None:
+def test_an_invalid_expiry_is_refused_with_examples(tmp_path: Path, expires: str) -> None:
     """D13: a mistyped expiry makes no key that lasts for ever."""
     said = keys(tmp_path, "create", "key", "--expires", expires, status=2)
     assert "30d" in said

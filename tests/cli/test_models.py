@@ -1,4 +1,4 @@
-"""The command line says which models there are, and what keeps them from answering."""
+"""The command line lists models, and reasons why models cannot answer."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ class Client:
 
 @dataclass
 class Served:
-    """A listening server. ``pass_time`` is the only time that it knows."""
+    """A listening server. Its time passes only in ``pass_time``."""
 
     application: Application
     watch: Watch

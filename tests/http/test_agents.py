@@ -52,7 +52,7 @@ async def test_an_agent_is_given_back_as_it_was_made(server: Server) -> None:
     assert "unknown_member" not in made
 
 
-async def test_an_agent_needs_nothing_said_of_it(server: Server) -> None:
+async def test_an_agent_can_be_created_from_an_empty_body(server: Server) -> None:
     made = await server.agent()
     assert made["name"].startswith("Agent ")
     assert made["model"] == "scripted/echo"
@@ -282,7 +282,7 @@ async def test_a_longer_list_costs_no_more_queries(server: Server) -> None:
     assert max(queries[0]) <= 7  # Each list first asks for the sizes of its rows.
 
 
-async def test_the_older_configuration_says_how_the_model_is_asked(server: Server) -> None:
+async def test_llm_config_sets_the_model_settings(server: Server) -> None:
     config = {
         "model": "slow",
         "model_endpoint_type": "scripted",

@@ -1,4 +1,4 @@
-"""Whatever an engine yields: the run ends, its log is dense, and the conversation goes on."""
+"""For any deltas of an engine, the run ends, its log is dense, and the conversation is usable."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ SENDS = st.fixed_dictionaries(
 
 
 class AnyEngine(Engine):
-    """Yields what a test says, once, then a plain answer to everything."""
+    """Yields the deltas of a test once, then plain answers."""
 
     announces_tools = True
 
@@ -197,7 +197,7 @@ async def assert_recovery_would_keep_the_same(
 @pytest.mark.promise("P1", "P3", "P4")
 @given(deltas=st.lists(DELTAS, max_size=10), body=SENDS)
 @settings(max_examples=15, suppress_health_check=list(HealthCheck))
-async def test_any_deltas_leave_a_run_that_ends_and_a_conversation_that_goes_on(
+async def test_after_any_deltas_the_run_ends_and_the_conversation_is_usable(
     alone: Server, engine: AnyEngine, deltas: list[Any], body: dict[str, Any]
 ) -> None:
     """A1, A2, A6, A7"""

@@ -29,7 +29,7 @@ TOOLS = [{"name": name, "parameters": {"type": "object"}} for name in ("look", "
 async def asked(
     live: LiveServer, thread: str, message: str = "[client_tool=look][chunks=0]", **body: Any
 ) -> tuple[list[Frame], dict[str, str]]:
-    """Send what makes the model call tools; the stream, and the ids of the calls by name."""
+    """Make the model call tools; return the stream, and the ids of the calls by name."""
     sent = {"input": message, "client_tools": TOOLS, "background": True, **body}
     frames = await live.streamed(to(thread), sent)
     assert stop_of(frames) == "requires_approval"

@@ -13,7 +13,7 @@ def to(agent_id: str) -> str:
     return f"/v1/agents/{agent_id}/messages/async"
 
 
-async def test_an_async_send_is_answered_with_its_run_while_that_goes_on(live: LiveServer) -> None:
+async def test_an_async_send_returns_its_run_before_the_run_ends(live: LiveServer) -> None:
     agent = (await live.agent())["id"]
     live.gates.hold(agent)
     run = await live.made(to(agent), told("lantern"))
@@ -58,7 +58,7 @@ async def test_the_stream_of_an_async_run_resumes_by_run_otid_and_conversation(
 
 
 @pytest.mark.promise("P9")
-async def test_an_async_send_that_comes_again_is_answered_with_the_same_run(
+async def test_a_repeated_async_send_returns_the_same_run(
     live: LiveServer,
 ) -> None:
     agent = (await live.agent())["id"]

@@ -254,7 +254,7 @@ async def test_an_open_server_closes_with_its_first_key_and_stays_so() -> None:
     assert await refused(authenticator, "bad")
 
 
-async def test_a_store_that_does_not_answer_lets_nobody_in(
+async def test_an_unavailable_store_gets_503_for_every_key(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = await with_key(server)
@@ -430,7 +430,7 @@ async def test_a_key_with_one_scope_allows_only_operations_of_that_scope(
 
 
 async def test_the_scopes_of_operations_follow_from_their_methods(server: Server) -> None:
-    """D13: whatever reads needs read, whatever deletes needs admin, and what is named exists."""
+    """D13: reading needs read, deleting needs admin, and listed operations exist."""
     needed = scopes_needed(server)
     for (method, _), scope in needed.items():
         assert (method != "get") or scope is KeyScope.READ
@@ -494,7 +494,7 @@ async def test_the_use_of_a_key_is_written_once_a_minute_however_much_it_is_used
 async def test_a_refused_key_leaves_a_line_with_its_prefix_and_where_it_came_from(
     server: Server, log_lines: list[Any]
 ) -> None:
-    """D13: failed keys are told in the log, and no secret is."""
+    """D13: refused keys are logged without secrets."""
     client = await with_key(server)
     ours = "rk_" + "abcdefgh" * 6
     for authorization in (f"Bearer {ours}", "Bearer hunter2\x1b[0m", "Basic aHVudGVyMg==", ""):

@@ -22,11 +22,11 @@ INSIDES = re.compile(
     re.IGNORECASE,
 )
 MAX_ERROR_BYTES = 20_000
-"""Beyond what twenty faults of a request take, and far below what a client can send."""
+"""More than twenty faults of a request take, and far less than a client can send."""
 
 
 class Place:
-    """A server with two tenants, one of which sends what is wrong."""
+    """A server with two tenants, one of which sends invalid requests."""
 
     def __init__(
         self, live: LiveServer, client: httpx2.AsyncClient, paths: Mapping[str, str], secrets: str

@@ -30,7 +30,7 @@ async def asked(live: LiveServer, message: str, url: str, **body: Any) -> dict[s
 
 
 async def noted(live: LiveServer, run_id: str) -> dict[str, Any]:
-    """The run, once what came of its callback is noted."""
+    """The run, once the outcome of its callback is recorded."""
     async with asyncio.timeout(WAIT_SECONDS):
         while (run := await live.run(run_id))["callback_sent_at"] is None:
             await asyncio.sleep(0.01)
@@ -85,7 +85,7 @@ async def test_a_cancelled_run_sends_a_callback(live: LiveServer) -> None:
         assert (await receiver.call()).told["status"] == "cancelled"
 
 
-async def test_a_send_that_comes_again_makes_no_second_call(live: LiveServer) -> None:
+async def test_a_repeated_send_makes_no_second_callback(live: LiveServer) -> None:
     async with receiving() as receiver:
         agent = (await live.agent())["id"]
         path = f"/v1/agents/{agent}/messages/async"
@@ -97,7 +97,7 @@ async def test_a_send_that_comes_again_makes_no_second_call(live: LiveServer) ->
         assert len(receiver.calls) == 1
 
 
-async def test_the_documented_code_knows_a_genuine_call_from_others(live: LiveServer) -> None:
+async def test_the_documented_code_verifies_signatures(live: LiveServer) -> None:
     """D5: calls are signed as Standard Webhooks, by the tenant's secret, receiver included."""
     page: dict[str, Any] = {}
     exec(blocks(ROOT / "docs" / "callbacks.md", "python"), page)

@@ -174,7 +174,7 @@ async def test_after_a_cancel_the_conversation_is_free_at_once(live: LiveServer)
 
 
 @pytest.mark.promise("P6")
-async def test_a_cancel_that_takes_too_long_says_so_and_is_not_lost(
+async def test_a_slow_cancel_returns_cancelling_and_is_not_lost(
     live: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent, conversation = await new_threads(live)
@@ -194,7 +194,7 @@ async def test_a_cancel_that_takes_too_long_says_so_and_is_not_lost(
 
 
 @pytest.mark.promise("P11")
-async def test_nobody_cancels_the_run_of_another_tenant(tmp_path: Path) -> None:
+async def test_a_run_of_another_tenant_cannot_be_cancelled(tmp_path: Path) -> None:
     async with listening(tmp_path) as live:
         agent, conversation = await new_threads(live)
         run = await live.held_run(agent, conversation, "[chunks=3]", after=1)

@@ -68,7 +68,7 @@ def test_a_client_is_an_address_or_a_network_of_ipv6(
 
 
 @pytest.mark.promise("P12")
-async def test_a_server_has_the_connections_that_its_settings_say(tmp_path: Path) -> None:
+async def test_the_settings_limit_the_connections_of_a_server(tmp_path: Path) -> None:
     """B4: nothing bounds the connections of an address."""
     async with listening(tmp_path, max_connections_per_address=2) as live:
         kept = [await asyncio.open_connection(*live.address) for _ in range(2)]

@@ -18,7 +18,7 @@ async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveSe
 
 
 async def small(live: LiveServer, *, window: int = 100, **body: Any) -> tuple[str, str]:
-    """An agent whose model is told up to ``window`` tokens, and a conversation with it."""
+    """An agent with a context window of ``window`` tokens, and a conversation with it."""
     agent = await live.agent(system="Be brief.", context_window_limit=window, **body)
     live.gates.open(agent["id"])
     return agent["id"], (await live.conversation(agent["id"]))["id"]
@@ -38,7 +38,7 @@ async def filled(live: LiveServer, thread: str, turns: int = 4) -> None:
 
 
 async def told(live: LiveServer, thread: str) -> str:
-    """What the model is told before its next turn."""
+    """The context of the model's next turn."""
     return text(await sent(live, thread, "[history]"))
 
 
@@ -133,7 +133,7 @@ async def test_a_summary_is_a_step_whose_tokens_count(live: LiveServer) -> None:
     assert usage["completion_tokens"] > 30
 
 
-async def test_the_model_that_finds_a_turn_too_long_is_asked_once_more_with_a_summary(
+async def test_a_turn_that_the_model_finds_too_long_is_retried_with_a_summary(
     live: LiveServer,
 ) -> None:
     agent, thread = await small(live, window=100_000)
@@ -150,7 +150,7 @@ async def test_the_model_that_finds_a_turn_too_long_is_asked_once_more_with_a_su
     assert error["error_type"] == "context_window_exceeded"
 
 
-async def test_a_conversation_with_nothing_to_leave_out_tells_that_it_is_too_long(
+async def test_a_conversation_that_cannot_be_shortened_gets_a_context_window_error(
     live: LiveServer,
 ) -> None:
     _, thread = await small(live, window=100_000)
@@ -223,7 +223,7 @@ async def test_a_fork_has_the_context_of_its_source(live: LiveServer) -> None:
     assert fork["in_context_message_ids"][1:] == source["in_context_message_ids"][1:]
 
 
-async def test_the_settings_of_the_agent_say_how_it_is_compacted(live: LiveServer) -> None:
+async def test_an_agent_is_compacted_by_its_own_settings(live: LiveServer) -> None:
     settings = {"mode": "all", "clip_chars": 10, "prompt": "Sum it up.", "model": "scripted/echo"}
     _, thread = await small(live, compaction_settings={**settings, "prompt_acknowledgement": True})
     await filled(live, thread)

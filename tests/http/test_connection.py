@@ -1,4 +1,4 @@
-"""The HTTP/1.1 connection over real sockets: what never ends, and what HTTP forbids."""
+"""The HTTP/1.1 connection over real sockets: deadlines, and violations of HTTP."""
 
 from __future__ import annotations
 
@@ -103,9 +103,7 @@ async def test_a_head_that_trickles_in_is_408_all_the_same(server: Served) -> No
 
 @pytest.mark.promise("P12")
 @pytest.mark.parametrize("said", [b"", b"\r\n", b"\r\n\r\n"], ids=repr)
-async def test_a_connection_that_says_nothing_is_closed_after_30_seconds(
-    server: Served, said: bytes
-) -> None:
+async def test_a_silent_connection_is_closed_after_30_seconds(server: Served, said: bytes) -> None:
     """B4: a connection that sends nothing is kept for ever."""
     client = await server.connect(said)
     await server.until_state(State.HEAD)
@@ -200,7 +198,7 @@ async def test_time_that_the_application_takes_is_not_the_clients(server: Served
 
 
 @pytest.mark.promise("P12")
-async def test_a_client_that_says_no_end_after_an_error_is_left_after_a_second(
+async def test_a_client_that_does_not_close_after_an_error_is_dropped_after_a_second(
     server: Served,
 ) -> None:
     client = await server.connect(b"nonsense\r\n\r\n")
@@ -246,7 +244,7 @@ async def test_a_client_that_takes_nothing_of_a_large_answer_is_aborted(
 
 @pytest.mark.promise("P12")
 async def test_a_reader_that_takes_nothing_of_the_last_64_kib_is_aborted(server: Served) -> None:
-    """C7: what fits into the buffers is never looked at again."""
+    """C7: a response that fits into the buffers is not checked again."""
     await server.connect(b"GET /stream HTTP/1.1\r\n" + HOST + b"\r\n", receive_bytes=4096)
     await server.until_state(State.DETACHED)
     kept = server.application.kept
@@ -561,7 +559,7 @@ async def test_a_wish_to_upgrade_is_answered_as_any_request(server: Served, upgr
     assert [exchange.body for exchange in server.application.exchanges] == [b"GE", b""]
 
 
-async def test_an_absolute_target_says_the_host(server: Served) -> None:
+async def test_the_host_of_an_absolute_target_replaces_the_header(server: Served) -> None:
     said = b"GET http://b:80/x%20y?z=1 HTTP/1.1\r\nHost: a\r\n" + CLOSE + b"\r\n"
     assert statuses(await server.exchange(said)) == [200]
     (exchange,) = server.application.exchanges
@@ -650,7 +648,7 @@ async def test_one_address_has_as_many_connections_as_it_may_and_no_more() -> No
         assert statuses(await server.exchange(GET[:-2] + CLOSE + b"\r\n")) == [200]
 
 
-async def test_connections_that_say_nothing_give_way_and_requests_under_way_do_not() -> None:
+async def test_silent_connections_give_way_to_new_ones_and_open_requests_do_not() -> None:
     """B4: connections that say nothing shut others out."""
     async with served(most=3, each=3) as server:
         busy = await server.connect(GET.replace(b"/x", b"/wait"))

@@ -131,7 +131,7 @@ async def test_calls_that_wait_for_an_approval_stay_in_context(live: LiveServer)
     assert text(answer) == "deploy success: deploy returned 1\n"
 
 
-async def test_a_compaction_goes_on_when_its_client_goes_away(live: LiveServer) -> None:
+async def test_a_compaction_continues_when_its_client_disconnects(live: LiveServer) -> None:
     agent, thread = await new_threads(live)
     await filled(live, thread)
     live.gates.hold(agent)
@@ -152,7 +152,7 @@ async def test_a_compaction_goes_on_when_its_client_goes_away(live: LiveServer) 
 # The system prompt.
 
 
-async def test_the_system_prompt_says_where_the_model_is(live: LiveServer) -> None:
+async def test_the_system_prompt_names_the_agent_and_the_conversation(live: LiveServer) -> None:
     agent, thread = await new_threads(live)
     for named, conversation in ((thread, thread), ("default", "default")):
         answer = await live.send(named, "[system]", agent_id=agent)

@@ -134,7 +134,7 @@ async def test_a_cursor_of_zero_or_less_gives_the_run_from_its_start(
 
 @pytest.mark.promise("S6")
 @pytest.mark.parametrize("cursor", [5, "5", 5.0], ids=repr)
-async def test_a_cursor_may_be_said_as_text(live: LiveServer, cursor: Any) -> None:
+async def test_a_cursor_may_be_a_string(live: LiveServer, cursor: Any) -> None:
     run, whole = await ended_run(live, "[chunks=5]")
     frames = await live.streamed(f"/v1/runs/{run}/stream", {"starting_after": cursor})
     assert joined(frames) == joined(whole[5:])

@@ -1,4 +1,4 @@
-"""One damaged row, of any table: everything else answers, and so does what is left of the row."""
+"""With one damaged row in any table, everything else still works, and so do its intact values."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Database:
         )
 
     async def damage(self, table: str, column: str, value: str) -> Any:
-        """Damage the value of the first row that has one; return how to mend it."""
+        """Damage the value of the first row that has one; return a function that repairs it."""
         return await asyncio.to_thread(self._damage, table, column, value)
 
     async def mend(self, was: Any) -> None:

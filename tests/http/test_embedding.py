@@ -87,7 +87,7 @@ async def test_a_question_asked_again_with_its_otid_is_the_same_run(tmp_path: Pa
     assert {run.id for run in runs} == {found.id}
 
 
-async def test_a_conversation_goes_on_with_its_history(tmp_path: Path) -> None:
+async def test_a_conversation_continues_with_its_history(tmp_path: Path) -> None:
     async with Reattach({"shout": shout, "recall": recall}, data_dir=tmp_path) as streams:
         first = await streams.ask("hello", model="function/shout")
         await read_to_end(streams, first.id)
@@ -170,10 +170,10 @@ async def test_the_whole_api_can_be_mounted_beside_routes_of_ones_own(tmp_path: 
         ("127.0.0.1", "http://localhost", {"X-Forwarded-For": "192.0.2.7"}),
     ],
 )
-async def test_a_mounted_application_without_a_key_is_closed_unless_it_is_said_to_be_open(
+async def test_a_mounted_application_without_a_key_is_closed_unless_open_is_true(
     tmp_path: Path, client: str, url: str, headers: dict[str, str]
 ) -> None:
-    """D1: mounting the API opens it to nobody but this machine."""
+    """D1: a mounted API is open to this machine only."""
     for is_open, path in (False, tmp_path / "closed"), (True, tmp_path / "open"):
         streams = Reattach(shout, data_dir=path, open=is_open)
         app = FastAPI(lifespan=streams.lifespan)
@@ -204,6 +204,6 @@ async def test_a_mounted_application_that_is_open_closes_with_its_first_key(tmp_
             assert (await http.get("/v1/models/")).status_code == 401
 
 
-async def test_one_that_is_not_open_says_how_to_open_it(tmp_path: Path) -> None:
+async def test_an_instance_that_is_not_open_raises_an_error_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="lifespan"):
         await Reattach(shout, data_dir=tmp_path).ask("hello")

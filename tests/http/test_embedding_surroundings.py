@@ -123,7 +123,7 @@ async def get(app: FastAPI, path: str) -> httpx2.Response:
 async def test_a_stream_keeps_the_headers_cookies_and_background_of_the_application(
     tmp_path: Path,
 ) -> None:
-    """E6: what the application sets on the response reaches the client."""
+    """E6: headers and cookies that the application sets reach the client."""
     done: list[str] = []
     async with Reattach(shout, data_dir=tmp_path) as streams:
         app = FastAPI()

@@ -51,7 +51,7 @@ def test_a_model_error_also_has_the_form_of_the_retired_server() -> None:
     )
 
 
-async def test_an_unknown_fault_tells_nothing_and_is_logged(
+async def test_an_unexpected_exception_gets_a_generic_500_and_is_logged(
     server: Server, log_lines: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(*args: object, **options: object) -> None:
@@ -131,7 +131,7 @@ async def test_an_error_repeats_only_a_bounded_part_of_the_request(server: Serve
         ("", 422),
     ],
 )
-async def test_a_body_is_read_as_json_only_when_it_says_so(
+async def test_a_body_needs_a_json_content_type(
     server: Server, content_type: str, status: int
 ) -> None:
     headers = {"Content-Type": content_type} if content_type else {}
@@ -174,7 +174,7 @@ async def test_a_body_at_the_limit_is_read(server: Server) -> None:
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "9" * 5000, "٣"])
-async def test_a_length_that_is_none_is_no_fault_of_the_server(server: Server, length: str) -> None:
+async def test_an_invalid_content_length_is_not_a_server_error(server: Server, length: str) -> None:
     headers = [(b"Content-Length", length.encode()), (b"Content-Type", b"application/json")]
     response = await server.client.post("/v1/agents/", content=b"{}", headers=headers)
     assert response.status_code < 500

@@ -19,7 +19,7 @@ from tests.support.asgi_server import Server, serving
 
 
 async def test_a_browser_gets_a_page_that_loads_nothing(server: Server) -> None:
-    """E8: `/` says what this is, and how it is."""
+    """E8: `/` shows the name, version and state of the server."""
     response = await server.client.get("/", headers={"accept": "text/html,*/*;q=0.8"})
     page = response.text
     policy = response.headers["content-security-policy"]
@@ -55,7 +55,7 @@ async def test_any_other_client_gets_the_same_as_json(server: Server) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/v1/agents/", "/v1/v1/models", "/v1/v1", "/v1/v1/v1/runs/"])
 async def test_a_doubled_v1_is_named(server: Server, path: str) -> None:
-    """E8: a base URL that ends in /v1 is told, instead of a bare 404."""
+    """E8: a base URL that ends in /v1 gets a 404 with the remedy."""
     for method in ("GET", "POST", "DELETE"):
         response = await server.client.request(method, path)
         assert response.status_code == 404

@@ -135,7 +135,7 @@ async def test_lists_of_messages_have_the_same_items_in_the_same_order(
     assert GOLDEN[f"messages_list_{order}"]["status"] == 200
 
 
-async def test_forks_and_changes_and_deletions_answer_as_ever(
+async def test_forks_changes_and_deletions_equal_the_golden_responses(
     server: Server, conversation: dict[str, Any]
 ) -> None:
     path = f"/v1/conversations/{conversation['id']}"

@@ -9,7 +9,7 @@ from tests.support.asgi_server import Server, serving
 
 
 @pytest.mark.parametrize("path", ["/v1/health/", "/v1/health", "/v1/ready/", "/v1/ready"])
-async def test_a_server_that_works_says_so_without_a_redirect(server: Server, path: str) -> None:
+async def test_health_answers_without_a_redirect(server: Server, path: str) -> None:
     response = await server.client.get(path, follow_redirects=False)
     assert response.status_code == 200
     assert response.json() == {"version": __version__, "status": "ok"}

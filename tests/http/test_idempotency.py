@@ -148,7 +148,7 @@ async def test_the_key_is_the_tuple_of_the_otids_and_nothing_that_looks_like_it(
 
 @pytest.mark.promise("P9")
 @pytest.mark.parametrize("otids", [[None], [""], ["partly", None], [None, "partly"]], ids=repr)
-async def test_without_an_otid_for_every_message_there_is_no_key(
+async def test_a_send_without_an_otid_for_every_message_has_no_idempotency_key(
     live: LiveServer, otids: list[str | None]
 ) -> None:
     agent, conversation = await new_threads(live)
@@ -369,7 +369,7 @@ async def test_a_conversation_is_free_as_soon_as_done_was_read(live: LiveServer)
 
 
 @pytest.mark.promise("P9", "P10")
-async def test_a_duplicate_of_an_ended_run_is_no_second_send_to_a_busy_conversation(
+async def test_a_duplicate_of_an_ended_run_is_answered_in_a_busy_conversation(
     live: LiveServer,
 ) -> None:
     agent, conversation = await new_threads(live)

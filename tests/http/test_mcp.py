@@ -135,7 +135,7 @@ async def test_details_of_mcp_servers_for_the_operator_are_not_shown(live: LiveS
 # Turns.
 
 
-async def test_a_call_runs_there_and_the_model_goes_on_with_its_return(
+async def test_a_call_runs_on_the_mcp_server_and_the_model_gets_its_result(
     live: LiveServer, journal: Path
 ) -> None:
     _, thread = await thread_with(live, "journal__add", "journal__dotted_name_of_a_tool")
@@ -183,7 +183,7 @@ async def test_a_call_waits_for_an_approval_by_the_settings_or_by_the_agent(
         ("flood", "The tool ran, and returned 10000000 characters"),
     ],
 )
-async def test_a_tool_that_raises_or_floods_is_an_error_and_the_run_goes_on(
+async def test_a_tool_that_raises_or_floods_is_an_error_and_the_run_continues(
     live: LiveServer, name: str, told: str
 ) -> None:
     _, thread = await thread_with(live, f"journal__{name}")
@@ -210,7 +210,7 @@ async def test_a_server_that_dies_within_a_call_is_an_error_and_comes_back(
     assert sum(line.startswith("started") for line in noted(journal)) == starts + 1
 
 
-async def test_a_server_that_tells_of_a_new_tool_has_it_listed(live: LiveServer) -> None:
+async def test_a_tool_that_an_mcp_server_announces_is_listed(live: LiveServer) -> None:
     _, thread = await thread_with(live, "journal__learn")
     await sent(live, thread, "[tool=journal__learn]")
     async with asyncio.timeout(WAIT_SECONDS):
@@ -224,7 +224,7 @@ async def test_a_server_that_tells_of_a_new_tool_has_it_listed(live: LiveServer)
     ("name", "reason"),
     [("gone", "it ended, and said: no such key: ***"), ("mute", "it was not there within 1 s")],
 )
-async def test_a_server_that_is_not_there_is_an_error_that_says_why(
+async def test_a_call_to_an_unreachable_mcp_server_is_an_error_with_the_cause(
     live: LiveServer, name: str, reason: str
 ) -> None:
     agent, thread = await thread_with(live)
@@ -367,7 +367,7 @@ cwd = "{ROOT}"
 
 
 @pytest.mark.promise("P15")
-def test_a_server_that_is_stopped_leaves_no_process_behind_that_obeys_nobody(
+def test_a_stopped_server_leaves_no_mcp_process_behind(
     tmp_path: Path,
 ) -> None:
     journal = tmp_path / "journal.txt"

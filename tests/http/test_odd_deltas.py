@@ -115,7 +115,7 @@ async def new_thread(server: Server) -> str:
         ([ToolCallDelta("c", name="n", arguments='{"x":' + "[" * 5000)], "tool_call_message"),
     ],
 )
-async def test_text_that_is_no_unicode_ends_in_a_dense_log_and_a_usable_conversation(
+async def test_invalid_unicode_ends_in_a_dense_log_and_a_usable_conversation(
     server: Server, answers: Answers, deltas: list[Delta], kind: str, *, stream_tokens: bool
 ) -> None:
     """A2"""

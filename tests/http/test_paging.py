@@ -194,10 +194,10 @@ async def test_a_small_page_of_an_agent_has_its_newest_messages_oldest_first(
     assert await filled.page(OLDEST_FIRST, limit=2) == whole[-2:]
 
 
-async def test_a_page_of_large_rows_ends_early_and_goes_on_at_its_last_item(
+async def test_a_page_of_large_rows_ends_early_and_its_last_item_is_the_cursor(
     filled: Filled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B9: what is in memory for one answer is bounded, and pagers find all of it."""
+    """B9: the memory of one response is bounded, and pagers find all items."""
     for path in ("/v1/conversations/{conversation_id}/messages", "/v1/runs/", "/v1/agents/"):
         whole = await filled.whole(path, "asc")
         with monkeypatch.context() as patched:

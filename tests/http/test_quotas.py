@@ -86,7 +86,7 @@ async def test_a_tenant_may_have_so_many_open_runs_and_more_when_one_has_ended(
 
 @pytest.mark.promise("P12")
 async def test_sends_at_once_do_not_slip_past_the_bound_of_open_runs(tmp_path: Path) -> None:
-    """D12: what is about to begin counts."""
+    """D12: runs that are about to start count."""
     async with two_tenants(tmp_path, quota_runs=3) as (live, one, _):
         threads = [await thread_of(one) for _ in range(8)]
         for agent, _ in threads:
@@ -226,7 +226,7 @@ def test_a_bucket_allows_its_size_and_refills_over_time(a_second: float, wait_se
         use.admit()
 
 
-def test_a_bound_of_zero_is_none() -> None:
+def test_a_quota_of_zero_means_no_limit() -> None:
     """D12: an operator can turn each quota off."""
     use = Quotas(Bounds(0, 0, 0, 0, 0), TestClock()).of(TENANT)
     for _ in range(1000):

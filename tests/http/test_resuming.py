@@ -77,7 +77,7 @@ async def refusal(live: LiveServer, path: str, body: Any = None, **more: Any) ->
     ],
     ids=["absent", "empty", "null", "nulls", "empty texts", "unknown members"],
 )
-async def test_a_conversation_resumes_its_active_run_whatever_way_nothing_is_said(
+async def test_every_form_of_an_empty_body_resumes_the_active_run(
     live: LiveServer, request_body: dict[str, Any]
 ) -> None:
     agent, conversation = await new_threads(live)
@@ -149,7 +149,7 @@ async def test_default_is_the_run_of_this_agent_and_of_no_other(live: LiveServer
 
 
 @pytest.mark.promise("S3")
-async def test_an_agents_id_as_path_is_its_default_and_says_that_it_is_deprecated(
+async def test_an_agent_id_in_the_path_resumes_its_default_conversation_with_deprecation_headers(
     live: LiveServer, log_lines: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resuming._warn_about_agent_path.cache_clear()
@@ -172,7 +172,7 @@ async def test_an_agents_id_as_path_is_its_default_and_says_that_it_is_deprecate
 
 
 @pytest.mark.promise("S4")
-async def test_a_run_id_names_its_run_whatever_conversation_stands_in_the_path(
+async def test_a_run_id_in_the_body_overrides_the_conversation_in_the_path(
     live: LiveServer,
 ) -> None:
     agent, conversation = await new_threads(live)
@@ -243,7 +243,7 @@ async def test_an_otid_names_the_newest_of_the_runs_that_have_it(live: LiveServe
 
 
 @pytest.mark.promise("S5")
-async def test_an_otid_that_the_server_made_is_found_by_nobody_who_does_not_know_it(
+async def test_an_empty_otid_in_a_resume_means_the_active_run(
     live: LiveServer,
 ) -> None:
     agent, conversation = await new_threads(live)
@@ -277,7 +277,7 @@ async def test_an_otid_can_be_resumed_from_the_moment_its_run_is_committed(
 
 
 @pytest.mark.promise("S5", "P8")
-async def test_resumes_that_race_with_the_send_see_the_run_or_that_there_is_none_yet(
+async def test_resumes_that_race_with_a_send_find_its_run_or_no_run(
     live: LiveServer,
 ) -> None:
     agents = [await new_threads(live) for _ in range(4)]
@@ -581,7 +581,7 @@ async def test_headers_are_sent_before_the_first_event_and_name_the_run(
     ("message", "status"),
     [("hi", "completed"), ("[fail=1]", "failed"), ("[hang=1]", "cancelled")],
 )
-async def test_the_headers_say_how_an_ended_run_ended(
+async def test_the_headers_of_an_ended_run_show_its_status(
     live: LiveServer, message: str, status: str
 ) -> None:
     agent, conversation = await new_threads(live)
@@ -649,7 +649,7 @@ async def test_runs_of_another_tenant_are_answered_like_unknown_ones(
         stranger = await live.as_tenant(OTHER_TENANT)
 
         def unlike(path: str, body: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, str]]:
-            """The same resume of what does not exist, and what stands for what in it."""
+            """The same resume of unknown ids, and the mapping between the ids."""
             names = {}
             for name in {path.split("/")[3], *body.values()} - {"default"}:
                 prefix, _, _ = name.partition("-")

@@ -54,7 +54,7 @@ async def held(live: LiveServer) -> tuple[str, str]:
 
 @pytest.mark.promise("S11")
 @pytest.mark.parametrize("way", ["send", "resume", "resume without pings"])
-async def test_a_stream_is_cut_off_when_its_key_is_revoked_and_the_run_goes_on(
+async def test_a_stream_is_cut_off_when_its_key_is_revoked_and_the_run_continues(
     live: LiveServer, way: str
 ) -> None:
     """D3: open streams end with their key, those of other keys go on."""
@@ -96,7 +96,7 @@ async def test_a_stream_that_never_pauses_is_cut_off_as_well(live: LiveServer) -
 
 @pytest.mark.promise("S11")
 async def test_a_stream_is_cut_off_when_its_key_expires(live: LiveServer) -> None:
-    """D3, D13: the expiry of a key ends what is open with it."""
+    """D3, D13: streams end when their key expires."""
     agent, thread = await held(live)
     soon = live.clock.now() + timedelta(hours=1)
     _, client = await keyed(live, expires_at=soon)
@@ -127,7 +127,7 @@ async def test_a_json_answer_that_is_waited_for_becomes_a_401(live: LiveServer) 
 async def test_streams_that_were_opened_without_a_key_end_when_the_first_one_is_made(
     live: LiveServer,
 ) -> None:
-    """D3: a server that closes also ends what it let in before."""
+    """D3: a server that closes also ends earlier streams."""
     agent, thread = await held(live)
     async with live.stream(to(thread), asked()) as stream:
         await live.gates.reached(agent, 3)
@@ -139,7 +139,7 @@ async def test_streams_that_were_opened_without_a_key_end_when_the_first_one_is_
 async def test_keys_are_looked_at_once_for_all_their_streams_and_not_without_any(
     live: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """D3: what the look costs does not grow with the readers."""
+    """D3: the cost of the key check does not grow with the readers."""
     looks: list[int] = []
     valid = live.context.records.keys.filter_valid
 

@@ -1,4 +1,4 @@
-"""What the description says is what the server does, for requests that it has made up."""
+"""The server behaves as its OpenAPI description says, for generated requests."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ async def test_a_conflict_that_waiting_does_not_solve_is_not_tried_again(
 
 
 async def test_contexts(server: Server, letta: AsyncLetta) -> None:
-    """Compacting and recompiling, by agent and by conversation, and what lists show then."""
+    """Compacting and recompiling, by agent and by conversation, and the lists afterwards."""
     agent = await letta.agents.create(memory_blocks=[{"label": "human", "value": "Ada"}])
     own: Any = {"isolated_block_labels": ["human"]}
     made = await letta.conversations.create(agent_id=agent.id, extra_body=own)

@@ -15,7 +15,7 @@ PIXEL = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 
 
 async def answered(live: LiveServer, conversation: str, message: Any, **body: Any) -> list[Frame]:
-    """Send what makes one user message, and return the stream."""
+    """Send one user message and return the stream."""
     return await live.streamed(to(conversation), {"input": message, "stream_tokens": True, **body})
 
 
@@ -267,7 +267,7 @@ async def test_a_send_has_messages_or_input_and_not_both(
     assert live.rows() == before
 
 
-async def test_messages_are_kept_with_all_that_was_said_of_them(live: LiveServer) -> None:
+async def test_messages_are_stored_with_all_their_members(live: LiveServer) -> None:
     _, conversation = await new_threads(live)
     otid = new_uuid()
     sent = [
@@ -500,7 +500,7 @@ async def test_after_done_the_run_has_ended_and_its_messages_are_there(live: Liv
 
 @pytest.mark.promise("P3")
 @pytest.mark.parametrize("message", ["[chunks=2]", "[fail=2]"])
-async def test_no_event_of_the_end_comes_before_the_record_says_how_the_run_ended(
+async def test_the_terminal_group_is_sent_only_after_the_run_is_recorded(
     live: LiveServer, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
     _, conversation = await new_threads(live)
@@ -564,7 +564,7 @@ async def test_a_cancelled_run_keeps_its_streamed_messages(live: LiveServer, str
     assert text(frames) == said
 
 
-async def test_stream_and_conversation_say_the_same_to_the_letter(live: LiveServer) -> None:
+async def test_streamed_and_stored_messages_are_identical(live: LiveServer) -> None:
     _, conversation = await new_threads(live)
     frames = await answered(live, conversation, "[unicode][chunks=40]")
     [_, (_, kept)] = await live.contents(conversation)
@@ -590,7 +590,9 @@ async def test_the_last_message_is_dated_when_it_arrives_and_again_at_the_end(
 
 @pytest.mark.promise("P6")
 @pytest.mark.parametrize("background", [False, True])
-async def test_a_run_goes_on_when_its_sender_goes_away(live: LiveServer, background: bool) -> None:
+async def test_a_run_continues_when_its_sender_disconnects(
+    live: LiveServer, background: bool
+) -> None:
     agent, conversation = await new_threads(live)
     live.gates.hold(agent, 2)
     body = {"input": "[chunks=6]", "stream_tokens": True, "background": background}

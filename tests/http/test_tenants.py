@@ -181,7 +181,7 @@ async def state(client: httpx2.AsyncClient, ids: dict[str, str]) -> list[Any]:
 async def told(
     client: httpx2.AsyncClient, look: Look, ids: dict[str, str]
 ) -> tuple[int, str, list[str]]:
-    """The answer with what it names taken out, and the names of its headers."""
+    """The response without the ids in it, and the names of its headers."""
     content = None if look.body is None else look.content(ids)
     response = await client.request(look.method, look.url(ids), json=content)
     text = response.text

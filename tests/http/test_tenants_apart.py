@@ -107,7 +107,7 @@ async def honest_turns(live: LiveServer, client: httpx2.AsyncClient, agent: str)
 async def test_a_tenant_that_does_its_worst_delays_another_one_within_bounds(
     tmp_path: Path,
 ) -> None:
-    """B3, D12: what a turn takes meanwhile stays within what parsing some bodies would take."""
+    """B3, D12: a concurrent turn is delayed by no more than the parsing of a few bodies."""
     async with listening(tmp_path, **QUOTAS) as live:
         hostile = await live.as_tenant(DEFAULT_TENANT)
         honest = await live.as_tenant(OTHER_TENANT)

@@ -92,7 +92,7 @@ async def test_tools_that_are_not_there_are_not_found(live: LiveServer) -> None:
 
 
 @pytest.mark.parametrize("stream_tokens", [False, True])
-async def test_a_call_runs_and_the_model_goes_on_with_its_return(
+async def test_a_call_runs_and_the_model_gets_its_result(
     live: LiveServer, stream_tokens: bool
 ) -> None:
     _, thread = await thread_with(live, "add")
@@ -133,7 +133,7 @@ async def test_calls_repeat_until_the_model_is_done_or_max_steps_is_reached(
         ("flood", "The tool ran, and returned 10000000 characters"),
     ],
 )
-async def test_a_tool_that_raises_hangs_or_floods_is_an_error_and_the_run_goes_on(
+async def test_a_tool_that_raises_hangs_or_floods_is_an_error_and_the_run_continues(
     live: LiveServer, name: str, told: str
 ) -> None:
     _, thread = await thread_with(live, name)
@@ -230,7 +230,7 @@ async def test_a_server_tool_and_a_client_tool_are_asked_for_together(live: Live
 
 
 @pytest.mark.promise("P8")
-async def test_a_run_is_cancelled_while_its_tool_runs_and_says_that_nobody_knows(
+async def test_a_run_cancelled_during_a_tool_call_reports_an_unknown_outcome(
     live: LiveServer,
 ) -> None:
     _, thread = await thread_with(live, "hang")

@@ -14,68 +14,39 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reattach.domain.errors import (
-    AnswerRefusedError,
-    ConflictError,
-    ContextWindowError,
-    EngineError,
-    ExpectationFailedError,
-    ExpiredError,
-    ForbiddenError,
-    HeadTooLargeError,
-    HttpVersionError,
-    InvalidArgumentError,
-    InvalidHttpError,
-    LimitExceededError,
-    MisdirectedError,
-    ModelAuthenticationError,
-    ModelError,
-    ModelRateLimitError,
-    ModelTimeoutError,
-    NotFoundError,
-    NotImplementedHereError,
-    QuotaError,
-    ReattachError,
-    RequestTimeoutError,
-    TunnelRefusedError,
-    UnauthorizedError,
-    UnavailableError,
-    UrlRefusedError,
-    UrlUnreachableError,
-    ValidationFailedError,
-)
+from reattach.domain import errors
 from reattach.domain.limits import MAX_ERROR_CHARS
 from reattach.http.json import Fault, JsonResponse, invalid
 
 logger = structlog.get_logger(__name__)
 
-STATUSES: Final[Mapping[type[ReattachError], int]] = {
-    InvalidArgumentError: 400,
-    AnswerRefusedError: 400,
-    UnauthorizedError: 401,
-    ForbiddenError: 403,
-    NotFoundError: 404,
-    ConflictError: 409,
-    ExpiredError: 410,
-    LimitExceededError: 413,
-    InvalidHttpError: 400,
-    TunnelRefusedError: 405,
-    RequestTimeoutError: 408,
-    ExpectationFailedError: 417,
-    HeadTooLargeError: 431,
-    HttpVersionError: 505,
-    MisdirectedError: 421,
-    ValidationFailedError: 422,
-    UrlRefusedError: 422,
-    UrlUnreachableError: 502,
-    QuotaError: 429,
-    NotImplementedHereError: 501,
-    UnavailableError: 503,
-    ModelAuthenticationError: 401,
-    ModelRateLimitError: 429,
-    ModelTimeoutError: 504,
-    ContextWindowError: 400,
-    EngineError: 500,
+STATUSES: Final[Mapping[type[errors.ReattachError], int]] = {
+    errors.InvalidArgumentError: 400,
+    errors.AnswerRefusedError: 400,
+    errors.UnauthorizedError: 401,
+    errors.ForbiddenError: 403,
+    errors.NotFoundError: 404,
+    errors.ConflictError: 409,
+    errors.ExpiredError: 410,
+    errors.LimitExceededError: 413,
+    errors.InvalidHttpError: 400,
+    errors.TunnelRefusedError: 405,
+    errors.RequestTimeoutError: 408,
+    errors.ExpectationFailedError: 417,
+    errors.HeadTooLargeError: 431,
+    errors.HttpVersionError: 505,
+    errors.MisdirectedError: 421,
+    errors.ValidationFailedError: 422,
+    errors.UrlRefusedError: 422,
+    errors.UrlUnreachableError: 502,
+    errors.QuotaError: 429,
+    errors.NotImplementedHereError: 501,
+    errors.UnavailableError: 503,
+    errors.ModelAuthenticationError: 401,
+    errors.ModelRateLimitError: 429,
+    errors.ModelTimeoutError: 504,
+    errors.ContextWindowError: 400,
+    errors.EngineError: 500,
 }
 """Statuses by error class. An error has the status of its nearest listed ancestor; otherwise
 500."""
@@ -87,6 +58,7 @@ _FRAMEWORK_CODES: Final[Mapping[int, str]] = {
     422: "validation_error",
 }
 _UNKNOWN: Final = {"detail": "An unknown error occurred", "code": "internal_error"}
+_NEVER_RETRIED: Final = (errors.ConflictError, errors.NotImplementedHereError, errors.EngineError)
 _DO_NOT_RETRY: Final = {"x-should-retry": "false"}
 """The SDKs retry 409, 429 and 5xx by themselves. For these errors that only costs time, and a
 retried send whose model failed would start and pay for a second run."""
@@ -101,7 +73,7 @@ _PATH_EXAMPLES: Final[Mapping[str, str]] = {
 }
 
 
-def status_of(error: ReattachError) -> int:
+def status_of(error: errors.ReattachError) -> int:
     for ancestor in type(error).__mro__:
         status = STATUSES.get(ancestor)
         if status is not None:
@@ -109,18 +81,18 @@ def status_of(error: ReattachError) -> int:
     return 500
 
 
-def error_response(error: ReattachError) -> Response:
+def error_response(error: errors.ReattachError) -> Response:
     """Return the response for ``error``; an error without a status becomes a generic 500."""
     status = status_of(error)
-    if status == 500 and not isinstance(error, EngineError):
+    if status == 500 and not isinstance(error, errors.EngineError):
         return unknown_error_response(error)
     body: dict[str, object] = {**error.extra, "detail": error.detail, "code": error.code}
-    if isinstance(error, ModelError):
+    if isinstance(error, errors.ModelError):
         body["error"] = {"type": error.code, "message": error.detail, "detail": None}
     headers: dict[str, str] = {}
-    if isinstance(error, ConflictError | NotImplementedHereError | EngineError):
+    if isinstance(error, _NEVER_RETRIED):
         headers |= _DO_NOT_RETRY
-    if isinstance(error, UnavailableError | QuotaError):
+    if isinstance(error, errors.UnavailableError | errors.QuotaError):
         headers["Retry-After"] = str(error.retry_after_seconds)
     return JsonResponse(body, status_code=status, headers=headers)
 
@@ -132,7 +104,7 @@ def unknown_error_response(error: Exception) -> Response:
 
 
 async def on_reattach_error(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    assert isinstance(error, ReattachError)
+    assert isinstance(error, errors.ReattachError)
     return error_response(error)
 
 

@@ -294,7 +294,6 @@ class AgentCreate(_AgentMembers):
     template: bool | None = Field(None, description="Not supported.")
 
     def agent(self, now: datetime) -> Agent:
-        """Return the new agent."""
         agent_id = new_agent_id()
         legacy = self.legacy_changes()
         kept = {name: value for name, value in self.kept_members().items() if value is not None}

@@ -75,7 +75,6 @@ class BlockCreate(Body):
         return self
 
     def block(self, now: datetime) -> Block:
-        """Return the new block."""
         return Block(
             id=new_block_id(),
             label=self.label,

@@ -76,7 +76,6 @@ class ConversationCreate(Body):
     isolated_block_labels: Annotated[list[Word], Field(max_length=MAX_AGENT_BLOCKS)] | None = None
 
     def conversation(self, agent_id: AgentId, now: datetime) -> Conversation:
-        """Return the new conversation."""
         return Conversation(
             id=new_conversation_id(),
             agent_id=agent_id,
