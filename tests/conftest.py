@@ -15,7 +15,7 @@ from reattach.testing.programs.server import ServerProcess
 
 pytest_plugins = ["tests.support.postgresql_server", "tests.support.redis_server"]
 
-# A test may not depend on how fast the machine is.
+# No test may depend on the speed of the machine.
 settings.register_profile("reattach", deadline=None, print_blob=True)
 settings.register_profile("fast", settings.get_profile("reattach"), max_examples=10)
 settings.register_profile("long", settings.get_profile("reattach"), max_examples=1000)
@@ -29,7 +29,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_key_of_a_provider_is_in_the_environment() -> Iterator[None]:
-    """A developer's own keys are neither used nor sent anywhere."""
+    """Remove a developer's own keys, so that no test uses or sends them."""
     with pytest.MonkeyPatch.context() as patch:
         for name in PROVIDER_VARIABLES:
             patch.delenv(name, raising=False)
@@ -39,7 +39,7 @@ def no_key_of_a_provider_is_in_the_environment() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def blocking_the_event_loop_is_an_error() -> Iterator[None]:
     with blockbuster_ctx("reattach", excluded_modules=["reattach.testing"]) as blocking:
-        # A row by its key is sooner read than a thread is asked for it; see the module.
+        # Reading a row by its key costs less than a thread; see the module.
         for name in ("sqlite3.Connection.execute", "sqlite3.Cursor.fetchall"):
             blocking.functions[name].can_block_in("reattach/records/database/prepared.py", "rows")
         yield
@@ -47,7 +47,7 @@ def blocking_the_event_loop_is_an_error() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def servers_are_forks() -> Iterator[None]:
-    """A server process costs the tests no imports. ``tests/docs`` starts it as users do."""
+    """Start server processes as forks, which saves their imports."""
     ServerProcess.forking = Forking()
     yield
     ServerProcess.forking.close()
@@ -55,22 +55,22 @@ def servers_are_forks() -> Iterator[None]:
 
 
 STARTS_A_PROGRAM = {"postgresql_databases", "postgresql_url", "empty_postgresql_url", "redis"}
-"""The fixtures that start a PostgreSQL or a Redis."""
+"""Fixtures that start a PostgreSQL or a Redis."""
 
 ON_A_PORT = {"live", "quick_pings", "letta", "place", "api", "filled"}
-"""The fixtures that serve HTTP at a port, or that fill a server with many rows."""
+"""Fixtures that serve HTTP on a port or fill a server with many rows."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fast",
         action="store_true",
-        help="leave out the tests that start programs, serve at a port, or try very many inputs",
+        help="skip tests that start programs, serve on a port, or try very many inputs",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    gc.disable()  # Until everything is imported, which stays: see pytest_collection_finish.
+    gc.disable()  # Enabled again in pytest_collection_finish, once everything is imported.
     if config.getoption("--fast"):
         settings.load_profile("fast")
 
@@ -90,13 +90,13 @@ def _is_slow(item: pytest.Item) -> bool:
 
 
 def pytest_collection_finish() -> None:
-    """Leave the modules and the list of tests out of every later garbage collection."""
+    """Exclude modules and the list of tests from later garbage collections."""
     gc.freeze()
     gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what each part of the tests took; several may have run at a time."""
+    """Print the time of each folder of tests, summed over processes."""
     seconds: Counter[str] = Counter()
     tests: Counter[str] = Counter()
     for reports in terminalreporter.stats.values():

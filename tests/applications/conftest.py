@@ -1,4 +1,4 @@
-"""A real server, real programs, and between them a wire that breaks."""
+"""A real server and real programs, with a relay between them that breaks connections."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from tests.support.threads import raw_client
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """One for all tests; each makes conversations of its own."""
+    """A server for all tests. Each test creates its own conversations."""
     with scripted_server(tmp_path_factory.mktemp("server")) as process:
         yield process
 
 
 @pytest.fixture(scope="session")
 def raw(server: ServerProcess) -> Iterator[httpx.Client]:
-    """To look at the server without an application, and around the wire."""
+    """A client of the server that bypasses the relay."""
     with raw_client(server.url) as raw:
         yield raw
 
 
 @pytest.fixture
 def wire(server: ServerProcess) -> Iterator[Wire]:
-    """The test's own way to the server. What it planned has to have happened."""
+    """The test's relay to the server. All planned faults must have happened at the end."""
     with Wire(server.address) as wire:
         yield wire
         assert wire.planned == []

@@ -15,14 +15,14 @@ from tests.applications.programs import environment
 HURRY = Path(__file__).with_name("hurry.cjs")
 
 RUN_SECONDS = 60.0
-"""Only keeps a program that hangs from hanging the tests; it takes a second or two."""
+"""Bound that keeps a hanging program from hanging the tests; it usually takes two seconds."""
 
 Json = dict[str, Any]
 
 
 @dataclass
 class Answer:
-    """What the program printed, by lines if it was asked to stream."""
+    """The program's output, one JSON value a line if it streams."""
 
     status: int
     lines: list[Json]
@@ -30,7 +30,7 @@ class Answer:
 
     @property
     def result(self) -> Json:
-        """Its last word, after a success."""
+        """The result at the end of a successful output."""
         assert self.status == 0, f"{self.stderr}\n{self.lines}"
         result = self.lines[-1]
         assert (result["type"], result["subtype"]) == ("result", "success"), result
@@ -43,7 +43,7 @@ class Answer:
 
     @property
     def events(self) -> list[Json]:
-        """The events of the runs, as they were streamed."""
+        """The streamed events of the runs."""
         return [line for line in self.lines if line["type"] == "message"]
 
     @property
@@ -55,14 +55,14 @@ class Answer:
 
 @dataclass
 class LettaCode:
-    """The program, with a home and a working directory of its own."""
+    """The program with its own home and working directory."""
 
     program: str
     directory: Path
 
     @contextmanager
     def start(self, url: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-        """The running program, killed at the end."""
+        """Run the program, and kill it on exit."""
         home, work = self.directory / "home", self.directory / "work"
         for one in home, work:
             one.mkdir(exist_ok=True, parents=True)
@@ -82,7 +82,7 @@ class LettaCode:
                 process.kill()
 
     def run(self, url: str, *arguments: str) -> str:
-        """What it prints. Fails if the program does."""
+        """Return its output. Fails if the program fails."""
         with self.start(url, *arguments) as process:
             out, err = process.communicate(timeout=RUN_SECONDS)
         assert process.returncode == 0, err + out
@@ -91,7 +91,7 @@ class LettaCode:
     def asking(
         self, url: str, prompt: str, *arguments: str, streaming: bool = False
     ) -> AbstractContextManager[subprocess.Popen[str]]:
-        """The program with a question, whose answer is for ``end`` to take."""
+        """Start the program with a question; ``end`` reads the answer."""
         form = "stream-json" if streaming else "json"
         options = ("-p", prompt, "--output-format", form, "--no-system-info-reminder")
         return self.start(url, *options, *arguments)
@@ -102,7 +102,7 @@ class LettaCode:
 
 
 def end(process: subprocess.Popen[str], *, streaming: bool = False) -> Answer:
-    """Wait for the program's end, and take what it has printed since it was last read."""
+    """Wait for the program's end and return its output since the last read."""
     out, err = process.communicate(timeout=RUN_SECONDS)
     texts = out.splitlines() if streaming else [out] if out.strip() else []
     return Answer(process.returncode, [json.loads(text) for text in texts], err)

@@ -1,4 +1,4 @@
-"""The programs that scripts/setup installed for these tests, and what they answered."""
+"""Programs that scripts/setup installs for these tests, and checks of their answers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.support.threads import Thread, assert_one_whole_run
 
 DIRECTORY = Path(__file__).parents[2] / ".venv/applications/bin"
 COMPILED = DIRECTORY.parent / "compiled"
-"""Where Node keeps the programs that it has compiled: letta-code is 24 MB of JavaScript."""
+"""Node's compile cache, because letta-code has 24 MB of JavaScript."""
 
 
 def require_program(name: str) -> str:
-    """Its path. Without it, tests are skipped, and in CI they fail."""
+    """Return the program's path. If it is missing, skip the test, or fail it in CI."""
     program = DIRECTORY / name
     if not program.exists():
         why_not = f"{name} is not installed: run scripts/setup"
@@ -28,7 +28,7 @@ def require_program(name: str) -> str:
 
 
 def environment(home: Path, url: str) -> dict[str, str]:
-    """Of a program that has nothing of this machine's user, and is pointed at ``url``."""
+    """Return the environment of a program that uses ``url`` and none of this user's files."""
     return {
         "HOME": str(home),
         "PATH": os.environ["PATH"],
@@ -43,13 +43,13 @@ def environment(home: Path, url: str) -> dict[str, str]:
 
 
 def text_of(frames: bytes) -> str:
-    """What the assistant says in them."""
+    """Join the assistant's text of events."""
     events = [json.loads(frame.partition(b"data: ")[2]) for frame in whole_frames(frames)]
     return "".join(e["content"] for e in events if e["message_type"] == "assistant_message")
 
 
 def assert_kept(thread: Thread, *answers: str) -> None:
-    """Each turn made one run, and its text is what is stored and what its replay gives."""
+    """Assert that each turn made one run, whose text equals the stored text and the replay."""
     runs = [run for run in thread.runs() if run["conversation_id"] == thread.conversation_id]
     assert [run["status"] for run in runs] == ["completed"] * len(answers)
     for run, answer in zip(runs, answers, strict=True):

@@ -28,7 +28,7 @@ def letta_code(tmp_path_factory: pytest.TempPathFactory) -> LettaCode:
 
 @pytest.fixture(scope="module")
 def first(letta_code: LettaCode, server: ServerProcess) -> tuple[Answer, Wire]:
-    """The first thing that is asked on a machine, and what went over the wire."""
+    """The first question on a machine, and the exchanges on the wire."""
     with Wire(server.address) as wire:
         asked = letta_code.ask(wire.url, "[chunks=4]", streaming=True)
     return asked, wire
@@ -36,7 +36,7 @@ def first(letta_code: LettaCode, server: ServerProcess) -> tuple[Answer, Wire]:
 
 @pytest.fixture
 def new(first: tuple[Answer, Wire]) -> tuple[str, ...]:
-    """The arguments that begin a conversation with the agent."""
+    """Return the arguments that start a conversation with the agent."""
     return "--agent", first[0].result["agent_id"], "--new"
 
 
@@ -45,7 +45,7 @@ def thread_of(raw: httpx.Client, answer: Answer) -> Thread:
     return Thread(raw, answer.result["agent_id"], None if named == "default" else named)
 
 
-def test_it_makes_an_agent_and_has_two_turns_with_it(
+def test_it_creates_an_agent_and_has_two_turns_with_it(
     first: tuple[Answer, Wire], letta_code: LettaCode, server: ServerProcess, raw: httpx.Client
 ) -> None:
     answer, wire = first
@@ -60,7 +60,7 @@ def test_it_makes_an_agent_and_has_two_turns_with_it(
     assert len(sent.body) > 50_000
     assert len(sent.json["client_tools"]) > 10
     assert len(sent.json["client_skills"]) > 20
-    # What it asks for and this server does not have is told as 404, which it takes for none.
+    # The server answers 404 for resources that it does not offer, and the program accepts that.
     refused = [exchange for exchange in wire.requests() if exchange.status != 200]
     assert {exchange.status for exchange in refused} == {404}
     parts = {exchange.path.rpartition("/")[2] for exchange in refused}
@@ -91,7 +91,7 @@ def test_it_makes_an_agent_and_has_two_turns_with_it(
     ],
 )
 @pytest.mark.promise("P1", "P4", "P9")
-def test_a_break_loses_and_doubles_nothing(
+def test_a_broken_connection_loses_and_doubles_no_event(
     *,
     faults: list[Fault],
     streaming: bool,
@@ -114,7 +114,7 @@ def test_a_break_loses_and_doubles_nothing(
     assert [bool(re.fullmatch(p, one.request)) for p, one in zip(resumed, after, strict=True)]
 
 
-def test_the_agent_s_default_conversation_is_resumed_too(
+def test_the_default_conversation_of_the_agent_is_resumed_too(
     letta_code: LettaCode, wire: Wire, raw: httpx.Client, new: tuple[str, ...]
 ) -> None:
     wire.plan(Fault(SEND, 0))
@@ -131,7 +131,7 @@ def test_the_agent_s_default_conversation_is_resumed_too(
 def test_a_tool_of_its_own_runs_once_though_the_request_and_the_answer_break(
     letta_code: LettaCode, wire: Wire, raw: httpx.Client, new: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """The stream breaks within the approval request; what answers the tool's return is lost."""
+    """The stream breaks within the request, and the answer to the tool's return is lost."""
     wire.plan(Fault(SEND, 3), Fault(SEND))
     ran = tmp_path / "ran"
     arguments = {"cmd": f"echo once >> {ran}; echo from-the-tool", "description": "Say it"}

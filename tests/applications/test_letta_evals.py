@@ -17,11 +17,11 @@ SUITE = Path(__file__).parent / "evals/suite.yaml"
 SEND = r"POST /v1/agents/[^/]+/messages"
 RESUME = r"POST /v1/runs/[^/]+/stream"
 PRICES = {"scripted/echo": {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0}}
-"""It asks the network for those of every model if its cache has none."""
+"""Fill the program's cache of models, which it would fetch from the network."""
 
 
 @pytest.mark.promise("P1", "P4")
-def test_samples_that_are_cut_off_twice_get_their_whole_answers(
+def test_samples_that_are_cut_twice_get_their_whole_answers(
     wire: Wire, raw: httpx.Client, tmp_path: Path
 ) -> None:
     program = require_program("letta-evals")

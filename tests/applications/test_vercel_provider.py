@@ -28,12 +28,12 @@ def node() -> str:
 
 @pytest.fixture
 def thread(raw: httpx.Client) -> Thread:
-    """The provider knows agents, and no conversations."""
+    """The default thread of a new agent: the provider does not support conversations."""
     return Threads(raw).default_thread()
 
 
 def done(node: str, home: Path, url: str, *steps: Json) -> list[Json]:
-    """What the driver's steps gave."""
+    """Run the driver and return the results of its steps."""
     ran = subprocess.run(
         [node, "driver.mjs", json.dumps(steps)],
         cwd=DIRECTORY,
@@ -79,7 +79,7 @@ def test_it_generates_and_streams_text_and_shows_the_history(
 
 
 @pytest.mark.promise("P4", "P6")
-def test_what_it_missed_after_a_break_is_there_for_its_client_to_resume(
+def test_events_missed_after_a_broken_connection_can_be_resumed(
     node: str, wire: Wire, thread: Thread, tmp_path: Path
 ) -> None:
     agent = {"id": thread.agent_id, "background": True, "streamTokens": True}

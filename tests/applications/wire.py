@@ -1,4 +1,4 @@
-"""What stands between an application and the server: it sees every request, and breaks some."""
+"""A relay between an application and the server that records requests and breaks connections."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from reattach.testing.programs.relay import reset
 
 _HEAD_END: Final = b"\r\n\r\n"
 _FRAME_END: Final = b"\n\n"
-"""Within JSON, line ends are escaped."""
+"""The end of a frame as JSON escapes it."""
 _CHUNK_END: Final = b"\n\n\r\n"
-"""Of a chunk that ends with a frame."""
+"""The end of a chunk that ends with a frame."""
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 _PIECE_BYTES: Final = 64 * 1024
 WAIT_SECONDS: Final = 60.0
-"""Only keeps a broken program from hanging the tests."""
+"""Bound that keeps a broken program from hanging the tests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What happens, once, to the answer of the next request that fits.
+    """A fault of the answer to the next request that matches, injected once.
 
-    The head of the answer and ``frames`` frames arrive; with ``None`` nothing does, though the
-    server got the request and answered. Then the connection is reset. With ``ends`` the answer ends
-    as if it were whole, after as many chunks, of one frame or more.
+    The head of the answer and ``frames`` frames arrive, then the connection is reset. With None
+    nothing arrives, though the server has answered. With ``ends`` the body ends properly after
+    this many chunks of at least one frame.
     """
 
     request: str
@@ -39,7 +39,7 @@ class Fault:
     ends: bool = False
 
     def thread(self, answer: bytearray) -> int | None:
-        """Up to where ``answer`` arrives, or None while it is too short to tell."""
+        """Return how much of ``answer`` arrives, or None while it is too short to decide."""
         if self.frames is None:
             return 0
         end = answer.find(_HEAD_END) + len(_HEAD_END)
@@ -55,7 +55,7 @@ class Fault:
 
 @dataclass(slots=True)
 class Exchange:
-    """A request, and what has arrived of its answer."""
+    """A request and the received part of its answer."""
 
     method: str
     target: str
@@ -80,15 +80,15 @@ class Exchange:
 
     @property
     def status(self) -> int | None:
-        """Of the answer; None if none has arrived."""
+        """The status of the answer, or None if no answer has arrived."""
         words = bytes(self.answer[:16]).split()
         return int(words[1]) if len(words) > 1 else None
 
 
 class Wire(Closing):
-    """Relays HTTP/1.1 on a free loopback port to ``target``, and keeps every exchange.
+    """Relays HTTP/1.1 from a free loopback port to ``target``, and records every exchange.
 
-    Faults are taken strictly in their order, each by the first request that fits it.
+    Faults apply in order, each to the first request that matches it.
     """
 
     def __init__(self, target: tuple[str, int]) -> None:
@@ -120,17 +120,17 @@ class Wire(Closing):
 
     @property
     def planned(self) -> list[Fault]:
-        """The faults that no request has had yet."""
+        """The faults that have not happened yet."""
         with self._lock:
             return list(self._faults)
 
     def requests(self, pattern: str = ".*") -> list[Exchange]:
-        """Those whose ``METHOD /path`` fits, in the order in which they came."""
+        """List the exchanges whose ``METHOD /path`` matches, in order of arrival."""
         with self._lock:
             return [one for one in self._exchanges if re.fullmatch(pattern, one.request)]
 
     def answered(self, pattern: str, status: int) -> Exchange:
-        """Wait until a request that fits has been answered with ``status``."""
+        """Wait until a matching request has been answered with ``status``."""
 
         def found() -> Exchange | None:
             fitting = (one for one in self._exchanges if re.fullmatch(pattern, one.request))
@@ -143,19 +143,19 @@ class Wire(Closing):
         return exchange
 
     def tell(self) -> None:
-        """Say that something of an answer has come."""
+        """Notify waiters that a part of an answer has arrived."""
         with self._answered:
             self._answered.notify_all()
 
     def begin(self, exchange: Exchange) -> None:
-        """Keep it, and give it the next fault if that is for it."""
+        """Record an exchange, and assign it the next fault if that matches."""
         with self._lock:
             self._exchanges.append(exchange)
             if self._faults and re.fullmatch(self._faults[0].request, exchange.request):
                 exchange.fault = self._faults.pop(0)
 
     def drop(self, *sockets: socket.socket) -> None:
-        """Reset them."""
+        """Reset sockets."""
         with self._lock:
             self._open -= set(sockets)
         for one in sockets:
@@ -189,7 +189,7 @@ class _Connection:
     unread: bytes = b""
 
     def relay(self) -> None:
-        """Relay both ways until both have ended."""
+        """Relay both directions until both have ended."""
         down = threading.Thread(target=self._pass_answers, daemon=True)
         down.start()
         with suppress(OSError, EOFError):
@@ -222,7 +222,7 @@ class _Connection:
         self.unread += piece
 
     def _pass_answers(self) -> None:
-        """Pass on what the server sends, up to the fault of the present exchange."""
+        """Relay the server's bytes up to the fault of the current exchange."""
         try:
             while piece := self.server.recv(_PIECE_BYTES):
                 exchange = self.current

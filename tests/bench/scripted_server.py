@@ -1,4 +1,4 @@
-"""A server that answers each request with the bytes it was told, in the pieces it was told."""
+"""A server that answers requests with given bytes in given chunks."""
 
 import socket
 import threading
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 PIECE_SECONDS = 0.002
-"""Between two pieces, so that they arrive as two."""
+"""Pause between two chunks, so that they arrive separately."""
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"
@@ -29,7 +29,7 @@ def chunk(data: bytes) -> bytes:
 
 
 def run(events: int, *, after: int = 0) -> bytes:
-    """The body of a run of that many events, the last of them its stop reason."""
+    """Encode the body of a run of this many events, the last of which is its stop reason."""
     texts = b"".join(event(seq) for seq in range(after + 1, events))
     return texts + STOP % events + DONE
 
@@ -39,7 +39,7 @@ def whole(body: bytes) -> bytes:
 
 
 class Scripted:
-    """The requests that came, in order."""
+    """The received requests in order."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -48,10 +48,10 @@ class Scripted:
 
 @contextmanager
 def answering(*answers: Sequence[bytes]) -> Iterator[Scripted]:
-    """Serve the answers, one for each request in the order in which they come.
+    """Serve the answers, one for each request in order of arrival.
 
-    An answer that ends with an empty piece is followed by the end of the connection. Once there
-    are no more, the last is given again.
+    After an answer that ends with an empty chunk the connection is closed. The last answer
+    repeats.
     """
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
     server = Scripted(listener.getsockname()[1])

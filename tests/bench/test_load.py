@@ -1,4 +1,4 @@
-"""The client that measures counts what is right, and finds what is wrong."""
+"""The load client counts correct answers and reports wrong ones."""
 
 import time
 from collections.abc import Sequence
@@ -40,14 +40,14 @@ def read(
 
 
 def test_a_whole_run_is_counted() -> None:
-    told = read([whole(run(5))], reader=Reader(GET, last=5))
-    assert (told.requests, told.responses, told.events, told.errors) == (1, 1, 5, 0)
-    assert told.bytes == len(run(5))
-    assert told.first_byte.count == told.whole.count == 1
+    totals = read([whole(run(5))], reader=Reader(GET, last=5))
+    assert (totals.requests, totals.responses, totals.events, totals.errors) == (1, 1, 5, 0)
+    assert totals.bytes == len(run(5))
+    assert totals.first_byte.count == totals.whole.count == 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
-def test_a_run_may_arrive_in_pieces_that_are_cut_anywhere(size: int) -> None:
+def test_a_run_may_arrive_in_chunks_of_any_boundaries(size: int) -> None:
     body = run(4)
     answer = HEAD + b"".join(chunk(body[at : at + 33]) for at in range(0, len(body), 33)) + END
     pieces = [answer[at : at + size] for at in range(0, len(answer), size)]
@@ -59,15 +59,15 @@ def test_a_response_may_have_a_length_instead_of_chunks() -> None:
     assert read([head, run(3)]).events == 3
 
 
-def test_a_keepalive_is_no_event() -> None:
+def test_a_keepalive_is_not_counted_as_an_event() -> None:
     body = event(1) + ping(1) + STOP % 2 + DONE
-    told = read([whole(body)])
-    assert (told.events, told.pings, told.ping_gap.count) == (2, 1, 1)
+    totals = read([whole(body)])
+    assert (totals.events, totals.pings, totals.ping_gap.count) == (2, 1, 1)
 
 
-def test_a_loop_asks_again_on_the_same_connection_as_often_as_it_is_told() -> None:
-    told = read([whole(run(2))], mode="loop", flags=["terminal", "count=7"])
-    assert (told.requests, told.responses, told.events, told.reconnects) == (7, 7, 14, 0)
+def test_a_loop_repeats_the_request_on_one_connection_the_given_number_of_times() -> None:
+    totals = read([whole(run(2))], mode="loop", flags=["terminal", "count=7"])
+    assert (totals.requests, totals.responses, totals.events, totals.reconnects) == (7, 7, 14, 0)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_loop_asks_again_on_the_same_connection_as_often_as_it_is_told() -> No
     ],
     ids=["in the URL", "in the body"],
 )
-def test_the_cursor_is_where_the_request_has_it(request_: Request, said: bytes) -> None:
+def test_the_cursor_replaces_its_placeholder_in_the_request(request_: Request, said: bytes) -> None:
     with answering([whole(run(5, after=3))]) as server:
         readers = [Reader(request_, after=3, last=5)]
         group = Group("g", "once", readers, frozenset({"terminal"}))
@@ -110,17 +110,17 @@ def test_the_cursor_is_where_the_request_has_it(request_: Request, said: bytes) 
         (b"nonsense that is long enough\r\n\r\n", "this is no HTTP"),
     ],
 )
-def test_what_is_wrong_has_no_figure(answer: bytes, wrong: str) -> None:
+def test_a_wrong_answer_gives_no_figure(answer: bytes, wrong: str) -> None:
     with pytest.raises(Spoiled, match=wrong):
         read([answer], reader=Reader(GET, last=5))
 
 
-def test_a_stream_that_the_server_cuts_has_no_figure() -> None:
+def test_a_stream_that_the_server_cuts_gives_no_figure() -> None:
     with pytest.raises(Spoiled, match="cut by the server at 1"):
         read([HEAD + chunk(event(1)), b""])
 
 
-def test_a_stream_that_does_not_end_has_no_figure() -> None:
+def test_a_stream_without_an_end_gives_no_figure() -> None:
     with (
         answering([HEAD + chunk(event(1))]) as server,
         Load(server.port, [Group("g", "once", [Reader(GET)])], Cores.available().load) as load,
@@ -130,7 +130,7 @@ def test_a_stream_that_does_not_end_has_no_figure() -> None:
             load.done(0.2)
 
 
-def test_a_reader_that_is_cut_comes_back_with_its_cursor_and_misses_nothing() -> None:
+def test_a_cut_reader_resumes_from_its_cursor_and_misses_nothing() -> None:
     late = str(time.monotonic_ns())
     rest = event(3, f"{late} {late} ") + STOP % 4 + DONE
     with answering([HEAD + chunk(event(1) + event(2))], [whole(rest)]) as server:
@@ -140,13 +140,13 @@ def test_a_reader_that_is_cut_comes_back_with_its_cursor_and_misses_nothing() ->
             load.opened()
             load.cut("g", time.monotonic_ns() + 50_000_000)
             assert load.caught_up(LIMIT_SECONDS) >= 0
-            told = load.done(LIMIT_SECONDS).groups["g"]
+            totals = load.done(LIMIT_SECONDS).groups["g"]
         assert b"after=000000000002 " in server.requests[1]
-    assert (told.events, told.reconnects, told.not_caught_up) == (4, 1, 0)
-    assert told.caught_up.count == 1
+    assert (totals.events, totals.reconnects, totals.not_caught_up) == (4, 1, 0)
+    assert totals.caught_up.count == 1
 
 
-def test_lag_is_counted_from_the_stamp_and_only_within_what_is_measured() -> None:
+def test_lag_counts_from_the_stamp_and_only_within_the_measured_time() -> None:
     now = time.monotonic_ns()
     stamps = [now - 10_000_000_000, now - 2_000_000_000, now - 1_000_000_000]
     texts = b"".join(event(seq, f"{at} {at + 5} ") for seq, at in enumerate(stamps, 1))
@@ -156,50 +156,52 @@ def test_lag_is_counted_from_the_stamp_and_only_within_what_is_measured() -> Non
         group = Group("g", "once", readers, frozenset({"terminal", "stamped"}))
         with Load(server.port, [group], Cores.available().load) as load:
             load.measure(now - 3_000_000_000, now)
-            told = load.done(LIMIT_SECONDS).groups["g"]
-    assert told.events == 4
-    assert told.lag.count == 2
-    assert 1_000_000_000 < told.lag.p50 < told.lag.max
-    assert told.lag.max > 2_000_000_000
-    assert told.lag_of_yield.max <= told.lag.max
+            totals = load.done(LIMIT_SECONDS).groups["g"]
+    assert totals.events == 4
+    assert totals.lag.count == 2
+    assert 1_000_000_000 < totals.lag.p50 < totals.lag.max
+    assert totals.lag.max > 2_000_000_000
+    assert totals.lag_of_yield.max <= totals.lag.max
 
 
-def test_quantiles_are_known_to_two_per_cent() -> None:
+def test_quantiles_are_exact_to_two_per_cent() -> None:
     now = time.monotonic_ns()
     texts = b"".join(event(n, f"{now - n * 1_000_000_000} 0 ") for n in range(1, 101))
     answer = whole(texts + STOP % 101 + DONE)
-    told = read([answer], flags=["terminal", "stamped"])
-    waited = told.lag.max - 100_000_000_000
+    totals = read([answer], flags=["terminal", "stamped"])
+    waited = totals.lag.max - 100_000_000_000
     assert 0 < waited < LIMIT_SECONDS * 1e9
-    assert told.lag.count == 100
-    for quantile, seconds in ((told.lag.p50, 50), (told.lag.p90, 90), (told.lag.p99, 99)):
+    assert totals.lag.count == 100
+    for quantile, seconds in ((totals.lag.p50, 50), (totals.lag.p90, 90), (totals.lag.p99, 99)):
         exact = seconds * 1_000_000_000 + waited
         assert exact * 0.999 <= quantile <= exact * 1.02
 
 
-def test_what_others_send_between_their_events_is_left_alone() -> None:
+def test_bytes_between_events_of_other_servers_are_ignored() -> None:
     body = b"event: control\ndata: {}\n\nevent: data\ndata: " + b"".join(
         b'{"seq_id":%d,"content":"x"}' % seq for seq in (1, 2, 3)
     )
-    told = read(
+    totals = read(
         [HEAD + chunk(body + b"\n\n")],
         reader=Reader(GET, last=3),
         flags=["foreign", "until_last"],
     )
-    assert (told.events, told.responses) == (3, 1)
+    assert (totals.events, totals.responses) == (3, 1)
 
 
-def test_a_hundred_readers_are_told_when_all_are_open_and_let_go_when_it_stops() -> None:
+def test_a_hundred_readers_are_reported_as_open_and_released_on_exit() -> None:
     with answering([HEAD + chunk(event(1))]) as server:
         group = Group("g", "hold", [Reader(GET)] * 100)
         with Load(server.port, [group], Cores.available().load) as load:
             load.opened()
             load.stop(time.monotonic_ns())
-            told = load.done(LIMIT_SECONDS).groups["g"]
-    assert (told.readers, told.responses, told.errors) == (100, 100, 0)
+            totals = load.done(LIMIT_SECONDS).groups["g"]
+    assert (totals.readers, totals.responses, totals.errors) == (100, 100, 0)
 
 
-def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_error_names_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
     monkeypatch.setattr("bench.load.FLAGS", ("-O0",))
     with pytest.raises(SystemExit, match="there is no compiler"):

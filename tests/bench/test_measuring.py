@@ -1,4 +1,4 @@
-"""What is measured is what happens, and what is told of it is what was measured."""
+"""Measurements, their rounds, and the results that are written from them."""
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from bench.yardsticks.local import CEILING
 
 @pytest.mark.timeout(100)
 @pytest.mark.parametrize("contender", [Reattach(), CEILING], ids=lambda one: one.name)
-def test_what_ended_is_replayed_and_what_is_live_arrives_with_its_lag(contender: Contender) -> None:
+def test_ended_runs_are_replayed_and_live_runs_report_their_lag(contender: Contender) -> None:
     cores = Cores.available()
     with fresh(contender, cores) as server:
         (stream,) = server.ended(50)
@@ -37,7 +37,7 @@ def test_what_ended_is_replayed_and_what_is_live_arrives_with_its_lag(contender:
         assert figures["server CPU %"] > 0
 
 
-def test_rounds_are_interleaved_and_one_with_an_error_is_no_figure() -> None:
+def test_rounds_are_interleaved_and_one_with_an_error_gives_no_figure() -> None:
     order = []
     values = iter([1.0, 3.0, 2.0])
 
@@ -63,7 +63,7 @@ def test_rounds_are_interleaved_and_one_with_an_error_is_no_figure() -> None:
     assert table(results, "t", ["work"], {"ms": "ms"}).rows == [["work", "one", "2 (1…3)"]]
 
 
-def test_what_is_larger_than_one_without_a_figure_is_not_tried() -> None:
+def test_sizes_after_one_that_fails_are_skipped() -> None:
     tried = []
 
     def held(size: int) -> Figures:
@@ -97,7 +97,7 @@ def test_a_goal_says_whether_it_was_reached() -> None:
     ]
 
 
-def test_a_chapter_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+def test_a_chapter_replaces_an_earlier_one(tmp_path: Path) -> None:
     chart = Chart("c", "Title & more", "x", "y", {"a": [(1, 10), (1000, 0.5)], "b": []})
     for text in ("first", "second"):
         for name in ("one", "two"):

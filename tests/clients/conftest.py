@@ -1,4 +1,4 @@
-"""A real server in a process of its own, and the official SDKs as its clients, over sockets."""
+"""A server in its own process, and the official SDKs as its clients over sockets."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ SCRIPTED = {"REATTACH_DEFAULT_MODEL": "scripted/echo", "REATTACH_LOG_LEVEL": "wa
 
 
 def scripted_server(data_dir: Path, **environment: str) -> ServerProcess:
-    """Not started yet."""
+    """Create a server with the scripted model, not started yet."""
     return ServerProcess(data_dir, arguments=["--scripted"], environment=SCRIPTED | environment)
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """One for all tests; each makes agents and conversations of its own."""
+    """A server for all tests. Each test creates its own agents and conversations."""
     with scripted_server(tmp_path_factory.mktemp("server")) as process:
         yield process
 
 
 @pytest.fixture(scope="session")
 def pinging_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """Its readers get a ping after a tenth of a second of silence."""
+    """A server that sends a ping after a tenth of a second of silence."""
     directory = tmp_path_factory.mktemp("pinging")
     with scripted_server(directory, REATTACH_PING_INTERVAL_SECONDS="0.1") as process:
         yield process
@@ -38,7 +38,7 @@ def pinging_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerP
 
 @pytest.fixture
 def relay(server: ServerProcess) -> Iterator[Relay]:
-    """The test's own way to the server, to be cut."""
+    """A relay to the server for one test, which can cut its connections."""
     with Relay(server.address) as relay:
         yield relay
 
@@ -63,14 +63,14 @@ def default_thread(threads: Threads) -> Thread:
 
 @pytest.fixture
 def reader(relay: Relay) -> Iterator[Reader]:
-    """The SDK, behind the relay."""
+    """The synchronous SDK behind the relay."""
     with Reader(relay.url) as reader:
         yield reader
 
 
 @pytest.fixture
 async def new_reader(relay: Relay) -> AsyncIterator[Callable[[], AsyncReader]]:
-    """Makes asynchronous SDKs behind the relay, as many as wanted."""
+    """Creates asynchronous SDKs behind the relay."""
     async with AsyncExitStack() as stack:
 
         def make() -> AsyncReader:

@@ -1,4 +1,4 @@
-"""The recorded exchanges of the retired server, and answers reduced to what must be the same."""
+"""Recorded exchanges of the retired server, and the reduction of answers to their fixed part."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _COUNTS = {
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame of a stream: its event's name, and its data as JSON or as it stands."""
+    """A frame of a stream: its event name, and its data as JSON or as text."""
 
     event: str | None
     data: Json | str
@@ -44,7 +44,7 @@ class Frame:
 
 
 def frames_of(body: str) -> list[Frame]:
-    """Parse strictly: only what PROTOCOL.md allows as a frame is one."""
+    """Parse frames strictly, as PROTOCOL.md defines them."""
     assert body.endswith("\n\n")
     return [_frame(text) for text in body.removesuffix("\n\n").split("\n\n")]
 
@@ -61,16 +61,16 @@ def _frame(text: str) -> Frame:
 
 @dataclass
 class Reduction:
-    """Replaces what differs from call to call by its place in the answer.
+    """Replaces values that differ from call to call by their position in the answer.
 
-    Ids become numbers in the order in which they appear, so that what shares an id still does;
-    an OTID made from its message's id becomes that and its index.
+    Ids become numbers in order of appearance, so that equal ids stay equal. An OTID that is derived
+    from a message's id becomes that number and its index.
     """
 
     _ids: dict[str, str] = field(default_factory=dict)
 
     def frames(self, frames: list[Frame]) -> list[str]:
-        """Each frame as one text, the order of its members kept."""
+        """Write each frame as a text that preserves the order of its members."""
         return [self._text_of(frame) for frame in frames]
 
     def json(self, value: Any) -> str:

@@ -1,8 +1,8 @@
-"""What the retired server answered, and what Reattach answers to the same requests.
+"""Comparison of Reattach's answers with the retired server's recorded answers.
 
 Same status, same content type, same grammar and order of frames, same members in the same order
-with the same values. Ids, dates and token counts differ from call to call and are reduced to
-their threads. Everything else that differs stands in ``DIFFERENCES``, with its reason.
+with the same values. Ids, dates and token counts differ from call to call and are reduced
+to their positions. ``DIFFERENCES`` lists every other difference with its reason.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 from tests.clients.recorded import EXCHANGES, Frame, Json, Reduction, frames_of
 from tests.support.threads import Thread
 
-# The recorded requests went to a scripted model with other directives.
+# The scripted model of the recording had other directives.
 
 DIRECTIVES = {
     "hi": "hi [chunks=3]",
@@ -29,14 +29,14 @@ DIRECTIVES = {
     "x [tool=my_tool]": "x [client_tool=my_tool][chunks=0]",
 }
 CANCELLED_AFTER = "x [chunks=40][hang=19]"
-"""The recorded run was cancelled when it had said t0 to t18."""
+"""The recorded run was cancelled after t0 to t18."""
 
-# What differs, on purpose.
+# Intended differences.
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Makes of a recorded answer what it is to be here."""
+    """An intended difference, and the change that it makes to a recorded answer."""
 
     reason: str
     of: frozenset[str]
@@ -62,29 +62,29 @@ REFUSALS = REFUSED_WHEN_IDLE | {"resume_bad_conv", "busy_409"}
 JSON_MODE = frozenset({"nonstream_json", "nonstream_json_tool"})
 ANSWERS = JSON_MODE | {"cancel"}
 CLIENT_TOOLS = ("client_tool_request", "pending_conflict_json", "client_tool_return")
-"""Played one after another in one conversation."""
+"""Requests that are played one after another in one conversation."""
 
-TOLD_AS_STATUS = "pending_conflict_stream"
-"""What is wrong with a send is told by a status before its stream, as for JSON, and not in it."""
+REFUSED_BY_STATUS = "pending_conflict_stream"
+"""A refused send, which Reattach answers with a status, as for JSON, and not within a stream."""
 
 
 def numbered(frames: list[Frame]) -> list[Frame]:
-    """Number the frames on from the first number that is told, or from 1."""
-    told_data = [frame.data for frame in frames if isinstance(frame.data, dict)]
-    first = next((data["seq_id"] for data in told_data if data.get("seq_id")), 1)
-    run_id = next(data["run_id"] for data in told_data if "run_id" in data)
-    told = []
+    """Number the frames consecutively from the first recorded number, or from 1."""
+    events = [frame.data for frame in frames if isinstance(frame.data, dict)]
+    first = next((data["seq_id"] for data in events if data.get("seq_id")), 1)
+    run_id = next(data["run_id"] for data in events if "run_id" in data)
+    expected = []
     for seq, frame in enumerate(frames, first):
         if isinstance(frame.data, dict):
             numbers = {"seq_id": seq, "run_id": run_id}
-            told.append(replace(frame, data=frame.data | numbers))
+            expected.append(replace(frame, data=frame.data | numbers))
         else:
-            told.append(frame)
-    return told
+            expected.append(frame)
+    return expected
 
 
 def edited(kind: str, **members: Any) -> Callable[[list[Frame]], list[Frame]]:
-    """Set members of the frames of a type, at their threads."""
+    """Return a change that sets members of all frames of a type."""
 
     def edit(frames: list[Frame]) -> list[Frame]:
         return [
@@ -115,13 +115,13 @@ def with_usage(frames: list[Frame]) -> list[Frame]:
 
 
 def tool_frames(frames: list[Frame]) -> list[Frame]:
-    """The recorded tool failed; the scripted one succeeds. Its name and its steps are the same."""
+    """Replace the output of the recorded tool, which failed, by that of the scripted one."""
     output: Json = {
         "tool_return": "conversation_search returned 1",
         "status": "success",
         "stderr": None,
     }
-    told: list[Frame] = []
+    expected: list[Frame] = []
     for frame in frames:
         data = frame.data
         if isinstance(data, dict) and data["message_type"] == "tool_return_message":
@@ -133,8 +133,8 @@ def tool_frames(frames: list[Frame]) -> list[Frame]:
             data["tool_calls"] = (
                 arguments(calls) if isinstance(calls, dict) else [arguments(one) for one in calls]
             )
-        told.append(replace(frame, data=data))
-    return told
+        expected.append(replace(frame, data=data))
+    return expected
 
 
 CALLS = {"tool_call_message", "approval_request_message"}
@@ -153,7 +153,7 @@ def tool_messages(body: Json) -> Json:
 
 
 def returns_told(frames: list[Frame]) -> list[Frame]:
-    """The scripted model says what its tools returned."""
+    """Replace the text by the scripted model's, which repeats its tools' returns."""
     words = {"t0 ": "my_tool ", "t1 ": "success: ", "t2 ": "42\n"}
     return [
         replace(frame, data=frame.data | {"content": words[frame.data["content"]]})
@@ -208,12 +208,12 @@ DIFFERENCES = [
         lambda frames: [*frames, Frame(None, "[DONE]")],
     ),
     Difference(
-        "the error tells what the model's provider said, safely, and nothing in detail",
+        "the error holds the redacted message of the provider, and no detail",
         frozenset({"fg_err", "bg_err"}),
         edited("error_message", message="The scripted model failed as told: 0.", detail=None),
     ),
     Difference(
-        "a failure in mid-stream is told as what it is, not as an internal error",
+        "a failure within a stream has its own error type, not that of an internal error",
         frozenset({"bg_midfail"}),
         edited(
             "error_message",
@@ -266,7 +266,7 @@ DIFFERENCES = [
         },
     ),
     Difference(
-        "what is not found is told without the actor that looked for it",
+        "a missing resource is reported without the actor that asked for it",
         frozenset({"resume_unknown_run"}),
         json=lambda body: {
             "detail": f"Run not found with id={body['detail'].split(chr(39))[2]}",
@@ -281,8 +281,8 @@ DIFFERENCES = [
 ]
 
 
-def told_of(name: str) -> list[Frame] | Json:
-    """The recorded answer, as it is to be here."""
+def expected_answer(name: str) -> list[Frame] | Json:
+    """Return the recorded answer with the intended differences."""
     response = EXCHANGES[name]["response"]
     changes = [difference for difference in DIFFERENCES if name in difference.of]
     if name in STREAMS:
@@ -296,12 +296,12 @@ def told_of(name: str) -> list[Frame] | Json:
     return body
 
 
-# The requests, played again.
+# The recorded requests, played again.
 
 
 @dataclass
 class Play:
-    """Plays recorded requests to conversations of its own."""
+    """Plays recorded requests to one conversation."""
 
     thread: Thread
     run_id: str = ""
@@ -341,20 +341,20 @@ class Play:
         return message
 
 
-def assert_told(name: str, answer: httpx.Response) -> None:
+def assert_as_recorded(name: str, answer: httpx.Response) -> None:
     assert answer.status_code == EXCHANGES[name]["status"]
-    told = told_of(name)
-    if isinstance(told, list):
+    expected = expected_answer(name)
+    if isinstance(expected, list):
         assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
-        assert Reduction().frames(frames_of(answer.text)) == Reduction().frames(told)
+        assert Reduction().frames(frames_of(answer.text)) == Reduction().frames(expected)
     else:
         assert answer.headers["content-type"] == "application/json"
-        assert Reduction().json(answer.json()) == Reduction().json(told)
+        assert Reduction().json(answer.json()) == Reduction().json(expected)
 
 
 @pytest.mark.parametrize("name", sorted(SENDS | JSON_MODE))
 def test_a_send_is_answered_as_recorded(name: str, conversation: Thread) -> None:
-    assert_told(name, Play(conversation).ask(name))
+    assert_as_recorded(name, Play(conversation).ask(name))
 
 
 @pytest.mark.parametrize("name", sorted(REPLAYS))
@@ -363,13 +363,13 @@ def test_an_ended_run_is_streamed_again_as_recorded(name: str, conversation: Thr
     first = play.ask("bg_token")
     play.run_id = first.headers["x-run-id"]
     again = play.ask(name)
-    assert_told(name, again)
+    assert_as_recorded(name, again)
     assert first.content.endswith(again.content)
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED_WHEN_IDLE))
 def test_a_refusal_is_as_recorded(name: str, conversation: Thread) -> None:
-    assert_told(name, Play(conversation).ask(name))
+    assert_as_recorded(name, Play(conversation).ask(name))
 
 
 def test_a_malformed_path_is_refused_with_the_recorded_status_and_a_text(
@@ -377,17 +377,17 @@ def test_a_malformed_path_is_refused_with_the_recorded_status_and_a_text(
 ) -> None:
     answer = Play(conversation).ask("resume_bad_conv")
     assert answer.status_code == EXCHANGES["resume_bad_conv"]["status"] == 422
-    body, told = answer.json(), told_of("resume_bad_conv")
-    assert isinstance(told, dict)
-    assert sorted(told) == sorted(body.keys() - {"examples"})
+    body, expected = answer.json(), expected_answer("resume_bad_conv")
+    assert isinstance(expected, dict)
+    assert sorted(expected) == sorted(body.keys() - {"examples"})
     assert "conversation_id" in body["detail"]
-    assert body["code"] == told["code"]
+    assert body["code"] == expected["code"]
     assert body["errors"]
 
 
 @pytest.fixture
 def cancelled(conversation: Thread) -> tuple[Play, dict[str, httpx.Response]]:
-    """A run, a second message meanwhile, and its end by a cancel."""
+    """A second message during a run is refused, and a cancel ends the run."""
     play = Play(conversation)
     answers: dict[str, httpx.Response] = {}
     send = {
@@ -414,16 +414,16 @@ def test_a_second_message_and_a_cancel_are_answered_as_recorded(
 ) -> None:
     play, answers = cancelled
     for name, answer in answers.items():
-        assert_told(name, answer)
-    assert_told("resume_cancelled", play.ask("resume_cancelled"))
-    assert_told("cancel_none", play.ask("cancel_none"))
+        assert_as_recorded(name, answer)
+    assert_as_recorded("resume_cancelled", play.ask("resume_cancelled"))
+    assert_as_recorded("cancel_none", play.ask("cancel_none"))
 
 
 def test_client_tools_are_asked_for_and_answered_as_recorded(conversation: Thread) -> None:
     play = Play(conversation)
     for name in CLIENT_TOOLS:
         answer = play.ask(name)
-        assert_told(name, answer)
+        assert_as_recorded(name, answer)
         if name == "client_tool_request":
             (call,) = {
                 frame.data["tool_call"]["tool_call_id"]
@@ -431,10 +431,10 @@ def test_client_tools_are_asked_for_and_answered_as_recorded(conversation: Threa
                 if isinstance(frame.data, dict) and frame.type in CALLS
             }
             play.call_id = call
-            # It streamed the error that it told as a status where nothing is streamed.
-            streamed = play.ask(TOLD_AS_STATUS)
+            # The retired server streamed the error that it sent as a status for JSON.
+            streamed = play.ask(REFUSED_BY_STATUS)
             assert streamed.status_code == EXCHANGES["pending_conflict_json"]["status"]
-            error = frames_of(EXCHANGES[TOLD_AS_STATUS]["response"])[2].data
+            error = frames_of(EXCHANGES[REFUSED_BY_STATUS]["response"])[2].data
             assert isinstance(error, dict)
             assert streamed.json()["detail"] == error["message"]
     recorded = json.loads(EXCHANGES["messages_list_asc"]["response"])
@@ -448,7 +448,7 @@ def test_client_tools_are_asked_for_and_answered_as_recorded(conversation: Threa
 
 
 def test_every_recorded_exchange_of_sending_resuming_and_cancelling_is_played() -> None:
-    played = STREAMS | REFUSALS | ANSWERS | {*CLIENT_TOOLS, TOLD_AS_STATUS}
+    played = STREAMS | REFUSALS | ANSWERS | {*CLIENT_TOOLS, REFUSED_BY_STATUS}
     recorded = {
         name
         for name, exchange in EXCHANGES.items()
@@ -459,7 +459,7 @@ def test_every_recorded_exchange_of_sending_resuming_and_cancelling_is_played() 
 
 
 @pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda difference: difference.reason)
-def test_every_listed_difference_is_one(difference: Difference) -> None:
+def test_every_listed_difference_is_a_real_difference(difference: Difference) -> None:
     for name in difference.of:
         recorded = EXCHANGES[name]["response"]
         if name in STREAMS:

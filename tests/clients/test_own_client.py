@@ -45,7 +45,7 @@ async def collected(events: AsyncIterator[Event]) -> list[Event]:
 
 
 @pytest.mark.promise("P4", "P9")
-async def test_an_answer_comes_whole_and_once_through_a_network_that_keeps_breaking(
+async def test_an_answer_arrives_whole_and_once_over_a_network_that_breaks_repeatedly(
     server: ServerProcess, relay: Relay, conversation_id: str
 ) -> None:
     events: list[Event] = []
@@ -65,7 +65,7 @@ async def test_an_answer_comes_whole_and_once_through_a_network_that_keeps_break
     assert len(runs) == 1
 
 
-async def test_following_what_is_active_gives_the_rest_of_the_answer(
+async def test_following_the_active_run_gives_the_rest_of_the_answer(
     relay: Relay, conversation_id: str
 ) -> None:
     async with Client(relay.url) as client, asyncio.timeout(BOUND_SECONDS):
@@ -89,9 +89,7 @@ async def test_a_failed_answer_ends_with_its_error_as_an_event(
     ]
 
 
-async def test_what_the_server_refuses_is_raised_and_not_tried_again(
-    relay: Relay, conversation_id: str
-) -> None:
+async def test_a_refusal_is_raised_and_not_retried(relay: Relay, conversation_id: str) -> None:
     async with Client(relay.url) as client, asyncio.timeout(BOUND_SECONDS):
         with pytest.raises(NotFoundError):
             await collected(client.follow(conversation_id, otid="never sent"))
@@ -103,7 +101,7 @@ async def test_what_the_server_refuses_is_raised_and_not_tried_again(
         http.post(f"/v1/conversations/{conversation_id}/cancel").raise_for_status()
 
 
-async def test_patience_ends_when_there_is_no_server() -> None:
+async def test_retries_end_when_there_is_no_server() -> None:
     with Relay(("127.0.0.1", 1)) as nowhere:
         async with Client(nowhere.url, patience_seconds=0.3) as client:
             with pytest.raises(TimeoutError, match="Resume later from event 7"):
@@ -113,7 +111,7 @@ async def test_patience_ends_when_there_is_no_server() -> None:
 async def test_a_server_without_tls_behind_an_https_url_is_named_at_once(
     server: ServerProcess,
 ) -> None:
-    """E9: no patience for a failure that no further try can mend."""
+    """E9: a failure that no retry can fix is raised at once."""
     async with Client(server.url.replace("http://", "https://")) as client:
         with pytest.raises(ReattachError, match=r"does not speak TLS\. Use an http:// URL"):
             await collected(client.follow("default", otid="key"))
@@ -172,7 +170,7 @@ async def test_a_refusal_keeps_the_further_members_of_the_servers_error(
         http.post(f"/v1/conversations/{conversation_id}/cancel").raise_for_status()
 
 
-async def test_a_retry_tells_its_cause_its_cursor_and_the_time_that_is_left() -> None:
+async def test_a_retry_reports_its_cause_its_cursor_and_the_remaining_time() -> None:
     retries: list[Retry] = []
     with Relay(("127.0.0.1", 1)) as nowhere:
         async with Client(nowhere.url, patience_seconds=0.3, on_retry=retries.append) as client:

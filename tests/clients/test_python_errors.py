@@ -99,20 +99,20 @@ def assert_raises(error: type[APIStatusError], call: Call, url: str, *, requests
 
 @pytest.mark.promise("S10")
 @pytest.mark.parametrize("what", NOT_FOUND)
-def test_what_does_not_exist_is_a_not_found_error(what: str, server: ServerProcess) -> None:
+def test_a_missing_resource_is_a_not_found_error(what: str, server: ServerProcess) -> None:
     assert_raises(NotFoundError, NOT_FOUND[what], server.url)
 
 
 @pytest.mark.promise("S10")
 @pytest.mark.parametrize("what", BAD_REQUEST)
-def test_what_makes_no_sense_is_a_bad_request_error(what: str, server: ServerProcess) -> None:
+def test_an_impossible_request_is_a_bad_request_error(what: str, server: ServerProcess) -> None:
     detail = assert_raises(BadRequestError, BAD_REQUEST[what], server.url)
     assert detail.startswith("INVALID_ARGUMENT: ")
 
 
 @pytest.mark.promise("S10")
 @pytest.mark.parametrize("what", UNPROCESSABLE)
-def test_what_does_not_fit_the_schema_is_an_unprocessable_entity_error(
+def test_a_body_that_does_not_fit_the_schema_is_an_unprocessable_entity_error(
     what: str, server: ServerProcess
 ) -> None:
     assert_raises(UnprocessableEntityError, UNPROCESSABLE[what], server.url)
@@ -134,7 +134,7 @@ def test_a_send_of_nothing_or_of_two_things_is_an_unprocessable_entity_error(
 
 
 @pytest.mark.parametrize("what", NOT_OFFERED)
-def test_what_is_not_offered_is_an_internal_server_error_that_is_not_retried(
+def test_a_route_that_is_not_offered_is_an_internal_server_error_that_is_not_retried(
     what: str, server: ServerProcess
 ) -> None:
     with pytest.raises(InternalServerError) as caught, Reader(server.url) as reader:
@@ -186,7 +186,7 @@ def test_a_client_that_got_an_error_event_may_send_again_at_once(
     assert [run["status"] for run in conversation.runs()] == ["failed"] * 10
 
 
-def test_a_fault_of_the_engine_is_an_error_event_that_tells_no_internals(
+def test_a_fault_of_the_engine_is_an_error_event_without_internals(
     reader: Reader, conversation: Thread
 ) -> None:
     reader.read(lambda: reader.send(conversation, "[chunks=9][crash=3]"))
@@ -300,7 +300,7 @@ def test_a_missing_or_wrong_key_is_an_authentication_error(
 
 
 @pytest.mark.promise("S11", "P9", "P11")
-def test_another_tenants_key_finds_nothing_of_ours_and_may_use_our_otids(
+def test_another_tenants_key_finds_none_of_our_resources_and_may_use_our_otids(
     keyed: tuple[str, str, str],
 ) -> None:
     url, ours, theirs = keyed
@@ -323,8 +323,8 @@ def test_another_tenants_key_finds_nothing_of_ours_and_may_use_our_otids(
                 ask(reader.run_id)
             with pytest.raises(NotFoundError) as of_none:
                 ask(RUN)
-            told = str(of_ours.value).replace(reader.run_id, RUN)
-            assert told == str(of_none.value)
+            message = str(of_ours.value).replace(reader.run_id, RUN)
+            assert message == str(of_none.value)
         with pytest.raises(NotFoundError):
             stranger.sdk.conversations.messages.stream(CONV, otid=thread.otid)
         with pytest.raises(NotFoundError):

@@ -29,12 +29,12 @@ def five(threads: Threads) -> Thread:
 
 
 def keys_of(items: list[Any]) -> list[tuple[str, str]]:
-    """What tells an item apart: the items of one stored message share its id."""
+    """Return a key of an item, because the items of one stored message share its id."""
     return [(item.id, item.message_type) for item in items]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 100])
-def test_the_messages_of_a_conversation_in_ascending_order(
+def test_the_pager_lists_the_messages_of_a_conversation_in_ascending_order(
     limit: int, five: Thread, reader: Reader
 ) -> None:
     kept = [(item["id"], item["message_type"]) for item in five.items()]
@@ -44,7 +44,7 @@ def test_the_messages_of_a_conversation_in_ascending_order(
 
 
 @pytest.mark.parametrize("limit", [1, 2, 100])
-def test_the_messages_of_an_agent_in_ascending_order(
+def test_the_pager_lists_the_messages_of_an_agent_in_ascending_order(
     limit: int, five: Thread, reader: Reader
 ) -> None:
     kept = [(item["id"], item["message_type"]) for item in five.items()]
@@ -54,7 +54,7 @@ def test_the_messages_of_an_agent_in_ascending_order(
     assert keys_of(list(pager)) == kept
 
 
-def test_older_messages_page_by_page_from_the_newest(five: Thread, reader: Reader) -> None:
+def test_the_pager_walks_to_older_messages_from_the_newest(five: Thread, reader: Reader) -> None:
     kept = [(item["id"], item["message_type"]) for item in five.items()]
     first = reader.sdk.conversations.messages.list(five.path_id, limit=2)
     seen = keys_of(list(first.items))
@@ -69,7 +69,7 @@ def test_older_messages_page_by_page_from_the_newest(five: Thread, reader: Reade
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("limit", [1, 2, 100])
-def test_the_runs_of_a_conversation_in_either_order(
+def test_the_pager_lists_the_runs_of_a_conversation_in_either_order(
     limit: int, order: Order, five: Thread, reader: Reader
 ) -> None:
     expected = [run["id"] for run in five.runs()]
@@ -80,7 +80,9 @@ def test_the_runs_of_a_conversation_in_either_order(
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_agents_with_a_tag_in_either_order(order: Order, reader: Reader) -> None:
+def test_the_pager_lists_the_agents_with_a_tag_in_either_order(
+    order: Order, reader: Reader
+) -> None:
     tag = new_otid()
     made = [reader.sdk.agents.create(name=f"a{n}", tags=[tag]).id for n in range(5)]
     pager = reader.sdk.agents.list(tags=[tag], order=order, limit=2)
@@ -88,7 +90,9 @@ def test_the_agents_with_a_tag_in_either_order(order: Order, reader: Reader) -> 
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_steps_and_messages_of_a_run(order: Order, five: Thread, reader: Reader) -> None:
+def test_the_pager_lists_the_steps_and_messages_of_a_run(
+    order: Order, five: Thread, reader: Reader
+) -> None:
     run_id = five.runs()[0]["id"]
     steps = [step.id for step in reader.sdk.runs.steps.list(run_id, order=order, limit=1)]
     assert len(steps) == len(set(steps)) == 2
@@ -97,14 +101,16 @@ def test_the_steps_and_messages_of_a_run(order: Order, five: Thread, reader: Rea
     assert keys_of(messages) == kept
 
 
-def test_the_blocks_with_a_label(reader: Reader) -> None:
+def test_the_pager_lists_the_blocks_with_a_label(reader: Reader) -> None:
     label = f"l{new_otid()}"
     made = [reader.sdk.blocks.create(label=label, value=str(n)).id for n in range(5)]
     assert [b.id for b in reader.sdk.blocks.list(label=label, order="asc", limit=2)] == made
     assert [b.id for b in reader.sdk.blocks.list(label=label, order="desc", limit=2)] == made[::-1]
 
 
-def test_the_conversations_of_an_agent_and_their_pages(threads: Threads, reader: Reader) -> None:
+def test_the_pager_lists_the_conversations_of_an_agent_page_by_page(
+    threads: Threads, reader: Reader
+) -> None:
     first = threads.conversation()
     made = [first.path_id, *(threads.conversation(first.agent_id).path_id for _ in range(4))]
     listed = reader.sdk.conversations.list(agent_id=first.agent_id, order="asc", limit=3)
@@ -116,7 +122,7 @@ def test_the_conversations_of_an_agent_and_their_pages(threads: Threads, reader:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-async def test_the_asynchronous_pagers_walk_the_same(
+async def test_the_asynchronous_pagers_list_the_same(
     order: Order, five: Thread, new_reader: Callable[[], AsyncReader]
 ) -> None:
     sdk: AsyncLetta = new_reader().sdk

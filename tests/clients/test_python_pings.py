@@ -31,7 +31,7 @@ def pings_of(reader: Reader | AsyncReader, stream: int = 0) -> list[bytes]:
 
 
 @pytest.mark.promise("P1")
-def test_the_first_event_of_a_send_is_a_ping_that_tells_the_run_and_is_replayed(
+def test_the_first_event_of_a_send_is_a_ping_with_the_run_id_and_is_replayed(
     reader: Reader, conversation: Thread
 ) -> None:
     reader.read(lambda: reader.send(conversation, "hello"))
@@ -53,7 +53,7 @@ def test_a_send_without_pings_begins_with_the_answer_as_number_1(
 
 
 @pytest.mark.promise("S7", "P1")
-async def test_silence_is_filled_with_pings_for_those_who_want_them_and_for_nobody_else(
+async def test_pings_during_silence_go_only_to_readers_that_asked_for_them(
     pinging: Threads,
 ) -> None:
     thread = await asyncio.to_thread(pinging.conversation)
@@ -98,7 +98,7 @@ async def test_silence_is_filled_with_pings_for_those_who_want_them_and_for_nobo
 
 
 @pytest.mark.promise("S7", "P1", "P4")
-def test_pings_of_a_connection_are_not_in_what_a_client_joins(pinging: Threads) -> None:
+def test_pings_of_a_connection_are_not_part_of_the_joined_stream(pinging: Threads) -> None:
     thread = pinging.conversation()
     with Reader(thread.url) as reader:
         reader.read(lambda: reader.send(thread, SILENT), lambda chunk: chunk.seq_id == 2)

@@ -138,7 +138,7 @@ def test_a_send_cut_at_any_byte_makes_one_run_that_is_whole_after_resuming(
 
 
 @pytest.mark.promise("P4", "S6")
-def test_a_replay_cut_again_and_again_is_whole_in_the_end(
+def test_a_replay_that_is_cut_repeatedly_is_whole_in_the_end(
     reader: Reader, relay: Relay, conversation: Thread
 ) -> None:
     relay.cut_after(2000)
@@ -248,7 +248,7 @@ def test_a_failed_run_resumes_to_its_error_and_past_it(
 
 
 @pytest.mark.promise("P8")
-def test_resuming_by_any_way_starts_no_work(reader: Reader, conversation: Thread) -> None:
+def test_resuming_by_any_reference_starts_no_run(reader: Reader, conversation: Thread) -> None:
     reader.read(lambda: reader.send(conversation, "hello"))
     runs, items = conversation.runs(), conversation.items()
     for way in ("run id", "OTID", "runs.messages.stream"):

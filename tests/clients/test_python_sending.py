@@ -61,7 +61,7 @@ def test_the_same_message_sent_again_during_and_after_the_run_gets_the_same_byte
 
 
 @pytest.mark.promise("P9")
-async def test_twenty_sends_of_one_message_at_once_make_one_run_that_all_of_them_get(
+async def test_twenty_concurrent_sends_of_one_message_create_one_run_that_all_of_them_get(
     new_reader: Callable[[], AsyncReader], threads: Threads
 ) -> None:
     thread = await asyncio.to_thread(threads.conversation)
@@ -190,7 +190,7 @@ def test_a_cancelled_run_ends_every_stream_with_one_cancelled_group_and_keeps_it
 
 
 @pytest.mark.promise("P6")
-def test_cancelling_where_nothing_runs_is_a_conflict_and_an_ended_run_stays_what_it_was(
+def test_cancelling_without_an_active_run_is_a_conflict_and_an_ended_run_keeps_its_status(
     reader: Reader, default_thread: Thread
 ) -> None:
     reader.read(lambda: reader.send(default_thread, "hello"))
@@ -204,7 +204,7 @@ def test_cancelling_where_nothing_runs_is_a_conflict_and_an_ended_run_stays_what
 
 
 @pytest.mark.promise("P6")
-def test_a_foreground_run_goes_on_without_its_client_and_can_not_be_resumed(
+def test_a_foreground_run_continues_without_its_client_and_cannot_be_resumed(
     reader: Reader, relay: Relay, conversation: Thread
 ) -> None:
     relay.cut_after(1500)
@@ -221,7 +221,7 @@ def test_a_foreground_run_goes_on_without_its_client_and_can_not_be_resumed(
     assert conversation.text() == "".join(f"t{n} " for n in range(12))
 
 
-def test_json_mode_answers_with_what_the_conversation_keeps(conversation: Thread) -> None:
+def test_json_mode_answers_with_the_stored_messages(conversation: Thread) -> None:
     message = conversation.message("[think=1][tool=search][chunks=3]")
     answers = [
         conversation.post("messages", {"messages": [message], "streaming": False}) for _ in range(2)
@@ -312,7 +312,7 @@ def test_the_requests_own_system_prompt_and_the_history_reach_the_model(
             assert expected in other.text
 
 
-def test_a_body_ends_right_after_done(server: ServerProcess, conversation: Thread) -> None:
+def test_a_body_ends_directly_after_done(server: ServerProcess, conversation: Thread) -> None:
     answer = conversation.post(
         "messages", {"messages": [conversation.message("hello")], "background": True}
     )

@@ -37,7 +37,7 @@ def talked(sdk: Letta, threads: Threads) -> Thread:
     return thread
 
 
-def test_agents(sdk: Letta) -> None:
+def test_agents_pass_strict_validation(sdk: Letta) -> None:
     agent = sdk.agents.create(
         name="strict",
         model="scripted/echo",
@@ -65,7 +65,7 @@ def test_agents(sdk: Letta) -> None:
     sdk.agents.delete(agent.id)
 
 
-def test_blocks(sdk: Letta) -> None:
+def test_blocks_pass_strict_validation(sdk: Letta) -> None:
     block = sdk.blocks.create(label="strict", value="v", description="d", metadata={"k": 1})
     assert sdk.blocks.retrieve(block.id).value == "v"
     assert sdk.blocks.update(block.id, value="w").value == "w"
@@ -73,7 +73,7 @@ def test_blocks(sdk: Letta) -> None:
     sdk.blocks.delete(block.id)
 
 
-def test_conversations(sdk: Letta, talked: Thread) -> None:
+def test_conversations_pass_strict_validation(sdk: Letta, talked: Thread) -> None:
     made = sdk.conversations.create(
         agent_id=talked.agent_id, summary="s", description="d", context_window_limit=1000
     )
@@ -86,7 +86,7 @@ def test_conversations(sdk: Letta, talked: Thread) -> None:
     sdk.conversations.delete(made.id)
 
 
-def test_messages(sdk: Letta, talked: Thread) -> None:
+def test_messages_pass_strict_validation(sdk: Letta, talked: Thread) -> None:
     items = list(sdk.conversations.messages.list(talked.path_id, order="asc"))
     assert {item.message_type for item in items} == {
         "system_message",
@@ -99,7 +99,9 @@ def test_messages(sdk: Letta, talked: Thread) -> None:
     assert len(sdk.messages.retrieve(items[-1].id)) >= 1
 
 
-def test_runs_with_their_messages_usage_and_steps(sdk: Letta, talked: Thread) -> None:
+def test_runs_with_their_messages_usage_and_steps_pass_strict_validation(
+    sdk: Letta, talked: Thread
+) -> None:
     runs = list(sdk.runs.list(conversation_id=talked.conversation_id, order="asc"))
     assert [run.status for run in runs] == ["completed", "failed"]
     for run in runs:
@@ -109,7 +111,7 @@ def test_runs_with_their_messages_usage_and_steps(sdk: Letta, talked: Thread) ->
         assert len(list(sdk.runs.messages.list(run.id))) >= 2
 
 
-def test_models_and_health(sdk: Letta) -> None:
+def test_models_and_health_pass_strict_validation(sdk: Letta) -> None:
     assert "scripted/echo" in [model.handle for model in sdk.models.list()]
     assert isinstance(sdk.models.embeddings.list(), list)
     assert sdk.health().status == "ok"
@@ -121,7 +123,9 @@ def chunks_of(stream: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("stream_tokens", [False, True])
-def test_the_chunks_of_streams(stream_tokens: bool, sdk: Letta, talked: Thread) -> None:
+def test_the_chunks_of_streams_pass_strict_validation(
+    stream_tokens: bool, sdk: Letta, talked: Thread
+) -> None:
     message = talked.message("[think=2][tool=search][chunks=3]") | {"otid": new_otid()}
     sent = chunks_of(
         sdk.conversations.messages.create(
@@ -144,7 +148,9 @@ def test_the_chunks_of_streams(stream_tokens: bool, sdk: Letta, talked: Thread) 
     assert chunks_of(resumed) == sent
 
 
-def test_the_chunks_of_a_call_that_waits_and_of_its_answer(sdk: Letta, threads: Threads) -> None:
+def test_the_chunks_of_a_waiting_call_and_of_its_answer_pass_strict_validation(
+    sdk: Letta, threads: Threads
+) -> None:
     thread = threads.conversation()
     for stream_tokens in (False, True):
         asked = sdk.conversations.messages.create(
@@ -173,7 +179,9 @@ def test_the_chunks_of_a_call_that_waits_and_of_its_answer(sdk: Letta, threads: 
     assert "approval_response_message" in [item.message_type for item in items]
 
 
-def test_async_sends_and_the_streams_of_runs(sdk: Letta, threads: Threads) -> None:
+def test_async_sends_and_the_streams_of_runs_pass_strict_validation(
+    sdk: Letta, threads: Threads
+) -> None:
     agent_id = threads.default_thread().agent_id
     run = sdk.agents.messages.create_async(agent_id, input="[think=1][chunks=3]")
     assert run.background is True
@@ -183,7 +191,9 @@ def test_async_sends_and_the_streams_of_runs(sdk: Letta, threads: Threads) -> No
     assert chunks_of(rest) == seen[2:]
 
 
-def test_the_deprecated_stream_of_an_agent(sdk: Letta, threads: Threads) -> None:
+def test_the_deprecated_stream_of_an_agent_passes_strict_validation(
+    sdk: Letta, threads: Threads
+) -> None:
     agent_id = threads.default_thread().agent_id
     message: Any = {"role": "user", "content": "[chunks=2]"}
     with pytest.deprecated_call():
@@ -191,7 +201,7 @@ def test_the_deprecated_stream_of_an_agent(sdk: Letta, threads: Threads) -> None
     assert "assistant_message" in chunks_of(chunks)
 
 
-def test_cancel_answers(sdk: Letta, threads: Threads) -> None:
+def test_cancel_answers_pass_strict_validation(sdk: Letta, threads: Threads) -> None:
     thread = threads.default_thread()
     cancels: list[Callable[[str], object]] = [
         lambda run_id: sdk.conversations.cancel("default", agent_id=thread.agent_id),

@@ -153,7 +153,7 @@ def test_emoji_and_line_ends_and_sse_look_alikes_arrive_as_the_model_gave_them(
 
 
 @pytest.mark.promise("P3", "P4", "S6")
-def test_a_resume_at_or_past_the_end_gives_nothing_and_ends_at_once(
+def test_a_resume_at_or_past_the_end_gives_no_event_and_ends_at_once(
     client: TypeScriptReader, conversation: Thread
 ) -> None:
     client.read(client.send(conversation, "hello"))
@@ -167,7 +167,7 @@ def test_a_resume_at_or_past_the_end_gives_nothing_and_ends_at_once(
 
 
 @pytest.mark.promise("P9")
-def test_the_same_message_sent_again_and_twenty_times_at_once_makes_one_run(
+def test_one_message_sent_again_and_twenty_times_concurrently_creates_one_run(
     new_client: NewClient, conversation: Thread
 ) -> None:
     clients = [new_client() for _ in range(20)]
@@ -237,7 +237,7 @@ def test_agents_messages_create_answers_and_streams(
     assert client.text == "t0 t1 t2 t3 "
 
 
-def test_resources_are_made_read_changed_listed_and_deleted(
+def test_resources_are_created_read_updated_listed_and_deleted(
     client: TypeScriptReader, threads: Threads
 ) -> None:
     blocks = [{"label": "human", "value": "v"}]
@@ -300,7 +300,7 @@ def test_the_pagers_walk_lists_whole_and_once_in_either_order(
 
 
 @pytest.mark.promise("S7", "P1")
-def test_silence_is_filled_with_pings_only_for_those_who_want_them(
+def test_pings_during_silence_go_only_to_clients_that_asked_for_them(
     process: TypeScript, pinging_server: ServerProcess
 ) -> None:
     with raw_client(pinging_server.url) as raw:

@@ -1,4 +1,4 @@
-"""Clients of one server of a cluster, over real sockets and without any SDK."""
+"""Clients of one server of a cluster, over sockets and without an SDK."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WAIT_SECONDS = 20.0
 
 
 class Stream:
-    """A stream that is read on demand, and checked as it is read."""
+    """A stream that is read on demand and checked while it is read."""
 
     def __init__(self, answer: httpx2.Response, cursor: int) -> None:
         self.received = Received(cursor)
@@ -32,7 +32,7 @@ class Stream:
         return self.received
 
     async def to_end(self, seconds: float = WAIT_SECONDS) -> Received:
-        """Read to the end of the body, which has to be the log's end too, within ``seconds``."""
+        """Read to the end of the body within ``seconds``. It must be the end of the log too."""
         async with asyncio.timeout(seconds):
             async for data in self._chunks:
                 self.received.feed(data)
@@ -51,11 +51,11 @@ class Stream:
 
 
 class Client(clients.Client):
-    """Reads on demand too."""
+    """A client whose streams are read on demand."""
 
     @asynccontextmanager
     async def stream(self, path: str, body: Any, *, cursor: int = 0) -> AsyncIterator[Stream]:
-        """An open stream; AssertionError unless the answer is one."""
+        """Open a stream. Fails if the answer is not one."""
         if cursor:
             body = {**body, "starting_after": cursor}
         async with self.http.stream("POST", path, json=body) as answer:
@@ -67,13 +67,13 @@ class Client(clients.Client):
     async def sent(
         self, conversation_id: str, text: str, *, otid: str | None = None, **more: Any
     ) -> AsyncIterator[Stream]:
-        """The stream of a send in the background."""
+        """Send in the background and open the stream."""
         path = f"/v1/conversations/{conversation_id}/messages"
         async with self.stream(path, send_body(text, otid=otid, **more)) as stream:
             yield stream
 
     async def resumed(self, run_id: str) -> Received:
-        """All of a run."""
+        """Read a whole run."""
         async with self.stream(f"/v1/runs/{run_id}/stream", {}) as stream:
             return await stream.to_end()
 

@@ -17,7 +17,7 @@ from tests.support.redis_server import shared_url
 
 @pytest.fixture(autouse=True)
 def log_lines() -> Iterator[list[Any]]:
-    """What the servers log, caught: to show a traceback would read files in the event loop."""
+    """Capture log lines: printing a traceback would read files in the event loop."""
     with structlog.testing.capture_logs() as lines:
         yield lines
 
@@ -49,7 +49,7 @@ def one_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(one_cluster: Cluster) -> Cluster:
-    """Three servers as processes, all of them there and undisturbed."""
+    """Three server processes, all running and without faults."""
     one_cluster.mend()
     return one_cluster
 

@@ -1,4 +1,4 @@
-"""Several processes in one: services with connections of their own to one Redis and PostgreSQL."""
+"""Nodes within one process: services with their own connections to one Redis and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ CLOCK = SystemClock()
 
 @dataclass
 class Node:
-    """A process as far as the others can tell."""
+    """A service that looks like a process to the others."""
 
     runs: RunService
     log: Log
     records: Records
     faults: Faults
-    """Around everything that it asks of the stores."""
+    """The faults of its stores."""
 
 
 class Nodes:
@@ -68,7 +68,7 @@ class Nodes:
         keeps_up: bool = True,
         beats: bool = True,
     ) -> Node:
-        """A started node, which is closed at the end."""
+        """Start a node, which is closed with the nodes."""
         faults = faults or Faults()
         records = await Records.open(self.database_url, clock=CLOCK)
         self._stack.push_async_callback(records.aclose)
@@ -83,14 +83,14 @@ class Nodes:
         await runs.start()
         self._stack.push_async_callback(runs.aclose)
         if listens:
-            await self._going_on(listen(runs, records, CLOCK))
+            await self._run_in_background(listen(runs, records, CLOCK))
         if beats:
             await self._stack.enter_async_context(heartbeat(runs, records, CLOCK))
         if keeps_up:
-            await self._going_on(upkeep(runs, CLOCK, 3600))
+            await self._run_in_background(upkeep(runs, CLOCK, 3600))
         return Node(runs, log, records, faults)
 
-    async def _going_on(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
 
         async def stop() -> None:

@@ -118,7 +118,7 @@ async def test_a_log_of_redis_without_a_record_is_deleted_after_the_retention(
 
 
 @pytest.mark.promise("P7", "P9")
-async def test_a_commit_that_lands_after_its_sender_was_refused_leaves_no_run_behind(
+async def test_a_commit_that_lands_after_its_sender_was_refused_leaves_no_active_run(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C4: the connection is silent while a send commits, and goes on later."""

@@ -31,7 +31,7 @@ INJECTED = [
 
 @pytest.mark.promise("P1", "P2", "P3", "P4", "P5", "P7", "P9", "P10")
 @pytest.mark.parametrize("fault", INJECTED, ids=lambda fault: str(fault.name))
-async def test_clients_lose_nothing_and_double_nothing_and_come_to_an_end(
+async def test_clients_lose_and_double_no_event_and_every_run_ends(
     cluster: Cluster, fault: Fault
 ) -> None:
     outcome = await run_experiment(cluster, fault, 1)

@@ -1,4 +1,4 @@
-"""Leases of processes whose event loop is busy, or that stood still."""
+"""Leases of processes whose event loop is busy or that were paused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LEASE_SECONDS = 1.0
 
 
 async def is_buried(owner: str, url: str, seconds: float) -> bool:
-    """Whether another process, which judges by the lease alone, buries it within that time."""
+    """Return whether another process declares the owner dead within this time."""
     records = await Records.open(url, clock=SystemClock())
     buried: list[str] = []
     until = time.monotonic() + seconds
@@ -33,7 +33,7 @@ async def is_buried(owner: str, url: str, seconds: float) -> bool:
 
 
 def is_buried_while_busy(owner: str, nodes: Nodes, seconds: float) -> bool:
-    """Hold the event loop up meanwhile, as a large body does."""
+    """Block the event loop, as a large body does."""
     with ThreadPoolExecutor(1) as threads:
         burying = threads.submit(asyncio.run, is_buried(owner, nodes.database_url, seconds))
         while not burying.done():
@@ -43,7 +43,7 @@ def is_buried_while_busy(owner: str, nodes: Nodes, seconds: float) -> bool:
 
 @pytest.mark.promise("P7")
 async def test_a_busy_event_loop_does_not_cost_the_process_its_lease(nodes: Nodes) -> None:
-    """B3: the heartbeat does not share the fate of the event loop."""
+    """B3: the heartbeat does not depend on the event loop."""
     node = await nodes.node(lease_seconds=LEASE_SECONDS)
     owner = node.runs.ownership.owner
     assert not is_buried_while_busy(owner, nodes, 2 * LEASE_SECONDS)
@@ -52,7 +52,7 @@ async def test_a_busy_event_loop_does_not_cost_the_process_its_lease(nodes: Node
 
 
 @pytest.mark.promise("P7")
-async def test_an_event_loop_that_hangs_beyond_the_bound_loses_the_lease_and_learns_of_it(
+async def test_an_event_loop_that_hangs_too_long_loses_the_lease_and_notices_it(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B3: a process whose event loop hangs for ever does not keep its runs for ever."""
@@ -66,7 +66,7 @@ async def test_an_event_loop_that_hangs_beyond_the_bound_loses_the_lease_and_lea
 
 
 @pytest.mark.promise("P7")
-async def test_a_process_that_stood_still_judges_nobody_before_its_own_beat(
+async def test_a_resumed_process_declares_no_owner_dead_before_its_own_heartbeat(
     nodes: Nodes,
 ) -> None:
     """C8: SIGSTOP, or a suspended machine."""
@@ -92,7 +92,7 @@ async def test_a_process_that_stood_still_judges_nobody_before_its_own_beat(
 
 
 @pytest.mark.promise("P7")
-async def test_no_owner_buries_itself_nor_anybody_while_its_own_beat_is_old(
+async def test_an_owner_with_an_old_heartbeat_declares_nobody_dead(
     nodes: Nodes,
 ) -> None:
     """C8: judged by the clock of the database, so a suspended machine is noticed too."""
@@ -107,7 +107,7 @@ async def test_no_owner_buries_itself_nor_anybody_while_its_own_beat_is_old(
 
 
 @pytest.mark.promise("P7")
-async def test_a_beat_tells_the_active_runs_of_its_owner(nodes: Nodes) -> None:
+async def test_a_heartbeat_returns_the_active_runs_of_its_owner(nodes: Nodes) -> None:
     """C4: the heartbeat brings what the audit compares with the run drivers."""
     node = await nodes.node(beats=False, keeps_up=False)
     runs = [

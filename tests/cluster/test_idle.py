@@ -1,4 +1,4 @@
-"""Readers that wait cost the stores nothing, over several processes too."""
+"""The cost of idle readers for the stores, over several processes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ READERS = 60
 WINDOW_SECONDS = 1.0
 
 POSTGRESQL = WRITERS + READERS_POOL + 2
-"""Connections of a server to PostgreSQL: two pools, one that listens, one that beats."""
+"""Connections of a server to PostgreSQL: two pools, a listener and a heartbeat."""
 
 REDIS = 6
-"""The most connections of a server to Redis: five for commands, and one for news."""
+"""Most connections of a server to Redis: five for commands and one for the subscription."""
 
 
 async def fill_pools(cluster: Cluster, clients: list[Client]) -> None:
-    """Make the servers open all the connections to PostgreSQL that they ever have."""
+    """Make the servers open all their connections to PostgreSQL."""
     async with asyncio.timeout(WAIT_SECONDS):
         while connections(cluster)["PostgreSQL"][:3] != [POSTGRESQL] * 3:
             busy = [client for client in clients for _ in range(10)]
@@ -42,7 +42,7 @@ async def commands_in_a_window(cluster: Cluster) -> int:
 
 
 @pytest.mark.promise("P13")
-async def test_connections_and_commands_do_not_grow_with_the_readers_that_wait(
+async def test_connections_and_commands_do_not_grow_with_idle_readers(
     cluster: Cluster, clients: list[Client]
 ) -> None:
     async with AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Stores that go away for a while, and stores that come back without what they had."""
+"""Stores that are unavailable for a while, and stores that come back without their data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DONE = {"stop_reason": "end_turn", "error_type": None}
 
 
 @pytest.mark.promise("P1", "P2", "P4")
-async def test_readers_and_runs_go_on_when_redis_is_back_with_what_it_had(
+async def test_readers_and_runs_continue_when_redis_is_back_with_its_data(
     postgresql_url: str,
 ) -> None:
     redis = RedisServer("--appendonly", "yes", "--appendfsync", "always")
@@ -94,7 +94,7 @@ async def test_a_run_whose_log_was_lost_ends_in_an_error_and_shows_no_other_text
 
 
 @pytest.mark.promise("P5", "P7")
-async def test_a_run_that_lost_its_log_and_its_owner_ends_behind_all_that_was_read(
+async def test_a_run_that_lost_its_log_and_its_owner_ends_after_every_event_that_was_read(
     frail: Nodes, redis: RedisServer
 ) -> None:
     engine = SteppedEngine("one ", "two ")
@@ -122,7 +122,9 @@ async def failed(nodes: Nodes, run_id: str) -> bool:
 
 
 @pytest.mark.promise("P9")
-async def test_a_send_while_redis_is_away_makes_no_run(frail: Nodes, redis: RedisServer) -> None:
+async def test_a_send_while_redis_is_unavailable_creates_no_run(
+    frail: Nodes, redis: RedisServer
+) -> None:
     node = await frail.node()
     conversation = await frail.stores.conversation()
     redis.kill()
@@ -139,7 +141,7 @@ async def test_a_send_while_redis_is_away_makes_no_run(frail: Nodes, redis: Redi
 async def test_a_run_whose_process_is_cut_off_from_redis_is_cancelled_when_it_is_back(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own beats go on, so nobody takes its run; it gives up, and ends it when it can."""
+    """Its heartbeats continue, so nobody takes its run over, and it ends the run when it can."""
     monkeypatch.setattr(service, "CANCEL_WAIT_SECONDS", 0.5)
     with Relay(nodes.log_url.removeprefix("unix://")) as relay:
         host, port = relay.address
@@ -191,20 +193,22 @@ async def test_the_run_of_a_process_that_stays_cut_off_from_redis_is_ended_by_an
 
 
 @pytest.mark.promise("P7")
-async def test_nobody_is_buried_before_those_who_live_could_beat_again(nodes: Nodes) -> None:
+async def test_no_owner_is_declared_dead_before_live_owners_could_send_a_heartbeat(
+    nodes: Nodes,
+) -> None:
     records = nodes.stores.records
     clock = LeapClock()
     outage = Outage()
     ours = Ownership(faulty_records(records, outage), clock, 15)
     await ours.register()
     await records.owners.register("lapsed", 0)
-    # One that has just come does not know yet who lives.
+    # A new process does not know yet which owners are alive.
     await ours.expire_owners()
     assert await records.owners.is_alive("lapsed")
     for _ in range(6):
         await ours.beat()
         clock.leap(3)
-    # The records were away: who lives could not beat either.
+    # While the records were unavailable, no live owner could send a heartbeat.
     outage.down = {"owners.beat"}
     with pytest.raises(StoreUnavailableError):
         await ours.beat()
@@ -215,7 +219,7 @@ async def test_nobody_is_buried_before_those_who_live_could_beat_again(nodes: No
         await ours.beat()
         await ours.expire_owners()
         assert await records.owners.is_alive("lapsed")
-    # It was paused itself.
+    # The process itself was paused.
     clock.leap(20)
     await ours.beat()
     await ours.expire_owners()
@@ -228,7 +232,7 @@ async def test_nobody_is_buried_before_those_who_live_could_beat_again(nodes: No
 
 
 @pytest.mark.promise("P7")
-async def test_a_run_that_is_made_by_a_process_just_declared_dead_has_its_end_too(
+async def test_a_run_created_by_a_process_that_was_just_declared_dead_gets_its_end(
     nodes: Nodes,
 ) -> None:
     gate = Gate("runs.create")

@@ -1,4 +1,4 @@
-"""Three servers as processes, which share what they know and nothing else."""
+"""Three server processes that share only their stores."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from reattach.testing.programs.cluster import Cluster
 from tests.cluster.clients import WAIT_SECONDS, Client, client_at, send_body
 
 SPOKEN = 20
-"""Events after which a run falls silent: its ping, and 19 deltas."""
+"""Events after which a run is silent: its ping and 19 deltas."""
 
 SILENT = f"[hang={SPOKEN - 1}][chunks=100]"
 CURSORS = [0, 1, 7, SPOKEN - 1, SPOKEN]
 
 TALKS = 10
-"""Conversations at a time, of ``TURNS`` messages each that go to all servers at once."""
+"""Concurrent conversations of ``TURNS`` messages, each sent to all servers at once."""
 TURNS = 4
 
 
 def ways(conversation_id: str, agent_id: str, run_id: str, otid: str) -> dict[str, dict[str, Any]]:
-    """Every way to name a run that is under way, as path and body."""
+    """Every reference to an active run, as path and body."""
     by_agent = {"agent_id": agent_id} if conversation_id == "default" else {}
     path = f"/v1/conversations/{conversation_id}/stream"
     return {
@@ -37,7 +37,7 @@ def ways(conversation_id: str, agent_id: str, run_id: str, otid: str) -> dict[st
 
 @pytest.mark.promise("P4", "P6", "P8")
 @pytest.mark.parametrize("named", [True, False], ids=["conversation", "default"])
-async def test_a_run_that_one_server_works_on_is_resumed_at_the_others_by_every_way(
+async def test_a_run_of_one_server_is_resumed_at_the_others_by_every_reference(
     clients: list[Client], named: bool
 ) -> None:
     first = clients[0]
@@ -96,7 +96,7 @@ async def test_a_cancel_at_any_server_ends_the_run_for_the_readers_of_all(
 
 
 @pytest.mark.promise("P9")
-async def test_one_otid_sent_to_three_servers_at_once_makes_one_run_every_time(
+async def test_concurrent_sends_with_one_otid_to_three_servers_create_one_run(
     clients: list[Client],
 ) -> None:
     async def talk(number: int) -> None:
@@ -123,7 +123,7 @@ async def test_one_otid_sent_to_three_servers_at_once_makes_one_run_every_time(
 
 
 @pytest.mark.promise("P10")
-async def test_of_three_sends_at_once_to_one_conversation_one_is_taken_and_the_others_told_which(
+async def test_of_three_concurrent_sends_to_one_conversation_one_is_accepted_and_the_others_name_it(
     clients: list[Client],
 ) -> None:
     conversation_id = await clients[0].conversation()
@@ -166,11 +166,11 @@ async def test_the_run_of_a_killed_server_is_ended_by_another_within_the_lease_a
 
 
 @pytest.mark.promise("P7")
-async def test_a_server_that_was_paused_beyond_its_lease_appends_nothing_and_works_on(
+async def test_a_server_that_was_paused_beyond_its_lease_appends_nothing_and_keeps_serving(
     cluster: Cluster, clients: list[Client]
 ) -> None:
     paused = cluster.servers[0]
-    told = len(paused.process.output)
+    printed = len(paused.process.output)
     conversation_id = await clients[0].conversation()
     text = "[chunks=100000][rate=50]"
     async with clients[0].sent(conversation_id, text) as own:
@@ -184,7 +184,7 @@ async def test_a_server_that_was_paused_beyond_its_lease_appends_nothing_and_wor
         at_the_paused_one = await own.to_end()
         assert at_the_paused_one.frames == ended.frames
     async with asyncio.timeout(WAIT_SECONDS):
-        while "run taken over by another process" not in paused.process.output[told:]:
+        while "run taken over by another process" not in paused.process.output[printed:]:
             await asyncio.sleep(0.02)
     async with clients[0].sent(conversation_id, "and now") as again:
         assert (await again.to_end()).text == "and now"
@@ -193,7 +193,7 @@ async def test_a_server_that_was_paused_beyond_its_lease_appends_nothing_and_wor
 
 
 @pytest.mark.promise("P15")
-async def test_a_server_that_drains_sends_the_readers_of_others_runs_away_to_resume(
+async def test_a_draining_server_disconnects_readers_of_other_servers_runs_so_that_they_resume(
     cluster: Cluster, clients: list[Client]
 ) -> None:
     conversation_id = await clients[1].conversation()
@@ -212,7 +212,7 @@ async def test_a_server_that_drains_sends_the_readers_of_others_runs_away_to_res
 
 
 @pytest.mark.promise("P11")
-async def test_a_key_that_was_made_for_a_tenant_holds_at_every_server_and_for_nobody_else(
+async def test_a_tenants_key_is_valid_on_every_server_and_for_no_other_tenant(
     cluster: Cluster, clients: list[Client]
 ) -> None:
     key = cluster.new_key()

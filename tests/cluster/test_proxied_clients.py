@@ -1,4 +1,4 @@
-"""The official SDKs behind real proxies, before two servers of which one dies again and again."""
+"""The official SDKs behind real proxies, with two servers of which one is killed repeatedly."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ ANSWERS = [
 ]
 WAIT_SECONDS = 40.0
 MOST_KILLS = 5
-"""In vain is only a kill that falls between the last words of an answer and the next answer."""
+"""Only a kill between two answers has no effect."""
 AGAIN = {502, 503, 504}
-"""What is answered where a server died: to be tried again."""
+"""Statuses that a proxy answers when a server has died, and that are retried."""
 
 Try = Callable[[Thread, str], None]
 
 
 class Customer:
-    """A program that uses an SDK: it sends, and comes back until it has the whole answer.
+    """A program that sends with an SDK and resumes until it has the whole answer.
 
-    Its proxy reaches the server that dies by way of ``relay``.
+    Its proxy reaches the mortal server through ``relay``.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class Customer:
 
 
 class ReadingRelay(Relay):
-    """A relay to a server, by which one can wait for an answer that comes from this server."""
+    """A relay that can wait for the server's next streamed event."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         self._reading = threading.Event()
         super().__init__(target, on_down=self._look)
 
     def wait_for_words(self) -> bool:
-        """Wait for the next event of a stream; whether one came in time."""
+        """Wait for the next event of a stream, and return whether one came in time."""
         self._reading.clear()
         return self._reading.wait(WAIT_SECONDS)
 
@@ -136,7 +136,7 @@ def typescript_client(process: TypeScript, url: str, api_key: str) -> tuple[Seen
 
 
 @pytest.mark.promise("P2", "P3", "P4", "P7", "P9", "S1", "S4")
-def test_both_sdks_have_every_answer_whole_while_one_of_two_servers_dies_again_and_again(
+def test_both_sdks_get_every_answer_whole_while_one_of_two_servers_is_killed_repeatedly(
     cluster: Cluster,
 ) -> None:
     mortal, other = cluster.servers[:2]

@@ -1,4 +1,4 @@
-"""Runs that one process works on and others follow, cancel and end."""
+"""Runs of one process that others follow, cancel and end."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ T = TypeVar("T")
 CANCELLED = {"stop_reason": "cancelled", "error_type": None}
 DIED = {"stop_reason": "error", "error_type": "stream_incomplete"}
 FOR_EVER_SECONDS = 1000.0
-"""A lease, and so the time between beats, that no test sees the end of."""
+"""A lease, and so a heartbeat interval, that is longer than any test."""
 
 
 class ForgetfulLog(Faults):
-    """The log has forgotten its aliases, as a Redis that was flushed."""
+    """A log without aliases, as on a Redis that was flushed."""
 
     async def around(self, step: str, call: Callable[[], Awaitable[T]]) -> T:
         found = await super().around(step, call)
@@ -40,7 +40,7 @@ class ForgetfulLog(Faults):
 async def begun(
     nodes: Nodes, node: Node, text: str = "[hang=1]", otid: str | None = None
 ) -> tuple[Conversation, Run]:
-    """A run of the node whose first event is there."""
+    """Start a run on the node and wait for its first event."""
     conversation = await nodes.stores.conversation()
     run = await node.runs.send(nodes.stores.send(conversation, text, otid=otid))
     async with Reader(node.runs, run) as reader:
@@ -84,7 +84,7 @@ async def test_a_run_is_resumed_through_another_process(nodes: Nodes, way: str) 
 
 
 @pytest.mark.promise("S5")
-async def test_a_resume_by_otid_of_a_live_run_asks_no_records(nodes: Nodes) -> None:
+async def test_a_resume_by_otid_of_a_live_run_does_not_query_the_records(nodes: Nodes) -> None:
     owner, other = await nodes.node(), await nodes.node(keeps_up=False, beats=False)
     _, run = await begun(nodes, owner, otid="mine")
     other.faults.calls.clear()
@@ -97,7 +97,7 @@ async def test_a_resume_by_otid_of_a_live_run_asks_no_records(nodes: Nodes) -> N
 
 
 @pytest.mark.promise("S5")
-async def test_a_resume_by_otid_finds_the_run_in_the_records_where_the_log_does_not_tell(
+async def test_a_resume_by_otid_finds_the_run_in_the_records_without_an_alias_in_the_log(
     nodes: Nodes,
 ) -> None:
     owner, other = await nodes.node(), await nodes.node(faults=ForgetfulLog())
@@ -125,7 +125,7 @@ async def test_a_run_whose_log_is_not_open_yet_is_waited_for(nodes: Nodes) -> No
 
 
 @pytest.mark.promise("P3")
-async def test_the_end_is_shown_elsewhere_only_when_the_records_tell_it(nodes: Nodes) -> None:
+async def test_other_processes_show_the_end_only_once_it_is_in_the_records(nodes: Nodes) -> None:
     gate = Gate("runs.settle")
     owner, other = await nodes.node(faults=gate), await nodes.node()
     run = await owner.runs.send(nodes.stores.send(await nodes.stores.conversation(), "one two"))
@@ -163,8 +163,8 @@ async def begun_with(nodes: Nodes, node: Node, engine: SteppedEngine) -> tuple[C
 
 @pytest.mark.promise("P6")
 @pytest.mark.parametrize("word", ["notification", "beat"])
-async def test_a_cancel_reaches_the_process_that_works_on_the_run(nodes: Nodes, word: str) -> None:
-    """By a notification without a beat, and by the next beat without a notification."""
+async def test_a_cancel_reaches_the_owner_of_the_run(nodes: Nodes, word: str) -> None:
+    """The cancel arrives by a notification, and without one by the next heartbeat."""
     engine = SteppedEngine("one ", "two ")
     if word == "notification":
         owner = await nodes.node(engine=engine, lease_seconds=FOR_EVER_SECONDS)
@@ -183,7 +183,7 @@ async def test_a_cancel_reaches_the_process_that_works_on_the_run(nodes: Nodes, 
 
 
 @pytest.mark.promise("P9")
-async def test_one_otid_makes_one_run_whichever_processes_it_is_sent_to(nodes: Nodes) -> None:
+async def test_one_otid_creates_one_run_on_any_processes(nodes: Nodes) -> None:
     three = [await nodes.node() for _ in range(3)]
     for number in range(10):
         conversation = await nodes.stores.conversation()
@@ -202,7 +202,7 @@ async def test_one_otid_makes_one_run_whichever_processes_it_is_sent_to(nodes: N
 
 
 @pytest.mark.promise("P7")
-async def test_the_run_of_a_process_that_is_silent_is_ended_by_another(nodes: Nodes) -> None:
+async def test_the_run_of_a_silent_process_is_ended_by_another(nodes: Nodes) -> None:
     engine = SteppedEngine("one ", "two ")
     silent = await nodes.node(
         engine=engine, lease_seconds=1, beats=False, keeps_up=False, listens=False
@@ -214,7 +214,7 @@ async def test_the_run_of_a_process_that_is_silent_is_ended_by_another(nodes: No
     assert (received.text, received.end()) == ("one ", DIED)
     assert (await nodes.stores.run(run)).status is RunStatus.FAILED
     await nodes.stores.assert_free(conversation)
-    # It comes to, and learns by its next beat that it was declared dead.
+    # It resumes, and its next heartbeat reports that it was declared dead.
     was = silent.runs.ownership.owner
     await silent.runs.beat()
     async with asyncio.timeout(10):
@@ -222,14 +222,14 @@ async def test_the_run_of_a_process_that_is_silent_is_ended_by_another(nodes: No
         await silent.runs.wait_until_settled(run)
     assert silent.runs.ownership.owner != was
     assert end_of(await nodes.stores.frames(run)) == DIED
-    # Its later runs are its own.
+    # It owns its later runs.
     engine.step(3)
     _, later = await begun(nodes, silent, "count")
     assert (await silent.runs.wait_until_settled(later)).status is RunStatus.COMPLETED
 
 
 @pytest.mark.promise("P7")
-async def test_a_cancel_ends_the_run_of_an_owner_that_is_gone(nodes: Nodes) -> None:
+async def test_a_cancel_ends_the_run_of_a_dead_owner(nodes: Nodes) -> None:
     engine = SteppedEngine("one ")
     dead = await nodes.node(engine=engine, beats=False, keeps_up=False, listens=False)
     other = await nodes.node(keeps_up=False)
@@ -260,7 +260,7 @@ async def test_several_processes_end_an_orphan_once(nodes: Nodes) -> None:
 
 
 @pytest.mark.promise("P15")
-async def test_a_process_that_goes_away_sends_readers_of_others_runs_there(nodes: Nodes) -> None:
+async def test_a_closing_process_disconnects_readers_of_other_processes_runs(nodes: Nodes) -> None:
     engine = SteppedEngine("one ", "two ")
     owner, leaving = await nodes.node(engine=engine), await nodes.node()
     _, run = await begun_with(nodes, owner, engine)
@@ -276,7 +276,7 @@ async def test_a_process_that_goes_away_sends_readers_of_others_runs_there(nodes
 
 
 @pytest.mark.promise("P3")
-async def test_an_end_whose_wake_was_missed_is_seen_all_the_same(nodes: Nodes) -> None:
+async def test_an_end_whose_notification_was_missed_is_seen(nodes: Nodes) -> None:
     engine = SteppedEngine("one ")
     owner, deaf = await nodes.node(engine=engine), await nodes.node(listens=False)
     _, run = await begun_with(nodes, owner, engine)

@@ -30,13 +30,13 @@ def kind(request: pytest.FixtureRequest) -> tuple[type[ProxyServer], Path]:
 
 @pytest.fixture(scope="module")
 def proxy_before(kind: tuple[type[ProxyServer], Path]) -> ProxyBefore:
-    """Makes a proxy of this kind, set up as deploy/ does, before the addresses it is given."""
+    """Starts a proxy of this kind with the file of deploy/ in front of the given addresses."""
     program, configuration = kind
     return lambda upstreams: program(configuration, upstreams)
 
 
 class Keyed(NamedTuple):
-    """A data directory with an API key, to be copied: a server behind a proxy needs one."""
+    """A data directory with an API key, for copies: a server behind a proxy needs one."""
 
     directory: Path
     secret: str
@@ -66,7 +66,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, keyed: Keyed) -> Iterator[S
 
 @pytest.fixture(scope="package")
 def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server without any key."""
+    """A server without API keys."""
     data_dir = tmp_path_factory.mktemp("open") / "data"
     with ServerProcess(data_dir, arguments=["--scripted", "--log-level", "warning"]) as server:
         yield server
@@ -74,6 +74,6 @@ def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
 
 @pytest.fixture(scope="module")
 def proxy(proxy_before: ProxyBefore, server: ServerProcess) -> Iterator[ProxyServer]:
-    """A proxy before ``server`` alone."""
+    """A proxy in front of ``server`` only."""
     with proxy_before([server.address]) as proxy:
         yield proxy

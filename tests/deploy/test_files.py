@@ -1,4 +1,4 @@
-"""The files of deploy/ agree with the server, as far as can be seen without starting them."""
+"""The files of deploy/ agree with the server's settings."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ UNIT = (DEPLOY / "systemd" / "reattach@.service").read_text("utf-8")
 ENVIRONMENT = (DEPLOY / "systemd" / "environment.example").read_text("utf-8")
 PROXIES = ["haproxy.cfg", "nginx.conf"]
 EXIT_SECONDS = CLOSE_SECONDS + 5
-"""What a server takes to go beyond its drain, with some room."""
+"""Time that a server needs to stop after its drain, with a margin."""
 LONGEST_PING_SECONDS = 55
 
 
 def variables(text: str) -> dict[str, str]:
-    """What a file sets, by name."""
+    """Read the variables that a file sets."""
     return dict(re.findall(r"\b(REATTACH_[A-Z_]+)[=:] *\"?([^\s\"]*)", text))
 
 
@@ -92,7 +92,7 @@ def test_the_proxy_of_the_compose_file_has_the_tested_file_and_knows_the_servers
     assert set(SERVICES["proxy"]["depends_on"]) == set(SERVERS)
 
 
-def test_the_image_is_made_of_what_the_build_may_see() -> None:
+def test_the_image_copies_only_files_of_the_build_context() -> None:
     dockerfile = (DEPLOY / "Dockerfile").read_text("utf-8")
     seen = (DEPLOY / "Dockerfile.dockerignore").read_text("utf-8").splitlines()
     copied = [
@@ -129,6 +129,6 @@ def test_nginx_takes_bodies_as_large_as_the_server_does() -> None:
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "Dockerfile", "systemd/reattach@.service"])
-def test_what_no_test_starts_says_so(name: str) -> None:
+def test_a_file_that_no_test_starts_says_so(name: str) -> None:
     assert "Not tested: " in (DEPLOY / name).read_text("utf-8")
     assert "not tested" in (ROOT / "docs" / "deploy.md").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""What real proxies, set up as deploy/ does, do with every byte: the test plays the servers."""
+"""Bytes through real proxies with the files of deploy/, in front of servers that the test plays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def clients_of(proxy: ProxyServer) -> AsyncIterator[httpx2.AsyncClient]:
         yield http
 
 
-async def test_each_event_is_there_before_the_next_one_is_made(proxy_before: ProxyBefore) -> None:
+async def test_each_event_arrives_before_the_next_one_is_sent(proxy_before: ProxyBefore) -> None:
     made: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     async def answer(exchange: Exchange) -> None:
@@ -38,7 +38,7 @@ async def test_each_event_is_there_before_the_next_one_is_made(proxy_before: Pro
         with proxy_before([upstream.address]) as proxy:
             async with (
                 clients_of(proxy) as http,
-                # Asked for as browsers do: what is compressed comes late.
+                # Browsers ask for compression, which would delay events.
                 http.stream("POST", "/x", headers={"Accept-Encoding": "gzip, br"}) as stream,
             ):
                 assert stream.headers["x-run-id"] == "run-1"
@@ -53,7 +53,7 @@ async def test_each_event_is_there_before_the_next_one_is_made(proxy_before: Pro
 
 
 @pytest.mark.promise("P6")
-async def test_a_client_that_leaves_is_gone_for_the_server_too(proxy_before: ProxyBefore) -> None:
+async def test_the_server_sees_that_a_client_has_disconnected(proxy_before: ProxyBefore) -> None:
     left = asyncio.Event()
 
     async def answer(exchange: Exchange) -> None:
@@ -70,7 +70,7 @@ async def test_a_client_that_leaves_is_gone_for_the_server_too(proxy_before: Pro
 
 
 @pytest.mark.parametrize("when", ["within an event", "between events", "after [DONE]"])
-async def test_a_server_that_dies_in_mid_answer_leaves_a_body_without_its_end(
+async def test_a_server_that_dies_during_an_answer_leaves_an_incomplete_body(
     proxy_before: ProxyBefore, when: str
 ) -> None:
     said = {
@@ -91,7 +91,7 @@ async def test_a_server_that_dies_in_mid_answer_leaves_a_body_without_its_end(
                 assert len(upstream.exchanges) + len(other.exchanges) == 1
 
 
-async def test_an_error_of_the_server_passes_as_it_is_and_is_not_tried_elsewhere(
+async def test_an_error_of_the_server_passes_unchanged_and_is_not_retried_elsewhere(
     proxy_before: ProxyBefore,
 ) -> None:
     body = b'{"detail":"draining","code":"unavailable"}'
@@ -113,7 +113,7 @@ async def test_an_error_of_the_server_passes_as_it_is_and_is_not_tried_elsewhere
 
 
 def assert_told(got: httpx2.Response) -> None:
-    """An error of the proxy's own, in the form that the servers' have."""
+    """Assert that the answer is an error of the proxy in the servers' format."""
     assert got.status_code in {502, 503, 504}
     assert got.headers["content-type"] == "application/json"
     assert got.headers["retry-after"] == "1"
@@ -143,13 +143,13 @@ async def test_a_post_whose_answer_is_lost_is_not_sent_again(
                 try:
                     assert_told(await http.post("/lost", json={"a": 1}))
                 except httpx2.TransportError:
-                    # HAProxy lets the client's own rules decide about a connection used before.
+                    # On a reused connection HAProxy leaves the retry to the client.
                     assert earlier
                 assert lost(one, two) == 1
 
 
 @pytest.mark.promise("P9")
-async def test_a_server_that_is_down_costs_nothing_and_doubles_nothing(
+async def test_a_server_that_is_down_fails_and_doubles_no_request(
     proxy_before: ProxyBefore,
 ) -> None:
     async def answer(exchange: Exchange) -> None:
@@ -165,7 +165,7 @@ async def test_a_server_that_is_down_costs_nothing_and_doubles_nothing(
         assert up.requests == [("POST", f"/{number}") for number in range(20)]
 
 
-async def test_with_every_server_down_the_proxy_says_so_and_when_to_come_back(
+async def test_with_every_server_down_the_proxy_answers_503_with_retry_after(
     proxy_before: ProxyBefore,
 ) -> None:
     async def answer(exchange: Exchange) -> None:
@@ -182,7 +182,7 @@ async def test_with_every_server_down_the_proxy_says_so_and_when_to_come_back(
             assert_told(await http.get("/x"))
 
 
-async def test_connections_to_the_servers_are_used_again(proxy_before: ProxyBefore) -> None:
+async def test_connections_to_the_servers_are_reused(proxy_before: ProxyBefore) -> None:
     async def answer(exchange: Exchange) -> None:
         await exchange.say(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 

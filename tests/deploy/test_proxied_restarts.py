@@ -1,6 +1,6 @@
-"""A server that dies, comes back and drains behind real proxies, set up as deploy/ does.
+"""A server that is killed, restarted and drained behind real proxies with the files of deploy/.
 
-The two servers share nothing here, so a test can tell who has done what.
+The two servers share no store, so a test sees which one has answered.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BOUND_SECONDS = 60.0
 
 
 class Stream:
-    """An open stream of a run that says three things, and then nothing by itself."""
+    """Open the stream of a run that yields three events and then nothing."""
 
     def __init__(self, answer: httpx2.Response) -> None:
         self.run_id: str = answer.headers["x-run-id"]
@@ -44,7 +44,7 @@ class Stream:
 
 
 class Proxied:
-    """A client by way of a proxy, before the server ``mortal`` and another one."""
+    """A client of a proxy in front of the server ``mortal`` and another one."""
 
     def __init__(self, name: str, client: Client, mortal: ServerProcess) -> None:
         self.client = client
@@ -54,7 +54,7 @@ class Proxied:
         self._conversation_id = ""
 
     async def make_agents(self) -> None:
-        """Ten of them, each by one POST that has to work."""
+        """Create ten agents, each by one POST that must succeed."""
         for _ in range(10):
             self.made.append(f"{self._name}-{len(self.made)}")
             body = {"name": self.made[-1], "model": "scripted/echo"}
@@ -68,7 +68,7 @@ class Proxied:
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[Stream]:
-        """A stream from ``mortal``, which alone knows its conversation."""
+        """Open a stream from ``mortal``, which alone has the conversation."""
         async with client_of(self._mortal) as direct:
             self._conversation_id = await direct.conversation()
         path = f"/v1/conversations/{self._conversation_id}/messages"
@@ -97,7 +97,7 @@ async def names_at(server: ServerProcess) -> list[str]:
 
 
 @pytest.mark.promise("P9", "P15")
-async def test_a_server_may_die_come_back_and_drain_and_the_other_is_asked_instead(
+async def test_while_a_server_dies_returns_and_drains_the_other_one_is_used(
     server: ServerProcess, keyed: Keyed, tmp_path: Path
 ) -> None:
     data_dir = tmp_path / "data"
@@ -115,7 +115,7 @@ async def test_a_server_may_die_come_back_and_drain_and_the_other_is_asked_inste
             ways.append(Proxied(program.name, Client(http), mortal))
         haproxy, nginx = ways
 
-        # It dies: bodies are cut, and no request fails or is done twice.
+        # It is killed: bodies are cut, and no request fails or is executed twice.
         async with haproxy.stream() as first, nginx.stream() as second:
             mortal.kill()
             for stream in first, second:
@@ -127,13 +127,13 @@ async def test_a_server_may_die_come_back_and_drain_and_the_other_is_asked_inste
         counted = Counter(await names_at(server))
         assert {counted[name] for way in ways for name in way.made} == {1}
 
-        # It comes back, and is asked again.
+        # It returns and gets requests again.
         await start(mortal)
         for way in ways:
             await eventually(way.reaches_mortal, BOUND_SECONDS)
         assert not {name for way in ways for name in way.made} & set(await names_at(mortal))
 
-        # It drains: its streams go on to their ends, and HAProxy sends it nothing new.
+        # It drains: its streams continue to their ends, and HAProxy sends no new requests.
         async with haproxy.stream() as first, nginx.stream() as second:
             mortal.signal(signal.SIGTERM)
             in_a_row = 0

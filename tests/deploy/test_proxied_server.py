@@ -1,4 +1,4 @@
-"""A server behind real proxies, set up as deploy/ does."""
+"""A server behind real proxies with the files of deploy/."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def cancel(client: Client, run_id: str) -> None:
 
 
 @pytest.mark.promise("P6")
-async def test_events_come_while_the_run_goes_on_and_a_cancel_ends_the_stream(
+async def test_events_arrive_while_the_run_continues_and_a_cancel_ends_the_stream(
     client: Client,
 ) -> None:
     received = Received()
@@ -129,7 +129,7 @@ async def test_a_body_above_the_limit_is_refused_and_starts_nothing(
     try:
         answer = await client.post(path, send_body("x" * MAX_REQUEST_BYTES))
     except httpx2.TransportError:
-        # The server closes without reading on, and HAProxy as it does.
+        # The server closes without reading the rest, and so does HAProxy.
         assert isinstance(proxy, HaproxyServer)
     else:
         assert (answer.status_code, answer.json()["code"]) == (413, "limit_exceeded")
@@ -138,7 +138,7 @@ async def test_a_body_above_the_limit_is_refused_and_starts_nothing(
     assert await client.got("/v1/runs/", conversation_id=conversation_id) == []
 
 
-async def test_answers_errors_and_their_headers_are_those_of_the_server(
+async def test_answers_errors_and_headers_pass_unchanged(
     client: Client, server: ServerProcess
 ) -> None:
     conversation_id = await client.conversation()
@@ -172,7 +172,7 @@ async def test_answers_errors_and_their_headers_are_those_of_the_server(
     assert headers >= {"x-run-id", "x-run-status", "x-stream-starts-after", "deprecation", "link"}
 
 
-async def test_a_redirect_leads_back_to_the_proxy(client: Client, proxy: ProxyServer) -> None:
+async def test_a_redirect_leads_to_the_proxy(client: Client, proxy: ProxyServer) -> None:
     answer = await client.http.get("/v1/agents")
 
     assert answer.status_code == 307
@@ -199,7 +199,7 @@ async def test_pings_keep_a_silent_stream_open_and_without_them_it_is_cut(
                 silent = {"include_pings": False}
                 with pytest.raises(httpx2.TransportError):
                     await client.post(f"/v1/runs/{run_id}/stream", silent)
-                while received.pings < 12:  # longer than silence may last
+                while received.pings < 12:  # longer than the proxy's time limit of silence
                     received.feed(await anext(pieces))
                 await cancel(direct, run_id)
                 await read_to_end(pieces, received)
@@ -208,10 +208,10 @@ async def test_pings_keep_a_silent_stream_open_and_without_them_it_is_cut(
 
 
 @pytest.mark.promise("S11")
-async def test_a_proxy_does_not_open_a_server_without_a_key(
+async def test_a_server_without_a_key_refuses_requests_through_a_proxy(
     proxy_before: ProxyBefore, open_server: ServerProcess
 ) -> None:
-    """D2: what comes by way of a proxy is refused until there is a key."""
+    """D2: requests through a proxy are refused until a key exists."""
     with (
         proxy_before([open_server.address]) as proxy,
         httpx2.Client(headers={"Host": "localhost"}, timeout=WAIT_SECONDS) as http,
@@ -222,10 +222,10 @@ async def test_a_proxy_does_not_open_a_server_without_a_key(
     assert direct.status_code == 200
 
 
-async def test_a_trailer_is_no_header_behind_a_proxy_either(
+async def test_a_trailer_is_not_a_header_behind_a_proxy(
     proxy: ProxyServer, server: ServerProcess
 ) -> None:
-    """B2: a trailer passes through HAProxy and is taken as a header."""
+    """B2: HAProxy passes trailers on, and they must not become headers."""
     said = (
         b"POST /v1/agents/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         b"Authorization: Bearer %b\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"

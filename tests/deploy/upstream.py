@@ -1,4 +1,4 @@
-"""Servers that a test plays itself, byte by byte, behind a proxy."""
+"""Servers behind a proxy whose bytes the test writes itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def chunk(data: bytes) -> bytes:
 
 @dataclass
 class Exchange:
-    """A request that arrived whole, and the connection that it came on."""
+    """A complete request and its connection."""
 
     method: str
     path: str
@@ -40,7 +40,7 @@ class Exchange:
     async def left(self) -> None:
         """Return when the other side has closed the connection."""
         async with asyncio.timeout(WAIT_SECONDS):
-            with suppress(ConnectionError):  # a reset is a way to leave
+            with suppress(ConnectionError):  # a reset also closes the connection
                 assert await self.reader.read() == b""
 
     def hang_up(self) -> None:
@@ -52,7 +52,7 @@ Answer = Callable[[Exchange], Awaitable[None]]
 
 @dataclass
 class Upstream:
-    """Answers probes by itself, and hands every other request to ``answer``."""
+    """Answers health checks and passes every other request to ``answer``."""
 
     answer: Answer
     address: tuple[str, int] = ("", 0)

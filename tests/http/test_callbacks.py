@@ -48,7 +48,7 @@ async def test_a_receiver_gets_one_callback_when_the_run_ends(live: LiveServer) 
         assert len(receiver.calls) == 1
     assert call.line == "POST /done HTTP/1.1"
     assert call.headers["content-type"] == "application/json"
-    told = call.told
+    told = call.payload
     result = told["metadata"].pop("result")
     assert told == {
         "callback_url": receiver.url,
@@ -71,8 +71,8 @@ async def test_a_callback_is_sent_after_the_run_is_recorded(live: LiveServer) ->
         run = await asked(live, "[fail=1]", receiver.url)
         call = await receiver.call()
         ended = await live.run(run["id"])
-        assert ended["status"] == call.told["status"] == "failed"
-        assert call.told["metadata"]["error"] == ended["metadata"]["error"]
+        assert ended["status"] == call.payload["status"] == "failed"
+        assert call.payload["metadata"]["error"] == ended["metadata"]["error"]
 
 
 async def test_a_cancelled_run_sends_a_callback(live: LiveServer) -> None:
@@ -82,7 +82,7 @@ async def test_a_cancelled_run_sends_a_callback(live: LiveServer) -> None:
         path = f"/v1/agents/{agent}/messages/async"
         run = await live.made(path, told("never", callback_url=receiver.url))
         await live.made(f"/v1/agents/{agent}/messages/cancel", {"run_ids": [run["id"]]})
-        assert (await receiver.call()).told["status"] == "cancelled"
+        assert (await receiver.call()).payload["status"] == "cancelled"
 
 
 async def test_a_repeated_send_makes_no_second_callback(live: LiveServer) -> None:

@@ -1,6 +1,6 @@
-"""Appends to a log file as fast as it can, and says on stdout what it tries and what was done.
+"""Append to a log file as fast as possible, and print each attempt and each result.
 
-Arguments: the file, and a seed, which also names its runs. It is meant to be killed.
+Arguments: the file, and a seed, which also names its runs. Tests kill it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SIZES = Sizes(
     closed_runs_bytes=2000,
     checkpoint_bytes=50_000,
 )
-"""So small that every kind of upkeep is under way at every moment."""
+"""Limits so small that upkeep of every kind runs all the time."""
 
 
 def frame(run_id: str, seq: int) -> bytes:

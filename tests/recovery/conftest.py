@@ -14,7 +14,7 @@ from tests.support.stores import Stores, stores_in
 
 @pytest.fixture(autouse=True)
 def log_lines() -> Iterator[list[Any]]:
-    """What the server logs, caught: to show a traceback would read files in the event loop."""
+    """Capture log lines: printing a traceback would read files in the event loop."""
     with structlog.testing.capture_logs() as lines:
         yield lines
 
@@ -27,6 +27,6 @@ async def stores(tmp_path: Path) -> AsyncIterator[Stores]:
 
 @pytest.fixture
 def relay(redis: RedisServer) -> Iterator[Relay]:
-    """Before ``redis``."""
+    """A relay in front of ``redis``."""
     with Relay(redis.socket_path) as relay:
         yield relay

@@ -1,7 +1,7 @@
-"""Writes and deletes far more than its files may hold, which are as small as a full disk.
+"""Write and delete far more than fits into its files, whose size is limited like a full disk.
 
-Arguments: which store (``events`` or ``records``), and its file. It ends with 0 when all was
-written in spite of the commits that failed, and says how many did.
+Arguments: which store (``events`` or ``records``), and its file. It exits with 0 if
+everything was written despite failed commits, and prints their number.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ FILE_BYTES = 1024 * 1024
 ROUNDS = 25
 TRIES = 100
 REST_SECONDS = 0.05
-"""Between two tries of either store to make room."""
+"""Pause between two attempts of a store to free space."""
 
 failures = 0
 
 
 async def insist(write: Callable[[], Awaitable[object]]) -> None:
-    """Do it, trying again as a run does while its store does not take an event."""
+    """Retry a call as a run does while its store refuses events."""
     global failures  # noqa: PLW0603  it is said at the end
     for _ in range(TRIES):
         try:

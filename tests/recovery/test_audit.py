@@ -43,7 +43,7 @@ async def ended_run(stores: Stores, message: str = TEXT) -> Run:
 
 
 async def lose_end(stores: Stores, run: Run, kept: int | None) -> None:
-    """Let the store of the log have only the first events of the run, or no log at all."""
+    """Truncate the stored log of the run to its first events, or delete it."""
     frames = await stores.frames(run)
     await stores.log.delete(run.id)
     if kept is not None:
@@ -55,7 +55,7 @@ async def lose_end(stores: Stores, run: Run, kept: int | None) -> None:
 @pytest.mark.promise("P5")
 @pytest.mark.parametrize("cursor", [0, 1, 2, 5, 100])
 @pytest.mark.parametrize("kept", [0, 2])
-async def test_a_log_that_lost_its_end_tells_every_cursor_so_and_then_gives_the_end(
+async def test_a_log_that_lost_its_end_reports_the_loss_at_every_cursor_and_then_gives_the_end(
     stores: Stores, cursor: int, kept: int
 ) -> None:
     """C2: the record has ended, and the log is open."""
@@ -89,7 +89,7 @@ async def test_a_failed_run_whose_log_lost_its_end_shows_the_error_of_its_record
 
 
 @pytest.mark.promise("P5", "P14")
-async def test_a_log_that_is_gone_before_its_retention_is_said_to_be_lost(stores: Stores) -> None:
+async def test_a_log_that_is_gone_before_its_retention_is_reported_as_lost(stores: Stores) -> None:
     """C2: 410 says "lost", and not that the events were kept until tomorrow."""
     run = await ended_run(stores)
     await lose_end(stores, run, None)
@@ -177,7 +177,9 @@ async def test_a_log_without_a_record_is_deleted_after_the_retention(
 
 
 @pytest.mark.promise("P7")
-async def test_an_active_run_that_no_worker_has_is_ended_by_the_next_beat(stores: Stores) -> None:
+async def test_an_active_run_without_a_driver_is_ended_by_the_next_heartbeat(
+    stores: Stores,
+) -> None:
     """C4: a commit that landed after everybody had given it up."""
     service = stores.service()
     await service.start()
@@ -197,7 +199,7 @@ async def test_an_active_run_that_no_worker_has_is_ended_by_the_next_beat(stores
 
 @pytest.mark.promise("P7")
 @pytest.mark.parametrize("lost", ["taken over", "no record", "ended"])
-async def test_a_worker_stops_whose_run_this_process_no_longer_has(
+async def test_a_driver_stops_when_its_process_no_longer_owns_the_run(
     stores: Stores, lost: str
 ) -> None:
     """C4: the other direction: a driver without an active run of its process."""
@@ -226,7 +228,7 @@ async def is_running(stores: Stores, run: Run) -> bool:
 
 
 class UnknownCommit(Faults):
-    """The first commits of new runs are not confirmed; they ``land``, or do not."""
+    """Leaves the first commits of new runs unconfirmed; they ``land`` or do not."""
 
     def __init__(self, *, lands: bool, times: int = 1) -> None:
         super().__init__()
@@ -264,7 +266,9 @@ async def test_a_send_whose_commit_was_not_confirmed_is_settled_by_the_same_id(
 
 
 @pytest.mark.promise("P15")
-async def test_a_send_that_was_let_in_before_the_drain_has_its_drain_time(stores: Stores) -> None:
+async def test_a_send_that_was_accepted_before_the_drain_gets_the_drain_time(
+    stores: Stores,
+) -> None:
     """C6: SIGTERM between the check for a drain and the registration of the run."""
     gate = Gate("log.find")
     service = stores.service_upon(gate)
@@ -301,8 +305,8 @@ async def test_a_duplicate_gets_its_run_while_the_server_drains(stores: Stores) 
 
 
 @pytest.mark.promise("P5")
-async def test_a_follow_that_is_not_to_wait_for_a_log_answers_at_once(stores: Stores) -> None:
-    """C16: the short way does not wait, so that the long way behind it waits once."""
+async def test_a_follow_that_must_not_wait_for_a_log_returns_at_once(stores: Stores) -> None:
+    """C16: the fast path does not wait, so that the route behind it waits only once."""
     clock = LeapClock()
     service = stores.service(clock=clock)
     service.ownership.shared = True

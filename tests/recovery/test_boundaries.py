@@ -1,4 +1,4 @@
-"""A process that dies between any two steps of a run, and one that dies while it recovers that."""
+"""Crashes between any two steps of a run, and crashes during its recovery."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def die_working(
     text: str = TEXT,
     messages: tuple[Message, ...] = (),
 ) -> tuple[Run, Received]:
-    """A process that dies at ``end`` of a run's life; the run, and what a reader saw of it."""
+    """Let a process die at ``end`` of a run, and return the run and what a reader got."""
     life = Life(end, nth)
     service = stores.service_upon(life)
     send = stores.send(conversation, text, otid=otid, include_pings=True)
@@ -77,7 +77,7 @@ async def die_working(
 
 
 async def die_recovering(stores: Stores, end: str) -> bool:
-    """A process that dies at ``end`` while it recovers; whether it came that far."""
+    """Let a process die at ``end`` of a recovery, and return whether it reached that."""
     life = Life(end)
     service = stores.service_upon(life)
     starting = asyncio.create_task(service.start())
@@ -93,7 +93,7 @@ async def die_recovering(stores: Stores, end: str) -> bool:
 async def assert_ended_once(
     stores: Stores, conversation: Conversation, run: Run, seen: Received, logged: list[bytes]
 ) -> None:
-    """The oracle: what was logged and seen before the death, and one end."""
+    """Assert that the run has everything that was logged and read before the crash, and one end."""
     frames = await stores.frames(run)
     assert frames[: len(logged)] == logged
     assert seen.by_seq.items() <= dict(enumerate(frames, 1)).items()
@@ -134,7 +134,7 @@ async def test_a_run_whose_process_dies_has_one_end_after_the_next_start(
 
 @pytest.mark.promise("P2", "P3", "P7")
 @pytest.mark.parametrize("nth", [2, 3, 4])
-async def test_what_readers_saw_before_a_death_in_mid_answer_is_in_the_log(
+async def test_events_that_readers_got_before_a_crash_are_in_the_log(
     stores: Stores, nth: int
 ) -> None:
     conversation = await stores.conversation()
@@ -151,7 +151,7 @@ async def test_what_readers_saw_before_a_death_in_mid_answer_is_in_the_log(
 @pytest.mark.parametrize(
     "first", ["after runs.create", "after log.append", "after log.close", "before runs.settle"]
 )
-async def test_a_recovery_that_dies_half_way_is_finished_by_the_next_one(
+async def test_a_recovery_that_crashes_is_finished_by_the_next_one(
     stores: Stores, first: str, second: str
 ) -> None:
     conversation = await stores.conversation()
@@ -165,7 +165,7 @@ async def test_a_recovery_that_dies_half_way_is_finished_by_the_next_one(
 
 
 @pytest.mark.promise("P3", "P7")
-async def test_a_recovery_that_dies_again_and_again_still_ends_the_run_once(stores: Stores) -> None:
+async def test_a_recovery_that_crashes_repeatedly_still_ends_the_run_once(stores: Stores) -> None:
     conversation = await stores.conversation()
     run, seen = await die_working(stores, conversation, "after log.append")
     logged = await stores.frames(run)
@@ -176,7 +176,7 @@ async def test_a_recovery_that_dies_again_and_again_still_ends_the_run_once(stor
 
 
 @pytest.mark.promise("P9", "P7")
-async def test_a_send_repeated_after_the_death_gets_the_run_that_it_made_before(
+async def test_a_send_repeated_after_a_crash_gets_the_run_of_the_first_send(
     stores: Stores,
 ) -> None:
     conversation = await stores.conversation()
@@ -189,7 +189,7 @@ async def test_a_send_repeated_after_the_death_gets_the_run_that_it_made_before(
 
 
 @pytest.mark.promise("P9")
-async def test_a_send_whose_process_died_before_the_run_was_made_makes_it_when_it_is_repeated(
+async def test_a_send_whose_process_died_before_creating_the_run_creates_it_when_repeated(
     stores: Stores,
 ) -> None:
     conversation = await stores.conversation()
@@ -209,7 +209,7 @@ async def test_a_send_whose_process_died_before_the_run_was_made_makes_it_when_i
 
 
 @pytest.mark.promise("P6", "P7")
-async def test_a_run_whose_cancel_was_asked_for_before_the_death_ends_as_cancelled(
+async def test_a_run_with_a_cancel_requested_before_the_crash_ends_as_cancelled(
     stores: Stores,
 ) -> None:
     conversation = await stores.conversation()
@@ -222,7 +222,7 @@ async def test_a_run_whose_cancel_was_asked_for_before_the_death_ends_as_cancell
 
 
 @pytest.mark.promise("P6")
-async def test_a_run_that_had_its_end_before_the_death_stays_what_it_was_despite_a_cancel(
+async def test_a_run_that_ended_before_the_crash_keeps_its_status_despite_a_cancel(
     stores: Stores,
 ) -> None:
     conversation = await stores.conversation()

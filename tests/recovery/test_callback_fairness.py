@@ -1,4 +1,4 @@
-"""Receivers that hang, beside those of others."""
+"""Receivers that hang and do not delay the calls of others."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def ended(records: Records, tenant: TenantId, *urls: str) -> None:
 
 
 class Silence(Receivers):
-    """Hosts that take connections and answer nothing until the test ends the wait."""
+    """Start hosts that accept connections and send no answer until the test releases them."""
 
     def __init__(self) -> None:
         super().__init__(to_private=True)
@@ -92,7 +92,7 @@ async def made(receivers: Silence, url: str) -> None:
 async def test_receivers_of_one_tenant_that_hang_do_not_delay_those_of_another(
     records: Records, clock: HandClock
 ) -> None:
-    """D4: whatever the first has waiting, the second is called at once."""
+    """D4: the second is called at once, however many calls of the first wait."""
     urls = [f"http://{number}.hanging.example/" for number in range(CALLBACKS_AT_ONCE + 20)]
     await ended(records, HOSTILE, *urls)
     clock.time += timedelta(seconds=1)
@@ -106,10 +106,10 @@ async def test_receivers_of_one_tenant_that_hang_do_not_delay_those_of_another(
     await finished(calls)
 
 
-async def test_a_host_that_hangs_leaves_places_for_the_other_hosts_of_its_tenant(
+async def test_a_host_that_hangs_leaves_slots_for_the_other_hosts_of_its_tenant(
     records: Records, clock: HandClock
 ) -> None:
-    """D4: one host takes a part of its tenant's places."""
+    """D4: one host gets only a part of its tenant's slots."""
     await ended(records, HONEST, *["http://hanging.example/"] * 20, "http://honest.example/")
     receivers = Silence()
     calls = await Callbacks(records, clock, receivers).start_due()
@@ -119,7 +119,7 @@ async def test_a_host_that_hangs_leaves_places_for_the_other_hosts_of_its_tenant
     await finished(calls)
 
 
-async def test_a_silent_host_is_left_alone_and_then_tried_by_one_call(
+async def test_a_silent_host_is_skipped_and_then_probed_by_one_call(
     records: Records, clock: HandClock
 ) -> None:
     """D4: its calls stay due, and all are made once it answers."""
@@ -172,7 +172,7 @@ def test_a_silent_host_of_one_tenant_is_called_for_another(clock: HandClock) -> 
     assert not slots.take(RECEIVER)
 
 
-def test_places_that_are_given_back_are_all_there_again(clock: HandClock) -> None:
+def test_released_slots_are_available_again(clock: HandClock) -> None:
     slots = CallbackSlots(clock)
     for _ in range(3):
         hosts = [Receiver(HONEST, str(number)) for number in range(CALLBACKS_PER_TENANT)]

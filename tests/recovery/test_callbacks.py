@@ -66,7 +66,7 @@ async def ended(world: World, url: str) -> Run:
 
 
 async def called(callbacks: Callbacks) -> int:
-    """Make the calls that are due, and return how many there were."""
+    """Make the due calls and return their number."""
     async with asyncio.timeout(20):
         calls = await callbacks.start_due()
         await asyncio.gather(*calls)
@@ -80,7 +80,7 @@ async def outcome(world: World, run: Run) -> tuple[int | None, str | None]:
 
 
 @pytest.mark.promise("P16")
-async def test_a_receiver_that_fails_is_called_again_later_and_later_until_it_answers(
+async def test_a_receiver_that_fails_is_called_again_with_backoff_until_it_answers(
     world: World, clock: HandClock
 ) -> None:
     async with receiving("500 Oh", "503 No", "302 Found\r\nLocation: /x") as receiver:
@@ -104,7 +104,7 @@ async def test_a_receiver_that_fails_is_called_again_later_and_later_until_it_an
         assert await called(callbacks) == 0
 
 
-async def test_a_receiver_that_never_answers_is_given_up_and_called_again(
+async def test_a_call_without_an_answer_times_out_and_is_repeated(
     world: World, clock: HandClock
 ) -> None:
     async with receiving(None) as receiver:
@@ -121,7 +121,7 @@ async def test_a_receiver_that_refuses_connections_is_called_again(
     world: World, clock: HandClock
 ) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and does not listen
+        taken.bind(("127.0.0.1", 0))  # bound, but not listening
         run = await ended(world, f"http://127.0.0.1:{taken.getsockname()[1]}/")
         callbacks = calling(world, clock)
         await called(callbacks)
@@ -130,7 +130,7 @@ async def test_a_receiver_that_refuses_connections_is_called_again(
         assert await called(callbacks) == 1
 
 
-async def test_a_receiver_that_is_gone_or_fails_for_too_long_is_called_no_more(
+async def test_a_receiver_that_is_gone_or_fails_for_too_long_is_not_called_again(
     world: World, clock: HandClock
 ) -> None:
     async with receiving("410 Gone", "500 Oh") as receiver:
@@ -159,7 +159,7 @@ async def test_a_receiver_that_is_gone_or_fails_for_too_long_is_called_no_more(
     ],
     ids=repr,
 )
-async def test_a_name_with_any_address_that_is_not_public_is_not_called(
+async def test_a_name_with_any_private_address_is_not_called(
     world: World, clock: HandClock, addresses: list[str]
 ) -> None:
     async def resolve(host: str, port: int) -> Sequence[str]:
@@ -196,7 +196,7 @@ async def test_the_connection_goes_to_the_address_that_was_checked_under_the_nam
 async def test_internal_and_unknown_names_cannot_be_told_apart(
     world: World, clock: HandClock, found: list[str] | None
 ) -> None:
-    """D7: the text and the number of tries are the same, so no name is told to exist."""
+    """D7: text and number of attempts are equal, so no name is revealed to exist."""
 
     async def resolve(host: str, port: int) -> Sequence[str]:
         if found is None:
@@ -229,7 +229,7 @@ async def test_open_and_closed_ports_cannot_be_told_apart(
 
 
 @pytest.mark.promise("P16")
-async def test_a_call_that_a_process_died_with_is_made_by_another(
+async def test_a_call_of_a_process_that_died_is_made_by_another_process(
     world: World, clock: HandClock
 ) -> None:
     async with receiving() as receiver:
@@ -247,22 +247,22 @@ async def test_two_processes_make_each_call_once(world: World, clock: HandClock)
         runs = [await ended(world, receiver.url) for _ in range(CALLBACKS_PER_RECEIVER)]
         processes = [calling(world, clock), calling(world, clock)]
         await asyncio.gather(*(called(process) for process in processes))
-        assert sorted(call.told["run_id"] for call in receiver.calls) == sorted(
+        assert sorted(call.payload["run_id"] for call in receiver.calls) == sorted(
             run.id for run in runs
         )
 
 
-# Receivers by https, and by addresses of IPv6.
+# Receivers by https and at IPv6 addresses.
 
 
 @dataclass(frozen=True)
 class Authority:
-    """One that issues certificates, and whether clients of this process trust it."""
+    """A certificate authority, and whether this process trusts it."""
 
     authority: trustme.CA
 
     def server(self, *names: str) -> ssl.SSLContext:
-        """What a receiver of these names or addresses shows of itself."""
+        """Return a server context with a certificate for these names or addresses."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.authority.issue_cert(*names).configure_cert(context)
         return context
@@ -270,7 +270,7 @@ class Authority:
 
 @pytest.fixture
 def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
-    """As an operator has the system trust an authority of the company."""
+    """Trust the authority, as an operator makes the system trust a company's authority."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
@@ -278,7 +278,7 @@ def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
 
 
 def leading_to(*addresses: str) -> Resolve:
-    """As if every name had these addresses."""
+    """Resolve every name to these addresses."""
 
     async def resolve(host: str, port: int) -> Sequence[str]:
         return addresses
@@ -299,14 +299,14 @@ async def test_a_receiver_of_https_is_called_under_its_name(
         assert await outcome(world, run) == (200, None)
     [call] = receiver.calls
     assert call.headers["host"] == f"app.example:{receiver.port}"
-    assert call.told["run_id"] == run.id
+    assert call.payload["run_id"] == run.id
     assert names == ["app.example"]
 
 
-async def test_a_receiver_that_does_not_prove_its_name_is_told_nothing(
+async def test_a_receiver_without_a_valid_certificate_gets_no_request(
     world: World, clock: HandClock, trusted: Authority
 ) -> None:
-    # One has the name of another, and one is vouched for by nobody that is trusted.
+    # One certificate has another name, and one has an untrusted issuer.
     stranger = Authority(trustme.CA())
     for tls in (trusted.server("other.example"), stranger.server("app.example")):
         async with receiving(tls=tls) as receiver:
@@ -335,11 +335,11 @@ async def test_a_receiver_at_an_ipv6_address_is_called_if_private_ones_are_allow
     assert call.headers["host"] == f"[::1]:{receiver.port}"
 
 
-# Servers that go away.
+# Servers that end.
 
 
 @pytest.mark.promise("P7", "P16")
-async def test_the_receiver_of_a_run_whose_server_is_killed_is_told_once_after_the_next_start(
+async def test_the_receiver_of_a_run_whose_server_is_killed_is_called_once_after_the_next_start(
     tmp_path: Path,
 ) -> None:
     variables = {"REATTACH_CALLBACKS_TO_PRIVATE": "true"}
@@ -356,7 +356,7 @@ async def test_the_receiver_of_a_run_whose_server_is_killed_is_told_once_after_t
             stream = f"{process.url}/v1/runs/{run['id']}/stream"
             async with client.stream("POST", stream, json={}) as response:
                 async for line in response.aiter_lines():
-                    if "assistant_message" in line:  # It is at work.
+                    if "assistant_message" in line:  # The run is active.
                         break
         assert receiver.calls == []
         async with listening(tmp_path, callbacks_to_private=True) as live:
@@ -366,13 +366,15 @@ async def test_the_receiver_of_a_run_whose_server_is_killed_is_told_once_after_t
                 while noted.get("callback_sent_at") is None:
                     noted = await live.run(run["id"])
                     await asyncio.sleep(0.02)
-    assert (call.told["run_id"], call.told["status"]) == (run["id"], "failed")
+    assert (call.payload["run_id"], call.payload["status"]) == (run["id"], "failed")
     assert noted["status"] == "failed"
     assert (noted["callback_status_code"], noted["callback_error"]) == (200, None)
     assert len(receiver.calls) == 1
 
 
-async def test_a_run_whose_server_was_closed_is_told_of_by_the_next_one(tmp_path: Path) -> None:
+async def test_the_callback_of_a_run_whose_server_was_closed_is_made_by_the_next_server(
+    tmp_path: Path,
+) -> None:
     async with receiving() as receiver:
         async with listening(tmp_path, drains=False, callbacks_to_private=True) as live:
             agent = (await live.agent())["id"]
@@ -380,9 +382,9 @@ async def test_a_run_whose_server_was_closed_is_told_of_by_the_next_one(tmp_path
             path = f"/v1/agents/{agent}/messages/async"
             run = await live.made(path, told("[chunks=3]", callback_url=receiver.url))
             await live.gates.reached(agent, 1)
-        # Closing ended the run, and nobody calls any more.
+        # Closing ended the run, and nothing makes its call.
         assert receiver.calls == []
         async with listening(tmp_path, callbacks_to_private=True):
             call = await receiver.call()
-        assert (call.told["run_id"], call.told["status"]) == (run["id"], "failed")
+        assert (call.payload["run_id"], call.payload["status"]) == (run["id"], "failed")
         assert len(receiver.calls) == 1

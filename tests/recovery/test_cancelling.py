@@ -1,4 +1,4 @@
-"""Readers that go away, and runs that are cancelled."""
+"""Readers that disconnect, and runs that are cancelled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CANCELLED = {"stop_reason": "cancelled", "error_type": None}
 
 
 async def begun(stores: Stores, service: RunService, text: str) -> tuple[Conversation, Run]:
-    """A run whose first event is there."""
+    """Start a run and wait for its first event."""
     conversation = await stores.conversation()
     run = await service.send(stores.send(conversation, text))
     async with Reader(service, run) as reader:
@@ -32,7 +32,7 @@ async def begun(stores: Stores, service: RunService, text: str) -> tuple[Convers
 
 
 @pytest.mark.promise("P6")
-async def test_a_run_whose_readers_have_all_left_goes_on_to_its_end(stores: Stores) -> None:
+async def test_a_run_without_readers_continues_to_its_end(stores: Stores) -> None:
     engine = SteppedEngine("one ", "two ")
     service = stores.service(engine=engine)
     run = await service.send(stores.send(await stores.conversation(), "count"))
@@ -52,7 +52,7 @@ async def test_a_run_whose_readers_have_all_left_goes_on_to_its_end(stores: Stor
 
 
 @pytest.mark.promise("P6")
-async def test_a_reader_that_leaves_is_let_go_of_in_the_middle_of_silence(stores: Stores) -> None:
+async def test_a_reader_that_leaves_during_silence_is_released(stores: Stores) -> None:
     service = stores.service()
     _, run = await begun(stores, service, "[hang=1]")
     before = asyncio.all_tasks()
@@ -65,7 +65,7 @@ async def test_a_reader_that_leaves_is_let_go_of_in_the_middle_of_silence(stores
 
 
 @pytest.mark.promise("P6")
-async def test_a_cancel_in_mid_answer_keeps_what_was_streamed_and_ends_all_readers(
+async def test_a_cancel_during_an_answer_keeps_the_streamed_text_and_ends_all_streams(
     stores: Stores,
 ) -> None:
     service = stores.service()
@@ -96,7 +96,7 @@ async def test_a_cancel_in_mid_answer_keeps_what_was_streamed_and_ends_all_reade
 
 
 @pytest.mark.promise("P6")
-async def test_a_cancel_before_any_output_leaves_the_conversation_as_it_was(stores: Stores) -> None:
+async def test_a_cancel_before_any_output_does_not_change_the_conversation(stores: Stores) -> None:
     service = stores.service()
     conversation = await stores.conversation()
     run = await service.send(stores.send(conversation, "[hang=0]"))
@@ -110,7 +110,7 @@ async def test_a_cancel_before_any_output_leaves_the_conversation_as_it_was(stor
 
 
 @pytest.mark.promise("P6")
-async def test_a_cancel_is_idempotent_however_often_and_at_once_it_is_asked_for(
+async def test_repeated_and_concurrent_cancels_are_idempotent(
     stores: Stores,
 ) -> None:
     service = stores.service()
@@ -127,7 +127,7 @@ async def test_a_cancel_is_idempotent_however_often_and_at_once_it_is_asked_for(
 @pytest.mark.parametrize(
     ("text", "state"), [("all of it", "completed"), ("[fail=1]", "failed"), ("[crash=1]", "failed")]
 )
-async def test_the_cancel_of_an_ended_run_tells_how_it_really_ended(
+async def test_the_cancel_of_an_ended_run_returns_its_real_status(
     stores: Stores, text: str, state: str
 ) -> None:
     service = stores.service()
@@ -141,7 +141,7 @@ async def test_the_cancel_of_an_ended_run_tells_how_it_really_ended(
 
 
 @pytest.mark.promise("P6", "P3")
-async def test_an_engine_that_swallows_its_cancellation_is_left_behind(
+async def test_an_engine_that_ignores_its_cancellation_is_abandoned(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "ENGINE_STOP_SECONDS", 0.05)
@@ -163,7 +163,7 @@ async def test_an_engine_that_swallows_its_cancellation_is_left_behind(
 
 
 @pytest.mark.promise("P6")
-async def test_a_cancel_whose_end_takes_long_answers_that_it_is_cancelling(
+async def test_a_slow_cancel_answers_that_the_run_is_cancelling(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reattach.runs.service.CANCEL_WAIT_SECONDS", 0.05)
@@ -177,7 +177,7 @@ async def test_a_cancel_whose_end_takes_long_answers_that_it_is_cancelling(
 
 
 @pytest.mark.promise("P3")
-async def test_an_engine_that_is_cancelled_from_within_has_failed(stores: Stores) -> None:
+async def test_an_engine_that_cancels_itself_has_failed(stores: Stores) -> None:
     service = stores.service(engine=CancellingEngine())
     _, run = await begun(stores, service, "speak")
     async with Reader(service, run) as reader:
@@ -187,7 +187,7 @@ async def test_an_engine_that_is_cancelled_from_within_has_failed(stores: Stores
 
 
 @pytest.mark.promise("P6")
-async def test_a_cancel_by_thread_finds_what_is_active_there_and_nothing_else(
+async def test_a_cancel_by_thread_cancels_only_its_active_run(
     stores: Stores,
 ) -> None:
     service = stores.service()
@@ -204,7 +204,7 @@ async def test_a_cancel_by_thread_finds_what_is_active_there_and_nothing_else(
 
 
 @pytest.mark.promise("P6")
-async def test_a_run_that_is_cancelled_while_it_is_being_created_ends_as_cancelled(
+async def test_a_run_that_is_cancelled_during_its_creation_ends_as_cancelled(
     stores: Stores,
 ) -> None:
     gate = Gate("messages.context")
@@ -221,7 +221,7 @@ async def test_a_run_that_is_cancelled_while_it_is_being_created_ends_as_cancell
 
 
 @pytest.mark.promise("P6")
-async def test_a_sender_that_goes_away_before_its_run_is_there_leaves_it_running(
+async def test_a_sender_that_disconnects_before_its_run_exists_does_not_stop_it(
     stores: Stores,
 ) -> None:
     gate = Gate("runs.create")

@@ -1,4 +1,4 @@
-"""Clocks that are wrong or jump, and what they may not do to logs."""
+"""Clocks that are wrong or jump must not delete logs early."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def ended_run(stores: Stores, service: RunService) -> Run:
 async def test_after_a_jump_of_the_clock_logs_are_kept_for_one_retention_and_then_deleted(
     stores: Stores, jump_hours: int
 ) -> None:
-    """C9: the age of a log is unknown then, whether it ended before the jump or after it."""
+    """C9: after a jump the age of a log is unknown, whenever it ended."""
     clock = JumpClock()
     service = stores.service(clock=clock, retention=DAY)
     before = await ended_run(stores, service)
@@ -57,7 +57,7 @@ async def test_after_a_jump_of_the_clock_logs_are_kept_for_one_retention_and_the
 
 
 @pytest.mark.promise("P14")
-async def test_a_clock_that_jumps_twice_between_two_sweeps_is_found_out_by_the_runs_that_end(
+async def test_a_clock_that_jumps_twice_between_two_sweeps_is_detected_by_ending_runs(
     stores: Stores,
 ) -> None:
     """C9: the run ended while the clock was 25 hours late, which is corrected before a sweep."""
@@ -71,7 +71,7 @@ async def test_a_clock_that_jumps_twice_between_two_sweeps_is_found_out_by_the_r
 
 
 @pytest.mark.promise("P14")
-async def test_a_start_with_a_clock_that_is_late_deletes_nothing_for_one_retention(
+async def test_a_start_with_a_late_clock_deletes_nothing_for_one_retention(
     stores: Stores,
 ) -> None:
     """C9: runs that ended in the future show that the clock was or is wrong."""
@@ -92,7 +92,7 @@ async def test_a_start_with_a_clock_that_is_late_deletes_nothing_for_one_retenti
 
 
 @pytest.mark.promise("P14")
-async def test_a_run_that_was_deleted_loses_its_log_while_the_clock_is_distrusted(
+async def test_the_log_of_a_deleted_run_is_deleted_even_while_the_clock_is_distrusted(
     stores: Stores,
 ) -> None:
     """C9: no clock decides about it."""
@@ -181,7 +181,7 @@ async def test_servers_with_wrong_clocks_delete_no_fresh_log_of_shared_stores(
         await right.runs.delete_logs([run.id for run in runs])
 
 
-def test_a_shared_clock_follows_the_store_and_passes_with_the_monotonic_clock() -> None:
+def test_a_shared_clock_follows_the_store_and_advances_with_the_monotonic_clock() -> None:
     """C9: whatever happens to the clock of the machine."""
     machine = JumpClock()
     machine.jump(25 * HOUR)

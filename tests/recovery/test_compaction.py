@@ -1,4 +1,4 @@
-"""A process that dies while it compacts: the conversation is as it was."""
+"""Crashes during a compaction do not change the conversation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WAIT_SECONDS = ENGINE_STOP_SECONDS * 10
 
 @dataclass
 class HangsInSummaries(ScriptedEngine):
-    """Answers, but for summaries, which it begins; ``asked`` is set then."""
+    """Answers, except that a summary never ends; its request sets ``asked``."""
 
     asked: asyncio.Event
 
@@ -56,7 +56,7 @@ async def filled(stores: Stores) -> Conversation:
 
 @pytest.mark.promise("P7", "P18")
 @pytest.mark.parametrize("shown", [True, False])
-async def test_a_process_that_dies_in_a_compaction_leaves_the_conversation_as_it_was(
+async def test_a_process_that_dies_during_a_compaction_does_not_change_the_conversation(
     stores: Stores, shown: bool
 ) -> None:
     conversation = await filled(stores)
@@ -73,7 +73,7 @@ async def test_a_process_that_dies_in_a_compaction_leaves_the_conversation_as_it
 
 
 @pytest.mark.promise("P6")
-async def test_a_run_that_is_cancelled_in_a_compaction_leaves_the_conversation_as_it_was(
+async def test_a_run_that_is_cancelled_during_a_compaction_does_not_change_the_conversation(
     stores: Stores,
 ) -> None:
     conversation = await filled(stores)

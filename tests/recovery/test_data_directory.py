@@ -1,4 +1,4 @@
-"""What keeps a server from starting, and keys that are made while it runs."""
+"""Errors at the start of a server, and keys that are created while it runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.raw_clients import client_of
 
 
 async def refused(data_dir: Path, *arguments: str) -> str:
-    """Why a server does not start."""
+    """Return the error of a server that does not start."""
     command = ["serve", "--data-dir", str(data_dir), *arguments]
     ended = await asyncio.to_thread(CliRunner().invoke, app, command)
     assert isinstance(ended.exception, StartupError | StoreUnavailableError), ended.exception
@@ -33,7 +33,7 @@ async def refused(data_dir: Path, *arguments: str) -> str:
 
 
 async def keys(data_dir: Path, *arguments: str) -> str:
-    """What a ``reattach keys`` command prints."""
+    """Return the output of a ``reattach keys`` command."""
     command = ["keys", *arguments, "--data-dir", str(data_dir)]
     ended = await asyncio.to_thread(CliRunner().invoke, app, command)
     assert ended.exit_code == 0, ended.output
@@ -41,7 +41,7 @@ async def keys(data_dir: Path, *arguments: str) -> str:
 
 
 @pytest.mark.promise("P7")
-async def test_a_second_server_on_the_same_data_refuses_until_the_first_is_gone(
+async def test_a_second_server_on_the_same_data_refuses_to_start_until_the_first_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reattach.cli.serving.configure_logging", lambda *_: None)
@@ -57,7 +57,7 @@ async def test_a_second_server_on_the_same_data_refuses_until_the_first_is_gone(
 
 
 @pytest.mark.promise("S11")
-async def test_what_keeps_a_server_from_starting_is_told_with_what_to_do(
+async def test_a_server_that_cannot_start_says_why_and_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reattach.cli.serving.configure_logging", lambda *_: None)
@@ -82,12 +82,12 @@ async def test_what_keeps_a_server_from_starting_is_told_with_what_to_do(
 
 
 @pytest.mark.promise("S11")
-async def test_keys_that_are_made_and_revoked_while_a_server_runs_count_within_seconds(
+async def test_keys_created_and_revoked_while_a_server_runs_take_effect_within_seconds(
     tmp_path: Path,
 ) -> None:
     first = await keys(tmp_path, "create", "first")
     async with listening(tmp_path, host="0.0.0.0") as server:
-        # With a key, a server may be reached from everywhere.
+        # With a key, a server may listen on every address.
         await _require_key_for_network(server.context)
 
         async def status(secret: str | None) -> int:
@@ -121,7 +121,7 @@ def modes(directory: Path) -> dict[str, str]:
 
 
 @pytest.mark.promise("P11")
-async def test_nobody_else_on_the_machine_can_read_what_a_server_keeps(tmp_path: Path) -> None:
+async def test_other_users_of_the_machine_cannot_read_the_data_directory(tmp_path: Path) -> None:
     """D9: in a directory that existed, with files that were open to all, and an easy umask."""
     place = tmp_path / "data"
     await asyncio.to_thread(place.mkdir, 0o755)

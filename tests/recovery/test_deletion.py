@@ -1,4 +1,4 @@
-"""Text that was deleted, and the files in which it must not be left."""
+"""Deleted text must not remain in any file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.stores import Stores, eventually
 
 SECRET: Final = "sesame-8b1f"
 LONG: Final = f"{SECRET} " * 3000
-"""It fills pages of its own, as well as parts of shared ones."""
+"""Text that fills whole pages and parts of shared ones."""
 
 
 def files_with_secret(directory: Path) -> list[str]:
@@ -65,7 +65,7 @@ async def test_deleted_text_is_in_no_file_of_the_data_directory_after_the_next_u
         assert "harmless" in messages.text
 
 
-async def test_a_deleted_conversation_keeps_its_text_for_the_run_that_is_active_in_it(
+async def test_a_deleted_conversation_keeps_its_text_until_its_active_run_ends(
     stores: Stores,
 ) -> None:
     """D10: its text is forgotten once the run has ended; forks keep the messages they show."""

@@ -1,4 +1,4 @@
-"""A server that is asked to go."""
+"""A server that drains after SIGTERM."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.received import Received
 from tests.support.stores import eventually
 
 BOUND_SECONDS = CLOSE_SECONDS + ENGINE_STOP_SECONDS + 8
-"""How long an exit may take on a slow machine beyond the drain itself."""
+"""Time of an exit on a slow machine beyond the drain."""
 DRAINED = {"stop_reason": "error", "error_type": "stream_task_cancelled"}
 
 
@@ -39,7 +39,7 @@ async def serving(directory: Path, *, drain_seconds: float) -> AsyncIterator[Ser
 async def answering(
     client: Client, text: str, *, until_seq: int = 2
 ) -> AsyncIterator[tuple[asyncio.Task[str | None], Received]]:
-    """A run under way, of which a reader has ``until_seq`` events; reading goes on."""
+    """Start a run, read it to ``until_seq``, and keep reading."""
     received = Received()
     came_so_far = asyncio.Event()
 
@@ -69,7 +69,7 @@ async def exit_status(server: ServerProcess, seconds: float) -> int:
 
 
 @pytest.mark.promise("P15", "P3")
-async def test_a_draining_server_serves_readers_refuses_runs_and_gives_every_run_its_end(
+async def test_a_draining_server_serves_readers_refuses_sends_and_ends_every_run(
     tmp_path: Path,
 ) -> None:
     async with serving(tmp_path, drain_seconds=3) as server, client_of(server) as client:
@@ -117,7 +117,7 @@ async def test_a_draining_server_serves_readers_refuses_runs_and_gives_every_run
             assert runs == {short.run_id: "completed", long.run_id: "failed"}
             assert "recovering runs" not in server.output
 
-            # Now it has nothing to do, and the client's connection stays open.
+            # The server is idle now, and the client's connection stays open.
             server.signal(signal.SIGINT)
             async with asyncio.timeout(BOUND_SECONDS):
                 assert await exit_status(server, BOUND_SECONDS) == 0
@@ -125,7 +125,7 @@ async def test_a_draining_server_serves_readers_refuses_runs_and_gives_every_run
 
 
 @pytest.mark.promise("P12", "P15")
-async def test_a_second_signal_cuts_the_drain_short_and_no_reader_holds_the_exit_up(
+async def test_a_second_signal_shortens_the_drain_and_no_reader_delays_the_exit(
     tmp_path: Path,
 ) -> None:
     async with (

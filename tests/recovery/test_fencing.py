@@ -1,4 +1,4 @@
-"""An owner that lives on after its run was taken over: a zombie."""
+"""A fenced owner, which continues after its run was taken over."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.stores import Stores
 
 
 @pytest.mark.promise("P7", "P3")
-async def test_a_zombie_stops_its_engine_and_nothing_of_it_gets_into_the_log(
+async def test_a_fenced_owner_stops_its_engine_and_appends_nothing(
     stores: Stores,
 ) -> None:
     conversation = await stores.conversation()
@@ -45,7 +45,7 @@ async def test_a_zombie_stops_its_engine_and_nothing_of_it_gets_into_the_log(
 
 
 @pytest.mark.promise("P7", "P2")
-async def test_what_a_zombie_had_on_its_way_to_the_log_is_seen_by_nobody(stores: Stores) -> None:
+async def test_pending_appends_of_a_fenced_owner_reach_no_reader(stores: Stores) -> None:
     gate = Gate("log.append", "log.close")
     engine = SteppedEngine("late ")
     zombie = stores.service(log=FaultyLog(stores.log, gate), engine=engine)
@@ -63,7 +63,7 @@ async def test_what_a_zombie_had_on_its_way_to_the_log_is_seen_by_nobody(stores:
 
 
 @pytest.mark.promise("P7", "P3")
-async def test_a_zombie_that_had_closed_its_log_settles_nothing_a_second_time(
+async def test_a_fenced_owner_that_had_closed_its_log_does_not_settle_the_run_again(
     stores: Stores,
 ) -> None:
     conversation = await stores.conversation()
@@ -82,7 +82,7 @@ async def test_a_zombie_that_had_closed_its_log_settles_nothing_a_second_time(
 
 
 @pytest.mark.promise("P7")
-async def test_the_cancel_of_a_run_whose_owner_is_gone_ends_it_at_once(stores: Stores) -> None:
+async def test_the_cancel_of_a_run_without_an_owner_ends_it_at_once(stores: Stores) -> None:
     conversation = await stores.conversation()
     engine = SteppedEngine("one ", "two ")
     zombie = stores.service(engine=engine)
@@ -104,7 +104,7 @@ async def test_the_cancel_of_a_run_whose_owner_is_gone_ends_it_at_once(stores: S
 
 
 @pytest.mark.promise("P6", "P7")
-async def test_a_cancel_and_an_upkeep_that_end_the_same_orphan_at_once_end_it_once(
+async def test_a_cancel_and_an_upkeep_that_end_an_orphan_concurrently_end_it_once(
     stores: Stores,
 ) -> None:
     conversation = await stores.conversation()

@@ -1,4 +1,4 @@
-"""Disks that are full, or nearly, and write-ahead logs that must not grow without end."""
+"""Full disks, and write-ahead logs that must not grow without bound."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def wal_bytes(file: Path) -> int:
 
 @pytest.mark.promise("P7")
 @pytest.mark.parametrize("store", ["events", "records"])
-async def test_a_store_goes_on_when_its_wal_has_taken_the_last_room_of_the_disk(
+async def test_a_store_continues_after_its_wal_has_filled_the_disk(
     store: str, tmp_path: Path
 ) -> None:
     """C12: several times as much is written as a file may hold, and deleted again."""
@@ -49,7 +49,7 @@ async def test_a_store_goes_on_when_its_wal_has_taken_the_last_room_of_the_disk(
     assert int(said) > 0
 
 
-async def test_the_wal_of_the_events_is_emptied_when_nothing_is_written(tmp_path: Path) -> None:
+async def test_the_wal_of_the_events_is_truncated_when_nothing_is_written(tmp_path: Path) -> None:
     """C12: it is far below the size at which it is emptied on a busy server."""
     file = tmp_path / "events.db"
     log = await SqliteLog.open_file(file, sizes=Sizes(idle_seconds=0.02))
@@ -78,7 +78,7 @@ async def test_the_wal_of_the_events_stays_bounded_by_its_true_size(tmp_path: Pa
     await log.aclose()
 
 
-async def test_a_new_process_does_not_empty_its_wal_while_answers_stream(tmp_path: Path) -> None:
+async def test_a_new_process_does_not_truncate_its_wal_while_answers_stream(tmp_path: Path) -> None:
     """C12: emptying it holds appends up, so it waits for silence, for its size, or for its age."""
     file = tmp_path / "events.db"
     sizes = Sizes(journal_bytes=2**30, checkpoint_bytes=2**20, idle_seconds=3600)
@@ -92,7 +92,7 @@ async def test_a_new_process_does_not_empty_its_wal_while_answers_stream(tmp_pat
     await log.aclose()
 
 
-async def test_a_reader_of_the_events_delays_the_emptying_and_not_the_appends(
+async def test_a_reader_of_the_events_delays_the_truncation_and_not_the_appends(
     tmp_path: Path,
 ) -> None:
     """C12: somebody makes a backup meanwhile."""
@@ -126,7 +126,7 @@ async def records(tmp_path: Path) -> AsyncIterator[Records]:
     await records.aclose()
 
 
-async def test_the_wal_of_the_records_is_emptied_once_its_readers_are_gone(
+async def test_the_wal_of_the_records_is_truncated_once_its_readers_are_gone(
     records: Records, tmp_path: Path
 ) -> None:
     """C12: while somebody reads, it cannot begin anew."""

@@ -1,4 +1,4 @@
-"""Readers of a run that says nothing."""
+"""Readers of a silent run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ READERS = 30
 
 
 @pytest.mark.promise("P13")
-async def test_between_events_readers_ask_the_stores_nothing_and_share_one_timer(
+async def test_idle_readers_send_no_requests_to_the_stores_and_share_one_timer(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults = Faults()
@@ -55,7 +55,7 @@ async def test_between_events_readers_ask_the_stores_nothing_and_share_one_timer
 
 
 @pytest.mark.promise("P13")
-async def test_a_live_event_costs_the_store_one_append_however_many_read_it(stores: Stores) -> None:
+async def test_a_live_event_costs_one_append_for_any_number_of_readers(stores: Stores) -> None:
     faults = Faults()
     engine = SteppedEngine("one ", "two ")
     service = stores.service(log=FaultyLog(stores.log, faults), engine=engine)
@@ -97,7 +97,9 @@ async def test_the_timer_ends_with_its_last_reader(stores: Stores) -> None:
 
 
 @pytest.mark.promise("P13", "S7")
-async def test_a_ping_tells_the_last_event_sent_and_takes_no_number(stores: Stores) -> None:
+async def test_a_ping_has_the_number_of_the_last_event_and_uses_none_of_its_own(
+    stores: Stores,
+) -> None:
     engine = SteppedEngine("one ", "two ")
     service = stores.service(engine=engine, ping_interval_seconds=0.04)
     run = await service.send(stores.send(await stores.conversation(), "count"))

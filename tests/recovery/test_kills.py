@@ -1,4 +1,4 @@
-"""A server that is killed again and again, and what its clients make of it."""
+"""A server that is killed repeatedly under several clients."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ANSWERS = [
 
 @dataclass
 class Seen:
-    """What clients saw of every run, by all of them together."""
+    """Everything that all clients saw of every run."""
 
     frames: dict[str, dict[int, bytes]] = field(default_factory=lambda: defaultdict(dict))
     texts: dict[str, str] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Seen:
 
 @dataclass
 class Talker:
-    """A client that sends one message after another to one conversation, and never gives up."""
+    """A client that sends messages to one conversation in turn and retries for ever."""
 
     client: Client
     conversation_id: str
@@ -73,7 +73,7 @@ class Talker:
         )
 
     async def go_on(self) -> str:
-        """After a death: the rest of the answer, by cursor if there is one; the run's id."""
+        """Read the rest of the answer after a kill, by cursor if known, and return the run's id."""
         if self.received.done:
             assert self.received.run_id is not None
             return self.received.run_id
@@ -87,7 +87,7 @@ class Talker:
 
 
 def killing(server: ServerProcess, reads_until_kill: int) -> Callable[[], None]:
-    """To be called at every read of all clients; the last of so many kills the server."""
+    """Count a read of any client, and kill the server at the last of a number of them."""
     reads = itertools.count(1)
 
     def on_read() -> None:
@@ -98,7 +98,7 @@ def killing(server: ServerProcess, reads_until_kill: int) -> Callable[[], None]:
 
 
 async def check_run(client: Client, seen: Seen, run_id: str, conversation_id: str) -> str:
-    """The oracle for one run; how it ended."""
+    """Check one run against its log and records, and return how it ended."""
     whole = Received()
     await client.resume(run_id, whole)
     assert whole.done
@@ -113,7 +113,7 @@ async def check_run(client: Client, seen: Seen, run_id: str, conversation_id: st
 
 @pytest.mark.promise("P1", "P2", "P3", "P4", "P7", "P9")
 @pytest.mark.timeout(180)
-async def test_a_server_that_is_killed_again_and_again_loses_and_doubles_nothing(
+async def test_a_server_that_is_killed_repeatedly_loses_and_doubles_no_event(
     tmp_path: Path,
 ) -> None:
     rng = random.Random(SEED)
@@ -153,7 +153,7 @@ async def test_a_server_that_is_killed_again_and_again_loses_and_doubles_nothing
                 ):
                     seen.add(talker.received)
                     runs[run_id] = talker.conversation_id
-                # Those of earlier lives are looked at again after the last death.
+                # Runs before a kill are checked again after the last kill.
                 checked = list(runs.items())[-TALKERS if kill < KILLS - 1 else 0 :]
                 for run_id, conversation_id in checked:
                     end = await check_run(client, seen, run_id, conversation_id)

@@ -1,4 +1,4 @@
-"""Stores that do not answer for a while, or for too long."""
+"""Stores that are unavailable for a while or for too long."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from tests.support.stores import Stores, eventually
 TEXT = "one two three"
 
 
-async def turns_of_the_loop(count: int = 100) -> None:
-    """Let everything that can go on do so."""
+async def run_ready_tasks(count: int = 100) -> None:
+    """Let all ready tasks run."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 @pytest.mark.promise("P2")
-async def test_no_reader_gets_an_event_before_the_log_has_it(stores: Stores) -> None:
+async def test_no_reader_gets_an_event_before_it_is_in_the_log(stores: Stores) -> None:
     gate = Gate("log.append", "log.close")
     service = stores.service_upon(gate)
     run = await service.send(stores.send(await stores.conversation(), TEXT, include_pings=True))
     async with Reader(service, run) as reader:
         async with asyncio.timeout(10):
             await gate.waiting.wait()
-        await turns_of_the_loop()
+        await run_ready_tasks()
         assert reader.headers["x-run-id"] == run.id
         assert reader.received.frames == []
         assert await stores.frames(run) == []
@@ -51,7 +51,7 @@ async def test_no_reader_gets_an_event_before_the_log_has_it(stores: Stores) -> 
 
 
 @pytest.mark.promise("P3")
-async def test_no_reader_gets_the_end_before_the_log_is_closed_nor_done_before_the_record_says_so(
+async def test_no_reader_gets_the_end_before_the_log_is_closed_or_done_before_the_record_is_settled(
     stores: Stores,
 ) -> None:
     gate = Gate("log.close", "runs.settle")
@@ -60,7 +60,7 @@ async def test_no_reader_gets_the_end_before_the_log_is_closed_nor_done_before_t
     async with Reader(service, run) as reader:
         async with asyncio.timeout(10):
             await gate.waiting.wait()
-        await turns_of_the_loop()
+        await run_ready_tasks()
         assert "stop_reason" not in reader.received.kinds
         assert not reader.received.done
         gate.opened.set()
@@ -73,7 +73,7 @@ async def test_no_reader_gets_the_end_before_the_log_is_closed_nor_done_before_t
 @pytest.mark.parametrize(
     "step", ["log.open", "messages.context", "log.append", "log.close", "runs.settle"]
 )
-async def test_an_outage_shorter_than_the_patience_loses_and_doubles_nothing(
+async def test_an_outage_within_the_retry_time_loses_and_doubles_no_event(
     stores: Stores, step: str, loses_answers: bool
 ) -> None:
     outage = Outage(step, loses_answers=loses_answers, lasts=5)
@@ -92,7 +92,7 @@ async def test_an_outage_shorter_than_the_patience_loses_and_doubles_nothing(
 
 @pytest.mark.promise("P2", "P3", "P7")
 @pytest.mark.parametrize("step", ["log.append", "log.close"])
-async def test_a_run_that_can_not_be_written_for_too_long_is_ended_once_the_store_is_back(
+async def test_a_run_that_cannot_be_logged_for_too_long_is_ended_once_the_store_is_back(
     stores: Stores, step: str
 ) -> None:
     clock = LeapClock()
@@ -130,7 +130,7 @@ async def test_a_run_that_can_not_be_written_for_too_long_is_ended_once_the_stor
 
 
 @pytest.mark.promise("P3")
-async def test_a_reader_is_cut_off_without_done_while_the_record_can_not_say_how_the_run_ended(
+async def test_a_reader_is_disconnected_without_done_while_the_run_cannot_be_settled(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service_module, "SETTLE_WAIT_SECONDS", 0.05)
@@ -155,7 +155,7 @@ async def test_a_reader_is_cut_off_without_done_while_the_record_can_not_say_how
 
 
 @pytest.mark.promise("P6")
-async def test_a_run_that_was_given_up_ends_as_cancelled_if_that_was_asked_for(
+async def test_an_abandoned_run_with_a_requested_cancel_ends_as_cancelled(
     stores: Stores,
 ) -> None:
     outage = Outage()
@@ -176,7 +176,7 @@ async def test_a_run_that_was_given_up_ends_as_cancelled_if_that_was_asked_for(
 
 
 @pytest.mark.promise("P5")
-async def test_a_run_whose_log_could_not_be_opened_is_not_told_to_be_expired(
+async def test_a_run_whose_log_could_not_be_opened_is_not_reported_as_expired(
     stores: Stores,
 ) -> None:
     outage = Outage("log.open")
@@ -193,7 +193,7 @@ async def test_a_run_whose_log_could_not_be_opened_is_not_told_to_be_expired(
 
 
 @pytest.mark.promise("P3")
-async def test_a_run_whose_conversation_can_not_be_read_ends_at_once_with_an_error(
+async def test_a_run_whose_conversation_cannot_be_read_ends_at_once_with_an_error(
     stores: Stores,
 ) -> None:
     conversation = await stores.conversation()
@@ -206,7 +206,7 @@ async def test_a_run_whose_conversation_can_not_be_read_ends_at_once_with_an_err
     assert await stores.kept(conversation) == []
 
 
-async def test_a_send_never_hangs_on_a_fault_of_the_records(stores: Stores) -> None:
+async def test_a_send_never_hangs_because_of_a_fault_of_the_records(stores: Stores) -> None:
     class Broken(Faults):
         async def around(self, step: str, call: Any) -> Any:
             if step == "runs.create":
@@ -220,7 +220,7 @@ async def test_a_send_never_hangs_on_a_fault_of_the_records(stores: Stores) -> N
 
 
 @pytest.mark.promise("P7", "P9")
-async def test_a_run_whose_creation_was_not_answered_does_not_block_its_conversation(
+async def test_a_run_whose_creation_was_not_confirmed_does_not_block_its_conversation(
     stores: Stores,
 ) -> None:
     conversation = await stores.conversation()
@@ -234,7 +234,7 @@ async def test_a_run_whose_creation_was_not_answered_does_not_block_its_conversa
 
 
 class OneLogDown(FaultyLog):
-    """A log that does not answer for one run."""
+    """A log that is unavailable for one run."""
 
     def __init__(self, log: Log, down: str) -> None:
         super().__init__(log, Faults())
@@ -250,7 +250,7 @@ class OneLogDown(FaultyLog):
 
 
 async def orphans_of(stores: Stores, count: int) -> list[Run]:
-    """Runs that a dead process left open, one a conversation."""
+    """Create runs of a dead process, each in its own conversation."""
     life = Life(None)
     service = stores.service_upon(life)
     runs = [
@@ -266,7 +266,7 @@ async def orphans_of(stores: Stores, count: int) -> list[Run]:
 
 
 @pytest.mark.promise("P7")
-async def test_a_run_that_can_not_be_recovered_holds_back_no_other(stores: Stores) -> None:
+async def test_a_run_that_cannot_be_recovered_does_not_delay_others(stores: Stores) -> None:
     runs = await orphans_of(stores, 5)
     log = OneLogDown(stores.log, runs[0].id)
     service = stores.service(log=log)
@@ -282,7 +282,7 @@ async def test_a_run_that_can_not_be_recovered_holds_back_no_other(stores: Store
 
 
 @pytest.mark.promise("P7")
-async def test_a_recovery_that_was_interrupted_is_finished_by_the_next_one_of_the_process(
+async def test_an_interrupted_recovery_is_finished_by_the_next_one_of_the_process(
     stores: Stores,
 ) -> None:
     (run,) = await orphans_of(stores, 1)
@@ -300,7 +300,7 @@ async def test_a_recovery_that_was_interrupted_is_finished_by_the_next_one_of_th
 
 
 @pytest.mark.promise("P7")
-async def test_readers_of_an_orphan_that_the_upkeep_ends_get_its_end(stores: Stores) -> None:
+async def test_readers_of_an_orphan_get_the_end_that_the_upkeep_writes(stores: Stores) -> None:
     (run,) = await orphans_of(stores, 1)
     service = stores.service()
     async with Reader(service, run) as reader:
@@ -309,7 +309,7 @@ async def test_readers_of_an_orphan_that_the_upkeep_ends_get_its_end(stores: Sto
         assert (await reader.to_end()).end()["error_type"] == "stream_incomplete"
 
 
-async def test_a_fault_of_the_log_does_not_leave_the_run_waiting_for_ever(stores: Stores) -> None:
+async def test_a_fault_of_the_log_does_not_leave_the_run_active_for_ever(stores: Stores) -> None:
     class Broken(Faults):
         async def around(self, step: str, call: Any) -> Any:
             if step == "log.append":
@@ -327,7 +327,7 @@ async def test_a_fault_of_the_log_does_not_leave_the_run_waiting_for_ever(stores
 
 
 @pytest.mark.promise("P7")
-async def test_the_upkeep_goes_on_after_whatever_went_wrong(stores: Stores) -> None:
+async def test_the_upkeep_continues_after_any_exception(stores: Stores) -> None:
     (run,) = await orphans_of(stores, 1)
 
     class Broken(Outage):
@@ -345,7 +345,7 @@ async def test_the_upkeep_goes_on_after_whatever_went_wrong(stores: Stores) -> N
 
 
 @pytest.mark.promise("P7")
-async def test_a_run_that_was_given_up_gets_its_end_soon_after_the_store_is_back(
+async def test_an_abandoned_run_gets_its_end_soon_after_the_store_is_back(
     stores: Stores,
 ) -> None:
     runs = await orphans_of(stores, 1)

@@ -1,4 +1,4 @@
-"""Power cuts: the machine stops, and what its disk had not confirmed is gone."""
+"""Power cuts, which lose everything that the disk had not confirmed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FIRST_BOOT, NEXT_BOOT = "boot-1", "boot-2"
 
 
 class Gate:
-    """Lets the engine go on when all that it gave is committed, so that each delta has its own."""
+    """Delays the engine until its last delta is committed, so that each has its own commit."""
 
     def __init__(self) -> None:
         self.context: Context | None = None
@@ -53,7 +53,7 @@ class Gate:
 
 @dataclass
 class Machine:
-    """A server in its data directory, in one boot of its machine."""
+    """A server on a data directory in one boot of the machine."""
 
     directory: Path
     context: Context
@@ -81,7 +81,7 @@ class Machine:
         return split_frames(piece.frames)
 
     def as_it_stands(self, target: Path) -> Path:
-        """Copy the files as they are now."""
+        """Copy the current files."""
         shutil.copytree(self.directory, target)
         return target
 
@@ -146,7 +146,7 @@ def commits_in(directory: Path) -> dict[str, list[int]]:
 
 
 def after_power_cut(seen: Seen, target: Path, lost: dict[str, int]) -> Path:
-    """Copy the files without so many of the last commits of each WAL."""
+    """Copy the files without a number of last commits of each WAL."""
     shutil.copytree(seen.files, target)
     for name, count in lost.items():
         ends = seen.commits[name]
@@ -155,7 +155,7 @@ def after_power_cut(seen: Seen, target: Path, lost: dict[str, int]) -> Path:
 
 
 async def assert_promises_hold_or_loss_is_told(seen: Seen, server: Machine) -> None:
-    """Whatever cursor a client comes back with: the same bytes, or word that they are lost."""
+    """Assert that every cursor gives the same bytes or an error that reports their loss."""
     record = await server.client.get(f"/v1/runs/{seen.run_id}")
     for cursor in range(len(seen.frames) + 1):
         answer = await server.post(
@@ -193,7 +193,7 @@ def losses(seen: Seen) -> list[dict[str, int]]:
 
 
 @pytest.mark.promise("P1", "P3", "P4", "P5", "P7")
-async def test_a_power_cut_at_any_commit_of_an_open_run_breaks_no_promise_or_is_told(
+async def test_a_power_cut_at_any_commit_of_an_open_run_breaks_no_promise_or_is_reported(
     tmp_path: Path,
 ) -> None:
     """C10: the un-synced tail of either SQLite file is lost."""
@@ -202,7 +202,7 @@ async def test_a_power_cut_at_any_commit_of_an_open_run_breaks_no_promise_or_is_
 
 
 @pytest.mark.promise("P1", "P3", "P4", "P5", "P7")
-async def test_a_power_cut_at_any_commit_of_a_run_whose_record_lost_its_end_is_made_up_for(
+async def test_a_power_cut_at_any_commit_of_a_run_whose_record_lost_its_end_is_repaired(
     tmp_path: Path,
 ) -> None:
     """C10: clients had all of the answer, and the log has all, a part or nothing of it."""
@@ -264,7 +264,7 @@ async def test_a_run_of_a_process_killed_in_this_boot_keeps_all_of_its_events(
 
 
 @pytest.mark.promise("P4", "P7")
-async def test_a_run_that_was_written_with_durability_power_keeps_its_events_in_a_power_cut(
+async def test_a_run_written_with_durability_power_keeps_its_events_in_a_power_cut(
     tmp_path: Path,
 ) -> None:
     """C10: what waited for the disk cannot be lost, whatever the next durability is."""

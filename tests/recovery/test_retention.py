@@ -1,4 +1,4 @@
-"""What is left of a run when the retention of its log is over."""
+"""Runs after the retention of their logs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOUR_SECONDS = 3600.0
 
 
 class RetentionClock(LeapClock):
-    """Waits do not end by themselves, so that no upkeep but the test's sweeps."""
+    """A clock whose waits never end, so that only the test triggers upkeep."""
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.Event().wait()
@@ -82,7 +82,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 
 
 @pytest.mark.promise("P14")
-async def test_after_the_retention_a_resume_is_told_since_when_the_log_is_gone(
+async def test_after_the_retention_a_resume_gets_410_with_the_time_of_expiry(
     server: Server,
 ) -> None:
     conversation_id = await server.conversation()
@@ -106,10 +106,10 @@ async def test_after_the_retention_a_resume_is_told_since_when_the_log_is_gone(
     ]:
         answer = await server.post(path, body)
         assert answer.status_code == 410, answer.text
-        told = answer.json()
-        assert told["code"] == "expired"
+        error = answer.json()
+        assert error["code"] == "expired"
         expired_at = ended_at + timedelta(seconds=HOUR_SECONDS)
-        assert told["expired_at"] == expired_at.isoformat().replace("+00:00", "Z")
+        assert error["expired_at"] == expired_at.isoformat().replace("+00:00", "Z")
 
 
 @pytest.mark.promise("P14", "P9")
@@ -166,7 +166,7 @@ async def test_a_live_run_never_expires(stores: Stores) -> None:
 
 
 @pytest.mark.promise("P14")
-async def test_a_reader_whose_log_expires_under_it_is_cut_off_without_done(stores: Stores) -> None:
+async def test_a_reader_whose_log_expires_is_disconnected_without_done(stores: Stores) -> None:
     service = stores.service(retention=timedelta(seconds=HOUR_SECONDS), clock=LeapClock())
     run = await service.send(stores.send(await stores.conversation(), "[chunks=2000][size=500]"))
     await service.wait_until_settled(run)

@@ -19,8 +19,8 @@ LARGE = 2**40
 
 
 @dataclass
-class Told:
-    """What a process said about one run. Several ends are possible for an append under way."""
+class RunHistory:
+    """The reports of a process about one run. An append in flight has several possible ends."""
 
     acknowledged: tuple[int, bool] = (0, False)
     possible: set[tuple[int, bool]] = field(default_factory=set)
@@ -28,15 +28,15 @@ class Told:
     deleted: bool = False
 
 
-def listen(runs: dict[str, Told], line: str) -> None:
+def listen(runs: dict[str, RunHistory], line: str) -> None:
     match line.split():
         case ["appending", run_id, last_seq, closed]:
-            told = runs.setdefault(run_id, Told())
-            told.possible = {told.acknowledged, (int(last_seq), closed == "1")}
+            history = runs.setdefault(run_id, RunHistory())
+            history.possible = {history.acknowledged, (int(last_seq), closed == "1")}
         case ["appended", run_id, last_seq, closed]:
-            told = runs[run_id]
-            told.acknowledged = (int(last_seq), closed == "1")
-            told.possible = {told.acknowledged}
+            history = runs[run_id]
+            history.acknowledged = (int(last_seq), closed == "1")
+            history.possible = {history.acknowledged}
         case ["deleting", run_id]:
             runs[run_id].deleting = True
         case ["deleted", run_id]:
@@ -45,8 +45,10 @@ def listen(runs: dict[str, Told], line: str) -> None:
             raise AssertionError(line)
 
 
-async def append_until_killed(path: Path, seed: int, lines: int, runs: dict[str, Told]) -> None:
-    """Kill the process after it said so many lines, and hear what it had said until then."""
+async def append_until_killed(
+    path: Path, seed: int, lines: int, runs: dict[str, RunHistory]
+) -> None:
+    """Kill the process after a number of lines, and read all lines up to then."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(PROCESS), str(path), str(seed), stdout=asyncio.subprocess.PIPE
     )
@@ -62,14 +64,14 @@ async def append_until_killed(path: Path, seed: int, lines: int, runs: dict[str,
         assert await process.wait() == -signal.SIGKILL
 
 
-async def check(log: SqliteLog, run_id: str, told: Told) -> None:
+async def check(log: SqliteLog, run_id: str, history: RunHistory) -> None:
     try:
         head = await log.head(run_id)
     except LogNotFoundError:
-        assert told.deleting or told.acknowledged == (0, False), run_id
+        assert history.deleting or history.acknowledged == (0, False), run_id
         return
-    assert not told.deleted, run_id
-    assert (head.last_seq, head.closed) in told.possible, run_id
+    assert not history.deleted, run_id
+    assert (head.last_seq, head.closed) in history.possible, run_id
     expected = [frame(run_id, seq) for seq in range(1, head.last_seq + 1)]
     for after in {0, head.last_seq // 2, head.last_seq}:
         cut = await log.read(run_id, after, max_bytes=LARGE, max_events=LARGE)
@@ -78,8 +80,8 @@ async def check(log: SqliteLog, run_id: str, told: Told) -> None:
     if head.closed:
         with pytest.raises(LogClosedError):
             await log.append(run_id, 1, head.last_seq + 1, [b"more"])
-    told.possible = {(head.last_seq, head.closed)}
-    told.acknowledged = (head.last_seq, head.closed)
+    history.possible = {(head.last_seq, head.closed)}
+    history.acknowledged = (head.last_seq, head.closed)
 
 
 @pytest.mark.promise("P1")
@@ -90,26 +92,26 @@ async def test_a_killed_process_leaves_every_acknowledged_append_whole_and_in_it
     tmp_path: Path,
 ) -> None:
     chance = random.Random(20)
-    runs: dict[str, Told] = {}
+    runs: dict[str, RunHistory] = {}
     path = tmp_path / "log.db"
     for seed in range(5):
         await append_until_killed(path, seed, chance.choice([1, 30, 300, 1500]), runs)
         log = await SqliteLog.open_file(path, sizes=SIZES)
-        for run_id, told in runs.items():
-            await check(log, run_id, told)
+        for run_id, history in runs.items():
+            await check(log, run_id, history)
         await log.aclose()
-    assert sum(told.acknowledged[0] for told in runs.values()) > 500
+    assert sum(history.acknowledged[0] for history in runs.values()) > 500
 
 
 @pytest.mark.promise("P7")
 async def test_an_open_run_of_a_killed_process_is_closed_by_the_next_owner(tmp_path: Path) -> None:
-    runs: dict[str, Told] = {}
+    runs: dict[str, RunHistory] = {}
     path = tmp_path / "log.db"
     await append_until_killed(path, 1, 200, runs)
     log = await SqliteLog.open_file(path)
     closed = 0
-    for run_id, told in runs.items():
-        if not told.deleting and not (await log.head(run_id)).closed:
+    for run_id, history in runs.items():
+        if not history.deleting and not (await log.head(run_id)).closed:
             head = await log.open(run_id, 2)
             await log.append(run_id, 2, head.last_seq + 1, [b"the end"], close=True)
             closed += 1

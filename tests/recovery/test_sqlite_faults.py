@@ -28,15 +28,15 @@ SIZES = Sizes(
 
 @dataclass
 class Disk:
-    """What statements of the connections made here meet."""
+    """Faults of the statements of all connections."""
 
     path: Path
     broken: str | None = None
-    """Statements that begin so fail."""
+    """Prefix of the statements that fail."""
     reached: threading.Event = field(default_factory=threading.Event)
-    """Set when such a statement has come."""
+    """Set when such a statement is executed."""
     go_on: threading.Event = field(default_factory=threading.Event)
-    """It does not fail before this is set."""
+    """Delays the failure until it is set."""
     busy_timeout_seconds: float = 5.0
     connections: list[sqlite3.Connection] = field(default_factory=list)
 
@@ -95,7 +95,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.promise("P2")
-async def test_appends_to_a_full_disk_are_refused_and_go_on_when_there_is_room(
+async def test_appends_to_a_full_disk_are_refused_and_resume_when_there_is_space(
     disk: Disk, log: SqliteLog
 ) -> None:
     await log.open("run", 1)
@@ -122,9 +122,7 @@ async def test_appends_to_a_full_disk_are_refused_and_go_on_when_there_is_room(
 
 
 @pytest.mark.promise("P2")
-async def test_a_failed_commit_takes_back_everything_that_was_built_upon_it(
-    disk: Disk, log: SqliteLog
-) -> None:
+async def test_a_failed_commit_rolls_back_everything_after_it(disk: Disk, log: SqliteLog) -> None:
     names = ["a", "b", "c"]
     for name in names:
         await log.open(name, 1)
@@ -181,7 +179,7 @@ async def test_opening_and_deleting_on_a_broken_disk_change_nothing(
 
 
 @pytest.mark.promise("P4")
-async def test_upkeep_that_fails_disturbs_no_append_and_is_made_up_for(
+async def test_failed_upkeep_does_not_disturb_appends_and_is_repeated(
     disk: Disk, log: SqliteLog
 ) -> None:
     disk.broken = "INSERT INTO log_chunk"
@@ -197,9 +195,7 @@ async def test_upkeep_that_fails_disturbs_no_append_and_is_made_up_for(
     assert await frames_of(log, "b") == b"".join(FRAMES)
 
 
-async def test_what_was_folded_is_not_folded_again_after_reopening(
-    disk: Disk, log: SqliteLog
-) -> None:
+async def test_folded_runs_are_not_folded_again_after_reopening(disk: Disk, log: SqliteLog) -> None:
     await log.open("first", 1)
     await log.open("run", 1)
     await log.append("run", 1, 1, FRAMES[:20], close=True)
@@ -216,7 +212,7 @@ async def test_what_was_folded_is_not_folded_again_after_reopening(
 
 @pytest.mark.promise("P5")
 @pytest.mark.promise("P7")
-async def test_a_closed_log_that_is_only_on_disk_keeps_its_new_token_and_beginning(
+async def test_a_closed_log_that_is_only_on_disk_keeps_its_new_token_and_first_seq(
     disk: Disk, log: SqliteLog
 ) -> None:
     await log.open("run", 1)
@@ -342,7 +338,7 @@ async def test_an_append_that_waited_too_long_is_refused_and_can_be_repeated(dis
 
 
 @pytest.mark.promise("P5")
-async def test_a_log_that_lost_a_part_says_so(disk: Disk, log: SqliteLog) -> None:
+async def test_a_log_that_lost_a_part_raises_an_error(disk: Disk, log: SqliteLog) -> None:
     await log.open("run", 1)
     await log.append("run", 1, 1, FRAMES, close=True)
     await until(lambda: disk.query("SELECT count(*) FROM log_run WHERE closed") == 1)

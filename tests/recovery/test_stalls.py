@@ -38,7 +38,7 @@ async def client(server: ServerProcess) -> AsyncIterator[Client]:
 
 
 class RawReader:
-    """A connection that reads only when it is told to, and whose kernel buffers little."""
+    """A connection with a small kernel buffer that reads only on request."""
 
     def __init__(self, server: ServerProcess) -> None:
         self._socket = socket.socket()
@@ -52,7 +52,7 @@ class RawReader:
         self._socket.sendall(f"{head}Content-Type: application/json\r\n\r\n{body}".encode())
 
     async def read(self, count: int) -> int:
-        """Read once; how many bytes came: none after the connection's end."""
+        """Read once and return the number of bytes, 0 at the connection's end."""
         try:
             data = await asyncio.to_thread(self._socket.recv, count)
         except ConnectionError:
@@ -61,7 +61,7 @@ class RawReader:
         return len(data)
 
     async def read_all(self) -> bytes:
-        """What there is to the end of the connection, without the heads of HTTP's chunks."""
+        """Read to the end of the connection and return the body without chunk headers."""
         while await self.read(1 << 20):
             pass
         return self.body
@@ -108,7 +108,7 @@ def resident_bytes(server: ServerProcess) -> int:
 
 
 @pytest.mark.promise("P12", "P4")
-async def test_readers_that_take_nothing_cost_little_are_cut_off_and_resume_exactly(
+async def test_readers_that_read_nothing_use_little_memory_are_disconnected_and_resume_exactly(
     server: ServerProcess, client: Client, raw_reader: Callable[[], RawReader]
 ) -> None:
     whole = Received()
@@ -145,7 +145,7 @@ async def test_readers_that_take_nothing_cost_little_are_cut_off_and_resume_exac
 
 
 @pytest.mark.promise("P12")
-async def test_a_reader_that_takes_a_little_now_and_then_is_not_cut_off(
+async def test_a_slow_reader_is_not_disconnected(
     server: ServerProcess, client: Client, raw_reader: Callable[[], RawReader]
 ) -> None:
     whole = Received()
@@ -167,7 +167,7 @@ async def test_a_reader_that_takes_a_little_now_and_then_is_not_cut_off(
 
 
 @pytest.mark.promise("P6", "P12")
-async def test_a_run_whose_readers_are_all_reset_goes_on_to_its_end(
+async def test_a_run_whose_readers_are_all_reset_continues_to_its_end(
     client: Client, raw_reader: Callable[[], RawReader]
 ) -> None:
     conversation_id = await client.conversation()
@@ -194,7 +194,7 @@ async def test_a_run_whose_readers_are_all_reset_goes_on_to_its_end(
 
 
 @pytest.mark.promise("P6")
-async def test_cancelling_over_http_says_what_became_of_each_run(client: Client) -> None:
+async def test_cancelling_over_http_returns_the_status_of_each_run(client: Client) -> None:
     conversation_id = await client.conversation()
     received, ended = Received(), Received()
     async with asyncio.timeout(30):

@@ -1,4 +1,4 @@
-"""A process that dies while a tool runs: its call is known, and it is never run again by itself."""
+"""Crashes while a tool runs: its call is recorded and never repeated automatically."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WAIT_SECONDS = ENGINE_STOP_SECONDS * 5
 
 @dataclass
 class Launch(Tool):
-    """Counts its calls; ``during`` takes place within each, and then it hangs if it is told to."""
+    """A tool that counts its calls, runs ``during`` in each, and hangs if ``hangs`` is set."""
 
     during: Callable[[], Any] = lambda: None
     requires_approval: bool = False
@@ -61,7 +61,7 @@ async def history(stores: Stores, conversation: Conversation) -> list[Message]:
 
 
 async def died(stores: Stores, life: Life, tool: Tool, send: Send) -> Run:
-    """A process that dies at the end of ``life``; the run that it worked on."""
+    """Let a process die at the end of ``life``, and return its run."""
     service = stores.service_upon(life, toolbox=Toolbox([tool]))
     async with asyncio.timeout(WAIT_SECONDS):
         run = await service.send(send)
@@ -107,7 +107,9 @@ async def test_the_call_is_in_the_log_before_its_tool_runs(
 
 
 @pytest.mark.promise("P7")
-async def test_a_run_whose_process_died_in_a_tool_says_that_nobody_knows(stores: Stores) -> None:
+async def test_a_run_whose_process_died_during_a_tool_reports_its_outcome_as_unknown(
+    stores: Stores,
+) -> None:
     conversation = await stores.conversation()
     life = Life(None)
     tool = Launch(life.ended.set)
@@ -141,7 +143,7 @@ async def test_a_run_whose_process_died_after_its_tool_returned_has_the_return(
 async def approval_of(
     stores: Stores, conversation: Conversation, tool: Tool
 ) -> tuple[Message, list[ToolCallPart]]:
-    """A call of the tool that waits, and the message that lets it run."""
+    """Create a waiting call of the tool, and return the message that approves it."""
     service = stores.service(toolbox=Toolbox([tool]))
     asked = await service.wait_until_settled(await service.send(sent(stores, conversation)))
     assert asked.stop_reason is StopReason.REQUIRES_APPROVAL
@@ -154,7 +156,7 @@ async def approval_of(
 
 
 @pytest.mark.promise("P7")
-async def test_an_approved_call_whose_process_died_in_it_does_not_wait_again(
+async def test_an_approved_call_whose_process_died_during_it_does_not_wait_again(
     stores: Stores,
 ) -> None:
     conversation = await stores.conversation()
@@ -176,19 +178,19 @@ async def test_an_approved_call_whose_process_died_in_it_does_not_wait_again(
     assert tool.calls == 1
 
 
-# A process that dies just before a tool began, or just before that could be said.
+# Crashes just before a tool begins, or before that is recorded.
 
 
 @pytest.mark.promise("P7", "P17")
 @pytest.mark.parametrize(
-    ("moment", "told"),
+    ("moment", "reported"),
     [
         ("before runs.note_begun", "the tool did not run."),
         ("after runs.note_begun", "whether it did its work is not known."),
     ],
 )
-async def test_a_call_says_that_nobody_knows_only_if_its_tool_may_have_begun(
-    stores: Stores, moment: str, told: str
+async def test_a_call_is_reported_as_unknown_only_if_its_tool_may_have_begun(
+    stores: Stores, moment: str, reported: str
 ) -> None:
     conversation = await stores.conversation()
     tool = Launch()
@@ -197,7 +199,7 @@ async def test_a_call_says_that_nobody_knows_only_if_its_tool_may_have_begun(
     await recovered(stores, tool, run)
     [(status, output)] = returns(await history(stores, conversation))
     assert status == "error"
-    assert output.endswith(told)
+    assert output.endswith(reported)
     await stores.assert_free(conversation)
     assert tool.calls == 0
 
@@ -263,7 +265,7 @@ async def test_a_process_whose_run_was_taken_over_begins_no_tool(stores: Stores)
 
 @pytest.mark.promise("P17")
 @pytest.mark.parametrize("announces", [False, True])
-async def test_of_an_engine_that_may_run_tools_without_a_word_nobody_knows_which_ran(
+async def test_calls_of_an_engine_that_does_not_announce_tools_are_reported_as_unknown(
     stores: Stores, announces: bool
 ) -> None:
     life = Life(None)
@@ -291,7 +293,7 @@ async def test_of_an_engine_that_may_run_tools_without_a_word_nobody_knows_which
 
 
 @pytest.mark.promise("P17")
-async def test_a_tool_does_not_run_while_the_records_can_not_say_so(stores: Stores) -> None:
+async def test_a_tool_does_not_run_while_the_records_are_unavailable(stores: Stores) -> None:
     conversation = await stores.conversation()
     tool = Launch(hangs=False)
     outage = Outage("runs.note_begun")
@@ -328,7 +330,7 @@ async def test_an_approved_call_that_is_cancelled_while_it_runs_does_not_wait_ag
 
 
 def sent_anew(answer: Message) -> Message:
-    """The same decision, sent anew."""
+    """The same decision in a new message."""
     return Message(
         id=new_message_id(), role=Role.APPROVAL, parts=answer.parts, created_at=answer.created_at
     )

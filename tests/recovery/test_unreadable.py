@@ -1,4 +1,4 @@
-"""Runs that a dead process left behind, of which something cannot be read any more."""
+"""Orphans with data that cannot be read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DIED = "stream_incomplete"
 
 
 @pytest.mark.promise("P7")
-async def test_a_run_whose_conversation_was_deleted_is_recovered_and_holds_nothing_back(
+async def test_a_run_whose_conversation_was_deleted_is_recovered_and_does_not_delay_others(
     stores: Stores,
 ) -> None:
     """C1: a run that answers an approval, its conversation deleted, its process killed."""
@@ -67,7 +67,7 @@ FRAMES = {
 
 @pytest.mark.promise("P3", "P7")
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
-async def test_a_run_with_an_event_that_cannot_be_read_ends_with_the_others_kept(
+async def test_a_run_with_an_unreadable_event_ends_and_keeps_its_other_events(
     stores: Stores, frame: bytes
 ) -> None:
     """C1: an unknown or damaged event stops neither the start nor another run."""
@@ -109,7 +109,7 @@ DAMAGES = {
 
 @pytest.mark.promise("P7")
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-async def test_a_run_whose_record_is_damaged_is_ended_and_holds_back_no_other(
+async def test_a_run_whose_record_is_damaged_is_ended_and_does_not_delay_others(
     stores: Stores, damage: str
 ) -> None:
     """C1: a record that cannot be read stops neither the start nor another run."""
@@ -143,7 +143,7 @@ async def test_a_run_whose_messages_cannot_be_stored_ends_without_them(
 
 
 @pytest.mark.promise("P7")
-async def test_every_run_has_its_end_before_the_start_returns_however_many_there_are(
+async def test_every_orphan_has_its_end_before_the_start_returns_for_any_number_of_them(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C3: more active runs than one batch of the recovery has, one of them out of reach."""
@@ -161,7 +161,7 @@ async def test_every_run_has_its_end_before_the_start_returns_however_many_there
 
 @pytest.mark.promise("P7")
 @pytest.mark.parametrize("ahead", [2, 3, 40, 5000])
-async def test_a_run_whose_log_knows_a_higher_token_than_its_record_has_its_end(
+async def test_a_run_whose_log_has_a_higher_token_than_its_record_gets_its_end(
     stores: Stores, ahead: int
 ) -> None:
     """C14: the records lost a take-over, so the log refuses the token of the record."""
@@ -173,7 +173,7 @@ async def test_a_run_whose_log_knows_a_higher_token_than_its_record_has_its_end(
 
 
 @pytest.mark.promise("P7")
-async def test_a_fenced_run_that_another_process_has_is_left_to_it(stores: Stores) -> None:
+async def test_a_fenced_run_that_another_process_owns_is_left_to_it(stores: Stores) -> None:
     """C14: a log that refuses the token because another process took the run over."""
     (run,) = await orphans_of(stores, 1)
 

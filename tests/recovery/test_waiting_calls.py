@@ -1,4 +1,4 @@
-"""Calls that wait for a client when the process dies that asked, or that works on the answer."""
+"""Crashes of processes that have requested client calls or that handle their answers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def answer_to(waits: PendingApproval, output: str = "42") -> Message:
 
 @pytest.mark.promise("P3", "P7")
 @pytest.mark.parametrize("end", ["after log.close", "before runs.settle", "after runs.settle"])
-async def test_calls_wait_after_the_death_of_the_process_that_had_asked_for_them(
+async def test_calls_still_wait_after_a_crash_of_the_process_that_requested_them(
     stores: Stores, end: str
 ) -> None:
     conversation = await stores.conversation()
@@ -55,7 +55,7 @@ async def test_calls_wait_after_the_death_of_the_process_that_had_asked_for_them
 
 @pytest.mark.promise("P7")
 @pytest.mark.parametrize("nth", [1, 2])
-async def test_a_call_that_was_being_asked_for_at_the_death_waits_for_nothing(
+async def test_a_call_that_was_only_partly_requested_at_the_crash_does_not_wait(
     stores: Stores, nth: int
 ) -> None:
     conversation = await stores.conversation()
@@ -66,7 +66,7 @@ async def test_a_call_that_was_being_asked_for_at_the_death_waits_for_nothing(
 
 
 @pytest.mark.promise("P7", "P9")
-async def test_an_answer_whose_process_dies_before_any_output_can_be_given_again(
+async def test_an_answer_whose_process_dies_before_any_output_can_be_sent_again(
     stores: Stores,
 ) -> None:
     conversation = await stores.conversation()

@@ -23,7 +23,7 @@ def commits(database: Path) -> list[int]:
     while at + _FRAME.size + page_bytes <= len(wal):
         _, pages_after_commit, *frame_salts, _, _ = _FRAME.unpack_from(wal, at)
         if frame_salts != salts:
-            break  # It is left over from before the WAL was begun anew.
+            break  # It remains from before the last reset of the WAL.
         at += _FRAME.size + page_bytes
         if pages_after_commit:
             ends.append(at)

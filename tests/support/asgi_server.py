@@ -219,7 +219,7 @@ def strict_sdk(url: str, transport: httpx.AsyncBaseTransport | None = None) -> A
 
 
 def own_text(system: str) -> str:
-    """What a system prompt says before the ids of the agent and the conversation."""
+    """Return the part of a system prompt before the ids of the agent and the conversation."""
     text, separator, _ = system.partition("\n\n<memory_metadata>\n- AGENT_ID: agent-")
     assert separator
     return text

@@ -1,4 +1,4 @@
-"""A receiver of callbacks on a loopback port, which answers as it is told."""
+"""A receiver of callbacks on a loopback port, with scripted answers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Call:
     body: bytes
 
     @property
-    def told(self) -> dict[str, Any]:
-        told: dict[str, Any] = json.loads(self.body)
-        return told
+    def payload(self) -> dict[str, Any]:
+        payload: dict[str, Any] = json.loads(self.body)
+        return payload
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Receiver:
     origin: str = ""
     port: int = 0
     answers: list[str | None] = field(default_factory=list)
-    """Heads of the next answers; None answers nothing. After them everything is a 200."""
+    """Heads of the next answers. None sends no answer. Later answers are 200."""
     calls: list[Call] = field(default_factory=list)
     _came: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -39,7 +39,7 @@ class Receiver:
         return f"{self.origin}:{self.port}/done"
 
     async def call(self, number: int = 1) -> Call:
-        """The call of that number, from 1, once it has come."""
+        """Wait for the call of this number, counted from 1."""
         async with asyncio.timeout(WAIT_SECONDS):
             while len(self.calls) < number:
                 self._came.clear()
@@ -56,7 +56,7 @@ class Receiver:
             self.calls.append(Call(line, headers, body))
             self._came.set()
             if answer is None:
-                await reader.read()  # until the caller goes away
+                await reader.read()  # until the caller disconnects
             else:
                 writer.write(f"HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n".encode())
                 await writer.drain()
@@ -68,7 +68,7 @@ class Receiver:
 async def receiving(
     *answers: str | None, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Receiver]:
-    """With ``tls`` it is one of https."""
+    """Serve, with ``tls`` by https."""
     literal = f"[{host}]" if ":" in host else host
     origin = f"{'http' if tls is None else 'https'}://{literal}"
     receiver = Receiver(origin, answers=list(answers))

@@ -1,4 +1,4 @@
-"""Clocks whose time passes as a test wants it."""
+"""Clocks whose time a test controls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NOON = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 
 
 class LeapClock:
-    """Waiting takes no time, but moves the clock on; ``leap`` moves it without waiting."""
+    """A clock on which waiting takes no real time; ``leap`` advances it."""
 
     def __init__(self) -> None:
         self.passed_seconds = 0.0
@@ -29,7 +29,7 @@ class LeapClock:
 
 
 class JumpClock(LeapClock):
-    """``jump`` moves what it shows, though no time passes."""
+    """A clock whose wall time ``jump`` changes without elapsed time."""
 
     def __init__(self) -> None:
         super().__init__()

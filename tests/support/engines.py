@@ -1,4 +1,4 @@
-"""Engines that do what engines must not, or exactly what a test says."""
+"""Engines that misbehave or that a test steps through."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class _OneModel(Engine):
 
 
 class SteppedEngine(_OneModel):
-    """Yields ``texts``, the one after ``step`` was called as often; then ends.
+    """Yields one of ``texts`` for each call of ``step``, then ends.
 
-    ``closed`` is set when its generator is over, however that came.
+    ``closed`` is set when its generator has ended for any reason.
     """
 
     def __init__(self, *texts: str) -> None:
@@ -42,7 +42,7 @@ class SteppedEngine(_OneModel):
 
 
 class EndlessEngine(_OneModel):
-    """Yields ``text`` for ever, as fast as it is asked."""
+    """Yields ``text`` for ever without pauses."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -60,7 +60,7 @@ class EndlessEngine(_OneModel):
 
 
 class StubbornEngine(_OneModel):
-    """Yields once, and then swallows every cancellation until ``give_in``."""
+    """Yields once, and then ignores every cancellation until ``give_in``."""
 
     def __init__(self) -> None:
         self.given_in = asyncio.Event()
@@ -80,7 +80,7 @@ class StubbornEngine(_OneModel):
 
 
 class CancellingEngine(_OneModel):
-    """Yields once, and then is cancelled by something of its own."""
+    """Yields once, and then raises CancelledError by itself."""
 
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
         yield TextDelta("said ")

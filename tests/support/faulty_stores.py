@@ -1,7 +1,7 @@
-"""Stores that fail, wait, count or die at the step that a test chooses.
+"""Wrappers of stores that fail, block, count or stop at a step that a test chooses.
 
-A step is named after what is called: ``log.open``, ``log.append``, ``log.close`` (the append that
-closes), ``runs.create``, ``runs.settle`` …
+Steps are named after calls: ``log.open``, ``log.append``, ``log.close`` (the closing append),
+``runs.create``, ``runs.settle`` and so on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Faults:
-    """No faults: only counts the calls of each step."""
+    """A wrapper without faults that counts the calls of each step."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
@@ -32,9 +32,9 @@ class Faults:
 
 
 class Life(Faults):
-    """The life of a process. At ``end`` ("before log.open") nothing that it calls returns again.
+    """The lifetime of a process, which ends at ``end``, as "before log.open": no call returns then.
 
-    ``end`` is the ``nth`` time that the step is reached; None: it does not die.
+    It ends the ``nth`` time that the step is reached, or never if ``end`` is None.
     """
 
     def __init__(self, end: str | None, nth: int = 1) -> None:
@@ -59,10 +59,10 @@ class Life(Faults):
 
 
 class Outage(Faults):
-    """The steps in ``down`` raise StoreUnavailableError.
+    """An outage in which the steps in ``down`` raise StoreUnavailableError.
 
-    With ``loses_answers`` they take place all the same, and only their answer is lost.
-    ``attempts`` counts what was refused; ``refused`` is set with each.
+    With ``loses_answers`` they take effect and only their answers are lost. ``attempts`` counts
+    refused calls, and each sets ``refused``.
     """
 
     def __init__(self, *down: str, loses_answers: bool = False, lasts: int | None = None) -> None:
@@ -86,7 +86,7 @@ class Outage(Faults):
 
 
 class Gate(Faults):
-    """Calls of ``step`` wait until the gate is opened; ``waiting`` is set when one does."""
+    """A gate at which calls of ``step`` wait; the first one sets ``waiting``."""
 
     def __init__(self, *steps: str) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Gate(Faults):
 
 
 class FaultyLog(Log):
-    """``log``, with ``faults`` around everything that is asked of it."""
+    """``log`` with ``faults`` around every call."""
 
     def __init__(self, log: Log, faults: Faults) -> None:
         self.capabilities = log.capabilities
@@ -168,7 +168,7 @@ class FaultyLog(Log):
 
 
 def faulty_records(records: Records, faults: Faults) -> Records:
-    """``records``, with ``faults`` around every call of their parts."""
+    """Wrap ``records`` with ``faults`` around every call of their parts."""
     return cast("Records", _Parts(records, faults))
 
 

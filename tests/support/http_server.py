@@ -1,4 +1,4 @@
-"""A small HTTP server on the loopback that is asked in JSON: its port, and how it reads."""
+"""The base of small HTTP servers on loopback that receive JSON."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from typing import Any
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-"""Answers one connection."""
+"""Serves one connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     line: str
     headers: Mapping[str, str]
-    """Their names in small letters."""
+    """Headers by lower-case name."""
     body: Mapping[str, Any]
 
 
 async def read_request(reader: asyncio.StreamReader) -> Request:
-    """Raises IncompleteReadError if the client goes away."""
+    """Read a request. Raises IncompleteReadError if the client disconnects."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
     headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in head[1:])}
     body = json.loads(await reader.readexactly(int(headers["content-length"])))
@@ -31,7 +31,7 @@ async def read_request(reader: asyncio.StreamReader) -> Request:
 
 @asynccontextmanager
 async def listening(serve: Serve) -> AsyncIterator[str]:
-    """Serve on a free port of the loopback until the block ends; the origin of its URLs."""
+    """Serve on a free loopback port, and yield the origin."""
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server:

@@ -1,4 +1,4 @@
-"""Readers in this process: the real response, driven without a socket."""
+"""Readers in this process, which drive the real response without a socket."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ WAIT_SECONDS = 10.0
 
 
 class Reader:
-    """A client that reads the stream of ``run`` as long as the context lasts.
+    """A client that reads the stream of ``run`` within its context.
 
-    ``taking`` is cleared while it takes nothing. ``aborted``: its connection was dropped.
+    Clear ``taking`` to let it read nothing. ``aborted`` says that its connection was dropped.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Reader:
         self.headers: dict[str, str] = {}
         self.aborted = False
         self.whole = False
-        """The body ended as HTTP bodies end."""
+        """Whether the body ended properly."""
         self.taking = asyncio.Event()
         self.taking.set()
         self.on_disconnect: Callable[[], None] | None = None
@@ -73,35 +73,35 @@ class Reader:
         await asyncio.wait({self._task}, timeout=WAIT_SECONDS)
         if not self._task.done():
             self._task.cancel()
-            raise AssertionError("The response goes on though its reader has left.")
+            raise AssertionError("The response continues after its reader has left.")
 
     def leave(self) -> None:
-        """Disconnect, as a client that goes away."""
+        """Disconnect as a client does."""
         self._left.set()
         if self.on_disconnect is not None:
             self.on_disconnect()
 
     def stall(self) -> None:
-        """Be given up by the server's watch over connections, having taken nothing."""
+        """Let the server's watch drop the connection as stalled."""
         self.connection.stalled = True
         self.abort()
 
     def abort(self) -> None:
-        """What the server does to a reader that it must leave."""
+        """Drop the connection as the server does."""
         self.aborted = self.aborted or not self._left.is_set()
         self.leave()
 
     def take(self, body: bytes) -> None:
-        """What comes over the connection."""
+        """Receive a chunk of the body."""
         self.received.feed(body)
         self._changed.set()
 
     def die(self) -> None:
-        """Stop at once, with the process that serves it."""
+        """Stop at once, as if the server process died."""
         self._task.cancel()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Return when ``condition`` holds; it is looked at after every change."""
+        """Wait until ``condition`` holds, and check it after every change."""
         async with asyncio.timeout(WAIT_SECONDS):
             while not condition():
                 if self._task.done():
@@ -115,7 +115,7 @@ class Reader:
         await self.until(lambda: self.received.cursor >= seq)
 
     async def to_end(self) -> Received:
-        """Everything, once the response is over. Raises what it raised before its headers."""
+        """Wait for the end of the response. Raises what it raised before its headers."""
         async with asyncio.timeout(WAIT_SECONDS):
             await asyncio.shield(self._task)
         return self.received
@@ -146,7 +146,7 @@ class Reader:
 
 
 class _Connection:
-    """What the server holds of the reader's connection, which has no buffer."""
+    """The server's side of the reader's connection, without a buffer."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader

@@ -43,7 +43,7 @@ class Frame:
 
     @property
     def event(self) -> dict[str, Any]:
-        """What it says; fails unless it has just the form that the protocol allows."""
+        """Decode the event. Fails unless the frame has exactly the protocol's form."""
         head, separator, data = self.raw.partition(b"data: ")
         assert separator, self.raw
         assert data.endswith(b"\n\n"), self.raw
@@ -121,7 +121,7 @@ def kinds(frames: list[Frame]) -> list[str]:
 
 
 def text(frames: list[Frame]) -> str:
-    """What the assistant said."""
+    """Join the assistant's text."""
     events = [frame.event for frame in frames if frame.kind == "assistant_message"]
     return "".join(event["content"] for event in events)
 
@@ -233,7 +233,7 @@ class LiveServer(Server):
         return [run["id"] for run in await self.got("/v1/runs/", limit=1000, **query)]
 
     async def contents(self, thread_id: str, **query: Any) -> list[tuple[str, Any]]:
-        """What a conversation keeps, oldest first, without its system message."""
+        """List the stored messages of a conversation, oldest first, without its system message."""
         items = await self.got(
             f"/v1/conversations/{thread_id}/messages", order="asc", limit=1000, **query
         )
@@ -339,7 +339,7 @@ def _client(url: str, headers: Mapping[str, str] | None = None) -> httpx2.AsyncC
 
 
 class _InLoop(_Server):
-    """The server as it is served, but for the process's signals, which are the test's."""
+    """The production server without its signal handlers."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

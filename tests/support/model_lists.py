@@ -14,7 +14,7 @@ from tests.support.http_server import listening
 
 @dataclass
 class ModelLists:
-    """``answer`` is what the next requests get; a text is sent as it stands, None hangs."""
+    """``answer`` is sent to the next requests: JSON, or a text as it is. None sends no answer."""
 
     answer: Any = None
     status: int = 200

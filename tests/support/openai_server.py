@@ -1,7 +1,7 @@
 """A small server of chat completions over real HTTP, with faults on demand.
 
-It repeats the last user message word by word, ``[history]`` and ``[system]`` aside. What else it
-does is told by the model's name; see ``_answer``.
+It repeats the last user message word by word, except ``[history]`` and ``[system]``. The model's
+name selects faults; see ``_answer``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Json = Mapping[str, Any]
 
 
 class _Cut(Exception):
-    """The connection is to break off here."""
+    """Raised to break the connection."""
 
 
 @dataclass
 class OpenAIServer:
-    """What tests see of the server: its address, what it was asked, and who hung up."""
+    """The server's address, its requests, and the clients that hung up."""
 
     base_url: str = ""
     requests: list[Json] = field(default_factory=list)
@@ -144,7 +144,7 @@ def _text(content: str | list[Json] | None) -> str:
 
 @asynccontextmanager
 async def openai_server() -> AsyncIterator[OpenAIServer]:
-    """Serve on a free port of the loopback until the block ends."""
+    """Serve on a free loopback port."""
     state = OpenAIServer()
     async with listening(state.serve) as origin:
         state.base_url = f"{origin}/v1"

@@ -1,6 +1,6 @@
 """A small server of Anthropic's messages and Google's contents over real HTTP.
 
-It keeps what it is asked, and answers "hi".
+It records requests and answers "hi".
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _google() -> list[dict[str, Any]]:
 
 @asynccontextmanager
 async def provider_server() -> AsyncIterator[ProviderServer]:
-    """Serve on a free port of the loopback until the block ends."""
+    """Serve on a free loopback port."""
     state = ProviderServer()
     async with listening(state.serve) as state.base_url:
         yield state

@@ -1,4 +1,4 @@
-"""A client of the Python SDK: what it made of its streams, and what came over the wire."""
+"""Clients of the Python SDK that record the chunks of streams and the bytes on the wire."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from reattach.testing.recording import Recording, frames_to
 from tests.support.threads import WAIT_SECONDS, Thread
 
 Stop = Callable[[Any], object]
-"""Looks at each chunk; if it returns something true, no more is read, as a program that breaks."""
+"""Called with each chunk. A true result stops reading, as a program that breaks the loop."""
 
 
 @dataclass
 class Seen:
-    """What a client has, and remembers over its reconnections."""
+    """The state that a client keeps over reconnections."""
 
     recording: Recording = field(default_factory=Recording)
     chunks: list[Any] = field(default_factory=list)
@@ -30,11 +30,11 @@ class Seen:
     complete: bool = False
     error: APIStatusError | None = None
     broken: Exception | None = None
-    """How the last stream broke, if it did."""
+    """The error that broke the last stream, if any."""
 
     @property
     def joined(self) -> bytes:
-        """The frames of all streams, one after another."""
+        """The frames of all streams in order."""
         return b"".join(self.pieces)
 
     @property
@@ -42,7 +42,7 @@ class Seen:
         return "".join(c.content for c in self.chunks if c.message_type == "assistant_message")
 
     def take(self, chunk: Any) -> None:
-        """Remember a chunk, which is the next event or else a ping of the connection."""
+        """Record a chunk, which is the next event or a ping of the connection."""
         if chunk.message_type == "ping" and chunk.seq_id == (self.cursor or None):
             assert chunk.id not in {event.id for event in self.chunks if hasattr(event, "id")}
             return
@@ -52,7 +52,7 @@ class Seen:
         self.chunks.append(chunk)
 
     def take_error(self, error: APIStatusError) -> None:
-        """Remember the error event of a stream, which is an event like all others."""
+        """Record the error event of a stream, which is an event like others."""
         assert isinstance(error.body, dict)
         assert error.body["seq_id"] == self.cursor + 1
         self.cursor += 1
@@ -72,7 +72,7 @@ class Seen:
 
 
 class Reader(Seen, Closing):
-    """The synchronous SDK. It tries nothing again by itself."""
+    """The synchronous SDK without its retries."""
 
     def __init__(
         self, url: str, *, max_retries: int = 0, api_key: str | None = "none needed"
@@ -98,17 +98,17 @@ class Reader(Seen, Closing):
         )
 
     def resume(self, thread: Thread, **options: Any) -> Stream[Any]:
-        """Resume by run id from where the reader is."""
+        """Resume by run id after the reader's cursor."""
         options = {"run_id": self.run_id, "starting_after": self.cursor, **options}
         return self.sdk.conversations.messages.stream(thread.path_id, **options)
 
     def read(
         self, open_stream: Callable[[], Stream[Any]], stop: Stop = lambda chunk: False
     ) -> None:
-        """Read until the stream's end, its error, or its break; or until ``stop``."""
+        """Read until the stream ends, fails or breaks, or ``stop`` returns true."""
         begun = self.begin()
         try:
-            # Closed here, as the garbage collector may have interrupted what holds the pool's lock.
+            # The garbage collector could otherwise close it while the pool's lock is held.
             with open_stream() as stream:
                 for chunk in stream:
                     self.take(chunk)
@@ -126,7 +126,7 @@ class Reader(Seen, Closing):
 
 
 class AsyncReader(Seen):
-    """The asynchronous SDK; otherwise the same."""
+    """The asynchronous counterpart of ``Reader``."""
 
     def __init__(self, url: str, *, max_retries: int = 0) -> None:
         super().__init__()

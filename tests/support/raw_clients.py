@@ -1,4 +1,4 @@
-"""Clients of a real server over real sockets, without any SDK."""
+"""Clients of a server process over sockets, without an SDK."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WAIT_SECONDS = 30.0
 
 
 class Client:
-    """One client of ``server``, which may die under it."""
+    """A client of one server, which may be killed meanwhile."""
 
     def __init__(self, http: httpx2.AsyncClient) -> None:
         self.http = http
@@ -48,7 +48,7 @@ class Client:
         otid: str,
         on_read: Callable[[], None] | None = None,
     ) -> str | None:
-        """Send, and read the answer; what ``read`` returns."""
+        """Send and read the answer. Returns what ``read`` returns."""
         body = {
             "messages": [{"role": "user", "content": text, "otid": otid}],
             "background": True,
@@ -58,7 +58,7 @@ class Client:
         return await self.read(path, body, received, on_read=on_read)
 
     async def resume(self, run_id: str, received: Received) -> str | None:
-        """Go on after the last event that ``received`` has."""
+        """Resume after the last event of ``received``."""
         body = {"starting_after": received.cursor}
         return await self.read(f"/v1/runs/{run_id}/stream", body, received)
 
@@ -70,7 +70,7 @@ class Client:
         *,
         on_read: Callable[[], None] | None = None,
     ) -> str | None:
-        """Read a stream to the end of its body or its connection; the run's id, if told."""
+        """Read a stream to the end of its body or connection, and return the run's id if known."""
         run_id = None
         received.reconnect()
         try:
@@ -85,11 +85,11 @@ class Client:
         except httpx2.TransportError:
             assert not received.done
         else:
-            assert received.done, "a body that ended properly before its [DONE]"
+            assert received.done, "a body ended properly before its [DONE]"
         return run_id
 
     async def stored_text(self, conversation_id: str, run_id: str) -> str:
-        """What the conversation keeps of the run's answer."""
+        """Return the stored text of the run's answer."""
         messages = await self.got(
             f"/v1/conversations/{conversation_id}/messages", limit=1000, order="asc"
         )

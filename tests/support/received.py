@@ -1,4 +1,4 @@
-"""What a reader got, checked while it comes: the oracle of the tests in this directory."""
+"""The frames that a reader received, checked while they arrive."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from reattach.wire.sse import DONE
 
 
 class Received:
-    """The frames of one run that one reader got from ``cursor`` on.
+    """The frames of one run that one reader received after ``cursor``.
 
-    ``feed`` it with the body as it comes. It fails on a gap, a repetition, a frame of another run,
-    and on anything that follows the end.
+    ``feed`` fails on a gap, a repetition, a frame of another run and anything after the end.
     """
 
     def __init__(self, cursor: int = 0) -> None:
@@ -30,7 +29,7 @@ class Received:
             self._take(frame + b"\n\n")
 
     def reconnect(self) -> None:
-        """Drop what had come of a frame whose rest did not; a new connection begins with one."""
+        """Discard an incomplete frame, because a new connection begins with a whole one."""
         self._rest = b""
 
     def _take(self, frame: bytes) -> None:
@@ -61,20 +60,20 @@ class Received:
         return answer(self.frames)
 
     def end(self) -> dict[str, Any]:
-        """The stop_reason event, with the error's members; fails unless all of it was read."""
+        """Return the stop reason and the error's type. Fails unless the whole run was read."""
         assert self.done
         assert self._rest == b""
         return end_of(self.frames)
 
 
 def answer(frames: list[bytes]) -> str:
-    """The text that all assistant messages of ``frames`` make together."""
+    """Join the text of all assistant messages in ``frames``."""
     events = map(decoded, frames)
     return "".join(e["content"] for e in events if e["message_type"] == "assistant_message")
 
 
 def end_of(frames: list[bytes]) -> dict[str, Any]:
-    """The one terminal group of a whole log: its stop_reason and its error's type, if any."""
+    """Return the stop reason and error type of the terminal group, and check that it is the end."""
     events = [decoded(frame) for frame in frames]
     kinds = [event["message_type"] for event in events]
     first = kinds.index("stop_reason")

@@ -1,4 +1,4 @@
-"""Functions that a server's settings can name as tools, good and bad ones."""
+"""Functions for tools, valid and invalid ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reattach.tools.base import ToolContext
 from reattach.tools.function import tool
 
 RAN: list[str] = []
-"""What ran, in order, by the names that the calls give."""
+"""The names of the calls that ran, in order."""
 
 
 def add(n: Annotated[int, Field(description="What is added to.")], more: int = 1) -> int:

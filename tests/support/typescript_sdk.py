@@ -1,4 +1,4 @@
-"""The official TypeScript SDK as a process that is told what to call; see ``driver.mjs``."""
+"""The official TypeScript SDK in a process that makes requested calls; see ``driver.mjs``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Json = dict[str, Any]
 
 
 def node_or_why_not(directory: Path = DIRECTORY) -> tuple[str, str]:
-    """The program, or an empty text and the reason why it can not be used."""
+    """Return the program, or an empty text and the reason why it is not usable."""
     node = shutil.which("node")
     if node is None:
         return "", "Node is not installed: the TypeScript SDK needs version 18 or newer"
@@ -44,7 +44,7 @@ def node_or_why_not(directory: Path = DIRECTORY) -> tuple[str, str]:
 
 
 def require_node(directory: Path = DIRECTORY) -> str:
-    """The program. Without it, tests are skipped, and in CI they fail."""
+    """Return the program. If it is missing, skip the test, or fail it in CI."""
     node, why_not = node_or_why_not(directory)
     if not node:
         if os.environ.get("CI") == "true":
@@ -55,7 +55,7 @@ def require_node(directory: Path = DIRECTORY) -> str:
 
 @dataclass
 class Outcome:
-    """How a call of the SDK went."""
+    """The result of a call of the SDK."""
 
     chunks: list[Json] = field(default_factory=list)
     value: Any = None
@@ -65,20 +65,20 @@ class Outcome:
     body: bytes = b""
 
     def refused(self) -> Json:
-        """The error. There must be one, and nothing besides."""
+        """The error. Fails if the call had a result."""
         assert self.error is not None
         assert self.chunks == []
         return self.error
 
 
 class Call:
-    """A call under way."""
+    """A call in progress."""
 
     def __init__(self) -> None:
         self.lines: queue.Queue[Json] = queue.Queue()
 
     def finish(self, on_chunk: Callable[[Json], object] = lambda chunk: None) -> Outcome:
-        """Wait for its end, and show each chunk when it comes."""
+        """Wait for its end, and pass on each chunk as it arrives."""
         outcome = Outcome()
         while True:
             line = self.lines.get(timeout=WAIT_SECONDS)
@@ -97,7 +97,7 @@ class Call:
 
 
 class TypeScript(Closing):
-    """The process. Calls may be made at once."""
+    """The process, which makes concurrent calls."""
 
     def __init__(self, node: str) -> None:
         self._process = subprocess.Popen(
@@ -144,7 +144,7 @@ class TypeScript(Closing):
 
 
 class TypeScriptReader(Seen):
-    """A client of the SDK: what it made of its streams, and what came over the wire."""
+    """A client of the SDK, with the chunks of its streams and the bytes on the wire."""
 
     def __init__(
         self, process: TypeScript, url: str, *, max_retries: int = 0, api_key: str | None = None
@@ -154,11 +154,11 @@ class TypeScriptReader(Seen):
         self._client = {"baseURL": url, "apiKey": api_key, "maxRetries": max_retries}
 
     def call(self, path: str, *args: Any) -> Outcome:
-        """Call a method that gives a value."""
+        """Call a method that returns a value."""
         return self._process.start(self._client, path, *args, iterate=False).finish()
 
     def iterate(self, path: str, *args: Any) -> Outcome:
-        """Call a method that gives a stream or pager, and read all of it."""
+        """Call a method that returns a stream or pager, and read all of it."""
         return self.start(path, *args).finish()
 
     def start(self, path: str, *args: Any) -> Call:
