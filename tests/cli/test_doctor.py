@@ -376,7 +376,7 @@ bearer_token_env = "NO_SUCH_VARIABLE"
     assert ": journal 1.2.3, protocol " in told.text["mcp journal"]
     assert " 9 tools, in " in told.text["mcp journal"]
     assert "it ended, and said: *** does not open" in told.text["mcp gone"]
-    assert "not there within 0.5 s" in told.text["mcp mute"]
+    assert "no connection within 0.5 s" in told.text["mcp mute"]
     assert "its command can not be run" in told.text["mcp missing"]
     assert "no connection (ConnectError)" in told.text["mcp refused"]
     assert "The environment variable NO_SUCH_VARIABLE is not set" in told.text["mcp keyless"]

@@ -210,7 +210,9 @@ DIFFERENCES = [
     Difference(
         "the error holds the redacted message of the provider, and no detail",
         frozenset({"fg_err", "bg_err"}),
-        edited("error_message", message="The scripted model failed as told: 0.", detail=None),
+        edited(
+            "error_message", message="The scripted model failed as the script says: 0.", detail=None
+        ),
     ),
     Difference(
         "a failure within a stream has its own error type, not that of an internal error",
@@ -218,7 +220,7 @@ DIFFERENCES = [
         edited(
             "error_message",
             error_type="llm_error",
-            message="The scripted model failed as told: 3.",
+            message="The scripted model failed as the script says: 3.",
             detail=None,
         ),
     ),

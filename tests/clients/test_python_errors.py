@@ -161,7 +161,7 @@ def test_an_error_event_is_an_api_status_error_with_the_event_as_its_body(
         "message_type": "error_message",
         "run_id": reader.run_id,
         "error_type": error_type,
-        "message": "The scripted model failed as told: 3.",
+        "message": "The scripted model failed as the script says: 3.",
         "detail": None,
         "seq_id": 6,
     }
@@ -192,7 +192,7 @@ def test_a_fault_of_the_engine_is_an_error_event_without_internals(
     reader.read(lambda: reader.send(conversation, "[chunks=9][crash=3]"))
     assert reader.error is not None
     assert reader.error.body["error_type"] == "internal_error"  # type: ignore[index]
-    assert b"crashed as told" not in reader.recording.streams[0]
+    assert b"crashed as the script says" not in reader.recording.streams[0]
     assert b"Traceback" not in reader.recording.streams[0]
 
 

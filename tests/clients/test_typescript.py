@@ -343,7 +343,7 @@ def test_an_error_event_is_an_api_error_with_the_event_as_its_error(
         "message_type": "error_message",
         "run_id": client.run_id,
         "error_type": "llm_timeout",
-        "message": "The scripted model failed as told: 3.",
+        "message": "The scripted model failed as the script says: 3.",
         "detail": None,
         "seq_id": 6,
     }

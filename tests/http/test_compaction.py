@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.live_server import Frame, LiveServer, kinds, listening, text
 
-TOLD_INSTEAD = "What was said before in this conversation was left out to save space."
+SUMMARY_INTRODUCTION = "Earlier messages of this conversation were left out to save space."
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ async def test_the_older_part_of_a_long_context_is_replaced_by_a_summary(live: L
     assert stats["context_tokens_before"] > stats["context_tokens_after"]
     assert text(frames).split() == ["now"] * 30
     history = await told(live, thread)
-    assert TOLD_INSTEAD in history
+    assert SUMMARY_INTRODUCTION in history
     assert summary["summary"].split()[0] in history
 
 

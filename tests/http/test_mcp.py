@@ -180,7 +180,7 @@ async def test_a_call_waits_for_an_approval_by_the_settings_or_by_the_agent(
     ("name", "told"),
     [
         ("explode", "Error executing tool explode: 1 is not to be had"),
-        ("flood", "The tool ran, and returned 10000000 characters"),
+        ("flood", "The tool ran, but returned 10000000 characters"),
     ],
 )
 async def test_a_tool_that_raises_or_floods_is_an_error_and_the_run_continues(
@@ -222,7 +222,7 @@ async def test_a_tool_that_an_mcp_server_announces_is_listed(live: LiveServer) -
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("gone", "it ended, and said: no such key: ***"), ("mute", "it was not there within 1 s")],
+    [("gone", "it ended, and said: no such key: ***"), ("mute", "no connection within 1 s")],
 )
 async def test_a_call_to_an_unreachable_mcp_server_is_an_error_with_the_cause(
     live: LiveServer, name: str, reason: str
@@ -235,7 +235,7 @@ async def test_a_call_to_an_unreachable_mcp_server_is_an_error_with_the_cause(
     frames = await sent(live, thread, f"[tool={name}__look]")
     status, output = returned(frames)
     assert status == "error"
-    assert output == f"The MCP server {name} can not be reached: {reason}. The tool did not run."
+    assert output == f"The MCP server {name} cannot be reached: {reason}. The tool did not run."
     assert text(frames) == f"{name}__look error: {output}\n"
 
 
@@ -316,7 +316,7 @@ async def test_a_server_of_streamable_http_is_called_and_found_again(
         frames = await sent(live, thread, "[tool=web__add]")
         status, output = returned(frames)
         assert status == "error"
-        assert "can not be reached" in output
+        assert "cannot be reached" in output
         assert output.endswith("The tool did not run.")
         assert SECRET not in output
 

@@ -122,7 +122,7 @@ async def test_a_run_that_fails_ends_its_stream_as_any_other(
     assert frames[-4].event["stop_reason"] == stop_reason
     assert frames[-3].event["error_type"] == error_type
     assert "Traceback" not in frames[-3].event["message"]
-    assert "crashed as told" not in frames[-3].event["message"]
+    assert "crashed as the script says" not in frames[-3].event["message"]
     run = await live.run(frames[0].event["run_id"])
     assert (run["status"], run["stop_reason"]) == ("failed", stop_reason)
     assert run["metadata"]["error"]["error_type"] == error_type
@@ -168,7 +168,7 @@ async def test_a_failed_json_send_has_the_status_of_its_error(
         error = response.json()
         assert (response.status_code, error["code"]) == (status, code)
         assert response.headers["x-should-retry"] == "false"
-        assert "crashed as told" not in error["detail"]
+        assert "crashed as the script says" not in error["detail"]
         if code.startswith("llm"):
             assert error["error"]["type"] == code
         assert (await live.run(error["run_id"]))["status"] == "failed"

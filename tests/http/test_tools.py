@@ -130,7 +130,7 @@ async def test_calls_repeat_until_the_model_is_done_or_max_steps_is_reached(
     [
         ("explode", "The tool failed: ValueError."),
         ("hang", "The tool did not return within 0.5 seconds."),
-        ("flood", "The tool ran, and returned 10000000 characters"),
+        ("flood", "The tool ran, but returned 10000000 characters"),
     ],
 )
 async def test_a_tool_that_raises_hangs_or_floods_is_an_error_and_the_run_continues(

@@ -95,5 +95,5 @@ def anything(x: object = None) -> str:
 async def test_a_function_tool_refuses_such_arguments_with_a_reason(name: str) -> None:
     """A6"""
     tool = FunctionTool(anything, Threads())
-    with pytest.raises(ToolError, match="no JSON object"):
+    with pytest.raises(ToolError, match="not a JSON object"):
         await tool.call(NONE_OF[name])

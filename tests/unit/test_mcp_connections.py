@@ -216,8 +216,8 @@ async def test_a_change_of_the_tools_is_heard() -> None:
         fake.change()
         while [one.name for one in servers.tools()] != ["home__deploy"]:
             await asyncio.sleep(0)
-        with pytest.raises(ToolError, match="no such tool any more"):
-            await servers._kept["home"].call("home__look", {})
+        with pytest.raises(ToolError, match="no longer has this tool"):
+            await servers._keepers["home"].call("home__look", {})
         assert servers.find("home__look") is None
 
 
@@ -285,7 +285,7 @@ async def test_an_agent_keeps_a_tool_that_its_server_has_not_listed_yet() -> Non
         ({"command": "x", "url": "http://h/"}, "name either a command or a url"),
         ({"command": "x", "headers": {"Key": "sesame"}}, "headers goes with a url only"),
         ({"url": "http://h/", "env": {"KEY": "sesame"}}, "env goes with a command only"),
-        ({"url": "ftp://sesame@h/"}, "has to begin with http:// or https://"),
+        ({"url": "ftp://sesame@h/"}, "must begin with http:// or https://"),
         ({"command": "x", "environment": {"KEY": "sesame"}}, "Extra inputs are not permitted"),
         ({"command": "x", "start_seconds": 0}, "greater than 0"),
     ],
@@ -323,7 +323,7 @@ def test_servers_are_read_from_the_environment_and_from_the_file(
     assert "sesame" not in repr(files)
     monkeypatch.setenv("REATTACH_MCP", '{"web": {"url": "http://h/mcp", "bearer_token_env": "T"}}')
     web = Settings().mcp["web"]
-    with pytest.raises(StartupError, match="The variable T is not set"):
+    with pytest.raises(StartupError, match="The environment variable T is not set"):
         web.request_headers()
     monkeypatch.setenv("T", "sesame")
     assert web.request_headers() == {"Authorization": "Bearer sesame"}
@@ -332,6 +332,6 @@ def test_servers_are_read_from_the_environment_and_from_the_file(
 
 @pytest.mark.parametrize("name", ["", "a b", "a__b", "_a", "a_", "é", "x" * 33, "a/b"])
 def test_a_name_that_tools_can_not_have_in_theirs_is_refused(name: str) -> None:
-    with pytest.raises(StartupError, match="needs another name"):
+    with pytest.raises(StartupError, match="is not valid"):
         check_names({name: SERVER})
     check_names({"a": SERVER, "a-b_c": SERVER, "x" * 32: SERVER, "ab": SERVER})

@@ -32,7 +32,7 @@ GOOD = [{"name": f"tool_{n}", "description": "Good.", "inputSchema": OBJECT} for
             {"name": "t", "inputSchema": {"properties": {"n": {}}, "type": "object"}},
             "any object",
         ),
-        ({"name": "t", "inputSchema": {"type": "string"}}, None, "takes no object"),
+        ({"name": "t", "inputSchema": {"type": "string"}}, None, "does not accept an object"),
         ({"inputSchema": OBJECT}, None, "number 26 has no name"),
         ({"name": "", "inputSchema": OBJECT}, None, "number 26 has no name"),
         ({"name": 7, "inputSchema": OBJECT}, None, "number 26 has no name"),
@@ -65,7 +65,7 @@ def test_a_bad_tool_is_mended_or_left_out_and_the_others_stay(
 def test_a_list_that_is_none_has_no_tools(listed: object) -> None:
     """A9: the member ``tools`` may be anything."""
     result: dict[str, Any] = {"tools": listed}
-    assert repair_listing(result) == ["its list of tools is no list"]
+    assert repair_listing(result) == ["its list of tools is not a list"]
     assert result == {"tools": []}
 
 
@@ -82,7 +82,11 @@ def odd_server(listed: str) -> McpServer:
     [
         ('{"name": "add", "inputSchema": {}}', 26, "its tool 'add' has no schema"),
         ('{"name": "add"}', 26, "its tool 'add' has no schema"),
-        ('{"name": "add", "inputSchema": {"type": "array"}}', 25, "'add' takes no object"),
+        (
+            '{"name": "add", "inputSchema": {"type": "array"}}',
+            25,
+            "'add' does not accept an object",
+        ),
         ('{"name": "add", "description": "\\ud83d", "inputSchema": {"type": "object"}}', 26, None),
         ('{"name": "add", "inputSchema": {"type": "object", "x": "\\udc00"}}', 26, None),
     ],

@@ -119,7 +119,7 @@ async def test_reasoning_comes_as_reasoning(engine: PydanticAIEngine) -> None:
 async def test_a_turn_that_the_model_finds_too_long_is_told_as_such(
     engine: PydanticAIEngine,
 ) -> None:
-    with pytest.raises(ContextWindowError, match="longer than openai/toolong can take"):
+    with pytest.raises(ContextWindowError, match="exceeds the context window of openai/toolong"):
         await collect(engine, turn(engine, "toolong"))
 
 
@@ -248,9 +248,9 @@ def test_models_are_offered_with_their_providers_type_and_context() -> None:
 @pytest.mark.parametrize(
     ("handle", "reason"),
     [
-        ("gpt-4o", "must be named provider/name"),
+        ("gpt-4o", "does not have the form provider/name"),
         ("nobody/gpt", "unknown provider nobody"),
-        ("groq/llama", "needs another package.*groq"),
+        ("groq/llama", "needs a package.*groq"),
     ],
 )
 def test_a_handle_that_can_not_work_keeps_the_server_from_starting(
@@ -359,7 +359,7 @@ async def test_an_approved_call_is_told_that_the_client_has_to_run_it(
     first, *_ = await collect(engine, asking)
     assert isinstance(first, ToolReturn)
     assert (first.tool_call_id, first.status) == ("call-1", "error")
-    assert "for the client to run it" in first.output
+    assert "The client has to run it" in first.output
 
 
 def test_a_return_is_told_with_its_images_if_the_model_sees_them() -> None:
@@ -396,7 +396,7 @@ async def test_images_reach_the_server_and_a_refusal_says_that_they_may_be_why(
     content = request["messages"][-1]["content"]
     assert content[0] == {"type": "text", "text": "See."}
     assert content[1]["image_url"]["url"] == "data:image/gif;base64,aGk="
-    with pytest.raises(ModelError, match="has images; it may not take them"):
+    with pytest.raises(ModelError, match="has images, which the model may not accept"):
         await collect(engine, replace(asked, model="openai/status-400"))
 
 

@@ -31,8 +31,8 @@ from reattach.tools.threads import Threads
 from tests.support import tool_functions as functions
 
 TOO_MUCH = (
-    f"The tool ran, and returned 10000000 characters; {MAX_TOOL_OUTPUT_CHARS} are the "
-    "most that is taken. Ask it for less."
+    "The tool ran, but returned 10000000 characters, more than the "
+    f"{MAX_TOOL_OUTPUT_CHARS} allowed. Ask it for less."
 )
 
 
@@ -72,7 +72,7 @@ async def test_functions_return_text_or_json_sync_and_async() -> None:
 async def test_arguments_that_do_not_fit_are_an_error_that_says_which(arguments: str) -> None:
     returned = await called(functions.add, arguments)
     assert returned.status == "error"
-    assert returned.output.startswith("The arguments do not fit.")
+    assert returned.output.startswith("The arguments are invalid.")
 
 
 @pytest.mark.parametrize(

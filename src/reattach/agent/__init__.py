@@ -1,1 +1,1 @@
-"""What a turn of an agent is made of, before an engine answers it."""
+"""The parts of an agent's turn, before an engine answers it."""

@@ -1,4 +1,4 @@
-"""Who answers a turn: the engine of its model, with the agent's tools and its compaction."""
+"""The engine of a turn: its model's, with the agent's tools and compaction around it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from reattach.tools.loop import ToolLoop
 
 @dataclass(frozen=True, slots=True)
 class EngineFactory:
-    """Chooses who answers. Raises NotFoundError for a model that the server does not offer."""
+    """Chooses the model and builds the engine. Raises NotFoundError for an unknown model."""
 
     catalog: Catalog
     toolbox: Toolbox
@@ -28,16 +28,17 @@ class EngineFactory:
     tool_seconds: float
 
     def model(self, agent: Agent, conversation: Conversation | None, override: str | None) -> str:
-        """The handle to answer with: the send's, else the conversation's, else the agent's.
+        """Return the model's handle: of the send, else of the conversation, else of the agent.
 
-        Raises InvalidArgumentError if nobody names one and there is no default.
+        Raises:
+            InvalidArgumentError: None of them names one, and there is no default.
         """
         own = None if conversation is None else conversation.model
         model = override or own or agent.model or self.default_model
         model = model or self.catalog.first()
         if model is None:
             raise InvalidArgumentError(
-                "No model: neither this request, the conversation nor the agent names one, and "
+                "No model: this request, the conversation and the agent name none, and "
                 "the server offers none. Name one of GET /v1/models/ as the agent's 'model'."
             )
         return model
@@ -62,9 +63,9 @@ class EngineFactory:
         conversation: Conversation | None,
         asked: Mapping[str, Any] | None = None,
     ) -> Compactor | None:
-        """How the conversation is compacted; ``asked`` go before the agent's own settings.
+        """Return the conversation's compactor, or None if the model cannot make summaries.
 
-        None if it is not, because the model can not be asked for summaries.
+        ``asked`` takes precedence over the agent's settings.
         """
         offered = self.catalog.model(model)
         own = agent.settings.get("compaction_settings") or {}
@@ -87,13 +88,13 @@ class EngineFactory:
     def _summarizer(
         self, plan: Plan, offered: Model, agent: Agent, conversation: Conversation | None
     ) -> Summarizer | None:
-        """``offered`` unless the plan names another; None if it can not be asked for summaries."""
+        """Return the plan's model, by default ``offered``; None if it cannot make summaries."""
         settings = plan.settings.over(settings_of(agent, conversation))
         if plan.model is not None and not plan.is_by_agent:
             try:
                 offered = self.catalog.model(plan.model)
             except NotFoundError:
-                pass  # It was offered when the agent was set up; the agent's own model is.
+                pass  # No longer on offer: use the agent's own model.
             else:
                 settings = plan.settings
         if not offered.can_summarize:

@@ -1,4 +1,4 @@
-"""How a model is asked: the API's ``model_settings``, in the words of engines."""
+"""The API's ``model_settings``, translated to those of engines."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from reattach.engine.base import ModelSettings
 
 
 def model_settings(settings: Mapping[str, Any]) -> ModelSettings:
-    """What engines understand of the settings of an agent or a conversation."""
+    """Return the settings of an agent or a conversation that engines support."""
     reasoning = settings.get("reasoning") or {}
     thinking = settings.get("thinking") or {}
     config = settings.get("thinking_config") or {}
@@ -30,5 +30,5 @@ def model_settings(settings: Mapping[str, Any]) -> ModelSettings:
 
 
 def _tokens(value: object) -> int | None:
-    """A budget; what is none, such as -1 for one that the model chooses, is left to it."""
+    """Return a budget; None leaves it to the model, as does -1."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

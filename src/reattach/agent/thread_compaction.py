@@ -1,11 +1,11 @@
-"""Compaction that somebody asks for, outside of any run."""
+"""Compaction on request, outside of a run."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from reattach.agent.engine_factory import EngineFactory
-from reattach.agent.turns import system_prompt, told
+from reattach.agent.turns import model_messages, system_prompt
 from reattach.domain.clock import Clock
 from reattach.domain.errors import ConversationBusyError, InvalidArgumentError
 from reattach.domain.ids import TenantId, new_message_id, new_run_id
@@ -27,12 +27,15 @@ async def compact_thread(
     conversation: Conversation | None,
     asked: Mapping[str, Any],
 ) -> tuple[str, CompactionStats]:
-    """Let a summary take the place of the older part of the conversation, and return it.
+    """Replace the older part of the conversation's context with a summary, and return the summary.
 
-    ``asked`` are ``compaction_settings`` that go before the agent's own. Whatever is added to the
-    conversation meanwhile stays in context. A failure or a cancellation changes nothing. Raises
-    InvalidArgumentError if there is nothing to leave out or the summary is no smaller,
-    ConversationBusyError while a run is active, and EngineError if the model makes no summary.
+    ``asked`` are ``compaction_settings`` that take precedence over the agent's. Messages that are
+    added meanwhile stay in context. A failure or cancellation changes nothing.
+
+    Raises:
+        InvalidArgumentError: There is nothing to leave out, or the summary is not smaller.
+        ConversationBusyError: A run is active.
+        EngineError: The model made no summary.
     """
     thread = Thread(agent.id, None if conversation is None else conversation.id)
     active = await records.runs.active(tenant, thread)
@@ -41,15 +44,15 @@ async def compact_thread(
     model = engine_factory.model(agent, conversation, None)
     compactor = engine_factory.compactor(model, agent, conversation, asked)
     if compactor is None:
-        raise InvalidArgumentError(f"The model {model} makes no summaries; name another one.")
+        raise InvalidArgumentError(f"The model {model} cannot make summaries. Name another one.")
     context = await records.messages.context(tenant, thread)
     turn = Turn(
-        run_id=new_run_id(),  # of no run: engines tell turns apart by it
+        run_id=new_run_id(),  # of no run, but engines need one per turn
         agent_id=agent.id,
         conversation_id=thread.conversation_id,
         model=model,
         system=system_prompt(agent, conversation),
-        history=told(context.messages),
+        history=model_messages(context.messages),
         input=(),
     )
     compactor.learn_last(replace(turn, counted_tokens=context.counted_tokens))
@@ -57,13 +60,13 @@ async def compact_thread(
     cut = compactor.cut(turn, into_tokens=window)
     if cut is None:
         raise InvalidArgumentError("There is nothing to compact in this conversation.")
-    made, _ = await compactor.compacted(
+    made, _ = await compactor.compact(
         turn, cut, TRIGGER, into_tokens=compactor.window_tokens, may_drop=False
     )
     before, after = made.stats.context_tokens_before, made.stats.context_tokens_after
     if before is not None and after is not None and after >= before:
         raise InvalidArgumentError(
-            "The summary is not smaller than what it would stand for; nothing was changed."
+            "The summary is not smaller than the messages it would replace. Nothing was changed."
         )
     assert isinstance(made.kept_from, str)
     part = SummaryPart(made.summary, made.kept_from, made.stats)

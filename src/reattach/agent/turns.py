@@ -1,4 +1,4 @@
-"""What is asked of an engine: a turn, made from an agent, its conversation and a send."""
+"""The turn for an engine, built from an agent, its conversation and a send."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from reattach.records.base import Agent, Conversation, Run, ThreadContext
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What one send asks for, instead of what the agent has or beside it."""
+    """The parts of a send that replace or extend the agent's settings."""
 
     model: str | None = None
     system: str | None = None
@@ -29,10 +29,10 @@ def make_turn(
     context: ThreadContext,
     overrides: Overrides,
 ) -> Turn:
-    """The turn of ``run``. The agent's memory blocks reach the model in the system prompt.
+    """Build the turn of ``run``. The agent's memory blocks are part of the system prompt.
 
-    Answers to approval requests are left out: what they say stands in the returns of tools that
-    follow them, and in the calls that are due.
+    Answers to approval requests are left out: the returns that follow them and the due calls carry
+    their content.
     """
     pending = pending_approval(context.messages) if has_answer(run.input) else None
     system = overrides.system or system_prompt(agent, conversation)
@@ -42,7 +42,7 @@ def make_turn(
         conversation_id=run.thread.conversation_id,
         model=run.model or "",
         system=with_skills(system, overrides.skills),
-        history=told(context.messages),
+        history=model_messages(context.messages),
         input=[message for message in run.input if message.role is not Role.APPROVAL],
         max_steps=overrides.max_steps,
         settings=settings_of(agent, conversation),
@@ -53,7 +53,7 @@ def make_turn(
 
 
 def system_prompt(agent: Agent, conversation: Conversation | None) -> str:
-    """The system prompt of the conversation as it is now; None is the default one."""
+    """Return the current system prompt of the conversation; None is the default one."""
     isolated = () if conversation is None else conversation.isolated_blocks
     blocks = blocks_in(agent.blocks, isolated)
     return compile_system(
@@ -65,14 +65,14 @@ def system_prompt(agent: Agent, conversation: Conversation | None) -> str:
     )
 
 
-def told(messages: Sequence[Message]) -> list[Message]:
-    """Those of the messages in context that the model is told, the system prompt aside."""
+def model_messages(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages in context that the model gets, without the system prompt."""
     system, approval = Role.SYSTEM, Role.APPROVAL
     return [one for one in messages if one.role is not system and one.role is not approval]
 
 
 def settings_of(agent: Agent, conversation: Conversation | None) -> ModelSettings:
-    """How the model is to answer: as the conversation says, else as its agent does."""
+    """Return the model settings of the conversation, else of its agent."""
     settings = dict(agent.model_settings or {})
     if conversation is not None:
         settings |= conversation.model_settings or {}

@@ -1,1 +1,1 @@
-"""The words of the domain: values, rules and limits, without I/O."""
+"""The terms of the domain: values, rules, errors and limits, without I/O."""

@@ -1,8 +1,8 @@
-"""Approvals: what a conversation waits for, and what an answer makes of it. Pure.
+"""Approvals: the calls that a conversation waits for, and the effect of an answer. Pure.
 
-A conversation waits when the last thing that its model said has calls that need approval and have
-no return. So nothing is kept beside the messages: whoever reads them, in any process and after any
-restart, finds the same calls pending, and a fork waits like its source.
+A conversation waits when the model's last message has calls that need approval and have no return.
+Nothing is stored beside the messages, so every process finds the same pending calls, also after a
+restart, and a fork waits like its source.
 """
 
 from collections.abc import Sequence
@@ -16,34 +16,34 @@ from reattach.domain.ids import new_message_id
 from reattach.domain.messages import ApprovalPart, Message, Role, ToolCallPart, ToolReturnPart
 
 FOLLOWING = frozenset({Role.TOOL, Role.APPROVAL, Role.SUMMARY})
-"""The roles of messages that may stand between a call and what the model says next."""
+"""The roles of messages that may stand between a call and the model's next message."""
 
 CANCELLED = "The call was cancelled before it ran."
 
 
 @dataclass(frozen=True, slots=True)
 class PendingApproval:
-    """An approval request without its answer."""
+    """An unanswered approval request."""
 
     request: Message
-    """The model's message that has the calls."""
+    """The model's message with the calls."""
     waiting: tuple[ToolCallPart, ...]
-    """The calls that an answer has to decide on, all of them; at least one."""
+    """The calls that an answer must decide on; at least one."""
     allowed: tuple[ToolCallPart, ...]
-    """Calls of the same message that need no approval, and run when the others are decided."""
+    """Calls of the same message without an approval rule; they run once the others are decided."""
 
     @property
     def tool_call_ids(self) -> list[str]:
         return [call.tool_call_id for call in self.waiting]
 
     def error(self) -> PendingApprovalError:
-        """What is told to a send that is no answer."""
+        """Return the error for a send that is no answer."""
         return PendingApprovalError(self.request.id, self.tool_call_ids, self.request.run_id)
 
     def cancellation(self, at: datetime) -> Message:
-        """The message that ends the wait without an answer: no call ran."""
+        """Return the message that ends the wait without running a call."""
         calls = (*self.allowed, *self.waiting)
-        return self._returns([_failed(call, CANCELLED) for call in calls], at)
+        return self._returns([_error_return(call, CANCELLED) for call in calls], at)
 
     def _returns(self, parts: Sequence[ToolReturnPart], at: datetime) -> Message:
         return Message(
@@ -56,17 +56,19 @@ class PendingApproval:
         )
 
     def due(self, sent: Sequence[Message]) -> list[ToolCallPart]:
-        """The calls that the server is to run, now that ``sent`` has decided on all."""
+        """Return the calls to run on the server after the answer ``sent``."""
         approved = {part.tool_call_id for part in _decisions(sent) if part.approve}
         return [*self.allowed, *(one for one in self.waiting if one.tool_call_id in approved)]
 
     def resolve(self, sent: Sequence[Message]) -> tuple[Message, ...]:
-        """``sent`` as the run's input: the answers with the calls they mean, then their returns.
+        """Return ``sent`` as the run's input: answers with explicit call ids, then their returns.
 
-        Returns of the client and denials are one message, in the order of the calls. Raises
-        ToolCallIdsError unless the answers decide on every waiting call once, and on no other.
+        Returns of the client and denials form one message, in the order of the calls.
+
+        Raises:
+            ToolCallIdsError: The answers do not decide on each waiting call exactly once.
         """
-        answers = [self._named(message) for message in sent if message.role is Role.APPROVAL]
+        answers = [self._complete(message) for message in sent if message.role is Role.APPROVAL]
         parts = {}
         received = []
         for part in (part for answer in answers for part in answer.parts):
@@ -81,13 +83,13 @@ class PendingApproval:
             if isinstance(part, ToolReturnPart):
                 returns.append(part)
             elif not part.approve:
-                returns.append(_failed(call, _denial(part.reason)))
-        told = [self._returns(returns, answers[-1].created_at)] if returns else []
+                returns.append(_error_return(call, _denial(part.reason)))
+        returned = [self._returns(returns, answers[-1].created_at)] if returns else []
         rest = [message for message in sent if message.role is not Role.APPROVAL]
-        return (*answers, *told, *rest)
+        return (*answers, *returned, *rest)
 
-    def _named(self, answer: Message) -> Message:
-        """The answer with an id for every call that it means, and the names of the tools."""
+    def _complete(self, answer: Message) -> Message:
+        """Return the answer with an id for every call that it covers, and the tools' names."""
         names = {call.tool_call_id: call.name for call in self.waiting}
         parts: list[ApprovalPart | ToolReturnPart] = []
         for part in answer.parts:
@@ -104,12 +106,12 @@ class PendingApproval:
                 case ApprovalPart():
                     parts.append(part)
                 case _:
-                    pass  # No answer has other parts.
+                    pass  # Answers have no other parts.
         return msgspec.structs.replace(answer, parts=tuple(parts))
 
 
 def pending_approval(messages: Sequence[Message]) -> PendingApproval | None:
-    """What a conversation waits for that ends with ``messages``, oldest first."""
+    """Return the approval that a conversation ending with ``messages``, oldest first, waits for."""
     returned: set[str] = set()
     for message in reversed(messages):
         if message.role is Role.TOOL:
@@ -127,10 +129,11 @@ def pending_approval(messages: Sequence[Message]) -> PendingApproval | None:
 def resolve_input(
     sent: tuple[Message, ...], pending: PendingApproval | None
 ) -> tuple[Message, ...]:
-    """The input that ``sent`` makes in a conversation that waits for ``pending``.
+    """Return the run's input for ``sent``, in a conversation that waits for ``pending``.
 
-    Raises PendingApprovalError for what is no answer while one is asked for, AnswerRefusedError
-    for an answer that is not asked for.
+    Raises:
+        PendingApprovalError: ``sent`` is no answer, but one is pending.
+        AnswerRefusedError: ``sent`` is an answer that nothing waits for.
     """
     if not has_answer(sent):
         if pending is not None:
@@ -146,16 +149,16 @@ def has_answer(messages: Sequence[Message]) -> bool:
 
 
 def same_answer(one: Sequence[Message], other: Sequence[Message]) -> bool:
-    """Whether both answer the same calls, with the same further messages.
+    """Whether both answer the same calls and have the same other messages.
 
-    How they answer is not compared: a client that lost its state runs its tool again, and the
+    The answers' content is not compared: a client that lost its state runs its tool again, and the
     first answer stands.
     """
     return answered_ids(one) == answered_ids(other) and _rest(one) == _rest(other)
 
 
 def answered_ids(messages: Sequence[Message]) -> set[str]:
-    """The calls that the answers among the messages decide on."""
+    """Return the ids of the calls that the answers decide on."""
     return {
         part.tool_call_id
         for message in messages
@@ -173,7 +176,7 @@ def _decisions(messages: Sequence[Message]) -> list[ApprovalPart]:
     return [part for one in messages for part in one.parts if isinstance(part, ApprovalPart)]
 
 
-def _failed(call: ToolCallPart, output: str) -> ToolReturnPart:
+def _error_return(call: ToolCallPart, output: str) -> ToolReturnPart:
     return ToolReturnPart(call.tool_call_id, call.name, "error", output)
 
 

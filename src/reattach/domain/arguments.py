@@ -1,7 +1,7 @@
-"""Arguments of tool calls: JSON text that a model wrote, decoded in one place and within bounds.
+"""Arguments of tool calls: JSON text of a model, decoded in one place and within bounds.
 
-A model may write anything, or be cut off within it. Text that is no JSON object for every decoder
-that follows (NaN, half a surrogate pair, thousands of arrays within each other) is no arguments.
+A model may write anything, or be cut off. Text that is not a JSON object for every later decoder
+(NaN, half a surrogate pair, thousands of nested arrays) counts as no arguments.
 """
 
 import json
@@ -12,16 +12,16 @@ from reattach.domain.limits import MAX_ARGUMENTS_DEPTH
 from reattach.domain.text import storable_text
 
 NO_OBJECT: Final = (
-    "The arguments do not fit. They are no JSON object, or nest objects and arrays more than "
+    "The arguments are invalid. They are not a JSON object, or nest objects and arrays more than "
     f"{MAX_ARGUMENTS_DEPTH} levels deep."
 )
-"""The text that a model gets in place of arguments that are no JSON object."""
+"""The error for a model whose arguments are not a JSON object."""
 
 
 def decoded_arguments(text: str) -> dict[str, Any] | None:
-    """The members of a JSON object whose texts are storable; None if ``text`` is no such object.
+    """Return the members of a JSON object with storable texts; None if ``text`` is no such object.
 
-    No text at all counts as an object without members.
+    Empty text counts as an empty object.
     """
     if not text.strip():
         return {}
@@ -37,7 +37,7 @@ def decoded_arguments(text: str) -> dict[str, Any] | None:
 
 
 def json_object(text: str) -> str:
-    """``text`` if every decoder takes it as a JSON object, else the same object written anew.
+    """Return ``text`` if every decoder accepts it as a JSON object, else an equivalent object.
 
     Text that is no object becomes ``{}``.
     """
@@ -76,7 +76,7 @@ def _is_too_deep(value: object) -> bool:
 
 
 def _storable(value: Any) -> Any:
-    """The value with every half of a surrogate pair replaced; depth is bounded by now."""
+    """Replace every half of a surrogate pair; the depth has been checked."""
     if isinstance(value, str):
         return storable_text(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Time as an input, so that tests decide what time it is."""
+"""Clocks, passed as arguments so that tests control the time."""
 
 import asyncio
 import sys
@@ -13,20 +13,20 @@ else:
 
 
 class Clock(Protocol):
-    """Where the server reads the time and waits for it to pass."""
+    """A source of time, and a way to wait."""
 
     def now(self) -> datetime:
-        """The present as an aware datetime in UTC."""
+        """Return the present as an aware datetime in UTC."""
 
     def monotonic_seconds(self) -> float:
-        """Seconds from an arbitrary start; never goes back. A suspended machine counts on."""
+        """Return seconds from an arbitrary start, including suspensions; never decreases."""
 
     async def sleep(self, seconds: float) -> None:
-        """Return after at least ``seconds``; cancellation passes through at once."""
+        """Return after at least ``seconds``. Cancellation takes effect at once."""
 
 
 class SystemClock:
-    """The clock of the machine."""
+    """The clock of this machine."""
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -39,10 +39,10 @@ class SystemClock:
 
 
 class SharedClock:
-    """The clock of a store that several machines share, kept by this machine's monotonic clock.
+    """A store's clock, kept by the local monotonic clock, so that several machines agree.
 
-    Until it is first set it is the clock of this machine. However that is wrong or jumps, the
-    times that processes write and compare are those of the store.
+    Until it is first set, it is this machine's clock. Later errors and jumps of that clock do not
+    matter.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -51,7 +51,7 @@ class SharedClock:
         self._set_at_seconds = 0.0
 
     def set(self, moment: datetime, at_seconds: float) -> None:
-        """It was ``moment`` when the monotonic clock showed ``at_seconds``."""
+        """Declare that it was ``moment`` when the monotonic clock showed ``at_seconds``."""
         self._set_to = moment
         self._set_at_seconds = at_seconds
 
@@ -68,15 +68,15 @@ class SharedClock:
         await self._clock.sleep(seconds)
 
 
-async def sleep_unless_set(clock: Clock, seconds: float, word: asyncio.Event) -> None:
-    """Return after at least ``seconds``, or as soon as ``word`` is set, which stays so.
+async def sleep_unless_set(clock: Clock, seconds: float, event: asyncio.Event) -> None:
+    """Return after at least ``seconds``, or as soon as ``event`` is set; it is not cleared.
 
-    Cancellation passes through at once.
+    Cancellation takes effect at once.
     """
     time_passes = asyncio.ensure_future(clock.sleep(seconds))
-    told = asyncio.ensure_future(word.wait())
+    event_set = asyncio.ensure_future(event.wait())
     try:
-        await asyncio.wait({time_passes, told}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({time_passes, event_set}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         time_passes.cancel()
-        told.cancel()
+        event_set.cancel()

@@ -1,8 +1,8 @@
-"""The context of a conversation: which messages a model is told, and how large they are. Pure.
+"""The context of a conversation: which messages a model gets, and their size. Pure.
 
-A compaction takes nothing away. It adds a summary to the messages, which names the first older one
-that stays in context; so the context is derived from the messages alone, for every process and
-after every restart, and a fork has that of its source.
+A compaction removes nothing. It adds a summary message that names the first older message that
+stays in context. The context is therefore derived from the messages alone, in every process and
+after every restart, and a fork has the same context as its source.
 """
 
 import json
@@ -24,22 +24,23 @@ from reattach.domain.messages import (
 )
 
 BYTES_PER_TOKEN: Final = 4
-"""Of UTF-8: what common tokenizers come to for English; for most other texts it counts more."""
+"""Bytes of UTF-8 per token: typical for English, and an overestimate of tokens for most other
+texts."""
 
 MESSAGE_TOKENS: Final = 4
-"""What a message takes beside its text."""
+"""The tokens of a message beside its text."""
 
 IMAGE_TOKENS: Final = 1000
-"""An image: what providers count for one of some 1000 by 1000 pixels."""
+"""The tokens that providers count for an image of about 1000 by 1000 pixels."""
 
 _SUMMARY: Final = (
-    "What was said before in this conversation was left out to save space. This is a summary of "
-    "it:\n\n{}"
+    "Earlier messages of this conversation were left out to save space. This is a summary of "
+    "them:\n\n{}"
 )
 
 
 class DescribedTool(Protocol):
-    """What a model is told of a tool."""
+    """The description of a tool for a model."""
 
     @property
     def name(self) -> str: ...
@@ -52,10 +53,10 @@ class DescribedTool(Protocol):
 
 
 def in_context(messages: Sequence[Message]) -> list[Message]:
-    """Those of a thread's messages, the system message first, that are in context.
+    """Return the messages in context of a thread whose first message is the system message.
 
-    In the order in which a model is told them: the system message, the newest summary, what it
-    left, and the rest.
+    The order is the model's: the system message, the newest summary, the messages that it kept, and
+    the rest.
     """
     summaries = {one.id: summary_of(one) for one in messages if one.role is Role.SUMMARY}
     by_id = {one.id: one for one in messages}
@@ -65,7 +66,7 @@ def in_context(messages: Sequence[Message]) -> list[Message]:
 def ids_in_context(
     ids: Sequence[MessageId], summaries: Mapping[MessageId, SummaryPart]
 ) -> list[MessageId]:
-    """The same of the messages' ids, with those that are summaries."""
+    """Return the same as ids; ``summaries`` has the messages that are summaries."""
     newest = max((place for place, one in enumerate(ids) if one in summaries), default=None)
     if newest is None:
         return list(ids)
@@ -83,25 +84,25 @@ def summary_of(message: Message) -> SummaryPart:
 
 
 def summary_as_user_message(message: Message) -> Message:
-    """A summary as models are told it: as a user's message. Every other message as it is."""
+    """Return a summary in its form for models, a user's message; any other message unchanged."""
     if message.role is not Role.SUMMARY:
         return message
     text = _SUMMARY.format(summary_of(message).text)
     return msgspec.structs.replace(message, role=Role.USER, parts=(TextPart(text),))
 
 
-# How large it is.
+# Sizes.
 
 
 def text_tokens(text: str) -> int:
-    """An estimate, rounded up."""
+    """Estimate the tokens of a text, rounded up."""
     return -(-len(text.encode(errors="surrogatepass")) // BYTES_PER_TOKEN)
 
 
 def message_tokens(message: Message) -> int:
-    """An estimate of what the model is told of it; reasoning is not told again.
+    """Estimate the tokens of a message, without reasoning, which models do not get again.
 
-    It is made once for each message, since every send asks for that of the whole context.
+    The estimate is cached in the message, because every send needs that of the whole context.
     """
     known: int | None = message.__dict__.get("tokens")
     if known is None:
@@ -110,9 +111,9 @@ def message_tokens(message: Message) -> int:
 
 
 def messages_tokens(messages: Iterable[Message]) -> int:
-    """The sum of the messages' estimates."""
+    """Return the sum of the messages' estimates."""
     total = 0
-    for message in messages:  # Every send goes through its whole context here.
+    for message in messages:  # A hot loop: every send iterates over its whole context.
         known = message.__dict__.get("tokens")
         total += message_tokens(message) if known is None else known
     return total
@@ -136,7 +137,7 @@ def _message_tokens(message: Message) -> int:
 
 
 def tools_tokens(tools: Sequence[DescribedTool]) -> int:
-    """An estimate of what the tools' names, descriptions and schemas take."""
+    """Estimate the tokens of the tools' names, descriptions and schemas."""
     return sum(
         MESSAGE_TOKENS
         + text_tokens(tool.name)
@@ -146,20 +147,20 @@ def tools_tokens(tools: Sequence[DescribedTool]) -> int:
     )
 
 
-# Where it can be cut.
+# Cuts.
 
 
-def cuts(told: Sequence[Message]) -> list[int]:
-    """The places before which messages can be left out, ascending: 1 to ``len(told) - 1``.
+def cuts(messages: Sequence[Message]) -> list[int]:
+    """Return the indexes at which the messages can be cut, ascending: 1 to ``len(messages) - 1``.
 
-    What is left begins with a user's or the model's message. No call is parted from its return,
-    nor from what is decided on it, and something else than a summary is left out.
+    The rest begins with a message of the user or the model. No call is separated from its return or
+    its approval, and more than a summary is left out.
     """
-    needed_from = _needed_from(told)
+    needed_from = _needed_from(messages)
     found = []
     needed_until = 0
     is_new = False
-    for place, message in enumerate(told):
+    for place, message in enumerate(messages):
         if is_new and place >= needed_until and message.role in {Role.USER, Role.ASSISTANT}:
             found.append(place)
         needed_until = max(needed_until, needed_from.get(place, 0))
@@ -167,12 +168,12 @@ def cuts(told: Sequence[Message]) -> list[int]:
     return found
 
 
-def _needed_from(told: Sequence[Message]) -> dict[int, int]:
-    """For each message with calls the place after their last return; after all if one waits."""
+def _needed_from(messages: Sequence[Message]) -> dict[int, int]:
+    """Map each message with calls to the index after their last return; to the end if one waits."""
     until: dict[int, int] = {}
     unreturned: dict[str, int] = {}
     last_said = -1
-    for place, message in enumerate(told):
+    for place, message in enumerate(messages):
         if message.role is Role.ASSISTANT:
             last_said = place
         for part in message.parts:
@@ -181,36 +182,36 @@ def _needed_from(told: Sequence[Message]) -> dict[int, int]:
             elif isinstance(part, ToolReturnPart) and part.tool_call_id in unreturned:
                 until[unreturned.pop(part.tool_call_id)] = place + 1
     if last_said in unreturned.values():
-        until[last_said] = len(told)
+        until[last_said] = len(messages)
     return until
 
 
-def choose_cut(told: Sequence[Message], keep_tokens: float) -> int | None:
-    """The first cut that leaves at most ``keep_tokens``, else the last one; None if there is none.
+def choose_cut(messages: Sequence[Message], keep_tokens: float) -> int | None:
+    """Return the first cut that leaves at most ``keep_tokens``, else the last, else None.
 
     Tokens are estimates of ``message_tokens``.
     """
-    places = cuts(told)
+    places = cuts(messages)
     if not places:
         return None
-    left = messages_tokens(told[places[0] :])
+    left = messages_tokens(messages[places[0] :])
     for cut, following in pairwise(places):
         if left <= keep_tokens:
             return cut
-        left -= messages_tokens(told[cut:following])
+        left -= messages_tokens(messages[cut:following])
     return places[-1]
 
 
-# What a summary is made of.
+# Transcripts for summaries.
 
 
 def transcript(messages: Sequence[Message], limit_chars: int, *, part_chars: int) -> str:
-    """The messages as text of at most ``limit_chars`` or so, oldest first.
+    """Return the messages as text of about ``limit_chars`` at most, oldest first.
 
-    A part is cut to ``part_chars``. Where that is not enough the oldest are left out, but for a
-    summary at the beginning.
+    Each part is cut to ``part_chars``. If that is not enough, the oldest messages are left out,
+    except a summary at the beginning.
     """
-    texts = [_told(message, part_chars) for message in messages]
+    texts = [_as_text(message, part_chars) for message in messages]
     head = texts[:1] if messages and messages[0].role is Role.SUMMARY else []
     size = sum(map(len, head))
     kept: list[str] = []
@@ -223,7 +224,7 @@ def transcript(messages: Sequence[Message], limit_chars: int, *, part_chars: int
     return "\n".join(text for text in [*head, *reversed(kept)] if text)
 
 
-def _told(message: Message, part_chars: int) -> str:
+def _as_text(message: Message, part_chars: int) -> str:
     name = "earlier summary" if message.role is Role.SUMMARY else message.role.value
     lines = []
     for part in message.parts:
@@ -244,7 +245,7 @@ def _told(message: Message, part_chars: int) -> str:
 
 
 def clip(text: str, limit_chars: int) -> str:
-    """The text, or its beginning and a word that there was more."""
+    """Return the text, or its beginning with a note about the rest."""
     if len(text) <= limit_chars:
         return text
     return f"{text[:limit_chars]} … ({len(text) - limit_chars} more characters)"

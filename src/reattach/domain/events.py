@@ -1,7 +1,7 @@
-"""The events of a run: what its log says happened, in the words of the domain.
+"""The events of a run: the content of its log, independent of any wire format.
 
-They know nothing of any wire. ``wire`` turns them into the frames that the log keeps and back
-again, so a log can always be read as these events.
+``wire`` encodes them as the frames that the log keeps and decodes them, so a log can always be read
+as these events.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class RunStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a piece of output belongs: part ``index`` of message ``message_id`` of a step."""
+    """The position of a piece of output: part ``index`` of message ``message_id`` of a step."""
 
     message_id: MessageId
     step_id: StepId
@@ -71,7 +71,7 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class AssistantText:
-    """Text of the answer: a fragment of its part, or all of it."""
+    """Text of the answer: a fragment of a part, or a whole part."""
 
     place: Place
     text: str
@@ -79,7 +79,7 @@ class AssistantText:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningText:
-    """Text of the model's reasoning: a fragment of its part, or all of it."""
+    """Text of the model's reasoning: a fragment of a part, or a whole part."""
 
     place: Place
     text: str
@@ -89,7 +89,7 @@ class ReasoningText:
 
 @dataclass(frozen=True, slots=True)
 class HiddenReasoning:
-    """The model reasoned, and the provider does not show it."""
+    """Reasoning that the provider does not show."""
 
     place: Place
     state: Literal["redacted", "omitted"]
@@ -101,12 +101,12 @@ class ToolCall:
     tool_call_id: str
     name: str | None
     arguments: str | None
-    """JSON text: a fragment of it in a chunk."""
+    """JSON text; in a chunk, a fragment of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCallRequested:
-    """The model calls tools. A chunk has one call, of which name or arguments may be missing."""
+    """The model calls tools. A chunk has one call, whose name or arguments may be missing."""
 
     place: Place
     calls: tuple[ToolCall, ...]
@@ -129,7 +129,7 @@ class ToolReturned:
 
 @dataclass(frozen=True, slots=True)
 class CompactionBegan:
-    """The context is too large; a summary of its older part is being made."""
+    """The context is too large, and a summary of its older part is being made."""
 
     id: str
     step_id: StepId
@@ -142,7 +142,7 @@ class CompactionBegan:
 
 @dataclass(frozen=True, slots=True)
 class Summarized:
-    """The messages before ``kept_from`` are out of the context, and the summary stands for them."""
+    """A summary replaces the messages before ``kept_from`` in the context."""
 
     place: Place
     text: str
@@ -168,7 +168,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The last event of every log; also the usage of one step, in sum."""
+    """The last event of every log; also the usage of a step."""
 
     completion_tokens: int = 0
     prompt_tokens: int = 0
@@ -183,6 +183,6 @@ class Usage:
 Output = (
     AssistantText | ReasoningText | HiddenReasoning | ToolCallRequested | ToolReturned | Summarized
 )
-"""What ends up in the conversation's messages."""
+"""The events that become messages of the conversation."""
 
 Event = Ping | CompactionBegan | Output | Stopped | Failed | Usage

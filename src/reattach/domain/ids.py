@@ -1,6 +1,6 @@
-"""Identifiers: a prefix that says what they name, and a UUIDv4 in lower case.
+"""Identifiers: a prefix for the kind, and a UUIDv4 in lower case.
 
-The formats are those of the Letta API, so that its SDKs and applications can tell them apart.
+The formats are the Letta API's, so that its SDKs and applications can distinguish them.
 """
 
 import re
@@ -27,7 +27,7 @@ TOOL_PATTERN: Final = f"^tool-{UUID4}$"
 MCP_SERVER_PATTERN: Final = f"^mcp_server-{UUID4}$"
 RUN_PATTERN: Final = f"^run-{UUID4}$"
 CONVERSATION_PATH_PATTERN: Final = f"^(default|conv-{UUID4}|agent-{UUID4})$"
-"""What may stand in the path of the conversation routes."""
+"""The values of the conversation in paths."""
 
 DEFAULT_TENANT: Final = TenantId("org-00000000-0000-4000-8000-000000000000")
 """The tenant of a server that has no API keys."""
@@ -77,14 +77,14 @@ def is_agent_id(text: str) -> bool:
 
 
 MAX_PART_INDEX: Final = 127
-"""The last part of a message that its OTID can name."""
+"""The last part of a message that an OTID can identify."""
 
 
 def part_otid(message_id: str, index: int) -> str:
-    """The idempotency key of part ``index`` (0 to 127) of a message.
+    """Return the idempotency key of part ``index`` (0 to 127) of a message.
 
-    It is the message's UUID with the low seven bits replaced by the index, so that clients can
-    join the chunks of one part and tell the parts of one message apart.
+    It is the message's UUID with the low seven bits replaced by the index, so that clients can join
+    the chunks of a part and distinguish the parts of a message.
     """
     text = message_id.removeprefix("message-")
     last_byte = (int(text[-2:], 16) & 0x80) | (index & 0x7F)

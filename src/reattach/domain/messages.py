@@ -1,4 +1,4 @@
-"""Messages of a conversation, as they are stored and as models see them."""
+"""Messages of a conversation, as stored and as models get them."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -14,13 +14,13 @@ class TextPart(msgspec.Struct, frozen=True, tag="text"):
 
 
 IMAGE_TYPES: Final = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp"})
-"""Media types of images that all providers take."""
+"""Media types of images that all providers accept."""
 
 UNREACHABLE: Final = "(An image that can no longer be fetched.)"
-"""Stands for an image whose URL leads nowhere, or to where it may not lead."""
+"""Replaces an image whose URL cannot be fetched, or must not be."""
 
-UNSEEN: Final = "(An image that this model can not see.)"
-"""What a model is told of an image that it can not take."""
+UNSEEN: Final = "(An image that this model cannot see.)"
+"""Replaces an image for a model that does not accept images."""
 
 
 class ImagePart(msgspec.Struct, frozen=True, tag="image"):
@@ -30,7 +30,7 @@ class ImagePart(msgspec.Struct, frozen=True, tag="image"):
     media_type: str | None = None
     base64_data: str | None = None
     detail: str | None = None
-    """How closely the model is to look, where its provider lets one choose: low, high or auto."""
+    """The requested resolution, where the provider supports it: low, high or auto."""
 
 
 class ReasoningPart(msgspec.Struct, frozen=True, tag="reasoning"):
@@ -39,7 +39,7 @@ class ReasoningPart(msgspec.Struct, frozen=True, tag="reasoning"):
 
 
 class HiddenReasoningPart(msgspec.Struct, frozen=True, tag="hidden_reasoning"):
-    """The model reasoned, and the provider does not show it."""
+    """Reasoning that the provider does not show."""
 
     state: Literal["redacted", "omitted"]
     text: str | None = None
@@ -61,22 +61,22 @@ class ToolReturnPart(msgspec.Struct, frozen=True, tag="tool_return"):
     stdout: tuple[str, ...] | None = None
     stderr: tuple[str, ...] | None = None
     images: tuple[ImagePart, ...] = ()
-    """What a client's tool returned beside its text."""
+    """Images that a client's tool returned in addition to text."""
 
 
 class ApprovalPart(msgspec.Struct, frozen=True, tag="approval"):
-    """A client's word on a tool call that waited: it may run, or may not."""
+    """A client's decision on a tool call that waits for approval."""
 
     tool_call_id: str
-    """Empty: all calls that wait."""
+    """Empty: all waiting calls."""
     approve: bool
     reason: str | None = None
     request_id: str | None = None
-    """The message that asked, where the client named it."""
+    """The message with the request, if the client named it."""
 
 
 class CompactionStats(msgspec.Struct, frozen=True):
-    """What a compaction came from, and what it did. Tokens are estimates."""
+    """The sizes before and after a compaction. Tokens are estimates."""
 
     trigger: str
     context_window: int
@@ -88,12 +88,12 @@ class CompactionStats(msgspec.Struct, frozen=True):
 
 
 class SummaryPart(msgspec.Struct, frozen=True, tag="summary"):
-    """What a model is told instead of the messages before ``kept_from``."""
+    """The text that replaces the messages before ``kept_from`` for models."""
 
     text: str
     kept_from: MessageId | None = None
-    """The first message that stays in context; one that is not there, or None: all before this
-    summary are left out."""
+    """The first message that stays in context. If it is None or does not exist, all messages before
+    this summary are left out."""
     stats: CompactionStats | None = None
 
 
@@ -115,16 +115,16 @@ class Role(StrEnum):
     ASSISTANT = "assistant"
     TOOL = "tool"
     APPROVAL = "approval"
-    """A client's answer to an approval request, as it was sent. No model is shown it: what it says
-    reaches the model as returns of tools."""
+    """A client's answer to an approval request. Models do not get it; its effects reach them as
+    returns of tools."""
     SUMMARY = "summary"
-    """What stands for older messages in the context; has one SummaryPart."""
+    """A summary of older messages for the context; has one SummaryPart."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """One stored message. An assistant's message holds all that one step gave, in order.
+    """One stored message. An assistant's message has the whole output of a step, in order.
 
-    Its ``__dict__`` is for values that are derived from it once, such as its size in tokens.
+    Its ``__dict__`` caches derived values, such as its size in tokens.
     """
 
     id: MessageId
@@ -145,7 +145,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def has_images(self) -> bool:
-        """Whether an image is to be told with it, of its own or of a return."""
+        """Whether the message or one of its returns has an image."""
         return any(
             isinstance(part, ImagePart) or (isinstance(part, ToolReturnPart) and part.images)
             for part in self.parts

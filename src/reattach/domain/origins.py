@@ -5,16 +5,16 @@ from urllib.parse import urlsplit
 
 ANY: Final = "*"
 LOCAL: Final = "localhost"
-"""Stands for the pages of this machine, on whatever port, in a list of origins."""
+"""In a list of origins, all pages of this machine on any port."""
 
 _PORTS: Final = {"http": 80, "https": 443}
 
 
 def origin_of(text: str) -> str:
-    """Return the origin as a browser writes it: small letters, no default port, no slash.
+    """Return the origin as a browser writes it: lower case, no default port, no slash.
 
     Raises:
-        ValueError: it is none. The text says which form is right.
+        ValueError: It is not an origin. The text shows the right form.
     """
     word = text.strip()
     if word in {ANY, LOCAL}:
@@ -28,7 +28,7 @@ def origin_of(text: str) -> str:
     is_ascii = host.isascii() and not any(letter.isspace() or letter == "*" for letter in host)
     if not parts.scheme or not host or any(rest) or not is_ascii:
         raise ValueError(
-            f"{text!r} is no origin of a web page. Write scheme, host and, if it is not the usual "
+            f"{text!r} is not an origin of a web page. Write scheme, host and, if not the usual "
             "one, port: https://app.example.com or http://localhost:3000; 'localhost' alone stands "
             "for all pages of this machine, and * for all pages"
         )

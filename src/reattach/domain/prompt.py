@@ -1,4 +1,4 @@
-"""The system prompt as the model gets it: the agent's own text, then its memory."""
+"""The system prompt for the model: the agent's own text, then its memory."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from reattach.domain.messages import Message, Role, TextPart
 
 DEFAULT_SYSTEM: Final = (
     "You are a helpful assistant with a memory that lasts. "
-    "What you know about yourself and the person you talk with stands in your memory blocks."
+    "Your memory blocks hold what you know about yourself and the person you talk with."
 )
-"""The system prompt of an agent that was made without one."""
+"""The system prompt of an agent that was created without one."""
 
 
 class MemoryBlock(Protocol):
-    """What the prompt shows of a memory block."""
+    """The members of a memory block that the prompt shows."""
 
     @property
     def label(self) -> str | None: ...
@@ -41,16 +41,16 @@ SomeBlock = TypeVar("SomeBlock", bound=MemoryBlock)
 
 @dataclass(frozen=True, slots=True)
 class Skill:
-    """Instructions that a client has, and that the model may ask for."""
+    """Instructions of a client that the model may request."""
 
     name: str
     description: str
     location: str
-    """Where the client finds it, such as a path."""
+    """The client's own reference to it, such as a path."""
 
 
 def with_skills(system: str, skills: Iterable[Skill]) -> str:
-    """``system`` followed by the list of the skills in their order; ``system`` if there are none.
+    """Return ``system`` followed by the list of the skills, or unchanged if there are none.
 
     The same arguments always give the same text, so that providers can cache the prompt.
     """
@@ -73,11 +73,11 @@ def compile_system(
     conversation_id: str | None,
     recompiled_at: datetime,
 ) -> str:
-    """Return ``system``, then the blocks in their order, then where the model is.
+    """Return ``system``, the blocks in their order, and the ids of the agent and conversation.
 
-    None is the agent's default conversation. The same arguments always give the same text, so that
-    providers can cache the prompt; the present time is therefore not in it. What blocks say is
-    escaped, so that no value ends its block and begins another.
+    None is the agent's default conversation. The same arguments always give the same text, without
+    the present time, so that providers can cache the prompt. Values of blocks are escaped, so that
+    none can end its block and begin another.
     """
     rendered = "\n".join(_block(block) for block in blocks)
     memory = f"<memory_blocks>\n{rendered}\n</memory_blocks>" if rendered else ""
@@ -91,7 +91,7 @@ def compile_system(
 
 
 def blocks_in(shared: Sequence[SomeBlock], isolated: Sequence[SomeBlock]) -> list[SomeBlock]:
-    """The blocks that a conversation has: its own go before the agent's of the same label."""
+    """Return the blocks of a conversation: its own replace the agent's of the same label."""
     own = {block.label: block for block in isolated}
     blocks = [own.pop(block.label, block) for block in shared]
     return [*blocks, *own.values()]
@@ -109,5 +109,5 @@ def _block(block: MemoryBlock) -> str:
 
 
 def system_message(text: str, at: datetime) -> Message:
-    """The message that begins a thread: the system prompt as it is at that time."""
+    """Return the first message of a thread: the system prompt at that time."""
     return Message(id=new_message_id(), role=Role.SYSTEM, parts=(TextPart(text),), created_at=at)

@@ -1,9 +1,12 @@
-"""Text that every store, wire and client takes: Unicode without U+0000 or half surrogate pairs."""
+"""Text that every store, wire and client accepts.
+
+That is Unicode without U+0000 or half surrogate pairs.
+"""
 
 from typing import Final
 
 REPLACEMENT: Final = "\ufffd"
-"""Stands for a character that cannot be stored."""
+"""Replaces a character that cannot be stored."""
 
 
 def is_storable(text: str) -> bool:
@@ -17,7 +20,7 @@ def is_storable(text: str) -> bool:
 
 
 def storable_text(text: str) -> str:
-    """Join half surrogate pairs that follow each other; replace lone ones and U+0000."""
+    """Join adjacent halves of surrogate pairs; replace lone ones and U+0000."""
     if is_storable(text):
         return text
     joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -1,8 +1,8 @@
-"""What an engine is: something that answers one turn as a sequence of deltas.
+"""The contract of an engine: it answers one turn as a sequence of deltas.
 
-An engine knows nothing of runs, logs or clients. It is given a turn, yields what its model
-produces as it is produced, and returns; ids, numbers, dates, storage, cancelling and the terminal
-group are the business of ``runs``.
+An engine knows nothing of runs, logs or clients. It gets a turn, yields its model's output as it is
+produced, and returns. Ids, numbers, dates, storage, cancellation and the terminal group belong to
+``runs``.
 """
 
 from abc import ABC, abstractmethod
@@ -15,12 +15,12 @@ from reattach.domain.events import StopReason, Usage
 from reattach.domain.ids import MessageId
 from reattach.domain.messages import CompactionStats, Message, ToolCallPart
 
-# What a turn is made of.
+# The parts of a turn.
 
 
 @dataclass(frozen=True, slots=True)
 class ClientTool:
-    """A tool that the client runs: the model may call it, the engine may not."""
+    """A tool that the client runs: the model may call it, the engine must not."""
 
     name: str
     description: str | None
@@ -29,7 +29,7 @@ class ClientTool:
 
 @dataclass(frozen=True, slots=True)
 class ServerTool:
-    """A tool of the agent, which the server runs: the model may call it, the engine may not."""
+    """A tool of the agent that the server runs: the model may call it, the engine must not."""
 
     name: str
     description: str | None
@@ -39,32 +39,32 @@ class ServerTool:
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """How the model is to answer; None leaves it to the provider."""
+    """Settings of the model's answer; None leaves one to the provider."""
 
     temperature: float | None = None
     max_output_tokens: int | None = None
     reasoning_effort: str | None = None
-    """How much it is to reason: ``none``, ``minimal``, ``low`` and so on to ``max``."""
+    """How much the model reasons: ``none``, ``minimal``, ``low`` and so on to ``max``."""
     reasons: bool | None = None
-    """Whether it is to reason at all."""
+    """Whether the model reasons at all."""
     reasoning_tokens: int | None = None
-    """What it may spend on that; 0: nothing."""
+    """The budget for reasoning; 0: none."""
     shows_reasoning: bool | None = None
-    """Whether its reasoning is to be told."""
+    """Whether the reasoning is part of the answer."""
     effort: str | None = None
-    """How much it is to spend on the answer as a whole; where it is not known, on reasoning."""
+    """The effort for the whole answer; for reasoning alone where the provider knows no other."""
     verbosity: str | None = None
     parallel_tool_calls: bool | None = None
 
     def over(self, other: "ModelSettings") -> "ModelSettings":
-        """These, and those of ``other`` where these leave it to the provider."""
+        """Return these settings, with unset ones taken from ``other``."""
         members = ((one.name, getattr(self, one.name)) for one in fields(self))
         return replace(other, **{name: value for name, value in members if value is not None})
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn to answer: everything that an engine may know of it."""
+    """One turn to answer: all that an engine may know of it."""
 
     run_id: str
     agent_id: str
@@ -74,36 +74,37 @@ class Turn:
     system: str
     """The system prompt, memory blocks included."""
     history: Sequence[Message]
-    """What is in context of the conversation before this turn, oldest first."""
+    """The context of the conversation before this turn, oldest message first."""
     input: Sequence[Message]
     """The messages of this turn; at least one, unless there are ``due`` calls."""
     max_steps: int = 50
     settings: ModelSettings = field(default_factory=ModelSettings)
     client_tools: Sequence[ClientTool] = ()
     tools: Sequence[ServerTool] = ()
-    """What the server runs when the model has called it, after which the engine is asked on with
-    a turn whose input is what the tools returned. None has the name of a client's tool."""
+    """Tools that the server runs. When the model calls one, the engine gets a further turn whose
+    input is the returns. None has the name of a client's tool."""
     due: Sequence[ToolCallPart] = ()
-    """Calls of the step before that may run now: the client approved them, or they needed no
-    approval and waited for others. The engine runs them first, with a ToolReturn for each."""
+    """Calls of the previous step that may run now, because the client approved them, or because
+    they needed no approval and waited for others. The engine runs them first and yields a
+    ToolReturn for each."""
     counted_tokens: int | None = None
-    """What the provider counted of the system prompt and ``history`` up to its last answer there,
-    which is not included; None if it did not."""
+    """The provider's count of the system prompt and ``history`` before the last answer there; None
+    if it is unknown."""
 
 
-# What an engine yields.
+# Deltas.
 
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """More text of the answer. Adjacent deltas of one kind make one part; never empty."""
+    """More text of the answer; never empty. Adjacent deltas of one kind form one part."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelta:
-    """More of the model's reasoning; ``signature`` may come once, with the last delta."""
+    """More of the model's reasoning. ``signature`` may come once, with the last delta."""
 
     text: str
     signature: str | None = None
@@ -117,12 +118,13 @@ class ReasoningHidden:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """More of one tool call: its name with the first delta, then its arguments' JSON text.
+    """More of one tool call: its name with the first delta, then its arguments as JSON text.
 
-    A name that comes in pieces before the arguments is joined. A second name under an id whose
-    arguments are whole begins another call, which is given an id of its own.
-    A turn in which a call needs approval is over with that step, and ends for the reason
-    ``requires_approval``: the client runs the call, or lets the engine run it (``Turn.due``).
+    Pieces of a name that come before the arguments are joined. A second name under an id whose
+    arguments are complete begins another call, which gets an id of its own.
+
+    A call that needs approval ends the turn after its step, with ``requires_approval``. The client
+    then runs the call, or has the engine run it (``Turn.due``).
     """
 
     tool_call_id: str
@@ -133,7 +135,7 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolReturn:
-    """A tool that the engine ran has returned."""
+    """The return of a tool that the engine ran."""
 
     tool_call_id: str
     name: str
@@ -147,8 +149,8 @@ class ToolReturn:
 class ToolStarting:
     """A tool is about to run.
 
-    The next delta is asked for when all before is in the log and this in the run's record; never,
-    if another process has the run.
+    The next delta is requested once everything before is in the log and this call in the run's
+    record; never, if another process owns the run.
     """
 
     tool_call_id: str
@@ -165,23 +167,23 @@ class Compacting:
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """The summary stands for everything before ``kept_from`` from now on."""
+    """A summary that replaces everything before ``kept_from``."""
 
     summary: str
     kept_from: MessageId | int
-    """A message of the turn; or, by its number from 0, a step of this run that has finished."""
+    """A message of the turn, or the number from 0 of a finished step of this run."""
     stats: CompactionStats
     usage: Usage
-    """What the summary has cost."""
+    """The usage of making the summary."""
     model: str | None = None
     """The handle of the model that made it; None: the turn's."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepFinished:
-    """One call of the model is over; what comes next belongs to the next step.
+    """One call of the model has ended; later deltas belong to the next step.
 
-    An engine that fails after the provider counted something yields this first, and then raises.
+    An engine that fails after the provider counted usage yields this before it raises.
     """
 
     usage: Usage
@@ -189,7 +191,7 @@ class StepFinished:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The turn is over. Must be the last thing yielded; without it the reason is ``end_turn``."""
+    """The turn has ended. Must be the last delta; without it the reason is ``end_turn``."""
 
     reason: StopReason = StopReason.END_TURN
 
@@ -208,63 +210,64 @@ class Model:
     name: str
     provider_name: str
     provider_type: str
-    """One of the SDK's provider types, such as ``openai``; what else there is counts as that."""
+    """One of the SDK's provider types; ``openai`` for every other provider."""
     context_window_tokens: int
     max_output_tokens: int | None = None
     display_name: str | None = None
     can_summarize: bool = True
-    """Whether it may be asked for a summary of a conversation that gets too long for it."""
+    """Whether the model can summarize conversations that get too long for it."""
 
 
 class Engine(ABC):
     """Answers turns for the models that it offers."""
 
     announces_tools: bool = False
-    """Whether each tool that it runs is preceded by a ToolStarting, so that a call without one has
-    not been run. Otherwise nobody knows, of a run that died."""
+    """Whether a ToolStarting precedes each tool that it runs, so that an unannounced call has
+    certainly not run. Otherwise that is unknown after a crash."""
 
     own_tools: Collection[str] | None = None
     """The names of the tools that it runs itself, beside those of the turn. A call of any other
-    name is answered with an error that names the tools there are. None: it may have any tool, so
-    only a call without a name is answered so."""
+    name gets an error return that lists the tools. None: it may have any tool, so only a call
+    without a name gets that error."""
 
     lists_later: bool = False
-    """Whether ``models`` may be empty at first, until ``keep_current`` has asked for them."""
+    """Whether ``models`` may be empty until ``keep_current`` has fetched the list."""
 
     @abstractmethod
     def run(self, turn: Turn) -> AsyncIterator[Delta]:
-        """Answer ``turn`` as an async generator.
+        """Answer ``turn`` as an async generator; several turns may run at once.
 
-        A delta is yielded as soon as the model has produced it. The generator is closed
-        (``aclose``) when the run is cancelled, at any await: it must then stop the model within
-        a second and must not swallow the cancellation. It may be asked for many turns at once.
+        Deltas are yielded as soon as the model has produced them. When the run is cancelled, the
+        generator is closed (``aclose``) at any await. It must then stop the model within a second
+        and must not swallow the cancellation.
 
-        Raises EngineError with a text that is safe to show. Any other exception counts as a
-        fault of the engine, and clients see no more than that.
+        Raises:
+            EngineError: The turn failed; the text is safe to show. Any other exception is a fault
+                of the engine, and clients see only that.
         """
 
     @abstractmethod
     def models(self) -> Sequence[Model]:
-        """The models that it offers at present. Does no I/O."""
+        """Return the models on offer now, without I/O."""
 
     def find(self, handle: str) -> Model | None:
-        """The model of that handle, also if ``models`` does not list it; None if there is none."""
+        """Return the model of that handle, even if it is not listed; None if there is none."""
         return next((model for model in self.models() if model.handle == handle), None)
 
     async def refresh(self) -> bool:
-        """Bring ``models`` up to date once, within a bound; return False if that failed."""
+        """Fetch the list of models once, within a bound; return False if that failed."""
         return True
 
     def problems(self) -> Sequence[str]:
-        """Sentences on what kept models from being listed; none if nothing did."""
+        """Return sentences about models that could not be listed."""
         return ()
 
     async def keep_current(self) -> None:
-        """Keep ``models`` current until cancelled, or return if they do not change."""
+        """Keep ``models`` current until cancelled; return at once if they never change."""
         return
 
     async def aclose(self) -> None:
-        """Let go of whatever the engine holds; no turn is under way."""
+        """Release the engine's resources. No turn is running."""
         return
 
 
@@ -275,7 +278,7 @@ SomeDelta = TypeVar("SomeDelta")
 async def closing_deltas(
     deltas: AsyncIterator[SomeDelta],
 ) -> AsyncIterator[AsyncIterator[SomeDelta]]:
-    """Close a generator of deltas on every way out; a plain iterator has nothing to close."""
+    """Close a generator of deltas on every exit; a plain iterator is left alone."""
     try:
         yield deltas
     finally:

@@ -1,8 +1,8 @@
-"""Telling the tool calls of a model's answers apart: whole names, and an id for each call.
+"""Unique ids and complete names for the tool calls of a model's answers.
 
-Providers use an id twice in one answer, use it again in a later one, or give none; some send a name
-in pieces or repeat it with every piece. Everything behind an engine finds a call by its id, so the
-deltas are put right here, once, before the log has them. Pure.
+Providers reuse an id within one answer or in a later one, or give none; some split a name or repeat
+it with every piece. Everything after the engine finds a call by its id, so deltas are normalized
+here, once, before they are logged. Pure.
 """
 
 import json
@@ -12,19 +12,19 @@ from dataclasses import dataclass, field, replace
 from reattach.engine.base import Delta, StepFinished, ToolCallDelta, ToolReturn, ToolStarting
 
 _NAMELESS = "call"
-"""The stem of an id for a call that has none."""
+"""The stem of the id of a call without one."""
 
 
 class CallIds:
-    """Ids of tool calls, none of them given twice."""
+    """Allocates ids of tool calls, each once."""
 
     def __init__(self, taken: Callable[[], Iterable[str]] = tuple) -> None:
-        """``taken`` lists the ids that other calls have already; asked with the first call."""
+        """``taken`` lists the ids of earlier calls; it is called with the first allocation."""
         self._list_taken = taken
         self._taken: set[str] | None = None
 
     def unused(self, wanted: str) -> str:
-        """Return ``wanted``, or a variant of it if another call has it. The same for the same."""
+        """Return ``wanted``, or a deterministic variant of it if that is taken."""
         if self._taken is None:
             self._taken = set(self._list_taken())
         unused = wanted or f"{_NAMELESS}-1"
@@ -38,7 +38,7 @@ class CallIds:
 
 @dataclass(slots=True)
 class Call:
-    """One call as far as the model has said it."""
+    """One call as far as the model has produced it."""
 
     id: str
     step: int
@@ -46,7 +46,7 @@ class Call:
     pieces: list[str] = field(default_factory=list)
     needs_approval: bool = False
     is_held: bool = True
-    """Whether nothing of it has been passed on yet, so that its name may still grow."""
+    """Whether none of it was passed on yet, so that its name may still grow."""
     has_returned: bool = False
 
     @property
@@ -54,12 +54,12 @@ class Call:
         return "".join(self.pieces)
 
     def add_name(self, piece: str) -> None:
-        """Join a piece of the name. A name that is repeated whole is no piece."""
+        """Append a piece of the name. A repetition of the whole name is ignored."""
         if piece != self.name:
             self.name += piece
 
     def is_followed_by(self, delta: ToolCallDelta, step: int) -> bool:
-        """Whether ``delta``, of the same id, begins another call."""
+        """Whether ``delta``, which has the same id, begins another call."""
         if delta.name is None:
             return False
         if self.has_returned or self.step != step:
@@ -68,22 +68,24 @@ class Call:
 
 
 class CallStream:
-    """The calls of one answer. ``hear`` its deltas in order, and pass on what that gives.
+    """The calls of one answer.
 
-    A call's name is passed on with its arguments, or before the next delta that is no call.
+    Pass its deltas to ``take`` in order, and use what it yields instead.
+
+    A call's name is passed on with its first arguments, or before the next delta that is no call.
     """
 
     def __init__(self, ids: CallIds) -> None:
         self.calls: dict[str, Call] = {}
-        """By their own ids, in the order in which they began."""
+        """By allocated id, in the order in which they began."""
         self._ids = ids
         self._called: dict[str, list[Call]] = {}
-        """By the engine's ids."""
+        """By the engine's id."""
         self._held: list[Call] = []
         self._step = 0
 
     def take(self, delta: Delta) -> Iterator[Delta]:
-        """Yield ``delta`` with a call's own id, after what was held until then."""
+        """Yield what was held back, then ``delta`` with the call's allocated id."""
         if isinstance(delta, ToolCallDelta):
             yield from self._call(delta)
             return
@@ -102,7 +104,7 @@ class CallStream:
                 yield delta
 
     def flush(self) -> Iterator[ToolCallDelta]:
-        """Yield the names of calls that have no arguments so far."""
+        """Yield the names of calls that have no arguments yet."""
         held, self._held = self._held, []
         for call in held:
             call.is_held = False
@@ -127,19 +129,19 @@ class CallStream:
             yield replace(delta, tool_call_id=call.id, name=None)
 
     def _begin(self, call: Call, delta: ToolCallDelta) -> Iterator[ToolCallDelta]:
-        """Pass on the call's name with its first arguments, after the calls that began before."""
+        """Yield earlier held calls, then this call's name with its first arguments."""
         place = self._held.index(call)
         later, self._held = self._held[place + 1 :], self._held[:place]
         yield from self.flush()
         self._held, call.is_held = later, False
-        if call.name == delta.name:  # A call that comes in one piece stays in one.
+        if call.name == delta.name:  # Keep name and arguments in one delta.
             yield replace(delta, tool_call_id=call.id)
             return
         yield ToolCallDelta(call.id, call.name, None, call.needs_approval)
         yield replace(delta, tool_call_id=call.id, name=None)
 
     def _unreturned(self, call_id: str) -> Call | None:
-        """The call that a return of the engine's own belongs to."""
+        """Return the first call under the engine's id that has not returned."""
         calls = self._called.get(call_id, [])
         return next((call for call in calls if not call.has_returned), None)
 

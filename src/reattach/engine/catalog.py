@@ -1,4 +1,4 @@
-"""Which engine answers for which model."""
+"""The engines of a server, by the handles of their models."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -8,14 +8,14 @@ from reattach.domain.errors import NotFoundError, StartupError
 from reattach.engine.base import Engine, Model
 
 _SHOWN_CHARACTERS = 100
-"""As much of a wrong handle is repeated in the error, which may be of any length."""
+"""The part of an unknown handle that the error repeats."""
 
 
 class Catalog:
-    """All engines of a server, in order of preference: the first model is the default one."""
+    """All engines of a server in order of preference; the first model is the default."""
 
     def __init__(self, engines: Iterable[Engine]) -> None:
-        """Raises StartupError if two engines offer a model of the same handle."""
+        """Raises StartupError if two engines offer the same handle."""
         self._engines = tuple(engines)
         handles = [model.handle for model in self.models()]
         if twice := sorted({handle for handle in handles if handles.count(handle) > 1}):
@@ -25,31 +25,31 @@ class Catalog:
             )
 
     def models(self) -> Sequence[Model]:
-        """Every model that can be asked at present."""
+        """Return every model on offer now."""
         return [model for engine in self._engines for model in engine.models()]
 
     def model(self, handle: str) -> Model:
-        """Look up a model; raises NotFoundError that names those there are."""
+        """Return a model. Raises NotFoundError, which lists the models."""
         return self._find(handle)[1]
 
     def engine(self, handle: str) -> Engine:
-        """Look up who answers for a model; raises NotFoundError that names those there are."""
+        """Return the engine of a model. Raises NotFoundError, which lists the models."""
         return self._find(handle)[0]
 
     def first(self) -> str | None:
-        """The handle of the first model, which answers where nothing else is named."""
+        """Return the handle of the first model, which answers where none is named."""
         return next((model.handle for model in self.models()), None)
 
     def may_answer(self) -> bool:
-        """Whether any engine offers a model now, or may list some later."""
+        """Whether an engine offers a model now, or may list some later."""
         return any(engine.models() or engine.lists_later for engine in self._engines)
 
     def problems(self) -> list[str]:
-        """Sentences on what kept models from being listed."""
+        """Return sentences about models that could not be listed."""
         return [problem for engine in self._engines for problem in engine.problems()]
 
     async def refresh(self) -> None:
-        """Bring the lists of all engines up to date once, within a bound."""
+        """Fetch the lists of all engines once, within a bound."""
         await asyncio.gather(*(engine.refresh() for engine in self._engines))
 
     async def keep_current(self) -> None:
@@ -57,7 +57,7 @@ class Catalog:
         await asyncio.gather(*(engine.keep_current() for engine in self._engines))
 
     async def aclose(self) -> None:
-        """Close all engines, the last one first, also when one of them fails to close."""
+        """Close all engines, the last one first, even if one of them fails to close."""
         async with AsyncExitStack() as closing:
             for engine in self._engines:
                 closing.push_async_callback(engine.aclose)

@@ -1,4 +1,4 @@
-"""Any async generator as an engine: how an application in Python brings its own agent."""
+"""Async generator functions as an engine: an application's own agent in Python."""
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -7,29 +7,27 @@ from reattach.domain.events import Usage
 from reattach.engine.base import Delta, Engine, Finished, Model, StepFinished, TextDelta, Turn
 
 AnswerFunction = Callable[[Turn], AsyncIterator[str | Delta]]
-"""Answers one turn. A ``str`` stands for a TextDelta, and an empty one for nothing."""
+"""Answers one turn. A ``str`` is a TextDelta; an empty one is ignored."""
 
 
 class FunctionEngine(Engine):
-    """Answers with async generator functions, one for each model that it offers.
+    """Answers with async generator functions, one per model.
 
-    A function is given the turn and yields what it has as soon as it has it; the last user
-    message is in ``turn.input``. Its steps are its own: output after its last ``StepFinished``,
-    or all of it, counts as one step of unknown usage. What it yields after ``Finished`` is not
-    asked for. A function that yields calls with ``needs_approval`` returns then: the client runs
-    them, and their returns are the input of the next turn, or it lets them run, and they are that
-    turn's ``due``, for the function to run. The generator is closed when the run is cancelled. An
-    EngineError that it raises is shown to clients; any other exception ends the run as an internal
-    error.
+    A function gets the turn and yields output as soon as it has it; the last user message is in
+    ``turn.input``. Output after its last ``StepFinished`` counts as one step of unknown usage.
+    After ``Finished`` nothing more is requested. A function that yields calls with
+    ``needs_approval`` returns then. The client runs them and sends their returns as the input of
+    the next turn, or approves them, and they are that turn's ``due`` for the function to run. The
+    generator is closed when the run is cancelled. Clients see the text of an EngineError; any other
+    exception ends the run as an internal error.
 
-    Examples:
-        >>> engine = FunctionEngine()
-        >>> @engine.model("parrot")
-        ... async def parrot(turn):
-        ...     for word in turn.input[-1].text.split():
-        ...         yield word + " "
-        >>> [model.handle for model in engine.models()]
-        ['function/parrot']
+    >>> engine = FunctionEngine()
+    >>> @engine.model("parrot")
+    ... async def parrot(turn):
+    ...     for word in turn.input[-1].text.split():
+    ...         yield word + " "
+    >>> [model.handle for model in engine.models()]
+    ['function/parrot']
     """
 
     def __init__(
@@ -40,11 +38,11 @@ class FunctionEngine(Engine):
         context_window_tokens: int = 128_000,
         own_tools: Collection[str] | None = None,
     ) -> None:
-        """Offer ``functions`` by name, or a single one by its own name.
+        """Offer ``functions`` by name, or a single one under its own name.
 
-        The handle of a model is ``provider_name/name``. With ``own_tools``, the names of the tools
-        that the functions run themselves, a call of a tool that nobody has is answered with an
-        error; without, every call counts as one of their own.
+        The handle of a model is ``provider_name/name``. ``own_tools`` names the tools that the
+        functions run themselves; a call of any other tool gets an error return. Without it, every
+        call counts as one of their own.
         """
         self.own_tools = own_tools
         self._provider_name = provider_name
@@ -57,12 +55,12 @@ class FunctionEngine(Engine):
             self.model(getattr(functions, "__name__", "answer"))(functions)
 
     def model(self, name: str) -> Callable[[AnswerFunction], AnswerFunction]:
-        """Decorate a function to answer for the model ``name``; the function stays as it is.
+        """Return a decorator that registers a function for the model ``name``.
 
-        Raises ValueError if the name is taken or empty.
+        The function is unchanged. Raises ValueError if the name is taken or empty.
         """
         if not name or name in self._functions:
-            raise ValueError(f"a model needs a name of its own, and {name!r} is empty or taken")
+            raise ValueError(f"the model name {name!r} is empty or taken; use another one")
 
         def register(function: AnswerFunction) -> AnswerFunction:
             self._functions[name] = function

@@ -1,9 +1,9 @@
-"""The way in for deltas: every engine's numbers, texts and ids are made storable here.
+"""The entry for deltas: makes the numbers, texts and ids of every engine storable.
 
-Nothing is written that cannot be read back. An engine hands on whatever its provider or its tools
-gave it, so a count may be a fraction and a text may end within a character. What has a meaning is
-kept; the rest becomes U+FFFD, an unknown count or a generated id. A delta of the wrong type is a
-fault of the engine, and raises TypeError before anything of it is taken.
+Everything that is logged can be read back. An engine passes on values of its provider or tools, so
+a count may be a fraction and a text may end within a character. Values with a meaning are kept;
+others become U+FFFD, an unknown count or a generated id. A delta of a wrong type is a fault of the
+engine and raises TypeError before any of it is used.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ _COUNTS: Final = tuple(member.name for member in fields(Usage))
 
 
 def whole_count(value: object) -> int | None:
-    """The value as a whole non-negative count, rounded; None if it is no count."""
+    """Return the value as a non-negative integer, rounded; None if it is no count."""
     if isinstance(value, bool | str | bytes):
         return None
     try:
@@ -44,13 +44,13 @@ def whole_count(value: object) -> int | None:
     except TypeError:
         try:
             count = round(float(cast("float", value)))
-        except (TypeError, ValueError, OverflowError):  # NaN and infinity are the last two.
+        except (TypeError, ValueError, OverflowError):  # NaN and infinity raise the last two.
             return None
     return count if 0 <= count <= MAX_INTEGER else None
 
 
 def storable_usage(usage: object) -> Usage:
-    """Usage whose members are all whole counts; one that is unknown is 0 where it has to be."""
+    """Return usage whose counts are all integers; an unknown required count is 0."""
     if not isinstance(usage, Usage):
         return Usage()
     counts: dict[str, int | None] = {}
@@ -61,7 +61,7 @@ def storable_usage(usage: object) -> Usage:
 
 
 def storable_return(returned: ToolReturn) -> ToolReturn:
-    """A tool's return whose texts can be stored, told to a model and sent to clients."""
+    """Return a tool's return whose texts can be stored and sent to models and clients."""
     return ToolReturn(
         returned.tool_call_id,
         _text(returned.name),
@@ -73,64 +73,68 @@ def storable_return(returned: ToolReturn) -> ToolReturn:
 
 
 class Intake:
-    """The deltas of one run, in the order in which its engine yields them.
+    """Makes the deltas of one run storable, in the order in which the engine yields them.
 
-    ``take`` each, and ``release`` at the end. A text that ends with half a surrogate pair is held
-    back by that half, since the next delta may begin with the other one. Taking deltas that
-    another intake gave changes nothing.
+    Call ``take`` for each and ``release`` at the end. A trailing half of a surrogate pair is held
+    back, because the next delta may begin with the other half. Deltas from another intake pass
+    unchanged.
     """
 
     def __init__(self) -> None:
         self._part: object = None
-        """The kind of part under way; halves are joined within one part only."""
-        self._halves: dict[tuple[_Spoken, str], str] = {}
-        """Halves held back, by an empty delta like their own and the member they belong to."""
+        """The kind of the current part; halves are joined within one part only."""
+        self._halves: dict[tuple[_ModelDelta, str], str] = {}
+        """The halves held back, by an empty delta of their kind and the member they belong to."""
         self._ids: dict[str, str] = {}
-        """Every tool call id that the engine used, and the id that stands for it."""
+        """The stored id for every tool call id of the engine."""
         self._taken: set[str] = set()
         self._step_is_over = False
 
     def is_plain(self, text: object) -> bool:
-        """Whether a delta of this text alone can be stored as it is: all that most deltas cost."""
+        """Whether a delta with only this text is storable as it is, as most are."""
         return not self._halves and type(text) is str and is_storable(text)
 
     def take(self, delta: Delta) -> Sequence[Delta]:
-        """The deltas to store for ``delta``.
+        """Return the storable deltas for ``delta``.
 
-        Raises TypeError or ValueError, taking nothing, for one that no engine may yield.
+        Raises:
+            TypeError: It is no delta. None of it is used.
+            ValueError: A member has no valid value. None of it is used.
         """
         match delta:
             case TextDelta(text):
                 members: dict[str, Any] = {"text": _string(text)}
-                empty: _Spoken = TextDelta("")
+                empty: _ModelDelta = TextDelta("")
             case ReasoningDelta(text, signature):
                 members = {"text": _string(text), "signature": _optional(signature)}
                 empty = ReasoningDelta("")
             case ToolCallDelta(name=name, arguments=arguments, needs_approval=waits):
                 members = {"name": _optional(name), "arguments": _optional(arguments)}
-                empty = ToolCallDelta(self._called(delta.tool_call_id), needs_approval=bool(waits))
+                empty = ToolCallDelta(
+                    self._id_of_call(delta.tool_call_id), needs_approval=bool(waits)
+                )
             case _:
-                whole = self._whole(delta)
+                whole = self._storable(delta)
                 return [*self.release(), whole]
         part = (type(empty), getattr(empty, "needs_approval", None))
         released = [] if part == self._part else self.release()
         self._part = part
-        members = {member: self._joined(empty, member, text) for member, text in members.items()}
-        spoken: _Spoken = replace(empty, **members)
-        if isinstance(spoken, ToolCallDelta) or spoken != empty or delta == empty:
-            return [*released, spoken]
-        return released  # All of it is held back.
+        members = {member: self._join(empty, member, text) for member, text in members.items()}
+        storable: _ModelDelta = replace(empty, **members)
+        if isinstance(storable, ToolCallDelta) or storable != empty or delta == empty:
+            return [*released, storable]
+        return released  # Everything is held back.
 
     def release(self) -> Sequence[Delta]:
-        """The deltas for the halves that are held: their other halves will not come."""
+        """Return deltas for the held halves, whose other halves will not come."""
         self._part = None
         halves, self._halves = self._halves, {}
-        members: list[tuple[_Spoken, dict[str, Any]]]
+        members: list[tuple[_ModelDelta, dict[str, Any]]]
         members = [(empty, {member: REPLACEMENT}) for empty, member in halves]
         return [replace(empty, **member) for empty, member in members]
 
     def call_id(self, given: str) -> str:
-        """The id that stands for the tool call that the engine calls ``given``."""
+        """Return the stored id of the tool call that the engine calls ``given``."""
         known = self._ids.get(given)
         if known is not None:
             return known
@@ -143,13 +147,13 @@ class Intake:
         self._taken.add(fit)
         return fit
 
-    def _called(self, given: str) -> str:
+    def _id_of_call(self, given: str) -> str:
         if given == "" and self._step_is_over:
-            self._ids.pop(given, None)  # A call of a later step is another one.
+            self._ids.pop(given, None)  # In a later step it is another call.
         self._step_is_over = False
         return self.call_id(given)
 
-    def _joined(self, empty: "_Spoken", member: str, text: str | None) -> str | None:
+    def _join(self, empty: "_ModelDelta", member: str, text: str | None) -> str | None:
         if text is None:
             return None
         text = self._halves.pop((empty, member), "") + text
@@ -160,7 +164,7 @@ class Intake:
             text = text[:-1]
         return storable_text(text)
 
-    def _whole(self, delta: object) -> Delta:
+    def _storable(self, delta: object) -> Delta:
         match delta:
             case StepFinished(usage):
                 self._step_is_over = True
@@ -186,7 +190,7 @@ class Intake:
                 raise TypeError(f"an engine yields deltas, not {type(delta).__name__}")
 
 
-_Spoken = TextDelta | ReasoningDelta | ToolCallDelta
+_ModelDelta = TextDelta | ReasoningDelta | ToolCallDelta
 
 
 def _storable_compacted(delta: Compacted) -> Compacted:
@@ -209,7 +213,7 @@ def _storable_compacted(delta: Compacted) -> Compacted:
 
 
 def _string(value: object) -> str:
-    """The value as a plain ``str``, since encoders refuse subclasses."""
+    """Return the value as a plain ``str``, because encoders refuse subclasses."""
     if type(value) is str:
         return value
     if isinstance(value, str):

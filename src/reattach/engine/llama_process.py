@@ -1,14 +1,14 @@
-"""The process that the local model lives in; ``local.py`` starts it and speaks to it.
+"""The child process of the local model; ``local.py`` starts it and talks to it.
 
-It is run as a script, with nothing of Reattach imported, so that it starts fast and a fault in
-native code ends this process and not the server. It ends when its standard input does, which the
-operating system closes with the server, however that died.
+It runs as a script without importing Reattach, so that it starts fast and a fault in native code
+ends only this process. It ends when its standard input closes, which the operating system does when
+the server ends in any way.
 
-Both ways go lines of JSON. In: ``{"id", "body", "prompt_limit_tokens"}`` asks for an answer to
-the chat completion request ``body``, ``{"cancel": id}`` takes that back. Out, by ``id``: any number
+Both directions are lines of JSON. In: ``{"id", "body", "prompt_limit_tokens"}`` asks for an answer
+to the chat completion request ``body``; ``{"cancel": id}`` cancels it. Out, by ``id``: any number
 of ``{"text"}`` and ``{"reasoning"}``, then one of ``{"end", "usage"}``, ``{"error"}`` and
-``{"overflow": prompt tokens}``, which says that the prompt is longer than its limit and nothing
-was generated; or ``{"fatal"}`` without an id, and the process ends.
+``{"overflow": prompt tokens}``, which says that the prompt exceeds its limit and nothing was
+generated. ``{"fatal"}`` has no id, and the process ends.
 """
 
 import importlib
@@ -29,7 +29,7 @@ class _Server(Protocol):
     def handle_chat_completions(
         self, body: Mapping[str, object], callback: Callable[[Chunk], bool]
     ) -> None:
-        """Call back with every chunk on this thread, until it returns True or all is said."""
+        """Pass every chunk to ``callback`` on this thread, until it returns True."""
 
 
 class _ModelParameters(Protocol):
@@ -69,7 +69,7 @@ def _load(path: str, context_tokens: int, parallel: int, threads: int) -> _Serve
     parameters.cpuparams.n_threads = threads
     parameters.n_parallel = parallel
     parameters.n_ctx = context_tokens * parallel
-    # A callback comes after each batch of the prompt at least; only there can an answer be stopped.
+    # Only a callback can stop an answer, and the prompt has one per batch.
     parameters.n_batch = parameters.n_ubatch = 64
     parameters.cache_ram_mib = 0
     parameters.warmup = False
@@ -77,14 +77,14 @@ def _load(path: str, context_tokens: int, parallel: int, threads: int) -> _Serve
     parameters.ui = False
     parameters.endpoint_slots = False
     parameters.api_keys = [secrets.token_hex(32)]
-    # It insists on serving HTTP: on a socket file in a directory of its own, gone once it listens.
+    # It always serves HTTP: give it a socket file that is deleted once it listens.
     with tempfile.TemporaryDirectory() as directory:
         parameters.hostnames = [os.path.join(directory, "s.sock")]  # noqa: PTH118
         return xllamacpp.Server(parameters)
 
 
 class LlamaProcess:
-    """Answers requests side by side, ``parallel`` at a time, the others in order of arrival."""
+    """Answers requests, ``parallel`` at a time, the others in order of arrival."""
 
     def __init__(self, replies: BinaryIO, parallel: int) -> None:
         self._replies = replies
@@ -94,7 +94,7 @@ class LlamaProcess:
         self._workers = ThreadPoolExecutor(parallel)
 
     def load(self, path: str, context_tokens: int, parallel: int, threads: int) -> None:
-        """Load the model, or report why not and end the process."""
+        """Load the model, or report the failure and end the process."""
         try:
             server = _load(path, context_tokens, parallel, threads)
         except (ImportError, OSError, RuntimeError, ValueError) as error:
@@ -103,7 +103,7 @@ class LlamaProcess:
         self._server.set_result(server)
 
     def take(self, command: Mapping[str, object]) -> None:
-        """Begin an answer or cancel one; never waits."""
+        """Start or cancel an answer without waiting."""
         if "cancel" in command:
             self._cancelled.add(cast(int, command["cancel"]))
         else:
@@ -151,7 +151,7 @@ class _Answer:
         self._is_over = False
 
     def take(self, chunk: Chunk) -> bool:
-        """Pass on what a chunk holds; True stops the generation."""
+        """Pass on the content of a chunk; return True to stop the generation."""
         if self._is_over or self._is_cancelled():
             self._is_over = True
             return True
@@ -173,7 +173,7 @@ class _Answer:
         return False
 
     def finish(self) -> None:
-        """Say that all chunks have come."""
+        """Reply that the answer has ended."""
         if not self._is_over:
             self._finish_with({"end": self._end, "usage": self._usage})
 
@@ -189,16 +189,16 @@ class _Answer:
 
 
 def main() -> None:
-    """Serve until standard input ends. Arguments: path, context tokens, parallel, threads."""
+    """Serve until standard input closes. Arguments: path, context tokens, parallel, threads."""
     path = sys.argv[1]
     context_tokens, parallel, threads = map(int, sys.argv[2:])
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
-    # What native code prints must not get between the lines.
+    # Native code must not print between the lines.
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     if hasattr(os, "nice"):
-        os.nice(5)  # the server's readers come before the model's next token
+        os.nice(5)  # the server's readers have priority over the model
     process = LlamaProcess(replies, parallel)
     loading = (path, context_tokens, parallel, threads)
     threading.Thread(target=process.load, args=loading, daemon=True).start()

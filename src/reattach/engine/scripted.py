@@ -1,45 +1,45 @@
-"""An engine without a model: it does what the message tells it to, the same every time.
+"""An engine without a model: it follows the directives of the message, deterministically.
 
-It is for tests, for benchmarks, and for trying out clients. Without directives it repeats the
-user's text word by word. Directives stand in square brackets in the text of the turn's last user
-message; what is left of the text without them is what is repeated.
+Use it for tests, for benchmarks and to try out clients. Directives stand in square brackets in the
+text of the turn's last user message. Without directives it repeats the text word by word; with them
+it may repeat the rest of the text.
 
 =========================  =====================================================================
 Directive                  Meaning
 =========================  =====================================================================
 ``[chunks=20]``            20 text deltas: ``t0 `` ``t1 `` … A step without text to repeat has 10.
 ``[think=3]``              3 reasoning deltas before the text of a step: ``r0 `` ``r1 `` …
-``[size=300]``             Each numbered delta is filled up to 300 bytes with ``x``.
+``[size=300]``             Each numbered delta is padded to 300 bytes with ``x``.
 ``[unicode]``              Numbered deltas with emoji, CJK, line ends, U+2028 and SSE look-alikes.
-``[steps=2]``              2 steps of these deltas; the numbers go on.
+``[steps=2]``              2 steps of these deltas, numbered on.
 ``[tool=name]``            A first step that calls the server's tool ``name`` and gets its return.
-                           If the agent has the tool it is run; else the return is made up.
+                           The tool runs if the agent has it; else the return is invented.
 ``[client_tool=a,b]``      Calls these tools of the client after the text, all at once, and stops:
                            ``requires_approval``.
 ``[approve=a,b]``          The same for tools of the server that need approval.
-``[with=a,b]``             Tools of the server that need none, called at once with those.
+``[with=a,b]``             Calls tools of the server that need no approval together with those.
 ``[arguments={"n": 2}]``   The arguments of every call, in pieces of 8 characters.
-``[rounds=2]``             Calls the same again when they have returned, until it did so twice.
-``[history]``              The text is the earlier messages, a line ``role: text`` for each.
+``[rounds=2]``             Repeats the calls after their returns, for 2 rounds in total.
+``[history]``              The text is the history, a line ``role: text`` for each message.
 ``[system]``               The text is the system prompt.
-``[rate=50]``              50 deltas per second; without it as fast as the loop turns.
+``[rate=50]``              50 deltas per second; by default one per event loop iteration.
 ``[wait=2.5]``             2.5 seconds of silence before the first delta.
 ``[fail=3]``               ModelError after 3 deltas, or at the end if there are fewer.
 ``[fail=3:llm_timeout]``   The same with the error of that ``error_type``.
 ``[crash=3]``              RuntimeError after 3 deltas: a fault of the engine.
 ``[hang=3]``               Silence after 3 deltas until the turn is cancelled.
 ``[stop=max_steps]``       Ends with that stop reason.
-``[context=50]``           Refuses the turn as too long for it if it is told more than 50 words.
+``[context=50]``           Fails as too long if the prompt has more than 50 words.
 =========================  =====================================================================
 
 "After n deltas" counts everything that is yielded except ``StepFinished`` and ``Finished``.
-A known name with a value that makes no sense, and an unknown name with a value, fail the turn
-with a ModelError that says so; an unknown name without a value (``[1]``) is text. A turn has no
-more steps than its ``max_steps``. A token is a word.
+A known name with an invalid value, and an unknown name with a value, fail the turn with a
+ModelError; an unknown name without a value (``[1]``) is text. A turn has at most ``max_steps``
+steps. A token is a word.
 
-A turn that begins with returns of tools, and has no user message, goes on with the directives of
-the user message before: it calls again if ``[rounds=…]`` says so, else its text is the returns, a
-line ``tool status: output`` for each. A tool of the server returns ``tool returned 1``.
+A turn with returns of tools and no user message continues the directives of the previous user
+message: it calls again while ``[rounds=…]`` allows, else its text is the returns, a line
+``tool status: output`` for each. A tool of the server returns ``tool returned 1``.
 """
 
 import asyncio
@@ -75,10 +75,11 @@ from reattach.engine.base import (
 )
 
 Gate = Callable[[Turn, int], Awaitable[None]]
-"""Awaited before delta number ``n`` (from 0) of a turn, so that a test decides when it comes."""
+"""Awaited before delta number ``n`` (from 0) of a turn, so that a test decides when it is
+yielded."""
 
 MODELS: Final[Mapping[str, float | None]] = {"echo": None, "slow": 10.0}
-"""The models by name, with their deltas per second where no directive says another rate."""
+"""The models by name, with their default rate in deltas per second."""
 
 UNICODE_FRAGMENTS: Final = (
     "naïve café ",
@@ -160,7 +161,7 @@ def _arguments(value: str) -> list[str]:
 
 _deltas = _count(0, 1_000_000)
 _FLAGS: Final = frozenset({"unicode", "history", "system"})
-# The upper ends keep one message from asking for more memory or time than a benchmark does.
+# The maxima bound the memory and time that one message can request.
 _VALUES: Final[Mapping[str, Callable[[str], object]]] = {
     "chunks": _deltas,
     "think": _deltas,
@@ -182,12 +183,12 @@ _VALUES: Final[Mapping[str, Callable[[str], object]]] = {
 }
 
 _FIELDS: Final = {"with": "without_approval"}
-"""The fields of directives whose names are words of Python."""
+"""The fields of directives whose names are Python keywords."""
 
 
 @dataclass(slots=True)
 class _Script:
-    """What one message asks for; the fields are the directives."""
+    """The directives of one message, as fields."""
 
     words: str = ""
     chunks: int | None = None
@@ -239,9 +240,9 @@ class _Script:
 
 
 class ScriptedEngine(Engine):
-    """Answers as the message's directives tell it; the module's docstring lists them.
+    """Answers as the directives of the message say; the module's docstring lists them.
 
-    Time is read from and passes by ``clock``; ``gate`` is awaited before every delta.
+    ``clock`` is used for all waiting; ``gate`` is awaited before every delta.
     """
 
     announces_tools = True  # It runs none itself.
@@ -265,8 +266,10 @@ class ScriptedEngine(Engine):
 
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
         script = _script_of(turn)
-        if script.context is not None and _words_told(turn) > script.context:
-            raise ContextWindowError(f"The scripted model takes {script.context} words, as told.")
+        if script.context is not None and _prompt_words(turn) > script.context:
+            raise ContextWindowError(
+                f"The scripted model takes {script.context} words, as the script says."
+            )
         if script.wait:
             await self._clock.sleep(script.wait)
         pace = _Pace(self._clock, script.rate or MODELS.get(turn.model.partition("/")[2]))
@@ -284,17 +287,19 @@ class ScriptedEngine(Engine):
 
     @staticmethod
     async def _interrupt(script: _Script, count: int | None) -> None:
-        """Fail, crash or hang if it is time to; ``None`` is the end, when it is always time."""
+        """Fail, crash or hang if the script says so for delta ``count``; None is the end."""
         if script.fail is not None and count in (script.fail.after, None):
-            raise script.fail.error(f"The scripted model failed as told: {script.fail.after}.")
+            raise script.fail.error(
+                f"The scripted model failed as the script says: {script.fail.after}."
+            )
         if script.crash is not None and count in (script.crash, None):
-            raise RuntimeError("the scripted engine crashed as told")
+            raise RuntimeError("the scripted engine crashed as the script says")
         if script.hang is not None and count in (script.hang, None):
             await asyncio.Event().wait()
 
 
 def _script_of(turn: Turn) -> _Script:
-    """What the turn's last user message asks for, or what is left of the one before it."""
+    """Return the script of the turn's last user message, or the rest of the previous one."""
     sent = _last_user_text(turn.input)
     if sent is not None or not (turn.due or _returns(turn)):
         return _Script.parse(sent or "")
@@ -318,9 +323,9 @@ def _script_of(turn: Turn) -> _Script:
     return script
 
 
-def _words_told(turn: Turn) -> int:
+def _prompt_words(turn: Turn) -> int:
     words = len(turn.system.split())
-    for message in (*turn.history, *turn.input):  # Counted once: each turn has them again.
+    for message in (*turn.history, *turn.input):  # Cached, because every turn repeats the history.
         known = message.__dict__.get("words")
         if known is None:
             known = message.__dict__["words"] = len(message.text.split())
@@ -342,7 +347,7 @@ def _run_tool(call: ToolCallPart) -> ToolReturn:
 
 @dataclass(slots=True)
 class _Pace:
-    """Lets deltas pass at a rate that does not drift, or one per turn of the loop."""
+    """Yields deltas at a rate that does not drift, or one per iteration of the event loop."""
 
     clock: Clock
     per_second: float | None
@@ -380,7 +385,7 @@ class _Answer:
             steps.insert(0, self._tool_step(script.tool))
         names = (*script.client_tool, *script.approve)
         if script.tool is not None and self._is_attached(script.tool):
-            del steps[1:]  # It goes on when the tool has returned.
+            del steps[1:]  # The next turn continues after the tool's return.
             names = ()
         reason = script.stop or StopReason.END_TURN
         allowed = max(self.turn.max_steps, 1)
@@ -467,7 +472,7 @@ class _Answer:
         return text + "x" * (self.script.size - len(text.encode()))
 
     def _usage(self, words: int, reasoning_words: int) -> Usage:
-        prompt = _words_told(self.turn)
+        prompt = _prompt_words(self.turn)
         completion = words + reasoning_words
         return Usage(
             completion_tokens=completion,

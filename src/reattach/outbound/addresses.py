@@ -1,8 +1,8 @@
-"""Addresses that are not those of one host on the public internet.
+"""Addresses other than those of a single host on the public internet.
 
-Clients name URLs that this server, or a model server beside it, then connects to. The table is ours
-and not that of ``ipaddress``, whose answers change with the version of Python and leave out what
-clouds and address translators do.
+Clients name URLs that this server, or a model server beside it, connects to. The table is our own,
+because that of ``ipaddress`` changes with the version of Python and lacks the addresses of clouds
+and translators.
 """
 
 import socket
@@ -21,12 +21,12 @@ Network = IPv4Network | IPv6Network
 
 
 class SpecialRange(NamedTuple):
-    """Addresses with a purpose of their own."""
+    """A range of addresses with a special purpose."""
 
     network: Network
     name: str
     source: str
-    """The RFC that sets them apart, or the cloud that uses them."""
+    """The RFC that reserves them, or the cloud that uses them."""
 
 
 def _ranges(*rows: tuple[str, str, str]) -> tuple[SpecialRange, ...]:
@@ -43,7 +43,7 @@ METADATA_SERVICES: Final = _ranges(
     ("fd00:42::42/128", "metadata service of Scaleway", "Scaleway"),
     ("fe80::/10", "link-local", "RFC 4291"),
 )
-"""They hand out credentials of the machine, so no setting allows them."""
+"""They give out the machine's credentials, so no setting allows them."""
 
 SPECIAL_RANGES: Final = METADATA_SERVICES + _ranges(
     # The IPv4 registry of IANA, also where it calls a range globally reachable: its anycast
@@ -114,9 +114,9 @@ _ISATAP: Final = frozenset({b"\x00\x00\x5e\xfe", b"\x02\x00\x5e\xfe"})
 
 
 def special_range(address: Address) -> SpecialRange | None:
-    """Return the special range that the address leads into; None for a host of the internet.
+    """Return the special range that contains the address; None for a host of the internet.
 
-    An address of IPv6 that stands for one of IPv4 is judged by that.
+    An IPv6 address that embeds an IPv4 address is judged by that.
     """
     for found in SPECIAL_RANGES:
         if address in found.network:
@@ -138,20 +138,23 @@ def is_public(address: Address) -> bool:
 
 
 def is_metadata_service(address: Address) -> bool:
-    """Return whether the address hands out credentials of the machine it is asked from."""
+    """Return whether the address gives out the credentials of the machine that connects to it."""
     found = special_range(address)
     return found is not None and found in METADATA_SERVICES
 
 
 def is_reachable(address: Address, *, to_private: bool) -> bool:
-    """Return whether clients may name the address; ``to_private`` allows all but metadata."""
+    """Return whether clients may name the address.
+
+    ``to_private`` allows all but metadata services.
+    """
     return not is_metadata_service(address) if to_private else is_public(address)
 
 
 def literal_address(host: str) -> Address | None:
-    """Return the address that the host is written as; None for a name.
+    """Return the address that the host denotes literally; None for a name.
 
-    Resolvers take IPv4 in hexadecimal, octal, as one number and shortened (``127.1``) too.
+    Resolvers also accept IPv4 in hexadecimal, octal, as one number and shortened (``127.1``).
     """
     try:
         return ip_address(host)
@@ -169,13 +172,13 @@ def _is_numeric(host: str) -> bool:
 
 
 def _embedded(address: IPv6Address) -> list[IPv4Address]:
-    """Return the addresses of IPv4 that this one may stand for."""
+    """Return the IPv4 addresses that this address may embed."""
     packed = address.packed
     if address in _MAPPED or address in _NAT64 or packed[8:12] in _ISATAP:
         return [IPv4Address(packed[12:])]
     if address not in _LOCAL_NAT64:
         return []
-    # Nobody but the operator knows the length of the prefix, so every well-formed reading counts.
+    # Only the operator knows the prefix length, so every well-formed reading counts.
     return [
         IPv4Address(bytes(packed[place] for place in places))
         for places, rest in _EMBEDDINGS.values()

@@ -1,42 +1,42 @@
-"""Bounds of requests to URLs that clients name, beside those in ``limits``."""
+"""Bounds of requests to URLs that clients name, in addition to those in ``domain.limits``."""
 
 from typing import Final
 
 IMAGE_FETCH_SECONDS: Final = 10.0
-"""How long an image by URL may take to be fetched for a provider that does not do so itself."""
+"""The time limit for fetching one image, for a provider that does not fetch it itself."""
 
 IMAGES_FETCH_SECONDS: Final = 30.0
-"""How long all of them may take together before a turn goes on without the rest."""
+"""The time limit for all images of a turn, which then continues without the rest."""
 
 IMAGE_REDIRECTS: Final = 3
-"""Redirects of such an image that are followed; each address is checked like the first."""
+"""Redirects that are followed for an image; each address is checked like the first."""
 
 IMAGES_FETCHED_AT_ONCE: Final = 4
-"""Images that a turn fetches at a time."""
+"""Images that a turn fetches concurrently."""
 
 IMAGES_FETCHED_BYTES: Final = 32 * 1024 * 1024
-"""All fetched images of a turn, and those that an engine keeps; providers take no more."""
+"""The bound on a turn's fetched images and on an engine's cache; providers accept no more."""
 
 OUTBOUND_ADDRESSES: Final = 4
-"""Addresses of a host that one request to a URL of a client tries."""
+"""Addresses of a host that one request tries."""
 
 OUTBOUND_LOOKUPS: Final = 128
-"""Names that are being looked up at a time, each in a thread that nobody can stop."""
+"""Concurrent name look-ups, each in a thread that cannot be interrupted."""
 
 CALLBACKS_PER_TENANT: Final = 8
-"""Calls of one tenant at a time: its receivers that hang hold up its own calls alone."""
+"""Concurrent calls of a tenant, so that its hanging receivers delay only its own calls."""
 
 CALLBACKS_PER_RECEIVER: Final = 4
-"""Calls of one tenant to one host at a time: one that hangs leaves places for others."""
+"""Concurrent calls of a tenant to one host, so that a hanging one leaves slots for others."""
 
 CALLBACK_BREAKER_FAILURES: Final = 3
-"""Calls in a row without an answer, after which a host is left alone for a while."""
+"""Unanswered calls in a row after which a host is skipped for a while."""
 
 CALLBACK_BREAKER_SECONDS: Final = 30.0
-"""How long that is at first; it doubles with each further call without an answer."""
+"""The first interval of skipping; it doubles with each further unanswered call."""
 
 CALLBACK_BREAKERS: Final = 500
-"""Silent hosts that a process remembers; the statement that leaves them out is bounded too."""
+"""Silent hosts that a process remembers, which also bounds the query that excludes them."""
 
 CALLBACK_SECRET_OVERLAP_SECONDS: Final = 24 * 3600.0
-"""How long a replaced secret still signs beside the new one, so that receivers can follow."""
+"""The time for which a replaced secret still signs beside the new one, for receivers to switch."""

@@ -1,8 +1,8 @@
-"""Requests to URLs that clients name, which must not reach what only this server can reach.
+"""Requests to URLs that clients name, which must not reach the operator's network.
 
-A name is looked up once, all its addresses are checked, and the connection goes to one of these, so
-a name that means another address a moment later gains nothing. Proxies of the environment are not
-used, because a proxy would look the name up again. Redirects are not followed.
+A name is looked up once, all its addresses are checked, and the connection goes to one of them, so
+a name that changes its address afterwards gains nothing. The environment's proxies are not used,
+because a proxy would look the name up again. Redirects are not followed.
 """
 
 import asyncio
@@ -28,23 +28,23 @@ from reattach.outbound.limits import (
 Response = httpx2.Response
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-"""The addresses of a host at a port. Raises OSError."""
+"""Returns the addresses of a host at a port. Raises OSError."""
 
 NOT_PUBLIC: Final = "Its host is not known, or is not on the public internet."
-"""One text for both, so that nobody learns which names exist in the operator's network."""
+"""One text for both cases, so that it does not reveal names of the operator's network."""
 
 _HOST: Final = re.compile(r"[A-Za-z0-9._:-]+")
-"""A name or address as it is looked up."""
+"""A name or address that can be looked up."""
 
 
 def checked_url(text: str, *, to_private: bool) -> httpx2.URL:
-    """Return the URL if it may be connected to, as far as its text alone can tell.
+    """Return the URL if its text allows a connection to it.
 
-    ``to_private`` allows addresses that are not of the public internet. A name is looked up only
-    when a request is made.
+    ``to_private`` allows addresses outside of the public internet. Names are looked up only when a
+    request is made.
 
     Raises:
-        UrlRefusedError: it is malformed, or names an address that clients may not name.
+        UrlRefusedError: The URL is malformed, or names an address that is not allowed.
     """
     try:
         url = httpx2.URL(text)
@@ -70,10 +70,10 @@ def checked_url(text: str, *, to_private: bool) -> httpx2.URL:
 
 
 async def resolve(host: str, port: int) -> Sequence[str]:
-    """Return what the system knows of a name.
+    """Look up a name with the system's resolver.
 
-    A look-up may take long and cannot be stopped, so it gets a thread of its own, and not one of
-    the few that asyncio has for everything else.
+    A look-up may take long and cannot be interrupted, so it runs in a thread of its own instead of
+    asyncio's small pool.
     """
     if not _lookups.acquire(blocking=False):
         raise OSError("too many names are being looked up")
@@ -85,9 +85,9 @@ async def resolve(host: str, port: int) -> Sequence[str]:
             addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             result = list(dict.fromkeys(str(address[0]) for *_, address in addresses))
         except (OSError, UnicodeError) as error:
-            _tell(loop, found, error)
+            _deliver(loop, found, error)
         else:
-            _tell(loop, found, result)
+            _deliver(loop, found, result)
         finally:
             _lookups.release()
 
@@ -98,7 +98,7 @@ async def resolve(host: str, port: int) -> Sequence[str]:
 _lookups: Final = threading.BoundedSemaphore(OUTBOUND_LOOKUPS)
 
 
-def _tell(
+def _deliver(
     loop: asyncio.AbstractEventLoop,
     found: "asyncio.Future[Sequence[str]]",
     result: Sequence[str] | Exception,
@@ -111,7 +111,7 @@ def _tell(
         else:
             found.set_result(result)
 
-    with suppress(RuntimeError):  # The loop is closed: nobody waits any more.
+    with suppress(RuntimeError):  # The loop is closed.
         loop.call_soon_threadsafe(settle)
 
 
@@ -122,7 +122,7 @@ class _Request:
     headers: Mapping[str, str]
     content: bytes | None
 
-    def sent(
+    def send(
         self, client: httpx2.AsyncClient, address: str
     ) -> AbstractAsyncContextManager[httpx2.Response]:
         return client.stream(
@@ -135,7 +135,7 @@ class _Request:
 
 
 class Outbound:
-    """Makes requests to URLs of clients. ``to_private`` as in ``checked_url``."""
+    """Makes requests to clients' URLs. ``to_private`` as in ``checked_url``."""
 
     def __init__(self, *, to_private: bool, resolve: Resolve = resolve) -> None:
         self._to_private = to_private
@@ -151,13 +151,14 @@ class Outbound:
         headers: Mapping[str, str] | None = None,
         content: bytes | None = None,
     ) -> AsyncIterator[httpx2.Response]:
-        """Open the response on a connection of its own, whose addresses were checked before.
+        """Open the response on a connection of its own to a checked address.
 
-        It has no timeout of its own. No connection is kept.
+        There is no timeout and no connection reuse.
 
         Raises:
-            UrlRefusedError: nothing was connected to, also if the name is not known.
-            UrlUnreachableError: the connection or the exchange failed.
+            UrlRefusedError: The URL is not allowed, or its name is unknown; nothing was connected
+                to.
+            UrlUnreachableError: The connection or the exchange failed.
         """
         url = checked_url(text, to_private=self._to_private)
         if self._tls is None:
@@ -166,7 +167,7 @@ class Outbound:
         request = _Request(method, url, headers or {}, content)
         try:
             async with AsyncExitStack() as stack:
-                yield await self._connected(stack, addresses, request)
+                yield await self._connect(stack, addresses, request)
         except (OSError, httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
             raise UrlUnreachableError(f"{type(error).__name__}: {error}") from error
 
@@ -183,15 +184,15 @@ class Outbound:
             raise UrlRefusedError(NOT_PUBLIC)
         return found[:OUTBOUND_ADDRESSES]
 
-    async def _connected(
+    async def _connect(
         self,
         stack: AsyncExitStack,
         addresses: Sequence[str],
         request: "_Request",
     ) -> httpx2.Response:
-        """Return the response of the first address that takes a connection.
+        """Return the response of the first address that accepts a connection.
 
-        The URL's name stands in Host, and is what TLS checks.
+        The Host header and the TLS check use the URL's name.
         """
         assert self._tls is not None
         for place, address in enumerate(addresses, 1):
@@ -201,7 +202,7 @@ class Outbound:
                 )
             )
             try:
-                return await stack.enter_async_context(request.sent(client, address))
+                return await stack.enter_async_context(request.send(client, address))
             except httpx2.ConnectError:
                 if place == len(addresses):
                     raise
@@ -209,7 +210,7 @@ class Outbound:
 
 
 def _prepare_tls() -> ssl.SSLContext:
-    """Read from files what connections need, which is not for the event loop."""
+    """Read the certificates. Call it outside of the event loop."""
     context = ssl.create_default_context()
-    httpx2.AsyncHTTPTransport(verify=context)  # The first one imports what it consists of.
+    httpx2.AsyncHTTPTransport(verify=context)  # The first one imports modules.
     return context

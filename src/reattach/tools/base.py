@@ -1,4 +1,4 @@
-"""Tools that the server runs: what one is, and all that a server has."""
+"""The contract of a tool that the server runs, and the tools of a server."""
 
 import hashlib
 import uuid
@@ -13,7 +13,7 @@ from reattach.domain.ids import AgentId, ConversationId, TenantId, ToolId
 from reattach.engine.base import ServerTool
 
 SETTING: Final = "server_tools"
-"""The member of an agent's settings that names its tools, with what it wants of approvals."""
+"""The member of an agent's settings with its tools and their approval rules."""
 
 RETIRED_TOOLS: Final = frozenset(
     {
@@ -38,15 +38,18 @@ RETIRED_TOOLS: Final = frozenset(
         "web_search",
     }
 )
-"""The names of the tools that the retired server brought along; here a package may bring one."""
+"""The names of the retired server's built-in tools; a package may provide one here."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolContext:
-    """The one that a call is made for. A function may have it as a parameter of this type."""
+    """The tenant, agent and conversation of a call.
+
+    A function may take it as a parameter of this type.
+    """
 
     tenant: TenantId | None = None
-    """None where no server makes the call, as in tests of a tool."""
+    """None outside of a server, as in tests of a tool."""
     agent_id: AgentId | None = None
     conversation_id: ConversationId | None = None
     """None: the agent's default conversation."""
@@ -56,40 +59,43 @@ NO_CONTEXT: Final = ToolContext()
 
 
 class Tool(ABC):
-    """A tool that agents can be given. Its name is its own within a server."""
+    """A tool for agents. Its name is unique within a server."""
 
     name: str
     description: str | None
     parameters: Mapping[str, Any]
-    """The JSON schema of its arguments, an object."""
+    """The JSON schema of the arguments, an object."""
     requires_approval: bool
-    """Whether its calls wait for an approval, whatever an agent says; else the agent may say so."""
+    """Whether every call waits for an approval. If not, an agent may still ask for that."""
     tenants: frozenset[str] | None = None
-    """The tenants whose agents may have it; None: all."""
+    """The tenants whose agents may use it; None: all."""
     kind: Literal["custom", "external_mcp"]
     server: str | None = None
-    """The name of the MCP server that has it."""
+    """The name of its MCP server, if it has one."""
     call_seconds: float | None = None
-    """How long one call may take; None: as the settings say for all."""
+    """The time limit of one call; None: the setting for all tools."""
 
     @abstractmethod
     async def call(self, arguments: str) -> str:
-        """Run it once with the arguments' JSON text, and return the text for the model.
+        """Run the tool once with the arguments' JSON text, and return the text for the model.
 
-        Raises ToolError with a text for the model; anything else that it raises is a fault of
-        the tool. When it is cancelled it lets go within a moment, though its work may go on.
+        When cancelled, it returns within a moment, though its work may continue.
+
+        Raises:
+            ToolError: The call failed; the text is for the model. Any other exception is a fault of
+                the tool.
         """
 
     async def call_for(self, context: ToolContext, arguments: str) -> str:  # noqa: ARG002
-        """Run it as ``call`` does, for a tool that may want to know whom the call is for."""
+        """Run the tool like ``call``, with the context of the call."""
         return await self.call(arguments)
 
     async def ready(self) -> "Tool":
-        """The tool as models are to be told of it, after a moment if that is not known yet."""
+        """Return the tool with its description and schema, waiting briefly for them."""
         return self
 
     def is_for(self, tenant: TenantId | None) -> bool:
-        """Return whether agents of the tenant may have it; None stands for the operator."""
+        """Whether agents of the tenant may use it; None is the operator."""
         return tenant is None or self.tenants is None or tenant in self.tenants
 
     @property
@@ -98,19 +104,19 @@ class Tool(ABC):
 
 
 class ToolSource(ABC):
-    """Where tools come from that change while a server runs."""
+    """Tools that change while the server runs."""
 
     @abstractmethod
     def tools(self) -> Sequence[Tool]:
-        """Those that it has, as far as is known."""
+        """Return the known tools."""
 
     @abstractmethod
     def find(self, name: str) -> Tool | None:
-        """The tool; also one that it may have, as long as nobody knows."""
+        """Return the tool of that name; a placeholder while the source is not known yet."""
 
 
 def tool_id(name: str) -> ToolId:
-    """The same for the same name, in every process and after every restart."""
+    """Return the id of a tool, the same in every process and after every restart."""
     digest = hashlib.sha256(f"reattach tool {name}".encode()).digest()
     return ToolId(f"tool-{uuid.UUID(bytes=digest[:16], version=4)}")
 
@@ -124,16 +130,16 @@ class AttachedTool:
 
     @property
     def definition(self) -> ServerTool:
-        """What an engine is told of it."""
+        """The definition of the tool for an engine."""
         tool = self.tool
         return ServerTool(tool.name, tool.description, tool.parameters, self.requires_approval)
 
 
 class Toolbox:
-    """All tools of a server, in the order of their names."""
+    """All tools of a server, sorted by name."""
 
     def __init__(self, tools: Iterable[Tool] = (), source: ToolSource | None = None) -> None:
-        """The ``tools`` are always there, and go before those of the ``source``.
+        """``tools`` are permanent, and take precedence over those of ``source``.
 
         Raises StartupError if two of them have one name.
         """
@@ -149,7 +155,7 @@ class Toolbox:
             self._tools[tool.name] = tool
 
     def for_tenant(self, tenant: TenantId | None) -> Self:
-        """Return the toolbox as the tenant sees it: without tools that are for others."""
+        """Return the toolbox without the tools of other tenants."""
         seen = copy(self)
         seen._tenant = tenant
         return seen
@@ -166,20 +172,20 @@ class Toolbox:
         return next((tool for tool in self.tools() if tool.id == tool_id), None)
 
     def attached_tools(self, settings: Mapping[str, Any]) -> Sequence[AttachedTool]:
-        """Return the tools of the agent with these settings, in the order in which it got them.
+        """Return the tools of the agent with these settings, in the order of attachment.
 
-        Tools that the server no longer has, or has for other tenants, are left out. Those of a
-        source that is not there yet are not. An agent may ask for more approvals than the operator
-        requires, and not for fewer.
+        Tools that the server no longer has, or has only for other tenants, are left out; tools of a
+        source that is not known yet are not. An agent may require more approvals than the operator,
+        but not fewer.
         """
         wanted: Mapping[str, bool | None] = settings.get(SETTING) or {}
         return [
             AttachedTool(tool, tool.requires_approval or bool(asked))
             for name, asked in wanted.items()
-            if (tool := self._wanted(name)) is not None and tool.is_for(self._tenant)
+            if (tool := self._find(name)) is not None and tool.is_for(self._tenant)
         ]
 
-    def _wanted(self, name: str) -> Tool | None:
+    def _find(self, name: str) -> Tool | None:
         if name in self._tools or self._source is None:
             return self._tools.get(name)
         return self._source.find(name)

@@ -1,4 +1,4 @@
-"""One call of a tool, bounded: it always has a return, whatever the tool does."""
+"""One bounded call of a tool, which always produces a return."""
 
 import asyncio
 from dataclasses import dataclass
@@ -16,24 +16,22 @@ logger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Fault:
+class _Failure:
     kind: str
 
 
 async def call_tool(
     tool: Tool, call: ToolCallPart, *, seconds: float, context: ToolContext = NO_CONTEXT
 ) -> ToolReturn:
-    """Run the call. What raises, takes longer than ``seconds`` or returns too much is an error.
+    """Run the call and return its storable return.
 
-    The return's text can be stored. When it is cancelled, or time is up, the tool is told so and
-    not waited for.
+    An exception, a call longer than ``seconds`` and a result that is too large become error
+    returns. On a timeout or a cancellation the tool is cancelled, but not waited for.
     """
-    return storable_return(await _called(tool, call, seconds, context))
+    return storable_return(await _call(tool, call, seconds, context))
 
 
-async def _called(
-    tool: Tool, call: ToolCallPart, seconds: float, context: ToolContext
-) -> ToolReturn:
+async def _call(tool: Tool, call: ToolCallPart, seconds: float, context: ToolContext) -> ToolReturn:
     task = asyncio.create_task(_outcome(tool, call, context), name=f"tool {tool.name}")
     try:
         await asyncio.wait({task}, timeout=seconds)
@@ -42,23 +40,25 @@ async def _called(
             task.cancel()
     if not task.done():
         logger.warning("tool out of time", tool=tool.name, seconds=seconds)
-        return _failed(
+        return _error_return(
             call,
             f"The tool did not return within {seconds:g} seconds. "
             "Whether it did its work is not known.",
         )
     if task.cancelled():
-        return _failed(call, "The tool cancelled itself. Whether it did its work is not known.")
+        return _error_return(
+            call, "The tool cancelled itself. Whether it did its work is not known."
+        )
     match task.result():
         case ToolError(detail=detail):
-            return _failed(call, detail[:MAX_TOOL_OUTPUT_CHARS])
-        case _Fault(kind):
-            return _failed(call, f"The tool failed: {kind[:MAX_ERROR_CHARS]}.")
+            return _error_return(call, detail[:MAX_TOOL_OUTPUT_CHARS])
+        case _Failure(kind):
+            return _error_return(call, f"The tool failed: {kind[:MAX_ERROR_CHARS]}.")
         case str(output) if len(output) > MAX_TOOL_OUTPUT_CHARS:
-            return _failed(
+            return _error_return(
                 call,
-                f"The tool ran, and returned {len(output)} characters; {MAX_TOOL_OUTPUT_CHARS} "
-                "are the most that is taken. Ask it for less.",
+                f"The tool ran, but returned {len(output)} characters, more than the "
+                f"{MAX_TOOL_OUTPUT_CHARS} allowed. Ask it for less.",
             )
         case str(output):
             return ToolReturn(call.tool_call_id, call.name, "success", output)
@@ -66,20 +66,20 @@ async def _called(
 
 async def _outcome(
     tool: Tool, call: ToolCallPart, context: ToolContext
-) -> str | ToolError | _Fault:
-    """What came of the call; it raises nothing but its own cancellation."""
+) -> str | ToolError | _Failure:
+    """Return the outcome of the call; raise nothing but its own cancellation."""
     try:
         output: object = await tool.call_for(context, call.arguments)
-        return output if isinstance(output, str) else _Fault(f"it gave {type(output).__name__}")
+        return output if isinstance(output, str) else _Failure(f"it gave {type(output).__name__}")
     except asyncio.CancelledError:
         raise
     except ToolError as error:
         return error
     except BaseException as error:
-        # SystemExit too: a tool does not end the server.
+        # SystemExit too, because no tool may end the server.
         logger.exception("tool failed", tool=tool.name)
-        return _Fault(type(error).__name__)
+        return _Failure(type(error).__name__)
 
 
-def _failed(call: ToolCallPart, text: str) -> ToolReturn:
+def _error_return(call: ToolCallPart, text: str) -> ToolReturn:
     return ToolReturn(call.tool_call_id, call.name, "error", text)

@@ -1,4 +1,4 @@
-"""The tools that a server would have, and what keeps it from having others."""
+"""The doctor's checks of tools: the functions, and the MCP servers."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from reattach.tools.servers import McpServer
 from reattach.tools.threads import Threads
 
 _SHOWN_REMARKS = 5
-"""As many bad tools of a server are told of; all are in the log of a server that runs."""
+"""The bad tools of a server that are shown; a running server logs all of them."""
 
 
 def check_functions(names: Sequence[str]) -> list[Diagnostic]:
@@ -31,19 +31,19 @@ def check_functions(names: Sequence[str]) -> list[Diagnostic]:
 
 async def check_servers(servers: Mapping[str, McpServer], connect: Connect) -> list[Diagnostic]:
     """Reach every MCP server once, all at the same time, and ask for its tools."""
-    found = (_examined(name, server, connect) for name, server in sorted(servers.items()))
+    found = (_examine(name, server, connect) for name, server in sorted(servers.items()))
     return list(await asyncio.gather(*found))
 
 
-async def _examined(name: str, server: McpServer, connect: Connect) -> Diagnostic:
+async def _examine(name: str, server: McpServer, connect: Connect) -> Diagnostic:
     what = f"mcp {name}"
-    remedy = f"See [mcp.{name}] in the settings: whether {server.place} can be reached from here."
+    remedy = f"Check [mcp.{name}] in the settings, and that this machine reaches {server.place}."
     began = time.perf_counter()
     try:
         async with (
             asyncio.timeout(server.start_seconds),
             connect(
-                name, server, on_change=_nothing, on_end=_nothing, on_stderr=_unheard
+                name, server, on_change=_ignore, on_end=_ignore, on_stderr=_ignore_line
             ) as connection,
         ):
             tools = await connection.tools()
@@ -56,14 +56,14 @@ async def _examined(name: str, server: McpServer, connect: Connect) -> Diagnosti
     except McpUnreachableError as error:
         return Diagnostic("wrong", what, f"{server.place}: {error.detail}", remedy)
     except TimeoutError:
-        said = f"{server.place}: not there within {server.start_seconds:g} s"
+        said = f"{server.place}: no connection within {server.start_seconds:g} s"
         return Diagnostic("wrong", what, said, remedy)
     if remarks:
         said = f"{detail}; {'; '.join(remarks[:_SHOWN_REMARKS])}"
         return Diagnostic("warning", what, said, "Tell whoever makes this server.")
     if unknown := _unknown_rules(server, tools):
-        said = f"requires_approval names tools that it does not have: {', '.join(unknown)}"
-        has = f"It has: {', '.join(tool.name for tool in tools)}."
+        said = f"requires_approval names unknown tools: {', '.join(unknown)}"
+        has = f"Its tools are: {', '.join(tool.name for tool in tools)}."
         return Diagnostic("warning", what, said, has)
     return Diagnostic("ok", what, detail)
 
@@ -74,11 +74,11 @@ def _unknown_rules(server: McpServer, tools: Sequence[ListedTool]) -> list[str]:
     return sorted(set(names) - {tool.name for tool in tools})
 
 
-def _unheard(text: str) -> None:  # noqa: ARG001
+def _ignore_line(text: str) -> None:  # noqa: ARG001
     return None
 
 
-def _nothing() -> None:
+def _ignore() -> None:
     return None
 
 
@@ -97,5 +97,5 @@ def _wrong(error: StartupError) -> Diagnostic:
 
 def _listed(tools: Sequence[Tool]) -> str:
     if not tools:
-        return "no functions are named"
+        return "no functions are configured"
     return "functions: " + ", ".join(sorted(tool.name for tool in tools))

@@ -1,7 +1,7 @@
-"""The MCP servers of a process: kept connected, and their tools as tools of ours.
+"""The MCP servers of a process: kept connected, with their tools as tools of this server.
 
-A server that ends, or can not be reached, is tried again by itself, later and later, and sooner
-when one of its tools is called. Its tools stay listed meanwhile, and calls say what is the matter.
+A server that ends or cannot be reached is retried with a growing delay, and at once when one of its
+tools is called. Its tools stay listed meanwhile, and their calls return the reason.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _BETWEEN: Final = "__"
 
 @dataclass(frozen=True, slots=True)
 class ListedTool:
-    """A tool as its server lists it."""
+    """A tool in the list of its server."""
 
     name: str
     description: str | None
@@ -50,26 +50,31 @@ class Connection(ABC):
     """One connection to an MCP server."""
 
     about: str
-    """The server's name and version, as it says."""
+    """The name and version that the server reports."""
     protocol: str
     remarks: Sequence[str] = ()
-    """How the last list of tools was made valid, a line each."""
+    """The repairs of the last list of tools, a line each."""
 
     @abstractmethod
     async def tools(self) -> Sequence[ListedTool]:
-        """All that it has at present, MAX_MCP_TOOLS at most."""
+        """List the server's tools, at most MAX_MCP_TOOLS."""
 
     @abstractmethod
     async def call(self, name: str, arguments: Mapping[str, Any]) -> str:
-        """Raises ToolError with what the tool or the server says, McpLostError."""
+        """Call a tool.
+
+        Raises:
+            ToolError: The tool or the server reports an error.
+            McpLostError: The connection ended during the call.
+        """
 
     @abstractmethod
     async def is_alive(self) -> bool:
-        """Whether a call would reach the server, as far as that can be asked of it."""
+        """Whether a call would reach the server, as far as that can be tested."""
 
 
 class Connect(Protocol):
-    """As ``mcp.connect``."""
+    """The signature of ``mcp.connect``."""
 
     def __call__(
         self,
@@ -85,31 +90,32 @@ class Connect(Protocol):
 class McpServers(ToolSource):
     """All MCP servers of a process.
 
-    A tool is named ``server__tool``, so that no two servers can have one of the same name, and a
-    name means the same whichever of them are there. Characters that providers refuse become ``_``,
-    and a name that is too long ends in a digest of it.
+    A tool is named ``server__tool``, so no two servers have tools of one name, and a name never
+    changes its meaning. Characters that providers refuse become ``_``, and a name that is too long
+    ends with a digest of the original.
     """
 
     def __init__(self, servers: Mapping[str, McpServer], connect: Connect, clock: Clock) -> None:
-        self._kept = {
-            name: _Kept(name, server, connect, clock) for name, server in sorted(servers.items())
+        self._keepers = {
+            name: _ServerKeeper(name, server, connect, clock)
+            for name, server in sorted(servers.items())
         }
 
     @asynccontextmanager
     async def running(self, *, wait_seconds: float) -> AsyncIterator[None]:
-        """Keep them connected. Entering waits until each was tried once, within ``wait_seconds``.
+        """Keep the servers connected. Enter once each was attempted, or after ``wait_seconds``.
 
-        Leaving ends the connections and the processes that were started, within MCP_STOP_SECONDS.
+        Exit ends the connections and the started processes within MCP_STOP_SECONDS.
         """
         tasks = {
-            asyncio.create_task(kept.keep(), name=f"mcp {name}")
-            for name, kept in self._kept.items()
+            asyncio.create_task(keeper.keep(), name=f"mcp {name}")
+            for name, keeper in self._keepers.items()
         }
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_seconds):
-                    for kept in self._kept.values():
-                        await kept.wait_for_attempt()
+                    for keeper in self._keepers.values():
+                        await keeper.wait_for_attempt()
             yield
         finally:
             for task in tasks:
@@ -118,18 +124,18 @@ class McpServers(ToolSource):
                 await asyncio.wait(tasks)
 
     def tools(self) -> Sequence[Tool]:
-        return [tool for kept in self._kept.values() for tool in kept.tools()]
+        return [tool for keeper in self._keepers.values() for tool in keeper.tools()]
 
     def find(self, name: str) -> Tool | None:
-        kept = self._kept.get(name.partition(_BETWEEN)[0])
-        return None if kept is None else kept.find(name)
+        keeper = self._keepers.get(name.partition(_BETWEEN)[0])
+        return None if keeper is None else keeper.find(name)
 
     def servers(self) -> Mapping[str, McpServer]:
-        return {name: kept.server for name, kept in self._kept.items()}
+        return {name: keeper.server for name, keeper in self._keepers.items()}
 
 
 def tool_name(server: str, name: str) -> str:
-    """What a tool of a server is called here."""
+    """Return the name under which a server's tool is offered."""
     whole = f"{server}{_BETWEEN}{re.sub(r'[^A-Za-z0-9_-]', '_', name)}"
     if len(whole) <= _NAME_CHARS:
         return whole
@@ -138,39 +144,44 @@ def tool_name(server: str, name: str) -> str:
 
 
 class McpTool(Tool):
-    """A tool of an MCP server, or what may be one of it: ``listed`` is None until it is known."""
+    """A tool of an MCP server, or a placeholder with ``listed`` None while its list is unknown."""
 
     kind = "external_mcp"
 
     def __init__(
-        self, kept: "_Kept", name: str, listed: ListedTool | None, *, requires_approval: bool
+        self,
+        keeper: "_ServerKeeper",
+        name: str,
+        listed: ListedTool | None,
+        *,
+        requires_approval: bool,
     ) -> None:
         self.name = name
         self.listed = listed
         self.description = None if listed is None else listed.description
         self.parameters = _ANY_OBJECT if listed is None else listed.parameters
         self.requires_approval = requires_approval
-        self.tenants = None if kept.server.tenants is None else frozenset(kept.server.tenants)
-        self.server = kept.name
-        self.call_seconds = kept.server.tool_seconds
-        self._kept = kept
+        self.tenants = None if keeper.server.tenants is None else frozenset(keeper.server.tenants)
+        self.server = keeper.name
+        self.call_seconds = keeper.server.tool_seconds
+        self._keeper = keeper
 
     async def ready(self) -> Tool:
         if self.listed is not None:
             return self
         with suppress(TimeoutError):
             async with asyncio.timeout(MCP_READY_SECONDS):
-                await self._kept.wait_for_attempt()
-        return self._kept.find(self.name) or self
+                await self._keeper.wait_for_attempt()
+        return self._keeper.find(self.name) or self
 
     async def call(self, arguments: str) -> str:
         members = decoded_arguments(arguments)
         if members is None:
             raise ToolError(NO_OBJECT)
-        return await self._kept.call(self.name, members)
+        return await self._keeper.call(self.name, members)
 
 
-class _Kept:
+class _ServerKeeper:
     """One server, and the task that keeps it connected."""
 
     def __init__(self, name: str, server: McpServer, connect: Connect, clock: Clock) -> None:
@@ -180,112 +191,116 @@ class _Kept:
         self._clock = clock
         self._tools: dict[str, McpTool] = {}
         self._connection: Connection | None = None
-        self._fault = "it was not tried yet"
-        self._tries = 0
-        self._turned = asyncio.Event()
-        """Set, and made anew, whenever a try has ended, well or not."""
-        self._news = asyncio.Event()
-        """Something happened on the connection: its tools changed, or it ended."""
-        self._cut: Callable[[], None] = lambda: None
-        """Give up the present connection, or the try to make one."""
+        self._fault = "no attempt was made yet"
+        self._attempts = 0
+        self._attempt_ended = asyncio.Event()
+        """Set and replaced whenever an attempt has succeeded or failed."""
+        self._changed = asyncio.Event()
+        """The server's tools changed, or the connection ended."""
+        self._abort: Callable[[], None] = lambda: None
+        """Abort the current connection, or the attempt to make one."""
         self._ended = False
-        self._held = False
-        """Whether the present try led to a connection."""
-        self._wanted = asyncio.Event()
-        """Somebody waits for the next try."""
+        self._was_connected = False
+        """Whether the current attempt led to a connection."""
+        self._retry_now = asyncio.Event()
+        """Somebody waits for the next attempt."""
 
-    # What it has.
+    # Tools.
 
     def tools(self) -> Sequence[Tool]:
         return list(self._tools.values())
 
     def find(self, name: str) -> McpTool | None:
-        """The tool; a stand-in for it as long as the server has not said what it has."""
+        """Return the tool; a placeholder while the server's list is unknown."""
         if self._tools or self._connection is not None:
             return self._tools.get(name)
         remote = name.removeprefix(self.name + _BETWEEN)
         return McpTool(self, name, None, requires_approval=self.server.needs_approval(remote))
 
     async def wait_for_attempt(self) -> None:
-        """Return once the server was reached, or could not be."""
-        while not self._tries:
-            await self._turned.wait()
+        """Return once a connection was made or failed."""
+        while not self._attempts:
+            await self._attempt_ended.wait()
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> str:
-        """Raises ToolError; McpLostError if nobody knows what the call did."""
-        connection = await self._reached()
+        """Call a tool.
+
+        Raises:
+            ToolError: The call failed; McpLostError if its outcome is unknown.
+        """
+        connection = await self._require_connection()
         tool = self._tools.get(name)
         if tool is None or tool.listed is None:
-            raise ToolError(f"The MCP server {self.name} has no such tool any more.")
+            raise ToolError(f"The MCP server {self.name} no longer has this tool.")
         try:
             return await connection.call(tool.listed.name, arguments)
         except McpLostError as error:
-            self._end(connection)
+            self._drop(connection)
             raise McpLostError(
                 f"The MCP server {self.name} ended the connection before the tool returned. "
                 "Whether it did its work is not known."
             ) from error
 
-    async def _reached(self) -> Connection:
-        """The connection, which is tried once more if there is none."""
+    async def _require_connection(self) -> Connection:
+        """Return the connection, after one more attempt if there is none."""
         if (connection := self._connection) is not None:
             if await connection.is_alive():
                 return connection
-            self._end(connection)
-        tries = self._tries
-        while self._connection is None and self._tries == tries:
-            self._wanted.set()
-            await self._turned.wait()
+            self._drop(connection)
+        attempts = self._attempts
+        while self._connection is None and self._attempts == attempts:
+            self._retry_now.set()
+            await self._attempt_ended.wait()
         if self._connection is None:
             raise McpUnreachableError(
-                f"The MCP server {self.name} can not be reached: {self._fault}. "
+                f"The MCP server {self.name} cannot be reached: {self._fault}. "
                 "The tool did not run."
             )
         return self._connection
 
-    # Keeping it.
+    # Connecting.
 
     async def keep(self) -> None:
-        """Hold a connection until cancelled, and make another one when it is over."""
+        """Keep a connection until cancelled, and replace it when it ends."""
         wait_seconds = MCP_RETRY_SECONDS
         while True:
             began = self._clock.monotonic_seconds()
-            self._fault = await self._held_once()
+            self._fault = await self._hold_connection()
             self._connection = None
-            if not self._held:  # Whoever waits is told of tries alone, and not of their ends.
-                self._turn()
+            if not self._was_connected:  # A connection was already reported as an attempt.
+                self._note_attempt()
             logger.warning("MCP server not connected", server=self.name, reason=self._fault)
             if self._clock.monotonic_seconds() - began >= MCP_STEADY_SECONDS:
                 wait_seconds = MCP_RETRY_SECONDS
-            await self._rest(wait_seconds)
+            await self._wait_for_retry(wait_seconds)
             wait_seconds = min(wait_seconds * 2, MCP_MAX_RETRY_SECONDS)
 
-    async def _held_once(self) -> str:
-        """Hold one connection to its end, and say how it ended.
+    async def _hold_connection(self) -> str:
+        """Hold one connection to its end, and return the reason of the end.
 
-        A task of its own does so, which is cancelled once and then let alone: a second cancellation
-        would leave the process that it is about to stop.
+        It has a task of its own, which is cancelled only once: a second cancellation would
+        interrupt it while it stops the server's process.
         """
-        holder = asyncio.create_task(self._hold(), name=f"mcp connection {self.name}")
-        is_cut = False
+        holder = asyncio.create_task(self._connect_and_list(), name=f"mcp connection {self.name}")
+        is_aborted = False
 
-        def cut() -> None:
-            nonlocal is_cut
-            if not is_cut:
-                is_cut = True
+        def abort() -> None:
+            nonlocal is_aborted
+            if not is_aborted:
+                is_aborted = True
                 holder.cancel()
 
-        self._cut = cut
+        self._abort = abort
         try:
             await asyncio.wait({holder})
         except asyncio.CancelledError:
-            cut()
+            abort()
             await asyncio.wait({holder}, timeout=MCP_STOP_SECONDS)
             if not holder.done():
                 logger.error("MCP server not stopped", server=self.name)  # noqa: TRY400
             raise
         if holder.cancelled():
-            return f"it was not there within {self.server.start_seconds:g} s"
+            return f"no connection within {self.server.start_seconds:g} s"
         match holder.exception():
             case None:
                 return "it ended the connection"
@@ -295,23 +310,23 @@ class _Kept:
                 logger.error("MCP server failed", server=self.name, exc_info=error)
                 return type(error).__name__
 
-    async def _hold(self) -> None:
-        """Connect, list the tools, and return when the connection is over."""
-        self._ended = self._held = False
-        self._news.clear()
-        with self._in_time() as in_time:
+    async def _connect_and_list(self) -> None:
+        """Connect, list the tools, and return when the connection has ended."""
+        self._ended = self._was_connected = False
+        self._changed.clear()
+        with self._deadline() as end_deadline:
             async with self._connect(
                 self.name,
                 self.server,
-                on_change=self._news.set,
-                on_end=self._over,
-                on_stderr=self._said,
+                on_change=self._changed.set,
+                on_end=self._note_end,
+                on_stderr=self._log_stderr,
             ) as connection:
-                await self._list(connection)
-                in_time()
+                await self._list_tools(connection)
+                end_deadline()
                 self._connection = connection
-                self._held = True
-                self._turn()
+                self._was_connected = True
+                self._note_attempt()
                 logger.info(
                     "MCP server connected",
                     server=self.name,
@@ -319,45 +334,48 @@ class _Kept:
                     tools=len(self._tools),
                 )
                 while not self._ended:
-                    await self._news.wait()
-                    self._news.clear()
+                    await self._changed.wait()
+                    self._changed.clear()
                     if not self._ended:
-                        with self._in_time():
-                            await self._list(connection)
+                        with self._deadline():
+                            await self._list_tools(connection)
 
     @contextmanager
-    def _in_time(self) -> Iterator[Callable[[], None]]:
-        """Give the connection up if this takes longer than the server may, or until it is said."""
-        timer = asyncio.get_running_loop().call_later(self.server.start_seconds, self._cut)
+    def _deadline(self) -> Iterator[Callable[[], None]]:
+        """Abort the connection if the block takes longer than the server may.
+
+        Call the value to end the limit early.
+        """
+        timer = asyncio.get_running_loop().call_later(self.server.start_seconds, self._abort)
         try:
             yield timer.cancel
         finally:
             timer.cancel()
 
-    def _said(self, text: str) -> None:
-        logger.debug("said by an MCP server", server=self.name, text=text)
+    def _log_stderr(self, text: str) -> None:
+        logger.debug("MCP server wrote to stderr", server=self.name, text=text)
 
-    def _over(self) -> None:
+    def _note_end(self) -> None:
         self._connection = None
         self._ended = True
-        self._news.set()
+        self._changed.set()
 
-    def _end(self, connection: Connection) -> None:
+    def _drop(self, connection: Connection) -> None:
         if self._connection is connection:
-            self._over()
+            self._note_end()
 
-    def _turn(self) -> None:
-        self._tries += 1
-        self._wanted.clear()
-        self._turned.set()
-        self._turned = asyncio.Event()
+    def _note_attempt(self) -> None:
+        self._attempts += 1
+        self._retry_now.clear()
+        self._attempt_ended.set()
+        self._attempt_ended = asyncio.Event()
 
-    async def _rest(self, seconds: float) -> None:
-        """Wait before the next try: ``seconds``, or less if somebody wants the server."""
+    async def _wait_for_retry(self, seconds: float) -> None:
+        """Wait ``seconds`` before the next attempt, or less if somebody needs the server."""
         await self._clock.sleep(MCP_RETRY_SECONDS)
-        await sleep_unless_set(self._clock, seconds - MCP_RETRY_SECONDS, self._wanted)
+        await sleep_unless_set(self._clock, seconds - MCP_RETRY_SECONDS, self._retry_now)
 
-    async def _list(self, connection: Connection) -> None:
+    async def _list_tools(self, connection: Connection) -> None:
         tools: dict[str, McpTool] = {}
         found = await connection.tools()
         for remark in connection.remarks:

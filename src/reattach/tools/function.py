@@ -1,7 +1,7 @@
 """Python functions as tools.
 
-The arguments' schema comes from the signature, by Pydantic: annotations say the types, and
-``Annotated[str, Field(description="…")]`` says more. The docstring is what the model reads.
+Pydantic derives the arguments' schema from the signature: annotations give the types, and
+``Annotated[str, Field(description="…")]`` adds descriptions. The model reads the docstring.
 """
 
 import inspect
@@ -26,7 +26,7 @@ from reattach.tools.base import NO_CONTEXT, Tool, ToolContext
 from reattach.tools.threads import Threads
 
 ENTRY_POINTS: Final = "reattach.tools"
-"""The group of entry points by which installed packages bring tools."""
+"""The group of entry points through which installed packages provide tools."""
 
 _OPTIONS: Final = "__reattach_tool__"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -37,7 +37,7 @@ Returned = TypeVar("Returned")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What ``tool`` says of a function."""
+    """The options of the ``tool`` decorator."""
 
     name: str | None = None
     requires_approval: bool = False
@@ -50,10 +50,10 @@ def tool(
     requires_approval: bool = False,
     tenants: Collection[str] | None = None,
 ) -> Callable[[Callable[Arguments, Returned]], Callable[Arguments, Returned]]:
-    """Decorate a function that is a tool; without it, it has its own name and needs no approval.
+    """Set options of a function that is a tool; the function itself is unchanged.
 
-    ``requires_approval`` holds for every agent. Only agents of the ``tenants`` may have the tool;
-    None: all. The function itself stays as it is.
+    Without it, the tool has the function's name and needs no approval. ``requires_approval`` holds
+    for every agent. Only agents of ``tenants`` may use the tool; None: all.
     """
     if isinstance(tenants, str):
         raise StartupError(
@@ -70,7 +70,7 @@ def tool(
 
 
 class FunctionTool(Tool):
-    """Calls a function: one that is async in the event loop, any other in a thread."""
+    """Calls a function: an async one in the event loop, any other in a thread."""
 
     kind = "custom"
 
@@ -119,9 +119,9 @@ class FunctionTool(Tool):
         try:
             args, kwargs = self._validator.validate_json(json_object(arguments))
         except ValidationError as error:
-            raise ToolError(f"The arguments do not fit. {_faults(error)}") from error
+            raise ToolError(f"The arguments are invalid. {_faults(error)}") from error
         if self._context_name is not None:
-            # By names, because the parameter may stand before others.
+            # By name, because the parameter may precede others.
             names = [one for one in self._signature.parameters if one != self._context_name]
             kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
             args = ()
@@ -133,7 +133,7 @@ class FunctionTool(Tool):
 
 
 def _without(parameter: str | None, schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of arguments without the parameter that no model fills in."""
+    """Return the schema of arguments without the parameter that the server fills in."""
     if parameter is None:
         return schema
     schema.get("properties", {}).pop(parameter, None)
@@ -147,7 +147,9 @@ def _without(parameter: str | None, schema: dict[str, Any]) -> dict[str, Any]:
 def _context_parameter(function: Callable[..., Any]) -> str | None:
     """Return the name of the parameter that the server fills in; None if there is none.
 
-    Raises NameError for an annotation that names nothing, and StartupError for several of them.
+    Raises:
+        NameError: An annotation names nothing.
+        StartupError: There are several such parameters.
     """
     target = function if inspect.isroutine(function) else type(function).__call__
     try:
@@ -166,25 +168,25 @@ def _context_parameter(function: Callable[..., Any]) -> str | None:
 
 
 def function_tools(names: Sequence[str], threads: Threads) -> list[Tool]:
-    """The tools that the settings name, ``package.module:function``, and those of packages.
+    """Import the functions that the settings name and those of installed packages.
 
-    Imports them, so it is not for the event loop. Raises StartupError for one that can not be had.
+    Call it outside of the event loop. Raises StartupError for one that cannot be imported.
     """
     return [function_tool(name, threads) for name in function_names(names)]
 
 
 def function_names(names: Sequence[str]) -> list[str]:
-    """These, and those that installed packages bring, each once."""
+    """Return ``names`` and those that installed packages provide, each once."""
     points = (point.value for point in entry_points(group=ENTRY_POINTS))
     return list(dict.fromkeys((*names, *points)))
 
 
 def function_tool(name: str, threads: Threads) -> Tool:
-    """The tool that ``package.module:function`` names; imports it. Raises StartupError."""
-    return FunctionTool(_imported(name), threads)
+    """Import ``package.module:function`` and return its tool. Raises StartupError."""
+    return FunctionTool(_import(name), threads)
 
 
-def _imported(name: str) -> Callable[..., Any]:
+def _import(name: str) -> Callable[..., Any]:
     module, _, path = name.partition(":")
     if not module or not path:
         raise StartupError(
@@ -217,5 +219,5 @@ def _text(result: object) -> str:
         return result
     try:
         return to_json(result, fallback=str).decode()
-    except ValueError:  # A text within it is no Unicode; the caller makes it storable.
+    except ValueError:  # A nested text is invalid Unicode; the caller makes it storable.
         return json.dumps(to_jsonable_python(result, fallback=str), ensure_ascii=False)

@@ -1,8 +1,8 @@
-"""The list of tools of an MCP server, made valid: one bad tool does not cost the others.
+"""The repair of an MCP server's list of tools, so that one bad tool does not cost the others.
 
-The SDK refuses a whole list for one tool that does not fit the protocol. So the list is looked at
-before: a tool whose schema is missing or has no type takes any object, and one that cannot be
-called as it is described is left out. Pure.
+The SDK refuses a whole list if one tool violates the protocol. The list is therefore repaired
+first: a tool whose schema is missing or has no type accepts any object, and a tool that cannot be
+called as described is left out. Pure.
 """
 
 from collections.abc import Mapping
@@ -15,21 +15,21 @@ _ANY_OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
 
 
 def repair_listing(result: dict[str, Any]) -> list[str]:
-    """Make the result of ``tools/list`` valid in place, and say what was changed, a line each."""
+    """Make the result of ``tools/list`` valid in place, and return the changes, a line each."""
     listed = result.get("tools")
     if not isinstance(listed, list):
         result["tools"] = []
-        return ["its list of tools is no list"]
+        return ["its list of tools is not a list"]
     remarks: list[str] = []
     result["tools"] = [
-        mended
+        repaired
         for number, tool in enumerate(listed, 1)
-        if (mended := _mended(tool, number, remarks)) is not None
+        if (repaired := _repair_tool(tool, number, remarks)) is not None
     ]
     return remarks
 
 
-def _mended(tool: object, number: int, remarks: list[str]) -> dict[str, Any] | None:
+def _repair_tool(tool: object, number: int, remarks: list[str]) -> dict[str, Any] | None:
     name = tool.get("name") if isinstance(tool, dict) else None
     if not isinstance(tool, dict) or not isinstance(name, str) or not name:
         remarks.append(f"its tool number {number} has no name, and is left out")
@@ -39,15 +39,15 @@ def _mended(tool: object, number: int, remarks: list[str]) -> dict[str, Any] | N
     if not isinstance(schema, dict) or "type" not in schema:
         more = schema if isinstance(schema, dict) else {}
         schema = {**more, **_ANY_OBJECT}
-        remarks.append(f"its tool '{shown}' has no schema of an object, and takes any object")
+        remarks.append(f"its tool '{shown}' has no schema of an object, and accepts any object")
     elif schema["type"] != "object":
-        remarks.append(f"its tool '{shown}' takes no object, and is left out")
+        remarks.append(f"its tool '{shown}' does not accept an object, and is left out")
         return None
-    mended: dict[str, Any] = {"name": name, "inputSchema": schema}
+    repaired: dict[str, Any] = {"name": name, "inputSchema": schema}
     description = tool.get("description")
     if isinstance(description, str):
-        mended["description"] = storable_text(description)
+        repaired["description"] = storable_text(description)
     output = tool.get("outputSchema")
     if isinstance(output, dict) and output.get("type") == "object":
-        mended["outputSchema"] = output
-    return mended
+        repaired["outputSchema"] = output
+    return repaired

@@ -1,4 +1,4 @@
-"""The loop of an agent with tools: the model calls, the tools return, the model goes on."""
+"""The loop of an agent with tools: the model calls, the tools return, the model continues."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -34,17 +34,17 @@ from reattach.tools.base import NO_CONTEXT, AttachedTool, ToolContext
 from reattach.tools.calling import call_tool
 from reattach.tools.offer import Offer
 
-_CUT_OFF = "The answer ended within or right after this call; the tool did not run."
+_CUT_OFF = "The answer was cut off within or right after this call; the tool did not run."
 _GOES_ON = frozenset({StopReason.END_TURN, StopReason.REQUIRES_APPROVAL})
 
 
 class ToolLoop(Engine):
-    """An engine whose calls of the agent's tools are run, and that goes on with their returns.
+    """An engine that runs the agent's tools and continues with their returns.
 
-    Tools run one after the other, in the order of their calls. Each is preceded by a ToolStarting.
-    A turn with a call that waits for somebody ends, and runs none of that step. A call of a tool
-    that nobody has waits for nobody: it gets an error for its return. ``max_steps`` holds for the
-    whole turn; the calls of the last step still run.
+    Tools run one after the other in the order of their calls, each preceded by a ToolStarting. A
+    call that waits for the client ends the turn, and no tool of that step runs. A call of an
+    unknown tool does not wait; it gets an error return. ``max_steps`` bounds the whole turn; the
+    calls of the last step still run.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ToolLoop(Engine):
         return self._engine.models()
 
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
-        # A client's tool goes before the server's of the same name.
+        # A client's tool takes precedence over the server's of the same name.
         theirs = {tool.name for tool in turn.client_tools}
         tools = await _ready([tool for name, tool in self._tools.items() if name not in theirs])
         turn = replace(turn, tools=[tool.definition for tool in tools.values()])
@@ -76,61 +76,63 @@ class ToolLoop(Engine):
         ids = CallIds(partial(_ids_in, turn))
         due = [call for call in turn.due if offer.answers(call.name)]
         returns: list[ToolReturn] = []
-        async with closing_deltas(self._called(due, offer)) as called:
-            async for delta in called:
+        async with closing_deltas(self._call_tools(due, offer)) as outcomes:
+            async for delta in outcomes:
                 yield delta
                 returns += [delta] if isinstance(delta, ToolReturn) else []
         if returns:
             rest = [call for call in turn.due if not offer.answers(call.name)]
-            turn = replace(turn, due=rest, input=[self._told(returns), *turn.input])
+            turn = replace(turn, due=rest, input=[self._tool_message(returns), *turn.input])
         while True:
-            said = _Said(offer, CallStream(ids))
+            answer = _Answer(offer, CallStream(ids))
             end = Finished()
             async with closing_deltas(self._engine.run(turn)) as deltas:
-                async for heard in deltas:
-                    if isinstance(heard, Finished):
-                        end = heard
+                async for delta_or_end in deltas:
+                    if isinstance(delta_or_end, Finished):
+                        end = delta_or_end
                     else:
-                        for passed in said.hear(heard):
+                        for passed in answer.take(delta_or_end):
                             yield passed
-            for passed in said.rest():
+            for passed in answer.flush():
                 yield passed
-            calls = said.left()
-            if said.waits or not calls or end.reason not in _GOES_ON:
-                for returned in said.unanswered(calls):
+            calls = answer.open_calls()
+            if answer.waits or not calls or end.reason not in _GOES_ON:
+                for returned in answer.close_calls(calls):
                     yield returned
-                yield said.ending(end)
+                yield answer.finish(end)
                 return
             returns = []
-            async with closing_deltas(self._called(calls, offer)) as called:
-                async for delta in called:
+            async with closing_deltas(self._call_tools(calls, offer)) as outcomes:
+                async for delta in outcomes:
                     yield delta
                     returns += [delta] if isinstance(delta, ToolReturn) else []
-            steps_left = turn.max_steps - max(said.steps, 1)
+            steps_left = turn.max_steps - max(answer.steps, 1)
             if steps_left <= 0:
                 yield Finished(StopReason.MAX_STEPS)
                 return
-            history = [*turn.history, *turn.input, *self._messages(said)]
-            told = [self._told(returns)]
-            turn = replace(turn, history=history, input=told, due=(), max_steps=steps_left)
+            history = [*turn.history, *turn.input, *self._messages(answer)]
+            input_messages = [self._tool_message(returns)]
+            turn = replace(
+                turn, history=history, input=input_messages, due=(), max_steps=steps_left
+            )
 
-    async def _called(
+    async def _call_tools(
         self, calls: Sequence[ToolCallPart], offer: Offer
     ) -> AsyncIterator[ToolStarting | ToolReturn]:
         for call in calls:
             if call.name not in offer.tools:
-                yield offer.refused(call)
+                yield offer.unknown_tool(call)
                 continue
             yield ToolStarting(call.tool_call_id)
             tool = offer.tools[call.name].tool
             seconds = tool.call_seconds or self._call_seconds
             yield await call_tool(tool, call, seconds=seconds, context=self._context)
 
-    def _messages(self, said: "_Said") -> list[Message]:
-        messages = [self._message(Role.ASSISTANT, said.parts())]
-        return [*messages, self._told(said.returns)] if said.returns else messages
+    def _messages(self, answer: "_Answer") -> list[Message]:
+        messages = [self._message(Role.ASSISTANT, answer.parts())]
+        return [*messages, self._tool_message(answer.returns)] if answer.returns else messages
 
-    def _told(self, returns: Sequence[ToolReturn]) -> Message:
+    def _tool_message(self, returns: Sequence[ToolReturn]) -> Message:
         return self._message(
             Role.TOOL,
             [
@@ -142,7 +144,7 @@ class ToolLoop(Engine):
         )
 
     def _message(self, role: Role, parts: Sequence[ContentPart]) -> Message:
-        """One that the model is told within this turn; what is kept is made of the events."""
+        """Make a message for the model within this turn; it is not stored."""
         return Message(
             id=new_message_id(), role=role, parts=tuple(parts), created_at=self._clock.now()
         )
@@ -156,7 +158,7 @@ async def _ready(tools: Sequence[AttachedTool]) -> dict[str, AttachedTool]:
 
 
 def _ids_in(turn: Turn) -> Iterator[str]:
-    """The ids of all calls that the turn tells of."""
+    """Yield the ids of all calls in the turn."""
     for message in (*turn.history, *turn.input):
         for part in message.parts:
             if isinstance(part, ToolCallPart | ToolReturnPart):
@@ -164,44 +166,44 @@ def _ids_in(turn: Turn) -> Iterator[str]:
 
 
 @dataclass(slots=True)
-class _Said:
-    """The model's words before its tools are run."""
+class _Answer:
+    """The model's output up to its tool calls."""
 
     offer: Offer
     stream: CallStream
     steps: int = 0
     waits: bool = False
-    """Whether a call waits for a client, or for its approval."""
+    """Whether a call waits for the client, or for its approval."""
     returns: list[ToolReturn] = field(default_factory=list)
     _texts: list[str] = field(default_factory=list)
 
-    def hear(self, delta: Delta) -> Iterator[Delta]:
-        """Yield the delta with what the agent wants of approvals, each call under its own id."""
-        if type(delta) is TextDelta and not self.stream.calls:  # As most are.
+    def take(self, delta: Delta) -> Iterator[Delta]:
+        """Yield the delta with the call's allocated id and the agent's approval rule."""
+        if type(delta) is TextDelta and not self.stream.calls:  # Most deltas.
             self._texts.append(delta.text)
             yield delta
             return
-        for heard in self.stream.take(delta):
-            match heard:
+        for delta_or_end in self.stream.take(delta):
+            match delta_or_end:
                 case TextDelta(text):
                     self._texts.append(text)
-                    yield heard
+                    yield delta_or_end
                 case ToolReturn():
-                    self.returns.append(heard)
-                    yield heard
+                    self.returns.append(delta_or_end)
+                    yield delta_or_end
                 case StepFinished():
                     self.steps += 1
-                    yield heard
+                    yield delta_or_end
                 case ToolCallDelta():
-                    yield self._ruled(heard)
+                    yield self._with_approval_rule(delta_or_end)
                 case _:
-                    yield heard
+                    yield delta_or_end
 
-    def rest(self) -> Iterator[Delta]:
-        """Yield the calls that were still held when the engine was done."""
-        yield from map(self._ruled, self.stream.flush())
+    def flush(self) -> Iterator[Delta]:
+        """Yield the calls that are still held back at the end of the engine's deltas."""
+        yield from map(self._with_approval_rule, self.stream.flush())
 
-    def _ruled(self, delta: ToolCallDelta) -> ToolCallDelta:
+    def _with_approval_rule(self, delta: ToolCallDelta) -> ToolCallDelta:
         name = self.stream.calls[delta.tool_call_id].name
         rule = self.offer.needs_approval(name, asked=delta.needs_approval)
         self.waits = self.waits or rule
@@ -214,8 +216,8 @@ class _Said:
         ]
         return [TextPart(text), *calls] if text else [*calls]
 
-    def left(self) -> list[ToolCallPart]:
-        """The calls of the agent's tools, and of nobody's, that have no return."""
+    def open_calls(self) -> list[ToolCallPart]:
+        """Return the calls that the server answers and that have no return yet."""
         returned = {one.tool_call_id for one in self.returns}
         return [
             part
@@ -225,16 +227,16 @@ class _Said:
             and part.tool_call_id not in returned
         ]
 
-    def unanswered(self, calls: Sequence[ToolCallPart]) -> Iterator[ToolReturn]:
-        """Yield the returns of calls that will not run, as the turn ends with them."""
+    def close_calls(self, calls: Sequence[ToolCallPart]) -> Iterator[ToolReturn]:
+        """Yield error returns for calls that will not run, because the turn ends with them."""
         for call in calls:
             if not self.offer.has(call.name):
-                yield self.offer.refused(call)
+                yield self.offer.unknown_tool(call)
             elif not self.waits:
                 yield ToolReturn(call.tool_call_id, call.name, "error", _CUT_OFF)
 
-    def ending(self, end: Finished) -> Finished:
-        """How the turn ends that does not go on."""
+    def finish(self, end: Finished) -> Finished:
+        """Return the last delta of the turn, with ``requires_approval`` exactly if a call waits."""
         if self.waits and end.reason is StopReason.END_TURN:
             return Finished(StopReason.REQUIRES_APPROVAL)
         if not self.waits and end.reason is StopReason.REQUIRES_APPROVAL:

@@ -1,6 +1,6 @@
-"""Reaching one MCP server, listing its tools and calling them: all that is known of the protocol.
+"""The MCP protocol: connecting to one server, listing its tools and calling them.
 
-The only place that imports the SDK, which an extra brings.
+The only module that imports the SDK, which an extra installs.
 """
 
 import asyncio
@@ -42,12 +42,14 @@ from reattach.tools.connections import Connection, ListedTool
 from reattach.tools.listing import repair_listing
 from reattach.tools.servers import McpServer
 
-import_module("jsonschema")  # The SDK does so with the first call, for half a second.
+import_module(
+    "jsonschema"
+)  # Imported now, because the SDK's first call would take half a second for it.
 
 _CLOSED: Final = {types.CONNECTION_CLOSED, types.REQUEST_TIMEOUT}
-_SAID_LINES: Final = 5
-_LAST_WORDS_SECONDS: Final = 1.0
-"""How long to read what a process that ended wrote; a child of it may keep the pipe open."""
+_STDERR_LINES: Final = 5
+_STDERR_SECONDS: Final = 1.0
+"""The time to read the rest of an ended process's output; a child of it may keep the pipe open."""
 
 
 @asynccontextmanager
@@ -68,13 +70,13 @@ async def connect(
     Raises:
         McpUnreachableError: There is no connection; the text holds no secrets.
     """
-    said: deque[str] = deque(maxlen=_SAID_LINES)
+    stderr_lines: deque[str] = deque(maxlen=_STDERR_LINES)
     try:
         async with AsyncExitStack() as stack:
-            transport = await _transport(stack, name, server, said, on_stderr)
+            transport = await _transport(stack, name, server, stderr_lines, on_stderr)
             remarks: list[str] = []
             client = mcp.Client(
-                _Watched(transport, on_end, remarks),
+                _WatchedTransport(transport, on_end, remarks),
                 message_handler=_changes(on_change),
                 client_info=types.Implementation(name="reattach", version="1"),
                 cache=None,
@@ -82,21 +84,21 @@ async def connect(
             await stack.enter_async_context(client)
             connection = _SdkConnection(client, server, remarks)
             watching = asyncio.create_task(_watch(client, on_change), name=f"changes of {name}")
-            stack.push_async_callback(_stopped, watching)
+            stack.push_async_callback(_stop, watching)
             yield connection
     except McpUnreachableError:
         raise
     except StartupError as error:
         raise McpUnreachableError(error.detail.rstrip(".")) from error
     except (Exception, BaseExceptionGroup) as error:
-        raise McpUnreachableError(server.redact(_told(error, said))) from error
+        raise McpUnreachableError(server.redact(_describe(error, stderr_lines))) from error
 
 
 async def _transport(
     stack: AsyncExitStack,
     name: str,
     server: McpServer,
-    said: deque[str],
+    stderr_lines: deque[str],
     on_stderr: Callable[[str], None],
 ) -> Transport:
     if server.command is not None:
@@ -107,10 +109,10 @@ async def _transport(
             cwd=server.cwd,
             encoding_error_handler="replace",
         )
-        errors = await stack.enter_async_context(_said_by(name, server, said, on_stderr))
+        errors = await stack.enter_async_context(_stderr_of(name, server, stderr_lines, on_stderr))
         return stdio_client(parameters, errlog=errors)
     assert server.url is not None
-    tls = await asyncio.to_thread(_prepared)
+    tls = await asyncio.to_thread(_prepare_tls)
     client = httpx2.AsyncClient(
         headers={"accept-encoding": "identity", **server.request_headers()},
         event_hooks={"response": [_read_whole_characters]},
@@ -121,10 +123,10 @@ async def _transport(
     return streamable_http_client(server.url, http_client=client)
 
 
-def _prepared() -> ssl.SSLContext:
-    """What connections need that is read from files: not for the event loop."""
+def _prepare_tls() -> ssl.SSLContext:
+    """Read the certificates. Call it outside of the event loop."""
     context = ssl.create_default_context()
-    httpx2.AsyncHTTPTransport(verify=context)  # The first one imports what it consists of.
+    httpx2.AsyncHTTPTransport(verify=context)  # The first one imports modules.
     return context
 
 
@@ -143,7 +145,7 @@ class _SdkConnection(Connection):
         self._remarks.clear()
         while len(found) < MAX_MCP_TOOLS:
             page = await self._client.list_tools(cursor=cursor)
-            found += [_listed(tool) for tool in page.tools]
+            found += [_listed_tool(tool) for tool in page.tools]
             cursor = page.next_cursor
             if cursor is None:
                 break
@@ -151,7 +153,7 @@ class _SdkConnection(Connection):
 
     async def is_alive(self) -> bool:
         if self._server.command is not None or self.protocol in MODERN_PROTOCOL_VERSIONS:
-            return True  # The one ends with its process, the other has no session to lose.
+            return True  # A process ends its connection; the modern protocol has no sessions.
         try:
             async with asyncio.timeout(MCP_PING_SECONDS):
                 await self._client.session.send_ping()
@@ -171,20 +173,20 @@ class _SdkConnection(Connection):
             raise McpLostError(type(error).__name__) from error
         text = _text(result)
         if result.is_error:
-            raise ToolError(text or "The tool failed, and did not say why.")
+            raise ToolError(text or "The tool failed without a message.")
         return text
 
 
-def _listed(tool: types.Tool) -> ListedTool:
+def _listed_tool(tool: types.Tool) -> ListedTool:
     return ListedTool(tool.name, tool.description, tool.input_schema)
 
 
 def _text(result: types.CallToolResult) -> str:
-    """What a model is told of it: text as it is, and of everything else that it is there."""
-    told = [_part(block) for block in result.content]
-    if not told and result.structured_content is not None:
+    """Return the result as text for a model, with a placeholder for everything that is not text."""
+    texts = [_part(block) for block in result.content]
+    if not texts and result.structured_content is not None:
         return json.dumps(result.structured_content, ensure_ascii=False)
-    return "\n".join(told)
+    return "\n".join(texts)
 
 
 def _part(block: types.ContentBlock) -> str:
@@ -198,7 +200,7 @@ def _part(block: types.ContentBlock) -> str:
         case types.EmbeddedResource(resource=types.TextResourceContents(text=text)):
             return text
         case _:
-            return "[a resource that is no text, not shown]"
+            return "[a binary resource, not shown]"
 
 
 def _changes(on_change: Callable[[], None]) -> MessageHandlerFnT:
@@ -210,7 +212,7 @@ def _changes(on_change: Callable[[], None]) -> MessageHandlerFnT:
 
 
 async def _watch(client: mcp.Client, on_change: Callable[[], None]) -> None:
-    """Hear of changes from servers of the newer protocol, which tell those who ask."""
+    """Listen for changed lists on the modern protocol, where a client must subscribe."""
     if client.protocol_version not in MODERN_PROTOCOL_VERSIONS:
         return
     wait_seconds = MCP_RETRY_SECONDS
@@ -223,21 +225,21 @@ async def _watch(client: mcp.Client, on_change: Callable[[], None]) -> None:
                     return
             await asyncio.sleep(wait_seconds)
             wait_seconds = min(wait_seconds * 2, MCP_MAX_RETRY_SECONDS)
-            on_change()  # What happened meanwhile is not told.
+            on_change()  # Changes in between were not reported.
 
 
-async def _stopped(task: asyncio.Task[None]) -> None:
+async def _stop(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait({task})
 
 
 @asynccontextmanager
-async def _said_by(
-    name: str, server: McpServer, said: deque[str], on_stderr: Callable[[str], None]
+async def _stderr_of(
+    name: str, server: McpServer, stderr_lines: deque[str], on_stderr: Callable[[str], None]
 ) -> AsyncIterator[TextIO]:
-    """A file for the standard error of the process, the last lines of which are kept.
+    """Yield a file for the standard error of the process, and keep its last lines.
 
-    When the connection fails, the rest is read first: the last line usually has the reason.
+    If the connection fails, the rest is read first, because the last line usually has the reason.
     """
     reading, writing = os.pipe()
 
@@ -245,7 +247,7 @@ async def _said_by(
         with open(reading, encoding="utf-8", errors="replace") as lines:  # noqa: PTH123
             for line in lines:
                 text = server.redact(line.rstrip()[:MAX_ERROR_CHARS])
-                said.append(text)
+                stderr_lines.append(text)
                 on_stderr(text)
 
     thread = threading.Thread(target=read, name=f"stderr of {name}", daemon=True)
@@ -254,29 +256,29 @@ async def _said_by(
         with open(writing, "w", encoding="utf-8") as errors:  # noqa: ASYNC230, PTH123
             yield errors
     except Exception:
-        await asyncio.to_thread(thread.join, _LAST_WORDS_SECONDS)
+        await asyncio.to_thread(thread.join, _STDERR_SECONDS)
         raise
 
 
-def _told(error: BaseException, said: deque[str]) -> str:
-    """What went wrong, for people: the first cause, and what the process said last."""
+def _describe(error: BaseException, stderr_lines: deque[str]) -> str:
+    """Describe the failure for people: the first cause, and the last line of the process."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     match error:
         case FileNotFoundError() | PermissionError():
-            return f"its command can not be run ({type(error).__name__})"
+            return f"its command cannot be run ({type(error).__name__})"
         case httpx2.HTTPStatusError():
             return f"it answered {error.response.status_code}"
         case httpx2.HTTPError():
             return f"no connection ({type(error).__name__})"
-        case mcp.MCPError(code=types.CONNECTION_CLOSED) if said:
-            return f"it ended, and said: {said[-1]}"
+        case mcp.MCPError(code=types.CONNECTION_CLOSED) if stderr_lines:
+            return f"it ended, and said: {stderr_lines[-1]}"
         case _:
             return (str(error) or type(error).__name__)[:MAX_ERROR_CHARS]
 
 
-class _Watched:
-    """A transport whose end is told, and whose lists of tools are made valid."""
+class _WatchedTransport:
+    """A transport that reports its end and repairs lists of tools."""
 
     def __init__(
         self, transport: Transport, on_end: Callable[[], None], remarks: list[str]
@@ -287,7 +289,7 @@ class _Watched:
 
     async def __aenter__(self) -> Any:
         reading, writing = await self._transport.__aenter__()
-        return _Ending(reading, self._on_end, self._remarks), writing
+        return _WatchedStream(reading, self._on_end, self._remarks), writing
 
     async def __aexit__(
         self,
@@ -298,8 +300,8 @@ class _Watched:
         return await self._transport.__aexit__(kind, error, trace)
 
 
-class _Ending:
-    """The stream of what a server says; whatever ends it is told."""
+class _WatchedStream:
+    """The stream of the server's messages, which reports its end."""
 
     def __init__(self, stream: Any, on_end: Callable[[], None], remarks: list[str]) -> None:
         self._stream = stream
@@ -309,23 +311,23 @@ class _Ending:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def __aiter__(self) -> "_Ending":
+    def __aiter__(self) -> "_WatchedStream":
         return self
 
     async def __anext__(self) -> Any:
         try:
-            return _mended(await self._stream.__anext__(), self._remarks)
+            return _repair(await self._stream.__anext__(), self._remarks)
         except BaseException:
             self._on_end()
             raise
 
     async def receive(self) -> Any:
-        return _mended(await self._stream.receive(), self._remarks)
+        return _repair(await self._stream.receive(), self._remarks)
 
     async def aclose(self) -> None:
         await self._stream.aclose()
 
-    async def __aenter__(self) -> "_Ending":
+    async def __aenter__(self) -> "_WatchedStream":
         await self._stream.__aenter__()
         return self
 
@@ -339,8 +341,8 @@ class _Ending:
         return closed
 
 
-def _mended(item: Any, remarks: list[str]) -> Any:
-    """A message as it came, or one that the SDK takes: text and lists of tools are made valid."""
+def _repair(item: Any, remarks: list[str]) -> Any:
+    """Return a message in a form that the SDK accepts: text and lists of tools are made valid."""
     if isinstance(item, ValidationError):
         item = _read_again(item)
     message = getattr(item, "message", None)
@@ -350,7 +352,7 @@ def _mended(item: Any, remarks: list[str]) -> Any:
 
 
 def _read_again(error: ValidationError) -> SessionMessage | ValidationError:
-    """The message whose text has half a character, which the SDK does not decode."""
+    """Decode a message with half a surrogate pair, which the SDK refuses."""
     [line] = [one["input"] for one in error.errors()[:1]]
     try:
         text = storable_text(json.dumps(json.loads(line), ensure_ascii=False))
@@ -366,7 +368,7 @@ async def _read_whole_characters(response: httpx2.Response) -> None:
 
 
 class _WholeCharacters(httpx2.AsyncByteStream):
-    """A body of JSON, line by line, whose escaped halves of characters are U+FFFD."""
+    """A body of JSON, line by line, with escaped halves of surrogate pairs replaced by U+FFFD."""
 
     def __init__(self, stream: httpx2.AsyncByteStream) -> None:
         self._stream = stream
@@ -396,6 +398,9 @@ _HALF_CHARS: Final = 6
 
 
 def _whole(escape: re.Match[bytes]) -> bytes:
-    """The escape, or as many bytes for a lone half, so that the body keeps its length."""
+    """Return the escape, or a replacement of the same length for a lone half.
+
+    The body keeps its length.
+    """
     text = escape.group()
     return rb"\ufffd" if len(text) == _HALF_CHARS else text

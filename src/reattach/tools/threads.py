@@ -1,4 +1,4 @@
-"""Threads for the functions of tools, which nobody can make return."""
+"""Threads for the functions of tools, which cannot be interrupted."""
 
 import asyncio
 import contextvars
@@ -16,9 +16,9 @@ Result = TypeVar("Result")
 
 
 class Threads:
-    """Runs functions beside the event loop, in threads that keep no process from its end.
+    """Runs functions beside the event loop in daemon threads.
 
-    The pool that asyncio has would be used up by functions that hang, and waited for at exit.
+    Functions that hang would use up asyncio's own pool, which is also waited for at exit.
     """
 
     def __init__(self) -> None:
@@ -26,10 +26,12 @@ class Threads:
         self._by_tenant: Counter[TenantId | None] = Counter()
 
     async def run(self, function: Callable[[], Result], tenant: TenantId | None = None) -> Result:
-        """Run it in a thread of its own. Being cancelled stops the waiting, not the function.
+        """Run the function in a thread of its own. Cancellation stops the wait, not the function.
 
-        A tenant has a part of the threads, so that its calls that hang leave some for others.
-        Raises what the function raises, and ToolError while too many are running.
+        Each tenant may use a part of the threads, so its hanging calls leave some for others.
+
+        Raises:
+            ToolError: Too many calls are running. Exceptions of the function pass through.
         """
         if self._by_tenant[tenant] >= MAX_TENANT_TOOL_THREADS and tenant is not None:
             raise ToolError(
@@ -58,7 +60,7 @@ class Threads:
                 results.append(context.run(function))
             except BaseException as error:  # noqa: BLE001  whoever waits raises it
                 errors.append(error)
-            with suppress(RuntimeError):  # The loop is closed: nobody waits any more.
+            with suppress(RuntimeError):  # The loop is closed.
                 loop.call_soon_threadsafe(end)
 
         self._busy += 1

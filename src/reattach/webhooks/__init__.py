@@ -1,1 +1,1 @@
-"""Calls to the receivers that clients name, when their runs end."""
+"""Calls to the URLs that clients name, when their runs end."""

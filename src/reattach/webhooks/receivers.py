@@ -1,4 +1,4 @@
-"""Posting to the receivers that clients named."""
+"""Requests to the receivers that clients name."""
 
 import asyncio
 from collections.abc import Mapping
@@ -14,28 +14,28 @@ from reattach.outbound.requests import NOT_PUBLIC, Outbound, Resolve, checked_ur
 logger = structlog.get_logger(__name__)
 
 NO_ANSWER: Final = "no answer"
-"""Clients are told no more of a receiver that did not answer HTTP, because closed ports, open ones
-and filtered ones would tell them what is in a network. The log has the cause."""
+"""The only reason that clients get for a receiver without an HTTP response, because the difference
+between closed, open and filtered ports would reveal a network. The log has the cause."""
 
 NOT_CALLED: Final = f"not called: {NOT_PUBLIC}"
 
 
 @dataclass(frozen=True, slots=True)
 class CallResult:
-    """How a receiver answered."""
+    """The outcome of one call."""
 
     status_code: int | None
     error: str | None
     """None after a 2xx."""
     is_final: bool
-    """Whether another call would be in vain."""
+    """Whether another call would be useless."""
 
 
 def receiver_url(text: str, *, to_private: bool) -> str:
-    """Return the URL as it is called, if it may be, as far as its text alone can tell.
+    """Return the normalized URL if its text allows a call to it.
 
     Raises:
-        UrlRefusedError: it is too long, malformed, or names an address that is not allowed.
+        UrlRefusedError: The URL is too long, malformed, or names an address that is not allowed.
     """
     if len(text) > MAX_CALLBACK_URL_CHARS:
         raise UrlRefusedError(f"It may have at most {MAX_CALLBACK_URL_CHARS} characters.")
@@ -43,7 +43,7 @@ def receiver_url(text: str, *, to_private: bool) -> str:
 
 
 class Receivers:
-    """Posts to URLs of clients, and reads no answer beyond its status."""
+    """Posts to clients' URLs, and reads nothing of a response but its status."""
 
     def __init__(
         self,

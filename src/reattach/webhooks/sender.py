@@ -1,4 +1,4 @@
-"""Calls to the receivers that clients named: how their runs ended, at least once and signed."""
+"""Calls to the receivers that clients name: how their runs ended, at least once, and signed."""
 
 import asyncio
 import json
@@ -34,11 +34,11 @@ logger = structlog.get_logger(__name__)
 
 
 class Callbacks:
-    """Makes the calls that are due in the records, one at a time for each run.
+    """Makes the calls that the records say are due, one at a time for each run.
 
-    A call becomes due in the transaction that settles its run, so neither a restart nor the death
-    of a process loses one. A process that dies between a call and the note of its outcome leaves
-    the call to be made once more.
+    The transaction that settles a run makes its call due, so neither a restart nor a crash loses
+    one. A process that dies between a call and the record of its outcome leaves the call to be
+    repeated.
     """
 
     def __init__(
@@ -54,25 +54,25 @@ class Callbacks:
         self._receivers = receivers
         self._slots = CallbackSlots(clock)
         self._uniform = uniform
-        self._word = asyncio.Event()
+        self._due = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()
 
     def wake(self) -> None:
-        """A call may be due now."""
-        self._word.set()
+        """Look for due calls at once."""
+        self._due.set()
 
     async def run(self) -> None:
-        """Make the calls that are due, until cancelled; those under way are given up then."""
+        """Make the due calls until cancelled; calls in progress are then given up."""
         try:
             while True:
-                self._word.clear()
+                self._due.clear()
                 try:
                     await self.start_due()
                 except ReattachError as error:
                     logger.warning("callbacks not looked for", reason=error.detail)
                 except Exception:
                     logger.exception("callbacks not looked for")
-                await sleep_unless_set(self._clock, CALLBACK_LOOK_SECONDS, self._word)
+                await sleep_unless_set(self._clock, CALLBACK_LOOK_SECONDS, self._due)
         finally:
             calls = set(self._calls)
             for call in calls:
@@ -81,9 +81,10 @@ class Callbacks:
                 await asyncio.wait(calls)
 
     async def start_due(self) -> Sequence[asyncio.Task[None]]:
-        """Begin the calls that are due and that there is room for, and return them.
+        """Start the due calls that fit into the limits, and return their tasks.
 
-        Raises StoreUnavailableError.
+        Raises:
+            StoreUnavailableError: The records do not answer.
         """
         room = self._slots.room()
         if room.calls <= 0:
@@ -116,20 +117,20 @@ class Callbacks:
         def end(call: asyncio.Task[None]) -> None:
             self._calls.discard(call)
             self._slots.give_back(due.receiver)
-            self.wake()  # There is room for another.
+            self.wake()  # A slot is free.
 
         call.add_done_callback(end)
         return call
 
     async def _call(self, due: DueCallback) -> None:
         try:
-            await self._call_and_note(due)
+            await self._call_and_record(due)
         except ReattachError as error:
             logger.warning("callback not made", run_id=due.run.id, reason=error.detail)
         except Exception:
             logger.exception("callback not made", run_id=due.run.id)
 
-    async def _call_and_note(self, due: DueCallback) -> None:
+    async def _call_and_record(self, due: DueCallback) -> None:
         run = due.run
         body = await self._body(run)
         sent_at = self._clock.now()
@@ -143,23 +144,21 @@ class Callbacks:
                 Webhook(secret).sign(run.id, sent_at, body) for secret in secrets
             ),
         }
-        answered = await self._receivers.post(run.callback_url or "", body.encode(), headers)
-        self._slots.note(due.receiver, has_answered=answered.status_code is not None)
+        result = await self._receivers.post(run.callback_url or "", body.encode(), headers)
+        self._slots.note(due.receiver, has_answered=result.status_code is not None)
         outcome = CallbackOutcome(
             sent_at,
-            answered.status_code,
-            answered.error,
-            None
-            if answered.is_final
-            else sent_at + timedelta(seconds=self._wait_seconds(due.tries)),
+            result.status_code,
+            result.error,
+            None if result.is_final else sent_at + timedelta(seconds=self._wait_seconds(due.tries)),
         )
-        outcome = self._within_bounds(run, answered, outcome)
-        if answered.error is not None:
+        outcome = self._within_bounds(run, result, outcome)
+        if result.error is not None:
             logger.info(
                 "callback failed",
                 run_id=run.id,
                 tries=due.tries,
-                reason=answered.error,
+                reason=result.error,
                 again=outcome.again_at is not None,
             )
         await until_available(
@@ -171,14 +170,14 @@ class Callbacks:
         return self._uniform(longest / 2, longest)
 
     def _within_bounds(
-        self, run: Run, answered: CallResult, outcome: CallbackOutcome
+        self, run: Run, result: CallResult, outcome: CallbackOutcome
     ) -> CallbackOutcome:
-        """The outcome without another try, if that would be too late."""
+        """Return the outcome without another attempt if that would be too late."""
         ended_at = run.completed_at or run.created_at
         last_at = ended_at + timedelta(seconds=CALLBACK_GIVE_UP_SECONDS)
         if outcome.again_at is None or outcome.again_at <= last_at:
             return outcome
-        error = f"{answered.error}; given up"
+        error = f"{result.error}; given up"
         return CallbackOutcome(outcome.sent_at, outcome.status_code, error, None)
 
     async def _body(self, run: Run) -> str:
@@ -186,8 +185,8 @@ class Callbacks:
         if run.error is not None:
             metadata["error"] = dict(run.error)
         types = run.request_config.get("include_return_message_types")
-        told = {
-            # With these in what is signed, no call can be passed off as one to another receiver.
+        payload = {
+            # Signed too, so that a call cannot be replayed to another receiver.
             "callback_url": run.callback_url,
             "tenant": run.tenant,
             "run_id": run.id,
@@ -200,8 +199,8 @@ class Callbacks:
             else run.completed_at.isoformat().replace("+00:00", "Z"),
             "metadata": metadata | {"result": await whole_answer(self._records, run, types)},
         }
-        body = json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+        body = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
         if len(body.encode()) <= CALLBACK_BODY_BYTES:
             return body
-        told["metadata"] = metadata | {"result": None}
-        return json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+        payload["metadata"] = metadata | {"result": None}
+        return json.dumps(payload, ensure_ascii=False, separators=(",", ":"))

@@ -1,8 +1,7 @@
-"""Places for calls, so that receivers that hang delay nobody else's.
+"""Slots for calls, so that receivers that hang delay only their own tenant.
 
-Every tenant has places of its own, and within them every host. A host that gave no answer several
-times in a row is left alone for a while; then one call tries it, and the others follow only after
-an answer.
+Every tenant has slots, and within them every host. A host that did not answer several calls in a
+row is skipped for a while; then one call probes it, and the others follow once it answers.
 """
 
 from collections import Counter, OrderedDict
@@ -24,7 +23,7 @@ from reattach.records.callbacks import Receiver, Room
 
 @dataclass(slots=True)
 class _Breaker:
-    """Silence of one receiver: calls in a row that it did not answer."""
+    """A circuit breaker for one receiver: the calls in a row that it did not answer."""
 
     failures: int = 0
     closed_until: float = 0.0
@@ -36,7 +35,7 @@ class _Breaker:
 
 
 class CallbackSlots:
-    """The calls of a process that are under way, and the receivers that are left alone."""
+    """The calls in progress of a process, and the circuit breakers of receivers."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -45,7 +44,7 @@ class CallbackSlots:
         self._breakers: OrderedDict[Receiver, _Breaker] = OrderedDict()
 
     def room(self) -> Room:
-        """Return the room that is left."""
+        """Return the free slots."""
         full = [
             tenant for tenant, calls in self._by_tenant.items() if calls >= CALLBACKS_PER_TENANT
         ]
@@ -54,17 +53,17 @@ class CallbackSlots:
         )
 
     def take(self, receiver: Receiver) -> bool:
-        """Take a place for a call; False if the tenant or the receiver has none left."""
+        """Take a slot for a call; return False if the tenant or the receiver has none."""
         if self._by_tenant[receiver.tenant] >= CALLBACKS_PER_TENANT or self._by_receiver[
             receiver
-        ] >= self._places_of(receiver):
+        ] >= self._limit_of(receiver):
             return False
         self._by_tenant[receiver.tenant] += 1
         self._by_receiver[receiver] += 1
         return True
 
     def give_back(self, receiver: Receiver) -> None:
-        """Give back the place of a call that is over."""
+        """Return the slot of a finished call."""
         self._by_tenant[receiver.tenant] -= 1
         self._by_receiver[receiver] -= 1
         # Counters keep zeros.
@@ -72,7 +71,7 @@ class CallbackSlots:
         self._by_receiver += Counter()
 
     def note(self, receiver: Receiver, *, has_answered: bool) -> None:
-        """Remember whether the receiver answered, whatever it said."""
+        """Record whether the receiver answered, with any status."""
         if has_answered:
             self._breakers.pop(receiver, None)
             return
@@ -86,7 +85,7 @@ class CallbackSlots:
         if len(self._breakers) > CALLBACK_BREAKERS:
             self._breakers.popitem(last=False)
 
-    def _places_of(self, receiver: Receiver) -> int:
+    def _limit_of(self, receiver: Receiver) -> int:
         breaker = self._breakers.get(receiver)
         if breaker is None or not breaker.is_tripped:
             return CALLBACKS_PER_RECEIVER
@@ -94,4 +93,4 @@ class CallbackSlots:
 
     def _closed_receivers(self) -> Collection[Receiver]:
         known = self._by_receiver.keys() | self._breakers.keys()
-        return [one for one in known if self._by_receiver[one] >= self._places_of(one)]
+        return [one for one in known if self._by_receiver[one] >= self._limit_of(one)]

@@ -1,7 +1,7 @@
 """The Letta dialect: events as frames of its streams, messages as items of its lists, and back.
 
-Pure functions. Key order and null members are those of the recorded exchanges, so that a client
-sees what it always saw; ``seq_id`` and ``run_id`` stand on every event besides.
+Pure functions. Key order and null members match the recorded exchanges; ``seq_id`` and ``run_id``
+are added to every event.
 """
 
 from collections.abc import Callable
@@ -50,22 +50,23 @@ MessageType = Literal[
     "summary_message",
     "event_message",
 ]
-"""What ``include_return_message_types`` may name."""
+"""The values of ``include_return_message_types``."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 
 def encode(event: Event, seq: int, run_id: str) -> bytes:
-    """The frame of ``event`` as number ``seq`` of its run."""
+    """Return the frame of ``event`` with the seq ``seq``."""
     data = _encode(body(event, seq, run_id))
     return error_frame(data) if isinstance(event, Failed) else data_frame(data)
 
 
 class Encoder:
-    """``encode`` for the events of one run, in any order and of any number.
+    """``encode`` for the events of one run.
 
-    Pieces of text that follow each other differ in nothing but their number and the text.
+    Consecutive pieces of text differ only in their seq and text, so the rest of the frame is
+    cached.
     """
 
     def __init__(self, run_id: str) -> None:
@@ -82,26 +83,29 @@ class Encoder:
 
     def _prepare(self, place: Place) -> None:
         frame = encode(AssistantText(place, ""), 0, self._run_id)
-        before, name, after = frame.partition(b'"seq_id":')  # Within a text the quotes are escaped.
+        before, name, after = frame.partition(b'"seq_id":')  # Quotes in a text are escaped.
         self._before_seq = before + name
         self._before_text = after.removeprefix(b"0").removesuffix(b'""}\n\n')
         self._place = place
 
 
 def message_type(event: Event) -> MessageType | None:
-    """The type of message that ``event`` is; None for pings and the terminal group."""
+    """Return the message type of ``event``; None for pings and the terminal group."""
     if isinstance(event, ToolCallRequested) and event.needs_approval:
         return "approval_request_message"
     return _MESSAGE_TYPES.get(type(event))
 
 
 def keepalive(ping_id: str, at: datetime, last_seq: int, run_id: str) -> bytes:
-    """A ping for one reader. It is in no log; its ``seq_id`` is the last one sent, if any."""
+    """Return a ping for one reader, which is not logged.
+
+    Its ``seq_id`` is the last one sent, if any.
+    """
     return data_frame(_encode(head("ping", ping_id, at, seq=last_seq or None, run_id=run_id)))
 
 
 def body(event: Event, seq: int | None, run_id: str | None) -> Json:
-    """The JSON of ``event``; in lists, where nothing is numbered, ``seq`` is None."""
+    """Return the JSON of ``event``. ``seq`` is None in lists, which have no numbers."""
     return _BODIES[type(event)](event, seq, run_id)
 
 
@@ -219,8 +223,8 @@ def _summarized(event: Summarized, seq: int | None, run_id: str | None) -> Json:
 
 
 def summary_members(text: str, stats: CompactionStats | None, kept_from: MessageId | None) -> Json:
-    told = None if stats is None else msgspec.to_builtins(stats)
-    return {"summary": text, "compaction_stats": told, "kept_from_message_id": kept_from}
+    shown = None if stats is None else msgspec.to_builtins(stats)
+    return {"summary": text, "compaction_stats": shown, "kept_from_message_id": kept_from}
 
 
 def return_members(returned: ToolReturned | ToolReturnPart) -> Json:
@@ -290,11 +294,11 @@ _BODIES: dict[type, Callable[[Any, int | None, str | None], Json]] = {
 }
 
 
-# Back from a frame to its event.
+# Decoding.
 
 
 def decode(frame: bytes) -> Event:
-    """The event whose frame this is. The frame must be one that ``encode`` made."""
+    """Return the event of a frame that ``encode`` made."""
     data = _decode(frame_data(frame))
     return _EVENTS[data["message_type"]](data)
 
@@ -335,14 +339,14 @@ def _read_tool_return(data: Json) -> ToolReturned:
 
 
 def _read_compaction_began(data: Json) -> CompactionBegan:
-    told = data["event_data"]
+    event_data = data["event_data"]
     return CompactionBegan(
         data["id"],
         StepId(data["step_id"]),
         datetime.fromisoformat(data["date"]),
-        told["trigger"],
-        told["context_token_estimate"],
-        told["context_window"],
+        event_data["trigger"],
+        event_data["context_token_estimate"],
+        event_data["context_window"],
     )
 
 

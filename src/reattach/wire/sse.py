@@ -1,30 +1,30 @@
-"""Server-sent events, as far as the clients of the Letta API bear them.
+"""Server-sent events, limited to what the clients of the Letta API accept.
 
-The grammar is the WHATWG HTML standard's event stream, section 9.2, without ``id:``, ``retry:``
-and comments: the official SDKs take a frame without data for a broken one.
+The grammar is the event stream of the WHATWG HTML standard, section 9.2, without ``id:``,
+``retry:`` and comments, because the official SDKs treat a frame without data as broken.
 """
 
 from typing import Final
 
 DONE: Final = b"data: [DONE]\n\n"
-"""Not an event: says that the log is closed and everything of it was sent."""
+"""Not an event: the log is closed and everything was sent."""
 
 
 def data_frame(data: bytes) -> bytes:
-    """A frame of the default event. ``data`` must hold no line break."""
+    """Return a frame of the default event. ``data`` must not contain a line break."""
     return b"data: %b\n\n" % data
 
 
 def error_frame(data: bytes) -> bytes:
-    """A frame that the SDKs raise as their own exception."""
+    """Return a frame that the SDKs raise as their own exception."""
     return b"event: error\ndata: %b\n\n" % data
 
 
 def frame_data(frame: bytes) -> bytes:
-    """The data of a frame made by one of the above."""
+    """Return the data of a frame made by this module."""
     return frame[frame.index(b"data: ") + 6 : -2]
 
 
 def split_frames(frames: bytes) -> list[bytes]:
-    """The single frames of a joined stretch of them."""
+    """Split concatenated frames."""
     return [frame + b"\n\n" for frame in frames.split(b"\n\n")[:-1]]

@@ -1,4 +1,4 @@
-"""Stored messages as the lists of the Letta dialect show them. Pure functions."""
+"""Stored messages as items of the Letta dialect's lists. Pure functions."""
 
 from reattach.domain.events import (
     AssistantText,
@@ -27,7 +27,7 @@ from reattach.wire.letta import Json, body, head, return_members, summary_member
 
 
 def message_items(message: Message) -> list[Json]:
-    """The items that ``message`` is in a list, in order; at least one."""
+    """Return the list items of ``message``, in order; at least one."""
     if message.role is Role.APPROVAL:
         return [_answer(message)]
     if message.role is Role.TOOL:
@@ -35,19 +35,19 @@ def message_items(message: Message) -> list[Json]:
     if message.role is Role.SUMMARY:
         return [_summary(message)]
     if message.role in {Role.SYSTEM, Role.USER} or message.step_id is None:
-        item = _told(f"{message.role}_message", message)
+        item = _head(f"{message.role}_message", message)
         item["content"] = _content(message)
         return [item]
     return [body(output, None, message.run_id) for output in _outputs(message)]
 
 
 def approval_request(message: Message) -> Json:
-    """The item that asks for approval, of a message whose calls need it."""
+    """Return the item with the approval request of a message whose calls need approval."""
     items = message_items(message)
     return next(item for item in items if item["message_type"] == "approval_request_message")
 
 
-def _told(message_type: str, message: Message) -> Json:
+def _head(message_type: str, message: Message) -> Json:
     return head(
         message_type,
         message.id,
@@ -62,9 +62,12 @@ def _told(message_type: str, message: Message) -> Json:
 
 
 def _answer(message: Message) -> Json:
-    """A client's answer to an approval request; the old members tell its first approval."""
-    item = _told("approval_response_message", message)
-    item["approvals"] = approvals = [_answered(part) for part in message.parts]
+    """Return the item of an answer to an approval request.
+
+    The legacy members show its first approval.
+    """
+    item = _head("approval_response_message", message)
+    item["approvals"] = approvals = [_answer_item(part) for part in message.parts]
     first = next((one for one in approvals if one["type"] == "approval"), {})
     item["approve"] = first.get("approve")
     item["approval_request_id"] = first.get("tool_call_id")
@@ -72,7 +75,7 @@ def _answer(message: Message) -> Json:
     return item
 
 
-def _answered(part: ContentPart) -> Json:
+def _answer_item(part: ContentPart) -> Json:
     if isinstance(part, ToolReturnPart):
         return _whole_return(part)
     assert isinstance(part, ApprovalPart), f"{type(part).__name__} is no answer"
@@ -85,7 +88,7 @@ def _answered(part: ContentPart) -> Json:
 
 
 def _summary(message: Message) -> Json:
-    item = _told("summary_message", message)
+    item = _head("summary_message", message)
     item["otid"] = part_otid(message.id, 0)
     part = message.parts[0]
     assert isinstance(part, SummaryPart), f"{message.id} is no summary"
@@ -93,8 +96,11 @@ def _summary(message: Message) -> Json:
 
 
 def _tool_returns(message: Message) -> Json:
-    """The returns of one message; the members beside their list repeat the first."""
-    item = _told("tool_return_message", message)
+    """Return the item of a message of returns.
+
+    The members beside the list repeat the first return.
+    """
+    item = _head("tool_return_message", message)
     item["otid"] = part_otid(message.id, 0)
     returns = [part for part in message.parts if isinstance(part, ToolReturnPart)]
     item |= return_members(returns[0])
@@ -103,7 +109,7 @@ def _tool_returns(message: Message) -> Json:
 
 
 def _whole_return(returned: ToolReturnPart) -> Json:
-    """A return with its images, of which the members beside the list can not tell."""
+    """Return a return with its images, which only the list can show."""
     whole = {"type": "tool", **return_members(returned)}
     if returned.images:
         parts: list[ContentPart] = [TextPart(returned.output)] if returned.output else []
@@ -131,11 +137,11 @@ def _content_part(part: ContentPart) -> Json:
 
 
 def _outputs(message: Message) -> list[Output]:
-    """The parts of a stored answer, each whole, in order."""
+    """Return the complete parts of a stored answer, in order."""
     outputs: list[Output] = []
     index = 0
     calls: list[ToolCallPart] = []
-    step_id = message.step_id or StepId("")  # answers have one; what clients sent is shown above
+    step_id = message.step_id or StepId("")  # answers have one
     for part in message.parts:
         place = Place(message.id, step_id, index, message.created_at)
         match part:
@@ -149,14 +155,14 @@ def _outputs(message: Message) -> list[Output]:
                 calls.append(part)
                 continue
             case ImagePart() | ToolReturnPart() | ApprovalPart() | SummaryPart():
-                continue  # of others
+                continue  # not part of an answer
         index += 1
     place = Place(message.id, step_id, index, message.created_at)
-    return outputs + _requested(place, calls)
+    return outputs + _requests(place, calls)
 
 
-def _requested(place: Place, calls: list[ToolCallPart]) -> list[Output]:
-    """Calls that may run, in one item; then those that wait for an approval, in another."""
+def _requests(place: Place, calls: list[ToolCallPart]) -> list[Output]:
+    """Return one item with the calls that may run, then one with those that wait."""
     groups: list[Output] = []
     for waits in (False, True):
         group = tuple(

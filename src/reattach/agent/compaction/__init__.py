@@ -1,1 +1,1 @@
-"""Summaries that take the place of the older part of a conversation."""
+"""Summaries that replace the older part of a conversation's context."""

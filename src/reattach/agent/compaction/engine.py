@@ -1,10 +1,10 @@
-"""An engine whose turns are compacted when they get too long for its model."""
+"""An engine that compacts turns that are too long for its model."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from reattach.agent.compaction.summary import MIN_GAIN, Compactor, told_in
+from reattach.agent.compaction.summary import MIN_GAIN, Compactor, messages_of
 from reattach.domain.clock import Clock
 from reattach.domain.context import summary_as_user_message
 from reattach.domain.errors import ContextWindowError, SystemPromptTooLongError
@@ -26,14 +26,14 @@ BY_ESTIMATE: Final = "context_window_limit"
 BY_MODEL: Final = "context_window_exceeded"
 
 _SHRINKS_TO: Final = 0.5
-"""What a turn is made of itself, by estimate, that its model has refused: there is one retry."""
+"""The share of its estimated size to which a refused turn is compacted; there is one retry."""
 
 
 class CompactingEngine(Engine):
-    """Answers the steps of one run, each of which may be told what the earlier ones said.
+    """Answers the steps of one run, each of which may include the output of earlier ones.
 
-    A step that would fill the window is compacted before. One that the model refuses as too long
-    is compacted once and tried again. Without a ``compaction`` all is told as it is.
+    A step that would fill the window is compacted first. A step that the model refuses as too long
+    is compacted once and retried. Without a ``compactor``, turns pass unchanged.
     """
 
     def __init__(self, engine: Engine, compactor: Compactor | None, clock: Clock) -> None:
@@ -43,10 +43,10 @@ class CompactingEngine(Engine):
         self._compactor = compactor
         self._clock = clock
         self._summary: Message | None = None
-        self._gone: set[MessageId] = set()
+        self._replaced: set[MessageId] = set()
         self._known: set[MessageId] = set()
         self._step_of: dict[MessageId, int] = {}
-        """Which step of the run said a message that has no place in the conversation yet."""
+        """The step of this run that produced a message which is not stored yet."""
         self._steps = 0
         self._first_step: int | None = None
         """The first step of the newest call of the engine."""
@@ -56,13 +56,13 @@ class CompactingEngine(Engine):
         return self._engine.models()
 
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
-        self._recognize(turn)
-        turn = self._shrunk(turn)
+        self._track_steps(turn)
+        turn = self._with_summary(turn)
         if self._is_too_large(turn):
             async with closing_deltas(self._compact(turn, BY_ESTIMATE)) as compacting:
                 async for delta in compacting:
                     yield delta
-            turn = self._shrunk(turn)
+            turn = self._with_summary(turn)
         refused: ContextWindowError | None = None
         try:
             async with closing_deltas(self._answer(turn)) as deltas:
@@ -73,32 +73,32 @@ class CompactingEngine(Engine):
         if refused is None:
             return
         if self._has_begun or self._cut(turn, BY_MODEL) is None:
-            raise self._explained(refused, turn)
+            raise self._explain(refused, turn)
         async with closing_deltas(self._compact(turn, BY_MODEL)) as compacting:
             async for delta in compacting:
                 yield delta
-        turn = self._shrunk(turn)
+        turn = self._with_summary(turn)
         try:
             async with closing_deltas(self._answer(turn)) as deltas:
                 async for delta in deltas:
                     yield delta
         except ContextWindowError as error:
-            raise self._explained(error, turn) from None
+            raise self._explain(error, turn) from None
 
     async def _answer(self, turn: Turn) -> AsyncIterator[Delta]:
         self._has_begun = False
         self._first_step = self._steps
-        told = replace(
+        request = replace(
             turn,
-            history=_told_as_texts(turn.history),
-            input=_told_as_texts(turn.input),
+            history=_with_summaries_as_text(turn.history),
+            input=_with_summaries_as_text(turn.input),
         )
-        # Made storable here already, since a tool loop tells the model what it said.
+        # Made storable here already, because a tool loop returns the output to the model.
         intake = Intake()
-        async with closing_deltas(self._engine.run(told)) as deltas:
+        async with closing_deltas(self._engine.run(request)) as deltas:
             async for given in deltas:
                 self._has_begun = True
-                if type(given) is TextDelta and intake.is_plain(given.text):  # As most are.
+                if type(given) is TextDelta and intake.is_plain(given.text):  # Most deltas.
                     yield given
                     continue
                 for delta in intake.take(given):
@@ -116,11 +116,11 @@ class CompactingEngine(Engine):
         assert compactor is not None
         assert cut is not None
         yield Compacting(trigger, compactor.tokens(turn), compactor.window_tokens)
-        made, end = await compactor.compacted(
+        made, end = await compactor.compact(
             turn, cut, trigger, into_tokens=self._into_tokens(turn, trigger), may_drop=True
         )
         assert isinstance(made.kept_from, str)
-        self._gone |= {one.id for one in told_in(turn)[:end]}
+        self._replaced |= {one.id for one in messages_of(turn)[:end]}
         self._summary = Message(
             id=new_message_id(),
             role=Role.SUMMARY,
@@ -131,7 +131,7 @@ class CompactingEngine(Engine):
         yield replace(made, kept_from=self._step_of.get(made.kept_from, made.kept_from))
 
     def _is_too_large(self, turn: Turn) -> bool:
-        """Whether the turn is to be compacted, and that is worth while."""
+        """Whether the turn exceeds the limit and compacting it is worthwhile."""
         compactor = self._compactor
         if compactor is None or compactor.tokens(turn) <= compactor.limit_tokens:
             return False
@@ -146,15 +146,15 @@ class CompactingEngine(Engine):
         return compactor.cut(turn, into_tokens=self._into_tokens(turn, trigger))
 
     def _into_tokens(self, turn: Turn, trigger: str) -> float:
-        """The window that the turn is to fit."""
+        """Return the window that the compacted turn has to fit."""
         assert self._compactor is not None
         window = self._compactor.window_tokens
-        if trigger == BY_MODEL:  # It is smaller than it is said to be, or the estimate is.
+        if trigger == BY_MODEL:  # The window or the estimate is wrong.
             return min(window, _SHRINKS_TO * self._compactor.tokens(turn))
         return window
 
-    def _recognize(self, turn: Turn) -> None:
-        """Note which messages are of this run: those that come to be between two calls."""
+    def _track_steps(self, turn: Turn) -> None:
+        """Note which messages belong to this run: those that appear between two calls."""
         if self._first_step is None:
             if self._compactor is not None:
                 self._compactor.learn_last(turn)
@@ -162,27 +162,27 @@ class CompactingEngine(Engine):
             for message in turn.history:
                 if message.id not in self._known and message.role is Role.ASSISTANT:
                     self._step_of[message.id] = self._first_step
-        self._known |= {message.id for message in told_in(turn)}
+        self._known |= {message.id for message in messages_of(turn)}
 
-    def _shrunk(self, turn: Turn) -> Turn:
-        """The turn with the summary instead of what it stands for."""
+    def _with_summary(self, turn: Turn) -> Turn:
+        """Return the turn with the summary in place of the replaced messages."""
         if self._summary is None:
             return turn
-        left = [one for one in turn.history if one.id not in self._gone]
-        told = [one for one in turn.input if one.id not in self._gone]
-        return replace(turn, history=[self._summary, *left], input=told)
+        left = [one for one in turn.history if one.id not in self._replaced]
+        sent = [one for one in turn.input if one.id not in self._replaced]
+        return replace(turn, history=[self._summary, *left], input=sent)
 
-    def _explained(self, error: ContextWindowError, turn: Turn) -> ContextWindowError:
+    def _explain(self, error: ContextWindowError, turn: Turn) -> ContextWindowError:
         compactor = self._compactor
         if compactor is None or compactor.overhead_tokens(turn) < compactor.window_tokens:
             return error
         return SystemPromptTooLongError(
-            f"The system prompt and the tools fill the context window of {turn.model}, which has "
+            f"The system prompt and the tools fill the context window of {turn.model}, "
             f"{compactor.window_tokens} tokens. Shorten the agent's system prompt or its memory "
             "blocks, or choose a model with a larger window."
         )
 
 
-def _told_as_texts(messages: Sequence[Message]) -> list[Message]:
+def _with_summaries_as_text(messages: Sequence[Message]) -> list[Message]:
     summary = Role.SUMMARY
     return [summary_as_user_message(one) if one.role is summary else one for one in messages]

@@ -1,4 +1,4 @@
-"""Compaction: a summary by a model takes the place of the older part of a conversation."""
+"""Compaction: a model's summary replaces the older part of a conversation's context."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -49,13 +49,13 @@ from reattach.engine.intake import storable_usage
 logger = structlog.get_logger(__name__)
 
 FILL: Final = 0.9
-"""How full a context may get before it is compacted; the rest is left for the answer."""
+"""The share of the window above which a context is compacted; the rest is for the answer."""
 
 MIN_GAIN: Final = 0.1
-"""What a compaction must be able to leave out, as a part of what fits, to be worth its cost."""
+"""The share of the limit that a compaction must free to be worth its cost."""
 
 _SCALE_BOUNDS: Final = (0.25, 4.0)
-"""How far a provider's count may move the estimates."""
+"""The bounds of the correction of estimates by a provider's counts."""
 
 Mode = Literal["all", "sliding_window", "self_compact_all", "self_compact_sliding_window"]
 
@@ -82,14 +82,14 @@ class Plan:
     prompt: str = PROMPT
     acknowledges: bool = False
     clip_chars: int | None = 50_000
-    """The longest summary."""
+    """The maximum length of a summary."""
     mode: Mode = "sliding_window"
     kept_share: float = 0.3
-    """How much of the context window is kept as it is, in the modes with a sliding window."""
+    """The share of the context window that the sliding window modes keep."""
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
-        """The plan that the settings make; what they do not say is as it is by default."""
+        """Return the plan for the settings, with defaults for missing ones."""
         given = {name: value for name, value in settings.items() if value is not None}
         plan = cls(
             model=given.get("model"),
@@ -105,18 +105,18 @@ class Plan:
 
     @property
     def is_by_agent(self) -> bool:
-        """Whether the agent summarizes itself: its own model, told its own system prompt."""
+        """Whether the agent makes the summary itself, with its own model and system prompt."""
         return self.mode in {"self_compact_all", "self_compact_sliding_window"}
 
     @property
     def keeps(self) -> float:
-        """The part of the window that is kept as it is."""
+        """The share of the window that is kept unchanged."""
         return self.kept_share if self.mode.endswith("sliding_window") else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Summarizer:
-    """A model that is asked for summaries."""
+    """A model that makes summaries."""
 
     engine: Engine
     model: str
@@ -127,7 +127,7 @@ class Summarizer:
 class Compactor:
     """Makes the summaries of one conversation, whose model has a window of ``window_tokens``.
 
-    Sizes are estimates, set right by what the provider has counted (``learn``).
+    Sizes are estimates, corrected by the provider's counts (``learn``).
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Compactor:
         window_tokens: int,
         answer_tokens: int = 0,
     ) -> None:
-        """``answer_tokens`` are what an answer may have, which providers count to the window."""
+        """``answer_tokens`` is the most that an answer may have; it counts towards the window."""
         self.window_tokens = window_tokens
         self._answer_tokens = answer_tokens
         self._plan = plan
@@ -150,7 +150,7 @@ class Compactor:
 
     @property
     def limit_tokens(self) -> float:
-        """What the system prompt, the tools and the messages may have together."""
+        """The limit for the system prompt, the tools and the messages together."""
         return self._limit(self.window_tokens)
 
     def _limit(self, window_tokens: float) -> float:
@@ -159,101 +159,101 @@ class Compactor:
         )
 
     def learn(self, turn: Turn, counted_tokens: int | None) -> None:
-        """Learn from the provider's count of everything that the model was told with the turn."""
-        self._learn(turn, self._told_tokens(turn), counted_tokens)
+        """Correct the estimates by the provider's count of the whole prompt of the turn."""
+        self._learn(turn, self._messages_tokens(turn), counted_tokens)
 
-    def _learn(self, turn: Turn, told_tokens: int, counted_tokens: int | None) -> None:
+    def _learn(self, turn: Turn, message_tokens: int, counted_tokens: int | None) -> None:
         if not counted_tokens:
             return
-        estimate = _overhead(turn) + told_tokens
+        estimate = _overhead(turn) + message_tokens
         low, high = _SCALE_BOUNDS
         self._scale = min(max(counted_tokens / max(estimate, 1), low), high)
 
     def learn_last(self, turn: Turn) -> None:
-        """Learn from what was counted with the last answer in the turn's history."""
+        """Correct the estimates by the count of the last answer in the turn's history."""
         history = turn.history
         places = range(len(history) - 1, -1, -1)
         last = next((n for n in places if history[n].role is Role.ASSISTANT), 0)
-        told_tokens = self._history_tokens(turn) - messages_tokens(history[last:])
-        self._learn(turn, told_tokens, turn.counted_tokens)
+        message_tokens = self._history_tokens(turn) - messages_tokens(history[last:])
+        self._learn(turn, message_tokens, turn.counted_tokens)
 
     def _history_tokens(self, turn: Turn) -> int:
-        """The estimate of the turn's history, made once for each list."""
+        """Estimate the turn's history, cached for the list."""
         history, tokens = self._estimated
         if history is not turn.history:
             tokens = messages_tokens(turn.history)
             self._estimated = turn.history, tokens
         return tokens
 
-    def _told_tokens(self, turn: Turn) -> int:
+    def _messages_tokens(self, turn: Turn) -> int:
         return self._history_tokens(turn) + messages_tokens(turn.input)
 
     def tokens(self, turn: Turn) -> int:
-        """An estimate of what the model is told with the turn."""
-        return round(self._scale * (_overhead(turn) + self._told_tokens(turn)))
+        """Estimate the prompt of the turn."""
+        return round(self._scale * (_overhead(turn) + self._messages_tokens(turn)))
 
     def overhead_tokens(self, turn: Turn) -> int:
-        """The part of it that no compaction can take away."""
+        """Estimate the part of the prompt that no compaction can remove."""
         return round(self._scale * _overhead(turn))
 
     def cut(self, turn: Turn, *, into_tokens: float) -> int | None:
-        """Where to cut what the turn tells, for a window of that size; None if it can not be."""
-        return choose_cut(told_in(turn), self._plan.keeps * into_tokens / self._scale)
+        """Return where to cut the messages to fit ``into_tokens``; None if that is impossible."""
+        return choose_cut(messages_of(turn), self._plan.keeps * into_tokens / self._scale)
 
     def gain(self, turn: Turn, cut: int) -> int:
-        """What is told before the cut, earlier summaries aside."""
-        left = (one for one in told_in(turn)[:cut] if one.role is not Role.SUMMARY)
+        """Estimate the messages before the cut, without earlier summaries."""
+        left = (one for one in messages_of(turn)[:cut] if one.role is not Role.SUMMARY)
         return round(self._scale * messages_tokens(left))
 
-    async def compacted(
+    async def compact(
         self, turn: Turn, cut: int, trigger: str, *, into_tokens: float, may_drop: bool
     ) -> tuple[Compacted, int]:
-        """The summary of what is told before ``cut``, and where it ends that is left out.
+        """Return the summary of the messages before ``cut``, and the end of the replaced messages.
 
-        If that is not enough for a window of ``into_tokens``, more of the oldest is left out, and
-        the summary is cut. If no summary can be made then there is only word of that, with
-        ``may_drop``, else EngineError is raised.
+        If the rest does not fit into ``into_tokens``, more of the oldest messages are replaced and
+        the summary is shortened. If no summary can be made, a note replaces it with ``may_drop``;
+        otherwise EngineError is raised.
         """
-        told = told_in(turn)
+        messages = messages_of(turn)
         before = self.tokens(turn)
         try:
-            text, usage = await self._summary(turn, told[:cut])
+            text, usage = await self._summary(turn, messages[:cut])
         except EngineError as error:
             if not may_drop:
                 raise
             logger.warning("no summary could be made", run_id=turn.run_id, reason=error.detail)
             text, usage = _NO_SUMMARY.format(cut), Usage()
         limit = self._limit(into_tokens)
-        end = self._fitting(turn, told, cut, limit)
+        end = self._fitting(turn, messages, cut, limit)
         if end > cut:
             text += _MORE_LEFT_OUT.format(end - cut)
-        left = self._scale * (_overhead(turn) + messages_tokens(told[end:]))
+        left = self._scale * (_overhead(turn) + messages_tokens(messages[end:]))
         room = int((limit - left) / self._scale) * BYTES_PER_TOKEN
         text = clip(text, max(room, MIN_SUMMARY_CHARS))
         first = 1 if turn.system else 0
         stats = CompactionStats(
             trigger,
             self.window_tokens,
-            first + len(told),
-            first + 1 + len(told) - end,
+            first + len(messages),
+            first + 1 + len(messages) - end,
             before,
             round(left + self._scale * text_tokens(text)),
         )
-        return Compacted(text, told[end].id, stats, usage, self._summarizer.model), end
+        return Compacted(text, messages[end].id, stats, usage, self._summarizer.model), end
 
-    def _fitting(self, turn: Turn, told: Sequence[Message], cut: int, limit: float) -> int:
-        """The first place from ``cut`` on that leaves room for a summary; the last if none does."""
-        later = [place for place in cuts(told) if place >= cut]
+    def _fitting(self, turn: Turn, messages: Sequence[Message], cut: int, limit: float) -> int:
+        """Return the first cut that leaves room for a summary, else the last one."""
+        later = [place for place in cuts(messages) if place >= cut]
         room = MIN_SUMMARY_CHARS / BYTES_PER_TOKEN
         for place in later:
-            left = _overhead(turn) + messages_tokens(told[place:]) + room
+            left = _overhead(turn) + messages_tokens(messages[place:]) + room
             if self._scale * left <= limit:
                 return place
         return later[-1]
 
     @property
     def _output_tokens(self) -> int:
-        """What a summary may have."""
+        """The maximum of a summary."""
         asked = self._summarizer.settings.max_output_tokens
         return asked or max(256, min(SUMMARY_TOKENS, self._summarizer.window_tokens // 4))
 
@@ -262,14 +262,14 @@ class Compactor:
         room = window * FILL - min(self._output_tokens, window / 2) - text_tokens(self._plan.prompt)
         chars = int(max(room, window / 4) / self._scale) * BYTES_PER_TOKEN
         try:
-            return await self._asked(turn, old, chars)
+            return await self._request_summary(turn, old, chars)
         except ContextWindowError:
-            return await self._asked(turn, old, chars // 3)
+            return await self._request_summary(turn, old, chars // 3)
 
-    async def _asked(
+    async def _request_summary(
         self, turn: Turn, old: Sequence[Message], limit_chars: int
     ) -> tuple[str, Usage]:
-        """Ask once. Raises EngineError."""
+        """Ask the model for a summary once. Raises EngineError."""
         texts: list[str] = []
         usage = Usage(step_count=1)
         request = self._request(turn, transcript(old, limit_chars, part_chars=SUMMARY_PART_CHARS))
@@ -323,8 +323,8 @@ class Compactor:
         )
 
 
-def told_in(turn: Turn) -> list[Message]:
-    """The messages that the model is told with the turn."""
+def messages_of(turn: Turn) -> list[Message]:
+    """Return the messages that the model gets with the turn."""
     return [*turn.history, *turn.input]
 
 

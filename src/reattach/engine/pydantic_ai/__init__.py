@@ -1,7 +1,7 @@
-"""Hosted models and OpenAI-compatible servers, by way of Pydantic AI.
+"""Hosted models and OpenAI-compatible servers, through Pydantic AI.
 
-Keys come from each provider's usual environment variable. A handle ``provider/name`` is Pydantic
-AI's ``provider:name``; where a base URL is set, ``openai/name`` is ``name`` of that server's chat
+Keys come from each provider's usual environment variable. The handle ``provider/name`` is Pydantic
+AI's ``provider:name``. With a base URL, ``openai/name`` is the model ``name`` of that server's chat
 completions. Importing this module raises StartupError if Pydantic AI is not installed.
 """
 
@@ -53,7 +53,7 @@ from reattach.engine.pydantic_ai.settings import provider_settings
 
 _DEFAULT_CONTEXT_TOKENS: Final = 128_000
 _PROVIDERS: Final[Mapping[str, str]] = {"google_ai": "google", "google_vertex": "google-cloud"}
-"""Pydantic AI's name of a provider where the Letta API has another."""
+"""Pydantic AI's names of providers that the Letta API names differently."""
 
 _PROVIDER_TYPES: Final[Mapping[str, str]] = {
     "google": "google_ai",
@@ -68,15 +68,15 @@ _PROVIDER_TYPES: Final[Mapping[str, str]] = {
         )
     },
 }  # fmt: skip
-"""The SDK's provider types; every other provider counts as ``openai``."""
+"""The SDK's provider types; every other provider is ``openai``."""
 
 
 class PydanticAIEngine(Engine):
-    """Answers with any model that Pydantic AI knows; one call of the model is one turn.
+    """Answers with any model that Pydantic AI supports; one call of the model is one turn.
 
-    Tools of the client are offered to the model; when it calls them the turn ends with
-    ``requires_approval``. Clients and connections are made with a model's first turn, and belong
-    to the event loop of that turn.
+    The client's tools are offered to the model; a call of one ends the turn with
+    ``requires_approval``. Clients and connections are created with a model's first turn, and belong
+    to that turn's event loop.
     """
 
     announces_tools = True  # It runs none itself.
@@ -92,15 +92,19 @@ class PydanticAIEngine(Engine):
         max_retries: int | None = None,
         images: ImageFetcher | None = None,
     ) -> None:
-        """Offer ``handles``, and ``models`` made elsewhere by their handles.
+        """Offer ``handles``, and ``models`` constructed elsewhere by their handles.
 
-        ``openai_base_url`` and ``openai_api_key`` go before the environment's ``OPENAI_BASE_URL``
-        and ``OPENAI_API_KEY``. A call that fails for a passing reason before its first delta is
-        repeated up to ``max_retries`` times; None leaves that to the provider's client. ``images``
-        says which URLs of images may be fetched; None: those of the public internet. Raises
-        StartupError if a handle is not ``provider/name``, nobody knows its provider, or the
-        provider's package is not installed. A missing key is told by the turn that needs it.
-        The providers' packages are imported, so make it before the event loop runs.
+        ``openai_base_url`` and ``openai_api_key`` take precedence over ``OPENAI_BASE_URL`` and
+        ``OPENAI_API_KEY``. A call that fails temporarily before its first delta is repeated up to
+        ``max_retries`` times; None leaves that to the provider's client. ``images`` decides which
+        image URLs may be fetched; None: those on the public internet.
+
+        Imports the providers' packages, so construct it before the event loop runs. A missing key
+        is an error of the turn that needs it.
+
+        Raises:
+            StartupError: A handle is not ``provider/name``, its provider is unknown, or the
+                provider's package is not installed.
         """
         self._base_url = openai_base_url or os.environ.get("OPENAI_BASE_URL")
         self._api_key = openai_api_key or os.environ.get("OPENAI_API_KEY")
@@ -165,7 +169,7 @@ class PydanticAIEngine(Engine):
         async with self._opening:
             model = self._opened.get(handle)
             if model is None:
-                # Packages are imported and certificates read.
+                # In a thread, because it imports packages and reads certificates.
                 model = await asyncio.to_thread(self._provider_model, handle)
                 await self._closing.enter_async_context(model)
                 watch(model)
@@ -196,11 +200,11 @@ class PydanticAIEngine(Engine):
 
 
 def _base_url(model: ProviderModel) -> str | None:
-    """Return where the model's provider is; None if the model does not say."""
+    """Return the base URL of the model's provider; None if the model has none."""
     return getattr(model, "base_url", None)
 
 
-# What is offered.
+# The models on offer.
 
 
 def _provider_and_name(handle: str) -> tuple[str, str]:
@@ -225,7 +229,7 @@ def _offer(handle: str, context_tokens: int | None) -> Model:
 
 
 def offered_model(handle: str, *, context_tokens: int | None = None) -> Model:
-    """The model of a handle. Raises StartupError as the engine does."""
+    """Return the model of a handle. Raises StartupError as the engine does."""
     return _offer(handle, context_tokens or _context_tokens(handle))
 
 
@@ -246,12 +250,12 @@ def _context_tokens(handle: str) -> int | None:
 
 
 def _unknown_tool(call: ToolCallPart) -> ToolReturn:
-    """What is said of a call that was approved and that is not of a tool of the server."""
+    """Return the error for an approved call of a tool that the server does not have."""
     return ToolReturn(
         call.tool_call_id,
         call.name,
         "error",
-        f"The server has no tool {call.name}. It is for the client to run it and send its return.",
+        f"The server has no tool {call.name}. The client has to run it and send its return.",
     )
 
 

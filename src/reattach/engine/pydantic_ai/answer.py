@@ -1,4 +1,4 @@
-"""One answer of a provider: its stream as deltas, what it counted, and how it ended."""
+"""One answer of a provider: its deltas, its usage and its end."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ _WHOLE: Final = frozenset(
         "finished", "function_call", "stop", "stop_sequence", "tool_call", "tool_calls", "tool_use",
     }
 )  # fmt: skip
-"""The reasons of providers that end a whole answer, in small letters."""
+"""The lower-case reasons with which providers end a complete answer."""
 
 _TOO_LONG: Final = frozenset(
     {"length", "max_length", "max_output_tokens", "max_tokens", "model_length"}
@@ -78,7 +78,7 @@ class Answer:
     def end(self, stream: StreamedResponse, body: Body, handle: str) -> Iterator[Delta]:
         """Yield the last deltas of a stream that was read to its end.
 
-        Raises ModelError unless the provider says that the answer is whole.
+        Raises ModelError unless the provider reports a complete answer.
         """
         response = stream.get()
         failure = self._failure(stream, response, body, handle)
@@ -127,12 +127,12 @@ class Answer:
     def _reasoning(self, index: int, text: str, signature: str | None) -> Iterator[Delta]:
         if text:
             self._shown_reasoning.add(index)
-        # A signature without any text is reasoning that the provider hides.
+        # A signature without text belongs to hidden reasoning.
         if text or (signature and index in self._shown_reasoning):
             yield ReasoningDelta(text, signature)
 
     def _whole_call(self, index: int, part: pm.ToolCallPart) -> Iterator[Delta]:
-        """A call that begins, or one that is told again with all that it has."""
+        """Yield a new call, or the new arguments of a call that is repeated as a whole."""
         arguments = _json(part.args)
         call = self._calls.get(index)
         if call is not None and call.provider_id == part.tool_call_id:
@@ -144,7 +144,7 @@ class Answer:
         call = self._calls[index]
         name, arguments = delta.tool_name_delta, _json(delta.args_delta)
         if name and call.is_followed_by(delta.tool_call_id, name, arguments):
-            # Some providers give all calls of an answer the same place.
+            # Some providers give all calls of an answer the same index.
             yield from self._begin(index, delta.tool_call_id or "", name, arguments)
             return
         if name and not call.arguments and name != call.name:
@@ -172,7 +172,7 @@ class _Call:
     arguments: str = ""
 
     def is_followed_by(self, provider_id: str | None, name: str, arguments: str) -> bool:
-        """Whether a name that comes at the same place is another call's, and no more of this."""
+        """Whether a name at the same index begins another call."""
         if provider_id is not None and provider_id != self.provider_id:
             return True
         if not self.arguments:
@@ -181,7 +181,7 @@ class _Call:
 
 
 def counted_usage(stream: StreamedResponse, body: Body) -> Iterator[StepFinished]:
-    """Yield the usage of an answer that failed, if its provider counted any."""
+    """Yield the usage of a failed answer, if its provider counted any."""
     usage = _usage(stream.usage, body)
     if usage.total_tokens:
         yield StepFinished(usage)
@@ -190,7 +190,7 @@ def counted_usage(stream: StreamedResponse, body: Body) -> Iterator[StepFinished
 def _usage(usage: RequestUsage, body: Body) -> Usage:
     prompt, completion = usage.input_tokens, usage.output_tokens
     cached, reasoning = usage.cache_read_tokens, usage.details.get("reasoning_tokens")
-    if body.usage_reports > 1:  # Each holds the ones before, and they were added up.
+    if body.usage_reports > 1:  # Reports are cumulative, and Pydantic AI adds them up.
         prompt = _count(body.usage, "prompt_tokens")
         completion = _count(body.usage, "completion_tokens")
         cached = _count(body.usage, "prompt_tokens_details", "cached_tokens")
@@ -219,11 +219,11 @@ def _json(arguments: str | dict[str, object] | None) -> str:
     return arguments if isinstance(arguments, str) else json.dumps(arguments)
 
 
-# How it ended.
+# The end of an answer.
 
 
 def _reason(response: pm.ModelResponse, body: Body) -> str:
-    """The reason in the provider's own word; empty if it gave none."""
+    """Return the reason in the provider's own term; empty if it gave none."""
     given = (response.provider_details or {}).get("finish_reason") or body.finish_reason
     return given if isinstance(given, str) else ""
 
@@ -233,7 +233,7 @@ def _is_cut_for_length(response: pm.ModelResponse, body: Body) -> bool:
 
 
 def _has_end(stream: StreamedResponse, response: pm.ModelResponse, body: Body) -> bool:
-    """Whether the provider said that the answer has ended: by a reason, or by an end mark."""
+    """Whether the provider marked the end of the answer with a reason or an end mark."""
     if response.state == "incomplete":
         return False
     if stream.provider_url is None or _reason(response, body) or body.has_end_mark:
@@ -242,7 +242,7 @@ def _has_end(stream: StreamedResponse, response: pm.ModelResponse, body: Body) -
 
 
 def _makes_up_reasons(stream: StreamedResponse, response: pm.ModelResponse) -> bool:
-    """Whether the reason may be Pydantic AI's own, for a stream of chat completions without one."""
+    """Whether Pydantic AI may have invented the reason, for chat completions that gave none."""
     chat = sys.modules.get("pydantic_ai.models.openai")
     is_chat = chat is not None and isinstance(stream, chat.OpenAIStreamedResponse)
     return is_chat and response.finish_reason == "stop"

@@ -1,8 +1,8 @@
-"""The body of a provider's answer, watched while the provider's client reads it.
+"""The body of a provider's answer, inspected while the provider's client reads it.
 
-Pydantic AI and the clients below it keep some facts to themselves: whether the end mark came
-(``[DONE]``, ``message_stop``), a reason that stands beside no content, and each of several counts
-of tokens. They are read here from the lines of the body.
+Pydantic AI and the clients below it hide some facts: whether the end mark came (``[DONE]``,
+``message_stop``), a finish reason without content, and each of several token counts. They are read
+here from the lines of the body.
 """
 
 import json
@@ -18,7 +18,7 @@ from pydantic_ai.models import Model as ProviderModel
 from reattach.domain.errors import ModelError
 from reattach.domain.limits import MAX_SHOWN_NAME_CHARS, MAX_WATCHED_LINE_BYTES
 
-_TELLING: Final = re.compile(rb'"usage"\s*:\s*\{|"finish_reason"\s*:\s*"|"message_stop"')
+_RELEVANT: Final = re.compile(rb'"usage"\s*:\s*\{|"finish_reason"\s*:\s*"|"message_stop"')
 
 _watched: ContextVar["Body | None"] = ContextVar("watched body", default=None)
 
@@ -30,12 +30,12 @@ class Body:
         self.content_type: str | None = None
         """None: no response was seen."""
         self.has_end_mark = False
-        """Whether the mark came that ends every answer of its dialect."""
+        """Whether the end mark of the provider's dialect came."""
         self.finish_reason: str | None = None
-        """Why the answer ended, in the words of OpenAI's dialect."""
+        """The finish reason, as OpenAI's dialect names it."""
         self.usage_reports = 0
         self.usage: dict[str, Any] = {}
-        """The highest of all reports, member by member, in the words of OpenAI's dialect."""
+        """The highest of all reports, member by member, in OpenAI's dialect."""
         self._lines = Lines()
 
     @property
@@ -45,7 +45,7 @@ class Body:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch the responses to requests that are sent meanwhile, in this task."""
+        """Watch the responses to requests that this task sends meanwhile."""
         token = _watched.set(self)
         try:
             yield
@@ -53,7 +53,7 @@ class Body:
             _watched.reset(token)
 
     def attach(self, response: httpx2.Response) -> None:
-        """Watch ``response`` from its start. Any earlier one was an attempt that failed."""
+        """Watch ``response`` from its start; an earlier one was a failed attempt."""
         self.content_type = response.headers.get("content-type", "")
         self.has_end_mark, self.finish_reason = False, None
         self.usage_reports, self.usage = 0, {}
@@ -66,18 +66,18 @@ class Body:
         response.aiter_bytes = aiter_bytes  # type: ignore[method-assign,assignment]
 
     def feed(self, chunk: bytes) -> None:
-        """Look at the next chunk."""
+        """Inspect the next chunk."""
         for line in self._lines.feed(chunk):
             if not line.startswith(b"data:"):
                 continue
             data = line[5:].lstrip()
             if data.startswith(b"[DONE]"):
                 self.has_end_mark = True
-            elif _TELLING.search(data):  # Few lines are, so that few are decoded twice.
+            elif _RELEVANT.search(data):  # Few lines match, so few are decoded twice.
                 self._read(_object(data))
 
     def end(self) -> None:
-        """The body is over, and its last line may lack its end."""
+        """Inspect the last line, which may lack its line end."""
         self.feed(b"\n")
 
     def _read(self, event: Mapping[str, Any]) -> None:
@@ -95,7 +95,7 @@ class Body:
 
 
 class Lines:
-    """Splits a body into lines, as server-sent events count them."""
+    """Splits a body into the lines of server-sent events."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -115,7 +115,7 @@ class Lines:
 
 
 class _Reading:
-    """An iterator over the chunks of a body, each of which is shown to its watcher."""
+    """An iterator over the chunks of a body that passes each to its watcher."""
 
     def __init__(self, chunks: AsyncIterator[bytes], body: Body) -> None:
         self._chunks = chunks
@@ -138,11 +138,11 @@ class _Reading:
 
 
 def watch(model: ProviderModel) -> None:
-    """Have the bodies of the model's responses watched.
+    """Install the watcher of response bodies on the model's HTTP client.
 
-    The clients of OpenAI and Anthropic name no way to their HTTP client, so this reads the private
-    attribute of it, which is the same in both; pyproject bounds their versions. A model of which
-    nothing is found there is asked as before, and nothing is known of its bodies.
+    The clients of OpenAI and Anthropic do not expose their HTTP client, so this reads a private
+    attribute, which has the same name in both; pyproject bounds their versions. A model without it
+    works as before, unwatched.
     """
     client = getattr(getattr(model, "client", None), "_client", None)
     if isinstance(client, httpx2.AsyncClient):
@@ -158,16 +158,16 @@ async def _attach(response: httpx2.Response) -> None:
 
 
 def broken_off(body: Body, handle: str) -> ModelError:
-    """Return the error for a body that ended without saying that its answer had."""
+    """Return the error for a body that ended without an end mark."""
     kind = (body.content_type or "").partition(";")[0].strip()
     if body.is_known and kind != "text/event-stream":
         return ModelError(
-            f"The provider of {handle} did not answer with a stream of events, but with "
+            f"The provider of {handle} did not answer with an event stream, but with "
             f"'{kind[:MAX_SHOWN_NAME_CHARS]}'. Check the base URL in the server's settings."
         )
     return ModelError(
-        f"The answer of {handle} broke off: its provider closed the stream without marking its "
-        "end. What came of it is kept; send the message again, with a new OTID, to continue."
+        f"The answer of {handle} broke off: the provider closed the stream without an end "
+        "mark. The part that arrived is kept; send the message again, with a new OTID, to continue."
     )
 
 
@@ -180,7 +180,7 @@ def _object(data: bytes) -> Mapping[str, Any]:
 
 
 def _raise_to(highest: dict[str, Any], reported: Mapping[str, Any]) -> None:
-    """Raise each count in ``highest`` to what is reported."""
+    """Raise each count in ``highest`` to the reported one."""
     for name, value in reported.items():
         if isinstance(value, dict):
             inner = highest.setdefault(name, {})

@@ -1,6 +1,6 @@
-"""Hosted models that nobody named: each provider with a key is asked for its list.
+"""Hosted models that no setting names: each provider with a key is asked for its list.
 
-The list is asked for in the background, within a bound, and kept; a handle of such a provider works
+The list is fetched in the background, within a bound, and kept. A handle of such a provider works
 whether it is listed or not.
 """
 
@@ -34,20 +34,20 @@ _NO_CHAT: Final = re.compile(
     r"embed|rerank|whisper|tts|dall-e|moderation|realtime|transcri|-audio|gpt-image|-image|sora"
     r"|imagen|veo|davinci|babbage|computer-use|-instruct$|^omni|aqa",
 )
-"""Names of OpenAI's and Google's models that take no conversation."""
+"""Names of OpenAI's and Google's models that hold no conversation."""
 
 _NO_CHAT_ANYWHERE: Final = re.compile(r"embed|rerank|whisper")
 _WINDOWS: Final = (
     *("max_model_len", "context_length", "context_window"),
     *("inputTokenLimit", "max_input_tokens", "max_context_length"),
 )
-"""The names under which lists say how many tokens a model takes."""
+"""The members with a model's context window in the lists of providers."""
 
 
 class DiscoveringEngine(PydanticAIEngine):
-    """Offers what the providers of ``accounts`` list, and takes any other handle of theirs.
+    """Offers the listed models of ``accounts``, and accepts any other handle of theirs.
 
-    ``keep_current`` asks them; until they have answered, no model is listed.
+    ``keep_current`` fetches the lists; until then, no model is listed.
     """
 
     lists_later = True
@@ -60,9 +60,9 @@ class DiscoveringEngine(PydanticAIEngine):
         openai_api_key: str | None = None,
         images: ImageFetcher | None = None,
     ) -> None:
-        """Imports the providers' packages, so make it before the event loop runs.
+        """Imports the providers' packages, so construct it before the event loop runs.
 
-        A provider whose package is not installed is left out; ``problems`` says why.
+        A provider whose package is not installed is left out; ``problems`` reports it.
         """
         super().__init__(
             (), openai_base_url=openai_base_url, openai_api_key=openai_api_key, images=images
@@ -80,7 +80,7 @@ class DiscoveringEngine(PydanticAIEngine):
             else:
                 self._accounts[name] = account
         self._listed: dict[str, list[Model]] = {name: [] for name in self._accounts}
-        self._said: dict[str, str] = {}
+        self._problems: dict[str, str] = {}
         self._wanted = asyncio.Event()
 
     @override
@@ -124,7 +124,7 @@ class DiscoveringEngine(PydanticAIEngine):
     def problems(self) -> Sequence[str]:
         said = [
             f"{self._accounts[name].source}: the models of {name} are not listed: {problem}"
-            for name, problem in self._said.items()
+            for name, problem in self._problems.items()
             if problem
         ]
         return [*self._left_out, *said]
@@ -134,7 +134,7 @@ class DiscoveringEngine(PydanticAIEngine):
         problem, reached = "", True
         try:
             async with asyncio.timeout(MODEL_LIST_TIMEOUT_SECONDS):
-                entries = await _asked(client, account)
+                entries = await _fetch_entries(client, account)
             models = await asyncio.to_thread(_models, account, entries)
         except _Refused as refused:
             problem = f"it answers {refused}"
@@ -147,30 +147,35 @@ class DiscoveringEngine(PydanticAIEngine):
                 self._listed[name] = models
                 shown = ", ".join(model.handle for model in models[:5])
                 logger.info("models listed", provider=name, count=len(models), first=shown)
-        if problem and self._said.get(name) != problem:
+        if problem and self._problems.get(name) != problem:
             logger.warning(
                 "models not listed",
                 provider=name,
                 url=redact_url(account.base_url),
                 problem=problem,
-                remedy=f"Check {account.source}, or set REATTACH_MODELS. Any handle {name}/… is "
-                "passed on all the same.",
+                remedy=f"Check {account.source}, or set REATTACH_MODELS. Any handle {name}/… works "
+                "without the list.",
             )
-        self._said[name] = problem
+        self._problems[name] = problem
         return reached
 
 
 class _Refused(Exception):
-    """The provider answered with another status than 200."""
+    """The provider answered with a status other than 200."""
 
 
 def _client() -> httpx2.AsyncClient:
-    """Make the connection pool; this reads certificates, so it must not run on the loop."""
+    """Make the HTTP client. Reads certificates, so call it in a thread."""
     return httpx2.AsyncClient(timeout=MODEL_LIST_TIMEOUT_SECONDS, follow_redirects=False)
 
 
-async def _asked(client: httpx2.AsyncClient, account: Account) -> Sequence[Mapping[str, Any]]:
-    """The entries of the provider's list. Raises _Refused, and whatever breaks on the way."""
+async def _fetch_entries(
+    client: httpx2.AsyncClient, account: Account
+) -> Sequence[Mapping[str, Any]]:
+    """Return the entries of the provider's list.
+
+    Raises _Refused, and any error of the connection or the format.
+    """
     key = account.key or ""
     match account.provider.listing:
         case "openai":
@@ -194,7 +199,7 @@ async def _asked(client: httpx2.AsyncClient, account: Account) -> Sequence[Mappi
 
 
 def _models(account: Account, entries: Sequence[Mapping[str, Any]]) -> list[Model]:
-    """The models of a list that can be talked to, the newest first."""
+    """Return the models of a list that hold conversations, the newest first."""
     hosts_many = account.base_url != account.provider.base_url.rstrip("/")
     unfit = _NO_CHAT_ANYWHERE if hosts_many else _NO_CHAT
     models: dict[str, Model] = {}

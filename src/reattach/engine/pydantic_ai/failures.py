@@ -1,4 +1,4 @@
-"""Errors of providers and of Pydantic AI, as the errors that a run shows."""
+"""Errors of providers and of Pydantic AI as the errors that a run reports."""
 
 import re
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ _IMAGE_REFUSALS: Final = frozenset({400, 404, 415, 422})
 def engine_error(
     error: Exception, turn: Turn, body: Body, *, base_url: str | None, secrets: Sequence[str] = ()
 ) -> EngineError:
-    """The error to show for one of Pydantic AI, with the provider's own words.
+    """Return the error to report for one of Pydantic AI, with the provider's own message.
 
-    They are masked, ``secrets`` before all, and cut. ``base_url`` is where the model was asked.
+    The message is redacted, ``secrets`` first, and cut. ``base_url`` is the model's.
     """
     failure = _failure(error, turn.model)
     if isinstance(failure, ModelEmptyResponseError) and body.is_known and not body.has_end_mark:
@@ -44,7 +44,7 @@ def engine_error(
     if hint := _base_url_hint(turn.model, status, words, base_url):
         more.append(hint)
     elif type(failure) is ModelError and status in _IMAGE_REFUSALS and _has_images(turn):
-        more.append("The conversation has images; it may not take them.")
+        more.append("The conversation has images, which the model may not accept.")
     return type(failure)(" ".join([failure.detail, *more]))
 
 
@@ -53,9 +53,9 @@ def _has_images(turn: Turn) -> bool:
 
 
 def _words(error: Exception) -> str:
-    """The provider's own words, if the error has any."""
+    """Return the provider's own message, or an empty text."""
     body = error.body if isinstance(error, exceptions.ModelAPIError) else None
-    for _ in range(3):  # They stand at different depths.
+    for _ in range(3):  # Providers nest it at different depths.
         if isinstance(body, list) and body:
             body = body[0]
         if not isinstance(body, dict):
@@ -66,7 +66,7 @@ def _words(error: Exception) -> str:
 
 
 def _base_url_hint(handle: str, status: int | None, words: str, base_url: str | None) -> str | None:
-    """The remedy for a base URL of a wrong depth, which shows as a path that is not found."""
+    """Return the remedy for a base URL of a wrong depth, which causes a path not found."""
     if base_url is None or status not in _NO_SUCH_PATH or "model" in words.lower():
         return None
     path = urlsplit(base_url).path
@@ -96,7 +96,9 @@ def _failure(error: Exception, handle: str) -> EngineError:
                 "Check the API key in the server's settings."
             )
         case exceptions.ModelQuotaExceededError():
-            return ModelRateLimitError(f"The account at the provider of {handle} is used up.")
+            return ModelRateLimitError(
+                f"The account at the provider of {handle} has no quota left."
+            )
         case exceptions.ModelRateLimitError():
             return ModelRateLimitError(
                 f"The provider of {handle} limits the rate of requests. Try again later."
@@ -104,10 +106,10 @@ def _failure(error: Exception, handle: str) -> EngineError:
         case exceptions.ModelTimeoutError() | exceptions.ModelRequestTimeout():
             return ModelTimeoutError(f"The provider of {handle} did not answer in time.")
         case exceptions.ModelContextWindowExceededError():
-            return ContextWindowError(f"The conversation is longer than {handle} can take.")
+            return ContextWindowError(f"The conversation exceeds the context window of {handle}.")
         case exceptions.ModelNotFoundError():
             return ModelError(
-                f"The provider of {handle} has no model of that name, or is not at this address."
+                f"The provider of {handle} has no model of that name, or has another address."
             )
         case exceptions.ModelConnectionError():
             return ModelError(f"The connection to the provider of {handle} failed.")
@@ -115,8 +117,8 @@ def _failure(error: Exception, handle: str) -> EngineError:
             return ModelEmptyResponseError(f"The model {handle} ended without an answer.")
     if status in (408, 504):
         return ModelTimeoutError(f"The provider of {handle} did not answer in time.")
-    told = f" (status {status})" if status else ""
-    return ModelError(f"The provider of {handle} failed{told}.")
+    suffix = f" (status {status})" if status else ""
+    return ModelError(f"The provider of {handle} failed{suffix}.")
 
 
 def _set_up_error(error: Exception, handle: str) -> EngineError:
@@ -128,4 +130,4 @@ def _set_up_error(error: Exception, handle: str) -> EngineError:
         )
     if isinstance(error, ImportError):
         return EngineError(f"A package for {handle} is missing. {error}")
-    return EngineError(f"The model {handle} cannot be asked as it is set up.")
+    return EngineError(f"The model {handle} is not set up correctly.")

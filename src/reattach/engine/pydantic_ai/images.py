@@ -1,8 +1,8 @@
-"""Images that clients name by URL, as providers get them.
+"""Images that clients name by URL, in the form that the provider gets.
 
-A hosted provider that fetches images itself, from the internet, gets the URL. A model server beside
-this one could be made to fetch what only the operator's network reaches, and Pydantic AI fetches
-here for providers that take bytes alone. These get the bytes, fetched as callbacks are made: only
+A hosted provider that fetches images from the internet itself gets the URL. A model server in the
+operator's network could be made to fetch what only that network reaches, and Pydantic AI fetches
+here for providers that accept only bytes. Both get the bytes instead, fetched like callbacks: only
 from addresses that clients may name.
 """
 
@@ -38,47 +38,47 @@ FETCHING_HOSTS: Final = frozenset(
         "openrouter.ai",
     }
 )
-"""Providers that fetch images by themselves, and not in the operator's network."""
+"""Providers that fetch images themselves, outside of the operator's network."""
 
 
 class FetchedImage(NamedTuple):
-    """The bytes of an image, and their type."""
+    """The bytes of an image and their media type."""
 
     data: bytes
     media_type: str
 
 
 ImagesByUrl = Mapping[str, FetchedImage | None]
-"""None for an image that the provider fetches itself. A URL that is no key is shown to nobody."""
+"""None for an image that the provider fetches itself. A URL without a key is left out."""
 
 
 class ImageFetcher:
-    """Fetches the images of turns, and keeps the newest for the further steps and turns."""
+    """Fetches the images of turns, and caches the newest for later steps and turns."""
 
     def __init__(self, *, to_private: bool = False, resolve: Resolve = resolve) -> None:
         """``to_private`` allows addresses that are not of the public internet."""
         self._to_private = to_private
         self._outbound = Outbound(to_private=to_private, resolve=resolve)
-        self._kept: OrderedDict[str, FetchedImage] = OrderedDict()
+        self._cache: OrderedDict[str, FetchedImage] = OrderedDict()
 
     async def images(self, turn: Turn, provider_url: str | None) -> ImagesByUrl:
-        """Return the images that the turn names by URL, as the provider at that URL gets them.
+        """Return the images that the turn names by URL, for the provider at ``provider_url``.
 
-        An image of the history that cannot be had is left out, because no stored message may make a
-        conversation unusable.
+        An image of the history that cannot be fetched is left out, because no stored message may
+        make a conversation unusable.
 
         Raises:
-            ModelError: an image of the turn's input cannot be had.
+            ModelError: An image of the turn's input cannot be fetched.
         """
         fetches_itself = urlsplit(provider_url or "").hostname in FETCHING_HOSTS
         needed = list(dict.fromkeys(_urls_of(turn.input)))
-        # The newest come first, so that the oldest are left out where they are too many together.
+        # The newest come first, so that the oldest are left out if the bound is reached.
         urls = list(dict.fromkeys((*needed, *_urls_of(turn.history))))
         found: ImagesByUrl
         if fetches_itself:
             found = dict.fromkeys(url for url in urls if self._may_be_shown(url))
         else:
-            found = await self._fetched(urls)
+            found = await self._fetch_all(urls)
         if missing := [url for url in needed if url not in found]:
             raise ModelError(
                 f"The image at {missing[0][:MAX_ERROR_CHARS]} cannot be fetched. Send it as "
@@ -93,8 +93,8 @@ class ImageFetcher:
             return False
         return True
 
-    async def _fetched(self, urls: Sequence[str]) -> dict[str, FetchedImage]:
-        """Return the first of the images that together fit into the bound, within the time."""
+    async def _fetch_all(self, urls: Sequence[str]) -> dict[str, FetchedImage]:
+        """Return the first images that together fit into the bounds of size and time."""
         found: dict[str, FetchedImage] = {}
         left_bytes = IMAGES_FETCHED_BYTES
         with suppress(TimeoutError):
@@ -111,8 +111,8 @@ class ImageFetcher:
         return found
 
     async def _image(self, url: str) -> FetchedImage | None:
-        """Return the image, or None without a reason, which would tell what is in a network."""
-        image = self._kept.pop(url, None)
+        """Return the image, or None without a reason, which could reveal the operator's network."""
+        image = self._cache.pop(url, None)
         if image is None:
             try:
                 async with asyncio.timeout(IMAGE_FETCH_SECONDS):
@@ -120,9 +120,9 @@ class ImageFetcher:
             except (UrlRefusedError, UrlUnreachableError, TimeoutError, ValueError):
                 return None
         if image is not None:
-            self._kept[url] = image
-            while sum(len(one.data) for one in self._kept.values()) > IMAGES_FETCHED_BYTES:
-                self._kept.popitem(last=False)
+            self._cache[url] = image
+            while sum(len(one.data) for one in self._cache.values()) > IMAGES_FETCHED_BYTES:
+                self._cache.popitem(last=False)
         return image
 
     async def _fetch(self, url: str) -> FetchedImage | None:

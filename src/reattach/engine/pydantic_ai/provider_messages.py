@@ -1,4 +1,4 @@
-"""A turn in Pydantic AI's words: what the model is told."""
+"""A turn as the messages that Pydantic AI sends to the provider."""
 
 import base64
 import mimetypes
@@ -36,24 +36,24 @@ def provider_messages(
     sees_images: bool = True,
     images: ImagesByUrl | None = None,
 ) -> list[pm.ModelMessage]:
-    """The turn in Pydantic AI's words, the system prompt first; ``returns`` are the turn's own.
+    """Return the turn as Pydantic AI's messages, the system prompt first.
 
-    A model that cannot see images is told that there were some. ``images`` are those by URL, which
-    are left out if they are not there.
+    ``returns`` are returns of the turn's due calls. ``images`` has the images by URL; others are
+    replaced by a note, as all images are for a model that cannot see them.
 
-    Reasoning is left out, because a provider refuses another one's signatures. So are tool calls
-    without a return and returns without a call, which providers refuse too. The returns of a
-    message's calls come right after it, as providers want them, in the order of the calls.
+    Reasoning is left out, because a provider refuses another one's signatures. So are calls without
+    a return and returns without a call. The returns of a message's calls follow it directly, in the
+    order of the calls, as providers require.
     """
     shown = (images or {}) if sees_images else None
     messages: list[pm.ModelMessage] = []
     if turn.system:
         messages.append(pm.ModelRequest([pm.SystemPromptPart(turn.system)]))
-    names = _Names(
+    names = _ToolNames(
         {*(tool.name for tool in turn.client_tools), *(tool.name for tool in turn.tools)}
     )
-    told = (*turn.history, *turn.input)
-    for message, answers in zip(told, _returns_by_message(told, returns), strict=True):
+    sources = (*turn.history, *turn.input)
+    for message, answers in zip(sources, _returns_by_message(sources, returns), strict=True):
         if message.role is Role.ASSISTANT:
             returned = {one.tool_call_id for one in answers}
             if response := list(_response_parts(message, returned, names)):
@@ -67,12 +67,12 @@ def provider_messages(
 
 
 def _returns_by_message(
-    told: Sequence[Message], returns: Sequence[ToolReturn]
+    sources: Sequence[Message], returns: Sequence[ToolReturn]
 ) -> list[list[ToolReturnPart | ToolReturn]]:
-    """For each message the returns of its calls. Providers may use an id again in later calls."""
+    """Return the returns of each message's calls. Providers may reuse an id in later calls."""
     left: dict[str, ToolReturnPart | ToolReturn] = {one.tool_call_id: one for one in returns}
     found: list[list[ToolReturnPart | ToolReturn]] = []
-    for message in reversed(told):
+    for message in reversed(sources):
         calls = [part for part in message.parts if isinstance(part, ToolCallPart)]
         found.append([left.pop(call.tool_call_id) for call in calls if call.tool_call_id in left])
         left |= {p.tool_call_id: p for p in message.parts if isinstance(p, ToolReturnPart)}
@@ -81,39 +81,39 @@ def _returns_by_message(
 
 
 def _response_parts(
-    message: Message, returned: set[str], names: "_Names"
+    message: Message, returned: set[str], names: "_ToolNames"
 ) -> Iterator[pm.ModelResponsePart]:
     for part in message.parts:
         if isinstance(part, TextPart) and part.text:
             yield pm.TextPart(part.text)
         elif isinstance(part, ToolCallPart) and part.tool_call_id in returned:
             yield pm.ToolCallPart(
-                names.told(part.name), json_object(part.arguments), part.tool_call_id
+                names.valid_name(part.name), json_object(part.arguments), part.tool_call_id
             )
 
 
 @dataclass(frozen=True, slots=True)
-class _Names:
-    """Names of tools in a history, where a model may have called one that nobody has."""
+class _ToolNames:
+    """Names of tools in a history, in which a model may have called one that does not exist."""
 
     offered: Collection[str]
 
-    def told(self, name: str) -> str:
-        """The name as every provider takes it."""
+    def valid_name(self, name: str) -> str:
+        """Return the name with only characters that every provider accepts."""
         if name in self.offered:
             return name
         return _REFUSED_CHARACTERS.sub("_", name)[:MAX_TOOL_NAME_CHARS] or "_"
 
 
 def _return_part(
-    returned: ToolReturnPart | ToolReturn, names: "_Names", images: ImagesByUrl | None
+    returned: ToolReturnPart | ToolReturn, names: "_ToolNames", images: ImagesByUrl | None
 ) -> pm.ToolReturnPart:
     content: list[pm.UserContent] = [returned.output] if returned.output else []
     has_images = isinstance(returned, ToolReturnPart) and bool(returned.images)
     if isinstance(returned, ToolReturnPart):
         content += [_image(image, images) for image in returned.images]
     return pm.ToolReturnPart(
-        names.told(returned.name),
+        names.valid_name(returned.name),
         content if has_images else returned.output,
         returned.tool_call_id,
         outcome="success" if returned.status == "success" else "failed",

@@ -1,4 +1,4 @@
-"""How a model is asked, in the settings of its provider."""
+"""The settings of a turn, translated to those of its provider."""
 
 from collections.abc import Mapping
 from typing import Any, Final, cast
@@ -11,21 +11,21 @@ from reattach.engine.base import ModelSettings
 _EFFORTS: Final = frozenset({"minimal", "low", "medium", "high", "xhigh", "max"})
 
 MIN_BUDGET_TOKENS: Final = 1024
-"""The smallest budget for reasoning that Anthropic takes."""
+"""Anthropic's smallest budget for reasoning."""
 
 ANSWER_TOKENS: Final = 8192
-"""What is left for the answer beside such a budget, where nobody says how much."""
+"""The tokens for the answer beside such a budget, by default."""
 
 _BUDGETS: Final = ((2048, "low"), (8192, "medium"))
-"""What a budget comes to as an effort, for providers that know no budgets; above: high."""
+"""The effort for a budget, for providers without budgets; above: high."""
 
 
 def provider_settings(
     asked: ModelSettings, provider: str, profile: Mapping[str, Any], *, has_tools: bool
 ) -> ProviderSettings:
-    """The settings for a model of ``provider``, Pydantic AI's name, with that profile.
+    """Return the settings for a model of ``provider`` (Pydantic AI's name) with that profile.
 
-    What its provider can not be told is left out.
+    Settings that the provider does not support are left out.
     """
     settings: dict[str, Any] = {}
     if asked.temperature is not None:
@@ -46,7 +46,7 @@ def provider_settings(
     elif asked.reasons:
         settings["thinking"] = True
     if not profile.get("supports_thinking", False) and effort is not None:
-        # Servers that speak OpenAI's dialect have models of which nobody knows whether they reason.
+        # OpenAI-compatible servers do not report whether their models reason.
         settings["openai_reasoning_effort"] = effort
     if settings.get("thinking") is not False:
         _set_budget(settings, asked, provider, profile)
@@ -54,7 +54,7 @@ def provider_settings(
 
 
 def _effort(asked: ModelSettings, provider: str) -> str | None:
-    """How much the model is to reason: none, or one of Pydantic AI's efforts."""
+    """Return the effort of reasoning: ``none``, or one of Pydantic AI's."""
     effort = asked.reasoning_effort
     if effort is None and provider != "anthropic":
         effort = asked.effort
@@ -70,15 +70,15 @@ def _set_budget(
     tokens = asked.reasoning_tokens
     if provider == "anthropic" and tokens:
         if profile.get("anthropic_disallows_budget_thinking", False):
-            settings.setdefault("thinking", True)  # Those models choose a budget themselves.
+            settings.setdefault("thinking", True)  # These models choose the budget themselves.
             return
         tokens = max(tokens, MIN_BUDGET_TOKENS)
         output_tokens = settings.setdefault("max_tokens", tokens + ANSWER_TOKENS)
         if tokens >= output_tokens:
-            tokens = output_tokens // 2  # The budget is part of what the model may give.
+            tokens = output_tokens // 2  # The budget is part of the output tokens.
         settings.pop("thinking", None)
         if tokens >= MIN_BUDGET_TOKENS:
-            settings.pop("temperature", None)  # Refused with reasoning.
+            settings.pop("temperature", None)  # Anthropic refuses it with reasoning.
             settings["anthropic_thinking"] = {"type": "enabled", "budget_tokens": tokens}
     elif provider in {"google", "google-cloud"} and (tokens or asked.shows_reasoning is not None):
         config: dict[str, Any] = {"include_thoughts": asked.shows_reasoning is not False}
