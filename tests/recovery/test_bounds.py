@@ -105,7 +105,7 @@ async def test_an_answer_without_end_ends_with_an_error(
     assert engine.closed.is_set()
     assert engine.yielded <= 202
     assert (await stores.run(run)).status is RunStatus.FAILED
-    assert "may hold" in received.frames[-2].decode()
+    assert f"{limit} bytes" in received.frames[-2].decode()
     await stores.assert_free(conversation)
 
 
