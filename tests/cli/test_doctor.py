@@ -377,7 +377,7 @@ bearer_token_env = "NO_SUCH_VARIABLE"
     assert " 9 tools, in " in told.text["mcp journal"]
     assert "it ended, and said: *** does not open" in told.text["mcp gone"]
     assert "no connection within 0.5 s" in told.text["mcp mute"]
-    assert "its command can not be run" in told.text["mcp missing"]
+    assert "its command cannot be run" in told.text["mcp missing"]
     assert "no connection (ConnectError)" in told.text["mcp refused"]
     assert "The environment variable NO_SUCH_VARIABLE is not set" in told.text["mcp keyless"]
     assert "[mcp.gone] in the settings" in told.text["mcp gone"]
