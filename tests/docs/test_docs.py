@@ -86,6 +86,7 @@ def outputs_of(command: list[str], cwd: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", pages_with("python"))
 def test_the_python_of_a_page_runs_twice(page: str, server: ServerProcess, tmp_path: Path) -> None:
+    """E1: code that is pasted twice works twice."""
     program = tmp_path / "page.py"
     program.write_text(for_server(blocks(ROOT / page, "python"), server))
 
@@ -127,6 +128,7 @@ def compiled(server: ServerProcess) -> Iterator[Path]:
 def test_the_javascript_of_a_page_is_strict_typescript_and_runs_twice(
     page: str, compiled: Path
 ) -> None:
+    """E1: it compiles with `tsc --strict`, and works when it is pasted twice."""
     program = NODE_TWICE.replace("NAME", f"{Path(page).stem}.mjs")
 
     outputs = outputs_of(["node", "--input-type=module", "--eval", program], compiled)
@@ -157,6 +159,7 @@ def test_a_page_or_example_imports_only_the_public_api(user: str) -> None:
 
 
 def test_readme_says_how_to_install_each_sdk_before_its_code() -> None:
+    """E1: an install line stands above the code of each language."""
     readme = (ROOT / "README.md").read_text()
 
     assert re.search(r"`pip install letta-client`[^`]*```python", readme)
@@ -165,6 +168,7 @@ def test_readme_says_how_to_install_each_sdk_before_its_code() -> None:
 
 @pytest.mark.parametrize("page", [str(p.relative_to(ROOT)) for p in PAGES if blocks(p, "toml")])
 def test_the_settings_of_a_page_are_valid(page: str, tmp_path: Path) -> None:
+    """E1: the TOML of a page is read without an error."""
     for number, block in enumerate(all_blocks(ROOT / page, "toml")):
         file = tmp_path / f"{number}.toml"
         file.write_text(block)
@@ -175,6 +179,7 @@ def test_the_settings_of_a_page_are_valid(page: str, tmp_path: Path) -> None:
     "page", [str(p.relative_to(ROOT)) for p in PAGES if blocks(p, "bash|sh|console")]
 )
 def test_the_shell_commands_of_a_page_can_be_parsed(page: str) -> None:
+    """E1: a shell accepts the commands."""
     ran = subprocess.run(
         ["bash", "-n"],
         input=blocks(ROOT / page, "bash|sh|console"),

@@ -26,6 +26,7 @@ def extent(text: ElementTree.Element) -> tuple[float, float]:
 
 @pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.name)
 def test_every_line_of_text_fits_into_its_figure(path: Path) -> None:
+    """E14."""
     root = ElementTree.fromstring(path.read_text("utf-8"))
     width = float(root.attrib["viewBox"].split()[2])
     lines = [one for one in root.iter(f"{SVG}text") if "transform" not in one.attrib]
@@ -38,6 +39,7 @@ def test_every_line_of_text_fits_into_its_figure(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.name)
 def test_no_text_of_a_box_runs_over_its_sides(path: Path) -> None:
+    """E14."""
     root = ElementTree.fromstring(path.read_text("utf-8"))
     boxes = [
         tuple(float(box.attrib[name]) for name in ("x", "y", "width", "height"))
@@ -55,4 +57,5 @@ def test_no_text_of_a_box_runs_over_its_sides(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.name)
 def test_every_figure_has_colours_for_dark_pages(path: Path) -> None:
+    """E14."""
     assert "prefers-color-scheme:dark" in path.read_text("utf-8")

@@ -36,12 +36,14 @@ def texts() -> dict[str, str]:
 
 
 def test_only_one_page_and_one_module_say_how_reattach_is_installed() -> None:
+    """E2: no text names a package index that lacks Reattach."""
     found = {name for name, text in texts().items() if INSTALLS.search(text)}
 
     assert found - PLACES == set()
 
 
 def test_the_page_names_the_commands_of_this_version() -> None:
+    """E2: the page and the messages of the server agree."""
     page = (ROOT / "docs" / "install.md").read_text("utf-8")
     commands = re.findall(r"^pip install (?!\"\$)(.*)$", page, re.MULTILINE)
 
@@ -51,6 +53,7 @@ def test_the_page_names_the_commands_of_this_version() -> None:
 
 
 def test_every_extra_is_on_the_page_and_can_be_named() -> None:
+    """E2: every extra that a text names exists."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     page = (ROOT / "docs" / "install.md").read_text("utf-8")
 
@@ -59,6 +62,7 @@ def test_every_extra_is_on_the_page_and_can_be_named() -> None:
 
 
 def test_the_install_command_finds_reattach_and_its_extras_in_a_clone() -> None:
+    """E2: the command works in a clone."""
     arguments = install_command(*get_args(Extra)).removeprefix("pip install ").strip("'")
     ran = subprocess.run(
         [

@@ -64,6 +64,7 @@ def files_of(name: str) -> Iterator[Path]:
 
 
 def test_the_demo_installs_at_most_350_megabytes() -> None:
+    """E3: the demo does not install the test kit."""
     script = (ROOT / "scripts" / "demo").read_text("utf-8")
     assert 'profile=run\n[[ " $* " != *" --cluster "* ]] || profile=cluster' in script
     present = {dist.metadata["Name"].lower().replace("_", "-") for dist in metadata.distributions()}
@@ -86,6 +87,7 @@ def test_the_demo_installs_at_most_350_megabytes() -> None:
 def test_a_profile_installs_everything_that_its_command_imports(
     lock: str, modules: list[str]
 ) -> None:
+    """E3: small profiles lack nothing that the demo and its server import."""
     there = locked(lock) | {"reattach", "pip", "setuptools"}
     absent = {
         package
@@ -107,6 +109,7 @@ def test_a_profile_installs_everything_that_its_command_imports(
 
 
 def test_an_unknown_profile_is_refused_with_a_list_of_profiles() -> None:
+    """E3: scripts/setup names its profiles."""
     ran = subprocess.run(
         ["scripts/setup", "everything"],
         cwd=ROOT,
@@ -121,6 +124,7 @@ def test_an_unknown_profile_is_refused_with_a_list_of_profiles() -> None:
 
 
 def test_the_readme_begins_with_the_commands_of_the_demo_the_tests_and_the_server() -> None:
+    """E16: README has one command for the main job and one for the tests."""
     readme = (ROOT / "README.md").read_text("utf-8")
     section = readme.partition("## Two commands\n")[2].partition("\n## ")[0]
     commands = re.findall(r"^(scripts/\w+)", section, re.MULTILINE)
