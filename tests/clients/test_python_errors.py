@@ -140,7 +140,9 @@ def test_a_route_that_is_not_offered_is_an_internal_server_error_that_is_not_ret
     with pytest.raises(InternalServerError) as caught, Reader(server.url) as reader:
         NOT_OFFERED[what](reader.sdk)
     assert caught.value.status_code == 501
-    assert "not offered" in assert_raises(InternalServerError, NOT_OFFERED[what], server.url)
+    assert "does not support this part" in assert_raises(
+        InternalServerError, NOT_OFFERED[what], server.url
+    )
 
 
 @pytest.mark.promise("P3")

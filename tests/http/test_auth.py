@@ -151,7 +151,7 @@ class CountedKeys(Keys):
     async def mark_used(self, key_ids: Sequence[str], at: datetime) -> None:
         self.used += key_ids
 
-    async def any(self) -> bool:
+    async def exist(self) -> bool:
         if not self.secrets:
             self.look_ups += 1
         await self.may_answer.wait()

@@ -17,7 +17,7 @@ from tests.support.raw_clients import Client, client_of, start
 from tests.support.received import Received, answer, end_of
 
 SEED = 20_261_122
-KILLS = 3
+KILLS = 5
 TALKERS = 5
 ANSWERS = [
     "[chunks=300][rate=1500]",

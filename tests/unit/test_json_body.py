@@ -63,9 +63,9 @@ def test_any_bytes_are_json_or_refused(body: bytes) -> None:
         (b'{"\\uDFFF": 1}', "surrogate"),
         (b'["\\u0000"]', "NUL"),
         (b'{"a\\u0000": 1}', "NUL"),
-        (b"[" * (MAX_JSON_DEPTH + 1) + b"]" * (MAX_JSON_DEPTH + 1), "deeper"),
-        (b"[" * 1_000_000, "deeper"),
-        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "deeper"),
+        (b"[" * (MAX_JSON_DEPTH + 1) + b"]" * (MAX_JSON_DEPTH + 1), "levels deep"),
+        (b"[" * 1_000_000, "levels deep"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "levels deep"),
     ],
 )
 def test_what_readers_could_take_differently_is_refused(body: bytes, told: str) -> None:

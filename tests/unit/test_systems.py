@@ -16,7 +16,7 @@ BOUND_SECONDS = 60.0
         ("import sys; sys.platform = 'win32'; import reattach.__main__", "reattach: The server"),
         (
             "import sys; sys.modules['fcntl'] = None; import reattach.server.datadir",
-            "ImportError: Reatt",
+            "ImportError: The server",
         ),
     ],
 )
