@@ -141,7 +141,7 @@ class Client:
         on_attached: Callable[[str | None], None] | None = None,
     ) -> None:
         self._base_url = _checked_url(base_url)
-        self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        self._headers = {} if api_key is None else _headers_of(api_key)
         self._patience_seconds = patience_seconds
         self._on_retry = on_retry
         self._on_attached = on_attached
@@ -308,6 +308,16 @@ def _checked_url(base_url: str) -> str:
             remedy="Write it with its scheme, such as http://localhost:8283.",
         )
     return base_url.rstrip("/").removesuffix("/v1")
+
+
+def _headers_of(api_key: str) -> dict[str, str]:
+    """Return the headers for the key, or raise ReattachError, which does not show it."""
+    if re.fullmatch(r"[!-~]+", api_key) is None:
+        raise ReattachError(
+            "The API key has a character that no key has, such as a space or a line end.",
+            remedy="Copy it again; `reattach keys create NAME` prints a new one.",
+        )
+    return {"authorization": f"Bearer {api_key}"}
 
 
 def _cause(error: httpx2.TransportError) -> str:

@@ -133,3 +133,24 @@ def test_an_outage_that_lasts_is_reported_and_so_is_its_end(tmp_path: Path) -> N
     assert f"No connection to {server.url}: connection refused. Retrying for up to" in lost
     assert "at event 2." in rest
     assert "stream_incomplete" in rest
+
+
+@pytest.mark.parametrize("key", ["rk_ünicode", "rk_secret\nx", "a b"])
+def test_a_malformed_key_is_refused_at_once_and_not_shown(key: str) -> None:
+    """E9."""
+    ended = reattach_here("attach", "--url", NOWHERE, REATTACH_API_KEY=key)
+    assert ended.status == 1
+    assert ended.err.startswith("reattach: The API key has a character that no key has")
+    assert key not in ended.err
+
+
+@pytest.mark.parametrize(("text", "status"), [("[fail=1]", 1), ("a word", 0)])
+def test_the_exit_status_says_whether_the_run_failed(
+    server: ServerProcess, text: str, status: int
+) -> None:
+    """E9: scripts notice a run that failed."""
+    conversation_id = begun(server, text)
+    with httpx2.Client(base_url=server.url) as http:
+        [run] = http.get("/v1/runs/", params={"conversation_id": conversation_id}).json()
+    ended = reattach_here("attach", "--run-id", run["id"], "--url", server.url)
+    assert ended.status == status, ended.err

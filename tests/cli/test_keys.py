@@ -64,7 +64,7 @@ def test_a_scope_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["", " "])
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "a\tb", "\x1b[31m"])
 def test_a_key_without_a_name_is_refused(tmp_path: Path, name: str) -> None:
     """D13."""
     assert "The name is empty" in keys(tmp_path, "create", name, status=2)
@@ -82,3 +82,10 @@ def test_the_first_key_of_a_named_tenant_is_reported_as_such(tmp_path: Path) -> 
     assert "first key" not in said("b", "--tenant", "acme")
     assert "first key" not in said("c", "--tenant", "new")
     assert "first key" not in said("d")
+
+
+@pytest.mark.parametrize("tenant", ["", "a b", "a\nb"])
+def test_a_malformed_tenant_is_refused(tmp_path: Path, tenant: str) -> None:
+    """D13: an empty variable in a script does not mean the first tenant."""
+    assert "as `reattach keys" in keys(tmp_path, "create", "key", "--tenant", tenant, status=2)
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,8 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
 from tests.support.commands import reattach_here
 
 
@@ -95,3 +97,12 @@ def test_the_doctor_asks_every_model_for_a_token_with_models(tmp_path: Path) -> 
     assert "openai/gpt-x" in found["wrong", "answer"]
     assert "scripted/slow answers" in found["ok", "answer"]
     assert ("wrong", "answer") not in findings(**here)
+
+
+@pytest.mark.parametrize("command", ["models", "doctor", "serve"])
+def test_a_variable_with_broken_json_is_refused_in_one_line(command: str) -> None:
+    ended = reattach_here(command, REATTACH_MCP="{")
+    assert ended.status == 1
+    assert "mcp" in ended.err
+    assert "Traceback" not in ended.err
+    assert ended.err.count("\n") == 1

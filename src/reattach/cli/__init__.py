@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from reattach.cli.callbacks import callbacks
 from reattach.cli.db import db
@@ -49,3 +50,6 @@ def main() -> None:
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
         fail(f"The settings are not valid: {'; '.join(lines)}. Correct them and start again.")
+    except SettingsError as error:  # A variable that holds JSON does not.
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        fail(f"The settings are not valid: {error}{cause}. Correct it and start again.")

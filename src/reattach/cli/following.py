@@ -49,7 +49,7 @@ def attach(
             async with aclosing(following) as events:
                 async for event in events:
                     _show(event)
-                    reporter.cursor = event["seq_id"]
+                    reporter.see(event)
 
     try:
         asyncio.run(follow())
@@ -58,6 +58,8 @@ def attach(
     except KeyboardInterrupt:
         reporter.detached()
         raise SystemExit(130) from None
+    if reporter.failed:
+        raise SystemExit(1)
 
 
 class _Reporter:
@@ -66,6 +68,8 @@ class _Reporter:
     def __init__(self, url: str, cursor: int, arguments: Sequence[str]) -> None:
         self.cursor = cursor
         self._start = cursor
+        self.failed = False
+        """Whether the run failed or was cancelled."""
         self._url = url
         self._arguments = arguments
         self._trouble = f"Connecting to {url} …"
@@ -89,6 +93,12 @@ class _Reporter:
         elif self._reported and retry.cause != self._cause:
             self._report_trouble()
         self._cause = retry.cause
+
+    def see(self, event: Event) -> None:
+        """Take in an event that was shown."""
+        self.cursor = event["seq_id"]
+        if event["message_type"] == "error_message" or event.get("stop_reason") == "cancelled":
+            self.failed = True
 
     def attached(self, run_id: str | None) -> None:
         if self._timer is not None:

@@ -56,11 +56,7 @@ def create_key(
     Scopes: 'read' reads everything and follows runs, 'send' sends messages and creates
     conversations, 'admin' changes and deletes agents and everything else.
     """
-    if not name.strip():
-        raise typer.BadParameter(
-            "The name is empty. Give one that identifies the key, such as the application's.",
-            param_hint="name",
-        )
+    _check(name, tenant)
     owner = new_tenant_id() if tenant == "new" else TenantId(tenant or DEFAULT_TENANT)
     expires_at = None if expires is None else SystemClock().now() + _duration(expires)
 
@@ -90,6 +86,22 @@ def create_key(
             f"This is the first key of tenant {owner}. If the name is a typo, revoke the key with "
             f"`reattach keys revoke {key.id}`.",
             err=True,
+        )
+
+
+def _check(name: str, tenant: str | None) -> None:
+    """Raise typer.BadParameter for a name or tenant that nobody can have meant."""
+    if not name.strip() or not name.isprintable():
+        raise typer.BadParameter(
+            "The name is empty, or has line ends or tabs. Give one that identifies the key, such "
+            "as the application's.",
+            param_hint="name",
+        )
+    if tenant is not None and re.fullmatch(r"[!-~]+", tenant) is None:
+        raise typer.BadParameter(
+            "The tenant is empty, or has spaces. Use 'new', or the id of a tenant as "
+            "`reattach keys list` shows it.",
+            param_hint="--tenant",
         )
 
 

@@ -61,8 +61,8 @@ class ForbiddenError(ReattachError):
         super().__init__(
             f"This request needs the scope '{scope}', and the API key has only: "
             f"{', '.join(scopes) or 'none'}.",
-            remedy="Use another key, or create one with "
-            f"`reattach keys create NAME --scope {scope}`.",
+            remedy="Use another key, or create one with `reattach keys create NAME "
+            f"{' '.join(f'--scope {one}' for one in (*scopes, scope))}`.",
             missing_scope=scope,
         )
 

@@ -82,7 +82,9 @@ class Keys:
 
         def write(connection: Connection) -> None:
             if connection.scalar(select(_keys.c.id).where(_keys.c.id == key_id)) is None:
-                raise NotFoundError(f"API key not found with id={key_id}")
+                raise NotFoundError(
+                    f"API key not found with id={key_id}. `reattach keys list` shows the ids."
+                )
             connection.execute(revocation)
 
         await self._database.in_write(write)

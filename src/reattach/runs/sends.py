@@ -94,7 +94,7 @@ class Sends:
         try:
             if self._open_runs.draining:
                 raise UnavailableError(
-                    "The server is shutting down. Send again; another process will take it.",
+                    "The server is shutting down. Send again in a few seconds, with the same OTID.",
                     retry_after_seconds=2,
                 )
             with self._open_runs.sending():

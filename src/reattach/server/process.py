@@ -1,6 +1,7 @@
 """The server as a process: its socket, its signals, and its shutdown."""
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -130,11 +131,16 @@ def _keep_alive(listener: socket.socket) -> None:
 
 
 def _not_listening(host: str, port: int, error: OSError) -> StartupError:
-    return StartupError(
-        f"Cannot listen on {host}:{port}: {error.strerror}.",
-        remedy="Stop the program that uses the port, or choose another port with --port (0 picks "
-        "a free one).",
-    )
+    if error.errno == errno.EADDRINUSE:
+        remedy = (
+            "Stop the program that uses the port, or choose another port with --port (0 picks a "
+            "free one)."
+        )
+    elif error.errno in {errno.EACCES, errno.EPERM}:
+        remedy = "Choose a port above 1023 with --port, and put a proxy before it if necessary."
+    else:
+        remedy = "Choose an address of this machine with --host, such as 127.0.0.1 or 0.0.0.0."
+    return StartupError(f"Cannot listen on {host}:{port}: {error.strerror}.", remedy=remedy)
 
 
 def url_of(listener: socket.socket) -> str:
