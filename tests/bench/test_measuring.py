@@ -34,7 +34,7 @@ def test_ended_runs_are_replayed_and_live_runs_report_their_lag(contender: Conte
     assert replays["events per CPU s"] > replays["requests per s"] > 0
     for figures in (many, shared):
         assert 0 < figures["from yield p50 ms"] <= figures["lag p50 ms"] <= figures["lag max ms"]
-        assert figures["server CPU %"] > 0
+        assert figures["server CPU %"] >= 0  # The kernel counts in ticks of 10 ms.
 
 
 def test_rounds_are_interleaved_and_one_with_an_error_gives_no_figure() -> None:

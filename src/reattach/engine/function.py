@@ -21,13 +21,14 @@ class FunctionEngine(Engine):
     generator is closed when the run is cancelled. Clients see the text of an EngineError; any other
     exception ends the run as an internal error.
 
-    >>> engine = FunctionEngine()
-    >>> @engine.model("parrot")
-    ... async def parrot(turn):
-    ...     for word in turn.input[-1].text.split():
-    ...         yield word + " "
-    >>> [model.handle for model in engine.models()]
-    ['function/parrot']
+    Examples:
+        >>> engine = FunctionEngine()
+        >>> @engine.model("parrot")
+        ... async def parrot(turn):
+        ...     for word in turn.input[-1].text.split():
+        ...         yield word + " "
+        >>> [model.handle for model in engine.models()]
+        ['function/parrot']
     """
 
     def __init__(
