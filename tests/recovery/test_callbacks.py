@@ -37,7 +37,7 @@ from tests.support.record_samples import (
     at,
 )
 
-TIMEOUT_SECONDS = 0.3
+TIMEOUT_SECONDS = 2.0
 
 
 @pytest.fixture

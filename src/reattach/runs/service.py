@@ -336,8 +336,7 @@ class RunService:
         pending = await self._records.messages.cancel_pending(tenant, thread, now)
         if pending is None:
             raise NoActiveRunsToCancelError(
-                f"No active runs to cancel for conversation {thread.conversation_id or 'default'}. "
-                "To cancel runs of other conversations, name them in run_ids."
+                f"No active runs to cancel for conversation {thread.conversation_id or 'default'}"
             )
         asked_by = pending.request.run_id
         return {asked_by: RunStatus.COMPLETED.value} if asked_by else {}
