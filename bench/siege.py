@@ -9,10 +9,12 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Final
 
 from bench.faults import table
 from bench.options import Options
+from reattach.runs.ownership.audit import Contradictions
 from reattach.testing.faults.experiment import Outcome, run_experiment
 from reattach.testing.faults.history import Kind
 from reattach.testing.faults.hostile import HostileTenant
@@ -35,12 +37,7 @@ ENVIRONMENT: Final = {
     "REATTACH_DRAIN_SECONDS": "5",
     "REATTACH_CALLBACKS_TO_PRIVATE": "true",
 }
-_COUNTS: Final = (
-    "runs_without_worker",
-    "workers_without_run",
-    "lost_ends",
-    "logs_without_record",
-)
+_COUNTS: Final = tuple(field.name for field in fields(Contradictions))
 
 
 async def besiege(cluster: Cluster, minutes: float, seed: int) -> tuple[list[Outcome], int]:
