@@ -43,7 +43,7 @@ def subject_of(engine: LocalEngine) -> Subject:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[LocalEngine]:
-    """One for all tests that leave it usable; loading the model takes a second."""
+    """A model for all tests that leave it usable; loading it takes a second."""
     engine = small_engine()
     yield engine
     asyncio.run(engine.aclose())
@@ -51,7 +51,7 @@ def engine() -> Iterator[LocalEngine]:
 
 @pytest.fixture
 def own_engine() -> Iterator[LocalEngine]:
-    """One that the test may close."""
+    """A model for one test, which may close or kill it."""
     engine = small_engine()
     yield engine
     asyncio.run(engine.aclose())

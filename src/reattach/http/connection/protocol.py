@@ -5,11 +5,7 @@ open connections); nothing here depends on uvicorn's own HTTP code.
 """
 
 import asyncio
-import fcntl
 import socket
-import struct
-import termios
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
@@ -26,11 +22,9 @@ from reattach.http.connection.states import State
 from reattach.http.connection.watch import Queue, Watch
 from reattach.http.errors import error_response
 from reattach.http.stream.delivery import Piece
+from reattach.sockets import unacknowledged_bytes
 
 logger = structlog.get_logger(__name__)
-
-_UNSENT: Final[int | None] = getattr(termios, "TIOCOUTQ", None)
-"""The ioctl that returns the bytes the client has not acknowledged; None if unsupported."""
 
 _TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)
 _TCP_CLOSE: Final = 7
@@ -396,12 +390,8 @@ class HttpConnection(asyncio.Protocol):
         self._transport.abort()
 
     def unread_bytes(self) -> int:
-        kernel_bytes = 0
         connection = self._transport.get_extra_info("socket")
-        if connection is not None and _UNSENT is not None:
-            with suppress(OSError):  # The socket is closed, or the kernel does not support it.
-                answer = fcntl.ioctl(connection.fileno(), _UNSENT, struct.pack("i", 0))
-                (kernel_bytes,) = struct.unpack("i", answer)
+        kernel_bytes = 0 if connection is None else unacknowledged_bytes(connection.fileno())
         return self._transport.get_write_buffer_size() + kernel_bytes
 
     def is_dead(self) -> bool:

@@ -74,7 +74,7 @@ class Authenticator:
         Raises UnauthorizedError (KeyRequiredError while the server has no keys), MisdirectedError,
         StoreUnavailableError.
         """
-        if await self._is_open():
+        if self._may_be_open and await self._is_keyless():
             if not self._open_to_all:
                 require_direct_loopback(scope, headers)
             return self._keyless
@@ -98,12 +98,9 @@ class Authenticator:
     async def _refusal(self, scope: Scope, secret: str) -> UnauthorizedError:
         """Record a refused request and return its error."""
         self._audit.refused(scope, secret)
-        if not self._has_keys:
-            now = self._clock.monotonic_seconds()
-            self._has_keys = await self._openings.do(None, partial(self._look_for_keys, now))
-        if self._has_keys:
-            return UnauthorizedError()
-        return KeyRequiredError("accepts only requests with a key")
+        if await self._is_keyless():
+            return KeyRequiredError("accepts only requests with a key")
+        return UnauthorizedError()
 
     async def _look_up(self, digest: bytes, secret: str, now: float) -> Access | None:
         key = await self._keys.find(secret)
@@ -118,8 +115,9 @@ class Authenticator:
         self._uses.note(key.id)
         return access
 
-    async def _is_open(self) -> bool:
-        if not self._may_be_open or self._has_keys:
+    async def _is_keyless(self) -> bool:
+        """Whether no key was ever created, as of KEY_CACHE_SECONDS ago."""
+        if self._has_keys:
             return False
         now = self._clock.monotonic_seconds()
         if now >= self._keyless_until:
@@ -127,8 +125,6 @@ class Authenticator:
         return not self._has_keys
 
     async def _look_for_keys(self, now: float) -> bool:
-        if now < self._keyless_until:
-            return False
         if await self._keys.exist():
             return True
         self._keyless_until = now + KEY_CACHE_SECONDS

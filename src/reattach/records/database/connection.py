@@ -4,11 +4,8 @@ Imported only where a PostgreSQL is used, because its driver is an extra.
 """
 
 import asyncio
-import fcntl
 import os
 import socket
-import struct
-import termios
 import time
 from contextlib import suppress
 from typing import Any, Final, Self
@@ -17,11 +14,11 @@ import psycopg
 from psycopg.abc import PQGen
 from typing_extensions import override
 
+from reattach.sockets import unacknowledged_bytes
+
 SILENCE_SECONDS: Final = 6.0
 """How long nothing may move in either direction while a reply is awaited. A server that waits for a
 lock gives up before that and says so; a silent one is gone, though the network may not show it."""
-
-_INT: Final = struct.Struct("i")
 
 
 class BoundedConnection(psycopg.Connection[Any]):
@@ -52,7 +49,7 @@ class BoundedConnection(psycopg.Connection[Any]):
                 # The driver sends "not ready" several times a second.
                 ready = yield wanted
                 # A slow network may still be taking bytes that were written long ago.
-                before, unsent = unsent, 0 if ready else _unsent_bytes(self)
+                before, unsent = unsent, 0 if ready else self._unsent_bytes()
                 if ready or unsent != before:
                     moved_at = time.monotonic()
                 elif time.monotonic() - moved_at >= SILENCE_SECONDS:
@@ -60,6 +57,9 @@ class BoundedConnection(psycopg.Connection[Any]):
                 wanted = gen.send(ready)
         except StopIteration as end:
             return end.value
+
+    def _unsent_bytes(self) -> int:
+        return 0 if self.closed else unacknowledged_bytes(self.fileno())
 
 
 class ListeningConnection(psycopg.AsyncConnection[Any]):
@@ -98,16 +98,6 @@ class ListeningConnection(psycopg.AsyncConnection[Any]):
             await self.execute(statement)
         finally:
             alarm.cancel()
-
-
-def _unsent_bytes(connection: psycopg.BaseConnection[Any]) -> int:
-    """Count the bytes that were written and that the server has not acknowledged."""
-    unsent = 0
-    if not connection.closed:
-        with suppress(OSError):
-            packed = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(_INT.size))
-            (unsent,) = _INT.unpack(packed)
-    return unsent
 
 
 def _hang_up(connection: psycopg.BaseConnection[Any]) -> None:

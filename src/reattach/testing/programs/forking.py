@@ -19,11 +19,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
-_INTERPRETER_VARIABLES: Final = ("PYTHONPATH", "PYTHONHASHSEED", "PYTHONWARNINGS", "COVERAGE_RUN")
+_INTERPRETER_VARIABLES: Final = ("PYTHONPATH", "PYTHONHASHSEED", "PYTHONWARNINGS")
 """Variables that only the start of an interpreter reads, so a fork cannot apply them."""
 
 _READY_SECONDS: Final = 60.0
-_STATUS_BYTES: Final = 64
+_FIRST_BYTES: Final = 64
 
 
 class ForkedProcess:
@@ -84,7 +84,7 @@ class Forking:
     def can_start(self, environment: Mapping[str, str]) -> bool:
         """Whether a fork is the same as a new interpreter with this environment."""
         same = all(environment.get(one) == os.environ.get(one) for one in _INTERPRETER_VARIABLES)
-        return same and hasattr(socket, "send_fds") and "COVERAGE_RUN" not in os.environ
+        return same and hasattr(socket, "send_fds") and "COVERAGE_RUN" not in environment
 
     def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> ForkedProcess:
         """Fork ``reattach`` with these arguments. One pipe carries its output and errors."""
@@ -174,7 +174,7 @@ def _serve(path: str) -> _Request:
 
 
 def _receive(connection: socket.socket) -> _Request:
-    head, descriptors, _, _ = socket.recv_fds(connection, _STATUS_BYTES, 1)
+    head, descriptors, _, _ = socket.recv_fds(connection, _FIRST_BYTES, 1)
     length, _, body = head.partition(b"\n")
     while len(body) < int(length):
         body += connection.recv(65536)
