@@ -242,7 +242,11 @@ async def test_resetting_messages_empties_the_default_thread_alone(server: Serve
     await server.send(conversation["id"], "hi")
     path = f"/v1/agents/{made['id']}"
     await server.client.patch(path, json={"system": "new"})
-    state = (await server.client.patch(f"{path}/reset-messages", json={})).json()
+    state = (
+        await server.client.patch(
+            f"{path}/reset-messages", json={"add_default_initial_messages": False}
+        )
+    ).json()
     assert len(state["message_ids"]) == 1
     [item] = await server.got(f"{path}/messages", conversation_id="default")
     assert (item["id"], own_text(item["content"])) == (state["message_ids"][0], "new")

@@ -13,7 +13,7 @@ from standardwebhooks import Webhook
 from reattach.domain.ids import DEFAULT_TENANT, new_tenant_id
 from tests.docs.test_docs import ROOT, blocks
 from tests.support.callback_receiver import receiving
-from tests.support.live_server import WAIT_SECONDS, LiveServer, listening, told
+from tests.support.live_server import WAIT_SECONDS, LiveServer, listening, new_threads, told
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +160,25 @@ async def test_an_invalid_callback_url_gets_422_and_starts_nothing(
     assert response.json()["errors"][0]["loc"] == ["body", "callback_url"]
     assert "password" not in response.json()["detail"] or "user or password" in response.text
     assert live.rows() == before
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/conversations/{1}/messages", "/v1/agents/{0}/messages", "/v1/agents/{0}/messages/stream"],
+)
+async def test_a_callback_url_on_a_route_without_callbacks_is_refused(
+    live: LiveServer, path: str
+) -> None:
+    agent, conversation = await new_threads(live)
+    before = live.rows()
+    path = path.format(agent, conversation)
+    body = {"input": "hi", "callback_url": "https://example.com/done"}
+    response = await live.client.post(path, json=body)
+    assert response.status_code == 422
+    assert "POST /v1/agents/{agent_id}/messages/async" in response.json()["detail"]
+    assert live.rows() == before
+    live.gates.open(agent)
+    assert (await live.client.post(path, json={**body, "callback_url": None})).is_success
 
 
 PRIVATE = [

@@ -140,6 +140,49 @@ async def test_runs_are_cancelled_by_id_and_ended_runs_do_not_change(
     assert await live.made(of_agent(agent), {"run_ids": [behind, behind]}) == {behind: "cancelled"}
 
 
+@pytest.mark.promise("P6")
+async def test_run_ids_sent_to_a_conversation_are_refused_and_cancel_nothing(
+    live: LiveServer,
+) -> None:
+    agent, conversation = await new_threads(live)
+    live.gates.open(agent)
+    ended = await live.background_run(conversation, "hi")
+    await live.ended(ended)
+    run = await live.held_run(agent, conversation, "[chunks=3]", after=1)
+    assert await refusal(live, of_conversation(conversation), {"run_ids": [ended]}) == (
+        422,
+        "validation_error",
+        (
+            "body.run_ids: This route reads no body. Send 'run_ids' to "
+            "POST /v1/agents/{agent_id}/messages/cancel."
+        ),
+    )
+    assert (await live.run(run))["status"] == "running"
+    assert await live.made(of_conversation(conversation), {}) == {run: "cancelled"}
+
+
+@pytest.mark.promise("P6")
+async def test_a_run_of_a_deleted_conversation_continues_and_is_cancelled_by_its_id(
+    live: LiveServer,
+) -> None:
+    agent, conversation = await new_threads(live)
+    run = await live.held_run(agent, conversation, "[chunks=3]", after=1)
+    path = f"/v1/conversations/{conversation}"
+    assert (await live.client.delete(path)).status_code == 200
+    assert (await live.run(run))["status"] == "running"
+    assert await refusal(live, of_conversation(conversation)) == (
+        404,
+        "not_found",
+        (
+            f"Conversation not found with id={conversation}. To cancel a run of a deleted "
+            "conversation, send its id in 'run_ids' to POST /v1/agents/{agent_id}/messages/cancel."
+        ),
+    )
+    async with live.stream(f"/v1/runs/{run}/stream", {}) as stream:
+        assert await live.made(of_agent(agent), {"run_ids": [run]}) == {run: "cancelled"}
+        assert kinds(await stream.rest())[-1] == "[DONE]"
+
+
 @pytest.mark.promise("P6", "P11")
 async def test_if_one_of_the_runs_is_not_the_agents_none_is_cancelled(live: LiveServer) -> None:
     agent, conversation = await new_threads(live)

@@ -163,6 +163,32 @@ async def test_a_fork_ends_with_the_message_that_it_names(server: Server) -> Non
     assert len(await ids(server)) == 1
 
 
+@pytest.mark.parametrize(
+    ("body", "faults"),
+    [
+        ({"message_id": "x", "hidden": True}, {"message_id": "query", "hidden": "query"}),
+        ({"anything": 1}, {"": "Send the request without one."}),
+        (["x"], {"": "Send the request without one."}),
+    ],
+)
+async def test_a_fork_refuses_a_body_because_it_would_not_be_read(
+    server: Server, body: Any, faults: dict[str, str]
+) -> None:
+    made = await server.conversation((await server.agent())["id"])
+    path = f"/v1/conversations/{made['id']}/fork"
+    response = await server.client.post(path, json=body)
+    assert response.status_code == 422
+    found = response.json()["errors"]
+    assert [one["loc"][1:] for one in found] == [[name] if name else [] for name in faults]
+    for one, part in zip(found, faults.values(), strict=True):
+        assert one["msg"].startswith("This route reads no body. ")
+        assert part in one["msg"]
+    assert len(await ids(server)) == 1
+    for content in (b"", b"null", b"{}"):
+        json = {"content-type": "application/json"}
+        assert (await server.client.post(path, content=content, headers=json)).is_success
+
+
 @pytest.mark.parametrize("form", ["default", "agent"])
 async def test_the_default_thread_is_forked_by_its_agent(server: Server, form: str) -> None:
     agent = await server.agent(system="S")

@@ -1,6 +1,6 @@
 """Routers and request checks that all parts of the API share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from fastapi import APIRouter
@@ -44,6 +44,8 @@ class JsonRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Any]:
         handle = super().get_route_handler()
         scope = scope_of(self.methods or (), self.operation_id)
+        reads_body = self.body_field is not None
+        in_query = frozenset(one.alias for one in self.dependant.query_params)
 
         async def check_then_handle(request: Request) -> Response:
             access: Access | None = request.scope.get(ACCESS)
@@ -54,6 +56,8 @@ class JsonRoute(APIRoute):
             if request.method in {"POST", "PUT", "PATCH"}:
                 request = _JsonRequest(request.scope, request.receive)
                 await request.prepare()
+                if not reads_body:
+                    refuse_unread_body(await request.json(), in_query)
             response: Response = await handle(request)
             return response
 
@@ -61,6 +65,8 @@ class JsonRoute(APIRoute):
 
 
 class _JsonRequest(Request):
+    _parsed: Any = None
+
     async def prepare(self) -> None:
         """Read and parse the body now, because FastAPI would wrap errors of ``json``."""
         body = await self.body()
@@ -95,6 +101,26 @@ def refuse_nul_outside_body(request: Request) -> None:
              request.query_params.multi_items() if "\0" in name + value]  # fmt: skip
     if path or query:
         raise invalid([*path, *query])
+
+
+_READ_ELSEWHERE: Final = {"run_ids": "to POST /v1/agents/{agent_id}/messages/cancel"}
+
+
+def refuse_unread_body(body: Any, in_query: Collection[str]) -> None:
+    """Refuse a body that says something to a route that reads none.
+
+    Raises ValidationFailedError.
+    """
+    if body is None or body == {}:
+        return
+    faults = []
+    for name in body if isinstance(body, dict) else ():
+        place = "in the query" if name in in_query else _READ_ELSEWHERE.get(name)
+        if place is not None:
+            message = f"This route reads no body. Send '{name}' {place}."
+            faults.append(Fault(["body", name], message, "body_not_read"))
+    message = "This route reads no body. Send the request without one."
+    raise invalid(faults or [Fault(["body"], message, "body_not_read")])
 
 
 def _refuse_other_types(request: Request) -> None:

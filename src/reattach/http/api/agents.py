@@ -24,6 +24,7 @@ from reattach.http.schemas.agent import (
     AgentUpdate,
     AgentView,
     Include,
+    ResetBody,
 )
 from reattach.http.schemas.fields import (
     AgentPath,
@@ -155,7 +156,12 @@ async def delete_agent(agent_id: AgentPath, context: ContextDep, tenant: TenantD
     summary="Clear an agent's default conversation",
     description="Leaves a new system message in it. Other conversations do not change.",
 )
-async def reset_messages(agent_id: AgentPath, context: ContextDep, tenant: TenantDep) -> AgentState:
+async def reset_messages(
+    agent_id: AgentPath,
+    context: ContextDep,
+    tenant: TenantDep,
+    body: ResetBody | None = None,  # noqa: ARG001
+) -> AgentState:
     agent = await context.records.agents.get(tenant, AgentId(agent_id))
     first = system_message(system_prompt(agent, None), context.clock.now())
     await context.records.messages.reset(tenant, agent.id, first)

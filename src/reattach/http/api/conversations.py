@@ -123,7 +123,8 @@ async def update_conversation(
     "/v1/conversations/{conversation_id}",
     operation_id="delete_conversation",
     summary="Delete a conversation",
-    description="An active run in it continues to its end.",
+    description="An active run in it continues to its end, and can be resumed and cancelled by "
+    "its id.",
 )
 async def delete_conversation(
     conversation_id: ConversationPath, context: ContextDep, tenant: TenantDep

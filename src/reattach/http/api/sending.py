@@ -7,6 +7,7 @@ from fastapi import Query, Response
 
 from reattach.domain.errors import (
     NoActiveRunsToCancelError,
+    NotFoundError,
     StoreUnavailableError,
     UrlRefusedError,
     engine_error,
@@ -169,6 +170,8 @@ async def send_to_agent_async(
     tags=["conversations"],
     operation_id="cancel_conversation",
     summary="Cancel the active run of a conversation",
+    description="Reads no body. Cancel runs by id, also those of a deleted conversation, with "
+    "`run_ids` at `POST /v1/agents/{agent_id}/messages/cancel`.",
     response_model=dict[str, str],
 )
 async def cancel_conversation(
@@ -177,7 +180,16 @@ async def cancel_conversation(
     tenant: TenantDep,
     agent_id: Annotated[str | None, Query(max_length=MAX_ID_CHARS)] = None,
 ) -> Response:
-    addressed = await find_addressed(context.records, tenant, conversation_id, agent_id)
+    try:
+        addressed = await find_addressed(context.records, tenant, conversation_id, agent_id)
+    except NotFoundError as error:
+        if not conversation_id.startswith("conv-"):
+            raise
+        raise NotFoundError(
+            f"{error.fact}.",
+            remedy="To cancel a run of a deleted conversation, send its id in 'run_ids' to POST "
+            "/v1/agents/{agent_id}/messages/cancel.",
+        ) from None
     return JsonResponse(await context.runs.cancel_thread(tenant, addressed.thread))
 
 

@@ -361,3 +361,11 @@ _CHANGEABLE: Final = frozenset(
         "tags",
     }
 )
+
+
+class ResetBody(Body):
+    """Options of a reset."""
+
+    add_default_initial_messages: bool | None = Field(
+        False, description="Has no effect: nothing but a system message is ever added."
+    )

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, ConfigDict, Discriminator, Field, Tag
+from pydantic import AliasChoices, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from reattach.domain.limits import (
     MAX_ANSWERED_CALLS,
@@ -213,14 +214,29 @@ class _SendBody(Body):
     )
 
 
-class ConversationSendBody(_SendBody):
+class _AnsweredSendBody(_SendBody):
+    """A send whose response is the answer, so no callback reports it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_callback(cls, sent: Any) -> Any:
+        if isinstance(sent, dict) and sent.get("callback_url") is not None:
+            raise PydanticCustomError(
+                "callback_url",
+                "This route makes no callbacks. Send 'callback_url' to "
+                "POST /v1/agents/{agent_id}/messages/async.",
+            )
+        return sent
+
+
+class ConversationSendBody(_AnsweredSendBody):
     """A send to a conversation."""
 
     agent_id: str | None = Field(None, description="Id of the agent, with the path `default`.")
     streaming: bool | None = Field(True, description="False: one JSON response at the end.")
 
 
-class AgentSendBody(_SendBody):
+class AgentSendBody(_AnsweredSendBody):
     """A send to the default conversation of an agent."""
 
     streaming: bool | None = Field(False, description="True: a stream of server-sent events.")
