@@ -50,20 +50,16 @@ from reattach.domain.ids import (
     new_message_id,
 )
 from reattach.domain.limits import MAX_TENANT_CHARS
-from reattach.domain.messages import Message, Role, TextPart
-from reattach.engine.base import (
-    Delta,
-    Engine,
-    Finished,
-    Model,
-    ReasoningDelta,
-    ReasoningHidden,
-    StepFinished,
-    TextDelta,
+from reattach.domain.messages import (
+    HiddenReasoningPart,
+    Message,
+    ReasoningPart,
+    Role,
+    TextPart,
     ToolCallDelta,
-    ToolReturn,
-    Turn,
+    ToolReturnPart,
 )
+from reattach.engine.base import Delta, Engine, Finished, Model, StepFinished, Turn
 from reattach.engine.function import AnswerFunction, FunctionEngine
 from reattach.http.app import create_app
 from reattach.http.context import Context
@@ -91,12 +87,12 @@ __all__ = [
     "ExpiredError",
     "Finished",
     "FunctionEngine",
+    "HiddenReasoningPart",
     "InvalidArgumentError",
     "Model",
     "NotFoundError",
     "OtidConflictError",
-    "ReasoningDelta",
-    "ReasoningHidden",
+    "ReasoningPart",
     "Reattach",
     "ReattachError",
     "Run",
@@ -105,9 +101,9 @@ __all__ = [
     "StartupError",
     "StepFinished",
     "StoreUnavailableError",
-    "TextDelta",
+    "TextPart",
     "ToolCallDelta",
-    "ToolReturn",
+    "ToolReturnPart",
     "Turn",
     "UnavailableError",
     "Usage",

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from reattach.domain.errors import EngineError
 from reattach.domain.events import StopReason, Usage
 from reattach.domain.ids import DEFAULT_TENANT, ConversationId, RunId
-from reattach.domain.messages import CompactionStats, Role
+from reattach.domain.messages import (
+    CompactionStats,
+    HiddenReasoningPart,
+    ReasoningPart,
+    Role,
+    TextPart,
+    ToolCallDelta,
+    ToolReturnPart,
+)
 from reattach.engine.base import (
     Compacted,
     Compacting,
@@ -22,12 +30,7 @@ from reattach.engine.base import (
     Engine,
     Finished,
     Model,
-    ReasoningDelta,
-    ReasoningHidden,
     StepFinished,
-    TextDelta,
-    ToolCallDelta,
-    ToolReturn,
     ToolStarting,
     Turn,
 )
@@ -52,13 +55,13 @@ USAGES = st.builds(Usage, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS
 STATS = st.builds(CompactionStats, TEXTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS)
 MAYBE = st.one_of(st.none(), TEXTS)
 DELTAS: st.SearchStrategy[Any] = st.one_of(
-    st.builds(TextDelta, TEXTS),
-    st.builds(ReasoningDelta, TEXTS, MAYBE),
-    st.builds(ReasoningHidden, st.sampled_from(["redacted", "omitted"]), MAYBE),
+    st.builds(TextPart, TEXTS),
+    st.builds(ReasoningPart, TEXTS, MAYBE),
+    st.builds(HiddenReasoningPart, st.sampled_from(["redacted", "omitted"]), MAYBE),
     st.builds(ToolCallDelta, IDS, MAYBE, MAYBE, st.booleans()),
     st.builds(ToolStarting, IDS),
     st.builds(
-        ToolReturn,
+        ToolReturnPart,
         IDS,
         TEXTS,
         st.sampled_from(["success", "error"]),
@@ -71,7 +74,7 @@ DELTAS: st.SearchStrategy[Any] = st.one_of(
     st.builds(Finished, st.sampled_from(StopReason)),
     st.builds(EngineError, TEXTS),
     st.builds(ValueError, TEXTS),
-    st.sampled_from([None, 5, TextDelta(5), Finished("odd"), StepFinished(None)]),  # type: ignore[arg-type]
+    st.sampled_from([None, 5, TextPart(5), Finished("odd"), StepFinished(None)]),  # type: ignore[arg-type]
 )
 SENDS = st.fixed_dictionaries(
     {
@@ -96,7 +99,7 @@ class AnyEngine(Engine):
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
         deltas, self.deltas = self.deltas, None
         if deltas is None:
-            deltas = [TextDelta("fine"), StepFinished(Usage(1, 1, 2, 1))]
+            deltas = [TextPart("fine"), StepFinished(Usage(1, 1, 2, 1))]
         for delta in deltas:
             if isinstance(delta, Exception):
                 raise delta

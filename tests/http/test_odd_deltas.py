@@ -10,16 +10,8 @@ import pytest
 
 from reattach.domain.errors import EngineError
 from reattach.domain.events import StopReason, Usage
-from reattach.engine.base import (
-    Delta,
-    Finished,
-    ReasoningDelta,
-    StepFinished,
-    TextDelta,
-    ToolCallDelta,
-    ToolReturn,
-    Turn,
-)
+from reattach.domain.messages import ReasoningPart, TextPart, ToolCallDelta, ToolReturnPart
+from reattach.engine.base import Delta, Finished, StepFinished, Turn
 from reattach.engine.function import FunctionEngine
 from tests.support.asgi_server import Server, serving
 
@@ -38,7 +30,7 @@ class Answers(FunctionEngine):
     async def _answer(self, turn: Turn) -> AsyncIterator[str | Delta]:
         self.turns.append(turn)
         deltas, self.deltas = self.deltas, []
-        for delta in deltas or [TextDelta("fine")]:
+        for delta in deltas or [TextPart("fine")]:
             if isinstance(delta, BaseException):
                 raise delta
             yield delta
@@ -100,15 +92,15 @@ async def new_thread(server: Server) -> str:
 @pytest.mark.parametrize(
     ("deltas", "kind"),
     [
-        ([TextDelta(f"a{HIGH}"), TextDelta(f"{LOW}b{HIGH}")], "assistant_message"),
-        ([TextDelta("a\0b")], "assistant_message"),
-        ([ReasoningDelta(HIGH, f"s{HIGH}"), TextDelta("a")], "reasoning_message"),
+        ([TextPart(f"a{HIGH}"), TextPart(f"{LOW}b{HIGH}")], "assistant_message"),
+        ([TextPart("a\0b")], "assistant_message"),
+        ([ReasoningPart(HIGH, f"s{HIGH}"), TextPart("a")], "reasoning_message"),
         (
             [
                 ToolCallDelta(f"c{HIGH}", name=f"n{HIGH}", arguments=f'{{"{HIGH}'),
                 ToolCallDelta(f"c{HIGH}", arguments=f'{LOW}": "\0"}}'),
                 StepFinished(Usage()),
-                ToolReturn(f"c{HIGH}", f"n{HIGH}", "success", HIGH, (HIGH,), ("\0",)),
+                ToolReturnPart(f"c{HIGH}", f"n{HIGH}", "success", HIGH, (HIGH,), ("\0",)),
             ],
             "tool_return_message",
         ),
@@ -144,9 +136,9 @@ async def test_fractional_and_impossible_token_counts_leave_every_list_readable(
 ) -> None:
     """A1"""
     answers.deltas = [
-        TextDelta("a"),
+        TextPart("a"),
         StepFinished(ODD_USAGE),
-        TextDelta("b"),
+        TextPart("b"),
         StepFinished(ODD_USAGE),
     ]
     thread_id = await new_thread(server)
@@ -173,7 +165,7 @@ async def test_an_engine_that_fails_with_an_odd_error_leaves_a_readable_run(
     server: Server, answers: Answers, error: Exception
 ) -> None:
     """A2: the text of the error that ends the run."""
-    answers.deltas = [TextDelta("a"), error]
+    answers.deltas = [TextPart("a"), error]
     thread_id = await new_thread(server)
     events = await streamed(server, thread_id)
 
@@ -185,7 +177,7 @@ async def test_an_engine_that_fails_with_an_odd_error_leaves_a_readable_run(
 @pytest.mark.parametrize(
     "delta",
     [
-        TextDelta(5),  # type: ignore[arg-type]
+        TextPart(5),  # type: ignore[arg-type]
         ToolCallDelta("a", name="n", arguments={"x": 1}),  # type: ignore[arg-type]
         Finished("because"),  # type: ignore[arg-type]
         object(),
@@ -194,7 +186,7 @@ async def test_an_engine_that_fails_with_an_odd_error_leaves_a_readable_run(
 async def test_a_delta_of_the_wrong_type_fails_the_run_and_nothing_else(
     server: Server, answers: Answers, delta: Any
 ) -> None:
-    answers.deltas = [TextDelta("a"), delta, TextDelta("b")]
+    answers.deltas = [TextPart("a"), delta, TextPart("b")]
     thread_id = await new_thread(server)
     events = await streamed(server, thread_id)
 

@@ -21,9 +21,9 @@ PUBLIC = {
         *("AnswerFunction", "ConflictError", "ConversationBusyError", "CursorAheadError", "Delta"),
         *("Engine", "EngineError", "ExpiredError", "Finished", "FunctionEngine"),
         *("InvalidArgumentError", "Model", "NotFoundError", "OtidConflictError", "Reattach"),
-        *("ReattachError", "ReasoningDelta", "ReasoningHidden", "Run", "RunStream", "Settings"),
-        *("StartupError", "StepFinished", "StoreUnavailableError", "TextDelta", "ToolCallDelta"),
-        *("ToolReturn", "Turn", "UnavailableError", "Usage", "tune_gc"),
+        *("ReattachError", "ReasoningPart", "HiddenReasoningPart", "Run", "RunStream", "Settings"),
+        *("StartupError", "StepFinished", "StoreUnavailableError", "TextPart", "ToolCallDelta"),
+        *("ToolReturnPart", "Turn", "UnavailableError", "Usage", "tune_gc"),
     ],
     "reattach.testing": [
         *("AnthropicForms", "Cluster", "EngineConformance", "LogConformance", "LogMachine"),

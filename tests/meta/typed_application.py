@@ -17,7 +17,7 @@ from reattach.client import Client, Event, Retry
 from reattach.embed import (
     Delta,
     FunctionEngine,
-    ReasoningDelta,
+    ReasoningPart,
     Reattach,
     ReattachError,
     Run,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # Importing lazily hides no mistake.
 
 
 async def answer(turn: Turn) -> AsyncIterator[str | Delta]:
-    yield ReasoningDelta("a word at a time")
+    yield ReasoningPart("a word at a time")
     for word in turn.input[-1].text.split():
         yield f"{word} "
     yield StepFinished(Usage(prompt_tokens=1, completion_tokens=1))

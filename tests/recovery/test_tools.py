@@ -15,8 +15,15 @@ from reattach.domain.errors import NoPendingApprovalError
 from reattach.domain.events import StopReason, ToolCallRequested
 from reattach.domain.ids import DEFAULT_TENANT, RunId, new_message_id
 from reattach.domain.limits import ENGINE_STOP_SECONDS
-from reattach.domain.messages import ApprovalPart, Message, Role, ToolCallPart, ToolReturnPart
-from reattach.engine.base import Delta, ToolCallDelta, ToolStarting, Turn
+from reattach.domain.messages import (
+    ApprovalPart,
+    Message,
+    Role,
+    ToolCallDelta,
+    ToolCallPart,
+    ToolReturnPart,
+)
+from reattach.engine.base import Delta, ToolStarting, Turn
 from reattach.engine.function import FunctionEngine
 from reattach.records.base import Conversation, Run, Thread
 from reattach.runs.service import Send

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-from reattach.engine.base import Delta, Engine, Model, TextDelta, Turn
+from reattach.domain.messages import TextPart
+from reattach.engine.base import Delta, Engine, Model, Turn
 from reattach.engine.scripted import ScriptedEngine
 
 
@@ -35,7 +36,7 @@ class SteppedEngine(_OneModel):
             for text in self._texts:
                 await self._steps.acquire()
                 self.yielded += 1
-                yield TextDelta(text)
+                yield TextPart(text)
             await self._steps.acquire()
         finally:
             self.closed.set()
@@ -53,7 +54,7 @@ class EndlessEngine(_OneModel):
         try:
             while True:
                 self.yielded += 1
-                yield TextDelta(self._text)
+                yield TextPart(self._text)
                 await asyncio.sleep(0)
         finally:
             self.closed.set()
@@ -70,18 +71,18 @@ class StubbornEngine(_OneModel):
         self.given_in.set()
 
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
-        yield TextDelta("said ")
+        yield TextPart("said ")
         while not self.given_in.is_set():
             try:
                 await self.given_in.wait()
             except asyncio.CancelledError:
                 self.refusals += 1
-        yield TextDelta("too late")
+        yield TextPart("too late")
 
 
 class CancellingEngine(_OneModel):
     """Yields once, and then raises CancelledError by itself."""
 
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
-        yield TextDelta("said ")
+        yield TextPart("said ")
         raise asyncio.CancelledError

@@ -7,17 +7,14 @@ from typing import Any, cast
 import pytest
 
 from reattach.domain.events import StopReason, Usage
-from reattach.domain.messages import ToolCallPart
-from reattach.engine.base import (
-    Delta,
-    Finished,
-    ReasoningDelta,
-    StepFinished,
-    TextDelta,
+from reattach.domain.messages import (
+    ReasoningPart,
+    TextPart,
     ToolCallDelta,
-    ToolReturn,
-    Turn,
+    ToolCallPart,
+    ToolReturnPart,
 )
+from reattach.engine.base import Delta, Finished, StepFinished, Turn
 from reattach.engine.function import FunctionEngine
 from reattach.testing.conformance.engine import Subject, collect, text_of
 
@@ -37,8 +34,8 @@ async def test_a_function_answers_under_its_own_name() -> None:
     asked = subject(engine, "greet")
     deltas = await collect(engine, asked.turn("world"))
     assert deltas == [
-        TextDelta("Hello, "),
-        TextDelta("world"),
+        TextPart("Hello, "),
+        TextPart("world"),
         StepFinished(Usage(step_count=1)),
         Finished(StopReason.END_TURN),
     ]
@@ -60,7 +57,7 @@ async def test_a_function_with_steps_of_its_own_keeps_them() -> None:
     step = StepFinished(Usage(prompt_tokens=1, total_tokens=1, step_count=1))
 
     async def answer(turn: Turn) -> AsyncIterator[str | Delta]:
-        yield ReasoningDelta("hm")
+        yield ReasoningPart("hm")
         yield step
         yield "x"
         yield step
@@ -70,9 +67,9 @@ async def test_a_function_with_steps_of_its_own_keeps_them() -> None:
     engine = FunctionEngine(answer)
     deltas = await collect(engine, subject(engine).turn())
     assert deltas == [
-        ReasoningDelta("hm"),
+        ReasoningPart("hm"),
         step,
-        TextDelta("x"),
+        TextPart("x"),
         step,
         Finished(StopReason.MAX_STEPS),
     ]
@@ -137,7 +134,7 @@ async def test_a_function_may_leave_calls_to_the_client_and_run_those_it_approve
     async def buyer(turn: Turn) -> AsyncIterator[str | Delta]:
         asked.append(turn)
         for call in turn.due:
-            yield ToolReturn(call.tool_call_id, call.name, "success", "paid")
+            yield ToolReturnPart(call.tool_call_id, call.name, "success", "paid")
         if turn.due:
             yield "Bought."
         else:
@@ -148,5 +145,5 @@ async def test_a_function_may_leave_calls_to_the_client_and_run_those_it_approve
     assert ToolCallDelta("call-1", "pay", "{}", needs_approval=True) in await collect(engine, first)
     due = [ToolCallPart("call-1", "pay", "{}", needs_approval=True)]
     deltas = await collect(engine, replace(first, input=[], due=due))
-    assert deltas[0] == ToolReturn("call-1", "pay", "success", "paid")
+    assert deltas[0] == ToolReturnPart("call-1", "pay", "success", "paid")
     assert text_of(deltas) == "Bought."

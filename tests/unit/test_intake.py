@@ -10,18 +10,16 @@ import pytest
 
 from reattach.domain.events import AssistantText, StopReason, ToolCallRequested, Usage
 from reattach.domain.limits import MAX_INTEGER, MAX_TOOL_CALL_ID_CHARS
-from reattach.domain.messages import ToolCallPart
-from reattach.domain.text import storable_text
-from reattach.engine.base import (
-    Delta,
-    Finished,
-    ReasoningDelta,
-    StepFinished,
-    TextDelta,
+from reattach.domain.messages import (
+    ImagePart,
+    ReasoningPart,
+    TextPart,
     ToolCallDelta,
-    ToolReturn,
-    ToolStarting,
+    ToolCallPart,
+    ToolReturnPart,
 )
+from reattach.domain.text import storable_text
+from reattach.engine.base import Delta, Finished, StepFinished, ToolStarting
 from reattach.engine.intake import Intake, whole_count
 from reattach.tools.base import Tool
 from reattach.tools.calling import call_tool
@@ -95,7 +93,7 @@ def test_a_run_whose_steps_count_fractions_has_a_usage_of_whole_numbers() -> Non
 def test_halves_are_joined_and_what_cannot_be_stored_is_replaced(text: str, stored: str) -> None:
     """A2"""
     assert storable_text(text) == stored
-    assert "".join(one.text for one in taken(TextDelta(text)) if isinstance(one, TextDelta)) == (
+    assert "".join(one.text for one in taken(TextPart(text)) if isinstance(one, TextPart)) == (
         stored
     )
 
@@ -104,24 +102,24 @@ def test_halves_are_joined_and_what_cannot_be_stored_is_replaced(text: str, stor
     ("deltas", "stored"),
     [
         (
-            [TextDelta(f"a{HIGH}"), TextDelta(f"{LOW}b")],
-            [TextDelta("a"), TextDelta(f"{SMILE}b")],
+            [TextPart(f"a{HIGH}"), TextPart(f"{LOW}b")],
+            [TextPart("a"), TextPart(f"{SMILE}b")],
         ),
         (
-            [TextDelta(HIGH), TextDelta(""), TextDelta(LOW)],
-            [TextDelta(""), TextDelta(SMILE)],
+            [TextPart(HIGH), TextPart(""), TextPart(LOW)],
+            [TextPart(""), TextPart(SMILE)],
         ),
         (
-            [TextDelta(HIGH), ReasoningDelta(LOW)],
-            [TextDelta("\ufffd"), ReasoningDelta("\ufffd")],
+            [TextPart(HIGH), ReasoningPart(LOW)],
+            [TextPart("\ufffd"), ReasoningPart("\ufffd")],
         ),
         (
-            [ReasoningDelta(f"r{HIGH}", f"s{HIGH}"), ReasoningDelta(LOW, LOW)],
-            [ReasoningDelta("r", "s"), ReasoningDelta(SMILE, SMILE)],
+            [ReasoningPart(f"r{HIGH}", f"s{HIGH}"), ReasoningPart(LOW, LOW)],
+            [ReasoningPart("r", "s"), ReasoningPart(SMILE, SMILE)],
         ),
         (
-            [ReasoningDelta("r", f"s{HIGH}")],
-            [ReasoningDelta("r", "s"), ReasoningDelta("", "\ufffd")],
+            [ReasoningPart("r", f"s{HIGH}")],
+            [ReasoningPart("r", "s"), ReasoningPart("", "\ufffd")],
         ),
         (
             [
@@ -137,8 +135,8 @@ def test_halves_are_joined_and_what_cannot_be_stored_is_replaced(text: str, stor
             ],
         ),
         (
-            [TextDelta(HIGH), StepFinished(Usage()), TextDelta(LOW)],
-            [TextDelta("\ufffd"), StepFinished(Usage()), TextDelta("\ufffd")],
+            [TextPart(HIGH), StepFinished(Usage()), TextPart(LOW)],
+            [TextPart("\ufffd"), StepFinished(Usage()), TextPart("\ufffd")],
         ),
     ],
 )
@@ -153,10 +151,18 @@ def test_halves_are_joined_across_the_deltas_of_one_part_and_no_further(
 @pytest.mark.parametrize("stream_tokens", [True, False])
 def test_a_half_that_no_other_follows_is_replaced_when_the_run_ends(*, stream_tokens: bool) -> None:
     """A2"""
-    events = played([TextDelta(f"a{HIGH}")], stream_tokens=stream_tokens)
+    events = played([TextPart(f"a{HIGH}")], stream_tokens=stream_tokens)
 
     texts = [event.text for event in events if isinstance(event, AssistantText)]
     assert "".join(texts) == "a\ufffd"
+
+
+def test_a_return_with_images_is_a_fault_because_no_event_can_carry_them() -> None:
+    """A1: the messages of a live run and of its recovery would differ."""
+    image = ImagePart(url="https://example.org/a.png")
+
+    with pytest.raises(ValueError, match="has no images"):
+        taken(ToolReturnPart("c", "look", "success", "1", images=(image,)))
 
 
 def test_a_call_its_start_and_its_return_keep_one_id_whatever_that_was() -> None:
@@ -165,11 +171,11 @@ def test_a_call_its_start_and_its_return_keep_one_id_whatever_that_was() -> None
         call, start, returned = taken(
             ToolCallDelta(given, name="look"),
             ToolStarting(given),
-            ToolReturn(given, "look", "success", "1"),
+            ToolReturnPart(given, "look", "success", "1"),
         )
         assert isinstance(call, ToolCallDelta)
         assert isinstance(start, ToolStarting)
-        assert isinstance(returned, ToolReturn)
+        assert isinstance(returned, ToolReturnPart)
         assert call.tool_call_id == start.tool_call_id == returned.tool_call_id
         assert 1 <= len(call.tool_call_id) <= MAX_TOOL_CALL_ID_CHARS
         assert call.tool_call_id == storable_text(call.tool_call_id)
@@ -202,19 +208,19 @@ class Word(str):
 
 def test_a_subclass_of_str_is_stored_as_plain_text() -> None:
     """A2: encoders refuse subclasses."""
-    (delta,) = taken(TextDelta(Word("plain")))
-    assert isinstance(delta, TextDelta)
+    (delta,) = taken(TextPart(Word("plain")))
+    assert isinstance(delta, TextPart)
     assert type(delta.text) is str
 
 
 @pytest.mark.parametrize(
     "delta",
     [
-        TextDelta(None),  # type: ignore[arg-type]
-        ReasoningDelta(5),  # type: ignore[arg-type]
+        TextPart(None),  # type: ignore[arg-type]
+        ReasoningPart(5),  # type: ignore[arg-type]
         ToolCallDelta(5),  # type: ignore[arg-type]
         ToolCallDelta("a", arguments={"x": 1}),  # type: ignore[arg-type]
-        ToolReturn("a", "b", "success", b"bytes"),  # type: ignore[arg-type]
+        ToolReturnPart("a", "b", "success", b"bytes"),  # type: ignore[arg-type]
         Finished("no reason"),  # type: ignore[arg-type]
         "text",
         None,
@@ -222,20 +228,20 @@ def test_a_subclass_of_str_is_stored_as_plain_text() -> None:
 )
 def test_a_delta_of_the_wrong_type_is_refused_before_anything_of_it_is_taken(delta: Any) -> None:
     intake = Intake()
-    intake.take(TextDelta(HIGH))
+    intake.take(TextPart(HIGH))
 
     with pytest.raises((TypeError, ValueError)):
         intake.take(delta)
 
-    assert intake.take(TextDelta(LOW)) == [TextDelta(SMILE)]
+    assert intake.take(TextPart(LOW)) == [TextPart(SMILE)]
 
 
 def test_a_status_and_a_reason_are_those_that_can_be_read_back() -> None:
     returned, finished = taken(
-        ToolReturn("a", "b", "odd", "", stdout=["o"]),  # type: ignore[arg-type]
+        ToolReturnPart("a", "b", "odd", "", stdout=["o"]),  # type: ignore[arg-type]
         Finished("max_steps"),  # type: ignore[arg-type]
     )
-    assert returned == ToolReturn("a", "b", "error", "", stdout=("o",))
+    assert returned == ToolReturnPart("a", "b", "error", "", stdout=("o",))
     assert finished == Finished(StopReason.MAX_STEPS)
 
 
@@ -256,7 +262,7 @@ async def test_the_return_of_a_tool_can_be_stored_before_the_model_is_told() -> 
     """A2: a function tool that returns half a surrogate pair."""
     call = ToolCallPart("call", "says", "{}")
     returned = await call_tool(SaysTool(f"a{HIGH}"), call, seconds=5)
-    assert returned == ToolReturn("call", "says", "success", "a\ufffd")
+    assert returned == ToolReturnPart("call", "says", "success", "a\ufffd")
 
     odd = await call_tool(SaysTool({"a": 1}), call, seconds=5)
     assert odd.status == "error"

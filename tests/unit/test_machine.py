@@ -20,15 +20,8 @@ from reattach.domain.events import (
     ToolReturned,
     Usage,
 )
-from reattach.engine.base import (
-    Delta,
-    Finished,
-    ReasoningDelta,
-    StepFinished,
-    TextDelta,
-    ToolCallDelta,
-    ToolReturn,
-)
+from reattach.domain.messages import ReasoningPart, TextPart, ToolCallDelta, ToolReturnPart
+from reattach.engine.base import Delta, Finished, StepFinished
 from reattach.runs.machine import RunMachine
 
 
@@ -48,14 +41,14 @@ def played(deltas: list[Delta], *, stream_tokens: bool = True) -> list[Event]:
 
 
 def test_every_delta_is_an_event_when_tokens_are_streamed() -> None:
-    events = played([TextDelta("a"), TextDelta("b")])
+    events = played([TextPart("a"), TextPart("b")])
 
     assert [event.text for event in events if isinstance(event, AssistantText)] == ["a", "b"]
 
 
 def test_every_part_is_one_event_when_tokens_are_not_streamed() -> None:
     events = played(
-        [ReasoningDelta("r0 "), ReasoningDelta("r1", "sig"), TextDelta("a"), TextDelta("b")],
+        [ReasoningPart("r0 "), ReasoningPart("r1", "sig"), TextPart("a"), TextPart("b")],
         stream_tokens=False,
     )
 
@@ -67,7 +60,7 @@ def test_every_part_is_one_event_when_tokens_are_not_streamed() -> None:
 
 
 def test_parts_of_a_step_share_a_message_and_are_numbered() -> None:
-    events = played([ReasoningDelta("r"), TextDelta("a"), ToolCallDelta("call-1", "search", "{}")])
+    events = played([ReasoningPart("r"), TextPart("a"), ToolCallDelta("call-1", "search", "{}")])
     places = [
         event.place
         for event in events
@@ -81,7 +74,7 @@ def test_parts_of_a_step_share_a_message_and_are_numbered() -> None:
 
 def test_what_follows_a_finished_step_belongs_to_a_new_one() -> None:
     events = played(
-        [TextDelta("a"), StepFinished(Usage(prompt_tokens=1)), TextDelta("b"),
+        [TextPart("a"), StepFinished(Usage(prompt_tokens=1)), TextPart("b"),
          StepFinished(Usage(prompt_tokens=2))]
     )  # fmt: skip
     texts = [event for event in events if isinstance(event, AssistantText)]
@@ -94,7 +87,7 @@ def test_what_follows_a_finished_step_belongs_to_a_new_one() -> None:
 def test_a_tool_return_is_a_message_of_its_own_in_the_step_that_called() -> None:
     events = played(
         [ToolCallDelta("call-1", "search", "{}"), StepFinished(Usage()),
-         ToolReturn("call-1", "search", "success", "42")]
+         ToolReturnPart("call-1", "search", "success", "42")]
     )  # fmt: skip
     call = next(event for event in events if isinstance(event, ToolCallRequested))
     returned = next(event for event in events if isinstance(event, ToolReturned))
@@ -125,9 +118,9 @@ def test_calls_of_one_step_are_whole_and_in_order_when_tokens_are_not_streamed()
 def test_usage_is_the_sum_of_the_steps() -> None:
     events = played(
         [
-            TextDelta("a"),
+            TextPart("a"),
             StepFinished(Usage(3, 10, 13, context_tokens=13)),
-            TextDelta("b"),
+            TextPart("b"),
             StepFinished(Usage(4, 20, 24, cached_input_tokens=5, context_tokens=24)),
         ]
     )
@@ -138,7 +131,7 @@ def test_usage_is_the_sum_of_the_steps() -> None:
 @pytest.mark.promise("P3")
 def test_a_failed_run_ends_with_stop_error_and_usage_in_this_order() -> None:
     course = machine()
-    course.on_delta(TextDelta("a"))
+    course.on_delta(TextPart("a"))
     events = course.fail(ModelRateLimitError("Too many requests; try again later."))
 
     assert events[:2] == [
@@ -154,7 +147,7 @@ def test_nothing_follows_the_terminal_group() -> None:
     course = machine()
     course.stop(StopReason.CANCELLED)
 
-    assert course.on_delta(TextDelta("late")) == []
+    assert course.on_delta(TextPart("late")) == []
     assert course.finish() == []
     assert course.stop(StopReason.ERROR) == []
     assert course.fail(ModelRateLimitError("late")) == []
@@ -162,8 +155,8 @@ def test_nothing_follows_the_terminal_group() -> None:
 
 def test_a_part_under_way_is_kept_when_the_run_is_stopped() -> None:
     course = machine(stream_tokens=False)
-    course.on_delta(TextDelta("half an "))
-    course.on_delta(TextDelta("answer"))
+    course.on_delta(TextPart("half an "))
+    course.on_delta(TextPart("answer"))
     events = course.stop(StopReason.CANCELLED)
 
     assert isinstance(events[0], AssistantText)
@@ -171,16 +164,16 @@ def test_a_part_under_way_is_kept_when_the_run_is_stopped() -> None:
 
 
 def test_the_reason_that_an_engine_gives_ends_the_run() -> None:
-    events = played([TextDelta("a"), Finished(StopReason.MAX_TOKENS)])
+    events = played([TextPart("a"), Finished(StopReason.MAX_TOKENS)])
 
     assert Stopped(StopReason.MAX_TOKENS) in events
 
 
 _DELTAS = st.one_of(
-    st.builds(TextDelta, st.text(min_size=1, max_size=5)),
-    st.builds(ReasoningDelta, st.text(min_size=1, max_size=5)),
+    st.builds(TextPart, st.text(min_size=1, max_size=5)),
+    st.builds(ReasoningPart, st.text(min_size=1, max_size=5)),
     st.builds(ToolCallDelta, st.sampled_from(["c1", "c2"]), st.just("f"), st.just("{}")),
-    st.builds(ToolReturn, st.just("c1"), st.just("f"), st.just("success"), st.text(max_size=5)),
+    st.builds(ToolReturnPart, st.just("c1"), st.just("f"), st.just("success"), st.text(max_size=5)),
     st.builds(StepFinished, st.just(Usage(1, 1, 2))),
 )
 
@@ -207,7 +200,7 @@ def test_a_turn_that_leaves_a_call_without_its_approval_requires_it(
     end: list[Delta] = [] if reason is None else [Finished(reason)]
 
     waits = played([call, *end])
-    ran = played([call, ToolReturn("call-1", "look", "success", "42"), *end])
+    ran = played([call, ToolReturnPart("call-1", "look", "success", "42"), *end])
 
     expected = StopReason.MAX_TOKENS if reason is StopReason.MAX_TOKENS else None
     assert Stopped(expected or StopReason.REQUIRES_APPROVAL) in waits

@@ -30,27 +30,17 @@ from reattach.domain.events import StopReason
 from reattach.domain.messages import (
     UNSEEN,
     ContentPart,
+    HiddenReasoningPart,
     ImagePart,
     Message,
     ReasoningPart,
     Role,
     TextPart,
+    ToolCallDelta,
     ToolCallPart,
     ToolReturnPart,
 )
-from reattach.engine.base import (
-    ClientTool,
-    Delta,
-    Finished,
-    ModelSettings,
-    ReasoningDelta,
-    ReasoningHidden,
-    StepFinished,
-    TextDelta,
-    ToolCallDelta,
-    ToolReturn,
-    Turn,
-)
+from reattach.engine.base import ClientTool, Delta, Finished, ModelSettings, StepFinished, Turn
 from reattach.engine.pydantic_ai import PydanticAIEngine
 from reattach.engine.pydantic_ai.provider_messages import provider_messages
 from reattach.testing.conformance.engine import Subject, collect, message, text_of
@@ -113,7 +103,7 @@ async def test_usage_is_what_the_server_counted(engine: PydanticAIEngine) -> Non
 
 async def test_reasoning_comes_as_reasoning(engine: PydanticAIEngine) -> None:
     deltas = await collect(engine, turn(engine, "reasoning"))
-    assert deltas[:3] == [ReasoningDelta("r0 "), ReasoningDelta("r1 "), TextDelta("one")]
+    assert deltas[:3] == [ReasoningPart("r0 "), ReasoningPart("r1 "), TextPart("one")]
 
 
 async def test_a_turn_that_the_model_finds_too_long_is_told_as_such(
@@ -280,10 +270,10 @@ async def test_a_signature_comes_with_reasoning_and_without_text_it_is_hidden() 
     engine = PydanticAIEngine(models={"mine/f": FunctionModel(stream_function=stream)})
     deltas = await collect(engine, Subject(engine, "mine/f").turn())
     assert deltas[:4] == [
-        ReasoningDelta("hm"),
-        ReasoningDelta("", "sig"),
-        ReasoningHidden("omitted"),
-        TextDelta("done"),
+        ReasoningPart("hm"),
+        ReasoningPart("", "sig"),
+        HiddenReasoningPart("omitted"),
+        TextPart("done"),
     ]
     await engine.aclose()
 
@@ -357,7 +347,7 @@ async def test_an_approved_call_is_told_that_the_client_has_to_run_it(
         turn(engine, "hi"), history=[message_of(Role.ASSISTANT, call)], input=[], due=[call]
     )
     first, *_ = await collect(engine, asking)
-    assert isinstance(first, ToolReturn)
+    assert isinstance(first, ToolReturnPart)
     assert (first.tool_call_id, first.status) == ("call-1", "error")
     assert "The client has to run it" in first.output
 

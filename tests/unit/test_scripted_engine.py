@@ -11,17 +11,16 @@ from msgspec import structs
 
 from reattach.domain.errors import EngineError, ModelError, ModelRateLimitError
 from reattach.domain.events import StopReason
-from reattach.domain.messages import Message, Role, ToolCallPart, ToolReturnPart
-from reattach.engine.base import (
-    Delta,
-    Finished,
-    ReasoningDelta,
-    StepFinished,
-    TextDelta,
+from reattach.domain.messages import (
+    Message,
+    ReasoningPart,
+    Role,
+    TextPart,
     ToolCallDelta,
-    ToolReturn,
-    Turn,
+    ToolCallPart,
+    ToolReturnPart,
 )
+from reattach.engine.base import Delta, Finished, StepFinished, Turn
 from reattach.engine.scripted import UNICODE_FRAGMENTS, ScriptedEngine
 from reattach.testing.conformance.engine import Subject, collect, message, text_of
 
@@ -63,19 +62,19 @@ async def until_error(prompt: str, error: type[Exception]) -> tuple[list[Delta],
 
 async def test_without_directives_the_text_comes_back_word_by_word() -> None:
     deltas = await answer("Hello  there,\nworld [1]")
-    texts = [delta.text for delta in deltas if isinstance(delta, TextDelta)]
+    texts = [delta.text for delta in deltas if isinstance(delta, TextPart)]
     assert texts == ["Hello  ", "there,\n", "world ", "[1]"]
 
 
 async def test_chunks_and_think_are_numbered_and_reasoning_comes_first() -> None:
     deltas = await answer("[chunks=2][think=1]")
-    assert deltas[:3] == [ReasoningDelta("r0 "), TextDelta("t0 "), TextDelta("t1 ")]
+    assert deltas[:3] == [ReasoningPart("r0 "), TextPart("t0 "), TextPart("t1 ")]
     assert len(deltas) == 5
 
 
 async def test_size_is_the_bytes_of_each_numbered_delta_also_with_unicode() -> None:
     deltas = await answer("[chunks=20][size=100][unicode]")
-    sizes = {len(delta.text.encode()) for delta in deltas if isinstance(delta, TextDelta)}
+    sizes = {len(delta.text.encode()) for delta in deltas if isinstance(delta, TextPart)}
     assert sizes == {100}
 
 
@@ -86,7 +85,7 @@ async def test_unicode_answers_hold_every_awkward_fragment() -> None:
 
 async def test_steps_are_apart_by_step_finished_and_numbers_go_on() -> None:
     deltas = await answer("[chunks=1][steps=3]")
-    assert [type(delta) for delta in deltas] == [*[TextDelta, StepFinished] * 3, Finished]
+    assert [type(delta) for delta in deltas] == [*[TextPart, StepFinished] * 3, Finished]
     assert text_of(deltas) == "t0 t1 t2 "
 
 
@@ -104,16 +103,16 @@ async def test_a_server_tool_is_called_and_returns_in_a_step_before_the_text() -
     assert "".join(call.arguments or "" for call in calls) == '{"n": 1}'
     assert not any(call.needs_approval for call in calls)
     returned = deltas[3]
-    assert isinstance(returned, ToolReturn)
+    assert isinstance(returned, ToolReturnPart)
     assert returned.tool_call_id == calls[0].tool_call_id
     assert isinstance(deltas[4], StepFinished)
-    assert deltas[5] == TextDelta("done")
+    assert deltas[5] == TextPart("done")
 
 
 @pytest.mark.parametrize("directive", ["client_tool", "approve"])
 async def test_a_call_that_waits_for_the_client_ends_the_turn(directive: str) -> None:
     deltas = await answer(f"[{directive}=ask] wait")
-    assert deltas[0] == TextDelta("wait")
+    assert deltas[0] == TextPart("wait")
     assert all(d.needs_approval for d in deltas if isinstance(d, ToolCallDelta))
     assert deltas[-1] == Finished(StopReason.REQUIRES_APPROVAL)
 
@@ -142,7 +141,7 @@ async def test_a_turn_goes_on_with_what_tools_returned_as_often_as_it_is_told() 
     told = with_parts(message(Role.TOOL, ""), ToolReturnPart("call-1", "look", "error", "no"))
     once = replace(ECHO.turn(""), history=[asked, request], input=[told], due=[due])
     deltas = await collect(ECHO.engine, once)
-    assert deltas[0] == ToolReturn("call-2", "count", "success", "count returned 1")
+    assert deltas[0] == ToolReturnPart("call-2", "count", "success", "count returned 1")
     assert text_of(deltas) == "count success: count returned 1\nlook error: no\n"
     assert deltas[-1] == Finished(StopReason.REQUIRES_APPROVAL)
     twice = replace(once, history=[asked, request, told, request])
@@ -182,7 +181,7 @@ async def test_fail_raises_a_model_error_after_so_many_deltas(after: int) -> Non
 
 async def test_fail_past_the_end_fails_at_the_end() -> None:
     deltas, _ = await until_error("[chunks=2][fail=9]", ModelError)
-    assert [type(delta) for delta in deltas] == [TextDelta, TextDelta, StepFinished]
+    assert [type(delta) for delta in deltas] == [TextPart, TextPart, StepFinished]
 
 
 async def test_fail_can_name_the_error() -> None:
@@ -197,7 +196,7 @@ async def test_crash_raises_what_no_engine_should() -> None:
 
 async def test_hang_is_silent_after_its_deltas_until_it_is_cancelled() -> None:
     deltas = cast(AsyncGenerator[Delta], ECHO.engine.run(ECHO.turn("[hang=2]")))
-    assert [await anext(deltas), await anext(deltas)] == [TextDelta("t0 "), TextDelta("t1 ")]
+    assert [await anext(deltas), await anext(deltas)] == [TextPart("t0 "), TextPart("t1 ")]
     waiting = asyncio.ensure_future(anext(deltas))
     for _ in range(20):
         await asyncio.sleep(0)
@@ -244,7 +243,7 @@ async def test_no_delta_passes_a_closed_gate() -> None:
         opened.release()
         while len(waiting) < 2:
             await asyncio.sleep(0)
-        assert seen == [TextDelta("t0 ")]
+        assert seen == [TextPart("t0 ")]
         opened.release()
         await task
     assert waiting == [0, 1]

@@ -10,17 +10,15 @@ import pytest
 from reattach.domain.clock import SystemClock
 from reattach.domain.events import StopReason, Usage
 from reattach.domain.limits import MAX_NAMED_TOOLS
-from reattach.domain.messages import Message, Role, ToolCallPart, ToolReturnPart
-from reattach.engine.base import (
-    ClientTool,
-    Delta,
-    Finished,
-    StepFinished,
-    TextDelta,
+from reattach.domain.messages import (
+    Message,
+    Role,
+    TextPart,
     ToolCallDelta,
-    ToolReturn,
-    Turn,
+    ToolCallPart,
+    ToolReturnPart,
 )
+from reattach.engine.base import ClientTool, Delta, Finished, StepFinished, Turn
 from reattach.engine.calls import CallIds, CallStream
 from reattach.engine.function import FunctionEngine
 from reattach.testing.conformance.engine import Subject, collect, message, text_of
@@ -75,7 +73,7 @@ def call(call_id: str, name: str | None = None, arguments: str | None = None) ->
         ([call("a", "add"), call("b", "get"), call("a", None, "{}"), call("b", None, "{}")],
          [("a", "add", "{}"), ("b", "get", "{}")]),
         ([call("a", "now"), call("b", "get", "{}")], [("a", "now", ""), ("b", "get", "{}")]),
-        ([call("a", "add"), TextDelta("x"), call("a", None, "{}")], [("a", "add", "{}")]),
+        ([call("a", "add"), TextPart("x"), call("a", None, "{}")], [("a", "add", "{}")]),
     ],
 )  # fmt: skip
 def test_calls_of_one_answer_are_told_apart(
@@ -97,13 +95,13 @@ def test_a_return_of_the_engines_own_belongs_to_its_call() -> None:
     deltas = heard(
         call("c", "add", "{}"),
         call("c", "get", "{}"),
-        ToolReturn("c", "add", "success", "1"),
-        ToolReturn("c", "get", "success", "2"),
+        ToolReturnPart("c", "add", "success", "1"),
+        ToolReturnPart("c", "get", "success", "2"),
         done,
         call("c", "add", "{}"),
-        ToolReturn("c", "add", "success", "3"),
+        ToolReturnPart("c", "add", "success", "3"),
     )
-    returns = [(one.tool_call_id, one.output) for one in deltas if isinstance(one, ToolReturn)]
+    returns = [(one.tool_call_id, one.output) for one in deltas if isinstance(one, ToolReturnPart)]
     assert returns == [("c", "1"), ("c-2", "2"), ("c-3", "3")]
 
 
@@ -150,7 +148,9 @@ def waiting(call_id: str, name: str, arguments: str = '{"n": 1}') -> ToolCallDel
 
 def returns_of(deltas: Sequence[Delta]) -> dict[str, tuple[str, str]]:
     return {
-        one.tool_call_id: (one.status, one.output) for one in deltas if isinstance(one, ToolReturn)
+        one.tool_call_id: (one.status, one.output)
+        for one in deltas
+        if isinstance(one, ToolReturnPart)
     }
 
 
@@ -204,7 +204,7 @@ async def test_an_approved_call_of_a_tool_that_is_gone_is_answered() -> None:
     gone = ToolCallPart("a", "deploy", "{}", needs_approval=True)
     model = Model()
     deltas = await model.run(due=[gone])
-    assert deltas[0] == ToolReturn(
+    assert deltas[0] == ToolReturnPart(
         "a",
         "deploy",
         "error",

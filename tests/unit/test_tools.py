@@ -18,8 +18,8 @@ from reattach.domain.errors import StartupError, ToolError
 from reattach.domain.events import StopReason
 from reattach.domain.ids import AgentId, TenantId
 from reattach.domain.limits import MAX_TENANT_TOOL_THREADS, MAX_TOOL_OUTPUT_CHARS, MAX_TOOL_THREADS
-from reattach.domain.messages import ToolCallPart
-from reattach.engine.base import Finished, ToolCallDelta, ToolReturn
+from reattach.domain.messages import ToolCallDelta, ToolCallPart, ToolReturnPart
+from reattach.engine.base import Finished
 from reattach.engine.pydantic_ai import PydanticAIEngine
 from reattach.testing.conformance.engine import Subject, collect, text_of
 from reattach.tools import function as function_module
@@ -45,7 +45,7 @@ def log_lines() -> Iterator[list[Any]]:
 
 async def called(
     function: Callable[..., Any], arguments: str = '{"n": 1}', *, seconds: float = 10.0
-) -> ToolReturn:
+) -> ToolReturnPart:
     made = FunctionTool(function, Threads())
     async with asyncio.timeout(20):
         return await call_tool(made, ToolCallPart("c", made.name, arguments), seconds=seconds)
@@ -90,7 +90,7 @@ async def test_arguments_that_do_not_fit_are_an_error_that_says_which(arguments:
 async def test_a_tool_that_raises_or_floods_has_an_error_for_its_return(
     function: Callable[..., Any], text: str
 ) -> None:
-    assert await called(function) == ToolReturn("c", function.__name__, "error", text)
+    assert await called(function) == ToolReturnPart("c", function.__name__, "error", text)
 
 
 @pytest.mark.parametrize("function", [functions.hang, functions.sleep_long])
@@ -176,7 +176,7 @@ async def test_a_providers_model_is_told_of_the_tools_and_goes_on_with_what_they
     calls = [delta for delta in deltas if isinstance(delta, ToolCallDelta)]
     assert {call.name for call in calls if call.name} == {"add"}
     assert not any(call.needs_approval for call in calls)
-    [returned] = [delta for delta in deltas if isinstance(delta, ToolReturn)]
+    [returned] = [delta for delta in deltas if isinstance(delta, ToolReturnPart)]
     assert returned.status == "success"
     assert json.loads(text_of(deltas)) == {"add": returned.output}
     assert deltas[-1] == Finished(StopReason.END_TURN)
@@ -205,7 +205,7 @@ async def test_a_function_is_told_the_tenant_and_no_model_can_say_another(
     assert list(made.parameters["properties"]) == ["n"]
     context = ToolContext(TenantId("tenant-1"), AgentId("agent-1"))
 
-    async def output(arguments: str) -> ToolReturn:
+    async def output(arguments: str) -> ToolReturnPart:
         call = ToolCallPart("c", made.name, arguments)
         return await call_tool(made, call, seconds=10, context=context)
 

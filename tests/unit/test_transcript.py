@@ -8,9 +8,14 @@ import pytest
 
 from reattach.domain.events import Event, Usage
 from reattach.domain.ids import new_agent_id
-from reattach.domain.messages import TextPart, ToolCallPart, ToolReturnPart
-from reattach.engine.base import Delta, ReasoningDelta, StepFinished, TextDelta, ToolCallDelta
-from reattach.engine.base import ToolReturn as Returned
+from reattach.domain.messages import (
+    ReasoningPart,
+    TextPart,
+    ToolCallDelta,
+    ToolCallPart,
+    ToolReturnPart,
+)
+from reattach.engine.base import Delta, StepFinished
 from reattach.records.base import Settlement, Thread
 from reattach.runs.transcript import Transcript
 from reattach.wire import letta
@@ -19,11 +24,11 @@ from tests.unit.test_machine import played
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 DELTAS: list[Delta] = [
-    TextDelta("a"),
+    TextPart("a"),
     ToolCallDelta("call", name="look", arguments="{}"),
     StepFinished(Usage()),
-    Returned("call", "look", "success", "1"),
-    TextDelta("b"),
+    ToolReturnPart("call", "look", "success", "1"),
+    TextPart("b"),
 ]
 
 
@@ -65,7 +70,7 @@ def test_a_log_without_the_calls_leaves_no_return_without_its_call(
 
 def test_the_return_of_a_call_of_the_run_before_is_kept() -> None:
     """C13: the call that an approval let run is in an earlier message."""
-    events = played([Returned("due", "look", "success", "1"), TextDelta("b")])
+    events = played([ToolReturnPart("due", "look", "success", "1"), TextPart("b")])
 
     assert kept(settled(events, (ToolCallPart("due", "look", "{}"),))) == ["due", "b"]
 
@@ -74,7 +79,7 @@ def test_a_step_of_more_parts_than_otids_can_name_is_read_back_in_order() -> Non
     """A1: what is read back from the log is what was written."""
     deltas: list[Delta] = []
     for number in range(200):
-        deltas += [ReasoningDelta(f"r{number} "), TextDelta(f"t{number} ")]
+        deltas += [ReasoningPart(f"r{number} "), TextPart(f"t{number} ")]
     events = played(deltas)
     frames = [letta.encode(event, seq, "run") for seq, event in enumerate(events, 1)]
 
@@ -94,10 +99,10 @@ def test_a_step_of_more_parts_than_otids_can_name_is_read_back_in_order() -> Non
 def test_calls_that_wait_after_other_parts_are_read_back_from_the_log() -> None:
     """A1: a request for approval has no part number in its frame."""
     deltas: list[Delta] = [
-        TextDelta("a"),
+        TextPart("a"),
         ToolCallDelta("call", name="look", needs_approval=True),
         ToolCallDelta("call", arguments="{}", needs_approval=True),
-        TextDelta("b"),
+        TextPart("b"),
     ]
     for stream_tokens in (True, False):
         events = played(deltas, stream_tokens=stream_tokens)

@@ -43,7 +43,7 @@ class PendingApproval:
     def cancellation(self, at: datetime) -> Message:
         """Return the message that ends the wait without running a call."""
         calls = (*self.allowed, *self.waiting)
-        return self._returns([_error_return(call, CANCELLED) for call in calls], at)
+        return self._returns([call.error_return(CANCELLED) for call in calls], at)
 
     def _returns(self, parts: Sequence[ToolReturnPart], at: datetime) -> Message:
         return Message(
@@ -83,7 +83,7 @@ class PendingApproval:
             if isinstance(part, ToolReturnPart):
                 returns.append(part)
             elif not part.approve:
-                returns.append(_error_return(call, _denial(part.reason)))
+                returns.append(call.error_return(_denial(part.reason)))
         returned = [self._returns(returns, answers[-1].created_at)] if returns else []
         rest = [message for message in sent if message.role is not Role.APPROVAL]
         return (*answers, *returned, *rest)
@@ -174,10 +174,6 @@ def _rest(messages: Sequence[Message]) -> list[object]:
 
 def _decisions(messages: Sequence[Message]) -> list[ApprovalPart]:
     return [part for one in messages for part in one.parts if isinstance(part, ApprovalPart)]
-
-
-def _error_return(call: ToolCallPart, output: str) -> ToolReturnPart:
-    return ToolReturnPart(call.tool_call_id, call.name, "error", output)
 
 
 def _denial(reason: str | None) -> str:

@@ -52,6 +52,26 @@ class ToolCallPart(msgspec.Struct, frozen=True, tag="tool_call"):
     """JSON text."""
     needs_approval: bool = False
 
+    def error_return(self, text: str) -> "ToolReturnPart":
+        """Return the return of a call that failed or did not run."""
+        return ToolReturnPart(self.tool_call_id, self.name, "error", text)
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True):
+    """A fragment of a tool call: its name first, then its arguments as JSON text.
+
+    Pieces of a name that come before the arguments are joined. A second name under an id whose
+    arguments are complete begins another call, which gets an id of its own.
+
+    A call that needs approval ends the turn after its step, with ``requires_approval``. The client
+    then runs the call, or has the engine run it (``Turn.due``).
+    """
+
+    tool_call_id: str
+    name: str | None = None
+    arguments: str | None = None
+    needs_approval: bool = False
+
 
 class ToolReturnPart(msgspec.Struct, frozen=True, tag="tool_return"):
     tool_call_id: str

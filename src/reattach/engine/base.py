@@ -9,11 +9,20 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from reattach.domain.events import StopReason, Usage
 from reattach.domain.ids import MessageId
-from reattach.domain.messages import CompactionStats, Message, ToolCallPart
+from reattach.domain.messages import (
+    CompactionStats,
+    HiddenReasoningPart,
+    Message,
+    ReasoningPart,
+    TextPart,
+    ToolCallDelta,
+    ToolCallPart,
+    ToolReturnPart,
+)
 
 # The parts of a turn.
 
@@ -86,63 +95,13 @@ class Turn:
     due: Sequence[ToolCallPart] = ()
     """Calls of the previous step that may run now, because the client approved them, or because
     they needed no approval and waited for others. The engine runs them first and yields a
-    ToolReturn for each."""
+    ToolReturnPart for each."""
     counted_tokens: int | None = None
     """The provider's count of the system prompt and ``history`` before the last answer there; None
     if it is unknown."""
 
 
-# Deltas.
-
-
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """More text of the answer; never empty. Adjacent deltas of one kind form one part."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReasoningDelta:
-    """More of the model's reasoning. ``signature`` may come once, with the last delta."""
-
-    text: str
-    signature: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ReasoningHidden:
-    state: Literal["redacted", "omitted"]
-    text: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCallDelta:
-    """More of one tool call: its name with the first delta, then its arguments as JSON text.
-
-    Pieces of a name that come before the arguments are joined. A second name under an id whose
-    arguments are complete begins another call, which gets an id of its own.
-
-    A call that needs approval ends the turn after its step, with ``requires_approval``. The client
-    then runs the call, or has the engine run it (``Turn.due``).
-    """
-
-    tool_call_id: str
-    name: str | None = None
-    arguments: str | None = None
-    needs_approval: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ToolReturn:
-    """The return of a tool that the engine ran."""
-
-    tool_call_id: str
-    name: str
-    status: Literal["success", "error"]
-    output: str
-    stdout: tuple[str, ...] | None = None
-    stderr: tuple[str, ...] | None = None
+# Deltas, beside the parts of messages.
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +156,15 @@ class Finished:
 
 
 Delta = (
-    TextDelta | ReasoningDelta | ReasoningHidden | ToolCallDelta | ToolStarting | ToolReturn
-    | Compacting | Compacted | StepFinished | Finished
+    TextPart | ReasoningPart | HiddenReasoningPart | ToolCallDelta | ToolReturnPart
+    | ToolStarting | Compacting | Compacted | StepFinished | Finished
 )  # fmt: skip
+"""A piece of an engine's output.
+
+A TextPart or a ReasoningPart is a fragment; adjacent fragments of one kind form one part. No
+TextPart is empty. The signature of reasoning may come once, with its last fragment. A
+ToolReturnPart is the return of a tool that the engine ran, without images.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,12 @@ here, once, before they are logged. Pure.
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from reattach.engine.base import Delta, StepFinished, ToolCallDelta, ToolReturn, ToolStarting
+from msgspec.structs import replace
+
+from reattach.domain.messages import ToolCallDelta, ToolReturnPart
+from reattach.engine.base import Delta, StepFinished, ToolStarting
 
 _NAMELESS = "call"
 """The stem of the id of a call without one."""
@@ -92,7 +95,7 @@ class CallStream:
         if self._held:
             yield from self.flush()
         match delta:
-            case ToolReturn(tool_call_id=call_id) if call := self._unreturned(call_id):
+            case ToolReturnPart(tool_call_id=call_id) if call := self._unreturned(call_id):
                 call.has_returned = True
                 yield replace(delta, tool_call_id=call.id)
             case ToolStarting(tool_call_id=call_id) if call := self._unreturned(call_id):

@@ -4,10 +4,11 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import AsyncExitStack
 
 from reattach.domain.events import Usage
-from reattach.engine.base import Delta, Engine, Finished, Model, StepFinished, TextDelta, Turn
+from reattach.domain.messages import TextPart
+from reattach.engine.base import Delta, Engine, Finished, Model, StepFinished, Turn
 
 AnswerFunction = Callable[[Turn], AsyncIterator[str | Delta]]
-"""Answers one turn. A ``str`` is a TextDelta; an empty one is ignored."""
+"""Answers one turn. A ``str`` is a TextPart; an empty one is ignored."""
 
 
 class FunctionEngine(Engine):
@@ -100,7 +101,7 @@ class FunctionEngine(Engine):
                 if isinstance(answer, str):
                     if answer:
                         in_step = True
-                        yield TextDelta(answer)
+                        yield TextPart(answer)
                     continue
                 if isinstance(answer, Finished):
                     end = answer
@@ -109,7 +110,7 @@ class FunctionEngine(Engine):
                     raise TypeError(
                         f"{turn.model} yielded {type(answer).__name__}, no str or Delta"
                     )
-                if isinstance(answer, TextDelta) and not answer.text:
+                if isinstance(answer, TextPart) and not answer.text:
                     continue
                 in_step = not isinstance(answer, StepFinished)
                 yield answer

@@ -9,27 +9,24 @@ engine and raises TypeError before any of it is used.
 import hashlib
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, Final, cast
+
+from msgspec.structs import replace
 
 from reattach.domain.events import StopReason, Usage
 from reattach.domain.ids import MessageId, new_uuid
 from reattach.domain.limits import MAX_INTEGER, MAX_TOOL_CALL_ID_CHARS
-from reattach.domain.messages import CompactionStats
-from reattach.domain.text import REPLACEMENT, ends_in_half, is_storable, storable_text
-from reattach.engine.base import (
-    Compacted,
-    Compacting,
-    Delta,
-    Finished,
-    ReasoningDelta,
-    ReasoningHidden,
-    StepFinished,
-    TextDelta,
+from reattach.domain.messages import (
+    CompactionStats,
+    HiddenReasoningPart,
+    ReasoningPart,
+    TextPart,
     ToolCallDelta,
-    ToolReturn,
-    ToolStarting,
+    ToolReturnPart,
 )
+from reattach.domain.text import REPLACEMENT, ends_in_half, is_storable, storable_text
+from reattach.engine.base import Compacted, Compacting, Delta, Finished, StepFinished, ToolStarting
 
 _REQUIRED_COUNTS: Final = ("completion_tokens", "prompt_tokens", "total_tokens", "step_count")
 _COUNTS: Final = tuple(member.name for member in fields(Usage))
@@ -60,9 +57,14 @@ def storable_usage(usage: object) -> Usage:
     return Usage(**counts)  # type: ignore[arg-type]  # the required ones are not None
 
 
-def storable_return(returned: ToolReturn) -> ToolReturn:
-    """Return a tool's return whose texts can be stored and sent to models and clients."""
-    return ToolReturn(
+def storable_return(returned: ToolReturnPart) -> ToolReturnPart:
+    """Return a tool's return whose texts can be stored and sent to models and clients.
+
+    Raises ValueError if it has images, because events cannot carry them.
+    """
+    if returned.images:
+        raise ValueError("a return that an engine yields has no images; describe them in its text")
+    return ToolReturnPart(
         returned.tool_call_id,
         _text(returned.name),
         "success" if returned.status == "success" else "error",
@@ -102,12 +104,12 @@ class Intake:
             ValueError: A member has no valid value. None of it is used.
         """
         match delta:
-            case TextDelta(text):
+            case TextPart(text):
                 members: dict[str, Any] = {"text": _string(text)}
-                empty: _ModelDelta = TextDelta("")
-            case ReasoningDelta(text, signature):
+                empty: _ModelDelta = TextPart("")
+            case ReasoningPart(text, signature):
                 members = {"text": _string(text), "signature": _optional(signature)}
-                empty = ReasoningDelta("")
+                empty = ReasoningPart("")
             case ToolCallDelta(name=name, arguments=arguments, needs_approval=waits):
                 members = {"name": _optional(name), "arguments": _optional(arguments)}
                 empty = ToolCallDelta(
@@ -171,12 +173,12 @@ class Intake:
                 return StepFinished(storable_usage(usage))
             case Finished(reason):
                 return Finished(StopReason(reason))
-            case ReasoningHidden(state, text):
+            case HiddenReasoningPart(state, text):
                 shown = None if text is None else _text(text)
-                return ReasoningHidden("redacted" if state == "redacted" else "omitted", shown)
+                return HiddenReasoningPart("redacted" if state == "redacted" else "omitted", shown)
             case ToolStarting(call_id):
                 return ToolStarting(self.call_id(call_id))
-            case ToolReturn():
+            case ToolReturnPart():
                 return replace(
                     storable_return(delta), tool_call_id=self.call_id(delta.tool_call_id)
                 )
@@ -190,7 +192,7 @@ class Intake:
                 raise TypeError(f"an engine yields deltas, not {type(delta).__name__}")
 
 
-_ModelDelta = TextDelta | ReasoningDelta | ToolCallDelta
+_ModelDelta = TextPart | ReasoningPart | ToolCallDelta
 
 
 def _storable_compacted(delta: Compacted) -> Compacted:

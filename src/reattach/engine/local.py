@@ -25,17 +25,16 @@ from reattach.domain.errors import (
     StartupError,
 )
 from reattach.domain.events import StopReason, Usage
-from reattach.domain.messages import UNSEEN, ImagePart, Message, Role, TextPart, ToolReturnPart
-from reattach.engine.base import (
-    Delta,
-    Engine,
-    Finished,
-    Model,
-    ReasoningDelta,
-    StepFinished,
-    TextDelta,
-    Turn,
+from reattach.domain.messages import (
+    UNSEEN,
+    ImagePart,
+    Message,
+    ReasoningPart,
+    Role,
+    TextPart,
+    ToolReturnPart,
 )
+from reattach.engine.base import Delta, Engine, Finished, Model, StepFinished, Turn
 from reattach.extras import BUILT_IN_MODEL, install_hint
 
 BUILT_IN: Final = "smollm2-135m-instruct"
@@ -258,9 +257,9 @@ def trim_to_characters(messages: list[ChatMessage], limit: int) -> bool:
 
 def _deltas(reply: Reply) -> Sequence[Delta]:
     if "text" in reply:
-        return [TextDelta(cast(str, reply["text"]))]
+        return [TextPart(cast(str, reply["text"]))]
     if "reasoning" in reply:
-        return [ReasoningDelta(cast(str, reply["reasoning"]))]
+        return [ReasoningPart(cast(str, reply["reasoning"]))]
     if "end" in reply:
         usage = cast(Mapping[str, int], reply["usage"] or {})
         if not usage.get("completion_tokens"):

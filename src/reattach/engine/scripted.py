@@ -60,19 +60,16 @@ from reattach.domain.errors import (
     ModelTimeoutError,
 )
 from reattach.domain.events import StopReason, Usage
-from reattach.domain.messages import Message, Role, ToolCallPart, ToolReturnPart
-from reattach.engine.base import (
-    Delta,
-    Engine,
-    Finished,
-    Model,
-    ReasoningDelta,
-    StepFinished,
-    TextDelta,
+from reattach.domain.messages import (
+    Message,
+    ReasoningPart,
+    Role,
+    TextPart,
     ToolCallDelta,
-    ToolReturn,
-    Turn,
+    ToolCallPart,
+    ToolReturnPart,
 )
+from reattach.engine.base import Delta, Engine, Finished, Model, StepFinished, Turn
 
 Gate = Callable[[Turn, int], Awaitable[None]]
 """Awaited before delta number ``n`` (from 0) of a turn, so that a test decides when it is
@@ -318,7 +315,7 @@ def _script_of(turn: Turn) -> _Script:
     script.chunks = None
     script.unicode = False
     script.steps = 1
-    returns: list[ToolReturn | ToolReturnPart] = [*map(_run_tool, turn.due), *_returns(turn)]
+    returns = [*map(_run_tool, turn.due), *_returns(turn)]
     script.words = "".join(f"{one.name} {one.status}: {one.output}\n" for one in returns)
     return script
 
@@ -341,8 +338,8 @@ def _returns(turn: Turn) -> list[ToolReturnPart]:
     return [part for m in turn.input for part in m.parts if isinstance(part, ToolReturnPart)]
 
 
-def _run_tool(call: ToolCallPart) -> ToolReturn:
-    return ToolReturn(call.tool_call_id, call.name, "success", f"{call.name} returned 1")
+def _run_tool(call: ToolCallPart) -> ToolReturnPart:
+    return ToolReturnPart(call.tool_call_id, call.name, "success", f"{call.name} returned 1")
 
 
 @dataclass(slots=True)
@@ -400,9 +397,9 @@ class _Answer:
             words = reasoning_words = 0
             for delta in step:
                 yield delta
-                if isinstance(delta, TextDelta):
+                if isinstance(delta, TextPart):
                     words += len(delta.text.split())
-                elif isinstance(delta, ReasoningDelta):
+                elif isinstance(delta, ReasoningPart):
                     reasoning_words += len(delta.text.split())
                 elif isinstance(delta, ToolCallDelta):
                     words += 1
@@ -411,16 +408,16 @@ class _Answer:
 
     def _step(self) -> Iterator[Delta]:
         for _ in range(self.script.think):
-            yield ReasoningDelta(self._fill(f"r{self.thoughts} "))
+            yield ReasoningPart(self._fill(f"r{self.thoughts} "))
             self.thoughts += 1
         for text in self._text():
-            yield TextDelta(text)
+            yield TextPart(text)
 
     def _tool_step(self, name: str) -> Iterator[Delta]:
         call_id = self._call_id(name)
         yield from self._call(call_id, name, needs_approval=False)
         if not self._is_attached(name):
-            yield ToolReturn(call_id, name, "success", f"{name} returned 1")
+            yield ToolReturnPart(call_id, name, "success", f"{name} returned 1")
 
     def _is_attached(self, name: str) -> bool:
         return any(tool.name == name for tool in self.turn.tools)

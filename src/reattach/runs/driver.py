@@ -18,19 +18,14 @@ from reattach.domain.errors import (
 )
 from reattach.domain.events import AssistantText, CompactionBegan, Event, Stopped, Summarized
 from reattach.domain.limits import DELTA_BYTES, ENGINE_STOP_SECONDS, RUN_LOG_BYTES
-from reattach.engine.base import (
-    Compacted,
-    Delta,
-    Engine,
-    ReasoningDelta,
-    ReasoningHidden,
-    TextDelta,
+from reattach.domain.messages import (
+    HiddenReasoningPart,
+    ReasoningPart,
+    TextPart,
     ToolCallDelta,
-    ToolReturn,
-    ToolStarting,
-    Turn,
-    closing_deltas,
+    ToolReturnPart,
 )
+from reattach.engine.base import Compacted, Delta, Engine, ToolStarting, Turn, closing_deltas
 from reattach.log.base import Head, Log
 from reattach.records.base import Run, Settlement
 from reattach.runs.appender import Appender
@@ -315,15 +310,15 @@ def _not_owner(run: Run) -> FencedError:
 def _size_bytes(delta: Delta) -> int:
     """Estimate the memory of a delta."""
     match delta:
-        case TextDelta(text):  # Most are of this kind.
+        case TextPart(text):  # Most are of this kind.
             return DELTA_BYTES + len(text)
-        case ReasoningDelta(text, signature):
+        case ReasoningPart(text, signature):
             return DELTA_BYTES + len(text) + len(signature or "")
         case ToolCallDelta(call_id, name, arguments):
             return DELTA_BYTES + len(call_id) + len(name or "") + len(arguments or "")
-        case ToolReturn(output=text, stdout=stdout, stderr=stderr):
+        case ToolReturnPart(output=text, stdout=stdout, stderr=stderr):
             return DELTA_BYTES + len(text) + sum(map(len, (*(stdout or ()), *(stderr or ()))))
-        case ReasoningHidden(text=text):
+        case HiddenReasoningPart(text=text):
             return DELTA_BYTES + len(text or "")
         case Compacted(summary=text):
             return DELTA_BYTES + len(text)

@@ -49,23 +49,18 @@ from reattach.domain.ids import (
     new_uuid,
 )
 from reattach.domain.limits import MAX_FAILURE_CHARS, MAX_INTEGER
-from reattach.domain.text import storable_text
-from reattach.engine.base import (
-    Compacted,
-    Compacting,
-    Delta,
-    Finished,
-    ReasoningDelta,
-    ReasoningHidden,
-    StepFinished,
-    TextDelta,
+from reattach.domain.messages import (
+    HiddenReasoningPart,
+    ReasoningPart,
+    TextPart,
     ToolCallDelta,
-    ToolReturn,
-    ToolStarting,
+    ToolReturnPart,
 )
+from reattach.domain.text import storable_text
+from reattach.engine.base import Compacted, Compacting, Delta, Finished, StepFinished, ToolStarting
 from reattach.engine.intake import Intake
 
-ModelDelta = TextDelta | ReasoningDelta | ReasoningHidden | ToolCallDelta
+ModelDelta = TextPart | ReasoningPart | HiddenReasoningPart | ToolCallDelta
 """The deltas that carry the model's own output."""
 
 
@@ -112,7 +107,7 @@ class RunMachine:
         """
         if self.ended:
             return []
-        if type(delta) is TextDelta and self._intake.is_plain(delta.text):  # Most deltas.
+        if type(delta) is TextPart and self._intake.is_plain(delta.text):  # Most deltas.
             return self._add_to_part(delta)
         return [event for one in self._intake.take(delta) for event in self._add(one)]
 
@@ -133,7 +128,7 @@ class RunMachine:
                 return self._on_compacted(delta)
             case ToolStarting():
                 return self._flush()
-            case ToolReturn():
+            case ToolReturnPart():
                 self._awaiting_approval.discard(delta.tool_call_id)
                 return [*self._flush(), self._on_tool_return(delta)]
             case ToolCallDelta(needs_approval=True):
@@ -227,7 +222,7 @@ class RunMachine:
         summarized = Summarized(self._next_place(), delta.summary, message_id, delta.stats)
         return [*events, summarized, *self._finish_step(delta.usage, model=delta.model)]
 
-    def _on_tool_return(self, delta: ToolReturn) -> ToolReturned:
+    def _on_tool_return(self, delta: ToolReturnPart) -> ToolReturned:
         step = self.steps[-1] if self._step is None and self.steps else self._begin_step()
         return ToolReturned(
             Place(new_message_id(), step.id, 0, self._now()),
@@ -282,11 +277,11 @@ class _Part:
 
     def chunk(self, delta: ModelDelta) -> Output:
         match delta:
-            case TextDelta():
+            case TextPart():
                 return AssistantText(self.place, delta.text)
-            case ReasoningDelta():
+            case ReasoningPart():
                 return ReasoningText(self.place, delta.text, delta.signature)
-            case ReasoningHidden():
+            case HiddenReasoningPart():
                 return HiddenReasoning(self.place, delta.state, delta.text)
             case ToolCallDelta():
                 call = ToolCall(delta.tool_call_id, delta.name, delta.arguments)

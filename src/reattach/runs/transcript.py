@@ -186,13 +186,7 @@ class Transcript:
         if not left or not any(self._may_have_begun(call) for call in self.due):
             return ()
         parts = tuple(
-            ToolReturnPart(
-                call.tool_call_id,
-                call.name,
-                "error",
-                _UNKNOWN if self._may_have_begun(call) else _NOT_RUN,
-            )
-            for call in left
+            call.error_return(_UNKNOWN if self._may_have_begun(call) else _NOT_RUN) for call in left
         )
         return (
             Message(id=new_message_id(), role=Role.TOOL, parts=parts, created_at=at, run_id=run.id),
@@ -201,8 +195,7 @@ class Transcript:
     def _missing_return(self, call: ToolCallPart) -> ToolReturnPart:
         # A call that needs an approval has waited for it and cannot have started.
         may_have_run = not call.needs_approval and self._may_have_begun(call)
-        text = _UNKNOWN if may_have_run else _NOT_RUN
-        return ToolReturnPart(call.tool_call_id, call.name, "error", text)
+        return call.error_return(_UNKNOWN if may_have_run else _NOT_RUN)
 
     def _may_have_begun(self, call: ToolCallPart) -> bool:
         return self.begun is None or call.tool_call_id in self.begun

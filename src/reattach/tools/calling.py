@@ -7,8 +7,7 @@ import structlog
 
 from reattach.domain.errors import ToolError
 from reattach.domain.limits import MAX_ERROR_CHARS, MAX_TOOL_OUTPUT_CHARS
-from reattach.domain.messages import ToolCallPart
-from reattach.engine.base import ToolReturn
+from reattach.domain.messages import ToolCallPart, ToolReturnPart
 from reattach.engine.intake import storable_return
 from reattach.tools.base import NO_CONTEXT, Tool, ToolContext
 
@@ -22,7 +21,7 @@ class _Failure:
 
 async def call_tool(
     tool: Tool, call: ToolCallPart, *, seconds: float, context: ToolContext = NO_CONTEXT
-) -> ToolReturn:
+) -> ToolReturnPart:
     """Run the call and return its storable return.
 
     An exception, a call longer than ``seconds`` and a result that is too large become error
@@ -31,7 +30,9 @@ async def call_tool(
     return storable_return(await _call(tool, call, seconds, context))
 
 
-async def _call(tool: Tool, call: ToolCallPart, seconds: float, context: ToolContext) -> ToolReturn:
+async def _call(
+    tool: Tool, call: ToolCallPart, seconds: float, context: ToolContext
+) -> ToolReturnPart:
     task = asyncio.create_task(_outcome(tool, call, context), name=f"tool {tool.name}")
     try:
         await asyncio.wait({task}, timeout=seconds)
@@ -40,28 +41,24 @@ async def _call(tool: Tool, call: ToolCallPart, seconds: float, context: ToolCon
             task.cancel()
     if not task.done():
         logger.warning("tool out of time", tool=tool.name, seconds=seconds)
-        return _error_return(
-            call,
+        return call.error_return(
             f"The tool did not return within {seconds:g} seconds. "
             "Whether it did its work is not known.",
         )
     if task.cancelled():
-        return _error_return(
-            call, "The tool cancelled itself. Whether it did its work is not known."
-        )
+        return call.error_return("The tool cancelled itself. Whether it did its work is not known.")
     match task.result():
         case ToolError(detail=detail):
-            return _error_return(call, detail[:MAX_TOOL_OUTPUT_CHARS])
+            return call.error_return(detail[:MAX_TOOL_OUTPUT_CHARS])
         case _Failure(kind):
-            return _error_return(call, f"The tool failed: {kind[:MAX_ERROR_CHARS]}.")
+            return call.error_return(f"The tool failed: {kind[:MAX_ERROR_CHARS]}.")
         case str(output) if len(output) > MAX_TOOL_OUTPUT_CHARS:
-            return _error_return(
-                call,
+            return call.error_return(
                 f"The tool ran, but returned {len(output)} characters, more than the "
                 f"{MAX_TOOL_OUTPUT_CHARS} allowed. Ask it for less.",
             )
         case str(output):
-            return ToolReturn(call.tool_call_id, call.name, "success", output)
+            return ToolReturnPart(call.tool_call_id, call.name, "success", output)
 
 
 async def _outcome(
@@ -79,7 +76,3 @@ async def _outcome(
         # SystemExit too, because no tool may end the server.
         logger.exception("tool failed", tool=tool.name)
         return _Failure(type(error).__name__)
-
-
-def _error_return(call: ToolCallPart, text: str) -> ToolReturn:
-    return ToolReturn(call.tool_call_id, call.name, "error", text)

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from msgspec import structs
+
 from reattach.domain.clock import Clock
 from reattach.domain.events import StopReason
 from reattach.domain.ids import new_message_id
@@ -13,6 +15,7 @@ from reattach.domain.messages import (
     Message,
     Role,
     TextPart,
+    ToolCallDelta,
     ToolCallPart,
     ToolReturnPart,
 )
@@ -22,9 +25,6 @@ from reattach.engine.base import (
     Finished,
     Model,
     StepFinished,
-    TextDelta,
-    ToolCallDelta,
-    ToolReturn,
     ToolStarting,
     Turn,
     closing_deltas,
@@ -75,14 +75,14 @@ class ToolLoop(Engine):
         offer = Offer(tools, theirs, self._engine.own_tools)
         ids = CallIds(partial(_ids_in, turn))
         due = [call for call in turn.due if offer.answers(call.name)]
-        returns: list[ToolReturn] = []
+        returns: list[ToolReturnPart] = []
         async with closing_deltas(self._call_tools(due, offer)) as outcomes:
             async for delta in outcomes:
                 yield delta
-                returns += [delta] if isinstance(delta, ToolReturn) else []
+                returns += [delta] if isinstance(delta, ToolReturnPart) else []
         if returns:
             rest = [call for call in turn.due if not offer.answers(call.name)]
-            turn = replace(turn, due=rest, input=[self._tool_message(returns), *turn.input])
+            turn = replace(turn, due=rest, input=[self._message(Role.TOOL, returns), *turn.input])
         while True:
             answer = _Answer(offer, CallStream(ids))
             end = Finished()
@@ -105,20 +105,20 @@ class ToolLoop(Engine):
             async with closing_deltas(self._call_tools(calls, offer)) as outcomes:
                 async for delta in outcomes:
                     yield delta
-                    returns += [delta] if isinstance(delta, ToolReturn) else []
+                    returns += [delta] if isinstance(delta, ToolReturnPart) else []
             steps_left = turn.max_steps - max(answer.steps, 1)
             if steps_left <= 0:
                 yield Finished(StopReason.MAX_STEPS)
                 return
             history = [*turn.history, *turn.input, *self._messages(answer)]
-            input_messages = [self._tool_message(returns)]
+            input_messages = [self._message(Role.TOOL, returns)]
             turn = replace(
                 turn, history=history, input=input_messages, due=(), max_steps=steps_left
             )
 
     async def _call_tools(
         self, calls: Sequence[ToolCallPart], offer: Offer
-    ) -> AsyncIterator[ToolStarting | ToolReturn]:
+    ) -> AsyncIterator[ToolStarting | ToolReturnPart]:
         for call in calls:
             if call.name not in offer.tools:
                 yield offer.unknown_tool(call)
@@ -129,19 +129,9 @@ class ToolLoop(Engine):
             yield await call_tool(tool, call, seconds=seconds, context=self._context)
 
     def _messages(self, answer: "_Answer") -> list[Message]:
-        messages = [self._message(Role.ASSISTANT, answer.parts())]
-        return [*messages, self._tool_message(answer.returns)] if answer.returns else messages
-
-    def _tool_message(self, returns: Sequence[ToolReturn]) -> Message:
-        return self._message(
-            Role.TOOL,
-            [
-                ToolReturnPart(
-                    one.tool_call_id, one.name, one.status, one.output, one.stdout, one.stderr
-                )
-                for one in returns
-            ],
-        )
+        said = self._message(Role.ASSISTANT, answer.parts())
+        returned = [self._message(Role.TOOL, answer.returns)] if answer.returns else []
+        return [said, *returned]
 
     def _message(self, role: Role, parts: Sequence[ContentPart]) -> Message:
         """Make a message for the model within this turn; it is not stored."""
@@ -174,21 +164,21 @@ class _Answer:
     steps: int = 0
     waits: bool = False
     """Whether a call waits for the client, or for its approval."""
-    returns: list[ToolReturn] = field(default_factory=list)
+    returns: list[ToolReturnPart] = field(default_factory=list)
     _texts: list[str] = field(default_factory=list)
 
     def take(self, delta: Delta) -> Iterator[Delta]:
         """Yield the delta with the call's allocated id and the agent's approval rule."""
-        if type(delta) is TextDelta and not self.stream.calls:  # Most deltas.
+        if type(delta) is TextPart and not self.stream.calls:  # Most deltas.
             self._texts.append(delta.text)
             yield delta
             return
         for delta_or_end in self.stream.take(delta):
             match delta_or_end:
-                case TextDelta(text):
+                case TextPart(text):
                     self._texts.append(text)
                     yield delta_or_end
-                case ToolReturn():
+                case ToolReturnPart():
                     self.returns.append(delta_or_end)
                     yield delta_or_end
                 case StepFinished():
@@ -207,7 +197,7 @@ class _Answer:
         name = self.stream.calls[delta.tool_call_id].name
         rule = self.offer.needs_approval(name, asked=delta.needs_approval)
         self.waits = self.waits or rule
-        return delta if rule is delta.needs_approval else replace(delta, needs_approval=rule)
+        return structs.replace(delta, needs_approval=rule)
 
     def parts(self) -> list[ContentPart]:
         text = "".join(self._texts)
@@ -227,13 +217,13 @@ class _Answer:
             and part.tool_call_id not in returned
         ]
 
-    def close_calls(self, calls: Sequence[ToolCallPart]) -> Iterator[ToolReturn]:
+    def close_calls(self, calls: Sequence[ToolCallPart]) -> Iterator[ToolReturnPart]:
         """Yield error returns for calls that will not run, because the turn ends with them."""
         for call in calls:
             if not self.offer.has(call.name):
                 yield self.offer.unknown_tool(call)
             elif not self.waits:
-                yield ToolReturn(call.tool_call_id, call.name, "error", _CUT_OFF)
+                yield call.error_return(_CUT_OFF)
 
     def finish(self, end: Finished) -> Finished:
         """Return the last delta of the turn, with ``requires_approval`` exactly if a call waits."""

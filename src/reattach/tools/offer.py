@@ -4,8 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from reattach.domain.limits import MAX_NAMED_TOOLS, MAX_NAMED_TOOLS_CHARS, MAX_SHOWN_NAME_CHARS
-from reattach.domain.messages import ToolCallPart
-from reattach.engine.base import ToolReturn
+from reattach.domain.messages import ToolCallPart, ToolReturnPart
 from reattach.tools.base import AttachedTool
 
 
@@ -35,9 +34,9 @@ class Offer:
             return self.tools[name].requires_approval
         return asked and self.has(name)
 
-    def unknown_tool(self, call: ToolCallPart) -> ToolReturn:
+    def unknown_tool(self, call: ToolCallPart) -> ToolReturnPart:
         """Return the error for a call of a tool that does not exist."""
-        return ToolReturn(call.tool_call_id, call.name, "error", self._text(call.name))
+        return call.error_return(self._text(call.name))
 
     def _text(self, name: str) -> str:
         shown = name[:MAX_SHOWN_NAME_CHARS]

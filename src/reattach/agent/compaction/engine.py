@@ -9,14 +9,13 @@ from reattach.domain.clock import Clock
 from reattach.domain.context import summary_as_user_message
 from reattach.domain.errors import ContextWindowError, SystemPromptTooLongError
 from reattach.domain.ids import MessageId, new_message_id
-from reattach.domain.messages import Message, Role, SummaryPart
+from reattach.domain.messages import Message, Role, SummaryPart, TextPart
 from reattach.engine.base import (
     Compacting,
     Delta,
     Engine,
     Model,
     StepFinished,
-    TextDelta,
     Turn,
     closing_deltas,
 )
@@ -98,7 +97,7 @@ class CompactingEngine(Engine):
         async with closing_deltas(self._engine.run(request)) as deltas:
             async for given in deltas:
                 self._has_begun = True
-                if type(given) is TextDelta and intake.is_plain(given.text):  # Most deltas.
+                if type(given) is TextPart and intake.is_plain(given.text):  # Most deltas.
                     yield given
                     continue
                 for delta in intake.take(given):

@@ -40,7 +40,6 @@ from reattach.engine.base import (
     Engine,
     ModelSettings,
     StepFinished,
-    TextDelta,
     Turn,
     closing_deltas,
 )
@@ -280,7 +279,7 @@ class Compactor:
             ):
                 async for delta in deltas:
                     match delta:
-                        case TextDelta(text):
+                        case TextPart(text):
                             texts.append(text)
                         case StepFinished(usage=counted):
                             usage = storable_usage(counted)

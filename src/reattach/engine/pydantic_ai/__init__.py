@@ -12,16 +12,8 @@ from contextlib import AsyncExitStack, aclosing
 from typing import Final, cast
 
 from reattach.domain.errors import StartupError
-from reattach.domain.messages import ToolCallPart
-from reattach.engine.base import (
-    ClientTool,
-    Delta,
-    Engine,
-    Model,
-    ServerTool,
-    ToolReturn,
-    Turn,
-)
+from reattach.domain.messages import ToolCallPart, ToolReturnPart
+from reattach.engine.base import ClientTool, Delta, Engine, Model, ServerTool, Turn
 from reattach.extras import install_hint
 
 try:
@@ -249,13 +241,10 @@ def _context_tokens(handle: str) -> int | None:
         ) from error
 
 
-def _unknown_tool(call: ToolCallPart) -> ToolReturn:
+def _unknown_tool(call: ToolCallPart) -> ToolReturnPart:
     """Return the error for an approved call of a tool that the server does not have."""
-    return ToolReturn(
-        call.tool_call_id,
-        call.name,
-        "error",
-        f"The server has no tool {call.name}. The client has to run it and send its return.",
+    return call.error_return(
+        f"The server has no tool {call.name}. The client has to run it and send its return."
     )
 
 

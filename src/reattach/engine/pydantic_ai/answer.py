@@ -13,15 +13,8 @@ from pydantic_ai.usage import RequestUsage
 from reattach.domain.errors import ModelEmptyResponseError, ModelError
 from reattach.domain.events import StopReason, Usage
 from reattach.domain.limits import MAX_ERROR_CHARS, MAX_SHOWN_NAME_CHARS
-from reattach.engine.base import (
-    Delta,
-    Finished,
-    ReasoningDelta,
-    ReasoningHidden,
-    StepFinished,
-    TextDelta,
-    ToolCallDelta,
-)
+from reattach.domain.messages import HiddenReasoningPart, ReasoningPart, TextPart, ToolCallDelta
+from reattach.engine.base import Delta, Finished, StepFinished
 from reattach.engine.calls import CallIds, is_json
 from reattach.engine.pydantic_ai.body import Body, broken_off
 
@@ -67,7 +60,7 @@ class Answer:
             case pm.PartEndEvent(index=index, part=pm.ThinkingPart() as thinking):
                 if index not in self._shown_reasoning and (thinking.signature or thinking.id):
                     is_redacted = thinking.id == "redacted_thinking"
-                    yield ReasoningHidden("redacted" if is_redacted else "omitted")
+                    yield HiddenReasoningPart("redacted" if is_redacted else "omitted")
             case pm.PartStartEvent(index=index, part=pm.ToolCallPart() as call):
                 yield from self._whole_call(index, call)
             case pm.PartDeltaEvent(index=index, delta=pm.ToolCallPartDelta() as more_call):
@@ -122,14 +115,14 @@ class Answer:
     def _text(self, text: str) -> Iterator[Delta]:
         if text:
             self._has_text = True
-            yield TextDelta(text)
+            yield TextPart(text)
 
     def _reasoning(self, index: int, text: str, signature: str | None) -> Iterator[Delta]:
         if text:
             self._shown_reasoning.add(index)
         # A signature without text belongs to hidden reasoning.
         if text or (signature and index in self._shown_reasoning):
-            yield ReasoningDelta(text, signature)
+            yield ReasoningPart(text, signature)
 
     def _whole_call(self, index: int, part: pm.ToolCallPart) -> Iterator[Delta]:
         """Yield a new call, or the new arguments of a call that is repeated as a whole."""

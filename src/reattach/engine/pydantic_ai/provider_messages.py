@@ -22,7 +22,7 @@ from reattach.domain.messages import (
     ToolCallPart,
     ToolReturnPart,
 )
-from reattach.engine.base import ToolReturn, Turn
+from reattach.engine.base import Turn
 from reattach.engine.pydantic_ai.images import ImagesByUrl
 
 _REFUSED_CHARACTERS: Final = re.compile(r"[^A-Za-z0-9_-]")
@@ -31,7 +31,7 @@ _REFUSED_CHARACTERS: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 def provider_messages(
     turn: Turn,
-    returns: Sequence[ToolReturn] = (),
+    returns: Sequence[ToolReturnPart] = (),
     *,
     sees_images: bool = True,
     images: ImagesByUrl | None = None,
@@ -67,11 +67,11 @@ def provider_messages(
 
 
 def _returns_by_message(
-    sources: Sequence[Message], returns: Sequence[ToolReturn]
-) -> list[list[ToolReturnPart | ToolReturn]]:
+    sources: Sequence[Message], returns: Sequence[ToolReturnPart]
+) -> list[list[ToolReturnPart]]:
     """Return the returns of each message's calls. Providers may reuse an id in later calls."""
-    left: dict[str, ToolReturnPart | ToolReturn] = {one.tool_call_id: one for one in returns}
-    found: list[list[ToolReturnPart | ToolReturn]] = []
+    left: dict[str, ToolReturnPart] = {one.tool_call_id: one for one in returns}
+    found: list[list[ToolReturnPart]] = []
     for message in reversed(sources):
         calls = [part for part in message.parts if isinstance(part, ToolCallPart)]
         found.append([left.pop(call.tool_call_id) for call in calls if call.tool_call_id in left])
@@ -106,15 +106,13 @@ class _ToolNames:
 
 
 def _return_part(
-    returned: ToolReturnPart | ToolReturn, names: "_ToolNames", images: ImagesByUrl | None
+    returned: ToolReturnPart, names: "_ToolNames", images: ImagesByUrl | None
 ) -> pm.ToolReturnPart:
     content: list[pm.UserContent] = [returned.output] if returned.output else []
-    has_images = isinstance(returned, ToolReturnPart) and bool(returned.images)
-    if isinstance(returned, ToolReturnPart):
-        content += [_image(image, images) for image in returned.images]
+    content += [_image(image, images) for image in returned.images]
     return pm.ToolReturnPart(
         names.valid_name(returned.name),
-        content if has_images else returned.output,
+        content if returned.images else returned.output,
         returned.tool_call_id,
         outcome="success" if returned.status == "success" else "failed",
     )

@@ -20,7 +20,15 @@ import pytest
 
 from reattach.domain.events import StopReason
 from reattach.domain.ids import new_agent_id, new_message_id, new_run_id
-from reattach.domain.messages import Message, Role, TextPart
+from reattach.domain.messages import (
+    HiddenReasoningPart,
+    Message,
+    ReasoningPart,
+    Role,
+    TextPart,
+    ToolCallDelta,
+    ToolReturnPart,
+)
 from reattach.engine.base import (
     Compacted,
     Compacting,
@@ -28,12 +36,7 @@ from reattach.engine.base import (
     Engine,
     Finished,
     ModelSettings,
-    ReasoningDelta,
-    ReasoningHidden,
     StepFinished,
-    TextDelta,
-    ToolCallDelta,
-    ToolReturn,
     ToolStarting,
     Turn,
 )
@@ -94,7 +97,7 @@ async def collect(engine: Engine, turn: Turn) -> list[Delta]:
 
 def text_of(deltas: Sequence[Delta]) -> str:
     """Join the text deltas of an answer."""
-    return "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
+    return "".join(delta.text for delta in deltas if isinstance(delta, TextPart))
 
 
 def prompt_tokens_of(deltas: Sequence[Delta]) -> int:
@@ -127,9 +130,9 @@ class EngineConformance:
         deltas = await collect(subject.engine, subject.turn())
         for delta in deltas:
             match delta:
-                case TextDelta(text):
+                case TextPart(text):
                     assert text
-                case ReasoningDelta(text, signature):
+                case ReasoningPart(text, signature):
                     assert text or signature
                 case ToolCallDelta(tool_call_id, name, arguments):
                     assert tool_call_id
@@ -137,7 +140,7 @@ class EngineConformance:
                 case StepFinished(usage):
                     assert usage.step_count == 1
                     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
-                case ToolStarting() | ToolReturn() | ReasoningHidden() | Finished():
+                case ToolStarting() | ToolReturnPart() | HiddenReasoningPart() | Finished():
                     pass
                 case Compacting() | Compacted():
                     pytest.fail("an engine does not compact its own context")
@@ -145,7 +148,7 @@ class EngineConformance:
 
     async def test_an_answer_comes_in_pieces(self, subject: Subject) -> None:
         deltas = await collect(subject.engine, subject.turn())
-        assert len([d for d in deltas if isinstance(d, TextDelta | ReasoningDelta)]) >= 6
+        assert len([d for d in deltas if isinstance(d, TextPart | ReasoningPart)]) >= 6
 
     @pytest.mark.parametrize("taken", [0, 1, 2, 5])
     async def test_a_turn_closes_within_a_second_after_any_delta(
