@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 import httpx2
 
+from reattach.domain.backoff import Backoff
 from reattach.domain.errors import (
     ConflictError,
     ExpiredError,
@@ -98,16 +99,17 @@ class _RetryBudget:
     def __init__(self, seconds: float, on_retry: Callable[[Retry], None] | None) -> None:
         self._seconds = seconds
         self._on_retry = on_retry
+        self._backoff = Backoff(_FIRST_DELAY_SECONDS, _LAST_DELAY_SECONDS)
         self.restore()
 
     def restore(self) -> None:
         self._deadline = asyncio.get_running_loop().time() + self._seconds
-        self._delay_seconds = _FIRST_DELAY_SECONDS
+        self._backoff.reset()
 
     async def wait(self, cursor: int, error: httpx2.TransportError) -> None:
         """Wait before the next attempt. Raises TimeoutError when no time is left for one."""
         remaining_seconds = self._deadline - asyncio.get_running_loop().time()
-        delay_seconds = self._delay_seconds
+        delay_seconds = self._backoff.next_seconds()
         if isinstance(error, _UnavailableError):
             delay_seconds = max(delay_seconds, error.retry_after_seconds)
         cause = _cause(error)
@@ -119,7 +121,6 @@ class _RetryBudget:
         if self._on_retry is not None:
             self._on_retry(Retry(cause, cursor, delay_seconds, remaining_seconds))
         await asyncio.sleep(delay_seconds)
-        self._delay_seconds = min(self._delay_seconds * 2, _LAST_DELAY_SECONDS)
 
 
 class Client:

@@ -18,6 +18,7 @@ from typing import Final
 
 import structlog
 
+from reattach.domain.backoff import Backoff
 from reattach.domain.errors import StartupError
 from reattach.server.child import READY, dump_settings
 from reattach.server.process import ShutdownCommand, bind_socket, url_of
@@ -138,7 +139,7 @@ class _Supervisor:
 
     async def _keep(self, child: "_Child") -> bool:
         loop = asyncio.get_running_loop()
-        delay_seconds = FIRST_DELAY_SECONDS
+        backoff = Backoff(FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS)
         while True:
             started_at = loop.time()
             status = await child.wait()
@@ -147,13 +148,13 @@ class _Supervisor:
                 return status == 0
             logger.error("child process ended", pid=child.pid, status=status)
             if loop.time() - started_at > STEADY_SECONDS:
-                delay_seconds = FIRST_DELAY_SECONDS
+                backoff.reset()
             replacement = None
             while replacement is None:
-                if await self._is_stopped_within(delay_seconds):
+                await backoff.wait(unless_set=self._stopping)
+                if self._stopping.is_set():
                     return True
-                delay_seconds = min(2 * delay_seconds, LONGEST_DELAY_SECONDS)
-                replacement = await self._start_replacement(delay_seconds)
+                replacement = await self._start_replacement(backoff.seconds)
             child = replacement
 
     async def _start_replacement(self, delay_seconds: float) -> "_Child | None":
@@ -166,12 +167,6 @@ class _Supervisor:
             return None
         logger.info("child process replaced", pid=child.pid)
         return child
-
-    async def _is_stopped_within(self, seconds: float) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        return self._stopping.is_set()
 
 
 class _Child:

@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 from standardwebhooks import Webhook
 
+from reattach.domain.backoff import Backoff
 from reattach.domain.clock import Clock, sleep_unless_set
 from reattach.domain.errors import ReattachError
 from reattach.domain.limits import (
@@ -146,11 +147,17 @@ class Callbacks:
         }
         result = await self._receivers.post(run.callback_url or "", body.encode(), headers)
         self._slots.note(due.receiver, has_answered=result.status_code is not None)
+        backoff = Backoff(
+            CALLBACK_RETRY_SECONDS,
+            CALLBACK_MAX_RETRY_SECONDS,
+            failures=due.tries - 1,
+            uniform=self._uniform,
+        )
         outcome = CallbackOutcome(
             sent_at,
             result.status_code,
             result.error,
-            None if result.is_final else sent_at + timedelta(seconds=self._wait_seconds(due.tries)),
+            None if result.is_final else sent_at + timedelta(seconds=backoff.next_seconds()),
         )
         outcome = self._within_bounds(run, result, outcome)
         if result.error is not None:
@@ -164,10 +171,6 @@ class Callbacks:
         await until_available(
             self._clock, lambda: self._records.callbacks.note(run.id, due.tries, outcome)
         )
-
-    def _wait_seconds(self, tries: int) -> float:
-        longest = min(CALLBACK_MAX_RETRY_SECONDS, CALLBACK_RETRY_SECONDS * 2 ** min(tries - 1, 30))
-        return self._uniform(longest / 2, longest)
 
     def _within_bounds(
         self, run: Run, result: CallResult, outcome: CallbackOutcome

@@ -8,6 +8,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from reattach.domain.backoff import Backoff
 from reattach.domain.clock import Clock
 from reattach.domain.ids import TenantId
 from reattach.domain.limits import CALLBACK_MAX_RETRY_SECONDS, CALLBACKS_AT_ONCE
@@ -79,9 +80,9 @@ class CallbackSlots:
         self._breakers.move_to_end(receiver)
         breaker.failures += 1
         if breaker.is_tripped:
-            times = min(breaker.failures - CALLBACK_BREAKER_FAILURES, 10)
-            wait_seconds = min(CALLBACK_BREAKER_SECONDS * 2**times, CALLBACK_MAX_RETRY_SECONDS)
-            breaker.closed_until = self._clock.monotonic_seconds() + wait_seconds
+            failures = breaker.failures - CALLBACK_BREAKER_FAILURES
+            backoff = Backoff(CALLBACK_BREAKER_SECONDS, CALLBACK_MAX_RETRY_SECONDS, failures)
+            breaker.closed_until = self._clock.monotonic_seconds() + backoff.seconds
         if len(self._breakers) > CALLBACK_BREAKERS:
             self._breakers.popitem(last=False)
 

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 from typing_extensions import override
 
+from reattach.domain.backoff import Backoff
 from reattach.domain.errors import StartupError
 from reattach.domain.limits import (
     MAX_LISTED_MODELS,
@@ -100,16 +101,15 @@ class DiscoveringEngine(PydanticAIEngine):
 
     @override
     async def keep_current(self) -> None:
-        delay = MODEL_LIST_RETRY_SECONDS
+        backoff = Backoff(MODEL_LIST_RETRY_SECONDS, MODEL_LIST_SECONDS)
         while True:
             if await self.refresh():
-                delay = MODEL_LIST_RETRY_SECONDS
+                backoff.reset()
                 self._wanted.clear()
                 await asyncio.sleep(MODEL_LIST_SECONDS)
                 await self._wanted.wait()
             else:
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, MODEL_LIST_SECONDS)
+                await backoff.wait()
 
     @override
     async def refresh(self) -> bool:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
+from reattach.domain.backoff import Backoff
 from reattach.domain.errors import LogNotFoundError, ReattachError, StoreUnavailableError
 from reattach.domain.store_errors import LogDamagedError
 from reattach.log.closed_runs import ClosedRuns
@@ -419,16 +420,14 @@ class Follower:
 
     async def _poll(self) -> None:
         """Check all live runs regularly, while there are any."""
-        retry_seconds = _FIRST_RETRY_SECONDS
+        backoff = Backoff(_FIRST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS)
         while any(run.is_live for run in self._runs.values()):
             try:
                 async with asyncio.timeout(self._poll_seconds):
                     await self._check_failed.wait()
-                    await asyncio.sleep(retry_seconds)
+                    await backoff.wait()
             except TimeoutError:
-                retry_seconds = _FIRST_RETRY_SECONDS
-            else:
-                retry_seconds = min(2 * retry_seconds, _LONGEST_RETRY_SECONDS)
+                backoff.reset()
             self._check_failed.clear()
             self._subscriber.check()
             runs = [run for run in self._runs.values() if run.is_live]

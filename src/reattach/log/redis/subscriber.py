@@ -9,6 +9,7 @@ from typing import Final
 
 from redis.asyncio.connection import AbstractConnection
 
+from reattach.domain.backoff import Backoff
 from reattach.domain.errors import StoreUnavailableError
 from reattach.log.redis.client import FAILURES, RedisClient, report_defect
 
@@ -135,25 +136,22 @@ class Subscriber:
             self.reconnect()
 
     async def _run(self) -> None:
-        delay_seconds = 0.0
+        backoff = Backoff(_FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS)
         while self._listeners:
             try:
                 async with asyncio.timeout(self._answer_seconds):
                     connection = await self._client.acquire_connection()
             except FAILURES:
                 self._reject_waiting()
-                delay_seconds = min(
-                    max(2 * delay_seconds, _FIRST_DELAY_SECONDS), _LONGEST_DELAY_SECONDS
-                )
-                await asyncio.sleep(delay_seconds)
+                await backoff.wait()
                 continue
-            delay_seconds = _FIRST_DELAY_SECONDS
+            backoff.reset()
             self._read_task = asyncio.create_task(self._receive(connection), name="log receive")
             try:
                 await asyncio.wait([self._read_task])
             finally:
                 await self._drop(connection)
-            await asyncio.sleep(delay_seconds)
+            await backoff.wait()
 
     async def _drop(self, connection: AbstractConnection) -> None:
         """End the tasks of the connection, then the connection itself."""
