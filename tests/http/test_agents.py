@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from sqlalchemy import event
 
 from reattach.domain.ids import DEFAULT_TENANT, AgentId
 from tests.support.asgi_server import Server, own_text, started
+from tests.support.record_samples import setting
 
 BLOCK = {"label": "human", "value": "Ada", "description": "Who it is", "limit": 100}
 
@@ -253,10 +255,27 @@ async def test_resetting_messages_empties_the_default_thread_alone(server: Serve
     assert len(await server.got(f"/v1/conversations/{conversation['id']}/messages")) == 3
 
 
+async def test_concurrent_changes_of_different_stored_members_are_all_kept(server: Server) -> None:
+    path = f"/v1/agents/{(await server.agent())['id']}"
+    members = {
+        "tool_rules": [{"type": "exit_loop"}],
+        "max_files_open": 3,
+        "enable_sleeptime": True,
+        "message_buffer_autoclear": True,
+        "project_id": "p",
+    }
+    answers = await asyncio.gather(
+        *(server.client.patch(path, json={name: value}) for name, value in members.items())
+    )
+    assert [answer.status_code for answer in answers] == [200] * len(members)
+    shown = await server.got(path)
+    assert {name: shown[name] for name in members} == members
+
+
 async def test_an_agent_whose_model_is_gone_is_still_shown(server: Server) -> None:
     made = await server.agent()
     records = server.context.records
-    await records.agents.update(DEFAULT_TENANT, AgentId(made["id"]), {"model": "gone/model"})
+    await records.agents.update(DEFAULT_TENANT, AgentId(made["id"]), setting(model="gone/model"))
     shown = await server.got(f"/v1/agents/{made['id']}")
     assert (shown["model"], shown["llm_config"]["model"]) == ("gone/model", "model")
 

@@ -19,7 +19,6 @@ from letta_client import AsyncLetta
 from reattach.domain.ids import DEFAULT_TENANT, AgentId
 from reattach.testing.programs.ports import free_port
 from reattach.testing.programs.server import ServerProcess
-from reattach.tools.base import SETTING
 from tests.http.test_approvals import answer, stop_of, verdict
 from tests.support import mcp_server
 from tests.support.live_server import (
@@ -229,8 +228,8 @@ async def test_a_call_to_an_unreachable_mcp_server_is_an_error_with_the_cause(
 ) -> None:
     agent, thread = await thread_with(live)
     # As if it had been there when the agent got the tool.
-    await live.context.records.agents.change_settings(
-        DEFAULT_TENANT, AgentId(agent), lambda had: {**had, SETTING: {f"{name}__look": None}}
+    await live.context.records.agents.update(
+        DEFAULT_TENANT, AgentId(agent), lambda had: had.with_tools({f"{name}__look": None})
     )
     frames = await sent(live, thread, f"[tool={name}__look]")
     status, output = returned(frames)

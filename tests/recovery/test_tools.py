@@ -27,7 +27,7 @@ from reattach.engine.base import Delta, ToolStarting, Turn
 from reattach.engine.function import FunctionEngine
 from reattach.records.base import Conversation, Run, Thread
 from reattach.runs.service import Send
-from reattach.tools.base import SETTING, Tool, Toolbox
+from reattach.tools.base import Tool, Toolbox
 from reattach.wire import letta
 from tests.support.faulty_stores import FaultyLog, Gate, Life, Outage, faulty_records
 from tests.support.stores import Stores
@@ -57,7 +57,7 @@ class Launch(Tool):
 
 
 def sent(stores: Stores, conversation: Conversation, *messages: Message, text: str = "") -> Send:
-    agent = replace(stores.agent, settings={SETTING: {"launch": None}})
+    agent = stores.agent.with_tools({"launch": None})
     send = replace(stores.send(conversation, text or "[tool=launch]"), agent=agent)
     return replace(send, messages=messages) if messages else send
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reattach.domain.events import RunStatus, StopReason, Usage
 from reattach.domain.ids import (
@@ -34,9 +34,17 @@ from reattach.records.base import (
 )
 from reattach.records.records import Records
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 NOON = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
 OURS = new_tenant_id()
 THEIRS = new_tenant_id()
+
+
+def setting(**values: Any) -> Callable[[Any], Any]:
+    """Return the change of a row that sets these fields."""
+    return lambda row: replace(row, **values)
 
 
 def at(seconds: float) -> datetime:

@@ -22,7 +22,7 @@ from reattach.domain.limits import (
     MCP_STEADY_SECONDS,
 )
 from reattach.settings import Settings
-from reattach.tools.base import SETTING, Toolbox, tool_id
+from reattach.tools.base import Toolbox, tool_id
 from reattach.tools.connections import Connection, ListedTool, McpServers, tool_name
 from reattach.tools.function import FunctionTool, tool
 from reattach.tools.servers import McpServer, check_names
@@ -256,10 +256,10 @@ async def test_an_agent_keeps_a_tool_that_its_server_has_not_listed_yet() -> Non
         return "mine"
 
     async with running(fake, clock) as servers:
-        settings = {SETTING: {"home__look": None, "home__deploy": None, "gone__x": None}}
+        wanted = {"home__look": None, "home__deploy": None, "gone__x": None}
         box = Toolbox(source=servers)
         assert box.tools() == []
-        attached = box.attached_tools(settings)
+        attached = box.attached_tools(wanted)
         assert [(one.tool.name, one.requires_approval) for one in attached] == [
             ("home__look", False),
             ("home__deploy", True),
@@ -268,7 +268,7 @@ async def test_an_agent_keeps_a_tool_that_its_server_has_not_listed_yet() -> Non
         assert await attached[0].tool.call(json.dumps({"n": 1})) == "look did"
         # Now it has said what it has.
         ready = await attached[0].tool.ready()
-        assert [one.tool for one in box.attached_tools(settings)] == [ready]
+        assert [one.tool for one in box.attached_tools(wanted)] == [ready]
         # A function goes before a tool of its name, wherever that comes from.
         function = FunctionTool(mine, Threads())
         assert Toolbox([function], servers).by_name("home__look") is function

@@ -35,6 +35,7 @@ from tests.support.record_samples import (
     a_settlement,
     a_world,
     an_agent,
+    setting,
 )
 
 pytestmark = pytest.mark.slow
@@ -162,7 +163,10 @@ async def test_connections_are_bounded_whatever_the_number_of_callers(
         async with asyncio.timeout(60):
             await asyncio.gather(
                 *(records.agents.get(OURS, world.agent.id) for _ in range(200)),
-                *(records.agents.update(OURS, world.agent.id, {"name": "x"}) for _ in range(100)),
+                *(
+                    records.agents.update(OURS, world.agent.id, setting(name="x"))
+                    for _ in range(100)
+                ),
             )
         async with await psycopg.AsyncConnection.connect(postgresql_url) as connection:
             row = await (
@@ -195,9 +199,9 @@ async def test_a_lock_that_is_not_let_go_of_is_unavailable(
     async with await psycopg.AsyncConnection.connect(postgresql_url) as holder:
         await holder.execute("SELECT 1 FROM agents FOR UPDATE")
         with pytest.raises(StoreUnavailableError):
-            await records.agents.update(OURS, world.agent.id, {"name": "x"})
+            await records.agents.update(OURS, world.agent.id, setting(name="x"))
         await holder.rollback()
-    assert (await records.agents.update(OURS, world.agent.id, {"name": "x"})).name == "x"
+    assert (await records.agents.update(OURS, world.agent.id, setting(name="x"))).name == "x"
     await records.aclose()
 
 
@@ -272,7 +276,7 @@ async def test_a_label_and_an_attachment_that_contradict_each_other_are_not_both
         block = await records.blocks.create(OURS, a_block("new"))
         async with asyncio.timeout(30):
             ended = await asyncio.gather(
-                records.blocks.update(OURS, agent.blocks[0].id, {"label": "new"}),
+                records.blocks.update(OURS, agent.blocks[0].id, setting(label="new")),
                 other_process.blocks.attach(OURS, agent.id, block.id),
                 return_exceptions=True,
             )
@@ -291,14 +295,14 @@ async def test_a_server_that_restarts_is_used_again_by_itself(server: Postgresql
             await asyncio.to_thread(end)
             for call in (
                 records.agents.get(OURS, world.agent.id),
-                records.agents.update(OURS, world.agent.id, {"name": "x"}),
+                records.agents.update(OURS, world.agent.id, setting(name="x")),
             ):
                 with pytest.raises(StoreUnavailableError) as refused:
                     await call
                 assert_reveals_nothing(refused.value)
             await asyncio.to_thread(server.start)
             for name in ("a", "b"):
-                await records.agents.update(OURS, world.agent.id, {"name": name})
+                await records.agents.update(OURS, world.agent.id, setting(name=name))
                 assert (await records.agents.get(OURS, world.agent.id)).name == name
     await records.aclose()
 

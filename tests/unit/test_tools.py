@@ -23,7 +23,7 @@ from reattach.engine.base import Finished
 from reattach.engine.pydantic_ai import PydanticAIEngine
 from reattach.testing.conformance.engine import Subject, collect, text_of
 from reattach.tools import function as function_module
-from reattach.tools.base import SETTING, AttachedTool, Toolbox, ToolContext
+from reattach.tools.base import AttachedTool, Toolbox, ToolContext
 from reattach.tools.calling import call_tool
 from reattach.tools.function import FunctionTool, function_tools, tool
 from reattach.tools.loop import ToolLoop
@@ -157,7 +157,7 @@ def test_an_agent_has_its_tools_in_its_order_and_none_that_are_gone() -> None:
     """D6: an approval that the operator requires is not for the agent to waive."""
     threads = Threads()
     box = Toolbox([FunctionTool(one, threads) for one in (functions.add, functions.deploy)])
-    attached = box.attached_tools({SETTING: {"gone": None, "deploy": False, "add": True}})
+    attached = box.attached_tools({"gone": None, "deploy": False, "add": True})
     assert [(one.tool.name, one.requires_approval) for one in attached] == [
         ("deploy", True),
         ("add", True),
@@ -185,10 +185,10 @@ async def test_a_providers_model_is_told_of_the_tools_and_goes_on_with_what_they
 def test_a_tool_of_some_tenants_does_not_exist_for_others() -> None:
     """D6: tools can be limited to tenants."""
     box = Toolbox([FunctionTool(one, Threads()) for one in (functions.add, functions.ledger)])
-    settings = {SETTING: {"add": None, "ledger": None}}
+    wanted = {"add": None, "ledger": None}
     ours, theirs = box.for_tenant(TenantId("tenant-1")), box.for_tenant(TenantId("tenant-2"))
-    assert [one.tool.name for one in ours.attached_tools(settings)] == ["add", "ledger"]
-    assert [one.tool.name for one in theirs.attached_tools(settings)] == ["add"]
+    assert [one.tool.name for one in ours.attached_tools(wanted)] == ["add", "ledger"]
+    assert [one.tool.name for one in theirs.attached_tools(wanted)] == ["add"]
     ledger = ours.by_name("ledger")
     assert ledger is not None
     assert theirs.by_name("ledger") is theirs.by_id(ledger.id) is None

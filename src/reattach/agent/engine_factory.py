@@ -52,7 +52,7 @@ class EngineFactory:
             self.compactor(model, agent, conversation),
             self.clock,
         )
-        tools = self.toolbox.for_tenant(tenant).attached_tools(agent.settings)
+        tools = self.toolbox.for_tenant(tenant).attached_tools(agent.tools)
         context = ToolContext(tenant, agent.id, None if conversation is None else conversation.id)
         return ToolLoop(engine, tools, self.clock, call_seconds=self.tool_seconds, context=context)
 

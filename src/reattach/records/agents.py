@@ -1,7 +1,7 @@
 """Agents, with their blocks and tags."""
 
 import builtins
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any, Final, Literal
 
@@ -23,15 +23,14 @@ from reattach.domain.events import StopReason
 from reattach.domain.ids import AgentId, BlockId, RunId, TenantId
 from reattach.domain.messages import Message
 from reattach.records import lookup, threads
-from reattach.records.base import Agent, JsonObject, Page, Thread
+from reattach.records.base import Agent, Page, Thread
 from reattach.records.blocks import attach_blocks, blocks_of, insert_blocks
-from reattach.records.changes import check_changes
+from reattach.records.changes import changed_fields
 from reattach.records.database import schema
 from reattach.records.database.database import Database
 from reattach.records.paging import SortOrder, page_of
 
-_FIELDS = tuple(field.name for field in fields(Agent))
-_COLUMNS = tuple(name for name in _FIELDS if name in schema.agents.c)
+_COLUMNS = tuple(field.name for field in fields(Agent) if field.name in schema.agents.c)
 _FIXED = frozenset({"id", "created_at", "blocks"})
 
 _tags: Final = schema.agent_tags
@@ -127,52 +126,34 @@ class Agents:
         self,
         tenant: TenantId,
         agent_id: AgentId,
-        changes: Mapping[str, Any],
+        change: Callable[[Agent], Agent],
         *,
         block_ids: Sequence[BlockId] | None = None,
     ) -> Agent:
-        """Set the named fields, and ``updated_at`` unless it is among them.
+        """Replace the agent by ``change(agent)``, with ``updated_at`` as now unless it sets that.
 
-        ``block_ids`` replaces the blocks of the agent, in this order.
+        The agent is locked meanwhile. ``change`` is called in a thread; if it raises, nothing
+        changes. ``block_ids`` replaces the blocks of the agent, in this order.
 
         Raises:
-            ValueError: A name is not that of a field that can be changed.
+            ValueError: ``change`` replaces the id, ``created_at`` or the blocks.
             NotFoundError: The agent or a block does not exist.
             ConflictError: Two blocks have the same label.
         """
-        values = check_changes(changes, _FIELDS, _FIXED, self._clock)
-        tags = values.pop("tags", None)
         table = schema.agents
 
-        def change(connection: Connection) -> Agent:
+        def write(connection: Connection) -> Agent:
             lookup.require(connection, table, tenant, agent_id)
             lookup.lock(connection, schema.blocks, tenant, *(block_ids or ()))
+            lookup.lock(connection, table, tenant, agent_id)
+            agent = agent_of(connection, tenant, agent_id)
+            values = changed_fields(agent, change(agent), _FIXED, self._clock)
+            tags = values.pop("tags", None)
             connection.execute(update(table).where(table.c.id == agent_id).values(values))
             if tags is not None:
                 _set_tags(connection, agent_id, tags)
             if block_ids is not None:
                 _set_blocks(connection, agent_id, block_ids)
-            return agent_of(connection, tenant, agent_id)
-
-        return await self._database.in_write(change)
-
-    async def change_settings(
-        self,
-        tenant: TenantId,
-        agent_id: AgentId,
-        change: Callable[[JsonObject], JsonObject],
-    ) -> Agent:
-        """Replace the settings by ``change(settings)``, with the agent locked meanwhile.
-
-        ``change`` is called in a thread. If it raises, the settings stay as they are.
-        """
-        table = schema.agents
-
-        def write(connection: Connection) -> Agent:
-            lookup.lock(connection, table, tenant, agent_id)
-            row = lookup.require(connection, table, tenant, agent_id)
-            values = {"settings": change(row["settings"]), "updated_at": self._clock.now()}
-            connection.execute(update(table).where(table.c.id == agent_id).values(values))
             return agent_of(connection, tenant, agent_id)
 
         return await self._database.in_write(write)

@@ -5,7 +5,7 @@ keys: everything that is stored beside the event log.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, Literal, Self
@@ -19,6 +19,8 @@ from reattach.domain.messages import Message
 
 JsonObject = Mapping[str, Any]
 """A JSON object that is stored and returned unchanged."""
+
+_TOOLS: Final = "server_tools"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,18 @@ class Agent:
     last_run_completion: datetime | None = None
     last_run_duration_ms: int | None = None
     last_stop_reason: StopReason | None = None
+
+    @property
+    def tools(self) -> Mapping[str, bool | None]:
+        """The names of its tools, each with whether its calls require approval.
+
+        None stands for the tool's own rule.
+        """
+        return self.settings.get(_TOOLS) or {}
+
+    def with_tools(self, tools: Mapping[str, bool | None]) -> Self:
+        """Return the agent with these tools instead of its own."""
+        return replace(self, settings={**self.settings, _TOOLS: tools})
 
 
 @dataclass(frozen=True, slots=True)

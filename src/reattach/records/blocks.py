@@ -1,9 +1,9 @@
 """Memory blocks and the agents that they are attached to."""
 
 import builtins
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from sqlalchemy import (
     Column,
@@ -22,7 +22,7 @@ from reattach.domain.errors import ConflictError, NotFoundError
 from reattach.domain.ids import AgentId, BlockId, TenantId
 from reattach.records import lookup
 from reattach.records.base import Block, Page
-from reattach.records.changes import check_changes
+from reattach.records.changes import changed_fields
 from reattach.records.database import schema
 from reattach.records.database.database import Database
 from reattach.records.paging import SortOrder, page_of
@@ -86,24 +86,25 @@ class Blocks:
         return [block_of(row) for row in found]
 
     async def update(
-        self, tenant: TenantId, block_id: BlockId, changes: Mapping[str, Any]
+        self, tenant: TenantId, block_id: BlockId, change: Callable[[Block], Block]
     ) -> Block:
-        """Set the named fields, and ``updated_at`` unless it is among them.
+        """Replace the block by ``change(block)``, as ``Agents.update`` does.
 
         Raises ConflictError if an agent of the block has another block with the new label.
         """
-        values = check_changes(changes, _FIELDS, _FIXED, self._clock)
         table = schema.blocks
 
-        def change(connection: Connection) -> Block:
+        def write(connection: Connection) -> Block:
             lookup.lock(connection, table, tenant, block_id)
+            block = _get(connection, tenant, block_id)
+            values = changed_fields(block, change(block), _FIXED, self._clock)
             connection.execute(update(table).where(table.c.id == block_id).values(values))
             if values.get("label") is not None:
                 _lock_agents_of(connection, block_id)
                 _refuse_duplicate_labels(connection, block_id)
             return _get(connection, tenant, block_id)
 
-        return await self._database.in_write(change)
+        return await self._database.in_write(write)
 
     async def delete(self, tenant: TenantId, block_id: BlockId) -> None:
         """Delete the block and detach it from its agents."""

@@ -1,19 +1,26 @@
-"""Partial updates: some fields of a row by name."""
+"""Changes of stored values, as functions from the value before to the value after."""
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from reattach.domain.clock import Clock
+from reattach.records.base import Agent, Block, Conversation
+
+_T = TypeVar("_T", Agent, Block, Conversation)
 
 
-def check_changes(
-    changes: Mapping[str, Any], fields: Collection[str], fixed: Collection[str], clock: Clock
-) -> dict[str, Any]:
-    """Return the changes, with ``updated_at`` as now unless they set it.
+def changed_fields(before: _T, after: _T, fixed: Collection[str], clock: Clock) -> dict[str, Any]:
+    """Return the fields of ``after`` that were replaced, and ``updated_at`` as now unless it was.
 
-    Raises ValueError for a name that is no field, or one of a field that never changes.
+    Raises ValueError for a field that never changes.
     """
-    wrong = [name for name in changes if name not in fields or name in fixed]
-    if wrong:
-        raise ValueError(f"These are not fields that can be changed: {', '.join(wrong)}")
-    return {"updated_at": clock.now()} | dict(changes)
+    values = {
+        field.name: getattr(after, field.name)
+        for field in fields(after)
+        # By identity, because 1 == True, and they differ as JSON.
+        if getattr(after, field.name) is not getattr(before, field.name)
+    }
+    if wrong := values.keys() & fixed:
+        raise ValueError(f"These fields cannot be changed: {', '.join(sorted(wrong))}")
+    return {"updated_at": clock.now()} | values

@@ -1,7 +1,7 @@
 """Named conversations."""
 
 import builtins
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -16,13 +16,13 @@ from reattach.records import lookup, threads
 from reattach.records.agents import agent_of
 from reattach.records.base import Agent, Block, Conversation, Page, Thread
 from reattach.records.blocks import blocks_of, insert_blocks
-from reattach.records.changes import check_changes
+from reattach.records.changes import changed_fields
 from reattach.records.database import schema
 from reattach.records.database.database import Database
 from reattach.records.paging import SortOrder, page_of
 
 _FIELDS = tuple(field.name for field in fields(Conversation) if field.name != "isolated_blocks")
-_FIXED = frozenset({"id", "agent_id", "created_at"})
+_FIXED = frozenset({"id", "agent_id", "created_at", "isolated_blocks"})
 _ISOLATED_OWNER = schema.conversation_blocks.c.conversation_id
 
 ConversationOrder = Literal["created_at", "last_run_completion", "last_message_at"]
@@ -92,19 +92,21 @@ class Conversations:
         return await self._database.in_read(read)
 
     async def update(
-        self, tenant: TenantId, conversation_id: ConversationId, changes: Mapping[str, Any]
+        self,
+        tenant: TenantId,
+        conversation_id: ConversationId,
+        change: Callable[[Conversation], Conversation],
     ) -> Conversation:
-        """Set the named fields, and ``updated_at`` unless it is among them.
+        """Replace the conversation by ``change(conversation)``, as ``Agents.update`` does."""
 
-        Raises ValueError for the name of a field that never changes.
-        """
-        values = check_changes(changes, _FIELDS, _FIXED, self._clock)
-
-        def change(connection: Connection) -> Conversation:
+        def write(connection: Connection) -> Conversation:
+            lookup.lock(connection, schema.conversations, tenant, conversation_id)
+            conversation = _get(connection, tenant, conversation_id)
+            values = changed_fields(conversation, change(conversation), _FIXED, self._clock)
             _set(connection, tenant, conversation_id, values)
             return _get(connection, tenant, conversation_id)
 
-        return await self._database.in_write(change)
+        return await self._database.in_write(write)
 
     async def delete(self, tenant: TenantId, conversation_id: ConversationId) -> None:
         """Hide it from its clients. An active run of it goes on to its end."""

@@ -12,7 +12,6 @@ from reattach.domain.errors import StartupError
 from reattach.domain.ids import AgentId, ConversationId, TenantId, ToolId
 from reattach.engine.base import ServerTool
 
-SETTING: Final = "server_tools"
 """The member of an agent's settings with its tools and their approval rules."""
 
 RETIRED_TOOLS: Final = frozenset(
@@ -171,14 +170,13 @@ class Toolbox:
     def by_id(self, tool_id: str) -> Tool | None:
         return next((tool for tool in self.tools() if tool.id == tool_id), None)
 
-    def attached_tools(self, settings: Mapping[str, Any]) -> Sequence[AttachedTool]:
-        """Return the tools of the agent with these settings, in the order of attachment.
+    def attached_tools(self, wanted: Mapping[str, bool | None]) -> Sequence[AttachedTool]:
+        """Return the tools of an agent (``Agent.tools``), in the order of attachment.
 
         Tools that the server no longer has, or has only for other tenants, are left out; tools of a
         source that is not known yet are not. An agent may require more approvals than the operator,
         but not fewer.
         """
-        wanted: Mapping[str, bool | None] = settings.get(SETTING) or {}
         return [
             AttachedTool(tool, tool.requires_approval or bool(asked))
             for name, asked in wanted.items()

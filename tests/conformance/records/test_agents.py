@@ -20,6 +20,7 @@ from tests.support.record_samples import (
     first,
     ids,
     last,
+    setting,
 )
 
 
@@ -92,17 +93,25 @@ async def test_a_second_agent_with_an_id_is_refused_without_revealing_sql(world:
 async def test_an_update_sets_only_the_named_fields(world: World, clock: HandClock) -> None:
     clock.time = at(60)
     agent = await world.records.agents.update(
-        OURS, world.agent.id, {"name": "Bea", "tags": ("t",), "description": None}
+        OURS, world.agent.id, setting(name="Bea", tags=("t",), description=None)
     )
     assert (agent.name, agent.tags, agent.system) == ("Bea", ("t",), world.agent.system)
     assert (agent.created_at, agent.updated_at) == (world.agent.created_at, at(60))
     assert await world.records.agents.get(OURS, agent.id) == agent
 
 
+async def test_an_update_stores_a_value_that_only_python_holds_to_be_equal(world: World) -> None:
+    agents, agent_id = world.records.agents, world.agent.id
+    await agents.update(OURS, agent_id, setting(metadata={"n": 1}))
+    changed = await agents.update(OURS, agent_id, setting(metadata={"n": True}))
+    assert changed.metadata == {"n": True}
+    assert changed.metadata["n"] is True
+
+
 @pytest.mark.parametrize("name", ["id", "created_at", "blocks", "tenant", "no_field"])
 async def test_an_update_of_a_fixed_or_unknown_field_is_refused(world: World, name: str) -> None:
-    with pytest.raises(ValueError, match=name):
-        await world.records.agents.update(OURS, world.agent.id, {name: "x"})
+    with pytest.raises((ValueError, TypeError), match=name):
+        await world.records.agents.update(OURS, world.agent.id, setting(**{name: "x"}))
 
 
 @pytest.mark.promise("P11")
@@ -110,7 +119,7 @@ async def test_another_tenant_does_not_see_an_agent(world: World) -> None:
     agents, agent = world.records.agents, world.agent
     for call in (
         agents.get(THEIRS, agent.id),
-        agents.update(THEIRS, agent.id, {"name": "x"}),
+        agents.update(THEIRS, agent.id, setting(name="x")),
         agents.delete(THEIRS, agent.id),
         agents.list(THEIRS, first(after=agent.id)),
         agents.list(THEIRS, first(before=agent.id)),

@@ -16,6 +16,7 @@ from tests.support.record_samples import (
     first,
     ids,
     last,
+    setting,
 )
 
 
@@ -26,7 +27,7 @@ async def test_a_block_is_read_back_as_it_was_created_and_changed(
     assert await records.blocks.create(OURS, block) == block
     assert await records.blocks.get(OURS, block.id) == block
     clock.time = at(1)
-    changed = await records.blocks.update(OURS, block.id, {"value": "", "metadata": {"k": []}})
+    changed = await records.blocks.update(OURS, block.id, setting(value="", metadata={"k": []}))
     assert (changed.value, changed.metadata, changed.updated_at) == ("", {"k": []}, at(1))
     assert changed.description == "who"
     assert await records.blocks.get(OURS, block.id) == changed
@@ -72,7 +73,7 @@ async def test_a_shared_block_is_changed_and_deleted_for_all_its_agents(
 ) -> None:
     block = await records.blocks.create(OURS, a_block())
     agents = [await records.agents.create(OURS, an_agent(), block_ids=[block.id]) for _ in range(2)]
-    changed = await records.blocks.update(OURS, block.id, {"value": "new"})
+    changed = await records.blocks.update(OURS, block.id, setting(value="new"))
     for agent in agents:
         assert (await records.agents.get(OURS, agent.id)).blocks == (changed,)
     await records.blocks.delete(OURS, block.id)
@@ -90,7 +91,7 @@ async def test_no_method_gives_an_agent_two_blocks_with_one_label(world: World) 
     with pytest.raises(ConflictError, match="human"):
         await blocks.attach(OURS, agent_id, second.id)
     with pytest.raises(ConflictError, match="human"):
-        await blocks.update(OURS, third.id, {"label": "human"})
+        await blocks.update(OURS, third.id, setting(label="human"))
     assert (await world.records.agents.get(OURS, agent_id)).blocks == (human, third)
 
 
@@ -102,7 +103,7 @@ async def test_another_tenant_neither_sees_nor_attaches_a_block(world: World) ->
     their_agent = await world.records.agents.create(THEIRS, an_agent())
     for call in (
         blocks.get(THEIRS, ours.id),
-        blocks.update(THEIRS, ours.id, {"value": "x"}),
+        blocks.update(THEIRS, ours.id, setting(value="x")),
         blocks.delete(THEIRS, ours.id),
         blocks.attach(THEIRS, their_agent.id, ours.id),
         blocks.attach(THEIRS, world.agent.id, theirs.id),

@@ -21,6 +21,7 @@ from tests.support.record_samples import (
     a_step,
     a_system_message,
     ids,
+    setting,
 )
 
 
@@ -129,7 +130,7 @@ async def test_blocks_of_a_conversation_are_ordered_and_disappear_when_deleted(
     made = await records.conversations.create(OURS, new, a_system_message())
     assert made.isolated_blocks == isolated
     assert await records.conversations.get(OURS, made.id) == made
-    await records.blocks.update(OURS, isolated[1].id, {"value": "stern"})
+    await records.blocks.update(OURS, isolated[1].id, setting(value="stern"))
     await records.blocks.delete(OURS, isolated[0].id)
     [left] = (await records.conversations.get(OURS, made.id)).isolated_blocks
     assert (left.id, left.value) == (isolated[1].id, "stern")

@@ -19,6 +19,7 @@ from tests.support.record_samples import (
     first,
     ids,
     last,
+    setting,
 )
 
 
@@ -49,13 +50,13 @@ async def test_a_conversation_of_an_unknown_agent_is_refused(records: Records) -
 
 async def test_an_update_sets_and_clears_the_named_fields(world: World, clock: HandClock) -> None:
     conversations, wanted = world.records.conversations, world.conversation.id
-    await conversations.update(OURS, wanted, {"summary": "tea", "description": "d"})
+    await conversations.update(OURS, wanted, setting(summary="tea", description="d"))
     clock.time = at(7)
-    changed = await conversations.update(OURS, wanted, {"summary": None, "archived_at": at(7)})
+    changed = await conversations.update(OURS, wanted, setting(summary=None, archived_at=at(7)))
     assert (changed.summary, changed.description, changed.archived_at) == (None, "d", at(7))
     assert changed.updated_at == at(7)
     with pytest.raises(ValueError, match="agent_id"):
-        await conversations.update(OURS, wanted, {"agent_id": new_agent_id()})
+        await conversations.update(OURS, wanted, setting(agent_id=new_agent_id()))
 
 
 async def test_a_deleted_conversation_is_not_found(world: World) -> None:
@@ -65,7 +66,7 @@ async def test_a_deleted_conversation_is_not_found(world: World) -> None:
     text = f"^Conversation not found with id={gone}$"
     for call in (
         conversations.get(OURS, gone),
-        conversations.update(OURS, gone, {"summary": "x"}),
+        conversations.update(OURS, gone, setting(summary="x")),
         conversations.delete(OURS, gone),
         conversations.message_ids(OURS, world.thread),
         conversations.list(OURS, first(after=gone)),
@@ -86,7 +87,7 @@ async def test_another_tenant_does_not_see_a_conversation(world: World) -> None:
     conversations, ours = world.records.conversations, world.conversation
     for call in (
         conversations.get(THEIRS, ours.id),
-        conversations.update(THEIRS, ours.id, {"summary": "x"}),
+        conversations.update(THEIRS, ours.id, setting(summary="x")),
         conversations.delete(THEIRS, ours.id),
         conversations.message_ids(THEIRS, world.thread),
         conversations.message_ids(THEIRS, world.default),

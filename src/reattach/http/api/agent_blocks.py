@@ -60,7 +60,7 @@ async def modify_block(
 ) -> BlockState:
     blocks = context.records.blocks
     block = await blocks.get_by_label(tenant, AgentId(agent_id), block_label)
-    return BlockState.of(await blocks.update(tenant, block.id, body.changes(block)))
+    return BlockState.of(await blocks.update(tenant, block.id, body.apply))
 
 
 @router.patch(

@@ -1,6 +1,6 @@
 """Routes for agents."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -36,7 +36,7 @@ from reattach.http.schemas.fields import (
     StopReasonName,
 )
 from reattach.records.base import Agent, Page, Thread
-from reattach.tools.base import RETIRED_TOOLS, SETTING, Tool, Toolbox
+from reattach.tools.base import RETIRED_TOOLS, Tool, Toolbox
 from reattach.wire.stored import approval_request
 
 router = routes("agents")
@@ -92,9 +92,7 @@ async def list_agents(
 async def create_agent(body: AgentCreate, context: ContextDep, tenant: TenantDep) -> AgentState:
     _refuse_unsupported(body)
     now = context.clock.now()
-    agent = body.agent(now)
-    if (tools := _tool_rules(context.toolbox.for_tenant(tenant), body, {})) is not None:
-        agent = replace(agent, settings={**agent.settings, SETTING: tools})
+    agent = _with_tools(body.agent(now), body, context.toolbox.for_tenant(tenant))
     check_model(context.catalog, agent.model)
     block_ids = [BlockId(block_id) for block_id in body.block_ids or ()]
     present = [await context.records.blocks.get(tenant, block_id) for block_id in block_ids]
@@ -119,14 +117,18 @@ async def modify_agent(
     agent_id: AgentPath, body: AgentUpdate, context: ContextDep, tenant: TenantDep
 ) -> AgentState:
     _refuse_unsupported(body)
-    agent = await context.records.agents.get(tenant, AgentId(agent_id))
-    changes = dict(body.changes(agent))
-    had = agent.settings.get(SETTING) or {}
-    if (tools := _tool_rules(context.toolbox.for_tenant(tenant), body, had)) is not None:
-        changes["settings"] = {**changes.get("settings", agent.settings), SETTING: tools}
-    check_model(context.catalog, changes.get("model"))
+    toolbox = context.toolbox.for_tenant(tenant)
+
+    def change(agent: Agent) -> Agent:
+        changed = _with_tools(body.apply(agent), body, toolbox)
+        if changed.model is not agent.model:
+            check_model(context.catalog, changed.model)
+        return changed
+
     block_ids = None if body.block_ids is None else [BlockId(one) for one in body.block_ids]
-    agent = await context.records.agents.update(tenant, agent.id, changes, block_ids=block_ids)
+    agent = await context.records.agents.update(
+        tenant, AgentId(agent_id), change, block_ids=block_ids
+    )
     return await agent_state(context, tenant, agent, None)
 
 
@@ -197,17 +199,15 @@ def _order(
             return None
 
 
-def _tool_rules(
-    toolbox: Toolbox, body: AgentCreate | AgentUpdate, had: Mapping[str, bool | None]
-) -> dict[str, bool | None] | None:
-    """Return the agent's tools that the body names, by name or id; None if it names none.
+def _with_tools(agent: Agent, body: AgentCreate | AgentUpdate, toolbox: Toolbox) -> Agent:
+    """Return the agent with the tools that the body names, by name or id, if it names any.
 
     Keeps the agent's approval rules. Ignores names of tools that the retired server had and this
     one lacks, because clients name them for every agent. Raises NotFoundError for any other unknown
     tool.
     """
     if body.tools is None and body.tool_ids is None:
-        return None
+        return agent
     found: list[Tool] = []
     for name in body.tools or ():
         if (tool := toolbox.by_name(name)) is not None:
@@ -221,7 +221,7 @@ def _tool_rules(
         if (tool := toolbox.by_id(tool_id)) is None:
             raise NotFoundError(f"Tool not found with id={tool_id}")
         found.append(tool)
-    return {tool.name: had.get(tool.name) for tool in found}
+    return agent.with_tools({tool.name: agent.tools.get(tool.name) for tool in found})
 
 
 def _refuse_unsupported(body: AgentCreate | AgentUpdate) -> None:

@@ -61,9 +61,8 @@ async def retrieve_block(block_id: BlockPath, context: ContextDep, tenant: Tenan
 async def modify_block(
     block_id: BlockPath, body: BlockUpdate, context: ContextDep, tenant: TenantDep
 ) -> BlockState:
-    block = await context.records.blocks.get(tenant, BlockId(block_id))
-    changed = await context.records.blocks.update(tenant, block.id, body.changes(block))
-    return BlockState.of(changed)
+    blocks = context.records.blocks
+    return BlockState.of(await blocks.update(tenant, BlockId(block_id), body.apply))
 
 
 @router.delete(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import Query
@@ -112,10 +113,10 @@ async def update_conversation(
     context: ContextDep,
     tenant: TenantDep,
 ) -> ConversationState:
-    changes = body.changes(context.clock.now())
-    check_model(context.catalog, changes.get("model"))
-    named = ConversationId(conversation_id)
-    conversation = await context.records.conversations.update(tenant, named, changes)
+    check_model(context.catalog, body.model)
+    conversation = await context.records.conversations.update(
+        tenant, ConversationId(conversation_id), partial(body.apply, now=context.clock.now())
+    )
     return await _state(context, tenant, conversation)
 
 

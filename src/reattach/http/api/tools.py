@@ -1,7 +1,7 @@
 """Routes for the tools that the server runs, and for the tools of an agent."""
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated
 
 from fastapi import Path
 
@@ -15,7 +15,8 @@ from reattach.http.routes import routes
 from reattach.http.schemas.agent import AgentState
 from reattach.http.schemas.fields import AgentPath, QueryPart, QueryText, QueryTexts, ToolPath
 from reattach.http.schemas.tool import ApprovalRule, ToolBody
-from reattach.tools.base import SETTING, Tool
+from reattach.records.base import Agent
+from reattach.tools.base import Tool
 from reattach.tools.base import tool_id as id_of
 
 router = routes("tools")
@@ -72,7 +73,7 @@ async def list_agent_tools(
     agent_id: AgentPath, context: ContextDep, tenant: TenantDep, page: ShortPage
 ) -> list[ToolBody]:
     agent = await context.records.agents.get(tenant, AgentId(agent_id))
-    attached = context.toolbox.for_tenant(tenant).attached_tools(agent.settings)
+    attached = context.toolbox.for_tenant(tenant).attached_tools(agent.tools)
     found = page_of(attached, page, lambda one: one.tool.id, "Tool")
     return [ToolBody.attached(one) for one in found]
 
@@ -87,16 +88,16 @@ async def attach_tool(
 ) -> AgentState:
     tool = _tool(context, tenant, tool_id)
 
-    def attached(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        tools = {tool.name: None, **(settings.get(SETTING) or {})}
+    def attach(agent: Agent) -> Agent:
+        tools = {tool.name: None, **agent.tools}
         if len(tools) > MAX_AGENT_TOOLS:
             raise InvalidArgumentError(
                 f"The agent has {MAX_AGENT_TOOLS} tools, which is the limit.",
                 remedy="Detach one first.",
             )
-        return {**settings, SETTING: tools}
+        return agent.with_tools(tools)
 
-    return await _change_settings(context, tenant, agent_id, attached)
+    return await _change(context, tenant, agent_id, attach)
 
 
 @router.patch(
@@ -107,15 +108,14 @@ async def attach_tool(
 async def detach_tool(
     agent_id: AgentPath, tool_id: ToolPath, context: ContextDep, tenant: TenantDep
 ) -> AgentState:
-    def detached(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        tools = settings.get(SETTING) or {}
-        left = {name: tools[name] for name in tools if id_of(name) != tool_id}
+    def detach(agent: Agent) -> Agent:
+        left = {name: rule for name, rule in agent.tools.items() if id_of(name) != tool_id}
         # A tool that the server no longer has can be detached too.
-        if len(left) == len(tools):
+        if len(left) == len(agent.tools):
             _tool(context, tenant, tool_id)
-        return {**settings, SETTING: left}
+        return agent.with_tools(left)
 
-    return await _change_settings(context, tenant, agent_id, detached)
+    return await _change(context, tenant, agent_id, detach)
 
 
 @router.patch(
@@ -132,16 +132,15 @@ async def modify_approval(
     context: ContextDep,
     tenant: TenantDep,
 ) -> AgentState:
-    def ruled(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        tools = settings.get(SETTING) or {}
-        if tool_name not in tools:
+    def set_rule(agent: Agent) -> Agent:
+        if tool_name not in agent.tools:
             raise NotFoundError(
                 f"The agent has no tool '{tool_name[:100]}'.",
                 remedy="Attach it first; GET /v1/tools/ lists the tools of the server.",
             )
-        return {**settings, SETTING: {**tools, tool_name: body.requires_approval}}
+        return agent.with_tools({**agent.tools, tool_name: body.requires_approval})
 
-    return await _change_settings(context, tenant, agent_id, ruled)
+    return await _change(context, tenant, agent_id, set_rule)
 
 
 def _tool(context: Context, tenant: TenantId, tool_id: str) -> Tool:
@@ -151,14 +150,10 @@ def _tool(context: Context, tenant: TenantId, tool_id: str) -> Tool:
     return tool
 
 
-async def _change_settings(
-    context: Context,
-    tenant: TenantId,
-    agent_id: str,
-    change: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+async def _change(
+    context: Context, tenant: TenantId, agent_id: str, change: Callable[[Agent], Agent]
 ) -> AgentState:
-    """Apply ``change`` to the agent's settings and return the agent."""
-    agent = await context.records.agents.change_settings(tenant, AgentId(agent_id), change)
+    agent = await context.records.agents.update(tenant, AgentId(agent_id), change)
     return await agent_state(context, tenant, agent, None)
 
 

@@ -1,7 +1,7 @@
 """Schemas of agents."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -177,7 +177,7 @@ class AgentState(Answer):
             embedding=agent.embedding,
             memory=Memory(agent_type=agent.agent_type, blocks=blocks),
             blocks=blocks,
-            tools=[ToolBody.attached(one) for one in view.toolbox.attached_tools(agent.settings)]
+            tools=[ToolBody.attached(one) for one in view.toolbox.attached_tools(agent.tools)]
             if view.shows("agent.tools")
             else [],
             tags=list(agent.tags) if view.shows("agent.tags") else [],
@@ -326,8 +326,8 @@ class AgentUpdate(_AgentMembers):
     tags: Tags | None = None
     block_ids: BlockIds | None = None
 
-    def changes(self, agent: Agent) -> Mapping[str, Any]:
-        """Return the changed values of ``agent``, except its blocks."""
+    def apply(self, agent: Agent) -> Agent:
+        """Return the agent after the changes, except those of its blocks and tools."""
         changes = {name: value for name, value in given(self).items() if name in _CHANGEABLE}
         for name in ("name", "system"):
             if name in changes and changes[name] is None:
@@ -343,7 +343,7 @@ class AgentUpdate(_AgentMembers):
         if kept := self.kept_members():
             settings = {**agent.settings, **kept}
             changes["settings"] = {n: value for n, value in settings.items() if value is not None}
-        return changes
+        return replace(agent, **changes)
 
 
 _CHANGEABLE: Final = frozenset(

@@ -1,6 +1,6 @@
 """Schemas of memory blocks."""
 
-from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Self
 
@@ -102,8 +102,8 @@ class BlockUpdate(Body):
     metadata: KeptObject | None = None
     tags: Tags | None = None
 
-    def changes(self, block: Block) -> Mapping[str, Any]:
-        """Return the changed values. Raises ValidationFailedError if the value is too long."""
+    def apply(self, block: Block) -> Block:
+        """Return the block after the changes. Raises ValidationFailedError if it is too long."""
         changes = dict(given(self))
         for name in ("label", "value"):
             if name in changes and changes[name] is None:
@@ -113,10 +113,10 @@ class BlockUpdate(Body):
                 changes[name] = changes[name] or empty
         if "tags" in changes:
             changes["tags"] = tuple(changes["tags"])
-        value, limit = changes.get("value", block.value), changes.get("limit", block.limit)
-        if limit is not None and len(value) > limit:
-            raise _does_not_fit(len(value), limit)
-        return changes
+        after = replace(block, **changes)
+        if after.limit is not None and len(after.value) > after.limit:
+            raise _does_not_fit(len(after.value), after.limit)
+        return after
 
 
 def _too_long(chars: int, limit: int) -> str:

@@ -1,6 +1,7 @@
 """Schemas of conversations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Self
 
@@ -102,10 +103,11 @@ class ConversationUpdate(Body):
     archived: bool | None = None
     last_message_at: GivenTime | None = None
 
-    def changes(self, now: datetime) -> Mapping[str, Any]:
+    def apply(self, conversation: Conversation, now: datetime) -> Conversation:
+        """Return the conversation after the changes."""
         changes = dict(given(self))
         if isinstance(settings := changes.get("model_settings"), ModelSettings):
             changes["model_settings"] = settings.kept()
         if "archived" in changes:
             changes["archived_at"] = now if changes.pop("archived") else None
-        return changes
+        return replace(conversation, **changes)
