@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from reattach.domain.events import AssistantText, Event, Place, Stopped, StopReason, Usage
+from reattach.domain.events import Event, Output, Place, Stopped, StopReason, Usage
 from reattach.domain.ids import new_message_id, new_run_id, new_step_id
+from reattach.domain.messages import TextPart
 from reattach.wire import letta
 from reattach.wire.sse import DONE, split_frames
 
@@ -32,7 +33,7 @@ class FrameMaker:
         self.last_seq = 0
 
     def text(self, content: str = UNSTAMPED) -> bytes:
-        return self._next(AssistantText(self._place, content))
+        return self._next(Output(self._place, (TextPart(content),)))
 
     def terminal(self) -> bytes:
         """Encode the two frames of the terminal group."""

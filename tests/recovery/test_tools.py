@@ -12,7 +12,7 @@ import pytest
 from reattach.domain.approvals import pending_approval
 from reattach.domain.clock import SystemClock
 from reattach.domain.errors import NoPendingApprovalError
-from reattach.domain.events import StopReason, ToolCallRequested
+from reattach.domain.events import Output, StopReason
 from reattach.domain.ids import DEFAULT_TENANT, RunId, new_message_id
 from reattach.domain.limits import ENGINE_STOP_SECONDS
 from reattach.domain.messages import (
@@ -109,8 +109,9 @@ async def test_the_call_is_in_the_log_before_its_tool_runs(
         gate.opened.set()
         await service.wait_until_settled(run)
     assert tool.calls == 1
-    calls = [letta.decode(frame) for frame in await stores.frames(run)]
-    assert isinstance(calls[0], ToolCallRequested)
+    events = [letta.decode(frame) for frame in await stores.frames(run)]
+    assert isinstance(events[0], Output)
+    assert isinstance(events[0].parts[0], ToolCallDelta | ToolCallPart)
 
 
 @pytest.mark.promise("P7")

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import pytest
 
 from reattach.domain.errors import FencedError, LimitExceededError, StoreUnavailableError
-from reattach.domain.events import AssistantText, Place, Stopped, StopReason, Usage
+from reattach.domain.events import Output, Place, Stopped, StopReason, Usage
 from reattach.domain.ids import new_message_id, new_run_id, new_step_id
 from reattach.domain.limits import APPEND_RETRY_SECONDS, PENDING_APPEND_BYTES
+from reattach.domain.messages import TextPart
 from reattach.log.memory import MemoryLog
 from reattach.runs import appender as appender_module
 from reattach.runs.appender import Appender
@@ -23,8 +24,8 @@ PLACE = Place(new_message_id(), new_step_id(), 0, NOON)
 END = (Stopped(StopReason.END_TURN), Usage())
 
 
-def texts(*values: str) -> list[AssistantText]:
-    return [AssistantText(PLACE, text) for text in values]
+def texts(*values: str) -> list[Output]:
+    return [Output(PLACE, (TextPart(text),)) for text in values]
 
 
 class Failures:

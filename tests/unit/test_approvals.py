@@ -9,14 +9,7 @@ import pytest
 
 from reattach.domain.approvals import has_answer, pending_approval, resolve_input, same_answer
 from reattach.domain.errors import ToolCallIdsError
-from reattach.domain.events import (
-    Place,
-    Stopped,
-    StopReason,
-    ToolCall,
-    ToolCallRequested,
-    ToolReturned,
-)
+from reattach.domain.events import Output, Place, Stopped, StopReason
 from reattach.domain.ids import new_agent_id, new_message_id, new_step_id
 from reattach.domain.messages import (
     ApprovalPart,
@@ -129,9 +122,12 @@ def test_a_call_that_nobody_will_return_gets_a_return_that_says_so(
 
     transcript = Transcript()
     transcript.begun = begun
-    calls = (ToolCall("1", "look", "{"), ToolCall("2", "pay", ""))
-    transcript.add(ToolCallRequested(place(), calls, is_chunk=False, needs_approval=needs_approval))
-    transcript.add(ToolReturned(place(), "2", "pay", "success", "paid"))
+    calls = (
+        ToolCallPart("1", "look", "{", needs_approval),
+        ToolCallPart("2", "pay", "", needs_approval),
+    )
+    transcript.add(Output(place(), calls))
+    transcript.add(Output(place(), (ToolReturnPart("2", "pay", "success", "paid"),)))
     transcript.add(Stopped(reason))
     run = a_run(Thread(new_agent_id(), None))
     messages = transcript.settlement(run, [], NOON).messages

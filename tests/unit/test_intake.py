@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reattach.domain.events import AssistantText, StopReason, ToolCallRequested, Usage
+from reattach.domain.events import StopReason, Usage
 from reattach.domain.limits import MAX_INTEGER, MAX_TOOL_CALL_ID_CHARS
 from reattach.domain.messages import (
     ImagePart,
@@ -23,7 +23,7 @@ from reattach.engine.base import Delta, Finished, StepFinished, ToolStarting
 from reattach.engine.intake import Intake, whole_count
 from reattach.tools.base import Tool
 from reattach.tools.calling import call_tool
-from tests.unit.test_machine import played
+from tests.unit.test_machine import parts_of, played
 
 HIGH, LOW, SMILE = "\ud83d", "\ude00", "\U0001f600"
 
@@ -153,7 +153,7 @@ def test_a_half_that_no_other_follows_is_replaced_when_the_run_ends(*, stream_to
     """A2"""
     events = played([TextPart(f"a{HIGH}")], stream_tokens=stream_tokens)
 
-    texts = [event.text for event in events if isinstance(event, AssistantText)]
+    texts = [part.text for part in parts_of(events) if isinstance(part, TextPart)]
     assert "".join(texts) == "a\ufffd"
 
 
@@ -274,6 +274,8 @@ def test_the_text_of_a_call_is_the_same_with_and_without_tokens() -> None:
     deltas: list[Delta] = [ToolCallDelta("a", name="n", arguments=one) for one in cut]
     for stream_tokens in (True, False):
         events = played(deltas, stream_tokens=stream_tokens)
-        requests = [event for event in events if isinstance(event, ToolCallRequested)]
-        text = "".join(call.arguments or "" for event in requests for call in event.calls)
+        calls = [
+            part for part in parts_of(events) if isinstance(part, ToolCallDelta | ToolCallPart)
+        ]
+        text = "".join(call.arguments or "" for call in calls)
         assert json.loads(text) == {"q": SMILE}

@@ -7,31 +7,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reattach.domain.events import (
-    AssistantText,
     CompactionBegan,
     Event,
     Failed,
-    HiddenReasoning,
+    Output,
     Ping,
     Place,
-    ReasoningText,
     Stopped,
     StopReason,
-    Summarized,
-    ToolCall,
-    ToolCallRequested,
-    ToolReturned,
     Usage,
 )
 from reattach.domain.ids import MessageId, StepId, part_otid
 from reattach.domain.messages import (
     CompactionStats,
+    Fragment,
+    HiddenReasoningPart,
     ImagePart,
     Message,
     ReasoningPart,
     Role,
+    SummaryPart,
     TextPart,
+    ToolCallDelta,
     ToolCallPart,
+    ToolReturnPart,
 )
 from reattach.wire import letta, sse, stored
 
@@ -45,8 +44,12 @@ def place(index: int) -> Place:
     return Place(MESSAGE, STEP, index, AT)
 
 
+def output(*parts: Fragment) -> Output:
+    return Output(place(0), parts)
+
+
 def test_a_chunk_of_text_is_the_recorded_frame() -> None:
-    frame = letta.encode(AssistantText(place(1), "t0 "), 4, RUN)
+    frame = letta.encode(Output(place(1), (TextPart("t0 "),)), 4, RUN)
 
     assert frame == (
         b'data: {"id":"message-31787f76-f5ed-4a7a-b183-9bf6aa00e163",'
@@ -69,7 +72,7 @@ def test_an_encoder_makes_the_frames_that_its_events_make_alone(
     encoder = letta.Encoder(RUN)
     places = [place(index) for index in range(4)]
     for index, text, reasons, seq in said:
-        event = (ReasoningText if reasons else AssistantText)(places[index], text)
+        event = Output(places[index], ((ReasoningPart if reasons else TextPart)(text),))
         assert encoder.encode(event, seq) == letta.encode(event, seq, RUN)
 
 
@@ -78,18 +81,19 @@ def test_an_encoder_makes_the_frames_that_its_events_make_alone(
     "event",
     [
         Ping("ping-1", AT),
-        AssistantText(place(0), "a"),
-        ReasoningText(place(0), "r"),
-        HiddenReasoning(place(0), "omitted"),
-        ToolCallRequested(place(0), (ToolCall("c", "f", None),), is_chunk=True),
-        ToolReturned(place(0), "c", "f", "success", "42"),
+        output(TextPart("a")),
+        output(ReasoningPart("r")),
+        output(HiddenReasoningPart("omitted")),
+        output(ToolCallDelta("c", "f")),
+        output(ToolCallPart("c", "f", "{}")),
+        output(ToolReturnPart("c", "f", "success", "42")),
         CompactionBegan("0", STEP, AT, "context_window_limit", 9, 8),
-        Summarized(place(0), "s", None, CompactionStats("requested", 8, 9, 2)),
+        output(SummaryPart("s", None, CompactionStats("requested", 8, 9, 2))),
         Stopped(StopReason.END_TURN),
         Failed("llm_error", "no", None),
         Usage(1, 2, 3, 1),
     ],
-    ids=lambda event: type(event).__name__,
+    ids=lambda event: type(event.parts[0] if isinstance(event, Output) else event).__name__,
 )
 def test_every_event_carries_its_seq_and_its_run(event: Event) -> None:
     body = letta.body(event, 7, RUN)
@@ -118,18 +122,17 @@ def test_an_error_is_a_named_event() -> None:
 def test_chunks_of_a_call_have_the_recorded_members(
     needs_approval: bool, first: dict[str, str], later: dict[str, str]
 ) -> None:
-    def chunk(call: ToolCall) -> letta.Json:
-        event = ToolCallRequested(place(0), (call,), is_chunk=True, needs_approval=needs_approval)
-        return letta.body(event, 1, RUN)
+    def chunk(name: str | None, arguments: str | None) -> letta.Json:
+        return letta.body(output(ToolCallDelta("c", name, arguments, needs_approval)), 1, RUN)
 
-    body = chunk(ToolCall("c", "f", None))
+    body = chunk("f", None)
     assert body["tool_call"] == body["tool_calls"] == first
-    assert chunk(ToolCall("c", None, "{"))["tool_call"] == later
+    assert chunk(None, "{")["tool_call"] == later
 
 
 def test_whole_calls_are_a_list() -> None:
-    calls = (ToolCall("c1", "f", "{}"), ToolCall("c2", "g", "{}"))
-    body = letta.body(ToolCallRequested(place(0), calls, is_chunk=False), 1, RUN)
+    calls = (ToolCallPart("c1", "f", "{}"), ToolCallPart("c2", "g", "{}"))
+    body = letta.body(output(*calls), 1, RUN)
 
     assert [call["tool_call_id"] for call in body["tool_calls"]] == ["c1", "c2"]
     assert body["tool_call"] == body["tool_calls"][0]
@@ -137,23 +140,26 @@ def test_whole_calls_are_a_list() -> None:
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
 _PLACES = st.builds(place, st.integers(0, 127))
-_CALLS = st.builds(ToolCall, _TEXT, _TEXT, _TEXT)
+_PARTS: st.SearchStrategy[tuple[Fragment, ...]] = st.one_of(
+    st.tuples(st.builds(TextPart, _TEXT)),
+    st.tuples(st.builds(ReasoningPart, _TEXT, st.none() | _TEXT)),
+    st.tuples(st.builds(HiddenReasoningPart, st.sampled_from(["redacted", "omitted"]), _TEXT)),
+    st.tuples(st.builds(ToolCallDelta, _TEXT, st.none() | _TEXT, st.none() | _TEXT)),
+    st.lists(st.builds(ToolCallPart, _TEXT, _TEXT, _TEXT), min_size=1, max_size=3).map(tuple),
+    st.tuples(st.builds(
+        ToolReturnPart, _TEXT, _TEXT, st.sampled_from(["success", "error"]), _TEXT,
+        st.none() | st.tuples(_TEXT), st.none() | st.tuples(_TEXT),
+    )),
+    st.tuples(st.builds(
+        SummaryPart, _TEXT, st.none() | st.just(MESSAGE),
+        st.builds(CompactionStats, _TEXT, st.integers(0), st.integers(0), st.integers(0)),
+    )),
+)  # fmt: skip
 _EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.builds(Ping, _TEXT, st.just(AT)),
-    st.builds(AssistantText, _PLACES, _TEXT),
-    st.builds(ReasoningText, _PLACES, _TEXT, st.none() | _TEXT),
-    st.builds(HiddenReasoning, _PLACES, st.sampled_from(["redacted", "omitted"]), _TEXT),
-    st.builds(ToolCallRequested, _PLACES, st.tuples(_CALLS), st.booleans()),
-    st.builds(
-        ToolReturned, _PLACES, _TEXT, _TEXT, st.sampled_from(["success", "error"]), _TEXT,
-        st.none() | st.tuples(_TEXT), st.none() | st.tuples(_TEXT),
-    ),
+    st.builds(Output, _PLACES, _PARTS),
     st.builds(
         CompactionBegan, _TEXT, st.just(STEP), st.just(AT), _TEXT, st.integers(0), st.integers(0)
-    ),
-    st.builds(
-        Summarized, _PLACES, _TEXT, st.none() | st.just(MESSAGE),
-        st.builds(CompactionStats, _TEXT, st.integers(0), st.integers(0), st.integers(0)),
     ),
     st.builds(Stopped, st.sampled_from(StopReason)),
     st.builds(Failed, _TEXT, _TEXT, st.none() | _TEXT),

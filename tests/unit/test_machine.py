@@ -8,19 +8,15 @@ from hypothesis import strategies as st
 
 from reattach.domain.clock import SystemClock
 from reattach.domain.errors import ModelRateLimitError
-from reattach.domain.events import (
-    AssistantText,
-    Event,
-    Failed,
-    ReasoningText,
-    Stopped,
-    StopReason,
-    ToolCall,
-    ToolCallRequested,
-    ToolReturned,
-    Usage,
+from reattach.domain.events import Event, Failed, Output, Stopped, StopReason, Usage
+from reattach.domain.messages import (
+    Fragment,
+    ReasoningPart,
+    TextPart,
+    ToolCallDelta,
+    ToolCallPart,
+    ToolReturnPart,
 )
-from reattach.domain.messages import ReasoningPart, TextPart, ToolCallDelta, ToolReturnPart
 from reattach.engine.base import Delta, Finished, StepFinished
 from reattach.runs.machine import RunMachine
 
@@ -40,10 +36,18 @@ def played(deltas: list[Delta], *, stream_tokens: bool = True) -> list[Event]:
     return events + course.finish()
 
 
+def outputs(events: list[Event]) -> list[Output]:
+    return [event for event in events if isinstance(event, Output)]
+
+
+def parts_of(events: list[Event]) -> list[Fragment]:
+    return [part for event in outputs(events) for part in event.parts]
+
+
 def test_every_delta_is_an_event_when_tokens_are_streamed() -> None:
     events = played([TextPart("a"), TextPart("b")])
 
-    assert [event.text for event in events if isinstance(event, AssistantText)] == ["a", "b"]
+    assert parts_of(events) == [TextPart("a"), TextPart("b")]
 
 
 def test_every_part_is_one_event_when_tokens_are_not_streamed() -> None:
@@ -52,20 +56,12 @@ def test_every_part_is_one_event_when_tokens_are_not_streamed() -> None:
         stream_tokens=False,
     )
 
-    match events[:2]:
-        case [ReasoningText(text="r0 r1", signature="sig"), AssistantText(text="ab")]:
-            pass
-        case other:
-            pytest.fail(f"other events: {other}")
+    assert parts_of(events) == [ReasoningPart("r0 r1", "sig"), TextPart("ab")]
 
 
 def test_parts_of_a_step_share_a_message_and_are_numbered() -> None:
     events = played([ReasoningPart("r"), TextPart("a"), ToolCallDelta("call-1", "search", "{}")])
-    places = [
-        event.place
-        for event in events
-        if isinstance(event, ReasoningText | AssistantText | ToolCallRequested)
-    ]
+    places = [event.place for event in outputs(events)]
 
     assert [place.index for place in places] == [0, 1, 2]
     assert len({place.message_id for place in places}) == 1
@@ -77,7 +73,7 @@ def test_what_follows_a_finished_step_belongs_to_a_new_one() -> None:
         [TextPart("a"), StepFinished(Usage(prompt_tokens=1)), TextPart("b"),
          StepFinished(Usage(prompt_tokens=2))]
     )  # fmt: skip
-    texts = [event for event in events if isinstance(event, AssistantText)]
+    texts = outputs(events)
 
     assert texts[0].place.step_id != texts[1].place.step_id
     assert texts[0].place.message_id != texts[1].place.message_id
@@ -89,9 +85,10 @@ def test_a_tool_return_is_a_message_of_its_own_in_the_step_that_called() -> None
         [ToolCallDelta("call-1", "search", "{}"), StepFinished(Usage()),
          ToolReturnPart("call-1", "search", "success", "42")]
     )  # fmt: skip
-    call = next(event for event in events if isinstance(event, ToolCallRequested))
-    returned = next(event for event in events if isinstance(event, ToolReturned))
+    call, returned = outputs(events)
 
+    assert isinstance(call.parts[0], ToolCallDelta)
+    assert returned.parts == (ToolReturnPart("call-1", "search", "success", "42"),)
     assert returned.place.step_id == call.place.step_id
     assert returned.place.message_id != call.place.message_id
 
@@ -106,13 +103,12 @@ def test_calls_of_one_step_are_whole_and_in_order_when_tokens_are_not_streamed()
         ],
         stream_tokens=False,
     )
-    request = next(event for event in events if isinstance(event, ToolCallRequested))
+    [request] = outputs(events)
 
-    assert request.calls == (
-        ToolCall("call-1", "search", '{"a": 1}'),
-        ToolCall("call-2", "fetch", "{}"),
+    assert request.parts == (
+        ToolCallPart("call-1", "search", '{"a": 1}'),
+        ToolCallPart("call-2", "fetch", "{}"),
     )
-    assert not request.is_chunk
 
 
 def test_usage_is_the_sum_of_the_steps() -> None:
@@ -159,8 +155,7 @@ def test_a_part_under_way_is_kept_when_the_run_is_stopped() -> None:
     course.on_delta(TextPart("answer"))
     events = course.stop(StopReason.CANCELLED)
 
-    assert isinstance(events[0], AssistantText)
-    assert events[0].text == "half an answer"
+    assert parts_of(events) == [TextPart("half an answer")]
 
 
 def test_the_reason_that_an_engine_gives_ends_the_run() -> None:
@@ -181,7 +176,7 @@ _DELTAS = st.one_of(
 @given(st.lists(_DELTAS, max_size=30))
 def test_streaming_tokens_changes_how_the_text_is_cut_and_nothing_else(deltas: list[Delta]) -> None:
     def text(events: list[Event]) -> str:
-        return "".join(event.text for event in events if isinstance(event, AssistantText))
+        return "".join(part.text for part in parts_of(events) if isinstance(part, TextPart))
 
     fine, coarse = played(deltas), played(deltas, stream_tokens=False)
 

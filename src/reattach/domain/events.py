@@ -7,10 +7,11 @@ as these events.
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+
+import msgspec
 
 from reattach.domain.ids import MessageId, StepId
-from reattach.domain.messages import CompactionStats
+from reattach.domain.messages import Fragment
 
 
 class StopReason(StrEnum):
@@ -69,62 +70,15 @@ class Ping:
     at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class AssistantText:
-    """Text of the answer: a fragment of a part, or a whole part."""
+class Output(msgspec.Struct, frozen=True):
+    """Output that becomes a message of the conversation, or a part of one.
+
+    It is a struct, because most events are of this kind and structs are made faster.
+    """
 
     place: Place
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReasoningText:
-    """Text of the model's reasoning: a fragment of a part, or a whole part."""
-
-    place: Place
-    text: str
-    signature: str | None = None
-    source: Literal["reasoner_model", "non_reasoner_model"] = "reasoner_model"
-
-
-@dataclass(frozen=True, slots=True)
-class HiddenReasoning:
-    """Reasoning that the provider does not show."""
-
-    place: Place
-    state: Literal["redacted", "omitted"]
-    text: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    tool_call_id: str
-    name: str | None
-    arguments: str | None
-    """JSON text; in a chunk, a fragment of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCallRequested:
-    """The model calls tools. A chunk has one call, whose name or arguments may be missing."""
-
-    place: Place
-    calls: tuple[ToolCall, ...]
-    is_chunk: bool
-    needs_approval: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ToolReturned:
-    """A tool of the server has run."""
-
-    place: Place
-    tool_call_id: str
-    name: str
-    status: Literal["success", "error"]
-    output: str
-    stdout: tuple[str, ...] | None = None
-    stderr: tuple[str, ...] | None = None
+    parts: tuple[Fragment, ...]
+    """One, except that whole calls at one place share an event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +92,6 @@ class CompactionBegan:
     context_tokens: int
     """An estimate."""
     context_window_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Summarized:
-    """A summary replaces the messages before ``kept_from`` in the context."""
-
-    place: Place
-    text: str
-    kept_from: MessageId | None
-    stats: CompactionStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +123,5 @@ class Usage:
     reasoning_tokens: int | None = None
     context_tokens: int | None = None
 
-
-Output = (
-    AssistantText | ReasoningText | HiddenReasoning | ToolCallRequested | ToolReturned | Summarized
-)
-"""The events that become messages of the conversation."""
 
 Event = Ping | CompactionBegan | Output | Stopped | Failed | Usage

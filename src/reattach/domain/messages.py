@@ -1,5 +1,6 @@
 """Messages of a conversation, as stored and as models get them."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Final, Literal
@@ -127,6 +128,44 @@ ContentPart = (
     | ApprovalPart
     | SummaryPart
 )
+
+
+OutputPart = (
+    TextPart | ReasoningPart | HiddenReasoningPart | ToolCallPart | ToolReturnPart | SummaryPart
+)
+"""A part of a run's output."""
+
+Fragment = OutputPart | ToolCallDelta
+"""A part of a run's output, or a piece of a text, of reasoning or of a call."""
+
+
+def awaits_approval(fragment: Fragment) -> bool:
+    return isinstance(fragment, ToolCallPart | ToolCallDelta) and fragment.needs_approval
+
+
+def join_fragments(fragments: Sequence[Fragment]) -> tuple[OutputPart, ...]:
+    """Return the part that the fragments form, or the calls in the order in which they began."""
+    match fragments[0]:
+        case TextPart():
+            texts = [one.text for one in fragments if isinstance(one, TextPart)]
+            return (TextPart("".join(texts)),)
+        case ReasoningPart():
+            reasoning = [one for one in fragments if isinstance(one, ReasoningPart)]
+            signature = "".join(one.signature for one in reasoning if one.signature) or None
+            return (ReasoningPart("".join(one.text for one in reasoning), signature),)
+        case ToolCallPart(needs_approval=waits) | ToolCallDelta(needs_approval=waits):
+            names: dict[str, str] = {}
+            arguments: dict[str, list[str]] = {}
+            for call in fragments:
+                if isinstance(call, ToolCallPart | ToolCallDelta):
+                    names[call.tool_call_id] = names.get(call.tool_call_id) or call.name or ""
+                    arguments.setdefault(call.tool_call_id, []).append(call.arguments or "")
+            return tuple(
+                ToolCallPart(call_id, name, "".join(arguments[call_id]), waits)
+                for call_id, name in names.items()
+            )
+        case whole:
+            return (whole,)
 
 
 class Role(StrEnum):

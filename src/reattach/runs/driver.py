@@ -16,7 +16,7 @@ from reattach.domain.errors import (
     SeqMismatchError,
     StoreUnavailableError,
 )
-from reattach.domain.events import AssistantText, CompactionBegan, Event, Stopped, Summarized
+from reattach.domain.events import Event, Output, Stopped
 from reattach.domain.limits import DELTA_BYTES, ENGINE_STOP_SECONDS, RUN_LOG_BYTES
 from reattach.domain.messages import (
     HiddenReasoningPart,
@@ -50,7 +50,7 @@ class Options:
     """Whether events of compactions are logged."""
 
 
-_COMPACTION_EVENTS = (CompactionBegan, Summarized)
+_COMPACTION_TYPES = frozenset({"event_message", "summary_message"})
 _ENGINE_FAULT = EngineError("An error occurred during agent execution.")
 _TOOL_NOT_NOTED = EngineError(
     "The records do not answer, so the tool did not run. Send again later, with a new OTID."
@@ -292,15 +292,16 @@ class RunDriver:
             self._transcript.add(event)
 
     def _visible(self, events: list[Event]) -> list[Event]:
+        return [one for one in events if self._is_visible(one)]
+
+    def _is_visible(self, event: Event) -> bool:
         types = self._options.message_types
-        if types is None and len(events) == 1 and type(events[0]) is AssistantText:
-            return events
-        if not self._options.compaction_messages:
-            events = [one for one in events if not isinstance(one, _COMPACTION_EVENTS)]
-        if types is None:
-            return events
-        kinds = ((event, message_type(event)) for event in events)
-        return [event for event, kind in kinds if kind is None or kind in types]
+        if types is None and type(event) is Output and type(event.parts[0]) is TextPart:
+            return True
+        kind = message_type(event)
+        if kind in _COMPACTION_TYPES and not self._options.compaction_messages:
+            return False
+        return types is None or kind is None or kind in types
 
 
 def _not_owner(run: Run) -> FencedError:

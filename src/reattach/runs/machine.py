@@ -23,21 +23,14 @@ from datetime import datetime
 from reattach.domain.clock import Clock
 from reattach.domain.errors import EngineError
 from reattach.domain.events import (
-    AssistantText,
     CompactionBegan,
     Event,
     Failed,
-    HiddenReasoning,
     Output,
     Ping,
     Place,
-    ReasoningText,
     Stopped,
     StopReason,
-    Summarized,
-    ToolCall,
-    ToolCallRequested,
-    ToolReturned,
     Usage,
 )
 from reattach.domain.ids import (
@@ -50,18 +43,17 @@ from reattach.domain.ids import (
 )
 from reattach.domain.limits import MAX_FAILURE_CHARS, MAX_INTEGER
 from reattach.domain.messages import (
-    HiddenReasoningPart,
-    ReasoningPart,
+    Fragment,
+    SummaryPart,
     TextPart,
     ToolCallDelta,
     ToolReturnPart,
+    awaits_approval,
+    join_fragments,
 )
 from reattach.domain.text import storable_text
 from reattach.engine.base import Compacted, Compacting, Delta, Finished, StepFinished, ToolStarting
 from reattach.engine.intake import Intake
-
-ModelDelta = TextPart | ReasoningPart | HiddenReasoningPart | ToolCallDelta
-"""The deltas that carry the model's own output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,16 +164,16 @@ class RunMachine:
         events.append(total_usage([step.usage for step in self.steps], len(self.steps)))
         return events
 
-    def _add_to_part(self, delta: ModelDelta) -> list[Event]:
+    def _add_to_part(self, fragment: Fragment) -> list[Event]:
         events: list[Event] = []
-        if self._part is not None and not self._part.accepts(delta):
+        if self._part is not None and not self._part.accepts(fragment):
             events = self._flush()
         if self._part is None:
-            self._part = _Part(self._next_place(), delta)
+            self._part = _Part(self._next_place(), fragment)
         if self._stream_tokens:
-            events.append(self._part.chunk(delta))
+            events.append(Output(self._part.place, (fragment,)))
         else:
-            self._part.deltas.append(delta)
+            self._part.fragments.append(fragment)
         return events
 
     def _flush(self) -> list[Event]:
@@ -189,7 +181,7 @@ class RunMachine:
         part, self._part = self._part, None
         if part is None or self._stream_tokens:
             return []
-        return [part.whole()]
+        return [Output(part.place, join_fragments(part.fragments))]
 
     def _finish_step(self, usage: Usage, *, model: str | None = None) -> list[Event]:
         events = self._flush()
@@ -219,20 +211,13 @@ class RunMachine:
         else:
             message_id = kept_from
         events = self._flush()
-        summarized = Summarized(self._next_place(), delta.summary, message_id, delta.stats)
-        return [*events, summarized, *self._finish_step(delta.usage, model=delta.model)]
+        part = SummaryPart(delta.summary, message_id, delta.stats)
+        events.append(Output(self._next_place(), (part,)))
+        return [*events, *self._finish_step(delta.usage, model=delta.model)]
 
-    def _on_tool_return(self, delta: ToolReturnPart) -> ToolReturned:
+    def _on_tool_return(self, part: ToolReturnPart) -> Output:
         step = self.steps[-1] if self._step is None and self.steps else self._begin_step()
-        return ToolReturned(
-            Place(new_message_id(), step.id, 0, self._now()),
-            delta.tool_call_id,
-            delta.name,
-            delta.status,
-            delta.output,
-            delta.stdout,
-            delta.stderr,
-        )
+        return Output(Place(new_message_id(), step.id, 0, self._now()), (part,))
 
     def _begin_step(self) -> StepRecord:
         if self._step is None:
@@ -257,67 +242,20 @@ class RunMachine:
 
 
 class _Part:
-    """The current part; without token streaming, with its deltas."""
+    """The current part; without token streaming, with its fragments."""
 
-    __slots__ = ("_first", "deltas", "place")
+    __slots__ = ("_first", "fragments", "place")
 
-    def __init__(self, place: Place, first: ModelDelta) -> None:
+    def __init__(self, place: Place, first: Fragment) -> None:
         self.place = place
         self._first = first
-        self.deltas: list[ModelDelta] = []
+        self.fragments: list[Fragment] = []
 
-    def accepts(self, delta: ModelDelta) -> bool:
-        """Whether ``delta`` continues this part."""
-        first = self._first
-        if type(delta) is not type(first):
+    def accepts(self, fragment: Fragment) -> bool:
+        """Whether the fragment continues this part."""
+        if type(fragment) is not type(self._first):
             return False
-        return not isinstance(first, ToolCallDelta) or (
-            isinstance(delta, ToolCallDelta) and delta.needs_approval == first.needs_approval
-        )
-
-    def chunk(self, delta: ModelDelta) -> Output:
-        match delta:
-            case TextPart():
-                return AssistantText(self.place, delta.text)
-            case ReasoningPart():
-                return ReasoningText(self.place, delta.text, delta.signature)
-            case HiddenReasoningPart():
-                return HiddenReasoning(self.place, delta.state, delta.text)
-            case ToolCallDelta():
-                call = ToolCall(delta.tool_call_id, delta.name, delta.arguments)
-                return ToolCallRequested(
-                    self.place, (call,), is_chunk=True, needs_approval=delta.needs_approval
-                )
-
-    def whole(self) -> Output:
-        chunks = [self.chunk(delta) for delta in self.deltas]
-        match chunks[0]:
-            case AssistantText():
-                texts = [chunk.text for chunk in chunks if isinstance(chunk, AssistantText)]
-                return AssistantText(self.place, "".join(texts))
-            case ReasoningText():
-                reasoning = [chunk for chunk in chunks if isinstance(chunk, ReasoningText)]
-                signatures = [chunk.signature for chunk in reasoning if chunk.signature]
-                return ReasoningText(
-                    self.place,
-                    "".join(chunk.text for chunk in reasoning),
-                    "".join(signatures) or None,
-                )
-            case ToolCallRequested():
-                calls = [chunk for chunk in chunks if isinstance(chunk, ToolCallRequested)]
-                return replace(calls[0], calls=join_calls(calls), is_chunk=False)
-            case other:
-                return other
-
-
-def join_calls(chunks: Sequence[ToolCallRequested]) -> tuple[ToolCall, ...]:
-    """Join chunks to whole calls, in the order in which the calls began."""
-    names: dict[str, str] = {}
-    arguments: dict[str, list[str]] = {}
-    for call in (call for chunk in chunks for call in chunk.calls):
-        names[call.tool_call_id] = names.get(call.tool_call_id) or call.name or ""
-        arguments.setdefault(call.tool_call_id, []).append(call.arguments or "")
-    return tuple(ToolCall(key, names[key], "".join(arguments[key])) for key in names)
+        return awaits_approval(fragment) == awaits_approval(self._first)
 
 
 def total_usage(usages: Sequence[Usage], step_count: int) -> Usage:

@@ -10,51 +10,47 @@ from datetime import datetime
 
 from reattach.domain.approvals import has_answer, pending_approval
 from reattach.domain.events import (
-    AssistantText,
     CompactionBegan,
     Event,
     Failed,
-    HiddenReasoning,
     Output,
     Ping,
     Place,
-    ReasoningText,
     RunStatus,
     Stopped,
     StopReason,
-    Summarized,
-    ToolCallRequested,
-    ToolReturned,
     Usage,
 )
 from reattach.domain.ids import MessageId, StepId, new_message_id
 from reattach.domain.messages import (
-    ContentPart,
-    HiddenReasoningPart,
+    Fragment,
     Message,
-    ReasoningPart,
     Role,
     SummaryPart,
-    TextPart,
     ToolCallPart,
     ToolReturnPart,
+    awaits_approval,
+    join_fragments,
 )
 from reattach.records.base import Run, Settlement, Step
-from reattach.runs.machine import StepRecord, join_calls
+from reattach.runs.machine import StepRecord
 
 _NOT_RUN = "The run ended before this call was reached; the tool did not run."
 _UNKNOWN = "The run ended before this tool returned; whether it did its work is not known."
+
+_ROLES = {ToolReturnPart: Role.TOOL, SummaryPart: Role.SUMMARY}
+"""The roles of messages that begin with these parts; all others are the assistant's."""
 
 
 class Transcript:
     """The events of one run. ``add`` each in order, then call ``settlement``."""
 
     def __init__(self) -> None:
-        self._outputs: dict[MessageId, dict[int, list[Output]]] = {}
+        self._fragments: dict[MessageId, dict[int, list[Fragment]]] = {}
         self._places: dict[MessageId, Place] = {}
         self._place: Place | None = None
-        self._part: list[Output] = []
-        """The outputs of the newest part; ``_place`` is its place."""
+        self._newest: list[Fragment] = []
+        """The fragments at ``_place``, the place of the newest event."""
         self.stopped: Stopped | None = None
         self.failed: Failed | None = None
         self.usage = Usage()
@@ -64,25 +60,27 @@ class Transcript:
         """The calls whose tools may have started; None: any."""
 
     def add(self, event: Event) -> None:
-        if type(event) is AssistantText and event.place is self._place:
-            self._part.append(event)  # Most events continue the newest part.
-            return
         match event:
-            case Ping() | CompactionBegan():
-                pass
+            case Output(place, parts):
+                if place is not self._place:  # Most events continue the newest part.
+                    self._newest = self._fragments_at(place, parts[0])
+                    self._place = place
+                self._newest += parts
             case Stopped():
                 self.stopped = event
             case Failed():
                 self.failed = event
             case Usage():
                 self.usage = event
-            case _:
-                place = event.place
-                self._places.setdefault(place.message_id, place)
-                parts = self._outputs.setdefault(place.message_id, {})
-                index = _approval_index(parts) if _awaits_approval(event) else place.index
-                self._place, self._part = place, parts.setdefault(index, [])
-                self._part.append(event)
+            case Ping() | CompactionBegan():
+                pass
+
+    def _fragments_at(self, place: Place, first: Fragment) -> list[Fragment]:
+        """Return the list of the fragments at the place where ``first`` is added."""
+        self._places.setdefault(place.message_id, place)
+        parts = self._fragments.setdefault(place.message_id, {})
+        index = _approval_index(parts) if awaits_approval(first) else place.index
+        return parts.setdefault(index, [])
 
     def steps_seen(self) -> list[StepRecord]:
         """Return the steps that have output in the log. Their usage is unknown."""
@@ -95,16 +93,22 @@ class Transcript:
     def messages(self, run: Run) -> tuple[Message, ...]:
         """Return the messages that the events make up, in order."""
         return tuple(
-            Message(
-                id=message_id,
-                role=_role(parts[min(parts)][0]),
-                parts=tuple(part for index in sorted(parts) for part in _parts(parts[index])),
-                created_at=self._places[message_id].at,
-                name=_tool_name(parts[min(parts)][0]),
-                run_id=run.id,
-                step_id=self._places[message_id].step_id,
-            )
-            for message_id, parts in self._outputs.items()
+            self._message(run, message_id, [parts[index] for index in sorted(parts)])
+            for message_id, parts in self._fragments.items()
+        )
+
+    def _message(
+        self, run: Run, message_id: MessageId, fragments: Sequence[Sequence[Fragment]]
+    ) -> Message:
+        first = fragments[0][0]
+        return Message(
+            id=message_id,
+            role=_ROLES.get(type(first), Role.ASSISTANT),
+            parts=tuple(part for one in fragments for part in join_fragments(one)),
+            created_at=self._places[message_id].at,
+            name=first.name if isinstance(first, ToolReturnPart) else None,
+            run_id=run.id,
+            step_id=self._places[message_id].step_id,
         )
 
     def settlement(self, run: Run, steps: list[StepRecord], completed_at: datetime) -> Settlement:
@@ -227,14 +231,10 @@ class Transcript:
         }
 
 
-def _awaits_approval(output: Output) -> bool:
-    return isinstance(output, ToolCallRequested) and output.needs_approval
-
-
-def _approval_index(parts: Mapping[int, Sequence[Output]]) -> int:
+def _approval_index(parts: Mapping[int, Sequence[Fragment]]) -> int:
     """The index of an approval request after these parts, which frames do not carry."""
     last = max(parts, default=-1)
-    return last if last >= 0 and _awaits_approval(parts[last][0]) else last + 1
+    return last if last >= 0 and awaits_approval(parts[last][0]) else last + 1
 
 
 def _stored_input(message: Message, run: Run, step_id: StepId | None) -> Message:
@@ -251,50 +251,3 @@ def _stored_input(message: Message, run: Run, step_id: StepId | None) -> Message
         run_id=run.id,
         step_id=step_id if is_user else message.step_id,
     )
-
-
-def _role(output: Output) -> Role:
-    match output:
-        case ToolReturned():
-            return Role.TOOL
-        case Summarized():
-            return Role.SUMMARY
-        case _:
-            return Role.ASSISTANT
-
-
-def _tool_name(output: Output) -> str | None:
-    return output.name if isinstance(output, ToolReturned) else None
-
-
-def _parts(outputs: list[Output]) -> list[ContentPart]:
-    """Join the chunks of one part."""
-    match outputs[0]:
-        case AssistantText():
-            texts = [output.text for output in outputs if isinstance(output, AssistantText)]
-            return [TextPart("".join(texts))]
-        case ReasoningText():
-            chunks = [output for output in outputs if isinstance(output, ReasoningText)]
-            signature = "".join(chunk.signature for chunk in chunks if chunk.signature) or None
-            return [ReasoningPart("".join(chunk.text for chunk in chunks), signature)]
-        case HiddenReasoning(state=state, text=text):
-            return [HiddenReasoningPart(state, text)]
-        case ToolCallRequested(needs_approval=waits):
-            requests = [output for output in outputs if isinstance(output, ToolCallRequested)]
-            return [
-                ToolCallPart(call.tool_call_id, call.name or "", call.arguments or "", waits)
-                for call in join_calls(requests)
-            ]
-        case Summarized(text=text, kept_from=kept_from, stats=stats):
-            return [SummaryPart(text, kept_from, stats)]
-        case ToolReturned() as returned:
-            return [
-                ToolReturnPart(
-                    returned.tool_call_id,
-                    returned.name,
-                    returned.status,
-                    returned.output,
-                    returned.stdout,
-                    returned.stderr,
-                )
-            ]

@@ -4,7 +4,7 @@ Pure functions. Key order and null members match the recorded exchanges; ``seq_i
 are added to every event.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal
@@ -12,26 +12,28 @@ from typing import Any, Literal
 import msgspec
 
 from reattach.domain.events import (
-    AssistantText,
     CompactionBegan,
     Event,
     Failed,
-    HiddenReasoning,
+    Output,
     Ping,
     Place,
-    ReasoningText,
     Stopped,
     StopReason,
-    Summarized,
-    ToolCall,
-    ToolCallRequested,
-    ToolReturned,
     Usage,
 )
 from reattach.domain.ids import MessageId, StepId, part_otid
 from reattach.domain.messages import (
     CompactionStats,
+    Fragment,
+    HiddenReasoningPart,
+    ReasoningPart,
+    SummaryPart,
+    TextPart,
+    ToolCallDelta,
+    ToolCallPart,
     ToolReturnPart,
+    awaits_approval,
 )
 from reattach.wire.sse import data_frame, error_frame, frame_data
 
@@ -75,14 +77,14 @@ class Encoder:
         self._before_seq = self._before_text = b""
 
     def encode(self, event: Event, seq: int) -> bytes:
-        if type(event) is not AssistantText:
+        if type(event) is not Output or type(part := event.parts[0]) is not TextPart:
             return encode(event, seq, self._run_id)
         if event.place is not self._place:
             self._prepare(event.place)
-        return b"%b%d%b%b}\n\n" % (self._before_seq, seq, self._before_text, _encode(event.text))
+        return b"%b%d%b%b}\n\n" % (self._before_seq, seq, self._before_text, _encode(part.text))
 
     def _prepare(self, place: Place) -> None:
-        frame = encode(AssistantText(place, ""), 0, self._run_id)
+        frame = encode(Output(place, (TextPart(""),)), 0, self._run_id)
         before, name, after = frame.partition(b'"seq_id":')  # Quotes in a text are escaped.
         self._before_seq = before + name
         self._before_text = after.removeprefix(b"0").removesuffix(b'""}\n\n')
@@ -91,9 +93,13 @@ class Encoder:
 
 def message_type(event: Event) -> MessageType | None:
     """Return the message type of ``event``; None for pings and the terminal group."""
-    if isinstance(event, ToolCallRequested) and event.needs_approval:
-        return "approval_request_message"
-    return _MESSAGE_TYPES.get(type(event))
+    if isinstance(event, Output):
+        return _part_type(event.parts[0])
+    return "event_message" if isinstance(event, CompactionBegan) else None
+
+
+def _part_type(part: Fragment) -> MessageType:
+    return "approval_request_message" if awaits_approval(part) else _MESSAGE_TYPES[type(part)]
 
 
 def keepalive(ping_id: str, at: datetime, last_seq: int, run_id: str) -> bytes:
@@ -140,69 +146,49 @@ def head(
     }
 
 
-def _placed(
-    message_type: str, place: Place, seq: int | None, run_id: str | None, name: str | None = None
-) -> Json:
-    otid = part_otid(place.message_id, place.index)
-    return head(
-        message_type,
-        place.message_id,
-        place.at,
-        seq=seq,
-        run_id=run_id,
-        name=name,
-        otid=otid,
-        step_id=place.step_id,
-    )
-
-
 def _ping(event: Ping, seq: int | None, run_id: str | None) -> Json:
     return head("ping", event.id, event.at, seq=seq, run_id=run_id)
 
 
-def _assistant(event: AssistantText, seq: int | None, run_id: str | None) -> Json:
-    result = _placed("assistant_message", event.place, seq, run_id)
-    result["content"] = event.text
+def _output(event: Output, seq: int | None, run_id: str | None) -> Json:
+    place, part = event.place, event.parts[0]
+    result = head(
+        _part_type(part),
+        place.message_id,
+        place.at,
+        seq=seq,
+        run_id=run_id,
+        otid=part_otid(place.message_id, place.index),
+        step_id=place.step_id,
+    )
+    match part:
+        case TextPart(text):
+            result["content"] = text
+        case ReasoningPart(text, signature):
+            result |= {"source": "reasoner_model", "reasoning": text, "signature": signature}
+        case HiddenReasoningPart(state, text):
+            result |= {"state": state, "hidden_reasoning": text}
+        case ToolReturnPart():
+            returned = return_members(part)
+            result |= {"name": part.name, **returned}
+            result["tool_returns"] = [{"type": "tool", **returned}]
+        case SummaryPart():
+            result |= summary_members(part)
+        case ToolCallPart() | ToolCallDelta():
+            calls = [_call_members(one) for one in event.parts]
+            result["tool_call"] = calls[0]
+            result["tool_calls"] = calls[0] if isinstance(part, ToolCallDelta) else calls
+            if part.needs_approval:
+                result["otid"] = place.message_id
     return result
 
 
-def _reasoning(event: ReasoningText, seq: int | None, run_id: str | None) -> Json:
-    result = _placed("reasoning_message", event.place, seq, run_id)
-    result["source"] = event.source
-    result["reasoning"] = event.text
-    result["signature"] = event.signature
-    return result
-
-
-def _hidden_reasoning(event: HiddenReasoning, seq: int | None, run_id: str | None) -> Json:
-    result = _placed("hidden_reasoning_message", event.place, seq, run_id)
-    result["state"] = event.state
-    result["hidden_reasoning"] = event.text
-    return result
-
-
-def _tool_call(event: ToolCallRequested, seq: int | None, run_id: str | None) -> Json:
-    kind = "approval_request_message" if event.needs_approval else "tool_call_message"
-    result = _placed(kind, event.place, seq, run_id)
-    if event.needs_approval:
-        result["otid"] = event.place.message_id
-    calls: list[Json] = [
-        {"name": call.name, "arguments": call.arguments, "tool_call_id": call.tool_call_id}
-        for call in event.calls
-    ]
-    if event.is_chunk and not event.needs_approval:
-        calls = [{key: value for key, value in call.items() if value is not None} for call in calls]
-    result["tool_call"] = calls[0]
-    result["tool_calls"] = calls[0] if event.is_chunk else calls
-    return result
-
-
-def _tool_return(event: ToolReturned, seq: int | None, run_id: str | None) -> Json:
-    result = _placed("tool_return_message", event.place, seq, run_id, event.name)
-    returned = return_members(event)
-    result |= returned
-    result["tool_returns"] = [{"type": "tool", **returned}]
-    return result
+def _call_members(call: Fragment) -> Json:
+    assert isinstance(call, ToolCallPart | ToolCallDelta)
+    members = {"name": call.name, "arguments": call.arguments, "tool_call_id": call.tool_call_id}
+    if isinstance(call, ToolCallPart) or call.needs_approval:
+        return members
+    return {key: value for key, value in members.items() if value is not None}
 
 
 def _compaction_began(event: CompactionBegan, seq: int | None, run_id: str | None) -> Json:
@@ -217,17 +203,16 @@ def _compaction_began(event: CompactionBegan, seq: int | None, run_id: str | Non
     return result
 
 
-def _summarized(event: Summarized, seq: int | None, run_id: str | None) -> Json:
-    result = _placed("summary_message", event.place, seq, run_id)
-    return result | summary_members(event.text, event.stats, event.kept_from)
+def summary_members(summary: SummaryPart) -> Json:
+    stats = summary.stats
+    return {
+        "summary": summary.text,
+        "compaction_stats": None if stats is None else msgspec.to_builtins(stats),
+        "kept_from_message_id": summary.kept_from,
+    }
 
 
-def summary_members(text: str, stats: CompactionStats | None, kept_from: MessageId | None) -> Json:
-    shown = None if stats is None else msgspec.to_builtins(stats)
-    return {"summary": text, "compaction_stats": shown, "kept_from_message_id": kept_from}
-
-
-def return_members(returned: ToolReturned | ToolReturnPart) -> Json:
+def return_members(returned: ToolReturnPart) -> Json:
     return {
         "tool_return": returned.output,
         "status": returned.status,
@@ -270,24 +255,19 @@ def _usage(event: Usage, seq: int | None, run_id: str | None) -> Json:
 
 
 _MESSAGE_TYPES: dict[type, MessageType] = {
-    AssistantText: "assistant_message",
-    ReasoningText: "reasoning_message",
-    HiddenReasoning: "hidden_reasoning_message",
-    ToolCallRequested: "tool_call_message",
-    ToolReturned: "tool_return_message",
-    CompactionBegan: "event_message",
-    Summarized: "summary_message",
+    TextPart: "assistant_message",
+    ReasoningPart: "reasoning_message",
+    HiddenReasoningPart: "hidden_reasoning_message",
+    ToolCallPart: "tool_call_message",
+    ToolCallDelta: "tool_call_message",
+    ToolReturnPart: "tool_return_message",
+    SummaryPart: "summary_message",
 }
 
 _BODIES: dict[type, Callable[[Any, int | None, str | None], Json]] = {
+    Output: _output,
     Ping: _ping,
-    AssistantText: _assistant,
-    ReasoningText: _reasoning,
-    HiddenReasoning: _hidden_reasoning,
-    ToolCallRequested: _tool_call,
-    ToolReturned: _tool_return,
     CompactionBegan: _compaction_began,
-    Summarized: _summarized,
     Stopped: _stopped,
     Failed: _failed,
     Usage: _usage,
@@ -300,7 +280,10 @@ _BODIES: dict[type, Callable[[Any, int | None, str | None], Json]] = {
 def decode(frame: bytes) -> Event:
     """Return the event of a frame that ``encode`` made."""
     data = _decode(frame_data(frame))
-    return _EVENTS[data["message_type"]](data)
+    kind = data["message_type"]
+    if kind in _PARTS:
+        return Output(_place(data), tuple(_PARTS[kind](data)))
+    return _EVENTS[kind](data)
 
 
 def _place(data: Json) -> Place:
@@ -311,24 +294,19 @@ def _place(data: Json) -> Place:
     )
 
 
-def _read_tool_call(data: Json) -> ToolCallRequested:
+def _read_calls(data: Json) -> Iterator[Fragment]:
     calls = data["tool_calls"]
-    is_chunk = isinstance(calls, dict)
-    return ToolCallRequested(
-        _place(data),
-        tuple(
-            ToolCall(call["tool_call_id"], call.get("name"), call.get("arguments"))
-            for call in ([calls] if is_chunk else calls)
-        ),
-        is_chunk=is_chunk,
-        needs_approval=data["message_type"] == "approval_request_message",
-    )
+    waits = data["message_type"] == "approval_request_message"
+    if isinstance(calls, dict):
+        yield ToolCallDelta(calls["tool_call_id"], calls.get("name"), calls.get("arguments"), waits)
+        return
+    for call in calls:
+        yield ToolCallPart(call["tool_call_id"], call["name"] or "", call["arguments"] or "", waits)
 
 
-def _read_tool_return(data: Json) -> ToolReturned:
+def _read_return(data: Json) -> ToolReturnPart:
     stdout, stderr = data["stdout"], data["stderr"]
-    return ToolReturned(
-        _place(data),
+    return ToolReturnPart(
         data["tool_call_id"],
         data["name"],
         data["status"],
@@ -350,27 +328,28 @@ def _read_compaction_began(data: Json) -> CompactionBegan:
     )
 
 
-def _read_summarized(data: Json) -> Summarized:
-    stats = msgspec.convert(data["compaction_stats"], CompactionStats)
-    return Summarized(_place(data), data["summary"], data["kept_from_message_id"], stats)
+def _read_summary(data: Json) -> SummaryPart:
+    stats = msgspec.convert(data["compaction_stats"], CompactionStats | None)
+    return SummaryPart(data["summary"], data["kept_from_message_id"], stats)
 
 
 _USAGE_MEMBERS = Usage.__dataclass_fields__.keys()
 
+_PARTS: dict[str, Callable[[Json], Iterable[Fragment]]] = {
+    "assistant_message": lambda data: [TextPart(data["content"])],
+    "reasoning_message": lambda data: [ReasoningPart(data["reasoning"], data["signature"])],
+    "hidden_reasoning_message": lambda data: [
+        HiddenReasoningPart(data["state"], data["hidden_reasoning"])
+    ],
+    "tool_call_message": _read_calls,
+    "approval_request_message": _read_calls,
+    "tool_return_message": lambda data: [_read_return(data)],
+    "summary_message": lambda data: [_read_summary(data)],
+}
+
 _EVENTS: dict[str, Callable[[Json], Event]] = {
     "ping": lambda data: Ping(data["id"], datetime.fromisoformat(data["date"])),
-    "assistant_message": lambda data: AssistantText(_place(data), data["content"]),
-    "reasoning_message": lambda data: ReasoningText(
-        _place(data), data["reasoning"], data["signature"], data["source"]
-    ),
-    "hidden_reasoning_message": lambda data: HiddenReasoning(
-        _place(data), data["state"], data["hidden_reasoning"]
-    ),
-    "tool_call_message": _read_tool_call,
-    "approval_request_message": _read_tool_call,
-    "tool_return_message": _read_tool_return,
     "event_message": _read_compaction_began,
-    "summary_message": _read_summarized,
     "stop_reason": lambda data: Stopped(StopReason(data["stop_reason"])),
     "error_message": lambda data: Failed(data["error_type"], data["message"], data["detail"]),
     "usage_statistics": lambda data: Usage(**{key: data[key] for key in _USAGE_MEMBERS}),

@@ -1,18 +1,11 @@
 """Stored messages as items of the Letta dialect's lists. Pure functions."""
 
-from reattach.domain.events import (
-    AssistantText,
-    HiddenReasoning,
-    Output,
-    Place,
-    ReasoningText,
-    ToolCall,
-    ToolCallRequested,
-)
+from reattach.domain.events import Output, Place
 from reattach.domain.ids import StepId, part_otid
 from reattach.domain.messages import (
     ApprovalPart,
     ContentPart,
+    Fragment,
     HiddenReasoningPart,
     ImagePart,
     Message,
@@ -92,7 +85,7 @@ def _summary(message: Message) -> Json:
     item["otid"] = part_otid(message.id, 0)
     part = message.parts[0]
     assert isinstance(part, SummaryPart), f"{message.id} is no summary"
-    return item | summary_members(part.text, part.stats, part.kept_from)
+    return item | summary_members(part)
 
 
 def _tool_returns(message: Message) -> Json:
@@ -137,39 +130,23 @@ def _content_part(part: ContentPart) -> Json:
 
 
 def _outputs(message: Message) -> list[Output]:
-    """Return the complete parts of a stored answer, in order."""
-    outputs: list[Output] = []
-    index = 0
-    calls: list[ToolCallPart] = []
+    """Return the events of a stored answer: its parts in order, then its calls.
+
+    The calls that may run share an event, and so do those that wait.
+    """
+    calls = [part for part in message.parts if isinstance(part, ToolCallPart)]
+    parts: list[tuple[Fragment, ...]] = [
+        (part,)
+        for part in message.parts
+        if isinstance(part, TextPart | ReasoningPart | HiddenReasoningPart)
+    ]
+    requests = [
+        tuple(one for one in calls if one.needs_approval is waits) for waits in (False, True)
+    ]
     step_id = message.step_id or StepId("")  # answers have one
-    for part in message.parts:
-        place = Place(message.id, step_id, index, message.created_at)
-        match part:
-            case TextPart():
-                outputs.append(AssistantText(place, part.text))
-            case ReasoningPart():
-                outputs.append(ReasoningText(place, part.text, part.signature))
-            case HiddenReasoningPart():
-                outputs.append(HiddenReasoning(place, part.state, part.text))
-            case ToolCallPart():
-                calls.append(part)
-                continue
-            case ImagePart() | ToolReturnPart() | ApprovalPart() | SummaryPart():
-                continue  # not part of an answer
-        index += 1
-    place = Place(message.id, step_id, index, message.created_at)
-    return outputs + _requests(place, calls)
 
+    def output(index: int, parts: tuple[Fragment, ...]) -> Output:
+        return Output(Place(message.id, step_id, index, message.created_at), parts)
 
-def _requests(place: Place, calls: list[ToolCallPart]) -> list[Output]:
-    """Return one item with the calls that may run, then one with those that wait."""
-    groups: list[Output] = []
-    for waits in (False, True):
-        group = tuple(
-            ToolCall(call.tool_call_id, call.name, call.arguments)
-            for call in calls
-            if call.needs_approval is waits
-        )
-        if group:
-            groups.append(ToolCallRequested(place, group, is_chunk=False, needs_approval=waits))
-    return groups
+    outputs = [output(index, part) for index, part in enumerate(parts)]
+    return outputs + [output(len(parts), request) for request in requests if request]

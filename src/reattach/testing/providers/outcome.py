@@ -7,16 +7,15 @@ from datetime import UTC, datetime
 from reattach.domain.clock import SystemClock
 from reattach.domain.errors import EngineError
 from reattach.domain.events import (
-    AssistantText,
     Event,
     Failed,
-    ReasoningText,
+    Output,
     RunStatus,
     Stopped,
     Usage,
 )
 from reattach.domain.ids import DEFAULT_TENANT, new_agent_id, new_run_id
-from reattach.domain.messages import ToolCallPart, ToolReturnPart
+from reattach.domain.messages import ReasoningPart, TextPart, ToolCallPart, ToolReturnPart
 from reattach.engine.base import ClientTool, Engine, ToolStarting
 from reattach.records.base import Run, Thread
 from reattach.runs.machine import RunMachine
@@ -47,11 +46,15 @@ class Outcome:
 
     @property
     def text(self) -> str:
-        return "".join(one.text for one in self.events if isinstance(one, AssistantText))
+        return self._joined(TextPart)
 
     @property
     def reasoning(self) -> str:
-        return "".join(one.text for one in self.events if isinstance(one, ReasoningText))
+        return self._joined(ReasoningPart)
+
+    def _joined(self, kind: type[TextPart | ReasoningPart]) -> str:
+        parts = [part for one in self.events if isinstance(one, Output) for part in one.parts]
+        return "".join(part.text for part in parts if isinstance(part, kind))
 
     @property
     def stopped(self) -> Stopped:
