@@ -61,6 +61,16 @@ ON_A_PORT = {"live", "quick_pings", "letta", "place", "api", "filled"}
 """Fixtures that serve HTTP on a port or fill a server with many rows."""
 
 
+_SLOW_FOLDERS = ("docs", "applications", "cluster", "recovery", "cli", "deploy", "bench", "http")
+SLOWEST_FIRST = {f"tests/{folder}": rank for rank, folder in enumerate(_SLOW_FOLDERS)}
+"""Ranks of the folders that run first, so that no process is left with a slow one at the end."""
+
+
+def _folder(node_id: str) -> str:
+    """Return the folder of a test below ``tests``: ``tests/http``."""
+    return "/".join(node_id.split("/")[:2])
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fast",
@@ -76,6 +86,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: SLOWEST_FIRST.get(_folder(item.nodeid), len(SLOWEST_FIRST)))
     if not config.getoption("--fast"):
         return
     config.hook.pytest_deselected(items=[item for item in items if _is_slow(item)])
@@ -86,7 +97,8 @@ def _is_slow(item: pytest.Item) -> bool:
     chosen = getattr(item, "callspec", None)
     named = {"postgresql", "redis"} & set(re.split(r"[\s-]", chosen.id)) if chosen else set()
     wanted = (STARTS_A_PROGRAM | ON_A_PORT) & set(getattr(item, "fixturenames", ()))
-    return bool(named or wanted or item.get_closest_marker("slow"))
+    listens = isinstance(item, pytest.Function) and "listening" in item.function.__code__.co_names
+    return bool(named or wanted or listens or item.get_closest_marker("slow"))
 
 
 def pytest_collection_finish() -> None:
@@ -102,7 +114,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
-                part = "/".join(report.nodeid.split("/")[:2])
+                part = _folder(report.nodeid)
                 seconds[part] += report.duration  # type: ignore[assignment]
                 tests[part] += report.when == "call"
     terminalreporter.section("time of each part")

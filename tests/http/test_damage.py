@@ -157,6 +157,7 @@ DAMAGED = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nth", [0, 1])
 async def test_a_damaged_row_takes_no_list_no_conversation_and_no_send_with_it(
     server: Server, records_url: str, log_lines: list[Any], nth: int
@@ -180,6 +181,7 @@ async def test_a_damaged_row_takes_no_list_no_conversation_and_no_send_with_it(
             await database.mend(was)
 
 
+@pytest.mark.slow
 async def test_a_server_starts_with_every_table_damaged(
     tmp_path: Path, records_url: str, log_lines: list[Any]
 ) -> None:

@@ -97,8 +97,9 @@ async def filled(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fill
             live.gates.open(agent)
         agent = agents[1]
         threads = [(await live.conversation(agent))["id"] for _ in range(4)]
-        for thread in (threads[2], threads[0], threads[2], agent, agents[3]):
-            sent = await live.send(thread, "[think=1][steps=3][chunks=1]")
+        for thread in (threads[0], threads[2], agent, agents[3]):
+            sent = await live.send(thread, "[think=1][chunks=1]")
+        sent = await live.send(threads[2], "[think=1][steps=3][chunks=1]")
         for changed in agents[2], agents[0]:
             await live.client.patch(f"/v1/agents/{changed}", json={"description": "d"})
         assert sent

@@ -192,6 +192,7 @@ async def told(
     return response.status_code, text, sorted(response.headers)
 
 
+@pytest.mark.slow
 @pytest.mark.promise("P11")
 async def test_objects_of_another_tenant_are_answered_like_unknown_ones(server: Server) -> None:
     block = await server.block("human", "Ada")

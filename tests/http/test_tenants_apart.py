@@ -103,6 +103,7 @@ async def honest_turns(live: LiveServer, client: httpx2.AsyncClient, agent: str)
             assert kinds(await stream.rest())[-1] == "[DONE]"
 
 
+@pytest.mark.slow
 @pytest.mark.promise("P12")
 async def test_a_tenant_that_does_its_worst_delays_another_one_within_bounds(
     tmp_path: Path,

@@ -3,8 +3,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from inline_snapshot import snapshot
-
 from reattach.domain.prompt import blocks_in, compile_system
 
 
@@ -27,8 +25,9 @@ def compiled(system: str, blocks: list[Block]) -> str:
 
 
 def test_a_prompt_without_blocks_is_the_agents_own_text_and_where_it_is() -> None:
-    assert compiled("Be brief.", []) == snapshot(
-        """\
+    assert (
+        compiled("Be brief.", [])
+        == """\
 Be brief.
 
 <memory_metadata>
@@ -57,8 +56,9 @@ def test_blocks_follow_the_agents_text_with_all_that_they_say_of_themselves() ->
         Block("human", "Ada\nlikes <tea>", "Who it is & what for", 5000),
         Block("persona", "Kind", read_only=True),
     ]
-    assert compiled("Be brief.", blocks) == snapshot(
-        """\
+    assert (
+        compiled("Be brief.", blocks)
+        == """\
 Be brief.
 
 <memory_blocks>
@@ -80,8 +80,9 @@ Kind
 
 
 def test_blocks_stand_alone_where_an_agent_has_no_text() -> None:
-    assert compiled("", [Block(None, "x")]) == snapshot(
-        """\
+    assert (
+        compiled("", [Block(None, "x")])
+        == """\
 <memory_blocks>
 <block label="">
 x

@@ -1,4 +1,7 @@
-"""What an agent's settings say of reasoning, in the request that leaves for each provider."""
+"""An agent's reasoning settings reach each provider in the form that it knows.
+
+The SDKs of providers are imported where they are used, because each takes a second.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from pydantic_ai.models import Model
-from pydantic_ai.models.anthropic import AnthropicModel
-from pydantic_ai.models.google import GoogleModel
-from pydantic_ai.models.openrouter import OpenRouterModel
-from pydantic_ai.providers.anthropic import AnthropicProvider
-from pydantic_ai.providers.google import GoogleProvider
-from pydantic_ai.providers.openrouter import OpenRouterProvider
 
 from reattach.agent.model_settings import model_settings
 from reattach.engine.pydantic_ai import PydanticAIEngine
@@ -77,6 +73,9 @@ async def test_openai_is_told_an_effort(
 
 
 def anthropic(server: ProviderServer, name: str) -> PydanticAIEngine:
+    from pydantic_ai.models.anthropic import AnthropicModel
+    from pydantic_ai.providers.anthropic import AnthropicProvider
+
     provider = AnthropicProvider(api_key="sk-test", base_url=server.base_url)
     return PydanticAIEngine(models={"anthropic/x": AnthropicModel(name, provider=provider)})
 
@@ -139,8 +138,11 @@ async def test_an_anthropic_model_that_takes_no_budget_thinks_without_one(
     ids=repr,
 )
 async def test_google_is_told_a_budget(others: ProviderServer, settings: Any, config: Any) -> None:
+    from pydantic_ai.models.google import GoogleModel
+    from pydantic_ai.providers.google import GoogleProvider
+
     provider = GoogleProvider(api_key="test", base_url=others.base_url)
-    model: Model = GoogleModel("gemini-2.5-flash", provider=provider)
+    model = GoogleModel("gemini-2.5-flash", provider=provider)
     await asked(PydanticAIEngine(models={"google_ai/x": model}), "google_ai/x", settings)
     (request,) = others.requests
     told = request["generationConfig"].get("thinkingConfig")
@@ -148,6 +150,9 @@ async def test_google_is_told_a_budget(others: ProviderServer, settings: Any, co
 
 
 async def test_openrouter_is_told_an_effort_in_its_own_way(openai: OpenAIServer) -> None:
+    from pydantic_ai.models.openrouter import OpenRouterModel
+    from pydantic_ai.providers.openrouter import OpenRouterProvider
+
     provider = OpenRouterProvider(api_key="sk-test")
     provider.client.base_url = openai.base_url
     model = OpenRouterModel("anthropic/claude-sonnet-4.5", provider=provider)

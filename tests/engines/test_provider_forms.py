@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from pydantic_ai.models.anthropic import AnthropicModel
-from pydantic_ai.providers.anthropic import AnthropicProvider
 
 from reattach.domain.errors import ModelError
 from reattach.domain.events import StopReason
@@ -49,6 +47,10 @@ class TestMessages(AnthropicForms):
 
     @pytest.fixture(scope="class")
     async def engine(self, provider: Provider) -> AsyncIterator[PydanticAIEngine]:
+        # Imported here, because it takes two seconds.
+        from pydantic_ai.models.anthropic import AnthropicModel
+        from pydantic_ai.providers.anthropic import AnthropicProvider
+
         asked = AnthropicProvider(base_url=provider.url, api_key="sk-ant-test")
         model = AnthropicModel("claude-test", provider=asked)
         engine = PydanticAIEngine(models={self.model: model}, max_retries=0)
