@@ -10,6 +10,7 @@ from blockbuster import blockbuster_ctx
 from hypothesis import settings
 
 from reattach.engine.providers import VARIABLES as PROVIDER_VARIABLES
+from reattach.server.tune_gc import tune_gc
 from reattach.testing.programs.forking import Forking
 from reattach.testing.programs.server import ServerProcess
 
@@ -80,7 +81,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    gc.disable()  # Enabled again in pytest_collection_finish, once everything is imported.
+    gc.disable()  # Until pytest_collection_finish, when everything is imported.
     if config.getoption("--fast"):
         settings.load_profile("fast")
 
@@ -102,9 +103,8 @@ def _is_slow(item: pytest.Item) -> bool:
 
 
 def pytest_collection_finish() -> None:
-    """Exclude modules and the list of tests from later garbage collections."""
-    gc.freeze()
-    gc.enable()
+    """Collect garbage as a server does, without the modules and the list of tests."""
+    tune_gc()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

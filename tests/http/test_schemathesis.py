@@ -61,14 +61,11 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     assert not thread.is_alive()
 
 
-EXAMPLES = 4
-"""For each operation: enough to meet every parameter, few enough for every run of the tests."""
-
-
 def test_no_request_gets_an_answer_that_the_description_does_not_have(api: Any) -> None:
     from schemathesis import checks
 
     tried: set[str] = set()
+    examples = settings().max_examples // 50  # 2, or 20 with the profile "long"
     wanted = [
         checks.status_code_conformance,
         checks.content_type_conformance,
@@ -78,7 +75,7 @@ def test_no_request_gets_an_answer_that_the_description_does_not_have(api: Any) 
 
     def check(operation: Any) -> None:
         @settings(
-            max_examples=EXAMPLES,
+            max_examples=examples,
             derandomize=True,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
