@@ -35,7 +35,10 @@ from reattach.engine.base import (
     Turn,
 )
 from reattach.log.redis.log import RedisLog
-from reattach.records.base import Thread
+from reattach.records.base import (
+    Span,
+    Thread,
+)
 from reattach.runs.transcript import Transcript
 from reattach.wire import letta
 from reattach.wire.sse import split_frames
@@ -191,7 +194,7 @@ async def assert_recovery_would_keep_the_same(
     transcript.begun = run.begun_calls
     assert run.completed_at is not None
     folded = transcript.settlement(run, transcript.steps_seen(), run.completed_at)
-    stored = await records.messages.of_run(DEFAULT_TENANT, run_id, limit=1000, ascending=True)
+    stored = await records.messages.of_run(DEFAULT_TENANT, run_id, Span(1000, ascending=True))
     assert [(one.role, one.parts) for one in folded.messages if one.role is not Role.USER] == [
         (one.role, one.parts) for one in stored if one.role is not Role.USER
     ]

@@ -215,7 +215,7 @@ async def test_a_small_page_of_one_type_is_not_a_query_for_every_message(
     looks: list[int] = []
 
     def counted(*args: Any, **kwargs: Any) -> Any:
-        looks.append(kwargs["limit"])
+        looks.append(args[3].limit)
         return span_of(*args, **kwargs)
 
     monkeypatch.setattr("reattach.records.messages.span_of", counted)

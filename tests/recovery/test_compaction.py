@@ -15,7 +15,11 @@ from reattach.domain.limits import ENGINE_STOP_SECONDS
 from reattach.domain.messages import Role
 from reattach.engine.base import Delta, Turn
 from reattach.engine.scripted import ScriptedEngine
-from reattach.records.base import Conversation, Thread
+from reattach.records.base import (
+    Conversation,
+    Span,
+    Thread,
+)
 from reattach.runs.service import Send
 from tests.support.faulty_stores import Life
 from tests.support.stores import Stores
@@ -108,7 +112,7 @@ async def test_a_process_that_dies_after_a_compaction_loses_no_message(
         life.ended.set()
         await stores.service().start()
     messages = await stores.records.messages.list(
-        DEFAULT_TENANT, Thread(stores.agent.id, conversation.id), limit=1000, ascending=True
+        DEFAULT_TENANT, Thread(stores.agent.id, conversation.id), Span(1000, ascending=True)
     )
     assert messages[: len(before)] == before
     roles = [message.role for message in messages[len(before) :]]

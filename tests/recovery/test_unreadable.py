@@ -16,7 +16,11 @@ from reattach.domain.events import RunStatus, StopReason
 from reattach.domain.ids import DEFAULT_TENANT, RunId
 from reattach.domain.messages import Role
 from reattach.log.sqlite.log import Sizes, SqliteLog
-from reattach.records.base import Run, Settlement
+from reattach.records.base import (
+    Run,
+    Settlement,
+    Span,
+)
 from reattach.records.records import Records
 from reattach.runs.ownership import recovery
 from tests.recovery.test_boundaries import die_working
@@ -80,7 +84,7 @@ async def test_a_run_with_an_unreadable_event_ends_and_keeps_its_other_events(
     assert frames[1] == frame
     assert end_of(frames[2:])["error_type"] == DIED
     assert run.thread.conversation_id is not None
-    kept = await stores.records.messages.of_run(DEFAULT_TENANT, run.id, limit=10, ascending=True)
+    kept = await stores.records.messages.of_run(DEFAULT_TENANT, run.id, Span(10, ascending=True))
     assert [(one.role, one.text) for one in kept][1:] == [(Role.ASSISTANT, "t0 ")]
 
 

@@ -14,7 +14,15 @@ from urllib.parse import urlsplit
 import msgspec
 
 from reattach.domain.events import RunStatus, StopReason, Usage
-from reattach.domain.ids import AgentId, BlockId, ConversationId, RunId, StepId, TenantId
+from reattach.domain.ids import (
+    AgentId,
+    BlockId,
+    ConversationId,
+    MessageId,
+    RunId,
+    StepId,
+    TenantId,
+)
 from reattach.domain.messages import Message
 
 JsonObject = Mapping[str, Any]
@@ -35,6 +43,26 @@ class Page:
     ascending: bool
     after: str | None = None
     before: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A range of a list of messages: ``before`` means older and ``after`` newer, in either order.
+
+    With one cursor the messages are the ones next to it; otherwise they are the first ones in the
+    order.
+    """
+
+    limit: int
+    ascending: bool
+    before: MessageId | None = None
+    after: MessageId | None = None
+
+    @property
+    def goes_to_newer(self) -> bool:
+        """Whether the messages after the first ``limit`` are newer than those."""
+        only_one = (self.before is None) is not (self.after is None)
+        return self.after is not None if only_one else self.ascending
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import builtins
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal
 
 from sqlalchemy import Column, Connection, Select, exists, func
@@ -12,7 +13,7 @@ from reattach.domain.ids import AgentId, ConversationId, MessageId, RunId, Tenan
 from reattach.domain.limits import CONTEXT_CACHE_BYTES
 from reattach.domain.messages import Message
 from reattach.records import lookup, threads
-from reattach.records.base import Thread, ThreadContext
+from reattach.records.base import Span, Thread, ThreadContext
 from reattach.records.contexts import CachedContext, Contexts
 from reattach.records.database import schema
 from reattach.records.database.database import Database
@@ -21,12 +22,7 @@ from reattach.records.runs import admission
 
 
 class Messages:
-    """The messages of each tenant.
-
-    In every list ``before`` means older and ``after`` newer, in either order. A cursor that is
-    not in the list raises NotFoundError. With one cursor the messages are the ones next to it;
-    otherwise they are the first ones in the order.
-    """
+    """The messages of each tenant. A cursor that is not in a list raises NotFoundError."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -36,11 +32,7 @@ class Messages:
         self,
         tenant: TenantId,
         thread: Thread,
-        *,
-        before: MessageId | None = None,
-        after: MessageId | None = None,
-        limit: int,
-        ascending: bool,
+        span: Span,
     ) -> builtins.list[Message]:
         """List the messages of a thread, with its system message."""
 
@@ -50,10 +42,8 @@ class Messages:
                 connection,
                 threads.with_places(thread),
                 schema.thread_messages.c.position,
-                before=threads.place_of(connection, thread, before),
-                after=threads.place_of(connection, thread, after),
-                limit=limit,
-                ascending=ascending,
+                span,
+                partial(threads.place_of, connection, thread),
             )
             return [threads.message_of(row) for row in rows]
 
@@ -90,11 +80,7 @@ class Messages:
         self,
         tenant: TenantId,
         run_id: RunId,
-        *,
-        before: MessageId | None = None,
-        after: MessageId | None = None,
-        limit: int,
-        ascending: bool,
+        span: Span,
     ) -> builtins.list[Message]:
         """List the messages of the run that are in a conversation, its input first.
 
@@ -106,15 +92,7 @@ class Messages:
 
         def read(connection: Connection) -> builtins.list[Message]:
             lookup.require(connection, schema.runs, tenant, run_id)
-            return _by_ordinal(
-                connection,
-                rows,
-                before,
-                after,
-                limit=limit,
-                ascending=ascending,
-                ignores_unknown=True,
-            )
+            return _by_ordinal(connection, rows, span, ignores_unknown=True)
 
         return await self._database.in_read(read)
 
@@ -122,12 +100,9 @@ class Messages:
         self,
         tenant: TenantId,
         agent_id: AgentId,
+        span: Span,
         *,
         conversation_id: ConversationId | Literal["default"] | None = None,
-        before: MessageId | None = None,
-        after: MessageId | None = None,
-        limit: int,
-        ascending: bool,
     ) -> builtins.list[Message]:
         """List the messages of one conversation, of the default thread, or of all threads.
 
@@ -137,32 +112,24 @@ class Messages:
         if conversation_id is not None:
             named = None if conversation_id == "default" else ConversationId(conversation_id)
             thread = Thread(agent_id, named)
-            return await self.list(
-                tenant, thread, before=before, after=after, limit=limit, ascending=ascending
-            )
+            return await self.list(tenant, thread, span)
         messages = schema.messages
         rows = lookup.owned(messages, tenant).where(messages.c.agent_id == agent_id, _is_shown())
 
         def read(connection: Connection) -> builtins.list[Message]:
             lookup.require(connection, schema.agents, tenant, agent_id)
-            return _by_ordinal(connection, rows, before, after, limit=limit, ascending=ascending)
+            return _by_ordinal(connection, rows, span)
 
         return await self._database.in_read(read)
 
     async def list_of_tenant(
         self,
         tenant: TenantId,
-        *,
-        before: MessageId | None = None,
-        after: MessageId | None = None,
-        limit: int,
-        ascending: bool,
+        span: Span,
     ) -> builtins.list[Message]:
         """List the messages of all agents of the tenant, as ``list_of_agent`` does for one."""
         rows = lookup.owned(schema.messages, tenant).where(_is_shown())
-        return await self._database.in_read(
-            _by_ordinal, rows, before, after, limit=limit, ascending=ascending
-        )
+        return await self._database.in_read(_by_ordinal, rows, span)
 
     async def get(self, tenant: TenantId, message_id: MessageId) -> Message:
         row = await self._database.in_read(lookup.require, schema.messages, tenant, message_id)
@@ -254,18 +221,13 @@ def _is_shown() -> Any:
 def _by_ordinal(
     connection: Connection,
     rows: Select[Any],
-    before: MessageId | None,
-    after: MessageId | None,
+    span: Span,
     *,
-    limit: int,
-    ascending: bool,
     ignores_unknown: bool = False,
 ) -> builtins.list[Message]:
     ordinal: Column[Any] = schema.messages.c.ordinal
 
-    def place(message_id: MessageId | None) -> int | None:
-        if message_id is None:
-            return None
+    def place_of(message_id: MessageId) -> int | None:
         found: int | None = connection.scalar(
             rows.with_only_columns(func.max(ordinal)).where(schema.messages.c.id == message_id)
         )
@@ -273,13 +235,5 @@ def _by_ordinal(
             raise lookup.not_found(schema.messages, message_id)
         return found
 
-    span = span_of(
-        connection,
-        rows,
-        ordinal,
-        before=place(before),
-        after=place(after),
-        limit=limit,
-        ascending=ascending,
-    )
-    return [threads.message_of(row) for row in span]
+    found = span_of(connection, rows, ordinal, span, place_of)
+    return [threads.message_of(row) for row in found]

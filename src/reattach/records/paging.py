@@ -4,7 +4,7 @@ A page is found by the values of a row and not by an offset, so no row comes twi
 when others are added.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,10 +26,10 @@ from sqlalchemy import (
     select,
 )
 
-from reattach.domain.ids import TenantId
+from reattach.domain.ids import MessageId, TenantId
 from reattach.domain.limits import PAGE_BYTES
 from reattach.records import lookup
-from reattach.records.base import Page
+from reattach.records.base import Page, Span
 from reattach.records.database.columns import Typed
 
 
@@ -112,27 +112,25 @@ def page_of(
 def span_of(
     connection: Connection,
     rows: Select[Any],
-    place: Column[Any],
-    *,
-    before: int | None,
-    after: int | None,
-    limit: int,
-    ascending: bool,
+    column: Column[Any],
+    span: Span,
+    place_of: Callable[[MessageId], int | None],
 ) -> Sequence[RowMapping]:
-    """Return the rows older than place ``before`` and newer than place ``after``.
+    """Return the rows of the span. ``place_of`` returns the value of ``column`` for a cursor.
 
-    With one cursor the rows are the ones next to it, in either order; otherwise they are the first
-    ones in the order.
+    A cursor without a place is ignored.
     """
+    before = None if span.before is None else place_of(span.before)
+    after = None if span.after is None else place_of(span.after)
     if before is not None:
-        rows = rows.where(place < before)
+        rows = rows.where(column < before)
     if after is not None:
-        rows = rows.where(place > after)
+        rows = rows.where(column > after)
     only_one = (before is None) is not (after is None)
-    oldest_first = after is not None if only_one else ascending
-    rows = rows.order_by(place.asc() if oldest_first else place.desc()).limit(limit)
+    oldest_first = after is not None if only_one else span.ascending
+    rows = rows.order_by(column.asc() if oldest_first else column.desc()).limit(span.limit)
     found = _fetch(connection, rows)
-    return found if oldest_first is ascending else found[::-1]
+    return found if oldest_first is span.ascending else found[::-1]
 
 
 def _fetch(connection: Connection, rows: Select[Any]) -> Sequence[RowMapping]:

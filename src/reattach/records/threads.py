@@ -116,10 +116,8 @@ _INSERT_MESSAGES: Final = insert(schema.messages)
 _INSERT_PLACES: Final = insert(_places)
 
 
-def place_of(connection: Connection, thread: Thread, message_id: MessageId | None) -> int | None:
-    """Return the message's place; None for None. Raises NotFoundError if the thread lacks it."""
-    if message_id is None:
-        return None
+def place_of(connection: Connection, thread: Thread, message_id: MessageId) -> int:
+    """Return the message's place. Raises NotFoundError if the thread lacks it."""
     asked = {"thread_key": thread.key, "message_id": message_id}
     place: int | None = connection.scalar(_PLACE, asked)
     if place is None:

@@ -6,7 +6,7 @@ from typing import Any
 from reattach.domain.events import Stopped, StopReason, Usage
 from reattach.domain.limits import MAX_PAGE_ITEMS
 from reattach.domain.messages import Role
-from reattach.records.base import Run
+from reattach.records.base import Run, Span
 from reattach.records.records import Records
 from reattach.wire import letta, stored
 
@@ -23,9 +23,8 @@ async def whole_answer(
     Only messages of the ``types`` are included, unless they are None; summaries only with
     ``compaction_messages``.
     """
-    messages = await records.messages.of_run(
-        run.tenant, run.id, before=None, after=None, limit=MAX_PAGE_ITEMS, ascending=True
-    )
+    span = Span(MAX_PAGE_ITEMS, ascending=True)
+    messages = await records.messages.of_run(run.tenant, run.id, span)
     sent = {message.id for message in run.input}
     items = [
         item

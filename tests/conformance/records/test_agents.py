@@ -5,7 +5,10 @@ import pytest
 from reattach.domain.errors import ConflictError, NotFoundError
 from reattach.domain.events import StopReason
 from reattach.domain.ids import new_agent_id, new_block_id
-from reattach.records.base import Agent
+from reattach.records.base import (
+    Agent,
+    Span,
+)
 from reattach.records.records import Records
 from tests.support.record_samples import (
     OURS,
@@ -72,7 +75,7 @@ async def test_an_agent_created_with_a_system_message_has_it_in_its_default_thre
     message = a_system_message()
     agent = await records.agents.create(OURS, an_agent(), system_message=message)
     found = await records.messages.list_of_agent(
-        OURS, agent.id, conversation_id="default", limit=9, ascending=True
+        OURS, agent.id, Span(9, ascending=True), conversation_id="default"
     )
     assert found == [message]
 

@@ -8,7 +8,10 @@ from reattach.domain.errors import NotFoundError
 from reattach.domain.events import Usage
 from reattach.domain.ids import MessageId, new_message_id, new_step_id
 from reattach.domain.messages import CompactionStats, Message, Role, SummaryPart
-from reattach.records.base import Thread
+from reattach.records.base import (
+    Span,
+    Thread,
+)
 from tests.support.record_samples import (
     NOON,
     OURS,
@@ -43,7 +46,7 @@ async def test_a_summary_replaces_the_messages_before_the_first_kept_one(world: 
     assert context.messages[1] == summary
     shown = await world.records.conversations.message_ids(OURS, world.thread)
     assert shown == expected
-    every = await messages.list(OURS, world.thread, limit=100, ascending=True)
+    every = await messages.list(OURS, world.thread, Span(100, ascending=True))
     assert ids(every)[1:] == [one.id, two.id, three.id, summary.id, four.id]
 
 

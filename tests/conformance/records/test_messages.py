@@ -20,7 +20,10 @@ from reattach.domain.messages import (
     ToolCallPart,
     ToolReturnPart,
 )
-from reattach.records.base import Thread
+from reattach.records.base import (
+    Span,
+    Thread,
+)
 from tests.support.record_samples import (
     OURS,
     THEIRS,
@@ -81,9 +84,7 @@ async def test_before_is_older_and_after_is_newer_in_both_directions(
         found = await world.records.messages.list(
             OURS,
             world.thread,
-            limit=limit,
-            ascending=ascending,
-            **cursors,  # type: ignore[arg-type]
+            Span(limit, ascending, **cursors),  # type: ignore[arg-type]
         )
         return ids(found)
 
@@ -107,7 +108,7 @@ async def test_messages_of_an_unknown_thread_or_with_an_unknown_cursor_are_not_f
     messages = world.records.messages
     unknown = Thread(world.agent.id, new_conversation_id())
     with pytest.raises(NotFoundError, match=f"Conversation not found with id={unknown.key}"):
-        await messages.list(OURS, unknown, limit=1, ascending=True)
+        await messages.list(OURS, unknown, Span(1, ascending=True))
     with pytest.raises(NotFoundError, match=r"Agent with ID agent-.* not found"):
         await messages.history(OURS, Thread(new_agent_id(), None))
     other = await world.another()
@@ -117,13 +118,13 @@ async def test_messages_of_an_unknown_thread_or_with_an_unknown_cursor_are_not_f
     for cursor in (new_message_id(), elsewhere):
         text = f"^Message with id {cursor} not found.$"
         with pytest.raises(NotFoundError, match=text):
-            await messages.list(OURS, world.thread, before=cursor, limit=1, ascending=True)
+            await messages.list(OURS, world.thread, Span(1, ascending=True, before=cursor))
         with pytest.raises(NotFoundError, match=text):
-            await messages.list(OURS, world.thread, after=cursor, limit=1, ascending=True)
+            await messages.list(OURS, world.thread, Span(1, ascending=True, after=cursor))
     with pytest.raises(NotFoundError, match="Message with id"):
         await messages.get(OURS, new_message_id())
     with pytest.raises(NotFoundError, match="Run not found with id="):
-        await messages.of_run(OURS, new_run_id(), limit=1, ascending=True)
+        await messages.of_run(OURS, new_run_id(), Span(1, ascending=True))
 
 
 async def test_the_messages_of_a_run_are_those_of_its_settlement(world: World) -> None:
@@ -135,9 +136,7 @@ async def test_the_messages_of_a_run_are_those_of_its_settlement(world: World) -
         found = await world.records.messages.of_run(
             OURS,
             run_id,
-            limit=limit,
-            ascending=ascending,
-            **cursors,  # type: ignore[arg-type]
+            Span(limit, ascending, **cursors),  # type: ignore[arg-type]
         )
         return ids(found)
 
@@ -147,7 +146,7 @@ async def test_the_messages_of_a_run_are_those_of_its_settlement(world: World) -
     assert await page(9, after=one.id) == [two.id, three.id]
     assert await page(9, after=after.id) == [one.id, two.id, three.id]  # No message of this run.
     running = await world.start()
-    assert await world.records.messages.of_run(OURS, running.id, limit=9, ascending=True) == []
+    assert await world.records.messages.of_run(OURS, running.id, Span(9, ascending=True)) == []
 
 
 async def test_the_messages_of_an_agent_come_from_its_threads_and_once(world: World) -> None:
@@ -166,10 +165,8 @@ async def test_the_messages_of_an_agent_come_from_its_threads_and_once(world: Wo
         found = await messages.list_of_agent(
             OURS,
             agent_id,
+            Span(9, ascending=True, **cursors),  # type: ignore[arg-type]
             conversation_id=conversation_id,  # type: ignore[arg-type]
-            limit=9,
-            ascending=True,
-            **cursors,  # type: ignore[arg-type]
         )
         return ids(found)
 
@@ -224,11 +221,11 @@ async def test_another_tenant_does_not_see_a_message(world: World) -> None:
     run_id, (one,) = await world.turn("secret")
     for call in (
         messages.get(THEIRS, one.id),
-        messages.list(THEIRS, world.thread, limit=9, ascending=True),
+        messages.list(THEIRS, world.thread, Span(9, ascending=True)),
         messages.history(THEIRS, world.thread),
         messages.history(THEIRS, world.default),
-        messages.of_run(THEIRS, run_id, limit=9, ascending=True),
-        messages.list_of_agent(THEIRS, world.agent.id, limit=9, ascending=True),
+        messages.of_run(THEIRS, run_id, Span(9, ascending=True)),
+        messages.list_of_agent(THEIRS, world.agent.id, Span(9, ascending=True)),
         messages.reset(THEIRS, world.agent.id),
     ):
         with pytest.raises(NotFoundError):

@@ -1,9 +1,9 @@
 """Routes for stored messages: of a conversation, of an agent, of all agents, and one by one."""
 
-from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Final, Literal, Protocol
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from fastapi import Depends, Query, Response
@@ -23,6 +23,7 @@ from reattach.http.schemas.fields import (
     ThreadPath,
 )
 from reattach.http.schemas.message import MessageItem
+from reattach.records.base import Span
 from reattach.wire.letta import MessageType
 from reattach.wire.stored import message_items
 
@@ -46,22 +47,6 @@ Conversation = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """The range of messages that a list request asks for."""
-
-    before: MessageId | None
-    after: MessageId | None
-    limit: int
-    ascending: bool
-
-    @property
-    def goes_to_newer(self) -> bool:
-        """Whether the messages after the first ``limit`` are newer than those."""
-        only_one = (self.before is None) is not (self.after is None)
-        return self.after is not None if only_one else self.ascending
-
-
 def span_query(default_order: Literal["asc", "desc"]) -> Any:
     """Return a dependency that reads a span from the query."""
 
@@ -81,10 +66,10 @@ def span_query(default_order: Literal["asc", "desc"]) -> Any:
         order_by: Annotated[Literal["created_at"], Query()] = "created_at",  # noqa: ARG001
     ) -> Span:
         return Span(
-            MessageId(before) if before else None,
-            MessageId(after) if after else None,
             limit,
             ascending=order == "asc",
+            before=MessageId(before) if before else None,
+            after=MessageId(after) if after else None,
         )
 
     return Depends(span)
@@ -94,17 +79,8 @@ NewestSpan = Annotated[Span, span_query("desc")]
 OldestSpan = Annotated[Span, span_query("asc")]
 
 
-class Listing(Protocol):
-    """A list method of ``records.messages`` that is bound to everything except the span."""
-
-    def __call__(
-        self,
-        *,
-        before: MessageId | None,
-        after: MessageId | None,
-        limit: int,
-        ascending: bool,
-    ) -> Awaitable[Sequence[Message]]: ...
+Listing = Callable[[Span], Awaitable[Sequence[Message]]]
+"""A list method of ``records.messages`` that is bound to everything except the span."""
 
 
 @router.get(
@@ -123,10 +99,7 @@ async def list_conversation_messages(
     include_return_message_types: Types = None,
 ) -> Response:
     thread = await find_thread(context.records, tenant, conversation_id, agent_id)
-
-    async def listing(**span: Any) -> Sequence[Message]:
-        return await context.records.messages.list(tenant, thread, **span)
-
+    listing = partial(context.records.messages.list, tenant, thread)
     return await answer(listing, span, include_return_message_types)
 
 
@@ -157,11 +130,7 @@ async def list_agent_messages(
         else None if conversation_id is None
         else ConversationId(conversation_id)
     )  # fmt: skip
-
-    async def listing(**span: Any) -> Sequence[Message]:
-        messages = context.records.messages
-        return await messages.list_of_agent(tenant, agent, conversation_id=named, **span)
-
+    listing = partial(context.records.messages.list_of_agent, tenant, agent, conversation_id=named)
     return await answer(listing, span, include_return_message_types, oldest_first=True)
 
 
@@ -218,10 +187,7 @@ async def answer(
     With ``oldest_first``, the requested order only selects the end of the list.
     """
     if types is None:
-        messages = await listing(
-            before=span.before, after=span.after, limit=span.limit, ascending=span.ascending
-        )
-        groups = [message_items(message) for message in messages]
+        groups = [message_items(message) for message in await listing(span)]
     else:
         groups = await _items_of_types(listing, span, frozenset(types))
     if oldest_first and not span.ascending:
@@ -236,14 +202,11 @@ async def _items_of_types(
 
     Messages without such items do not count, because the SDKs take an empty page for the end.
     """
-    before, after = span.before, span.after
     pages: list[list[dict[str, Any]]] = []
     left_bytes = PAGE_BYTES
-    wanted = max(span.limit, _MIN_BATCH)
+    rest = replace(span, limit=max(span.limit, _MIN_BATCH), ascending=span.goes_to_newer)
     while len(pages) < span.limit and left_bytes > 0:
-        messages = await listing(
-            before=before, after=after, limit=wanted, ascending=span.goes_to_newer
-        )
+        messages = await listing(rest)
         if not messages:
             break
         for message in messages:
@@ -251,10 +214,8 @@ async def _items_of_types(
             if items and len(pages) < span.limit and left_bytes > 0:
                 pages.append(items)
                 left_bytes -= len(msgspec.json.encode(items))
-        if span.goes_to_newer:
-            after = messages[-1].id
-        else:
-            before = messages[-1].id
+        last = messages[-1].id
+        rest = replace(rest, after=last) if span.goes_to_newer else replace(rest, before=last)
     if span.goes_to_newer is not span.ascending:
         pages.reverse()
     return pages

@@ -16,7 +16,7 @@ from reattach.domain.ids import (
 )
 from reattach.domain.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS, MAX_QUERY_VALUES
 from reattach.domain.messages import Message
-from reattach.http.api.messages import OldestSpan, Span, items_response
+from reattach.http.api.messages import OldestSpan, items_response
 from reattach.http.context import ContextDep, TenantDep
 from reattach.http.paging import NewestPage
 from reattach.http.readable import readable_items
@@ -24,7 +24,7 @@ from reattach.http.routes import routes
 from reattach.http.schemas.fields import QueryAgent, QueryTexts, StopReasonName
 from reattach.http.schemas.message import MessageItem
 from reattach.http.schemas.run import RunMetrics, RunState, RunUsage, StepState
-from reattach.records.base import Page, Run
+from reattach.records.base import Page, Run, Span
 
 router = routes("runs")
 
@@ -124,17 +124,9 @@ async def list_run_messages(
 ) -> Response:
     run = await context.runs.by_id(tenant, run_id)
     messages = context.records.messages
-    if not await messages.of_run(tenant, run.id, limit=1, ascending=True):
+    if not await messages.of_run(tenant, run.id, Span(1, ascending=True)):
         return items_response(_input_span(run, span))
-    kept = await messages.of_run(
-        tenant,
-        run.id,
-        before=span.before,
-        after=span.after,
-        limit=span.limit,
-        ascending=span.ascending,
-    )
-    return items_response(kept)
+    return items_response(await messages.of_run(tenant, run.id, span))
 
 
 @router.get(
