@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -338,13 +338,14 @@ def is_there(pid: int) -> bool:
     return True
 
 
-def gone(pids: list[int]) -> bool:
+def happens(condition: Callable[[], bool]) -> bool:
+    """Whether the condition becomes true while a test waits."""
     deadline = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < deadline:
-        if not any(map(is_there, pids)):
-            return True
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.02)
-    return False
+    return True
 
 
 def settings_file(path: Path, **env: str) -> Path:
@@ -378,9 +379,10 @@ def test_a_stopped_server_leaves_no_mcp_process_behind(
     )
     arguments = ["--scripted", "--config", str(config), "--log-level", "debug"]
     with ServerProcess(tmp_path / "data", arguments=arguments) as server:
+        assert happens(lambda: noted(journal) != [])
         [child] = [int(line.split()[1]) for line in noted(journal)]
         assert is_there(child)
         server.stop()
-        assert gone([child])
+        assert happens(lambda: not is_there(child))
     assert "stubborn with ***" in server.output
     assert SECRET not in server.output

@@ -53,7 +53,7 @@ class StepClock(SystemClock):
 
 @dataclass
 class Fake(Connection):
-    """A server as its connection shows it."""
+    """A server as its connection shows it; each connection in turn is this one."""
 
     listed: list[ListedTool] = field(default_factory=lambda: [listed("look")])
     reachable: bool = True
@@ -65,24 +65,19 @@ class Fake(Connection):
     protocol: str = "2025"
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     tried: asyncio.Event = field(default_factory=asyncio.Event)
-    change: Callable[[], None] = lambda: None
-    end: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        super().__init__()
 
     @asynccontextmanager
     async def connect(
-        self,
-        name: str,
-        server: McpServer,
-        *,
-        on_change: Callable[[], None],
-        on_end: Callable[[], None],
-        on_stderr: Callable[[str], None],
+        self, name: str, server: McpServer, on_stderr: Callable[[str], None]
     ) -> AsyncIterator[Connection]:
         self.tries += 1
         self.tried.set()
         if not self.reachable:
             raise McpUnreachableError("nobody is at home")
-        self.change, self.end = on_change, on_end
+        super().__init__()
         self.alive = True
         self.open += 1
         try:
@@ -100,7 +95,7 @@ class Fake(Connection):
         return f"{name} did"
 
     async def is_alive(self) -> bool:
-        return self.alive
+        return self.alive and not self.has_ended
 
 
 def listed(name: str, **parameters: Any) -> ListedTool:
@@ -145,14 +140,14 @@ async def test_a_server_that_ends_at_once_each_time_is_no_busy_loop() -> None:
         for number in range(1, 5):
             await tries(fake, number)
             await asyncio.sleep(0)
-            fake.end()
+            fake.note_end()
         await tries(fake, 5)
         assert sum(clock.slept) >= 1 + 2 + 4 + 8
         # One that held for a while is tried soon again.
         clock.slept.clear()
         clock.now_seconds += MCP_STEADY_SECONDS
         await asyncio.sleep(0)
-        fake.end()
+        fake.note_end()
         await tries(fake, 6)
         assert sum(clock.slept) == MCP_RETRY_SECONDS
 
@@ -193,9 +188,39 @@ async def test_a_connection_that_is_dead_before_the_call_is_made_anew_before_it(
 async def test_no_call_goes_to_a_connection_that_has_ended() -> None:
     fake, clock = Fake(), StepClock()
     async with running(fake, clock) as servers:
-        fake.end()
+        fake.note_end()
         assert await call(servers) == "look did"
     assert (fake.tries, len(fake.calls)) == (2, 1)
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["ended", "silent"])
+async def test_the_end_of_the_server_does_not_interrupt_the_end_of_a_connection(
+    answers: bool,
+) -> None:
+    connection, leaving, left = Fake(), asyncio.Event(), False
+
+    @asynccontextmanager
+    async def connect(
+        name: str, server: McpServer, on_stderr: Callable[[str], None]
+    ) -> AsyncIterator[Connection]:
+        nonlocal left
+        try:
+            if not answers:
+                await asyncio.Event().wait()
+            yield connection
+        finally:
+            leaving.set()
+            await asyncio.sleep(0.05)  # As long as it takes to stop a process.
+            left = True
+
+    brief = SERVER.model_copy(update={"start_seconds": WAIT_SECONDS if answers else 0.01})
+    servers = McpServers({"home": brief}, connect, StepClock())
+    async with asyncio.timeout(WAIT_SECONDS), servers.running(wait_seconds=0):
+        if answers:
+            await servers._keepers["home"].first_attempt.wait()
+        connection.note_end()
+        await leaving.wait()
+    assert left
 
 
 async def test_the_tools_of_a_server_that_is_gone_stay_listed() -> None:
@@ -203,7 +228,7 @@ async def test_the_tools_of_a_server_that_is_gone_stay_listed() -> None:
     clock.hold_longer_than = 0
     async with running(fake, clock) as servers:
         fake.reachable = False
-        fake.end()
+        fake.note_end()
         while fake.open:
             await asyncio.sleep(0)
         assert [one.name for one in servers.tools()] == ["home__look"]
@@ -213,7 +238,7 @@ async def test_a_change_of_the_tools_is_heard() -> None:
     fake, clock = Fake(), StepClock()
     async with running(fake, clock) as servers:
         fake.listed = [listed("deploy")]
-        fake.change()
+        fake.note_change()
         while [one.name for one in servers.tools()] != ["home__deploy"]:
             await asyncio.sleep(0)
         with pytest.raises(ToolError, match="no longer has this tool"):

@@ -101,9 +101,7 @@ async def test_the_doctor_and_a_connection_have_the_other_tools(
     assert f"{tools} tools" in finding.detail
     assert finding.level == ("ok" if remark is None else "warning")
     assert (remark or "") in finding.detail
-    async with connect(
-        "odd", server, on_change=lambda: None, on_end=lambda: None, on_stderr=lambda _: None
-    ) as connection:
+    async with connect("odd", server, lambda _: None) as connection:
         assert len(await connection.tools()) == tools
         assert await connection.call("add", {}) == "2"
 

@@ -42,9 +42,7 @@ async def _examine(name: str, server: McpServer, connect: Connect) -> Diagnostic
     try:
         async with (
             asyncio.timeout(server.start_seconds),
-            connect(
-                name, server, on_change=_ignore, on_end=_ignore, on_stderr=_ignore_line
-            ) as connection,
+            connect(name, server, _ignore) as connection,
         ):
             tools = await connection.tools()
             remarks = connection.remarks
@@ -74,11 +72,7 @@ def _unknown_rules(server: McpServer, tools: Sequence[ListedTool]) -> list[str]:
     return sorted(set(names) - {tool.name for tool in tools})
 
 
-def _ignore_line(text: str) -> None:  # noqa: ARG001
-    return None
-
-
-def _ignore() -> None:
+def _ignore(line: str) -> None:  # noqa: ARG001
     return None
 
 

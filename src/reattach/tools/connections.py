@@ -8,15 +8,16 @@ import asyncio
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 
 from reattach.domain.arguments import NO_OBJECT, decoded_arguments
+from reattach.domain.backoff import Backoff
 from reattach.domain.clock import Clock, sleep_unless_set
 from reattach.domain.errors import McpLostError, McpUnreachableError, ToolError
 from reattach.domain.limits import (
@@ -55,6 +56,27 @@ class Connection(ABC):
     remarks: Sequence[str] = ()
     """The repairs of the last list of tools, a line each."""
 
+    def __init__(self) -> None:
+        self.has_ended = False
+        self._news = asyncio.Event()
+
+    def note_change(self) -> None:
+        """Note that the server's tools have changed."""
+        self._news.set()
+
+    def note_end(self) -> None:
+        """Note that the connection has ended."""
+        self.has_ended = True
+        self._news.set()
+
+    async def changes(self) -> AsyncIterator[None]:
+        """Yield after changes of the server's tools, until the connection ends."""
+        await self._news.wait()
+        while not self.has_ended:
+            self._news.clear()
+            yield
+            await self._news.wait()
+
     @abstractmethod
     async def tools(self) -> Sequence[ListedTool]:
         """List the server's tools, at most MAX_MCP_TOOLS."""
@@ -73,18 +95,8 @@ class Connection(ABC):
         """Whether a call would reach the server, as far as that can be tested."""
 
 
-class Connect(Protocol):
-    """The signature of ``mcp.connect``."""
-
-    def __call__(
-        self,
-        name: str,
-        server: McpServer,
-        *,
-        on_change: Callable[[], None],
-        on_end: Callable[[], None],
-        on_stderr: Callable[[str], None],
-    ) -> AbstractAsyncContextManager[Connection]: ...
+Connect = Callable[[str, McpServer, Callable[[str], None]], AbstractAsyncContextManager[Connection]]
+"""The signature of ``mcp.connect``."""
 
 
 class McpServers(ToolSource):
@@ -108,23 +120,25 @@ class McpServers(ToolSource):
         Exit ends the connections and the started processes within MCP_STOP_SECONDS.
         """
         tasks = {
-            asyncio.create_task(keeper.keep(), name=f"mcp {name}")
+            asyncio.create_task(keeper.keep(), name=f"mcp {name}"): keeper
             for name, keeper in self._keepers.items()
         }
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_seconds):
-                    for keeper in self._keepers.values():
-                        await keeper.wait_for_attempt()
+                    for keeper in tasks.values():
+                        await keeper.first_attempt.wait()
             yield
         finally:
-            for task in tasks:
-                task.cancel()
+            for keeper in tasks.values():
+                keeper.stop()
             if tasks:
-                await asyncio.wait(tasks)
+                _, late = await asyncio.wait(tasks, timeout=MCP_STOP_SECONDS)
+                for task in late:
+                    logger.error("MCP server not stopped", server=tasks[task].name)
 
     def tools(self) -> Sequence[Tool]:
-        return [tool for keeper in self._keepers.values() for tool in keeper.tools()]
+        return [tool for keeper in self._keepers.values() for tool in keeper.tools.values()]
 
     def find(self, name: str) -> Tool | None:
         keeper = self._keepers.get(name.partition(_BETWEEN)[0])
@@ -144,34 +158,31 @@ def tool_name(server: str, name: str) -> str:
 
 
 class McpTool(Tool):
-    """A tool of an MCP server, or a placeholder with ``listed`` None while its list is unknown."""
+    """A tool of an MCP server, or a placeholder while the server's list is unknown."""
 
     kind = "external_mcp"
 
     def __init__(
-        self,
-        keeper: "_ServerKeeper",
-        name: str,
-        listed: ListedTool | None,
-        *,
-        requires_approval: bool,
+        self, keeper: "_ServerKeeper", name: str, listed: ListedTool, *, is_placeholder: bool
     ) -> None:
+        server = keeper.server
         self.name = name
         self.listed = listed
-        self.description = None if listed is None else listed.description
-        self.parameters = _ANY_OBJECT if listed is None else listed.parameters
-        self.requires_approval = requires_approval
-        self.tenants = None if keeper.server.tenants is None else frozenset(keeper.server.tenants)
+        self.description = listed.description
+        self.parameters = listed.parameters
+        self.requires_approval = server.needs_approval(listed.name)
+        self.tenants = None if server.tenants is None else frozenset(server.tenants)
         self.server = keeper.name
-        self.call_seconds = keeper.server.tool_seconds
+        self.call_seconds = server.tool_seconds
         self._keeper = keeper
+        self._is_placeholder = is_placeholder
 
     async def ready(self) -> Tool:
-        if self.listed is not None:
+        if not self._is_placeholder:
             return self
         with suppress(TimeoutError):
             async with asyncio.timeout(MCP_READY_SECONDS):
-                await self._keeper.wait_for_attempt()
+                await self._keeper.first_attempt.wait()
         return self._keeper.find(self.name) or self
 
     async def call(self, arguments: str) -> str:
@@ -187,40 +198,28 @@ class _ServerKeeper:
     def __init__(self, name: str, server: McpServer, connect: Connect, clock: Clock) -> None:
         self.name = name
         self.server = server
+        self.tools: Mapping[str, McpTool] = {}
+        """By name, also while there is no connection."""
+        self.first_attempt = self._attempt = asyncio.Event()
+        """The first and the next attempt to connect, set when it has succeeded or failed."""
         self._connect = connect
         self._clock = clock
-        self._tools: dict[str, McpTool] = {}
         self._connection: Connection | None = None
         self._fault = "no attempt was made yet"
-        self._attempts = 0
-        self._attempt_ended = asyncio.Event()
-        """Set and replaced whenever an attempt has succeeded or failed."""
-        self._changed = asyncio.Event()
-        """The server's tools changed, or the connection ended."""
-        self._abort: Callable[[], None] = lambda: None
-        """Abort the current connection, or the attempt to make one."""
-        self._ended = False
-        self._was_connected = False
-        """Whether the current attempt led to a connection."""
+        self._deadline: asyncio.Timeout | None = None
+        """The end of the attempt, or of listing the tools again; None while it is left."""
+        self._stopping = asyncio.Event()
         self._retry_now = asyncio.Event()
-        """Somebody waits for the next attempt."""
+        """Somebody waits for the next attempt, or the server stops."""
 
     # Tools.
 
-    def tools(self) -> Sequence[Tool]:
-        return list(self._tools.values())
-
     def find(self, name: str) -> McpTool | None:
         """Return the tool; a placeholder while the server's list is unknown."""
-        if self._tools or self._connection is not None:
-            return self._tools.get(name)
-        remote = name.removeprefix(self.name + _BETWEEN)
-        return McpTool(self, name, None, requires_approval=self.server.needs_approval(remote))
-
-    async def wait_for_attempt(self) -> None:
-        """Return once a connection was made or failed."""
-        while not self._attempts:
-            await self._attempt_ended.wait()
+        if self.tools or self._connection is not None:
+            return self.tools.get(name)
+        unknown = ListedTool(name.removeprefix(self.name + _BETWEEN), None, _ANY_OBJECT)
+        return McpTool(self, name, unknown, is_placeholder=True)
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> str:
         """Call a tool.
@@ -229,8 +228,8 @@ class _ServerKeeper:
             ToolError: The call failed; McpLostError if its outcome is unknown.
         """
         connection = await self._require_connection()
-        tool = self._tools.get(name)
-        if tool is None or tool.listed is None:
+        tool = self.tools.get(name)
+        if tool is None:
             raise ToolError(f"The MCP server {self.name} no longer has this tool.")
         try:
             return await connection.call(tool.listed.name, arguments)
@@ -247,10 +246,9 @@ class _ServerKeeper:
             if await connection.is_alive():
                 return connection
             self._drop(connection)
-        attempts = self._attempts
-        while self._connection is None and self._attempts == attempts:
+        if self._connection is None:
             self._retry_now.set()
-            await self._attempt_ended.wait()
+            await self._attempt.wait()
         if self._connection is None:
             raise McpUnreachableError(
                 f"The MCP server {self.name} cannot be reached: {self._fault}. "
@@ -261,119 +259,78 @@ class _ServerKeeper:
     # Connecting.
 
     async def keep(self) -> None:
-        """Keep a connection until cancelled, and replace it when it ends."""
-        wait_seconds = MCP_RETRY_SECONDS
-        while True:
-            began = self._clock.monotonic_seconds()
+        """Keep a connection until ``stop``, and replace it when it ends."""
+        backoff = Backoff(MCP_RETRY_SECONDS, MCP_MAX_RETRY_SECONDS)
+        while not self._stopping.is_set():
+            attempt, began = self._attempt, self._clock.monotonic_seconds()
             self._fault = await self._hold_connection()
-            self._connection = None
-            if not self._was_connected:  # A connection was already reported as an attempt.
+            self._connection = self._deadline = None
+            if attempt is self._attempt:
                 self._note_attempt()
+            if self._stopping.is_set():
+                return
             logger.warning("MCP server not connected", server=self.name, reason=self._fault)
             if self._clock.monotonic_seconds() - began >= MCP_STEADY_SECONDS:
-                wait_seconds = MCP_RETRY_SECONDS
-            await self._wait_for_retry(wait_seconds)
-            wait_seconds = min(wait_seconds * 2, MCP_MAX_RETRY_SECONDS)
+                backoff.reset()
+            await sleep_unless_set(self._clock, MCP_RETRY_SECONDS, self._stopping)
+            more_seconds = backoff.next_seconds() - MCP_RETRY_SECONDS
+            await sleep_unless_set(self._clock, more_seconds, self._retry_now)
+
+    def stop(self) -> None:
+        """Make ``keep`` end the connection and return."""
+        self._stopping.set()
+        self._retry_now.set()
+        # Cancels only once: a second time would interrupt the task while it stops a process.
+        if self._deadline is not None and not self._deadline.expired():
+            self._deadline.reschedule(0)
 
     async def _hold_connection(self) -> str:
-        """Hold one connection to its end, and return the reason of the end.
-
-        It has a task of its own, which is cancelled only once: a second cancellation would
-        interrupt it while it stops the server's process.
-        """
-        holder = asyncio.create_task(self._connect_and_list(), name=f"mcp connection {self.name}")
-        is_aborted = False
-
-        def abort() -> None:
-            nonlocal is_aborted
-            if not is_aborted:
-                is_aborted = True
-                holder.cancel()
-
-        self._abort = abort
+        """Hold one connection to its end, and return the reason of the end."""
+        limit_seconds = self.server.start_seconds
+        self._deadline = asyncio.timeout(limit_seconds)
         try:
-            await asyncio.wait({holder})
-        except asyncio.CancelledError:
-            abort()
-            await asyncio.wait({holder}, timeout=MCP_STOP_SECONDS)
-            if not holder.done():
-                logger.error("MCP server not stopped", server=self.name)  # noqa: TRY400
-            raise
-        if holder.cancelled():
-            return f"no connection within {self.server.start_seconds:g} s"
-        match holder.exception():
-            case None:
-                return "it ended the connection"
-            case McpUnreachableError(detail=detail):
-                return detail
-            case error:
-                logger.error("MCP server failed", server=self.name, exc_info=error)
-                return type(error).__name__
-
-    async def _connect_and_list(self) -> None:
-        """Connect, list the tools, and return when the connection has ended."""
-        self._ended = self._was_connected = False
-        self._changed.clear()
-        with self._deadline() as end_deadline:
-            async with self._connect(
-                self.name,
-                self.server,
-                on_change=self._changed.set,
-                on_end=self._note_end,
-                on_stderr=self._log_stderr,
-            ) as connection:
+            async with (
+                self._deadline,
+                self._connect(self.name, self.server, self._log_stderr) as connection,
+            ):
                 await self._list_tools(connection)
-                end_deadline()
+                self._limit(None)
                 self._connection = connection
-                self._was_connected = True
                 self._note_attempt()
-                logger.info(
-                    "MCP server connected",
-                    server=self.name,
-                    about=connection.about,
-                    tools=len(self._tools),
-                )
-                while not self._ended:
-                    await self._changed.wait()
-                    self._changed.clear()
-                    if not self._ended:
-                        with self._deadline():
-                            await self._list_tools(connection)
+                about, tools = connection.about, len(self.tools)
+                logger.info("MCP server connected", server=self.name, about=about, tools=tools)
+                async for _ in connection.changes():
+                    self._limit(limit_seconds)
+                    await self._list_tools(connection)
+                    self._limit(None)
+                self._deadline = None
+        except TimeoutError:
+            return f"no connection within {limit_seconds:g} s"
+        except McpUnreachableError as error:
+            return error.detail
+        except Exception as error:
+            logger.exception("MCP server failed", server=self.name)
+            return type(error).__name__
+        return "it ended the connection"
 
-    @contextmanager
-    def _deadline(self) -> Iterator[Callable[[], None]]:
-        """Abort the connection if the block takes longer than the server may.
+    def _log_stderr(self, line: str) -> None:
+        logger.debug("MCP server wrote to stderr", server=self.name, text=line)
 
-        Call the value to end the limit early.
-        """
-        timer = asyncio.get_running_loop().call_later(self.server.start_seconds, self._abort)
-        try:
-            yield timer.cancel
-        finally:
-            timer.cancel()
-
-    def _log_stderr(self, text: str) -> None:
-        logger.debug("MCP server wrote to stderr", server=self.name, text=text)
-
-    def _note_end(self) -> None:
-        self._connection = None
-        self._ended = True
-        self._changed.set()
+    def _limit(self, seconds: float | None) -> None:
+        """Give the server ``seconds`` from now on, unless ``stop`` has ended its time."""
+        if self._deadline is not None and not self._stopping.is_set():
+            now = asyncio.get_running_loop().time()
+            self._deadline.reschedule(None if seconds is None else now + seconds)
 
     def _drop(self, connection: Connection) -> None:
         if self._connection is connection:
-            self._note_end()
+            self._connection = None
+            connection.note_end()
 
     def _note_attempt(self) -> None:
-        self._attempts += 1
         self._retry_now.clear()
-        self._attempt_ended.set()
-        self._attempt_ended = asyncio.Event()
-
-    async def _wait_for_retry(self, seconds: float) -> None:
-        """Wait ``seconds`` before the next attempt, or less if somebody needs the server."""
-        await self._clock.sleep(MCP_RETRY_SECONDS)
-        await sleep_unless_set(self._clock, seconds - MCP_RETRY_SECONDS, self._retry_now)
+        self._attempt.set()
+        self._attempt = asyncio.Event()
 
     async def _list_tools(self, connection: Connection) -> None:
         tools: dict[str, McpTool] = {}
@@ -387,6 +344,5 @@ class _ServerKeeper:
             elif name in tools:
                 logger.warning("MCP tool left out: another one has its name", tool=name)
             else:
-                waits = self.server.needs_approval(listed.name)
-                tools[name] = McpTool(self, name, listed, requires_approval=waits)
-        self._tools = tools
+                tools[name] = McpTool(self, name, listed, is_placeholder=False)
+        self.tools = tools

@@ -9,11 +9,9 @@ import os
 import re
 import ssl
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib import import_module
-from types import TracebackType
 from typing import Any, Final, TextIO
 
 import anyio
@@ -21,7 +19,6 @@ import httpx2
 import mcp
 from mcp import types
 from mcp.client import IncomingMessage, Transport
-from mcp.client.session import MessageHandlerFnT
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.client.subscriptions import SubscriptionLost
@@ -29,6 +26,7 @@ from mcp.shared.message import SessionMessage
 from mcp.types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
+from reattach.domain.backoff import Backoff
 from reattach.domain.errors import McpLostError, McpUnreachableError, StartupError, ToolError
 from reattach.domain.limits import (
     MAX_ERROR_CHARS,
@@ -42,64 +40,48 @@ from reattach.tools.connections import Connection, ListedTool
 from reattach.tools.listing import repair_listing
 from reattach.tools.servers import McpServer
 
-import_module(
-    "jsonschema"
-)  # Imported now, because the SDK's first call would take half a second for it.
+# Imported now, because the SDK's first call would take half a second for it.
+import_module("jsonschema")
 
 _CLOSED: Final = {types.CONNECTION_CLOSED, types.REQUEST_TIMEOUT}
-_STDERR_LINES: Final = 5
 _STDERR_SECONDS: Final = 1.0
 """The time to read the rest of an ended process's output; a child of it may keep the pipe open."""
 
 
 @asynccontextmanager
 async def connect(
-    name: str,
-    server: McpServer,
-    *,
-    on_change: Callable[[], None],
-    on_end: Callable[[], None],
-    on_stderr: Callable[[str], None],
+    name: str, server: McpServer, on_stderr: Callable[[str], None]
 ) -> AsyncIterator[Connection]:
     """A connection to the server; whoever waits for it to be made bounds the time.
 
-    ``on_change`` is called when its tools change, ``on_end`` when the connection ends, and
-    ``on_stderr``, in another thread, with each line of the process's standard error, redacted.
-    Leaving stops the process and its children within a few seconds.
+    ``on_stderr`` is called, in another thread, with each line of the process's standard error,
+    redacted. Leaving stops the process and its children within a few seconds.
 
     Raises:
         McpUnreachableError: There is no connection; the text holds no secrets.
     """
-    stderr_lines: deque[str] = deque(maxlen=_STDERR_LINES)
+    last_line = ""
+
+    def note_line(line: str) -> None:
+        nonlocal last_line
+        last_line = server.redact(line.rstrip()[:MAX_ERROR_CHARS])
+        on_stderr(last_line)
+
     try:
         async with AsyncExitStack() as stack:
-            transport = await _transport(stack, name, server, stderr_lines, on_stderr)
-            remarks: list[str] = []
-            client = mcp.Client(
-                _WatchedTransport(transport, on_end, remarks),
-                message_handler=_changes(on_change),
-                client_info=types.Implementation(name="reattach", version="1"),
-                cache=None,
-            )
-            await stack.enter_async_context(client)
-            connection = _SdkConnection(client, server, remarks)
-            watching = asyncio.create_task(_watch(client, on_change), name=f"changes of {name}")
-            stack.push_async_callback(_stop, watching)
+            transport = await _transport(stack, name, server, note_line)
+            connection = _SdkConnection(server, transport)
+            await stack.enter_async_context(connection.open())
             yield connection
-    except McpUnreachableError:
-        raise
-    except StartupError as error:
-        raise McpUnreachableError(error.detail.rstrip(".")) from error
     except (Exception, BaseExceptionGroup) as error:
-        raise McpUnreachableError(server.redact(_describe(error, stderr_lines))) from error
+        raise McpUnreachableError(server.redact(_describe(error, last_line))) from error
 
 
 async def _transport(
     stack: AsyncExitStack,
     name: str,
     server: McpServer,
-    stderr_lines: deque[str],
-    on_stderr: Callable[[str], None],
+    note_line: Callable[[str], None],
 ) -> Transport:
     if server.command is not None:
         parameters = mcp.StdioServerParameters(
@@ -109,7 +91,7 @@ async def _transport(
             cwd=server.cwd,
             encoding_error_handler="replace",
         )
-        errors = await stack.enter_async_context(_stderr_of(name, server, stderr_lines, on_stderr))
+        errors = await stack.enter_async_context(_stderr_of(name, note_line))
         return stdio_client(parameters, errlog=errors)
     assert server.url is not None
     tls = await asyncio.to_thread(_prepare_tls)
@@ -131,27 +113,46 @@ def _prepare_tls() -> ssl.SSLContext:
 
 
 class _SdkConnection(Connection):
-    def __init__(self, client: mcp.Client, server: McpServer, remarks: list[str]) -> None:
-        self.remarks = self._remarks = remarks
-        self._client = client
+    def __init__(self, server: McpServer, transport: Transport) -> None:
+        super().__init__()
+        self.remarks: list[str] = []
         self._server = server
-        info = client.server_info
-        self.about = f"{info.name} {info.version}" if info else "no name"
-        self.protocol = client.protocol_version or "unknown"
+        self._client = mcp.Client(
+            self._forwarded(transport),
+            message_handler=self._handle_message,
+            client_info=types.Implementation(name="reattach", version="1"),
+            cache=None,
+        )
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Connect, and listen for changes of the tools."""
+        async with self._client as client, anyio.create_task_group() as tasks:
+            info = client.server_info
+            self.about = f"{info.name} {info.version}" if info else "no name"
+            self.protocol = client.protocol_version or "unknown"
+            if self.protocol in MODERN_PROTOCOL_VERSIONS:
+                tasks.start_soon(self._subscribe)
+            yield
+            tasks.cancel_scope.cancel()
 
     async def tools(self) -> list[ListedTool]:
         found: list[ListedTool] = []
         cursor: str | None = None
-        self._remarks.clear()
+        self.remarks.clear()
         while len(found) < MAX_MCP_TOOLS:
             page = await self._client.list_tools(cursor=cursor)
-            found += [_listed_tool(tool) for tool in page.tools]
+            found += [
+                ListedTool(tool.name, tool.description, tool.input_schema) for tool in page.tools
+            ]
             cursor = page.next_cursor
             if cursor is None:
                 break
         return found[:MAX_MCP_TOOLS]
 
     async def is_alive(self) -> bool:
+        if self.has_ended:
+            return False
         if self._server.command is not None or self.protocol in MODERN_PROTOCOL_VERSIONS:
             return True  # A process ends its connection; the modern protocol has no sessions.
         try:
@@ -176,9 +177,43 @@ class _SdkConnection(Connection):
             raise ToolError(text or "The tool failed without a message.")
         return text
 
+    @asynccontextmanager
+    async def _forwarded(self, transport: Transport) -> AsyncIterator[tuple[Any, Any]]:
+        """The transport, whose messages are repaired and whose end is noted."""
 
-def _listed_tool(tool: types.Tool) -> ListedTool:
-    return ListedTool(tool.name, tool.description, tool.input_schema)
+        async def forward() -> None:
+            try:
+                async with sending:
+                    async for item in reading:
+                        await sending.send(_repair(item, self.remarks))
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                pass
+            finally:
+                self.note_end()
+
+        async with transport as (reading, writing):
+            sending, repaired = anyio.create_memory_object_stream[SessionMessage | Exception]()
+            async with sending, repaired, anyio.create_task_group() as tasks:
+                tasks.start_soon(forward)
+                yield repaired, writing
+                tasks.cancel_scope.cancel()
+
+    async def _handle_message(self, message: IncomingMessage) -> None:
+        if isinstance(message, types.ToolListChangedNotification):
+            self.note_change()
+
+    async def _subscribe(self) -> None:
+        """Listen for changed lists on the modern protocol, where a client must subscribe."""
+        backoff = Backoff(MCP_RETRY_SECONDS, MCP_MAX_RETRY_SECONDS)
+        with suppress(Exception):  # A server need not offer it.
+            while True:
+                with suppress(SubscriptionLost):
+                    async with self._client.listen(tools_list_changed=True) as changes:
+                        async for _ in changes:
+                            self.note_change()
+                        return
+                await backoff.wait()
+                self.note_change()  # Changes in between were not reported.
 
 
 def _text(result: types.CallToolResult) -> str:
@@ -203,41 +238,9 @@ def _part(block: types.ContentBlock) -> str:
             return "[a binary resource, not shown]"
 
 
-def _changes(on_change: Callable[[], None]) -> MessageHandlerFnT:
-    async def handle(message: IncomingMessage) -> None:
-        if isinstance(message, types.ToolListChangedNotification):
-            on_change()
-
-    return handle
-
-
-async def _watch(client: mcp.Client, on_change: Callable[[], None]) -> None:
-    """Listen for changed lists on the modern protocol, where a client must subscribe."""
-    if client.protocol_version not in MODERN_PROTOCOL_VERSIONS:
-        return
-    wait_seconds = MCP_RETRY_SECONDS
-    with suppress(mcp.MCPError, RuntimeError, TimeoutError, httpx2.HTTPError):
-        while True:
-            with suppress(SubscriptionLost):
-                async with client.listen(tools_list_changed=True) as changes:
-                    async for _ in changes:
-                        on_change()
-                    return
-            await asyncio.sleep(wait_seconds)
-            wait_seconds = min(wait_seconds * 2, MCP_MAX_RETRY_SECONDS)
-            on_change()  # Changes in between were not reported.
-
-
-async def _stop(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait({task})
-
-
 @asynccontextmanager
-async def _stderr_of(
-    name: str, server: McpServer, stderr_lines: deque[str], on_stderr: Callable[[str], None]
-) -> AsyncIterator[TextIO]:
-    """Yield a file for the standard error of the process, and keep its last lines.
+async def _stderr_of(name: str, note_line: Callable[[str], None]) -> AsyncIterator[TextIO]:
+    """Yield a file for the standard error of the process; ``note_line`` gets its lines in a thread.
 
     If the connection fails, the rest is read first, because the last line usually has the reason.
     """
@@ -246,9 +249,7 @@ async def _stderr_of(
     def read() -> None:
         with open(reading, encoding="utf-8", errors="replace") as lines:  # noqa: PTH123
             for line in lines:
-                text = server.redact(line.rstrip()[:MAX_ERROR_CHARS])
-                stderr_lines.append(text)
-                on_stderr(text)
+                note_line(line)
 
     thread = threading.Thread(target=read, name=f"stderr of {name}", daemon=True)
     thread.start()
@@ -260,85 +261,21 @@ async def _stderr_of(
         raise
 
 
-def _describe(error: BaseException, stderr_lines: deque[str]) -> str:
+def _describe(error: BaseException, last_line: str) -> str:
     """Describe the failure for people: the first cause, and the last line of the process."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     match error:
+        case StartupError(detail=detail):
+            return detail.rstrip(".")
         case FileNotFoundError() | PermissionError():
             return f"its command cannot be run ({type(error).__name__})"
-        case httpx2.HTTPStatusError():
-            return f"it answered {error.response.status_code}"
         case httpx2.HTTPError():
             return f"no connection ({type(error).__name__})"
-        case mcp.MCPError(code=types.CONNECTION_CLOSED) if stderr_lines:
-            return f"it ended, and said: {stderr_lines[-1]}"
+        case mcp.MCPError(code=types.CONNECTION_CLOSED) if last_line:
+            return f"it ended, and said: {last_line}"
         case _:
             return (str(error) or type(error).__name__)[:MAX_ERROR_CHARS]
-
-
-class _WatchedTransport:
-    """A transport that reports its end and repairs lists of tools."""
-
-    def __init__(
-        self, transport: Transport, on_end: Callable[[], None], remarks: list[str]
-    ) -> None:
-        self._transport = transport
-        self._on_end = on_end
-        self._remarks = remarks
-
-    async def __aenter__(self) -> Any:
-        reading, writing = await self._transport.__aenter__()
-        return _WatchedStream(reading, self._on_end, self._remarks), writing
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool | None:
-        return await self._transport.__aexit__(kind, error, trace)
-
-
-class _WatchedStream:
-    """The stream of the server's messages, which reports its end."""
-
-    def __init__(self, stream: Any, on_end: Callable[[], None], remarks: list[str]) -> None:
-        self._stream = stream
-        self._on_end = on_end
-        self._remarks = remarks
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def __aiter__(self) -> "_WatchedStream":
-        return self
-
-    async def __anext__(self) -> Any:
-        try:
-            return _repair(await self._stream.__anext__(), self._remarks)
-        except BaseException:
-            self._on_end()
-            raise
-
-    async def receive(self) -> Any:
-        return _repair(await self._stream.receive(), self._remarks)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    async def __aenter__(self) -> "_WatchedStream":
-        await self._stream.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool | None:
-        closed: bool | None = await self._stream.__aexit__(kind, error, trace)
-        return closed
 
 
 def _repair(item: Any, remarks: list[str]) -> Any:
