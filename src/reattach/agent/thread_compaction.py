@@ -9,7 +9,7 @@ from reattach.agent.turns import model_messages, system_prompt
 from reattach.domain.clock import Clock
 from reattach.domain.errors import ConversationBusyError, InvalidArgumentError
 from reattach.domain.ids import TenantId, new_message_id, new_run_id
-from reattach.domain.messages import CompactionStats, Message, Role, SummaryPart
+from reattach.domain.messages import CompactionStats, Message, Role
 from reattach.engine.base import Turn
 from reattach.records.base import Agent, Conversation, Thread
 from reattach.records.records import Records
@@ -63,13 +63,13 @@ async def compact_thread(
     made, _ = await compactor.compact(
         turn, cut, TRIGGER, into_tokens=compactor.window_tokens, may_drop=False
     )
-    before, after = made.stats.context_tokens_before, made.stats.context_tokens_after
+    part, stats = made.summary, made.summary.stats
+    assert stats is not None
+    before, after = stats.context_tokens_before, stats.context_tokens_after
     if before is not None and after is not None and after >= before:
         raise InvalidArgumentError(
             "The summary is not smaller than the messages it would replace. Nothing was changed."
         )
-    assert isinstance(made.kept_from, str)
-    part = SummaryPart(made.summary, made.kept_from, made.stats)
     summary = Message(id=new_message_id(), role=Role.SUMMARY, parts=(part,), created_at=clock.now())
     await records.messages.append(tenant, thread, summary)
-    return made.summary, made.stats
+    return part.text, stats

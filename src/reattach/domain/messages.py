@@ -168,6 +168,26 @@ def join_fragments(fragments: Sequence[Fragment]) -> tuple[OutputPart, ...]:
             return (whole,)
 
 
+def part_chars(part: object) -> int:
+    """Return the number of characters that a part or fragment holds; 0 for anything else."""
+    match part:
+        case TextPart(text) | SummaryPart(text):
+            return len(text)
+        case ReasoningPart(text, signature):
+            return len(text) + len(signature or "")
+        case HiddenReasoningPart(text=text):
+            return len(text or "")
+        case ImagePart(url=url, base64_data=data):
+            return len(url or "") + len(data or "")
+        case ToolCallPart(call_id, name, arguments) | ToolCallDelta(call_id, name, arguments):
+            return len(call_id) + len(name or "") + len(arguments or "")
+        case ToolReturnPart(output=output, stdout=stdout, stderr=stderr, images=images):
+            lines = sum(map(len, (*(stdout or ()), *(stderr or ()))))
+            return len(output) + lines + sum(map(part_chars, images))
+        case _:
+            return 0
+
+
 class Role(StrEnum):
     SYSTEM = "system"
     USER = "user"

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TypeVar
 
 from reattach.domain.events import StopReason, Usage
-from reattach.domain.ids import MessageId
 from reattach.domain.messages import (
-    CompactionStats,
     HiddenReasoningPart,
     Message,
     ReasoningPart,
+    SummaryPart,
     TextPart,
     ToolCallDelta,
     ToolCallPart,
@@ -126,16 +125,16 @@ class Compacting:
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """A summary that replaces everything before ``kept_from``."""
+    """A summary that replaces the older messages."""
 
-    summary: str
-    kept_from: MessageId | int
-    """A message of the turn, or the number from 0 of a finished step of this run."""
-    stats: CompactionStats
+    summary: SummaryPart
     usage: Usage
     """The usage of making the summary."""
     model: str | None = None
     """The handle of the model that made it; None: the turn's."""
+    kept_from_step: int | None = None
+    """The number from 0 of a finished step of this run, if its message is the first that stays in
+    context; it has no id yet for engines."""
 
 
 @dataclass(frozen=True, slots=True)

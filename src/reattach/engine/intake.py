@@ -21,6 +21,7 @@ from reattach.domain.messages import (
     CompactionStats,
     HiddenReasoningPart,
     ReasoningPart,
+    SummaryPart,
     TextPart,
     ToolCallDelta,
     ToolReturnPart,
@@ -186,8 +187,13 @@ class Intake:
                 return Compacting(
                     _text(trigger), whole_count(tokens) or 0, whole_count(window) or 0
                 )
-            case Compacted():
-                return _storable_compacted(delta)
+            case Compacted(summary, usage, model, kept_from_step):
+                return Compacted(
+                    _storable_summary(summary),
+                    storable_usage(usage),
+                    None if model is None else _text(model),
+                    whole_count(kept_from_step),
+                )
             case _:
                 raise TypeError(f"an engine yields deltas, not {type(delta).__name__}")
 
@@ -195,13 +201,14 @@ class Intake:
 _ModelDelta = TextPart | ReasoningPart | ToolCallDelta
 
 
-def _storable_compacted(delta: Compacted) -> Compacted:
-    kept_from = delta.kept_from
-    stats = delta.stats
-    return Compacted(
-        _text(delta.summary),
-        kept_from if isinstance(kept_from, int) else MessageId(_text(kept_from)),
-        CompactionStats(
+def _storable_summary(summary: SummaryPart) -> SummaryPart:
+    kept_from, stats = summary.kept_from, summary.stats
+    return SummaryPart(
+        _text(summary.text),
+        None if kept_from is None else MessageId(_text(kept_from)),
+        None
+        if stats is None
+        else CompactionStats(
             _text(stats.trigger),
             whole_count(stats.context_window) or 0,
             whole_count(stats.messages_count_before) or 0,
@@ -209,8 +216,6 @@ def _storable_compacted(delta: Compacted) -> Compacted:
             whole_count(stats.context_tokens_before),
             whole_count(stats.context_tokens_after),
         ),
-        storable_usage(delta.usage),
-        None if delta.model is None else _text(delta.model),
     )
 
 

@@ -11,16 +11,7 @@ from dataclasses import dataclass
 
 from reattach.domain.ids import MessageId, StepId
 from reattach.domain.limits import CONTEXT_MESSAGE_BYTES
-from reattach.domain.messages import (
-    HiddenReasoningPart,
-    ImagePart,
-    Message,
-    ReasoningPart,
-    SummaryPart,
-    TextPart,
-    ToolCallPart,
-    ToolReturnPart,
-)
+from reattach.domain.messages import Message, part_chars
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +58,6 @@ class Contexts:
 def size_bytes(messages: Iterable[Message]) -> int:
     """Estimate the memory that decoded messages take."""
     return sum(
-        CONTEXT_MESSAGE_BYTES + sum(_part_chars(part) for part in message.parts)
+        CONTEXT_MESSAGE_BYTES + sum(part_chars(part) for part in message.parts)
         for message in messages
     )
-
-
-def _part_chars(part: object) -> int:
-    match part:
-        case TextPart(text) | SummaryPart(text):
-            return len(text)
-        case ReasoningPart(text, signature):
-            return len(text) + len(signature or "")
-        case HiddenReasoningPart(text=text):
-            return len(text or "")
-        case ImagePart(url=url, base64_data=data):
-            return len(url or "") + len(data or "")
-        case ToolCallPart(tool_call_id=call_id, arguments=arguments):
-            return len(call_id) + len(arguments)
-        case ToolReturnPart(output=output, stdout=stdout, stderr=stderr, images=images):
-            lines = sum(map(len, (*(stdout or ()), *(stderr or ()))))
-            return len(output) + lines + sum(map(_part_chars, images))
-        case _:
-            return 0

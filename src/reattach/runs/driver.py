@@ -18,13 +18,7 @@ from reattach.domain.errors import (
 )
 from reattach.domain.events import Event, Output, Stopped
 from reattach.domain.limits import DELTA_BYTES, ENGINE_STOP_SECONDS, RUN_LOG_BYTES
-from reattach.domain.messages import (
-    HiddenReasoningPart,
-    ReasoningPart,
-    TextPart,
-    ToolCallDelta,
-    ToolReturnPart,
-)
+from reattach.domain.messages import TextPart, part_chars
 from reattach.engine.base import Compacted, Delta, Engine, ToolStarting, Turn, closing_deltas
 from reattach.log.base import Head, Log
 from reattach.records.base import Run, Settlement
@@ -310,18 +304,4 @@ def _not_owner(run: Run) -> FencedError:
 
 def _size_bytes(delta: Delta) -> int:
     """Estimate the memory of a delta."""
-    match delta:
-        case TextPart(text):  # Most are of this kind.
-            return DELTA_BYTES + len(text)
-        case ReasoningPart(text, signature):
-            return DELTA_BYTES + len(text) + len(signature or "")
-        case ToolCallDelta(call_id, name, arguments):
-            return DELTA_BYTES + len(call_id) + len(name or "") + len(arguments or "")
-        case ToolReturnPart(output=text, stdout=stdout, stderr=stderr):
-            return DELTA_BYTES + len(text) + sum(map(len, (*(stdout or ()), *(stderr or ()))))
-        case HiddenReasoningPart(text=text):
-            return DELTA_BYTES + len(text or "")
-        case Compacted(summary=text):
-            return DELTA_BYTES + len(text)
-        case _:
-            return DELTA_BYTES
+    return DELTA_BYTES + part_chars(delta.summary if isinstance(delta, Compacted) else delta)

@@ -20,6 +20,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from msgspec import structs
+
 from reattach.domain.clock import Clock
 from reattach.domain.errors import EngineError
 from reattach.domain.events import (
@@ -44,7 +46,6 @@ from reattach.domain.ids import (
 from reattach.domain.limits import MAX_FAILURE_CHARS, MAX_INTEGER
 from reattach.domain.messages import (
     Fragment,
-    SummaryPart,
     TextPart,
     ToolCallDelta,
     ToolReturnPart,
@@ -204,15 +205,12 @@ class RunMachine:
         )
 
     def _on_compacted(self, delta: Compacted) -> list[Event]:
-        kept_from = delta.kept_from
-        if isinstance(kept_from, int):
-            is_known = 0 <= kept_from < len(self._step_messages)
-            message_id = self._step_messages[kept_from] if is_known else None
-        else:
-            message_id = kept_from
+        summary, step = delta.summary, delta.kept_from_step
+        if step is not None:
+            kept_from = self._step_messages[step] if step < len(self._step_messages) else None
+            summary = structs.replace(summary, kept_from=kept_from)
         events = self._flush()
-        part = SummaryPart(delta.summary, message_id, delta.stats)
-        events.append(Output(self._next_place(), (part,)))
+        events.append(Output(self._next_place(), (summary,)))
         return [*events, *self._finish_step(delta.usage, model=delta.model)]
 
     def _on_tool_return(self, part: ToolReturnPart) -> Output:

@@ -9,7 +9,7 @@ from reattach.domain.clock import Clock
 from reattach.domain.context import summary_as_user_message
 from reattach.domain.errors import ContextWindowError, SystemPromptTooLongError
 from reattach.domain.ids import MessageId, new_message_id
-from reattach.domain.messages import Message, Role, SummaryPart, TextPart
+from reattach.domain.messages import Message, Role, TextPart
 from reattach.engine.base import (
     Compacting,
     Delta,
@@ -118,16 +118,16 @@ class CompactingEngine(Engine):
         made, end = await compactor.compact(
             turn, cut, trigger, into_tokens=self._into_tokens(turn, trigger), may_drop=True
         )
-        assert isinstance(made.kept_from, str)
         self._replaced |= {one.id for one in messages_of(turn)[:end]}
         self._summary = Message(
             id=new_message_id(),
             role=Role.SUMMARY,
-            parts=(SummaryPart(made.summary),),
+            parts=(made.summary,),
             created_at=self._clock.now(),
         )
         self._steps += 1
-        yield replace(made, kept_from=self._step_of.get(made.kept_from, made.kept_from))
+        assert made.summary.kept_from is not None
+        yield replace(made, kept_from_step=self._step_of.get(made.summary.kept_from))
 
     def _is_too_large(self, turn: Turn) -> bool:
         """Whether the turn exceeds the limit and compacting it is worthwhile."""

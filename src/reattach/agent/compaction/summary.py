@@ -33,7 +33,7 @@ from reattach.domain.limits import (
     SUMMARY_SECONDS,
     SUMMARY_TOKENS,
 )
-from reattach.domain.messages import CompactionStats, Message, Role, TextPart
+from reattach.domain.messages import CompactionStats, Message, Role, SummaryPart, TextPart
 from reattach.domain.text import storable_text
 from reattach.engine.base import (
     Compacted,
@@ -238,7 +238,8 @@ class Compactor:
             before,
             round(left + self._scale * text_tokens(text)),
         )
-        return Compacted(text, messages[end].id, stats, usage, self._summarizer.model), end
+        summary = SummaryPart(text, messages[end].id, stats)
+        return Compacted(summary, usage, self._summarizer.model), end
 
     def _fitting(self, turn: Turn, messages: Sequence[Message], cut: int, limit: float) -> int:
         """Return the first cut that leaves room for a summary, else the last one."""
