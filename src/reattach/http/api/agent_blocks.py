@@ -4,7 +4,6 @@ from typing import Annotated
 
 from fastapi import Path
 
-from reattach.domain.ids import AgentId, BlockId
 from reattach.domain.limits import MAX_NAME_CHARS
 from reattach.http.api.agents import agent_state
 from reattach.http.context import ContextDep, TenantDep
@@ -28,7 +27,7 @@ LabelPath = Annotated[str, Path(max_length=MAX_NAME_CHARS, description="Label of
 async def list_blocks(
     agent_id: AgentPath, context: ContextDep, tenant: TenantDep, page: ShortPage
 ) -> list[BlockState]:
-    agent = await context.records.agents.get(tenant, AgentId(agent_id))
+    agent = await context.records.agents.get(tenant, agent_id)
     blocks = page_of(agent.blocks, page, lambda block: block.id, "Block")
     return readable_items("blocks", blocks, BlockState.of)
 
@@ -41,8 +40,7 @@ async def list_blocks(
 async def retrieve_block(
     agent_id: AgentPath, block_label: LabelPath, context: ContextDep, tenant: TenantDep
 ) -> BlockState:
-    agent = AgentId(agent_id)
-    return BlockState.of(await context.records.blocks.get_by_label(tenant, agent, block_label))
+    return BlockState.of(await context.records.blocks.get_by_label(tenant, agent_id, block_label))
 
 
 @router.patch(
@@ -59,7 +57,7 @@ async def modify_block(
     tenant: TenantDep,
 ) -> BlockState:
     blocks = context.records.blocks
-    block = await blocks.get_by_label(tenant, AgentId(agent_id), block_label)
+    block = await blocks.get_by_label(tenant, agent_id, block_label)
     return BlockState.of(await blocks.update(tenant, block.id, body.apply))
 
 
@@ -71,8 +69,8 @@ async def modify_block(
 async def attach_block(
     agent_id: AgentPath, block_id: BlockPath, context: ContextDep, tenant: TenantDep
 ) -> AgentState:
-    await context.records.blocks.attach(tenant, AgentId(agent_id), BlockId(block_id))
-    agent = await context.records.agents.get(tenant, AgentId(agent_id))
+    await context.records.blocks.attach(tenant, agent_id, block_id)
+    agent = await context.records.agents.get(tenant, agent_id)
     return await agent_state(context, tenant, agent, None)
 
 
@@ -84,6 +82,6 @@ async def attach_block(
 async def detach_block(
     agent_id: AgentPath, block_id: BlockPath, context: ContextDep, tenant: TenantDep
 ) -> AgentState:
-    await context.records.blocks.detach(tenant, AgentId(agent_id), BlockId(block_id))
-    agent = await context.records.agents.get(tenant, AgentId(agent_id))
+    await context.records.blocks.detach(tenant, agent_id, block_id)
+    agent = await context.records.agents.get(tenant, agent_id)
     return await agent_state(context, tenant, agent, None)

@@ -9,7 +9,7 @@ from fastapi import Query
 from reattach.agent.turns import system_prompt
 from reattach.domain.errors import NotFoundError, NotImplementedHereError
 from reattach.domain.events import StopReason
-from reattach.domain.ids import AgentId, BlockId, TenantId
+from reattach.domain.ids import TenantId
 from reattach.domain.limits import MAX_PAGE_ITEMS, MAX_QUERY_CHARS, MAX_QUERY_VALUES
 from reattach.domain.prompt import system_message
 from reattach.http.api.models import check_model
@@ -94,7 +94,7 @@ async def create_agent(body: AgentCreate, context: ContextDep, tenant: TenantDep
     now = context.clock.now()
     agent = _with_tools(body.agent(now), body, context.toolbox.for_tenant(tenant))
     check_model(context.catalog, agent.model)
-    block_ids = [BlockId(block_id) for block_id in body.block_ids or ()]
+    block_ids = body.block_ids or ()
     present = [await context.records.blocks.get(tenant, block_id) for block_id in block_ids]
     whole = replace(agent, blocks=(*agent.blocks, *present))
     first = system_message(system_prompt(whole, None), now)
@@ -108,7 +108,7 @@ async def create_agent(body: AgentCreate, context: ContextDep, tenant: TenantDep
 async def retrieve_agent(
     agent_id: AgentPath, context: ContextDep, tenant: TenantDep, include: Includes = None
 ) -> AgentState:
-    agent = await context.records.agents.get(tenant, AgentId(agent_id))
+    agent = await context.records.agents.get(tenant, agent_id)
     return await agent_state(context, tenant, agent, include)
 
 
@@ -125,10 +125,7 @@ async def modify_agent(
             check_model(context.catalog, changed.model)
         return changed
 
-    block_ids = None if body.block_ids is None else [BlockId(one) for one in body.block_ids]
-    agent = await context.records.agents.update(
-        tenant, AgentId(agent_id), change, block_ids=block_ids
-    )
+    agent = await context.records.agents.update(tenant, agent_id, change, block_ids=body.block_ids)
     return await agent_state(context, tenant, agent, None)
 
 
@@ -140,16 +137,15 @@ async def modify_agent(
     "first.",
 )
 async def delete_agent(agent_id: AgentPath, context: ContextDep, tenant: TenantDep) -> Deleted:
-    agent = AgentId(agent_id)
-    await context.records.agents.get(tenant, agent)
+    await context.records.agents.get(tenant, agent_id)
     page = Page(limit=MAX_PAGE_ITEMS, ascending=False)
-    active = await context.records.runs.list(tenant, page, agent_ids=[agent], active_only=True)
+    active = await context.records.runs.list(tenant, page, agent_ids=[agent_id], active_only=True)
     if active:
         await context.runs.cancel(active)
-    run_ids = await context.records.agents.delete(tenant, agent)
+    run_ids = await context.records.agents.delete(tenant, agent_id)
     await context.runs.delete_logs(run_ids)
     await context.records.runs.mark_log_deleted(run_ids, context.clock.now())
-    return Deleted(message=f"Agent id={agent} successfully deleted")
+    return Deleted(message=f"Agent id={agent_id} successfully deleted")
 
 
 @router.patch(
@@ -164,7 +160,7 @@ async def reset_messages(
     tenant: TenantDep,
     body: ResetBody | None = None,  # noqa: ARG001
 ) -> AgentState:
-    agent = await context.records.agents.get(tenant, AgentId(agent_id))
+    agent = await context.records.agents.get(tenant, agent_id)
     first = system_message(system_prompt(agent, None), context.clock.now())
     await context.records.messages.reset(tenant, agent.id, first)
     return AgentState.of(agent, view_of(context, tenant, None), [first.id])

@@ -1,7 +1,6 @@
 """Routes for memory blocks; ``agent_blocks`` has the blocks of one agent."""
 
 from reattach.domain.errors import NotImplementedHereError
-from reattach.domain.ids import BlockId
 from reattach.http.context import ContextDep, TenantDep
 from reattach.http.paging import OldestPage
 from reattach.http.readable import readable_items
@@ -54,7 +53,7 @@ async def create_block(body: BlockCreate, context: ContextDep, tenant: TenantDep
     "/v1/blocks/{block_id}", operation_id="retrieve_block", summary="Retrieve a memory block"
 )
 async def retrieve_block(block_id: BlockPath, context: ContextDep, tenant: TenantDep) -> BlockState:
-    return BlockState.of(await context.records.blocks.get(tenant, BlockId(block_id)))
+    return BlockState.of(await context.records.blocks.get(tenant, block_id))
 
 
 @router.patch("/v1/blocks/{block_id}", operation_id="modify_block", summary="Change a memory block")
@@ -62,7 +61,7 @@ async def modify_block(
     block_id: BlockPath, body: BlockUpdate, context: ContextDep, tenant: TenantDep
 ) -> BlockState:
     blocks = context.records.blocks
-    return BlockState.of(await blocks.update(tenant, BlockId(block_id), body.apply))
+    return BlockState.of(await blocks.update(tenant, block_id, body.apply))
 
 
 @router.delete(
@@ -72,4 +71,4 @@ async def modify_block(
     description="Removes the block from all agents that have it.",
 )
 async def delete_block(block_id: BlockPath, context: ContextDep, tenant: TenantDep) -> None:
-    await context.records.blocks.delete(tenant, BlockId(block_id))
+    await context.records.blocks.delete(tenant, block_id)

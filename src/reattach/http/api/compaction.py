@@ -6,7 +6,7 @@ from fastapi import Query
 
 from reattach.agent.thread_compaction import compact_thread
 from reattach.agent.turns import system_prompt
-from reattach.domain.ids import AgentId, TenantId
+from reattach.domain.ids import TenantId
 from reattach.domain.prompt import system_message
 from reattach.http.api.models import check_model
 from reattach.http.context import Context, ContextDep, TenantDep
@@ -47,7 +47,7 @@ async def compact_agent(
     agent_id: AgentPath, context: ContextDep, tenant: TenantDep, body: CompactBody | None = None
 ) -> Compacted:
     asked = _compaction_settings(context, body)
-    addressed = await find_agent(context.records, tenant, AgentId(agent_id))
+    addressed = await find_agent(context.records, tenant, agent_id)
     return await _compact(context, tenant, addressed, asked)
 
 
@@ -85,7 +85,7 @@ async def recompile_agent(
     dry_run: DryRun = False,
     update_timestamp: Annotated[bool, Query(description="Has no effect.")] = False,  # noqa: ARG001
 ) -> str:
-    addressed = await find_agent(context.records, tenant, AgentId(agent_id))
+    addressed = await find_agent(context.records, tenant, agent_id)
     return await _recompile(context, tenant, addressed, dry_run=dry_run)
 
 

@@ -14,7 +14,6 @@ from reattach.domain.ids import (
     AGENT_PATTERN,
     MESSAGE_PATTERN,
     AgentId,
-    ConversationId,
     MessageId,
     TenantId,
     new_block_id,
@@ -47,14 +46,14 @@ router = routes("conversations")
     "/v1/conversations/", operation_id="create_conversation", summary="Create a conversation"
 )
 async def create_conversation(
-    agent_id: Annotated[str, Query(pattern=AGENT_PATTERN, description="Id of its agent.")],
+    agent_id: Annotated[AgentId, Query(pattern=AGENT_PATTERN, description="Id of its agent.")],
     context: ContextDep,
     tenant: TenantDep,
     body: ConversationCreate | None = None,
 ) -> ConversationState:
     body = body or ConversationCreate()
     now = context.clock.now()
-    conversation = body.conversation(AgentId(agent_id), now)
+    conversation = body.conversation(agent_id, now)
     agent = await context.records.agents.get(tenant, conversation.agent_id)
     check_model(context.catalog, conversation.model)
     isolated = _isolate_blocks(agent, body.isolated_block_labels or (), now)
@@ -79,7 +78,7 @@ async def list_conversations(
     conversations = await records.list(
         tenant,
         page,
-        agent_id=None if agent_id is None else AgentId(agent_id),
+        agent_id=agent_id,
         summary_search=summary_search,
         order_by=order_by,
         archive_status=archive_status,
@@ -98,8 +97,8 @@ async def list_conversations(
 async def retrieve_conversation(
     conversation_id: ConversationPath, context: ContextDep, tenant: TenantDep
 ) -> ConversationState:
-    named = ConversationId(conversation_id)
-    return await _state(context, tenant, await context.records.conversations.get(tenant, named))
+    conversation = await context.records.conversations.get(tenant, conversation_id)
+    return await _state(context, tenant, conversation)
 
 
 @router.patch(
@@ -115,7 +114,7 @@ async def update_conversation(
 ) -> ConversationState:
     check_model(context.catalog, body.model)
     conversation = await context.records.conversations.update(
-        tenant, ConversationId(conversation_id), partial(body.apply, now=context.clock.now())
+        tenant, conversation_id, partial(body.apply, now=context.clock.now())
     )
     return await _state(context, tenant, conversation)
 
@@ -130,7 +129,7 @@ async def update_conversation(
 async def delete_conversation(
     conversation_id: ConversationPath, context: ContextDep, tenant: TenantDep
 ) -> None:
-    await context.records.conversations.delete(tenant, ConversationId(conversation_id))
+    await context.records.conversations.delete(tenant, conversation_id)
 
 
 @router.post(
@@ -144,7 +143,7 @@ async def fork_conversation(
     tenant: TenantDep,
     agent_id: QueryAgent = None,
     message_id: Annotated[
-        str | None,
+        MessageId | None,
         Query(pattern=MESSAGE_PATTERN, description="Id of the last message to copy."),
     ] = None,
     hidden: bool = False,
@@ -154,8 +153,7 @@ async def fork_conversation(
     now = context.clock.now()
     new = _fork_of(context, addressed, hidden=hidden)
     first = system_message(system_prompt(addressed.agent, new), now)
-    up_to = None if message_id is None else MessageId(message_id)
-    new = await context.records.conversations.fork(tenant, source, new, first, up_to=up_to)
+    new = await context.records.conversations.fork(tenant, source, new, first, up_to=message_id)
     return await _state(context, tenant, new)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from fastapi import Depends, Query, Response
 
-from reattach.domain.ids import CONVERSATION_PATTERN, AgentId, ConversationId, MessageId
+from reattach.domain.ids import CONVERSATION_PATTERN, ConversationId, MessageId
 from reattach.domain.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS, PAGE_BYTES
 from reattach.domain.messages import Message
 from reattach.http.context import ContextDep, TenantDep
@@ -52,11 +52,11 @@ def span_query(default_order: Literal["asc", "desc"]) -> Any:
 
     async def span(
         before: Annotated[
-            str | None,
+            MessageId | None,
             Query(max_length=MAX_ID_CHARS, description="Id of a message; returns older ones."),
         ] = None,
         after: Annotated[
-            str | None,
+            MessageId | None,
             Query(max_length=MAX_ID_CHARS, description="Id of a message; returns newer ones."),
         ] = None,
         limit: Annotated[
@@ -68,8 +68,8 @@ def span_query(default_order: Literal["asc", "desc"]) -> Any:
         return Span(
             limit,
             ascending=order == "asc",
-            before=MessageId(before) if before else None,
-            after=MessageId(after) if after else None,
+            before=before or None,
+            after=after or None,
         )
 
     return Depends(span)
@@ -116,7 +116,7 @@ async def list_agent_messages(
     tenant: TenantDep,
     span: NewestSpan,
     conversation_id: Annotated[
-        str | None,
+        ConversationId | None,
         Query(
             pattern=f"^default$|{CONVERSATION_PATTERN}",
             description="Only of this conversation; `default` is the default conversation.",
@@ -124,13 +124,12 @@ async def list_agent_messages(
     ] = None,
     include_return_message_types: Types = None,
 ) -> Response:
-    agent = AgentId(agent_id)
-    named: ConversationId | Literal["default"] | None = (
-        "default" if conversation_id == "default"
-        else None if conversation_id is None
-        else ConversationId(conversation_id)
-    )  # fmt: skip
-    listing = partial(context.records.messages.list_of_agent, tenant, agent, conversation_id=named)
+    listing = partial(
+        context.records.messages.list_of_agent,
+        tenant,
+        agent_id,
+        conversation_id=conversation_id,
+    )
     return await answer(listing, span, include_return_message_types, oldest_first=True)
 
 
@@ -166,7 +165,7 @@ async def list_all_messages(
 async def retrieve_message(
     message_id: MessagePath, context: ContextDep, tenant: TenantDep
 ) -> Response:
-    message = await context.records.messages.get(tenant, MessageId(message_id))
+    message = await context.records.messages.get(tenant, message_id)
     return JsonResponse(message_items(message))
 
 

@@ -30,11 +30,11 @@ router = routes("runs")
 
 RunPath = Annotated[str, Path(max_length=MAX_ID_CHARS, description="Id of the run, `run-<uuid4>`.")]
 AgentIds = Annotated[
-    list[Annotated[str, Field(pattern=AGENT_PATTERN)]] | None,
+    list[Annotated[AgentId, Field(pattern=AGENT_PATTERN)]] | None,
     Query(max_length=MAX_QUERY_VALUES, deprecated=True),
 ]
 ConversationQuery = Annotated[
-    str | None,
+    ConversationId | None,
     Query(
         pattern=f"^default$|{CONVERSATION_PATTERN}",
         description="Only runs of this conversation; `default` is the default conversation.",
@@ -56,7 +56,7 @@ async def list_runs(
     active: Annotated[bool, Query(description="Only runs that have not ended.")] = False,
     order_by: Annotated[Literal["created_at"], Query()] = "created_at",  # noqa: ARG001
 ) -> list[RunState]:
-    agents = {AgentId(one) for one in [*(agent_ids or ()), *([agent_id] if agent_id else ())]}
+    agents = {*(agent_ids or ()), *([agent_id] if agent_id else ())}
     runs = await context.records.runs.list(
         tenant,
         page,
@@ -64,11 +64,9 @@ async def list_runs(
         statuses=_statuses(statuses or ()),
         background=background,
         stop_reason=None if stop_reason is None else StopReason(stop_reason),
-        conversation_id="default" if conversation_id == "default"
-        else None if conversation_id is None
-        else ConversationId(conversation_id),
+        conversation_id=conversation_id,
         active_only=active,
-    )  # fmt: skip
+    )
     return readable_items("runs", runs, RunState.of)
 
 
@@ -85,7 +83,7 @@ async def list_active_runs(
     agent_ids: AgentIds = None,
     background: bool | None = None,
 ) -> list[RunState]:
-    agents = {AgentId(one) for one in [*(agent_ids or ()), *([agent_id] if agent_id else ())]}
+    agents = {*(agent_ids or ()), *([agent_id] if agent_id else ())}
     page = Page(limit=MAX_PAGE_ITEMS, ascending=False)
     runs = await context.records.runs.list(
         tenant, page, agent_ids=agents, background=background, active_only=True

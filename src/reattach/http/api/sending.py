@@ -13,7 +13,7 @@ from reattach.domain.errors import (
     engine_error,
 )
 from reattach.domain.events import RunStatus
-from reattach.domain.ids import AgentId, TenantId
+from reattach.domain.ids import TenantId
 from reattach.domain.limits import MAX_ID_CHARS
 from reattach.http.context import AccessDep, Context, ContextDep, TenantDep
 from reattach.http.json import Fault, JsonResponse, invalid
@@ -117,7 +117,7 @@ async def send_to_agent(
 ) -> Response:
     if not body.streaming:
         _refuse_stream_options(body)
-    addressed = await find_agent(context.records, tenant, AgentId(agent_id))
+    addressed = await find_agent(context.records, tenant, agent_id)
     run_type = "send_message_streaming" if body.streaming else "send_message"
     send = _parse(context, tenant, addressed, body, run_type)
     run = await _start_run(context, access, send)
@@ -141,7 +141,7 @@ async def stream_to_agent(
     tenant: TenantDep,
     access: AccessDep,
 ) -> Response:
-    addressed = await find_agent(context.records, tenant, AgentId(agent_id))
+    addressed = await find_agent(context.records, tenant, agent_id)
     send = _parse(context, tenant, addressed, body, "send_message_streaming")
     return _stream(context, await _start_run(context, access, send), send)
 
@@ -160,7 +160,7 @@ async def send_to_agent_async(
     access: AccessDep,
 ) -> RunState:
     callback_url = _callback_url(context, body)
-    addressed = await find_agent(context.records, tenant, AgentId(agent_id))
+    addressed = await find_agent(context.records, tenant, agent_id)
     send = _parse(context, tenant, addressed, body, "send_message_async")
     return RunState.of(await _start_run(context, access, replace(send, callback_url=callback_url)))
 
@@ -206,9 +206,9 @@ async def cancel_agent_runs(
     tenant: TenantDep,
     body: CancelBody | None = None,
 ) -> Response:
-    await context.records.agents.get(tenant, AgentId(agent_id))
+    await context.records.agents.get(tenant, agent_id)
     if body is None or not body.run_ids:
-        thread = Thread(AgentId(agent_id), None)
+        thread = Thread(agent_id, None)
         return JsonResponse(await context.runs.cancel_thread(tenant, thread))
     runs = [await context.runs.by_id(tenant, run_id) for run_id in body.run_ids]
     for run in runs:

@@ -72,7 +72,7 @@ async def retrieve_tool(tool_id: ToolPath, context: ContextDep, tenant: TenantDe
 async def list_agent_tools(
     agent_id: AgentPath, context: ContextDep, tenant: TenantDep, page: ShortPage
 ) -> list[ToolBody]:
-    agent = await context.records.agents.get(tenant, AgentId(agent_id))
+    agent = await context.records.agents.get(tenant, agent_id)
     attached = context.toolbox.for_tenant(tenant).attached_tools(agent.tools)
     found = page_of(attached, page, lambda one: one.tool.id, "Tool")
     return [ToolBody.attached(one) for one in found]
@@ -151,9 +151,9 @@ def _tool(context: Context, tenant: TenantId, tool_id: str) -> Tool:
 
 
 async def _change(
-    context: Context, tenant: TenantId, agent_id: str, change: Callable[[Agent], Agent]
+    context: Context, tenant: TenantId, agent_id: AgentId, change: Callable[[Agent], Agent]
 ) -> AgentState:
-    agent = await context.records.agents.update(tenant, AgentId(agent_id), change)
+    agent = await context.records.agents.update(tenant, agent_id, change)
     return await agent_state(context, tenant, agent, None)
 
 

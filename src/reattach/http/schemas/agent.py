@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field
 
-from reattach.domain.ids import BLOCK_PATTERN, TOOL_PATTERN, new_agent_id
+from reattach.domain.ids import BLOCK_PATTERN, TOOL_PATTERN, BlockId, new_agent_id
 from reattach.domain.limits import MAX_AGENT_BLOCKS, MAX_AGENT_TOOLS, MAX_NAME_CHARS
 from reattach.domain.prompt import DEFAULT_SYSTEM
 from reattach.engine.base import Model
@@ -71,7 +71,7 @@ AgentName = Annotated[
     ),
 ]
 BlockIds = Annotated[
-    list[Annotated[str, Field(pattern=BLOCK_PATTERN)]], Field(max_length=MAX_AGENT_BLOCKS)
+    list[Annotated[BlockId, Field(pattern=BLOCK_PATTERN)]], Field(max_length=MAX_AGENT_BLOCKS)
 ]
 
 ToolIds = Annotated[

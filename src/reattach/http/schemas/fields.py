@@ -16,6 +16,10 @@ from reattach.domain.ids import (
     MCP_SERVER_PATTERN,
     MESSAGE_PATTERN,
     TOOL_PATTERN,
+    AgentId,
+    BlockId,
+    ConversationId,
+    MessageId,
 )
 from reattach.domain.limits import (
     MAX_CONTEXT_TOKENS,
@@ -121,12 +125,14 @@ def _id_path(prefix: str, pattern: str, noun: str) -> Any:
     )
 
 
-AgentPath = Annotated[str, _id_path("agent-", AGENT_PATTERN, "agent")]
-BlockPath = Annotated[str, _id_path("block-", BLOCK_PATTERN, "block")]
-ConversationPath = Annotated[str, _id_path("conv-", CONVERSATION_PATTERN, "conversation")]
+AgentPath = Annotated[AgentId, _id_path("agent-", AGENT_PATTERN, "agent")]
+BlockPath = Annotated[BlockId, _id_path("block-", BLOCK_PATTERN, "block")]
+ConversationPath = Annotated[
+    ConversationId, _id_path("conv-", CONVERSATION_PATTERN, "conversation")
+]
 ToolPath = Annotated[str, _id_path("tool-", TOOL_PATTERN, "tool")]
 McpServerPath = Annotated[str, _id_path("mcp_server-", MCP_SERVER_PATTERN, "MCP server")]
-MessagePath = Annotated[str, _id_path("message-", MESSAGE_PATTERN, "message")]
+MessagePath = Annotated[MessageId, _id_path("message-", MESSAGE_PATTERN, "message")]
 ThreadPath = Annotated[
     str,
     Path(
@@ -144,7 +150,7 @@ QueryPart = Annotated[
     str | None,
     Query(max_length=MAX_QUERY_CHARS, description="Substring to search for; case-insensitive."),
 ]
-QueryAgent = Annotated[str | None, Query(pattern=AGENT_PATTERN, description="Id of an agent.")]
+QueryAgent = Annotated[AgentId | None, Query(pattern=AGENT_PATTERN, description="Id of an agent.")]
 NobodyHas = Annotated[
     str | None, Query(max_length=MAX_ID_CHARS, description="Not supported: matches nothing.")
 ]
