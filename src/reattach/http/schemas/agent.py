@@ -27,6 +27,7 @@ from reattach.http.schemas.fields import (
     UtcTime,
     Word,
     given,
+    members_of,
 )
 from reattach.http.schemas.model import ModelConfig
 from reattach.http.schemas.settings import (
@@ -165,35 +166,18 @@ class AgentState(Answer):
             [BlockState.of(block) for block in agent.blocks] if view.shows("agent.blocks") else []
         )
         kept = {name: value for name, value in agent.settings.items() if name in KEPT_MEMBERS}
-        return cls(
-            id=agent.id,
-            name=agent.name,
-            description=agent.description,
-            agent_type=agent.agent_type,
-            system=agent.system,
-            model=handle,
-            model_settings=None if agent.model_settings is None else dict(agent.model_settings),
-            llm_config=config,
-            embedding=agent.embedding,
-            memory=Memory(agent_type=agent.agent_type, blocks=blocks),
-            blocks=blocks,
-            tools=[ToolBody.attached(one) for one in view.toolbox.attached_tools(agent.tools)]
-            if view.shows("agent.tools")
-            else [],
-            tags=list(agent.tags) if view.shows("agent.tags") else [],
-            message_ids=None if message_ids is None else list(message_ids),
-            metadata=None if agent.metadata is None else dict(agent.metadata),
-            timezone=agent.timezone or "UTC",
-            hidden=agent.hidden,
-            created_at=agent.created_at,
-            updated_at=agent.updated_at,
-            last_run_completion=agent.last_run_completion,
-            last_run_duration_ms=agent.last_run_duration_ms,
-            last_stop_reason=None
-            if agent.last_stop_reason is None
-            else agent.last_stop_reason.value,
-            **kept,
-        )
+        attached = view.toolbox.attached_tools(agent.tools) if view.shows("agent.tools") else ()
+        shown = {
+            "model": handle,
+            "llm_config": config,
+            "memory": Memory(agent_type=agent.agent_type, blocks=blocks),
+            "blocks": blocks,
+            "tools": [ToolBody.attached(one) for one in attached],
+            "tags": agent.tags if view.shows("agent.tags") else (),
+            "message_ids": message_ids,
+            "timezone": agent.timezone or "UTC",
+        }
+        return cls(**members_of(agent, cls) | shown | kept)
 
 
 class _AgentMembers(Body):

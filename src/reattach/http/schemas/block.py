@@ -10,7 +10,16 @@ from reattach.domain.errors import ValidationFailedError
 from reattach.domain.ids import new_block_id
 from reattach.domain.limits import MAX_BLOCK_CHARS
 from reattach.http.json import Fault, invalid
-from reattach.http.schemas.fields import Answer, Body, Description, KeptObject, Tags, Word, given
+from reattach.http.schemas.fields import (
+    Answer,
+    Body,
+    Description,
+    KeptObject,
+    Tags,
+    Word,
+    given,
+    members_of,
+)
 from reattach.records.base import Block
 
 Label = Annotated[Word, Field(min_length=1, description="Name of the block within its agent.")]
@@ -45,28 +54,23 @@ class BlockState(Answer):
 
     @classmethod
     def of(cls, block: Block) -> Self:
-        return cls(
-            id=block.id,
-            value=block.value,
-            limit=block.limit,
-            label=block.label,
-            description=block.description,
-            read_only=block.read_only,
-            metadata=dict(block.metadata),
-            tags=list(block.tags),
-            hidden=block.hidden,
-        )
+        return cls(**members_of(block, cls))
 
 
-class BlockCreate(Body):
-    label: Label
-    value: Value
+class _BlockMembers(Body):
+    label: Label | None = None
+    value: Value | None = None
     limit: CharLimit | None = None
     description: Description | None = None
     read_only: bool | None = None
     hidden: bool | None = None
     metadata: KeptObject | None = None
     tags: Tags | None = None
+
+
+class BlockCreate(_BlockMembers):
+    label: Label
+    value: Value
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -90,17 +94,8 @@ class BlockCreate(Body):
         )
 
 
-class BlockUpdate(Body):
+class BlockUpdate(_BlockMembers):
     """Changes of a block: an absent member stays, and null clears one that may be empty."""
-
-    label: Label | None = None
-    value: Value | None = None
-    limit: CharLimit | None = None
-    description: Description | None = None
-    read_only: bool | None = None
-    hidden: bool | None = None
-    metadata: KeptObject | None = None
-    tags: Tags | None = None
 
     def apply(self, block: Block) -> Block:
         """Return the block after the changes. Raises ValidationFailedError if it is too long."""

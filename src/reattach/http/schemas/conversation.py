@@ -19,6 +19,7 @@ from reattach.http.schemas.fields import (
     UtcTime,
     Word,
     given,
+    members_of,
 )
 from reattach.http.schemas.settings import ModelSettings
 from reattach.records.base import Conversation
@@ -47,33 +48,24 @@ class ConversationState(Answer):
 
     @classmethod
     def of(cls, conversation: Conversation, message_ids: Sequence[str]) -> Self:
-        settings = conversation.model_settings
         return cls(
-            id=conversation.id,
-            agent_id=conversation.agent_id,
-            summary=conversation.summary,
-            description=conversation.description,
-            model=conversation.model,
-            model_settings=None if settings is None else dict(settings),
-            context_window_limit=conversation.context_window_limit,
+            **members_of(conversation, cls),
             in_context_message_ids=list(message_ids),
             isolated_block_ids=[block.id for block in conversation.isolated_blocks],
             archived=conversation.archived_at is not None,
-            archived_at=conversation.archived_at,
-            hidden=conversation.hidden,
-            last_message_at=conversation.last_message_at,
-            created_at=conversation.created_at,
-            updated_at=conversation.updated_at,
         )
 
 
-class ConversationCreate(Body):
+class _ConversationMembers(Body):
     summary: Description | None = None
     description: Description | None = None
     model: Handle | None = None
     model_settings: ModelSettings | None = None
     context_window_limit: ContextTokens | None = None
     hidden: bool | None = None
+
+
+class ConversationCreate(_ConversationMembers):
     isolated_block_labels: Annotated[list[Word], Field(max_length=MAX_AGENT_BLOCKS)] | None = None
 
     def conversation(self, agent_id: AgentId, now: datetime) -> Conversation:
@@ -91,15 +83,9 @@ class ConversationCreate(Body):
         )
 
 
-class ConversationUpdate(Body):
+class ConversationUpdate(_ConversationMembers):
     """Changes of a conversation: an absent member stays, and null clears one."""
 
-    summary: Description | None = None
-    description: Description | None = None
-    model: Handle | None = None
-    model_settings: ModelSettings | None = None
-    context_window_limit: ContextTokens | None = None
-    hidden: bool | None = None
     archived: bool | None = None
     last_message_at: GivenTime | None = None
 

@@ -164,6 +164,11 @@ OrderParam = Annotated[
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE_ITEMS, description="Maximum number of items.")]
 
 
+def members_of(row: object, schema: type[BaseModel]) -> dict[str, Any]:
+    """Return the attributes of the row that are members of the schema, by name."""
+    return {name: getattr(row, name) for name in schema.model_fields if hasattr(row, name)}
+
+
 def given(body: BaseModel) -> Mapping[str, Any]:
     """Return the members that the client sent, including null, by name."""
     return {name: getattr(body, name) for name in body.model_fields_set}

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from reattach.domain.events import Usage
 from reattach.engine.base import Model
-from reattach.http.schemas.fields import Answer, StopReasonName, UtcTime
+from reattach.http.schemas.fields import Answer, StopReasonName, UtcTime, members_of
 from reattach.records.base import Run, Step
 from reattach.wire.letta import MessageType
 
@@ -48,20 +48,9 @@ class RunState(Answer):
         if run.error is not None:
             metadata["error"] = dict(run.error)
         return cls(
-            id=run.id,
+            **members_of(run, cls),
             agent_id=run.thread.agent_id,
-            conversation_id=run.thread.conversation_id,
-            status=run.status.value,
-            stop_reason=None if run.stop_reason is None else run.stop_reason.value,
-            background=run.background,
-            created_at=run.created_at,
-            completed_at=run.completed_at,
             metadata=metadata,
-            request_config=RequestConfig.model_validate(run.request_config),
-            callback_url=run.callback_url,
-            callback_sent_at=run.callback_sent_at,
-            callback_status_code=run.callback_status_code,
-            callback_error=run.callback_error,
             total_duration_ns=run.duration_ns,
         )
 
@@ -88,9 +77,7 @@ class RunUsage(Answer):
     @classmethod
     def of(cls, usage: Usage) -> Self:
         return cls(
-            completion_tokens=usage.completion_tokens,
-            prompt_tokens=usage.prompt_tokens,
-            total_tokens=usage.total_tokens,
+            **members_of(usage, cls),
             prompt_tokens_details=_prompt_tokens(usage),
             completion_tokens_details=None
             if usage.reasoning_tokens is None
@@ -144,28 +131,14 @@ class StepState(Answer):
 
     @classmethod
     def of(cls, step: Step, tenant: str, model: Model | None) -> Self:
-        usage = RunUsage.of(step.usage)
         provider, _, name = (step.model or "").partition("/")
+        own = members_of(step, cls) | {"model": name or None}
         return cls(
-            id=step.id,
+            **members_of(step.usage, cls) | dict(RunUsage.of(step.usage)) | own,
             organization_id=tenant,
-            run_id=step.run_id,
-            agent_id=step.agent_id,
             provider_name=provider or None,
-            model=name or None,
             model_handle=step.model,
             context_window_limit=None if model is None else model.context_window_tokens,
-            completion_tokens=usage.completion_tokens,
-            prompt_tokens=usage.prompt_tokens,
-            total_tokens=usage.total_tokens,
-            cached_input_tokens=step.usage.cached_input_tokens,
-            cache_write_tokens=step.usage.cache_write_tokens,
-            reasoning_tokens=step.usage.reasoning_tokens,
-            completion_tokens_details=usage.completion_tokens_details,
-            prompt_tokens_details=usage.prompt_tokens_details,
-            stop_reason=None if step.stop_reason is None else step.stop_reason.value,
-            error_type=step.error_type,
-            status=step.status,
         )
 
 
