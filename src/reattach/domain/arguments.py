@@ -6,7 +6,7 @@ A model may write anything, or be cut off. Text that is not a JSON object for ev
 
 import json
 import math
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from reattach.domain.limits import MAX_ARGUMENTS_DEPTH
 from reattach.domain.text import storable_text
@@ -31,7 +31,8 @@ def decoded_arguments(text: str) -> dict[str, Any] | None:
         return None
     if not isinstance(value, dict):
         return None
-    if text.count("[") + text.count("{") > MAX_ARGUMENTS_DEPTH and _is_too_deep(value):
+    brackets = text.count("[") + text.count("{")
+    if brackets > MAX_ARGUMENTS_DEPTH and is_deeper_than(MAX_ARGUMENTS_DEPTH, value):
         return None
     return _storable(value) if "\\ud" in text.lower() else value
 
@@ -47,23 +48,23 @@ def json_object(text: str) -> str:
     return json.dumps(members) if "\\ud" in text.lower() else text
 
 
-def _finite(text: str) -> float:
+def finite_number(text: str) -> float:
+    """Return the number. Raises ValueError for NaN, infinity and numbers that are too large."""
     number = float(text)
-    if math.isinf(number):
-        raise ValueError("a number is too large")
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:_SHOWN_CHARS]} is too large, or not a JSON number.")
     return number
 
 
-def _refuse(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
+_SHOWN_CHARS: Final = 40
+
+_decode: Final = json.JSONDecoder(parse_float=finite_number, parse_constant=finite_number).decode
 
 
-_decode: Final = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse).decode
-
-
-def _is_too_deep(value: object) -> bool:
+def is_deeper_than(levels: int, value: object) -> bool:
+    """Whether objects and arrays are nested more than ``levels`` deep."""
     level: list[object] = [value]
-    for _ in range(MAX_ARGUMENTS_DEPTH):
+    for _ in range(levels):
         level = [
             inner
             for outer in level
