@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.live_server import LiveServer, joined, kinds, text, told
+from tests.support.live_server import LiveServer, joined, kinds, message_body, text
 
 
 def to(agent_id: str) -> str:
@@ -16,7 +16,7 @@ def to(agent_id: str) -> str:
 async def test_an_async_send_returns_its_run_before_the_run_ends(live: LiveServer) -> None:
     agent = (await live.agent())["id"]
     live.gates.hold(agent)
-    run = await live.made(to(agent), told("lantern"))
+    run = await live.made(to(agent), message_body("lantern"))
     assert run["status"] in {"created", "running"}
     assert (run["agent_id"], run["conversation_id"]) == (agent, None)
     assert run["background"] is True
@@ -35,7 +35,7 @@ async def test_the_stream_of_an_async_run_resumes_by_run_otid_and_conversation(
 ) -> None:
     agent = (await live.agent())["id"]
     live.gates.hold(agent, 3)
-    run = await live.made(to(agent), told("[chunks=6]", otid="async-1", background=False))
+    run = await live.made(to(agent), message_body("[chunks=6]", otid="async-1", background=False))
     await live.gates.reached(agent, 3)
     ways: dict[str, tuple[str, dict[str, Any]]] = {
         "run": (f"/v1/runs/{run['id']}/stream", {}),
@@ -63,22 +63,22 @@ async def test_a_repeated_async_send_returns_the_same_run(
 ) -> None:
     agent = (await live.agent())["id"]
     live.gates.hold(agent)
-    first = await live.made(to(agent), told("once", otid="async-2"))
-    again = await live.made(to(agent), told("once", otid="async-2"))
+    first = await live.made(to(agent), message_body("once", otid="async-2"))
+    again = await live.made(to(agent), message_body("once", otid="async-2"))
     assert again["id"] == first["id"]
     await live.ended(first["id"])
-    after = await live.made(to(agent), told("once", otid="async-2"))
+    after = await live.made(to(agent), message_body("once", otid="async-2"))
     assert (after["id"], after["status"]) == (first["id"], "completed")
     assert await live.run_ids(agent_id=agent) == [first["id"]]
-    other = await live.client.post(to(agent), json=told("twice", otid="async-2"))
+    other = await live.client.post(to(agent), json=message_body("twice", otid="async-2"))
     assert (other.status_code, other.json()["code"]) == (409, "otid_conflict")
 
 
 async def test_an_async_send_to_a_busy_conversation_is_refused(live: LiveServer) -> None:
     agent = (await live.agent())["id"]
     live.gates.hold(agent)
-    run = await live.made(to(agent), told("first"))
-    busy = await live.client.post(to(agent), json=told("second"))
+    run = await live.made(to(agent), message_body("first"))
+    busy = await live.client.post(to(agent), json=message_body("second"))
     assert (busy.status_code, busy.json()["code"]) == (409, "conversation_busy")
     assert busy.json()["run_id"] == run["id"]
     await live.ended(run["id"])
@@ -87,7 +87,7 @@ async def test_an_async_send_to_a_busy_conversation_is_refused(live: LiveServer)
 async def test_an_async_run_is_cancelled_like_any_other(live: LiveServer) -> None:
     agent = (await live.agent())["id"]
     live.gates.hold(agent)
-    run = await live.made(to(agent), told("never"))
+    run = await live.made(to(agent), message_body("never"))
     cancelled = await live.made(f"/v1/agents/{agent}/messages/cancel", {"run_ids": [run["id"]]})
     assert cancelled == {run["id"]: "cancelled"}
 

@@ -14,7 +14,7 @@ import pytest
 from reattach.domain.ids import DEFAULT_TENANT, new_uuid
 from reattach.domain.limits import MAX_REQUEST_BYTES
 from tests.support.asgi_server import OTHER_TENANT
-from tests.support.live_server import LiveServer, listening, posted_directly, told
+from tests.support.live_server import LiveServer, listening, message_body, posted_directly
 
 INSIDES = re.compile(
     r"Traceback|\.py\b|line \d+|sqlite|sqlalchemy|pydantic|starlette|0x[0-9a-f]{6}|"
@@ -65,7 +65,7 @@ async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place
                 conversation = (await one.post(path, json={})).json()["id"]
                 path = f"/v1/conversations/{conversation}/messages"
                 frames = await live.streamed(
-                    path, told("secret words", otid=new_uuid(), background=True), client=one
+                    path, message_body("secret words", otid=new_uuid(), background=True), client=one
                 )
                 ids.append((agent, conversation, frames[0].event["run_id"]))
             agent, conversation, run = ids[0]
@@ -312,7 +312,7 @@ async def test_text_of_every_script_and_size_up_to_the_bounds_is_taken(place: Pl
     words = "naïve 日本語 👩‍👩‍👧‍👦 עברית e\u0301 \u2028\u2029\x85 \x1b[0m \ufeff\ufffe\U0010ffff"
     for message in (words, "x" * 300_000):
         for escaped in (True, False):
-            body = json.dumps(told(message), ensure_ascii=escaped).encode()
+            body = json.dumps(message_body(message), ensure_ascii=escaped).encode()
             response = await place.client.post(place.paths["send"], content=body, headers=JSON)
             assert response.status_code == 200
             assert b"data: [DONE]\n\n" in response.content

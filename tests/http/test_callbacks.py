@@ -13,7 +13,7 @@ from standardwebhooks import Webhook
 from reattach.domain.ids import DEFAULT_TENANT, new_tenant_id
 from tests.docs.test_docs import ROOT, blocks
 from tests.support.callback_receiver import receiving
-from tests.support.live_server import WAIT_SECONDS, LiveServer, listening, new_threads, told
+from tests.support.live_server import WAIT_SECONDS, LiveServer, listening, message_body, new_threads
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveSe
 async def asked(live: LiveServer, message: str, url: str, **body: Any) -> dict[str, Any]:
     agent = (await live.agent())["id"]
     path = f"/v1/agents/{agent}/messages/async"
-    return await live.made(path, told(message, callback_url=url, **body))
+    return await live.made(path, message_body(message, callback_url=url, **body))
 
 
 async def noted(live: LiveServer, run_id: str) -> dict[str, Any]:
@@ -80,7 +80,7 @@ async def test_a_cancelled_run_sends_a_callback(live: LiveServer) -> None:
         agent = (await live.agent())["id"]
         live.gates.hold(agent)
         path = f"/v1/agents/{agent}/messages/async"
-        run = await live.made(path, told("never", callback_url=receiver.url))
+        run = await live.made(path, message_body("never", callback_url=receiver.url))
         await live.made(f"/v1/agents/{agent}/messages/cancel", {"run_ids": [run["id"]]})
         assert (await receiver.call()).payload["status"] == "cancelled"
 
@@ -155,7 +155,7 @@ async def test_an_invalid_callback_url_gets_422_and_starts_nothing(
     agent = (await live.agent())["id"]
     before = live.rows()
     path = f"/v1/agents/{agent}/messages/async"
-    response = await live.client.post(path, json=told("hi", callback_url=url))
+    response = await live.client.post(path, json=message_body("hi", callback_url=url))
     assert response.status_code == 422
     assert response.json()["errors"][0]["loc"] == ["body", "callback_url"]
     assert "password" not in response.json()["detail"] or "user or password" in response.text
@@ -199,7 +199,7 @@ async def test_addresses_that_are_not_public_are_422_unless_the_settings_allow_t
         path = f"/v1/agents/{agent}/messages/async"
         for host in PRIVATE:
             url = f"http://{host}/done"
-            response = await live.client.post(path, json=told("hi", callback_url=url))
+            response = await live.client.post(path, json=message_body("hi", callback_url=url))
             assert response.status_code == 422, host
             assert "REATTACH_CALLBACKS_TO_PRIVATE" in response.json()["detail"]
         assert await live.run_ids() == []

@@ -14,7 +14,7 @@ import pytest
 
 from reattach.domain.limits import KEEPALIVE_IDLE_SECONDS
 from reattach.http.connection.protocol import HttpConnection
-from tests.support.live_server import WAIT_SECONDS, LiveServer, joined, told
+from tests.support.live_server import WAIT_SECONDS, LiveServer, joined, message_body
 
 JSON_HEAD = b"Host: 127.0.0.1\r\nContent-Type: application/json\r\n"
 
@@ -113,7 +113,7 @@ async def test_a_request_that_is_cut_off_starts_nothing(
     live: LiveServer, send_path: str, kept: float
 ) -> None:
     before = live.rows()
-    body = json.dumps(told("x" * 2000)).encode()
+    body = json.dumps(message_body("x" * 2000)).encode()
     whole = request(send_path, body)
     assert await exchanged(live, whole[: int(len(whole) * kept)], ends=True) == b""
     chunked = f"POST {send_path} HTTP/1.1\r\n".encode() + JSON_HEAD
@@ -160,7 +160,7 @@ async def test_a_body_that_is_announced_too_large_is_413_before_it_comes(
 async def test_pipelined_requests_are_answered_in_order_streams_among_them(
     live: LiveServer, send_path: str
 ) -> None:
-    run = (await live.streamed(send_path, told("hi", background=True)))[0].event["run_id"]
+    run = (await live.streamed(send_path, message_body("hi", background=True)))[0].event["run_id"]
     whole = joined(await live.streamed(f"/v1/runs/{run}/stream", {}))
     path = f"/v1/runs/{run}/stream"
     answer = await exchanged(

@@ -12,7 +12,7 @@ from reattach.domain.errors import StoreUnavailableError
 from reattach.domain.ids import DEFAULT_TENANT, RunId, new_uuid
 from reattach.records.base import RunCreated, RunKnown
 from tests.support.asgi_server import OTHER_TENANT
-from tests.support.live_server import LiveServer, joined, listening, new_threads, to, told
+from tests.support.live_server import LiveServer, joined, listening, message_body, new_threads, to
 
 MODES: dict[str, dict[str, Any]] = {
     "background": {"background": True},
@@ -54,7 +54,7 @@ async def test_a_duplicate_gets_the_run_of_the_first_in_the_form_that_it_asks_fo
     live: LiveServer, first: str, second: str
 ) -> None:
     agent, conversation = await new_threads(live)
-    body = told("[think=1][chunks=4]", otid=new_uuid())
+    body = message_body("[think=1][chunks=4]", otid=new_uuid())
     answer = await posted(live, conversation, body | MODES[first])
     again = await posted(live, conversation, body | MODES[second])
     assert len(await live.run_ids(agent_id=agent)) == 1
@@ -72,7 +72,7 @@ async def test_fifty_sends_of_one_key_at_once_make_one_run_and_get_one_answer(
     live: LiveServer, mode: str
 ) -> None:
     agent, conversation = await new_threads(live)
-    body = told("[chunks=3]", otid=new_uuid()) | MODES[mode]
+    body = message_body("[chunks=3]", otid=new_uuid()) | MODES[mode]
     answers = await asyncio.gather(*(posted(live, conversation, body) for _ in range(50)))
     assert len(set(answers)) == 1
     assert len(await live.run_ids(agent_id=agent)) == 1
@@ -85,7 +85,7 @@ async def test_fifty_sends_of_one_key_at_once_make_one_run_and_get_one_answer(
 @pytest.mark.promise("P9")
 async def test_duplicates_of_all_kinds_join_a_run_under_way(live: LiveServer) -> None:
     agent, conversation = await new_threads(live)
-    body = told("[chunks=6]", otid=new_uuid())
+    body = message_body("[chunks=6]", otid=new_uuid())
     live.gates.hold(agent, 3)
     async with live.stream(to(conversation), body) as first:
         seen = [await first.next() for _ in range(4)]
@@ -106,7 +106,7 @@ async def test_duplicates_of_all_kinds_join_a_run_under_way(live: LiveServer) ->
 @pytest.mark.promise("P9")
 async def test_how_an_answer_is_to_be_shown_makes_no_other_request(live: LiveServer) -> None:
     agent, conversation = await new_threads(live)
-    body = told("one two", otid=new_uuid(), background=True)
+    body = message_body("one two", otid=new_uuid(), background=True)
     answer = await posted(live, conversation, body)
     for options in (
         {"stream_tokens": False},
@@ -202,7 +202,7 @@ async def test_the_same_otid_in_another_conversation_is_a_conflict(live: LiveSer
     agent, conversation = await new_threads(live)
     other_agent, other = await new_threads(live)
     same_agent = (await live.conversation(agent))["id"]
-    body = told("hi", otid=new_uuid(), background=True)
+    body = message_body("hi", otid=new_uuid(), background=True)
     async with live.stream(to(conversation), body) as stream:
         run = stream.run_id
         await stream.rest()
@@ -221,7 +221,7 @@ async def test_the_same_otid_in_another_conversation_is_a_conflict(live: LiveSer
 @pytest.mark.promise("P9")
 async def test_the_ways_to_the_default_conversation_share_their_keys(live: LiveServer) -> None:
     agent, _ = await new_threads(live)
-    body = told("hi", otid=new_uuid(), background=True)
+    body = message_body("hi", otid=new_uuid(), background=True)
     answers = [
         await posted(live, "default", {**body, "agent_id": agent}),
         await posted(live, agent, body),
@@ -246,7 +246,7 @@ async def test_keys_are_the_tenants(tmp_path: Path) -> None:
                 agent = response.json()["id"]
                 live.gates.open(agent)
                 path = f"/v1/agents/{agent}/messages/stream"
-                body = told(words, otid=otid, background=True)
+                body = message_body(words, otid=otid, background=True)
                 first = await live.streamed(path, body, client=client)
                 assert await live.streamed(path, body, client=client) == first
                 assert words.split()[0] in str(first)
@@ -263,7 +263,7 @@ async def test_a_duplicate_after_the_retention_gets_410_and_starts_nothing(
     live: LiveServer,
 ) -> None:
     agent, conversation = await new_threads(live)
-    body = told("hi", otid=new_uuid(), background=True)
+    body = message_body("hi", otid=new_uuid(), background=True)
     await posted(live, conversation, body)
     [run] = await live.run_ids(agent_id=agent)
     await live.context.runs.delete_logs([run])
@@ -282,7 +282,7 @@ async def test_a_duplicate_of_a_run_that_failed_fails_in_the_same_way(
     live: LiveServer, message: str
 ) -> None:
     agent, conversation = await new_threads(live)
-    body = told(message, otid=new_uuid())
+    body = message_body(message, otid=new_uuid())
     assert await posted(live, conversation, body) == await posted(live, conversation, body)
     answers = [
         await live.client.post(to(conversation), json=body | MODES["json"]) for _ in range(2)
@@ -303,7 +303,7 @@ async def test_a_second_send_gets_409_with_the_active_run(live: LiveServer, mode
     before = live.rows()
     for body in ({}, {"otid": new_uuid()}):
         response = await live.client.post(
-            to(conversation), json=told("too early", **body) | MODES[mode]
+            to(conversation), json=message_body("too early", **body) | MODES[mode]
         )
         error = await refused(response, "conversation_busy", run)
         assert error == {
@@ -316,7 +316,7 @@ async def test_a_second_send_gets_409_with_the_active_run(live: LiveServer, mode
         }
     assert live.rows() == before
     await live.ended(run)
-    await posted(live, conversation, told("now") | MODES[mode])
+    await posted(live, conversation, message_body("now") | MODES[mode])
 
 
 @pytest.mark.promise("P10")
@@ -333,7 +333,7 @@ async def test_the_default_conversation_is_busy_by_all_of_its_ways(live: LiveSer
         error = await refused(response, "conversation_busy", run)
         assert error["conversation_id"] == agent
     live.gates.open(agent)
-    await posted(live, named, told("a named one is free"))
+    await posted(live, named, message_body("a named one is free"))
     await live.ended(run)
 
 
@@ -342,7 +342,7 @@ async def test_of_fifty_different_sends_at_once_one_is_admitted(live: LiveServer
     agent, conversation = await new_threads(live)
     live.gates.hold(agent, 0)
     sends = [
-        live.client.post(to(conversation), json=told(f"[chunks={number}]", otid=new_uuid()))
+        live.client.post(to(conversation), json=message_body(f"[chunks={number}]", otid=new_uuid()))
         for number in range(1, 51)
     ]
     answers = []
@@ -362,7 +362,7 @@ async def test_of_fifty_different_sends_at_once_one_is_admitted(live: LiveServer
 async def test_a_conversation_is_free_as_soon_as_done_was_read(live: LiveServer) -> None:
     agent, conversation = await new_threads(live)
     for _ in range(30):
-        async with live.stream(to(conversation), told("hi")) as stream:
+        async with live.stream(to(conversation), message_body("hi")) as stream:
             assert stream.status_code == 200, await stream.error()
             await stream.until("[DONE]")
     assert len(await live.run_ids(agent_id=agent)) == 30
@@ -373,7 +373,7 @@ async def test_a_duplicate_of_an_ended_run_is_answered_in_a_busy_conversation(
     live: LiveServer,
 ) -> None:
     agent, conversation = await new_threads(live)
-    first = told("first", otid=new_uuid(), background=True)
+    first = message_body("first", otid=new_uuid(), background=True)
     answer = await posted(live, conversation, first)
     run = await live.held_run(agent, conversation, "[chunks=2]", after=1, otid=new_uuid())
     assert await posted(live, conversation, first) == answer
@@ -397,13 +397,13 @@ async def test_a_run_whose_creation_was_not_acknowledged_gets_its_end(
 
     with monkeypatch.context() as patched:
         patched.setattr(runs, "create", create_and_lose_the_answer)
-        response = await live.client.post(to(conversation), json=told("lost"))
+        response = await live.client.post(to(conversation), json=message_body("lost"))
     assert response.status_code == 503
     assert response.headers["retry-after"]
     await live.context.runs.recover()
     [run] = await live.run_ids(agent_id=agent)
     assert (await live.run(run))["status"] == "failed"
-    await posted(live, conversation, told("found"))
+    await posted(live, conversation, message_body("found"))
 
 
 @pytest.mark.promise("P6", "P7")
@@ -425,7 +425,7 @@ async def test_a_sender_that_is_cancelled_while_its_run_is_created_leaves_no_orp
     async with httpx2.AsyncClient(
         transport=httpx2.ASGITransport(live.app), base_url="http://localhost"
     ) as client:
-        sending = asyncio.create_task(client.post(to(conversation), json=told("hi")))
+        sending = asyncio.create_task(client.post(to(conversation), json=message_body("hi")))
         async with asyncio.timeout(20):
             await created.wait()
         sending.cancel()

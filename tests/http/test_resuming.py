@@ -28,8 +28,8 @@ from tests.support.live_server import (
     joined,
     kinds,
     listening,
+    message_body,
     new_threads,
-    told,
 )
 from tests.support.record_samples import a_run
 
@@ -271,7 +271,8 @@ async def test_an_otid_can_be_resumed_from_the_moment_its_run_is_committed(
 
     monkeypatch.setattr(live.context.records.runs, "create", create_and_be_late)
     sent = await live.streamed(
-        f"/v1/conversations/{conversation}/messages", told("hello", otid=otid, background=True)
+        f"/v1/conversations/{conversation}/messages",
+        message_body("hello", otid=otid, background=True),
     )
     assert await resuming_early[0] == sent
 
@@ -291,7 +292,7 @@ async def test_resumes_that_race_with_a_send_find_its_run_or_no_run(
                 assert (stream.status_code, error["code"]) == (404, "not_found"), error
 
     async def send(conversation: str, otid: str) -> bytes:
-        body = told("[chunks=3]", otid=otid, background=True)
+        body = message_body("[chunks=3]", otid=otid, background=True)
         return joined(await live.streamed(f"/v1/conversations/{conversation}/messages", body))
 
     async def race(conversation: str) -> None:
@@ -430,7 +431,7 @@ async def test_a_foreground_run_is_refused_at_once_by_whatever_name(live: LiveSe
     live.gates.hold(agent, 1)
     otid = new_uuid()
     path = f"/v1/conversations/{conversation}/messages"
-    async with live.stream(path, told("[chunks=3]", otid=otid)) as sent:
+    async with live.stream(path, message_body("[chunks=3]", otid=otid)) as sent:
         run = sent.run_id
         await live.gates.reached(agent, 1)
         ways: list[tuple[str, dict[str, Any]]] = [

@@ -9,7 +9,16 @@ import pytest
 from reattach.domain.ids import new_agent_id, new_conversation_id, new_uuid
 from reattach.http.schemas.sending import WholeAnswer
 from tests.support.asgi_server import own_text
-from tests.support.live_server import Frame, LiveServer, joined, kinds, new_threads, text, to, told
+from tests.support.live_server import (
+    Frame,
+    LiveServer,
+    joined,
+    kinds,
+    message_body,
+    new_threads,
+    text,
+    to,
+)
 
 PIXEL = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 
@@ -623,7 +632,7 @@ async def test_a_json_sender_that_goes_away_leaves_its_run_running(live: LiveSer
 async def test_all_readers_of_a_run_get_the_same_frames_as_its_sender(live: LiveServer) -> None:
     agent, conversation = await new_threads(live)
     live.gates.hold(agent, 3)
-    body = told("[think=2][chunks=6]", background=True)
+    body = message_body("[think=2][chunks=6]", background=True)
     path = f"/v1/conversations/{conversation}/stream"
     async with AsyncExitStack() as stack:
         sent = await stack.enter_async_context(live.stream(to(conversation), body))

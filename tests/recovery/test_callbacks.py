@@ -26,7 +26,7 @@ from reattach.testing.programs.server import ServerProcess
 from reattach.webhooks.receivers import NO_ANSWER, NOT_CALLED, Receivers
 from reattach.webhooks.sender import Callbacks
 from tests.support.callback_receiver import receiving
-from tests.support.live_server import WAIT_SECONDS, listening, told
+from tests.support.live_server import WAIT_SECONDS, listening, message_body
 from tests.support.record_samples import (
     OURS,
     HandClock,
@@ -351,7 +351,7 @@ async def test_the_receiver_of_a_run_whose_server_is_killed_is_called_once_after
             model = {"model": "scripted/echo"}
             agent = (await client.post(f"{process.url}/v1/agents/", json=model)).json()["id"]
             path = f"/v1/agents/{agent}/messages/async"
-            body = told("[chunks=3][hang=2]", callback_url=receiver.url)
+            body = message_body("[chunks=3][hang=2]", callback_url=receiver.url)
             run = (await client.post(process.url + path, json=body)).json()
             stream = f"{process.url}/v1/runs/{run['id']}/stream"
             async with client.stream("POST", stream, json={}) as response:
@@ -380,7 +380,7 @@ async def test_the_callback_of_a_run_whose_server_was_closed_is_made_by_the_next
             agent = (await live.agent())["id"]
             live.gates.hold(agent, 1)
             path = f"/v1/agents/{agent}/messages/async"
-            run = await live.made(path, told("[chunks=3]", callback_url=receiver.url))
+            run = await live.made(path, message_body("[chunks=3]", callback_url=receiver.url))
             await live.gates.reached(agent, 1)
         # Closing ended the run, and nothing makes its call.
         assert receiver.calls == []

@@ -195,7 +195,9 @@ class LiveServer(Server):
 
     async def background_run(self, thread_id: str, message: str, /, **body: Any) -> str:
         """Send in the background, leave at once, and return the run's id."""
-        async with self.stream(to(thread_id), told(message, background=True, **body)) as stream:
+        async with self.stream(
+            to(thread_id), message_body(message, background=True, **body)
+        ) as stream:
             assert stream.status_code == 200, await stream.error()
             return stream.run_id
 
@@ -283,8 +285,8 @@ def to(thread_id: str) -> str:
     return f"/v1/conversations/{thread_id}/messages"
 
 
-def told(message: str, **body: Any) -> dict[str, Any]:
-    """The body of a send of one message, with the options and perhaps its ``otid``."""
+def message_body(message: str, **body: Any) -> dict[str, Any]:
+    """The JSON body that sends one message, with its ``otid`` and the options in ``body``."""
     item = {"role": "user", "content": message}
     if "otid" in body:
         item["otid"] = body.pop("otid")
