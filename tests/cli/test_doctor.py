@@ -47,8 +47,8 @@ REDIS = {
 }
 
 
-class Told:
-    """What the doctor said, by check; where it said several things, the worst."""
+class Report:
+    """The findings of the doctor by check: the worst one of each check."""
 
     def __init__(self, ended: Ended) -> None:
         assert ended.err == ""
@@ -74,7 +74,7 @@ class Told:
         return {what for what, level in self.levels.items() if level == "warning"}
 
 
-def asked(database_url: str, log_url: str, **variables: str) -> Told:
+def diagnose(database_url: str, log_url: str, **variables: str) -> Report:
     ended = reattach_here(
         "doctor",
         "--json",
@@ -82,7 +82,7 @@ def asked(database_url: str, log_url: str, **variables: str) -> Told:
         REATTACH_LOG_URL=log_url,
         **variables,
     )
-    return Told(ended)
+    return Report(ended)
 
 
 def tcp(server: RedisServer, user: str = "") -> str:
@@ -102,9 +102,9 @@ def configured(server: RedisServer, name: str, value: str, normal: str) -> Itera
 def test_all_is_well_with_stores_that_are_as_they_should_be(
     postgresql_url: str, redis_server: RedisServer
 ) -> None:
-    told = asked(postgresql_url, redis_server.url)
-    assert set(told.levels) == {*SERVER, *POSTGRESQL, *REDIS}
-    assert (told.wrong, told.warned, told.status) == (set(), set(), 0)
+    report = diagnose(postgresql_url, redis_server.url)
+    assert set(report.levels) == {*SERVER, *POSTGRESQL, *REDIS}
+    assert (report.wrong, report.warned, report.status) == (set(), set(), 0)
     assert redis_server.command("KEYS", "*doctor*") == b"*0\r\n"
 
     people = reattach_here(
@@ -116,12 +116,12 @@ def test_all_is_well_with_stores_that_are_as_they_should_be(
 
 
 def test_wrong_settings_are_found(postgresql_url: str, redis_server: RedisServer) -> None:
-    alone = Told(reattach_here("doctor", "--json", REATTACH_DATABASE_URL=postgresql_url))
+    alone = Report(reattach_here("doctor", "--json", REATTACH_DATABASE_URL=postgresql_url))
     assert alone.wrong == {"settings"}
     assert "REATTACH_LOG_URL" in alone.text["settings"]
     assert set(alone.levels) >= POSTGRESQL
 
-    open_to_all = asked(postgresql_url, redis_server.url, REATTACH_HOST="0.0.0.0")
+    open_to_all = diagnose(postgresql_url, redis_server.url, REATTACH_HOST="0.0.0.0")
     assert open_to_all.wrong == {"network"}
     assert "reattach keys create" in open_to_all.text["network"]
 
@@ -135,11 +135,11 @@ def test_the_doctor_reports_an_unusable_database_with_the_cause(
         (postgresql_server.url("nowhere"), '"nowhere" does not exist', "CREATE DATABASE"),
         (f"postgresql://ada:sesame@{host}:1/x", "refused", "running"),
     ):
-        told = asked(url, redis_server.url)
-        assert told.wrong == {"database reachable"}
-        assert reason in told.text["database reachable"]
-        assert remedy in told.text["database reachable"].partition(" | ")[2]
-    assert set(told.levels) >= REDIS
+        report = diagnose(url, redis_server.url)
+        assert report.wrong == {"database reachable"}
+        assert reason in report.text["database reachable"]
+        assert remedy in report.text["database reachable"].partition(" | ")[2]
+    assert set(report.levels) >= REDIS
 
 
 def test_a_database_that_is_not_as_it_should_be_is_found(
@@ -152,17 +152,17 @@ def test_a_database_that_is_not_as_it_should_be_is_found(
         )
         connection.execute("ALTER DATABASE plain SET synchronous_commit = off")
         connection.execute("ALTER DATABASE plain SET default_transaction_read_only = on")
-    told = asked(postgresql_server.url("plain"), redis_server.url, REATTACH_WORKERS="50")
+    report = diagnose(postgresql_server.url("plain"), redis_server.url, REATTACH_WORKERS="50")
 
-    assert told.wrong == {
+    assert report.wrong == {
         "database version",
         "database role",
         "database connections",
         "database schema",
     }
-    assert told.warned == {"database commits"}
-    assert "SQL_ASCII" in told.text["database version"]
-    assert "reattach db upgrade" in told.text["database schema"]
+    assert report.warned == {"database commits"}
+    assert "SQL_ASCII" in report.text["database version"]
+    assert "reattach db upgrade" in report.text["database schema"]
 
 
 def test_notices_that_do_not_arrive_and_a_clock_that_is_off_are_found(
@@ -174,40 +174,42 @@ def test_notices_that_do_not_arrive_and_a_clock_that_is_off_are_found(
     later = SimpleNamespace(time=lambda: time.time() + 5, perf_counter=time.perf_counter)
     monkeypatch.setattr(database_checks, "time", later)
 
-    told = asked(postgresql_url, redis_server.url)
+    report = diagnose(postgresql_url, redis_server.url)
 
-    assert told.wrong == {"database notices"}
-    assert "session mode" in told.text["database notices"]
-    assert told.warned == {"database clock"}
-    assert "5.0 s ahead" in told.text["database clock"]
+    assert report.wrong == {"database notices"}
+    assert "session mode" in report.text["database notices"]
+    assert report.warned == {"database clock"}
+    assert "5.0 s ahead" in report.text["database clock"]
 
 
 def test_the_doctor_checks_persistence_and_eviction_of_redis(
     postgresql_url: str, redis_server: RedisServer
 ) -> None:
     with configured(redis_server, "appendonly", "no", "yes"):
-        told = asked(postgresql_url, redis_server.url)
-        assert (told.wrong, told.warned, told.status) == (set(), {"redis persistence"}, 0)
-        assert "no snapshots" in told.text["redis persistence"]
-        assert "loses everything" in told.text["redis persistence"]
+        report = diagnose(postgresql_url, redis_server.url)
+        assert (report.wrong, report.warned, report.status) == (set(), {"redis persistence"}, 0)
+        assert "no snapshots" in report.text["redis persistence"]
+        assert "loses everything" in report.text["redis persistence"]
         with configured(redis_server, "save", "900 1", ""):
-            assert "snapshot" in asked(postgresql_url, redis_server.url).text["redis persistence"]
+            assert (
+                "snapshot" in diagnose(postgresql_url, redis_server.url).text["redis persistence"]
+            )
     with configured(redis_server, "appendfsync", "no", "everysec"):
-        assert asked(postgresql_url, redis_server.url).warned == {"redis persistence"}
+        assert diagnose(postgresql_url, redis_server.url).warned == {"redis persistence"}
     with configured(redis_server, "maxmemory", "1gb", "0"):
-        assert asked(postgresql_url, redis_server.url).warned == set()
+        assert diagnose(postgresql_url, redis_server.url).warned == set()
         with configured(redis_server, "maxmemory-policy", "allkeys-lru", "noeviction"):
-            told = asked(postgresql_url, redis_server.url)
-            assert told.wrong == {"redis eviction"}
-            assert "noeviction" in told.text["redis eviction"]
+            report = diagnose(postgresql_url, redis_server.url)
+            assert report.wrong == {"redis eviction"}
+            assert "noeviction" in report.text["redis eviction"]
 
 
 def test_the_doctor_names_missing_redis_permissions(
     postgresql_url: str, redis_server: RedisServer
 ) -> None:
-    told = asked(postgresql_url, tcp(redis_server, "ada:sesame@"))
-    assert told.wrong == {"redis reachable"}
-    assert "invalid username-password pair" in told.text["redis reachable"]
+    report = diagnose(postgresql_url, tcp(redis_server, "ada:sesame@"))
+    assert report.wrong == {"redis reachable"}
+    assert "invalid username-password pair" in report.text["redis reachable"]
 
     rights = "~reattach:* &reattach:* +@all -@dangerous +info"
     for missing, instead, wrong, warned in (
@@ -225,22 +227,22 @@ def test_the_doctor_names_missing_redis_permissions(
         words = rights.replace(missing, instead).split()
         made = redis_server.command("ACL", "SETUSER", "eve", "reset", "on", ">sesame", *words)
         assert made == b"+OK\r\n"
-        told = asked(postgresql_url, tcp(redis_server, "eve:sesame@"))
-        assert (told.wrong, told.warned) == (wrong, warned), told.text
+        report = diagnose(postgresql_url, tcp(redis_server, "eve:sesame@"))
+        assert (report.wrong, report.warned) == (wrong, warned), report.text
         for what in wrong | warned:
-            assert "ACL SETUSER" in told.text[what]
+            assert "ACL SETUSER" in report.text[what]
 
 
 def test_a_replica_and_missing_replicas_are_found(
     postgresql_url: str, redis_server: RedisServer
 ) -> None:
-    waiting = asked(postgresql_url, f"{tcp(redis_server)}?wait_replicas=1")
+    waiting = diagnose(postgresql_url, f"{tcp(redis_server)}?wait_replicas=1")
     assert waiting.wrong == {"redis replicas", "redis log"}
     replica = RedisServer("--replicaof", "127.0.0.1", str(redis_server.port))
     try:
-        told = asked(postgresql_url, replica.url)
-        assert told.wrong == {"redis role", "redis log"}
-        assert "redis+sentinel://" in told.text["redis role"]
+        report = diagnose(postgresql_url, replica.url)
+        assert report.wrong == {"redis role", "redis log"}
+        assert "redis+sentinel://" in report.text["redis role"]
     finally:
         replica.close()
 
@@ -249,15 +251,15 @@ def test_the_doctor_reports_a_dead_or_paused_redis_in_bounded_time(
     postgresql_url: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_checks, "CHECK_SECONDS", 0.5)
-    assert asked(postgresql_url, "redis://:sesame@127.0.0.1:1").wrong == {"redis reachable"}
-    assert asked(postgresql_url, "redis://:ses/ame@x").wrong == {"redis reachable"}
+    assert diagnose(postgresql_url, "redis://:sesame@127.0.0.1:1").wrong == {"redis reachable"}
+    assert diagnose(postgresql_url, "redis://:ses/ame@x").wrong == {"redis reachable"}
     redis_server.pause()
     try:
-        told = asked(postgresql_url, redis_server.url)
+        report = diagnose(postgresql_url, redis_server.url)
     finally:
         redis_server.resume()
-    assert told.wrong == {"redis reachable"}
-    assert "does not answer in time" in told.text["redis reachable"]
+    assert report.wrong == {"redis reachable"}
+    assert "does not answer in time" in report.text["redis reachable"]
 
 
 def test_each_node_of_a_cluster_is_looked_at(postgresql_url: str) -> None:
@@ -275,40 +277,40 @@ def test_each_node_of_a_cluster_is_looked_at(postgresql_url: str) -> None:
 
 def test_a_data_directory_is_looked_at_and_not_made(tmp_path: Path) -> None:
     place = tmp_path / "data"
-    told = Told(reattach_here("doctor", "--json", "--data-dir", str(place)))
-    assert told.levels == dict.fromkeys(
+    report = Report(reattach_here("doctor", "--json", "--data-dir", str(place)))
+    assert report.levels == dict.fromkeys(
         (*SERVER, "data directory", "disk space", "data owner"), "ok"
     )
-    assert "does not exist yet" in told.text["data directory"]
+    assert "does not exist yet" in report.text["data directory"]
     assert not place.exists()
 
     with datadir.lock(place):
-        owned = Told(reattach_here("doctor", "--json", "--data-dir", str(place)))
+        owned = Report(reattach_here("doctor", "--json", "--data-dir", str(place)))
     assert "the server of process" in owned.text["data owner"]
 
     file = tmp_path / "file"
     file.write_text("in the way")
-    in_the_way = Told(reattach_here("doctor", "--json", "--data-dir", str(file / "data")))
+    in_the_way = Report(reattach_here("doctor", "--json", "--data-dir", str(file / "data")))
     assert in_the_way.wrong == {"data directory"}
 
-    workers = Told(
+    workers = Report(
         reattach_here("doctor", "--json", REATTACH_DATA_DIR=str(place), REATTACH_WORKERS="2")
     )
     assert workers.wrong == {"settings"}
 
 
 def test_callbacks_and_tools_are_looked_at(tmp_path: Path) -> None:
-    def looked(**variables: str) -> Told:
+    def diagnose_with(**variables: str) -> Report:
         directory = str(tmp_path)
-        return Told(reattach_here("doctor", "--json", REATTACH_DATA_DIR=directory, **variables))
+        return Report(reattach_here("doctor", "--json", REATTACH_DATA_DIR=directory, **variables))
 
-    told = looked(
+    report = diagnose_with(
         REATTACH_TOOLS="tests.support.tool_functions:greet,tests.support.tool_functions:add",
     )
-    assert told.wrong == told.warned == set()
-    assert told.text["callbacks"].startswith("signed, to public addresses only")
-    assert told.text["tools"].startswith("functions: add, greet")
-    private = looked(
+    assert report.wrong == report.warned == set()
+    assert report.text["callbacks"].startswith("signed, to public addresses only")
+    assert report.text["tools"].startswith("functions: add, greet")
+    private = diagnose_with(
         REATTACH_CALLBACKS_TO_PRIVATE="true",
         REATTACH_HOST="0.0.0.0",
     )
@@ -325,10 +327,10 @@ def test_callbacks_and_tools_are_looked_at(tmp_path: Path) -> None:
             "Rename one of them, or remove it from the settings.",
         ),
     ):
-        told = looked(REATTACH_TOOLS=name)
-        assert told.wrong == {"tools"}, name
-        assert reason in told.text["tools"]
-        assert remedy in told.text["tools"]
+        report = diagnose_with(REATTACH_TOOLS=name)
+        assert report.wrong == {"tools"}, name
+        assert reason in report.text["tools"]
+        assert remedy in report.text["tools"]
 
 
 def test_the_doctor_connects_to_every_mcp_server_and_reports_failures(tmp_path: Path) -> None:
@@ -370,17 +372,17 @@ bearer_token_env = "NO_SUCH_VARIABLE"
 """,
         encoding="utf-8",
     )
-    told = Told(reattach_here("doctor", "--json", "--config", str(config)))
+    report = Report(reattach_here("doctor", "--json", "--config", str(config)))
     bad = ("gone", "mute", "chatty", "missing", "refused", "keyless")
-    assert told.wrong == {f"mcp {name}" for name in bad}
-    assert ": journal 1.2.3, protocol " in told.text["mcp journal"]
-    assert " 9 tools, in " in told.text["mcp journal"]
-    assert "it ended, and said: *** does not open" in told.text["mcp gone"]
-    assert "no connection within 0.5 s" in told.text["mcp mute"]
-    assert "its command cannot be run" in told.text["mcp missing"]
-    assert "no connection (ConnectError)" in told.text["mcp refused"]
-    assert "The environment variable NO_SUCH_VARIABLE is not set" in told.text["mcp keyless"]
-    assert "[mcp.gone] in the settings" in told.text["mcp gone"]
+    assert report.wrong == {f"mcp {name}" for name in bad}
+    assert ": journal 1.2.3, protocol " in report.text["mcp journal"]
+    assert " 9 tools, in " in report.text["mcp journal"]
+    assert "it ended, and said: *** does not open" in report.text["mcp gone"]
+    assert "no connection within 0.5 s" in report.text["mcp mute"]
+    assert "its command cannot be run" in report.text["mcp missing"]
+    assert "no connection (ConnectError)" in report.text["mcp refused"]
+    assert "The environment variable NO_SUCH_VARIABLE is not set" in report.text["mcp keyless"]
+    assert "[mcp.gone] in the settings" in report.text["mcp gone"]
 
 
 def test_an_mcp_server_without_its_package_or_with_a_wrong_name_is_found(
@@ -388,29 +390,29 @@ def test_an_mcp_server_without_its_package_or_with_a_wrong_name_is_found(
 ) -> None:
     monkeypatch.setitem(sys.modules, "reattach.tools.mcp", None)
 
-    def looked(name: str) -> Told:
+    def diagnose_with(name: str) -> Report:
         server = json.dumps({name: {"command": "serve"}})
         directory = str(tmp_path)
         ended = reattach_here("doctor", "--json", REATTACH_DATA_DIR=directory, REATTACH_MCP=server)
-        return Told(ended)
+        return Report(ended)
 
-    told = looked("files")
-    assert told.wrong == {"mcp"}
-    assert install_command("mcp") in told.text["mcp"]
-    assert "is not valid" in looked("my files").text["mcp"]
+    report = diagnose_with("files")
+    assert report.wrong == {"mcp"}
+    assert install_command("mcp") in report.text["mcp"]
+    assert "is not valid" in diagnose_with("my files").text["mcp"]
 
 
 def test_a_full_disk_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for free_bytes, level in ((1 << 20, "wrong"), (1 << 28, "warning"), (1 << 40, "ok")):
         usage = SimpleNamespace(free=free_bytes)
         monkeypatch.setattr("shutil.disk_usage", lambda _, usage=usage: usage)
-        told = Told(reattach_here("doctor", "--json", "--data-dir", str(tmp_path)))
-        assert told.levels["disk space"] == level
+        report = Report(reattach_here("doctor", "--json", "--data-dir", str(tmp_path)))
+        assert report.levels["disk space"] == level
 
 
 def test_a_pair_of_local_stores_is_wrong_and_not_made(tmp_path: Path) -> None:
     records, events = f"sqlite:///{tmp_path}/records.db", f"sqlite:{tmp_path}/events.db"
-    assert "settings" in asked(records, events).wrong
+    assert "settings" in diagnose(records, events).wrong
     assert list(tmp_path.iterdir()) == []
 
 
@@ -421,13 +423,13 @@ def test_a_data_directory_that_others_can_read_is_reported_with_a_command_that_r
     place = tmp_path / "data"
     place.mkdir(mode=0o755)
     datadir.make(place)
-    told = Told(reattach_here("doctor", "--json", "--data-dir", str(place)))
-    assert told.levels["data access"] == "warning"
+    report = Report(reattach_here("doctor", "--json", "--data-dir", str(place)))
+    assert report.levels["data access"] == "warning"
     datadir.records_file(place).chmod(0o640)
-    told = Told(reattach_here("doctor", "--json", "--data-dir", str(place)))
-    assert told.levels["data access"] == "wrong"
-    assert "records.db" in told.text["data access"]
+    report = Report(reattach_here("doctor", "--json", "--data-dir", str(place)))
+    assert report.levels["data access"] == "wrong"
+    assert "records.db" in report.text["data access"]
     for path in (datadir.records_file(place), place):
         path.chmod(path.stat().st_mode & ~0o077)
-    told = Told(reattach_here("doctor", "--json", "--data-dir", str(place)))
-    assert told.levels["data access"] == "ok"
+    report = Report(reattach_here("doctor", "--json", "--data-dir", str(place)))
+    assert report.levels["data access"] == "ok"
