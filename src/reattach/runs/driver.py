@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import structlog
 
@@ -16,9 +17,9 @@ from reattach.domain.errors import (
     SeqMismatchError,
     StoreUnavailableError,
 )
-from reattach.domain.events import Event, Output, Stopped
+from reattach.domain.events import Event, Stopped
 from reattach.domain.limits import DELTA_BYTES, ENGINE_STOP_SECONDS, RUN_LOG_BYTES
-from reattach.domain.messages import TextPart, part_chars
+from reattach.domain.messages import part_chars
 from reattach.engine.base import Compacted, Delta, Engine, ToolStarting, Turn, closing_deltas
 from reattach.log.base import Head, Log
 from reattach.records.base import Run, Settlement
@@ -32,6 +33,9 @@ from reattach.wire.letta import MessageType, message_type
 logger = structlog.get_logger(__name__)
 
 
+_COMPACTION_TYPES = frozenset({"event_message", "summary_message"})
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """The representation of a run that its sender asked for."""
@@ -43,8 +47,14 @@ class Options:
     compaction_messages: bool = False
     """Whether events of compactions are logged."""
 
+    @property
+    def hidden_types(self) -> frozenset[str]:
+        """The types of messages that are not logged."""
+        hidden = frozenset(get_args(MessageType) if self.message_types is not None else ())
+        hidden -= self.message_types or frozenset()
+        return hidden if self.compaction_messages else hidden | _COMPACTION_TYPES
 
-_COMPACTION_TYPES = frozenset({"event_message", "summary_message"})
+
 _ENGINE_FAULT = EngineError("An error occurred during agent execution.")
 _TOOL_NOT_NOTED = EngineError(
     "The records do not answer, so the tool did not run. Send again later, with a new OTID."
@@ -88,7 +98,8 @@ class RunDriver:
         self._mark_running = mark_running
         self._note_begun = note_begun
         self._disowned = False
-        self._options = options
+        self._include_pings = options.include_pings
+        self._hidden_types = options.hidden_types
         self._engine = engine
         self._log = log
         self._clock = clock
@@ -162,7 +173,7 @@ class RunDriver:
     async def _write_answer(self, turn: "asyncio.Task[Turn]") -> None:
         """Write the engine's answer and the terminal group into the log, and close it."""
         assert self._appender is not None
-        if self._options.include_pings:
+        if self._include_pings:
             self._appender.put(self._machine.ping())
         try:
             terminal = await self._run_engine(turn)
@@ -286,16 +297,7 @@ class RunDriver:
             self._transcript.add(event)
 
     def _visible(self, events: list[Event]) -> list[Event]:
-        return [one for one in events if self._is_visible(one)]
-
-    def _is_visible(self, event: Event) -> bool:
-        types = self._options.message_types
-        if types is None and type(event) is Output and type(event.parts[0]) is TextPart:
-            return True
-        kind = message_type(event)
-        if kind in _COMPACTION_TYPES and not self._options.compaction_messages:
-            return False
-        return types is None or kind is None or kind in types
+        return [one for one in events if message_type(one) not in self._hidden_types]
 
 
 def _not_owner(run: Run) -> FencedError:

@@ -242,18 +242,19 @@ class RunMachine:
 class _Part:
     """The current part; without token streaming, with its fragments."""
 
-    __slots__ = ("_first", "fragments", "place")
+    __slots__ = ("_awaits_approval", "_type", "fragments", "place")
 
     def __init__(self, place: Place, first: Fragment) -> None:
         self.place = place
-        self._first = first
+        self._type = type(first)
+        self._awaits_approval = awaits_approval(first)
         self.fragments: list[Fragment] = []
 
     def accepts(self, fragment: Fragment) -> bool:
         """Whether the fragment continues this part."""
-        if type(fragment) is not type(self._first):
+        if type(fragment) is not self._type:
             return False
-        return awaits_approval(fragment) == awaits_approval(self._first)
+        return self._type is not ToolCallDelta or awaits_approval(fragment) is self._awaits_approval
 
 
 def total_usage(usages: Sequence[Usage], step_count: int) -> Usage:

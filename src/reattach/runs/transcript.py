@@ -61,11 +61,11 @@ class Transcript:
 
     def add(self, event: Event) -> None:
         match event:
-            case Output(place, parts):
-                if place is not self._place:  # Most events continue the newest part.
-                    self._newest = self._fragments_at(place, parts[0])
-                    self._place = place
-                self._newest += parts
+            case Output():
+                if event.place is not self._place:  # Most events continue the newest part.
+                    self._newest = self._fragments_at(event.place, event.parts[0])
+                    self._place = event.place
+                self._newest += event.parts
             case Stopped():
                 self.stopped = event
             case Failed():

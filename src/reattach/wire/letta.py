@@ -99,7 +99,9 @@ def message_type(event: Event) -> MessageType | None:
 
 
 def _part_type(part: Fragment) -> MessageType:
-    return "approval_request_message" if awaits_approval(part) else _MESSAGE_TYPES[type(part)]
+    kind = _MESSAGE_TYPES[type(part)]
+    waits = kind == "tool_call_message" and awaits_approval(part)
+    return "approval_request_message" if waits else kind
 
 
 def keepalive(ping_id: str, at: datetime, last_seq: int, run_id: str) -> bytes:
