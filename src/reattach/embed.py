@@ -234,7 +234,6 @@ class Reattach:
             messages=(message,),
             background=True,
             run_type="send_conversation_message",
-            request_config={},
             options=Options(stream_tokens=True, include_pings=False),
             overrides=Overrides(model=model),
         )

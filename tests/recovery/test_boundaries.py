@@ -110,7 +110,7 @@ async def assert_ended_once(
         assert end == {"stop_reason": "error", "error_type": "stream_incomplete"}
         assert settled.status is RunStatus.FAILED
         assert settled.error is not None
-        assert settled.error["error_type"] == "stream_incomplete"
+        assert settled.error.error_type == "stream_incomplete"
     expected = [(Role.USER, TEXT), (Role.ASSISTANT, text)] if text else []
     assert await stores.kept(conversation) == expected
     assert await stores.active_runs() == []

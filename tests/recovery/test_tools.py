@@ -312,7 +312,7 @@ async def test_a_tool_does_not_run_while_the_records_are_unavailable(stores: Sto
         run = await service.wait_until_settled(await service.send(sent(stores, conversation)))
     assert run.stop_reason is StopReason.ERROR
     assert run.error is not None
-    assert "the tool did not run" in str(run.error["message"])
+    assert "the tool did not run" in run.error.message
     [(status, output)] = returns(await history(stores, conversation))
     assert (status, output.endswith("the tool did not run.")) == ("error", True)
     assert tool.calls == 0

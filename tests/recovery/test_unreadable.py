@@ -99,7 +99,7 @@ async def test_a_closed_log_whose_end_cannot_be_read_settles_its_run_as_failed(
     settled = await stores.run(run)
     assert settled.status is RunStatus.FAILED
     assert settled.error is not None
-    assert "cannot be read" in str(settled.error["message"])
+    assert "cannot be read" in settled.error.message
 
 
 DAMAGES = {

@@ -126,7 +126,6 @@ class Stores:
             messages=messages,
             background=background,
             run_type="send_conversation_message",
-            request_config={},
             options=Options(**options),
             overrides=Overrides(model=model),
         )

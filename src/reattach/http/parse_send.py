@@ -28,7 +28,7 @@ from reattach.http.schemas.sending import (
     SentReturn,
     SentToolReturn,
 )
-from reattach.records.base import Agent, Conversation, Thread
+from reattach.records.base import Agent, Conversation, RequestConfig, Thread
 from reattach.records.records import Records
 from reattach.runs.driver import Options
 from reattach.runs.service import Send
@@ -68,12 +68,12 @@ def parse_send(
         messages=messages,
         background=isinstance(body, AsyncSendBody) or bool(body.background),
         run_type=run_type,
-        request_config={
-            "use_assistant_message": body.use_assistant_message,
-            "assistant_message_tool_name": body.assistant_message_tool_name,
-            "assistant_message_tool_kwarg": body.assistant_message_tool_kwarg,
-            "include_return_message_types": types,
-        },
+        request_config=RequestConfig(
+            body.use_assistant_message,
+            body.assistant_message_tool_name,
+            body.assistant_message_tool_kwarg,
+            None if types is None else tuple(types),
+        ),
         options=Options(
             stream_tokens=bool(body.stream_tokens),
             include_pings=bool(body.include_pings),

@@ -190,6 +190,24 @@ class Target(msgspec.Struct, frozen=True):
         return cls(run.id, run.tenant, run.status, background=run.background)
 
 
+class RequestConfig(msgspec.Struct, frozen=True):
+    """The options of a send that the API's run returns."""
+
+    use_assistant_message: bool | None = True
+    assistant_message_tool_name: str | None = "send_message"
+    assistant_message_tool_kwarg: str | None = "message"
+    include_return_message_types: tuple[str, ...] | None = None
+
+
+class RunError(msgspec.Struct, frozen=True, tag_field="message_type", tag="error_message"):
+    """The error of a run that failed, as the API's run returns it."""
+
+    run_id: RunId
+    error_type: str = "internal_error"
+    message: str = ""
+    detail: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     id: RunId
@@ -201,17 +219,16 @@ class Run:
     model: str | None
     run_type: str
     """The route that created it, such as ``send_conversation_message``."""
-    request_config: JsonObject
     input: tuple[Message, ...]
     """The messages that were sent, whether the conversation keeps them or not."""
     owner: str
     """The id of the process that owns it."""
     token: int
     """The fencing token of that owner; each new owner has a higher one."""
+    request_config: RequestConfig = field(default_factory=RequestConfig)
     completed_at: datetime | None = None
     stop_reason: StopReason | None = None
-    error: JsonObject | None = None
-    """The error_message of a run that failed."""
+    error: RunError | None = None
     usage: Usage | None = None
     duration_ns: int | None = None
     cancel_requested_at: datetime | None = None
@@ -276,7 +293,7 @@ class Settlement:
     messages: tuple[Message, ...]
     """The messages that the conversation keeps, in order: the input, then the output."""
     steps: tuple[Step, ...]
-    error: JsonObject | None = None
+    error: RunError | None = None
     duration_ns: int | None = None
 
     @property

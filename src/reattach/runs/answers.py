@@ -3,12 +3,20 @@
 from collections.abc import Container
 from typing import Any
 
+import msgspec
+
 from reattach.domain.events import Stopped, StopReason, Usage
 from reattach.domain.limits import MAX_PAGE_ITEMS
 from reattach.domain.messages import Role
 from reattach.records.base import Run, Span
 from reattach.records.records import Records
 from reattach.wire import letta, stored
+
+
+def metadata_of(run: Run) -> dict[str, Any]:
+    """Return the ``metadata`` of the API's run: its type, and its error if it failed."""
+    error = {} if run.error is None else {"error": msgspec.to_builtins(run.error)}
+    return {"run_type": run.run_type, **error}
 
 
 async def whole_answer(

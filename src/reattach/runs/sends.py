@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
@@ -21,6 +21,7 @@ from reattach.log.base import Log
 from reattach.records.base import (
     Agent,
     Conversation,
+    RequestConfig,
     RequestKey,
     Run,
     RunCreated,
@@ -51,9 +52,9 @@ class Send:
     """At least one, with the OTIDs that the client gave."""
     background: bool
     run_type: str
-    request_config: dict[str, object]
     options: Options
     overrides: Overrides
+    request_config: RequestConfig = field(default_factory=RequestConfig)
     callback_url: str | None = None
     """The URL to call when the run has ended."""
 

@@ -32,7 +32,7 @@ from reattach.domain.messages import (
     awaits_approval,
     join_fragments,
 )
-from reattach.records.base import Run, Settlement, Step
+from reattach.records.base import Run, RunError, Settlement, Step
 from reattach.runs.machine import StepRecord
 
 _NOT_RUN = "The run ended before this call was reached; the tool did not run."
@@ -130,7 +130,7 @@ class Transcript:
             usage=self.usage,
             messages=sent + output if is_kept else (),
             steps=tuple(self._step(run, record, last=record is steps[-1]) for record in steps),
-            error=None if self.failed is None else self._error(run, self.failed),
+            error=self._error(run),
             duration_ns=int((completed_at - run.created_at).total_seconds() * 1e9),
         )
 
@@ -220,15 +220,11 @@ class Transcript:
             error_type=self.failed.error_type if last and self.failed else None,
         )
 
-    @staticmethod
-    def _error(run: Run, failed: Failed) -> dict[str, object]:
-        return {
-            "message_type": "error_message",
-            "run_id": run.id,
-            "error_type": failed.error_type,
-            "message": failed.message,
-            "detail": failed.detail,
-        }
+    def _error(self, run: Run) -> RunError | None:
+        failed = self.failed
+        if failed is None:
+            return None
+        return RunError(run.id, failed.error_type, failed.message, failed.detail)
 
 
 def _approval_index(parts: Mapping[int, Sequence[Fragment]]) -> int:

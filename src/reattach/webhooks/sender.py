@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Any
 
 import structlog
 from standardwebhooks import Webhook
@@ -26,7 +25,7 @@ from reattach.domain.limits import (
 from reattach.records.base import Run
 from reattach.records.callbacks import CallbackOutcome, DueCallback, Receiver
 from reattach.records.records import Records
-from reattach.runs.answers import whole_answer
+from reattach.runs.answers import metadata_of, whole_answer
 from reattach.runs.retry import until_available
 from reattach.webhooks.receivers import CallResult, Receivers
 from reattach.webhooks.slots import CallbackSlots
@@ -184,10 +183,8 @@ class Callbacks:
         return CallbackOutcome(outcome.sent_at, outcome.status_code, error, None)
 
     async def _body(self, run: Run) -> str:
-        metadata: dict[str, Any] = {"run_type": run.run_type}
-        if run.error is not None:
-            metadata["error"] = dict(run.error)
-        types = run.request_config.get("include_return_message_types")
+        metadata = metadata_of(run)
+        types = run.request_config.include_return_message_types
         payload = {
             # Signed too, so that a call cannot be replayed to another receiver.
             "callback_url": run.callback_url,

@@ -4,11 +4,13 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import JSON, select, type_coerce, update
 
 from reattach.domain.errors import ConflictError, NotFoundError
 from reattach.domain.events import RunStatus, StopReason, Usage
 from reattach.domain.ids import RunId, new_run_id
-from reattach.records.base import Run, RunCreated, Target
+from reattach.records.base import RequestConfig, Run, RunCreated, RunError, Target
+from reattach.records.database import schema
 from reattach.records.records import Records
 from tests.support.record_samples import (
     OURS,
@@ -64,11 +66,46 @@ async def test_a_settlement_writes_the_end_the_messages_and_the_steps_of_the_run
     assert conversation.last_message_at == at(5)
 
 
+async def test_the_stored_error_and_options_of_a_run_are_those_of_the_api(world: World) -> None:
+    run = await world.start()
+    error = RunError(run.id, "llm_error", "no")
+    settlement = a_settlement(stop_reason=StopReason.MODEL_API_ERROR, error=error)
+    assert await world.records.runs.settle(run.id, settlement)
+    table, database = schema.runs, world.records._database
+    columns = (type_coerce(table.c.error, JSON), type_coerce(table.c.request_config, JSON))
+    [stored] = await database.rows(select(*columns).where(table.c.id == run.id))
+    assert list(stored.values()) == [
+        {
+            "message_type": "error_message",
+            "run_id": run.id,
+            "error_type": "llm_error",
+            "message": "no",
+            "detail": None,
+        },
+        {
+            "use_assistant_message": False,
+            "assistant_message_tool_name": "send_message",
+            "assistant_message_tool_kwarg": "message",
+            "include_return_message_types": None,
+        },
+    ]
+
+
+async def test_options_that_an_earlier_version_did_not_store_have_their_defaults(
+    world: World,
+) -> None:
+    run = await world.start()
+    assert run.request_config == RequestConfig(use_assistant_message=False)
+    empty = update(schema.runs).values(request_config=type_coerce({}, JSON))
+    await world.records._database.in_write(lambda connection: connection.execute(empty).rowcount)
+    assert (await world.records.runs.get(OURS, run.id)).request_config == RequestConfig()
+
+
 async def test_a_failed_run_keeps_its_error_and_may_leave_the_conversation_as_it_was(
     world: World,
 ) -> None:
     run = await world.start()
-    error = {"message_type": "error_message", "error_type": "llm_error", "message": "no"}
+    error = RunError(run.id, "llm_error", "no", "because")
     settlement = a_settlement(stop_reason=StopReason.MODEL_API_ERROR, error=error, duration_ns=None)
     assert await world.records.runs.settle(run.id, settlement)
     ended = await world.records.runs.get(OURS, run.id)

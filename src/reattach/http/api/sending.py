@@ -287,7 +287,7 @@ async def _whole_answer(context: Context, run: Run, send: Send) -> Response:
             remedy="Send the same request again, with its otid, to get the answer.",
         )
     if run.status is RunStatus.FAILED and run.error is not None:
-        error = engine_error(str(run.error["error_type"]), str(run.error["message"]))
+        error = engine_error(run.error.error_type, run.error.message)
         error.extra = {"run_id": run.id}
         raise error
     answer = await whole_answer(

@@ -3,18 +3,21 @@
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from reattach.domain.events import Usage
 from reattach.engine.base import Model
 from reattach.http.schemas.fields import Answer, StopReasonName, UtcTime, members_of
 from reattach.records.base import Run, Step
+from reattach.runs.answers import metadata_of
 from reattach.wire.letta import MessageType
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class RequestConfig(Answer):
+    model_config = ConfigDict(from_attributes=True)
+
     use_assistant_message: bool | None = True
     assistant_message_tool_name: str | None = "send_message"
     assistant_message_tool_kwarg: str | None = "message"
@@ -44,13 +47,10 @@ class RunState(Answer):
 
     @classmethod
     def of(cls, run: Run) -> Self:
-        metadata: dict[str, Any] = {"run_type": run.run_type}
-        if run.error is not None:
-            metadata["error"] = dict(run.error)
         return cls(
             **members_of(run, cls),
             agent_id=run.thread.agent_id,
-            metadata=metadata,
+            metadata=metadata_of(run),
             total_duration_ns=run.duration_ns,
         )
 

@@ -20,6 +20,7 @@ from sqlalchemy import (
 
 from reattach.domain.events import RunStatus, StopReason, Usage
 from reattach.domain.messages import ContentPart, Message, Role
+from reattach.records.base import RequestConfig, RunError
 from reattach.records.database.columns import (
     JsonObject,
     Moment,
@@ -187,13 +188,13 @@ runs = Table(
     Column("created_at", Moment, nullable=False),
     Column("model", String),
     Column("run_type", String, nullable=False),
-    Column("request_config", JsonObject(required=True), nullable=False),
+    Column("request_config", Typed(RequestConfig, RequestConfig()), nullable=False),
     Column("input", Typed(tuple[Message, ...], ()), nullable=False),
     Column("owner", String, nullable=False),
     Column("token", Whole(0), nullable=False),
     Column("completed_at", Moment),
     Column("stop_reason", Word(StopReason, StopReason.ERROR)),
-    Column("error", JsonObject),
+    Column("error", Typed(RunError)),
     Column("usage", Typed(Usage)),
     Column("duration_ns", Whole),
     Column("cancel_requested_at", Moment),

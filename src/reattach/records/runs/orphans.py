@@ -88,7 +88,7 @@ def readable_run(connection: Connection, run_id: str) -> Run:
     thread = Thread(row.pop("agent_id"), row.pop("conversation_id"))
     word = row.pop("status")
     status = RunStatus(word) if word in set(RunStatus) else RunStatus.FAILED
-    return Run(thread=thread, status=status, request_config={}, input=(), **row)
+    return Run(thread=thread, status=status, input=(), **row)
 
 
 def take_over(

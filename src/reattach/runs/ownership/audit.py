@@ -241,15 +241,7 @@ def _terminal_group(run: Run) -> list[Event]:
     """The terminal group that the record describes."""
     events: list[Event] = [Stopped(run.stop_reason or StopReason.ERROR)]
     if run.error is not None:
-        error = run.error
-        detail = error.get("detail")
-        events.append(
-            Failed(
-                str(error.get("error_type") or "internal_error"),
-                str(error.get("message") or ""),
-                None if detail is None else str(detail),
-            )
-        )
+        events.append(Failed(run.error.error_type, run.error.message, run.error.detail))
     elif run.stop_reason is None:
         assert LOG_LOST.failure is not None
         events.append(LOG_LOST.failure)

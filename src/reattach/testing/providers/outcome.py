@@ -124,7 +124,6 @@ def _run() -> Run:
         created_at=datetime.now(UTC),
         model=None,
         run_type="send_message",
-        request_config={},
         input=(),
         owner="test",
         token=1,
