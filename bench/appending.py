@@ -15,7 +15,7 @@ import uvloop
 from bench.frames import FrameMaker
 from bench.schedule import Ticker
 from reattach.domain.ids import new_run_id
-from reattach.log.base import Log
+from reattach.log.base import RunWriter
 from reattach.log.open import open_log
 from reattach.server.tune_gc import tune_gc
 
@@ -25,7 +25,7 @@ DRAIN_SECONDS = 60.0
 
 
 async def paced(
-    log: Log, run_id: str, ticker: Ticker, *, start_ns: int, interval_ns: float, events: int
+    writer: RunWriter, ticker: Ticker, *, start_ns: int, interval_ns: float, events: int
 ) -> list[int]:
     """Append an event at every interval, and return each one's latency since it was due, in ns."""
     frame = FrameMaker().text()
@@ -49,18 +49,18 @@ async def paced(
         taken = list(due)
         due.clear()
         if taken:
-            await log.append(run_id, TOKEN, len(lags) + 1, [frame] * len(taken))
+            await writer.append(len(lags) + 1, [frame] * len(taken))
             now = time.monotonic_ns()
             lags += [now - when for when in taken]
     return lags
 
 
-async def flat_out(log: Log, run_id: str, until_ns: int) -> list[int]:
+async def flat_out(writer: RunWriter, until_ns: int) -> list[int]:
     """Append as fast as possible, and return each append's latency once per event, in ns."""
     frames = [FrameMaker().text()] * FLAT_OUT_EVENTS
     lags: list[int] = []
     while (begin := time.monotonic_ns()) < until_ns:
-        await log.append(run_id, TOKEN, len(lags) + 1, frames)
+        await writer.append(len(lags) + 1, frames)
         lags += [time.monotonic_ns() - begin] * FLAT_OUT_EVENTS
     return lags
 
@@ -68,26 +68,25 @@ async def flat_out(log: Log, run_id: str, until_ns: int) -> list[int]:
 async def main(url: str, runs: int, per_second: float, seconds: float) -> None:
     log = await open_log(url)
     names = [new_run_id() for _ in range(runs)]
-    for name in names:
-        await log.open(name, TOKEN)
+    writers = [await log.open(name, TOKEN) for name in names]
     ticker = Ticker()
     before = time.process_time()
     begin_ns = time.monotonic_ns()
     start_ns = begin_ns + 10_000_000
     work = []
-    for number, name in enumerate(names):
+    for number, writer in enumerate(writers):
         if per_second:
             interval_ns = 1e9 / per_second
             work.append(
                 paced(
-                    log, name, ticker,
+                    writer, ticker,
                     start_ns=start_ns + int(number * interval_ns / runs),
                     interval_ns=interval_ns,
                     events=max(int(per_second * seconds), 1),
                 )
             )  # fmt: skip
         else:
-            work.append(flat_out(log, name, start_ns + int(seconds * 1e9)))
+            work.append(flat_out(writer, start_ns + int(seconds * 1e9)))
     async with asyncio.timeout(seconds + DRAIN_SECONDS):
         lags = sorted(lag for of_run in await asyncio.gather(*work) for lag in of_run)
     elapsed = (time.monotonic_ns() - begin_ns) / 1e9

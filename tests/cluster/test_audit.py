@@ -10,12 +10,13 @@ from datetime import timedelta
 import psycopg
 import pytest
 
+from reattach.domain import backoff
 from reattach.domain.errors import StoreUnavailableError
 from reattach.domain.events import RunStatus
 from reattach.domain.ids import DEFAULT_TENANT, new_run_id
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.records.database import connection as bounded
-from reattach.runs import retry
+from reattach.testing.conformance.log_samples import append
 from tests.cluster.nodes import Nodes
 from tests.support.in_process_readers import Reader
 from tests.support.stores import eventually
@@ -83,7 +84,7 @@ async def test_a_log_of_redis_that_lost_its_end_is_ended_by_the_audit_of_one_pro
     frames = await nodes.stores.frames(run)
     await nodes.stores.log.delete(run.id)
     await nodes.stores.log.open(run.id, run.token)
-    await nodes.stores.log.append(run.id, run.token, 1, frames[:1])
+    await append(nodes.stores.log, run.id, run.token, 1, frames[:1])
     await asyncio.gather(*(node.runs.audit.compare_logs() for node in (first, second)))
     assert first.runs.audit.found.lost_ends + second.runs.audit.found.lost_ends >= 1
     for node in (first, second):
@@ -162,7 +163,7 @@ async def test_a_commit_that_lands_after_its_send_was_refused_blocks_no_conversa
     conversation = await nodes.stores.conversation()
     send = nodes.stores.send(conversation, "one two", otid="mine")
     monkeypatch.setattr(bounded, "SILENCE_SECONDS", SILENCE_SECONDS)
-    monkeypatch.setattr(retry, "APPEND_RETRY_SECONDS", SILENCE_SECONDS)
+    monkeypatch.setattr(backoff, "APPEND_RETRY_SECONDS", SILENCE_SECONDS)
     async with held_commits(nodes.database_url) as commits:
         with pytest.raises(StoreUnavailableError):
             await node.runs.send(send)

@@ -6,11 +6,12 @@ import asyncio
 
 import pytest
 
+from reattach.domain import backoff
 from reattach.domain.errors import StoreUnavailableError
 from reattach.domain.events import RunStatus
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.domain.messages import Role
-from reattach.runs import retry, service
+from reattach.runs import service
 from reattach.runs.ownership.lease import Ownership
 from reattach.testing.programs.redis import RedisServer
 from reattach.testing.programs.relay import Relay
@@ -167,7 +168,7 @@ async def test_a_run_whose_process_is_cut_off_from_redis_is_cancelled_when_it_is
 async def test_the_run_of_a_process_that_stays_cut_off_from_redis_is_ended_by_another(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "APPEND_RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(backoff, "APPEND_RETRY_SECONDS", 0.2)
     with Relay(nodes.log_url.removeprefix("unix://")) as relay:
         host, port = relay.address
         engine = SteppedEngine("one ", "two ", "three ")

@@ -11,6 +11,7 @@ import random
 import sys
 
 from reattach.log.sqlite.log import Sizes, SqliteLog
+from reattach.testing.conformance.log_samples import append
 
 SIZES = Sizes(
     chunk_bytes=1000,
@@ -43,7 +44,7 @@ async def work(log: SqliteLog, name: str, chance: random.Random) -> None:
             closed = last_seq >= length
             frames = [frame(run_id, seq) for seq in range(first_seq, last_seq + 1)]
             say("appending", run_id, last_seq, int(closed))
-            await log.append(run_id, 1, first_seq, frames, close=closed)
+            await append(log, run_id, 1, first_seq, frames, close=closed)
             say("appended", run_id, last_seq, int(closed))
         if chance.random() < 0.2:
             say("deleting", run_id)

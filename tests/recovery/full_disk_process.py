@@ -21,6 +21,7 @@ from reattach.log.sqlite.log import SqliteLog
 from reattach.records.base import Agent
 from reattach.records.database import sqlite_wal
 from reattach.records.records import Records
+from reattach.testing.conformance.log_samples import append
 
 FILE_BYTES = 1024 * 1024
 ROUNDS = 25
@@ -52,8 +53,8 @@ async def write_events(path: str) -> None:
         run_id = f"run-{number}"
         await insist(lambda: log.open(run_id, 1))  # noqa: B023  called at once
         for seq in range(1, 6):
-            await insist(lambda: log.append(run_id, 1, seq, [frame]))  # noqa: B023
-        await insist(lambda: log.append(run_id, 1, 6, [], close=True))  # noqa: B023
+            await insist(lambda: append(log, run_id, 1, seq, [frame]))  # noqa: B023
+        await insist(lambda: append(log, run_id, 1, 6, [], close=True))  # noqa: B023
         await insist(lambda: log.delete(run_id))  # noqa: B023
     await log.aclose()
 

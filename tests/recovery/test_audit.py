@@ -22,6 +22,7 @@ from reattach.log.sqlite.log import SqliteLog
 from reattach.records.base import Run
 from reattach.runs.follow import Target
 from reattach.runs.ownership import audit as audit_module
+from reattach.testing.conformance.log_samples import append
 from tests.recovery.test_outages import orphans_of
 from tests.support.clocks import LeapClock
 from tests.support.engines import SteppedEngine
@@ -49,7 +50,7 @@ async def lose_end(stores: Stores, run: Run, kept: int | None) -> None:
     if kept is not None:
         await stores.log.open(run.id, run.token)
         if kept:
-            await stores.log.append(run.id, run.token, 1, frames[:kept])
+            await append(stores.log, run.id, run.token, 1, frames[:kept])
 
 
 @pytest.mark.promise("P5")
@@ -161,7 +162,7 @@ async def test_a_log_without_a_record_is_deleted_after_the_retention(
     strangers = [new_run_id() for _ in range(3)]
     for run_id in strangers:
         await stores.log.open(run_id, 1)
-        await stores.log.append(run_id, 1, 1, [b"data: {}\n\n"], close=closed)
+        await append(stores.log, run_id, 1, 1, [b"data: {}\n\n"], close=closed)
     service = stores.service(retention=timedelta(hours=1))
     for _ in range(2):
         await service.audit.compare_logs()

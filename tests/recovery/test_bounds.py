@@ -8,7 +8,7 @@ import pytest
 
 from reattach.domain.events import RunStatus
 from reattach.domain.limits import DELTA_BYTES, PENDING_APPEND_BYTES, REPLAY_SLICE_BYTES
-from reattach.runs import appender as appender_module
+from reattach.log import run_writer
 from reattach.runs import driver as worker_module
 from tests.recovery.test_outages import run_ready_tasks
 from tests.support.engines import EndlessEngine
@@ -92,7 +92,7 @@ async def test_an_answer_without_end_ends_with_an_error(
     stores: Stores, monkeypatch: pytest.MonkeyPatch, stream_tokens: bool
 ) -> None:
     limit = 200 * (DELTA_BYTES + 1000)
-    monkeypatch.setattr(appender_module, "RUN_LOG_BYTES", limit)
+    monkeypatch.setattr(run_writer, "RUN_LOG_BYTES", limit)
     monkeypatch.setattr(worker_module, "RUN_LOG_BYTES", limit)
     engine = EndlessEngine("x" * 1000)
     service = stores.service(engine=engine)

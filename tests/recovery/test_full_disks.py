@@ -17,6 +17,7 @@ from reattach.domain.clock import SystemClock
 from reattach.domain.limits import RECORDS_WAL_BYTES
 from reattach.log.sqlite.log import Sizes, SqliteLog
 from reattach.records.records import Records
+from reattach.testing.conformance.log_samples import append
 from tests.recovery.wal import wal_of
 from tests.support.stores import eventually
 
@@ -55,7 +56,7 @@ async def test_the_wal_of_the_events_is_truncated_when_nothing_is_written(tmp_pa
     log = await SqliteLog.open_file(file, sizes=Sizes(idle_seconds=0.02))
     for number in range(3):
         await log.open(f"run-{number}", 1)
-        await log.append(f"run-{number}", 1, 1, [b"x" * 1000])
+        await append(log, f"run-{number}", 1, 1, [b"x" * 1000])
         await eventually(lambda: asyncio.to_thread(lambda: wal_bytes(file) == 0))
     await log.aclose()
 
@@ -70,7 +71,7 @@ async def test_the_wal_of_the_events_stays_bounded_by_its_true_size(tmp_path: Pa
 
     for number in range(40):
         await log.open(f"run-{number}", 1)
-        await log.append(f"run-{number}", 1, 1, [b"x" * 500] * 100, close=True)
+        await append(log, f"run-{number}", 1, 1, [b"x" * 500] * 100, close=True)
         await eventually(is_bounded)
     for number in range(40):
         await log.delete(f"run-{number}")
@@ -86,7 +87,7 @@ async def test_a_new_process_does_not_truncate_its_wal_while_answers_stream(tmp_
     await log.open("run", 1)
     seen = []
     for seq in range(1, 81):
-        await log.append("run", 1, seq, [b"x" * 2000])
+        await append(log, "run", 1, seq, [b"x" * 2000])
         seen.append(await asyncio.to_thread(wal_bytes, file))
     assert seen == sorted(seen)
     await log.aclose()
@@ -108,10 +109,10 @@ async def test_a_reader_of_the_events_delays_the_truncation_and_not_the_appends(
 
     with closing(await asyncio.to_thread(begin)) as reader:
         for seq in range(1, 40):
-            await log.append("run", 1, seq, [b"x" * 1000])
+            await append(log, "run", 1, seq, [b"x" * 1000])
         assert await asyncio.to_thread(wal_bytes, file) > 0
         await asyncio.to_thread(reader.execute, "COMMIT")
-    await log.append("run", 1, 40, [b"x"])
+    await append(log, "run", 1, 40, [b"x"])
     await eventually(lambda: asyncio.to_thread(lambda: wal_bytes(file) == 0))
     await log.aclose()
 

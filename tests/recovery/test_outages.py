@@ -12,7 +12,7 @@ from reattach.domain.errors import ReattachError, StoreUnavailableError
 from reattach.domain.events import RunStatus
 from reattach.domain.limits import APPEND_RETRY_SECONDS, SWEEP_INTERVAL_SECONDS
 from reattach.domain.messages import Role
-from reattach.log.base import Head, Log
+from reattach.log.base import Log, RunWriter
 from reattach.records.base import Run
 from reattach.runs import service as service_module
 from reattach.runs.upkeep.schedule import upkeep
@@ -242,7 +242,7 @@ class OneLogDown(FaultyLog):
 
     async def open(
         self, run_id: str, token: int, *, first_seq: int = 1, aliases: Sequence[str] = ()
-    ) -> Head:
+    ) -> RunWriter:
         if run_id == self.down:
             raise StoreUnavailableError("The store is down.")
         await asyncio.sleep(0.01)

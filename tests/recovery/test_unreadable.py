@@ -23,6 +23,7 @@ from reattach.records.base import (
 )
 from reattach.records.records import Records
 from reattach.runs.ownership import recovery
+from reattach.testing.conformance.log_samples import append
 from tests.recovery.test_boundaries import die_working
 from tests.recovery.test_outages import OneLogDown, orphans_of
 from tests.recovery.test_waiting_calls import ASK, answer_to, pending
@@ -58,7 +59,7 @@ async def test_a_run_whose_conversation_was_deleted_is_recovered_and_does_not_de
 async def add_frame(stores: Stores, run: Run, frame: bytes) -> None:
     head = await stores.head(run)
     assert head is not None
-    await stores.log.append(run.id, run.token, head.last_seq + 1, [frame])
+    await append(stores.log, run.id, run.token, head.last_seq + 1, [frame])
 
 
 FRAMES = {
@@ -94,7 +95,7 @@ async def test_a_closed_log_whose_end_cannot_be_read_settles_its_run_as_failed(
 ) -> None:
     """C1: a closed log without a readable terminal group."""
     (run,) = await orphans_of(stores, 1)
-    await stores.log.append(run.id, run.token, 2, [b"data: damaged\n\n"], close=True)
+    await append(stores.log, run.id, run.token, 2, [b"data: damaged\n\n"], close=True)
     await stores.service().start()
     settled = await stores.run(run)
     assert settled.status is RunStatus.FAILED
@@ -221,7 +222,7 @@ async def test_a_damaged_log_in_a_file_stops_neither_the_start_nor_another_run(
         for run in runs:
             for seq in range(2, 30):
                 frame = b'data: {"message_type":"ping","seq_id":%d,"id":"p"}\n\n' % seq
-                await log.append(run.id, run.token, seq, [frame])
+                await append(log, run.id, run.token, seq, [frame])
         await log.aclose()
         with closing(sqlite3.connect(file)) as connection, connection:
             connection.execute(damage)

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
 from reattach.domain.errors import StoreUnavailableError
-from reattach.log.base import Head, Inventory, Log, Slice, Tail
+from reattach.log.base import Head, Inventory, Log, RunWriter, Slice, Tail
 from reattach.records.records import Records
 
 T = TypeVar("T")
@@ -111,25 +111,15 @@ class FaultyLog(Log):
 
     async def open(
         self, run_id: str, token: int, *, first_seq: int = 1, aliases: Sequence[str] = ()
-    ) -> Head:
-        return await self._faults.around(
+    ) -> RunWriter:
+        writer = await self._faults.around(
             "log.open",
             lambda: self._log.open(run_id, token, first_seq=first_seq, aliases=aliases),
         )
+        return FaultyRunWriter(writer, self._faults)
 
-    async def append(
-        self,
-        run_id: str,
-        token: int,
-        first_seq: int,
-        frames: Sequence[bytes],
-        *,
-        close: bool = False,
-    ) -> None:
-        await self._faults.around(
-            "log.close" if close else "log.append",
-            lambda: self._log.append(run_id, token, first_seq, frames, close=close),
-        )
+    def writer(self, run_id: str, token: int, head: Head) -> RunWriter:
+        return FaultyRunWriter(self._log.writer(run_id, token, head), self._faults)
 
     async def head(self, run_id: str) -> Head:
         return await self._faults.around("log.head", lambda: self._log.head(run_id))
@@ -165,6 +155,21 @@ class FaultyLog(Log):
 
     async def aclose(self) -> None:
         await self._log.aclose()
+
+
+class FaultyRunWriter(RunWriter):
+    """``writer`` with ``faults`` around every append."""
+
+    def __init__(self, writer: RunWriter, faults: Faults) -> None:
+        super().__init__(writer.run_id, writer.token, writer.head)
+        self._writer = writer
+        self._faults = faults
+
+    async def append(self, first_seq: int, frames: Sequence[bytes], *, close: bool = False) -> None:
+        await self._faults.around(
+            "log.close" if close else "log.append",
+            lambda: self._writer.append(first_seq, frames, close=close),
+        )
 
 
 def faulty_records(records: Records, faults: Faults) -> Records:

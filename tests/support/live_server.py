@@ -213,10 +213,10 @@ class LiveServer(Server):
 
     async def logged(self, run_id: str) -> None:
         """Return when the log has all that the run has said so far."""
-        appender = self.context.runs._drivers[run_id]._appender
-        assert appender is not None
+        writer = self.context.runs._drivers[run_id]._writer
+        assert writer is not None
         async with asyncio.timeout(WAIT_SECONDS):
-            await appender.flush()
+            await writer.flush()
 
     async def ended(self, run_id: str) -> dict[str, Any]:
         """Open the gate of the run's agent, wait for its end, and return it."""

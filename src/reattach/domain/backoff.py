@@ -1,10 +1,15 @@
-"""Waits between the attempts of a retry loop, which double with each failure."""
+"""Retry loops: waits that double with each failure, and attempts until a store answers."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from reattach.domain.clock import Clock, SystemClock, sleep_unless_set
+from reattach.domain.errors import StoreUnavailableError
+from reattach.domain.limits import APPEND_RETRY_DELAY_SECONDS, APPEND_RETRY_SECONDS
+
+T = TypeVar("T")
 
 _MOST_DOUBLINGS = 30
 """Keeps the power finite; every backoff has reached its longest wait by then."""
@@ -46,3 +51,20 @@ class Backoff:
             await self.clock.sleep(seconds)
         else:
             await sleep_unless_set(self.clock, seconds, unless_set)
+
+
+async def until_available(clock: Clock, operation: Callable[[], Awaitable[T]]) -> T:
+    """Repeat the idempotent ``operation`` until the store answers, and return its result.
+
+    Raises:
+        StoreUnavailableError: The store did not answer for APPEND_RETRY_SECONDS.
+        Exception: Any other exception of ``operation``, at once.
+    """
+    give_up_at = clock.monotonic_seconds() + APPEND_RETRY_SECONDS
+    while True:
+        try:
+            return await operation()
+        except StoreUnavailableError:
+            if clock.monotonic_seconds() >= give_up_at:
+                raise
+            await clock.sleep(APPEND_RETRY_DELAY_SECONDS)

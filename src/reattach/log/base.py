@@ -6,29 +6,48 @@ Backends differ in which failures an acknowledged append survives, and their doc
 everything else they behave alike, which ``reattach.testing.conformance.log`` checks.
 """
 
-import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import cast
+from typing import Final
 
-from reattach.log.tail import Slice, Tail, View
+from reattach.domain.errors import FencedError, LogClosedError, LogNotFoundError
+from reattach.log.run_writer import Done, RunWriter
+from reattach.log.tail import Head, Slice, Tail, View
 
 __all__ = [
+    "CLOSING",
     "Capabilities",
     "Done",
     "Head",
     "Inventory",
     "Log",
     "LogEntry",
+    "RunWriter",
     "Slice",
     "Tail",
     "View",
+    "closed_error",
+    "fenced_error",
+    "not_found_error",
 ]
 
-Done = Callable[[Exception | None], None]
-"""Called with None when an operation succeeded, else with its exception. Must not raise."""
+
+CLOSING: Final = "The server is closing. Reconnect to resume."
+"""The detail of every StoreUnavailableError after ``Log.aclose``."""
+
+
+def closed_error(run_id: str) -> LogClosedError:
+    return LogClosedError(f"The log of {run_id} is closed.")
+
+
+def fenced_error(run_id: str, token: int) -> FencedError:
+    return FencedError(f"The log of {run_id} has a newer owner than the one with token {token}.")
+
+
+def not_found_error(run_id: str) -> LogNotFoundError:
+    return LogNotFoundError(f"There is no log of {run_id}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +62,6 @@ class Capabilities:
     """Several processes may own and follow runs of one log at the same time."""
     finds_aliases: bool
     """``find`` knows the aliases given to ``open``; otherwise it always returns None."""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The extent of a log. An empty log has ``last_seq == first_seq - 1``."""
-
-    first_seq: int
-    """The earliest event kept; 1 unless the log was trimmed or began later."""
-    last_seq: int
-    closed: bool
-    tail_uncertain: bool = False
-    """The machine lost power after the last append, so events after ``last_seq`` may be lost.
-
-    True only for an open log that has not been opened since.
-    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,8 @@ class Inventory:
 class Log(ABC):
     """The logs of all runs.
 
+    Frames are written by the ``RunWriter`` that ``open`` returns.
+
     Order and atomicity: an append is stored entirely or not at all, after every append that was
     acknowledged before it. A frame reaches a tail or a read only after the backend has stored it
     as durably as it promises.
@@ -87,8 +93,8 @@ class Log(ABC):
     Ownership: ``token`` is the fencing token of the run's owner. A log remembers the highest token
     that opened it and refuses lower ones with FencedError.
 
-    Cancellation: a cancelled open, append, trim or delete took effect entirely or not at all.
-    Repeating it is safe; an append must be repeated with the same ``first_seq`` and frames.
+    Cancellation: a cancelled open, trim or delete took effect entirely or not at all. Repeating it
+    is safe.
 
     Errors: unless stated otherwise, methods raise LogNotFoundError for a log that was never opened
     or was deleted, and StoreUnavailableError when the store does not answer. After the latter the
@@ -103,8 +109,10 @@ class Log(ABC):
     @abstractmethod
     async def open(
         self, run_id: str, token: int, *, first_seq: int = 1, aliases: Sequence[str] = ()
-    ) -> Head:
-        """Create the log, or take it over with a higher or equal token, and return its extent.
+    ) -> RunWriter:
+        """Create the log, or take it over with a higher or equal token, and return its writer.
+
+        ``head`` of the writer is the extent of the log.
 
         A new log begins at ``first_seq``, which is at least 1. An open log whose next seq is lower
         has lost its end: its frames are dropped, its tail fails with LogLostError, and it continues
@@ -120,60 +128,11 @@ class Log(ABC):
         """
 
     @abstractmethod
-    async def append(
-        self,
-        run_id: str,
-        token: int,
-        first_seq: int,
-        frames: Sequence[bytes],
-        *,
-        close: bool = False,
-    ) -> None:
-        """Append ``frames`` from ``first_seq`` on, and return when they are durable.
+    def writer(self, run_id: str, token: int, head: Head) -> RunWriter:
+        """Return a writer as ``open`` does, without opening the log.
 
-        With ``close`` the same atomic step closes the log. An append that the log already contains
-        (the same frames at the same seqs, and closed after the last of them with ``close``) is a
-        retry whose acknowledgement was lost: it succeeds without a change.
-
-        Raises:
-            ValueError: there are no frames and no ``close``.
-            FencedError: ``token`` is lower than the log's. Checked first, also for a retry.
-            LogClosedError: the log is closed.
-            SeqMismatchError: ``first_seq`` is not the log's next seq.
+        Its appends are refused if the log is not open for ``token``.
         """
-
-    def submit(
-        self,
-        run_id: str,
-        token: int,
-        first_seq: int,
-        frames: Sequence[bytes],
-        *,
-        close: bool = False,
-        done: Done,
-    ) -> "asyncio.Task[None] | None":
-        """Callback variant of ``append``; avoids one task per append.
-
-        ``done`` is called once, in the event loop, after this method has returned. ``frames`` must
-        not change until then. If a task is returned, keep a reference to it; cancelling it cancels
-        the append, and ``done`` is not called.
-        """
-        append = self.append(run_id, token, first_seq, frames, close=close)
-        task = asyncio.get_running_loop().create_task(append, name=f"append {run_id}")
-
-        def call_done(task: "asyncio.Task[None]") -> None:
-            if not task.cancelled():
-                done(cast("Exception | None", task.exception()))
-
-        task.add_done_callback(call_done)
-        return task
-
-    def after_tick(self, call: Callable[[], None]) -> None:
-        """Call ``call`` after the current tick of the event loop, to submit what the tick produced.
-
-        Appends submitted in these calls reach the store together. ``call`` must not raise.
-        """
-        asyncio.get_running_loop().call_soon(call)
 
     @abstractmethod
     async def head(self, run_id: str) -> Head:

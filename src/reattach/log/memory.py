@@ -6,15 +6,26 @@ from contextlib import asynccontextmanager
 from typing_extensions import override
 
 from reattach.domain.errors import (
-    FencedError,
-    LogClosedError,
     LogLostError,
     LogNotFoundError,
     SeqMismatchError,
     StoreUnavailableError,
     TrimmedError,
 )
-from reattach.log.base import Capabilities, Head, Inventory, Log, LogEntry, Slice, Tail
+from reattach.log.base import (
+    CLOSING,
+    Capabilities,
+    Head,
+    Inventory,
+    Log,
+    LogEntry,
+    RunWriter,
+    Slice,
+    Tail,
+    closed_error,
+    fenced_error,
+    not_found_error,
+)
 
 
 class _Run:
@@ -45,56 +56,33 @@ class MemoryLog(Log):
 
     async def open(
         self, run_id: str, token: int, *, first_seq: int = 1, aliases: Sequence[str] = ()
-    ) -> Head:
+    ) -> RunWriter:
         self._check_open()
         run = self._runs.setdefault(run_id, _Run(token, first_seq))
         if token < run.token:
-            raise FencedError(
-                f"The log of {run_id} has a newer owner than the one with token {token}."
-            )
+            raise fenced_error(run_id, token)
         run.token = token
         if not run.tail.closed and run.tail.last_seq + 1 < first_seq:
             run.tail.fail(LogLostError(run_id, run.tail.last_seq))
             run.tail = Tail(first_seq)
         self._aliases.update(dict.fromkeys(aliases, run_id))
-        return self._head(run)
+        return self.writer(run_id, token, self._head(run))
 
-    async def append(
-        self,
-        run_id: str,
-        token: int,
-        first_seq: int,
-        frames: Sequence[bytes],
-        *,
-        close: bool = False,
-    ) -> None:
-        if not frames and not close:
-            raise ValueError("An append without frames must close the log.")
-        run = self._run(run_id)
-        if token < run.token:
-            raise FencedError(
-                f"The log of {run_id} has a newer owner than the one with token {token}."
-            )
-        if self._is_retry(run, first_seq, frames, close):
-            return
-        if run.tail.closed:
-            raise LogClosedError(f"The log of {run_id} is closed.")
-        if first_seq != run.tail.last_seq + 1:
-            raise SeqMismatchError(run_id, first_seq, run.tail.last_seq)
-        run.tail.extend(frames, close=close)
+    def writer(self, run_id: str, token: int, head: Head) -> RunWriter:
+        return _MemoryRunWriter(self, run_id, token, head)
 
     async def head(self, run_id: str) -> Head:
-        return self._head(self._run(run_id))
+        return self._head(self.run(run_id))
 
     async def read(self, run_id: str, after_seq: int, *, max_bytes: int, max_events: int) -> Slice:
-        tail = self._run(run_id).tail
+        tail = self.run(run_id).tail
         if after_seq + 1 < tail.first_seq:
             raise TrimmedError(run_id, tail.first_seq)
         return tail.slice(after_seq, max_bytes=max_bytes, max_events=max_events)
 
     @asynccontextmanager
     async def follow(self, run_id: str) -> AsyncIterator[Tail]:
-        yield self._run(run_id).tail
+        yield self.run(run_id).tail
 
     @override
     def closed_tail(self, run_id: str) -> Tail | None:
@@ -102,7 +90,7 @@ class MemoryLog(Log):
         return run.tail if run is not None and run.tail.closed and not self._closed else None
 
     async def trim(self, run_id: str, first_seq: int) -> None:
-        self._run(run_id).tail.trim(first_seq)
+        self.run(run_id).tail.trim(first_seq)
 
     async def delete(self, run_id: str) -> None:
         self._check_open()
@@ -126,26 +114,46 @@ class MemoryLog(Log):
     async def aclose(self) -> None:
         self._closed = True
         for run in self._runs.values():
-            run.tail.fail(StoreUnavailableError("The server is closing. Reconnect to resume."))
+            run.tail.fail(StoreUnavailableError(CLOSING))
 
     def _check_open(self) -> None:
         if self._closed:
-            raise StoreUnavailableError("The server is closing. Reconnect to resume.")
+            raise StoreUnavailableError(CLOSING)
 
-    def _run(self, run_id: str) -> _Run:
+    def run(self, run_id: str) -> _Run:
         self._check_open()
         try:
             return self._runs[run_id]
         except KeyError:
-            raise LogNotFoundError(f"There is no log of {run_id}.") from None
+            raise not_found_error(run_id) from None
 
     @staticmethod
     def _head(run: _Run) -> Head:
         return Head(run.tail.first_seq, run.tail.last_seq, run.tail.closed)
 
-    @staticmethod
-    def _is_retry(run: _Run, first_seq: int, frames: Sequence[bytes], close: bool) -> bool:
-        """Return whether the log contains these frames, as its end if ``close``."""
-        if close and not (run.tail.closed and first_seq + len(frames) - 1 == run.tail.last_seq):
-            return False
-        return run.tail.holds(first_seq, frames)
+
+class _MemoryRunWriter(RunWriter):
+    def __init__(self, log: MemoryLog, run_id: str, token: int, head: Head) -> None:
+        super().__init__(run_id, token, head)
+        self._log = log
+
+    async def append(self, first_seq: int, frames: Sequence[bytes], *, close: bool = False) -> None:
+        if not frames and not close:
+            raise ValueError("An append without frames must close the log.")
+        run = self._log.run(self.run_id)
+        if self.token < run.token:
+            raise fenced_error(self.run_id, self.token)
+        if _is_retry(run, first_seq, frames, close):
+            return
+        if run.tail.closed:
+            raise closed_error(self.run_id)
+        if first_seq != run.tail.last_seq + 1:
+            raise SeqMismatchError(self.run_id, first_seq, run.tail.last_seq)
+        run.tail.extend(frames, close=close)
+
+
+def _is_retry(run: _Run, first_seq: int, frames: Sequence[bytes], close: bool) -> bool:
+    """Return whether the log contains these frames, as its end if ``close``."""
+    if close and not (run.tail.closed and first_seq + len(frames) - 1 == run.tail.last_seq):
+        return False
+    return run.tail.holds(first_seq, frames)

@@ -3,12 +3,28 @@
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from msgspec import Struct
 
 from reattach.domain.errors import ReattachError
 from reattach.domain.limits import LARGE_WRITE_BYTES, REPLAY_SLICE_BYTES, REPLAY_SLICE_EVENTS
 from reattach.log.notifier import Listener, Notifier
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The extent of a log. An empty log has ``last_seq == first_seq - 1``."""
+
+    first_seq: int
+    """The earliest event kept; 1 unless the log was trimmed or began later."""
+    last_seq: int
+    closed: bool
+    tail_uncertain: bool = False
+    """The machine lost power after the last append, so events after ``last_seq`` may be lost.
+
+    True only for an open log that has not been opened since.
+    """
 
 
 class Slice(Struct, frozen=True, gc=False):

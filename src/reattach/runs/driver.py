@@ -7,6 +7,7 @@ from typing import get_args
 
 import structlog
 
+from reattach.domain.backoff import until_available
 from reattach.domain.clock import Clock
 from reattach.domain.errors import (
     EngineError,
@@ -21,14 +22,12 @@ from reattach.domain.events import Event, Stopped
 from reattach.domain.limits import DELTA_BYTES, ENGINE_STOP_SECONDS, RUN_LOG_BYTES
 from reattach.domain.messages import part_chars
 from reattach.engine.base import Compacted, Delta, Engine, ToolStarting, Turn, closing_deltas
-from reattach.log.base import Head, Log
+from reattach.log.base import Log, RunWriter
 from reattach.records.base import Run, Settlement
-from reattach.runs.appender import Appender
 from reattach.runs.endings import LOG_LOST, Ending
 from reattach.runs.machine import RunMachine
-from reattach.runs.retry import until_available
 from reattach.runs.transcript import Transcript
-from reattach.wire.letta import MessageType, message_type
+from reattach.wire.letta import Encoder, MessageType, message_type
 
 logger = structlog.get_logger(__name__)
 
@@ -110,7 +109,8 @@ class RunDriver:
         self._transcript.begun = () if engine.announces_tools else None
         self._ending: Ending | None = None
         self._interrupted = asyncio.Event()
-        self._appender: Appender | None = None
+        self._encoder = Encoder(run.id)
+        self._writer: RunWriter | None = None
 
     def end(self, ending: Ending) -> None:
         """End the run soon. Idempotent: only the first ending counts, and none after the end."""
@@ -136,8 +136,8 @@ class RunDriver:
             self.given_up = True
             logger.exception("run given up", run_id=self.run.id)
         finally:
-            if self._appender is not None:
-                await self._appender.abandon()
+            if self._writer is not None:
+                await self._writer.abandon()
             self.opened.set()
             self.done.set()
 
@@ -151,10 +151,10 @@ class RunDriver:
         )
         turn.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
-            head = await self._open(first_seq=1)
+            writer = await self._open(first_seq=1)
             if not await until_available(self._clock, self._mark_running):
                 raise _not_owner(self.run)
-            self._appender = self._appender_after(head.last_seq)
+            self._writer = writer
             self.opened.set()
             await self._write_answer(turn)
         finally:
@@ -166,51 +166,52 @@ class RunDriver:
             "run ended",
             **labels,
             outcome=settlement.stop_reason.value,
-            events=self._appender.last_seq,
+            events=self._writer.last_seq,
             seconds=round(self._clock.monotonic_seconds() - began, 3),
         )
 
     async def _write_answer(self, turn: "asyncio.Task[Turn]") -> None:
         """Write the engine's answer and the terminal group into the log, and close it."""
-        assert self._appender is not None
+        assert self._writer is not None
         if self._include_pings:
-            self._appender.put(self._machine.ping())
+            self._put(self._machine.ping())
         try:
             terminal = await self._run_engine(turn)
             self._record(terminal)
-            await self._appender.close(self._visible(terminal))
+            await self._writer.close(self._frames(terminal, self._writer))
         except (LogNotFoundError, SeqMismatchError) as error:
             logger.error("log lost by its store", run_id=self.run.id, reason=error.detail)  # noqa: TRY400
-            await self._close_lost_log(self._appender.last_seq + 1)
+            await self._close_lost_log(self._writer.last_seq + 1)
 
-    async def _open(self, *, first_seq: int) -> Head:
-        return await until_available(
+    async def _open(self, *, first_seq: int) -> RunWriter:
+        writer = await until_available(
             self._clock,
             lambda: self._log.open(
                 self.run.id, self.run.token, first_seq=first_seq, aliases=self._aliases
             ),
         )
+        writer.clock = self._clock
+        writer.on_failure = self._interrupted.set
+        return writer
 
-    def _appender_after(self, last_seq: int) -> Appender:
-        return Appender(
-            self._log,
-            self.run.id,
-            self.run.token,
-            last_seq=last_seq,
-            clock=self._clock,
-            on_failure=self._interrupted.set,
-        )
+    def _put(self, events: list[Event]) -> None:
+        assert self._writer is not None
+        self._writer.put(self._frames(events, self._writer))
+
+    def _frames(self, events: list[Event], writer: RunWriter) -> list[bytes]:
+        """Return the frames of the visible events for the log's next seqs."""
+        return self._encoder.frames(self._visible(events), after_seq=writer.last_seq)
 
     async def _close_lost_log(self, first_seq: int) -> None:
         """Close a log that its store lost, at a seq after everything a reader may have seen."""
-        head = await self._open(first_seq=first_seq)
+        writer = await self._open(first_seq=first_seq)
         ending = self._ending or LOG_LOST
         terminal = self._machine.stop(ending.reason, ending.failure)
         if not terminal:  # The terminal group or the event before it was lost.
             assert LOG_LOST.failure is not None
             terminal = [Stopped(LOG_LOST.reason), LOG_LOST.failure, self._transcript.usage]
         self._record(terminal)
-        await self._appender_after(head.last_seq).close(self._visible(terminal))
+        await writer.close(self._frames(terminal, writer))
 
     async def _run_engine(self, turn: "asyncio.Task[Turn]") -> list[Event]:
         """Run the engine until it ends or is interrupted, and return the terminal group."""
@@ -223,11 +224,11 @@ class RunDriver:
         finally:
             interrupted.cancel()
             engine_task.cancel()
-        assert self._appender is not None
+        assert self._writer is not None
         if self._disowned:
             raise _not_owner(self.run)
-        if self._appender.failure is not None:
-            raise self._appender.failure
+        if self._writer.failure is not None:
+            raise self._writer.failure
         if self._ending is not None:
             return self._machine.stop(self._ending.reason, self._ending.failure)
         if engine_task.cancelled():  # by the engine itself
@@ -258,7 +259,7 @@ class RunDriver:
 
     async def _append_deltas(self, reading: "asyncio.Task[Turn]") -> None:
         """Append the events of the engine's deltas. Cancelling this ends the run."""
-        assert self._appender is not None
+        assert self._writer is not None
         turn = await reading
         self._transcript.due = tuple(turn.due)
         held_bytes = 0
@@ -271,17 +272,17 @@ class RunDriver:
                         f"The answer exceeds {RUN_LOG_BYTES} bytes, the most that a run may hold."
                     )
                 events = self._machine.on_delta(delta)
-                self._appender.put(self._visible(events))
+                self._put(events)
                 self._record(events)  # After ``put``: the transcript must not be ahead of the log.
                 if isinstance(delta, ToolStarting):
                     await self._note_tool_call(self._machine.call_id(delta.tool_call_id))
-                if self._appender.is_full:
-                    await self._appender.wait_for_room()
+                if self._writer.is_full:
+                    await self._writer.wait_for_room()
 
     async def _note_tool_call(self, call_id: str) -> None:
         """Log and record a tool call before its tool starts, which cannot be undone."""
-        assert self._appender is not None
-        await self._appender.flush()
+        assert self._writer is not None
+        await self._writer.flush()
         if self._transcript.begun is None:
             return  # The engine starts other tools unannounced, so a note would prove nothing.
         begun = (*self._transcript.begun, call_id)

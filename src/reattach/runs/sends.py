@@ -10,6 +10,7 @@ import structlog
 
 from reattach.agent.engine_factory import EngineFactory
 from reattach.agent.turns import Overrides, make_turn
+from reattach.domain.backoff import until_available
 from reattach.domain.clock import Clock
 from reattach.domain.errors import QuotaError, StoreUnavailableError, UnavailableError
 from reattach.domain.events import RunStatus
@@ -35,7 +36,6 @@ from reattach.runs.endings import STORE_FAILED, Ending
 from reattach.runs.idempotency import otid_alias, request_key
 from reattach.runs.open_runs import OpenRuns
 from reattach.runs.ownership.lease import Ownership
-from reattach.runs.retry import until_available
 
 logger = structlog.get_logger(__name__)
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 import structlog
 
 from reattach.agent.engine_factory import EngineFactory
+from reattach.domain.backoff import until_available
 from reattach.domain.clock import Clock
 from reattach.domain.errors import (
     InvalidArgumentError,
@@ -52,7 +53,6 @@ from reattach.runs.ownership.lease import Ownership
 from reattach.runs.ownership.recovery import Recovery
 from reattach.runs.ownership.retention import Retention
 from reattach.runs.ownership.settlements import Settlements
-from reattach.runs.retry import until_available
 from reattach.runs.sends import Send, Sends
 from reattach.tools.base import Toolbox
 

@@ -11,7 +11,7 @@ from functools import partial
 import structlog
 from standardwebhooks import Webhook
 
-from reattach.domain.backoff import Backoff
+from reattach.domain.backoff import Backoff, until_available
 from reattach.domain.clock import Clock, sleep_unless_set
 from reattach.domain.errors import ReattachError
 from reattach.domain.limits import (
@@ -26,7 +26,6 @@ from reattach.records.base import Run
 from reattach.records.callbacks import CallbackOutcome, DueCallback, Receiver
 from reattach.records.records import Records
 from reattach.runs.answers import metadata_of, whole_answer
-from reattach.runs.retry import until_available
 from reattach.webhooks.receivers import CallResult, Receivers
 from reattach.webhooks.slots import CallbackSlots
 

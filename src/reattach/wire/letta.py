@@ -4,7 +4,7 @@ Pure functions. Key order and null members match the recorded exchanges; ``seq_i
 are added to every event.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal
@@ -82,6 +82,12 @@ class Encoder:
         if event.place is not self._place:
             self._prepare(event.place)
         return b"%b%d%b%b}\n\n" % (self._before_seq, seq, self._before_text, _encode(part.text))
+
+    def frames(self, events: Sequence[Event], *, after_seq: int) -> list[bytes]:
+        """Encode events that follow the one with ``after_seq``."""
+        if len(events) == 1:  # The most frequent case by far.
+            return [self.encode(events[0], after_seq + 1)]
+        return [self.encode(event, seq) for seq, event in enumerate(events, after_seq + 1)]
 
     def _prepare(self, place: Place) -> None:
         frame = encode(Output(place, (TextPart(""),)), 0, self._run_id)

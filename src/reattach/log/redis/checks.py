@@ -240,9 +240,9 @@ async def _check_log(url: str, prefix: str, wait_replicas: int) -> Diagnostic:
     )
     run_id = f"doctor-{new_uuid()}"
     async with aclosing(log):
-        await log.open(run_id, 1, aliases=[run_id])
+        writer = await log.open(run_id, 1, aliases=[run_id])
         try:
-            await log.append(run_id, 1, 1, [b"data: {}\n\n"], close=True)
+            await writer.append(1, [b"data: {}\n\n"], close=True)
             await log.read(run_id, 0, max_bytes=1000, max_events=10)
         finally:
             await log.delete(run_id)

@@ -11,6 +11,7 @@ from typing import Any, Final
 from reattach.domain.backoff import Backoff
 from reattach.domain.errors import LogNotFoundError, ReattachError, StoreUnavailableError
 from reattach.domain.store_errors import LogDamagedError
+from reattach.log.base import CLOSING, not_found_error
 from reattach.log.closed_runs import ClosedRuns
 from reattach.log.notifier import Notifier
 from reattach.log.redis.batcher import Batcher
@@ -108,7 +109,7 @@ class Follower:
             if run is not None:
                 run.mark_lost()
                 self._remove(run)
-            raise LogNotFoundError(f"There is no log of {run_id}.")
+            raise not_found_error(run_id)
         state = StoredState.parse(raw)
         if run is not None:
             self._apply_state(run, state, shown_seq)
@@ -208,7 +209,7 @@ class Follower:
         most = max(max_events, 1)
         answer = await self._client.run(READ, self._keys.run(run_id), [after_seq, max_bytes, most])
         if answer[0] != b"ok":
-            raise LogNotFoundError(f"There is no log of {run_id}.")
+            raise not_found_error(run_id)
         _, raw, first_seq, *bodies = answer
         try:
             frames, ends = slice_bodies(
@@ -249,7 +250,7 @@ class Follower:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             if task.cancelled():  # By ``aclose``, which cancels tasks but not their waiters.
-                raise StoreUnavailableError("The server is closing. Reconnect to resume.") from None
+                raise StoreUnavailableError(CLOSING) from None
             raise
 
     async def _join(self, run: LocalRun) -> None:

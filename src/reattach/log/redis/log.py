@@ -9,8 +9,6 @@ from typing import Final, cast
 from typing_extensions import override
 
 from reattach.domain.errors import (
-    FencedError,
-    LogClosedError,
     LogNotFoundError,
     ReattachError,
     SeqMismatchError,
@@ -18,14 +16,19 @@ from reattach.domain.errors import (
     TrimmedError,
 )
 from reattach.log.base import (
+    CLOSING,
     Capabilities,
     Done,
     Head,
     Inventory,
     Log,
     LogEntry,
+    RunWriter,
     Slice,
     Tail,
+    closed_error,
+    fenced_error,
+    not_found_error,
 )
 from reattach.log.redis.batcher import Batcher
 from reattach.log.redis.client import ANSWER_SECONDS, RedisClient, WaitPolicy, client_for
@@ -43,7 +46,6 @@ from reattach.log.redis.scripts import (
 
 __all__ = ["RedisLog"]
 
-_CLOSING: Final = "The server is closing. Reconnect to resume."
 _UNWRITABLE: Final = "The event log cannot be written at present. Try again in a moment."
 _MARGIN_SECONDS: Final = 3600
 """Redis keeps closed logs this much longer than the retention; the sweep deletes them first."""
@@ -96,12 +98,12 @@ class RedisLog(Log):
             finds_aliases=True,
         )
         self._client = client
-        self._keys = Keys(prefix)
+        self.keys = Keys(prefix)
         self._closed_seconds = int(retention_seconds) + _MARGIN_SECONDS
-        self._follower = Follower(
-            client, self._keys, answer_seconds=answer_seconds, poll_seconds=poll_seconds
+        self.follower = Follower(
+            client, self.keys, answer_seconds=answer_seconds, poll_seconds=poll_seconds
         )
-        self._append_batcher = Batcher(client, APPEND_MANY, [self._closed_seconds], writes=True)
+        self.append_batcher = Batcher(client, APPEND_MANY, [self._closed_seconds], writes=True)
         self._closing = False
 
     @classmethod
@@ -146,165 +148,90 @@ class RedisLog(Log):
 
     async def open(
         self, run_id: str, token: int, *, first_seq: int = 1, aliases: Sequence[str] = ()
-    ) -> Head:
-        self._check_open()
-        shown_seq = self._follower.shown_seq(run_id)
-        named = [self._keys.alias(alias) for alias in aliases]
+    ) -> RunWriter:
+        self.check_open()
+        shown_seq = self.follower.shown_seq(run_id)
+        named = [self.keys.alias(alias) for alias in aliases]
         alias_seconds = self._closed_seconds + _ALIAS_SECONDS
-        keys = self._keys.run(run_id)
+        keys = self.keys.run(run_id)
         answer = await self._client.write(
             OPEN,
             keys if self._client.is_cluster else [*keys, *named],
             [token, first_seq, run_id, alias_seconds, *named],
         )
         if answer[0] == b"fenced":
-            raise _fenced_error(run_id, token)
+            raise fenced_error(run_id, token)
         if self._client.is_cluster:
             for alias in named:
                 await self._client.set(alias, run_id, alias_seconds)
         state = StoredState.parse(answer[1])
         begun = answer[0] == b"begun"
-        self._follower.note_opened(run_id, token, state, begun=begun, shown_seq=shown_seq)
-        return state.head
+        self.follower.note_opened(run_id, token, state, begun=begun, shown_seq=shown_seq)
+        return self.writer(run_id, token, state.head)
 
-    async def append(
-        self,
-        run_id: str,
-        token: int,
-        first_seq: int,
-        frames: Sequence[bytes],
-        *,
-        close: bool = False,
-    ) -> None:
-        answer = await self._request_append(run_id, token, first_seq, tuple(frames), close=close)
-        error = _append_error(answer, run_id, token, first_seq)
-        if error is not None:
-            raise error
-
-    @override
-    def submit(
-        self,
-        run_id: str,
-        token: int,
-        first_seq: int,
-        frames: Sequence[bytes],
-        *,
-        close: bool = False,
-        done: Done,
-    ) -> "asyncio.Task[None] | None":
-        def call_done(answer: "asyncio.Future[bytes]") -> None:
-            failure = cast("Exception | None", answer.exception())
-            done(failure or _append_error(answer.result(), run_id, token, first_seq))
-
-        self._request_append(run_id, token, first_seq, frames, close=close).add_done_callback(
-            call_done
-        )
-        return None
-
-    def _request_append(
-        self, run_id: str, token: int, first_seq: int, frames: Sequence[bytes], *, close: bool
-    ) -> "asyncio.Future[bytes]":
-        """Send an append; the future gets the answer of Redis."""
-        if not frames and not close:
-            raise ValueError("An append without frames must close the log.")
-        self._check_open()
-        return self._append_batcher.submit(
-            self._keys.run(run_id),
-            pack_append(token, first_seq, frames, close),
-            partial(
-                self._update_tail,
-                run_id,
-                first_seq=first_seq,
-                frames=frames,
-                close=close,
-                shown_seq=self._follower.shown_seq(run_id),
-            ),
-        )
-
-    def _update_tail(
-        self,
-        run_id: str,
-        answer: bytes,
-        *,
-        first_seq: int,
-        frames: Sequence[bytes],
-        close: bool,
-        shown_seq: int,
-    ) -> None:
-        """Update the tail here by the answer of Redis to an append."""
-        run = self._follower.local_run(run_id)
-        if run is None:
-            return
-        kind, _, detail = answer.partition(b":")
-        if kind == b"ok":
-            self._follower.note_appended(run, first_seq, frames, close=close)
-        elif kind == b"missing" or (kind == b"mismatch" and int(detail) < shown_seq):
-            self._follower.lose(run)
-        elif kind == b"fenced":
-            self._follower.disown(run)
-        elif kind in {b"closed", b"mismatch"}:
-            self._follower.start_catch_up(run)
+    def writer(self, run_id: str, token: int, head: Head) -> RunWriter:
+        return _RedisRunWriter(self, run_id, token, head)
 
     async def head(self, run_id: str) -> Head:
-        self._check_open()
-        return (await self._follower.state(run_id)).head
+        self.check_open()
+        return (await self.follower.state(run_id)).head
 
     async def read(self, run_id: str, after_seq: int, *, max_bytes: int, max_events: int) -> Slice:
-        self._check_open()
-        run = self._follower.local_run(run_id)
+        self.check_open()
+        run = self.follower.local_run(run_id)
         if run is not None and run.tail.first_seq <= after_seq + 1 <= run.tail.last_seq:
             return run.tail.slice(after_seq, max_bytes=max_bytes, max_events=max_events)
-        state, frames, ends = await self._follower.read(
+        state, frames, ends = await self.follower.read(
             run_id, after_seq, max_bytes=max_bytes, max_events=max_events
         )
         if after_seq + 1 < state.first_seq:
             raise TrimmedError(run_id, state.first_seq)
         last_seq = after_seq + len(ends)
-        run = self._follower.local_run(run_id)
+        run = self.follower.local_run(run_id)
         if run is not None and ends and last_seq > run.tail.last_seq:
             # Followers must learn of the end from the tail, whose notifications may be late.
-            await self._follower.catch_up_to(run, last_seq)
+            await self.follower.catch_up_to(run, last_seq)
         return Slice(after_seq + 1, last_seq, frames)
 
     @asynccontextmanager
     async def follow(self, run_id: str) -> AsyncIterator[Tail]:
-        self._check_open()
-        async with self._follower.follow(run_id) as tail:
+        self.check_open()
+        async with self.follower.follow(run_id) as tail:
             yield tail
 
     async def trim(self, run_id: str, first_seq: int) -> None:
-        self._check_open()
-        answer = await self._client.write(TRIM, self._keys.run(run_id), [first_seq])
+        self.check_open()
+        answer = await self._client.write(TRIM, self.keys.run(run_id), [first_seq])
         if answer[0] != b"ok":
-            raise _not_found_error(run_id)
-        run = self._follower.local_run(run_id)
+            raise not_found_error(run_id)
+        run = self.follower.local_run(run_id)
         if run is not None:
             run.tail.trim(int(answer[1]))
 
     async def delete(self, run_id: str) -> None:
-        self._check_open()
-        aliases = await self._client.run(DELETE, self._keys.run(run_id), [])
-        self._follower.note_deleted(run_id)
+        self.check_open()
+        aliases = await self._client.run(DELETE, self.keys.run(run_id), [])
+        self.follower.note_deleted(run_id)
         for alias in aliases:
             await self._client.run(FORGET_ALIAS, [alias], [run_id])
 
     @override
     async def inventory(self, cursor: str | None, *, limit: int) -> Inventory:
-        self._check_open()
-        heads, following = await self._client.scan(cursor, self._keys.any_head, limit)
-        run_ids = [run_id for head in heads if (run_id := self._keys.run_of(head)) is not None]
-        closed = await self._follower.closed_by_run(run_ids)
+        self.check_open()
+        heads, following = await self._client.scan(cursor, self.keys.any_head, limit)
+        run_ids = [run_id for head in heads if (run_id := self.keys.run_of(head)) is not None]
+        closed = await self.follower.closed_by_run(run_ids)
         entries = [LogEntry(run_id, closed[run_id]) for run_id in run_ids if run_id in closed]
         return Inventory(entries, following)
 
     async def find(self, alias: str) -> str | None:
-        self._check_open()
-        found = await self._client.get(self._keys.alias(alias))
+        self.check_open()
+        found = await self._client.get(self.keys.alias(alias))
         if found is None:
             return None
         run_id = found.decode()
         try:
-            await self._follower.state(run_id)
+            await self.follower.state(run_id)
         except LogNotFoundError:
             return None
         return run_id
@@ -313,38 +240,90 @@ class RedisLog(Log):
         if self._closing:
             return
         self._closing = True
-        await self._append_batcher.aclose()
-        await self._follower.aclose(StoreUnavailableError(_CLOSING))
+        await self.append_batcher.aclose()
+        await self.follower.aclose(StoreUnavailableError(CLOSING))
         await self._client.aclose()
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise StoreUnavailableError once the log is being closed."""
         if self._closing:
-            raise StoreUnavailableError(_CLOSING)
+            raise StoreUnavailableError(CLOSING)
 
 
-def _append_error(answer: bytes, run_id: str, token: int, first_seq: int) -> ReattachError | None:
-    """Return the error for the answer to an append; None if it succeeded."""
-    kind, _, detail = answer.partition(b":")
-    match kind:
-        case b"ok":
-            return None
-        case b"fenced":
-            return _fenced_error(run_id, token)
-        case b"missing":
-            return _not_found_error(run_id)
-        case b"closed":
-            return LogClosedError(f"The log of {run_id} is closed.")
-        case b"mismatch":
-            return SeqMismatchError(run_id, first_seq, int(detail))
-        case _:
-            damage = StoreUnavailableError(_UNWRITABLE)
-            damage.__cause__ = RuntimeError(detail.decode())
-            return damage
+class _RedisRunWriter(RunWriter):
+    def __init__(self, log: RedisLog, run_id: str, token: int, head: Head) -> None:
+        super().__init__(run_id, token, head)
+        self._log = log
+        self._keys = log.keys.run(run_id)
 
+    async def append(self, first_seq: int, frames: Sequence[bytes], *, close: bool = False) -> None:
+        error = self._error(await self._request(first_seq, tuple(frames), close=close), first_seq)
+        if error is not None:
+            raise error
 
-def _not_found_error(run_id: str) -> LogNotFoundError:
-    return LogNotFoundError(f"There is no log of {run_id}.")
+    @override
+    def submit(
+        self, first_seq: int, frames: Sequence[bytes], *, close: bool = False, done: Done
+    ) -> "asyncio.Task[None] | None":
+        def call_done(answer: "asyncio.Future[bytes]") -> None:
+            failure = cast("Exception | None", answer.exception())
+            done(failure or self._error(answer.result(), first_seq))
 
+        self._request(first_seq, frames, close=close).add_done_callback(call_done)
+        return None
 
-def _fenced_error(run_id: str, token: int) -> FencedError:
-    return FencedError(f"The log of {run_id} has a newer owner than the one with token {token}.")
+    def _request(
+        self, first_seq: int, frames: Sequence[bytes], *, close: bool
+    ) -> "asyncio.Future[bytes]":
+        """Send an append; the future gets the answer of Redis."""
+        if not frames and not close:
+            raise ValueError("An append without frames must close the log.")
+        self._log.check_open()
+        return self._log.append_batcher.submit(
+            self._keys,
+            pack_append(self.token, first_seq, frames, close),
+            partial(
+                self._update_tail,
+                first_seq=first_seq,
+                frames=frames,
+                close=close,
+                shown_seq=self._log.follower.shown_seq(self.run_id),
+            ),
+        )
+
+    def _update_tail(
+        self, answer: bytes, *, first_seq: int, frames: Sequence[bytes], close: bool, shown_seq: int
+    ) -> None:
+        """Update the tail here by the answer of Redis to an append."""
+        follower = self._log.follower
+        run = follower.local_run(self.run_id)
+        if run is None:
+            return
+        kind, _, detail = answer.partition(b":")
+        if kind == b"ok":
+            follower.note_appended(run, first_seq, frames, close=close)
+        elif kind == b"missing" or (kind == b"mismatch" and int(detail) < shown_seq):
+            follower.lose(run)
+        elif kind == b"fenced":
+            follower.disown(run)
+        elif kind in {b"closed", b"mismatch"}:
+            follower.start_catch_up(run)
+
+    def _error(self, answer: bytes, first_seq: int) -> ReattachError | None:
+        """Return the error for the answer to an append; None if it succeeded."""
+        kind, _, detail = answer.partition(b":")
+        match kind:
+            case b"ok":
+                return None
+            case b"fenced":
+                return fenced_error(self.run_id, self.token)
+            case b"missing":
+                return not_found_error(self.run_id)
+            case b"closed":
+                return closed_error(self.run_id)
+            case b"mismatch":
+                return SeqMismatchError(self.run_id, first_seq, int(detail))
+            case _:
+                damage = StoreUnavailableError(_UNWRITABLE)
+                damage.__cause__ = RuntimeError(detail.decode())
+                return damage

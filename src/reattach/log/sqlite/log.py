@@ -12,8 +12,6 @@ from typing import TypeVar
 from typing_extensions import override
 
 from reattach.domain.errors import (
-    FencedError,
-    LogClosedError,
     LogNotFoundError,
     SeqMismatchError,
     StartupError,
@@ -23,14 +21,18 @@ from reattach.domain.errors import (
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.domain.store_errors import LogDamagedError
 from reattach.log.base import (
+    CLOSING,
     Capabilities,
-    Done,
     Head,
     Inventory,
     Log,
     LogEntry,
+    RunWriter,
     Slice,
     Tail,
+    closed_error,
+    fenced_error,
+    not_found_error,
 )
 from reattach.log.closed_runs import ClosedRuns
 from reattach.log.notifier import Notifier
@@ -41,14 +43,13 @@ from reattach.log.sqlite.read_pool import ReadPool
 from reattach.log.sqlite.recovery import RecoveredState, recover
 from reattach.log.sqlite.run_state import Operation, RunState
 from reattach.log.sqlite.tables import Connect, Durability, default_connect
-from reattach.log.sqlite.writer import Writer
+from reattach.log.sqlite.writer import SqliteRunWriter, Writer
 from reattach.single_flight import SingleFlight
 
 __all__ = ["Durability", "Sizes", "SqliteLog"]
 
 T = TypeVar("T")
 
-_CLOSING = "The server is closing. Reconnect to resume."
 _UNWRITABLE = "The event log cannot be written at present. Try again in a moment."
 _UNREADABLE = "The event log cannot be read at present. Try again in a moment."
 
@@ -169,7 +170,7 @@ class SqliteLog(Log):
         *,
         first_seq: int = 1,
         aliases: Sequence[str] = (),  # noqa: ARG002  the records find them
-    ) -> Head:
+    ) -> RunWriter:
         while (run := await self._find(run_id)) is not None and run.deleting:
             await self._flush(run)
         if run is not None and run.head.tail_uncertain:
@@ -180,23 +181,27 @@ class SqliteLog(Log):
             self._runs[run_id] = run
             await self._write(run, Create(run.number, token, run_id, first_seq))
         elif token < run.expected_token:
-            raise _fenced_error(run_id, token)
+            raise fenced_error(run_id, token)
         elif not run.expected_closed and run.expected_last_seq + 1 < first_seq:
             await self._write(run, Skip(run.number, token, first_seq))
         elif token > run.expected_token:
             await self._write(run, TakeOver(run.number, token))
         else:
             await self._flush(run)
-        return run.head
+        return self.writer(run_id, token, run.head)
 
-    async def append(
-        self,
-        run_id: str,
-        token: int,
-        first_seq: int,
-        frames: Sequence[bytes],
-        *,
-        close: bool = False,
+    def writer(self, run_id: str, token: int, head: Head) -> RunWriter:
+        return SqliteRunWriter(
+            run_id,
+            token,
+            head,
+            runs=self._runs,
+            writer=self._writer,
+            append_otherwise=self._append,
+        )
+
+    async def _append(
+        self, run_id: str, token: int, first_seq: int, frames: Sequence[bytes], close: bool
     ) -> None:
         if not frames and not close:
             raise ValueError("An append without frames must close the log.")
@@ -205,36 +210,15 @@ class SqliteLog(Log):
             await self._write(run, Append(run.number, first_seq, tuple(frames), close))
             return
         if run.deleting or not run.created:
-            raise _not_found_error(run_id)
+            raise not_found_error(run_id)
         if token < run.expected_token:
-            raise _fenced_error(run_id, token)
+            raise fenced_error(run_id, token)
         if await self._is_retry(run, first_seq, frames, close):
             await self._flush(run)
         elif run.expected_closed:
-            raise LogClosedError(f"The log of {run_id} is closed.")
+            raise closed_error(run_id)
         else:
             raise SeqMismatchError(run_id, first_seq, run.expected_last_seq)
-
-    @override
-    def submit(
-        self,
-        run_id: str,
-        token: int,
-        first_seq: int,
-        frames: Sequence[bytes],
-        *,
-        close: bool = False,
-        done: Done,
-    ) -> "asyncio.Task[None] | None":
-        run = self._runs.get(run_id)
-        if run is None or not run.accepts(token, first_seq) or not (frames or close):
-            return super().submit(run_id, token, first_seq, frames, close=close, done=done)
-        self._submit(Operation(run, Append(run.number, first_seq, frames, close), done))
-        return None
-
-    @override
-    def after_tick(self, call: Callable[[], None]) -> None:
-        self._writer.after_tick(call)
 
     async def head(self, run_id: str) -> Head:
         return (await self._get(run_id)).head
@@ -277,7 +261,7 @@ class SqliteLog(Log):
     async def trim(self, run_id: str, first_seq: int) -> None:
         run = await self._get(run_id)
         if run.deleting:
-            raise _not_found_error(run_id)
+            raise not_found_error(run_id)
         first_seq = min(first_seq, run.expected_last_seq + 1)
         if first_seq > run.first_seq:
             await self._write(run, Trim(run.number, first_seq))
@@ -306,19 +290,20 @@ class SqliteLog(Log):
 
     async def find(self, alias: str) -> str | None:  # noqa: ARG002
         if self._closing:
-            raise StoreUnavailableError(_CLOSING)
+            raise StoreUnavailableError(CLOSING)
         return None
 
     async def aclose(self) -> None:
         if self._closing:
             return
         self._closing = True
-        runs, self._runs = self._runs, {}  # From here on nobody finds a run to write to.
+        runs = list(self._runs.values())
+        self._runs.clear()  # From here on nobody finds a run to write to.
         self._upkeep.cancel()
         await asyncio.wait([self._upkeep])
         await self._writer.stop()
-        for run in runs.values():
-            run.tail.fail(StoreUnavailableError(_CLOSING))
+        for run in runs:
+            run.tail.fail(StoreUnavailableError(CLOSING))
         await self._read_pool.aclose()
         if not self._upkeep.cancelled():
             self._upkeep.result()
@@ -326,14 +311,14 @@ class SqliteLog(Log):
     async def _get(self, run_id: str) -> RunState:
         run = await self._find(run_id)
         if run is None or not run.created:
-            raise _not_found_error(run_id)
+            raise not_found_error(run_id)
         return run
 
     async def _find(self, run_id: str) -> RunState | None:
         """Return the run from memory, where every open run is, or from the file."""
         while True:
             if self._closing:
-                raise StoreUnavailableError(_CLOSING)
+                raise StoreUnavailableError(CLOSING)
             run = self._runs.get(run_id)
             if run is not None:
                 return run
@@ -373,7 +358,7 @@ class SqliteLog(Log):
         )
         tail = await self._query(load)
         if run.deleting:
-            raise _not_found_error(run.run_id)
+            raise not_found_error(run.run_id)
         return tail
 
     async def _is_retry(
@@ -483,11 +468,3 @@ def _extend_slice(piece: Slice, tail: Tail, *, max_bytes: int, max_events: int) 
     if len(rest.frames) > room_bytes:  # A single frame is returned whatever its size.
         return piece
     return Slice(piece.first_seq, rest.last_seq, piece.frames + rest.frames)
-
-
-def _not_found_error(run_id: str) -> LogNotFoundError:
-    return LogNotFoundError(f"There is no log of {run_id}.")
-
-
-def _fenced_error(run_id: str, token: int) -> FencedError:
-    return FencedError(f"The log of {run_id} has a newer owner than the one with token {token}.")

@@ -10,13 +10,17 @@ requests, each in its own transaction.
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Final
 
+from typing_extensions import override
+
+from reattach.log.base import Head, RunWriter
+from reattach.log.run_writer import Done
 from reattach.log.sqlite import tables
-from reattach.log.sqlite.journal import Delete
+from reattach.log.sqlite.journal import Append, Delete
 from reattach.log.sqlite.run_state import Operation, RunState
 from reattach.log.sqlite.tables import Durability
 
@@ -232,6 +236,40 @@ class Writer:
             self._loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:
             raise _LoopClosedError from None
+
+
+class SqliteRunWriter(RunWriter):
+    """Writes one run: at once if the append continues the log, else as ``append_otherwise``."""
+
+    def __init__(
+        self,
+        run_id: str,
+        token: int,
+        head: Head,
+        *,
+        runs: Mapping[str, RunState],
+        writer: Writer,
+        append_otherwise: Callable[[str, int, int, Sequence[bytes], bool], Awaitable[None]],
+    ) -> None:
+        super().__init__(run_id, token, head, after_tick=writer.after_tick)
+        self._runs = runs
+        self._writer = writer
+        self._append_otherwise = append_otherwise
+
+    async def append(self, first_seq: int, frames: Sequence[bytes], *, close: bool = False) -> None:
+        await self._append_otherwise(self.run_id, self.token, first_seq, frames, close)
+
+    @override
+    def submit(
+        self, first_seq: int, frames: Sequence[bytes], *, close: bool = False, done: Done
+    ) -> "asyncio.Task[None] | None":
+        run = self._runs.get(self.run_id)
+        if run is None or not run.accepts(self.token, first_seq) or not (frames or close):
+            return super().submit(first_seq, frames, close=close, done=done)
+        operation = Operation(run, Append(run.number, first_seq, frames, close), done)
+        run.expect(operation)
+        self._writer.submit(operation)
+        return None
 
 
 class _LoopClosedError(Exception):

@@ -214,18 +214,18 @@ async def close_lost_log(run: Run, log: Log) -> bool:
     token, step = run.token + 1, 1
     while True:
         try:
-            head = await log.open(run.id, token, first_seq=LOST_LOG_FIRST_SEQ)
+            writer = await log.open(run.id, token, first_seq=LOST_LOG_FIRST_SEQ)
             break
         except FencedError:
             if step > LONGEST_TOKEN_STEP:
                 raise
             token, step = token + step, 2 * step
-    if head.closed:
+    if writer.head.closed:
         return False
     events = _terminal_group(run)
-    first_seq = head.last_seq + 1
+    first_seq = writer.last_seq + 1
     frames = [letta.encode(event, seq, run.id) for seq, event in enumerate(events, first_seq)]
-    await log.append(run.id, token, first_seq, frames, close=True)
+    await writer.append(first_seq, frames, close=True)
     return True
 
 

@@ -234,12 +234,13 @@ async def end_orphan(
     if left is not None and left.tail_uncertain:
         await _read_log(run, log, left, transcript)
         ending = ending if ending is CANCELLED else POWER_LOST
-        head = await log.open(run.id, run.token, first_seq=LOST_LOG_FIRST_SEQ)
+        writer = await log.open(run.id, run.token, first_seq=LOST_LOG_FIRST_SEQ)
     elif _is_lost(run, left):
         ending = ending if ending is CANCELLED else LOG_LOST
-        head = await log.open(run.id, run.token, first_seq=LOST_LOG_FIRST_SEQ)
+        writer = await log.open(run.id, run.token, first_seq=LOST_LOG_FIRST_SEQ)
     else:
-        head = await log.open(run.id, run.token)
+        writer = await log.open(run.id, run.token)
+    head = writer.head
     await _read_log(run, log, head, transcript)
     transcript.due = tuple(due)
     transcript.begun = run.begun_calls
@@ -247,7 +248,7 @@ async def end_orphan(
         events = _terminal_group(ending, transcript)
         first_seq = head.last_seq + 1
         frames = [letta.encode(event, seq, run.id) for seq, event in enumerate(events, first_seq)]
-        await log.append(run.id, run.token, first_seq, frames, close=True)
+        await writer.append(first_seq, frames, close=True)
     else:
         events = [] if transcript.stopped is not None else _terminal_group(UNREADABLE, transcript)
     for event in events:

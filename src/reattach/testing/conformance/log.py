@@ -30,7 +30,8 @@ from reattach.domain.errors import (
 from reattach.log.base import Head, Log
 from reattach.testing.conformance.log_ownership import OwnershipConformance
 from reattach.testing.conformance.log_reader import LARGE, WAIT_SECONDS, follow, read, until
-from reattach.testing.conformance.log_samples import FRAMES, append_singly, write
+from reattach.testing.conformance.log_samples import FRAMES, append, append_singly, write
+from reattach.testing.conformance.log_writing import WritingConformance
 
 
 class LogStore(ABC):
@@ -49,7 +50,7 @@ class LogStore(ABC):
         await log.aclose()
 
 
-class LogConformance(OwnershipConformance):
+class LogConformance(OwnershipConformance, WritingConformance):
     """Tests of every observable statement of ``reattach.log.base``."""
 
     @pytest.fixture
@@ -65,7 +66,7 @@ class LogConformance(OwnershipConformance):
         await log.aclose()
 
     async def test_a_new_log_is_empty_and_open(self, log: Log) -> None:
-        assert await log.open("run", 1) == Head(1, 0, closed=False)
+        assert (await log.open("run", 1)).head == Head(1, 0, closed=False)
         assert await log.head("run") == Head(1, 0, closed=False)
         assert await read(log, "run") == (1, [])
 
@@ -74,10 +75,10 @@ class LogConformance(OwnershipConformance):
         self, log: Log
     ) -> None:
         await write(log, "run", FRAMES[:10])
-        await log.append("run", 1, 11, FRAMES[10:20])
+        await append(log, "run", 1, 11, FRAMES[10:20])
         assert await log.head("run") == Head(1, 20, closed=False)
         assert await read(log, "run") == (1, FRAMES[:20])
-        assert await log.open("run", 1) == Head(1, 20, closed=False)
+        assert (await log.open("run", 1)).head == Head(1, 20, closed=False)
 
     @pytest.mark.promise("P1")
     @pytest.mark.parametrize("first_seq", [0, 1, 3, 5, 100])
@@ -86,15 +87,15 @@ class LogConformance(OwnershipConformance):
     ) -> None:
         await write(log, "run", FRAMES[:3])
         with pytest.raises(SeqMismatchError) as caught:
-            await log.append("run", 1, first_seq, [b"something else"])
+            await append(log, "run", 1, first_seq, [b"something else"])
         assert caught.value.last_seq == 3
         assert await read(log, "run") == (1, FRAMES[:3])
 
     async def test_an_append_without_frames_is_refused_unless_it_closes(self, log: Log) -> None:
         await log.open("run", 1)
         with pytest.raises(ValueError, match="without frames"):
-            await log.append("run", 1, 1, [])
-        await log.append("run", 1, 1, [], close=True)
+            await append(log, "run", 1, 1, [])
+        await append(log, "run", 1, 1, [], close=True)
         assert await log.head("run") == Head(1, 0, closed=True)
 
     @pytest.mark.promise("P3")
@@ -102,9 +103,9 @@ class LogConformance(OwnershipConformance):
         await write(log, "run", FRAMES[:3], close=True)
         for frames, close in ([b"more"], False), ([b"more"], True), ([], True):
             with pytest.raises(LogClosedError):
-                await log.append("run", 1, 4 if frames else 2, frames, close=close)
+                await append(log, "run", 1, 4 if frames else 2, frames, close=close)
         with pytest.raises(LogClosedError):
-            await log.append("run", 1, 9, [b"more"])
+            await append(log, "run", 1, 9, [b"more"])
         assert await log.head("run") == Head(1, 3, closed=True)
         assert await read(log, "run") == (1, FRAMES[:3])
 
@@ -114,8 +115,8 @@ class LogConformance(OwnershipConformance):
         async with log.follow("run") as tail:
             seen: list[tuple[int, bool]] = []
             tail.subscribe(lambda: seen.append((tail.last_seq, tail.closed)))
-            await log.append("run", 1, 1, FRAMES[:3])
-            await log.append("run", 1, 4, FRAMES[3:5], close=True)
+            await append(log, "run", 1, 1, FRAMES[:3])
+            await append(log, "run", 1, 4, FRAMES[3:5], close=True)
             await until(tail, lambda: tail.closed)
         assert set(seen) == {(3, False), (5, True)}
 
@@ -123,19 +124,22 @@ class LogConformance(OwnershipConformance):
     async def test_submitted_appends_happen_in_order_and_report_their_outcome(
         self, log: Log
     ) -> None:
-        await log.open("run", 2)
+        writer = await log.open("run", 2)
         outcomes: asyncio.Queue[Exception | None] = asyncio.Queue()
         tasks = []
         async with asyncio.timeout(WAIT_SECONDS):
             for seq, frame in enumerate(FRAMES[:3], 1):
                 done = outcomes.put_nowait
-                tasks.append(log.submit("run", 2, seq, [frame], close=seq == 3, done=done))
+                tasks.append(writer.submit(seq, [frame], close=seq == 3, done=done))
                 assert outcomes.empty(), "done is called after submit returns"
                 assert await outcomes.get() is None
             refused = [
-                log.submit("run", 1, 4, [b"late"], done=outcomes.put_nowait),
-                log.submit("run", 2, 4, [b"late"], done=outcomes.put_nowait),
-                log.submit("none", 1, 1, [b"a"], done=outcomes.put_nowait),
+                writer.submit(4, [b"late"], done=outcomes.put_nowait)
+                for writer in (
+                    log.writer("run", 1, writer.head),
+                    writer,
+                    log.writer("none", 1, writer.head),
+                )
             ]
             errors = {type(await outcomes.get()) for _ in refused}
         assert errors == {FencedError, LogClosedError, LogNotFoundError}
@@ -145,19 +149,19 @@ class LogConformance(OwnershipConformance):
     @pytest.mark.promise("P1")
     async def test_retrying_an_append_succeeds_and_changes_nothing(self, log: Log) -> None:
         await write(log, "run", FRAMES[:3])
-        await log.append("run", 1, 4, FRAMES[3:6])
-        await log.append("run", 1, 4, FRAMES[3:6])
-        await log.append("run", 1, 1, FRAMES[:3])
-        await log.append("run", 1, 2, FRAMES[1:5])
+        await append(log, "run", 1, 4, FRAMES[3:6])
+        await append(log, "run", 1, 4, FRAMES[3:6])
+        await append(log, "run", 1, 1, FRAMES[:3])
+        await append(log, "run", 1, 2, FRAMES[1:5])
         assert await read(log, "run") == (1, FRAMES[:6])
 
     @pytest.mark.promise("P3")
     async def test_retrying_a_closing_append_succeeds_and_changes_nothing(self, log: Log) -> None:
         await write(log, "run", FRAMES[:3])
         for _ in range(2):
-            await log.append("run", 1, 4, FRAMES[3:5], close=True)
-        await log.append("run", 1, 6, [], close=True)
-        await log.append("run", 1, 1, FRAMES[:3])
+            await append(log, "run", 1, 4, FRAMES[3:5], close=True)
+        await append(log, "run", 1, 6, [], close=True)
+        await append(log, "run", 1, 1, FRAMES[:3])
         assert await log.head("run") == Head(1, 5, closed=True)
         assert await read(log, "run") == (1, FRAMES[:5])
 
@@ -176,10 +180,10 @@ class LogConformance(OwnershipConformance):
     ) -> None:
         await write(log, "run", [b"a", b"b", b"cd"])
         with pytest.raises(SeqMismatchError):
-            await log.append("run", 1, 2, frames, close=close)
-        await log.append("run", 1, 4, [b"e"], close=True)
+            await append(log, "run", 1, 2, frames, close=close)
+        await append(log, "run", 1, 4, [b"e"], close=True)
         with pytest.raises(LogClosedError):
-            await log.append("run", 1, 2, [*frames, b"x"], close=close)
+            await append(log, "run", 1, 2, [*frames, b"x"], close=close)
         assert await read(log, "run") == (1, [b"a", b"b", b"cd", b"e"])
 
     async def test_a_log_that_was_never_opened_is_not_found(self, log: Log) -> None:
@@ -222,7 +226,7 @@ class LogConformance(OwnershipConformance):
                 assert cut.frames == b""
                 assert cut.last_seq < cut.first_seq
             if not close:
-                await log.append("run", 1, 4, [], close=True)
+                await append(log, "run", 1, 4, [], close=True)
 
     @pytest.mark.promise("P5")
     @pytest.mark.parametrize("close", [False, True])
@@ -244,7 +248,7 @@ class LogConformance(OwnershipConformance):
         await write(log, "run", FRAMES[:3])
         await log.trim("run", 100)
         assert await log.head("run") == Head(4, 3, closed=False)
-        await log.append("run", 1, 4, FRAMES[3:5])
+        await append(log, "run", 1, 4, FRAMES[3:5])
         assert await log.head("run") == Head(4, 5, closed=False)
         assert await read(log, "run", 3) == (4, FRAMES[3:5])
 
@@ -263,7 +267,7 @@ class LogConformance(OwnershipConformance):
         delete = asyncio.create_task(log.delete("run"))
         await asyncio.sleep(0)
         async with asyncio.timeout(WAIT_SECONDS):
-            opened = await log.open("run", 1)
+            opened = (await log.open("run", 1)).head
             await delete
         try:
             head = await log.head("run")
@@ -286,7 +290,7 @@ class LogConformance(OwnershipConformance):
         await write(log, "run", FRAMES[:3])
         async with log.follow("run") as one, log.follow("run") as two:
             assert one is two
-            await log.append("run", 1, 4, [], close=True)
+            await append(log, "run", 1, 4, [], close=True)
             async with log.follow("run") as three:
                 await until(three, lambda: three.closed)
                 assert await follow(log, "run", 0) == FRAMES[:3]
@@ -318,8 +322,8 @@ class LogConformance(OwnershipConformance):
             readers = []
             for index, frame in enumerate(FRAMES):
                 readers += [asyncio.create_task(follow(log, "run", at)) for at in (0, index // 2)]
-                await log.append("run", 1, index + 1, [frame])
-            await log.append("run", 1, len(FRAMES) + 1, [], close=True)
+                await append(log, "run", 1, index + 1, [frame])
+            await append(log, "run", 1, len(FRAMES) + 1, [], close=True)
             return readers
 
         async with asyncio.timeout(WAIT_SECONDS):
@@ -347,23 +351,23 @@ class LogConformance(OwnershipConformance):
         async with log.follow("run") as tail:
             for seq, frame in enumerate(FRAMES, 1):
                 close = seq == len(FRAMES)
-                append = asyncio.create_task(log.append("run", 1, seq, [frame], close=close))
+                appending = asyncio.create_task(append(log, "run", 1, seq, [frame], close=close))
                 for _ in range(3):
                     cut = await log.read("run", seq - 1, max_bytes=1, max_events=1)
                     assert tail.last_seq >= cut.last_seq
-                await append
+                await appending
             await until(tail, lambda: tail.closed)
 
     @pytest.mark.promise("P1")
     @pytest.mark.parametrize("ticks", range(6))
     async def test_a_cancelled_append_can_be_retried(self, log: Log, ticks: int) -> None:
         await write(log, "run", FRAMES[:1])
-        append = asyncio.create_task(log.append("run", 1, 2, FRAMES[1:4], close=True))
+        appending = asyncio.create_task(append(log, "run", 1, 2, FRAMES[1:4], close=True))
         for _ in range(ticks):
             await asyncio.sleep(0)
-        append.cancel()
-        await asyncio.wait([append])
-        await log.append("run", 1, 2, FRAMES[1:4], close=True)
+        appending.cancel()
+        await asyncio.wait([appending])
+        await append(log, "run", 1, 2, FRAMES[1:4], close=True)
         assert await log.head("run") == Head(1, 4, closed=True)
         assert await read(log, "run") == (1, FRAMES[:4])
 
@@ -386,17 +390,17 @@ class LogConformance(OwnershipConformance):
     async def test_aclose_finishes_appends_and_fails_tails(self, log: Log) -> None:
         await write(log, "run", FRAMES[:2])
         async with log.follow("run") as tail:
-            append = asyncio.create_task(log.append("run", 1, 3, FRAMES[2:4]))
+            appending = asyncio.create_task(append(log, "run", 1, 3, FRAMES[2:4]))
             await asyncio.sleep(0)
             async with asyncio.timeout(WAIT_SECONDS):
                 await log.aclose()
-                await append
+                await appending
             assert (tail.last_seq, tail.closed) == (4, False)
             assert isinstance(tail.failure, StoreUnavailableError)
         await log.aclose()
         for use in (
             log.open("run", 2),
-            log.append("run", 1, 5, FRAMES[4:5]),
+            append(log, "run", 1, 5, FRAMES[4:5]),
             log.head("run"),
             log.read("run", 0, max_bytes=1, max_events=1),
             log.trim("run", 1),
@@ -442,13 +446,13 @@ class LogConformance(OwnershipConformance):
             assert await read(log, "trimmed", 4) == (5, FRAMES[4:10])
             assert await log.head("late") == Head(50, 49, closed=False)
             assert await log.head("skipped") == Head(100, 99, closed=False)
-            await log.append("skipped", 9, 100, FRAMES[:3])
+            await append(log, "skipped", 9, 100, FRAMES[:3])
             assert await read(log, "skipped", 99) == (100, FRAMES[:3])
             for name in "open", "closed", "skipped":
                 with pytest.raises(FencedError):
                     await log.open(name, 8)
-            await log.append("open", 9, 8, FRAMES[7:10])
-            await log.append("open", 9, 11, FRAMES[10:12], close=True)
+            await append(log, "open", 9, 8, FRAMES[7:10])
+            await append(log, "open", 9, 11, FRAMES[10:12], close=True)
             assert await follow(log, "open", 0) == FRAMES[:12]
         finally:
             await log.aclose()
@@ -481,7 +485,7 @@ class LogConformance(OwnershipConformance):
 async def assert_not_found(log: Log, run_id: str) -> None:
     """Assert that all methods except open and delete raise LogNotFoundError."""
     for use in (
-        log.append(run_id, 1, 1, FRAMES[:1]),
+        append(log, run_id, 1, 1, FRAMES[:1]),
         log.head(run_id),
         log.read(run_id, 0, max_bytes=1, max_events=1),
         log.trim(run_id, 1),

@@ -18,10 +18,11 @@ import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from reattach.domain.errors import ReattachError
-from reattach.log.base import Log, Slice, Tail
+from reattach.log.base import Head, Log, Slice, Tail
 from reattach.log.memory import MemoryLog
 from reattach.testing.conformance.log import LogStore
 from reattach.testing.conformance.log_reader import WAIT_SECONDS
+from reattach.testing.conformance.log_samples import append
 
 T = TypeVar("T")
 
@@ -93,8 +94,8 @@ class LogMachine(RuleBasedStateMachine):
     @rule(run_id=runs, token=tokens, first_seq=first_seqs, names=st.lists(aliases, max_size=2))
     def open(self, run_id: str, token: int, first_seq: int, names: list[str]) -> None:
         self.assert_same(
-            self.log.open(run_id, token, first_seq=first_seq, aliases=names),
-            self.model.open(run_id, token, first_seq=first_seq, aliases=names),
+            open_head(self.log, run_id, token, first_seq, names),
+            open_head(self.model, run_id, token, first_seq, names),
         )
 
     @rule(alias=aliases)
@@ -120,7 +121,7 @@ class LogMachine(RuleBasedStateMachine):
 
     def append(self, wanted: LastAppend) -> None:
         self.last_append = wanted
-        self.assert_same(append(self.log, wanted), append(self.model, wanted))
+        self.assert_same(append_wanted(self.log, wanted), append_wanted(self.model, wanted))
 
     @rule(frames=st.binary(min_size=1, max_size=20))
     def append_to_all_at_once(self, frames: bytes) -> None:
@@ -130,7 +131,7 @@ class LogMachine(RuleBasedStateMachine):
         ]
 
         async def appends(log: Log) -> list[object]:
-            return await asyncio.gather(*(outcome(append(log, each)) for each in wanted))
+            return await asyncio.gather(*(outcome(append_wanted(log, each)) for each in wanted))
 
         self.assert_same(appends(self.log), appends(self.model))
 
@@ -231,9 +232,15 @@ class LogMachine(RuleBasedStateMachine):
             await self.readers.pop().contexts.aclose()
 
 
-async def append(log: Log, wanted: LastAppend) -> None:
-    await log.append(
-        wanted.run_id, wanted.token, wanted.first_seq, wanted.frames, close=wanted.close
+async def open_head(
+    log: Log, run_id: str, token: int, first_seq: int, names: Sequence[str]
+) -> Head:
+    return (await log.open(run_id, token, first_seq=first_seq, aliases=names)).head
+
+
+async def append_wanted(log: Log, wanted: LastAppend) -> None:
+    await append(
+        log, wanted.run_id, wanted.token, wanted.first_seq, wanted.frames, close=wanted.close
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from reattach.log.base import Log
+from reattach.log.base import Head, Log
 
 FRAMES = [b"id: %d\ndata: %s\n\n" % (seq, bytes(range(256)) * (seq % 3)) for seq in range(1, 41)]
 """Frames of several sizes, which contain every byte."""
@@ -10,11 +10,25 @@ FRAMES = [b"id: %d\ndata: %s\n\n" % (seq, bytes(range(256)) * (seq % 3)) for seq
 
 async def write(log: Log, run_id: str, frames: Sequence[bytes], *, close: bool = False) -> None:
     """Open a new log and append all frames at once."""
-    await log.open(run_id, 1)
-    await log.append(run_id, 1, 1, frames, close=close)
+    writer = await log.open(run_id, 1)
+    await writer.append(1, frames, close=close)
+
+
+async def append(
+    log: Log,
+    run_id: str,
+    token: int,
+    first_seq: int,
+    frames: Sequence[bytes],
+    *,
+    close: bool = False,
+) -> None:
+    """Append anywhere as any owner, whether or not it has opened the log."""
+    writer = log.writer(run_id, token, Head(1, 0, closed=False))
+    await writer.append(first_seq, frames, close=close)
 
 
 async def append_singly(log: Log, run_id: str, frames: Sequence[bytes]) -> None:
     """Append to an empty log, one frame per append."""
     for seq, frame in enumerate(frames, 1):
-        await log.append(run_id, 1, seq, [frame])
+        await append(log, run_id, 1, seq, [frame])

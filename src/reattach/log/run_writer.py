@@ -1,0 +1,235 @@
+"""The only writer of one run's log: it collects frames, appends them and retries."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from reattach.domain.backoff import until_available
+from reattach.domain.clock import Clock, SystemClock
+from reattach.domain.errors import LimitExceededError, StoreUnavailableError
+from reattach.domain.limits import PENDING_APPEND_BYTES, RUN_LOG_BYTES
+from reattach.log.tail import Head
+
+Done = Callable[[Exception | None], None]
+"""Called with None when an operation succeeded, else with its exception. Must not raise."""
+
+
+class RunWriter(ABC):
+    """Writes the log of one run for the owner with ``token``. ``Log.open`` returns it.
+
+    ``put`` returns immediately. All frames put in one tick of the event loop, or while an append is
+    in flight, make the next append, and only one append is in flight at a time. While the store is
+    unavailable the append is retried unchanged for APPEND_RETRY_SECONDS, which duplicates nothing.
+    After that, or when the log refuses the append (because of a newer owner), ``failure`` is set,
+    ``on_failure`` is called, and ``flush``, ``wait_for_room`` and ``close`` raise ``failure``.
+
+    A backend implements ``append``. Call it only on a writer to which nothing was put. A backend
+    that sends the appends of all runs together passes ``after_tick``, which calls its argument at
+    the end of the event loop's current tick.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        token: int,
+        head: Head,
+        *,
+        after_tick: Callable[[Callable[[], None]], object] | None = None,
+    ) -> None:
+        self.run_id = run_id
+        self.token = token
+        self.head = head
+        """The extent of the log when it was opened."""
+        self.last_seq = head.last_seq
+        """The seq of the last frame put, whether or not the log has it yet."""
+        self.failure: Exception | None = None
+        self.on_failure: Callable[[], None] = _ignore
+        """Called once, when ``failure`` is set."""
+        self.clock: Clock = SystemClock()
+        """Measures how long an append is retried."""
+        self._after_tick = after_tick or asyncio.get_running_loop().call_soon
+        self._acknowledged_seq = head.last_seq
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._total_bytes = 0
+        self._closing = False
+        self._abandoned = False
+        self._busy = False
+        """An append is in flight, or begins at the end of this tick."""
+        self._in_flight: list[bytes] = []
+        """The frames of the append in flight."""
+        self._append_closes = False
+        """Whether the append in flight closes the log."""
+        self._flushed = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        """The task of the append in flight, if it has one."""
+
+    @abstractmethod
+    async def append(self, first_seq: int, frames: Sequence[bytes], *, close: bool = False) -> None:
+        """Append ``frames`` from ``first_seq`` on, once, and return when they are durable.
+
+        An append is stored entirely or not at all. With ``close`` the same atomic step closes the
+        log. An append that the log already contains (the same frames at the same seqs, and closed
+        after the last of them with ``close``) is a retry whose acknowledgement was lost: it
+        succeeds without a change. A cancelled append took effect entirely or not at all, and may be
+        repeated with the same arguments.
+
+        Raises:
+            ValueError: there are no frames and no ``close``.
+            FencedError: the token is lower than the log's. Checked first, also for a retry.
+            LogClosedError: the log is closed.
+            SeqMismatchError: ``first_seq`` is not the log's next seq.
+            LogNotFoundError: the log was never opened or was deleted.
+            StoreUnavailableError: the store does not answer. The append may have taken place.
+        """
+
+    def submit(
+        self, first_seq: int, frames: Sequence[bytes], *, close: bool = False, done: Done
+    ) -> "asyncio.Task[None] | None":
+        """Callback variant of ``append``; a backend may avoid one task per append.
+
+        ``done`` is called once, in the event loop, after this method has returned. ``frames`` must
+        not change until then. If a task is returned, keep a reference to it; cancelling it cancels
+        the append, and ``done`` is not called.
+        """
+        append = self.append(first_seq, frames, close=close)
+        task = asyncio.get_running_loop().create_task(append, name=f"append {self.run_id}")
+
+        def call_done(task: "asyncio.Task[None]") -> None:
+            if not task.cancelled():
+                done(cast("Exception | None", task.exception()))
+
+        task.add_done_callback(call_done)
+        return task
+
+    @property
+    def is_full(self) -> bool:
+        """Whether ``wait_for_room`` would wait or raise."""
+        return self._pending_bytes > PENDING_APPEND_BYTES or self.failure is not None
+
+    def put(self, frames: Sequence[bytes]) -> None:
+        """Queue ``frames`` for the log, all of them or none. They get the next seqs.
+
+        Raises:
+            LimitExceededError: the log has reached its largest size. ``close`` still works.
+        """
+        if not frames:
+            return
+        if self._total_bytes > RUN_LOG_BYTES:
+            raise LimitExceededError(
+                f"The log of this run has reached the limit of {RUN_LOG_BYTES} bytes. "
+                "Send another message to continue in a new run."
+            )
+        self._enqueue(frames)
+
+    async def wait_for_room(self) -> None:
+        """Return when the pending frames are below the limit; raise ``failure`` if there is one."""
+        while self.failure is None and self._pending_bytes > PENDING_APPEND_BYTES:
+            self._flushed.clear()
+            await self._flushed.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def flush(self) -> None:
+        """Return when the log has every frame put; raise ``failure`` if there is one."""
+        last_seq = self.last_seq
+        while self.failure is None and self._acknowledged_seq < last_seq:
+            self._flushed.clear()
+            await self._flushed.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def close(self, frames: Sequence[bytes] = ()) -> None:
+        """Append the pending frames and then ``frames``, and close the log.
+
+        Returns when that is durable; raises ``failure`` if there is one.
+        """
+        self._closing = True
+        self._enqueue(frames)
+        await self._ended.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def abandon(self) -> None:
+        """Stop appending and drop the pending frames. For an owner that lost its run."""
+        self._abandoned = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    def _enqueue(self, frames: Sequence[bytes]) -> None:
+        if self.failure is not None or self._abandoned:
+            return
+        self._pending += frames
+        self.last_seq += len(frames)
+        size_bytes = len(frames[0]) if len(frames) == 1 else sum(map(len, frames))
+        self._pending_bytes += size_bytes
+        self._total_bytes += size_bytes
+        if not self._busy:
+            self._busy = True
+            self._after_tick(self._start_append)
+
+    def _start_append(self) -> None:
+        if self._abandoned:
+            return
+        self._in_flight, self._pending, self._pending_bytes = self._pending, [], 0
+        self._append_closes = self._closing
+        try:
+            self._task = self.submit(
+                self._acknowledged_seq + 1,
+                self._in_flight,
+                close=self._append_closes,
+                done=self._on_done,
+            )
+        except Exception as error:  # noqa: BLE001  the waiters must get it
+            self._on_done(error)
+
+    def _on_done(self, failure: Exception | None) -> None:
+        if self._abandoned:
+            return
+        self._task = None
+        if isinstance(failure, StoreUnavailableError):
+            retry = self._retry(failure)
+            self._task = asyncio.get_running_loop().create_task(retry, name=f"append {self.run_id}")
+            return
+        self._finish_append(failure)
+
+    async def _retry(self, failure: StoreUnavailableError) -> None:
+        """Retry the append in flight until its outcome is known."""
+        refusals = [failure]
+
+        async def append() -> None:
+            if refusals:
+                raise refusals.pop()
+            first_seq = self._acknowledged_seq + 1
+            await self.append(first_seq, self._in_flight, close=self._append_closes)
+
+        outcome: Exception | None = None
+        try:
+            await until_available(self.clock, append)
+        except Exception as error:  # noqa: BLE001  as above
+            outcome = error
+        self._task = None
+        self._finish_append(outcome)
+
+    def _finish_append(self, failure: Exception | None) -> None:
+        """Settle the append in flight, and start the next one if frames are pending."""
+        self._flushed.set()
+        if failure is not None:
+            self.failure = failure
+            self._ended.set()
+            self.on_failure()
+            return
+        self._acknowledged_seq += len(self._in_flight)
+        if self._append_closes:
+            self._ended.set()
+        elif self._pending or self._closing:
+            self._start_append()
+        else:
+            self._busy = False
+
+
+def _ignore() -> None:
+    """Ignore a failure: whoever flushes or closes gets it."""
