@@ -139,6 +139,10 @@ async def test_an_agent_gets_other_blocks_all_or_none(server: Server) -> None:
 async def test_two_blocks_of_one_label_make_no_agent(server: Server) -> None:
     response = await server.client.post("/v1/agents/", json={"memory_blocks": [BLOCK, BLOCK]})
     assert response.status_code == 409
+    assert response.json()["detail"] == (
+        f"CONFLICT: The agent would have two blocks with the label '{BLOCK['label']}'. Give one of "
+        "them another label, or leave one out."
+    )
     assert await ids(server) == []
     assert await server.got("/v1/blocks/") == []
 

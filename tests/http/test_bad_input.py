@@ -78,6 +78,9 @@ class Prober:
             assert len(response.content) < 20_000, place
             assert "Traceback" not in response.text, place
             assert "sqlalchemy" not in response.text.lower(), place
+            assert not re.search(
+                r"Input should|should match|Value error|\[0-9a-f\]", body["detail"]
+            ), place
         return response
 
 

@@ -102,6 +102,12 @@ async def test_an_agent_cannot_have_two_blocks_with_one_label(server: Server) ->
     assert refused.status_code == 409
     assert refused.json()["code"] == "conflict"
     assert len(await server.got(path)) == 1
+    renamed = await server.block("persona")
+    assert (await server.client.patch(f"{path}/attach/{renamed['id']}")).is_success
+    refused = await server.client.patch(f"/v1/blocks/{renamed['id']}", json={"label": "human"})
+    assert refused.json()["detail"].startswith(
+        f"CONFLICT: Agent {agent['id']} would have two blocks with the label 'human'."
+    )
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])

@@ -189,6 +189,24 @@ async def test_a_fork_refuses_a_body_because_it_would_not_be_read(
         assert (await server.client.post(path, content=content, headers=json)).is_success
 
 
+async def test_the_refusal_of_a_label_lists_those_that_can_be_isolated(server: Server) -> None:
+    blocks = [{"label": label, "value": ""} for label in ("persona", "human")]
+    for agent, remedy in (
+        (await server.agent(memory_blocks=blocks), "Use labels of its blocks: 'human', 'persona'."),
+        (
+            await server.agent(),
+            "It has no blocks. Attach one first, or leave out 'isolated_block_labels'.",
+        ),
+    ):
+        response = await server.client.post(
+            f"/v1/conversations/?agent_id={agent['id']}", json={"isolated_block_labels": ["x"]}
+        )
+        assert response.status_code == 400
+        assert response.json()["detail"] == (
+            f"INVALID_ARGUMENT: {agent['id']} has no block with the label 'x' to isolate. {remedy}"
+        )
+
+
 @pytest.mark.parametrize("form", ["default", "agent"])
 async def test_the_default_thread_is_forked_by_its_agent(server: Server, form: str) -> None:
     agent = await server.agent(system="S")

@@ -111,6 +111,7 @@ UNUSUAL: dict[str, dict[str, Any]] = {
         "headers": [USUAL[0], (b"content-type", b"application/json; charset=utf-8")]
     },
     "an origin": {"headers": [*USUAL, (b"origin", b"http://localhost:3000")]},
+    "a compressed body": {"headers": [*USUAL, (b"content-encoding", b"gzip")]},
     "expect": {"headers": [*USUAL, (b"expect", b"100-continue")]},
     "a header twice": {"headers": [*USUAL, (b"host", b"localhost")]},
     "a host that is not this machine": {"headers": [(b"host", b"example.com"), USUAL[1]]},

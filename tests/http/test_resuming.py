@@ -72,10 +72,10 @@ async def refusal(live: LiveServer, path: str, body: Any = None, **more: Any) ->
         {"json": {}},
         {"content": b"null", "headers": {"content-type": "application/json"}},
         {"json": {"run_id": None, "otid": None, "agent_id": None}},
-        {"json": {"run_id": "", "otid": "", "agent_id": ""}},
+        {"json": {"run_id": None, "otid": None, "agent_id": ""}},
         {"json": {"unknown": [1, {"member": None}]}},
     ],
-    ids=["absent", "empty", "null", "nulls", "empty texts", "unknown members"],
+    ids=["absent", "empty", "null", "nulls", "no agent", "unknown members"],
 )
 async def test_every_form_of_an_empty_body_resumes_the_active_run(
     live: LiveServer, request_body: dict[str, Any]
@@ -201,7 +201,6 @@ async def test_a_run_id_wins_over_an_otid(live: LiveServer) -> None:
     for body, expected in (
         ({"run_id": first, "otid": two}, first),
         ({"run_id": first, "otid": "never sent"}, first),
-        ({"run_id": "", "otid": two}, second),
         ({"run_id": None, "otid": two}, second),
     ):
         assert await resumed_run(live, resume_path(conversation), body) == expected
@@ -243,14 +242,18 @@ async def test_an_otid_names_the_newest_of_the_runs_that_have_it(live: LiveServe
 
 
 @pytest.mark.promise("S5")
-async def test_an_empty_otid_in_a_resume_means_the_active_run(
-    live: LiveServer,
+@pytest.mark.parametrize("name", ["run_id", "otid"])
+async def test_an_empty_run_id_or_otid_is_refused_and_not_taken_for_an_absent_one(
+    live: LiveServer, name: str
 ) -> None:
     agent, conversation = await new_threads(live)
-    run = await live.held_run(agent, conversation, "[chunks=2]", after=1, otid="")
-    assert await resumed_run(live, resume_path(conversation), {"otid": ""}) == run
-    await live.ended(run)
-    assert (await refusal(live, resume_path(conversation), {"otid": ""}))[0] == 400
+    run = await live.held_run(agent, conversation, "[chunks=2]", after=1)
+    status, error = await refusal(live, resume_path(conversation), {name: ""})
+    assert (status, error["detail"]) == (
+        422,
+        f"body.{name}: It is empty. Leave it out or send null instead.",
+    )
+    assert await resumed_run(live, resume_path(conversation), {name: None}) == run
 
 
 @pytest.mark.promise("S5")

@@ -43,6 +43,12 @@ class ValidationFailedError(ReattachError):
     code = "validation_error"
 
 
+class UnsupportedBodyError(ReattachError):
+    """The body is compressed, or its text is not UTF-8."""
+
+    code = "unsupported_media_type"
+
+
 class UnauthorizedError(ReattachError):
     """The key is missing, unknown or revoked; the text deliberately does not say which."""
 
@@ -459,15 +465,8 @@ class SystemPromptTooLongError(ContextWindowError):
 
 def engine_error(code: str, detail: str) -> EngineError:
     """Rebuild the error that ended a run from the code and text in its record."""
-    for kind in (
-        ModelTimeoutError,
-        ModelRateLimitError,
-        ModelAuthenticationError,
-        ModelEmptyResponseError,
-        ContextWindowError,
-        SystemPromptTooLongError,
-        ModelError,
-    ):
+    kinds: list[type[ModelError]] = [ModelError, *ModelError.__subclasses__()]
+    for kind in (*kinds, *ContextWindowError.__subclasses__()):
         if kind.code == code:
             return kind(detail)
     error = EngineError(detail)

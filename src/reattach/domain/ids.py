@@ -19,6 +19,7 @@ ToolId = NewType("ToolId", str)
 UUID4: Final = "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 """The text of a version 4, variant 1 UUID (RFC 9562), as a regular expression."""
 
+AGENT_NAME_PATTERN: Final = r"^[\w '\-]+$"
 AGENT_PATTERN: Final = f"^agent-{UUID4}$"
 BLOCK_PATTERN: Final = f"^block-{UUID4}$"
 CONVERSATION_PATTERN: Final = f"^conv-{UUID4}$"
@@ -26,6 +27,7 @@ MESSAGE_PATTERN: Final = f"^message-{UUID4}$"
 TOOL_PATTERN: Final = f"^tool-{UUID4}$"
 MCP_SERVER_PATTERN: Final = f"^mcp_server-{UUID4}$"
 RUN_PATTERN: Final = f"^run-{UUID4}$"
+CONVERSATION_OR_DEFAULT_PATTERN: Final = f"^default$|{CONVERSATION_PATTERN}"
 CONVERSATION_PATH_PATTERN: Final = f"^(default|conv-{UUID4}|agent-{UUID4})$"
 """The values of the conversation in paths."""
 

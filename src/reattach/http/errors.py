@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from reattach.domain import errors
 from reattach.domain.limits import MAX_ERROR_CHARS
 from reattach.http.json import Fault, JsonResponse, invalid
+from reattach.validation import explain
 
 logger = structlog.get_logger(__name__)
 
@@ -32,6 +33,7 @@ STATUSES: Final[Mapping[type[errors.ReattachError], int]] = {
     errors.InvalidHttpError: 400,
     errors.TunnelRefusedError: 405,
     errors.RequestTimeoutError: 408,
+    errors.UnsupportedBodyError: 415,
     errors.ExpectationFailedError: 417,
     errors.HeadTooLargeError: 431,
     errors.HttpVersionError: 505,
@@ -134,7 +136,7 @@ async def on_invalid_request(request: Request, error: Exception) -> Response:  #
 
 def _fault(one: Mapping[str, Any]) -> Fault:
     location = [part if isinstance(part, int) else _cut(str(part)) for part in one["loc"]]
-    return Fault(location, _cut(str(one["msg"])), str(one["type"]))
+    return Fault(location, _cut(explain(one)), str(one["type"]))
 
 
 def _examples(found: Sequence[Mapping[str, Any]]) -> dict[str, object]:

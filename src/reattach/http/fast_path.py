@@ -30,7 +30,9 @@ _PATH: Final = re.compile(
 _VARY: Final = (b"vary", b"Origin")
 """The header that the CORS middleware adds to requests without an origin."""
 
-_UNUSUAL_HEADERS: Final = frozenset({b"expect", b"origin", b"transfer-encoding"})
+_UNUSUAL_HEADERS: Final = frozenset(
+    {b"content-encoding", b"expect", b"origin", b"transfer-encoding"}
+)
 _LENGTH: Final = re.compile(rb"[0-9]{1,6}")
 
 

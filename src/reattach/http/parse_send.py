@@ -180,7 +180,7 @@ def _message(sent: SentMessage, now: datetime) -> Message:
         parts=parts_of(sent.content),
         created_at=now,
         name=sent.name,
-        otid=sent.otid or None,
+        otid=sent.otid,
         sender_id=sent.sender_id,
     )
 
@@ -206,5 +206,5 @@ def _answer(sent: SentApproval | SentToolReturn, number: int, now: datetime) -> 
         role=Role.APPROVAL,
         parts=tuple(parts),
         created_at=now,
-        otid=sent.otid or None,
+        otid=sent.otid,
     )

@@ -8,6 +8,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
+from reattach.domain.errors import UnsupportedBodyError
 from reattach.domain.limits import MAX_QUERY_PARAMETERS
 from reattach.http.json import (
     NUL,
@@ -124,10 +125,33 @@ def refuse_unread_body(body: Any, in_query: Collection[str]) -> None:
 
 
 def _refuse_other_types(request: Request) -> None:
-    essence = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if essence == "application/json" or (
-        essence.startswith("application/") and essence.endswith("+json")
-    ):
-        return
-    message = "Send a JSON body with the header 'Content-Type: application/json'."
-    raise invalid([Fault(["header", "content-type"], message, "content_type")])
+    """Refuse a body that its headers do not call JSON in UTF-8.
+
+    Raises:
+        UnsupportedBodyError: It is compressed, or in another encoding.
+        ValidationFailedError: It has another type.
+    """
+    coding = request.headers.get("content-encoding", "")
+    if coding.strip().lower() not in {"", "identity"}:
+        raise UnsupportedBodyError(
+            f"The body has the content coding '{coding[:_SHOWN_CHARS]}'.",
+            remedy="Send it uncompressed and without 'Content-Encoding'.",
+        )
+    essence, _, parameters = request.headers.get("content-type", "").lower().partition(";")
+    essence = essence.strip()
+    is_json = essence.startswith("application/") and essence.endswith("+json")
+    if essence != "application/json" and not is_json:
+        message = "Send a JSON body with the header 'Content-Type: application/json'."
+        raise invalid([Fault(["header", "content-type"], message, "content_type")])
+    for parameter in parameters.split(";"):
+        name, _, value = parameter.partition("=")
+        charset = value.strip().strip('"')
+        if name.strip() == "charset" and charset not in _READABLE:
+            raise UnsupportedBodyError(
+                f"The body has the charset '{charset[:_SHOWN_CHARS]}', and JSON is UTF-8.",
+                remedy="Send UTF-8 with 'Content-Type: application/json'.",
+            )
+
+
+_READABLE: Final = frozenset({"utf-8", "utf8", "us-ascii"})
+_SHOWN_CHARS: Final = 60

@@ -101,7 +101,11 @@ class Blocks:
             connection.execute(update(table).where(table.c.id == block_id).values(values))
             if values.get("label") is not None:
                 _lock_agents_of(connection, block_id)
-                _refuse_duplicate_labels(connection, block_id)
+                if (found := _duplicate_label(connection, [block_id])) is not None:
+                    raise ConflictError(
+                        f"Agent {found[0]} would have two blocks with the label {found[1]!r}.",
+                        remedy="Give one of them another label, or detach it first.",
+                    )
             return _get(connection, tenant, block_id)
 
         return await self._database.in_write(write)
@@ -190,7 +194,11 @@ def attach_blocks(connection: Connection, agent_id: AgentId, block_ids: Sequence
             for position, block_id in enumerate(new, first)
         ]
         connection.execute(insert(table), rows)
-        _refuse_duplicate_labels(connection, *new)
+        if (found := _duplicate_label(connection, new)) is not None:
+            raise ConflictError(
+                f"The agent would have two blocks with the label {found[1]!r}.",
+                remedy="Give one of them another label, or leave one out.",
+            )
 
 
 def blocks_of(
@@ -215,7 +223,10 @@ def _lock_agents_of(connection: Connection, block_id: BlockId) -> None:
     connection.execute(select(agents).where(agents.in_(owning)).order_by(agents).with_for_update())
 
 
-def _refuse_duplicate_labels(connection: Connection, *block_ids: BlockId) -> None:
+def _duplicate_label(
+    connection: Connection, block_ids: Sequence[BlockId]
+) -> tuple[AgentId, str] | None:
+    """Return an agent of these blocks that has two with one label, and the label."""
     table = schema.agent_blocks
     label = schema.blocks.c.label
     touched = select(table.c.agent_id).where(table.c.block_id.in_(block_ids))
@@ -227,8 +238,5 @@ def _refuse_duplicate_labels(connection: Connection, *block_ids: BlockId) -> Non
         .having(func.count() > 1)
         .limit(1)
     )
-    if (row := duplicate.one_or_none()) is not None:
-        raise ConflictError(
-            f"Agent {row[0]} would have two blocks with the label {row[1]!r}. "
-            "Give one of them another label, or detach it first."
-        )
+    row = duplicate.one_or_none()
+    return None if row is None else (row[0], row[1])

@@ -182,9 +182,12 @@ def _isolate_blocks(agent: Agent, labels: Sequence[str], now: datetime) -> tuple
     """Return copies of the agent's blocks with these labels. Raises InvalidArgumentError."""
     by_label = {block.label: block for block in agent.blocks}
     if missing := [label for label in labels if label not in by_label]:
+        known = ", ".join(sorted(repr(label) for label in by_label if label is not None))
         raise InvalidArgumentError(
             f"{agent.id} has no block with the label {missing[0][:100]!r} to isolate.",
-            remedy=f"Use labels of {sorted(str(label) for label in by_label)}.",
+            remedy=f"Use labels of its blocks: {known}."
+            if known
+            else "It has no blocks. Attach one first, or leave out 'isolated_block_labels'.",
         )
     return _copies([by_label[label] for label in dict.fromkeys(labels)], now)
 

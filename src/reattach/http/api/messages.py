@@ -8,7 +8,12 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from fastapi import Depends, Query, Response
 
-from reattach.domain.ids import CONVERSATION_PATTERN, ConversationId, MessageId
+from reattach.domain.ids import (
+    CONVERSATION_OR_DEFAULT_PATTERN,
+    CONVERSATION_PATTERN,
+    ConversationId,
+    MessageId,
+)
 from reattach.domain.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS, PAGE_BYTES
 from reattach.domain.messages import Message
 from reattach.http.context import ContextDep, TenantDep
@@ -118,7 +123,7 @@ async def list_agent_messages(
     conversation_id: Annotated[
         ConversationId | None,
         Query(
-            pattern=f"^default$|{CONVERSATION_PATTERN}",
+            pattern=CONVERSATION_OR_DEFAULT_PATTERN,
             description="Only of this conversation; `default` is the default conversation.",
         ),
     ] = None,

@@ -81,9 +81,9 @@ async def run_stream(
 
 async def _find(context: Context, tenant: TenantId, path_id: str, body: ResumeBody) -> Target:
     """Find the run by run_id, then by otid, then as the active one."""
-    if body.run_id:
+    if body.run_id is not None:
         return await context.runs.target(tenant, body.run_id)
-    if body.otid:
+    if body.otid is not None:
         return await context.runs.target_by_otid(tenant, body.otid)
     return await context.runs.active(tenant, _thread(path_id, body.agent_id))
 

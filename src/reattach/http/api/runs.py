@@ -10,7 +10,7 @@ from reattach.domain.errors import InvalidArgumentError
 from reattach.domain.events import RunStatus, StopReason, Usage
 from reattach.domain.ids import (
     AGENT_PATTERN,
-    CONVERSATION_PATTERN,
+    CONVERSATION_OR_DEFAULT_PATTERN,
     AgentId,
     ConversationId,
 )
@@ -36,7 +36,7 @@ AgentIds = Annotated[
 ConversationQuery = Annotated[
     ConversationId | None,
     Query(
-        pattern=f"^default$|{CONVERSATION_PATTERN}",
+        pattern=CONVERSATION_OR_DEFAULT_PATTERN,
         description="Only runs of this conversation; `default` is the default conversation.",
     ),
 ]

@@ -219,7 +219,7 @@ async def cancel_agent_runs(
 
 def _callback_url(context: Context, body: AsyncSendBody) -> str | None:
     """Return the normalized URL. Raises ValidationFailedError."""
-    if not body.callback_url:
+    if body.callback_url is None:
         return None
     try:
         return receiver_url(body.callback_url, to_private=context.settings.callbacks_to_private)

@@ -7,7 +7,13 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field
 
-from reattach.domain.ids import BLOCK_PATTERN, TOOL_PATTERN, BlockId, new_agent_id
+from reattach.domain.ids import (
+    AGENT_NAME_PATTERN,
+    BLOCK_PATTERN,
+    TOOL_PATTERN,
+    BlockId,
+    new_agent_id,
+)
 from reattach.domain.limits import MAX_AGENT_BLOCKS, MAX_AGENT_TOOLS, MAX_NAME_CHARS
 from reattach.domain.prompt import DEFAULT_SYSTEM
 from reattach.engine.base import Model
@@ -67,7 +73,7 @@ AgentName = Annotated[
     Field(
         min_length=1,
         max_length=MAX_NAME_CHARS,
-        pattern=r"^[\w '\-]+$",
+        pattern=AGENT_NAME_PATTERN,
         description="Letters, digits, spaces and `_'-`.",
     ),
 ]

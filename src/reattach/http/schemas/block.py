@@ -11,6 +11,7 @@ from reattach.domain.ids import new_block_id
 from reattach.domain.limits import MAX_BLOCK_CHARS
 from reattach.http.json import Fault, invalid
 from reattach.http.schemas.fields import (
+    NOT_BOOL,
     Answer,
     Body,
     Description,
@@ -25,7 +26,9 @@ from reattach.records.base import Block
 Label = Annotated[Word, Field(min_length=1, description="Name of the block within its agent.")]
 Value = Annotated[str, Field(max_length=MAX_BLOCK_CHARS, description="Content of the block.")]
 CharLimit = Annotated[
-    int, Field(ge=1, le=MAX_BLOCK_CHARS, description="Maximum length of the value, in characters.")
+    int,
+    Field(ge=1, le=MAX_BLOCK_CHARS, description="Maximum length of the value, in characters."),
+    NOT_BOOL,
 ]
 
 

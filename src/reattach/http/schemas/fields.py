@@ -6,7 +6,16 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import Path, Query
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+)
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from reattach.domain.ids import (
     AGENT_PATTERN,
@@ -53,7 +62,7 @@ class Body(BaseModel):
 
 def kept_json(value: Any) -> Any:
     if len(json.dumps(value)) > MAX_KEPT_JSON_BYTES:
-        raise ValueError(f"larger than {MAX_KEPT_JSON_BYTES} bytes as JSON")
+        raise ValueError(f"The value is larger than {MAX_KEPT_JSON_BYTES} bytes as JSON.")
     return value
 
 
@@ -61,8 +70,26 @@ def _in_utc(at: datetime) -> datetime:
     try:
         return at.astimezone(UTC)
     except OverflowError:
-        raise ValueError("outside the years 1 to 9999 in UTC") from None
+        raise ValueError("The time is outside the years 1 to 9999 in UTC.") from None
 
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticKnownError("float_type")
+    return value
+
+
+def _no_empty_text(value: Any) -> Any:
+    if value == "":
+        raise PydanticCustomError("empty", "It is empty. Leave it out or send null instead.")
+    return value
+
+
+NOT_BOOL: Final = BeforeValidator(_no_truth_value)
+"""The last annotation of a number, because Pydantic takes true as 1."""
+
+NOT_EMPTY: Final = BeforeValidator(_no_empty_text)
+"""The last annotation of a text of which an empty one must not pass for an absent one."""
 
 KeptObject = Annotated[dict[str, Any], AfterValidator(kept_json)]
 """A JSON object that is stored and returned unchanged."""
@@ -93,8 +120,8 @@ Handle = Annotated[
     ),
 ]
 Tags = Annotated[list[Word], Field(max_length=MAX_TAGS)]
-ContextTokens = Annotated[int, Field(ge=1, le=MAX_CONTEXT_TOKENS)]
-Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+ContextTokens = Annotated[int, Field(ge=1, le=MAX_CONTEXT_TOKENS), NOT_BOOL]
+Count = Annotated[int, Field(ge=0, le=MAX_INTEGER), NOT_BOOL]
 
 StopReasonName = Literal[
     "end_turn",

@@ -5,7 +5,12 @@ from typing import Annotated
 from pydantic import Field
 
 from reattach.domain.limits import MAX_CURSOR, MAX_ID_CHARS, MAX_OTID_CHARS, MAX_POLL_SECONDS
-from reattach.http.schemas.fields import Body
+from reattach.http.schemas.fields import NOT_BOOL, NOT_EMPTY, Body
+
+Cursor = Annotated[int, Field(ge=-MAX_CURSOR, le=MAX_CURSOR), NOT_BOOL]
+PollSeconds = Annotated[
+    float, Field(ge=-MAX_POLL_SECONDS, le=MAX_POLL_SECONDS, allow_inf_nan=False), NOT_BOOL
+]
 
 
 class ResumeBody(Body):
@@ -17,34 +22,27 @@ class ResumeBody(Body):
     agent_id: str | None = Field(
         None, max_length=MAX_ID_CHARS, description="Id of the agent, with the path `default`."
     )
-    run_id: str | None = Field(
-        None, max_length=MAX_ID_CHARS, description="Id of the run; overrides all other look-ups."
+    run_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS), NOT_EMPTY] | None = Field(
+        None, description="Id of the run; overrides all other look-ups."
     )
-    otid: str | None = Field(
-        None,
-        max_length=MAX_OTID_CHARS,
-        description="OTID of a message that started the run; ignored if `run_id` is set.",
+    otid: Annotated[str, Field(min_length=1, max_length=MAX_OTID_CHARS), NOT_EMPTY] | None = Field(
+        None, description="OTID of a message that started the run; ignored if `run_id` is set."
     )
-    starting_after: Annotated[int, Field(ge=-MAX_CURSOR, le=MAX_CURSOR)] = Field(
+    starting_after: Cursor = Field(
         0, description="Last seq_id that the client received; 0 or less: from the start."
     )
     include_pings: bool | None = Field(
         True, description="Send keepalive pings during silence. Null means false."
     )
-    poll_interval: float | None = Field(
+    poll_interval: PollSeconds | None = Field(
         0.1,
-        ge=-MAX_POLL_SECONDS,
-        le=MAX_POLL_SECONDS,
-        allow_inf_nan=False,
         description=(
             "Seconds between polls for new events. Only a hint: events are pushed, and the server "
             "checks once a second for readers that were not notified."
         ),
     )
-    batch_size: int | None = Field(
+    batch_size: Cursor | None = Field(
         100,
-        ge=-MAX_CURSOR,
-        le=MAX_CURSOR,
         description=(
             "Maximum number of events per write of a replay; values below 1 mean 1. Only a hint: "
             "events and their order do not change."

@@ -21,16 +21,18 @@ from reattach.domain.limits import (
     MAX_SYSTEM_CHARS,
     MAX_TOOL_CALL_ID_CHARS,
 )
-from reattach.http.schemas.fields import Answer, Body, StopReasonName
+from reattach.http.schemas.fields import NOT_BOOL, NOT_EMPTY, Answer, Body, StopReasonName
 from reattach.http.schemas.message import MessageItem
 from reattach.wire.letta import MessageType
 
 Otid = Annotated[
     str,
     Field(
+        min_length=1,
         max_length=MAX_OTID_CHARS,
         description="Idempotency key of the message (offline threading id), set by the client.",
     ),
+    NOT_EMPTY,
 ]
 
 
@@ -179,7 +181,7 @@ class _SendBody(Body):
         True, description="Send a first ping, and keepalive pings during silence."
     )
     background: bool | None = Field(False, description="Allow clients to resume the run's stream.")
-    max_steps: int | None = Field(50, ge=1, le=MAX_STEPS)
+    max_steps: Annotated[int, Field(ge=1, le=MAX_STEPS), NOT_BOOL] | None = 50
     include_return_message_types: list[MessageType] | None = Field(
         None, max_length=20, description="Stream only messages of these types."
     )
@@ -245,11 +247,9 @@ class AgentSendBody(_AnsweredSendBody):
 class AsyncSendBody(_SendBody):
     """A send that returns its run at once, and continues in the background."""
 
-    callback_url: str | None = Field(
-        None,
-        max_length=MAX_CALLBACK_URL_CHARS,
-        description="URL that gets a POST with the result when the run has ended.",
-    )
+    callback_url: (
+        Annotated[str, Field(min_length=1, max_length=MAX_CALLBACK_URL_CHARS), NOT_EMPTY] | None
+    ) = Field(None, description="URL that gets a POST with the result when the run has ended.")
 
 
 class StopReasonItem(Answer):

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reattach.domain.limits import MAX_CONTEXT_TOKENS
-from reattach.http.schemas.fields import Body, KeptObject, Word, kept_json
+from reattach.http.schemas.fields import NOT_BOOL, Body, KeptObject, Word, kept_json
 
-Tokens = Annotated[int, Field(ge=1, le=MAX_CONTEXT_TOKENS)]
+Tokens = Annotated[int, Field(ge=1, le=MAX_CONTEXT_TOKENS), NOT_BOOL]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Verbosity = Literal["low", "medium", "high"]
 
@@ -31,7 +31,7 @@ class ModelSettings(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     provider_type: Word | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2), NOT_BOOL] | None = None
     max_output_tokens: Tokens | None = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
@@ -60,11 +60,11 @@ class LegacyModelConfig(Body):
     handle: Word | None = None
     model_endpoint_type: Word
     context_window: Tokens
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2), NOT_BOOL] | None = None
     max_tokens: Tokens | None = None
     parallel_tool_calls: bool | None = None
     enable_reasoner: bool | None = None
-    max_reasoning_tokens: Annotated[int, Field(ge=0, le=MAX_CONTEXT_TOKENS)] | None = None
+    max_reasoning_tokens: Annotated[int, Field(ge=0, le=MAX_CONTEXT_TOKENS), NOT_BOOL] | None = None
     reasoning_effort: Effort | None = None
     effort: Effort | None = None
     verbosity: Verbosity | None = None
@@ -101,11 +101,11 @@ class CompactionSettings(BaseModel):
     model_settings: ModelSettings | None = None
     prompt: Annotated[str, Field(max_length=20_000)] | None = None
     prompt_acknowledgement: bool | None = None
-    clip_chars: Annotated[int, Field(ge=0, le=MAX_CONTEXT_TOKENS)] | None = None
+    clip_chars: Annotated[int, Field(ge=0, le=MAX_CONTEXT_TOKENS), NOT_BOOL] | None = None
     mode: (
         Literal["all", "sliding_window", "self_compact_all", "self_compact_sliding_window"] | None
     ) = None
-    sliding_window_percentage: Annotated[float, Field(ge=0, le=1)] | None = None
+    sliding_window_percentage: Annotated[float, Field(ge=0, le=1), NOT_BOOL] | None = None
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
