@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -35,6 +35,7 @@ from reattach.domain.origins import origin_of
 from reattach.redact import is_local, redact_url
 from reattach.settings_file import SettingsFile, near_names
 from reattach.tools.servers import McpServer
+from reattach.validation import explain
 
 
 def _default_data_dir() -> Path:
@@ -279,6 +280,20 @@ def unknown_variables(environment: Mapping[str, str]) -> list[Diagnostic]:
         found.append(Diagnostic("warning", "environment", f"{name} is not a setting.", remedy))
     return found
 
+
+def explain_settings(error: ValidationError) -> str:
+    """Return a sentence for each setting that is not valid, without values that may be secret."""
+    sentences = []
+    for fault in error.errors():
+        name, *inside = map(str, fault["loc"])
+        place = ".".join([_variable(name), *inside])
+        sentence = explain(fault, shows_value=name not in _SECRET)
+        sentences.append(f"{place}: {sentence.removesuffix('.')}.")
+    return " ".join(sentences)
+
+
+_SECRET: Final = frozenset({"database_url", "log_url", "openai_api_key", "openai_base_url", "mcp"})
+"""Settings whose values may contain a secret."""
 
 _EXAMPLES: Final = {
     "database_url": "postgresql://user:password@host/database",

@@ -23,7 +23,7 @@ from reattach.testing.programs.redis import RedisServer
 from tests.support.commands import Ended, reattach_here
 from tests.support.redis_server import RedisCluster
 
-SERVER = {"settings", "models", "network", "callbacks", "tools"}
+SERVER = {"settings", "models", "network", "web pages", "callbacks", "tools"}
 POSTGRESQL = {
     "database reachable",
     "database version",
@@ -112,7 +112,7 @@ def test_all_is_well_with_stores_that_are_as_they_should_be(
     )
     assert people.status == 0
     assert "ok      redis persistence     appendonly yes, appendfsync everysec\n" in people.out
-    assert people.out.endswith("22 ok, 0 warning, 0 wrong\n")
+    assert people.out.endswith("23 ok, 0 warning, 0 wrong\n")
 
 
 def test_wrong_settings_are_found(postgresql_url: str, redis_server: RedisServer) -> None:
@@ -290,6 +290,9 @@ def test_a_data_directory_is_looked_at_and_not_made(tmp_path: Path) -> None:
 
     file = tmp_path / "file"
     file.write_text("in the way")
+    unreal = Report(reattach_here("doctor", "--json", "--data-dir", "/proc/nope"))
+    assert unreal.wrong == {"data directory"}
+    assert "/proc is not writable" in unreal.text["data directory"]
     in_the_way = Report(reattach_here("doctor", "--json", "--data-dir", str(file / "data")))
     assert in_the_way.wrong == {"data directory"}
 

@@ -54,6 +54,7 @@ def test_an_invalid_expiry_is_refused_with_examples(tmp_path: Path, expires: str
     """D13: a mistyped expiry makes no key that lasts for ever."""
     said = keys(tmp_path, "create", "key", "--expires", expires, status=2)
     assert "30d" in said
+    assert "1 to 9999 minutes" in " ".join(said.replace("│", " ").split())
     assert not list(tmp_path.iterdir())
 
 

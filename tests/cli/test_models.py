@@ -106,3 +106,23 @@ def test_a_variable_with_broken_json_is_refused_in_one_line(command: str) -> Non
     assert "mcp" in ended.err
     assert "Traceback" not in ended.err
     assert ended.err.count("\n") == 1
+
+
+def test_a_setting_that_is_not_valid_is_named_with_its_value_unless_that_may_be_secret() -> None:
+    ended = reattach_here(
+        "models",
+        REATTACH_PORT="99999",
+        REATTACH_LOG_LEVEL="loud",
+        REATTACH_CORS_ORIGINS="nonsense",
+        REATTACH_MCP='{"files": {"command": "x", "env": ["sesame"]}}',
+    )
+    assert ended.status == 1
+    assert ended.err.startswith("reattach: The settings are not valid. ")
+    for sentence in (
+        "REATTACH_PORT: Expected 65535 or less; got '99999'.",
+        "REATTACH_LOG_LEVEL: Expected 'debug', 'info', 'warning' or 'error'; got 'loud'.",
+        "REATTACH_CORS_ORIGINS: 'nonsense' is not an origin of a web page.",
+        "REATTACH_MCP.files.env: Expected an object.",
+    ):
+        assert sentence in ended.err
+    assert "sesame" not in ended.err

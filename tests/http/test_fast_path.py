@@ -144,6 +144,21 @@ async def test_unusual_requests_are_answered_by_the_regular_routes(
     assert await app.asked(**asked) == first
 
 
+async def test_a_refused_key_leaves_one_line_whichever_way_the_request_goes(
+    tmp_path: Path, log_lines: list[Any]
+) -> None:
+    async with listening(tmp_path) as live:
+        client = await live.as_tenant(OTHER_TENANT)
+        await client.aclose()
+        wrong = App(live)
+        headers = (*USUAL, (b"authorization", b"Bearer wrong"))
+        for path in ("/v1/runs/run-1/stream", f"/v1/runs/{new_run_id()}/stream"):
+            log_lines.clear()
+            [head, _] = await wrong.asked(path=path, headers=headers)
+            assert head["status"] == 401
+            assert [line["event"] for line in log_lines] == ["key refused"]
+
+
 async def test_a_body_that_comes_in_pieces_goes_the_long_way(
     app: App, ended: tuple[str, str]
 ) -> None:

@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from reattach.domain.origins import origin_of
+from reattach.server.announcing import check_origins
 from reattach.settings import Settings
 
 
@@ -31,6 +32,7 @@ def test_an_origin_is_kept_as_browsers_write_it(text: str, origin: str) -> None:
     [
         "app.example.com", "https://", "https://app.example.com/x", "//app.example.com",
         "https://*.example.com", "https://user@app.example.com", "https://app.example.com:x",
+        "https://app..example.com", "https://app,example.com", "https://%zz", "https://.", "https://:80",
         "https://app.example.com?x", "app.example.com:443", "https://bücher.example",
     ],
 )  # fmt: skip
@@ -47,3 +49,16 @@ def test_a_list_of_origins_is_the_whole_list(monkeypatch: pytest.MonkeyPatch) ->
     assert Settings().cors_origins == ("https://a.example", "https://b.example")
     monkeypatch.setenv("REATTACH_CORS_ORIGINS", "")
     assert Settings().cors_origins == ()
+
+
+def test_all_pages_are_allowed_with_a_warning() -> None:
+    warned = check_origins(Settings(cors_origins=("*", "https://a.example")))
+    assert warned.level == "warning"
+    assert warned.detail.startswith("REATTACH_CORS_ORIGINS is *: every web page may call")
+    for origins, shown in (
+        (None, "pages of this machine"),
+        ((), "none"),
+        (("localhost", "https://a.example"), "pages of this machine, https://a.example"),
+    ):
+        named = check_origins(Settings(cors_origins=origins))
+        assert (named.level, named.detail) == ("ok", f"may call this server: {shown}")

@@ -14,6 +14,7 @@ from reattach.cli.keys import keys
 from reattach.cli.options import fail, show_version
 from reattach.cli.serving import models, serve
 from reattach.domain.errors import ReattachError
+from reattach.settings import explain_settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,8 +49,7 @@ def main() -> None:
     except ReattachError as error:
         fail(error.detail)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        fail(f"The settings are not valid: {'; '.join(lines)}. Correct them and start again.")
+        fail(f"The settings are not valid. {explain_settings(error)} Correct them and start again.")
     except SettingsError as error:  # A variable that holds JSON does not.
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         fail(f"The settings are not valid: {error}{cause}. Correct it and start again.")

@@ -6,6 +6,7 @@ import typer
 
 from reattach.cli.keys import with_records
 from reattach.cli.options import Config, DatabaseUrl, DataDir, LogUrl, settings_with
+from reattach.domain.errors import NotFoundError
 from reattach.domain.ids import DEFAULT_TENANT, TenantId
 from reattach.records.records import Records
 
@@ -37,6 +38,11 @@ def show_secret(
     owner = TenantId(tenant or DEFAULT_TENANT)
 
     async def secrets(records: Records) -> tuple[str, ...]:
+        if owner != DEFAULT_TENANT and not await records.keys.list(owner):
+            raise NotFoundError(
+                f"No key belongs to the tenant {owner!r}, so it cannot ask for callbacks.",
+                remedy="`reattach keys list` shows the tenants of the keys.",
+            )
         if rotate:
             await records.callbacks.rotate_secret(owner)
         return tuple(await records.callbacks.secrets(owner))

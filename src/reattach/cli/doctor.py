@@ -21,6 +21,7 @@ from reattach.records.database.checks import check_records
 from reattach.records.records import Records
 from reattach.redact import redact_url
 from reattach.server import datadir
+from reattach.server.announcing import check_origins
 from reattach.server.assembly import mcp_connect_of
 from reattach.settings import Settings
 from reattach.tools.checks import check_functions, check_servers
@@ -119,6 +120,7 @@ async def _check_stores(settings: Settings) -> AsyncIterator[Diagnostic]:
 
 
 async def _check_callbacks_and_tools(settings: Settings) -> AsyncIterator[Diagnostic]:
+    yield check_origins(settings)
     yield _check_callbacks(settings)
     for diagnostic in await asyncio.to_thread(check_functions, settings.tools):
         yield diagnostic

@@ -172,8 +172,8 @@ def _duration(text: str) -> timedelta:
     match = re.fullmatch(r"([1-9][0-9]{0,3})([mhdw])", text.strip())
     if match is None:
         raise typer.BadParameter(
-            f"'{text}' is not a duration. Use minutes, hours, days or weeks, such as 90m, 12h, 30d "
-            "or 4w.",
+            f"'{text}' is not a time for which a key can be valid. Use 1 to 9999 minutes, hours, "
+            "days or weeks, such as 90m, 12h, 30d or 4w.",
             param_hint="--expires",
         )
     return int(match[1]) * _UNITS[match[2]]

@@ -1,11 +1,15 @@
 """Origins of web pages, as browsers send them."""
 
+import re
 from typing import Final
 from urllib.parse import urlsplit
 
 ANY: Final = "*"
 LOCAL: Final = "localhost"
 """In a list of origins, all pages of this machine on any port."""
+
+_HOST: Final = re.compile(r"[0-9a-f:.]*:[0-9a-f:.]*|[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+"""An IPv6 address, or the labels of a name in lower case."""
 
 _PORTS: Final = {"http": 80, "https": 443}
 
@@ -25,8 +29,7 @@ def origin_of(text: str) -> str:
     except ValueError:
         parts, host, port = urlsplit(""), "", None
     rest = (parts.path.rstrip("/"), parts.query, parts.fragment, parts.username)
-    is_ascii = host.isascii() and not any(letter.isspace() or letter == "*" for letter in host)
-    if not parts.scheme or not host or any(rest) or not is_ascii:
+    if not parts.scheme or _HOST.fullmatch(host) is None or any(rest):
         raise ValueError(
             f"{text!r} is not an origin of a web page. Write scheme, host and, if not the usual "
             "one, port: https://app.example.com or http://localhost:3000; 'localhost' alone stands "

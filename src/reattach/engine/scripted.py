@@ -45,6 +45,7 @@ message: it calls again while ``[rounds=…]`` allows, else its text is the retu
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -115,9 +116,9 @@ class _Failure:
 
 def _count(minimum: int, maximum: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
-        number = int(value)
-        if not minimum <= number <= maximum:
-            raise ValueError(f"must be {minimum} to {maximum}")
+        number = int(value) if re.fullmatch(r"-?[0-9]{1,9}", value) else None
+        if number is None or not minimum <= number <= maximum:
+            raise ValueError(f"must be a whole number from {minimum} to {maximum}")
         return number
 
     return parse
@@ -125,10 +126,10 @@ def _count(minimum: int, maximum: int) -> Callable[[str], int]:
 
 def _number(maximum: float) -> Callable[[str], float]:
     def parse(value: str) -> float:
-        number = float(value)
-        if not 0 < number <= maximum:
-            raise ValueError(f"must be more than 0 and at most {maximum:g}")
-        return number
+        with suppress(ValueError):
+            if 0 < (number := float(value)) <= maximum:
+                return number
+        raise ValueError(f"must be a number above 0, at most {maximum:.0f}")
 
     return parse
 
@@ -136,8 +137,14 @@ def _number(maximum: float) -> Callable[[str], float]:
 def _failure(value: str) -> _Failure:
     after, _, code = value.partition(":")
     if code and code not in _ERRORS:
-        raise ValueError(f"the error must be one of {', '.join(_ERRORS)}")
+        raise ValueError(f"must name one of the errors {', '.join(_ERRORS)}")
     return _Failure(_deltas(after), _ERRORS[code] if code else ModelError)
+
+
+def _stop_reason(value: str) -> StopReason:
+    if value not in set(StopReason):
+        raise ValueError(f"must be one of {', '.join(StopReason)}")
+    return StopReason(value)
 
 
 def _tool_name(value: str) -> str:
@@ -175,7 +182,7 @@ _VALUES: Final[Mapping[str, Callable[[str], object]]] = {
     "fail": _failure,
     "crash": _deltas,
     "hang": _deltas,
-    "stop": StopReason,
+    "stop": _stop_reason,
     "context": _deltas,
 }
 
@@ -232,7 +239,7 @@ class _Script:
                 known = ", ".join(sorted(_FLAGS | _VALUES.keys()))
                 raise ValueError(f"is unknown; there are {known}")
         except ValueError as error:
-            raise ModelError(f"The scripted model's directive {match[0]}: {error}.") from error
+            raise ModelError(f"The directive {match[0]} of the scripted model {error}.") from error
         return ""
 
 

@@ -7,6 +7,7 @@ import structlog
 
 from reattach.diagnostics import Diagnostic
 from reattach.domain.errors import NotFoundError, StartupError
+from reattach.domain.origins import ANY, LOCAL
 from reattach.engine.catalog import Catalog
 from reattach.engine.local import LocalEngine
 from reattach.engine.providers import missing_key
@@ -52,8 +53,26 @@ async def announce(settings: Settings, catalog: Catalog, records: Records) -> No
             else "none exists: open to programs on this machine"
         )
     logger.info("API keys", keys=keys)
+    pages = check_origins(settings)
     for warning in await asyncio.to_thread(missing, settings, catalog):
         logger.warning(warning.detail, remedy=warning.remedy)
+    if pages.level == "warning":
+        logger.warning(pages.detail, remedy=pages.remedy)
+
+
+def check_origins(settings: Settings) -> Diagnostic:
+    """Return which web pages may call the server, with a warning if all may."""
+    origins = (LOCAL,) if settings.cors_origins is None else settings.cors_origins
+    if ANY in origins:
+        return Diagnostic(
+            "warning",
+            "web pages",
+            "REATTACH_CORS_ORIGINS is *: every web page may call this server from its visitors' "
+            "browsers.",
+            "Name the origins of your pages, such as https://app.example.com.",
+        )
+    allowed = ", ".join("pages of this machine" if one == LOCAL else one for one in origins)
+    return Diagnostic("ok", "web pages", f"may call this server: {allowed or 'none'}")
 
 
 def missing(settings: Settings, catalog: Catalog) -> list[Diagnostic]:

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 from urllib.parse import quote
 
@@ -198,7 +199,7 @@ def _read_boot_note(data_dir: Path) -> tuple[str | None, str | None]:
 
 
 def check(data_dir: Path) -> list[Diagnostic]:
-    """Check the directory for the doctor, without creating or locking anything."""
+    """Check the directory for the doctor, without leaving or locking anything."""
     what = "data directory"
     place = data_dir
     while not place.exists() and place != place.parent:
@@ -206,9 +207,11 @@ def check(data_dir: Path) -> list[Diagnostic]:
     if not place.is_dir():
         remedy = "Name another directory with --data-dir."
         return [Diagnostic("wrong", what, f"{place} is not a directory", remedy)]
-    if not os.access(place, os.W_OK | os.X_OK):
+    try:  # The permissions alone do not say: the disk may be full or read-only, or no disk at all.
+        TemporaryDirectory(prefix=".reattach-", dir=place).cleanup()
+    except OSError as error:
         remedy = "Make the user that runs the server its owner, or name another with --data-dir."
-        return [Diagnostic("wrong", what, f"{place} is not writable", remedy)]
+        return [Diagnostic("wrong", what, f"{place} is not writable: {error.strerror}", remedy)]
     exists = place == data_dir
     detail = f"{data_dir} {'is writable' if exists else 'does not exist yet and can be created'}"
     diagnostics = [Diagnostic("ok", what, detail), _space(place), _owner(data_dir)]

@@ -24,6 +24,9 @@ from reattach.http.middleware.refusals import Audit
 from reattach.records.keys import Keys
 from reattach.single_flight import SingleFlight
 
+_REFUSED: Final = "reattach.refused"
+"""Key of the ASGI scope that marks a request whose refusal is in the audit log."""
+
 OPEN_PATHS: Final = frozenset(
     {"/", "", "/v1/health", "/v1/health/", "/v1/ready", "/v1/ready/", "/openapi.json"}
 )
@@ -97,7 +100,9 @@ class Authenticator:
 
     async def _refusal(self, scope: Scope, secret: str) -> UnauthorizedError:
         """Record a refused request and return its error."""
-        self._audit.refused(scope, secret)
+        if not scope.get(_REFUSED):  # The routes repeat the refusal of the fast path.
+            scope[_REFUSED] = True
+            self._audit.refused(scope, secret)
         if await self._is_keyless():
             return KeyRequiredError("accepts only requests with a key")
         return UnauthorizedError()
