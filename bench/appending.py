@@ -14,12 +14,12 @@ import uvloop
 
 from bench.frames import FrameMaker
 from bench.schedule import Ticker
-from reattach.domain.ids import new_run_id
+from reattach.domain.ids import Token, new_run_id
 from reattach.log.base import RunWriter
 from reattach.log.open import open_log
 from reattach.server.tune_gc import tune_gc
 
-TOKEN = 1
+TOKEN = Token(1)
 FLAT_OUT_EVENTS = 10
 DRAIN_SECONDS = 60.0
 

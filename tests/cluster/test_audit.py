@@ -13,7 +13,7 @@ import pytest
 from reattach.domain import backoff
 from reattach.domain.errors import StoreUnavailableError
 from reattach.domain.events import RunStatus
-from reattach.domain.ids import DEFAULT_TENANT, new_run_id
+from reattach.domain.ids import DEFAULT_TENANT, Token, new_run_id
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.records.database import connection as bounded
 from reattach.testing.conformance.log_samples import append
@@ -104,14 +104,14 @@ async def test_a_log_of_redis_without_a_record_is_deleted_after_the_retention(
     """C11: PostgreSQL lost the commit of the run, whose log is open and has no expiry."""
     node = await nodes.node(keeps_up=False)
     stranger = new_run_id()
-    await nodes.stores.log.open(stranger, 1)
+    await nodes.stores.log.open(stranger, Token(1))
     await node.runs.audit.compare_logs()
     assert node.runs.audit.found.logs_without_record == 1
     assert await node.runs.sweep() == 0
     soon = await nodes.node(keeps_up=False)
     soon.runs.audit._retention = timedelta(seconds=-1)
     other = new_run_id()
-    await nodes.stores.log.open(other, 1)
+    await nodes.stores.log.open(other, Token(1))
     await soon.runs.audit.compare_logs()
     assert await node.runs.sweep() == 1
     inventory = await nodes.stores.log.inventory(None, limit=100)

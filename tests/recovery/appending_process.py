@@ -10,6 +10,7 @@ import os
 import random
 import sys
 
+from reattach.domain.ids import Token
 from reattach.log.sqlite.log import Sizes, SqliteLog
 from reattach.testing.conformance.log_samples import append
 
@@ -36,7 +37,7 @@ async def work(log: SqliteLog, name: str, chance: random.Random) -> None:
     while True:
         count += 1
         run_id = f"{name}-{count}"
-        await log.open(run_id, 1)
+        await log.open(run_id, Token(1))
         length, last_seq = chance.choice([0, 3, 40, 400]), 0
         closed = False
         while not closed:
@@ -44,7 +45,7 @@ async def work(log: SqliteLog, name: str, chance: random.Random) -> None:
             closed = last_seq >= length
             frames = [frame(run_id, seq) for seq in range(first_seq, last_seq + 1)]
             say("appending", run_id, last_seq, int(closed))
-            await append(log, run_id, 1, first_seq, frames, close=closed)
+            await append(log, run_id, Token(1), first_seq, frames, close=closed)
             say("appended", run_id, last_seq, int(closed))
         if chance.random() < 0.2:
             say("deleting", run_id)

@@ -14,7 +14,7 @@ from unittest import mock
 
 from reattach.domain.clock import SystemClock
 from reattach.domain.errors import StoreUnavailableError
-from reattach.domain.ids import DEFAULT_TENANT, new_agent_id, new_message_id
+from reattach.domain.ids import DEFAULT_TENANT, Token, new_agent_id, new_message_id
 from reattach.domain.messages import Message, Role, TextPart
 from reattach.log.sqlite import folding
 from reattach.log.sqlite.log import SqliteLog
@@ -51,10 +51,10 @@ async def write_events(path: str) -> None:
     frame = b"x" * 20_000
     for number in range(ROUNDS):
         run_id = f"run-{number}"
-        await insist(lambda: log.open(run_id, 1))  # noqa: B023  called at once
+        await insist(lambda: log.open(run_id, Token(1)))  # noqa: B023  called at once
         for seq in range(1, 6):
-            await insist(lambda: append(log, run_id, 1, seq, [frame]))  # noqa: B023
-        await insist(lambda: append(log, run_id, 1, 6, [], close=True))  # noqa: B023
+            await insist(lambda: append(log, run_id, Token(1), seq, [frame]))  # noqa: B023
+        await insist(lambda: append(log, run_id, Token(1), 6, [], close=True))  # noqa: B023
         await insist(lambda: log.delete(run_id))  # noqa: B023
     await log.aclose()
 

@@ -14,7 +14,7 @@ import pytest
 
 from reattach.domain.errors import UnavailableError
 from reattach.domain.events import RunStatus
-from reattach.domain.ids import DEFAULT_TENANT, new_run_id, new_uuid
+from reattach.domain.ids import DEFAULT_TENANT, Token, new_run_id, new_uuid
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ, OPEN_WAIT_SECONDS
 from reattach.domain.messages import Role
 from reattach.domain.store_errors import CommitUnknownError
@@ -108,7 +108,7 @@ async def test_a_log_that_is_gone_before_its_retention_is_reported_as_lost(store
 @pytest.mark.promise("P5")
 @pytest.mark.parametrize("token", [1, 2, 700])
 async def test_the_audit_ends_every_log_whose_end_was_lost_once(
-    stores: Stores, token: int, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, token: Token, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C2: found without a reader, whatever the token of the log, over several pages."""
     monkeypatch.setattr(audit_module, "AUDIT_PAGE_LOGS", 2)
@@ -161,8 +161,8 @@ async def test_a_log_without_a_record_is_deleted_after_the_retention(
     known = await ended_run(stores)
     strangers = [new_run_id() for _ in range(3)]
     for run_id in strangers:
-        await stores.log.open(run_id, 1)
-        await append(stores.log, run_id, 1, 1, [b"data: {}\n\n"], close=closed)
+        await stores.log.open(run_id, Token(1))
+        await append(stores.log, run_id, Token(1), 1, [b"data: {}\n\n"], close=closed)
     service = stores.service(retention=timedelta(hours=1))
     for _ in range(2):
         await service.audit.compare_logs()

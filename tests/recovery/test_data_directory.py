@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from reattach.cli import app
 from reattach.domain.errors import StartupError, StoreUnavailableError
+from reattach.domain.ids import Token
 from reattach.domain.limits import KEY_CACHE_SECONDS
 from reattach.engine.scripted import ScriptedEngine
 from reattach.server import datadir
@@ -132,7 +133,7 @@ async def test_other_users_of_the_machine_cannot_read_the_data_directory(tmp_pat
         for file in (datadir.records_file(place), datadir.events_file(place)):
             await asyncio.to_thread(file.chmod, 0o664)
         async with assemble(Settings(data_dir=place), engines=[ScriptedEngine()]) as context:
-            await context.runs.log.open("run", 1)
+            await context.runs.log.open("run", Token(1))
             found = await asyncio.to_thread(modes, place)
             assert set(found) >= {"events.db-wal", "records.db", "reattach.boot", "reattach.lock"}
             assert set(found.values()) == {"600"}

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from reattach.domain.clock import SystemClock
+from reattach.domain.ids import Token
 from reattach.domain.limits import RECORDS_WAL_BYTES
 from reattach.log.sqlite.log import Sizes, SqliteLog
 from reattach.records.records import Records
@@ -55,8 +56,8 @@ async def test_the_wal_of_the_events_is_truncated_when_nothing_is_written(tmp_pa
     file = tmp_path / "events.db"
     log = await SqliteLog.open_file(file, sizes=Sizes(idle_seconds=0.02))
     for number in range(3):
-        await log.open(f"run-{number}", 1)
-        await append(log, f"run-{number}", 1, 1, [b"x" * 1000])
+        await log.open(f"run-{number}", Token(1))
+        await append(log, f"run-{number}", Token(1), 1, [b"x" * 1000])
         await eventually(lambda: asyncio.to_thread(lambda: wal_bytes(file) == 0))
     await log.aclose()
 
@@ -70,8 +71,8 @@ async def test_the_wal_of_the_events_stays_bounded_by_its_true_size(tmp_path: Pa
         return await asyncio.to_thread(wal_bytes, file) <= 2 * SMALL.checkpoint_bytes
 
     for number in range(40):
-        await log.open(f"run-{number}", 1)
-        await append(log, f"run-{number}", 1, 1, [b"x" * 500] * 100, close=True)
+        await log.open(f"run-{number}", Token(1))
+        await append(log, f"run-{number}", Token(1), 1, [b"x" * 500] * 100, close=True)
         await eventually(is_bounded)
     for number in range(40):
         await log.delete(f"run-{number}")
@@ -84,10 +85,10 @@ async def test_a_new_process_does_not_truncate_its_wal_while_answers_stream(tmp_
     file = tmp_path / "events.db"
     sizes = Sizes(journal_bytes=2**30, checkpoint_bytes=2**20, idle_seconds=3600)
     log = await SqliteLog.open_file(file, sizes=sizes)
-    await log.open("run", 1)
+    await log.open("run", Token(1))
     seen = []
     for seq in range(1, 81):
-        await append(log, "run", 1, seq, [b"x" * 2000])
+        await append(log, "run", Token(1), seq, [b"x" * 2000])
         seen.append(await asyncio.to_thread(wal_bytes, file))
     assert seen == sorted(seen)
     await log.aclose()
@@ -99,7 +100,7 @@ async def test_a_reader_of_the_events_delays_the_truncation_and_not_the_appends(
     """C12: somebody makes a backup meanwhile."""
     file = tmp_path / "events.db"
     log = await SqliteLog.open_file(file, sizes=Sizes(idle_seconds=0.02))
-    await log.open("run", 1)
+    await log.open("run", Token(1))
 
     def begin() -> sqlite3.Connection:
         reader = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
@@ -109,10 +110,10 @@ async def test_a_reader_of_the_events_delays_the_truncation_and_not_the_appends(
 
     with closing(await asyncio.to_thread(begin)) as reader:
         for seq in range(1, 40):
-            await append(log, "run", 1, seq, [b"x" * 1000])
+            await append(log, "run", Token(1), seq, [b"x" * 1000])
         assert await asyncio.to_thread(wal_bytes, file) > 0
         await asyncio.to_thread(reader.execute, "COMMIT")
-    await append(log, "run", 1, 40, [b"x"])
+    await append(log, "run", Token(1), 40, [b"x"])
     await eventually(lambda: asyncio.to_thread(lambda: wal_bytes(file) == 0))
     await log.aclose()
 

@@ -10,6 +10,7 @@ import pytest
 
 from reattach.domain.errors import ReattachError, StoreUnavailableError
 from reattach.domain.events import RunStatus
+from reattach.domain.ids import Token
 from reattach.domain.limits import APPEND_RETRY_SECONDS, SWEEP_INTERVAL_SECONDS
 from reattach.domain.messages import Role
 from reattach.log.base import Log, RunWriter
@@ -241,7 +242,7 @@ class OneLogDown(FaultyLog):
         self.down = down
 
     async def open(
-        self, run_id: str, token: int, *, first_seq: int = 1, aliases: Sequence[str] = ()
+        self, run_id: str, token: Token, *, first_seq: int = 1, aliases: Sequence[str] = ()
     ) -> RunWriter:
         if run_id == self.down:
             raise StoreUnavailableError("The store is down.")

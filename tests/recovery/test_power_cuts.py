@@ -15,6 +15,7 @@ import httpx2
 import pytest
 
 from reattach.domain.events import RunStatus
+from reattach.domain.ids import Token
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.engine.base import Turn
 from reattach.engine.scripted import ScriptedEngine
@@ -288,11 +289,11 @@ async def test_a_run_of_an_earlier_boot_stays_distrusted_until_it_has_its_end(
     log = await SqliteLog.open_file(events)
     head = await log.head(seen.run_id)
     assert (head.last_seq, head.tail_uncertain) == (len(seen.frames), True)
-    assert (await log.open("new", 1)).head == Head(1, 0, closed=False)
+    assert (await log.open("new", Token(1))).head == Head(1, 0, closed=False)
     empty = Head(LOST_LOG_FIRST_SEQ, LOST_LOG_FIRST_SEQ - 1, closed=False)
-    assert (await log.open(seen.run_id, 9)).head == replace(empty, tail_uncertain=True)
-    await append(log, seen.run_id, 9, LOST_LOG_FIRST_SEQ, [b"end"], close=True)
-    await log.open("late", 1)
+    assert (await log.open(seen.run_id, Token(9))).head == replace(empty, tail_uncertain=True)
+    await append(log, seen.run_id, Token(9), LOST_LOG_FIRST_SEQ, [b"end"], close=True)
+    await log.open("late", Token(1))
     await log.aclose()
     log = await SqliteLog.open_file(events)
     assert await log.head("late") == Head(1, 0, closed=False)

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from reattach.domain.errors import LogLostError, StoreUnavailableError
+from reattach.domain.ids import Token
 from reattach.log.base import Tail
 from reattach.log.redis.client import WaitPolicy, client_for
 from reattach.log.redis.log import RedisLog
@@ -32,7 +33,7 @@ Around = Callable[[Call], Awaitable[Any]]
 @pytest.fixture
 async def owner(redis: RedisServer) -> AsyncIterator[RedisLog]:
     async with log_at(redis) as log:
-        await log.open("run", 1)
+        await log.open("run", Token(1))
         yield log
 
 
@@ -130,11 +131,11 @@ async def test_missed_frames_are_read_even_if_that_read_is_cut_off_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with other.follow("run") as tail:
-        await append(owner, "run", 1, 1, [b"a", b"b"])
+        await append(owner, "run", Token(1), 1, [b"a", b"b"])
         await is_at(tail, 2)
         intercept(other, script, lose_calls(times), monkeypatch)
         assert await observer.client_kill_filter(_type="pubsub") == 1
-        await append(owner, "run", 1, 3, [b"c"], close=True)
+        await append(owner, "run", Token(1), 3, [b"c"], close=True)
         await until(tail, lambda: tail.closed)
         assert tail.last_seq == 3
 
@@ -146,11 +147,11 @@ async def test_a_close_during_a_read_into_the_tail_is_not_missed(
     was_read, may_arrive = asyncio.Event(), asyncio.Event()
     lose_notifications(other, monkeypatch)
     async with asyncio.timeout(WAIT_SECONDS), other.follow("run") as tail:
-        await append(owner, "run", 1, 1, [b"a"])
+        await append(owner, "run", Token(1), 1, [b"a"])
         intercept(other, READ, hold_answers(was_read, may_arrive), monkeypatch)
         await other.head("run")
         await was_read.wait()
-        await append(owner, "run", 1, 2, [b"b"], close=True)
+        await append(owner, "run", Token(1), 2, [b"b"], close=True)
         await other.head("run")
         assert tail.last_seq == 0
         may_arrive.set()
@@ -178,10 +179,10 @@ async def test_a_close_without_events_during_a_gap_is_not_missed(
     monkeypatch.setattr(follower, "_on_notification", drop_the_first)
     async with asyncio.timeout(WAIT_SECONDS), other.follow("run") as tail:
         intercept(other, READ, hold_answers(was_read, may_arrive), monkeypatch)
-        await append(owner, "run", 1, 1, [b"a"])
-        await append(owner, "run", 1, 2, [b"b"])
+        await append(owner, "run", Token(1), 1, [b"a"])
+        await append(owner, "run", Token(1), 2, [b"b"])
         await was_read.wait()
-        await append(owner, "run", 1, 3, [], close=True)
+        await append(owner, "run", Token(1), 3, [], close=True)
         await all_received.wait()
         may_arrive.set()
         await until(tail, lambda: tail.closed)
@@ -192,13 +193,13 @@ async def test_a_close_without_events_during_a_gap_is_not_missed(
 async def test_replaced_frames_are_detected_even_if_the_read_is_cut_off(
     owner: RedisLog, other: RedisLog, observer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await append(owner, "run", 1, 1, [b"a", b"b"])
+    await append(owner, "run", Token(1), 1, [b"a", b"b"])
     lose_notifications(other, monkeypatch)
     async with other.follow("run") as tail:
         await is_at(tail, 2)
         await observer.flushall()
-        await owner.open("run", 2)
-        await append(owner, "run", 2, 1, [b"x", b"y"])
+        await owner.open("run", Token(2))
+        await append(owner, "run", Token(2), 1, [b"x", b"y"])
         intercept(other, READ, lose_calls(1), monkeypatch)
         await other.head("run")
         await until(tail, lambda: tail.ended)
@@ -291,10 +292,10 @@ async def test_the_end_of_a_log_is_not_read_before_the_tail_has_it_if_notificati
     count = 9 if is_large else 2
     frame = b"x" * 600_000 if is_large else b"x"
     for seq in range(1, count + 1):
-        await append(owner, "run", 1, seq, [frame])
+        await append(owner, "run", Token(1), seq, [frame])
     async with other.follow("run") as tail:
         assert tail.first_seq == (count + 1 if is_large else 1)
-        await append(owner, "run", 1, count + 1, [b"stop", b"usage"], close=True)
+        await append(owner, "run", Token(1), count + 1, [b"stop", b"usage"], close=True)
         assert tail.last_seq == count
         for after in range(0 if is_large else count, count + 2):
             piece = await other.read("run", after, max_bytes=2**40, max_events=2**40)
@@ -308,9 +309,9 @@ async def test_frames_that_cannot_be_read_into_the_tail_are_not_returned(
 ) -> None:
     """C5: the store answers the first read, and none of the reads into the tail."""
     lose_notifications(other, monkeypatch)
-    await append(owner, "run", 1, 1, [b"first"])
+    await append(owner, "run", Token(1), 1, [b"first"])
     async with other.follow("run") as tail:
-        await append(owner, "run", 1, 2, [b"stop"], close=True)
+        await append(owner, "run", Token(1), 2, [b"stop"], close=True)
         calls = 0
 
         async def answer_once(call: Call) -> Any:
@@ -331,7 +332,7 @@ async def test_an_append_that_closes_the_tail_during_a_catch_up_is_no_failure(
     owner: RedisLog,
 ) -> None:
     """C5: the owner's append is answered between a reader's read and the one for the tail."""
-    await append(owner, "run", 1, 1, [b"first"])
+    await append(owner, "run", Token(1), 1, [b"first"])
     async with owner.follow("run") as tail:
         follower = owner.follower
         run = follower.local_run("run")
@@ -349,12 +350,12 @@ async def test_a_reader_waits_for_the_newer_of_two_catch_ups(
 ) -> None:
     """C5: a second read begins between the end of the first and the reader that waits for it."""
     lose_notifications(other, monkeypatch)
-    await append(owner, "run", 1, 1, [b"first"])
+    await append(owner, "run", Token(1), 1, [b"first"])
     async with asyncio.timeout(WAIT_SECONDS), other.follow("run") as tail:
         follower = other.follower
         run = follower.local_run("run")
         assert run is not None
-        await append(owner, "run", 1, 2, [b"second"])
+        await append(owner, "run", Token(1), 2, [b"second"])
         waiting = asyncio.create_task(follower.catch_up_to(run, 2))
         await asyncio.sleep(0)
         assert run.catch_up_task is not None

@@ -18,6 +18,7 @@ from reattach.domain.errors import (
     SeqMismatchError,
     StoreUnavailableError,
 )
+from reattach.domain.ids import Token
 from reattach.log.base import Head, Tail
 from reattach.log.redis.log import RedisLog
 from reattach.testing.conformance.log_reader import LARGE, follow, until
@@ -56,7 +57,7 @@ async def append_with_retries(
     async with asyncio.timeout(WAIT_SECONDS):
         while True:
             try:
-                await append(log, "run", 1, first_seq, frames, close=close)
+                await append(log, "run", Token(1), first_seq, frames, close=close)
             except StoreUnavailableError:
                 failures += 1
                 await asyncio.sleep(0.02)
@@ -95,15 +96,15 @@ async def all_of(log: RedisLog) -> bytes:
 @pytest.mark.promise("P4")
 async def test_each_process_follows_the_runs_of_the_other(redis: RedisServer) -> None:
     async with log_at(redis) as one, log_at(redis) as two:
-        await one.open("a", 1)
-        await two.open("b", 1)
+        await one.open("a", Token(1))
+        await two.open("b", Token(1))
         readers = [
             asyncio.create_task(follow(log, run_id, 0)) for log in (one, two) for run_id in "ab"
         ]
         for start in range(0, 300, 3):
             close = start == 297
-            await append(one, "a", 1, start + 1, FRAMES[start : start + 3], close=close)
-            await append(two, "b", 1, start + 1, FRAMES[start : start + 3], close=close)
+            await append(one, "a", Token(1), start + 1, FRAMES[start : start + 3], close=close)
+            await append(two, "b", Token(1), start + 1, FRAMES[start : start + 3], close=close)
             if start % 30 == 0:
                 readers.append(asyncio.create_task(follow(two, "a", 0)))
         for reader in readers:
@@ -122,7 +123,7 @@ async def test_the_number_of_connections_does_not_depend_on_readers_or_runs(
     ):
         runs = [f"run-{number}" for number in range(50)]
         for run_id in runs:
-            await owner.open(run_id, 1)
+            await owner.open(run_id, Token(1))
         tails = [
             await readers.enter_async_context(log.follow(run_id))
             for run_id in runs
@@ -132,7 +133,7 @@ async def test_the_number_of_connections_does_not_depend_on_readers_or_runs(
 
         async def append_to(run_id: str) -> None:
             for seq in range(1, 21):
-                await append(owner, run_id, 1, seq, FRAMES[seq - 1 : seq])
+                await append(owner, run_id, Token(1), seq, FRAMES[seq - 1 : seq])
                 await other.read(run_id, 0, max_bytes=LARGE, max_events=LARGE)
                 await other.head(run_id)
 
@@ -158,7 +159,7 @@ async def test_between_events_only_the_poll_sends_commands(
         AsyncExitStack() as readers,
     ):
         for number in range(50):
-            await owner.open(f"run-{number}", 1)
+            await owner.open(f"run-{number}", Token(1))
         for number in range(200):
             await readers.enter_async_context(other.follow(f"run-{number % 50}"))
         await observer.config_resetstat()
@@ -178,14 +179,14 @@ async def test_a_zombie_owner_is_refused_and_its_readers_get_the_new_owners_fram
     redis: RedisServer,
 ) -> None:
     async with log_at(redis) as zombie, log_at(redis) as heir:
-        await zombie.open("run", 1)
+        await zombie.open("run", Token(1))
         async with zombie.follow("run") as tail:
-            await append(zombie, "run", 1, 1, FRAMES[:3])
-            assert (await heir.open("run", 2)).head == Head(1, 3, closed=False)
-            await append(heir, "run", 2, 4, FRAMES[3:6])
+            await append(zombie, "run", Token(1), 1, FRAMES[:3])
+            assert (await heir.open("run", Token(2))).head == Head(1, 3, closed=False)
+            await append(heir, "run", Token(2), 4, FRAMES[3:6])
             with pytest.raises(FencedError):
-                await append(zombie, "run", 1, 4, [b"other text"])
-            await append(heir, "run", 2, 7, FRAMES[6:8], close=True)
+                await append(zombie, "run", Token(1), 4, [b"other text"])
+            await append(heir, "run", Token(2), 7, FRAMES[6:8], close=True)
             await is_at(tail, 8)
             await until(tail, lambda: tail.closed)
         assert await follow(zombie, "run", 0) == FRAMES[:8]
@@ -196,11 +197,11 @@ async def test_readers_at_a_silent_zombie_get_the_end(
     redis: RedisServer,
 ) -> None:
     async with log_at(redis, poll_seconds=0.05) as zombie, log_at(redis) as heir:
-        await zombie.open("run", 1)
+        await zombie.open("run", Token(1))
         async with zombie.follow("run") as tail:
-            await append(zombie, "run", 1, 1, FRAMES[:3])
-            await heir.open("run", 2)
-            await append(heir, "run", 2, 4, FRAMES[3:6], close=True)
+            await append(zombie, "run", Token(1), 1, FRAMES[:3])
+            await heir.open("run", Token(2))
+            await append(heir, "run", Token(2), 4, FRAMES[3:6], close=True)
             await until(tail, lambda: tail.closed)
             assert tail.last_seq == 6
 
@@ -211,7 +212,7 @@ async def test_a_restart_with_aof_loses_and_duplicates_nothing() -> None:
     redis = RedisServer("--appendonly", "yes", "--appendfsync", "always")
     try:
         async with log_at(redis) as owner, log_at(redis) as other:
-            await owner.open("run", 1)
+            await owner.open("run", Token(1))
             readers = [
                 asyncio.create_task(follow(log, "run", after))
                 for log in (owner, other)
@@ -237,19 +238,19 @@ async def test_a_restart_without_data_fails_tails_and_replaces_no_frames(
     redis: RedisServer,
 ) -> None:
     async with log_at(redis) as owner, log_at(redis) as other:
-        await owner.open("run", 1)
+        await owner.open("run", Token(1))
         async with owner.follow("run") as own_tail, other.follow("run") as tail:
-            await append(owner, "run", 1, 1, FRAMES[:5])
+            await append(owner, "run", Token(1), 1, FRAMES[:5])
             await is_at(tail, 5)
             redis.kill()
             with pytest.raises(StoreUnavailableError):
-                await append(owner, "run", 1, 6, FRAMES[5:6])
+                await append(owner, "run", Token(1), 6, FRAMES[5:6])
             assert not own_tail.ended
             assert not tail.ended
             redis.start()
             await until(tail, lambda: tail.ended)
             with pytest.raises(LogNotFoundError):
-                await append(owner, "run", 1, 6, FRAMES[5:6])
+                await append(owner, "run", Token(1), 6, FRAMES[5:6])
             for lost in own_tail, tail:
                 assert isinstance(lost.failure, LogLostError)
                 assert lost.failure.last_seq == 5
@@ -257,8 +258,10 @@ async def test_a_restart_without_data_fails_tails_and_replaces_no_frames(
         for log in owner, other:
             with pytest.raises(LogNotFoundError):
                 await log.head("run")
-        assert (await owner.open("run", 2, first_seq=1000)).head == Head(1000, 999, closed=False)
-        await append(owner, "run", 2, 1000, [b"the end"], close=True)
+        assert (await owner.open("run", Token(2), first_seq=1000)).head == Head(
+            1000, 999, closed=False
+        )
+        await append(owner, "run", Token(2), 1000, [b"the end"], close=True)
         assert await other.head("run") == Head(1000, 1000, closed=True)
         assert await follow(other, "run", 999) == [b"the end"]
 
@@ -266,15 +269,15 @@ async def test_a_restart_without_data_fails_tails_and_replaces_no_frames(
 @pytest.mark.promise("P5")
 async def test_readers_of_a_log_that_is_created_again_get_log_lost(redis: RedisServer) -> None:
     async with log_at(redis) as owner, log_at(redis) as other:
-        await owner.open("run", 1)
+        await owner.open("run", Token(1))
         async with other.follow("run") as tail:
-            await append(owner, "run", 1, 1, FRAMES[:2])
+            await append(owner, "run", Token(1), 1, FRAMES[:2])
             await is_at(tail, 2)
             async with observer_of(redis) as observer:
                 await observer.flushall()
             async with log_at(redis) as heir:
-                await heir.open("run", 2)
-                await append(heir, "run", 2, 1, [b"a", b"b", b"c", b"d"])
+                await heir.open("run", Token(2))
+                await append(heir, "run", Token(2), 1, [b"a", b"b", b"c", b"d"])
             await until(tail, lambda: tail.ended)
             assert isinstance(tail.failure, LogLostError)
             assert tail.last_seq == 2
@@ -292,26 +295,26 @@ async def test_a_failover_to_a_lagging_replica_shows_no_other_frames() -> None:
                 observer_of(primary) as at_primary,
                 observer_of(replica) as at_replica,
             ):
-                await owner.open("run", 1)
+                await owner.open("run", Token(1))
                 async with owner.follow("run") as own_tail, other.follow("run") as tail:
-                    await append(owner, "run", 1, 1, FRAMES[:5])
+                    await append(owner, "run", Token(1), 1, FRAMES[:5])
                     async with asyncio.timeout(WAIT_SECONDS):
                         while not await at_replica.exists("reattach:{run}:log"):
                             await at_primary.execute_command("WAIT", 1, 1000)
                     await at_replica.execute_command("REPLICAOF", "NO", "ONE")
-                    await append(owner, "run", 1, 6, FRAMES[5:8])
+                    await append(owner, "run", Token(1), 6, FRAMES[5:8])
                     await is_at(tail, 8)
                     # The new primary gets other frames before anybody reconnects.
                     async with log_at(replica) as heir:
-                        assert (await heir.open("run", 2)).head == Head(1, 5, closed=False)
-                        await append(heir, "run", 2, 6, [b"other"] * 5, close=True)
+                        assert (await heir.open("run", Token(2))).head == Head(1, 5, closed=False)
+                        await append(heir, "run", Token(2), 6, [b"other"] * 5, close=True)
                     relay.target = replica.socket_path
                     relay.cut()
                     await until(tail, lambda: tail.ended)
                     assert isinstance(tail.failure, LogLostError)
                     assert tail.last_seq == 8
                     with pytest.raises(FencedError):
-                        await append(owner, "run", 1, 9, FRAMES[8:9])
+                        await append(owner, "run", Token(1), 9, FRAMES[8:9])
                     await until(own_tail, lambda: own_tail.ended)
                     assert isinstance(own_tail.failure, LogLostError)
                     assert own_tail.last_seq == 8
@@ -325,16 +328,16 @@ async def test_an_owner_whose_frames_were_lost_gets_a_mismatch_and_log_lost(
     redis: RedisServer,
 ) -> None:
     async with log_at(redis) as owner, observer_of(redis) as observer:
-        await owner.open("run", 1)
+        await owner.open("run", Token(1))
         async with owner.follow("run") as tail:
-            await append(owner, "run", 1, 1, FRAMES[:1])
+            await append(owner, "run", Token(1), 1, FRAMES[:1])
             kept = await observer.dump("reattach:{run}:log")
             state = await observer.dump("reattach:{run}:head")
-            await append(owner, "run", 1, 2, FRAMES[1:4])
+            await append(owner, "run", Token(1), 2, FRAMES[1:4])
             await observer.restore("reattach:{run}:log", 0, kept, replace=True)
             await observer.restore("reattach:{run}:head", 0, state, replace=True)
             with pytest.raises(SeqMismatchError) as caught:
-                await append(owner, "run", 1, 5, FRAMES[4:5])
+                await append(owner, "run", Token(1), 5, FRAMES[4:5])
             assert caught.value.last_seq == 1
             assert isinstance(tail.failure, LogLostError)
             assert tail.failure.last_seq == 4
@@ -347,7 +350,7 @@ async def test_cut_connections_lose_and_duplicate_nothing(
 ) -> None:
     dice = random.Random(seed)
     async with log_at(relay) as owner, log_at(relay) as other:
-        await owner.open("run", 1)
+        await owner.open("run", Token(1))
         readers = [asyncio.create_task(follow_with_retries(log)) for log in (owner, other)]
 
         def disturb(seq: int) -> None:
@@ -371,12 +374,12 @@ async def test_readers_catch_up_when_the_subscribers_connection_is_killed(
     redis: RedisServer,
 ) -> None:
     async with log_at(redis) as owner, log_at(redis) as other, observer_of(redis) as observer:
-        await owner.open("run", 1)
+        await owner.open("run", Token(1))
         async with other.follow("run") as tail:
             for seq in range(1, 31):
                 if seq % 10 == 0:
                     assert await observer.client_kill_filter(_type="pubsub") == 1
-                await append(owner, "run", 1, seq, [FRAMES[seq - 1]])
+                await append(owner, "run", Token(1), seq, [FRAMES[seq - 1]])
                 if seq % 10 == 9:
                     await is_at(tail, seq)
             await is_at(tail, 30)
@@ -385,19 +388,21 @@ async def test_readers_catch_up_when_the_subscribers_connection_is_killed(
 @pytest.mark.promise("P4")
 async def test_a_gap_in_the_notifications_is_filled(redis: RedisServer, relay: Relay) -> None:
     async with log_at(redis) as owner, log_at(relay) as other:
-        await owner.open("run", 1)
+        await owner.open("run", Token(1))
         async with other.follow("run") as tail:
-            await append(owner, "run", 1, 1, FRAMES[:2])
+            await append(owner, "run", Token(1), 1, FRAMES[:2])
             await is_at(tail, 2)
             relay.swallow()
-            await append(owner, "run", 1, 3, FRAMES[2:5])
+            await append(owner, "run", Token(1), 3, FRAMES[2:5])
             lost_bytes = relay.bytes_down
             async with asyncio.timeout(WAIT_SECONDS):
                 while relay.bytes_down == lost_bytes and tail.last_seq == 2:
-                    await append(owner, "run", 1, (await owner.head("run")).last_seq + 1, [b"x"])
+                    await append(
+                        owner, "run", Token(1), (await owner.head("run")).last_seq + 1, [b"x"]
+                    )
             relay.resume()
             last_seq = (await owner.head("run")).last_seq + 1
-            await append(owner, "run", 1, last_seq, FRAMES[5:6], close=True)
+            await append(owner, "run", Token(1), last_seq, FRAMES[5:6], close=True)
             await is_at(tail, last_seq)
             assert await all_of(owner) == tail.slice(0, max_bytes=LARGE, max_events=LARGE).frames
 
@@ -408,12 +413,12 @@ async def test_the_poll_finds_lost_notifications(redis: RedisServer, relay: Rela
         log_at(redis) as owner,
         log_at(relay, poll_seconds=0.1, answer_seconds=0.3) as other,
     ):
-        await owner.open("run", 1)
+        await owner.open("run", Token(1))
         async with other.follow("run") as tail:
-            await append(owner, "run", 1, 1, FRAMES[:2])
+            await append(owner, "run", Token(1), 1, FRAMES[:2])
             await is_at(tail, 2)
             relay.swallow()
-            await append(owner, "run", 1, 3, FRAMES[2:5], close=True)
+            await append(owner, "run", Token(1), 3, FRAMES[2:5], close=True)
             with pytest.raises(StoreUnavailableError):
                 await other.head("run")
             assert tail.last_seq == 2
@@ -430,15 +435,15 @@ async def test_a_paused_redis_is_unavailable_and_tails_wait(
         log_at(redis, answer_seconds=0.3, poll_seconds=0.1) as owner,
         log_at(redis, answer_seconds=0.3, poll_seconds=0.1) as other,
     ):
-        await owner.open("run", 1, aliases=["alias"])
+        await owner.open("run", Token(1), aliases=["alias"])
         async with other.follow("run") as tail, owner.follow("run") as own_tail:
-            await append(owner, "run", 1, 1, FRAMES[:2])
+            await append(owner, "run", Token(1), 1, FRAMES[:2])
             await is_at(tail, 2)
             redis.pause()
             try:
                 for use in (
-                    append(owner, "run", 1, 3, FRAMES[2:4]),
-                    owner.open("other", 1),
+                    append(owner, "run", Token(1), 3, FRAMES[2:4]),
+                    owner.open("other", Token(1)),
                     owner.head("run"),
                     owner.find("alias"),
                     other.read("run", 5, max_bytes=1, max_events=1),
@@ -459,15 +464,15 @@ async def test_a_paused_redis_is_unavailable_and_tails_wait(
 
 async def test_a_read_only_redis_is_unavailable_for_writes(redis: RedisServer) -> None:
     async with log_at(redis) as log, observer_of(redis) as observer:
-        await log.open("run", 1)
-        await append(log, "run", 1, 1, FRAMES[:2])
+        await log.open("run", Token(1))
+        await append(log, "run", Token(1), 1, FRAMES[:2])
         await observer.execute_command("REPLICAOF", "127.0.0.1", "1")
         with pytest.raises(StoreUnavailableError):
-            await append(log, "run", 1, 3, FRAMES[2:3])
+            await append(log, "run", Token(1), 3, FRAMES[2:3])
         with pytest.raises(StoreUnavailableError):
-            await log.open("run", 2)
+            await log.open("run", Token(2))
         await observer.execute_command("REPLICAOF", "NO", "ONE")
-        await append(log, "run", 1, 3, FRAMES[2:3])
+        await append(log, "run", Token(1), 3, FRAMES[2:3])
         assert await all_of(log) == b"".join(FRAMES[:3])
 
 
@@ -481,18 +486,18 @@ async def test_with_wait_replicas_an_append_needs_the_replica() -> None:
             async with asyncio.timeout(WAIT_SECONDS):
                 while True:
                     try:
-                        await log.open("run", 1)
+                        await log.open("run", Token(1))
                         break
                     except StoreUnavailableError:
                         await asyncio.sleep(0.05)
-            await append(log, "run", 1, 1, FRAMES[:2])
+            await append(log, "run", Token(1), 1, FRAMES[:2])
             assert await at_replica.xlen("reattach:{run}:log") == 1
             async with log.follow("run") as tail:
                 replica.pause()
                 try:
                     for _ in range(2):
                         with pytest.raises(StoreUnavailableError):
-                            await append(log, "run", 1, 3, FRAMES[2:3])
+                            await append(log, "run", Token(1), 3, FRAMES[2:3])
                     assert tail.last_seq == 2
                 finally:
                     replica.resume()
@@ -510,13 +515,13 @@ async def test_only_closed_logs_expire_and_only_after_their_retention(
 ) -> None:
     log = await RedisLog.connect(redis.url, retention_seconds=1000, prefix="mine")
     async with aclosing(log), observer_of(redis) as observer:
-        await log.open("run", 1, aliases=["a"])
-        await append(log, "run", 1, 1, FRAMES[:2])
+        await log.open("run", Token(1), aliases=["a"])
+        await append(log, "run", Token(1), 1, FRAMES[:2])
         keys = ["mine:{run}:head", "mine:{run}:log"]
         assert [await observer.ttl(key) for key in keys] == [-1, -1]
         assert await observer.ttl("mine:alias:a") > 1000
-        await append(log, "run", 1, 3, FRAMES[2:3], close=True)
-        await log.open("run", 2)
+        await append(log, "run", Token(1), 3, FRAMES[2:3], close=True)
+        await log.open("run", Token(2))
         for key in keys:
             assert 1000 < await observer.ttl(key) < 10_000
         assert len(await observer.keys("*")) == 3
@@ -527,24 +532,24 @@ async def test_only_closed_logs_expire_and_only_after_their_retention(
 @pytest.mark.promise("P5")
 async def test_a_log_whose_frames_were_evicted_is_not_found(redis: RedisServer) -> None:
     async with log_at(redis) as owner, observer_of(redis) as observer:
-        await owner.open("run", 1)
+        await owner.open("run", Token(1))
         async with owner.follow("run") as tail:
-            await append(owner, "run", 1, 1, FRAMES[:3])
+            await append(owner, "run", Token(1), 1, FRAMES[:3])
             await observer.delete("reattach:{run}:log")
             with pytest.raises(LogNotFoundError):
-                await append(owner, "run", 1, 4, FRAMES[3:4])
+                await append(owner, "run", Token(1), 4, FRAMES[3:4])
             assert isinstance(tail.failure, LogLostError)
         with pytest.raises(LogNotFoundError):
             await owner.head("run")
         with pytest.raises(FencedError):
-            await owner.open("run", 0)
-        assert (await owner.open("run", 2, first_seq=4)).head == Head(4, 3, closed=False)
+            await owner.open("run", Token(0))
+        assert (await owner.open("run", Token(2), first_seq=4)).head == Head(4, 3, closed=False)
 
 
 @pytest.mark.promise("P9")
 async def test_a_log_that_expired_is_not_found_by_its_aliases(redis: RedisServer) -> None:
     async with log_at(redis) as one, log_at(redis) as two, observer_of(redis) as observer:
-        await one.open("run", 1, aliases=["alias"])
+        await one.open("run", Token(1), aliases=["alias"])
         assert await two.find("alias") == "run"
         await observer.delete("reattach:{run}:log", "reattach:{run}:head")
         assert await two.find("alias") is None
@@ -555,9 +560,9 @@ async def test_readers_of_a_log_that_another_process_deletes_get_not_found(
     redis: RedisServer,
 ) -> None:
     async with log_at(redis) as one, log_at(redis) as two:
-        await one.open("run", 1)
-        await one.open("closed", 1)
-        await append(one, "closed", 1, 1, FRAMES[:2], close=True)
+        await one.open("run", Token(1))
+        await one.open("closed", Token(1))
+        await append(one, "closed", Token(1), 1, FRAMES[:2], close=True)
         assert await follow(two, "closed", 0) == FRAMES[:2]
         async with two.follow("run") as tail:
             await one.delete("run")
@@ -573,10 +578,10 @@ async def test_readers_of_a_log_that_another_process_deletes_get_not_found(
 
 async def test_an_append_succeeds_after_a_script_flush(redis: RedisServer) -> None:
     async with log_at(redis) as log, observer_of(redis) as observer:
-        await log.open("run", 1)
-        await append(log, "run", 1, 1, FRAMES[:1])
+        await log.open("run", Token(1))
+        await append(log, "run", Token(1), 1, FRAMES[:1])
         await observer.script_flush()
-        await append(log, "run", 1, 2, FRAMES[1:2])
+        await append(log, "run", Token(1), 2, FRAMES[1:2])
         assert await all_of(log) == b"".join(FRAMES[:2])
 
 
@@ -597,16 +602,16 @@ async def test_a_user_with_minimal_rights_can_use_the_log(redis: RedisServer) ->
     url = f"unix://mine:p%40ss%3A%2F%3F%23%5B%5D%25@{redis.socket_path}"
     log = await RedisLog.connect(url, prefix="mine", poll_seconds=0.05)
     async with aclosing(log):
-        await log.open("run", 1, aliases=["alias"])
+        await log.open("run", Token(1), aliases=["alias"])
         async with log.follow("run") as tail:
-            await append(log, "run", 1, 1, FRAMES[:3], close=True)
+            await append(log, "run", Token(1), 1, FRAMES[:3], close=True)
             await is_at(tail, 3)
         other = await RedisLog.connect(url, prefix="mine")
         async with aclosing(other):
             assert await follow(other, "run", 0) == FRAMES[:3]
-            await other.open("live", 1)
+            await other.open("live", Token(1))
             async with log.follow("live") as tail:
-                await append(other, "live", 1, 1, FRAMES[:3])
+                await append(other, "live", Token(1), 1, FRAMES[:3])
                 await is_at(tail, 3)
             await other.trim("live", 2)
             assert await log.find("alias") == "run"
@@ -618,13 +623,13 @@ async def test_aclose_ends_the_calls_that_wait_for_a_paused_redis(
     redis: RedisServer,
 ) -> None:
     async with log_at(redis, answer_seconds=0.5) as log:
-        await log.open("run", 1)
+        await log.open("run", Token(1))
         async with log_at(redis, answer_seconds=0.5) as other:
             redis.pause()
             try:
                 waiting = [
                     asyncio.create_task(follow(other, "run", 0)),
-                    asyncio.create_task(append(other, "run", 1, 1, FRAMES[:1])),
+                    asyncio.create_task(append(other, "run", Token(1), 1, FRAMES[:1])),
                 ]
                 await asyncio.sleep(0)
                 async with asyncio.timeout(WAIT_SECONDS):

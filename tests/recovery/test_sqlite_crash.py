@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from reattach.domain.errors import LogClosedError, LogNotFoundError
+from reattach.domain.ids import Token
 from reattach.log.base import Head
 from reattach.log.sqlite.log import SqliteLog
 from reattach.testing.conformance.log_samples import append
@@ -80,7 +81,7 @@ async def check(log: SqliteLog, run_id: str, history: RunHistory) -> None:
         assert cut.frames == b"".join(expected[after:])
     if head.closed:
         with pytest.raises(LogClosedError):
-            await append(log, run_id, 1, head.last_seq + 1, [b"more"])
+            await append(log, run_id, Token(1), head.last_seq + 1, [b"more"])
     history.possible = {(head.last_seq, head.closed)}
     history.acknowledged = (head.last_seq, head.closed)
 
@@ -113,8 +114,8 @@ async def test_an_open_run_of_a_killed_process_is_closed_by_the_next_owner(tmp_p
     closed = 0
     for run_id, history in runs.items():
         if not history.deleting and not (await log.head(run_id)).closed:
-            head = (await log.open(run_id, 2)).head
-            await append(log, run_id, 2, head.last_seq + 1, [b"the end"], close=True)
+            head = (await log.open(run_id, Token(2))).head
+            await append(log, run_id, Token(2), head.last_seq + 1, [b"the end"], close=True)
             closed += 1
             assert await log.head(run_id) == Head(1, head.last_seq + 1, closed=True)
     assert closed > 0

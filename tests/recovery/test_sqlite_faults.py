@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from reattach.domain.errors import FencedError, SeqMismatchError, StoreUnavailableError
+from reattach.domain.ids import Token
 from reattach.log.base import Head, Slice
 from reattach.log.sqlite.log import Sizes, SqliteLog
 from reattach.testing.conformance.log_samples import append
@@ -99,21 +100,21 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_appends_to_a_full_disk_are_refused_and_resume_when_there_is_space(
     disk: Disk, log: SqliteLog
 ) -> None:
-    await log.open("run", 1)
-    await append(log, "run", 1, 1, FRAMES[:2])
+    await log.open("run", Token(1))
+    await append(log, "run", Token(1), 1, FRAMES[:2])
     writer = disk.connections[0]
     pages = writer.execute("PRAGMA page_count").fetchone()[0]
     assert writer.execute(f"PRAGMA max_page_count = {pages}").fetchone()[0] == pages
     async with log.follow("run") as tail:
         for _ in range(2):
             with pytest.raises(StoreUnavailableError) as caught:
-                await append(log, "run", 1, 3, FRAMES[2:100], close=True)
+                await append(log, "run", Token(1), 3, FRAMES[2:100], close=True)
             assert "full" in str(caught.value.__cause__)
             assert "full" not in caught.value.detail
             assert (tail.last_seq, tail.ended) == (2, False)
             assert await log.head("run") == Head(1, 2, closed=False)
         writer.execute("PRAGMA max_page_count = 1000000")
-        await append(log, "run", 1, 3, FRAMES[2:100])
+        await append(log, "run", Token(1), 3, FRAMES[2:100])
         assert tail.last_seq == 100
     await log.aclose()
     log = await disk.open_log()
@@ -126,15 +127,18 @@ async def test_appends_to_a_full_disk_are_refused_and_resume_when_there_is_space
 async def test_a_failed_commit_rolls_back_everything_after_it(disk: Disk, log: SqliteLog) -> None:
     names = ["a", "b", "c"]
     for name in names:
-        await log.open(name, 1)
-        await append(log, name, 1, 1, FRAMES[:1])
+        await log.open(name, Token(1))
+        await append(log, name, Token(1), 1, FRAMES[:1])
     disk.broken = "INSERT INTO log_journal"
     disk.go_on.clear()
     async with asyncio.timeout(30):
-        first = asyncio.create_task(append(log, "a", 1, 2, [FRAMES[1]]))
+        first = asyncio.create_task(append(log, "a", Token(1), 2, [FRAMES[1]]))
         await asyncio.to_thread(disk.reached.wait)
-        tried = [append(log, "a", 1, 3, FRAMES[2:4]), append(log, "a", 1, 5, [], close=True)]
-        tried += [append(log, name, 1, 2, FRAMES[1:4]) for name in names[1:]]
+        tried = [
+            append(log, "a", Token(1), 3, FRAMES[2:4]),
+            append(log, "a", Token(1), 5, [], close=True),
+        ]
+        tried += [append(log, name, Token(1), 2, FRAMES[1:4]) for name in names[1:]]
         others = [asyncio.create_task(each) for each in tried]
         await asyncio.sleep(0)
         disk.broken = None
@@ -146,7 +150,7 @@ async def test_a_failed_commit_rolls_back_everything_after_it(disk: Disk, log: S
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         for seq in (2, 3, 4):
             for name in names:
-                group.create_task(append(log, name, 1, seq, [FRAMES[seq - 1]]))
+                group.create_task(append(log, name, Token(1), seq, [FRAMES[seq - 1]]))
     await log.aclose()
     log = await disk.open_log()
     for name in names:
@@ -157,25 +161,25 @@ async def test_a_failed_commit_rolls_back_everything_after_it(disk: Disk, log: S
 async def test_opening_and_deleting_on_a_broken_disk_change_nothing(
     disk: Disk, log: SqliteLog
 ) -> None:
-    await log.open("old", 1)
-    await append(log, "old", 1, 1, FRAMES[:3])
-    await log.open("closed", 1)
-    await append(log, "closed", 1, 1, FRAMES[:3], close=True)
+    await log.open("old", Token(1))
+    await append(log, "old", Token(1), 1, FRAMES[:3])
+    await log.open("closed", Token(1))
+    await append(log, "closed", Token(1), 1, FRAMES[:3], close=True)
     disk.broken = "INSERT INTO log_journal"
     for change in (
-        log.open("new", 1),
-        log.open("old", 2),
-        log.open("closed", 2),
+        log.open("new", Token(1)),
+        log.open("old", Token(2)),
+        log.open("closed", Token(2)),
         log.trim("old", 3),
         log.delete("old"),
     ):
         with pytest.raises(StoreUnavailableError):
             await change
     disk.broken = None
-    assert (await log.open("new", 1)).head == Head(1, 0, closed=False)
-    assert (await log.open("old", 1)).head == Head(1, 3, closed=False)
-    await append(log, "old", 1, 4, FRAMES[3:4])
-    assert (await log.open("closed", 1)).head == Head(1, 3, closed=True)
+    assert (await log.open("new", Token(1))).head == Head(1, 0, closed=False)
+    assert (await log.open("old", Token(1))).head == Head(1, 3, closed=False)
+    await append(log, "old", Token(1), 4, FRAMES[3:4])
+    assert (await log.open("closed", Token(1))).head == Head(1, 3, closed=True)
     assert await frames_of(log, "old") == b"".join(FRAMES[:4])
 
 
@@ -185,9 +189,9 @@ async def test_failed_upkeep_does_not_disturb_appends_and_is_repeated(
 ) -> None:
     disk.broken = "INSERT INTO log_chunk"
     for name in "a", "b":
-        await log.open(name, 1)
+        await log.open(name, Token(1))
         for seq, frame in enumerate(FRAMES, 1):
-            await append(log, name, 1, seq, [frame], close=seq == len(FRAMES))
+            await append(log, name, Token(1), seq, [frame], close=seq == len(FRAMES))
     assert await frames_of(log, "a") == b"".join(FRAMES)
     assert disk.query("SELECT count(*) FROM log_chunk") == 0
     disk.broken = None
@@ -197,14 +201,14 @@ async def test_failed_upkeep_does_not_disturb_appends_and_is_repeated(
 
 
 async def test_folded_runs_are_not_folded_again_after_reopening(disk: Disk, log: SqliteLog) -> None:
-    await log.open("first", 1)
-    await log.open("run", 1)
-    await append(log, "run", 1, 1, FRAMES[:20], close=True)
+    await log.open("first", Token(1))
+    await log.open("run", Token(1))
+    await append(log, "run", Token(1), 1, FRAMES[:20], close=True)
     await until(lambda: disk.query("SELECT count(*) FROM log_run WHERE closed") == 1)
     assert disk.query("SELECT count(*) FROM log_journal") > 0
     await log.aclose()
     log = await disk.open_log()
-    await append(log, "first", 1, 1, FRAMES, close=True)
+    await append(log, "first", Token(1), 1, FRAMES, close=True)
     await until(lambda: disk.query("SELECT count(*) FROM log_run WHERE closed") == 2)
     await until(lambda: disk.query("SELECT count(*) FROM log_journal") == 0)
     assert await frames_of(log, "run") == b"".join(FRAMES[:20])
@@ -216,16 +220,16 @@ async def test_folded_runs_are_not_folded_again_after_reopening(disk: Disk, log:
 async def test_a_closed_log_that_is_only_on_disk_keeps_its_new_token_and_first_seq(
     disk: Disk, log: SqliteLog
 ) -> None:
-    await log.open("run", 1)
-    await append(log, "run", 1, 1, FRAMES, close=True)
+    await log.open("run", Token(1))
+    await append(log, "run", Token(1), 1, FRAMES, close=True)
     await until(lambda: disk.query("SELECT count(*) FROM log_journal") == 0)
     disk.broken = "INSERT INTO log_run"
-    await log.open("run", 5)
+    await log.open("run", Token(5))
     await log.trim("run", 50)
     await log.aclose()
     log = await disk.open_log()
     with pytest.raises(FencedError):
-        await log.open("run", 4)
+        await log.open("run", Token(4))
     assert await log.head("run") == Head(50, len(FRAMES), closed=True)
     disk.broken = None
     await until(lambda: disk.query("SELECT token FROM log_run") == 5)
@@ -236,12 +240,12 @@ async def test_a_closed_log_that_is_only_on_disk_keeps_its_new_token_and_first_s
 
 
 async def test_the_journal_of_a_long_open_run_stays_bounded(disk: Disk, log: SqliteLog) -> None:
-    await log.open("long", 1)
-    await log.open("idle", 1)
-    await append(log, "idle", 1, 1, FRAMES[:1])
+    await log.open("long", Token(1))
+    await log.open("idle", Token(1))
+    await append(log, "idle", Token(1), 1, FRAMES[:1])
     for turn in range(10):
         for seq, frame in enumerate(FRAMES, turn * len(FRAMES) + 1):
-            await append(log, "long", 1, seq, [frame])
+            await append(log, "long", Token(1), seq, [frame])
     journal_bytes = "SELECT coalesce(sum(length(batch)), 0) FROM log_journal"
     await until(lambda: disk.query(journal_bytes) <= SIZES.journal_bytes)
     await log.aclose()
@@ -255,12 +259,12 @@ async def test_the_journal_of_a_long_open_run_stays_bounded(disk: Disk, log: Sql
 async def test_an_open_run_reads_across_its_chunks_and_its_journal_after_a_restart(
     disk: Disk, log: SqliteLog
 ) -> None:
-    await log.open("run", 1)
+    await log.open("run", Token(1))
     for seq, frame in enumerate(FRAMES, 1):
-        await append(log, "run", 1, seq, [frame])
+        await append(log, "run", Token(1), seq, [frame])
     journal_bytes = "SELECT coalesce(sum(length(batch)), 0) FROM log_journal"
     await until(lambda: disk.query(journal_bytes) <= SIZES.journal_bytes)
-    await append(log, "run", 1, 201, FRAMES[:3])
+    await append(log, "run", Token(1), 201, FRAMES[:3])
     await log.aclose()
     log = await disk.open_log()
     frames = FRAMES + FRAMES[:3]
@@ -280,28 +284,28 @@ async def test_an_open_run_reads_across_its_chunks_and_its_journal_after_a_resta
                 "run", after, max_bytes=len(joined) + spare_bytes, max_events=LARGE
             ) == Slice(after + 1, last_seq, joined)
     repeated = frames[after : after + 7]
-    await append(log, "run", 1, after + 1, repeated)
+    await append(log, "run", Token(1), after + 1, repeated)
     for changed in 0, 6:
         others = [b"x" if index == changed else frame for index, frame in enumerate(repeated)]
         with pytest.raises(SeqMismatchError):
-            await append(log, "run", 1, after + 1, others)
-    await append(log, "run", 1, 204, [FRAMES[3]], close=True)
+            await append(log, "run", Token(1), after + 1, others)
+    await append(log, "run", Token(1), 204, [FRAMES[3]], close=True)
     assert await frames_of(log, "run") == b"".join([*frames, FRAMES[3]])
     await log.aclose()
 
 
 @pytest.mark.promise("P1")
 async def test_the_second_of_two_appends_in_flight_can_be_repeated(log: SqliteLog) -> None:
-    await log.open("run", 1)
-    first = append(log, "run", 1, 1, FRAMES[:1])
-    second = [append(log, "run", 1, 2, FRAMES[1:2], close=True) for _ in range(2)]
+    await log.open("run", Token(1))
+    first = append(log, "run", Token(1), 1, FRAMES[:1])
+    second = [append(log, "run", Token(1), 2, FRAMES[1:2], close=True) for _ in range(2)]
     await asyncio.gather(first, *second)
     assert await frames_of(log, "run") == b"".join(FRAMES[:2])
 
 
 async def test_a_deleted_run_leaves_nothing_in_the_file(disk: Disk, log: SqliteLog) -> None:
-    await log.open("run", 1)
-    await append(log, "run", 1, 1, FRAMES, close=True)
+    await log.open("run", Token(1))
+    await append(log, "run", Token(1), 1, FRAMES, close=True)
     await until(lambda: disk.query("SELECT count(*) FROM log_run WHERE closed") == 1)
     await log.delete("run")
     for table in "log_run", "log_chunk", "log_garbage":
@@ -311,10 +315,10 @@ async def test_a_deleted_run_leaves_nothing_in_the_file(disk: Disk, log: SqliteL
 async def test_an_append_waits_for_another_connections_transaction(
     disk: Disk, log: SqliteLog
 ) -> None:
-    await log.open("run", 1)
+    await log.open("run", Token(1))
     with closing(sqlite3.connect(disk.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        appending = asyncio.create_task(append(log, "run", 1, 1, FRAMES[:1]))
+        appending = asyncio.create_task(append(log, "run", Token(1), 1, FRAMES[:1]))
         done, _ = await asyncio.wait([appending], timeout=0.05)
         assert not done
         assert await log.head("run") == Head(1, 0, closed=False)
@@ -327,21 +331,21 @@ async def test_an_append_waits_for_another_connections_transaction(
 async def test_an_append_that_waited_too_long_is_refused_and_can_be_repeated(disk: Disk) -> None:
     disk.busy_timeout_seconds = 0.05
     log = await disk.open_log()
-    await log.open("run", 1)
+    await log.open("run", Token(1))
     with closing(sqlite3.connect(disk.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailableError):
-            await append(log, "run", 1, 1, FRAMES[:1])
+            await append(log, "run", Token(1), 1, FRAMES[:1])
         other.execute("COMMIT")
-    await append(log, "run", 1, 1, FRAMES[:1])
+    await append(log, "run", Token(1), 1, FRAMES[:1])
     assert await log.head("run") == Head(1, 1, closed=False)
     await log.aclose()
 
 
 @pytest.mark.promise("P5")
 async def test_a_log_that_lost_a_part_raises_an_error(disk: Disk, log: SqliteLog) -> None:
-    await log.open("run", 1)
-    await append(log, "run", 1, 1, FRAMES, close=True)
+    await log.open("run", Token(1))
+    await append(log, "run", Token(1), 1, FRAMES, close=True)
     await until(lambda: disk.query("SELECT count(*) FROM log_run WHERE closed") == 1)
     with closing(sqlite3.connect(disk.path)) as other, other:
         other.execute("DELETE FROM log_chunk WHERE first_seq <= 100 AND last_seq >= 100")

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from reattach.domain.events import RunStatus, StopReason
-from reattach.domain.ids import DEFAULT_TENANT, RunId
+from reattach.domain.ids import DEFAULT_TENANT, RunId, Token
 from reattach.domain.messages import Role
 from reattach.log.sqlite.log import Sizes, SqliteLog
 from reattach.records.base import (
@@ -171,7 +171,7 @@ async def test_a_run_whose_log_has_a_higher_token_than_its_record_gets_its_end(
 ) -> None:
     """C14: the records lost a take-over, so the log refuses the token of the record."""
     (run,) = await orphans_of(stores, 1)
-    await stores.log.open(run.id, ahead)
+    await stores.log.open(run.id, Token(ahead))
     await stores.service().start()
     assert (await stores.run(run)).status is RunStatus.FAILED
     assert end_of(await stores.frames(run))["error_type"] == DIED
@@ -185,7 +185,7 @@ async def test_a_fenced_run_that_another_process_owns_is_left_to_it(stores: Stor
     class TakenMeanwhile(Faults):
         async def around(self, step: str, call: Callable[[], Any]) -> Any:
             if step == "log.open" and self.calls[step] == 0:
-                taken = await stores.records.runs.take_over(run.id, run.token + 1, "another")
+                taken = await stores.records.runs.take_over(run.id, Token(run.token + 1), "another")
                 assert taken is not None
                 await stores.log.open(run.id, taken.token)
             return await super().around(step, call)

@@ -13,6 +13,7 @@ import pytest
 import trustme
 
 from reattach.domain.errors import StartupError
+from reattach.domain.ids import Token
 from reattach.log.open import open_log
 from reattach.testing.conformance.log_reader import follow
 from reattach.testing.conformance.log_samples import append
@@ -80,12 +81,12 @@ async def test_a_user_with_minimal_rights_writes_and_follows_a_log_over_tls(
         aclosing(await open_log(url, retention_seconds=60)) as owner,
         aclosing(await open_log(url, retention_seconds=60)) as other,
     ):
-        await owner.open("run", 1, aliases=["otid"])
-        await append(owner, "run", 1, 1, FRAMES[:1])
+        await owner.open("run", Token(1), aliases=["otid"])
+        await append(owner, "run", Token(1), 1, FRAMES[:1])
         assert await other.find("otid") == "run"
         async with other.follow("run") as tail:
             assert tail.last_seq == 1
-            await append(owner, "run", 1, 2, FRAMES[1:], close=True)
+            await append(owner, "run", Token(1), 2, FRAMES[1:], close=True)
             assert await follow(other, "run", 0) == FRAMES
         await owner.trim("run", 2)
         await owner.delete("run")

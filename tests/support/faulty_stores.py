@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
 from reattach.domain.errors import StoreUnavailableError
+from reattach.domain.ids import Token
 from reattach.log.base import Head, Inventory, Log, RunWriter, Slice, Tail
 from reattach.records.records import Records
 
@@ -110,7 +111,7 @@ class FaultyLog(Log):
         self._faults = faults
 
     async def open(
-        self, run_id: str, token: int, *, first_seq: int = 1, aliases: Sequence[str] = ()
+        self, run_id: str, token: Token, *, first_seq: int = 1, aliases: Sequence[str] = ()
     ) -> RunWriter:
         writer = await self._faults.around(
             "log.open",
@@ -118,7 +119,7 @@ class FaultyLog(Log):
         )
         return FaultyRunWriter(writer, self._faults)
 
-    def writer(self, run_id: str, token: int, head: Head) -> RunWriter:
+    def writer(self, run_id: str, token: Token, head: Head) -> RunWriter:
         return FaultyRunWriter(self._log.writer(run_id, token, head), self._faults)
 
     async def head(self, run_id: str) -> Head:

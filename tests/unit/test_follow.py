@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from reattach.domain.errors import CursorAheadError, ExpiredError, LogNotFoundError
-from reattach.domain.ids import new_run_id
+from reattach.domain.ids import Token, new_run_id
 from reattach.log.memory import MemoryLog
 from reattach.runs.follow import Following, Watch, follow
 from reattach.testing.conformance.log_samples import append
@@ -18,8 +18,8 @@ FRAMES = [b"data: {%d}\n\n" % number for number in range(1, 11)]
 
 async def log_of(count: int, *, closed: bool) -> MemoryLog:
     log = MemoryLog()
-    await log.open(RUN, 1)
-    await append(log, RUN, 1, 1, FRAMES[:count], close=closed)
+    await log.open(RUN, Token(1))
+    await append(log, RUN, Token(1), 1, FRAMES[:count], close=closed)
     return log
 
 
@@ -123,7 +123,7 @@ async def test_a_reader_is_woken_by_events_by_the_end_and_by_the_loss_of_the_log
         woken = woken_of(following)
         assert await rest(following) == FRAMES[0]
         assert has_more(following) is False
-        await append(log, RUN, 1, 2, FRAMES[1:2])
+        await append(log, RUN, Token(1), 2, FRAMES[1:2])
         await woken.wait()
         assert has_more(following) is True
         assert await rest(following) == FRAMES[1]
@@ -157,8 +157,8 @@ async def test_events_go_into_a_sink_at_once_and_wake_nobody() -> None:
     ):
         first.sink, second.sink = readers
         woken = woken_of(first)
-        await append(log, RUN, 1, 3, FRAMES[2:4])
-        await append(log, RUN, 1, 5, FRAMES[4:5])
+        await append(log, RUN, Token(1), 3, FRAMES[2:4])
+        await append(log, RUN, Token(1), 5, FRAMES[4:5])
         assert [sink.taken for sink in readers] == [[b"".join(FRAMES[2:4]), FRAMES[4]]] * 2
         assert readers[0].taken[0] is readers[1].taken[0]
         assert first.cursor == second.cursor == 5
@@ -173,12 +173,12 @@ async def test_what_a_sink_does_not_take_is_there_to_be_read() -> None:
     async with await follow(log, RUN, 1, max_events=2) as following:
         following.sink, woken = sink, woken_of(following)
         sink.full = True
-        await append(log, RUN, 1, 2, FRAMES[1:3])
+        await append(log, RUN, Token(1), 2, FRAMES[1:3])
         assert woken.is_set()
         assert await rest(following) == b"".join(FRAMES[1:3])
         woken.clear()
         sink.full = False
-        await append(log, RUN, 1, 4, FRAMES[3:6])
+        await append(log, RUN, Token(1), 4, FRAMES[3:6])
         assert woken.is_set(), "more than one write of this reader's replay"
         assert sink.taken == []
         assert await rest(following) == b"".join(FRAMES[3:6])
@@ -190,10 +190,10 @@ async def test_a_sink_gets_nothing_before_what_its_reader_has_not_read() -> None
     sink = Sink()
     async with await follow(log, RUN, 1, max_events=10) as following:
         following.sink, woken = sink, woken_of(following)
-        await append(log, RUN, 1, 4, FRAMES[3:4])
+        await append(log, RUN, Token(1), 4, FRAMES[3:4])
         assert sink.taken == [b"".join(FRAMES[1:4])]
         await log.trim(RUN, 5)
-        await append(log, RUN, 1, 5, FRAMES[4:5], close=True)
+        await append(log, RUN, Token(1), 5, FRAMES[4:5], close=True)
         assert woken.is_set(), "the end is for the reader"
         assert sink.taken == [b"".join(FRAMES[1:4])]
         assert await rest(following) == FRAMES[4]
@@ -203,7 +203,7 @@ async def test_a_reader_that_has_left_is_woken_no_more() -> None:
     log = await log_of(1, closed=False)
     async with await follow(log, RUN, 0, max_events=10) as following:
         woken = woken_of(following)
-    await append(log, RUN, 1, 2, FRAMES[1:2])
+    await append(log, RUN, Token(1), 2, FRAMES[1:2])
     assert not woken.is_set()
 
 
@@ -217,7 +217,7 @@ async def test_a_reader_whose_wake_up_was_lost_is_woken_by_the_watch() -> None:
         asyncio.timeout(5),
     ):
         woken = woken_of(following)
-        await append(log, RUN, 1, 2, FRAMES[1:2])
+        await append(log, RUN, Token(1), 2, FRAMES[1:2])
         woken.clear()  # the wake-up that is lost
         await woken.wait()
         assert not following.keepalive_due
@@ -229,7 +229,7 @@ async def test_a_reader_is_overlooked_only_if_it_stays_where_it_is_though_there_
     log = await log_of(1, closed=False)
     async with await follow(log, RUN, 1, max_events=1) as following:
         assert [following.is_overlooked() for _ in range(2)] == [False, False]
-        await append(log, RUN, 1, 2, FRAMES[1:3])
+        await append(log, RUN, Token(1), 2, FRAMES[1:3])
         assert [following.is_overlooked() for _ in range(3)] == [False, True, True]
         assert (await following.read()).last_seq == 2
         assert [following.is_overlooked() for _ in range(2)] == [False, True]

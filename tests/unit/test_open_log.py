@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from reattach.domain.errors import StartupError
+from reattach.domain.ids import Token
 from reattach.log.open import open_log
 from tests.support.redis_server import shared_url
 
@@ -21,7 +22,7 @@ async def test_a_sqlite_url_sets_the_file_and_its_durability(
     log = await open_log(f"sqlite:{tmp_path}/with %3F and %25.db{options}")
     try:
         assert log.capabilities.survives_power_loss is survives_power_loss
-        await log.open("run", 1)
+        await log.open("run", Token(1))
         assert path.stat().st_size > 0
     finally:
         await log.aclose()
@@ -67,6 +68,6 @@ async def test_a_redis_url_sets_the_server_and_the_options_of_the_log() -> None:
     log = await open_log(f"{shared_url()}?prefix=named-{uuid.uuid4().hex}&wait_replicas=0")
     try:
         assert log.capabilities.shared_between_processes
-        await log.open("run", 1)
+        await log.open("run", Token(1))
     finally:
         await log.aclose()

@@ -7,7 +7,7 @@ import pytest
 
 from reattach.domain.errors import FencedError, LimitExceededError, StoreUnavailableError
 from reattach.domain.events import Event, Output, Place, Stopped, StopReason, Usage
-from reattach.domain.ids import new_message_id, new_run_id, new_step_id
+from reattach.domain.ids import Token, new_message_id, new_run_id, new_step_id
 from reattach.domain.limits import APPEND_RETRY_SECONDS, PENDING_APPEND_BYTES
 from reattach.domain.messages import TextPart
 from reattach.log import run_writer
@@ -61,9 +61,9 @@ async def open_writer(
     faults: Faults | None = None, clock: LeapClock | None = None
 ) -> tuple[MemoryLog, Writing, Failures]:
     log = MemoryLog()
-    await log.open(RUN, 1)
+    await log.open(RUN, Token(1))
     head = await log.head(RUN)
-    writing = Writing(FaultyLog(log, faults or Faults()).writer(RUN, 1, head), clock)
+    writing = Writing(FaultyLog(log, faults or Faults()).writer(RUN, Token(1), head), clock)
     return log, writing, writing.failures
 
 
@@ -111,7 +111,7 @@ async def test_events_put_during_an_append_make_the_next_append() -> None:
             await super().append(first_seq, frames, close=close)
 
     gate = Gate("log.append")
-    writing = Writing(Weighing(await MemoryLog().open(RUN, 1), gate))
+    writing = Writing(Weighing(await MemoryLog().open(RUN, Token(1)), gate))
     writing.put(texts("a"))
     async with asyncio.timeout(5):
         await gate.waiting.wait()
@@ -189,7 +189,7 @@ async def test_an_owner_with_an_old_token_is_refused_immediately_and_permanently
     async with asyncio.timeout(5):
         while (await log.head(RUN)).last_seq < 1:
             await asyncio.sleep(0)
-        await log.open(RUN, 2)
+        await log.open(RUN, Token(2))
         writing.put(texts("late"))
         with pytest.raises(FencedError):
             await writing.close(END)

@@ -1,4 +1,4 @@
-"""Identifiers: a prefix for the kind, and a UUIDv4 in lower case.
+"""Identifiers: a prefix for the kind, and a UUIDv4 in lower case; and fencing tokens.
 
 The formats are the Letta API's, so that its SDKs and applications can distinguish them.
 """
@@ -15,6 +15,9 @@ MessageId = NewType("MessageId", str)
 RunId = NewType("RunId", str)
 StepId = NewType("StepId", str)
 ToolId = NewType("ToolId", str)
+
+Token = NewType("Token", int)
+"""A fencing token: each owner of a run has a higher one than its predecessor."""
 
 UUID4: Final = "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 """The text of a version 4, variant 1 UUID (RFC 9562), as a regular expression."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from reattach.domain.errors import FencedError, LogClosedError, LogNotFoundError
+from reattach.domain.ids import Token
 from reattach.log.run_writer import Done, RunWriter
 from reattach.log.tail import Head, Slice, Tail, View
 
@@ -42,7 +43,7 @@ def closed_error(run_id: str) -> LogClosedError:
     return LogClosedError(f"The log of {run_id} is closed.")
 
 
-def fenced_error(run_id: str, token: int) -> FencedError:
+def fenced_error(run_id: str, token: Token) -> FencedError:
     return FencedError(f"The log of {run_id} has a newer owner than the one with token {token}.")
 
 
@@ -108,7 +109,7 @@ class Log(ABC):
 
     @abstractmethod
     async def open(
-        self, run_id: str, token: int, *, first_seq: int = 1, aliases: Sequence[str] = ()
+        self, run_id: str, token: Token, *, first_seq: int = 1, aliases: Sequence[str] = ()
     ) -> RunWriter:
         """Create the log, or take it over with a higher or equal token, and return its writer.
 
@@ -128,7 +129,7 @@ class Log(ABC):
         """
 
     @abstractmethod
-    def writer(self, run_id: str, token: int, head: Head) -> RunWriter:
+    def writer(self, run_id: str, token: Token, head: Head) -> RunWriter:
         """Return a writer as ``open`` does, without opening the log.
 
         Its appends are refused if the log is not open for ``token``.

@@ -12,6 +12,7 @@ from reattach.domain.errors import (
     StoreUnavailableError,
     TrimmedError,
 )
+from reattach.domain.ids import Token
 from reattach.log.base import (
     CLOSING,
     Capabilities,
@@ -31,7 +32,7 @@ from reattach.log.base import (
 class _Run:
     __slots__ = ("tail", "token")
 
-    def __init__(self, token: int, first_seq: int) -> None:
+    def __init__(self, token: Token, first_seq: int) -> None:
         self.token = token
         self.tail = Tail(first_seq)
 
@@ -55,7 +56,7 @@ class MemoryLog(Log):
         self._closed = False
 
     async def open(
-        self, run_id: str, token: int, *, first_seq: int = 1, aliases: Sequence[str] = ()
+        self, run_id: str, token: Token, *, first_seq: int = 1, aliases: Sequence[str] = ()
     ) -> RunWriter:
         self._check_open()
         run = self._runs.setdefault(run_id, _Run(token, first_seq))
@@ -68,7 +69,7 @@ class MemoryLog(Log):
         self._aliases.update(dict.fromkeys(aliases, run_id))
         return self.writer(run_id, token, self._head(run))
 
-    def writer(self, run_id: str, token: int, head: Head) -> RunWriter:
+    def writer(self, run_id: str, token: Token, head: Head) -> RunWriter:
         return _MemoryRunWriter(self, run_id, token, head)
 
     async def head(self, run_id: str) -> Head:
@@ -133,7 +134,7 @@ class MemoryLog(Log):
 
 
 class _MemoryRunWriter(RunWriter):
-    def __init__(self, log: MemoryLog, run_id: str, token: int, head: Head) -> None:
+    def __init__(self, log: MemoryLog, run_id: str, token: Token, head: Head) -> None:
         super().__init__(run_id, token, head)
         self._log = log
 

@@ -8,6 +8,7 @@ from typing import cast
 from reattach.domain.backoff import until_available
 from reattach.domain.clock import Clock, SystemClock
 from reattach.domain.errors import LimitExceededError, StoreUnavailableError
+from reattach.domain.ids import Token
 from reattach.domain.limits import PENDING_APPEND_BYTES, RUN_LOG_BYTES
 from reattach.log.tail import Head
 
@@ -32,7 +33,7 @@ class RunWriter(ABC):
     def __init__(
         self,
         run_id: str,
-        token: int,
+        token: Token,
         head: Head,
         *,
         after_tick: Callable[[Callable[[], None]], object] | None = None,

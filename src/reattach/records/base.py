@@ -22,6 +22,7 @@ from reattach.domain.ids import (
     RunId,
     StepId,
     TenantId,
+    Token,
 )
 from reattach.domain.messages import Message
 
@@ -223,7 +224,7 @@ class Run:
     """The messages that were sent, whether the conversation keeps them or not."""
     owner: str
     """The id of the process that owns it."""
-    token: int
+    token: Token
     """The fencing token of that owner; each new owner has a higher one."""
     request_config: RequestConfig = field(default_factory=RequestConfig)
     completed_at: datetime | None = None

@@ -14,7 +14,7 @@ from reattach.domain.backoff import until_available
 from reattach.domain.clock import Clock
 from reattach.domain.errors import QuotaError, StoreUnavailableError, UnavailableError
 from reattach.domain.events import RunStatus
-from reattach.domain.ids import TenantId, new_run_id, new_uuid
+from reattach.domain.ids import TenantId, Token, new_run_id, new_uuid
 from reattach.domain.messages import Message
 from reattach.domain.store_errors import CommitUnknownError
 from reattach.engine.base import Turn
@@ -166,7 +166,7 @@ class Sends:
             request_config=send.request_config,
             input=sent,
             owner=self._ownership.owner,
-            token=1,
+            token=Token(1),
             callback_url=send.callback_url,
         )
 

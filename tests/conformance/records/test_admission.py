@@ -12,7 +12,7 @@ from reattach.domain.errors import (
     OtidConflictError,
 )
 from reattach.domain.events import RunStatus
-from reattach.domain.ids import new_agent_id, new_conversation_id
+from reattach.domain.ids import Token, new_agent_id, new_conversation_id
 from reattach.records.base import Run, RunCreated, RunKnown, Thread
 from reattach.records.records import Records
 from reattach.records.runs import admission
@@ -145,7 +145,7 @@ async def test_a_thread_is_free_again_when_its_run_has_ended(world: World) -> No
         run = await world.start(thread)
         with pytest.raises(ConversationBusyError):
             await world.start(thread)
-        assert await world.records.runs.mark_running(run.id, 1)
+        assert await world.records.runs.mark_running(run.id, Token(1))
         with pytest.raises(ConversationBusyError):
             await world.start(thread)
         await world.records.runs.settle(run.id, a_settlement())

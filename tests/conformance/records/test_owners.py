@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from sqlalchemy import func, update
 
-from reattach.domain.ids import RunId
+from reattach.domain.ids import RunId, Token
 from reattach.records.base import Beat
 from reattach.records.database import schema
 from reattach.records.database.database import Database
@@ -162,11 +162,11 @@ async def test_orphans_are_the_active_runs_of_all_tenants_whose_owner_is_not_reg
     await world.start(world.default, owner="process-2")
     foreign = a_run(theirs.thread, THEIRS)
     await runs.create(THEIRS, foreign, None, ())
-    assert await runs.mark_running(foreign.id, 1)
+    assert await runs.mark_running(foreign.id, Token(1))
     await let_pass(16, clock, url)
     assert await runs.orphans(10) == []
     assert await owners.bury() == ["process-1"]
     assert ids(await runs.orphans(10)) == [orphan.id, foreign.id]
     assert ids(await runs.orphans(1)) == [orphan.id]
-    assert await runs.take_over(RunId(orphan.id), 1, "process-2") is not None
+    assert await runs.take_over(RunId(orphan.id), Token(1), "process-2") is not None
     assert ids(await runs.orphans(10)) == [foreign.id]

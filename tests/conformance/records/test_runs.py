@@ -8,7 +8,7 @@ from sqlalchemy import JSON, select, type_coerce, update
 
 from reattach.domain.errors import ConflictError, NotFoundError
 from reattach.domain.events import RunStatus, StopReason, Usage
-from reattach.domain.ids import RunId, new_run_id
+from reattach.domain.ids import RunId, Token, new_run_id
 from reattach.records.base import RequestConfig, Run, RunCreated, RunError, Target
 from reattach.records.database import schema
 from reattach.records.records import Records
@@ -177,13 +177,13 @@ async def test_only_the_owner_marks_a_run_running_and_only_before_its_end(
 ) -> None:
     runs = world.records.runs
     run = await world.start()
-    assert not await runs.mark_running(run.id, 2)
+    assert not await runs.mark_running(run.id, Token(2))
     assert (await runs.get(OURS, run.id)).status is RunStatus.CREATED
-    assert await runs.mark_running(run.id, 1)
-    assert await runs.mark_running(run.id, 1)
+    assert await runs.mark_running(run.id, Token(1))
+    assert await runs.mark_running(run.id, Token(1))
     assert (await runs.get(OURS, run.id)).status is RunStatus.RUNNING
     await runs.settle(run.id, a_settlement())
-    assert not await runs.mark_running(run.id, 1)
+    assert not await runs.mark_running(run.id, Token(1))
     assert (await runs.get(OURS, run.id)).status is RunStatus.COMPLETED
 
 
@@ -194,16 +194,16 @@ async def test_only_the_owner_notes_begun_tool_calls_and_only_before_the_end(
     runs = world.records.runs
     run = await world.start()
     assert (await runs.get(OURS, run.id)).begun_calls is None
-    assert await runs.mark_running(run.id, 1, notes_begun=True)
+    assert await runs.mark_running(run.id, Token(1), notes_begun=True)
     assert (await runs.get(OURS, run.id)).begun_calls == ()
-    assert await runs.note_begun(run.id, 1, ["call-1"])
-    assert await runs.note_begun(run.id, 1, ["call-1", "call-2"])
-    taken = await runs.take_over(run.id, 1, "another")
+    assert await runs.note_begun(run.id, Token(1), ["call-1"])
+    assert await runs.note_begun(run.id, Token(1), ["call-1", "call-2"])
+    taken = await runs.take_over(run.id, Token(1), "another")
     assert taken is not None
     assert taken.begun_calls == ("call-1", "call-2")
-    assert not await runs.note_begun(run.id, 1, ["call-1", "call-2", "call-3"])
+    assert not await runs.note_begun(run.id, Token(1), ["call-1", "call-2", "call-3"])
     await runs.settle(run.id, a_settlement())
-    assert not await runs.note_begun(run.id, 2, ["call-3"])
+    assert not await runs.note_begun(run.id, Token(2), ["call-3"])
     assert (await runs.get(OURS, run.id)).begun_calls == ("call-1", "call-2")
 
 
@@ -260,16 +260,16 @@ async def test_concurrent_takeovers_of_a_run_give_it_to_one_owner(
     stores = [world.records, other_process]
     async with asyncio.timeout(30):
         taken = await asyncio.gather(
-            *(stores[n % 2].runs.take_over(run.id, 1, f"process-{n}") for n in range(10))
+            *(stores[n % 2].runs.take_over(run.id, Token(1), f"process-{n}") for n in range(10))
         )
     (winner,) = (found for found in taken if found is not None)
     assert winner.token == 2
     assert winner == await world.records.runs.get(OURS, run.id)
-    assert await world.records.runs.take_over(run.id, 1, "late") is None
-    again = await world.records.runs.take_over(run.id, 2, "next")
-    assert again == replace(winner, token=3, owner="next")
+    assert await world.records.runs.take_over(run.id, Token(1), "late") is None
+    again = await world.records.runs.take_over(run.id, Token(2), "next")
+    assert again == replace(winner, token=Token(3), owner="next")
     await world.records.runs.settle(run.id, a_settlement())
-    assert await world.records.runs.take_over(run.id, 3, "too late") is None
+    assert await world.records.runs.take_over(run.id, Token(3), "too late") is None
 
 
 async def test_runs_are_filtered(world: World) -> None:

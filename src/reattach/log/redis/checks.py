@@ -15,7 +15,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 
 from reattach.diagnostics import Diagnostic, Level
 from reattach.domain.errors import ReattachError, StartupError
-from reattach.domain.ids import new_uuid
+from reattach.domain.ids import Token, new_uuid
 from reattach.log.redis.client import (
     FAILURES,
     Driver,
@@ -240,7 +240,7 @@ async def _check_log(url: str, prefix: str, wait_replicas: int) -> Diagnostic:
     )
     run_id = f"doctor-{new_uuid()}"
     async with aclosing(log):
-        writer = await log.open(run_id, 1, aliases=[run_id])
+        writer = await log.open(run_id, Token(1), aliases=[run_id])
         try:
             await writer.append(1, [b"data: {}\n\n"], close=True)
             await log.read(run_id, 0, max_bytes=1000, max_events=10)

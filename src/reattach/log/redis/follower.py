@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from reattach.domain.backoff import Backoff
 from reattach.domain.errors import LogNotFoundError, ReattachError, StoreUnavailableError
+from reattach.domain.ids import Token
 from reattach.domain.store_errors import LogDamagedError
 from reattach.log.base import CLOSING, not_found_error
 from reattach.log.closed_runs import ClosedRuns
@@ -126,7 +127,7 @@ class Follower:
         }
 
     def note_opened(
-        self, run_id: str, token: int, state: StoredState, *, begun: bool, shown_seq: int
+        self, run_id: str, token: Token, state: StoredState, *, begun: bool, shown_seq: int
     ) -> None:
         """Note that this process has opened the run, and what the run's state then was.
 

@@ -15,6 +15,7 @@ from reattach.domain.errors import (
     StoreUnavailableError,
     TrimmedError,
 )
+from reattach.domain.ids import Token
 from reattach.log.base import (
     CLOSING,
     Capabilities,
@@ -147,7 +148,7 @@ class RedisLog(Log):
         )
 
     async def open(
-        self, run_id: str, token: int, *, first_seq: int = 1, aliases: Sequence[str] = ()
+        self, run_id: str, token: Token, *, first_seq: int = 1, aliases: Sequence[str] = ()
     ) -> RunWriter:
         self.check_open()
         shown_seq = self.follower.shown_seq(run_id)
@@ -169,7 +170,7 @@ class RedisLog(Log):
         self.follower.note_opened(run_id, token, state, begun=begun, shown_seq=shown_seq)
         return self.writer(run_id, token, state.head)
 
-    def writer(self, run_id: str, token: int, head: Head) -> RunWriter:
+    def writer(self, run_id: str, token: Token, head: Head) -> RunWriter:
         return _RedisRunWriter(self, run_id, token, head)
 
     async def head(self, run_id: str) -> Head:
@@ -251,7 +252,7 @@ class RedisLog(Log):
 
 
 class _RedisRunWriter(RunWriter):
-    def __init__(self, log: RedisLog, run_id: str, token: int, head: Head) -> None:
+    def __init__(self, log: RedisLog, run_id: str, token: Token, head: Head) -> None:
         super().__init__(run_id, token, head)
         self._log = log
         self._keys = log.keys.run(run_id)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from reattach.domain.errors import LogLostError, LogNotFoundError
+from reattach.domain.ids import Token
 from reattach.log.base import Head
 from reattach.log.notifier import Notifier
 from reattach.log.redis.scripts import split_frames
@@ -20,7 +21,7 @@ _RUN_BYTES: Final = 1024
 class StoredState:
     """The state of a run on Redis."""
 
-    token: int
+    token: Token
     first_seq: int
     last_seq: int
     closed: bool
@@ -29,7 +30,9 @@ class StoredState:
     @classmethod
     def parse(cls, raw: Sequence[bytes]) -> "StoredState":
         token, first_seq, last_seq, closed, size_bytes = raw
-        return cls(int(token), int(first_seq), int(last_seq), closed == b"1", int(size_bytes))
+        return cls(
+            Token(int(token)), int(first_seq), int(last_seq), closed == b"1", int(size_bytes)
+        )
 
     @property
     def head(self) -> Head:
@@ -73,7 +76,7 @@ class LocalRun:
         """The log may have frames that the tail lacks, and no later read has been answered."""
         self.is_subscribed = False
         """The run's channel is subscribed to. Owned runs need no subscription."""
-        self.owner_token: int | None = None
+        self.owner_token: Token | None = None
         """The token of this process, while it knows of no newer one."""
         self.token = 0
         """The highest known token."""
@@ -100,7 +103,7 @@ class LocalRun:
     def is_owned(self) -> bool:
         return self.owner_token is not None
 
-    def join(self, first_seq: int, token: int) -> None:
+    def join(self, first_seq: int, token: Token) -> None:
         """Let a new tail represent the log from ``first_seq`` on."""
         self.tail = self.tail.replacement(first_seq)
         self.token = token

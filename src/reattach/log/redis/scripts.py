@@ -23,6 +23,7 @@ from hashlib import sha1
 from itertools import pairwise
 from typing import Final
 
+from reattach.domain.ids import Token
 from reattach.log.frames import pack_lengths, unpack_lengths
 
 _HEAD: Final = struct.Struct("<Bqq")
@@ -60,7 +61,7 @@ class Notification:
         return (self.frames,) if self.ends is None else split_frames(self.frames, self.ends)
 
 
-def pack_append(token: int, first_seq: int, frames: Sequence[bytes], close: bool) -> bytes:
+def pack_append(token: Token, first_seq: int, frames: Sequence[bytes], close: bool) -> bytes:
     """Return the bytes of an append, as argument of the script and as notification."""
     head = _HEAD.pack(
         NotificationKind.CLOSED if close else NotificationKind.APPENDED, token, first_seq

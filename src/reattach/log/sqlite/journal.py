@@ -15,6 +15,7 @@ from typing import Final
 from msgspec import Struct
 
 from reattach.domain.errors import StartupError
+from reattach.domain.ids import Token
 from reattach.log.frames import pack_lengths, unpack_lengths
 
 _HEAD: Final = struct.Struct("<BxHIqq")
@@ -35,14 +36,14 @@ _SEQ: Final = struct.Struct("<q")
 
 class Create(Struct, frozen=True, gc=False):
     number: int
-    token: int
+    token: Token
     run_id: str
     first_seq: int = 1
 
 
 class TakeOver(Struct, frozen=True, gc=False):
     number: int
-    token: int
+    token: Token
 
 
 class Append(Struct, frozen=True, gc=False):
@@ -65,7 +66,7 @@ class Skip(Struct, frozen=True, gc=False):
     """The owner drops all frames and continues at ``first_seq``."""
 
     number: int
-    token: int
+    token: Token
     first_seq: int
 
 

@@ -18,6 +18,7 @@ from reattach.domain.errors import (
     StoreUnavailableError,
     TrimmedError,
 )
+from reattach.domain.ids import Token
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.domain.store_errors import LogDamagedError
 from reattach.log.base import (
@@ -166,7 +167,7 @@ class SqliteLog(Log):
     async def open(
         self,
         run_id: str,
-        token: int,
+        token: Token,
         *,
         first_seq: int = 1,
         aliases: Sequence[str] = (),  # noqa: ARG002  the records find them
@@ -190,7 +191,7 @@ class SqliteLog(Log):
             await self._flush(run)
         return self.writer(run_id, token, run.head)
 
-    def writer(self, run_id: str, token: int, head: Head) -> RunWriter:
+    def writer(self, run_id: str, token: Token, head: Head) -> RunWriter:
         return SqliteRunWriter(
             run_id,
             token,
@@ -201,7 +202,7 @@ class SqliteLog(Log):
         )
 
     async def _append(
-        self, run_id: str, token: int, first_seq: int, frames: Sequence[bytes], close: bool
+        self, run_id: str, token: Token, first_seq: int, frames: Sequence[bytes], close: bool
     ) -> None:
         if not frames and not close:
             raise ValueError("An append without frames must close the log.")

@@ -5,6 +5,7 @@ from collections import deque
 from typing import Final
 
 from reattach.domain.errors import LogLostError, StoreUnavailableError
+from reattach.domain.ids import Token
 from reattach.log.base import Done, Head
 from reattach.log.notifier import Notifier
 from reattach.log.sqlite.journal import Append, Create, Delete, Record, Skip, TakeOver, Trim, pack
@@ -68,7 +69,7 @@ class RunState:
         self,
         number: int,
         run_id: str,
-        token: int,
+        token: Token,
         first_seq: int = 1,
         notifier: Notifier | None = None,
     ) -> None:
@@ -144,7 +145,7 @@ class RunState:
         self.expected_last_seq = self.tail.last_seq
         self.expected_closed = self.tail.closed
 
-    def accepts(self, token: int, first_seq: int) -> bool:
+    def accepts(self, token: Token, first_seq: int) -> bool:
         """Return whether ``token`` may append from ``first_seq`` on, by the expected state."""
         return (
             self.created
@@ -188,7 +189,7 @@ class RunState:
                 return False
         return True
 
-    def _skip(self, token: int, first_seq: int) -> bool:
+    def _skip(self, token: Token, first_seq: int) -> bool:
         is_new = token > self.token or first_seq > self.first_seq
         self.token = max(token, self.token)
         if first_seq > self.first_seq:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from reattach.domain.errors import StartupError
+from reattach.domain.ids import Token
 from reattach.log.frames import pack_lengths, unpack_lengths
 from reattach.log.tail import Tail
 
@@ -59,7 +60,7 @@ class StoredRun:
 
     number: int
     run_id: str
-    token: int
+    token: Token
     first_seq: int
     last_seq: int
     closed: bool
@@ -269,7 +270,7 @@ def runs_after(connection: sqlite3.Connection, *, number: int, limit: int) -> li
     return [run for row in rows if (run := _stored_run(row)) is not None]
 
 
-def _stored_run(row: tuple[int, str, int, int, int, int] | None) -> StoredRun | None:
+def _stored_run(row: tuple[int, str, Token, int, int, int] | None) -> StoredRun | None:
     return None if row is None else StoredRun(*row[:5], closed=bool(row[5]))
 
 

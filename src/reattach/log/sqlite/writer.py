@@ -17,6 +17,7 @@ from typing import Final
 
 from typing_extensions import override
 
+from reattach.domain.ids import Token
 from reattach.log.base import Head, RunWriter
 from reattach.log.run_writer import Done
 from reattach.log.sqlite import tables
@@ -244,12 +245,12 @@ class SqliteRunWriter(RunWriter):
     def __init__(
         self,
         run_id: str,
-        token: int,
+        token: Token,
         head: Head,
         *,
         runs: Mapping[str, RunState],
         writer: Writer,
-        append_otherwise: Callable[[str, int, int, Sequence[bytes], bool], Awaitable[None]],
+        append_otherwise: Callable[[str, Token, int, Sequence[bytes], bool], Awaitable[None]],
     ) -> None:
         super().__init__(run_id, token, head, after_tick=writer.after_tick)
         self._runs = runs

@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from reattach.domain.events import RunStatus
-from reattach.domain.ids import RunId
+from reattach.domain.ids import RunId, Token
 from reattach.records.base import Run, Thread
 from reattach.records.database import schema
 from reattach.records.runs.admission import run_of
@@ -92,7 +92,7 @@ def readable_run(connection: Connection, run_id: str) -> Run:
 
 
 def take_over(
-    connection: Connection, run_id: RunId, token: int, owner: str, step: int
+    connection: Connection, run_id: RunId, token: Token, owner: str, step: int
 ) -> Run | None:
     """Make ``owner`` the owner of an active run whose token is still ``token``, and raise it."""
     taken = connection.execute(

@@ -22,7 +22,7 @@ from sqlalchemy import (
 from reattach.domain.clock import Clock
 from reattach.domain.errors import ConflictError, ReattachError
 from reattach.domain.events import RunStatus, StopReason
-from reattach.domain.ids import AgentId, ConversationId, RunId, TenantId
+from reattach.domain.ids import AgentId, ConversationId, RunId, TenantId, Token
 from reattach.records import lookup
 from reattach.records.base import (
     Page,
@@ -189,7 +189,7 @@ class Runs:
         found = await self._database.in_read(page_of, rows, tenant, page, order)
         return [run_of(row) for row in found]
 
-    async def mark_running(self, run_id: RunId, token: int, *, notes_begun: bool = False) -> bool:
+    async def mark_running(self, run_id: RunId, token: Token, *, notes_begun: bool = False) -> bool:
         """Set the status of an active run to running; False if its token is another one.
 
         Idempotent; False for a run that has ended. ``notes_begun`` says that none of its tool calls
@@ -198,7 +198,7 @@ class Runs:
         begun = {"begun_calls": ()} if notes_begun else {}
         return await self._mark(run_id, token, status=RunStatus.RUNNING, **begun)
 
-    async def note_begun(self, run_id: RunId, token: int, call_ids: Sequence[str]) -> bool:
+    async def note_begun(self, run_id: RunId, token: Token, call_ids: Sequence[str]) -> bool:
         """Record all tool calls that have begun, or that begin once this has returned True.
 
         Returns False and changes nothing if the run has ended or its token is another one. A new
@@ -206,7 +206,7 @@ class Runs:
         """
         return await self._mark(run_id, token, begun_calls=tuple(call_ids))
 
-    async def _mark(self, run_id: RunId, token: int, **values: Any) -> bool:
+    async def _mark(self, run_id: RunId, token: Token, **values: Any) -> bool:
         return await self._database.in_write(_mark_active, run_id, token, values)
 
     async def request_cancel(
@@ -265,7 +265,7 @@ class Runs:
         return await self._database.in_read(orphans.orphans, after, limit)
 
     async def take_over(
-        self, run_id: RunId, token: int, owner: str, *, step: int = 1
+        self, run_id: RunId, token: Token, owner: str, *, step: int = 1
     ) -> Run | None:
         """Make ``owner`` the owner of an active run whose token is still ``token``.
 
@@ -400,7 +400,7 @@ class Runs:
 
 
 def _mark_active(
-    connection: Connection, run_id: RunId, token: int, values: Mapping[str, Any]
+    connection: Connection, run_id: RunId, token: Token, values: Mapping[str, Any]
 ) -> bool:
     marked = connection.execute(_MARK, {"run_id": run_id, "held_token": token, **values})
     return marked.rowcount > 0

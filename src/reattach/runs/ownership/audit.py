@@ -23,7 +23,7 @@ import structlog
 from reattach.domain.clock import Clock
 from reattach.domain.errors import FencedError, LogNotFoundError
 from reattach.domain.events import Event, Failed, Stopped, StopReason, Usage
-from reattach.domain.ids import RunId
+from reattach.domain.ids import RunId, Token
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.log.base import Head, Log
 from reattach.records.base import Run
@@ -211,7 +211,7 @@ async def close_lost_log(run: Run, log: Log) -> bool:
     """
     if (await _head_unless_closed(run, log)) is None:
         return False
-    token, step = run.token + 1, 1
+    token, step = Token(run.token + 1), 1
     while True:
         try:
             writer = await log.open(run.id, token, first_seq=LOST_LOG_FIRST_SEQ)
@@ -219,7 +219,7 @@ async def close_lost_log(run: Run, log: Log) -> bool:
         except FencedError:
             if step > LONGEST_TOKEN_STEP:
                 raise
-            token, step = token + step, 2 * step
+            token, step = Token(token + step), 2 * step
     if writer.head.closed:
         return False
     events = _terminal_group(run)

@@ -27,6 +27,7 @@ from reattach.domain.errors import (
     SeqMismatchError,
     StoreUnavailableError,
 )
+from reattach.domain.ids import Token
 from reattach.log.base import Head, Log
 from reattach.testing.conformance.log_ownership import OwnershipConformance
 from reattach.testing.conformance.log_reader import LARGE, WAIT_SECONDS, follow, read, until
@@ -66,7 +67,7 @@ class LogConformance(OwnershipConformance, WritingConformance):
         await log.aclose()
 
     async def test_a_new_log_is_empty_and_open(self, log: Log) -> None:
-        assert (await log.open("run", 1)).head == Head(1, 0, closed=False)
+        assert (await log.open("run", Token(1))).head == Head(1, 0, closed=False)
         assert await log.head("run") == Head(1, 0, closed=False)
         assert await read(log, "run") == (1, [])
 
@@ -75,10 +76,10 @@ class LogConformance(OwnershipConformance, WritingConformance):
         self, log: Log
     ) -> None:
         await write(log, "run", FRAMES[:10])
-        await append(log, "run", 1, 11, FRAMES[10:20])
+        await append(log, "run", Token(1), 11, FRAMES[10:20])
         assert await log.head("run") == Head(1, 20, closed=False)
         assert await read(log, "run") == (1, FRAMES[:20])
-        assert (await log.open("run", 1)).head == Head(1, 20, closed=False)
+        assert (await log.open("run", Token(1))).head == Head(1, 20, closed=False)
 
     @pytest.mark.promise("P1")
     @pytest.mark.parametrize("first_seq", [0, 1, 3, 5, 100])
@@ -87,15 +88,15 @@ class LogConformance(OwnershipConformance, WritingConformance):
     ) -> None:
         await write(log, "run", FRAMES[:3])
         with pytest.raises(SeqMismatchError) as caught:
-            await append(log, "run", 1, first_seq, [b"something else"])
+            await append(log, "run", Token(1), first_seq, [b"something else"])
         assert caught.value.last_seq == 3
         assert await read(log, "run") == (1, FRAMES[:3])
 
     async def test_an_append_without_frames_is_refused_unless_it_closes(self, log: Log) -> None:
-        await log.open("run", 1)
+        await log.open("run", Token(1))
         with pytest.raises(ValueError, match="without frames"):
-            await append(log, "run", 1, 1, [])
-        await append(log, "run", 1, 1, [], close=True)
+            await append(log, "run", Token(1), 1, [])
+        await append(log, "run", Token(1), 1, [], close=True)
         assert await log.head("run") == Head(1, 0, closed=True)
 
     @pytest.mark.promise("P3")
@@ -103,20 +104,20 @@ class LogConformance(OwnershipConformance, WritingConformance):
         await write(log, "run", FRAMES[:3], close=True)
         for frames, close in ([b"more"], False), ([b"more"], True), ([], True):
             with pytest.raises(LogClosedError):
-                await append(log, "run", 1, 4 if frames else 2, frames, close=close)
+                await append(log, "run", Token(1), 4 if frames else 2, frames, close=close)
         with pytest.raises(LogClosedError):
-            await append(log, "run", 1, 9, [b"more"])
+            await append(log, "run", Token(1), 9, [b"more"])
         assert await log.head("run") == Head(1, 3, closed=True)
         assert await read(log, "run") == (1, FRAMES[:3])
 
     @pytest.mark.promise("P3")
     async def test_followers_see_an_append_and_its_close_as_one_change(self, log: Log) -> None:
-        await log.open("run", 1)
+        await log.open("run", Token(1))
         async with log.follow("run") as tail:
             seen: list[tuple[int, bool]] = []
             tail.subscribe(lambda: seen.append((tail.last_seq, tail.closed)))
-            await append(log, "run", 1, 1, FRAMES[:3])
-            await append(log, "run", 1, 4, FRAMES[3:5], close=True)
+            await append(log, "run", Token(1), 1, FRAMES[:3])
+            await append(log, "run", Token(1), 4, FRAMES[3:5], close=True)
             await until(tail, lambda: tail.closed)
         assert set(seen) == {(3, False), (5, True)}
 
@@ -124,7 +125,7 @@ class LogConformance(OwnershipConformance, WritingConformance):
     async def test_submitted_appends_happen_in_order_and_report_their_outcome(
         self, log: Log
     ) -> None:
-        writer = await log.open("run", 2)
+        writer = await log.open("run", Token(2))
         outcomes: asyncio.Queue[Exception | None] = asyncio.Queue()
         tasks = []
         async with asyncio.timeout(WAIT_SECONDS):
@@ -136,9 +137,9 @@ class LogConformance(OwnershipConformance, WritingConformance):
             refused = [
                 writer.submit(4, [b"late"], done=outcomes.put_nowait)
                 for writer in (
-                    log.writer("run", 1, writer.head),
+                    log.writer("run", Token(1), writer.head),
                     writer,
-                    log.writer("none", 1, writer.head),
+                    log.writer("none", Token(1), writer.head),
                 )
             ]
             errors = {type(await outcomes.get()) for _ in refused}
@@ -149,19 +150,19 @@ class LogConformance(OwnershipConformance, WritingConformance):
     @pytest.mark.promise("P1")
     async def test_retrying_an_append_succeeds_and_changes_nothing(self, log: Log) -> None:
         await write(log, "run", FRAMES[:3])
-        await append(log, "run", 1, 4, FRAMES[3:6])
-        await append(log, "run", 1, 4, FRAMES[3:6])
-        await append(log, "run", 1, 1, FRAMES[:3])
-        await append(log, "run", 1, 2, FRAMES[1:5])
+        await append(log, "run", Token(1), 4, FRAMES[3:6])
+        await append(log, "run", Token(1), 4, FRAMES[3:6])
+        await append(log, "run", Token(1), 1, FRAMES[:3])
+        await append(log, "run", Token(1), 2, FRAMES[1:5])
         assert await read(log, "run") == (1, FRAMES[:6])
 
     @pytest.mark.promise("P3")
     async def test_retrying_a_closing_append_succeeds_and_changes_nothing(self, log: Log) -> None:
         await write(log, "run", FRAMES[:3])
         for _ in range(2):
-            await append(log, "run", 1, 4, FRAMES[3:5], close=True)
-        await append(log, "run", 1, 6, [], close=True)
-        await append(log, "run", 1, 1, FRAMES[:3])
+            await append(log, "run", Token(1), 4, FRAMES[3:5], close=True)
+        await append(log, "run", Token(1), 6, [], close=True)
+        await append(log, "run", Token(1), 1, FRAMES[:3])
         assert await log.head("run") == Head(1, 5, closed=True)
         assert await read(log, "run") == (1, FRAMES[:5])
 
@@ -180,10 +181,10 @@ class LogConformance(OwnershipConformance, WritingConformance):
     ) -> None:
         await write(log, "run", [b"a", b"b", b"cd"])
         with pytest.raises(SeqMismatchError):
-            await append(log, "run", 1, 2, frames, close=close)
-        await append(log, "run", 1, 4, [b"e"], close=True)
+            await append(log, "run", Token(1), 2, frames, close=close)
+        await append(log, "run", Token(1), 4, [b"e"], close=True)
         with pytest.raises(LogClosedError):
-            await append(log, "run", 1, 2, [*frames, b"x"], close=close)
+            await append(log, "run", Token(1), 2, [*frames, b"x"], close=close)
         assert await read(log, "run") == (1, [b"a", b"b", b"cd", b"e"])
 
     async def test_a_log_that_was_never_opened_is_not_found(self, log: Log) -> None:
@@ -226,7 +227,7 @@ class LogConformance(OwnershipConformance, WritingConformance):
                 assert cut.frames == b""
                 assert cut.last_seq < cut.first_seq
             if not close:
-                await append(log, "run", 1, 4, [], close=True)
+                await append(log, "run", Token(1), 4, [], close=True)
 
     @pytest.mark.promise("P5")
     @pytest.mark.parametrize("close", [False, True])
@@ -248,7 +249,7 @@ class LogConformance(OwnershipConformance, WritingConformance):
         await write(log, "run", FRAMES[:3])
         await log.trim("run", 100)
         assert await log.head("run") == Head(4, 3, closed=False)
-        await append(log, "run", 1, 4, FRAMES[3:5])
+        await append(log, "run", Token(1), 4, FRAMES[3:5])
         assert await log.head("run") == Head(4, 5, closed=False)
         assert await read(log, "run", 3) == (4, FRAMES[3:5])
 
@@ -267,7 +268,7 @@ class LogConformance(OwnershipConformance, WritingConformance):
         delete = asyncio.create_task(log.delete("run"))
         await asyncio.sleep(0)
         async with asyncio.timeout(WAIT_SECONDS):
-            opened = (await log.open("run", 1)).head
+            opened = (await log.open("run", Token(1))).head
             await delete
         try:
             head = await log.head("run")
@@ -290,7 +291,7 @@ class LogConformance(OwnershipConformance, WritingConformance):
         await write(log, "run", FRAMES[:3])
         async with log.follow("run") as one, log.follow("run") as two:
             assert one is two
-            await append(log, "run", 1, 4, [], close=True)
+            await append(log, "run", Token(1), 4, [], close=True)
             async with log.follow("run") as three:
                 await until(three, lambda: three.closed)
                 assert await follow(log, "run", 0) == FRAMES[:3]
@@ -316,14 +317,14 @@ class LogConformance(OwnershipConformance, WritingConformance):
     @pytest.mark.promise("P4")
     @pytest.mark.promise("P5")
     async def test_readers_that_join_at_any_time_miss_nothing(self, log: Log) -> None:
-        await log.open("run", 1)
+        await log.open("run", Token(1))
 
         async def append_all() -> list[asyncio.Task[list[bytes]]]:
             readers = []
             for index, frame in enumerate(FRAMES):
                 readers += [asyncio.create_task(follow(log, "run", at)) for at in (0, index // 2)]
-                await append(log, "run", 1, index + 1, [frame])
-            await append(log, "run", 1, len(FRAMES) + 1, [], close=True)
+                await append(log, "run", Token(1), index + 1, [frame])
+            await append(log, "run", Token(1), len(FRAMES) + 1, [], close=True)
             return readers
 
         async with asyncio.timeout(WAIT_SECONDS):
@@ -333,7 +334,7 @@ class LogConformance(OwnershipConformance, WritingConformance):
 
     @pytest.mark.promise("P2")
     async def test_every_frame_in_a_tail_can_be_read(self, log: Log) -> None:
-        await log.open("run", 1)
+        await log.open("run", Token(1))
         async with log.follow("run") as tail:
             appends = asyncio.create_task(append_singly(log, "run", FRAMES))
             for seq in range(1, len(FRAMES) + 1):
@@ -347,11 +348,13 @@ class LogConformance(OwnershipConformance, WritingConformance):
         self, log: Log
     ) -> None:
         """C5: a reader of the last frame finds the tail closed."""
-        await log.open("run", 1)
+        await log.open("run", Token(1))
         async with log.follow("run") as tail:
             for seq, frame in enumerate(FRAMES, 1):
                 close = seq == len(FRAMES)
-                appending = asyncio.create_task(append(log, "run", 1, seq, [frame], close=close))
+                appending = asyncio.create_task(
+                    append(log, "run", Token(1), seq, [frame], close=close)
+                )
                 for _ in range(3):
                     cut = await log.read("run", seq - 1, max_bytes=1, max_events=1)
                     assert tail.last_seq >= cut.last_seq
@@ -362,12 +365,12 @@ class LogConformance(OwnershipConformance, WritingConformance):
     @pytest.mark.parametrize("ticks", range(6))
     async def test_a_cancelled_append_can_be_retried(self, log: Log, ticks: int) -> None:
         await write(log, "run", FRAMES[:1])
-        appending = asyncio.create_task(append(log, "run", 1, 2, FRAMES[1:4], close=True))
+        appending = asyncio.create_task(append(log, "run", Token(1), 2, FRAMES[1:4], close=True))
         for _ in range(ticks):
             await asyncio.sleep(0)
         appending.cancel()
         await asyncio.wait([appending])
-        await append(log, "run", 1, 2, FRAMES[1:4], close=True)
+        await append(log, "run", Token(1), 2, FRAMES[1:4], close=True)
         assert await log.head("run") == Head(1, 4, closed=True)
         assert await read(log, "run") == (1, FRAMES[:4])
 
@@ -377,7 +380,7 @@ class LogConformance(OwnershipConformance, WritingConformance):
         frames = {name: [f"{name}:{seq}".encode() for seq in range(1, 21)] for name in names}
 
         async def one(name: str) -> None:
-            await log.open(name, 1)
+            await log.open(name, Token(1))
             await append_singly(log, name, frames[name])
 
         async with asyncio.timeout(WAIT_SECONDS), asyncio.TaskGroup() as group:
@@ -390,7 +393,7 @@ class LogConformance(OwnershipConformance, WritingConformance):
     async def test_aclose_finishes_appends_and_fails_tails(self, log: Log) -> None:
         await write(log, "run", FRAMES[:2])
         async with log.follow("run") as tail:
-            appending = asyncio.create_task(append(log, "run", 1, 3, FRAMES[2:4]))
+            appending = asyncio.create_task(append(log, "run", Token(1), 3, FRAMES[2:4]))
             await asyncio.sleep(0)
             async with asyncio.timeout(WAIT_SECONDS):
                 await log.aclose()
@@ -399,8 +402,8 @@ class LogConformance(OwnershipConformance, WritingConformance):
             assert isinstance(tail.failure, StoreUnavailableError)
         await log.aclose()
         for use in (
-            log.open("run", 2),
-            append(log, "run", 1, 5, FRAMES[4:5]),
+            log.open("run", Token(2)),
+            append(log, "run", Token(1), 5, FRAMES[4:5]),
             log.head("run"),
             log.read("run", 0, max_bytes=1, max_events=1),
             log.trim("run", 1),
@@ -421,16 +424,16 @@ class LogConformance(OwnershipConformance, WritingConformance):
     ) -> None:
         log = await store.open_log()
         await write(log, "open", FRAMES[:10])
-        await log.open("open", 9)
+        await log.open("open", Token(9))
         await write(log, "closed", FRAMES[:20], close=True)
-        await log.open("closed", 9)
+        await log.open("closed", Token(9))
         await write(log, "trimmed", FRAMES[:10])
         await log.trim("trimmed", 5)
         await write(log, "deleted", FRAMES[:10])
         await log.delete("deleted")
-        await log.open("late", 1, first_seq=50)
+        await log.open("late", Token(1), first_seq=50)
         await write(log, "skipped", FRAMES[:10])
-        await log.open("skipped", 9, first_seq=100)
+        await log.open("skipped", Token(9), first_seq=100)
         kept = log.capabilities.survives_process_kill
         await (store.crash(log) if crash else log.aclose())
         log = await store.open_log()
@@ -446,13 +449,13 @@ class LogConformance(OwnershipConformance, WritingConformance):
             assert await read(log, "trimmed", 4) == (5, FRAMES[4:10])
             assert await log.head("late") == Head(50, 49, closed=False)
             assert await log.head("skipped") == Head(100, 99, closed=False)
-            await append(log, "skipped", 9, 100, FRAMES[:3])
+            await append(log, "skipped", Token(9), 100, FRAMES[:3])
             assert await read(log, "skipped", 99) == (100, FRAMES[:3])
             for name in "open", "closed", "skipped":
                 with pytest.raises(FencedError):
-                    await log.open(name, 8)
-            await append(log, "open", 9, 8, FRAMES[7:10])
-            await append(log, "open", 9, 11, FRAMES[10:12], close=True)
+                    await log.open(name, Token(8))
+            await append(log, "open", Token(9), 8, FRAMES[7:10])
+            await append(log, "open", Token(9), 11, FRAMES[10:12], close=True)
             assert await follow(log, "open", 0) == FRAMES[:12]
         finally:
             await log.aclose()
@@ -460,7 +463,7 @@ class LogConformance(OwnershipConformance, WritingConformance):
     @pytest.mark.promise("P2")
     async def test_a_crash_loses_no_event_that_a_follower_saw(self, store: LogStore) -> None:
         log = await store.open_log()
-        await log.open("run", 1)
+        await log.open("run", Token(1))
         async with log.follow("run") as tail:
             appends = asyncio.create_task(append_singly(log, "run", FRAMES))
             await until(tail, lambda: tail.last_seq >= len(FRAMES) // 2)
@@ -485,7 +488,7 @@ class LogConformance(OwnershipConformance, WritingConformance):
 async def assert_not_found(log: Log, run_id: str) -> None:
     """Assert that all methods except open and delete raise LogNotFoundError."""
     for use in (
-        append(log, run_id, 1, 1, FRAMES[:1]),
+        append(log, run_id, Token(1), 1, FRAMES[:1]),
         log.head(run_id),
         log.read(run_id, 0, max_bytes=1, max_events=1),
         log.trim(run_id, 1),

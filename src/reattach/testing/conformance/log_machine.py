@@ -18,6 +18,7 @@ import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from reattach.domain.errors import ReattachError
+from reattach.domain.ids import Token
 from reattach.log.base import Head, Log, Slice, Tail
 from reattach.log.memory import MemoryLog
 from reattach.testing.conformance.log import LogStore
@@ -28,7 +29,7 @@ T = TypeVar("T")
 
 RUNS = ("a", "b", "c")
 runs = st.sampled_from(RUNS)
-tokens = st.integers(0, 3)
+tokens = st.integers(0, 3).map(Token)
 first_seqs = st.one_of(st.just(1), st.integers(1, 60))
 aliases = st.sampled_from(["x", "y"])
 frame_lists = st.lists(st.binary(max_size=120), max_size=8)
@@ -49,7 +50,7 @@ class Reader:
 @dataclass(frozen=True)
 class LastAppend:
     run_id: str
-    token: int
+    token: Token
     first_seq: int
     frames: Sequence[bytes]
     close: bool
@@ -92,7 +93,7 @@ class LogMachine(RuleBasedStateMachine):
         assert self.run_bounded(outcome(real)) == self.run_bounded(outcome(expected))
 
     @rule(run_id=runs, token=tokens, first_seq=first_seqs, names=st.lists(aliases, max_size=2))
-    def open(self, run_id: str, token: int, first_seq: int, names: list[str]) -> None:
+    def open(self, run_id: str, token: Token, first_seq: int, names: list[str]) -> None:
         self.assert_same(
             open_head(self.log, run_id, token, first_seq, names),
             open_head(self.model, run_id, token, first_seq, names),
@@ -104,20 +105,20 @@ class LogMachine(RuleBasedStateMachine):
             self.assert_same(self.log.find(alias), self.model.find(alias))
 
     @rule(run_id=runs, token=tokens, frames=frame_lists, offset=st.integers(-3, 1))
-    def append_anywhere(self, run_id: str, token: int, frames: list[bytes], offset: int) -> None:
+    def append_anywhere(self, run_id: str, token: Token, frames: list[bytes], offset: int) -> None:
         first_seq = self.last_seq(run_id) + 1 + offset
         self.append(LastAppend(run_id, token, first_seq, frames, close=False))
 
     @rule(run_id=runs, frames=frame_lists, close=st.sampled_from([False, False, True]))
     def append_at_the_end(self, run_id: str, frames: list[bytes], close: bool) -> None:
-        self.append(LastAppend(run_id, 3, self.last_seq(run_id) + 1, frames, close))
+        self.append(LastAppend(run_id, Token(3), self.last_seq(run_id) + 1, frames, close))
 
     @rule(close=st.booleans())
     def repeat_append(self, close: bool) -> None:
         last = self.last_append
         if last is not None:
             close = last.close or close
-            self.append(LastAppend(last.run_id, 3, last.first_seq, last.frames, close))
+            self.append(LastAppend(last.run_id, Token(3), last.first_seq, last.frames, close))
 
     def append(self, wanted: LastAppend) -> None:
         self.last_append = wanted
@@ -126,7 +127,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule(frames=st.binary(min_size=1, max_size=20))
     def append_to_all_at_once(self, frames: bytes) -> None:
         wanted = [
-            LastAppend(run_id, 3, self.last_seq(run_id) + 1, [frames, frames], close=False)
+            LastAppend(run_id, Token(3), self.last_seq(run_id) + 1, [frames, frames], close=False)
             for run_id in RUNS
         ]
 
@@ -233,7 +234,7 @@ class LogMachine(RuleBasedStateMachine):
 
 
 async def open_head(
-    log: Log, run_id: str, token: int, first_seq: int, names: Sequence[str]
+    log: Log, run_id: str, token: Token, first_seq: int, names: Sequence[str]
 ) -> Head:
     return (await log.open(run_id, token, first_seq=first_seq, aliases=names)).head
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from reattach.domain.ids import Token
 from reattach.log.base import Head, Log
 
 FRAMES = [b"id: %d\ndata: %s\n\n" % (seq, bytes(range(256)) * (seq % 3)) for seq in range(1, 41)]
@@ -10,14 +11,14 @@ FRAMES = [b"id: %d\ndata: %s\n\n" % (seq, bytes(range(256)) * (seq % 3)) for seq
 
 async def write(log: Log, run_id: str, frames: Sequence[bytes], *, close: bool = False) -> None:
     """Open a new log and append all frames at once."""
-    writer = await log.open(run_id, 1)
+    writer = await log.open(run_id, Token(1))
     await writer.append(1, frames, close=close)
 
 
 async def append(
     log: Log,
     run_id: str,
-    token: int,
+    token: Token,
     first_seq: int,
     frames: Sequence[bytes],
     *,
@@ -31,4 +32,4 @@ async def append(
 async def append_singly(log: Log, run_id: str, frames: Sequence[bytes]) -> None:
     """Append to an empty log, one frame per append."""
     for seq, frame in enumerate(frames, 1):
-        await append(log, run_id, 1, seq, [frame])
+        await append(log, run_id, Token(1), seq, [frame])

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from reattach.domain.errors import FencedError, LogClosedError
+from reattach.domain.ids import Token
 from reattach.log.base import Head, Log
 from reattach.testing.conformance.log_reader import WAIT_SECONDS, read
 from reattach.testing.conformance.log_samples import FRAMES, append
@@ -15,7 +16,7 @@ class WritingConformance:
 
     @pytest.mark.promise("P1", "P2")
     async def test_flushed_frames_are_in_the_log_in_the_order_of_their_puts(self, log: Log) -> None:
-        writer = await log.open("run", 1)
+        writer = await log.open("run", Token(1))
         async with asyncio.timeout(WAIT_SECONDS):
             await writer.flush()
             writer.put(FRAMES[:1])
@@ -33,7 +34,7 @@ class WritingConformance:
     async def test_close_appends_what_was_put_before_the_last_frames(
         self, log: Log, count: int
     ) -> None:
-        writer = await log.open("run", 1)
+        writer = await log.open("run", Token(1))
         writer.put(FRAMES[:2])
         async with asyncio.timeout(WAIT_SECONDS):
             await writer.close(FRAMES[2 : 2 + count])
@@ -41,9 +42,9 @@ class WritingConformance:
         assert await read(log, "run") == (1, FRAMES[: 2 + count])
 
     async def test_a_writer_continues_after_the_last_frame_of_the_log(self, log: Log) -> None:
-        first = await log.open("run", 1)
+        first = await log.open("run", Token(1))
         await first.append(1, FRAMES[:3])
-        second = await log.open("run", 2)
+        second = await log.open("run", Token(2))
         assert (second.head, second.last_seq) == (Head(1, 3, closed=False), 3)
         second.put(FRAMES[3:4])
         async with asyncio.timeout(WAIT_SECONDS):
@@ -52,10 +53,10 @@ class WritingConformance:
 
     @pytest.mark.promise("P7")
     async def test_a_writer_with_an_older_token_fails_once_and_for_good(self, log: Log) -> None:
-        writer = await log.open("run", 1)
+        writer = await log.open("run", Token(1))
         failures: list[Exception | None] = []
         writer.on_failure = lambda: failures.append(writer.failure)
-        await log.open("run", 2)
+        await log.open("run", Token(2))
         writer.put(FRAMES[:1])
         async with asyncio.timeout(WAIT_SECONDS):
             with pytest.raises(FencedError):
@@ -69,8 +70,8 @@ class WritingConformance:
 
     @pytest.mark.promise("P3")
     async def test_a_writer_of_a_log_that_another_one_closed_fails(self, log: Log) -> None:
-        writer = await log.open("run", 1)
-        await append(log, "run", 1, 1, FRAMES[:2], close=True)
+        writer = await log.open("run", Token(1))
+        await append(log, "run", Token(1), 1, FRAMES[:2], close=True)
         writer.put(FRAMES[5:6])
         async with asyncio.timeout(WAIT_SECONDS):
             with pytest.raises(LogClosedError):
@@ -81,7 +82,7 @@ class WritingConformance:
     async def test_the_writers_of_many_runs_share_a_tick_without_mixing(self, log: Log) -> None:
         names = [f"run-{number}" for number in range(20)]
         frames = {name: [f"{name}:{seq}".encode() for seq in range(1, 11)] for name in names}
-        writers = [await log.open(name, 1) for name in names]
+        writers = [await log.open(name, Token(1)) for name in names]
         for seq in range(9):
             for writer in writers:
                 writer.put(frames[writer.run_id][seq : seq + 1])

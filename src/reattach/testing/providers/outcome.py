@@ -14,7 +14,7 @@ from reattach.domain.events import (
     Stopped,
     Usage,
 )
-from reattach.domain.ids import DEFAULT_TENANT, new_agent_id, new_run_id
+from reattach.domain.ids import DEFAULT_TENANT, Token, new_agent_id, new_run_id
 from reattach.domain.messages import ReasoningPart, TextPart, ToolCallPart, ToolReturnPart
 from reattach.engine.base import ClientTool, Engine, ToolStarting
 from reattach.records.base import Run, Thread
@@ -126,5 +126,5 @@ def _run() -> Run:
         run_type="send_message",
         input=(),
         owner="test",
-        token=1,
+        token=Token(1),
     )
