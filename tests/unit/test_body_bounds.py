@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from reattach.domain.errors import QuotaError, UnavailableError, ValidationFailedError
 from reattach.domain.ids import TenantId
+from reattach.http.middleware.access import ACCESS
 from reattach.http.middleware.parse_queue import ParseQueue
 from reattach.http.middleware.quotas import Bounds, Quotas
 
@@ -17,7 +19,7 @@ HOSTILE, HONEST = TenantId("org-hostile"), TenantId("org-honest")
 
 
 def of(tenant: TenantId) -> dict[str, object]:
-    return {"type": "http", "reattach.tenant": tenant}
+    return {"type": "http", ACCESS: SimpleNamespace(tenant=tenant)}
 
 
 class Parser:

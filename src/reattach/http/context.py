@@ -37,16 +37,14 @@ async def get_context(request: Request) -> Context:
     return context
 
 
-async def tenant(request: Request) -> TenantId:
-    """Return the tenant of the request, which ``auth.Authentication`` determined."""
-    found: TenantId = request.scope["reattach.tenant"]
-    return found
-
-
 async def access(request: Request) -> Access:
-    """Return the rights of the request's key."""
+    """Return the rights of the request, which ``auth.Authentication`` determined."""
     found: Access = request.scope[ACCESS]
     return found
+
+
+async def tenant(request: Request) -> TenantId:
+    return (await access(request)).tenant
 
 
 AccessDep = Annotated[Access, Depends(access)]

@@ -18,7 +18,7 @@ from reattach.http.api.resuming import conversation_stream, run_stream
 from reattach.http.context import Context
 from reattach.http.json import parse
 from reattach.http.middleware.access import ACCESS
-from reattach.http.middleware.auth import Authenticator
+from reattach.http.middleware.auth import Authenticator, path_of
 from reattach.http.schemas.resuming import ResumeBody
 from reattach.records.base import KeyScope
 
@@ -45,7 +45,7 @@ class FastPath:
 
     async def try_answer(self, scope: Scope, receive: Receive, send: Send) -> Receive | None:
         """Answer and return None, or return the ``receive`` for the regular routes."""
-        place = _PATH.fullmatch(_path(scope))
+        place = _PATH.fullmatch(path_of(scope))
         if place is None or scope["method"] != "POST" or scope.get("query_string"):
             return receive
         headers = dict(scope["headers"])
@@ -74,13 +74,6 @@ class FastPath:
         # Only the regular route waits for a log that is about to be opened.
         error = await response.respond(scope, receive, send, _VARY, waits=False)
         return None if error is None else _replay(message, receive)
-
-
-def _path(scope: Scope) -> str:
-    """Return the path relative to the mount point of the application."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    return path[len(root) :] if root and path.startswith(root) else path
 
 
 def _is_usual(headers: dict[bytes, bytes]) -> bool:

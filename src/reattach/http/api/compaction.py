@@ -102,7 +102,7 @@ def _compaction_settings(context: Context, body: CompactBody | None) -> dict[str
     """Return the settings in the request. Raises NotFoundError for an unknown model."""
     asked: dict[str, Any] = {}
     if body is not None and body.compaction_settings is not None:
-        asked = body.compaction_settings.model_dump(mode="json", exclude_unset=True)
+        asked = body.compaction_settings.kept()
     check_model(context.catalog, asked.get("model"))
     return asked
 

@@ -161,7 +161,7 @@ class Authentication:
         self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _path(scope) in OPEN_PATHS:
+        if scope["type"] != "http" or path_of(scope) in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
         try:
@@ -171,11 +171,11 @@ class Authentication:
         except ReattachError as error:
             await error_response(error)(scope, receive, send)
             return
-        scope[ACCESS], scope["reattach.tenant"] = access, access.tenant
+        scope[ACCESS] = access
         await self._app(scope, receive, send)
 
 
-def _path(scope: Scope) -> str:
+def path_of(scope: Scope) -> str:
     """Return the path relative to the mount point of the application."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))

@@ -7,6 +7,7 @@ from starlette.types import Scope
 
 from reattach.domain.ids import TenantId
 from reattach.http.json import parse
+from reattach.http.middleware.access import ACCESS, Access
 
 
 class ParseQueue:
@@ -22,7 +23,8 @@ class ParseQueue:
 
     async def parse(self, scope: Scope, body: bytes) -> Any:
         """Wait in the queue, then parse ``body``. Raises ValidationFailedError."""
-        tenant: TenantId | None = scope.get("reattach.tenant")
+        access: Access | None = scope.get(ACCESS)
+        tenant = None if access is None else access.tenant
         line = self._tenants.setdefault(tenant, _Line())
         line.waiting += 1
         try:

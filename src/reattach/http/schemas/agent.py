@@ -1,7 +1,7 @@
 """Schemas of agents."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -318,7 +318,7 @@ class AgentUpdate(_AgentMembers):
 
     def apply(self, agent: Agent) -> Agent:
         """Return the agent after the changes, except those of its blocks and tools."""
-        changes = {name: value for name, value in given(self).items() if name in _CHANGEABLE}
+        changes = {name: value for name, value in given(self).items() if name in _FIELDS}
         for name in ("name", "system"):
             if name in changes and changes[name] is None:
                 del changes[name]
@@ -336,21 +336,7 @@ class AgentUpdate(_AgentMembers):
         return replace(agent, **changes)
 
 
-_CHANGEABLE: Final = frozenset(
-    {
-        "name",
-        "system",
-        "description",
-        "model",
-        "model_settings",
-        "embedding",
-        "context_window_limit",
-        "timezone",
-        "hidden",
-        "metadata",
-        "tags",
-    }
-)
+_FIELDS: Final = frozenset(field.name for field in fields(Agent))
 
 
 class ResetBody(Body):

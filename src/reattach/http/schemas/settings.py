@@ -12,23 +12,34 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Verbosity = Literal["low", "medium", "high"]
 
 
-class Reasoning(BaseModel):
+class _Open(BaseModel):
     model_config = ConfigDict(extra="allow")
 
+
+class _Kept(_Open):
+    """Settings whose members are all stored and returned, known or not."""
+
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        kept_json(self.kept())
+        return self
+
+    def kept(self) -> dict[str, Any]:
+        """Return exactly the members that the client sent."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class Reasoning(_Open):
     reasoning_effort: Effort | None = None
 
 
-class ResponseFormat(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class ResponseFormat(_Open):
     type: Literal["text", "json_schema", "json_object"]
     json_schema: KeptObject | None = None
 
 
-class ModelSettings(BaseModel):
+class ModelSettings(_Kept):
     """Model settings: known members are validated, and all are stored and returned."""
-
-    model_config = ConfigDict(extra="allow")
 
     provider_type: Word | None = None
     temperature: Annotated[float, Field(ge=0, le=2), NOT_BOOL] | None = None
@@ -42,15 +53,6 @@ class ModelSettings(BaseModel):
     thinking: KeptObject | None = None
     thinking_config: KeptObject | None = None
     tool_call_parser: Word | None = None
-
-    @model_validator(mode="after")
-    def _check_size(self) -> Self:
-        kept_json(self.kept())
-        return self
-
-    def kept(self) -> dict[str, Any]:
-        """Return exactly the members that the client sent."""
-        return self.model_dump(mode="json", exclude_unset=True)
 
 
 class LegacyModelConfig(Body):
@@ -92,10 +94,8 @@ class LegacyModelConfig(Body):
         return {name: value for name, value in settings.items() if value is not None}
 
 
-class CompactionSettings(BaseModel):
+class CompactionSettings(_Kept):
     """How conversations that are too long for their model are compacted."""
-
-    model_config = ConfigDict(extra="allow")
 
     model: Word | None = None
     model_settings: ModelSettings | None = None
@@ -106,8 +106,3 @@ class CompactionSettings(BaseModel):
         Literal["all", "sliding_window", "self_compact_all", "self_compact_sliding_window"] | None
     ) = None
     sliding_window_percentage: Annotated[float, Field(ge=0, le=1), NOT_BOOL] | None = None
-
-    @model_validator(mode="after")
-    def _check_size(self) -> Self:
-        kept_json(self.model_dump(mode="json", exclude_unset=True))
-        return self
