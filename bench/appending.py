@@ -14,7 +14,7 @@ import uvloop
 
 from bench.frames import FrameMaker
 from bench.schedule import Ticker
-from reattach.domain.ids import Token, new_run_id
+from reattach.domain.ids import Seq, Token, new_run_id
 from reattach.log.base import RunWriter
 from reattach.log.open import open_log
 from reattach.server.tune_gc import tune_gc
@@ -49,7 +49,7 @@ async def paced(
         taken = list(due)
         due.clear()
         if taken:
-            await writer.append(len(lags) + 1, [frame] * len(taken))
+            await writer.append(Seq(len(lags) + 1), [frame] * len(taken))
             now = time.monotonic_ns()
             lags += [now - when for when in taken]
     return lags
@@ -60,7 +60,7 @@ async def flat_out(writer: RunWriter, until_ns: int) -> list[int]:
     frames = [FrameMaker().text()] * FLAT_OUT_EVENTS
     lags: list[int] = []
     while (begin := time.monotonic_ns()) < until_ns:
-        await writer.append(len(lags) + 1, frames)
+        await writer.append(Seq(len(lags) + 1), frames)
         lags += [time.monotonic_ns() - begin] * FLAT_OUT_EVENTS
     return lags
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from reattach.domain.events import Event, Output, Place, Stopped, StopReason, Usage
-from reattach.domain.ids import new_message_id, new_run_id, new_step_id
+from reattach.domain.ids import Seq, new_message_id, new_run_id, new_step_id
 from reattach.domain.messages import TextPart
 from reattach.wire import letta
 from reattach.wire.sse import DONE, split_frames
@@ -41,7 +41,7 @@ class FrameMaker:
 
     def _next(self, event: Event) -> bytes:
         self.last_seq += 1
-        return letta.encode(event, self.last_seq, self._run_id)
+        return letta.encode(event, Seq(self.last_seq), self._run_id)
 
 
 @dataclass(frozen=True, slots=True)

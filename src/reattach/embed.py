@@ -44,6 +44,7 @@ from reattach.domain.events import Usage
 from reattach.domain.ids import (
     DEFAULT_TENANT,
     ConversationId,
+    Seq,
     TenantId,
     new_agent_id,
     new_conversation_id,
@@ -298,7 +299,7 @@ class Reattach:
         """
         context = self._opened()
         _check_owner(run, tenant)
-        async with aclosing(events_of(context.runs, Target.of(run), after)) as events:
+        async with aclosing(events_of(context.runs, Target.of(run), Seq(after))) as events:
             async for event in events:
                 yield event
 

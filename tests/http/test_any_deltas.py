@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from reattach.domain.errors import EngineError
 from reattach.domain.events import StopReason, Usage
-from reattach.domain.ids import DEFAULT_TENANT, ConversationId, RunId
+from reattach.domain.ids import DEFAULT_TENANT, ConversationId, RunId, Seq
 from reattach.domain.messages import (
     CompactionStats,
     HiddenReasoningPart,
@@ -194,7 +194,7 @@ async def assert_recovery_would_keep_the_same(
     """The log read back folds into the messages that the conversation keeps."""
     records = server.context.records
     run = await records.runs.get(DEFAULT_TENANT, run_id)
-    piece = await server.context.runs.log.read(run_id, 0, max_bytes=2**24, max_events=10_000)
+    piece = await server.context.runs.log.read(run_id, Seq(0), max_bytes=2**24, max_events=10_000)
     transcript = Transcript()
     for frame in split_frames(piece.frames):
         transcript.add(letta.decode(frame))

@@ -12,6 +12,7 @@ from reattach.domain.ids import (
     AgentId,
     ConversationId,
     RunId,
+    Seq,
     new_agent_id,
     new_conversation_id,
     new_run_id,
@@ -503,7 +504,7 @@ async def test_a_cursor_before_the_earliest_kept_event_is_410_with_its_seq(
     run = await live.background_run(conversation, "[chunks=10]")
     await live.ended(run)
     whole = await live.streamed(f"/v1/runs/{run}/stream", {})
-    await live.context.runs.log.trim(run, 5)
+    await live.context.runs.log.trim(run, Seq(5))
     for cursor in (-1, 0, 1, 3):
         status, error = await refusal(
             live, resume_path("default"), {"run_id": run, "starting_after": cursor}

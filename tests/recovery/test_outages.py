@@ -10,7 +10,7 @@ import pytest
 
 from reattach.domain.errors import ReattachError, StoreUnavailableError
 from reattach.domain.events import RunStatus
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.domain.limits import APPEND_RETRY_SECONDS, SWEEP_INTERVAL_SECONDS
 from reattach.domain.messages import Role
 from reattach.log.base import Log, RunWriter
@@ -247,7 +247,7 @@ class OneLogDown(FaultyLog):
         if run_id == self.down:
             raise StoreUnavailableError("The store is down.")
         await asyncio.sleep(0.01)
-        return await super().open(run_id, token, first_seq=first_seq, aliases=aliases)
+        return await super().open(run_id, token, first_seq=Seq(first_seq), aliases=aliases)
 
 
 async def orphans_of(stores: Stores, count: int) -> list[Run]:

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from reattach.domain.events import RunStatus
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.engine.base import Turn
 from reattach.engine.scripted import ScriptedEngine
@@ -79,7 +79,7 @@ class Machine:
         )
 
     async def frames(self, run_id: str) -> list[bytes]:
-        piece = await self.context.runs.log.read(run_id, 0, max_bytes=2**40, max_events=2**40)
+        piece = await self.context.runs.log.read(run_id, Seq(0), max_bytes=2**40, max_events=2**40)
         return split_frames(piece.frames)
 
     def as_it_stands(self, target: Path) -> Path:
@@ -289,14 +289,14 @@ async def test_a_run_of_an_earlier_boot_stays_distrusted_until_it_has_its_end(
     log = await SqliteLog.open_file(events)
     head = await log.head(seen.run_id)
     assert (head.last_seq, head.tail_uncertain) == (len(seen.frames), True)
-    assert (await log.open("new", Token(1))).head == Head(1, 0, closed=False)
+    assert (await log.open("new", Token(1))).head == Head(Seq(1), Seq(0), closed=False)
     empty = Head(LOST_LOG_FIRST_SEQ, LOST_LOG_FIRST_SEQ - 1, closed=False)
     assert (await log.open(seen.run_id, Token(9))).head == replace(empty, tail_uncertain=True)
     await append(log, seen.run_id, Token(9), LOST_LOG_FIRST_SEQ, [b"end"], close=True)
     await log.open("late", Token(1))
     await log.aclose()
     log = await SqliteLog.open_file(events)
-    assert await log.head("late") == Head(1, 0, closed=False)
+    assert await log.head("late") == Head(Seq(1), Seq(0), closed=False)
     assert await log.head(seen.run_id) == Head(LOST_LOG_FIRST_SEQ, LOST_LOG_FIRST_SEQ, closed=True)
     await log.aclose()
 

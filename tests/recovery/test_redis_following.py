@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from reattach.domain.errors import LogLostError, StoreUnavailableError
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.log.base import Tail
 from reattach.log.redis.client import WaitPolicy, client_for
 from reattach.log.redis.log import RedisLog
@@ -298,7 +298,7 @@ async def test_the_end_of_a_log_is_not_read_before_the_tail_has_it_if_notificati
         await append(owner, "run", Token(1), count + 1, [b"stop", b"usage"], close=True)
         assert tail.last_seq == count
         for after in range(0 if is_large else count, count + 2):
-            piece = await other.read("run", after, max_bytes=2**40, max_events=2**40)
+            piece = await other.read("run", Seq(after), max_bytes=2**40, max_events=2**40)
             assert piece.last_seq == count + 2
             assert tail.last_seq == count + 2
             assert tail.closed
@@ -323,7 +323,7 @@ async def test_frames_that_cannot_be_read_into_the_tail_are_not_returned(
 
         intercept(other, READ, answer_once, monkeypatch)
         with pytest.raises(StoreUnavailableError):
-            await other.read("run", 1, max_bytes=100, max_events=10)
+            await other.read("run", Seq(1), max_bytes=100, max_events=10)
         assert not tail.closed
 
 
@@ -337,10 +337,10 @@ async def test_an_append_that_closes_the_tail_during_a_catch_up_is_no_failure(
         follower = owner.follower
         run = follower.local_run("run")
         assert run is not None
-        waiting = asyncio.create_task(follower.catch_up_to(run, 2))
+        waiting = asyncio.create_task(follower.catch_up_to(run, Seq(2)))
         await asyncio.sleep(0)
         assert run.is_behind
-        follower.note_appended(run, 2, [b"stop"], close=True)
+        follower.note_appended(run, Seq(2), [b"stop"], close=True)
         await waiting
         assert tail.closed
 
@@ -356,7 +356,7 @@ async def test_a_reader_waits_for_the_newer_of_two_catch_ups(
         run = follower.local_run("run")
         assert run is not None
         await append(owner, "run", Token(1), 2, [b"second"])
-        waiting = asyncio.create_task(follower.catch_up_to(run, 2))
+        waiting = asyncio.create_task(follower.catch_up_to(run, Seq(2)))
         await asyncio.sleep(0)
         assert run.catch_up_task is not None
         run.catch_up_task.add_done_callback(lambda _: follower.start_catch_up(run))

@@ -18,7 +18,7 @@ from reattach.domain.errors import (
     SeqMismatchError,
     StoreUnavailableError,
 )
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.log.base import Head, Tail
 from reattach.log.redis.log import RedisLog
 from reattach.testing.conformance.log_reader import LARGE, follow, until
@@ -90,7 +90,7 @@ async def is_at(tail: Tail, seq: int) -> None:
 
 
 async def all_of(log: RedisLog) -> bytes:
-    return (await log.read("run", 0, max_bytes=LARGE, max_events=LARGE)).frames
+    return (await log.read("run", Seq(0), max_bytes=LARGE, max_events=LARGE)).frames
 
 
 @pytest.mark.promise("P4")
@@ -134,7 +134,7 @@ async def test_the_number_of_connections_does_not_depend_on_readers_or_runs(
         async def append_to(run_id: str) -> None:
             for seq in range(1, 21):
                 await append(owner, run_id, Token(1), seq, FRAMES[seq - 1 : seq])
-                await other.read(run_id, 0, max_bytes=LARGE, max_events=LARGE)
+                await other.read(run_id, Seq(0), max_bytes=LARGE, max_events=LARGE)
                 await other.head(run_id)
 
         async with asyncio.timeout(WAIT_SECONDS), asyncio.TaskGroup() as group:
@@ -182,7 +182,7 @@ async def test_a_zombie_owner_is_refused_and_its_readers_get_the_new_owners_fram
         await zombie.open("run", Token(1))
         async with zombie.follow("run") as tail:
             await append(zombie, "run", Token(1), 1, FRAMES[:3])
-            assert (await heir.open("run", Token(2))).head == Head(1, 3, closed=False)
+            assert (await heir.open("run", Token(2))).head == Head(Seq(1), Seq(3), closed=False)
             await append(heir, "run", Token(2), 4, FRAMES[3:6])
             with pytest.raises(FencedError):
                 await append(zombie, "run", Token(1), 4, [b"other text"])
@@ -258,11 +258,11 @@ async def test_a_restart_without_data_fails_tails_and_replaces_no_frames(
         for log in owner, other:
             with pytest.raises(LogNotFoundError):
                 await log.head("run")
-        assert (await owner.open("run", Token(2), first_seq=1000)).head == Head(
-            1000, 999, closed=False
+        assert (await owner.open("run", Token(2), first_seq=Seq(1000))).head == Head(
+            Seq(1000), Seq(999), closed=False
         )
         await append(owner, "run", Token(2), 1000, [b"the end"], close=True)
-        assert await other.head("run") == Head(1000, 1000, closed=True)
+        assert await other.head("run") == Head(Seq(1000), Seq(1000), closed=True)
         assert await follow(other, "run", 999) == [b"the end"]
 
 
@@ -306,7 +306,9 @@ async def test_a_failover_to_a_lagging_replica_shows_no_other_frames() -> None:
                     await is_at(tail, 8)
                     # The new primary gets other frames before anybody reconnects.
                     async with log_at(replica) as heir:
-                        assert (await heir.open("run", Token(2))).head == Head(1, 5, closed=False)
+                        assert (await heir.open("run", Token(2))).head == Head(
+                            Seq(1), Seq(5), closed=False
+                        )
                         await append(heir, "run", Token(2), 6, [b"other"] * 5, close=True)
                     relay.target = replica.socket_path
                     relay.cut()
@@ -404,7 +406,9 @@ async def test_a_gap_in_the_notifications_is_filled(redis: RedisServer, relay: R
             last_seq = (await owner.head("run")).last_seq + 1
             await append(owner, "run", Token(1), last_seq, FRAMES[5:6], close=True)
             await is_at(tail, last_seq)
-            assert await all_of(owner) == tail.slice(0, max_bytes=LARGE, max_events=LARGE).frames
+            assert (
+                await all_of(owner) == tail.slice(Seq(0), max_bytes=LARGE, max_events=LARGE).frames
+            )
 
 
 @pytest.mark.promise("P4")
@@ -446,7 +450,7 @@ async def test_a_paused_redis_is_unavailable_and_tails_wait(
                     owner.open("other", Token(1)),
                     owner.head("run"),
                     owner.find("alias"),
-                    other.read("run", 5, max_bytes=1, max_events=1),
+                    other.read("run", Seq(5), max_bytes=1, max_events=1),
                     other.delete("other"),
                 ):
                     async with asyncio.timeout(5):
@@ -543,7 +547,9 @@ async def test_a_log_whose_frames_were_evicted_is_not_found(redis: RedisServer) 
             await owner.head("run")
         with pytest.raises(FencedError):
             await owner.open("run", Token(0))
-        assert (await owner.open("run", Token(2), first_seq=4)).head == Head(4, 3, closed=False)
+        assert (await owner.open("run", Token(2), first_seq=Seq(4))).head == Head(
+            Seq(4), Seq(3), closed=False
+        )
 
 
 @pytest.mark.promise("P9")
@@ -613,7 +619,7 @@ async def test_a_user_with_minimal_rights_can_use_the_log(redis: RedisServer) ->
             async with log.follow("live") as tail:
                 await append(other, "live", Token(1), 1, FRAMES[:3])
                 await is_at(tail, 3)
-            await other.trim("live", 2)
+            await other.trim("live", Seq(2))
             assert await log.find("alias") == "run"
             await other.delete("run")
             assert await log.find("alias") is None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from reattach.domain.errors import LogClosedError, LogNotFoundError
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.log.base import Head
 from reattach.log.sqlite.log import SqliteLog
 from reattach.testing.conformance.log_samples import append
@@ -76,7 +76,7 @@ async def check(log: SqliteLog, run_id: str, history: RunHistory) -> None:
     assert (head.last_seq, head.closed) in history.possible, run_id
     expected = [frame(run_id, seq) for seq in range(1, head.last_seq + 1)]
     for after in {0, head.last_seq // 2, head.last_seq}:
-        cut = await log.read(run_id, after, max_bytes=LARGE, max_events=LARGE)
+        cut = await log.read(run_id, Seq(after), max_bytes=LARGE, max_events=LARGE)
         assert (cut.first_seq, cut.last_seq) == (after + 1, head.last_seq)
         assert cut.frames == b"".join(expected[after:])
     if head.closed:
@@ -117,6 +117,6 @@ async def test_an_open_run_of_a_killed_process_is_closed_by_the_next_owner(tmp_p
             head = (await log.open(run_id, Token(2))).head
             await append(log, run_id, Token(2), head.last_seq + 1, [b"the end"], close=True)
             closed += 1
-            assert await log.head(run_id) == Head(1, head.last_seq + 1, closed=True)
+            assert await log.head(run_id) == Head(Seq(1), head.last_seq + 1, closed=True)
     assert closed > 0
     await log.aclose()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from reattach.domain.errors import FencedError, SeqMismatchError, StoreUnavailableError
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.log.base import Head, Slice
 from reattach.log.sqlite.log import Sizes, SqliteLog
 from reattach.testing.conformance.log_samples import append
@@ -87,7 +87,7 @@ async def log(disk: Disk) -> AsyncIterator[SqliteLog]:
 
 
 async def frames_of(log: SqliteLog, run_id: str) -> bytes:
-    return (await log.read(run_id, 0, max_bytes=LARGE, max_events=LARGE)).frames
+    return (await log.read(run_id, Seq(0), max_bytes=LARGE, max_events=LARGE)).frames
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -112,13 +112,13 @@ async def test_appends_to_a_full_disk_are_refused_and_resume_when_there_is_space
             assert "full" in str(caught.value.__cause__)
             assert "full" not in caught.value.detail
             assert (tail.last_seq, tail.ended) == (2, False)
-            assert await log.head("run") == Head(1, 2, closed=False)
+            assert await log.head("run") == Head(Seq(1), Seq(2), closed=False)
         writer.execute("PRAGMA max_page_count = 1000000")
         await append(log, "run", Token(1), 3, FRAMES[2:100])
         assert tail.last_seq == 100
     await log.aclose()
     log = await disk.open_log()
-    assert await log.head("run") == Head(1, 100, closed=False)
+    assert await log.head("run") == Head(Seq(1), Seq(100), closed=False)
     assert await frames_of(log, "run") == b"".join(FRAMES[:100])
     await log.aclose()
 
@@ -146,7 +146,7 @@ async def test_a_failed_commit_rolls_back_everything_after_it(disk: Disk, log: S
         results = await asyncio.gather(first, *others, return_exceptions=True)
     assert {type(result) for result in results} == {StoreUnavailableError}
     for name in names:
-        assert await log.head(name) == Head(1, 1, closed=False)
+        assert await log.head(name) == Head(Seq(1), Seq(1), closed=False)
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         for seq in (2, 3, 4):
             for name in names:
@@ -170,16 +170,16 @@ async def test_opening_and_deleting_on_a_broken_disk_change_nothing(
         log.open("new", Token(1)),
         log.open("old", Token(2)),
         log.open("closed", Token(2)),
-        log.trim("old", 3),
+        log.trim("old", Seq(3)),
         log.delete("old"),
     ):
         with pytest.raises(StoreUnavailableError):
             await change
     disk.broken = None
-    assert (await log.open("new", Token(1))).head == Head(1, 0, closed=False)
-    assert (await log.open("old", Token(1))).head == Head(1, 3, closed=False)
+    assert (await log.open("new", Token(1))).head == Head(Seq(1), Seq(0), closed=False)
+    assert (await log.open("old", Token(1))).head == Head(Seq(1), Seq(3), closed=False)
     await append(log, "old", Token(1), 4, FRAMES[3:4])
-    assert (await log.open("closed", Token(1))).head == Head(1, 3, closed=True)
+    assert (await log.open("closed", Token(1))).head == Head(Seq(1), Seq(3), closed=True)
     assert await frames_of(log, "old") == b"".join(FRAMES[:4])
 
 
@@ -225,16 +225,16 @@ async def test_a_closed_log_that_is_only_on_disk_keeps_its_new_token_and_first_s
     await until(lambda: disk.query("SELECT count(*) FROM log_journal") == 0)
     disk.broken = "INSERT INTO log_run"
     await log.open("run", Token(5))
-    await log.trim("run", 50)
+    await log.trim("run", Seq(50))
     await log.aclose()
     log = await disk.open_log()
     with pytest.raises(FencedError):
         await log.open("run", Token(4))
-    assert await log.head("run") == Head(50, len(FRAMES), closed=True)
+    assert await log.head("run") == Head(Seq(50), Seq(len(FRAMES)), closed=True)
     disk.broken = None
     await until(lambda: disk.query("SELECT token FROM log_run") == 5)
     await until(lambda: disk.query("SELECT count(*) FROM log_chunk WHERE last_seq < 50") == 0)
-    cut = await log.read("run", 49, max_bytes=LARGE, max_events=LARGE)
+    cut = await log.read("run", Seq(49), max_bytes=LARGE, max_events=LARGE)
     assert cut.frames == b"".join(FRAMES[49:])
     await log.aclose()
 
@@ -277,12 +277,12 @@ async def test_an_open_run_reads_across_its_chunks_and_its_journal_after_a_resta
         last_seq = min(after + count, 203)
         joined = b"".join(frames[after:last_seq])
         assert await log.read("run", after, max_bytes=LARGE, max_events=count) == Slice(
-            after + 1, last_seq, joined
+            after + 1, Seq(last_seq), joined
         )
         for spare_bytes in 0, 1:
             assert await log.read(
                 "run", after, max_bytes=len(joined) + spare_bytes, max_events=LARGE
-            ) == Slice(after + 1, last_seq, joined)
+            ) == Slice(after + 1, Seq(last_seq), joined)
     repeated = frames[after : after + 7]
     await append(log, "run", Token(1), after + 1, repeated)
     for changed in 0, 6:
@@ -321,11 +321,11 @@ async def test_an_append_waits_for_another_connections_transaction(
         appending = asyncio.create_task(append(log, "run", Token(1), 1, FRAMES[:1]))
         done, _ = await asyncio.wait([appending], timeout=0.05)
         assert not done
-        assert await log.head("run") == Head(1, 0, closed=False)
+        assert await log.head("run") == Head(Seq(1), Seq(0), closed=False)
         other.execute("COMMIT")
         async with asyncio.timeout(30):
             await appending
-    assert await log.head("run") == Head(1, 1, closed=False)
+    assert await log.head("run") == Head(Seq(1), Seq(1), closed=False)
 
 
 async def test_an_append_that_waited_too_long_is_refused_and_can_be_repeated(disk: Disk) -> None:
@@ -338,7 +338,7 @@ async def test_an_append_that_waited_too_long_is_refused_and_can_be_repeated(dis
             await append(log, "run", Token(1), 1, FRAMES[:1])
         other.execute("COMMIT")
     await append(log, "run", Token(1), 1, FRAMES[:1])
-    assert await log.head("run") == Head(1, 1, closed=False)
+    assert await log.head("run") == Head(Seq(1), Seq(1), closed=False)
     await log.aclose()
 
 
@@ -349,6 +349,6 @@ async def test_a_log_that_lost_a_part_raises_an_error(disk: Disk, log: SqliteLog
     await until(lambda: disk.query("SELECT count(*) FROM log_run WHERE closed") == 1)
     with closing(sqlite3.connect(disk.path)) as other, other:
         other.execute("DELETE FROM log_chunk WHERE first_seq <= 100 AND last_seq >= 100")
-    assert (await log.read("run", 0, max_bytes=1, max_events=1)).frames == FRAMES[0]
+    assert (await log.read("run", Seq(0), max_bytes=1, max_events=1)).frames == FRAMES[0]
     with pytest.raises(StoreUnavailableError, match="damaged after event 99"):
-        await log.read("run", 99, max_bytes=LARGE, max_events=LARGE)
+        await log.read("run", Seq(99), max_bytes=LARGE, max_events=LARGE)

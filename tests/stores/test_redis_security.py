@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from reattach.domain.errors import StartupError
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.log.open import open_log
 from reattach.testing.conformance.log_reader import follow
 from reattach.testing.conformance.log_samples import append
@@ -88,7 +88,7 @@ async def test_a_user_with_minimal_rights_writes_and_follows_a_log_over_tls(
             assert tail.last_seq == 1
             await append(owner, "run", Token(1), 2, FRAMES[1:], close=True)
             assert await follow(other, "run", 0) == FRAMES
-        await owner.trim("run", 2)
+        await owner.trim("run", Seq(2))
         await owner.delete("run")
 
 

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
 from reattach.domain.errors import StoreUnavailableError
-from reattach.domain.ids import Token
+from reattach.domain.ids import FIRST_SEQ, Seq, Token
 from reattach.log.base import Head, Inventory, Log, RunWriter, Slice, Tail
 from reattach.records.records import Records
 
@@ -111,7 +111,7 @@ class FaultyLog(Log):
         self._faults = faults
 
     async def open(
-        self, run_id: str, token: Token, *, first_seq: int = 1, aliases: Sequence[str] = ()
+        self, run_id: str, token: Token, *, first_seq: Seq = FIRST_SEQ, aliases: Sequence[str] = ()
     ) -> RunWriter:
         writer = await self._faults.around(
             "log.open",
@@ -128,7 +128,7 @@ class FaultyLog(Log):
     async def read(self, run_id: str, after: int, *, max_bytes: int, max_events: int) -> Slice:
         return await self._faults.around(
             "log.read",
-            lambda: self._log.read(run_id, after, max_bytes=max_bytes, max_events=max_events),
+            lambda: self._log.read(run_id, Seq(after), max_bytes=max_bytes, max_events=max_events),
         )
 
     @asynccontextmanager
@@ -140,7 +140,7 @@ class FaultyLog(Log):
         async with self._log.follow(run_id) as tail:
             yield tail
 
-    async def trim(self, run_id: str, first_seq: int) -> None:
+    async def trim(self, run_id: str, first_seq: Seq) -> None:
         await self._faults.around("log.trim", lambda: self._log.trim(run_id, first_seq))
 
     async def delete(self, run_id: str) -> None:
@@ -166,7 +166,7 @@ class FaultyRunWriter(RunWriter):
         self._writer = writer
         self._faults = faults
 
-    async def append(self, first_seq: int, frames: Sequence[bytes], *, close: bool = False) -> None:
+    async def append(self, first_seq: Seq, frames: Sequence[bytes], *, close: bool = False) -> None:
         await self._faults.around(
             "log.close" if close else "log.append",
             lambda: self._writer.append(first_seq, frames, close=close),

@@ -18,6 +18,7 @@ from reattach.domain.errors import LogNotFoundError
 from reattach.domain.events import RunStatus
 from reattach.domain.ids import (
     DEFAULT_TENANT,
+    Seq,
     new_agent_id,
     new_conversation_id,
     new_message_id,
@@ -148,7 +149,7 @@ class Stores:
         """Read all frames of the run's log; an empty list if there is no log."""
         if await self.head(run) is None:
             return []
-        piece = await self.log.read(run.id, 0, max_bytes=2**40, max_events=2**40)
+        piece = await self.log.read(run.id, Seq(0), max_bytes=2**40, max_events=2**40)
         return split_frames(piece.frames)
 
     async def kept(self, conversation: Conversation) -> list[tuple[Role, str]]:

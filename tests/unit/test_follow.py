@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from reattach.domain.errors import CursorAheadError, ExpiredError, LogNotFoundError
-from reattach.domain.ids import Token, new_run_id
+from reattach.domain.ids import Seq, Token, new_run_id
 from reattach.log.memory import MemoryLog
 from reattach.runs.follow import Following, Watch, follow
 from reattach.testing.conformance.log_samples import append
@@ -24,7 +24,7 @@ async def log_of(count: int, *, closed: bool) -> MemoryLog:
 
 
 async def entered(log: MemoryLog, cursor: int) -> None:
-    async with await follow(log, RUN, cursor, max_events=10):
+    async with await follow(log, RUN, Seq(cursor), max_events=10):
         pass
 
 
@@ -41,7 +41,7 @@ async def rest(following: Following) -> bytes:
 @pytest.mark.parametrize("cursor", range(-1, 11))
 async def test_every_cursor_gives_exactly_what_follows_it(cursor: int, closed: bool) -> None:
     log = await log_of(10, closed=closed)
-    async with await follow(log, RUN, cursor, max_events=3) as following:
+    async with await follow(log, RUN, Seq(cursor), max_events=3) as following:
         assert following.cursor == max(cursor, 0)
         assert await rest(following) == b"".join(FRAMES[max(cursor, 0) :])
         assert following.cursor == 10
@@ -54,7 +54,7 @@ async def test_a_read_gives_as_many_events_as_were_asked_for_at_most(
     max_events: int, sizes: list[int]
 ) -> None:
     log = await log_of(10, closed=True)
-    async with await follow(log, RUN, 0, max_events=max_events) as following:
+    async with await follow(log, RUN, Seq(0), max_events=max_events) as following:
         read = [len((await following.read()).frames.split(b"\n\n")) - 1 for _ in sizes]
         assert read == sizes
         assert (await following.read()).frames == b""
@@ -64,7 +64,7 @@ async def test_a_read_gives_as_many_events_as_were_asked_for_at_most(
 async def test_a_cursor_past_the_end_is_at_the_end_of_a_closed_log_and_ahead_of_an_open_one() -> (
     None
 ):
-    async with await follow(await log_of(3, closed=True), RUN, 99, max_events=10) as following:
+    async with await follow(await log_of(3, closed=True), RUN, Seq(99), max_events=10) as following:
         assert following.cursor == 3
         assert following.closed
         assert await rest(following) == b""
@@ -76,20 +76,20 @@ async def test_a_cursor_past_the_end_is_at_the_end_of_a_closed_log_and_ahead_of_
 @pytest.mark.promise("P5")
 async def test_a_cursor_before_what_is_kept_is_told_the_earliest_event() -> None:
     log = await log_of(10, closed=False)
-    await log.trim(RUN, 5)
+    await log.trim(RUN, Seq(5))
     with pytest.raises(ExpiredError) as caught:
         await entered(log, 3)
     assert caught.value.extra["earliest_seq"] == 5
-    async with await follow(log, RUN, 4, max_events=10) as following:
+    async with await follow(log, RUN, Seq(4), max_events=10) as following:
         assert await rest(following) == b"".join(FRAMES[4:])
 
 
 @pytest.mark.promise("P5")
 async def test_events_that_are_trimmed_under_a_reader_are_no_silent_gap() -> None:
     log = await log_of(10, closed=False)
-    async with await follow(log, RUN, 0, max_events=2) as following:
+    async with await follow(log, RUN, Seq(0), max_events=2) as following:
         await following.read()
-        await log.trim(RUN, 6)
+        await log.trim(RUN, Seq(6))
         with pytest.raises(ExpiredError):
             await following.read()
 
@@ -119,7 +119,7 @@ def has_more(following: Following) -> bool:
 
 async def test_a_reader_is_woken_by_events_by_the_end_and_by_the_loss_of_the_log() -> None:
     log = await log_of(1, closed=False)
-    async with await follow(log, RUN, 0, max_events=10) as following, asyncio.timeout(5):
+    async with await follow(log, RUN, Seq(0), max_events=10) as following, asyncio.timeout(5):
         woken = woken_of(following)
         assert await rest(following) == FRAMES[0]
         assert has_more(following) is False
@@ -152,8 +152,8 @@ async def test_events_go_into_a_sink_at_once_and_wake_nobody() -> None:
     log = await log_of(2, closed=False)
     readers = [Sink(), Sink()]
     async with (
-        await follow(log, RUN, 2, max_events=10) as first,
-        await follow(log, RUN, 2, max_events=10) as second,
+        await follow(log, RUN, Seq(2), max_events=10) as first,
+        await follow(log, RUN, Seq(2), max_events=10) as second,
     ):
         first.sink, second.sink = readers
         woken = woken_of(first)
@@ -170,7 +170,7 @@ async def test_events_go_into_a_sink_at_once_and_wake_nobody() -> None:
 async def test_what_a_sink_does_not_take_is_there_to_be_read() -> None:
     log = await log_of(1, closed=False)
     sink = Sink()
-    async with await follow(log, RUN, 1, max_events=2) as following:
+    async with await follow(log, RUN, Seq(1), max_events=2) as following:
         following.sink, woken = sink, woken_of(following)
         sink.full = True
         await append(log, RUN, Token(1), 2, FRAMES[1:3])
@@ -188,11 +188,11 @@ async def test_what_a_sink_does_not_take_is_there_to_be_read() -> None:
 async def test_a_sink_gets_nothing_before_what_its_reader_has_not_read() -> None:
     log = await log_of(3, closed=False)
     sink = Sink()
-    async with await follow(log, RUN, 1, max_events=10) as following:
+    async with await follow(log, RUN, Seq(1), max_events=10) as following:
         following.sink, woken = sink, woken_of(following)
         await append(log, RUN, Token(1), 4, FRAMES[3:4])
         assert sink.taken == [b"".join(FRAMES[1:4])]
-        await log.trim(RUN, 5)
+        await log.trim(RUN, Seq(5))
         await append(log, RUN, Token(1), 5, FRAMES[4:5], close=True)
         assert woken.is_set(), "the end is for the reader"
         assert sink.taken == [b"".join(FRAMES[1:4])]
@@ -201,7 +201,7 @@ async def test_a_sink_gets_nothing_before_what_its_reader_has_not_read() -> None
 
 async def test_a_reader_that_has_left_is_woken_no_more() -> None:
     log = await log_of(1, closed=False)
-    async with await follow(log, RUN, 0, max_events=10) as following:
+    async with await follow(log, RUN, Seq(0), max_events=10) as following:
         woken = woken_of(following)
     await append(log, RUN, Token(1), 2, FRAMES[1:2])
     assert not woken.is_set()
@@ -212,7 +212,7 @@ async def test_a_reader_whose_wake_up_was_lost_is_woken_by_the_watch() -> None:
     log = await log_of(1, closed=False)
     watch = Watch(ping_interval_seconds=0.04)
     async with (
-        await follow(log, RUN, 1, max_events=10) as following,
+        await follow(log, RUN, Seq(1), max_events=10) as following,
         watching(watch, following, pings=False),
         asyncio.timeout(5),
     ):
@@ -227,7 +227,7 @@ async def test_a_reader_whose_wake_up_was_lost_is_woken_by_the_watch() -> None:
 @pytest.mark.promise("S8")
 async def test_a_reader_is_overlooked_only_if_it_stays_where_it_is_though_there_is_more() -> None:
     log = await log_of(1, closed=False)
-    async with await follow(log, RUN, 1, max_events=1) as following:
+    async with await follow(log, RUN, Seq(1), max_events=1) as following:
         assert [following.is_overlooked() for _ in range(2)] == [False, False]
         await append(log, RUN, Token(1), 2, FRAMES[1:3])
         assert [following.is_overlooked() for _ in range(3)] == [False, True, True]
@@ -242,8 +242,8 @@ async def test_a_keepalive_is_due_after_silence_unless_a_write_is_under_way() ->
     log = await log_of(1, closed=False)
     watch = Watch(ping_interval_seconds=0.04)
     async with (
-        await follow(log, RUN, 1, max_events=10) as quiet,
-        await follow(log, RUN, 1, max_events=10) as writing,
+        await follow(log, RUN, Seq(1), max_events=10) as quiet,
+        await follow(log, RUN, Seq(1), max_events=10) as writing,
         watching(watch, quiet, pings=True),
         watching(watch, writing, pings=True),
         asyncio.timeout(5),

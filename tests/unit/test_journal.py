@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reattach.domain.errors import StartupError
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.log.sqlite.journal import (
     Append,
     Create,
@@ -49,8 +49,8 @@ def test_a_record_of_a_later_version_is_refused() -> None:
         ("010003000000000007000000000000000200000000000000" + "72756e", Create(7, Token(2), "run")),
         ("020000000000000007000000000000000300000000000000", TakeOver(7, Token(3))),
         ("030001000100000007000000000000000900000000000000" + "01000000" + "78",
-         Append(7, 9, [b"x"], True)),
-        ("040000000000000007000000000000000500000000000000", Trim(7, 5)),
+         Append(7, Seq(9), [b"x"], True)),
+        ("040000000000000007000000000000000500000000000000", Trim(7, Seq(5))),
         ("050000000000000007000000000000000000000000000000", Delete(7)),
     ],
 )  # fmt: skip

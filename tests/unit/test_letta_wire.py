@@ -17,7 +17,7 @@ from reattach.domain.events import (
     StopReason,
     Usage,
 )
-from reattach.domain.ids import MessageId, StepId, part_otid
+from reattach.domain.ids import MessageId, Seq, StepId, part_otid
 from reattach.domain.messages import (
     CompactionStats,
     Fragment,
@@ -49,7 +49,7 @@ def output(*parts: Fragment) -> Output:
 
 
 def test_a_chunk_of_text_is_the_recorded_frame() -> None:
-    frame = letta.encode(Output(place(1), (TextPart("t0 "),)), 4, RUN)
+    frame = letta.encode(Output(place(1), (TextPart("t0 "),)), Seq(4), RUN)
 
     assert frame == (
         b'data: {"id":"message-31787f76-f5ed-4a7a-b183-9bf6aa00e163",'
@@ -73,7 +73,7 @@ def test_an_encoder_makes_the_frames_that_its_events_make_alone(
     places = [place(index) for index in range(4)]
     for index, text, reasons, seq in said:
         event = Output(places[index], ((ReasoningPart if reasons else TextPart)(text),))
-        assert encoder.encode(event, seq) == letta.encode(event, seq, RUN)
+        assert encoder.encode(event, Seq(seq)) == letta.encode(event, Seq(seq), RUN)
 
 
 @pytest.mark.promise("P1")
@@ -96,13 +96,13 @@ def test_an_encoder_makes_the_frames_that_its_events_make_alone(
     ids=lambda event: type(event.parts[0] if isinstance(event, Output) else event).__name__,
 )
 def test_every_event_carries_its_seq_and_its_run(event: Event) -> None:
-    body = letta.body(event, 7, RUN)
+    body = letta.body(event, Seq(7), RUN)
 
     assert (body["seq_id"], body["run_id"]) == (7, RUN)
 
 
 def test_an_error_is_a_named_event() -> None:
-    frame = letta.encode(Failed("llm_error", "no", None), 3, RUN)
+    frame = letta.encode(Failed("llm_error", "no", None), Seq(3), RUN)
 
     assert frame.startswith(b"event: error\ndata: {")
 
@@ -123,7 +123,7 @@ def test_chunks_of_a_call_have_the_recorded_members(
     needs_approval: bool, first: dict[str, str], later: dict[str, str]
 ) -> None:
     def chunk(name: str | None, arguments: str | None) -> letta.Json:
-        return letta.body(output(ToolCallDelta("c", name, arguments, needs_approval)), 1, RUN)
+        return letta.body(output(ToolCallDelta("c", name, arguments, needs_approval)), Seq(1), RUN)
 
     body = chunk("f", None)
     assert body["tool_call"] == body["tool_calls"] == first
@@ -132,7 +132,7 @@ def test_chunks_of_a_call_have_the_recorded_members(
 
 def test_whole_calls_are_a_list() -> None:
     calls = (ToolCallPart("c1", "f", "{}"), ToolCallPart("c2", "g", "{}"))
-    body = letta.body(output(*calls), 1, RUN)
+    body = letta.body(output(*calls), Seq(1), RUN)
 
     assert [call["tool_call_id"] for call in body["tool_calls"]] == ["c1", "c2"]
     assert body["tool_call"] == body["tool_calls"][0]
@@ -169,14 +169,14 @@ _EVENTS: st.SearchStrategy[Event] = st.one_of(
 
 @given(st.lists(_EVENTS, min_size=1, max_size=5))
 def test_joined_frames_read_back_as_the_events_whatever_their_text(events: list[Event]) -> None:
-    joined = b"".join(letta.encode(event, seq, RUN) for seq, event in enumerate(events, 1))
+    joined = b"".join(letta.encode(event, Seq(seq), RUN) for seq, event in enumerate(events, 1))
 
     assert [letta.decode(frame) for frame in sse.split_frames(joined)] == events
 
 
 @given(_EVENTS)
 def test_a_frame_has_no_line_break_but_at_its_end(event: Event) -> None:
-    frame = letta.encode(event, 1, RUN)
+    frame = letta.encode(event, Seq(1), RUN)
 
     assert frame.endswith(b"}\n\n")
     assert frame.count(b"\n") == (3 if isinstance(event, Failed) else 2)

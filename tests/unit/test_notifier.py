@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from reattach.domain.ids import Seq
 from reattach.log import notifier as notifier_module
 from reattach.log.notifier import Notifier
 from reattach.log.tail import Tail
@@ -45,7 +46,7 @@ class RecordingListener:
 
 async def notifier_that_just_ran(clock: Clock) -> Notifier:
     notifier = Notifier()
-    tail = Tail(1, notifier)
+    tail = Tail(Seq(1), notifier)
     RecordingListener(tail, clock)
     tail.extend([b"a"])
     await asyncio.sleep(0)
@@ -54,7 +55,7 @@ async def notifier_that_just_ran(clock: Clock) -> Notifier:
 
 async def test_the_changes_of_one_tick_are_one_notification_in_the_next_tick(clock: Clock) -> None:
     notifier = Notifier()
-    tails = [Tail(1, notifier), Tail(1, notifier)]
+    tails = [Tail(Seq(1), notifier), Tail(Seq(1), notifier)]
     listeners = [RecordingListener(tail, clock) for tail in tails]
     for tail in tails:
         tail.extend([b"a"])
@@ -71,7 +72,7 @@ async def test_the_changes_of_one_tick_are_one_notification_in_the_next_tick(clo
 async def test_a_tick_notifies_some_listeners_and_later_ones_see_everything_since(
     clock: Clock,
 ) -> None:
-    tail = Tail(1, await notifier_that_just_ran(clock))
+    tail = Tail(Seq(1), await notifier_that_just_ran(clock))
     listeners = [RecordingListener(tail, clock) for _ in range(3)]
     for frame in b"a", b"b", b"c", b"d":
         tail.extend([frame])
@@ -84,7 +85,7 @@ async def test_a_tick_notifies_some_listeners_and_later_ones_see_everything_sinc
 
 
 async def test_notifications_get_as_much_time_as_the_other_callbacks_took(clock: Clock) -> None:
-    tail = Tail(1, await notifier_that_just_ran(clock))
+    tail = Tail(Seq(1), await notifier_that_just_ran(clock))
     listeners = [RecordingListener(tail, clock) for _ in range(20)]
     tail.extend([b"a"])
     calls = []
@@ -97,7 +98,7 @@ async def test_notifications_get_as_much_time_as_the_other_callbacks_took(clock:
 
 async def test_a_listener_with_constant_changes_does_not_delay_the_others(clock: Clock) -> None:
     notifier = await notifier_that_just_ran(clock)
-    tails = [Tail(1, notifier), Tail(1, notifier)]
+    tails = [Tail(Seq(1), notifier), Tail(Seq(1), notifier)]
     busy, quiet = [RecordingListener(tail, clock) for tail in tails]
     busy.tail.extend([b"a"])
     quiet.tail.extend([b"a"])
@@ -109,7 +110,7 @@ async def test_a_listener_with_constant_changes_does_not_delay_the_others(clock:
 
 async def test_a_tail_without_listeners_notifies_nobody(clock: Clock) -> None:
     notifier = Notifier()
-    alone, other = Tail(1, notifier), Tail(1, notifier)
+    alone, other = Tail(Seq(1), notifier), Tail(Seq(1), notifier)
     listener = RecordingListener(other, clock)
     alone.extend([b"a"])
     other.extend([b"a"])
@@ -119,7 +120,7 @@ async def test_a_tail_without_listeners_notifies_nobody(clock: Clock) -> None:
 
 
 async def test_a_listener_unsubscribed_by_an_earlier_one_is_not_notified(clock: Clock) -> None:
-    tail = Tail(1, Notifier())
+    tail = Tail(Seq(1), Notifier())
     later = RecordingListener(tail, clock)
     tail.unsubscribe(later)
     tail.subscribe(lambda: tail.unsubscribe(later))

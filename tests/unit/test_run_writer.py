@@ -7,7 +7,7 @@ import pytest
 
 from reattach.domain.errors import FencedError, LimitExceededError, StoreUnavailableError
 from reattach.domain.events import Event, Output, Place, Stopped, StopReason, Usage
-from reattach.domain.ids import Token, new_message_id, new_run_id, new_step_id
+from reattach.domain.ids import Seq, Token, new_message_id, new_run_id, new_step_id
 from reattach.domain.limits import APPEND_RETRY_SECONDS, PENDING_APPEND_BYTES
 from reattach.domain.messages import TextPart
 from reattach.log import run_writer
@@ -68,7 +68,7 @@ async def open_writer(
 
 
 async def read_frames(log: MemoryLog) -> list[bytes]:
-    return split_frames((await log.read(RUN, 0, max_bytes=2**40, max_events=2**40)).frames)
+    return split_frames((await log.read(RUN, Seq(0), max_bytes=2**40, max_events=2**40)).frames)
 
 
 @pytest.mark.promise("P1", "P3")
@@ -108,7 +108,7 @@ async def test_events_put_during_an_append_make_the_next_append() -> None:
             self, first_seq: int, frames: Sequence[bytes], *, close: bool = False
         ) -> None:
             sizes.append(len(frames))
-            await super().append(first_seq, frames, close=close)
+            await super().append(Seq(first_seq), frames, close=close)
 
     gate = Gate("log.append")
     writing = Writing(Weighing(await MemoryLog().open(RUN, Token(1)), gate))

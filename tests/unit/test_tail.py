@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reattach.domain.errors import LogNotFoundError, StoreUnavailableError
+from reattach.domain.ids import Seq
 from reattach.domain.limits import LARGE_WRITE_BYTES
 from reattach.log.tail import Slice, Tail
 
@@ -12,7 +13,7 @@ LARGE = 2**40
 
 
 def tail_of(*frames: bytes, first_seq: int = 1) -> Tail:
-    tail = Tail(first_seq)
+    tail = Tail(Seq(first_seq))
     tail.extend(frames)
     return tail
 
@@ -29,15 +30,15 @@ def test_a_slice_is_the_longest_that_fits_and_at_least_one_frame(
     frames: list[bytes], trimmed: int, after: int, max_bytes: int, max_events: int
 ) -> None:
     tail = tail_of(*frames)
-    tail.trim(trimmed + 1)
+    tail.trim(Seq(trimmed + 1))
     after = max(after, tail.first_seq - 1)
     expected = frames[after : after + 1]
     for frame in frames[after + 1 : after + max_events]:
         if len(b"".join([*expected, frame])) > max_bytes:
             break
         expected.append(frame)
-    cut = tail.slice(after, max_bytes=max_bytes, max_events=max_events)
-    assert cut == Slice(after + 1, after + len(expected), b"".join(expected))
+    cut = tail.slice(Seq(after), max_bytes=max_bytes, max_events=max_events)
+    assert cut == Slice(Seq(after + 1), Seq(after + len(expected)), b"".join(expected))
 
 
 @given(
@@ -50,24 +51,24 @@ def test_holds_is_true_only_for_equal_frames_at_the_same_seqs(
     frames: list[bytes], trimmed: int, first_seq: int, wanted: list[bytes]
 ) -> None:
     tail = tail_of(*frames)
-    tail.trim(trimmed + 1)
+    tail.trim(Seq(trimmed + 1))
     kept = dict(list(enumerate(frames, 1))[trimmed:])
     for offered in wanted, frames[max(first_seq - 1, 0) :][:2]:
         places = range(first_seq, first_seq + len(offered))
         if offered:
             expected = [kept.get(seq) for seq in places] == offered
-            assert tail.holds(first_seq, offered) is expected
+            assert tail.holds(Seq(first_seq), offered) is expected
 
 
 def test_trimming_drops_at_most_all_frames_and_the_next_seq_stays() -> None:
     tail = tail_of(b"a", b"bb", b"ccc")
-    tail.trim(3)
+    tail.trim(Seq(3))
     assert (tail.first_seq, tail.last_seq, tail.size_bytes) == (3, 3, 3)
-    tail.trim(1)
-    tail.trim(100)
+    tail.trim(Seq(1))
+    tail.trim(Seq(100))
     assert (tail.first_seq, tail.last_seq, tail.size_bytes) == (4, 3, 0)
     tail.extend([b"dddd"])
-    assert tail.slice(3, max_bytes=LARGE, max_events=LARGE) == Slice(4, 4, b"dddd")
+    assert tail.slice(Seq(3), max_bytes=LARGE, max_events=LARGE) == Slice(Seq(4), Seq(4), b"dddd")
 
 
 @given(
@@ -79,16 +80,16 @@ def test_a_tail_filled_from_pieces_of_another_one_equals_it(
     frames: list[bytes], trimmed: int, cut: int
 ) -> None:
     tail = tail_of(*frames, b"last")
-    tail.trim(min(trimmed, len(frames)) + 1)
+    tail.trim(Seq(min(trimmed, len(frames)) + 1))
     copy = Tail(tail.first_seq)
     middle = min(max(tail.first_seq - 1, cut), tail.last_seq - 1)
     for after, last_seq in (tail.first_seq - 1, middle), (middle, tail.last_seq):
         if last_seq > after:
-            piece = tail.slice(after, max_bytes=LARGE, max_events=last_seq - after)
-            copy.extend_joined(piece.frames, tail.ends(after + 1, last_seq))
+            piece = tail.slice(Seq(after), max_bytes=LARGE, max_events=last_seq - after)
+            copy.extend_joined(piece.frames, tail.ends(Seq(after + 1), Seq(last_seq)))
     for after in range(tail.first_seq - 1, tail.last_seq + 1):
         bounds = {"max_bytes": 1, "max_events": 1}
-        assert copy.slice(after, **bounds) == tail.slice(after, **bounds)
+        assert copy.slice(Seq(after), **bounds) == tail.slice(Seq(after), **bounds)
 
 
 @pytest.mark.promise("P13")
@@ -105,7 +106,7 @@ def test_listeners_are_called_once_per_change_until_they_unsubscribe() -> None:
     tail.fail(LogNotFoundError("gone"))
     tail.unsubscribe(listener)
     tail.unsubscribe(listener)
-    tail.trim(2)
+    tail.trim(Seq(2))
     assert seen == [(2, False, False), (3, True, False)]
 
 
@@ -126,14 +127,14 @@ def test_a_view_equals_the_slice_and_exists_only_for_large_frames_of_a_closed_ta
     tail = Tail()
     tail.extend([*frames, b"small"])
     bounds = {"max_bytes": 2 * LARGE_WRITE_BYTES, "max_events": 9}
-    assert tail.view(0, **bounds) is None, "it may still grow"
+    assert tail.view(Seq(0), **bounds) is None, "it may still grow"
     tail.extend((), close=True)
     for after in range(5):
-        piece, view = tail.slice(after, **bounds), tail.view(after, **bounds)
+        piece, view = tail.slice(Seq(after), **bounds), tail.view(Seq(after), **bounds)
         assert view is not None
         assert (view.last_seq, bytes(view.frames)) == (piece.last_seq, piece.frames)
-    assert tail.view(5, **bounds) is None
-    assert tail.view(6, **bounds) is None
+    assert tail.view(Seq(5), **bounds) is None
+    assert tail.view(Seq(6), **bounds) is None
 
 
 def test_a_view_keeps_its_frames_when_they_are_trimmed() -> None:
@@ -141,12 +142,12 @@ def test_a_view_keeps_its_frames_when_they_are_trimmed() -> None:
     tail = Tail()
     tail.extend(frames, close=True)
     bounds = {"max_bytes": LARGE_WRITE_BYTES, "max_events": 1}
-    first, second = tail.view(0, **bounds), tail.view(1, **bounds)
-    tail.trim(3)
+    first, second = tail.view(Seq(0), **bounds), tail.view(Seq(1), **bounds)
+    tail.trim(Seq(3))
     assert first is not None
     assert second is not None
     assert [bytes(first.frames), bytes(second.frames)] == frames[:2]
-    assert tail.view(1, **bounds) is None
-    third = tail.view(2, **bounds)
+    assert tail.view(Seq(1), **bounds) is None
+    third = tail.view(Seq(2), **bounds)
     assert third is not None
-    assert bytes(third.frames) == frames[2] == tail.slice(2, **bounds).frames
+    assert bytes(third.frames) == frames[2] == tail.slice(Seq(2), **bounds).frames

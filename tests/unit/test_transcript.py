@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from reattach.domain.events import Event, Usage
-from reattach.domain.ids import new_agent_id
+from reattach.domain.ids import Seq, new_agent_id
 from reattach.domain.messages import (
     ReasoningPart,
     TextPart,
@@ -81,7 +81,7 @@ def test_a_step_of_more_parts_than_otids_can_name_is_read_back_in_order() -> Non
     for number in range(200):
         deltas += [ReasoningPart(f"r{number} "), TextPart(f"t{number} ")]
     events = played(deltas)
-    frames = [letta.encode(event, seq, "run") for seq, event in enumerate(events, 1)]
+    frames = [letta.encode(event, Seq(seq), "run") for seq, event in enumerate(events, 1)]
 
     read = [letta.decode(frame) for frame in frames]
 
@@ -106,5 +106,5 @@ def test_calls_that_wait_after_other_parts_are_read_back_from_the_log() -> None:
     ]
     for stream_tokens in (True, False):
         events = played(deltas, stream_tokens=stream_tokens)
-        read = [letta.decode(letta.encode(event, 1, "run")) for event in events]
+        read = [letta.decode(letta.encode(event, Seq(1), "run")) for event in events]
         assert kept(settled(read)) == kept(settled(events)) == ["a", "call", "b"]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import ClassVar
 
+from reattach.domain.ids import Seq
 from reattach.domain.limits import MAX_ERROR_CHARS, MAX_VALIDATION_ERRORS
 
 
@@ -125,7 +126,7 @@ class ExpiredError(ReattachError):
         *,
         remedy: str = "",
         expired_at: datetime | None = None,
-        earliest_seq: int | None = None,
+        earliest_seq: Seq | None = None,
     ) -> None:
         extra: dict[str, object] = {}
         if expired_at is not None:
@@ -139,7 +140,7 @@ class ExpiredError(ReattachError):
 class TrimmedError(ExpiredError):
     """The log still exists, but its events before ``earliest_seq`` were deleted on purpose."""
 
-    def __init__(self, run_id: str, earliest_seq: int) -> None:
+    def __init__(self, run_id: str, earliest_seq: Seq) -> None:
         super().__init__(
             f"The events of {run_id} before {earliest_seq} have been deleted.",
             remedy=f"Resume with starting_after={earliest_seq - 1} or higher.",
@@ -188,7 +189,7 @@ class CursorAheadError(ConflictError):
 
     code = "cursor_ahead"
 
-    def __init__(self, run_id: str, cursor: int, last_seq: int) -> None:
+    def __init__(self, run_id: str, cursor: int, last_seq: Seq) -> None:
         super().__init__(
             f"starting_after={cursor} is past the last event ({last_seq}) of run {run_id}: the "
             "cursor belongs to another run, or the log lost events.",
@@ -392,7 +393,7 @@ class LogLostError(LogError):
 
     code = "log_lost"
 
-    def __init__(self, run_id: str, last_seq: int) -> None:
+    def __init__(self, run_id: str, last_seq: Seq) -> None:
         super().__init__(
             f"The store lost the event log of run {run_id} after event {last_seq} was sent.",
             remedy="Read the messages that were saved from the conversation.",
@@ -409,7 +410,7 @@ class FencedError(LogError):
 class SeqMismatchError(LogError):
     """An append neither continues the log nor repeats its last append."""
 
-    def __init__(self, run_id: str, first_seq: int, last_seq: int) -> None:
+    def __init__(self, run_id: str, first_seq: Seq, last_seq: Seq) -> None:
         super().__init__(
             f"An append to {run_id} starts at seq {first_seq}, but the log ends at {last_seq}."
         )

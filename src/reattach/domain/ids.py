@@ -5,7 +5,7 @@ The formats are the Letta API's, so that its SDKs and applications can distingui
 
 import re
 import uuid
-from typing import Final, NewType
+from typing import TYPE_CHECKING, Final, NewType
 
 TenantId = NewType("TenantId", str)
 AgentId = NewType("AgentId", str)
@@ -15,6 +15,19 @@ MessageId = NewType("MessageId", str)
 RunId = NewType("RunId", str)
 StepId = NewType("StepId", str)
 ToolId = NewType("ToolId", str)
+
+if TYPE_CHECKING:
+
+    class Seq(int):
+        """The position of an event in its log, from 1. A cursor is the last seq that was read."""
+
+        def __add__(self, other: int, /) -> "Seq": ...
+        def __sub__(self, other: int, /) -> "Seq": ...
+
+else:
+    Seq = NewType("Seq", int)  # Checkers see the class, so that arithmetic needs no call.
+
+FIRST_SEQ: Final = Seq(1)
 
 Token = NewType("Token", int)
 """A fencing token: each owner of a run has a higher one than its predecessor."""

@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from reattach.domain.ids import Seq
+
 # Logs and readers.
 
 REPLAY_SLICE_BYTES: Final = 64 * 1024
@@ -151,7 +153,7 @@ LEASE_SECONDS: Final = 15.0
 BEATS_PER_LEASE: Final = 5
 """Renewals per lease, so that a few lost heartbeats do no harm."""
 
-LOST_LOG_FIRST_SEQ: Final = 1_000_000_001
+LOST_LOG_FIRST_SEQ: Final = Seq(1_000_000_001)
 """First seq of a log that replaces a lost one of unknown length: larger than any real seq, so that
 no reader mistakes its events for those of the lost log."""
 

@@ -4,6 +4,7 @@ They continue the tree of ``errors``, which says how errors are written.
 """
 
 from reattach.domain.errors import ExpiredError, StoreUnavailableError
+from reattach.domain.ids import Seq
 
 
 class EventsLostError(ExpiredError):
@@ -12,7 +13,7 @@ class EventsLostError(ExpiredError):
     code = "events_lost"
     prefix = "LOST: "
 
-    def __init__(self, run_id: str, earliest_seq: int | None = None) -> None:
+    def __init__(self, run_id: str, earliest_seq: Seq | None = None) -> None:
         resume = (
             ""
             if earliest_seq is None

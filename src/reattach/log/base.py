@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from reattach.domain.errors import FencedError, LogClosedError, LogNotFoundError
-from reattach.domain.ids import Token
+from reattach.domain.ids import FIRST_SEQ, Seq, Token
 from reattach.log.run_writer import Done, RunWriter
 from reattach.log.tail import Head, Slice, Tail, View
 
@@ -109,7 +109,7 @@ class Log(ABC):
 
     @abstractmethod
     async def open(
-        self, run_id: str, token: Token, *, first_seq: int = 1, aliases: Sequence[str] = ()
+        self, run_id: str, token: Token, *, first_seq: Seq = FIRST_SEQ, aliases: Sequence[str] = ()
     ) -> RunWriter:
         """Create the log, or take it over with a higher or equal token, and return its writer.
 
@@ -140,7 +140,7 @@ class Log(ABC):
         """Return the current extent of the log."""
 
     @abstractmethod
-    async def read(self, run_id: str, after_seq: int, *, max_bytes: int, max_events: int) -> Slice:
+    async def read(self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int) -> Slice:
         """Return up to ``max_events`` consecutive frames from ``after_seq + 1`` on.
 
         They have at most ``max_bytes`` in total, but the first frame is returned whatever its size.
@@ -171,7 +171,7 @@ class Log(ABC):
         return None
 
     @abstractmethod
-    async def trim(self, run_id: str, first_seq: int) -> None:
+    async def trim(self, run_id: str, first_seq: Seq) -> None:
         """Drop the events before ``first_seq``, at most all; no-op if they are already gone."""
 
     @abstractmethod

@@ -12,7 +12,7 @@ from reattach.domain.errors import (
     StoreUnavailableError,
     TrimmedError,
 )
-from reattach.domain.ids import Token
+from reattach.domain.ids import FIRST_SEQ, Seq, Token
 from reattach.log.base import (
     CLOSING,
     Capabilities,
@@ -32,7 +32,7 @@ from reattach.log.base import (
 class _Run:
     __slots__ = ("tail", "token")
 
-    def __init__(self, token: Token, first_seq: int) -> None:
+    def __init__(self, token: Token, first_seq: Seq) -> None:
         self.token = token
         self.tail = Tail(first_seq)
 
@@ -56,7 +56,7 @@ class MemoryLog(Log):
         self._closed = False
 
     async def open(
-        self, run_id: str, token: Token, *, first_seq: int = 1, aliases: Sequence[str] = ()
+        self, run_id: str, token: Token, *, first_seq: Seq = FIRST_SEQ, aliases: Sequence[str] = ()
     ) -> RunWriter:
         self._check_open()
         run = self._runs.setdefault(run_id, _Run(token, first_seq))
@@ -75,7 +75,7 @@ class MemoryLog(Log):
     async def head(self, run_id: str) -> Head:
         return self._head(self.run(run_id))
 
-    async def read(self, run_id: str, after_seq: int, *, max_bytes: int, max_events: int) -> Slice:
+    async def read(self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int) -> Slice:
         tail = self.run(run_id).tail
         if after_seq + 1 < tail.first_seq:
             raise TrimmedError(run_id, tail.first_seq)
@@ -90,7 +90,7 @@ class MemoryLog(Log):
         run = self._runs.get(run_id)
         return run.tail if run is not None and run.tail.closed and not self._closed else None
 
-    async def trim(self, run_id: str, first_seq: int) -> None:
+    async def trim(self, run_id: str, first_seq: Seq) -> None:
         self.run(run_id).tail.trim(first_seq)
 
     async def delete(self, run_id: str) -> None:
@@ -138,7 +138,7 @@ class _MemoryRunWriter(RunWriter):
         super().__init__(run_id, token, head)
         self._log = log
 
-    async def append(self, first_seq: int, frames: Sequence[bytes], *, close: bool = False) -> None:
+    async def append(self, first_seq: Seq, frames: Sequence[bytes], *, close: bool = False) -> None:
         if not frames and not close:
             raise ValueError("An append without frames must close the log.")
         run = self._log.run(self.run_id)
@@ -153,7 +153,7 @@ class _MemoryRunWriter(RunWriter):
         run.tail.extend(frames, close=close)
 
 
-def _is_retry(run: _Run, first_seq: int, frames: Sequence[bytes], close: bool) -> bool:
+def _is_retry(run: _Run, first_seq: Seq, frames: Sequence[bytes], close: bool) -> bool:
     """Return whether the log contains these frames, as its end if ``close``."""
     if close and not (run.tail.closed and first_seq + len(frames) - 1 == run.tail.last_seq):
         return False

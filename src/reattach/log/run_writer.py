@@ -8,7 +8,7 @@ from typing import cast
 from reattach.domain.backoff import until_available
 from reattach.domain.clock import Clock, SystemClock
 from reattach.domain.errors import LimitExceededError, StoreUnavailableError
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.domain.limits import PENDING_APPEND_BYTES, RUN_LOG_BYTES
 from reattach.log.tail import Head
 
@@ -68,7 +68,7 @@ class RunWriter(ABC):
         """The task of the append in flight, if it has one."""
 
     @abstractmethod
-    async def append(self, first_seq: int, frames: Sequence[bytes], *, close: bool = False) -> None:
+    async def append(self, first_seq: Seq, frames: Sequence[bytes], *, close: bool = False) -> None:
         """Append ``frames`` from ``first_seq`` on, once, and return when they are durable.
 
         An append is stored entirely or not at all. With ``close`` the same atomic step closes the
@@ -87,7 +87,7 @@ class RunWriter(ABC):
         """
 
     def submit(
-        self, first_seq: int, frames: Sequence[bytes], *, close: bool = False, done: Done
+        self, first_seq: Seq, frames: Sequence[bytes], *, close: bool = False, done: Done
     ) -> "asyncio.Task[None] | None":
         """Callback variant of ``append``; a backend may avoid one task per append.
 

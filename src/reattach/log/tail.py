@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from msgspec import Struct
 
 from reattach.domain.errors import ReattachError
+from reattach.domain.ids import FIRST_SEQ, Seq
 from reattach.domain.limits import LARGE_WRITE_BYTES, REPLAY_SLICE_BYTES, REPLAY_SLICE_EVENTS
 from reattach.log.notifier import Listener, Notifier
 
@@ -16,9 +17,9 @@ from reattach.log.notifier import Listener, Notifier
 class Head:
     """The extent of a log. An empty log has ``last_seq == first_seq - 1``."""
 
-    first_seq: int
+    first_seq: Seq
     """The earliest event kept; 1 unless the log was trimmed or began later."""
-    last_seq: int
+    last_seq: Seq
     closed: bool
     tail_uncertain: bool = False
     """The machine lost power after the last append, so events after ``last_seq`` may be lost.
@@ -30,15 +31,15 @@ class Head:
 class Slice(Struct, frozen=True, gc=False):
     """Consecutive frames ``first_seq`` … ``last_seq``, joined; empty: ``last_seq < first_seq``."""
 
-    first_seq: int
-    last_seq: int
+    first_seq: Seq
+    last_seq: Seq
     frames: bytes
 
 
 class View(Struct, frozen=True, gc=False):
     """The frames of a ``Slice`` up to ``last_seq``, in memory shared with the tail."""
 
-    last_seq: int
+    last_seq: Seq
     frames: memoryview
 
 
@@ -58,7 +59,7 @@ class Tail:
     __slots__ = ("_base", "_buffer", "_ends", "_latest", "_listeners", "_notifier", "closed",
                  "failure", "first_seq")  # fmt: skip
 
-    def __init__(self, first_seq: int = 1, notifier: Notifier | None = None) -> None:
+    def __init__(self, first_seq: Seq = FIRST_SEQ, notifier: Notifier | None = None) -> None:
         self.first_seq = first_seq
         self.closed = False
         self.failure: ReattachError | None = None
@@ -70,12 +71,12 @@ class Tail:
         """The cached answer of ``latest``, valid until the tail changes."""
         self._listeners: dict[Listener, None] = {}
 
-    def replacement(self, first_seq: int) -> "Tail":
+    def replacement(self, first_seq: Seq) -> "Tail":
         """Return an empty tail that begins at ``first_seq`` and has the same notifier."""
         return Tail(first_seq, self._notifier)
 
     @property
-    def last_seq(self) -> int:
+    def last_seq(self) -> Seq:
         return self.first_seq + len(self._ends) - 1
 
     @property
@@ -87,7 +88,7 @@ class Tail:
         """Whether the tail is closed or failed, so that no frames follow."""
         return self.closed or self.failure is not None
 
-    def slice(self, after_seq: int, *, max_bytes: int, max_events: int) -> Slice:
+    def slice(self, after_seq: Seq, *, max_bytes: int, max_events: int) -> Slice:
         """Return frames from ``after_seq + 1`` on, within the bounds of ``Log.read``.
 
         ``after_seq + 1`` must not lie before ``first_seq``.
@@ -99,7 +100,7 @@ class Tail:
         first = self.first_seq + start
         return Slice(first, self.first_seq + stop - 1, self._copy(begin, end))
 
-    def view(self, after_seq: int, *, max_bytes: int, max_events: int) -> View | None:
+    def view(self, after_seq: Seq, *, max_bytes: int, max_events: int) -> View | None:
         """Return the frames of ``slice`` without copying them.
 
         None unless the tail is closed and the frames are large enough for this to pay off.
@@ -120,7 +121,7 @@ class Tail:
             stop = start + self._count_fitting(begin, start, stop, max_bytes)
         return stop, begin, self._ends[stop - 1] - self._base
 
-    def latest(self, after_seq: int) -> Slice | None:
+    def latest(self, after_seq: Seq) -> Slice | None:
         """Return all frames from ``after_seq + 1`` on, as one object shared by all readers there.
 
         None if there are no such frames, if they exceed one write of a replay, if the first of
@@ -142,7 +143,7 @@ class Tail:
         end = self._base + begin + max_bytes
         return max(bisect_right(self._ends, end, start, stop) - start, 1)
 
-    def ends(self, first_seq: int, last_seq: int) -> "array[int]":
+    def ends(self, first_seq: Seq, last_seq: Seq) -> "array[int]":
         """Return the end of each of these frames as an offset from the start of the first one.
 
         The tail must contain all of them.
@@ -151,7 +152,7 @@ class Tail:
         begin = self._ends[start - 1] if start else self._base
         return array("Q", (end - begin for end in self._ends[start:stop]))
 
-    def holds(self, first_seq: int, frames: Sequence[bytes]) -> bool:
+    def holds(self, first_seq: Seq, frames: Sequence[bytes]) -> bool:
         """Return whether the frames from ``first_seq`` on equal ``frames``, one by one."""
         if first_seq < self.first_seq or first_seq + len(frames) - 1 > self.last_seq:
             return False
@@ -199,7 +200,7 @@ class Tail:
             self._latest = None
             self._notify_listeners()
 
-    def trim(self, first_seq: int) -> None:
+    def trim(self, first_seq: Seq) -> None:
         """Drop the frames before ``first_seq``, at most all of them."""
         drop = min(first_seq - self.first_seq, len(self._ends))
         if drop <= 0:

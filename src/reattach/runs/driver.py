@@ -19,6 +19,7 @@ from reattach.domain.errors import (
     StoreUnavailableError,
 )
 from reattach.domain.events import Event, Stopped
+from reattach.domain.ids import FIRST_SEQ, Seq
 from reattach.domain.limits import DELTA_BYTES, ENGINE_STOP_SECONDS, RUN_LOG_BYTES
 from reattach.domain.messages import part_chars
 from reattach.engine.base import Compacted, Delta, Engine, ToolStarting, Turn, closing_deltas
@@ -151,7 +152,7 @@ class RunDriver:
         )
         turn.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
-            writer = await self._open(first_seq=1)
+            writer = await self._open(first_seq=FIRST_SEQ)
             if not await until_available(self._clock, self._mark_running):
                 raise _not_owner(self.run)
             self._writer = writer
@@ -183,7 +184,7 @@ class RunDriver:
             logger.error("log lost by its store", run_id=self.run.id, reason=error.detail)  # noqa: TRY400
             await self._close_lost_log(self._writer.last_seq + 1)
 
-    async def _open(self, *, first_seq: int) -> RunWriter:
+    async def _open(self, *, first_seq: Seq) -> RunWriter:
         writer = await until_available(
             self._clock,
             lambda: self._log.open(
@@ -202,7 +203,7 @@ class RunDriver:
         """Return the frames of the visible events for the log's next seqs."""
         return self._encoder.frames(self._visible(events), after_seq=writer.last_seq)
 
-    async def _close_lost_log(self, first_seq: int) -> None:
+    async def _close_lost_log(self, first_seq: Seq) -> None:
         """Close a log that its store lost, at a seq after everything a reader may have seen."""
         writer = await self._open(first_seq=first_seq)
         ending = self._ending or LOG_LOST

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Self
 
 from reattach.domain.errors import CursorAheadError, LogLostError, ReattachError, TrimmedError
+from reattach.domain.ids import Seq
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ, REPLAY_SLICE_BYTES
 from reattach.domain.store_errors import EventsLostError
 from reattach.log.base import Log, Slice, Tail, View
@@ -37,7 +38,7 @@ class Following:
         tail: Tail,
         run_id: str,
         *,
-        cursor: int,
+        cursor: Seq,
         max_events: int,
     ) -> None:
         self._log = log
@@ -177,7 +178,7 @@ def _ignore_wake() -> None:
     """Ignore a wake-up: a reader that has not started reads by itself first."""
 
 
-def remainder(log: Log, run_id: str, cursor: int, *, max_events: int) -> Slice | None:
+def remainder(log: Log, run_id: str, cursor: Seq, *, max_events: int) -> Slice | None:
     """Return everything after ``cursor`` of a closed log in memory, if that fits into one write.
 
     ``first_seq - 1`` of the slice is the effective cursor, as with ``follow``.
@@ -185,7 +186,7 @@ def remainder(log: Log, run_id: str, cursor: int, *, max_events: int) -> Slice |
     tail = log.closed_tail(run_id)
     if tail is None:
         return None
-    cursor = min(max(cursor, 0), tail.last_seq)
+    cursor = Seq(min(max(cursor, 0), tail.last_seq))
     if cursor + 1 < tail.first_seq:
         return None
     piece = tail.slice(cursor, max_bytes=REPLAY_SLICE_BYTES, max_events=max_events)
@@ -193,7 +194,7 @@ def remainder(log: Log, run_id: str, cursor: int, *, max_events: int) -> Slice |
 
 
 async def follow(
-    log: Log, run_id: str, cursor: int, *, max_events: int, ended: bool = False
+    log: Log, run_id: str, cursor: Seq, *, max_events: int, ended: bool = False
 ) -> Following:
     """Follow a run from ``cursor`` to the end of its log; 0 and less mean from the start.
 
@@ -212,7 +213,7 @@ async def follow(
         head = await log.head(run_id)
         if ended and not head.closed:
             raise LogLostError(run_id, head.last_seq)
-        cursor = max(cursor, 0)
+        cursor = Seq(max(cursor, 0))
         if cursor > head.last_seq and not head.closed:
             raise CursorAheadError(run_id, cursor, head.last_seq)
         cursor = min(cursor, head.last_seq)

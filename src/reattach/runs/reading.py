@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from reattach.domain.errors import StoreUnavailableError
+from reattach.domain.ids import Seq
 from reattach.domain.limits import REPLAY_SLICE_EVENTS
 from reattach.runs.follow import Target
 from reattach.runs.service import RunService
@@ -14,7 +15,7 @@ from reattach.wire.sse import frame_data, split_frames
 
 
 async def events_of(
-    runs: RunService, target: Target, after_seq: int
+    runs: RunService, target: Target, after_seq: Seq
 ) -> AsyncGenerator[dict[str, Any]]:
     """Yield every event after ``after_seq`` once and in order, live until the run's end.
 

@@ -19,7 +19,7 @@ from reattach.domain.errors import (
     StoreUnavailableError,
 )
 from reattach.domain.events import RunStatus, StopReason
-from reattach.domain.ids import RunId, TenantId, is_run_id
+from reattach.domain.ids import RunId, Seq, TenantId, is_run_id
 from reattach.domain.limits import (
     CANCEL_WAIT_SECONDS,
     LEASE_SECONDS,
@@ -230,7 +230,7 @@ class RunService:
         """
         if target.status.is_active:
             return None
-        return remainder(self.log, target.run_id, cursor, max_events=max_events)
+        return remainder(self.log, target.run_id, Seq(cursor), max_events=max_events)
 
     async def follow(
         self, target: Target, cursor: int, *, max_events: int, waits: bool = True
@@ -252,7 +252,7 @@ class RunService:
         while True:
             try:
                 return await follow(
-                    self.log, target.run_id, cursor, max_events=max_events, ended=ended
+                    self.log, target.run_id, Seq(cursor), max_events=max_events, ended=ended
                 )
             except LogLostError:
                 await self.audit.end_lost_log(target.run_id)

@@ -22,7 +22,7 @@ from reattach.domain.events import (
     StopReason,
     Usage,
 )
-from reattach.domain.ids import MessageId, StepId, part_otid
+from reattach.domain.ids import MessageId, Seq, StepId, part_otid
 from reattach.domain.messages import (
     CompactionStats,
     Fragment,
@@ -58,7 +58,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 
-def encode(event: Event, seq: int, run_id: str) -> bytes:
+def encode(event: Event, seq: Seq, run_id: str) -> bytes:
     """Return the frame of ``event`` with the seq ``seq``."""
     data = _encode(body(event, seq, run_id))
     return error_frame(data) if isinstance(event, Failed) else data_frame(data)
@@ -76,21 +76,21 @@ class Encoder:
         self._place: Place | None = None
         self._before_seq = self._before_text = b""
 
-    def encode(self, event: Event, seq: int) -> bytes:
+    def encode(self, event: Event, seq: Seq) -> bytes:
         if type(event) is not Output or type(part := event.parts[0]) is not TextPart:
             return encode(event, seq, self._run_id)
         if event.place is not self._place:
             self._prepare(event.place)
         return b"%b%d%b%b}\n\n" % (self._before_seq, seq, self._before_text, _encode(part.text))
 
-    def frames(self, events: Sequence[Event], *, after_seq: int) -> list[bytes]:
+    def frames(self, events: Sequence[Event], *, after_seq: Seq) -> list[bytes]:
         """Encode events that follow the one with ``after_seq``."""
         if len(events) == 1:  # The most frequent case by far.
             return [self.encode(events[0], after_seq + 1)]
-        return [self.encode(event, seq) for seq, event in enumerate(events, after_seq + 1)]
+        return [self.encode(event, after_seq + n) for n, event in enumerate(events, 1)]
 
     def _prepare(self, place: Place) -> None:
-        frame = encode(Output(place, (TextPart(""),)), 0, self._run_id)
+        frame = encode(Output(place, (TextPart(""),)), Seq(0), self._run_id)
         before, name, after = frame.partition(b'"seq_id":')  # Quotes in a text are escaped.
         self._before_seq = before + name
         self._before_text = after.removeprefix(b"0").removesuffix(b'""}\n\n')
@@ -110,7 +110,7 @@ def _part_type(part: Fragment) -> MessageType:
     return "approval_request_message" if waits else kind
 
 
-def keepalive(ping_id: str, at: datetime, last_seq: int, run_id: str) -> bytes:
+def keepalive(ping_id: str, at: datetime, last_seq: Seq, run_id: str) -> bytes:
     """Return a ping for one reader, which is not logged.
 
     Its ``seq_id`` is the last one sent, if any.
@@ -118,7 +118,7 @@ def keepalive(ping_id: str, at: datetime, last_seq: int, run_id: str) -> bytes:
     return data_frame(_encode(head("ping", ping_id, at, seq=last_seq or None, run_id=run_id)))
 
 
-def body(event: Event, seq: int | None, run_id: str | None) -> Json:
+def body(event: Event, seq: Seq | None, run_id: str | None) -> Json:
     """Return the JSON of ``event``. ``seq`` is None in lists, which have no numbers."""
     return _BODIES[type(event)](event, seq, run_id)
 
@@ -133,7 +133,7 @@ def head(
     message_id: str,
     at: datetime,
     *,
-    seq: int | None,
+    seq: Seq | None,
     run_id: str | None,
     name: str | None = None,
     otid: str | None = None,
@@ -154,11 +154,11 @@ def head(
     }
 
 
-def _ping(event: Ping, seq: int | None, run_id: str | None) -> Json:
+def _ping(event: Ping, seq: Seq | None, run_id: str | None) -> Json:
     return head("ping", event.id, event.at, seq=seq, run_id=run_id)
 
 
-def _output(event: Output, seq: int | None, run_id: str | None) -> Json:
+def _output(event: Output, seq: Seq | None, run_id: str | None) -> Json:
     place, part = event.place, event.parts[0]
     result = head(
         _part_type(part),
@@ -199,7 +199,7 @@ def _call_members(call: Fragment) -> Json:
     return {key: value for key, value in members.items() if value is not None}
 
 
-def _compaction_began(event: CompactionBegan, seq: int | None, run_id: str | None) -> Json:
+def _compaction_began(event: CompactionBegan, seq: Seq | None, run_id: str | None) -> Json:
     result = head("event_message", event.id, event.at, seq=seq, run_id=run_id)
     result["step_id"] = event.step_id
     result["event_type"] = "compaction"
@@ -230,12 +230,12 @@ def return_members(returned: ToolReturnPart) -> Json:
     }
 
 
-def _stopped(event: Stopped, seq: int | None, run_id: str | None) -> Json:
+def _stopped(event: Stopped, seq: Seq | None, run_id: str | None) -> Json:
     result: Json = {"message_type": "stop_reason", "stop_reason": event.reason}
     return result if seq is None else result | {"seq_id": seq, "run_id": run_id}
 
 
-def _failed(event: Failed, seq: int | None, run_id: str | None) -> Json:
+def _failed(event: Failed, seq: Seq | None, run_id: str | None) -> Json:
     return {
         "message_type": "error_message",
         "run_id": run_id,
@@ -246,7 +246,7 @@ def _failed(event: Failed, seq: int | None, run_id: str | None) -> Json:
     }
 
 
-def _usage(event: Usage, seq: int | None, run_id: str | None) -> Json:
+def _usage(event: Usage, seq: Seq | None, run_id: str | None) -> Json:
     result: Json = {
         "message_type": "usage_statistics",
         "completion_tokens": event.completion_tokens,
@@ -272,7 +272,7 @@ _MESSAGE_TYPES: dict[type, MessageType] = {
     SummaryPart: "summary_message",
 }
 
-_BODIES: dict[type, Callable[[Any, int | None, str | None], Json]] = {
+_BODIES: dict[type, Callable[[Any, Seq | None, str | None], Json]] = {
     Output: _output,
     Ping: _ping,
     CompactionBegan: _compaction_began,

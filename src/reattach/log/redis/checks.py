@@ -15,7 +15,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 
 from reattach.diagnostics import Diagnostic, Level
 from reattach.domain.errors import ReattachError, StartupError
-from reattach.domain.ids import Token, new_uuid
+from reattach.domain.ids import Seq, Token, new_uuid
 from reattach.log.redis.client import (
     FAILURES,
     Driver,
@@ -242,8 +242,8 @@ async def _check_log(url: str, prefix: str, wait_replicas: int) -> Diagnostic:
     async with aclosing(log):
         writer = await log.open(run_id, Token(1), aliases=[run_id])
         try:
-            await writer.append(1, [b"data: {}\n\n"], close=True)
-            await log.read(run_id, 0, max_bytes=1000, max_events=10)
+            await writer.append(Seq(1), [b"data: {}\n\n"], close=True)
+            await log.read(run_id, Seq(0), max_bytes=1000, max_events=10)
         finally:
             await log.delete(run_id)
     return Diagnostic("ok", "redis log", f"a log under {prefix}: was written, read and deleted")

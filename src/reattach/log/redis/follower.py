@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from reattach.domain.backoff import Backoff
 from reattach.domain.errors import LogNotFoundError, ReattachError, StoreUnavailableError
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.domain.store_errors import LogDamagedError
 from reattach.log.base import CLOSING, not_found_error
 from reattach.log.closed_runs import ClosedRuns
@@ -75,10 +75,10 @@ class Follower:
         run = self._runs.get(run_id)
         return run if run is not None and run.is_joined else None
 
-    def shown_seq(self, run_id: str) -> int:
+    def shown_seq(self, run_id: str) -> Seq:
         """Return the last seq in the tail here, which the log had for certain; 0 without a tail."""
         run = self.local_run(run_id)
-        return 0 if run is None else run.tail.last_seq
+        return Seq(0) if run is None else run.tail.last_seq
 
     @asynccontextmanager
     async def follow(self, run_id: str) -> AsyncIterator[Tail]:
@@ -127,7 +127,7 @@ class Follower:
         }
 
     def note_opened(
-        self, run_id: str, token: Token, state: StoredState, *, begun: bool, shown_seq: int
+        self, run_id: str, token: Token, state: StoredState, *, begun: bool, shown_seq: Seq
     ) -> None:
         """Note that this process has opened the run, and what the run's state then was.
 
@@ -151,7 +151,7 @@ class Follower:
         self._ensure_polling()
 
     def note_appended(
-        self, run: LocalRun, first_seq: int, frames: Sequence[bytes], *, close: bool
+        self, run: LocalRun, first_seq: Seq, frames: Sequence[bytes], *, close: bool
     ) -> None:
         """Add frames that Redis has stored to the tail."""
         if not run.merge(first_seq, frames, close=close):
@@ -185,7 +185,7 @@ class Follower:
         if run.catch_up_task is None:
             run.catch_up_task = self._start_task(self._run_catch_up(run))
 
-    async def catch_up_to(self, run: LocalRun, seq: int) -> None:
+    async def catch_up_to(self, run: LocalRun, seq: Seq) -> None:
         """Return when the tail has the event or has ended.
 
         Raises:
@@ -204,7 +204,7 @@ class Follower:
             has_failed = run.is_behind and run.catch_up_task in {None, catch_up}
 
     async def read(
-        self, run_id: str, after_seq: int, *, max_bytes: int, max_events: int
+        self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int
     ) -> tuple[StoredState, bytes, "array[int]"]:
         """Read from Redis the state, the joined frames after ``after_seq``, and their ends."""
         most = max(max_events, 1)
@@ -214,7 +214,11 @@ class Follower:
         _, raw, first_seq, *bodies = answer
         try:
             frames, ends = slice_bodies(
-                int(first_seq), bodies, after_seq=after_seq, max_bytes=max_bytes, max_events=most
+                Seq(int(first_seq)),
+                bodies,
+                after_seq=after_seq,
+                max_bytes=max_bytes,
+                max_events=most,
             )
         except (struct.error, ValueError) as error:
             raise LogDamagedError(
@@ -362,7 +366,7 @@ class Follower:
         except StoreUnavailableError:
             self._check_failed.set()
 
-    def _apply_state(self, run: LocalRun, state: StoredState, shown_seq: int) -> None:
+    def _apply_state(self, run: LocalRun, state: StoredState, shown_seq: Seq) -> None:
         """Update the tail by ``state``, which was read when its last seq was ``shown_seq``."""
         if run.tail.closed:
             run.tail.trim(state.first_seq)

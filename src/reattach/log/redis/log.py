@@ -15,7 +15,7 @@ from reattach.domain.errors import (
     StoreUnavailableError,
     TrimmedError,
 )
-from reattach.domain.ids import Token
+from reattach.domain.ids import FIRST_SEQ, Seq, Token
 from reattach.log.base import (
     CLOSING,
     Capabilities,
@@ -148,7 +148,7 @@ class RedisLog(Log):
         )
 
     async def open(
-        self, run_id: str, token: Token, *, first_seq: int = 1, aliases: Sequence[str] = ()
+        self, run_id: str, token: Token, *, first_seq: Seq = FIRST_SEQ, aliases: Sequence[str] = ()
     ) -> RunWriter:
         self.check_open()
         shown_seq = self.follower.shown_seq(run_id)
@@ -177,7 +177,7 @@ class RedisLog(Log):
         self.check_open()
         return (await self.follower.state(run_id)).head
 
-    async def read(self, run_id: str, after_seq: int, *, max_bytes: int, max_events: int) -> Slice:
+    async def read(self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int) -> Slice:
         self.check_open()
         run = self.follower.local_run(run_id)
         if run is not None and run.tail.first_seq <= after_seq + 1 <= run.tail.last_seq:
@@ -200,14 +200,14 @@ class RedisLog(Log):
         async with self.follower.follow(run_id) as tail:
             yield tail
 
-    async def trim(self, run_id: str, first_seq: int) -> None:
+    async def trim(self, run_id: str, first_seq: Seq) -> None:
         self.check_open()
         answer = await self._client.write(TRIM, self.keys.run(run_id), [first_seq])
         if answer[0] != b"ok":
             raise not_found_error(run_id)
         run = self.follower.local_run(run_id)
         if run is not None:
-            run.tail.trim(int(answer[1]))
+            run.tail.trim(Seq(int(answer[1])))
 
     async def delete(self, run_id: str) -> None:
         self.check_open()
@@ -257,14 +257,14 @@ class _RedisRunWriter(RunWriter):
         self._log = log
         self._keys = log.keys.run(run_id)
 
-    async def append(self, first_seq: int, frames: Sequence[bytes], *, close: bool = False) -> None:
+    async def append(self, first_seq: Seq, frames: Sequence[bytes], *, close: bool = False) -> None:
         error = self._error(await self._request(first_seq, tuple(frames), close=close), first_seq)
         if error is not None:
             raise error
 
     @override
     def submit(
-        self, first_seq: int, frames: Sequence[bytes], *, close: bool = False, done: Done
+        self, first_seq: Seq, frames: Sequence[bytes], *, close: bool = False, done: Done
     ) -> "asyncio.Task[None] | None":
         def call_done(answer: "asyncio.Future[bytes]") -> None:
             failure = cast("Exception | None", answer.exception())
@@ -274,7 +274,7 @@ class _RedisRunWriter(RunWriter):
         return None
 
     def _request(
-        self, first_seq: int, frames: Sequence[bytes], *, close: bool
+        self, first_seq: Seq, frames: Sequence[bytes], *, close: bool
     ) -> "asyncio.Future[bytes]":
         """Send an append; the future gets the answer of Redis."""
         if not frames and not close:
@@ -293,7 +293,7 @@ class _RedisRunWriter(RunWriter):
         )
 
     def _update_tail(
-        self, answer: bytes, *, first_seq: int, frames: Sequence[bytes], close: bool, shown_seq: int
+        self, answer: bytes, *, first_seq: Seq, frames: Sequence[bytes], close: bool, shown_seq: Seq
     ) -> None:
         """Update the tail here by the answer of Redis to an append."""
         follower = self._log.follower
@@ -310,7 +310,7 @@ class _RedisRunWriter(RunWriter):
         elif kind in {b"closed", b"mismatch"}:
             follower.start_catch_up(run)
 
-    def _error(self, answer: bytes, first_seq: int) -> ReattachError | None:
+    def _error(self, answer: bytes, first_seq: Seq) -> ReattachError | None:
         """Return the error for the answer to an append; None if it succeeded."""
         kind, _, detail = answer.partition(b":")
         match kind:
@@ -323,7 +323,7 @@ class _RedisRunWriter(RunWriter):
             case b"closed":
                 return closed_error(self.run_id)
             case b"mismatch":
-                return SeqMismatchError(self.run_id, first_seq, int(detail))
+                return SeqMismatchError(self.run_id, first_seq, Seq(int(detail)))
             case _:
                 damage = StoreUnavailableError(_UNWRITABLE)
                 damage.__cause__ = RuntimeError(detail.decode())

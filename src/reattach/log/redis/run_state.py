@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from reattach.domain.errors import LogLostError, LogNotFoundError
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.log.base import Head
 from reattach.log.notifier import Notifier
 from reattach.log.redis.scripts import split_frames
@@ -22,8 +22,8 @@ class StoredState:
     """The state of a run on Redis."""
 
     token: Token
-    first_seq: int
-    last_seq: int
+    first_seq: Seq
+    last_seq: Seq
     closed: bool
     size_bytes: int
 
@@ -31,7 +31,11 @@ class StoredState:
     def parse(cls, raw: Sequence[bytes]) -> "StoredState":
         token, first_seq, last_seq, closed, size_bytes = raw
         return cls(
-            Token(int(token)), int(first_seq), int(last_seq), closed == b"1", int(size_bytes)
+            Token(int(token)),
+            Seq(int(first_seq)),
+            Seq(int(last_seq)),
+            closed == b"1",
+            int(size_bytes),
         )
 
     @property
@@ -82,7 +86,7 @@ class LocalRun:
         """The highest known token."""
         self.announced_seq = 0
         """The highest seq in any notification."""
-        self.own_restart_seq: int | None = None
+        self.own_restart_seq: Seq | None = None
         """The seq at which this process restarted the log, until its own notification arrives."""
 
     @property
@@ -103,13 +107,13 @@ class LocalRun:
     def is_owned(self) -> bool:
         return self.owner_token is not None
 
-    def join(self, first_seq: int, token: Token) -> None:
+    def join(self, first_seq: Seq, token: Token) -> None:
         """Let a new tail represent the log from ``first_seq`` on."""
         self.tail = self.tail.replacement(first_seq)
         self.token = token
         self._is_joined = True
 
-    def merge(self, first_seq: int, frames: Sequence[bytes], *, close: bool) -> bool:
+    def merge(self, first_seq: Seq, frames: Sequence[bytes], *, close: bool) -> bool:
         """Add frames that are in the log, and return False if earlier ones are missing.
 
         The tail fails if it has shown other frames at the same seqs.
@@ -129,7 +133,7 @@ class LocalRun:
             tail.extend(frames, close=close)
         return True
 
-    def merge_joined(self, first_seq: int, frames: bytes, ends: "array[int]", close: bool) -> None:
+    def merge_joined(self, first_seq: Seq, frames: bytes, ends: "array[int]", close: bool) -> None:
         """Like ``merge``, for joined frames as ``read`` returns them."""
         if first_seq == self.tail.last_seq + 1 and not self.tail.ended:
             self.tail.extend_joined(frames, ends)
@@ -137,7 +141,7 @@ class LocalRun:
         else:
             self.merge(first_seq, split_frames(frames, ends), close=close)
 
-    def reconcile(self, state: StoredState, shown_seq: int) -> bool:
+    def reconcile(self, state: StoredState, shown_seq: Seq) -> bool:
         """Return whether Redis still has every frame that the tail had when the state was read.
 
         If not, the tail fails. False also if the tail has ended.

@@ -23,7 +23,7 @@ from hashlib import sha1
 from itertools import pairwise
 from typing import Final
 
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.log.frames import pack_lengths, unpack_lengths
 
 _HEAD: Final = struct.Struct("<Bqq")
@@ -47,7 +47,7 @@ class NotificationKind(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Notification:
     kind: NotificationKind
-    seq: int
+    seq: Seq
     ends: "array[int] | None"
     """The ends of the frames in ``frames``; None if there is one frame."""
     frames: bytes
@@ -61,7 +61,7 @@ class Notification:
         return (self.frames,) if self.ends is None else split_frames(self.frames, self.ends)
 
 
-def pack_append(token: Token, first_seq: int, frames: Sequence[bytes], close: bool) -> bytes:
+def pack_append(token: Token, first_seq: Seq, frames: Sequence[bytes], close: bool) -> bytes:
     """Return the bytes of an append, as argument of the script and as notification."""
     head = _HEAD.pack(
         NotificationKind.CLOSED if close else NotificationKind.APPENDED, token, first_seq
@@ -98,7 +98,7 @@ def split_frames(frames: bytes, ends: "array[int]") -> list[bytes]:
 
 
 def slice_bodies(
-    first_seq: int, bodies: Sequence[bytes], *, after_seq: int, max_bytes: int, max_events: int
+    first_seq: Seq, bodies: Sequence[bytes], *, after_seq: Seq, max_bytes: int, max_events: int
 ) -> tuple[bytes, "array[int]"]:
     """Return the joined frames after ``after_seq`` from ``bodies``, and their ends.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from reattach.domain.ids import Seq
 from reattach.domain.limits import WAL_AGE_SECONDS, WAL_IDLE_SECONDS
 from reattach.log.sqlite import tables
 from reattach.log.sqlite.read_pool import ReadPool
@@ -275,7 +276,7 @@ class Folding:
         chunks: list[Chunk] = []
         while after_seq < last_seq and room_bytes > 0:
             cut = tail.slice(
-                after_seq, max_bytes=self._sizes.chunk_bytes, max_events=last_seq - after_seq
+                Seq(after_seq), max_bytes=self._sizes.chunk_bytes, max_events=last_seq - after_seq
             )
             ends = tail.ends(cut.first_seq, cut.last_seq)
             chunks.append(Chunk(cut.first_seq, cut.last_seq, ends, cut.frames))
@@ -285,7 +286,7 @@ class Folding:
         end = last_seq if is_last else after_seq
         run.first_row_of_rest = None
         closed = run.tail.closed and is_last
-        stored = StoredRun(run.number, run.run_id, run.token, run.first_seq, end, closed)
+        stored = StoredRun(run.number, run.run_id, run.token, run.first_seq, Seq(end), closed)
         return _Part(run, stored, chunks, is_last)
 
     async def _fold(self, parts: list[_Part]) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 from msgspec import Struct
 
 from reattach.domain.errors import StartupError
-from reattach.domain.ids import Token
+from reattach.domain.ids import FIRST_SEQ, Seq, Token
 from reattach.log.frames import pack_lengths, unpack_lengths
 
 _HEAD: Final = struct.Struct("<BxHIqq")
@@ -38,7 +38,7 @@ class Create(Struct, frozen=True, gc=False):
     number: int
     token: Token
     run_id: str
-    first_seq: int = 1
+    first_seq: Seq = FIRST_SEQ
 
 
 class TakeOver(Struct, frozen=True, gc=False):
@@ -48,14 +48,14 @@ class TakeOver(Struct, frozen=True, gc=False):
 
 class Append(Struct, frozen=True, gc=False):
     number: int
-    first_seq: int
+    first_seq: Seq
     frames: Sequence[bytes]
     close: bool
 
 
 class Trim(Struct, frozen=True, gc=False):
     number: int
-    first_seq: int
+    first_seq: Seq
 
 
 class Delete(Struct, frozen=True, gc=False):
@@ -67,7 +67,7 @@ class Skip(Struct, frozen=True, gc=False):
 
     number: int
     token: Token
-    first_seq: int
+    first_seq: Seq
 
 
 Record = Create | TakeOver | Append | Trim | Delete | Skip

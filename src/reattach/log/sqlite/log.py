@@ -18,7 +18,7 @@ from reattach.domain.errors import (
     StoreUnavailableError,
     TrimmedError,
 )
-from reattach.domain.ids import Token
+from reattach.domain.ids import FIRST_SEQ, Seq, Token
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.domain.store_errors import LogDamagedError
 from reattach.log.base import (
@@ -169,7 +169,7 @@ class SqliteLog(Log):
         run_id: str,
         token: Token,
         *,
-        first_seq: int = 1,
+        first_seq: Seq = FIRST_SEQ,
         aliases: Sequence[str] = (),  # noqa: ARG002  the records find them
     ) -> RunWriter:
         while (run := await self._find(run_id)) is not None and run.deleting:
@@ -202,7 +202,7 @@ class SqliteLog(Log):
         )
 
     async def _append(
-        self, run_id: str, token: Token, first_seq: int, frames: Sequence[bytes], close: bool
+        self, run_id: str, token: Token, first_seq: Seq, frames: Sequence[bytes], close: bool
     ) -> None:
         if not frames and not close:
             raise ValueError("An append without frames must close the log.")
@@ -224,7 +224,7 @@ class SqliteLog(Log):
     async def head(self, run_id: str) -> Head:
         return (await self._get(run_id)).head
 
-    async def read(self, run_id: str, after_seq: int, *, max_bytes: int, max_events: int) -> Slice:
+    async def read(self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int) -> Slice:
         run = await self._get(run_id)
         self._closed_runs.touch(run)
         if run.first_seq <= after_seq + 1 < run.tail.first_seq:
@@ -259,7 +259,7 @@ class SqliteLog(Log):
         self._closed_runs.touch(run)
         return run.tail
 
-    async def trim(self, run_id: str, first_seq: int) -> None:
+    async def trim(self, run_id: str, first_seq: Seq) -> None:
         run = await self._get(run_id)
         if run.deleting:
             raise not_found_error(run_id)
@@ -344,7 +344,7 @@ class SqliteLog(Log):
             raise StoreUnavailableError(_UNREADABLE) from error
 
     async def _load_from_chunks(
-        self, run: RunState, after_seq: int, max_bytes: int, max_events: int
+        self, run: RunState, after_seq: Seq, max_bytes: int, max_events: int
     ) -> Tail | None:
         """Return a tail with frames from the chunks, or None if the chunks do not have them.
 
@@ -363,7 +363,7 @@ class SqliteLog(Log):
         return tail
 
     async def _is_retry(
-        self, run: RunState, first_seq: int, frames: Sequence[bytes], close: bool
+        self, run: RunState, first_seq: Seq, frames: Sequence[bytes], close: bool
     ) -> bool:
         """Return whether the log contains these frames, as its end if ``close``.
 

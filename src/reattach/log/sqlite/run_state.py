@@ -5,7 +5,7 @@ from collections import deque
 from typing import Final
 
 from reattach.domain.errors import LogLostError, StoreUnavailableError
-from reattach.domain.ids import Token
+from reattach.domain.ids import FIRST_SEQ, Seq, Token
 from reattach.log.base import Done, Head
 from reattach.log.notifier import Notifier
 from reattach.log.sqlite.journal import Append, Create, Delete, Record, Skip, TakeOver, Trim, pack
@@ -70,7 +70,7 @@ class RunState:
         number: int,
         run_id: str,
         token: Token,
-        first_seq: int = 1,
+        first_seq: Seq = FIRST_SEQ,
         notifier: Notifier | None = None,
     ) -> None:
         self.number = number
@@ -145,7 +145,7 @@ class RunState:
         self.expected_last_seq = self.tail.last_seq
         self.expected_closed = self.tail.closed
 
-    def accepts(self, token: Token, first_seq: int) -> bool:
+    def accepts(self, token: Token, first_seq: Seq) -> bool:
         """Return whether ``token`` may append from ``first_seq`` on, by the expected state."""
         return (
             self.created
@@ -189,7 +189,7 @@ class RunState:
                 return False
         return True
 
-    def _skip(self, token: Token, first_seq: int) -> bool:
+    def _skip(self, token: Token, first_seq: Seq) -> bool:
         is_new = token > self.token or first_seq > self.first_seq
         self.token = max(token, self.token)
         if first_seq > self.first_seq:
@@ -207,7 +207,7 @@ class RunState:
             return True
         return False
 
-    def in_flight_frames(self, first_seq: int, count: int) -> list[bytes]:
+    def in_flight_frames(self, first_seq: Seq, count: int) -> list[bytes]:
         """Return those of the ``count`` frames from ``first_seq`` on that are in flight."""
         return [
             frame

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from reattach.domain.errors import StartupError
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.log.frames import pack_lengths, unpack_lengths
 from reattach.log.tail import Tail
 
@@ -61,8 +61,8 @@ class StoredRun:
     number: int
     run_id: str
     token: Token
-    first_seq: int
-    last_seq: int
+    first_seq: Seq
+    last_seq: Seq
     closed: bool
 
 
@@ -70,8 +70,8 @@ class StoredRun:
 class Chunk:
     """Consecutive frames of one run, joined. ``ends`` are offsets into ``frames``."""
 
-    first_seq: int
-    last_seq: int
+    first_seq: Seq
+    last_seq: Seq
     ends: "array[int]"
     frames: bytes
 
@@ -270,7 +270,7 @@ def runs_after(connection: sqlite3.Connection, *, number: int, limit: int) -> li
     return [run for row in rows if (run := _stored_run(row)) is not None]
 
 
-def _stored_run(row: tuple[int, str, Token, int, int, int] | None) -> StoredRun | None:
+def _stored_run(row: tuple[int, str, Token, Seq, Seq, int] | None) -> StoredRun | None:
     return None if row is None else StoredRun(*row[:5], closed=bool(row[5]))
 
 
@@ -284,7 +284,7 @@ def highest_number(connection: sqlite3.Connection) -> int:
 
 
 def load_tail(
-    connection: sqlite3.Connection, number: int, after_seq: int, *, max_bytes: int, max_events: int
+    connection: sqlite3.Connection, number: int, after_seq: Seq, *, max_bytes: int, max_events: int
 ) -> Tail | None:
     """Return a tail with the frames from ``after_seq + 1`` on, enough for a slice of these bounds.
 

@@ -17,7 +17,7 @@ from typing import Final
 
 from typing_extensions import override
 
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.log.base import Head, RunWriter
 from reattach.log.run_writer import Done
 from reattach.log.sqlite import tables
@@ -250,19 +250,19 @@ class SqliteRunWriter(RunWriter):
         *,
         runs: Mapping[str, RunState],
         writer: Writer,
-        append_otherwise: Callable[[str, Token, int, Sequence[bytes], bool], Awaitable[None]],
+        append_otherwise: Callable[[str, Token, Seq, Sequence[bytes], bool], Awaitable[None]],
     ) -> None:
         super().__init__(run_id, token, head, after_tick=writer.after_tick)
         self._runs = runs
         self._writer = writer
         self._append_otherwise = append_otherwise
 
-    async def append(self, first_seq: int, frames: Sequence[bytes], *, close: bool = False) -> None:
+    async def append(self, first_seq: Seq, frames: Sequence[bytes], *, close: bool = False) -> None:
         await self._append_otherwise(self.run_id, self.token, first_seq, frames, close)
 
     @override
     def submit(
-        self, first_seq: int, frames: Sequence[bytes], *, close: bool = False, done: Done
+        self, first_seq: Seq, frames: Sequence[bytes], *, close: bool = False, done: Done
     ) -> "asyncio.Task[None] | None":
         run = self._runs.get(self.run_id)
         if run is None or not run.accepts(self.token, first_seq) or not (frames or close):

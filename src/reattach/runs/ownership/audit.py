@@ -223,9 +223,8 @@ async def close_lost_log(run: Run, log: Log) -> bool:
     if writer.head.closed:
         return False
     events = _terminal_group(run)
-    first_seq = writer.last_seq + 1
-    frames = [letta.encode(event, seq, run.id) for seq, event in enumerate(events, first_seq)]
-    await writer.append(first_seq, frames, close=True)
+    frames = letta.Encoder(run.id).frames(events, after_seq=writer.last_seq)
+    await writer.append(writer.last_seq + 1, frames, close=True)
     return True
 
 

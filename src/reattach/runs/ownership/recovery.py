@@ -246,9 +246,8 @@ async def end_orphan(
     transcript.begun = run.begun_calls
     if not head.closed:
         events = _terminal_group(ending, transcript)
-        first_seq = head.last_seq + 1
-        frames = [letta.encode(event, seq, run.id) for seq, event in enumerate(events, first_seq)]
-        await writer.append(first_seq, frames, close=True)
+        frames = letta.Encoder(run.id).frames(events, after_seq=writer.last_seq)
+        await writer.append(writer.last_seq + 1, frames, close=True)
     else:
         events = [] if transcript.stopped is not None else _terminal_group(UNREADABLE, transcript)
     for event in events:

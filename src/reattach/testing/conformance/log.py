@@ -27,7 +27,7 @@ from reattach.domain.errors import (
     SeqMismatchError,
     StoreUnavailableError,
 )
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.log.base import Head, Log
 from reattach.testing.conformance.log_ownership import OwnershipConformance
 from reattach.testing.conformance.log_reader import LARGE, WAIT_SECONDS, follow, read, until
@@ -67,8 +67,8 @@ class LogConformance(OwnershipConformance, WritingConformance):
         await log.aclose()
 
     async def test_a_new_log_is_empty_and_open(self, log: Log) -> None:
-        assert (await log.open("run", Token(1))).head == Head(1, 0, closed=False)
-        assert await log.head("run") == Head(1, 0, closed=False)
+        assert (await log.open("run", Token(1))).head == Head(Seq(1), Seq(0), closed=False)
+        assert await log.head("run") == Head(Seq(1), Seq(0), closed=False)
         assert await read(log, "run") == (1, [])
 
     @pytest.mark.promise("P1")
@@ -77,9 +77,9 @@ class LogConformance(OwnershipConformance, WritingConformance):
     ) -> None:
         await write(log, "run", FRAMES[:10])
         await append(log, "run", Token(1), 11, FRAMES[10:20])
-        assert await log.head("run") == Head(1, 20, closed=False)
+        assert await log.head("run") == Head(Seq(1), Seq(20), closed=False)
         assert await read(log, "run") == (1, FRAMES[:20])
-        assert (await log.open("run", Token(1))).head == Head(1, 20, closed=False)
+        assert (await log.open("run", Token(1))).head == Head(Seq(1), Seq(20), closed=False)
 
     @pytest.mark.promise("P1")
     @pytest.mark.parametrize("first_seq", [0, 1, 3, 5, 100])
@@ -97,7 +97,7 @@ class LogConformance(OwnershipConformance, WritingConformance):
         with pytest.raises(ValueError, match="without frames"):
             await append(log, "run", Token(1), 1, [])
         await append(log, "run", Token(1), 1, [], close=True)
-        assert await log.head("run") == Head(1, 0, closed=True)
+        assert await log.head("run") == Head(Seq(1), Seq(0), closed=True)
 
     @pytest.mark.promise("P3")
     async def test_nothing_is_appended_to_a_closed_log(self, log: Log) -> None:
@@ -107,7 +107,7 @@ class LogConformance(OwnershipConformance, WritingConformance):
                 await append(log, "run", Token(1), 4 if frames else 2, frames, close=close)
         with pytest.raises(LogClosedError):
             await append(log, "run", Token(1), 9, [b"more"])
-        assert await log.head("run") == Head(1, 3, closed=True)
+        assert await log.head("run") == Head(Seq(1), Seq(3), closed=True)
         assert await read(log, "run") == (1, FRAMES[:3])
 
     @pytest.mark.promise("P3")
@@ -131,11 +131,11 @@ class LogConformance(OwnershipConformance, WritingConformance):
         async with asyncio.timeout(WAIT_SECONDS):
             for seq, frame in enumerate(FRAMES[:3], 1):
                 done = outcomes.put_nowait
-                tasks.append(writer.submit(seq, [frame], close=seq == 3, done=done))
+                tasks.append(writer.submit(Seq(seq), [frame], close=seq == 3, done=done))
                 assert outcomes.empty(), "done is called after submit returns"
                 assert await outcomes.get() is None
             refused = [
-                writer.submit(4, [b"late"], done=outcomes.put_nowait)
+                writer.submit(Seq(4), [b"late"], done=outcomes.put_nowait)
                 for writer in (
                     log.writer("run", Token(1), writer.head),
                     writer,
@@ -163,7 +163,7 @@ class LogConformance(OwnershipConformance, WritingConformance):
             await append(log, "run", Token(1), 4, FRAMES[3:5], close=True)
         await append(log, "run", Token(1), 6, [], close=True)
         await append(log, "run", Token(1), 1, FRAMES[:3])
-        assert await log.head("run") == Head(1, 5, closed=True)
+        assert await log.head("run") == Head(Seq(1), Seq(5), closed=True)
         assert await read(log, "run") == (1, FRAMES[:5])
 
     @pytest.mark.parametrize(
@@ -216,14 +216,14 @@ class LogConformance(OwnershipConformance, WritingConformance):
             (2, 101, 1, 3),
             (2, 101, 2, 4),
         ):
-            cut = await log.read("run", after, max_bytes=max_bytes, max_events=max_events)
+            cut = await log.read("run", Seq(after), max_bytes=max_bytes, max_events=max_events)
             assert (cut.first_seq, cut.last_seq) == (after + 1, last_seq)
 
     async def test_reading_at_the_end_or_after_it_returns_nothing(self, log: Log) -> None:
         await write(log, "run", FRAMES[:3])
         for close in False, True:
             for after in 3, 4, 1000:
-                cut = await log.read("run", after, max_bytes=LARGE, max_events=LARGE)
+                cut = await log.read("run", Seq(after), max_bytes=LARGE, max_events=LARGE)
                 assert cut.frames == b""
                 assert cut.last_seq < cut.first_seq
             if not close:
@@ -235,22 +235,22 @@ class LogConformance(OwnershipConformance, WritingConformance):
         self, log: Log, close: bool
     ) -> None:
         await write(log, "run", FRAMES[:10], close=close)
-        await log.trim("run", 4)
-        await log.trim("run", 2)
-        assert await log.head("run") == Head(4, 10, closed=close)
+        await log.trim("run", Seq(4))
+        await log.trim("run", Seq(2))
+        assert await log.head("run") == Head(Seq(4), Seq(10), closed=close)
         for after in 0, 2:
             with pytest.raises(ExpiredError) as caught:
-                await log.read("run", after, max_bytes=LARGE, max_events=LARGE)
+                await log.read("run", Seq(after), max_bytes=LARGE, max_events=LARGE)
             assert caught.value.extra["earliest_seq"] == 4
         for after in range(3, 11):
             assert await read(log, "run", after) == (after + 1, FRAMES[after:10])
 
     async def test_trimming_drops_at_most_all_events_and_the_log_continues(self, log: Log) -> None:
         await write(log, "run", FRAMES[:3])
-        await log.trim("run", 100)
-        assert await log.head("run") == Head(4, 3, closed=False)
+        await log.trim("run", Seq(100))
+        assert await log.head("run") == Head(Seq(4), Seq(3), closed=False)
         await append(log, "run", Token(1), 4, FRAMES[3:5])
-        assert await log.head("run") == Head(4, 5, closed=False)
+        assert await log.head("run") == Head(Seq(4), Seq(5), closed=False)
         assert await read(log, "run", 3) == (4, FRAMES[3:5])
 
     async def test_a_deleted_log_is_not_found_and_can_be_created_again(self, log: Log) -> None:
@@ -273,9 +273,9 @@ class LogConformance(OwnershipConformance, WritingConformance):
         try:
             head = await log.head("run")
         except LogNotFoundError:
-            assert opened == Head(1, 3, closed=False)
+            assert opened == Head(Seq(1), Seq(3), closed=False)
         else:
-            assert opened == head == Head(1, 0, closed=False)
+            assert opened == head == Head(Seq(1), Seq(0), closed=False)
 
     @pytest.mark.promise("P2")
     async def test_the_tail_of_a_deleted_log_fails(self, log: Log) -> None:
@@ -340,7 +340,7 @@ class LogConformance(OwnershipConformance, WritingConformance):
             for seq in range(1, len(FRAMES) + 1):
                 await until(tail, lambda seq=seq: tail.last_seq >= seq)  # type: ignore[misc]
                 assert (await log.head("run")).last_seq >= seq
-                cut = await log.read("run", seq - 1, max_bytes=1, max_events=1)
+                cut = await log.read("run", Seq(seq - 1), max_bytes=1, max_events=1)
                 assert cut.frames == FRAMES[seq - 1]
             await appends
 
@@ -356,7 +356,7 @@ class LogConformance(OwnershipConformance, WritingConformance):
                     append(log, "run", Token(1), seq, [frame], close=close)
                 )
                 for _ in range(3):
-                    cut = await log.read("run", seq - 1, max_bytes=1, max_events=1)
+                    cut = await log.read("run", Seq(seq - 1), max_bytes=1, max_events=1)
                     assert tail.last_seq >= cut.last_seq
                 await appending
             await until(tail, lambda: tail.closed)
@@ -371,7 +371,7 @@ class LogConformance(OwnershipConformance, WritingConformance):
         appending.cancel()
         await asyncio.wait([appending])
         await append(log, "run", Token(1), 2, FRAMES[1:4], close=True)
-        assert await log.head("run") == Head(1, 4, closed=True)
+        assert await log.head("run") == Head(Seq(1), Seq(4), closed=True)
         assert await read(log, "run") == (1, FRAMES[:4])
 
     @pytest.mark.promise("P1")
@@ -405,8 +405,8 @@ class LogConformance(OwnershipConformance, WritingConformance):
             log.open("run", Token(2)),
             append(log, "run", Token(1), 5, FRAMES[4:5]),
             log.head("run"),
-            log.read("run", 0, max_bytes=1, max_events=1),
-            log.trim("run", 1),
+            log.read("run", Seq(0), max_bytes=1, max_events=1),
+            log.trim("run", Seq(1)),
             log.delete("run"),
             log.find("alias"),
         ):
@@ -428,12 +428,12 @@ class LogConformance(OwnershipConformance, WritingConformance):
         await write(log, "closed", FRAMES[:20], close=True)
         await log.open("closed", Token(9))
         await write(log, "trimmed", FRAMES[:10])
-        await log.trim("trimmed", 5)
+        await log.trim("trimmed", Seq(5))
         await write(log, "deleted", FRAMES[:10])
         await log.delete("deleted")
-        await log.open("late", Token(1), first_seq=50)
+        await log.open("late", Token(1), first_seq=Seq(50))
         await write(log, "skipped", FRAMES[:10])
-        await log.open("skipped", Token(9), first_seq=100)
+        await log.open("skipped", Token(9), first_seq=Seq(100))
         kept = log.capabilities.survives_process_kill
         await (store.crash(log) if crash else log.aclose())
         log = await store.open_log()
@@ -442,13 +442,13 @@ class LogConformance(OwnershipConformance, WritingConformance):
             if not kept:
                 await assert_not_found(log, "open")
                 return
-            assert await log.head("closed") == Head(1, 20, closed=True)
+            assert await log.head("closed") == Head(Seq(1), Seq(20), closed=True)
             assert await read(log, "closed") == (1, FRAMES[:20])
             assert await follow(log, "closed", 7) == FRAMES[7:20]
-            assert await log.head("trimmed") == Head(5, 10, closed=False)
+            assert await log.head("trimmed") == Head(Seq(5), Seq(10), closed=False)
             assert await read(log, "trimmed", 4) == (5, FRAMES[4:10])
-            assert await log.head("late") == Head(50, 49, closed=False)
-            assert await log.head("skipped") == Head(100, 99, closed=False)
+            assert await log.head("late") == Head(Seq(50), Seq(49), closed=False)
+            assert await log.head("skipped") == Head(Seq(100), Seq(99), closed=False)
             await append(log, "skipped", Token(9), 100, FRAMES[:3])
             assert await read(log, "skipped", 99) == (100, FRAMES[:3])
             for name in "open", "closed", "skipped":
@@ -490,8 +490,8 @@ async def assert_not_found(log: Log, run_id: str) -> None:
     for use in (
         append(log, run_id, Token(1), 1, FRAMES[:1]),
         log.head(run_id),
-        log.read(run_id, 0, max_bytes=1, max_events=1),
-        log.trim(run_id, 1),
+        log.read(run_id, Seq(0), max_bytes=1, max_events=1),
+        log.trim(run_id, Seq(1)),
     ):
         with pytest.raises(LogNotFoundError):
             await use

@@ -18,7 +18,7 @@ import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from reattach.domain.errors import ReattachError
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.log.base import Head, Log, Slice, Tail
 from reattach.log.memory import MemoryLog
 from reattach.testing.conformance.log import LogStore
@@ -138,7 +138,9 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(run_id=runs, first_seq=st.integers(1, 30))
     def trim(self, run_id: str, first_seq: int) -> None:
-        self.assert_same(self.log.trim(run_id, first_seq), self.model.trim(run_id, first_seq))
+        self.assert_same(
+            self.log.trim(run_id, Seq(first_seq)), self.model.trim(run_id, Seq(first_seq))
+        )
 
     @rule(run_id=runs)
     def delete(self, run_id: str) -> None:
@@ -147,8 +149,8 @@ class LogMachine(RuleBasedStateMachine):
     @rule(run_id=runs, after=st.integers(0, 40), max_bytes=bounds, max_events=bounds)
     def read(self, run_id: str, after: int, max_bytes: int, max_events: int) -> None:
         self.assert_same(
-            self.log.read(run_id, after, max_bytes=max_bytes, max_events=max_events),
-            self.model.read(run_id, after, max_bytes=max_bytes, max_events=max_events),
+            self.log.read(run_id, Seq(after), max_bytes=max_bytes, max_events=max_events),
+            self.model.read(run_id, Seq(after), max_bytes=max_bytes, max_events=max_events),
         )
 
     @rule(run_id=runs, back=st.integers(0, 40))
@@ -236,7 +238,7 @@ class LogMachine(RuleBasedStateMachine):
 async def open_head(
     log: Log, run_id: str, token: Token, first_seq: int, names: Sequence[str]
 ) -> Head:
-    return (await log.open(run_id, token, first_seq=first_seq, aliases=names)).head
+    return (await log.open(run_id, token, first_seq=Seq(first_seq), aliases=names)).head
 
 
 async def append_wanted(log: Log, wanted: LastAppend) -> None:
@@ -248,8 +250,8 @@ async def append_wanted(log: Log, wanted: LastAppend) -> None:
 async def read_on(log: Log, reader: Reader, tail: Tail, max_bytes: int) -> Slice:
     """Return the reader's next slice, from the tail, or from the log if the tail begins later."""
     if reader.cursor + 1 >= tail.first_seq:
-        return tail.slice(reader.cursor, max_bytes=max_bytes, max_events=3)
-    return await log.read(reader.run_id, reader.cursor, max_bytes=max_bytes, max_events=3)
+        return tail.slice(Seq(reader.cursor), max_bytes=max_bytes, max_events=3)
+    return await log.read(reader.run_id, Seq(reader.cursor), max_bytes=max_bytes, max_events=3)
 
 
 async def enter_and_leave(log: Log, run_id: str) -> None:

@@ -9,7 +9,7 @@ from reattach.domain.errors import (
     LogLostError,
     SeqMismatchError,
 )
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.log.base import Head, Log
 from reattach.testing.conformance.log_reader import LARGE, follow, read
 from reattach.testing.conformance.log_samples import FRAMES, append, write
@@ -22,7 +22,7 @@ class OwnershipConformance:
     async def test_a_newer_owner_fences_the_older_one(self, log: Log) -> None:
         await log.open("run", Token(5))
         await append(log, "run", Token(5), 1, FRAMES[:2])
-        assert (await log.open("run", Token(6))).head == Head(1, 2, closed=False)
+        assert (await log.open("run", Token(6))).head == Head(Seq(1), Seq(2), closed=False)
         for first_seq, frames, close in (
             (3, FRAMES[2:3], False),
             (3, FRAMES[2:3], True),
@@ -39,7 +39,7 @@ class OwnershipConformance:
     @pytest.mark.promise("P7")
     async def test_taking_over_a_closed_log_changes_only_its_token(self, log: Log) -> None:
         await write(log, "run", FRAMES[:2], close=True)
-        assert (await log.open("run", Token(7))).head == Head(1, 2, closed=True)
+        assert (await log.open("run", Token(7))).head == Head(Seq(1), Seq(2), closed=True)
         with pytest.raises(FencedError):
             await append(log, "run", Token(1), 3, FRAMES[2:3])
         with pytest.raises(LogClosedError):
@@ -48,15 +48,19 @@ class OwnershipConformance:
 
     @pytest.mark.promise("P5")
     async def test_a_new_log_begins_at_the_given_seq(self, log: Log) -> None:
-        assert (await log.open("run", Token(1), first_seq=100)).head == Head(100, 99, closed=False)
+        assert (await log.open("run", Token(1), first_seq=Seq(100))).head == Head(
+            Seq(100), Seq(99), closed=False
+        )
         with pytest.raises(SeqMismatchError) as caught:
             await append(log, "run", Token(1), 1, FRAMES[:1])
         assert caught.value.last_seq == 99
         await append(log, "run", Token(1), 100, FRAMES[:3])
-        assert (await log.open("run", Token(2), first_seq=103)).head == Head(100, 102, closed=False)
-        assert (await log.open("run", Token(2))).head == Head(100, 102, closed=False)
+        assert (await log.open("run", Token(2), first_seq=Seq(103))).head == Head(
+            Seq(100), Seq(102), closed=False
+        )
+        assert (await log.open("run", Token(2))).head == Head(Seq(100), Seq(102), closed=False)
         with pytest.raises(ExpiredError) as expired:
-            await log.read("run", 98, max_bytes=LARGE, max_events=LARGE)
+            await log.read("run", Seq(98), max_bytes=LARGE, max_events=LARGE)
         assert expired.value.extra["earliest_seq"] == 100
         assert await read(log, "run", 99) == (100, FRAMES[:3])
 
@@ -66,32 +70,36 @@ class OwnershipConformance:
     ) -> None:
         await write(log, "run", FRAMES[:3])
         async with log.follow("run") as tail:
-            assert (await log.open("run", Token(2), first_seq=10)).head == Head(10, 9, closed=False)
+            assert (await log.open("run", Token(2), first_seq=Seq(10))).head == Head(
+                Seq(10), Seq(9), closed=False
+            )
             assert (tail.last_seq, tail.closed) == (3, False)
             assert isinstance(tail.failure, LogLostError)
             assert tail.failure.last_seq == 3
         for after in 0, 2, 3, 8:
             with pytest.raises(ExpiredError) as caught:
-                await log.read("run", after, max_bytes=LARGE, max_events=LARGE)
+                await log.read("run", Seq(after), max_bytes=LARGE, max_events=LARGE)
             assert caught.value.extra["earliest_seq"] == 10
         with pytest.raises(FencedError):
             await append(log, "run", Token(1), 4, FRAMES[3:4])
         with pytest.raises(SeqMismatchError):
             await append(log, "run", Token(2), 3, FRAMES[2:3])
         await append(log, "run", Token(2), 10, FRAMES[9:12], close=True)
-        assert await log.head("run") == Head(10, 12, closed=True)
+        assert await log.head("run") == Head(Seq(10), Seq(12), closed=True)
         assert await follow(log, "run", 9) == FRAMES[9:12]
 
     async def test_a_later_first_seq_has_no_effect_on_a_closed_log_or_for_an_older_owner(
         self, log: Log
     ) -> None:
         await write(log, "closed", FRAMES[:3], close=True)
-        assert (await log.open("closed", Token(2), first_seq=10)).head == Head(1, 3, closed=True)
+        assert (await log.open("closed", Token(2), first_seq=Seq(10))).head == Head(
+            Seq(1), Seq(3), closed=True
+        )
         assert await read(log, "closed") == (1, FRAMES[:3])
         await log.open("open", Token(5))
         with pytest.raises(FencedError):
-            await log.open("open", Token(4), first_seq=10)
-        assert await log.head("open") == Head(1, 0, closed=False)
+            await log.open("open", Token(4), first_seq=Seq(10))
+        assert await log.head("open") == Head(Seq(1), Seq(0), closed=False)
 
     @pytest.mark.promise("P9")
     async def test_a_run_is_found_by_its_aliases_while_its_log_exists(self, log: Log) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+from reattach.domain.ids import Seq
 from reattach.log.base import Log, Tail
 
 WAIT_SECONDS = 30.0
@@ -23,12 +24,12 @@ async def read(
     """Read everything after ``after`` in slices of these bounds, and return the single frames."""
     head = await log.head(run_id)
     frames = [
-        (await log.read(run_id, at, max_bytes=1, max_events=1)).frames
+        (await log.read(run_id, Seq(at), max_bytes=1, max_events=1)).frames
         for at in range(after, head.last_seq)
     ]
     joined, at = b"", after
     while True:
-        cut = await log.read(run_id, at, max_bytes=max_bytes, max_events=max_events)
+        cut = await log.read(run_id, Seq(at), max_bytes=max_bytes, max_events=max_events)
         if cut.last_seq < cut.first_seq:
             break
         assert cut.first_seq == at + 1
@@ -47,9 +48,9 @@ async def follow(log: Log, run_id: str, after: int) -> list[bytes]:
         while True:
             at = after + len(frames)
             if at + 1 < tail.first_seq:
-                frames.append((await log.read(run_id, at, max_bytes=1, max_events=1)).frames)
+                frames.append((await log.read(run_id, Seq(at), max_bytes=1, max_events=1)).frames)
             elif at < tail.last_seq:
-                frames.append(tail.slice(at, max_bytes=1, max_events=1).frames)
+                frames.append(tail.slice(Seq(at), max_bytes=1, max_events=1).frames)
             elif tail.ended:
                 assert tail.failure is None
                 return frames

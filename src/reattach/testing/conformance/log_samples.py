@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.log.base import Head, Log
 
 FRAMES = [b"id: %d\ndata: %s\n\n" % (seq, bytes(range(256)) * (seq % 3)) for seq in range(1, 41)]
@@ -12,7 +12,7 @@ FRAMES = [b"id: %d\ndata: %s\n\n" % (seq, bytes(range(256)) * (seq % 3)) for seq
 async def write(log: Log, run_id: str, frames: Sequence[bytes], *, close: bool = False) -> None:
     """Open a new log and append all frames at once."""
     writer = await log.open(run_id, Token(1))
-    await writer.append(1, frames, close=close)
+    await writer.append(Seq(1), frames, close=close)
 
 
 async def append(
@@ -25,8 +25,8 @@ async def append(
     close: bool = False,
 ) -> None:
     """Append anywhere as any owner, whether or not it has opened the log."""
-    writer = log.writer(run_id, token, Head(1, 0, closed=False))
-    await writer.append(first_seq, frames, close=close)
+    writer = log.writer(run_id, token, Head(Seq(1), Seq(0), closed=False))
+    await writer.append(Seq(first_seq), frames, close=close)
 
 
 async def append_singly(log: Log, run_id: str, frames: Sequence[bytes]) -> None:

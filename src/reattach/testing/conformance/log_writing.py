@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from reattach.domain.errors import FencedError, LogClosedError
-from reattach.domain.ids import Token
+from reattach.domain.ids import Seq, Token
 from reattach.log.base import Head, Log
 from reattach.testing.conformance.log_reader import WAIT_SECONDS, read
 from reattach.testing.conformance.log_samples import FRAMES, append
@@ -26,7 +26,7 @@ class WritingConformance:
             writer.put(FRAMES[4:5])
             assert writer.last_seq == 5
             await writer.flush()
-        assert await log.head("run") == Head(1, 5, closed=False)
+        assert await log.head("run") == Head(Seq(1), Seq(5), closed=False)
         assert await read(log, "run") == (1, FRAMES[:5])
 
     @pytest.mark.promise("P3")
@@ -38,14 +38,14 @@ class WritingConformance:
         writer.put(FRAMES[:2])
         async with asyncio.timeout(WAIT_SECONDS):
             await writer.close(FRAMES[2 : 2 + count])
-        assert await log.head("run") == Head(1, 2 + count, closed=True)
+        assert await log.head("run") == Head(Seq(1), Seq(2 + count), closed=True)
         assert await read(log, "run") == (1, FRAMES[: 2 + count])
 
     async def test_a_writer_continues_after_the_last_frame_of_the_log(self, log: Log) -> None:
         first = await log.open("run", Token(1))
-        await first.append(1, FRAMES[:3])
+        await first.append(Seq(1), FRAMES[:3])
         second = await log.open("run", Token(2))
-        assert (second.head, second.last_seq) == (Head(1, 3, closed=False), 3)
+        assert (second.head, second.last_seq) == (Head(Seq(1), Seq(3), closed=False), 3)
         second.put(FRAMES[3:4])
         async with asyncio.timeout(WAIT_SECONDS):
             await second.close()
@@ -66,7 +66,7 @@ class WritingConformance:
         writer.put(FRAMES[1:2])
         await asyncio.sleep(0)
         assert [type(failure) for failure in failures] == [FencedError]
-        assert await log.head("run") == Head(1, 0, closed=False)
+        assert await log.head("run") == Head(Seq(1), Seq(0), closed=False)
 
     @pytest.mark.promise("P3")
     async def test_a_writer_of_a_log_that_another_one_closed_fails(self, log: Log) -> None:

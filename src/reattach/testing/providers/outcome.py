@@ -14,7 +14,7 @@ from reattach.domain.events import (
     Stopped,
     Usage,
 )
-from reattach.domain.ids import DEFAULT_TENANT, Token, new_agent_id, new_run_id
+from reattach.domain.ids import DEFAULT_TENANT, Seq, Token, new_agent_id, new_run_id
 from reattach.domain.messages import ReasoningPart, TextPart, ToolCallPart, ToolReturnPart
 from reattach.engine.base import ClientTool, Engine, ToolStarting
 from reattach.records.base import Run, Thread
@@ -106,7 +106,7 @@ def _keep(result: Outcome, machine: RunMachine) -> None:
     transcript, encoder = Transcript(), Encoder(run.id)
     transcript.begun = tuple(result.begun)
     for seq, event in enumerate(result.events, 1):
-        json.loads(encoder.encode(event, seq).split(b"data: ", 1)[1])
+        json.loads(encoder.encode(event, Seq(seq)).split(b"data: ", 1)[1])
         transcript.add(event)
     settlement = transcript.settlement(run, machine.steps, datetime.now(UTC))
     parts = [part for message in settlement.messages for part in message.parts]
