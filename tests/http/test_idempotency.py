@@ -147,7 +147,7 @@ async def test_the_key_is_the_tuple_of_the_otids_and_nothing_that_looks_like_it(
 
 
 @pytest.mark.promise("P9")
-@pytest.mark.parametrize("otids", [[None], [""], ["partly", None], [None, "partly"]], ids=repr)
+@pytest.mark.parametrize("otids", [[None], ["partly", None], [None, "partly"]], ids=repr)
 async def test_a_send_without_an_otid_for_every_message_has_no_idempotency_key(
     live: LiveServer, otids: list[str | None]
 ) -> None:
@@ -155,6 +155,15 @@ async def test_a_send_without_an_otid_for_every_message_has_no_idempotency_key(
     for number in (1, 2):
         await posted(live, conversation, tuple_of(otids))
         assert len(await live.run_ids(agent_id=agent)) == number
+
+
+@pytest.mark.promise("P9")
+async def test_an_empty_otid_is_refused_and_starts_nothing(live: LiveServer) -> None:
+    agent, conversation = await new_threads(live)
+    path = f"/v1/conversations/{conversation}/messages"
+    response = await live.client.post(path, json=tuple_of([""]))
+    assert response.status_code == 422
+    assert await live.run_ids(agent_id=agent) == []
 
 
 @pytest.mark.promise("P9")
