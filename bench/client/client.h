@@ -1,6 +1,6 @@
 /* The readers of a measurement: one thread, one epoll, any number of connections.
  *
- * It is told in a file what to do, a line each, later also on its standard input, and answers on
+ * It reads orders from a file, one a line, later also from its standard input, and answers on
  * its standard output in lines of JSON. Times are nanoseconds of CLOCK_MONOTONIC, which all
  * processes of a machine share.
  *
@@ -160,7 +160,7 @@ void complete(reader *r, int64_t now);
 void ready(reader *r, uint32_t events);
 
 /* orders.c */
-void told(char *line, FILE *from);
+void obey(char *line, FILE *from);
 void listen_to_orders(void);
 void cut(group *g, int64_t now);
 

@@ -73,7 +73,7 @@ void flush_request(reader *r) {
             if (!r->wants_out) watch(r, true);
             return;
         }
-        if (sent < 0) return; /* Reading tells why. */
+        if (sent < 0) return; /* Reading reports the error. */
         r->unsent_from += (size_t)sent;
     }
     free(r->unsent);

@@ -14,7 +14,7 @@ void record(histogram *h, int64_t value) {
     if ((int64_t)v > h->most) h->most = (int64_t)v;
 }
 
-/* The largest value that its cell may hold, so that nothing is told smaller than it was. */
+/* The largest value that its cell may hold, so that no value is reported smaller than it was. */
 static int64_t quantile(const histogram *h, double share) {
     uint64_t wanted = (uint64_t)(share * (double)h->count + 0.999999), seen = 0;
     for (unsigned cell = 0; cell < CELLS; cell++) {

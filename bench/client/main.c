@@ -169,7 +169,7 @@ int main(int count, char **words) {
     ssize_t length;
     while (!running && (length = getline(&line, &room, plan)) > 0) {
         if (line[length - 1] == '\n') line[length - 1] = '\0';
-        told(line, plan);
+        obey(line, plan);
     }
     free(line);
     fclose(plan);

@@ -1,4 +1,4 @@
-/* What it is told: the plan, and later orders. */
+/* The orders of the plan, and those that come later. */
 #include "client.h"
 #include <arpa/inet.h>
 #include <stdlib.h>
@@ -98,7 +98,7 @@ void cut(group *g, int64_t now) {
         }
 }
 
-void told(char *line, FILE *from) {
+void obey(char *line, FILE *from) {
     char name[32], address[64];
     unsigned port;
     if (!strncmp(line, "request ", 8)) add_request(line + 8, from);
@@ -132,7 +132,7 @@ void listen_to_orders(void) {
     char *end;
     while ((end = memchr(line, '\n', length)) != NULL) {
         *end = '\0';
-        told(line, NULL);
+        obey(line, NULL);
         length -= (size_t)(end + 1 - line);
         memmove(line, end + 1, length);
     }

@@ -1,4 +1,4 @@
-"""E15: systems that cannot run the server are told so in one sentence."""
+"""E15: on a system that cannot run the server, one sentence says so."""
 
 from __future__ import annotations
 

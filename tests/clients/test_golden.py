@@ -152,7 +152,7 @@ def tool_messages(body: Json) -> Json:
     return body | {"messages": [frame.data for frame in frames]}
 
 
-def returns_told(frames: list[Frame]) -> list[Frame]:
+def with_repeated_returns(frames: list[Frame]) -> list[Frame]:
     """Replace the text by the scripted model's, which repeats its tools' returns."""
     words = {"t0 ": "my_tool ", "t1 ": "success: ", "t2 ": "42\n"}
     return [
@@ -237,9 +237,9 @@ DIFFERENCES = [
         text_kept,
     ),
     Difference(
-        "the scripted model tells what a client's tool returned",
+        "the scripted model repeats the returns of a client's tools",
         frozenset({"client_tool_return"}),
-        returns_told,
+        with_repeated_returns,
     ),
     Difference(
         "the calls that wait are named as well; every error has a stable code",

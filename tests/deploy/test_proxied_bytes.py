@@ -112,7 +112,7 @@ async def test_an_error_of_the_server_passes_unchanged_and_is_not_retried_elsewh
                 assert len(one.exchanges) + len(two.exchanges) == 1
 
 
-def assert_told(got: httpx2.Response) -> None:
+def assert_proxy_error(got: httpx2.Response) -> None:
     """Assert that the answer is an error of the proxy in the servers' format."""
     assert got.status_code in {502, 503, 504}
     assert got.headers["content-type"] == "application/json"
@@ -141,7 +141,7 @@ async def test_a_post_whose_answer_is_lost_is_not_sent_again(
                 for _ in range(earlier):
                     assert (await http.post("/first", json={})).status_code == 200
                 try:
-                    assert_told(await http.post("/lost", json={"a": 1}))
+                    assert_proxy_error(await http.post("/lost", json={"a": 1}))
                 except httpx2.TransportError:
                     # On a reused connection HAProxy leaves the retry to the client.
                     assert earlier
@@ -176,10 +176,10 @@ async def test_with_every_server_down_the_proxy_answers_503_with_retry_after(
     with proxy_before([down.address, down.address]) as proxy:
         async with clients_of(proxy) as http:
             for method in ("GET", "POST"):
-                assert_told(await http.request(method, "/x"))
+                assert_proxy_error(await http.request(method, "/x"))
             proxy.stop()
             proxy.start()
-            assert_told(await http.get("/x"))
+            assert_proxy_error(await http.get("/x"))
 
 
 async def test_connections_to_the_servers_are_reused(proxy_before: ProxyBefore) -> None:

@@ -29,7 +29,7 @@ GIF = b"GIF89a-not-really"
 
 
 class ImageServer:
-    """Answers each path as it is told, and counts the requests."""
+    """Answers each path as configured, and records the requests."""
 
     def __init__(self) -> None:
         self.origin = ""
@@ -126,13 +126,13 @@ async def test_a_redirect_to_a_metadata_service_is_not_followed(images: ImageSer
 async def test_an_image_of_the_history_that_is_gone_does_not_stop_the_conversation(
     images: ImageServer,
 ) -> None:
-    """D8: the model is told that there was one."""
+    """D8: the model sees that there was an image."""
     gone = f"{images.origin}/gone"
     images.answers["/gone"] = ("404 Not Found", b"")
     turn = replace(turn_of(f"{images.origin}/a.gif"), history=[message_of(gone)])
     found = await ImageFetcher(to_private=True).images(turn, None)
-    told = provider_messages(turn, images=found)
-    contents = [part.content for one in told for part in one.parts if hasattr(part, "content")]
+    sent = provider_messages(turn, images=found)
+    contents = [part.content for one in sent for part in one.parts if hasattr(part, "content")]
     assert contents == [
         ["See.", UNREACHABLE],
         ["See.", pm.BinaryContent(GIF, media_type="image/gif")],

@@ -198,7 +198,7 @@ async def test_a_message_without_text_is_refused(subject: Subject) -> None:
         await collect(subject.engine, subject.turn(""))
 
 
-async def test_a_file_that_is_no_model_is_told_without_its_path(
+async def test_a_file_that_is_no_model_is_reported_without_its_path(
     broken_engine: LocalEngine, tmp_path: Path
 ) -> None:
     engine = broken_engine

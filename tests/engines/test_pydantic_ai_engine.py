@@ -106,7 +106,7 @@ async def test_reasoning_comes_as_reasoning(engine: PydanticAIEngine) -> None:
     assert deltas[:3] == [ReasoningPart("r0 "), ReasoningPart("r1 "), TextPart("one")]
 
 
-async def test_a_turn_that_the_model_finds_too_long_is_told_as_such(
+async def test_a_turn_that_the_model_finds_too_long_is_a_context_window_error(
     engine: PydanticAIEngine,
 ) -> None:
     with pytest.raises(ContextWindowError, match="exceeds the context window of openai/toolong"):
@@ -127,7 +127,7 @@ async def test_a_call_of_a_client_tool_asks_for_approval(
     assert server.requests[0]["tools"][0]["function"]["name"] == "ask"
 
 
-async def test_what_a_client_tool_returned_is_told_after_its_call(
+async def test_the_returns_of_client_tools_are_sent_after_their_calls(
     engine: PydanticAIEngine, server: OpenAIServer
 ) -> None:
     calls = [ToolCallPart(f"call_{n}", "ask", '{"q": 1}', needs_approval=True) for n in (1, 2)]
@@ -142,10 +142,10 @@ async def test_what_a_client_tool_returned_is_told_after_its_call(
         client_tools=[ClientTool("ask", None, None)],
     )
     assert text_of(await collect(engine, asked)) == "and then?"
-    told = [one for one in server.requests[0]["messages"] if one["role"] != "system"]
-    assert [one["role"] for one in told] == ["user", "assistant", "tool", "tool", "user"]
-    assert [one["id"] for one in told[1]["tool_calls"]] == ["call_1", "call_2"]
-    assert [(one["tool_call_id"], one["content"]) for one in told[2:4]] == [
+    sent = [one for one in server.requests[0]["messages"] if one["role"] != "system"]
+    assert [one["role"] for one in sent] == ["user", "assistant", "tool", "tool", "user"]
+    assert [one["id"] for one in sent[1]["tool_calls"]] == ["call_1", "call_2"]
+    assert [(one["tool_call_id"], one["content"]) for one in sent[2:4]] == [
         ("call_1", "42"),
         ("call_2", '{"error":"The user denied this call."}'),
     ]
@@ -216,7 +216,7 @@ async def test_a_server_that_is_not_there_is_a_model_error() -> None:
     ("handle", "variable"),
     [("openai/gpt-4o", "OPENAI_API_KEY"), ("anthropic/claude-sonnet-4-5", "ANTHROPIC_API_KEY")],
 )
-async def test_a_missing_key_is_told_with_its_environment_variable(
+async def test_a_missing_key_is_reported_with_its_environment_variable(
     monkeypatch: pytest.MonkeyPatch, handle: str, variable: str
 ) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY"):
@@ -278,7 +278,7 @@ async def test_a_signature_comes_with_reasoning_and_without_text_it_is_hidden() 
     await engine.aclose()
 
 
-def test_history_is_told_in_order_with_images_and_paired_tools() -> None:
+def test_history_is_sent_in_order_with_images_and_paired_tools() -> None:
     subject = Subject(PydanticAIEngine(), "openai/small")
     call = ToolCallPart("call-1", "search", '{"q": 1}')
     unanswered = ToolCallPart("call-2", "search", "{}")
@@ -293,8 +293,8 @@ def test_history_is_told_in_order_with_images_and_paired_tools() -> None:
         message_of(Role.USER, TextPart("See:"), ImagePart("https://example.com/a.png")),
         message_of(Role.USER, ImagePart(None, "image/jpeg", "aGk=")),
     ]
-    told = provider_messages(subject.turn("And?", history=history, system="Be kind."))
-    assert [[part.part_kind for part in m.parts] for m in told] == [
+    sent = provider_messages(subject.turn("And?", history=history, system="Be kind."))
+    assert [[part.part_kind for part in m.parts] for m in sent] == [
         ["system-prompt"],
         ["user-prompt"],
         ["text", "tool-call"],
@@ -303,10 +303,10 @@ def test_history_is_told_in_order_with_images_and_paired_tools() -> None:
         ["user-prompt"],
         ["user-prompt"],
     ]
-    tool_return = told[3].parts[0]
+    tool_return = sent[3].parts[0]
     assert isinstance(tool_return, pm.ToolReturnPart)
     assert (tool_return.content, tool_return.outcome) == ("nothing found", "failed")
-    image = told[5].parts[0]
+    image = sent[5].parts[0]
     assert isinstance(image, pm.UserPromptPart)
     assert image.content == [pm.BinaryContent(b"hi", media_type="image/jpeg")]
 
@@ -323,10 +323,10 @@ def test_returns_follow_their_calls_wherever_they_are_kept_and_ids_may_come_agai
         message_of(Role.ASSISTANT, calls[0]),
         message_of(Role.TOOL, ToolReturnPart("a", "look", "error", "second a")),
     ]
-    told = provider_messages(subject.turn("And?", history=history, system=""))
+    sent = provider_messages(subject.turn("And?", history=history, system=""))
     assert [
         [(part.part_kind, part.content) for part in m.parts if isinstance(part, pm.ToolReturnPart)]
-        for m in told
+        for m in sent
         if isinstance(m, pm.ModelRequest)
     ] == [
         [],
@@ -335,11 +335,11 @@ def test_returns_follow_their_calls_wherever_they_are_kept_and_ids_may_come_agai
         [("tool-return", "second a")],
         [],
     ]
-    asked = [part for m in told for part in m.parts if isinstance(part, pm.ToolCallPart)]
+    asked = [part for m in sent for part in m.parts if isinstance(part, pm.ToolCallPart)]
     assert [part.args for part in asked] == ["{}", '{"n": 1}', "{}"]
 
 
-async def test_an_approved_call_is_told_that_the_client_has_to_run_it(
+async def test_an_approved_client_call_returns_that_the_client_has_to_run_it(
     engine: PydanticAIEngine,
 ) -> None:
     call = ToolCallPart("call-1", "look", "{}", needs_approval=True)
@@ -352,7 +352,7 @@ async def test_an_approved_call_is_told_that_the_client_has_to_run_it(
     assert "The client has to run it" in first.output
 
 
-def test_a_return_is_told_with_its_images_if_the_model_sees_them() -> None:
+def test_a_return_is_sent_with_its_images_if_the_model_sees_them() -> None:
     subject = Subject(PydanticAIEngine(), "openai/small")
     pixel = ImagePart(None, "image/gif", "aGk=", detail="low")
     returned = ToolReturnPart("call-1", "look", "success", "see", images=(pixel,))
@@ -362,7 +362,7 @@ def test_a_return_is_told_with_its_images_if_the_model_sees_them() -> None:
         message_of(Role.USER, pixel),
     ]
 
-    def told(*, sees_images: bool) -> list[object]:
+    def contents(*, sees_images: bool) -> list[object]:
         messages = provider_messages(subject.turn(history=history), sees_images=sees_images)
         parts = [part for one in messages for part in one.parts]
         return [
@@ -372,8 +372,8 @@ def test_a_return_is_told_with_its_images_if_the_model_sees_them() -> None:
         ][:2]
 
     seen = pm.BinaryContent(b"hi", media_type="image/gif", vendor_metadata={"detail": "low"})
-    assert told(sees_images=True) == [["see", seen], [seen]]
-    assert told(sees_images=False) == [["see", UNSEEN], UNSEEN]
+    assert contents(sees_images=True) == [["see", seen], [seen]]
+    assert contents(sees_images=False) == [["see", UNSEEN], UNSEEN]
 
 
 async def test_images_reach_the_server_and_a_refusal_says_that_they_may_be_why(

@@ -60,7 +60,7 @@ async def asked(engine: PydanticAIEngine, handle: str, settings: Mapping[str, An
     ],
     ids=repr,
 )
-async def test_openai_is_told_an_effort(
+async def test_openai_receives_a_reasoning_effort(
     openai: OpenAIServer, name: str, settings: Any, effort: str | None
 ) -> None:
     engine = PydanticAIEngine(
@@ -99,7 +99,7 @@ def anthropic(server: ProviderServer, name: str) -> PydanticAIEngine:
     ],
     ids=repr,
 )
-async def test_anthropic_is_told_a_budget_that_fits_what_it_may_give(
+async def test_anthropic_receives_a_budget_below_its_max_tokens(
     others: ProviderServer, settings: Any, thinking: Any, max_tokens: int | None
 ) -> None:
     await asked(anthropic(others, "claude-haiku-4-5"), "anthropic/x", settings)
@@ -109,7 +109,7 @@ async def test_anthropic_is_told_a_budget_that_fits_what_it_may_give(
     assert "temperature" not in request
 
 
-async def test_anthropic_is_told_an_effort_of_its_own(others: ProviderServer) -> None:
+async def test_anthropic_receives_an_effort_in_its_own_setting(others: ProviderServer) -> None:
     await asked(anthropic(others, "claude-opus-4-6"), "anthropic/x", {"effort": "medium"})
     (request,) = others.requests
     assert request["output_config"]["effort"] == "medium"
@@ -137,7 +137,9 @@ async def test_an_anthropic_model_that_takes_no_budget_thinks_without_one(
     ],
     ids=repr,
 )
-async def test_google_is_told_a_budget(others: ProviderServer, settings: Any, config: Any) -> None:
+async def test_google_receives_a_thinking_budget(
+    others: ProviderServer, settings: Any, config: Any
+) -> None:
     from pydantic_ai.models.google import GoogleModel
     from pydantic_ai.providers.google import GoogleProvider
 
@@ -145,11 +147,11 @@ async def test_google_is_told_a_budget(others: ProviderServer, settings: Any, co
     model = GoogleModel("gemini-2.5-flash", provider=provider)
     await asked(PydanticAIEngine(models={"google_ai/x": model}), "google_ai/x", settings)
     (request,) = others.requests
-    told = request["generationConfig"].get("thinkingConfig")
-    assert told == config
+    thinking = request["generationConfig"].get("thinkingConfig")
+    assert thinking == config
 
 
-async def test_openrouter_is_told_an_effort_in_its_own_way(openai: OpenAIServer) -> None:
+async def test_openrouter_receives_an_effort_in_its_own_setting(openai: OpenAIServer) -> None:
     from pydantic_ai.models.openrouter import OpenRouterModel
     from pydantic_ai.providers.openrouter import OpenRouterProvider
 

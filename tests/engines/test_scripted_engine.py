@@ -133,18 +133,18 @@ async def test_several_calls_come_at_once_and_only_some_of_them_wait() -> None:
     assert [type(delta) for delta in deltas[-2:]] == [StepFinished, Finished]
 
 
-async def test_a_turn_goes_on_with_what_tools_returned_as_often_as_it_is_told() -> None:
+async def test_a_turn_uses_tool_returns_and_asks_again_until_its_rounds_are_done() -> None:
     call = ToolCallPart("call-1", "look", "{}", needs_approval=True)
     due = ToolCallPart("call-2", "count", "{}")
     asked = message(Role.USER, "[client_tool=look][rounds=2][chunks=3] x")
     request = with_parts(message(Role.ASSISTANT, ""), call)
-    told = with_parts(message(Role.TOOL, ""), ToolReturnPart("call-1", "look", "error", "no"))
-    once = replace(ECHO.turn(""), history=[asked, request], input=[told], due=[due])
+    returned = with_parts(message(Role.TOOL, ""), ToolReturnPart("call-1", "look", "error", "no"))
+    once = replace(ECHO.turn(""), history=[asked, request], input=[returned], due=[due])
     deltas = await collect(ECHO.engine, once)
     assert deltas[0] == ToolReturnPart("call-2", "count", "success", "count returned 1")
     assert text_of(deltas) == "count success: count returned 1\nlook error: no\n"
     assert deltas[-1] == Finished(StopReason.REQUIRES_APPROVAL)
-    twice = replace(once, history=[asked, request, told, request])
+    twice = replace(once, history=[asked, request, returned, request])
     assert (await collect(ECHO.engine, twice))[-1] == Finished(StopReason.END_TURN)
 
 
@@ -152,7 +152,7 @@ def with_parts(of: Message, *parts: ToolCallPart | ToolReturnPart) -> Message:
     return structs.replace(of, parts=parts)
 
 
-async def test_the_stop_reason_can_be_told() -> None:
+async def test_the_message_can_choose_the_stop_reason() -> None:
     assert (await answer("[stop=max_tokens_exceeded] x"))[-1] == Finished(StopReason.MAX_TOKENS)
 
 

@@ -10,7 +10,7 @@ from reattach.domain.ids import DEFAULT_TENANT, AgentId
 from tests.support.asgi_server import Server, own_text, started
 from tests.support.record_samples import setting
 
-BLOCK = {"label": "human", "value": "Ada", "description": "Who it is", "limit": 100}
+BLOCK = {"label": "human", "value": "Ada", "description": "The user", "limit": 100}
 
 
 async def ids(server: Server, **query: Any) -> list[str]:

@@ -16,7 +16,7 @@ CREATED: dict[str, Any] = {
     "description": "The default agent",
     "model": "scripted/echo",
     "system": SYSTEM,
-    "memory_blocks": [{"label": "persona", "value": "Warm.", "description": "Who I am."}],
+    "memory_blocks": [{"label": "persona", "value": "Warm.", "description": "My character."}],
     "tags": TAGS,
     "tools": ["web_search", "fetch_webpage"],
     "include_base_tools": False,

@@ -71,14 +71,14 @@ def answer(*decisions: Any, otid: str | None = None, **body: Any) -> dict[str, A
 async def refused(live: LiveServer, thread: str, body: Any) -> tuple[int, dict[str, Any]]:
     """The same for every form of a send: nothing is streamed, and no run begins."""
     before = live.rows()
-    told = []
+    responses = []
     for form in ({}, {"streaming": False}, {"background": False}):
         sent = {key: body[key] for key in body if key != "background"} | form
         response = await live.client.post(to(thread), json=sent)
-        told.append((response.status_code, response.json()))
-    assert told[0] == told[1] == told[2]
+        responses.append((response.status_code, response.json()))
+    assert responses[0] == responses[1] == responses[2]
     assert live.rows() == before
-    return told[0]
+    return responses[0]
 
 
 def stop_of(frames: list[Frame]) -> str:
@@ -87,7 +87,7 @@ def stop_of(frames: list[Frame]) -> str:
 
 
 async def items(live: LiveServer, thread: str) -> list[dict[str, Any]]:
-    """What the conversation keeps, oldest first, without its system message."""
+    """The messages of the conversation, oldest first, without its system message."""
     path = f"/v1/conversations/{thread}/messages"
     agent = {"agent_id": thread} if thread.startswith("agent-") else {}
     found: list[dict[str, Any]] = await live.got(path, order="asc", limit=1000, **agent)
@@ -140,10 +140,10 @@ async def test_in_json_mode_the_request_is_in_the_answer(live: LiveServer) -> No
     agent, conversation = await new_threads(live)
     for path in (to(conversation), f"/v1/agents/{agent}/messages"):
         body = {"input": "[client_tool=look]", "streaming": False, "client_tools": TOOLS}
-        told = await live.made(path, body)
-        assert told["messages"][-1]["message_type"] == "approval_request_message"
-        assert told["stop_reason"]["stop_reason"] == "requires_approval"
-        call = told["messages"][-1]["tool_call"]["tool_call_id"]
+        waiting = await live.made(path, body)
+        assert waiting["messages"][-1]["message_type"] == "approval_request_message"
+        assert waiting["stop_reason"]["stop_reason"] == "requires_approval"
+        call = waiting["messages"][-1]["tool_call"]["tool_call_id"]
         done = await live.made(path, {**answer(returned(call)), "background": None, **NO_STREAM})
         assert types(done["messages"]) == ["assistant"]
         assert done["messages"][0]["content"] == "look success: 42\n"
@@ -202,12 +202,12 @@ async def test_the_result_of_a_client_tool_reaches_the_model_and_the_turn_contin
         "user", "approval_request", "approval_response", "tool_return", "assistant",
     ]  # fmt: skip
     request, response, result = kept[1:4]
-    told = returned(calls["look"], stdout=["a"], stderr=[])
-    assert (response["approvals"], response["approve"]) == ([told], None)
+    expected = returned(calls["look"], stdout=["a"], stderr=[])
+    assert (response["approvals"], response["approve"]) == ([expected], None)
     assert (response["step_id"], result["step_id"]) == (None, request["step_id"])
-    assert result["tool_returns"] == [told]
-    assert {key: result[key] for key in told if key != "type"} == {
-        key: told[key] for key in told if key != "type"
+    assert result["tool_returns"] == [expected]
+    assert {key: result[key] for key in expected if key != "type"} == {
+        key: expected[key] for key in expected if key != "type"
     }
     assert response["run_id"] == result["run_id"] == frames[0].event["run_id"]
     assert await live.got(f"/v1/runs/{frames[0].event['run_id']}/messages", order="asc") == kept[2:]
@@ -439,8 +439,8 @@ async def test_an_answer_sent_again_gets_the_run_that_it_made(
         body = answer(returned(calls["look"], "43"), background=background)
     again = await live.streamed(to(conversation), body)
     assert joined(again) == joined(frames)
-    told = await live.made(to(conversation), {**body, "background": False, **NO_STREAM})
-    assert told["messages"][0]["content"] == "look success: 42\n"
+    as_json = await live.made(to(conversation), {**body, "background": False, **NO_STREAM})
+    assert as_json["messages"][0]["content"] == "look success: 42\n"
     assert await live.run_ids(conversation_id=conversation) == runs
     assert text(await live.streamed(to(conversation), {"input": "go on"})) == "go on"
     assert joined(await live.streamed(to(conversation), body)) == joined(frames)

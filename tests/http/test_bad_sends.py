@@ -38,7 +38,7 @@ class Place:
         self.secret = re.compile(secrets)
 
     async def refused(self, path: str, **request: Any) -> dict[str, Any]:
-        """The error of a request; fails unless it is a clear one that tells nothing else."""
+        """The error of a request; fails unless it is clear and reveals nothing else."""
         response = await self.client.post(path, **request)
         place = path[:200], str(request)[:300], response.text[:1000]
         assert 400 <= response.status_code < 500, place

@@ -16,7 +16,7 @@ async def test_a_block_is_given_back_as_it_was_made(server: Server) -> None:
         "label": "human",
         "value": "Ada",
         "limit": 5000,
-        "description": "Who it is",
+        "description": "The user",
         "read_only": True,
         "metadata": {"a": [1]},
         "tags": ["x"],

@@ -48,9 +48,9 @@ async def test_a_receiver_gets_one_callback_when_the_run_ends(live: LiveServer) 
         assert len(receiver.calls) == 1
     assert call.line == "POST /done HTTP/1.1"
     assert call.headers["content-type"] == "application/json"
-    told = call.payload
-    result = told["metadata"].pop("result")
-    assert told == {
+    payload = call.payload
+    result = payload["metadata"].pop("result")
+    assert payload == {
         "callback_url": receiver.url,
         "tenant": DEFAULT_TENANT,
         "run_id": run["id"],
@@ -106,8 +106,8 @@ async def test_the_documented_code_verifies_signatures(live: LiveServer) -> None
     async with receiving() as receiver:
         run = await asked(live, "signed ünïcode", receiver.url)
         call = await receiver.call()
-    told = genuine(secret, receiver.url, call.headers, call.body)
-    assert (told["run_id"], call.headers["webhook-id"]) == (run["id"], run["id"])
+    payload = genuine(secret, receiver.url, call.headers, call.body)
+    assert (payload["run_id"], call.headers["webhook-id"]) == (run["id"], run["id"])
     other = await live.context.records.callbacks.rotate_secret(new_tenant_id())
     for wrong in (
         (other, receiver.url, call.headers, call.body),

@@ -37,7 +37,7 @@ async def filled(live: LiveServer, thread: str, turns: int = 4) -> None:
         await sent(live, thread, f"turn {turn} " + "information " * 8)
 
 
-async def told(live: LiveServer, thread: str) -> str:
+async def next_context(live: LiveServer, thread: str) -> str:
     """The context of the model's next turn."""
     return text(await sent(live, thread, "[history]"))
 
@@ -58,7 +58,7 @@ async def test_the_older_part_of_a_long_context_is_replaced_by_a_summary(live: L
     assert stats["messages_count_before"] > stats["messages_count_after"]
     assert stats["context_tokens_before"] > stats["context_tokens_after"]
     assert text(frames).split() == ["now"] * 30
-    history = await told(live, thread)
+    history = await next_context(live, thread)
     assert SUMMARY_INTRODUCTION in history
     assert summary["summary"].split()[0] in history
 
@@ -185,7 +185,7 @@ async def test_without_a_summary_the_oldest_turns_are_omitted_with_a_note_to_the
     summary = next(frame.event for frame in frames if frame.kind == "summary_message")
     assert "No summary of them could be made" in summary["summary"]
     assert frames[-3].event["stop_reason"] == "end_turn"
-    assert "No summary of them could be made" in await told(live, thread)
+    assert "No summary of them could be made" in await next_context(live, thread)
 
 
 @pytest.mark.promise("P18")

@@ -1,4 +1,4 @@
-"""What comes over a socket that no HTTP client would send."""
+"""Bytes on a socket that no HTTP client would send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in a conversation's context, on request."""
+"""A conversation's context, on request."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def filled(live: LiveServer, thread: str, **body: Any) -> None:
     await live.send(thread, "many words " * 30, **body)
 
 
-async def told(live: LiveServer, thread: str, **body: Any) -> str:
+async def history_of(live: LiveServer, thread: str, **body: Any) -> str:
     answer = await live.send(thread, "[history]", **body)
     return "".join(item["content"] for item in answer["messages"])
 
@@ -58,7 +58,7 @@ async def test_a_conversation_is_compacted_on_request(live: LiveServer, named: b
     assert summary["compaction_stats"]["trigger"] == "requested"
     kept = next(item for item in before if item["id"] == summary["kept_from_message_id"])
     assert kept["message_type"] == "assistant_message"
-    history = await told(live, thread, agent_id=agent)
+    history = await history_of(live, thread, agent_id=agent)
     assert "t0 t1" in history
     assert "user: many" not in history
     assert "assistant: many words" in history
@@ -156,8 +156,8 @@ async def test_the_system_prompt_names_the_agent_and_the_conversation(live: Live
     agent, thread = await new_threads(live)
     for named, conversation in ((thread, thread), ("default", "default")):
         answer = await live.send(named, "[system]", agent_id=agent)
-        told = answer["messages"][0]["content"]
-        assert f"- AGENT_ID: {agent}\n- CONVERSATION_ID: {conversation}\n" in told
+        prompt = answer["messages"][0]["content"]
+        assert f"- AGENT_ID: {agent}\n- CONVERSATION_ID: {conversation}\n" in prompt
 
 
 @pytest.mark.parametrize("dry_run", [True, False])

@@ -174,9 +174,9 @@ async def test_a_damaged_row_takes_no_list_no_conversation_and_no_send_with_it(
         damaged = [one for one in damaged if one is not None]
         del log_lines[:]
         await assert_everything_answers(server, agent_id, thread_id)
-        told = [str(line) for line in log_lines if "damaged" in line["event"]]
-        assert len(set(told)) == len(told), "damage is logged once"
-        assert told or not damaged
+        reports = [str(line) for line in log_lines if "damaged" in line["event"]]
+        assert len(set(reports)) == len(reports), "damage is logged once"
+        assert reports or not damaged
         for was in damaged:
             await database.mend(was)
 

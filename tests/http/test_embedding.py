@@ -28,7 +28,7 @@ async def recall(turn: Turn) -> AsyncIterator[str]:
 
 
 class Held:
-    """A generator that waits to be released, and tells how it went."""
+    """A generator that waits to be released, and shows that it was closed."""
 
     def __init__(self) -> None:
         self.go_on = asyncio.Event()

@@ -152,14 +152,14 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_read(server: Server
             sent += 1024 * 1024
             yield b" " * (1024 * 1024)
 
-    told = await server.client.post(
+    declared = await server.client.post(
         "/v1/agents/",
         content=b"{}",
         headers={"Content-Length": str(MAX_REQUEST_BYTES + 1), "Content-Type": "application/json"},
     )
     json_type = {"Content-Type": "application/json"}
-    found = await server.client.post("/v1/agents/", content=chunks(), headers=json_type)
-    for response in (told, found):
+    streamed = await server.client.post("/v1/agents/", content=chunks(), headers=json_type)
+    for response in (declared, streamed):
         assert response.status_code == 413
         assert response.json()["code"] == "limit_exceeded"
         assert str(MAX_REQUEST_BYTES) in response.json()["detail"]

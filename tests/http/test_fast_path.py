@@ -199,7 +199,7 @@ class Recorded:
 
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What the server writes to its connections, write by write."""
+    """The bytes that the server writes to its connections, write by write."""
     writes: list[bytes] = []
     connection_made = HttpConnection.connection_made
 

@@ -1,4 +1,4 @@
-"""What the retired server answered to reads and changes of records, as behaviours.
+"""The retired server's answers to reads and changes of records, as behaviours.
 
 Ids, dates, texts of models and what the protocol decides otherwise are left aside: an answer has
 to have the same status and, member by member, at least the same names with values of the same type.
@@ -19,12 +19,12 @@ GOLDEN: dict[str, dict[str, Any]] = {
     exchange["name"]: exchange
     for exchange in map(json.loads, RECORDED.read_text("utf-8").splitlines())
 }
-# Members that tell more than they did, or are of another kind for reasons of their own.
+# Members that say more than they did, or are of another kind for reasons of their own.
 ASIDE = {
     "llm_config": "says what it knows of the model",
     "model_settings": "only what the client gave",
     "compaction_settings": "only what the client gave",
-    "model_endpoint": "not told",
+    "model_endpoint": "not shown",
     "created_by_id": "there are tenants, and no users",
     "last_updated_by_id": "there are tenants, and no users",
     "max_files_open": "there are no files",
@@ -33,9 +33,9 @@ ASIDE = {
     "temperature": "left to the provider",
     "parallel_tool_calls": "left to the provider",
     "last_message_at": "null until a message came",
-    "completion_tokens_details": "told where it is known",
-    "reasoning_tokens": "told where it is known",
-    "total_duration_ns": "told wherever it is known",
+    "completion_tokens_details": "shown where it is known",
+    "reasoning_tokens": "shown where it is known",
+    "total_duration_ns": "shown wherever it is known",
 }
 
 

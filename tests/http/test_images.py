@@ -61,7 +61,7 @@ async def test_a_letta_image_that_brings_its_data_is_taken(live: LiveServer) -> 
 
 
 @pytest.mark.parametrize(
-    ("part", "told"),
+    ("part", "reason"),
     [
         (image("!"), "base64"),
         (image(""), "is empty"),
@@ -83,14 +83,14 @@ async def test_a_letta_image_that_brings_its_data_is_taken(live: LiveServer) -> 
     ],
 )  # fmt: skip
 async def test_an_invalid_image_is_refused_with_the_reason(
-    live: LiveServer, part: Any, told: str
+    live: LiveServer, part: Any, reason: str
 ) -> None:
     """D8: neither is the URL of an image that leads into the operator's network."""
     thread = await new_thread(live)
     before = live.rows()
     response = await live.client.post(to(thread), json={"input": [part]})
     assert response.status_code == 422
-    assert told in response.json()["errors"][0]["msg"]
+    assert reason in response.json()["errors"][0]["msg"]
     assert live.rows() == before
 
 

@@ -88,7 +88,7 @@ def returned(frames: list[Any]) -> tuple[str, str]:
     return back["status"], back["tool_return"]
 
 
-# What there is.
+# Listing and attaching tools.
 
 
 async def test_the_sdk_lists_and_attaches_the_tools_of_mcp_servers(letta: AsyncLetta) -> None:
@@ -176,20 +176,20 @@ async def test_a_call_waits_for_an_approval_by_the_settings_or_by_the_agent(
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [
         ("explode", "Error executing tool explode: 1 is not to be had"),
         ("flood", "The tool ran, but returned 10000000 characters"),
     ],
 )
 async def test_a_tool_that_raises_or_floods_is_an_error_and_the_run_continues(
-    live: LiveServer, name: str, told: str
+    live: LiveServer, name: str, expected: str
 ) -> None:
     _, thread = await thread_with(live, f"journal__{name}")
     frames = await sent(live, thread, f"[tool=journal__{name}]")
     status, output = returned(frames)
     assert status == "error"
-    assert output.startswith(told)
+    assert output.startswith(expected)
     assert stop_of(frames) == "end_turn"
 
 

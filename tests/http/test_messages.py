@@ -38,7 +38,7 @@ NEWEST_FIRST = [EVERY[7], EVERY[6], EVERY[4], EVERY[5], *EVERY[3::-1]]
 """The parts of one message stay in their own order."""
 
 
-def told(items: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def types_and_texts(items: list[dict[str, Any]]) -> list[tuple[str, str]]:
     found = [
         (item["message_type"], item.get("content") or item.get("reasoning") or "") for item in items
     ]
@@ -46,7 +46,7 @@ def told(items: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 async def listed(server: Server, thread: str, **query: Any) -> list[tuple[str, str]]:
-    return told(await server.got(f"/v1/conversations/{thread}/messages", **query))
+    return types_and_texts(await server.got(f"/v1/conversations/{thread}/messages", **query))
 
 
 async def ids(server: Server, thread: str) -> list[str]:
@@ -113,13 +113,13 @@ async def test_the_pages_of_an_sdk_walk_a_thread_whole_and_once(
     while page := await server.got(path, **query):
         upwards += page
         query["after"] = page[-1]["id"]
-    assert told(upwards) == EVERY
+    assert types_and_texts(upwards) == EVERY
     downwards: list[dict[str, Any]] = []
     query = {"limit": 2}
     while page := await server.got(path, **query):
         downwards += page
         query["before"] = page[-1]["id"]
-    assert told(downwards) == NEWEST_FIRST
+    assert types_and_texts(downwards) == NEWEST_FIRST
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
@@ -136,7 +136,7 @@ async def test_a_filter_by_type_still_pages_to_the_end(
         found += page
         query[cursor] = page[-1]["id"]
     expected = [EVERY[0], EVERY[4]]
-    assert told(found) == (expected if order == "asc" else expected[::-1])
+    assert types_and_texts(found) == (expected if order == "asc" else expected[::-1])
 
 
 async def test_a_filter_by_type_reads_backwards_from_a_cursor(server: Server, thread: str) -> None:
@@ -172,14 +172,14 @@ async def test_an_agents_messages_are_of_all_its_threads_or_of_one(server: Serve
     await server.send(agent["id"], "direct")
     await server.send(conversation["id"], "named")
     path = f"/v1/agents/{agent['id']}/messages"
-    every = told(await server.got(path, order="asc"))
+    every = types_and_texts(await server.got(path, order="asc"))
     assert [text for _, text in every] == ["S", "S", "direct", "direct", "named", "named"]
-    direct = told(await server.got(path, order="asc", conversation_id="default"))
+    direct = types_and_texts(await server.got(path, order="asc", conversation_id="default"))
     assert [text for _, text in direct] == ["S", "direct", "direct"]
-    named = told(await server.got(path, conversation_id=conversation["id"]))
+    named = types_and_texts(await server.got(path, conversation_id=conversation["id"]))
     assert [text for _, text in named] == ["S", "named", "named"]
     only = await server.got(path, include_return_message_types=["assistant_message"])
-    assert [text for _, text in told(only)] == ["direct", "named"]
+    assert [text for _, text in types_and_texts(only)] == ["direct", "named"]
     refused = await server.client.get(path, params={"conversation_id": "nonsense"})
     assert refused.status_code == 422
 

@@ -219,6 +219,6 @@ async def test_a_client_tool_is_answered_by_the_id_that_the_client_saw(
     events = await streamed(server, thread_id, messages=[answer])
 
     assert events[-2]["stop_reason"] == "end_turn"
-    told = [part for one in answers.turns[-1].input for part in one.parts]
-    assert seen in {getattr(part, "tool_call_id", None) for part in told}
+    parts = [part for one in answers.turns[-1].input for part in one.parts]
+    assert seen in {getattr(part, "tool_call_id", None) for part in parts}
     await assert_all_can_be_read(server, thread_id, events[-1]["run_id"])

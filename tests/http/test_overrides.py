@@ -1,4 +1,4 @@
-"""What a send asks for itself, on every route and in every mode."""
+"""Settings of a single send, on every route and in every mode."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveSe
 async def shown(
     live: LiveServer, route: str, mode: dict[str, Any], message: str, **body: Any
 ) -> list[dict[str, Any]]:
-    """What a send gives, without pings: messages, then ``stop_reason`` and ``usage_statistics``."""
+    """The answer without pings: messages, then ``stop_reason`` and ``usage_statistics``."""
     agent = (await live.agent(system="Be brief."))["id"]
     live.gates.open(agent)
     sent = {"input": message, **mode, **body}

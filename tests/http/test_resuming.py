@@ -310,7 +310,7 @@ async def test_resumes_that_race_with_a_send_find_its_run_or_no_run(
         assert len(await live.run_ids(agent_id=agent)) == 3
 
 
-# What is refused, and how.
+# Refused resumes and their errors.
 
 
 @pytest.mark.promise("S10")
@@ -670,11 +670,11 @@ async def test_runs_of_another_tenant_are_answered_like_unknown_ones(
                 other_path, other_body, names = unlike(path, body)
                 got = await refusal(live, path, body, client=stranger)
                 expected = await refusal(live, other_path, other_body, client=stranger)
-                told_of_it = httpx2.Response(got[0], json=got[1]).text
+                error_text = httpx2.Response(got[0], json=got[1]).text
                 for name, replacement in names.items():
-                    told_of_it = told_of_it.replace(name, replacement)
+                    error_text = error_text.replace(name, replacement)
                 assert got[0] == expected[0]
-                assert told_of_it == httpx2.Response(expected[0], json=expected[1]).text
+                assert error_text == httpx2.Response(expected[0], json=expected[1]).text
                 assert got[0] in {400, 404}
 
 

@@ -36,7 +36,7 @@ async def refusal(live: LiveServer, path: str, body: Any) -> tuple[int, dict[str
     return response.status_code, error
 
 
-# What comes back, and in what form.
+# The form of the answer.
 
 
 async def test_a_conversation_streams_by_default_and_an_agent_answers_in_json(
@@ -239,7 +239,7 @@ async def test_a_json_answer_has_only_the_types_that_are_wanted(live: LiveServer
     assert shown == ["tool_return_message", "assistant_message"]
 
 
-# What is sent.
+# The messages that are sent.
 
 
 async def test_input_is_short_for_one_user_message(live: LiveServer) -> None:
@@ -251,7 +251,7 @@ async def test_input_is_short_for_one_user_message(live: LiveServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "told_why"),
+    ("body", "reason"),
     [
         ({}, "exactly one of"),
         ({"messages": None, "input": None}, "exactly one of"),
@@ -261,7 +261,7 @@ async def test_input_is_short_for_one_user_message(live: LiveServer) -> None:
     ids=["neither", "nulls", "both", "empty"],
 )
 async def test_a_send_has_messages_or_input_and_not_both(
-    live: LiveServer, body: dict[str, Any], told_why: str
+    live: LiveServer, body: dict[str, Any], reason: str
 ) -> None:
     agent, conversation = await new_threads(live)
     before = live.rows()
@@ -272,7 +272,7 @@ async def test_a_send_has_messages_or_input_and_not_both(
     ):
         status, error = await refusal(live, path, body)
         assert (status, error["code"]) == (422, "validation_error")
-        assert told_why in error["detail"]
+        assert reason in error["detail"]
     assert live.rows() == before
 
 
@@ -493,7 +493,7 @@ async def test_default_and_an_agents_id_are_the_thread_of_the_agents_route(
     assert said == ["one", "two", "three"]
 
 
-# What the conversation keeps.
+# The messages that the conversation keeps.
 
 
 @pytest.mark.promise("P3")

@@ -138,7 +138,7 @@ EVERYBODYS = [
     Look("get", "/v1/mcp-servers/{mcp_server_id}/tools"),
     Look("get", "/v1/mcp-servers/{mcp_server_id}/tools/{tool_id}"),
 ]
-"""What is the server's own, and shows nothing of any tenant."""
+"""The server's own routes, which show nothing of any tenant."""
 
 TOOL_ID = FunctionTool(tool_functions.add, Threads()).id
 
@@ -178,7 +178,7 @@ async def state(client: httpx2.AsyncClient, ids: dict[str, str]) -> list[Any]:
     return [(await client.get(path)).json() for path in paths]
 
 
-async def told(
+async def response_without_ids(
     client: httpx2.AsyncClient, look: Look, ids: dict[str, str]
 ) -> tuple[int, str, list[str]]:
     """The response without the ids in it, and the names of its headers."""
@@ -215,8 +215,8 @@ async def test_objects_of_another_tenant_are_answered_like_unknown_ones(server: 
     owner, stranger = await with_key(server, DEFAULT_TENANT), await with_key(server, OTHER_TENANT)
     before = await state(owner, ids)
     for look in LOOKS:
-        theirs = await told(stranger, look, ids)
-        assert theirs == await told(stranger, look, UNKNOWN), look
+        theirs = await response_without_ids(stranger, look, ids)
+        assert theirs == await response_without_ids(stranger, look, UNKNOWN), look
         assert theirs[0] in {200, 400, 404}, look
         assert (theirs[0] == 200) <= (theirs[1] == "[]"), look
         assert await state(owner, ids) == before, look
@@ -246,7 +246,10 @@ async def test_no_request_that_names_something_is_left_out(server: Server) -> No
 @pytest.mark.promise("P11")
 async def test_global_endpoints_reveal_nothing_about_tenants(server: Server) -> None:
     clients = [await with_key(server, tenant) for tenant in (DEFAULT_TENANT, OTHER_TENANT)]
-    before = [[await told(client, look, UNKNOWN) for client in clients] for look in EVERYBODYS]
+    before = [
+        [await response_without_ids(client, look, UNKNOWN) for client in clients]
+        for look in EVERYBODYS
+    ]
     assert all(ours == theirs for ours, theirs in before)
     # Nothing answers of the tools of an MCP server that was not reached.
     assert [ours[0] for ours, _ in before] == [200] * (len(EVERYBODYS) - 1) + [404]
@@ -255,7 +258,10 @@ async def test_global_endpoints_reveal_nothing_about_tenants(server: Server) -> 
     rule = {"requires_approval": True}
     path = f"/v1/agents/{agent['id']}/tools/approval/add"
     assert (await clients[0].patch(path, json=rule)).is_success
-    after = [[await told(client, look, UNKNOWN) for client in clients] for look in EVERYBODYS]
+    after = [
+        [await response_without_ids(client, look, UNKNOWN) for client in clients]
+        for look in EVERYBODYS
+    ]
     assert after == before
 
 

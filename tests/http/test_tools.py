@@ -34,7 +34,7 @@ async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveSe
         yield live
 
 
-# What there is, and who has it.
+# Listing tools, and attaching them to agents.
 
 
 async def test_the_sdk_lists_attaches_rules_and_detaches_tools(letta: AsyncLetta) -> None:
@@ -126,7 +126,7 @@ async def test_calls_repeat_until_the_model_is_done_or_max_steps_is_reached(
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [
         ("explode", "The tool failed: ValueError."),
         ("hang", "The tool did not return within 0.5 seconds."),
@@ -134,13 +134,13 @@ async def test_calls_repeat_until_the_model_is_done_or_max_steps_is_reached(
     ],
 )
 async def test_a_tool_that_raises_hangs_or_floods_is_an_error_and_the_run_continues(
-    live: LiveServer, name: str, told: str
+    live: LiveServer, name: str, expected: str
 ) -> None:
     _, thread = await thread_with(live, name)
     frames = await sent(live, thread, f"[tool={name}]")
     [back] = [frame.event for frame in frames if frame.kind == "tool_return_message"]
     assert back["status"] == "error"
-    assert back["tool_return"].startswith(told)
+    assert back["tool_return"].startswith(expected)
     assert "secret" not in back["tool_return"]
     assert stop_of(frames) == "end_turn"
 

@@ -39,7 +39,7 @@ REQUIREMENT = re.compile(r"^[A-Za-z0-9][\w.\[\],-]*==\S+", re.MULTILINE)
 
 
 def files_of_the_repository() -> list[Path]:
-    """What git knows. Others come and go while tests run."""
+    """List the files that git knows, because others come and go while tests run."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached"],
         cwd=ROOT,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
 import sys
 import tokenize
 from collections.abc import Iterator
@@ -96,12 +97,17 @@ def faults_of(path: Path) -> list[str]:
 
 
 def files_below(*places: str) -> list[Path]:
-    """The Python files and pages of these files and folders."""
-    found: set[Path] = set()
-    for place in places:
-        path = ROOT / place
-        found |= {path} if path.is_file() else {*path.rglob("*.py"), *path.rglob("*.md")}
-    return sorted(found)
+    """The Python files and pages that git knows of these files and folders."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--", *places],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    ).stdout
+    paths = (ROOT / name for name in listed.split("\0") if name.endswith((".py", ".md")))
+    return sorted(path for path in paths if path.is_file())
 
 
 def main() -> None:

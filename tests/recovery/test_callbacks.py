@@ -193,7 +193,7 @@ async def test_the_connection_goes_to_the_address_that_was_checked_under_the_nam
 
 
 @pytest.mark.parametrize("found", [[], ["10.0.0.7"], ["93.184.215.14", "::1"], None], ids=repr)
-async def test_internal_and_unknown_names_cannot_be_told_apart(
+async def test_internal_and_unknown_names_cannot_be_distinguished(
     world: World, clock: HandClock, found: list[str] | None
 ) -> None:
     """D7: text and number of attempts are equal, so no name is revealed to exist."""
@@ -212,7 +212,7 @@ async def test_internal_and_unknown_names_cannot_be_told_apart(
 
 
 @pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.9\r\n", b""])
-async def test_open_and_closed_ports_cannot_be_told_apart(
+async def test_open_and_closed_ports_cannot_be_distinguished(
     world: World, clock: HandClock, answer: bytes
 ) -> None:
     """D7: a port that speaks no HTTP and one that is closed give the same text."""

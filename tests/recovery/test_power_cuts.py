@@ -156,7 +156,7 @@ def after_power_cut(seen: Seen, target: Path, lost: dict[str, int]) -> Path:
     return target
 
 
-async def assert_promises_hold_or_loss_is_told(seen: Seen, server: Machine) -> None:
+async def assert_promises_hold_or_loss_is_reported(seen: Seen, server: Machine) -> None:
     """Assert that every cursor gives the same bytes or an error that reports their loss."""
     record = await server.client.get(f"/v1/runs/{seen.run_id}")
     for cursor in range(len(seen.frames) + 1):
@@ -222,7 +222,7 @@ async def assert_survives_power_cuts(
         place = await asyncio.to_thread(after_power_cut, seen, directory / f"{number}", lost)
         async with machine(place, NEXT_BOOT) as server:
             try:
-                await assert_promises_hold_or_loss_is_told(seen, server)
+                await assert_promises_hold_or_loss_is_reported(seen, server)
             except AssertionError as error:
                 raise AssertionError(f"having lost {lost}: {error}") from error
 

@@ -17,7 +17,7 @@ RAN: list[str] = []
 """The names of the calls that ran, in order."""
 
 
-def add(n: Annotated[int, Field(description="What is added to.")], more: int = 1) -> int:
+def add(n: Annotated[int, Field(description="The number to add to.")], more: int = 1) -> int:
     """Add two numbers."""
     return n + more
 

@@ -141,7 +141,7 @@ def test_whoever_comes_after_the_close_is_left_to_the_next_one(pauses: bool) -> 
     run(main(), uvloop.new_event_loop)
 
 
-def test_one_who_is_refused_is_told_why_and_costs_no_protocol() -> None:
+def test_a_refused_connection_gets_the_reason_and_costs_no_protocol() -> None:
     """B4: connections are bounded by address, before anything is made for them."""
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""What a conversation waits for, and what an answer makes of it."""
+"""The calls that a conversation waits for, and the run's input that an answer becomes."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def test_calls_that_need_no_approval_are_due_with_those_that_got_it() -> None:
 def test_one_word_of_the_old_form_is_a_decision_on_each_call() -> None:
     pending = pending_approval([said(Role.ASSISTANT, LOOK, PAY)])
     answer = said(Role.APPROVAL, ApprovalPart("", approve=False, reason="no", request_id="2"))
-    approval, told = resolve_input((answer,), pending)
+    approval, returns = resolve_input((answer,), pending)
     assert [(p.tool_call_id, p.reason) for p in approval.parts if isinstance(p, ApprovalPart)] == [
         ("1", "no"),
         ("2", "no"),
     ]
-    assert [p.tool_call_id for p in told.parts if isinstance(p, ToolReturnPart)] == ["1", "2"]
+    assert [p.tool_call_id for p in returns.parts if isinstance(p, ToolReturnPart)] == ["1", "2"]
     stranger = said(Role.APPROVAL, ApprovalPart("", approve=True, request_id="message-other"))
     with pytest.raises(ToolCallIdsError, match="received"):
         resolve_input((stranger,), pending)
@@ -135,8 +135,8 @@ def test_a_call_that_nobody_will_return_gets_a_return_that_says_so(
     if kept is None:
         assert open_calls == []
     else:
-        [told] = open_calls
-        [part] = told.parts
+        [returns] = open_calls
+        [part] = returns.parts
         assert isinstance(part, ToolReturnPart)
-        assert (part.tool_call_id, part.status, told.step_id) == ("1", "error", step)
+        assert (part.tool_call_id, part.status, returns.step_id) == ("1", "error", step)
         assert part.output.endswith(kept)

@@ -72,7 +72,7 @@ def test_whatever_is_written_becomes_an_object_that_every_decoder_takes(text: st
 
 
 @pytest.mark.parametrize("name", NONE_OF)
-def test_a_conversation_with_such_arguments_is_told_to_every_provider(name: str) -> None:
+def test_a_conversation_with_such_arguments_can_be_sent_to_every_provider(name: str) -> None:
     """A6"""
     call = structs.replace(
         message(Role.ASSISTANT, ""), parts=(ToolCallPart("call", "tool", NONE_OF[name]),)
@@ -81,8 +81,8 @@ def test_a_conversation_with_such_arguments_is_told_to_every_provider(name: str)
         message(Role.TOOL, ""), parts=(ToolReturnPart("call", "tool", "error", "no"),)
     )
     subject = Subject(ScriptedEngine(), "scripted/echo")
-    told = provider_messages(subject.turn("go", history=[call, returned]))
-    calls = [part for one in told for part in one.parts if isinstance(part, pm.ToolCallPart)]
+    sent = provider_messages(subject.turn("go", history=[call, returned]))
+    calls = [part for one in sent for part in one.parts if isinstance(part, pm.ToolCallPart)]
     assert [part.args_as_dict() for part in calls] == [{}]
 
 

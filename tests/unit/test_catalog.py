@@ -40,7 +40,7 @@ def test_a_handle_leads_to_its_engine_and_model() -> None:
     ]
 
 
-def test_an_unknown_handle_is_told_which_there_are() -> None:
+def test_the_error_for_an_unknown_handle_lists_the_known_handles() -> None:
     with pytest.raises(NotFoundError) as raised:
         Catalog([ScriptedEngine()]).engine("openai/gpt-4o")
     assert str(raised.value) == (

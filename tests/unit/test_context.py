@@ -81,10 +81,10 @@ def test_a_summary_that_left_nothing_is_followed_by_what_came_after_it(
     assert in_context([system, one, last, after]) == [system, last, after]
 
 
-def test_a_model_is_told_a_summary_as_text_of_the_user() -> None:
-    told = summary_as_user_message(summary(text="They like tea."))
-    assert told.role is Role.USER
-    assert told.text.endswith("They like tea.")
+def test_a_summary_is_sent_to_the_model_as_text_of_the_user() -> None:
+    sent = summary_as_user_message(summary(text="They like tea."))
+    assert sent.role is Role.USER
+    assert sent.text.endswith("They like tea.")
     assert summary_as_user_message(one := user()) is one
 
 
@@ -95,19 +95,19 @@ def test_messages_are_cut_before_what_the_user_or_the_model_says() -> None:
 
 
 def test_no_call_is_parted_from_its_return() -> None:
-    told = [user(), calls("a", "b"), returns("a"), returns("b"), said(), user()]
-    assert cuts(told) == [1, 4, 5]
+    messages = [user(), calls("a", "b"), returns("a"), returns("b"), said(), user()]
+    assert cuts(messages) == [1, 4, 5]
 
 
 def test_calls_that_wait_stay_with_all_that_follows() -> None:
-    told = [user(), said(), user(), calls("a", waits=True), user()]
-    assert cuts(told) == [1, 2, 3]
+    messages = [user(), said(), user(), calls("a", waits=True), user()]
+    assert cuts(messages) == [1, 2, 3]
     assert cuts([user(), calls("a", waits=True), returns("a"), said(), user()]) == [1, 3, 4]
 
 
 def test_an_id_that_a_provider_uses_again_is_another_call() -> None:
-    told = [user(), calls("a"), returns("a"), calls("a"), returns("a"), user()]
-    assert cuts(told) == [1, 3, 5]
+    messages = [user(), calls("a"), returns("a"), calls("a"), returns("a"), user()]
+    assert cuts(messages) == [1, 3, 5]
 
 
 _SHAPES = st.lists(st.sampled_from(["user", "said", "call", "return", "summary"]), max_size=30)
@@ -118,36 +118,36 @@ _SHAPES = st.lists(st.sampled_from(["user", "said", "call", "return", "summary"]
 def test_whatever_is_left_out_every_call_that_is_left_has_its_return(
     shapes: list[str], keep_tokens: int
 ) -> None:
-    told: list[Message] = []
+    messages: list[Message] = []
     waiting: list[str] = []
     for number, shape in enumerate(shapes):
         match shape:
             case "call":
                 waiting.append(str(number))
-                told.append(calls(str(number)))
+                messages.append(calls(str(number)))
             case "return" if waiting:
-                told.append(returns(waiting.pop(0)))
+                messages.append(returns(waiting.pop(0)))
             case "summary":
-                told.append(summary())
+                messages.append(summary())
             case "said":
-                told.append(said())
+                messages.append(said())
             case _:
-                told.append(user())
-    cut = choose_cut(told, keep_tokens)
+                messages.append(user())
+    cut = choose_cut(messages, keep_tokens)
     if cut is None:
         return
-    assert 0 < cut < len(told)
+    assert 0 < cut < len(messages)
 
-    def ids(messages: list[Message], kind: type[ToolCallPart] | type[ToolReturnPart]) -> set[str]:
-        return {p.tool_call_id for m in messages for p in m.parts if isinstance(p, kind)}
+    def ids(among: list[Message], kind: type[ToolCallPart] | type[ToolReturnPart]) -> set[str]:
+        return {p.tool_call_id for m in among for p in m.parts if isinstance(p, kind)}
 
-    assert ids(told[cut:], ToolReturnPart) <= ids(told[cut:], ToolCallPart)
-    assert told[cut].role in {Role.USER, Role.ASSISTANT}
-    tail = sum(map(message_tokens, told[cut:]))
-    assert tail <= keep_tokens or cut == cuts(told)[-1]
-    earlier = [place for place in cuts(told) if place < cut]
+    assert ids(messages[cut:], ToolReturnPart) <= ids(messages[cut:], ToolCallPart)
+    assert messages[cut].role in {Role.USER, Role.ASSISTANT}
+    tail = sum(map(message_tokens, messages[cut:]))
+    assert tail <= keep_tokens or cut == cuts(messages)[-1]
+    earlier = [place for place in cuts(messages) if place < cut]
     for place in earlier:
-        assert sum(map(message_tokens, told[place:])) > keep_tokens
+        assert sum(map(message_tokens, messages[place:])) > keep_tokens
 
 
 def test_tokens_are_a_quarter_of_the_bytes_and_images_have_a_fixed_count() -> None:
@@ -159,8 +159,8 @@ def test_tokens_are_a_quarter_of_the_bytes_and_images_have_a_fixed_count() -> No
 
 
 def test_what_a_summary_is_made_of_is_bounded_and_keeps_the_summary_before_it() -> None:
-    told = [summary(text="earlier things"), *(user(f"message {n}") for n in range(100))]
-    text = transcript(told, 200, part_chars=50)
+    messages = [summary(text="earlier things"), *(user(f"message {n}") for n in range(100))]
+    text = transcript(messages, 200, part_chars=50)
     assert text.startswith("earlier summary: earlier things")
     assert "message 99" in text
     assert "message 0\n" not in text
@@ -169,6 +169,6 @@ def test_what_a_summary_is_made_of_is_bounded_and_keeps_the_summary_before_it() 
     assert "1 more characters" in transcript([user("abcd")], 200, part_chars=3)
 
 
-def test_calls_and_returns_are_told_in_words() -> None:
+def test_a_transcript_describes_calls_and_returns_in_words() -> None:
     text = transcript([calls("a"), returns("a")], 1000, part_chars=100)
     assert text == "assistant calls look: {}\n\nlook returned (success): 42\n"

@@ -74,7 +74,7 @@ async def test_a_cursor_past_the_end_is_at_the_end_of_a_closed_log_and_ahead_of_
 
 
 @pytest.mark.promise("P5")
-async def test_a_cursor_before_what_is_kept_is_told_the_earliest_event() -> None:
+async def test_the_error_for_a_cursor_before_the_kept_events_names_the_earliest_event() -> None:
     log = await log_of(10, closed=False)
     await log.trim(RUN, Seq(5))
     with pytest.raises(ExpiredError) as caught:
@@ -94,7 +94,7 @@ async def test_events_that_are_trimmed_under_a_reader_are_no_silent_gap() -> Non
             await following.read()
 
 
-async def test_a_log_that_is_not_there_is_told() -> None:
+async def test_following_a_log_that_does_not_exist_raises_log_not_found() -> None:
     with pytest.raises(LogNotFoundError):
         await entered(MemoryLog(), 0)
 

@@ -258,7 +258,7 @@ class SaysTool(Tool):
         return self._output  # type: ignore[no-any-return]
 
 
-async def test_the_return_of_a_tool_can_be_stored_before_the_model_is_told() -> None:
+async def test_the_return_of_a_tool_can_be_stored_before_the_model_receives_it() -> None:
     """A2: a function tool that returns half a surrogate pair."""
     call = ToolCallPart("call", "says", "{}")
     returned = await call_tool(SaysTool(f"a{HIGH}"), call, seconds=5)

@@ -44,7 +44,7 @@ def test_any_bytes_are_json_or_refused(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "reason"),
     [
         (b"", "not JSON"),
         (b"{", "not JSON"),
@@ -68,8 +68,8 @@ def test_any_bytes_are_json_or_refused(body: bytes) -> None:
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "levels deep"),
     ],
 )
-def test_what_readers_could_take_differently_is_refused(body: bytes, told: str) -> None:
-    with pytest.raises(ValidationFailedError, match=told) as refused:
+def test_what_readers_could_take_differently_is_refused(body: bytes, reason: str) -> None:
+    with pytest.raises(ValidationFailedError, match=reason) as refused:
         parse(body)
     assert len(refused.value.detail) < 300
 
@@ -153,7 +153,7 @@ def test_a_pair_of_surrogates_is_the_character_that_it_means() -> None:
     assert parse(b'"\\ud83d\\ude00"') == "😀"
 
 
-def test_no_more_faults_are_told_than_anybody_reads() -> None:
+def test_no_more_faults_are_reported_than_anybody_reads() -> None:
     error = invalid([Fault(["query", str(n)], "wrong", "x") for n in range(1000)])
     errors = error.extra["errors"]
     assert isinstance(errors, list)

@@ -304,7 +304,7 @@ async def test_an_agent_keeps_a_tool_that_its_server_has_not_listed_yet() -> Non
 
 
 @pytest.mark.parametrize(
-    ("server", "told"),
+    ("server", "reason"),
     [
         ({}, "name either a command or a url"),
         ({"command": "x", "url": "http://h/"}, "name either a command or a url"),
@@ -316,11 +316,11 @@ async def test_an_agent_keeps_a_tool_that_its_server_has_not_listed_yet() -> Non
     ],
 )
 def test_a_server_that_is_named_wrongly_is_refused_without_its_secrets(
-    server: dict[str, Any], told: str
+    server: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ValidationError) as refused:
         Settings(mcp={"home": server})
-    assert told in str(refused.value)
+    assert reason in str(refused.value)
     assert "sesame" not in str(refused.value)
 
 

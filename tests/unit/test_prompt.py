@@ -53,7 +53,7 @@ def test_blocks_of_a_conversation_go_before_those_of_the_agent() -> None:
 
 def test_blocks_follow_the_agents_text_with_all_that_they_say_of_themselves() -> None:
     blocks = [
-        Block("human", "Ada\nlikes <tea>", "Who it is & what for", 5000),
+        Block("human", "Ada\nlikes <tea>", "Name & tastes", 5000),
         Block("persona", "Kind", read_only=True),
     ]
     assert (
@@ -62,7 +62,7 @@ def test_blocks_follow_the_agents_text_with_all_that_they_say_of_themselves() ->
 Be brief.
 
 <memory_blocks>
-<block label="human" description="Who it is &amp; what for" chars_limit="5000">
+<block label="human" description="Name &amp; tastes" chars_limit="5000">
 Ada
 likes &lt;tea&gt;
 </block>

@@ -46,7 +46,7 @@ def connected(relay: Relay) -> socket.socket:
 
 
 def echoed(connection: socket.socket, data: bytes) -> bytes:
-    """What comes back; empty if the connection was cut."""
+    """Send ``data`` and return the answer, which is empty if the connection was cut."""
     try:
         connection.sendall(data)
         return connection.recv(1024)

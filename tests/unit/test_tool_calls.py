@@ -76,7 +76,7 @@ def call(call_id: str, name: str | None = None, arguments: str | None = None) ->
         ([call("a", "add"), TextPart("x"), call("a", None, "{}")], [("a", "add", "{}")]),
     ],
 )  # fmt: skip
-def test_calls_of_one_answer_are_told_apart(
+def test_calls_of_one_answer_are_kept_apart(
     deltas: Sequence[Delta], calls: Sequence[tuple[str, str, str]]
 ) -> None:
     """A5, A8: an id that comes twice, an empty one, a name in pieces, one that is repeated."""
@@ -109,7 +109,7 @@ def test_a_return_of_the_engines_own_belongs_to_its_call() -> None:
 
 
 class Model:
-    """A model that says the deltas of each step in turn, and keeps what it is told."""
+    """A model that says the deltas of each step in turn, and keeps the turns that it receives."""
 
     def __init__(self, *steps: Sequence[Delta], own_tools: Sequence[str] | None = ()) -> None:
         self.turns: list[Turn] = []
@@ -172,8 +172,8 @@ async def test_a_call_of_a_tool_that_nobody_has_is_answered_and_the_good_ones_ru
     assert not any(one.needs_approval for one in deltas if isinstance(one, ToolCallDelta))
     assert text_of(deltas) == "Done."
     assert deltas[-1] == Finished(StopReason.END_TURN)
-    [told] = [one for one in model.turns[1].input if one.role is Role.TOOL]
-    assert {part.tool_call_id for part in told.parts if isinstance(part, ToolReturnPart)} == {
+    [answer] = [one for one in model.turns[1].input if one.role is Role.TOOL]
+    assert {part.tool_call_id for part in answer.parts if isinstance(part, ToolReturnPart)} == {
         "a", "b",
     }  # fmt: skip
 
@@ -241,7 +241,7 @@ async def test_an_engine_with_tools_of_its_own_keeps_them() -> None:
     assert "The tools are: add, pay." in returns_of(deltas)["b"][1]
 
 
-async def test_two_calls_of_one_id_both_run_and_the_model_is_told_of_both() -> None:
+async def test_two_calls_of_one_id_both_run_and_the_model_sees_both() -> None:
     """A5: the second call runs under an id of its own."""
     history = [
         replace_parts(message(Role.ASSISTANT, ""), ToolCallPart("c", "add", "{}")),
@@ -250,8 +250,8 @@ async def test_two_calls_of_one_id_both_run_and_the_model_is_told_of_both() -> N
     model = Model([waiting("c", "add", '{"n": 1}'), waiting("c", "add", '{"n": 2}')])
     deltas = await model.run(history=history)
     assert returns_of(deltas) == {"c-2": ("success", "2"), "c-3": ("success", "3")}
-    told = [part for one in model.turns[1].history[3:] for part in one.parts]
-    assert [part.tool_call_id for part in told if isinstance(part, ToolCallPart)] == ["c-2", "c-3"]
+    parts = [part for one in model.turns[1].history[3:] for part in one.parts]
+    assert [part.tool_call_id for part in parts if isinstance(part, ToolCallPart)] == ["c-2", "c-3"]
 
 
 def replace_parts(one: Message, *parts: ToolCallPart | ToolReturnPart) -> Message:

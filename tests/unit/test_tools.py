@@ -38,7 +38,7 @@ TOO_MUCH = (
 
 @pytest.fixture(autouse=True)
 def log_lines() -> Iterator[list[Any]]:
-    """What is logged, caught: to show a traceback would read files in the event loop."""
+    """Catch the log lines, because showing a traceback would read files in the event loop."""
     with structlog.testing.capture_logs() as lines:
         yield lines
 
@@ -55,7 +55,7 @@ def test_the_schema_is_of_the_signature_and_the_description_of_the_docstring() -
     made = FunctionTool(functions.add, Threads())
     assert (made.name, made.description) == ("add", "Add two numbers.")
     assert made.parameters["required"] == ["n"]
-    assert made.parameters["properties"]["n"]["description"] == "What is added to."
+    assert made.parameters["properties"]["n"]["description"] == "The number to add to."
     assert made.parameters["properties"]["more"]["default"] == 1
     assert not made.requires_approval
     assert FunctionTool(functions.deploy, Threads()).requires_approval
@@ -139,7 +139,7 @@ def test_installed_packages_bring_tools_by_entry_points(monkeypatch: pytest.Monk
     assert [one.name for one in function_tools(names, Threads())] == ["add", "greet"]
 
 
-def test_two_tools_of_one_name_and_names_that_providers_refuse_are_told_at_the_start() -> None:
+def test_two_tools_of_one_name_and_names_that_providers_refuse_stop_the_start() -> None:
     threads = Threads()
     made = [FunctionTool(functions.add, threads), FunctionTool(functions.add, threads)]
     with pytest.raises(StartupError, match="Two tools have the name add"):
@@ -166,7 +166,7 @@ def test_an_agent_has_its_tools_in_its_order_and_none_that_are_gone() -> None:
     assert box.attached_tools({}) == []
 
 
-async def test_a_providers_model_is_told_of_the_tools_and_goes_on_with_what_they_return() -> None:
+async def test_a_providers_model_receives_the_tools_and_goes_on_with_their_returns() -> None:
     made = FunctionTool(functions.add, Threads())
     engine = PydanticAIEngine(models={"test/model": TestModel()})
     loop = ToolLoop(
@@ -197,7 +197,7 @@ def test_a_tool_of_some_tenants_does_not_exist_for_others() -> None:
 
 
 @pytest.mark.parametrize("function", [functions.ledger, functions.aledger])
-async def test_a_function_is_told_the_tenant_and_no_model_can_say_another(
+async def test_a_function_receives_the_tenant_and_no_model_can_name_another(
     function: Callable[..., Any],
 ) -> None:
     """D6: the parameter of ToolContext is filled in by the server alone."""

@@ -1,4 +1,4 @@
-"""What letta-evals runs in its own environment to make the agent of each sample."""
+"""The factory that letta-evals runs in its own environment to make the agent of each sample."""
 
 from letta_client import AsyncLetta
 from letta_evals.decorators import agent_factory

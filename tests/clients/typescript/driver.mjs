@@ -1,4 +1,4 @@
-// The official TypeScript SDK, told by lines of JSON on stdin what to call.
+// The official TypeScript SDK: each line of JSON on stdin is a call to make.
 //
 // {"id", "client": {options of the SDK}, "path": ["conversations", "messages", "create"],
 //  "args": [...], "iterate": true}
