@@ -342,9 +342,9 @@ def test_the_doctor_connects_to_every_mcp_server_and_reports_failures(tmp_path: 
         f"""
 data_dir = "{tmp_path}"
 
-[mcp.journal]
+[mcp.plain]
 command = "{sys.executable}"
-args = ["-m", "tests.support.mcp_server"]
+args = ["-m", "tests.support.plain_mcp_server"]
 cwd = "{Path(__file__).parents[2]}"
 env = {{ KEY = "sesame" }}
 
@@ -378,8 +378,8 @@ bearer_token_env = "NO_SUCH_VARIABLE"
     report = Report(reattach_here("doctor", "--json", "--config", str(config)))
     bad = ("gone", "mute", "chatty", "missing", "refused", "keyless")
     assert report.wrong == {f"mcp {name}" for name in bad}
-    assert ": journal 1.2.3, protocol " in report.text["mcp journal"]
-    assert " 9 tools, in " in report.text["mcp journal"]
+    assert ": plain 1.2.3, protocol " in report.text["mcp plain"]
+    assert " 2 tools, in " in report.text["mcp plain"]
     assert "it ended, and said: *** does not open" in report.text["mcp gone"]
     assert "no connection within 0.5 s" in report.text["mcp mute"]
     assert "its command cannot be run" in report.text["mcp missing"]

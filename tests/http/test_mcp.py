@@ -37,12 +37,12 @@ ROOT = Path(__file__).parents[2]
 SECRET = "hush hush"
 
 
-def program(journal: Path, **options: Any) -> dict[str, Any]:
+def program(journal: Path, module: str = "mcp_server", **options: Any) -> dict[str, Any]:
     """The settings of a server that is started."""
     env = {"MCP_JOURNAL": str(journal), "MCP_SECRET": SECRET, **options.pop("env", {})}
     return {
         "command": sys.executable,
-        "args": ["-m", "tests.support.mcp_server"],
+        "args": ["-m", f"tests.support.{module}"],
         "cwd": str(ROOT),
         "env": env,
         **options,
@@ -67,12 +67,13 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def live(
     tmp_path_factory: pytest.TempPathFactory, journal: Path
 ) -> AsyncIterator[LiveServer]:
-    """One whose MCP server speaks the newer protocol, beside two that are of no use."""
+    """One with an MCP server of the SDK, one that starts fast, and two that are of no use."""
     os.environ["MCP_INHERITED"] = "from outside"
     servers = {
         "journal": program(
             journal, inherit_env=["MCP_INHERITED"], requires_approval=["deploy"], tool_seconds=10
         ),
+        "plain": program(journal, "plain_mcp_server", env={"MCP_MODERN": "1"}),
         "gone": python("import sys; sys.exit('no such key: hush hush')", env={"KEY": SECRET}),
         "mute": python("import time; time.sleep(600)", start_seconds=1),
     }
@@ -92,7 +93,8 @@ def returned(frames: list[Any]) -> tuple[str, str]:
 
 
 async def test_the_sdk_lists_and_attaches_the_tools_of_mcp_servers(letta: AsyncLetta) -> None:
-    found = {one.name: one async for one in letta.tools.list(tool_types=["external_mcp"])}
+    listing = letta.tools.list(tool_types=["external_mcp"])
+    found = {one.name: one async for one in listing if (one.name or "").startswith("journal__")}
     add = found["journal__add"]
     assert (add.tool_type, add.tags) == ("external_mcp", ["mcp:journal"])
     assert add.description == "Add two numbers."
@@ -102,14 +104,14 @@ async def test_the_sdk_lists_and_attaches_the_tools_of_mcp_servers(letta: AsyncL
     assert found["journal__deploy"].default_requires_approval
     assert not add.default_requires_approval
     agent = await letta.agents.create(tools=["journal__add"])
-    attached = await letta.agents.tools.attach(found["journal__die"].id, agent_id=agent.id)
+    attached = await letta.agents.tools.attach(found["journal__hang"].id, agent_id=agent.id)
     assert attached is not None
-    assert {one.name for one in attached.tools} == {"journal__add", "journal__die"}
-    await letta.agents.tools.detach(found["journal__die"].id, agent_id=agent.id)
+    assert {one.name for one in attached.tools} == {"journal__add", "journal__hang"}
+    await letta.agents.tools.detach(found["journal__hang"].id, agent_id=agent.id)
     assert [one.name async for one in letta.agents.tools.list(agent.id)] == ["journal__add"]
 
     servers = {one.server_name: one for one in await letta.mcp_servers.list()}
-    assert set(servers) == {"journal", "gone", "mute"}
+    assert set(servers) == {"journal", "plain", "gone", "mute"}
     server_id = servers["journal"].id
     assert server_id is not None
     assert await letta.mcp_servers.retrieve(server_id) == servers["journal"]
@@ -179,7 +181,7 @@ async def test_a_call_waits_for_an_approval_by_the_settings_or_by_the_agent(
     ("name", "expected"),
     [
         ("explode", "Error executing tool explode: 1 is not to be had"),
-        ("flood", "The tool ran, but returned 10000000 characters"),
+        ("flood", "The tool ran, but returned 1000000 characters"),
     ],
 )
 async def test_a_tool_that_raises_or_floods_is_an_error_and_the_run_continues(
@@ -197,13 +199,13 @@ async def test_a_tool_that_raises_or_floods_is_an_error_and_the_run_continues(
 async def test_a_server_that_dies_within_a_call_is_an_error_and_comes_back(
     live: LiveServer, journal: Path
 ) -> None:
-    _, thread = await thread_with(live, "journal__die", "journal__add")
+    _, thread = await thread_with(live, "plain__die", "plain__add")
     starts = sum(line.startswith("started") for line in noted(journal))
-    frames = await sent(live, thread, '[tool=journal__die][arguments={"n": 9}]')
+    frames = await sent(live, thread, '[tool=plain__die][arguments={"n": 9}]')
     status, output = returned(frames)
     assert status == "error"
     assert "Whether it did its work is not known." in output
-    frames = await sent(live, thread, '[tool=journal__add][arguments={"n": 9}]')
+    frames = await sent(live, thread, '[tool=plain__add][arguments={"n": 9}]')
     assert returned(frames) == ("success", "10")
     assert noted(journal).count("die 9") == 1
     assert sum(line.startswith("started") for line in noted(journal)) == starts + 1
@@ -355,7 +357,7 @@ def settings_file(path: Path, **env: str) -> Path:
         f"""
 [mcp.journal]
 command = "{sys.executable}"
-args = ["-m", "tests.support.mcp_server"]
+args = ["-m", "tests.support.plain_mcp_server"]
 cwd = "{ROOT}"
 
 [mcp.journal.env]

@@ -6,7 +6,6 @@ streamable HTTP on loopback. Its environment says how it behaves:
 - ``MCP_JOURNAL``: a file for a line of each thing that it did
 - ``MCP_LEGACY``: it knows the protocol of 2025 only, with sessions
 - ``MCP_TOKEN``: it wants this bearer token
-- ``MCP_STUBBORN``: it says so with its secret, and ends when it is killed and not before
 
 ``serve`` does the same in a process that has imported all of this already.
 """
@@ -15,9 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,13 +64,7 @@ async def hang(n: int = 1) -> str:
 
 @server.tool(structured_output=False)
 def flood(n: int = 1) -> str:
-    return "x" * 10_000_000
-
-
-@server.tool()
-def die(n: int = 1) -> str:
-    note(f"die {n}")
-    os._exit(n)
+    return "x" * 1_000_000
 
 
 @server.tool(name="dotted.name/of a tool")
@@ -123,11 +114,6 @@ def serve(port: int | None, env: Mapping[str, str]) -> None:
     note(f"started {os.getpid()}")
     if os.environ.get("MCP_LEGACY"):
         server.middleware.append(only_legacy)
-    if os.environ.get("MCP_STUBBORN"):
-        sys.stderr.write(f"stubborn with {os.environ['MCP_SECRET']}\n")
-        sys.stderr.flush()
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        threading.Thread(target=threading.Event().wait).start()
     if port is not None:
         app = guarded(server.streamable_http_app(), os.environ.get("MCP_TOKEN", ""))
         uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")

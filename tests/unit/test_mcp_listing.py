@@ -72,7 +72,7 @@ def test_a_list_that_is_none_has_no_tools(listed: object) -> None:
 def odd_server(listed: str) -> McpServer:
     return McpServer(
         command=sys.executable,
-        args=("-m", "tests.support.odd_mcp_server"),
+        args=("-m", "tests.support.plain_mcp_server"),
         env={"MCP_LIST": listed},
     )
 
