@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from reattach.cli.keys import with_records
-from reattach.cli.options import Config, DatabaseUrl, DataDir, LogUrl, settings_with
+from reattach.cli.options import StoreFlags, settings_with, with_store_flags
 from reattach.domain.errors import NotFoundError
 from reattach.domain.ids import DEFAULT_TENANT, TenantId
 from reattach.records.records import Records
@@ -19,17 +19,16 @@ def callbacks_group() -> None:
 
 
 @callbacks.command("secret")
+@with_store_flags
 def show_secret(
+    *,
     tenant: Annotated[
         str | None, typer.Option(help="Tenant of the secret. Default: the first tenant.")
     ] = None,
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Create a new one; the old one signs for 24 h more.")
     ] = False,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
-    log_url: LogUrl = None,
-    config: Config = None,
+    stores: StoreFlags,
 ) -> None:
     """Show the secret that signs a tenant's callbacks; the first call creates it.
 
@@ -47,9 +46,6 @@ def show_secret(
             await records.callbacks.rotate_secret(owner)
         return tuple(await records.callbacks.secrets(owner))
 
-    settings = settings_with(
-        data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
-    )
-    for secret in with_records(settings, secrets):
+    for secret in with_records(settings_with(**stores), secrets):
         typer.echo(secret)
     typer.echo(f"This secret signs the callbacks of tenant {owner} (Standard Webhooks).", err=True)

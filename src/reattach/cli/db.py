@@ -4,7 +4,7 @@ import asyncio
 
 import typer
 
-from reattach.cli.options import Config, DatabaseUrl, DataDir, LogUrl, records_url, settings_with
+from reattach.cli.options import StoreFlags, records_url, settings_with, with_store_flags
 from reattach.records.database.database import upgrade
 from reattach.records.database.failure import explain_startup_failures
 from reattach.records.database.revision import find_revision
@@ -13,17 +13,10 @@ db = typer.Typer(no_args_is_help=True, help="Show and upgrade the schema of the 
 
 
 @db.command("upgrade")
-def upgrade_database(
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
-    log_url: LogUrl = None,
-    config: Config = None,
-) -> None:
+@with_store_flags
+def upgrade_database(stores: StoreFlags) -> None:
     """Upgrade the schema to what this version needs; safe to run several times at once."""
-    settings = settings_with(
-        data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
-    )
-    url = records_url(settings)
+    url = records_url(settings_with(**stores))
     with explain_startup_failures(url):
         done = upgrade(url)
     if done.before == done.after:
@@ -33,17 +26,10 @@ def upgrade_database(
 
 
 @db.command("status")
-def show_status(
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
-    log_url: LogUrl = None,
-    config: Config = None,
-) -> None:
+@with_store_flags
+def show_status(stores: StoreFlags) -> None:
     """Show the present and the needed revision of the schema; status 1 if they differ."""
-    settings = settings_with(
-        data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
-    )
-    url = records_url(settings, makes=False)
+    url = records_url(settings_with(**stores), makes=False)
     with explain_startup_failures(url):
         revision = asyncio.run(find_revision(url))
     typer.echo(f"there\t{revision.present or 'no schema'}\nneeded\t{revision.needed}")

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from reattach.cli.model_checks import check_models
-from reattach.cli.options import AsJson, Config, DatabaseUrl, DataDir, LogUrl, settings_with
+from reattach.cli.options import AsJson, StoreFlags, settings_with, with_store_flags
 from reattach.diagnostics import Diagnostic
 from reattach.domain.clock import SystemClock
 from reattach.domain.errors import ReattachError, StartupError
@@ -30,20 +30,17 @@ _LEVEL_CHARS: Final = 8
 _CHECK_CHARS: Final = 22
 
 
+@with_store_flags
 def doctor(
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
-    log_url: LogUrl = None,
-    config: Config = None,
+    *,
+    stores: StoreFlags,
     as_json: AsJson = False,
     models: Annotated[
         bool, typer.Option("--models", help="Ask each model for one token; this may cost money.")
     ] = False,
 ) -> None:
     """Check the settings and all dependencies of a server; status 1 if something is wrong."""
-    settings = settings_with(
-        data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
-    )
+    settings = settings_with(**stores)
     # The diagnostics contain what drivers log while they try.
     logging.getLogger("reattach").addHandler(logging.NullHandler())
     silence_mcp()

@@ -11,12 +11,10 @@ import typer
 
 from reattach.cli.options import (
     AsJson,
-    Config,
-    DatabaseUrl,
-    DataDir,
-    LogUrl,
+    StoreFlags,
     records_url,
     settings_with,
+    with_store_flags,
 )
 from reattach.domain.clock import SystemClock
 from reattach.domain.ids import DEFAULT_TENANT, TenantId, new_tenant_id
@@ -31,7 +29,9 @@ keys = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.
 
 
 @keys.command("create")
+@with_store_flags
 def create_key(
+    *,
     name: Annotated[str, typer.Argument(help="Name of the key, such as that of the application.")],
     tenant: Annotated[
         str | None,
@@ -46,10 +46,7 @@ def create_key(
         typer.Option(help="Permission of the key; repeatable. Default: all."),
     ] = None,
     as_json: AsJson = False,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
-    log_url: LogUrl = None,
-    config: Config = None,
+    stores: StoreFlags,
 ) -> None:
     """Create a key and show it once; the server stores only its hash.
 
@@ -67,10 +64,7 @@ def create_key(
         )
         return is_first, key, secret
 
-    settings = settings_with(
-        data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
-    )
-    is_first, key, secret = with_records(settings, create)
+    is_first, key, secret = with_records(settings_with(**stores), create)
     if as_json:
         typer.echo(json.dumps(_json_of(key) | {"secret": secret}))
         return
@@ -106,12 +100,11 @@ def _check(name: str, tenant: str | None) -> None:
 
 
 @keys.command("list")
+@with_store_flags
 def list_keys(
+    *,
     as_json: AsJson = False,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
-    log_url: LogUrl = None,
-    config: Config = None,
+    stores: StoreFlags,
 ) -> None:
     """List all keys, including revoked ones.
 
@@ -122,10 +115,7 @@ def list_keys(
     async def find(records: Records) -> list[ApiKey]:
         return await records.keys.list(None)
 
-    settings = settings_with(
-        data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
-    )
-    found = with_records(settings, find)
+    found = with_records(settings_with(**stores), find)
     if as_json:
         typer.echo(json.dumps([_json_of(key) for key in found]))
         return
@@ -147,12 +137,11 @@ def list_keys(
 
 
 @keys.command("revoke")
+@with_store_flags
 def revoke_key(
+    *,
     key_id: Annotated[str, typer.Argument(help="Id of the key, from `reattach keys list`.")],
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
-    log_url: LogUrl = None,
-    config: Config = None,
+    stores: StoreFlags,
 ) -> None:
     """Revoke a key. Servers refuse it within a few seconds."""
 
@@ -160,10 +149,7 @@ def revoke_key(
         await records.keys.revoke(key_id)
         return True
 
-    settings = settings_with(
-        data_dir=data_dir, database_url=database_url, log_url=log_url, config=config
-    )
-    with_records(settings, revoke)
+    with_records(settings_with(**stores), revoke)
     typer.echo(f"Key {key_id} is revoked.", err=True)
 
 

@@ -1,9 +1,12 @@
 """Options and helpers that several commands share."""
 
 import sys
+from collections.abc import Callable, Mapping
+from functools import wraps
 from importlib.metadata import version
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -13,21 +16,46 @@ from reattach.settings import Settings
 Config = Annotated[
     Path | None, typer.Option(help="TOML file with settings. (env: REATTACH_CONFIG)")
 ]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(help="Directory of the database files. (env: REATTACH_DATA_DIR)"),
-]
-DatabaseUrl = Annotated[
-    str | None,
-    typer.Option(
-        help="Database for records. Other users can see passwords in flags: prefer the "
-        "environment or the settings file. (env: REATTACH_DATABASE_URL)"
-    ),
-]
-LogUrl = Annotated[str | None, typer.Option(help="Store for event logs. (env: REATTACH_LOG_URL)")]
-
+_STORE_FLAGS: Final[Mapping[str, Any]] = {
+    "data_dir": Annotated[
+        Path | None,
+        typer.Option(help="Directory of the database files. (env: REATTACH_DATA_DIR)"),
+    ],
+    "database_url": Annotated[
+        str | None,
+        typer.Option(
+            help="Database for records. Other users can see passwords in flags: prefer the "
+            "environment or the settings file. (env: REATTACH_DATABASE_URL)"
+        ),
+    ],
+    "log_url": Annotated[
+        str | None, typer.Option(help="Store for event logs. (env: REATTACH_LOG_URL)")
+    ],
+    "config": Config,
+}
+StoreFlags = Mapping[str, Any]
+"""The values of the flags that name the stores of a server, by the names of the settings."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def with_store_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give ``command`` the flags that name the stores, in place of its parameter ``stores``."""
+    flags = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=flag)
+        for name, flag in _STORE_FLAGS.items()
+    ]
+    parameters: list[Parameter] = []
+    for parameter in signature(command).parameters.values():
+        parameters.extend(flags if parameter.name == "stores" else [parameter])
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        stores: StoreFlags = {name: given.pop(name) for name in _STORE_FLAGS}
+        command(stores=stores, **given)
+
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return run
 
 
 def show_version(value: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 import uvloop
 
-from reattach.cli.options import AsJson, Config, DatabaseUrl, DataDir, LogUrl, settings_with
+from reattach.cli.options import AsJson, Config, StoreFlags, settings_with, with_store_flags
 from reattach.domain.clock import SystemClock
 from reattach.engine.catalog import Catalog
 from reattach.observe import configure_logging
@@ -19,16 +19,15 @@ from reattach.server.process import serve as serve_until_stopped
 from reattach.server.supervisor import supervise
 
 
+@with_store_flags
 def serve(
+    *,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one.")] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes that share the port; needs both store URLs.")
     ] = None,
-    data_dir: DataDir = None,
-    database_url: DatabaseUrl = None,
-    log_url: LogUrl = None,
-    config: Config = None,
+    stores: StoreFlags,
     durability: Annotated[
         str | None,
         typer.Option(help="Events survive a killed 'process', or also a 'power' cut."),
@@ -51,13 +50,10 @@ def serve(
 ) -> None:
     """Serve the API until SIGTERM. Every setting also has an environment variable REATTACH_…."""
     settings = settings_with(
+        **stores,
         host=host,
         port=port,
         workers=workers,
-        data_dir=data_dir,
-        database_url=database_url,
-        log_url=log_url,
-        config=config,
         durability=durability,
         models=tuple(model) if model else None,
         default_model=default_model,
