@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx2
 import pytest
@@ -407,6 +408,8 @@ async def test_a_resume_of_a_run_whose_log_never_opens_waits_for_it_once(
     run = a_run(Thread(AgentId(agent), ConversationId(conversation)), DEFAULT_TENANT)
     await live.context.records.runs.create(DEFAULT_TENANT, run, None, ())
     monkeypatch.setattr(live.context.runs.ownership, "shared", True)
+    # Nobody owns this run, and a sweep would end it within the wait.
+    monkeypatch.setattr(live.context.runs, "recover", AsyncMock())
     sleep = live.clock.sleep
     waited: list[float] = []
 
