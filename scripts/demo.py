@@ -38,7 +38,7 @@ QUESTION = (
     "Describe the island, the storms, each letter, and how it ends."
 )
 SCRIPTED_QUESTION = "[chunks=200][rate=100]"
-EVENTS_BEFORE_CUT = 40
+EVENTS_BEFORE_CUT = 25
 STARTED = time.monotonic()
 
 
@@ -289,7 +289,7 @@ def prepare(stage: Stage) -> str | None:
         model_settings={
             "provider_type": "openai",
             "temperature": 0,
-            "max_output_tokens": 200,  # enough to be cut three times
+            "max_output_tokens": 120,  # enough to be cut three times
         },
         system="You are a storyteller.",
         memory_blocks=[{"label": "human", "value": "The reader likes the sea."}],
