@@ -59,6 +59,29 @@ async def test_closing_waits_for_transactions_under_way_and_leaves_no_connection
     assert_all_closed(path)
 
 
+async def test_a_database_that_waits_for_a_read_refuses_writes(path: Path) -> None:
+    database = await Database.open(f"sqlite:///{path}")
+    begun, may_end = threading.Event(), threading.Event()
+
+    def read(connection: Connection) -> None:
+        begun.set()
+        assert may_end.wait(WAIT_SECONDS)
+        connection.execute(text("SELECT 1"))
+
+    def write(connection: Connection) -> None:
+        connection.execute(text("SELECT 1"))
+
+    async with asyncio.timeout(WAIT_SECONDS):
+        reading = asyncio.create_task(database.in_read(read))
+        await asyncio.to_thread(begun.wait)
+        closing = asyncio.create_task(database.aclose())
+        await asyncio.sleep(0)  # It has begun.
+        with pytest.raises(StoreUnavailableError):
+            await database.in_write(write)
+        may_end.set()
+        await asyncio.gather(reading, closing)
+
+
 async def test_closing_at_any_moment_of_a_cancelled_transaction_leaves_no_connection_open(
     path: Path,
 ) -> None:

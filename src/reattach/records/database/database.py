@@ -155,6 +155,7 @@ class Database:
 
         Later transactions raise StoreUnavailableError.
         """
+        self.writes.refuse_more()  # Before the wait for the reads.
         await self.reads.aclose()
         await self.writes.aclose()
         if self._prepared_connection is not None:

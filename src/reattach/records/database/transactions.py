@@ -70,9 +70,13 @@ class Transactions:
                 connection.commit()
         return result
 
+    def refuse_more(self) -> None:
+        """Let later transactions raise StoreUnavailableError."""
+        self._is_closing = True
+
     async def aclose(self) -> None:
         """Wait for the transactions under way and close all connections. Idempotent."""
-        self._is_closing = True
+        self.refuse_more()
         await asyncio.get_running_loop().run_in_executor(None, self._close)
 
     def _close(self) -> None:
