@@ -136,8 +136,9 @@ class Gates:
 
     async def __call__(self, turn: Turn, number: int) -> None:
         while number >= self._allowed.get(turn.agent_id, math.inf):
-            self._waiting[turn.agent_id] = number
-            self._change()
+            if self._waiting.get(turn.agent_id) != number:  # Else two held runs wake each other.
+                self._waiting[turn.agent_id] = number
+                self._change()
             await self._changed.wait()
 
     def hold(self, agent_id: str, after: float = 0) -> None:
