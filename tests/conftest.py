@@ -13,6 +13,7 @@ from reattach.engine.providers import VARIABLES as PROVIDER_VARIABLES
 from reattach.server.tune_gc import tune_gc
 from reattach.testing.programs.forking import Forking
 from reattach.testing.programs.server import ServerProcess
+from tests.support.compiled_statements import statements_compiled_once
 
 pytest_plugins = ["tests.support.postgresql_server", "tests.support.redis_server"]
 
@@ -43,6 +44,12 @@ def blocking_the_event_loop_is_an_error() -> Iterator[None]:
         # Reading a row by its key costs less than a thread; see the module.
         for name in ("sqlite3.Connection.execute", "sqlite3.Cursor.fetchall"):
             blocking.functions[name].can_block_in("reattach/records/database/prepared.py", "rows")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def databases_share_compiled_statements() -> Iterator[None]:
+    with statements_compiled_once():
         yield
 
 
