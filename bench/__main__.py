@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import append, cluster, faults, following, growth, idle, live, replay, siege, storm
+from bench import append, cluster, following, growth, idle, live, replay, storm
+from bench.faults import repeated, siege
 from bench.load import CACHE, program
 from bench.options import Options
 from bench.results import Chapter, write
@@ -30,7 +31,7 @@ OF_CLUSTERS: Mapping[str, tuple[str, Callable[[Options], None]]] = {
     "cluster": ("500 idle readers on 100 runs over three servers: connections, commands, CPU",
                 cluster.main),
     "faults": ("injected faults on three servers and their stores: losses, doubles, orphans, time",
-               faults.main),
+               repeated.main),
     "siege": ("one fault after another beside a hostile tenant: losses, doubles, orphans, audit",
               siege.main),
 }  # fmt: skip

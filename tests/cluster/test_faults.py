@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from reattach.testing.faults.experiment import run_experiment
-from reattach.testing.faults.inject import Fault, combined, fault_named
+from bench.faults.experiment import run_experiment
+from bench.faults.inject import Fault, combined, fault_named
 from reattach.testing.programs.cluster import Cluster
 
 

@@ -14,8 +14,8 @@ import pytest
 from letta_client import APIStatusError
 
 from reattach.testing.programs.cluster import Cluster
-from reattach.testing.programs.proxy import HaproxyServer, NginxServer
 from reattach.testing.programs.relay import Relay
+from tests.support.proxy_server import HaproxyServer, NginxServer
 from tests.support.python_sdk import Reader, Seen
 from tests.support.threads import Thread, Threads, assert_one_whole_run, raw_client
 from tests.support.typescript_sdk import Call, TypeScript, TypeScriptReader, require_node

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from reattach.cli import app
-from reattach.testing.programs.proxy import HaproxyServer, NginxServer, ProxyServer
 from reattach.testing.programs.server import ServerProcess
+from tests.support.proxy_server import HaproxyServer, NginxServer, ProxyServer
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KINDS: list[tuple[type[ProxyServer], Path]] = [

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import httpx2
 import pytest
 
-from reattach.testing.programs.proxy import ProxyServer
 from tests.deploy.conftest import ProxyBefore
 from tests.deploy.upstream import END, STREAM_HEAD, WAIT_SECONDS, Exchange, Upstream, chunk, playing
+from tests.support.proxy_server import ProxyServer
 
 DONE = b"data: [DONE]\n\n"
 

@@ -13,10 +13,10 @@ import pytest
 
 from reattach.domain.ids import new_uuid
 from reattach.domain.limits import MAX_REQUEST_BYTES
-from reattach.testing.programs.proxy import HaproxyServer, ProxyServer
 from reattach.testing.programs.server import ServerProcess
 from tests.deploy.conftest import ProxyBefore
 from tests.deploy.upstream import WAIT_SECONDS
+from tests.support.proxy_server import HaproxyServer, ProxyServer
 from tests.support.raw_clients import Client
 from tests.support.received import Received
 

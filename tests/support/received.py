@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reattach.testing.faults.history import decoded
+from bench.faults.history import decoded
 from reattach.wire.sse import DONE
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from bench.faults import table
-from reattach.testing.faults.experiment import Outcome
-from reattach.testing.faults.history import Finding, History, Kind, Reader
+from bench.faults.experiment import Outcome
+from bench.faults.history import Finding, History, Kind, Reader
+from bench.faults.repeated import table
 
 RUN = "run-00000000-0000-4000-8000-000000000000"
 DONE = b"data: [DONE]\n\n"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from bench.faults.history import decoded
 from reattach.domain.errors import FencedError, LimitExceededError, StoreUnavailableError
 from reattach.domain.events import Event, Output, Place, Stopped, StopReason, Usage
 from reattach.domain.ids import Seq, Token, new_message_id, new_run_id, new_step_id
@@ -13,7 +14,6 @@ from reattach.domain.messages import TextPart
 from reattach.log import run_writer
 from reattach.log.base import RunWriter
 from reattach.log.memory import MemoryLog
-from reattach.testing.faults.history import decoded
 from reattach.wire.letta import Encoder
 from reattach.wire.sse import split_frames
 from tests.support.clocks import NOON, LeapClock

@@ -10,9 +10,9 @@ from typing import Final
 
 import httpx2
 
-from reattach.testing.faults.history import Finding, Kind
-from reattach.testing.faults.inject import Fault, Scene
-from reattach.testing.faults.traffic import ServerClient, WatchedRun, server_clients
+from bench.faults.history import Finding, Kind
+from bench.faults.inject import Fault, Scene
+from bench.faults.traffic import ServerClient, WatchedRun, server_clients
 from reattach.testing.programs.cluster import Cluster
 
 RECOVERY_SECONDS: Final = 5.0
@@ -62,7 +62,7 @@ async def run_experiment(cluster: Cluster, fault: Fault, seed: int) -> Outcome:
     waits for a random event of the victim's run. Misbehaviour of a server is a finding, not an
     exception.
     """
-    rng = random.Random(f"{fault.name} {seed}")  # noqa: S311  to be drawn again
+    rng = random.Random(f"{fault.name} {seed}")
     async with server_clients(cluster.urls, cluster.api_key) as servers:
         return await _Experiment(cluster, fault, servers, rng).outcome()
 
@@ -120,7 +120,7 @@ class _Experiment:
             self._servers,
             await server.new_conversation(),
             self._rng.choice(TEXTS),
-            random.Random(self._rng.getrandbits(64)),  # noqa: S311  to be drawn again
+            random.Random(self._rng.getrandbits(64)),
             name=name,
             may_lose=self._fault.loses_log,
             on_event=on_event,

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Final
 
-from bench.faults import table
+from bench.faults.experiment import Outcome, run_experiment
+from bench.faults.history import Kind
+from bench.faults.hostile import HostileTenant
+from bench.faults.inject import Fault, fault_named
+from bench.faults.repeated import table
 from bench.options import Options
 from reattach.runs.ownership.audit import Contradictions
-from reattach.testing.faults.experiment import Outcome, run_experiment
-from reattach.testing.faults.history import Kind
-from reattach.testing.faults.hostile import HostileTenant
-from reattach.testing.faults.inject import Fault, fault_named
 from reattach.testing.programs.cluster import Cluster
 
 FAULTS: Final = (

@@ -26,7 +26,7 @@ class HostileTenant:
         self.requests = 0
         self._urls = urls
         self._key = api_key
-        self._rng = random.Random(seed)  # noqa: S311  to be drawn again
+        self._rng = random.Random(seed)
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:

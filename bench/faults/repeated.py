@@ -1,17 +1,14 @@
-"""Faults injected into three servers and their stores while clients read and write.
-
-Each experiment of ``reattach.testing.faults`` is repeated with several seeds.
-"""
+"""The benchmark ``faults``: each experiment repeated with several seeds."""
 
 import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.faults.experiment import Outcome, run_experiment
+from bench.faults.history import Kind
+from bench.faults.inject import FAULTS, Fault
 from bench.options import Options
-from reattach.testing.faults.experiment import Outcome, run_experiment
-from reattach.testing.faults.history import Kind
-from reattach.testing.faults.inject import FAULTS, Fault
 from reattach.testing.programs.cluster import Cluster
 
 _HEADS = (

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import httpx2
 
-from reattach.testing.faults.history import History, Kind, Reader
+from bench.faults.history import History, Kind, Reader
 
 ANSWER_SECONDS: Final = 20.0
 """Time limit of a request that is not streamed."""
