@@ -11,9 +11,8 @@ from hypothesis import settings
 
 from reattach.engine.providers import VARIABLES as PROVIDER_VARIABLES
 from reattach.server.tune_gc import tune_gc
-from reattach.testing.programs.forking import Forking
-from reattach.testing.programs.server import ServerProcess
 from tests.support.compiled_statements import statements_compiled_once
+from tests.support.forking import servers_forked
 
 pytest_plugins = ["tests.support.postgresql_server", "tests.support.redis_server"]
 
@@ -55,11 +54,8 @@ def databases_share_compiled_statements() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def servers_are_forks() -> Iterator[None]:
-    """Start server processes as forks, which saves their imports."""
-    ServerProcess.forking = Forking()
-    yield
-    ServerProcess.forking.close()
-    ServerProcess.forking = None
+    with servers_forked():
+        yield
 
 
 STARTS_A_PROGRAM = {"postgresql_databases", "postgresql_url", "empty_postgresql_url", "redis"}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from reattach.testing.closing import Closing
-from reattach.testing.programs.forking import ForkedProcess
 
 START_SECONDS: Final = 60.0
 """Time limit of a start, for a busy machine."""
@@ -19,8 +18,6 @@ STOP_SECONDS: Final = 30.0
 """Time limit of a stop."""
 
 _POLL_SECONDS: Final = 0.01
-
-Process = subprocess.Popen[str] | ForkedProcess
 
 
 class Program(Closing):
@@ -37,7 +34,7 @@ class Program(Closing):
         self.port = port
         self._temporary = temporary
         self._options = options
-        self._process: Process | None = None
+        self._process: subprocess.Popen[str] | None = None
         self._printed: list[list[str]] = []
         """The lines of its output, one list for each start."""
 
@@ -98,7 +95,7 @@ class Program(Closing):
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
-    def _spawn(self) -> Process:
+    def _spawn(self) -> subprocess.Popen[str]:
         return subprocess.Popen(  # noqa: S603  no input of users
             self._command(),
             stdin=subprocess.DEVNULL,
@@ -123,7 +120,7 @@ class Program(Closing):
             self._process = None
 
 
-def _read(process: Process, lines: list[str]) -> None:
+def _read(process: subprocess.Popen[str], lines: list[str]) -> None:
     assert process.stdout is not None
     with process.stdout as output:
         for line in output:

@@ -6,13 +6,12 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
 from typing_extensions import override
 
 from reattach.engine.providers import VARIABLES as PROVIDER_VARIABLES
-from reattach.testing.programs.forking import Forking
-from reattach.testing.programs.program import STOP_SECONDS, Process, Program
+from reattach.testing.programs.program import STOP_SECONDS, Program
 
 _READY: Final = re.compile(r"is listening on (http://\S+)")
 
@@ -24,9 +23,6 @@ class ServerProcess(Program):
     """
 
     name = "The server"
-
-    forking: ClassVar[Forking | None] = None
-    """If set, servers start as forks of a process that has imported everything."""
 
     def __init__(
         self,
@@ -59,17 +55,11 @@ class ServerProcess(Program):
         return self._process.wait(timeout_seconds)
 
     @override
-    def _spawn(self) -> Process:
-        forking = ServerProcess.forking
-        if forking is None or not forking.can_start(self._environment):
-            return super()._spawn()
-        return forking.start(self._serve(), self._environment)
-
-    @override
     def _command(self) -> Sequence[str | Path]:
         return [sys.executable, "-m", "reattach", *self._serve()]
 
     def _serve(self) -> list[str]:
+        """Return the arguments of ``reattach``."""
         where = ("--port", str(self.port), "--data-dir", str(self._data_dir))
         return ["serve", *where, *self._arguments]
 

@@ -1,6 +1,6 @@
-"""A process that imports the server once and forks it, which saves each start the imports.
+"""Servers as forks of a process that has imported everything, which saves each start the imports.
 
-The parent talks to it over a Unix socket. A connection stands for one server: it carries the
+The test process talks to it over a Unix socket. A connection stands for one server: it carries the
 arguments, the environment and the descriptor for the output to the forking process, and the pid
 and the exit status back. As a program this module is the forking process itself.
 """
@@ -15,9 +15,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
+from unittest.mock import patch
+
+from reattach.testing.programs.server import ServerProcess
 
 _INTERPRETER_VARIABLES: Final = ("PYTHONPATH", "PYTHONHASHSEED", "PYTHONWARNINGS")
 """Variables that only the start of an interpreter reads, so a fork cannot apply them."""
@@ -27,7 +31,7 @@ _FIRST_BYTES: Final = 64
 
 
 class ForkedProcess:
-    """A forked server, with the part of ``subprocess.Popen`` that ``Program`` uses."""
+    """A forked server, with the part of ``Popen`` that ``Program`` uses."""
 
     def __init__(self, connection: socket.socket, stdout: IO[str]) -> None:
         self._connection = connection
@@ -119,8 +123,8 @@ class Forking:
                 return
             self._folder = tempfile.TemporaryDirectory(prefix="reattach-fork-")
             self._path = str(Path(self._folder.name) / "socket")
-            command = [sys.executable, "-m", "reattach.testing.programs.forking", self._path]
-            self._process = subprocess.Popen(  # noqa: S603  this module
+            command = [sys.executable, __file__, self._path]
+            self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
             )
             atexit.register(self.close)
@@ -130,6 +134,21 @@ class Forking:
                     raise RuntimeError(
                         f"The process that forks servers is not ready after {_READY_SECONDS:g} s."
                     )
+
+
+@contextmanager
+def servers_forked() -> Iterator[None]:
+    """Start every ``ServerProcess`` as a fork where that is the same as a new interpreter."""
+    forking, spawn = Forking(), ServerProcess._spawn
+
+    def start(server: ServerProcess) -> subprocess.Popen[str] | ForkedProcess:
+        if not forking.can_start(server._environment):
+            return spawn(server)
+        return forking.start(server._serve(), server._environment)
+
+    with patch.object(ServerProcess, "_spawn", start):
+        yield
+    forking.close()
 
 
 class _Request(NamedTuple):
