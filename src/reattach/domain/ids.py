@@ -107,3 +107,8 @@ def part_otid(message_id: str, index: int) -> str:
     text = message_id.removeprefix("message-")
     last_byte = (int(text[-2:], 16) & 0x80) | (index & 0x7F)
     return f"{text[:-2]}{last_byte:02x}"
+
+
+def part_index(otid: str) -> int:
+    """Return the index that ``part_otid`` put into the key."""
+    return int(otid[-2:], 16) & 0x7F

@@ -19,6 +19,8 @@ from reattach.log.tail import Head, Slice, Tail, View
 
 __all__ = [
     "CLOSING",
+    "UNREADABLE",
+    "UNWRITABLE",
     "Capabilities",
     "Done",
     "Head",
@@ -30,6 +32,7 @@ __all__ = [
     "Tail",
     "View",
     "closed_error",
+    "deleted_error",
     "fenced_error",
     "not_found_error",
 ]
@@ -38,6 +41,9 @@ __all__ = [
 CLOSING: Final = "The server is closing. Reconnect to resume."
 """The detail of every StoreUnavailableError after ``Log.aclose``."""
 
+UNREADABLE: Final = "The event log cannot be read at present. Try again in a moment."
+UNWRITABLE: Final = "The event log cannot be written at present. Try again in a moment."
+
 
 def closed_error(run_id: str) -> LogClosedError:
     return LogClosedError(f"The log of {run_id} is closed.")
@@ -45,6 +51,10 @@ def closed_error(run_id: str) -> LogClosedError:
 
 def fenced_error(run_id: str, token: Token) -> FencedError:
     return FencedError(f"The log of {run_id} has a newer owner than the one with token {token}.")
+
+
+def deleted_error(run_id: str) -> LogNotFoundError:
+    return LogNotFoundError(f"The log of {run_id} was deleted.")
 
 
 def not_found_error(run_id: str) -> LogNotFoundError:

@@ -7,7 +7,6 @@ from typing_extensions import override
 
 from reattach.domain.errors import (
     LogLostError,
-    LogNotFoundError,
     SeqMismatchError,
     StoreUnavailableError,
     TrimmedError,
@@ -24,6 +23,7 @@ from reattach.log.base import (
     Slice,
     Tail,
     closed_error,
+    deleted_error,
     fenced_error,
     not_found_error,
 )
@@ -97,7 +97,7 @@ class MemoryLog(Log):
         self._check_open()
         run = self._runs.pop(run_id, None)
         if run is not None:
-            run.tail.fail(LogNotFoundError(f"The log of {run_id} was deleted."))
+            run.tail.fail(deleted_error(run_id))
         for alias in [alias for alias, found in self._aliases.items() if found == run_id]:
             del self._aliases[alias]
 

@@ -1,6 +1,6 @@
 """Opening the event log that a URL names."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlencode
@@ -26,7 +26,8 @@ async def open_log(
       Redis or Valkey. Options are ``prefix=reattach``, ``wait_replicas=0`` and those of redis-py.
       This backend needs the extra ``cluster``.
 
-    Closed logs are kept for at least ``retention_seconds``. ``after_power_cut`` says that a log
+    On Redis, closed logs expire some time after ``retention_seconds``; other backends delete
+    nothing by themselves. ``after_power_cut`` says that a log
     file of this machine may have lost its last appends.
 
     Raises:
@@ -35,15 +36,17 @@ async def open_log(
     scheme = url.partition(":")[0]
     if scheme in REDIS_SCHEMES:
         return await _redis(url, retention_seconds)
-    if scheme not in _BACKENDS:
-        known = ", ".join(f"{known}:" for known in (*_BACKENDS, *REDIS_SCHEMES))
-        raise StartupError(
-            f"The event log's URL has the unknown scheme '{scheme}:'.",
-            remedy=f"Use one of {known}",
-        )
     place, options = _split(url)
     place = unquote(place.removeprefix(f"{scheme}:"))
-    return await _BACKENDS[scheme](place, options, after_power_cut)
+    if scheme == "memory":
+        return _memory(place, options)
+    if scheme == "sqlite":
+        return await _sqlite(place, options, after_power_cut)
+    known = ", ".join(f"{known}:" for known in ("memory", "sqlite", *REDIS_SCHEMES))
+    raise StartupError(
+        f"The event log's URL has the unknown scheme '{scheme}:'.",
+        remedy=f"Use one of {known}",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ def _split(url: str) -> tuple[str, Options]:
         ) from error
 
 
-async def _memory(place: str, options: Options, _after_power_cut: bool) -> Log:
+def _memory(place: str, options: Options) -> Log:
     if place or options:
         raise StartupError("The event log memory: takes no path and no options.")
     return MemoryLog()
@@ -145,8 +148,3 @@ REDIS_SCHEMES: Final = (
     "redis+cluster",
     "rediss+cluster",
 )
-
-_BACKENDS: Final[Mapping[str, Callable[[str, Options, bool], Awaitable[Log]]]] = {
-    "memory": _memory,
-    "sqlite": _sqlite,
-}

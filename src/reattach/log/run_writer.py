@@ -154,7 +154,10 @@ class RunWriter(ABC):
             raise self.failure
 
     async def abandon(self) -> None:
-        """Stop appending and drop the pending frames. For an owner that lost its run."""
+        """Stop appending, drop the pending frames, and wait for the task of the append to end.
+
+        ``flush`` and ``close`` that still wait never return. Without effect after ``close``.
+        """
         self._abandoned = True
         if self._task is not None:
             self._task.cancel()
@@ -199,11 +202,11 @@ class RunWriter(ABC):
 
     async def _retry(self, failure: StoreUnavailableError) -> None:
         """Retry the append in flight until its outcome is known."""
-        refusals = [failure]
+        earlier = [failure]  # The first attempt has failed already, so the wait comes first.
 
         async def append() -> None:
-            if refusals:
-                raise refusals.pop()
+            if earlier:
+                raise earlier.pop()
             first_seq = self._acknowledged_seq + 1
             await self.append(first_seq, self._in_flight, close=self._append_closes)
 
@@ -233,4 +236,4 @@ class RunWriter(ABC):
 
 
 def _ignore() -> None:
-    """Ignore a failure: whoever flushes or closes gets it."""
+    """Ignore a failure: ``flush`` and ``close`` raise it."""

@@ -46,9 +46,9 @@ class View(Struct, frozen=True, gc=False):
 class Tail:
     """The frames ``first_seq`` … ``last_seq`` of a run in one buffer, growing until the end.
 
-    A reader is a cursor into the tail and holds no payload. Frames are 64-bit offsets into one
-    ``bytearray``, so a replay copies a range and never walks over events. Not thread-safe: use it
-    in the event loop only.
+    A reader is a cursor into the tail and holds no payload. The frames lie in one ``bytearray``
+    and their ends are numbers, so a replay copies a range without a loop over events. Not
+    thread-safe: use it in the event loop only.
 
     A tail ends in one of two ways. It is closed when the log is closed. It fails when the log
     cannot be followed here any longer; readers may come back later with their cursor.
@@ -66,6 +66,7 @@ class Tail:
         self._buffer = bytearray()
         self._ends = array("Q")
         self._base = 0
+        """The bytes trimmed so far. ``_ends`` count from before the trim."""
         self._notifier = notifier
         self._latest: Slice | None = None
         """The cached answer of ``latest``, valid until the tail changes."""

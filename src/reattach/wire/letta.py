@@ -22,7 +22,7 @@ from reattach.domain.events import (
     StopReason,
     Usage,
 )
-from reattach.domain.ids import MessageId, Seq, StepId, part_otid
+from reattach.domain.ids import MessageId, Seq, StepId, part_index, part_otid
 from reattach.domain.messages import (
     CompactionStats,
     Fragment,
@@ -295,8 +295,7 @@ def decode(frame: bytes) -> Event:
 
 
 def _place(data: Json) -> Place:
-    otid = data["otid"]
-    index = 0 if otid == data["id"] else int(otid[-2:], 16) & 0x7F
+    index = 0 if data["otid"] == data["id"] else part_index(data["otid"])
     return Place(
         MessageId(data["id"]), StepId(data["step_id"]), index, datetime.fromisoformat(data["date"])
     )

@@ -12,7 +12,7 @@ from reattach.domain.backoff import Backoff
 from reattach.domain.errors import LogNotFoundError, ReattachError, StoreUnavailableError
 from reattach.domain.ids import Seq, Token
 from reattach.domain.store_errors import LogDamagedError
-from reattach.log.base import CLOSING, not_found_error
+from reattach.log.base import CLOSING, UNREADABLE, not_found_error
 from reattach.log.closed_runs import ClosedRuns
 from reattach.log.notifier import Notifier
 from reattach.log.redis.batcher import Batcher
@@ -35,7 +35,6 @@ readers to share. Each reader of a larger log reads its earlier frames from Redi
 _LOAD_SLICE_BYTES: Final = 256 * 1024
 """The most bytes per read, which blocks Redis for under two milliseconds."""
 _LOAD_SLICE_EVENTS: Final = 10_000
-_UNREADABLE: Final = "The event log cannot be read at present. Try again in a moment."
 _CLOSED_RUNS_BYTES: Final = 64 * 1024 * 1024
 """Closed runs kept in memory. Most clients that come back do so soon after the end."""
 _FIRST_RETRY_SECONDS: Final = 0.05
@@ -194,7 +193,7 @@ class Follower:
         has_failed = False
         while not run.tail.ended and run.tail.last_seq < seq:
             if has_failed:
-                raise StoreUnavailableError(_UNREADABLE)
+                raise StoreUnavailableError(UNREADABLE)
             self.start_catch_up(run)
             catch_up = run.catch_up_task
             if catch_up is None:

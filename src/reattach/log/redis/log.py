@@ -18,6 +18,7 @@ from reattach.domain.errors import (
 from reattach.domain.ids import FIRST_SEQ, Seq, Token
 from reattach.log.base import (
     CLOSING,
+    UNWRITABLE,
     Capabilities,
     Done,
     Head,
@@ -47,7 +48,6 @@ from reattach.log.redis.scripts import (
 
 __all__ = ["RedisLog"]
 
-_UNWRITABLE: Final = "The event log cannot be written at present. Try again in a moment."
 _MARGIN_SECONDS: Final = 3600
 """Redis keeps closed logs this much longer than the retention; the sweep deletes them first."""
 _ALIAS_SECONDS: Final = 7 * 24 * 3600
@@ -325,6 +325,6 @@ class _RedisRunWriter(RunWriter):
             case b"mismatch":
                 return SeqMismatchError(self.run_id, first_seq, Seq(int(detail)))
             case _:
-                damage = StoreUnavailableError(_UNWRITABLE)
+                damage = StoreUnavailableError(UNWRITABLE)
                 damage.__cause__ = RuntimeError(detail.decode())
                 return damage

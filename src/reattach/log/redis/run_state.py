@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from reattach.domain.errors import LogLostError, LogNotFoundError
+from reattach.domain.errors import LogLostError
 from reattach.domain.ids import Seq, Token
-from reattach.log.base import Head
+from reattach.log.base import Head, deleted_error
 from reattach.log.notifier import Notifier
 from reattach.log.redis.scripts import split_frames
 from reattach.log.tail import Tail
@@ -161,4 +161,4 @@ class LocalRun:
             self.tail.fail(LogLostError(self.run_id, self.tail.last_seq))
 
     def mark_deleted(self) -> None:
-        self.tail.fail(LogNotFoundError(f"The log of {self.run_id} was deleted."))
+        self.tail.fail(deleted_error(self.run_id))

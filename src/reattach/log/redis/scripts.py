@@ -24,7 +24,7 @@ from itertools import pairwise
 from typing import Final
 
 from reattach.domain.ids import Seq, Token
-from reattach.log.frames import pack_lengths, unpack_lengths
+from reattach.log.frames import pack_numbers, unpack_numbers
 
 _HEAD: Final = struct.Struct("<Bqq")
 _COUNT: Final = struct.Struct("<I")
@@ -68,7 +68,7 @@ def pack_append(token: Token, first_seq: Seq, frames: Sequence[bytes], close: bo
     )
     if len(frames) == 1:  # The most frequent case by far.
         return b"".join((head, _COUNT.pack(1), frames[0]))
-    lengths = pack_lengths([len(frame) for frame in frames])
+    lengths = pack_numbers([len(frame) for frame in frames])
     return b"".join((head, _COUNT.pack(len(frames)), lengths, *frames))
 
 
@@ -112,7 +112,7 @@ def slice_bodies(
     for body in bodies:
         (count,) = _COUNT.unpack_from(body)
         at = _COUNT.size + (4 * count if count != 1 else 0)
-        lengths = unpack_lengths(body[_COUNT.size : at]) if count != 1 else (len(body) - at,)
+        lengths = unpack_numbers(body[_COUNT.size : at]) if count != 1 else (len(body) - at,)
         for length in lengths:
             if seq > after_seq:
                 size_bytes += length
@@ -129,7 +129,7 @@ def ends_of(lengths: bytes) -> "array[int]":
     """Return the ends of joined frames with these packed lengths."""
     ends = array("Q")
     end = 0
-    for length in unpack_lengths(lengths):
+    for length in unpack_numbers(lengths):
         end += length
         ends.append(end)
     return ends

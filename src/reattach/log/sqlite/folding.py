@@ -24,12 +24,12 @@ from reattach.log.sqlite.writer import Writer
 
 _RETRY_SECONDS: Final = 1.0
 """The pause after a failed step. Nothing waits for it."""
-_ALL: Final = 2**63 - 1
+_NO_ROW: Final = 2**63 - 1
 _ROW_BYTES: Final = 2 * 4096
 """The bytes that a commit adds to the WAL beside its payload, for partly filled and inner pages."""
 _SMALLEST_PRUNE: Final = 16
-"""Journal rows are deleted once they are one part in this many of its limit, or many rows."""
-_LOOKS: Final = 8
+"""Rows are deleted once they take 1/16 of the journal's limit, or are ``_PRUNE_ROWS``."""
+_SIZE_CHECKS: Final = 8
 """How often the WAL's size is read from disk while it grows to its limit."""
 _STEP_RUNS: Final = 64
 """The most runs per transaction, because each one touches another page of the id index."""
@@ -75,7 +75,7 @@ class _Wal:
     def __init__(self, file: str, sizes: Sizes, time: Callable[[], float]) -> None:
         self._file = file
         self._limit_bytes = sizes.checkpoint_bytes
-        self._look_bytes = sizes.checkpoint_bytes // _LOOKS
+        self._look_bytes = sizes.checkpoint_bytes // _SIZE_CHECKS
         self._time = time
         self._unseen_bytes = 0
         self._dirty_since = time()
@@ -98,10 +98,12 @@ class _Wal:
         """Whether its oldest content was written long ago."""
         return self._time() - self._dirty_since > WAL_AGE_SECONDS
 
-    def check_size(self, _connection: sqlite3.Connection) -> None:
-        """Read the size from disk. Runs in a thread."""
-        self._unseen_bytes = 0
-        self.is_urgent |= tables.wal_bytes(self._file) > self._limit_bytes or self.is_old
+    async def check_size(self) -> None:
+        """Read the size from disk."""
+        self._unseen_bytes = 0  # Writes from here on may be missing in the size.
+        size_bytes = await asyncio.to_thread(tables.wal_bytes, self._file)
+        if size_bytes > self._limit_bytes or self.is_old:
+            self.is_urgent = True
 
     def note_emptied(self) -> None:
         self._unseen_bytes = self.writes = 0
@@ -209,7 +211,7 @@ class Folding:
         if self._wal.is_urgent:
             await self._checkpoint()
         elif self._wal.needs_size_check:
-            await self._read_pool.call(self._wal.check_size)
+            await self._wal.check_size()
         elif self._should_prune():
             await self._prune()
         elif parts := self._next_step():
@@ -323,4 +325,4 @@ class Folding:
 
 
 def _first_row(run: RunState) -> int:
-    return _ALL if run.first_row is None else run.first_row
+    return _NO_ROW if run.first_row is None else run.first_row

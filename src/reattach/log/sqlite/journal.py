@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from reattach.domain.errors import StartupError
 from reattach.domain.ids import FIRST_SEQ, Seq, Token
-from reattach.log.frames import pack_lengths, unpack_lengths
+from reattach.log.frames import pack_numbers, unpack_numbers
 
 _HEAD: Final = struct.Struct("<BxHIqq")
 """Kind, run id length or close flag, frame count, run number, token or seq."""
@@ -80,7 +80,7 @@ def pack(record: Record) -> bytes:
             head = _HEAD.pack(_APPEND, close, len(frames), number, first_seq)
             if len(frames) == 1:  # The most frequent record by far.
                 return head + _LENGTH.pack(len(frames[0])) + frames[0]
-            return b"".join((head, pack_lengths([len(frame) for frame in frames]), *frames))
+            return b"".join((head, pack_numbers([len(frame) for frame in frames]), *frames))
         case Create(number, token, run_id, first_seq):
             name = run_id.encode()
             if first_seq == 1:
@@ -109,7 +109,7 @@ def unpack(batch: bytes) -> Iterator[Record]:
         at += _HEAD.size
         if kind == _APPEND:
             frames: list[bytes] = []
-            lengths = unpack_lengths(batch[at : at + 4 * count])
+            lengths = unpack_numbers(batch[at : at + 4 * count])
             at += 4 * count
             for length in lengths:
                 frames.append(batch[at : at + length])

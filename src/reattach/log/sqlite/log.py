@@ -12,7 +12,6 @@ from typing import TypeVar
 from typing_extensions import override
 
 from reattach.domain.errors import (
-    LogNotFoundError,
     SeqMismatchError,
     StartupError,
     StoreUnavailableError,
@@ -23,6 +22,8 @@ from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.domain.store_errors import LogDamagedError
 from reattach.log.base import (
     CLOSING,
+    UNREADABLE,
+    UNWRITABLE,
     Capabilities,
     Head,
     Inventory,
@@ -32,6 +33,7 @@ from reattach.log.base import (
     Slice,
     Tail,
     closed_error,
+    deleted_error,
     fenced_error,
     not_found_error,
 )
@@ -50,9 +52,6 @@ from reattach.single_flight import SingleFlight
 __all__ = ["Durability", "Sizes", "SqliteLog"]
 
 T = TypeVar("T")
-
-_UNWRITABLE = "The event log cannot be written at present. Try again in a moment."
-_UNREADABLE = "The event log cannot be read at present. Try again in a moment."
 
 
 class SqliteLog(Log):
@@ -338,10 +337,12 @@ class SqliteLog(Log):
         return True
 
     async def _query(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._closing:
+            raise StoreUnavailableError(CLOSING)
         try:
             return await self._read_pool.call(work)
         except sqlite3.Error as error:
-            raise StoreUnavailableError(_UNREADABLE) from error
+            raise StoreUnavailableError(UNREADABLE) from error
 
     async def _load_from_chunks(
         self, run: RunState, after_seq: Seq, max_bytes: int, max_events: int
@@ -436,7 +437,7 @@ class SqliteLog(Log):
                 self._folding.note_run(run)
             else:
                 self._cache_if_closed(run)
-            failure = StoreUnavailableError(_UNWRITABLE)
+            failure = StoreUnavailableError(UNWRITABLE)
             failure.__cause__ = error
             operation.finish(failure)
 
@@ -445,7 +446,7 @@ class SqliteLog(Log):
         self._runs.pop(run.run_id, None)
         self._closed_runs.discard(run)
         self._folding.note_deleted(run)
-        run.tail.fail(LogNotFoundError(f"The log of {run.run_id} was deleted."))
+        run.tail.fail(deleted_error(run.run_id))
 
     def _cache_if_closed(self, run: RunState) -> None:
         """Move a closed run that is completely folded to the cache of closed runs."""

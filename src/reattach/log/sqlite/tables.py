@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from reattach.domain.errors import StartupError
 from reattach.domain.ids import Seq, Token
-from reattach.log.frames import pack_lengths, unpack_lengths
+from reattach.log.frames import pack_numbers, unpack_numbers
 from reattach.log.tail import Tail
 
 Durability = Literal["process", "power"]
@@ -208,7 +208,7 @@ def fold(connection: sqlite3.Connection, runs: Sequence[tuple[StoredRun, Sequenc
         [value for run, _ in runs for value in astuple(run)],
     )
     chunks = [
-        (run.number, chunk.first_seq, chunk.last_seq, pack_lengths(chunk.ends), chunk.frames)
+        (run.number, chunk.first_seq, chunk.last_seq, pack_numbers(chunk.ends), chunk.frames)
         for run, its_chunks in runs
         for chunk in its_chunks
     ]
@@ -298,7 +298,7 @@ def load_tail(
     )
     tail: Tail | None = None
     for first_seq, lengths, frames in rows:
-        ends = unpack_lengths(lengths) if len(lengths) % 4 == 0 else array("I")
+        ends = unpack_numbers(lengths) if len(lengths) % 4 == 0 else array("I")
         if not ends or ends[-1] != len(frames):
             break  # The chunk is damaged.
         if tail is None:
