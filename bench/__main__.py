@@ -12,9 +12,9 @@ from pathlib import Path
 
 from bench import append, cluster, following, growth, idle, live, replay, storm
 from bench.faults import repeated, siege
-from bench.load import CACHE, program
+from bench.measuring.load import CACHE, program
+from bench.measuring.results import Chapter, write
 from bench.options import Options
-from bench.results import Chapter, write
 
 CHAPTERS: Mapping[str, tuple[str, Callable[[Options], Chapter]]] = {
     "replay": ("ended runs, from anywhere, warm and cold", replay.main),

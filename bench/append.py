@@ -7,13 +7,13 @@ from contextlib import ExitStack
 from functools import partial
 from tempfile import TemporaryDirectory
 
-from bench.charts import Chart
-from bench.contender import ROOT, python
-from bench.load import Spoiled
-from bench.machine import children_on, raise_priority
+from bench.contenders.contender import ROOT, python
+from bench.measuring.charts import Chart
+from bench.measuring.load import Spoiled
+from bench.measuring.machine import children_on, raise_priority
+from bench.measuring.results import Chapter, Goal, at_least, at_most, table
+from bench.measuring.rounds import Measurement, Results, Turn, interleaved
 from bench.options import Options
-from bench.results import Chapter, Goal, at_least, at_most, table
-from bench.rounds import Measurement, Results, Turn, interleaved
 from reattach.testing.programs.redis import RedisServer
 
 RUNS, QUICK_RUNS = (1, 100, 1000), (1, 100)

@@ -12,8 +12,8 @@ from collections import deque
 
 import uvloop
 
-from bench.frames import FrameMaker
-from bench.schedule import Ticker
+from bench.measuring.frames import FrameMaker
+from bench.measuring.schedule import Ticker
 from reattach.domain.ids import Seq, Token, new_run_id
 from reattach.log.base import RunWriter
 from reattach.log.open import open_log

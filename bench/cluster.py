@@ -8,9 +8,9 @@ from typing import Self
 
 import psycopg
 
-from bench.machine import cost_of
+from bench.measuring.machine import cost_of
+from bench.measuring.reader import ServerAddress, conversation_with, open_stream
 from bench.options import Options
-from bench.reader import ServerAddress, conversation_with, open_stream
 from reattach.testing.programs.cluster import Cluster
 
 RUNS = 100

@@ -6,15 +6,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from bench.contender import Contender, Pace, Stream, asked, fresh, program, python
-from bench.contestants import wanted
+from bench.contenders.contender import Contender, Pace, Stream, asked, fresh, program, python
+from bench.contenders.contestants import wanted
+from bench.contenders.product import NO_DRAIN, ReattachServer, shared_stores
 from bench.live import IN_THE_BACKGROUND, QUICK_SECONDS, RATE, SECONDS, many_runs
-from bench.machine import Cores
+from bench.measuring.machine import Cores
+from bench.measuring.reading import live
+from bench.measuring.results import Chapter, Goal, at_most, table
+from bench.measuring.rounds import Measurement, Turn, interleaved
 from bench.options import Options
-from bench.product import NO_DRAIN, ReattachServer, shared_stores
-from bench.reading import live
-from bench.results import Chapter, Goal, at_most, table
-from bench.rounds import Measurement, Turn, interleaved
 from bench.yardsticks.local import CEILING
 
 RUNS, QUICK_RUNS = (50, 150), (20,)

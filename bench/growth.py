@@ -7,15 +7,15 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from bench.charts import Chart
-from bench.contender import fresh
-from bench.load import Group, Load, Reader, Spoiled
-from bench.machine import Cores, cpu_seconds, memory
+from bench.contenders.contender import fresh
+from bench.contenders.product import Reattach, ReattachServer
+from bench.measuring.charts import Chart
+from bench.measuring.load import Group, Load, Reader, Spoiled
+from bench.measuring.machine import Cores, cpu_seconds, memory
+from bench.measuring.reading import LIMIT_SECONDS, repeated
+from bench.measuring.results import Chapter, Goal, at_most, table
+from bench.measuring.rounds import Measurement, Results, Turn, interleaved
 from bench.options import Options
-from bench.product import Reattach, ReattachServer
-from bench.reading import LIMIT_SECONDS, repeated
-from bench.results import Chapter, Goal, at_most, table
-from bench.rounds import Measurement, Results, Turn, interleaved
 
 EVENTS, QUICK_EVENTS = (100, 1000, 10_000, 100_000), (100, 1000, 10_000)
 KEPT, QUICK_KEPT, LONG_KEPT = (100, 1000, 10_000), (32, 96), (100_000,)

@@ -4,14 +4,14 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
-from bench.against import ratios, versions
-from bench.contender import fresh
-from bench.load import Group, Load, Reader
-from bench.machine import cost_of, cpu_seconds, memory
+from bench.contenders.contender import fresh
+from bench.contenders.product import Reattach
+from bench.measuring.against import ratios, versions
+from bench.measuring.load import Group, Load, Reader
+from bench.measuring.machine import cost_of, cpu_seconds, memory
+from bench.measuring.results import Chapter, Goal, at_most, table
+from bench.measuring.rounds import Measurement, Turn, interleaved
 from bench.options import Options
-from bench.product import Reattach
-from bench.results import Chapter, Goal, at_most, table
-from bench.rounds import Measurement, Turn, interleaved
 
 READERS, QUICK_READERS = (1000, 10_000), (300,)
 RUNS, QUICK_RUNS = 100, 10

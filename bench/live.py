@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 
-from bench.against import ratios, versions
-from bench.charts import Chart
-from bench.contender import Contender, Server, fresh
-from bench.contestants import missing, others
-from bench.load import Reader
+from bench.contenders.contender import Contender, Server, fresh
+from bench.contenders.contestants import missing, others
+from bench.contenders.product import Reattach, ReattachServer
+from bench.measuring.against import ratios, versions
+from bench.measuring.charts import Chart
+from bench.measuring.load import Reader
+from bench.measuring.reading import live, repeated
+from bench.measuring.results import Chapter, Goal, Table, at_most, table
+from bench.measuring.rounds import Measurement, Results, Turn, interleaved, until_one_fails
 from bench.options import Options
-from bench.product import Reattach, ReattachServer
-from bench.reading import live, repeated
-from bench.results import Chapter, Goal, Table, at_most, table
-from bench.rounds import Measurement, Results, Turn, interleaved, until_one_fails
 from bench.yardsticks.local import CEILING
 
 RATE = 50.0

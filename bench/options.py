@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.machine import Cores
+from bench.measuring.machine import Cores
 
 
 @dataclass(frozen=True)

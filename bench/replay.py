@@ -6,16 +6,16 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench.against import ratios, versions
-from bench.charts import Chart
-from bench.contender import Contender, Server, Stream, fresh
-from bench.contestants import missing, others, wanted
-from bench.load import Reader, Request
+from bench.contenders.contender import Contender, Server, Stream, fresh
+from bench.contenders.contestants import missing, others, wanted
+from bench.contenders.product import Reattach
+from bench.measuring.against import ratios, versions
+from bench.measuring.charts import Chart
+from bench.measuring.load import Reader, Request
+from bench.measuring.reading import repeated
+from bench.measuring.results import Chapter, Goal, at_least, at_most, table
+from bench.measuring.rounds import Measurement, Results, Turn, interleaved
 from bench.options import Options
-from bench.product import Reattach
-from bench.reading import repeated
-from bench.results import Chapter, Goal, at_least, at_most, table
-from bench.rounds import Measurement, Results, Turn, interleaved
 from bench.yardsticks.local import CEILING, EMPTY
 
 EVENTS, QUICK_EVENTS = 10_000, 2_000

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator  # noqa: E402
 
 import uvloop  # noqa: E402
 
-from bench.frames import UNSTAMPED, stamped  # noqa: E402
-from bench.schedule import Gates, Ticker  # noqa: E402
+from bench.measuring.frames import UNSTAMPED, stamped  # noqa: E402
+from bench.measuring.schedule import Gates, Ticker  # noqa: E402
 from reattach.engine.base import Turn  # noqa: E402
 from reattach.engine.function import FunctionEngine  # noqa: E402
 from reattach.observe import configure_logging  # noqa: E402

@@ -7,16 +7,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
 
-from bench.contender import Contender, Pace, fresh, wait_until
-from bench.contestants import missing, others
-from bench.load import Group, Load
-from bench.machine import cpu_seconds
+from bench.contenders.contender import Contender, Pace, fresh, wait_until
+from bench.contenders.contestants import missing, others
+from bench.contenders.product import Reattach
+from bench.measuring.load import Group, Load
+from bench.measuring.machine import cpu_seconds
+from bench.measuring.reading import SETTLE_SECONDS, following
+from bench.measuring.results import Chapter, Goal, at_most, table
+from bench.measuring.rounds import Measurement, Turn, interleaved
+from bench.measuring.schedule import open_gate
 from bench.options import Options
-from bench.product import Reattach
-from bench.reading import SETTLE_SECONDS, following
-from bench.results import Chapter, Goal, at_most, table
-from bench.rounds import Measurement, Turn, interleaved
-from bench.schedule import open_gate
 
 READERS, QUICK_READERS = 5000, 200
 RUNS = 50

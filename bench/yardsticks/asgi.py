@@ -12,8 +12,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from bench.frames import FrameMaker, ended_frames, stamped
-from bench.schedule import Gates, Ticker
+from bench.measuring.frames import FrameMaker, ended_frames, stamped
+from bench.measuring.schedule import Gates, Ticker
 from reattach.wire.sse import DONE, split_frames
 
 Frames = Callable[[], AsyncIterator[bytes]]

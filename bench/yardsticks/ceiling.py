@@ -9,8 +9,8 @@ from urllib.parse import parse_qsl, urlsplit
 import uvloop
 from typing_extensions import override
 
-from bench.frames import FrameMaker, ended_run, stamped
-from bench.schedule import Gates, Ticker
+from bench.measuring.frames import FrameMaker, ended_run, stamped
+from bench.measuring.schedule import Gates, Ticker
 from reattach.wire.sse import DONE
 
 SLICE_BYTES = 64 * 1024

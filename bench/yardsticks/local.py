@@ -8,10 +8,20 @@ from urllib.parse import quote
 
 from typing_extensions import override
 
-from bench.contender import READING, Contender, Pace, Server, Stream, Work, asked, program, python
-from bench.frames import TERMINAL_EVENTS, templates
-from bench.load import IN_URL, Request
-from bench.machine import Cores, children_on
+from bench.contenders.contender import (
+    READING,
+    Contender,
+    Pace,
+    Server,
+    Stream,
+    Work,
+    asked,
+    program,
+    python,
+)
+from bench.measuring.frames import TERMINAL_EVENTS, templates
+from bench.measuring.load import IN_URL, Request
+from bench.measuring.machine import Cores, children_on
 from bench.yardsticks import packages
 from reattach.testing.programs.redis import RedisServer
 

@@ -7,7 +7,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from bench.load import CACHE
+from bench.measuring.load import CACHE
 
 HERE = Path(__file__).parent
 PYTHON = CACHE / "python"

@@ -13,10 +13,19 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from bench.contender import READING, ROOT, Contender, Pace, Server, Stream, program, python
-from bench.frames import TERMINAL_EVENTS, ended_frames
-from bench.load import START_SECONDS, Request, Spoiled
-from bench.machine import Cores, children_on, raise_priority
+from bench.contenders.contender import (
+    READING,
+    ROOT,
+    Contender,
+    Pace,
+    Server,
+    Stream,
+    program,
+    python,
+)
+from bench.measuring.frames import TERMINAL_EVENTS, ended_frames
+from bench.measuring.load import START_SECONDS, Request, Spoiled
+from bench.measuring.machine import Cores, children_on, raise_priority
 from bench.yardsticks import packages
 from bench.yardsticks.publisher import Order
 from reattach.testing.programs.ports import free_port

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import uvloop
 
-from bench.frames import FrameMaker, stamped
-from bench.schedule import Gates, Ticker
+from bench.measuring.frames import FrameMaker, stamped
+from bench.measuring.schedule import Gates, Ticker
 from reattach.wire.sse import frame_data, split_frames
 
 CONNECTIONS = 16

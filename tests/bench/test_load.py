@@ -5,8 +5,18 @@ from collections.abc import Sequence
 
 import pytest
 
-from bench.load import IN_JSON, IN_URL, Group, GroupReport, Load, Reader, Request, Spoiled, program
-from bench.machine import Cores
+from bench.measuring.load import (
+    IN_JSON,
+    IN_URL,
+    Group,
+    GroupReport,
+    Load,
+    Reader,
+    Request,
+    Spoiled,
+    program,
+)
+from bench.measuring.machine import Cores
 from tests.bench.scripted_server import (
     DONE,
     END,
@@ -203,6 +213,6 @@ def test_without_a_compiler_the_error_names_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
-    monkeypatch.setattr("bench.load.FLAGS", ("-O0",))
+    monkeypatch.setattr("bench.measuring.load.FLAGS", ("-O0",))
     with pytest.raises(SystemExit, match="there is no compiler"):
         program()

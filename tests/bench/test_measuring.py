@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from bench.against import ratios, versions
-from bench.charts import HEIGHT, WIDTH, Chart, drawn
-from bench.contender import ROOT, Contender, fresh
-from bench.load import Reader, Spoiled
-from bench.machine import Cores
+from bench.contenders.contender import ROOT, Contender, fresh
+from bench.contenders.product import Reattach
+from bench.measuring.against import ratios, versions
+from bench.measuring.charts import HEIGHT, WIDTH, Chart, drawn
+from bench.measuring.load import Reader, Spoiled
+from bench.measuring.machine import Cores
+from bench.measuring.reading import live, repeated
+from bench.measuring.results import Chapter, Goal, Table, at_most, shown, table, write
+from bench.measuring.rounds import Figures, Measurement, Results, Turn, interleaved, until_one_fails
 from bench.options import Options
-from bench.product import Reattach
-from bench.reading import live, repeated
-from bench.results import Chapter, Goal, Table, at_most, shown, table, write
-from bench.rounds import Figures, Measurement, Results, Turn, interleaved, until_one_fails
 from bench.yardsticks.local import CEILING
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from bench.contender import Contender, Work
+from bench.contenders.contender import Contender, Work
 from bench.options import Options
 from bench.yardsticks.local import CEILING, EMPTY, NAIVE, RESUMABLE, RESUMABLE_STREAM
 from bench.yardsticks.published import DURABLE_STREAMS, NCHAN

@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, Literal, Protocol, TypeVar
 
-from bench.load import START_SECONDS, Request, Spoiled
-from bench.machine import Cores, children_on, raise_priority
+from bench.measuring.load import START_SECONDS, Request, Spoiled
+from bench.measuring.machine import Cores, children_on, raise_priority
 
 Work = Literal["replay", "replay from a cursor", "live", "idle", "storm"]
 
@@ -23,7 +23,7 @@ READING: Final[frozenset[Work]] = frozenset(["replay", "replay from a cursor", "
 
 ENDINGS_PER_SECOND = 200
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ use this checkout's load client and settings, and each the packages of its own `
 
 from collections.abc import Mapping, Sequence
 
+from bench.contenders.product import Reattach
+from bench.measuring.results import NO_FIGURE, Table, shown
+from bench.measuring.rounds import Results
 from bench.options import Options
-from bench.product import Reattach
-from bench.results import NO_FIGURE, Table, shown
-from bench.rounds import Results
 
 
 def versions(options: Options, settings: Mapping[str, str] | None = None) -> list[Reattach]:

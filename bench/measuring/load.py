@@ -18,11 +18,11 @@ from typing import Any, Self
 
 import msgspec
 
-from bench.machine import children_on, raise_priority
+from bench.measuring.machine import children_on, raise_priority
 from reattach.testing.closing import Closing
 
-SOURCES = Path(__file__).with_name("client")
-CACHE = Path(__file__).parents[1] / ".bench"
+SOURCES = Path(__file__).parents[1] / "client"
+CACHE = Path(__file__).parents[2] / ".bench"
 FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror")
 IN_URL = "=000000000000"
 IN_JSON = 999999999999

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.charts import Chart, drawn
-from bench.machine import described, load_average
-from bench.rounds import Measured, Results
+from bench.measuring.charts import Chart, drawn
+from bench.measuring.machine import described, load_average
+from bench.measuring.rounds import Measured, Results
 
 NO_FIGURE = "–"
 PACKAGES = ("uvicorn", "uvloop", "httptools", "starlette", "fastapi", "redis", "hiredis",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
-from bench.contender import (
+from bench.contenders.contender import (
     READING,
     ROOT,
     Contender,
@@ -18,9 +18,9 @@ from bench.contender import (
     program,
     python,
 )
-from bench.frames import TERMINAL_EVENTS
-from bench.load import IN_JSON, Request, Spoiled
-from bench.machine import Cores, children_on
+from bench.measuring.frames import TERMINAL_EVENTS
+from bench.measuring.load import IN_JSON, Request, Spoiled
+from bench.measuring.machine import Cores, children_on
 from reattach.records.database.database import upgrade
 from reattach.testing.programs.postgresql import PostgresqlServer
 from reattach.testing.programs.redis import RedisServer

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from bench.load import Spoiled
+from bench.measuring.load import Spoiled
 
 Figures = Mapping[str, float]
 """The figures of one measurement by name, with the unit in the name."""

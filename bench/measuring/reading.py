@@ -6,10 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
 
-from bench.contender import Pace, Server, Stream, asked, wait_until
-from bench.load import Group, GroupReport, Load, Reader, Request, Spoiled
-from bench.machine import Cores, cpu_seconds
-from bench.schedule import open_gate
+from bench.contenders.contender import Pace, Server, Stream, asked, wait_until
+from bench.measuring.load import Group, GroupReport, Load, Reader, Request, Spoiled
+from bench.measuring.machine import Cores, cpu_seconds
+from bench.measuring.schedule import open_gate
 
 LIMIT_SECONDS = 60.0
 """How late a reader may end."""

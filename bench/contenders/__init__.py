@@ -1,0 +1,1 @@
+"""The servers under measurement: Reattach, and those that it is compared with."""

@@ -1,0 +1,1 @@
+"""The instruments: the load client, the machine, rounds, and the file of results."""
