@@ -187,8 +187,8 @@ class Client:
         Raises:
             NotFoundError, ConflictError, ExpiredError: as the server answered; ``extra`` holds
                 the further members of its error.
-            ReattachError: the server refused for another reason, or is no Reattach server, or no
-                trusted TLS connection to it is possible.
+            ReattachError: the server refused for another reason, or is not a Reattach server, or
+                no trusted TLS connection to it is possible.
             TimeoutError: ``patience_seconds`` passed without an event.
         """
         named = {"run_id": run_id, "otid": otid, "agent_id": agent_id}

@@ -37,7 +37,7 @@ class PendingApproval:
         return [call.tool_call_id for call in self.waiting]
 
     def error(self) -> PendingApprovalError:
-        """Return the error for a send that is no answer."""
+        """Return the error for a send that is not an answer."""
         return PendingApprovalError(self.request.id, self.tool_call_ids, self.request.run_id)
 
     def cancellation(self, at: datetime) -> Message:
@@ -132,7 +132,7 @@ def resolve_input(
     """Return the run's input for ``sent``, in a conversation that waits for ``pending``.
 
     Raises:
-        PendingApprovalError: ``sent`` is no answer, but one is pending.
+        PendingApprovalError: ``sent`` is not an answer, but an approval is pending.
         AnswerRefusedError: ``sent`` is an answer that nothing waits for.
     """
     if not has_answer(sent):

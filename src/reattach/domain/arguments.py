@@ -19,7 +19,7 @@ NO_OBJECT: Final = (
 
 
 def decoded_arguments(text: str) -> dict[str, Any] | None:
-    """Return the members of a JSON object with storable texts; None if ``text`` is no such object.
+    """Return the members of a JSON object with storable texts; None if ``text`` is not one.
 
     Empty text counts as an empty object.
     """
@@ -40,7 +40,7 @@ def decoded_arguments(text: str) -> dict[str, Any] | None:
 def json_object(text: str) -> str:
     """Return ``text`` if every decoder accepts it as a JSON object, else an equivalent object.
 
-    Text that is no object becomes ``{}``.
+    Text that is not an object becomes ``{}``.
     """
     members = decoded_arguments(text)
     if not members:

@@ -75,7 +75,8 @@ class CallStream:
 
     Pass its deltas to ``take`` in order, and use what it yields instead.
 
-    A call's name is passed on with its first arguments, or before the next delta that is no call.
+    A call's name is passed on with its first arguments, or before the next delta that is not a
+    call.
     """
 
     def __init__(self, ids: CallIds) -> None:

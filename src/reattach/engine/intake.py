@@ -34,7 +34,7 @@ _COUNTS: Final = tuple(member.name for member in fields(Usage))
 
 
 def whole_count(value: object) -> int | None:
-    """Return the value as a non-negative integer, rounded; None if it is no count."""
+    """Return the value as a non-negative integer, rounded; None if it is not a count."""
     if isinstance(value, bool | str | bytes):
         return None
     try:
@@ -101,7 +101,7 @@ class Intake:
         """Return the storable deltas for ``delta``.
 
         Raises:
-            TypeError: It is no delta. None of it is used.
+            TypeError: It is not a delta. None of it is used.
             ValueError: A member has no valid value. None of it is used.
         """
         match delta:

@@ -95,7 +95,7 @@ class RunMachine:
         """Return the events that ``delta`` adds to the log.
 
         Raises:
-            TypeError: It is no delta. Nothing is added.
+            TypeError: It is not a delta. Nothing is added.
             ValueError: A member of the delta has no valid value. Nothing is added.
         """
         if self.ended:

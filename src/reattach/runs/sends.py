@@ -1,4 +1,4 @@
-"""The way of a send to a run: checked for repetition, admitted, created, started."""
+"""The path of a send to a run: checked for repetition, admitted, created, started."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
