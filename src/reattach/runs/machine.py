@@ -64,7 +64,6 @@ class StepRecord:
     id: StepId
     started_at: datetime
     usage: Usage
-    finished: bool
     model: str | None = None
     """The handle of the model, if it was not the run's."""
 
@@ -135,11 +134,7 @@ class RunMachine:
         reason = self._finish_reason
         if reason is StopReason.END_TURN and self._awaiting_approval:
             reason = StopReason.REQUIRES_APPROVAL
-        return self._end(reason, None)
-
-    def stop(self, reason: StopReason, failure: Failed | None = None) -> list[Event]:
-        """End the run from outside: return the parts so far and the terminal group."""
-        return self._end(reason, failure)
+        return self.stop(reason)
 
     def fail(self, error: EngineError) -> list[Event]:
         """End the run after an engine's failure: return the parts so far and the terminal group."""
@@ -148,9 +143,10 @@ class RunMachine:
             reason = StopReason(error.stop_reason)
         except ValueError:
             reason = StopReason.ERROR
-        return self._end(reason, failure)
+        return self.stop(reason, failure)
 
-    def _end(self, reason: StopReason, failure: Failed | None) -> list[Event]:
+    def stop(self, reason: StopReason, failure: Failed | None = None) -> list[Event]:
+        """End the run for ``reason``: return the parts so far and the terminal group."""
         if self.ended:
             return []
         events = [event for held in self._intake.release() for event in self._add(held)]
@@ -186,9 +182,7 @@ class RunMachine:
 
     def _finish_step(self, usage: Usage, *, model: str | None = None) -> list[Event]:
         events = self._flush()
-        self._begin_step()
-        assert self._step is not None
-        self.steps.append(replace(self._step, usage=usage, finished=True, model=model))
+        self.steps.append(replace(self._begin_step(), usage=usage, model=model))
         self._step_messages.append(self._message_id)
         self._step = None
         self._message_id = None
@@ -219,7 +213,7 @@ class RunMachine:
 
     def _begin_step(self) -> StepRecord:
         if self._step is None:
-            self._step = StepRecord(new_step_id(), self._now(), Usage(), finished=False)
+            self._step = StepRecord(new_step_id(), self._now(), Usage())
             self._message_id = new_message_id()
             self._index = 0
         return self._step

@@ -86,8 +86,7 @@ class Transcript:
         """Return the steps that have output in the log. Their usage is unknown."""
         steps: dict[StepId, StepRecord] = {}
         for place in self._places.values():
-            record = StepRecord(place.step_id, place.at, Usage(), finished=False)
-            steps.setdefault(place.step_id, record)
+            steps.setdefault(place.step_id, StepRecord(place.step_id, place.at, Usage()))
         return list(steps.values())
 
     def messages(self, run: Run) -> tuple[Message, ...]:
@@ -118,7 +117,7 @@ class Transcript:
         """
         assert self.stopped is not None, f"{run.id} has no terminal group"
         reason = self.stopped.reason
-        output = self._without_orphaned_returns(run, self.messages(run))
+        output = self._without_stray_returns(run, self.messages(run))
         output += self._missing_returns(run, output, completed_at)
         has_output = any(message.role is not Role.SUMMARY for message in output)
         is_kept = has_output or reason.run_status is RunStatus.COMPLETED
@@ -134,9 +133,7 @@ class Transcript:
             duration_ns=int((completed_at - run.created_at).total_seconds() * 1e9),
         )
 
-    def _without_orphaned_returns(
-        self, run: Run, output: tuple[Message, ...]
-    ) -> tuple[Message, ...]:
+    def _without_stray_returns(self, run: Run, output: tuple[Message, ...]) -> tuple[Message, ...]:
         """Drop returns without their call, because no provider accepts them.
 
         A log that leaves out calls may have such returns. If the run answers calls that could not
@@ -185,7 +182,7 @@ class Transcript:
     def _missing_due_returns(
         self, run: Run, returned: set[str], at: datetime
     ) -> tuple[Message, ...]:
-        """Return the same for the due calls, once one of them may have started."""
+        """Return error returns for due calls without one, once any of them may have started."""
         left = [call for call in self.due if call.tool_call_id not in returned]
         if not left or not any(self._may_have_begun(call) for call in self.due):
             return ()
