@@ -68,7 +68,7 @@ from reattach.http.errors import error_response
 from reattach.http.stream.response import RunStream
 from reattach.observe import log_through_application
 from reattach.records.base import Agent, Conversation, Page, Run
-from reattach.runs.driver import Options
+from reattach.runs.driver import Representation
 from reattach.runs.follow import Target
 from reattach.runs.reading import events_of
 from reattach.runs.service import Send
@@ -235,7 +235,7 @@ class Reattach:
             messages=(message,),
             background=True,
             run_type="send_conversation_message",
-            options=Options(stream_tokens=True, include_pings=False),
+            representation=Representation(stream_tokens=True, include_pings=False),
             overrides=Overrides(model=model),
         )
         return await context.runs.send(send)

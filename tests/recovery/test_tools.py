@@ -98,7 +98,7 @@ async def test_the_call_is_in_the_log_before_its_tool_runs(
     conversation = await stores.conversation()
     service = stores.service(log=FaultyLog(stores.log, gate), toolbox=Toolbox([tool]))
     send = sent(stores, conversation)
-    send = replace(send, options=replace(send.options, stream_tokens=stream_tokens))
+    send = replace(send, representation=replace(send.representation, stream_tokens=stream_tokens))
     async with asyncio.timeout(WAIT_SECONDS):
         run = await service.send(send)
         await gate.waiting.wait()

@@ -215,7 +215,6 @@ class LiveServer(Server):
     async def logged(self, run_id: str) -> None:
         """Return when the log has all that the run has said so far."""
         writer = self.context.runs._drivers[run_id]._writer
-        assert writer is not None
         async with asyncio.timeout(WAIT_SECONDS):
             await writer.flush()
 

@@ -33,7 +33,7 @@ from reattach.log.base import Head, Log
 from reattach.log.memory import MemoryLog
 from reattach.records.base import Agent, Conversation, Page, Run, Thread
 from reattach.records.records import Records
-from reattach.runs.driver import Options
+from reattach.runs.driver import Representation
 from reattach.runs.service import RunService, Send
 from reattach.tools.base import Toolbox
 from reattach.wire.sse import split_frames
@@ -127,7 +127,7 @@ class Stores:
             messages=messages,
             background=background,
             run_type="send_conversation_message",
-            options=Options(**options),
+            representation=Representation(**options),
             overrides=Overrides(model=model),
         )
 

@@ -30,7 +30,7 @@ from reattach.http.schemas.sending import (
 )
 from reattach.records.base import Agent, Conversation, RequestConfig, Thread
 from reattach.records.records import Records
-from reattach.runs.driver import Options
+from reattach.runs.driver import Representation
 from reattach.runs.service import Send
 
 SendBody = ConversationSendBody | AgentSendBody | AsyncSendBody
@@ -74,7 +74,7 @@ def parse_send(
             body.assistant_message_tool_kwarg,
             None if types is None else tuple(types),
         ),
-        options=Options(
+        representation=Representation(
             stream_tokens=bool(body.stream_tokens),
             include_pings=bool(body.include_pings),
             message_types=None if types is None else frozenset(types),

@@ -33,11 +33,12 @@ from reattach.wire.letta import Encoder, MessageType, message_type
 logger = structlog.get_logger(__name__)
 
 
+_ALL_TYPES = frozenset(get_args(MessageType))
 _COMPACTION_TYPES = frozenset({"event_message", "summary_message"})
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class Representation:
     """The representation of a run that its sender asked for."""
 
     stream_tokens: bool = False
@@ -50,8 +51,8 @@ class Options:
     @property
     def hidden_types(self) -> frozenset[str]:
         """The types of messages that are not logged."""
-        hidden = frozenset(get_args(MessageType) if self.message_types is not None else ())
-        hidden -= self.message_types or frozenset()
+        types = self.message_types
+        hidden = frozenset() if types is None else _ALL_TYPES - types
         return hidden if self.compaction_messages else hidden | _COMPACTION_TYPES
 
 
@@ -76,7 +77,7 @@ class RunDriver:
     def __init__(
         self,
         run: Run,
-        options: Options,
+        representation: Representation,
         *,
         engine: Engine,
         log: Log,
@@ -98,20 +99,21 @@ class RunDriver:
         self._mark_running = mark_running
         self._note_begun = note_begun
         self._disowned = False
-        self._include_pings = options.include_pings
-        self._hidden_types = options.hidden_types
+        self._include_pings = representation.include_pings
+        self._hidden_types = representation.hidden_types
         self._engine = engine
         self._log = log
         self._clock = clock
         self._make_turn = make_turn
         self._settle = settle
-        self._machine = RunMachine(clock, stream_tokens=options.stream_tokens)
+        self._machine = RunMachine(clock, stream_tokens=representation.stream_tokens)
         self._transcript = Transcript()
         self._transcript.begun = () if engine.announces_tools else None
         self._ending: Ending | None = None
         self._interrupted = asyncio.Event()
         self._encoder = Encoder(run.id)
-        self._writer: RunWriter | None = None
+        self._writer: RunWriter
+        """Set when the log is open; another one when the log was lost."""
 
     def end(self, ending: Ending) -> None:
         """End the run soon. Idempotent: only the first ending counts, and none after the end."""
@@ -137,8 +139,6 @@ class RunDriver:
             self.given_up = True
             logger.exception("run given up", run_id=self.run.id)
         finally:
-            if self._writer is not None:
-                await self._writer.abandon()
             self.opened.set()
             self.done.set()
 
@@ -152,10 +152,9 @@ class RunDriver:
         )
         turn.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
-            writer = await self._open(first_seq=FIRST_SEQ)
+            await self._open(first_seq=FIRST_SEQ)
             if not await until_available(self._clock, self._mark_running):
                 raise _not_owner(self.run)
-            self._writer = writer
             self.opened.set()
             await self._write_answer(turn)
         finally:
@@ -173,46 +172,45 @@ class RunDriver:
 
     async def _write_answer(self, turn: "asyncio.Task[Turn]") -> None:
         """Write the engine's answer and the terminal group into the log, and close it."""
-        assert self._writer is not None
         if self._include_pings:
             self._put(self._machine.ping())
         try:
             terminal = await self._run_engine(turn)
             self._record(terminal)
-            await self._writer.close(self._frames(terminal, self._writer))
+            await self._writer.close(self._frames(terminal))
         except (LogNotFoundError, SeqMismatchError) as error:
             logger.error("log lost by its store", run_id=self.run.id, reason=error.detail)  # noqa: TRY400
-            await self._close_lost_log(self._writer.last_seq + 1)
+            await self._close_lost_log()
+        finally:
+            await self._writer.abandon()
 
-    async def _open(self, *, first_seq: Seq) -> RunWriter:
-        writer = await until_available(
+    async def _open(self, *, first_seq: Seq) -> None:
+        self._writer = await until_available(
             self._clock,
             lambda: self._log.open(
                 self.run.id, self.run.token, first_seq=first_seq, aliases=self._aliases
             ),
         )
-        writer.clock = self._clock
-        writer.on_failure = self._interrupted.set
-        return writer
+        self._writer.clock = self._clock
+        self._writer.on_failure = self._interrupted.set
 
     def _put(self, events: list[Event]) -> None:
-        assert self._writer is not None
-        self._writer.put(self._frames(events, self._writer))
+        self._writer.put(self._frames(events))
 
-    def _frames(self, events: list[Event], writer: RunWriter) -> list[bytes]:
+    def _frames(self, events: list[Event]) -> list[bytes]:
         """Return the frames of the visible events for the log's next seqs."""
-        return self._encoder.frames(self._visible(events), after_seq=writer.last_seq)
+        return self._encoder.frames(self._visible(events), after_seq=self._writer.last_seq)
 
-    async def _close_lost_log(self, first_seq: Seq) -> None:
+    async def _close_lost_log(self) -> None:
         """Close a log that its store lost, at a seq after everything a reader may have seen."""
-        writer = await self._open(first_seq=first_seq)
+        await self._open(first_seq=self._writer.last_seq + 1)
         ending = self._ending or LOG_LOST
         terminal = self._machine.stop(ending.reason, ending.failure)
         if not terminal:  # The terminal group or the event before it was lost.
             assert LOG_LOST.failure is not None
             terminal = [Stopped(LOG_LOST.reason), LOG_LOST.failure, self._transcript.usage]
         self._record(terminal)
-        await writer.close(self._frames(terminal, writer))
+        await self._writer.close(self._frames(terminal))
 
     async def _run_engine(self, turn: "asyncio.Task[Turn]") -> list[Event]:
         """Run the engine until it ends or is interrupted, and return the terminal group."""
@@ -225,7 +223,6 @@ class RunDriver:
         finally:
             interrupted.cancel()
             engine_task.cancel()
-        assert self._writer is not None
         if self._disowned:
             raise _not_owner(self.run)
         if self._writer.failure is not None:
@@ -260,7 +257,6 @@ class RunDriver:
 
     async def _append_deltas(self, reading: "asyncio.Task[Turn]") -> None:
         """Append the events of the engine's deltas. Cancelling this ends the run."""
-        assert self._writer is not None
         turn = await reading
         self._transcript.due = tuple(turn.due)
         held_bytes = 0
@@ -282,7 +278,6 @@ class RunDriver:
 
     async def _note_tool_call(self, call_id: str) -> None:
         """Log and record a tool call before its tool starts, which cannot be undone."""
-        assert self._writer is not None
         await self._writer.flush()
         if self._transcript.begun is None:
             return  # The engine starts other tools unannounced, so a note would prove nothing.

@@ -31,7 +31,7 @@ from reattach.records.base import (
     Thread,
 )
 from reattach.records.records import Records
-from reattach.runs.driver import Options, RunDriver
+from reattach.runs.driver import Representation, RunDriver
 from reattach.runs.endings import STORE_FAILED, Ending
 from reattach.runs.idempotency import otid_alias, request_key
 from reattach.runs.open_runs import OpenRuns
@@ -52,7 +52,7 @@ class Send:
     """At least one, with the OTIDs that the client gave."""
     background: bool
     run_type: str
-    options: Options
+    representation: Representation
     overrides: Overrides
     request_config: RequestConfig = field(default_factory=RequestConfig)
     callback_url: str | None = None
@@ -127,7 +127,7 @@ class Sends:
 
         driver = RunDriver(
             run,
-            send.options,
+            send.representation,
             engine=engine,
             log=self._log,
             clock=self._clock,

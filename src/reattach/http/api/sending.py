@@ -263,7 +263,7 @@ def _stream(context: Context, run: Run, send: Send, *, deprecated: bool = False)
         context.runs,
         Target.of(run),
         context.clock,
-        include_pings=send.options.include_pings,
+        include_pings=send.representation.include_pings,
         stall_seconds=context.settings.stall_seconds,
         headers=deprecated_path("messages") if deprecated else None,
     )
@@ -293,7 +293,7 @@ async def _whole_answer(context: Context, run: Run, send: Send) -> Response:
     answer = await whole_answer(
         context.records,
         run,
-        send.options.message_types,
-        compaction_messages=send.options.compaction_messages,
+        send.representation.message_types,
+        compaction_messages=send.representation.compaction_messages,
     )
     return JsonResponse(answer)
