@@ -14,6 +14,7 @@ from reattach.records.records import Records
 from reattach.runs.ownership.lease import Ownership
 from reattach.runs.upkeep import heartbeat
 from tests.cluster.nodes import Nodes
+from tests.support.beats import beat, renew_lease
 from tests.support.clocks import LeapClock
 from tests.support.stores import eventually
 
@@ -76,18 +77,18 @@ async def test_a_resumed_process_declares_no_owner_dead_before_its_own_heartbeat
     await ours.register()
     await owners.register("lapsed", 0)
     for _ in range(2 * BEATS_PER_LEASE):
-        await ours.beat()
+        await renew_lease(ours)
         clock.leap(ours.beat_seconds)
     clock.leap(20)
-    await ours.expire_owners()
+    await ours.bury_dead_owners()
     assert await owners.is_alive("lapsed")
-    await ours.beat()
-    await ours.expire_owners()
+    await renew_lease(ours)
+    await ours.bury_dead_owners()
     assert await owners.is_alive("lapsed")
     for _ in range(BEATS_PER_LEASE + 1):
         clock.leap(ours.beat_seconds)
-        await ours.beat()
-    await ours.expire_owners()
+        await renew_lease(ours)
+    await ours.bury_dead_owners()
     assert not await owners.is_alive("lapsed")
 
 
@@ -114,8 +115,8 @@ async def test_a_heartbeat_returns_the_active_runs_of_its_owner(nodes: Nodes) ->
         await node.runs.send(nodes.stores.send(await nodes.stores.conversation(), "[hang=1]"))
         for _ in range(3)
     ]
-    beat = await node.records.owners.beat(node.runs.ownership.owner)
-    assert set(beat.held) == {run.id for run in runs}
-    assert beat.cancelled == ()
-    await node.runs.beat()
+    answer = await node.records.owners.beat(node.runs.ownership.owner)
+    assert set(answer.held) == {run.id for run in runs}
+    assert answer.cancelled == ()
+    await beat(node.runs)
     assert node.runs.audit.found.total == 0

@@ -16,6 +16,7 @@ from reattach.runs.ownership.lease import Ownership
 from reattach.testing.programs.redis import RedisServer
 from reattach.testing.programs.relay import Relay
 from tests.cluster.nodes import Nodes, nodes_on
+from tests.support.beats import beat, renew_lease
 from tests.support.clocks import LeapClock
 from tests.support.engines import SteppedEngine
 from tests.support.faulty_stores import Gate, Outage, faulty_records
@@ -204,31 +205,31 @@ async def test_no_owner_is_declared_dead_before_live_owners_could_send_a_heartbe
     await ours.register()
     await records.owners.register("lapsed", 0)
     # A new process does not know yet which owners are alive.
-    await ours.expire_owners()
+    await ours.bury_dead_owners()
     assert await records.owners.is_alive("lapsed")
     for _ in range(6):
-        await ours.beat()
+        await renew_lease(ours)
         clock.leap(3)
     # While the records were unavailable, no live owner could send a heartbeat.
     outage.down = {"owners.beat"}
     with pytest.raises(StoreUnavailableError):
-        await ours.beat()
+        await renew_lease(ours)
     outage.down = set()
-    await ours.beat()
+    await renew_lease(ours)
     for _ in range(4):
         clock.leap(3)
-        await ours.beat()
-        await ours.expire_owners()
+        await renew_lease(ours)
+        await ours.bury_dead_owners()
         assert await records.owners.is_alive("lapsed")
     # The process itself was paused.
     clock.leap(20)
-    await ours.beat()
-    await ours.expire_owners()
+    await renew_lease(ours)
+    await ours.bury_dead_owners()
     assert await records.owners.is_alive("lapsed")
     for _ in range(5):
         clock.leap(3)
-        await ours.beat()
-    await ours.expire_owners()
+        await renew_lease(ours)
+    await ours.bury_dead_owners()
     assert not await records.owners.is_alive("lapsed")
 
 
@@ -244,7 +245,7 @@ async def test_a_run_created_by_a_process_that_was_just_declared_dead_gets_its_e
     async with asyncio.timeout(10):
         await gate.waiting.wait()
         await nodes.stores.records.owners.bury_all_but(other.runs.ownership.owner)
-        await owner.runs.beat()
+        await beat(owner.runs)
         gate.opened.set()
         run = await sending
     async with Reader(other.runs, run) as reader:

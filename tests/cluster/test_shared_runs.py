@@ -15,6 +15,7 @@ from reattach.records.base import Conversation, Run, Thread
 from reattach.records.runs.notifications import NotificationsMissed
 from reattach.runs.follow import Target
 from tests.cluster.nodes import Node, Nodes
+from tests.support.beats import beat
 from tests.support.engines import SteppedEngine
 from tests.support.faulty_stores import Faults, Gate
 from tests.support.in_process_readers import Reader
@@ -216,7 +217,7 @@ async def test_the_run_of_a_silent_process_is_ended_by_another(nodes: Nodes) -> 
     await nodes.stores.assert_free(conversation)
     # It resumes, and its next heartbeat reports that it was declared dead.
     was = silent.runs.ownership.owner
-    await silent.runs.beat()
+    await beat(silent.runs)
     async with asyncio.timeout(10):
         await engine.closed.wait()
         await silent.runs.wait_until_settled(run)

@@ -15,6 +15,7 @@ from reattach.domain.ids import DEFAULT_TENANT
 from reattach.records.database import damage, schema
 from reattach.records.database.columns import JsonObject, Moment, StoredType, Typed, Whole, Word
 from tests.support.asgi_server import Server, serving
+from tests.support.beats import beat
 
 IN_SQLITE: dict[type[Any], list[str]] = {
     Moment: ["never", ""],
@@ -143,7 +144,7 @@ async def assert_everything_answers(server: Server, agent_id: str, thread_id: st
     records = server.context.records
     assert len(await records.keys.list(DEFAULT_TENANT)) == 0
     await records.callbacks.claim(10, 60)
-    await server.context.runs.beat()
+    await beat(server.context.runs)
     await server.context.runs.recover()
     await server.context.runs.sweep()
 

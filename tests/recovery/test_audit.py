@@ -24,6 +24,7 @@ from reattach.runs.follow import Target
 from reattach.runs.ownership import audit as audit_module
 from reattach.testing.conformance.log_samples import append
 from tests.recovery.test_outages import orphans_of
+from tests.support.beats import beat
 from tests.support.clocks import LeapClock
 from tests.support.engines import SteppedEngine
 from tests.support.faulty_stores import Faults, Gate, Outage
@@ -188,11 +189,11 @@ async def test_an_active_run_without_a_driver_is_ended_by_the_next_heartbeat(
     working = await service.send(stores.send(await stores.conversation(), "[hang=1]"))
     run = service._sends._new_run(stores.send(conversation, TEXT), "scripted/echo")
     await stores.records.runs.create(DEFAULT_TENANT, run, None, [])
-    await service.beat()
+    await beat(service)
     assert (await stores.run(run)).status is RunStatus.FAILED
     assert end_of(await stores.frames(run))["error_type"] == "internal_error"
     assert (await stores.run(working)).status.is_active
-    await service.beat()
+    await beat(service)
     assert service.audit.found.runs_without_driver == 1
     assert service.audit.found.total == 1
     await stores.assert_free(conversation)
@@ -214,11 +215,11 @@ async def test_a_driver_stops_when_its_process_no_longer_owns_the_run(
         "no record": "DELETE FROM runs WHERE id = :id",
         "ended": "UPDATE runs SET status = 'failed' WHERE id = :id",
     }[lost]
-    await service.beat()
+    await beat(service)
     assert service.audit.found.total == 0
     await stores.execute(change, id=run.id)
-    await service.beat()
-    await service.beat()
+    await beat(service)
+    await beat(service)
     async with asyncio.timeout(10):
         await engine.closed.wait()
     assert service.audit.found.drivers_without_run == 1

@@ -267,7 +267,7 @@ async def test_a_process_whose_run_was_taken_over_begins_no_tool(stores: Stores)
         await gate.waiting.wait()
         assert await stores.records.runs.take_over(run.id, run.token, "another") is not None
         gate.opened.set()
-        await zombie._drivers[run.id].done.wait()
+        await zombie.open_runs.drivers[run.id].done.wait()
     assert tool.calls == 0
 
 

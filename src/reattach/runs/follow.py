@@ -95,7 +95,10 @@ class Following:
         return piece
 
     def read_now(self) -> Slice | None:
-        """Return what ``read`` would, without waiting; None if only the store has it."""
+        """Return what ``read`` would, without waiting; None if only the store has it.
+
+        Moves the cursor.
+        """
         if self.cursor + 1 < self._tail.first_seq:
             return None
         piece = self._tail.slice(
@@ -138,7 +141,7 @@ class Following:
         self.wake()
 
     def silent_since(self, now: float) -> float | None:
-        """Return ``quiet_since``.
+        """Return since when the reader has got nothing: ``now`` if its sink got events meanwhile.
 
         Called once per tick, because a clock per event would cost more than a sink.
         """

@@ -34,7 +34,7 @@ async def events_of(
         while True:
             woken.clear()
             piece = await following.read()
-            if following.closed and not await runs.wait_until_recorded(target):
+            if following.closed and not await runs.is_settled_in_time(target):
                 raise _unavailable(target, "its record does not have its end yet")
             for frame in split_frames(piece.frames):
                 yield msgspec.json.decode(frame_data(frame))

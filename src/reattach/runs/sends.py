@@ -1,7 +1,7 @@
 """The path of a send to a run: checked for repetition, admitted, created, started."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -178,9 +178,8 @@ class Sends:
         ``admitted`` gets the run, or the error.
         """
         run = driver.run
-        otids = [message.otid for message in run.input if message.otid]
         try:
-            outcome = await self._create(run, key, otids)
+            outcome = await self._create(run, key)
         except Exception as error:  # noqa: BLE001  the sender raises it
             # If the store's answer was lost, the run may exist all the same.
             driver.given_up = isinstance(error, StoreUnavailableError)
@@ -198,14 +197,13 @@ class Sends:
             if driver.given_up:
                 self._give_up(run, STORE_FAILED)
 
-    async def _create(
-        self, run: Run, key: RequestKey | None, otids: Sequence[str]
-    ) -> RunCreated | RunKnown:
+    async def _create(self, run: Run, key: RequestKey | None) -> RunCreated | RunKnown:
         """Create the run. An unconfirmed commit is resolved by inserting the same id again.
 
         If the store does not answer that either, the run may still appear later. It has no driver
         then, and the audit ends it.
         """
+        otids = [message.otid for message in run.input if message.otid]
         create = partial(self._records.runs.create, run.tenant, run, key, otids)
         try:
             return await create()

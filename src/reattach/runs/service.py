@@ -94,7 +94,6 @@ class RunService:
         )
         self._retention = Retention(records, clock, retention)
         self._callback_due = callback_due
-        self._drivers = self.open_runs.drivers
         self._settlements = Settlements(records, clock)
         self._recovery = Recovery(log, records, clock, self.ownership, self._settle)
         self._sends = Sends(
@@ -113,7 +112,7 @@ class RunService:
             clock,
             ownership=self.ownership,
             recovery=self._recovery,
-            drivers=self._drivers,
+            drivers=self.open_runs.drivers,
             retention=retention,
         )
 
@@ -244,7 +243,7 @@ class RunService:
             ExpiredError: The log was deleted after its retention (P14), or lost (P5).
             StoreUnavailableError: The log could not be read, or does not exist yet.
         """
-        driver = self._drivers.get(target.run_id)
+        driver = self.open_runs.drivers.get(target.run_id)
         if driver is not None:
             await driver.opened.wait()
         give_up_at = self._clock.monotonic_seconds() + (OPEN_WAIT_SECONDS if waits else 0.0)
@@ -277,7 +276,7 @@ class RunService:
         """
         try:
             async with asyncio.timeout(timeout_seconds):
-                driver = self._drivers.get(run.id)
+                driver = self.open_runs.drivers.get(run.id)
                 if driver is not None:
                     await driver.done.wait()
                 is_settled = driver is not None and driver.settled
@@ -287,17 +286,17 @@ class RunService:
             logger.warning("run not settled in time", run_id=run.id)
         return await self._records.runs.get(run.tenant, run.id)
 
-    async def wait_until_recorded(self, target: Target) -> bool:
-        """Wait until the record of a run whose log is closed says how it ended.
+    async def is_settled_in_time(self, target: Target) -> bool:
+        """Wait for the settlement of a run whose log is closed, and return whether it came in time.
 
-        Return False if it still does not after SETTLE_WAIT_SECONDS. The store is queried only for
-        runs of other processes, with one query for all waiters.
+        That is SETTLE_WAIT_SECONDS. The store is queried only for runs of other processes, with one
+        query for all waiters.
         """
         if not target.status.is_active:
             return True
         try:
             async with asyncio.timeout(SETTLE_WAIT_SECONDS):
-                while driver := self._drivers.get(target.run_id):
+                while driver := self.open_runs.drivers.get(target.run_id):
                     await driver.done.wait()
                     if driver.settled:
                         return True
@@ -353,29 +352,16 @@ class RunService:
         (run,) = await self._records.runs.request_cancel(run.tenant, [run.id])
         if not run.status.is_active:
             return run
-        if self._end_if_driven_here(run.id) or not await self._is_orphan(run):
+        if self.open_runs.end(run.id, CANCELLED) or not await self._is_orphan(run):
             return await self.wait_until_settled(run, timeout_seconds=CANCEL_WAIT_SECONDS)
         with suppress(StoreUnavailableError):  # The request is recorded; recovery repeats it.
             await self._recovery.end(run, CANCELLED)
         return await self._records.runs.get(run.tenant, run.id)
 
-    def _end_if_driven_here(self, run_id: str) -> bool:
-        """Cancel the run if this process drives it, and return whether it does."""
-        return self.open_runs.end(run_id, CANCELLED)
-
     async def _is_orphan(self, run: Run) -> bool:
-        return run.id in self._recovery.pending or await self.ownership.is_gone(run.owner)
+        return run.id in self._recovery.pending or await self.ownership.is_dead(run.owner)
 
     # Other processes.
-
-    async def beat(self) -> None:
-        """Renew the lease and apply what the records report.
-
-        Raises:
-            StoreUnavailableError: A store does not answer.
-        """
-        owner = self.ownership.owner
-        await self.apply_beat(owner, await self.ownership.beat())
 
     async def apply_beat(self, owner: str, beat: Beat) -> None:
         """Apply the result of a beat of ``owner``, which is this process.
@@ -384,13 +370,13 @@ class RunService:
             StoreUnavailableError: A store does not answer.
         """
         if not beat.alive:
-            for driver in self._drivers.values():
+            for driver in self.open_runs.drivers.values():
                 if driver.run.owner == owner:
                     driver.disown()
             await self.ownership.replace_owner(owner)
             return
         for run_id in beat.cancelled:
-            self._end_if_driven_here(run_id)
+            self.open_runs.end(run_id, CANCELLED)
         await self.audit.compare_drivers(owner, beat.held)
 
     def handle_notification(self, notification: Notification) -> None:
@@ -400,7 +386,7 @@ class RunService:
         """
         match notification:
             case CancelRequested(run_id):
-                self._end_if_driven_here(run_id)
+                self.open_runs.end(run_id, CANCELLED)
             case RunSettled(run_id):
                 self._settlements.notify(run_id)
             case NotificationsMissed():

@@ -80,11 +80,11 @@ class StreamJob:
 class Delivery(ABC):
     """Delivers what ``following`` yields to one reader: events, keepalives, and the end."""
 
-    __slots__ = ("_ending_recorded", "_job", "following", "gone")
+    __slots__ = ("_job", "_settled", "following", "gone")
 
     def __init__(self, job: StreamJob, following: Following) -> None:
         self._job = job
-        self._ending_recorded = False
+        self._settled = False
         self.following = following
         self.gone = False
         """The reader went away."""
@@ -102,14 +102,14 @@ class Delivery(ABC):
         following, sent_bytes = self.following, 0
         while not self.gone:
             if following.revoked:
-                return self._cut_off("its key was revoked or has expired")
+                return self._log_cut_off("its key was revoked or has expired")
             try:
                 piece = await following.read()
             except ReattachError as error:
-                return self._cut_off(error.detail)
+                return self._log_cut_off(error.detail)
             # Before the terminal group, because the SDKs stop at an error event, before [DONE].
-            if following.closed and not await self._is_ending_recorded():
-                return self._cut_off("the end of the run is not recorded yet")
+            if following.closed and not await self._is_settled_in_time():
+                return self._log_cut_off("the end of the run is not recorded yet")
             if piece.frames:
                 if not await self._send(piece.frames):
                     return False
@@ -118,7 +118,7 @@ class Delivery(ABC):
                     sent_bytes = 0
                     await asyncio.sleep(0)
             elif (obstacle := self._obstacle()) is not None:
-                return self._cut_off(obstacle)
+                return self._log_cut_off(obstacle)
             elif following.closed:
                 return await self._done()
             elif following.keepalive_due:
@@ -136,11 +136,11 @@ class Delivery(ABC):
             return "this server is shutting down, and another one took over the run"
         return None
 
-    async def _is_ending_recorded(self) -> bool:
+    async def _is_settled_in_time(self) -> bool:
         # Asked once: when the last events are out the driver is gone, and the record would be read.
-        if not self._ending_recorded:
-            self._ending_recorded = await self._job.runs.wait_until_recorded(self._job.target)
-        return self._ending_recorded
+        if not self._settled:
+            self._settled = await self._job.runs.is_settled_in_time(self._job.target)
+        return self._settled
 
     async def _done(self) -> bool:
         """Send ``[DONE]``, after everything else was sent."""
@@ -159,12 +159,13 @@ class Delivery(ABC):
         try:
             await self._write(body)
         except TimeoutError:
-            return self._cut_off(f"it read nothing for {self._job.stall_seconds:g} seconds")
+            return self._log_cut_off(f"it read nothing for {self._job.stall_seconds:g} seconds")
         self.following.keepalive_due = False
         self.following.quiet_since = asyncio.get_running_loop().time()
         return True
 
-    def _cut_off(self, reason: str) -> bool:
+    def _log_cut_off(self, reason: str) -> bool:
+        """Log why the stream ends early, and return False, as ``advance`` then does."""
         logger.info("reader cut off", run_id=self._job.target.run_id, reason=reason)
         return False
 
@@ -204,22 +205,22 @@ class DetachedDelivery(Delivery):
 
     Data in memory is written without a task while the reader keeps up; when the reader has
     everything, the code that adds an event to the tail writes it. A task exists only while
-    something must be awaited: the store, a keepalive, the record of the run's end. ``leave`` is
+    something must be awaited: the store, a keepalive, the record of the run's end. ``release`` is
     called at the end.
     """
 
-    __slots__ = ("_busy", "_connection", "_leave", "_missed", "_task", "_then")
+    __slots__ = ("_busy", "_connection", "_missed", "_release", "_task", "_then")
 
     def __init__(
         self,
         job: StreamJob,
         following: Following,
         connection: Connection,
-        leave: Callable[[], Coroutine[Any, Any, object]],
+        release: Callable[[], Coroutine[Any, Any, object]],
     ) -> None:
         super().__init__(job, following)
         self._connection = connection
-        self._leave = leave
+        self._release = release
         self._busy = True
         self._missed = False
         """A wake-up arrived while the delivery was busy."""
@@ -231,13 +232,13 @@ class DetachedDelivery(Delivery):
         """Send the available events of a response that has begun."""
         self._connection.detach()
         self.following.wake = self._wake
-        self._connection.on_disconnect(self._left)
+        self._connection.on_disconnect(self._on_disconnect)
         self._write_or_abort()
 
-    def _left(self) -> None:
+    def _on_disconnect(self) -> None:
         self.gone = True
         if self._connection.stalled:
-            self._cut_off(f"it read nothing for {self._job.stall_seconds:g} seconds")
+            self._log_cut_off(f"it read nothing for {self._job.stall_seconds:g} seconds")
         if self._then is None:
             self._wake()
         else:
@@ -318,7 +319,7 @@ class DetachedDelivery(Delivery):
             else:
                 self._connection.on_disconnect(None)
                 self._connection.abort()
-                await self._leave()
+                await self._release()
 
     async def _advance_until_idle(self) -> bool | None:
         while True:
@@ -330,7 +331,7 @@ class DetachedDelivery(Delivery):
     def _finish(self, *rest: Piece) -> None:
         self._connection.on_disconnect(None)
         self._connection.finish(*rest)
-        self._task = asyncio.get_running_loop().create_task(self._leave())
+        self._task = asyncio.get_running_loop().create_task(self._release())
 
     def _push(self, frames: bytes) -> bool:
         if self.gone or not self._connection.is_writable():

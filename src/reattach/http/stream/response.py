@@ -148,7 +148,7 @@ class RunStream(Response):
     ) -> None:
         watch = self._job.runs.watch
 
-        async def leave() -> None:
+        async def release() -> None:
             watch.remove(following)
             if access is not None:
                 access.discard(following.revoke)
@@ -159,16 +159,16 @@ class RunStream(Response):
             start = self._start(following.cursor)
             await (send(start) if connection is None else connection.begin(send, start))
         except BaseException:
-            await leave()
+            await release()
             raise
         watch.add(following, pings=self._include_pings)
         if connection is not None:
-            DetachedDelivery(self._job, following, connection, leave).begin()
+            DetachedDelivery(self._job, following, connection, release).begin()
             return
         try:
             await self._stream(following, receive, send)
         finally:
-            await leave()
+            await release()
 
     async def _stream(self, following: Following, receive: Receive, send: Send) -> None:
         delivery = AsgiDelivery(self._job, following, send)

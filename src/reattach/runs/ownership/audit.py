@@ -21,17 +21,17 @@ from typing import Final
 import structlog
 
 from reattach.domain.clock import Clock
-from reattach.domain.errors import FencedError, LogNotFoundError
+from reattach.domain.errors import FencedError
 from reattach.domain.events import Event, Failed, Stopped, StopReason, Usage
 from reattach.domain.ids import RunId, Token
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
-from reattach.log.base import Head, Log
+from reattach.log.base import Log
 from reattach.records.base import Run
 from reattach.records.records import Records
 from reattach.runs.driver import RunDriver
 from reattach.runs.endings import LOG_LOST, STORE_FAILED
 from reattach.runs.ownership.lease import Ownership
-from reattach.runs.ownership.recovery import LONGEST_TOKEN_STEP, Recovery
+from reattach.runs.ownership.recovery import LONGEST_TOKEN_STEP, Recovery, find_head
 from reattach.wire import letta
 
 logger = structlog.get_logger(__name__)
@@ -209,7 +209,8 @@ async def close_lost_log(run: Run, log: Log) -> bool:
     A run's log is closed before its record has the end. An open log has therefore lost its end in
     the store, and perhaps events before it that were read. The new end repeats the record's.
     """
-    if (await _head_unless_closed(run, log)) is None:
+    head = await find_head(run, log)
+    if head is None or head.closed:
         return False
     token, step = Token(run.token + 1), 1
     while True:
@@ -226,14 +227,6 @@ async def close_lost_log(run: Run, log: Log) -> bool:
     frames = letta.Encoder(run.id).frames(events, after_seq=writer.last_seq)
     await writer.append(writer.last_seq + 1, frames, close=True)
     return True
-
-
-async def _head_unless_closed(run: Run, log: Log) -> Head | None:
-    try:
-        head = await log.head(run.id)
-    except LogNotFoundError:
-        return None
-    return None if head.closed else head
 
 
 def _terminal_group(run: Run) -> list[Event]:

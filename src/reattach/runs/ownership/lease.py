@@ -1,4 +1,4 @@
-"""A process's lease on its runs: renewed by beats, and lost when another process expires it."""
+"""A process's lease on its runs: renewed by beats, and lost when another process buries it."""
 
 import structlog
 
@@ -14,10 +14,11 @@ logger = structlog.get_logger(__name__)
 class Ownership:
     """This process as an owner in the records.
 
-    Processes that share records must ``beat``, and expire other owners whose lease has run out.
-    After an outage of the records every lease has run out, so this process expires others only
-    after its own beats have succeeded for a whole lease, in which every live process has beaten
-    too. A process with records of its own neither beats nor waits: earlier owners are dead.
+    Processes that share records must beat (``upkeep/heartbeat.py``), and bury dead owners, whose
+    lease has run out. After an outage of the records every lease has run out, so this process
+    buries others only after its own beats have succeeded for a whole lease, in which every live
+    process has beaten too. A process with records of its own neither beats nor waits: earlier
+    owners are dead.
     """
 
     def __init__(self, records: Records, clock: Clock, lease_seconds: float) -> None:
@@ -40,24 +41,10 @@ class Ownership:
         if not self.shared:
             await self._owners.bury_all_but(self.owner)
 
-    async def beat(self) -> Beat:
-        """Renew the lease from the event loop; ``heartbeat`` renews it from a thread.
-
-        Raises:
-            StoreUnavailableError: The records do not answer.
-        """
-        asked_at = self._clock.monotonic_seconds()
-        beat: Beat | None = None
-        try:
-            beat = await self._owners.beat(self.owner)
-        finally:
-            self.record_beat(beat, asked_at, self._clock.monotonic_seconds())
-        return beat
-
     def record_beat(self, beat: Beat | None, asked_at: float, answered_at: float) -> None:
         """Record the outcome of a beat, with monotonic times; None if the records did not answer.
 
-        After a pause, an outage or its own expiry, this process waits a lease before it expires
+        After a pause, an outage or its own burial, this process waits a lease before it buries
         others.
         """
         half_lease = self._lease_seconds / 2
@@ -87,8 +74,8 @@ class Ownership:
             self.owner = owner
             self._steady_since = None
 
-    async def expire_owners(self) -> None:
-        """Declare owners dead whose lease has run out, if this process may judge that now.
+    async def bury_dead_owners(self) -> None:
+        """Bury the owners whose lease has run out, if this process may judge that now.
 
         Their active runs are orphans from then on. A process that was paused must beat first,
         because its knowledge is old.
@@ -106,13 +93,13 @@ class Ownership:
         for owner in await self._owners.bury(self.owner):
             logger.warning("owner is dead, its lease has run out", owner=owner)
 
-    async def is_gone(self, owner: str) -> bool:
-        """Whether the runs of ``owner`` have no live owner.
+    async def is_dead(self, owner: str) -> bool:
+        """Return whether ``owner`` is dead, so that its runs are orphans.
 
         Raises:
             StoreUnavailableError: The records do not answer.
         """
-        await self.expire_owners()
+        await self.bury_dead_owners()
         return not await self._owners.is_alive(owner)
 
     async def release(self) -> None:

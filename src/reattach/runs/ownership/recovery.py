@@ -89,7 +89,7 @@ class Recovery:
         Raises:
             StoreUnavailableError: A store did not answer for some run; call it again later.
         """
-        await self._ownership.expire_owners()
+        await self._ownership.bury_dead_owners()
         failures = await self._end_all(list(self.pending.values()))
         after: RunId | None = None
         while True:
@@ -229,7 +229,7 @@ async def end_orphan(
             lost a commit.
         StoreUnavailableError: A store does not answer.
     """
-    left = await _find_head(run, log)
+    left = await find_head(run, log)
     transcript = Transcript()
     if left is not None and left.tail_uncertain:
         await _read_log(run, log, left, transcript)
@@ -287,7 +287,7 @@ async def _settle_from(
         await settle(replace(run, input=()), bare.settlement(run, [], now))
 
 
-async def _find_head(run: Run, log: Log) -> Head | None:
+async def find_head(run: Run, log: Log) -> Head | None:
     """Return the head of the run's log; None if there is no log."""
     try:
         return await log.head(run.id)

@@ -1,6 +1,7 @@
 """Waiting for the ends of runs that other processes drive."""
 
 import asyncio
+from dataclasses import dataclass
 
 from reattach.domain.clock import Clock, sleep_unless_set
 from reattach.domain.errors import StoreUnavailableError
@@ -8,6 +9,15 @@ from reattach.domain.ids import RunId, TenantId
 from reattach.domain.limits import SETTLEMENT_LOOK_SECONDS
 from reattach.records.base import Run
 from reattach.records.records import Records
+
+
+@dataclass(slots=True)
+class _Poll:
+    """The query for the end of one run, for all its waiters."""
+
+    notified: asyncio.Event
+    task: asyncio.Task[Run]
+    waiters: int = 0
 
 
 class Settlements:
@@ -20,9 +30,7 @@ class Settlements:
     def __init__(self, records: Records, clock: Clock) -> None:
         self._records = records
         self._clock = clock
-        self._notified: dict[str, asyncio.Event] = {}
-        self._polls: dict[str, asyncio.Task[Run]] = {}
-        self._waiting: dict[str, int] = {}
+        self._polls: dict[str, _Poll] = {}
 
     async def wait(self, tenant: TenantId, run_id: RunId) -> Run:
         """Return the run once it has ended. Waits through outages of the store.
@@ -32,40 +40,36 @@ class Settlements:
         """
         poll = self._polls.get(run_id)
         if poll is None:
-            poll = asyncio.create_task(self._poll(tenant, run_id), name=f"settled {run_id}")
+            notified = asyncio.Event()
+            work = self._poll(tenant, run_id, notified)
+            poll = _Poll(notified, asyncio.create_task(work, name=f"settled {run_id}"))
             self._polls[run_id] = poll
-            self._waiting[run_id] = 0
-        self._waiting[run_id] += 1
+        poll.waiters += 1
         try:
-            return await asyncio.shield(poll)
+            return await asyncio.shield(poll.task)
         finally:
-            self._waiting[run_id] -= 1
-            if not self._waiting[run_id]:
-                poll.cancel()
-                del self._polls[run_id], self._waiting[run_id]
+            poll.waiters -= 1
+            if not poll.waiters:
+                poll.task.cancel()
+                del self._polls[run_id]
 
     def notify(self, run_id: str) -> None:
         """Query the run at once: it may have ended."""
-        if run_id in self._notified:
-            self._notified[run_id].set()
+        if run_id in self._polls:
+            self._polls[run_id].notified.set()
 
     def notify_all(self) -> None:
         """Query all awaited runs at once: notifications may have been lost."""
-        for notified in self._notified.values():
-            notified.set()
+        for poll in self._polls.values():
+            poll.notified.set()
 
-    async def _poll(self, tenant: TenantId, run_id: RunId) -> Run:
-        notified = self._notified[run_id] = asyncio.Event()
-        try:
-            while True:
-                notified.clear()
-                try:
-                    run = await self._records.runs.get(tenant, run_id)
-                except StoreUnavailableError:
-                    run = None
-                if run is not None and not run.status.is_active:
-                    return run
-                await sleep_unless_set(self._clock, SETTLEMENT_LOOK_SECONDS, notified)
-        finally:
-            if self._notified.get(run_id) is notified:
-                del self._notified[run_id]
+    async def _poll(self, tenant: TenantId, run_id: RunId, notified: asyncio.Event) -> Run:
+        while True:
+            notified.clear()
+            try:
+                run = await self._records.runs.get(tenant, run_id)
+            except StoreUnavailableError:
+                run = None
+            if run is not None and not run.status.is_active:
+                return run
+            await sleep_unless_set(self._clock, SETTLEMENT_LOOK_SECONDS, notified)

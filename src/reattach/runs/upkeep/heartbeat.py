@@ -58,14 +58,14 @@ class _Heartbeat(threading.Thread):
         """Beats since the last sign of life of the process's event loop."""
         self._stopping = threading.Event()
         self._own_loop: asyncio.AbstractEventLoop | None = None
-        self._stopped = asyncio.Event()
+        self._wake = asyncio.Event()
 
     def stop(self) -> None:
         """End the thread soon. Call it in the event loop of the process."""
         self._stopping.set()
         if self._own_loop is not None:
             with suppress(RuntimeError):  # It has ended by itself.
-                self._own_loop.call_soon_threadsafe(self._stopped.set)
+                self._own_loop.call_soon_threadsafe(self._wake.set)
 
     def run(self) -> None:
         owners = self._records.owners_apart()
@@ -89,7 +89,7 @@ class _Heartbeat(threading.Thread):
     async def _pause(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._runs.ownership.beat_seconds):
-                await self._stopped.wait()
+                await self._wake.wait()
 
     def _loop_responds(self) -> bool:
         """Ask the process's event loop for a sign of life; return whether it gave one recently."""
