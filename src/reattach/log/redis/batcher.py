@@ -86,29 +86,24 @@ class Batcher:
             await asyncio.wait(self._drain_tasks)
 
     async def _drain(self) -> None:
-        while batch := self._next_batch():
-            runs = {operation.keys[0] for operation in batch}
-            self._runs_in_flight |= runs
-            try:
-                answers = await self._call(batch)
-                for operation, answer in zip(batch, answers, strict=True):
-                    operation.on_answer(answer)
-                    if not operation.done.done():
-                        operation.done.set_result(answer)
-            except StoreUnavailableError as error:
-                self._fail(batch, error)
-            except BaseException as error:
-                self._calls -= 1
-                self._fail(batch, error)
-                raise
-            finally:
-                self._runs_in_flight -= runs
-
-    def _next_batch(self) -> Sequence[_Operation]:
-        batch = self._take_batch()
-        if not batch:  # In the same step, so that a new operation starts a new drain.
+        try:
+            while batch := self._take_batch():
+                runs = {operation.keys[0] for operation in batch}
+                self._runs_in_flight |= runs
+                try:
+                    answers = await self._call(batch)
+                    for operation, answer in zip(batch, answers, strict=True):
+                        operation.on_answer(answer)
+                        if not operation.done.done():
+                            operation.done.set_result(answer)
+                except BaseException as error:
+                    self._fail(batch, error)
+                    if not isinstance(error, StoreUnavailableError):
+                        raise
+                finally:
+                    self._runs_in_flight -= runs
+        finally:  # In the same tick as the last look, so that a new operation starts a new drain.
             self._calls -= 1
-        return batch
 
     def _take_batch(self) -> Sequence[_Operation]:
         """Return the next operations on runs without a call in flight; in a cluster one per run."""
@@ -132,11 +127,8 @@ class Batcher:
 
     async def _call(self, batch: Sequence[_Operation]) -> Sequence[Any]:
         if self._is_cluster:
-            return [
-                answer
-                for answers in await asyncio.gather(*(self._call_with([each]) for each in batch))
-                for answer in answers
-            ]
+            calls = (self._call_with([each]) for each in batch)
+            return [answer for (answer,) in await asyncio.gather(*calls)]
         return await self._call_with(batch)
 
     async def _call_with(self, batch: Sequence[_Operation]) -> Sequence[Any]:

@@ -55,23 +55,19 @@ class RedisClient:
     """A client for a Redis server, its successor after a failover, or a cluster.
 
     Commands share at most five connections (per node of a cluster). ``acquire_connection`` uses one
-    more. No command waits on the server and thereby blocks a connection.
+    more. No command blocks a connection, unless writes wait for replicas.
     """
 
     def __init__(
         self, driver: Driver, wait_policy: WaitPolicy, sentinels: Sequence[Redis] = ()
     ) -> None:
-        self._driver = driver
+        self.driver = driver
+        """The client of redis-py, for checks of the server itself."""
         self._sentinels = sentinels
         self._wait_policy = wait_policy
         self._permits = asyncio.Semaphore(_COMMAND_CONNECTIONS)
         self.is_cluster = isinstance(driver, RedisCluster)
         """Keys of several runs cannot be in one call."""
-
-    @property
-    def driver(self) -> Driver:
-        """The client of redis-py, for checks of the server itself."""
-        return self._driver
 
     async def run(
         self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes | str | int]
@@ -98,9 +94,8 @@ class RedisClient:
         if not self._wait_policy.replicas:
             return await self.run(script, keys, arguments)
         rest = (len(keys), *keys, *arguments)
-        milliseconds = int(self._wait_policy.answer_seconds * 500)
         try:
-            answer, reached = await self._execute_with_wait(script, rest, milliseconds)
+            answer, reached = await self._execute_with_wait(script, rest)
         except FAILURES as error:
             raise await self._unavailable_error(error) from error
         if reached < self._wait_policy.replicas:
@@ -120,16 +115,16 @@ class RedisClient:
 
         The cursor is the one of Redis, in a cluster after the number of the primary.
         """
-        if not isinstance(self._driver, RedisCluster):
+        if not isinstance(self.driver, RedisCluster):
             begin = cursor or "0"
             following, keys = await self._command("SCAN", begin, "MATCH", pattern, "COUNT", count)
             return keys, str(int(following)) if int(following) else None
         number, _, begin = (cursor or "0/0").partition("/")
         try:
             async with asyncio.timeout(self._wait_policy.answer_seconds), self._permits:
-                primaries = sorted(self._driver.get_primaries(), key=lambda node: str(node.name))
+                primaries = sorted(self.driver.get_primaries(), key=lambda node: str(node.name))
                 node = primaries[int(number)]
-                scanned = await self._driver.execute_command(
+                scanned = await self.driver.execute_command(
                     "SCAN", begin, "MATCH", pattern, "COUNT", count, target_nodes=node
                 )
         except FAILURES as error:
@@ -147,31 +142,31 @@ class RedisClient:
         Raises:
             One of FAILURES.
         """
-        if isinstance(self._driver, RedisCluster):
-            await self._driver.initialize()
-            node = self._driver.get_random_node()
+        if isinstance(self.driver, RedisCluster):
+            await self.driver.initialize()
+            node = self.driver.get_random_node()
             connection: Any = node.connection_class(**node.connection_kwargs)
             await connection.connect()
         else:
-            pool: Any = self._driver.connection_pool
+            pool: Any = self.driver.connection_pool
             connection = await pool.get_connection()
         return cast("AbstractConnection", connection)
 
     async def release_connection(self, connection: AbstractConnection) -> None:
         with suppress(*FAILURES):
             await connection.disconnect(nowait=True)
-        if isinstance(self._driver, Redis):
-            await self._driver.connection_pool.release(connection)
+        if isinstance(self.driver, Redis):
+            await self.driver.connection_pool.release(connection)
 
     async def check(self) -> None:
         """Check that Redis answers and is new enough.
 
         Raises:
-            StartupError: it is not.
+            StartupError: Redis does not answer or is too old.
         """
         try:
             async with asyncio.timeout(2 * self._wait_policy.answer_seconds):
-                await self._driver.ping()
+                await self.driver.ping()
                 information = await self._information()
         except (*FAILURES, TypeError, ValueError) as error:
             raise StartupError(
@@ -188,15 +183,15 @@ class RedisClient:
 
     async def aclose(self) -> None:
         with suppress(*FAILURES):
-            await self._driver.aclose()
-            if isinstance(self._driver, Redis):
-                await self._driver.connection_pool.disconnect()
+            await self.driver.aclose()
+            if isinstance(self.driver, Redis):
+                await self.driver.connection_pool.disconnect()
             for sentinel in self._sentinels:
                 await sentinel.aclose()
 
     async def _information(self) -> Mapping[str, object]:
         try:
-            found = await self._driver.info("server")
+            found = await self.driver.info("server")
         except RedisError:
             return {}  # This user may not be allowed to ask.
         if self.is_cluster and "redis_version" not in found:
@@ -211,17 +206,19 @@ class RedisClient:
 
     async def _execute(self, *command: bytes | str | int) -> Any:
         async with asyncio.timeout(self._wait_policy.answer_seconds), self._permits:
-            return await self._driver.execute_command(*command)
+            return await self.driver.execute_command(*command)
 
     async def _execute_with_wait(
-        self, script: Script, rest: Sequence[bytes | str | int], milliseconds: int
+        self, script: Script, rest: Sequence[bytes | str | int]
     ) -> tuple[Any, int]:
         """Run the script and WAIT in one pipeline, because WAIT covers only its own connection."""
+        # Half of the timeout, so that the answer still arrives.
+        wait_ms = int(self._wait_policy.answer_seconds * 500)
         async with asyncio.timeout(self._wait_policy.answer_seconds), self._permits:
             for evaluation in ("EVALSHA", script.sha), ("EVAL", script.text):
-                pipeline = cast("Redis", self._driver).pipeline(transaction=False)
+                pipeline = cast("Redis", self.driver).pipeline(transaction=False)
                 pipeline.execute_command(*evaluation, *rest)
-                pipeline.execute_command("WAIT", self._wait_policy.replicas, milliseconds)
+                pipeline.execute_command("WAIT", self._wait_policy.replicas, wait_ms)
                 answer, reached = await pipeline.execute(raise_on_error=False)
                 if not isinstance(answer, NoScriptError):
                     break
@@ -231,21 +228,15 @@ class RedisClient:
             return answer, int(reached)
 
     async def _unavailable_error(self, error: Exception) -> StoreUnavailableError:
-        if isinstance(error, ReadOnlyError) and isinstance(self._driver, Redis):
+        if isinstance(error, ReadOnlyError) and isinstance(self.driver, Redis):
             # This is a former primary. A new connection finds the current one.
-            await self._driver.connection_pool.disconnect(inuse_connections=False)
+            await self.driver.connection_pool.disconnect(inuse_connections=False)
         return StoreUnavailableError(_UNAVAILABLE)
 
 
 def is_too_old(version: str) -> bool:
     """Return whether this version of Redis or Valkey, such as ``7.2.4``, is unsupported."""
     return tuple(map(int, version.split(".")[:2])) < _OLDEST
-
-
-def report_defect(error: BaseException) -> None:
-    """Report a defect in a background task that continues, so that it is not silent."""
-    context = {"message": "A task that follows the event log failed.", "exception": error}
-    asyncio.get_running_loop().call_exception_handler(context)
 
 
 def client_for(url: str, wait_policy: WaitPolicy) -> RedisClient:

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
-from reattach.domain.backoff import Backoff
 from reattach.domain.errors import LogNotFoundError, ReattachError, StoreUnavailableError
 from reattach.domain.ids import Seq, Token
 from reattach.domain.store_errors import LogDamagedError
@@ -16,7 +15,7 @@ from reattach.log.base import CLOSING, UNREADABLE, not_found_error
 from reattach.log.closed_runs import ClosedRuns
 from reattach.log.notifier import Notifier
 from reattach.log.redis.batcher import Batcher
-from reattach.log.redis.client import RedisClient, report_defect
+from reattach.log.redis.client import RedisClient
 from reattach.log.redis.run_state import LocalRun, StoredState
 from reattach.log.redis.scripts import (
     READ,
@@ -26,7 +25,7 @@ from reattach.log.redis.scripts import (
     slice_bodies,
     unpack_notification,
 )
-from reattach.log.redis.subscriber import Subscriber
+from reattach.log.redis.subscriber import Subscriber, report_defect, retry_backoff
 from reattach.log.tail import Tail
 
 _LOAD_BYTES: Final = 4 * 1024 * 1024
@@ -37,8 +36,6 @@ _LOAD_SLICE_BYTES: Final = 256 * 1024
 _LOAD_SLICE_EVENTS: Final = 10_000
 _CLOSED_RUNS_BYTES: Final = 64 * 1024 * 1024
 """Closed runs kept in memory. Most clients that come back do so soon after the end."""
-_FIRST_RETRY_SECONDS: Final = 0.05
-_LONGEST_RETRY_SECONDS: Final = 1.0
 
 
 class Follower:
@@ -58,7 +55,6 @@ class Follower:
         self._poll_seconds = poll_seconds
         self._notifier = Notifier()
         self._runs: dict[str, LocalRun] = {}
-        self._by_channel: dict[bytes, LocalRun] = {}
         self._closed_runs: ClosedRuns[LocalRun] = ClosedRuns(_CLOSED_RUNS_BYTES)
         self._state_batcher = Batcher(client, STATE_MANY, writes=False)
         self._subscriber = Subscriber(
@@ -126,16 +122,17 @@ class Follower:
         }
 
     def note_opened(
-        self, run_id: str, token: Token, state: StoredState, *, begun: bool, shown_seq: Seq
+        self, run_id: str, token: Token, state: StoredState, *, restarted: bool, shown_seq: Seq
     ) -> None:
         """Note that this process has opened the run, and what the run's state then was.
 
-        ``shown_seq`` is the tail's last seq before that.
+        ``restarted``: the log began empty, because it is new or had lost frames. ``shown_seq`` is
+        the tail's last seq before that.
         """
         run = self.local_run(run_id)
         if run is not None:
             run.owner_token = token
-            if begun:
+            if restarted:
                 self.lose(run)
             else:
                 self._apply_state(run, state, shown_seq)
@@ -146,7 +143,7 @@ class Follower:
             run = self._add(run_id)
             run.join(state.last_seq + 1, token)
         run.owner_token = token
-        run.own_restart_seq = state.first_seq if begun else None
+        run.own_restart_seq = state.first_seq if restarted else None
         self._ensure_polling()
 
     def note_appended(
@@ -243,9 +240,7 @@ class Follower:
     # Runs are added and removed.
 
     def _add(self, run_id: str) -> LocalRun:
-        channel = self._keys.head(run_id)
-        run = self._runs[run_id] = LocalRun(run_id, channel, self._notifier)
-        self._by_channel[channel] = run
+        run = self._runs[run_id] = LocalRun(run_id, self._keys.head(run_id), self._notifier)
         return run
 
     @staticmethod
@@ -295,7 +290,6 @@ class Follower:
         self._closed_runs.discard(run)
         if self._runs.get(run.run_id) is run:
             del self._runs[run.run_id]
-            del self._by_channel[run.channel]
 
     async def _subscribe(self, run: LocalRun) -> None:
         run.is_subscribed = True
@@ -351,8 +345,8 @@ class Follower:
 
     def _on_resumed(self, channel: bytes) -> None:
         """Check a run whose notifications may have been lost."""
-        run = self._by_channel.get(channel)
-        if run is not None and run.is_joined:
+        run = self.local_run(self._keys.run_of(channel) or "")
+        if run is not None:
             run.own_restart_seq = None
             self._start_task(self._check_run(run))
 
@@ -425,7 +419,7 @@ class Follower:
 
     async def _poll(self) -> None:
         """Check all live runs regularly, while there are any."""
-        backoff = Backoff(_FIRST_RETRY_SECONDS, _LONGEST_RETRY_SECONDS)
+        backoff = retry_backoff()
         while any(run.is_live for run in self._runs.values()):
             try:
                 async with asyncio.timeout(self._poll_seconds):

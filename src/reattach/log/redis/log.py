@@ -166,8 +166,8 @@ class RedisLog(Log):
             for alias in named:
                 await self._client.set(alias, run_id, alias_seconds)
         state = StoredState.parse(answer[1])
-        begun = answer[0] == b"begun"
-        self.follower.note_opened(run_id, token, state, begun=begun, shown_seq=shown_seq)
+        restarted = answer[0] == b"begun"
+        self.follower.note_opened(run_id, token, state, restarted=restarted, shown_seq=shown_seq)
         return self.writer(run_id, token, state.head)
 
     def writer(self, run_id: str, token: Token, head: Head) -> RunWriter:

@@ -10,7 +10,7 @@ from reattach.domain.errors import LogLostError
 from reattach.domain.ids import Seq, Token
 from reattach.log.base import Head, deleted_error
 from reattach.log.notifier import Notifier
-from reattach.log.redis.scripts import split_frames
+from reattach.log.redis.scripts import split_at
 from reattach.log.tail import Tail
 
 _RUN_BYTES: Final = 1024
@@ -51,12 +51,12 @@ class LocalRun:
     """
 
     __slots__ = (
-        "_is_joined",
         "announced_seq",
         "catch_up_task",
         "channel",
         "followers",
         "is_behind",
+        "is_joined",
         "is_subscribed",
         "join_task",
         "own_restart_seq",
@@ -71,7 +71,8 @@ class LocalRun:
         self.channel = channel
         self.tail = Tail(notifier=notifier)
         self.followers = 0
-        self._is_joined = False
+        self.is_joined = False
+        """The tail represents the log."""
         self.join_task: asyncio.Task[None] | None = None
         """The task that first fills the tail."""
         self.catch_up_task: asyncio.Task[None] | None = None
@@ -90,18 +91,13 @@ class LocalRun:
         """The seq at which this process restarted the log, until its own notification arrives."""
 
     @property
-    def is_joined(self) -> bool:
-        """Whether the tail represents the log."""
-        return self._is_joined
-
-    @property
     def cost_bytes(self) -> int:
         return self.tail.size_bytes + _RUN_BYTES
 
     @property
     def is_live(self) -> bool:
         """Whether the tail may grow and is needed by followers or the owner here."""
-        return self._is_joined and not self.tail.ended and (self.followers > 0 or self.is_owned)
+        return self.is_joined and not self.tail.ended and (self.followers > 0 or self.is_owned)
 
     @property
     def is_owned(self) -> bool:
@@ -111,7 +107,7 @@ class LocalRun:
         """Let a new tail represent the log from ``first_seq`` on."""
         self.tail = self.tail.replacement(first_seq)
         self.token = token
-        self._is_joined = True
+        self.is_joined = True
 
     def merge(self, first_seq: Seq, frames: Sequence[bytes], *, close: bool) -> bool:
         """Add frames that are in the log, and return False if earlier ones are missing.
@@ -139,7 +135,7 @@ class LocalRun:
             self.tail.extend_joined(frames, ends)
             self.tail.extend((), close=close)
         else:
-            self.merge(first_seq, split_frames(frames, ends), close=close)
+            self.merge(first_seq, split_at(frames, ends), close=close)
 
     def reconcile(self, state: StoredState, shown_seq: Seq) -> bool:
         """Return whether Redis still has every frame that the tail had when the state was read.
@@ -157,7 +153,7 @@ class LocalRun:
 
     def mark_lost(self) -> None:
         """Fail the tail, because the log no longer has frames that the tail has shown."""
-        if self._is_joined:
+        if self.is_joined:
             self.tail.fail(LogLostError(self.run_id, self.tail.last_seq))
 
     def mark_deleted(self) -> None:

@@ -58,7 +58,7 @@ class Notification:
 
     def split(self) -> Sequence[bytes]:
         """Return the frames one by one."""
-        return (self.frames,) if self.ends is None else split_frames(self.frames, self.ends)
+        return (self.frames,) if self.ends is None else split_at(self.frames, self.ends)
 
 
 def pack_append(token: Token, first_seq: Seq, frames: Sequence[bytes], close: bool) -> bytes:
@@ -93,7 +93,7 @@ def unpack_notification(packed: bytes) -> Notification:
     return Notification(kind, seq, ends_of(packed[start:end]), packed[end:])
 
 
-def split_frames(frames: bytes, ends: "array[int]") -> list[bytes]:
+def split_at(frames: bytes, ends: "array[int]") -> list[bytes]:
     return [frames[begin:end] for begin, end in pairwise([0, *ends])]
 
 
@@ -178,6 +178,7 @@ class Script:
 
 _SHARED: Final = """
 local function id(seq) return string.format('%.0f-0', seq) end
+local CREATED, TRIMMED, DELETED = 2, 3, 4
 local function notification(kind, token, seq) return struct.pack('<Bi8i8', kind, token, seq) end
 
 -- Returns the state of a run, or nil if there is none or if its frames were evicted.
@@ -226,7 +227,7 @@ if begins then
     redis.call('HSET', head, 'token', ARGV[1], 'first', ARGV[2],
                'last', string.format('%.0f', first - 1), 'closed', '0', 'bytes', '0')
     redis.call('PERSIST', head)
-    redis.call('PUBLISH', head, notification(2, token, first))
+    redis.call('PUBLISH', head, notification(CREATED, token, first))
 else
     redis.call('HSET', head, 'token', ARGV[1])
 end
@@ -387,7 +388,7 @@ else
     redis.call('XTRIM', stream, 'MINID', id(kept))
 end
 redis.call('HSET', head, 'first', string.format('%.0f', first))
-redis.call('PUBLISH', head, notification(3, state.token, first))
+redis.call('PUBLISH', head, notification(TRIMMED, state.token, first))
 return {'ok', string.format('%.0f', first)}
 """,
     flags="allow-oom",  # It makes room.
@@ -399,7 +400,7 @@ DELETE: Final = Script(
 -- KEYS: head, stream. Returns the keys of the aliases of the log.
 local known = redis.call('HGET', KEYS[1], 'aliases')
 if redis.call('UNLINK', KEYS[1], KEYS[2]) > 0 then
-    redis.call('PUBLISH', KEYS[1], notification(4, 0, 0))
+    redis.call('PUBLISH', KEYS[1], notification(DELETED, 0, 0))
 end
 local names = {}
 for alias in pairs(known and cmsgpack.unpack(known) or {}) do names[#names + 1] = alias end

@@ -11,11 +11,9 @@ from redis.asyncio.connection import AbstractConnection
 
 from reattach.domain.backoff import Backoff
 from reattach.domain.errors import StoreUnavailableError
-from reattach.log.redis.client import FAILURES, RedisClient, report_defect
+from reattach.log.redis.client import FAILURES, RedisClient
 
 _UNAVAILABLE: Final = "The event log cannot be followed at present. Try again in a moment."
-_FIRST_DELAY_SECONDS: Final = 0.05
-_LONGEST_DELAY_SECONDS: Final = 1.0
 _CHANNELS_AT_ONCE: Final = 500
 """The most channels per command, so that one command does not block Redis for long."""
 
@@ -136,7 +134,7 @@ class Subscriber:
             self.reconnect()
 
     async def _run(self) -> None:
-        backoff = Backoff(_FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS)
+        backoff = retry_backoff()
         while self._listeners:
             try:
                 async with asyncio.timeout(self._answer_seconds):
@@ -206,3 +204,14 @@ class Subscriber:
     def _reject(confirmed: "asyncio.Future[None] | None") -> None:
         if confirmed is not None and not confirmed.done():
             confirmed.set_exception(StoreUnavailableError(_UNAVAILABLE))
+
+
+def retry_backoff() -> Backoff:
+    """Return the waits of a loop that asks Redis until it answers."""
+    return Backoff(first_seconds=0.05, longest_seconds=1.0)
+
+
+def report_defect(error: BaseException) -> None:
+    """Report a defect in a background task that continues, so that it is not silent."""
+    context = {"message": "A task that follows the event log failed.", "exception": error}
+    asyncio.get_running_loop().call_exception_handler(context)
