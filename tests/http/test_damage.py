@@ -199,3 +199,65 @@ async def test_a_server_starts_with_every_table_damaged(
         assert any("damaged" in line["event"] for line in log_lines)
         items = await server.got(f"/v1/conversations/{thread_id}/messages")
         assert any("cannot be read" in str(item.get("content")) for item in items)
+
+
+PROSE = [
+    (table.name, column.name)
+    for table in schema.metadata.sorted_tables
+    for column in table.columns
+    if isinstance(column.type, StoredType) and {"id", "ordinal"} <= {*table.c.keys()}
+    and table.name != "api_keys"
+    and column.name not in {"id", "tenant", "thread_key", "status"}
+    and not column.name.endswith("_id")
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", ["CAST(x'61ff' AS TEXT)", "x'61ff'"], ids=["text", "bytes"])
+async def test_a_value_that_is_not_text_takes_nothing_with_it(tmp_path: Path, value: str) -> None:
+    """One value that is not UTF-8 made SQLite's driver refuse all rows beside it."""
+    async with serving(tmp_path) as server:
+        agent_id, thread_id = await filled(server)
+        engine = sa.create_engine(f"sqlite:///{tmp_path / 'records.db'}", poolclass=sa.NullPool)
+        for table in dict.fromkeys(table for table, _ in PROSE):
+            columns = [column for named, column in PROSE if named == table]
+            with engine.begin() as connection:
+                first = f"(SELECT min(ordinal) FROM {table} WHERE 1 {_OF_A_RUN.get(table, '')})"
+                for column in columns:
+                    connection.exec_driver_sql(
+                        f'UPDATE {table} SET "{column}" = {value} '
+                        f'WHERE ordinal = {first} AND "{column}" IS NOT NULL'
+                    )
+            await assert_everything_answers(server, agent_id, thread_id)
+        for block in await server.got("/v1/blocks/"):
+            await server.got(f"/v1/blocks/{block['id']}")
+        await server.made(f"/v1/conversations/{thread_id}/fork", {})
+        await server.made(f"/v1/conversations/{thread_id}/recompile", {})
+        changed = await server.client.patch(f"/v1/agents/{agent_id}", json={"name": "mended"})
+        assert changed.json()["name"] == "mended"
+    async with serving(tmp_path) as server:
+        await assert_everything_answers(server, agent_id, thread_id)
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize("place", ["'garbage'", "x'ff'", "9223372036854775807"])
+async def test_a_message_at_a_damaged_place_keeps_no_run_from_its_end(
+    tmp_path: Path, place: str
+) -> None:
+    """The place after the last one could not be computed, so no answer could be stored."""
+    async with serving(tmp_path) as server:
+        agent = await server.agent()
+        thread = await server.conversation(agent["id"])
+        await server.send(thread["id"], "one")
+        engine = sa.create_engine(f"sqlite:///{tmp_path / 'records.db'}", poolclass=sa.NullPool)
+        with engine.begin() as connection:
+            connection.exec_driver_sql(
+                f"UPDATE thread_messages SET position = {place} WHERE position = 1"
+            )
+        for text in ("two", "three"):
+            sent = await server.send(thread["id"], text)
+            assert sent["stop_reason"]["stop_reason"] == "end_turn"
+        assert all(run["status"] == "completed" for run in await server.got("/v1/runs/"))
+        shown = str(await server.got(f"/v1/conversations/{thread['id']}/messages"))
+        assert "two" in shown
+        assert "three" in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sqlite3
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -250,6 +251,27 @@ async def test_two_processes_make_each_call_once(world: World, clock: HandClock)
         assert sorted(call.payload["run_id"] for call in receiver.calls) == sorted(
             run.id for run in runs
         )
+
+
+@pytest.mark.promise("P16")
+@pytest.mark.parametrize("column", ["callback_url", "callback_host"])
+async def test_a_damaged_receiver_takes_no_slot_of_the_others(
+    world: World, clock: HandClock, tmp_path: Path, column: str
+) -> None:
+    """One that could not be matched kept the slots of all calls that were due beside it."""
+    async with receiving() as receiver:
+        runs = [await ended(world, receiver.url) for _ in range(CALLBACKS_PER_RECEIVER)]
+        with sqlite3.connect(tmp_path / "records.db") as database:
+            damage = f"UPDATE runs SET {column} = x'ff' WHERE id = ?"
+            database.execute(damage, (runs[0].id,))
+        callbacks = calling(world, clock)
+        await called(callbacks)
+        assert len(receiver.calls) >= CALLBACKS_PER_RECEIVER - 1
+        for _ in range(2):
+            later = [await ended(world, receiver.url) for _ in range(CALLBACKS_PER_RECEIVER)]
+            await called(callbacks)
+            for run in later:
+                assert await outcome(world, run) == (200, None)
 
 
 # Receivers by https and at IPv6 addresses.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import structlog.testing
 
 from reattach.domain.errors import ReattachError, StoreUnavailableError
 from reattach.domain.events import RunStatus
@@ -280,6 +281,35 @@ async def test_a_run_that_cannot_be_recovered_does_not_delay_others(stores: Stor
     for run in runs:
         assert end_of(await stores.frames(run))["error_type"] == "stream_incomplete"
         assert answer(await stores.frames(run)) == "t0 "
+
+
+@pytest.mark.promise("P7", "P12")
+async def test_a_recovery_that_fails_for_an_unknown_reason_is_repeated_less_and_less_often(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage that no retry mends filled the server's log with tracebacks."""
+    (run,) = await orphans_of(stores, 1)
+    clock = LeapClock()
+    service = stores.service(clock=clock)
+    attempts = 0
+
+    async def fail(*_: object) -> None:
+        nonlocal attempts
+        attempts += 1
+        raise TypeError("damaged")
+
+    with monkeypatch.context() as patch, structlog.testing.capture_logs() as lines:
+        patch.setattr(service._recovery, "_take_over", fail)
+        for _ in range(100):
+            await service.recover()
+            clock.leap(0.1)
+        assert 2 <= attempts <= 5
+        failures = [line for line in lines if line["event"] == "run not recovered"]
+        assert [bool(line["exc_info"]) for line in failures] == [True, *[False] * (attempts - 1)]
+    clock.leap(600)
+    await service.recover()
+    assert await stores.active_runs() == []
+    assert end_of(await stores.frames(run))["error_type"] == "stream_incomplete"
 
 
 @pytest.mark.promise("P7")

@@ -42,6 +42,8 @@ from reattach.records.database.damage import UNREADABLE, note_row
 
 _FIELDS: Final = Message.__struct_fields__
 _SYSTEM: Final = 0
+_END: Final = 2**31 - 1
+"""Only damaged places lie beyond it; SQLite orders text and bytes after all numbers."""
 
 
 def message_of(row: RowMapping) -> Message:
@@ -83,7 +85,7 @@ def _with_places(thread_key: str | BindParameter[str]) -> Select[Any]:
     return (
         select(schema.messages, places.c.position)
         .join(places, places.c.message_id == schema.messages.c.id)
-        .where(places.c.thread_key == thread_key)
+        .where(places.c.thread_key == thread_key, places.c.position < _END)
     )
 
 
@@ -110,7 +112,9 @@ _PLACE: Final = select(_position).where(
     _places.c.thread_key == bindparam("thread_key"),
     _places.c.message_id == bindparam("message_id"),
 )
-_LAST: Final = select(func.max(_position)).where(_places.c.thread_key == bindparam("thread_key"))
+_LAST: Final = select(func.max(_position)).where(
+    _places.c.thread_key == bindparam("thread_key"), _position < _END
+)
 _USAGE: Final = select(schema.steps.c.usage).where(schema.steps.c.id == bindparam("step_id"))
 _INSERT_MESSAGES: Final = insert(schema.messages)
 _INSERT_PLACES: Final = insert(_places)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -97,9 +98,8 @@ class Callbacks:
             for receiver in taken:
                 self._slots.give_back(receiver)
             raise
-        for due in claimed:
-            taken.remove(due.receiver)
-        for receiver in taken:  # Another process was faster.
+        unused = Counter(taken) - Counter(due.receiver for due in claimed)
+        for receiver in unused.elements():  # Another process was faster.
             self._slots.give_back(receiver)
         return [self._begin(due) for due in claimed]
 

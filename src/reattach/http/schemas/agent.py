@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import Field
 
@@ -58,6 +58,7 @@ AgentType = Literal[
     "voice_convo_agent",
     "voice_sleeptime_agent",
 ]
+_AGENT_TYPE: Final = "letta_v1_agent"
 Include = Literal[
     "agent.blocks",
     "agent.identities",
@@ -171,12 +172,15 @@ class AgentState(Answer):
         blocks = (
             [BlockState.of(block) for block in agent.blocks] if view.shows("agent.blocks") else []
         )
+        is_known = agent.agent_type in get_args(AgentType)
+        agent_type = agent.agent_type if is_known else _AGENT_TYPE  # A damaged one is not known.
         kept = {name: value for name, value in agent.settings.items() if name in KEPT_MEMBERS}
         attached = view.toolbox.attached_tools(agent.tools) if view.shows("agent.tools") else ()
         shown = {
             "model": handle,
             "llm_config": config,
-            "memory": Memory(agent_type=agent.agent_type, blocks=blocks),
+            "agent_type": agent_type,
+            "memory": Memory(agent_type=agent_type, blocks=blocks),
             "blocks": blocks,
             "tools": [ToolBody.attached(one) for one in attached],
             "tags": agent.tags if view.shows("agent.tags") else (),
@@ -274,7 +278,7 @@ NOT_OFFERED_MEMBERS: Final[Mapping[str, str]] = {
 class AgentCreate(_AgentMembers):
     name: AgentName | None = None
     system: SystemText | None = None
-    agent_type: AgentType = "letta_v1_agent"
+    agent_type: AgentType = _AGENT_TYPE
     tags: Tags | None = None
     memory_blocks: Annotated[list[BlockCreate], Field(max_length=MAX_AGENT_BLOCKS)] | None = None
     block_ids: BlockIds | None = None

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Integer, String
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Integer, String, Text
 from sqlalchemy.types import TypeDecorator
 from typing_extensions import override
 
@@ -50,6 +50,30 @@ class StoredType(TypeDecorator[Any]):
                 return self.placeholder()
 
         return read
+
+
+class Characters(StoredType):
+    """Text. SQLite would store bytes in a text column; they are shown as far as they are text."""
+
+    impl = String
+    cache_ok = True
+
+    @override
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        return self._read if dialect.name == "sqlite" else None
+
+    def _read(self, value: Any) -> str | None:
+        if value is None or type(value) is str:
+            return value
+        note_value(self.column, value, TypeError(type(value).__name__))
+        return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+class LongText(Characters):
+    """Text that PostgreSQL keeps in a column without a length."""
+
+    impl = Text
+    cache_ok = True
 
 
 class Moment(StoredType):
@@ -98,7 +122,7 @@ class Word(StoredType):
 class Whole(StoredType):
     """A whole number. SQLite would store anything in a numeric column."""
 
-    impl = BigInteger
+    impl: Any = BigInteger
     cache_ok = True
 
     @override
@@ -106,6 +130,13 @@ class Whole(StoredType):
         if value is None or type(value) is int:
             return value
         raise TypeError(f"{type(value).__name__} is not a whole number")
+
+
+class Position(Whole):
+    """The position of a row among those of its parent. A damaged one comes first."""
+
+    impl = Integer
+    cache_ok = True
 
 
 class JsonObject(StoredType):

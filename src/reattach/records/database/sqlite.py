@@ -4,6 +4,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, Literal, TypeVar, cast
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event
@@ -28,6 +29,9 @@ READERS: Final = 4
 
 WAIT_SECONDS: Final = 30.0
 """How long a transaction waits for the earlier ones; after that the file is too slow."""
+
+_readable: Final = partial(str, encoding="utf-8", errors="replace")
+"""Decodes a text value. One that is not UTF-8 would make the whole result unreadable."""
 
 _SYNCHRONOUS: Final = {"process": "NORMAL", "power": "FULL"}
 
@@ -129,6 +133,7 @@ def _set_up(engine: Engine, pragmas: list[str], begin: str | None = None) -> Non
 
     @event.listens_for(engine, "connect")
     def configure(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+        connection.text_factory = _readable
         cursor = connection.cursor()
         for pragma in pragmas:
             cursor.execute(pragma)

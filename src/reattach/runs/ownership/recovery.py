@@ -1,6 +1,7 @@
 """Recovery: runs without a driver are taken over and ended from their logs."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -8,6 +9,7 @@ from typing import Final
 import structlog
 
 from reattach.domain.approvals import has_answer
+from reattach.domain.backoff import Backoff
 from reattach.domain.clock import Clock
 from reattach.domain.errors import (
     ExpiredError,
@@ -47,6 +49,10 @@ LONGEST_TOKEN_STEP: Final = 2**20
 """Token steps double with each refusal; no log is further ahead of its record than their sum."""
 
 
+_UNKNOWN_FAILURE_SECONDS: Final = (1.0, 300.0)
+"""The first and the longest wait after a failure that no retry may mend, such as damage."""
+
+
 @dataclass(slots=True)
 class PendingRecovery:
     """An active run without a driver. ``done`` is set when the run has its end."""
@@ -55,6 +61,22 @@ class PendingRecovery:
     ending: Ending
     done: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    backoff: Backoff = field(default_factory=lambda: Backoff(*_UNKNOWN_FAILURE_SECONDS))
+    again_at_seconds: float = -math.inf
+    """When ``recover`` tries again after a failure that is not an outage."""
+
+    def failed(self, error: Exception, clock: Clock) -> None:
+        """Log the first failure with its traceback, and wait longer after each."""
+        first = error if self.backoff.failures == 0 else None
+        wait_seconds = self.backoff.next_seconds()
+        self.again_at_seconds = clock.monotonic_seconds() + wait_seconds
+        logger.error(
+            "run not recovered",
+            run_id=self.run.id,
+            reason=type(error).__name__,
+            again_in_seconds=wait_seconds,
+            exc_info=first,
+        )
 
 
 class Recovery:
@@ -105,6 +127,8 @@ class Recovery:
 
     async def _end_all(self, recovery: Sequence[PendingRecovery]) -> list[StoreUnavailableError]:
         """End the runs, a few at a time, and return the failures."""
+        now = self._clock.monotonic_seconds()
+        recovery = [one for one in recovery if one.again_at_seconds <= now]
         if not recovery:
             return []
         logger.info("recovering runs", runs=len(recovery))
@@ -118,8 +142,8 @@ class Recovery:
                 except StoreUnavailableError as error:
                     logger.warning("run not recovered", run_id=one.run.id, reason=error.detail)
                     failures.append(error)
-                except Exception:
-                    logger.exception("run not recovered", run_id=one.run.id)
+                except Exception as error:  # noqa: BLE001  one run must not delay the others
+                    one.failed(error, self._clock)
 
         await asyncio.gather(*(end(one) for one in recovery))
         return failures
