@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -13,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from reattach.domain.events import RunStatus, StopReason
-from reattach.domain.ids import DEFAULT_TENANT, RunId, Token
+from reattach.domain.ids import DEFAULT_TENANT, RunId, Token, new_run_id
 from reattach.domain.messages import Role
 from reattach.log.sqlite.log import Sizes, SqliteLog
 from reattach.records.base import (
@@ -24,11 +25,13 @@ from reattach.records.base import (
 from reattach.records.records import Records
 from reattach.runs.ownership import recovery
 from reattach.testing.conformance.log_samples import append
+from tests.recovery.test_audit import ended_run
 from tests.recovery.test_boundaries import die_working
 from tests.recovery.test_outages import OneLogDown, orphans_of
 from tests.recovery.test_waiting_calls import ASK, answer_to, pending
 from tests.support.clocks import LeapClock
 from tests.support.faulty_stores import Faults
+from tests.support.in_process_readers import Reader
 from tests.support.log_stores import SMALL
 from tests.support.received import answer, end_of
 from tests.support.stores import Stores, stores_of
@@ -206,6 +209,15 @@ async def test_a_fenced_run_that_another_process_owns_is_left_to_it(stores: Stor
         "UPDATE log_journal SET batch = x'030000000500000001' WHERE id % 2 = 0",
         "DELETE FROM log_journal WHERE id % 2 = 0",
         "DELETE FROM log_run WHERE number = 1",
+        "UPDATE log_run SET last_seq = 'x' WHERE number = 1",
+        "UPDATE log_run SET run_id = x'ff00' WHERE number = 1",
+        "UPDATE log_run SET closed = 'x' WHERE number = 1",
+        "UPDATE log_run SET token = -1 WHERE number = 1",
+        f"UPDATE log_run SET number = {2**32 - 1} WHERE number = 1",
+        f"UPDATE log_journal SET id = {2**63 - 1} WHERE id = (SELECT min(id) FROM log_journal)",
+        "UPDATE log_journal SET id = -5 WHERE id = (SELECT max(id) FROM log_journal)",
+        "UPDATE log_journal SET batch = 'strange'",
+        f"INSERT INTO log_journal VALUES (9999, x'02000000000000ffffffff{'00' * 7}7f{'00' * 8}')",
     ],
 )
 async def test_a_damaged_log_in_a_file_stops_neither_the_start_nor_another_run(
@@ -235,4 +247,83 @@ async def test_a_damaged_log_in_a_file_stops_neither_the_start_nor_another_run(
             assert head.last_seq >= 30 or head.first_seq == 1
             assert (await stores.run(run)).status is RunStatus.FAILED
         await stores.assert_free(await stores.conversation())
+        await again.aclose()
+
+
+STRANGE = {
+    "text": "'x'",
+    "a blob": "x'ff00'",
+    "text that is not UTF-8": "CAST(x'ff' AS TEXT)",
+    "a huge number": str(2**63 - 1),
+    "a negative number": "-5",
+}
+RUN_DAMAGES = {
+    **{
+        f"{column} is {name}": f"UPDATE log_run SET {column} = {value} WHERE number = 1"
+        for column in ("token", "first_seq", "last_seq", "closed")
+        for name, value in STRANGE.items()
+    },
+    "run_id is a blob": "UPDATE log_run SET run_id = x'ff00' WHERE number = 1",
+    "run_id is not UTF-8": "UPDATE log_run SET run_id = CAST(x'ff' AS TEXT) WHERE number = 1",
+    "number is huge": f"UPDATE log_run SET number = {2**63 - 1} WHERE number = 1",
+    "number is the highest of 32 bits": f"UPDATE log_run SET number = {2**32 - 1} WHERE number = 1",
+    "number is negative": "UPDATE log_run SET number = -5 WHERE number = 1",
+    "the last seq is before the first": "UPDATE log_run SET last_seq = 3, first_seq = 5 "
+    "WHERE number = 1",
+}
+
+
+async def rows_of(file: Path, statement: str) -> list[Any]:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        return connection.execute(statement).fetchall()
+
+
+async def fold_and_prune(log: SqliteLog, file: Path) -> None:
+    """Wait until everything that is in the journal is only in the tables of folded runs."""
+    ((last,),) = await rows_of(file, "SELECT max(id) FROM log_journal")
+    async with asyncio.timeout(10):
+        while await rows_of(file, f"SELECT 1 FROM log_journal WHERE id <= {last}"):
+            run_id = new_run_id()
+            await log.open(run_id, Token(1))
+            await append(log, run_id, Token(1), 1, [b"x" * 200], close=True)
+            await log.delete(run_id)
+
+
+@pytest.mark.promise("P5", "P7")
+@pytest.mark.parametrize("damage", RUN_DAMAGES.values(), ids=RUN_DAMAGES)
+async def test_a_damaged_row_of_an_ended_run_affects_only_resumes_of_that_run(
+    tmp_path: Path, log_lines: list[Any], damage: str
+) -> None:
+    """C1: a damaged row of the log stops neither the start nor a listing nor another run."""
+    clock = LeapClock()
+    file = tmp_path / "events.db"
+    log = await SqliteLog.open_file(file, sizes=SMALL)
+    records = await Records.open(f"sqlite:///{tmp_path / 'records.db'}", clock=clock)
+    async with stores_of(records, log, clock) as stores:
+        damaged, *others = [await ended_run(stores) for _ in range(3)]
+        before = [await stores.frames(run) for run in others]
+        await fold_and_prune(log, file)
+        await log.aclose()
+        await rows_of(file, damage)
+        stores.log = again = await SqliteLog.open_file(file, sizes=SMALL)
+        service = stores.service()
+        await service.start()
+        await service.audit.compare_logs()
+        assert service.audit.found.lost_ends == 0
+        async with Reader(service, damaged) as reader:
+            await reader.to_end()
+        assert (reader.status, reader.error["code"]) == (410, "events_lost")
+        lines = [line for line in log_lines if line.get("table") == "log_run"]
+        assert lines or "number" in damage
+        assert [await stores.frames(run) for run in others] == before
+        listed = [entry.run_id for entry in (await again.inventory(None, limit=1)).entries]
+        assert len(listed) == 1
+        await stores.assert_free(await stores.conversation())
+        await again.delete(damaged.id)
+        await again.open(damaged.id, Token(9))
+        await append(again, damaged.id, Token(9), 1, [b"data: new\n\n"], close=True)
+        await fold_and_prune(again, file)
+        await again.aclose()
+        stores.log = again = await SqliteLog.open_file(file, sizes=SMALL)
+        assert await stores.frames(damaged) == [b"data: new\n\n"]
         await again.aclose()

@@ -33,6 +33,13 @@ _CREATE_AT: Final = 7
 
 _SEQ: Final = struct.Struct("<q")
 
+HIGHEST_NUMBER: Final = 2**32 - 2**20
+"""A higher run number is damaged. The rest of the 32 bits is left, so that one just below the
+highest one does not use up the numbers."""
+
+HIGHEST_SEQ: Final = 2**48
+"""A higher seq, token or row is damaged."""
+
 
 class Create(Struct, frozen=True, gc=False):
     number: int
@@ -102,11 +109,13 @@ def unpack(batch: bytes) -> Iterator[Record]:
 
     Raises:
         StartupError: a record has an unknown kind.
+        ValueError, struct.error: a record is damaged.
     """
     at = 0
     while at < len(batch):
         kind, small, count, number, value = _HEAD.unpack_from(batch, at)
         at += _HEAD.size
+        first_seq = value
         if kind == _APPEND:
             frames: list[bytes] = []
             lengths = unpack_numbers(batch[at : at + 4 * count])
@@ -114,26 +123,37 @@ def unpack(batch: bytes) -> Iterator[Record]:
             for length in lengths:
                 frames.append(batch[at : at + length])
                 at += length
-            yield Append(number, value, frames, bool(small))
+            record: Record = Append(number, value, frames, bool(small))
         elif kind == _CREATE:
-            yield Create(number, value, batch[at : at + small].decode())
+            record = Create(number, value, batch[at : at + small].decode())
             at += small
         elif kind == _CREATE_AT:
             (first_seq,) = _SEQ.unpack_from(batch, at + small)
-            yield Create(number, value, batch[at : at + small].decode(), first_seq)
+            record = Create(number, value, batch[at : at + small].decode(), first_seq)
             at += small + _SEQ.size
         elif kind == _SKIP:
             (first_seq,) = _SEQ.unpack_from(batch, at)
-            yield Skip(number, value, first_seq)
+            record = Skip(number, value, first_seq)
             at += _SEQ.size
         elif kind == _TAKE_OVER:
-            yield TakeOver(number, value)
+            record = TakeOver(number, value)
         elif kind == _TRIM:
-            yield Trim(number, value)
+            record = Trim(number, value)
         elif kind == _DELETE:
-            yield Delete(number)
+            record = Delete(number)
         else:
             raise StartupError(
                 f"The event log has a record of kind {kind}, unknown to this version of Reattach.",
                 remedy="Start the version that wrote it, or restore the database from a backup.",
             )
+        if at > len(batch):
+            raise ValueError("The last record is cut off.")
+        if not (
+            1 <= number <= HIGHEST_NUMBER
+            and 0 <= value <= HIGHEST_SEQ
+            and 0 <= first_seq <= HIGHEST_SEQ
+        ):
+            raise ValueError(
+                f"A record has the impossible number {number}, {value} or {first_seq}."
+            )
+        yield record

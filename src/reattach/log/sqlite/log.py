@@ -267,7 +267,7 @@ class SqliteLog(Log):
             await self._write(run, Trim(run.number, first_seq))
 
     async def delete(self, run_id: str) -> None:
-        run = await self._find(run_id)
+        run = await self._find(run_id) or await self._find_damaged(run_id)
         if run is None:
             return
         if run.deleting:
@@ -335,6 +335,13 @@ class SqliteLog(Log):
         self._runs[run_id] = run
         self._closed_runs.add(run)
         return True
+
+    async def _find_damaged(self, run_id: str) -> RunState | None:
+        """Return a run that can only be deleted, because its row is damaged."""
+        number = await self._query(partial(tables.number_of, run_id=run_id))
+        if number is not None and run_id not in self._runs:
+            self._runs[run_id] = RunState(number, run_id, Token(0))
+        return self._runs.get(run_id)
 
     async def _query(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if self._closing:

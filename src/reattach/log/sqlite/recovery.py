@@ -78,7 +78,7 @@ def _replay(
         elif isinstance(record, Create):
             run = RunState(record.number, record.run_id, record.token, record.first_seq)
         else:
-            return  # The run's creation was pruned, so a later record deletes the run.
+            return  # A later record deletes the run, or its row is damaged and it is lost.
         runs[record.number] = run
     if run.apply(record):
         run.note_row(row)

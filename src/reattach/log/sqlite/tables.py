@@ -7,15 +7,21 @@ the caller, and may run in any thread.
 
 import sqlite3
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
+
+import structlog
 
 from reattach.domain.errors import StartupError
 from reattach.domain.ids import Seq, Token
 from reattach.log.frames import pack_numbers, unpack_numbers
+from reattach.log.sqlite.journal import HIGHEST_NUMBER, HIGHEST_SEQ
 from reattach.log.tail import Tail
+
+logger = structlog.get_logger(__name__)
 
 Durability = Literal["process", "power"]
 Connect = Callable[[str], sqlite3.Connection]
@@ -28,6 +34,8 @@ TRUNCATE_WAIT_SECONDS: Final = 0.05
 
 _LAYOUT: Final = 1
 _ALL: Final = 2**63 - 1
+_LONGEST_GAP: Final = 2**20
+"""Rows between the middle row of the journal and any other. The journal has far fewer rows."""
 SWEEP_CHUNKS: Final = 16
 """Chunks deleted per transaction: about a millisecond of work at 64 KiB each."""
 
@@ -172,8 +180,26 @@ def write_batch(connection: sqlite3.Connection, row: int, batch: bytes) -> None:
 
 
 def journal_rows(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes]]:
-    """Yield all rows of the journal in order."""
-    yield from connection.execute("SELECT id, CAST(batch AS BLOB) FROM log_journal ORDER BY id")
+    """Yield the rows of the journal in order, except those with a damaged id.
+
+    Ids are consecutive, so an id that is far from the middle one is damaged.
+    """
+    positive = "FROM log_journal WHERE id BETWEEN 1 AND ?"
+    (count,) = connection.execute(f"SELECT count(*) {positive}", (HIGHEST_SEQ,)).fetchone()
+    if count:
+        (middle,) = connection.execute(
+            f"SELECT id {positive} ORDER BY id LIMIT 1 OFFSET ?", (HIGHEST_SEQ, (count - 1) // 2)
+        ).fetchone()
+        bounds = (max(middle - _LONGEST_GAP, 1), middle + _LONGEST_GAP)
+    else:
+        bounds = (1, 0)
+    outside = "SELECT id FROM log_journal WHERE id NOT BETWEEN ? AND ? ORDER BY id"
+    for (row,) in connection.execute(outside, bounds):
+        logger.warning("event log row has a damaged id", table="log_journal", row=row)
+    yield from connection.execute(
+        "SELECT id, CAST(batch AS BLOB) FROM log_journal WHERE id BETWEEN ? AND ? ORDER BY id",
+        bounds,
+    )
 
 
 def prune(connection: sqlite3.Connection, before_row: int) -> None:
@@ -189,8 +215,8 @@ def delete_run(connection: sqlite3.Connection, number: int) -> None:
 
 _FOLD_RUNS: Final = (
     "INSERT INTO log_run VALUES {places} ON CONFLICT (number) DO UPDATE SET"
-    " token = excluded.token, first_seq = excluded.first_seq, last_seq = excluded.last_seq,"
-    " closed = excluded.closed"
+    " run_id = excluded.run_id, token = excluded.token, first_seq = excluded.first_seq,"
+    " last_seq = excluded.last_seq, closed = excluded.closed"
 )
 _FOLD_CHUNKS: Final = (
     "INSERT INTO log_chunk (number, first_seq, last_seq, ends, frames) VALUES {places}"
@@ -203,6 +229,23 @@ def fold(connection: sqlite3.Connection, runs: Sequence[tuple[StoredRun, Sequenc
     All rows are one statement and all chunks another, because between two statements the writer's
     thread may wait for the event loop's thread.
     """
+    try:
+        _insert(connection, runs)
+    except sqlite3.IntegrityError:
+        _make_way(connection, runs)
+        _insert(connection, runs)
+    for run, _ in runs:
+        if run.first_seq > 1:
+            connection.execute(
+                "INSERT OR REPLACE INTO log_garbage SELECT ?, ? WHERE EXISTS"
+                " (SELECT 1 FROM log_chunk WHERE number = ? AND last_seq < ?)",
+                (run.number, run.first_seq, run.number, run.first_seq),
+            )
+
+
+def _insert(
+    connection: sqlite3.Connection, runs: Sequence[tuple[StoredRun, Sequence[Chunk]]]
+) -> None:
     connection.execute(
         _FOLD_RUNS.format(places=_places(len(runs), 6)),
         [value for run, _ in runs for value in astuple(run)],
@@ -217,12 +260,22 @@ def fold(connection: sqlite3.Connection, runs: Sequence[tuple[StoredRun, Sequenc
             _FOLD_CHUNKS.format(places=_places(len(chunks), 5)),
             [value for chunk in chunks for value in chunk],
         )
-    for run, _ in runs:
-        if run.first_seq > 1:
+
+
+def _make_way(
+    connection: sqlite3.Connection, runs: Sequence[tuple[StoredRun, Sequence[Chunk]]]
+) -> None:
+    """Delete damaged rows that have the id of one of the runs or the place of one of the chunks."""
+    for run, chunks in runs:
+        others = connection.execute(
+            "SELECT number FROM log_run WHERE run_id = ? AND number != ?", (run.run_id, run.number)
+        ).fetchall()
+        for (number,) in others:
+            delete_run(connection, number)
+        if chunks:
             connection.execute(
-                "INSERT OR REPLACE INTO log_garbage SELECT ?, ? WHERE EXISTS"
-                " (SELECT 1 FROM log_chunk WHERE number = ? AND last_seq < ?)",
-                (run.number, run.first_seq, run.number, run.first_seq),
+                "DELETE FROM log_chunk WHERE number = ? AND first_seq >= ?",
+                (run.number, chunks[0].first_seq),
             )
 
 
@@ -246,39 +299,75 @@ def sweep(connection: sqlite3.Connection) -> bool:
     return True
 
 
-_RUN: Final = "SELECT number, run_id, token, first_seq, last_seq, closed FROM log_run "
+_RUN: Final = (
+    "SELECT number, CASE typeof(run_id) WHEN 'text' THEN CAST(run_id AS BLOB) END,"
+    " CASE typeof(token) WHEN 'integer' THEN token END,"
+    " CASE typeof(first_seq) WHEN 'integer' THEN first_seq END,"
+    " CASE typeof(last_seq) WHEN 'integer' THEN last_seq END,"
+    " CASE typeof(closed) WHEN 'integer' THEN closed END FROM log_run "
+)
+"""Values of another type are NULL, because some of them cannot even be fetched."""
 
 
 def run_by_id(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:
-    return _stored_run(connection.execute(_RUN + "WHERE run_id = ?", (run_id,)).fetchone())
+    """Return the run, or None if it has no row or a damaged one."""
+    return next(_stored_runs(connection.execute(_RUN + "WHERE run_id = ?", (run_id,))), None)
 
 
 def run_by_number(connection: sqlite3.Connection, number: int) -> StoredRun | None:
-    return _stored_run(connection.execute(_RUN + "WHERE number = ?", (number,)).fetchone())
+    """Return the run, or None if it has no row or a damaged one."""
+    return next(_stored_runs(connection.execute(_RUN + "WHERE number = ?", (number,))), None)
+
+
+def number_of(connection: sqlite3.Connection, run_id: str) -> int | None:
+    """Return the number of the run's row, even if other values of the row are damaged."""
+    found = connection.execute(
+        "SELECT number FROM log_run WHERE run_id = ? AND number BETWEEN 1 AND ?",
+        (run_id, HIGHEST_NUMBER),
+    ).fetchone()
+    return None if found is None else int(found[0])
 
 
 def open_runs(connection: sqlite3.Connection) -> list[StoredRun]:
-    rows = connection.execute(_RUN + "WHERE closed = 0 ORDER BY number").fetchall()
-    return [run for row in rows if (run := _stored_run(row)) is not None]
+    return list(_stored_runs(connection.execute(_RUN + "WHERE closed = 0 ORDER BY number")))
 
 
 def runs_after(connection: sqlite3.Connection, *, number: int, limit: int) -> list[StoredRun]:
     """Return the runs with higher numbers than ``number``, in ascending order."""
-    rows = connection.execute(
-        _RUN + "WHERE number > ? ORDER BY number LIMIT ?", (number, limit)
-    ).fetchall()
-    return [run for row in rows if (run := _stored_run(row)) is not None]
+    rows = connection.execute(_RUN + "WHERE number > ? ORDER BY number", (number,))
+    try:
+        return list(islice(_stored_runs(rows), limit))
+    finally:
+        rows.close()
 
 
-def _stored_run(row: tuple[int, str, Token, Seq, Seq, int] | None) -> StoredRun | None:
-    return None if row is None else StoredRun(*row[:5], closed=bool(row[5]))
+def _stored_runs(rows: Iterable[tuple[Any, ...]]) -> Iterator[StoredRun]:
+    """Yield the runs of ``rows``. A damaged row is logged and otherwise treated as missing."""
+    for number, run_id, token, first_seq, last_seq, closed in rows:
+        try:
+            run = StoredRun(number, run_id.decode(), token, first_seq, last_seq, bool(closed))
+            is_whole = (
+                1 <= number <= HIGHEST_NUMBER
+                and 0 <= token <= HIGHEST_SEQ
+                and 1 <= first_seq <= last_seq + 1 <= HIGHEST_SEQ
+                and closed in {0, 1}
+            )
+        except (AttributeError, TypeError, UnicodeDecodeError):
+            is_whole = False
+        if is_whole:
+            yield run
+        else:
+            name = None if run_id is None else run_id[:100].decode(errors="replace")
+            logger.warning("event log row damaged", table="log_run", row=number, run_id=name)
 
 
 def highest_number(connection: sqlite3.Connection) -> int:
     """Return the highest run number in the tables of folded runs; 0 for none."""
     (number,) = connection.execute(
-        "SELECT max(coalesce((SELECT max(number) FROM log_run), 0),"
-        " coalesce((SELECT max(number) FROM log_garbage), 0))"
+        "SELECT max("
+        "coalesce((SELECT max(number) FROM log_run WHERE number <= :bound), 0),"
+        " coalesce((SELECT max(number) FROM log_garbage WHERE number <= :bound), 0), 0)",
+        {"bound": HIGHEST_NUMBER},
     ).fetchone()
     return int(number)
 
