@@ -90,3 +90,12 @@ def test_a_malformed_tenant_is_refused(tmp_path: Path, tenant: str) -> None:
     """D13: an empty variable in a script does not mean the first tenant."""
     assert "as `reattach keys" in keys(tmp_path, "create", "key", "--tenant", tenant, status=2)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["revoke", "key-1"]])
+def test_a_data_directory_that_does_not_exist_is_reported_and_not_created(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    assert f"{nowhere} does not exist" in keys(nowhere, *arguments, status=1)
+    assert not nowhere.exists()

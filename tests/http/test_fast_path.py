@@ -122,6 +122,7 @@ UNUSUAL: dict[str, dict[str, Any]] = {
     "no object": {"body": b"[]"},
     "null": {"body": b"null"},
     "a cursor that is none": {"body": b'{"starting_after": "x"}'},
+    "a cursor with an underscore": {"body": b'{"starting_after": "1_0"}'},
     "a cursor that is too large": {"body": b'{"starting_after": 99999999999999999999}'},
     "a slash at the end": {"path": "/"},
     "an id that is none": {"path": "/v1/runs/run-1/stream"},

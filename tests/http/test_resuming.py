@@ -701,6 +701,7 @@ async def test_no_resume_of_any_kind_makes_or_changes_anything(live: LiveServer)
         (conversation, unknown),
         (conversation, {"starting_after": 99}),
         (conversation, {"starting_after": "x"}),
+        (conversation, {"starting_after": "1_0"}),
         ("default", {"agent_id": agent}),
         ("default", {"agent_id": new_agent_id()}),
         ("default", {}),

@@ -12,6 +12,7 @@ import typer
 from reattach.cli.options import (
     AsJson,
     StoreFlags,
+    fail,
     records_url,
     settings_with,
     with_store_flags,
@@ -115,7 +116,7 @@ def list_keys(
     async def find(records: Records) -> list[ApiKey]:
         return await records.keys.list(None)
 
-    found = with_records(settings_with(**stores), find)
+    found = with_records(settings_with(**stores), find, makes=False)
     if as_json:
         typer.echo(json.dumps([_json_of(key) for key in found]))
         return
@@ -149,7 +150,7 @@ def revoke_key(
         await records.keys.revoke(key_id)
         return True
 
-    with_records(settings_with(**stores), revoke)
+    with_records(settings_with(**stores), revoke, makes=False)
     typer.echo(f"Key {key_id} is revoked.", err=True)
 
 
@@ -204,9 +205,16 @@ def _json_of(key: ApiKey) -> dict[str, Any]:
     }
 
 
-def with_records(settings: Settings, work: Callable[[Records], Awaitable[_T]]) -> _T:
-    """Run ``work`` on the records, whether or not a server is using them."""
-    url = records_url(settings)
+def with_records(
+    settings: Settings, work: Callable[[Records], Awaitable[_T]], *, makes: bool = True
+) -> _T:
+    """Run ``work`` on the records, whether or not a server is using them.
+
+    Without ``makes`` the data directory must exist.
+    """
+    url = records_url(settings, makes=makes)
+    if not makes and settings.database_url is None and not settings.data_dir.exists():
+        fail(f"The data directory {settings.data_dir} does not exist. Check --data-dir.")
 
     async def run() -> _T:
         with explain_startup_failures(url):

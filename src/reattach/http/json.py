@@ -106,7 +106,8 @@ def parse(body: bytes) -> Any:
     except UnicodeEncodeError:
         fault = Fault(["body"], _SURROGATE, "json_refused")
     except json.JSONDecodeError as error:
-        message = f"The body is not JSON: {error.msg} at character {error.pos}."
+        reason = error.msg.removesuffix(" at")
+        message = f"The body is not JSON: {reason} at character {error.pos}."
         fault = Fault(["body", error.pos], message, "json_invalid")
     except RecursionError:
         fault = Fault(["body"], _TOO_DEEP, "json_refused")

@@ -73,8 +73,8 @@ def _in_utc(at: datetime) -> datetime:
         raise ValueError("The time is outside the years 1 to 9999 in UTC.") from None
 
 
-def _no_truth_value(value: Any) -> Any:
-    if isinstance(value, bool):
+def _only_numbers(value: Any) -> Any:
+    if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
         raise PydanticKnownError("float_type")
     return value
 
@@ -85,8 +85,8 @@ def _no_empty_text(value: Any) -> Any:
     return value
 
 
-NOT_BOOL: Final = BeforeValidator(_no_truth_value)
-"""The last annotation of a number, because Pydantic takes true as 1."""
+NOT_BOOL: Final = BeforeValidator(_only_numbers)
+"""The last annotation of a number, because Pydantic takes true as 1 and "1_0" as 10."""
 
 NOT_EMPTY: Final = BeforeValidator(_no_empty_text)
 """The last annotation of a text of which an empty one must not pass for an absent one."""
