@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +247,22 @@ async def test_the_head_of_a_silent_run_does_not_wait_for_its_next_event(live: L
     async with live.stream(f"/v1/runs/{run}/stream", body) as stream:
         assert stream.headers["x-stream-starts-after"] == str(seen)
     await live.ended(run)
+
+
+@pytest.mark.promise("P5")
+async def test_a_damaged_log_is_reported_in_the_same_way_on_both_ways(tmp_path: Path) -> None:
+    """C1: a damaged row of the log."""
+    async with listening(tmp_path) as live:
+        _, run = await ended_run(live)
+        file = tmp_path / "events.db"
+        with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+            async with asyncio.timeout(WAIT_SECONDS):
+                while not connection.execute("UPDATE log_chunk SET frames = x'ff00ff'").rowcount:
+                    await asyncio.sleep(0.01)
+    async with listening(tmp_path) as live:
+        app = App(live)
+        short = await app.asked(path=f"/v1/runs/{run}/stream")
+        app.api.fast_path = None  # type: ignore[attr-defined]
+        assert await app.asked(path=f"/v1/runs/{run}/stream") == short
+        assert short[0]["status"] == 410
+        assert b'"events_lost"' in short[1]["body"]

@@ -327,3 +327,74 @@ async def test_a_damaged_row_of_an_ended_run_affects_only_resumes_of_that_run(
         stores.log = again = await SqliteLog.open_file(file, sizes=SMALL)
         assert await stores.frames(damaged) == [b"data: new\n\n"]
         await again.aclose()
+
+
+CHUNK_DAMAGES = {
+    **{
+        f"{column} is {name}": f"UPDATE log_chunk SET {column} = {value} WHERE number = 1"
+        for column in ("last_seq", "ends", "frames")
+        for name, value in STRANGE.items()
+    },
+    **{
+        f"first_seq is {name}": f"UPDATE log_chunk SET first_seq = {value} WHERE first_seq = 1"
+        for name, value in STRANGE.items()
+    },
+    "frames are empty": "UPDATE log_chunk SET frames = x''",
+    "ends are empty": "UPDATE log_chunk SET ends = x''",
+    "ends go back": "UPDATE log_chunk SET ends = x'ffff0000' || substr(ends, 5)",
+    "there is a frame less": "UPDATE log_chunk SET ends = substr(ends, 5)",
+    "the chunk is of another run": "UPDATE log_chunk SET number = 9 WHERE first_seq = 1",
+}
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("damage", CHUNK_DAMAGES.values(), ids=CHUNK_DAMAGES)
+async def test_a_damaged_chunk_of_an_ended_run_is_reported_before_the_headers(
+    tmp_path: Path, log_lines: list[Any], damage: str
+) -> None:
+    """C1: a damaged row of the log; clients that got 200 and nothing more came back for ever."""
+    clock = LeapClock()
+    file = tmp_path / "events.db"
+    log = await SqliteLog.open_file(file, sizes=SMALL)
+    records = await Records.open(f"sqlite:///{tmp_path / 'records.db'}", clock=clock)
+    async with stores_of(records, log, clock) as stores:
+        run = await ended_run(stores)
+        await fold_and_prune(log, file)
+        await rows_of(file, damage)
+        async with Reader(stores.service(), run) as reader:
+            await reader.to_end()
+        assert (reader.status, reader.error["code"]) == (410, "events_lost")
+        assert reader.received.cursor == 0
+        assert any(line.get("run_id") == run.id for line in log_lines if "damaged" in line["event"])
+        await stores.log.delete(run.id)
+        async with asyncio.timeout(10):
+            while await rows_of(file, "SELECT 1 FROM log_chunk WHERE number = 1"):
+                await asyncio.sleep(0.01)
+        await log.aclose()
+
+
+@pytest.mark.promise("P5")
+async def test_a_chunk_that_is_damaged_after_others_cuts_the_reader_and_then_is_reported(
+    tmp_path: Path, log_lines: list[Any]
+) -> None:
+    """C1: a damaged row of the log behind events that can be read."""
+    clock = LeapClock()
+    file = tmp_path / "events.db"
+    log = await SqliteLog.open_file(file, sizes=SMALL)
+    records = await Records.open(f"sqlite:///{tmp_path / 'records.db'}", clock=clock)
+    async with stores_of(records, log, clock) as stores:
+        run = await ended_run(stores)
+        await fold_and_prune(log, file)
+        ((first_seq,),) = await rows_of(file, "SELECT max(first_seq) FROM log_chunk")
+        await rows_of(file, f"UPDATE log_chunk SET frames = x'00' WHERE first_seq = {first_seq}")
+        service = stores.service()
+        async with Reader(service, run) as reader:
+            await reader.to_end()
+        assert (reader.status, reader.received.cursor) == (200, first_seq - 1)
+        assert (reader.whole, reader.received.done) == (False, False)
+        (line,) = [line for line in log_lines if line["event"] == "reader cut off"]
+        assert (line["log_level"], line["run_id"]) == ("warning", run.id)
+        async with Reader(service, run, first_seq - 1) as again:
+            await again.to_end()
+        assert (again.status, again.error["code"]) == (410, "events_lost")
+        await log.aclose()

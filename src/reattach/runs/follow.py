@@ -6,12 +6,16 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Self
 
+import structlog
+
 from reattach.domain.errors import CursorAheadError, LogLostError, ReattachError, TrimmedError
 from reattach.domain.ids import Seq
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ, REPLAY_SLICE_BYTES
-from reattach.domain.store_errors import EventsLostError
+from reattach.domain.store_errors import EventsLostError, LogDamagedError
 from reattach.log.base import Log, Slice, Tail, View
 from reattach.records.base import Target
+
+logger = structlog.get_logger(__name__)
 
 __all__ = ["Following", "Target", "Watch", "follow", "remainder"]
 
@@ -27,8 +31,8 @@ class Following:
     may raise or block.
     """
 
-    __slots__ = ("_behind_at", "_has_spoken", "_log", "_max_events", "_shared", "_tail", "cursor",
-                 "keepalive_due", "quiet_since", "released", "revoked", "run_id", "sink",
+    __slots__ = ("_behind_at", "_first", "_has_spoken", "_log", "_max_events", "_shared", "_tail",
+                 "cursor", "keepalive_due", "quiet_since", "released", "revoked", "run_id", "sink",
                  "wake")  # fmt: skip
 
     def __init__(
@@ -45,6 +49,8 @@ class Following:
         self._shared = shared
         self._tail = tail
         self._max_events = max_events
+        self._first: Slice | None = None
+        """The first events, if ``prefetch`` has read them and ``read`` has not returned them."""
         self.run_id = run_id
         self.cursor = cursor
         self.wake: Callable[[], None] = _ignore_wake
@@ -75,6 +81,26 @@ class Following:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
+    async def prefetch(self) -> None:
+        """Read the first events now if only the store has them, so that damage is noticed.
+
+        Raises:
+            EventsLostError: They are damaged.
+            ReattachError: Any error of ``Log.read``.
+        """
+        if self.cursor + 1 >= self._tail.first_seq:
+            return
+        try:
+            self._first = await self._read_stored()
+        except LogDamagedError as error:
+            logger.warning("log of a run is damaged", run_id=self.run_id, reason=error.detail)
+            raise EventsLostError(self.run_id) from error
+
+    async def _read_stored(self) -> Slice:
+        return await self._log.read(
+            self.run_id, self.cursor, max_bytes=REPLAY_SLICE_BYTES, max_events=self._max_events
+        )
+
     async def read(self) -> Slice:
         """Return the next events, at most one write of a replay; empty if there are none now.
 
@@ -85,12 +111,7 @@ class Following:
         """
         piece = self.read_now()
         if piece is None:
-            piece = await self._log.read(
-                self.run_id,
-                self.cursor,
-                max_bytes=REPLAY_SLICE_BYTES,
-                max_events=self._max_events,
-            )
+            piece = await self._read_stored()
             self.cursor = max(self.cursor, piece.last_seq)
         return piece
 
@@ -99,11 +120,13 @@ class Following:
 
         Moves the cursor.
         """
-        if self.cursor + 1 < self._tail.first_seq:
-            return None
-        piece = self._tail.slice(
-            self.cursor, max_bytes=REPLAY_SLICE_BYTES, max_events=self._max_events
-        )
+        piece, self._first = self._first, None
+        if piece is None:
+            if self.cursor + 1 < self._tail.first_seq:
+                return None
+            piece = self._tail.slice(
+                self.cursor, max_bytes=REPLAY_SLICE_BYTES, max_events=self._max_events
+            )
         self.cursor = max(self.cursor, piece.last_seq)
         return piece
 
@@ -209,6 +232,7 @@ async def follow(
         ExpiredError: Events after the cursor were trimmed or lost.
         LogNotFoundError: There is no log.
         LogLostError: The run has ``ended`` but its log is open.
+        StoreUnavailableError: The store does not answer.
     """
     shared = log.follow(run_id)
     tail = await shared.__aenter__()
@@ -226,7 +250,13 @@ async def follow(
     except BaseException:
         await shared.__aexit__(*sys.exc_info())
         raise
-    return Following(log, shared, tail, run_id, cursor=cursor, max_events=max(max_events, 1))
+    following = Following(log, shared, tail, run_id, cursor=cursor, max_events=max(max_events, 1))
+    try:
+        await following.prefetch()
+    except BaseException:
+        await following.aclose()
+        raise
+    return following
 
 
 class Watch:

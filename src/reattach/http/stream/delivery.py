@@ -14,6 +14,7 @@ from reattach.domain.clock import Clock
 from reattach.domain.errors import ReattachError
 from reattach.domain.ids import new_uuid
 from reattach.domain.limits import REPLAY_TURN_BYTES
+from reattach.domain.store_errors import LogDamagedError
 from reattach.runs.follow import Following, Target
 from reattach.runs.service import RunService
 from reattach.wire import letta
@@ -106,7 +107,8 @@ class Delivery(ABC):
             try:
                 piece = await following.read()
             except ReattachError as error:
-                return self._log_cut_off(error.detail)
+                is_damaged = isinstance(error, LogDamagedError)
+                return self._log_cut_off(error.detail, is_damaged=is_damaged)
             # Before the terminal group, because the SDKs stop at an error event, before [DONE].
             if following.closed and not await self._is_settled_in_time():
                 return self._log_cut_off("the end of the run is not recorded yet")
@@ -164,9 +166,10 @@ class Delivery(ABC):
         self.following.quiet_since = asyncio.get_running_loop().time()
         return True
 
-    def _log_cut_off(self, reason: str) -> bool:
+    def _log_cut_off(self, reason: str, *, is_damaged: bool = False) -> bool:
         """Log why the stream ends early, and return False, as ``advance`` then does."""
-        logger.info("reader cut off", run_id=self._job.target.run_id, reason=reason)
+        log = logger.warning if is_damaged else logger.info
+        log("reader cut off", run_id=self._job.target.run_id, reason=reason)
         return False
 
 

@@ -368,6 +368,8 @@ class SqliteLog(Log):
         tail = await self._query(load)
         if run.deleting:
             raise not_found_error(run.run_id)
+        if tail is not None and tail.last_seq > run.tail.last_seq:
+            return None  # A damaged row has the number of this run.
         return tail
 
     async def _is_retry(

@@ -5,6 +5,7 @@ runs: one row per run, and its frames in chunks. Functions take a connection, le
 the caller, and may run in any thread.
 """
 
+import operator
 import sqlite3
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -291,8 +292,8 @@ def sweep(connection: sqlite3.Connection) -> bool:
         return False
     deleted = connection.execute(
         "DELETE FROM log_chunk WHERE id IN (SELECT id FROM log_chunk"
-        " WHERE number = ? AND last_seq < ? ORDER BY first_seq LIMIT ?)",
-        (*found, SWEEP_CHUNKS),
+        " WHERE number = ? AND (last_seq < ? OR ?) ORDER BY first_seq LIMIT ?)",
+        (*found, found[1] == _ALL, SWEEP_CHUNKS),
     )
     if deleted.rowcount < SWEEP_CHUNKS:
         connection.execute("DELETE FROM log_garbage WHERE number = ? AND before_seq = ?", found)
@@ -372,32 +373,58 @@ def highest_number(connection: sqlite3.Connection) -> int:
     return int(number)
 
 
+_CHUNKS: Final = (
+    "SELECT CASE typeof(first_seq) WHEN 'integer' THEN first_seq END,"
+    " CASE typeof(last_seq) WHEN 'integer' THEN last_seq END,"
+    " CASE typeof(ends) WHEN 'blob' THEN ends END,"
+    " CASE typeof(frames) WHEN 'blob' THEN frames END"
+    " FROM log_chunk WHERE number = ? AND first_seq >="
+    " (SELECT max(first_seq) FROM log_chunk WHERE number = ? AND first_seq <= ?)"
+    " ORDER BY first_seq"
+)
+"""The chunk with a given frame and those after it. Values of another type are NULL."""
+
+
 def load_tail(
     connection: sqlite3.Connection, number: int, after_seq: Seq, *, max_bytes: int, max_events: int
 ) -> Tail | None:
     """Return a tail with the frames from ``after_seq + 1`` on, enough for a slice of these bounds.
 
-    None if the chunks do not contain that frame.
+    None if the chunks do not contain that frame, or the chunk with it is damaged.
     """
-    rows = connection.execute(
-        "SELECT first_seq, ends, frames FROM log_chunk WHERE number = ? AND first_seq >="
-        " (SELECT max(first_seq) FROM log_chunk WHERE number = ? AND first_seq <= ?)"
-        " ORDER BY first_seq",
-        (number, number, after_seq + 1),
-    )
+    rows = connection.execute(_CHUNKS, (number, number, after_seq + 1))
     tail: Tail | None = None
-    for first_seq, lengths, frames in rows:
-        ends = unpack_numbers(lengths) if len(lengths) % 4 == 0 else array("I")
-        if not ends or ends[-1] != len(frames):
-            break  # The chunk is damaged.
+    for row in rows:
+        chunk = _whole_chunk(*row)
+        if chunk is None:
+            break
+        first_seq = chunk.first_seq
         if tail is None:
             tail = Tail(first_seq)
         elif first_seq != tail.last_seq + 1:
             break
-        tail.extend_joined(frames, ends)
+        tail.extend_joined(chunk.frames, chunk.ends)
         if after_seq < tail.last_seq:
             tail.trim(after_seq + 1)
             if tail.size_bytes >= max_bytes or tail.last_seq - after_seq >= max_events:
                 break
     rows.close()
     return tail if tail is not None and tail.first_seq == after_seq + 1 else None
+
+
+def _whole_chunk(
+    first_seq: Seq | None, last_seq: Seq | None, lengths: bytes | None, frames: bytes | None
+) -> Chunk | None:
+    """Return the chunk, or None if its values are damaged: they contradict each other."""
+    if first_seq is None or last_seq is None or lengths is None or frames is None:
+        return None
+    if not lengths or len(lengths) % 4:
+        return None
+    ends = unpack_numbers(lengths)
+    is_whole = (
+        first_seq >= 1
+        and len(ends) == last_seq + 1 - first_seq
+        and ends[-1] == len(frames)
+        and all(map(operator.le, ends, ends[1:]))
+    )
+    return Chunk(first_seq, last_seq, ends, frames) if is_whole else None
