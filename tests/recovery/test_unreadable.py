@@ -217,6 +217,7 @@ async def test_a_fenced_run_that_another_process_owns_is_left_to_it(stores: Stor
         f"UPDATE log_journal SET id = {2**63 - 1} WHERE id = (SELECT min(id) FROM log_journal)",
         "UPDATE log_journal SET id = -5 WHERE id = (SELECT max(id) FROM log_journal)",
         "UPDATE log_journal SET batch = 'strange'",
+        "INSERT INTO log_meta VALUES ('uncertain_before', 'x')",
         f"INSERT INTO log_journal VALUES (9999, x'02000000000000ffffffff{'00' * 7}7f{'00' * 8}')",
     ],
 )

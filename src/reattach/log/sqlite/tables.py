@@ -142,11 +142,20 @@ def mark_uncertain(connection: sqlite3.Connection, before_number: int) -> None:
 
 
 def uncertain_before(connection: sqlite3.Connection) -> int:
-    """Return the number below which open runs may have lost their last events; 0 for none."""
+    """Return the number below which open runs may have lost their last events; 0 for none.
+
+    If the number is damaged, every open run may have.
+    """
     found = connection.execute(
-        "SELECT value FROM log_meta WHERE key = 'uncertain_before'"
+        "SELECT CASE typeof(value) WHEN 'integer' THEN value END FROM log_meta"
+        " WHERE key = 'uncertain_before'"
     ).fetchone()
-    return 0 if found is None else int(found[0])
+    if found is None:
+        return 0
+    if found[0] is None:
+        logger.warning("event log row damaged", table="log_meta", row="uncertain_before")
+        return _ALL
+    return int(found[0])
 
 
 def checkpoint(connection: sqlite3.Connection) -> None:
