@@ -281,7 +281,7 @@ async def rows_of(file: Path, statement: str) -> list[Any]:
 
 async def fold_and_prune(log: SqliteLog, file: Path) -> None:
     """Wait until everything that is in the journal is only in the tables of folded runs."""
-    ((last,),) = await rows_of(file, "SELECT max(id) FROM log_journal")
+    ((last,),) = await rows_of(file, "SELECT coalesce(max(id), 0) FROM log_journal")
     async with asyncio.timeout(10):
         while await rows_of(file, f"SELECT 1 FROM log_journal WHERE id <= {last}"):
             run_id = new_run_id()

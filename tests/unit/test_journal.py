@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from reattach.domain.errors import StartupError
 from reattach.domain.ids import Seq, Token
 from reattach.log.sqlite.journal import (
+    HIGHEST_NUMBER,
+    HIGHEST_SEQ,
     Append,
     Create,
     Delete,
@@ -18,14 +20,15 @@ from reattach.log.sqlite.journal import (
     unpack,
 )
 
-numbers = st.integers(0, 2**63 - 1)
+numbers = st.integers(1, HIGHEST_NUMBER)
+seqs = st.integers(0, HIGHEST_SEQ)
 records: st.SearchStrategy[Record] = st.one_of(
-    st.builds(Create, numbers, numbers, st.text(max_size=50), st.one_of(st.just(1), numbers)),
-    st.builds(TakeOver, numbers, numbers),
-    st.builds(Append, numbers, numbers, st.lists(st.binary(max_size=50)), st.booleans()),
-    st.builds(Trim, numbers, numbers),
+    st.builds(Create, numbers, seqs, st.text(max_size=50), st.one_of(st.just(1), seqs)),
+    st.builds(TakeOver, numbers, seqs),
+    st.builds(Append, numbers, seqs, st.lists(st.binary(max_size=50)), st.booleans()),
+    st.builds(Trim, numbers, seqs),
     st.builds(Delete, numbers),
-    st.builds(Skip, numbers, numbers, numbers),
+    st.builds(Skip, numbers, seqs, seqs),
 )
 
 

@@ -30,7 +30,7 @@ from reattach.domain.ids import MessageId, TenantId
 from reattach.domain.limits import PAGE_BYTES
 from reattach.records import lookup
 from reattach.records.base import Page, Span
-from reattach.records.database.columns import Typed
+from reattach.records.database.columns import LongText, Typed
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ def _fetch(connection: Connection, rows: Select[Any]) -> Sequence[RowMapping]:
     return connection.execute(rows).mappings().all()
 
 
-_WIDE: Final = (Text, JSON, Typed)
+_WIDE: Final = (LongText, JSON, Typed)
 """Types of the columns that hold the texts of clients and models."""
 
 
