@@ -83,6 +83,21 @@ class Block:
     tags: tuple[str, ...] = ()
 
 
+AgentType = Literal[
+    "memgpt_agent",
+    "memgpt_v2_agent",
+    "letta_v1_agent",
+    "react_agent",
+    "workflow_agent",
+    "split_thread_agent",
+    "sleeptime_agent",
+    "voice_convo_agent",
+    "voice_sleeptime_agent",
+]
+
+DEFAULT_AGENT_TYPE: Final = "letta_v1_agent"
+
+
 @dataclass(frozen=True, slots=True)
 class Agent:
     id: AgentId
@@ -90,7 +105,7 @@ class Agent:
     system: str
     created_at: datetime
     updated_at: datetime
-    agent_type: str = "letta_v1_agent"
+    agent_type: AgentType = DEFAULT_AGENT_TYPE
     description: str | None = None
     model: str | None = None
     """The handle of its model; None for the server's default."""

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field
 
@@ -44,21 +44,9 @@ from reattach.http.schemas.settings import (
     Tokens,
 )
 from reattach.http.schemas.tool import ToolBody
-from reattach.records.base import Agent
+from reattach.records.base import DEFAULT_AGENT_TYPE, Agent, AgentType
 from reattach.tools.base import Toolbox
 
-AgentType = Literal[
-    "memgpt_agent",
-    "memgpt_v2_agent",
-    "letta_v1_agent",
-    "react_agent",
-    "workflow_agent",
-    "split_thread_agent",
-    "sleeptime_agent",
-    "voice_convo_agent",
-    "voice_sleeptime_agent",
-]
-_AGENT_TYPE: Final = "letta_v1_agent"
 Include = Literal[
     "agent.blocks",
     "agent.identities",
@@ -172,15 +160,12 @@ class AgentState(Answer):
         blocks = (
             [BlockState.of(block) for block in agent.blocks] if view.shows("agent.blocks") else []
         )
-        is_known = agent.agent_type in get_args(AgentType)
-        agent_type = agent.agent_type if is_known else _AGENT_TYPE  # A damaged one is not known.
         kept = {name: value for name, value in agent.settings.items() if name in KEPT_MEMBERS}
         attached = view.toolbox.attached_tools(agent.tools) if view.shows("agent.tools") else ()
         shown = {
             "model": handle,
             "llm_config": config,
-            "agent_type": agent_type,
-            "memory": Memory(agent_type=agent_type, blocks=blocks),
+            "memory": Memory(agent_type=agent.agent_type, blocks=blocks),
             "blocks": blocks,
             "tools": [ToolBody.attached(one) for one in attached],
             "tags": agent.tags if view.shows("agent.tags") else (),
@@ -278,7 +263,7 @@ NOT_OFFERED_MEMBERS: Final[Mapping[str, str]] = {
 class AgentCreate(_AgentMembers):
     name: AgentName | None = None
     system: SystemText | None = None
-    agent_type: AgentType = _AGENT_TYPE
+    agent_type: AgentType = DEFAULT_AGENT_TYPE
     tags: Tags | None = None
     memory_blocks: Annotated[list[BlockCreate], Field(max_length=MAX_AGENT_BLOCKS)] | None = None
     block_ids: BlockIds | None = None

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Integer, String, Text
@@ -117,6 +117,23 @@ class Word(StoredType):
     @override
     def process_result_value(self, value: str | None, dialect: Dialect) -> StrEnum | None:
         return None if value is None else self.words(value)
+
+
+class OneOf(StoredType):
+    """Text that is one of the values of a Literal."""
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, values: Any, unreadable: str) -> None:
+        super().__init__(unreadable)
+        self.values = get_args(values)
+
+    @override
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None or value in self.values:
+            return value
+        raise ValueError("It is none of the values of the column.")
 
 
 class Whole(StoredType):

@@ -18,12 +18,13 @@ from sqlalchemy import (
 
 from reattach.domain.events import RunStatus, StopReason, Usage
 from reattach.domain.messages import ContentPart, Message, Role
-from reattach.records.base import RequestConfig, RunError
+from reattach.records.base import DEFAULT_AGENT_TYPE, AgentType, RequestConfig, RunError
 from reattach.records.database.columns import (
     Characters,
     JsonObject,
     LongText,
     Moment,
+    OneOf,
     Ordinal,
     Position,
     StoredType,
@@ -60,7 +61,7 @@ agents = Table(
     Column("system", LongText(), nullable=False),
     Column("created_at", Moment, nullable=False),
     Column("updated_at", Moment, nullable=False),
-    Column("agent_type", Characters(), nullable=False),
+    Column("agent_type", OneOf(AgentType, DEFAULT_AGENT_TYPE), nullable=False),
     Column("description", LongText()),
     Column("model", Characters()),
     Column("model_settings", JsonObject),
