@@ -27,8 +27,8 @@ async def open_log(
       This backend needs the extra ``cluster``.
 
     On Redis, closed logs expire some time after ``retention_seconds``; other backends delete
-    nothing by themselves. ``after_power_cut`` says that a log
-    file of this machine may have lost its last appends.
+    nothing by themselves. ``after_power_cut`` says that a log file of this machine may have lost
+    its last appends.
 
     Raises:
         StartupError: the URL is not valid, or the backend does not start.

@@ -11,7 +11,7 @@ from reattach.domain.ids import new_block_id
 from reattach.domain.limits import MAX_BLOCK_CHARS
 from reattach.http.json import Fault, invalid
 from reattach.http.schemas.fields import (
-    NOT_BOOL,
+    NUMERIC,
     Answer,
     Body,
     Description,
@@ -28,7 +28,7 @@ Value = Annotated[str, Field(max_length=MAX_BLOCK_CHARS, description="Content of
 CharLimit = Annotated[
     int,
     Field(ge=1, le=MAX_BLOCK_CHARS, description="Maximum length of the value, in characters."),
-    NOT_BOOL,
+    NUMERIC,
 ]
 
 

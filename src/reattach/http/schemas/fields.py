@@ -85,7 +85,7 @@ def _no_empty_text(value: Any) -> Any:
     return value
 
 
-NOT_BOOL: Final = BeforeValidator(_only_numbers)
+NUMERIC: Final = BeforeValidator(_only_numbers)
 """The last annotation of a number, because Pydantic takes true as 1 and "1_0" as 10."""
 
 NOT_EMPTY: Final = BeforeValidator(_no_empty_text)
@@ -120,8 +120,8 @@ Handle = Annotated[
     ),
 ]
 Tags = Annotated[list[Word], Field(max_length=MAX_TAGS)]
-ContextTokens = Annotated[int, Field(ge=1, le=MAX_CONTEXT_TOKENS), NOT_BOOL]
-Count = Annotated[int, Field(ge=0, le=MAX_INTEGER), NOT_BOOL]
+ContextTokens = Annotated[int, Field(ge=1, le=MAX_CONTEXT_TOKENS), NUMERIC]
+Count = Annotated[int, Field(ge=0, le=MAX_INTEGER), NUMERIC]
 
 StopReasonName = Literal[
     "end_turn",

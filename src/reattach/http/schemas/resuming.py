@@ -5,11 +5,11 @@ from typing import Annotated
 from pydantic import Field
 
 from reattach.domain.limits import MAX_CURSOR, MAX_ID_CHARS, MAX_OTID_CHARS, MAX_POLL_SECONDS
-from reattach.http.schemas.fields import NOT_BOOL, NOT_EMPTY, Body
+from reattach.http.schemas.fields import NOT_EMPTY, NUMERIC, Body
 
-Cursor = Annotated[int, Field(ge=-MAX_CURSOR, le=MAX_CURSOR), NOT_BOOL]
+Cursor = Annotated[int, Field(ge=-MAX_CURSOR, le=MAX_CURSOR), NUMERIC]
 PollSeconds = Annotated[
-    float, Field(ge=-MAX_POLL_SECONDS, le=MAX_POLL_SECONDS, allow_inf_nan=False), NOT_BOOL
+    float, Field(ge=-MAX_POLL_SECONDS, le=MAX_POLL_SECONDS, allow_inf_nan=False), NUMERIC
 ]
 
 

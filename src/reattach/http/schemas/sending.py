@@ -21,7 +21,7 @@ from reattach.domain.limits import (
     MAX_SYSTEM_CHARS,
     MAX_TOOL_CALL_ID_CHARS,
 )
-from reattach.http.schemas.fields import NOT_BOOL, NOT_EMPTY, Answer, Body, StopReasonName
+from reattach.http.schemas.fields import NOT_EMPTY, NUMERIC, Answer, Body, StopReasonName
 from reattach.http.schemas.message import MessageItem
 from reattach.wire.letta import MessageType
 
@@ -181,7 +181,7 @@ class _SendBody(Body):
         True, description="Send a first ping, and keepalive pings during silence."
     )
     background: bool | None = Field(False, description="Allow clients to resume the run's stream.")
-    max_steps: Annotated[int, Field(ge=1, le=MAX_STEPS), NOT_BOOL] | None = 50
+    max_steps: Annotated[int, Field(ge=1, le=MAX_STEPS), NUMERIC] | None = 50
     include_return_message_types: list[MessageType] | None = Field(
         None, max_length=20, description="Stream only messages of these types."
     )

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reattach.domain.limits import MAX_CONTEXT_TOKENS
-from reattach.http.schemas.fields import NOT_BOOL, Body, KeptObject, Word, kept_json
+from reattach.http.schemas.fields import NUMERIC, Body, KeptObject, Word, kept_json
 
-Tokens = Annotated[int, Field(ge=1, le=MAX_CONTEXT_TOKENS), NOT_BOOL]
+Tokens = Annotated[int, Field(ge=1, le=MAX_CONTEXT_TOKENS), NUMERIC]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Verbosity = Literal["low", "medium", "high"]
 
@@ -42,7 +42,7 @@ class ModelSettings(_Kept):
     """Model settings: known members are validated, and all are stored and returned."""
 
     provider_type: Word | None = None
-    temperature: Annotated[float, Field(ge=0, le=2), NOT_BOOL] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2), NUMERIC] | None = None
     max_output_tokens: Tokens | None = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
@@ -62,11 +62,11 @@ class LegacyModelConfig(Body):
     handle: Word | None = None
     model_endpoint_type: Word
     context_window: Tokens
-    temperature: Annotated[float, Field(ge=0, le=2), NOT_BOOL] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2), NUMERIC] | None = None
     max_tokens: Tokens | None = None
     parallel_tool_calls: bool | None = None
     enable_reasoner: bool | None = None
-    max_reasoning_tokens: Annotated[int, Field(ge=0, le=MAX_CONTEXT_TOKENS), NOT_BOOL] | None = None
+    max_reasoning_tokens: Annotated[int, Field(ge=0, le=MAX_CONTEXT_TOKENS), NUMERIC] | None = None
     reasoning_effort: Effort | None = None
     effort: Effort | None = None
     verbosity: Verbosity | None = None
@@ -101,8 +101,8 @@ class CompactionSettings(_Kept):
     model_settings: ModelSettings | None = None
     prompt: Annotated[str, Field(max_length=20_000)] | None = None
     prompt_acknowledgement: bool | None = None
-    clip_chars: Annotated[int, Field(ge=0, le=MAX_CONTEXT_TOKENS), NOT_BOOL] | None = None
+    clip_chars: Annotated[int, Field(ge=0, le=MAX_CONTEXT_TOKENS), NUMERIC] | None = None
     mode: (
         Literal["all", "sliding_window", "self_compact_all", "self_compact_sliding_window"] | None
     ) = None
-    sliding_window_percentage: Annotated[float, Field(ge=0, le=1), NOT_BOOL] | None = None
+    sliding_window_percentage: Annotated[float, Field(ge=0, le=1), NUMERIC] | None = None
