@@ -69,6 +69,10 @@ class Database:
         """Damage the value of the first row that has one; return a function that repairs it."""
         return await asyncio.to_thread(self._damage, table, column, value)
 
+    def execute(self, statement: str) -> None:
+        with self._engine.begin() as connection:
+            connection.exec_driver_sql(statement)
+
     async def mend(self, was: Any) -> None:
         await asyncio.to_thread(self._mend, *was)
 
@@ -218,16 +222,14 @@ async def test_a_value_that_is_not_text_takes_nothing_with_it(tmp_path: Path, va
     """One value that is not UTF-8 made SQLite's driver refuse all rows beside it."""
     async with serving(tmp_path) as server:
         agent_id, thread_id = await filled(server)
-        engine = sa.create_engine(f"sqlite:///{tmp_path / 'records.db'}", poolclass=sa.NullPool)
+        database = Database(f"sqlite:///{tmp_path / 'records.db'}")
         for table in dict.fromkeys(table for table, _ in PROSE):
-            columns = [column for named, column in PROSE if named == table]
-            with engine.begin() as connection:
-                first = f"(SELECT min(ordinal) FROM {table} WHERE 1 {_OF_A_RUN.get(table, '')})"
-                for column in columns:
-                    connection.exec_driver_sql(
-                        f'UPDATE {table} SET "{column}" = {value} '
-                        f'WHERE ordinal = {first} AND "{column}" IS NOT NULL'
-                    )
+            first = f"(SELECT min(ordinal) FROM {table} WHERE 1 {_OF_A_RUN.get(table, '')})"
+            for column in (column for named, column in PROSE if named == table):
+                database.execute(
+                    f'UPDATE {table} SET "{column}" = {value} '
+                    f'WHERE ordinal = {first} AND "{column}" IS NOT NULL'
+                )
             await assert_everything_answers(server, agent_id, thread_id)
         for block in await server.got("/v1/blocks/"):
             await server.got(f"/v1/blocks/{block['id']}")
@@ -249,11 +251,9 @@ async def test_a_message_at_a_damaged_place_keeps_no_run_from_its_end(
         agent = await server.agent()
         thread = await server.conversation(agent["id"])
         await server.send(thread["id"], "one")
-        engine = sa.create_engine(f"sqlite:///{tmp_path / 'records.db'}", poolclass=sa.NullPool)
-        with engine.begin() as connection:
-            connection.exec_driver_sql(
-                f"UPDATE thread_messages SET position = {place} WHERE position = 1"
-            )
+        Database(f"sqlite:///{tmp_path / 'records.db'}").execute(
+            f"UPDATE thread_messages SET position = {place} WHERE position = 1"
+        )
         for text in ("two", "three"):
             sent = await server.send(thread["id"], text)
             assert sent["stop_reason"]["stop_reason"] == "end_turn"

@@ -258,7 +258,7 @@ async def test_two_processes_make_each_call_once(world: World, clock: HandClock)
 async def test_a_damaged_receiver_takes_no_slot_of_the_others(
     world: World, clock: HandClock, tmp_path: Path, column: str
 ) -> None:
-    """One that could not be matched kept the slots of all calls that were due beside it."""
+    """A call whose receiver could not be matched kept the slots of all other due calls."""
     async with receiving() as receiver:
         runs = [await ended(world, receiver.url) for _ in range(CALLBACKS_PER_RECEIVER)]
         with sqlite3.connect(tmp_path / "records.db") as database:

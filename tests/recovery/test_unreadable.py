@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,20 @@ async def test_a_fenced_run_that_another_process_owns_is_left_to_it(stores: Stor
     assert (found.status, found.owner) == (RunStatus.RUNNING, "another")
 
 
+@asynccontextmanager
+async def in_files(
+    directory: Path, sizes: Sizes = SMALL
+) -> AsyncIterator[tuple[Stores, SqliteLog, Path]]:
+    """Stores in files, their log, and its file. The last log of the stores is closed at the end."""
+    clock = LeapClock()
+    file = directory / "events.db"
+    log = await SqliteLog.open_file(file, sizes=sizes)
+    records = await Records.open(f"sqlite:///{directory / 'records.db'}", clock=clock)
+    async with stores_of(records, log, clock) as stores:
+        yield stores, log, file
+        await stores.log.aclose()
+
+
 @pytest.mark.promise("P7")
 @pytest.mark.parametrize(
     "damage",
@@ -225,12 +239,8 @@ async def test_a_damaged_log_in_a_file_stops_neither_the_start_nor_another_run(
     tmp_path: Path, damage: str
 ) -> None:
     """C1: damaged or missing rows of the event log's file."""
-    clock = LeapClock()
-    file = tmp_path / "events.db"
     small: Sizes = replace(SMALL, journal_bytes=10_000)
-    log = await SqliteLog.open_file(file, sizes=small)
-    records = await Records.open(f"sqlite:///{tmp_path / 'records.db'}", clock=clock)
-    async with stores_of(records, log, clock) as stores:
+    async with in_files(tmp_path, small) as (stores, log, file):
         runs = await orphans_of(stores, 3)
         for run in runs:
             for seq in range(2, 30):
@@ -248,7 +258,6 @@ async def test_a_damaged_log_in_a_file_stops_neither_the_start_nor_another_run(
             assert head.last_seq >= 30 or head.first_seq == 1
             assert (await stores.run(run)).status is RunStatus.FAILED
         await stores.assert_free(await stores.conversation())
-        await again.aclose()
 
 
 STRANGE = {
@@ -296,11 +305,7 @@ async def test_a_damaged_row_of_an_ended_run_affects_only_resumes_of_that_run(
     tmp_path: Path, log_lines: list[Any], damage: str
 ) -> None:
     """C1: a damaged row of the log stops neither the start nor a listing nor another run."""
-    clock = LeapClock()
-    file = tmp_path / "events.db"
-    log = await SqliteLog.open_file(file, sizes=SMALL)
-    records = await Records.open(f"sqlite:///{tmp_path / 'records.db'}", clock=clock)
-    async with stores_of(records, log, clock) as stores:
+    async with in_files(tmp_path) as (stores, log, file):
         damaged, *others = [await ended_run(stores) for _ in range(3)]
         before = [await stores.frames(run) for run in others]
         await fold_and_prune(log, file)
@@ -327,7 +332,6 @@ async def test_a_damaged_row_of_an_ended_run_affects_only_resumes_of_that_run(
         await again.aclose()
         stores.log = again = await SqliteLog.open_file(file, sizes=SMALL)
         assert await stores.frames(damaged) == [b"data: new\n\n"]
-        await again.aclose()
 
 
 CHUNK_DAMAGES = {
@@ -354,11 +358,7 @@ async def test_a_damaged_chunk_of_an_ended_run_is_reported_before_the_headers(
     tmp_path: Path, log_lines: list[Any], damage: str
 ) -> None:
     """C1: a damaged row of the log; clients that got 200 and nothing more came back for ever."""
-    clock = LeapClock()
-    file = tmp_path / "events.db"
-    log = await SqliteLog.open_file(file, sizes=SMALL)
-    records = await Records.open(f"sqlite:///{tmp_path / 'records.db'}", clock=clock)
-    async with stores_of(records, log, clock) as stores:
+    async with in_files(tmp_path) as (stores, log, file):
         run = await ended_run(stores)
         await fold_and_prune(log, file)
         await rows_of(file, damage)
@@ -371,7 +371,6 @@ async def test_a_damaged_chunk_of_an_ended_run_is_reported_before_the_headers(
         async with asyncio.timeout(10):
             while await rows_of(file, "SELECT 1 FROM log_chunk WHERE number = 1"):
                 await asyncio.sleep(0.01)
-        await log.aclose()
 
 
 @pytest.mark.promise("P5")
@@ -379,11 +378,7 @@ async def test_a_chunk_that_is_damaged_after_others_cuts_the_reader_and_then_is_
     tmp_path: Path, log_lines: list[Any]
 ) -> None:
     """C1: a damaged row of the log behind events that can be read."""
-    clock = LeapClock()
-    file = tmp_path / "events.db"
-    log = await SqliteLog.open_file(file, sizes=SMALL)
-    records = await Records.open(f"sqlite:///{tmp_path / 'records.db'}", clock=clock)
-    async with stores_of(records, log, clock) as stores:
+    async with in_files(tmp_path) as (stores, log, file):
         run = await ended_run(stores)
         await fold_and_prune(log, file)
         ((first_seq,),) = await rows_of(file, "SELECT max(first_seq) FROM log_chunk")
@@ -398,4 +393,3 @@ async def test_a_chunk_that_is_damaged_after_others_cuts_the_reader_and_then_is_
         async with Reader(service, run, first_seq - 1) as again:
             await again.to_end()
         assert (again.status, again.error["code"]) == (410, "events_lost")
-        await log.aclose()

@@ -26,7 +26,7 @@ def statements_compiled_once() -> Iterator[None]:
         engine = create_engine(url, **options)
         dialect = dialect or engine.dialect
         engine.dialect = dialect
-        engine._compiled_cache = compiled
+        engine.update_execution_options(compiled_cache=compiled)
         return engine
 
     with patch("reattach.records.database.sqlite.create_engine", create):
