@@ -1,4 +1,4 @@
-"""Column types for the values of the domain, the same on every database."""
+"""Column types for the values of the domain, and indexes, the same on every database."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any, Final, get_args
 
 import msgspec
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Integer, String, Text
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Index, Integer, String, Text, TextClause
 from sqlalchemy.types import TypeDecorator
 from typing_extensions import override
 
@@ -194,6 +194,11 @@ class Typed(StoredType):
     @override
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         return None if value is None else msgspec.convert(value, self.shape)
+
+
+def partial_index(name: str, column: str, where: TextClause, *, unique: bool = False) -> Index:
+    """Return an index of the rows for which ``where`` is true."""
+    return Index(name, column, unique=unique, sqlite_where=where, postgresql_where=where)
 
 
 class UnstorableError(ValueError):

@@ -4,6 +4,8 @@ They share their database with the event log, whose tables begin with ``log_``. 
 clients query by id has a tenant column, and ``lookup`` filters by it.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     Boolean,
     Column,
@@ -31,6 +33,7 @@ from reattach.records.database.columns import (
     Typed,
     Whole,
     Word,
+    partial_index,
 )
 from reattach.records.database.damage import UNREADABLE
 
@@ -42,8 +45,6 @@ metadata = MetaData(
     }
 )
 
-ACTIVE_STATUSES = ("created", "running")
-
 ACTIVE = text("status IN ('created', 'running')")
 """The runs that have not ended. It is a literal because partial indexes use it."""
 
@@ -51,12 +52,21 @@ LOG_KEPT = text("log_deleted_at IS NULL")
 
 CALLBACK_DUE = text("callback_due_at IS NOT NULL")
 
-agents = Table(
+
+def _listed(name: str, *parts: Column[Any] | Index) -> Table:
+    """Return a table whose rows clients query by id, each the row of a tenant."""
+    return Table(
+        name,
+        metadata,
+        Column("ordinal", Ordinal, primary_key=True),
+        Column("id", Characters(), nullable=False, unique=True),
+        Column("tenant", Characters(), nullable=False),
+        *parts,
+    )
+
+
+agents = _listed(
     "agents",
-    metadata,
-    Column("ordinal", Ordinal, primary_key=True),
-    Column("id", Characters(), nullable=False, unique=True),
-    Column("tenant", Characters(), nullable=False),
     Column("name", Characters(), nullable=False),
     Column("system", LongText(), nullable=False),
     Column("created_at", Moment, nullable=False),
@@ -86,12 +96,8 @@ agent_tags = Table(
     Index("ix_agent_tags_tag", "tag", "agent_id"),
 )
 
-blocks = Table(
+blocks = _listed(
     "blocks",
-    metadata,
-    Column("ordinal", Ordinal, primary_key=True),
-    Column("id", Characters(), nullable=False, unique=True),
-    Column("tenant", Characters(), nullable=False),
     Column("label", Characters()),
     Column("value", LongText(), nullable=False),
     Column("created_at", Moment, nullable=False),
@@ -114,12 +120,8 @@ agent_blocks = Table(
     Index("ix_agent_blocks_block_id", "block_id"),
 )
 
-conversations = Table(
+conversations = _listed(
     "conversations",
-    metadata,
-    Column("ordinal", Ordinal, primary_key=True),
-    Column("id", Characters(), nullable=False, unique=True),
-    Column("tenant", Characters(), nullable=False),
     Column("agent_id", ForeignKey("agents.id", ondelete="CASCADE"), nullable=False),
     Column("created_at", Moment, nullable=False),
     Column("updated_at", Moment, nullable=False),
@@ -147,12 +149,8 @@ conversation_blocks = Table(
 )
 """The blocks of a conversation that replace its agent's blocks with the same labels."""
 
-messages = Table(
+messages = _listed(
     "messages",
-    metadata,
-    Column("ordinal", Ordinal, primary_key=True),
-    Column("id", Characters(), nullable=False, unique=True),
-    Column("tenant", Characters(), nullable=False),
     Column("agent_id", ForeignKey("agents.id", ondelete="CASCADE"), nullable=False),
     Column("role", Word(Role), nullable=False),
     Column("parts", Typed(tuple[ContentPart, ...], UNREADABLE), nullable=False),
@@ -176,12 +174,8 @@ thread_messages = Table(
     Index("ix_thread_messages_message_id", "message_id", "thread_key", unique=True),
 )
 
-runs = Table(
+runs = _listed(
     "runs",
-    metadata,
-    Column("ordinal", Ordinal, primary_key=True),
-    Column("id", Characters(), nullable=False, unique=True),
-    Column("tenant", Characters(), nullable=False),
     Column("agent_id", ForeignKey("agents.id", ondelete="CASCADE"), nullable=False),
     Column("conversation_id", ForeignKey("conversations.id", ondelete="CASCADE")),
     Column("thread_key", Characters(), nullable=False),
@@ -209,37 +203,17 @@ runs = Table(
     Column("callback_due_at", Moment),
     Column("callback_tries", Integer, server_default=text("0"), nullable=False),
     Column("begun_calls", Typed(tuple[str, ...])),
-    Index(
-        "uq_runs_active_thread_key",
-        "thread_key",
-        unique=True,
-        sqlite_where=ACTIVE,
-        postgresql_where=ACTIVE,
-    ),
+    partial_index("uq_runs_active_thread_key", "thread_key", ACTIVE, unique=True),
     Index("ix_runs_tenant_created_at", "tenant", "created_at", "ordinal"),
     Index("ix_runs_agent_id_created_at", "agent_id", "created_at", "ordinal"),
     Index("ix_runs_conversation_id", "conversation_id"),
-    Index("ix_runs_active_owner", "owner", sqlite_where=ACTIVE, postgresql_where=ACTIVE),
-    Index(
-        "ix_runs_kept_completed_at",
-        "completed_at",
-        sqlite_where=LOG_KEPT,
-        postgresql_where=LOG_KEPT,
-    ),
-    Index(
-        "ix_runs_callback_due_at",
-        "callback_due_at",
-        sqlite_where=CALLBACK_DUE,
-        postgresql_where=CALLBACK_DUE,
-    ),
+    partial_index("ix_runs_active_owner", "owner", ACTIVE),
+    partial_index("ix_runs_kept_completed_at", "completed_at", LOG_KEPT),
+    partial_index("ix_runs_callback_due_at", "callback_due_at", CALLBACK_DUE),
 )
 
-steps = Table(
+steps = _listed(
     "steps",
-    metadata,
-    Column("ordinal", Ordinal, primary_key=True),
-    Column("id", Characters(), nullable=False, unique=True),
-    Column("tenant", Characters(), nullable=False),
     Column("run_id", ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
     Column("agent_id", Characters(), nullable=False),
     Column("created_at", Moment, nullable=False),
@@ -290,12 +264,8 @@ owners = Table(
 ``runs.owner`` is not a foreign key: a run whose owner has no row here is an orphan.
 """
 
-api_keys = Table(
+api_keys = _listed(
     "api_keys",
-    metadata,
-    Column("ordinal", Ordinal, primary_key=True),
-    Column("id", Characters(), nullable=False, unique=True),
-    Column("tenant", Characters(), nullable=False),
     Column("name", Characters(), nullable=False),
     Column("prefix", Characters(), nullable=False),
     Column("secret_sha256", Characters(), nullable=False, unique=True),

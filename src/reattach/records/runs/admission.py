@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Final
 
-from sqlalchemy import Connection, RowMapping, bindparam, insert, or_, select, update
+from sqlalchemy import Connection, Executable, RowMapping, bindparam, insert, or_, select, update
 
 from reattach.domain.approvals import answered_ids, has_answer, resolve_input, same_answer
 from reattach.domain.errors import (
@@ -165,8 +165,12 @@ def _find_known(connection: Connection, tenant: TenantId, key: RequestKey | None
 
 def active_run(connection: Connection, thread: Thread) -> Run | None:
     """Return the one run of the thread that has not ended."""
-    found = connection.execute(_ACTIVE, {"thread_key": thread.key})
-    row = found.mappings().one_or_none()
+    return one_run(connection, _ACTIVE, thread_key=thread.key)
+
+
+def one_run(connection: Connection, statement: Executable, **values: object) -> Run | None:
+    """Return the run of the statement's only row; None if there is no row."""
+    row = connection.execute(statement, values).mappings().one_or_none()
     return None if row is None else run_of(row)
 
 

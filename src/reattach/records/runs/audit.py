@@ -1,6 +1,6 @@
 """Queries for the audit, which compares the records with logs and run drivers.
 
-They read across tenants, and only columns that need no decoding, so no damaged row stops them.
+They read across tenants. A damaged value has a placeholder, so it stops none of them.
 """
 
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, String, bindparam, insert, select, type_coerce
+from sqlalchemy import Connection, bindparam, insert, select
 
 from reattach.domain.ids import RunId
 from reattach.records.base import Run
 from reattach.records.database import schema
-from reattach.records.runs.orphans import readable_run
+from reattach.records.runs.admission import one_run
 
 _runs, _abandoned = schema.runs, schema.abandoned_logs
-_STANDINGS: Final = select(_runs.c.id, type_coerce(_runs.c.status, String), _runs.c.owner).where(
+_STANDINGS: Final = select(_runs.c.id, _runs.c.status, _runs.c.owner).where(
     _runs.c.id.in_(bindparam("run_ids", expanding=True))
 )
 _NOTED: Final = select(_abandoned.c.run_id).where(
@@ -35,15 +35,13 @@ class Standing:
 def standings(connection: Connection, run_ids: Sequence[str]) -> dict[str, Standing]:
     """Return the standing of each of the runs that has a record."""
     rows = connection.execute(_STANDINGS, {"run_ids": list(run_ids)})
-    return {
-        run_id: Standing(status in schema.ACTIVE_STATUSES, owner) for run_id, status, owner in rows
-    }
+    return {run_id: Standing(status.is_active, owner) for run_id, status, owner in rows}
 
 
 def ended_run(connection: Connection, run_id: str) -> Run | None:
-    """Return the run, as far as its row can be read, if it has ended."""
-    standing = standings(connection, [run_id]).get(run_id)
-    return None if standing is None or standing.is_active else readable_run(connection, run_id)
+    """Return the run if it has ended."""
+    run = one_run(connection, select(_runs).where(_runs.c.id == run_id))
+    return None if run is None or run.status.is_active else run
 
 
 def abandon_logs(connection: Connection, run_ids: Sequence[str], at: datetime) -> list[RunId]:

@@ -258,9 +258,8 @@ class Runs:
     async def orphans(self, limit: int, *, after: RunId | None = None) -> builtins.list[Run]:
         """List active runs of all tenants whose owner is not registered, oldest first.
 
-        At most ``limit`` that were created after the run ``after``. An owner whose lease
-        expired stays registered until it is buried: ``Owners.bury``. A damaged row comes without
-        the values that cannot be read.
+        At most ``limit`` that were created after the run ``after``. An owner whose lease expired
+        stays registered until it is buried: ``Owners.bury``.
         """
         return await self._database.in_read(orphans.orphans, after, limit)
 
@@ -283,7 +282,7 @@ class Runs:
         return await self._database.in_read(auditing.standings, run_ids)
 
     async def find_ended(self, run_id: RunId) -> Run | None:
-        """Return the run if it has ended, as far as its row can be read."""
+        """Return the run if it has ended."""
         return await self._database.in_read(auditing.ended_run, run_id)
 
     async def abandon_logs(self, run_ids: Sequence[str], at: datetime) -> builtins.list[RunId]:

@@ -3,12 +3,13 @@
 from typing import Final
 
 import sqlalchemy as sa
-from alembic import op
+
+from reattach.records.database.columns import partial_index
+from reattach.records.database.migrations.tables import child, create, create_listed
 
 revision: Final = "0001"
 down_revision: Final = None
 
-ORDINAL: Final = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 MOMENT: Final = sa.DateTime(timezone=True)
 JSON: Final = sa.JSON(none_as_null=True)
 ACTIVE: Final = sa.text("status IN ('created', 'running')")
@@ -32,11 +33,8 @@ def upgrade() -> None:
 
 
 def create_agents() -> None:
-    op.create_table(
+    create_listed(
         "agents",
-        sa.Column("ordinal", ORDINAL, nullable=False),
-        sa.Column("id", sa.String(), nullable=False),
-        sa.Column("tenant", sa.String(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("system", sa.Text(), nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
@@ -54,32 +52,24 @@ def create_agents() -> None:
         sa.Column("last_run_completion", MOMENT),
         sa.Column("last_run_duration_ms", sa.BigInteger()),
         sa.Column("last_stop_reason", sa.String()),
-        sa.PrimaryKeyConstraint("ordinal", name="pk_agents"),
-        sa.UniqueConstraint("id", name="uq_agents_id"),
         sa.Index("ix_agents_tenant_created_at", "tenant", "created_at", "ordinal"),
     )
 
 
 def create_agent_tags() -> None:
-    op.create_table(
+    create(
         "agent_tags",
-        sa.Column("agent_id", sa.String(), nullable=False),
+        child("agent_tags", "agent_id", "agents"),
         sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("tag", sa.String(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["agent_id"], ["agents.id"], name="fk_agent_tags_agent_id", ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("agent_id", "position", name="pk_agent_tags"),
         sa.Index("ix_agent_tags_tag", "tag", "agent_id"),
+        key=("agent_id", "position"),
     )
 
 
 def create_blocks() -> None:
-    op.create_table(
+    create_listed(
         "blocks",
-        sa.Column("ordinal", ORDINAL, nullable=False),
-        sa.Column("id", sa.String(), nullable=False),
-        sa.Column("tenant", sa.String(), nullable=False),
         sa.Column("label", sa.String()),
         sa.Column("value", sa.Text(), nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
@@ -90,36 +80,25 @@ def create_blocks() -> None:
         sa.Column("hidden", sa.Boolean()),
         sa.Column("metadata", JSON, nullable=False),
         sa.Column("tags", JSON, nullable=False),
-        sa.PrimaryKeyConstraint("ordinal", name="pk_blocks"),
-        sa.UniqueConstraint("id", name="uq_blocks_id"),
         sa.Index("ix_blocks_tenant_created_at", "tenant", "created_at", "ordinal"),
     )
 
 
 def create_agent_blocks() -> None:
-    op.create_table(
+    create(
         "agent_blocks",
-        sa.Column("agent_id", sa.String(), nullable=False),
-        sa.Column("block_id", sa.String(), nullable=False),
+        child("agent_blocks", "agent_id", "agents"),
+        child("agent_blocks", "block_id", "blocks"),
         sa.Column("position", sa.Integer(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["agent_id"], ["agents.id"], name="fk_agent_blocks_agent_id", ondelete="CASCADE"
-        ),
-        sa.ForeignKeyConstraint(
-            ["block_id"], ["blocks.id"], name="fk_agent_blocks_block_id", ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("agent_id", "block_id", name="pk_agent_blocks"),
         sa.Index("ix_agent_blocks_block_id", "block_id"),
+        key=("agent_id", "block_id"),
     )
 
 
 def create_conversations() -> None:
-    op.create_table(
+    create_listed(
         "conversations",
-        sa.Column("ordinal", ORDINAL, nullable=False),
-        sa.Column("id", sa.String(), nullable=False),
-        sa.Column("tenant", sa.String(), nullable=False),
-        sa.Column("agent_id", sa.String(), nullable=False),
+        child("conversations", "agent_id", "agents"),
         sa.Column("created_at", MOMENT, nullable=False),
         sa.Column("updated_at", MOMENT, nullable=False),
         sa.Column("summary", sa.Text()),
@@ -132,23 +111,15 @@ def create_conversations() -> None:
         sa.Column("last_message_at", MOMENT),
         sa.Column("last_run_completion", MOMENT),
         sa.Column("deleted_at", MOMENT),
-        sa.ForeignKeyConstraint(
-            ["agent_id"], ["agents.id"], name="fk_conversations_agent_id", ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("ordinal", name="pk_conversations"),
-        sa.UniqueConstraint("id", name="uq_conversations_id"),
         sa.Index("ix_conversations_agent_id_created_at", "agent_id", "created_at", "ordinal"),
         sa.Index("ix_conversations_tenant_created_at", "tenant", "created_at", "ordinal"),
     )
 
 
 def create_messages() -> None:
-    op.create_table(
+    create_listed(
         "messages",
-        sa.Column("ordinal", ORDINAL, nullable=False),
-        sa.Column("id", sa.String(), nullable=False),
-        sa.Column("tenant", sa.String(), nullable=False),
-        sa.Column("agent_id", sa.String(), nullable=False),
+        child("messages", "agent_id", "agents"),
         sa.Column("role", sa.String(), nullable=False),
         sa.Column("parts", JSON, nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
@@ -157,41 +128,27 @@ def create_messages() -> None:
         sa.Column("sender_id", sa.String()),
         sa.Column("run_id", sa.String()),
         sa.Column("step_id", sa.String()),
-        sa.ForeignKeyConstraint(
-            ["agent_id"], ["agents.id"], name="fk_messages_agent_id", ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("ordinal", name="pk_messages"),
-        sa.UniqueConstraint("id", name="uq_messages_id"),
         sa.Index("ix_messages_agent_id", "agent_id", "ordinal"),
         sa.Index("ix_messages_run_id", "run_id", "ordinal"),
     )
 
 
 def create_thread_messages() -> None:
-    op.create_table(
+    create(
         "thread_messages",
         sa.Column("thread_key", sa.String(), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
-        sa.Column("message_id", sa.String(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["message_id"],
-            ["messages.id"],
-            name="fk_thread_messages_message_id",
-            ondelete="CASCADE",
-        ),
-        sa.PrimaryKeyConstraint("thread_key", "position", name="pk_thread_messages"),
+        child("thread_messages", "message_id", "messages"),
         sa.Index("ix_thread_messages_message_id", "message_id", "thread_key", unique=True),
+        key=("thread_key", "position"),
     )
 
 
 def create_runs() -> None:
-    op.create_table(
+    create_listed(
         "runs",
-        sa.Column("ordinal", ORDINAL, nullable=False),
-        sa.Column("id", sa.String(), nullable=False),
-        sa.Column("tenant", sa.String(), nullable=False),
-        sa.Column("agent_id", sa.String(), nullable=False),
-        sa.Column("conversation_id", sa.String()),
+        child("runs", "agent_id", "agents"),
+        child("runs", "conversation_id", "conversations", nullable=True),
         sa.Column("thread_key", sa.String(), nullable=False),
         sa.Column("status", sa.String(), nullable=False),
         sa.Column("background", sa.Boolean(), nullable=False),
@@ -209,44 +166,19 @@ def create_runs() -> None:
         sa.Column("duration_ns", sa.BigInteger()),
         sa.Column("cancel_requested_at", MOMENT),
         sa.Column("log_deleted_at", MOMENT),
-        sa.ForeignKeyConstraint(
-            ["agent_id"], ["agents.id"], name="fk_runs_agent_id", ondelete="CASCADE"
-        ),
-        sa.ForeignKeyConstraint(
-            ["conversation_id"],
-            ["conversations.id"],
-            name="fk_runs_conversation_id",
-            ondelete="CASCADE",
-        ),
-        sa.PrimaryKeyConstraint("ordinal", name="pk_runs"),
-        sa.UniqueConstraint("id", name="uq_runs_id"),
-        sa.Index("ix_runs_active_owner", "owner", sqlite_where=ACTIVE, postgresql_where=ACTIVE),
+        partial_index("ix_runs_active_owner", "owner", ACTIVE),
         sa.Index("ix_runs_agent_id_created_at", "agent_id", "created_at", "ordinal"),
         sa.Index("ix_runs_conversation_id", "conversation_id"),
-        sa.Index(
-            "ix_runs_kept_completed_at",
-            "completed_at",
-            sqlite_where=LOG_KEPT,
-            postgresql_where=LOG_KEPT,
-        ),
+        partial_index("ix_runs_kept_completed_at", "completed_at", LOG_KEPT),
         sa.Index("ix_runs_tenant_created_at", "tenant", "created_at", "ordinal"),
-        sa.Index(
-            "uq_runs_active_thread_key",
-            "thread_key",
-            unique=True,
-            sqlite_where=ACTIVE,
-            postgresql_where=ACTIVE,
-        ),
+        partial_index("uq_runs_active_thread_key", "thread_key", ACTIVE, unique=True),
     )
 
 
 def create_steps() -> None:
-    op.create_table(
+    create_listed(
         "steps",
-        sa.Column("ordinal", ORDINAL, nullable=False),
-        sa.Column("id", sa.String(), nullable=False),
-        sa.Column("tenant", sa.String(), nullable=False),
-        sa.Column("run_id", sa.String(), nullable=False),
+        child("steps", "run_id", "runs"),
         sa.Column("agent_id", sa.String(), nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
         sa.Column("model", sa.String()),
@@ -254,66 +186,50 @@ def create_steps() -> None:
         sa.Column("stop_reason", sa.String()),
         sa.Column("status", sa.String(), nullable=False),
         sa.Column("error_type", sa.String()),
-        sa.ForeignKeyConstraint(
-            ["run_id"], ["runs.id"], name="fk_steps_run_id", ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("ordinal", name="pk_steps"),
-        sa.UniqueConstraint("id", name="uq_steps_id"),
         sa.Index("ix_steps_run_id", "run_id", "created_at", "ordinal"),
     )
 
 
 def create_request_keys() -> None:
-    op.create_table(
+    create(
         "request_keys",
         sa.Column("tenant", sa.String(), nullable=False),
         sa.Column("digest", sa.String(), nullable=False),
         sa.Column("payload_sha256", sa.String(), nullable=False),
-        sa.Column("run_id", sa.String(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["run_id"], ["runs.id"], name="fk_request_keys_run_id", ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("tenant", "digest", name="pk_request_keys"),
+        child("request_keys", "run_id", "runs"),
         sa.Index("ix_request_keys_run_id", "run_id"),
+        key=("tenant", "digest"),
     )
 
 
 def create_run_otids() -> None:
-    op.create_table(
+    create(
         "run_otids",
-        sa.Column("run_id", sa.String(), nullable=False),
+        child("run_otids", "run_id", "runs"),
         sa.Column("otid", sa.String(), nullable=False),
         sa.Column("tenant", sa.String(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["run_id"], ["runs.id"], name="fk_run_otids_run_id", ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("run_id", "otid", name="pk_run_otids"),
         sa.Index("ix_run_otids_tenant_otid", "tenant", "otid"),
+        key=("run_id", "otid"),
     )
 
 
 def create_abandoned_logs() -> None:
-    op.create_table(
+    create(
         "abandoned_logs",
         sa.Column("run_id", sa.String(), nullable=False),
         sa.Column("abandoned_at", MOMENT, nullable=False),
-        sa.PrimaryKeyConstraint("run_id", name="pk_abandoned_logs"),
+        key=("run_id",),
     )
 
 
 def create_api_keys() -> None:
-    op.create_table(
+    create_listed(
         "api_keys",
-        sa.Column("ordinal", ORDINAL, nullable=False),
-        sa.Column("id", sa.String(), nullable=False),
-        sa.Column("tenant", sa.String(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("prefix", sa.String(), nullable=False),
         sa.Column("secret_sha256", sa.String(), nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
         sa.Column("revoked_at", MOMENT),
         sa.Column("last_used_at", MOMENT),
-        sa.PrimaryKeyConstraint("ordinal", name="pk_api_keys"),
-        sa.UniqueConstraint("id", name="uq_api_keys_id"),
         sa.UniqueConstraint("secret_sha256", name="uq_api_keys_secret_sha256"),
     )
