@@ -175,10 +175,27 @@ class AgentState(Answer):
         return cls(**members_of(agent, cls) | shown | kept)
 
 
-class _AgentMembers(Body):
+class _KeptMembers(Body):
+    """Members of an agent that are only stored and returned."""
+
+    tool_rules: KeptList | None = None
+    compaction_settings: CompactionSettings | None = None
+    response_format: ResponseFormat | None = None
+    message_buffer_autoclear: bool | None = None
+    enable_sleeptime: bool | None = None
+    max_files_open: Count | None = None
+    per_file_view_window_char_limit: Count | None = None
+    project_id: Word | None = None
+
+
+class _AgentMembers(_KeptMembers):
     """Members that can be set when an agent is created and changed later."""
 
+    name: AgentName | None = None
+    system: SystemText | None = None
     description: Description | None = None
+    tags: Tags | None = None
+    block_ids: BlockIds | None = None
     model: Handle | None = None
     model_settings: ModelSettings | None = None
     embedding: Word | None = None
@@ -189,15 +206,6 @@ class _AgentMembers(Body):
     llm_config: LegacyModelConfig | None = Field(None, json_schema_extra={"deprecated": True})
     max_tokens: Tokens | None = Field(None, json_schema_extra={"deprecated": True})
     parallel_tool_calls: bool | None = Field(None, json_schema_extra={"deprecated": True})
-
-    tool_rules: KeptList | None = None
-    compaction_settings: CompactionSettings | None = None
-    response_format: ResponseFormat | None = None
-    message_buffer_autoclear: bool | None = None
-    enable_sleeptime: bool | None = None
-    max_files_open: Count | None = None
-    per_file_view_window_char_limit: Count | None = None
-    project_id: Word | None = None
 
     tools: Annotated[list[Word], Field(max_length=MAX_AGENT_TOOLS)] | None = Field(
         None, description="Names of tools of the server; see `GET /v1/tools/`."
@@ -211,7 +219,26 @@ class _AgentMembers(Body):
     source_ids: list[Any] | None = Field(None, description="Not supported.")
     identity_ids: list[Any] | None = Field(None, description="Not supported.")
 
-    def legacy_changes(self) -> dict[str, Any]:
+    def apply(self, agent: Agent) -> Agent:
+        """Return the agent after the changes, except those of its blocks and tools."""
+        changes = {name: value for name, value in given(self).items() if name in _FIELDS}
+        for name in ("name", "system"):
+            if name in changes and changes[name] is None:
+                del changes[name]
+        if "tags" in changes:
+            changes["tags"] = tuple(dict.fromkeys(changes["tags"] or ()))
+        legacy = self._legacy_changes()
+        if "model_settings" in legacy and "model_settings" not in self.model_fields_set:
+            legacy["model_settings"] = {**(agent.model_settings or {}), **legacy["model_settings"]}
+        elif isinstance(changes.get("model_settings"), ModelSettings):
+            changes["model_settings"] = {}
+        changes |= legacy
+        if kept := self.model_dump(mode="json", include=KEPT_MEMBERS, exclude_unset=True):
+            settings = {**agent.settings, **kept}
+            changes["settings"] = {n: value for n, value in settings.items() if value is not None}
+        return replace(agent, **changes)
+
+    def _legacy_changes(self) -> dict[str, Any]:
         """Return the values of deprecated members whose replacements are absent."""
         changes: dict[str, Any] = {}
         settings = {} if self.model_settings is None else self.model_settings.kept()
@@ -229,23 +256,8 @@ class _AgentMembers(Body):
                 changes["context_window_limit"] = self.llm_config.context_window
         return changes
 
-    def kept_members(self) -> dict[str, Any]:
-        """Return members that are only stored and returned; null where the client cleared one."""
-        return self.model_dump(mode="json", include=set(KEPT_MEMBERS), exclude_unset=True)
 
-
-KEPT_MEMBERS: Final = frozenset(
-    {
-        "tool_rules",
-        "compaction_settings",
-        "response_format",
-        "message_buffer_autoclear",
-        "enable_sleeptime",
-        "max_files_open",
-        "per_file_view_window_char_limit",
-        "project_id",
-    }
-)
+KEPT_MEMBERS: Final = set(_KeptMembers.model_fields)
 
 NOT_OFFERED_MEMBERS: Final[Mapping[str, str]] = {
     "secrets": "Set environment variables of the server for its tools.",
@@ -261,12 +273,8 @@ NOT_OFFERED_MEMBERS: Final[Mapping[str, str]] = {
 
 
 class AgentCreate(_AgentMembers):
-    name: AgentName | None = None
-    system: SystemText | None = None
     agent_type: AgentType = DEFAULT_AGENT_TYPE
-    tags: Tags | None = None
     memory_blocks: Annotated[list[BlockCreate], Field(max_length=MAX_AGENT_BLOCKS)] | None = None
-    block_ids: BlockIds | None = None
     include_base_tools: bool | None = Field(None, description="Has no effect.")
     initial_message_sequence: list[Any] | None = Field(None, description="Not supported.")
     from_template: str | None = Field(None, description="Not supported.")
@@ -274,55 +282,17 @@ class AgentCreate(_AgentMembers):
 
     def agent(self, now: datetime) -> Agent:
         agent_id = new_agent_id()
-        legacy = self.legacy_changes()
-        kept = {name: value for name, value in self.kept_members().items() if value is not None}
-        return Agent(
-            id=agent_id,
-            name=self.name or f"Agent {agent_id.removeprefix('agent-')[:8]}",
-            system=DEFAULT_SYSTEM if self.system is None else self.system,
-            created_at=now,
-            updated_at=now,
-            agent_type=self.agent_type,
-            description=self.description,
-            model=legacy.get("model", self.model),
-            model_settings=legacy.get("model_settings"),
-            embedding=self.embedding,
-            context_window_limit=legacy.get("context_window_limit", self.context_window_limit),
-            timezone=self.timezone,
-            hidden=self.hidden,
-            metadata=self.metadata,
-            tags=tuple(dict.fromkeys(self.tags or ())),
+        name = f"Agent {agent_id.removeprefix('agent-')[:8]}"
+        agent = self.apply(Agent(agent_id, name, DEFAULT_SYSTEM, now, now))
+        return replace(
+            agent,
+            model_settings=agent.model_settings or None,
             blocks=tuple(block.block(now) for block in self.memory_blocks or ()),
-            settings=kept,
         )
 
 
 class AgentUpdate(_AgentMembers):
     """Changes of an agent: an absent member stays, and null clears one that may be empty."""
-
-    name: AgentName | None = None
-    system: SystemText | None = None
-    tags: Tags | None = None
-    block_ids: BlockIds | None = None
-
-    def apply(self, agent: Agent) -> Agent:
-        """Return the agent after the changes, except those of its blocks and tools."""
-        changes = {name: value for name, value in given(self).items() if name in _FIELDS}
-        for name in ("name", "system"):
-            if name in changes and changes[name] is None:
-                del changes[name]
-        if "tags" in changes:
-            changes["tags"] = tuple(dict.fromkeys(changes["tags"] or ()))
-        legacy = self.legacy_changes()
-        if "model_settings" in legacy and "model_settings" not in self.model_fields_set:
-            legacy["model_settings"] = {**(agent.model_settings or {}), **legacy["model_settings"]}
-        elif isinstance(changes.get("model_settings"), ModelSettings):
-            changes["model_settings"] = {}
-        changes |= legacy
-        if kept := self.kept_members():
-            settings = {**agent.settings, **kept}
-            changes["settings"] = {n: value for n, value in settings.items() if value is not None}
-        return replace(agent, **changes)
 
 
 _FIELDS: Final = frozenset(field.name for field in fields(Agent))

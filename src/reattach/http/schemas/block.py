@@ -70,36 +70,6 @@ class _BlockMembers(Body):
     metadata: KeptObject | None = None
     tags: Tags | None = None
 
-
-class BlockCreate(_BlockMembers):
-    label: Label
-    value: Value
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.limit is not None and len(self.value) > self.limit:
-            raise ValueError(_too_long(len(self.value), self.limit))
-        return self
-
-    def block(self, now: datetime) -> Block:
-        return Block(
-            id=new_block_id(),
-            label=self.label,
-            value=self.value,
-            created_at=now,
-            updated_at=now,
-            description=self.description,
-            limit=self.limit,
-            read_only=bool(self.read_only),
-            hidden=self.hidden,
-            metadata=self.metadata or {},
-            tags=tuple(self.tags or ()),
-        )
-
-
-class BlockUpdate(_BlockMembers):
-    """Changes of a block: an absent member stays, and null clears one that may be empty."""
-
     def apply(self, block: Block) -> Block:
         """Return the block after the changes. Raises ValidationFailedError if it is too long."""
         changes = dict(given(self))
@@ -115,6 +85,24 @@ class BlockUpdate(_BlockMembers):
         if after.limit is not None and len(after.value) > after.limit:
             raise _does_not_fit(len(after.value), after.limit)
         return after
+
+
+class BlockCreate(_BlockMembers):
+    label: Label
+    value: Value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.limit is not None and len(self.value) > self.limit:
+            raise ValueError(_too_long(len(self.value), self.limit))
+        return self
+
+    def block(self, now: datetime) -> Block:
+        return self.apply(Block(new_block_id(), None, "", now, now))
+
+
+class BlockUpdate(_BlockMembers):
+    """Changes of a block: an absent member stays, and null clears one that may be empty."""
 
 
 def _too_long(chars: int, limit: int) -> str:

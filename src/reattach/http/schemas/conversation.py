@@ -64,23 +64,20 @@ class _ConversationMembers(Body):
     context_window_limit: ContextTokens | None = None
     hidden: bool | None = None
 
+    def _changes(self) -> dict[str, Any]:
+        changes = dict(given(self))
+        if self.model_settings is not None:
+            changes["model_settings"] = self.model_settings.kept()
+        return changes
+
 
 class ConversationCreate(_ConversationMembers):
     isolated_block_labels: Annotated[list[Word], Field(max_length=MAX_AGENT_BLOCKS)] | None = None
 
     def conversation(self, agent_id: AgentId, now: datetime) -> Conversation:
-        return Conversation(
-            id=new_conversation_id(),
-            agent_id=agent_id,
-            created_at=now,
-            updated_at=now,
-            summary=self.summary,
-            description=self.description,
-            model=self.model,
-            model_settings=None if self.model_settings is None else self.model_settings.kept(),
-            context_window_limit=self.context_window_limit,
-            hidden=self.hidden,
-        )
+        changes = self._changes()
+        changes.pop("isolated_block_labels", None)  # The caller copies the agent's blocks.
+        return Conversation(new_conversation_id(), agent_id, now, now, **changes)
 
 
 class ConversationUpdate(_ConversationMembers):
@@ -91,9 +88,7 @@ class ConversationUpdate(_ConversationMembers):
 
     def apply(self, conversation: Conversation, now: datetime) -> Conversation:
         """Return the conversation after the changes."""
-        changes = dict(given(self))
-        if isinstance(settings := changes.get("model_settings"), ModelSettings):
-            changes["model_settings"] = settings.kept()
+        changes = self._changes()
         if "archived" in changes:
             changes["archived_at"] = now if changes.pop("archived") else None
         return replace(conversation, **changes)
