@@ -17,7 +17,6 @@ from sqlalchemy import (
     update,
 )
 
-from reattach.domain.clock import Clock
 from reattach.domain.errors import ConflictError
 from reattach.domain.events import StopReason
 from reattach.domain.ids import AgentId, BlockId, RunId, TenantId
@@ -25,10 +24,9 @@ from reattach.domain.messages import Message
 from reattach.records import lookup, threads
 from reattach.records.base import Agent, Page, Thread
 from reattach.records.blocks import attach_blocks, blocks_of, insert_blocks
-from reattach.records.changes import changed_fields
 from reattach.records.database import schema
-from reattach.records.database.database import Database
 from reattach.records.paging import SortOrder, page_of
+from reattach.records.repository import Repository
 
 _COLUMNS = tuple(field.name for field in fields(Agent) if field.name in schema.agents.c)
 _FIXED = frozenset({"id", "created_at", "blocks"})
@@ -43,12 +41,8 @@ _TAGS: Final = (
 AgentOrder = Literal["created_at", "updated_at", "last_run_completion"]
 
 
-class Agents:
+class Agents(Repository):
     """The agents of each tenant."""
-
-    def __init__(self, database: Database, clock: Clock) -> None:
-        self._database = database
-        self._clock = clock
 
     async def create(
         self,
@@ -147,7 +141,7 @@ class Agents:
             lookup.lock(connection, schema.blocks, tenant, *(block_ids or ()))
             lookup.lock(connection, table, tenant, agent_id)
             agent = agent_of(connection, tenant, agent_id)
-            values = changed_fields(agent, change(agent), _FIXED, self._clock)
+            values = self._changed_fields(agent, change(agent), _FIXED)
             tags = values.pop("tags", None)
             connection.execute(update(table).where(table.c.id == agent_id).values(values))
             if tags is not None:

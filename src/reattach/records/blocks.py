@@ -17,15 +17,13 @@ from sqlalchemy import (
     update,
 )
 
-from reattach.domain.clock import Clock
 from reattach.domain.errors import ConflictError, NotFoundError
 from reattach.domain.ids import AgentId, BlockId, TenantId
 from reattach.records import lookup
 from reattach.records.base import Block, Page
-from reattach.records.changes import changed_fields
 from reattach.records.database import schema
-from reattach.records.database.database import Database
 from reattach.records.paging import SortOrder, page_of
+from reattach.records.repository import Repository
 
 _FIELDS = tuple(field.name for field in fields(Block))
 _FIXED = frozenset({"id", "created_at"})
@@ -41,12 +39,8 @@ _OF_OWNERS: Final = {
 }
 
 
-class Blocks:
+class Blocks(Repository):
     """The blocks of each tenant. One block may be attached to several agents."""
-
-    def __init__(self, database: Database, clock: Clock) -> None:
-        self._database = database
-        self._clock = clock
 
     async def create(self, tenant: TenantId, block: Block) -> Block:
         await self._database.in_write(insert_blocks, tenant, [block])
@@ -97,7 +91,7 @@ class Blocks:
         def write(connection: Connection) -> Block:
             lookup.lock(connection, table, tenant, block_id)
             block = _get(connection, tenant, block_id)
-            values = changed_fields(block, change(block), _FIXED, self._clock)
+            values = self._changed_fields(block, change(block), _FIXED)
             connection.execute(update(table).where(table.c.id == block_id).values(values))
             if values.get("label") is not None:
                 _lock_agents_of(connection, block_id)

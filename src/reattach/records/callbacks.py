@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select, tuple_, update
 
-from reattach.domain.clock import Clock
 from reattach.domain.ids import RunId, TenantId
 from reattach.outbound.limits import (
     CALLBACK_SECRET_OVERLAP_SECONDS,
@@ -22,7 +21,7 @@ from reattach.outbound.limits import (
 )
 from reattach.records.base import Run
 from reattach.records.database import schema
-from reattach.records.database.database import Database
+from reattach.records.repository import Repository
 from reattach.records.runs.admission import run_of
 
 _SECRET_BYTES: Final = 32
@@ -80,12 +79,8 @@ class Room:
     """Reserves room for a call to the receiver; False if there is none."""
 
 
-class Callbacks:
+class Callbacks(Repository):
     """The callbacks of all tenants."""
-
-    def __init__(self, database: Database, clock: Clock) -> None:
-        self._database = database
-        self._clock = clock
 
     async def claim(self, room: Room | int, lease_seconds: float) -> Sequence[DueCallback]:
         """Claim due calls for the caller to make, as many as there is room for.

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, RowMapping, case, exists, insert, or_, select, update
 
-from reattach.domain.clock import Clock
 from reattach.domain.context import ids_in_context
 from reattach.domain.errors import NotFoundError
 from reattach.domain.ids import AgentId, ConversationId, MessageId, TenantId
@@ -16,10 +15,9 @@ from reattach.records import lookup, threads
 from reattach.records.agents import agent_of
 from reattach.records.base import Agent, Block, Conversation, Page, Thread
 from reattach.records.blocks import blocks_of, insert_blocks
-from reattach.records.changes import changed_fields
 from reattach.records.database import schema
-from reattach.records.database.database import Database
 from reattach.records.paging import SortOrder, page_of
+from reattach.records.repository import Repository
 
 _FIELDS = tuple(field.name for field in fields(Conversation) if field.name != "isolated_blocks")
 _FIXED = frozenset({"id", "agent_id", "created_at", "isolated_blocks"})
@@ -29,12 +27,8 @@ ConversationOrder = Literal["created_at", "last_run_completion", "last_message_a
 ArchiveStatus = Literal["unarchived", "archived", "all"]
 
 
-class Conversations:
+class Conversations(Repository):
     """The conversations of each tenant. A deleted one is not found; its runs still are."""
-
-    def __init__(self, database: Database, clock: Clock) -> None:
-        self._database = database
-        self._clock = clock
 
     async def create(
         self, tenant: TenantId, conversation: Conversation, system_message: Message
@@ -102,7 +96,7 @@ class Conversations:
         def write(connection: Connection) -> Conversation:
             lookup.lock(connection, schema.conversations, tenant, conversation_id)
             conversation = _get(connection, tenant, conversation_id)
-            values = changed_fields(conversation, change(conversation), _FIXED, self._clock)
+            values = self._changed_fields(conversation, change(conversation), _FIXED)
             _set(connection, tenant, conversation_id, values)
             return _get(connection, tenant, conversation_id)
 

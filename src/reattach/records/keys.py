@@ -10,13 +10,12 @@ from typing import Final
 
 from sqlalchemy import Connection, Executable, and_, bindparam, insert, or_, select, update
 
-from reattach.domain.clock import Clock
 from reattach.domain.errors import NotFoundError
 from reattach.domain.ids import TenantId, new_uuid
 from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
 from reattach.records.database import schema
-from reattach.records.database.database import Database
 from reattach.records.database.prepared import PreparedQuery
+from reattach.records.repository import Repository
 
 _SECRET_BYTES: Final = 32
 _PREFIX_CHARACTERS: Final = 8
@@ -31,12 +30,8 @@ _BY_SECRET: Final = PreparedQuery(
 _ANY: Final = PreparedQuery(select(_keys.c.id).limit(1))
 
 
-class Keys:
+class Keys(Repository):
     """The API keys of all tenants."""
-
-    def __init__(self, database: Database, clock: Clock) -> None:
-        self._database = database
-        self._clock = clock
 
     async def create(
         self,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from sqlalchemy import Column, Connection, Select, exists, func
 
 from reattach.domain.approvals import PendingApproval
+from reattach.domain.clock import Clock
 from reattach.domain.errors import ConversationBusyError, NotFoundError
 from reattach.domain.ids import AgentId, ConversationId, MessageId, RunId, TenantId
 from reattach.domain.limits import CONTEXT_CACHE_BYTES
@@ -18,14 +19,15 @@ from reattach.records.contexts import CachedContext, Contexts
 from reattach.records.database import schema
 from reattach.records.database.database import Database
 from reattach.records.paging import span_of
+from reattach.records.repository import Repository
 from reattach.records.runs import admission
 
 
-class Messages:
+class Messages(Repository):
     """The messages of each tenant. A cursor that is not in a list raises NotFoundError."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, clock: Clock) -> None:
+        super().__init__(database, clock)
         self._contexts = Contexts(CONTEXT_CACHE_BYTES)
 
     async def list(

@@ -36,7 +36,7 @@ class Records:
         self.agents = Agents(database, clock)
         self.blocks = Blocks(database, clock)
         self.conversations = Conversations(database, clock)
-        self.messages = Messages(database)
+        self.messages = Messages(database, clock)
         self.runs = Runs(database, clock)
         self.callbacks = Callbacks(database, clock)
         self.owners = Owners(database, clock)

@@ -11,9 +11,20 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, Executable, RowMapping, bindparam, insert, or_, select, update
+from sqlalchemy import (
+    Column,
+    Connection,
+    Executable,
+    RowMapping,
+    Update,
+    bindparam,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from reattach.domain.approvals import answered_ids, has_answer, resolve_input, same_answer
 from reattach.domain.errors import (
@@ -28,6 +39,14 @@ from reattach.records import lookup, threads
 from reattach.records.base import RequestKey, Run, RunCreated, RunKnown, Thread
 from reattach.records.database import schema
 
+
+def note_latest(column: Column[Any]) -> Update:
+    """Set the time in ``column`` of the row ``row_id`` to ``at``, unless it has a later one."""
+    is_latest = or_(column.is_(None), column <= bindparam("at"))
+    latest = update(column.table).where(column.table.c.id == bindparam("row_id"), is_latest)
+    return latest.values({column: bindparam("at")})
+
+
 _COLUMNS = tuple(field.name for field in fields(Run) if field.name in schema.runs.c)
 
 # The statements of every send, built once because building them costs more than running them.
@@ -41,17 +60,7 @@ _ACTIVE: Final = select(_runs).where(_runs.c.thread_key == bindparam("thread_key
 _INSERT_RUN: Final = insert(_runs)
 _INSERT_KEY: Final = insert(_keys)
 _INSERT_OTIDS: Final = insert(schema.run_otids)
-_NOTE_MESSAGE: Final = (
-    update(_conversations)
-    .where(
-        _conversations.c.id == bindparam("conversation"),
-        or_(
-            _conversations.c.last_message_at.is_(None),
-            _conversations.c.last_message_at < bindparam("at"),
-        ),
-    )
-    .values(last_message_at=bindparam("at"))
-)
+_NOTE_MESSAGE: Final = note_latest(_conversations.c.last_message_at)
 
 
 def run_of(row: RowMapping) -> Run:
@@ -143,7 +152,7 @@ def _insert_keys(
 def note_message(connection: Connection, thread: Thread, at: object) -> None:
     """Set the time of the conversation's last message, unless it has a later one."""
     if thread.conversation_id is not None:
-        connection.execute(_NOTE_MESSAGE, {"conversation": thread.conversation_id, "at": at})
+        connection.execute(_NOTE_MESSAGE, {"row_id": thread.conversation_id, "at": at})
 
 
 def known_run(connection: Connection, tenant: TenantId, key: RequestKey) -> Run | None:

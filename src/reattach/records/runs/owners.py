@@ -22,26 +22,21 @@ from sqlalchemy import (
     update,
 )
 
-from reattach.domain.clock import Clock
 from reattach.domain.ids import RunId
 from reattach.records.base import Beat
 from reattach.records.database import schema
 from reattach.records.database.columns import Moment
-from reattach.records.database.database import Database
+from reattach.records.repository import Repository
 
 _SECONDS_PER_DAY = 86_400
 
 
-class Owners:
+class Owners(Repository):
     """The owners of runs. An owner lives while it is registered: until it leaves or is buried.
 
     An owner whose lease has expired may still renew it by a beat, unless another process buries it
     first. When both happen at once, the database puts one before the other.
     """
-
-    def __init__(self, database: Database, clock: Clock) -> None:
-        self._database = database
-        self._clock = clock
 
     async def aclose(self) -> None:
         """Close a database that is not shared with other records: see ``owners_apart``."""

@@ -19,7 +19,6 @@ from sqlalchemy import (
     update,
 )
 
-from reattach.domain.clock import Clock
 from reattach.domain.errors import ConflictError, ReattachError
 from reattach.domain.events import RunStatus, StopReason
 from reattach.domain.ids import AgentId, ConversationId, RunId, TenantId, Token
@@ -36,9 +35,10 @@ from reattach.records.base import (
     Thread,
 )
 from reattach.records.database import schema
-from reattach.records.database.database import Database, lost_a_race
+from reattach.records.database.database import lost_a_race
 from reattach.records.database.prepared import PreparedQuery
 from reattach.records.paging import SortOrder, page_of
+from reattach.records.repository import Repository
 from reattach.records.runs import audit as auditing
 from reattach.records.runs import orphans
 from reattach.records.runs.admission import admit, known_run, run_of
@@ -79,12 +79,8 @@ _ACTIVE_TARGET: Final = _prepare_target(_ACTIVE)
 _STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
 
 
-class Runs:
+class Runs(Repository):
     """The runs of each tenant. Methods without a tenant are for the server itself."""
-
-    def __init__(self, database: Database, clock: Clock) -> None:
-        self._database = database
-        self._clock = clock
 
     async def create(
         self,

@@ -4,14 +4,14 @@ from dataclasses import fields
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, bindparam, case, insert, or_, update
+from sqlalchemy import Connection, bindparam, case, insert, update
 
 from reattach.domain.ids import RunId, TenantId
 from reattach.records import threads
 from reattach.records.base import Settlement, Step, Thread
 from reattach.records.database import schema
 from reattach.records.database.columns import Moment
-from reattach.records.runs.admission import note_message
+from reattach.records.runs.admission import note_latest, note_message
 from reattach.records.runs.notifications import RunSettled, notify
 
 _STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
@@ -27,24 +27,8 @@ _END: Final = (
     .returning(_runs.c.tenant, _runs.c.agent_id, _runs.c.conversation_id)
 )
 _INSERT_STEPS: Final = insert(schema.steps)
-_NOTE_ON_AGENT: Final = update(_agents).where(
-    _agents.c.id == bindparam("agent_id"),
-    or_(
-        _agents.c.last_run_completion.is_(None),
-        _agents.c.last_run_completion <= bindparam("at"),
-    ),
-)
-_NOTE_ON_CONVERSATION: Final = (
-    update(_conversations)
-    .where(
-        _conversations.c.id == bindparam("conversation"),
-        or_(
-            _conversations.c.last_run_completion.is_(None),
-            _conversations.c.last_run_completion <= bindparam("at"),
-        ),
-    )
-    .values(last_run_completion=bindparam("at"))
-)
+_NOTE_ON_AGENT: Final = note_latest(_agents.c.last_run_completion)
+_NOTE_ON_CONVERSATION: Final = note_latest(_conversations.c.last_run_completion)
 
 
 def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> bool:
@@ -90,11 +74,10 @@ def _note_end(connection: Connection, thread: Thread, settlement: Settlement) ->
     at = settlement.completed_at
     duration_ns = settlement.duration_ns
     values = {
-        "last_run_completion": at,
         "last_stop_reason": settlement.stop_reason,
         "last_run_duration_ms": None if duration_ns is None else duration_ns // 1_000_000,
     }
-    connection.execute(_NOTE_ON_AGENT, {"agent_id": thread.agent_id, "at": at, **values})
+    connection.execute(_NOTE_ON_AGENT, {"row_id": thread.agent_id, "at": at, **values})
     if thread.conversation_id is not None:
-        asked = {"conversation": thread.conversation_id, "at": at}
+        asked = {"row_id": thread.conversation_id, "at": at}
         connection.execute(_NOTE_ON_CONVERSATION, asked)
