@@ -188,5 +188,11 @@ class _Connection:
     def write(self, body: bytes) -> None:
         self._reader.take(body)
 
+    def try_write(self, body: bytes) -> bool:
+        if self._reader._left.is_set() or not self.is_writable():
+            return False
+        self.write(body)
+        return True
+
     def on_disconnect(self, call: Callable[[], None] | None) -> None:
         self._reader.on_disconnect = call

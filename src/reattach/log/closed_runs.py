@@ -1,17 +1,19 @@
 """A cache of closed runs in memory, in front of the store that has them."""
 
 from collections import OrderedDict
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
+
+from reattach.log.tail import Tail
+
+RUN_BYTES: Final = 1024
+"""The approximate memory of a run without its frames."""
 
 
 class ClosedRun(Protocol):
     """A closed run in memory."""
 
     followers: int
-
-    @property
-    def cost_bytes(self) -> int:
-        """The memory that the run takes, including its frames."""
+    tail: Tail
 
 
 Run = TypeVar("Run", bound=ClosedRun)
@@ -27,8 +29,8 @@ class ClosedRuns(Generic[Run]):
 
     def add(self, run: Run) -> None:
         self.discard(run)
-        self._costs[run] = run.cost_bytes
-        self._bytes += run.cost_bytes
+        cost_bytes = self._costs[run] = run.tail.size_bytes + RUN_BYTES
+        self._bytes += cost_bytes
 
     def discard(self, run: Run) -> None:
         """Remove a run that changed or was deleted; no-op if it is not there."""

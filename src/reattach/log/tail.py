@@ -114,6 +114,17 @@ class Tail:
             return None
         return View(self.first_seq + stop - 1, memoryview(self._buffer)[begin:end].toreadonly())
 
+    def extended(self, piece: Slice, *, max_bytes: int, max_events: int) -> Slice:
+        """Return ``piece`` with the frames that follow it here, within the bounds of both."""
+        room_bytes = max_bytes - len(piece.frames)
+        room_events = max_events - (piece.last_seq + 1 - piece.first_seq)
+        if room_bytes <= 0 or room_events <= 0 or piece.last_seq + 1 < self.first_seq:
+            return piece
+        rest = self.slice(piece.last_seq, max_bytes=room_bytes, max_events=room_events)
+        if len(rest.frames) > room_bytes:  # A single frame is returned whatever its size.
+            return piece
+        return Slice(piece.first_seq, rest.last_seq, piece.frames + rest.frames)
+
     def _bounds(self, start: int, max_bytes: int, max_events: int) -> tuple[int, int, int]:
         """Return the end index of a slice that starts at frame ``start``, and its byte range."""
         begin = self._ends[start - 1] - self._base if start else 0

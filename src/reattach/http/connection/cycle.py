@@ -316,6 +316,12 @@ class Cycle:
         else:
             self._connection.write(head + _chunk(body) if head else _chunk(body))
 
+    def try_write(self, body: Piece) -> bool:
+        if self.gone or self._connection.write_paused:
+            return False
+        self.write(body)
+        return True
+
     def finish(self, *rest: Piece) -> None:
         if self.gone:
             return

@@ -48,6 +48,9 @@ class Connection(Protocol):
     def write(self, body: Piece) -> None:
         """Send more of the body; does nothing if the client is gone."""
 
+    def try_write(self, body: Piece) -> bool:
+        """Write unless the client is gone or there is no room; return whether it was written."""
+
     def finish(self, *rest: Piece) -> None:
         """Send the rest of the body, which is then complete, and allow the next request."""
 
@@ -305,7 +308,7 @@ class DetachedDelivery(Delivery):
         if sent or self.following.quiet_since is None:
             self.following.quiet_since = asyncio.get_running_loop().time()
         self._busy = False
-        self.following.sink = self._push
+        self.following.sink = self._connection.try_write
 
     async def _continue(self) -> None:
         complete: bool | None = False
@@ -335,12 +338,6 @@ class DetachedDelivery(Delivery):
         self._connection.on_disconnect(None)
         self._connection.finish(*rest)
         self._task = asyncio.get_running_loop().create_task(self._release())
-
-    def _push(self, frames: bytes) -> bool:
-        if self.gone or not self._connection.is_writable():
-            return False
-        self._connection.write(frames)
-        return True
 
     @override
     async def _write(self, body: bytes) -> None:

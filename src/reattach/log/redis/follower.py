@@ -240,7 +240,8 @@ class Follower:
     # Runs are added and removed.
 
     def _add(self, run_id: str) -> LocalRun:
-        run = self._runs[run_id] = LocalRun(run_id, self._keys.head(run_id), self._notifier)
+        run = LocalRun(run_id, self._keys.head(run_id), Tail(notifier=self._notifier))
+        self._runs[run_id] = run
         return run
 
     @staticmethod

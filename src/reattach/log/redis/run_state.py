@@ -4,17 +4,12 @@ import asyncio
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from reattach.domain.errors import LogLostError
 from reattach.domain.ids import Seq, Token
 from reattach.log.base import Head, deleted_error
-from reattach.log.notifier import Notifier
 from reattach.log.redis.scripts import split_at
 from reattach.log.tail import Tail
-
-_RUN_BYTES: Final = 1024
-"""The approximate memory of a run without its frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +38,7 @@ class StoredState:
         return Head(self.first_seq, self.last_seq, self.closed)
 
 
+@dataclass(slots=True, eq=False)
 class LocalRun:
     """A run that this process follows or owns, or a closed one in its cache.
 
@@ -50,49 +46,28 @@ class LocalRun:
     that fill a gap. They overlap, and must agree where they do.
     """
 
-    __slots__ = (
-        "announced_seq",
-        "catch_up_task",
-        "channel",
-        "followers",
-        "is_behind",
-        "is_joined",
-        "is_subscribed",
-        "join_task",
-        "own_restart_seq",
-        "owner_token",
-        "run_id",
-        "tail",
-        "token",
-    )
-
-    def __init__(self, run_id: str, channel: bytes, notifier: Notifier) -> None:
-        self.run_id = run_id
-        self.channel = channel
-        self.tail = Tail(notifier=notifier)
-        self.followers = 0
-        self.is_joined = False
-        """The tail represents the log."""
-        self.join_task: asyncio.Task[None] | None = None
-        """The task that first fills the tail."""
-        self.catch_up_task: asyncio.Task[None] | None = None
-        """The task that reads what the tail is missing, if one is running."""
-        self.is_behind = False
-        """The log may have frames that the tail lacks, and no later read has been answered."""
-        self.is_subscribed = False
-        """The run's channel is subscribed to. Owned runs need no subscription."""
-        self.owner_token: Token | None = None
-        """The token of this process, while it knows of no newer one."""
-        self.token = 0
-        """The highest known token."""
-        self.announced_seq = 0
-        """The highest seq in any notification."""
-        self.own_restart_seq: Seq | None = None
-        """The seq at which this process restarted the log, until its own notification arrives."""
-
-    @property
-    def cost_bytes(self) -> int:
-        return self.tail.size_bytes + _RUN_BYTES
+    run_id: str
+    channel: bytes
+    tail: Tail
+    followers: int = 0
+    is_joined: bool = False
+    """The tail represents the log."""
+    join_task: asyncio.Task[None] | None = None
+    """The task that first fills the tail."""
+    catch_up_task: asyncio.Task[None] | None = None
+    """The task that reads what the tail is missing, if one is running."""
+    is_behind: bool = False
+    """The log may have frames that the tail lacks, and no later read has been answered."""
+    is_subscribed: bool = False
+    """The run's channel is subscribed to. Owned runs need no subscription."""
+    owner_token: Token | None = None
+    """The token of this process, while it knows of no newer one."""
+    token: int = 0
+    """The highest known token."""
+    announced_seq: int = 0
+    """The highest seq in any notification."""
+    own_restart_seq: Seq | None = None
+    """The seq at which this process restarted the log, until its own notification arrives."""
 
     @property
     def is_live(self) -> bool:

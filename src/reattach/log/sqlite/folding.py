@@ -16,7 +16,7 @@ from typing import Final
 
 from reattach.domain.ids import Seq
 from reattach.domain.limits import WAL_AGE_SECONDS, WAL_IDLE_SECONDS
-from reattach.log.sqlite import tables
+from reattach.log.sqlite import journal, tables
 from reattach.log.sqlite.read_pool import ReadPool
 from reattach.log.sqlite.run_state import RunState
 from reattach.log.sqlite.tables import Chunk, StoredRun
@@ -248,7 +248,7 @@ class Folding:
         while count < min(self._prunable_rows, _PRUNE_ROWS) and size_bytes < _PRUNE_BYTES:
             size_bytes += self._row_sizes[count]
             count += 1
-        await self._writer.perform(partial(tables.prune, before_row=self._first_row + count))
+        await self._writer.perform(partial(journal.prune, before_row=self._first_row + count))
         self._wal.note_write(size_bytes)
         self._first_row += count
         self._prunable_rows -= count

@@ -1,4 +1,4 @@
-"""The binary format of the SQLite log's journal.
+"""The SQLite log's journal: its binary format and its table.
 
 Every change of a run is one record. Records are joined into batches in the order of the changes; a
 batch is one row and one commit. Replaying a record that is already applied changes nothing, so rows
@@ -8,15 +8,19 @@ A record is a head of fixed size and a body. It refers to its run by a number th
 only the record that creates a run has the run's id.
 """
 
+import sqlite3
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+import structlog
 from msgspec import Struct
 
 from reattach.domain.errors import StartupError
 from reattach.domain.ids import FIRST_SEQ, Seq, Token
 from reattach.log.frames import pack_numbers, unpack_numbers
+
+logger = structlog.get_logger(__name__)
 
 _HEAD: Final = struct.Struct("<BxHIqq")
 """Kind, run id length or close flag, frame count, run number, token or seq."""
@@ -39,6 +43,9 @@ highest one does not use up the numbers."""
 
 HIGHEST_SEQ: Final = 2**48
 """A higher seq, token or row is damaged."""
+
+_LONGEST_GAP: Final = 2**20
+"""Rows between the middle row of the table and any other. The table has far fewer rows."""
 
 
 class Create(Struct, frozen=True, gc=False):
@@ -157,3 +164,38 @@ def unpack(batch: bytes) -> Iterator[Record]:
                 f"A record has the impossible number {number}, {value} or {first_seq}."
             )
         yield record
+
+
+# The table. Transactions are left to the caller.
+
+
+def insert_row(connection: sqlite3.Connection, row: int, batch: bytes) -> None:
+    connection.execute("INSERT INTO log_journal VALUES (?, ?)", (row, batch))
+
+
+def rows(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes]]:
+    """Yield the rows of the journal in order, except those with a damaged id.
+
+    Ids are consecutive, so an id that is far from the middle one is damaged.
+    """
+    positive = "FROM log_journal WHERE id BETWEEN 1 AND ?"
+    (count,) = connection.execute(f"SELECT count(*) {positive}", (HIGHEST_SEQ,)).fetchone()
+    if count:
+        (middle,) = connection.execute(
+            f"SELECT id {positive} ORDER BY id LIMIT 1 OFFSET ?", (HIGHEST_SEQ, (count - 1) // 2)
+        ).fetchone()
+        bounds = (max(middle - _LONGEST_GAP, 1), middle + _LONGEST_GAP)
+    else:
+        bounds = (1, 0)
+    outside = "SELECT id FROM log_journal WHERE id NOT BETWEEN ? AND ? ORDER BY id"
+    for (row,) in connection.execute(outside, bounds):
+        logger.warning("event log row has a damaged id", table="log_journal", row=row)
+    yield from connection.execute(
+        "SELECT id, CAST(batch AS BLOB) FROM log_journal WHERE id BETWEEN ? AND ? ORDER BY id",
+        bounds,
+    )
+
+
+def prune(connection: sqlite3.Connection, before_row: int) -> None:
+    """Delete the rows before ``before_row``."""
+    connection.execute("DELETE FROM log_journal WHERE id < ?", (before_row,))

@@ -25,6 +25,7 @@ from reattach.log.base import (
     UNREADABLE,
     UNWRITABLE,
     Capabilities,
+    Done,
     Head,
     Inventory,
     Log,
@@ -46,7 +47,7 @@ from reattach.log.sqlite.read_pool import ReadPool
 from reattach.log.sqlite.recovery import RecoveredState, recover
 from reattach.log.sqlite.run_state import Operation, RunState
 from reattach.log.sqlite.tables import Connect, Durability, default_connect
-from reattach.log.sqlite.writer import SqliteRunWriter, Writer
+from reattach.log.sqlite.writer import Writer
 from reattach.single_flight import SingleFlight
 
 __all__ = ["Durability", "Sizes", "SqliteLog"]
@@ -82,7 +83,7 @@ class SqliteLog(Log):
             shared_between_processes=False,
             finds_aliases=False,
         )
-        self._runs = {run.run_id: run for run in recovered.runs.values()}
+        self.runs = {run.run_id: run for run in recovered.runs.values()}
         self._next_number = recovered.next_number
         self._closed_runs: ClosedRuns[RunState] = ClosedRuns(sizes.closed_runs_bytes)
         self._look_ups = SingleFlight[str, bool]("log look-up")
@@ -101,6 +102,7 @@ class SqliteLog(Log):
             self._on_failed,
             synced_runs=uncertain,
         )
+        self.after_tick = self._writer.after_tick
         self._folding = Folding(
             self._writer,
             read_pool,
@@ -172,59 +174,32 @@ class SqliteLog(Log):
         aliases: Sequence[str] = (),  # noqa: ARG002  the records find them
     ) -> RunWriter:
         while (run := await self._find(run_id)) is not None and run.deleting:
-            await self._flush(run)
+            await self.flush(run)
         if run is not None and run.head.tail_uncertain:
             first_seq = max(first_seq, LOST_LOG_FIRST_SEQ)
         if run is None:
-            run = RunState(self._next_number, run_id, token, first_seq, self._notifier)
+            run = RunState(self._next_number, run_id, token, Tail(first_seq, self._notifier))
             self._next_number += 1
-            self._runs[run_id] = run
-            await self._write(run, Create(run.number, token, run_id, first_seq))
+            self.runs[run_id] = run
+            await self.write(run, Create(run.number, token, run_id, first_seq))
         elif token < run.expected_token:
             raise fenced_error(run_id, token)
         elif not run.expected_closed and run.expected_last_seq + 1 < first_seq:
-            await self._write(run, Skip(run.number, token, first_seq))
+            await self.write(run, Skip(run.number, token, first_seq))
         elif token > run.expected_token:
-            await self._write(run, TakeOver(run.number, token))
+            await self.write(run, TakeOver(run.number, token))
         else:
-            await self._flush(run)
+            await self.flush(run)
         return self.writer(run_id, token, run.head)
 
     def writer(self, run_id: str, token: Token, head: Head) -> RunWriter:
-        return SqliteRunWriter(
-            run_id,
-            token,
-            head,
-            runs=self._runs,
-            writer=self._writer,
-            append_otherwise=self._append,
-        )
-
-    async def _append(
-        self, run_id: str, token: Token, first_seq: Seq, frames: Sequence[bytes], close: bool
-    ) -> None:
-        if not frames and not close:
-            raise ValueError("An append without frames must close the log.")
-        run = self._runs.get(run_id) or await self._get(run_id)
-        if run.accepts(token, first_seq):
-            await self._write(run, Append(run.number, first_seq, tuple(frames), close))
-            return
-        if run.deleting or not run.created:
-            raise not_found_error(run_id)
-        if token < run.expected_token:
-            raise fenced_error(run_id, token)
-        if await self._is_retry(run, first_seq, frames, close):
-            await self._flush(run)
-        elif run.expected_closed:
-            raise closed_error(run_id)
-        else:
-            raise SeqMismatchError(run_id, first_seq, run.expected_last_seq)
+        return _SqliteRunWriter(self, run_id, token, head)
 
     async def head(self, run_id: str) -> Head:
-        return (await self._get(run_id)).head
+        return (await self.get(run_id)).head
 
     async def read(self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int) -> Slice:
-        run = await self._get(run_id)
+        run = await self.get(run_id)
         self._closed_runs.touch(run)
         if run.first_seq <= after_seq + 1 < run.tail.first_seq:
             tail = await self._load_from_chunks(run, after_seq, max_bytes, max_events)
@@ -237,11 +212,11 @@ class SqliteLog(Log):
         piece = tail.slice(after_seq, max_bytes=max_bytes, max_events=max_events)
         if tail is run.tail:
             return piece
-        return _extend_slice(piece, run.tail, max_bytes=max_bytes, max_events=max_events)
+        return run.tail.extended(piece, max_bytes=max_bytes, max_events=max_events)
 
     @asynccontextmanager
     async def follow(self, run_id: str) -> AsyncIterator[Tail]:
-        run = await self._get(run_id)
+        run = await self.get(run_id)
         self._closed_runs.touch(run)
         run.followers += 1
         try:
@@ -252,28 +227,28 @@ class SqliteLog(Log):
 
     @override
     def closed_tail(self, run_id: str) -> Tail | None:
-        run = self._runs.get(run_id)
+        run = self.runs.get(run_id)
         if run is None or not run.tail.closed or run.deleting:
             return None
         self._closed_runs.touch(run)
         return run.tail
 
     async def trim(self, run_id: str, first_seq: Seq) -> None:
-        run = await self._get(run_id)
+        run = await self.get(run_id)
         if run.deleting:
             raise not_found_error(run_id)
         first_seq = min(first_seq, run.expected_last_seq + 1)
         if first_seq > run.first_seq:
-            await self._write(run, Trim(run.number, first_seq))
+            await self.write(run, Trim(run.number, first_seq))
 
     async def delete(self, run_id: str) -> None:
         run = await self._find(run_id) or await self._find_damaged(run_id)
         if run is None:
             return
         if run.deleting:
-            await self._flush(run)
+            await self.flush(run)
         else:
-            await self._write(run, Delete(run.number))
+            await self.write(run, Delete(run.number))
 
     @override
     async def inventory(self, cursor: str | None, *, limit: int) -> Inventory:
@@ -281,7 +256,7 @@ class SqliteLog(Log):
         stored = await self._query(partial(tables.runs_after, number=after_number, limit=limit))
         # Memory has every open run, and is newer than the tables.
         found = {run.number: LogEntry(run.run_id, run.closed) for run in stored}
-        for run in self._runs.values():
+        for run in self.runs.values():
             if run.number > after_number and run.created and not run.deleting:
                 found[run.number] = LogEntry(run.run_id, run.tail.closed)
         numbers = heapq.nsmallest(limit, found)
@@ -297,8 +272,8 @@ class SqliteLog(Log):
         if self._closing:
             return
         self._closing = True
-        runs = list(self._runs.values())
-        self._runs.clear()  # From here on nobody finds a run to write to.
+        runs = list(self.runs.values())
+        self.runs.clear()  # From here on nobody finds a run to write to.
         self._upkeep.cancel()
         await asyncio.wait([self._upkeep])
         await self._writer.stop()
@@ -308,7 +283,7 @@ class SqliteLog(Log):
         if not self._upkeep.cancelled():
             self._upkeep.result()
 
-    async def _get(self, run_id: str) -> RunState:
+    async def get(self, run_id: str) -> RunState:
         run = await self._find(run_id)
         if run is None or not run.created:
             raise not_found_error(run_id)
@@ -319,11 +294,11 @@ class SqliteLog(Log):
         while True:
             if self._closing:
                 raise StoreUnavailableError(CLOSING)
-            run = self._runs.get(run_id)
+            run = self.runs.get(run_id)
             if run is not None:
                 return run
             is_there = await self._look_ups.do(run_id, partial(self._look_up, run_id))
-            if not is_there and run_id not in self._runs:
+            if not is_there and run_id not in self.runs:
                 return None
 
     async def _look_up(self, run_id: str) -> bool:
@@ -332,16 +307,16 @@ class SqliteLog(Log):
         if stored is None:
             return False
         run = RunState.from_stored(stored)
-        self._runs[run_id] = run
+        self.runs[run_id] = run
         self._closed_runs.add(run)
         return True
 
     async def _find_damaged(self, run_id: str) -> RunState | None:
         """Return a run that can only be deleted, because its row is damaged."""
         number = await self._query(partial(tables.number_of, run_id=run_id))
-        if number is not None and run_id not in self._runs:
-            self._runs[run_id] = RunState(number, run_id, Token(0))
-        return self._runs.get(run_id)
+        if number is not None and run_id not in self.runs:
+            self.runs[run_id] = RunState(number, run_id, Token(0), Tail())
+        return self.runs.get(run_id)
 
     async def _query(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if self._closing:
@@ -372,7 +347,7 @@ class SqliteLog(Log):
             return None  # A damaged row has the number of this run.
         return tail
 
-    async def _is_retry(
+    async def is_retry(
         self, run: RunState, first_seq: Seq, frames: Sequence[bytes], close: bool
     ) -> bool:
         """Return whether the log contains these frames, as its end if ``close``.
@@ -398,19 +373,19 @@ class SqliteLog(Log):
         tail = await self._load_from_chunks(run, first_seq - 1, size_bytes, in_chunks)
         return tail is not None and tail.holds(first_seq, frames[:in_chunks])
 
-    def _write(self, run: RunState, record: Record) -> "asyncio.Future[None]":
+    def write(self, run: RunState, record: Record) -> "asyncio.Future[None]":
         """Write ``record``; the future is done when it is on disk and applied to the run."""
-        self._submit(Operation(run, record))
-        return self._flush(run)
+        self.submit(Operation(run, record))
+        return self.flush(run)
 
-    def _submit(self, operation: Operation) -> None:
+    def submit(self, operation: Operation) -> None:
         run = operation.run
         run.expect(operation)
         if run.tail.closed:
             self._closed_runs.discard(run)
         self._writer.submit(operation)
 
-    def _flush(self, run: RunState) -> "asyncio.Future[None]":
+    def flush(self, run: RunState) -> "asyncio.Future[None]":
         """Return a future that is done when the run's operations in flight are on disk."""
         flushed: asyncio.Future[None] = self._loop.create_future()
         if run.in_flight:
@@ -441,7 +416,7 @@ class SqliteLog(Log):
             run = operation.run
             run.revert()
             if not run.created:
-                self._runs.pop(run.run_id, None)
+                self.runs.pop(run.run_id, None)
             elif run.first_row is not None:
                 self._folding.note_run(run)
             else:
@@ -452,7 +427,7 @@ class SqliteLog(Log):
 
     def _drop(self, run: RunState) -> None:
         """Drop a run that was deleted on disk. It stays marked as ``deleting``."""
-        self._runs.pop(run.run_id, None)
+        self.runs.pop(run.run_id, None)
         self._closed_runs.discard(run)
         self._folding.note_deleted(run)
         run.tail.fail(deleted_error(run.run_id))
@@ -466,16 +441,39 @@ class SqliteLog(Log):
 
     def _evict(self) -> None:
         for run in self._closed_runs.evict():
-            self._runs.pop(run.run_id, None)
+            self.runs.pop(run.run_id, None)
 
 
-def _extend_slice(piece: Slice, tail: Tail, *, max_bytes: int, max_events: int) -> Slice:
-    """Return ``piece`` extended with the frames that follow in ``tail``, within the bounds."""
-    room_bytes = max_bytes - len(piece.frames)
-    room_events = max_events - (piece.last_seq + 1 - piece.first_seq)
-    if room_bytes <= 0 or room_events <= 0 or piece.last_seq + 1 < tail.first_seq:
-        return piece
-    rest = tail.slice(piece.last_seq, max_bytes=room_bytes, max_events=room_events)
-    if len(rest.frames) > room_bytes:  # A single frame is returned whatever its size.
-        return piece
-    return Slice(piece.first_seq, rest.last_seq, piece.frames + rest.frames)
+class _SqliteRunWriter(RunWriter):
+    def __init__(self, log: SqliteLog, run_id: str, token: Token, head: Head) -> None:
+        super().__init__(run_id, token, head, after_tick=log.after_tick)
+        self._log = log
+
+    async def append(self, first_seq: Seq, frames: Sequence[bytes], *, close: bool = False) -> None:
+        if not frames and not close:
+            raise ValueError("An append without frames must close the log.")
+        log = self._log
+        run = await log.get(self.run_id)
+        if run.accepts(self.token, first_seq):
+            await log.write(run, Append(run.number, first_seq, tuple(frames), close))
+            return
+        if run.deleting:
+            raise not_found_error(self.run_id)
+        if self.token < run.expected_token:
+            raise fenced_error(self.run_id, self.token)
+        if await log.is_retry(run, first_seq, frames, close):
+            await log.flush(run)
+        elif run.expected_closed:
+            raise closed_error(self.run_id)
+        else:
+            raise SeqMismatchError(self.run_id, first_seq, run.expected_last_seq)
+
+    @override
+    def submit(
+        self, first_seq: Seq, frames: Sequence[bytes], *, close: bool = False, done: Done
+    ) -> "asyncio.Task[None] | None":
+        run = self._log.runs.get(self.run_id)
+        if run is None or not run.accepts(self.token, first_seq) or not (frames or close):
+            return super().submit(first_seq, frames, close=close, done=done)
+        self._log.submit(Operation(run, Append(run.number, first_seq, frames, close), done))
+        return None

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import structlog
 
 from reattach.domain.errors import StartupError
-from reattach.log.sqlite import tables
+from reattach.log.sqlite import journal, tables
 from reattach.log.sqlite.journal import Create, Delete, Record, unpack
 from reattach.log.sqlite.run_state import RunState
+from reattach.log.tail import Tail
 
 logger = structlog.get_logger(__name__)
 
@@ -36,7 +37,7 @@ def recover(connection: sqlite3.Connection, *, after_power_cut: bool = False) ->
     for stored in tables.open_runs(connection):
         run = RunState.from_stored(stored)  # Its chunks are read on demand.
         found.runs[run.number] = run
-    for row, batch in tables.journal_rows(connection):
+    for row, batch in journal.rows(connection):
         if not found.row_sizes:
             found.first_row = row
         lost_rows = row - found.first_row - len(found.row_sizes)
@@ -76,7 +77,7 @@ def _replay(
         if stored is not None:
             run = RunState.from_stored(stored)
         elif isinstance(record, Create):
-            run = RunState(record.number, record.run_id, record.token, record.first_seq)
+            run = RunState(record.number, record.run_id, record.token, Tail(record.first_seq))
         else:
             return  # A later record deletes the run, or its row is damaged and it is lost.
         runs[record.number] = run

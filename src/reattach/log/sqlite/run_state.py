@@ -2,18 +2,14 @@
 
 import asyncio
 from collections import deque
-from typing import Final
+from dataclasses import dataclass, field
 
 from reattach.domain.errors import LogLostError, StoreUnavailableError
-from reattach.domain.ids import FIRST_SEQ, Seq, Token
+from reattach.domain.ids import Seq, Token
 from reattach.log.base import Done, Head
-from reattach.log.notifier import Notifier
 from reattach.log.sqlite.journal import Append, Create, Delete, Record, Skip, TakeOver, Trim, pack
 from reattach.log.sqlite.tables import StoredRun
 from reattach.log.tail import Tail
-
-_RUN_BYTES: Final = 1024
-"""The approximate memory of a run without its frames."""
 
 
 class Operation:
@@ -40,71 +36,52 @@ class Operation:
                     waiter.set_exception(failure)
 
 
+@dataclass(slots=True, eq=False)
 class RunState:
     """A run as it is on disk, and as it will be once the operations in flight are on disk too.
 
     Followers see the former. Appends are checked against the latter (``expected_…``).
     """
 
-    __slots__ = (
-        "created",
-        "deleting",
-        "expected_closed",
-        "expected_last_seq",
-        "expected_token",
-        "first_row",
-        "first_row_of_rest",
-        "first_seq",
-        "folded_seq",
-        "followers",
-        "in_flight",
-        "number",
-        "run_id",
-        "tail",
-        "tail_uncertain",
-        "token",
-    )
+    number: int
+    run_id: str
+    token: Token
+    tail: Tail
+    first_seq: Seq = field(init=False)
+    created: bool = False
+    tail_uncertain: bool = False
+    """The run is open, and a power failure may have lost its last events."""
+    followers: int = 0
+    folded_seq: int = 0
+    """The last seq in chunks; later events are only in the journal."""
+    first_row: int | None = None
+    """The first journal row with a record of this run that is not folded."""
+    first_row_of_rest: int | None = None
+    """The first such row that was written since the current fold began."""
+    in_flight: deque[Operation] = field(default_factory=deque)
+    deleting: bool = field(init=False)
+    expected_token: Token = field(init=False)
+    expected_last_seq: Seq = field(init=False)
+    expected_closed: bool = field(init=False)
 
-    def __init__(
-        self,
-        number: int,
-        run_id: str,
-        token: Token,
-        first_seq: Seq = FIRST_SEQ,
-        notifier: Notifier | None = None,
-    ) -> None:
-        self.number = number
-        self.run_id = run_id
-        self.token = token
-        self.tail = Tail(first_seq, notifier)
-        self.first_seq = first_seq
-        self.created = False
-        self.tail_uncertain = False
-        """The run is open, and a power failure may have lost its last events."""
-        self.followers = 0
-        self.folded_seq = 0
-        """The last seq in chunks; later events are only in the journal."""
-        self.first_row: int | None = None
-        """The first journal row with a record of this run that is not folded."""
-        self.first_row_of_rest: int | None = None
-        """The first such row that was written since the current fold began."""
-        self.in_flight: deque[Operation] = deque()
-        self.deleting = False
-        self.expected_token = token
-        self.expected_last_seq = first_seq - 1
-        self.expected_closed = False
+    def __post_init__(self) -> None:
+        self.first_seq = self.tail.first_seq
+        self.revert()
 
     @classmethod
     def from_stored(cls, stored: StoredRun) -> "RunState":
         """Return the state that the run's row describes, with no frames in memory."""
-        run = cls(stored.number, stored.run_id, stored.token)
-        run.tail = Tail(stored.last_seq + 1)
+        tail = Tail(stored.last_seq + 1)
+        tail.closed = stored.closed
+        run = cls(
+            stored.number,
+            stored.run_id,
+            stored.token,
+            tail,
+            created=True,
+            folded_seq=stored.last_seq,
+        )
         run.first_seq = stored.first_seq
-        run.folded_seq = stored.last_seq
-        run.created = True
-        if stored.closed:
-            run.tail.extend((), close=True)
-        run.revert()
         return run
 
     @property
@@ -115,10 +92,6 @@ class RunState:
             self.tail.closed,
             self.tail_uncertain and not self.tail.closed,
         )
-
-    @property
-    def cost_bytes(self) -> int:
-        return self.tail.size_bytes + _RUN_BYTES
 
     def expect(self, operation: Operation) -> None:
         """Add ``operation`` to those in flight and update the expected state."""

@@ -1,8 +1,8 @@
-"""The tables of the SQLite log and all SQL statements on them.
+"""The tables of the SQLite log, and the SQL statements on those of folded runs.
 
-The journal has the most recent changes of all runs, in order. The other tables have the folded
-runs: one row per run, and its frames in chunks. Functions take a connection, leave transactions to
-the caller, and may run in any thread.
+The journal (``journal.py``) has the most recent changes of all runs, in order. The other tables
+have the folded runs: one row per run, and its frames in chunks. Functions take a connection, leave
+transactions to the caller, and may run in any thread.
 """
 
 import operator
@@ -35,8 +35,6 @@ TRUNCATE_WAIT_SECONDS: Final = 0.05
 
 _LAYOUT: Final = 1
 _ALL: Final = 2**63 - 1
-_LONGEST_GAP: Final = 2**20
-"""Rows between the middle row of the journal and any other. The journal has far fewer rows."""
 SWEEP_CHUNKS: Final = 16
 """Chunks deleted per transaction: about a millisecond of work at 64 KiB each."""
 
@@ -183,37 +181,6 @@ def wal_bytes(file: str) -> int:
         return Path(f"{file}-wal").stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def write_batch(connection: sqlite3.Connection, row: int, batch: bytes) -> None:
-    connection.execute("INSERT INTO log_journal VALUES (?, ?)", (row, batch))
-
-
-def journal_rows(connection: sqlite3.Connection) -> Iterator[tuple[int, bytes]]:
-    """Yield the rows of the journal in order, except those with a damaged id.
-
-    Ids are consecutive, so an id that is far from the middle one is damaged.
-    """
-    positive = "FROM log_journal WHERE id BETWEEN 1 AND ?"
-    (count,) = connection.execute(f"SELECT count(*) {positive}", (HIGHEST_SEQ,)).fetchone()
-    if count:
-        (middle,) = connection.execute(
-            f"SELECT id {positive} ORDER BY id LIMIT 1 OFFSET ?", (HIGHEST_SEQ, (count - 1) // 2)
-        ).fetchone()
-        bounds = (max(middle - _LONGEST_GAP, 1), middle + _LONGEST_GAP)
-    else:
-        bounds = (1, 0)
-    outside = "SELECT id FROM log_journal WHERE id NOT BETWEEN ? AND ? ORDER BY id"
-    for (row,) in connection.execute(outside, bounds):
-        logger.warning("event log row has a damaged id", table="log_journal", row=row)
-    yield from connection.execute(
-        "SELECT id, CAST(batch AS BLOB) FROM log_journal WHERE id BETWEEN ? AND ? ORDER BY id",
-        bounds,
-    )
-
-
-def prune(connection: sqlite3.Connection, before_row: int) -> None:
-    connection.execute("DELETE FROM log_journal WHERE id < ?", (before_row,))
 
 
 def delete_run(connection: sqlite3.Connection, number: int) -> None:

@@ -10,18 +10,13 @@ requests, each in its own transaction.
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from typing_extensions import override
-
-from reattach.domain.ids import Seq, Token
-from reattach.log.base import Head, RunWriter
-from reattach.log.run_writer import Done
-from reattach.log.sqlite import tables
-from reattach.log.sqlite.journal import Append, Delete
+from reattach.log.sqlite import journal, tables
+from reattach.log.sqlite.journal import Delete
 from reattach.log.sqlite.run_state import Operation, RunState
 from reattach.log.sqlite.tables import Durability
 
@@ -35,11 +30,7 @@ Work = Callable[[sqlite3.Connection], object]
 class _Job:
     work: Work
     in_transaction: bool
-    done: "asyncio.Future[object]"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Stop:
+    is_last: bool
     done: "asyncio.Future[object]"
 
 
@@ -73,7 +64,7 @@ class Writer:
         """Operations of this tick. Waking the thread for each would cost more than the write."""
         self._calls: list[Callable[[], None]] = []
         self._is_tick_end_scheduled = False
-        self._queue: SimpleQueue[list[Operation] | _Job | _Stop] = SimpleQueue()
+        self._queue: SimpleQueue[list[Operation] | _Job] = SimpleQueue()
         self._resumed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reattach-log-writer", daemon=True)
         self._thread.start()
@@ -99,22 +90,21 @@ class Writer:
         self._is_tick_end_scheduled = False
         self._hand_over()
 
-    async def perform(self, work: Work, *, in_transaction: bool = True) -> object:
+    async def perform(
+        self, work: Work, *, in_transaction: bool = True, is_last: bool = False
+    ) -> object:
         """Run ``work`` on the connection after all earlier operations, and return its result.
 
-        If the caller is cancelled, ``work`` may still run.
+        If the caller is cancelled, ``work`` may still run. The thread ends after the last job.
         """
-        job = _Job(work, in_transaction, self._loop.create_future())
+        job = _Job(work, in_transaction, is_last, self._loop.create_future())
         self._hand_over()
         self._queue.put(job)
         return await job.done
 
     async def stop(self) -> None:
         """Write all earlier operations, close the connection and end the thread."""
-        stop = _Stop(self._loop.create_future())
-        self._hand_over()
-        self._queue.put(stop)
-        await asyncio.shield(stop.done)
+        await self.perform(sqlite3.Connection.close, in_transaction=False, is_last=True)
 
     def _hand_over(self) -> None:
         if self._submitted:
@@ -124,21 +114,19 @@ class Writer:
     def _run(self) -> None:
         try:
             while True:
-                item = self._write_pending(self._queue.get())
-                if isinstance(item, _Job):
-                    self._perform(item)
-                elif isinstance(item, _Stop):
-                    self._connection.close()
-                    self._call_in_loop(_resolve, item.done, None, None)
-                    return
+                job = self._write_pending(self._queue.get())
+                if job is not None:
+                    self._perform(job)
+                    if job.is_last:
+                        return
         except _LoopClosedError:
             self._connection.close()
 
-    def _write_pending(self, item: list[Operation] | _Job | _Stop) -> _Job | _Stop | None:
-        """Commit ``item`` and the operations behind it; return the job or stop that follows."""
+    def _write_pending(self, item: list[Operation] | _Job) -> _Job | None:
+        """Commit ``item`` and the operations behind it; return the job that follows."""
         batch: list[Operation] = []
         size_bytes = 0
-        following: _Job | _Stop | None = None
+        following: _Job | None = None
         while True:
             if not isinstance(item, list):
                 following = item
@@ -163,7 +151,7 @@ class Writer:
             if deleted:
                 self._transact(lambda connection: self._write(connection, packed, deleted))
             else:  # A single statement is its own transaction.
-                tables.write_batch(self._connection, self._next_row, packed)
+                journal.insert_row(self._connection, self._next_row, packed)
         except Exception as error:  # noqa: BLE001 - A dead thread would leave appends hanging.
             self._resumed.clear()
             self._call_in_loop(self._fail, batch, error)
@@ -174,13 +162,13 @@ class Writer:
             self._call_in_loop(self._on_committed, batch, row, size_bytes)
 
     def _write(self, connection: sqlite3.Connection, packed: bytes, deleted: list[int]) -> None:
-        tables.write_batch(connection, self._next_row, packed)
+        journal.insert_row(connection, self._next_row, packed)
         for number in deleted:
             tables.delete_run(connection, number)
 
     def _fail(self, batch: list[Operation], error: Exception) -> None:
         """Fail the batch and all operations after it, in the loop, and let the thread continue."""
-        kept: list[_Job | _Stop] = []
+        kept: list[_Job] = []
         while True:
             try:
                 item = self._queue.get_nowait()
@@ -237,40 +225,6 @@ class Writer:
             self._loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:
             raise _LoopClosedError from None
-
-
-class SqliteRunWriter(RunWriter):
-    """Writes one run: at once if the append continues the log, else as ``append_otherwise``."""
-
-    def __init__(
-        self,
-        run_id: str,
-        token: Token,
-        head: Head,
-        *,
-        runs: Mapping[str, RunState],
-        writer: Writer,
-        append_otherwise: Callable[[str, Token, Seq, Sequence[bytes], bool], Awaitable[None]],
-    ) -> None:
-        super().__init__(run_id, token, head, after_tick=writer.after_tick)
-        self._runs = runs
-        self._writer = writer
-        self._append_otherwise = append_otherwise
-
-    async def append(self, first_seq: Seq, frames: Sequence[bytes], *, close: bool = False) -> None:
-        await self._append_otherwise(self.run_id, self.token, first_seq, frames, close)
-
-    @override
-    def submit(
-        self, first_seq: Seq, frames: Sequence[bytes], *, close: bool = False, done: Done
-    ) -> "asyncio.Task[None] | None":
-        run = self._runs.get(self.run_id)
-        if run is None or not run.accepts(self.token, first_seq) or not (frames or close):
-            return super().submit(first_seq, frames, close=close, done=done)
-        operation = Operation(run, Append(run.number, first_seq, frames, close), done)
-        run.expect(operation)
-        self._writer.submit(operation)
-        return None
 
 
 class _LoopClosedError(Exception):
