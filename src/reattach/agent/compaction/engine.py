@@ -57,32 +57,23 @@ class CompactingEngine(Engine):
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
         self._track_steps(turn)
         turn = self._with_summary(turn)
-        if self._is_too_large(turn):
-            async with closing_deltas(self._compact(turn, BY_ESTIMATE)) as compacting:
-                async for delta in compacting:
-                    yield delta
-            turn = self._with_summary(turn)
-        refused: ContextWindowError | None = None
-        try:
-            async with closing_deltas(self._answer(turn)) as deltas:
-                async for delta in deltas:
-                    yield delta
-        except ContextWindowError as error:
-            refused = error
-        if refused is None:
-            return
-        if self._has_begun or self._cut(turn, BY_MODEL) is None:
-            raise self._explain(refused, turn)
-        async with closing_deltas(self._compact(turn, BY_MODEL)) as compacting:
-            async for delta in compacting:
-                yield delta
-        turn = self._with_summary(turn)
-        try:
-            async with closing_deltas(self._answer(turn)) as deltas:
-                async for delta in deltas:
-                    yield delta
-        except ContextWindowError as error:
-            raise self._explain(error, turn) from None
+        trigger = BY_ESTIMATE if self._is_too_large(turn) else None
+        for may_retry in (True, False):
+            if trigger is not None:
+                async with closing_deltas(self._compact(turn, trigger)) as compacting:
+                    async for delta in compacting:
+                        yield delta
+                turn = self._with_summary(turn)
+            try:
+                async with closing_deltas(self._answer(turn)) as deltas:
+                    async for delta in deltas:
+                        yield delta
+                return
+            except ContextWindowError as error:
+                can_retry = may_retry and not self._has_begun
+                if not can_retry or self._cut(turn, BY_MODEL) is None:
+                    raise self._explain(error, turn) from None
+            trigger = BY_MODEL
 
     async def _answer(self, turn: Turn) -> AsyncIterator[Delta]:
         self._has_begun = False
