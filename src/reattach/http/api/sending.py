@@ -13,7 +13,6 @@ from reattach.domain.errors import (
     engine_error,
 )
 from reattach.domain.events import RunStatus
-from reattach.domain.ids import TenantId
 from reattach.domain.limits import MAX_ID_CHARS
 from reattach.http.context import AccessDep, Context, ContextDep, TenantDep
 from reattach.http.json import Fault, JsonResponse, invalid
@@ -88,17 +87,17 @@ async def send_to_conversation(
     conversation_id: ThreadPath,
     body: ConversationSendBody,
     context: ContextDep,
-    tenant: TenantDep,
     access: AccessDep,
 ) -> Response:
     if body.agent_id:
         check_agent_id(body.agent_id)
-    addressed = await find_addressed(context.records, tenant, conversation_id, body.agent_id)
-    send = _parse(context, tenant, addressed, body, "send_conversation_message")
-    run = await _start_run(context, access, send)
-    if body.streaming is False:
-        return await access.during(_whole_answer(context, run, send))
-    return _stream(context, run, send, deprecated=conversation_id.startswith("agent-"))
+    addressed = await find_addressed(context.records, access.tenant, conversation_id, body.agent_id)
+    send = _parse(context, access, addressed, body, "send_conversation_message")
+    deprecated = conversation_id.startswith("agent-")
+    headers = deprecated_path("messages") if deprecated else None
+    return await _answer(
+        context, access, send, streams=body.streaming is not False, headers=headers
+    )
 
 
 @router.post(
@@ -112,18 +111,14 @@ async def send_to_agent(
     agent_id: AgentPath,
     body: AgentSendBody,
     context: ContextDep,
-    tenant: TenantDep,
     access: AccessDep,
 ) -> Response:
     if not body.streaming:
         _refuse_stream_options(body)
-    addressed = await find_agent(context.records, tenant, agent_id)
     run_type = "send_message_streaming" if body.streaming else "send_message"
-    send = _parse(context, tenant, addressed, body, run_type)
-    run = await _start_run(context, access, send)
-    if not body.streaming:
-        return await access.during(_whole_answer(context, run, send))
-    return _stream(context, run, send)
+    addressed = await find_agent(context.records, access.tenant, agent_id)
+    send = _parse(context, access, addressed, body, run_type)
+    return await _answer(context, access, send, streams=bool(body.streaming))
 
 
 @router.post(
@@ -138,12 +133,11 @@ async def stream_to_agent(
     agent_id: AgentPath,
     body: AgentSendBody,
     context: ContextDep,
-    tenant: TenantDep,
     access: AccessDep,
 ) -> Response:
-    addressed = await find_agent(context.records, tenant, agent_id)
-    send = _parse(context, tenant, addressed, body, "send_message_streaming")
-    return _stream(context, await _start_run(context, access, send), send)
+    addressed = await find_agent(context.records, access.tenant, agent_id)
+    send = _parse(context, access, addressed, body, "send_message_streaming")
+    return await _answer(context, access, send)
 
 
 @router.post(
@@ -156,12 +150,11 @@ async def send_to_agent_async(
     agent_id: AgentPath,
     body: AsyncSendBody,
     context: ContextDep,
-    tenant: TenantDep,
     access: AccessDep,
 ) -> RunState:
     callback_url = _callback_url(context, body)
-    addressed = await find_agent(context.records, tenant, agent_id)
-    send = _parse(context, tenant, addressed, body, "send_message_async")
+    addressed = await find_agent(context.records, access.tenant, agent_id)
+    send = _parse(context, access, addressed, body, "send_message_async")
     return RunState.of(await _start_run(context, access, replace(send, callback_url=callback_url)))
 
 
@@ -240,11 +233,11 @@ def _refuse_stream_options(body: AgentSendBody) -> None:
 
 
 def _parse(
-    context: Context, tenant: TenantId, addressed: Addressed, body: SendBody, run_type: str
+    context: Context, access: Access, addressed: Addressed, body: SendBody, run_type: str
 ) -> Send:
     return parse_send(
         body,
-        tenant,
+        access.tenant,
         addressed,
         run_type=run_type,
         now=context.clock.now(),
@@ -257,15 +250,28 @@ async def _start_run(context: Context, access: Access, send: Send) -> Run:
     return await context.runs.send(send, admit=access.use.admit_run)
 
 
-def _stream(context: Context, run: Run, send: Send, *, deprecated: bool = False) -> Response:
-    """Stream the run from its start, also if an earlier send with this OTID created it."""
+async def _answer(
+    context: Context,
+    access: Access,
+    send: Send,
+    *,
+    streams: bool = True,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """Start the run and stream it from its start, or return its complete answer.
+
+    An earlier send with this OTID may have started the run.
+    """
+    run = await _start_run(context, access, send)
+    if not streams:
+        return await access.during(_whole_answer(context, run, send))
     return RunStream(
         context.runs,
         Target.of(run),
         context.clock,
         include_pings=send.representation.include_pings,
         stall_seconds=context.settings.stall_seconds,
-        headers=deprecated_path("messages") if deprecated else None,
+        headers=headers,
     )
 
 
