@@ -17,12 +17,9 @@
 """
 
 import asyncio
-import hashlib
-import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 
 from reattach.agent.turns import Overrides
@@ -46,6 +43,7 @@ from reattach.domain.ids import (
     ConversationId,
     Seq,
     TenantId,
+    derived_uuid,
     new_agent_id,
     new_conversation_id,
     new_message_id,
@@ -162,12 +160,7 @@ class Reattach:
         self._api = create_app(context, open_to_all=self._open)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
         self._context = None
 
@@ -373,5 +366,4 @@ def _check_owner(run: Run, tenant: str | None) -> None:
 def _conversation_of(otid: str, tenant: TenantId) -> ConversationId:
     """Return the same conversation id for the same OTID, so that repeated questions are one."""
     whose = "" if tenant == DEFAULT_TENANT else f"{tenant}\0"
-    digest = hashlib.sha256(f"reattach conversation of {whose}{otid}".encode()).digest()
-    return ConversationId(f"conv-{uuid.UUID(bytes=digest[:16], version=4)}")
+    return ConversationId(f"conv-{derived_uuid(f'reattach conversation of {whose}{otid}')}")

@@ -3,6 +3,7 @@
 The formats are the Letta API's, so that its SDKs and applications can distinguish them.
 """
 
+import hashlib
 import re
 import uuid
 from typing import TYPE_CHECKING, Final, NewType
@@ -56,6 +57,11 @@ _AGENT = re.compile(AGENT_PATTERN)
 
 def new_uuid() -> str:
     return str(uuid.uuid4())
+
+
+def derived_uuid(text: str) -> str:
+    """Return a UUID that is the same for the same text, in every process."""
+    return str(uuid.UUID(bytes=hashlib.sha256(text.encode()).digest()[:16], version=4))
 
 
 def new_tenant_id() -> TenantId:

@@ -1,7 +1,5 @@
 """The contract of a tool that the server runs, and the tools of a server."""
 
-import hashlib
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
@@ -9,10 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 
 from reattach.domain.errors import StartupError
-from reattach.domain.ids import AgentId, ConversationId, TenantId, ToolId
+from reattach.domain.ids import AgentId, ConversationId, TenantId, ToolId, derived_uuid
 from reattach.engine.base import ServerTool
-
-"""The member of an agent's settings with its tools and their approval rules."""
 
 RETIRED_TOOLS: Final = frozenset(
     {
@@ -116,8 +112,7 @@ class ToolSource(ABC):
 
 def tool_id(name: str) -> ToolId:
     """Return the id of a tool, the same in every process and after every restart."""
-    digest = hashlib.sha256(f"reattach tool {name}".encode()).digest()
-    return ToolId(f"tool-{uuid.UUID(bytes=digest[:16], version=4)}")
+    return ToolId(f"tool-{derived_uuid(f'reattach tool {name}')}")
 
 
 @dataclass(frozen=True, slots=True)

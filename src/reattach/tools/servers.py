@@ -2,15 +2,14 @@
 
 import os
 import re
-import uuid
 from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
 from reattach.domain.errors import StartupError
+from reattach.domain.ids import derived_uuid
 from reattach.domain.limits import MCP_START_SECONDS
 from reattach.redact import MASK
 
@@ -116,8 +115,7 @@ _MIN_SECRET_CHARS: Final = 4
 
 def server_id(name: str) -> str:
     """Return the id of a server, the same in every process and after every restart."""
-    digest = sha256(f"reattach mcp server {name}".encode()).digest()
-    return f"mcp_server-{uuid.UUID(bytes=digest[:16], version=4)}"
+    return f"mcp_server-{derived_uuid(f'reattach mcp server {name}')}"
 
 
 def check_names(servers: Mapping[str, McpServer]) -> None:
