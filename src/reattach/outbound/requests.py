@@ -11,13 +11,14 @@ import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
 import httpx2
 
+from reattach.daemon_thread import in_daemon_thread
 from reattach.domain.errors import UrlRefusedError, UrlUnreachableError
 from reattach.outbound.addresses import is_reachable, literal_address
 from reattach.outbound.limits import (
@@ -77,42 +78,18 @@ async def resolve(host: str, port: int) -> Sequence[str]:
     """
     if not _lookups.acquire(blocking=False):
         raise OSError("too many names are being looked up")
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[Sequence[str]] = loop.create_future()
 
-    def look_up() -> None:
+    def look_up() -> Sequence[str]:
         try:
             addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            result = list(dict.fromkeys(str(address[0]) for *_, address in addresses))
-        except (OSError, UnicodeError) as error:
-            _deliver(loop, found, error)
-        else:
-            _deliver(loop, found, result)
         finally:
             _lookups.release()
+        return list(dict.fromkeys(str(address[0]) for *_, address in addresses))
 
-    threading.Thread(target=look_up, name="name look-up", daemon=True).start()
-    return await found
+    return await in_daemon_thread(look_up, name="name look-up")
 
 
 _lookups: Final = threading.BoundedSemaphore(OUTBOUND_LOOKUPS)
-
-
-def _deliver(
-    loop: asyncio.AbstractEventLoop,
-    found: "asyncio.Future[Sequence[str]]",
-    result: Sequence[str] | Exception,
-) -> None:
-    def settle() -> None:
-        if found.done():
-            return
-        if isinstance(result, Exception):
-            found.set_exception(result)
-        else:
-            found.set_result(result)
-
-    with suppress(RuntimeError):  # The loop is closed.
-        loop.call_soon_threadsafe(settle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +139,7 @@ class Outbound:
         """
         url = checked_url(text, to_private=self._to_private)
         if self._tls is None:
-            self._tls = await asyncio.to_thread(_prepare_tls)
+            self._tls = await asyncio.to_thread(prepare_tls)
         addresses = await self._addresses(url)
         request = _Request(method, url, headers or {}, content)
         try:
@@ -209,7 +186,7 @@ class Outbound:
         raise AssertionError("unreachable: a name without addresses is refused")
 
 
-def _prepare_tls() -> ssl.SSLContext:
+def prepare_tls() -> ssl.SSLContext:
     """Read the certificates. Call it outside of the event loop."""
     context = ssl.create_default_context()
     httpx2.AsyncHTTPTransport(verify=context)  # The first one imports modules.

@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import re
-import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -36,6 +35,7 @@ from reattach.domain.limits import (
     MCP_RETRY_SECONDS,
 )
 from reattach.domain.text import storable_text
+from reattach.outbound.requests import prepare_tls
 from reattach.tools.connections import Connection, ListedTool
 from reattach.tools.listing import repair_listing
 from reattach.tools.servers import McpServer
@@ -94,7 +94,7 @@ async def _transport(
         errors = await stack.enter_async_context(_stderr_of(name, note_line))
         return stdio_client(parameters, errlog=errors)
     assert server.url is not None
-    tls = await asyncio.to_thread(_prepare_tls)
+    tls = await asyncio.to_thread(prepare_tls)
     client = httpx2.AsyncClient(
         headers={"accept-encoding": "identity", **server.request_headers()},
         event_hooks={"response": [_read_whole_characters]},
@@ -103,13 +103,6 @@ async def _transport(
     )
     await stack.enter_async_context(client)
     return streamable_http_client(server.url, http_client=client)
-
-
-def _prepare_tls() -> ssl.SSLContext:
-    """Read the certificates. Call it outside of the event loop."""
-    context = ssl.create_default_context()
-    httpx2.AsyncHTTPTransport(verify=context)  # The first one imports modules.
-    return context
 
 
 class _SdkConnection(Connection):

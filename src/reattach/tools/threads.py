@@ -1,25 +1,17 @@
 """Threads for the functions of tools, which cannot be interrupted."""
 
-import asyncio
-import contextvars
-import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
-from typing import TypeVar
+from functools import partial
 
+from reattach.daemon_thread import Result, in_daemon_thread
 from reattach.domain.errors import ToolError
 from reattach.domain.ids import TenantId
 from reattach.domain.limits import MAX_TENANT_TOOL_THREADS, MAX_TOOL_THREADS
 
-Result = TypeVar("Result")
-
 
 class Threads:
-    """Runs functions beside the event loop in daemon threads.
-
-    Functions that hang would use up asyncio's own pool, which is also waited for at exit.
-    """
+    """Runs a bounded number of functions beside the event loop, in daemon threads."""
 
     def __init__(self) -> None:
         self._busy = 0
@@ -42,31 +34,12 @@ class Threads:
             raise ToolError(
                 f"{self._busy} earlier calls of tools are still running. Try again later."
             )
-        loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-        results: list[Result] = []
-        errors: list[BaseException] = []
-        context = contextvars.copy_context()
-
-        def end() -> None:
-            self._busy -= 1
-            self._by_tenant[tenant] -= 1
-            if not self._by_tenant[tenant]:
-                del self._by_tenant[tenant]
-            ended.set()
-
-        def work() -> None:
-            try:
-                results.append(context.run(function))
-            except BaseException as error:  # noqa: BLE001  whoever waits raises it
-                errors.append(error)
-            with suppress(RuntimeError):  # The loop is closed.
-                loop.call_soon_threadsafe(end)
-
         self._busy += 1
         self._by_tenant[tenant] += 1
-        threading.Thread(target=work, name="tool", daemon=True).start()
-        await ended.wait()
-        if errors:
-            raise errors[0]
-        return results[0]
+        return await in_daemon_thread(function, name="tool", on_end=partial(self._end, tenant))
+
+    def _end(self, tenant: TenantId | None) -> None:
+        self._busy -= 1
+        self._by_tenant[tenant] -= 1
+        if not self._by_tenant[tenant]:
+            del self._by_tenant[tenant]
