@@ -22,14 +22,13 @@ from typing_extensions import override
 
 from reattach.diagnostics import Diagnostic
 from reattach.domain.errors import StartupError
-from reattach.domain.limits import (
-    LEASE_SECONDS,
+from reattach.domain.limits import LEASE_SECONDS, TOOL_SECONDS
+from reattach.domain.limits.requests import (
     TENANT_BODY_BYTES,
     TENANT_BODY_BYTES_PER_MINUTE,
     TENANT_REQUESTS_PER_SECOND,
     TENANT_RUNS,
     TENANT_STREAMS,
-    TOOL_SECONDS,
 )
 from reattach.domain.origins import origin_of
 from reattach.redact import is_local, redact_url

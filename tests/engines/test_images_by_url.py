@@ -14,14 +14,12 @@ from msgspec import structs
 
 from reattach.domain.errors import ModelError
 from reattach.domain.limits import MAX_IMAGE_BYTES
+from reattach.domain.limits.outbound import IMAGES_FETCHED_BYTES
 from reattach.domain.messages import UNREACHABLE, ImagePart, Message, Role, TextPart, ToolReturnPart
 from reattach.engine.base import Turn
 from reattach.engine.pydantic_ai import PydanticAIEngine
 from reattach.engine.pydantic_ai.images import ImageFetcher
 from reattach.engine.pydantic_ai.provider_messages import provider_messages
-from reattach.outbound.limits import (
-    IMAGES_FETCHED_BYTES,
-)
 from reattach.testing.conformance.engine import Subject, collect, message
 from tests.support.openai_server import openai_server
 

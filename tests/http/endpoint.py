@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from starlette.types import Message, Receive, Scope, Send
 
-from reattach.domain.errors import TooManyConnectionsError
+from reattach.domain.errors.connection import TooManyConnectionsError
 from reattach.http.connection.capacity import Capacity
 from reattach.http.connection.protocol import Endpoint, HttpConnection, encode_error
 from reattach.http.connection.states import NEXT, State, Timeouts

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reattach.domain.errors import TooManyConnectionsError
+from reattach.domain.errors.connection import TooManyConnectionsError
 from reattach.http.connection.capacity import Capacity
 from reattach.http.connection.states import Timeouts
 from reattach.http.connection.watch import Watch

@@ -11,7 +11,15 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from reattach.domain import errors
-from reattach.domain.errors import EngineError, LogError, ReattachError, StartupError, ToolError
+from reattach.domain.errors import (
+    EngineError,
+    LogError,
+    ReattachError,
+    StartupError,
+    ToolError,
+    connection,
+    stores,
+)
 from reattach.domain.limits import MAX_REQUEST_BYTES
 from reattach.http.errors import error_response, status_of
 from tests.support.asgi_server import Server, serving
@@ -23,7 +31,8 @@ INTERNAL = (LogError, StartupError, ToolError)
 def test_every_error_that_clients_can_see_has_a_status_of_its_own() -> None:
     classes = [
         value
-        for value in vars(errors).values()
+        for module in (errors, connection, stores)
+        for value in vars(module).values()
         if inspect.isclass(value)
         and issubclass(value, ReattachError)
         and not issubclass(value, INTERNAL)

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from reattach.domain.limits import MAX_IMAGE_BYTES, MAX_IMAGE_URL_CHARS, MAX_SEND_IMAGES
+from reattach.domain.limits import MAX_IMAGE_BYTES
+from reattach.domain.limits.requests import MAX_IMAGE_URL_CHARS, MAX_SEND_IMAGES
 from tests.support.live_server import LiveServer, listening, text
 
 PIXEL = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"

@@ -14,7 +14,7 @@ import pytest
 
 from reattach.domain.errors import QuotaError
 from reattach.domain.ids import DEFAULT_TENANT, TenantId
-from reattach.domain.limits import QUOTA_BURST_SECONDS
+from reattach.domain.limits.requests import QUOTA_BURST_SECONDS
 from reattach.http.middleware.quotas import Bounds, Quotas
 from tests.support.asgi_server import OTHER_TENANT, TestClock
 from tests.support.live_server import WAIT_SECONDS, LiveServer, listening, new_threads, to

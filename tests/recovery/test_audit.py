@@ -13,11 +13,11 @@ import msgspec
 import pytest
 
 from reattach.domain.errors import UnavailableError
+from reattach.domain.errors.stores import CommitUnknownError
 from reattach.domain.events import RunStatus
 from reattach.domain.ids import DEFAULT_TENANT, Token, new_run_id, new_uuid
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ, OPEN_WAIT_SECONDS
 from reattach.domain.messages import Role
-from reattach.domain.store_errors import CommitUnknownError
 from reattach.log.sqlite.log import SqliteLog
 from reattach.records.base import Run
 from reattach.runs.follow import Target

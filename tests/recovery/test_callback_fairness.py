@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from reattach.domain.ids import TenantId, new_tenant_id
-from reattach.domain.limits import CALLBACKS_AT_ONCE
-from reattach.outbound.limits import (
+from reattach.domain.limits.outbound import (
     CALLBACK_BREAKER_FAILURES,
     CALLBACK_BREAKER_SECONDS,
+    CALLBACKS_AT_ONCE,
     CALLBACKS_PER_RECEIVER,
     CALLBACKS_PER_TENANT,
 )

@@ -16,8 +16,9 @@ import httpx2
 import pytest
 import trustme
 
-from reattach.domain.limits import CALLBACK_GIVE_UP_SECONDS, CALLBACK_LEASE_SECONDS
-from reattach.outbound.limits import (
+from reattach.domain.limits.outbound import (
+    CALLBACK_GIVE_UP_SECONDS,
+    CALLBACK_LEASE_SECONDS,
     CALLBACKS_PER_RECEIVER,
 )
 from reattach.outbound.requests import Resolve

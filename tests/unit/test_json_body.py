@@ -8,12 +8,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from reattach.domain.errors import ValidationFailedError
-from reattach.domain.limits import (
-    MAX_INTEGER,
-    MAX_JSON_DEPTH,
-    MAX_JSON_VALUES,
-    MAX_VALIDATION_ERRORS,
-)
+from reattach.domain.limits import MAX_INTEGER, MAX_VALIDATION_ERRORS
+from reattach.domain.limits.requests import MAX_JSON_DEPTH, MAX_JSON_VALUES
 from reattach.http.json import Fault, invalid, parse
 from reattach.http.schemas.sending import ConversationSendBody
 

@@ -5,7 +5,8 @@ import binascii
 from typing import Final
 
 from reattach.domain.errors import NotImplementedHereError, UrlRefusedError, ValidationFailedError
-from reattach.domain.limits import MAX_IMAGE_BYTES, MAX_IMAGE_URL_CHARS, MAX_SEND_IMAGES
+from reattach.domain.limits import MAX_IMAGE_BYTES
+from reattach.domain.limits.requests import MAX_IMAGE_URL_CHARS, MAX_SEND_IMAGES
 from reattach.domain.messages import (
     IMAGE_TYPES,
     ContentPart,

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reattach.domain import errors
+from reattach.domain.errors import connection
 from reattach.domain.limits import MAX_ERROR_CHARS
 from reattach.http.json import Fault, JsonResponse, invalid
 from reattach.validation import explain
@@ -30,13 +31,13 @@ STATUSES: Final[Mapping[type[errors.ReattachError], int]] = {
     errors.ConflictError: 409,
     errors.ExpiredError: 410,
     errors.LimitExceededError: 413,
-    errors.InvalidHttpError: 400,
-    errors.TunnelRefusedError: 405,
-    errors.RequestTimeoutError: 408,
+    connection.InvalidHttpError: 400,
+    connection.TunnelRefusedError: 405,
+    connection.RequestTimeoutError: 408,
     errors.UnsupportedBodyError: 415,
-    errors.ExpectationFailedError: 417,
-    errors.HeadTooLargeError: 431,
-    errors.HttpVersionError: 505,
+    connection.ExpectationFailedError: 417,
+    connection.HeadTooLargeError: 431,
+    connection.HttpVersionError: 505,
     errors.MisdirectedError: 421,
     errors.ValidationFailedError: 422,
     errors.UrlRefusedError: 422,

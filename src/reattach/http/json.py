@@ -16,13 +16,12 @@ from starlette.types import Scope
 
 from reattach.domain.arguments import finite_number, is_deeper_than
 from reattach.domain.errors import ValidationFailedError
-from reattach.domain.limits import (
+from reattach.domain.limits import MAX_INTEGER, MAX_VALIDATION_ERRORS
+from reattach.domain.limits.requests import (
     INLINE_BODY_BYTES,
     INLINE_BODY_VALUES,
-    MAX_INTEGER,
     MAX_JSON_DEPTH,
     MAX_JSON_VALUES,
-    MAX_VALIDATION_ERRORS,
 )
 
 PARSE_QUEUE: Final = "reattach.parse_queue"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 from fastapi import Depends, Query
 
 from reattach.domain.errors import NotFoundError
-from reattach.domain.limits import MAX_ID_CHARS
+from reattach.domain.limits.requests import MAX_ID_CHARS
 from reattach.http.schemas.fields import Limit, OrderParam
 from reattach.records.base import Page
 

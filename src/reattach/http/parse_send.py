@@ -8,7 +8,7 @@ import msgspec
 from reattach.agent.turns import Overrides
 from reattach.domain.errors import NotFoundError
 from reattach.domain.ids import AgentId, ConversationId, TenantId, is_agent_id, new_message_id
-from reattach.domain.limits import MAX_CLIENT_TOOL_BYTES
+from reattach.domain.limits.requests import MAX_CLIENT_TOOL_BYTES
 from reattach.domain.messages import (
     ApprovalPart,
     ContentPart,

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from reattach.domain.errors import UnsupportedBodyError
-from reattach.domain.limits import MAX_QUERY_PARAMETERS
+from reattach.domain.limits.requests import MAX_QUERY_PARAMETERS
 from reattach.http.json import (
     NUL,
     PARSE_QUEUE,

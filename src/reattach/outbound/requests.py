@@ -20,11 +20,8 @@ import httpx2
 
 from reattach.daemon_thread import in_daemon_thread
 from reattach.domain.errors import UrlRefusedError, UrlUnreachableError
+from reattach.domain.limits.outbound import OUTBOUND_ADDRESSES, OUTBOUND_LOOKUPS
 from reattach.outbound.addresses import is_reachable, literal_address
-from reattach.outbound.limits import (
-    OUTBOUND_ADDRESSES,
-    OUTBOUND_LOOKUPS,
-)
 
 Response = httpx2.Response
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, RowMapping, Select, func, insert, or_, select, tuple_, update
 
 from reattach.domain.ids import RunId, TenantId
-from reattach.outbound.limits import (
+from reattach.domain.limits.outbound import (
     CALLBACK_SECRET_OVERLAP_SECONDS,
     CALLBACKS_PER_RECEIVER,
 )

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 from reattach.domain.ids import MessageId, TenantId
-from reattach.domain.limits import PAGE_BYTES
+from reattach.domain.limits.requests import PAGE_BYTES
 from reattach.records import lookup
 from reattach.records.base import Page, Span
 from reattach.records.database.columns import LongText, Typed

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from reattach.domain.events import Stopped, StopReason, Usage
-from reattach.domain.limits import MAX_PAGE_ITEMS
+from reattach.domain.limits.requests import MAX_PAGE_ITEMS
 from reattach.domain.messages import Role
 from reattach.records.base import Run, Span
 from reattach.records.records import Records

@@ -9,9 +9,9 @@ from typing import Self
 import structlog
 
 from reattach.domain.errors import CursorAheadError, LogLostError, ReattachError, TrimmedError
+from reattach.domain.errors.stores import EventsLostError, LogDamagedError
 from reattach.domain.ids import Seq
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ, REPLAY_SLICE_BYTES
-from reattach.domain.store_errors import EventsLostError, LogDamagedError
 from reattach.log.base import Log, Slice, Tail, View
 from reattach.records.base import Target
 

@@ -13,10 +13,10 @@ from reattach.agent.turns import Overrides, make_turn
 from reattach.domain.backoff import until_available
 from reattach.domain.clock import Clock
 from reattach.domain.errors import QuotaError, StoreUnavailableError, UnavailableError
+from reattach.domain.errors.stores import CommitUnknownError
 from reattach.domain.events import RunStatus
 from reattach.domain.ids import TenantId, Token, new_run_id, new_uuid
 from reattach.domain.messages import Message
-from reattach.domain.store_errors import CommitUnknownError
 from reattach.engine.base import Turn
 from reattach.log.base import Log
 from reattach.records.base import (

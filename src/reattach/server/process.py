@@ -13,7 +13,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from reattach.domain.errors import StartupError, TooManyConnectionsError
+from reattach.domain.errors import StartupError
+from reattach.domain.errors.connection import TooManyConnectionsError
 from reattach.domain.limits import (
     CLOSE_SECONDS,
     KEEPALIVE_IDLE_SECONDS,

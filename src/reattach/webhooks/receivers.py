@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from reattach.domain.errors import UrlRefusedError, UrlUnreachableError
-from reattach.domain.limits import CALLBACK_SECONDS, MAX_CALLBACK_URL_CHARS
+from reattach.domain.limits.outbound import CALLBACK_SECONDS, MAX_CALLBACK_URL_CHARS
 from reattach.outbound.requests import NOT_PUBLIC, Outbound, Resolve, checked_url, resolve
 
 logger = structlog.get_logger(__name__)

@@ -15,7 +15,7 @@ from standardwebhooks import Webhook
 from reattach.domain.backoff import Backoff, until_available
 from reattach.domain.clock import Clock, sleep_unless_set
 from reattach.domain.errors import ReattachError
-from reattach.domain.limits import (
+from reattach.domain.limits.outbound import (
     CALLBACK_BODY_BYTES,
     CALLBACK_GIVE_UP_SECONDS,
     CALLBACK_LEASE_SECONDS,

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from reattach.domain.backoff import Backoff
 from reattach.domain.clock import Clock
 from reattach.domain.ids import TenantId
-from reattach.domain.limits import CALLBACK_MAX_RETRY_SECONDS, CALLBACKS_AT_ONCE
-from reattach.outbound.limits import (
+from reattach.domain.limits.outbound import (
     CALLBACK_BREAKER_FAILURES,
     CALLBACK_BREAKER_SECONDS,
     CALLBACK_BREAKERS,
+    CALLBACK_MAX_RETRY_SECONDS,
+    CALLBACKS_AT_ONCE,
     CALLBACKS_PER_RECEIVER,
     CALLBACKS_PER_TENANT,
 )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-from reattach.outbound.limits import (
+from reattach.domain.limits.outbound import (
     CALLBACK_SECRET_OVERLAP_SECONDS,
     CALLBACKS_PER_RECEIVER,
 )

@@ -15,15 +15,15 @@ from urllib.parse import urljoin, urlsplit
 
 from reattach.domain.errors import ModelError, UrlRefusedError, UrlUnreachableError
 from reattach.domain.limits import MAX_ERROR_CHARS, MAX_IMAGE_BYTES
-from reattach.domain.messages import IMAGE_TYPES, ImagePart, Message, ToolReturnPart
-from reattach.engine.base import Turn
-from reattach.outbound.limits import (
+from reattach.domain.limits.outbound import (
     IMAGE_FETCH_SECONDS,
     IMAGE_REDIRECTS,
     IMAGES_FETCH_SECONDS,
     IMAGES_FETCHED_AT_ONCE,
     IMAGES_FETCHED_BYTES,
 )
+from reattach.domain.messages import IMAGE_TYPES, ImagePart, Message, ToolReturnPart
+from reattach.engine.base import Turn
 from reattach.outbound.requests import Outbound, Resolve, Response, checked_url, resolve
 
 FETCHING_HOSTS: Final = frozenset(

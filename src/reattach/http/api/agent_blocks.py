@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import Path
 
-from reattach.domain.limits import MAX_NAME_CHARS
+from reattach.domain.limits.requests import MAX_NAME_CHARS
 from reattach.http.api.agents import agent_state
 from reattach.http.context import ContextDep, TenantDep
 from reattach.http.paging import ShortPage, page_of

@@ -10,7 +10,7 @@ from reattach.agent.turns import system_prompt
 from reattach.domain.errors import NotFoundError, NotImplementedHereError
 from reattach.domain.events import StopReason
 from reattach.domain.ids import TenantId
-from reattach.domain.limits import MAX_PAGE_ITEMS, MAX_QUERY_CHARS, MAX_QUERY_VALUES
+from reattach.domain.limits.requests import MAX_PAGE_ITEMS, MAX_QUERY_CHARS, MAX_QUERY_VALUES
 from reattach.domain.prompt import system_message
 from reattach.http.api.models import check_model
 from reattach.http.context import Context, ContextDep, TenantDep

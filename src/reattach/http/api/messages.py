@@ -14,7 +14,7 @@ from reattach.domain.ids import (
     ConversationId,
     MessageId,
 )
-from reattach.domain.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS, PAGE_BYTES
+from reattach.domain.limits.requests import MAX_ID_CHARS, MAX_PAGE_ITEMS, PAGE_BYTES
 from reattach.domain.messages import Message
 from reattach.http.context import ContextDep, TenantDep
 from reattach.http.json import JsonResponse

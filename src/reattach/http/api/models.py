@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Query
 
 from reattach.domain.errors import InvalidArgumentError
-from reattach.domain.limits import MAX_QUERY_VALUES
+from reattach.domain.limits.requests import MAX_QUERY_VALUES
 from reattach.engine.catalog import Catalog
 from reattach.http.context import ContextDep
 from reattach.http.routes import routes

@@ -8,7 +8,8 @@ from fastapi import Path, Response
 
 from reattach.domain.errors import InvalidArgumentError
 from reattach.domain.ids import AgentId, ConversationId, TenantId
-from reattach.domain.limits import MAX_ID_CHARS, REPLAY_SLICE_EVENTS
+from reattach.domain.limits import REPLAY_SLICE_EVENTS
+from reattach.domain.limits.requests import MAX_ID_CHARS
 from reattach.http.api.sending import STREAM_RESPONSES, deprecated_path
 from reattach.http.context import Context, ContextDep, TenantDep
 from reattach.http.routes import routes

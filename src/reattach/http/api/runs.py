@@ -14,7 +14,7 @@ from reattach.domain.ids import (
     AgentId,
     ConversationId,
 )
-from reattach.domain.limits import MAX_ID_CHARS, MAX_PAGE_ITEMS, MAX_QUERY_VALUES
+from reattach.domain.limits.requests import MAX_ID_CHARS, MAX_PAGE_ITEMS, MAX_QUERY_VALUES
 from reattach.domain.messages import Message
 from reattach.http.api.messages import OldestSpan, items_response
 from reattach.http.context import ContextDep, TenantDep

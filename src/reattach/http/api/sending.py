@@ -13,7 +13,7 @@ from reattach.domain.errors import (
     engine_error,
 )
 from reattach.domain.events import RunStatus
-from reattach.domain.limits import MAX_ID_CHARS
+from reattach.domain.limits.requests import MAX_ID_CHARS
 from reattach.http.context import AccessDep, Context, ContextDep, TenantDep
 from reattach.http.json import Fault, JsonResponse, invalid
 from reattach.http.middleware.access import Access

@@ -7,7 +7,8 @@ from fastapi import Path
 
 from reattach.domain.errors import InvalidArgumentError, NotFoundError
 from reattach.domain.ids import AgentId, TenantId
-from reattach.domain.limits import MAX_AGENT_TOOLS, MAX_NAME_CHARS
+from reattach.domain.limits import MAX_AGENT_TOOLS
+from reattach.domain.limits.requests import MAX_NAME_CHARS
 from reattach.http.api.agents import agent_state
 from reattach.http.context import Context, ContextDep, TenantDep
 from reattach.http.paging import ShortPage, page_of

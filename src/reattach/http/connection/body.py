@@ -7,7 +7,7 @@ so they are never treated as headers (RFC 9110, section 6.5.1). Chunk extensions
 import re
 from typing import Final, Protocol
 
-from reattach.domain.errors import HeadTooLargeError, InvalidHttpError
+from reattach.domain.errors.connection import HeadTooLargeError, InvalidHttpError
 from reattach.domain.limits import MAX_CHUNK_EXTENSION_BYTES, MAX_TRAILER_BYTES, MAX_TRAILERS
 
 _SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,15})(?:[ \t]*(;[\t\x20-\x7e\x80-\xff]*))?")

@@ -11,7 +11,7 @@ from typing import Final
 
 import structlog
 
-from reattach.domain.errors import TooManyConnectionsError
+from reattach.domain.errors.connection import TooManyConnectionsError
 from reattach.domain.limits import (
     ADDRESS_SHARE,
     FILES_RESERVED,

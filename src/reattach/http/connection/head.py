@@ -18,15 +18,16 @@ from urllib.parse import unquote
 
 import httptools
 
-from reattach.domain.errors import (
+from reattach.domain.errors import NotImplementedHereError
+from reattach.domain.errors.connection import (
     ExpectationFailedError,
     HeadTooLargeError,
     HttpVersionError,
     InvalidHttpError,
-    NotImplementedHereError,
     TunnelRefusedError,
 )
-from reattach.domain.limits import MAX_HEAD_BYTES, MAX_NAME_CHARS
+from reattach.domain.limits import MAX_HEAD_BYTES
+from reattach.domain.limits.requests import MAX_NAME_CHARS
 
 _END: Final = b"\r\n\r\n"
 _BLANK: Final = b"\r\n"

@@ -12,7 +12,8 @@ from typing import Any, Final, Protocol, cast
 import structlog
 from starlette.types import ASGIApp
 
-from reattach.domain.errors import ReattachError, RequestTimeoutError
+from reattach.domain.errors import ReattachError
+from reattach.domain.errors.connection import RequestTimeoutError
 from reattach.domain.limits import CHUNKS_SLICE_BYTES, HELD_BYTES, MAX_REQUEST_BYTES
 from reattach.http.connection.body import Body, ChunkedBody, LengthBody
 from reattach.http.connection.capacity import Capacity

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from reattach.domain.clock import Clock, SystemClock
 from reattach.domain.errors import QuotaError, UnavailableError
 from reattach.domain.ids import TenantId
-from reattach.domain.limits import (
+from reattach.domain.limits.requests import (
     PROCESS_BODY_BYTES,
     QUOTA_BURST_SECONDS,
     TENANT_BODY_BYTES,

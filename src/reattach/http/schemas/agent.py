@@ -14,7 +14,8 @@ from reattach.domain.ids import (
     BlockId,
     new_agent_id,
 )
-from reattach.domain.limits import MAX_AGENT_BLOCKS, MAX_AGENT_TOOLS, MAX_NAME_CHARS
+from reattach.domain.limits import MAX_AGENT_TOOLS
+from reattach.domain.limits.requests import MAX_AGENT_BLOCKS, MAX_NAME_CHARS
 from reattach.domain.prompt import DEFAULT_SYSTEM
 from reattach.engine.base import Model
 from reattach.http.schemas.block import BlockCreate, BlockState

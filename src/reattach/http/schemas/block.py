@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from reattach.domain.errors import ValidationFailedError
 from reattach.domain.ids import new_block_id
-from reattach.domain.limits import MAX_BLOCK_CHARS
+from reattach.domain.limits.requests import MAX_BLOCK_CHARS
 from reattach.http.json import Fault, invalid
 from reattach.http.schemas.fields import (
     NUMERIC,

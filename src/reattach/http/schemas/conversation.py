@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field
 
 from reattach.domain.ids import AgentId, new_conversation_id
-from reattach.domain.limits import MAX_AGENT_BLOCKS
+from reattach.domain.limits.requests import MAX_AGENT_BLOCKS
 from reattach.http.schemas.fields import (
     Answer,
     Body,

@@ -30,11 +30,11 @@ from reattach.domain.ids import (
     ConversationId,
     MessageId,
 )
-from reattach.domain.limits import (
+from reattach.domain.limits import MAX_INTEGER
+from reattach.domain.limits.requests import (
     MAX_CONTEXT_TOKENS,
     MAX_DESCRIPTION_CHARS,
     MAX_ID_CHARS,
-    MAX_INTEGER,
     MAX_KEPT_JSON_BYTES,
     MAX_NAME_CHARS,
     MAX_PAGE_ITEMS,

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from reattach.domain.limits import MAX_CURSOR, MAX_ID_CHARS, MAX_OTID_CHARS, MAX_POLL_SECONDS
+from reattach.domain.limits import MAX_CURSOR
+from reattach.domain.limits.requests import MAX_ID_CHARS, MAX_OTID_CHARS, MAX_POLL_SECONDS
 from reattach.http.schemas.fields import NOT_EMPTY, NUMERIC, Body
 
 Cursor = Annotated[int, Field(ge=-MAX_CURSOR, le=MAX_CURSOR), NUMERIC]

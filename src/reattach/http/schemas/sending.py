@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from reattach.domain.limits import (
+from reattach.domain.limits import MAX_TOOL_CALL_ID_CHARS
+from reattach.domain.limits.outbound import MAX_CALLBACK_URL_CHARS
+from reattach.domain.limits.requests import (
     MAX_ANSWERED_CALLS,
-    MAX_CALLBACK_URL_CHARS,
     MAX_CLIENT_SKILLS,
     MAX_CLIENT_TOOL_DESCRIPTION_CHARS,
     MAX_CLIENT_TOOLS,
@@ -19,7 +20,6 @@ from reattach.domain.limits import (
     MAX_SKILL_LOCATION_CHARS,
     MAX_STEPS,
     MAX_SYSTEM_CHARS,
-    MAX_TOOL_CALL_ID_CHARS,
 )
 from reattach.http.schemas.fields import NOT_EMPTY, NUMERIC, Answer, Body, StopReasonName
 from reattach.http.schemas.message import MessageItem

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from reattach.domain.limits import MAX_CONTEXT_TOKENS
+from reattach.domain.limits.requests import MAX_CONTEXT_TOKENS
 from reattach.http.schemas.fields import NUMERIC, Body, KeptObject, Word, kept_json
 
 Tokens = Annotated[int, Field(ge=1, le=MAX_CONTEXT_TOKENS), NUMERIC]

@@ -12,9 +12,9 @@ from typing_extensions import override
 
 from reattach.domain.clock import Clock
 from reattach.domain.errors import ReattachError
+from reattach.domain.errors.stores import LogDamagedError
 from reattach.domain.ids import new_uuid
 from reattach.domain.limits import REPLAY_TURN_BYTES
-from reattach.domain.store_errors import LogDamagedError
 from reattach.runs.follow import Following, Target
 from reattach.runs.service import RunService
 from reattach.wire import letta

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any, Final
 
 from reattach.domain.errors import LogNotFoundError, ReattachError, StoreUnavailableError
+from reattach.domain.errors.stores import LogDamagedError
 from reattach.domain.ids import Seq, Token
-from reattach.domain.store_errors import LogDamagedError
 from reattach.log.base import CLOSING, UNREADABLE, not_found_error
 from reattach.log.closed_runs import ClosedRuns
 from reattach.log.notifier import Notifier

@@ -17,9 +17,9 @@ from reattach.domain.errors import (
     StoreUnavailableError,
     TrimmedError,
 )
+from reattach.domain.errors.stores import LogDamagedError
 from reattach.domain.ids import FIRST_SEQ, Seq, Token
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
-from reattach.domain.store_errors import LogDamagedError
 from reattach.log.base import (
     CLOSING,
     UNREADABLE,

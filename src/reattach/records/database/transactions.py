@@ -17,7 +17,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from reattach.domain.errors import ConflictError, InvalidArgumentError, StoreUnavailableError
-from reattach.domain.store_errors import CommitUnknownError
+from reattach.domain.errors.stores import CommitUnknownError
 from reattach.records.database.columns import UnstorableError
 
 _T = TypeVar("_T")

@@ -34,7 +34,7 @@ from reattach.domain.errors import (
     OtidConflictError,
 )
 from reattach.domain.ids import TenantId
-from reattach.domain.limits import ANSWERS_LOOKED_AT
+from reattach.domain.limits.requests import ANSWERS_LOOKED_AT
 from reattach.records import lookup, threads
 from reattach.records.base import RequestKey, Run, RunCreated, RunKnown, Thread
 from reattach.records.database import schema

@@ -17,6 +17,7 @@ from reattach.domain.errors import (
     LogNotFoundError,
     StoreUnavailableError,
 )
+from reattach.domain.errors.stores import LogDamagedError
 from reattach.domain.events import Event, RunStatus, Stopped, Usage
 from reattach.domain.ids import RunId
 from reattach.domain.limits import (
@@ -26,7 +27,6 @@ from reattach.domain.limits import (
     SWEEP_BATCH_RUNS,
 )
 from reattach.domain.messages import ToolCallPart
-from reattach.domain.store_errors import LogDamagedError
 from reattach.log.base import Head, Log
 from reattach.records.base import Run, Settlement
 from reattach.records.records import Records

@@ -7,9 +7,9 @@ import structlog
 
 from reattach.domain.clock import Clock
 from reattach.domain.errors import ExpiredError
+from reattach.domain.errors.stores import EventsLostError
 from reattach.domain.ids import RunId
 from reattach.domain.limits import CLOCK_JUMP_SECONDS
-from reattach.domain.store_errors import EventsLostError
 from reattach.records.base import Run
 from reattach.records.records import Records
 

@@ -1,4 +1,4 @@
-"""Bounds of requests to URLs that clients name, in addition to those in ``domain.limits``."""
+"""Limits of requests to URLs that clients name: callbacks and images."""
 
 from typing import Final
 
@@ -22,6 +22,33 @@ OUTBOUND_ADDRESSES: Final = 4
 
 OUTBOUND_LOOKUPS: Final = 128
 """Concurrent name look-ups, each in a thread that cannot be interrupted."""
+
+MAX_CALLBACK_URL_CHARS: Final = 2048
+"""A callback URL: the length that common servers accept."""
+
+CALLBACK_BODY_BYTES: Final = 1024 * 1024
+"""The body of a callback; a larger answer is omitted and can be fetched from the server."""
+
+CALLBACK_SECONDS: Final = 10.0
+"""How long a receiver may take, from DNS look-up to response status."""
+
+CALLBACK_LEASE_SECONDS: Final = 60.0
+"""How long a process owns a call before another may make it; far longer than a call takes."""
+
+CALLBACKS_AT_ONCE: Final = 64
+"""Concurrent calls of a process: enough for many tenants with receivers that hang."""
+
+CALLBACK_LOOK_SECONDS: Final = 2.0
+"""Interval of the search for calls that are due again or were abandoned by a process."""
+
+CALLBACK_RETRY_SECONDS: Final = 2.0
+"""The wait before the first retry of a call; it doubles with each failure."""
+
+CALLBACK_MAX_RETRY_SECONDS: Final = 900.0
+"""The maximum of that wait."""
+
+CALLBACK_GIVE_UP_SECONDS: Final = 24 * 3600.0
+"""How long after the end of its run a callback is still retried."""
 
 CALLBACKS_PER_TENANT: Final = 8
 """Concurrent calls of a tenant, so that its hanging receivers delay only its own calls."""
