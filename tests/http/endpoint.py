@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from reattach.domain.errors.connection import TooManyConnectionsError
 from reattach.http.connection.capacity import Capacity
 from reattach.http.connection.protocol import Endpoint, HttpConnection, encode_error
-from reattach.http.connection.states import NEXT, State, Timeouts
+from reattach.http.connection.states import State, Timeouts
 from reattach.http.connection.watch import Watch
 from reattach.http.stream.delivery import CONNECTION_EXTENSION, Connection
 from reattach.server.acceptor import Acceptor, Address
@@ -102,6 +102,22 @@ class Application:
 def _start(length: int) -> Message:
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % length)]
     return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+NEXT: Final[Mapping[State, frozenset[State]]] = {
+    # HEAD to HEAD: the first byte arrived, and the deadline restarts.
+    State.HEAD: frozenset({State.HEAD, State.BODY, State.RESPONSE, State.DRAINING, State.CLOSED}),
+    # BODY to BODY: more arrived. To DETACHED and IDLE: the response ended before the request did.
+    State.BODY: frozenset(
+        {State.BODY, State.RESPONSE, State.DETACHED, State.IDLE, State.DRAINING, State.CLOSED}
+    ),
+    State.RESPONSE: frozenset({State.DETACHED, State.IDLE, State.DRAINING, State.CLOSED}),
+    State.DETACHED: frozenset({State.IDLE, State.DRAINING, State.CLOSED}),
+    State.IDLE: frozenset({State.HEAD, State.BODY, State.RESPONSE, State.DRAINING, State.CLOSED}),
+    State.DRAINING: frozenset({State.CLOSED}),
+    State.CLOSED: frozenset({State.CLOSED}),
+}
+"""The states that may follow each state."""
 
 
 @dataclass

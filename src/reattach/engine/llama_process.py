@@ -20,50 +20,14 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, cast
 
 Chunk = Mapping[str, object]
 
 
-class _Server(Protocol):
-    def handle_chat_completions(
-        self, body: Mapping[str, object], callback: Callable[[Chunk], bool]
-    ) -> None:
-        """Pass every chunk to ``callback`` on this thread, until it returns True."""
-
-
-class _ModelParameters(Protocol):
-    path: str
-
-
-class _ThreadParameters(Protocol):
-    n_threads: int
-
-
-class _Parameters(Protocol):
-    model: _ModelParameters
-    cpuparams: _ThreadParameters
-    n_parallel: int
-    n_ctx: int
-    n_batch: int
-    n_ubatch: int
-    cache_ram_mib: int
-    warmup: bool
-    verbosity: int
-    hostnames: list[str]
-    api_keys: list[str]
-    ui: bool
-    endpoint_slots: bool
-
-
-class _Xllamacpp(Protocol):
-    def CommonParams(self) -> _Parameters: ...  # noqa: N802 - the name is theirs
-
-    def Server(self, params: _Parameters) -> _Server: ...  # noqa: N802 - the name is theirs
-
-
-def _load(path: str, context_tokens: int, parallel: int, threads: int) -> _Server:
-    xllamacpp = cast(_Xllamacpp, importlib.import_module("xllamacpp"))
+def _load(path: str, context_tokens: int, parallel: int, threads: int) -> Any:
+    """Return a ``Server`` of xllamacpp, which has no types."""
+    xllamacpp = importlib.import_module("xllamacpp")
     parameters = xllamacpp.CommonParams()
     parameters.model.path = path
     parameters.cpuparams.n_threads = threads
@@ -90,7 +54,7 @@ class LlamaProcess:
         self._replies = replies
         self._writing = threading.Lock()
         self._cancelled: set[int] = set()
-        self._server: Future[_Server] = Future()
+        self._server: Future[Any] = Future()
         self._workers = ThreadPoolExecutor(parallel)
 
     def load(self, path: str, context_tokens: int, parallel: int, threads: int) -> None:

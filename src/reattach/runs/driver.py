@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 import structlog
@@ -18,13 +19,14 @@ from reattach.domain.errors import (
     SeqMismatchError,
     StoreUnavailableError,
 )
-from reattach.domain.events import Event, Stopped
+from reattach.domain.events import Event
 from reattach.domain.ids import FIRST_SEQ, Seq
 from reattach.domain.limits import DELTA_BYTES, ENGINE_STOP_SECONDS, RUN_LOG_BYTES
 from reattach.domain.messages import part_chars
 from reattach.engine.base import Compacted, Delta, Engine, ToolStarting, Turn, closing_deltas
 from reattach.log.base import Log, RunWriter
 from reattach.records.base import Run, Settlement
+from reattach.records.runs.runs import Runs
 from reattach.runs.endings import LOG_LOST, Ending
 from reattach.runs.machine import RunMachine
 from reattach.runs.transcript import Transcript
@@ -70,8 +72,7 @@ class RunDriver:
 
     ``opened`` is set when the log can be followed. ``done`` is set when the run is ``settled``,
     when another owner has it, or when it was ``given_up`` because the store failed; recovery then
-    ends it. ``mark_running`` records that the log is open, ``note_begun`` which calls' tools have
-    started; both return False if the run has another owner.
+    ends it.
     """
 
     def __init__(
@@ -81,11 +82,10 @@ class RunDriver:
         *,
         engine: Engine,
         log: Log,
+        records: Runs,
         clock: Clock,
         aliases: Sequence[str],
         make_turn: Callable[[], Awaitable[Turn]],
-        mark_running: Callable[[], Awaitable[bool]],
-        note_begun: Callable[[Sequence[str]], Awaitable[bool]],
         settle: Callable[[Run, Settlement], Awaitable[None]],
     ) -> None:
         self.run = run
@@ -96,8 +96,7 @@ class RunDriver:
         self.settled = False
         self.given_up = False
         self._aliases = aliases
-        self._mark_running = mark_running
-        self._note_begun = note_begun
+        self._records = records
         self._disowned = False
         self._include_pings = representation.include_pings
         self._hidden_types = representation.hidden_types
@@ -153,7 +152,13 @@ class RunDriver:
         turn.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             await self._open(first_seq=FIRST_SEQ)
-            if not await until_available(self._clock, self._mark_running):
+            mark_running = partial(
+                self._records.mark_running,
+                self.run.id,
+                self.run.token,
+                notes_begun=self._engine.announces_tools,
+            )
+            if not await until_available(self._clock, mark_running):
                 raise _not_owner(self.run)
             self.opened.set()
             await self._write_answer(turn)
@@ -199,7 +204,8 @@ class RunDriver:
 
     def _frames(self, events: list[Event]) -> list[bytes]:
         """Return the frames of the visible events for the log's next seqs."""
-        return self._encoder.frames(self._visible(events), after_seq=self._writer.last_seq)
+        visible = [one for one in events if message_type(one) not in self._hidden_types]
+        return self._encoder.frames(visible, after_seq=self._writer.last_seq)
 
     async def _close_lost_log(self) -> None:
         """Close a log that its store lost, at a seq after everything a reader may have seen."""
@@ -207,8 +213,7 @@ class RunDriver:
         ending = self._ending or LOG_LOST
         terminal = self._machine.stop(ending.reason, ending.failure)
         if not terminal:  # The terminal group or the event before it was lost.
-            assert LOG_LOST.failure is not None
-            terminal = [Stopped(LOG_LOST.reason), LOG_LOST.failure, self._transcript.usage]
+            terminal = LOG_LOST.terminal_group(self._transcript.usage)
         self._record(terminal)
         await self._writer.close(self._frames(terminal))
 
@@ -283,7 +288,8 @@ class RunDriver:
             return  # The engine starts other tools unannounced, so a note would prove nothing.
         begun = (*self._transcript.begun, call_id)
         try:
-            if not await until_available(self._clock, lambda: self._note_begun(begun)):
+            note = partial(self._records.note_begun, self.run.id, self.run.token, begun)
+            if not await until_available(self._clock, note):
                 raise _not_owner(self.run)
         except StoreUnavailableError as error:
             raise _TOOL_NOT_NOTED from error
@@ -292,9 +298,6 @@ class RunDriver:
     def _record(self, events: list[Event]) -> None:
         for event in events:
             self._transcript.add(event)
-
-    def _visible(self, events: list[Event]) -> list[Event]:
-        return [one for one in events if message_type(one) not in self._hidden_types]
 
 
 def _not_owner(run: Run) -> FencedError:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from reattach.domain.events import Failed, StopReason
+from reattach.domain.events import Event, Failed, Stopped, StopReason, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,6 +11,11 @@ class Ending:
 
     reason: StopReason
     failure: Failed | None = None
+
+    def terminal_group(self, usage: Usage) -> list[Event]:
+        """Return the last events of a run that ends so."""
+        failed = () if self.failure is None else (self.failure,)
+        return [Stopped(self.reason), *failed, usage]
 
 
 CANCELLED = Ending(StopReason.CANCELLED)

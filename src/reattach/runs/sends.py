@@ -130,16 +130,10 @@ class Sends:
             send.representation,
             engine=engine,
             log=self._log,
+            records=self._records.runs,
             clock=self._clock,
             aliases=aliases if run.background else (),
             make_turn=build_turn,
-            mark_running=partial(
-                self._records.runs.mark_running,
-                run.id,
-                run.token,
-                notes_begun=engine.announces_tools,
-            ),
-            note_begun=partial(self._records.runs.note_begun, run.id, run.token),
             settle=self._settle,
         )
         key = request_key(send.messages, send.thread)

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from msgspec import structs
+
 from reattach.domain.approvals import has_answer, pending_approval
 from reattach.domain.events import (
     CompactionBegan,
@@ -232,15 +234,5 @@ def _approval_index(parts: Mapping[int, Sequence[Fragment]]) -> int:
 
 def _stored_input(message: Message, run: Run, step_id: StepId | None) -> Message:
     """Return a message of the run's input in the form that the conversation keeps."""
-    is_user = message.role is Role.USER
-    return Message(
-        id=message.id,
-        role=message.role,
-        parts=message.parts,
-        created_at=message.created_at,
-        name=message.name,
-        otid=message.otid,
-        sender_id=message.sender_id,
-        run_id=run.id,
-        step_id=step_id if is_user else message.step_id,
-    )
+    kept_step = step_id if message.role is Role.USER else message.step_id
+    return structs.replace(message, run_id=run.id, step_id=kept_step)

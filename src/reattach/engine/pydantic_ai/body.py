@@ -8,9 +8,9 @@ here from the lines of the body.
 import json
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import httpx2
 from pydantic_ai.models import Model as ProviderModel
@@ -60,8 +60,12 @@ class Body:
         self._lines = Lines()
         read = response.aiter_bytes
 
-        def aiter_bytes(chunk_size: int | None = None) -> AsyncIterator[bytes]:
-            return _Reading(read(chunk_size), self)
+        async def aiter_bytes(chunk_size: int | None = None) -> AsyncIterator[bytes]:
+            async with aclosing(read(chunk_size)) as chunks:
+                async for chunk in chunks:
+                    self.feed(chunk)
+                    yield chunk
+            self.feed(b"\n")  # The last line may lack its line end.
 
         response.aiter_bytes = aiter_bytes  # type: ignore[method-assign,assignment]
 
@@ -75,10 +79,6 @@ class Body:
                 self.has_end_mark = True
             elif _RELEVANT.search(data):  # Few lines match, so few are decoded twice.
                 self._read(_object(data))
-
-    def end(self) -> None:
-        """Inspect the last line, which may lack its line end."""
-        self.feed(b"\n")
 
     def _read(self, event: Mapping[str, Any]) -> None:
         if event.get("type") == "message_stop":
@@ -112,29 +112,6 @@ class Lines:
             self._skips = False
         if len(self._rest) > MAX_WATCHED_LINE_BYTES:
             self._rest, self._skips = b"", True
-
-
-class _Reading:
-    """An iterator over the chunks of a body that passes each to its watcher."""
-
-    def __init__(self, chunks: AsyncIterator[bytes], body: Body) -> None:
-        self._chunks = chunks
-        self._body = body
-
-    def __aiter__(self) -> "_Reading":
-        return self
-
-    async def __anext__(self) -> bytes:
-        try:
-            chunk = await anext(self._chunks)
-        except StopAsyncIteration:
-            self._body.end()
-            raise
-        self._body.feed(chunk)
-        return chunk
-
-    async def aclose(self) -> None:
-        await cast("Any", self._chunks).aclose()
 
 
 def watch(model: ProviderModel) -> None:

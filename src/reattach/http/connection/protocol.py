@@ -97,9 +97,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _enter(self, state: State) -> None:
         """Enter a state, or stay in it and restart its deadline."""
-        if self._queue is not None:
-            self._queue.pop(self, None)
-            self._queue = None
+        self._leave_queue()
         self.state = state
         if state is State.RESPONSE or state is State.DETACHED or state is State.CLOSED:
             return

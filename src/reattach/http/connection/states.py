@@ -27,10 +27,8 @@ Bytes after a request are not parsed before its response is complete. So request
 order, one at a time, and pipelined requests cannot disturb a stream.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
 
 from reattach.domain.limits import (
     BODY_IDLE_SECONDS,
@@ -52,22 +50,6 @@ class State(Enum):
     IDLE = "idle"
     DRAINING = "draining"
     CLOSED = "closed"
-
-
-NEXT: Final[Mapping[State, frozenset[State]]] = {
-    # HEAD to HEAD: the first byte arrived, and the deadline restarts.
-    State.HEAD: frozenset({State.HEAD, State.BODY, State.RESPONSE, State.DRAINING, State.CLOSED}),
-    # BODY to BODY: more arrived. To DETACHED and IDLE: the response ended before the request did.
-    State.BODY: frozenset(
-        {State.BODY, State.RESPONSE, State.DETACHED, State.IDLE, State.DRAINING, State.CLOSED}
-    ),
-    State.RESPONSE: frozenset({State.DETACHED, State.IDLE, State.DRAINING, State.CLOSED}),
-    State.DETACHED: frozenset({State.IDLE, State.DRAINING, State.CLOSED}),
-    State.IDLE: frozenset({State.HEAD, State.BODY, State.RESPONSE, State.DRAINING, State.CLOSED}),
-    State.DRAINING: frozenset({State.CLOSED}),
-    State.CLOSED: frozenset({State.CLOSED}),
-}
-"""The states that may follow each state."""
 
 
 @dataclass(frozen=True, slots=True)

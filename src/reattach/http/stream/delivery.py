@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import structlog
-from starlette.types import Message, Send
+from starlette.types import Message, Receive, Send
 from typing_extensions import override
 
 from reattach.domain.clock import Clock
@@ -186,17 +186,23 @@ class AsgiDelivery(Delivery):
         self._asgi_send = send
         self._woken = asyncio.Event()
 
-    async def to_end(self) -> bool:
-        """Deliver until the end; return whether the body is complete."""
+    async def to_end(self, receive: Receive) -> None:
+        """Deliver until the end. Without the end of the body, the server drops the connection."""
         self.following.wake = self._woken.set
-        while True:
-            self._woken.clear()
-            complete = await self.advance()
-            if complete is not None:
-                return complete
-            await self._woken.wait()
+        listener = asyncio.create_task(self._listen(receive))
+        try:
+            while (complete := await self.advance()) is None:
+                await self._woken.wait()
+                self._woken.clear()
+        finally:
+            listener.cancel()
+        if complete:
+            await self._asgi_send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def leave(self) -> None:
+    async def _listen(self, receive: Receive) -> None:
+        """Wait for the reader to disconnect, because ``send`` does not report that."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
         self.gone = True
         self._woken.set()
 

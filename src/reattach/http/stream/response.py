@@ -5,9 +5,7 @@ It is a plain ASGI response that works under any server. If ``http.connection`` 
 distinguished from stalled ones, and an idle reader costs no task.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Final
 
 from fastapi import Response
@@ -166,17 +164,9 @@ class RunStream(Response):
             DetachedDelivery(self._job, following, connection, release).begin()
             return
         try:
-            await self._stream(following, receive, send)
+            await AsgiDelivery(self._job, following, send).to_end(receive)
         finally:
             await release()
-
-    async def _stream(self, following: Following, receive: Receive, send: Send) -> None:
-        delivery = AsgiDelivery(self._job, following, send)
-        async with _watch_for_disconnect(receive, delivery):
-            complete = await delivery.to_end()
-        if complete:
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        # Otherwise the server sees an incomplete response and drops the connection.
 
     def _start(self, cursor: int) -> dict[str, object]:
         status = self._job.target.status
@@ -193,19 +183,3 @@ class RunStream(Response):
         if replaced := {name for name, _ in added} & _REPLACEABLE:
             headers = [one for one in headers if one[0] not in replaced or one in added]
         return {"type": "http.response.start", "status": 200, "headers": headers}
-
-
-@asynccontextmanager
-async def _watch_for_disconnect(receive: Receive, delivery: AsgiDelivery) -> AsyncIterator[None]:
-    """End the delivery when the reader disconnects, because ``send`` does not report that."""
-
-    async def listen() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        delivery.leave()
-
-    listener = asyncio.create_task(listen())
-    try:
-        yield
-    finally:
-        listener.cancel()

@@ -22,14 +22,14 @@ import structlog
 
 from reattach.domain.clock import Clock
 from reattach.domain.errors import FencedError
-from reattach.domain.events import Event, Failed, Stopped, StopReason, Usage
+from reattach.domain.events import Failed, StopReason, Usage
 from reattach.domain.ids import RunId, Token
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.log.base import Log
 from reattach.records.base import Run
 from reattach.records.records import Records
 from reattach.runs.driver import RunDriver
-from reattach.runs.endings import LOG_LOST, STORE_FAILED
+from reattach.runs.endings import LOG_LOST, STORE_FAILED, Ending
 from reattach.runs.ownership.lease import Ownership
 from reattach.runs.ownership.recovery import LONGEST_TOKEN_STEP, Recovery, find_head
 from reattach.wire import letta
@@ -223,18 +223,15 @@ async def close_lost_log(run: Run, log: Log) -> bool:
             token, step = Token(token + step), 2 * step
     if writer.head.closed:
         return False
-    events = _terminal_group(run)
+    events = _recorded_ending(run).terminal_group(run.usage or Usage())
     frames = letta.Encoder(run.id).frames(events, after_seq=writer.last_seq)
     await writer.append(writer.last_seq + 1, frames, close=True)
     return True
 
 
-def _terminal_group(run: Run) -> list[Event]:
-    """The terminal group that the record describes."""
-    events: list[Event] = [Stopped(run.stop_reason or StopReason.ERROR)]
+def _recorded_ending(run: Run) -> Ending:
+    """Return the ending that the record describes."""
     if run.error is not None:
-        events.append(Failed(run.error.error_type, run.error.message, run.error.detail))
-    elif run.stop_reason is None:
-        assert LOG_LOST.failure is not None
-        events.append(LOG_LOST.failure)
-    return [*events, run.usage or Usage()]
+        failure = Failed(run.error.error_type, run.error.message, run.error.detail)
+        return Ending(run.stop_reason or StopReason.ERROR, failure)
+    return LOG_LOST if run.stop_reason is None else Ending(run.stop_reason)

@@ -18,7 +18,7 @@ from reattach.domain.errors import (
     StoreUnavailableError,
 )
 from reattach.domain.errors.stores import LogDamagedError
-from reattach.domain.events import Event, RunStatus, Stopped, Usage
+from reattach.domain.events import RunStatus, Usage
 from reattach.domain.ids import RunId
 from reattach.domain.limits import (
     LOST_LOG_FIRST_SEQ,
@@ -268,24 +268,17 @@ async def end_orphan(
     await _read_log(run, log, head, transcript)
     transcript.due = tuple(due)
     transcript.begun = run.begun_calls
+    usage = Usage(step_count=len(transcript.steps_seen()))
     if not head.closed:
-        events = _terminal_group(ending, transcript)
+        events = ending.terminal_group(usage)
         frames = letta.Encoder(run.id).frames(events, after_seq=writer.last_seq)
         await writer.append(writer.last_seq + 1, frames, close=True)
     else:
-        events = [] if transcript.stopped is not None else _terminal_group(UNREADABLE, transcript)
+        events = [] if transcript.stopped is not None else UNREADABLE.terminal_group(usage)
     for event in events:
         transcript.add(event)
     await _settle_from(transcript, run, clock, settle)
     logger.info("run recovered", run_id=run.id, was_closed=head.closed, events=head.last_seq)
-
-
-def _terminal_group(ending: Ending, transcript: Transcript) -> list[Event]:
-    """Return the terminal group for ``ending``."""
-    events: list[Event] = [Stopped(ending.reason)]
-    if ending.failure is not None:
-        events.append(ending.failure)
-    return [*events, Usage(step_count=len(transcript.steps_seen()))]
 
 
 async def _settle_from(
