@@ -42,7 +42,7 @@ class Counts:
             cluster,
             "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = 'postgres'",
         )
-        cpu = (cost_of(server.process.pid).cpu_seconds for server in cluster.servers)
+        cpu = (cost_of(server.pid).cpu_seconds for server in cluster.servers)
         scripts = sum(calls.get(name, 0) for name in (b"eval", b"evalsha"))
         return cls(sum(calls.values()), scripts, transactions, tuple(cpu))
 

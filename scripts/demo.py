@@ -315,7 +315,7 @@ def two_servers(arguments: Sequence[str], question: str) -> Iterator[Stage]:
     say("Starting Redis, PostgreSQL and two servers, on free ports")
     with Cluster(2, arguments=arguments) as cluster, ExitStack() as stack:
         say(f"  the lease of a server on its runs is {cluster.lease_seconds:g} s")
-        servers = [server.process for server in cluster.servers]
+        servers = cluster.servers
         relays = [stack.enter_context(Relay(server.address)) for server in servers]
         yield Stage(servers, relays, cluster.api_key, question)
 

@@ -170,7 +170,7 @@ async def test_a_server_that_was_paused_beyond_its_lease_appends_nothing_and_kee
     cluster: Cluster, clients: list[Client]
 ) -> None:
     paused = cluster.servers[0]
-    printed = len(paused.process.output)
+    printed = len(paused.output)
     conversation_id = await clients[0].conversation()
     text = "[chunks=100000][rate=50]"
     async with clients[0].sent(conversation_id, text) as own:
@@ -184,7 +184,7 @@ async def test_a_server_that_was_paused_beyond_its_lease_appends_nothing_and_kee
         at_the_paused_one = await own.to_end()
         assert at_the_paused_one.frames == ended.frames
     async with asyncio.timeout(WAIT_SECONDS):
-        while "run taken over by another process" not in paused.process.output[printed:]:
+        while "run taken over by another process" not in paused.output[printed:]:
             await asyncio.sleep(0.02)
     async with clients[0].sent(conversation_id, "and now") as again:
         assert (await again.to_end()).text == "and now"

@@ -142,8 +142,8 @@ def test_both_sdks_get_every_answer_whole_while_one_of_two_servers_is_killed_rep
     mortal, other = cluster.servers[:2]
     stop = threading.Event()
     with ExitStack() as stack:
-        ways = [stack.enter_context(ReadingRelay(mortal.process.address)) for _ in range(2)]
-        upstreams = [[way.address, other.process.address] for way in ways]
+        ways = [stack.enter_context(ReadingRelay(mortal.address)) for _ in range(2)]
+        upstreams = [[way.address, other.address] for way in ways]
         haproxy = stack.enter_context(HaproxyServer(DEPLOY / "haproxy.cfg", upstreams[0])).url
         nginx = stack.enter_context(NginxServer(DEPLOY / "nginx.conf", upstreams[1])).url
         key = cluster.api_key

@@ -1,13 +1,12 @@
 """A cluster for tests: several server processes that share a PostgreSQL and a Redis."""
 
 import asyncio
-import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from reattach.domain.clock import SystemClock
 from reattach.domain.ids import DEFAULT_TENANT, TenantId, new_tenant_id
@@ -23,42 +22,13 @@ KEPT_ALWAYS: Final = ("--appendonly", "yes", "--appendfsync", "always")
 """Options of a Redis that never loses an acknowledged write."""
 
 
-class ClusterServer:
+class ClusterServer(ServerProcess):
     """One server of a cluster, which reaches each store through a relay of its own."""
 
-    def __init__(self, process: ServerProcess, redis: Relay, postgresql: Relay) -> None:
-        self.process = process
+    def __init__(self, data_dir: Path, redis: Relay, postgresql: Relay, **options: Any) -> None:
+        super().__init__(data_dir, **options)
         self.redis = redis
         self.postgresql = postgresql
-        self._paused = False
-
-    @property
-    def url(self) -> str:
-        return self.process.url
-
-    def start(self) -> None:
-        """Start it again on its port, as ``ServerProcess.start`` does."""
-        self.process.start()
-
-    def kill(self) -> None:
-        """Send SIGKILL and wait until the process has ended. Idempotent."""
-        self.process.kill()
-        self._paused = False
-
-    def pause(self) -> None:
-        """Send SIGSTOP: the process halts and its connections stay open."""
-        self.process.signal(signal.SIGSTOP)
-        self._paused = True
-
-    def resume(self) -> None:
-        """Send SIGCONT. Idempotent."""
-        if self._paused:
-            self.process.signal(signal.SIGCONT)
-            self._paused = False
-
-    def stop(self) -> int:
-        """Send SIGTERM, wait for the drain, and return the exit status."""
-        return self.process.stop()
 
 
 class Cluster(Closing):
@@ -131,7 +101,7 @@ class Cluster(Closing):
             server.resume()
             server.redis.mend()
             server.postgresql.mend()
-        dead = [server for server in self.servers if not server.process.running]
+        dead = [server for server in self.servers if not server.running]
         with ThreadPoolExecutor(self._count) as threads:
             list(threads.map(ClusterServer.start, dead))
 
@@ -144,8 +114,7 @@ class Cluster(Closing):
     def output(self) -> str:
         """The output of the servers so far, one after the other."""
         return "\n".join(
-            f"Server {number}:\n{server.process.output}"
-            for number, server in enumerate(self.servers)
+            f"Server {number}:\n{server.output}" for number, server in enumerate(self.servers)
         )
 
     def _start(self, stack: ExitStack) -> None:
@@ -158,13 +127,15 @@ class Cluster(Closing):
         for number in range(self._count):
             redis = stack.enter_context(Relay(self.redis.address))
             postgresql = stack.enter_context(Relay(self.postgresql.address))
-            process = ServerProcess(
+            server = ClusterServer(
                 directory / str(number),
+                redis,
+                postgresql,
                 arguments=self._arguments,
                 environment=self._stores(redis.address, postgresql.address),
             )
-            self.servers.append(ClusterServer(process, redis, postgresql))
-            stack.callback(process.kill)
+            self.servers.append(server)
+            stack.callback(server.kill)
         with ThreadPoolExecutor(self._count) as threads:
             list(threads.map(ClusterServer.start, self.servers))
 

@@ -85,6 +85,15 @@ class Program(Closing):
         assert self._process is not None, "not running"
         self._process.send_signal(number)
 
+    def pause(self) -> None:
+        """Send SIGSTOP: its connections stay open and get no answers."""
+        self.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Send SIGCONT, unless it has ended. Idempotent."""
+        if self.running:
+            self.signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """Send SIGKILL and wait until it has ended. Idempotent."""
         self._end(signal.SIGKILL)

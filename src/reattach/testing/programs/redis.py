@@ -4,7 +4,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -51,13 +50,6 @@ class RedisServer(Program):
                 shutil.rmtree(path)
             else:
                 path.unlink()
-
-    def pause(self) -> None:
-        """Send SIGSTOP: connections stay open and get no answers."""
-        self.signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self.signal(signal.SIGCONT)
 
     def command(self, *words: str) -> bytes:
         """Send a command and return the answer as it stands on the wire."""
