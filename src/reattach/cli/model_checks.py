@@ -14,8 +14,7 @@ from reattach.domain.limits import MAX_ASKED_MODELS
 from reattach.domain.messages import Message, Role, TextPart
 from reattach.engine.base import ModelSettings, Turn, closing_deltas
 from reattach.engine.catalog import Catalog
-from reattach.engine.providers import missing_key
-from reattach.server.announcing import check_default, no_models
+from reattach.server.announcing import check_default, missing_keys, no_models
 from reattach.server.assembly import accounts_of, engines_of
 from reattach.settings import Settings, unknown_variables
 
@@ -50,9 +49,7 @@ async def check_models(settings: Settings, *, ask: bool) -> AsyncIterator[Diagno
 
 def _keys(settings: Settings) -> Sequence[Diagnostic]:
     found = []
-    openai = bool(settings.openai_api_key or settings.openai_base_url)
-    for handle in settings.models:
-        variables = missing_key(handle, os.environ, openai_settings=openai)
+    for handle, variables in missing_keys(settings).items():
         if variables is None:
             found.append(Diagnostic("ok", "model", f"{handle} is offered"))
         else:

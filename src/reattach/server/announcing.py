@@ -78,24 +78,23 @@ def check_origins(settings: Settings) -> Diagnostic:
 def missing(settings: Settings, catalog: Catalog) -> list[Diagnostic]:
     """Return warnings about unknown variables, missing keys and missing models."""
     found = unknown_variables(os.environ)
-    for handle in settings.models:
-        variables = missing_key(
-            handle,
-            os.environ,
-            openai_settings=bool(settings.openai_api_key or settings.openai_base_url),
-        )
+    for handle, variables in missing_keys(settings).items():
         if variables is not None:
-            found.append(
-                Diagnostic(
-                    "warning",
-                    "model",
-                    f"{handle} cannot answer: {variables} is not set.",
-                    f"Set {variables} in the environment of the server.",
-                )
-            )
+            fact = f"{handle} cannot answer: {variables} is not set."
+            remedy = f"Set {variables} in the environment of the server."
+            found.append(Diagnostic("warning", "model", fact, remedy))
     if not catalog.may_answer():
         found.append(no_models())
     return found
+
+
+def missing_keys(settings: Settings) -> dict[str, str | None]:
+    """Return the unset variables that each named model needs; None if it has its key."""
+    openai = bool(settings.openai_api_key or settings.openai_base_url)
+    return {
+        handle: missing_key(handle, os.environ, openai_settings=openai)
+        for handle in settings.models
+    }
 
 
 def no_models() -> Diagnostic:

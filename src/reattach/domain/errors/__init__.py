@@ -129,13 +129,10 @@ class ExpiredError(ReattachError):
         expired_at: datetime | None = None,
         earliest_seq: Seq | None = None,
     ) -> None:
-        extra: dict[str, object] = {}
-        if expired_at is not None:
-            extra["expired_at"] = expired_at.isoformat().replace("+00:00", "Z")
-        if earliest_seq is not None:
-            extra["earliest_seq"] = earliest_seq
-        super().__init__(fact, remedy=remedy)
-        self.extra = extra
+        at = None if expired_at is None else expired_at.isoformat().replace("+00:00", "Z")
+        known = {"expired_at": at, "earliest_seq": earliest_seq}
+        extra = {name: value for name, value in known.items() if value is not None}
+        super().__init__(fact, remedy=remedy, **extra)
 
 
 class TrimmedError(ExpiredError):

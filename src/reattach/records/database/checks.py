@@ -101,10 +101,7 @@ def _reachable(connection: Connection) -> Diagnostic:
 
 
 def _version(connection: Connection) -> Diagnostic:
-    try:
-        postgresql.require_fit(connection)
-    except StartupError as error:
-        return Diagnostic("wrong", "database version", error.fact, error.remedy)
+    postgresql.require_fit(connection)
     version = connection.execute(text("SHOW server_version")).scalar_one()
     return Diagnostic("ok", "database version", f"PostgreSQL {version}, UTF8")
 
