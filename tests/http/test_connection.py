@@ -256,6 +256,24 @@ async def test_a_reader_that_takes_nothing_of_the_last_64_kib_is_aborted(server:
     assert kept.stalled
 
 
+@pytest.mark.promise("P12")
+async def test_a_write_without_room_is_refused_and_so_is_one_to_a_client_that_is_gone(
+    server: Served,
+) -> None:
+    client = await server.connect(b"GET /stream HTTP/1.1\r\n" + HOST + b"\r\n", receive_bytes=4096)
+    await server.until_state(State.DETACHED)
+    kept = server.application.kept
+    assert kept is not None
+    large = b"x" * 8_000_000
+    assert kept.try_write(large)
+    assert not kept.is_writable()
+    assert not kept.try_write(b"more")
+    client.close()
+    async with asyncio.timeout(WAIT_SECONDS):
+        await server.application.left.wait()
+    assert not kept.try_write(b"gone")
+
+
 @pytest.mark.promise("P12", "P13")
 async def test_a_silent_stream_whose_reader_has_everything_is_never_cut_off(
     server: Served,
