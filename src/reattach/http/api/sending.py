@@ -84,20 +84,14 @@ STREAM_OR_JSON_RESPONSES: dict[int | str, dict[str, Any]] = {
     responses=STREAM_OR_JSON_RESPONSES,
 )
 async def send_to_conversation(
-    conversation_id: ThreadPath,
-    body: ConversationSendBody,
-    context: ContextDep,
-    access: AccessDep,
+    conversation_id: ThreadPath, body: ConversationSendBody, context: ContextDep, access: AccessDep
 ) -> Response:
     if body.agent_id:
         check_agent_id(body.agent_id)
     addressed = await find_addressed(context.records, access.tenant, conversation_id, body.agent_id)
     send = _parse(context, access, addressed, body, "send_conversation_message")
-    deprecated = conversation_id.startswith("agent-")
-    headers = deprecated_path("messages") if deprecated else None
-    return await _answer(
-        context, access, send, streams=body.streaming is not False, headers=headers
-    )
+    streams, deprecated = body.streaming is not False, conversation_id.startswith("agent-")
+    return await _answer(context, access, send, streams=streams, deprecated=deprecated)
 
 
 @router.post(
@@ -108,10 +102,7 @@ async def send_to_conversation(
     responses=STREAM_OR_JSON_RESPONSES,
 )
 async def send_to_agent(
-    agent_id: AgentPath,
-    body: AgentSendBody,
-    context: ContextDep,
-    access: AccessDep,
+    agent_id: AgentPath, body: AgentSendBody, context: ContextDep, access: AccessDep
 ) -> Response:
     if not body.streaming:
         _refuse_stream_options(body)
@@ -130,10 +121,7 @@ async def send_to_agent(
     responses=STREAM_RESPONSES,
 )
 async def stream_to_agent(
-    agent_id: AgentPath,
-    body: AgentSendBody,
-    context: ContextDep,
-    access: AccessDep,
+    agent_id: AgentPath, body: AgentSendBody, context: ContextDep, access: AccessDep
 ) -> Response:
     addressed = await find_agent(context.records, access.tenant, agent_id)
     send = _parse(context, access, addressed, body, "send_message_streaming")
@@ -147,10 +135,7 @@ async def stream_to_agent(
     summary="Send a message to an agent's default conversation and return the run at once",
 )
 async def send_to_agent_async(
-    agent_id: AgentPath,
-    body: AsyncSendBody,
-    context: ContextDep,
-    access: AccessDep,
+    agent_id: AgentPath, body: AsyncSendBody, context: ContextDep, access: AccessDep
 ) -> RunState:
     callback_url = _callback_url(context, body)
     addressed = await find_agent(context.records, access.tenant, agent_id)
@@ -251,17 +236,9 @@ async def _start_run(context: Context, access: Access, send: Send) -> Run:
 
 
 async def _answer(
-    context: Context,
-    access: Access,
-    send: Send,
-    *,
-    streams: bool = True,
-    headers: dict[str, str] | None = None,
+    context: Context, access: Access, send: Send, *, streams: bool = True, deprecated: bool = False
 ) -> Response:
-    """Start the run and stream it from its start, or return its complete answer.
-
-    An earlier send with this OTID may have started the run.
-    """
+    """Start the run and stream it from its start, or return its complete answer."""
     run = await _start_run(context, access, send)
     if not streams:
         return await access.during(_whole_answer(context, run, send))
@@ -271,7 +248,7 @@ async def _answer(
         context.clock,
         include_pings=send.representation.include_pings,
         stall_seconds=context.settings.stall_seconds,
-        headers=headers,
+        headers=deprecated_path("messages") if deprecated else None,
     )
 
 
