@@ -60,8 +60,8 @@ async def log_at(redis: RedisServer) -> AsyncIterator[RedisLog]:
 
 @asynccontextmanager
 async def subscriber_at(relay: Relay, *, answer_seconds: float) -> AsyncIterator[Subscriber]:
-    server = client_for(relay.url.replace("http", "redis"), WaitPolicy())
-    subscriber = Subscriber(server, answer_seconds=answer_seconds, on_resumed=lambda _channel: None)
+    server = client_for(relay.url.replace("http", "redis"), WaitPolicy(answer_seconds))
+    subscriber = Subscriber(server, lambda _channel: None)
     async with aclosing(server), aclosing(subscriber):
         yield subscriber
 

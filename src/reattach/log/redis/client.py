@@ -64,7 +64,7 @@ class RedisClient:
         self.driver = driver
         """The client of redis-py, for checks of the server itself."""
         self._sentinels = sentinels
-        self._wait_policy = wait_policy
+        self.wait_policy = wait_policy
         self._permits = asyncio.Semaphore(_COMMAND_CONNECTIONS)
         self.is_cluster = isinstance(driver, RedisCluster)
         """Keys of several runs cannot be in one call."""
@@ -91,14 +91,14 @@ class RedisClient:
         self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes | str | int]
     ) -> Any:
         """Like ``run``, and wait until the required number of replicas has the writes."""
-        if not self._wait_policy.replicas:
+        if not self.wait_policy.replicas:
             return await self.run(script, keys, arguments)
         rest = (len(keys), *keys, *arguments)
         try:
             answer, reached = await self._execute_with_wait(script, rest)
         except FAILURES as error:
             raise await self._unavailable_error(error) from error
-        if reached < self._wait_policy.replicas:
+        if reached < self.wait_policy.replicas:
             raise StoreUnavailableError(_UNAVAILABLE)
         return answer
 
@@ -121,7 +121,7 @@ class RedisClient:
             return keys, str(int(following)) if int(following) else None
         number, _, begin = (cursor or "0/0").partition("/")
         try:
-            async with asyncio.timeout(self._wait_policy.answer_seconds), self._permits:
+            async with asyncio.timeout(self.wait_policy.answer_seconds), self._permits:
                 primaries = sorted(self.driver.get_primaries(), key=lambda node: str(node.name))
                 node = primaries[int(number)]
                 scanned = await self.driver.execute_command(
@@ -165,7 +165,7 @@ class RedisClient:
             StartupError: Redis does not answer or is too old.
         """
         try:
-            async with asyncio.timeout(2 * self._wait_policy.answer_seconds):
+            async with asyncio.timeout(2 * self.wait_policy.answer_seconds):
                 await self.driver.ping()
                 information = await self._information()
         except (*FAILURES, TypeError, ValueError) as error:
@@ -205,7 +205,7 @@ class RedisClient:
             raise await self._unavailable_error(error) from error
 
     async def _execute(self, *command: bytes | str | int) -> Any:
-        async with asyncio.timeout(self._wait_policy.answer_seconds), self._permits:
+        async with asyncio.timeout(self.wait_policy.answer_seconds), self._permits:
             return await self.driver.execute_command(*command)
 
     async def _execute_with_wait(
@@ -213,12 +213,12 @@ class RedisClient:
     ) -> tuple[Any, int]:
         """Run the script and WAIT in one pipeline, because WAIT covers only its own connection."""
         # Half of the timeout, so that the answer still arrives.
-        wait_ms = int(self._wait_policy.answer_seconds * 500)
-        async with asyncio.timeout(self._wait_policy.answer_seconds), self._permits:
+        wait_ms = int(self.wait_policy.answer_seconds * 500)
+        async with asyncio.timeout(self.wait_policy.answer_seconds), self._permits:
             for evaluation in ("EVALSHA", script.sha), ("EVAL", script.text):
                 pipeline = cast("Redis", self.driver).pipeline(transaction=False)
                 pipeline.execute_command(*evaluation, *rest)
-                pipeline.execute_command("WAIT", self._wait_policy.replicas, wait_ms)
+                pipeline.execute_command("WAIT", self.wait_policy.replicas, wait_ms)
                 answer, reached = await pipeline.execute(raise_on_error=False)
                 if not isinstance(answer, NoScriptError):
                     break

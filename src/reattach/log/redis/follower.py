@@ -47,9 +47,7 @@ class Follower:
     read, the next poll comes early.
     """
 
-    def __init__(
-        self, client: RedisClient, keys: Keys, *, answer_seconds: float, poll_seconds: float
-    ) -> None:
+    def __init__(self, client: RedisClient, keys: Keys, poll_seconds: float) -> None:
         self._client = client
         self._keys = keys
         self._poll_seconds = poll_seconds
@@ -57,9 +55,7 @@ class Follower:
         self._runs: dict[str, LocalRun] = {}
         self._closed_runs: ClosedRuns[LocalRun] = ClosedRuns(_CLOSED_RUNS_BYTES)
         self._state_batcher = Batcher(client, STATE_MANY, writes=False)
-        self._subscriber = Subscriber(
-            client, answer_seconds=answer_seconds, on_resumed=self._on_resumed
-        )
+        self._subscriber = Subscriber(client, self._on_resumed)
         self._poll_task: asyncio.Task[None] | None = None
         self._check_failed = asyncio.Event()
         """Set when a check failed that the next poll repeats."""

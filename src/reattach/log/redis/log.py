@@ -84,13 +84,7 @@ class RedisLog(Log):
     """
 
     def __init__(
-        self,
-        client: RedisClient,
-        *,
-        prefix: str = "reattach",
-        retention_seconds: float = 24 * 3600.0,
-        answer_seconds: float = ANSWER_SECONDS,
-        poll_seconds: float = 3.0,
+        self, client: RedisClient, *, prefix: str, retention_seconds: float, poll_seconds: float
     ) -> None:
         self.capabilities = Capabilities(
             survives_process_kill=True,
@@ -101,9 +95,7 @@ class RedisLog(Log):
         self._client = client
         self.keys = Keys(prefix)
         self._closed_seconds = int(retention_seconds) + _MARGIN_SECONDS
-        self.follower = Follower(
-            client, self.keys, answer_seconds=answer_seconds, poll_seconds=poll_seconds
-        )
+        self.follower = Follower(client, self.keys, poll_seconds)
         self.append_batcher = Batcher(client, APPEND_MANY, [self._closed_seconds], writes=True)
         self._closing = False
 
@@ -140,11 +132,7 @@ class RedisLog(Log):
             await client.aclose()
             raise
         return cls(
-            client,
-            prefix=prefix,
-            retention_seconds=retention_seconds,
-            answer_seconds=answer_seconds,
-            poll_seconds=poll_seconds,
+            client, prefix=prefix, retention_seconds=retention_seconds, poll_seconds=poll_seconds
         )
 
     async def open(

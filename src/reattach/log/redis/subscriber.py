@@ -27,11 +27,9 @@ class Subscriber:
     channel is subscribed again. Listeners are called in the event loop, in order of publication.
     """
 
-    def __init__(
-        self, client: RedisClient, *, answer_seconds: float, on_resumed: Callable[[bytes], None]
-    ) -> None:
+    def __init__(self, client: RedisClient, on_resumed: Callable[[bytes], None]) -> None:
         self._client = client
-        self._answer_seconds = answer_seconds
+        self._answer_seconds = client.wait_policy.answer_seconds
         self._on_resumed = on_resumed
         self._listeners: dict[bytes, Listener] = {}
         self._confirmed_listeners: dict[bytes, Listener] = {}
