@@ -173,9 +173,10 @@ class LogMachine(RuleBasedStateMachine):
         if not self.readers:
             return
         reader = self.readers[index % len(self.readers)]
-        real = self.run_bounded(outcome(read_on(self.log, reader, reader.tail, max_bytes)))
-        expected = self.run_bounded(
-            outcome(read_on(self.model, reader, reader.model_tail, max_bytes))
+        kept_from = max(reader.tail.first_seq, reader.model_tail.first_seq)
+        real, expected = (
+            self.run_bounded(outcome(read_on(log, reader, tail, kept_from, max_bytes)))
+            for log, tail in ((self.log, reader.tail), (self.model, reader.model_tail))
         )
         if reader.model_tail.failure is None:
             assert real == expected
@@ -247,9 +248,12 @@ async def append_wanted(log: Log, wanted: LastAppend) -> None:
     )
 
 
-async def read_on(log: Log, reader: Reader, tail: Tail, max_bytes: int) -> Slice:
-    """Return the reader's next slice, from the tail, or from the log if the tail begins later."""
-    if reader.cursor + 1 >= tail.first_seq:
+async def read_on(log: Log, reader: Reader, tail: Tail, kept_from: int, max_bytes: int) -> Slice:
+    """Return the reader's next slice, from the tail if it begins at ``kept_from``, or from the log.
+
+    Both logs are asked in the same place: the tail of a closed run outlives the log.
+    """
+    if reader.cursor + 1 >= kept_from:
         return tail.slice(Seq(reader.cursor), max_bytes=max_bytes, max_events=3)
     return await log.read(reader.run_id, Seq(reader.cursor), max_bytes=max_bytes, max_events=3)
 
