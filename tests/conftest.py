@@ -13,6 +13,7 @@ from reattach.engine.providers import VARIABLES as PROVIDER_VARIABLES
 from reattach.server.tune_gc import tune_gc
 from tests.support.compiled_statements import statements_compiled_once
 from tests.support.forking import servers_forked
+from tests.support.rewriting import rewrite_tests
 
 pytest_plugins = ["tests.support.postgresql_server", "tests.support.redis_server"]
 
@@ -87,6 +88,8 @@ def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # Until pytest_collection_finish, when everything is imported.
     if config.getoption("--fast"):
         settings.load_profile("fast")
+    if config.getoption("numprocesses", None):  # Not within one of these processes.
+        rewrite_tests(config)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

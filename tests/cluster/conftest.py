@@ -41,8 +41,9 @@ async def frail(postgresql_url: str, redis: RedisServer) -> AsyncIterator[Nodes]
         yield nodes
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def one_cluster() -> Iterator[Cluster]:
+    """Ends with the tests of this folder, because three idle servers take 8 % of a core."""
     with Cluster() as cluster:
         yield cluster
 
