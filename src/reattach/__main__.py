@@ -10,13 +10,11 @@ if sys.platform == "win32":  # The server needs file locks and signals that Wind
     )
 
 # Imported objects live as long as the process. Garbage collections during the imports would find
-# nothing, and would take a sixth of the start-up time.
+# nothing, and would take a sixth of the start-up time. Commands that run for long enable the
+# collector after their imports.
 gc.disable()
 
 from reattach.cli import main  # noqa: E402  after the collector was disabled
-from reattach.server.tune_gc import tune_gc  # noqa: E402
-
-tune_gc()
 
 if __name__ == "__main__":
     main()

@@ -45,7 +45,7 @@ async def keys(data_dir: Path, *arguments: str) -> str:
 async def test_a_second_server_on_the_same_data_refuses_to_start_until_the_first_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reattach.cli.serving.configure_logging", lambda *_: None)
+    monkeypatch.setattr("reattach.observe.configure_logging", lambda *_: None)
     with ServerProcess(tmp_path, arguments=["--scripted"]) as first:
         assert await refused(tmp_path) == (
             f"Another server (process {first.pid}) is using the data directory {tmp_path}. "
@@ -61,7 +61,7 @@ async def test_a_second_server_on_the_same_data_refuses_to_start_until_the_first
 async def test_a_server_that_cannot_start_says_why_and_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reattach.cli.serving.configure_logging", lambda *_: None)
+    monkeypatch.setattr("reattach.observe.configure_logging", lambda *_: None)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         in_use = await refused(tmp_path / "port", "--port", str(port))

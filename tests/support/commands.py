@@ -43,7 +43,7 @@ def reattach_here(*arguments: str, **variables: str) -> Ended:
     with (
         patch.object(sys, "argv", ["reattach", *arguments]),
         patch.dict(os.environ, _environment(variables), clear=True),
-        patch("reattach.cli.serving.configure_logging"),
+        patch("reattach.observe.configure_logging"),
         patch("reattach.server.assembly.logger"),
         patch("reattach.server.announcing.logger"),
         redirect_stdout(out),

@@ -1,10 +1,12 @@
-"""The command line: ``reattach serve``, ``keys``, ``doctor`` and the other commands."""
+"""The command line: ``reattach serve``, ``keys``, ``doctor`` and the other commands.
+
+The modules of the commands import in their functions what only one command needs, because imports
+take most of the time of a short command.
+"""
 
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
 
 from reattach.cli.callbacks import callbacks
 from reattach.cli.db import db
@@ -14,7 +16,6 @@ from reattach.cli.keys import keys
 from reattach.cli.options import fail, show_version
 from reattach.cli.serving import models, serve
 from reattach.domain.errors import ReattachError
-from reattach.settings import explain_settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,8 +49,3 @@ def main() -> None:
         app(prog_name="reattach")
     except ReattachError as error:
         fail(error.detail)
-    except ValidationError as error:
-        fail(f"The settings are not valid. {explain_settings(error)} Correct them and start again.")
-    except SettingsError as error:  # A variable that holds JSON does not.
-        cause = f" ({error.__cause__})" if error.__cause__ else ""
-        fail(f"The settings are not valid: {error}{cause}. Correct it and start again.")

@@ -1,6 +1,6 @@
 """``reattach callbacks``: the secrets that sign callbacks."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,7 +8,9 @@ from reattach.cli.keys import with_records
 from reattach.cli.options import StoreFlags, settings_with, with_store_flags
 from reattach.domain.errors import NotFoundError
 from reattach.domain.ids import DEFAULT_TENANT, TenantId
-from reattach.records.records import Records
+
+if TYPE_CHECKING:
+    from reattach.records.records import Records
 
 callbacks = typer.Typer(no_args_is_help=True, help="Show and rotate signing secrets of callbacks.")
 
@@ -36,7 +38,7 @@ def show_secret(
     """
     owner = TenantId(tenant or DEFAULT_TENANT)
 
-    async def secrets(records: Records) -> tuple[str, ...]:
+    async def secrets(records: "Records") -> tuple[str, ...]:
         if owner != DEFAULT_TENANT and not await records.keys.list(owner):
             raise NotFoundError(
                 f"No key belongs to the tenant {owner!r}, so it cannot ask for callbacks.",

@@ -1,13 +1,8 @@
 """``reattach db``: the schema of the records' database."""
 
-import asyncio
-
 import typer
 
 from reattach.cli.options import StoreFlags, records_url, settings_with, with_store_flags
-from reattach.records.database.database import upgrade
-from reattach.records.database.failure import explain_startup_failures
-from reattach.records.database.revision import find_revision
 
 db = typer.Typer(no_args_is_help=True, help="Show and upgrade the schema of the records' database.")
 
@@ -16,6 +11,11 @@ db = typer.Typer(no_args_is_help=True, help="Show and upgrade the schema of the 
 @with_store_flags
 def upgrade_database(stores: StoreFlags) -> None:
     """Upgrade the schema to what this version needs; safe to run several times at once."""
+    from reattach.records.database.database import upgrade
+    from reattach.records.database.failure import explain_startup_failures
+    from reattach.server.tune_gc import tune_gc
+
+    tune_gc()  # Migrations of a large database take long.
     url = records_url(settings_with(**stores))
     with explain_startup_failures(url):
         done = upgrade(url)
@@ -29,6 +29,11 @@ def upgrade_database(stores: StoreFlags) -> None:
 @with_store_flags
 def show_status(stores: StoreFlags) -> None:
     """Show the present and the needed revision of the schema; status 1 if they differ."""
+    import asyncio
+
+    from reattach.records.database.failure import explain_startup_failures
+    from reattach.records.database.revision import find_revision
+
     url = records_url(settings_with(**stores), makes=False)
     with explain_startup_failures(url):
         revision = asyncio.run(find_revision(url))

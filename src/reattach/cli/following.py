@@ -4,12 +4,14 @@ import asyncio
 import shlex
 from collections.abc import Sequence
 from contextlib import aclosing
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reattach.cli.options import fail
-from reattach.client import Client, Event, Retry
+
+if TYPE_CHECKING:
+    from reattach.client import Event, Retry
 
 _QUIET_SECONDS = 1.0
 """Connection trouble shorter than this is not reported."""
@@ -35,6 +37,10 @@ def attach(
     The answer goes to standard output, everything else to standard error. Ctrl-C detaches and
     prints the command that attaches again; the run continues on the server.
     """
+    from reattach.client import Client
+    from reattach.server.tune_gc import tune_gc
+
+    tune_gc()
     named = {"--run-id": run_id, "--otid": otid, "--agent-id": agent_id, "--url": url}
     options = [part for name, value in named.items() if value for part in (name, value)]
     reporter = _Reporter(url, after, [conversation, *options])
@@ -83,7 +89,7 @@ class _Reporter:
         self._since = loop.time()
         self._timer = loop.call_later(_QUIET_SECONDS, self._report_trouble)
 
-    def lost(self, retry: Retry) -> None:
+    def lost(self, retry: "Retry") -> None:
         self._trouble = (
             f"No connection to {self._url}: {retry.cause}. "
             f"Retrying for up to {retry.remaining_seconds:.0f} s."
@@ -94,7 +100,7 @@ class _Reporter:
             self._report_trouble()
         self._cause = retry.cause
 
-    def see(self, event: Event) -> None:
+    def see(self, event: "Event") -> None:
         """Take in an event that was shown."""
         self.cursor = event["seq_id"]
         if event["message_type"] == "error_message" or event.get("stop_reason") == "cancelled":
@@ -124,7 +130,7 @@ class _Reporter:
         typer.echo(f"{line_end}reattach: {text}", err=True)
 
 
-def _show(event: Event) -> None:
+def _show(event: "Event") -> None:
     """Write the answer to standard output, and other events to standard error."""
     match event["message_type"]:
         case "assistant_message":

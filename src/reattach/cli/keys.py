@@ -1,11 +1,10 @@
 """``reattach keys``: the API keys of the server."""
 
-import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import typer
 
@@ -20,9 +19,10 @@ from reattach.cli.options import (
 from reattach.domain.clock import SystemClock
 from reattach.domain.ids import DEFAULT_TENANT, TenantId, new_tenant_id
 from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
-from reattach.records.database.failure import explain_startup_failures
-from reattach.records.records import Records
-from reattach.settings import Settings
+
+if TYPE_CHECKING:
+    from reattach.records.records import Records
+    from reattach.settings import Settings
 
 _T = TypeVar("_T")
 
@@ -58,7 +58,7 @@ def create_key(
     owner = new_tenant_id() if tenant == "new" else TenantId(tenant or DEFAULT_TENANT)
     expires_at = None if expires is None else SystemClock().now() + _duration(expires)
 
-    async def create(records: Records) -> tuple[bool, ApiKey, str]:
+    async def create(records: "Records") -> tuple[bool, ApiKey, str]:
         is_first = not await records.keys.list(owner)
         key, secret = await records.keys.create(
             owner, name, scopes=scope or ALL_SCOPES, expires_at=expires_at
@@ -113,7 +113,7 @@ def list_keys(
     minute, in UTC), state.
     """
 
-    async def find(records: Records) -> list[ApiKey]:
+    async def find(records: "Records") -> list[ApiKey]:
         return await records.keys.list(None)
 
     found = with_records(settings_with(**stores), find, makes=False)
@@ -146,7 +146,7 @@ def revoke_key(
 ) -> None:
     """Revoke a key. Servers refuse it within a few seconds."""
 
-    async def revoke(records: Records) -> Literal[True]:
+    async def revoke(records: "Records") -> Literal[True]:
         await records.keys.revoke(key_id)
         return True
 
@@ -206,12 +206,17 @@ def _json_of(key: ApiKey) -> dict[str, Any]:
 
 
 def with_records(
-    settings: Settings, work: Callable[[Records], Awaitable[_T]], *, makes: bool = True
+    settings: "Settings", work: "Callable[[Records], Awaitable[_T]]", *, makes: bool = True
 ) -> _T:
     """Run ``work`` on the records, whether or not a server is using them.
 
     Without ``makes`` the data directory must exist.
     """
+    import asyncio
+
+    from reattach.records.database.failure import explain_startup_failures
+    from reattach.records.records import Records
+
     url = records_url(settings, makes=makes)
     if not makes and settings.database_url is None and not settings.data_dir.exists():
         fail(f"The data directory {settings.data_dir} does not exist. Check --data-dir.")

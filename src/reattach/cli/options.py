@@ -3,15 +3,14 @@
 import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
-from importlib.metadata import version
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
-from reattach.server import datadir
-from reattach.settings import Settings
+if TYPE_CHECKING:
+    from reattach.settings import Settings
 
 Config = Annotated[
     Path | None, typer.Option(help="TOML file with settings. (env: REATTACH_CONFIG)")
@@ -61,16 +60,32 @@ def with_store_flags(command: Callable[..., None]) -> Callable[..., None]:
 def show_version(value: bool) -> None:
     """Print the version and exit if requested; the callback of ``--version``."""
     if value:
+        from importlib.metadata import version
+
         typer.echo(f"reattach {version('reattach')}")
         raise typer.Exit
 
 
-def settings_with(**given: Any) -> Settings:
-    """Return the settings; flags that were given override the environment and the file."""
-    return Settings(**{name: value for name, value in given.items() if value is not None})
+def settings_with(**given: Any) -> "Settings":
+    """Return the settings; flags that were given override the environment and the file.
+
+    Exits with one line and status 1 if they are not valid.
+    """
+    from pydantic import ValidationError
+    from pydantic_settings import SettingsError
+
+    from reattach.settings import Settings, explain_settings
+
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        fail(f"The settings are not valid. {explain_settings(error)} Correct them and start again.")
+    except SettingsError as error:  # A variable that holds JSON does not.
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        fail(f"The settings are not valid: {error}{cause}. Correct it and start again.")
 
 
-def records_url(settings: Settings, *, makes: bool = True) -> str:
+def records_url(settings: "Settings", *, makes: bool = True) -> str:
     """Return the URL of the records' database, whether or not a server is using it.
 
     Creates the data directory if the database is in it, unless ``makes`` is false. Raises
@@ -78,6 +93,8 @@ def records_url(settings: Settings, *, makes: bool = True) -> str:
     """
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
+    from reattach.server import datadir
+
     if makes:
         datadir.make(settings.data_dir)
     return datadir.records_url(settings.data_dir)

@@ -1,22 +1,11 @@
 """``reattach serve`` and ``reattach models``: the server, and the models it offers."""
 
-import asyncio
-import json
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
-import uvloop
 
 from reattach.cli.options import AsJson, Config, StoreFlags, settings_with, with_store_flags
-from reattach.domain.clock import SystemClock
-from reattach.engine.catalog import Catalog
-from reattach.observe import configure_logging
-from reattach.server.announcing import check_default, missing
-from reattach.server.assembly import engines_of
-from reattach.server.process import serve as serve_until_stopped
-from reattach.server.supervisor import supervise
 
 
 @with_store_flags
@@ -49,6 +38,11 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the API until SIGTERM. Every setting also has an environment variable REATTACH_…."""
+    import uvloop
+
+    from reattach.observe import configure_logging
+    from reattach.server.tune_gc import tune_gc
+
     settings = settings_with(
         **stores,
         host=host,
@@ -64,9 +58,16 @@ def serve(
     )
     configure_logging(settings.log_format, settings.log_level)
     if settings.workers == 1:
+        from reattach.server.process import serve as serve_until_stopped
+
+        tune_gc()
         uvloop.run(serve_until_stopped(settings, on_ready=_print_ready))
-    elif not uvloop.run(supervise(settings, on_ready=_print_ready)):
-        raise typer.Exit(1)
+    else:
+        from reattach.server.supervisor import supervise
+
+        tune_gc()
+        if not uvloop.run(supervise(settings, on_ready=_print_ready)):
+            raise typer.Exit(1)
 
 
 def _print_ready(url: str) -> None:
@@ -79,6 +80,15 @@ def models(
     as_json: AsJson = False,
 ) -> None:
     """List the models that a server with these settings offers."""
+    import asyncio
+    import json
+    from dataclasses import asdict
+
+    from reattach.domain.clock import SystemClock
+    from reattach.engine.catalog import Catalog
+    from reattach.server.announcing import check_default, missing
+    from reattach.server.assembly import engines_of
+
     settings = settings_with(config=config)
     catalog = Catalog(engines_of(settings, SystemClock()))
     check_default(settings, catalog)
