@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-
 BOUND_SECONDS = 60.0
 
 SERVER = frozenset({"fastapi", "starlette", "uvicorn", "uvloop"})

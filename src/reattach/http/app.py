@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -47,6 +48,7 @@ from reattach.http.middleware.body_limit import BodyLimit
 from reattach.http.middleware.loopback import is_loopback
 from reattach.http.middleware.parse_queue import ParseQueue
 from reattach.http.middleware.quotas import Bounds, Quotas
+from reattach.http.routes import built_routes
 from reattach.settings import Settings
 
 DESCRIPTION: Final = """\
@@ -122,7 +124,13 @@ class Api(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            schema = super().openapi()
+            schema = get_openapi(
+                title=self.title,
+                version=self.version,
+                description=self.description,
+                routes=built_routes(self.routes),
+                tags=self.openapi_tags,
+            )
             schema.setdefault("components", {})["securitySchemes"] = {
                 "key": {"type": "http", "scheme": "bearer", "description": "An API key."}
             }
@@ -134,7 +142,7 @@ class Api(FastAPI):
                     answers = operation["responses"]["200"].get("content", {})
                     if "text/event-stream" in answers and answers["application/json"] == NO_SCHEMA:
                         del answers["application/json"]  # FastAPI adds it to every response.
-        assert self.openapi_schema is not None
+            self.openapi_schema = schema
         return self.openapi_schema
 
 
