@@ -102,7 +102,7 @@ def main(options: Options) -> Chapter:
         [
             Goal("memory of an idle reader", "≤ 15 KiB",
                  results.middle(*most, "KiB per reader"), at_most(15), "KiB"),
-            Goal("pings on time: late at p99", "≤ 1 s, the tick of the server",
+            Goal("pings on time: late at p99", "≤ 1 s, the interval of the server's timer",
                  results.middle(*most, "late p99 ms"), at_most(1000), "ms"),
             Goal("store calls while readers are idle", "none for a reader",
                  _per_reader(results.middle(*most, "store calls"), numbers[-1]), at_most(0.01),

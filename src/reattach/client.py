@@ -46,7 +46,7 @@ _READ_SECONDS: Final = 60.0
 _CONNECT_SECONDS: Final = 5.0
 _FIRST_DELAY_SECONDS: Final = 0.1
 _LAST_DELAY_SECONDS: Final = 5.0
-_PASSING_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
+_TRANSIENT_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses of a server that is busy, starting or stopping, or of a proxy that cannot reach one."""
 
 _NO_ROUTE: Final = "Not Found"
@@ -126,7 +126,7 @@ class _RetryBudget:
 class Client:
     """Sends messages and follows runs. Use it as an async context manager.
 
-    ``patience_seconds`` bounds how long it retries while the server is unreachable or unavailable;
+    ``retry_seconds`` bounds how long it retries while the server is unreachable or unavailable;
     every event restarts that time. ``on_retry`` is called before each wait, and ``on_attached``
     with the run's id whenever a stream is open. Raises ReattachError if ``base_url`` is not an http
     or https URL with a host.
@@ -137,13 +137,13 @@ class Client:
         base_url: str,
         *,
         api_key: str | None = None,
-        patience_seconds: float = 120.0,
+        retry_seconds: float = 120.0,
         on_retry: Callable[[Retry], None] | None = None,
         on_attached: Callable[[str | None], None] | None = None,
     ) -> None:
         self._base_url = _checked_url(base_url)
         self._headers = {} if api_key is None else _headers_of(api_key)
-        self._patience_seconds = patience_seconds
+        self._retry_seconds = retry_seconds
         self._on_retry = on_retry
         self._on_attached = on_attached
 
@@ -185,11 +185,11 @@ class Client:
         Without ``run_id`` and ``otid`` it follows the active run of the conversation.
 
         Raises:
-            NotFoundError, ConflictError, ExpiredError: as the server answered; ``extra`` holds
+            NotFoundError, ConflictError, ExpiredError: As the server answered; ``extra`` holds
                 the further members of its error.
-            ReattachError: the server refused for another reason, or is not a Reattach server, or
+            ReattachError: The server refused for another reason, or is not a Reattach server, or
                 no trusted TLS connection to it is possible.
-            TimeoutError: ``patience_seconds`` passed without an event.
+            TimeoutError: ``retry_seconds`` passed without an event.
         """
         named = {"run_id": run_id, "otid": otid, "agent_id": agent_id}
         body: dict[str, Any] = {name: one for name, one in named.items() if one is not None}
@@ -198,7 +198,7 @@ class Client:
         return self._events(_Position(body, path, cursor=starting_after))
 
     async def _events(self, position: _Position) -> AsyncGenerator[Event]:
-        retries = _RetryBudget(self._patience_seconds, self._on_retry)
+        retries = _RetryBudget(self._retry_seconds, self._on_retry)
         while not position.ended:
             try:
                 async with aclosing(self._connection(position)) as events:
@@ -229,7 +229,7 @@ class Client:
         """
         path, body = position.next_request()
         async with self._http.stream("POST", path, json=body) as response:
-            if response.status_code in _PASSING_STATUSES:
+            if response.status_code in _TRANSIENT_STATUSES:
                 raise _UnavailableError(response)
             if response.status_code != 200:
                 raise self._refusal(response.status_code, await response.aread())

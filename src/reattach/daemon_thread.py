@@ -34,7 +34,7 @@ async def in_daemon_thread(
     def work() -> None:
         try:
             results.append(context.run(function))
-        except BaseException as error:  # noqa: BLE001  whoever waits raises it
+        except BaseException as error:  # noqa: BLE001  the waiting side raises it
             errors.append(error)
         with suppress(RuntimeError):  # The loop is closed.
             loop.call_soon_threadsafe(end)

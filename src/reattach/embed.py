@@ -123,8 +123,8 @@ class Reattach:
     run is ended. Entering raises StartupError if the directory cannot be used.
 
     ``open`` allows everyone who can reach ``app`` to use it as long as no API key exists; your
-    application decides who that is. Without it, ``app`` then accepts only direct requests from this
-    machine.
+    application decides who that is. Without ``open``, ``app`` accepts only direct requests from
+    this machine until a key exists.
     """
 
     def __init__(
@@ -214,15 +214,15 @@ class Reattach:
         UnavailableError.
         """
         context = self._opened()
-        owner = _tenant(tenant)
-        agent = await self._agent(context, owner)
-        conversation = await self._conversation(context, owner, agent, conversation_id, otid)
+        tenant_id = _tenant(tenant)
+        agent = await self._agent(context, tenant_id)
+        conversation = await self._conversation(context, tenant_id, agent, conversation_id, otid)
         now = context.clock.now()
         message = Message(
             id=new_message_id(), role=Role.USER, parts=(TextPart(text),), created_at=now, otid=otid
         )
         send = Send(
-            tenant=owner,
+            tenant=tenant_id,
             agent=agent,
             conversation=conversation,
             messages=(message,),
@@ -247,7 +247,7 @@ class Reattach:
         Raises NotFoundError if ``tenant`` is given and is not the run's tenant.
         """
         context = self._opened()
-        _check_owner(run, tenant)
+        _check_tenant(run, tenant)
         return (await context.runs.cancel([run]))[run.id]
 
     def stream(
@@ -266,7 +266,7 @@ class Reattach:
         identify the run. Raises NotFoundError as ``cancel`` does.
         """
         context = self._opened()
-        _check_owner(run, tenant)
+        _check_tenant(run, tenant)
         response = RunStream(
             context.runs,
             Target.of(run),
@@ -291,7 +291,7 @@ class Reattach:
         received.
         """
         context = self._opened()
-        _check_owner(run, tenant)
+        _check_tenant(run, tenant)
         async with aclosing(events_of(context.runs, Target.of(run), Seq(after))) as events:
             async for event in events:
                 yield event
@@ -355,7 +355,7 @@ def _tenant(name: str | None) -> TenantId:
     return TenantId(name)
 
 
-def _check_owner(run: Run, tenant: str | None) -> None:
+def _check_tenant(run: Run, tenant: str | None) -> None:
     if tenant is not None and run.tenant != _tenant(tenant):
         raise NotFoundError(
             f"Run {run.id} not found for this tenant.",

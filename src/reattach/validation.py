@@ -72,7 +72,7 @@ _MATCHING: Final[Mapping[str, str]] = {
 
 
 def explain(fault: Mapping[str, Any], *, shows_value: bool = True) -> str:
-    """Return a sentence with the expected value and the one that came.
+    """Return a sentence with the expected value and the value received.
 
     ``fault`` is an item of ``ValidationError.errors()``. Secrets need ``shows_value=False``.
     """

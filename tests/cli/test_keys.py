@@ -87,7 +87,7 @@ def test_the_first_key_of_a_named_tenant_is_reported_as_such(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("tenant", ["", "a b", "a\nb"])
 def test_a_malformed_tenant_is_refused(tmp_path: Path, tenant: str) -> None:
-    """D13: an empty variable in a script does not mean the first tenant."""
+    """D13: an empty variable in a script does not mean the default tenant."""
     assert "as `reattach keys" in keys(tmp_path, "create", "key", "--tenant", tenant, status=2)
     assert not list(tmp_path.iterdir())
 

@@ -97,7 +97,7 @@ async def rows() -> list[str]:
     """Return the table without its head.
 
     Raises:
-        LookupError: a request is neither served nor listed as not offered.
+        LookupError: A request is neither served nor listed as not offered.
     """
     with tempfile.TemporaryDirectory() as directory:
         async with assemble(Settings(data_dir=Path(directory)), engines=[]) as context:

@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = ROOT / "tests" / "clients" / "typescript"
 BOUND_SECONDS = 60
 SCRIPTS = "javascript|typescript"
-README_PRINTS = "Tell me of an island.\n"
+README_PRINTS = "Tell me about an island.\n"
 """The whole answer of the model that the test uses."""
 
 

@@ -101,7 +101,7 @@ async def test_the_documented_code_verifies_signatures(live: LiveServer) -> None
     """D5: calls are signed as Standard Webhooks, by the tenant's secret, receiver included."""
     page: dict[str, Any] = {}
     exec(blocks(ROOT / "docs" / "callbacks.md", "python"), page)
-    genuine = page["genuine_call"]
+    genuine = page["genuine_callback"]
     [secret] = await live.context.records.callbacks.secrets(DEFAULT_TENANT)
     async with receiving() as receiver:
         run = await asked(live, "signed ünïcode", receiver.url)

@@ -25,7 +25,7 @@ from tests.http.endpoint import CLOSE, STALL_SECONDS, WAIT_SECONDS, Served, serv
 HOST = b"Host: a\r\n"
 GET = b"GET /x HTTP/1.1\r\n" + HOST + b"\r\n"
 CHUNKED = b"POST /x HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n"
-TICK = 0.5
+STEP = 0.5
 
 
 @pytest.fixture(
@@ -78,14 +78,14 @@ async def test_a_head_that_does_not_end_is_408_after_30_seconds(
     """B4: half a head holds its connection for ever."""
     client = await server.connect()
     await server.until_state(State.HEAD)
-    server.pass_time(HEAD_SECONDS - TICK)
+    server.pass_time(HEAD_SECONDS - STEP)
     await client.say(said)
     await asyncio.sleep(0)
     while not any(connection._head for connection in server.state.connections):
         await asyncio.sleep(0.001)
-    server.pass_time(HEAD_SECONDS - TICK)
+    server.pass_time(HEAD_SECONDS - STEP)
     await server.until_state(State.HEAD)
-    server.pass_time(2 * TICK)
+    server.pass_time(2 * STEP)
     assert error_of(await client.rest()) == (408, "request_timeout")
 
 
@@ -107,9 +107,9 @@ async def test_a_silent_connection_is_closed_after_30_seconds(server: Served, sa
     """B4: a connection that sends nothing is kept for ever."""
     client = await server.connect(said)
     await server.until_state(State.HEAD)
-    server.pass_time(HEAD_SECONDS - TICK)
+    server.pass_time(HEAD_SECONDS - STEP)
     await server.until_state(State.HEAD)
-    server.pass_time(2 * TICK)
+    server.pass_time(2 * STEP)
     assert await client.rest() == b""
 
 
@@ -132,9 +132,9 @@ async def test_a_body_that_pauses_is_408_after_60_seconds(server: Served, said: 
     """B4: half a body, or half a chunk, holds its connection for ever."""
     client = await server.connect(b"POST /x HTTP/1.1\r\n" + HOST + said)
     await server.until_state(State.BODY)
-    server.pass_time(BODY_IDLE_SECONDS - TICK)
+    server.pass_time(BODY_IDLE_SECONDS - STEP)
     await server.until_state(State.BODY)
-    server.pass_time(2 * TICK)
+    server.pass_time(2 * STEP)
     assert error_of(await client.rest()) == (408, "request_timeout")
     await asyncio.wait_for(server.application.left.wait(), 5)
     assert server.application.exchanges == []
@@ -163,8 +163,8 @@ async def test_a_body_that_is_answered_already_gets_no_second_answer(server: Ser
     client = await server.connect(head)
     assert await client.until(b'"/early"')
     await server.until_state(State.BODY)
-    server.pass_time(BODY_IDLE_SECONDS + TICK)
-    server.pass_time(LINGER_SECONDS + TICK)
+    server.pass_time(BODY_IDLE_SECONDS + STEP)
+    server.pass_time(LINGER_SECONDS + STEP)
     assert await client.rest() == b""
 
 
@@ -181,11 +181,11 @@ async def test_a_connection_between_requests_is_kept_for_125_seconds(server: Ser
     client = await server.connect(GET)
     assert await client.until(b'"/x"')
     await server.until_state(State.IDLE)
-    server.pass_time(IDLE_CONNECTION_SECONDS - TICK)
+    server.pass_time(IDLE_CONNECTION_SECONDS - STEP)
     await client.say(GET)
     assert await client.until(b'"/x"')
     await server.until_state(State.IDLE)
-    server.pass_time(IDLE_CONNECTION_SECONDS + TICK)
+    server.pass_time(IDLE_CONNECTION_SECONDS + STEP)
     assert await client.rest() == b""
 
 
@@ -205,7 +205,7 @@ async def test_a_client_that_does_not_close_after_an_error_is_dropped_after_a_se
     assert await client.until(b"}")
     await server.until_state(State.DRAINING)
     await client.say(b"more\r\n" * 1000)
-    server.pass_time(LINGER_SECONDS + TICK)
+    server.pass_time(LINGER_SECONDS + STEP)
     await server.until_state()
     assert await client.rest() == b""
 

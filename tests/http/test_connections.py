@@ -34,7 +34,7 @@ async def exchanged(live: LiveServer, *pieces: bytes, ends: bool = False) -> byt
                 while data := await reader.read(65536):
                     received += data
             except ConnectionError:
-                pass  # what was received before the reset counts
+                pass  # bytes received before the reset count
     finally:
         writer.close()
     return received

@@ -16,9 +16,9 @@ def is_excepted(name: str) -> bool:
 
 def test_no_sentence_or_name_uses_a_word_that_was_given_up() -> None:
     assert all((ROOT / place).exists() for place in EXCEPTIONS)
-    places = ["src", "tests", "bench", "docs", *(page.name for page in ROOT.glob("*.md"))]
-    paths = files_below(*places)
-    assert {path.relative_to(ROOT).parts[0] for path in paths} >= {"src", "tests", "bench", "docs"}
+    folders = {"src", "tests", "bench", "docs", "scripts", "examples", "deploy"}
+    paths = files_below(*folders, "pyproject.toml", *(page.name for page in ROOT.glob("*.md")))
+    assert {path.relative_to(ROOT).parts[0] for path in paths} >= folders
     checked = [path for path in paths if not is_excepted(str(path.relative_to(ROOT)))]
     faults = [fault for path in checked for fault in faults_of(path)]
     assert not faults, "\n".join(faults)

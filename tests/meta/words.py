@@ -55,6 +55,10 @@ RULES: Final = (
     _words(r"(?<![a-z])befall(?:s|en)?(?![a-z])", "happen to, inject", in_code=True),
     _words(r"(?<![a-z])shortcuts?(?![a-z])", "fast path", in_code=True),
     _words(r"(?<![a-z])witness(?:es)?(?![a-z])", "history", in_code=True),
+    Rule(
+        re.compile(r"^ +(?:\w+Error|Exception)(?:, [\w.]+)*: [a-z]", re.MULTILINE),
+        "begin with a capital letter, as every entry of Raises does",
+    ),
     _words(r"\bbut for\b", "except"),
     _words(r"\bthe like\b", "name them"),
     _words(r"\bwhosoever\b|\bthereof\b|\bwhereof\b|\bhitherto\b", "plain words"),
@@ -62,21 +66,32 @@ RULES: Final = (
 
 
 _OF_PROSE: Final = re.compile(
-    rf"\b{_OPENINGS}|(?i:can not|tells|but for|the like|whosoever|thereof|whereof|hitherto)"
+    rf"(?i:\b{_OPENINGS}|can not|tells|but for|the like|whosoever|thereof|whereof|hitherto"
+    r"|(?:Error|Exception|error): [a-z])"
 )
 """Occurs wherever a rule of prose is broken."""
 
 
+_COMMENTS: Final = re.compile(r"(?:(?<=\s)|^)#(?: .*|$)(?:\n[ \t]*#(?: .*|$))*", re.MULTILINE)
+_COMMENT_STARTS: Final = re.compile(
+    r"^[ \t]*# *(?:(?:noqa|type): *\S+(?:, [A-Z]+\d+)* *)?", re.MULTILINE
+)
+
+
 def prose_of(path: Path) -> Iterator[tuple[int, str]]:
-    """The prose of a file with the line where each piece begins: comments and strings of Python."""
+    """The comments and strings of a file, or its whole text, with the line where each begins."""
     text = path.read_text("utf-8")
     if path.suffix == ".md":
         yield 1, re.sub(r"^```.*?^```", _blank, text, flags=re.DOTALL | re.MULTILINE)
         return
+    for block in _COMMENTS.finditer(text):
+        comment = _COMMENT_STARTS.sub("", block[0])
+        # A sentence of a comment may begin in lower case.
+        yield text[: block.start()].count("\n") + 1, comment[:1].upper() + comment[1:]
+    if path.suffix != ".py":
+        return
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            yield token.start[0], token.string.lstrip("#: ")
-        elif token.type == tokenize.STRING:
+        if token.type == tokenize.STRING:
             quotes = re.match(r"[a-zA-Z]*(\"\"\"|'''|\"|')", token.string)
             assert quotes is not None
             yield token.start[0], token.string[quotes.end() : -len(quotes[1])]
@@ -104,8 +119,11 @@ def faults_of(path: Path) -> list[str]:
     return [found[key] for key in sorted(found)]
 
 
+_NO_COMMENTS: Final = (".json", ".jsonl", ".svg", ".txt", ".in", ".c", ".h", ".mjs", ".ts")
+
+
 def files_below(*places: str) -> list[Path]:
-    """The Python files and pages that git knows of these files and folders."""
+    """The pages and the files with comments that git knows of these files and folders."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--", *places],
         cwd=ROOT,
@@ -114,8 +132,8 @@ def files_below(*places: str) -> list[Path]:
         text=True,
         timeout=30,
     ).stdout
-    paths = (ROOT / name for name in listed.split("\0") if name.endswith((".py", ".md")))
-    return sorted(path for path in paths if path.is_file())
+    paths = (ROOT / name for name in listed.split("\0") if not name.endswith(_NO_COMMENTS))
+    return sorted(path for path in paths if path.is_file() and b"\0" not in path.read_bytes())
 
 
 def main() -> None:

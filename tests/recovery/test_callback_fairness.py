@@ -19,7 +19,7 @@ from reattach.domain.limits.outbound import (
 )
 from reattach.records.callbacks import Receiver
 from reattach.records.records import Records
-from reattach.webhooks.receivers import NO_ANSWER, CallResult, Receivers
+from reattach.webhooks.receivers import NO_ANSWER, CallbackResult, Receivers
 from reattach.webhooks.sender import Callbacks
 from reattach.webhooks.slots import CallbackSlots
 from tests.support.live_server import WAIT_SECONDS
@@ -67,13 +67,13 @@ class Silence(Receivers):
         self.is_answering = False
         self.called: list[str] = []
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> CallResult:
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> CallbackResult:
         self.called.append(url)
         if "honest" not in url:
             await self.over.wait()
             if not self.is_answering:
-                return CallResult(None, NO_ANSWER, is_final=False)
-        return CallResult(200, None, is_final=True)
+                return CallbackResult(None, NO_ANSWER, is_final=False)
+        return CallbackResult(200, None, is_final=True)
 
 
 async def finished(calls: Sequence[asyncio.Task[None]]) -> int:
@@ -181,4 +181,4 @@ def test_released_slots_are_available_again(clock: HandClock) -> None:
         assert list(slots.room().full_tenants) == [HONEST]
         for receiver in hosts:
             slots.give_back(receiver)
-    assert slots.room().calls == CALLBACKS_AT_ONCE
+    assert slots.room().callbacks == CALLBACKS_AT_ONCE

@@ -46,7 +46,7 @@ async def test_idle_readers_send_no_requests_to_the_stores_and_share_one_timer(
         monkeypatch.undo()
         assert dict(faults.calls) == calls
         assert asyncio.all_tasks() == tasks
-        # Each tick of the one timer, each ping's stall timer, and the wait of this test.
+        # Each round of the one timer, each ping's stall timer, and the wait of this test.
         assert len(timers) < READERS
         assert all(reader.received.pings == 0 for reader in readers)
         engine.step(2)

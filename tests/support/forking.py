@@ -48,7 +48,7 @@ class ForkedProcess:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end and return the exit status. Raises subprocess.TimeoutExpired."""
+        """Return the exit status of the server when it has ended. Raises TimeoutExpired."""
         with self._lock:
             if self.returncode is None:
                 if not select.select([self._connection], [], [], timeout)[0]:
@@ -58,7 +58,7 @@ class ForkedProcess:
             return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, unless it has ended."""
+        """Send a signal, unless the server has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 

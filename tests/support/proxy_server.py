@@ -50,7 +50,7 @@ class ProxyServer(Program):
         return f"http://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        """Send SIGTERM: it closes its connections without waiting for them. Idempotent."""
+        """Send SIGTERM: the proxy closes its connections without waiting for them. Idempotent."""
         self._end(signal.SIGTERM)
 
     @override

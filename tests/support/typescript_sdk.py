@@ -78,7 +78,7 @@ class Call:
         self.lines: queue.Queue[Json] = queue.Queue()
 
     def finish(self, on_chunk: Callable[[Json], object] = lambda chunk: None) -> Outcome:
-        """Wait for its end, and pass on each chunk as it arrives."""
+        """Wait until the program ends, and pass on each chunk as it arrives."""
         outcome = Outcome()
         while True:
             line = self.lines.get(timeout=WAIT_SECONDS)

@@ -10,9 +10,9 @@ from reattach.log.sqlite.journal import (
     HIGHEST_NUMBER,
     HIGHEST_SEQ,
     Append,
+    Change,
     Create,
     Delete,
-    Record,
     Skip,
     TakeOver,
     Trim,
@@ -22,7 +22,7 @@ from reattach.log.sqlite.journal import (
 
 numbers = st.integers(1, HIGHEST_NUMBER)
 seqs = st.integers(0, HIGHEST_SEQ)
-records: st.SearchStrategy[Record] = st.one_of(
+changes: st.SearchStrategy[Change] = st.one_of(
     st.builds(Create, numbers, seqs, st.text(max_size=50), st.one_of(st.just(1), seqs)),
     st.builds(TakeOver, numbers, seqs),
     st.builds(Append, numbers, seqs, st.lists(st.binary(max_size=50)), st.booleans()),
@@ -33,12 +33,12 @@ records: st.SearchStrategy[Record] = st.one_of(
 
 
 @pytest.mark.promise("P4")
-@given(st.lists(records, max_size=20))
-def test_unpacking_a_batch_returns_the_packed_records(batch: list[Record]) -> None:
+@given(st.lists(changes, max_size=20))
+def test_unpacking_a_batch_returns_the_packed_changes(batch: list[Change]) -> None:
     assert list(unpack(b"".join(map(pack, batch)))) == batch
 
 
-def test_a_record_of_a_later_version_is_refused() -> None:
+def test_a_change_of_a_later_version_is_refused() -> None:
     packed = bytearray(pack(Delete(1)))
     packed[0] = 99
     with pytest.raises(StartupError, match="kind 99"):
@@ -47,7 +47,7 @@ def test_a_record_of_a_later_version_is_refused() -> None:
 
 @pytest.mark.promise("P4")
 @pytest.mark.parametrize(
-    ("packed", "record"),
+    ("packed", "change"),
     [
         ("010003000000000007000000000000000200000000000000" + "72756e", Create(7, Token(2), "run")),
         ("020000000000000007000000000000000300000000000000", TakeOver(7, Token(3))),
@@ -57,6 +57,6 @@ def test_a_record_of_a_later_version_is_refused() -> None:
         ("050000000000000007000000000000000000000000000000", Delete(7)),
     ],
 )  # fmt: skip
-def test_the_journals_of_the_first_release_can_be_read(packed: str, record: Record) -> None:
-    assert list(unpack(bytes.fromhex(packed))) == [record]
-    assert pack(record) == bytes.fromhex(packed)
+def test_the_journals_of_the_first_release_can_be_read(packed: str, change: Change) -> None:
+    assert list(unpack(bytes.fromhex(packed))) == [change]
+    assert pack(change) == bytes.fromhex(packed)

@@ -25,7 +25,7 @@ def callbacks_group() -> None:
 def show_secret(
     *,
     tenant: Annotated[
-        str | None, typer.Option(help="Tenant of the secret. Default: the first tenant.")
+        str | None, typer.Option(help="Tenant of the secret. Default: the default tenant.")
     ] = None,
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Create a new one; the old one signs for 24 h more.")

@@ -36,7 +36,7 @@ def create_key(
     name: Annotated[str, typer.Argument(help="Name of the key, such as that of the application.")],
     tenant: Annotated[
         str | None,
-        typer.Option(help="Tenant of the key; 'new' creates one. Default: the first tenant."),
+        typer.Option(help="Tenant of the key; 'new' creates one. Default: the default tenant."),
     ] = None,
     expires: Annotated[
         str | None,

@@ -135,7 +135,7 @@ class Log(ABC):
         ``aliases`` are added to those by which ``find`` knows the log.
 
         Raises:
-            FencedError: a higher token has opened the log.
+            FencedError: A higher token has opened the log.
         """
 
     @abstractmethod

@@ -31,7 +31,7 @@ async def open_log(
     its last appends.
 
     Raises:
-        StartupError: the URL is not valid, or the backend does not start.
+        StartupError: The URL is not valid, or the backend does not start.
     """
     scheme = url.partition(":")[0]
     if scheme in REDIS_SCHEMES:
@@ -62,7 +62,7 @@ def redis_place(url: str) -> RedisPlace:
     """Split the URL of a log on Redis.
 
     Raises:
-        StartupError: the URL is not valid.
+        StartupError: The URL is not valid.
     """
     place, options = _split(url)
     rest = {name: value for name, value in options.items() if name not in _REDIS_OPTIONS}

@@ -78,12 +78,12 @@ class RunWriter(ABC):
         repeated with the same arguments.
 
         Raises:
-            ValueError: there are no frames and no ``close``.
-            FencedError: the token is lower than the log's. Checked first, also for a retry.
-            LogClosedError: the log is closed.
+            ValueError: There are no frames and no ``close``.
+            FencedError: The token is lower than the log's. Checked first, also for a retry.
+            LogClosedError: The log is closed.
             SeqMismatchError: ``first_seq`` is not the log's next seq.
-            LogNotFoundError: the log was never opened or was deleted.
-            StoreUnavailableError: the store does not answer. The append may have taken place.
+            LogNotFoundError: The log was never opened or was deleted.
+            StoreUnavailableError: The store does not answer. The append may have taken place.
         """
 
     def submit(
@@ -114,7 +114,7 @@ class RunWriter(ABC):
         """Queue ``frames`` for the log, all of them or none. They get the next seqs.
 
         Raises:
-            LimitExceededError: the log has reached its largest size. ``close`` still works.
+            LimitExceededError: The log has reached its largest size. ``close`` still works.
         """
         if not frames:
             return

@@ -1,7 +1,7 @@
 """Callbacks that are due, the outcome of each, and the secrets that sign them.
 
-A call is due from the transaction that settles its run. Claiming it postpones it by a lease, so
-another process makes the call when the first one dies. The number of the attempt fences an expired
+A callback is due from the transaction that settles its run. Claiming it postpones it by a lease, so
+another process sends it when the first one dies. The number of the attempt fences an expired
 claim: its outcome does not overwrite that of a later one.
 """
 
@@ -26,13 +26,13 @@ from reattach.records.runs.admission import run_of
 
 _SECRET_BYTES: Final = 32
 _SECRETS_LOCK: Final = int.from_bytes(b"rcbsecr")
-_CANDIDATES_PER_CALL: Final = 4
-"""Rows read for each call, because other calls to their receivers may be under way."""
+_CANDIDATES: Final = 4
+"""Rows read for each callback, because others to their receivers may be under way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """A host that receives calls of one tenant. Two tenants never share a receiver."""
+    """A host that receives callbacks of one tenant. Two tenants never share a receiver."""
 
     tenant: TenantId
     host: str
@@ -40,7 +40,7 @@ class Receiver:
 
 @dataclass(frozen=True, slots=True)
 class DueCallback:
-    """A claimed call."""
+    """A claimed callback."""
 
     run: Run
     """It has ended, and has a ``callback_url``."""
@@ -54,12 +54,12 @@ class DueCallback:
 
 @dataclass(frozen=True, slots=True)
 class CallbackOutcome:
-    """The outcome of a call."""
+    """The outcome of a callback."""
 
     sent_at: datetime
     status_code: int | None
     error: str | None
-    """None if the receiver accepted the call."""
+    """None if the receiver accepted the callback."""
     again_at: datetime | None
     """The time of the next attempt; None for none."""
 
@@ -70,31 +70,31 @@ def _take_any(receiver: Receiver) -> bool:  # noqa: ARG001
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The calls that a process has room for."""
+    """The callbacks that a process has room for."""
 
-    calls: int
+    callbacks: int
     full_tenants: Collection[TenantId] = ()
     closed_receivers: Collection[Receiver] = ()
     take: Callable[[Receiver], bool] = _take_any
-    """Reserves room for a call to the receiver; False if there is none."""
+    """Reserves room for a callback to the receiver; False if there is none."""
 
 
 class Callbacks(Repository):
     """The callbacks of all tenants."""
 
     async def claim(self, room: Room | int, lease_seconds: float) -> Sequence[DueCallback]:
-        """Claim due calls for the caller to make, as many as there is room for.
+        """Claim due callbacks for the caller to send, as many as there is room for.
 
-        Tenants alternate, and so do the receivers of a tenant; the longest waiting call goes first.
-        Each call goes to one process. It is due again after ``lease_seconds``, unless ``note``
-        records its outcome before. If no call is due, nothing is written.
+        Tenants alternate, and so do the receivers of a tenant; the longest waiting goes first.
+        Each callback goes to one process. It is due again after ``lease_seconds``, unless ``note``
+        records its outcome before. If no callback is due, nothing is written.
         """
         room = Room(room) if isinstance(room, int) else room
         now = self._clock.now()
         candidates = await self._database.in_read(_candidates, room, now)
         chosen: list[RunId] = []
         for row in candidates:
-            if len(chosen) == room.calls:
+            if len(chosen) == room.callbacks:
                 break
             if room.take(Receiver(row["tenant"], row["host"])):
                 chosen.append(row["id"])
@@ -103,14 +103,14 @@ class Callbacks(Repository):
         return await self._database.in_write(_claim, chosen, now, lease_seconds)
 
     async def note(self, run_id: RunId, tries: int, outcome: CallbackOutcome) -> bool:
-        """Record the outcome of a claimed call, and when it is due again.
+        """Record the outcome of a claimed callback, and when it is due again.
 
-        Returns False and changes nothing if the call was claimed again since. Repeating it is safe.
+        Returns False and changes nothing if it was claimed again since. Repeating it is safe.
         """
         return await self._database.in_write(_note, run_id, tries, outcome)
 
     async def secrets(self, tenant: TenantId) -> Sequence[str]:
-        """Return the secrets that sign the tenant's calls now, newest first.
+        """Return the secrets that sign the tenant's callbacks now, newest first.
 
         The first call creates the first secret.
         """
@@ -124,8 +124,8 @@ class Callbacks(Repository):
 
 
 def _candidates(connection: Connection, room: Room, now: datetime) -> Sequence[RowMapping]:
-    """Return the calls that are due, in the order in which they may be made."""
-    found = connection.execute(_in_fair_order(room, now).limit(room.calls * _CANDIDATES_PER_CALL))
+    """Return the callbacks that are due, in the order in which they may be sent."""
+    found = connection.execute(_in_fair_order(room, now).limit(room.callbacks * _CANDIDATES))
     return found.mappings().all()
 
 

@@ -262,13 +262,13 @@ async def follow(
 class Watch:
     """One timer for all readers of the process.
 
-    It wakes readers for keepalives, and backs up lost wake-ups: at each tick it wakes every reader
-    that had events at the previous tick and has not moved since. It never queries the store.
+    It wakes readers for keepalives, and backs up lost wake-ups: in each round it wakes every reader
+    that had events in the previous round and has not moved since. It never queries the store.
     """
 
     def __init__(self, ping_interval_seconds: float) -> None:
         self._interval_seconds = ping_interval_seconds
-        self._tick_seconds = min(0.5, ping_interval_seconds / 4)
+        self._round_seconds = min(0.5, ping_interval_seconds / 4)
         self._readers: set[Following] = set()
         self._pinged: set[Following] = set()
         self._task: asyncio.Task[None] | None = None
@@ -280,7 +280,7 @@ class Watch:
         if pings:
             self._pinged.add(following)
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._tick(), name="watch readers")
+            self._task = asyncio.create_task(self._watch(), name="watch readers")
 
     def remove(self, following: Following) -> None:
         self._readers.discard(following)
@@ -293,13 +293,13 @@ class Watch:
                 following.released = True
                 following.wake()
 
-    async def _tick(self) -> None:
+    async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         while self._readers:
-            await asyncio.sleep(self._tick_seconds)
+            await asyncio.sleep(self._round_seconds)
             now = loop.time()
-            # A tick early rather than late, because proxies cut silent connections.
-            due_before = now - self._interval_seconds + self._tick_seconds
+            # A round early rather than late, because proxies cut silent connections.
+            due_before = now - self._interval_seconds + self._round_seconds
             for following in self._readers:
                 if following.is_overlooked():
                     following.wake()

@@ -382,7 +382,7 @@ class RunService:
     def handle_notification(self, notification: Notification) -> None:
         """Handle a notification of another process.
 
-        A lost one is made up for by the next beat and by polling.
+        The next heartbeat, or polling, replaces a lost one.
         """
         match notification:
             case CancelRequested(run_id):

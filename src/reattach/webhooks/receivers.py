@@ -21,18 +21,18 @@ NOT_CALLED: Final = f"not called: {NOT_PUBLIC}"
 
 
 @dataclass(frozen=True, slots=True)
-class CallResult:
-    """The outcome of one call."""
+class CallbackResult:
+    """The outcome of one callback."""
 
     status_code: int | None
     error: str | None
     """None after a 2xx."""
     is_final: bool
-    """Whether another call would be useless."""
+    """Whether another attempt would be useless."""
 
 
 def receiver_url(text: str, *, to_private: bool) -> str:
-    """Return the normalized URL if its text allows a call to it.
+    """Return the normalized URL if its text allows a callback to it.
 
     Raises:
         UrlRefusedError: The URL is too long, malformed, or names an address that is not allowed.
@@ -55,7 +55,7 @@ class Receivers:
         self._outbound = Outbound(to_private=to_private, resolve=resolve)
         self._timeout_seconds = timeout_seconds
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> CallResult:
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> CallbackResult:
         """Post the body within the timeout. Failures are returned, not raised."""
         try:
             async with (
@@ -64,16 +64,16 @@ class Receivers:
             ):
                 status = response.status_code
         except UrlRefusedError:
-            return CallResult(None, NOT_CALLED, is_final=False)
+            return CallbackResult(None, NOT_CALLED, is_final=False)
         except TimeoutError:
             logger.info("receiver took too long", seconds=self._timeout_seconds)
-            return CallResult(None, NO_ANSWER, is_final=False)
+            return CallbackResult(None, NO_ANSWER, is_final=False)
         except UrlUnreachableError as error:
             logger.info("receiver did not answer", reason=error.detail)
-            return CallResult(None, NO_ANSWER, is_final=False)
+            return CallbackResult(None, NO_ANSWER, is_final=False)
         if 200 <= status < 300:
-            return CallResult(status, None, is_final=True)
+            return CallbackResult(status, None, is_final=True)
         text = f"answered {status}"
         if 300 <= status < 400:
             text += ", and redirects are not followed"
-        return CallResult(status, text, is_final=status == 410)
+        return CallbackResult(status, text, is_final=status == 410)

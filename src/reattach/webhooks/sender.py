@@ -1,4 +1,4 @@
-"""Calls to the receivers that clients name: how their runs ended, at least once, and signed."""
+"""Callbacks to the receivers that clients name: how their runs ended, at least once, and signed."""
 
 import asyncio
 import json
@@ -27,18 +27,18 @@ from reattach.records.base import Run
 from reattach.records.callbacks import CallbackOutcome, DueCallback, Receiver
 from reattach.records.records import Records
 from reattach.runs.answers import metadata_of, whole_answer
-from reattach.webhooks.receivers import CallResult, Receivers
+from reattach.webhooks.receivers import CallbackResult, Receivers
 from reattach.webhooks.slots import CallbackSlots
 
 logger = structlog.get_logger(__name__)
 
 
 class Callbacks:
-    """Makes the calls that the records say are due, one at a time for each run.
+    """Sends the callbacks that the records say are due, one at a time for each run.
 
-    The transaction that settles a run makes its call due, so neither a restart nor a crash loses
-    one. A process that dies between a call and the record of its outcome leaves the call to be
-    repeated.
+    The transaction that settles a run makes its callback due, so neither a restart nor a crash
+    loses one. A process that dies between a callback and the record of its outcome leaves the
+    callback to be repeated.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class Callbacks:
         self._slots = CallbackSlots(clock)
         self._uniform = uniform
         self._due = asyncio.Event()
-        self._calls: set[asyncio.Task[None]] = set()
+        self._sending: set[asyncio.Task[None]] = set()
 
     def wake(self) -> None:
-        """Look for due calls at once."""
+        """Look for due callbacks at once."""
         self._due.set()
 
     async def run(self) -> None:
-        """Make the due calls until cancelled; calls in progress are then given up."""
+        """Send the due callbacks until cancelled; those in progress are then given up."""
         try:
             while True:
                 self._due.clear()
@@ -74,20 +74,20 @@ class Callbacks:
                     logger.exception("callbacks not looked for")
                 await sleep_unless_set(self._clock, CALLBACK_LOOK_SECONDS, self._due)
         finally:
-            calls = set(self._calls)
-            for call in calls:
-                call.cancel()
-            if calls:
-                await asyncio.wait(calls)
+            sending = set(self._sending)
+            for task in sending:
+                task.cancel()
+            if sending:
+                await asyncio.wait(sending)
 
     async def start_due(self) -> Sequence[asyncio.Task[None]]:
-        """Start the due calls that fit into the limits, and return their tasks.
+        """Start the due callbacks that fit into the limits, and return their tasks.
 
         Raises:
             StoreUnavailableError: The records do not answer.
         """
         room = self._slots.room()
-        if room.calls <= 0:
+        if room.callbacks <= 0:
             return ()
         taken: list[Receiver] = []
         try:
@@ -110,26 +110,26 @@ class Callbacks:
         return True
 
     def _begin(self, due: DueCallback) -> asyncio.Task[None]:
-        call = asyncio.create_task(self._call(due), name=f"callback of {due.run.id}")
-        self._calls.add(call)
+        task = asyncio.create_task(self._send(due), name=f"callback of {due.run.id}")
+        self._sending.add(task)
 
-        def end(call: asyncio.Task[None]) -> None:
-            self._calls.discard(call)
+        def end(task: asyncio.Task[None]) -> None:
+            self._sending.discard(task)
             self._slots.give_back(due.receiver)
             self.wake()  # A slot is free.
 
-        call.add_done_callback(end)
-        return call
+        task.add_done_callback(end)
+        return task
 
-    async def _call(self, due: DueCallback) -> None:
+    async def _send(self, due: DueCallback) -> None:
         try:
-            await self._call_and_record(due)
+            await self._send_and_record(due)
         except ReattachError as error:
             logger.warning("callback not made", run_id=due.run.id, reason=error.detail)
         except Exception:
             logger.exception("callback not made", run_id=due.run.id)
 
-    async def _call_and_record(self, due: DueCallback) -> None:
+    async def _send_and_record(self, due: DueCallback) -> None:
         run = due.run
         body = await self._body(run)
         sent_at = self._clock.now()
@@ -171,7 +171,7 @@ class Callbacks:
         )
 
     def _within_bounds(
-        self, run: Run, result: CallResult, outcome: CallbackOutcome
+        self, run: Run, result: CallbackResult, outcome: CallbackOutcome
     ) -> CallbackOutcome:
         """Return the outcome without another attempt if that would be too late."""
         ended_at = run.completed_at or run.created_at
@@ -185,7 +185,7 @@ class Callbacks:
         metadata = metadata_of(run)
         types = run.request_config.include_return_message_types
         payload = {
-            # Signed too, so that a call cannot be replayed to another receiver.
+            # Signed too, so that a callback cannot be replayed to another receiver.
             "callback_url": run.callback_url,
             "tenant": run.tenant,
             "run_id": run.id,

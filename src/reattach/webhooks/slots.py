@@ -1,7 +1,7 @@
-"""Slots for calls, so that receivers that hang delay only their own tenant.
+"""Slots for callbacks, so that receivers that hang delay only their own tenant.
 
-Every tenant has slots, and within them every host. A host that did not answer several calls in a
-row is skipped for a while; then one call probes it, and the others follow once it answers.
+Every tenant has slots, and within them every host. A host that did not answer several callbacks
+in a row is skipped for a while; then one callback probes it, and the others follow once it answers.
 """
 
 from collections import Counter, OrderedDict
@@ -25,7 +25,7 @@ from reattach.records.callbacks import Receiver, Room
 
 @dataclass(slots=True)
 class _Breaker:
-    """A circuit breaker for one receiver: the calls in a row that it did not answer."""
+    """A circuit breaker for one receiver: the callbacks in a row that it did not answer."""
 
     failures: int = 0
     closed_until: float = 0.0
@@ -37,7 +37,7 @@ class _Breaker:
 
 
 class CallbackSlots:
-    """The calls in progress of a process, and the circuit breakers of receivers."""
+    """The callbacks in progress of a process, and the circuit breakers of receivers."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -48,14 +48,14 @@ class CallbackSlots:
     def room(self) -> Room:
         """Return the free slots."""
         full = [
-            tenant for tenant, calls in self._by_tenant.items() if calls >= CALLBACKS_PER_TENANT
+            tenant for tenant, taken in self._by_tenant.items() if taken >= CALLBACKS_PER_TENANT
         ]
         return Room(
             CALLBACKS_AT_ONCE - self._by_tenant.total(), full, self._closed_receivers(), self.take
         )
 
     def take(self, receiver: Receiver) -> bool:
-        """Take a slot for a call; return False if the tenant or the receiver has none."""
+        """Take a slot for a callback; return False if the tenant or the receiver has none."""
         if self._by_tenant[receiver.tenant] >= CALLBACKS_PER_TENANT or self._by_receiver[
             receiver
         ] >= self._limit_of(receiver):
@@ -65,7 +65,7 @@ class CallbackSlots:
         return True
 
     def give_back(self, receiver: Receiver) -> None:
-        """Return the slot of a finished call."""
+        """Return the slot of a finished callback."""
         self._by_tenant[receiver.tenant] -= 1
         self._by_receiver[receiver] -= 1
         # Counters keep zeros.

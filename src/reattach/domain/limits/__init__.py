@@ -66,8 +66,8 @@ IPV6_CLIENT_BITS: Final = 64
 WATCH_SECONDS: Final = 1.0
 """Interval of the one timer that checks the deadlines of all connections."""
 
-WATCH_ROUND_TICKS: Final = 4
-"""Ticks in which every connection with unread bytes is checked once, at 4 µs each."""
+WATCH_ROUND_INTERVALS: Final = 4
+"""Intervals in which every connection with unread bytes is checked once, at 4 µs each."""
 
 HEAD_SECONDS: Final = 30.0
 """How long a new connection may be silent, and how long a request's head may take."""

@@ -33,16 +33,16 @@ CALLBACK_SECONDS: Final = 10.0
 """How long a receiver may take, from DNS look-up to response status."""
 
 CALLBACK_LEASE_SECONDS: Final = 60.0
-"""How long a process owns a call before another may make it; far longer than a call takes."""
+"""How long a process owns a callback before another may send it; far longer than one takes."""
 
 CALLBACKS_AT_ONCE: Final = 64
-"""Concurrent calls of a process: enough for many tenants with receivers that hang."""
+"""Concurrent callbacks of a process: enough for many tenants with receivers that hang."""
 
 CALLBACK_LOOK_SECONDS: Final = 2.0
-"""Interval of the search for calls that are due again or were abandoned by a process."""
+"""Interval of the search for callbacks that are due again or were abandoned by a process."""
 
 CALLBACK_RETRY_SECONDS: Final = 2.0
-"""The wait before the first retry of a call; it doubles with each failure."""
+"""The wait before the first retry of a callback; it doubles with each failure."""
 
 CALLBACK_MAX_RETRY_SECONDS: Final = 900.0
 """The maximum of that wait."""
@@ -51,16 +51,16 @@ CALLBACK_GIVE_UP_SECONDS: Final = 24 * 3600.0
 """How long after the end of its run a callback is still retried."""
 
 CALLBACKS_PER_TENANT: Final = 8
-"""Concurrent calls of a tenant, so that its hanging receivers delay only its own calls."""
+"""Concurrent callbacks of a tenant, so that its hanging receivers delay only its own."""
 
 CALLBACKS_PER_RECEIVER: Final = 4
-"""Concurrent calls of a tenant to one host, so that a hanging one leaves slots for others."""
+"""Concurrent callbacks of a tenant to one host, so that a hanging one leaves slots for others."""
 
 CALLBACK_BREAKER_FAILURES: Final = 3
-"""Unanswered calls in a row after which a host is skipped for a while."""
+"""Unanswered callbacks in a row after which a host is skipped for a while."""
 
 CALLBACK_BREAKER_SECONDS: Final = 30.0
-"""The first interval of skipping; it doubles with each further unanswered call."""
+"""The first interval of skipping; it doubles with each further unanswered callback."""
 
 CALLBACK_BREAKERS: Final = 500
 """Silent hosts that a process remembers, which also bounds the query that excludes them."""

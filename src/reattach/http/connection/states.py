@@ -64,7 +64,7 @@ class Timeouts:
     linger_seconds: float = LINGER_SECONDS
 
     @property
-    def tick_seconds(self) -> float:
+    def interval_seconds(self) -> float:
         """How often the watch runs: well within the shortest timeout."""
         shortest = min(
             self.stall_seconds, self.head_seconds, self.body_idle_seconds, self.idle_seconds

@@ -1,16 +1,16 @@
 """One timer for the deadlines of all connections, and for clients that read nothing.
 
 A connection in a state with a deadline is in the queue of that state. All connections of a queue
-have the same timeout, so the first one expires first, and a tick costs nothing for the others. A
+have the same timeout, so the first one expires first, and the timer costs nothing for the others. A
 connection that was written to is checked until its client has read everything, a share of them per
-tick, so that thousands of readers of one run do not delay the others.
+interval, so that thousands of readers of one run do not delay the others.
 """
 
 import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from reattach.domain.limits import EVICTION_SECONDS, WATCH_ROUND_TICKS
+from reattach.domain.limits import EVICTION_SECONDS, WATCH_ROUND_INTERVALS
 from reattach.http.connection.states import State, Timeouts
 
 
@@ -111,7 +111,7 @@ class Watch:
                 connection.time_is_up()
         if not self._round:
             self._round = list(self._unread)
-            self._share = -(-len(self._round) // WATCH_ROUND_TICKS)
+            self._share = -(-len(self._round) // WATCH_ROUND_INTERVALS)
         for _ in range(min(self._share, len(self._round))):
             connection = self._round.pop()
             if connection in self._unread and self._is_settled(connection, now):
@@ -137,9 +137,9 @@ class Watch:
 
     def _wait(self) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self.timeouts.tick_seconds, self._tick)
+        self._timer = loop.call_later(self.timeouts.interval_seconds, self._on_timer)
 
-    def _tick(self) -> None:
+    def _on_timer(self) -> None:
         self.look()
         if self._unread or self._round or any(queue for queue, _ in self._queues.values()):
             self._wait()

@@ -95,7 +95,7 @@ class Delivery(ABC):
 
     @abstractmethod
     async def _write(self, body: bytes) -> None:
-        """Raises TimeoutError if the reader reads nothing for the stall time."""
+        """Write to the connection. Raises TimeoutError if the reader stalls."""
 
     async def advance(self) -> bool | None:
         """Send everything that is available and return None, or return how the stream ended.

@@ -243,7 +243,7 @@ def client_for(url: str, wait_policy: WaitPolicy) -> RedisClient:
     """Return a client for the server that ``url`` names, not connected yet.
 
     Raises:
-        StartupError: the URL is not valid.
+        StartupError: The URL is not valid.
     """
     parts = urlsplit(url)
     try:
@@ -347,7 +347,7 @@ def _check_options(options: dict[str, Any]) -> None:
     """Check the options by creating an unused connection, since redis-py checks them only then.
 
     Raises:
-        ValueError: the scheme does not support an option. The error does not show its value.
+        ValueError: The scheme does not support an option. The error does not show its value.
     """
     make = options.get("connection_class", Connection)
     try:

@@ -181,7 +181,7 @@ class Follower:
         """Return when the tail has the event or has ended.
 
         Raises:
-            StoreUnavailableError: the event could not be read into the tail.
+            StoreUnavailableError: The event could not be read into the tail.
         """
         has_failed = False
         while not run.tail.ended and run.tail.last_seq < seq:

@@ -123,7 +123,7 @@ class RedisLog(Log):
         and channels begin with ``prefix``. Closed logs are kept for ``retention_seconds``.
 
         Raises:
-            StartupError: the URL is not valid, or Redis does not answer or is too old.
+            StartupError: The URL is not valid, or Redis does not answer or is too old.
         """
         client = client_for(url, WaitPolicy(answer_seconds, wait_replicas))
         try:

@@ -76,7 +76,7 @@ def unpack_notification(packed: bytes) -> Notification:
     """Parse a notification.
 
     Raises:
-        ValueError: it is not one, or comes from a later version.
+        ValueError: It is not one, or comes from a later version.
     """
     try:
         number, _, seq = _HEAD.unpack_from(packed)

@@ -1,7 +1,7 @@
 """Maintenance of the SQLite log's file, in small steps between the commits of appends.
 
 Folding moves the frames of a closed run from the journal into chunks of its own. Journal rows
-whose records are all folded are deleted, oldest first. If open runs keep the journal long, their
+whose changes are all folded are deleted, oldest first. If open runs keep the journal long, their
 frames so far are folded too. Every step is a transaction that does not change the content of the
 logs, so the process may die at any point.
 """
@@ -166,7 +166,7 @@ class Folding:
         self._wake.set()
 
     def note_run(self, run: RunState) -> None:
-        """Note that the journal has records of ``run`` that are not folded."""
+        """Note that the journal has changes of ``run`` that are not folded."""
         self._unfolded[run.number] = run
         if run.tail.closed:
             self._pending[run] = None
@@ -318,7 +318,7 @@ class Folding:
         self._pending.move_to_end(run, last=False)
 
     def _count_prunable_rows(self) -> None:
-        """Count the rows, oldest first, whose records are all folded."""
+        """Count the rows, oldest first, whose changes are all folded."""
         floor = self._first_row + len(self._row_sizes)
         floor = min(map(_first_row, self._unfolded.values()), default=floor)
         self._prunable_rows = floor - self._first_row

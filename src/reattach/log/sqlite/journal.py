@@ -1,11 +1,10 @@
 """The SQLite log's journal: its binary format and its table.
 
-Every change of a run is one record. Records are joined into batches in the order of the changes; a
-batch is one row and one commit. Replaying a record that is already applied changes nothing, so rows
-may stay after their records were folded.
+Changes of runs are joined into batches in their order; a batch is one row and one commit. Replaying
+a change that is already applied has no effect, so rows may stay after their changes were folded.
 
-A record is a head of fixed size and a body. It refers to its run by a number that is never reused;
-only the record that creates a run has the run's id.
+A change is a head of fixed size and a body. It refers to its run by a number that is never reused;
+only the change that creates a run has the run's id.
 """
 
 import sqlite3
@@ -38,8 +37,8 @@ _CREATE_AT: Final = 7
 _SEQ: Final = struct.Struct("<q")
 
 HIGHEST_NUMBER: Final = 2**32 - 2**20
-"""A higher run number is damaged. The rest of the 32 bits is left, so that one just below the
-highest one does not use up the numbers."""
+"""Higher run numbers count as damaged. 2^20 numbers stay free in case a damaged one lies just
+below."""
 
 HIGHEST_SEQ: Final = 2**48
 """A higher seq, token or row is damaged."""
@@ -84,15 +83,15 @@ class Skip(Struct, frozen=True, gc=False):
     first_seq: Seq
 
 
-Record = Create | TakeOver | Append | Trim | Delete | Skip
+Change = Create | TakeOver | Append | Trim | Delete | Skip
 
 
-def pack(record: Record) -> bytes:
-    """Return the bytes of one record. Joined records are a batch."""
-    match record:
+def pack(change: Change) -> bytes:
+    """Return the bytes of one change. Joined changes are a batch."""
+    match change:
         case Append(number, first_seq, frames, close):
             head = _HEAD.pack(_APPEND, close, len(frames), number, first_seq)
-            if len(frames) == 1:  # The most frequent record by far.
+            if len(frames) == 1:  # The most frequent change by far.
                 return head + _LENGTH.pack(len(frames[0])) + frames[0]
             return b"".join((head, pack_numbers([len(frame) for frame in frames]), *frames))
         case Create(number, token, run_id, first_seq):
@@ -111,12 +110,12 @@ def pack(record: Record) -> bytes:
             return _HEAD.pack(_SKIP, 0, 0, number, token) + _SEQ.pack(first_seq)
 
 
-def unpack(batch: bytes) -> Iterator[Record]:
-    """Yield the records of a batch in order.
+def unpack(batch: bytes) -> Iterator[Change]:
+    """Yield the changes of a batch in order.
 
     Raises:
-        StartupError: a record has an unknown kind.
-        ValueError, struct.error: a record is damaged.
+        StartupError: A change has an unknown kind.
+        ValueError, struct.error: A change is damaged.
     """
     at = 0
     while at < len(batch):
@@ -130,40 +129,40 @@ def unpack(batch: bytes) -> Iterator[Record]:
             for length in lengths:
                 frames.append(batch[at : at + length])
                 at += length
-            record: Record = Append(number, value, frames, bool(small))
+            change: Change = Append(number, value, frames, bool(small))
         elif kind == _CREATE:
-            record = Create(number, value, batch[at : at + small].decode())
+            change = Create(number, value, batch[at : at + small].decode())
             at += small
         elif kind == _CREATE_AT:
             (first_seq,) = _SEQ.unpack_from(batch, at + small)
-            record = Create(number, value, batch[at : at + small].decode(), first_seq)
+            change = Create(number, value, batch[at : at + small].decode(), first_seq)
             at += small + _SEQ.size
         elif kind == _SKIP:
             (first_seq,) = _SEQ.unpack_from(batch, at)
-            record = Skip(number, value, first_seq)
+            change = Skip(number, value, first_seq)
             at += _SEQ.size
         elif kind == _TAKE_OVER:
-            record = TakeOver(number, value)
+            change = TakeOver(number, value)
         elif kind == _TRIM:
-            record = Trim(number, value)
+            change = Trim(number, value)
         elif kind == _DELETE:
-            record = Delete(number)
+            change = Delete(number)
         else:
             raise StartupError(
-                f"The event log has a record of kind {kind}, unknown to this version of Reattach.",
+                f"The event log has a change of kind {kind}, unknown to this version of Reattach.",
                 remedy="Start the version that wrote it, or restore the database from a backup.",
             )
         if at > len(batch):
-            raise ValueError("The last record is cut off.")
+            raise ValueError("The last change is cut off.")
         if not (
             1 <= number <= HIGHEST_NUMBER
             and 0 <= value <= HIGHEST_SEQ
             and 0 <= first_seq <= HIGHEST_SEQ
         ):
             raise ValueError(
-                f"A record has the impossible number {number}, {value} or {first_seq}."
+                f"A change has the impossible number {number}, {value} or {first_seq}."
             )
-        yield record
+        yield change
 
 
 # The table. Transactions are left to the caller.

@@ -42,7 +42,7 @@ from reattach.log.closed_runs import ClosedRuns
 from reattach.log.notifier import Notifier
 from reattach.log.sqlite import tables
 from reattach.log.sqlite.folding import Folding, Sizes
-from reattach.log.sqlite.journal import Append, Create, Delete, Record, Skip, TakeOver, Trim
+from reattach.log.sqlite.journal import Append, Change, Create, Delete, Skip, TakeOver, Trim
 from reattach.log.sqlite.read_pool import ReadPool
 from reattach.log.sqlite.recovery import RecoveredState, recover
 from reattach.log.sqlite.run_state import Operation, RunState
@@ -136,7 +136,7 @@ class SqliteLog(Log):
         threads use them.
 
         Raises:
-            StartupError: the file cannot be used.
+            StartupError: The file cannot be used.
         """
         file = fspath(path)
 
@@ -373,9 +373,9 @@ class SqliteLog(Log):
         tail = await self._load_from_chunks(run, first_seq - 1, size_bytes, in_chunks)
         return tail is not None and tail.holds(first_seq, frames[:in_chunks])
 
-    def write(self, run: RunState, record: Record) -> "asyncio.Future[None]":
-        """Write ``record``; the future is done when it is on disk and applied to the run."""
-        self.submit(Operation(run, record))
+    def write(self, run: RunState, change: Change) -> "asyncio.Future[None]":
+        """Write ``change``; the future is done when it is on disk and applied to the run."""
+        self.submit(Operation(run, change))
         return self.flush(run)
 
     def submit(self, operation: Operation) -> None:
@@ -399,9 +399,9 @@ class SqliteLog(Log):
         for operation in operations:
             run = operation.run
             run.in_flight.popleft()
-            if isinstance(operation.record, Delete):
+            if isinstance(operation.change, Delete):
                 self._drop(run)
-            elif run.apply(operation.record):
+            elif run.apply(operation.change):
                 if run.note_row(row) or run.tail.closed:
                     self._folding.note_run(run)
             else:

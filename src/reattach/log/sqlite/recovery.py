@@ -9,7 +9,7 @@ import structlog
 
 from reattach.domain.errors import StartupError
 from reattach.log.sqlite import journal, tables
-from reattach.log.sqlite.journal import Create, Delete, Record, unpack
+from reattach.log.sqlite.journal import Change, Create, Delete, unpack
 from reattach.log.sqlite.run_state import RunState
 from reattach.log.tail import Tail
 
@@ -42,9 +42,9 @@ def recover(connection: sqlite3.Connection, *, after_power_cut: bool = False) ->
             found.first_row = row
         lost_rows = row - found.first_row - len(found.row_sizes)
         found.row_sizes += [0] * lost_rows + [len(batch)]
-        for record in _readable_records(row, batch):
-            found.next_number = max(found.next_number, record.number + 1)
-            _replay(connection, found.runs, row, record)
+        for change in _readable_changes(row, batch):
+            found.next_number = max(found.next_number, change.number + 1)
+            _replay(connection, found.runs, row, change)
     if after_power_cut:
         tables.mark_uncertain(connection, found.next_number)
     uncertain_before = tables.uncertain_before(connection)
@@ -54,10 +54,10 @@ def recover(connection: sqlite3.Connection, *, after_power_cut: bool = False) ->
     return found
 
 
-def _readable_records(row: int, batch: bytes) -> Iterator[Record]:
-    """Yield the records of a row up to the first damaged one.
+def _readable_changes(row: int, batch: bytes) -> Iterator[Change]:
+    """Yield the changes of a row up to the first damaged one.
 
-    The missing records are gaps in the logs of some runs, which continue after them.
+    The missing changes are gaps in the logs of some runs, which continue after them.
     """
     try:
         yield from unpack(batch)
@@ -66,20 +66,20 @@ def _readable_records(row: int, batch: bytes) -> Iterator[Record]:
 
 
 def _replay(
-    connection: sqlite3.Connection, runs: dict[int, RunState], row: int, record: Record
+    connection: sqlite3.Connection, runs: dict[int, RunState], row: int, change: Change
 ) -> None:
-    if isinstance(record, Delete):
-        runs.pop(record.number, None)
+    if isinstance(change, Delete):
+        runs.pop(change.number, None)
         return
-    run = runs.get(record.number)
+    run = runs.get(change.number)
     if run is None:
-        stored = tables.run_by_number(connection, record.number)
+        stored = tables.run_by_number(connection, change.number)
         if stored is not None:
             run = RunState.from_stored(stored)
-        elif isinstance(record, Create):
-            run = RunState(record.number, record.run_id, record.token, Tail(record.first_seq))
+        elif isinstance(change, Create):
+            run = RunState(change.number, change.run_id, change.token, Tail(change.first_seq))
         else:
-            return  # A later record deletes the run, or its row is damaged and it is lost.
-        runs[record.number] = run
-    if run.apply(record):
+            return  # A later change deletes the run, or its row is damaged and it is lost.
+        runs[change.number] = run
+    if run.apply(change):
         run.note_row(row)

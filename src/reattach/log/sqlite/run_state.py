@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from reattach.domain.errors import LogLostError, StoreUnavailableError
 from reattach.domain.ids import Seq, Token
 from reattach.log.base import Done, Head
-from reattach.log.sqlite.journal import Append, Create, Delete, Record, Skip, TakeOver, Trim, pack
+from reattach.log.sqlite.journal import Append, Change, Create, Delete, Skip, TakeOver, Trim, pack
 from reattach.log.sqlite.tables import StoredRun
 from reattach.log.tail import Tail
 
@@ -15,12 +15,12 @@ from reattach.log.tail import Tail
 class Operation:
     """A requested change of a run that is not on disk yet."""
 
-    __slots__ = ("done", "packed", "record", "run", "waiters")
+    __slots__ = ("change", "done", "packed", "run", "waiters")
 
-    def __init__(self, run: "RunState", record: Record, done: Done | None = None) -> None:
+    def __init__(self, run: "RunState", change: Change, done: Done | None = None) -> None:
         self.run = run
-        self.record = record
-        self.packed = pack(record)
+        self.change = change
+        self.packed = pack(change)
         self.done = done
         self.waiters: list[asyncio.Future[None]] = []
 
@@ -55,7 +55,7 @@ class RunState:
     folded_seq: int = 0
     """The last seq in chunks; later events are only in the journal."""
     first_row: int | None = None
-    """The first journal row with a record of this run that is not folded."""
+    """The first journal row with a change of this run that is not folded."""
     first_row_of_rest: int | None = None
     """The first such row that was written since the current fold began."""
     in_flight: deque[Operation] = field(default_factory=deque)
@@ -96,7 +96,7 @@ class RunState:
     def expect(self, operation: Operation) -> None:
         """Add ``operation`` to those in flight and update the expected state."""
         self.in_flight.append(operation)
-        match operation.record:
+        match operation.change:
             case Append(_, first_seq, frames, close):
                 self.expected_last_seq = first_seq + len(frames) - 1
                 self.expected_closed = close
@@ -128,17 +128,17 @@ class RunState:
             and not self.expected_closed
         )
 
-    def apply(self, record: Record) -> bool:
-        """Apply a record that is on disk, and return whether it changed anything.
+    def apply(self, change: Change) -> bool:
+        """Apply a change that is on disk, and return whether it changed anything.
 
         A Delete is not applied here, because it removes the whole run.
         """
-        match record:
+        match change:
             case Append(_, first_seq, frames, close):
                 known = self.tail.last_seq + 1 - first_seq
                 if known > 0:
                     frames = frames[known:]
-                elif known < 0:  # The records in between are damaged.
+                elif known < 0:  # The changes in between are damaged.
                     self._skip(self.token, first_seq)
                 if not frames and close <= self.tail.closed:
                     return False
@@ -172,7 +172,7 @@ class RunState:
         return is_new
 
     def note_row(self, row: int) -> bool:
-        """Note a journal row with a new record; return whether all earlier ones are folded."""
+        """Note a journal row with a new change; return whether all earlier ones are folded."""
         if self.first_row_of_rest is None:
             self.first_row_of_rest = row
         if self.first_row is None:
@@ -185,7 +185,7 @@ class RunState:
         return [
             frame
             for operation in self.in_flight
-            if isinstance(operation.record, Append)
-            for seq, frame in enumerate(operation.record.frames, operation.record.first_seq)
+            if isinstance(operation.change, Append)
+            for seq, frame in enumerate(operation.change.frames, operation.change.first_seq)
             if first_seq <= seq < first_seq + count
         ]

@@ -96,7 +96,7 @@ def prepare(connection: sqlite3.Connection, durability: Durability) -> None:
     content is overwritten, including on pages that become free.
 
     Raises:
-        StartupError: the file does not support WAL mode.
+        StartupError: The file does not support WAL mode.
     """
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
@@ -118,7 +118,7 @@ def create(connection: sqlite3.Connection) -> None:
     """Create the missing tables.
 
     Raises:
-        StartupError: another version of Reattach made the tables.
+        StartupError: Another version of Reattach made the tables.
     """
     for statement in _TABLES.strip().split(";\n"):
         connection.execute(statement)

@@ -146,7 +146,7 @@ class Writer:
     def _commit(self, batch: list[Operation], size_bytes: int) -> None:
         try:
             packed = b"".join([operation.packed for operation in batch])
-            deleted = [op.record.number for op in batch if isinstance(op.record, Delete)]
+            deleted = [op.change.number for op in batch if isinstance(op.change, Delete)]
             self._set_synchronous(self._durability_of(batch))
             if deleted:
                 self._transact(lambda connection: self._write(connection, packed, deleted))

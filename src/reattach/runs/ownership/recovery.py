@@ -149,7 +149,7 @@ class Recovery:
         return failures
 
     async def end(self, run: Run, ending: Ending) -> None:
-        """End an active run without an owner. A requested cancellation decides over ``ending``.
+        """End an ownerless active run. A requested cancellation takes precedence over ``ending``.
 
         Raises:
             StoreUnavailableError: A store does not answer. The run stays ``pending`` until it has

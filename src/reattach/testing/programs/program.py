@@ -23,7 +23,7 @@ _POLL_SECONDS: Final = 0.01
 class Program(Closing):
     """A program on a loopback port, which it keeps over restarts.
 
-    The context manager starts it and closes it on exit. Not thread-safe.
+    The context manager starts the program and closes it on exit. Not thread-safe.
     """
 
     name: ClassVar[str]
@@ -36,7 +36,7 @@ class Program(Closing):
         self._options = options
         self._process: subprocess.Popen[str] | None = None
         self._printed: list[list[str]] = []
-        """The lines of its output, one list for each start."""
+        """The lines of the program's output, one list for each start."""
 
     def __enter__(self) -> Self:
         if not self.running:
@@ -66,7 +66,7 @@ class Program(Closing):
         return "\n".join(line for lines in self._printed for line in lines)
 
     def start(self) -> None:
-        """Start it and wait until it is ready. Raises RuntimeError with its output if it fails."""
+        """Start the program and wait until it is ready. Raises RuntimeError with its output."""
         assert not self.running, "already running"
         self._process = process = self._spawn()
         printed: list[str] = []
@@ -86,20 +86,20 @@ class Program(Closing):
         self._process.send_signal(number)
 
     def pause(self) -> None:
-        """Send SIGSTOP: its connections stay open and get no answers."""
+        """Send SIGSTOP: the program's connections stay open and get no answers."""
         self.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Send SIGCONT, unless it has ended. Idempotent."""
+        """Send SIGCONT, unless the program has ended. Idempotent."""
         if self.running:
             self.signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """Send SIGKILL and wait until it has ended. Idempotent."""
+        """Send SIGKILL and wait until the program has ended. Idempotent."""
         self._end(signal.SIGKILL)
 
     def close(self) -> None:
-        """Stop it and remove its folder. Idempotent."""
+        """Stop the program and remove its folder. Idempotent."""
         self.kill()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
@@ -116,11 +116,11 @@ class Program(Closing):
 
     @abstractmethod
     def _command(self) -> Sequence[str | Path]:
-        """Return the command line that runs it in the foreground."""
+        """Return the command line that runs the program in the foreground."""
 
     @abstractmethod
     def _is_ready(self, printed: Sequence[str]) -> bool:
-        """Return whether it is ready, given its output since the start."""
+        """Return whether the program is ready, given its output since the start."""
 
     def _end(self, number: int) -> None:
         if self._process is not None:

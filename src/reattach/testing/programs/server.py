@@ -50,7 +50,7 @@ class ServerProcess(Program):
         return self.wait(timeout_seconds=timeout_seconds)
 
     def wait(self, *, timeout_seconds: float = STOP_SECONDS) -> int:
-        """Wait for its end and return the exit status. Raises subprocess.TimeoutExpired."""
+        """Return the exit status of the server when it has ended. Raises TimeoutExpired."""
         assert self._process is not None, "not running"
         return self._process.wait(timeout_seconds)
 
