@@ -25,7 +25,8 @@ from reattach.engine.scripted import ScriptedEngine
 from reattach.http.app import create_app
 from reattach.server import datadir
 from reattach.server.assembly import assemble
-from reattach.server.process import _listen, _Server
+from reattach.server.listening import listen
+from reattach.server.process import _Server
 from reattach.settings import Settings
 from tests.support.asgi_server import Server, TestClock
 
@@ -349,7 +350,7 @@ class _InLoop(_Server):
 
     @asynccontextmanager
     async def running(self, settings: Settings, *, drains: bool) -> AsyncIterator[Self]:
-        listener = _listen(settings.host, settings.port)
+        listener = listen(settings.host, settings.port)
         self._url = "http://{}:{}".format(*listener.getsockname())
         ready = asyncio.Event()
         self._on_ready = lambda url: ready.set()

@@ -5,6 +5,11 @@
 to standard output: that it is ready, or why it cannot start.
 """
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # During the imports, as in ``reattach.__main__``.
+
 import asyncio
 import json
 import os
@@ -16,17 +21,14 @@ from typing import IO, Final, cast
 
 import structlog
 import uvloop
-from pydantic import SecretStr
 
 from reattach.domain.errors import ReattachError
 from reattach.domain.limits import CLOSE_SECONDS
 from reattach.observe import configure_logging
-from reattach.server.process import ShutdownCommand, serve
+from reattach.server.process import serve
+from reattach.server.supervision import FAILED, READY, ShutdownCommand
 from reattach.server.tune_gc import tune_gc
 from reattach.settings import Settings
-
-READY: Final = "ready"
-FAILED: Final = "failed"
 
 _ORPHAN_SECONDS: Final = 2.0 * CLOSE_SECONDS
 """How long a child may take to stop after its supervisor is gone."""
@@ -86,15 +88,6 @@ def _lines(descriptor: int) -> Iterator[str]:
 
 def _report(report: IO[str], what: str, detail: str) -> None:
     print(json.dumps([what, detail]), file=report, flush=True)
-
-
-def dump_settings(settings: Settings) -> str:
-    """Serialize all settings for a child, which then reads no environment and no file."""
-    values = settings.model_dump(mode="json")
-    for name, value in settings:
-        if isinstance(value, SecretStr):
-            values[name] = value.get_secret_value()
-    return json.dumps(values | {"config": None})
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ import structlog
 
 from reattach.domain.backoff import Backoff
 from reattach.domain.errors import StartupError
-from reattach.server.child import READY, dump_settings
-from reattach.server.process import ShutdownCommand, bind_socket, url_of
+from reattach.server.listening import bind_socket, url_of
+from reattach.server.supervision import READY, ShutdownCommand, dump_settings
 from reattach.settings import Settings
 
 logger = structlog.get_logger(__name__)
