@@ -17,12 +17,7 @@ from typing import Any, Final, TypeVar
 import httpx2
 
 from reattach.domain.backoff import Backoff
-from reattach.domain.errors import (
-    ConflictError,
-    ExpiredError,
-    NotFoundError,
-    ReattachError,
-)
+from reattach.domain.errors import ConflictError, ExpiredError, NotFoundError, ReattachError
 from reattach.domain.limits import MAX_ERROR_CHARS
 
 __all__ = [
@@ -50,7 +45,7 @@ _TRANSIENT_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses of a server that is busy, starting or stopping, or of a proxy that cannot reach one."""
 
 _NO_ROUTE: Final = "Not Found"
-"""The detail of a 404 for an unknown path, as most web frameworks send it."""
+"""The detail of a 404 for an unknown path, as most web frameworks send or begin it."""
 
 _REFUSALS: Final[Mapping[int, type[ReattachError]]] = {
     404: NotFoundError,
@@ -265,10 +260,10 @@ class Client:
             answer = {"detail": text[:MAX_ERROR_CHARS] or "no further text"}
         detail = answer.pop("detail")
         kind = _REFUSALS.get(status)
-        if status == 404 and detail == _NO_ROUTE:
+        if status == 404 and detail.partition(":")[0] == _NO_ROUTE:
             error: ReattachError = NotFoundError(
-                f"{self._base_url} answered 404 {detail}. Check that it is the URL of a Reattach "
-                "server, without a path that belongs to another program."
+                f"{self._base_url} answered 404 {_NO_ROUTE}. Check the host, and the path under "
+                "which Reattach is mounted."
             )
         elif kind is not None:
             error = kind(detail.removeprefix("CONFLICT: ").removeprefix("EXPIRED: "))
@@ -278,7 +273,9 @@ class Client:
                 remedy="Create one on the server with `reattach keys create NAME`.",
             )
         else:
-            error = ReattachError(f"The server answered {status}: {detail}")
+            ended = "No active runs found" in detail
+            remedy = "The answer has ended: list the messages." if ended else ""
+            error = ReattachError(f"The server answered {status}: {detail}", remedy=remedy)
         error.extra = answer
         return error
 

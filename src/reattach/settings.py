@@ -34,7 +34,7 @@ from reattach.domain.origins import origin_of
 from reattach.redact import is_local, redact_url
 from reattach.settings_file import SettingsFile, near_names
 from reattach.tools.servers import McpServer
-from reattach.validation import explain
+from reattach.validation import HTTP_URL_PATTERN, explain
 
 
 def _default_data_dir() -> Path:
@@ -66,6 +66,10 @@ def _or_none(value: object) -> object:
 
 StoreUrl = Annotated[SecretStr | None, BeforeValidator(_or_none)]
 """A URL that may contain a password."""
+
+HttpUrl = Annotated[
+    Annotated[str, Field(pattern=HTTP_URL_PATTERN)] | None, BeforeValidator(_or_none)
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,7 @@ class Settings(BaseSettings):
     models: Words = Field(
         (), description="Handles of hosted models to offer, such as openai/gpt-4o-mini."
     )
-    openai_base_url: str | None = Field(
+    openai_base_url: HttpUrl = Field(
         None, description="Base URL of an OpenAI-compatible server, used for handles openai/…."
     )
     openai_api_key: SecretStr | None = Field(

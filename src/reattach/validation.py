@@ -15,6 +15,7 @@ from reattach.domain.ids import (
     TOOL_PATTERN,
 )
 
+HTTP_URL_PATTERN: Final = "^https?://[^/]"
 _SHOWN_CHARS: Final = 60
 
 _TIME: Final = "a time in ISO 8601 with its zone, such as 2026-11-28T12:00:00Z"
@@ -64,6 +65,7 @@ _MATCHING: Final[Mapping[str, str]] = {
     CONVERSATION_PATTERN: _CONVERSATION,
     CONVERSATION_OR_DEFAULT_PATTERN: f"'default', or {_CONVERSATION}",
     CONVERSATION_PATH_PATTERN: f"'default', or {_CONVERSATION}",
+    HTTP_URL_PATTERN: "an http:// or https:// URL",
     MCP_SERVER_PATTERN: _id("an MCP server", "mcp_server-"),
     MESSAGE_PATTERN: _id("a message", "message-"),
     TOOL_PATTERN: _id("a tool", "tool-"),
@@ -78,7 +80,7 @@ def explain(fault: Mapping[str, Any], *, shows_value: bool = True) -> str:
     """
     kind, context = fault["type"], fault.get("ctx", {})
     if kind == "missing":
-        return "It is required."
+        return "Required, but missing."
     if kind == "value_error":  # A validator of ours raised it, with a whole sentence.
         return str(context["error"])
     if kind == "string_pattern_mismatch":
@@ -87,7 +89,9 @@ def explain(fault: Mapping[str, Any], *, shows_value: bool = True) -> str:
     elif kind.startswith(("datetime_", "timezone_")):
         expected = _TIME
     elif kind in _EXPECTED:
-        expected = _EXPECTED[kind].format_map(context)
+        expected = _EXPECTED[kind].format_map(
+            {name: f"{one:g}" if isinstance(one, float) else one for name, one in context.items()}
+        )
     else:  # A validator of ours raised a PydanticCustomError.
         return str(fault["msg"])
     value = context["tag"] if kind == "union_tag_invalid" else fault["input"]
@@ -104,11 +108,11 @@ def _came(value: object) -> str:
         case int() | float():
             return str(value)[:_SHOWN_CHARS]
         case str() if len(value) > _SHOWN_CHARS:
-            return f"{value[:_SHOWN_CHARS]!r} and {len(value) - _SHOWN_CHARS} characters more"
+            return f"{value[:_SHOWN_CHARS]!r}… ({len(value) - _SHOWN_CHARS} more characters)"
         case str():
             return repr(value)
         case list() | tuple():
-            return f"an array of {len(value)}"
+            return f"an array with {len(value)} item{'' if len(value) == 1 else 's'}"
         case dict():
             return "an object"
         case _:

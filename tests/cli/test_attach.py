@@ -103,7 +103,7 @@ def test_a_url_with_a_path_too_much_is_named(server: ServerProcess) -> None:
     """E9: a wrong path is not reported as a bare "Not Found"."""
     ended = reattach_here("attach", "--otid", "key", "--url", f"{server.url}/api")
     assert ended.status == 1
-    assert f"{server.url}/api answered 404 Not Found. Check that it is the URL" in ended.err
+    assert f"{server.url}/api answered 404 Not Found. Check the host, and the path" in ended.err
 
 
 def test_a_reader_that_closes_its_pipe_ends_the_command_quietly(server: ServerProcess) -> None:

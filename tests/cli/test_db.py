@@ -35,7 +35,7 @@ def test_concurrent_upgrades_migrate_a_database_once_and_status_reports_it(
     url = {"REATTACH_DATABASE_URL": empty_postgresql_url}
     before = reattach_here("db", "status", **url)
     assert before.status == 1
-    assert before.out == f"there\tno schema\nneeded\t{HEAD}\n"
+    assert before.out == f"present\tno schema\nneeded\t{HEAD}\n"
     assert "reattach db upgrade" in before.err
 
     with ThreadPoolExecutor(2) as threads:
@@ -47,12 +47,12 @@ def test_concurrent_upgrades_migrate_a_database_once_and_status_reports_it(
         f"Upgraded the database: no schema -> {HEAD}.\n",
     ]
     after = reattach_here("db", "status", "--database-url", empty_postgresql_url)
-    assert (after.status, after.out) == (0, f"there\t{HEAD}\nneeded\t{HEAD}\n")
+    assert (after.status, after.out) == (0, f"present\t{HEAD}\nneeded\t{HEAD}\n")
 
 
 def test_the_schema_of_a_data_directory_is_looked_at_without_making_it(tmp_path: Path) -> None:
     found = reattach_here("db", "status", "--data-dir", str(tmp_path))
-    assert (found.status, found.out) == (1, f"there\tno schema\nneeded\t{HEAD}\n")
+    assert (found.status, found.out) == (1, f"present\tno schema\nneeded\t{HEAD}\n")
     assert not (tmp_path / "records.db").exists()
 
 
@@ -65,7 +65,7 @@ def test_a_schema_of_a_newer_version_is_reported_and_not_changed(postgresql_url:
         finally:
             connection.execute(f"UPDATE alembic_version SET version_num = '{HEAD}'".encode())
     assert status.status == 1
-    assert status.out.startswith("there\t9999\n")
+    assert status.out.startswith("present\t9999\n")
     assert "newer version of Reattach" in status.err
     assert_refuses(upgrade, "9999", "newer version of Reattach")
 

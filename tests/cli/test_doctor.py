@@ -112,7 +112,7 @@ def test_all_is_well_with_stores_that_are_as_they_should_be(
     )
     assert people.status == 0
     assert "ok      redis persistence     appendonly yes, appendfsync everysec\n" in people.out
-    assert people.out.endswith("23 ok, 0 warning, 0 wrong\n")
+    assert people.out.endswith("23 ok, 0 warnings, 0 wrong\n")
 
 
 def test_wrong_settings_are_found(postgresql_url: str, redis_server: RedisServer) -> None:
@@ -272,7 +272,7 @@ def test_each_node_of_a_cluster_is_looked_at(postgresql_url: str) -> None:
     assert "state ok, slots assigned: 16384 of 16384" in people.out
     for node in cluster.nodes:
         assert f"127.0.0.1:{node.port}: appendonly no, no snapshots" in people.out
-    assert people.out.endswith("2 warning, 0 wrong\n")
+    assert people.out.endswith("2 warnings, 0 wrong\n")
 
 
 def test_a_data_directory_is_looked_at_and_not_made(tmp_path: Path) -> None:

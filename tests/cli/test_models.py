@@ -114,6 +114,7 @@ def test_a_setting_that_is_not_valid_is_named_with_its_value_unless_that_may_be_
         REATTACH_PORT="99999",
         REATTACH_LOG_LEVEL="loud",
         REATTACH_CORS_ORIGINS="nonsense",
+        REATTACH_OPENAI_BASE_URL="sesame/v1",
         REATTACH_MCP='{"files": {"command": "x", "env": ["sesame"]}}',
     )
     assert ended.status == 1
@@ -122,7 +123,9 @@ def test_a_setting_that_is_not_valid_is_named_with_its_value_unless_that_may_be_
         "REATTACH_PORT: Expected 65535 or less; got '99999'.",
         "REATTACH_LOG_LEVEL: Expected 'debug', 'info', 'warning' or 'error'; got 'loud'.",
         "REATTACH_CORS_ORIGINS: 'nonsense' is not an origin of a web page.",
+        "REATTACH_OPENAI_BASE_URL: Expected an http:// or https:// URL.",
         "REATTACH_MCP.files.env: Expected an object.",
+        "Correct this and start again.",
     ):
         assert sentence in ended.err
     assert "sesame" not in ended.err

@@ -45,11 +45,10 @@ def filled(path: str) -> str:
 async def test_every_request_of_the_sdk_is_answered_by_a_route(server: Server) -> None:
     requests = requests_of_the_sdk()
     assert len(requests) > 120
-    nothing_there = {"detail": "Not Found", "code": "not_found"}
     for method, path in sorted(requests):
         response = await server.client.request(method, filled(path))
         assert response.status_code != 405, (method, path)
-        assert response.json() != nothing_there, (method, path)
+        assert "no route has this path" not in response.text, (method, path)
 
 
 async def test_unsupported_parts_of_the_api_get_501_with_an_alternative(server: Server) -> None:

@@ -4,9 +4,11 @@ The modules of the commands import in their functions what only one command need
 take most of the time of a short command.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typing_extensions import override
 
 from reattach.cli.callbacks import callbacks
 from reattach.cli.db import db
@@ -17,7 +19,25 @@ from reattach.cli.options import fail, show_version
 from reattach.cli.serving import models, serve
 from reattach.domain.errors import ReattachError
 
+
+class _Commands(TyperGroup):
+    """Explains values of the wrong type as those of settings are explained."""
+
+    @override
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            cause: Any = error.__cause__
+            if hasattr(cause, "errors"):  # Of Pydantic, with which Typer checks values.
+                from reattach.validation import explain
+
+                error.message = explain(cause.errors()[0])
+            raise
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Reattach keeps an AI agent's answer alive when the connection dies.",

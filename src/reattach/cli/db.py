@@ -37,7 +37,7 @@ def show_status(stores: StoreFlags) -> None:
     url = records_url(settings_with(**stores), makes=False)
     with explain_startup_failures(url):
         revision = asyncio.run(find_revision(url))
-    typer.echo(f"there\t{revision.present or 'no schema'}\nneeded\t{revision.needed}")
+    typer.echo(f"present\t{revision.present or 'no schema'}\nneeded\t{revision.needed}")
     if revision.present != revision.needed:
         typer.echo(revision.remedy, err=True)
         raise typer.Exit(1)

@@ -43,7 +43,8 @@ def doctor(
     if as_json:
         typer.echo(json.dumps({"findings": [asdict(one) for one in diagnostics], **counts}))
     else:
-        typer.echo(", ".join(f"{count} {level}" for level, count in counts.items()))
+        warnings = "warning" if counts["warning"] == 1 else "warnings"
+        typer.echo(f"{counts['ok']} ok, {counts['warning']} {warnings}, {counts['wrong']} wrong")
     if counts["wrong"]:
         raise typer.Exit(1)
 

@@ -90,23 +90,19 @@ def _check(name: str, tenant: str | None) -> None:
         raise typer.BadParameter(
             "The name is empty, or has line ends or tabs. Give one that identifies the key, such "
             "as the application's.",
-            param_hint="name",
+            param_hint="'name'",
         )
     if tenant is not None and re.fullmatch(r"[!-~]+", tenant) is None:
         raise typer.BadParameter(
             "The tenant is empty, or has spaces. Use 'new', or the id of a tenant as "
             "`reattach keys list` shows it.",
-            param_hint="--tenant",
+            param_hint="'--tenant'",
         )
 
 
 @keys.command("list")
 @with_store_flags
-def list_keys(
-    *,
-    as_json: AsJson = False,
-    stores: StoreFlags,
-) -> None:
+def list_keys(*, as_json: AsJson = False, stores: StoreFlags) -> None:
     """List all keys, including revoked ones.
 
     Columns: id, first characters, name, tenant, day of creation, scopes, expiry, last use (to the
@@ -161,17 +157,12 @@ def _duration(text: str) -> timedelta:
         raise typer.BadParameter(
             f"'{text}' is not a time for which a key can be valid. Use 1 to 9999 minutes, hours, "
             "days or weeks, such as 90m, 12h, 30d or 4w.",
-            param_hint="--expires",
+            param_hint="'--expires'",
         )
-    return int(match[1]) * _UNITS[match[2]]
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
-_UNITS: Final = {
-    "m": timedelta(minutes=1),
-    "h": timedelta(hours=1),
-    "d": timedelta(days=1),
-    "w": timedelta(weeks=1),
-}
+_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def _scopes_of(key: ApiKey) -> str:

@@ -79,10 +79,10 @@ def settings_with(**given: Any) -> "Settings":
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        fail(f"The settings are not valid. {explain_settings(error)} Correct them and start again.")
+        fail(f"The settings are not valid. {explain_settings(error)} Correct this and start again.")
     except SettingsError as error:  # A variable that holds JSON does not.
         cause = f" ({error.__cause__})" if error.__cause__ else ""
-        fail(f"The settings are not valid: {error}{cause}. Correct it and start again.")
+        fail(f"The settings are not valid: {error}{cause}. Correct this and start again.")
 
 
 def records_url(settings: "Settings", *, makes: bool = True) -> str:

@@ -115,6 +115,8 @@ async def on_framework_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = _FRAMEWORK_CODES.get(error.status_code, f"http_{error.status_code}")
     detail = str(error.detail)
+    if error.status_code == 404:
+        detail = "Not Found: no route has this path. GET /openapi.json lists the routes."
     if error.status_code == 404 and "/v1/v1" in request.url.path:
         detail = (
             "Not Found: the path contains /v1 twice. Remove /v1 from the client's base URL, "

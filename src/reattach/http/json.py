@@ -53,8 +53,8 @@ def invalid(faults: Sequence[Fault], **extra: object) -> ValidationFailedError:
     shown = faults[:MAX_VALIDATION_ERRORS]
     lines = [f"{'.'.join(map(str, fault.loc))}: {fault.msg}" for fault in shown]
     if len(faults) > len(shown):
-        lines.append(f"and {len(faults) - len(shown)} more")
-    error = ValidationFailedError("; ".join(lines))
+        lines.append(f"{len(faults) - len(shown)} more faults are not shown.")
+    error = ValidationFailedError(" ".join(lines))
     error.extra = {"trace_id": "", "errors": [fault._asdict() for fault in shown], **extra}
     return error
 
@@ -100,21 +100,19 @@ def parse(body: bytes) -> Any:
         if _SUSPICIOUS.search(body) and rb"\u0000" in _encode(value).replace(rb"\\", b""):
             raise ValueError(NUL)
     except UnicodeDecodeError as error:
-        message = f"The body is not UTF-8: byte {error.start} is invalid."
-        fault = Fault(["body", error.start], message, "unicode_invalid")
+        message, kind = f"Not UTF-8: byte {error.start} is invalid.", "unicode_invalid"
     except UnicodeEncodeError:
-        fault = Fault(["body"], _SURROGATE, "json_refused")
+        message, kind = _SURROGATE, "json_refused"
     except json.JSONDecodeError as error:
-        reason = error.msg.removesuffix(" at")
-        message = f"The body is not JSON: {reason} at character {error.pos}."
-        fault = Fault(["body", error.pos], message, "json_invalid")
+        reason = error.msg.removesuffix(" at").replace("Expecting", "Expected")
+        message, kind = f"Not valid JSON at character {error.pos}: {reason}.", "json_invalid"
     except RecursionError:
-        fault = Fault(["body"], _TOO_DEEP, "json_refused")
+        message, kind = _TOO_DEEP, "json_refused"
     except ValueError as error:
-        fault = Fault(["body"], str(error), "json_refused")
+        message, kind = str(error), "json_refused"
     else:
         return value
-    raise invalid([fault])
+    raise invalid([Fault(["body"], message, kind)])
 
 
 def _brackets(body: bytes) -> int:

@@ -31,12 +31,7 @@ from reattach.http.schemas.conversation import (
     ConversationState,
     ConversationUpdate,
 )
-from reattach.http.schemas.fields import (
-    ConversationPath,
-    QueryAgent,
-    QueryPart,
-    ThreadPath,
-)
+from reattach.http.schemas.fields import ConversationPath, QueryAgent, QueryPart, ThreadPath
 from reattach.records.base import Agent, Block, Conversation, Thread
 
 router = routes("conversations")

@@ -20,13 +20,7 @@ from reattach.http.context import ContextDep, TenantDep
 from reattach.http.json import JsonResponse
 from reattach.http.parse_send import find_thread
 from reattach.http.routes import routes
-from reattach.http.schemas.fields import (
-    AgentPath,
-    MessagePath,
-    OrderParam,
-    QueryAgent,
-    ThreadPath,
-)
+from reattach.http.schemas.fields import AgentPath, MessagePath, OrderParam, QueryAgent, ThreadPath
 from reattach.http.schemas.message import MessageItem
 from reattach.records.base import Span
 from reattach.wire.letta import MessageType

@@ -83,12 +83,10 @@ async def list_active_runs(
     agent_ids: AgentIds = None,
     background: bool | None = None,
 ) -> list[RunState]:
-    agents = {*(agent_ids or ()), *([agent_id] if agent_id else ())}
     page = Page(limit=MAX_PAGE_ITEMS, ascending=False)
-    runs = await context.records.runs.list(
-        tenant, page, agent_ids=agents, background=background, active_only=True
+    return await list_runs(
+        context, tenant, page, agent_id, agent_ids, background=background, active=True
     )
-    return readable_items("runs", runs, RunState.of)
 
 
 @router.get("/v1/runs/{run_id}", operation_id="retrieve_run", summary="Retrieve a run")
