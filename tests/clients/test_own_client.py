@@ -101,6 +101,14 @@ async def test_a_refusal_is_raised_and_not_retried(relay: Relay, conversation_id
         http.post(f"/v1/conversations/{conversation_id}/cancel").raise_for_status()
 
 
+async def test_following_an_ended_answer_is_refused_with_the_next_step(
+    server: ServerProcess,
+) -> None:
+    async with Client(server.url) as client:
+        with pytest.raises(ReattachError, match=r"No active runs .* list the messages"):
+            await collected(client.follow("conv-123e4567-e89b-42d3-8456-426614174000"))
+
+
 async def test_retries_end_when_there_is_no_server() -> None:
     with Relay(("127.0.0.1", 1)) as nowhere:
         async with Client(nowhere.url, retry_seconds=0.3) as client:
