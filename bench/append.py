@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from bench.contenders.contender import ROOT, python
 from bench.measuring.charts import Chart
-from bench.measuring.load import Spoiled
+from bench.measuring.load import SpoiledError
 from bench.measuring.machine import children_on, raise_priority
 from bench.measuring.results import Chapter, Goal, at_least, at_most, table
 from bench.measuring.rounds import Measurement, Results, Turn, interleaved
@@ -58,9 +58,9 @@ def appended(url: str, runs: int, per_second: float, options: Options) -> dict[s
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            raise Spoiled(f"not done after {END_SECONDS:.0f} s") from None
+            raise SpoiledError(f"not done after {END_SECONDS:.0f} s") from None
     if process.returncode:
-        raise Spoiled((errors.strip().splitlines() or ["it ended"])[-1])
+        raise SpoiledError((errors.strip().splitlines() or ["it ended"])[-1])
     figures: dict[str, float] = json.loads(output)
     return figures
 

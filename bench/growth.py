@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from bench.contenders.contender import fresh
 from bench.contenders.product import Reattach, ReattachServer
 from bench.measuring.charts import Chart
-from bench.measuring.load import Group, Load, Reader, Spoiled
+from bench.measuring.load import Group, Load, Reader, SpoiledError
 from bench.measuring.machine import Cores, cpu_seconds, memory
 from bench.measuring.reading import LIMIT_SECONDS, repeated
 from bench.measuring.results import Chapter, Goal, at_most, table
@@ -235,7 +235,7 @@ def after_period(
     last = server.listed_runs(1)[0]
     while not server.is_gone(last):
         if time.monotonic() > deadline:
-            raise Spoiled("the retention is over and the log still there")
+            raise SpoiledError("the retention is over and the log still there")
         time.sleep(0.2)
     time.sleep(retention / 2 + 1)
     swept = sizes(server, data)

@@ -31,7 +31,7 @@ ROUNDS = 3
 
 
 def storm(contender: Contender, options: Options) -> dict[str, float]:
-    """Measure one storm. Raises Spoiled if a reader lost or doubled an event or stayed away."""
+    """Measure one storm. Raises SpoiledError if a reader lost or doubled an event or left."""
     readers = (QUICK_READERS if options.quick else READERS) // RUNS
     after_seconds = QUICK_AFTER_SECONDS if options.quick else AFTER_SECONDS
     before_seconds = QUICK_BEFORE_SECONDS if options.quick else BEFORE_SECONDS

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, Literal, Protocol, TypeVar
 
-from bench.measuring.load import START_SECONDS, Request, Spoiled
+from bench.measuring.load import START_SECONDS, Request, SpoiledError
 from bench.measuring.machine import Cores, children_on, raise_priority
 
 Work = Literal["replay", "replay from a cursor", "live", "idle", "storm"]
@@ -150,7 +150,9 @@ def program(
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         if not url:
-            raise Spoiled(f"{' '.join(command[-2:])} did not print a URL; see its output above")
+            raise SpoiledError(
+                f"{' '.join(command[-2:])} did not print a URL; see its output above"
+            )
         yield int(url.rpartition(":")[2]), process.pid
     finally:
         process.terminate()
@@ -168,7 +170,7 @@ def python(module: str, *arguments: str, checkout: Path = ROOT) -> list[str]:
 
 
 def asked(port: int, request: Request, *, whole: bool = True) -> bytes:
-    """Send a request and return the response's body. Raises Spoiled unless it succeeds."""
+    """Send a request and return the response's body. Raises SpoiledError unless it succeeds."""
     with socket.create_connection(("127.0.0.1", port), timeout=START_SECONDS) as connection:
         connection.sendall(request.data)
         received = b""
@@ -178,7 +180,7 @@ def asked(port: int, request: Request, *, whole: bool = True) -> bytes:
             if not piece or (whole and _is_whole(received)):
                 break
     if received[9:10] != b"2":
-        raise Spoiled(f"{request.data[:60]!r}: {received[:300]!r}")
+        raise SpoiledError(f"{request.data[:60]!r}: {received[:300]!r}")
     return received.partition(b"\r\n\r\n")[2]
 
 

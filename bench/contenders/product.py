@@ -19,7 +19,7 @@ from bench.contenders.contender import (
     python,
 )
 from bench.measuring.frames import TERMINAL_EVENTS
-from bench.measuring.load import IN_JSON, Request, Spoiled
+from bench.measuring.load import IN_JSON, Request, SpoiledError
 from bench.measuring.machine import Cores, children_on
 from reattach.records.database.database import upgrade
 from reattach.testing.programs.postgresql import PostgresqlServer
@@ -93,7 +93,7 @@ class ReattachServer(Server):
         """Return whether the run's log has been deleted."""
         try:
             asked(self.port, Request.of("POST", f"/v1/runs/{run_id}/stream", {}))
-        except Spoiled as error:
+        except SpoiledError as error:
             if " 410 " in str(error):
                 return True
             raise

@@ -26,7 +26,7 @@ _TAKEN_EVENTS: Final = 40
 """Mean number of events after which a reader moves to another server."""
 
 
-class Refused(RuntimeError):
+class RefusedError(RuntimeError):
     """A server answered a request with an error."""
 
     def __init__(self, answer: httpx2.Response) -> None:
@@ -42,11 +42,11 @@ class ServerClient:
         self.http = http
 
     async def get(self, path: str, **query: Any) -> Any:
-        """Return the JSON answer of a GET. Raises Refused for any status but 200."""
+        """Return the JSON answer of a GET. Raises RefusedError for any status but 200."""
         return (await self._answer(self.http.build_request("GET", path, params=query))).json()
 
     async def post(self, path: str, body: Any) -> Any:
-        """Return the JSON answer of a POST. Raises Refused for any status but 200."""
+        """Return the JSON answer of a POST. Raises RefusedError for any status but 200."""
         return (await self._answer(self.http.build_request("POST", path, json=body))).json()
 
     async def new_conversation(self) -> str:
@@ -65,7 +65,7 @@ class ServerClient:
         first_seq = 1
         try:
             answer = await replay(0)
-        except Refused as error:
+        except RefusedError as error:
             first_seq = error.earliest_seq
             answer = await replay(first_seq - 1)
         *frames, done, _ = answer.content.split(b"\n\n")
@@ -74,14 +74,14 @@ class ServerClient:
         return [frame + b"\n\n" for frame in frames], first_seq
 
     async def _answer(self, request: httpx2.Request) -> httpx2.Response:
-        """Repeat the request while the answer is 503. Raises Refused for any other error."""
+        """Repeat the request while the answer is 503. Raises RefusedError for any other error."""
         async with asyncio.timeout(ANSWER_SECONDS):
             while True:
                 answer = await self.http.send(request)
                 if answer.status_code == httpx2.codes.OK:
                     return answer
                 if answer.status_code != httpx2.codes.SERVICE_UNAVAILABLE:
-                    raise Refused(answer)
+                    raise RefusedError(answer)
                 await asyncio.sleep(_PAUSE_SECONDS)
 
 

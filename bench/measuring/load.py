@@ -32,7 +32,7 @@ ADDRESSES = 16
 START_SECONDS = 60.0
 
 
-class Spoiled(Exception):
+class SpoiledError(Exception):
     """A measurement with an error, which gives no figure."""
 
 
@@ -149,7 +149,7 @@ class Report(msgspec.Struct, frozen=True):
 
 @dataclass
 class Load(Closing):
-    """A running load client, which its context ends. Every wait has a limit and raises Spoiled."""
+    """A running load client, which its context ends. A wait past its limit raises SpoiledError."""
 
     port: int
     groups: Sequence[Group]
@@ -206,7 +206,9 @@ class Load(Closing):
         report = msgspec.convert(self._event("done", seconds + START_SECONDS), Report)
         for name, group in report.groups.items():
             if group.errors:
-                raise Spoiled(f"{group.errors} errors of {name}, the first: {group.first_error}")
+                raise SpoiledError(
+                    f"{group.errors} errors of {name}, the first: {group.first_error}"
+                )
         return report
 
     def _tell(self, order: str) -> None:
@@ -221,15 +223,17 @@ class Load(Closing):
             try:
                 line = self._lines.get(timeout=max(deadline - time.monotonic(), 0.001))
             except queue.Empty:
-                raise Spoiled(f"not {name} after {seconds:.0f} s") from None
+                raise SpoiledError(f"not {name} after {seconds:.0f} s") from None
             if line is None:
                 assert self._process.stderr is not None
-                raise Spoiled(f"the client ended: {self._process.stderr.read().strip()}")
+                raise SpoiledError(f"the client ended: {self._process.stderr.read().strip()}")
             if line["event"] == name:
                 return line
             if line["event"] == "done":
                 errors = [g["first_error"] for g in line["groups"].values() if g["errors"]]
-                raise Spoiled(f"ended before {name}: {errors[0] if errors else 'without errors'}")
+                raise SpoiledError(
+                    f"ended before {name}: {errors[0] if errors else 'without errors'}"
+                )
 
     def _read(self) -> None:
         assert self._process.stdout is not None

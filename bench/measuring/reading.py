@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 from bench.contenders.contender import Pace, Server, Stream, asked, wait_until
-from bench.measuring.load import Group, GroupReport, Load, Reader, Request, Spoiled
+from bench.measuring.load import Group, GroupReport, Load, Reader, Request, SpoiledError
 from bench.measuring.machine import Cores, cpu_seconds
 from bench.measuring.schedule import open_gate
 
@@ -43,7 +43,7 @@ def repeated(
         used = cpu_seconds(server.pids) - before
     totals = report.groups["replay"]
     if not totals.responses or used <= 0:
-        raise Spoiled("nothing was read, or by a process that is not looked at")
+        raise SpoiledError("nothing was read, or by a process that is not looked at")
     figures = {
         "requests per s": totals.responses / (report.wall_ns / 1e9),
         "CPU µs per request": 1e6 * used / totals.responses,
@@ -92,7 +92,7 @@ def live(
     totals = report.groups["live"]
     expected = runs * readers * per_second * seconds
     if abs(totals.lag.count - expected) > runs * readers * 2:
-        raise Spoiled(f"{totals.lag.count} of {expected:.0f} events came")
+        raise SpoiledError(f"{totals.lag.count} of {expected:.0f} events came")
     alone = {} if replay else {"CPU µs per delivery": 1e6 * used / totals.lag.count}
     return {
         **lags(totals),

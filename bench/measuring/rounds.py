@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from bench.measuring.load import Spoiled
+from bench.measuring.load import SpoiledError
 
 Figures = Mapping[str, float]
 """The figures of one measurement by name, with the unit in the name."""
@@ -85,10 +85,10 @@ def until_one_fails(sizes: Iterable[Measurement]) -> Iterator[Measurement]:
         def tried(name: str = name, measure: Callable[[], Figures] = measure) -> Figures:
             nonlocal failed
             if failed:
-                raise Spoiled(f"skipped, because {failed} failed")
+                raise SpoiledError(f"skipped, because {failed} failed")
             try:
                 return measure()
-            except (Spoiled, OSError):
+            except (SpoiledError, OSError):
                 failed = name
                 raise
 
@@ -119,10 +119,10 @@ def _once(turn: Turn, results: Results) -> list[str]:
             measured = results[turn.contender, name]
             try:
                 measured.rounds.append(measure())
-            except (Spoiled, OSError) as error:
+            except (SpoiledError, OSError) as error:
                 measured.failures.append(str(error))
                 failures.append(f"\n    no figure for {name}: {error}")
-    except (Spoiled, OSError) as error:
+    except (SpoiledError, OSError) as error:
         results[turn.contender, f"after {name}"].failures.append(str(error))
         failures.append(f"\n    after {name}: {error}")
     return failures

@@ -24,7 +24,7 @@ from bench.contenders.contender import (
     python,
 )
 from bench.measuring.frames import TERMINAL_EVENTS, ended_frames
-from bench.measuring.load import START_SECONDS, Request, Spoiled
+from bench.measuring.load import START_SECONDS, Request, SpoiledError
 from bench.measuring.machine import Cores, children_on, raise_priority
 from bench.yardsticks import packages
 from bench.yardsticks.publisher import Order
@@ -134,7 +134,7 @@ def _read_answer(readline: object, read: object) -> None:
     assert callable(readline)
     assert callable(read)
     if not readline().startswith(b"HTTP/1.1 20"):
-        raise Spoiled("nchan did not take an event")
+        raise SpoiledError("nchan did not take an event")
     length = 0
     while line := readline().strip().lower():
         if line.startswith(b"content-length:"):
@@ -252,7 +252,7 @@ def _worker(port: int, process: "subprocess.Popen[bytes]") -> int:
             if found := children.read_text().split():
                 return int(found[0])
         if process.poll() is not None or time.monotonic() > deadline:
-            raise Spoiled("nginx did not start")
+            raise SpoiledError("nginx did not start")
         time.sleep(0.02)
 
 
@@ -298,7 +298,7 @@ class DurableStreamsServer(PublishedServer):
             while piece := connection.recv(65536):
                 answer += piece
         if not answer.startswith(b"HTTP/1.1 20"):
-            raise Spoiled(f"{method} {name}: {answer[:200]!r}")
+            raise SpoiledError(f"{method} {name}: {answer[:200]!r}")
         found = re.search(rb"stream-next-offset: *(\S+)", answer, re.IGNORECASE)
         return found[1].decode() if found else ""
 

@@ -13,7 +13,7 @@ from bench.measuring.load import (
     Load,
     Reader,
     Request,
-    Spoiled,
+    SpoiledError,
     program,
 )
 from bench.measuring.machine import Cores
@@ -121,12 +121,12 @@ def test_the_cursor_replaces_its_placeholder_in_the_request(request_: Request, s
     ],
 )
 def test_a_wrong_answer_gives_no_figure(answer: bytes, wrong: str) -> None:
-    with pytest.raises(Spoiled, match=wrong):
+    with pytest.raises(SpoiledError, match=wrong):
         read([answer], reader=Reader(GET, last=5))
 
 
 def test_a_stream_that_the_server_cuts_gives_no_figure() -> None:
-    with pytest.raises(Spoiled, match="cut by the server at 1"):
+    with pytest.raises(SpoiledError, match="cut by the server at 1"):
         read([HEAD + chunk(event(1)), b""])
 
 
@@ -136,7 +136,7 @@ def test_a_stream_without_an_end_gives_no_figure() -> None:
         Load(server.port, [Group("g", "once", [Reader(GET)])], Cores.available().load) as load,
     ):
         load.opened()
-        with pytest.raises(Spoiled, match="had not ended when time was up, at 1"):
+        with pytest.raises(SpoiledError, match="had not ended when time was up, at 1"):
             load.done(0.2)
 
 

@@ -11,7 +11,7 @@ from bench.contenders.contender import ROOT, Contender, fresh
 from bench.contenders.product import Reattach
 from bench.measuring.against import ratios, versions
 from bench.measuring.charts import HEIGHT, WIDTH, Chart, drawn
-from bench.measuring.load import Reader, Spoiled
+from bench.measuring.load import Reader, SpoiledError
 from bench.measuring.machine import Cores
 from bench.measuring.reading import live, repeated
 from bench.measuring.results import Chapter, Goal, Table, at_most, shown, table, write
@@ -47,7 +47,7 @@ def test_rounds_are_interleaved_and_one_with_an_error_gives_no_figure() -> None:
 
     def bad() -> Figures:
         order.append("bad")
-        raise Spoiled("it was cut")
+        raise SpoiledError("it was cut")
 
     def measurements_of(measure: object) -> Iterator[Measurement]:
         yield "work", good if measure is good else bad
@@ -69,7 +69,7 @@ def test_sizes_after_one_that_fails_are_skipped() -> None:
     def held(size: int) -> Figures:
         tried.append(size)
         if size > 1:
-            raise Spoiled("it took too long")
+            raise SpoiledError("it took too long")
         return {"ms": 1.0}
 
     def sizes() -> Iterator[Measurement]:

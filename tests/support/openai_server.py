@@ -18,7 +18,7 @@ from tests.support.http_server import listening, read_request
 Json = Mapping[str, Any]
 
 
-class _Cut(Exception):
+class _CutError(Exception):
     """Raised to break the connection."""
 
 
@@ -37,7 +37,7 @@ class OpenAIServer:
             self.requests.append(request.body)
             self.keys.append(request.headers.get("authorization", ""))
             await self._answer(request.body, reader, writer)
-        except (_Cut, ConnectionError, asyncio.IncompleteReadError):
+        except (_CutError, ConnectionError, asyncio.IncompleteReadError):
             writer.transport.abort()
         finally:
             writer.close()
@@ -66,7 +66,7 @@ class OpenAIServer:
                 self.hung_up.set()
                 return
             if event == "cut":
-                raise _Cut
+                raise _CutError
             text = event if isinstance(event, str) else json.dumps(event)
             data = f"data: {text}\n\n".encode()
             writer.write(b"%x\r\n%b\r\n" % (len(data), data))

@@ -28,7 +28,7 @@ _PATH: Final = re.compile(
     rf"/v1/(?:conversations/(default|(?:conv|agent)-{UUID4})|runs/(run-{UUID4}))/stream"
 )
 _VARY: Final = (b"vary", b"Origin")
-"""The header that the CORS middleware adds to requests without an origin."""
+"""The header that the CORS middleware adds to responses to requests without an ``Origin``."""
 
 _UNUSUAL_HEADERS: Final = frozenset(
     {b"content-encoding", b"expect", b"origin", b"transfer-encoding"}

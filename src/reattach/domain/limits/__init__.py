@@ -1,4 +1,4 @@
-"""Every limit of the server in one place, with its unit and its reason."""
+"""Limits of the server that clients and operators can notice, with units and reasons."""
 
 from typing import Final
 

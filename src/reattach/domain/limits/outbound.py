@@ -6,7 +6,10 @@ IMAGE_FETCH_SECONDS: Final = 10.0
 """The time limit for fetching one image, for a provider that does not fetch it itself."""
 
 IMAGES_FETCH_SECONDS: Final = 30.0
-"""The time limit for all images of a turn, which then continues without the rest."""
+"""The time limit for all images of a turn.
+
+Then missing images of the history are left out, and missing images of the turn fail it.
+"""
 
 IMAGE_REDIRECTS: Final = 3
 """Redirects that are followed for an image; each address is checked like the first."""

@@ -136,7 +136,7 @@ class DiscoveringEngine(PydanticAIEngine):
             async with asyncio.timeout(MODEL_LIST_TIMEOUT_SECONDS):
                 entries = await _fetch_entries(client, account)
             models = await asyncio.to_thread(_models, account, entries)
-        except _Refused as refused:
+        except _RefusedError as refused:
             problem = f"it answers {refused}"
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError) as error:
             problem, reached = type(error).__name__, False
@@ -160,7 +160,7 @@ class DiscoveringEngine(PydanticAIEngine):
         return reached
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """The provider answered with a status other than 200."""
 
 
@@ -174,7 +174,7 @@ async def _fetch_entries(
 ) -> Sequence[Mapping[str, Any]]:
     """Return the entries of the provider's list.
 
-    Raises _Refused, and any error of the connection or the format.
+    Raises _RefusedError, and any error of the connection or the format.
     """
     key = account.key or ""
     match account.provider.listing:
@@ -188,7 +188,7 @@ async def _fetch_entries(
     body = bytearray()
     async with client.stream("GET", account.base_url + path, headers=headers) as response:
         if response.status_code != 200:
-            raise _Refused(response.status_code)
+            raise _RefusedError(response.status_code)
         async for piece in response.aiter_bytes():
             body += piece
             if len(body) > MAX_MODEL_LIST_BYTES:

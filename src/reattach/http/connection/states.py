@@ -9,7 +9,7 @@
               closing a socket with unread bytes resets it (RFC 9112, section 9.6).
     CLOSED    The connection is closed, or closes once everything written has been sent.
 
-Every state is bounded in time and in bytes:
+Every state is bounded in bytes, and every state except RESPONSE and DETACHED in time:
 
     HEAD      ``head_seconds``, then 408, or no response to silence; MAX_HEAD_BYTES, then 431
     BODY      ``body_idle_seconds`` without a byte while the application reads, and
