@@ -5,6 +5,8 @@ common ones have a command-line flag too. A flag overrides the environment, whic
 file.
 """
 
+import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -247,6 +249,18 @@ class Settings(BaseSettings):
             )
         return Stores(database, log)
 
+    def command(self, words: str) -> str:
+        """Return a command line of ``reattach`` that uses the same stores, for a remedy.
+
+        It shows no URL of a database, which may contain a password.
+        """
+        flags = [] if self.config is None else ["--config", str(self.config)]
+        if self.database_url is None and self.data_dir != _default_data_dir():
+            flags += ["--data-dir", str(self.data_dir)]
+        elif self.database_url is not None and not flags and not _in_environment("database_url"):
+            flags += ["--database-url", "URL"]
+        return f"reattach {shlex.join([*words.split(), *flags])}"
+
     @classmethod
     @override
     def settings_customise_sources(
@@ -302,6 +316,10 @@ _EXAMPLES: Final = {
     "database_url": "postgresql://user:password@host/database",
     "log_url": "redis://host:6379/0",
 }
+
+
+def _in_environment(name: str) -> bool:
+    return any(one.upper() == _variable(name) for one in os.environ)
 
 
 def _variable(name: str) -> str:

@@ -41,5 +41,5 @@ def test_a_tenant_without_a_key_gets_no_secret(tmp_path: Path, more: tuple[str, 
     assert (ended.status, ended.out) == (1, "")
     assert ended.err == (
         "reattach: No key belongs to the tenant 'nope', so it cannot ask for callbacks. "
-        "`reattach keys list` shows the tenants of the keys.\n"
+        f"`reattach keys list --data-dir {tmp_path}` shows the tenants of the keys.\n"
     )

@@ -53,6 +53,7 @@ def test_concurrent_upgrades_migrate_a_database_once_and_status_reports_it(
 def test_the_schema_of_a_data_directory_is_looked_at_without_making_it(tmp_path: Path) -> None:
     found = reattach_here("db", "status", "--data-dir", str(tmp_path))
     assert (found.status, found.out) == (1, f"present\tno schema\nneeded\t{HEAD}\n")
+    assert f"`reattach db upgrade --data-dir {tmp_path}`" in found.err
     assert not (tmp_path / "records.db").exists()
 
 

@@ -99,3 +99,13 @@ def test_a_data_directory_that_does_not_exist_is_reported_and_not_created(
     nowhere = tmp_path / "nowhere"
     assert f"{nowhere} does not exist" in keys(nowhere, *arguments, status=1)
     assert not nowhere.exists()
+
+
+def test_the_commands_that_remedies_name_use_the_same_data_directory(tmp_path: Path) -> None:
+    tmp_path.joinpath("records.db").touch()
+    runner = CliRunner()
+    listed = runner.invoke(app, ["keys", "list", "--data-dir", str(tmp_path)])
+    assert f"`reattach keys create NAME --data-dir {tmp_path}`" in listed.stderr
+    arguments = ["keys", "create", "first", "--tenant", "other", "--data-dir", str(tmp_path)]
+    created = runner.invoke(app, arguments)
+    assert f" --data-dir {tmp_path}`" in created.stderr

@@ -224,6 +224,15 @@ async def test_the_start_says_which_models_answer_and_that_no_key_was_made(tmp_p
     assert {"records", "event log"} <= set(by_event)
 
 
+@pytest.mark.parametrize(("host", "is_open"), [("127.0.0.1", True), ("0.0.0.0", False)])
+async def test_a_server_counts_as_open_to_its_machine_only_if_it_listens_there_alone(
+    tmp_path: Path, host: str, is_open: bool
+) -> None:
+    lines = await start_lines(Settings(data_dir=tmp_path, host=host, scripted=True))
+    [keys] = [line["keys"] for line in lines if line["event"] == "API keys"]
+    assert ("open to programs on this machine" in keys) is is_open
+
+
 async def test_the_start_warns_of_a_hosted_model_without_its_key_and_of_no_model(
     tmp_path: Path,
 ) -> None:

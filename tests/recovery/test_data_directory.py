@@ -71,8 +71,11 @@ async def test_a_server_that_cannot_start_says_why_and_what_to_do(
     (tmp_path / "file").write_text("in the way")
     assert "--data-dir" in await refused(tmp_path / "file" / "data", "--port", "0")
 
-    open_to_all = await refused(tmp_path / "strangers", "--port", "0", "--host", "0.0.0.0")
-    assert "reattach keys create" in open_to_all
+    strangers = tmp_path / "strangers"
+    for host in ("0.0.0.0", "example.invalid"):
+        open_to_all = await refused(strangers, "--port", "0", "--host", host)
+        assert f"REATTACH_HOST is {host}, which is not a loopback address" in open_to_all
+        assert f"`reattach keys create NAME --data-dir {strangers}`" in open_to_all
 
     content = b"something else " * 1000
     for name in ("events", "records"):

@@ -110,6 +110,7 @@ async def test_a_url_says_how_to_connect_and_may_name_a_socket(
     ("url", "hint"),
     [
         ("postgresql://localhost", "names no database"),
+        ("mysql://localhost/x", "'mysql'. Use a URL such as postgresql://user"),
         ("postgresql+asyncpg://localhost/x", "cannot be stored"),
         ("postgresql://localhost:port/x", "cannot be parsed"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -146,3 +147,26 @@ def test_a_shared_store_beside_a_local_one_is_refused_with_what_to_set_and_why(
     assert named in refused.value.detail
     assert "runs whose events they cannot read" in refused.value.detail
     assert "sesame" not in refused.value.detail
+
+
+@pytest.mark.parametrize(
+    ("given", "flags"),
+    [
+        ({}, ""),
+        ({"data_dir": Path("a b")}, " --data-dir 'a b'"),
+        ({"database_url": POSTGRESQL, "log_url": REDIS}, " --database-url URL"),
+    ],
+)
+def test_a_command_in_a_remedy_names_the_stores_of_these_settings(
+    given: dict[str, Any], flags: str
+) -> None:
+    assert Settings(**given).command("keys list") == f"reattach keys list{flags}"
+
+
+def test_a_command_in_a_remedy_names_the_settings_file_and_no_store_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = file_with(tmp_path, "port = 1")
+    assert Settings(config=file).command("db upgrade") == f"reattach db upgrade --config {file}"
+    monkeypatch.setenv("REATTACH_DATABASE_URL", POSTGRESQL)
+    assert Settings().command("db upgrade") == "reattach db upgrade"

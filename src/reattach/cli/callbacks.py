@@ -37,17 +37,18 @@ def show_secret(
     While two secrets are in use, both are shown, the newest first.
     """
     owner = TenantId(tenant or DEFAULT_TENANT)
+    settings = settings_with(**stores)
 
     async def secrets(records: "Records") -> tuple[str, ...]:
         if owner != DEFAULT_TENANT and not await records.keys.list(owner):
             raise NotFoundError(
                 f"No key belongs to the tenant {owner!r}, so it cannot ask for callbacks.",
-                remedy="`reattach keys list` shows the tenants of the keys.",
+                remedy=f"`{settings.command('keys list')}` shows the tenants of the keys.",
             )
         if rotate:
             await records.callbacks.rotate_secret(owner)
         return tuple(await records.callbacks.secrets(owner))
 
-    for secret in with_records(settings_with(**stores), secrets):
+    for secret in with_records(settings, secrets):
         typer.echo(secret)
     typer.echo(f"This secret signs the callbacks of tenant {owner} (Standard Webhooks).", err=True)

@@ -65,7 +65,9 @@ async def _check_stores(settings: Settings) -> AsyncIterator[Diagnostic]:
     elif log is None and await asyncio.to_thread(datadir.has_records, settings.data_dir):
         records_url = datadir.records_url(settings.data_dir)
     if records_url is not None:
-        async for diagnostic in check_records(records_url, processes=settings.workers):
+        async for diagnostic in check_records(
+            records_url, processes=settings.workers, upgrade=settings.command("db upgrade")
+        ):
             yield diagnostic
     # None for a missing file, which opening would create.
     yield await _check_network(settings, records_url if valid else None)
@@ -128,18 +130,23 @@ async def _check_network(settings: Settings, records_url: str | None) -> Diagnos
         except ReattachError:
             if is_loopback(host):
                 return Diagnostic("ok", "network", f"only this machine can reach {host}")
-            detail = f"other machines can reach {host}; the API keys cannot be read"
+            detail = f"{host} is not a loopback address; the API keys cannot be read"
             return Diagnostic("warning", "network", detail, "Repair the database first.")
         try:
             has_keys = await records.keys.exist()
         finally:
             await records.aclose()
     if has_keys:
-        clients = "only this machine" if is_loopback(host) else "other machines"
-        return Diagnostic("ok", "network", f"{clients} can reach {host}; a key is required")
+        reach = (
+            "only this machine can reach {}"
+            if is_loopback(host)
+            else "{} is not a loopback address"
+        )
+        return Diagnostic("ok", "network", f"{reach.format(host)}; a key is required")
+    create = settings.command("keys create NAME")
     if settings.require_key:
         detail = f"{host} refuses all requests: REATTACH_REQUIRE_KEY is set and no API key exists"
-        remedy = "Create a key with `reattach keys create NAME`."
+        remedy = f"Create a key with `{create}`."
         return Diagnostic("warning", "network", detail, remedy)
     if is_loopback(host):
         detail = (
@@ -147,6 +154,6 @@ async def _check_network(settings: Settings, records_url: str | None) -> Diagnos
             "proxy or tunnel in front of it"
         )
         return Diagnostic("ok", "network", detail)
-    detail = f"other machines can reach {host}, and no API key exists"
-    remedy = "Create a key with `reattach keys create NAME`, or listen on 127.0.0.1."
+    detail = f"{host} is not a loopback address, and no API key exists"
+    remedy = f"Create a key with `{create}`, or listen on 127.0.0.1."
     return Diagnostic("wrong", "network", detail, remedy)

@@ -34,9 +34,10 @@ def show_status(stores: StoreFlags) -> None:
     from reattach.records.database.failure import explain_startup_failures
     from reattach.records.database.revision import find_revision
 
-    url = records_url(settings_with(**stores), makes=False)
+    settings = settings_with(**stores)
+    url = records_url(settings, makes=False)
     with explain_startup_failures(url):
-        revision = asyncio.run(find_revision(url))
+        revision = asyncio.run(find_revision(url, upgrade=settings.command("db upgrade")))
     typer.echo(f"present\t{revision.present or 'no schema'}\nneeded\t{revision.needed}")
     if revision.present != revision.needed:
         typer.echo(revision.remedy, err=True)

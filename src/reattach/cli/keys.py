@@ -65,7 +65,8 @@ def create_key(
         )
         return is_first, key, secret
 
-    is_first, key, secret = with_records(settings_with(**stores), create)
+    settings = settings_with(**stores)
+    is_first, key, secret = with_records(settings, create)
     if as_json:
         typer.echo(json.dumps(_json_of(key) | {"secret": secret}))
         return
@@ -79,7 +80,7 @@ def create_key(
     if is_first and tenant not in (None, "new"):
         typer.echo(
             f"This is the first key of tenant {owner}. If the name is a typo, revoke the key with "
-            f"`reattach keys revoke {key.id}`.",
+            f"`{settings.command(f'keys revoke {key.id}')}`.",
             err=True,
         )
 
@@ -112,7 +113,8 @@ def list_keys(*, as_json: AsJson = False, stores: StoreFlags) -> None:
     async def find(records: "Records") -> list[ApiKey]:
         return await records.keys.list(None)
 
-    found = with_records(settings_with(**stores), find, makes=False)
+    settings = settings_with(**stores)
+    found = with_records(settings, find, makes=False)
     if as_json:
         typer.echo(json.dumps([_json_of(key) for key in found]))
         return
@@ -130,7 +132,8 @@ def list_keys(*, as_json: AsJson = False, stores: StoreFlags) -> None:
         )
         typer.echo("\t".join(columns))
     if not found:
-        typer.echo("No keys exist. Create one with `reattach keys create NAME`.", err=True)
+        create = settings.command("keys create NAME")
+        typer.echo(f"No keys exist. Create one with `{create}`.", err=True)
 
 
 @keys.command("revoke")

@@ -78,7 +78,8 @@ class Keys(Repository):
         def write(connection: Connection) -> None:
             if connection.scalar(select(_keys.c.id).where(_keys.c.id == key_id)) is None:
                 raise NotFoundError(
-                    f"API key not found with id={key_id}. `reattach keys list` shows the ids."
+                    f"API key not found with id={key_id}.",
+                    remedy="`reattach keys list`, with the same settings, shows the ids.",
                 )
             connection.execute(revocation)
 

@@ -12,6 +12,7 @@ from reattach.engine.catalog import Catalog
 from reattach.engine.local import LocalEngine
 from reattach.engine.providers import missing_key
 from reattach.extras import BUILT_IN_MODEL, install_hint
+from reattach.http.middleware.loopback import is_loopback
 from reattach.records.records import Records
 from reattach.settings import Settings, unknown_variables
 from reattach.settings_file import near_names
@@ -47,11 +48,13 @@ async def announce(settings: Settings, catalog: Catalog, records: Records) -> No
     logger.info("models", handles=", ".join(handles[:_SHOWN_MODELS]) + more, default=default)
     keys = "required"
     if not await records.keys.exist():
-        keys = (
-            "none exists, and one is required: create it with `reattach keys create NAME`"
-            if settings.require_key
-            else "none exists: open to programs on this machine"
-        )
+        keys = "none exists"
+        if settings.require_key:
+            keys += (
+                f", and one is required: create it with `{settings.command('keys create NAME')}`"
+            )
+        elif is_loopback(settings.host):
+            keys += ": open to programs on this machine"
     logger.info("API keys", keys=keys)
     pages = check_origins(settings)
     for warning in await asyncio.to_thread(missing, settings, catalog):

@@ -64,14 +64,15 @@ async def _require_key_for_network(context: Context) -> None:
         return
     if not is_loopback(settings.host):
         raise StartupError(
-            f"REATTACH_HOST is {settings.host}, which other machines can reach, and no API key "
-            "exists, so anyone could use this server.",
-            remedy="Create a key with `reattach keys create NAME`, or listen on 127.0.0.1.",
+            f"REATTACH_HOST is {settings.host}, which is not a loopback address, and no API key "
+            "exists, so anyone who can reach it could use this server.",
+            remedy=f"Create a key with `{settings.command('keys create NAME')}`, or listen on "
+            "127.0.0.1.",
         )
     logger.warning(
         "no API key exists: every program on this machine can use this server",
         remedy="Before you put a proxy or tunnel in front of it, create a key: "
-        "reattach keys create NAME",
+        f"{settings.command('keys create NAME')}",
     )
 
 

@@ -15,7 +15,7 @@ from reattach.domain.errors import ReattachError, StartupError
 from reattach.domain.ids import new_uuid
 from reattach.records.database import postgresql
 from reattach.records.database.failure import failure_of
-from reattach.records.database.revision import find_revision
+from reattach.records.database.revision import UPGRADE, find_revision
 from reattach.records.database.transactions import Transactions
 from reattach.records.database.url import address_of, backend_of
 
@@ -43,7 +43,9 @@ SELECT current_setting('max_connections')::int
 _Check = Callable[[Connection], Diagnostic]
 
 
-async def check_records(url: str, *, processes: int = 1) -> AsyncIterator[Diagnostic]:
+async def check_records(
+    url: str, *, processes: int = 1, upgrade: str = UPGRADE
+) -> AsyncIterator[Diagnostic]:
     """Check the database of the URL, one thing after the other, without changing anything.
 
     Raises nothing. ``processes`` is the number of processes of this server that connect.
@@ -63,7 +65,7 @@ async def check_records(url: str, *, processes: int = 1) -> AsyncIterator[Diagno
         remedy = error.remedy or "Correct REATTACH_DATABASE_URL."
         yield Diagnostic("wrong", "database", error.fact, remedy)
         return
-    yield await _run("database schema", partial(_schema, url))
+    yield await _run("database schema", partial(_schema, url, upgrade))
 
 
 async def _examine_server(server: Transactions, processes: int) -> AsyncIterator[Diagnostic]:
@@ -193,8 +195,8 @@ async def _notifications(server: Transactions) -> Diagnostic:
     return Diagnostic("wrong", "database notices", "a notification did not arrive", remedy)
 
 
-async def _schema(url: str) -> Diagnostic:
-    revision = await find_revision(url)
+async def _schema(url: str, upgrade: str) -> Diagnostic:
+    revision = await find_revision(url, upgrade=upgrade)
     present = revision.present or "no schema"
     if revision.present == revision.needed:
         return Diagnostic("ok", "database schema", f"revision {present}")

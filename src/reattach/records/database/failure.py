@@ -20,7 +20,7 @@ _REMEDIES: Final = (
     ),
     (
         r"database .* does not exist",
-        "Create the database with CREATE DATABASE, then run `reattach db upgrade`.",
+        "Create it with CREATE DATABASE, then run `reattach db upgrade` with the same settings.",
     ),
     (
         r"too many (clients|connections)|connection slots",

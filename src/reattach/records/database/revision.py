@@ -12,7 +12,8 @@ from reattach.records.database import migrations, postgresql, sqlite
 from reattach.records.database.transactions import Transactions, translate_failures
 from reattach.records.database.url import address_of, backend_of
 
-_UPGRADE: Final = "Run `reattach db upgrade`."
+UPGRADE: Final = "reattach db upgrade"
+"""The command that upgrades a schema, if the environment has the settings of the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,8 @@ class Revision:
     """The next step if they differ."""
 
 
-async def find_revision(url: str) -> Revision:
-    """Read the revision of the database of the URL.
+async def find_revision(url: str, *, upgrade: str = UPGRADE) -> Revision:
+    """Read the revision of the database of the URL, which the command ``upgrade`` upgrades.
 
     Raises:
         StartupError: The URL names no supported database.
@@ -38,7 +39,7 @@ async def find_revision(url: str) -> Revision:
         present = await _read(address)
     try:
         await asyncio.to_thread(migrations.refuse_newer, present)
-        remedy = _UPGRADE
+        remedy = f"Run `{upgrade}`."
     except StartupError as error:
         remedy = error.detail  # The fact too: the doctor shows only the two revisions.
     return Revision(present, migrations.HEAD, remedy)

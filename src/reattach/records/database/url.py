@@ -10,7 +10,7 @@ from reattach.domain.errors import StartupError
 
 Backend = Literal["sqlite", "postgresql"]
 
-_EXAMPLES = "sqlite:////var/lib/reattach/reattach.db or postgresql://user:password@host/database"
+_EXAMPLE = "postgresql://user:password@host/database"
 _POSTGRESQL = {"postgresql", "postgresql+psycopg", "postgres"}
 
 
@@ -23,7 +23,7 @@ def address_of(url: str) -> URL:
         address = make_url(url)
     except (ArgumentError, ValueError) as error:
         raise StartupError(
-            "The URL of the records cannot be parsed.", remedy=f"Use one such as {_EXAMPLES}."
+            "The URL of the records cannot be parsed.", remedy=f"Use one such as {_EXAMPLE}."
         ) from error
     if address.drivername in _POSTGRESQL:
         return _on_server(address)
@@ -31,7 +31,7 @@ def address_of(url: str) -> URL:
         return _in_file(address)
     raise StartupError(
         f"The records cannot be stored in {address.drivername!r}.",
-        remedy=f"Use a URL such as {_EXAMPLES}.",
+        remedy=f"Use a URL such as {_EXAMPLE}.",
     )
 
 
@@ -53,7 +53,7 @@ def _on_server(address: URL) -> URL:
     if not address.database:
         raise StartupError(
             "The URL of the records names no database.",
-            remedy="Use one such as postgresql://user:password@host/database.",
+            remedy=f"Use one such as {_EXAMPLE}.",
         )
     # As in libpq, the host may be the folder of a socket: %2Frun%2Fpostgresql.
     host = unquote(address.host) if address.host else None

@@ -72,7 +72,7 @@ def require_head(present: str | None) -> None:
     found = "no schema yet" if present is None else f"schema revision {present}"
     raise StartupError(
         f"The database has {found}, and this version of Reattach needs revision {HEAD}.",
-        remedy="Run `reattach db upgrade`, then start again.",
+        remedy="Run `reattach db upgrade` with the same settings, then start again.",
     )
 
 
