@@ -110,7 +110,7 @@ class _RetryBudget:
         cause = _cause(error)
         if delay_seconds > remaining_seconds:
             raise TimeoutError(
-                f"The server did not answer for {self._seconds:g} seconds ({cause}). "
+                f"No event arrived for {self._seconds:g} s; last cause: {cause}. "
                 f"Resume later with starting_after={cursor}."
             ) from error
         if self._on_retry is not None:
@@ -141,6 +141,7 @@ class Client:
         self._retry_seconds = retry_seconds
         self._on_retry = on_retry
         self._on_attached = on_attached
+        self._http: httpx2.AsyncClient | None = None
 
     async def __aenter__(self) -> "Client":
         self._http = await asyncio.to_thread(self._connect)
@@ -152,7 +153,9 @@ class Client:
         return httpx2.AsyncClient(base_url=self._base_url, headers=self._headers, timeout=timeout)
 
     async def __aexit__(self, *_: object) -> None:
-        await self._http.aclose()
+        if self._http is not None:
+            await self._http.aclose()
+            self._http = None
 
     def send(
         self, conversation_id: str, text: str, *, otid: str | None = None
@@ -222,6 +225,11 @@ class Client:
 
         Raises TransportError when the connection breaks or its body ends before the answer does.
         """
+        if self._http is None:
+            raise ReattachError(
+                "This Client is not open.",
+                remedy="Use it as an async context manager: `async with client:`.",
+            )
         path, body = position.next_request()
         async with self._http.stream("POST", path, json=body) as response:
             if response.status_code in _TRANSIENT_STATUSES:
@@ -311,8 +319,9 @@ def _checked_url(base_url: str) -> str:
 def _headers_of(api_key: str) -> dict[str, str]:
     """Return the headers for the key, or raise ReattachError, which does not show it."""
     if re.fullmatch(r"[!-~]+", api_key) is None:
+        fault = "has a character that no key has, such as a space or a line end"
         raise ReattachError(
-            "The API key has a character that no key has, such as a space or a line end.",
+            f"The API key {fault if api_key else 'is empty'}.",
             remedy="Copy it again; `reattach keys create NAME` prints a new one.",
         )
     return {"authorization": f"Bearer {api_key}"}

@@ -49,6 +49,7 @@ from reattach.domain.ids import (
     new_message_id,
 )
 from reattach.domain.limits import MAX_TENANT_CHARS
+from reattach.domain.limits.requests import MAX_OTID_CHARS
 from reattach.domain.messages import (
     HiddenReasoningPart,
     Message,
@@ -58,6 +59,7 @@ from reattach.domain.messages import (
     ToolCallDelta,
     ToolReturnPart,
 )
+from reattach.domain.text import is_storable
 from reattach.engine.base import Delta, Engine, Finished, Model, StepFinished, Turn
 from reattach.engine.function import AnswerFunction, FunctionEngine
 from reattach.http.app import create_app
@@ -135,7 +137,11 @@ class Reattach:
         settings: Settings | None = None,
         open: bool = False,  # noqa: A002  the word for it
     ) -> None:
+        if isinstance(answer, Mapping) and not answer:
+            raise ValueError("answer is an empty mapping; name at least one function")
         self._engine = answer if isinstance(answer, Engine) else FunctionEngine(answer)
+        if not isinstance(settings, Settings | None):
+            raise TypeError(f"settings must be Settings; got {type(settings).__name__}")
         said: dict[str, Any] = {}
         if settings is None:
             # The environment's default may be a model of another server on this machine.
@@ -215,6 +221,9 @@ class Reattach:
         """
         context = self._opened()
         tenant_id = _tenant(tenant)
+        _check_text("text", text)
+        if otid is not None:
+            _check_text("otid", otid, MAX_OTID_CHARS)
         agent = await self._agent(context, tenant_id)
         conversation = await self._conversation(context, tenant_id, agent, conversation_id, otid)
         now = context.clock.now()
@@ -347,15 +356,27 @@ class Reattach:
 def _tenant(name: str | None) -> TenantId:
     if name is None:
         return DEFAULT_TENANT
-    if not name or len(name) > MAX_TENANT_CHARS or "\0" in name:
-        raise InvalidArgumentError(
-            f"The tenant name has {len(name)} characters, or contains NUL.",
-            remedy=f"Use an id of 1 to {MAX_TENANT_CHARS} characters.",
-        )
+    _check_text("tenant", name, MAX_TENANT_CHARS)
     return TenantId(name)
 
 
+def _check_text(name: str, value: object, max_chars: int | None = None) -> None:
+    """Raise InvalidArgumentError for a value that requests cannot have either."""
+    if not isinstance(value, str):
+        raise InvalidArgumentError(f"{name} must be a str; got {type(value).__name__}.")
+    if not is_storable(value):
+        raise InvalidArgumentError(f"{name} contains NUL, or half of a surrogate pair.")
+    if max_chars is not None and not 1 <= len(value) <= max_chars:
+        raise InvalidArgumentError(
+            f"{name} has {len(value)} characters.", remedy=f"Use 1 to {max_chars} characters."
+        )
+
+
 def _check_tenant(run: Run, tenant: str | None) -> None:
+    if not isinstance(run, Run):
+        raise TypeError(
+            f"run must be a Run; got {type(run).__name__}. Use `await streams.run(run_id)`."
+        )
     if tenant is not None and run.tenant != _tenant(tenant):
         raise NotFoundError(
             f"Run {run.id} not found for this tenant.",

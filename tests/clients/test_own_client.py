@@ -112,8 +112,23 @@ async def test_following_an_ended_answer_is_refused_with_the_next_step(
 async def test_retries_end_when_there_is_no_server() -> None:
     with Relay(("127.0.0.1", 1)) as nowhere:
         async with Client(nowhere.url, retry_seconds=0.3) as client:
-            with pytest.raises(TimeoutError, match="starting_after=7"):
+            with pytest.raises(TimeoutError, match=r"for 0\.3 s; last cause: .*starting_after=7"):
                 await collected(client.follow("default", starting_after=7))
+
+
+async def test_a_client_that_is_not_open_says_how_to_open_it() -> None:
+    client = Client("http://127.0.0.1:1")
+    with pytest.raises(ReattachError, match=r"not open.*async with"):
+        await collected(client.follow())
+    async with client:
+        pass
+    with pytest.raises(ReattachError, match=r"not open.*async with"):
+        await collected(client.send("default", "hello"))
+
+
+def test_an_empty_key_is_refused_as_empty() -> None:
+    with pytest.raises(ReattachError, match=r"^The API key is empty\. Copy it again"):
+        Client("http://127.0.0.1:1", api_key="")
 
 
 async def test_a_server_without_tls_behind_an_https_url_is_named_at_once(

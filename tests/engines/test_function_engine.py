@@ -111,6 +111,30 @@ async def test_what_is_no_async_generator_is_refused_with_the_models_name() -> N
         await collect(engine, subject(engine).turn())
 
 
+def a_generator(turn: Turn) -> Any:
+    yield "hello"
+
+
+async def a_coroutine(turn: Turn) -> str:
+    return "hello"
+
+
+@pytest.mark.parametrize(
+    ("functions", "message"),
+    [
+        ("x", "'answer' must be an async generator function; got str"),
+        ({"a": 5}, "'a' must be an async generator function; got int"),
+        (a_generator, "'a_generator' must be .*; got a generator function"),
+        (a_coroutine, "'a_coroutine' must be .*; got a coroutine function"),
+    ],
+)
+def test_what_cannot_be_an_async_generator_function_is_refused_at_once(
+    functions: Any, message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        FunctionEngine(functions)
+
+
 async def test_what_is_no_delta_is_refused_with_the_models_name() -> None:
     async def answer(turn: Turn) -> AsyncIterator[Any]:
         yield 3

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -12,7 +13,7 @@ from fastapi import FastAPI
 from reattach.domain.errors import ConversationBusyError, OtidConflictError, StartupError
 from reattach.domain.events import RunStatus
 from reattach.domain.ids import DEFAULT_TENANT
-from reattach.embed import Reattach, ReattachError, Turn
+from reattach.embed import InvalidArgumentError, Reattach, ReattachError, Turn
 from reattach.testing.recording import whole_frames
 
 BOUND_SECONDS = 20
@@ -207,3 +208,54 @@ async def test_a_mounted_application_that_is_open_closes_with_its_first_key(tmp_
 async def test_an_instance_that_is_not_open_raises_an_error_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="lifespan"):
         await Reattach(shout, data_dir=tmp_path).ask("hello")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text": 5}, "text must be a str; got int"),
+        ({"text": "a\0b"}, "text contains NUL"),
+        ({"text": "hello", "otid": ""}, "otid has 0 characters. Use 1 to 256"),
+        ({"text": "hello", "otid": "z" * 300}, "otid has 300 characters"),
+        ({"text": "hello", "otid": "a\0"}, "otid contains NUL"),
+        ({"text": "hello", "tenant": ""}, "tenant has 0 characters. Use 1 to"),
+        ({"text": "hello", "tenant": "\ud800"}, "tenant contains .* half of a surrogate pair"),
+    ],
+)
+async def test_a_question_that_http_would_refuse_is_refused(
+    tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
+    async with Reattach(shout, data_dir=tmp_path) as streams:
+        with pytest.raises(InvalidArgumentError, match=message):
+            await streams.ask(**arguments)
+
+
+async def test_a_value_that_is_no_run_is_refused_with_the_call_that_finds_one(
+    tmp_path: Path,
+) -> None:
+    no_run: Any = "run-1"
+    async with Reattach(shout, data_dir=tmp_path) as streams:
+        calls: list[Any] = [streams.stream, streams.cancel, lambda run: anext(streams.events(run))]
+        for call in calls:
+            with pytest.raises(
+                TypeError, match=r"run must be a Run; got str.*streams\.run\(run_id"
+            ):
+                await call(no_run)
+
+
+def test_settings_of_another_type_and_an_answer_without_functions_are_refused() -> None:
+    no_settings: Any = {}
+    with pytest.raises(TypeError, match="settings must be Settings; got dict"):
+        Reattach(shout, settings=no_settings)
+    with pytest.raises(ValueError, match="answer is an empty mapping"):
+        Reattach({})
+
+
+async def test_a_directory_that_this_process_has_opened_is_refused_as_such(tmp_path: Path) -> None:
+    async with Reattach(shout, data_dir=tmp_path) as streams:
+        for again in (streams, Reattach(shout, data_dir=tmp_path)):
+            with pytest.raises(StartupError, match=r"This process has already opened.*data_dir"):
+                await again.__aenter__()
+        assert (await streams.ask("hello")).id
+    async with streams:
+        assert (await streams.ask("hello")).id

@@ -39,7 +39,8 @@ class EngineFactory:
         if model is None:
             raise InvalidArgumentError(
                 "No model: this request, the conversation and the agent name none, and "
-                "the server offers none. Name one of GET /v1/models/ as the agent's 'model'."
+                "the server offers none.",
+                remedy="`reattach doctor` on the server shows what it lacks.",
             )
         return model
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
+from inspect import iscoroutinefunction, isgeneratorfunction
 
 from reattach.domain.events import Usage
 from reattach.domain.messages import TextPart
@@ -59,12 +60,14 @@ class FunctionEngine(Engine):
     def model(self, name: str) -> Callable[[AnswerFunction], AnswerFunction]:
         """Return a decorator that registers a function for the model ``name``.
 
-        The function is unchanged. Raises ValueError if the name is taken or empty.
+        The function is unchanged. Raises ValueError if the name is taken or empty, and TypeError if
+        the function cannot be an async generator function.
         """
         if not name or name in self._functions:
             raise ValueError(f"the model name {name!r} is empty or taken; use another one")
 
         def register(function: AnswerFunction) -> AnswerFunction:
+            _check_answers(name, function)
             self._functions[name] = function
             return function
 
@@ -117,3 +120,14 @@ class FunctionEngine(Engine):
         if in_step:
             yield StepFinished(Usage(step_count=1))
         yield end
+
+
+def _check_answers(name: str, function: object) -> None:
+    """Raise TypeError unless the function may return an async iterator."""
+    kind = "" if callable(function) else type(function).__name__
+    if isgeneratorfunction(function):
+        kind = "a generator function"
+    elif iscoroutinefunction(function):
+        kind = "a coroutine function"
+    if kind:
+        raise TypeError(f"{name!r} must be an async generator function; got {kind}")

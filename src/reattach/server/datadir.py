@@ -37,6 +37,9 @@ _LOCK_NAME: Final = "reattach.lock"
 _BOOT_NAME: Final = "reattach.boot"
 _UNKNOWN: Final = "unknown"
 
+_opened: Final[set[Path]] = set()
+"""The directories that this process has locked."""
+
 
 def events_file(data_dir: Path) -> Path:
     """Return the file that holds the event logs."""
@@ -123,10 +126,11 @@ def _unwritable(data_dir: Path, error: OSError) -> StartupError:
 def lock(data_dir: Path) -> Iterator[None]:
     """Own the directory until the context exits or the process dies.
 
-    The kernel releases the lock of a killed process. Raises StartupError if another process owns
-    the directory.
+    The kernel releases the lock of a killed process. Raises StartupError if the directory is owned
+    already, by another process or by this one.
     """
     make(data_dir)
+    place = data_dir.resolve()
     try:
         lock = os.open(data_dir / _LOCK_NAME, os.O_RDWR | os.O_CREAT, _FILE_MODE)
     except OSError as error:
@@ -135,6 +139,11 @@ def lock(data_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if place in _opened:
+                raise StartupError(
+                    f"This process has already opened the data directory {data_dir}.",
+                    remedy="Use the Reattach that has opened it, or pass another data_dir.",
+                ) from None
             owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
             raise StartupError(
                 f"Another server (process {owner}) is using the data directory {data_dir}.",
@@ -142,7 +151,11 @@ def lock(data_dir: Path) -> Iterator[None]:
             ) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode("ascii"), 0)
-        yield
+        _opened.add(place)
+        try:
+            yield
+        finally:
+            _opened.discard(place)
     finally:
         os.close(lock)
 
