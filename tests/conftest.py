@@ -13,9 +13,12 @@ from reattach.engine.providers import VARIABLES as PROVIDER_VARIABLES
 from reattach.server.tune_gc import tune_gc
 from tests.support.compiled_statements import statements_compiled_once
 from tests.support.forking import servers_forked
-from tests.support.rewriting import rewrite_tests
 
-pytest_plugins = ["tests.support.postgresql_server", "tests.support.redis_server"]
+pytest_plugins = [
+    "tests.support.forked_workers",
+    "tests.support.postgresql_server",
+    "tests.support.redis_server",
+]
 
 # No test may depend on the speed of the machine.
 settings.register_profile("reattach", deadline=None, print_blob=True)
@@ -88,8 +91,6 @@ def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # Until pytest_collection_finish, when everything is imported.
     if config.getoption("--fast"):
         settings.load_profile("fast")
-    if config.getoption("numprocesses", None):  # Not within one of these processes.
-        rewrite_tests(config)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
