@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
@@ -19,6 +19,7 @@ from pydantic_settings import (
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 from typing_extensions import override
 
@@ -83,7 +84,7 @@ class Stores:
 
 
 class Settings(BaseSettings):
-    """The settings of one server. Raises StartupError for a settings file that cannot be used."""
+    """The settings of one server. Raises StartupError for those that cannot be used."""
 
     model_config = SettingsConfigDict(
         env_prefix="REATTACH_", env_file=None, extra="ignore", hide_input_in_errors=True
@@ -210,6 +211,19 @@ class Settings(BaseSettings):
         "info", description="Lowest level that is logged."
     )
 
+    if not TYPE_CHECKING:  # Type checkers know the names and types of the settings without it.
+
+        def __init__(self, **given: Any) -> None:
+            try:
+                super().__init__(**given)
+            except ValidationError as error:
+                fact = f"The settings are not valid. {_explain(error, given)}"
+                raise StartupError(fact, remedy=_CORRECT) from None
+            except SettingsError as error:  # A variable that holds JSON does not.
+                cause = f" ({error.__cause__})" if error.__cause__ else ""
+                fact = f"The settings are not valid: {error}{cause}."
+                raise StartupError(fact, remedy=_CORRECT) from None
+
     @property
     def stores(self) -> Stores | None:
         """The shared stores; None if everything is in the data directory.
@@ -298,16 +312,30 @@ def unknown_variables(environment: Mapping[str, str]) -> list[Diagnostic]:
     return found
 
 
-def explain_settings(error: ValidationError) -> str:
-    """Return a sentence for each setting that is not valid, without values that may be secret."""
+def _explain(error: ValidationError, given: Mapping[str, object]) -> str:
+    """Return a sentence for each setting that is not valid, without values that may be secret.
+
+    ``given`` are the settings that have precedence over the environment and the file.
+    """
     sentences = []
     for fault in error.errors():
         name, *inside = map(str, fault["loc"])
-        place = ".".join([_variable(name), *inside])
-        sentence = explain(fault, shows_value=name not in _SECRET)
-        sentences.append(f"{place}: {sentence.removesuffix('.')}.")
+        source, dict_name = _variable(name), "an object"
+        if name in given:
+            source = name
+        elif not _in_environment(name):  # The defaults are valid.
+            file = given.get("config") or os.environ.get(_variable("config"))
+            source, dict_name = f"{file}: {name}", "a table"
+        sentence = explain(fault, shows_value=name not in _SECRET, dict_name=dict_name)
+        sentence = sentence.removesuffix(".") + "."
+        if fault["type"] == "extra_forbidden":  # Only tables of MCP servers have it.
+            near = near_names(inside[-1], McpServer.model_fields)
+            sentence += f" Did you mean {near[0]}?" if near else ""
+        sentences.append(f"{'.'.join([source, *inside])}: {sentence}")
     return " ".join(sentences)
 
+
+_CORRECT: Final = "Correct this and start again."
 
 _SECRET: Final = frozenset({"database_url", "log_url", "openai_api_key", "openai_base_url", "mcp"})
 """Settings whose values may contain a secret."""

@@ -23,7 +23,7 @@ _TIME: Final = "a time in ISO 8601 with its zone, such as 2026-11-28T12:00:00Z"
 _EXPECTED: Final[Mapping[str, str]] = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
-    "dict_type": "an object",
+    "dict_type": "{object}",
     "finite_number": "a finite number",
     "float_parsing": "a number",
     "float_type": "a number",
@@ -37,8 +37,8 @@ _EXPECTED: Final[Mapping[str, str]] = {
     "less_than_equal": "{le} or less",
     "list_type": "an array",
     "literal_error": "{expected}",
-    "model_attributes_type": "an object",
-    "model_type": "an object",
+    "model_attributes_type": "{object}",
+    "model_type": "{object}",
     "path_type": "a path",
     "string_too_long": "at most {max_length} characters",
     "string_too_short": "text that is not empty",
@@ -73,14 +73,19 @@ _MATCHING: Final[Mapping[str, str]] = {
 """Values that match a pattern, by the pattern."""
 
 
-def explain(fault: Mapping[str, Any], *, shows_value: bool = True) -> str:
+def explain(
+    fault: Mapping[str, Any], *, shows_value: bool = True, dict_name: str = "an object"
+) -> str:
     """Return a sentence with the expected value and the value received.
 
     ``fault`` is an item of ``ValidationError.errors()``. Secrets need ``shows_value=False``.
+    ``dict_name`` is what the sender's format calls a dict.
     """
     kind, context = fault["type"], fault.get("ctx", {})
     if kind == "missing":
         return "Required, but missing."
+    if kind == "extra_forbidden":
+        return "It is unknown."
     if kind == "value_error":  # A validator of ours raised it, with a whole sentence.
         return str(context["error"])
     if kind == "string_pattern_mismatch":
@@ -91,11 +96,12 @@ def explain(fault: Mapping[str, Any], *, shows_value: bool = True) -> str:
     elif kind in _EXPECTED:
         expected = _EXPECTED[kind].format_map(
             {name: f"{one:g}" if isinstance(one, float) else one for name, one in context.items()}
+            | {"object": dict_name}
         )
     else:  # A validator of ours raised a PydanticCustomError.
         return str(fault["msg"])
     value = context["tag"] if kind == "union_tag_invalid" else fault["input"]
-    came = f"; got {_came(value)}" if shows_value else ""
+    came = f"; got {dict_name if isinstance(value, dict) else _came(value)}" if shows_value else ""
     return f"Expected {expected}{came}."
 
 
@@ -113,7 +119,5 @@ def _came(value: object) -> str:
             return repr(value)
         case list() | tuple():
             return f"an array with {len(value)} item{'' if len(value) == 1 else 's'}"
-        case dict():
-            return "an object"
         case _:
             return "another value"

@@ -34,4 +34,4 @@ def test_a_wrong_value_of_an_option_is_explained_as_that_of_a_setting(
 ) -> None:
     ended = CliRunner().invoke(app, command.split(), env={"COLUMNS": "200"})
     assert ended.exit_code != 0
-    assert sentence in ended.output
+    assert sentence in f"{ended.output}{ended.exception}"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from reattach.domain.errors import StartupError
 from reattach.settings import Settings
@@ -99,10 +98,29 @@ def test_a_file_that_may_not_be_read_is_refused(
     assert "cannot be read: Permission denied" in refusal(file)
 
 
-def test_a_wrong_value_of_the_file_names_its_setting(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError) as refused:
-        Settings(config=file_with(tmp_path, 'port = "many"'))
-    assert refused.value.errors()[0]["loc"] == ("port",)
+def test_a_wrong_value_of_the_file_names_the_file_and_its_setting(tmp_path: Path) -> None:
+    file = file_with(tmp_path, 'port = "many"\nmcp = 3')
+    said = refusal(file)
+    assert f"{file}: port: Expected a whole number; got 'many'." in said
+    assert f"{file}: mcp: Expected a table." in said
+    assert said.endswith("Correct this and start again.")
+
+
+def test_an_unknown_setting_of_an_mcp_server_is_named_with_one_that_looks_like_it(
+    tmp_path: Path,
+) -> None:
+    file = file_with(tmp_path, '[mcp.files]\ncomand = "x"')
+    assert f"{file}: mcp.files.comand: It is unknown. Did you mean command?" in refusal(file)
+
+
+def test_a_wrong_value_names_the_variable_or_the_argument_that_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(StartupError, match=r"not valid\. port: Expected 65535 or less; got 99999"):
+        Settings(port=99999)
+    monkeypatch.setenv("REATTACH_PORT", "many")
+    with pytest.raises(StartupError, match=r"REATTACH_PORT: .* Correct this and start again\."):
+        Settings()
 
 
 def test_the_urls_of_stores_never_print_their_passwords() -> None:

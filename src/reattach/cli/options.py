@@ -69,20 +69,11 @@ def show_version(value: bool) -> None:
 def settings_with(**given: Any) -> "Settings":
     """Return the settings; flags that were given override the environment and the file.
 
-    Exits with one line and status 1 if they are not valid.
+    Raises StartupError if they are not valid.
     """
-    from pydantic import ValidationError
-    from pydantic_settings import SettingsError
+    from reattach.settings import Settings
 
-    from reattach.settings import Settings, explain_settings
-
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        fail(f"The settings are not valid. {explain_settings(error)} Correct this and start again.")
-    except SettingsError as error:  # A variable that holds JSON does not.
-        cause = f" ({error.__cause__})" if error.__cause__ else ""
-        fail(f"The settings are not valid: {error}{cause}. Correct this and start again.")
+    return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
 def records_url(settings: "Settings", *, makes: bool = True) -> str:
