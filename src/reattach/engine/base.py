@@ -9,7 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import TypeVar
+from enum import StrEnum
+from typing import Final, TypeVar
 
 from reattach.domain.events import StopReason, Usage
 from reattach.domain.messages import (
@@ -22,6 +23,43 @@ from reattach.domain.messages import (
     ToolCallPart,
     ToolReturnPart,
 )
+
+# How an interrupted answer is continued.
+
+
+class Way(StrEnum):
+    """A way to continue an answer whose model call was interrupted."""
+
+    UPSTREAM = "upstream"
+    """The provider keeps the answer; it is followed again, so nothing is generated twice."""
+    PREFIX = "prefix"
+    """The model gets the text so far as the beginning of its answer, and produces the rest."""
+    STEP = "step"
+    """The model call is made again. Only while no text of it was logged."""
+    ASK = "ask"
+    """The model is shown its text so far and asked to continue it. The seam may show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """The output of one call of ``Engine.run`` that was interrupted.
+
+    An engine that continues it yields only what follows, and no StepFinished for steps that had
+    finished.
+    """
+
+    messages: Sequence[Message]
+    """The model's messages and the tools' returns so far, in order."""
+    finished_steps: int = 0
+    """The number of steps among them that had finished; the output of another one may follow."""
+    upstream_id: str | None = None
+    """The id of the last AnswerKept of the step that had not finished."""
+
+    @property
+    def text(self) -> str:
+        """All text so far, joined."""
+        return "".join(one.text for one in self.messages)
+
 
 # The parts of a turn.
 
@@ -98,6 +136,14 @@ class Turn:
     counted_tokens: int | None = None
     """The provider's count of the system prompt and ``history`` before the last answer there; None
     if it is unknown."""
+    partial: Partial | None = None
+    """The output of this turn before an interruption, for engines whose ``ways`` include
+    ``upstream`` or ``prefix``; ``history`` and ``input`` do not have it."""
+
+    @property
+    def said(self) -> str:
+        """The text that the answer to this turn has so far, to be continued; mostly empty."""
+        return "" if self.partial is None else self.partial.text
 
 
 # Deltas, beside the parts of messages.
@@ -112,6 +158,18 @@ class ToolStarting:
     """
 
     tool_call_id: str
+    may_repeat: bool = False
+    """Whether running it twice has the effect of running it once."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerKept:
+    """The provider keeps the answer of this step, and it can be followed again by this id.
+
+    The next delta is requested once the id is in the run's record.
+    """
+
+    upstream_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +214,7 @@ class Finished:
 
 Delta = (
     TextPart | ReasoningPart | HiddenReasoningPart | ToolCallDelta | ToolReturnPart
-    | ToolStarting | Compacting | Compacted | StepFinished | Finished
+    | ToolStarting | AnswerKept | Compacting | Compacted | StepFinished | Finished
 )  # fmt: skip
 """A piece of an engine's output.
 
@@ -180,6 +238,9 @@ class Model:
     display_name: str | None = None
     can_summarize: bool = True
     """Whether the model can summarize conversations that get too long for it."""
+
+
+ONLY_STEP: Final = frozenset({Way.STEP})
 
 
 class Engine(ABC):
@@ -209,6 +270,14 @@ class Engine(ABC):
             EngineError: The turn failed; the text is safe to show. Any other exception is a fault
                 of the engine, and clients see only that.
         """
+
+    def ways(self, turn: Turn) -> Collection[Way]:  # noqa: ARG002
+        """Return the ways in which it can continue ``turn.partial``; by default only ``step``."""
+        return ONLY_STEP
+
+    async def cancel_upstream(self, turn: Turn) -> None:  # noqa: ARG002
+        """Stop the answer that the provider keeps as ``turn.partial.upstream_id``; may fail."""
+        return
 
     @abstractmethod
     def models(self) -> Sequence[Model]:

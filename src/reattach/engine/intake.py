@@ -27,7 +27,15 @@ from reattach.domain.messages import (
     ToolReturnPart,
 )
 from reattach.domain.text import REPLACEMENT, ends_in_half, is_storable, storable_text
-from reattach.engine.base import Compacted, Compacting, Delta, Finished, StepFinished, ToolStarting
+from reattach.engine.base import (
+    AnswerKept,
+    Compacted,
+    Compacting,
+    Delta,
+    Finished,
+    StepFinished,
+    ToolStarting,
+)
 
 _REQUIRED_COUNTS: Final = ("completion_tokens", "prompt_tokens", "total_tokens", "step_count")
 _COUNTS: Final = tuple(member.name for member in fields(Usage))
@@ -177,8 +185,10 @@ class Intake:
             case HiddenReasoningPart(state, text):
                 shown = None if text is None else _text(text)
                 return HiddenReasoningPart("redacted" if state == "redacted" else "omitted", shown)
-            case ToolStarting(call_id):
-                return ToolStarting(self.call_id(call_id))
+            case ToolStarting(call_id, may_repeat):
+                return ToolStarting(self.call_id(call_id), may_repeat is True)
+            case AnswerKept(upstream_id):
+                return AnswerKept(_text(upstream_id))
             case ToolReturnPart():
                 return replace(
                     storable_return(delta), tool_call_id=self.call_id(delta.tool_call_id)

@@ -1,7 +1,7 @@
 """The loop of an agent with tools: the model calls, the tools return, the model continues."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -27,6 +27,7 @@ from reattach.engine.base import (
     StepFinished,
     ToolStarting,
     Turn,
+    Way,
     closing_deltas,
 )
 from reattach.engine.calls import CallIds, CallStream
@@ -63,6 +64,12 @@ class ToolLoop(Engine):
         self._context = context
         self.announces_tools = engine.announces_tools
         self.own_tools = engine.own_tools
+
+    def ways(self, turn: Turn) -> Collection[Way]:
+        return self._engine.ways(turn)
+
+    async def cancel_upstream(self, turn: Turn) -> None:
+        await self._engine.cancel_upstream(turn)
 
     def models(self) -> Sequence[Model]:
         return self._engine.models()

@@ -1,6 +1,6 @@
 """An engine that compacts turns that are too long for its model."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -17,6 +17,7 @@ from reattach.engine.base import (
     Model,
     StepFinished,
     Turn,
+    Way,
     closing_deltas,
 )
 from reattach.engine.intake import Intake
@@ -50,6 +51,12 @@ class CompactingEngine(Engine):
         self._first_step: int | None = None
         """The first step of the newest call of the engine."""
         self._has_begun = False
+
+    def ways(self, turn: Turn) -> Collection[Way]:
+        return self._engine.ways(turn)
+
+    async def cancel_upstream(self, turn: Turn) -> None:
+        await self._engine.cancel_upstream(turn)
 
     def models(self) -> Sequence[Model]:
         return self._engine.models()

@@ -354,6 +354,10 @@ class EngineError(ReattachError):
 
     code = "internal_error"
     stop_reason = "error"
+    may_pass = False
+    """Whether the answer may be continued: the provider's stream broke, or it refused for now."""
+    retry_after_seconds: float | None = None
+    """The time after which the provider accepts the request, if it said so."""
 
 
 class ModelError(EngineError):
