@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -140,6 +140,24 @@ class Settings(BaseSettings):
     )
     drain_seconds: float = Field(
         30.0, ge=0, description="Seconds for which open runs may continue after SIGTERM."
+    )
+    continue_runs: bool = Field(
+        True,
+        validation_alias=AliasChoices("REATTACH_CONTINUE", "continue_runs"),
+        description="Whether a run goes on after its process or its provider's stream broke off.",
+    )
+    continue_asks: bool = Field(
+        False,
+        description="Whether a model that cannot continue its own text is shown it and asked to.",
+    )
+    continue_tries: int = Field(
+        5, ge=1, le=1000, description="Interruptions of one step after which its run ends."
+    )
+    continue_silent_tries: int = Field(
+        2, ge=1, le=1000, description="The same for interruptions in a row without any new event."
+    )
+    continue_within_seconds: float = Field(
+        600.0, gt=0, description="Age of an interruption from which on its run ends instead."
     )
     default_model: str | None = Field(
         None, description="Handle of the model for agents without one; None: the first model."
@@ -351,4 +369,4 @@ def _in_environment(name: str) -> bool:
 
 
 def _variable(name: str) -> str:
-    return f"REATTACH_{name.upper()}"
+    return "REATTACH_CONTINUE" if name == "continue_runs" else f"REATTACH_{name.upper()}"

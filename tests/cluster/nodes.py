@@ -15,11 +15,12 @@ from reattach.engine.base import Engine
 from reattach.log.base import Log
 from reattach.log.redis.log import RedisLog
 from reattach.records.records import Records
+from reattach.runs.attempts.policy import ContinuePolicy
 from reattach.runs.service import RunService
 from reattach.runs.upkeep.heartbeat import heartbeat
 from reattach.runs.upkeep.schedule import listen, upkeep
 from tests.support.faulty_stores import Faults, FaultyLog, faulty_records
-from tests.support.stores import Stores, stores_of
+from tests.support.stores import ENDS_RUNS, Stores, stores_of
 
 CLOCK = SystemClock()
 
@@ -67,6 +68,7 @@ class Nodes:
         listens: bool = True,
         keeps_up: bool = True,
         beats: bool = True,
+        policy: ContinuePolicy = ENDS_RUNS,
     ) -> Node:
         """Start a node, which is closed with the nodes."""
         faults = faults or Faults()
@@ -79,6 +81,7 @@ class Nodes:
             engine=engine,
             clock=CLOCK,
             lease_seconds=lease_seconds,
+            policy=policy,
         )
         await runs.start()
         self._stack.push_async_callback(runs.aclose)

@@ -365,7 +365,7 @@ async def test_a_receiver_at_an_ipv6_address_is_called_if_private_ones_are_allow
 async def test_the_receiver_of_a_run_whose_server_is_killed_is_called_once_after_the_next_start(
     tmp_path: Path,
 ) -> None:
-    variables = {"REATTACH_CALLBACKS_TO_PRIVATE": "true"}
+    variables = {"REATTACH_CALLBACKS_TO_PRIVATE": "true", "REATTACH_CONTINUE": "false"}
     process = ServerProcess(
         tmp_path, arguments=["--scripted", "--log-level", "warning"], environment=variables
     )
@@ -399,7 +399,9 @@ async def test_the_callback_of_a_run_whose_server_was_closed_is_made_by_the_next
     tmp_path: Path,
 ) -> None:
     async with receiving() as receiver:
-        async with listening(tmp_path, drains=False, callbacks_to_private=True) as live:
+        async with listening(
+            tmp_path, drains=False, callbacks_to_private=True, continue_runs=False
+        ) as live:
             agent = (await live.agent())["id"]
             live.gates.hold(agent, 1)
             path = f"/v1/agents/{agent}/messages/async"

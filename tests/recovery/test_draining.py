@@ -22,11 +22,16 @@ DRAINED = {"stop_reason": "error", "error_type": "stream_task_cancelled"}
 
 
 @asynccontextmanager
-async def serving(directory: Path, *, drain_seconds: float) -> AsyncIterator[ServerProcess]:
+async def serving(
+    directory: Path, *, drain_seconds: float, continues: bool = False
+) -> AsyncIterator[ServerProcess]:
     server = ServerProcess(
         directory,
         arguments=["--scripted", "--log-level", "info"],
-        environment={"REATTACH_DRAIN_SECONDS": str(drain_seconds)},
+        environment={
+            "REATTACH_DRAIN_SECONDS": str(drain_seconds),
+            "REATTACH_CONTINUE": str(continues).lower(),
+        },
     )
     await start(server)
     try:

@@ -92,7 +92,7 @@ class Machine:
 async def machine(directory: Path, boot: str, **settings: Any) -> AsyncIterator[Machine]:
     gate = Gate()
     engine = ScriptedEngine(gate=gate)
-    options = Settings(data_dir=directory, **settings)
+    options = Settings(data_dir=directory, continue_runs=False, **settings)
     opened = assemble(options, engines=[engine], boot=lambda: boot)
     async with (
         opened as context,

@@ -215,7 +215,7 @@ class LiveServer(Server):
 
     async def logged(self, run_id: str) -> None:
         """Return when the log has all that the run has said so far."""
-        writer = self.context.runs.open_runs.drivers[run_id]._writer
+        writer = self.context.runs.open_runs.drivers[run_id]._output.writer
         async with asyncio.timeout(WAIT_SECONDS):
             await writer.flush()
 

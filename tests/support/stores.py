@@ -33,7 +33,8 @@ from reattach.log.base import Head, Log
 from reattach.log.memory import MemoryLog
 from reattach.records.base import Agent, Conversation, Page, Run, Thread
 from reattach.records.records import Records
-from reattach.runs.driver import Representation
+from reattach.runs.attempts.policy import ContinuePolicy
+from reattach.runs.output import Representation
 from reattach.runs.service import RunService, Send
 from reattach.tools.base import Toolbox
 from reattach.wire.sse import split_frames
@@ -41,6 +42,8 @@ from tests.support.clocks import LeapClock
 from tests.support.faulty_stores import Faults, FaultyLog, faulty_records
 
 MODEL = "scripted/echo"
+
+ENDS_RUNS = ContinuePolicy(enabled=False)
 
 
 @dataclass
@@ -64,8 +67,12 @@ class Stores:
         retention: timedelta = timedelta(hours=24),
         ping_interval_seconds: float = 15.0,
         lease_seconds: float = LEASE_SECONDS,
+        policy: ContinuePolicy = ENDS_RUNS,
     ) -> RunService:
-        """Create the service of a new process on these stores or wrappers of them, not started."""
+        """Create the service of a new process on these stores or wrappers of them, not started.
+
+        By default it ends interrupted runs instead of continuing them.
+        """
         clock = clock or self.clock
         service = RunService(
             log or self.log,
@@ -77,6 +84,7 @@ class Stores:
             retention=retention,
             ping_interval_seconds=ping_interval_seconds,
             lease_seconds=lease_seconds,
+            policy=policy,
         )
         self.services.append(service)
         return service

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
+
+import msgspec
 
 from reattach.agent.model_settings import model_settings
 from reattach.domain.approvals import has_answer, pending_approval
@@ -22,31 +25,51 @@ class Overrides:
     skills: tuple[Skill, ...] = ()
 
 
-def make_turn(
-    run: Run,
-    agent: Agent,
-    conversation: Conversation | None,
-    context: ThreadContext,
-    overrides: Overrides,
-) -> Turn:
-    """Build the turn of ``run``. The agent's memory blocks are part of the system prompt.
+class TurnPlan(msgspec.Struct, frozen=True):
+    """The parts of a turn that stay the same for its whole run, whoever answers it.
+
+    The agent may change meanwhile; a continued answer must not get another system prompt.
+    """
+
+    system: str
+    """The system prompt, memory blocks and skills included."""
+    settings: ModelSettings
+    max_steps: int
+    client_tools: tuple[ClientTool, ...]
+    tools: dict[str, bool | None]
+    """The agent's tools: see ``Agent.tools``."""
+
+    @classmethod
+    def of(cls, agent: Agent, conversation: Conversation | None, overrides: Overrides) -> Self:
+        """Return the plan for a send to the agent's conversation."""
+        system = overrides.system or system_prompt(agent, conversation)
+        return cls(
+            system=with_skills(system, overrides.skills),
+            settings=settings_of(agent, conversation),
+            max_steps=overrides.max_steps,
+            client_tools=overrides.client_tools,
+            tools=dict(agent.tools),
+        )
+
+
+def make_turn(run: Run, context: ThreadContext, plan: TurnPlan) -> Turn:
+    """Build the turn of ``run``.
 
     Answers to approval requests are left out: the returns that follow them and the due calls carry
     their content.
     """
     pending = pending_approval(context.messages) if has_answer(run.input) else None
-    system = overrides.system or system_prompt(agent, conversation)
     return Turn(
         run_id=run.id,
-        agent_id=agent.id,
+        agent_id=run.thread.agent_id,
         conversation_id=run.thread.conversation_id,
         model=run.model or "",
-        system=with_skills(system, overrides.skills),
+        system=plan.system,
         history=model_messages(context.messages),
         input=[message for message in run.input if message.role is not Role.APPROVAL],
-        max_steps=overrides.max_steps,
-        settings=settings_of(agent, conversation),
-        client_tools=overrides.client_tools,
+        max_steps=plan.max_steps,
+        settings=plan.settings,
+        client_tools=plan.client_tools,
         due=[] if pending is None else pending.due(run.input),
         counted_tokens=context.counted_tokens,
     )

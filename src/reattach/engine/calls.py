@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from reattach.domain.messages import ToolCallDelta, ToolReturnPart
+from reattach.domain.messages import ToolCallDelta, ToolCallPart, ToolReturnPart
 from reattach.engine.base import Delta, StepFinished, ToolStarting
 
 _NAMELESS = "call"
@@ -87,6 +87,20 @@ class CallStream:
         """By the engine's id."""
         self._held: list[Call] = []
         self._step = 0
+
+    def add_earlier(self, call: ToolCallPart, *, has_returned: bool) -> None:
+        """Add a call of the answer before an interruption; deltas may continue it."""
+        known = Call(
+            self._ids.unused(call.tool_call_id),
+            self._step,
+            call.name,
+            [call.arguments],
+            call.needs_approval,
+            is_held=False,
+            has_returned=has_returned,
+        )
+        self.calls[known.id] = known
+        self._called[call.tool_call_id] = [known]
 
     def take(self, delta: Delta) -> Iterator[Delta]:
         """Yield what was held back, then ``delta`` with the call's allocated id."""

@@ -6,7 +6,7 @@ from inspect import iscoroutinefunction, isgeneratorfunction
 
 from reattach.domain.events import Usage
 from reattach.domain.messages import TextPart
-from reattach.engine.base import Delta, Engine, Finished, Model, StepFinished, Turn
+from reattach.engine.base import Delta, Engine, Finished, Model, StepFinished, Turn, Way
 
 AnswerFunction = Callable[[Turn], AsyncIterator[str | Delta]]
 """Answers one turn. A ``str`` is a TextPart; an empty one is ignored."""
@@ -51,17 +51,22 @@ class FunctionEngine(Engine):
         self._provider_name = provider_name
         self._context_window_tokens = context_window_tokens
         self._functions: dict[str, AnswerFunction] = {}
+        self._continuing: set[str] = set()
         if isinstance(functions, Mapping):
             for name, function in functions.items():
                 self.model(name)(function)
         elif functions is not None:
             self.model(getattr(functions, "__name__", "answer"))(functions)
 
-    def model(self, name: str) -> Callable[[AnswerFunction], AnswerFunction]:
+    def model(
+        self, name: str, *, continues: bool = False
+    ) -> Callable[[AnswerFunction], AnswerFunction]:
         """Return a decorator that registers a function for the model ``name``.
 
-        The function is unchanged. Raises ValueError if the name is taken or empty, and TypeError if
-        the function cannot be an async generator function.
+        The function is unchanged. ``continues`` says that it reads ``turn.said``, the text that an
+        interrupted attempt had produced, and yields only what follows; other functions are called
+        again only while none of their text was read. Raises ValueError if the name is taken or
+        empty, and TypeError if the function cannot be an async generator function.
         """
         if not name or name in self._functions:
             raise ValueError(f"the model name {name!r} is empty or taken; use another one")
@@ -69,9 +74,15 @@ class FunctionEngine(Engine):
         def register(function: AnswerFunction) -> AnswerFunction:
             _check_answers(name, function)
             self._functions[name] = function
+            if continues:
+                self._continuing.add(name)
             return function
 
         return register
+
+    def ways(self, turn: Turn) -> Collection[Way]:
+        name = turn.model.removeprefix(f"{self._provider_name}/")
+        return {Way.PREFIX, Way.STEP} if name in self._continuing else {Way.STEP}
 
     def models(self) -> Sequence[Model]:
         return [

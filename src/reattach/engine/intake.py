@@ -91,14 +91,15 @@ class Intake:
     unchanged.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, call_ids: Iterable[str] = ()) -> None:
+        """``call_ids`` are those of the run's earlier calls, which keep them."""
         self._part: object = None
         """The kind of the current part; halves are joined within one part only."""
         self._halves: dict[tuple[_ModelDelta, str], str] = {}
         """The halves held back, by an empty delta of their kind and the member they belong to."""
-        self._ids: dict[str, str] = {}
+        self._ids = {call_id: call_id for call_id in call_ids}
         """The stored id for every tool call id of the engine."""
-        self._taken: set[str] = set()
+        self._taken = set(self._ids)
         self._step_is_over = False
 
     def is_plain(self, text: object) -> bool:

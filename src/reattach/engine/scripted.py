@@ -26,11 +26,14 @@ Directive                  Meaning
 ``[wait=2.5]``             2.5 seconds of silence before the first delta.
 ``[fail=3]``               ModelError after 3 deltas, or at the end if there are fewer.
 ``[fail=3:llm_timeout]``   The same with the error of that ``error_type``.
+``[break=3]``              The provider's stream breaks once, after 3 deltas.
 ``[crash=3]``              RuntimeError after 3 deltas: a fault of the engine.
 ``[hang=3]``               Silence after 3 deltas until the turn is cancelled.
 ``[stop=max_steps]``       Ends with that stop reason.
 ``[context=50]``           Fails as too long if the prompt has more than 50 words.
 =========================  =====================================================================
+
+An interrupted turn is continued exactly.
 
 "After n deltas" counts everything that is yielded except ``StepFinished`` and ``Finished``.
 A known name with an invalid value, and an unknown name with a value, fail the turn with a
@@ -44,21 +47,23 @@ message: it calls again while ``[rounds=…]`` allows, else its text is the retu
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from typing import Final
 
-from reattach.domain.arguments import decoded_arguments
 from reattach.domain.clock import Clock, SystemClock
 from reattach.domain.errors import (
     ContextWindowError,
     EngineError,
-    ModelAuthenticationError,
-    ModelEmptyResponseError,
     ModelError,
-    ModelRateLimitError,
-    ModelTimeoutError,
 )
 from reattach.domain.events import StopReason, Usage
 from reattach.domain.messages import (
@@ -70,7 +75,17 @@ from reattach.domain.messages import (
     ToolCallPart,
     ToolReturnPart,
 )
-from reattach.engine.base import Delta, Engine, Finished, Model, StepFinished, Turn
+from reattach.engine.base import (
+    Delta,
+    Engine,
+    Finished,
+    Model,
+    Partial,
+    StepFinished,
+    Turn,
+    Way,
+)
+from reattach.engine.script import Script
 
 Gate = Callable[[Turn, int], Awaitable[None]]
 """Awaited before delta number ``n`` (from 0) of a turn, so that a test decides when it is
@@ -92,155 +107,8 @@ UNICODE_FRAGMENTS: Final = (
     "עברית e\u0301 ",
 )
 
-_DIRECTIVE = re.compile(r"\[([a-z_]+)(?:=([^\[\]]*))?\]")
 _WORD = re.compile(r"\s*\S+\s*")
 _DEFAULT_CHUNKS: Final = 10
-_ERRORS: Final[Mapping[str, type[EngineError]]] = {
-    kind.code: kind
-    for kind in (
-        EngineError,
-        ModelError,
-        ModelTimeoutError,
-        ModelRateLimitError,
-        ModelAuthenticationError,
-        ModelEmptyResponseError,
-    )
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    after: int
-    error: type[EngineError] = ModelError
-
-
-def _count(minimum: int, maximum: int) -> Callable[[str], int]:
-    def parse(value: str) -> int:
-        number = int(value) if re.fullmatch(r"-?[0-9]{1,9}", value) else None
-        if number is None or not minimum <= number <= maximum:
-            raise ValueError(f"must be a whole number from {minimum} to {maximum}")
-        return number
-
-    return parse
-
-
-def _number(maximum: float) -> Callable[[str], float]:
-    def parse(value: str) -> float:
-        with suppress(ValueError):
-            if 0 < (number := float(value)) <= maximum:
-                return number
-        raise ValueError(f"must be a number above 0, at most {maximum:.0f}")
-
-    return parse
-
-
-def _failure(value: str) -> _Failure:
-    after, _, code = value.partition(":")
-    if code and code not in _ERRORS:
-        raise ValueError(f"must name one of the errors {', '.join(_ERRORS)}")
-    return _Failure(_deltas(after), _ERRORS[code] if code else ModelError)
-
-
-def _stop_reason(value: str) -> StopReason:
-    if value not in set(StopReason):
-        raise ValueError(f"must be one of {', '.join(StopReason)}")
-    return StopReason(value)
-
-
-def _tool_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
-        raise ValueError("must be 1 to 64 letters, digits, _ or -")
-    return value
-
-
-def _tool_names(value: str) -> list[str]:
-    return [_tool_name(name.strip()) for name in value.split(",")]
-
-
-def _arguments(value: str) -> list[str]:
-    if decoded_arguments(value) is None:
-        raise ValueError("must be a JSON object")
-    return [value[start : start + 8] for start in range(0, len(value), 8)]
-
-
-_deltas = _count(0, 1_000_000)
-_FLAGS: Final = frozenset({"unicode", "history", "system"})
-# The maxima bound the memory and time that one message can request.
-_VALUES: Final[Mapping[str, Callable[[str], object]]] = {
-    "chunks": _deltas,
-    "think": _deltas,
-    "size": _count(1, 1_048_576),
-    "steps": _count(1, 1_000),
-    "tool": _tool_name,
-    "client_tool": _tool_names,
-    "approve": _tool_names,
-    "with": _tool_names,
-    "arguments": _arguments,
-    "rounds": _count(1, 1_000),
-    "rate": _number(1_000_000),
-    "wait": _number(86_400),
-    "fail": _failure,
-    "crash": _deltas,
-    "hang": _deltas,
-    "stop": _stop_reason,
-    "context": _deltas,
-}
-
-_FIELDS: Final = {"with": "without_approval"}
-"""The fields of directives whose names are Python keywords."""
-
-
-@dataclass(slots=True)
-class _Script:
-    """The directives of one message, as fields."""
-
-    words: str = ""
-    chunks: int | None = None
-    think: int = 0
-    size: int = 0
-    unicode: bool = False
-    steps: int = 1
-    tool: str | None = None
-    client_tool: Sequence[str] = ()
-    approve: Sequence[str] = ()
-    without_approval: Sequence[str] = ()
-    arguments: Sequence[str] = ('{"n":', " 1}")
-    rounds: int = 1
-    history: bool = False
-    system: bool = False
-    rate: float | None = None
-    wait: float = 0.0
-    fail: _Failure | None = None
-    crash: int | None = None
-    hang: int | None = None
-    stop: StopReason | None = None
-    context: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "_Script":
-        script = cls()
-        script.words = _DIRECTIVE.sub(script._take, text).strip()
-        return script
-
-    def _take(self, match: re.Match[str]) -> str:
-        name, value = match[1], match[2]
-        if name not in _FLAGS and name not in _VALUES and value is None:
-            return match[0]
-        try:
-            if name in _FLAGS:
-                if value is not None:
-                    raise ValueError("takes no value")
-                setattr(self, name, True)
-            elif name in _VALUES:
-                if value is None:
-                    raise ValueError(f"needs a value: [{name}=…]")
-                setattr(self, _FIELDS.get(name, name), _VALUES[name](value))
-            else:
-                known = ", ".join(sorted(_FLAGS | _VALUES.keys()))
-                raise ValueError(f"is unknown; there are {known}")
-        except ValueError as error:
-            raise ModelError(f"The directive {match[0]} of the scripted model {error}.") from error
-        return ""
 
 
 class ScriptedEngine(Engine):
@@ -254,6 +122,9 @@ class ScriptedEngine(Engine):
     def __init__(self, *, clock: Clock | None = None, gate: Gate | None = None) -> None:
         self._clock = clock or SystemClock()
         self._gate = gate
+
+    def ways(self, turn: Turn) -> Collection[Way]:  # noqa: ARG002
+        return {Way.PREFIX, Way.STEP}
 
     def models(self) -> Sequence[Model]:
         return [
@@ -274,12 +145,18 @@ class ScriptedEngine(Engine):
             raise ContextWindowError(
                 f"The scripted model takes {script.context} words, as the script says."
             )
-        if script.wait:
+        if script.wait and turn.partial is None:
             await self._clock.sleep(script.wait)
         pace = _Pace(self._clock, script.rate or MODELS.get(turn.model.partition("/")[2]))
         count = 0
+        earlier = _Earlier.of(turn.partial)
         for delta in _Answer(turn, script).deltas():
+            if earlier.has(delta):
+                count += not isinstance(delta, StepFinished)
+                continue
             if not isinstance(delta, StepFinished | Finished):
+                if turn.partial is None and count == script.breaks:
+                    raise _broken_stream(count)
                 await self._interrupt(script, count)
                 await pace.next()
                 if self._gate is not None:
@@ -290,7 +167,7 @@ class ScriptedEngine(Engine):
             yield delta
 
     @staticmethod
-    async def _interrupt(script: _Script, count: int | None) -> None:
+    async def _interrupt(script: Script, count: int | None) -> None:
         """Fail, crash or hang if the script says so for delta ``count``; None is the end."""
         if script.fail is not None and count in (script.fail.after, None):
             raise script.fail.error(
@@ -302,12 +179,63 @@ class ScriptedEngine(Engine):
             await asyncio.Event().wait()
 
 
-def _script_of(turn: Turn) -> _Script:
+def _broken_stream(after: int) -> EngineError:
+    error = ModelError(f"The scripted model's stream broke after {after} deltas.")
+    error.may_pass = True
+    return error
+
+
+@dataclass(slots=True)
+class _Earlier:
+    """The output before an interruption, from which deltas are removed as they come again."""
+
+    steps: int
+    text: int
+    """In characters, as for reasoning and the arguments of calls."""
+    reasoning: int
+    calls: dict[str, int]
+    returned: set[str]
+
+    @classmethod
+    def of(cls, partial: Partial | None) -> "_Earlier":
+        messages = () if partial is None else partial.messages
+        parts = [part for message in messages for part in message.parts]
+        return cls(
+            0 if partial is None else partial.finished_steps,
+            sum(len(part.text) for part in parts if isinstance(part, TextPart)),
+            sum(len(part.text) for part in parts if isinstance(part, ReasoningPart)),
+            {p.tool_call_id: len(p.arguments) for p in parts if isinstance(p, ToolCallPart)},
+            {part.tool_call_id for part in parts if isinstance(part, ToolReturnPart)},
+        )
+
+    def has(self, delta: Delta) -> bool:
+        """Whether the delta was yielded before the interruption."""
+        match delta:
+            case TextPart(text) if self.text:
+                self.text -= len(text)
+                return True
+            case ReasoningPart(text) if self.reasoning:
+                self.reasoning -= len(text)
+                return True
+            case ToolCallDelta(call_id, name, arguments) if call_id in self.calls:
+                if name is None:
+                    self.calls[call_id] -= len(arguments or "")
+                return self.calls[call_id] >= 0
+            case ToolReturnPart(call_id):
+                return call_id in self.returned
+            case StepFinished() if self.steps:
+                self.steps -= 1
+                return True
+            case _:
+                return False
+
+
+def _script_of(turn: Turn) -> Script:
     """Return the script of the turn's last user message, or the rest of the previous one."""
     sent = _last_user_text(turn.input)
     if sent is not None or not (turn.due or _returns(turn)):
-        return _Script.parse(sent or "")
-    script = _Script.parse(_last_user_text(turn.history) or "")
+        return Script.parse(sent or "")
+    script = Script.parse(_last_user_text(turn.history) or "")
     attached = {tool.name for tool in turn.tools}
     rounds = 0
     for message in reversed(turn.history):
@@ -378,7 +306,7 @@ class _Answer:
     """The deltas of one turn, lazily, with the usage of each step."""
 
     turn: Turn
-    script: _Script
+    script: Script
     thoughts: int = 0
     texts: int = 0
 

@@ -53,7 +53,8 @@ class RunWriter(ABC):
         self._acknowledged_seq = head.last_seq
         self._pending: list[bytes] = []
         self._pending_bytes = 0
-        self._total_bytes = 0
+        self.logged_bytes = 0
+        """The size of the log. The owner of a log with events adds theirs."""
         self._closing = False
         self._abandoned = False
         self._busy = False
@@ -118,7 +119,7 @@ class RunWriter(ABC):
         """
         if not frames:
             return
-        if self._total_bytes > RUN_LOG_BYTES:
+        if self.logged_bytes > RUN_LOG_BYTES:
             raise LimitExceededError(
                 f"The log of this run has reached the limit of {RUN_LOG_BYTES} bytes. "
                 "Send another message to continue in a new run."
@@ -170,7 +171,7 @@ class RunWriter(ABC):
         self.last_seq += len(frames)
         size_bytes = len(frames[0]) if len(frames) == 1 else sum(map(len, frames))
         self._pending_bytes += size_bytes
-        self._total_bytes += size_bytes
+        self.logged_bytes += size_bytes
         if not self._busy:
             self._busy = True
             self._after_tick(self._start_append)

@@ -20,6 +20,7 @@ from reattach.domain.ids import (
     ConversationId,
     MessageId,
     RunId,
+    Seq,
     StepId,
     TenantId,
     Token,
@@ -224,6 +225,49 @@ class RunError(msgspec.Struct, frozen=True, tag_field="message_type", tag="error
     detail: str | None = None
 
 
+class NotedStep(msgspec.Struct, frozen=True):
+    """A finished step of an active run."""
+
+    id: StepId
+    started_at: datetime
+    usage: Usage
+    model: str | None = None
+    """The handle of the model, if it was not the run's."""
+
+
+class RunNotes(msgspec.Struct, frozen=True):
+    """Facts about an active run that its events do not carry, for the owner that continues it."""
+
+    steps: tuple[NotedStep, ...] = ()
+    """The finished steps, except perhaps the last one."""
+    repeatable_calls: tuple[str, ...] = ()
+    """Calls that began and whose tools may run again."""
+    upstream_step: StepId | None = None
+    """The step whose answer the provider keeps."""
+    upstream_id: str | None = None
+    """The provider's id of that answer."""
+    handed_over: bool = False
+    """Whether the last owner gave the run up to be continued, because it was being stopped."""
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """The work of one owner on a run, after an earlier attempt was interrupted."""
+
+    began_at: datetime
+    after_seq: Seq
+    """The newest event when the attempt before was interrupted."""
+    first_seq: Seq
+    """The seq of the first event that the engine adds."""
+    finished_steps: int
+    """The number of finished steps then."""
+    way: str
+    """How it continues: ``upstream``, ``prefix``, ``step`` or ``ask``."""
+    interruption: str
+    """Why the attempt before ended: ``crash``, ``handover`` or ``provider``."""
+    owner: str = ""
+    """The id of the process."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     id: RunId
@@ -260,6 +304,13 @@ class Run:
     """The reason why the attempt failed; None if it did not."""
     begun_calls: tuple[str, ...] | None = None
     """The ids of the tool calls that may have begun; None if any may have."""
+    plan: str | None = None
+    """What another process needs to continue the run, as ``runs`` wrote it; None once it ended."""
+    notes: RunNotes = field(default_factory=RunNotes)
+    attempts: tuple[Attempt, ...] = ()
+    """Every attempt after the first."""
+    interrupted_at: datetime | None = None
+    """When the last attempt ended, if it ended before the run; about then if the owner died."""
 
     @property
     def conversation_id(self) -> str | None:

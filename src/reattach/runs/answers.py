@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from reattach.domain.events import Stopped, StopReason, Usage
+from reattach.domain.ids import FIRST_SEQ
 from reattach.domain.limits.requests import MAX_PAGE_ITEMS
 from reattach.domain.messages import Role
 from reattach.records.base import Run, Span
@@ -14,9 +15,21 @@ from reattach.wire import letta, stored
 
 
 def metadata_of(run: Run) -> dict[str, Any]:
-    """Return the ``metadata`` of the API's run: its type, and its error if it failed."""
-    error = {} if run.error is None else {"error": msgspec.to_builtins(run.error)}
-    return {"run_type": run.run_type, **error}
+    """Return the ``metadata`` of the API's run.
+
+    It has the type, the error of a run that failed, and the attempts of a run that was interrupted.
+    """
+    metadata: dict[str, Any] = {"run_type": run.run_type}
+    if run.error is not None:
+        metadata["error"] = msgspec.to_builtins(run.error)
+    if run.attempts:
+        first = {"began_at": run.created_at, "first_seq": FIRST_SEQ, "way": None}
+        attempts = [{**first, "interruption": None}]
+        for one in run.attempts:
+            names = ("began_at", "first_seq", "way", "interruption")
+            attempts.append({name: getattr(one, name) for name in names})
+        metadata["attempts"] = attempts
+    return metadata
 
 
 async def whole_answer(

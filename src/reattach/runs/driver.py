@@ -1,14 +1,13 @@
 """Driving one run in this process: from the engine to the log, to the settlement."""
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import get_args
+from dataclasses import dataclass, replace
 
 import structlog
 
-from reattach.domain.backoff import until_available
+from reattach.domain.backoff import Backoff, until_available
 from reattach.domain.clock import Clock
 from reattach.domain.errors import (
     EngineError,
@@ -19,43 +18,32 @@ from reattach.domain.errors import (
     SeqMismatchError,
     StoreUnavailableError,
 )
-from reattach.domain.events import Event
+from reattach.domain.events import Event, RunStatus
 from reattach.domain.ids import FIRST_SEQ, Seq
 from reattach.domain.limits import DELTA_BYTES, ENGINE_STOP_SECONDS, RUN_LOG_BYTES
 from reattach.domain.messages import part_chars
-from reattach.engine.base import Compacted, Delta, Engine, ToolStarting, Turn, closing_deltas
+from reattach.engine.base import (
+    AnswerKept,
+    Compacted,
+    Delta,
+    Finished,
+    Partial,
+    ToolStarting,
+    Turn,
+    closing_deltas,
+)
 from reattach.log.base import Log, RunWriter
-from reattach.records.base import Run, Settlement
+from reattach.records.base import Attempt, Run, Settlement
 from reattach.records.runs.runs import Runs
-from reattach.runs.endings import LOG_LOST, Ending
-from reattach.runs.machine import RunMachine
+from reattach.runs.attempts.continuation import Continuation, continue_run
+from reattach.runs.attempts.policy import ContinuePolicy, Interruption
+from reattach.runs.attempts.record import OwnedRun
+from reattach.runs.attempts.source import TurnSource
+from reattach.runs.endings import DRAINED, LOG_LOST, Ending
+from reattach.runs.output import Representation, RunOutput
 from reattach.runs.transcript import Transcript
-from reattach.wire.letta import Encoder, MessageType, message_type
 
 logger = structlog.get_logger(__name__)
-
-
-_ALL_TYPES = frozenset(get_args(MessageType))
-_COMPACTION_TYPES = frozenset({"event_message", "summary_message"})
-
-
-@dataclass(frozen=True, slots=True)
-class Representation:
-    """The representation of a run that its sender asked for."""
-
-    stream_tokens: bool = False
-    include_pings: bool = True
-    message_types: frozenset[MessageType] | None = None
-    """Only messages of these types are logged; None: all."""
-    compaction_messages: bool = False
-    """Whether events of compactions are logged."""
-
-    @property
-    def hidden_types(self) -> frozenset[str]:
-        """The types of messages that are not logged."""
-        types = self.message_types
-        hidden = frozenset() if types is None else _ALL_TYPES - types
-        return hidden if self.compaction_messages else hidden | _COMPACTION_TYPES
 
 
 _ENGINE_FAULT = EngineError("An error occurred during agent execution.")
@@ -65,14 +53,38 @@ _TOOL_NOT_NOTED = EngineError(
 _CONVERSATION_UNREADABLE = EngineError(
     "The conversation could not be read. Send the message again, with a new OTID."
 )
+MAX_UNSAVED_EVENTS = 64
+"""The number of hidden events in a row that are kept together."""
+
+_RETRY_SECONDS = (1.0, 8.0)
+"""The first and the longest wait before a provider is asked again."""
+
+
+class _HandedOverError(Exception):
+    """The run was interrupted to be continued by another process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """A run whose earlier attempt was interrupted, with its log open for this process."""
+
+    by: Interruption
+    transcript: Transcript
+    """All events in the log."""
+    writer: RunWriter
+    logged_bytes: int
+    """The size of the log."""
+    ending: Ending
+    """The end of the run if it cannot be continued."""
 
 
 class RunDriver:
-    """Drives one run from its creation to its settlement, whether anybody reads it or not.
+    """Drives one run until it ends or another process has it, whether anybody reads it or not.
 
     ``opened`` is set when the log can be followed. ``done`` is set when the run is ``settled``,
-    when another owner has it, or when it was ``given_up`` because the store failed; recovery then
-    ends it.
+    when another owner has it or may take it, or when it was ``given_up`` because the store failed;
+    recovery then continues or ends it. ``interrupted`` is the earlier attempt that this one
+    continues.
     """
 
     def __init__(
@@ -80,50 +92,65 @@ class RunDriver:
         run: Run,
         representation: Representation,
         *,
-        engine: Engine,
+        source: TurnSource,
         log: Log,
-        records: Runs,
+        runs: Runs,
         clock: Clock,
         aliases: Sequence[str],
-        make_turn: Callable[[], Awaitable[Turn]],
         settle: Callable[[Run, Settlement], Awaitable[None]],
+        policy: ContinuePolicy,
+        uniform: Callable[[float, float], float] = random.uniform,
+        interrupted: Interrupted | None = None,
     ) -> None:
-        self.run = run
-        self.admitted = False
+        self.record = OwnedRun(run, runs, clock)
+        self.admitted = interrupted is not None
         """Whether the records have the run with this driver's process as its owner."""
         self.opened = asyncio.Event()
         self.done = asyncio.Event()
         self.settled = False
         self.given_up = False
+        self._source = source
+        self._engine = source.engine(run)
         self._aliases = aliases
-        self._records = records
+        self._policy = policy
+        self._uniform = uniform
+        self._earlier = interrupted
         self._disowned = False
+        self._handing_over = False
         self._include_pings = representation.include_pings
-        self._hidden_types = representation.hidden_types
-        self._engine = engine
         self._log = log
         self._clock = clock
-        self._make_turn = make_turn
         self._settle = settle
-        self._machine = RunMachine(clock, stream_tokens=representation.stream_tokens)
-        self._transcript = Transcript()
-        self._transcript.begun = () if engine.announces_tools else None
+        transcript = None if interrupted is None else interrupted.transcript
+        self._output = RunOutput(run.id, representation, clock, transcript)
+        self._output.transcript.begun = () if self._engine.announces_tools else None
+        self._first_turn: Turn | None = None
+        """The turn without earlier attempts."""
+        self._turn: Turn | None = None
+        """The turn that the engine answers."""
         self._ending: Ending | None = None
-        self._interrupted = asyncio.Event()
-        self._encoder = Encoder(run.id)
-        self._writer: RunWriter
-        """Set when the log is open; another one when the log was lost."""
+        self._stopping = asyncio.Event()
+        self._held_bytes = 0
+
+    @property
+    def run(self) -> Run:
+        return self.record.run
 
     def end(self, ending: Ending) -> None:
         """End the run soon. Idempotent: only the first ending counts, and none after the end."""
         if self._ending is None:
             self._ending = ending
-            self._interrupted.set()
+            self._stopping.set()
 
     def disown(self) -> None:
         """Stop the engine and write nothing more, because another process owns the run."""
         self._disowned = True
-        self._interrupted.set()
+        self._stopping.set()
+
+    def hand_over(self) -> None:
+        """Stop the engine, and let another process continue the run, or end it if none can."""
+        self._handing_over = True
+        self._stopping.set()
 
     async def drive(self) -> None:
         """Drive the run until it is settled. Raises nothing but its own cancellation."""
@@ -131,6 +158,8 @@ class RunDriver:
             await self._drive()
         except FencedError:
             logger.warning("run taken over by another process", run_id=self.run.id)
+        except _HandedOverError:
+            logger.info("run handed over", run_id=self.run.id)
         except (LogError, StoreUnavailableError) as error:
             self.given_up = True
             logger.warning("run given up", run_id=self.run.id, reason=error.detail)
@@ -144,102 +173,102 @@ class RunDriver:
     async def _drive(self) -> None:
         labels = {"run_id": self.run.id, "tenant": self.run.tenant, "model": self.run.model}
         began = self._clock.monotonic_seconds()
-        logger.info("run began", **labels)
+        logger.info("run began" if self._earlier is None else "run continues", **labels)
         # Read while the log opens: no other run can add to the thread now.
         turn = asyncio.create_task(
-            until_available(self._clock, self._make_turn), name=f"turn {self.run.id}"
+            until_available(self._clock, lambda: self._source.turn(self.run)),
+            name=f"turn {self.run.id}",
         )
         turn.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
-            await self._open(first_seq=FIRST_SEQ)
-            mark_running = partial(
-                self._records.mark_running,
-                self.run.id,
-                self.run.token,
-                notes_begun=self._engine.announces_tools,
-            )
-            if not await until_available(self._clock, mark_running):
-                raise _not_owner(self.run)
+            if self._earlier is None:
+                await self._open(first_seq=FIRST_SEQ)
+            else:
+                self._use(self._earlier.writer)
+                self._output.writer.logged_bytes += self._earlier.logged_bytes
+            if self.run.status is RunStatus.CREATED:
+                await self.record.mark_running(announces_tools=self._engine.announces_tools)
             self.opened.set()
             await self._write_answer(turn)
         finally:
             turn.cancel()
-        settlement = self._transcript.settlement(self.run, self._machine.steps, self._clock.now())
+        machine, transcript = self._output.machine, self._output.transcript
+        settlement = transcript.settlement(self.run, machine.steps, self._clock.now())
         await self._settle(self.run, settlement)
         self.settled = True
         logger.info(
             "run ended",
             **labels,
             outcome=settlement.stop_reason.value,
-            events=self._writer.last_seq,
+            events=self._output.writer.last_seq,
             seconds=round(self._clock.monotonic_seconds() - began, 3),
         )
 
     async def _write_answer(self, turn: "asyncio.Task[Turn]") -> None:
         """Write the engine's answer and the terminal group into the log, and close it."""
-        if self._include_pings:
-            self._put(self._machine.ping())
+        if self._include_pings and not self._output.writer.last_seq:
+            await self._put(self._output.machine.ping())
         try:
             terminal = await self._run_engine(turn)
-            self._record(terminal)
-            await self._writer.close(self._frames(terminal))
+            await self._save_hidden()
+            await self._output.close(terminal)
         except (LogNotFoundError, SeqMismatchError) as error:
             logger.error("log lost by its store", run_id=self.run.id, reason=error.detail)  # noqa: TRY400
             await self._close_lost_log()
         finally:
-            await self._writer.abandon()
+            await self._output.writer.abandon()
 
     async def _open(self, *, first_seq: Seq) -> None:
-        self._writer = await until_available(
+        writer = await until_available(
             self._clock,
             lambda: self._log.open(
                 self.run.id, self.run.token, first_seq=first_seq, aliases=self._aliases
             ),
         )
-        self._writer.clock = self._clock
-        self._writer.on_failure = self._interrupted.set
+        self._use(writer)
 
-    def _put(self, events: list[Event]) -> None:
-        self._writer.put(self._frames(events))
-
-    def _frames(self, events: list[Event]) -> list[bytes]:
-        """Return the frames of the visible events for the log's next seqs."""
-        visible = [one for one in events if message_type(one) not in self._hidden_types]
-        return self._encoder.frames(visible, after_seq=self._writer.last_seq)
+    def _use(self, writer: RunWriter) -> None:
+        writer.clock = self._clock
+        writer.on_failure = self._stopping.set
+        self._output.writer = writer
 
     async def _close_lost_log(self) -> None:
         """Close a log that its store lost, at a seq after everything a reader may have seen."""
-        await self._open(first_seq=self._writer.last_seq + 1)
+        await self._open(first_seq=self._output.writer.last_seq + 1)
         ending = self._ending or LOG_LOST
-        terminal = self._machine.stop(ending.reason, ending.failure)
+        terminal = self._output.machine.stop(ending.reason, ending.failure)
         if not terminal:  # The terminal group or the event before it was lost.
-            terminal = LOG_LOST.terminal_group(self._transcript.usage)
-        self._record(terminal)
-        await self._writer.close(self._frames(terminal))
+            terminal = LOG_LOST.terminal_group(self._output.transcript.usage)
+        await self._output.close(terminal)
 
     async def _run_engine(self, turn: "asyncio.Task[Turn]") -> list[Event]:
         """Run the engine until it ends or is interrupted, and return the terminal group."""
-        engine_task = asyncio.create_task(self._append_deltas(turn), name=f"engine {self.run.id}")
-        interrupted = asyncio.create_task(self._interrupted.wait())
+        engine_task = asyncio.create_task(self._answer(turn), name=f"engine {self.run.id}")
+        stopping = asyncio.create_task(self._stopping.wait())
         try:
-            await asyncio.wait({engine_task, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({engine_task, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not engine_task.done():
                 await self._stop(engine_task)
         finally:
-            interrupted.cancel()
+            stopping.cancel()
             engine_task.cancel()
+        machine = self._output.machine
         if self._disowned:
-            raise _not_owner(self.run)
-        if self._writer.failure is not None:
-            raise self._writer.failure
+            raise self.record.not_owner()
+        if self._output.writer.failure is not None:
+            raise self._output.writer.failure
+        was_stopped = not engine_task.done() or engine_task.cancelled()
+        if self._handing_over and self._ending is None and was_stopped:
+            await self._release()
         if self._ending is not None:
-            return self._machine.stop(self._ending.reason, self._ending.failure)
+            await self._cancel_upstream()
+            return machine.stop(self._ending.reason, self._ending.failure)
         if engine_task.cancelled():  # by the engine itself
             return self._fail(asyncio.CancelledError())
         error = engine_task.exception()
         if isinstance(error, FencedError):
             raise error
-        return self._machine.finish() if error is None else self._fail(error)
+        return machine.finish() if error is None else self._fail(error)
 
     async def _stop(self, engine_task: asyncio.Task[None]) -> None:
         """Cancel the engine. If it ignores that, continue without it."""
@@ -250,58 +279,196 @@ class RunDriver:
             logger.error("engine ignores its cancellation", run_id=self.run.id)
 
     def _fail(self, error: BaseException) -> list[Event]:
+        machine = self._output.machine
         if isinstance(error, EngineError):
             logger.info("run failed", run_id=self.run.id, error=error.code, detail=error.detail)
-            return self._machine.fail(error)
+            return machine.fail(error)
         if isinstance(error, LimitExceededError):
-            return self._machine.fail(EngineError(error.detail))
+            return machine.fail(EngineError(error.detail))
         if isinstance(error, StoreUnavailableError):
-            return self._machine.fail(_CONVERSATION_UNREADABLE)
+            return machine.fail(_CONVERSATION_UNREADABLE)
         logger.error("engine fault", run_id=self.run.id, exc_info=error)
-        return self._machine.fail(_ENGINE_FAULT)
+        return machine.fail(_ENGINE_FAULT)
 
-    async def _append_deltas(self, reading: "asyncio.Task[Turn]") -> None:
-        """Append the events of the engine's deltas. Cancelling this ends the run."""
-        turn = await reading
-        self._transcript.due = tuple(turn.due)
-        held_bytes = 0
+    # The engine's output.
+
+    async def _answer(self, reading: "asyncio.Task[Turn]") -> None:
+        """Append the engine's answer, in several attempts if the provider's stream breaks.
+
+        Cancelling this ends the run.
+        """
+        first_turn = self._first_turn = await reading
+        self._output.transcript.due = tuple(first_turn.due)
+        turn: Turn | None = first_turn
+        if self._earlier is not None:
+            turn = await self._go_on(first_turn, self._earlier.by)
+            if turn is None and self._ending is not None:
+                return
+        while turn is not None:
+            self._turn = turn
+            try:
+                await self._append_deltas(turn)
+            except EngineError as error:
+                if not error.may_pass:
+                    raise
+                turn = await self._go_on_after(error, first_turn)
+            else:
+                return
+
+    async def _append_deltas(self, turn: Turn) -> None:
+        """Append the events of the engine's deltas."""
+        output = self._output
         async with closing_deltas(self._engine.run(turn)) as deltas:
             async for delta in deltas:
+                steps = output.machine.steps
+                if len(steps) > len(self.run.notes.steps) and not isinstance(
+                    delta, Finished | ToolStarting
+                ):
+                    await self.record.note_steps(steps)
                 # Without token streaming, deltas pile up in memory before the log sees them.
-                held_bytes += _size_bytes(delta)
-                if held_bytes > RUN_LOG_BYTES:
+                self._held_bytes += _size_bytes(delta)
+                if self._held_bytes > RUN_LOG_BYTES:
                     raise LimitExceededError(
                         f"The answer exceeds {RUN_LOG_BYTES} bytes, the most that a run may hold."
                     )
-                events = self._machine.on_delta(delta)
-                self._put(events)
-                self._record(events)  # After ``put``: the transcript must not be ahead of the log.
+                await self._put(output.machine.on_delta(delta))
                 if isinstance(delta, ToolStarting):
-                    await self._note_tool_call(self._machine.call_id(delta.tool_call_id))
-                if self._writer.is_full:
-                    await self._writer.wait_for_room()
+                    await self._note_tool_call(delta)
+                elif isinstance(delta, AnswerKept):
+                    step_id = output.machine.step_id
+                    await self.record.note_upstream(step_id, delta.upstream_id, steps)
+                if output.writer.is_full:
+                    await output.writer.wait_for_room()
 
-    async def _note_tool_call(self, call_id: str) -> None:
+    async def _put(self, events: Sequence[Event]) -> None:
+        """Put the events. Hidden ones are kept before a later visible one is put."""
+        output = self._output
+        if not output.unsaved and not any(map(output.is_hidden, events)):  # Most events.
+            output.put(events)
+            return
+        for event in events:
+            if output.is_hidden(event):
+                output.hide(event)
+                if len(output.unsaved) >= MAX_UNSAVED_EVENTS:
+                    await self._save_hidden()
+            else:
+                await self._save_hidden()
+                output.put([event])
+
+    async def _save_hidden(self) -> None:
+        if self._output.unsaved:
+            await self.record.keep_hidden(self._output.unsaved)
+            self._output.unsaved = []
+
+    async def _note_tool_call(self, delta: ToolStarting) -> None:
         """Log and record a tool call before its tool starts, which cannot be undone."""
-        await self._writer.flush()
-        if self._transcript.begun is None:
+        await self._save_hidden()
+        await self._output.writer.flush()
+        transcript, machine = self._output.transcript, self._output.machine
+        if transcript.begun is None:
             return  # The engine starts other tools unannounced, so a note would prove nothing.
-        begun = (*self._transcript.begun, call_id)
+        call_id = machine.call_id(delta.tool_call_id)
         try:
-            note = partial(self._records.note_begun, self.run.id, self.run.token, begun)
-            if not await until_available(self._clock, note):
-                raise _not_owner(self.run)
+            await self.record.note_tool_call(call_id, machine.steps, may_repeat=delta.may_repeat)
         except StoreUnavailableError as error:
             raise _TOOL_NOT_NOTED from error
-        self._transcript.begun = begun
+        transcript.begun = self.run.begun_calls
 
-    def _record(self, events: list[Event]) -> None:
-        for event in events:
-            self._transcript.add(event)
+    # Interruptions.
 
+    async def _go_on_after(self, error: EngineError, first_turn: Turn) -> Turn | None:
+        """Return the turn that continues after a provider's failure; else raise ``error``."""
+        writer, machine = self._output.writer, self._output.machine
+        await writer.flush()
+        allowed = self._policy.allows(
+            self.run,
+            Interruption.PROVIDER,
+            last_seq=writer.last_seq,
+            finished_steps=len(machine.steps),
+            now=self._clock.now(),
+        )
+        if not allowed or self._decide(first_turn) is None:
+            raise error
+        failures = 0
+        for one in reversed(self.run.attempts):
+            if one.interruption != Interruption.PROVIDER:
+                break
+            failures += 1
+        backoff = Backoff(*_RETRY_SECONDS, failures=failures, uniform=self._uniform)
+        seconds = max(backoff.next_seconds(), error.retry_after_seconds or 0.0)
+        logger.warning(
+            "answer interrupted by its provider",
+            run_id=self.run.id,
+            reason=error.detail,
+            again_in_seconds=round(seconds, 3),
+        )
+        await self._clock.sleep(seconds)
+        return await self._go_on(first_turn, Interruption.PROVIDER)
 
-def _not_owner(run: Run) -> FencedError:
-    return FencedError(f"{run.id} has another owner, or none.")
+    async def _go_on(self, first_turn: Turn, by: Interruption) -> Turn | None:
+        """Note an attempt that continues the run, and return its turn.
+
+        None, with an ending, if the run cannot be continued; None without one if only its end is
+        missing.
+        """
+        self._engine = self._source.engine(self.run)
+        continuation = self._decide(first_turn)
+        if continuation is None:
+            assert self._earlier is not None
+            self.end(self._earlier.ending)
+            return None
+        after_seq = self._output.writer.last_seq
+        await self._put(self._output.go_on(continuation))
+        await self._save_hidden()
+        await self._output.writer.flush()
+        attempt = Attempt(
+            began_at=self._clock.now(),
+            after_seq=after_seq,
+            first_seq=self._output.writer.last_seq + 1,
+            finished_steps=len(self._output.machine.steps),
+            way=continuation.way.value,
+            interruption=by.value,
+            owner=self.run.owner,
+        )
+        await self.record.note_attempt(attempt, self._output.machine.steps)
+        logger.info(
+            "answer continues",
+            run_id=self.run.id,
+            way=attempt.way,
+            after_seq=after_seq,
+            by=by.value,
+        )
+        return continuation.turn
+
+    def _decide(self, first_turn: Turn) -> Continuation | None:
+        return continue_run(
+            self.run,
+            self._output.transcript,
+            first_turn,
+            self._engine,
+            self._source.tools,
+            may_ask=self._policy.may_ask,
+        )
+
+    async def _release(self) -> None:
+        """Give the run to another process; raise _HandedOverError. Return if none can go on."""
+        is_continuable = self._policy.enabled and self.run.plan is not None
+        if is_continuable and self._first_turn is not None:
+            is_continuable = self._decide(self._first_turn) is not None
+        if not is_continuable:
+            self._ending = DRAINED
+            return
+        await self._save_hidden()
+        await self._output.writer.flush()
+        await self.record.hand_over(self._output.machine.steps)
+        raise _HandedOverError
+
+    async def _cancel_upstream(self) -> None:
+        """Stop an answer that the provider would otherwise produce to its end."""
+        upstream_id = self.record.upstream_id(self._output.machine.step_id)
+        if upstream_id is not None and self._turn is not None:
+            kept = Partial([], upstream_id=upstream_id)
+            await self._engine.cancel_upstream(replace(self._turn, partial=kept))
 
 
 def _size_bytes(delta: Delta) -> int:

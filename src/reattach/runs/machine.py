@@ -16,7 +16,7 @@ Rules:
   dropped.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -53,7 +53,15 @@ from reattach.domain.messages import (
     join_fragments,
 )
 from reattach.domain.text import storable_text
-from reattach.engine.base import Compacted, Compacting, Delta, Finished, StepFinished, ToolStarting
+from reattach.engine.base import (
+    AnswerKept,
+    Compacted,
+    Compacting,
+    Delta,
+    Finished,
+    StepFinished,
+    ToolStarting,
+)
 from reattach.engine.intake import Intake
 
 
@@ -68,22 +76,51 @@ class StepRecord:
     """The handle of the model, if it was not the run's."""
 
 
-class RunMachine:
-    """The state machine of one run. Methods return the events to append, in order."""
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The state of a run's output when an attempt was interrupted."""
 
-    def __init__(self, clock: Clock, *, stream_tokens: bool) -> None:
+    steps: Sequence[StepRecord] = ()
+    """The finished steps."""
+    step_messages: Sequence[MessageId | None] = ()
+    """The message of the model's output for each of them."""
+    step: StepRecord | None = None
+    """The step that had not finished."""
+    message_id: MessageId | None = None
+    """Its newest message of the model."""
+    next_index: int = 0
+    """The index of the next part of that message."""
+    part: tuple[Place, Fragment] | None = None
+    """The part at its end, which may grow, with a fragment of its kind."""
+    call_ids: Collection[str] = ()
+    """The ids of all calls of the run."""
+    awaiting_approval: Collection[str] = ()
+    """Those that wait for an approval."""
+
+
+class RunMachine:
+    """The state machine of one run. Methods return the events to append, in order.
+
+    ``progress`` is that of earlier attempts at the run.
+    """
+
+    def __init__(
+        self, clock: Clock, *, stream_tokens: bool, progress: Progress | None = None
+    ) -> None:
+        progress = progress or Progress()
         self._clock = clock
         self._stream_tokens = stream_tokens
-        self._intake = Intake()
-        self._message_id: MessageId | None = None
-        self._step: StepRecord | None = None
-        self._part: _Part | None = None
-        self._index = 0
+        self._intake = Intake(progress.call_ids)
+        self._message_id = progress.message_id
+        self._step = progress.step
+        self._part = _Part(*progress.part) if progress.part and stream_tokens else None
+        self._index = progress.next_index
         self._finish_reason = StopReason.END_TURN
-        self._awaiting_approval: set[str] = set()
-        self.steps: list[StepRecord] = []
-        self._step_messages: list[MessageId | None] = []
+        self._awaiting_approval = set(progress.awaiting_approval)
+        self.steps = list(progress.steps)
+        self._step_messages = list(progress.step_messages)
         """The message of the model's output for each finished step."""
+        self._earlier_steps = len(self.steps)
         self.ended = False
 
     def ping(self) -> list[Event]:
@@ -103,6 +140,16 @@ class RunMachine:
             return self._add_to_part(delta)
         return [event for one in self._intake.take(delta) for event in self._add(one)]
 
+    @property
+    def step_id(self) -> StepId | None:
+        """The step that has begun and not finished."""
+        return None if self._step is None else self._step.id
+
+    def close_step(self) -> None:
+        """Let the step that was interrupted end here; its usage is unknown."""
+        if self._step is not None:
+            self._finish_step(Usage())
+
     def call_id(self, given: str) -> str:
         """Return the id in the log of the tool call that the engine calls ``given``."""
         return self._intake.call_id(given)
@@ -120,6 +167,9 @@ class RunMachine:
                 return self._on_compacted(delta)
             case ToolStarting():
                 return self._flush()
+            case AnswerKept():
+                self._begin_step()
+                return []
             case ToolReturnPart():
                 self._awaiting_approval.discard(delta.tool_call_id)
                 return [*self._flush(), self._on_tool_return(delta)]
@@ -201,6 +251,7 @@ class RunMachine:
     def _on_compacted(self, delta: Compacted) -> list[Event]:
         summary, step = delta.summary, delta.kept_from_step
         if step is not None:
+            step += self._earlier_steps
             kept_from = self._step_messages[step] if step < len(self._step_messages) else None
             summary = structs.replace(summary, kept_from=kept_from)
         events = self._flush()

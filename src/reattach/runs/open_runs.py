@@ -10,7 +10,7 @@ import structlog
 from reattach.domain.ids import TenantId
 from reattach.domain.limits import APPEND_RETRY_SECONDS, ENGINE_STOP_SECONDS
 from reattach.runs.driver import RunDriver
-from reattach.runs.endings import DRAINED, Ending
+from reattach.runs.endings import Ending
 
 logger = structlog.get_logger(__name__)
 
@@ -66,27 +66,27 @@ class OpenRuns:
         return driver is not None
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new runs, let the open ones finish for ``seconds``, then end them (P15).
+        """Refuse new runs, let the open ones finish for ``seconds``, then hand them over (P15).
 
-        Return when no run is left, or when the rest could not be ended within some seconds more.
+        Return when no run is left, or when the rest did not stop within some seconds more.
         """
         self.draining = True
         if self._pending_count and seconds > 0:
             logger.info("draining", open_runs=self._pending_count, seconds=seconds)
-            await self._wait(seconds, end=False)
-        await self._wait(ENGINE_STOP_SECONDS + APPEND_RETRY_SECONDS, end=True)
+            await self._wait(seconds, stop=False)
+        await self._wait(ENGINE_STOP_SECONDS + APPEND_RETRY_SECONDS, stop=True)
 
     @property
     def _pending_count(self) -> int:
         return len(self.tasks) + self._sends
 
-    async def _wait(self, seconds: float, *, end: bool) -> None:
-        """Wait until nothing is left; with ``end``, end every run, including later ones."""
+    async def _wait(self, seconds: float, *, stop: bool) -> None:
+        """Wait until nothing is left; with ``stop``, hand over every run, including later ones."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._pending_count:
-                    if end:
+                    if stop:
                         for driver in list(self.drivers.values()):
-                            driver.end(DRAINED)
+                            driver.hand_over()
                     self._changed.clear()
                     await self._changed.wait()

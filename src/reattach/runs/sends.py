@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import msgspec
 import structlog
 
 from reattach.agent.engine_factory import EngineFactory
-from reattach.agent.turns import Overrides, make_turn
+from reattach.agent.turns import Overrides, TurnPlan
 from reattach.domain.backoff import until_available
 from reattach.domain.clock import Clock
 from reattach.domain.errors import QuotaError, StoreUnavailableError, UnavailableError
@@ -17,7 +17,6 @@ from reattach.domain.errors.stores import CommitUnknownError
 from reattach.domain.events import RunStatus
 from reattach.domain.ids import TenantId, Token, new_run_id, new_uuid
 from reattach.domain.messages import Message
-from reattach.engine.base import Turn
 from reattach.log.base import Log
 from reattach.records.base import (
     Agent,
@@ -31,10 +30,14 @@ from reattach.records.base import (
     Thread,
 )
 from reattach.records.records import Records
-from reattach.runs.driver import Representation, RunDriver
+from reattach.runs.attempts.plan import RunPlan
+from reattach.runs.attempts.policy import ContinuePolicy
+from reattach.runs.attempts.source import TurnSource
+from reattach.runs.driver import RunDriver
 from reattach.runs.endings import STORE_FAILED, Ending
 from reattach.runs.idempotency import otid_alias, request_key
 from reattach.runs.open_runs import OpenRuns
+from reattach.runs.output import Representation
 from reattach.runs.ownership.lease import Ownership
 
 logger = structlog.get_logger(__name__)
@@ -80,6 +83,7 @@ class Sends:
         ownership: Ownership,
         settle: Callable[[Run, Settlement], Awaitable[None]],
         give_up: Callable[[Run, Ending], None],
+        policy: ContinuePolicy,
     ) -> None:
         self._log = log
         self._records = records
@@ -89,6 +93,7 @@ class Sends:
         self._ownership = ownership
         self._settle = settle
         self._give_up = give_up
+        self._policy = policy
 
     async def send(self, send: Send, admit: Callable[[int], None]) -> Run:
         """See ``RunService.send``."""
@@ -115,26 +120,29 @@ class Sends:
     async def _start(self, send: Send, admit: Callable[[int], None]) -> asyncio.Future[Run]:
         """Start the run of ``send``. The future yields the run once the records have it."""
         model = self._engine_factory.model(send.agent, send.conversation, send.overrides.model)
-        engine = self._engine_factory.engine(model, send.tenant, send.agent, send.conversation)
+        plan = RunPlan(
+            TurnPlan.of(send.agent, send.conversation, send.overrides), send.representation
+        )
         run = self._new_run(send, model)
+        if self._policy.enabled:
+            run = replace(run, plan=plan.encode())
         aliases = [otid_alias(run.tenant, one.otid) for one in run.input if one.otid]
         # Probes the log: while it does not answer, a new run could not start.
         await self._log.find(aliases[0])
 
-        async def build_turn() -> Turn:
-            context = await self._records.messages.context(send.tenant, send.thread)
-            return make_turn(driver.run, send.agent, send.conversation, context, send.overrides)
-
+        source = TurnSource(
+            self._engine_factory, self._records.messages, plan.turn, send.agent, send.conversation
+        )
         driver = RunDriver(
             run,
             send.representation,
-            engine=engine,
+            source=source,
             log=self._log,
-            records=self._records.runs,
+            runs=self._records.runs,
             clock=self._clock,
             aliases=aliases if run.background else (),
-            make_turn=build_turn,
             settle=self._settle,
+            policy=self._policy,
         )
         key = request_key(send.messages, send.thread)
         admitted: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
@@ -181,7 +189,7 @@ class Sends:
         else:
             admitted.set_result(outcome.run)
             if isinstance(outcome, RunCreated):
-                driver.run = outcome.run  # with its approval answers completed
+                driver.record.run = outcome.run  # with its approval answers completed
                 driver.admitted = True
                 await driver.drive()
         finally:

@@ -42,13 +42,16 @@ from reattach.records.runs.notifications import (
     CancelRequested,
     Notification,
     NotificationsMissed,
+    RunReleased,
     RunSettled,
 )
+from reattach.runs.attempts.policy import ContinuePolicy
 from reattach.runs.endings import CANCELLED
 from reattach.runs.follow import Following, Target, Watch, follow, remainder
 from reattach.runs.idempotency import otid_alias
 from reattach.runs.open_runs import OpenRuns
 from reattach.runs.ownership.audit import Audit
+from reattach.runs.ownership.continuing import Continuing
 from reattach.runs.ownership.lease import Ownership
 from reattach.runs.ownership.recovery import Recovery
 from reattach.runs.ownership.retention import Retention
@@ -64,8 +67,8 @@ logger = structlog.get_logger(__name__)
 class RunService:
     """All runs of one process.
 
-    Call ``start`` and let it return before anything else: it ends every run that a dead process
-    left unfinished (P7).
+    Call ``register`` and let it return before anything else. ``recover`` then continues or ends the
+    runs that dead processes left unfinished (P7, P19).
     """
 
     def __init__(
@@ -82,10 +85,15 @@ class RunService:
         ping_interval_seconds: float = 15.0,
         lease_seconds: float = LEASE_SECONDS,
         callback_due: Callable[[], None] = lambda: None,
+        policy: ContinuePolicy | None = None,
     ) -> None:
         self.log = log
         self.watch = Watch(ping_interval_seconds)
         self.open_runs = OpenRuns()
+        self._has_recovered = False
+        """Whether the runs of earlier processes have been looked for."""
+        self.released = asyncio.Event()
+        """Set when another process gave a run up, so that ``recover`` finds it."""
         self.ownership = Ownership(records, clock, lease_seconds)
         self._records = records
         self._clock = clock
@@ -95,7 +103,25 @@ class RunService:
         self._retention = Retention(records, clock, retention)
         self._callback_due = callback_due
         self._settlements = Settlements(records, clock)
-        self._recovery = Recovery(log, records, clock, self.ownership, self._settle)
+        policy = policy or ContinuePolicy()
+        continuing = Continuing(
+            log,
+            records,
+            clock,
+            engine_factory=self.engine_factory,
+            open_runs=self.open_runs,
+            settle=self._settle,
+            policy=policy,
+        )
+        self._recovery = Recovery(
+            log,
+            records,
+            clock,
+            ownership=self.ownership,
+            settle=self._settle,
+            continuing=continuing,
+        )
+        continuing.give_up = self._recovery.give_up
         self._sends = Sends(
             log,
             records,
@@ -105,6 +131,7 @@ class RunService:
             ownership=self.ownership,
             settle=self._settle,
             give_up=self._recovery.give_up,
+            policy=policy,
         )
         self.audit = Audit(
             log,
@@ -116,13 +143,21 @@ class RunService:
             retention=retention,
         )
 
+    async def register(self) -> None:
+        """Register this process as an owner.
+
+        Raises:
+            StoreUnavailableError: The records do not answer.
+        """
+        await self.ownership.register()
+
     async def start(self) -> None:
-        """Register this process as an owner and recover the runs of dead owners.
+        """Register this process, and take over the runs of dead owners.
 
         Raises:
             StoreUnavailableError: A store does not answer.
         """
-        await self.ownership.register()
+        await self.register()
         await self.recover()
 
     @property
@@ -262,7 +297,7 @@ class RunService:
                 raise self._retention.expired_error(run)
             # Another process may be about to open the log, or to end the run because it is lost.
             is_late = self._clock.monotonic_seconds() >= give_up_at
-            if not self.ownership.shared or is_late:
+            if (self._has_recovered and not self.ownership.shared) or is_late:
                 raise StoreUnavailableError(
                     f"The events of {run.id} cannot be read at present. Try again in a moment."
                 )
@@ -389,8 +424,11 @@ class RunService:
                 self.open_runs.end(run_id, CANCELLED)
             case RunSettled(run_id):
                 self._settlements.notify(run_id)
+            case RunReleased():
+                self.released.set()
             case NotificationsMissed():
                 self._settlements.notify_all()
+                self.released.set()
 
     # Recovery, retention and draining.
 
@@ -400,7 +438,16 @@ class RunService:
         return bool(self._recovery.pending)
 
     async def recover(self) -> None:
-        await self._recovery.recover()
+        """Continue or end every run whose owner is gone, and every run that this process gave up.
+
+        A process that drains leaves them to others, or to the next start.
+
+        Raises:
+            StoreUnavailableError: A store did not answer for some run; call it again later.
+        """
+        if not self.draining:
+            await self._recovery.recover()
+            self._has_recovered = True
 
     async def sweep(self) -> int:
         """Delete the logs that are past their retention, and return how many (P14)."""

@@ -91,6 +91,15 @@ class Transcript:
             steps.setdefault(place.step_id, StepRecord(place.step_id, place.at, Usage()))
         return list(steps.values())
 
+    @property
+    def newest_place(self) -> Place | None:
+        """The place of the newest event with output."""
+        return self._place
+
+    def part_count(self, message_id: MessageId) -> int:
+        """Return the number of parts of a message, which is the index of its next part."""
+        return max(self._fragments[message_id], default=-1) + 1
+
     def messages(self, run: Run) -> tuple[Message, ...]:
         """Return the messages that the events make up, in order."""
         return tuple(

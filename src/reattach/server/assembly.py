@@ -25,6 +25,7 @@ from reattach.log.open import open_log
 from reattach.records.database.failure import explain_startup_failures
 from reattach.records.records import Records
 from reattach.redact import redact_url
+from reattach.runs.attempts.policy import ContinuePolicy
 from reattach.runs.service import RunService
 from reattach.runs.upkeep.heartbeat import heartbeat
 from reattach.runs.upkeep.schedule import listen, records_upkeep, set_clock, upkeep
@@ -150,11 +151,11 @@ async def assemble(
     clock: Clock | None = None,
     boot: BootId = boot_id,
 ) -> AsyncIterator[Context]:
-    """Run a whole server except its port: stores opened, old runs recovered, upkeep running.
+    """Run a whole server except its port: stores opened, upkeep running.
 
     ``engines`` and ``toolbox`` replace those of the settings; ``boot`` identifies the boot of the
-    machine. On exit, every open run gets its terminal group and the stores are closed. Raises
-    StartupError, StoreUnavailableError.
+    machine. On exit, open runs are handed over to the next process, or get their end if none can
+    continue them, and the stores are closed. Raises StartupError, StoreUnavailableError.
     """
     clock = clock or SystemClock()
     shared_clock = SharedClock(clock)
@@ -167,7 +168,7 @@ async def assemble(
         toolbox = await asyncio.to_thread(toolbox_of, settings, mcp_servers)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(catalog.aclose)
-        records, log = await _stores(settings, clock, boot, stack)
+        records, log, after_power_cut = await _stores(settings, clock, boot, stack)
         await set_clock(records, shared_clock)
         if mcp_servers is not None:
             # Closed after the runs, whose tools they may be running.
@@ -187,8 +188,18 @@ async def assemble(
             ping_interval_seconds=settings.ping_interval_seconds,
             lease_seconds=settings.lease_seconds,
             callback_due=callbacks.wake,
+            policy=ContinuePolicy(
+                enabled=settings.continue_runs,
+                max_interruptions=settings.continue_tries,
+                max_silent=settings.continue_silent_tries,
+                within_seconds=settings.continue_within_seconds,
+                may_ask=settings.continue_asks,
+            ),
         )
-        await runs.start()
+        if settings.continue_runs and not after_power_cut:
+            await runs.register()  # The upkeep takes the runs up, so that the port opens at once.
+        else:
+            await runs.start()
         stack.push_async_callback(runs.release_lease)
         if records.shared:
             # Closed after the runs: a process keeps its lease until its last run has ended.
@@ -228,8 +239,11 @@ async def _run_task(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 async def _stores(
     settings: Settings, clock: Clock, boot: BootId, stack: AsyncExitStack
-) -> tuple[Records, Log]:
-    """Open the stores that the settings name; the stack closes them."""
+) -> tuple[Records, Log, bool]:
+    """Open the stores that the settings name, and return whether they may lack the newest events.
+
+    The stack closes them.
+    """
     durability = settings.durability
     after_power_cut = False
     if (stores := settings.stores) is not None:
@@ -254,4 +268,4 @@ async def _stores(
         logger.warning("power cut: the last events of open runs may be lost", runs=active)
     if settings.stores is None:
         await asyncio.to_thread(datadir.note_boot, settings.data_dir, durability, boot)
-    return records, log
+    return records, log, after_power_cut

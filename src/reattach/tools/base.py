@@ -60,6 +60,9 @@ class Tool(ABC):
     description: str | None
     parameters: Mapping[str, Any]
     """The JSON schema of the arguments, an object."""
+    idempotent: bool = False
+    """Whether running it twice has the effect of running it once. A call that was interrupted then
+    runs again."""
     requires_approval: bool
     """Whether every call waits for an approval. If not, an agent may still ask for that."""
     tenants: frozenset[str] | None = None

@@ -41,6 +41,7 @@ class Options:
 
     name: str | None = None
     requires_approval: bool = False
+    idempotent: bool = False
     tenants: frozenset[str] | None = None
 
 
@@ -48,12 +49,15 @@ def tool(
     *,
     name: str | None = None,
     requires_approval: bool = False,
+    idempotent: bool = False,
     tenants: Collection[str] | None = None,
 ) -> Callable[[Callable[Arguments, Returned]], Callable[Arguments, Returned]]:
     """Set options of a function that is a tool; the function itself is unchanged.
 
     Without it, the tool has the function's name and needs no approval. ``requires_approval`` holds
-    for every agent. Only agents of ``tenants`` may use the tool; None: all.
+    for every agent. Only agents of ``tenants`` may use the tool; None: all. ``idempotent`` says
+    that running the function twice has the effect of running it once, or that it only reads: after
+    a crash of the server during a call it then runs again.
     """
     if isinstance(tenants, str):
         raise StartupError(
@@ -63,7 +67,7 @@ def tool(
     limited = None if tenants is None else frozenset(tenants)
 
     def mark(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
-        setattr(function, _OPTIONS, Options(name, requires_approval, limited))
+        setattr(function, _OPTIONS, Options(name, requires_approval, idempotent, limited))
         return function
 
     return mark
@@ -79,6 +83,7 @@ class FunctionTool(Tool):
         options: Options = getattr(function, _OPTIONS, Options())
         self.name = options.name or str(getattr(function, "__name__", ""))
         self.requires_approval = options.requires_approval
+        self.idempotent = options.idempotent
         self.tenants = options.tenants
         self.description = inspect.getdoc(function)
         if not _NAME.fullmatch(self.name):

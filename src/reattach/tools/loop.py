@@ -24,6 +24,7 @@ from reattach.engine.base import (
     Engine,
     Finished,
     Model,
+    Partial,
     StepFinished,
     ToolStarting,
     Turn,
@@ -90,8 +91,9 @@ class ToolLoop(Engine):
         if returns:
             rest = [call for call in turn.due if not offer.answers(call.name)]
             turn = replace(turn, due=rest, input=[self._message(Role.TOOL, returns), *turn.input])
-        while True:
+        while turn.max_steps > 0:  # An interrupted turn may have made all of them.
             answer = _Answer(offer, CallStream(ids))
+            answer.take_earlier(turn.partial)
             end = Finished()
             async with closing_deltas(self._engine.run(turn)) as deltas:
                 async for delta_or_end in deltas:
@@ -114,14 +116,17 @@ class ToolLoop(Engine):
                     yield delta
                     returns += [delta] if isinstance(delta, ToolReturnPart) else []
             steps_left = turn.max_steps - max(answer.steps, 1)
-            if steps_left <= 0:
-                yield Finished(StopReason.MAX_STEPS)
-                return
             history = [*turn.history, *turn.input, *self._messages(answer)]
             input_messages = [self._message(Role.TOOL, returns)]
             turn = replace(
-                turn, history=history, input=input_messages, due=(), max_steps=steps_left
+                turn,
+                history=history,
+                input=input_messages,
+                due=(),
+                max_steps=steps_left,
+                partial=None,
             )
+        yield Finished(StopReason.MAX_STEPS)
 
     async def _call_tools(
         self, calls: Sequence[ToolCallPart], offer: Offer
@@ -130,8 +135,8 @@ class ToolLoop(Engine):
             if call.name not in offer.tools:
                 yield offer.unknown_tool(call)
                 continue
-            yield ToolStarting(call.tool_call_id)
             tool = offer.tools[call.name].tool
+            yield ToolStarting(call.tool_call_id, tool.idempotent)
             seconds = tool.call_seconds or self._call_seconds
             yield await call_tool(tool, call, seconds=seconds, context=self._context)
 
@@ -173,6 +178,21 @@ class _Answer:
     """Whether a call waits for the client, or for its approval."""
     returns: list[ToolReturnPart] = field(default_factory=list)
     _texts: list[str] = field(default_factory=list)
+
+    def take_earlier(self, partial: Partial | None) -> None:
+        """Add the output before an interruption, which the engine does not yield again."""
+        if partial is None:
+            return
+        self.steps = partial.finished_steps
+        parts = [part for message in partial.messages for part in message.parts]
+        self.returns = [part for part in parts if isinstance(part, ToolReturnPart)]
+        returned = {part.tool_call_id for part in self.returns}
+        for part in parts:
+            if isinstance(part, TextPart):
+                self._texts.append(part.text)
+            elif isinstance(part, ToolCallPart):
+                has_returned = part.tool_call_id in returned
+                self.stream.add_earlier(part, has_returned=has_returned)
 
     def take(self, delta: Delta) -> Iterator[Delta]:
         """Yield the delta with the call's allocated id and the agent's approval rule."""

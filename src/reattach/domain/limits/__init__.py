@@ -158,7 +158,13 @@ LOST_LOG_FIRST_SEQ: Final = Seq(1_000_000_001)
 no reader mistakes its events for those of the lost log."""
 
 RECOVERY_INTERVAL_SECONDS: Final = 2.0
-"""Interval of the search for runs without an owner, and of retries to end one."""
+"""Interval of the search for runs without an owner, and of retries to continue or end one."""
+
+TAKEOVER_SPREAD_SECONDS: Final = 0.05
+"""The longest random wait before a process takes over runs that another one released."""
+
+LIFE_NOTED_SECONDS: Final = 30.0
+"""How often a process alone records that it lives, while it has open runs."""
 
 RECOVERIES_AT_ONCE: Final = 16
 """Concurrent recoveries: enough to hide latency, few enough for memory."""

@@ -35,7 +35,9 @@ class RunState(Answer):
     background: bool
     created_at: UtcTime
     completed_at: UtcTime | None
-    metadata: dict[str, Any] = Field(description="`run_type`, and `error` if the run failed.")
+    metadata: dict[str, Any] = Field(
+        description="`run_type`; `error` if the run failed; `attempts` if it was interrupted."
+    )
     request_config: RequestConfig
     base_template_id: str | None = None
     callback_url: str | None = None

@@ -20,7 +20,14 @@ from sqlalchemy import (
 
 from reattach.domain.events import RunStatus, StopReason, Usage
 from reattach.domain.messages import ContentPart, Message, Role
-from reattach.records.base import DEFAULT_AGENT_TYPE, AgentType, RequestConfig, RunError
+from reattach.records.base import (
+    DEFAULT_AGENT_TYPE,
+    AgentType,
+    Attempt,
+    RequestConfig,
+    RunError,
+    RunNotes,
+)
 from reattach.records.database.columns import (
     Characters,
     JsonObject,
@@ -203,6 +210,10 @@ runs = _listed(
     Column("callback_due_at", Moment),
     Column("callback_tries", Integer, server_default=text("0"), nullable=False),
     Column("begun_calls", Typed(tuple[str, ...])),
+    Column("plan", LongText()),
+    Column("notes", Typed(RunNotes, RunNotes()), server_default=text("'{}'"), nullable=False),
+    Column("attempts", Typed(tuple[Attempt, ...], ()), server_default=text("'[]'"), nullable=False),
+    Column("interrupted_at", Moment),
     partial_index("uq_runs_active_thread_key", "thread_key", ACTIVE, unique=True),
     Index("ix_runs_tenant_created_at", "tenant", "created_at", "ordinal"),
     Index("ix_runs_agent_id_created_at", "agent_id", "created_at", "ordinal"),
@@ -243,6 +254,17 @@ run_otids = Table(
     Column("tenant", Characters(), nullable=False),
     Index("ix_run_otids_tenant_otid", "tenant", "otid"),
 )
+
+hidden_events = Table(
+    "hidden_events",
+    metadata,
+    Column("ordinal", Ordinal, primary_key=True),
+    Column("run_id", ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("after_seq", Whole(0), nullable=False),
+    Column("frame", LongText(), nullable=False),
+    Index("ix_hidden_events_run_id", "run_id", "ordinal"),
+)
+"""Events of active runs that are not in their logs."""
 
 abandoned_logs = Table(
     "abandoned_logs",

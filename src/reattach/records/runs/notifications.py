@@ -33,18 +33,28 @@ class RunSettled:
 
 
 @dataclass(frozen=True, slots=True)
+class RunReleased:
+    """The owner of an active run gave it up, so that another process can continue it."""
+
+    word: ClassVar = "released"
+    run_id: RunId
+
+
+@dataclass(frozen=True, slots=True)
 class NotificationsMissed:
     """The connection was lost and is back: read everything again that you wait for."""
 
 
-Notification = CancelRequested | RunSettled | NotificationsMissed
+_Sent = CancelRequested | RunSettled | RunReleased
 
-_KINDS: Final[dict[str, type[CancelRequested | RunSettled]]] = {
-    kind.word: kind for kind in (CancelRequested, RunSettled)
+Notification = _Sent | NotificationsMissed
+
+_KINDS: Final[dict[str, type[_Sent]]] = {
+    kind.word: kind for kind in (CancelRequested, RunSettled, RunReleased)
 }
 
 
-def notify(connection: Connection, *notifications: CancelRequested | RunSettled) -> None:
+def notify(connection: Connection, *notifications: _Sent) -> None:
     """Send the notifications to all listeners when the connection's transaction commits."""
     if connection.dialect.name != "postgresql":
         return

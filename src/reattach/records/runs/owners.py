@@ -152,7 +152,12 @@ class Owners(Repository):
         owners = schema.owners
 
         def write(connection: Connection) -> Sequence[str]:
-            return connection.scalars(delete(owners).where(which).returning(owners.c.id)).all()
+            buried = delete(owners).where(which).returning(owners.c.id, owners.c.beat_at)
+            dead = connection.execute(buried).all()
+            for owner, beat_at in dead:
+                held = (schema.runs.c.owner == owner) & schema.ACTIVE
+                connection.execute(update(schema.runs).where(held).values(interrupted_at=beat_at))
+            return [owner for owner, _ in dead]
 
         return await self._database.in_write(write)
 

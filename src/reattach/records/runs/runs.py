@@ -6,6 +6,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final, Literal
 
+import msgspec
 from sqlalchemy import (
     Connection,
     Select,
@@ -24,11 +25,13 @@ from reattach.domain.events import RunStatus, StopReason
 from reattach.domain.ids import AgentId, ConversationId, RunId, TenantId, Token
 from reattach.records import lookup
 from reattach.records.base import (
+    Attempt,
     Page,
     RequestKey,
     Run,
     RunCreated,
     RunKnown,
+    RunNotes,
     Settlement,
     Step,
     Target,
@@ -40,10 +43,11 @@ from reattach.records.database.prepared import PreparedQuery
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository
 from reattach.records.runs import audit as auditing
-from reattach.records.runs import orphans
+from reattach.records.runs import hidden_events, orphans
 from reattach.records.runs.admission import admit, known_run, run_of
 from reattach.records.runs.audit import Standing
-from reattach.records.runs.notifications import CancelRequested, notify
+from reattach.records.runs.hidden_events import HiddenEvent
+from reattach.records.runs.notifications import CancelRequested, RunReleased, notify
 from reattach.records.runs.settlement import settle
 
 _ADMISSIONS: Final = 5
@@ -194,13 +198,70 @@ class Runs(Repository):
         begun = {"begun_calls": ()} if notes_begun else {}
         return await self._mark(run_id, token, status=RunStatus.RUNNING, **begun)
 
-    async def note_begun(self, run_id: RunId, token: Token, call_ids: Sequence[str]) -> bool:
+    async def note_begun(
+        self, run_id: RunId, token: Token, call_ids: Sequence[str], notes: RunNotes | None = None
+    ) -> bool:
         """Record all tool calls that have begun, or that begin once this has returned True.
 
         Returns False and changes nothing if the run has ended or its token is another one. A new
-        owner begins no calls and reports the recorded ones as possibly done.
+        owner reports the recorded ones as possibly done, or runs those again that may be repeated.
+        ``notes``, if given, replace those of the run.
         """
-        return await self._mark(run_id, token, begun_calls=tuple(call_ids))
+        noted = {} if notes is None else {"notes": notes}
+        return await self._mark(run_id, token, begun_calls=tuple(call_ids), **noted)
+
+    async def note(
+        self,
+        run_id: RunId,
+        token: Token,
+        notes: RunNotes,
+        *,
+        attempts: Sequence[Attempt] | None = None,
+    ) -> bool:
+        """Replace the notes of an active run, and its attempts if any are given.
+
+        Returns False and changes nothing if the run has ended or its token is another one.
+        """
+        tried = {} if attempts is None else {"attempts": tuple(attempts)}
+        return await self._mark(run_id, token, notes=notes, **tried)
+
+    async def keep_hidden(self, run_id: RunId, token: Token, events: Sequence[HiddenEvent]) -> bool:
+        """Add events that the run's log does not get; they are kept until the run is settled.
+
+        Returns False and changes nothing if the run has ended or its token is another one.
+        """
+
+        def write(connection: Connection) -> bool:
+            is_owned = _mark_active(connection, run_id, token, {"token": token})
+            if is_owned:
+                hidden_events.keep(connection, run_id, events)
+            return is_owned
+
+        return await self._database.in_write(write)
+
+    async def hidden_events(self, run_id: RunId) -> builtins.list[HiddenEvent]:
+        """Return the events that ``keep_hidden`` added, in order."""
+        return await self._database.in_read(hidden_events.of_run, run_id)
+
+    async def hand_over(self, run_id: RunId, token: Token, notes: RunNotes) -> bool:
+        """Make an active run an orphan that another process, or the next start, may continue.
+
+        The caller has stopped writing to the log. All processes are notified. Returns False and
+        changes nothing if the run has ended or its token is another one.
+        """
+        values = {
+            "owner": NOBODY,
+            "notes": msgspec.structs.replace(notes, handed_over=True),
+            "interrupted_at": self._clock.now(),
+        }
+
+        def write(connection: Connection) -> bool:
+            is_free = _mark_active(connection, run_id, token, values)
+            if is_free:
+                notify(connection, RunReleased(run_id))
+            return is_free
+
+        return await self._database.in_write(write)
 
     async def _mark(self, run_id: RunId, token: Token, **values: Any) -> bool:
         return await self._database.in_write(_mark_active, run_id, token, values)
@@ -244,9 +305,9 @@ class Runs(Repository):
         """Assume the worst of active runs after a power cut, and return their number.
 
         The last commits of a SQLite file may be lost, so a run that is ``created`` may have been
-        running, and any of its tool calls may have begun.
+        running, and any of its tool calls may have begun. None can be continued.
         """
-        values = {"status": RunStatus.RUNNING, "begun_calls": None}
+        values = {"status": RunStatus.RUNNING, "begun_calls": None, "plan": None}
         return await self._database.in_write(
             _count_changed, update(schema.runs).where(schema.ACTIVE).values(values)
         )
@@ -298,7 +359,7 @@ class Runs(Repository):
         disclaimed = (
             update(runs)
             .where(runs.c.id == run_id, runs.c.owner == owner, schema.ACTIVE)
-            .values(owner=NOBODY)
+            .values(owner=NOBODY, interrupted_at=self._clock.now())
         )
         return await self._database.in_write(_count_changed, disclaimed) > 0
 

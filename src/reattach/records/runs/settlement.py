@@ -12,6 +12,7 @@ from reattach.records.base import Settlement, Step, Thread
 from reattach.records.database import schema
 from reattach.records.database.columns import Moment
 from reattach.records.runs.admission import note_latest, note_message
+from reattach.records.runs.hidden_events import forget
 from reattach.records.runs.notifications import RunSettled, notify
 
 _STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
@@ -43,6 +44,7 @@ def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> boo
         "usage": settlement.usage,
         "error": settlement.error,
         "duration_ns": settlement.duration_ns,
+        "plan": None,
     }
     asked = {"run_id": run_id, "at": settlement.completed_at, **values}
     ended = connection.execute(_END, asked).one_or_none()
@@ -56,6 +58,7 @@ def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> boo
     _note_end(connection, thread, settlement)
     if messages:
         note_message(connection, thread, settlement.completed_at)
+    forget(connection, run_id)
     notify(connection, RunSettled(run_id))
     return True
 

@@ -31,7 +31,8 @@ from reattach.records.records import Records
 from reattach.runs.driver import RunDriver
 from reattach.runs.endings import LOG_LOST, STORE_FAILED, Ending
 from reattach.runs.ownership.lease import Ownership
-from reattach.runs.ownership.recovery import LONGEST_TOKEN_STEP, Recovery, find_head
+from reattach.runs.ownership.orphan_log import find_head
+from reattach.runs.ownership.recovery import LONGEST_TOKEN_STEP, Recovery
 from reattach.wire import letta
 
 logger = structlog.get_logger(__name__)

@@ -12,24 +12,22 @@ from reattach.domain.approvals import has_answer
 from reattach.domain.backoff import Backoff
 from reattach.domain.clock import Clock
 from reattach.domain.errors import (
-    ExpiredError,
     FencedError,
     LogNotFoundError,
     StoreUnavailableError,
 )
-from reattach.domain.errors.stores import LogDamagedError
 from reattach.domain.events import RunStatus, Usage
 from reattach.domain.ids import RunId
 from reattach.domain.limits import (
     LOST_LOG_FIRST_SEQ,
     RECOVERIES_AT_ONCE,
-    REPLAY_SLICE_BYTES,
     SWEEP_BATCH_RUNS,
 )
 from reattach.domain.messages import ToolCallPart
-from reattach.log.base import Head, Log
+from reattach.log.base import Log
 from reattach.records.base import Run, Settlement
 from reattach.records.records import Records
+from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.runs.endings import (
     CANCELLED,
     LOG_LOST,
@@ -38,10 +36,11 @@ from reattach.runs.endings import (
     UNREADABLE,
     Ending,
 )
+from reattach.runs.ownership.continuing import Continuing
 from reattach.runs.ownership.lease import Ownership
+from reattach.runs.ownership.orphan_log import find_head, is_lost, read_log
 from reattach.runs.transcript import Transcript
 from reattach.wire import letta
-from reattach.wire.sse import split_frames
 
 logger = structlog.get_logger(__name__)
 
@@ -87,8 +86,10 @@ class Recovery:
         log: Log,
         records: Records,
         clock: Clock,
+        *,
         ownership: Ownership,
         settle: Callable[[Run, Settlement], Awaitable[None]],
+        continuing: Continuing,
     ) -> None:
         self.pending: dict[str, PendingRecovery] = {}
         """Runs that are known to need an end, by id."""
@@ -97,6 +98,7 @@ class Recovery:
         self._clock = clock
         self._ownership = ownership
         self._settle = settle
+        self._continuing = continuing
 
     def give_up(self, run: Run, ending: Ending) -> None:
         """Note that nobody drives the run any more; ``recover`` ends it."""
@@ -178,7 +180,17 @@ class Recovery:
             ending = CANCELLED if owned.cancel_requested_at else recovery.ending
             due = await self._due_calls(owned)
             try:
-                await end_orphan(owned, ending, self._log, self._clock, self._settle, due=due)
+                if ending is not CANCELLED and await self._continuing.start(owned, ending):
+                    return
+                await end_orphan(
+                    owned,
+                    ending,
+                    self._log,
+                    self._clock,
+                    self._settle,
+                    due=due,
+                    hidden=await self._records.runs.hidden_events(owned.id),
+                )
             except FencedError:
                 if step > LONGEST_TOKEN_STEP:
                     raise
@@ -239,6 +251,7 @@ async def end_orphan(
     settle: Callable[[Run, Settlement], Awaitable[None]],
     *,
     due: Sequence[ToolCallPart] = (),
+    hidden: Sequence[HiddenEvent] = (),
 ) -> None:
     """Close the log of ``run`` if it is open, and settle the run from it. Idempotent.
 
@@ -256,16 +269,16 @@ async def end_orphan(
     left = await find_head(run, log)
     transcript = Transcript()
     if left is not None and left.tail_uncertain:
-        await _read_log(run, log, left, transcript)
+        await read_log(run, log, left, transcript, hidden)
         ending = ending if ending is CANCELLED else POWER_LOST
         writer = await log.open(run.id, run.token, first_seq=LOST_LOG_FIRST_SEQ)
-    elif _is_lost(run, left):
+    elif is_lost(run, left):
         ending = ending if ending is CANCELLED else LOG_LOST
         writer = await log.open(run.id, run.token, first_seq=LOST_LOG_FIRST_SEQ)
     else:
         writer = await log.open(run.id, run.token)
     head = writer.head
-    await _read_log(run, log, head, transcript)
+    await read_log(run, log, head, transcript, hidden)
     transcript.due = tuple(due)
     transcript.begun = run.begun_calls
     usage = Usage(step_count=len(transcript.steps_seen()))
@@ -302,48 +315,3 @@ async def _settle_from(
             transcript.usage,
         )
         await settle(replace(run, input=()), bare.settlement(run, [], now))
-
-
-async def find_head(run: Run, log: Log) -> Head | None:
-    """Return the head of the run's log; None if there is no log."""
-    try:
-        return await log.head(run.id)
-    except LogNotFoundError:
-        return None
-
-
-def _is_lost(run: Run, head: Head | None) -> bool:
-    """Whether the log is lost: a running run always had a log."""
-    if run.status is RunStatus.CREATED:
-        return False
-    # A repeated recovery finds the log that the first attempt opened.
-    return head is None or head.first_seq == LOST_LOG_FIRST_SEQ
-
-
-async def _read_log(run: Run, log: Log, head: Head, transcript: Transcript) -> None:
-    """Add the readable events of the log to the transcript.
-
-    A later version may have written events that this one does not know, and bytes may be damaged.
-    """
-    cursor = head.first_seq - 1
-    unread = 0
-    while cursor < head.last_seq:
-        try:
-            piece = await log.read(
-                run.id, cursor, max_bytes=REPLAY_SLICE_BYTES, max_events=head.last_seq
-            )
-        except (LogDamagedError, LogNotFoundError, ExpiredError) as error:
-            logger.error("log of a run is damaged", run_id=run.id, reason=error.detail)  # noqa: TRY400
-            return
-        for frame in split_frames(piece.frames):
-            try:
-                transcript.add(letta.decode(frame))
-            except Exception:  # noqa: BLE001  damaged bytes can raise anything
-                unread += 1
-        if piece.last_seq <= cursor:
-            logger.error("log of a run ends too early", run_id=run.id, after=cursor)
-            return
-        cursor = piece.last_seq
-        await asyncio.sleep(0)
-    if unread:
-        logger.error("events of a run cannot be read", run_id=run.id, events=unread)

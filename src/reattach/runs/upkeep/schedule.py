@@ -1,17 +1,19 @@
 """The periodic tasks of a process, and its listener for notifications."""
 
+import random
 from collections.abc import Awaitable, Callable
 from functools import partial
 
 import structlog
 
-from reattach.domain.clock import Clock, SharedClock
+from reattach.domain.clock import Clock, SharedClock, sleep_unless_set
 from reattach.domain.errors import ReattachError
 from reattach.domain.limits import (
     CLOCK_SET_SECONDS,
     RECOVERY_INTERVAL_SECONDS,
     SWEEP_BATCH_RUNS,
     SWEEP_INTERVAL_SECONDS,
+    TAKEOVER_SPREAD_SECONDS,
     WAL_AGE_SECONDS,
 )
 from reattach.records.records import Records
@@ -21,24 +23,36 @@ from reattach.runs.service import RunService
 logger = structlog.get_logger(__name__)
 
 
-async def upkeep(runs: RunService, clock: Clock, retention_seconds: float) -> None:
-    """Sweep, recover and audit at intervals, until cancelled. Failures are logged and retried.
+async def upkeep(
+    runs: RunService,
+    clock: Clock,
+    retention_seconds: float,
+    uniform: Callable[[float, float], float] = random.uniform,
+) -> None:
+    """Recover, sweep and audit at intervals, until cancelled. Failures are logged and retried.
 
-    Runs that this process could not end yet are retried much more often.
+    Runs that this process could not end yet are retried much more often, and runs that another
+    process released are looked for at once.
     """
     interval_seconds = min(SWEEP_INTERVAL_SECONDS, retention_seconds / 2)
     due_at = audit_due_at = clock.monotonic_seconds()
     while True:
-        if clock.monotonic_seconds() >= due_at:
+        is_due = clock.monotonic_seconds() >= due_at
+        if is_due or runs.has_pending_recoveries or runs.ownership.shared:
+            await _log_failure(runs.recover)
+        if is_due:
             due_at = clock.monotonic_seconds() + interval_seconds
             await _log_failure(partial(_sweep_all, runs))
-            await _log_failure(runs.recover)
             if clock.monotonic_seconds() >= audit_due_at:
                 audit_due_at = clock.monotonic_seconds() + AUDIT_LOGS_SECONDS
                 await _log_failure(runs.audit.compare_logs)
-        elif runs.has_pending_recoveries or runs.ownership.shared:
-            await _log_failure(runs.recover)
-        await clock.sleep(min(interval_seconds, RECOVERY_INTERVAL_SECONDS))
+        if runs.open_runs.drivers:
+            await _log_failure(runs.ownership.note_life)
+        seconds = min(interval_seconds, RECOVERY_INTERVAL_SECONDS)
+        await sleep_unless_set(clock, seconds, runs.released)
+        if runs.released.is_set():
+            runs.released.clear()
+            await clock.sleep(uniform(0.0, TAKEOVER_SPREAD_SECONDS))
 
 
 async def records_upkeep(records: Records, clock: SharedClock) -> None:

@@ -30,6 +30,7 @@ from reattach.domain.messages import (
     ToolReturnPart,
 )
 from reattach.engine.base import (
+    AnswerKept,
     Compacted,
     Compacting,
     Delta,
@@ -142,6 +143,8 @@ class EngineConformance:
                     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
                 case ToolStarting() | ToolReturnPart() | HiddenReasoningPart() | Finished():
                     pass
+                case AnswerKept(upstream_id):
+                    assert upstream_id
                 case Compacting() | Compacted():
                     pytest.fail("an engine does not compact its own context")
         assert [d for d in deltas if isinstance(d, Finished)] == deltas[-1:]

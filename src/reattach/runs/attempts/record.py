@@ -1,0 +1,100 @@
+"""The record of an active run, as its owner writes it."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from msgspec import structs
+
+from reattach.domain.backoff import until_available
+from reattach.domain.clock import Clock
+from reattach.domain.errors import FencedError
+from reattach.domain.events import RunStatus
+from reattach.domain.ids import StepId
+from reattach.records.base import Attempt, NotedStep, Run, RunNotes
+from reattach.records.runs.hidden_events import HiddenEvent
+from reattach.records.runs.runs import Runs
+from reattach.runs.machine import StepRecord
+
+
+class OwnedRun:
+    """A run of this process. ``run`` is its record as far as this process has written it.
+
+    Methods retry while the store does not answer.
+
+    Raises, from every method:
+        FencedError: The run has another owner, or has ended.
+        StoreUnavailableError: The store did not answer for APPEND_RETRY_SECONDS.
+    """
+
+    def __init__(self, run: Run, runs: Runs, clock: Clock) -> None:
+        self.run = run
+        self._runs = runs
+        self._clock = clock
+
+    def not_owner(self) -> FencedError:
+        return FencedError(f"{self.run.id} has another owner, or none.")
+
+    async def mark_running(self, *, announces_tools: bool) -> None:
+        """Record that the log is open; ``announces_tools``: and that no tool call has begun."""
+        mark = partial(self._runs.mark_running, notes_begun=announces_tools)
+        begun = () if announces_tools else None
+        await self._write(mark, status=RunStatus.RUNNING, begun_calls=begun)
+
+    async def note_tool_call(
+        self, call_id: str, steps: Sequence[StepRecord], *, may_repeat: bool
+    ) -> None:
+        """Record that a tool call begins, before it does."""
+        begun = (*(self.run.begun_calls or ()), call_id)
+        notes = self._with_steps(steps)
+        if may_repeat:
+            repeatable = (*notes.repeatable_calls, call_id)
+            notes = structs.replace(notes, repeatable_calls=repeatable)
+        note = partial(self._runs.note_begun, call_ids=begun, notes=notes)
+        await self._write(note, begun_calls=begun, notes=notes)
+
+    async def note_steps(self, steps: Sequence[StepRecord]) -> None:
+        """Record the finished steps."""
+        await self._note(self._with_steps(steps))
+
+    async def note_upstream(
+        self, step_id: StepId | None, upstream_id: str, steps: Sequence[StepRecord]
+    ) -> None:
+        """Record the provider's id of the answer of a step."""
+        notes = self._with_steps(steps)
+        await self._note(structs.replace(notes, upstream_step=step_id, upstream_id=upstream_id))
+
+    async def note_attempt(self, attempt: Attempt, steps: Sequence[StepRecord]) -> None:
+        """Record an attempt, before it begins."""
+        attempts = (*self.run.attempts, attempt)
+        notes = self._with_steps(steps)
+        note = partial(self._runs.note, notes=notes, attempts=attempts)
+        await self._write(note, notes=notes, attempts=attempts)
+
+    async def keep_hidden(self, events: Sequence[HiddenEvent]) -> None:
+        """Keep events that the log does not get."""
+        await self._write(partial(self._runs.keep_hidden, events=events))
+
+    async def hand_over(self, steps: Sequence[StepRecord]) -> None:
+        """Let another process own the run. Nothing may be written to its log any more."""
+        notes = self._with_steps(steps)
+        await self._write(partial(self._runs.hand_over, notes=notes))
+
+    def upstream_id(self, step_id: StepId | None) -> str | None:
+        """Return the provider's id of the answer of that step."""
+        notes = self.run.notes
+        return notes.upstream_id if notes.upstream_step == step_id else None
+
+    def _with_steps(self, steps: Sequence[StepRecord]) -> RunNotes:
+        noted = tuple(NotedStep(one.id, one.started_at, one.usage, one.model) for one in steps)
+        return structs.replace(self.run.notes, steps=noted, handed_over=False)
+
+    async def _note(self, notes: RunNotes) -> None:
+        await self._write(partial(self._runs.note, notes=notes), notes=notes)
+
+    async def _write(self, write: Callable[..., Awaitable[bool]], **values: Any) -> None:
+        run = self.run
+        if not await until_available(self._clock, partial(write, run.id, run.token)):
+            raise self.not_owner()
+        self.run = replace(self.run, **values)
