@@ -92,6 +92,13 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8283, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    fd: Annotated[int | None, BeforeValidator(_or_none)] = Field(
+        None,
+        ge=0,
+        le=2**31 - 1,
+        description="File descriptor of a listening socket that another process keeps open, used "
+        "instead of host and port; None: the socket that systemd passes, if any.",
+    )
     data_dir: Path = Field(
         default_factory=_default_data_dir, description="Directory of the database files."
     )

@@ -25,7 +25,7 @@ from reattach.engine.scripted import ScriptedEngine
 from reattach.http.app import create_app
 from reattach.server import datadir
 from reattach.server.assembly import assemble
-from reattach.server.listening import listen
+from reattach.server.listener import listen
 from reattach.server.process import _Server
 from reattach.settings import Settings
 from tests.support.asgi_server import Server, TestClock

@@ -10,6 +10,7 @@ import pytest
 import uvloop
 
 from reattach.server.acceptor import Acceptor, Address
+from reattach.server.listener import set_connection_options
 
 WAIT_SECONDS = 20.0
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
@@ -164,5 +165,32 @@ def test_a_refused_connection_gets_the_reason_and_costs_no_protocol() -> None:
             assert await asyncio.to_thread(client.recv, 10) == said
             client.close()
         assert [host for host, _ in asked] == ["127.0.0.1"] * 2
+
+    run(main(), uvloop.new_event_loop)
+
+
+def test_a_connection_that_waited_before_the_listener_had_its_options_has_them() -> None:
+    def send_buffer_of(one: socket.socket) -> int:
+        return one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+
+    buffers: list[int] = []
+
+    class Measured(Guest):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            buffers.append(send_buffer_of(transport.get_extra_info("socket")))
+            super().connection_made(transport)
+
+    async def main() -> None:
+        lobby = Lobby(1)
+        with listening() as listener, socket.create_connection(listener.getsockname()):
+            before = send_buffer_of(listener)
+            set_connection_options(listener)
+            assert send_buffer_of(listener) != before
+            acceptor = Acceptor(listener, lambda _: Measured(lobby), prepare=set_connection_options)
+            acceptor.start()
+            async with asyncio.timeout(WAIT_SECONDS):
+                await lobby.all_here.wait()
+            acceptor.close()
+            assert buffers == [send_buffer_of(listener)]
 
     run(main(), uvloop.new_event_loop)

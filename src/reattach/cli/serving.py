@@ -13,6 +13,10 @@ def serve(
     *,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one.")] = None,
+    fd: Annotated[
+        int | None,
+        typer.Option(help="Descriptor of a listening socket that another process keeps open."),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes that share the port; needs both store URLs.")
     ] = None,
@@ -47,6 +51,7 @@ def serve(
         **stores,
         host=host,
         port=port,
+        fd=fd,
         workers=workers,
         durability=durability,
         models=tuple(model) if model else None,

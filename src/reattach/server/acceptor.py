@@ -25,7 +25,7 @@ class Acceptor:
 
     ``admit`` is called first, with the client's address: it returns None, or the response for a
     refused client. ``release`` is called with the address of a connection that failed after it was
-    admitted.
+    admitted. ``prepare`` sets options of a connection before it gets its protocol.
 
     A tick that writes to thousands of readers takes tens of milliseconds; at one connection per
     tick, a crowd that reconnects would wait for minutes. When the process has no file descriptors
@@ -39,12 +39,14 @@ class Acceptor:
         *,
         admit: Callable[[Address], bytes | None] = lambda _: None,
         release: Callable[[Address], object] = lambda _: None,
+        prepare: Callable[[socket.socket], object] | None = None,
         pause_seconds: float = ACCEPT_PAUSE_SECONDS,
     ) -> None:
         self._listener = listener
         self._new_protocol = new_protocol
         self._admit = admit
         self._release = release
+        self._prepare = prepare
         self._pause_seconds = pause_seconds
         self._loop = asyncio.get_running_loop()
         self._connecting: set[asyncio.Task[None]] = set()
@@ -107,6 +109,8 @@ class Acceptor:
             connection.setblocking(False)
             # Sends each write at once, as the servers of asyncio and uvloop do.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._prepare is not None:
+                self._prepare(connection)
             await self._loop.connect_accepted_socket(lambda: protocol, connection)
         except OSError:
             connection.close()  # The client is gone.

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import nullcontext
 from types import FrameType
 from typing import Any, cast
 
@@ -14,18 +15,24 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from reattach.domain.errors import StartupError
 from reattach.domain.errors.connection import TooManyConnectionsError
-from reattach.domain.limits import CLOSE_SECONDS, LISTEN_BACKLOG
+from reattach.domain.limits import (
+    CLOSE_SECONDS,
+    FIRST_REQUEST_POLL_SECONDS,
+    FIRST_REQUEST_SECONDS,
+    LISTEN_BACKLOG,
+)
 from reattach.engine.base import Engine
 from reattach.http.app import create_app
 from reattach.http.connection.capacity import Capacity
 from reattach.http.connection.protocol import Endpoint, HttpConnection, encode_error
-from reattach.http.connection.states import Timeouts
+from reattach.http.connection.states import State, Timeouts
 from reattach.http.connection.watch import Watch
 from reattach.http.context import Context
 from reattach.http.middleware.loopback import is_loopback
 from reattach.server.acceptor import Acceptor, Address
 from reattach.server.assembly import assemble
-from reattach.server.listening import listen, url_of
+from reattach.server.inherited import take_inherited
+from reattach.server.listener import listen, set_connection_options, url_of
 from reattach.server.supervision import ShutdownCommand
 from reattach.settings import Settings
 
@@ -45,17 +52,30 @@ async def serve(
     process has been ended. ``engines`` replace those of the settings. A second signal cuts the
     drain short. Raises StartupError.
 
+    A socket that another process keeps open (``settings.fd``, or one that systemd passes) takes the
+    place of the host and the port. Clients that connect to it after the drain wait for the next
+    server.
+
     With ``commands`` the process is one of several that share the port. It obeys these, and signals
     only start its drain, because a service manager may signal the whole process group.
     """
-    async with assemble(settings, engines=engines) as context:
-        await _require_key_for_network(context)
-        listener = listen(settings.host, settings.port, shared=commands is not None)
-        server = _Server(context, url_of(listener), on_ready, obeys=commands is not None)
-        obeying = None if commands is None else asyncio.create_task(server.obey(commands))
-        await server.serve(sockets=[listener])
-        if obeying is not None:
-            obeying.cancel()
+    is_child = commands is not None
+    # Before anything is assembled, because that may start other programs.
+    inherited = None if is_child else take_inherited(settings.fd)
+    if inherited is not None:
+        host, port = inherited.getsockname()[:2]
+        settings = settings.model_copy(
+            update={"fd": inherited.fileno(), "host": host, "port": port}
+        )
+    with inherited or nullcontext():
+        async with assemble(settings, engines=engines) as context:
+            await _require_key_for_network(context)
+            listener = inherited or listen(settings.host, settings.port, shared=is_child)
+            server = _Server(context, url_of(listener), on_ready, obeys=is_child)
+            obeying = None if commands is None else asyncio.create_task(server.obey(commands))
+            await server.serve(sockets=[listener])
+            if obeying is not None:
+                obeying.cancel()
 
 
 async def _require_key_for_network(context: Context) -> None:
@@ -63,8 +83,9 @@ async def _require_key_for_network(context: Context) -> None:
     if settings.require_key or await context.records.keys.exist():
         return
     if not is_loopback(settings.host):
+        source = "REATTACH_HOST is" if settings.fd is None else "The inherited socket listens on"
         raise StartupError(
-            f"REATTACH_HOST is {settings.host}, which is not a loopback address, and no API key "
+            f"{source} {settings.host}, which is not a loopback address, and no API key "
             "exists, so anyone who can reach it could use this server.",
             remedy=f"Create a key with `{settings.command('keys create NAME')}`, or listen on "
             "127.0.0.1.",
@@ -119,6 +140,7 @@ class _Server(uvicorn.Server):
         self._context = context
         self._url = url
         self._on_ready = on_ready
+        self._is_inherited = settings.fd is not None
         self._obeys = obeys
         self._loop = asyncio.get_running_loop()
         self._draining: asyncio.Task[None] | None = None
@@ -131,6 +153,8 @@ class _Server(uvicorn.Server):
                 self._new_protocol,
                 admit=self._admit,
                 release=lambda address: self._capacity.leave(address[0]),
+                # Clients may have connected before the listener had these options.
+                prepare=set_connection_options if self._is_inherited else None,
             )
             acceptor.start()
             self.servers.append(cast("asyncio.Server", acceptor))  # closed as such
@@ -147,6 +171,25 @@ class _Server(uvicorn.Server):
         except TooManyConnectionsError as error:
             return encode_error(error, self.server_state.default_headers)
         return None
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting, let open requests end, and close."""
+        if self._is_inherited:
+            await self._take_last_requests()
+        await super().shutdown(sockets)
+
+    async def _take_last_requests(self) -> None:
+        """Leave new clients to the next server, and wait for the requests of those accepted here.
+
+        Closing their connections would reset requests that are on their way.
+        """
+        for acceptor in self.servers:
+            acceptor.close()
+            await acceptor.wait_closed()
+        until = self._loop.time() + FIRST_REQUEST_SECONDS
+        connections = cast("set[HttpConnection]", self.server_state.connections)
+        while self._loop.time() < until and any(one.state is State.HEAD for one in connections):  # noqa: ASYNC110  a state has no event
+            await asyncio.sleep(FIRST_REQUEST_POLL_SECONDS)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start the drain; the second signal cuts it short, and the third ends the process."""

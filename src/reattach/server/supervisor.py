@@ -20,7 +20,8 @@ import structlog
 
 from reattach.domain.backoff import Backoff
 from reattach.domain.errors import StartupError
-from reattach.server.listening import bind_socket, url_of
+from reattach.server.inherited import is_inherited
+from reattach.server.listener import bind_socket, url_of
 from reattach.server.supervision import READY, ShutdownCommand, dump_settings
 from reattach.settings import Settings
 
@@ -44,8 +45,10 @@ async def supervise(settings: Settings, *, on_ready: Callable[[str], None] | Non
     have ended, with whether all exited cleanly. If this process is killed, its children end soon.
 
     Raises:
-        StartupError: The stores cannot be shared, or a child cannot start. No child is left then.
+        StartupError: The stores or the socket cannot be shared, or a child cannot start. No child
+            is left then.
     """
+    _require_own_socket(settings)
     _require_shared_stores(settings)
     with _reserve_port(settings.host, settings.port) as listener:
         port: int = listener.getsockname()[1]
@@ -56,6 +59,16 @@ async def supervise(settings: Settings, *, on_ready: Callable[[str], None] | Non
         if await supervisor.start() and on_ready is not None:
             on_ready(url_of(listener))
         return await supervisor.keep()
+
+
+def _require_own_socket(settings: Settings) -> None:
+    if is_inherited(settings.fd):
+        raise StartupError(
+            f"REATTACH_WORKERS is {settings.workers}, and the listening socket is inherited. "
+            "Several processes cannot share it evenly: one of them would get nearly all clients.",
+            remedy="Set REATTACH_WORKERS to 1, or let the server open its own port: disable the "
+            ".socket unit, and unset REATTACH_FD.",
+        )
 
 
 def _require_shared_stores(settings: Settings) -> None:

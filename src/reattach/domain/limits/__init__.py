@@ -48,6 +48,13 @@ REFUSED_BYTES: Final = 64 * 1024
 ACCEPT_PAUSE_SECONDS: Final = 1.0
 """How long new connections wait when the process has no file descriptors left."""
 
+FIRST_REQUEST_SECONDS: Final = 1.0
+"""How long a server with an inherited socket, before it exits, waits for the requests of clients
+whose connections it has accepted."""
+
+FIRST_REQUEST_POLL_SECONDS: Final = 0.02
+"""How often it looks whether they have arrived."""
+
 FILES_RESERVED: Final = 256
 """File descriptors reserved for databases, tools and callbacks; at most a quarter of all."""
 

@@ -1,4 +1,4 @@
-"""The socket that a server listens on."""
+"""A socket of its own on which a server listens."""
 
 import errno
 import socket
@@ -14,7 +14,7 @@ from reattach.domain.limits import (
 
 
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """Bind a socket as ``bind_socket`` does, and listen. Raises StartupError."""
+    """Bind a socket as ``bind_socket`` does, and listen on it. Raises StartupError."""
     listener = bind_socket(host, port, shared=shared)
     try:
         listener.listen(LISTEN_BACKLOG)
@@ -25,19 +25,16 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 def bind_socket(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """Bind a socket, not listening yet, whose connections have small send buffers in the kernel.
+    """Bind a socket, not listening yet, whose connections have ``set_connection_options``.
 
-    Bytes in the kernel's buffer have not reached the reader; without the bound it takes megabytes
-    for each slow or dead reader. ``shared`` lets other processes bind the port too. Raises
-    StartupError.
+    ``shared`` lets other processes bind the port too. Raises StartupError.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio disables Nagle's algorithm only on sockets that name the protocol.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        _keep_alive(listener)
+        set_connection_options(listener)
         if shared:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, port))
@@ -48,9 +45,14 @@ def bind_socket(host: str, port: int, *, shared: bool = False) -> socket.socket:
     return listener
 
 
-def _keep_alive(listener: socket.socket) -> None:
-    """Make TCP detect dead clients; connections inherit the options from the listener."""
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+def set_connection_options(one: socket.socket) -> None:
+    """Bound the kernel's send buffer, and make TCP detect dead clients.
+
+    Bytes in that buffer have not reached the reader; without the bound it takes megabytes for each
+    slow or dead reader. Connections that are made later inherit the options of a listener.
+    """
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for names, value in (
         (("TCP_KEEPIDLE", "TCP_KEEPALIVE"), KEEPALIVE_IDLE_SECONDS),  # Linux, macOS
         (("TCP_KEEPINTVL",), KEEPALIVE_INTERVAL_SECONDS),
@@ -58,7 +60,7 @@ def _keep_alive(listener: socket.socket) -> None:
     ):
         option = next((getattr(socket, name) for name in names if hasattr(socket, name)), None)
         if option is not None:
-            listener.setsockopt(socket.IPPROTO_TCP, option, value)
+            one.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _not_listening(host: str, port: int, error: OSError) -> StartupError:
