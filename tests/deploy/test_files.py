@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from reattach.domain.limits import CLOSE_SECONDS, MAX_REQUEST_BYTES
+from reattach.domain.limits import CLOSE_SECONDS, LISTEN_BACKLOG, MAX_REQUEST_BYTES
 from reattach.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -18,11 +18,19 @@ COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("ut
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 SERVERS = ["reattach-1", "reattach-2"]
 UNIT = (DEPLOY / "systemd" / "reattach@.service").read_text("utf-8")
+SOCKET_UNIT = (DEPLOY / "systemd" / "reattach@.socket").read_text("utf-8")
 ENVIRONMENT = (DEPLOY / "systemd" / "environment.example").read_text("utf-8")
 PROXIES = ["haproxy.cfg", "nginx.conf"]
+SHORTEST_START_SECONDS = 0.5
+"""Time that a server takes at least to import its modules and to fail."""
 EXIT_SECONDS = CLOSE_SECONDS + 5
 """Time that a server needs to stop after its drain, with a margin."""
 LONGEST_PING_SECONDS = 55
+
+
+def unit_settings(text: str) -> dict[str, str]:
+    """Read the settings of a unit of systemd."""
+    return dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
 
 
 def variables(text: str) -> dict[str, str]:
@@ -32,7 +40,10 @@ def variables(text: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["compose.yaml", "Dockerfile", "systemd/reattach@.service", "systemd/environment.example"],
+    [
+        *("compose.yaml", "Dockerfile"),
+        *("systemd/reattach@.service", "systemd/reattach@.socket", "systemd/environment.example"),
+    ],
 )
 def test_every_variable_in_a_file_is_a_setting(name: str) -> None:
     known = {f"REATTACH_{field.upper()}" for field in Settings.model_fields}
@@ -58,12 +69,31 @@ def test_a_container_is_given_longer_than_its_server_drains(name: str) -> None:
 
 
 def test_a_unit_is_given_longer_than_its_server_drains_and_starts_again() -> None:
-    settings = dict(re.findall(r"^(\w+)=(.*)$", UNIT, re.MULTILINE))
+    settings = unit_settings(UNIT)
 
     drain = float(variables(ENVIRONMENT)["REATTACH_DRAIN_SECONDS"])
     assert float(settings["TimeoutStopSec"]) >= drain + EXIT_SECONDS
     assert settings["Restart"] == "always"
     assert settings["KillSignal"] == "SIGTERM"
+
+
+def test_a_unit_starts_again_at_once_and_gives_up_only_after_minutes() -> None:
+    settings = unit_settings(UNIT)
+
+    assert settings["RestartSec"] == "100ms"
+    tries, seconds = int(settings["StartLimitBurst"]), int(settings["StartLimitIntervalSec"])
+    # Otherwise a server that fails within a second would be restarted for ever.
+    assert tries * (0.1 + SHORTEST_START_SECONDS) < seconds
+    assert tries * SHORTEST_START_SECONDS > 60
+
+
+def test_the_socket_unit_passes_one_listening_socket_with_the_servers_backlog() -> None:
+    settings = unit_settings(SOCKET_UNIT)
+
+    assert settings["ListenStream"] == f"{variables(ENVIRONMENT)['REATTACH_HOST']}:%i"
+    assert SOCKET_UNIT.count("\nListen") == 1
+    assert settings["Accept"] == "no"
+    assert int(settings["Backlog"]) == LISTEN_BACKLOG
 
 
 def test_the_servers_start_on_new_tables_and_stores_that_forget_nothing() -> None:
@@ -128,7 +158,10 @@ def test_nginx_takes_bodies_as_large_as_the_server_does() -> None:
     assert f"larger than {MAX_REQUEST_BYTES} bytes" in text
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "Dockerfile", "systemd/reattach@.service"])
+@pytest.mark.parametrize(
+    "name",
+    ["compose.yaml", "Dockerfile", "systemd/reattach@.service", "systemd/reattach@.socket"],
+)
 def test_a_file_that_no_test_starts_says_so(name: str) -> None:
     assert "Not tested: " in (DEPLOY / name).read_text("utf-8")
     assert "not tested" in (ROOT / "docs" / "deploy.md").read_text("utf-8")
