@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, Self
 import structlog
 
 from reattach.agent.model_settings import model_settings
+from reattach.domain.backoff import Backoff
 from reattach.domain.clock import Clock
 from reattach.domain.context import (
     BYTES_PER_TOKEN,
@@ -55,6 +56,12 @@ MIN_GAIN: Final = 0.1
 
 _SCALE_BOUNDS: Final = (0.25, 4.0)
 """The bounds of the correction of estimates by a provider's counts."""
+
+_RETRIES: Final = 2
+"""Further attempts at a summary; the run that needs it waits."""
+
+_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 1.0, 4.0
+"""The first wait before another attempt, and the longest unless the provider asks for more."""
 
 Mode = Literal["all", "sliding_window", "self_compact_all", "self_compact_sliding_window"]
 
@@ -258,6 +265,18 @@ class Compactor:
         return asked or max(256, min(SUMMARY_TOKENS, self._summarizer.window_tokens // 4))
 
     async def _summary(self, turn: Turn, old: Sequence[Message]) -> tuple[str, Usage]:
+        """Return a summary, after further attempts if a failure may pass."""
+        backoff = Backoff(_RETRY_SECONDS, _LONGEST_RETRY_SECONDS, clock=self._clock)
+        while True:
+            try:
+                return await self._fitting_summary(turn, old)
+            except EngineError as error:
+                if not error.may_pass or backoff.failures >= _RETRIES:
+                    raise
+                seconds = max(backoff.next_seconds(), error.retry_after_seconds or 0.0)
+                await self._clock.sleep(seconds)
+
+    async def _fitting_summary(self, turn: Turn, old: Sequence[Message]) -> tuple[str, Usage]:
         window = self._summarizer.window_tokens
         room = window * FILL - min(self._output_tokens, window / 2) - text_tokens(self._plan.prompt)
         chars = int(max(room, window / 4) / self._scale) * BYTES_PER_TOKEN
