@@ -25,7 +25,7 @@ from typing_extensions import override
 
 from reattach.diagnostics import Diagnostic
 from reattach.domain.errors import StartupError
-from reattach.domain.limits import LEASE_SECONDS, TOOL_SECONDS
+from reattach.domain.limits import LEASE_SECONDS, MODEL_SILENCE_SECONDS, TOOL_SECONDS
 from reattach.domain.limits.requests import (
     TENANT_BODY_BYTES,
     TENANT_BODY_BYTES_PER_MINUTE,
@@ -177,6 +177,12 @@ class Settings(BaseSettings):
     )
     openai_api_key: SecretStr | None = Field(
         None, description="API key for openai_base_url; None: OPENAI_API_KEY."
+    )
+    model_silence_seconds: float = Field(
+        MODEL_SILENCE_SECONDS,
+        gt=0,
+        description="Seconds without a byte after which the answer of a hosted model has broken "
+        "off, once its output has begun.",
     )
     local_model: Path | None = Field(
         None, description="GGUF file to offer as local/<name>; None: the built-in model, if any."

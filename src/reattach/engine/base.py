@@ -203,6 +203,9 @@ class StepFinished:
     """
 
     usage: Usage
+    broke_off: bool = False
+    """Whether an EngineError with ``may_pass`` follows, so that the step has not finished if it is
+    continued: only its usage counts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,9 +178,9 @@ class Intake:
 
     def _storable(self, delta: object) -> Delta:
         match delta:
-            case StepFinished(usage):
+            case StepFinished(usage, broke_off):
                 self._step_is_over = True
-                return StepFinished(storable_usage(usage))
+                return StepFinished(storable_usage(usage), broke_off is True)
             case Finished(reason):
                 return Finished(StopReason(reason))
             case HiddenReasoningPart(state, text):

@@ -60,6 +60,7 @@ def engines_of(settings: Settings, clock: Clock) -> list[Engine]:
                 settings.models,
                 openai_base_url=settings.openai_base_url,
                 openai_api_key=_reveal(settings.openai_api_key),
+                silence_seconds=settings.model_silence_seconds,
                 images=ImageFetcher(to_private=settings.callbacks_to_private),
             )
         )
@@ -102,6 +103,7 @@ def _discovery_engines(settings: Settings, found: Sequence[Account]) -> list[Eng
             found,
             openai_base_url=settings.openai_base_url,
             openai_api_key=_reveal(settings.openai_api_key),
+            silence_seconds=settings.model_silence_seconds,
             images=ImageFetcher(to_private=settings.callbacks_to_private),
         )
     ]

@@ -317,7 +317,13 @@ MAX_VALIDATION_ERRORS: Final = 20
 MAX_ERROR_CHARS: Final = 500
 """Characters of a client's own value that an error repeats."""
 
-# Lists of models.
+# Models of providers, and lists of them.
+
+MODEL_FIRST_SECONDS: Final = 300.0
+"""How long a provider may send nothing before its first output; models reason in silence."""
+
+MODEL_SILENCE_SECONDS: Final = 60.0
+"""How long it may send no byte after that, by default."""
 
 MODEL_LIST_TIMEOUT_SECONDS: Final = 10.0
 """How long a provider may take to list its models; the start of the server does not wait."""

@@ -7,13 +7,14 @@ completions. Importing this module raises StartupError if Pydantic AI is not ins
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Final, cast
 
 from reattach.domain.errors import StartupError
+from reattach.domain.limits import MODEL_FIRST_SECONDS, MODEL_SILENCE_SECONDS
 from reattach.domain.messages import ToolCallPart, ToolReturnPart
-from reattach.engine.base import ClientTool, Delta, Engine, Model, ServerTool, Turn
+from reattach.engine.base import ClientTool, Delta, Engine, Model, ServerTool, Turn, Way
 from reattach.extras import install_hint
 
 try:
@@ -38,7 +39,7 @@ except ImportError as error:
 
 from reattach.engine.pydantic_ai.answer import Answer, counted_usage
 from reattach.engine.pydantic_ai.body import Body, watch
-from reattach.engine.pydantic_ai.failures import engine_error
+from reattach.engine.pydantic_ai.failures import engine_error, is_prefix_refusal
 from reattach.engine.pydantic_ai.images import ImageFetcher
 from reattach.engine.pydantic_ai.provider_messages import provider_messages
 from reattach.engine.pydantic_ai.settings import provider_settings
@@ -81,15 +82,19 @@ class PydanticAIEngine(Engine):
         openai_base_url: str | None = None,
         openai_api_key: str | None = None,
         models: Mapping[str, ProviderModel] | None = None,
-        max_retries: int | None = None,
+        max_retries: int = 0,
+        silence_seconds: float = MODEL_SILENCE_SECONDS,
+        first_seconds: float = MODEL_FIRST_SECONDS,
         images: ImageFetcher | None = None,
     ) -> None:
         """Offer ``handles``, and ``models`` constructed elsewhere by their handles.
 
         ``openai_base_url`` and ``openai_api_key`` take precedence over ``OPENAI_BASE_URL`` and
-        ``OPENAI_API_KEY``. A call that fails temporarily before its first delta is repeated up to
-        ``max_retries`` times; None leaves that to the provider's client. ``images`` decides which
-        image URLs may be fetched; None: those on the public internet.
+        ``OPENAI_API_KEY``. Of a provider's client, a request is repeated up to ``max_retries``
+        times; the caller repeats a turn whose error may pass, so more would multiply the requests.
+        A provider that sends no byte for ``first_seconds`` before its first output, or for
+        ``silence_seconds`` after it, has timed out. ``images`` decides which image URLs may be
+        fetched; None: those on the public internet.
 
         Imports the providers' packages, so construct it before the event loop runs. A missing key
         is an error of the turn that needs it.
@@ -101,6 +106,10 @@ class PydanticAIEngine(Engine):
         self._base_url = openai_base_url or os.environ.get("OPENAI_BASE_URL")
         self._api_key = openai_api_key or os.environ.get("OPENAI_API_KEY")
         self._max_retries = max_retries
+        self._silence_seconds = silence_seconds
+        self._first_seconds = max(first_seconds, silence_seconds)
+        self._prefix_refused: set[str] = set()
+        """The handles whose provider refused a prefix, until the process ends."""
         self._images = images or ImageFetcher()
         self._provider_models = dict(models or {})
         self._opened: dict[str, ProviderModel] = {}
@@ -114,8 +123,13 @@ class PydanticAIEngine(Engine):
     def models(self) -> Sequence[Model]:
         return self._offered
 
+    def ways(self, turn: Turn) -> Collection[Way]:
+        """Return the ways of the base class, without ``prefix`` once a provider refused one."""
+        refused = {Way.PREFIX} if turn.model in self._prefix_refused else set()
+        return frozenset(super().ways(turn)) - refused
+
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
-        answer, body = Answer(), Body()
+        answer, body = Answer(), Body(silence_seconds=self._silence_seconds)
         returns = [_unknown_tool(call) for call in turn.due]
         for returned in returns:
             yield returned
@@ -138,17 +152,23 @@ class PydanticAIEngine(Engine):
                 async with aclosing(events):
                     async for event in events:
                         for delta in answer.deltas(event):
+                            body.has_begun = True
                             yield delta
         except (exceptions.AgentRunError, exceptions.UserError, ImportError) as error:
-            for step in () if stream is None else counted_usage(stream, body):
-                yield step
-            raise engine_error(
+            failure = engine_error(
                 error,
                 turn,
                 body,
                 base_url=None if model is None else _base_url(model),
                 secrets=[self._api_key] if self._api_key else [],
-            ) from error
+                sent_prefix=self._sends_prefix(turn),
+            )
+            if self._sends_prefix(turn) and is_prefix_refusal(error):
+                self._prefix_refused.add(turn.model)
+            if stream is not None:
+                for step in counted_usage(stream, body, broke_off=failure.may_pass):
+                    yield step
+            raise failure from error
         for delta in answer.end(stream, body, turn.model):
             yield delta
 
@@ -186,9 +206,15 @@ class PydanticAIEngine(Engine):
         provider, _ = _provider_and_name(turn.model)
         has_tools = bool(turn.client_tools or turn.tools)
         settings = provider_settings(turn.settings, provider, model.profile, has_tools=has_tools)
-        if self._max_retries is not None:
+        # The others' clients would warn that they ignore the setting.
+        if "max_retries" not in model.unsupported_settings:
             settings["max_retries"] = self._max_retries
+        if "timeout" not in model.unsupported_settings:
+            settings["timeout"] = self._first_seconds
         return settings
+
+    def _sends_prefix(self, turn: Turn) -> bool:
+        return turn.said != "" and Way.PREFIX in self.ways(turn)
 
 
 def _base_url(model: ProviderModel) -> str | None:

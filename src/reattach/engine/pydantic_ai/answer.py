@@ -36,6 +36,9 @@ _WITHHELD: Final = frozenset(
     }
 )  # fmt: skip
 
+_INTERRUPTED: Final = frozenset({"abort", "error", "insufficient_system_resource", "network_error"})
+"""Reasons of a provider that could not finish its answer, as an error within the stream."""
+
 
 class Answer:
     """Turns the stream of one model call into deltas."""
@@ -76,7 +79,7 @@ class Answer:
         response = stream.get()
         failure = self._failure(stream, response, body, handle)
         if failure is not None:
-            yield from counted_usage(stream, body)
+            yield from counted_usage(stream, body, broke_off=failure.may_pass)
             raise failure
         yield StepFinished(_usage(response.usage, body))
         if _is_cut_for_length(response, body):
@@ -95,19 +98,25 @@ class Answer:
             return broken_off(body, handle)
         if response.finish_reason == "content_filter" or reason.lower() in _WITHHELD:
             words = str((response.provider_details or {}).get("refusal") or "")[:MAX_ERROR_CHARS]
-            rest = "the rest of its answer" if self._has_text else "the answer"
+            withheld = (
+                f"stopped the answer of {handle} and withheld the rest"
+                if self._has_text
+                else f"withheld the answer of {handle}"
+            )
             return ModelError(
-                f"The provider of {handle} withheld {rest}: {named or 'content_filter'}."
+                f"The provider's filter {withheld}: {named or 'content_filter'}."
                 + (f" It says: {words}" if words else "")
             )
         if _is_cut_for_length(response, body):
             return None
         is_known = response.finish_reason in {"stop", "tool_call"} or reason.lower() in _WHOLE
         if reason and not is_known:
-            return ModelError(
+            unfinished = ModelError(
                 f"The provider of {handle} ended the answer before it was whole, "
                 f"for the reason '{named}'. Send the message again, with a new OTID, to continue."
             )
+            unfinished.may_pass = reason.lower() in _INTERRUPTED
+            return unfinished
         if not self._has_text and not self._calls:
             return ModelEmptyResponseError(f"The model {handle} ended without an answer.")
         return None
@@ -173,11 +182,13 @@ class _Call:
         return name != self.name or (arguments != "" and is_json(self.arguments))
 
 
-def counted_usage(stream: StreamedResponse, body: Body) -> Iterator[StepFinished]:
+def counted_usage(
+    stream: StreamedResponse, body: Body, *, broke_off: bool
+) -> Iterator[StepFinished]:
     """Yield the usage of a failed answer, if its provider counted any."""
     usage = _usage(stream.usage, body)
     if usage.total_tokens:
-        yield StepFinished(usage)
+        yield StepFinished(usage, broke_off=broke_off)
 
 
 def _usage(usage: RequestUsage, body: Body) -> Usage:

@@ -1,10 +1,12 @@
 """The body of a provider's answer, inspected while the provider's client reads it.
 
 Pydantic AI and the clients below it hide some facts: whether the end mark came (``[DONE]``,
-``message_stop``), a finish reason without content, and each of several token counts. They are read
-here from the lines of the body.
+``message_stop``, ``finishReason``), a finish reason without content, and each of several token
+counts. They are read here from the lines of the body. Anthropic's client also hides its pings, so
+silence is measured here.
 """
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -16,9 +18,15 @@ import httpx2
 from pydantic_ai.models import Model as ProviderModel
 
 from reattach.domain.errors import ModelError
-from reattach.domain.limits import MAX_SHOWN_NAME_CHARS, MAX_WATCHED_LINE_BYTES
+from reattach.domain.limits import (
+    MAX_SHOWN_NAME_CHARS,
+    MAX_WATCHED_LINE_BYTES,
+    MODEL_SILENCE_SECONDS,
+)
 
-_RELEVANT: Final = re.compile(rb'"usage"\s*:\s*\{|"finish_reason"\s*:\s*"|"message_stop"')
+_RELEVANT: Final = re.compile(
+    rb'"usage"\s*:\s*\{|"finish_reason"\s*:\s*"|"message_stop"|"finishReason"\s*:\s*"'
+)
 
 _watched: ContextVar["Body | None"] = ContextVar("watched body", default=None)
 
@@ -26,7 +34,11 @@ _watched: ContextVar["Body | None"] = ContextVar("watched body", default=None)
 class Body:
     """The body of the newest response to one request."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, silence_seconds: float = MODEL_SILENCE_SECONDS) -> None:
+        self.has_begun = False
+        """Whether output has come, so that ``silence_seconds`` without a byte break the answer.
+        Until then only the client's read timeout holds, because a model may reason in silence."""
+        self.silence_seconds = silence_seconds
         self.content_type: str | None = None
         """None: no response was seen."""
         self.has_end_mark = False
@@ -42,6 +54,16 @@ class Body:
     def is_known(self) -> bool:
         """Whether a response was seen."""
         return self.content_type is not None
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the response says that it is a stream of events."""
+        return self.kind == "text/event-stream"
+
+    @property
+    def kind(self) -> str:
+        """The media type of the response."""
+        return (self.content_type or "").partition(";")[0].strip()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -62,12 +84,25 @@ class Body:
 
         async def aiter_bytes(chunk_size: int | None = None) -> AsyncIterator[bytes]:
             async with aclosing(read(chunk_size)) as chunks:
-                async for chunk in chunks:
+                while (chunk := await self._next(chunks)) is not None:
                     self.feed(chunk)
                     yield chunk
             self.feed(b"\n")  # The last line may lack its line end.
 
         response.aiter_bytes = aiter_bytes  # type: ignore[method-assign,assignment]
+
+    async def _next(self, chunks: AsyncIterator[bytes]) -> bytes | None:
+        """Return the next chunk, or None at the end.
+
+        Raises httpx2.ReadTimeout after ``silence_seconds`` without a byte.
+        """
+        # None without a timer: the client's read timeout, which is longer, holds in any case.
+        seconds = self.silence_seconds if self.has_begun else None
+        try:
+            async with asyncio.timeout(seconds):
+                return await anext(chunks, None)
+        except TimeoutError as error:
+            raise httpx2.ReadTimeout(f"No byte for {seconds} s.") from error
 
     def feed(self, chunk: bytes) -> None:
         """Inspect the next chunk."""
@@ -87,6 +122,9 @@ class Body:
         if isinstance(usage, dict) and "prompt_tokens" in usage:
             self.usage_reports += 1
             _raise_to(self.usage, usage)
+        candidates = event.get("candidates")
+        if isinstance(candidates, list) and candidates and isinstance(candidates[0], dict):
+            self.has_end_mark = self.has_end_mark or bool(candidates[0].get("finishReason"))
         choices = event.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
             reason = choices[0].get("finish_reason")
@@ -117,11 +155,12 @@ class Lines:
 def watch(model: ProviderModel) -> None:
     """Install the watcher of response bodies on the model's HTTP client.
 
-    The clients of OpenAI and Anthropic do not expose their HTTP client, so this reads a private
-    attribute, which has the same name in both; pyproject bounds their versions. A model without it
-    works as before, unwatched.
+    The SDKs of OpenAI, Anthropic and Google do not expose their HTTP client, so this reads private
+    attributes; pyproject bounds their versions. A model without one works as before, unwatched.
     """
-    client = getattr(getattr(model, "client", None), "_client", None)
+    sdk = getattr(model, "client", None)
+    google = getattr(sdk, "_api_client", None)
+    client = getattr(sdk, "_client", None) or getattr(google, "_async_httpx_client", None)
     if isinstance(client, httpx2.AsyncClient):
         hooks = client.event_hooks
         if _attach not in hooks["response"]:
@@ -135,17 +174,21 @@ async def _attach(response: httpx2.Response) -> None:
 
 
 def broken_off(body: Body, handle: str) -> ModelError:
-    """Return the error for a body that ended without an end mark."""
-    kind = (body.content_type or "").partition(";")[0].strip()
-    if body.is_known and kind != "text/event-stream":
+    """Return the error for a body that ended without an end mark.
+
+    The answer may be continued, unless the body was no stream of events.
+    """
+    if body.is_known and not body.is_stream:
         return ModelError(
             f"The provider of {handle} did not answer with an event stream, but with "
-            f"'{kind[:MAX_SHOWN_NAME_CHARS]}'. Check the base URL in the server's settings."
+            f"'{body.kind[:MAX_SHOWN_NAME_CHARS]}'. Check the base URL in the server's settings."
         )
-    return ModelError(
+    broken = ModelError(
         f"The answer of {handle} broke off: the provider closed the stream without an end "
         "mark. The part that arrived is kept; send the message again, with a new OTID, to continue."
     )
+    broken.may_pass = True
+    return broken
 
 
 def _object(data: bytes) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from reattach.domain.limits import (
     MODEL_LIST_RETRY_SECONDS,
     MODEL_LIST_SECONDS,
     MODEL_LIST_TIMEOUT_SECONDS,
+    MODEL_SILENCE_SECONDS,
 )
 from reattach.engine.base import Model
 from reattach.engine.providers import Account
@@ -59,6 +60,7 @@ class DiscoveringEngine(PydanticAIEngine):
         *,
         openai_base_url: str | None = None,
         openai_api_key: str | None = None,
+        silence_seconds: float = MODEL_SILENCE_SECONDS,
         images: ImageFetcher | None = None,
     ) -> None:
         """Imports the providers' packages, so construct it before the event loop runs.
@@ -66,7 +68,11 @@ class DiscoveringEngine(PydanticAIEngine):
         A provider whose package is not installed is left out; ``problems`` reports it.
         """
         super().__init__(
-            (), openai_base_url=openai_base_url, openai_api_key=openai_api_key, images=images
+            (),
+            openai_base_url=openai_base_url,
+            openai_api_key=openai_api_key,
+            silence_seconds=silence_seconds,
+            images=images,
         )
         self._left_out: list[str] = []
         self._accounts: dict[str, Account] = {}

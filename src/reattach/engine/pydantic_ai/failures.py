@@ -8,17 +8,15 @@ from urllib.parse import urlsplit
 from pydantic_ai import exceptions
 
 from reattach.domain.errors import (
-    ContextWindowError,
     EngineError,
     ModelAuthenticationError,
     ModelEmptyResponseError,
     ModelError,
-    ModelRateLimitError,
-    ModelTimeoutError,
 )
 from reattach.domain.limits import MAX_ERROR_CHARS
 from reattach.engine.base import Turn
 from reattach.engine.pydantic_ai.body import Body, broken_off
+from reattach.engine.pydantic_ai.meanings import cannot_be_read, meant_error
 from reattach.redact import redact_text
 
 _NO_SUCH_PATH: Final = frozenset({404, 405})
@@ -27,16 +25,30 @@ _VERSION: Final = re.compile(r"/v\d")
 _IMAGE_REFUSALS: Final = frozenset({400, 404, 415, 422})
 """The statuses with which providers refuse images."""
 
+_PREFIX_REFUSAL: Final = re.compile(r"prefill|model turn|end with a user", re.IGNORECASE)
+"""Words with which providers refuse a request that ends with the beginning of the answer."""
+
 
 def engine_error(
-    error: Exception, turn: Turn, body: Body, *, base_url: str | None, secrets: Sequence[str] = ()
+    error: Exception,
+    turn: Turn,
+    body: Body,
+    *,
+    base_url: str | None,
+    secrets: Sequence[str] = (),
+    sent_prefix: bool = False,
 ) -> EngineError:
     """Return the error to report for one of Pydantic AI, with the provider's own message.
 
-    The message is redacted, ``secrets`` first, and cut. ``base_url`` is the model's.
+    The message is redacted, ``secrets`` first, and cut. ``base_url`` is the model's. An answer may
+    be continued after a refused prefix, in another way.
     """
-    failure = _failure(error, turn.model)
+    if isinstance(error, exceptions.UserError | ImportError):
+        return _set_up_error(error, turn.model)
+    failure = meant_error(error, turn.model)
     if isinstance(failure, ModelEmptyResponseError) and body.is_known and not body.has_end_mark:
+        return broken_off(body, turn.model)
+    if cannot_be_read(error) and body.is_known and not body.is_stream:
         return broken_off(body, turn.model)
     words = redact_text(_words(error), max_chars=MAX_ERROR_CHARS, secrets=secrets)
     more = [f"It says: {words}"] if words else []
@@ -45,7 +57,16 @@ def engine_error(
         more.append(hint)
     elif type(failure) is ModelError and status in _IMAGE_REFUSALS and _has_images(turn):
         more.append("The conversation has images, which the model may not accept.")
-    return type(failure)(" ".join([failure.detail, *more]))
+    explained = type(failure)(" ".join([failure.detail, *more]))
+    explained.may_pass = failure.may_pass or (sent_prefix and is_prefix_refusal(error))
+    explained.retry_after_seconds = failure.retry_after_seconds
+    return explained
+
+
+def is_prefix_refusal(error: Exception) -> bool:
+    """Whether the provider refused to continue a text that the request gave as its answer's."""
+    is_refusal = isinstance(error, exceptions.ModelHTTPError) and error.status_code == 400
+    return is_refusal and _PREFIX_REFUSAL.search(_words(error)) is not None
 
 
 def _has_images(turn: Turn) -> bool:
@@ -83,42 +104,6 @@ def _base_url_hint(handle: str, status: int | None, words: str, base_url: str | 
             "REATTACH_OPENAI_BASE_URL to a URL that ends in /v1."
         )
     return None
-
-
-def _failure(error: Exception, handle: str) -> EngineError:
-    status = error.status_code if isinstance(error, exceptions.ModelHTTPError) else None
-    match error:
-        case exceptions.UserError() | ImportError():
-            return _set_up_error(error, handle)
-        case exceptions.ModelAuthenticationError():
-            return ModelAuthenticationError(
-                f"Authentication failed with the provider of {handle}. "
-                "Check the API key in the server's settings."
-            )
-        case exceptions.ModelQuotaExceededError():
-            return ModelRateLimitError(
-                f"The account at the provider of {handle} has no quota left."
-            )
-        case exceptions.ModelRateLimitError():
-            return ModelRateLimitError(
-                f"The provider of {handle} limits the rate of requests. Try again later."
-            )
-        case exceptions.ModelTimeoutError() | exceptions.ModelRequestTimeout():
-            return ModelTimeoutError(f"The provider of {handle} did not answer in time.")
-        case exceptions.ModelContextWindowExceededError():
-            return ContextWindowError(f"The conversation exceeds the context window of {handle}.")
-        case exceptions.ModelNotFoundError():
-            return ModelError(
-                f"The provider of {handle} has no model of that name, or has another address."
-            )
-        case exceptions.ModelConnectionError():
-            return ModelError(f"The connection to the provider of {handle} failed.")
-        case exceptions.UnexpectedModelBehavior() if "without content" in error.message:
-            return ModelEmptyResponseError(f"The model {handle} ended without an answer.")
-    if status in (408, 504):
-        return ModelTimeoutError(f"The provider of {handle} did not answer in time.")
-    suffix = f" (status {status})" if status else ""
-    return ModelError(f"The provider of {handle} failed{suffix}.")
 
 
 def _set_up_error(error: Exception, handle: str) -> EngineError:
