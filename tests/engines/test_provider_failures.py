@@ -5,13 +5,16 @@ The SDKs of providers are imported where they are used, because each takes a sec
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
+from reattach.domain.clock import SystemClock
 from reattach.domain.errors import (
     ContextWindowError,
     EngineError,
@@ -24,8 +27,11 @@ from reattach.domain.events import StopReason
 from reattach.domain.messages import Role
 from reattach.engine.base import Delta, Engine, Finished, Partial, StepFinished, Turn, Way
 from reattach.engine.pydantic_ai import PydanticAIEngine
+from reattach.server.assembly import engines_of
+from reattach.settings import Settings
 from reattach.testing.conformance.engine import Subject, message, text_of
 from reattach.testing.providers import anthropic as messages
+from reattach.testing.providers import openai as chats
 from tests.support.breaking_provider import (
     DIALECTS,
     Answer,
@@ -234,8 +240,9 @@ async def failing(engine: Engine, turn: Turn) -> tuple[list[Delta], EngineError]
     """Return the deltas of a turn that fails, and its error."""
     deltas: list[Delta] = []
     try:
-        async for delta in engine.run(turn):
-            deltas.append(delta)  # noqa: PERF401
+        async with asyncio.timeout(NEVER / 2):
+            async for delta in engine.run(turn):
+                deltas.append(delta)  # noqa: PERF401
     except EngineError as error:
         return deltas, error
     pytest.fail("the turn did not fail")
@@ -338,6 +345,40 @@ async def test_a_model_may_be_silent_for_longer_before_its_first_output(provider
         async with engine_of(provider, server.url, silence=0.2) as engine:
             deltas = [delta async for delta in engine.run(Subject(engine, handle).turn("hi"))]
         assert text_of(deltas) == "Hello."
+
+
+async def test_the_time_of_silence_is_a_setting() -> None:
+    dialect = DIALECTS["openai"]
+    async with breaking_provider() as server, AsyncExitStack() as stack:
+        server.answer = Answer(dialect.begins() + dialect.says("Hel"), "silent")
+        settings = Settings(
+            models=("openai/small",),
+            openai_base_url=f"{server.url}/v1",
+            openai_api_key=SecretStr("sk-test"),
+            model_silence_seconds=0.2,
+        )
+        engines = await asyncio.to_thread(engines_of, settings, SystemClock())
+        for engine in engines:
+            stack.push_async_callback(engine.aclose)
+        hosted = engines[0]
+        deltas, error = await failing(hosted, Subject(hosted, "openai/small").turn("hi"))
+        assert type(error) is ModelTimeoutError
+        assert text_of(deltas) == "Hel"
+
+
+@pytest.mark.parametrize(
+    ("reason", "may_pass"),
+    [("error", True), ("insufficient_system_resource", True), ("weather", False)],
+)
+async def test_the_reason_for_an_early_end_says_whether_it_may_pass(
+    reason: str, may_pass: bool
+) -> None:
+    dialect = DIALECTS["openai"]
+    async with breaking_provider() as server, engine_of("openai", server.url) as engine:
+        server.answer = Answer(dialect.begins() + dialect.says("Hel") + chats.stops(reason))
+        _, error = await failing(engine, Subject(engine, HANDLES["openai"]).turn("hi"))
+    assert (error.code, error.may_pass) == ("llm_error", may_pass)
+    assert f"'{reason}'" in error.detail
 
 
 async def test_pings_between_outputs_are_no_silence() -> None:

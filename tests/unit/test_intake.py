@@ -279,3 +279,10 @@ def test_the_text_of_a_call_is_the_same_with_and_without_tokens() -> None:
         ]
         text = "".join(call.arguments or "" for call in calls)
         assert json.loads(text) == {"q": SMILE}
+
+
+@pytest.mark.parametrize("broke_off", [True, False])
+def test_the_step_of_an_answer_that_broke_off_keeps_its_mark(broke_off: bool) -> None:
+    assert taken(StepFinished(Usage(), broke_off=broke_off)) == [
+        StepFinished(Usage(), broke_off=broke_off)
+    ]

@@ -96,13 +96,13 @@ class Body:
 
         Raises httpx2.ReadTimeout after ``silence_seconds`` without a byte.
         """
-        # None without a timer: the client's read timeout, which is longer, holds in any case.
-        seconds = self.silence_seconds if self.has_begun else None
+        if not self.has_begun:  # The client's read timeout, which is longer, always holds.
+            return await anext(chunks, None)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(self.silence_seconds):
                 return await anext(chunks, None)
         except TimeoutError as error:
-            raise httpx2.ReadTimeout(f"No byte for {seconds} s.") from error
+            raise httpx2.ReadTimeout(f"No byte for {self.silence_seconds} s.") from error
 
     def feed(self, chunk: bytes) -> None:
         """Inspect the next chunk."""
