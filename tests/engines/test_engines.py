@@ -8,10 +8,12 @@ import pytest
 from reattach.engine.base import Delta, ModelSettings, Turn
 from reattach.engine.function import FunctionEngine
 from reattach.engine.local import LocalEngine
+from reattach.engine.openai_responses import OpenAIResponsesEngine
 from reattach.engine.pydantic_ai import PydanticAIEngine
 from reattach.engine.scripted import ScriptedEngine
 from reattach.testing.conformance.engine import EngineConformance, Subject
 from tests.support.openai_server import openai_server
+from tests.support.responses_server import responses_server
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,22 @@ class TestPydanticAIEngine(EngineConformance):
             yield Subject(
                 engine=engine,
                 model="openai/small",
+                history_prompt="[history]",
+                system_prompt="[system]",
+            )
+            await engine.aclose()
+
+
+class TestOpenAIResponsesEngine(EngineConformance):
+    @pytest.fixture
+    async def subject(self) -> AsyncIterator[Subject]:
+        async with responses_server() as server:
+            engine = OpenAIResponsesEngine(
+                ["openai-responses/small"], base_url=server.base_url, api_key="sk-test"
+            )
+            yield Subject(
+                engine=engine,
+                model="openai-responses/small",
                 history_prompt="[history]",
                 system_prompt="[system]",
             )

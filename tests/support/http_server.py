@@ -22,11 +22,11 @@ class Request:
 
 
 async def read_request(reader: asyncio.StreamReader) -> Request:
-    """Read a request. Raises IncompleteReadError if the client disconnects."""
+    """Read a request; no body is ``{}``. Raises IncompleteReadError if the client disconnects."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
     headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in head[1:])}
-    body = json.loads(await reader.readexactly(int(headers["content-length"])))
-    return Request(head[0], headers, body)
+    content = await reader.readexactly(int(headers.get("content-length", "0")))
+    return Request(head[0], headers, json.loads(content or b"{}"))
 
 
 @asynccontextmanager

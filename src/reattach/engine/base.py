@@ -53,7 +53,8 @@ class Partial:
     finished_steps: int = 0
     """The number of steps among them that had finished; the output of another one may follow."""
     upstream_id: str | None = None
-    """The id of the last AnswerKept of the step that had not finished."""
+    """The id of the last AnswerKept of the step that had not finished. With it, a turn is continued
+    by ``upstream`` even if there are no messages."""
 
     @property
     def text(self) -> str:
@@ -265,9 +266,10 @@ class Engine(ABC):
     def run(self, turn: Turn) -> AsyncIterator[Delta]:
         """Answer ``turn`` as an async generator; several turns may run at once.
 
-        Deltas are yielded as soon as the model has produced them. When the run is cancelled, the
-        generator is closed (``aclose``) at any await. It must then stop the model within a second
-        and must not swallow the cancellation.
+        Deltas are yielded as soon as the model has produced them. When the run is cancelled or
+        handed over, the generator is closed (``aclose``) at any await. It must then stop the model
+        within a second and must not swallow the cancellation. An answer whose AnswerKept was
+        yielded goes on at the provider: only ``cancel_upstream`` stops it.
 
         Raises:
             EngineError: The turn failed; the text is safe to show. Any other exception is a fault
@@ -279,7 +281,12 @@ class Engine(ABC):
         return ONLY_STEP
 
     async def cancel_upstream(self, turn: Turn) -> None:  # noqa: ARG002
-        """Stop the answer that the provider keeps as ``turn.partial.upstream_id``; may fail."""
+        """Stop the answer that the provider keeps as ``turn.partial.upstream_id``, if it has one.
+
+        Called when the run was cancelled or given up, after its generator was closed, and never
+        when the run is continued, here or by another process. ``turn.partial`` may lack the output.
+        Returns within a second. A failure is logged, not raised: the run has ended anyway.
+        """
         return
 
     @abstractmethod

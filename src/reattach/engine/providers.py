@@ -43,6 +43,9 @@ PROVIDERS: Final = (
     Provider("xai", ("XAI_API_KEY",), "https://api.x.ai/v1"),
 )
 
+OPENAI_RESPONSES: Final = "openai-responses"
+"""The provider in handles of OpenAI's models whose answers are kept; it uses OpenAI's account."""
+
 VARIABLES: Final = frozenset(
     name
     for provider in PROVIDERS
@@ -98,10 +101,10 @@ def missing_key(
 ) -> str | None:
     """Return the variables of which a hosted model needs one; None if one is set or unknown.
 
-    ``openai_settings`` says that the server's settings have a key or URL for ``openai/…``.
+    ``openai_settings`` says that the server's settings have a key or URL for OpenAI's API.
     """
     name = handle.partition("/")[0]
-    name = {"google_ai": "google"}.get(name, name)
+    name = {"google_ai": "google", OPENAI_RESPONSES: "openai"}.get(name, name)
     for provider in PROVIDERS:
         if provider.name != name:
             continue

@@ -9,7 +9,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from reattach.domain.errors import StartupError
 from reattach.domain.limits import MODEL_FIRST_SECONDS, MODEL_SILENCE_SECONDS
@@ -130,7 +130,7 @@ class PydanticAIEngine(Engine):
 
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
         answer, body = Answer(), Body(silence_seconds=self._silence_seconds)
-        returns = [_unknown_tool(call) for call in turn.due]
+        returns = [unknown_tool(call) for call in turn.due]
         for returned in returns:
             yield returned
         model: ProviderModel | None = None
@@ -252,10 +252,15 @@ def offered_model(handle: str, *, context_tokens: int | None = None) -> Model:
 
 
 def _context_tokens(handle: str) -> int | None:
+    return model_profile(handle).get("context_window")
+
+
+def model_profile(handle: str) -> Mapping[str, Any]:
+    """Return the known facts of a handle's model. Raises StartupError as the engine does."""
     provider, name = _provider_and_name(handle)
     try:
         infer_provider_class(provider)
-        return infer_model_profile(f"{provider}:{name}").get("context_window")
+        return cast("Mapping[str, Any]", infer_model_profile(f"{provider}:{name}"))
     except ImportError as error:
         raise StartupError(
             f"The model {handle} needs a package that is not installed.", remedy=str(error)
@@ -267,7 +272,7 @@ def _context_tokens(handle: str) -> int | None:
         ) from error
 
 
-def _unknown_tool(call: ToolCallPart) -> ToolReturnPart:
+def unknown_tool(call: ToolCallPart) -> ToolReturnPart:
     """Return the error for an approved call of a tool that the server does not have."""
     return call.error_return(
         f"The server has no tool {call.name}. The client has to run it and send its return."

@@ -98,7 +98,7 @@ def _base_url_hint(handle: str, status: int | None, words: str, base_url: str | 
         return (
             "The base URL of Anthropic's API has no version: leave out /v1 in ANTHROPIC_BASE_URL."
         )
-    if handle.startswith("openai/") and not has_version:
+    if handle.startswith(("openai/", "openai-responses/")) and not has_version:
         return (
             "The base URL has no version in its path, and most servers want one: set "
             "REATTACH_OPENAI_BASE_URL to a URL that ends in /v1."

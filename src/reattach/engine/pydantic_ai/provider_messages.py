@@ -49,11 +49,11 @@ def provider_messages(
     messages: list[pm.ModelMessage] = []
     if turn.system:
         messages.append(pm.ModelRequest([pm.SystemPromptPart(turn.system)]))
-    names = _ToolNames(
+    names = ToolNames(
         {*(tool.name for tool in turn.client_tools), *(tool.name for tool in turn.tools)}
     )
     sources = (*turn.history, *turn.input)
-    for message, answers in zip(sources, _returns_by_message(sources, returns), strict=True):
+    for message, answers in zip(sources, returns_by_message(sources, returns), strict=True):
         if message.role is Role.ASSISTANT:
             returned = {one.tool_call_id for one in answers}
             if response := list(_response_parts(message, returned, names)):
@@ -66,7 +66,7 @@ def provider_messages(
     return messages
 
 
-def _returns_by_message(
+def returns_by_message(
     sources: Sequence[Message], returns: Sequence[ToolReturnPart]
 ) -> list[list[ToolReturnPart]]:
     """Return the returns of each message's calls. Providers may reuse an id in later calls."""
@@ -81,7 +81,7 @@ def _returns_by_message(
 
 
 def _response_parts(
-    message: Message, returned: set[str], names: "_ToolNames"
+    message: Message, returned: set[str], names: "ToolNames"
 ) -> Iterator[pm.ModelResponsePart]:
     for part in message.parts:
         if isinstance(part, TextPart) and part.text:
@@ -93,7 +93,7 @@ def _response_parts(
 
 
 @dataclass(frozen=True, slots=True)
-class _ToolNames:
+class ToolNames:
     """Names of tools in a history, in which a model may have called one that does not exist."""
 
     offered: Collection[str]
@@ -106,7 +106,7 @@ class _ToolNames:
 
 
 def _return_part(
-    returned: ToolReturnPart, names: "_ToolNames", images: ImagesByUrl | None
+    returned: ToolReturnPart, names: "ToolNames", images: ImagesByUrl | None
 ) -> pm.ToolReturnPart:
     content: list[pm.UserContent] = [returned.output] if returned.output else []
     content += [_image(image, images) for image in returned.images]
