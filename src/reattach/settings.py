@@ -173,7 +173,9 @@ class Settings(BaseSettings):
         (), description="Handles of hosted models to offer, such as openai/gpt-4o-mini."
     )
     openai_base_url: HttpUrl = Field(
-        None, description="Base URL of an OpenAI-compatible server, used for handles openai/…."
+        None,
+        description="Base URL of an OpenAI-compatible server, used for handles openai/… and "
+        "openai-responses/….",
     )
     openai_api_key: SecretStr | None = Field(
         None, description="API key for openai_base_url; None: OPENAI_API_KEY."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from reattach.domain.limits import MAX_MODEL_LIST_BYTES
 from reattach.embed import Reattach, Turn
 from reattach.engine.base import Engine
 from reattach.engine.catalog import Catalog
+from reattach.engine.openai_responses import OpenAIResponsesEngine
 from reattach.engine.providers import PROVIDERS, accounts, missing_key
 from reattach.http.context import Context
 from reattach.server.assembly import assemble, engines_of
@@ -304,3 +306,30 @@ def test_every_provider_is_available_by_each_of_its_keys() -> None:
         assert missing_key(f"{provider.name}/x", {}) == " or ".join(provider.key_variables)
     assert accounts({"OPENAI_API_KEY": ""}) == []
     assert missing_key("unheard-of/x", {}) is None
+
+
+async def test_kept_answers_are_offered_with_openais_key_beside_its_listed_models(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with aclosing(await catalog_of(openai_base_url="http://127.0.0.1:9/v1")) as catalog:
+        with pytest.raises(NotFoundError):
+            catalog.engine("openai-responses/gpt-x")
+    monkeypatch.setenv("OPENAI_API_KEY", "sesame")
+    async with aclosing(await catalog_of()) as catalog:
+        assert isinstance(catalog.engine("openai-responses/gpt-x"), OpenAIResponsesEngine)
+        assert not isinstance(catalog.engine("openai/gpt-x"), OpenAIResponsesEngine)
+
+
+async def test_named_models_keep_their_order_whichever_engine_answers() -> None:
+    named = ("openai-responses/gpt-x", "openai/gpt-x")
+    for models in (named, named[::-1], named[:1]):
+        async with aclosing(await catalog_of(models=models)) as catalog:
+            assert handles(catalog) == list(models)
+            assert isinstance(catalog.engine(named[0]), OpenAIResponsesEngine)
+            with pytest.raises(NotFoundError):
+                catalog.engine("openai-responses/other")
+
+
+def test_kept_answers_need_the_key_of_openai() -> None:
+    assert missing_key("openai-responses/gpt-x", {}) == "OPENAI_API_KEY"
+    assert missing_key("openai-responses/gpt-x", {"OPENAI_API_KEY": "sesame"}) is None

@@ -16,7 +16,7 @@ from reattach.domain.limits import MCP_START_WAIT_SECONDS
 from reattach.engine.base import Engine
 from reattach.engine.catalog import Catalog
 from reattach.engine.local import LocalEngine
-from reattach.engine.providers import Account, accounts
+from reattach.engine.providers import OPENAI_RESPONSES, Account, accounts
 from reattach.engine.scripted import ScriptedEngine
 from reattach.extras import install_hint
 from reattach.http.context import Context
@@ -52,18 +52,7 @@ def engines_of(settings: Settings, clock: Clock) -> list[Engine]:
     """
     engines: list[Engine] = []
     if settings.models:
-        from reattach.engine.pydantic_ai import PydanticAIEngine  # needs an extra
-        from reattach.engine.pydantic_ai.images import ImageFetcher
-
-        engines.append(
-            PydanticAIEngine(
-                settings.models,
-                openai_base_url=settings.openai_base_url,
-                openai_api_key=_reveal(settings.openai_api_key),
-                silence_seconds=settings.model_silence_seconds,
-                images=ImageFetcher(to_private=settings.callbacks_to_private),
-            )
-        )
+        engines.extend(_named_engines(settings, clock))
     local = LocalEngine(settings.local_model)
     if local.missing is None:
         engines.append(local)
@@ -72,7 +61,7 @@ def engines_of(settings: Settings, clock: Clock) -> list[Engine]:
     if settings.scripted:
         engines.append(ScriptedEngine(clock=clock))
     if not settings.models and (found := accounts_of(settings)):
-        engines.extend(_discovery_engines(settings, found))
+        engines.extend(_discovery_engines(settings, found, clock))
     return engines
 
 
@@ -89,24 +78,67 @@ def _reveal(secret: SecretStr | None) -> str | None:
     return None if secret is None else secret.get_secret_value()
 
 
-def _discovery_engines(settings: Settings, found: Sequence[Account]) -> list[Engine]:
-    """Return the engine for the models that these providers list; none without the extra."""
+def _named_engines(settings: Settings, clock: Clock) -> list[Engine]:
+    """Return the engines of the hosted models in the settings, that of the first model first."""
+    from reattach.engine.openai_responses import OpenAIResponsesEngine  # needs an extra
+    from reattach.engine.pydantic_ai import PydanticAIEngine
+    from reattach.engine.pydantic_ai.images import ImageFetcher
+
+    kept = [handle for handle in settings.models if _keeps_answers(handle)]
+    others = [handle for handle in settings.models if not _keeps_answers(handle)]
+    url, key = settings.openai_base_url, _reveal(settings.openai_api_key)
+    images = ImageFetcher(to_private=settings.callbacks_to_private)
+    engines: list[Engine] = []
+    if others:
+        engines.append(
+            PydanticAIEngine(
+                others,
+                openai_base_url=url,
+                openai_api_key=key,
+                silence_seconds=settings.model_silence_seconds,
+                images=images,
+            )
+        )
+    if kept:
+        engines.insert(
+            0 if settings.models[0] in kept else 1,
+            OpenAIResponsesEngine(kept, base_url=url, api_key=key, clock=clock, images=images),
+        )
+    return engines
+
+
+def _keeps_answers(handle: str) -> bool:
+    return handle.partition("/")[0] == OPENAI_RESPONSES
+
+
+def _discovery_engines(settings: Settings, found: Sequence[Account], clock: Clock) -> list[Engine]:
+    """Return the engines for the models of these providers; none without the extra."""
     try:
-        from reattach.engine.pydantic_ai.discovery import DiscoveringEngine  # needs an extra
+        from reattach.engine.openai_responses import OpenAIResponsesEngine  # needs an extra
+        from reattach.engine.pydantic_ai.discovery import DiscoveringEngine
         from reattach.engine.pydantic_ai.images import ImageFetcher
     except StartupError:
         sources = ", ".join(account.source for account in found)
         logger.warning("hosted models not offered", set=sources, remedy=install_hint("providers"))
         return []
-    return [
+    url, key = settings.openai_base_url, _reveal(settings.openai_api_key)
+    images = ImageFetcher(to_private=settings.callbacks_to_private)
+    engines: list[Engine] = [
         DiscoveringEngine(
             found,
-            openai_base_url=settings.openai_base_url,
-            openai_api_key=_reveal(settings.openai_api_key),
+            openai_base_url=url,
+            openai_api_key=key,
             silence_seconds=settings.model_silence_seconds,
-            images=ImageFetcher(to_private=settings.callbacks_to_private),
+            images=images,
         )
     ]
+    if any(account.provider.name == "openai" and account.key for account in found):
+        engines.append(
+            OpenAIResponsesEngine(
+                accepts_any=True, base_url=url, api_key=key, clock=clock, images=images
+            )
+        )
+    return engines
 
 
 def toolbox_of(settings: Settings, mcp_servers: McpServers | None = None) -> Toolbox:
