@@ -11,6 +11,7 @@ from reattach.domain.errors import ContextWindowError, SystemPromptTooLongError
 from reattach.domain.ids import MessageId, new_message_id
 from reattach.domain.messages import Message, Role, TextPart
 from reattach.engine.base import (
+    AnswerKept,
     Compacting,
     Delta,
     Engine,
@@ -81,9 +82,10 @@ class CompactingEngine(Engine):
                 if not can_retry or self._cut(turn, BY_MODEL) is None:
                     raise self._explain(error, turn) from None
             trigger = BY_MODEL
+            turn = replace(turn, partial=None)  # Another answer replaces it.
 
     async def _answer(self, turn: Turn) -> AsyncIterator[Delta]:
-        self._has_begun = False
+        self._has_begun = turn.partial is not None and bool(turn.partial.messages)
         self._first_step = self._steps
         request = replace(
             turn,
@@ -94,7 +96,8 @@ class CompactingEngine(Engine):
         intake = Intake()
         async with closing_deltas(self._engine.run(request)) as deltas:
             async for given in deltas:
-                self._has_begun = True
+                # The id of an answer shows nothing of it, and comes before a refusal.
+                self._has_begun = self._has_begun or not isinstance(given, AnswerKept)
                 if type(given) is TextPart and intake.is_plain(given.text):  # Most deltas.
                     yield given
                     continue
@@ -132,6 +135,8 @@ class CompactingEngine(Engine):
         compactor = self._compactor
         if compactor is None or compactor.tokens(turn) <= compactor.limit_tokens:
             return False
+        if turn.partial is not None and turn.partial.upstream_id is not None:
+            return False  # The provider has the context of the answer that it keeps.
         cut = self._cut(turn, BY_ESTIMATE)
         enough = MIN_GAIN * compactor.limit_tokens
         return cut is not None and compactor.gain(turn, cut) >= enough

@@ -264,7 +264,8 @@ class Answer:
         failure = self._failures.within_answer(
             error.code if error else None, error.message if error else None
         )
-        failure.may_pass = failure.may_pass and not self._texts and not self._calls
+        has_output = self._texts or self._calls or self._hidden
+        failure.may_pass = failure.may_pass and not has_output
         return failure
 
     def _has(self, kind: _Kind) -> bool:
