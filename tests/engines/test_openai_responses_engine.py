@@ -49,6 +49,10 @@ from reattach.engine.openai_responses.request import response_request
 from reattach.engine.pydantic_ai import model_profile
 from reattach.engine.pydantic_ai.images import FetchedImage
 from reattach.testing.conformance.engine import Subject, collect, message, text_of
+from reattach.tools.base import AttachedTool
+from reattach.tools.function import FunctionTool
+from reattach.tools.loop import ToolLoop
+from reattach.tools.threads import Threads
 from tests.support.clocks import NOON, LeapClock
 from tests.support.responses_server import (
     Json,
@@ -511,3 +515,24 @@ def test_only_named_handles_are_listed_and_others_are_found_if_they_are_accepted
 def test_a_handle_of_another_provider_keeps_the_server_from_starting() -> None:
     with pytest.raises(StartupError, match="does not have the form openai-responses/name"):
         OpenAIResponsesEngine(["openai/gpt-5"])
+
+
+async def test_every_step_of_a_turn_with_tools_is_a_kept_answer_of_its_own(
+    engine: OpenAIResponsesEngine, server: ResponsesServer, turn: Turn
+) -> None:
+    async def look(q: int) -> str:
+        """Look something up."""
+        server.items = [message_item("It is 42.")]
+        return f"found {q}"
+
+    server.items = [message_item("I look."), call_item("call_1", "look", '{"q":', " 1}")]
+    tools = [AttachedTool(FunctionTool(look, Threads()), requires_approval=False)]
+    deltas = await collect(ToolLoop(engine, tools, LeapClock(), call_seconds=10), turn)
+    kept = [delta.upstream_id for delta in deltas if isinstance(delta, AnswerKept)]
+    assert kept == ["resp_1", "resp_2"]
+    assert text_of(deltas) == "I look.It is 42."
+    *_, text, call, returned = server.requests[1]["input"]
+    assert text["content"] == "I look."
+    assert call["call_id"] == returned["call_id"] == "call_1"
+    assert returned["output"] == "found 1"
+    assert deltas[-1] == Finished(StopReason.END_TURN)

@@ -206,14 +206,15 @@ async def test_a_connection_that_is_reset_may_be_followed_again(
     assert len(server.requests) == 1
 
 
-async def test_half_a_character_at_the_cut_is_completed(
-    engine: OpenAIResponsesEngine, server: ResponsesServer, turn: Turn
+@pytest.mark.parametrize(("cut", "before"), [(5, "a"), (6, "a\U0001f600b")])
+async def test_a_character_in_two_halves_is_completed(
+    engine: OpenAIResponsesEngine, server: ResponsesServer, turn: Turn, cut: int, before: str
 ) -> None:
-    server.items, server.cut_after = [message_item("a\ud83d", "\ude00b")], [5]
+    server.items, server.cut_after = [message_item("a\ud83d", "\ude00b", "c")], [cut]
     first, _ = await broken_off(engine, turn)
-    assert shown(first).text == "a"
+    assert shown(first).text == before
     rest = await collect(engine, replace(turn, partial=partial_of(first)))
-    assert shown(first).text + shown(rest).text == "a\U0001f600b"
+    assert shown(first).text + shown(rest).text == "a\U0001f600bc"
 
 
 @pytest.mark.parametrize("too_old", [False, True], ids=["stream", "whole"])
