@@ -13,7 +13,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -34,6 +41,7 @@ from reattach.domain.limits.requests import (
     TENANT_STREAMS,
 )
 from reattach.domain.origins import origin_of
+from reattach.engine.providers import continue_forms
 from reattach.redact import is_local, redact_url
 from reattach.settings_file import SettingsFile, near_names
 from reattach.tools.servers import McpServer
@@ -60,6 +68,15 @@ def _origins(value: object) -> object:
 
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 """A list of words; in the environment, separated by commas."""
+
+
+def _continue_models(entries: tuple[str, ...]) -> tuple[str, ...]:
+    """Raise ValueError if an entry is not a pattern with a form."""
+    continue_forms(entries)
+    return entries
+
+
+ContinueModels = Annotated[Words, AfterValidator(_continue_models)]
 
 
 def _or_none(value: object) -> object:
@@ -185,6 +202,12 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds without a byte after which the answer of a hosted model has broken "
         "off, once its output has begun.",
+    )
+    continue_models: ContinueModels = Field(
+        (),
+        description="Models on servers of chat completions that continue a begun answer, as "
+        "pattern=form: openai/*=flags (vLLM, SGLang, llama.cpp), deepseek/*=prefix (DeepSeek, "
+        "Mistral).",
     )
     local_model: Path | None = Field(
         None, description="GGUF file to offer as local/<name>; None: the built-in model, if any."

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from reattach.domain.errors import StartupError
-from reattach.settings import Settings
+from reattach.settings import Settings, explain_settings
 
 POSTGRESQL = "postgresql://ada:sesame@records/reattach"
 REDIS = "redis://:sesame@log:6379/0"
@@ -188,3 +188,16 @@ def test_a_command_in_a_remedy_names_the_settings_file_and_no_store_of_the_envir
     assert Settings(config=file).command("db upgrade") == f"reattach db upgrade --config {file}"
     monkeypatch.setenv("REATTACH_DATABASE_URL", POSTGRESQL)
     assert Settings().command("db upgrade") == "reattach db upgrade"
+
+
+def test_an_entry_of_models_that_continue_must_be_a_pattern_with_a_form(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("REATTACH_CONTINUE_MODELS", "openai/*=flags, deepseek/a=b=prefix")
+    assert Settings().continue_models == ("openai/*=flags", "deepseek/a=b=prefix")
+    for wrong in ("openai/*", "openai/*=trailing", "flags", "small=flags", "=prefix"):
+        with pytest.raises(ValidationError) as refused:
+            Settings(continue_models=("openai/*=flags", wrong))
+        said = explain_settings(refused.value)
+        assert said.startswith("REATTACH_CONTINUE_MODELS: ")
+        assert f"'{wrong}' is not a pattern of handles with a form" in said

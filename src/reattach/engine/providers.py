@@ -2,10 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, cast, get_args
 
 Listing = Literal["openai", "anthropic", "google"]
 """The form of a provider's list of models."""
+
+ContinueForm = Literal["flags", "prefix"]
+"""How a chat completions server learns that the last message is the beginning of its answer.
+
+``flags``: members of the request, ``continue_final_message`` and ``add_generation_prompt``.
+``prefix``: a member of that message.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +124,20 @@ def missing_key(
             return None
         return " or ".join(provider.key_variables)
     return None
+
+
+def continue_forms(entries: Sequence[str]) -> Sequence[tuple[str, ContinueForm]]:
+    """Return the patterns of handles with their forms, from entries ``pattern=form``.
+
+    Raises ValueError for an entry that is not of that form.
+    """
+    forms: list[tuple[str, ContinueForm]] = []
+    for entry in entries:
+        pattern, _, form = (word.strip() for word in entry.rpartition("="))
+        if "/" not in pattern or form not in get_args(ContinueForm):
+            raise ValueError(
+                f"'{entry}' is not a pattern of handles with a form, such as openai/*=flags or "
+                "deepseek/*=prefix"
+            )
+        forms.append((pattern, cast("ContinueForm", form)))
+    return forms

@@ -97,6 +97,7 @@ def _named_engines(settings: Settings, clock: Clock) -> list[Engine]:
                 openai_api_key=key,
                 silence_seconds=settings.model_silence_seconds,
                 images=images,
+                continue_models=settings.continue_models,
             )
         )
     if kept:
@@ -130,6 +131,7 @@ def _discovery_engines(settings: Settings, found: Sequence[Account], clock: Cloc
             openai_api_key=key,
             silence_seconds=settings.model_silence_seconds,
             images=images,
+            continue_models=settings.continue_models,
         )
     ]
     if any(account.provider.name == "openai" and account.key for account in found):

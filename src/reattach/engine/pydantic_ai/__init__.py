@@ -14,7 +14,23 @@ from typing import Any, Final, cast
 from reattach.domain.errors import StartupError
 from reattach.domain.limits import MODEL_FIRST_SECONDS, MODEL_SILENCE_SECONDS
 from reattach.domain.messages import ToolCallPart, ToolReturnPart
-from reattach.engine.base import ClientTool, Delta, Engine, Model, ServerTool, Turn, Way
+from reattach.engine.base import (
+    ONLY_STEP,
+    ClientTool,
+    Delta,
+    Engine,
+    Model,
+    ServerTool,
+    Turn,
+    Way,
+)
+from reattach.engine.continuation import (
+    PREFIX_OR_STEP,
+    continuation,
+    refuse_to_repeat,
+    without_partial,
+)
+from reattach.engine.providers import continue_forms
 from reattach.extras import install_hint
 
 try:
@@ -38,6 +54,7 @@ except ImportError as error:
     ) from error
 
 from reattach.engine.pydantic_ai.answer import Answer, counted_usage
+from reattach.engine.pydantic_ai.begun import Begun, form_of, has_chat
 from reattach.engine.pydantic_ai.body import Body, watch
 from reattach.engine.pydantic_ai.failures import engine_error, is_prefix_refusal
 from reattach.engine.pydantic_ai.images import ImageFetcher
@@ -86,6 +103,7 @@ class PydanticAIEngine(Engine):
         silence_seconds: float = MODEL_SILENCE_SECONDS,
         first_seconds: float = MODEL_FIRST_SECONDS,
         images: ImageFetcher | None = None,
+        continue_models: Sequence[str] = (),
     ) -> None:
         """Offer ``handles``, and ``models`` constructed elsewhere by their handles.
 
@@ -94,7 +112,8 @@ class PydanticAIEngine(Engine):
         times; the caller repeats a turn whose error may pass, so more would multiply the requests.
         A provider that sends no byte for ``first_seconds`` before its first output, or for
         ``silence_seconds`` after it, has timed out. ``images`` decides which image URLs may be
-        fetched; None: those on the public internet.
+        fetched; None: those on the public internet. ``continue_models`` are entries
+        ``pattern=form`` (``ContinueForm``) of models that continue a begun answer.
 
         Imports the providers' packages, so construct it before the event loop runs. A missing key
         is an error of the turn that needs it.
@@ -102,7 +121,9 @@ class PydanticAIEngine(Engine):
         Raises:
             StartupError: A handle is not ``provider/name``, its provider is unknown, or the
                 provider's package is not installed.
+            ValueError: An entry of ``continue_models`` is not ``pattern=form``.
         """
+        self._continue_forms = continue_forms(continue_models)
         self._base_url = openai_base_url or os.environ.get("OPENAI_BASE_URL")
         self._api_key = openai_api_key or os.environ.get("OPENAI_API_KEY")
         self._max_retries = max_retries
@@ -124,12 +145,22 @@ class PydanticAIEngine(Engine):
         return self._offered
 
     def ways(self, turn: Turn) -> Collection[Way]:
-        """Return the ways of the base class, without ``prefix`` once a provider refused one."""
-        refused = {Way.PREFIX} if turn.model in self._prefix_refused else set()
-        return frozenset(super().ways(turn)) - refused
+        """Return ``prefix`` too for models that are known to continue a begun answer.
+
+        These are those of ``continue_models``, and Anthropic's Haiku 4.5 and Opus 4.5 while they do
+        not reason; none whose provider refused a prefix.
+        """
+        if turn.model in self._prefix_refused or self._begun(turn) is None:
+            return ONLY_STEP
+        return PREFIX_OR_STEP
 
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
-        answer, body = Answer(), Body(silence_seconds=self._silence_seconds)
+        begun = self._begun(turn)
+        if begun is None:
+            refuse_to_repeat(turn)
+        turn = without_partial(turn)
+        answer = Answer(has_text=begun is not None)
+        body = Body(silence_seconds=self._silence_seconds)
         returns = [unknown_tool(call) for call in turn.due]
         for returned in returns:
             yield returned
@@ -139,10 +170,14 @@ class PydanticAIEngine(Engine):
             model = await self._open(turn.model)
             sees = model.profile.get("supports_image_input", True)
             images = await self._images.images(turn, _base_url(model)) if sees else {}
+            messages = provider_messages(turn, returns, sees_images=sees, images=images)
+            asked, settings = model, self._settings(turn, model)
+            if begun is not None:
+                asked, messages, settings = begun.request(model, messages, settings)
             request = model_request_stream(
-                model,
-                provider_messages(turn, returns, sees_images=sees, images=images),
-                model_settings=self._settings(turn, model),
+                asked,
+                messages,
+                model_settings=settings,
                 model_request_parameters=_parameters(turn),
             )
             async with AsyncExitStack() as stack:
@@ -153,7 +188,8 @@ class PydanticAIEngine(Engine):
                     async for event in events:
                         for delta in answer.deltas(event):
                             body.has_begun = True
-                            yield delta
+                            for joined in (delta,) if begun is None else begun.joined(delta):
+                                yield joined
         except (exceptions.AgentRunError, exceptions.UserError, ImportError) as error:
             failure = engine_error(
                 error,
@@ -161,21 +197,31 @@ class PydanticAIEngine(Engine):
                 body,
                 base_url=None if model is None else _base_url(model),
                 secrets=[self._api_key] if self._api_key else [],
-                sent_prefix=self._sends_prefix(turn),
+                sent_prefix=begun is not None,
             )
-            if self._sends_prefix(turn) and is_prefix_refusal(error):
+            if begun is not None and is_prefix_refusal(error):
                 self._prefix_refused.add(turn.model)
             if stream is not None:
                 for step in counted_usage(stream, body, broke_off=failure.may_pass):
                     yield step
             raise failure from error
         for delta in answer.end(stream, body, turn.model):
-            yield delta
+            for joined in (delta,) if begun is None else begun.joined(delta):
+                yield joined
 
     async def aclose(self) -> None:
         """Close the connections to the providers."""
         self._opened.clear()
         await self._closing.aclose()
+
+    def _begun(self, turn: Turn) -> Begun | None:
+        """Return the beginning of the turn's answer; None if the model gets none."""
+        provider, _ = _provider_and_name(turn.model)
+        known = self._provider_models.get(turn.model)
+        chats = has_chat(provider, known, has_base_url=self._base_url is not None)
+        form = form_of(turn.model, turn.settings, self._continue_forms, has_chat=chats)
+        found = None if form is None else continuation(turn)
+        return None if form is None or found is None else Begun(found.text, form)
 
     async def _open(self, handle: str) -> ProviderModel:
         async with self._opening:
@@ -212,9 +258,6 @@ class PydanticAIEngine(Engine):
         if "timeout" not in model.unsupported_settings:
             settings["timeout"] = self._first_seconds
         return settings
-
-    def _sends_prefix(self, turn: Turn) -> bool:
-        return turn.said != "" and Way.PREFIX in self.ways(turn)
 
 
 def _base_url(model: ProviderModel) -> str | None:

@@ -43,12 +43,13 @@ _INTERRUPTED: Final = frozenset({"abort", "error", "insufficient_system_resource
 class Answer:
     """Turns the stream of one model call into deltas."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_text: bool = False) -> None:
+        """``has_text`` says that the answer had text before this call."""
         self._call_ids = CallIds()
         self._calls: dict[int, _Call] = {}
         """The newest call of each part of the stream."""
         self._shown_reasoning: set[int] = set()
-        self._has_text = False
+        self._has_text = has_text
 
     def deltas(self, event: pm.ModelResponseStreamEvent) -> Iterator[Delta]:
         match event:

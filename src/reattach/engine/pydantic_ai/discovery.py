@@ -62,6 +62,7 @@ class DiscoveringEngine(PydanticAIEngine):
         openai_api_key: str | None = None,
         silence_seconds: float = MODEL_SILENCE_SECONDS,
         images: ImageFetcher | None = None,
+        continue_models: Sequence[str] = (),
     ) -> None:
         """Imports the providers' packages, so construct it before the event loop runs.
 
@@ -73,6 +74,7 @@ class DiscoveringEngine(PydanticAIEngine):
             openai_api_key=openai_api_key,
             silence_seconds=silence_seconds,
             images=images,
+            continue_models=continue_models,
         )
         self._left_out: list[str] = []
         self._accounts: dict[str, Account] = {}

@@ -1,4 +1,4 @@
-"""An HTTP server of a provider that answers in the form that the user's message names."""
+"""An HTTP server of a provider that answers in the form that the last message names."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from typing import Any
 from reattach.testing.providers.forms import CUT, Form, failed
 
 _REQUEST_SECONDS = 20.0
-_PATHS = frozenset({"/v1/chat/completions", "/v1/messages"})
+_PATHS = frozenset({"/v1/chat/completions", "/v1/messages", "/v1/beta/chat/completions"})
 _NOT_FOUND = Form("", (b"404 page not found",), failed("404 page not found"), 404, "text/plain")
 
 
@@ -25,12 +25,15 @@ class Provider:
     """The server's origin; engines use paths below it."""
     requests: list[Mapping[str, Any]] = field(default_factory=list)
     """The bodies of the requests, oldest first."""
+    paths: list[str] = field(default_factory=list)
+    """The paths of the requests, oldest first."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(_REQUEST_SECONDS):
                 path, request = await _read(reader)
                 self.requests.append(request)
+                self.paths.append(path)
                 await _answer(self._form(request) if path in _PATHS else _NOT_FOUND, writer)
         except (ConnectionError, asyncio.IncompleteReadError, TimeoutError):
             writer.transport.abort()
