@@ -32,7 +32,7 @@ from reattach.testing.conformance.engine import Subject, collect, message, text_
 pytestmark = pytest.mark.slow
 
 MODEL = "local/smollm2-135m-instruct"
-GREEDY = ModelSettings(temperature=0, max_output_tokens=30)
+GREEDY = ModelSettings(temperature=0, max_output_tokens=40)
 
 
 @asynccontextmanager
@@ -79,28 +79,23 @@ class Reference:
 @pytest.fixture(scope="module")
 async def reference() -> Reference:
     async with local_engine() as engine:
-        first = turn_of("Which animals live in the sea, and which of them is the largest?")
+        first = turn_of("Hello! I am Ada, and I keep a lighthouse on a small island in the north.")
         short = replace(GREEDY, max_output_tokens=8)
         earlier = text_of(await collect(engine, replace(first, settings=short)))
         turn = turn_of(
-            "Write a short letter to a friend about the sea.",
+            "Write an email that invites a friend to dinner.",
             *(*first.input, message(Role.ASSISTANT, earlier)),
         )
         return Reference(turn, await collect(engine, turn))
 
 
-@pytest.mark.parametrize("cut", ["within the paragraph break", "later", "before the last token"])
+@pytest.mark.parametrize("place", [7, 30])
 async def test_a_greedy_answer_continued_by_a_new_process_has_the_uninterrupted_text_and_usage(
-    reference: Reference, cut: str
+    reference: Reference, place: int
 ) -> None:
+    """After each of these tokens the text differs if 64 tokens of a prompt are read at a time."""
     pieces = reference.pieces
-    newline = pieces.index("\n")
-    assert pieces[newline + 1] == "\n"
-    place = {
-        "within the paragraph break": newline + 1,
-        "later": len(pieces) // 2,
-        "before the last token": len(pieces) - 1,
-    }[cut]
+    assert pieces[6:8] == ["\n", "\n"]  # The first cut is within the end of a paragraph.
     said = "".join(pieces[:place])
     deltas = await continued(reference.turn, said)
     step, end = deltas[-2:]
