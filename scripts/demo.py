@@ -1,15 +1,18 @@
 """Show the main feature: answers are cut in the middle, resumed, and compared byte for byte.
 
 The demo starts a server with the built-in model and talks to it with the unmodified Python SDK,
-through a relay that resets TCP connections. It kills the server in the middle of an answer. The
-last line says whether anything was lost or doubled; the exit status is 0 only if nothing was.
+through a relay that resets TCP connections. It kills the server in the middle of an answer, starts
+it again, and the answer goes on. The last line says whether anything was lost or doubled; the exit
+status is 0 only if nothing was.
 
 With ``--cluster`` there are two servers, which share a Redis and a PostgreSQL of the demo's own.
-Every answer that was cut is resumed on the other server, which also ends the runs of a killed one.
+Every answer that was cut is resumed on the other server, which also goes on with the runs of a
+server that was killed or stopped.
 """
 
 import argparse
 import itertools
+import signal
 import sys
 import tempfile
 import time
@@ -39,6 +42,8 @@ QUESTION = (
 )
 SCRIPTED_QUESTION = "[chunks=200][rate=100]"
 EVENTS_BEFORE_CUT = 25
+OWN_ENDS = {"end_turn", "max_tokens_exceeded"}
+"""The ends of an answer that its model decides."""
 STARTED = time.monotonic()
 
 
@@ -232,19 +237,44 @@ def part_one(stage: Stage, conversation_id: str) -> bool:
 def part_two(stage: Stage, conversation_id: str) -> bool:
     say()
     say("2. Another answer, in whose middle the server is killed")
+
+    def kill(server: ServerProcess) -> None:
+        say(f"  kill -9 of the server{stage.place(0)} (process {server.pid})")
+        server.kill()
+
+    return interrupt(stage, conversation_id, "2", kill)
+
+
+def part_three(stage: Stage, conversation_id: str) -> bool:
+    say()
+    say("3. A third answer, in whose middle the server is stopped for a new version")
+
+    def stop(server: ServerProcess) -> None:
+        say(f"  SIGTERM{stage.place(0)} (process {server.pid}), twice: it waits for no run")
+        server.signal(signal.SIGTERM)
+        server.signal(signal.SIGTERM)
+
+    return interrupt(stage, conversation_id, "3", stop)
+
+
+def interrupt(
+    stage: Stage, conversation_id: str, name: str, stop_server: Callable[[ServerProcess], None]
+) -> bool:
+    """Let a server go in the middle of an answer, and read the rest from the next owner."""
     reader = Reader(stage)
-    server = stage.servers[0]
-    killed_at = 0.0
+    stopped_at = resumed_at = 0.0
 
     def stop(seen: int) -> bool:
-        nonlocal killed_at
+        nonlocal stopped_at
         if seen == EVENTS_BEFORE_CUT:
-            say(
-                f"  kill -9 of the server{stage.place(0)} (process {server.pid}) "
-                f"after event {reader.cursor}"
-            )
-            server.kill()
-            killed_at = time.monotonic()
+            say(f"  … {reader.text[-60:]!r}")
+            stop_server(stage.servers[0])
+            stopped_at = time.monotonic()
+        return False
+
+    def note_first(_seen: int) -> bool:
+        nonlocal resumed_at
+        resumed_at = resumed_at or time.monotonic()
         return False
 
     reader.read(send(reader, conversation_id, str(uuid.uuid4())), stop)
@@ -256,14 +286,27 @@ def part_two(stage: Stage, conversation_id: str) -> bool:
         reader.sdk.conversations.messages.stream(
             conversation_id, run_id=reader.run_id, starting_after=reader.cursor
         ),
-        to_the_end,
+        note_first,
     )
-    say(f"  the stream's end, {time.monotonic() - killed_at:.1f} s after the kill: {reader.end}")
+    say(f"  the answer went on after a gap of {resumed_at - stopped_at:.1f} s, to {reader.end}")
     run = reader.sdk.runs.retrieve(reader.run_id)
-    say(f"the run is {run.status}, stop_reason {run.stop_reason}: it did not hang")
+    attempts = (run.metadata or {}).get("attempts")
+    say(f"the run is {run.status}, stop_reason {run.stop_reason}, attempts: {way_of(attempts)}")
     if stage.is_cluster:
+        stage.servers[0].kill()  # It has ended, unless it was too slow.
         restart(stage)
-    return compare("2", reader) and run.status == "failed"
+    went_on = attempts is not None and run.stop_reason in OWN_ENDS
+    return compare(name, reader) and went_on
+
+
+def way_of(attempts: Any) -> str:
+    """Return how each attempt at a run began."""
+    return ", then ".join(
+        f"{one['way']} from event {one['first_seq']} after a {one['interruption']}"
+        if one["way"]
+        else "the first"
+        for one in attempts or []
+    )
 
 
 def restart(stage: Stage) -> None:
@@ -338,6 +381,8 @@ def main() -> int:
             return 1
         good = part_one(stage, conversation_id)
         good = part_two(stage, conversation_id) and good
+        if stage.is_cluster:
+            good = part_three(stage, conversation_id) and good
     say()
     say("Nothing was lost and nothing was doubled." if good else "SOMETHING WAS LOST OR DOUBLED.")
     return 0 if good else 1

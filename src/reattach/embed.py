@@ -69,8 +69,8 @@ from reattach.http.stream.response import RunStream
 from reattach.observe import log_through_application
 from reattach.records.base import Agent, Conversation, Page, Run
 from reattach.runs.follow import Target
-from reattach.runs.output import Representation
 from reattach.runs.reading import events_of
+from reattach.runs.representation import Representation
 from reattach.runs.service import Send
 from reattach.server.assembly import assemble
 from reattach.server.signals import handle_stop_signals

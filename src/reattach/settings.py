@@ -293,9 +293,9 @@ class Settings(BaseSettings):
             missing = "log_url" if log is None else "database_url"
             present = "database_url" if log is None else "log_url"
             raise StartupError(
-                f"{_variable(present)} is set and {_variable(missing)} is not: other processes "
+                f"{variable_of(present)} is set and {variable_of(missing)} is not: other processes "
                 "would see runs whose events they cannot read.",
-                remedy=f"Set {_variable(missing)} too, for example to {_EXAMPLES[missing]}, or "
+                remedy=f"Set {variable_of(missing)} too, for example to {_EXAMPLES[missing]}, or "
                 "unset both to keep everything in the data directory.",
             )
         local = {
@@ -311,10 +311,10 @@ class Settings(BaseSettings):
             )
         for name, url in local.items():
             raise StartupError(
-                f"{_variable(name)} names a store that only one process can use "
+                f"{variable_of(name)} names a store that only one process can use "
                 f"({redact_url(url.get_secret_value())}), and the other store is shared: other "
                 "processes would see runs whose events they cannot read.",
-                remedy=f"Set {_variable(name)} to a shared store, for example "
+                remedy=f"Set {variable_of(name)} to a shared store, for example "
                 f"{_EXAMPLES[name]}, or unset both to keep everything in the data directory.",
             )
         return Stores(database, log)
@@ -353,7 +353,7 @@ _CLIENT_VARIABLES: Final = frozenset({"REATTACH_URL", "REATTACH_API_KEY"})
 
 def unknown_variables(environment: Mapping[str, str]) -> list[Diagnostic]:
     """Return a warning for each variable ``REATTACH_…`` that is not a setting."""
-    known = [_variable(name) for name in Settings.model_fields]
+    known = [variable_of(name) for name in Settings.model_fields]
     found = []
     for name in sorted(environment):
         if (
@@ -363,7 +363,9 @@ def unknown_variables(environment: Mapping[str, str]) -> list[Diagnostic]:
         ):
             continue
         near = near_names(name[len("REATTACH_") :].lower(), Settings.model_fields)
-        remedy = f"Did you mean {_variable(near[0])}?" if near else "Unset it, or correct its name."
+        remedy = (
+            f"Did you mean {variable_of(near[0])}?" if near else "Unset it, or correct its name."
+        )
         found.append(Diagnostic("warning", "environment", f"{name} is not a setting.", remedy))
     return found
 
@@ -376,11 +378,11 @@ def _explain(error: ValidationError, given: Mapping[str, object]) -> str:
     sentences = []
     for fault in error.errors():
         name, *inside = map(str, fault["loc"])
-        source, dict_name = _variable(name), "an object"
+        source, dict_name = variable_of(name), "an object"
         if name in given:
             source = name
         elif not _in_environment(name):  # The defaults are valid.
-            file = given.get("config") or os.environ.get(_variable("config"))
+            file = given.get("config") or os.environ.get(variable_of("config"))
             source, dict_name = f"{file}: {name}", "a table"
         sentence = explain(fault, shows_value=name not in _SECRET, dict_name=dict_name)
         sentence = sentence.removesuffix(".") + "."
@@ -403,8 +405,9 @@ _EXAMPLES: Final = {
 
 
 def _in_environment(name: str) -> bool:
-    return any(one.upper() == _variable(name) for one in os.environ)
+    return any(one.upper() == variable_of(name) for one in os.environ)
 
 
-def _variable(name: str) -> str:
+def variable_of(name: str) -> str:
+    """Return the environment variable of a setting."""
     return "REATTACH_CONTINUE" if name == "continue_runs" else f"REATTACH_{name.upper()}"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from reattach.domain.limits import CLOSE_SECONDS, LISTEN_BACKLOG, MAX_REQUEST_BYTES
-from reattach.settings import Settings
+from reattach.settings import Settings, variable_of
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -46,7 +46,7 @@ def variables(text: str) -> dict[str, str]:
     ],
 )
 def test_every_variable_in_a_file_is_a_setting(name: str) -> None:
-    known = {f"REATTACH_{field.upper()}" for field in Settings.model_fields}
+    known = set(map(variable_of, Settings.model_fields))
     named = set(re.findall(r"\bREATTACH_[A-Z_]+", (DEPLOY / name).read_text("utf-8")))
 
     assert named

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from reattach.settings import Settings
+from reattach.settings import Settings, variable_of
 from reattach.testing.programs.server import ServerProcess
 
 ROOT = Path(__file__).parents[2]
@@ -196,7 +196,7 @@ def test_every_setting_is_in_the_table_of_settings() -> None:
     table = (ROOT / "docs" / "operate.md").read_text()
     documented = set(re.findall(r"^\| `(REATTACH_[A-Z_]+)`", table, re.MULTILINE))
 
-    assert documented == {f"REATTACH_{name.upper()}" for name in Settings.model_fields}
+    assert documented == set(map(variable_of, Settings.model_fields))
 
 
 def test_every_link_between_pages_has_a_target() -> None:

@@ -6,7 +6,7 @@ The SDKs of providers are imported where they are used, because each takes a sec
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -394,31 +394,19 @@ async def test_pings_between_outputs_are_no_silence() -> None:
         assert deltas[-1] == Finished(StopReason.END_TURN)
 
 
-class TakingPrefixes(Engine):
-    """Declares the way that hosted models get once a setting allows it."""
-
-    def ways(self, turn: Turn) -> Collection[Way]:
-        del turn
-        return frozenset({Way.PREFIX, Way.STEP})
-
-
-class PrefixEngine(PydanticAIEngine, TakingPrefixes):
-    pass
-
-
 REFUSALS = {
     "openai": "The last message must not be an assistant message: prefill is not supported.",
     "anthropic": "This model does not support assistant message prefill. "
     "The conversation must end with a user message.",
-    "google": "Requests ending with a model turn are not supported.",
 }
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
 async def test_a_model_that_refuses_a_prefix_gets_no_other(provider: str) -> None:
-    handle = HANDLES[provider]
+    handle = {"openai": HANDLES["openai"], "anthropic": "anthropic/claude-haiku-4-5"}[provider]
     async with breaking_provider() as server:
-        engine = PrefixEngine(models={handle: make_model(provider, server.url)})
+        models = {handle: make_model(provider, server.url)}
+        engine = PydanticAIEngine(models=models, continue_models=["openai/*=flags"])
         subject = Subject(engine, handle)
         plain = subject.turn("hi")
         partial = Partial([message(Role.ASSISTANT, "Hel")])
@@ -433,5 +421,4 @@ async def test_a_model_that_refuses_a_prefix_gets_no_other(provider: str) -> Non
         assert engine.ways(continued) == {Way.STEP}
         _, error = await failing(engine, replace(continued, partial=None))
         assert not error.may_pass
-        assert Way.PREFIX in engine.ways(replace(continued, model="other/model"))
         await engine.aclose()

@@ -257,7 +257,7 @@ async def test_no_delta_passes_a_closed_gate() -> None:
         ("[chunks=9999999]", "must be a whole number from 0 to 1000000"),
         ("[chunks]", "needs a value"),
         ("[unicode=1]", "takes no value"),
-        ("[chonks=3]", "is unknown; there are approve, arguments, chunks"),
+        ("[chonks=3]", "is unknown; there are approve, arguments, break, chunks"),
         ("[rate=0]", "must be a number above 0, at most 1000000"),
         ("[rate=nan]", "must be a number above 0"),
         ("[rate=fast]", "must be a number above 0"),

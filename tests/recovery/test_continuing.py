@@ -64,7 +64,7 @@ async def interrupted(
     send = sent(stores, await stores.conversation(), text=text or "one two three four")
     send = replace(send, representation=replace(send.representation, **options))
     async with asyncio.timeout(WAIT_SECONDS):
-        await service.register()
+        await service.start()
         run = await service.send(send)
         ended = asyncio.create_task(life.ended.wait())
         settled = asyncio.create_task(service.wait_until_settled(run))

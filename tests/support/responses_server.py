@@ -21,7 +21,7 @@ Json = dict[str, Any]
 TOO_OLD = "This response can no longer be streamed because it is more than 5 minutes old"
 
 
-class _Cut(Exception):
+class _CutError(Exception):
     """Raised to break the connection."""
 
 
@@ -82,7 +82,7 @@ class ResponsesServer:
             self.lines.append(f"{method} {target}")
             self.keys.append(request.headers.get("authorization", ""))
             await self._answer(method, target, request.body, reader, writer)
-        except (_Cut, ConnectionError, asyncio.IncompleteReadError):
+        except (_CutError, ConnectionError, asyncio.IncompleteReadError):
             writer.transport.abort()
         finally:
             writer.close()
@@ -155,7 +155,7 @@ class ResponsesServer:
             self.hung_up.set()
             return
         if limit is not None and not self.ends_cleanly:
-            raise _Cut
+            raise _CutError
         writer.write(b"0\r\n\r\n")
         await writer.drain()
 

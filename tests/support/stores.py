@@ -34,7 +34,7 @@ from reattach.log.memory import MemoryLog
 from reattach.records.base import Agent, Conversation, Page, Run, Thread
 from reattach.records.records import Records
 from reattach.runs.attempts.policy import ContinuePolicy
-from reattach.runs.output import Representation
+from reattach.runs.representation import Representation
 from reattach.runs.service import RunService, Send
 from reattach.tools.base import Toolbox
 from reattach.wire.sse import split_frames

@@ -30,7 +30,7 @@ from reattach.http.schemas.sending import (
 )
 from reattach.records.base import Agent, Conversation, RequestConfig, Thread
 from reattach.records.records import Records
-from reattach.runs.output import Representation
+from reattach.runs.representation import Representation
 from reattach.runs.service import Send
 
 SendBody = ConversationSendBody | AgentSendBody | AsyncSendBody

@@ -305,7 +305,8 @@ class Run:
     begun_calls: tuple[str, ...] | None = None
     """The ids of the tool calls that may have begun; None if any may have."""
     plan: str | None = None
-    """What another process needs to continue the run, as ``runs`` wrote it; None once it ended."""
+    """The data with which another process can continue the run, written by ``runs``; None once
+    it has ended."""
     notes: RunNotes = field(default_factory=RunNotes)
     attempts: tuple[Attempt, ...] = ()
     """Every attempt after the first."""

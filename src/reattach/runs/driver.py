@@ -40,7 +40,8 @@ from reattach.runs.attempts.policy import ContinuePolicy, Interruption
 from reattach.runs.attempts.record import OwnedRun
 from reattach.runs.attempts.source import TurnSource
 from reattach.runs.endings import DRAINED, LOG_LOST, Ending
-from reattach.runs.output import Representation, RunOutput
+from reattach.runs.output import RunOutput
+from reattach.runs.representation import Representation
 from reattach.runs.transcript import Transcript
 
 logger = structlog.get_logger(__name__)
@@ -335,8 +336,8 @@ class RunDriver:
                 if isinstance(delta, ToolStarting):
                     await self._note_tool_call(delta)
                 elif isinstance(delta, AnswerKept):
-                    step_id = output.machine.step_id
-                    await self.record.note_upstream(step_id, delta.upstream_id, steps)
+                    step = output.machine.open_step
+                    await self.record.note_upstream(step, delta.upstream_id, steps)
                 if output.writer.is_full:
                     await output.writer.wait_for_room()
 
@@ -465,7 +466,7 @@ class RunDriver:
 
     async def _cancel_upstream(self) -> None:
         """Stop an answer that the provider would otherwise produce to its end."""
-        upstream_id = self.record.upstream_id(self._output.machine.step_id)
+        upstream_id = self.record.upstream_id(self._output.machine.open_step)
         if upstream_id is not None and self._turn is not None:
             kept = Partial([], upstream_id=upstream_id)
             await self._engine.cancel_upstream(replace(self._turn, partial=kept))

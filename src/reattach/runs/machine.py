@@ -141,9 +141,9 @@ class RunMachine:
         return [event for one in self._intake.take(delta) for event in self._add(one)]
 
     @property
-    def step_id(self) -> StepId | None:
+    def open_step(self) -> StepRecord | None:
         """The step that has begun and not finished."""
-        return None if self._step is None else self._step.id
+        return self._step
 
     def close_step(self) -> None:
         """Let the step that was interrupted end here; its usage is unknown."""
@@ -156,6 +156,9 @@ class RunMachine:
 
     def _add(self, delta: Delta) -> list[Event]:
         match delta:
+            case StepFinished(broke_off=True):  # It goes on in the next attempt, or the run ends.
+                self._step = self._with_usage(self._begin_step(), delta.usage)
+                return []
             case StepFinished():
                 return self._finish_step(delta.usage)
             case Finished():
@@ -232,11 +235,19 @@ class RunMachine:
 
     def _finish_step(self, usage: Usage, *, model: str | None = None) -> list[Event]:
         events = self._flush()
-        self.steps.append(replace(self._begin_step(), usage=usage, model=model))
+        step = self._with_usage(self._begin_step(), usage)
+        self.steps.append(replace(step, model=model))
         self._step_messages.append(self._message_id)
         self._step = None
         self._message_id = None
         return events
+
+    @staticmethod
+    def _with_usage(step: StepRecord, usage: Usage) -> StepRecord:
+        """Add usage to that of earlier attempts at the step."""
+        if step.usage != Usage():
+            usage = total_usage([step.usage, usage], 1)
+        return replace(step, usage=usage)
 
     def _on_compacting(self, delta: Compacting) -> CompactionBegan:
         return CompactionBegan(

@@ -1,8 +1,7 @@
 """The output of a run, written in three forms at once: events, the log's frames, and messages."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import replace
 
 from reattach.domain.clock import Clock
 from reattach.domain.events import Event
@@ -10,30 +9,9 @@ from reattach.log.base import RunWriter
 from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.runs.attempts.continuation import Continuation
 from reattach.runs.machine import RunMachine
+from reattach.runs.representation import Representation
 from reattach.runs.transcript import Transcript
-from reattach.wire.letta import Encoder, MessageType, encode, message_type
-
-_ALL_TYPES = frozenset(get_args(MessageType))
-_COMPACTION_TYPES = frozenset({"event_message", "summary_message"})
-
-
-@dataclass(frozen=True, slots=True)
-class Representation:
-    """The representation of a run that its sender asked for."""
-
-    stream_tokens: bool = False
-    include_pings: bool = True
-    message_types: frozenset[MessageType] | None = None
-    """Only messages of these types are logged; None: all."""
-    compaction_messages: bool = False
-    """Whether events of compactions are logged."""
-
-    @property
-    def hidden_types(self) -> frozenset[str]:
-        """The types of messages that are not logged."""
-        types = self.message_types
-        hidden = frozenset() if types is None else _ALL_TYPES - types
-        return hidden if self.compaction_messages else hidden | _COMPACTION_TYPES
+from reattach.wire.letta import Encoder, encode, message_type
 
 
 class RunOutput:
@@ -92,11 +70,12 @@ class RunOutput:
     def go_on(self, continuation: Continuation) -> list[Event]:
         """Continue after an interruption, and return the events to put first.
 
-        What was not put before it is dropped.
+        Output that was not put before is dropped.
         """
-        self.machine = RunMachine(
-            self._clock, stream_tokens=self._stream_tokens, progress=continuation.progress
-        )
+        progress, before = continuation.progress, self.machine.open_step
+        if progress.step is not None and before is not None and before.id == progress.step.id:
+            progress = replace(progress, step=before)  # It knows the usage so far.
+        self.machine = RunMachine(self._clock, stream_tokens=self._stream_tokens, progress=progress)
         returned = [self.machine.on_delta(one) for one in continuation.returns]
         if continuation.closes_step:
             self.machine.close_step()

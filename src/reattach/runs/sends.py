@@ -37,8 +37,8 @@ from reattach.runs.driver import RunDriver
 from reattach.runs.endings import STORE_FAILED, Ending
 from reattach.runs.idempotency import otid_alias, request_key
 from reattach.runs.open_runs import OpenRuns
-from reattach.runs.output import Representation
 from reattach.runs.ownership.lease import Ownership
+from reattach.runs.representation import Representation
 
 logger = structlog.get_logger(__name__)
 

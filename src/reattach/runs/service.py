@@ -45,13 +45,12 @@ from reattach.records.runs.notifications import (
     RunReleased,
     RunSettled,
 )
-from reattach.runs.attempts.policy import ContinuePolicy
+from reattach.runs.attempts.policy import CONTINUES, ContinuePolicy
 from reattach.runs.endings import CANCELLED
 from reattach.runs.follow import Following, Target, Watch, follow, remainder
 from reattach.runs.idempotency import otid_alias
 from reattach.runs.open_runs import OpenRuns
 from reattach.runs.ownership.audit import Audit
-from reattach.runs.ownership.continuing import Continuing
 from reattach.runs.ownership.lease import Ownership
 from reattach.runs.ownership.recovery import Recovery
 from reattach.runs.ownership.retention import Retention
@@ -67,8 +66,8 @@ logger = structlog.get_logger(__name__)
 class RunService:
     """All runs of one process.
 
-    Call ``register`` and let it return before anything else. ``recover`` then continues or ends the
-    runs that dead processes left unfinished (P7, P19).
+    Call ``start`` and let it return before anything else. ``recover`` continues or ends the runs
+    that dead processes left unfinished (P7, P19).
     """
 
     def __init__(
@@ -85,15 +84,13 @@ class RunService:
         ping_interval_seconds: float = 15.0,
         lease_seconds: float = LEASE_SECONDS,
         callback_due: Callable[[], None] = lambda: None,
-        policy: ContinuePolicy | None = None,
+        policy: ContinuePolicy = CONTINUES,
     ) -> None:
         self.log = log
         self.watch = Watch(ping_interval_seconds)
         self.open_runs = OpenRuns()
         self._has_recovered = False
-        """Whether the runs of earlier processes have been looked for."""
-        self.released = asyncio.Event()
-        """Set when another process gave a run up, so that ``recover`` finds it."""
+        self.released = asyncio.Event()  # Set when another process gave a run up.
         self.ownership = Ownership(records, clock, lease_seconds)
         self._records = records
         self._clock = clock
@@ -103,25 +100,16 @@ class RunService:
         self._retention = Retention(records, clock, retention)
         self._callback_due = callback_due
         self._settlements = Settlements(records, clock)
-        policy = policy or ContinuePolicy()
-        continuing = Continuing(
+        self._recovery = Recovery(
             log,
             records,
             clock,
             engine_factory=self.engine_factory,
             open_runs=self.open_runs,
+            ownership=self.ownership,
             settle=self._settle,
             policy=policy,
         )
-        self._recovery = Recovery(
-            log,
-            records,
-            clock,
-            ownership=self.ownership,
-            settle=self._settle,
-            continuing=continuing,
-        )
-        continuing.give_up = self._recovery.give_up
         self._sends = Sends(
             log,
             records,
@@ -143,22 +131,15 @@ class RunService:
             retention=retention,
         )
 
-    async def register(self) -> None:
-        """Register this process as an owner.
-
-        Raises:
-            StoreUnavailableError: The records do not answer.
-        """
-        await self.ownership.register()
-
-    async def start(self) -> None:
-        """Register this process, and take over the runs of dead owners.
+    async def start(self, *, recovers: bool = True) -> None:
+        """Register this process, and take over the runs of dead owners if it ``recovers``.
 
         Raises:
             StoreUnavailableError: A store does not answer.
         """
-        await self.register()
-        await self.recover()
+        await self.ownership.register()
+        if recovers:
+            await self.recover()
 
     @property
     def draining(self) -> bool:

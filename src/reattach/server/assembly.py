@@ -210,8 +210,7 @@ async def assemble(
             # Closed after the runs, whose tools they may be running.
             waiting = mcp_servers.running(wait_seconds=MCP_START_WAIT_SECONDS)
             await stack.enter_async_context(waiting)
-        receivers = Receivers(to_private=settings.callbacks_to_private)
-        callbacks = Callbacks(records, clock, receivers)
+        callbacks = Callbacks(records, clock, Receivers(to_private=settings.callbacks_to_private))
         runs = RunService(
             log,
             records,
@@ -224,18 +223,10 @@ async def assemble(
             ping_interval_seconds=settings.ping_interval_seconds,
             lease_seconds=settings.lease_seconds,
             callback_due=callbacks.wake,
-            policy=ContinuePolicy(
-                enabled=settings.continue_runs,
-                max_interruptions=settings.continue_tries,
-                max_silent=settings.continue_silent_tries,
-                within_seconds=settings.continue_within_seconds,
-                may_ask=settings.continue_asks,
-            ),
+            policy=_continue_policy(settings),
         )
-        if settings.continue_runs and not after_power_cut:
-            await runs.register()  # The upkeep takes the runs up, so that the port opens at once.
-        else:
-            await runs.start()
+        # Else the upkeep takes the runs up, so that the port opens at once.
+        await runs.start(recovers=after_power_cut or not settings.continue_runs)
         stack.push_async_callback(runs.release_lease)
         if records.shared:
             # Closed after the runs: a process keeps its lease until its last run has ended.
@@ -248,6 +239,16 @@ async def assemble(
         await announce(settings, catalog, records)
         await stack.enter_async_context(_run_task(catalog.keep_current()))
         yield Context(records, catalog, settings, clock, runs, toolbox, mcp_servers)
+
+
+def _continue_policy(settings: Settings) -> ContinuePolicy:
+    return ContinuePolicy(
+        enabled=settings.continue_runs,
+        max_interruptions=settings.continue_tries,
+        max_silent=settings.continue_silent_tries,
+        within_seconds=settings.continue_within_seconds,
+        may_ask=settings.continue_asks,
+    )
 
 
 async def _catalog(settings: Settings, engines: Sequence[Engine] | None, clock: Clock) -> Catalog:

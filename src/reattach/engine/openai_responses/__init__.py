@@ -36,7 +36,7 @@ except ImportError as error:
     ) from error
 
 from reattach.engine.openai_responses.failures import Failures
-from reattach.engine.openai_responses.following import AnswerFailedForNow, Following
+from reattach.engine.openai_responses.following import AnswerFailedForNowError, Following
 from reattach.engine.openai_responses.request import Json, response_request
 
 _CONNECT_SECONDS: Final = 10.0
@@ -127,7 +127,7 @@ class OpenAIResponsesEngine(Engine):
                 async with closing_deltas(following.follow(kept_id)) as deltas:
                     async for delta in deltas:
                         yield delta
-            except AnswerFailedForNow:
+            except AnswerFailedForNowError:
                 pass  # Nothing of it was shown, so another call of the model replaces it.
             else:
                 return

@@ -39,7 +39,7 @@ _RETRIES: Final = 2
 """Asking for an answer and stopping it cost nothing, so the client may repeat them by itself."""
 
 
-class AnswerFailedForNow(Exception):
+class AnswerFailedForNowError(Exception):
     """The kept answer ended with an error that may pass, and it has no output."""
 
 
@@ -83,7 +83,7 @@ class Following:
         Raises:
             EngineError: The provider refused or failed, the stream broke, or the answer differs
                 from the partial output.
-            AnswerFailedForNow: Nothing was yielded, now or before.
+            AnswerFailedForNowError: Nothing was yielded, now or before.
         """
         remainder = Remainder(self.turn.partial or Partial(()), self.failures.differs)
         answer = Answer(self.failures, remainder.shown_call_ids)
@@ -94,7 +94,7 @@ class Following:
                         yield rest
         except EngineError as error:
             if remainder.is_empty and answer.has_failed_for_now:
-                raise AnswerFailedForNow from error
+                raise AnswerFailedForNowError from error
             raise
 
     async def stop(self, kept_id: str) -> None:

@@ -1,16 +1,16 @@
-"""What is decided about a run when it is sent, in the form that its record keeps."""
+"""The decisions about a run that are made when it is sent, as its record keeps them."""
 
 import msgspec
 import structlog
 
 from reattach.agent.turns import TurnPlan
-from reattach.runs.output import Representation
+from reattach.runs.representation import Representation
 
 logger = structlog.get_logger(__name__)
 
 
 class RunPlan(msgspec.Struct, frozen=True):
-    """What a process needs, beside the run's record and log, to continue the run."""
+    """The data that a process needs, beside the run's messages and log, to continue the run."""
 
     turn: TurnPlan
     representation: Representation

@@ -77,6 +77,9 @@ class ContinuePolicy:
         return silent <= most_silent and without_progress <= self.max_interruptions
 
 
+CONTINUES = ContinuePolicy()
+
+
 @dataclass(frozen=True, slots=True)
 class _Interrupted:
     is_silent: bool

@@ -11,7 +11,6 @@ from reattach.domain.backoff import until_available
 from reattach.domain.clock import Clock
 from reattach.domain.errors import FencedError
 from reattach.domain.events import RunStatus
-from reattach.domain.ids import StepId
 from reattach.records.base import Attempt, NotedStep, Run, RunNotes
 from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.records.runs.runs import Runs
@@ -59,11 +58,15 @@ class OwnedRun:
         await self._note(self._with_steps(steps))
 
     async def note_upstream(
-        self, step_id: StepId | None, upstream_id: str, steps: Sequence[StepRecord]
+        self, step: StepRecord | None, upstream_id: str, steps: Sequence[StepRecord]
     ) -> None:
         """Record the provider's id of the answer of a step."""
         notes = self._with_steps(steps)
-        await self._note(structs.replace(notes, upstream_step=step_id, upstream_id=upstream_id))
+        await self._note(
+            structs.replace(
+                notes, upstream_step=None if step is None else step.id, upstream_id=upstream_id
+            )
+        )
 
     async def note_attempt(self, attempt: Attempt, steps: Sequence[StepRecord]) -> None:
         """Record an attempt, before it begins."""
@@ -81,10 +84,10 @@ class OwnedRun:
         notes = self._with_steps(steps)
         await self._write(partial(self._runs.hand_over, notes=notes))
 
-    def upstream_id(self, step_id: StepId | None) -> str | None:
+    def upstream_id(self, step: StepRecord | None) -> str | None:
         """Return the provider's id of the answer of that step."""
         notes = self.run.notes
-        return notes.upstream_id if notes.upstream_step == step_id else None
+        return notes.upstream_id if step and notes.upstream_step == step.id else None
 
     def _with_steps(self, steps: Sequence[StepRecord]) -> RunNotes:
         noted = tuple(NotedStep(one.id, one.started_at, one.usage, one.model) for one in steps)

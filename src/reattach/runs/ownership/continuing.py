@@ -28,7 +28,7 @@ _INTERRUPTED = (OWNER_DIED, STORE_FAILED)
 
 
 class Continuing:
-    """Starts drivers for runs that were interrupted (P19)."""
+    """Starts drivers for runs that were interrupted (P19). ``give_up`` leaves a run to recovery."""
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Continuing:
         engine_factory: EngineFactory,
         open_runs: OpenRuns,
         settle: Callable[[Run, Settlement], Awaitable[None]],
+        give_up: Callable[[Run, Ending], None],
         policy: ContinuePolicy,
     ) -> None:
         self._log = log
@@ -47,9 +48,8 @@ class Continuing:
         self._engine_factory = engine_factory
         self._open_runs = open_runs
         self._settle = settle
+        self._give_up = give_up
         self._policy = policy
-        self.give_up: Callable[[Run, Ending], None]
-        """Leaves a run to recovery. Set before ``start`` is called."""
 
     async def start(self, run: Run, ending: Ending) -> bool:
         """Start a driver that continues the run, which this process has taken over.
@@ -132,4 +132,4 @@ class Continuing:
         finally:
             self._open_runs.drivers.pop(driver.run.id, None)
             if driver.given_up:
-                self.give_up(driver.run, STORE_FAILED)
+                self._give_up(driver.run, STORE_FAILED)

@@ -24,7 +24,7 @@ logger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What reading a log found."""
+    """The outcome of reading a log."""
 
     is_complete: bool
     """Whether every event could be read."""

@@ -8,6 +8,7 @@ from typing import Final
 
 import structlog
 
+from reattach.agent.engine_factory import EngineFactory
 from reattach.domain.approvals import has_answer
 from reattach.domain.backoff import Backoff
 from reattach.domain.clock import Clock
@@ -28,6 +29,7 @@ from reattach.log.base import Log
 from reattach.records.base import Run, Settlement
 from reattach.records.records import Records
 from reattach.records.runs.hidden_events import HiddenEvent
+from reattach.runs.attempts.policy import ContinuePolicy
 from reattach.runs.endings import (
     CANCELLED,
     LOG_LOST,
@@ -36,6 +38,7 @@ from reattach.runs.endings import (
     UNREADABLE,
     Ending,
 )
+from reattach.runs.open_runs import OpenRuns
 from reattach.runs.ownership.continuing import Continuing
 from reattach.runs.ownership.lease import Ownership
 from reattach.runs.ownership.orphan_log import find_head, is_lost, read_log
@@ -87,9 +90,11 @@ class Recovery:
         records: Records,
         clock: Clock,
         *,
+        engine_factory: EngineFactory,
+        open_runs: OpenRuns,
         ownership: Ownership,
         settle: Callable[[Run, Settlement], Awaitable[None]],
-        continuing: Continuing,
+        policy: ContinuePolicy,
     ) -> None:
         self.pending: dict[str, PendingRecovery] = {}
         """Runs that are known to need an end, by id."""
@@ -98,7 +103,16 @@ class Recovery:
         self._clock = clock
         self._ownership = ownership
         self._settle = settle
-        self._continuing = continuing
+        self._continuing = Continuing(
+            log,
+            records,
+            clock,
+            engine_factory=engine_factory,
+            open_runs=open_runs,
+            settle=settle,
+            give_up=self.give_up,
+            policy=policy,
+        )
 
     def give_up(self, run: Run, ending: Ending) -> None:
         """Note that nobody drives the run any more; ``recover`` ends it."""

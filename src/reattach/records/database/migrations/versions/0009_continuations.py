@@ -1,4 +1,4 @@
-"""What an active run needs so that another process can continue it."""
+"""The data with which another process can continue an active run."""
 
 from typing import Final
 
