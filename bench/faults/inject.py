@@ -43,7 +43,6 @@ class Fault:
     """Whether it loses events that the log has acknowledged."""
 
 
-DRAINED: Final = frozenset({"stream_task_cancelled"})
 OWNER_DIED: Final = frozenset({"stream_incomplete"})
 STORE_FAILED: Final = frozenset({"internal_error"})
 
@@ -183,9 +182,9 @@ def _of_victim(relays: Relays) -> Relays:
 
 
 FAULTS: Final[Sequence[Fault]] = (
-    Fault("kill -9 of the owner", _kill, OWNER_DIED, of_owner=True),
-    Fault("SIGSTOP beyond the lease, then SIGCONT", _pause, OWNER_DIED, of_owner=True),
-    Fault("SIGTERM of the owner, then a start", _drain, DRAINED),
+    Fault("kill -9 of the owner", _kill),
+    Fault("SIGSTOP beyond the lease, then SIGCONT", _pause),
+    Fault("SIGTERM of the owner, then a start", _drain),
     Fault("connections to Redis cut", _cut(_redis)),
     Fault("connections to Redis slow", _disturb(_redis, _delay)),
     Fault("bytes from and to Redis split", _disturb(_redis, _split)),

@@ -16,6 +16,7 @@ _HEADS = (
         "fault",
         "repetitions",
         "runs",
+        "completed",
         "events read",
         "losses",
         "doubles",
@@ -35,7 +36,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
         counts = (sum(outcome.count(kind) for outcome in of_fault) for kind in Kind)
         runs = sum(outcome.runs for outcome in of_fault)
         events = sum(outcome.events_read for outcome in of_fault)
-        numbers = (len(of_fault), runs, events, *counts)
+        completed = sum(outcome.ends.count("end_turn") for outcome in of_fault)
+        numbers = (len(of_fault), runs, completed, events, *counts)
         times = (slowest.longest_end_seconds, slowest.bound_seconds)
         rows.append((name, *map(str, numbers), *(f"{seconds:.1f}" for seconds in times)))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
