@@ -1,11 +1,14 @@
 """``reattach serve`` and ``reattach models``: the server, and the models it offers."""
 
 from importlib.metadata import version
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reattach.cli.options import AsJson, Config, StoreFlags, settings_with, with_store_flags
+
+if TYPE_CHECKING:
+    from reattach.settings import Settings
 
 
 @with_store_flags
@@ -42,11 +45,6 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the API until SIGTERM. Every setting also has an environment variable REATTACH_…."""
-    import uvloop
-
-    from reattach.observe import configure_logging
-    from reattach.server.tune_gc import tune_gc
-
     settings = settings_with(
         **stores,
         host=host,
@@ -61,6 +59,15 @@ def serve(
         log_format=log_format,
         log_level=log_level,
     )
+    _serve(settings)
+
+
+def _serve(settings: "Settings") -> None:
+    import uvloop
+
+    from reattach.observe import configure_logging
+    from reattach.server.tune_gc import tune_gc
+
     configure_logging(settings.log_format, settings.log_level)
     if settings.workers == 1:
         from reattach.server.process import serve as serve_until_stopped
