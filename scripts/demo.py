@@ -252,6 +252,8 @@ def part_three(stage: Stage, conversation_id: str) -> bool:
     def stop(server: ServerProcess) -> None:
         say(f"  SIGTERM{stage.place(0)} (process {server.pid}), twice: it waits for no run")
         server.signal(signal.SIGTERM)
+        while httpx.get(f"{server.url}/v1/ready/").is_success:  # Signals in a row count as one.
+            time.sleep(0.01)
         server.signal(signal.SIGTERM)
 
     return interrupt(stage, conversation_id, "3", stop)

@@ -234,7 +234,7 @@ def test_a_draining_server_refuses_sends_with_a_503_and_serves_readers_to_the_en
     tmp_path: Path,
 ) -> None:
     with (
-        scripted_server(tmp_path) as server,
+        scripted_server(tmp_path, REATTACH_CONTINUE="false") as server,
         raw_client(server.url) as raw,
         Reader(server.url) as reader,
     ):

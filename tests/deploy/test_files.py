@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from reattach.domain.errors import StartupError
 from reattach.domain.limits import CLOSE_SECONDS, LISTEN_BACKLOG, MAX_REQUEST_BYTES
 from reattach.settings import Settings, variable_of
 
@@ -147,7 +148,7 @@ def test_a_proxy_waits_longer_than_the_longest_pause_between_pings(name: str) ->
 
     assert len(waits) > 1
     assert min(waits) > LONGEST_PING_SECONDS
-    with pytest.raises(ValueError, match="ping_interval_seconds"):
+    with pytest.raises(StartupError, match="ping_interval_seconds"):
         Settings(ping_interval_seconds=LONGEST_PING_SECONDS + 1)
 
 

@@ -151,7 +151,7 @@ async def test_a_file_that_is_no_database_is_left_alone(path: Path) -> None:
     ],
 )
 async def test_an_unsupported_url_is_refused_at_the_start(url: str) -> None:
-    with pytest.raises(StartupError, match="sqlite:///"):
+    with pytest.raises(StartupError, match=r"sqlite:///|postgresql://"):
         await Database.open(url)
 
 

@@ -110,10 +110,12 @@ def test_a_log_that_ends_before_the_last_read_event_is_a_loss_even_if_the_store_
 
 def test_the_table_has_a_line_for_each_fault_with_sums_and_the_slowest_end() -> None:
     first = Outcome("kill", 7.0, runs=4, events_read=10, longest_end_seconds=1.26)
+    first.ends = ["end_turn", "stream_incomplete"]
     second = Outcome("kill", 8.0, runs=4, events_read=20, longest_end_seconds=2.5)
+    second.ends = ["end_turn", "end_turn"]
     second.findings = [Finding(Kind.LOSS, ""), Finding(Kind.LOSS, ""), Finding(Kind.ORPHAN, "")]
     lines = table([first, Outcome("pause", 9.0), second]).splitlines()
-    assert lines[0].startswith("| fault | repetitions | runs | events read | losses | doubles |")
-    assert lines[2] == "| kill | 2 | 8 | 30 | 2 | 0 | 1 | 0 | 2.5 | 8.0 |"
-    assert lines[3] == "| pause | 1 | 0 | 0 | 0 | 0 | 0 | 0 | 0.0 | 9.0 |"
+    assert lines[0].startswith("| fault | repetitions | runs | completed | events read | losses |")
+    assert lines[2] == "| kill | 2 | 8 | 3 | 30 | 2 | 0 | 1 | 0 | 2.5 | 8.0 |"
+    assert lines[3] == "| pause | 1 | 0 | 0 | 0 | 0 | 0 | 0 | 0 | 0.0 | 9.0 |"
     assert len(lines) == 4

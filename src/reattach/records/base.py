@@ -304,7 +304,7 @@ class Run:
     """The reason why the attempt failed; None if it did not."""
     begun_calls: tuple[str, ...] | None = None
     """The ids of the tool calls that may have begun; None if any may have."""
-    plan: str | None = None
+    turn_plan: str | None = None
     """The data with which another process can continue the run, written by ``runs``; None once
     it has ended."""
     notes: RunNotes = field(default_factory=RunNotes)

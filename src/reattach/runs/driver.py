@@ -453,7 +453,7 @@ class RunDriver:
 
     async def _release(self) -> None:
         """Give the run to another process; raise _HandedOverError. Return if none can go on."""
-        is_continuable = self._policy.enabled and self.run.plan is not None
+        is_continuable = self._policy.enabled and self.run.turn_plan is not None
         if is_continuable and self._first_turn is not None:
             is_continuable = self._decide(self._first_turn) is not None
         if not is_continuable:

@@ -125,7 +125,7 @@ class Sends:
         )
         run = self._new_run(send, model)
         if self._policy.enabled:
-            run = replace(run, plan=plan.encode())
+            run = replace(run, turn_plan=plan.encode())
         aliases = [otid_alias(run.tenant, one.otid) for one in run.input if one.otid]
         # Probes the log: while it does not answer, a new run could not start.
         await self._log.find(aliases[0])

@@ -210,7 +210,7 @@ runs = _listed(
     Column("callback_due_at", Moment),
     Column("callback_tries", Integer, server_default=text("0"), nullable=False),
     Column("begun_calls", Typed(tuple[str, ...])),
-    Column("plan", LongText()),
+    Column("turn_plan", LongText()),
     Column("notes", Typed(RunNotes, RunNotes()), server_default=text("'{}'"), nullable=False),
     Column("attempts", Typed(tuple[Attempt, ...], ()), server_default=text("'[]'"), nullable=False),
     Column("interrupted_at", Moment),

@@ -307,7 +307,7 @@ class Runs(Repository):
         The last commits of a SQLite file may be lost, so a run that is ``created`` may have been
         running, and any of its tool calls may have begun. None can be continued.
         """
-        values = {"status": RunStatus.RUNNING, "begun_calls": None, "plan": None}
+        values = {"status": RunStatus.RUNNING, "begun_calls": None, "turn_plan": None}
         return await self._database.in_write(
             _count_changed, update(schema.runs).where(schema.ACTIVE).values(values)
         )

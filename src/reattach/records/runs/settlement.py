@@ -44,7 +44,7 @@ def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> boo
         "usage": settlement.usage,
         "error": settlement.error,
         "duration_ns": settlement.duration_ns,
-        "plan": None,
+        "turn_plan": None,
     }
     asked = {"run_id": run_id, "at": settlement.completed_at, **values}
     ended = connection.execute(_END, asked).one_or_none()

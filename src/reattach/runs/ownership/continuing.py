@@ -60,7 +60,7 @@ class Continuing:
             FencedError: The log has a newer token.
             StoreUnavailableError: A store does not answer.
         """
-        plan = decode_plan(run.plan, run.id)
+        plan = decode_plan(run.turn_plan, run.id)
         if ending not in _INTERRUPTED or plan is None or self._open_runs.draining:
             return False
         source = await self._source(run, plan)

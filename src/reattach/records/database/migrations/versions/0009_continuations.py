@@ -13,7 +13,7 @@ down_revision: Final = "0008"
 
 def upgrade() -> None:
     for column in (
-        sa.Column("plan", sa.Text()),
+        sa.Column("turn_plan", sa.Text()),
         sa.Column("notes", sa.JSON(), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("attempts", sa.JSON(), server_default=sa.text("'[]'"), nullable=False),
         sa.Column("interrupted_at", sa.DateTime(timezone=True)),
