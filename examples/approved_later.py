@@ -13,9 +13,11 @@ message names in brackets.
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from letta_client import Letta
+from letta_client import Letta, NotFoundError
+from letta_client.types import AgentState
 from letta_client.types.agents import ApprovalReturnParam
 
 from reattach.testing import ServerProcess
@@ -32,10 +34,20 @@ requires_approval = ["book"]
 """
 
 
+def new_agent(client: Letta) -> AgentState:
+    """Create an agent with the tools, which exist once the MCP server has started."""
+    tools = ["ferries__timetable", "ferries__book"]
+    for _ in range(100):
+        try:
+            return client.agents.create(name="traveller", model="scripted/echo", tools=tools)
+        except NotFoundError:
+            time.sleep(0.3)
+    raise SystemExit("The MCP server did not start.")
+
+
 def ask(client: Letta) -> str:
     """Be the first client: ask, see that a call is pending, and return the conversation."""
-    tools = ["ferries__timetable", "ferries__book"]
-    agent = client.agents.create(name="traveller", model="scripted/echo", tools=tools)
+    agent = new_agent(client)
     conversation = client.conversations.create(agent_id=agent.id)
     question = 'To Skye! [tool=ferries__book][arguments={"to": "Skye", "seats": 2}]'
     for event in client.conversations.messages.create(
