@@ -225,8 +225,9 @@ class RunError(msgspec.Struct, frozen=True, tag_field="message_type", tag="error
     detail: str | None = None
 
 
-class NotedStep(msgspec.Struct, frozen=True):
-    """A finished step of an active run."""
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """A step of a run as far as it got. ``usage`` is zero for an unfinished step."""
 
     id: StepId
     started_at: datetime
@@ -238,7 +239,7 @@ class NotedStep(msgspec.Struct, frozen=True):
 class RunNotes(msgspec.Struct, frozen=True):
     """Facts about an active run that its events do not carry, for the owner that continues it."""
 
-    steps: tuple[NotedStep, ...] = ()
+    steps: tuple[StepRecord, ...] = ()
     """The finished steps, except perhaps the last one."""
     repeatable_calls: tuple[str, ...] = ()
     """Calls that began and whose tools may run again."""

@@ -38,7 +38,6 @@ from reattach.domain.events import (
 from reattach.domain.ids import (
     MAX_PART_INDEX,
     MessageId,
-    StepId,
     new_message_id,
     new_step_id,
     new_uuid,
@@ -63,17 +62,7 @@ from reattach.engine.base import (
     ToolStarting,
 )
 from reattach.engine.intake import Intake
-
-
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """A step as far as it got. ``usage`` is zero for an unfinished step."""
-
-    id: StepId
-    started_at: datetime
-    usage: Usage
-    model: str | None = None
-    """The handle of the model, if it was not the run's."""
+from reattach.records.base import StepRecord
 
 
 @dataclass(frozen=True, slots=True)

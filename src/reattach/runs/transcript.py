@@ -34,8 +34,7 @@ from reattach.domain.messages import (
     awaits_approval,
     join_fragments,
 )
-from reattach.records.base import Run, RunError, Settlement, Step
-from reattach.runs.machine import StepRecord
+from reattach.records.base import Run, RunError, Settlement, Step, StepRecord
 
 _NOT_RUN = "The run ended before this call was reached; the tool did not run."
 _UNKNOWN = "The run ended before this tool returned; whether it did its work is not known."

@@ -5,14 +5,12 @@ PROTOCOL.md has the table of the cases (P19).
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from itertools import chain
 from typing import Final
 
 from msgspec import structs
 
 from reattach.domain.context import in_context
-from reattach.domain.events import Usage
 from reattach.domain.ids import StepId, new_message_id
 from reattach.domain.messages import (
     ContentPart,
@@ -28,7 +26,7 @@ from reattach.domain.messages import (
 )
 from reattach.engine.base import Engine, Partial, Turn, Way
 from reattach.records.base import Run
-from reattach.runs.machine import Progress, StepRecord
+from reattach.runs.machine import Progress
 from reattach.runs.transcript import Transcript
 
 _INCOMPLETE: Final = (
@@ -63,7 +61,6 @@ class _Step:
     """One step of the run so far."""
 
     id: StepId
-    started_at: datetime
     messages: list[Message] = field(default_factory=list)
     finished: bool = True
 
@@ -135,6 +132,7 @@ class _Decision:
         self._tools = tools
         self._may_ask = may_ask
         self._begun = run.begun_calls
+        self._messages = transcript.messages(run)
         self._steps = self._fold()
         self._returns: list[ToolReturnPart] = []
         self._due: list[ToolCallPart] = []
@@ -143,9 +141,9 @@ class _Decision:
     def _fold(self) -> list[_Step]:
         """Return the steps so far, each with its messages in order."""
         steps: dict[StepId, _Step] = {}
-        for message in self._transcript.messages(self._run):
+        for message in self._messages:
             assert message.step_id is not None
-            step = steps.setdefault(message.step_id, _Step(message.step_id, message.created_at))
+            step = steps.setdefault(message.step_id, _Step(message.step_id))
             step.messages.append(message)
         folded = list(steps.values())
         if folded:
@@ -196,7 +194,7 @@ class _Decision:
         due = {call.tool_call_id for call in self._turn.due}
         returned = [
             part
-            for message in self._transcript.messages(self._run)
+            for message in self._messages
             for part in message.parts
             if isinstance(part, ToolReturnPart) and part.tool_call_id in due
         ]
@@ -332,18 +330,10 @@ class _Decision:
 
     def _progress(self) -> Progress:
         noted = {one.id: one for one in self._run.notes.steps}
-        records = [
-            StepRecord(
-                step.id,
-                noted[step.id].started_at if step.id in noted else step.started_at,
-                noted[step.id].usage if step.id in noted else Usage(),
-                noted[step.id].model if step.id in noted else None,
-            )
-            for step in self._steps
-        ]
+        records = [noted.get(one.id, one) for one in self._transcript.steps_seen()]
         is_open = bool(self._steps) and not self._steps[-1].finished
         answers = [step.answer[-1].id if step.answer else None for step in self._steps]
-        calls = [call for step in self._steps for call in (*step.calls, *self._turn.due)]
+        calls = [*self._turn.due, *(call for step in self._steps for call in step.calls)]
         waiting = {
             c.tool_call_id for step in self._steps for c in step.open_calls() if c.needs_approval
         }

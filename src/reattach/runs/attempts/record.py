@@ -11,10 +11,9 @@ from reattach.domain.backoff import until_available
 from reattach.domain.clock import Clock
 from reattach.domain.errors import FencedError
 from reattach.domain.events import RunStatus
-from reattach.records.base import Attempt, NotedStep, Run, RunNotes
+from reattach.records.base import Attempt, Run, RunNotes, StepRecord
 from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.records.runs.runs import Runs
-from reattach.runs.machine import StepRecord
 
 
 class OwnedRun:
@@ -61,12 +60,9 @@ class OwnedRun:
         self, step: StepRecord | None, upstream_id: str, steps: Sequence[StepRecord]
     ) -> None:
         """Record the provider's id of the answer of a step."""
+        step_id = None if step is None else step.id
         notes = self._with_steps(steps)
-        await self._note(
-            structs.replace(
-                notes, upstream_step=None if step is None else step.id, upstream_id=upstream_id
-            )
-        )
+        await self._note(structs.replace(notes, upstream_step=step_id, upstream_id=upstream_id))
 
     async def note_attempt(self, attempt: Attempt, steps: Sequence[StepRecord]) -> None:
         """Record an attempt, before it begins."""
@@ -90,8 +86,7 @@ class OwnedRun:
         return notes.upstream_id if step and notes.upstream_step == step.id else None
 
     def _with_steps(self, steps: Sequence[StepRecord]) -> RunNotes:
-        noted = tuple(NotedStep(one.id, one.started_at, one.usage, one.model) for one in steps)
-        return structs.replace(self.run.notes, steps=noted, handed_over=False)
+        return structs.replace(self.run.notes, steps=tuple(steps), handed_over=False)
 
     async def _note(self, notes: RunNotes) -> None:
         await self._write(partial(self._runs.note, notes=notes), notes=notes)
