@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeGuard
 
 import pytest
 
@@ -25,7 +25,7 @@ from reattach.domain.messages import (
 )
 from reattach.engine.base import Turn
 from reattach.engine.function import FunctionEngine
-from reattach.records.base import Run, Span
+from reattach.records.base import Page, Run, Span
 from reattach.runs.attempts.policy import ContinuePolicy
 from reattach.tools.base import Toolbox
 from reattach.wire import letta
@@ -138,9 +138,13 @@ async def test_an_answer_goes_on_exactly_after_any_append(stores: Stores, text: 
     assert nth > 2
 
 
+def is_return(part: object) -> TypeGuard[ToolReturnPart]:
+    return isinstance(part, ToolReturnPart)
+
+
 def returns_in(logged: list[Event]) -> list[tuple[str, str]]:
     parts = [part for event in logged if isinstance(event, Output) for part in event.parts]
-    return [(one.status, one.output) for one in parts if isinstance(one, ToolReturnPart)]
+    return [(one.status, one.output) for one in parts if is_return(one)]
 
 
 @pytest.mark.promise("P17", "P19")
@@ -426,3 +430,34 @@ async def test_a_run_with_hidden_messages_goes_on_and_the_conversation_keeps_the
         assert begun == sum("not run" not in one.output for one in returned), nth
         assert await stores.records.runs.hidden_events(run.id) == []
     assert nth > 1
+
+
+@pytest.mark.promise("P6", "P17", "P19")
+async def test_a_run_that_is_cancelled_before_it_goes_on_reports_its_tool_as_unknown(
+    stores: Stores,
+) -> None:
+    run = await interrupted(stores, "[tool=launch]", "after runs.note_begun", 1)
+    assert run is not None
+    gate = Gate("messages.context")
+    service = stores.service_upon(gate, policy=GOES_ON, toolbox=Toolbox([Launch(hangs=False)]))
+    async with asyncio.timeout(WAIT_SECONDS):
+        await service.start()
+        await gate.waiting.wait()
+        assert await service.cancel([run]) == {run.id: "cancelled"}
+    [returned] = [p for m in await stored(stores, run) for p in m.parts if is_return(p)]
+    assert "whether it did its work is not known" in returned.output
+    steps = await stores.records.runs.steps(run.tenant, run.id, Page(limit=9, ascending=True))
+    assert len(steps) == 1
+
+
+@pytest.mark.promise("P4", "P19")
+async def test_the_conversation_keeps_a_hidden_part_that_the_end_of_the_run_completed(
+    stores: Stores,
+) -> None:
+    types = frozenset({"tool_return_message"})
+    options: dict[str, Any] = {"message_types": types, "stream_tokens": False}
+    run = await interrupted(stores, "[chunks=3][fail=2]", "before runs.settle", 1, **options)
+    assert run is not None
+    ended = await continued(stores, run)
+    assert ended.stop_reason is StopReason.MODEL_API_ERROR
+    assert [m.text for m in await stored(stores, run)][1:] == ["t0 t1 "]

@@ -54,8 +54,6 @@ _TOOL_NOT_NOTED = EngineError(
 _CONVERSATION_UNREADABLE = EngineError(
     "The conversation could not be read. Send the message again, with a new OTID."
 )
-MAX_UNSAVED_EVENTS = 64
-"""The number of hidden events in a row that are kept together."""
 
 _RETRY_SECONDS = (1.0, 8.0)
 """The first and the longest wait before a provider is asked again."""
@@ -123,8 +121,7 @@ class RunDriver:
         self._clock = clock
         self._settle = settle
         transcript = None if interrupted is None else interrupted.transcript
-        self._output = RunOutput(run.id, representation, clock, transcript)
-        self._output.transcript.begun = () if self._engine.announces_tools else None
+        self._output = RunOutput(self.record, representation, clock, transcript)
         self._first_turn: Turn | None = None
         """The turn without earlier attempts."""
         self._turn: Turn | None = None
@@ -194,7 +191,10 @@ class RunDriver:
         finally:
             turn.cancel()
         machine, transcript = self._output.machine, self._output.transcript
-        settlement = transcript.settlement(self.run, machine.steps, self._clock.now())
+        transcript.begun = self.run.begun_calls
+        # A run that was to be continued may have ended before that.
+        steps = machine.steps or transcript.steps_seen()
+        settlement = transcript.settlement(self.run, steps, self._clock.now())
         await self._settle(self.run, settlement)
         self.settled = True
         logger.info(
@@ -208,10 +208,9 @@ class RunDriver:
     async def _write_answer(self, turn: "asyncio.Task[Turn]") -> None:
         """Write the engine's answer and the terminal group into the log, and close it."""
         if self._include_pings and not self._output.writer.last_seq:
-            await self._put(self._output.machine.ping())
+            await self._output.put(self._output.machine.ping())
         try:
             terminal = await self._run_engine(turn)
-            await self._save_hidden()
             await self._output.close(terminal)
         except (LogNotFoundError, SeqMismatchError) as error:
             logger.error("log lost by its store", run_id=self.run.id, reason=error.detail)  # noqa: TRY400
@@ -332,7 +331,7 @@ class RunDriver:
                     raise LimitExceededError(
                         f"The answer exceeds {RUN_LOG_BYTES} bytes, the most that a run may hold."
                     )
-                await self._put(output.machine.on_delta(delta))
+                await output.put(output.machine.on_delta(delta))
                 if isinstance(delta, ToolStarting):
                     await self._note_tool_call(delta)
                 elif isinstance(delta, AnswerKept):
@@ -341,46 +340,24 @@ class RunDriver:
                 if output.writer.is_full:
                     await output.writer.wait_for_room()
 
-    async def _put(self, events: Sequence[Event]) -> None:
-        """Put the events. Hidden ones are kept before a later visible one is put."""
-        output = self._output
-        if not output.unsaved and not any(map(output.is_hidden, events)):  # Most events.
-            output.put(events)
-            return
-        for event in events:
-            if output.is_hidden(event):
-                output.hide(event)
-                if len(output.unsaved) >= MAX_UNSAVED_EVENTS:
-                    await self._save_hidden()
-            else:
-                await self._save_hidden()
-                output.put([event])
-
-    async def _save_hidden(self) -> None:
-        if self._output.unsaved:
-            await self.record.keep_hidden(self._output.unsaved)
-            self._output.unsaved = []
-
     async def _note_tool_call(self, delta: ToolStarting) -> None:
         """Log and record a tool call before its tool starts, which cannot be undone."""
-        await self._save_hidden()
-        await self._output.writer.flush()
-        transcript, machine = self._output.transcript, self._output.machine
-        if transcript.begun is None:
+        await self._output.flush()
+        machine = self._output.machine
+        if self.run.begun_calls is None:
             return  # The engine starts other tools unannounced, so a note would prove nothing.
         call_id = machine.call_id(delta.tool_call_id)
         try:
             await self.record.note_tool_call(call_id, machine.steps, may_repeat=delta.may_repeat)
         except StoreUnavailableError as error:
             raise _TOOL_NOT_NOTED from error
-        transcript.begun = self.run.begun_calls
 
     # Interruptions.
 
     async def _go_on_after(self, error: EngineError, first_turn: Turn) -> Turn | None:
         """Return the turn that continues after a provider's failure; else raise ``error``."""
         writer, machine = self._output.writer, self._output.machine
-        await writer.flush()
+        await self._output.flush()
         allowed = self._policy.allows(
             self.run,
             Interruption.PROVIDER,
@@ -419,9 +396,7 @@ class RunDriver:
             self.end(self._earlier.ending)
             return None
         after_seq = self._output.writer.last_seq
-        await self._put(self._output.go_on(continuation))
-        await self._save_hidden()
-        await self._output.writer.flush()
+        await self._output.go_on(continuation)
         attempt = Attempt(
             began_at=self._clock.now(),
             after_seq=after_seq,
@@ -459,8 +434,7 @@ class RunDriver:
         if not is_continuable:
             self._ending = DRAINED
             return
-        await self._save_hidden()
-        await self._output.writer.flush()
+        await self._output.flush()
         await self.record.hand_over(self._output.machine.steps)
         raise _HandedOverError
 

@@ -2,27 +2,38 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from reattach.domain.clock import Clock
 from reattach.domain.events import Event
 from reattach.log.base import RunWriter
 from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.runs.attempts.continuation import Continuation
+from reattach.runs.attempts.record import OwnedRun
 from reattach.runs.machine import RunMachine
 from reattach.runs.representation import Representation
 from reattach.runs.transcript import Transcript
 from reattach.wire.letta import Encoder, encode, message_type
 
+MAX_UNSAVED_EVENTS: Final = 64
+"""The number of hidden events in a row that are kept together."""
+
 
 class RunOutput:
     """The machine of a run, its log and its transcript, in step with each other.
 
+    The log does not get events of the types that the sender hides; the record keeps them. It has
+    them before the log gets a later event, so that both together are the run at any moment.
     ``transcript`` has the events of earlier attempts. Set ``writer`` before anything is put.
+
+    Raises, from every method that waits:
+        FencedError: The run has another owner.
+        StoreUnavailableError: A store does not answer.
     """
 
     def __init__(
         self,
-        run_id: str,
+        record: OwnedRun,
         representation: Representation,
         clock: Clock,
         transcript: Transcript | None = None,
@@ -30,58 +41,84 @@ class RunOutput:
         self.machine = RunMachine(clock, stream_tokens=representation.stream_tokens)
         self.transcript = transcript or Transcript()
         self.writer: RunWriter
+        self._record = record
         self._stream_tokens = representation.stream_tokens
         self._hidden_types = representation.hidden_types
         self._clock = clock
-        self._run_id = run_id
-        self._encoder = Encoder(run_id)
-        self.unsaved: list[HiddenEvent] = []
-        """Hidden events that the records do not have yet. The log must not get ahead of them."""
+        self._encoder = Encoder(record.run.id)
+        self._unsaved: list[HiddenEvent] = []
+        """Hidden events that the record does not have yet."""
 
-    def put(self, events: Sequence[Event]) -> None:
-        """Queue visible events for the log, and add them to the transcript.
+    async def put(self, events: Sequence[Event]) -> None:
+        """Add the events to the transcript, and queue the visible ones for the log.
 
         Raises:
             LimitExceededError: The log is full. The transcript is not ahead of it.
         """
-        self.writer.put(self._frames(events))
-        self.record(events)
+        if not self._unsaved and not any(map(self._is_hidden, events)):  # Most events.
+            self._put_visible(events)
+            return
+        for event in events:
+            if self._is_hidden(event):
+                await self._hide(event)
+            else:
+                await self._save()
+                self._put_visible([event])
 
-    def is_hidden(self, event: Event) -> bool:
-        """Whether the log does not get the event."""
-        return message_type(event) in self._hidden_types
-
-    def hide(self, event: Event) -> None:
-        """Add a hidden event to the transcript and to ``unsaved``."""
-        after_seq = self.writer.last_seq
-        frame = encode(event, after_seq, self._run_id).decode()
-        self.unsaved.append(HiddenEvent(after_seq, frame))
-        self.record([event])
+    async def flush(self) -> None:
+        """Return when the log and the record have everything that was put."""
+        await self._save()
+        await self.writer.flush()
 
     async def close(self, terminal: Sequence[Event]) -> None:
-        """Append everything that is pending and the terminal group, and close the log."""
-        self.record(terminal)
-        await self.writer.close(self._frames(terminal))
+        """Append everything that is pending and ``terminal``, and close the log.
 
-    def record(self, events: Sequence[Event]) -> None:
-        for event in events:
-            self.transcript.add(event)
-
-    def go_on(self, continuation: Continuation) -> list[Event]:
-        """Continue after an interruption, and return the events to put first.
-
-        Output that was not put before is dropped.
+        ``terminal`` may begin with output that the end of the run completed.
         """
+        visible = [event for event in terminal if not self._is_hidden(event)]
+        for event in terminal:
+            if self._is_hidden(event):
+                await self._hide(event)
+        await self._save()
+        self._add(visible)
+        await self.writer.close(self._frames(visible))
+
+    async def go_on(self, continuation: Continuation) -> None:
+        """Continue after an interruption. Output that was not put before is dropped."""
         progress, before = continuation.progress, self.machine.open_step
         if progress.step is not None and before is not None and before.id == progress.step.id:
             progress = replace(progress, step=before)  # It knows the usage so far.
         self.machine = RunMachine(self._clock, stream_tokens=self._stream_tokens, progress=progress)
-        returned = [self.machine.on_delta(one) for one in continuation.returns]
+        for returned in continuation.returns:
+            await self.put(self.machine.on_delta(returned))
         if continuation.closes_step:
             self.machine.close_step()
-        return [event for events in returned for event in events]
+        await self.flush()
 
-    def _frames(self, events: Sequence[Event]) -> list[bytes]:
-        """Return the frames of the visible events for the log's next seqs."""
-        visible = [one for one in events if not self.is_hidden(one)]
+    def _put_visible(self, events: Sequence[Event]) -> None:
+        self.writer.put(self._frames(events))
+        self._add(events)
+
+    async def _hide(self, event: Event) -> None:
+        after_seq = self.writer.last_seq
+        frame = encode(event, after_seq, self._record.run.id).decode()
+        self._unsaved.append(HiddenEvent(after_seq, frame))
+        self._add([event])
+        if len(self._unsaved) >= MAX_UNSAVED_EVENTS:
+            await self._save()
+
+    async def _save(self) -> None:
+        if self._unsaved:
+            await self._record.keep_hidden(self._unsaved)
+            self._unsaved = []
+
+    def _is_hidden(self, event: Event) -> bool:
+        return message_type(event) in self._hidden_types
+
+    def _add(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self.transcript.add(event)
+
+    def _frames(self, visible: Sequence[Event]) -> list[bytes]:
+        """Return the frames of the events for the log's next seqs."""
         return self._encoder.frames(visible, after_seq=self.writer.last_seq)
