@@ -7,7 +7,7 @@ import msgspec
 
 from reattach.domain.ids import TenantId
 from reattach.domain.messages import Message
-from reattach.records.base import RequestKey, Thread
+from reattach.records.base import RequestKey, Run, Thread
 
 
 def request_key(messages: Sequence[Message], thread: Thread) -> RequestKey | None:
@@ -24,6 +24,13 @@ def request_key(messages: Sequence[Message], thread: Thread) -> RequestKey | Non
         [[one.role, one.parts, one.name, one.sender_id, one.otid] for one in messages],
     ]
     return RequestKey(otids, hashlib.sha256(msgspec.json.encode(payload)).hexdigest())
+
+
+def log_aliases(run: Run) -> list[str]:
+    """Return the aliases by which the log of the run is found; only background runs have any."""
+    if not run.background:
+        return []
+    return [otid_alias(run.tenant, one.otid) for one in run.input if one.otid]
 
 
 def otid_alias(tenant: TenantId, otid: str) -> str:

@@ -1,14 +1,13 @@
 """The path of a send to a run: checked for repetition, admitted, created, started."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import msgspec
 import structlog
 
-from reattach.agent.engine_factory import EngineFactory
 from reattach.agent.turns import Overrides, TurnPlan
 from reattach.domain.backoff import until_available
 from reattach.domain.clock import Clock
@@ -26,17 +25,14 @@ from reattach.records.base import (
     Run,
     RunCreated,
     RunKnown,
-    Settlement,
     Thread,
 )
 from reattach.records.records import Records
 from reattach.runs.attempts.plan import RunPlan
-from reattach.runs.attempts.policy import ContinuePolicy
-from reattach.runs.attempts.source import TurnSource
 from reattach.runs.driver import RunDriver
-from reattach.runs.endings import STORE_FAILED, Ending
+from reattach.runs.drivers import Drivers
+from reattach.runs.endings import Ending
 from reattach.runs.idempotency import otid_alias, request_key
-from reattach.runs.open_runs import OpenRuns
 from reattach.runs.ownership.lease import Ownership
 from reattach.runs.representation import Representation
 
@@ -69,7 +65,7 @@ class Send:
 class Sends:
     """Creates runs for sends and starts a driver for each.
 
-    ``settle`` writes a run's settlement; ``give_up`` leaves a run to recovery.
+    ``give_up`` leaves a run to recovery.
     """
 
     def __init__(
@@ -78,22 +74,18 @@ class Sends:
         records: Records,
         clock: Clock,
         *,
-        engine_factory: EngineFactory,
-        open_runs: OpenRuns,
+        drivers: Drivers,
         ownership: Ownership,
-        settle: Callable[[Run, Settlement], Awaitable[None]],
         give_up: Callable[[Run, Ending], None],
-        policy: ContinuePolicy,
     ) -> None:
         self._log = log
         self._records = records
         self._clock = clock
-        self._engine_factory = engine_factory
-        self._open_runs = open_runs
+        self._drivers = drivers
+        self._open_runs = drivers.open_runs
+        self._engine_factory = drivers.engine_factory
         self._ownership = ownership
-        self._settle = settle
         self._give_up = give_up
-        self._policy = policy
 
     async def send(self, send: Send, admit: Callable[[int], None]) -> Run:
         """See ``RunService.send``."""
@@ -124,31 +116,16 @@ class Sends:
             TurnPlan.of(send.agent, send.conversation, send.overrides), send.representation
         )
         run = self._new_run(send, model)
-        if self._policy.enabled:
+        if self._drivers.policy.enabled:
             run = replace(run, turn_plan=plan.encode())
-        aliases = [otid_alias(run.tenant, one.otid) for one in run.input if one.otid]
         # Probes the log: while it does not answer, a new run could not start.
-        await self._log.find(aliases[0])
-
-        source = TurnSource(
-            self._engine_factory, self._records.messages, plan.turn, send.agent, send.conversation
-        )
-        driver = RunDriver(
-            run,
-            send.representation,
-            source=source,
-            log=self._log,
-            runs=self._records.runs,
-            clock=self._clock,
-            aliases=aliases if run.background else (),
-            settle=self._settle,
-            policy=self._policy,
-        )
+        await self._log.find(otid_alias(run.tenant, run.input[0].otid or ""))
+        driver = self._drivers.make(run, plan, send.agent, send.conversation)
         key = request_key(send.messages, send.thread)
         admitted: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         admit(self._open_runs.count_of(send.tenant))  # No await may separate this from the start.
         # Register the driver before the record exists: readers of the record wait for its log.
-        self._open_runs.start(driver, self._create_and_drive(driver, key, admitted))
+        self._drivers.start(driver, self._create_and_drive(driver, key, admitted), self._give_up)
         return admitted
 
     def _new_run(self, send: Send, model: str) -> Run:
@@ -192,12 +169,6 @@ class Sends:
                 driver.record.run = outcome.run  # with its approval answers completed
                 driver.admitted = True
                 await driver.drive()
-        finally:
-            driver.opened.set()
-            driver.done.set()
-            self._open_runs.drivers.pop(run.id, None)
-            if driver.given_up:
-                self._give_up(run, STORE_FAILED)
 
     async def _create(self, run: Run, key: RequestKey | None) -> RunCreated | RunKnown:
         """Create the run. An unconfirmed commit is resolved by inserting the same id again.

@@ -46,6 +46,7 @@ from reattach.records.runs.notifications import (
     RunSettled,
 )
 from reattach.runs.attempts.policy import CONTINUES, ContinuePolicy
+from reattach.runs.drivers import Drivers
 from reattach.runs.endings import CANCELLED
 from reattach.runs.follow import Following, Target, Watch, follow, remainder
 from reattach.runs.idempotency import otid_alias
@@ -90,7 +91,8 @@ class RunService:
         self.watch = Watch(ping_interval_seconds)
         self.open_runs = OpenRuns()
         self._has_recovered = False
-        self.released = asyncio.Event()  # Set when another process gave a run up.
+        self.released = asyncio.Event()
+        """Set when another process gave a run up, so that ``recover`` finds it."""
         self.ownership = Ownership(records, clock, lease_seconds)
         self._records = records
         self._clock = clock
@@ -100,26 +102,17 @@ class RunService:
         self._retention = Retention(records, clock, retention)
         self._callback_due = callback_due
         self._settlements = Settlements(records, clock)
-        self._recovery = Recovery(
-            log,
-            records,
-            clock,
-            engine_factory=self.engine_factory,
-            open_runs=self.open_runs,
-            ownership=self.ownership,
-            settle=self._settle,
-            policy=policy,
+        drivers = Drivers(
+            log, records, clock, self.engine_factory, self.open_runs, policy, self._settle
         )
+        self._recovery = Recovery(log, records, clock, drivers=drivers, ownership=self.ownership)
         self._sends = Sends(
             log,
             records,
             clock,
-            engine_factory=self.engine_factory,
-            open_runs=self.open_runs,
+            drivers=drivers,
             ownership=self.ownership,
-            settle=self._settle,
             give_up=self._recovery.give_up,
-            policy=policy,
         )
         self.audit = Audit(
             log,

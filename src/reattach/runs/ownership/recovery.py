@@ -8,7 +8,6 @@ from typing import Final
 
 import structlog
 
-from reattach.agent.engine_factory import EngineFactory
 from reattach.domain.approvals import has_answer
 from reattach.domain.backoff import Backoff
 from reattach.domain.clock import Clock
@@ -29,7 +28,7 @@ from reattach.log.base import Log
 from reattach.records.base import Run, Settlement
 from reattach.records.records import Records
 from reattach.records.runs.hidden_events import HiddenEvent
-from reattach.runs.attempts.policy import ContinuePolicy
+from reattach.runs.drivers import Drivers
 from reattach.runs.endings import (
     CANCELLED,
     LOG_LOST,
@@ -38,7 +37,6 @@ from reattach.runs.endings import (
     UNREADABLE,
     Ending,
 )
-from reattach.runs.open_runs import OpenRuns
 from reattach.runs.ownership.continuing import Continuing
 from reattach.runs.ownership.lease import Ownership
 from reattach.runs.ownership.orphan_log import find_head, is_lost, read_log
@@ -82,7 +80,7 @@ class PendingRecovery:
 
 
 class Recovery:
-    """Ends runs that this process gave up, and runs whose owner is gone (P7)."""
+    """Continues or ends runs that this process gave up, and runs whose owner is gone (P7, P19)."""
 
     def __init__(
         self,
@@ -90,11 +88,8 @@ class Recovery:
         records: Records,
         clock: Clock,
         *,
-        engine_factory: EngineFactory,
-        open_runs: OpenRuns,
+        drivers: Drivers,
         ownership: Ownership,
-        settle: Callable[[Run, Settlement], Awaitable[None]],
-        policy: ContinuePolicy,
     ) -> None:
         self.pending: dict[str, PendingRecovery] = {}
         """Runs that are known to need an end, by id."""
@@ -102,26 +97,17 @@ class Recovery:
         self._records = records
         self._clock = clock
         self._ownership = ownership
-        self._settle = settle
-        self._continuing = Continuing(
-            log,
-            records,
-            clock,
-            engine_factory=engine_factory,
-            open_runs=open_runs,
-            settle=settle,
-            give_up=self.give_up,
-            policy=policy,
-        )
+        self._settle = drivers.settle
+        self._continuing = Continuing(drivers, self.give_up)
 
     def give_up(self, run: Run, ending: Ending) -> None:
-        """Note that nobody drives the run any more; ``recover`` ends it."""
+        """Note that nobody drives the run any more; ``recover`` continues or ends it."""
         self.pending.setdefault(run.id, PendingRecovery(run, ending))
 
     async def recover(self) -> None:
-        """End every run whose owner is gone, and every run that this process gave up.
+        """Continue or end every run whose owner is gone, and every run that this process gave up.
 
-        Orphans are read in batches until none is left. A run that cannot be ended does not delay
+        Orphans are read in batches until none is left. A run for which that fails does not delay
         the others.
 
         Raises:
@@ -182,7 +168,7 @@ class Recovery:
             recovery.done.set()
 
     async def _end_taken_over(self, recovery: PendingRecovery) -> None:
-        """Take the run over and end it, unless it has ended or another process has it.
+        """Take the run over and continue or end it, unless it has ended or another process has it.
 
         The log may have a higher token than the record, if the records lost a commit. While the
         record names this process, the token is raised until the log accepts it.
