@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -190,6 +191,7 @@ def test_workers_end_with_the_main_process(
     ) as process:
         while not (tmp_path / "notes").exists() or notes(tmp_path).count("asleep") < 2:
             assert process.poll() is None
+            time.sleep(0.02)  # A busy loop would keep the workers from a core.
         if number == signal.SIGINT:
             os.killpg(process.pid, number)
         else:
