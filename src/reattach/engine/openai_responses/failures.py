@@ -11,16 +11,13 @@ from typing import Final
 import openai
 
 from reattach.domain.clock import Clock
-from reattach.domain.errors import EngineError, ModelEmptyResponseError, ModelError
-from reattach.domain.limits import MAX_ERROR_CHARS, MAX_SHOWN_NAME_CHARS
+from reattach.domain.errors import EngineError, ModelError
+from reattach.domain.limits import MAX_ERROR_CHARS
 from reattach.engine.base import Turn
 from reattach.engine.pydantic_ai.body import Body, broken_off
+from reattach.engine.pydantic_ai.meanings import ended_early, ended_empty
 from reattach.engine.pydantic_ai.refusals import Refusal, refusal_error
 
-LONGEST_WAIT_SECONDS: Final = 60.0
-"""A longer wait that a provider asks for ends the run."""
-
-_PASSING_STATUSES: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _PASSING_CODES: Final = {
     "api_error": 500,
     "internal_error": 500,
@@ -47,9 +44,9 @@ class Failures:
         """Return the error for one that the client raised."""
         match error:
             case openai.APITimeoutError():
-                return self._refused(Refusal(timed_out=True), may_pass=True)
+                return self._refused(Refusal(timed_out=True))
             case openai.APIConnectionError():
-                return self._refused(Refusal(), may_pass=True)
+                return self._refused(Refusal())
             case openai.APIStatusError(status_code=status, code=code, body=body):
                 return self._refused(Refusal(status, code, body, self._retry_after(error)))
             case openai.APIError(code=code, message=message):  # within a stream
@@ -84,14 +81,10 @@ class Failures:
         return ModelError(f"The provider of {self._handle} withheld {rest}: {reason}.{more}")
 
     def ended_early(self, reason: str) -> EngineError:
-        return ModelError(
-            f"The provider of {self._handle} ended the answer before it was whole, for the reason "
-            f"'{reason[:MAX_SHOWN_NAME_CHARS]}'. Send the message again, with a new OTID, to "
-            "continue."
-        )
+        return ended_early(self._handle, reason)
 
     def empty(self) -> EngineError:
-        return ModelEmptyResponseError(f"The model {self._handle} ended without an answer.")
+        return ended_empty(self._handle)
 
     def gone(self) -> EngineError:
         """Return the error for an answer that the provider no longer keeps."""
@@ -111,15 +104,10 @@ class Failures:
     def _handle(self) -> str:
         return self.turn.model
 
-    def _refused(self, refusal: Refusal, *, may_pass: bool | None = None) -> EngineError:
+    def _refused(self, refusal: Refusal) -> EngineError:
         failure = refusal_error(refusal, self.turn, base_url=self.base_url, secrets=self.secrets)
-        if may_pass is None:
-            seconds = refusal.retry_after_seconds or 0.0
-            has_quota = refusal.code != "insufficient_quota"
-            may_pass = refusal.status in _PASSING_STATUSES and has_quota
-            may_pass = may_pass and seconds <= LONGEST_WAIT_SECONDS
-        failure.may_pass = may_pass
-        failure.retry_after_seconds = refusal.retry_after_seconds
+        if not failure.may_pass:
+            failure.retry_after_seconds = refusal.retry_after_seconds
         return failure
 
     def _retry_after(self, error: openai.APIStatusError) -> float | None:

@@ -10,13 +10,14 @@ import pydantic_ai.messages as pm
 from pydantic_ai.models import StreamedResponse
 from pydantic_ai.usage import RequestUsage
 
-from reattach.domain.errors import ModelEmptyResponseError, ModelError
+from reattach.domain.errors import ModelError
 from reattach.domain.events import StopReason, Usage
 from reattach.domain.limits import MAX_ERROR_CHARS, MAX_SHOWN_NAME_CHARS
 from reattach.domain.messages import HiddenReasoningPart, ReasoningPart, TextPart, ToolCallDelta
 from reattach.engine.base import Delta, Finished, StepFinished
 from reattach.engine.calls import CallIds, is_json
 from reattach.engine.pydantic_ai.body import Body, broken_off
+from reattach.engine.pydantic_ai.meanings import ended_early, ended_empty
 
 _WHOLE: Final = frozenset(
     {
@@ -112,14 +113,11 @@ class Answer:
             return None
         is_known = response.finish_reason in {"stop", "tool_call"} or reason.lower() in _WHOLE
         if reason and not is_known:
-            unfinished = ModelError(
-                f"The provider of {handle} ended the answer before it was whole, "
-                f"for the reason '{named}'. Send the message again, with a new OTID, to continue."
-            )
+            unfinished = ended_early(handle, reason)
             unfinished.may_pass = reason.lower() in _INTERRUPTED
             return unfinished
         if not self._has_text and not self._calls:
-            return ModelEmptyResponseError(f"The model {handle} ended without an answer.")
+            return ended_empty(handle)
         return None
 
     def _text(self, text: str) -> Iterator[Delta]:

@@ -15,6 +15,7 @@ from reattach.domain.errors import (
     ModelRateLimitError,
     ModelTimeoutError,
 )
+from reattach.domain.limits import MAX_SHOWN_NAME_CHARS
 
 MAX_RETRY_AFTER_SECONDS: Final = 60.0
 """The longest wait that a provider may ask of a run, whose readers get only pings meanwhile."""
@@ -136,6 +137,19 @@ def meant_error(error: Exception, model: str) -> EngineError:
     if reported.may_pass and not is_long:
         reported.retry_after_seconds = seconds
     return reported
+
+
+def ended_early(model: str, reason: str) -> ModelError:
+    """Return the error for an answer that ended for a reason that no whole answer has."""
+    return ModelError(
+        f"The provider of {model} ended the answer before it was whole, for the reason "
+        f"'{reason[:MAX_SHOWN_NAME_CHARS]}'. Send the message again, with a new OTID, to continue."
+    )
+
+
+def ended_empty(model: str) -> ModelEmptyResponseError:
+    """Return the error for an answer without any output."""
+    return ModelEmptyResponseError(_EMPTY.detail.format(model=model))
 
 
 def _has(error: Exception, sign: Sign) -> bool:
