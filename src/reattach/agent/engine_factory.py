@@ -57,6 +57,14 @@ class EngineFactory:
         context = ToolContext(tenant, agent.id, None if conversation is None else conversation.id)
         return ToolLoop(engine, tools, self.clock, call_seconds=self.tool_seconds, context=context)
 
+    async def cancel_upstream(self, model: str, upstream_id: str) -> None:
+        """Stop an answer that the model's provider keeps and that nobody will follow any more."""
+        try:
+            engine = self.catalog.engine(model)
+        except NotFoundError:
+            return  # No engine has the key to its provider any more.
+        await engine.cancel_upstream(model, upstream_id)
+
     def compactor(
         self,
         model: str,

@@ -280,12 +280,12 @@ class Engine(ABC):
         """Return the ways in which it can continue ``turn.partial``; by default only ``step``."""
         return ONLY_STEP
 
-    async def cancel_upstream(self, turn: Turn) -> None:  # noqa: ARG002
-        """Stop the answer that the provider keeps as ``turn.partial.upstream_id``, if it has one.
+    async def cancel_upstream(self, model: str, upstream_id: str) -> None:  # noqa: ARG002
+        """Stop the answer of ``model`` that the provider keeps under that id.
 
-        Called when the run was cancelled or given up, after its generator was closed, and never
-        when the run is continued, here or by another process. ``turn.partial`` may lack the output.
-        Returns within a second. A failure is logged, not raised: the run has ended anyway.
+        Called when a run has ended before such an answer was whole, also in a process that never
+        ran its turn, and never while the run may be continued. Returns within a second. A failure
+        is logged, not raised: the run has ended anyway.
         """
         return
 

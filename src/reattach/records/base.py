@@ -250,6 +250,12 @@ class RunNotes(msgspec.Struct, frozen=True):
     handed_over: bool = False
     """Whether the last owner gave the run up to be continued, because it was being stopped."""
 
+    @property
+    def unfinished_upstream_id(self) -> str | None:
+        """The provider's id of an answer that may not be whole; None if there is none."""
+        is_whole = any(step.id == self.upstream_step for step in self.steps)
+        return None if is_whole else self.upstream_id
+
 
 class Attempt(msgspec.Struct, frozen=True):
     """The work of one owner on a run, after an earlier attempt was interrupted."""

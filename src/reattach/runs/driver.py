@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 
@@ -27,7 +27,6 @@ from reattach.engine.base import (
     Compacted,
     Delta,
     Finished,
-    Partial,
     ToolStarting,
     Turn,
     closing_deltas,
@@ -124,8 +123,6 @@ class RunDriver:
         self._output = RunOutput(self.record, representation, clock, transcript)
         self._first_turn: Turn | None = None
         """The turn without earlier attempts."""
-        self._turn: Turn | None = None
-        """The turn that the engine answers."""
         self._ending: Ending | None = None
         self._stopping = asyncio.Event()
         self._held_bytes = 0
@@ -261,7 +258,6 @@ class RunDriver:
         if self._handing_over and self._ending is None and was_stopped:
             await self._release()
         if self._ending is not None:
-            await self._cancel_upstream()
             return machine.stop(self._ending.reason, self._ending.failure)
         if engine_task.cancelled():  # by the engine itself
             return self._fail(asyncio.CancelledError())
@@ -305,7 +301,6 @@ class RunDriver:
             if turn is None and self._ending is not None:
                 return
         while turn is not None:
-            self._turn = turn
             try:
                 await self._append_deltas(turn)
             except EngineError as error:
@@ -437,13 +432,6 @@ class RunDriver:
         await self._output.flush()
         await self.record.hand_over(self._output.machine.steps)
         raise _HandedOverError
-
-    async def _cancel_upstream(self) -> None:
-        """Stop an answer that the provider would otherwise produce to its end."""
-        upstream_id = self.record.upstream_id(self._output.machine.open_step)
-        if upstream_id is not None and self._turn is not None:
-            kept = Partial([], upstream_id=upstream_id)
-            await self._engine.cancel_upstream(replace(self._turn, partial=kept))
 
 
 def _size_bytes(delta: Delta) -> int:

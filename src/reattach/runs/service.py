@@ -176,6 +176,10 @@ class RunService:
         await until_available(self._clock, lambda: self._records.runs.settle(run.id, settlement))
         if run.callback_url is not None:
             self._callback_due()
+        upstream_id = run.notes.unfinished_upstream_id
+        if upstream_id is not None and settlement.stop_reason.run_status is not RunStatus.COMPLETED:
+            # Not before the end is settled: until then, another process may continue the run.
+            await self.engine_factory.cancel_upstream(run.model or "", upstream_id)
 
     # Finding and following.
 

@@ -56,9 +56,6 @@ class CompactingEngine(Engine):
     def ways(self, turn: Turn) -> Collection[Way]:
         return self._engine.ways(turn)
 
-    async def cancel_upstream(self, turn: Turn) -> None:
-        await self._engine.cancel_upstream(turn)
-
     def models(self) -> Sequence[Model]:
         return self._engine.models()
 

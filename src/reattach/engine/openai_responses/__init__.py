@@ -36,7 +36,11 @@ except ImportError as error:
     ) from error
 
 from reattach.engine.openai_responses.failures import Failures
-from reattach.engine.openai_responses.following import AnswerFailedForNowError, Following
+from reattach.engine.openai_responses.following import (
+    AnswerFailedForNowError,
+    Following,
+    stop_answer,
+)
 from reattach.engine.openai_responses.request import Json, response_request
 
 _CONNECT_SECONDS: Final = 10.0
@@ -140,17 +144,13 @@ class OpenAIResponsesEngine(Engine):
             async for delta in deltas:
                 yield delta
 
-    async def cancel_upstream(self, turn: Turn) -> None:
-        kept_id = _kept_id(turn)
-        if kept_id is None:
-            return
+    async def cancel_upstream(self, model: str, upstream_id: str) -> None:
         try:
-            following = await self._following(turn)
+            client = await self._open(model)
         except ModelAuthenticationError:
             return  # Without a key there is no answer.
-        await asyncio.wait(
-            {self._in_background(following.stop(kept_id))}, timeout=_CANCEL_WAIT_SECONDS
-        )
+        stopping = self._in_background(stop_answer(client, model, upstream_id))
+        await asyncio.wait({stopping}, timeout=_CANCEL_WAIT_SECONDS)
 
     async def aclose(self) -> None:
         """Close the connections, after a last short wait for answers that are being stopped."""
@@ -164,12 +164,12 @@ class OpenAIResponsesEngine(Engine):
         if client is not None:
             await client.close()
 
-    async def _open(self, turn: Turn) -> AsyncOpenAI:
+    async def _open(self, model: str) -> AsyncOpenAI:
         async with self._opening:
             if self._client is None:
                 if self._api_key is None and self._base_url is None:
                     raise ModelAuthenticationError(
-                        f"There is no key for the provider of {turn.model}. Set OPENAI_API_KEY in "
+                        f"There is no key for the provider of {model}. Set OPENAI_API_KEY in "
                         "the server's environment and start it again."
                     )
                 # In a thread, because it reads certificates.
@@ -187,7 +187,7 @@ class OpenAIResponsesEngine(Engine):
 
     async def _following(self, turn: Turn) -> Following:
         """Return the requests for a turn. Raises ModelAuthenticationError without a key."""
-        client = await self._open(turn)
+        client = await self._open(turn.model)
         secrets = [self._api_key] if self._api_key else []
         failures = Failures(turn, self._clock, str(client.base_url), secrets)
         return Following(client, turn, failures, self._clock)

@@ -43,6 +43,25 @@ class AnswerFailedForNowError(Exception):
     """The kept answer ended with an error that may pass, and it has no output."""
 
 
+async def stop_answer(client: AsyncOpenAI, model: str, kept_id: str) -> None:
+    """Stop an answer that the provider keeps, or log why that failed."""
+    try:
+        async with asyncio.timeout(_CANCEL_SECONDS):
+            await _repeatable(client).cancel(kept_id)
+    except (*_CLIENT_ERRORS, TimeoutError) as error:
+        logger.warning(
+            "answer not stopped at its provider",
+            model=model,
+            upstream_id=kept_id,
+            reason=type(error).__name__,
+        )
+
+
+def _repeatable(client: AsyncOpenAI) -> AsyncResponses:
+    """The requests that the client repeats when they fail."""
+    return client.with_options(max_retries=_RETRIES).responses
+
+
 @dataclass(frozen=True, slots=True)
 class Following:
     """The requests to the provider for one turn."""
@@ -97,24 +116,6 @@ class Following:
                 raise AnswerFailedForNowError from error
             raise
 
-    async def stop(self, kept_id: str) -> None:
-        """Stop the answer, or log why that failed."""
-        try:
-            async with asyncio.timeout(_CANCEL_SECONDS):
-                await self._repeatable.cancel(kept_id)
-        except (*_CLIENT_ERRORS, TimeoutError) as error:
-            logger.warning(
-                "answer not stopped at its provider",
-                run_id=self.turn.run_id,
-                model=self.turn.model,
-                reason=type(error).__name__,
-            )
-
-    @property
-    def _repeatable(self) -> AsyncResponses:
-        """The requests that the client repeats when they fail."""
-        return self.client.with_options(max_retries=_RETRIES).responses
-
     async def _open(self, request: Json) -> _Opened:
         stream = cast("_Stream", await self.client.responses.create(**request))
         try:
@@ -134,7 +135,7 @@ class Following:
         if first is not None:
             for delta in Answer(self.failures).take(first):
                 if isinstance(delta, AnswerKept):
-                    await self.stop(delta.upstream_id)
+                    await stop_answer(self.client, self.turn.model, delta.upstream_id)
 
     async def _repeat(self, kept_id: str, answer: Answer) -> AsyncIterator[Delta]:
         """Yield the deltas of a kept answer from its start."""
@@ -182,7 +183,7 @@ class Following:
         give_up_at = self.clock.monotonic_seconds() + _LONGEST_ANSWER_SECONDS
         while True:
             try:
-                response = await self._repeatable.retrieve(kept_id)
+                response = await _repeatable(self.client).retrieve(kept_id)
             except NotFoundError as error:
                 raise self.failures.gone() from error
             except _CLIENT_ERRORS as error:

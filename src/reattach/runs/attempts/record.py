@@ -80,11 +80,6 @@ class OwnedRun:
         notes = self._with_steps(steps)
         await self._write(partial(self._runs.hand_over, notes=notes))
 
-    def upstream_id(self, step: StepRecord | None) -> str | None:
-        """Return the provider's id of the answer of that step."""
-        notes = self.run.notes
-        return notes.upstream_id if step and notes.upstream_step == step.id else None
-
     def _with_steps(self, steps: Sequence[StepRecord]) -> RunNotes:
         return structs.replace(self.run.notes, steps=tuple(steps), handed_over=False)
 
