@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -132,6 +133,9 @@ def test_an_outage_that_lasts_is_reported_and_so_is_its_end(tmp_path: Path) -> N
             _, rest = process.communicate(timeout=BOUND_SECONDS)
     assert f"No connection to {server.url}: connection refused. Retrying for up to" in lost
     assert "at event 2." in rest
+    assert re.search(
+        r"The server was restarted; the answer goes on after \d+\.\d s, at event 2\.", rest
+    )
     assert "stream_incomplete" not in rest
 
 

@@ -15,7 +15,7 @@ PUBLIC = {
     "reattach": ["ToolContext", "ToolError", "__version__", "tool"],
     "reattach.client": [
         *("Client", "ConflictError", "Event", "ExpiredError", "NotFoundError", "ReattachError"),
-        "Retry",
+        *("Retry", "Takeover"),
     ],
     "reattach.embed": [
         *("AnswerFunction", "ConflictError", "ConversationBusyError", "CursorAheadError", "Delta"),

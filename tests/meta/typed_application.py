@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 import reattach
 from reattach import ToolContext, ToolError, tool
-from reattach.client import Client, Event, Retry
+from reattach.client import Client, Event, Retry, Takeover
 from reattach.embed import (
     Delta,
     FunctionEngine,
@@ -77,8 +77,12 @@ def report(retry: Retry) -> None:
     assert_type(retry.delay_seconds, float)
 
 
+def note(takeover: Takeover) -> None:
+    assert_type(takeover.gap_seconds, float)
+
+
 async def follow(url: str) -> list[Event]:
-    async with Client(url, api_key="secret", on_retry=report) as client:
+    async with Client(url, api_key="secret", on_retry=report, on_takeover=note) as client:
         return [event async for event in client.follow("conv-1", starting_after=7)]
 
 

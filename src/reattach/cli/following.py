@@ -11,7 +11,7 @@ import typer
 from reattach.cli.options import fail
 
 if TYPE_CHECKING:
-    from reattach.client import Event, Retry
+    from reattach.client import Event, Retry, Takeover
 
 _QUIET_SECONDS = 1.0
 """Connection trouble shorter than this is not reported."""
@@ -46,7 +46,13 @@ def attach(
     reporter = _Reporter(url, after, [conversation, *options])
 
     async def follow() -> None:
-        client = Client(url, api_key=api_key, on_retry=reporter.lost, on_attached=reporter.attached)
+        client = Client(
+            url,
+            api_key=api_key,
+            on_retry=reporter.lost,
+            on_attached=reporter.attached,
+            on_takeover=reporter.taken_over,
+        )
         reporter.connecting()
         async with client:
             following = client.follow(
@@ -115,6 +121,17 @@ class _Reporter:
         if run_id is not None:
             self._arguments = ["--run-id", run_id, "--url", self._url]
         self._since, self._reported, self._cause = None, False, None
+
+    def taken_over(self, takeover: "Takeover") -> None:
+        """Say that the answer goes on in another process."""
+        if takeover.was_refused:
+            text = "The server was restarted"
+        elif takeover.cause == "handover":
+            text = "The server's process was stopped and handed the answer over"
+        else:
+            text = "The server's process failed, and another one took the answer over"
+        seconds = takeover.gap_seconds
+        self._write(f"{text}; the answer goes on after {seconds:.1f} s, at event {self.cursor}.")
 
     def detached(self) -> None:
         again = shlex.join(["reattach", "attach", *self._arguments, "--after", str(self.cursor)])

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 import httpx2
 
+from reattach.client.takeovers import Takeover, Takeovers
 from reattach.domain.backoff import Backoff
 from reattach.domain.errors import ConflictError, ExpiredError, NotFoundError, ReattachError
 from reattach.domain.limits import MAX_ERROR_CHARS
@@ -28,6 +29,7 @@ __all__ = [
     "NotFoundError",
     "ReattachError",
     "Retry",
+    "Takeover",
 ]
 
 E = TypeVar("E", bound=BaseException)
@@ -123,8 +125,11 @@ class Client:
 
     ``retry_seconds`` bounds how long it retries while the server is unreachable or unavailable;
     every event restarts that time. ``on_retry`` is called before each wait, and ``on_attached``
-    with the run's id whenever a stream is open. Raises ReattachError if ``base_url`` is not an http
-    or https URL with a host.
+    with the run's id whenever a stream is open. ``on_takeover`` is called when the connection was
+    lost and the run goes on in another server process, before the first event from there; a lost
+    connection alone is none. For it, the client reads the run when it attaches, and up to three
+    times after a lost connection. Raises ReattachError if ``base_url`` is not an http or https URL
+    with a host.
     """
 
     def __init__(
@@ -135,12 +140,14 @@ class Client:
         retry_seconds: float = 120.0,
         on_retry: Callable[[Retry], None] | None = None,
         on_attached: Callable[[str | None], None] | None = None,
+        on_takeover: Callable[[Takeover], None] | None = None,
     ) -> None:
         self._base_url = _checked_url(base_url)
         self._headers = {} if api_key is None else _headers_of(api_key)
         self._retry_seconds = retry_seconds
         self._on_retry = on_retry
         self._on_attached = on_attached
+        self._on_takeover = on_takeover
         self._http: httpx2.AsyncClient | None = None
 
     async def __aenter__(self) -> "Client":
@@ -197,14 +204,19 @@ class Client:
 
     async def _events(self, position: _Position) -> AsyncGenerator[Event]:
         retries = _RetryBudget(self._retry_seconds, self._on_retry)
+        takeovers = None
+        if self._http is not None and self._on_takeover is not None:
+            takeovers = Takeovers(self._http, self._on_takeover)
         while not position.ended:
             try:
-                async with aclosing(self._connection(position)) as events:
+                async with aclosing(self._connection(position, takeovers)) as events:
                     async for event in events:
                         retries.restore()
                         yield event
             except httpx2.TransportError as error:
                 self._raise_if_permanent(error)
+                if takeovers is not None:
+                    takeovers.note_loss(position.cursor, was_refused=_is_refusal(error))
                 await retries.wait(position.cursor, error)
 
     def _raise_if_permanent(self, error: httpx2.TransportError) -> None:
@@ -220,7 +232,9 @@ class Client:
                 f"The server at {self._base_url} does not speak TLS. Use an http:// URL."
             ) from error
 
-    async def _connection(self, position: _Position) -> AsyncGenerator[Event]:
+    async def _connection(
+        self, position: _Position, takeovers: Takeovers | None
+    ) -> AsyncGenerator[Event]:
         """Yield the new events of one connection.
 
         Raises TransportError when the connection breaks or its body ends before the answer does.
@@ -245,6 +259,8 @@ class Client:
             position.run_id = response.headers.get("x-run-id", position.run_id)
             if self._on_attached is not None:
                 self._on_attached(position.run_id)
+            if takeovers is not None and position.run_id is not None:
+                await takeovers.open(position.run_id)
             async for sent in httpx2.EventSource(response, max_event_size=None):
                 if sent.data == "[DONE]":
                     position.ended = True
@@ -253,6 +269,8 @@ class Client:
                 assert isinstance(event, dict)
                 seq = event.get("seq_id")
                 if isinstance(seq, int) and seq > position.cursor:
+                    if takeovers is not None:
+                        await takeovers.see(event)
                     position.cursor = seq
                     yield event
         raise httpx2.RemoteProtocolError("the stream ended before the answer did")
@@ -333,9 +351,14 @@ def _cause(error: httpx2.TransportError) -> str:
         return "the server does not accept the connection"
     if isinstance(error, httpx2.TimeoutException):
         return "the connection fell silent"
-    if _underlying(error, ConnectionRefusedError) is not None:
+    if _is_refusal(error):
         return "connection refused"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_refusal(error: httpx2.TransportError) -> bool:
+    """Whether nothing listens at the server's address."""
+    return _underlying(error, ConnectionRefusedError) is not None
 
 
 def _underlying(error: BaseException, kind: type[E]) -> E | None:
