@@ -10,14 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog.testing
-from typing_extensions import override
 
 from reattach.domain.clock import SystemClock
 from reattach.domain.errors import StartupError
@@ -27,24 +26,12 @@ from reattach.server.inherited import take_inherited
 from reattach.server.process import _Server
 from reattach.settings import Settings
 from reattach.testing.programs.ports import free_port
-from reattach.testing.programs.program import Program
-from reattach.testing.programs.server import ServerProcess
 from tests.support.commands import reattach_here
+from tests.support.inheriting_server import LAUNCHER, InheritingServer
 
 WAIT_SECONDS = 30.0
 CLIENTS = 20
 REQUEST = b"GET /v1/agents/ HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
-LAUNCHER = """
-import os, sys
-fd, *command = sys.argv[1:]
-if int(fd) != 3:
-    os.dup2(int(fd), 3)
-    os.close(int(fd))
-os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "http"}
-os.execv(sys.executable, [sys.executable, *command])
-"""
-"""Passes a socket as systemd does: the variables are set between fork and exec."""
-
 REPORT = """
 import json, os, socket, subprocess, sys
 from reattach.server.inherited import take_inherited
@@ -64,26 +51,6 @@ print(json.dumps({
     "child": child.stdout.splitlines(),
 }))
 """
-
-
-class InheritingServer(ServerProcess):
-    """A server that gets ``listener`` from this process, as from systemd or by its descriptor."""
-
-    def __init__(self, data_dir: Path, listener: socket.socket, way: str) -> None:
-        self._fd = str(listener.fileno())
-        self.way = way
-        super().__init__(data_dir, arguments=["--scripted"])
-        self._options["pass_fds"] = [listener.fileno()]
-
-    @override
-    def _command(self) -> Sequence[str | Path]:
-        if self.way == "flag":
-            return [*super()._command(), "--fd", self._fd]
-        return [sys.executable, "-c", LAUNCHER, self._fd, *super()._command()[1:]]
-
-    @override
-    def _spawn(self) -> subprocess.Popen[str]:
-        return Program._spawn(self)  # A new interpreter: forks of the tests get no descriptor.
 
 
 @pytest.fixture

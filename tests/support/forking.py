@@ -1,11 +1,12 @@
 """Servers as forks of a process that has imported everything, which saves each start the imports.
 
 The test process talks to it over a Unix socket. A connection stands for one server: it carries the
-arguments, the environment and the descriptor for the output to the forking process, and the pid
-and the exit status back. As a program this module is the forking process itself.
+arguments, the environment and the descriptors to the forking process, and the pid and the exit
+status back. As a program this module is the forking process itself.
 """
 
 import atexit
+import fcntl
 import json
 import os
 import select
@@ -28,6 +29,9 @@ _INTERPRETER_VARIABLES: Final = ("PYTHONPATH", "PYTHONHASHSEED", "PYTHONWARNINGS
 
 _READY_SECONDS: Final = 60.0
 _FIRST_BYTES: Final = 64
+_MOST_DESCRIPTORS: Final = 8
+_FIRST_FREE_FD: Final = 512
+"""Above every descriptor of a fork and every one that a server is passed."""
 
 
 class ForkedProcess:
@@ -90,8 +94,13 @@ class Forking:
         same = all(environment.get(one) == os.environ.get(one) for one in _INTERPRETER_VARIABLES)
         return same and hasattr(socket, "send_fds") and "COVERAGE_RUN" not in environment
 
-    def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> ForkedProcess:
-        """Fork ``reattach`` with these arguments. One pipe carries its output and errors."""
+    def start(
+        self, arguments: Sequence[str], environment: Mapping[str, str], pass_fds: Sequence[int] = ()
+    ) -> ForkedProcess:
+        """Fork ``reattach`` with these arguments. One pipe carries its output and errors.
+
+        The server has the descriptors ``pass_fds`` of this process under the same numbers.
+        """
         self._begin()
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self._path)
@@ -100,9 +109,10 @@ class Forking:
             "arguments": [*arguments],
             "environment": {**environment},
             "cwd": str(Path.cwd()),
+            "pass_fds": [*pass_fds],
         }
         body = json.dumps(request).encode()
-        socket.send_fds(connection, [b"%d\n" % len(body)], [writing])
+        socket.send_fds(connection, [b"%d\n" % len(body)], [writing, *pass_fds])
         os.close(writing)
         connection.sendall(body)
         return ForkedProcess(connection, os.fdopen(reading))
@@ -144,7 +154,8 @@ def servers_forked() -> Iterator[None]:
     def start(server: ServerProcess) -> subprocess.Popen[str] | ForkedProcess:
         if not forking.can_start(server._environment):
             return spawn(server)
-        return forking.start(server._serve(), server._environment)
+        pass_fds = server._options.get("pass_fds", ())
+        return forking.start(server._serve(), server._environment, pass_fds)
 
     with patch.object(ServerProcess, "_spawn", start):
         yield
@@ -157,6 +168,8 @@ class _Request(NamedTuple):
     environment: dict[str, str]
     cwd: str
     output: int
+    passed: dict[int, int]
+    """Descriptors by the numbers that the server expects."""
 
 
 def _serve(path: str) -> _Request:
@@ -185,7 +198,8 @@ def _serve(path: str) -> _Request:
                     for one in (listener, woken, waking, request.connection, *children.values()):
                         one.close()
                     return request
-                os.close(request.output)
+                for fd in (request.output, *request.passed.values()):
+                    os.close(fd)
                 request.connection.sendall(b"%d\n" % pid)
                 children[pid] = request.connection
             _report(children)
@@ -193,7 +207,7 @@ def _serve(path: str) -> _Request:
 
 
 def _receive(connection: socket.socket) -> _Request:
-    head, descriptors, _, _ = socket.recv_fds(connection, _FIRST_BYTES, 1)
+    head, descriptors, _, _ = socket.recv_fds(connection, _FIRST_BYTES, _MOST_DESCRIPTORS)
     length, _, body = head.partition(b"\n")
     while len(body) < int(length):
         body += connection.recv(65536)
@@ -204,6 +218,7 @@ def _receive(connection: socket.socket) -> _Request:
         request["environment"],
         request["cwd"],
         descriptors[0],
+        dict(zip(request["pass_fds"], descriptors[1:], strict=True)),
     )
 
 
@@ -224,6 +239,13 @@ def _become(request: _Request) -> None:
     os.dup2(request.output, 1)
     os.dup2(request.output, 2)
     os.close(request.output)
+    moved = {}  # A number may be that of another received descriptor.
+    for number, fd in request.passed.items():
+        moved[number] = fcntl.fcntl(fd, fcntl.F_DUPFD, _FIRST_FREE_FD)
+        os.close(fd)
+    for number, fd in moved.items():
+        os.dup2(fd, number)
+        os.close(fd)
     os.environ.clear()
     os.environ.update(request.environment)
     os.chdir(request.cwd)
