@@ -113,6 +113,7 @@ class RunDriver:
         self._policy = policy
         self._uniform = uniform
         self._earlier = interrupted
+        self._attempts_before = len(run.attempts)
         self._disowned = False
         self._handing_over = False
         self._include_pings = representation.include_pings
@@ -130,6 +131,13 @@ class RunDriver:
     @property
     def run(self) -> Run:
         return self.record.run
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the engine has added an event since this driver continued the run."""
+        attempts = self.run.attempts
+        has_continued = len(attempts) > self._attempts_before
+        return has_continued and self._output.writer.last_seq >= attempts[-1].first_seq
 
     def end(self, ending: Ending) -> None:
         """End the run soon. Idempotent: only the first ending counts, and none after the end."""

@@ -284,8 +284,8 @@ class RunService:
     async def wait_until_settled(self, run: Run, *, timeout_seconds: float | None = None) -> Run:
         """Wait until the run has ended and its record says so, then return it.
 
-        After ``timeout_seconds``, or once this process had to give the run up, return it as it is,
-        possibly still active.
+        After ``timeout_seconds``, or if this process has to wait for a store to end the run, return
+        it as it is, possibly still active.
         """
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -293,7 +293,8 @@ class RunService:
                 if driver is not None:
                     await driver.done.wait()
                 is_settled = driver is not None and driver.settled
-                if not is_settled and run.id not in self._recovery.pending:
+                pending = self._recovery.pending.get(run.id)
+                if not is_settled and (pending is None or not pending.has_failed):
                     return await self._settlements.wait(run.tenant, run.id)
         except TimeoutError:
             logger.warning("run not settled in time", run_id=run.id)

@@ -173,6 +173,11 @@ TAKEOVER_SPREAD_SECONDS: Final = 0.05
 LIFE_NOTED_SECONDS: Final = 30.0
 """How often a process alone records that it lives, while it has open runs."""
 
+SUSPECT_SECONDS: Final = 10.0
+"""The longest wait for a run that may have killed its processes, before the next is taken up."""
+
+SUSPECT_LOOK_SECONDS: Final = 0.02
+
 RECOVERIES_AT_ONCE: Final = 16
 """Concurrent recoveries: enough to hide latency, few enough for memory."""
 

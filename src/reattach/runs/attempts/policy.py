@@ -76,6 +76,12 @@ class ContinuePolicy:
                 break
         return silent <= most_silent and without_progress <= self.max_interruptions
 
+    def is_suspect(self, run: Run) -> bool:
+        """Whether an interrupted run may have killed its owners: two of them died in a row."""
+        if not self.enabled or run.notes.handed_over or not run.attempts:
+            return False
+        return run.attempts[-1].interruption == Interruption.CRASH
+
 
 CONTINUES = ContinuePolicy()
 

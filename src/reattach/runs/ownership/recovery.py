@@ -40,6 +40,7 @@ from reattach.runs.endings import (
 from reattach.runs.ownership.continuing import Continuing
 from reattach.runs.ownership.lease import Ownership
 from reattach.runs.ownership.orphan_log import find_head, is_lost, read_log
+from reattach.runs.ownership.suspects import Suspects
 from reattach.runs.transcript import Transcript
 from reattach.wire import letta
 
@@ -59,6 +60,8 @@ class PendingRecovery:
 
     run: Run
     ending: Ending
+    has_failed: bool = False
+    """Whether the run was given up here, or could not be taken up at once."""
     done: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     backoff: Backoff = field(default_factory=lambda: Backoff(*_UNKNOWN_FAILURE_SECONDS))
@@ -67,6 +70,7 @@ class PendingRecovery:
 
     def failed(self, error: Exception, clock: Clock) -> None:
         """Log the first failure with its traceback, and wait longer after each."""
+        self.has_failed = True
         first = error if self.backoff.failures == 0 else None
         wait_seconds = self.backoff.next_seconds()
         self.again_at_seconds = clock.monotonic_seconds() + wait_seconds
@@ -99,16 +103,21 @@ class Recovery:
         self._ownership = ownership
         self._settle = drivers.settle
         self._continuing = Continuing(drivers, self.give_up)
+        self._suspects = Suspects(drivers, lambda run: self._take_up(self._pending(run)))
+        self._is_suspect = drivers.policy.is_suspect
 
     def give_up(self, run: Run, ending: Ending) -> None:
         """Note that nobody drives the run any more; ``recover`` continues or ends it."""
-        self.pending.setdefault(run.id, PendingRecovery(run, ending))
+        self.pending.setdefault(run.id, PendingRecovery(run, ending, has_failed=True))
+
+    def _pending(self, orphan: Run) -> PendingRecovery:
+        return self.pending.setdefault(orphan.id, PendingRecovery(orphan, OWNER_DIED))
 
     async def recover(self) -> None:
         """Continue or end every run whose owner is gone, and every run that this process gave up.
 
         Orphans are read in batches until none is left. A run for which that fails does not delay
-        the others.
+        the others. Suspects are only lined up; they are taken up one at a time.
 
         Raises:
             StoreUnavailableError: A store did not answer for some run; call it again later.
@@ -118,9 +127,9 @@ class Recovery:
         after: RunId | None = None
         while True:
             orphans = await self._records.runs.orphans(SWEEP_BATCH_RUNS, after=after)
-            for run in orphans:
-                self.give_up(run, OWNER_DIED)
-            failures += await self._end_all([self.pending[run.id] for run in orphans])
+            self._suspects.add(run for run in orphans if self._is_suspect(run))
+            ready = [run for run in orphans if not self._is_suspect(run)]
+            failures += await self._end_all([self._pending(run) for run in ready])
             if len(orphans) < SWEEP_BATCH_RUNS:
                 break
             after = orphans[-1].id
@@ -128,27 +137,32 @@ class Recovery:
             raise failures[0]
 
     async def _end_all(self, recovery: Sequence[PendingRecovery]) -> list[StoreUnavailableError]:
-        """End the runs, a few at a time, and return the failures."""
+        """Continue or end the runs, a few at a time, and return the failures."""
         now = self._clock.monotonic_seconds()
         recovery = [one for one in recovery if one.again_at_seconds <= now]
         if not recovery:
             return []
         logger.info("recovering runs", runs=len(recovery))
         gate = asyncio.Semaphore(RECOVERIES_AT_ONCE)
-        failures: list[StoreUnavailableError] = []
 
-        async def end(one: PendingRecovery) -> None:
+        async def take_up(one: PendingRecovery) -> StoreUnavailableError | None:
             async with gate:
-                try:
-                    await self.end(one.run, one.ending)
-                except StoreUnavailableError as error:
-                    logger.warning("run not recovered", run_id=one.run.id, reason=error.detail)
-                    failures.append(error)
-                except Exception as error:  # noqa: BLE001  one run must not delay the others
-                    one.failed(error, self._clock)
+                return await self._take_up(one)
 
-        await asyncio.gather(*(end(one) for one in recovery))
-        return failures
+        failures = await asyncio.gather(*(take_up(one) for one in recovery))
+        return [failure for failure in failures if failure is not None]
+
+    async def _take_up(self, recovery: PendingRecovery) -> StoreUnavailableError | None:
+        """Continue or end the run, and return the failure if a store did not answer."""
+        try:
+            await self.end(recovery.run, recovery.ending)
+        except StoreUnavailableError as error:
+            logger.warning("run not recovered", run_id=recovery.run.id, reason=error.detail)
+            recovery.has_failed = True
+            return error
+        except Exception as error:  # noqa: BLE001  one run must not delay the others
+            recovery.failed(error, self._clock)
+        return None
 
     async def end(self, run: Run, ending: Ending) -> None:
         """End an ownerless active run. A requested cancellation takes precedence over ``ending``.

@@ -1,0 +1,83 @@
+"""A run that kills every process that takes it up ends, and takes no other run along."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from reattach.domain.events import StopReason
+from tests.recovery.test_continuing import GOES_ON, WAIT_SECONDS, continued, interrupted
+from tests.support.faulty_stores import Gate, Life
+from tests.support.stores import Stores
+
+
+@pytest.mark.promise("P7", "P19")
+async def test_a_run_that_kills_its_process_before_any_event_ends_after_the_bound(
+    stores: Stores,
+) -> None:
+    run = await interrupted(stores, "[chunks=3]", "before log.append", 1)
+    assert run is not None
+    for _ in range(GOES_ON.max_silent - 1):
+        assert await died_again(stores, "before log.append")
+    ended = await continued(stores, run)
+    assert ended.stop_reason is StopReason.END_TURN
+    run = await interrupted(stores, "[chunks=3]", "before log.append", 1)
+    assert run is not None
+    for _ in range(GOES_ON.max_silent):
+        assert await died_again(stores, "before log.append")
+    ended = await continued(stores, run)
+    assert ended.stop_reason is StopReason.ERROR
+    assert ended.error is not None
+    assert ended.error.error_type == "stream_incomplete"
+
+
+async def died_again(stores: Stores, moment: str, nth: int = 1) -> bool:
+    """Let the next process take the runs up and die."""
+    life = Life(moment, nth)
+    service = stores.service_upon(life, policy=GOES_ON)
+    starting = asyncio.create_task(service.start())
+    async with asyncio.timeout(WAIT_SECONDS):
+        await life.ended.wait()
+    starting.cancel()
+    return True
+
+
+@pytest.mark.promise("P7", "P19")
+async def test_a_run_that_kills_its_process_after_each_event_ends_after_the_other_bound(
+    stores: Stores,
+) -> None:
+    run = await interrupted(stores, "[chunks=50]", "after log.append", 1)
+    assert run is not None
+    for _ in range(GOES_ON.max_interruptions):
+        assert await died_again(stores, "after log.append")
+    ended = await continued(stores, run)
+    assert ended.stop_reason is StopReason.ERROR
+    assert len(ended.attempts) == GOES_ON.max_interruptions
+
+
+@pytest.mark.promise("P7", "P19")
+async def test_a_run_that_kills_its_processes_dies_alone_and_the_others_go_on(
+    stores: Stores,
+) -> None:
+    async def attempts() -> list[int]:
+        return [len((await stores.run(run)).attempts) for run in runs]
+
+    conversations = [await stores.conversation() for _ in range(4)]
+    dying = [Gate("log.append"), Gate("log.append")]  # Never opened: the processes die there.
+    services = [stores.service_upon(gate, policy=GOES_ON) for gate in dying]
+    async with asyncio.timeout(WAIT_SECONDS):
+        await services[0].start()
+        runs = [await services[0].send(stores.send(one, "[chunks=3]")) for one in conversations]
+        await dying[0].waiting.wait()
+        await services[1].start()
+        while await attempts() != [1, 1, 1, 1]:
+            await asyncio.sleep(0)
+    # The third process takes up only the oldest before it dies, and the fourth ends that one.
+    assert await died_again(stores, "before log.append")
+    assert await attempts() == [2, 1, 1, 1]
+    service = stores.service(policy=GOES_ON)
+    async with asyncio.timeout(WAIT_SECONDS):
+        await service.start()
+        ended = [await service.wait_until_settled(run) for run in runs]
+    assert [run.stop_reason for run in ended] == [StopReason.ERROR] + [StopReason.END_TURN] * 3
