@@ -281,6 +281,7 @@ class RunDriver:
         if not engine_task.done():
             engine_task.add_done_callback(lambda task: task.cancelled() or task.exception())
             logger.error("engine ignores its cancellation", run_id=self.run.id)
+        await self.record.finish_writes()
 
     def _fail(self, error: BaseException) -> list[Event]:
         machine = self._output.machine

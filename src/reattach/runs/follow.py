@@ -272,9 +272,11 @@ class Watch:
         self._readers: set[Following] = set()
         self._pinged: set[Following] = set()
         self._task: asyncio.Task[None] | None = None
+        self._has_released = False
 
     def add(self, following: Following, *, pings: bool) -> None:
-        """Watch a reader until it is removed."""
+        """Watch a reader until it is removed. After ``release`` it is released at once."""
+        following.released = self._has_released and not following.closed
         following.quiet_since = asyncio.get_running_loop().time()
         self._readers.add(following)
         if pings:
@@ -287,7 +289,8 @@ class Watch:
         self._pinged.discard(following)
 
     def release(self) -> None:
-        """Release the readers whose log is still open, because this process is about to end."""
+        """Release all readers whose log is still open, because this process is about to end."""
+        self._has_released = True
         for following in self._readers:
             if not following.closed:
                 following.released = True

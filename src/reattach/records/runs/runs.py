@@ -243,14 +243,18 @@ class Runs(Repository):
         """Return the events that ``keep_hidden`` added, in order."""
         return await self._database.in_read(hidden_events.of_run, run_id)
 
-    async def hand_over(self, run_id: RunId, token: Token, notes: RunNotes) -> bool:
+    async def hand_over(
+        self, run_id: RunId, token: Token, notes: RunNotes, call_ids: Sequence[str] | None
+    ) -> bool:
         """Make an active run an orphan that another process, or the next start, may continue.
 
-        The caller has stopped writing to the log. All processes are notified. Returns False and
-        changes nothing if the run has ended or its token is another one.
+        The caller has stopped writing to the log. ``notes`` replace those of the run, and
+        ``call_ids``, unless None, its tool calls that have begun. All processes are notified.
+        Returns False and changes nothing if the run has ended or its token is another one.
         """
         values = {
             "owner": NOBODY,
+            **({} if call_ids is None else {"begun_calls": tuple(call_ids)}),
             "notes": msgspec.structs.replace(notes, handed_over=True),
             "interrupted_at": self._clock.now(),
         }

@@ -1,5 +1,6 @@
 """The record of an active run, as its owner writes it."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,6 +31,8 @@ class OwnedRun:
         self.run = run
         self._runs = runs
         self._clock = clock
+        self._unfinished: tuple[asyncio.Task[bool], dict[str, Any]] | None = None
+        """A write whose caller was cancelled, and the values that it writes."""
 
     def not_owner(self) -> FencedError:
         return FencedError(f"{self.run.id} has another owner, or none.")
@@ -43,7 +46,7 @@ class OwnedRun:
     async def note_tool_call(
         self, call_id: str, steps: Sequence[StepRecord], *, may_repeat: bool
     ) -> None:
-        """Record that a tool call begins, before it does."""
+        """Record that a tool call begins, before it does. Once cancelled, it must not begin."""
         begun = (*(self.run.begun_calls or ()), call_id)
         notes = self._with_steps(steps)
         if may_repeat:
@@ -78,7 +81,22 @@ class OwnedRun:
     async def hand_over(self, steps: Sequence[StepRecord]) -> None:
         """Let another process own the run. Nothing may be written to its log any more."""
         notes = self._with_steps(steps)
-        await self._write(partial(self._runs.hand_over, notes=notes))
+        # The records may have a call whose note was cancelled, so that its tool never began.
+        hand_over = partial(self._runs.hand_over, notes=notes, call_ids=self.run.begun_calls)
+        await self._write(hand_over)
+
+    async def finish_writes(self) -> None:
+        """Wait for a write whose caller was cancelled, because a later one must not overtake it.
+
+        ``run`` then has its values. A tool call is the exception: its tool never began.
+        """
+        if self._unfinished is None:
+            return
+        (writing, values), self._unfinished = self._unfinished, None
+        await asyncio.wait({writing})
+        if not writing.cancelled() and writing.exception() is None and writing.result():
+            values.pop("begun_calls", None)
+            self.run = replace(self.run, **values)
 
     def _with_steps(self, steps: Sequence[StepRecord]) -> RunNotes:
         return structs.replace(self.run.notes, steps=tuple(steps), handed_over=False)
@@ -87,7 +105,15 @@ class OwnedRun:
         await self._write(partial(self._runs.note, notes=notes), notes=notes)
 
     async def _write(self, write: Callable[..., Awaitable[bool]], **values: Any) -> None:
-        run = self.run
-        if not await until_available(self._clock, partial(write, run.id, run.token)):
+        operation = partial(write, self.run.id, self.run.token)
+        writing = asyncio.create_task(until_available(self._clock, operation))
+        try:
+            # The store would carry it out even if this stopped waiting for it.
+            is_owner = await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            writing.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._unfinished = writing, values
+            raise
+        if not is_owner:
             raise self.not_owner()
         self.run = replace(self.run, **values)

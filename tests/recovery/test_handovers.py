@@ -1,0 +1,113 @@
+"""Runs that their process hands over while it is being stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+import pytest
+
+from reattach.domain.events import StopReason
+from reattach.domain.messages import TextPart
+from reattach.engine.base import AnswerKept, Delta, Turn
+from reattach.engine.function import FunctionEngine
+from reattach.records.base import Run
+from reattach.runs.attempts.policy import ContinuePolicy
+from reattach.runs.service import RunService
+from reattach.tools.base import Toolbox
+from tests.recovery.test_continuing import continued, events, returns_in
+from tests.recovery.test_tools import Launch, sent
+from tests.support.faulty_stores import Faults
+from tests.support.in_process_readers import Reader
+from tests.support.stores import Stores, eventually
+
+WAIT_SECONDS = 10.0
+GOES_ON = ContinuePolicy()
+T = TypeVar("T")
+
+
+class LateAnswer(Faults):
+    """A store that carries out the first call of ``step`` at once, and answers it when ``let``."""
+
+    def __init__(self, step: str) -> None:
+        super().__init__()
+        self._step = step
+        self.waiting = asyncio.Event()
+        self.let = asyncio.Event()
+
+    async def around(self, step: str, call: Callable[[], Awaitable[T]]) -> T:
+        result = await super().around(step, call)
+        if step == self._step and self.calls[step] == 1:
+            self.waiting.set()
+            await self.let.wait()
+        return result
+
+
+async def handed_over(service: RunService, run: Run, late: LateAnswer) -> None:
+    """Stop the process while it waits for the late answer, which comes when the engine is gone."""
+    await late.waiting.wait()
+    draining = asyncio.create_task(service.drain(0))
+
+    async def engine_is_gone() -> bool:
+        return all(task.get_name() != f"engine {run.id}" for task in asyncio.all_tasks())
+
+    await eventually(engine_is_gone)
+    late.let.set()
+    await draining
+
+
+@pytest.mark.promise("P17", "P19")
+@pytest.mark.parametrize("idempotent", [False, True])
+async def test_a_tool_that_was_about_to_begin_at_a_handover_runs_in_the_next_process(
+    stores: Stores, idempotent: bool
+) -> None:
+    tools = [Launch(hangs=False), Launch(hangs=False)]
+    for tool in tools:
+        tool.idempotent = idempotent
+    late = LateAnswer("runs.note_begun")
+    service = stores.service_upon(late, policy=GOES_ON, toolbox=Toolbox([tools[0]]))
+    async with asyncio.timeout(WAIT_SECONDS):
+        await service.start()
+        run = await service.send(sent(stores, await stores.conversation()))
+        await handed_over(service, run, late)
+    ended = await continued(stores, run, tools[1])
+    assert ended.stop_reason is StopReason.END_TURN
+    assert [one.interruption for one in ended.attempts] == ["handover"]
+    assert [tool.calls for tool in tools] == [0, 1]
+    assert returns_in(await events(stores, run)) == [("success", "launched")]
+
+
+@pytest.mark.promise("P19")
+async def test_the_id_of_a_kept_answer_that_was_being_noted_survives_a_handover(
+    stores: Stores,
+) -> None:
+    async def answer(turn: Turn) -> AsyncIterator[Delta]:
+        yield AnswerKept("answer-1")
+        yield TextPart("never")
+
+    late = LateAnswer("runs.note")
+    engine = FunctionEngine({"kept": answer})
+    service = stores.service_upon(late, policy=GOES_ON, engine=engine)
+    async with asyncio.timeout(WAIT_SECONDS):
+        await service.start()
+        conversation = await stores.conversation()
+        run = await service.send(stores.send(conversation, "go", model="function/kept"))
+        await handed_over(service, run, late)
+    notes = (await stores.run(run)).notes
+    assert (notes.upstream_id, notes.handed_over) == ("answer-1", True)
+
+
+@pytest.mark.promise("P15")
+async def test_a_reader_that_comes_after_the_handover_is_disconnected_too(stores: Stores) -> None:
+    service = stores.service(policy=GOES_ON)
+    async with asyncio.timeout(WAIT_SECONDS):
+        await service.start()
+        run = await service.send(stores.send(await stores.conversation(), "[hang=1]"))
+        async with Reader(service, run) as early:
+            await early.until_seq(1)
+        await service.drain(0)
+        async with Reader(service, run) as late:
+            received = await late.to_end()
+    assert late.aborted
+    assert received.cursor == 1
