@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bench import append, cluster, following, growth, idle, live, replay, storm
-from bench.faults import repeated, siege
+from bench.faults import chaos, repeated, siege
 from bench.measuring.load import CACHE, program
 from bench.measuring.results import Chapter, write
 from bench.options import Options
@@ -34,6 +34,10 @@ OF_CLUSTERS: Mapping[str, tuple[str, Callable[[Options], None]]] = {
                repeated.main),
     "siege": ("one fault after another beside a hostile tenant: losses, doubles, orphans, audit",
               siege.main),
+    "chaos": ("random owners killed, paused and stopped every 2 s under runs with tools",
+              chaos.chaos),
+    "rolling": ("servers restarted one after the other, again and again, under runs with tools",
+                chaos.rolling),
 }  # fmt: skip
 
 RESULTS = Path(__file__).parent
@@ -54,6 +58,9 @@ def main() -> int:
         against=[Path(folder).resolve() for folder in chosen.against],
         repetitions=chosen.repetitions,
         minutes=chosen.minutes,
+        seconds=chosen.seconds,
+        runs=chosen.runs,
+        seed=chosen.seed,
         lease_seconds=chosen.lease_seconds,
         only=chosen.only,
         table=chosen.table,
@@ -139,6 +146,24 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=default.minutes,
         help="length of a siege; default: %(default)s",
+    )
+    of_faults.add_argument(
+        "--seconds",
+        type=float,
+        default=default.seconds,
+        help="length of chaos and rolling; default: %(default)s",
+    )
+    of_faults.add_argument(
+        "--runs",
+        type=int,
+        default=default.runs,
+        help="runs that are open at once in chaos and rolling; default: %(default)s",
+    )
+    of_faults.add_argument(
+        "--seed",
+        type=int,
+        default=default.seed,
+        help="seed of chaos and rolling; default: %(default)s",
     )
     of_faults.add_argument(
         "--lease-seconds",

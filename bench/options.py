@@ -24,6 +24,11 @@ class Options:
     """Experiments with each fault."""
     minutes: float = 5.0
     """Length of a siege."""
+    seconds: float = 60.0
+    """Length of chaos and of rolling restarts."""
+    runs: int = 50
+    """Runs that are open at once then."""
+    seed: int = 1
     lease_seconds: float = 2.0
     """The lease of the servers under faults."""
     only: str = ""

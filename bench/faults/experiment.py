@@ -51,6 +51,9 @@ class Outcome:
     ends: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
+    def report(self, kind: Kind, what: str) -> None:
+        self.findings.append(Finding(kind, what))
+
     def count(self, kind: Kind) -> int:
         return sum(finding.kind is kind for finding in self.findings)
 
@@ -99,7 +102,7 @@ class _Experiment:
         outcome = Outcome(self._fault.name, bound_seconds)
         for client in clients:
             if not client.cancelled() and (error := client.exception()) is not None:
-                outcome.findings.append(Finding(Kind.OTHER, f"a client failed: {error!r}"))
+                outcome.report(Kind.OTHER, f"a client failed: {error!r}")
         await asyncio.to_thread(self._cluster.mend)
         for watched in [*self._watched_runs, self._late]:
             await self._check(outcome, watched, fault_at)

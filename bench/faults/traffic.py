@@ -49,8 +49,11 @@ class ServerClient:
         """Return the JSON answer of a POST. Raises RefusedError for any status but 200."""
         return (await self._answer(self.http.build_request("POST", path, json=body))).json()
 
-    async def new_conversation(self) -> str:
-        agent = await self.post("/v1/agents/", {"model": "scripted/echo"})
+    async def new_conversation(
+        self, model: str = "scripted/echo", tools: Sequence[str] = ()
+    ) -> str:
+        """Create a conversation with a new agent that has the ``tools``."""
+        agent = await self.post("/v1/agents/", {"model": model, "tools": [*tools]})
         made = await self.post(f"/v1/conversations/?agent_id={agent['id']}", {})
         return str(made["id"])
 
@@ -106,7 +109,8 @@ async def server_clients(urls: Sequence[str], api_key: str) -> AsyncIterator[lis
 class WatchedRun:
     """The run of one message, with its sender and its other readers.
 
-    ``on_event`` is called with the number of events in each chunk that any of them reads.
+    ``on_event`` is called with the number of events in each chunk that any of them reads. With
+    ``strict`` no resume may be refused, not even for now.
     """
 
     def __init__(
@@ -118,6 +122,7 @@ class WatchedRun:
         *,
         name: str,
         may_lose: bool = False,
+        strict: bool = False,
         on_event: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.conversation_id = conversation_id
@@ -128,6 +133,7 @@ class WatchedRun:
         self._servers = servers
         self._text = text
         self._rng = rng
+        self._strict = strict
         self._on_event = on_event
 
     async def send_and_read(self, first: ServerClient | None = None) -> None:
@@ -229,6 +235,8 @@ class WatchedRun:
             case httpx2.codes.SERVICE_UNAVAILABLE:
                 if "retry-after" not in answer.headers:
                     self.history.report(Kind.OTHER, "a 503 without Retry-After")
+                if self._strict and self.known.is_set():
+                    self.history.report(Kind.OTHER, f"a resume was refused: {answer.text}")
             case httpx2.codes.BAD_REQUEST if "No active runs found" in error["detail"]:
                 pass  # It has ended; another way to name it still finds it.
             case httpx2.codes.GONE if error.get("earliest_seq"):

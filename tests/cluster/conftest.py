@@ -2,11 +2,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog.testing
 
+from bench.faults.chaos import CHAOS_ENVIRONMENT
+from bench.faults.tools import tool_environment
 from reattach.runs.upkeep import schedule as upkeep
 from reattach.testing.programs.cluster import Cluster
 from reattach.testing.programs.redis import RedisServer
@@ -42,9 +45,15 @@ async def frail(postgresql_url: str, redis: RedisServer) -> AsyncIterator[Nodes]
 
 
 @pytest.fixture(scope="package")
-def one_cluster() -> Iterator[Cluster]:
+def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file to which the tools of ``cluster`` write."""
+    return tmp_path_factory.mktemp("tools") / "calls"
+
+
+@pytest.fixture(scope="package")
+def one_cluster(journal: Path) -> Iterator[Cluster]:
     """Ends with the tests of this folder, because three idle servers take 8 % of a core."""
-    with Cluster() as cluster:
+    with Cluster(environment={**CHAOS_ENVIRONMENT, **tool_environment(journal)}) as cluster:
         yield cluster
 
 
