@@ -8,7 +8,7 @@ from reattach.domain.errors import ModelEmptyResponseError, ModelError
 from reattach.domain.events import StopReason, Usage
 from reattach.domain.messages import ReasoningPart, TextPart
 from reattach.engine.base import Delta, Finished, StepFinished
-from reattach.engine.continuation import Seam
+from reattach.engine.prefix import Seam
 
 ChatMessage = dict[str, str]
 """A message for llama.cpp's chat completions: ``role`` and ``content``."""

@@ -43,7 +43,7 @@ from reattach.engine.base import (
     Way,
 )
 from reattach.engine.chat_request import ChatMessage, ChatRequest, Reply
-from reattach.engine.continuation import PREFIX_OR_STEP, Seam, continuation, refuse_to_repeat
+from reattach.engine.prefix import PREFIX_OR_STEP, Seam, prefix_of, refuse_to_repeat
 from reattach.extras import BUILT_IN_MODEL, install_hint
 
 BUILT_IN: Final = "smollm2-135m-instruct"
@@ -156,7 +156,7 @@ class LocalEngine(Engine):
 
         With temperature 0 the whole answer is then the one that the model would have given.
         """
-        return ONLY_STEP if continuation(turn) is None else PREFIX_OR_STEP
+        return ONLY_STEP if prefix_of(turn) is None else PREFIX_OR_STEP
 
     async def run(self, turn: Turn) -> AsyncIterator[Delta]:
         """Answer ``turn``. Raises EngineError if something is ``missing``."""
@@ -164,7 +164,7 @@ class LocalEngine(Engine):
             raise ModelError(f"The message has no text, and {turn.model} reads only text.")
         process = await asyncio.to_thread(self._running_process)
         request = self._request(turn)
-        begun = continuation(turn)
+        begun = prefix_of(turn)
         if begun is None:
             refuse_to_repeat(turn)
         elif not await self._begin(process, request, begun.text):

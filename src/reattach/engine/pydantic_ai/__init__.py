@@ -24,9 +24,9 @@ from reattach.engine.base import (
     Turn,
     Way,
 )
-from reattach.engine.continuation import (
+from reattach.engine.prefix import (
     PREFIX_OR_STEP,
-    continuation,
+    prefix_of,
     refuse_to_repeat,
     without_partial,
 )
@@ -220,7 +220,7 @@ class PydanticAIEngine(Engine):
         known = self._provider_models.get(turn.model)
         chats = has_chat(provider, known, has_base_url=self._base_url is not None)
         form = form_of(turn.model, turn.settings, self._continue_forms, has_chat=chats)
-        found = None if form is None else continuation(turn)
+        found = None if form is None else prefix_of(turn)
         return None if form is None or found is None else Begun(found.text, form)
 
     async def _open(self, handle: str) -> ProviderModel:

@@ -14,7 +14,7 @@ from pydantic_ai.settings import ModelSettings as ProviderSettings
 from reattach.domain.context import text_tokens
 from reattach.domain.messages import TextPart
 from reattach.engine.base import Delta, ModelSettings
-from reattach.engine.continuation import Seam
+from reattach.engine.prefix import Seam
 from reattach.engine.providers import ContinueForm
 from reattach.engine.pydantic_ai.settings import provider_settings
 

@@ -11,7 +11,7 @@ PREFIX_OR_STEP: Final = frozenset({Way.PREFIX, Way.STEP})
 
 
 @dataclass(frozen=True, slots=True)
-class Continuation:
+class Prefix:
     """A turn whose newest step has text, and nothing but text, to be continued by prefix."""
 
     turn: Turn
@@ -20,7 +20,7 @@ class Continuation:
     """The text so far of the unfinished step; not empty."""
 
 
-def continuation(turn: Turn) -> Continuation | None:
+def prefix_of(turn: Turn) -> Prefix | None:
     """Return how ``turn.partial`` is continued by prefix; None if it cannot be.
 
     It cannot be after reasoning, which models do not get again, or after a call. Nor can it be if
@@ -35,7 +35,7 @@ def continuation(turn: Turn) -> Continuation | None:
     before = (*turn.history, *turn.input)
     if not unfinished.text or (before and before[-1].role is Role.ASSISTANT):
         return None
-    return Continuation(turn, unfinished.text)
+    return Prefix(turn, unfinished.text)
 
 
 def without_partial(turn: Turn) -> Turn:
