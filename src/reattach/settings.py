@@ -410,4 +410,6 @@ def _in_environment(name: str) -> bool:
 
 def variable_of(name: str) -> str:
     """Return the environment variable of a setting."""
-    return "REATTACH_CONTINUE" if name == "continue_runs" else f"REATTACH_{name.upper()}"
+    alias = Settings.model_fields[name].validation_alias
+    own = alias.choices[0] if isinstance(alias, AliasChoices) else None
+    return str(own or f"REATTACH_{name.upper()}")

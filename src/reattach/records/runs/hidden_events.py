@@ -6,7 +6,7 @@ They are kept until the run is settled, because the answer is put together from 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, exists, insert, select
 
 from reattach.domain.ids import RunId, Seq
 from reattach.records.database import schema
@@ -19,6 +19,8 @@ _OF_RUN: Final = (
     .order_by(_hidden.c.ordinal)
 )
 _DELETE: Final = delete(_hidden).where(_hidden.c.run_id == bindparam("of_run"))
+HAS_ANY: Final = exists().where(_hidden.c.run_id == bindparam("run_id")).label("has_any")
+"""Whether the run has such events: a column."""
 
 
 class HiddenEvent(NamedTuple):

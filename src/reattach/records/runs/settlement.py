@@ -12,7 +12,7 @@ from reattach.records.base import Settlement, Step, Thread
 from reattach.records.database import schema
 from reattach.records.database.columns import Moment
 from reattach.records.runs.admission import note_latest, note_message
-from reattach.records.runs.hidden_events import forget
+from reattach.records.runs.hidden_events import HAS_ANY, forget
 from reattach.records.runs.notifications import RunSettled, notify
 
 _STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
@@ -25,7 +25,7 @@ _END: Final = (
     .values(
         callback_due_at=case((_runs.c.callback_url.is_not(None), bindparam("at", type_=Moment)))
     )
-    .returning(_runs.c.tenant, _runs.c.agent_id, _runs.c.conversation_id)
+    .returning(_runs.c.tenant, _runs.c.agent_id, _runs.c.conversation_id, HAS_ANY)
 )
 _INSERT_STEPS: Final = insert(schema.steps)
 _NOTE_ON_AGENT: Final = note_latest(_agents.c.last_run_completion)
@@ -50,7 +50,7 @@ def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> boo
     ended = connection.execute(_END, asked).one_or_none()
     if ended is None:
         return False
-    tenant, agent_id, conversation_id = ended
+    tenant, agent_id, conversation_id, has_hidden_events = ended
     thread = Thread(agent_id, conversation_id)
     messages = [msgspec.structs.replace(message, run_id=run_id) for message in settlement.messages]
     threads.append(connection, tenant, thread, messages)
@@ -58,7 +58,8 @@ def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> boo
     _note_end(connection, thread, settlement)
     if messages:
         note_message(connection, thread, settlement.completed_at)
-    forget(connection, run_id)
+    if has_hidden_events:
+        forget(connection, run_id)
     notify(connection, RunSettled(run_id))
     return True
 
