@@ -4,6 +4,7 @@ Its environment says how it behaves:
 
 - ``MCP_JOURNAL``: a file for a line of each thing that it did
 - ``MCP_LIST``: its list of tools, as JSON; ``add`` and ``die`` can be called whatever it says
+- ``MCP_MUTE``: it does not answer the first call of each tool, as the journal says
 - ``MCP_MODERN``: it speaks the newer protocol
 - ``MCP_STUBBORN``: it says so with its secret, and ends when it is killed and not before
 """
@@ -61,6 +62,18 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return {**head, "result": {**result, **(NEWER if os.environ.get("MCP_MODERN") else {})}}
 
 
+def is_muted(request: dict[str, Any]) -> bool:
+    """Whether the call is the first one of its tool; it is noted then."""
+    if request["method"] != "tools/call" or not os.environ.get("MCP_MUTE"):
+        return False
+    name = request["params"]["name"]
+    calls = Path(os.environ["MCP_JOURNAL"]).read_text("utf-8").splitlines()
+    if any(line.startswith(f"{name} ") for line in calls):
+        return False
+    note(f"{name} {request['params'].get('arguments', {}).get('n', 1)}")
+    return True
+
+
 def main() -> None:
     note(f"started {os.getpid()}")
     if os.environ.get("MCP_STUBBORN"):
@@ -68,7 +81,7 @@ def main() -> None:
         sys.stderr.flush()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for line in sys.stdin:
-        if "id" in (request := json.loads(line)):
+        if "id" in (request := json.loads(line)) and not is_muted(request):
             sys.stdout.write(f"{json.dumps(answer(request))}\n")
             sys.stdout.flush()
     while os.environ.get("MCP_STUBBORN"):

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,10 @@ def listed(name: str, **parameters: Any) -> ListedTool:
 
 
 @asynccontextmanager
-async def running(fake: Fake, clock: StepClock) -> AsyncIterator[McpServers]:
-    servers = McpServers({"home": SERVER}, fake.connect, clock)
+async def running(
+    fake: Fake, clock: StepClock, server: McpServer = SERVER
+) -> AsyncIterator[McpServers]:
+    servers = McpServers({"home": server}, fake.connect, clock)
     async with asyncio.timeout(WAIT_SECONDS):
         async with servers.running(wait_seconds=WAIT_SECONDS):
             yield servers
@@ -114,6 +116,11 @@ async def call(servers: McpServers, name: str = "home__look", arguments: str = "
     found = servers.find(name)
     assert found is not None
     return await found.call(arguments)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0)
 
 
 async def tries(fake: Fake, number: int) -> None:
@@ -270,6 +277,28 @@ async def test_what_a_tool_is_comes_from_its_server_and_from_the_settings() -> N
             with pytest.raises(ToolError, match="The arguments"):
                 await look.call(arguments)
         assert fake.calls == []
+
+
+@pytest.mark.promise("P17")
+async def test_a_call_may_run_again_by_the_hint_that_a_trusted_server_gives_when_it_begins() -> (
+    None
+):
+    look = replace(listed("look"), idempotent=True)
+    fake = Fake(listed=[look, listed("deploy")])
+    trusted = SERVER.model_copy(update={"trust_hints": True})
+    async with running(fake, StepClock(), trusted) as servers:
+        deploy, offered = sorted(servers.tools(), key=lambda one: one.name)
+        assert (offered.idempotent, deploy.idempotent) == (True, False)
+        fake.listed = [listed("look")]
+        fake.note_change()
+        await until(lambda: not offered.idempotent)
+        fake.listed = [look]
+        fake.note_change()
+        await until(lambda: offered.idempotent)
+        fake.note_end()
+        await until(lambda: not offered.idempotent)
+    async with running(Fake(listed=[look]), StepClock()) as servers:
+        assert [one.idempotent for one in servers.tools()] == [False]
 
 
 async def test_an_agent_keeps_a_tool_that_its_server_has_not_listed_yet() -> None:

@@ -44,6 +44,15 @@ GOOD = [{"name": f"tool_{n}", "description": "Good.", "inputSchema": OBJECT} for
             None,
         ),
         (
+            {
+                "name": "t",
+                "inputSchema": OBJECT,
+                "annotations": {"title": 7, "readOnlyHint": "yes", "idempotentHint": True},
+            },
+            {"name": "t", "inputSchema": OBJECT, "annotations": {"idempotentHint": True}},
+            None,
+        ),
+        (
             {"name": "t", "inputSchema": OBJECT, "outputSchema": {}},
             {"name": "t", "inputSchema": OBJECT},
             None,

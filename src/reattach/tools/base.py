@@ -62,7 +62,7 @@ class Tool(ABC):
     """The JSON schema of the arguments, an object."""
     idempotent: bool = False
     """Whether running it twice has the effect of running it once. A call that was interrupted then
-    runs again."""
+    runs again. Read when the call begins."""
     requires_approval: bool
     """Whether every call waits for an approval. If not, an agent may still ask for that."""
     tenants: frozenset[str] | None = None

@@ -51,6 +51,9 @@ async def _examine(name: str, server: McpServer, connect: Connect) -> Diagnostic
                 f"{server.place}: {connection.about}, protocol {connection.protocol}, "
                 f"{len(tools)} tools, in {seconds:.1f} s"
             )
+            if server.trust_hints:
+                repeated = sum(tool.idempotent for tool in tools)
+                detail += f"; an interrupted call of {repeated} of them runs again"
     except McpUnreachableError as error:
         return Diagnostic("wrong", what, f"{server.place}: {error.detail}", remedy)
     except TimeoutError:

@@ -45,6 +45,8 @@ class ListedTool:
     name: str
     description: str | None
     parameters: Mapping[str, Any]
+    idempotent: bool = False
+    """Whether the server declares that a second call changes nothing more."""
 
 
 class Connection(ABC):
@@ -177,6 +179,11 @@ class McpTool(Tool):
         self._keeper = keeper
         self._is_placeholder = is_placeholder
 
+    @property
+    def idempotent(self) -> bool:  # type: ignore[override]
+        """Whether the server says so now, and its hints are trusted."""
+        return self._keeper.trusts_to_repeat(self.name)
+
     async def ready(self) -> Tool:
         if not self._is_placeholder:
             return self
@@ -220,6 +227,15 @@ class _ServerKeeper:
             return self.tools.get(name)
         unknown = ListedTool(name.removeprefix(self.name + _BETWEEN), None, _ANY_OBJECT)
         return McpTool(self, name, unknown, is_placeholder=True)
+
+    def trusts_to_repeat(self, name: str) -> bool:
+        """Whether an interrupted call of the tool may run again.
+
+        While there is no connection, it may not: the next server may declare the tool otherwise.
+        """
+        tool = self.tools.get(name)
+        is_connected = self._connection is not None and not self._connection.has_ended
+        return self.server.trust_hints and is_connected and bool(tool and tool.listed.idempotent)
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> str:
         """Call a tool.

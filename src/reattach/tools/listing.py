@@ -12,6 +12,8 @@ from reattach.domain.limits import MAX_SHOWN_NAME_CHARS
 from reattach.domain.text import storable_text
 
 _ANY_OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
+_HINTS: Final = ("readOnlyHint", "idempotentHint")
+"""The hints of a tool that are used."""
 
 
 def repair_listing(result: dict[str, Any]) -> list[str]:
@@ -50,4 +52,8 @@ def _repair_tool(tool: object, number: int, remarks: list[str]) -> dict[str, Any
     output = tool.get("outputSchema")
     if isinstance(output, dict) and output.get("type") == "object":
         repaired["outputSchema"] = output
+    annotations = tool.get("annotations")
+    if isinstance(annotations, dict):
+        # The SDK would take "yes" or 1 for true as well.
+        repaired["annotations"] = {name: True for name in _HINTS if annotations.get(name) is True}
     return repaired

@@ -136,7 +136,8 @@ class _SdkConnection(Connection):
         while len(found) < MAX_MCP_TOOLS:
             page = await self._client.list_tools(cursor=cursor)
             found += [
-                ListedTool(tool.name, tool.description, tool.input_schema) for tool in page.tools
+                ListedTool(tool.name, tool.description, tool.input_schema, _is_idempotent(tool))
+                for tool in page.tools
             ]
             cursor = page.next_cursor
             if cursor is None:
@@ -207,6 +208,12 @@ class _SdkConnection(Connection):
                         return
                 await backoff.wait()
                 self.note_change()  # Changes in between were not reported.
+
+
+def _is_idempotent(tool: types.Tool) -> bool:
+    """Whether the server declares that a second call of the tool changes nothing more."""
+    hints = tool.annotations
+    return hints is not None and bool(hints.read_only_hint or hints.idempotent_hint)
 
 
 def _text(result: types.CallToolResult) -> str:

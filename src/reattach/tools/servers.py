@@ -47,6 +47,9 @@ class McpServer(BaseModel):
 
     requires_approval: bool | Names = False
     """Whether all calls, or those of the named tools, wait for an approval."""
+    trust_hints: bool = False
+    """Whether its hints ``readOnlyHint`` and ``idempotentHint`` count, so that an interrupted call
+    of such a tool runs again. A hint is the server's own word; nothing checks it."""
     tenants: Names | None = None
     """The tenants whose agents may use its tools; None: all."""
     tool_seconds: float | None = Field(None, gt=0)
