@@ -173,6 +173,26 @@ async def test_a_tool_that_may_have_begun_runs_again_only_if_it_is_idempotent(
     assert returned[1] in output
 
 
+@pytest.mark.promise("P17", "P19")
+async def test_a_call_runs_a_third_time_only_if_its_tool_was_idempotent_at_the_second(
+    stores: Stores,
+) -> None:
+    tools = [Launch(hangs=False) for _ in range(3)]
+    tools[0].idempotent = True
+    run = await interrupted(stores, "[tool=launch]", "after runs.note_begun", 1, tool=tools[0])
+    assert run is not None
+    life = Life("after runs.note_begun")
+    second = stores.service_upon(life, policy=GOES_ON, toolbox=Toolbox([tools[1]]))
+    async with asyncio.timeout(WAIT_SECONDS):
+        await second.start()
+        await life.ended.wait()
+    ended = await continued(stores, run, tools[2])
+    assert [tool.calls for tool in tools] == [0, 0, 0]
+    assert ended.stop_reason is StopReason.END_TURN
+    [(status, output)] = returns_in(await events(stores, run))
+    assert (status, output.endswith("is not known.")) == ("error", True)
+
+
 @pytest.mark.promise("P19")
 @pytest.mark.parametrize("stream_tokens", [False, True])
 async def test_a_run_with_tools_goes_on_after_any_append_and_calls_each_tool_once(

@@ -49,9 +49,10 @@ class OwnedRun:
         """Record that a tool call begins, before it does. Once cancelled, it must not begin."""
         begun = (*(self.run.begun_calls or ()), call_id)
         notes = self._with_steps(steps)
-        if may_repeat:
-            repeatable = (*notes.repeatable_calls, call_id)
-            notes = structs.replace(notes, repeatable_calls=repeatable)
+        # A call that begins again counts as its tool is now.
+        others = tuple(one for one in notes.repeatable_calls if one != call_id)
+        repeatable = (*others, call_id) if may_repeat else others
+        notes = structs.replace(notes, repeatable_calls=repeatable)
         note = partial(self._runs.note_begun, call_ids=begun, notes=notes)
         await self._write(note, begun_calls=begun, notes=notes)
 
