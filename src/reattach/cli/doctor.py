@@ -19,7 +19,12 @@ def doctor(
     stores: StoreFlags,
     as_json: AsJson = False,
     models: Annotated[
-        bool, typer.Option("--models", help="Ask each model for one token; this may cost money.")
+        bool,
+        typer.Option(
+            "--models",
+            help="Ask each model for one token, and those that REATTACH_CONTINUE_MODELS names for "
+            "a few more; this may cost money.",
+        ),
     ] = False,
 ) -> None:
     """Check the settings and all dependencies of a server; status 1 if something is wrong."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
+from reattach.cli.continue_checks import check_continuing
 from reattach.diagnostics import Diagnostic
 from reattach.domain.clock import SystemClock
 from reattach.domain.errors import EngineError, StartupError
@@ -24,7 +25,10 @@ _OUTPUT_TOKENS: Final = 16
 
 
 async def check_models(settings: Settings, *, ask: bool) -> AsyncIterator[Diagnostic]:
-    """Check names and keys, list hosted models, and with ``ask`` call each model once."""
+    """Check names and keys, list hosted models, and with ``ask`` call each model.
+
+    Models that are set to continue their answers are called twice.
+    """
     for diagnostic in unknown_variables(os.environ):
         yield diagnostic
     try:
@@ -40,9 +44,12 @@ async def check_models(settings: Settings, *, ask: bool) -> AsyncIterator[Diagno
         for problem in catalog.problems():
             yield Diagnostic("warning", "models", problem, "Check the key and the URL.")
         yield await asyncio.to_thread(_offered, catalog)
+        failed: set[str] = set()
         if ask:
-            async for diagnostic in _answers(catalog):
+            async for diagnostic in _answers(catalog, failed):
                 yield diagnostic
+        async for diagnostic in check_continuing(settings, catalog, ask=ask, failed=failed):
+            yield diagnostic
     finally:
         await catalog.aclose()
 
@@ -70,7 +77,8 @@ def _offered(catalog: Catalog) -> Diagnostic:
     return Diagnostic("ok", "models", shown)
 
 
-async def _answers(catalog: Catalog) -> AsyncIterator[Diagnostic]:
+async def _answers(catalog: Catalog, failed: set[str]) -> AsyncIterator[Diagnostic]:
+    """Call each model, and add the handles of those that do not answer to ``failed``."""
     models = catalog.models()
     for model in models[:MAX_ASKED_MODELS]:
         began = time.monotonic()
@@ -78,9 +86,11 @@ async def _answers(catalog: Catalog) -> AsyncIterator[Diagnostic]:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 await _ask(catalog, model.handle)
         except EngineError as error:
+            failed.add(model.handle)
             remedy = "Correct the cause, or remove the model from REATTACH_MODELS."
             yield Diagnostic("wrong", "answer", f"{model.handle}: {error.detail}", remedy)
         except TimeoutError:
+            failed.add(model.handle)
             remedy = "Check the provider, and any proxy in front of it."
             detail = f"{model.handle} sent nothing for {_ANSWER_SECONDS:g} s"
             yield Diagnostic("wrong", "answer", detail, remedy)

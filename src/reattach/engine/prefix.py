@@ -88,6 +88,16 @@ def _split(partial: Partial) -> tuple[list[Message], Message | None]:
     return list(partial.messages[:first]), unfinished[0] if len(unfinished) == 1 else None
 
 
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """The rest of an answer, as a model produced it after the text so far."""
+
+    text: str
+    """Without the text so far, if the server repeated it."""
+    has_reasoning: bool
+    was_repeated: bool
+
+
 class Seam:
     """Joins the rest of an answer to its text so far.
 
@@ -102,6 +112,8 @@ class Seam:
         self._whitespace = text[len(self.sent) :]
         self._echo = self.sent if may_echo else ""
         self._held = ""
+        self.was_repeated = False
+        """Whether the rest began with the text that was sent."""
 
     def take(self, text: str) -> str:
         """Return the new part of a piece of the rest; empty if there is none yet."""
@@ -109,6 +121,7 @@ class Seam:
             self._held += text
             if self._echo.startswith(self._held) and self._held != self._echo:
                 return ""
+            self.was_repeated = self._held.startswith(self._echo)
             text = self._held.removeprefix(self._echo)
             self._echo = self._held = ""
         return self._without_repeated_whitespace(text)

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 from reattach.domain.errors import StartupError
 from reattach.domain.limits import MODEL_FIRST_SECONDS, MODEL_SILENCE_SECONDS
-from reattach.domain.messages import ToolCallPart, ToolReturnPart
+from reattach.domain.messages import ReasoningPart, TextPart, ToolCallPart, ToolReturnPart
 from reattach.engine.base import (
     ONLY_STEP,
     ClientTool,
@@ -23,9 +23,11 @@ from reattach.engine.base import (
     ServerTool,
     Turn,
     Way,
+    closing_deltas,
 )
 from reattach.engine.prefix import (
     PREFIX_OR_STEP,
+    Rest,
     prefix_of,
     refuse_to_repeat,
     without_partial,
@@ -154,8 +156,29 @@ class PydanticAIEngine(Engine):
             return ONLY_STEP
         return PREFIX_OR_STEP
 
-    async def run(self, turn: Turn) -> AsyncIterator[Delta]:
+    def run(self, turn: Turn) -> AsyncIterator[Delta]:
+        return self._run(turn, self._begun(turn))
+
+    async def rest_of(self, turn: Turn, *, most_chars: int) -> Rest:
+        """Return how the model continues ``turn.partial``, to check whether it can.
+
+        Stops reading at about ``most_chars``.
+
+        Raises:
+            EngineError: The call failed, or ``ways`` has no ``prefix`` for the turn.
+        """
         begun = self._begun(turn)
+        text, has_reasoning = "", False
+        async with closing_deltas(self._run(turn, begun)) as deltas:
+            async for delta in deltas:
+                if isinstance(delta, TextPart):
+                    text += delta.text
+                has_reasoning = has_reasoning or isinstance(delta, ReasoningPart)
+                if len(text) >= most_chars:
+                    break
+        return Rest(text, has_reasoning, begun is not None and begun.was_repeated)
+
+    async def _run(self, turn: Turn, begun: Begun | None) -> AsyncIterator[Delta]:
         if begun is None:
             refuse_to_repeat(turn)
         turn = without_partial(turn)

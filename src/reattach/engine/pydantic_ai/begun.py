@@ -88,6 +88,11 @@ class Begun:
         self._seam = Seam(text, may_echo=True)
         self._form = form
 
+    @property
+    def was_repeated(self) -> bool:
+        """Whether the provider repeated the text before the rest."""
+        return self._seam.was_repeated
+
     def request(
         self,
         model: ProviderModel,
