@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from reattach.cli.following import _Reporter
+from reattach.client import Takeover
 from reattach.testing.programs.server import ServerProcess
 from tests.support.commands import BOUND_SECONDS, reattach_here
 
@@ -137,6 +139,32 @@ def test_an_outage_that_lasts_is_reported_and_so_is_its_end(tmp_path: Path) -> N
         r"The server was restarted; the answer goes on after \d+\.\d s, at event 2\.", rest
     )
     assert "stream_incomplete" not in rest
+
+
+@pytest.mark.parametrize(
+    ("takeover", "said"),
+    [
+        (Takeover("crash", True, 12, 2.06), "The server was restarted"),
+        (Takeover("handover", True, 12, 2.06), "The server was restarted"),
+        (
+            Takeover("handover", False, 12, 2.06),
+            "The server's process was stopped and handed the answer over",
+        ),
+        (
+            Takeover("crash", False, 12, 2.06),
+            "The server's process failed, and another one took the answer over",
+        ),
+    ],
+)
+def test_only_a_server_that_refused_connections_is_said_to_have_been_restarted(
+    capsys: pytest.CaptureFixture[str], takeover: Takeover, said: str
+) -> None:
+    reporter = _Reporter(NOWHERE, 0, [])
+    reporter.cursor = takeover.cursor
+    reporter.taken_over(takeover)
+    shown = capsys.readouterr()
+    assert shown.err == f"\nreattach: {said}; the answer goes on after 2.1 s, at event 12.\n"
+    assert shown.out == ""
 
 
 @pytest.mark.parametrize("key", ["rk_ünicode", "rk_secret\nx", "a b"])
