@@ -122,7 +122,8 @@ class Reattach:
     ``data_dir``, which only this process may use.
 
     Use it as an async context manager, or pass ``lifespan`` to your application. On exit every open
-    run is ended. Entering raises StartupError if the directory cannot be used.
+    run is ended, or left to the next start if that can continue it. Entering raises StartupError if
+    the directory cannot be used.
 
     ``open`` allows everyone who can reach ``app`` to use it as long as no API key exists; your
     application decides who that is. Without ``open``, ``app`` accepts only direct requests from

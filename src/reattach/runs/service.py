@@ -284,8 +284,8 @@ class RunService:
     async def wait_until_settled(self, run: Run, *, timeout_seconds: float | None = None) -> Run:
         """Wait until the run has ended and its record says so, then return it.
 
-        After ``timeout_seconds``, or if this process has to wait for a store to end the run, return
-        it as it is, possibly still active.
+        After ``timeout_seconds``, at the end of a drain, or if this process has to wait for a store
+        to end the run, return it as it is, possibly still active.
         """
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -317,7 +317,8 @@ class RunService:
                 while pending := self._recovery.pending.get(target.run_id):
                     await pending.done.wait()
                 with suppress(NotFoundError):  # It has ended and was deleted.
-                    await self._settlements.wait(target.tenant, target.run_id)
+                    run = await self._settlements.wait(target.tenant, target.run_id)
+                    return not run.status.is_active
         except TimeoutError:
             return False
         return True
@@ -443,12 +444,14 @@ class RunService:
     async def drain(self, seconds: float) -> None:
         """Refuse new runs, let the open ones finish for ``seconds``, then end them (P15).
 
-        Readers of runs that other processes drive are then released, so that they reconnect there.
+        Everyone who reads a run that goes on elsewhere, or waits for its end, is then released, to
+        reconnect there.
         Return when every run of this process has ended, or could not be ended within some seconds
         more.
         """
         await self.open_runs.drain(seconds)
         self.watch.release()
+        self._settlements.release()
 
 
 def _parse_run_id(run_id: str) -> RunId:

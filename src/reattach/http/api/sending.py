@@ -9,6 +9,7 @@ from reattach.domain.errors import (
     NoActiveRunsToCancelError,
     NotFoundError,
     StoreUnavailableError,
+    UnavailableError,
     UrlRefusedError,
     engine_error,
 )
@@ -43,6 +44,8 @@ from reattach.runs.service import Send
 from reattach.webhooks.receivers import receiver_url
 
 router = routes()
+
+_SEND_AGAIN = "Send the same request again, with its otid, to get the answer."
 
 _DEPRECATED_SINCE = "@1795305600"
 """The day of the first version, 2026-11-22, in the date format of RFC 9745."""
@@ -264,10 +267,16 @@ async def _whole_answer(context: Context, run: Run, send: Send) -> Response:
     A duplicate request gets the answer of the run that the first one started.
     """
     run = await context.runs.wait_until_settled(run)
+    if run.status.is_active and context.runs.draining:
+        raise UnavailableError(
+            f"The server is shutting down, and {run.id} goes on without it.",
+            remedy=_SEND_AGAIN,
+            retry_after_seconds=2,
+        )
     if run.status.is_active:
         raise StoreUnavailableError(
             f"The answer of {run.id} cannot be stored at present.",
-            remedy="Send the same request again, with its otid, to get the answer.",
+            remedy=_SEND_AGAIN,
         )
     if run.status is RunStatus.FAILED and run.error is not None:
         error = engine_error(run.error.error_type, run.error.message)

@@ -31,9 +31,12 @@ class Settlements:
         self._records = records
         self._clock = clock
         self._polls: dict[str, _Poll] = {}
+        self._released = False
 
     async def wait(self, tenant: TenantId, run_id: RunId) -> Run:
-        """Return the run once it has ended. Waits through outages of the store.
+        """Return the run once it has ended, or as it is after ``release``.
+
+        Waits through outages of the store.
 
         Raises:
             NotFoundError: The tenant has no such run.
@@ -63,6 +66,11 @@ class Settlements:
         for poll in self._polls.values():
             poll.notified.set()
 
+    def release(self) -> None:
+        """Let nobody wait from now on, because this process is about to end. Idempotent."""
+        self._released = True
+        self.notify_all()
+
     async def _poll(self, tenant: TenantId, run_id: RunId, notified: asyncio.Event) -> Run:
         while True:
             notified.clear()
@@ -70,6 +78,6 @@ class Settlements:
                 run = await self._records.runs.get(tenant, run_id)
             except StoreUnavailableError:
                 run = None
-            if run is not None and not run.status.is_active:
+            if run is not None and (self._released or not run.status.is_active):
                 return run
             await sleep_unless_set(self._clock, SETTLEMENT_LOOK_SECONDS, notified)
