@@ -29,7 +29,7 @@ CASES: Mapping[str, tuple[Sequence[str] | str, str, str]] = {
     "chats": (["Sure!", " Here is"], "wrong", "after '1, 2, 3, 4,' came 'Sure! Here is'"),
     "stops": ([], "wrong", "produces nothing when it has to continue"),
     "echoes-only": (["1, 2, 3, 4,"], "wrong", "repeats the beginning of its answer"),
-    "reasons": ("reasoning", "wrong", "reasons before it continues"),
+    "reasons": ("reasoning", "warning", "reasons before it continues"),
     "refuses": (PREFILL, "warning", f"refuses to continue an answer (flags)|{PREFILL}"),
     "forbids": ("Unknown member.", "warning", "refuses to continue an answer (flags)"),
     "busy": ("busy", "warning", "could not be checked"),

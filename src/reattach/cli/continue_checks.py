@@ -90,11 +90,11 @@ def _engine(catalog: Catalog, handle: str) -> "PydanticAIEngine | None":
 async def _check(catalog: Catalog, handle: str, entry: str) -> Diagnostic:
     engine, turn = _engine(catalog, handle), _turn(handle)
     assert engine is not None
-    form = entry.rpartition("=")[2]
-    remedy = (
-        f"Remove {entry} from REATTACH_CONTINUE_MODELS, exclude the model from its pattern, or try "
-        f"the form {_OTHER_FORM[form]}."
-    )
+    pattern, _, form = entry.rpartition("=")
+    removal = f"Remove {entry} from REATTACH_CONTINUE_MODELS"
+    if pattern != handle:
+        removal = f"Replace {entry} in REATTACH_CONTINUE_MODELS by the models that continue"
+    remedy = f"{removal}, or try the form {_OTHER_FORM[form]}."
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
             rest = await engine.rest_of(turn, most_chars=_LONG_CHARS)
@@ -129,7 +129,9 @@ def _judge(rest: Rest, handle: str, form: str, remedy: str) -> Diagnostic:
         shown = " ".join(text.split())[:_SHOWN_CHARS]
         detail = f"{handle} does not continue ({form}): after '{_BEGINNING}' came '{shown}'"
     elif rest.has_reasoning:
-        detail = f"{handle} reasons before it continues ({form}), and the rest has no text"
+        detail = f"{handle} reasons before it continues ({form})"
+        limit = "Only answers without reasoning are continued."
+        return Diagnostic("warning", _WHAT, detail, f"{limit} Turn reasoning off. Else: {remedy}")
     elif rest.was_repeated:
         detail = f"{handle} repeats the beginning of its answer ({form}), and nothing follows"
     else:
