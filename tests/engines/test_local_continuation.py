@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -141,14 +143,31 @@ def test_only_an_unfinished_answer_of_text_is_continued_by_prefix() -> None:
         assert set(engine.ways(other)) == {Way.STEP}
 
 
-def test_the_model_reads_a_prompt_as_exactly_as_it_generates(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """From 64 tokens at a time on, llama.cpp rounds differently (see MICRO_BATCH_TOKENS)."""
+def parameters_for(file: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the parameters with which the file would be loaded."""
     loaded: list[Any] = []
     parameters = SimpleNamespace(model=SimpleNamespace(), cpuparams=SimpleNamespace())
     library = SimpleNamespace(CommonParams=lambda: parameters, Server=loaded.append)
     monkeypatch.setitem(sys.modules, "xllamacpp", library)
-    llama_process._load("model.gguf", 512, 1, 1)
+    llama_process._load(str(file), 512, 1, 1)
     assert loaded == [parameters]
-    assert 2 <= parameters.n_ubatch <= 63
+    return parameters
+
+
+def test_the_model_reads_a_prompt_as_exactly_as_it_generates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 64 tokens at a time on, llama.cpp rounds differently (see MICRO_BATCH_TOKENS)."""
+    file = tmp_path / "model.gguf"
+    file.touch()
+    assert 2 <= parameters_for(file, monkeypatch).n_ubatch <= 63
+
+
+@pytest.mark.parametrize("more_bytes", [0, 1])
+def test_a_model_is_fitted_to_the_memory_only_if_it_is_large(
+    more_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.gguf"
+    file.touch()
+    os.truncate(file, llama_process.FITS_ANYWHERE_BYTES + more_bytes)  # It takes no space.
+    assert parameters_for(file, monkeypatch).fit_params == bool(more_bytes)

@@ -35,6 +35,10 @@ generation. A text that is read again after a crash would then be continued diff
 """
 
 
+FITS_ANYWHERE_BYTES: Final = 256 * 1024 * 1024
+"""The size of a model file up to which the model is not fitted to the memory."""
+
+
 def _load(path: str, context_tokens: int, parallel: int, threads: int) -> Any:
     """Return a ``Server`` of xllamacpp, which has no types."""
     xllamacpp = importlib.import_module("xllamacpp")
@@ -48,6 +52,8 @@ def _load(path: str, context_tokens: int, parallel: int, threads: int) -> Any:
     parameters.n_ubatch = MICRO_BATCH_TOKENS
     parameters.cache_ram_mib = 0
     parameters.warmup = False
+    # Fitting a model to a GPU's memory reads it twice, for a third of the load.
+    parameters.fit_params = os.path.getsize(path) > FITS_ANYWHERE_BYTES  # noqa: PTH202
     parameters.verbosity = -1
     parameters.ui = False
     parameters.endpoint_slots = False
