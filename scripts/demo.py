@@ -41,7 +41,7 @@ QUESTION = (
     "Describe the island, the storms, each letter, and how it ends."
 )
 SCRIPTED_QUESTION = "[chunks=200][rate=100]"
-EVENTS_BEFORE_CUT = 25
+EVENTS_BEFORE_CUT = 15
 OWN_ENDS = {"end_turn", "max_tokens_exceeded"}
 """The ends of an answer that its model decides."""
 STARTED = time.monotonic()
@@ -334,7 +334,7 @@ def prepare(stage: Stage) -> str | None:
         model_settings={
             "provider_type": "openai",
             "temperature": 0,
-            "max_output_tokens": 120,  # enough to be cut three times
+            "max_output_tokens": 75,  # enough to be cut three times
         },
         system="You are a storyteller.",
         memory_blocks=[{"label": "human", "value": "The reader likes the sea."}],
