@@ -32,6 +32,7 @@ from tests.support.record_samples import (
     a_world,
     at,
 )
+from tests.support.records_files import open_records
 
 HOSTILE, HONEST = new_tenant_id(), new_tenant_id()
 
@@ -45,7 +46,7 @@ def clock() -> HandClock:
 
 @pytest.fixture
 async def records(tmp_path: Path, clock: HandClock) -> AsyncIterator[Records]:
-    records = await Records.open(f"sqlite:///{tmp_path / 'records.db'}", clock=clock)
+    records = await open_records(tmp_path, clock)
     yield records
     await records.aclose()
 

@@ -23,7 +23,6 @@ from reattach.domain.limits.outbound import (
 )
 from reattach.outbound.requests import Resolve
 from reattach.records.base import Run
-from reattach.records.records import Records
 from reattach.testing.programs.server import ServerProcess
 from reattach.webhooks.receivers import NO_ANSWER, NOT_CALLED, Receivers
 from reattach.webhooks.sender import Callbacks
@@ -38,6 +37,7 @@ from tests.support.record_samples import (
     a_world,
     at,
 )
+from tests.support.records_files import open_records
 
 TIMEOUT_SECONDS = 2.0
 
@@ -51,7 +51,7 @@ def clock() -> HandClock:
 
 @pytest.fixture
 async def world(tmp_path: Path, clock: HandClock) -> AsyncIterator[World]:
-    records = await Records.open(f"sqlite:///{tmp_path / 'records.db'}", clock=clock)
+    records = await open_records(tmp_path, clock)
     yield await a_world(records)
     await records.aclose()
 

@@ -22,7 +22,6 @@ from reattach.records.base import (
     Settlement,
     Span,
 )
-from reattach.records.records import Records
 from reattach.runs.ownership import recovery
 from reattach.testing.conformance.log_samples import append
 from tests.recovery.test_audit import ended_run
@@ -34,6 +33,7 @@ from tests.support.faulty_stores import Faults
 from tests.support.in_process_readers import Reader
 from tests.support.log_stores import SMALL
 from tests.support.received import answer, end_of
+from tests.support.records_files import open_records
 from tests.support.stores import Stores, stores_of
 
 DIED = "stream_incomplete"
@@ -206,7 +206,7 @@ async def in_files(
     clock = LeapClock()
     file = directory / "events.db"
     log = await SqliteLog.open_file(file, sizes=sizes)
-    records = await Records.open(f"sqlite:///{directory / 'records.db'}", clock=clock)
+    records = await open_records(directory, clock)
     async with stores_of(records, log, clock) as stores:
         yield stores, log, file
         await stores.log.aclose()

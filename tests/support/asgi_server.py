@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -29,12 +27,12 @@ from reattach.http.app import create_app
 from reattach.http.context import Context
 from reattach.log.base import Log
 from reattach.log.memory import MemoryLog
-from reattach.records.database.database import upgrade
 from reattach.records.records import Records
 from reattach.runs.service import RunService
 from reattach.settings import Settings
 from reattach.tools.base import Toolbox
 from reattach.tools.connections import McpServers
+from tests.support.records_files import open_records
 
 
 class TestClock(SystemClock):
@@ -88,21 +86,6 @@ class Server:
 
 
 @cache
-def empty_records() -> bytes:
-    """Return a records file with the schema and no rows: a copy costs less than the schema."""
-    with TemporaryDirectory() as directory:
-        file = Path(directory) / "records.db"
-        upgrade(f"sqlite:///{file}")
-        return file.read_bytes()
-
-
-async def prepare_records(file: Path) -> None:
-    """Make the records file with its schema, unless it is there."""
-    if not file.exists():
-        file.write_bytes(await asyncio.to_thread(empty_records))
-
-
-@cache
 def _default_settings() -> Settings:
     return Settings()
 
@@ -143,9 +126,9 @@ async def serving(
     clock = TestClock()
     async with AsyncExitStack() as stack:
         if records_url is None:
-            await prepare_records(directory / "records.db")
-            records_url = f"sqlite:///{directory / 'records.db'}"
-        records = await Records.open(records_url, clock=clock)
+            records = await open_records(directory, clock)
+        else:
+            records = await Records.open(records_url, clock=clock)
         stack.push_async_callback(records.aclose)
         log = log or MemoryLog()
         stack.push_async_callback(log.aclose)

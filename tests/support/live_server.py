@@ -29,6 +29,7 @@ from reattach.server.listener import listen
 from reattach.server.process import _Server
 from reattach.settings import Settings
 from tests.support.asgi_server import Server, TestClock
+from tests.support.records_files import prepare_records
 
 WAIT_SECONDS: Final = 20.0
 """Bound of every wait: far beyond what any of them takes on a busy machine."""
@@ -376,6 +377,7 @@ async def listening(
     Unless it drains, its open runs get their ends only when nothing else of it is left.
     """
     options = Settings(data_dir=directory, port=0, default_model="scripted/echo", **settings)
+    await prepare_records(datadir.records_file(directory))
     clock, gates = TestClock(), Gates()
     engine = ScriptedEngine(clock=clock, gate=gates)
     async with assemble(options, engines=[engine], clock=clock) as context:

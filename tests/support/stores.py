@@ -40,6 +40,7 @@ from reattach.tools.base import Toolbox
 from reattach.wire.sse import split_frames
 from tests.support.clocks import LeapClock
 from tests.support.faulty_stores import Faults, FaultyLog, faulty_records
+from tests.support.records_files import open_records
 
 MODEL = "scripted/echo"
 
@@ -183,7 +184,7 @@ class Stores:
 @asynccontextmanager
 async def stores_in(directory: Path, clock: Clock | None = None) -> AsyncIterator[Stores]:
     clock = clock or LeapClock()
-    records = await Records.open(f"sqlite:///{directory / 'records.db'}", clock=clock)
+    records = await open_records(directory, clock)
     async with stores_of(records, MemoryLog(), clock) as stores:
         yield stores
 
