@@ -12,13 +12,13 @@ from reattach.domain.events import StopReason
 from reattach.domain.messages import TextPart
 from reattach.engine.base import AnswerKept, Delta, Turn
 from reattach.engine.function import FunctionEngine
-from reattach.records.base import Run
+from reattach.records.base import Page, Run
 from reattach.runs.attempts.policy import ContinuePolicy
 from reattach.runs.service import RunService
 from reattach.tools.base import Toolbox
-from tests.recovery.test_continuing import continued, events, returns_in
+from tests.recovery.test_continuing import continued, events, interrupted, returns_in, said
 from tests.recovery.test_tools import Launch, sent
-from tests.support.faulty_stores import Faults
+from tests.support.faulty_stores import Faults, Life
 from tests.support.in_process_readers import Reader
 from tests.support.stores import Stores, eventually
 
@@ -111,3 +111,47 @@ async def test_a_reader_that_comes_after_the_handover_is_disconnected_too(stores
             received = await late.to_end()
     assert late.aborted
     assert received.cursor == 1
+
+
+@pytest.mark.promise("P7", "P15", "P19")
+@pytest.mark.parametrize("step", ["log.head", "runs.take_over", "agents.get"])
+async def test_a_process_that_is_stopped_while_it_recovers_a_run_leaves_it_to_the_next(
+    stores: Stores, step: str
+) -> None:
+    run = await interrupted(stores, "[chunks=6]", "after log.append", 3)
+    assert run is not None
+    late = LateAnswer(step)
+    service = stores.service_upon(late, policy=GOES_ON)
+    async with asyncio.timeout(WAIT_SECONDS):
+        recovering = asyncio.create_task(service.start())
+        await late.waiting.wait()
+        await service.drain(0)
+        late.let.set()
+        await recovering
+        await service.drain(0)
+    ended = await continued(stores, run)
+    assert ended.stop_reason is StopReason.END_TURN
+    assert said(await events(stores, run)) == [("TextPart", "t0 t1 t2 t3 t4 t5 ")]
+
+
+@pytest.mark.promise("P17", "P19")
+async def test_a_call_that_was_interrupted_twice_gets_one_return_and_ends_its_step(
+    stores: Stores,
+) -> None:
+    run = await interrupted(stores, "[tool=launch][rounds=2]", "after log.append", 1)
+    assert run is not None
+    life = Life("before runs.note")  # It has logged the error return of the call.
+    service = stores.service_upon(life, policy=GOES_ON, toolbox=Toolbox([Launch(hangs=False)]))
+    async with asyncio.timeout(WAIT_SECONDS):
+        starting = asyncio.create_task(service.start())
+        await life.ended.wait()
+    starting.cancel()
+    assert len(returns_in(await events(stores, run))) == 1
+    tool = Launch(hangs=False)
+    ended = await continued(stores, run, tool)
+    assert ended.stop_reason is StopReason.END_TURN
+    returned = returns_in(await events(stores, run))
+    assert [status for status, _ in returned] == ["error", "success"]
+    assert tool.calls == 1
+    steps = await stores.records.runs.steps(run.tenant, run.id, Page(limit=9, ascending=True))
+    assert len(steps) == 3

@@ -35,6 +35,7 @@ _INCOMPLETE: Final = (
 _UNKNOWN: Final = (
     "The server was interrupted while this tool ran; whether it did its work is not known."
 )
+_INTERRUPTED: Final = (_INCOMPLETE, _UNKNOWN)
 _ASK: Final = (
     "Your answer was cut off by a technical fault. Continue it exactly where it stops. Do not "
     "repeat any of it, and do not mention the interruption."
@@ -213,6 +214,8 @@ class _Decision:
                 text = _UNKNOWN if self._begun is None else _INCOMPLETE
                 self._returns.append(call.error_return(text))
                 self._closes_step = True
+        if not step.finished and any(one.output in _INTERRUPTED for one in step.returns):
+            self._closes_step = True  # An earlier attempt did it, and ended before it said so.
 
     def _sort(self, call: ToolCallPart) -> None:
         """Let the call of a complete list run, unless it may have run and must not run twice."""

@@ -31,6 +31,11 @@ class Continuing:
         self._records = drivers.records
         self._give_up = give_up
 
+    def is_left_to_others(self, run: Run, ending: Ending) -> bool:
+        """Whether this process drains and another one, or the next start, may continue the run."""
+        is_continuable = self._drivers.policy.enabled and run.turn_plan is not None
+        return self._drivers.open_runs.draining and is_continuable and ending in _INTERRUPTED
+
     async def start(self, run: Run, ending: Ending) -> bool:
         """Start a driver that continues the run, which this process has taken over.
 
@@ -41,7 +46,7 @@ class Continuing:
             StoreUnavailableError: A store does not answer.
         """
         plan = decode_plan(run.turn_plan, run.id)
-        if ending not in _INTERRUPTED or plan is None or self._drivers.open_runs.draining:
+        if ending not in _INTERRUPTED or plan is None:
             return False
         try:
             agent = await self._records.agents.get(run.tenant, run.thread.agent_id)

@@ -188,10 +188,14 @@ class Recovery:
         record names this process, the token is raised until the log accepts it.
         """
         step = 1
+        if await self._leave_to_others(recovery.run, recovery.ending):
+            return
         owned = await self._take_over(recovery.run)
         while owned is not None:
             recovery.run = owned
             ending = CANCELLED if owned.cancel_requested_at else recovery.ending
+            if await self._leave_to_others(owned, ending):
+                return
             due = await self._due_calls(owned)
             try:
                 if ending is not CANCELLED and await self._continuing.start(owned, ending):
@@ -215,6 +219,13 @@ class Recovery:
                 owned, step = taken, 2 * step
             else:
                 return
+
+    async def _leave_to_others(self, run: Run, ending: Ending) -> bool:
+        """Let another process have the run if this one drains; return whether it does."""
+        if not self._continuing.is_left_to_others(run, ending):
+            return False
+        await self._records.runs.disclaim(run.id, self._ownership.owner)
+        return True
 
     async def _require_log(self, run: Run) -> None:
         """Check that the log answers; otherwise disclaim the run and raise StoreUnavailableError.
