@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bench import append, cluster, following, growth, idle, live, replay, storm
-from bench.faults import chaos, repeated, siege
+from bench.faults import chaos, handover, repeated, siege
 from bench.measuring.load import CACHE, program
 from bench.measuring.results import Chapter, write
 from bench.options import Options
@@ -38,6 +38,8 @@ OF_CLUSTERS: Mapping[str, tuple[str, Callable[[Options], None]]] = {
               chaos.chaos),
     "rolling": ("servers restarted one after the other, again and again, under runs with tools",
                 chaos.rolling),
+    "handover": ("from the stop or death of a server to the next event of its runs",
+                 handover.main),
 }  # fmt: skip
 
 RESULTS = Path(__file__).parent

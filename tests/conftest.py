@@ -85,6 +85,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="skip tests that start programs, serve on a port, or try very many inputs",
     )
+    parser.addoption(
+        "--chaos",
+        action="store_true",
+        help="run the tests of tests/cluster/test_chaos.py for 60 seconds with 50 runs at once",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -12,8 +12,10 @@ import httpx2
 
 from bench.faults.history import Finding, Kind
 from bench.faults.inject import Fault, Scene
-from bench.faults.traffic import ServerClient, WatchedRun, server_clients
+from bench.faults.provider import MODEL
+from bench.faults.traffic import SCRIPTED, ServerClient, WatchedRun, server_clients
 from reattach.testing.programs.cluster import Cluster
+from reattach.testing.programs.relay import Relay
 
 RECOVERY_SECONDS: Final = 5.0
 """Bound of the time to a run's end, beyond its owner's lease and the outage itself."""
@@ -21,8 +23,11 @@ RECOVERY_SECONDS: Final = 5.0
 GRACE_SECONDS: Final = 20.0
 """How much longer than that an experiment waits before it reports a missing end."""
 
+COUNTED: Final = "[chunks=75][rate=50]"
+COUNTED_ANSWER: Final = "".join(f"t{number} " for number in range(75))
+
 TEXTS: Final = (
-    "[chunks=75][rate=50]",
+    COUNTED,
     "[unicode][chunks=90][rate=60]",
     "[think=25][chunks=50][rate=50]",
     "[chunks=75][rate=50][size=2000]",
@@ -58,26 +63,34 @@ class Outcome:
         return sum(finding.kind is kind for finding in self.findings)
 
 
-async def run_experiment(cluster: Cluster, fault: Fault, seed: int) -> Outcome:
+async def run_experiment(
+    cluster: Cluster, fault: Fault, seed: int, provider: Relay | None = None
+) -> Outcome:
     """Inject ``fault`` into a healthy cluster, repair the cluster, and return what clients saw.
 
     One run is active on each server, and one more message is sent during the fault. The fault
     waits for a random event of the victim's run. Misbehaviour of a server is a finding, not an
-    exception.
+    exception. Faults of the models' provider need the relay in front of it.
     """
     rng = random.Random(f"{fault.name} {seed}")
     async with server_clients(cluster.urls, cluster.api_key) as servers:
-        return await _Experiment(cluster, fault, servers, rng).outcome()
+        return await _Experiment(cluster, fault, servers, rng, provider).outcome()
 
 
 class _Experiment:
     def __init__(
-        self, cluster: Cluster, fault: Fault, servers: Sequence[ServerClient], rng: random.Random
+        self,
+        cluster: Cluster,
+        fault: Fault,
+        servers: Sequence[ServerClient],
+        rng: random.Random,
+        provider: Relay | None,
     ) -> None:
         self._cluster = cluster
         self._fault = fault
         self._servers = servers
         self._rng = rng
+        self._provider = provider
         self._victim = rng.randrange(len(servers))
         self._due = asyncio.Event()
         self._events_until_fault = rng.randint(1, FAULT_BEFORE_EVENTS)
@@ -121,8 +134,8 @@ class _Experiment:
     ) -> WatchedRun:
         return WatchedRun(
             self._servers,
-            await server.new_conversation(),
-            self._rng.choice(TEXTS),
+            await server.new_conversation(MODEL if self._fault.of_provider else SCRIPTED),
+            COUNTED if self._fault.of_provider else self._rng.choice(TEXTS),
             random.Random(self._rng.getrandbits(64)),
             name=name,
             may_lose=self._fault.loses_log,
@@ -142,7 +155,8 @@ class _Experiment:
                 async with asyncio.timeout(self._cluster.lease_seconds + GRACE_SECONDS):
                     await ended.wait()
 
-        return Scene(self._cluster, self._cluster.servers[self._victim], self._rng, wait)
+        victim = self._cluster.servers[self._victim]
+        return Scene(self._cluster, victim, self._rng, wait, self._provider)
 
     async def _check(self, outcome: Outcome, watched: WatchedRun, fault_at: float) -> None:
         """Compare what clients saw of one run with what the servers store."""
@@ -185,6 +199,8 @@ class _Experiment:
             if run["id"] != history.run_id:
                 history.report(Kind.DOUBLE, f"{run['id']} is another run than {history.run_id}")
             history.check_log(*await server.log_of(run["id"]))
+        if watched.text == COUNTED and history.end() == "end_turn" and not history.may_lose:
+            history.check_text(COUNTED_ANSWER)
         async with asyncio.timeout(GRACE_SECONDS):
             again = WatchedRun(
                 self._servers, watched.conversation_id, "once more", self._rng, name="a later run"

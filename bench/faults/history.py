@@ -69,6 +69,13 @@ class History:
         reasons = [e["stop_reason"] for e in events if e["message_type"] == "stop_reason"]
         return str(reasons[0]) if reasons else "none"
 
+    def check_text(self, expected: str) -> None:
+        """Compare the joined text of the answer, whitespace at its ends aside."""
+        events = [decoded(frame) for _, frame in sorted(self.frames.items())]
+        texts = (e["content"] for e in events if e["message_type"] == "assistant_message")
+        if (text := "".join(texts).strip()) != expected.strip():
+            self.report(Kind.OTHER, f"its text is {text!r} instead of {expected!r}")
+
     def check_log(self, log: Sequence[bytes], first_seq: int) -> None:
         """Compare the history with the whole stored ``log``, whose first event is ``first_seq``.
 

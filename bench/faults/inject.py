@@ -21,6 +21,8 @@ class Scene:
     victim: ClusterServer
     rng: random.Random
     ended: Callable[[], Awaitable[None]]
+    provider: Relay | None
+    """The relay in front of the models' provider, if there is one."""
 
 
 Inject = Callable[[Scene], Awaitable[float]]
@@ -41,6 +43,8 @@ class Fault:
     """Whether only the victim's runs may end so."""
     loses_log: bool = False
     """Whether it loses events that the log has acknowledged."""
+    of_provider: bool = False
+    """Whether it hits the provider, so that the runs need a model of it."""
 
 
 OWNER_DIED: Final = frozenset({"stream_incomplete"})
@@ -63,6 +67,17 @@ async def _drain(scene: Scene) -> float:
     return time.monotonic() - begin
 
 
+async def _roll(scene: Scene) -> float:
+    """Restart all servers with SIGTERM, one after the other, beginning with the victim."""
+    begin = time.monotonic()
+    servers = scene.cluster.servers
+    first = servers.index(scene.victim)
+    for server in [*servers[first:], *servers[:first]]:
+        await asyncio.to_thread(server.stop)
+        await asyncio.to_thread(server.start)
+    return time.monotonic() - begin
+
+
 async def _pause(scene: Scene) -> float:
     scene.victim.pause()
     await scene.ended()
@@ -76,6 +91,11 @@ def _redis(scene: Scene) -> list[Relay]:
 
 def _postgresql(scene: Scene) -> list[Relay]:
     return [server.postgresql for server in scene.cluster.servers]
+
+
+def _provider(scene: Scene) -> list[Relay]:
+    assert scene.provider is not None, "the experiment needs a provider"
+    return [scene.provider]
 
 
 Relays = Callable[[Scene], Sequence[Relay]]
@@ -185,6 +205,8 @@ FAULTS: Final[Sequence[Fault]] = (
     Fault("kill -9 of the owner", _kill),
     Fault("SIGSTOP beyond the lease, then SIGCONT", _pause),
     Fault("SIGTERM of the owner, then a start", _drain),
+    Fault("all servers restarted by SIGTERM, one after the other", _roll),
+    Fault("streams of the models' provider cut", _cut(_provider), of_provider=True),
     Fault("connections to Redis cut", _cut(_redis)),
     Fault("connections to Redis slow", _disturb(_redis, _delay)),
     Fault("bytes from and to Redis split", _disturb(_redis, _split)),
@@ -242,6 +264,7 @@ def combined(*faults: Fault) -> Fault:
         frozenset().union(*(fault.ends for fault in faults)),
         of_owner=all(fault.of_owner for fault in faults if fault.ends),
         loses_log=any(fault.loses_log for fault in faults),
+        of_provider=any(fault.of_provider for fault in faults),
     )
 
 

@@ -4,12 +4,15 @@ import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from bench.faults.experiment import Outcome, run_experiment
 from bench.faults.history import Kind
 from bench.faults.inject import FAULTS, Fault
+from bench.faults.provider import cut_provider
 from bench.options import Options
 from reattach.testing.programs.cluster import Cluster
+from reattach.testing.programs.relay import Relay
 
 _HEADS = (
     *(
@@ -43,11 +46,17 @@ def table(outcomes: Sequence[Outcome]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def repeated(cluster: Cluster, fault: Fault, repetitions: int) -> list[Outcome]:
+DRAIN_SECONDS: Final = 0.3
+"""Shorter than most runs, so that a server that is stopped hands runs over."""
+
+
+def repeated(
+    cluster: Cluster, fault: Fault, repetitions: int, provider: Relay | None = None
+) -> list[Outcome]:
     outcomes = []
     for seed in range(repetitions):
         begin = time.monotonic()
-        outcome = asyncio.run(run_experiment(cluster, fault, seed))
+        outcome = asyncio.run(run_experiment(cluster, fault, seed, provider))
         outcomes.append(outcome)
         print(
             f"  {fault.name}, seed {seed}: {outcome.events_read} events read, all ended after "
@@ -62,10 +71,14 @@ def repeated(cluster: Cluster, fault: Fault, repetitions: int) -> list[Outcome]:
 
 def main(options: Options) -> None:
     faults = [fault for fault in FAULTS if options.only in fault.name]
-    with Cluster(lease_seconds=options.lease_seconds) as cluster:
-        outcomes = [
-            outcome for fault in faults for outcome in repeated(cluster, fault, options.repetitions)
-        ]
+    with cut_provider() as provider:
+        environment = {"REATTACH_DRAIN_SECONDS": str(DRAIN_SECONDS), **provider.environment}
+        with Cluster(lease_seconds=options.lease_seconds, environment=environment) as cluster:
+            outcomes = [
+                outcome
+                for fault in faults
+                for outcome in repeated(cluster, fault, options.repetitions, provider.relay)
+            ]
     summary = (
         f"Three servers, a lease of {options.lease_seconds:g} s. In each repetition four runs, "
         "three readers of each, who change the server all the time.\n\n"

@@ -7,11 +7,15 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx2
 
 from bench.faults.history import History, Kind, Reader
+
+SCRIPTED: Final = "scripted/echo"
+"""The model that follows the directives of a message."""
 
 ANSWER_SECONDS: Final = 20.0
 """Time limit of a request that is not streamed."""
@@ -19,11 +23,18 @@ ANSWER_SECONDS: Final = 20.0
 _PAUSE_SECONDS: Final = 0.05
 """Wait between two attempts of a client that was refused."""
 
-_PATIENCE_SECONDS: Final = (0.3, 1.2)
-"""Range of the silence after which a reader tries another server."""
 
-_TAKEN_EVENTS: Final = 40
-"""Mean number of events after which a reader moves to another server."""
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """When readers leave a server for another one."""
+
+    patience_seconds: tuple[float, float] = (0.3, 1.2)
+    """Range of the silence after which they do."""
+    taken_events: float = 40
+    """Mean number of events after which they do."""
+
+
+IMPATIENT: Final = Habits()
 
 
 class RefusedError(RuntimeError):
@@ -49,9 +60,7 @@ class ServerClient:
         """Return the JSON answer of a POST. Raises RefusedError for any status but 200."""
         return (await self._answer(self.http.build_request("POST", path, json=body))).json()
 
-    async def new_conversation(
-        self, model: str = "scripted/echo", tools: Sequence[str] = ()
-    ) -> str:
+    async def new_conversation(self, model: str = SCRIPTED, tools: Sequence[str] = ()) -> str:
         """Create a conversation with a new agent that has the ``tools``."""
         agent = await self.post("/v1/agents/", {"model": model, "tools": [*tools]})
         made = await self.post(f"/v1/conversations/?agent_id={agent['id']}", {})
@@ -123,6 +132,7 @@ class WatchedRun:
         name: str,
         may_lose: bool = False,
         strict: bool = False,
+        habits: Habits = IMPATIENT,
         on_event: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.conversation_id = conversation_id
@@ -131,9 +141,10 @@ class WatchedRun:
         self.known = asyncio.Event()
         """Set once the sender has the run's id."""
         self._servers = servers
-        self._text = text
+        self.text = text
         self._rng = rng
         self._strict = strict
+        self._habits = habits
         self._on_event = on_event
 
     async def send_and_read(self, first: ServerClient | None = None) -> None:
@@ -141,7 +152,7 @@ class WatchedRun:
         reader = Reader(self.history)
         server = first or self._any()
         body = {
-            "messages": [{"role": "user", "content": self._text, "otid": self.otid}],
+            "messages": [{"role": "user", "content": self.text, "otid": self.otid}],
             "background": True,
             "stream_tokens": True,
         }
@@ -190,8 +201,8 @@ class WatchedRun:
     ) -> None:
         """Read over one connection until it breaks, falls silent or has given enough events."""
         reader.reconnect()
-        patience_seconds = self._rng.uniform(*_PATIENCE_SECONDS) if may_leave else 2.0
-        left = self._rng.expovariate(1 / _TAKEN_EVENTS) if may_leave else float("inf")
+        patience_seconds = self._rng.uniform(*self._habits.patience_seconds) if may_leave else 2.0
+        left = self._rng.expovariate(1 / self._habits.taken_events) if may_leave else float("inf")
         try:
             async with AsyncExitStack() as stack:
                 async with asyncio.timeout(patience_seconds):
