@@ -90,6 +90,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the tests of tests/cluster/test_chaos.py for 60 seconds with 50 runs at once",
     )
+    parser.addoption(
+        "--every-event",
+        action="store_true",
+        help="interrupt runs after every event, where only chosen ones are tried otherwise",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

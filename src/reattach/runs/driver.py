@@ -328,6 +328,7 @@ class RunDriver:
                 if len(steps) > len(self.run.notes.steps) and not isinstance(
                     delta, Finished | ToolStarting
                 ):
+                    await output.flush()  # Else a crash could lose the end of a finished step.
                     await self.record.note_steps(steps)
                 # Without token streaming, deltas pile up in memory before the log sees them.
                 self._held_bytes += _size_bytes(delta)

@@ -101,6 +101,8 @@ class RunMachine:
         self._stream_tokens = stream_tokens
         self._intake = Intake(progress.call_ids)
         self._message_id = progress.message_id
+        if progress.step is not None and progress.message_id is None:  # It has only returns.
+            self._message_id = new_message_id()
         self._step = progress.step
         self._part = _Part(*progress.part) if progress.part and stream_tokens else None
         self._index = progress.next_index

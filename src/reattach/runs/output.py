@@ -108,7 +108,9 @@ class RunOutput:
             await self._save()
 
     async def _save(self) -> None:
+        """Keep the hidden events, once the log has the visible ones before them."""
         if self._unsaved:
+            await self.writer.flush()
             await self._record.keep_hidden(self._unsaved)
             self._unsaved = []
 

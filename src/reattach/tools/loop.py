@@ -190,6 +190,8 @@ class _Answer:
             elif isinstance(part, ToolCallPart):
                 has_returned = part.tool_call_id in returned
                 self.stream.add_earlier(part, has_returned=has_returned)
+                rule = self.offer.needs_approval(part.name, asked=part.needs_approval)
+                self.waits = self.waits or (rule and not has_returned)
 
     def take(self, delta: Delta) -> Iterator[Delta]:
         """Yield the delta with the call's allocated id and the agent's approval rule."""

@@ -155,8 +155,17 @@ class _Decision:
                 last.id in noted
                 or last.is_summary
                 or any(call.tool_call_id in begun for call in last.calls)
+                or self._was_answered(last)
             )
         return folded
+
+    def _was_answered(self, step: _Step) -> bool:
+        """Whether the calls of the step that others than the engine answer have all returned.
+
+        Nobody answers them before the model's answer has ended or was given up.
+        """
+        is_others = any(not self._is_own(call.name) for call in step.calls)
+        return is_others and not step.open_calls()
 
     def decide(self) -> Continuation | None:
         returned_due = self._settle_due()
