@@ -210,6 +210,8 @@ def _serve(path: str) -> _Request:
                 woken.recv(4096)
             if listener in ready:
                 request = _receive(listener.accept()[0])
+                if "REATTACH_MODELS" in request.environment:
+                    _import_providers()
                 pid = os.fork()
                 if not pid:
                     signal.set_wakeup_fd(-1)
@@ -223,6 +225,12 @@ def _serve(path: str) -> _Request:
                 children[pid] = request.connection
             _report(children)
     raise SystemExit
+
+
+def _import_providers() -> None:
+    """Import the packages of hosted models, once for all servers that offer some."""
+    import reattach.engine.openai_responses
+    import reattach.engine.pydantic_ai  # noqa: F401
 
 
 def _receive(connection: socket.socket) -> _Request:
