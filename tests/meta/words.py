@@ -66,10 +66,11 @@ RULES: Final = (
 
 
 _OF_PROSE: Final = re.compile(
-    rf"(?i:\b{_OPENINGS}|can not|tells|but for|the like|whosoever|thereof|whereof|hitherto"
-    r"|(?:Error|Exception|error): [a-z])"
+    rf"\b{_OPENINGS}|#.*(?i:\b{_OPENINGS})"
+    r"|(?i:can not|tells|but for|the like|whosoever|thereof|whereof|hitherto)"
+    r"|(?:Error|Exception)(?:, [\w.]+)*: [a-z]"
 )
-"""Occurs wherever a rule of prose is broken."""
+"""Occurs in every file and every piece of prose that breaks a rule of prose."""
 
 
 _COMMENTS: Final = re.compile(r"(?:(?<=\s)|^)#(?: .*|$)(?:\n[ \t]*#(?: .*|$))*", re.MULTILINE)
@@ -110,6 +111,8 @@ def faults_of(path: Path) -> list[str]:
     whole = [(1, path.read_text("utf-8"))]
     # Tokenizing takes most of the time, so it is left out where no rule of prose can apply.
     pieces = list(prose_of(path)) if _OF_PROSE.search(whole[0][1]) else []
+    if path.suffix == ".py":
+        pieces = [piece for piece in pieces if _OF_PROSE.search(piece[1])]
     for rule in RULES:
         for line, text in whole if rule.in_code and path.suffix == ".py" else pieces:
             for match in rule.pattern.finditer(text):
