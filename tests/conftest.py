@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,13 +13,15 @@ from hypothesis import settings
 from reattach.engine.providers import VARIABLES as PROVIDER_VARIABLES
 from reattach.server.tune_gc import tune_gc
 from tests.support.compiled_statements import statements_compiled_once
-from tests.support.forking import servers_forked
+from tests.support.forking import Forking, servers_forked
 
 pytest_plugins = [
     "tests.support.forked_workers",
     "tests.support.postgresql_server",
     "tests.support.redis_server",
 ]
+
+FORKING = Forking()
 
 # No test may depend on the speed of the machine.
 settings.register_profile("reattach", deadline=None, print_blob=True)
@@ -58,7 +61,7 @@ def databases_share_compiled_statements() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def servers_are_forks() -> Iterator[None]:
-    with servers_forked():
+    with servers_forked(FORKING):
         yield
 
 
@@ -104,6 +107,13 @@ def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # Until pytest_collection_finish, when everything is imported.
     if config.getoption("--fast"):
         settings.load_profile("fast")
+    elif config.getoption("--workers") and not config.option.collectonly:
+        FORKING.begin()  # For all workers; its imports run beside the collection.
+        os.register_at_fork(after_in_child=FORKING.let_go)
+
+
+def pytest_unconfigure() -> None:
+    FORKING.close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

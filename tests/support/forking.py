@@ -11,12 +11,14 @@ import importlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +49,7 @@ IMPORTED: Final = "Imported after the fork:"
 """The beginning of that line."""
 
 _READY_SECONDS: Final = 60.0
+_POLL_SECONDS: Final = 0.01
 _FIRST_BYTES: Final = 64
 _MOST_DESCRIPTORS: Final = 8
 _FIRST_FREE_FD: Final = 512
@@ -100,13 +103,18 @@ class ForkedProcess:
 
 
 class Forking:
-    """The forking process, which starts with the first server."""
+    """The forking process. It starts with the first server, if not before.
+
+    Forks of the process that started it use it too, and it ends with that process.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._path = ""
+        self._pid = 0
+        self._parent = 0
+        """The process that started it."""
+        self._folder = ""
 
     def can_start(self, environment: Mapping[str, str]) -> bool:
         """Whether a fork is the same as a new interpreter with this environment."""
@@ -120,9 +128,7 @@ class Forking:
 
         The server has the descriptors ``pass_fds`` of this process under the same numbers.
         """
-        self._begin()
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(self._path)
+        connection = self._connect()
         reading, writing = os.pipe()
         request = {
             "arguments": [*arguments],
@@ -136,39 +142,73 @@ class Forking:
         connection.sendall(body)
         return ForkedProcess(connection, os.fdopen(reading))
 
-    def close(self) -> None:
-        """End the forking process. Servers that run stay as they are. Idempotent."""
+    def begin(self) -> None:
+        """Start the forking process, unless it runs, without waiting until it is ready."""
         with self._lock:
-            if self._process is not None:
-                self._process.kill()
-                self._process.wait()
-            if self._folder is not None:
-                self._folder.cleanup()
-            self._process = self._folder = None
-
-    def _begin(self) -> None:
-        with self._lock:
-            if self._process is not None and self._process.poll() is None:
+            if self._is_running():
                 return
-            self._folder = tempfile.TemporaryDirectory(prefix="reattach-fork-")
-            self._path = str(Path(self._folder.name) / "socket")
-            command = [sys.executable, __file__, self._path]
+            self._folder = tempfile.mkdtemp(prefix="reattach-fork-")
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+                [sys.executable, __file__, self._path], stdin=subprocess.DEVNULL
             )
+            self._pid, self._parent = self._process.pid, os.getpid()
             atexit.register(self.close)
-            assert self._process.stdout is not None
-            with self._process.stdout as output:
-                if not select.select([output], [], [], _READY_SECONDS)[0] or not output.readline():
-                    raise RuntimeError(
-                        f"The process that forks servers is not ready after {_READY_SECONDS:g} s."
-                    )
+
+    def let_go(self) -> None:
+        """Leave the process to the one that started it; a fork of that one calls this."""
+        if self._process is not None:
+            self._process.returncode = 0  # Else its destructor would warn that it still runs.
+            self._process = None
+
+    def close(self) -> None:
+        """End the forking process, if this process started it. Idempotent.
+
+        Servers that run stay as they are.
+        """
+        with self._lock:
+            if self._process is None or self._parent != os.getpid():
+                return
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _path(self) -> str:
+        return str(Path(self._folder) / "socket")
+
+    def _is_running(self) -> bool:
+        if self._process is not None:
+            return self._process.poll() is None
+        if self._parent in {0, os.getpid()}:
+            return False  # It was never started, or it is closed.
+        try:
+            os.kill(self._pid, 0)
+        except OSError:
+            return False
+        return True
+
+    def _connect(self) -> socket.socket:
+        """Connect to the forking process when it is ready. Raises RuntimeError."""
+        self.begin()
+        deadline = time.monotonic() + _READY_SECONDS
+        while True:
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                connection.connect(self._path)
+            except OSError as error:
+                connection.close()
+                if time.monotonic() > deadline or not self._is_running():
+                    raise RuntimeError("The process that forks servers is not ready.") from error
+                time.sleep(_POLL_SECONDS)
+            else:
+                return connection
 
 
 @contextmanager
-def servers_forked() -> Iterator[None]:
+def servers_forked(forking: Forking) -> Iterator[None]:
     """Start every ``ServerProcess`` as a fork where that is the same as a new interpreter."""
-    forking, spawn = Forking(), ServerProcess._spawn
+    spawn = ServerProcess._spawn
 
     def start(server: ServerProcess) -> subprocess.Popen[str] | ForkedProcess:
         if not forking.can_start(server._environment):
@@ -202,8 +242,6 @@ def _serve(path: str) -> _Request:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen(64)
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
         while os.getppid() == parent:
             ready, _, _ = select.select([listener, woken], [], [], 1.0)
             if woken in ready:
