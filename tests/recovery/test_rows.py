@@ -500,7 +500,7 @@ async def test_a_run_goes_on_after_its_process_died_at_any_event(
     kind, tale = kind_and_tale
     cell = Cell(stores, engines, kind, tale)
     whole = await cell.uninterrupted()
-    for events in moments(whole, every=every_event or kind.name == "scripted"):
+    for events in moments(whole, every=every_event or (kind.name, tale) == ("scripted", "tools")):
         await interrupt(cell, whole, events)
 
 
@@ -512,7 +512,7 @@ async def test_a_run_goes_on_after_several_processes_died(
 ) -> None:
     cell = Cell(stores, engines, kind, tale)
     whole = await cell.uninterrupted()
-    for events in moments(whole, every=every_event)[1 :: 1 if every_event else 3]:
+    for events in moments(whole, every=every_event)[1 :: 1 if every_event else 4]:
         await interrupt(cell, whole, events, events + 1, events + 3)
 
 
@@ -532,7 +532,7 @@ async def test_a_run_in_another_representation_goes_on_after_its_process_died(
 ) -> None:
     cell = Cell(stores, engines, kind, "tools", options=options)
     whole = await cell.uninterrupted()
-    for events in moments(whole, every=every_event)[:: 1 if every_event else 2]:
+    for events in moments(whole, every=every_event)[:: 1 if every_event else 3]:
         await interrupt(cell, whole, events)
 
 
@@ -742,7 +742,7 @@ async def test_a_run_goes_on_after_its_providers_stream_was_cut_at_any_event(
     cell = Cell(stores, engines, kind, tale)
     whole = await cell.uninterrupted()
     for generation in range(cell.steps):
-        for cut in range(0, 100, 1 if every_event else 5):
+        for cut in range(0, 100, 1 if every_event else 9):
             if not await cut_stream(cell, whole, generation, [cut]):
                 break
         else:
