@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import sqlite3
 import ssl
@@ -16,13 +17,16 @@ import httpx2
 import pytest
 import trustme
 
+from reattach.domain.clock import utc_text
+from reattach.domain.ids import Seq
 from reattach.domain.limits.outbound import (
     CALLBACK_GIVE_UP_SECONDS,
     CALLBACK_LEASE_SECONDS,
     CALLBACKS_PER_RECEIVER,
 )
+from reattach.http.schemas.run import RunState
 from reattach.outbound.requests import Resolve
-from reattach.records.base import Run
+from reattach.records.base import Attempt, Run, RunNotes
 from reattach.testing.programs.server import ServerProcess
 from reattach.webhooks.receivers import NO_ANSWER, NOT_CALLED, Receivers
 from reattach.webhooks.sender import Callbacks
@@ -104,6 +108,24 @@ async def test_a_receiver_that_fails_is_called_again_with_backoff_until_it_answe
         assert len({call.body for call in receiver.calls}) == 1
         clock.time += timedelta(days=30)
         assert await called(callbacks) == 0
+
+
+@pytest.mark.promise("P16", "P19")
+async def test_a_receiver_gets_the_attempts_at_a_run_as_the_api_shows_them(
+    world: World, clock: HandClock
+) -> None:
+    async with receiving() as receiver:
+        run = await world.start(callback_url=receiver.url)
+        attempt = Attempt(at(3), Seq(4), Seq(5), 0, "prefix", "crash", run.owner)
+        runs = world.records.runs
+        assert await runs.note(run.id, run.token, notes=RunNotes(), attempts=(attempt,))
+        assert await runs.settle(run.id, a_settlement(a_message("hi", run_id=run.id)))
+        assert await called(calling(world, clock)) == 1
+        assert await outcome(world, run) == (200, None)
+    sent = json.loads(receiver.calls[0].body)["metadata"]["attempts"]
+    shown = RunState.of(await runs.get(OURS, run.id)).model_dump(mode="json")["metadata"]
+    assert sent == shown["attempts"]
+    assert sent[1]["began_at"] == utc_text(at(3))
 
 
 async def test_a_call_without_an_answer_times_out_and_is_repeated(

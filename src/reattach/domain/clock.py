@@ -25,6 +25,11 @@ class Clock(Protocol):
         """Return after at least ``seconds``. Cancellation takes effect at once."""
 
 
+def utc_text(at: datetime) -> str:
+    """Return an instant as the API shows it: in UTC with microseconds and ``Z``."""
+    return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
 class SystemClock:
     """The clock of this machine."""
 

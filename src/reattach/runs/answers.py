@@ -1,12 +1,14 @@
 """The output of a run as one JSON object."""
 
 from collections.abc import Container
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
+from reattach.domain.clock import utc_text
 from reattach.domain.events import Stopped, StopReason, Usage
-from reattach.domain.ids import FIRST_SEQ
+from reattach.domain.ids import FIRST_SEQ, Seq
 from reattach.domain.limits.requests import MAX_PAGE_ITEMS
 from reattach.domain.messages import Role
 from reattach.records.base import Run, Span
@@ -15,7 +17,7 @@ from reattach.wire import letta, stored
 
 
 def metadata_of(run: Run) -> dict[str, Any]:
-    """Return the ``metadata`` of the API's run.
+    """Return the ``metadata`` of the API's run, which JSON can hold.
 
     It has the type, the error of a run that failed, and the attempts of a run that was interrupted.
     """
@@ -23,13 +25,25 @@ def metadata_of(run: Run) -> dict[str, Any]:
     if run.error is not None:
         metadata["error"] = msgspec.to_builtins(run.error)
     if run.attempts:
-        first = {"began_at": run.created_at, "first_seq": FIRST_SEQ, "way": None}
-        attempts = [{**first, "interruption": None}]
-        for one in run.attempts:
-            names = ("began_at", "first_seq", "way", "interruption")
-            attempts.append({name: getattr(one, name) for name in names})
-        metadata["attempts"] = attempts
+        metadata["attempts"] = [
+            _shown(run.created_at, FIRST_SEQ, way=None, interruption=None),
+            *(
+                _shown(one.began_at, one.first_seq, way=one.way, interruption=one.interruption)
+                for one in run.attempts
+            ),
+        ]
     return metadata
+
+
+def _shown(
+    began_at: datetime, first_seq: Seq, *, way: str | None, interruption: str | None
+) -> dict[str, Any]:
+    return {
+        "began_at": utc_text(began_at),
+        "first_seq": first_seq,
+        "way": way,
+        "interruption": interruption,
+    }
 
 
 async def whole_answer(

@@ -17,6 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from reattach.domain.clock import utc_text
 from reattach.domain.ids import (
     AGENT_PATTERN,
     BLOCK_PATTERN,
@@ -99,7 +100,7 @@ KeptList = Annotated[list[dict[str, Any]], AfterValidator(kept_json)]
 UtcTime = Annotated[
     datetime,
     PlainSerializer(
-        lambda at: at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        utc_text,
         return_type=str,
         when_used="json",
     ),
