@@ -175,13 +175,13 @@ class Settings(BaseSettings):
         description="Whether a model that cannot continue its own text is shown it and asked to.",
     )
     continue_tries: int = Field(
-        5, ge=1, le=1000, description="Interruptions of one step after which its run ends."
+        5, ge=1, le=1000, description="How often a run is continued without a finished step."
     )
     continue_silent_tries: int = Field(
-        2, ge=1, le=1000, description="The same for interruptions in a row without any new event."
+        2, ge=1, le=1000, description="How often in a row a run is continued without a new event."
     )
     continue_within_seconds: float = Field(
-        600.0, gt=0, description="Age of an interruption from which on its run ends instead."
+        600.0, gt=0, description="Age of an interruption after which the run ends instead."
     )
     default_model: str | None = Field(
         None, description="Handle of the model for agents without one; None: the first model."

@@ -55,7 +55,13 @@ async def test_a_kept_answer_that_is_refused_as_too_long_is_replaced_after_a_sum
     assert [one.partial for one in asked] == [partial, None]
 
 
-async def test_a_kept_answer_is_followed_without_a_summary_before_it() -> None:
+@pytest.mark.promise("P18", "P19")
+@pytest.mark.parametrize(
+    "partial",
+    [Partial((), upstream_id="resp_1"), Partial([message(Role.ASSISTANT, "Begun. ")])],
+    ids=["kept", "begun"],
+)
+async def test_an_answer_goes_on_without_a_summary_before_its_rest(partial: Partial) -> None:
     engine = FunctionEngine()
 
     @engine.model("kept")
@@ -65,6 +71,5 @@ async def test_a_kept_answer_is_followed_without_a_summary_before_it() -> None:
     turn = turn_of(engine, words=20)
     deltas = await collect(compacting(engine), turn)
     assert any(isinstance(delta, Compacted) for delta in deltas)
-    following = replace(turn, partial=Partial((), upstream_id="resp_1"))
-    deltas = await collect(compacting(engine), following)
+    deltas = await collect(compacting(engine), replace(turn, partial=partial))
     assert not any(isinstance(delta, Compacted) for delta in deltas)

@@ -23,7 +23,7 @@ from reattach.domain.messages import (
     ToolCallPart,
     ToolReturnPart,
 )
-from reattach.engine.base import Turn
+from reattach.engine.base import Delta, Turn
 from reattach.engine.function import FunctionEngine
 from reattach.records.base import Page, Run, Span
 from reattach.runs.attempts.policy import ContinuePolicy
@@ -456,3 +456,53 @@ async def test_a_sender_that_comes_back_while_its_run_is_taken_up_gets_the_whole
         await starting
         ended = await waiting
     assert ended.stop_reason is StopReason.END_TURN
+
+
+@pytest.mark.promise("P17", "P19")
+@pytest.mark.parametrize("continues", [False, True])
+async def test_a_function_that_was_interrupted_in_its_own_tool_is_not_called_again(
+    stores: Stores, continues: bool
+) -> None:
+    began: list[str] = []
+
+    async def pay(turn: Turn) -> AsyncIterator[Delta]:
+        yield TextPart("I will pay. ")
+        yield ToolCallDelta("c1", name="pay", arguments="{}")
+        began.append(turn.said)
+        await asyncio.Event().wait()
+
+    engine = FunctionEngine()
+    engine.model("payer", continues=continues)(pay)
+    service = stores.service(engine=engine, policy=GOES_ON)
+    async with asyncio.timeout(WAIT_SECONDS):
+        await service.start()
+        conversation = await stores.conversation()
+        run = await service.send(stores.send(conversation, "pay", model="function/payer"))
+        while not began or "pay" not in str(await stores.frames(run)):
+            await asyncio.sleep(0)
+        second = stores.service(engine=engine, policy=GOES_ON)
+        await second.start()
+        ended = await second.wait_until_settled(run)
+    assert began == [""]
+    assert ended.stop_reason is StopReason.ERROR
+    [returned] = [p for m in await stored(stores, run) for p in m.parts if is_return(p)]
+    assert "not known" in returned.output
+
+
+@pytest.mark.promise("P15", "P19")
+async def test_a_run_that_was_handed_over_and_cannot_go_on_says_that_the_server_was_stopped(
+    stores: Stores,
+) -> None:
+    gate = Gate("log.append")
+    service = stores.service(policy=GOES_ON, log=FaultyLog(stores.log, gate))
+    conversation = await stores.conversation()
+    run = await service.send(stores.send(conversation, "[chunks=400][rate=2000]"))
+    gate.opened.set()
+    async with asyncio.timeout(WAIT_SECONDS):
+        while len(await stores.frames(run)) < 3:
+            await asyncio.sleep(0)
+        await service.drain(0)
+    await stores.records.conversations.delete(run.tenant, conversation.id)
+    ended = await continued(stores, run)
+    assert ended.error is not None
+    assert ended.error.error_type == "stream_task_cancelled"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from reattach.domain.events import StopReason
+from reattach.domain.ids import Seq
+from reattach.records.base import Attempt, Run
+from reattach.runs.attempts.policy import Interruption
 from tests.recovery.test_continuing import GOES_ON, WAIT_SECONDS, continued, interrupted
 from tests.support.faulty_stores import Gate, Life
 from tests.support.stores import Stores
@@ -81,3 +85,26 @@ async def test_a_run_that_kills_its_processes_dies_alone_and_the_others_go_on(
         await service.start()
         ended = [await service.wait_until_settled(run) for run in runs]
     assert [run.stop_reason for run in ended] == [StopReason.ERROR] + [StopReason.END_TURN] * 3
+
+
+@pytest.mark.promise("P19")
+async def test_silent_crashes_do_not_count_as_broken_streams_of_the_provider(
+    stores: Stores,
+) -> None:
+    run = await interrupted(stores, "[chunks=3]", "before log.append", 1)
+    assert run is not None
+
+    def silent(*why: Interruption) -> Run:
+        attempts = [Attempt(run.created_at, Seq(0), Seq(1), 0, "step", one) for one in why]
+        return replace(run, attempts=tuple(attempts))
+
+    def is_allowed(run: Run, by: Interruption) -> bool:
+        now = run.created_at
+        return GOES_ON.allows(run, by, last_seq=0, finished_steps=0, now=now)
+
+    crash, provider = Interruption.CRASH, Interruption.PROVIDER
+    assert is_allowed(silent(crash), crash)
+    assert not is_allowed(silent(crash, crash), crash)
+    assert is_allowed(silent(crash, crash, provider, provider), provider)
+    assert not is_allowed(silent(crash, provider, provider, provider), provider)
+    assert not is_allowed(silent(crash, provider, crash, provider, crash), provider)

@@ -132,8 +132,8 @@ class CompactingEngine(Engine):
         compactor = self._compactor
         if compactor is None or compactor.tokens(turn) <= compactor.limit_tokens:
             return False
-        if turn.partial is not None and turn.partial.upstream_id is not None:
-            return False  # The provider has the context of the answer that it keeps.
+        if turn.partial is not None:
+            return False  # A summary would split the answer that goes on, or come after it.
         cut = self._cut(turn, BY_ESTIMATE)
         enough = MIN_GAIN * compactor.limit_tokens
         return cut is not None and compactor.gain(turn, cut) >= enough

@@ -173,6 +173,8 @@ class _Decision:
         upstream_id = self._upstream_id(last)
         if last is not None and last.finished and any(c.needs_approval for c in last.open_calls()):
             return self._continuation(Way.STEP, None)
+        if last is not None and self._is_in_own_tool(last):
+            return None
         if last is not None and not (upstream_id and not last.finished):
             self._settle_calls(last)
         first_open = self._first_open_step()
@@ -233,6 +235,11 @@ class _Decision:
             self._returns.append(call.error_return(_UNKNOWN))
         else:
             self._due.append(call)
+
+    def _is_in_own_tool(self, step: _Step) -> bool:
+        """Whether the engine may be running a tool of its own, which a new call could repeat."""
+        is_unknown = self._begun is None and not step.finished
+        return is_unknown and any(self._is_own(call.name) for call in step.open_calls())
 
     def _is_own(self, name: str) -> bool:
         """Whether the engine runs the tool itself, within its answer: see ``Offer``."""

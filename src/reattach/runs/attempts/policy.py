@@ -25,9 +25,9 @@ class ContinuePolicy:
 
     enabled: bool = True
     max_interruptions: int = 5
-    """Without a finished step in between; handovers do not count."""
+    """The most without a finished step in between; handovers do not count."""
     max_silent: int = 2
-    """Interruptions in a row without any event in between; handovers do not count."""
+    """The most in a row without any event in between; handovers do not count."""
     max_silent_breaks: int = 3
     """The same for broken streams of a provider."""
     within_seconds: float = 600.0
@@ -66,7 +66,7 @@ class ContinuePolicy:
             most_silent = self.max_silent_breaks
         silent = 0
         for one in reversed(counted):
-            if not one.is_silent:
+            if not one.is_silent or one.is_provider is not (interruption is Interruption.PROVIDER):
                 break
             silent += 1
         without_progress = 0
@@ -88,6 +88,8 @@ CONTINUES = ContinuePolicy()
 
 @dataclass(frozen=True, slots=True)
 class _Interrupted:
+    is_provider: bool
+    """Whether the stream of the provider broke."""
     is_silent: bool
     """Whether the attempt logged nothing."""
     has_progress: bool
@@ -105,7 +107,7 @@ def _counted(
         (interruption.value, last_seq, finished_steps),
     ]
     return [
-        _Interrupted(after_seq < first_seq, steps > steps_before)
+        _Interrupted(why == Interruption.PROVIDER, after_seq < first_seq, steps > steps_before)
         for (first_seq, steps_before), (why, after_seq, steps) in zip(starts, ends, strict=True)
         if why != Interruption.HANDOVER
     ]

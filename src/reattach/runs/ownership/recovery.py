@@ -31,6 +31,7 @@ from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.runs.drivers import Drivers
 from reattach.runs.endings import (
     CANCELLED,
+    DRAINED,
     LOG_LOST,
     OWNER_DIED,
     POWER_LOST,
@@ -202,7 +203,7 @@ class Recovery:
                     return
                 await end_orphan(
                     owned,
-                    ending,
+                    DRAINED if ending is OWNER_DIED and owned.notes.handed_over else ending,
                     self._log,
                     self._clock,
                     self._settle,
