@@ -74,7 +74,7 @@ ON_A_PORT = {"live", "quick_pings", "letta", "place", "api", "filled"}
 
 _SLOW_FOLDERS = (
     *("docs", "applications", "cluster", "recovery", "cli", "engines", "meta"),
-    *("deploy", "bench", "clients", "http"),
+    *("deploy", "browser", "bench", "clients", "http"),
 )
 SLOWEST_FIRST = {f"tests/{folder}": rank for rank, folder in enumerate(_SLOW_FOLDERS)}
 """Ranks of the folders that run first, so that no process is left with a slow one at the end."""

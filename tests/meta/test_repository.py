@@ -18,6 +18,7 @@ PYTHON_LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 NPM_LOCKS = {
     "tests/clients/typescript": ("@letta-ai/letta-client", "1.12.1"),
     "tests/applications/vercel": ("@letta-ai/vercel-ai-sdk-provider", "1.4.0"),
+    "tests/browser": ("@sparticuz/chromium", "147.0.0"),
 }
 COMMANDS = [
     ".ci/run",

@@ -1,0 +1,65 @@
+// A headless Chromium: each line of JSON on stdin is an order, `{"id", "do", ...arguments}`.
+//
+// Answers with lines of JSON on stdout, in the order in which they are ready: {"id", "value"} or
+// {"id", "error"}. The first line is {"ready": version}. The browser ends with stdin.
+
+import { createInterface } from "node:readline";
+import { chromium } from "playwright-core";
+
+const say = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
+
+const browser = await chromium.launch({ executablePath: process.argv[2], args: ["--disable-gpu"] });
+const pages = [];
+
+const orders = {
+  // A tab, in a profile of its own or in that of the page `beside`.
+  async open({ url, beside }) {
+    const context =
+      beside === null ? await browser.newContext({ locale: "en-US" }) : pages[beside].page.context();
+    const tab = { page: await context.newPage(), log: [] };
+    tab.page.on("console", (message) => tab.log.push(`${message.type()}: ${message.text()}`));
+    tab.page.on("pageerror", (error) => tab.log.push(`pageerror: ${error.stack}`));
+    pages.push(tab);
+    if (url !== null) await tab.page.goto(url);
+    return pages.length - 1;
+  },
+  async goto({ page, url }) {
+    await pages[page].page.goto(url);
+  },
+  async reload({ page }) {
+    await pages[page].page.reload();
+  },
+  async evaluate({ page, code, argument }) {
+    return await pages[page].page.evaluate(`(${code})(${JSON.stringify(argument)})`);
+  },
+  async bring_to_front({ page }) {
+    await pages[page].page.bringToFront();
+  },
+  async close({ page }) {
+    const { page: tab } = pages[page];
+    const context = tab.context();
+    await tab.close();
+    if (context.pages().length === 0) await context.close();
+  },
+  async log({ page }) {
+    return pages[page].log;
+  },
+  async renderers() {
+    const session = await browser.newBrowserCDPSession();
+    const { processInfo } = await session.send("SystemInfo.getProcessInfo");
+    await session.detach();
+    return processInfo.filter(({ type }) => type === "renderer").map(({ id }) => id);
+  },
+};
+
+async function follow({ id, do: order, ...given }) {
+  try {
+    say({ id, value: (await orders[order](given)) ?? null });
+  } catch (error) {
+    say({ id, error: String(error.stack ?? error) });
+  }
+}
+
+say({ ready: browser.version() });
+for await (const line of createInterface({ input: process.stdin })) follow(JSON.parse(line));
+await browser.close();
