@@ -8,7 +8,11 @@ import { chromium } from "playwright-core";
 
 const say = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
 
-const browser = await chromium.launch({ executablePath: process.argv[2], args: ["--disable-gpu"] });
+// Every name below .example is this machine, so pages of other sites can be served here.
+const browser = await chromium.launch({
+  executablePath: process.argv[2],
+  args: ["--disable-gpu", "--host-resolver-rules=MAP *.example 127.0.0.1"],
+});
 const pages = [];
 
 const orders = {

@@ -17,6 +17,7 @@ from tests.support.live_server import (
     posted_directly,
 )
 
+BOTH = pytest.mark.parametrize("method", ["POST", "GET"])
 LONG = "[think=3][tool=look][chunks=12][unicode][steps=2]"
 
 
@@ -62,15 +63,24 @@ async def test_events_are_numbered_from_one_without_gaps_and_name_their_run(
 
 
 @pytest.mark.promise("S6", "P4")
-@pytest.mark.parametrize("options", [{}, {"stream_tokens": False}, {"include_pings": False}])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("POST", {}),
+        ("POST", {"stream_tokens": False}),
+        ("POST", {"include_pings": False}),
+        ("GET", {}),
+    ],
+)
 @pytest.mark.parametrize("message", [LONG, "[fail=7]"])
 async def test_from_every_cursor_an_ended_run_gives_the_same_bytes(
-    live: LiveServer, message: str, options: dict[str, Any]
+    live: LiveServer, message: str, method: str, options: dict[str, Any]
 ) -> None:
     run, whole = await ended_run(live, message, **options)
 
     async def resume(cursor: int) -> None:
-        async with live.stream(f"/v1/runs/{run}/stream", {"starting_after": cursor}) as stream:
+        body = {"starting_after": cursor}
+        async with live.stream(f"/v1/runs/{run}/stream", body, method=method) as stream:
             assert stream.headers["x-stream-starts-after"] == str(cursor)
             assert joined(await stream.rest()) == joined(whole[cursor:])
 
@@ -80,15 +90,18 @@ async def test_from_every_cursor_an_ended_run_gives_the_same_bytes(
 
 
 @pytest.mark.promise("S6", "P4")
-@pytest.mark.parametrize("options", [{}, {"include_pings": False}])
+@pytest.mark.parametrize(
+    ("method", "options"), [("POST", {}), ("POST", {"include_pings": False}), ("GET", {})]
+)
 async def test_from_every_cursor_a_live_run_gives_the_same_bytes(
-    live: LiveServer, options: dict[str, Any]
+    live: LiveServer, method: str, options: dict[str, Any]
 ) -> None:
     agent, run = await held_run(live, LONG, after=20, **options)
     last = 20 + options.get("include_pings", True)
 
     async def resume(cursor: int) -> list[Frame]:
-        async with live.stream(f"/v1/runs/{run}/stream", {"starting_after": cursor}) as stream:
+        body = {"starting_after": cursor}
+        async with live.stream(f"/v1/runs/{run}/stream", body, method=method) as stream:
             assert stream.headers["x-stream-starts-after"] == str(cursor)
             assert stream.headers["x-run-status"] == "running"
             frames = [await stream.next() for _ in range(last - cursor)]
@@ -106,18 +119,20 @@ async def test_from_every_cursor_a_live_run_gives_the_same_bytes(
 
 
 @pytest.mark.promise("S6", "P4", "P6")
+@BOTH
 async def test_a_reader_cut_after_every_event_gets_the_whole_run_in_the_end(
-    live: LiveServer,
+    live: LiveServer, method: str
 ) -> None:
     agent, run = await held_run(live, "[think=2][chunks=8][unicode]", after=1)
+    path = f"/v1/runs/{run}/stream"
     got: list[Frame] = []
     for allowed in range(2, 14):
         cursor = got[-1].seq if got else 0
-        async with live.stream(f"/v1/runs/{run}/stream", {"starting_after": cursor}) as stream:
+        async with live.stream(path, {"starting_after": cursor}, method=method) as stream:
             got.append(await stream.next())
         live.gates.hold(agent, allowed)
     live.gates.open(agent)
-    got += await live.streamed(f"/v1/runs/{run}/stream", {"starting_after": got[-1].seq})
+    got += await live.streamed(path, {"starting_after": got[-1].seq}, method=method)
     assert got == await live.streamed(f"/v1/runs/{run}/stream", {})
 
 
@@ -141,11 +156,13 @@ async def test_a_cursor_may_be_a_string(live: LiveServer, cursor: Any) -> None:
 
 
 @pytest.mark.promise("S6", "P4")
-async def test_a_thousand_events_come_the_same_from_anywhere(live: LiveServer) -> None:
+@BOTH
+async def test_a_thousand_events_come_the_same_from_anywhere(live: LiveServer, method: str) -> None:
     run, whole = await ended_run(live, "[chunks=1000][size=300]")
     assert len(whole) == 1000 + 4
     for cursor in (1, 99, 100, 101, 500, 999, 1000, 1002, 1003):
-        frames = await live.streamed(f"/v1/runs/{run}/stream", {"starting_after": cursor})
+        body = {"starting_after": cursor}
+        frames = await live.streamed(f"/v1/runs/{run}/stream", body, method=method)
         assert joined(frames) == joined(whole[cursor:])
 
 
@@ -153,12 +170,14 @@ async def test_a_thousand_events_come_the_same_from_anywhere(live: LiveServer) -
 
 
 @pytest.mark.promise("S7", "P1")
+@BOTH
 async def test_silence_is_broken_by_pings_that_repeat_the_last_seq(
-    quick_pings: LiveServer,
+    quick_pings: LiveServer, method: str
 ) -> None:
     live = quick_pings
     agent, run = await held_run(live, "[chunks=4]", after=2)
-    async with live.stream(f"/v1/runs/{run}/stream", {"starting_after": 1}) as stream:
+    body = {"starting_after": 1}
+    async with live.stream(f"/v1/runs/{run}/stream", body, method=method) as stream:
         events = [await stream.next() for _ in range(2)]
         pings = [await stream.next() for _ in range(3)]
         live.gates.hold(agent, 3)
@@ -178,12 +197,13 @@ async def test_silence_is_broken_by_pings_that_repeat_the_last_seq(
 
 
 @pytest.mark.promise("S7", "P1")
+@BOTH
 async def test_a_ping_before_the_first_event_has_no_seq_and_is_in_no_log(
-    quick_pings: LiveServer,
+    quick_pings: LiveServer, method: str
 ) -> None:
     live = quick_pings
     agent, run = await held_run(live, "[chunks=1]", after=0, include_pings=False)
-    async with live.stream(f"/v1/runs/{run}/stream", {}) as stream:
+    async with live.stream(f"/v1/runs/{run}/stream", {}, method=method) as stream:
         ping = await stream.next()
         live.gates.open(agent)
         frames = [frame for frame in await stream.rest() if frame.kind != "ping"]

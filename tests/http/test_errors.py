@@ -244,6 +244,7 @@ async def test_pages_of_this_machine_and_of_the_settings_may_call(
     assert (response.headers.get("access-control-allow-origin") == origin) is allowed
     if allowed:
         assert "x-run-id" in response.headers["access-control-expose-headers"].lower()
+        assert preflight.headers["access-control-max-age"] == "7200"
 
 
 async def test_the_application_works_mounted_into_another(server: Server) -> None:

@@ -119,6 +119,8 @@ async def test_streams_are_described_as_streams_with_their_headers(server: Serve
     assert streaming == {
         "retrieve_conversation_stream": {"text/event-stream"},
         "retrieve_run_stream": {"text/event-stream"},
+        "follow_conversation_stream": {"text/event-stream"},
+        "follow_run_stream": {"text/event-stream"},
         "create_agent_message_stream": {"text/event-stream"},
         "send_conversation_message": either,
         "send_message": either,

@@ -338,9 +338,10 @@ async def test_a_malformed_conversation_in_the_path_is_422(live: LiveServer, pat
 
 
 @pytest.mark.promise("S10")
-async def test_only_posts_resume(live: LiveServer) -> None:
+async def test_only_posts_and_gets_resume(live: LiveServer) -> None:
     for path in (resume_path("default"), f"/v1/runs/{new_run_id()}/stream"):
-        for method in ("GET", "PUT", "PATCH", "DELETE"):
+        assert (await live.client.head(path)).status_code == 405
+        for method in ("PUT", "PATCH", "DELETE"):
             response = await live.client.request(method, path)
             assert response.status_code == 405
             assert response.json() == {"detail": "Method Not Allowed", "code": "method_not_allowed"}
@@ -711,10 +712,12 @@ async def test_no_resume_of_any_kind_makes_or_changes_anything(live: LiveServer)
         (new_conversation_id(), {"otid": new_uuid()}),
         ("nonsense", {}),
     ):
-        async with live.stream(resume_path(path), body):
-            pass
+        for method in ("POST", "GET"):
+            async with live.stream(resume_path(path), body, method=method):
+                pass
     for run_id in (run, ended, new_run_id(), "nonsense"):
-        async with live.stream(f"/v1/runs/{run_id}/stream", {}):
-            pass
+        for method in ("POST", "GET"):
+            async with live.stream(f"/v1/runs/{run_id}/stream", {}, method=method):
+                pass
     assert (live.rows(), await live.run(run), await live.run(ended)) == before
     await live.ended(run)

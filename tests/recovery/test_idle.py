@@ -17,8 +17,9 @@ READERS = 30
 
 
 @pytest.mark.promise("P13")
+@pytest.mark.parametrize("by_get", [False, True])
 async def test_idle_readers_send_no_requests_to_the_stores_and_share_one_timer(
-    stores: Stores, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, by_get: bool
 ) -> None:
     faults = Faults()
     engine = SteppedEngine("one ", "two ")
@@ -26,8 +27,11 @@ async def test_idle_readers_send_no_requests_to_the_stores_and_share_one_timer(
     run = await service.send(stores.send(await stores.conversation(), "count"))
     engine.step()
     async with AsyncExitStack() as stack:
-        pinged = await stack.enter_async_context(Reader(service, run, pings=True))
-        readers = [await stack.enter_async_context(Reader(service, run)) for _ in range(READERS)]
+        pinged = await stack.enter_async_context(Reader(service, run, pings=True, by_get=by_get))
+        readers = [
+            await stack.enter_async_context(Reader(service, run, by_get=by_get))
+            for _ in range(READERS)
+        ]
         for reader in readers:
             await reader.until_seq(1)
         await pinged.until(lambda: pinged.received.pings >= 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from reattach.domain.limits import SEND_BUFFER_BYTES
 from reattach.testing.programs.relay import reset
 from reattach.testing.programs.server import ServerProcess
+from tests.support.event_stream import EventStream
 from tests.support.raw_clients import Client, client_of
 from tests.support.received import Received
 from tests.support.stores import eventually
@@ -47,8 +49,8 @@ class RawReader:
         self._socket.connect(server.address)
         self._body = b""
 
-    def request(self, path: str, body: str = "{}") -> None:
-        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    def request(self, path: str, body: str = "{}", *, method: str = "POST") -> None:
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         self._socket.sendall(f"{head}Content-Type: application/json\r\n\r\n{body}".encode())
 
     async def read(self, count: int) -> int:
@@ -119,8 +121,8 @@ async def test_readers_that_read_nothing_use_little_memory_are_disconnected_and_
         before_bytes = resident_bytes(server)
         cut_off_before = server.output.count("reader cut off")
         stalled = [raw_reader() for _ in range(STALLED)]
-        for reader in stalled:
-            reader.request(f"/v1/runs/{run_id}/stream")
+        for reader, method in zip(stalled, itertools.cycle(["POST", "GET"]), strict=False):
+            reader.request(f"/v1/runs/{run_id}/stream", method=method)
         most_bytes = 0
 
         def all_are_cut_off() -> bool:
@@ -134,9 +136,11 @@ async def test_readers_that_read_nothing_use_little_memory_are_disconnected_and_
         assert again.frames == whole.frames
         assert most_bytes - before_bytes < STALLED * 4 * SEND_BUFFER_BYTES < whole_bytes * 2
 
-        for reader in stalled[:2]:
+        for reader, form in zip(stalled, (None, EventStream()), strict=False):
             taken = Received()
-            taken.feed(await reader.read_all())
+            body = await reader.read_all()
+            taken.feed(body if form is None else form.feed(body))
+            taken.reconnect()
             assert not taken.done
             assert not reader.ended_properly
             assert 0 < taken.cursor < whole.cursor

@@ -12,10 +12,13 @@ from starlette.types import Message, Send
 
 from reattach.domain.clock import SystemClock
 from reattach.http.stream.delivery import CONNECTION_EXTENSION
+from reattach.http.stream.framing import LETTA, EventSourceFraming
 from reattach.http.stream.response import RunStream
 from reattach.records.base import Run
 from reattach.runs.follow import Target
 from reattach.runs.service import RunService
+from reattach.wire.event_source import EventIds
+from tests.support.event_stream import EventStream
 from tests.support.received import Received
 
 WAIT_SECONDS = 10.0
@@ -24,7 +27,8 @@ WAIT_SECONDS = 10.0
 class Reader:
     """A client that reads the stream of ``run`` within its context.
 
-    Clear ``taking`` to let it read nothing. ``aborted`` says that its connection was dropped.
+    Clear ``taking`` to let it read nothing. ``aborted`` says that its connection was dropped. With
+    ``by_get`` it reads the form for ``EventSource``, and ``received`` has the frames without ids.
     """
 
     def __init__(
@@ -34,7 +38,9 @@ class Reader:
         cursor: int = 0,
         *,
         pings: bool = False,
+        by_get: bool = False,
     ) -> None:
+        self.ids = EventStream() if by_get else None
         self._stream = RunStream(
             service,
             run if isinstance(run, Target) else Target.of(run),
@@ -42,6 +48,7 @@ class Reader:
             cursor=cursor,
             include_pings=pings,
             stall_seconds=30.0,
+            framing=EventSourceFraming(EventIds(), pings=True) if by_get else LETTA,
         )
         self.received = Received(cursor)
         self.status = 0
@@ -93,7 +100,7 @@ class Reader:
 
     def take(self, body: bytes) -> None:
         """Receive a chunk of the body."""
-        self.received.feed(body)
+        self.received.feed(body if self.ids is None else self.ids.feed(body))
         self._changed.set()
 
     def die(self) -> None:

@@ -29,6 +29,7 @@ from reattach.server.listener import listen
 from reattach.server.process import _Server
 from reattach.settings import Settings
 from tests.support.asgi_server import Server, TestClock
+from tests.support.event_stream import EventStream, query_of
 from tests.support.records_files import prepare_records
 
 WAIT_SECONDS: Final = 20.0
@@ -72,8 +73,13 @@ class Stream:
         self.response = response
         self.status_code = response.status_code
         self.headers = response.headers
+        self.ids: EventStream | None = None
+        """The state that an ``EventSource`` keeps, if this stream was opened by GET."""
         self._chunks = response.aiter_raw()
         self._buffer = b""
+        if response.request.method == "GET" and response.status_code == 200:
+            named = response.request.url.path.startswith("/v1/conversations/")
+            self.ids = EventStream(self.run_id if named else None)
 
     @property
     def run_id(self) -> str:
@@ -84,10 +90,12 @@ class Stream:
         async with asyncio.timeout(WAIT_SECONDS):
             while b"\n\n" not in self._buffer:
                 try:
-                    self._buffer += await anext(self._chunks)
+                    data = await anext(self._chunks)
                 except StopAsyncIteration:
                     assert self._buffer == b"", self._buffer
+                    assert self.ids is None or self.ids.is_between_frames
                     raise EOFError from None
+                self._buffer += data if self.ids is None else self.ids.feed(data)
         raw, _, self._buffer = self._buffer.partition(b"\n\n")
         return Frame(raw + b"\n\n")
 
@@ -179,12 +187,24 @@ class LiveServer(Server):
 
     @asynccontextmanager
     async def stream(
-        self, path: str, body: Any = None, *, client: httpx2.AsyncClient | None = None, **more: Any
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        client: httpx2.AsyncClient | None = None,
+        method: str = "POST",
+        **more: Any,
     ) -> AsyncIterator[Stream]:
-        """POST ``body`` as JSON, and read what streams back. Leaving closes the connection."""
+        """POST ``body`` as JSON, and read what streams back. Leaving closes the connection.
+
+        GET sends the members as the query; keepalives are asked for as events.
+        """
         async with asyncio.timeout(WAIT_SECONDS * 3):
-            options = more if body is None else {"json": body, **more}
-            async with (client or self.client).stream("POST", path, **options) as response:
+            if method == "GET":
+                options = {"params": {"pings": "event", **query_of(body)}, **more}
+            else:
+                options = more if body is None else {"json": body, **more}
+            async with (client or self.client).stream(method, path, **options) as response:
                 yield Stream(response)
 
     async def streamed(self, path: str, body: Any = None, **more: Any) -> list[Frame]:

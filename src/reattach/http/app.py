@@ -15,7 +15,6 @@ from reattach import __version__
 from reattach.domain.clock import Clock
 from reattach.domain.errors import ReattachError
 from reattach.domain.limits import KEY_CACHE_SECONDS, MAX_REQUEST_BYTES
-from reattach.domain.origins import LOCAL
 from reattach.http import front
 from reattach.http.api import (
     agent_blocks,
@@ -46,9 +45,11 @@ from reattach.http.middleware.access_log import AccessLog
 from reattach.http.middleware.auth import OPEN_PATHS, Authentication, Authenticator
 from reattach.http.middleware.body_limit import BodyLimit
 from reattach.http.middleware.loopback import is_loopback
+from reattach.http.middleware.pages import Pages
 from reattach.http.middleware.parse_queue import ParseQueue
 from reattach.http.middleware.quotas import Bounds, Quotas
 from reattach.http.routes import built_routes
+from reattach.http.stream.retried import RetriedStreams
 from reattach.settings import Settings
 
 DESCRIPTION: Final = """\
@@ -70,19 +71,7 @@ TAGS: Final = [
     {"name": "health", "description": "For health probes; no key required."},
 ]
 
-LOCAL_ORIGINS: Final = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
-"""Origins of pages served from this machine, for example by a development server."""
-
 NO_SCHEMA: Final[dict[str, Any]] = {"schema": {}}
-
-EXPOSED_HEADERS: Final = (
-    "X-Run-Id",
-    "X-Run-Status",
-    "X-Stream-Starts-After",
-    "Deprecation",
-    "Link",
-    "Retry-After",
-)
 
 _PARTS: Final = (
     front,
@@ -154,12 +143,13 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
     """
     settings = context.settings
     quotas = _quotas_of(settings, context.clock)
-    origins = (LOCAL,) if settings.cors_origins is None else settings.cors_origins
+    pages = Pages(settings.cors_origins)
     authenticator = Authenticator(
         context.records.keys,
         context.clock,
         may_be_open=is_loopback(settings.host) and not settings.require_key,
         open_to_all=open_to_all and not settings.require_key,
+        pages=pages,
         quotas=quotas,
         watch_seconds=min(KEY_CACHE_SECONDS, settings.ping_interval_seconds),
     )
@@ -172,14 +162,8 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
         redoc_url=None,
         routes=[route for part in _PARTS for route in part.router.routes],
         middleware=[
-            Middleware(
-                CORSMiddleware,
-                allow_origins=[one for one in origins if one != LOCAL],
-                allow_origin_regex=LOCAL_ORIGINS if LOCAL in origins else None,
-                allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-                allow_headers=["*"],
-                expose_headers=EXPOSED_HEADERS,
-            ),
+            Middleware(CORSMiddleware, **pages.cors),
+            Middleware(RetriedStreams),
             Middleware(UnknownErrors),
             Middleware(Authentication, authenticator=authenticator),
             Middleware(

@@ -33,7 +33,7 @@ class Following:
 
     __slots__ = ("_behind_at", "_first", "_has_spoken", "_log", "_max_events", "_shared", "_tail",
                  "cursor", "keepalive_due", "quiet_since", "released", "revoked", "run_id", "sink",
-                 "wake")  # fmt: skip
+                 "splice", "wake")  # fmt: skip
 
     def __init__(
         self,
@@ -56,6 +56,8 @@ class Following:
         self.wake: Callable[[], None] = _ignore_wake
         self.sink: Callable[[bytes], bool] | None = None
         """Takes events and returns True, or returns False if it cannot take them now."""
+        self.splice: Callable[[Slice], bytes] | None = None
+        """Encodes events for the sink; None: it takes them as they are in the log."""
         self.keepalive_due = False
         self.released = False
         """The process is shutting down and another one drives the run: follow it there."""
@@ -149,7 +151,7 @@ class Following:
             if (
                 piece is not None
                 and piece.last_seq - self.cursor <= self._max_events
-                and self.sink(piece.frames)
+                and self.sink(piece.frames if self.splice is None else self.splice(piece))
             ):
                 self.cursor = piece.last_seq
                 self.keepalive_due = False

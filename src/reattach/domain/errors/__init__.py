@@ -96,6 +96,16 @@ class NotOnThisMachineError(KeyRequiredError):
         super().__init__(f"accepts only direct connections from its own machine, but {reason}")
 
 
+class ForeignPageError(KeyRequiredError):
+    """A server without keys got a request of a web page that is not of its own machine."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(
+            "accepts only web pages of its own machine that REATTACH_CORS_ORIGINS allows, but this "
+            f"request comes from a page {page}"
+        )
+
+
 class MisdirectedError(ReattachError):
     """A server without keys was addressed by a host name that is not a loopback name."""
 

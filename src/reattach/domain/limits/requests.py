@@ -40,6 +40,9 @@ ANSWERS_LOOKED_AT: Final = 50
 MAX_OTID_CHARS: Final = 256
 """An OTID; clients use UUIDs, some with a prefix."""
 
+MAX_EVENT_ID_CHARS: Final = 100
+"""A ``Last-Event-ID``; those of this server have at most 62."""
+
 MAX_STEPS: Final = 1000
 """Steps that one send may request."""
 

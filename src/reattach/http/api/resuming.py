@@ -1,27 +1,54 @@
-"""Routes that resume a run's stream, by run id, by OTID, or by conversation."""
+"""Routes that resume a run's stream, by run id, by OTID, or by conversation.
+
+Each is a POST in the form of the Letta API, and a GET in the form that ``EventSource`` reads.
+"""
 
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import structlog
-from fastapi import Path, Response
+from fastapi import Header, Path, Query, Response
 
 from reattach.domain.errors import InvalidArgumentError
-from reattach.domain.ids import AgentId, ConversationId, TenantId
+from reattach.domain.ids import AgentId, ConversationId, Seq, TenantId
 from reattach.domain.limits import REPLAY_SLICE_EVENTS
-from reattach.domain.limits.requests import MAX_ID_CHARS
-from reattach.http.api.sending import STREAM_RESPONSES, deprecated_path
+from reattach.domain.limits.requests import MAX_EVENT_ID_CHARS, MAX_ID_CHARS
+from reattach.http.api.sending import EVENT_STREAM, STREAM_RESPONSES, deprecated_path
 from reattach.http.context import Context, ContextDep, TenantDep
+from reattach.http.json import Fault, invalid
 from reattach.http.routes import routes
 from reattach.http.schemas.fields import ThreadPath
-from reattach.http.schemas.resuming import ResumeBody
+from reattach.http.schemas.resuming import ResumeBody, StreamQuery
+from reattach.http.stream.framing import LETTA, EventSourceFraming, Framing
 from reattach.http.stream.response import RunStream
 from reattach.records.base import Thread
 from reattach.runs.follow import Target
+from reattach.wire.event_source import EventId, EventIds, parse_event_id
 
 logger = structlog.get_logger(__name__)
 
 router = routes()
+
+LastEventId = Annotated[
+    str | None,
+    Header(
+        max_length=MAX_EVENT_ID_CHARS,
+        description="Id of the last event that the client has, as it came: `<seq>`, "
+        "`<run_id>:<seq>`, or one of these with `-done`. Overrides `starting_after`.",
+    ),
+]
+
+EVENT_SOURCE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        **EVENT_STREAM,
+        "description": (
+            "The run's events as server-sent events, each with its `id`, and `event: done` with "
+            "`data: [DONE]` at the end. A body without it was cut off: reconnect with the last id. "
+            "A body with nothing but `retry` says when to try again."
+        ),
+    },
+    204: {"description": "The client has seen the end: it must not reconnect."},
+}
 
 
 @router.post(
@@ -62,15 +89,71 @@ async def resume_run(
     return await run_stream(context, tenant, run_id, body or ResumeBody())
 
 
+@router.get(
+    "/v1/conversations/{conversation_id}/stream",
+    tags=["conversations"],
+    operation_id="follow_conversation_stream",
+    summary="Follow a run's stream in a browser",
+    description=(
+        "Streams the same events as the POST, in the form that `EventSource` reads. The ids name "
+        "the run, so a client that reconnects gets the run that it had. Never starts a run."
+    ),
+    responses=EVENT_SOURCE_RESPONSES,
+)
+async def follow_conversation(
+    conversation_id: ThreadPath,
+    context: ContextDep,
+    tenant: TenantDep,
+    query: Annotated[StreamQuery, Query()],
+    last_event_id: LastEventId = None,
+) -> Response:
+    at = _position(query, last_event_id)
+    if at.run_id is not None:
+        _check_run(at.run_id, query.run_id)
+        query = query.model_copy(update={"run_id": at.run_id})
+    target = await _find(context, tenant, conversation_id, query)
+    headers = _deprecation(conversation_id)
+    ids = EventIds(target.run_id)
+    return _followed(context, target, query, at, ids, headers)
+
+
+@router.get(
+    "/v1/runs/{run_id}/stream",
+    tags=["runs"],
+    operation_id="follow_run_stream",
+    summary="Follow the stream of one run in a browser",
+    description="Like the stream of a conversation; ignores `run_id`, `otid` and `agent_id`.",
+    responses=EVENT_SOURCE_RESPONSES,
+)
+async def follow_run(
+    run_id: Annotated[str, Path(max_length=MAX_ID_CHARS)],
+    context: ContextDep,
+    tenant: TenantDep,
+    query: Annotated[StreamQuery, Query()],
+    last_event_id: LastEventId = None,
+) -> Response:
+    at = _position(query, last_event_id)
+    target = await context.runs.target(tenant, run_id)
+    if at.run_id is not None:
+        _check_run(at.run_id, run_id)
+    return _followed(context, target, query, at, EventIds(), None)
+
+
 async def conversation_stream(
     context: Context, tenant: TenantId, conversation_id: str, body: ResumeBody
 ) -> RunStream:
     """Return the response to a resume in a conversation. Raises ReattachError."""
     target = await _find(context, tenant, conversation_id, body)
-    deprecated = conversation_id.startswith("agent-")
-    if deprecated:
-        _warn_about_agent_path()
-    return _stream(context, target, body, deprecated_path("stream") if deprecated else None)
+    headers = _deprecation(conversation_id)
+    return _stream(context, target, body, headers)
+
+
+def _deprecation(path_id: str) -> dict[str, str] | None:
+    """Return the headers for the id of an agent in the path, and log its use."""
+    if not path_id.startswith("agent-"):
+        return None
+    _warn_about_agent_path()
+    return deprecated_path("stream")
 
 
 async def run_stream(
@@ -96,8 +179,51 @@ def _thread(path_id: str, agent_id: str | None) -> Thread:
     return Thread(AgentId(path_id if path_id.startswith("agent-") else agent_id or ""), None)
 
 
+def _position(query: StreamQuery, header: str | None) -> EventId:
+    """Return where the client is. Raises ValidationFailedError."""
+    for place, given in (("header", header), ("query", query.last_event_id)):
+        if given:
+            try:
+                return parse_event_id(given)
+            except ValueError as error:
+                name = "last-event-id" if place == "header" else "last_event_id"
+                raise invalid([Fault([place, name], str(error), "event_id")]) from None
+    return EventId(None, Seq(query.starting_after), has_ended=False)
+
+
+def _check_run(of_id: str, of_request: str | None) -> None:
+    """Raises InvalidArgumentError if the client's position is in another run."""
+    if of_request is not None and of_request != of_id:
+        raise InvalidArgumentError(
+            f"The Last-Event-ID belongs to {of_id}, and the request names {of_request[:100]}.",
+            remedy="Begin the other run without a Last-Event-ID.",
+        )
+
+
+def _followed(
+    context: Context,
+    target: Target,
+    query: StreamQuery,
+    at: EventId,
+    ids: EventIds,
+    headers: dict[str, str] | None,
+) -> Response:
+    framing = EventSourceFraming(ids, pings=query.pings == "event")
+    query = query.model_copy(update={"starting_after": at.seq})
+    stream = _stream(context, target, query, headers, framing)
+    if at.has_ended and not target.status.is_active:
+        return Response(
+            status_code=204, headers={"cache-control": "no-store", "x-run-id": target.run_id}
+        )
+    return stream
+
+
 def _stream(
-    context: Context, target: Target, body: ResumeBody, headers: dict[str, str] | None = None
+    context: Context,
+    target: Target,
+    body: ResumeBody,
+    headers: dict[str, str] | None = None,
+    framing: Framing = LETTA,
 ) -> RunStream:
     if not target.background:
         raise InvalidArgumentError(
@@ -113,6 +239,7 @@ def _stream(
         include_pings=bool(body.include_pings),
         stall_seconds=context.settings.stall_seconds,
         headers=headers,
+        framing=framing,
     )
 
 

@@ -3,9 +3,10 @@
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import Query, Response
+from fastapi import Depends, Header, Query, Response
 
 from reattach.domain.errors import (
+    InvalidArgumentError,
     NoActiveRunsToCancelError,
     NotFoundError,
     StoreUnavailableError,
@@ -79,12 +80,31 @@ STREAM_OR_JSON_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
+async def _refuse_reconnect(
+    last_event_id: Annotated[str | None, Header(include_in_schema=False)] = None,
+) -> None:
+    """Refuse the second POST of a client that repeats its request when its stream breaks.
+
+    Raises InvalidArgumentError.
+    """
+    if last_event_id is not None:
+        raise InvalidArgumentError(
+            "This request has a Last-Event-ID, so it continues a stream, and a send starts a run.",
+            remedy="Continue with GET /v1/conversations/{conversation_id}/stream and this header, "
+            "or send without it.",
+        )
+
+
+_SENDS_ONCE = [Depends(_refuse_reconnect)]
+
+
 @router.post(
     "/v1/conversations/{conversation_id}/messages",
     tags=["conversations"],
     operation_id="send_conversation_message",
     summary="Send a message and stream the answer",
     responses=STREAM_OR_JSON_RESPONSES,
+    dependencies=_SENDS_ONCE,
 )
 async def send_to_conversation(
     conversation_id: ThreadPath, body: ConversationSendBody, context: ContextDep, access: AccessDep
@@ -103,6 +123,7 @@ async def send_to_conversation(
     operation_id="send_message",
     summary="Send a message to an agent's default conversation",
     responses=STREAM_OR_JSON_RESPONSES,
+    dependencies=_SENDS_ONCE,
 )
 async def send_to_agent(
     agent_id: AgentPath, body: AgentSendBody, context: ContextDep, access: AccessDep
@@ -122,6 +143,7 @@ async def send_to_agent(
     summary="Send a message to an agent's default conversation and stream the answer",
     deprecated=True,
     responses=STREAM_RESPONSES,
+    dependencies=_SENDS_ONCE,
 )
 async def stream_to_agent(
     agent_id: AgentPath, body: AgentSendBody, context: ContextDep, access: AccessDep
@@ -136,6 +158,7 @@ async def stream_to_agent(
     tags=["agents"],
     operation_id="send_message_async",
     summary="Send a message to an agent's default conversation and return the run at once",
+    dependencies=_SENDS_ONCE,
 )
 async def send_to_agent_async(
     agent_id: AgentPath, body: AsyncSendBody, context: ContextDep, access: AccessDep

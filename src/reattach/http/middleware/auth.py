@@ -19,6 +19,7 @@ from reattach.http.errors import error_response
 from reattach.http.middleware.access import ACCESS, Access, AccessWatch
 from reattach.http.middleware.key_uses import KeyUses
 from reattach.http.middleware.loopback import require_direct_loopback
+from reattach.http.middleware.pages import Pages
 from reattach.http.middleware.quotas import Quotas
 from reattach.http.middleware.refusals import Audit
 from reattach.records.keys import Keys
@@ -42,7 +43,8 @@ class Authenticator:
 
     A server on which no key was ever created is open to the default tenant if ``may_be_open``. It
     closes within KEY_CACHE_SECONDS of its first key and stays closed. While open, it accepts only
-    direct requests from its own machine, or all requests if ``open_to_all``.
+    direct requests from its own machine, those of web pages only as ``pages`` says, or all requests
+    if ``open_to_all``.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Authenticator:
         *,
         may_be_open: bool,
         open_to_all: bool = False,
+        pages: Pages | None = None,
         watch_seconds: float = KEY_CACHE_SECONDS,
         quotas: Quotas | None = None,
     ) -> None:
@@ -59,6 +62,7 @@ class Authenticator:
         self._clock = clock
         self._may_be_open = may_be_open or open_to_all
         self._open_to_all = open_to_all
+        self._pages = pages or Pages(None)
         self._has_keys = False
         self._keyless_until = 0.0  # no look-up before
         self._known = _Cache()
@@ -80,6 +84,7 @@ class Authenticator:
         if self._may_be_open and await self._is_keyless():
             if not self._open_to_all:
                 require_direct_loopback(scope, headers)
+                self._pages.require_local(headers)
             return self._keyless
         authorization = headers.get(b"authorization", b"").decode("latin-1")
         scheme, _, secret = authorization.partition(" ")

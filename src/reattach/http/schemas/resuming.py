@@ -1,11 +1,16 @@
 """Schema of resume requests."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from reattach.domain.limits import MAX_CURSOR
-from reattach.domain.limits.requests import MAX_ID_CHARS, MAX_OTID_CHARS, MAX_POLL_SECONDS
+from reattach.domain.limits.requests import (
+    MAX_EVENT_ID_CHARS,
+    MAX_ID_CHARS,
+    MAX_OTID_CHARS,
+    MAX_POLL_SECONDS,
+)
 from reattach.http.schemas.fields import NOT_EMPTY, NUMERIC, Body
 
 Cursor = Annotated[int, Field(ge=-MAX_CURSOR, le=MAX_CURSOR), NUMERIC]
@@ -48,4 +53,18 @@ class ResumeBody(Body):
             "Maximum number of events per write of a replay; values below 1 mean 1. Only a hint: "
             "events and their order do not change."
         ),
+    )
+
+
+class StreamQuery(ResumeBody):
+    """The members of a resume's body as query parameters, and those of an ``EventSource``."""
+
+    last_event_id: str | None = Field(
+        None,
+        max_length=MAX_EVENT_ID_CHARS,
+        description="As the header `Last-Event-ID`, which overrides it.",
+    )
+    pings: Literal["comment", "event"] = Field(
+        "comment",
+        description="Form of keepalives: comments, which pages do not see, or `event: ping`.",
     )

@@ -13,12 +13,10 @@ from typing_extensions import override
 from reattach.domain.clock import Clock
 from reattach.domain.errors import ReattachError
 from reattach.domain.errors.stores import LogDamagedError
-from reattach.domain.ids import new_uuid
 from reattach.domain.limits import REPLAY_TURN_BYTES
+from reattach.http.stream.framing import LETTA, Framing
 from reattach.runs.follow import Following, Target
 from reattach.runs.service import RunService
-from reattach.wire import letta
-from reattach.wire.sse import DONE
 
 logger = structlog.get_logger(__name__)
 
@@ -73,21 +71,23 @@ class Connection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StreamJob:
-    """The run to stream, and how long its reader may read nothing."""
+    """The run to stream, in which form, and how long its reader may read nothing."""
 
     runs: RunService
     target: Target
     clock: Clock
     stall_seconds: float
+    framing: Framing = LETTA
 
 
 class Delivery(ABC):
     """Delivers what ``following`` yields to one reader: events, keepalives, and the end."""
 
-    __slots__ = ("_job", "_settled", "following", "gone")
+    __slots__ = ("_framing", "_job", "_settled", "following", "gone")
 
     def __init__(self, job: StreamJob, following: Following) -> None:
         self._job = job
+        self._framing = job.framing
         self._settled = False
         self.following = following
         self.gone = False
@@ -100,8 +100,8 @@ class Delivery(ABC):
     async def advance(self) -> bool | None:
         """Send everything that is available and return None, or return how the stream ended.
 
-        True: everything was sent, including ``[DONE]``. False: nothing more will be sent, because
-        the reader is gone or stalled, or the log cannot be followed any longer.
+        True: the body ends properly, with ``[DONE]`` or the farewell of its form. False: it is cut
+        off, because the reader is gone or stalled, or the log cannot be followed any longer.
         """
         following, sent_bytes = self.following, 0
         while not self.gone:
@@ -115,30 +115,34 @@ class Delivery(ABC):
             # Before the terminal group, because the SDKs stop at an error event, before [DONE].
             if following.closed and not await self._is_settled_in_time():
                 return self._log_cut_off("the end of the run is not recorded yet")
-            if piece.frames:
-                if not await self._send(piece.frames):
+            splice = self._framing.splice
+            frames = piece.frames if splice is None else splice(piece)
+            if frames:
+                if not await self._send(frames):
                     return False
-                sent_bytes += len(piece.frames)
+                sent_bytes += len(frames)
                 if sent_bytes >= REPLAY_TURN_BYTES:
                     sent_bytes = 0
                     await asyncio.sleep(0)
-            elif (obstacle := self._obstacle()) is not None:
-                return self._log_cut_off(obstacle)
-            elif following.closed:
-                return await self._done()
-            elif following.keepalive_due:
+            else:
+                ended = await self._end_if_due()
+                if ended is not None or not following.keepalive_due:
+                    return ended
                 if not await self._send(self._keepalive()):
                     return False
-            else:
-                return None
         return False
 
-    def _obstacle(self) -> str | None:
-        """Return why the reader cannot get further events, or None."""
-        if self.following.failure is not None:
-            return self.following.failure.detail
-        if self.following.released:
-            return "this server is shutting down, and another one took over the run"
+    async def _end_if_due(self) -> bool | None:
+        """End the body of a reader that has every event; None: it waits for further ones."""
+        following = self.following
+        if following.failure is not None:
+            return self._log_cut_off(following.failure.detail)
+        if following.released:
+            self._log_cut_off("this server is shutting down, and another one took over the run")
+            farewell = self._framing.farewell
+            return farewell is not None and await self._end(farewell)
+        if following.closed:
+            return await self._end(self._framing.done(following.cursor))
         return None
 
     async def _is_settled_in_time(self) -> bool:
@@ -147,16 +151,13 @@ class Delivery(ABC):
             self._settled = await self._job.runs.is_settled_in_time(self._job.target)
         return self._settled
 
-    async def _done(self) -> bool:
-        """Send ``[DONE]``, after everything else was sent."""
-        return await self._send(DONE)
+    async def _end(self, last: bytes) -> bool:
+        """Send the last bytes of the body, after everything else was sent."""
+        return await self._send(last)
 
     def _keepalive(self) -> bytes:
-        return letta.keepalive(
-            f"ping-{new_uuid()}",
-            self._job.clock.now(),
-            self.following.cursor,
-            self._job.target.run_id,
+        return self._framing.keepalive(
+            self._job.clock.now(), self.following.cursor, self._job.target.run_id
         )
 
     async def _send(self, body: bytes) -> bool:
@@ -190,10 +191,13 @@ class AsgiDelivery(Delivery):
         """Deliver until the end. Without the end of the body, the server drops the connection."""
         self.following.wake = self._woken.set
         listener = asyncio.create_task(self._listen(receive))
+        opening = self._framing.opening
+        complete: bool | None = False
         try:
-            while (complete := await self.advance()) is None:
-                await self._woken.wait()
-                self._woken.clear()
+            if not opening or await self._send(opening):
+                while (complete := await self.advance()) is None:
+                    await self._woken.wait()
+                    self._woken.clear()
         finally:
             listener.cancel()
         if complete:
@@ -221,7 +225,7 @@ class DetachedDelivery(Delivery):
     called at the end.
     """
 
-    __slots__ = ("_busy", "_connection", "_missed", "_release", "_task", "_then")
+    __slots__ = ("_busy", "_connection", "_last", "_missed", "_release", "_task", "_then")
 
     def __init__(
         self,
@@ -234,6 +238,8 @@ class DetachedDelivery(Delivery):
         self._connection = connection
         self._release = release
         self._busy = True
+        self._last = b""
+        """The last bytes of the body, once ``advance`` has reached its end."""
         self._missed = False
         """A wake-up arrived while the delivery was busy."""
         self._task: asyncio.Task[object] | None = None
@@ -244,7 +250,10 @@ class DetachedDelivery(Delivery):
         """Send the available events of a response that has begun."""
         self._connection.detach()
         self.following.wake = self._wake
+        self.following.splice = self._framing.splice
         self._connection.on_disconnect(self._on_disconnect)
+        if self._framing.opening:
+            self._connection.write(self._framing.opening)
         self._write_or_abort()
 
     def _on_disconnect(self) -> None:
@@ -282,19 +291,28 @@ class DetachedDelivery(Delivery):
             if written_bytes >= REPLAY_TURN_BYTES:
                 asyncio.get_running_loop().call_soon(self._write_or_abort)
                 return
-            piece = following.view() or following.read_now()
-            if piece is None:
+            frames = self._read_now()
+            if frames is None:
                 break
             if following.finished:
-                self._finish(piece.frames, DONE)
+                self._finish(frames, self._framing.done(following.cursor))
                 return
-            if not piece.frames:
+            if not frames:
                 self._go_idle(sent=written_bytes > 0)
                 return
-            self._connection.write(piece.frames)
-            written_bytes += len(piece.frames)
+            self._connection.write(frames)
+            written_bytes += len(frames)
         self._connection.flush()
         self._task = asyncio.get_running_loop().create_task(self._continue())
+
+    def _read_now(self) -> Piece | None:
+        """Return the next events as they are sent; None if only the store has them."""
+        splice = self._framing.splice
+        if splice is None:
+            found = self.following.view() or self.following.read_now()
+            return None if found is None else found.frames
+        piece = self.following.read_now()
+        return None if piece is None else splice(piece)
 
     def _must_wait(self) -> bool:
         """Return whether the next step may block, or is the end."""
@@ -327,7 +345,7 @@ class DetachedDelivery(Delivery):
                 self._task = None
                 self._go_idle(sent=False)
             elif complete:
-                self._finish(DONE)
+                self._finish(self._last)
             else:
                 self._connection.on_disconnect(None)
                 self._connection.abort()
@@ -351,9 +369,10 @@ class DetachedDelivery(Delivery):
         self._connection.write(body)
 
     @override
-    async def _done(self) -> bool:
+    async def _end(self, last: bytes) -> bool:
         await self._room()
-        return not self.gone  # ``finish`` sends [DONE] together with the end of the body.
+        self._last = last  # ``finish`` sends it together with the end of the body.
+        return not self.gone
 
     async def _room(self) -> None:
         """Return when there is room or the reader is gone; the connection bounds the wait."""

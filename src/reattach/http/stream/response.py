@@ -25,15 +25,10 @@ from reattach.http.stream.delivery import (
     DetachedDelivery,
     StreamJob,
 )
+from reattach.http.stream.framing import LETTA, Framing
 from reattach.runs.follow import Following, Target
 from reattach.runs.service import RunService
-from reattach.wire.sse import DONE
 
-_HEADERS: Final = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache, no-transform"),
-    (b"x-accel-buffering", b"no"),
-)
 _REPLACEABLE: Final = frozenset({b"cache-control", b"x-accel-buffering"})
 """Headers that the application may override."""
 
@@ -49,7 +44,7 @@ class RunStream(Response):
     ended. The body ends with ``[DONE]`` exactly if everything up to the end of the closed log was
     sent. Otherwise (the reader reads nothing for ``stall_seconds``, or the log cannot be followed
     any longer) the connection is dropped without it, and the reader may resume. A reader that
-    leaves does not affect the run.
+    leaves does not affect the run. ``framing`` is the form of the stream.
 
     An error of ``RunService.follow`` becomes an error response instead of a stream.
     """
@@ -67,9 +62,10 @@ class RunStream(Response):
         include_pings: bool,
         stall_seconds: float,
         headers: Mapping[str, str] | None = None,
+        framing: Framing = LETTA,
     ) -> None:
         super().__init__()
-        self._job = StreamJob(runs, target, clock, stall_seconds)
+        self._job = StreamJob(runs, target, clock, stall_seconds, framing)
         self._cursor = cursor
         self._max_events = max_events
         self._include_pings = include_pings
@@ -114,8 +110,10 @@ class RunStream(Response):
         if connection is not None and connection.is_writable():
             rest = job.runs.remainder(job.target, self._cursor, max_events=self._max_events)
             if rest is not None:
+                framing = job.framing
+                frames = rest.frames if framing.splice is None else framing.splice(rest)
                 await connection.begin(send, self._start(rest.first_seq - 1))
-                connection.finish(rest.frames, DONE)
+                connection.finish(framing.opening + frames, framing.done(rest.last_seq))
                 return None
         access: Access | None = scope.get(ACCESS)
         try:
@@ -173,7 +171,7 @@ class RunStream(Response):
         if status is RunStatus.CREATED:  # Its log is open by now.
             status = RunStatus.RUNNING
         headers = [
-            *_HEADERS,
+            *self._job.framing.headers,
             (b"x-run-id", self._job.target.run_id.encode("latin-1")),
             (b"x-run-status", status.value.encode("latin-1")),
             (b"x-stream-starts-after", b"%d" % cursor),

@@ -1,0 +1,73 @@
+"""The bytes of a stream around the events of a run, which differ between its forms."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+
+from typing_extensions import override
+
+from reattach.domain.ids import Seq, new_uuid
+from reattach.log.base import Slice
+from reattach.wire import event_source, letta
+from reattach.wire.event_source import EventIds
+from reattach.wire.sse import DONE
+
+EVENT_STREAM: Final = (b"content-type", b"text/event-stream; charset=utf-8")
+NOT_BUFFERED: Final = (b"x-accel-buffering", b"no")
+
+
+class Framing:
+    """The form of the Letta API: the frames of the log as they are."""
+
+    headers: tuple[tuple[bytes, bytes], ...] = (
+        EVENT_STREAM,
+        (b"cache-control", b"no-cache, no-transform"),
+        NOT_BUFFERED,
+    )
+    """The first headers of a response."""
+
+    opening: bytes = b""
+    """The first bytes of a body."""
+
+    farewell: bytes | None = None
+    """The last bytes of a body whose run goes on elsewhere; None: such a body is cut off."""
+
+    splice: Callable[[Slice], bytes] | None = None
+    """Encodes frames of the log for a reader; None: they are sent as they are."""
+
+    def keepalive(self, at: datetime, last_seq: Seq, run_id: str) -> bytes:
+        """Return a keepalive for a reader that has the events up to ``last_seq``."""
+        return letta.keepalive(f"ping-{new_uuid()}", at, last_seq, run_id)
+
+    def done(self, last_seq: Seq) -> bytes:  # noqa: ARG002
+        """Return the frame after the end of the run, whose last event is ``last_seq``."""
+        return DONE
+
+
+LETTA: Final = Framing()
+
+
+class EventSourceFraming(Framing):
+    """The form for ``EventSource``. ``pings`` sends keepalives as events, not as comments."""
+
+    headers = (EVENT_STREAM, (b"cache-control", b"no-store, no-transform"), NOT_BUFFERED)
+    opening = event_source.RETRY_LINE
+    farewell = event_source.FAREWELL
+
+    def __init__(self, ids: EventIds, *, pings: bool) -> None:
+        self._ids = ids
+        self._pings = pings
+        self.splice = self._splice
+
+    def _splice(self, piece: Slice) -> bytes:
+        return self._ids.spliced(piece.frames, piece.first_seq)
+
+    @override
+    def keepalive(self, at: datetime, last_seq: Seq, run_id: str) -> bytes:
+        if not self._pings:
+            return event_source.KEEPALIVE
+        return event_source.ping_frame(super().keepalive(at, last_seq, run_id))
+
+    @override
+    def done(self, last_seq: Seq) -> bytes:
+        return self._ids.done(last_seq)
