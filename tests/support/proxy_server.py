@@ -27,7 +27,8 @@ _LISTEN: Final = re.compile(r"^( *(?:listen|bind) ):?8080\b", re.MULTILINE)
 class ProxyServer(Program):
     """A proxy on a free loopback port in front of ``upstreams``, which are hosts and ports.
 
-    ``configuration`` is a file of deploy/, of which only the addresses are replaced.
+    ``configuration`` is a file of deploy/, of which only the addresses and the folder of the log
+    are replaced.
     """
 
     def __init__(self, configuration: Path, upstreams: Sequence[tuple[str, int]]) -> None:
@@ -41,13 +42,18 @@ class ProxyServer(Program):
             start_new_session=True,  # lets a signal reach its workers too
         )
         self._file = self.folder / configuration.name
-        self._file.write_text(
-            _with_addresses(configuration.read_text("utf-8"), self.address, upstreams), "utf-8"
-        )
+        text = _with_addresses(configuration.read_text("utf-8"), self.address, upstreams)
+        self._file.write_text(text.replace("/var/log/nginx", str(self.folder)), "utf-8")
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def logged(self) -> str:
+        """Everything that it has logged."""
+        files = [one.read_text("utf-8") for one in self.folder.glob("*.log")]
+        return "\n".join([self.output, *files])
 
     def stop(self) -> None:
         """Send SIGTERM: the proxy closes its connections without waiting for them. Idempotent."""
