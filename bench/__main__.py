@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import append, cluster, following, growth, idle, live, replay, storm
+from bench import append, cluster, following, growth, idle, live, reload, replay, storm
 from bench.faults import chaos, handover, repeated, siege
 from bench.measuring.load import CACHE, program
 from bench.measuring.results import Chapter, write
@@ -18,6 +18,7 @@ from bench.options import Options
 
 CHAPTERS: Mapping[str, tuple[str, Callable[[Options], Chapter]]] = {
     "replay": ("ended runs, from anywhere, warm and cold", replay.main),
+    "reload": ("an answer after a reload of its page: replay and snapshot", reload.main),
     "live": ("many runs, many readers, replays meanwhile: lag and CPU", live.main),
     "following": ("runs of another server over Redis: lag and CPU", following.main),
     "idle": ("readers on silent runs: memory, CPU, pings", idle.main),

@@ -45,6 +45,13 @@ async def burst(turn: Turn) -> AsyncIterator[str]:
         yield UNSTAMPED
 
 
+async def half_done(turn: Turn) -> AsyncIterator[str]:
+    """``COUNT``: yield COUNT events as fast as possible, and then nothing until cancelled."""
+    async for event in burst(turn):
+        yield event
+    await asyncio.Event().wait()
+
+
 async def silent(_turn: Turn) -> AsyncIterator[str]:
     """Yield one event, and then nothing until the run is cancelled."""
     yield UNSTAMPED
@@ -53,7 +60,8 @@ async def silent(_turn: Turn) -> AsyncIterator[str]:
 
 def main() -> None:
     configure_logging("console", "error")
-    engine = FunctionEngine({"paced": paced, "burst": burst, "silent": silent})
+    models = {"paced": paced, "burst": burst, "half_done": half_done, "silent": silent}
+    engine = FunctionEngine(models)
     # The benchmarks exceed the quotas of a tenant.
     settings = Settings(
         port=0, log_level="error", quota_runs=0, quota_streams=0, quota_requests_per_second=0
