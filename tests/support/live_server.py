@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Self
 
 import httpx2
@@ -316,11 +317,16 @@ def message_body(message: str, **body: Any) -> dict[str, Any]:
 
 
 async def posted_directly(
-    app: ASGIApp, path: str, body: bytes, *, authorization: str | None = None
+    app: ASGIApp,
+    path: str,
+    body: bytes,
+    *,
+    authorization: str | None = None,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Message]:
     """POST JSON without a socket between, and return what the application sends, write by write.
 
-    An answer that streams is read to its end.
+    An answer that streams is read to its end. ``more`` are further members of the ASGI scope.
     """
     received: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
     sent: list[Message] = []
@@ -345,6 +351,7 @@ async def posted_directly(
         "headers": headers,
         "client": ("127.0.0.1", 50_000),
         "server": ("127.0.0.1", 80),
+        **more,
     }
     async with asyncio.timeout(WAIT_SECONDS):
         await app(scope, receive, send)

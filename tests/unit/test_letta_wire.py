@@ -33,6 +33,7 @@ from reattach.domain.messages import (
     ToolReturnPart,
 )
 from reattach.wire import letta, sse, stored
+from reattach.wire.decoder import Decoder
 
 AT = datetime(2026, 11, 22, 13, 14, 24, tzinfo=UTC)
 RUN = "run-0c653f22-2e84-49aa-94c4-121b2c40da52"
@@ -172,6 +173,26 @@ def test_joined_frames_read_back_as_the_events_whatever_their_text(events: list[
     joined = b"".join(letta.encode(event, Seq(seq), RUN) for seq, event in enumerate(events, 1))
 
     assert [letta.decode(frame) for frame in sse.split_frames(joined)] == events
+    assert list(Decoder(RUN).events(sse.split_frames(joined))) == events
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 1), _TEXT, st.booleans(), st.none() | _TEXT, st.integers(1, 2**53))
+    )
+)
+def test_a_decoder_reads_pieces_of_text_and_reasoning_as_they_are_read_alone(
+    said: list[tuple[int, str, bool, str | None, int]],
+) -> None:
+    parts = [
+        (index, ReasoningPart(text, signature) if reasons else TextPart(text))
+        for index, text, reasons, signature, _ in said
+    ]
+    events = [Output(place(index), (part,)) for index, part in parts]
+    frames = [
+        letta.encode(event, Seq(one[-1]), RUN) for event, one in zip(events, said, strict=True)
+    ]
+    assert list(Decoder(RUN).events(frames)) == events
 
 
 @given(_EVENTS)

@@ -87,7 +87,7 @@ def status_of(error: errors.ReattachError) -> int:
 def error_response(error: errors.ReattachError) -> Response:
     """Return the response for ``error``; an error without a status becomes a generic 500."""
     status = status_of(error)
-    if status == 500 and not isinstance(error, errors.EngineError):
+    if _is_unknown(error):
         return unknown_error_response(error)
     body: dict[str, object] = {**error.extra, "detail": error.detail, "code": error.code}
     if isinstance(error, errors.ModelError):
@@ -98,6 +98,24 @@ def error_response(error: errors.ReattachError) -> Response:
     if isinstance(error, errors.UnavailableError | errors.QuotaError):
         headers["Retry-After"] = str(error.retry_after_seconds)
     return JsonResponse(body, status_code=status, headers=headers)
+
+
+def error_members(error: errors.ReattachError) -> dict[str, object]:
+    """Return the status of ``error_response`` and the members of its body, for use in a stream.
+
+    ``retry_after_seconds`` stands for the header ``Retry-After``.
+    """
+    if _is_unknown(error):
+        logger.error("request failed", exc_info=error)
+        return {"status": 500, **_UNKNOWN}
+    members = {"status": status_of(error), **error.extra}
+    if isinstance(error, errors.UnavailableError | errors.QuotaError):
+        members["retry_after_seconds"] = error.retry_after_seconds
+    return {**members, "code": error.code, "detail": error.detail}
+
+
+def _is_unknown(error: errors.ReattachError) -> bool:
+    return status_of(error) == 500 and not isinstance(error, errors.EngineError)
 
 
 def unknown_error_response(error: Exception) -> Response:

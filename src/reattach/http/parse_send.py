@@ -73,6 +73,7 @@ def parse_send(
             body.assistant_message_tool_name,
             body.assistant_message_tool_kwarg,
             None if types is None else tuple(types),
+            include_compaction_messages=bool(body.include_compaction_messages),
         ),
         representation=Representation(
             stream_tokens=bool(body.stream_tokens),

@@ -208,12 +208,13 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class RequestConfig(msgspec.Struct, frozen=True):
-    """The options of a send that the API's run returns."""
+    """The options of a send that the API's run returns, and whether compactions are shown."""
 
     use_assistant_message: bool | None = True
     assistant_message_tool_name: str | None = "send_message"
     assistant_message_tool_kwarg: str | None = "message"
     include_return_message_types: tuple[str, ...] | None = None
+    include_compaction_messages: bool = False
 
 
 class RunError(msgspec.Struct, frozen=True, tag_field="message_type", tag="error_message"):

@@ -176,6 +176,11 @@ class Following:
         return self.quiet_since
 
     @property
+    def last_seq(self) -> Seq:
+        """The last event that is there at present."""
+        return self._tail.last_seq
+
+    @property
     def has_more(self) -> bool:
         """Whether ``read`` would return events, or the log has ended."""
         return self._tail.last_seq > self.cursor or self._tail.ended
@@ -190,6 +195,11 @@ class Following:
     def closed(self) -> bool:
         """The log is closed; an empty ``read`` then means that everything was read."""
         return self._tail.closed
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the log is closed, or cannot be followed any longer, so that no events follow."""
+        return self._tail.ended
 
     @property
     def finished(self) -> bool:
@@ -222,12 +232,19 @@ def remainder(log: Log, run_id: str, cursor: Seq, *, max_events: int) -> Slice |
 
 
 async def follow(
-    log: Log, run_id: str, cursor: Seq, *, max_events: int, ended: bool = False
+    log: Log,
+    run_id: str,
+    cursor: Seq,
+    *,
+    max_events: int,
+    ended: bool = False,
+    prefetches: bool = True,
 ) -> Following:
     """Follow a run from ``cursor`` to the end of its log; 0 and less mean from the start.
 
     ``max_events`` bounds one read; less than 1 counts as 1. In a closed log, a cursor past the end
     counts as the end. ``ended`` says that the run's record has its end, so its log must be closed.
+    Without ``prefetches``, damage is noticed by the first read, and nothing is held until then.
 
     Raises:
         CursorAheadError: The log is open and does not have the event at the cursor yet.
@@ -254,7 +271,8 @@ async def follow(
         raise
     following = Following(log, shared, tail, run_id, cursor=cursor, max_events=max(max_events, 1))
     try:
-        await following.prefetch()
+        if prefetches:
+            await following.prefetch()
     except BaseException:
         await following.aclose()
         raise

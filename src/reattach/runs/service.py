@@ -25,6 +25,7 @@ from reattach.domain.limits import (
     LEASE_SECONDS,
     OPEN_LOOK_SECONDS,
     OPEN_WAIT_SECONDS,
+    REPLAY_SLICE_EVENTS,
     SETTLE_WAIT_SECONDS,
     SWEEP_BATCH_RUNS,
     TOOL_SECONDS,
@@ -57,6 +58,7 @@ from reattach.runs.ownership.recovery import Recovery
 from reattach.runs.ownership.retention import Retention
 from reattach.runs.ownership.settlements import Settlements
 from reattach.runs.sends import Send, Sends
+from reattach.runs.snapshot.snapshots import Snapshots
 from reattach.tools.base import Toolbox
 
 __all__ = ["RunService", "Send"]
@@ -102,6 +104,7 @@ class RunService:
         self._retention = Retention(records, clock, retention)
         self._callback_due = callback_due
         self._settlements = Settlements(records, clock)
+        self.snapshots = Snapshots(records, self.watch, self.follow, self.is_settled_in_time)
         drivers = Drivers(
             log, records, clock, self.engine_factory, self.open_runs, policy, self._settle
         )
@@ -245,7 +248,13 @@ class RunService:
         return remainder(self.log, target.run_id, Seq(cursor), max_events=max_events)
 
     async def follow(
-        self, target: Target, cursor: int, *, max_events: int, waits: bool = True
+        self,
+        target: Target,
+        cursor: int,
+        *,
+        max_events: int = REPLAY_SLICE_EVENTS,
+        waits: bool = True,
+        prefetches: bool = True,
     ) -> Following:
         """Follow a run from ``cursor``; see ``runs.follow.follow``.
 
@@ -264,7 +273,12 @@ class RunService:
         while True:
             try:
                 return await follow(
-                    self.log, target.run_id, Seq(cursor), max_events=max_events, ended=ended
+                    self.log,
+                    target.run_id,
+                    Seq(cursor),
+                    max_events=max_events,
+                    ended=ended,
+                    prefetches=prefetches,
                 )
             except LogLostError:
                 await self.audit.end_lost_log(target.run_id)

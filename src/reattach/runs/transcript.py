@@ -26,6 +26,7 @@ from reattach.domain.events import (
 from reattach.domain.ids import MessageId, StepId, new_message_id
 from reattach.domain.messages import (
     Fragment,
+    HiddenReasoningPart,
     Message,
     Role,
     SummaryPart,
@@ -99,10 +100,23 @@ class Transcript:
         """Return the number of parts of a message, which is the index of its next part."""
         return max(self._fragments[message_id], default=-1) + 1
 
-    def messages(self, run: Run) -> tuple[Message, ...]:
-        """Return the messages that the events make up, in order."""
+    def compact(self) -> None:
+        """Join the fragments that came so far, to hold less memory. Nothing else changes."""
+        for parts in self._fragments.values():
+            for fragments in parts.values():
+                if len(fragments) > 1:
+                    fragments[:] = join_fragments(fragments)
+
+    def messages(
+        self, run: Run, *, filler: HiddenReasoningPart | None = None
+    ) -> tuple[Message, ...]:
+        """Return the messages that the events make up, in order.
+
+        ``filler`` stands for each part that the events leave out before another part of its
+        message, so that the parts after it keep their places.
+        """
         return tuple(
-            self._message(run, message_id, [parts[index] for index in sorted(parts)])
+            self._message(run, message_id, _in_order(parts, filler))
             for message_id, parts in self._fragments.items()
         )
 
@@ -232,6 +246,15 @@ class Transcript:
         if failed is None:
             return None
         return RunError(run.id, failed.error_type, failed.message, failed.detail)
+
+
+def _in_order(
+    parts: Mapping[int, Sequence[Fragment]], filler: HiddenReasoningPart | None
+) -> list[Sequence[Fragment]]:
+    """Return the fragments of each part, with ``filler`` for each missing one unless it is None."""
+    if filler is None:
+        return [parts[index] for index in sorted(parts)]
+    return [parts.get(index, (filler,)) for index in range(max(parts) + 1)]
 
 
 def _approval_index(parts: Mapping[int, Sequence[Fragment]]) -> int:

@@ -46,6 +46,11 @@ def parse_event_id(text: str) -> EventId:
     return EventId(None if run_id is None else RunId(run_id), Seq(int(seq)), done is not None)
 
 
+def error_frame(data: bytes) -> bytes:
+    """Return the frame that says why a run cannot be followed. ``data`` is JSON."""
+    return b"event: run_error\ndata: %b\n\n" % data
+
+
 def ping_frame(frame: bytes) -> bytes:
     """Return a keepalive of the log's dialect as a named event."""
     return b"event: ping\n" + frame
@@ -66,6 +71,10 @@ class EventIds:
         Readers that pass the same object one after the other get the same object.
         """
         return self._shared(self._prefix, frames, first_seq)
+
+    def snapshot(self, seq: Seq, data: bytes) -> bytes:
+        """Return the frame with the run's messages as of ``seq``. ``data`` is JSON."""
+        return b"event: snapshot\nid: %b%d\ndata: %b\n\n" % (self._prefix, seq, data)
 
     def done(self, last_seq: Seq) -> bytes:
         """Return the frame that says that the run has ended."""

@@ -1,7 +1,8 @@
 """Server-sent events, limited to what the clients of the Letta API accept.
 
-The grammar is the event stream of the WHATWG HTML standard, section 9.2, without ``id:``,
-``retry:`` and comments, because the official SDKs treat a frame without data as broken.
+The grammar is the event stream of the WHATWG HTML standard, section 9.2. The routes of the Letta
+API send it without ``id:``, ``retry:`` and comments, because the official SDKs treat a frame
+without data as broken. Routes for other clients add them.
 """
 
 from typing import Final

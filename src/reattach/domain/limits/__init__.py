@@ -24,6 +24,15 @@ REPLAY_TURN_BYTES: Final = 4 * REPLAY_SLICE_BYTES
 RUN_LOG_BYTES: Final = 64 * 1024 * 1024
 """The log of one run. A live run is held in memory, and an answer of this size is a fault."""
 
+FOLDS_BYTES: Final = 64 * 1024 * 1024
+"""Folded messages of live runs that a process keeps for snapshots: some hundred long answers."""
+
+MAX_FOLDS: Final = 1000
+"""Live runs whose folded messages are kept: as many as one tenant may have open."""
+
+FOLDS_AT_ONCE: Final = 4
+"""Runs that are folded at a time. A fold is work of the event loop, so more would end no sooner."""
+
 DELTA_BYTES: Final = 256
 """Approximate memory of a fragment of an answer, beside its text."""
 

@@ -87,6 +87,9 @@ QUOTA_BURST_SECONDS: Final = 10
 PROCESS_BODY_BYTES: Final = 256 * 1024 * 1024
 """Request bodies of all tenants held by a process; one tenant can fill half of it."""
 
+MAX_FOLLOWED_RUNS: Final = 100
+"""Runs that one request follows: more than a page shows."""
+
 MAX_PAGE_ITEMS: Final = 1000
 """Rows of one response."""
 

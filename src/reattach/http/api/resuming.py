@@ -1,28 +1,32 @@
 """Routes that resume a run's stream, by run id, by OTID, or by conversation.
 
 Each is a POST in the form of the Letta API, and a GET in the form that ``EventSource`` reads.
+Others show a run's messages so far, and stream several runs.
 """
 
 from functools import cache
 from typing import Annotated, Any, Final
 
 import structlog
-from fastapi import Header, Path, Query, Response
+from fastapi import Depends, Header, Path, Query, Response
+from pydantic import Field
 
 from reattach.domain.errors import InvalidArgumentError
 from reattach.domain.ids import AgentId, ConversationId, Seq, TenantId
 from reattach.domain.limits import REPLAY_SLICE_EVENTS
-from reattach.domain.limits.requests import MAX_EVENT_ID_CHARS, MAX_ID_CHARS
+from reattach.domain.limits.requests import MAX_EVENT_ID_CHARS, MAX_ID_CHARS, MAX_OTID_CHARS
 from reattach.http.api.sending import EVENT_STREAM, STREAM_RESPONSES, deprecated_path
 from reattach.http.context import Context, ContextDep, TenantDep
 from reattach.http.json import Fault, invalid
 from reattach.http.routes import routes
-from reattach.http.schemas.fields import ThreadPath
-from reattach.http.schemas.resuming import ResumeBody, StreamQuery
+from reattach.http.schemas.fields import NOT_EMPTY, ThreadPath
+from reattach.http.schemas.resuming import FollowBody, ResumeBody, SnapshotState, StreamQuery
 from reattach.http.stream.framing import LETTA, EventSourceFraming, Framing
-from reattach.http.stream.response import RunStream
+from reattach.http.stream.many import Cursor, ManyJob, ManyStream
+from reattach.http.stream.response import RunStream, require_background
 from reattach.records.base import Thread
 from reattach.runs.follow import Target
+from reattach.runs.snapshot.snapshots import Snapshot
 from reattach.wire.event_source import EventId, EventIds, parse_event_id
 
 logger = structlog.get_logger(__name__)
@@ -49,6 +53,42 @@ EVENT_SOURCE_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     },
     204: {"description": "The client has seen the end: it must not reconnect."},
 }
+
+
+_SNAPSHOT: Final = (
+    "Returns the messages of a background run as of its newest event, `seq`, folded as in lists of "
+    "messages. Follow the run with `starting_after` set to `seq` to get all later events. Types "
+    "that `include_return_message_types` left out of the stream are left out here too."
+)
+_MANY_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": (
+            "The events of all runs as server-sent events. Each has the id `<run_id>:<seq>`. "
+            "`event: done` with the id `<run_id>:<last seq>-done` is the end of a run; "
+            "`event: run_error` says in its data why a run cannot be followed (`run_id`, `status`, "
+            "`code`, `detail`). The body ends when all runs have ended."
+        ),
+        # Without a type, because some programs check the body against it, and others each event.
+        "content": {"text/event-stream": {"schema": {}}},
+    }
+}
+
+
+async def _place(
+    run_id: Annotated[
+        Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS), NOT_EMPTY] | None,
+        Query(description="Id of the run; overrides all other look-ups."),
+    ] = None,
+    otid: Annotated[
+        Annotated[str, Field(min_length=1, max_length=MAX_OTID_CHARS), NOT_EMPTY] | None,
+        Query(description="OTID of a message that started the run; ignored if `run_id` is set."),
+    ] = None,
+    agent_id: Annotated[
+        str | None,
+        Query(max_length=MAX_ID_CHARS, description="Id of the agent, with the path `default`."),
+    ] = None,
+) -> ResumeBody:
+    return ResumeBody(run_id=run_id, otid=otid, agent_id=agent_id)
 
 
 @router.post(
@@ -114,7 +154,8 @@ async def follow_conversation(
     target = await _find(context, tenant, conversation_id, query)
     headers = _deprecation(conversation_id)
     ids = EventIds(target.run_id)
-    return _followed(context, target, query, at, ids, headers)
+    snapshot = await _first_snapshot(context, target, query, last_event_id)
+    return _followed(context, target, query, at, ids, snapshot, headers)
 
 
 @router.get(
@@ -136,7 +177,70 @@ async def follow_run(
     target = await context.runs.target(tenant, run_id)
     if at.run_id is not None:
         _check_run(at.run_id, run_id)
-    return _followed(context, target, query, at, EventIds(), None)
+    snapshot = await _first_snapshot(context, target, query, last_event_id)
+    return _followed(context, target, query, at, EventIds(), snapshot, None)
+
+
+@router.get(
+    "/v1/conversations/{conversation_id}/snapshot",
+    tags=["conversations"],
+    operation_id="retrieve_conversation_snapshot",
+    summary="Retrieve the messages of a run so far",
+    description=f"{_SNAPSHOT} The run is found as by the stream of the conversation.",
+    response_model=SnapshotState,
+)
+async def show_conversation_snapshot(
+    conversation_id: ThreadPath,
+    context: ContextDep,
+    tenant: TenantDep,
+    place: Annotated[ResumeBody, Depends(_place)],
+) -> Response:
+    target = await _find(context, tenant, conversation_id, place)
+    return await _snapshot(context, target)
+
+
+@router.get(
+    "/v1/runs/{run_id}/snapshot",
+    tags=["runs"],
+    operation_id="retrieve_run_snapshot",
+    summary="Retrieve the messages of a run so far",
+    description=_SNAPSHOT,
+    response_model=SnapshotState,
+)
+async def show_run_snapshot(
+    run_id: Annotated[str, Path(max_length=MAX_ID_CHARS)], context: ContextDep, tenant: TenantDep
+) -> Response:
+    return await _snapshot(context, await context.runs.target(tenant, run_id))
+
+
+@router.post(
+    "/v1/streams",
+    tags=["runs"],
+    operation_id="follow_runs",
+    summary="Follow several runs",
+    description=(
+        "Streams the events of up to 100 background runs over one connection, each after its own "
+        "`starting_after`, until all have ended. Never starts a run."
+    ),
+    responses=_MANY_RESPONSES,
+)
+async def follow_runs(body: FollowBody, context: ContextDep, tenant: TenantDep) -> Response:
+    job = ManyJob(
+        context.runs,
+        tenant,
+        context.clock,
+        [Cursor(one.run_id, one.starting_after) for one in body.runs],
+        named_pings=body.pings == "event",
+        stall_seconds=context.settings.stall_seconds,
+    )
+    return ManyStream(job)
+
+
+async def _snapshot(context: Context, target: Target) -> Response:
+    require_background(target)
+    snapshot = await context.runs.snapshots.of(target)
+    headers = {"cache-control": "no-store"}
+    return Response(snapshot.encode(), media_type="application/json", headers=headers)
 
 
 async def conversation_stream(
@@ -200,16 +304,29 @@ def _check_run(of_id: str, of_request: str | None) -> None:
         )
 
 
+async def _first_snapshot(
+    context: Context, target: Target, query: StreamQuery, header: str | None
+) -> Snapshot | None:
+    """Return the snapshot with which the stream begins, or None if the client has its own state."""
+    if query.begin != "snapshot" or header or query.last_event_id:
+        return None
+    require_background(target)
+    return await context.runs.snapshots.of(target)
+
+
 def _followed(
     context: Context,
     target: Target,
     query: StreamQuery,
     at: EventId,
     ids: EventIds,
+    snapshot: Snapshot | None,
     headers: dict[str, str] | None,
 ) -> Response:
-    framing = EventSourceFraming(ids, pings=query.pings == "event")
-    query = query.model_copy(update={"starting_after": at.seq})
+    opening = b"" if snapshot is None else ids.snapshot(snapshot.seq, snapshot.encode())
+    framing = EventSourceFraming(ids, pings=query.pings == "event", opening=opening)
+    seq = at.seq if snapshot is None else snapshot.seq
+    query = query.model_copy(update={"starting_after": seq})
     stream = _stream(context, target, query, headers, framing)
     if at.has_ended and not target.status.is_active:
         return Response(
@@ -225,10 +342,7 @@ def _stream(
     headers: dict[str, str] | None = None,
     framing: Framing = LETTA,
 ) -> RunStream:
-    if not target.background:
-        raise InvalidArgumentError(
-            "Run was not created in background mode, so it cannot be retrieved."
-        )
+    require_background(target)
     hint = body.batch_size if "batch_size" in body.model_fields_set else None
     return RunStream(
         context.runs,

@@ -10,7 +10,7 @@ from typing import Final
 
 from reattach.records.base import KeyScope
 
-FOLLOWING: Final = frozenset({"retrieve_conversation_stream", "retrieve_run_stream"})
+FOLLOWING: Final = frozenset({"follow_runs", "retrieve_conversation_stream", "retrieve_run_stream"})
 """Operations that only read although they are POSTs."""
 
 SENDING: Final = frozenset(

@@ -191,7 +191,7 @@ class AsgiDelivery(Delivery):
         """Deliver until the end. Without the end of the body, the server drops the connection."""
         self.following.wake = self._woken.set
         listener = asyncio.create_task(self._listen(receive))
-        opening = self._framing.opening
+        opening = self._framing.take_opening()
         complete: bool | None = False
         try:
             if not opening or await self._send(opening):
@@ -252,8 +252,8 @@ class DetachedDelivery(Delivery):
         self.following.wake = self._wake
         self.following.splice = self._framing.splice
         self._connection.on_disconnect(self._on_disconnect)
-        if self._framing.opening:
-            self._connection.write(self._framing.opening)
+        if opening := self._framing.take_opening():
+            self._connection.write(opening)
         self._write_or_abort()
 
     def _on_disconnect(self) -> None:

@@ -26,14 +26,20 @@ class Framing:
     )
     """The first headers of a response."""
 
-    opening: bytes = b""
-    """The first bytes of a body."""
+    _opening: bytes = b""
 
     farewell: bytes | None = None
     """The last bytes of a body whose run goes on elsewhere; None: such a body is cut off."""
 
     splice: Callable[[Slice], bytes] | None = None
     """Encodes frames of the log for a reader; None: they are sent as they are."""
+
+    def take_opening(self) -> bytes:
+        """Return the first bytes of the body, which are held until then."""
+        opening = self._opening
+        if opening:
+            self._opening = b""
+        return opening
 
     def keepalive(self, at: datetime, last_seq: Seq, run_id: str) -> bytes:
         """Return a keepalive for a reader that has the events up to ``last_seq``."""
@@ -48,13 +54,16 @@ LETTA: Final = Framing()
 
 
 class EventSourceFraming(Framing):
-    """The form for ``EventSource``. ``pings`` sends keepalives as events, not as comments."""
+    """The form for ``EventSource``.
+
+    ``pings`` sends keepalives as events, not as comments. ``opening`` are frames before all others.
+    """
 
     headers = (EVENT_STREAM, (b"cache-control", b"no-store, no-transform"), NOT_BUFFERED)
-    opening = event_source.RETRY_LINE
     farewell = event_source.FAREWELL
 
-    def __init__(self, ids: EventIds, *, pings: bool) -> None:
+    def __init__(self, ids: EventIds, *, pings: bool, opening: bytes = b"") -> None:
+        self._opening = event_source.RETRY_LINE + opening
         self._ids = ids
         self._pings = pings
         self.splice = self._splice

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from reattach.domain.clock import Clock
-from reattach.domain.errors import ReattachError
+from reattach.domain.errors import InvalidArgumentError, ReattachError
 from reattach.domain.events import RunStatus
 from reattach.domain.limits import REPLAY_SLICE_EVENTS
 from reattach.http.errors import error_response
@@ -35,6 +35,14 @@ _REPLACEABLE: Final = frozenset({b"cache-control", b"x-accel-buffering"})
 _RESERVED: Final = frozenset(
     {b"content-type", b"content-length", b"x-run-id", b"x-run-status", b"x-stream-starts-after"}
 )
+
+
+def require_background(target: Target) -> None:
+    """Raises InvalidArgumentError for a foreground run, which cannot be resumed."""
+    if not target.background:
+        raise InvalidArgumentError(
+            "Run was not created in background mode, so it cannot be retrieved."
+        )
 
 
 class RunStream(Response):
@@ -113,7 +121,7 @@ class RunStream(Response):
                 framing = job.framing
                 frames = rest.frames if framing.splice is None else framing.splice(rest)
                 await connection.begin(send, self._start(rest.first_seq - 1))
-                connection.finish(framing.opening + frames, framing.done(rest.last_seq))
+                connection.finish(framing.take_opening() + frames, framing.done(rest.last_seq))
                 return None
         access: Access | None = scope.get(ACCESS)
         try:

@@ -1,0 +1,1 @@
+"""Snapshots: the messages of a run as of one of its events."""

@@ -1,0 +1,277 @@
+"""Snapshots of runs, folded once for all who ask for them."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+import msgspec
+
+from reattach.domain.errors import LogLostError, LogNotFoundError, StoreUnavailableError
+from reattach.domain.errors.stores import EventsLostError, LogDamagedError
+from reattach.domain.events import RunStatus, StopReason
+from reattach.domain.ids import RunId, Seq
+from reattach.domain.limits import FOLDS_AT_ONCE, FOLDS_BYTES, MAX_CURSOR, MAX_FOLDS
+from reattach.domain.limits.requests import MAX_PAGE_ITEMS
+from reattach.domain.messages import Message
+from reattach.records.base import Run, Span, Target
+from reattach.records.records import Records
+from reattach.runs.follow import Following, Watch
+from reattach.runs.snapshot.fold import Fold, settled_items
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The messages of a run as of event ``seq``."""
+
+    run_id: RunId
+    conversation_id: str | None
+    """None for the default conversation of its agent."""
+    status: RunStatus
+    stop_reason: StopReason | None
+    seq: Seq
+    """The cursor from which following gives all other events."""
+    messages: msgspec.Raw
+    """The items of the messages as a JSON array, the input first."""
+
+    def encode(self) -> bytes:
+        """Return the snapshot as a JSON object without a line break."""
+        return msgspec.json.encode(self)
+
+
+class _Follow(Protocol):
+    """``RunService.follow``."""
+
+    def __call__(
+        self, target: Target, cursor: int, *, prefetches: bool
+    ) -> Awaitable[Following]: ...
+
+
+class _Settled(Protocol):
+    """``RunService.is_settled_in_time``."""
+
+    def __call__(self, target: Target) -> Awaitable[bool]: ...
+
+
+class _FoldedRun:
+    """The fold of one live run, and the reader that keeps it beside the run's tail."""
+
+    __slots__ = ("fold", "following", "is_kept", "lock", "size_bytes", "users")
+
+    def __init__(self) -> None:
+        self.fold: Fold | None = None
+        self.following: Following | None = None
+        self.lock = asyncio.Lock()
+        self.users = 0
+        """The calls that are making a snapshot of it."""
+        self.is_kept = True
+        """Whether the next call finds it. One that is not ends with its last user."""
+        self.size_bytes = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FoldLimits:
+    """The bounds of the folds that a process keeps."""
+
+    runs: int = MAX_FOLDS
+    size_bytes: int = FOLDS_BYTES
+
+
+class Snapshots:
+    """Makes the snapshots of all runs in this process.
+
+    The fold of a live run is kept for the next snapshot, which adds only the events since. It is
+    dropped when the run ends, when nobody has asked for the interval of pings, when the process
+    drains, and when there are too many. The snapshot of an ended run is read from the records.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        watch: Watch,
+        follow: _Follow,
+        is_settled_in_time: _Settled,
+        limits: FoldLimits | None = None,
+    ) -> None:
+        self._records = records
+        self._watch = watch
+        self._follow = follow
+        self._is_settled_in_time = is_settled_in_time
+        self._limits = limits or FoldLimits()
+        self._kept: OrderedDict[RunId, _FoldedRun] = OrderedDict()
+        """The least recently used first."""
+        self._kept_bytes = 0
+        self._folding = asyncio.Semaphore(FOLDS_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def kept(self) -> int:
+        """The number of folds that are kept."""
+        return len(self._kept)
+
+    async def of(self, target: Target) -> Snapshot:
+        """Return the run's messages as of its newest event.
+
+        The end of the run is part of it once the run's record says how the run ended. A call that
+        is cancelled leaves the fold to the others as far as it got.
+
+        Raises:
+            ExpiredError: The log was deleted after its retention, or has lost its first events.
+            StoreUnavailableError: A store does not answer, or the end is not recorded yet.
+            NotFoundError: The run was deleted meanwhile.
+        """
+        if target.status.is_active:
+            try:
+                snapshot = await self._of_live(target)
+            except (LogLostError, LogNotFoundError) as lost:
+                try:  # A new reader learns what became of the log.
+                    snapshot = await self._of_live(target)
+                except (LogLostError, LogNotFoundError):
+                    raise StoreUnavailableError(
+                        f"The events of {target.run_id} cannot be read at present. Try again in a "
+                        "moment."
+                    ) from lost
+            if snapshot is not None:
+                return snapshot
+            if not await self._is_settled_in_time(target):
+                raise StoreUnavailableError(
+                    f"The end of {target.run_id} is not recorded yet. Try again in a moment."
+                )
+        return await self._of_ended(target)
+
+    async def _of_live(self, target: Target) -> Snapshot | None:
+        """Return the snapshot of a run whose log is open, or None if the log is closed.
+
+        Raises the failure of the run's tail.
+        """
+        folded = self._use(target.run_id)
+        try:
+            async with folded.lock:
+                fold, following = await self._open(target, folded)
+                async with self._folding:
+                    await _advance(fold, following)
+                if following.failure is not None:
+                    raise following.failure
+                if following.closed:
+                    return None
+                messages = msgspec.Raw(fold.messages())
+                following.quiet_since = asyncio.get_running_loop().time()
+                self._note_size(folded, fold.size_bytes)
+            run = fold.run
+            return Snapshot(
+                run.id, run.conversation_id, RunStatus.RUNNING, None, fold.seq, messages
+            )
+        finally:
+            folded.users -= 1
+            if folded.fold is None or folded.following is None or folded.following.has_ended:
+                self._drop(target.run_id, folded)
+            elif not folded.is_kept:
+                self._close(folded)
+            self._evict()
+
+    def _use(self, run_id: RunId) -> _FoldedRun:
+        folded = self._kept.setdefault(run_id, _FoldedRun())
+        self._kept.move_to_end(run_id)
+        folded.users += 1
+        return folded
+
+    async def _open(self, target: Target, folded: _FoldedRun) -> tuple[Fold, Following]:
+        """Return the run's fold and its reader; the first caller makes them."""
+        if folded.fold is not None and folded.following is not None:
+            return folded.fold, folded.following
+        run = await self._records.runs.get(target.tenant, target.run_id)
+        following = await self._follow(target, 0, prefetches=False)
+        folded.fold, folded.following = Fold(run), following
+        following.wake = partial(self._on_wake, run.id, folded)
+        self._watch.add(following, pings=True)
+        return folded.fold, following
+
+    def _on_wake(self, run_id: RunId, folded: _FoldedRun) -> None:
+        """Drop the fold if its tail has ended, or if nobody has used it for a while."""
+        following = folded.following
+        assert following is not None
+        is_idle, following.keepalive_due = following.keepalive_due, False
+        if is_idle or following.released or following.has_ended:
+            # Later, because the watch may be going through its readers.
+            asyncio.get_running_loop().call_soon(self._drop, run_id, folded)
+
+    def _note_size(self, folded: _FoldedRun, size_bytes: int) -> None:
+        if folded.is_kept:
+            self._kept_bytes += size_bytes - folded.size_bytes
+            folded.size_bytes = size_bytes
+
+    def _evict(self) -> None:
+        """Drop the least recently used folds beyond the limits, except those in use."""
+        limits = self._limits
+        if len(self._kept) <= limits.runs and self._kept_bytes <= limits.size_bytes:
+            return
+        for run_id, folded in tuple(self._kept.items()):
+            if not folded.users:
+                self._drop(run_id, folded)
+                if len(self._kept) <= limits.runs and self._kept_bytes <= limits.size_bytes:
+                    return
+
+    def _drop(self, run_id: RunId, folded: _FoldedRun) -> None:
+        """Keep the fold no longer; no-op if that was done before."""
+        if folded.is_kept:
+            folded.is_kept = False
+            del self._kept[run_id]
+            self._kept_bytes -= folded.size_bytes
+        self._close(folded)
+
+    def _close(self, folded: _FoldedRun) -> None:
+        """Release the run's tail if nobody uses the fold any more."""
+        following = folded.following
+        if folded.users or following is None:
+            return
+        folded.fold = folded.following = None
+        following.wake = _ignore_wake
+        self._watch.remove(following)
+        task = asyncio.get_running_loop().create_task(following.aclose())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _of_ended(self, target: Target) -> Snapshot:
+        run = await self._records.runs.get(target.tenant, target.run_id)
+        following = await self._follow(Target.of(run), MAX_CURSOR, prefetches=False)
+        seq = following.cursor
+        await following.aclose()
+        items = settled_items(run, await _messages_of(self._records, run))
+        messages = msgspec.Raw(msgspec.json.encode(items))
+        return Snapshot(run.id, run.conversation_id, run.status, run.stop_reason, seq, messages)
+
+
+def _ignore_wake() -> None:
+    """Ignore a wake-up: the reader is being released."""
+
+
+async def _advance(fold: Fold, following: Following) -> None:
+    """Add the events that are there at present, and let others run in between.
+
+    Stops early if the log is closed, because its end is shown by the records.
+
+    Raises:
+        ExpiredError: Events were trimmed, or are damaged.
+        StoreUnavailableError: The store does not answer.
+    """
+    goal = following.last_seq
+    while fold.seq < goal and not following.has_ended:
+        try:
+            piece = await following.read()
+        except LogDamagedError as error:
+            raise EventsLostError(fold.run.id) from error
+        if not piece.frames:
+            return
+        fold.add(piece)
+        await asyncio.sleep(0)
+
+
+async def _messages_of(records: Records, run: Run) -> list[Message]:
+    """Return all messages of a settled run that its conversation keeps."""
+    messages: list[Message] = []
+    span = Span(MAX_PAGE_ITEMS, ascending=True)
+    while page := await records.messages.of_run(run.tenant, run.id, span):
+        messages += page
+        span = replace(span, after=page[-1].id)
+    return messages
