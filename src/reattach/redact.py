@@ -77,7 +77,7 @@ _SECRETS: Final = (
     (re.compile(r"\b(?:AIza[\w-]{20,}|AKIA[A-Z0-9]{12,})"), MASK),
     (
         re.compile(
-            r"\b(?:[srp]k|gsk|csk|xai|gh[opsu]|github_pat|glpat|hf|ya29|xox[abeprs]|pplx|nvapi|tgp)"
+            r"\b(?:[srp]k|gsk|csk|xai|gh[opsu]|github_pat|glpat|hf|ya29|xox[abeprs]|pplx|nvapi|tgp|rt1)"
             r"[-_.][\w.*-]+"
         ),
         MASK,

@@ -32,7 +32,12 @@ from typing_extensions import override
 
 from reattach.diagnostics import Diagnostic
 from reattach.domain.errors import StartupError
-from reattach.domain.limits import LEASE_SECONDS, MODEL_SILENCE_SECONDS, TOOL_SECONDS
+from reattach.domain.limits import (
+    LEASE_SECONDS,
+    MIN_TOKEN_KEY_CHARS,
+    MODEL_SILENCE_SECONDS,
+    TOOL_SECONDS,
+)
 from reattach.domain.limits.requests import (
     TENANT_BODY_BYTES,
     TENANT_BODY_BYTES_PER_MINUTE,
@@ -83,6 +88,20 @@ def _or_none(value: object) -> object:
     """Treat an empty variable as unset, because container files often declare empty ones."""
     return None if value == "" else value
 
+
+def _secrets(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    """Raise ValueError for a secret that could be guessed."""
+    if any(len(one.get_secret_value()) < MIN_TOKEN_KEY_CHARS for one in secrets):
+        raise ValueError(
+            f"a key has fewer than {MIN_TOKEN_KEY_CHARS} characters; make one with "
+            "`openssl rand -base64 32`"
+        )
+    return secrets
+
+
+SecretWords = Annotated[
+    tuple[SecretStr, ...], NoDecode, BeforeValidator(_words), AfterValidator(_secrets)
+]
 
 StoreUrl = Annotated[SecretStr | None, BeforeValidator(_or_none)]
 """A URL that may contain a password."""
@@ -260,6 +279,16 @@ class Settings(BaseSettings):
         None,
         description="Origins of web pages that may call this server; None: pages served from this "
         "machine.",
+    )
+    token_keys: SecretWords = Field(
+        (),
+        description="Secrets that sign stream tokens, of at least 32 characters: the first one "
+        "signs, all verify. None: keys in the database.",
+    )
+    tokens_in_query: bool = Field(
+        True,
+        description="Accept stream tokens in the query of GETs, as EventSource needs; proxies may "
+        "log queries.",
     )
     access_log: bool = Field(False, description="Log one line per request.")
     log_format: Literal["console", "json"] = Field("console", description="Format of log lines.")

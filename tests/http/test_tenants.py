@@ -96,6 +96,13 @@ LOOKS = [
     Look("post", f"{CONVERSATION}/stream", body={}),
     Look("post", f"{CONVERSATION}/stream", body={"run_id": "<run>"}),
     Look("post", f"{CONVERSATION}/stream", body={"otid": "<otid>"}),
+    Look("get", f"{CONVERSATION}/stream"),
+    Look("get", f"{CONVERSATION}/stream", "run_id={run}"),
+    Look("get", f"{CONVERSATION}/stream", "otid={otid}"),
+    Look("get", f"{CONVERSATION}/stream", "last_event_id={run}:1"),
+    Look("get", f"{CONVERSATION}/snapshot"),
+    Look("get", f"{CONVERSATION}/snapshot", "run_id={run}"),
+    Look("get", f"{CONVERSATION}/snapshot", "otid={otid}"),
     Look("post", f"{CONVERSATION}/cancel"),
     Look("post", f"{CONVERSATION}/compact"),
     Look("post", f"{CONVERSATION}/recompile"),
@@ -122,11 +129,19 @@ LOOKS = [
     Look("get", f"{RUN}/steps"),
     Look("get", f"{RUN}/metrics"),
     Look("post", f"{RUN}/stream", body={}),
+    Look("get", f"{RUN}/stream"),
+    Look("get", f"{RUN}/snapshot"),
     Look("get", "/v1/runs/", "after={run}"),
     Look("get", "/v1/runs/", "before={run}"),
     Look("get", "/v1/runs/", "agent_id={agent}"),
     Look("get", "/v1/runs/", "conversation_id={conversation}"),
     Look("get", "/v1/runs/active", "agent_id={agent}"),
+    Look("post", "/v1/tokens", body={"run_id": "<run>", "scope": "read"}),
+    Look("post", "/v1/tokens", body={"conversation_id": "<conversation>", "scope": "send"}),
+    Look("get", "/v1/tokens", "after={token}"),
+    Look("get", "/v1/tokens", "run_id={run}"),
+    Look("get", "/v1/tokens", "conversation_id={conversation}"),
+    Look("delete", "/v1/tokens/{token_id}"),
 ]
 
 EVERYBODYS = [
@@ -148,6 +163,7 @@ UNKNOWN = {
     "conversation": "conv-123e4567-e89b-42d3-8456-426614174000",
     "message": "message-123e4567-e89b-42d3-8456-426614174000",
     "run": "run-123e4567-e89b-42d3-8456-426614174000",
+    "token": "token-123e4567-e89b-42d3-8456-426614174000",
     "otid": "otid-123e4567",
     "block_label": "human",
     "tool": TOOL_ID,
@@ -213,6 +229,8 @@ async def test_objects_of_another_tenant_are_answered_like_unknown_ones(server: 
         "tool_name": "add",
     }
     owner, stranger = await with_key(server, DEFAULT_TENANT), await with_key(server, OTHER_TENANT)
+    token = await owner.post("/v1/tokens", json={"run_id": run_id, "scope": "read"})
+    ids["token"] = token.json()["id"]
     before = await state(owner, ids)
     for look in LOOKS:
         theirs = await response_without_ids(stranger, look, ids)

@@ -17,6 +17,7 @@ from reattach.cli.following import attach
 from reattach.cli.keys import keys
 from reattach.cli.options import fail, show_version
 from reattach.cli.serving import models, serve
+from reattach.cli.tokens import tokens
 from reattach.domain.errors import ReattachError
 
 
@@ -60,6 +61,7 @@ app.command()(attach)
 app.command()(doctor)
 app.add_typer(keys, name="keys")
 app.add_typer(callbacks, name="callbacks")
+app.add_typer(tokens, name="tokens")
 app.add_typer(db, name="db")
 
 

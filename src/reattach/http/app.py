@@ -32,6 +32,7 @@ from reattach.http.api import (
     tools,
 )
 from reattach.http.api import compaction as compacting
+from reattach.http.api.tokens import routes as tokens_api
 from reattach.http.context import Context
 from reattach.http.errors import (
     UnknownErrors,
@@ -48,6 +49,7 @@ from reattach.http.middleware.loopback import is_loopback
 from reattach.http.middleware.pages import Pages
 from reattach.http.middleware.parse_queue import ParseQueue
 from reattach.http.middleware.quotas import Bounds, Quotas
+from reattach.http.middleware.tokens import StreamTokens
 from reattach.http.routes import built_routes
 from reattach.http.stream.retried import RetriedStreams
 from reattach.settings import Settings
@@ -68,6 +70,7 @@ TAGS: Final = [
     {"name": "blocks", "description": "Pieces of memory, which agents can share."},
     {"name": "tools", "description": "Functions that the server runs when a model calls them."},
     {"name": "models", "description": "Models that agents can use."},
+    {"name": "tokens", "description": "Rights on one run or conversation, for web pages."},
     {"name": "health", "description": "For health probes; no key required."},
 ]
 
@@ -88,6 +91,7 @@ _PARTS: Final = (
     sending,
     resuming,
     runs,
+    tokens_api,
     not_offered,
 )
 
@@ -121,7 +125,11 @@ class Api(FastAPI):
                 tags=self.openapi_tags,
             )
             schema.setdefault("components", {})["securitySchemes"] = {
-                "key": {"type": "http", "scheme": "bearer", "description": "An API key."}
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key, or for some operations a stream token.",
+                }
             }
             schema["security"] = [{"key": []}]
             for path, operations in schema["paths"].items():
@@ -144,6 +152,12 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
     settings = context.settings
     quotas = _quotas_of(settings, context.clock)
     pages = Pages(settings.cors_origins)
+    tokens = StreamTokens(
+        context.records,
+        context.clock,
+        given_keys=[key.get_secret_value() for key in settings.token_keys],
+        allows_query=settings.tokens_in_query,
+    )
     authenticator = Authenticator(
         context.records.keys,
         context.clock,
@@ -151,6 +165,7 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
         open_to_all=open_to_all and not settings.require_key,
         pages=pages,
         quotas=quotas,
+        tokens=tokens,
         watch_seconds=min(KEY_CACHE_SECONDS, settings.ping_interval_seconds),
     )
     app = Api(
@@ -180,7 +195,8 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
             ClientDisconnect: on_disconnect,
         },
     )
-    app.state.context, app.fast_path = context, FastPath(context, authenticator)
+    app.state.context, app.state.tokens = context, tokens
+    app.fast_path = FastPath(context, authenticator)
     app.access_log = AccessLog(app.answer) if settings.access_log else None
     return app
 

@@ -10,6 +10,7 @@ from reattach.domain.clock import Clock
 from reattach.domain.ids import TenantId
 from reattach.engine.catalog import Catalog
 from reattach.http.middleware.access import ACCESS, Access
+from reattach.http.middleware.tokens import StreamTokens
 from reattach.records.records import Records
 from reattach.settings import Settings
 from reattach.tools.base import Toolbox
@@ -37,6 +38,11 @@ async def get_context(request: Request) -> Context:
     return context
 
 
+async def stream_tokens(request: Request) -> StreamTokens:
+    tokens: StreamTokens = request.app.state.tokens
+    return tokens
+
+
 async def access(request: Request) -> Access:
     """Return the rights of the request, which ``auth.Authentication`` determined."""
     found: Access = request.scope[ACCESS]
@@ -48,5 +54,6 @@ async def tenant(request: Request) -> TenantId:
 
 
 AccessDep = Annotated[Access, Depends(access)]
+StreamTokensDep = Annotated[StreamTokens, Depends(stream_tokens)]
 ContextDep = Annotated[Context, Depends(get_context)]
 TenantDep = Annotated[TenantId, Depends(tenant)]

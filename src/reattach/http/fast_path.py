@@ -56,13 +56,13 @@ class FastPath:
             return _replay(message, receive)
         try:
             access = await self._authenticator.access(scope, headers)
-            access.require(KeyScope.READ)
+            access.require(KeyScope.READ)  # Stream tokens take the regular way.
             access.use.admit()
             scope[ACCESS], tenant = access, access.tenant
             body = ResumeBody.model_validate(parse(message["body"]))
             conversation_id, run_id = place.groups()
             response = (
-                await conversation_stream(self._context, tenant, conversation_id, body)
+                await conversation_stream(self._context, access, conversation_id, body)
                 if conversation_id
                 else await run_stream(self._context, tenant, run_id, body)
             )

@@ -16,6 +16,7 @@ from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
 from reattach.records.database import schema
 from reattach.records.database.prepared import PreparedQuery
 from reattach.records.repository import Repository
+from reattach.records.tokens.tokens import revoke_of_key
 
 _SECRET_BYTES: Final = 32
 _PREFIX_CHARACTERS: Final = 8
@@ -65,14 +66,15 @@ class Keys(Repository):
         return [ApiKey(*row.values()) for row in await self._database.rows(rows)]
 
     async def revoke(self, key_id: str) -> None:
-        """Make the key invalid from now on. The time of the first revocation stays.
+        """Make the key and the tokens that it issued invalid from now on.
 
-        Raises NotFoundError for an unknown key.
+        The time of the first revocation stays. Raises NotFoundError for an unknown key.
         """
+        now = self._clock.now()
         revocation = (
             update(_keys)
             .where(_keys.c.id == key_id, _keys.c.revoked_at.is_(None))
-            .values(revoked_at=self._clock.now())
+            .values(revoked_at=now)
         )
 
         def write(connection: Connection) -> None:
@@ -82,6 +84,7 @@ class Keys(Repository):
                     remedy="`reattach keys list`, with the same settings, shows the ids.",
                 )
             connection.execute(revocation)
+            revoke_of_key(connection, key_id, now)
 
         await self._database.in_write(write)
 

@@ -26,6 +26,7 @@ _TEXTS: Final = {
     schema.messages.name: "Message with id {} not found.",
     schema.runs.name: "Run not found with id={}",
     schema.steps.name: "Step not found with id={}",
+    schema.stream_tokens.name: "Token not found with id={}",
 }
 
 

@@ -20,10 +20,11 @@ from reattach.records.messages import Messages
 from reattach.records.runs.notifications import Notification, listen
 from reattach.records.runs.owners import Owners
 from reattach.records.runs.runs import Runs
+from reattach.records.tokens.tokens import Tokens
 
 
 class Records:
-    """Agents, blocks, conversations, messages, runs, owners and keys of one database.
+    """Agents, blocks, conversations, messages, runs, owners, keys and tokens of one database.
 
     Every method is a transaction of its own, with the guarantees and errors of ``Database``. A
     method that takes a client's id takes the tenant too, and raises NotFoundError for a row of
@@ -41,6 +42,7 @@ class Records:
         self.callbacks = Callbacks(database, clock)
         self.owners = Owners(database, clock)
         self.keys = Keys(database, clock)
+        self.tokens = Tokens(database, clock)
 
     @classmethod
     async def open(cls, url: str, *, clock: Clock, durability: Durability = "process") -> Self:
@@ -80,13 +82,14 @@ class Records:
         return listen(self._database)
 
     async def tidy(self) -> None:
-        """Delete what remains of deleted conversations. To be called regularly.
+        """Delete expired tokens and what remains of deleted conversations. To be called regularly.
 
         Raises:
             StoreUnavailableError: The disk does not accept it now; call again later.
         """
         while await self.conversations.forget_deleted(SWEEP_BATCH_RUNS) == SWEEP_BATCH_RUNS:
             pass
+        await self.tokens.sweep()
         await self._database.tidy()
 
     async def aclose(self) -> None:

@@ -4,20 +4,36 @@ import asyncio
 import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Self
+from datetime import datetime
+from enum import Enum
+from typing import Final, Self
 
 import structlog
 
+from reattach.domain.clock import SystemClock
 from reattach.domain.errors import CursorAheadError, LogLostError, ReattachError, TrimmedError
 from reattach.domain.errors.stores import EventsLostError, LogDamagedError
 from reattach.domain.ids import Seq
-from reattach.domain.limits import LOST_LOG_FIRST_SEQ, REPLAY_SLICE_BYTES
+from reattach.domain.limits import (
+    LOST_LOG_FIRST_SEQ,
+    REPLAY_SLICE_BYTES,
+    TOKEN_EXPIRING_SECONDS,
+)
 from reattach.log.base import Log, Slice, Tail, View
 from reattach.records.base import Target
 
 logger = structlog.get_logger(__name__)
 
-__all__ = ["Following", "Target", "Watch", "follow", "remainder"]
+_SYSTEM_CLOCK: Final = SystemClock()
+
+__all__ = ["Expiry", "Following", "Target", "Watch", "follow", "remainder"]
+
+
+class Expiry(Enum):
+    """An announcement of the end of a reader's right to read."""
+
+    SOON = "soon"
+    OVER = "over"
 
 
 class Following:
@@ -32,8 +48,8 @@ class Following:
     """
 
     __slots__ = ("_behind_at", "_first", "_has_spoken", "_log", "_max_events", "_shared", "_tail",
-                 "cursor", "keepalive_due", "quiet_since", "released", "revoked", "run_id", "sink",
-                 "splice", "wake")  # fmt: skip
+                 "cursor", "expires_at", "expiry", "keepalive_due", "quiet_since", "released",
+                 "revoked", "run_id", "sink", "splice", "wake")  # fmt: skip
 
     def __init__(
         self,
@@ -63,6 +79,10 @@ class Following:
         """The process is shutting down and another one drives the run: follow it there."""
         self.revoked = False
         """The reader's key was revoked, so it may not read on."""
+        self.expires_at: datetime | None = None
+        """The end of the reader's right to read, if its stream announces it; None: no end."""
+        self.expiry: Expiry | None = None
+        """The announcement that is due."""
         self.quiet_since: float | None = None
         """When the reader last got something, by the event loop's clock; None while a write is in
         progress, when it needs no keepalive. ``silent_since`` keeps it for a sink."""
@@ -164,6 +184,20 @@ class Following:
         self.revoked = True
         self.sink = None
         self.wake()
+
+    def look_at_expiry(self, now: datetime) -> None:
+        """Wake the reader if an announcement has become due."""
+        assert self.expires_at is not None, "only readers with an end are watched for it"
+        left_seconds = (self.expires_at - now).total_seconds()
+        if left_seconds <= 0:
+            due = Expiry.OVER
+        elif left_seconds <= TOKEN_EXPIRING_SECONDS:
+            due = Expiry.SOON
+        else:
+            return
+        if due is not self.expiry:
+            self.expiry = due
+            self.wake()
 
     def silent_since(self, now: float) -> float | None:
         """Return since when the reader has got nothing: ``now`` if its sink got events meanwhile.
@@ -282,11 +316,16 @@ async def follow(
 class Watch:
     """One timer for all readers of the process.
 
-    It wakes readers for keepalives, and backs up lost wake-ups: in each round it wakes every reader
-    that had events in the previous round and has not moved since. It never queries the store.
+    It wakes readers for keepalives and before their rights expire, and backs up lost wake-ups: in
+    each round it wakes every reader that had events in the previous round and has not moved since.
+    It never queries the store. ``now`` is the clock of expiries.
     """
 
-    def __init__(self, ping_interval_seconds: float) -> None:
+    def __init__(
+        self, ping_interval_seconds: float, now: Callable[[], datetime] = _SYSTEM_CLOCK.now
+    ) -> None:
+        self._now = now
+        self._expiring: set[Following] = set()
         self._interval_seconds = ping_interval_seconds
         self._round_seconds = min(0.5, ping_interval_seconds / 4)
         self._readers: set[Following] = set()
@@ -301,12 +340,15 @@ class Watch:
         self._readers.add(following)
         if pings:
             self._pinged.add(following)
+        if following.expires_at is not None:
+            self._expiring.add(following)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._watch(), name="watch readers")
 
     def remove(self, following: Following) -> None:
         self._readers.discard(following)
         self._pinged.discard(following)
+        self._expiring.discard(following)
 
     def release(self) -> None:
         """Release all readers whose log is still open, because this process is about to end."""
@@ -326,6 +368,9 @@ class Watch:
             for following in self._readers:
                 if following.is_overlooked():
                     following.wake()
+            expiries_at = self._now()
+            for following in self._expiring:
+                following.look_at_expiry(expiries_at)
             for following in self._pinged:
                 quiet_since = following.silent_since(now)
                 if quiet_since is not None and quiet_since <= due_before:

@@ -90,7 +90,7 @@ class RunService:
         policy: ContinuePolicy = CONTINUES,
     ) -> None:
         self.log = log
-        self.watch = Watch(ping_interval_seconds)
+        self.watch = Watch(ping_interval_seconds, clock.now)
         self.open_runs = OpenRuns()
         self._has_recovered = False
         self.released = asyncio.Event()
@@ -207,7 +207,7 @@ class RunService:
         """
         run = await self._records.runs.newest_by_otid(tenant, otid)
         if run is None:
-            raise _unknown_otid(otid)
+            raise unknown_otid(otid)
         return run
 
     async def target_by_otid(self, tenant: TenantId, otid: str) -> Target:
@@ -224,7 +224,7 @@ class RunService:
                     return Target(RunId(run_id), tenant, RunStatus.RUNNING, background=True)
         target = await self._records.runs.target_by_otid(tenant, otid)
         if target is None:
-            raise _unknown_otid(otid)
+            raise unknown_otid(otid)
         return target
 
     async def active(self, tenant: TenantId, thread: Thread) -> Target:
@@ -476,7 +476,8 @@ def _parse_run_id(run_id: str) -> RunId:
     return RunId(run_id)
 
 
-def _unknown_otid(otid: str) -> NotFoundError:
+def unknown_otid(otid: str) -> NotFoundError:
+    """Return the error for an OTID that created no run."""
     return NotFoundError(
         f"No run found for otid={otid[:200]}. The run may have expired or never existed."
     )

@@ -7,6 +7,7 @@ after the end of the run. The grammar is the event stream of the WHATWG HTML sta
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from reattach.domain.ids import UUID4, RunId, Seq
@@ -54,6 +55,12 @@ def error_frame(data: bytes) -> bytes:
 def ping_frame(frame: bytes) -> bytes:
     """Return a keepalive of the log's dialect as a named event."""
     return b"event: ping\n" + frame
+
+
+def expiry_frame(name: str, at: datetime) -> bytes:
+    """Return the named event that says when a token expires or has expired."""
+    moment = at.isoformat().replace("+00:00", "Z")
+    return f'event: {name}\ndata: {{"expires_at":"{moment}"}}\n\n'.encode()
 
 
 class EventIds:

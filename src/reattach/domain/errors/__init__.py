@@ -60,6 +60,10 @@ class UnauthorizedError(ReattachError):
         super().__init__("Unauthorized")
 
 
+class TokenExpiredError(UnauthorizedError):
+    """A stream token of this server has expired. Its text is that of every other refusal."""
+
+
 class ForbiddenError(ReattachError):
     """The key is valid but lacks the scope that the request needs."""
 
@@ -73,6 +77,13 @@ class ForbiddenError(ReattachError):
             f"{' '.join(f'--scope {one}' for one in (*scopes, scope))}`.",
             missing_scope=scope,
         )
+
+
+class TokenForbiddenError(ForbiddenError):
+    """A stream token is valid, but not for this request."""
+
+    def __init__(self, fact: str, *, remedy: str = "", **extra: object) -> None:
+        ReattachError.__init__(self, fact, remedy=remedy, **extra)
 
 
 class KeyRequiredError(UnauthorizedError):

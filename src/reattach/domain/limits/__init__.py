@@ -371,6 +371,27 @@ KEY_CACHE_SECONDS: Final = 5.0
 KEY_USE_SECONDS: Final = 60.0
 """Precision of a key's last use; each update is a write."""
 
+MAX_STREAM_TOKEN_CHARS: Final = 4096
+"""A stream token; one that reads has about 300 characters, and each name in it adds its length."""
+
+STREAM_TOKEN_SECONDS: Final = 600
+"""How long a stream token is valid by default: longer than a page takes to ask for the next one."""
+
+MAX_STREAM_TOKEN_SECONDS: Final = 86_400
+"""How long a stream token may be valid, and how long a replaced signing key still verifies."""
+
+MIN_TOKEN_KEY_CHARS: Final = 32
+"""A secret in the settings that signs stream tokens."""
+
+TOKEN_EXPIRING_SECONDS: Final = 30.0
+"""How long before its end a token is announced to expire on its open streams."""
+
+TOKEN_USES_SECONDS: Final = 10.0
+"""How often the uses of stream tokens are written, all together."""
+
+TOKEN_GRACE_SECONDS: Final = 2.0
+"""How much later than streams that can announce it others end with their token."""
+
 AUDIT_LINES_PER_MINUTE: Final = 20
 """Refused keys that are logged one by one; further ones are counted."""
 

@@ -43,6 +43,12 @@ MAX_OTID_CHARS: Final = 256
 MAX_EVENT_ID_CHARS: Final = 100
 """A ``Last-Event-ID``; those of this server have at most 62."""
 
+MAX_TOKEN_MODELS: Final = 20
+"""Models that the sends with one stream token may choose."""
+
+MAX_TOKEN_CLIENT_TOOLS: Final = 50
+"""Tools of the client that they may offer."""
+
 MAX_STEPS: Final = 1000
 """Steps that one send may request."""
 

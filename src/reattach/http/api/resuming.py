@@ -16,8 +16,9 @@ from reattach.domain.ids import AgentId, ConversationId, Seq, TenantId
 from reattach.domain.limits import REPLAY_SLICE_EVENTS
 from reattach.domain.limits.requests import MAX_EVENT_ID_CHARS, MAX_ID_CHARS, MAX_OTID_CHARS
 from reattach.http.api.sending import EVENT_STREAM, STREAM_RESPONSES, deprecated_path
-from reattach.http.context import Context, ContextDep, TenantDep
+from reattach.http.context import AccessDep, Context, ContextDep, TenantDep
 from reattach.http.json import Fault, invalid
+from reattach.http.middleware.access import Access
 from reattach.http.routes import routes
 from reattach.http.schemas.fields import NOT_EMPTY, ThreadPath
 from reattach.http.schemas.resuming import FollowBody, ResumeBody, SnapshotState, StreamQuery
@@ -26,6 +27,7 @@ from reattach.http.stream.many import Cursor, ManyJob, ManyStream
 from reattach.http.stream.response import RunStream, require_background
 from reattach.records.base import Thread
 from reattach.runs.follow import Target
+from reattach.runs.service import unknown_otid
 from reattach.runs.snapshot.snapshots import Snapshot
 from reattach.wire.event_source import EventId, EventIds, parse_event_id
 
@@ -106,10 +108,10 @@ async def _place(
 async def resume_conversation(
     conversation_id: ThreadPath,
     context: ContextDep,
-    tenant: TenantDep,
+    access: AccessDep,
     body: ResumeBody | None = None,
 ) -> Response:
-    return await conversation_stream(context, tenant, conversation_id, body or ResumeBody())
+    return await conversation_stream(context, access, conversation_id, body or ResumeBody())
 
 
 @router.post(
@@ -143,7 +145,7 @@ async def resume_run(
 async def follow_conversation(
     conversation_id: ThreadPath,
     context: ContextDep,
-    tenant: TenantDep,
+    access: AccessDep,
     query: Annotated[StreamQuery, Query()],
     last_event_id: LastEventId = None,
 ) -> Response:
@@ -151,7 +153,7 @@ async def follow_conversation(
     if at.run_id is not None:
         _check_run(at.run_id, query.run_id)
         query = query.model_copy(update={"run_id": at.run_id})
-    target = await _find(context, tenant, conversation_id, query)
+    target = await _find(context, access, conversation_id, query)
     headers = _deprecation(conversation_id)
     ids = EventIds(target.run_id)
     snapshot = await _first_snapshot(context, target, query, last_event_id)
@@ -192,10 +194,10 @@ async def follow_run(
 async def show_conversation_snapshot(
     conversation_id: ThreadPath,
     context: ContextDep,
-    tenant: TenantDep,
+    access: AccessDep,
     place: Annotated[ResumeBody, Depends(_place)],
 ) -> Response:
-    target = await _find(context, tenant, conversation_id, place)
+    target = await _find(context, access, conversation_id, place)
     return await _snapshot(context, target)
 
 
@@ -224,10 +226,11 @@ async def show_run_snapshot(
     ),
     responses=_MANY_RESPONSES,
 )
-async def follow_runs(body: FollowBody, context: ContextDep, tenant: TenantDep) -> Response:
+async def follow_runs(body: FollowBody, context: ContextDep, access: AccessDep) -> Response:
+    await access.require_runs([one.run_id for one in body.runs])
     job = ManyJob(
         context.runs,
-        tenant,
+        access.tenant,
         context.clock,
         [Cursor(one.run_id, one.starting_after) for one in body.runs],
         named_pings=body.pings == "event",
@@ -244,10 +247,10 @@ async def _snapshot(context: Context, target: Target) -> Response:
 
 
 async def conversation_stream(
-    context: Context, tenant: TenantId, conversation_id: str, body: ResumeBody
+    context: Context, access: Access, conversation_id: str, body: ResumeBody
 ) -> RunStream:
     """Return the response to a resume in a conversation. Raises ReattachError."""
-    target = await _find(context, tenant, conversation_id, body)
+    target = await _find(context, access, conversation_id, body)
     headers = _deprecation(conversation_id)
     return _stream(context, target, body, headers)
 
@@ -267,12 +270,17 @@ async def run_stream(
     return _stream(context, await context.runs.target(tenant, run_id), body)
 
 
-async def _find(context: Context, tenant: TenantId, path_id: str, body: ResumeBody) -> Target:
+async def _find(context: Context, access: Access, path_id: str, body: ResumeBody) -> Target:
     """Find the run by run_id, then by otid, then as the active one."""
+    tenant = access.tenant
     if body.run_id is not None:
+        await access.require_runs([body.run_id])
         return await context.runs.target(tenant, body.run_id)
     if body.otid is not None:
-        return await context.runs.target_by_otid(tenant, body.otid)
+        target = await context.runs.target_by_otid(tenant, body.otid)
+        if not await access.covers(target.run_id):
+            raise unknown_otid(body.otid)
+        return target
     return await context.runs.active(tenant, _thread(path_id, body.agent_id))
 
 

@@ -16,6 +16,7 @@ from reattach.domain.errors import (
 )
 from reattach.domain.events import RunStatus
 from reattach.domain.limits.requests import MAX_ID_CHARS
+from reattach.http.api.tokens.bounds import require_allowed
 from reattach.http.context import AccessDep, Context, ContextDep, TenantDep
 from reattach.http.json import Fault, JsonResponse, invalid
 from reattach.http.middleware.access import Access
@@ -109,6 +110,7 @@ _SENDS_ONCE = [Depends(_refuse_reconnect)]
 async def send_to_conversation(
     conversation_id: ThreadPath, body: ConversationSendBody, context: ContextDep, access: AccessDep
 ) -> Response:
+    require_allowed(access.claims, body)
     if body.agent_id:
         check_agent_id(body.agent_id)
     addressed = await find_addressed(context.records, access.tenant, conversation_id, body.agent_id)
@@ -207,10 +209,14 @@ async def cancel_conversation(
 async def cancel_agent_runs(
     agent_id: AgentPath,
     context: ContextDep,
-    tenant: TenantDep,
+    access: AccessDep,
     body: CancelBody | None = None,
 ) -> Response:
-    await context.records.agents.get(tenant, agent_id)
+    tenant = access.tenant
+    if access.claims is None:
+        await context.records.agents.get(tenant, agent_id)
+    else:  # A token shows nothing of agents, not even that they exist.
+        await access.require_runs((body and body.run_ids) or [""])
     if body is None or not body.run_ids:
         thread = Thread(agent_id, None)
         return JsonResponse(await context.runs.cancel_thread(tenant, thread))

@@ -1,16 +1,26 @@
 """Rights of a request, and the streams that end when its key is revoked or expires."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
 import structlog
+from typing_extensions import override
 
 from reattach.domain.clock import Clock
-from reattach.domain.errors import ForbiddenError, QuotaError, ReattachError, UnauthorizedError
+from reattach.domain.errors import (
+    ForbiddenError,
+    QuotaError,
+    ReattachError,
+    TokenForbiddenError,
+    UnauthorizedError,
+)
 from reattach.domain.ids import DEFAULT_TENANT, TenantId
+from reattach.domain.stream_tokens import Claims, TokenScope, kid_of
 from reattach.http.middleware.quotas import Quotas
+from reattach.http.middleware.scopes import OF_TOKENS
+from reattach.http.middleware.tokens import StreamTokens
 from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
 from reattach.records.keys import Keys
 
@@ -26,6 +36,9 @@ class Access:
     """The rights of one key in this process, and the streams and waits that are open with it."""
 
     __slots__ = ("_ends", "_watch", "expires_at", "is_over", "key_id", "scopes", "tenant", "use")
+
+    claims: Claims | None = None
+    """The limits of a stream token; None: the access of a key."""
 
     def __init__(self, watch: "AccessWatch", quotas: Quotas, key: ApiKey | None) -> None:
         self._watch = watch
@@ -48,6 +61,25 @@ class Access:
         """Raises ForbiddenError if the key lacks the scope."""
         if scope not in self.scopes:
             raise ForbiddenError(scope, sorted(self.scopes))
+
+    async def require_operation(
+        self,
+        operation_id: str | None,  # noqa: ARG002
+        scope: KeyScope,
+        path: Mapping[str, object],  # noqa: ARG002
+    ) -> None:
+        """Check an operation that needs a key with ``scope``, and what its path names.
+
+        Raises ForbiddenError.
+        """
+        self.require(scope)
+
+    async def covers(self, run_id: str) -> bool:  # noqa: ARG002
+        """Return whether the run, if it exists for the tenant, may be used."""
+        return True
+
+    async def require_runs(self, run_ids: Sequence[str]) -> None:
+        """Raises TokenForbiddenError, whether or not such runs exist, if it does not cover them."""
 
     def add(self, end: Callable[[], object]) -> None:
         """Call ``end`` once when the key becomes invalid, unless it is discarded before."""
@@ -90,15 +122,105 @@ class Access:
             self.use.close_stream()
 
 
+class TokenAccess(Access):
+    """The rights of one stream token: on one run, or on one conversation and its runs."""
+
+    __slots__ = ("_covered", "_tokens", "claims", "kid")
+
+    def __init__(
+        self,
+        watch: "AccessWatch",
+        quotas: Quotas,
+        token: str,
+        claims: Claims,
+        tokens: StreamTokens,
+    ) -> None:
+        super().__init__(watch, quotas, None)
+        self._tokens = tokens
+        self._covered: set[str] = set()
+        self.claims: Claims = claims
+        self.kid = kid_of(token) or ""
+        self.key_id = claims.id
+        self.tenant = claims.tenant
+        self.use = quotas.of(claims.tenant)
+        self.scopes = frozenset()
+        self.expires_at = claims.expires_at
+
+    @override
+    def require(self, scope: KeyScope) -> None:
+        raise _closed()
+
+    @override
+    async def require_operation(
+        self, operation_id: str | None, scope: KeyScope, path: Mapping[str, object]
+    ) -> None:
+        needed = OF_TOKENS.get(operation_id or "")
+        if needed is None:
+            raise _closed()
+        if needed not in self.claims.scopes:
+            raise TokenForbiddenError(
+                f"This request needs the scope '{needed}', and the stream token has only: "
+                f"{', '.join(self.claims.scopes)}.",
+                remedy="Ask your application for a token with that scope.",
+                missing_scope=needed,
+            )
+        if "run_id" in path:
+            await self.require_runs([str(path["run_id"])])
+        elif "conversation_id" in path and path["conversation_id"] != self.claims.conversation_id:
+            raise self._outside()
+
+    @override
+    async def covers(self, run_id: str) -> bool:
+        claims = self.claims
+        if run_id == claims.run_id or run_id in self._covered:
+            return True
+        if claims.conversation_id is None:
+            return False
+        if await self._tokens.conversation_of(claims.tenant, run_id) != claims.conversation_id:
+            return False
+        self._covered.add(run_id)  # A run stays in its conversation.
+        return True
+
+    @override
+    async def require_runs(self, run_ids: Sequence[str]) -> None:
+        for run_id in run_ids:
+            if not await self.covers(run_id):
+                raise self._outside()
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether it is neither revoked nor expired, by the last look at the records."""
+        return self._tokens.is_valid(self.claims, self.kid)
+
+    def note_use(self) -> None:
+        """Count a request with the token."""
+        self._tokens.note_use(self.claims.id)
+
+    def _outside(self) -> TokenForbiddenError:
+        subject = self.claims.run_id or self.claims.conversation_id
+        return TokenForbiddenError(f"This stream token is only for {subject}.")
+
+
+def _closed() -> TokenForbiddenError:
+    scopes = ", ".join(TokenScope)
+    return TokenForbiddenError(
+        f"A stream token does not open this route, whatever its scopes are ({scopes}).",
+        remedy="Use an API key, on your own server.",
+    )
+
+
 class AccessWatch:
-    """Finds keys that became invalid while streams are open with them.
+    """Finds keys and tokens that became invalid while streams are open with them.
 
     Other processes can revoke keys, so the records are queried every ``interval_seconds``: one
-    statement for all keys in use here, and none if no key is in use.
+    statement for all keys in use here and one for all tokens, and none if none is in use.
     """
 
-    def __init__(self, keys: Keys, clock: Clock, interval_seconds: float) -> None:
+    def __init__(
+        self, keys: Keys, tokens: StreamTokens | None, clock: Clock, interval_seconds: float
+    ) -> None:
         self._keys = keys
+        self._tokens = tokens
         self._clock = clock
         self._interval_seconds = interval_seconds
         self._used: dict[str | None, Access] = {}
@@ -125,12 +247,22 @@ class AccessWatch:
 
     async def _look(self) -> None:
         used = list(self._used.values())
-        key_ids = [access.key_id for access in used if access.key_id is not None]
+        tokens = [access for access in used if isinstance(access, TokenAccess)]
+        others = [access for access in used if access.claims is None]
+        if tokens and self._tokens is not None:
+            await self._tokens.refresh()
+        key_ids = [access.key_id for access in others if access.key_id is not None]
         valid = await self._keys.filter_valid(key_ids) if key_ids else frozenset()
-        open_to_all = len(key_ids) < len(used) and not await self._keys.exist()
-        for access in used:
+        open_to_all = len(key_ids) < len(others) and not await self._keys.exist()
+        for access in others:
             if access.key_id in valid or (access.key_id is None and open_to_all):
                 continue
-            self._used.pop(access.key_id, None)
-            logger.info("key revoked or expired", key=access.key_id, tenant=access.tenant)
-            access.end()
+            self._end(access)
+        for token in tokens:
+            if not token.is_valid:
+                self._end(token)
+
+    def _end(self, access: Access) -> None:
+        self._used.pop(access.key_id, None)
+        logger.info("key revoked or expired", key=access.key_id, tenant=access.tenant)
+        access.end()

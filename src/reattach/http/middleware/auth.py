@@ -1,4 +1,6 @@
-"""Authentication by ``Authorization: Bearer <key>``, before anything else is done.
+"""Authentication by ``Authorization: Bearer <key or stream token>``, before anything else is done.
+
+Pages that cannot send the header put their token into the query of the GETs for them.
 
 The other methods of the retired server are not supported: a shared password in ``X-BARE-PASSWORD``,
 and a ``user_id`` header that nobody checked.
@@ -10,18 +12,26 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reattach.domain.clock import Clock
-from reattach.domain.errors import KeyRequiredError, ReattachError, UnauthorizedError
+from reattach.domain.errors import (
+    KeyRequiredError,
+    ReattachError,
+    TokenExpiredError,
+    UnauthorizedError,
+)
 from reattach.domain.limits import KEY_CACHE_ENTRIES, KEY_CACHE_SECONDS, MAX_API_KEY_CHARS
+from reattach.domain.stream_tokens import is_stream_token
 from reattach.http.errors import error_response
-from reattach.http.middleware.access import ACCESS, Access, AccessWatch
+from reattach.http.middleware.access import ACCESS, Access, AccessWatch, TokenAccess
 from reattach.http.middleware.key_uses import KeyUses
 from reattach.http.middleware.loopback import require_direct_loopback
 from reattach.http.middleware.pages import Pages
 from reattach.http.middleware.quotas import Quotas
 from reattach.http.middleware.refusals import Audit
+from reattach.http.middleware.tokens import StreamTokens
 from reattach.records.keys import Keys
 from reattach.single_flight import SingleFlight
 
@@ -57,8 +67,10 @@ class Authenticator:
         pages: Pages | None = None,
         watch_seconds: float = KEY_CACHE_SECONDS,
         quotas: Quotas | None = None,
+        tokens: StreamTokens | None = None,
     ) -> None:
         self._keys = keys
+        self._tokens = tokens
         self._clock = clock
         self._may_be_open = may_be_open or open_to_all
         self._open_to_all = open_to_all
@@ -67,7 +79,7 @@ class Authenticator:
         self._keyless_until = 0.0  # no look-up before
         self._known = _Cache()
         self._unknown = _Cache()  # separate, so that guesses evict no known keys
-        self._watch = AccessWatch(keys, clock, watch_seconds)
+        self._watch = AccessWatch(keys, tokens, clock, watch_seconds)
         self._quotas = quotas or Quotas(clock=clock)
         self._keyless = Access(self._watch, self._quotas, None)
         self._uses = KeyUses(keys, clock)
@@ -78,18 +90,26 @@ class Authenticator:
     async def access(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Access:
         """Return the rights of the request.
 
-        Raises UnauthorizedError (KeyRequiredError while the server has no keys), MisdirectedError,
-        StoreUnavailableError.
+        Raises UnauthorizedError (KeyRequiredError while the server has no keys, TokenExpiredError),
+        MisdirectedError, StoreUnavailableError.
         """
-        if self._may_be_open and await self._is_keyless():
-            if not self._open_to_all:
-                require_direct_loopback(scope, headers)
-                self._pages.require_local(headers)
-            return self._keyless
+        is_open = self._may_be_open and await self._is_keyless()
+        if is_open and not self._open_to_all:
+            require_direct_loopback(scope, headers)
+            self._pages.require_local(headers)
         authorization = headers.get(b"authorization", b"").decode("latin-1")
         scheme, _, secret = authorization.partition(" ")
         secret = secret.strip()
-        if scheme.lower() != "bearer" or not secret or len(secret) > MAX_API_KEY_CHARS:
+        is_bearer = scheme.lower() == "bearer"
+        if self._tokens is not None:
+            token = secret if is_bearer and is_stream_token(secret) else None
+            if not (is_bearer and secret):
+                token = self._tokens.in_query(scope, path_of(scope))
+            if token is not None:  # Even an open server gives a token no more than its rights.
+                return await self._access_of_token(self._tokens, scope, headers, token)
+        if is_open:
+            return self._keyless
+        if not is_bearer or not secret or len(secret) > MAX_API_KEY_CHARS:
             raise await self._refusal(scope, secret)
         digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
         now = self._clock.monotonic_seconds()
@@ -103,12 +123,23 @@ class Authenticator:
             raise await self._refusal(scope, secret)
         return access
 
+    async def _access_of_token(
+        self, tokens: StreamTokens, scope: Scope, headers: Mapping[bytes, bytes], token: str
+    ) -> Access:
+        claims = await tokens.verify(token)
+        if claims is None or not _is_from(claims.origin, headers):
+            raise await self._refusal(scope, token)
+        if self._clock.now() >= claims.expires_at:
+            raise TokenExpiredError
+        used = self._watch.used(claims.id)
+        return used or TokenAccess(self._watch, self._quotas, token, claims, tokens)
+
     async def _refusal(self, scope: Scope, secret: str) -> UnauthorizedError:
         """Record a refused request and return its error."""
         if not scope.get(_REFUSED):  # The routes repeat the refusal of the fast path.
             scope[_REFUSED] = True
             self._audit.refused(scope, secret)
-        if await self._is_keyless():
+        if not is_stream_token(secret) and await self._is_keyless():
             return KeyRequiredError("accepts only requests with a key")
         return UnauthorizedError()
 
@@ -139,6 +170,17 @@ class Authenticator:
             return True
         self._keyless_until = now + KEY_CACHE_SECONDS
         return False
+
+
+def _is_from(origin: str | None, headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether pages of ``origin`` may have sent the request; None stands for all pages.
+
+    Browsers name the origin in every request whose answer a page of another origin could read.
+    """
+    given = headers.get(b"origin")
+    if origin is None or given is not None:
+        return origin is None or given == origin.encode()
+    return headers.get(b"sec-fetch-site") != b"cross-site"
 
 
 class _Cache:
@@ -173,11 +215,25 @@ class Authentication:
             access = await self._authenticator.access(scope, dict(scope["headers"]))
             if ACCESS not in scope:  # Otherwise it has been counted already.
                 access.use.admit()
+        except TokenExpiredError as error:
+            await _answer_expired(error, scope)(scope, receive, send)
+            return
         except ReattachError as error:
             await error_response(error)(scope, receive, send)
             return
+        if isinstance(access, TokenAccess):
+            access.note_use()
         scope[ACCESS] = access
         await self._app(scope, receive, send)
+
+
+def _answer_expired(error: TokenExpiredError, scope: Scope) -> Response:
+    """Return a 401, or for an ``EventSource`` that reconnects a 204, after which it stops."""
+    headers, query = dict(scope["headers"]), scope.get("query_string", b"")
+    reconnects = b"last-event-id" in headers or b"last_event_id=" in query
+    if reconnects and b"token=" in query and b"authorization" not in headers:
+        return Response(status_code=204, headers={"cache-control": "no-store"})
+    return error_response(error)
 
 
 def path_of(scope: Scope) -> str:

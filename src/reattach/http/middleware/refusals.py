@@ -8,6 +8,7 @@ from starlette.types import Scope
 
 from reattach.domain.clock import Clock
 from reattach.domain.limits import AUDIT_LINES_PER_MINUTE
+from reattach.domain.stream_tokens import is_stream_token
 
 logger = structlog.get_logger("reattach.audit")
 
@@ -51,4 +52,6 @@ def _shown(secret: str) -> str:
     """Return the prefix that `reattach keys list` shows, and nothing of other secrets."""
     if not secret:
         return "none"
+    if is_stream_token(secret):
+        return "a stream token"
     return f"{secret[:_PREFIX_CHARACTERS]}…" if _OURS.fullmatch(secret) else "not a Reattach key"

@@ -1,17 +1,20 @@
-"""The scope that a key needs for each operation.
+"""The scope that a key or a stream token needs for each operation.
 
 Reading needs ``read`` (every GET, and following a run), talking to an agent needs ``send``, and
 changing agents and blocks or deleting anything needs ``admin``, as does every operation that is not
-listed here.
+listed here. A stream token opens the operations of ``OF_TOKENS`` and no others.
 """
 
 from collections.abc import Collection
 from typing import Final
 
+from reattach.domain.stream_tokens import TokenScope
 from reattach.records.base import KeyScope
 
-FOLLOWING: Final = frozenset({"follow_runs", "retrieve_conversation_stream", "retrieve_run_stream"})
-"""Operations that only read although they are POSTs."""
+FOLLOWING: Final = frozenset(
+    {"create_token", "follow_runs", "retrieve_conversation_stream", "retrieve_run_stream"}
+)
+"""Operations that only read although they are POSTs. A token gets no rights that its key lacks."""
 
 SENDING: Final = frozenset(
     {
@@ -32,6 +35,25 @@ SENDING: Final = frozenset(
 )
 """Operations of a client that talks to agents and manages its conversations."""
 
+OF_TOKENS: Final = {
+    "cancel_conversation": TokenScope.CANCEL,
+    "cancel_message": TokenScope.CANCEL,
+    "follow_conversation_stream": TokenScope.READ,
+    "follow_run_stream": TokenScope.READ,
+    "follow_runs": TokenScope.READ,
+    "list_conversation_messages": TokenScope.READ,
+    "list_messages_for_run": TokenScope.READ,
+    "retrieve_conversation_snapshot": TokenScope.READ,
+    "retrieve_conversation_stream": TokenScope.READ,
+    "retrieve_run": TokenScope.READ,
+    "retrieve_run_snapshot": TokenScope.READ,
+    "retrieve_run_stream": TokenScope.READ,
+    "send_conversation_message": TokenScope.SEND,
+}
+"""Operations that a stream token opens for its own run or conversation.
+
+The path names one of them, or neither. Operations check the runs that a query or a body names.
+"""
 
 _READING_METHODS: Final = frozenset({"GET", "HEAD"})
 

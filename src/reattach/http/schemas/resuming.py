@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from reattach.domain.limits import MAX_CURSOR
+from reattach.domain.limits import MAX_CURSOR, MAX_STREAM_TOKEN_CHARS
 from reattach.domain.limits.requests import (
     MAX_EVENT_ID_CHARS,
     MAX_FOLLOWED_RUNS,
@@ -77,6 +77,12 @@ class StreamQuery(ResumeBody):
             "`snapshot`: begin with the messages so far, as `event: snapshot`, and go on with the "
             "events after them. A client that reconnects with an id does not get it again."
         ),
+    )
+    token: str | None = Field(
+        None,
+        max_length=MAX_STREAM_TOKEN_CHARS,
+        description="A stream token, for clients that cannot send `Authorization`, which overrides "
+        "it.",
     )
 
 

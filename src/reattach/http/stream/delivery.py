@@ -15,7 +15,7 @@ from reattach.domain.errors import ReattachError
 from reattach.domain.errors.stores import LogDamagedError
 from reattach.domain.limits import REPLAY_TURN_BYTES
 from reattach.http.stream.framing import LETTA, Framing
-from reattach.runs.follow import Following, Target
+from reattach.runs.follow import Expiry, Following, Target
 from reattach.runs.service import RunService
 
 logger = structlog.get_logger(__name__)
@@ -83,12 +83,14 @@ class StreamJob:
 class Delivery(ABC):
     """Delivers what ``following`` yields to one reader: events, keepalives, and the end."""
 
-    __slots__ = ("_framing", "_job", "_settled", "following", "gone")
+    __slots__ = ("_announced", "_framing", "_job", "_settled", "following", "gone")
 
     def __init__(self, job: StreamJob, following: Following) -> None:
         self._job = job
         self._framing = job.framing
         self._settled = False
+        self._announced: Expiry | None = None
+        """The last announcement of the end of the reader's rights."""
         self.following = following
         self.gone = False
         """The reader went away."""
@@ -100,13 +102,16 @@ class Delivery(ABC):
     async def advance(self) -> bool | None:
         """Send everything that is available and return None, or return how the stream ended.
 
-        True: the body ends properly, with ``[DONE]`` or the farewell of its form. False: it is cut
-        off, because the reader is gone or stalled, or the log cannot be followed any longer.
+        True: the body ends properly, with ``[DONE]``, the farewell of its form, or the announcement
+        that its token has expired. False: it is cut off, because the reader is gone or stalled, or
+        the log cannot be followed any longer.
         """
         following, sent_bytes = self.following, 0
         while not self.gone:
             if following.revoked:
                 return self._log_cut_off("its key was revoked or has expired")
+            if following.expiry is not self._announced and not await self._announce():
+                return self._announced is Expiry.OVER and not self.gone
             try:
                 piece = await following.read()
             except ReattachError as error:
@@ -130,6 +135,17 @@ class Delivery(ABC):
                     return ended
                 if not await self._send(self._keepalive()):
                     return False
+        return False
+
+    async def _announce(self) -> bool:
+        """Tell the reader that its rights end; return whether the body goes on."""
+        following = self.following
+        assert following.expires_at is not None, "it has an expiry"
+        self._announced = following.expiry
+        if following.expiry is Expiry.SOON:
+            return await self._send(self._framing.expiring(following.expires_at))
+        self._log_cut_off("its token has expired")
+        await self._end(self._framing.expired(following.expires_at))
         return False
 
     async def _end_if_due(self) -> bool | None:
@@ -322,6 +338,7 @@ class DetachedDelivery(Delivery):
             or following.keepalive_due
             or following.released
             or following.revoked
+            or following.expiry is not self._announced
             or following.failure is not None
             or (following.closed and self._job.target.status.is_active)
         )

@@ -150,7 +150,7 @@ class RunStream(Response):
         receive: Receive,
         send: Send,
     ) -> None:
-        watch = self._job.runs.watch
+        job, watch = self._job, self._job.runs.watch
 
         async def release() -> None:
             watch.remove(following)
@@ -165,6 +165,8 @@ class RunStream(Response):
         except BaseException:
             await release()
             raise
+        if access is not None and access.claims is not None and job.framing.announces_expiry:
+            following.expires_at = access.expires_at
         watch.add(following, pings=self._include_pings)
         if connection is not None:
             DetachedDelivery(self._job, following, connection, release).begin()

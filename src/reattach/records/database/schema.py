@@ -59,6 +59,8 @@ LOG_KEPT = text("log_deleted_at IS NULL")
 
 CALLBACK_DUE = text("callback_due_at IS NOT NULL")
 
+REVOKED = text("revoked_at IS NOT NULL")
+
 
 def _listed(name: str, *parts: Column[Any] | Index) -> Table:
     """Return a table whose rows clients query by id, each the row of a tenant."""
@@ -311,6 +313,43 @@ callback_secrets = Table(
 """The secrets that sign the callbacks of each tenant, in plain text because signing needs them.
 
 ``signs_until`` is the end of the overlap of a replaced secret.
+"""
+
+stream_tokens = _listed(
+    "stream_tokens",
+    Column("run_id", Characters()),
+    Column("conversation_id", Characters()),
+    Column("key_id", Characters()),
+    Column("scope_names", Typed(tuple[str, ...], ()), nullable=False),
+    Column("origin", Characters()),
+    Column("created_at", Moment, nullable=False),
+    Column("expires_at", Moment, nullable=False),
+    Column("revoked_at", Moment),
+    Column("uses", Whole(0), server_default=text("0"), nullable=False),
+    Column("last_used_at", Moment),
+    Index("ix_stream_tokens_tenant_created_at", "tenant", "created_at", "ordinal"),
+    Index("ix_stream_tokens_run_id", "run_id"),
+    Index("ix_stream_tokens_conversation_id", "conversation_id"),
+    Index("ix_stream_tokens_key_id", "key_id"),
+    Index("ix_stream_tokens_expires_at", "expires_at"),
+    partial_index("ix_stream_tokens_revoked_at", "revoked_at", REVOKED),
+)
+"""The stream tokens that have not expired, without anything that would make one valid.
+
+They name runs and conversations without foreign keys: a token for a deleted run finds nothing.
+"""
+
+signing_keys = Table(
+    "signing_keys",
+    metadata,
+    Column("ordinal", Ordinal, primary_key=True),
+    Column("secret", Characters(), nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("retired_at", Moment),
+)
+"""The secrets that sign stream tokens, in plain text because signing needs them.
+
+The newest one signs. The setting ``token_keys`` keeps them out of the database.
 """
 
 for _table in metadata.sorted_tables:

@@ -79,6 +79,7 @@ def _prepare_target(rows: Select[Any]) -> PreparedQuery:
 _TARGET_BY_ID: Final = _prepare_target(_BY_ID)
 _TARGET_BY_OTID: Final = _prepare_target(_BY_OTID)
 _ACTIVE_TARGET: Final = _prepare_target(_ACTIVE)
+_CONVERSATION: Final = PreparedQuery(_BY_ID.with_only_columns(_runs.c.conversation_id))
 
 _STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
 
@@ -136,6 +137,11 @@ class Runs(Repository):
         if target is None:
             raise lookup.not_found(_runs, run_id)
         return target
+
+    async def conversation_of(self, tenant: TenantId, run_id: str) -> str | None:
+        """Return the run's conversation; None if it has none, or if there is no such run."""
+        rows = await self._database.run_prepared(_CONVERSATION, tenant=tenant, run_id=run_id)
+        return rows[0][0] if rows else None
 
     async def target_by_otid(self, tenant: TenantId, otid: str) -> Target | None:
         """Return the same part of the run of ``newest_by_otid``."""

@@ -1,0 +1,1 @@
+"""Stream tokens: the issued ones, and the keys that sign them."""
