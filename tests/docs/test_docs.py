@@ -15,6 +15,7 @@ import pytest
 
 from reattach.settings import Settings, variable_of
 from reattach.testing.programs.server import ServerProcess
+from tests.support.javascript_client import PACKAGE, require_client
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -106,8 +107,12 @@ def compiled(server: ServerProcess) -> Iterator[Path]:
         if os.environ.get("CI"):
             pytest.fail("node and its packages are needed in CI; scripts/setup installs them")
         pytest.skip("node is not installed")
+    require_client()
     folder = Path(tempfile.mkdtemp(prefix=".docs-", dir=MODULES))
     try:
+        ours = folder / "node_modules" / "@reattach" / "client"
+        ours.parent.mkdir(parents=True)
+        ours.symlink_to(PACKAGE, target_is_directory=True)
         for page in pages_with(SCRIPTS):
             program = folder / f"{Path(page).stem}.mts"
             program.write_text(for_server(blocks(ROOT / page, SCRIPTS), server))
