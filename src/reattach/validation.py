@@ -12,6 +12,8 @@ from reattach.domain.ids import (
     CONVERSATION_PATTERN,
     MCP_SERVER_PATTERN,
     MESSAGE_PATTERN,
+    RUN_PATTERN,
+    STREAM_TOKEN_PATTERN,
     TOOL_PATTERN,
 )
 
@@ -24,6 +26,7 @@ _EXPECTED: Final[Mapping[str, str]] = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
     "dict_type": "{object}",
+    "enum": "{expected}",
     "finite_number": "a finite number",
     "float_parsing": "a number",
     "float_type": "a number",
@@ -69,6 +72,8 @@ _MATCHING: Final[Mapping[str, str]] = {
     MCP_SERVER_PATTERN: _id("an MCP server", "mcp_server-"),
     MESSAGE_PATTERN: _id("a message", "message-"),
     TOOL_PATTERN: _id("a tool", "tool-"),
+    RUN_PATTERN: _id("a run", "run-"),
+    STREAM_TOKEN_PATTERN: _id("a stream token", "token-"),
 }
 """Values that match a pattern, by the pattern."""
 

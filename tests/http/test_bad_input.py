@@ -99,6 +99,8 @@ async def prober(server: Server) -> Prober:
     conversation = await server.conversation(agent["id"])
     await server.send(conversation["id"], "hi")
     [run] = await server.got("/v1/runs/")
+    asked = {"run_id": run["id"], "scope": "read"}
+    token = await server.client.post("/v1/tokens", json=asked)
     ids = {
         "agent_id": agent["id"],
         "conversation_id": conversation["id"],
@@ -109,6 +111,7 @@ async def prober(server: Server) -> Prober:
         "tool_id": agent["tools"][0]["id"],
         "tool_name": "add",
         "mcp_server_id": server_id("files"),
+        "token_id": token.json()["id"],
     }
     return Prober(server, ids)
 

@@ -35,6 +35,7 @@ OTHERS = [
     "/v1/agents/{agent_id}/core-memory/blocks",
     "/v1/tools/",
     "/v1/agents/{agent_id}/tools",
+    "/v1/tokens",
 ]
 RELATIVE = [
     *((path, "") for path in OTHERS),
@@ -104,6 +105,9 @@ async def filled(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fill
             await live.client.patch(f"/v1/agents/{changed}", json={"description": "d"})
         assert sent
         [run, *_] = await live.got("/v1/runs/", conversation_id=threads[2])
+        for _ in range(4):
+            asked = {"run_id": run["id"], "scope": "read"}
+            assert (await live.client.post("/v1/tokens", json=asked)).is_success
         names = {"agent_id": agent, "conversation_id": threads[2], "run_id": run["id"]}
         yield Filled(live, names)
 

@@ -98,8 +98,9 @@ async def test_a_malformed_id_of_each_kind_is_explained_without_a_pattern(server
     assert len(kinds) >= 9
     for path in kinds.values():
         response = await server.client.get(re.sub(r"{\w+}", "x", path))
-        if response.status_code == 405:
-            response = await server.client.post(re.sub(r"{\w+}", "x", path))
+        for method in ("POST", "DELETE"):
+            if response.status_code == 405:
+                response = await server.client.request(method, re.sub(r"{\w+}", "x", path))
         if response.status_code == 400:  # A run's id is checked by its operations.
             continue
         assert response.status_code == 422, path

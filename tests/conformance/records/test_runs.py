@@ -87,6 +87,7 @@ async def test_the_stored_error_and_options_of_a_run_are_those_of_the_api(world:
             "assistant_message_tool_name": "send_message",
             "assistant_message_tool_kwarg": "message",
             "include_return_message_types": None,
+            "include_compaction_messages": False,
         },
     ]
 

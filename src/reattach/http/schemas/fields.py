@@ -25,6 +25,7 @@ from reattach.domain.ids import (
     CONVERSATION_PATTERN,
     MCP_SERVER_PATTERN,
     MESSAGE_PATTERN,
+    STREAM_TOKEN_PATTERN,
     TOOL_PATTERN,
     AgentId,
     BlockId,
@@ -159,6 +160,7 @@ ConversationPath = Annotated[
     ConversationId, _id_path("conv-", CONVERSATION_PATTERN, "conversation")
 ]
 ToolPath = Annotated[str, _id_path("tool-", TOOL_PATTERN, "tool")]
+StreamTokenPath = Annotated[str, _id_path("token-", STREAM_TOKEN_PATTERN, "token")]
 McpServerPath = Annotated[str, _id_path("mcp_server-", MCP_SERVER_PATTERN, "MCP server")]
 MessagePath = Annotated[MessageId, _id_path("message-", MESSAGE_PATTERN, "message")]
 ThreadPath = Annotated[

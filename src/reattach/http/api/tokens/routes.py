@@ -3,10 +3,9 @@
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import Path, Query, Response
+from fastapi import Query, Response
 
 from reattach.domain.ids import CONVERSATION_PATTERN, RUN_PATTERN, ConversationId
-from reattach.domain.limits.requests import MAX_ID_CHARS
 from reattach.domain.stream_tokens import Claims, TokenScope
 from reattach.http.api.tokens.schemas import IssuedToken, RevokedTokens, TokenBody, TokenState
 from reattach.http.context import AccessDep, ContextDep, StreamTokensDep, TenantDep
@@ -14,6 +13,7 @@ from reattach.http.json import Fault, invalid
 from reattach.http.paging import NewestPage
 from reattach.http.readable import readable_items
 from reattach.http.routes import routes
+from reattach.http.schemas.fields import StreamTokenPath
 from reattach.records.base import KeyScope
 
 router = routes("tokens")
@@ -103,7 +103,7 @@ async def list_tokens(
     description="It stops working within 5 s on every server, and its open streams end.",
 )
 async def revoke_token(
-    token_id: Annotated[str, Path(max_length=MAX_ID_CHARS, description="Id of the token.")],
+    token_id: StreamTokenPath,
     context: ContextDep,
     tenant: TenantDep,
 ) -> None:

@@ -1,8 +1,8 @@
 """Schemas of stream tokens."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from reattach.domain.ids import CONVERSATION_PATTERN, RUN_PATTERN
@@ -17,7 +17,25 @@ from reattach.domain.stream_tokens import TokenScope
 from reattach.http.schemas.fields import NUMERIC, Answer, Body, Handle, UtcTime, members_of
 from reattach.records.tokens.tokens import StreamToken
 
-Scopes = Annotated[list[TokenScope], Field(min_length=1, max_length=len(TokenScope))]
+_ONE_SCOPE: Final = {"type": "string", "enum": [scope.value for scope in TokenScope]}
+Scopes = Annotated[
+    list[TokenScope],
+    BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
+    Field(min_length=1, max_length=len(TokenScope)),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _ONE_SCOPE,
+                {
+                    "type": "array",
+                    "items": _ONE_SCOPE,
+                    "minItems": 1,
+                    "maxItems": len(TokenScope),
+                },
+            ]
+        }
+    ),
+]
 
 
 def _one_origin(text: str) -> str:
@@ -36,7 +54,7 @@ class TokenBody(Body):
         pattern=CONVERSATION_PATTERN,
         description="The conversation that it is for, with all its runs.",
     )
-    scope: TokenScope | Scopes = Field(
+    scope: Scopes = Field(
         description="`read` follows runs and reads messages, `send` sends to the conversation, "
         "`cancel` cancels its runs. `send` and `cancel` need a key with the scope `send`."
     )
@@ -60,8 +78,7 @@ class TokenBody(Body):
 
     @property
     def scopes(self) -> tuple[TokenScope, ...]:
-        given = [self.scope] if isinstance(self.scope, TokenScope) else self.scope
-        return tuple(one for one in TokenScope if one in given)
+        return tuple(one for one in TokenScope if one in self.scope)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
