@@ -11,14 +11,14 @@ from reattach.runs.attempts.plan import decode_plan
 from reattach.runs.attempts.policy import Interruption
 from reattach.runs.driver import Interrupted
 from reattach.runs.drivers import Drivers
-from reattach.runs.endings import OWNER_DIED, STORE_FAILED, Ending
+from reattach.runs.endings import DRAINED, OWNER_DIED, STORE_FAILED, Ending
 from reattach.runs.idempotency import log_aliases
 from reattach.runs.ownership.orphan_log import find_head, is_lost, read_log
 from reattach.runs.transcript import Transcript
 
 logger = structlog.get_logger(__name__)
 
-_INTERRUPTED = (OWNER_DIED, STORE_FAILED)
+_INTERRUPTED = (OWNER_DIED, DRAINED, STORE_FAILED)
 """The endings of runs that may have been interrupted in the middle of a sound log."""
 
 

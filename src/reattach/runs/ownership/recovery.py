@@ -112,7 +112,8 @@ class Recovery:
         self.pending.setdefault(run.id, PendingRecovery(run, ending, has_failed=True))
 
     def _pending(self, orphan: Run) -> PendingRecovery:
-        return self.pending.setdefault(orphan.id, PendingRecovery(orphan, OWNER_DIED))
+        ending = DRAINED if orphan.notes.handed_over else OWNER_DIED
+        return self.pending.setdefault(orphan.id, PendingRecovery(orphan, ending))
 
     async def recover(self) -> None:
         """Continue or end every run whose owner is gone, and every run that this process gave up.
@@ -203,7 +204,7 @@ class Recovery:
                     return
                 await end_orphan(
                     owned,
-                    DRAINED if ending is OWNER_DIED and owned.notes.handed_over else ending,
+                    ending,
                     self._log,
                     self._clock,
                     self._settle,
