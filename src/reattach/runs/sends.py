@@ -10,13 +10,11 @@ import structlog
 
 from reattach.agent.turns import Overrides, TurnPlan
 from reattach.domain.backoff import until_available
-from reattach.domain.clock import Clock
 from reattach.domain.errors import QuotaError, StoreUnavailableError, UnavailableError
 from reattach.domain.errors.stores import CommitUnknownError
 from reattach.domain.events import RunStatus
 from reattach.domain.ids import TenantId, Token, new_run_id, new_uuid
 from reattach.domain.messages import Message
-from reattach.log.base import Log
 from reattach.records.base import (
     Agent,
     Conversation,
@@ -27,7 +25,6 @@ from reattach.records.base import (
     RunKnown,
     Thread,
 )
-from reattach.records.records import Records
 from reattach.runs.attempts.plan import RunPlan
 from reattach.runs.driver import RunDriver
 from reattach.runs.drivers import Drivers
@@ -69,18 +66,11 @@ class Sends:
     """
 
     def __init__(
-        self,
-        log: Log,
-        records: Records,
-        clock: Clock,
-        *,
-        drivers: Drivers,
-        ownership: Ownership,
-        give_up: Callable[[Run, Ending], None],
+        self, drivers: Drivers, ownership: Ownership, give_up: Callable[[Run, Ending], None]
     ) -> None:
-        self._log = log
-        self._records = records
-        self._clock = clock
+        self._log = drivers.log
+        self._records = drivers.records
+        self._clock = drivers.clock
         self._drivers = drivers
         self._open_runs = drivers.open_runs
         self._engine_factory = drivers.engine_factory

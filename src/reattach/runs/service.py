@@ -108,15 +108,8 @@ class RunService:
         drivers = Drivers(
             log, records, clock, self.engine_factory, self.open_runs, policy, self._settle
         )
-        self._recovery = Recovery(log, records, clock, drivers=drivers, ownership=self.ownership)
-        self._sends = Sends(
-            log,
-            records,
-            clock,
-            drivers=drivers,
-            ownership=self.ownership,
-            give_up=self._recovery.give_up,
-        )
+        self._recovery = Recovery(drivers, self.ownership)
+        self._sends = Sends(drivers, self.ownership, self._recovery.give_up)
         self.audit = Audit(
             log,
             records,

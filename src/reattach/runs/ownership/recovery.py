@@ -26,7 +26,6 @@ from reattach.domain.limits import (
 from reattach.domain.messages import ToolCallPart
 from reattach.log.base import Log
 from reattach.records.base import Run, Settlement
-from reattach.records.records import Records
 from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.runs.drivers import Drivers
 from reattach.runs.endings import (
@@ -87,20 +86,12 @@ class PendingRecovery:
 class Recovery:
     """Continues or ends runs that this process gave up, and runs whose owner is gone (P7, P19)."""
 
-    def __init__(
-        self,
-        log: Log,
-        records: Records,
-        clock: Clock,
-        *,
-        drivers: Drivers,
-        ownership: Ownership,
-    ) -> None:
+    def __init__(self, drivers: Drivers, ownership: Ownership) -> None:
         self.pending: dict[str, PendingRecovery] = {}
         """Runs that are known to need an end, by id."""
-        self._log = log
-        self._records = records
-        self._clock = clock
+        self._log = drivers.log
+        self._records = drivers.records
+        self._clock = drivers.clock
         self._ownership = ownership
         self._settle = drivers.settle
         self._continuing = Continuing(drivers, self.give_up)
