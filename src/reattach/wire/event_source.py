@@ -8,7 +8,7 @@ after the end of the run. The grammar is the event stream of the WHATWG HTML sta
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, Literal
 
 from reattach.domain.ids import UUID4, RunId, Seq
 from reattach.wire.sse import DONE, split_frames
@@ -24,6 +24,8 @@ FAREWELL: Final = RETRY_LINE + b"\n"
 
 KEEPALIVE: Final = b": keepalive\n"
 """A line of a comment. A blank line after it would be an empty frame for some clients."""
+
+ExpiryName = Literal["expiring", "expired"]
 
 _ID: Final = re.compile(rf"(?:(run-{UUID4}):)?([0-9]{{1,16}})(-done)?")
 
@@ -57,8 +59,8 @@ def ping_frame(frame: bytes) -> bytes:
     return b"event: ping\n" + frame
 
 
-def expiry_frame(name: str, at: datetime) -> bytes:
-    """Return the named event that says when a token expires or has expired."""
+def expiry_frame(name: ExpiryName, at: datetime) -> bytes:
+    """Return the event that says when a reader's token expires, or that it has expired."""
     moment = at.isoformat().replace("+00:00", "Z")
     return f'event: {name}\ndata: {{"expires_at":"{moment}"}}\n\n'.encode()
 

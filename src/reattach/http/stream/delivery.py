@@ -139,13 +139,14 @@ class Delivery(ABC):
 
     async def _announce(self) -> bool:
         """Tell the reader that its rights end; return whether the body goes on."""
-        following = self.following
+        following, frame = self.following, self._framing.expiry_frame
         assert following.expires_at is not None, "it has an expiry"
+        assert frame is not None, "its stream announces that"
         self._announced = following.expiry
         if following.expiry is Expiry.SOON:
-            return await self._send(self._framing.expiring(following.expires_at))
+            return await self._send(frame("expiring", following.expires_at))
         self._log_cut_off("its token has expired")
-        await self._end(self._framing.expired(following.expires_at))
+        await self._end(frame("expired", following.expires_at))
         return False
 
     async def _end_if_due(self) -> bool | None:

@@ -9,7 +9,7 @@ from typing_extensions import override
 from reattach.domain.ids import Seq, new_uuid
 from reattach.log.base import Slice
 from reattach.wire import event_source, letta
-from reattach.wire.event_source import EventIds
+from reattach.wire.event_source import EventIds, ExpiryName
 from reattach.wire.sse import DONE
 
 EVENT_STREAM: Final = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -31,8 +31,8 @@ class Framing:
     farewell: bytes | None = None
     """The last bytes of a body whose run goes on elsewhere; None: such a body is cut off."""
 
-    announces_expiry: bool = False
-    """Whether a frame announces that a reader's token expires; otherwise the reader is cut off."""
+    expiry_frame: Callable[[ExpiryName, datetime], bytes] | None = None
+    """Makes the frames that announce the end of a reader's token; None: the reader is cut off."""
 
     splice: Callable[[Slice], bytes] | None = None
     """Encodes frames of the log for a reader; None: they are sent as they are."""
@@ -52,14 +52,6 @@ class Framing:
         """Return the frame after the end of the run, whose last event is ``last_seq``."""
         return DONE
 
-    def expiring(self, at: datetime) -> bytes:
-        """Return the frame that announces that the reader's token expires."""
-        raise NotImplementedError
-
-    def expired(self, at: datetime) -> bytes:
-        """Return the last frame of a reader whose token has expired."""
-        raise NotImplementedError
-
 
 LETTA: Final = Framing()
 
@@ -72,7 +64,7 @@ class EventSourceFraming(Framing):
 
     headers = (EVENT_STREAM, (b"cache-control", b"no-store, no-transform"), NOT_BUFFERED)
     farewell = event_source.FAREWELL
-    announces_expiry = True
+    expiry_frame = staticmethod(event_source.expiry_frame)
 
     def __init__(self, ids: EventIds, *, pings: bool, opening: bytes = b"") -> None:
         self._opening = event_source.RETRY_LINE + opening
@@ -92,11 +84,3 @@ class EventSourceFraming(Framing):
     @override
     def done(self, last_seq: Seq) -> bytes:
         return self._ids.done(last_seq)
-
-    @override
-    def expiring(self, at: datetime) -> bytes:
-        return event_source.expiry_frame("expiring", at)
-
-    @override
-    def expired(self, at: datetime) -> bytes:
-        return event_source.expiry_frame("expired", at)

@@ -165,7 +165,7 @@ class RunStream(Response):
         except BaseException:
             await release()
             raise
-        if access is not None and access.claims is not None and job.framing.announces_expiry:
+        if access is not None and access.claims is not None and job.framing.expiry_frame:
             following.expires_at = access.expires_at
         watch.add(following, pings=self._include_pings)
         if connection is not None:
