@@ -17,7 +17,7 @@ from reattach.http.connection.capacity import Capacity
 from reattach.http.connection.protocol import Endpoint, HttpConnection, encode_error
 from reattach.http.connection.states import State, Timeouts
 from reattach.http.connection.watch import Watch
-from reattach.http.stream.delivery import CONNECTION_EXTENSION, Connection
+from reattach.http.stream.body import CONNECTION_EXTENSION, Connection
 from reattach.server.acceptor import Acceptor, Address
 
 WAIT_SECONDS: Final = 20.0

@@ -24,7 +24,7 @@ from reattach.domain.errors import (
 )
 from reattach.domain.ids import DEFAULT_TENANT, Seq, new_run_id
 from reattach.domain.limits import REPLAY_SLICE_BYTES
-from reattach.http.stream.delivery import CONNECTION_EXTENSION
+from reattach.http.stream.body import CONNECTION_EXTENSION
 from reattach.log.base import Slice
 from reattach.runs.follow import Following
 from reattach.wire.sse import DONE

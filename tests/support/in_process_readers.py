@@ -11,7 +11,7 @@ import msgspec
 from starlette.types import Message, Send
 
 from reattach.domain.clock import SystemClock
-from reattach.http.stream.delivery import CONNECTION_EXTENSION
+from reattach.http.stream.body import CONNECTION_EXTENSION
 from reattach.http.stream.framing import LETTA, EventSourceFraming
 from reattach.http.stream.response import RunStream
 from reattach.records.base import Run

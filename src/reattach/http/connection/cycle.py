@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Scope, Send
 from reattach.domain.limits import BODY_AHEAD_BYTES, LARGE_WRITE_BYTES
 from reattach.http.connection.head import Head
 from reattach.http.errors import unknown_error_response
-from reattach.http.stream.delivery import CONNECTION_EXTENSION, Piece
+from reattach.http.stream.body import CONNECTION_EXTENSION, Piece
 
 logger = structlog.get_logger(__name__)
 

@@ -22,7 +22,7 @@ from reattach.http.connection.head import Head
 from reattach.http.connection.states import State
 from reattach.http.connection.watch import Queue, Watch
 from reattach.http.errors import error_response
-from reattach.http.stream.delivery import Piece
+from reattach.http.stream.body import Piece
 from reattach.sockets import unacknowledged_bytes
 
 logger = structlog.get_logger(__name__)

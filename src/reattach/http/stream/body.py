@@ -3,11 +3,58 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Final, Protocol
 
-from starlette.types import Receive, Send
+from starlette.types import Message, Receive, Send
 from typing_extensions import override
 
-from reattach.http.stream.delivery import Connection
+CONNECTION_EXTENSION: Final = "reattach.connection"
+"""ASGI extension that provides the ``Connection`` of a request."""
+
+
+Piece = bytes | memoryview
+"""Part of a body. The memory behind a memoryview does not change any more."""
+
+
+class Connection(Protocol):
+    """The client connection, lent by the server for one response."""
+
+    async def begin(self, send: Send, start: Message) -> None:
+        """Send the head ``start``, as ``send`` would; it may be held back until more is sent."""
+
+    def detach(self) -> None:
+        """Detach the response, which has begun, from the ASGI application.
+
+        From now on it ends with ``finish`` or ``abort``, not when the application returns.
+        """
+
+    def flush(self) -> None:
+        """Send a head that is held back, because no body follows at once."""
+
+    def write(self, body: Piece) -> None:
+        """Send more of the body; does nothing if the client is gone."""
+
+    def try_write(self, body: Piece) -> bool:
+        """Write unless the client is gone or there is no room; return whether it was written."""
+
+    def finish(self, *rest: Piece) -> None:
+        """Send the rest of the body, which is then complete, and allow the next request."""
+
+    def abort(self) -> None:
+        """Drop the connection with everything unsent."""
+
+    def is_writable(self) -> bool:
+        """Return whether the connection accepts a write without buffering in this process."""
+
+    def on_writable(self, call: Callable[[], None] | None) -> None:
+        """Call ``call`` once when there is room again; None cancels that."""
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the server dropped the connection because the client read nothing."""
+
+    def on_disconnect(self, call: Callable[[], None] | None) -> None:
+        """Call ``call`` once when the client is gone, or at once if it is; None cancels that."""
 
 
 class Body(ABC):

@@ -4,69 +4,21 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any
 
 import structlog
-from starlette.types import Message, Receive, Send
 from typing_extensions import override
 
 from reattach.domain.clock import Clock
 from reattach.domain.errors import ReattachError
 from reattach.domain.errors.stores import LogDamagedError
 from reattach.domain.limits import REPLAY_TURN_BYTES
+from reattach.http.stream.body import AsgiBody, Connection, Piece
 from reattach.http.stream.framing import LETTA, Framing
 from reattach.runs.follow import Expiry, Following, Target
 from reattach.runs.service import RunService
 
 logger = structlog.get_logger(__name__)
-
-CONNECTION_EXTENSION: Final = "reattach.connection"
-"""ASGI extension that provides the ``Connection`` of a request."""
-
-
-Piece = bytes | memoryview
-"""Part of a body. The memory behind a memoryview does not change any more."""
-
-
-class Connection(Protocol):
-    """The client connection, lent by the server for one response."""
-
-    async def begin(self, send: Send, start: Message) -> None:
-        """Send the head ``start``, as ``send`` would; it may be held back until more is sent."""
-
-    def detach(self) -> None:
-        """Detach the response, which has begun, from the ASGI application.
-
-        From now on it ends with ``finish`` or ``abort``, not when the application returns.
-        """
-
-    def flush(self) -> None:
-        """Send a head that is held back, because no body follows at once."""
-
-    def write(self, body: Piece) -> None:
-        """Send more of the body; does nothing if the client is gone."""
-
-    def try_write(self, body: Piece) -> bool:
-        """Write unless the client is gone or there is no room; return whether it was written."""
-
-    def finish(self, *rest: Piece) -> None:
-        """Send the rest of the body, which is then complete, and allow the next request."""
-
-    def abort(self) -> None:
-        """Drop the connection with everything unsent."""
-
-    def is_writable(self) -> bool:
-        """Return whether the connection accepts a write without buffering in this process."""
-
-    def on_writable(self, call: Callable[[], None] | None) -> None:
-        """Call ``call`` once when there is room again; None cancels that."""
-
-    @property
-    def stalled(self) -> bool:
-        """Whether the server dropped the connection because the client read nothing."""
-
-    def on_disconnect(self, call: Callable[[], None] | None) -> None:
-        """Call ``call`` once when the client is gone, or at once if it is; None cancels that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,19 +147,19 @@ class Delivery(ABC):
 
 
 class AsgiDelivery(Delivery):
-    """Delivery through ``send``, under any ASGI server."""
+    """Delivery in the task of the request, under any ASGI server."""
 
-    __slots__ = ("_asgi_send", "_woken")
+    __slots__ = ("_body", "_woken")
 
-    def __init__(self, job: StreamJob, following: Following, send: Send) -> None:
+    def __init__(self, job: StreamJob, following: Following, body: AsgiBody) -> None:
         super().__init__(job, following)
-        self._asgi_send = send
+        self._body = body
         self._woken = asyncio.Event()
 
-    async def to_end(self, receive: Receive) -> None:
-        """Deliver until the end. Without the end of the body, the server drops the connection."""
+    async def to_end(self) -> None:
+        """Deliver until the end of the body, or until it is cut off."""
         self.following.wake = self._woken.set
-        listener = asyncio.create_task(self._listen(receive))
+        self._body.on_disconnect(self._leave)
         opening = self._framing.take_opening()
         complete: bool | None = False
         try:
@@ -216,21 +168,18 @@ class AsgiDelivery(Delivery):
                     await self._woken.wait()
                     self._woken.clear()
         finally:
-            listener.cancel()
+            if not complete:
+                self._body.abort()
         if complete:
-            await self._asgi_send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._body.finish()
 
-    async def _listen(self, receive: Receive) -> None:
-        """Wait for the reader to disconnect, because ``send`` does not report that."""
-        while (await receive())["type"] != "http.disconnect":
-            pass
+    def _leave(self) -> None:
         self.gone = True
         self._woken.set()
 
     @override
     async def _write(self, body: bytes) -> None:
-        async with asyncio.timeout(self._job.stall_seconds):
-            await self._asgi_send({"type": "http.response.body", "body": body, "more_body": True})
+        await self._body.write(body)
 
 
 class DetachedDelivery(Delivery):

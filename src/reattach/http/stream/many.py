@@ -18,8 +18,13 @@ from reattach.domain.ids import TenantId, new_uuid
 from reattach.domain.limits import REPLAY_SLICE_BYTES
 from reattach.http.errors import error_members, error_response
 from reattach.http.middleware.access import ACCESS, Access
-from reattach.http.stream.body import AsgiBody, Body, LentBody
-from reattach.http.stream.delivery import CONNECTION_EXTENSION, Connection
+from reattach.http.stream.body import (
+    CONNECTION_EXTENSION,
+    AsgiBody,
+    Body,
+    Connection,
+    LentBody,
+)
 from reattach.http.stream.framing import LETTA
 from reattach.http.stream.response import require_background
 from reattach.log.base import Slice

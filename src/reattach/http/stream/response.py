@@ -18,13 +18,8 @@ from reattach.domain.events import RunStatus
 from reattach.domain.limits import REPLAY_SLICE_EVENTS
 from reattach.http.errors import error_response
 from reattach.http.middleware.access import ACCESS, Access
-from reattach.http.stream.delivery import (
-    CONNECTION_EXTENSION,
-    AsgiDelivery,
-    Connection,
-    DetachedDelivery,
-    StreamJob,
-)
+from reattach.http.stream.body import CONNECTION_EXTENSION, AsgiBody, Connection
+from reattach.http.stream.delivery import AsgiDelivery, DetachedDelivery, StreamJob
 from reattach.http.stream.framing import LETTA, Framing
 from reattach.runs.follow import Following, Target
 from reattach.runs.service import RunService
@@ -172,7 +167,7 @@ class RunStream(Response):
             DetachedDelivery(self._job, following, connection, release).begin()
             return
         try:
-            await AsgiDelivery(self._job, following, send).to_end(receive)
+            await AsgiDelivery(job, following, AsgiBody(send, receive, job.stall_seconds)).to_end()
         finally:
             await release()
 
