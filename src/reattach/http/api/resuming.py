@@ -8,20 +8,25 @@ from functools import cache
 from typing import Annotated, Any, Final
 
 import structlog
-from fastapi import Depends, Header, Path, Query, Response
-from pydantic import Field
+from fastapi import Header, Path, Query, Response
 
 from reattach.domain.errors import InvalidArgumentError
 from reattach.domain.ids import AgentId, ConversationId, Seq, TenantId
 from reattach.domain.limits import REPLAY_SLICE_EVENTS
-from reattach.domain.limits.requests import MAX_EVENT_ID_CHARS, MAX_ID_CHARS, MAX_OTID_CHARS
+from reattach.domain.limits.requests import MAX_EVENT_ID_CHARS, MAX_ID_CHARS
 from reattach.http.api.sending import EVENT_STREAM, STREAM_RESPONSES, deprecated_path
 from reattach.http.context import AccessDep, Context, ContextDep, TenantDep
 from reattach.http.json import Fault, invalid
 from reattach.http.middleware.access import Access
 from reattach.http.routes import routes
-from reattach.http.schemas.fields import NOT_EMPTY, ThreadPath
-from reattach.http.schemas.resuming import FollowBody, ResumeBody, SnapshotState, StreamQuery
+from reattach.http.schemas.fields import ThreadPath
+from reattach.http.schemas.resuming import (
+    FollowBody,
+    ResumeBody,
+    RunPlace,
+    SnapshotState,
+    StreamQuery,
+)
 from reattach.http.stream.framing import LETTA, EventSourceFraming, Framing
 from reattach.http.stream.many import Cursor, ManyJob, ManyStream
 from reattach.http.stream.response import RunStream, require_background
@@ -74,23 +79,6 @@ _MANY_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
         "content": {"text/event-stream": {"schema": {}}},
     }
 }
-
-
-async def _place(
-    run_id: Annotated[
-        Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS), NOT_EMPTY] | None,
-        Query(description="Id of the run; overrides all other look-ups."),
-    ] = None,
-    otid: Annotated[
-        Annotated[str, Field(min_length=1, max_length=MAX_OTID_CHARS), NOT_EMPTY] | None,
-        Query(description="OTID of a message that started the run; ignored if `run_id` is set."),
-    ] = None,
-    agent_id: Annotated[
-        str | None,
-        Query(max_length=MAX_ID_CHARS, description="Id of the agent, with the path `default`."),
-    ] = None,
-) -> ResumeBody:
-    return ResumeBody(run_id=run_id, otid=otid, agent_id=agent_id)
 
 
 @router.post(
@@ -195,7 +183,7 @@ async def show_conversation_snapshot(
     conversation_id: ThreadPath,
     context: ContextDep,
     access: AccessDep,
-    place: Annotated[ResumeBody, Depends(_place)],
+    place: Annotated[RunPlace, Query()],
 ) -> Response:
     target = await _find(context, access, conversation_id, place)
     return await _snapshot(context, target)
@@ -270,18 +258,18 @@ async def run_stream(
     return _stream(context, await context.runs.target(tenant, run_id), body)
 
 
-async def _find(context: Context, access: Access, path_id: str, body: ResumeBody) -> Target:
+async def _find(context: Context, access: Access, path_id: str, place: RunPlace) -> Target:
     """Find the run by run_id, then by otid, then as the active one."""
     tenant = access.tenant
-    if body.run_id is not None:
-        await access.require_runs([body.run_id])
-        return await context.runs.target(tenant, body.run_id)
-    if body.otid is not None:
-        target = await context.runs.target_by_otid(tenant, body.otid)
+    if place.run_id is not None:
+        await access.require_runs([place.run_id])
+        return await context.runs.target(tenant, place.run_id)
+    if place.otid is not None:
+        target = await context.runs.target_by_otid(tenant, place.otid)
         if not await access.covers(target.run_id):
-            raise unknown_otid(body.otid)
+            raise unknown_otid(place.otid)
         return target
-    return await context.runs.active(tenant, _thread(path_id, body.agent_id))
+    return await context.runs.active(tenant, _thread(path_id, place.agent_id))
 
 
 def _thread(path_id: str, agent_id: str | None) -> Thread:

@@ -21,11 +21,8 @@ PollSeconds = Annotated[
 ]
 
 
-class ResumeBody(Body):
-    """The run to follow, and the cursor to start after.
-
-    All members are optional: the default is the active run of the conversation, from its start.
-    """
+class RunPlace(Body):
+    """The run of a conversation: by default the active one."""
 
     agent_id: str | None = Field(
         None, max_length=MAX_ID_CHARS, description="Id of the agent, with the path `default`."
@@ -36,6 +33,14 @@ class ResumeBody(Body):
     otid: Annotated[str, Field(min_length=1, max_length=MAX_OTID_CHARS), NOT_EMPTY] | None = Field(
         None, description="OTID of a message that started the run; ignored if `run_id` is set."
     )
+
+
+class ResumeBody(RunPlace):
+    """The run to follow, and the cursor to start after.
+
+    All members are optional: the default is the active run of the conversation, from its start.
+    """
+
     starting_after: Cursor = Field(
         0, description="Last seq_id that the client received; 0 or less: from the start."
     )
