@@ -4,7 +4,7 @@ import asyncio
 import sys
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 if sys.platform == "linux":
     _MONOTONIC: Final = time.CLOCK_BOOTTIME
@@ -25,9 +25,12 @@ class Clock(Protocol):
         """Return after at least ``seconds``. Cancellation takes effect at once."""
 
 
-def utc_text(at: datetime) -> str:
-    """Return an instant as the API shows it: in UTC with microseconds and ``Z``."""
-    return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+def utc_text(at: datetime, timespec: Literal["auto", "microseconds"] = "auto") -> str:
+    """Return an instant in UTC as RFC 3339 writes it, with ``Z``.
+
+    It has microseconds unless they are zero and ``timespec`` is ``auto``.
+    """
+    return at.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 class SystemClock:

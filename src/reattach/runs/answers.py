@@ -39,7 +39,7 @@ def _shown(
     began_at: datetime, first_seq: Seq, *, way: str | None, interruption: str | None
 ) -> dict[str, Any]:
     return {
-        "began_at": utc_text(began_at),
+        "began_at": utc_text(began_at, "microseconds"),
         "first_seq": first_seq,
         "way": way,
         "interruption": interruption,

@@ -13,7 +13,7 @@ import structlog
 from standardwebhooks import Webhook
 
 from reattach.domain.backoff import Backoff, until_available
-from reattach.domain.clock import Clock, sleep_unless_set
+from reattach.domain.clock import Clock, sleep_unless_set, utc_text
 from reattach.domain.errors import ReattachError
 from reattach.domain.limits.outbound import (
     CALLBACK_BODY_BYTES,
@@ -193,9 +193,7 @@ class Callbacks:
             "stop_reason": None if run.stop_reason is None else run.stop_reason.value,
             "agent_id": run.thread.agent_id,
             "conversation_id": run.thread.conversation_id,
-            "completed_at": None
-            if run.completed_at is None
-            else run.completed_at.isoformat().replace("+00:00", "Z"),
+            "completed_at": None if run.completed_at is None else utc_text(run.completed_at),
             "metadata": metadata | {"result": await whole_answer(self._records, run, types)},
         }
         body = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))

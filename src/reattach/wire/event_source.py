@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
+from reattach.domain.clock import utc_text
 from reattach.domain.ids import UUID4, RunId, Seq
 from reattach.wire.sse import DONE, split_frames
 
@@ -61,8 +62,7 @@ def ping_frame(frame: bytes) -> bytes:
 
 def expiry_frame(name: ExpiryName, at: datetime) -> bytes:
     """Return the event that says when a reader's token expires, or that it has expired."""
-    moment = at.isoformat().replace("+00:00", "Z")
-    return f'event: {name}\ndata: {{"expires_at":"{moment}"}}\n\n'.encode()
+    return f'event: {name}\ndata: {{"expires_at":"{utc_text(at)}"}}\n\n'.encode()
 
 
 class EventIds:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import ClassVar
 
+from reattach.domain.clock import utc_text
 from reattach.domain.ids import Seq
 from reattach.domain.limits import MAX_ERROR_CHARS, MAX_VALIDATION_ERRORS
 
@@ -150,7 +151,7 @@ class ExpiredError(ReattachError):
         expired_at: datetime | None = None,
         earliest_seq: Seq | None = None,
     ) -> None:
-        at = None if expired_at is None else expired_at.isoformat().replace("+00:00", "Z")
+        at = None if expired_at is None else utc_text(expired_at)
         known = {"expired_at": at, "earliest_seq": earliest_seq}
         extra = {name: value for name, value in known.items() if value is not None}
         super().__init__(fact, remedy=remedy, **extra)

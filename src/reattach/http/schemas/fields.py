@@ -101,7 +101,7 @@ KeptList = Annotated[list[dict[str, Any]], AfterValidator(kept_json)]
 UtcTime = Annotated[
     datetime,
     PlainSerializer(
-        utc_text,
+        lambda at: utc_text(at, "microseconds"),
         return_type=str,
         when_used="json",
     ),
