@@ -21,7 +21,7 @@ from reattach.domain.limits.outbound import (
 )
 from reattach.records.base import Run
 from reattach.records.database import schema
-from reattach.records.repository import Repository
+from reattach.records.repository import Repository, advisory_lock
 from reattach.records.runs.admission import run_of
 
 _SECRET_BYTES: Final = 32
@@ -201,12 +201,12 @@ def _secrets(connection: Connection, tenant: TenantId, now: datetime) -> Sequenc
 
 
 def _first_secret(connection: Connection, tenant: TenantId, now: datetime) -> Sequence[str]:
-    _lock_secrets(connection)
+    advisory_lock(connection, _SECRETS_LOCK)
     return _secrets(connection, tenant, now) or [_new_secret(connection, tenant, now)]
 
 
 def _rotate(connection: Connection, tenant: TenantId, now: datetime) -> str:
-    _lock_secrets(connection)
+    advisory_lock(connection, _SECRETS_LOCK)
     table = schema.callback_secrets
     connection.execute(
         update(table)
@@ -221,9 +221,3 @@ def _new_secret(connection: Connection, tenant: TenantId, now: datetime) -> str:
     values = {"tenant": tenant, "secret": secret, "created_at": now}
     connection.execute(insert(schema.callback_secrets), values)
     return secret
-
-
-def _lock_secrets(connection: Connection) -> None:
-    """Let one process at a time create secrets. SQLite has one writer anyway."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(select(func.pg_advisory_xact_lock(_SECRETS_LOCK)))

@@ -8,14 +8,14 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, Executable, and_, bindparam, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, insert, or_, select, update
 
 from reattach.domain.errors import NotFoundError
 from reattach.domain.ids import TenantId, new_uuid
 from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
 from reattach.records.database import schema
 from reattach.records.database.prepared import PreparedQuery
-from reattach.records.repository import Repository
+from reattach.records.repository import Repository, execute
 from reattach.records.tokens.tokens import revoke_of_key
 
 _SECRET_BYTES: Final = 32
@@ -55,7 +55,7 @@ class Keys(Repository):
         )
         values = {field: getattr(key, field) for field in _FIELDS}
         row = {"secret_sha256": _digest(secret), **values}
-        await self._database.in_write(_execute, insert(schema.api_keys).values(row))
+        await self._database.in_write(execute, insert(schema.api_keys).values(row))
         return key, secret
 
     async def list(self, tenant: TenantId | None) -> builtins.list[ApiKey]:
@@ -119,11 +119,7 @@ class Keys(Repository):
     async def mark_used(self, key_ids: Sequence[str], at: datetime) -> None:
         """Record the last use of the keys; for many at once, because each call is a write."""
         used = update(_keys).where(_keys.c.id.in_(key_ids)).values(last_used_at=at)
-        await self._database.in_write(_execute, used)
-
-
-def _execute(connection: Connection, statement: Executable) -> None:
-    connection.execute(statement)
+        await self._database.in_write(execute, used)
 
 
 def _digest(secret: str) -> str:

@@ -4,11 +4,24 @@ from collections.abc import Collection
 from dataclasses import fields
 from typing import Any, TypeVar
 
+from sqlalchemy import Connection, Executable, func, select
+
 from reattach.domain.clock import Clock
 from reattach.records.base import Agent, Block, Conversation
 from reattach.records.database.database import Database
 
 _T = TypeVar("_T", Agent, Block, Conversation)
+
+
+def execute(connection: Connection, statement: Executable) -> None:
+    """Execute a statement that is a transaction of its own and whose result does not matter."""
+    connection.execute(statement)
+
+
+def advisory_lock(connection: Connection, key: int) -> None:
+    """Let one process at a time go on, until its transaction ends. SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(key)))
 
 
 class Repository:

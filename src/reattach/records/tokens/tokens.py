@@ -12,12 +12,10 @@ from typing import Final
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Executable,
     bindparam,
     case,
     delete,
     exists,
-    func,
     insert,
     or_,
     select,
@@ -32,9 +30,11 @@ from reattach.records import lookup
 from reattach.records.base import Page
 from reattach.records.database import schema
 from reattach.records.paging import SortOrder, page_of
-from reattach.records.repository import Repository
+from reattach.records.repository import Repository, advisory_lock, execute
 
 _KEYS_LOCK: Final = int.from_bytes(b"rtokkey")
+"""The lock of those who create signing keys."""
+
 _SWEEP_ROWS: Final = 1000
 _SIGNS_ON: Final = timedelta(seconds=2 * KEY_CACHE_SECONDS)
 """How long a process that has not seen it may sign with a retired key."""
@@ -91,7 +91,7 @@ class Tokens(Repository):
     async def add(self, token: StreamToken) -> None:
         """Record an issued token."""
         values = {name: getattr(token, name) for name in _FIELDS}
-        await self._database.in_write(_execute, insert(_tokens).values(values))
+        await self._database.in_write(execute, insert(_tokens).values(values))
 
     async def list(
         self,
@@ -176,10 +176,6 @@ def revoke_of_key(connection: Connection, key_id: str, now: datetime) -> None:
     _revoke(connection, now, _tokens.c.key_id == key_id)
 
 
-def _execute(connection: Connection, statement: Executable) -> None:
-    connection.execute(statement)
-
-
 def _revoke(connection: Connection, now: datetime, *which: ColumnElement[bool]) -> int:
     revocation = update(_tokens).where(*which, _tokens.c.revoked_at.is_(None))
     return connection.execute(revocation.values(revoked_at=now)).rowcount
@@ -222,13 +218,13 @@ def _verifies_after(now: datetime) -> datetime:
 
 
 def _first_key(connection: Connection, now: datetime) -> None:
-    _lock_keys(connection)
+    advisory_lock(connection, _KEYS_LOCK)
     if connection.scalar(select(_keys.c.ordinal).where(_keys.c.retired_at.is_(None))) is None:
         _new_key(connection, now)
 
 
 def _rotate(connection: Connection, now: datetime, *, at_once: bool) -> None:
-    _lock_keys(connection)
+    advisory_lock(connection, _KEYS_LOCK)
     if at_once:
         connection.execute(delete(_keys))
     else:
@@ -240,12 +236,6 @@ def _rotate(connection: Connection, now: datetime, *, at_once: bool) -> None:
 def _new_key(connection: Connection, now: datetime) -> None:
     values = {"secret": new_signing_secret(), "created_at": now}
     connection.execute(insert(_keys), values)
-
-
-def _lock_keys(connection: Connection) -> None:
-    """Let one process at a time create keys. SQLite has one writer anyway."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(select(func.pg_advisory_xact_lock(_KEYS_LOCK)))
 
 
 def _has_old(connection: Connection, now: datetime) -> bool:
