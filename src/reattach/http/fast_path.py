@@ -18,7 +18,8 @@ from reattach.http.api.resuming import conversation_stream, run_stream
 from reattach.http.context import Context
 from reattach.http.json import parse
 from reattach.http.middleware.access import ACCESS
-from reattach.http.middleware.auth import Authenticator, path_of
+from reattach.http.middleware.auth import Authenticator
+from reattach.http.paths import path_of
 from reattach.http.schemas.resuming import ResumeBody
 from reattach.records.base import KeyScope
 

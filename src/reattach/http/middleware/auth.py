@@ -32,6 +32,7 @@ from reattach.http.middleware.pages import Pages
 from reattach.http.middleware.quotas import Quotas
 from reattach.http.middleware.refusals import Audit
 from reattach.http.middleware.tokens import StreamTokens
+from reattach.http.paths import path_of
 from reattach.records.keys import Keys
 from reattach.single_flight import SingleFlight
 
@@ -104,7 +105,7 @@ class Authenticator:
         if self._tokens is not None:
             token = secret if is_bearer and is_stream_token(secret) else None
             if not (is_bearer and secret):
-                token = self._tokens.in_query(scope, path_of(scope))
+                token = self._tokens.in_query(scope)
             if token is not None:  # Even an open server gives a token no more than its rights.
                 return await self._access_of_token(self._tokens, scope, headers, token)
         if is_open:
@@ -234,9 +235,3 @@ def _answer_expired(error: TokenExpiredError, scope: Scope) -> Response:
     if reconnects and b"token=" in query and b"authorization" not in headers:
         return Response(status_code=204, headers={"cache-control": "no-store"})
     return error_response(error)
-
-
-def path_of(scope: Scope) -> str:
-    """Return the path relative to the mount point of the application."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))

@@ -30,6 +30,7 @@ from reattach.domain.stream_tokens import (
     sign,
     verify,
 )
+from reattach.http.paths import path_of
 from reattach.records.records import Records
 from reattach.records.tokens.tokens import StreamToken, Uses
 from reattach.single_flight import SingleFlight
@@ -132,12 +133,12 @@ class StreamTokens:
         claims = verify(token, standing.keys)
         return None if claims is None or claims.id in standing.revoked else claims
 
-    def in_query(self, scope: Scope, path: str) -> str | None:
+    def in_query(self, scope: Scope) -> str | None:
         """Return the token in the query of a GET that may have one there."""
         query: bytes = scope.get("query_string", b"")
         if not self._allows_query or b"token=" not in query or scope["method"] != "GET":
             return None
-        if _WITH_QUERY.fullmatch(path) is None:
+        if _WITH_QUERY.fullmatch(path_of(scope)) is None:
             return None
         pairs = parse_qsl(query.decode("latin-1"))
         return next(

@@ -5,7 +5,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reattach.http.middleware.auth import path_of
+from reattach.http.paths import path_of
 from reattach.http.stream.framing import EVENT_STREAM, NOT_BUFFERED
 
 _STREAM: Final = re.compile(r"/v1/(?:conversations|runs)/[^/]+/stream")
