@@ -6,9 +6,8 @@ import json
 import os
 from pathlib import Path
 
-import pytest
-
 from reattach.testing.recording import whole_frames
+from tests.support.missing import skip_or_fail
 from tests.support.threads import Thread, assert_one_whole_run
 
 DIRECTORY = Path(__file__).parents[2] / ".venv/applications/bin"
@@ -21,9 +20,7 @@ def require_program(name: str) -> str:
     program = DIRECTORY / name
     if not program.exists():
         why_not = f"{name} is not installed: run scripts/setup"
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{why_not}; CI runs these tests")
-        pytest.skip(why_not)
+        skip_or_fail(why_not)
     return str(program)
 
 

@@ -15,7 +15,8 @@ from reattach.testing.programs.relay import Relay
 from reattach.testing.programs.server import ServerProcess
 from tests.clients.conftest import scripted_server
 from tests.support.browser import Browser, Page, PageServer
-from tests.support.javascript_client import PACKAGE, Json, events_of, require_client
+from tests.support.javascript_client import PACKAGE, events_of, require_client
+from tests.support.node_driver import Json
 from tests.support.threads import (
     Thread,
     Threads,

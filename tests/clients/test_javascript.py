@@ -12,7 +12,8 @@ import pytest
 from reattach.testing.programs.relay import Relay
 from reattach.testing.programs.server import ServerProcess
 from tests.clients.conftest import scripted_server
-from tests.support.javascript_client import Call, JavaScript, Json, events_of, require_client
+from tests.support.javascript_client import Call, JavaScript, events_of, require_client
+from tests.support.node_driver import Json
 from tests.support.threads import Thread, Threads, assert_one_whole_run, raw_client
 
 QUICK: Json = {"backoff": {"firstMs": 10, "lastMs": 100}}

@@ -45,9 +45,9 @@ class World:
     """A run of ``thread``."""
     other_thread: str
     other_run: str
-    """Of the same tenant and agent."""
+    """A run of ``other_thread``, a conversation of the same agent."""
     foreign_run: str
-    """Of another tenant."""
+    """A run of another tenant."""
 
     async def issue(self, **body: Any) -> dict[str, Any]:
         return await issued(self.client, **body)

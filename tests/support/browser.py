@@ -15,9 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
-
 from reattach.testing.closing import Closing
+from tests.support.missing import skip_or_fail
 from tests.support.threads import WAIT_SECONDS
 
 DIRECTORY: Final = Path(__file__).parents[1] / "browser"
@@ -29,12 +28,9 @@ _START_SECONDS: Final = 60.0
 def require_browser() -> str:
     """Return Node, which drives the browser. If either is missing, skip, or fail in CI."""
     node = shutil.which("node")
-    if node is not None and CHROMIUM.is_file():
-        return node
-    why_not = "Chromium is not installed: install Node 20 or newer and run scripts/setup"
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{why_not}; CI runs these tests")
-    pytest.skip(why_not)
+    if node is None or not CHROMIUM.is_file():
+        skip_or_fail("Chromium is not installed: install Node 20 or newer and run scripts/setup")
+    return node
 
 
 class BrowserError(Exception):

@@ -5,23 +5,18 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import queue
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
-
-from reattach.testing.closing import Closing
 from reattach.testing.recording import whole_frames
+from tests.support.missing import skip_or_fail
+from tests.support.node_driver import Json, NodeDriver
 from tests.support.threads import WAIT_SECONDS
-
-Json = dict[str, Any]
 
 PACKAGE: Final = Path(__file__).parents[2] / "js"
 DIRECTORY: Final = Path(__file__).parents[1] / "clients" / "javascript"
@@ -38,9 +33,7 @@ def require_client() -> str:
         why_not = (
             "The JavaScript client cannot be built: install Node 20 or newer, run scripts/setup"
         )
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{why_not}; CI runs these tests")
-        pytest.skip(why_not)
+        skip_or_fail(why_not)
     # The tests run in several processes.
     with (PACKAGE / "node_modules/.built").open("a+") as stamp:
         fcntl.flock(stamp, fcntl.LOCK_EX)
@@ -98,48 +91,13 @@ class Call:
         return run_id
 
 
-class JavaScript(Closing):
+class JavaScript(NodeDriver):
     """The process, which makes concurrent calls."""
 
     def __init__(self, node: str) -> None:
-        self._process = subprocess.Popen(
-            [node, "driver.mjs"],
-            cwd=DIRECTORY,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
-        self._calls: list[Call] = []
-        self._reading = threading.Thread(target=self._read, daemon=True)
-        self._reading.start()
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait(WAIT_SECONDS)
-        self._reading.join(WAIT_SECONDS)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
+        super().__init__(node, DIRECTORY)
 
     def start(self, url: str, method: str, *args: Any, **options: Any) -> Call:
         """Call a method of a new client with these options."""
-        call = Call()
-        self._calls.append(call)
-        line = {
-            "id": len(self._calls) - 1,
-            "options": {"url": url, **options},
-            "method": method,
-            "args": args,
-        }
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(line) + "\n")
-        self._process.stdin.flush()
-        return call
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for text in self._process.stdout:
-            line = json.loads(text)
-            self._calls[line.pop("id")].lines.put(line)
+        line = {"options": {"url": url, **options}, "method": method, "args": args}
+        return self.begin(Call(), line)

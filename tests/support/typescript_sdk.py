@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import base64
-import json
-import os
 import queue
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
-from reattach.testing.closing import Closing
 from reattach.testing.recording import frames_to
+from tests.support.missing import skip_or_fail
+from tests.support.node_driver import Json, NodeDriver
 from tests.support.python_sdk import Seen, Stop
 from tests.support.threads import WAIT_SECONDS, Thread
 
 DIRECTORY = Path(__file__).parents[1] / "clients" / "typescript"
-
-Json = dict[str, Any]
 
 
 def node_or_why_not(directory: Path = DIRECTORY) -> tuple[str, str]:
@@ -47,9 +41,7 @@ def require_node(directory: Path = DIRECTORY) -> str:
     """Return the program. If it is missing, skip the test, or fail it in CI."""
     node, why_not = node_or_why_not(directory)
     if not node:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{why_not}; CI runs these tests")
-        pytest.skip(why_not)
+        skip_or_fail(why_not)
     return node
 
 
@@ -96,51 +88,15 @@ class Call:
                 return outcome
 
 
-class TypeScript(Closing):
+class TypeScript(NodeDriver):
     """The process, which makes concurrent calls."""
 
     def __init__(self, node: str) -> None:
-        self._process = subprocess.Popen(
-            [node, "driver.mjs"],
-            cwd=DIRECTORY,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
-        self._calls: list[Call] = []
-        self._reading = threading.Thread(target=self._read, daemon=True)
-        self._reading.start()
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait(WAIT_SECONDS)
-        self._reading.join(WAIT_SECONDS)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
+        super().__init__(node, DIRECTORY)
 
     def start(self, client: Json, path: str, *args: Any, iterate: bool) -> Call:
-        call = Call()
-        self._calls.append(call)
-        line = {
-            "id": len(self._calls) - 1,
-            "client": client,
-            "path": path.split("."),
-            "args": args,
-            "iterate": iterate,
-        }
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(line) + "\n")
-        self._process.stdin.flush()
-        return call
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for text in self._process.stdout:
-            line = json.loads(text)
-            self._calls[line["id"]].lines.put(line)
+        line = {"client": client, "path": path.split("."), "args": args, "iterate": iterate}
+        return self.begin(Call(), line)
 
 
 class TypeScriptReader(Seen):
