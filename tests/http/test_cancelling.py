@@ -9,7 +9,14 @@ import pytest
 from reattach.domain.ids import DEFAULT_TENANT, new_agent_id, new_conversation_id, new_run_id
 from reattach.runs import service
 from tests.support.asgi_server import OTHER_TENANT
-from tests.support.live_server import LiveServer, joined, kinds, listening, new_threads
+from tests.support.live_server import (
+    LiveServer,
+    hold_settlements,
+    joined,
+    kinds,
+    listening,
+    new_threads,
+)
 
 
 def of_conversation(conversation: str) -> str:
@@ -222,17 +229,10 @@ async def test_a_slow_cancel_returns_cancelling_and_is_not_lost(
 ) -> None:
     agent, conversation = await new_threads(live)
     run = await live.held_run(agent, conversation, "[chunks=3]", after=1)
-    settle = live.context.records.runs.settle
-    go_on = asyncio.Event()
-
-    async def settle_late(*arguments: Any) -> bool:
-        await go_on.wait()
-        return await settle(*arguments)
-
-    monkeypatch.setattr(live.context.records.runs, "settle", settle_late)
+    settlements = hold_settlements(live, monkeypatch)
     monkeypatch.setattr(service, "CANCEL_WAIT_SECONDS", 0.01)
     assert await live.made(of_conversation(conversation), None) == {run: "cancelling"}
-    go_on.set()
+    settlements.go_on.set()
     assert (await live.ended(run))["status"] == "cancelled"
 
 

@@ -32,6 +32,7 @@ from tests.support.asgi_server import OTHER_TENANT
 from tests.support.live_server import (
     WAIT_SECONDS,
     LiveServer,
+    hold_settlements,
     joined,
     listening,
     new_threads,
@@ -297,29 +298,19 @@ async def test_the_body_ends_when_all_runs_have_ended_and_not_before(live: LiveS
 
 @pytest.mark.promise("P3")
 async def test_the_end_of_a_run_waits_for_its_record_and_delays_no_other_run(
-    live: LiveServer,
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent, thread = await new_threads(live)
     run_id = await live.held_run(agent, thread, "[chunks=3]", after=2)
     other, elsewhere = await new_threads(live)
     still_open = await live.held_run(other, elsewhere, "[chunks=3]", after=2)
     ended = await ended_run(live, "[chunks=5]")
-    settles, reached = asyncio.Event(), asyncio.Event()
-    settle = live.context.records.runs.settle
-
-    async def held(*args: Any) -> None:
-        reached.set()
-        await settles.wait()
-        await settle(*args)
-
+    settlements = hold_settlements(live, monkeypatch)
     page = Page({run_id: 0, ended: 0, still_open: 0})
     runs = live.context.runs
-    with (
-        patch.object(live.context.records.runs, "settle", held),
-        patch.object(runs, "is_settled_in_time", wraps=runs.is_settled_in_time) as waits,
-    ):
+    with patch.object(runs, "is_settled_in_time", wraps=runs.is_settled_in_time) as waits:
         live.gates.open(agent)
-        await asyncio.wait_for(reached.wait(), WAIT_SECONDS)
+        await asyncio.wait_for(settlements.reached.wait(), WAIT_SECONDS)
         async with following(live, page.body) as chunks:
             async with asyncio.timeout(WAIT_SECONDS):
                 while ended not in page.done:
@@ -330,7 +321,7 @@ async def test_the_end_of_a_run_waits_for_its_record_and_delays_no_other_run(
             assert waits.call_count == 1
             shown = [json.loads(one.partition(b"data: ")[2]) for one in page.frames.get(run_id, [])]
             assert "stop_reason" not in {one["message_type"] for one in shown}
-            settles.set()
+            settlements.go_on.set()
             async with asyncio.timeout(WAIT_SECONDS):
                 while run_id not in page.done:
                     page.feed(await anext(chunks))

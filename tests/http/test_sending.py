@@ -12,6 +12,7 @@ from tests.support.asgi_server import own_text
 from tests.support.live_server import (
     Frame,
     LiveServer,
+    hold_settlements,
     joined,
     kinds,
     message_body,
@@ -513,22 +514,14 @@ async def test_the_terminal_group_is_sent_only_after_the_run_is_recorded(
     live: LiveServer, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
     _, conversation = await new_threads(live)
-    settle = live.context.records.runs.settle
-    settling, go_on = asyncio.Event(), asyncio.Event()
-
-    async def settle_late(*arguments: Any) -> bool:
-        settling.set()
-        await go_on.wait()
-        return await settle(*arguments)
-
-    monkeypatch.setattr(live.context.records.runs, "settle", settle_late)
+    settlements = hold_settlements(live, monkeypatch)
     async with live.stream(to(conversation), {"input": message}) as stream:
         ending = asyncio.create_task(stream.until("stop_reason"))
         async with asyncio.timeout(20):
-            await settling.wait()
+            await settlements.reached.wait()
         too_early, _ = await asyncio.wait({ending}, timeout=0.2)
         assert not too_early
-        go_on.set()
+        settlements.go_on.set()
         await ending
         assert (await live.run(stream.run_id))["status"] != "running"
 

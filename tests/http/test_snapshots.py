@@ -21,7 +21,15 @@ from reattach.runs.snapshot.fold import Fold
 from reattach.runs.snapshot.snapshots import FoldLimits, Snapshots
 from reattach.wire.sse import DONE
 from tests.support.asgi_server import OTHER_TENANT, serving, started
-from tests.support.live_server import Frame, LiveServer, joined, listening, new_threads, to
+from tests.support.live_server import (
+    Frame,
+    LiveServer,
+    hold_settlements,
+    joined,
+    listening,
+    new_threads,
+    to,
+)
 
 pytestmark = pytest.mark.promise("P20")
 
@@ -265,27 +273,19 @@ async def test_a_fold_that_nobody_asks_for_is_dropped_by_the_timer_of_all_reader
 
 @pytest.mark.promise("P3")
 async def test_a_snapshot_shows_the_end_once_the_record_says_how_the_run_ended(
-    live: LiveServer,
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent, thread = await new_threads(live)
     run_id = await live.held_run(agent, thread, "[chunks=3]", after=2)
-    settles, reached = asyncio.Event(), asyncio.Event()
-    settle = live.context.records.runs.settle
-
-    async def held(*args: Any) -> None:
-        reached.set()
-        await settles.wait()
-        await settle(*args)
-
-    with patch.object(live.context.records.runs, "settle", held):
-        live.gates.open(agent)
-        await asyncio.wait_for(reached.wait(), 20)
-        asked = asyncio.create_task(snapshot(live, run_id))
-        for _ in range(20):
-            await live.run(run_id)
-        assert not asked.done()
-        settles.set()
-        found = await asyncio.wait_for(asked, 20)
+    settlements = hold_settlements(live, monkeypatch)
+    live.gates.open(agent)
+    await asyncio.wait_for(settlements.reached.wait(), 20)
+    asked = asyncio.create_task(snapshot(live, run_id))
+    for _ in range(20):
+        await live.run(run_id)
+    assert not asked.done()
+    settlements.go_on.set()
+    found = await asyncio.wait_for(asked, 20)
     assert (found["status"], found["stop_reason"]) == ("completed", "end_turn")
     assert found["messages"] == await live.got(f"/v1/runs/{run_id}/messages")
 

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final, Self
 
 import httpx2
+import pytest
 from starlette.types import ASGIApp, Message
 
 from reattach.domain.ids import DEFAULT_TENANT, TenantId
@@ -314,6 +315,29 @@ def message_body(message: str, **body: Any) -> dict[str, Any]:
     if "otid" in body:
         item["otid"] = body.pop("otid")
     return {"messages": [item], "stream_tokens": True, **body}
+
+
+@dataclass
+class HeldSettlements:
+    """The ends of runs, whose records wait until they may ``go_on``."""
+
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the first of them waits."""
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def hold_settlements(live: LiveServer, monkeypatch: pytest.MonkeyPatch) -> HeldSettlements:
+    """Hold the record of the end of every run that ends from now on."""
+    held = HeldSettlements()
+    settle = live.context.records.runs.settle
+
+    async def settle_late(*arguments: Any) -> bool:
+        held.reached.set()
+        await held.go_on.wait()
+        return await settle(*arguments)
+
+    monkeypatch.setattr(live.context.records.runs, "settle", settle_late)
+    return held
 
 
 async def posted_directly(
