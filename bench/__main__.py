@@ -138,42 +138,21 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     of_faults = parser.add_argument_group("faults")
     default = Options()
-    of_faults.add_argument(
-        "--repetitions",
-        type=int,
-        default=default.repetitions,
-        help="experiments with each fault; default: %(default)s",
-    )
-    of_faults.add_argument(
-        "--minutes",
-        type=float,
-        default=default.minutes,
-        help="length of a siege; default: %(default)s",
-    )
-    of_faults.add_argument(
-        "--seconds",
-        type=float,
-        default=default.seconds,
-        help="length of chaos and rolling; default: %(default)s",
-    )
-    of_faults.add_argument(
-        "--runs",
-        type=int,
-        default=default.runs,
-        help="runs that are open at once in chaos and rolling; default: %(default)s",
-    )
-    of_faults.add_argument(
-        "--seed",
-        type=int,
-        default=default.seed,
-        help="seed of chaos and rolling; default: %(default)s",
-    )
-    of_faults.add_argument(
-        "--lease-seconds",
-        type=float,
-        default=default.lease_seconds,
-        help="lease of the servers; default: %(default)s",
-    )
+    for name, meaning in (
+        ("repetitions", "experiments with each fault"),
+        ("minutes", "length of a siege"),
+        ("seconds", "length of chaos and rolling"),
+        ("runs", "runs that are open at once in chaos and rolling"),
+        ("seed", "seed of chaos and rolling"),
+        ("lease_seconds", "lease of the servers"),
+    ):
+        usual = getattr(default, name)
+        of_faults.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=type(usual),
+            default=usual,
+            help=f"{meaning}; default: %(default)s",
+        )
     of_faults.add_argument(
         "--only",
         default="",
