@@ -36,6 +36,14 @@ const orders = {
   async evaluate({ page, code, argument }) {
     return await pages[page].page.evaluate(`(${code})(${JSON.stringify(argument)})`);
   },
+  // An action of Playwright on an element, once it can be done: fill, click, press …
+  async act({ page, selector, action, args }) {
+    return await pages[page].page.locator(selector)[action](...args);
+  },
+  async wait_until({ page, code, argument }) {
+    const called = `(${code})(${JSON.stringify(argument)})`;
+    await pages[page].page.waitForFunction(called, undefined, { timeout: 15_000 });
+  },
   async bring_to_front({ page }) {
     await pages[page].page.bringToFront();
   },

@@ -148,6 +148,21 @@ class Page:
         """
         return self._browser.order("evaluate", page=self.number, code=code, argument=argument)
 
+    def act(self, selector: str, action: str, *args: Any) -> Any:
+        """Do an action of Playwright on the element, such as ``fill`` or ``press``, as a user does.
+
+        Waits until the element is visible and enabled. Raises BrowserError.
+        """
+        order = {"selector": selector, "action": action, "args": args}
+        return self._browser.order("act", page=self.number, **order)
+
+    def wait_until(self, code: str, argument: Any = None) -> None:
+        """Wait until the JavaScript function ``code`` returns a true value.
+
+        Raises BrowserError after 15 seconds.
+        """
+        self._browser.order("wait_until", page=self.number, code=code, argument=argument)
+
     @property
     def log(self) -> list[str]:
         """The lines of its console, and the errors that nobody caught."""
