@@ -111,7 +111,7 @@ async def test_following_an_ended_answer_is_refused_with_the_next_step(
 
 async def test_retries_end_when_there_is_no_server() -> None:
     with Relay(("127.0.0.1", 1)) as nowhere:
-        async with Client(nowhere.url, retry_seconds=0.3) as client:
+        async with Client(nowhere.url, give_up_seconds=0.3) as client:
             with pytest.raises(TimeoutError, match=r"for 0\.3 s; last cause: .*starting_after=7"):
                 await collected(client.follow("default", starting_after=7))
 
@@ -196,7 +196,7 @@ async def test_a_refusal_keeps_the_further_members_of_the_servers_error(
 async def test_a_retry_reports_its_cause_its_cursor_and_the_remaining_time() -> None:
     retries: list[Retry] = []
     with Relay(("127.0.0.1", 1)) as nowhere:
-        async with Client(nowhere.url, retry_seconds=0.3, on_retry=retries.append) as client:
+        async with Client(nowhere.url, give_up_seconds=0.3, on_retry=retries.append) as client:
             with pytest.raises(TimeoutError):
                 await collected(client.follow("default", starting_after=7))
     assert [retry.cursor for retry in retries] == [7] * len(retries)

@@ -138,7 +138,7 @@ async def recorded(
 
     def answer(line: str, body: dict[str, Any]) -> tuple[int, str, str]:
         nonlocal count
-        if line.startswith("GET"):
+        if line.startswith("GET") and "/stream" not in line:
             seen = next(looks)
             run = {"id": RUN_ID, "metadata": {"attempts": seen}}
             return (403, "application/json", "{}") if seen is None else (200, "", json.dumps(run))

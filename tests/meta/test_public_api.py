@@ -14,8 +14,10 @@ from reattach.extras import install_command
 PUBLIC = {
     "reattach": ["ToolContext", "ToolError", "__version__", "tool"],
     "reattach.client": [
-        *("Client", "ConflictError", "Event", "ExpiredError", "NotFoundError", "ReattachError"),
-        *("Retry", "Takeover"),
+        *("Client", "ClosedError", "ConflictError", "Event", "ExpiredError", "FileStorage"),
+        *("GaveUpError", "ManyStream", "NotFoundError", "ReattachError", "Retry", "Snapshot"),
+        *("State", "Stream", "SyncClient", "SyncManyStream", "SyncStream", "Takeover", "Token"),
+        *("TokenSource", "UnauthorizedError", "UnavailableError"),
     ],
     "reattach.embed": [
         *("AnswerFunction", "ConflictError", "ConversationBusyError", "CursorAheadError", "Delta"),

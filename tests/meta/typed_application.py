@@ -13,7 +13,22 @@ from fastapi import FastAPI
 
 import reattach
 from reattach import ToolContext, ToolError, tool
-from reattach.client import Client, Event, Retry, Takeover
+from reattach.client import (
+    Client,
+    ConflictError,
+    Event,
+    FileStorage,
+    GaveUpError,
+    ManyStream,
+    Retry,
+    Snapshot,
+    State,
+    Stream,
+    SyncClient,
+    SyncManyStream,
+    SyncStream,
+    Takeover,
+)
 from reattach.embed import (
     Delta,
     FunctionEngine,
@@ -81,9 +96,55 @@ def note(takeover: Takeover) -> None:
     assert_type(takeover.gap_seconds, float)
 
 
+def see(state: State) -> None:
+    assert_type(state.delay_seconds, float)
+
+
+def fetch_token(fresh: bool) -> dict[str, str]:
+    answer = httpx.post("https://example.org/token", params={"fresh": fresh})
+    token: dict[str, str] = answer.json()
+    return token
+
+
+async def fetch_token_over_asyncio(fresh: bool) -> str:
+    return fetch_token(fresh)["token"]
+
+
 async def follow(url: str) -> list[Event]:
     async with Client(url, api_key="secret", on_retry=report, on_takeover=note) as client:
         return [event async for event in client.follow("conv-1", starting_after=7)]
+
+
+async def use_everything(url: str) -> None:
+    async with Client(url, token=fetch_token_over_asyncio, storage={}) as client:
+        async with client.send("conv-1", [{"role": "user", "content": "Hello"}]) as sent:
+            assert_type(sent, Stream)
+            assert_type(await anext(sent), Event)
+        many = client.many({"run-1": 7}, on_state=see)
+        assert_type(many, ManyStream)
+        many.add("run-2")
+        assert_type(await client.snapshot("conv-1"), Snapshot)
+        assert_type(await client.cancel(run_id="run-1"), dict[str, str])
+
+
+def use_everything_in_a_thread(url: str) -> int:
+    with SyncClient(url, token=fetch_token, storage=FileStorage("positions")) as client:
+        stream = client.follow(run_id="run-1", snapshot=True, on_state=see)
+        assert_type(stream, SyncStream)
+        try:
+            for event in stream:
+                assert_type(event, Event)
+        except GaveUpError as error:
+            assert_type(error.cursor, int)
+        except ConflictError as error:
+            assert_type(error.status, int)
+        assert_type(client.many(["run-1"]), SyncManyStream)
+        assert_type(client.cancel(), dict[str, str])
+        return client.snapshot(run_id="run-1")["seq"]
+
+
+async def refuse_an_asynchronous_function(url: str) -> None:
+    SyncClient(url, token=fetch_token_over_asyncio)  # type: ignore[arg-type]
 
 
 class TestOwnEngine(EngineConformance):

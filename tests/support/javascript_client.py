@@ -1,22 +1,18 @@
-"""The JavaScript client, built, and in a process that makes requested calls; see ``driver.mjs``."""
+"""The JavaScript client, built."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
 import json
-import queue
 import shutil
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from reattach.testing.recording import whole_frames
 from tests.support.missing import skip_or_fail
-from tests.support.node_driver import Json, NodeDriver
-from tests.support.threads import WAIT_SECONDS
+from tests.support.node_driver import Json
 
 PACKAGE: Final = Path(__file__).parents[2] / "js"
 DIRECTORY: Final = Path(__file__).parents[1] / "clients" / "javascript"
@@ -59,45 +55,3 @@ def events_of(frames: bytes) -> list[Json]:
     """Return the events of frames as a client of JSON sees them."""
     lines = (line for frame in whole_frames(frames) for line in frame.split(b"\n"))
     return [json.loads(line.removeprefix(b"data: ")) for line in lines if line.startswith(b"data")]
-
-
-@dataclass
-class Call:
-    """A call in progress: its events and states so far."""
-
-    otid: str = ""
-    events: list[Json] = field(default_factory=list)
-    states: list[str] = field(default_factory=list)
-    value: Any = None
-    error: Json | None = None
-    lines: queue.Queue[Json] = field(default_factory=queue.Queue)
-
-    def finish(self, on_event: Callable[[Json], object] = lambda event: None) -> Call:
-        """Wait until the call has ended, and pass on each event as it arrives."""
-        while (line := self.lines.get(timeout=WAIT_SECONDS)) != {}:
-            if "event" in line:
-                self.events.append(line["event"])
-                on_event(line["event"])
-            elif "state" in line:
-                self.states.append(line["state"])
-            else:
-                for name, value in line.items():
-                    setattr(self, name, value)
-        return self
-
-    @property
-    def run_id(self) -> str:
-        run_id: str = self.events[0]["run_id"]
-        return run_id
-
-
-class JavaScript(NodeDriver):
-    """The process, which makes concurrent calls."""
-
-    def __init__(self, node: str) -> None:
-        super().__init__(node, DIRECTORY)
-
-    def start(self, url: str, method: str, *args: Any, **options: Any) -> Call:
-        """Call a method of a new client with these options."""
-        line = {"options": {"url": url, **options}, "method": method, "args": args}
-        return self.begin(Call(), line)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _QUIET_SECONDS = 1.0
 """Connection trouble shorter than this is not reported."""
 
+_GIVE_UP_SECONDS = 120.0
+"""A person at a terminal waits no longer for a server that is away."""
+
 
 def attach(
     conversation: Annotated[
@@ -49,6 +52,7 @@ def attach(
         client = Client(
             url,
             api_key=api_key,
+            give_up_seconds=_GIVE_UP_SECONDS,
             on_retry=reporter.lost,
             on_attached=reporter.attached,
             on_takeover=reporter.taken_over,

@@ -1,13 +1,12 @@
 """Runs that go on in another server process, as a client that lost its connection sees them."""
 
-import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
-import httpx2
-
+from reattach.client.steps import Look, Request, Steps
+from reattach.domain.clock import Clock
 from reattach.domain.limits import MAX_CURSOR
 
 _LOOK_UP_SECONDS: Final = 5.0
@@ -56,9 +55,10 @@ class Takeovers:
     A takeover is not reported if look-ups fail.
     """
 
-    def __init__(self, http: httpx2.AsyncClient, report: Callable[[Takeover], None]) -> None:
-        self._http = http
+    def __init__(self, clock: Clock, report: Callable[[Takeover], object]) -> None:
+        self._clock = clock
         self._report = report
+        self._token: str | None = None
         self._seen: int | None = None
         """The number of attempts that were seen; None if it is unknown."""
         self._gap: _Gap | None = None
@@ -66,73 +66,66 @@ class Takeovers:
     def note_loss(self, cursor: int, *, was_refused: bool) -> None:
         """Note that the connection was lost, or that another one failed or was refused."""
         if self._gap is None or self._gap.cursor != cursor:
-            self._gap = _Gap(cursor, asyncio.get_running_loop().time())
+            self._gap = _Gap(cursor, self._clock.monotonic_seconds())
         self._gap.was_refused = self._gap.was_refused or was_refused
 
-    async def open(self, run_id: str) -> None:
-        """Look at a run whose stream has just been opened."""
+    def open(self, run_id: str, token: str | None) -> Steps[None]:
+        """Look at a run whose stream has just been opened with this token."""
+        self._token = token
         with suppress(_LookUpError):
             if self._seen is None:
                 self._gap = None
-                self._seen = len(await self._attempts(run_id))
+                self._seen = len((yield from self._attempts(run_id)))
             elif self._gap is not None:
-                self._gap.last_logged = await self._last_seq(run_id)
-                await self._look(run_id, self._gap)
+                self._gap.last_logged = yield from self._last_seq(run_id)
+                yield from self._look(run_id, self._gap)
 
-    async def see(self, event: Mapping[str, Any]) -> None:
+    def see(self, event: Mapping[str, Any]) -> Steps[None]:
         """Look again, if the event is the first by which the cause of a gap can be known."""
         gap = self._gap
-        if gap is None or event["seq_id"] <= gap.last_logged:
+        if gap is None or event.get("seq_id", 0) <= gap.last_logged:
             return
         # The next process may log returns before its attempt is noted, but nothing else.
         if event["message_type"] == "tool_return_message":
             return
         self._gap = None
         try:
-            await self._look(event["run_id"], gap)
+            yield from self._look(event["run_id"], gap)
         except _LookUpError:
             self._seen = None
 
-    async def _look(self, run_id: str, gap: _Gap) -> None:
+    def _look(self, run_id: str, gap: _Gap) -> Steps[None]:
         """Report the newest attempt, if it has begun in the gap."""
-        attempts = await self._attempts(run_id)
+        attempts = yield from self._attempts(run_id)
         new, self._seen = attempts[max(self._seen or 0, 1) :], len(attempts)
         for one in reversed(new):
             # One of which an event came over the old connection did not end that connection.
             if one["interruption"] in get_args(TakeoverCause) and one["first_seq"] > gap.cursor:
-                seconds = asyncio.get_running_loop().time() - gap.began
+                seconds = self._clock.monotonic_seconds() - gap.began
                 self._gap = None
                 self._report(Takeover(one["interruption"], gap.was_refused, gap.cursor, seconds))
                 return
 
-    async def _attempts(self, run_id: str) -> list[dict[str, Any]]:
+    def _attempts(self, run_id: str) -> Steps[list[dict[str, Any]]]:
         """Return all attempts at the run; none if there was only one. Raises _LookUpError."""
-        status, run = await self._ask("GET", f"/v1/runs/{run_id}")
+        status, run = yield from self._ask(Request("GET", f"/v1/runs/{run_id}", token=self._token))
         if status != 200:
             raise _LookUpError
         attempts = (run.get("metadata") or {}).get("attempts", [])
         assert isinstance(attempts, list)
         return attempts
 
-    async def _last_seq(self, run_id: str) -> int:
+    def _last_seq(self, run_id: str) -> Steps[int]:
         """Return the newest seq in the run's log; 0 if the run has ended. Raises _LookUpError."""
-        path = f"/v1/runs/{run_id}/stream"
-        status, refusal = await self._ask("POST", path, {"starting_after": MAX_CURSOR})
+        path, body = f"/v1/runs/{run_id}/stream", {"starting_after": MAX_CURSOR}
+        status, refusal = yield from self._ask(Request("POST", path, body, self._token))
         if status not in {200, 409}:
             raise _LookUpError
         return int(refusal.get("last_seq", 0))
 
-    async def _ask(
-        self, method: str, path: str, body: dict[str, Any] | None = None
-    ) -> tuple[int, dict[str, Any]]:
+    def _ask(self, request: Request) -> Steps[tuple[int, dict[str, Any]]]:
         """Return the status and the JSON object of an answer; ``{}`` for another body."""
-        try:
-            async with asyncio.timeout(_LOOK_UP_SECONDS):
-                response = await self._http.request(method, path, json=body)
-        except (httpx2.HTTPError, TimeoutError) as error:
-            raise _LookUpError from error
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        return response.status_code, answer if isinstance(answer, dict) else {}
+        answer: tuple[int, dict[str, Any]] | None = yield Look(request, _LOOK_UP_SECONDS)
+        if answer is None:
+            raise _LookUpError
+        return answer

@@ -4,12 +4,19 @@ import asyncio
 import sys
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Final, Literal, Protocol
+from typing import Literal, Protocol
 
-if sys.platform == "linux":
-    _MONOTONIC: Final = time.CLOCK_BOOTTIME
+if sys.platform == "win32":
+    _monotonic_seconds = time.monotonic
+elif sys.platform == "linux":
+
+    def _monotonic_seconds() -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
 else:
-    _MONOTONIC: Final = time.CLOCK_MONOTONIC
+
+    def _monotonic_seconds() -> float:
+        return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 class Clock(Protocol):
@@ -40,7 +47,7 @@ class SystemClock:
         return datetime.now(UTC)
 
     def monotonic_seconds(self) -> float:
-        return time.clock_gettime(_MONOTONIC)
+        return _monotonic_seconds()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

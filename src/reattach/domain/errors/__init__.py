@@ -20,6 +20,8 @@ class ReattachError(Exception):
     """The root of the tree. ``extra`` holds further members of the error's JSON body."""
 
     code = "internal_error"
+    status = 0
+    """The status with which a server refused ``reattach.client``; 0 for every other error."""
     prefix: ClassVar[str] = ""  # of ``detail``, as clients of the Letta API expect it
 
     def __init__(self, fact: str, *, remedy: str = "", **extra: object) -> None:

@@ -1,0 +1,329 @@
+"""The client and its streams over asyncio."""
+
+import asyncio
+import weakref
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, Generic, Self, TypeVar
+
+import httpx2
+
+from reattach.client.calls import Calls, Snapshot
+from reattach.client.drivers.asyncio_driver import AsyncioDriver
+from reattach.client.drivers.transport import LIMITS, checked_url
+from reattach.client.errors import ClosedError
+from reattach.client.plans import ManyPlan, Plan, RunPlan
+from reattach.client.reading import Core, Reading
+from reattach.client.states import Life, OnState, Retry, State
+from reattach.client.steps import Event, Steps
+from reattach.client.takeovers import Takeover
+from reattach.client.tokens import Tokens, TokenSource
+from reattach.domain.clock import SystemClock
+from reattach.domain.errors import ReattachError
+
+P = TypeVar("P", bound=Plan)
+T = TypeVar("T")
+
+
+class _EventStream(Generic[P]):
+    """The events of one reading. Iterate over it once, from one task at a time.
+
+    The request is made when the iteration begins. To ask for an event says that the one before was
+    processed. To leave the loop keeps the connection until the stream is closed or collected: use
+    ``async with`` or ``aclose()`` to close it at once. The run goes on in any case.
+    """
+
+    def __init__(self, plan: P, life: Life, events: AsyncGenerator[Event]) -> None:
+        self._plan = plan
+        self._life = life
+        self._events = events
+        self._turn = asyncio.Lock()
+
+    @property
+    def state(self) -> State:
+        return self._life.state
+
+    def try_now(self) -> None:
+        """End a wait, and connect at once."""
+        self._life.wake()
+
+    async def aclose(self) -> None:
+        """Disconnect. A task that iterates gets ClosedError. Idempotent."""
+        self._life.close()
+        async with self._turn:
+            await self._events.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        async with self._turn:
+            try:
+                return await anext(self._events)
+            except StopAsyncIteration:
+                if self._life.state.name not in {"ended", "failed"}:
+                    raise ClosedError from None
+                raise
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+class Stream(_EventStream[RunPlan]):
+    """The events of a run, each once and in order."""
+
+    def __init__(
+        self, plan: RunPlan, life: Life, events: AsyncGenerator[Event], otid: str | None
+    ) -> None:
+        super().__init__(plan, life, events)
+        self.otid = otid
+        """The idempotency key of the message that was sent; None for a run that is followed."""
+
+    @property
+    def seq(self) -> int:
+        """The seq of the last yielded event, or the cursor before the first."""
+        return self._plan.cursor
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the run; None until the server has named it."""
+        return self._plan.run_id
+
+
+class ManyStream(_EventStream[ManyPlan]):
+    """The events of many runs, each once, and in order within each run."""
+
+    def add(self, run_id: str, starting_after: int = 0) -> None:
+        """Follow a run after a cursor. The connection is opened anew, with the cursors of all.
+
+        Raises ReattachError if that would be more than 100 runs.
+        """
+        self._plan.add(run_id, starting_after)
+
+    def drop(self, run_id: str) -> None:
+        """Leave a run. The connection is opened anew."""
+        self._plan.drop(run_id)
+
+
+class Client:
+    """Sends messages and follows runs over asyncio. Use it as an async context manager.
+
+    ``api_key`` or ``token`` authorizes it. A token function gets whether the token must be fresh;
+    if it is a plain function it runs in a thread. It may take ``token_seconds``. A token with
+    ``expires_at`` is renewed when 80 % of its life is over.
+
+    ``storage`` keeps the OTID, the run and the cursor of each conversation, for a process that
+    starts again. Each reader needs a storage of its own, or its own conversations.
+
+    A connection is lost when nothing comes for three times ``keepalive_seconds``, the server's
+    interval, and at least 10 s. The first retry is immediate; the waits after it are random, up to
+    ``first_wait_seconds``, which doubles up to ``longest_wait_seconds``, and at least as long as
+    the server asks for. After ``give_up_seconds`` without a sign of life it raises GaveUpError.
+
+    ``on_retry`` is called before each wait, and ``on_attached`` with the run's id whenever a stream
+    is open. ``on_takeover`` is called when the connection was lost and the run goes on in another
+    server process, before the first event from there; a lost connection alone is none. For it, the
+    client reads the run when it attaches, and up to three times after a lost connection.
+
+    ``http`` is used for all requests and is not closed; by default the client has its own.
+    Raises ReattachError if ``base_url`` is not an http or https URL with a host.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        token: TokenSource | None = None,
+        storage: MutableMapping[str, str] | None = None,
+        give_up_seconds: float = 600.0,
+        keepalive_seconds: float = 15.0,
+        token_seconds: float = 10.0,
+        first_wait_seconds: float = 0.25,
+        longest_wait_seconds: float = 15.0,
+        on_retry: Callable[[Retry], object] | None = None,
+        on_attached: Callable[[str | None], object] | None = None,
+        on_takeover: Callable[[Takeover], object] | None = None,
+        http: httpx2.AsyncClient | None = None,
+    ) -> None:
+        core = Core(
+            url=checked_url(base_url),
+            tokens=Tokens(api_key, token, SystemClock()),
+            keepalive_seconds=keepalive_seconds,
+            give_up_seconds=give_up_seconds,
+            token_seconds=token_seconds,
+            first_wait_seconds=first_wait_seconds,
+            longest_wait_seconds=longest_wait_seconds,
+            on_retry=on_retry,
+            on_attached=on_attached,
+            on_takeover=on_takeover,
+        )
+        self._calls = Calls(core, storage)
+        self._given_http = http
+        self._http: httpx2.AsyncClient | None = None
+        self._asking = asyncio.Lock()
+        self._streams: weakref.WeakSet[_EventStream[Any]] = weakref.WeakSet()
+
+    async def __aenter__(self) -> Self:
+        self._http = self._given_http or await asyncio.to_thread(_connect)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Disconnect all streams; tasks that iterate get ClosedError. Idempotent."""
+        for stream in list(self._streams):
+            await stream.aclose()
+        http, self._http = self._http, None
+        if http is not None and http is not self._given_http:
+            await http.aclose()
+
+    def send(
+        self,
+        conversation_id: str,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        otid: str | None = None,
+        agent_id: str | None = None,
+        client_tools: Sequence[Mapping[str, Any]] | None = None,
+        body: Mapping[str, Any] | None = None,
+        on_state: OnState | None = None,
+    ) -> Stream:
+        """Send a text, or messages, in the background and yield the events of the run.
+
+        The message carries an OTID, made here if none is given, so it starts exactly one run,
+        however often the connection breaks. With a storage, a message that was sent before the
+        process ended, and whose run is not known, keeps its OTID when the same input is sent again.
+        ``agent_id`` goes with the conversation ``default``. ``body`` has further members of the
+        request, such as ``override_model``. Raises as ``follow`` does.
+        """
+        plan, made = self._calls.send(
+            conversation_id,
+            messages,
+            otid=otid,
+            agent_id=agent_id,
+            client_tools=client_tools,
+            body=body,
+        )
+        return self._stream(plan, on_state, made)
+
+    def follow(
+        self,
+        conversation_id: str = "default",
+        *,
+        run_id: str | None = None,
+        otid: str | None = None,
+        agent_id: str | None = None,
+        starting_after: int | None = None,
+        snapshot: bool = False,
+        on_state: OnState | None = None,
+    ) -> Stream:
+        """Yield the events of a run after a cursor, each once, in order, until its end.
+
+        Without ``run_id`` and ``otid`` it follows the active run of the conversation; with a
+        storage, the run that this client followed there, after the last event that was processed.
+        With ``snapshot`` the first item has the messages so far: its ``message_type`` is
+        ``snapshot``, and it has the members of a Snapshot. The events after it follow.
+
+        Raises:
+            NotFoundError, ConflictError, ExpiredError, UnauthorizedError: As the server answered;
+                ``extra`` holds the further members of its error. A refused token was renewed once.
+            ReattachError: The server refused for another reason, or is not a Reattach server, or
+                no trusted TLS connection to it is possible, or its stream has gaps.
+            GaveUpError: ``give_up_seconds`` passed without a sign of life.
+            ClosedError: The stream was closed.
+        """
+        plan = self._calls.follow(
+            conversation_id,
+            run_id=run_id,
+            otid=otid,
+            agent_id=agent_id,
+            starting_after=starting_after,
+            snapshot=snapshot,
+        )
+        return self._stream(plan, on_state, None)
+
+    def many(
+        self,
+        runs: Iterable[str] | Mapping[str, int] = (),
+        *,
+        until_closed: bool = False,
+        on_state: OnState | None = None,
+    ) -> ManyStream:
+        """Follow up to 100 runs, or runs with their cursors, over one connection.
+
+        A run leaves when it ends, or with an item whose ``message_type`` is ``run_error``. The
+        iteration ends when no run is left; with ``until_closed`` it waits for runs that are added
+        later. Raises as ``follow`` does.
+        """
+        life = Life(on_state)
+        plan = self._calls.many(runs, life, until_closed=until_closed)
+        stream = ManyStream(plan, life, self._events(plan, life))
+        self._streams.add(stream)
+        return stream
+
+    async def snapshot(
+        self,
+        conversation_id: str = "default",
+        *,
+        run_id: str | None = None,
+        agent_id: str | None = None,
+    ) -> Snapshot:
+        """Return the messages of a run so far. It is not retried.
+
+        Raises:
+            UnavailableError: The server cannot be reached, or is busy.
+            ReattachError: As ``follow`` does.
+        """
+        found: Snapshot = await self._call(self._calls.snapshot(conversation_id, run_id, agent_id))
+        return found
+
+    async def cancel(
+        self,
+        conversation_id: str = "default",
+        *,
+        run_id: str | None = None,
+        agent_id: str | None = None,
+    ) -> dict[str, str]:
+        """Cancel a run, or the active run of a conversation. Return the status of each by its id.
+
+        It is not retried. Raises as ``snapshot`` does; ConflictError if nothing is active.
+        """
+        states: dict[str, str] = await self._call(
+            self._calls.cancel(conversation_id, run_id, agent_id)
+        )
+        return states
+
+    def _stream(self, plan: RunPlan, on_state: OnState | None, otid: str | None) -> Stream:
+        life = Life(on_state)
+        stream = Stream(plan, life, self._events(plan, life), otid)
+        self._streams.add(stream)
+        return stream
+
+    async def _events(self, plan: Plan, life: Life) -> AsyncGenerator[Event]:
+        driver = self._driver(life)
+        events = driver.events(Reading(self._calls.core, plan, life).steps())
+        try:
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
+
+    async def _call(self, steps: Steps[T]) -> T:
+        return await self._driver(Life(None)).run(steps)
+
+    def _driver(self, life: Life) -> AsyncioDriver:
+        if self._http is None:
+            raise ReattachError(
+                "This Client is not open.",
+                remedy="Use it as an async context manager: `async with client:`.",
+            )
+        return AsyncioDriver(self._http, self._calls.core, self._asking, life)
+
+
+def _connect() -> httpx2.AsyncClient:
+    """Make the connection pool; this reads certificates, so it must not run on the loop."""
+    return httpx2.AsyncClient(limits=LIMITS)

@@ -1,0 +1,126 @@
+"""The calls of a client as plans and steps, the same for both twins."""
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, TypedDict
+
+from reattach.client.plans import ManyPlan, RunPlan, path_of, query_of
+from reattach.client.reading import Core, call
+from reattach.client.states import Life
+from reattach.client.steps import Request, Steps
+from reattach.client.storage import Position
+
+
+class Snapshot(TypedDict):
+    """The messages of a run as of event ``seq``."""
+
+    run_id: str
+    conversation_id: str | None
+    status: str
+    stop_reason: str | None
+    seq: int
+    messages: list[dict[str, Any]]
+
+
+class Calls:
+    """Makes the plans and steps of a client's calls."""
+
+    def __init__(self, core: Core, storage: MutableMapping[str, str] | None) -> None:
+        self.core = core
+        self._storage = storage
+
+    def send(
+        self,
+        conversation_id: str,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        otid: str | None,
+        agent_id: str | None,
+        client_tools: Sequence[Mapping[str, Any]] | None,
+        body: Mapping[str, Any] | None,
+    ) -> tuple[RunPlan, str]:
+        """Return the plan and the OTID: a kept one, if the same input was not answered yet."""
+        position = self._position(conversation_id, agent_id)
+        text = json.dumps(messages)
+        kept = position.read()
+        if otid is None and kept.get("input") == text:
+            otid = kept.get("otid")
+        if otid is None:
+            otid = str(uuid.uuid4())
+        single = [{"role": "user", "content": messages}]
+        given = single if isinstance(messages, str) else messages
+        named = [{"otid": f"{otid}-{at}" if at else otid, **one} for at, one in enumerate(given)]
+        optional = {"agent_id": agent_id, "client_tools": client_tools}
+        request = Request(
+            "POST",
+            f"{path_of(conversation_id, None)}/messages",
+            {
+                **{name: one for name, one in optional.items() if one is not None},
+                **(body or {}),
+                "messages": named,
+                "background": True,
+                "stream_tokens": True,
+                "streaming": True,
+            },
+        )
+        return RunPlan(position, request, unsent={"otid": otid, "input": text}), otid
+
+    def follow(
+        self,
+        conversation_id: str,
+        *,
+        run_id: str | None,
+        otid: str | None,
+        agent_id: str | None,
+        starting_after: int | None,
+        snapshot: bool,
+    ) -> RunPlan:
+        position = self._position(run_id or otid or conversation_id, agent_id)
+        kept = position.read()
+        seq = starting_after
+        if seq is None:
+            seq = 0 if snapshot else kept.get("seq", 0)
+        if otid is None and run_id is None and "run" not in kept:
+            otid = kept.get("otid")
+        query = query_of(agent_id=agent_id, otid=otid)
+        path = f"{path_of(conversation_id, None)}/stream?{query}{'&' if query else ''}"
+        return RunPlan(
+            position,
+            Request("GET", path),
+            run_id=run_id or kept.get("run"),
+            seq=max(seq, 0),
+            wants_snapshot=snapshot,
+        )
+
+    def many(
+        self, runs: Iterable[str] | Mapping[str, int], life: Life, *, until_closed: bool
+    ) -> ManyPlan:
+        plan = ManyPlan(until_closed, life.change)
+        cursors = runs if isinstance(runs, Mapping) else dict.fromkeys(runs, 0)
+        for run_id, starting_after in cursors.items():
+            plan.add(run_id, starting_after)
+        return plan
+
+    def snapshot(
+        self, conversation_id: str, run_id: str | None, agent_id: str | None
+    ) -> Steps[Any]:
+        query = query_of(agent_id=agent_id)
+        path = f"{path_of(conversation_id, run_id)}/snapshot"
+        return call(self.core, Request("GET", f"{path}?{query}" if query else path))
+
+    def cancel(self, conversation_id: str, run_id: str | None, agent_id: str | None) -> Steps[Any]:
+        if run_id is None:
+            query = query_of(agent_id=agent_id)
+            path = f"{path_of(conversation_id, None)}/cancel"
+            result = yield from call(
+                self.core, Request("POST", f"{path}?{query}" if query else path)
+            )
+            return result
+        run = yield from call(self.core, Request("GET", path_of("", run_id)))
+        path = f"/v1/agents/{run['agent_id']}/messages/cancel"
+        result = yield from call(self.core, Request("POST", path, {"run_ids": [run_id]}))
+        return result
+
+    def _position(self, name: str, agent_id: str | None) -> Position:
+        return Position(self._storage, f"reattach {self.core.url} {name} {agent_id or ''}")

@@ -1,0 +1,116 @@
+"""Requests over httpx2, and its failures in the words of the client. Both drivers use it."""
+
+import re
+import ssl
+from typing import Any, Final, TypeVar
+
+import httpx2
+
+from reattach.client.errors import LostError
+from reattach.client.steps import Answer, Open, Request
+from reattach.domain.errors import ReattachError
+from reattach.domain.limits import MAX_ERROR_CHARS
+
+E = TypeVar("E", bound=BaseException)
+
+_CONNECT_SECONDS: Final = 5.0
+
+LIMITS: Final = httpx2.Limits(max_connections=None, max_keepalive_connections=10)
+"""Every stream needs a connection of its own for as long as it lasts."""
+
+
+def checked_url(base_url: str) -> str:
+    """Return the URL without a slash or ``/v1`` at its end, or raise ReattachError."""
+    try:
+        url = httpx2.URL(base_url)
+        valid = (
+            url.scheme in {"http", "https"}
+            and bool(url.host)
+            and not re.search(r"[\s%]", url.host)
+            and 0 < (url.port or 80) < 65536
+        )
+    except httpx2.InvalidURL:
+        valid = False
+    if not valid:
+        raise ReattachError(
+            f"'{base_url[:MAX_ERROR_CHARS]}' is not the URL of a server.",
+            remedy="Write it with its scheme, such as http://localhost:8283.",
+        )
+    return base_url.rstrip("/").removesuffix("/v1")
+
+
+def stream_request(
+    http: httpx2.Client | httpx2.AsyncClient, url: str, step: Open
+) -> httpx2.Request:
+    """Build a request whose response is read in pieces."""
+    timeout = httpx2.Timeout(step.silence_seconds, connect=_CONNECT_SECONDS, pool=None)
+    # A proxy that compresses a stream withholds its events.
+    return _build(http, url, step.request, timeout, {"accept-encoding": "identity"})
+
+
+def look_request(
+    http: httpx2.Client | httpx2.AsyncClient, url: str, request: Request, seconds: float
+) -> httpx2.Request:
+    """Build a request each step of which takes at most ``seconds``."""
+    return _build(http, url, request, httpx2.Timeout(seconds), {})
+
+
+def _build(
+    http: httpx2.Client | httpx2.AsyncClient,
+    url: str,
+    request: Request,
+    timeout: httpx2.Timeout,
+    headers: dict[str, str],
+) -> httpx2.Request:
+    if request.token is not None:
+        headers["authorization"] = f"Bearer {request.token}"
+    address = url + request.path
+    return http.build_request(
+        request.method, address, json=request.body, headers=headers, timeout=timeout
+    )
+
+
+def answer_of(response: httpx2.Response) -> Answer:
+    return Answer(response.status_code, {k.lower(): v for k, v in response.headers.items()})
+
+
+def object_of(response: httpx2.Response) -> tuple[int, dict[str, Any]]:
+    """Return the status and the JSON object of a response; ``{}`` for another body."""
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = None
+    return response.status_code, answer if isinstance(answer, dict) else {}
+
+
+def failure_of(error: httpx2.RequestError, url: str) -> LostError | ReattachError:
+    """Return the error for a failed request: ReattachError for a TLS fault that no retry mends."""
+    fault = _underlying(error, ssl.SSLError)
+    if isinstance(fault, ssl.SSLCertVerificationError):
+        return ReattachError(
+            f"The certificate of {url} is not trusted: {fault.verify_message}. "
+            "Set the environment variable SSL_CERT_FILE to the certificate of its authority."
+        )
+    if fault is not None and fault.reason == "WRONG_VERSION_NUMBER":
+        return ReattachError(f"The server at {url} does not speak TLS. Use an http:// URL.")
+    was_refused = _underlying(error, ConnectionRefusedError) is not None
+    return LostError(_cause(error, was_refused=was_refused), was_refused=was_refused)
+
+
+def _cause(error: httpx2.RequestError, *, was_refused: bool) -> str:
+    """Return the cause of a failed connection in one line; httpx2's timeouts have no text."""
+    if isinstance(error, httpx2.ConnectTimeout):
+        return "the server does not accept the connection"
+    if isinstance(error, httpx2.TimeoutException):
+        return "the connection fell silent"
+    if was_refused:
+        return "connection refused"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _underlying(error: BaseException, kind: type[E]) -> E | None:
+    """Return the error of that kind among the causes of ``error``."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, kind):
+        cause = cause.__cause__ or cause.__context__
+    return cause
