@@ -1,6 +1,7 @@
 """Clients of a cluster that retry for ever: they send, read, time out and resume on other servers.
 
-A seeded generator decides what they do. Each run's ``History`` records what they saw.
+A seeded generator decides what they do. Each run's ``History`` records what they saw. Readers use
+both forms of a stream: the POST of the SDKs, and the GET that an ``EventSource`` sends.
 """
 
 import asyncio
@@ -13,12 +14,16 @@ from typing import Any, Final
 import httpx2
 
 from bench.faults.history import History, Kind, Reader
+from tests.support.event_stream import EventStream
 
 SCRIPTED: Final = "scripted/echo"
 """The model that follows the directives of a message."""
 
 ANSWER_SECONDS: Final = 20.0
 """Time limit of a request that is not streamed."""
+
+_SHARE_OF_PAGES: Final = 0.5
+"""The share of the resumes that are sent as web pages send them."""
 
 _PAUSE_SECONDS: Final = 0.05
 """Wait between two attempts of a client that was refused."""
@@ -115,6 +120,15 @@ async def server_clients(urls: Sequence[str], api_key: str) -> AsyncIterator[lis
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    path: str
+    json: Any = None
+    params: dict[str, str] | None = None
+    headers: dict[str, str] | None = None
+
+
 class WatchedRun:
     """The run of one message, with its sender and its other readers.
 
@@ -158,7 +172,8 @@ class WatchedRun:
         }
         path = f"/v1/conversations/{self.conversation_id}/messages"
         while not self.known.is_set():
-            await self._read(reader, server, path, body, may_leave=False)
+            request = _Request("POST", path, json=body)
+            await self._read(reader, server, request, may_leave=False)
             server = self._any()
         await self._follow(reader)
 
@@ -170,8 +185,21 @@ class WatchedRun:
     async def _follow(self, reader: Reader) -> None:
         while not reader.done:
             path, named = self._run_reference()
-            body = {**named, "starting_after": reader.cursor}
-            await self._read(reader, self._any(), path, body, may_leave=True)
+            if self._rng.random() < _SHARE_OF_PAGES:
+                request, form = self._by_get(path, named, reader.cursor)
+            else:
+                body = {**named, "starting_after": reader.cursor}
+                request, form = _Request("POST", path, json=body), None
+            await self._read(reader, self._any(), request, form, may_leave=True)
+
+    def _by_get(
+        self, path: str, named: dict[str, str], cursor: int
+    ) -> tuple[_Request, EventStream]:
+        """Return the request that an ``EventSource`` sends, and its parser."""
+        run_id = None if path.startswith("/v1/runs/") else self.history.run_id
+        query = {**named, "pings": self._rng.choice(["comment", "event"])}
+        last_id = {"last-event-id": f"{self.history.run_id}:{cursor}"} if cursor else {}
+        return _Request("GET", path, params=query, headers=last_id), EventStream(run_id)
 
     def _any(self) -> ServerClient:
         return self._rng.choice(self._servers)
@@ -194,8 +222,8 @@ class WatchedRun:
         self,
         reader: Reader,
         server: ServerClient,
-        path: str,
-        body: dict[str, Any],
+        request: _Request,
+        form: EventStream | None = None,
         *,
         may_leave: bool,
     ) -> None:
@@ -206,12 +234,19 @@ class WatchedRun:
         try:
             async with AsyncExitStack() as stack:
                 async with asyncio.timeout(patience_seconds):
-                    opened = server.http.stream("POST", path, json=body)
+                    opened = server.http.stream(
+                        request.method,
+                        request.path,
+                        json=request.json,
+                        params=request.params,
+                        headers=request.headers,
+                    )
                     answer = await stack.enter_async_context(opened)
-                    if answer.status_code != httpx2.codes.OK:
+                    is_stream = answer.status_code == 200 and "x-run-id" in answer.headers
+                    if not is_stream:
                         await answer.aread()
-                if answer.status_code == httpx2.codes.OK:
-                    await self._take(reader, answer, patience_seconds, left)
+                if is_stream:
+                    await self._take(reader, answer, form, patience_seconds, left)
                     return
             self._refused(reader, answer)
         except (httpx2.TransportError, TimeoutError):
@@ -220,7 +255,12 @@ class WatchedRun:
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _take(
-        self, reader: Reader, answer: httpx2.Response, patience_seconds: float, left: float
+        self,
+        reader: Reader,
+        answer: httpx2.Response,
+        form: EventStream | None,
+        patience_seconds: float,
+        left: float,
     ) -> None:
         run_id = answer.headers["x-run-id"]
         if self.history.run_id not in {None, run_id}:
@@ -232,15 +272,18 @@ class WatchedRun:
             async with asyncio.timeout(patience_seconds):
                 data = await anext(chunks, b"")
             if not data:
-                if not reader.done:
+                if not reader.done and (form is None or not form.says_to_come_back):
                     self.history.report(Kind.OTHER, "a body ended properly before its [DONE]")
                 return
-            events = reader.feed(data)
+            events = reader.feed(data if form is None else form.feed(data))
             left -= events
             self._on_event(events)
 
     def _refused(self, reader: Reader, answer: httpx2.Response) -> None:
-        """Handle an answer that is not a stream."""
+        """Handle an answer that is not a stream of events."""
+        if answer.status_code == httpx2.codes.OK:
+            self._sent_away(answer)
+            return
         error = answer.json()
         match answer.status_code:
             case httpx2.codes.SERVICE_UNAVAILABLE:
@@ -260,3 +303,11 @@ class WatchedRun:
             case status:
                 self.history.report(Kind.OTHER, f"{status}: {answer.text}")
                 reader.finish()
+
+    def _sent_away(self, answer: httpx2.Response) -> None:
+        """Handle the stream by which a page learns that it has to come back."""
+        form = EventStream()
+        if form.feed(answer.content) or not (form.says_to_come_back and form.comments == 1):
+            self.history.report(Kind.OTHER, f"a stream of no run: {answer.text}")
+        if self._strict:
+            self.history.report(Kind.OTHER, f"a resume was refused: {answer.text}")

@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 
 from tests.support import raw_clients as clients
+from tests.support.event_stream import EventStream, query_of
 from tests.support.received import Received
 
 WAIT_SECONDS = 20.0
@@ -23,19 +24,23 @@ class Stream:
         self.received = Received(cursor)
         self.run_id = str(answer.headers.get("x-run-id"))
         self._chunks = answer.aiter_raw()
+        self._form = EventStream() if answer.request.method == "GET" else None
+
+    def _feed(self, data: bytes) -> None:
+        self.received.feed(data if self._form is None else self._form.feed(data))
 
     async def until(self, seq: int) -> Received:
         """Read until the event ``seq`` has come."""
         async with asyncio.timeout(WAIT_SECONDS):
             while self.received.cursor < seq:
-                self.received.feed(await anext(self._chunks))
+                self._feed(await anext(self._chunks))
         return self.received
 
     async def to_end(self, seconds: float = WAIT_SECONDS) -> Received:
         """Read to the end of the body within ``seconds``. It must be the end of the log too."""
         async with asyncio.timeout(seconds):
             async for data in self._chunks:
-                self.received.feed(data)
+                self._feed(data)
         assert self.received.done
         return self.received
 
@@ -44,7 +49,7 @@ class Stream:
         try:
             async with asyncio.timeout(WAIT_SECONDS):
                 async for data in self._chunks:
-                    self.received.feed(data)
+                    self._feed(data)
         except httpx2.TransportError:
             return True
         return False
@@ -54,11 +59,14 @@ class Client(clients.Client):
     """A client whose streams are read on demand."""
 
     @asynccontextmanager
-    async def stream(self, path: str, body: Any, *, cursor: int = 0) -> AsyncIterator[Stream]:
-        """Open a stream. Fails if the answer is not one."""
+    async def stream(
+        self, path: str, body: Any, *, cursor: int = 0, method: str = "POST"
+    ) -> AsyncIterator[Stream]:
+        """Open a stream; GET sends the body as the query. Fails if the answer is not one."""
         if cursor:
             body = {**body, "starting_after": cursor}
-        async with self.http.stream("POST", path, json=body) as answer:
+        sent = {"json": body} if method == "POST" else {"params": query_of(body)}
+        async with self.http.stream(method, path, **sent) as answer:
             if answer.status_code != 200:
                 raise AssertionError((await answer.aread()).decode())
             yield Stream(answer, cursor)

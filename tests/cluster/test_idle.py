@@ -8,10 +8,14 @@ from contextlib import AsyncExitStack
 import pytest
 
 from bench.cluster import Counts, connections
+from reattach.records.base import Run
 from reattach.records.database.postgresql import READERS as READERS_POOL
 from reattach.records.database.postgresql import WRITERS
 from reattach.testing.programs.cluster import Cluster
 from tests.cluster.clients import WAIT_SECONDS, Client
+from tests.cluster.nodes import Nodes
+from tests.support.engines import SteppedEngine
+from tests.support.in_process_readers import a_thousand_of_each, assert_whole
 
 RUNS = 6
 READERS = 60
@@ -58,7 +62,8 @@ async def test_connections_and_commands_do_not_grow_with_idle_readers(
             for number in range(READERS):
                 path = f"/v1/runs/{run_ids[number % RUNS]}/stream"
                 client = clients[(number // RUNS) % 3]
-                opened = client.stream(path, {}, cursor=1)
+                method = "GET" if number % 2 else "POST"
+                opened = client.stream(path, {}, cursor=1, method=method)
                 await (await readers.enter_async_context(opened)).until(2)
 
         await fill_pools(cluster, clients)
@@ -79,3 +84,30 @@ async def test_connections_and_commands_do_not_grow_with_idle_readers(
         for run_id in run_ids:
             agent_id = (await clients[0].got(f"/v1/runs/{run_id}"))["agent_id"]
             await clients[1].post(f"/v1/agents/{agent_id}/messages/cancel", {"run_ids": [run_id]})
+
+
+@pytest.mark.promise("P13", "P2", "P4", "P12")
+async def test_a_thousand_pages_and_sdks_at_another_process_cost_the_stores_nothing(
+    nodes: Nodes,
+) -> None:
+    engine = SteppedEngine("one ", "two ", "three ")
+    owner, other = await nodes.node(engine=engine), await nodes.node(beats=False, keeps_up=False)
+    run = await owner.runs.send(nodes.stores.send(await nodes.stores.conversation(), "count"))
+    engine.step(2)
+    async with a_thousand_of_each(other.runs, run) as readers:
+        before = other.faults.calls.copy()
+        engine.step()
+        for reader in readers:
+            await reader.until_seq(3)
+        assert other.faults.calls - before == {}
+        engine.step()
+        await assert_whole(readers, await frames_of_ended(nodes, run))
+        # They wait for the record of the run's end together.
+        assert (other.faults.calls - before).total() < READERS
+
+
+async def frames_of_ended(nodes: Nodes, run: Run) -> list[bytes]:
+    async with asyncio.timeout(WAIT_SECONDS):
+        while (await nodes.stores.run(run)).status.is_active:
+            await asyncio.sleep(0.01)
+    return await nodes.stores.frames(run)

@@ -71,10 +71,17 @@ async def test_a_run_is_resumed_through_another_process(nodes: Nodes, way: str) 
     async with Reader(owner.runs, run) as reader:
         await reader.until_seq(1)
     target = await found(other, conversation, run, way)
-    async with Reader(other.runs, target, 1) as reader, Reader(other.runs, target) as whole:
+    async with (
+        Reader(other.runs, target, 1) as reader,
+        Reader(other.runs, target) as whole,
+        Reader(other.runs, target, 1, by_get=True) as page,
+        Reader(other.runs, target, by_get=True) as whole_page,
+    ):
         engine.step(3)
         received = await reader.to_end()
         frames = (await whole.to_end()).frames
+        assert (await page.to_end()).frames == received.frames
+        assert (await whole_page.to_end()).frames == frames
     assert (received.text, received.end()) == (
         "two three ",
         {"stop_reason": "end_turn", "error_type": None},
@@ -130,14 +137,15 @@ async def test_other_processes_show_the_end_only_once_it_is_in_the_records(nodes
     gate = Gate("runs.settle")
     owner, other = await nodes.node(faults=gate), await nodes.node()
     run = await owner.runs.send(nodes.stores.send(await nodes.stores.conversation(), "one two"))
-    async with Reader(other.runs, run) as reader:
+    async with Reader(other.runs, run) as reader, Reader(other.runs, run, by_get=True) as page:
         async with asyncio.timeout(10):
             await gate.waiting.wait()
         await eventually(lambda: closed(nodes, run))
-        assert "stop_reason" not in reader.received.kinds
+        for one in (reader, page):
+            assert "stop_reason" not in one.received.kinds
         gate.opened.set()
-        received = await reader.to_end()
-    assert received.done
+        for one in (reader, page):
+            assert (await one.to_end()).done
     assert (await nodes.stores.run(run)).status is RunStatus.COMPLETED
 
 
@@ -265,15 +273,27 @@ async def test_a_closing_process_disconnects_readers_of_other_processes_runs(nod
     engine = SteppedEngine("one ", "two ")
     owner, leaving = await nodes.node(engine=engine), await nodes.node()
     _, run = await begun_with(nodes, owner, engine)
-    async with Reader(leaving.runs, run) as reader:
-        await reader.until_seq(1)
+    async with (
+        Reader(leaving.runs, run) as reader,
+        Reader(leaving.runs, run, by_get=True) as page,
+    ):
+        for one in (reader, page):
+            await one.until_seq(1)
         await leaving.runs.drain(5)
         received = await reader.to_end()
-    assert reader.aborted
+        assert not (await page.to_end()).done
+    assert (reader.whole, reader.aborted) == (False, True)
+    assert (page.whole, page.aborted) == (True, False)
+    assert page.ids is not None
+    assert page.ids.says_to_come_back
     assert not received.done
     engine.step(2)
-    async with Reader(owner.runs, run, received.cursor) as reader:
-        assert (await reader.to_end()).text == "two "
+    async with (
+        Reader(owner.runs, run, received.cursor) as reader,
+        Reader(owner.runs, run, received.cursor, by_get=True) as page,
+    ):
+        for one in (reader, page):
+            assert (await one.to_end()).text == "two "
 
 
 @pytest.mark.promise("P3")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from reattach.domain.ids import DEFAULT_TENANT, new_conversation_id, new_run_id,
 from reattach.domain.limits import KEY_CACHE_SECONDS
 from reattach.wire.event_source import RETRY_MS
 from tests.support.event_stream import EventStream
-from tests.support.in_process_readers import Reader
+from tests.support.in_process_readers import Reader, a_thousand_of_each, assert_whole
 from tests.support.live_server import (
     Frame,
     LiveServer,
@@ -400,29 +399,16 @@ async def test_a_send_with_a_last_event_id_starts_no_run(live: LiveServer, last_
 # Many readers.
 
 
-@pytest.mark.promise("P13", "P2")
-async def test_a_thousand_pages_that_wait_have_no_tasks_and_get_each_event_once(
+@pytest.mark.promise("P13", "P2", "P4", "P12")
+async def test_a_thousand_pages_and_sdks_that_wait_have_no_tasks_and_get_each_event_once(
     tmp_path: Path,
 ) -> None:
-    async with stores_in(tmp_path) as stores, AsyncExitStack() as stack:
+    async with stores_in(tmp_path) as stores:
         service = stores.service()
         run = await service.send(stores.send(await stores.conversation(), "[hang=2]"))
-        async with Reader(service, run, by_get=True) as first:
-            await first.until_seq(2)
-            tasks = len(asyncio.all_tasks())
-        readers = [
-            await stack.enter_async_context(Reader(service, run, by_get=True)) for _ in range(1000)
-        ]
-        for reader in readers:
-            await reader.until_seq(2)
-        # Each reader of this test has a task of its own, and the server has none for it.
-        assert len(asyncio.all_tasks()) <= tasks + len(readers)
-        await service.cancel([run])
-        for reader in readers:
-            await reader.to_end()
-        frames = await stores.frames(run)
-        assert all(reader.received.frames == frames for reader in readers)
-        assert all(kind.ids is not None and kind.ids.done for kind in readers)
+        async with a_thousand_of_each(service, run) as readers:
+            await service.cancel([run])
+            await assert_whole(readers, await stores.frames(run))
 
 
 @pytest.mark.promise("S12")

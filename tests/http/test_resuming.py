@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock
@@ -54,13 +55,24 @@ async def resumed_run(live: LiveServer, path: str, body: Any = None, **more: Any
         return stream.run_id
 
 
-async def refusal(live: LiveServer, path: str, body: Any = None, **more: Any) -> tuple[int, Any]:
-    """The status and body of a resume that is refused."""
-    async with live.stream(path, body, **more) as stream:
-        error = await stream.error()
-        assert isinstance(error["detail"], str)
-        assert isinstance(error["code"], str)
-        return stream.status_code, error
+async def refusal(
+    live: LiveServer, path: str, body: Any = None, *, passes: bool = False, **more: Any
+) -> tuple[int, Any]:
+    """The status and body of a resume that is refused.
+
+    They are the same by POST and by GET, except if the error ``passes``.
+    """
+    answers = []
+    for method in ("POST",) if passes else ("POST", "GET"):
+        async with live.stream(path, body, method=method, **more) as stream:
+            error = await stream.error()
+            assert isinstance(error["detail"], str)
+            assert isinstance(error["code"], str)
+            answers.append((stream.status_code, error))
+    if not passes:
+        posted, got = map(str, answers)
+        assert got == posted.replace("body", "query")  # The place of a fault.
+    return answers[0]
 
 
 # Which run is meant.
@@ -428,7 +440,7 @@ async def test_a_resume_of_a_run_whose_log_never_opens_waits_for_it_once(
         (resume_path(conversation), {"run_id": run.id}),
     ):
         waited.clear()
-        status, error = await refusal(live, path, body)
+        status, error = await refusal(live, path, body, passes=True)
         assert (status, error["code"]) == (503, "store_unavailable")
         assert 0 < sum(waited) < 1.5 * OPEN_WAIT_SECONDS
 
@@ -470,11 +482,13 @@ async def test_a_cursor_past_the_end_of_an_open_run_is_409_with_the_last_seq(
         assert at_the_end.status_code == 200
         assert at_the_end.headers["x-stream-starts-after"] == str(last)
         for cursor in (last + 1, last + 1000, 2**53 - 1):
-            for path, body in (
-                (resume_path(conversation), {"starting_after": cursor}),
-                (f"/v1/runs/{run}/stream", {"starting_after": cursor}),
+            for path, method in (
+                (resume_path(conversation), "POST"),
+                (f"/v1/runs/{run}/stream", "POST"),
+                (f"/v1/runs/{run}/stream", "GET"),
             ):
-                async with live.stream(path, body) as ahead:
+                body = {"starting_after": cursor}
+                async with live.stream(path, body, method=method) as ahead:
                     error = await ahead.error()
                     assert ahead.status_code == 409
                     assert ahead.headers["x-should-retry"] == "false"
@@ -493,8 +507,9 @@ async def test_a_cursor_at_or_past_the_end_of_an_ended_run_gets_done_at_once(
     run = await live.background_run(conversation, "[chunks=3]")
     await live.ended(run)
     last = 6
-    for cursor in (last, last + 1, 2**53 - 1):
-        async with live.stream(f"/v1/runs/{run}/stream", {"starting_after": cursor}) as stream:
+    for cursor, method in product((last, last + 1, 2**53 - 1), ("POST", "GET")):
+        body = {"starting_after": cursor}
+        async with live.stream(f"/v1/runs/{run}/stream", body, method=method) as stream:
             assert stream.headers["x-stream-starts-after"] == str(last)
             assert stream.headers["x-run-status"] == "completed"
             assert joined(await stream.rest()) == DONE
@@ -515,8 +530,9 @@ async def test_a_cursor_before_the_earliest_kept_event_is_410_with_its_seq(
         )
         assert (status, error["code"], error["earliest_seq"]) == (410, "expired", 5)
         assert error["detail"].startswith("EXPIRED: ")
-    for cursor in (4, 5, 9):
-        frames = await live.streamed(f"/v1/runs/{run}/stream", {"starting_after": cursor})
+    for cursor, method in product((4, 5, 9), ("POST", "GET")):
+        body = {"starting_after": cursor}
+        frames = await live.streamed(f"/v1/runs/{run}/stream", body, method=method)
         assert joined(frames) == joined(whole[cursor:])
 
 

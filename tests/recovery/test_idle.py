@@ -66,7 +66,10 @@ async def test_a_live_event_costs_one_append_for_any_number_of_readers(stores: S
     run = await service.send(stores.send(await stores.conversation(), "count"))
     async with AsyncExitStack() as stack:
         engine.step()
-        readers = [await stack.enter_async_context(Reader(service, run)) for _ in range(READERS)]
+        readers = [
+            await stack.enter_async_context(Reader(service, run, by_get=bool(number % 2)))
+            for number in range(READERS)
+        ]
         for reader in readers:
             await reader.until_seq(1)
         before = faults.calls.copy()

@@ -157,16 +157,19 @@ async def test_a_slow_reader_is_not_disconnected(
         text = "[chunks=1500][size=500]"
         run_id = await client.send(await client.conversation(), text, whole, otid="slow")
         cut_off_before = server.output.count("reader cut off")
-        reader = raw_reader()
-        reader.request(f"/v1/runs/{run_id}/stream")
+        readers = {"POST": raw_reader(), "GET": raw_reader()}
+        for method, reader in readers.items():
+            reader.request(f"/v1/runs/{run_id}/stream", method=method)
         for _ in range(20):
-            assert await reader.read(4096)
+            for reader in readers.values():
+                assert await reader.read(4096)
             await asyncio.sleep(STALL_SECONDS / 10)  # the slowness that is tested
-        while not reader.ended_properly:
-            assert await reader.read(1 << 20)
-        slow = Received()
-        slow.feed(reader.body)
-        assert slow.frames == whole.frames
+        for method, reader in readers.items():
+            while not reader.ended_properly:
+                assert await reader.read(1 << 20)
+            slow = Received()
+            slow.feed(reader.body if method == "POST" else EventStream().feed(reader.body))
+            assert slow.frames == whole.frames
         assert server.output.count("reader cut off") == cut_off_before
 
 
@@ -183,8 +186,8 @@ async def test_a_run_whose_readers_are_all_reset_continues_to_its_end(
     async with asyncio.timeout(30):
         assert await readers[0].read(64 * 1024)
         (run,) = await client.got("/v1/runs/", active=True)
-        for reader in readers[1:]:
-            reader.request(f"/v1/runs/{run['id']}/stream")
+        for reader, method in zip(readers[1:], ("POST", "GET"), strict=True):
+            reader.request(f"/v1/runs/{run['id']}/stream", method=method)
             assert await reader.read(64 * 1024)
         for reader in readers:
             reader.reset()

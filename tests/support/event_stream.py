@@ -23,6 +23,8 @@ class EventStream:
         self.retry_ms: int | None = None
         self.comments = 0
         self.done = False
+        self.says_to_come_back = False
+        """The last frame has nothing but the pause: the body ends before the end of the run."""
         self._prefix = "" if run_id is None else f"{run_id}:"
         self._buffer = b""
         self._lines: list[bytes] = []
@@ -48,10 +50,12 @@ class EventStream:
 
     def _frame(self) -> bytes:
         assert not self.done, self._lines
+        assert not self.says_to_come_back, self._lines
         if self._lines[0].startswith(b"retry: "):
             assert self.retry_ms is None or len(self._lines) == 1, self._lines
             self.retry_ms = int(self._lines.pop(0).removeprefix(b"retry: "))
         if not self._lines:
+            self.says_to_come_back = True
             return b""
         if self._lines[0] == b"event: ping":
             return b"\n".join(self._lines[1:]) + b"\n\n"

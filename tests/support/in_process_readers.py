@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -203,3 +204,34 @@ class _Connection:
 
     def on_disconnect(self, call: Callable[[], None] | None) -> None:
         self._reader.on_disconnect = call
+
+
+@asynccontextmanager
+async def a_thousand_of_each(service: RunService, run: Run | Target) -> AsyncIterator[list[Reader]]:
+    """Open a thousand readers in each form of the stream of a run that waits after event 2.
+
+    Fails if the server has a task for a reader that waits.
+    """
+    async with AsyncExitStack() as stack:
+        for by_get in (False, True):
+            async with Reader(service, run, by_get=by_get) as first:
+                await first.until_seq(2)
+                tasks = len(asyncio.all_tasks())
+        readers = [
+            await stack.enter_async_context(Reader(service, run, by_get=bool(number % 2)))
+            for number in range(2000)
+        ]
+        for reader in readers:
+            await reader.until_seq(2)
+        # Each of these readers has a task of its own, and the server has none for it.
+        assert len(asyncio.all_tasks()) <= tasks + len(readers)
+        yield readers
+
+
+async def assert_whole(readers: Sequence[Reader], frames: list[bytes]) -> None:
+    """Assert that each reader gets the whole run, with its frames, and its end."""
+    for reader in readers:
+        received = await reader.to_end()
+        assert received.done
+        assert received.frames == frames
+        assert reader.ids is None or reader.ids.done
