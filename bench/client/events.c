@@ -128,6 +128,17 @@ static const char *frame_end(const char *p, const char *e, const char **end) {
     return NULL;
 }
 
+/* Behind the comments between two frames, which are keepalives. */
+static const char *comments(reader *r, const char *p, const char *e, int64_t now) {
+    const char *n;
+    while (p < e && *p == ':' && (n = memchr(p, '\n', (size_t)(e - p))) != NULL) {
+        r->of->pings++;
+        record(&r->of->ping_gap, now - r->touched_ns);
+        p = n + 1;
+    }
+    return p;
+}
+
 bool body(reader *r, const char *p, const char *e, int64_t now) {
     group *g = r->of;
     g->bytes += (uint64_t)(e - p);
@@ -151,7 +162,7 @@ bool body(reader *r, const char *p, const char *e, int64_t now) {
         }
         if (r->carried) return true;
     }
-    while ((next = frame_end(p, e, &end)) != NULL) {
+    while ((next = frame_end(p = comments(r, p, e, now), e, &end)) != NULL) {
         if (!frame(r, p, end, now)) return false;
         p = next;
     }

@@ -68,6 +68,14 @@ class ReattachServer(Server):
             asked(self.port, stream.begin, whole=False)
         return [Stream(stream.resume) for stream in streams]
 
+    def silent_pages(self, runs: int, query: str) -> list[Stream]:
+        """Start runs that yield nothing, for readers in the form of ``EventSource``."""
+        self.silent(runs)
+        return [
+            Stream(Request.of("GET", f"/v1/runs/{run_id}/stream{query}"))
+            for run_id in self.listed_runs(runs)
+        ]
+
     def stream(self, model: str, text: str, events: int) -> Stream:
         """Return the requests of a run in a new conversation, with 0 for an unknown event count."""
         conversation_id = self.conversation(model)
