@@ -10,11 +10,12 @@ import pytest
 
 from reattach.testing.programs.relay import Relay
 from reattach.testing.programs.server import ServerProcess
+from tests.browser.react import build
 from tests.clients.conftest import scripted_server
 from tests.support.browser import DIRECTORY, Browser, Page, PageServer
 from tests.support.javascript_client import PACKAGE, require_client
 from tests.support.missing import skip_or_fail
-from tests.support.threads import Thread, raw_client
+from tests.support.threads import Thread, Threads, raw_client
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 AXE = DIRECTORY / "node_modules/axe-core/axe.min.js"
@@ -68,11 +69,10 @@ def wait_for_words(page: Page, count: int) -> None:
     page.wait_until(f"(least) => {words}?.length > least", count)
 
 
-def shown(page: Page) -> list[str]:
-    """Return the messages on the page, each with its author."""
-    texts: list[str] = page.evaluate(
-        "() => [...document.querySelectorAll('#messages li')].map((item) => item.textContent)"
-    )
+def listed(page: Page) -> list[str]:
+    """Return the items of the page's list."""
+    code = "() => [...document.querySelectorAll('li')].map((item) => item.textContent)"
+    texts: list[str] = page.evaluate(code)
     return texts
 
 
@@ -113,10 +113,10 @@ def test_a_page_without_a_framework_shows_a_whole_answer_over_a_cut_and_a_reload
     wait_for_status(page, "The answer is complete.")
     thread = conversation_of(page, raw)
     whole = [f"You: {question}", f"Answer: {thread.text()}"]
-    assert shown(page) == whole
+    assert listed(page) == whole
     page.reload()
     page.wait_until("() => document.querySelectorAll('#messages li').length === 2")
-    assert shown(page) == whole
+    assert listed(page) == whole
     assert_accessible(page)
 
 
@@ -133,7 +133,7 @@ def test_a_message_that_a_cut_network_swallowed_is_sent_once_when_the_page_is_re
     page.reload()
     page.wait_until("() => document.querySelectorAll('#messages li').length === 4")
     wait_for_status(page, "The answer is complete.")
-    assert shown(page) == ["You: first", "Answer: first", "You: second", "Answer: second"]
+    assert listed(page) == ["You: first", "Answer: first", "You: second", "Answer: second"]
     thread = conversation_of(page, raw)
     assert statuses_of(thread) == ["completed"] * 2
 
@@ -147,18 +147,18 @@ def test_the_stop_button_ends_the_run_and_keeps_the_beginning_of_the_answer(
     wait_for_status(page, "Stopped.")
     thread = conversation_of(page, raw)
     assert statuses_of(thread) == ["cancelled"]
-    assert shown(page)[1] == f"Answer: {thread.text()}"
+    assert listed(page)[1] == f"Answer: {thread.text()}"
     assert page.act("#send", "isVisible")
 
 
 def test_a_failed_answer_is_reported_and_html_of_a_model_is_shown_as_text(page: Page) -> None:
     ask(page, "[fail=2][chunks=5]")
     wait_for_status(page, "The answer failed.")
-    assert shown(page)[-1].startswith("Answer: The answer failed: The scripted model failed")
+    assert listed(page)[-1].startswith("Answer: The answer failed: The scripted model failed")
     html = "<img src=x onerror='document.title = 1'> & <b>bold</b>"
     ask(page, html)
     wait_for_status(page, "The answer is complete.")
-    assert shown(page)[-1] == f"Answer: {html}"
+    assert listed(page)[-1] == f"Answer: {html}"
     assert page.evaluate("() => document.images.length") == 0
 
 
@@ -180,5 +180,89 @@ def test_a_question_waits_in_the_field_while_another_tab_gets_its_answer(
         other.act("#stop", "click")
         wait_for_status(other, "Stopped.")
         wait_for_status(page, "Stopped.")
-        assert shown(other) == shown(page)
+        assert listed(other) == listed(page)
     assert statuses_of(thread) == ["cancelled"] * 2
+
+
+@pytest.fixture(scope="module")
+def react(
+    server: ServerProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[PageServer, Relay]]:
+    """The React program, with the server behind the relay."""
+    folder = tmp_path_factory.mktemp("react")
+    with Relay(server.address) as relay, PageServer(build(folder, relay.url)) as pages:
+        yield pages, relay
+
+
+def wait_for_answer(page: Page, words: int) -> None:
+    code = "document.querySelector('.agent:last-child')?.textContent.split(' ').length"
+    page.wait_until(f"(least) => {code} > least", words)
+
+
+def wait_for_role_status(page: Page, status: str) -> None:
+    code = "document.querySelector('[role=status]')?.textContent"
+    page.wait_until(f"(said) => {code} === said", status)
+
+
+@pytest.mark.promise("P4", "P6", "P8")
+def test_a_react_hook_shows_a_whole_answer_over_a_cut_and_a_reload(
+    browser: Browser, react: tuple[PageServer, Relay], raw: httpx.Client
+) -> None:
+    pages, relay = react
+    thread = Threads(raw).conversation()
+    with browser.page(f"{pages.url}/?conversation={thread.conversation_id}") as page:
+        page.act("text=No messages yet", "waitFor")
+        assert_accessible(page)
+        ask(page, "[chunks=120][rate=100]")
+        wait_for_answer(page, 10)
+        relay.cut()
+        wait_for_answer(page, 30)
+        page.reload()
+        wait_for_answer(page, 50)
+        wait_for_role_status(page, "The answer has ended.")
+        whole = ["You: [chunks=120][rate=100]", f"Answer: {thread.text()}"]
+        assert listed(page) == whole
+        page.reload()
+        wait_for_answer(page, 100)
+        assert listed(page) == whole
+        ask(page, "[chunks=10000][rate=100]")
+        page.act("text=Stop", "click")
+        wait_for_role_status(page, "Stopped.")
+        assert statuses_of(thread) == ["completed", "cancelled"]
+        ask(page, "[fail=1]")
+        page.act(".error", "waitFor")
+        assert listed(page)[-1].startswith("The answer failed: The scripted model failed")
+        assert not [line for line in page.log if line.startswith("pageerror")]
+
+
+@pytest.mark.promise("P4", "P8")
+def test_a_react_hook_leaves_its_stream_when_it_is_unmounted_and_finds_the_answer_again(
+    browser: Browser, react: tuple[PageServer, Relay], raw: httpx.Client
+) -> None:
+    pages, relay = react
+    thread = Threads(raw).conversation()
+    mount = "(isMounted) => mount(isMounted)"
+    with browser.page(f"{pages.url}/mounting?conversation={thread.conversation_id}") as page:
+        page.evaluate(mount, True)
+        page.wait_until("() => streams.opened > 0 && streams.open === 0")
+        ask(page, "[chunks=150][rate=100]")
+        wait_for_answer(page, 10)
+        page.evaluate(mount, False)
+        page.wait_until("() => streams.open === 0")
+        page.evaluate(mount, True)
+        wait_for_answer(page, 20)
+        page.evaluate("() => { mount(false); mount(true); }")
+        wait_for_role_status(page, "The answer has ended.")
+        assert listed(page) == ["You: [chunks=150][rate=100]", f"Answer: {thread.text()}"]
+        relay.swallow()
+        ask(page, "later")
+        page.wait_until("() => document.querySelectorAll('li').length === 3")
+        page.evaluate(mount, False)
+        page.wait_until("() => document.querySelectorAll('li').length === 0")
+        relay.mend()
+        page.evaluate(mount, True)
+        page.wait_until("() => document.querySelectorAll('li').length === 4")
+        wait_for_role_status(page, "The answer has ended.")
+        assert listed(page)[2:] == ["You: later", "Answer: later"]
+        assert statuses_of(thread) == ["completed", "completed"]
+        assert not [line for line in page.log if line.startswith("pageerror")]

@@ -22,6 +22,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = ROOT / "tests" / "clients" / "typescript"
 BOUND_SECONDS = 60
 SCRIPTS = "javascript|typescript"
+EXCERPTS = {".py", ".ts", ".tsx", ".html"}
+"""Endings of programs, which are also the languages of excerpts; code in other languages is run."""
 README_PRINTS = "Tell me about an island.\n"
 """The whole answer of the model that the test uses."""
 
@@ -195,6 +197,16 @@ def test_the_shell_commands_of_a_page_can_be_parsed(page: str) -> None:
     )
 
     assert ran.returncode == 0, ran.stderr
+
+
+def test_each_excerpt_of_the_recipes_is_part_of_a_program_that_tests_run() -> None:
+    """E1: code that a page only shows is the code of the program, which works."""
+    programs = [
+        path.read_text() for path in (ROOT / "examples").rglob("*.*") if path.suffix in EXCERPTS
+    ]
+    languages = "|".join(suffix[1:] for suffix in EXCERPTS)
+    for excerpt in all_blocks(ROOT / "docs" / "recipes.md", languages):
+        assert any(excerpt in program for program in programs), excerpt
 
 
 def test_every_setting_is_in_the_table_of_settings() -> None:
