@@ -69,6 +69,13 @@ class ReadRun:
                 self.changed.clear()
                 await self.changed.wait()
 
+    async def until_later_than(self, moment: float) -> None:
+        """Wait until an event has arrived after ``moment``."""
+        async with asyncio.timeout(_WAIT_SECONDS):
+            while max(self.arrived_at.values()) <= moment:
+                self.changed.clear()
+                await self.changed.wait()
+
     async def next_event_at(self, server: ServerAddress) -> float:
         """Return when the first event of the second attempt arrived."""
         async with asyncio.timeout(_WAIT_SECONDS):
@@ -129,13 +136,15 @@ async def in_cluster(cluster: Cluster, what: str, *, kills: bool) -> Row:
         await asyncio.gather(*(run.until(_SPOKEN) for run in runs))
         fault_at = time.monotonic()
         await asyncio.to_thread(victim.kill if kills else victim.stop)
-        exit_seconds = time.monotonic() - fault_at
+        gone_at = time.monotonic()
+        # The queries of the attempts would delay the runs that are still being taken over.
+        await asyncio.gather(*(run.until_later_than(gone_at) for run in runs))
         arrived = [await run.next_event_at(other) for run in runs]
     finally:
         await _cancel(reading)
     await asyncio.to_thread(cluster.mend)
     seconds = [at - fault_at for at in arrived]
-    return Row(what, None if kills else exit_seconds, seconds)
+    return Row(what, None if kills else gone_at - fault_at, seconds)
 
 
 async def alone(server: ServerProcess, what: str, count: int, model: str, text: str) -> Row:
@@ -150,6 +159,7 @@ async def alone(server: ServerProcess, what: str, count: int, model: str, text: 
         await asyncio.to_thread(server.start)
         opened_at = time.monotonic()
         reading = [asyncio.create_task(run.read(address)) for run in runs]
+        await asyncio.gather(*(run.until_later_than(opened_at) for run in runs))
         arrived = [await run.next_event_at(address) for run in runs]
     finally:
         await _cancel(reading)
@@ -179,7 +189,9 @@ def _serving_alone(what: str, count: int, model: str, text: str) -> Row:
 
 def main(options: Options) -> None:
     lease = f"lease of {options.lease_seconds:g} s"
-    with Cluster(2, lease_seconds=options.lease_seconds, environment=_WITHOUT_QUOTAS) as cluster:
+    with Cluster(
+        2, lease_seconds=options.lease_seconds, environment=_WITHOUT_QUOTAS, relayed=False
+    ) as cluster:
         rows = [
             asyncio.run(in_cluster(cluster, "SIGTERM, two servers", kills=False)),
             asyncio.run(in_cluster(cluster, f"kill -9, two servers, {lease}", kills=True)),

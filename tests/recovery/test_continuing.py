@@ -404,7 +404,7 @@ async def test_a_run_with_hidden_messages_goes_on_and_the_conversation_keeps_the
         assert shown <= {TextPart, ToolReturnPart}
         begun = sum(tool.calls for tool in tools)
         assert begun == sum("not run" not in one.output for one in returned), nth
-        assert await stores.records.runs.hidden_events(run.id) == []
+        assert await stores.hidden_events(run) == []
     assert nth > 1
 
 

@@ -17,6 +17,7 @@ from reattach.runs.attempts.policy import ContinuePolicy
 from reattach.runs.service import RunService
 from reattach.tools.base import Toolbox
 from tests.recovery.test_continuing import continued, events, interrupted, returns_in, said
+from tests.recovery.test_outages import orphans_of
 from tests.recovery.test_tools import Launch, sent
 from tests.support.faulty_stores import Faults, Life
 from tests.support.in_process_readers import Reader
@@ -114,7 +115,7 @@ async def test_a_reader_that_comes_after_the_handover_is_disconnected_too(stores
 
 
 @pytest.mark.promise("P7", "P15", "P19")
-@pytest.mark.parametrize("step", ["log.head", "runs.take_over", "agents.get"])
+@pytest.mark.parametrize("step", ["log.head", "runs.take_over", "log.open"])
 async def test_a_process_that_is_stopped_while_it_recovers_a_run_leaves_it_to_the_next(
     stores: Stores, step: str
 ) -> None:
@@ -155,3 +156,47 @@ async def test_a_call_that_was_interrupted_twice_gets_one_return_and_ends_its_st
     assert tool.calls == 1
     steps = await stores.records.runs.steps(run.tenant, run.id, Page(limit=9, ascending=True))
     assert len(steps) == 3
+
+
+@pytest.mark.promise("P6", "P19")
+@pytest.mark.parametrize("step", ["runs.take_over", "log.head", "log.open"])
+async def test_a_run_that_is_cancelled_while_it_is_taken_up_does_not_go_on(
+    stores: Stores, step: str
+) -> None:
+    run = await interrupted(stores, "[chunks=6][hang=3]", "after log.append", 2)
+    assert run is not None
+    late = LateAnswer(step)
+    service = stores.service_upon(late, policy=GOES_ON)
+    async with asyncio.timeout(WAIT_SECONDS):
+        recovering = asyncio.create_task(service.start())
+        await late.waiting.wait()
+        cancelling = asyncio.create_task(service.cancel([run]))
+        await eventually(lambda: is_cancel_requested(stores, run))
+        late.let.set()
+        assert await cancelling == {run.id: "cancelled"}
+        await recovering
+    assert (await stores.run(run)).stop_reason is StopReason.CANCELLED
+
+
+@pytest.mark.promise("P6", "P7")
+async def test_of_runs_that_are_taken_over_together_the_cancelled_one_ends_as_cancelled(
+    stores: Stores,
+) -> None:
+    runs = await orphans_of(stores, 3)
+    late = LateAnswer("log.head")
+    service = stores.service_upon(late)
+    async with asyncio.timeout(WAIT_SECONDS):
+        recovering = asyncio.create_task(service.start())
+        await late.waiting.wait()
+        assert late.calls["runs.take_over"] == 1
+        cancelling = asyncio.create_task(service.cancel([runs[0]]))
+        await eventually(lambda: is_cancel_requested(stores, runs[0]))
+        late.let.set()
+        await asyncio.gather(cancelling, recovering)
+    reasons = [(await stores.run(run)).stop_reason for run in runs]
+    assert reasons == [StopReason.CANCELLED, StopReason.ERROR, StopReason.ERROR]
+    assert late.calls["runs.take_over"] == 1
+
+
+async def is_cancel_requested(stores: Stores, run: Run) -> bool:
+    return (await stores.run(run)).cancel_requested_at is not None

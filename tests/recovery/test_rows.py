@@ -218,7 +218,7 @@ class Cell:
     async def events(self, run: Run) -> list[Event]:
         """Return all events of the run, the hidden ones included, in order."""
         frames = await self.stores.frames(run)
-        hidden = await self.stores.records.runs.hidden_events(run.id)
+        hidden = await self.stores.hidden_events(run)
         assert all(one.after_seq <= len(frames) for one in hidden)
         placed = [(seq, 0, frame) for seq, frame in enumerate(frames, 1)]
         placed += [(one.after_seq, 1, one.frame.encode()) for one in hidden]

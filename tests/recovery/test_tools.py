@@ -265,7 +265,7 @@ async def test_a_process_whose_run_was_taken_over_begins_no_tool(stores: Stores)
     async with asyncio.timeout(WAIT_SECONDS):
         run = await zombie.send(sent(stores, conversation))
         await gate.waiting.wait()
-        assert await stores.records.runs.take_over(run.id, run.token, "another") is not None
+        assert await stores.records.runs.take_over([(run.id, run.token)], "another")
         gate.opened.set()
         await zombie.open_runs.drivers[run.id].done.wait()
     assert tool.calls == 0

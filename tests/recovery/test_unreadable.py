@@ -188,9 +188,9 @@ async def test_a_fenced_run_that_another_process_owns_is_left_to_it(stores: Stor
     class TakenMeanwhile(Faults):
         async def around(self, step: str, call: Callable[[], Any]) -> Any:
             if step == "log.open" and self.calls[step] == 0:
-                taken = await stores.records.runs.take_over(run.id, Token(run.token + 1), "another")
-                assert taken is not None
-                await stores.log.open(run.id, taken.token)
+                claim = run.id, Token(run.token + 1)
+                (taken,) = await stores.records.runs.take_over([claim], "another")
+                await stores.log.open(run.id, taken.run.token)
             return await super().around(step, call)
 
     await stores.service_upon(TakenMeanwhile()).recover()

@@ -18,7 +18,7 @@ from reattach.domain.errors import (
     StoreUnavailableError,
 )
 from reattach.domain.messages import TextPart
-from reattach.records.base import RunCreated
+from reattach.records.base import RunCreated, RunNotes, Thread
 from reattach.records.database import connection as bounded
 from reattach.records.database import postgresql, schema
 from reattach.records.database.database import Database
@@ -323,6 +323,34 @@ async def test_a_connection_that_is_cut_within_a_write_changes_nothing(
     async with asyncio.timeout(30):
         assert await database.rows(text("SELECT run_id FROM abandoned_logs")) == []
     await database.aclose()
+
+
+async def test_a_row_that_is_locked_delays_no_other_run_of_a_group(
+    server: PostgresqlServer,
+) -> None:
+    records = await Records.open(server.url(), clock=SystemClock())
+    world = await a_world(records)
+    threads = [Thread(world.agent.id, (await world.another()).id) for _ in range(3)]
+    locked, *free = [await world.start(thread) for thread in threads]
+    notes = RunNotes(upstream_id="noted")
+    may_end, is_held = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        async with await psycopg.AsyncConnection.connect(server.url()) as holding:
+            await holding.execute("SELECT 1 FROM runs WHERE id = %s FOR UPDATE", [locked.id])
+            is_held.set()
+            await may_end.wait()
+
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        tasks.create_task(hold())
+        await is_held.wait()
+        waiting = tasks.create_task(records.runs.note(locked.id, locked.token, notes))
+        noted = (records.runs.note(run.id, run.token, notes) for run in free)
+        assert await asyncio.gather(*noted) == [True, True]
+        assert not waiting.done()
+        may_end.set()
+        assert await waiting
+    await records.aclose()
 
 
 async def test_a_server_that_says_nothing_is_unavailable_in_bounded_time(

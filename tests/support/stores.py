@@ -33,6 +33,8 @@ from reattach.log.base import Head, Log
 from reattach.log.memory import MemoryLog
 from reattach.records.base import Agent, Conversation, Page, Run, Thread
 from reattach.records.records import Records
+from reattach.records.runs import hidden_events
+from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.runs.attempts.policy import ContinuePolicy
 from reattach.runs.representation import Representation
 from reattach.runs.service import RunService, Send
@@ -56,6 +58,11 @@ class Stores:
     clock: Clock
     agent: Agent
     services: list[RunService] = field(default_factory=list)
+
+    async def hidden_events(self, run: Run) -> list[HiddenEvent]:
+        """Return the events of the run that its log does not have."""
+        found = await self.records._database.in_read(hidden_events.of_runs, [run.id])
+        return found.get(run.id, [])
 
     def service(
         self,

@@ -112,7 +112,7 @@ class Agents(Repository):
         order = SortOrder(table, table.c[order_by], page.ascending)
 
         def read(connection: Connection) -> builtins.list[Agent]:
-            return _agents_of(connection, page_of(connection, rows, tenant, page, order))
+            return agents_of(connection, page_of(connection, rows, tenant, page, order))
 
         return await self._database.in_read(read)
 
@@ -186,10 +186,10 @@ class Agents(Repository):
 def agent_of(connection: Connection, tenant: TenantId, agent_id: AgentId) -> Agent:
     """Return the agent with its blocks and tags. Raises NotFoundError."""
     row = lookup.require(connection, schema.agents, tenant, agent_id)
-    return _agents_of(connection, [row])[0]
+    return agents_of(connection, [row])[0]
 
 
-def _agents_of(connection: Connection, rows: Sequence[RowMapping]) -> list[Agent]:
+def agents_of(connection: Connection, rows: Sequence[RowMapping]) -> list[Agent]:
     """Return the agents of the rows, with one query for all tags and one for all blocks."""
     if not rows:
         return []

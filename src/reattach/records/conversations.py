@@ -13,7 +13,7 @@ from reattach.domain.ids import AgentId, ConversationId, MessageId, TenantId
 from reattach.domain.messages import Message, Role, SummaryPart
 from reattach.records import lookup, threads
 from reattach.records.agents import agent_of
-from reattach.records.base import Agent, Block, Conversation, Page, Thread
+from reattach.records.base import Agent, Conversation, Page, Thread
 from reattach.records.blocks import blocks_of, insert_blocks
 from reattach.records.database import schema
 from reattach.records.paging import SortOrder, page_of
@@ -80,8 +80,7 @@ class Conversations(Repository):
 
         def read(connection: Connection) -> builtins.list[Conversation]:
             found = page_of(connection, rows, tenant, page, order)
-            isolated = blocks_of(connection, _ISOLATED_OWNER, [row["id"] for row in found])
-            return [_conversation_of(row, isolated) for row in found]
+            return conversations_of(connection, found)
 
         return await self._database.in_read(read)
 
@@ -169,16 +168,22 @@ class Conversations(Repository):
         return {conversation.id: found.get(conversation.id, []) for conversation in conversations}
 
 
-def _conversation_of(
-    row: RowMapping, isolated: Mapping[ConversationId, tuple[Block, ...]]
-) -> Conversation:
-    values = {name: row[name] for name in _FIELDS}
-    return Conversation(**values, isolated_blocks=isolated.get(row["id"], ()))
+def conversations_of(connection: Connection, rows: Sequence[RowMapping]) -> list[Conversation]:
+    """Return the conversations of the rows, with one query for all their blocks."""
+    if not rows:
+        return []
+    isolated = blocks_of(connection, _ISOLATED_OWNER, [row["id"] for row in rows])
+    return [
+        Conversation(
+            **{name: row[name] for name in _FIELDS}, isolated_blocks=isolated.get(row["id"], ())
+        )
+        for row in rows
+    ]
 
 
 def _get(connection: Connection, tenant: TenantId, conversation_id: ConversationId) -> Conversation:
     row = lookup.require(connection, schema.conversations, tenant, conversation_id)
-    return _conversation_of(row, blocks_of(connection, _ISOLATED_OWNER, [conversation_id]))
+    return conversations_of(connection, [row])[0]
 
 
 def _with_agent(

@@ -58,7 +58,7 @@ class Messages(Repository):
         """
         cached = self._contexts.get(thread.key)
         try:
-            context, cached = await self._database.in_read(_context, tenant, thread, cached)
+            context, cached = await self._database.in_grouped_read(_context, tenant, thread, cached)
         except NotFoundError:
             self._contexts.put(thread.key, None)
             raise

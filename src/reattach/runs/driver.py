@@ -386,6 +386,7 @@ class RunDriver:
             again_in_seconds=round(seconds, 3),
         )
         await self._clock.sleep(seconds)
+        self._engine = self._source.engine(self.run)
         return await self._go_on(first_turn, Interruption.PROVIDER)
 
     async def _go_on(self, first_turn: Turn, by: Interruption) -> Turn | None:
@@ -394,7 +395,6 @@ class RunDriver:
         None, with an ending, if the run cannot be continued; None without one if only its end is
         missing.
         """
-        self._engine = self._source.engine(self.run)
         continuation = self._decide(first_turn)
         if continuation is None:
             assert self._earlier is not None

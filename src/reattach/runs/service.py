@@ -378,6 +378,8 @@ class RunService:
             return await self.wait_until_settled(run, timeout_seconds=CANCEL_WAIT_SECONDS)
         with suppress(StoreUnavailableError):  # The request is recorded; recovery repeats it.
             await self._recovery.end(run, CANCELLED)
+        if self.open_runs.end(run.id, CANCELLED):  # It was being continued.
+            return await self.wait_until_settled(run, timeout_seconds=CANCEL_WAIT_SECONDS)
         return await self._records.runs.get(run.tenant, run.id)
 
     async def _is_orphan(self, run: Run) -> bool:

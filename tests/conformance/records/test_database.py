@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +83,55 @@ async def test_reads_see_what_was_committed_and_wait_for_no_write(database: Data
         assert all(run_ids == ["a"] for run_ids in found)
         pause.released.set()
     assert await written(database) == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+async def test_work_that_comes_together_shares_a_transaction_and_keeps_its_own_result(
+    database: Database, kind: str
+) -> None:
+    transactions = {"read": database.reads, "write": database.writes}[kind]
+    run = {"read": database.in_grouped_read, "write": database.in_grouped_write}[kind]
+    visits = 0
+    visit = transactions.run
+
+    async def counted(work: Callable[[Connection], Any]) -> Any:
+        nonlocal visits
+        visits += 1
+        return await visit(work)
+
+    def work(connection: Connection, number: int) -> int:
+        if kind == "write":
+            insert_all(connection, [f"{number:02}"])
+        if number == 7:
+            raise ZeroDivisionError
+        factor: int = connection.scalars(select(1)).one()
+        return number * factor
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transactions, "run", counted)
+        async with asyncio.timeout(30):
+            sound = await asyncio.gather(*(run(work, number) for number in range(7)))
+            assert visits == 1
+            mixed = await asyncio.gather(
+                *(run(work, number) for number in range(7, 10)), return_exceptions=True
+            )
+    assert sound == list(range(7))
+    assert isinstance(mixed[0], ZeroDivisionError)
+    assert mixed[1:] == [8, 9]
+    expected = [f"{number:02}" for number in range(10) if number != 7]
+    assert await written(database) == (expected if kind == "write" else [])
+
+
+async def test_a_cancelled_caller_of_grouped_work_waits_for_its_end(database: Database) -> None:
+    pause = Pause()
+    async with asyncio.timeout(30):
+        writing = asyncio.create_task(database.in_grouped_write(pause, "a"))
+        await asyncio.to_thread(pause.started.wait)
+        writing.cancel()
+        pause.released.set()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        assert await written(database) == ["a"]
 
 
 async def test_a_read_sees_one_state_while_others_write(database: Database) -> None:

@@ -168,5 +168,5 @@ async def test_orphans_are_the_active_runs_of_all_tenants_whose_owner_is_not_reg
     assert await owners.bury() == ["process-1"]
     assert ids(await runs.orphans(10)) == [orphan.id, foreign.id]
     assert ids(await runs.orphans(1)) == [orphan.id]
-    assert await runs.take_over(RunId(orphan.id), Token(1), "process-2") is not None
+    assert await runs.take_over([(RunId(orphan.id), Token(1))], "process-2")
     assert ids(await runs.orphans(10)) == [foreign.id]

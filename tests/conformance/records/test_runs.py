@@ -8,10 +8,11 @@ from sqlalchemy import JSON, select, type_coerce, update
 
 from reattach.domain.errors import ConflictError, NotFoundError
 from reattach.domain.events import RunStatus, StopReason, Usage
-from reattach.domain.ids import RunId, Token, new_run_id
-from reattach.records.base import RequestConfig, Run, RunCreated, RunError, Target
+from reattach.domain.ids import ConversationId, RunId, Seq, Token, new_run_id
+from reattach.records.base import RequestConfig, Run, RunCreated, RunError, Target, Thread
 from reattach.records.database import schema
 from reattach.records.records import Records
+from reattach.records.runs.hidden_events import HiddenEvent
 from tests.support.record_samples import (
     OURS,
     THEIRS,
@@ -199,9 +200,8 @@ async def test_only_the_owner_notes_begun_tool_calls_and_only_before_the_end(
     assert (await runs.get(OURS, run.id)).begun_calls == ()
     assert await runs.note_begun(run.id, Token(1), ["call-1"])
     assert await runs.note_begun(run.id, Token(1), ["call-1", "call-2"])
-    taken = await runs.take_over(run.id, Token(1), "another")
-    assert taken is not None
-    assert taken.begun_calls == ("call-1", "call-2")
+    (taken,) = await runs.take_over([(run.id, Token(1))], "another")
+    assert taken.run.begun_calls == ("call-1", "call-2")
     assert not await runs.note_begun(run.id, Token(1), ["call-1", "call-2", "call-3"])
     await runs.settle(run.id, a_settlement())
     assert not await runs.note_begun(run.id, Token(2), ["call-3"])
@@ -245,9 +245,8 @@ async def test_a_disclaimed_run_is_an_orphan_until_it_is_taken_over(
     assert await runs.disclaim(run.id, "process-1")
     assert not await runs.disclaim(run.id, "process-1")
     assert ids(await runs.orphans(10)) == [run.id]
-    taken = await runs.take_over(run.id, run.token, "process-2")
-    assert taken is not None
-    assert taken.token > run.token
+    (taken,) = await runs.take_over([(run.id, run.token)], "process-2")
+    assert taken.run.token > run.token
     assert await runs.orphans(10) == []
     await runs.settle(run.id, a_settlement())
     assert not await runs.disclaim(run.id, "process-2")
@@ -261,16 +260,58 @@ async def test_concurrent_takeovers_of_a_run_give_it_to_one_owner(
     stores = [world.records, other_process]
     async with asyncio.timeout(30):
         taken = await asyncio.gather(
-            *(stores[n % 2].runs.take_over(run.id, Token(1), f"process-{n}") for n in range(10))
+            *(stores[n % 2].runs.take_over([(run.id, Token(1))], f"process-{n}") for n in range(10))
         )
-    (winner,) = (found for found in taken if found is not None)
-    assert winner.token == 2
-    assert winner == await world.records.runs.get(OURS, run.id)
-    assert await world.records.runs.take_over(run.id, Token(1), "late") is None
-    again = await world.records.runs.take_over(run.id, Token(2), "next")
-    assert again == replace(winner, token=Token(3), owner="next")
+    ((winner,),) = (found for found in taken if found)
+    assert winner.run.token == 2
+    assert winner.run == await world.records.runs.get(OURS, run.id)
+    assert await world.records.runs.take_over([(run.id, Token(1))], "late") == []
+    (again,) = await world.records.runs.take_over([(run.id, Token(2))], "next")
+    assert again.run == replace(winner.run, token=Token(3), owner="next")
     await world.records.runs.settle(run.id, a_settlement())
-    assert await world.records.runs.take_over(run.id, Token(3), "too late") is None
+    assert await world.records.runs.take_over([(run.id, Token(3))], "too late") == []
+
+
+@pytest.mark.promise("P7", "P19")
+async def test_runs_are_taken_over_together_with_the_records_around_them(world: World) -> None:
+    runs = world.records.runs
+    started = [await world.start(Thread(world.agent.id, (await world.another()).id)) for _ in "123"]
+    await runs.settle(started[0].id, a_settlement())
+    hidden = HiddenEvent(Seq(0), "data: {}\n\n")
+    assert await runs.keep_hidden(started[1].id, Token(1), [hidden])
+    claims = [*((run.id, Token(1)) for run in started), (new_run_id(), Token(1))]
+    taken = {one.run.id: one for one in await runs.take_over(claims, "next", step=2)}
+    assert taken.keys() == {run.id for run in started[1:]}
+    for run in started[1:]:
+        one = taken[run.id]
+        assert one.run == replace(run, token=Token(3), owner="next")
+        assert one.agent == await world.records.agents.get(OURS, run.thread.agent_id)
+        assert one.conversation == await world.records.conversations.get(
+            OURS, ConversationId(run.conversation_id or "")
+        )
+        assert one == await runs.find_owned(run.id, "next")
+    assert [list(taken[run.id].hidden) for run in started[1:]] == [[hidden], []]
+    assert await runs.find_owned(started[1].id, "another") is None
+
+
+@pytest.mark.promise("P7")
+async def test_concurrent_takeovers_of_many_runs_give_each_to_one_owner(
+    world: World, other_process: Records
+) -> None:
+    threads = [Thread(world.agent.id, (await world.another()).id) for _ in range(20)]
+    claims = [((await world.start(thread)).id, Token(1)) for thread in threads]
+    stores = [world.records, other_process]
+    async with asyncio.timeout(30):
+        taken = await asyncio.gather(
+            *(
+                stores[n % 2].runs.take_over(claims[:: -1 if n % 3 else 1], f"process-{n}")
+                for n in range(6)
+            )
+        )
+    owned = [one.run for found in taken for one in found]
+    assert sorted(run.id for run in owned) == sorted(run_id for run_id, _ in claims)
+    for run in owned:
+        assert run == await world.records.runs.get(OURS, run.id)
 
 
 async def test_runs_are_filtered(world: World) -> None:

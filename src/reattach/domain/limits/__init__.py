@@ -176,8 +176,12 @@ no reader mistakes its events for those of the lost log."""
 RECOVERY_INTERVAL_SECONDS: Final = 2.0
 """Interval of the search for runs without an owner, and of retries to continue or end one."""
 
-TAKEOVER_SPREAD_SECONDS: Final = 0.05
-"""The longest random wait before a process takes over runs that another one released."""
+RELEASE_WAIT_SECONDS: Final = (0.02, 0.06)
+"""The shortest and the longest random wait before a process takes over runs that another one
+released, so that one process gets most of them, and all at once."""
+
+RELEASE_WAITS: Final = 4
+"""How often it waits again because more runs were released meanwhile."""
 
 LIFE_NOTED_SECONDS: Final = 30.0
 """How often a process alone records that it lives, while it has open runs."""
@@ -189,6 +193,9 @@ SUSPECT_LOOK_SECONDS: Final = 0.02
 
 RECOVERIES_AT_ONCE: Final = 16
 """Concurrent recoveries: enough to hide latency, few enough for memory."""
+
+TAKEOVER_BATCH_RUNS: Final = 100
+"""Runs that are taken over by one transaction."""
 
 SWEEP_BATCH_RUNS: Final = 500
 """Logs deleted by one sweep at a time, so that no statement grows with the backlog."""

@@ -18,7 +18,7 @@ from reattach.domain.errors import ReattachError
 from reattach.records.database import migrations, postgresql, sqlite
 from reattach.records.database.prepared import PreparedQuery
 from reattach.records.database.sqlite import Durability
-from reattach.records.database.transactions import Transactions, translate_failures
+from reattach.records.database.transactions import Grouped, Transactions, translate_failures
 from reattach.records.database.url import Backend, address_of, backend_of
 
 _T = TypeVar("_T")
@@ -61,8 +61,13 @@ class Database:
         prepared_connection: sqlite3.Connection | None = None,
     ):
         self.address = address
+        is_postgresql = backend_of(address) == "postgresql"
         self.reads = reads
         self.writes = writes
+        self._grouped_reads = Grouped(reads)
+        self._grouped_writes = (
+            Grouped(writes, postgresql.begin_group) if is_postgresql else Grouped(writes)
+        )
         self._prepared_connection = prepared_connection
 
     @classmethod
@@ -129,6 +134,30 @@ class Database:
     ) -> _T:
         """Run ``work`` as a transaction that writes, and return its result once committed."""
         return await self.writes.run(lambda connection: work(connection, *args, **kwargs))
+
+    async def in_grouped_read(
+        self,
+        work: Callable[Concatenate[Connection, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """Run ``work`` as ``in_read`` does, perhaps in one transaction with others that come now.
+
+        For short work of which much may come at once. ``work`` may be called twice.
+        """
+        return await self._grouped_reads.run(lambda connection: work(connection, *args, **kwargs))
+
+    async def in_grouped_write(
+        self,
+        work: Callable[Concatenate[Connection, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """Run ``work`` as ``in_write`` does, perhaps in one transaction with others that come now.
+
+        For short work of which much may come at once. ``work`` may be called twice.
+        """
+        return await self._grouped_writes.run(lambda connection: work(connection, *args, **kwargs))
 
     async def rows(self, statement: Executable, **values: object) -> Sequence[RowMapping]:
         """Return all rows of one statement, in a read of its own.

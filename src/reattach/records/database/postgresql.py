@@ -39,6 +39,9 @@ CONNECT_SECONDS: Final = 3
 LOCK_SECONDS: Final = 5.0
 """How long a statement may wait for a lock."""
 
+GROUP_LOCK_SECONDS: Final = 0.1
+"""How long a statement of grouped writes may wait for a lock, before each write waits alone."""
+
 STATEMENT_SECONDS: Final = 300.0
 """How long one statement may take, from its first parameter to its last row: a large answer over a
 slow network takes minutes. A silent server is given up long before that."""
@@ -96,6 +99,12 @@ def reads(address: URL) -> Transactions:
     idle = f"SET idle_in_transaction_session_timeout = {int(STATEMENT_SECONDS * 1000)}"
     read_only = f"{_SESSION};{idle};SET default_transaction_read_only = on"
     return _transactions(address, READERS, "REPEATABLE READ", read_only)
+
+
+def begin_group(connection: Connection) -> None:
+    """Let no lock that one of several writes needs delay the others for long."""
+    milliseconds = int(GROUP_LOCK_SECONDS * 1000)
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
 
 
 def _transactions(address: URL, connections: int, isolation: str, session: str) -> Transactions:

@@ -1,16 +1,18 @@
 """Transactions as functions over a synchronous connection, run in threads.
 
 See docs/decisions/0011: a visit to a thread costs more than most statements, so a transaction is
-one visit, whatever the number of its statements.
+one visit, whatever the number of its statements. Work that comes at once may share one.
 """
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
@@ -21,6 +23,12 @@ from reattach.domain.errors.stores import CommitUnknownError
 from reattach.records.database.columns import UnstorableError
 
 _T = TypeVar("_T")
+
+GROUP_MOST: Final = 100
+"""Pieces of work in one transaction."""
+
+PATIENCE_SECONDS: Final = 0.1
+"""How long new work waits for the transaction before it, which may be waiting for a lock."""
 
 
 class Transactions:
@@ -82,6 +90,90 @@ class Transactions:
     def _close(self) -> None:
         self._threads.shutdown()
         self.engine.dispose()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Piece:
+    work: Callable[[Connection], Any]
+    result: asyncio.Future[Any]
+
+
+def _do_nothing(_: Connection) -> None:
+    pass
+
+
+class Grouped:
+    """Runs small work in transactions one after the other; what comes meanwhile shares the next.
+
+    The visit to a thread, the begin and the commit cost more than a statement or two.
+    Work that comes alone gets a transaction of its own, at once. If a group fails, each piece is
+    repeated in a transaction of its own, so that none fails because of another. ``on_group`` is
+    called first in the transaction of a group, for example to bound the wait for locks.
+    """
+
+    def __init__(
+        self, transactions: Transactions, on_group: Callable[[Connection], None] = _do_nothing
+    ) -> None:
+        self._transactions = transactions
+        self._on_group = on_group
+        self._waiting: deque[_Piece] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    async def run(self, work: Callable[[Connection], _T]) -> _T:
+        """Run ``work`` and return its result once its transaction is committed.
+
+        ``work`` may be called twice. A cancelled caller waits for its end.
+
+        Raises the same as ``Transactions.run``.
+        """
+        result: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Piece(work, result))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run_all(), name="grouped transactions")
+        return await _finish(result)
+
+    async def _run_all(self) -> None:
+        try:
+            while self._waiting:
+                most = min(GROUP_MOST, len(self._waiting))
+                group = [self._waiting.popleft() for _ in range(most)]
+                running = asyncio.create_task(self._run_group(group))
+                self._running.add(running)
+                running.add_done_callback(self._running.discard)
+                await asyncio.wait({running}, timeout=PATIENCE_SECONDS)
+        finally:
+            while self._waiting:  # The event loop is closing.
+                self._waiting.popleft().result.cancel()
+
+    async def _run_group(self, group: Sequence[_Piece]) -> None:
+        try:
+            if len(group) < 2 or not await self._run_together(group):
+                await asyncio.gather(*(self._run_alone(piece) for piece in group))
+        finally:
+            for piece in group:
+                piece.result.cancel()  # Has no effect on one that is done.
+
+    async def _run_together(self, group: Sequence[_Piece]) -> bool:
+        """Run the group in one transaction; return False if it failed."""
+
+        def work(connection: Connection) -> list[Any]:
+            self._on_group(connection)
+            return [piece.work(connection) for piece in group]
+
+        try:
+            results = await self._transactions.run(work)
+        except Exception:  # noqa: BLE001  each piece raises its own
+            return False
+        for piece, result in zip(group, results, strict=True):
+            piece.result.set_result(result)
+        return True
+
+    async def _run_alone(self, piece: _Piece) -> None:
+        try:
+            piece.result.set_result(await self._transactions.run(piece.work))
+        except Exception as error:  # noqa: BLE001  its caller raises it
+            piece.result.set_exception(error)
 
 
 async def _finish(work: Awaitable[_T]) -> _T:

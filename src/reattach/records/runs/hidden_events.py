@@ -13,9 +13,9 @@ from reattach.records.database import schema
 
 _hidden = schema.hidden_events
 _INSERT: Final = insert(_hidden)
-_OF_RUN: Final = (
-    select(_hidden.c.after_seq, _hidden.c.frame)
-    .where(_hidden.c.run_id == bindparam("run_id"))
+_OF_RUNS: Final = (
+    select(_hidden.c.run_id, _hidden.c.after_seq, _hidden.c.frame)
+    .where(_hidden.c.run_id.in_(bindparam("run_ids", expanding=True)))
     .order_by(_hidden.c.ordinal)
 )
 _DELETE: Final = delete(_hidden).where(_hidden.c.run_id == bindparam("of_run"))
@@ -35,9 +35,12 @@ def keep(connection: Connection, run_id: RunId, events: Sequence[HiddenEvent]) -
     connection.execute(_INSERT, rows)
 
 
-def of_run(connection: Connection, run_id: RunId) -> list[HiddenEvent]:
-    """Return the events in order."""
-    return [HiddenEvent(*row) for row in connection.execute(_OF_RUN, {"run_id": run_id})]
+def of_runs(connection: Connection, run_ids: Sequence[RunId]) -> dict[RunId, list[HiddenEvent]]:
+    """Return the events of each run that has any, in order."""
+    found: dict[RunId, list[HiddenEvent]] = {}
+    for run_id, after_seq, frame in connection.execute(_OF_RUNS, {"run_ids": run_ids}):
+        found.setdefault(run_id, []).append(HiddenEvent(after_seq, frame))
+    return found
 
 
 def forget(connection: Connection, run_id: RunId) -> None:

@@ -48,6 +48,7 @@ from reattach.records.runs.admission import admit, known_run, run_of
 from reattach.records.runs.audit import Standing
 from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.records.runs.notifications import CancelRequested, RunReleased, notify
+from reattach.records.runs.orphans import TakenOver
 from reattach.records.runs.settlement import settle
 
 _ADMISSIONS: Final = 5
@@ -229,7 +230,8 @@ class Runs(Repository):
         Returns False and changes nothing if the run has ended or its token is another one.
         """
         tried = {} if attempts is None else {"attempts": tuple(attempts)}
-        return await self._mark(run_id, token, notes=notes, **tried)
+        values = {"notes": notes, **tried}
+        return await self._database.in_grouped_write(_mark_active, run_id, token, values)
 
     async def keep_hidden(self, run_id: RunId, token: Token, events: Sequence[HiddenEvent]) -> bool:
         """Add events that the run's log does not get; they are kept until the run is settled.
@@ -244,10 +246,6 @@ class Runs(Repository):
             return is_owned
 
         return await self._database.in_write(write)
-
-    async def hidden_events(self, run_id: RunId) -> builtins.list[HiddenEvent]:
-        """Return the events that ``keep_hidden`` added, in order."""
-        return await self._database.in_read(hidden_events.of_run, run_id)
 
     async def hand_over(
         self, run_id: RunId, token: Token, notes: RunNotes, call_ids: Sequence[str] | None
@@ -271,7 +269,7 @@ class Runs(Repository):
                 notify(connection, RunReleased(run_id))
             return is_free
 
-        return await self._database.in_write(write)
+        return await self._database.in_grouped_write(write)
 
     async def _mark(self, run_id: RunId, token: Token, **values: Any) -> bool:
         return await self._database.in_write(_mark_active, run_id, token, values)
@@ -331,16 +329,16 @@ class Runs(Repository):
         return await self._database.in_read(orphans.orphans, after, limit)
 
     async def take_over(
-        self, run_id: RunId, token: Token, owner: str, *, step: int = 1
-    ) -> Run | None:
-        """Make ``owner`` the owner of an active run whose token is still ``token``.
+        self, claims: Sequence[tuple[RunId, Token]], owner: str, *, step: int = 1
+    ) -> builtins.list[TakenOver]:
+        """Make ``owner`` the owner of those runs that are active and still have the given token.
 
-        The new token is higher by ``step``. Returns None and changes nothing if the run has ended
-        or another process was faster.
+        Their new tokens are higher by ``step``. The others have ended, or another process was
+        faster; of several, those that somebody else has locked are left out too.
         """
-        return await self._database.in_write(orphans.take_over, run_id, token, owner, step)
+        return await self._database.in_write(orphans.take_over, claims, owner, step)
 
-    async def find_owned(self, run_id: RunId, owner: str) -> Run | None:
+    async def find_owned(self, run_id: RunId, owner: str) -> TakenOver | None:
         """Return the run if it is active and ``owner`` owns it."""
         return await self._database.in_read(orphans.owned_run, run_id, owner)
 

@@ -110,11 +110,11 @@ class Audit:
         return run_id in self._drivers or run_id in self._recovery.pending
 
     async def _end_without_driver(self, run_id: RunId, owner: str) -> bool:
-        run = await self._records.runs.find_owned(run_id, owner)
-        if run is None or self._has_driver(run_id):
+        owned = await self._records.runs.find_owned(run_id, owner)
+        if owned is None or self._has_driver(run_id):
             return False
         logger.warning("active run without driver", run_id=run_id)
-        await self._recovery.end(run, STORE_FAILED)
+        await self._recovery.end(owned.run, STORE_FAILED)
         return True
 
     async def _stop_foreign_drivers(self, owner: str, held: set[RunId]) -> int:

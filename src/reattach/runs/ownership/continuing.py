@@ -5,8 +5,8 @@ from collections.abc import Callable
 import structlog
 
 from reattach.domain.errors import NotFoundError
-from reattach.domain.ids import ConversationId
-from reattach.records.base import Conversation, Run
+from reattach.records.base import Run
+from reattach.records.runs.orphans import TakenOver
 from reattach.runs.attempts.plan import decode_plan
 from reattach.runs.attempts.policy import Interruption
 from reattach.runs.driver import Interrupted
@@ -28,7 +28,6 @@ class Continuing:
     def __init__(self, drivers: Drivers, give_up: Callable[[Run, Ending], None]) -> None:
         self._drivers = drivers
         self._log = drivers.log
-        self._records = drivers.records
         self._give_up = give_up
 
     def is_left_to_others(self, run: Run, ending: Ending) -> bool:
@@ -36,7 +35,7 @@ class Continuing:
         is_continuable = self._drivers.policy.enabled and run.turn_plan is not None
         return self._drivers.open_runs.draining and is_continuable and ending in _INTERRUPTED
 
-    async def start(self, run: Run, ending: Ending) -> bool:
+    async def start(self, taken: TakenOver, ending: Ending) -> bool:
         """Start a driver that continues the run, which this process has taken over.
 
         Return False, and change nothing but the owner of the log, if the run has to end instead.
@@ -45,40 +44,32 @@ class Continuing:
             FencedError: The log has a newer token.
             StoreUnavailableError: A store does not answer.
         """
+        run, conversation = taken.run, taken.conversation
         plan = decode_plan(run.turn_plan, run.id)
         if ending not in _INTERRUPTED or plan is None:
             return False
-        try:
-            agent = await self._records.agents.get(run.tenant, run.thread.agent_id)
-            conversation = await self._conversation(run)
-        except NotFoundError:
+        if taken.agent is None or (conversation is None and run.conversation_id is not None):
             return False  # They were deleted, and the run with them.
-        interrupted = await self._read(run, ending)
+        interrupted = await self._read(taken, ending)
         if interrupted is None:
             return False
         try:
-            driver = self._drivers.make(run, plan, agent, conversation, interrupted)
+            driver = self._drivers.make(run, plan, taken.agent, conversation, interrupted)
         except NotFoundError:
             logger.warning("model of a run is not offered", run_id=run.id, model=run.model)
             return False
         self._drivers.start(driver, driver.drive(), self._give_up)
         return True
 
-    async def _conversation(self, run: Run) -> Conversation | None:
-        if run.conversation_id is None:
-            return None
-        conversation_id = ConversationId(run.conversation_id)
-        return await self._records.conversations.get(run.tenant, conversation_id)
-
-    async def _read(self, run: Run, ending: Ending) -> Interrupted | None:
+    async def _read(self, taken: TakenOver, ending: Ending) -> Interrupted | None:
         """Open the log and read it; None if the run cannot be continued from it."""
+        run = taken.run
         head = await find_head(run, self._log)
         if is_lost(run, head) or (head is not None and (head.closed or head.tail_uncertain)):
             return None
         writer = await self._log.open(run.id, run.token, aliases=log_aliases(run))
         transcript = Transcript()
-        hidden = await self._records.runs.hidden_events(run.id)
-        reading = await read_log(run, self._log, writer.head, transcript, hidden)
+        reading = await read_log(run, self._log, writer.head, transcript, taken.hidden)
         by = Interruption.HANDOVER if run.notes.handed_over else Interruption.CRASH
         allowed = self._drivers.policy.allows(
             run,

@@ -22,11 +22,13 @@ from reattach.domain.limits import (
     LOST_LOG_FIRST_SEQ,
     RECOVERIES_AT_ONCE,
     SWEEP_BATCH_RUNS,
+    TAKEOVER_BATCH_RUNS,
 )
 from reattach.domain.messages import ToolCallPart
 from reattach.log.base import Log
 from reattach.records.base import Run, Settlement
 from reattach.records.runs.hidden_events import HiddenEvent
+from reattach.records.runs.orphans import TakenOver
 from reattach.runs.drivers import Drivers
 from reattach.runs.endings import (
     CANCELLED,
@@ -62,6 +64,8 @@ class PendingRecovery:
     ending: Ending
     has_failed: bool = False
     """Whether the run was given up here, or could not be taken up at once."""
+    taken: TakenOver | None = None
+    """The run as it was taken over together with others, until ``recover`` comes to it."""
     done: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     backoff: Backoff = field(default_factory=lambda: Backoff(*_UNKNOWN_FAILURE_SECONDS))
@@ -142,8 +146,31 @@ class Recovery:
             async with gate:
                 return await self._take_up(one)
 
-        failures = await asyncio.gather(*(take_up(one) for one in recovery))
+        failures: list[StoreUnavailableError | None] = []
+        for start in range(0, len(recovery), TAKEOVER_BATCH_RUNS):
+            batch = recovery[start : start + TAKEOVER_BATCH_RUNS]
+            await self._take_over_together(batch)
+            failures += await asyncio.gather(*(take_up(one) for one in batch))
         return [failure for failure in failures if failure is not None]
+
+    async def _take_over_together(self, recovery: Sequence[PendingRecovery]) -> None:
+        """Take the runs over in one transaction; those for which that fails follow one by one."""
+        claimed = {
+            one.run.id: one
+            for one in recovery
+            if one.taken is None and not self._continuing.is_left_to_others(one.run, one.ending)
+        }
+        claims = [(one.run.id, one.run.token) for one in claimed.values()]
+        if len(claims) < 2:
+            return
+        try:
+            taken = await self._records.runs.take_over(claims, self._ownership.owner)
+        except Exception as error:  # noqa: BLE001  one damaged record must not delay the others
+            logger.warning("runs not taken over together", runs=len(claims), reason=str(error))
+            return
+        for owned in taken:
+            one = claimed[owned.run.id]
+            one.run, one.taken = owned.run, owned
 
     async def _take_up(self, recovery: PendingRecovery) -> StoreUnavailableError | None:
         """Continue or end the run, and return the failure if a store did not answer."""
@@ -166,15 +193,18 @@ class Recovery:
         """
         # It stays pending until it has its end, even if this call is interrupted.
         recovery = self.pending.setdefault(run.id, PendingRecovery(run, ending))
+        if ending is CANCELLED:
+            recovery.ending = ending
         async with recovery.lock:
             if recovery.done.is_set():
                 return
+            taken, recovery.taken = recovery.taken, None
             await self._require_log(recovery.run)
-            await self._end_taken_over(recovery)
+            await self._end_taken_over(recovery, taken)
             self.pending.pop(run.id, None)
             recovery.done.set()
 
-    async def _end_taken_over(self, recovery: PendingRecovery) -> None:
+    async def _end_taken_over(self, recovery: PendingRecovery, taken: TakenOver | None) -> None:
         """Take the run over and continue or end it, unless it has ended or another process has it.
 
         The log may have a higher token than the record, if the records lost a commit. While the
@@ -183,33 +213,32 @@ class Recovery:
         step = 1
         if await self._leave_to_others(recovery.run, recovery.ending):
             return
-        owned = await self._take_over(recovery.run)
-        while owned is not None:
-            recovery.run = owned
-            ending = CANCELLED if owned.cancel_requested_at else recovery.ending
-            if await self._leave_to_others(owned, ending):
+        taken = taken or await self._take_over(recovery.run)
+        while taken is not None:
+            recovery.run = run = taken.run
+            ending = CANCELLED if run.cancel_requested_at else recovery.ending
+            if await self._leave_to_others(run, ending):
                 return
-            due = await self._due_calls(owned)
+            due = await self._due_calls(run)
             try:
-                if ending is not CANCELLED and await self._continuing.start(owned, ending):
+                if ending is not CANCELLED and await self._continuing.start(taken, ending):
                     return
                 await end_orphan(
-                    owned,
+                    run,
                     ending,
                     self._log,
                     self._clock,
                     self._settle,
                     due=due,
-                    hidden=await self._records.runs.hidden_events(owned.id),
+                    hidden=taken.hidden,
                 )
             except FencedError:
                 if step > LONGEST_TOKEN_STEP:
                     raise
-                owner = self._ownership.owner
-                taken = await self._records.runs.take_over(owned.id, owned.token, owner, step=step)
+                taken = await self._claim(run, step)
                 if taken is None:
-                    logger.info("run taken over by another process", run_id=owned.id)
-                owned, step = taken, 2 * step
+                    logger.info("run taken over by another process", run_id=run.id)
+                step *= 2
             else:
                 return
 
@@ -251,14 +280,18 @@ class Recovery:
             return []
         return [] if pending is None else pending.due(run.input)
 
-    async def _take_over(self, run: Run) -> Run | None:
+    async def _take_over(self, run: Run) -> TakenOver | None:
         """Take the run over; return None if it has ended or another process was first."""
-        owner = self._ownership.owner
-        owned = await self._records.runs.take_over(run.id, run.token, owner)
-        if owned is not None:
-            return owned
+        taken = await self._claim(run, 1)
+        if taken is not None:
+            return taken
         # An earlier attempt may have succeeded although its answer was lost.
-        return await self._records.runs.find_owned(run.id, owner)
+        return await self._records.runs.find_owned(run.id, self._ownership.owner)
+
+    async def _claim(self, run: Run, step: int) -> TakenOver | None:
+        claims = [(run.id, run.token)]
+        taken = await self._records.runs.take_over(claims, self._ownership.owner, step=step)
+        return taken[0] if taken else None
 
 
 async def end_orphan(

@@ -11,9 +11,10 @@ from reattach.domain.errors import ReattachError
 from reattach.domain.limits import (
     CLOCK_SET_SECONDS,
     RECOVERY_INTERVAL_SECONDS,
+    RELEASE_WAIT_SECONDS,
+    RELEASE_WAITS,
     SWEEP_BATCH_RUNS,
     SWEEP_INTERVAL_SECONDS,
-    TAKEOVER_SPREAD_SECONDS,
     WAL_AGE_SECONDS,
 )
 from reattach.records.records import Records
@@ -49,10 +50,14 @@ async def upkeep(
         if runs.open_runs.drivers:
             await _log_failure(runs.ownership.note_life)
         seconds = min(interval_seconds, RECOVERY_INTERVAL_SECONDS)
+        if runs.ownership.shared:
+            seconds = min(seconds, runs.ownership.beat_seconds / 2)
         await sleep_unless_set(clock, seconds, runs.released)
-        if runs.released.is_set():
+        for _ in range(RELEASE_WAITS):
+            if not runs.released.is_set():
+                break
             runs.released.clear()
-            await clock.sleep(uniform(0.0, TAKEOVER_SPREAD_SECONDS))
+            await clock.sleep(uniform(*RELEASE_WAIT_SECONDS))
 
 
 async def records_upkeep(records: Records, clock: SharedClock) -> None:

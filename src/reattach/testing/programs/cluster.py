@@ -36,7 +36,8 @@ class Cluster(Closing):
 
     The context manager creates the schema, starts everything, and removes everything on exit.
     Tests may stop and restart ``servers``, ``redis`` and ``postgresql``. Every server gets
-    ``environment`` and ``arguments``.
+    ``environment`` and ``arguments``. Without ``relayed`` they reach the stores directly, as in
+    production, and cannot be cut off from them.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Cluster(Closing):
         redis_options: Sequence[str] = KEPT_ALWAYS,
         arguments: Sequence[str] = ("--scripted", "--log-level", "warning"),
         environment: Mapping[str, str] | None = None,
+        relayed: bool = True,
     ) -> None:
         self.lease_seconds = lease_seconds
         self.servers: list[ClusterServer] = []
@@ -58,6 +60,7 @@ class Cluster(Closing):
         self._redis_options = redis_options
         self._arguments = arguments
         self._environment = dict(environment or {})
+        self._relayed = relayed
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -107,7 +110,7 @@ class Cluster(Closing):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of a process that joins the cluster without relays."""
+        """The environment of a process that reaches the stores without relays."""
         return self._stores(self.redis.address, self.postgresql.address)
 
     @property
@@ -127,12 +130,13 @@ class Cluster(Closing):
         for number in range(self._count):
             redis = stack.enter_context(Relay(self.redis.address))
             postgresql = stack.enter_context(Relay(self.postgresql.address))
+            through = self._stores(redis.address, postgresql.address)
             server = ClusterServer(
                 directory / str(number),
                 redis,
                 postgresql,
                 arguments=self._arguments,
-                environment=self._stores(redis.address, postgresql.address),
+                environment=through if self._relayed else self.environment,
             )
             self.servers.append(server)
             stack.callback(server.kill)
