@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
 from reattach.testing.programs.relay import Relay
 from reattach.testing.programs.server import ServerProcess
+from tests.browser.pages import (
+    ENDLESS,
+    ask,
+    assert_accessible,
+    listed,
+    statuses_of,
+    wait_for_status,
+)
 from tests.browser.react import build
 from tests.clients.conftest import scripted_server
-from tests.support.browser import DIRECTORY, Browser, Page, PageServer
+from tests.support.application_server import EXAMPLES
+from tests.support.browser import Browser, Page, PageServer
 from tests.support.javascript_client import PACKAGE, require_client
-from tests.support.missing import skip_or_fail
 from tests.support.threads import Thread, Threads, raw_client
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-AXE = DIRECTORY / "node_modules/axe-core/axe.min.js"
 
 
 @pytest.fixture(scope="module")
@@ -54,26 +58,10 @@ def page(browser: Browser, relay: Relay) -> Iterator[Page]:
         assert not [line for line in page.log if line.startswith("pageerror")]
 
 
-def ask(page: Page, question: str) -> None:
-    page.act("#text", "fill", question)
-    page.act("#text", "press", "Enter")
-
-
-def wait_for_status(page: Page, status: str) -> None:
-    page.wait_until("(said) => document.querySelector('#status').textContent === said", status)
-
-
 def wait_for_words(page: Page, count: int) -> None:
     """Wait until the page shows this many words of the answer."""
     words = "document.querySelector('.assistant')?.textContent.split(' ')"
     page.wait_until(f"(least) => {words}?.length > least", count)
-
-
-def listed(page: Page) -> list[str]:
-    """Return the items of the page's list."""
-    code = "() => [...document.querySelectorAll('li')].map((item) => item.textContent)"
-    texts: list[str] = page.evaluate(code)
-    return texts
 
 
 def conversation_of(page: Page, raw: httpx.Client) -> Thread:
@@ -82,37 +70,23 @@ def conversation_of(page: Page, raw: httpx.Client) -> Thread:
     return Thread(raw, agent, conversation)
 
 
-def statuses_of(thread: Thread) -> list[str]:
-    """Return the statuses of the runs of the conversation, oldest first."""
-    conversation = thread.conversation_id
-    return [run["status"] for run in thread.runs() if run["conversation_id"] == conversation]
-
-
-def assert_accessible(page: Page) -> None:
-    if not AXE.is_file():
-        skip_or_fail("axe-core is not installed: run scripts/setup")
-    page.evaluate("(code) => { new Function(code)(); }", AXE.read_text())
-    violations = "(await axe.run()).violations.map(({ id, nodes }) => [id, nodes[0].html])"
-    assert page.evaluate(f"async () => {violations}") == []
-
-
 @pytest.mark.promise("P4", "P6", "P8")
 def test_a_page_without_a_framework_shows_a_whole_answer_over_a_cut_and_a_reload(
     page: Page, relay: Relay, raw: httpx.Client
 ) -> None:
     assert page.act("#empty", "isVisible")
     assert_accessible(page)
-    question = "[chunks=120][rate=100]"
-    ask(page, question)
+    ask(page, ENDLESS)
     wait_for_words(page, 10)
     relay.cut()
     wait_for_words(page, 30)
     page.reload()
     wait_for_words(page, 50)
     assert not page.act("#empty", "isVisible")
-    wait_for_status(page, "The answer is complete.")
     thread = conversation_of(page, raw)
-    whole = [f"You: {question}", f"Answer: {thread.text()}"]
+    thread.post("cancel")
+    wait_for_status(page, "Stopped.")
+    whole = [f"You: {ENDLESS}", f"Answer: {thread.text()}"]
     assert listed(page) == whole
     page.reload()
     page.wait_until("() => document.querySelectorAll('#messages li').length === 2")
@@ -141,7 +115,7 @@ def test_a_message_that_a_cut_network_swallowed_is_sent_once_when_the_page_is_re
 def test_the_stop_button_ends_the_run_and_keeps_the_beginning_of_the_answer(
     page: Page, raw: httpx.Client
 ) -> None:
-    ask(page, "[chunks=10000][rate=100]")
+    ask(page, ENDLESS)
     wait_for_words(page, 10)
     page.act("#stop", "click")
     wait_for_status(page, "Stopped.")
@@ -165,14 +139,14 @@ def test_a_failed_answer_is_reported_and_html_of_a_model_is_shown_as_text(page: 
 def test_a_question_waits_in_the_field_while_another_tab_gets_its_answer(
     browser: Browser, page: Page, raw: httpx.Client
 ) -> None:
-    ask(page, "[chunks=10000][rate=100]")
+    ask(page, ENDLESS)
     wait_for_words(page, 3)
     thread = conversation_of(page, raw)
     with browser.page(page.evaluate("() => location.href"), beside=page) as other:
         wait_for_words(other, 3)
         page.act("#stop", "click")
         wait_for_status(other, "Stopped.")
-        ask(page, "[chunks=10000][rate=100]")
+        ask(page, ENDLESS)
         page.wait_until("() => document.querySelectorAll('.assistant').length === 2")
         ask(other, "mine")
         other.wait_until("() => document.querySelectorAll('.assistant').length === 2")
@@ -213,22 +187,23 @@ def test_a_react_hook_shows_a_whole_answer_over_a_cut_and_a_reload(
     with browser.page(f"{pages.url}/?conversation={thread.conversation_id}") as page:
         page.act("text=No messages yet", "waitFor")
         assert_accessible(page)
-        ask(page, "[chunks=120][rate=100]")
+        ask(page, ENDLESS)
         wait_for_answer(page, 10)
         relay.cut()
         wait_for_answer(page, 30)
         page.reload()
         wait_for_answer(page, 50)
-        wait_for_role_status(page, "The answer has ended.")
-        whole = ["You: [chunks=120][rate=100]", f"Answer: {thread.text()}"]
+        thread.post("cancel")
+        wait_for_role_status(page, "Stopped.")
+        whole = [f"You: {ENDLESS}", f"Answer: {thread.text()}"]
         assert listed(page) == whole
         page.reload()
-        wait_for_answer(page, 100)
+        wait_for_answer(page, 50)
         assert listed(page) == whole
-        ask(page, "[chunks=10000][rate=100]")
+        ask(page, ENDLESS)
         page.act("text=Stop", "click")
         wait_for_role_status(page, "Stopped.")
-        assert statuses_of(thread) == ["completed", "cancelled"]
+        assert statuses_of(thread) == ["cancelled", "cancelled"]
         ask(page, "[fail=1]")
         page.act(".error", "waitFor")
         assert listed(page)[-1].startswith("The answer failed: The scripted model failed")
@@ -245,15 +220,17 @@ def test_a_react_hook_leaves_its_stream_when_it_is_unmounted_and_finds_the_answe
     with browser.page(f"{pages.url}/mounting?conversation={thread.conversation_id}") as page:
         page.evaluate(mount, True)
         page.wait_until("() => streams.opened > 0 && streams.open === 0")
-        ask(page, "[chunks=150][rate=100]")
+        ask(page, ENDLESS)
         wait_for_answer(page, 10)
         page.evaluate(mount, False)
         page.wait_until("() => streams.open === 0")
         page.evaluate(mount, True)
         wait_for_answer(page, 20)
         page.evaluate("() => { mount(false); mount(true); }")
-        wait_for_role_status(page, "The answer has ended.")
-        assert listed(page) == ["You: [chunks=150][rate=100]", f"Answer: {thread.text()}"]
+        wait_for_answer(page, 30)
+        thread.post("cancel")
+        wait_for_role_status(page, "Stopped.")
+        assert listed(page) == [f"You: {ENDLESS}", f"Answer: {thread.text()}"]
         relay.swallow()
         ask(page, "later")
         page.wait_until("() => document.querySelectorAll('li').length === 3")
@@ -264,5 +241,5 @@ def test_a_react_hook_leaves_its_stream_when_it_is_unmounted_and_finds_the_answe
         page.wait_until("() => document.querySelectorAll('li').length === 4")
         wait_for_role_status(page, "The answer has ended.")
         assert listed(page)[2:] == ["You: later", "Answer: later"]
-        assert statuses_of(thread) == ["completed", "completed"]
+        assert statuses_of(thread) == ["cancelled", "completed"]
         assert not [line for line in page.log if line.startswith("pageerror")]
