@@ -77,6 +77,6 @@ export async function refusal(response: Response, wasAttached?: boolean): Promis
     return Object.assign(error, { status });
   }
   const kind = KINDS[status] ?? ReattachError;
-  const error = new kind(`${status}: ${detail ?? "Another program answered. Check the URL of the server."}`);
+  const error = new kind(`${status}: ${detail ?? "Another program answered. Check the URL."}`);
   return Object.assign(error, body, { status });
 }

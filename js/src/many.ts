@@ -1,3 +1,4 @@
+import { Lost } from "./errors.js";
 import type { Life, Plan } from "./reader.js";
 import { runPlan, type RunPlan } from "./run.js";
 import type { Frame } from "./sse.js";
@@ -31,10 +32,13 @@ export function manyPlan(onFrame?: (run: string, frame: Frame) => void): ManyPla
 
     take(frame, data) {
       const { event, id } = frame;
-      const error: RunError | false = event === "run_error" && JSON.parse(data);
-      const run = error ? error.run_id : id!.split(":")[0]!;
+      const error = event === "run_error" && JSON.parse(data);
+      const run = error.run_id ?? id!.split(":")[0]!;
       const plan = plans.get(run);
       if (!plan) return [];
+      // A server that is about to stop ends its open runs in this way; they go on elsewhere.
+      const { detail, retry_after_seconds: seconds } = error;
+      if (seconds) throw new Lost(detail, seconds * 1000);
       const items = error ? [{ ...error, message_type: event } as Item] : (plan.take(frame, data) as Item[]);
       if (error || plan.ended) plans.delete(run);
       onFrame?.(run, frame);

@@ -128,7 +128,7 @@ export async function* attach<T>(
       if (!ok) throw await refusal(response, core.wasAttached);
       if (status === 204) {
         // A token that has expired is answered in the same way, so that an EventSource stops.
-        if (core.source) throw new Unauthorized("The token has expired.");
+        if (core.source) throw new Unauthorized("The token expired.");
         plan.ended = true;
         return;
       }
@@ -156,7 +156,7 @@ export async function* attach<T>(
         timer = undefined;
         signal.throwIfAborted();
         // A server that is about to stop ends the body at once, and says when to come back.
-        if (done) throw new Lost(plan.request() && "the stream broke off", retryMs);
+        if (done) throw new Lost(plan.request() && "the stream broke", retryMs);
         for (const frame of parse(decoder.decode(value, { stream: true }))) {
           const { event, data, retry } = frame;
           if (retry) retryMs = Number(retry);

@@ -5,9 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from reattach.cli import app
+from reattach.client import Token
 from reattach.testing.programs.relay import Relay
 from reattach.testing.programs.server import ServerProcess
 from tests.clients.conftest import scripted_server
@@ -212,6 +216,166 @@ def test_a_second_message_is_a_conflict(
         "ConflictError",
         "conversation_busy",
     )
+
+
+@pytest.mark.promise("P4", "P20")
+def test_a_snapshot_comes_first_and_every_later_event_once_over_a_stream_that_is_cut(
+    client: OwnClient, relay: Relay, conversation: Thread
+) -> None:
+    def cut(event: Json) -> None:
+        if event.get("seq_id", 0) % 20 == 0:
+            relay.cut()
+
+    def follow(event: Json) -> None:
+        if event["seq_id"] == 30:
+            relay.cut_after(700)
+            where = {"run_id": event["run_id"], "snapshot": True}
+            followers.append(client.start(relay.url, "follow", **where))
+
+    followers: list[Call] = []
+    send(client, relay.url, conversation, "[chunks=100][rate=100]").finish(follow)
+    snapshot, *events = followers[0].finish(cut).events
+    [run] = conversation.runs()
+    replay = events_of(conversation.replay(run["id"]))
+    assert (snapshot["message_type"], snapshot["run_id"]) == ("snapshot", run["id"])
+    assert 0 < snapshot["seq"] < len(replay)
+    assert events == replay[snapshot["seq"] :]
+
+
+# Positions that outlive the process.
+
+
+@pytest.mark.promise("P4", "P6")
+def test_a_reader_that_starts_again_goes_on_after_the_last_event_that_it_had_processed(
+    client: OwnClient, relay: Relay, conversation: Thread
+) -> None:
+    options = Options(storage=conversation.otid, leave_after=20)
+    first = send(client, relay.url, conversation, "[chunks=50][rate=100]", options).finish()
+    assert first.states[-1] == "closed"
+    again = client.start(
+        relay.url,
+        "follow",
+        Options(storage=conversation.otid),
+        conversation_id=conversation.path_id,
+        agent_id=conversation.agent_id,
+    ).finish()
+    # The loop was left before it asked for another event, so it may not have processed this one.
+    repeated = again.events.pop(0)
+    assert repeated == first.events[-1]
+    whole = Call(events=first.events + again.events, states=again.states)
+    assert_whole(whole, conversation)
+
+
+@pytest.mark.promise("P9")
+def test_a_message_that_is_sent_again_before_its_run_is_known_starts_one_run(
+    client: OwnClient, server: ServerProcess, conversation: Thread
+) -> None:
+    def start(url: str, options: Options) -> Call:
+        where = {"conversation_id": conversation.path_id, "agent_id": conversation.agent_id}
+        return client.start(url, "send", options, messages="[chunks=5]", **where).finish()
+
+    storage = conversation.otid
+    with Relay(("127.0.0.1", 1)) as nowhere:
+        lost = start(nowhere.url, Options(storage=storage, give_up_seconds=0.3))
+        assert lost.error is not None
+        nowhere.target = server.address
+        sent = start(nowhere.url, Options(storage=storage))
+        assert sent.otid == lost.otid
+        assert_whole(sent, conversation)
+        assert start(nowhere.url, Options(storage=storage)).otid != lost.otid
+
+
+# Tokens.
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threads]:
+    """Conversations of a server that wants a key."""
+    directory = tmp_path_factory.mktemp("keyed") / "data"
+    made = CliRunner().invoke(app, ["keys", "create", "key", "--data-dir", str(directory)])
+    assert made.exit_code == 0, made.output
+    authorization = f"Bearer {made.stdout.strip()}"
+    with (
+        scripted_server(directory) as server,
+        raw_client(server.url, authorization=authorization) as raw,
+    ):
+        yield Threads(raw)
+
+
+def issued(thread: Thread, **body: Any) -> Json:
+    """Return the answer to a request for a token of the conversation."""
+    scope = {"conversation_id": thread.conversation_id, "scope": ["read", "send"]}
+    answer = thread.post("/v1/tokens", {**scope, **body})
+    assert answer.is_success, answer.text
+    token: Json = answer.json()
+    return token
+
+
+def test_a_token_is_renewed_before_it_expires_and_the_stream_goes_on(
+    client: OwnClient, keyed: Threads
+) -> None:
+    thread = keyed.conversation()
+    tokens = [issued(thread, expires_in_seconds=2), issued(thread)]
+    call = send(client, thread.url, thread, "[chunks=60][rate=20]", Options(tokens=tokens))
+    assert_whole(call.finish(), thread)
+    assert call.states.count("live") == 2
+    assert "waiting" not in call.states
+
+
+@pytest.mark.promise("S11")
+def test_a_token_that_is_refused_is_renewed_once_and_a_refused_fresh_one_is_final(
+    client: OwnClient, keyed: Threads
+) -> None:
+    thread = keyed.conversation()
+    good: list[Token] = ["rt1.old", issued(thread)]
+    call = send(client, thread.url, thread, "[chunks=5]", Options(tokens=good)).finish()
+    assert_whole(call, thread)
+    assert call.states == ["connecting", "renewing", "live", "ended"]
+    refused = send(client, thread.url, thread, "[chunks=5]", Options(tokens=["rt1.old"])).finish()
+    assert refused.error is not None
+    assert (refused.error["name"], refused.error["status"]) == ("UnauthorizedError", 401)
+    assert refused.states == ["connecting", "renewing", "failed"]
+
+
+# Outages.
+
+
+def test_it_gives_up_when_there_is_no_server(client: OwnClient) -> None:
+    with Relay(("127.0.0.1", 1)) as nowhere:
+        call = client.start(
+            nowhere.url, "follow", Options(give_up_seconds=0.3), conversation_id="default"
+        ).finish()
+    assert call.error is not None
+    assert (call.error["name"], call.error["status"]) == ("GaveUpError", 0)
+    assert call.states[-1] == "failed"
+
+
+@pytest.mark.promise("P15", "P19", "P21")
+def test_many_runs_go_on_when_the_server_is_stopped_and_started_again(
+    client: OwnClient, tmp_path: Path
+) -> None:
+    with (
+        scripted_server(tmp_path, REATTACH_DRAIN_SECONDS="0") as server,
+        raw_client(server.url) as raw,
+    ):
+        runs = {}
+        for _ in range(2):
+            thread = Threads(raw).conversation()
+            begun = send(client, server.url, thread, "[chunks=40][rate=40]", Options(leave_after=1))
+            runs[begun.finish().run_id] = thread
+
+        def restart(event: Json) -> None:
+            if event.get("seq_id") == 8 and not stopped:
+                stopped.append(event)
+                server.stop()
+                server.start()
+
+        stopped: list[Json] = []
+        call = client.start(server.url, "many", runs=dict.fromkeys(runs, 0)).finish(restart)
+        assert call.error is None
+        for run_id, thread in runs.items():
+            events = [event for event in call.events if event["run_id"] == run_id]
+            assert events == events_of(thread.replay(run_id))
 
 
 @pytest.mark.promise("P7", "P15", "P19")

@@ -71,6 +71,8 @@ class Options:
     """Answers of the token function, one after the other; the last one is repeated."""
     storage: str | None = None
     """The name of a storage that all calls share."""
+    leave_after: int | None = None
+    """Leave the stream after this many events."""
 
 
 QUICK: Final = Options()
@@ -85,10 +87,19 @@ class OwnClient(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class _Task:
+    url: str
+    options: Json
+    method: str
+    arguments: Json
+    leave_after: int | None
+
+
 class PythonClient:
     """A Python client, each call in a thread of its own."""
 
-    def __init__(self, work: Callable[[Call, str, Json, str, Json], None]) -> None:
+    def __init__(self, work: Callable[[Call, _Task], None]) -> None:
         self._work = work
         self._storages: dict[str, dict[str, str]] = {}
 
@@ -107,7 +118,7 @@ class PythonClient:
 
         def run() -> None:
             try:
-                self._work(call, url, given, method, arguments)
+                self._work(call, _Task(url, given, method, arguments, options.leave_after))
             except ReattachError as error:
                 call.lines.put({"error": described(error)})
             finally:
@@ -138,26 +149,34 @@ def reporter(call: Call) -> Callable[[State], None]:
     return lambda state: call.lines.put({"state": state.name})
 
 
-def work_in_thread(call: Call, url: str, options: Json, method: str, arguments: Json) -> None:
-    with SyncClient(url, **options) as client:
-        if method in {"snapshot", "cancel"}:
-            call.lines.put({"value": getattr(client, method)(**arguments)})
+def work_in_thread(call: Call, task: _Task) -> None:
+    with SyncClient(task.url, **task.options) as client:
+        if task.method in {"snapshot", "cancel"}:
+            call.lines.put({"value": getattr(client, task.method)(**task.arguments)})
             return
-        stream = getattr(client, method)(**arguments, on_state=reporter(call))
+        stream = getattr(client, task.method)(**task.arguments, on_state=reporter(call))
         call.lines.put({"otid": getattr(stream, "otid", None) or ""})
-        for event in stream:
-            call.lines.put({"event": event})
+        with stream:
+            for count, event in enumerate(stream, 1):
+                call.lines.put({"event": event})
+                if count == task.leave_after:
+                    break
 
 
-async def work_in_task(call: Call, url: str, options: Json, method: str, arguments: Json) -> None:
-    async with Client(url, **options) as client:
-        if method in {"snapshot", "cancel"}:
-            call.lines.put({"value": await getattr(client, method)(**arguments)})
+async def work_in_task(call: Call, task: _Task) -> None:
+    async with Client(task.url, **task.options) as client:
+        if task.method in {"snapshot", "cancel"}:
+            call.lines.put({"value": await getattr(client, task.method)(**task.arguments)})
             return
-        stream = getattr(client, method)(**arguments, on_state=reporter(call))
+        stream = getattr(client, task.method)(**task.arguments, on_state=reporter(call))
         call.lines.put({"otid": getattr(stream, "otid", None) or ""})
-        async for event in stream:
-            call.lines.put({"event": event})
+        count = 0
+        async with stream:
+            async for event in stream:
+                call.lines.put({"event": event})
+                count += 1
+                if count == task.leave_after:
+                    break
 
 
 class JavaScriptClient(NodeDriver):
@@ -178,6 +197,7 @@ class JavaScriptClient(NodeDriver):
             "giveUpMs": options.give_up_seconds * 1000,
             **({} if options.tokens is None else {"tokens": list(options.tokens)}),
             **({} if options.storage is None else {"storage": options.storage}),
+            **({} if options.leave_after is None else {"leaveAfter": options.leave_after}),
         }
         args = _javascript_arguments(method, arguments)
         return self.begin(_JavaScriptCall(), {"options": given, "method": method, "args": args})
@@ -222,7 +242,7 @@ def _given(members: Json) -> Json:
 def python_clients() -> Mapping[str, Callable[[], OwnClient]]:
     """Return what makes each Python client, by the name for tests."""
 
-    def work(call: Call, url: str, options: Json, method: str, arguments: Json) -> None:
-        asyncio.run(work_in_task(call, url, options, method, arguments))
+    def work(call: Call, task: _Task) -> None:
+        asyncio.run(work_in_task(call, task))
 
     return {"async": lambda: PythonClient(work), "sync": lambda: PythonClient(work_in_thread)}

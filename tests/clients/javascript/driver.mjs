@@ -2,6 +2,9 @@
 //
 // {"id", "options": {of connect}, "method": "send", "args": [...]}
 //
+// Options beside those of connect: `tokens`, the answers of the token function one after the other; as
+// `storage` the name of one that all calls share; `leaveAfter`, the number of events before it leaves.
+//
 // Answers with lines of JSON on stdout: {"id", "event"} for each item of a stream, {"id", "state"},
 // {"id", "otid"}, {"id", "value"}, {"id", "error"}, and as the last one {"id"}.
 
@@ -10,7 +13,24 @@ import { connect } from "../../../js/dist/index.js";
 
 const say = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
 
-async function serve({ id, options, method, args }) {
+const storages = new Map();
+
+/** A storage in memory. */
+function storageOf(name) {
+  const items = new Map();
+  if (!storages.has(name)) {
+    storages.set(name, {
+      getItem: (key) => items.get(key) ?? null,
+      setItem: (key, value) => items.set(key, value),
+      removeItem: (key) => items.delete(key),
+    });
+  }
+  return storages.get(name);
+}
+
+async function serve({ id, options: { tokens, storage, leaveAfter, ...options }, method, args }) {
+  if (tokens) options.token = () => (tokens.length > 1 ? tokens.shift() : tokens[0]);
+  if (storage) options.storage = storageOf(storage);
   const client = connect(options);
   try {
     if (method === "snapshot" || method === "cancel") {
@@ -30,7 +50,11 @@ async function serve({ id, options, method, args }) {
       const more = rest.pop() ?? {};
       const stream = client[method](target, ...rest, { ...more, onState });
       say({ id, otid: stream.otid ?? "" });
-      for await (const event of stream) say({ id, event });
+      let count = 0;
+      for await (const event of stream) {
+        say({ id, event });
+        if ((count += 1) === leaveAfter) break;
+      }
     }
   } catch (error) {
     const { name, message, status, code } = error;
