@@ -151,7 +151,7 @@ class Reading:
             data = yield from self._chunk()
             if not data:
                 # A server that is about to stop ends the body, and says when to come back.
-                raise LostError("the stream broke off", retry_seconds)
+                raise LostError("the stream broke", retry_seconds)
             for frame in parser.feed(data):
                 if frame.retry.isdecimal():
                     retry_seconds = int(frame.retry) / 1000
@@ -182,6 +182,8 @@ class Reading:
             if self._takeovers is not None:
                 yield from self._takeovers.see(event)
             yield Emit(event)
+            # The time that the consumer took is no silence of the server.
+            self._mark = self._core.clock.monotonic_seconds()
             self._plan.settle()
             self._life.check()
 
