@@ -28,7 +28,7 @@ GROUP_MOST: Final = 100
 """Pieces of work in one transaction."""
 
 PATIENCE_SECONDS: Final = 0.1
-"""How long new work waits for the transaction before it, which may be waiting for a lock."""
+"""How long work waits for the transaction before it, which may be waiting for a lock."""
 
 
 class Transactions:
@@ -105,10 +105,10 @@ def _do_nothing(_: Connection) -> None:
 class Grouped:
     """Runs small work in transactions one after the other; what comes meanwhile shares the next.
 
-    The visit to a thread, the begin and the commit cost more than a statement or two.
-    Work that comes alone gets a transaction of its own, at once. If a group fails, each piece is
-    repeated in a transaction of its own, so that none fails because of another. ``on_group`` is
-    called first in the transaction of a group, for example to bound the wait for locks.
+    The visit to a thread, the begin and the commit cost more than a statement or two. If a group
+    fails, each piece is repeated in a transaction of its own, so that none fails because of
+    another. ``on_group`` is called first in the transaction of a group, for example to bound the
+    wait for locks.
     """
 
     def __init__(
@@ -117,8 +117,10 @@ class Grouped:
         self._transactions = transactions
         self._on_group = on_group
         self._waiting: deque[_Piece] = deque()
-        self._running: set[asyncio.Task[None]] = set()
-        self._task: asyncio.Task[None] | None = None
+        self._current: object | None = None
+        """The transaction that new work waits for."""
+        self._patience: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, work: Callable[[Connection], _T]) -> _T:
         """Run ``work`` and return its result once its transaction is committed.
@@ -127,24 +129,39 @@ class Grouped:
 
         Raises the same as ``Transactions.run``.
         """
+        if self._current is None:
+            alone = self._current = object()
+            try:
+                return await self._transactions.run(work)
+            finally:
+                self._pass_on(alone)
         result: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Piece(work, result))
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run_all(), name="grouped transactions")
+        self._limit_wait()
         return await _finish(result)
 
-    async def _run_all(self) -> None:
-        try:
-            while self._waiting:
-                most = min(GROUP_MOST, len(self._waiting))
-                group = [self._waiting.popleft() for _ in range(most)]
-                running = asyncio.create_task(self._run_group(group))
-                self._running.add(running)
-                running.add_done_callback(self._running.discard)
-                await asyncio.wait({running}, timeout=PATIENCE_SECONDS)
-        finally:
-            while self._waiting:  # The event loop is closing.
-                self._waiting.popleft().result.cancel()
+    def _limit_wait(self) -> None:
+        """Do not let work wait for the current transaction for long."""
+        if self._waiting and self._patience is None:
+            loop = asyncio.get_running_loop()
+            self._patience = loop.call_later(PATIENCE_SECONDS, self._pass_on, self._current)
+
+    def _pass_on(self, ended: object) -> None:
+        """Begin the next group, unless it has begun because ``ended`` took long."""
+        if self._current is not ended:
+            return
+        if self._patience is not None:
+            self._patience.cancel()
+        self._current = self._patience = None
+        if self._waiting:
+            most = min(GROUP_MOST, len(self._waiting))
+            group = [self._waiting.popleft() for _ in range(most)]
+            task = asyncio.create_task(self._run_group(group), name="grouped transaction")
+            self._current = task
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._pass_on)
+            self._limit_wait()
 
     async def _run_group(self, group: Sequence[_Piece]) -> None:
         try:
