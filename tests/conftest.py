@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
@@ -13,7 +15,7 @@ from hypothesis import settings
 from reattach.engine.providers import VARIABLES as PROVIDER_VARIABLES
 from reattach.server.tune_gc import tune_gc
 from tests.support.compiled_statements import statements_compiled_once
-from tests.support.forking import Forking, servers_forked
+from tests.support.forking import FORKING, servers_forked
 
 pytest_plugins = [
     "tests.support.forked_workers",
@@ -21,7 +23,11 @@ pytest_plugins = [
     "tests.support.redis_server",
 ]
 
-FORKING = Forking()
+AUTHORITY = Path(__file__).parent / "support" / "authority.pem"
+"""The certificate authority that is trusted in place of the system's.
+
+A client reads its authorities whatever it connects to, and 140 of them take longer than most tests.
+"""
 
 # No test may depend on the speed of the machine.
 settings.register_profile("reattach", deadline=None, print_blob=True)
@@ -105,6 +111,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # Until pytest_collection_finish, when everything is imported.
+    os.environ["SSL_CERT_FILE"] = str(AUTHORITY)
     if config.getoption("--fast"):
         settings.load_profile("fast")
     elif config.getoption("--workers") and not config.option.collectonly:
@@ -135,6 +142,7 @@ def _is_slow(item: pytest.Item) -> bool:
 def pytest_collection_finish() -> None:
     """Collect garbage as a server does, without the modules and the list of tests."""
     tune_gc()
+    atexit.register(gc.freeze)  # Else the interpreter's end looks at all objects several times.
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

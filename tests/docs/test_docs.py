@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import import_module
@@ -15,6 +14,7 @@ import pytest
 
 from reattach.settings import Settings, variable_of
 from reattach.testing.programs.server import ServerProcess
+from tests.support.forking import run_program
 from tests.support.javascript_client import PACKAGE, require_client
 
 ROOT = Path(__file__).parents[2]
@@ -71,17 +71,9 @@ for (const again of ["", {json.dumps(BETWEEN)}]) {{
 """
 
 
-def outputs_of(command: list[str], cwd: Path) -> list[str]:
-    """Run a program that runs the code of a page twice, and return what each run printed."""
-    ran = subprocess.run(
-        command,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=BOUND_SECONDS,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+def outputs_of(ran: subprocess.CompletedProcess[str]) -> list[str]:
+    """Return what each run printed of a program that runs the code of a page twice."""
+    assert ran.returncode == 0, f"{ran.stdout}{ran.stderr}"
     outputs = ran.stdout.split(BETWEEN)
     assert len(outputs) == 2
     return outputs
@@ -93,7 +85,11 @@ def test_the_python_of_a_page_runs_twice(page: str, server: ServerProcess, tmp_p
     program = tmp_path / "page.py"
     program.write_text(for_server(blocks(ROOT / page, "python"), server))
 
-    outputs = outputs_of([sys.executable, "-c", PYTHON_TWICE, str(program)], tmp_path)
+    twice = tmp_path / "twice.py"
+    twice.write_text(PYTHON_TWICE)
+
+    ran = run_program(twice, str(program), cwd=tmp_path, timeout_seconds=BOUND_SECONDS)
+    outputs = outputs_of(ran)
 
     if page not in {"docs/embed.md", "docs/callbacks.md"}:
         assert all("island" in output for output in outputs)
@@ -138,7 +134,15 @@ def test_the_javascript_of_a_page_is_strict_typescript_and_runs_twice(
     """E1: it compiles with `tsc --strict`, and works when it is pasted twice."""
     program = NODE_TWICE.replace("NAME", f"{Path(page).stem}.mjs")
 
-    outputs = outputs_of(["node", "--input-type=module", "--eval", program], compiled)
+    ran = subprocess.run(
+        ["node", "--input-type=module", "--eval", program],
+        cwd=compiled,
+        capture_output=True,
+        text=True,
+        timeout=BOUND_SECONDS,
+        check=False,
+    )
+    outputs = outputs_of(ran)
 
     assert all("island" in output for output in outputs)
     if page == "README.md":

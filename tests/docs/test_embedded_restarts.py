@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import runpy
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,14 +16,22 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from tests.docs.test_docs import ROOT, all_blocks
+from tests.support.forking import FORKING, ForkedProcess
 from tests.support.threads import WAIT_SECONDS
 
 TEXT = "".join(f"{number} " for number in range(50))
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["reattach.embed", "uvicorn"])  # To import them takes seconds.
+SERVE = """
+import os, runpy, socket, sys
+import uvicorn
+
+os.environ["REATTACH_DRAIN_SECONDS"] = "0.1"
+app = runpy.run_path("application.py")["app"]
+listener = socket.socket(fileno=int(sys.argv[1]))
+uvicorn.Server(uvicorn.Config(app, log_config=None)).run(sockets=[listener])
+"""
+"""A program that serves the application in its folder until a signal."""
 
 
 def documented_application() -> str:
@@ -35,24 +43,36 @@ def documented_application() -> str:
     return f"{continuing}\n{used}"
 
 
-def serve(program: Path, listener: socket.socket) -> None:
-    """Serve the program's application in this process until a signal."""
-    os.chdir(program.parent)
-    os.environ["REATTACH_DRAIN_SECONDS"] = "0.1"
-    app = runpy.run_path(str(program))["app"]
-    uvicorn.Server(uvicorn.Config(app, log_config=None)).run(sockets=[listener])
+Process = subprocess.Popen[str] | ForkedProcess
 
 
 @contextmanager
-def served(program: Path, listener: socket.socket) -> Iterator[multiprocessing.process.BaseProcess]:
-    """Run the application in a fork, and kill it on exit."""
-    process = FORKS.Process(target=serve, args=(program, listener))
-    process.start()
+def served(program: Path, listener: socket.socket) -> Iterator[Process]:
+    """Run a program that serves, and kill it on exit."""
+    process: Process
+    if FORKING.can_start(os.environ):
+        process = FORKING.start(
+            [str(listener.fileno())],
+            os.environ,
+            [listener.fileno()],
+            program=program,
+            cwd=program.parent,
+        )
+    else:
+        process = subprocess.Popen(
+            [sys.executable, str(program), str(listener.fileno())],
+            cwd=program.parent,
+            pass_fds=[listener.fileno()],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
     try:
         yield process
     finally:
-        process.kill()
-        process.join(WAIT_SECONDS)
+        process.send_signal(signal.SIGKILL)
+        process.wait(WAIT_SECONDS)
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 @dataclass
@@ -96,8 +116,9 @@ class Reader:
 def test_a_documented_application_goes_on_with_its_answer_after_a_restart(
     number: int, tmp_path: Path
 ) -> None:
-    program = tmp_path / "application.py"
-    program.write_text(documented_application())
+    (tmp_path / "application.py").write_text(documented_application())
+    program = tmp_path / "serve.py"
+    program.write_text(SERVE)
     question = {"text": "Count.", "otid": "mine"}
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
@@ -107,15 +128,13 @@ def test_a_documented_application_goes_on_with_its_answer_after_a_restart(
     ):
         reader = Reader(http)
         with served(program, listener) as process:
-            pid = process.pid
-            assert pid is not None
 
             def interrupt() -> None:
                 if reader.seqs[-1] == 3:
-                    os.kill(pid, number)
+                    process.send_signal(number)
 
             reader.read("POST", "/ask", interrupt, json=question)
-            process.join(WAIT_SECONDS)
+            process.wait(WAIT_SECONDS)
         assert reader.text != TEXT
         with served(program, listener):
             params = {"starting_after": reader.seqs[-1]}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.forking import run_program
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BOUND_SECONDS = 100
@@ -14,14 +14,8 @@ BOUND_SECONDS = 100
 
 @pytest.mark.promise("P4", "P7", "P8", "P17")
 def test_a_call_is_approved_after_a_restart_runs_once_and_is_resumed_by_another_client() -> None:
-    ran = subprocess.run(
-        [sys.executable, str(EXAMPLES / "approved_later.py")],
-        capture_output=True,
-        text=True,
-        timeout=BOUND_SECONDS,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
+    ran = run_program(EXAMPLES / "approved_later.py", cwd=Path.cwd(), timeout_seconds=BOUND_SECONDS)
+    assert ran.returncode == 0, ran.stdout
     booked = "Booked 2 seats to Skye, which is an island."
     assert ran.stdout.splitlines() == [
         'asked: may ferries__book run with {"to": "Skye", "seats": 2}',

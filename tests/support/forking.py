@@ -1,15 +1,17 @@
-"""Servers as forks of a process that has imported everything, which saves each start the imports.
+"""Servers and programs as forks of a process that has imported everything, which saves the imports.
 
-The test process talks to it over a Unix socket. A connection stands for one server: it carries the
+The test process talks to it over a Unix socket. A connection stands for one fork: it carries the
 arguments, the environment and the descriptors to the forking process, and the pid and the exit
 status back. As a program this module is the forking process itself.
 """
 
 import atexit
 import fcntl
+import gc
 import importlib
 import json
 import os
+import runpy
 import select
 import shutil
 import signal
@@ -43,6 +45,16 @@ _IMPORTED_BEFORE: Final = (
 )
 """Modules that ``reattach serve`` imports when it runs, for five times the CPU of all the rest."""
 
+_IMPORTED_BEFORE_PROGRAMS: Final = (
+    "letta_client.resources.agents",
+    "letta_client.resources.conversations",
+    "reattach.client",
+    "reattach.embed",
+    "reattach.testing",
+    "uvicorn.protocols.http.auto",
+)
+"""Modules that programs import as well, for more CPU than most of them need."""
+
 PRINT_IMPORTS: Final = "PRINT_IMPORTS"
 """Variable with which a forked server prints at its end which modules it imported itself."""
 IMPORTED: Final = "Imported after the fork:"
@@ -57,7 +69,7 @@ _FIRST_FREE_FD: Final = 512
 
 
 class ForkedProcess:
-    """A forked server, with the part of ``Popen`` that ``Program`` uses."""
+    """A forked server or program, with the part of ``Popen`` that ``Program`` uses."""
 
     def __init__(self, connection: socket.socket, stdout: IO[str]) -> None:
         self._connection = connection
@@ -74,7 +86,7 @@ class ForkedProcess:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return the exit status of the server when it has ended. Raises TimeoutExpired."""
+        """Return the exit status of the process when it has ended. Raises TimeoutExpired."""
         with self._lock:
             if self.returncode is None:
                 if not select.select([self._connection], [], [], timeout)[0]:
@@ -84,7 +96,7 @@ class ForkedProcess:
             return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, unless the server has ended."""
+        """Send a signal, unless the process has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
@@ -122,19 +134,27 @@ class Forking:
         return same and hasattr(socket, "send_fds") and "COVERAGE_RUN" not in environment
 
     def start(
-        self, arguments: Sequence[str], environment: Mapping[str, str], pass_fds: Sequence[int] = ()
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        pass_fds: Sequence[int] = (),
+        *,
+        program: Path | None = None,
+        cwd: Path | None = None,
     ) -> ForkedProcess:
-        """Fork ``reattach`` with these arguments. One pipe carries its output and errors.
+        """Fork ``reattach`` or a Python program. One pipe carries its output and errors.
 
-        The server has the descriptors ``pass_fds`` of this process under the same numbers.
+        The fork has the descriptors ``pass_fds`` of this process under the same numbers. Servers
+        that a program starts are forks too.
         """
         connection = self._connect()
         reading, writing = os.pipe()
         request = {
             "arguments": [*arguments],
             "environment": {**environment},
-            "cwd": str(Path.cwd()),
+            "cwd": str(cwd or Path.cwd()),
             "pass_fds": [*pass_fds],
+            "program": str(program) if program else None,
         }
         body = json.dumps(request).encode()
         socket.send_fds(connection, [b"%d\n" % len(body)], [writing, *pass_fds])
@@ -153,6 +173,10 @@ class Forking:
             )
             self._pid, self._parent = self._process.pid, os.getpid()
             atexit.register(self.close)
+
+    def join(self, path: str, pid: int) -> None:
+        """Use the forking process with this socket and this pid, which is no child of this one."""
+        self._folder, self._pid, self._parent = str(Path(path).parent), pid, pid
 
     def let_go(self) -> None:
         """Leave the process to the one that started it; a fork of that one calls this."""
@@ -221,6 +245,39 @@ def servers_forked(forking: Forking) -> Iterator[None]:
     forking.close()
 
 
+def run_program(
+    program: Path, *arguments: str, cwd: Path, timeout_seconds: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python program to its end, as a fork where that is the same as a new interpreter.
+
+    ``stdout`` has its output and its errors. Raises TimeoutExpired.
+    """
+    environment = os.environ
+    if not FORKING.can_start(environment):
+        return subprocess.run(
+            [sys.executable, str(program), *arguments],
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout_seconds,
+            check=False,
+        )
+    process = FORKING.start(arguments, environment, program=program, cwd=cwd)
+    assert process.stdout is not None
+    expired = threading.Timer(timeout_seconds, os.kill, [process.pid, signal.SIGKILL])
+    expired.start()
+    try:
+        with process.stdout as stdout:
+            output = stdout.read()
+        status = process.wait()
+    finally:
+        expired.cancel()
+    if status == -signal.SIGKILL:
+        raise subprocess.TimeoutExpired(str(program), timeout_seconds, output)
+    return subprocess.CompletedProcess([str(program), *arguments], status, output)
+
+
 class _Request(NamedTuple):
     connection: socket.socket
     arguments: list[str]
@@ -228,7 +285,8 @@ class _Request(NamedTuple):
     cwd: str
     output: int
     passed: dict[int, int]
-    """Descriptors by the numbers that the server expects."""
+    """Descriptors by the numbers that the fork expects."""
+    program: str | None
 
 
 def _serve(path: str) -> _Request:
@@ -250,6 +308,8 @@ def _serve(path: str) -> _Request:
                 request = _receive(listener.accept()[0])
                 if "REATTACH_MODELS" in request.environment:
                     _import_providers()
+                if request.program is not None:
+                    _import_all(_IMPORTED_BEFORE_PROGRAMS)
                 pid = os.fork()
                 if not pid:
                     signal.set_wakeup_fd(-1)
@@ -263,6 +323,11 @@ def _serve(path: str) -> _Request:
                 children[pid] = request.connection
             _report(children)
     raise SystemExit
+
+
+def _import_all(names: Sequence[str]) -> None:
+    for name in names:
+        importlib.import_module(name)
 
 
 def _import_providers() -> None:
@@ -284,6 +349,7 @@ def _receive(connection: socket.socket) -> _Request:
         request["cwd"],
         descriptors[0],
         dict(zip(request["pass_fds"], descriptors[1:], strict=True)),
+        request["program"],
     )
 
 
@@ -300,7 +366,7 @@ def _report(children: dict[int, socket.socket]) -> None:
 
 
 def _become(request: _Request) -> None:
-    """Turn this process into ``reattach`` with the request's arguments, environment and output."""
+    """Give this process the request's arguments, environment, descriptors and output."""
     os.dup2(request.output, 1)
     os.dup2(request.output, 2)
     os.close(request.output)
@@ -314,20 +380,37 @@ def _become(request: _Request) -> None:
     os.environ.clear()
     os.environ.update(request.environment)
     os.chdir(request.cwd)
-    sys.path[0] = request.cwd
-    sys.argv = ["reattach", *request.arguments]
+    sys.path[0] = request.cwd if request.program is None else str(Path(request.program).parent)
+    sys.argv = [request.program or "reattach", *request.arguments]
 
+
+def _run(program: str, path: str) -> None:
+    """Run a program whose servers are forks of the process with the socket at ``path``."""
+    gc.freeze()
+    gc.enable()
+    forking = Forking()
+    forking.join(path, os.getppid())
+    with servers_forked(forking):
+        runpy.run_path(program, run_name="__main__")
+
+
+FORKING: Final = Forking()
+"""The forking process of the tests."""
 
 if __name__ == "__main__":
     import reattach.__main__  # noqa: F401  it disables the garbage collector
     from reattach.cli import main
 
-    for name in _IMPORTED_BEFORE:
-        importlib.import_module(name)
+    _import_all(_IMPORTED_BEFORE)
+    socket_path = sys.argv[1]
+    request = _serve(socket_path)
     imported = {*sys.modules}
-    _become(_serve(sys.argv[1]))
+    _become(request)
     try:
-        main()
+        if request.program is None:
+            main()
+        else:
+            _run(request.program, socket_path)
     finally:
         if PRINT_IMPORTS in os.environ:
             sys.stdout.write(f"{IMPORTED} {' '.join(sorted({*sys.modules} - imported))}\n")
