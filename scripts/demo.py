@@ -42,7 +42,11 @@ QUESTION = (
 )
 SCRIPTED_QUESTION = "[chunks=200][rate=100]"
 EVENTS_BEFORE_CUT = 15
-OWN_ENDS = {"end_turn", "max_tokens_exceeded"}
+TOKENS = 75  # enough for an answer that is cut three times
+OWN_ENDS = {
+    "end_turn": "the end that the model gave it",
+    "max_tokens_exceeded": f"its limit of {TOKENS} tokens, which this demo sets",
+}
 """The ends of an answer that its model decides."""
 STARTED = time.monotonic()
 
@@ -293,7 +297,8 @@ def interrupt(
     say(f"  the answer went on after a gap of {resumed_at - stopped_at:.1f} s, to {reader.end}")
     run = reader.sdk.runs.retrieve(reader.run_id)
     attempts = (run.metadata or {}).get("attempts")
-    say(f"the run is {run.status}, stop_reason {run.stop_reason}, attempts: {way_of(attempts)}")
+    end = OWN_ENDS.get(run.stop_reason or "", f"no end of its own: stop_reason {run.stop_reason}")
+    say(f"the answer came to {end}; attempts: {way_of(attempts)}")
     if stage.is_cluster:
         stage.servers[0].kill()  # It has ended, unless it was too slow.
         restart(stage)
@@ -334,7 +339,7 @@ def prepare(stage: Stage) -> str | None:
         model_settings={
             "provider_type": "openai",
             "temperature": 0,
-            "max_output_tokens": 75,  # enough to be cut three times
+            "max_output_tokens": TOKENS,
         },
         system="You are a storyteller.",
         memory_blocks=[{"label": "human", "value": "The reader likes the sea."}],

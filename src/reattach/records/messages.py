@@ -1,6 +1,7 @@
 """Stored messages, by thread, run, agent and tenant."""
 
 import builtins
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from reattach.domain.clock import Clock
 from reattach.domain.errors import ConversationBusyError, NotFoundError
 from reattach.domain.ids import AgentId, ConversationId, MessageId, RunId, TenantId
 from reattach.domain.limits import CONTEXT_CACHE_BYTES
+from reattach.domain.limits.requests import MAX_PAGE_ITEMS
 from reattach.domain.messages import Message
 from reattach.records import lookup, threads
 from reattach.records.base import Span, Thread, ThreadContext
@@ -97,6 +99,17 @@ class Messages(Repository):
             return _by_ordinal(connection, rows, span, ignores_unknown=True)
 
         return await self._database.in_read(read)
+
+    async def all_of_run(self, tenant: TenantId, run_id: RunId) -> builtins.list[Message]:
+        """Return all messages of the run that are in a conversation, as ``of_run`` lists them."""
+        messages: builtins.list[Message] = []
+        span = Span(MAX_PAGE_ITEMS, ascending=True)
+        while page := await self.of_run(tenant, run_id, span):
+            messages += page
+            if len(page) < span.limit:
+                break
+            span = replace(span, after=page[-1].id)
+        return messages
 
     async def list_of_agent(
         self,

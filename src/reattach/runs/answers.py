@@ -9,9 +9,8 @@ import msgspec
 from reattach.domain.clock import utc_text
 from reattach.domain.events import Stopped, StopReason, Usage
 from reattach.domain.ids import FIRST_SEQ, Seq
-from reattach.domain.limits.requests import MAX_PAGE_ITEMS
 from reattach.domain.messages import Role
-from reattach.records.base import Run, Span
+from reattach.records.base import Run
 from reattach.records.records import Records
 from reattach.wire import letta, stored
 
@@ -58,8 +57,7 @@ async def whole_answer(
     Only messages of the ``types`` are included, unless they are None; summaries only with
     ``compaction_messages``.
     """
-    span = Span(MAX_PAGE_ITEMS, ascending=True)
-    messages = await records.messages.of_run(run.tenant, run.id, span)
+    messages = await records.messages.all_of_run(run.tenant, run.id)
     sent = {message.id for message in run.input}
     items = [
         item

@@ -231,3 +231,14 @@ async def test_another_tenant_does_not_see_a_message(world: World) -> None:
         with pytest.raises(NotFoundError):
             await call
     assert await messages.get(OURS, one.id) == one
+
+
+async def test_all_messages_of_a_run_are_returned_however_many_there_are(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A JSON answer had only the first thousand messages of its run."""
+    run_id, messages = await world.turn("1", "2", "3", "4", "5")
+    await world.turn("another run")
+    for most in (1, 2, 5, 1000):
+        monkeypatch.setattr("reattach.records.messages.MAX_PAGE_ITEMS", most)
+        assert await world.records.messages.all_of_run(OURS, run_id) == messages

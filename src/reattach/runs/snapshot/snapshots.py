@@ -3,7 +3,7 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -14,9 +14,7 @@ from reattach.domain.errors.stores import EventsLostError, LogDamagedError
 from reattach.domain.events import RunStatus, StopReason
 from reattach.domain.ids import RunId, Seq
 from reattach.domain.limits import FOLDS_AT_ONCE, FOLDS_BYTES, MAX_CURSOR, MAX_FOLDS
-from reattach.domain.limits.requests import MAX_PAGE_ITEMS
-from reattach.domain.messages import Message
-from reattach.records.base import Run, Span, Target
+from reattach.records.base import Target
 from reattach.records.records import Records
 from reattach.runs.follow import Following, Watch
 from reattach.runs.snapshot.fold import Fold, settled_items
@@ -237,7 +235,8 @@ class Snapshots:
         following = await self._follow(Target.of(run), MAX_CURSOR, prefetches=False)
         seq = following.cursor
         await following.aclose()
-        items = settled_items(run, await _messages_of(self._records, run))
+        kept = await self._records.messages.all_of_run(run.tenant, run.id)
+        items = settled_items(run, kept)
         messages = msgspec.Raw(msgspec.json.encode(items))
         return Snapshot(run.id, run.conversation_id, run.status, run.stop_reason, seq, messages)
 
@@ -265,13 +264,3 @@ async def _advance(fold: Fold, following: Following) -> None:
             return
         fold.add(piece)
         await asyncio.sleep(0)
-
-
-async def _messages_of(records: Records, run: Run) -> list[Message]:
-    """Return all messages of a settled run that its conversation keeps."""
-    messages: list[Message] = []
-    span = Span(MAX_PAGE_ITEMS, ascending=True)
-    while page := await records.messages.of_run(run.tenant, run.id, span):
-        messages += page
-        span = replace(span, after=page[-1].id)
-    return messages
