@@ -152,12 +152,15 @@ class Reading:
             if not data:
                 # A server that is about to stop ends the body, and says when to come back.
                 raise LostError("the stream broke", retry_seconds)
+            is_alive = False
             for frame in parser.feed(data):
                 if frame.retry.isdecimal():
                     retry_seconds = int(frame.retry) / 1000
                 events = plan.take(frame)
                 if events is not None:
-                    self._note_life()
+                    if not is_alive:
+                        is_alive = True
+                        self._note_life()
                     retry_seconds = 0.0
                     yield from self._emit(events)
                 if plan.ended:

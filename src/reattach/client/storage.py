@@ -74,6 +74,8 @@ class Position:
 
     def keep(self, **position: Any) -> None:
         """Replace the position."""
+        if self._storage is None:
+            return
         text = json.dumps(position)
         self._attempt(lambda storage: storage.__setitem__(self._key, text))
 
