@@ -61,6 +61,18 @@ def test_a_stream_that_is_forgotten_closes_its_connection() -> None:
             gc.enable()
 
 
+def test_a_stream_keeps_its_client_and_a_client_that_is_forgotten_closes_its_connections() -> None:
+    with HangingServer() as server:
+        stream = SyncClient(server.url).follow(run_id=RUN)
+        gc.collect()
+        assert next(stream)["seq_id"] == 1
+        http = stream._client._http
+        del stream
+        gc.collect()
+        assert http.is_closed
+        server.wait_left()
+
+
 def test_a_thread_that_reads_ends_when_another_one_closes_its_stream() -> None:
     with HangingServer() as server, SyncClient(server.url) as client:
         stream = begun(client)

@@ -224,6 +224,17 @@ class Nonsense(dict[str, str]):
         return "{"
 
 
+def test_a_value_that_is_no_position_is_replaced() -> None:
+    storage: dict[str, str] = {}
+    Script(storage=storage).send("hello")[0].leave()
+    [key] = storage
+    for nonsense in ["{", "7", ""]:
+        storage[key] = nonsense
+        script, _ = Script(storage=storage).send("hello")
+        assert json.loads(storage[key])["input"] == '"hello"'
+        script.leave()
+
+
 @pytest.mark.parametrize("storage", [Broken(), Nonsense()])
 def test_a_storage_that_fails_changes_nothing_else(storage: dict[str, str]) -> None:
     script, _ = Script(storage=storage).send("hello")

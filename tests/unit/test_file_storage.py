@@ -28,6 +28,18 @@ def test_it_is_a_mapping_that_another_one_of_the_same_folder_sees(tmp_path: Path
     assert len(again) == 1
 
 
+@pytest.mark.parametrize("content", ["", "{", "7", "{}"])
+def test_a_file_that_a_power_cut_has_damaged_counts_as_absent(tmp_path: Path, content: str) -> None:
+    storage = FileStorage(tmp_path)
+    storage["key"] = "value"
+    [file] = tmp_path.iterdir()
+    file.write_text(content)
+    assert "key" not in storage
+    assert list(storage) == []
+    storage["key"] = "again"
+    assert dict(storage) == {"key": "again"}
+
+
 def test_threads_that_write_one_key_leave_one_whole_value(tmp_path: Path) -> None:
     storage = FileStorage(tmp_path)
 

@@ -16,7 +16,8 @@ T = TypeVar("T")
 class FileStorage(MutableMapping[str, str]):
     """A storage in a folder: a file for each key, replaced as a whole.
 
-    It is usable from several threads. The clients of several processes need a folder each, because
+    A file that cannot be read as one of its own, as after a power cut, counts as absent. It is
+    usable from several threads. The clients of several processes need a folder each, because
     they would mix their cursors.
     """
 
@@ -24,11 +25,10 @@ class FileStorage(MutableMapping[str, str]):
         self._folder = Path(folder)
 
     def __getitem__(self, key: str) -> str:
-        try:
-            kept = json.loads(self._file(key).read_text("utf-8"))
-        except FileNotFoundError:
-            raise KeyError(key) from None
-        return str(kept["value"])
+        kept = _read(self._file(key))
+        if kept is None:
+            raise KeyError(key)
+        return kept[1]
 
     def __setitem__(self, key: str, value: str) -> None:
         file = self._file(key)
@@ -46,13 +46,24 @@ class FileStorage(MutableMapping[str, str]):
 
     def __iter__(self) -> Iterator[str]:
         for file in self._folder.glob("*.json"):
-            yield json.loads(file.read_text("utf-8"))["key"]
+            kept = _read(file)
+            if kept is not None:
+                yield kept[0]
 
     def __len__(self) -> int:
-        return sum(1 for _ in self._folder.glob("*.json"))
+        return sum(1 for _ in self)
 
     def _file(self, key: str) -> Path:
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+
+
+def _read(file: Path) -> tuple[str, str] | None:
+    """Return the key and the value in a file."""
+    try:
+        kept = json.loads(file.read_text("utf-8"))
+        return str(kept["key"]), str(kept["value"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
 
 
 class Position:
@@ -69,7 +80,11 @@ class Position:
 
     def read(self) -> dict[str, Any]:
         """Return the position; empty if there is none."""
-        kept = self._attempt(lambda storage: json.loads(storage.get(self._key, "{}")))
+        text = self._attempt(lambda storage: storage.get(self._key))
+        try:
+            kept = json.loads(text or "{}")
+        except ValueError:
+            kept = None
         return kept if isinstance(kept, dict) else {}
 
     def keep(self, **position: Any) -> None:

@@ -34,7 +34,8 @@ class _EventStream(Generic[P]):
     closes the connection.
     """
 
-    def __init__(self, plan: P, life: Life, events: Generator[Event]) -> None:
+    def __init__(self, client: "SyncClient", plan: P, life: Life, events: Generator[Event]) -> None:
+        self._client = client  # It would close its connections when it is collected.
         self._plan = plan
         self._life = life
         self._events = events
@@ -83,9 +84,14 @@ class SyncStream(_EventStream[RunPlan]):
     """The events of a run, each once and in order."""
 
     def __init__(
-        self, plan: RunPlan, life: Life, events: Generator[Event], otid: str | None
+        self,
+        client: "SyncClient",
+        plan: RunPlan,
+        life: Life,
+        events: Generator[Event],
+        otid: str | None,
     ) -> None:
-        super().__init__(plan, life, events)
+        super().__init__(client, plan, life, events)
         self.otid = otid
         """The idempotency key of the message that was sent; None for a run that is followed."""
 
@@ -236,7 +242,7 @@ class SyncClient:
         """Follow up to 100 runs over one connection, as ``Client.many`` does."""
         life = Life(on_state)
         plan = self._calls.many(runs, life, until_closed=until_closed)
-        stream = SyncManyStream(plan, life, self._events(plan, life))
+        stream = SyncManyStream(self, plan, life, self._events(plan, life))
         self._streams.add(stream)
         return stream
 
@@ -264,7 +270,7 @@ class SyncClient:
 
     def _stream(self, plan: RunPlan, on_state: OnState | None, otid: str | None) -> SyncStream:
         life = Life(on_state)
-        stream = SyncStream(plan, life, self._events(plan, life), otid)
+        stream = SyncStream(self, plan, life, self._events(plan, life), otid)
         self._streams.add(stream)
         return stream
 
