@@ -11,8 +11,14 @@ import pytest
 
 from reattach.testing.programs import postgresql
 from reattach.testing.programs.postgresql import PostgresqlServer
+from tests.support.postgresql_server import INITIALISE
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def initdb_makes_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PostgresqlServer, "_initialise", INITIALISE)
 
 
 def test_it_runs_from_a_folder_that_only_its_owner_may_enter(
