@@ -13,14 +13,14 @@ from tests.clients.conftest import scripted_server
 from tests.support.threads import raw_client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server for all tests. Each test creates its own conversations."""
     with scripted_server(tmp_path_factory.mktemp("server")) as process:
         yield process
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def raw(server: ServerProcess) -> Iterator[httpx.Client]:
     """A client of the server that bypasses the relay."""
     with raw_client(server.url) as raw:

@@ -21,14 +21,14 @@ def scripted_server(data_dir: Path, **environment: str) -> ServerProcess:
     return ServerProcess(data_dir, arguments=["--scripted"], environment=SCRIPTED | environment)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server for all tests. Each test creates its own agents and conversations."""
     with scripted_server(tmp_path_factory.mktemp("server")) as process:
         yield process
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def pinging_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server that sends a ping after a tenth of a second of silence."""
     directory = tmp_path_factory.mktemp("pinging")
@@ -43,7 +43,7 @@ def relay(server: ServerProcess) -> Iterator[Relay]:
         yield relay
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def threads(server: ServerProcess) -> Iterator[Threads]:
     with raw_client(server.url) as raw:
         yield Threads(raw)
