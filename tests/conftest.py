@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import atexit
 import gc
 import os
 import re
@@ -142,7 +141,6 @@ def _is_slow(item: pytest.Item) -> bool:
 def pytest_collection_finish() -> None:
     """Collect garbage as a server does, without the modules and the list of tests."""
     tune_gc()
-    atexit.register(gc.freeze)  # Else the interpreter's end looks at all objects several times.
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

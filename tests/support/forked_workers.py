@@ -8,6 +8,8 @@ its own folder for ``tmp_path``.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from contextlib import suppress
@@ -196,6 +198,7 @@ def _send(connection: Connection[Any, Any], content: object) -> None:
 def _become_worker(session: pytest.Session, connection: Connection[Any, Any]) -> None:
     """Run the tests that the main process gives, and report to it alone."""
     config = session.config
+    atexit.register(gc.freeze)  # Else the interpreter's end looks at all objects several times.
     # By this attribute pytest's own plugins know a worker, and leave the cache to the main process.
     config.workerinput = {}  # type: ignore[attr-defined]
     plugins = config.pluginmanager

@@ -32,6 +32,8 @@ from reattach.testing.programs.server import ServerProcess
 _INTERPRETER_VARIABLES: Final = ("PYTHONPATH", "PYTHONHASHSEED", "PYTHONWARNINGS")
 """Variables that only the start of an interpreter reads, so a fork cannot apply them."""
 
+_PROVIDERS: Final = ("anthropic", "google", "openai")
+
 _IMPORTED_BEFORE: Final = (
     "reattach.log.redis.log",
     "reattach.observe",
@@ -44,6 +46,13 @@ _IMPORTED_BEFORE: Final = (
     "uvloop",
 )
 """Modules that ``reattach serve`` imports when it runs, for five times the CPU of all the rest."""
+
+IMPORTED_BY_PROVIDERS: Final = (
+    "reattach.engine.openai_responses",
+    "reattach.engine.pydantic_ai",
+    *(f"pydantic_ai.{part}.{name}" for part in ("models", "providers") for name in _PROVIDERS),
+)
+"""Modules that a server imports for hosted models; those of Anthropic take seconds."""
 
 _IMPORTED_BEFORE_PROGRAMS: Final = (
     "letta_client.resources.agents",
@@ -332,8 +341,15 @@ def _import_all(names: Sequence[str]) -> None:
 
 def _import_providers() -> None:
     """Import the packages of hosted models, once for all servers that offer some."""
-    import reattach.engine.openai_responses
-    import reattach.engine.pydantic_ai  # noqa: F401
+    _import_all(IMPORTED_BY_PROVIDERS)
+
+
+def _build_routes() -> None:
+    """Build all routes of the API, which a server builds at their first requests."""
+    from reattach.http.app import _PARTS
+    from reattach.http.routes import built_routes
+
+    built_routes([route for part in _PARTS for route in part.router.routes])
 
 
 def _receive(connection: socket.socket) -> _Request:
@@ -402,6 +418,7 @@ if __name__ == "__main__":
     from reattach.cli import main
 
     _import_all(_IMPORTED_BEFORE)
+    _build_routes()
     socket_path = sys.argv[1]
     request = _serve(socket_path)
     imported = {*sys.modules}
