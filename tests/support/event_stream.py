@@ -51,7 +51,8 @@ class EventStream:
     def _frame(self) -> bytes:
         assert not self.done, self._lines
         assert not self.says_to_come_back, self._lines
-        if self._lines[0].startswith(b"retry: "):
+        while self._lines and self._lines[0].startswith(b"retry: "):
+            # The end of a silent stream may follow its first line, and then both have the pause.
             assert self.retry_ms is None or len(self._lines) == 1, self._lines
             self.retry_ms = int(self._lines.pop(0).removeprefix(b"retry: "))
         if not self._lines:
