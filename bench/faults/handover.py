@@ -6,7 +6,8 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -166,6 +167,19 @@ async def alone(server: ServerProcess, what: str, count: int, model: str, text: 
     return Row(what, None, [at - opened_at for at in arrived])
 
 
+async def first_answer(server: ServerProcess, what: str, model: str) -> Row:
+    """Ask the model of a server that has just opened its port for a short answer."""
+    address = ServerAddress(server.url)
+    opened_at = time.monotonic()
+    (run,) = await begin_runs(address, 1, model, "Hi")
+    reading = asyncio.create_task(run.read(address))
+    try:
+        await run.until(1)
+    finally:
+        await _cancel([reading])
+    return Row(what, None, [run.arrived_at[1] - opened_at])
+
+
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
@@ -178,13 +192,14 @@ def _get(server: ServerAddress, path: str) -> Any:
         return json.load(response)
 
 
-def _serving_alone(what: str, count: int, model: str, text: str) -> Row:
+@contextmanager
+def _serving_alone() -> Iterator[ServerProcess]:
     arguments = ("--scripted", "--log-level", "warning")
     with (
         tempfile.TemporaryDirectory(prefix="reattach-") as folder,
         ServerProcess(Path(folder), arguments=arguments, environment=_WITHOUT_QUOTAS) as server,
     ):
-        return asyncio.run(alone(server, what, count, model, text))
+        yield server
 
 
 def main(options: Options) -> None:
@@ -196,10 +211,14 @@ def main(options: Options) -> None:
             asyncio.run(in_cluster(cluster, "SIGTERM, two servers", kills=False)),
             asyncio.run(in_cluster(cluster, f"kill -9, two servers, {lease}", kills=True)),
         ]
-    rows += [
-        _serving_alone("kill -9 and a start, alone", RUNS, "scripted/echo", _WORDS),
-        _serving_alone("the same with the built-in local model", 1, LOCAL_MODEL, _STORY),
-    ]
+    with _serving_alone() as server:
+        what = "kill -9 and a start, alone"
+        rows.append(asyncio.run(alone(server, what, RUNS, "scripted/echo", _WORDS)))
+    with _serving_alone() as server:
+        what = "no fault: a start, and the local model's first short answer"
+        rows.append(asyncio.run(first_answer(server, what, LOCAL_MODEL)))
+        what = "kill -9 and a start, alone, with the local model"
+        rows.append(asyncio.run(alone(server, what, 1, LOCAL_MODEL, _STORY)))
     heads = ["fault", "open runs", "exit (s)", "next event, median (s)", "next event, longest (s)"]
     lines = [heads, ["---"] * len(heads), *(row.cells() for row in rows)]
     print(f"\nLoad average {load_average()}\n")
