@@ -8,8 +8,14 @@ import pytest
 import structlog.testing
 from letta_client import AsyncLetta
 
-from tests.support.asgi_server import Server, serving, strict_sdk
+from tests.support.asgi_server import Server, api_described_once, serving, strict_sdk
 from tests.support.live_server import LiveServer, listening
+
+
+@pytest.fixture(scope="session", autouse=True)
+def applications_share_their_description() -> Iterator[None]:
+    with api_described_once():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import httpx2
 from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
 from letta_client import AsyncLetta
 from starlette.types import Message
 
@@ -97,18 +100,19 @@ def _settings(directory: Path, **settings: Any) -> Settings:
     return _default_settings().model_copy(update={"data_dir": directory})
 
 
-_description: dict[str, Any] | None = None
-"""The description of the API, once an application has made it, which takes a second."""
-
-
 @contextmanager
-def application(context: Context) -> Iterator[FastAPI]:
-    """The application, which takes over the description that an earlier one has made."""
-    global _description  # noqa: PLW0603
-    app = create_app(context)
-    app.openapi_schema = _description
-    yield app
-    _description = app.openapi_schema
+def api_described_once() -> Iterator[None]:
+    """Let all applications have the description of the first, which takes a second to make."""
+    described: dict[str, Any] | None = None
+
+    def describe(**options: Any) -> dict[str, Any]:
+        nonlocal described
+        if described is None:
+            described = get_openapi(**options)
+        return deepcopy(described)
+
+    with patch("reattach.http.app.get_openapi", describe):
+        yield
 
 
 @asynccontextmanager
@@ -147,7 +151,7 @@ async def serving(
         stack.push_async_callback(runs.aclose)
         options = _settings(directory, **settings)
         context = Context(records, catalog, options, clock, runs, toolbox, mcp_servers)
-        app = stack.enter_context(application(context))
+        app = create_app(context)
         client = await stack.enter_async_context(
             httpx2.AsyncClient(
                 transport=httpx2.ASGITransport(app),
