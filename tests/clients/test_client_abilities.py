@@ -15,6 +15,7 @@ from reattach.client import Token
 from reattach.testing.programs.relay import Relay
 from reattach.testing.programs.server import ServerProcess
 from tests.clients.conftest import scripted_server
+from tests.support.hanging_server import HangingServer, page
 from tests.support.javascript_client import events_of, require_client
 from tests.support.node_driver import Json
 from tests.support.own_clients import (
@@ -71,17 +72,22 @@ def test_a_send_cut_at_any_byte_makes_one_run_and_each_event_comes_once(
 
 @pytest.mark.promise("P4")
 def test_a_stream_cut_at_many_random_bytes_is_joined_to_the_replay(
-    client: OwnClient, relay: Relay, conversation: Thread
+    client: OwnClient, server: ServerProcess, conversation: Thread
 ) -> None:
     dice = random.Random(7)
+    cuts = 8
 
-    def cut(event: Json) -> None:
-        if event["seq_id"] % 10 == 0:
-            relay.cut_after(dice.randrange(3000))
+    def arm(_: bytes) -> None:
+        """Cut each of the first connections after a number of bytes of its own."""
+        if relay.connections > len(armed) and len(armed) < cuts:
+            armed.append(dice.randrange(3000))
+            relay.cut_after(armed[-1])
 
-    call = send(client, relay.url, conversation, "[chunks=300][unicode][rate=300]").finish(cut)
+    armed: list[int] = []
+    with Relay(server.address, on_down=arm) as relay:
+        call = send(client, relay.url, conversation, "[chunks=300][unicode][rate=300]").finish()
     assert_whole(call, conversation)
-    assert call.states.count("waiting") >= 5
+    assert call.states.count("waiting") >= cuts
 
 
 @pytest.mark.promise("P9")
@@ -348,6 +354,26 @@ def test_it_gives_up_when_there_is_no_server(client: OwnClient) -> None:
     assert call.error is not None
     assert (call.error["name"], call.error["status"]) == ("GaveUpError", 0)
     assert call.states[-1] == "failed"
+
+
+@pytest.mark.promise("P4")
+def test_pages_of_a_proxy_and_of_a_captive_portal_are_waited_out(
+    client: OwnClient, server: ServerProcess, relay: Relay, conversation: Thread
+) -> None:
+    pages = [page(404), page(502), page(200)]
+
+    def detour(event: Json) -> None:
+        if event["seq_id"] == 10:
+            relay.target = detoured.address
+            relay.cut()
+            for _ in pages:
+                detoured.head()
+            relay.target = server.address
+
+    with HangingServer(*pages, *[page(502)] * 1000) as detoured:
+        call = send(client, relay.url, conversation, "[chunks=50][rate=100]").finish(detour)
+    assert_whole(call, conversation)
+    assert call.states.count("waiting") >= len(pages)
 
 
 @pytest.mark.promise("P15", "P19", "P21")

@@ -18,6 +18,7 @@ import pytest
 import trustme
 
 from reattach.client import ClosedError, ReattachError, State, SyncClient, SyncStream
+from reattach.client.drivers.transport import needs_certificates
 from reattach.testing.programs.relay import Relay
 from tests.support.client_script import RUN
 from tests.support.hanging_server import BUSY, HEAD, HangingServer
@@ -99,6 +100,25 @@ def test_a_thread_that_reads_over_tls_ends_when_another_one_closes_its_stream() 
         server.wait_left()
         client.close()
         assert not http.is_closed
+
+
+@pytest.mark.parametrize(
+    ("url", "proxies", "needs"),
+    [
+        ("http://localhost:8283", {}, False),
+        ("HTTPS://localhost:8283", {}, True),
+        ("http://localhost:8283", {"HTTP_PROXY": "https://proxy.example.org"}, True),
+    ],
+)
+def test_certificates_are_read_if_any_connection_may_use_tls(
+    url: str, proxies: dict[str, str], needs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name, value in proxies.items():
+        monkeypatch.setenv(name, value)
+    assert needs_certificates(url) is needs
 
 
 def test_a_client_that_is_closed_ends_the_streams_that_wait_for_a_retry() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from reattach.client import Client, Event, Retry, Takeover
+from reattach.client import Client, Event, Retry, SyncClient, Takeover
 from reattach.testing.programs.relay import Relay
 from reattach.testing.programs.server import ServerProcess
 from tests.clients.conftest import scripted_server
@@ -189,8 +189,11 @@ SAID, RETURNED = "assistant_message", "tool_return_message"
         ([[], None, None], None),
     ],
 )
+@pytest.mark.parametrize("is_sync", [False, True], ids=["async", "sync"])
 async def test_a_takeover_is_reported_before_its_first_event_and_nothing_else_is(
-    attempts: list[list[dict[str, Any]] | None], expected: tuple[int, int] | None
+    is_sync: bool,
+    attempts: list[list[dict[str, Any]] | None],
+    expected: tuple[int, int] | None,
 ) -> None:
     """Event 3 was logged before the connection was lost, and 4 is a return of the next process."""
     streams = [[(1, SAID), (2, SAID)], [(3, SAID), (4, RETURNED), (5, SAID), (6, SAID)]]
@@ -200,12 +203,18 @@ async def test_a_takeover_is_reported_before_its_first_event_and_nothing_else_is
     def note(takeover: Takeover) -> None:
         found.append((takeover.cursor, cursor))
 
-    async with (
-        recorded(streams, attempts, last_seq=3) as url,
-        Client(url, on_takeover=note) as client,
-        asyncio.timeout(BOUND_SECONDS),
-    ):
-        async for event in client.follow("default", otid="key"):
-            cursor = event["seq_id"]
+    def follow(url: str) -> None:
+        nonlocal cursor
+        with SyncClient(url, on_takeover=note) as client:
+            for event in client.follow("default", otid="key"):
+                cursor = event["seq_id"]
+
+    async with recorded(streams, attempts, last_seq=3) as url, asyncio.timeout(BOUND_SECONDS):
+        if is_sync:
+            await asyncio.to_thread(follow, url)
+        else:
+            async with Client(url, on_takeover=note) as client:
+                async for event in client.follow("default", otid="key"):
+                    cursor = event["seq_id"]
     assert cursor == 6
     assert found == ([] if expected is None else [expected])

@@ -24,6 +24,14 @@ BUSY: Final = (
 )
 
 
+def page(status: int) -> str:
+    """Return a whole response with a page, as a proxy or a captive portal sends it."""
+    return (
+        f"HTTP/1.1 {status} x\r\ncontent-type: text/html\r\ncontent-length: 12\r\n"
+        "connection: close\r\n\r\n<h1>Hi!</h1>"
+    )
+
+
 class HangingServer(Closing):
     """Answers each request with an event, or with the next of ``answers``, and then hangs."""
 
@@ -36,9 +44,14 @@ class HangingServer(Closing):
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
+    def address(self) -> tuple[str, int]:
+        host, port = self._listener.getsockname()
+        return host, port
+
+    @property
     def url(self) -> str:
         scheme = "http" if self._tls is None else "https"
-        return f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
+        return f"{scheme}://127.0.0.1:{self.address[1]}"
 
     def head(self) -> str:
         """Wait for the next request, and return its head."""

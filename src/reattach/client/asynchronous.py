@@ -9,7 +9,7 @@ import httpx2
 
 from reattach.client.calls import Calls, Snapshot
 from reattach.client.drivers.asyncio_driver import AsyncioDriver
-from reattach.client.drivers.transport import LIMITS, checked_url
+from reattach.client.drivers.transport import LIMITS, checked_url, needs_certificates
 from reattach.client.errors import ClosedError
 from reattach.client.plans import ManyPlan, Plan, RunPlan
 from reattach.client.reading import Core, Reading
@@ -167,7 +167,7 @@ class Client:
         self._streams: weakref.WeakSet[_EventStream[Any]] = weakref.WeakSet()
 
     async def __aenter__(self) -> Self:
-        self._http = self._given_http or await asyncio.to_thread(_connect)
+        self._http = self._given_http or await asyncio.to_thread(_connect, self._calls.core.url)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -324,6 +324,6 @@ class Client:
         return AsyncioDriver(self._http, self._calls.core, self._asking, life)
 
 
-def _connect() -> httpx2.AsyncClient:
-    """Make the connection pool; this reads certificates, so it must not run on the loop."""
-    return httpx2.AsyncClient(limits=LIMITS)
+def _connect(url: str) -> httpx2.AsyncClient:
+    """Make the connection pool; this may read certificates, so it must not run on the loop."""
+    return httpx2.AsyncClient(limits=LIMITS, verify=needs_certificates(url))

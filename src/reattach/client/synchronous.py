@@ -10,7 +10,7 @@ import httpx2
 
 from reattach.client.calls import Calls, Snapshot
 from reattach.client.drivers.thread_driver import ThreadDriver
-from reattach.client.drivers.transport import LIMITS, checked_url
+from reattach.client.drivers.transport import LIMITS, checked_url, needs_certificates
 from reattach.client.errors import ClosedError
 from reattach.client.plans import ManyPlan, Plan, RunPlan
 from reattach.client.reading import Core, Reading
@@ -168,7 +168,8 @@ class SyncClient:
         self._asking = threading.Lock()
         self._streams: weakref.WeakSet[_EventStream[Any]] = weakref.WeakSet()
         self._is_closed = False
-        self._http = httpx2.Client(limits=LIMITS) if http is None else http
+        verify = needs_certificates(core.url)
+        self._http = httpx2.Client(limits=LIMITS, verify=verify) if http is None else http
         self._close_http = None if http is not None else weakref.finalize(self, self._http.close)
 
     def __enter__(self) -> Self:

@@ -3,6 +3,7 @@
 import re
 import ssl
 from typing import Any, Final, TypeVar
+from urllib.request import getproxies
 
 import httpx2
 
@@ -37,6 +38,14 @@ def checked_url(base_url: str) -> str:
             remedy="Write it with its scheme, such as http://localhost:8283.",
         )
     return base_url.rstrip("/").removesuffix("/v1")
+
+
+def needs_certificates(url: str) -> bool:
+    """Whether any connection may use TLS. Otherwise their trusted issuers need not be read.
+
+    That takes 50 ms of CPU. A proxy that the environment names may use TLS before any server.
+    """
+    return httpx2.URL(url).scheme == "https" or bool(getproxies())
 
 
 def stream_request(
