@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from reattach.client import Client, ClosedError, State, Stream
+from reattach.testing.programs.server import ServerProcess
 from tests.support.client_script import RUN
 from tests.support.hanging_server import BUSY, HangingServer
-from tests.support.threads import WAIT_SECONDS
+from tests.support.threads import WAIT_SECONDS, Threads
 
 
 @asynccontextmanager
@@ -101,6 +102,32 @@ async def test_a_wait_for_a_retry_ends_with_the_client_or_when_it_is_asked_to(ho
             await client.aclose()
             with pytest.raises(ClosedError):
                 await reading
+
+
+@pytest.mark.promise("P21")
+async def test_runs_are_added_and_dropped_while_others_are_read(
+    server: ServerProcess, threads: Threads
+) -> None:
+    """One run hangs until another task drops it; the loop then ends with the other."""
+    seqs: dict[str, list[int]] = {}
+    async with Client(server.url) as client, asyncio.timeout(WAIT_SECONDS):
+        runs = []
+        for text in ("[hang=2]", "[chunks=9]"):
+            async with client.send(threads.conversation().path_id, text) as sent:
+                await anext(sent)
+                assert sent.run_id is not None
+                runs.append(sent.run_id)
+        many = client.many([runs[0]])
+        loop = asyncio.get_running_loop()
+        async for event in many:
+            seqs.setdefault(event["run_id"], []).append(event["seq_id"])
+            if event["run_id"] == runs[0] and event["seq_id"] == 3:
+                loop.call_soon(many.add, runs[1], 4)
+            if event["run_id"] == runs[1] and event["message_type"] == "usage_statistics":
+                loop.call_soon(many.drop, runs[0])
+        await client.cancel(run_id=runs[0])
+    assert many.state.name == "ended"
+    assert seqs == {runs[0]: [1, 2, 3], runs[1]: list(range(5, 13))}
 
 
 # Tokens.

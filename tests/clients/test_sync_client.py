@@ -20,6 +20,7 @@ import trustme
 from reattach.client import ClosedError, ReattachError, State, SyncClient, SyncStream
 from reattach.client.drivers.transport import needs_certificates
 from reattach.testing.programs.relay import Relay
+from reattach.testing.programs.server import ServerProcess
 from tests.support.client_script import RUN
 from tests.support.hanging_server import BUSY, HEAD, HangingServer
 from tests.support.threads import WAIT_SECONDS, Threads
@@ -203,6 +204,41 @@ def test_many_threads_use_one_client_over_a_network_that_breaks(
             assert seqs == list(range(1, len(seqs) + 1))
             assert len(seqs) > 40
     assert all(len(thread.runs()) == 1 for thread in conversations)
+
+
+@pytest.mark.promise("P21")
+def test_runs_are_added_and_dropped_while_others_are_read(
+    server: ServerProcess, threads: Threads
+) -> None:
+    """One run hangs until another thread drops it; the loop then ends with the others."""
+    conversations = [threads.conversation() for _ in range(3)]
+    seqs: dict[str, list[int]] = {}
+    with SyncClient(server.url) as client:
+        runs = []
+        for thread, text in zip(
+            conversations, ["[hang=2]", "[chunks=9]", "[chunks=9]"], strict=True
+        ):
+            with client.send(thread.path_id, text) as sent:
+                next(sent)
+                assert sent.run_id is not None
+                runs.append(sent.run_id)
+        many = client.many([runs[0]])
+        with ThreadPoolExecutor(1) as pool:
+            for event in many:
+                seqs.setdefault(event["run_id"], []).append(event["seq_id"])
+                if event["run_id"] == runs[0] and event["seq_id"] == 3:
+                    pool.submit(many.add, runs[1], 4)
+                if event["run_id"] == runs[1] and event["message_type"] == "usage_statistics":
+                    many.add(runs[2])
+                if event["run_id"] == runs[2] and event["message_type"] == "usage_statistics":
+                    pool.submit(many.drop, runs[0])
+        client.cancel(run_id=runs[0])
+    assert many.state.name == "ended"
+    assert seqs == {
+        runs[0]: [1, 2, 3],
+        runs[1]: list(range(5, 13)),
+        runs[2]: list(range(1, 13)),
+    }
 
 
 # Tokens.

@@ -289,6 +289,16 @@ def test_a_run_that_cannot_be_followed_is_an_item_and_one_that_can_later_is_aske
     assert script.request.body == {"runs": [{"run_id": RUN, "starting_after": 3}]}
 
 
+@pytest.mark.parametrize("text", ["{", "7", "{}"])
+def test_a_run_error_that_cannot_be_read_is_asked_for_again(text: str) -> None:
+    script = Script()
+    script.begin(many(script, {RUN: 0}))
+    script.answer(f"event: run_error\ndata: {text}\n\n")
+    script.wait()
+    script.answer(of(RUN, 1) + done(1, RUN))
+    assert script.seqs == [1]
+
+
 def test_a_change_of_the_runs_connects_anew_at_once() -> None:
     script = Script()
     plan = many(script, {}, until_closed=True)

@@ -9,6 +9,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reattach.client.errors import GaveUpError
 from reattach.client.sse import Parser
@@ -81,6 +83,7 @@ FAULTS = {
     "an end after missing events": done(2),
     "an event that is not JSON": "data: {\n\n",
     "an event that is no object": "data: 7\n\n",
+    "a snapshot without its seq": 'event: snapshot\ndata: {"messages": []}\n\n',
 }
 
 
@@ -144,6 +147,35 @@ def test_a_snapshot_comes_first_and_the_events_after_it_next_over_a_cut_within_i
     assert script.request.path == f"/v1/runs/{RUN}/stream?starting_after=8"
     script.answer(frame(9) + done(9))
     assert script.seqs == [{**snapshot, "message_type": "snapshot"}, 8, 9]
+
+
+@pytest.mark.promise("P4")
+@settings(max_examples=60)
+@given(st.data())
+def test_each_event_comes_once_wherever_the_stream_is_cut(data: st.DataObject) -> None:
+    last = data.draw(st.integers(1, 8))
+    script = Script().follow(run_id=RUN, starting_after=data.draw(st.integers(0, last)))
+    first = int(script.request.path.rpartition("=")[2]) + 1
+    cuts = 0
+    while script.step is not None:
+        if not isinstance(script.step, Open):
+            script.wait()
+        cursor = int(script.request.path.rpartition("=")[2])
+        # A server may repeat events that were read before.
+        begin = data.draw(st.integers(1, cursor + 1))
+        body = (frames(begin, last) + done(last)).encode()
+        if cuts < 4:
+            body = body[: data.draw(st.integers(0, len(body)))]
+            cuts += 1
+        script.give(Answer(200, STREAM))
+        at = data.draw(st.integers(0, len(body)))
+        for piece in (body[:at], body[at:]):
+            if piece and isinstance(script.step, Read):
+                script.give(piece)
+        if isinstance(script.step, Read):
+            script.fail()
+    assert script.seqs == list(range(first, last + 1))
+    assert script.states[-1].name == "ended"
 
 
 # Retries.

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 from urllib.parse import quote, urlencode
 
 from reattach.client.errors import LostError
@@ -130,8 +130,11 @@ class RunPlan:
         event = self._decoded(frame.data)
         self.know(event.get("run_id"))
         if frame.event == "snapshot":
+            seq = event.get("seq")
+            if not isinstance(seq, int):
+                self._fault("a snapshot without its seq came")
             event["message_type"] = "snapshot"
-            self.cursor = event["seq"]
+            self.cursor = seq
             self._wants_snapshot = False
             return [event]
         seq = event.get("seq_id")
@@ -152,16 +155,12 @@ class RunPlan:
         self._position.forget()
 
     def _decoded(self, data: str) -> dict[str, Any]:
-        try:
-            event = json.loads(data)
-        except ValueError:
-            event = None
-        if not isinstance(event, dict):
+        event = _object_of(data)
+        if event is None:
             self._fault(f"an event that is no JSON object came after event {self.cursor}")
-        assert isinstance(event, dict)
         return event
 
-    def _fault(self, fault: str) -> None:
+    def _fault(self, fault: str) -> NoReturn:
         """Raise LostError, to read again from the last good event; ReattachError in a row."""
         if self._had_fault:
             raise ReattachError(f"The stream of run {self.run_id} is broken: {fault}.")
@@ -226,7 +225,7 @@ class ManyPlan:
         if frame.data is None:
             return None
         if frame.event == "run_error":
-            return self._take_error(json.loads(frame.data))
+            return self._take_error(_object_of(frame.data) or {})
         run_id = frame.id.rpartition(":")[0]
         plan = self._plans.get(run_id)
         if plan is None:
@@ -243,19 +242,31 @@ class ManyPlan:
         pass
 
     def _take_error(self, error: dict[str, Any]) -> list[Event] | None:
-        plan = self._plans.get(error["run_id"])
+        run_id = error.get("run_id")
+        if run_id is None:
+            raise LostError("an error of no run came")
+        plan = self._plans.get(run_id)
         if plan is None:
             return None
         seconds = error.get("retry_after_seconds")
         if seconds is not None:
-            raise LostError(f"{error['run_id']}: {error['detail']}", float(seconds))
-        self._leave(error["run_id"], plan)
+            raise LostError(f"{run_id}: {error.get('detail')}", float(seconds))
+        self._leave(run_id, plan)
         return [{**error, "message_type": "run_error"}]
 
     def _leave(self, run_id: str, plan: RunPlan) -> None:
         """Forget a run, unless another thread has just added it again."""
         if self._plans.get(run_id) is plan:
             del self._plans[run_id]
+
+
+def _object_of(data: str) -> dict[str, Any] | None:
+    """Return the JSON object, or None if it is none."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def path_of(conversation_id: str, run_id: str | None) -> str:
