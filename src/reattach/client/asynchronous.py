@@ -40,6 +40,7 @@ class _EventStream(Generic[P]):
 
     @property
     def state(self) -> State:
+        """The present state; after the iteration, the last one."""
         return self._life.state
 
     def try_now(self) -> None:

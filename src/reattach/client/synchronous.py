@@ -43,6 +43,7 @@ class _EventStream(Generic[P]):
 
     @property
     def state(self) -> State:
+        """The present state; after the iteration, the last one."""
         return self._life.state
 
     def try_now(self) -> None:
@@ -168,6 +169,8 @@ class SyncClient:
         self._asking = threading.Lock()
         self._streams: weakref.WeakSet[_EventStream[Any]] = weakref.WeakSet()
         self._is_closed = False
+        self._change = threading.RLock()
+        """Held while streams are added or closed. A signal may close the client meanwhile."""
         verify = needs_certificates(core.url)
         self._http = httpx2.Client(limits=LIMITS, verify=verify) if http is None else http
         self._close_http = None if http is not None else weakref.finalize(self, self._http.close)
@@ -183,8 +186,10 @@ class SyncClient:
 
         Any thread may call it.
         """
-        self._is_closed = True
-        for stream in list(self._streams):
+        with self._change:
+            self._is_closed = True
+            streams = list(self._streams)
+        for stream in streams:
             stream.close()
         if self._close_http is not None:
             self._close_http()
@@ -244,7 +249,7 @@ class SyncClient:
         life = Life(on_state)
         plan = self._calls.many(runs, life, until_closed=until_closed)
         stream = SyncManyStream(self, plan, life, self._events(plan, life))
-        self._streams.add(stream)
+        self._add(stream)
         return stream
 
     def snapshot(
@@ -272,8 +277,14 @@ class SyncClient:
     def _stream(self, plan: RunPlan, on_state: OnState | None, otid: str | None) -> SyncStream:
         life = Life(on_state)
         stream = SyncStream(self, plan, life, self._events(plan, life), otid)
-        self._streams.add(stream)
+        self._add(stream)
         return stream
+
+    def _add(self, stream: _EventStream[Any]) -> None:
+        with self._change:
+            if self._is_closed:
+                raise ClosedError("client")
+            self._streams.add(stream)
 
     def _events(self, plan: Plan, life: Life) -> Generator[Event]:
         # The steps hold no reference to the stream, so that it is collected when it is left.
