@@ -21,6 +21,7 @@ const orders = {
     const context =
       beside === null ? await browser.newContext({ locale: "en-US" }) : pages[beside].page.context();
     const tab = { page: await context.newPage(), log: [] };
+    tab.page.setDefaultTimeout(15_000);
     tab.page.on("console", (message) => tab.log.push(`${message.type()}: ${message.text()}`));
     tab.page.on("pageerror", (error) => tab.log.push(`pageerror: ${error.stack}`));
     pages.push(tab);
@@ -42,7 +43,7 @@ const orders = {
   },
   async wait_until({ page, code, argument }) {
     const called = `(${code})(${JSON.stringify(argument)})`;
-    await pages[page].page.waitForFunction(called, undefined, { timeout: 15_000 });
+    await pages[page].page.waitForFunction(called);
   },
   async bring_to_front({ page }) {
     await pages[page].page.bringToFront();

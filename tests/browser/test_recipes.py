@@ -112,6 +112,32 @@ def test_a_message_that_a_cut_network_swallowed_is_sent_once_when_the_page_is_re
     assert statuses_of(thread) == ["completed"] * 2
 
 
+@pytest.mark.promise("P4", "P6")
+def test_a_page_says_that_it_has_no_connection_and_tries_again_when_it_is_asked_to(
+    page: Page, relay: Relay, raw: httpx.Client
+) -> None:
+    ask(page, ENDLESS)
+    wait_for_words(page, 3)
+    server, relay.target = relay.target, "/nobody/listens/here"
+    relay.cut()
+    page.act("#retry", "waitFor")
+    assert "No connection" in page.act("#status", "textContent")
+    relay.target = server
+    # The page may have reconnected by itself, and hidden the button.
+    page.evaluate("() => document.querySelector('#retry').click()")
+    wait_for_status(page, "Answering…")
+    assert not page.act("#retry", "isVisible")
+    page.act("#stop", "click")
+    wait_for_status(page, "Stopped.")
+    assert listed(page)[1] == f"Answer: {conversation_of(page, raw).text()}"
+
+
+def test_a_page_with_an_unknown_conversation_says_so(page: Page) -> None:
+    unknown = "conv-00000000-0000-4000-8000-000000000000"
+    page.goto(page.evaluate("() => location.href") + f"?conversation={unknown}")
+    page.wait_until("() => document.querySelector('#status').textContent.includes('not found')")
+
+
 def test_the_stop_button_ends_the_run_and_keeps_the_beginning_of_the_answer(
     page: Page, raw: httpx.Client
 ) -> None:

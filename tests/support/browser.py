@@ -151,7 +151,7 @@ class Page:
     def act(self, selector: str, action: str, *args: Any) -> Any:
         """Do an action of Playwright on the element, such as ``fill`` or ``press``, as a user does.
 
-        Waits until the element is visible and enabled. Raises BrowserError.
+        Waits until the element is visible and enabled. Raises BrowserError after 15 seconds.
         """
         order = {"selector": selector, "action": action, "args": args}
         return self._browser.order("act", page=self.number, **order)
