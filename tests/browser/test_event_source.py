@@ -7,6 +7,8 @@ import random
 import re
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,22 @@ def wait_for_cut(relay: Relay) -> None:
     while relay.connections == before or relay.open_connections:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@contextmanager
+def only_connection(server: ServerProcess) -> Iterator[None]:
+    """Hold the only connection that a server allows."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        connection = HTTPConnection(*server.address, timeout=WAIT_SECONDS)
+        with closing(connection):
+            connection.request("GET", "/v1/health")
+            response = connection.getresponse()
+            response.read()
+            if response.status == 200:
+                yield
+                return
+        assert time.monotonic() < deadline
 
 
 def follow(page: Page, url: str, until: str = CLOSED) -> dict[str, Any]:
@@ -195,6 +213,26 @@ def test_a_page_outlives_a_server_that_is_restarted(
         data = replay(raw, run)
     assert [one for *_, one in seen["events"]] == data
     assert seen["events"][-1][:2] == ["done", f"{len(data) - 1}-done"]
+
+
+@pytest.mark.promise("S14", "P12")
+def test_a_page_comes_back_by_itself_when_the_server_had_no_connection_left(
+    browser: Browser, page_server: PageServer, tmp_path: Path
+) -> None:
+    server = ServerProcess(
+        tmp_path,
+        arguments=["--scripted", "--log-level", "error"],
+        environment={"REATTACH_MAX_CONNECTIONS_PER_ADDRESS": "1"},
+    )
+    with server, browser.page(page_server.url) as page:
+        with raw_client(server.url) as raw:
+            _, run = sent(Threads(raw), "[chunks=3]")
+        with only_connection(server):
+            page.evaluate(FOLLOW, f"{server.url}/v1/runs/{run}/stream")
+            seen = page.evaluate(UNTIL, "seen.errors >= 2")
+            assert (seen["state"], seen["events"]) == (0, [])  # CONNECTING
+        seen = page.evaluate(UNTIL, CLOSED)
+    assert seen["events"][-1][0] == "done"
 
 
 @pytest.mark.promise("S17")

@@ -7,11 +7,15 @@ import resource
 from pathlib import Path
 
 import pytest
+from uvicorn.server import ServerState
 
 from reattach.domain.errors.connection import TooManyConnectionsError
+from reattach.domain.ids import new_run_id
 from reattach.http.connection.capacity import Capacity
+from reattach.http.connection.refusals import Refusals
 from reattach.http.connection.states import Timeouts
 from reattach.http.connection.watch import Watch
+from reattach.http.middleware.pages import Pages
 from tests.support.live_server import WAIT_SECONDS, listening
 
 
@@ -85,10 +89,50 @@ async def test_the_settings_limit_the_connections_of_a_server(tmp_path: Path) ->
                 await asyncio.sleep(0.001)
 
 
-async def _asked(address: tuple[str, int]) -> bytes:
+@pytest.mark.promise("S14", "P12")
+async def test_a_page_beyond_the_limit_gets_a_stream_that_says_when_to_come_back(
+    tmp_path: Path,
+) -> None:
+    async with listening(tmp_path, max_connections_per_address=1) as live:
+        stream = f"/v1/runs/{new_run_id()}/stream"
+        kept = await asyncio.open_connection(*live.address)
+        page = await _asked(live.address, f"GET {stream}", "Origin: http://localhost:3000\r\n")
+        head, _, body = page.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\naccess-control-allow-origin: http://localhost:3000\r\n" in head
+        assert b"\r\nconnection: close" in head
+        assert b"too_many_connections" in body
+        assert b"\nretry: 1000\n\n" in body
+        for request in (f"POST {stream}", "GET /v1/health"):
+            answer = await _asked(live.address, request)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b'"code":"too_many_connections"' in answer
+        kept[1].close()
+        await kept[1].wait_closed()
+        async with asyncio.timeout(WAIT_SECONDS):
+            while b" 200 " not in await _asked(live.address):
+                await asyncio.sleep(0.001)
+
+
+@pytest.mark.promise("P12")
+async def test_few_refused_requests_are_read_at_a_time() -> None:
+    refusals = Refusals(ServerState(), Pages(None).cors, most=2)
+    error = TooManyConnectionsError("The server", 1)
+    clients = [("10.0.0.1", port) for port in range(3)]
+    assert [refusals.take(client, error) for client in clients] == [True, True, False]
+    assert [refusals.connection(client) is not None for client in clients] == [True, True, False]
+    assert [refusals.leave(client) for client in clients] == [True, True, False]
+    assert refusals.take(clients[2], error)
+
+
+async def _asked(
+    address: tuple[str, int], request: str = "GET /v1/health", headers: str = ""
+) -> bytes:
     reader, writer = await asyncio.open_connection(*address)
-    writer.write(b"GET /v1/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    head = f"{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n"
+    writer.write(head.encode())
     try:
-        return await reader.read()
+        async with asyncio.timeout(WAIT_SECONDS):
+            return await reader.read()
     finally:
         writer.close()

@@ -25,10 +25,12 @@ from reattach.engine.base import Engine
 from reattach.http.app import create_app
 from reattach.http.connection.capacity import Capacity
 from reattach.http.connection.protocol import Endpoint, HttpConnection, encode_error
+from reattach.http.connection.refusals import Refusals
 from reattach.http.connection.states import State, Timeouts
 from reattach.http.connection.watch import Watch
 from reattach.http.context import Context
 from reattach.http.middleware.loopback import is_loopback
+from reattach.http.middleware.pages import Pages
 from reattach.server.acceptor import Acceptor, Address
 from reattach.server.assembly import assemble
 from reattach.server.inherited import take_inherited
@@ -137,6 +139,9 @@ class _Server(uvicorn.Server):
             )
         )
         self._endpoint = Endpoint(cast("ASGIApp", app), self.server_state, watch, self._capacity)
+        self._refusals = Refusals(
+            self.server_state, Pages(settings.cors_origins).cors, self._capacity.most_refused
+        )
         self._context = context
         self._url = url
         self._on_ready = on_ready
@@ -152,7 +157,7 @@ class _Server(uvicorn.Server):
                 listener,
                 self._new_protocol,
                 admit=self._admit,
-                release=lambda address: self._capacity.leave(address[0]),
+                release=self._release,
                 # Clients may have connected before the listener had these options.
                 prepare=set_connection_options if self._is_inherited else None,
             )
@@ -163,14 +168,19 @@ class _Server(uvicorn.Server):
             self._on_ready(self._url)
 
     def _new_protocol(self, client: Address) -> HttpConnection:
-        return HttpConnection(self._endpoint, client)
+        return self._refusals.connection(client) or HttpConnection(self._endpoint, client)
 
     def _admit(self, client: Address) -> bytes | None:
         try:
             self._capacity.admit(client[0])
         except TooManyConnectionsError as error:
-            return encode_error(error, self.server_state.default_headers)
+            if not self._refusals.take(client, error):
+                return encode_error(error, self.server_state.default_headers)
         return None
+
+    def _release(self, client: Address) -> None:
+        if not self._refusals.leave(client):
+            self._capacity.leave(client[0])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, let open requests end, and close."""

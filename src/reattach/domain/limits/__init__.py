@@ -51,6 +51,12 @@ LISTEN_BACKLOG: Final = 4096
 ACCEPT_BATCH: Final = 256
 """Connections accepted before the event loop continues; each takes about 50 µs."""
 
+MOST_REFUSED: Final = 64
+"""Connections beyond the limits whose requests are read at a time; a quarter of FILES_RESERVED."""
+
+REFUSED_SECONDS: Final = 1.0
+"""How long such a request may take."""
+
 REFUSED_BYTES: Final = 64 * 1024
 """Bytes read from a refused connection, so that its client sees the response."""
 

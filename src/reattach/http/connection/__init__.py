@@ -2,5 +2,5 @@
 
 ``states`` defines the states and their rules, ``head`` and ``body`` parse requests without I/O,
 ``protocol`` is the connection, ``cycle`` one request with its response, ``watch`` the timer of all
-connections, and ``capacity`` their limits.
+connections, ``capacity`` their limits, and ``refusals`` those beyond them.
 """

@@ -16,6 +16,7 @@ from reattach.domain.limits import (
     ADDRESS_SHARE,
     FILES_RESERVED,
     IPV6_CLIENT_BITS,
+    MOST_REFUSED,
     REFUSAL_LOG_SECONDS,
     UNLIMITED_CONNECTIONS,
 )
@@ -30,6 +31,8 @@ class Capacity:
     def __init__(self, watch: Watch, most: int | None = None, each: int | None = None) -> None:
         """None: as many as open files allow, and ADDRESS_SHARE of these per address."""
         self.most: Final = _files() if most is None else most
+        self.most_refused: Final = min(MOST_REFUSED, _reserve() // 4)
+        """The most refused connections whose requests are read at a time."""
         self.each: Final = max(1, int(self.most * ADDRESS_SHARE)) if each is None else each
         self._watch = watch
         self._counts: Counter[str] = Counter()
@@ -75,7 +78,12 @@ def _files() -> int:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
         return UNLIMITED_CONNECTIONS
-    return files - min(FILES_RESERVED, files // 4)
+    return files - _reserve()
+
+
+def _reserve() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return FILES_RESERVED if files == resource.RLIM_INFINITY else min(FILES_RESERVED, files // 4)
 
 
 def _client(address: str) -> str:

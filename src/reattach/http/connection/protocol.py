@@ -16,7 +16,6 @@ from reattach.domain.errors import ReattachError
 from reattach.domain.errors.connection import RequestTimeoutError
 from reattach.domain.limits import CHUNKS_SLICE_BYTES, HELD_BYTES, MAX_REQUEST_BYTES
 from reattach.http.connection.body import Body, ChunkedBody, LengthBody
-from reattach.http.connection.capacity import Capacity
 from reattach.http.connection.cycle import Cycle, Headers, response_head
 from reattach.http.connection.head import Head
 from reattach.http.connection.states import State
@@ -40,6 +39,13 @@ class ServerState(Protocol):
     default_headers: list[tuple[bytes, bytes]]
 
 
+class Counted(Protocol):
+    """The count of connections to which one belongs."""
+
+    def leave(self, address: str) -> None:
+        """Stop counting a connection from the address."""
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """State shared by all connections of a server."""
@@ -47,7 +53,7 @@ class Endpoint:
     app: ASGIApp
     state: ServerState
     watch: Watch
-    capacity: Capacity
+    capacity: Counted
 
 
 class HttpConnection(asyncio.Protocol):
@@ -351,12 +357,17 @@ class HttpConnection(asyncio.Protocol):
 
     # Ending.
 
+    @property
+    def _is_silent(self) -> bool:
+        """Whether nothing has arrived yet, or nothing since the last response."""
+        return self.state is not State.BODY and (self._head is None or not self._head.has_begun)
+
     def time_is_up(self) -> None:
         self._queue = None
-        if self.state is State.BODY or (self._head is not None and self._head.has_begun):
-            self._refuse(RequestTimeoutError())
-        else:
+        if self._is_silent:
             self.close()
+        else:
+            self._refuse(RequestTimeoutError())
 
     def abort_stalled(self) -> None:
         self.stalled = True
