@@ -185,11 +185,14 @@ class Runs:
         cursors |= dict.fromkeys(choose.sample(list(self.unfollowable), 2), 0)
         return Page(cursors | {self.trimmed: choose.choice([0, 3, 4, 7])})
 
-    async def release_later(self, ticks: int) -> None:
-        """Let the held runs go on after some ticks of the event loop."""
-        for _ in range(ticks):
-            await asyncio.sleep(0)
-        for agent in self.agents.values():
+    async def end_later(self) -> None:
+        """Let the held runs end one after another, each some ticks later; cancel some of them."""
+        for run_id, agent in self.choose.sample(list(self.agents.items()), len(self.agents)):
+            for _ in range(self.choose.choice([0, 10, 100])):
+                await asyncio.sleep(0)
+            if self.choose.random() < 0.3:
+                path, body = f"/v1/agents/{agent}/messages/cancel", {"run_ids": [run_id]}
+                assert (await self.live.client.post(path, json=body)).status_code == 200
             self.live.gates.open(agent)
 
     async def expected(self, cursors: Mapping[str, int]) -> dict[str, list[bytes] | int]:
@@ -208,7 +211,7 @@ class Runs:
 
 async def read_with_cuts(runs: Runs, page: Page) -> None:
     """Read the page to its end over connections that are cut after some bytes."""
-    released = asyncio.create_task(runs.release_later(runs.choose.choice([0, 10, 100])))
+    ending = asyncio.create_task(runs.end_later())
     while page.body["runs"]:
         left = runs.choose.choice([10, 300, 3000, 100_000, 10**9])
         async with following(runs.live, page.body) as chunks, asyncio.timeout(WAIT_SECONDS):
@@ -218,7 +221,7 @@ async def read_with_cuts(runs: Runs, page: Page) -> None:
                 if left <= 0:
                     break
         page.rest = b""
-    await released
+    await ending
 
 
 @pytest.mark.promise("P4", "P5")
