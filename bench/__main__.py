@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bench import append, cluster, following, growth, idle, live, reload, replay, storm
+from bench.clients import table as clients
 from bench.faults import chaos, handover, repeated, siege
 from bench.measuring.load import CACHE, program
 from bench.measuring.results import Chapter, write
@@ -39,6 +40,7 @@ OF_CLUSTERS: Mapping[str, tuple[str, Callable[[Options], None]]] = {
               chaos.chaos),
     "rolling": ("servers restarted one after the other, again and again, under runs with tools",
                 chaos.rolling),
+    "clients": ("what a user of each client sees when something breaks", clients.main),
     "handover": ("from the stop or death of a server to the next event of its runs",
                  handover.main),
 }  # fmt: skip
@@ -125,7 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=0, help="rounds of each measurement")
     parser.add_argument(
         "--beside", action="append", default=[], metavar="WORD",
-        help="compare only with servers whose name contains this word; may be repeated",
+        help="only servers to compare with, or clients, whose name contains this word; may be "
+        "repeated",
     )  # fmt: skip
     parser.add_argument(
         "--against", action="append", default=[], metavar="FOLDER",
@@ -160,7 +163,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="WORD",
     )
     of_faults.add_argument(
-        "--table", default="", help="file to write the table of faults to", metavar="FILE"
+        "--table",
+        default="",
+        help="file to write the table of faults or of clients to",
+        metavar="FILE",
     )
     return parser
 

@@ -16,7 +16,7 @@ class Options:
     rounds: int = 0
     """Rounds of each measurement. 0: one if quick, else as many as the benchmark needs."""
     contenders: Sequence[str] = ()
-    """Words in the names of the servers to compare with. Empty: all."""
+    """Words in the names of the servers to compare with, or of the clients. Empty: all."""
     against: Sequence[Path] = ()
     """Other checkouts of this project to compare with."""
     cores: Cores = field(default_factory=Cores.available)
@@ -34,7 +34,7 @@ class Options:
     only: str = ""
     """A word in the names of the faults to inject. Empty: all."""
     table: str = ""
-    """File to write the table of faults to. Empty: it is only printed."""
+    """File to write the table of faults to, or page to put the table of clients into."""
 
     def times(self, rounds: int) -> int:
         return self.rounds or (1 if self.quick else rounds)

@@ -1,0 +1,1 @@
+"""The clients as users write them."""
