@@ -209,6 +209,14 @@ def test_retry_after_and_the_retry_of_a_body_without_events_are_least_waits() ->
     script = Script().follow(run_id=RUN)
     script.refuse(503, {"detail": "draining"}, **{"retry-after": "7"})
     assert script.wait() == 7
+    script.refuse(503, b"", **{"retry-after": "Sun, 22 Nov 2026 12:00:18 GMT"})
+    assert script.wait() == 11
+    for nonsense in ("soon", "-5", "Sun, 22 Nov 2026 11:00:00 GMT", "Sun, 99 Nov 2026 11:00:00"):
+        script.answer(": keepalive\n")
+        script.write("")
+        script.wait()
+        script.refuse(503, b"", **{"retry-after": nonsense})
+        assert script.wait() == 0.25
     script.answer(': {"detail":"draining"}\nretry: 3000\n\n')
     script.write("")
     assert script.wait() == 3
@@ -239,6 +247,12 @@ def test_it_gives_up_after_the_time_without_a_sign_of_life_and_names_the_last_ca
     assert gave_up.value.cursor == 4
     assert isinstance(gave_up.value, TimeoutError)
     assert script.states[-1] == State("failed", error=gave_up.value)
+
+
+def test_a_server_that_asks_for_a_longer_wait_than_is_left_is_given_up_at_once() -> None:
+    script = Script().follow(run_id=RUN)
+    with pytest.raises(GaveUpError, match=r"asks to wait 3600 s, .* gives up in 600 s; last cause"):
+        script.refuse(503, {"detail": "moving"}, **{"retry-after": "3600"})
 
 
 def test_a_computer_that_slept_has_not_waited_all_that_time() -> None:

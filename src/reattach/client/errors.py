@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 from reattach.domain.errors import (
@@ -72,24 +73,42 @@ class StoppedError(Exception):
 
 
 def refusal(
-    url: str, status: int, headers: Mapping[str, str], content: bytes, *, was_attached: bool
+    url: str,
+    status: int,
+    content: bytes,
+    *,
+    least_seconds: float,
+    was_attached: bool,
 ) -> ReattachError | LostError:
     """Return the error for an answer that is not 200, in the server's own words if it sent any.
 
-    ``was_attached`` says whether the server itself has answered before. A proxy whose server is
-    away answers with errors of its own, so an answer without a ``detail`` may then pass.
+    ``least_seconds`` is the wait that the answer asks for. ``was_attached`` says whether the server
+    itself has answered before. A proxy whose server is away answers with errors of its own, so an
+    answer without a ``detail`` may then pass.
     """
     answer = _object_of(content)
     is_ours = answer is not None and isinstance(answer.get("detail"), str)
     passes = status in _PASSING or (status > 499 and status != 501)
     if passes or (was_attached and not is_ours):
-        seconds = headers.get("retry-after", "")
-        least_seconds = float(seconds) if seconds.isdecimal() else 0.0
         return LostError(f"the server answered {status}", least_seconds)
     if answer is None or not is_ours:
         text = " ".join(content.decode("utf-8", "replace").split())
         answer = {"detail": text[:MAX_ERROR_CHARS] or "no further text"}
     return _error_of(url, status, answer)
+
+
+def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float:
+    """Return the wait that a ``Retry-After`` asks for, in seconds or as a date; 0 without one."""
+    text = headers.get("retry-after", "")
+    if text.isdecimal():
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return 0.0
+    # A date that names no zone is one in UTC.
+    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return max((aware - now).total_seconds(), 0.0)
 
 
 def not_a_stream(url: str, media_type: str, *, was_attached: bool) -> ReattachError | LostError:

@@ -13,6 +13,7 @@ from reattach.client.errors import (
     StoppedError,
     not_a_stream,
     refusal,
+    retry_after_seconds,
 )
 from reattach.client.plans import Plan
 from reattach.client.sse import Parser
@@ -195,13 +196,7 @@ class Reading:
         core = self._core
         if answer.status != 200:
             content = yield ReadAll()
-            raise refusal(
-                core.url,
-                answer.status,
-                answer.headers,
-                content,
-                was_attached=core.was_attached,
-            )
+            raise _refusal(core, answer, content, was_attached=core.was_attached)
         media_type = answer.headers.get("content-type", "")
         if not media_type.startswith("text/event-stream"):
             raise not_a_stream(core.url, media_type, was_attached=core.was_attached)
@@ -230,8 +225,14 @@ class Reading:
         self._failures += 1
         remaining_seconds = core.give_up_seconds - self._spent_seconds
         if seconds >= remaining_seconds:
+            fact = f"No event arrived for {core.give_up_seconds:g} s"
+            if loss.least_seconds >= remaining_seconds > 0:
+                fact = (
+                    f"The server asks to wait {loss.least_seconds:g} s, and the client gives up in "
+                    f"{remaining_seconds:g} s"
+                )
             raise GaveUpError(
-                f"No event arrived for {core.give_up_seconds:g} s; last cause: {cause}.",
+                f"{fact}; last cause: {cause}.",
                 remedy=plan.remedy,
                 since=self._since,
                 cause=cause,
@@ -263,6 +264,15 @@ def opened(
         refused = token
 
 
+def _refusal(
+    core: Core, answer: Answer, content: bytes, *, was_attached: bool
+) -> ReattachError | LostError:
+    seconds = retry_after_seconds(answer.headers, core.clock.now())
+    return refusal(
+        core.url, answer.status, content, least_seconds=seconds, was_attached=was_attached
+    )
+
+
 def call(core: Core, request: Request) -> Steps[Any]:
     """Return the JSON of an answer.
 
@@ -274,7 +284,7 @@ def call(core: Core, request: Request) -> Steps[Any]:
         answer, _ = yield from opened(core, request)
         content: bytes = yield ReadAll()
         if answer.status != 200:
-            raise refusal(core.url, answer.status, answer.headers, content, was_attached=False)
+            raise _refusal(core, answer, content, was_attached=False)
     except StoppedError:
         raise ClosedError("client") from None
     except LostError as loss:
