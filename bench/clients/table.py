@@ -55,8 +55,12 @@ def observe(make: Made, fault: Fault) -> str:
         return described(view, run.answer)
 
 
-def _observed(make: Made, fault: Fault) -> str:
-    """Perform an experiment, again if it failed by itself, as on a machine that is too busy."""
+def observed(make: Made, fault: Fault) -> str:
+    """Perform an experiment, again if it failed by itself, as on a machine that is too busy.
+
+    Raises:
+        SpoiledError: It failed TRIES times.
+    """
     why = ""
     for _ in range(TRIES):
         try:
@@ -152,7 +156,7 @@ def main(options: Options) -> None:
                 continue
             for fault in faults:
                 try:
-                    found[name, fault.name] = seen = _observed(make, fault)
+                    found[name, fault.name] = seen = observed(make, fault)
                 except SpoiledError as error:
                     found[name, fault.name] = seen = NO_FIGURE
                     missing.append(f"{name}, {fault.name}: {error}")

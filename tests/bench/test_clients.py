@@ -9,7 +9,7 @@ import pytest
 
 from bench.clients.clients import ENDED, UNEXPLAINED, View, clients
 from bench.clients.faults import FAULTS
-from bench.clients.table import BEGIN, END, cells_of, described, observe, table, write
+from bench.clients.table import BEGIN, END, cells_of, described, observed, table, write
 from tests.support.javascript_client import require_client
 
 PAGE = Path(__file__).parents[2] / "docs" / "survival.md"
@@ -20,8 +20,8 @@ CUT, EXPIRED = (next(one for one in FAULTS if one.name == name) for name in ("cu
 def test_a_cut_shows_all_once_and_an_expired_log_stops_with_its_status() -> None:
     require_client()
     with clients() as makers:
-        assert observe(makers["`fetch`, in Node"], CUT) == "all, once"
-        assert observe(makers["Python client"], EXPIRED) == "stops: ExpiredError (410)"
+        assert observed(makers["`fetch`, in Node"], CUT) == "all, once"
+        assert observed(makers["Python client"], EXPIRED) == "stops: ExpiredError (410)"
 
 
 @pytest.mark.parametrize(
