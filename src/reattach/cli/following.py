@@ -19,6 +19,9 @@ _QUIET_SECONDS = 1.0
 _GIVE_UP_SECONDS = 120.0
 """A person at a terminal waits no longer for a server that is away."""
 
+_LONGEST_WAIT_SECONDS = 5.0
+"""The person sees the answer go on within this time after the server is back."""
+
 
 def attach(
     conversation: Annotated[
@@ -53,6 +56,7 @@ def attach(
             url,
             api_key=api_key,
             give_up_seconds=_GIVE_UP_SECONDS,
+            longest_wait_seconds=_LONGEST_WAIT_SECONDS,
             on_retry=reporter.lost,
             on_attached=reporter.attached,
             on_takeover=reporter.taken_over,
