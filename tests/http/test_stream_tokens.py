@@ -211,6 +211,79 @@ async def test_a_read_token_of_a_conversation_opens_its_runs_and_no_others(world
         assert (await page.get(default, params={"agent_id": world.agent})).status_code == 403
 
 
+@pytest.mark.promise("P11", "S11")
+async def test_a_token_shows_no_system_message_anywhere(world: World) -> None:
+    client = world.client
+    blocks = [{"label": "persona", "value": "SECRET block"}]
+    made = await client.post(
+        "/v1/agents/", json={"system": "SECRET prompt", "memory_blocks": blocks}
+    )
+    agent = made.json()["id"]
+    thread = (await client.post(f"/v1/conversations/?agent_id={agent}", json={})).json()["id"]
+    sent = [
+        {"role": "system", "content": "SECRET instruction"},
+        {"role": "user", "content": "[chunks=9] hello"},
+    ]
+    world.live.gates.hold(agent, 2)
+    body = {"messages": sent, "background": True, "stream_tokens": True}
+    of_thread = f"/v1/conversations/{thread}"
+    async with client.stream("POST", to(thread), json=body) as response:
+        run = response.headers["x-run-id"]
+        await world.live.gates.reached(agent, 2)
+        token = (await world.issue(conversation_id=thread, scope=[*TokenScope]))["token"]
+        async with world.bearing(token) as page:
+            for path in paths_of_conversation(thread, run):
+                if path.partition("?")[0].endswith("/stream"):
+                    continue
+                assert "SECRET" not in (await page.get(path)).text, path
+            for path in (of_thread, f"/v1/runs/{run}"):
+                query = {"from": "snapshot", "run_id": run}
+                async with page.stream("GET", f"{path}/stream", params=query) as begun:
+                    name, data = await Page(begun).next()
+                assert (name, "SECRET" in data, "hello" in data) == ("snapshot", False, True)
+        world.live.gates.open(agent)
+        await response.aread()
+    types = [
+        {},
+        {"include_return_message_types": "system_message"},
+        {"order": "asc", "limit": "1"},
+        {"order": "asc", "limit": "2"},
+        {"limit": "1000"},
+    ]
+    async with world.bearing(token) as page:
+        for path in paths_of_conversation(thread, run):
+            for query in types:
+                shown = await page.get(path, params={"run_id": run, "from": "snapshot", **query})
+                assert (shown.status_code, "SECRET" in shown.text) == (200, False), path
+        for path in (f"{of_thread}/messages", f"/v1/runs/{run}/messages"):
+            first = await page.get(path, params={"order": "asc", "limit": "1"})
+            assert [one["message_type"] for one in first.json()] == ["user_message"]
+            after = {"order": "asc", "limit": "1", "after": first.json()[0]["id"]}
+            second = await page.get(path, params=after)
+            assert [one["message_type"] for one in second.json()] == ["assistant_message"]
+    for path in (f"{of_thread}/messages", f"/v1/runs/{run}/snapshot"):
+        assert "SECRET" in (await client.get(path)).text
+
+
+@pytest.mark.promise("P11", "S11")
+async def test_the_record_of_a_run_shows_a_token_nothing_of_callbacks(world: World) -> None:
+    url = "https://example.invalid/hook?secret=SECRET"
+    body = {"messages": [{"role": "user", "content": "hi"}], "callback_url": url}
+    path = f"/v1/agents/{world.agent}/messages/async"
+    run = (await world.client.post(path, json=body)).json()["id"]
+    token = (await world.issue(run_id=run))["token"]
+    await (await world.client.post(f"/v1/runs/{run}/stream", json={})).aread()
+    whole = (await world.client.get(f"/v1/runs/{run}")).json()
+    assert whole["callback_url"] == url
+    async with world.bearing(token) as page:
+        shown = (await page.get(f"/v1/runs/{run}")).json()
+    assert shown.keys() == whole.keys()
+    callback = {"callback_url", "callback_sent_at", "callback_status_code", "callback_error"}
+    assert {name for name in shown if shown[name] is None} >= callback
+    for name in shown.keys() - callback - {"completed_at", "total_duration_ns"}:
+        assert shown[name] == whole[name], name
+
+
 @pytest.mark.promise("S11")
 async def test_every_operation_is_closed_to_tokens_unless_it_is_listed(world: World) -> None:
     token = await world.issue(conversation_id=world.thread, scope=[*TokenScope])

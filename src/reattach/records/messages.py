@@ -14,7 +14,7 @@ from reattach.domain.errors import ConversationBusyError, NotFoundError
 from reattach.domain.ids import AgentId, ConversationId, MessageId, RunId, TenantId
 from reattach.domain.limits import CONTEXT_CACHE_BYTES
 from reattach.domain.limits.requests import MAX_PAGE_ITEMS
-from reattach.domain.messages import Message
+from reattach.domain.messages import Message, Role
 from reattach.records import lookup, threads
 from reattach.records.base import Span, Thread, ThreadContext
 from reattach.records.contexts import CachedContext, Contexts
@@ -37,14 +37,17 @@ class Messages(Repository):
         tenant: TenantId,
         thread: Thread,
         span: Span,
+        *,
+        system_too: bool = True,
     ) -> builtins.list[Message]:
-        """List the messages of a thread, with its system message."""
+        """List the messages of a thread, with its system message unless not ``system_too``."""
+        of_thread = _of_roles(threads.with_places(thread), system_too=system_too)
 
         def read(connection: Connection) -> builtins.list[Message]:
             lookup.require_thread(connection, tenant, thread)
             rows = span_of(
                 connection,
-                threads.with_places(thread),
+                of_thread,
                 schema.thread_messages.c.position,
                 span,
                 partial(threads.place_of, connection, thread),
@@ -85,14 +88,18 @@ class Messages(Repository):
         tenant: TenantId,
         run_id: RunId,
         span: Span,
+        *,
+        system_too: bool = True,
     ) -> builtins.list[Message]:
         """List the messages of the run that are in a conversation, its input first.
 
-        A cursor that is not among them is ignored. The list is empty until the run is settled; its
-        input is ``Run.input`` until then.
+        Without ``system_too`` those with the role ``system`` are left out. A cursor that is not
+        among them is ignored. The list is empty until the run is settled; its input is
+        ``Run.input`` until then.
         """
         messages = schema.messages
-        rows = lookup.owned(messages, tenant).where(messages.c.run_id == run_id)
+        of_run = lookup.owned(messages, tenant).where(messages.c.run_id == run_id)
+        rows = _of_roles(of_run, system_too=system_too)
 
         def read(connection: Connection) -> builtins.list[Message]:
             lookup.require(connection, schema.runs, tenant, run_id)
@@ -221,6 +228,10 @@ def _context(
 ) -> tuple[ThreadContext, CachedContext | None]:
     lookup.require_thread(connection, tenant, thread)
     return threads.context(connection, thread, cached)
+
+
+def _of_roles(rows: Select[Any], *, system_too: bool) -> Select[Any]:
+    return rows if system_too else rows.where(schema.messages.c.role.is_distinct_from(Role.SYSTEM))
 
 
 def _is_shown() -> Any:

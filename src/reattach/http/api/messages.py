@@ -16,7 +16,7 @@ from reattach.domain.ids import (
 )
 from reattach.domain.limits.requests import MAX_ID_CHARS, MAX_PAGE_ITEMS, PAGE_BYTES
 from reattach.domain.messages import Message
-from reattach.http.context import ContextDep, TenantDep
+from reattach.http.context import AccessDep, ContextDep, TenantDep
 from reattach.http.json import JsonResponse
 from reattach.http.parse_send import find_thread
 from reattach.http.routes import routes
@@ -87,18 +87,24 @@ Listing = Callable[[Span], Awaitable[Sequence[Message]]]
     tags=["conversations"],
     operation_id="list_conversation_messages",
     summary="List the messages of a conversation",
+    description="A stream token gets them without system messages.",
     response_model=list[MessageItem],
 )
 async def list_conversation_messages(
     conversation_id: ThreadPath,
     context: ContextDep,
-    tenant: TenantDep,
+    access: AccessDep,
     span: NewestSpan,
     agent_id: QueryAgent = None,
     include_return_message_types: Types = None,
 ) -> Response:
-    thread = await find_thread(context.records, tenant, conversation_id, agent_id)
-    listing = partial(context.records.messages.list, tenant, thread)
+    thread = await find_thread(context.records, access.tenant, conversation_id, agent_id)
+    listing = partial(
+        context.records.messages.list,
+        access.tenant,
+        thread,
+        system_too=access.shows_system_messages,
+    )
     return await answer(listing, span, include_return_message_types)
 
 

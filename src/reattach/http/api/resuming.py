@@ -144,7 +144,7 @@ async def follow_conversation(
     target = await _find(context, access, conversation_id, query)
     headers = _deprecation(conversation_id)
     ids = EventIds(target.run_id)
-    snapshot = await _first_snapshot(context, target, query, last_event_id)
+    snapshot = await _first_snapshot(context, access, target, query, last_event_id)
     return _followed(context, target, query, at, ids, snapshot, headers)
 
 
@@ -159,15 +159,15 @@ async def follow_conversation(
 async def follow_run(
     run_id: Annotated[str, Path(max_length=MAX_ID_CHARS)],
     context: ContextDep,
-    tenant: TenantDep,
+    access: AccessDep,
     query: Annotated[StreamQuery, Query()],
     last_event_id: LastEventId = None,
 ) -> Response:
     at = _position(query, last_event_id)
-    target = await context.runs.target(tenant, run_id)
+    target = await context.runs.target(access.tenant, run_id)
     if at.run_id is not None:
         _check_run(at.run_id, run_id)
-    snapshot = await _first_snapshot(context, target, query, last_event_id)
+    snapshot = await _first_snapshot(context, access, target, query, last_event_id)
     return _followed(context, target, query, at, EventIds(), snapshot, None)
 
 
@@ -186,7 +186,7 @@ async def show_conversation_snapshot(
     place: Annotated[RunPlace, Query()],
 ) -> Response:
     target = await _find(context, access, conversation_id, place)
-    return await _snapshot(context, target)
+    return await _snapshot(context, access, target)
 
 
 @router.get(
@@ -198,9 +198,9 @@ async def show_conversation_snapshot(
     response_model=SnapshotState,
 )
 async def show_run_snapshot(
-    run_id: Annotated[str, Path(max_length=MAX_ID_CHARS)], context: ContextDep, tenant: TenantDep
+    run_id: Annotated[str, Path(max_length=MAX_ID_CHARS)], context: ContextDep, access: AccessDep
 ) -> Response:
-    return await _snapshot(context, await context.runs.target(tenant, run_id))
+    return await _snapshot(context, access, await context.runs.target(access.tenant, run_id))
 
 
 @router.post(
@@ -227,11 +227,16 @@ async def follow_runs(body: FollowBody, context: ContextDep, access: AccessDep) 
     return ManyStream(job)
 
 
-async def _snapshot(context: Context, target: Target) -> Response:
-    require_background(target)
-    snapshot = await context.runs.snapshots.of(target)
+async def _snapshot(context: Context, access: Access, target: Target) -> Response:
+    snapshot = await _snapshot_for(context, access, target)
     headers = {"cache-control": "no-store"}
     return Response(snapshot.encode(), media_type="application/json", headers=headers)
+
+
+async def _snapshot_for(context: Context, access: Access, target: Target) -> Snapshot:
+    require_background(target)
+    snapshot = await context.runs.snapshots.of(target)
+    return snapshot if access.shows_system_messages else snapshot.without_system_messages()
 
 
 async def conversation_stream(
@@ -301,13 +306,12 @@ def _check_run(of_id: str, of_request: str | None) -> None:
 
 
 async def _first_snapshot(
-    context: Context, target: Target, query: StreamQuery, header: str | None
+    context: Context, access: Access, target: Target, query: StreamQuery, header: str | None
 ) -> Snapshot | None:
     """Return the snapshot with which the stream begins, or None if the client has its own state."""
     if query.begin != "snapshot" or header or query.last_event_id:
         return None
-    require_background(target)
-    return await context.runs.snapshots.of(target)
+    return await _snapshot_for(context, access, target)
 
 
 def _followed(

@@ -15,9 +15,9 @@ from reattach.domain.ids import (
     ConversationId,
 )
 from reattach.domain.limits.requests import MAX_ID_CHARS, MAX_PAGE_ITEMS, MAX_QUERY_VALUES
-from reattach.domain.messages import Message
+from reattach.domain.messages import Message, Role
 from reattach.http.api.messages import OldestSpan, items_response
-from reattach.http.context import ContextDep, TenantDep
+from reattach.http.context import AccessDep, ContextDep, TenantDep
 from reattach.http.paging import NewestPage
 from reattach.http.readable import readable_items
 from reattach.http.routes import routes
@@ -89,9 +89,15 @@ async def list_active_runs(
     )
 
 
-@router.get("/v1/runs/{run_id}", operation_id="retrieve_run", summary="Retrieve a run")
-async def retrieve_run(run_id: RunPath, context: ContextDep, tenant: TenantDep) -> RunState:
-    return RunState.of(await context.runs.by_id(tenant, run_id))
+@router.get(
+    "/v1/runs/{run_id}",
+    operation_id="retrieve_run",
+    summary="Retrieve a run",
+    description="A stream token gets null for everything about callbacks.",
+)
+async def retrieve_run(run_id: RunPath, context: ContextDep, access: AccessDep) -> RunState:
+    run = await context.runs.by_id(access.tenant, run_id)
+    return RunState.of(run) if access.claims is None else RunState.for_token(run)
 
 
 @router.delete(
@@ -112,17 +118,19 @@ async def delete_run(run_id: RunPath, context: ContextDep, tenant: TenantDep) ->
     "/v1/runs/{run_id}/messages",
     operation_id="list_messages_for_run",
     summary="List the messages of a run",
-    description="The messages that were sent, then the agent's.",
+    description="The messages that were sent, then the agent's. A stream token gets them without "
+    "system messages.",
     response_model=list[MessageItem],
 )
 async def list_run_messages(
-    run_id: RunPath, context: ContextDep, tenant: TenantDep, span: OldestSpan
+    run_id: RunPath, context: ContextDep, access: AccessDep, span: OldestSpan
 ) -> Response:
+    tenant, system_too = access.tenant, access.shows_system_messages
     run = await context.runs.by_id(tenant, run_id)
     messages = context.records.messages
     if not await messages.of_run(tenant, run.id, Span(1, ascending=True)):
-        return items_response(_input_span(run, span))
-    return items_response(await messages.of_run(tenant, run.id, span))
+        return items_response(_input_span(run, span, system_too=system_too))
+    return items_response(await messages.of_run(tenant, run.id, span, system_too=system_too))
 
 
 @router.get(
@@ -169,12 +177,13 @@ def _statuses(names: list[str] | tuple[str, ...]) -> set[RunStatus]:
         ) from None
 
 
-def _input_span(run: Run, span: Span) -> Sequence[Message]:
+def _input_span(run: Run, span: Span, *, system_too: bool) -> Sequence[Message]:
     """Return the sent messages, for a run that has stored none in its conversation."""
-    places = {message.id: place for place, message in enumerate(run.input)}
+    sent = [one for one in run.input if system_too or one.role is not Role.SYSTEM]
+    places = {message.id: place for place, message in enumerate(sent)}
     # An unknown cursor is ignored, as it is for stored messages.
     first = 0 if span.after not in places else places[span.after] + 1
-    end = len(run.input) if span.before not in places else places[span.before]
-    found = run.input[first:end]
+    end = len(sent) if span.before not in places else places[span.before]
+    found = sent[first:end]
     found = found[: span.limit] if span.goes_to_newer else found[len(found) - span.limit :]
     return found if span.ascending else found[::-1]

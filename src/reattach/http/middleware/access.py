@@ -74,6 +74,11 @@ class Access:
         """
         self.require(scope)
 
+    @property
+    def shows_system_messages(self) -> bool:
+        """Whether its holder may read prompts: the application's, not those of its users."""
+        return self.claims is None
+
     async def covers(self, run_id: str) -> bool:  # noqa: ARG002
         """Return whether the run, if it exists for the tenant, may be used."""
         return True

@@ -56,6 +56,30 @@ class RunState(Answer):
             total_duration_ns=run.duration_ns,
         )
 
+    @classmethod
+    def for_token(cls, run: Run) -> Self:
+        """Return what the holder of a stream token may see; the other members have no value."""
+        shown = {name: one for name, one in cls.of(run) if name in _SHOWN_TO_TOKENS}
+        return cls(**shown)
+
+
+_SHOWN_TO_TOKENS: Final = frozenset(
+    {
+        "id",
+        "agent_id",
+        "conversation_id",
+        "status",
+        "stop_reason",
+        "background",
+        "created_at",
+        "completed_at",
+        "metadata",
+        "request_config",
+        "total_duration_ns",
+    }
+)
+"""The agent's id is one of them because a token that may cancel needs it."""
+
 
 class PromptTokens(Answer):
     cached_tokens: int | None

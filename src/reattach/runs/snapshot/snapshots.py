@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol, Self
 
 import msgspec
 
@@ -18,6 +18,8 @@ from reattach.records.base import Target
 from reattach.records.records import Records
 from reattach.runs.follow import Following, Watch
 from reattach.runs.snapshot.fold import Fold, settled_items
+
+SYSTEM_MESSAGE: Final = "system_message"
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -36,6 +38,24 @@ class Snapshot(msgspec.Struct, frozen=True):
     def encode(self) -> bytes:
         """Return the snapshot as a JSON object without a line break."""
         return msgspec.json.encode(self)
+
+    def without_system_messages(self) -> Self:
+        """Return it as the holders of stream tokens may see it."""
+        if SYSTEM_MESSAGE.encode() not in bytes(self.messages):
+            return self
+        items = msgspec.json.decode(self.messages, type=list[msgspec.Raw])
+        shown = [
+            item
+            for item in items
+            if msgspec.json.decode(item, type=_Typed).message_type != SYSTEM_MESSAGE
+        ]
+        return msgspec.structs.replace(self, messages=msgspec.Raw(msgspec.json.encode(shown)))
+
+
+class _Typed(msgspec.Struct):
+    """The member of an item that says what it is."""
+
+    message_type: str
 
 
 class _Follow(Protocol):
