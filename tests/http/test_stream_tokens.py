@@ -340,6 +340,37 @@ async def test_a_send_token_sends_only_what_it_was_issued_for(world: World) -> N
         assert (await page.post(to(world.thread), json=allowed)).status_code == 200
 
 
+@pytest.mark.promise("P11", "S11")
+async def test_an_otid_of_another_conversation_shows_a_token_nothing_of_it(world: World) -> None:
+    def body(otid: str, text: str) -> dict[str, Any]:
+        sent = {"role": "user", "content": text, "otid": otid}
+        return {"messages": [sent], "background": True}
+
+    for thread, otid in ((world.other_thread, "there"), (world.thread, "here")):
+        await (await world.client.post(to(thread), json=body(otid, "first"))).aread()
+    of_another = await world.client.post(to(world.thread), json=body("there", "first"))
+    assert of_another.json()["run_id"].startswith("run-")
+    token = await world.issue(conversation_id=world.thread, scope="send")
+    async with world.bearing(token["token"]) as page:
+        for text in ("first", "second"):
+            refused = await page.post(to(world.thread), json=body("there", text))
+            assert refused.status_code == 409
+            assert refused.json() == {
+                "detail": "CONFLICT: The otid of this request was already used for another "
+                "message. Use a new otid.",
+                "code": "otid_conflict",
+            }
+        refused = await page.post(to(world.thread), json=body("here", "second"))
+        assert (refused.status_code, refused.json()["code"]) == (409, "otid_conflict")
+        assert await run_of_otid(world, "here") == refused.json()["run_id"]
+
+
+async def run_of_otid(world: World, otid: str) -> str:
+    path = f"/v1/conversations/{world.thread}/stream"
+    resumed = await world.client.post(path, json={"otid": otid})
+    return str(resumed.headers["x-run-id"])
+
+
 @pytest.mark.promise("S11")
 @pytest.mark.parametrize("of_run", [True, False])
 async def test_a_cancel_token_cancels_its_run_and_no_other(world: World, of_run: bool) -> None:

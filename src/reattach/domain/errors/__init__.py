@@ -197,7 +197,14 @@ class OtidConflictError(ConflictError):
 
     code = "otid_conflict"
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str | None) -> None:
+        """``run_id`` is the run of the earlier request, or None if the sender may not know it."""
+        if run_id is None:
+            super().__init__(
+                "The otid of this request was already used for another message.",
+                remedy="Use a new otid.",
+            )
+            return
         super().__init__(
             f"The otid of this request was already used by another request (run_id={run_id}).",
             remedy="To get that run, send the same messages to the same conversation. To send a "

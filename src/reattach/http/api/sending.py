@@ -9,6 +9,7 @@ from reattach.domain.errors import (
     InvalidArgumentError,
     NoActiveRunsToCancelError,
     NotFoundError,
+    OtidConflictError,
     StoreUnavailableError,
     UnavailableError,
     UrlRefusedError,
@@ -263,8 +264,18 @@ def _parse(
 
 
 async def _start_run(context: Context, access: Access, send: Send) -> Run:
-    """Start the run, or find the one of an earlier request. Raises QuotaError."""
-    return await context.runs.send(send, admit=access.use.admit_run)
+    """Start the run, or find the one of an earlier request.
+
+    Raises:
+        OtidConflictError: An OTID was used for a different message.
+        QuotaError: The tenant has too many open runs.
+    """
+    try:
+        return await context.runs.send(send, admit=access.use.admit_run)
+    except OtidConflictError as conflict:  # OTIDs are unique in a tenant, and a token sees less.
+        if await access.covers(str(conflict.extra["run_id"])):
+            raise
+        raise OtidConflictError(None) from None
 
 
 async def _answer(
