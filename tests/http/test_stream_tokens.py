@@ -673,6 +673,34 @@ async def test_an_open_stream_is_cut_off_when_its_token_is_revoked(
             await second.next()
 
 
+@pytest.mark.promise("S11", "P11")
+@pytest.mark.parametrize("of_run", [True, False])
+async def test_an_open_stream_is_cut_off_when_its_conversation_is_deleted(
+    world: World, of_run: bool
+) -> None:
+    async with held_run(world.live, world.client) as (run, _):
+        record = (await world.client.get(f"/v1/runs/{run}")).json()
+        thread = record["conversation_id"]
+        subject = {"run_id": run} if of_run else {"conversation_id": thread}
+        token = await world.issue(**subject)
+        path = f"/v1/runs/{run}/stream"
+        async with (
+            world.bearing(token["token"]) as client,
+            client.stream("GET", path) as response,
+            world.client.stream("GET", path) as of_key,
+        ):
+            page, kept = Page(response), Page(of_key)
+            await page.next()
+            await kept.next()
+            assert (await world.client.delete(f"/v1/conversations/{thread}")).is_success
+            assert await page.is_cut()
+            world.live.clock.skipped_seconds += KEY_CACHE_SECONDS
+            assert (await client.get(f"/v1/runs/{run}")).status_code == 401
+            await kept.next()  # The run goes on, and API keys may follow it.
+        refused = await world.client.post("/v1/tokens", json={"scope": "read", **subject})
+        assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
+
+
 @pytest.mark.promise("S11")
 async def test_a_post_is_cut_off_when_its_token_expires(world: World) -> None:
     async with held_run(world.live, world.client) as (run, _):

@@ -27,6 +27,7 @@ from reattach.records.blocks import attach_blocks, blocks_of, insert_blocks
 from reattach.records.database import schema
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository
+from reattach.records.tokens.tokens import revoke_of_agent
 
 _COLUMNS = tuple(field.name for field in fields(Agent) if field.name in schema.agents.c)
 _FIXED = frozenset({"id", "created_at", "blocks"})
@@ -177,6 +178,7 @@ class Agents(Repository):
                 now = self._clock.now()
                 rows = [{"run_id": run_id, "abandoned_at": now} for run_id in run_ids]
                 connection.execute(insert(abandoned), rows)
+            revoke_of_agent(connection, agent_id, self._clock.now())
             connection.execute(delete(schema.agents).where(schema.agents.c.id == agent_id))
             return run_ids
 

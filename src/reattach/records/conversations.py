@@ -18,6 +18,7 @@ from reattach.records.blocks import blocks_of, insert_blocks
 from reattach.records.database import schema
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository
+from reattach.records.tokens.tokens import revoke_of_conversation
 
 _FIELDS = tuple(field.name for field in fields(Conversation) if field.name != "isolated_blocks")
 _FIXED = frozenset({"id", "agent_id", "created_at", "isolated_blocks"})
@@ -102,9 +103,17 @@ class Conversations(Repository):
         return await self._database.in_write(write)
 
     async def delete(self, tenant: TenantId, conversation_id: ConversationId) -> None:
-        """Hide it from its clients. An active run of it goes on to its end."""
-        values = {"deleted_at": self._clock.now()}
-        await self._database.in_write(_set, tenant, conversation_id, values)
+        """Hide it from its clients, and revoke its stream tokens and those of its runs.
+
+        An active run of it goes on to its end.
+        """
+
+        def write(connection: Connection) -> None:
+            now = self._clock.now()
+            _set(connection, tenant, conversation_id, {"deleted_at": now})
+            revoke_of_conversation(connection, conversation_id, now)
+
+        await self._database.in_write(write)
 
     async def forget_deleted(self, limit: int) -> int:
         """Delete the messages of deleted conversations and the inputs of their runs.

@@ -12,11 +12,11 @@ from reattach.domain.errors import NotFoundError
 from reattach.domain.ids import TenantId
 from reattach.domain.limits import MAX_STREAM_TOKEN_SECONDS
 from reattach.domain.stream_tokens import new_token_id
-from reattach.records.base import Page
+from reattach.records.base import Page, Thread
 from reattach.records.database import schema
 from reattach.records.records import Records
 from reattach.records.tokens.tokens import StreamToken, Uses
-from tests.support.record_samples import OURS, THEIRS, HandClock, at, ids
+from tests.support.record_samples import OURS, THEIRS, HandClock, World, at, ids
 
 PAGE = Page(limit=100, ascending=True)
 
@@ -99,12 +99,13 @@ async def test_a_rotation_at_once_leaves_no_other_key(records: Records) -> None:
 
 @pytest.mark.promise("S11", "P11")
 async def test_a_token_is_revoked_by_its_id_by_its_run_by_its_conversation_or_by_its_key(
-    records: Records, other_process: Records, clock: HandClock
+    records: Records, other_process: Records, clock: HandClock, world: World
 ) -> None:
+    thread = world.conversation.id
     key, _ = await records.keys.create(OURS, "page server")
     one = await issued(records)
     two = await issued(records)
-    talk = await issued(records, run_id=None, conversation_id="conv-1")
+    talk = await issued(records, run_id=None, conversation_id=thread)
     other = await issued(records, run_id="run-2", key_id=key.id)
     theirs = await issued(records, tenant=THEIRS)
     assert await revoked(records) == frozenset()
@@ -123,25 +124,81 @@ async def test_a_token_is_revoked_by_its_id_by_its_run_by_its_conversation_or_by
     assert await records.tokens.revoke_all(OURS, run_id="run-1") == 1
     assert await records.tokens.revoke_all(OURS, run_id="run-1") == 0
     assert await revoked(records) == {one.id, two.id}
-    assert await records.tokens.revoke_all(OURS, conversation_id="conv-1") == 1
+    assert await records.tokens.revoke_all(OURS, conversation_id=thread) == 1
     assert await revoked(records) == {one.id, two.id, talk.id}
     await records.keys.revoke(key.id)
     assert await revoked(records) == {one.id, two.id, talk.id, other.id}
 
 
+@pytest.mark.promise("S11", "P11")
+@pytest.mark.parametrize("what", ["conversation", "run", "agent", "revoke"])
+async def test_tokens_end_with_what_they_are_for(
+    records: Records, other_process: Records, world: World, what: str
+) -> None:
+    thread, agent = world.conversation.id, world.agent.id
+    run, _ = await world.turn("hello")
+    in_default, _ = await world.turn("hello", thread=world.default)
+    elsewhere = await world.another()
+    tokens = {
+        "conversation": await issued(records, run_id=None, conversation_id=thread),
+        "run": await issued(records, run_id=run),
+        "default": await issued(records, run_id=in_default),
+        "another": await issued(records, run_id=None, conversation_id=elsewhere.id),
+    }
+    theirs = await issued(records, tenant=THEIRS, run_id="run-of-theirs")
+    of_thread = ids(await records.tokens.list(OURS, PAGE, conversation_id=thread))
+    assert of_thread == [tokens["conversation"].id, tokens["run"].id]
+    if what == "conversation":
+        await records.conversations.delete(OURS, thread)
+        ended = ["conversation", "run"]
+    elif what == "run":
+        await records.runs.delete(OURS, run)
+        ended = ["run"]
+    elif what == "agent":
+        await records.agents.delete(OURS, agent)
+        ended = [*tokens]
+    else:
+        assert await records.tokens.revoke_all(THEIRS, conversation_id=thread) == 0
+        assert await records.tokens.revoke_all(OURS, conversation_id=thread) == 2
+        ended = ["conversation", "run"]
+    assert await revoked(other_process) == {tokens[name].id for name in ended}
+    assert theirs.id not in await revoked(other_process)
+
+
+@pytest.mark.promise("S11")
+async def test_no_token_is_recorded_for_a_conversation_that_is_deleted_meanwhile(
+    records: Records, other_process: Records, world: World
+) -> None:
+    for _ in range(5):
+        thread = await world.another()
+        run, _ = await world.turn("hello", thread=Thread(world.agent.id, thread.id))
+        results = await asyncio.gather(
+            issued(records, run_id=None, conversation_id=thread.id),
+            issued(records, run_id=run),
+            other_process.conversations.delete(OURS, thread.id),
+            return_exceptions=True,
+        )
+        made = {one.id for one in results if isinstance(one, StreamToken)}
+        assert made <= await revoked(records)
+        for subject in ({"run_id": run}, {"run_id": None, "conversation_id": thread.id}):
+            with pytest.raises(NotFoundError):
+                await issued(records, **subject)
+
+
 @pytest.mark.promise("P11")
 async def test_tokens_are_listed_by_tenant_until_they_expire_and_are_then_deleted(
-    records: Records, clock: HandClock
+    records: Records, clock: HandClock, world: World
 ) -> None:
+    thread = world.conversation.id
     short = await issued(records, seconds=5)
     clock.time = at(1)
     long = await issued(records, run_id="run-2", seconds=50)
-    talk = await issued(records, run_id=None, conversation_id="conv-1", seconds=50)
+    talk = await issued(records, run_id=None, conversation_id=thread, seconds=50)
     theirs = await issued(records, tenant=THEIRS, seconds=50)
     tokens = records.tokens
     assert ids(await tokens.list(OURS, PAGE)) == [short.id, long.id, talk.id]
     assert ids(await tokens.list(OURS, PAGE, run_id="run-2")) == [long.id]
-    assert ids(await tokens.list(OURS, PAGE, conversation_id="conv-1")) == [talk.id]
+    assert ids(await tokens.list(OURS, PAGE, conversation_id=thread)) == [talk.id]
     assert ids(await tokens.list(THEIRS, PAGE)) == [theirs.id]
     assert ids(await tokens.list(OURS, Page(1, ascending=True, after=short.id))) == [long.id]
     await tokens.revoke(OURS, short.id)

@@ -119,7 +119,7 @@ async def update_conversation(
     operation_id="delete_conversation",
     summary="Delete a conversation",
     description="An active run in it continues to its end, and can be resumed and cancelled by "
-    "its id.",
+    "its id. Stream tokens for the conversation and its runs are revoked.",
 )
 async def delete_conversation(
     conversation_id: ConversationPath, context: ContextDep, tenant: TenantDep

@@ -50,6 +50,7 @@ from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.records.runs.notifications import CancelRequested, RunReleased, notify
 from reattach.records.runs.orphans import TakenOver
 from reattach.records.runs.settlement import settle
+from reattach.records.tokens.tokens import revoke_of_run
 
 _ADMISSIONS: Final = 5
 """Attempts to create a run. Each failed one means that another process has just created a run of
@@ -448,6 +449,7 @@ class Runs(Repository):
             if row["log_deleted_at"] is None:
                 abandoned = {"run_id": run_id, "abandoned_at": self._clock.now()}
                 connection.execute(insert(schema.abandoned_logs), abandoned)
+            revoke_of_run(connection, run_id, self._clock.now())
             connection.execute(delete(runs).where(runs.c.id == run_id))
 
         await self._database.in_write(write)

@@ -40,6 +40,7 @@ _SIGNS_ON: Final = timedelta(seconds=2 * KEY_CACHE_SECONDS)
 """How long a process that has not seen it may sign with a retired key."""
 
 _tokens, _keys = schema.stream_tokens, schema.signing_keys
+_conversations, _runs = schema.conversations, schema.runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +90,21 @@ class Tokens(Repository):
     """The stream tokens of all tenants, and the keys that sign them."""
 
     async def add(self, token: StreamToken) -> None:
-        """Record an issued token."""
+        """Record an issued token.
+
+        Raises NotFoundError if its conversation, or that of its run, was deleted meanwhile.
+        """
         values = {name: getattr(token, name) for name in _FIELDS}
-        await self._database.in_write(execute, insert(_tokens).values(values))
+
+        def write(connection: Connection) -> None:
+            conversation_id = token.conversation_id or connection.scalar(
+                select(_runs.c.conversation_id).where(_runs.c.id == token.run_id)
+            )
+            if conversation_id is not None:  # Locked, so that its deletion revokes this token.
+                lookup.lock(connection, schema.conversations, token.tenant, conversation_id)
+            execute(connection, insert(_tokens).values(values))
+
+        await self._database.in_write(write)
 
     async def list(
         self,
@@ -101,12 +114,16 @@ class Tokens(Repository):
         run_id: str | None = None,
         conversation_id: str | None = None,
     ) -> builtins.list[StreamToken]:
-        """List the tokens that have not expired. Raises NotFoundError for an unknown cursor."""
+        """List the tokens that have not expired.
+
+        Those of a conversation include the ones of its runs. Raises NotFoundError for an unknown
+        cursor.
+        """
         rows = lookup.owned(_tokens, tenant).where(_tokens.c.expires_at > self._clock.now())
         if run_id is not None:
             rows = rows.where(_tokens.c.run_id == run_id)
         if conversation_id is not None:
-            rows = rows.where(_tokens.c.conversation_id == conversation_id)
+            rows = rows.where(_within(conversation_id))
         order = SortOrder(_tokens, _tokens.c.created_at, page.ascending)
         found = await self._database.in_read(page_of, rows, tenant, page, order)
         return [StreamToken(*(row[name] for name in _FIELDS)) for row in found]
@@ -130,11 +147,12 @@ class Tokens(Repository):
     async def revoke_all(
         self, tenant: TenantId, *, run_id: str | None = None, conversation_id: str | None = None
     ) -> int:
-        """Make all tokens of a run or of a conversation invalid; return how many were not."""
+        """Make all tokens of a run, or of a conversation and its runs, invalid.
+
+        Return how many were valid.
+        """
         subject = (
-            _tokens.c.run_id == run_id
-            if run_id is not None
-            else _tokens.c.conversation_id == conversation_id
+            _tokens.c.run_id == run_id if run_id is not None else _within(conversation_id or "")
         )
         own = (_tokens.c.tenant == tenant, subject)
         return await self._database.in_write(_revoke, self._clock.now(), *own)
@@ -174,6 +192,34 @@ class Tokens(Repository):
 def revoke_of_key(connection: Connection, key_id: str, now: datetime) -> None:
     """Revoke the tokens that an API key has issued, in the transaction that revokes the key."""
     _revoke(connection, now, _tokens.c.key_id == key_id)
+
+
+def revoke_of_run(connection: Connection, run_id: str, now: datetime) -> None:
+    """Revoke the tokens of a run, in the transaction that deletes it."""
+    _revoke(connection, now, _tokens.c.run_id == run_id)
+
+
+def revoke_of_conversation(connection: Connection, conversation_id: str, now: datetime) -> None:
+    """Revoke the tokens of a conversation and its runs, in the transaction that deletes it."""
+    _revoke(connection, now, _within(conversation_id))
+
+
+def revoke_of_agent(connection: Connection, agent_id: str, now: datetime) -> None:
+    """Revoke the tokens of all conversations and runs of an agent, before it is deleted."""
+    of_agent = _conversations.c.agent_id == agent_id
+    conversations = select(_conversations.c.id).where(of_agent)
+    runs = select(_runs.c.id).where(_runs.c.agent_id == agent_id)
+    _revoke(
+        connection,
+        now,
+        or_(_tokens.c.conversation_id.in_(conversations), _tokens.c.run_id.in_(runs)),
+    )
+
+
+def _within(conversation_id: str) -> ColumnElement[bool]:
+    """Return the condition that a token is for the conversation or for one of its runs."""
+    runs = select(_runs.c.id).where(_runs.c.conversation_id == conversation_id)
+    return or_(_tokens.c.conversation_id == conversation_id, _tokens.c.run_id.in_(runs))
 
 
 def _revoke(connection: Connection, now: datetime, *which: ColumnElement[bool]) -> int:

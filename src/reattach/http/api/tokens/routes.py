@@ -23,7 +23,9 @@ RunQuery = Annotated[
 ]
 ConversationQuery = Annotated[
     str | None,
-    Query(pattern=CONVERSATION_PATTERN, description="Only tokens for this conversation."),
+    Query(
+        pattern=CONVERSATION_PATTERN, description="Only tokens for this conversation and its runs."
+    ),
 ]
 
 
@@ -114,7 +116,8 @@ async def revoke_token(
     "/v1/tokens",
     operation_id="revoke_tokens",
     summary="Revoke all stream tokens of a run or a conversation",
-    description="Exactly one of `run_id` and `conversation_id` is required.",
+    description="Exactly one of `run_id` and `conversation_id` is required. Those of a "
+    "conversation include the ones of its runs.",
 )
 async def revoke_tokens(
     context: ContextDep,
