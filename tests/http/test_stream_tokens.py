@@ -509,6 +509,45 @@ async def test_a_token_is_issued_only_for_what_its_tenant_has(world: World) -> N
         assert refused.status_code == status, (body, refused.text)
 
 
+@pytest.mark.promise("S11")
+async def test_a_token_is_not_issued_with_a_member_that_is_unknown(world: World) -> None:
+    wrong = {"expires_in": 5, "origins": ["https://a.example"], "ttl": 5}
+    body = {"run_id": world.run, "scope": "read", **wrong}
+    before = await world.client.get("/v1/tokens", params={"run_id": world.run})
+    refused = await world.client.post("/v1/tokens", json=body)
+    assert (refused.status_code, refused.json()["code"]) == (422, "validation_error")
+    said = {fault["loc"][-1]: fault["msg"] for fault in refused.json()["errors"]}
+    assert said == {
+        "expires_in": "It is unknown. Did you mean 'expires_in_seconds'?",
+        "origins": "It is unknown. Did you mean 'origin'?",
+        "ttl": "It is unknown. The members are run_id, conversation_id, scope, "
+        "expires_in_seconds, origin, models, client_tools.",
+    }
+    after = await world.client.get("/v1/tokens", params={"run_id": world.run})
+    assert after.json() == before.json()
+
+
+@pytest.mark.promise("S11")
+async def test_no_error_repeats_a_part_of_a_token(world: World) -> None:
+    token = (await world.issue(run_id=world.run))["token"]
+    long, run = token + "A" * 5000, f"/v1/runs/{world.run}"
+    claims = token.split(".")[2][:8]
+    for path in (
+        f"{run}/stream?token={long}",
+        f"{run}/stream?last_event_id={token[:90]}",
+        f"{run}/stream?pings={token}",
+        f"{run}/stream?{token}=1&starting_after=x",
+        f"/v1/conversations/{world.thread}/stream?run_id={token[:90]}",
+        f"/v1/conversations/{world.thread}/stream?otid={token[:200]}",
+        f"/v1/runs/{token[:90]}",
+        f"/v1/agents/{token}",
+    ):
+        refused = await world.client.get(path)
+        assert 400 <= refused.status_code < 500, refused.text
+        assert "rt1." not in refused.text, refused.text
+        assert claims not in refused.text, refused.text
+
+
 @pytest.mark.promise("S11", "P11")
 async def test_tokens_are_revoked_by_id_or_by_what_they_are_for(world: World) -> None:
     one, two = await world.issue(run_id=world.run), await world.issue(run_id=world.run)

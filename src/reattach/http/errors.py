@@ -4,6 +4,7 @@ Every error body is a JSON object with a string ``detail`` for people and a stab
 programs. Validation errors also list their faults under ``errors``.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -17,7 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from reattach.domain import errors
 from reattach.domain.errors import connection
 from reattach.domain.limits import MAX_ERROR_CHARS
+from reattach.domain.stream_tokens import PREFIX
 from reattach.http.json import Fault, JsonResponse, invalid
+from reattach.redact import MASK
 from reattach.validation import explain
 
 logger = structlog.get_logger(__name__)
@@ -76,6 +79,10 @@ _PATH_EXAMPLES: Final[Mapping[str, str]] = {
 }
 
 
+_STREAM_TOKEN: Final = re.compile(re.escape(PREFIX.encode()) + rb"[\w.=-]*")
+"""A stream token or a part of one, in JSON. Errors repeat values of their requests."""
+
+
 def status_of(error: errors.ReattachError) -> int:
     for ancestor in type(error).__mro__:
         status = STATUSES.get(ancestor)
@@ -97,7 +104,11 @@ def error_response(error: errors.ReattachError) -> Response:
         headers |= _DO_NOT_RETRY
     if isinstance(error, errors.UnavailableError | errors.QuotaError):
         headers["Retry-After"] = str(error.retry_after_seconds)
-    return JsonResponse(body, status_code=status, headers=headers)
+    response = JsonResponse(body, status_code=status, headers=headers)
+    if PREFIX.encode() not in response.body:
+        return response
+    shown = _STREAM_TOKEN.sub(MASK.encode(), bytes(response.body))
+    return Response(shown, status, headers, media_type=response.media_type)
 
 
 def error_members(error: errors.ReattachError) -> dict[str, object]:

@@ -1,8 +1,16 @@
 """Schemas of stream tokens."""
 
+from difflib import get_close_matches
 from typing import Annotated, Any, Final, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from reattach.domain.ids import CONVERSATION_PATTERN, RUN_PATTERN
@@ -14,6 +22,7 @@ from reattach.domain.limits.requests import (
 )
 from reattach.domain.origins import ANY, LOCAL, origin_of
 from reattach.domain.stream_tokens import TokenScope
+from reattach.http.json import Fault, invalid
 from reattach.http.schemas.fields import NUMERIC, Answer, Body, Handle, UtcTime, members_of
 from reattach.records.tokens.tokens import StreamToken
 
@@ -45,8 +54,20 @@ def _one_origin(text: str) -> str:
     return origin
 
 
+def _unknown(name: str, known: list[str]) -> str:
+    near = get_close_matches(name[:MAX_NAME_CHARS], known, n=1)
+    if near:
+        return f"It is unknown. Did you mean '{near[0]}'?"
+    return f"It is unknown. The members are {', '.join(known)}."
+
+
 class TokenBody(Body):
-    """The rights of a new token: on exactly one run or conversation."""
+    """The rights of a new token: on exactly one run or conversation.
+
+    Unknown members are refused, because a misspelled limit would be no limit.
+    """
+
+    model_config = ConfigDict(extra="forbid")
 
     run_id: str | None = Field(None, pattern=RUN_PATTERN, description="The run that it is for.")
     conversation_id: str | None = Field(
@@ -79,6 +100,21 @@ class TokenBody(Body):
     @property
     def scopes(self) -> tuple[TokenScope, ...]:
         return tuple(one for one in TokenScope if one in self.scope)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, given: Any) -> Any:
+        known = [*cls.model_fields]
+        faults = [
+            Fault(
+                ["body", str(name)[:MAX_NAME_CHARS]], _unknown(str(name), known), "extra_forbidden"
+            )
+            for name in (given if isinstance(given, dict) else ())
+            if name not in known
+        ]
+        if faults:
+            raise invalid(faults)
+        return given
 
     @model_validator(mode="after")
     def _check(self) -> Self:
