@@ -461,6 +461,33 @@ async def test_all_faults_of_a_token_get_one_answer(world: World, log_lines: lis
 
 
 @pytest.mark.promise("S11")
+async def test_a_request_without_an_origin_may_come_from_no_page_of_another_origin(
+    world: World,
+) -> None:
+    own = f"{world.live.url}/"
+    behind_a_proxy = own.replace("http:", "https:")
+    path = f"/v1/runs/{world.run}"
+    for origin, site, status in (
+        (own, "same-origin", 200),
+        (behind_a_proxy, "same-origin", 200),
+        ("https://app.example.com", "same-origin", 401),
+        (own, "same-site", 401),
+        ("https://app.example.com", "same-site", 401),
+        (own, "cross-site", 401),
+        (own, "of the future", 401),
+        ("https://app.example.com", "none", 200),
+    ):
+        token = (await world.issue(run_id=world.run, origin=origin))["token"]
+        async with world.bearing(token, **{"Sec-Fetch-Site": site}) as page:
+            assert (await page.get(path)).status_code == status, (origin, site)
+            away = {"Host": "other.example:1"}
+            elsewhere = (await page.get(path, headers=away)).status_code
+            assert elsewhere == (401 if site == "same-origin" else status)
+            named = await page.get(path, headers={"Origin": origin.rstrip("/")})
+            assert named.status_code == 200
+
+
+@pytest.mark.promise("S11")
 async def test_a_token_gets_no_rights_that_its_key_lacks(world: World) -> None:
     keys = world.live.context.records.keys
     ends_at = world.live.clock.now()
@@ -679,7 +706,13 @@ async def test_a_page_gets_an_event_before_its_token_expires_and_when_it_has(
                 assert (again.status_code, again.content) == (204, b"")
             else:
                 assert (again.status_code, again.json()) == (401, UNAUTHORIZED)
-            assert (await client.get(path, params=query, headers=bearer)).status_code == 401
+            stopped = 204 if in_query else 401
+            for more in ({}, {"starting_after": 1}, {"last_event_id": ""}):
+                for empty in ({}, {"Last-Event-ID": ""}):
+                    again = await client.get(path, params=query | more, headers=bearer | empty)
+                    assert again.status_code == stopped
+            snapshot = path.replace("/stream", "/snapshot")
+            assert (await client.get(snapshot, params=query, headers=at)).status_code == 401
             fresh = await world.issue(run_id=run)
             live.gates.open(agent)
             rest = await client.get(

@@ -23,6 +23,7 @@ from reattach.domain.errors import (
     UnauthorizedError,
 )
 from reattach.domain.limits import KEY_CACHE_ENTRIES, KEY_CACHE_SECONDS, MAX_API_KEY_CHARS
+from reattach.domain.origins import origin_of
 from reattach.domain.stream_tokens import is_stream_token
 from reattach.http.errors import error_response
 from reattach.http.middleware.access import ACCESS, Access, AccessWatch, TokenAccess
@@ -128,7 +129,7 @@ class Authenticator:
         self, tokens: StreamTokens, scope: Scope, headers: Mapping[bytes, bytes], token: str
     ) -> Access:
         claims = await tokens.verify(token)
-        if claims is None or not _is_from(claims.origin, headers):
+        if claims is None or not _is_from(claims.origin, scope, headers):
             raise await self._refusal(scope, token)
         if self._clock.now() >= claims.expires_at:
             raise TokenExpiredError
@@ -173,15 +174,29 @@ class Authenticator:
         return False
 
 
-def _is_from(origin: str | None, headers: Mapping[bytes, bytes]) -> bool:
-    """Return whether pages of ``origin`` may have sent the request; None stands for all pages.
+def _is_from(origin: str | None, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether ``origin`` may have sent the request; None stands for all origins.
 
-    Browsers name the origin in every request whose answer a page of another origin could read.
+    Browsers name the page's origin, except in GETs of pages of the server's own origin and in those
+    whose answer no page can read. Programs that are no browsers need none.
     """
     given = headers.get(b"origin")
     if origin is None or given is not None:
         return origin is None or given == origin.encode()
-    return headers.get(b"sec-fetch-site") != b"cross-site"
+    site = headers.get(b"sec-fetch-site")
+    if site == b"same-origin":
+        return origin in _own_origins(scope, headers)
+    return site is None or site == b"none"  # none: a person opened the address, and no page did.
+
+
+def _own_origins(scope: Scope, headers: Mapping[bytes, bytes]) -> set[str]:
+    """Return the origins that the server may have for a browser; a proxy may have ended its TLS."""
+    host = headers.get(b"host", b"").decode("latin-1")
+    schemes = ("https",) if scope["scheme"] == "https" else ("http", "https")
+    try:
+        return {origin_of(f"{scheme}://{host}") for scheme in schemes}
+    except ValueError:
+        return set()
 
 
 class _Cache:
@@ -229,9 +244,11 @@ class Authentication:
 
 
 def _answer_expired(error: TokenExpiredError, scope: Scope) -> Response:
-    """Return a 401, or for an ``EventSource`` that reconnects a 204, after which it stops."""
-    headers, query = dict(scope["headers"]), scope.get("query_string", b"")
-    reconnects = b"last-event-id" in headers or b"last_event_id=" in query
-    if reconnects and b"token=" in query and b"authorization" not in headers:
+    """Return a 401, or for an ``EventSource`` a 204, after which it stops.
+
+    One that has received no event reconnects without an id, so its first request gets a 204 too.
+    """
+    scheme = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")[0].lower()
+    if scheme != b"bearer" and path_of(scope).endswith("/stream"):
         return Response(status_code=204, headers={"cache-control": "no-store"})
     return error_response(error)
