@@ -371,6 +371,30 @@ async def run_of_otid(world: World, otid: str) -> str:
     return str(resumed.headers["x-run-id"])
 
 
+@pytest.mark.promise("P6")
+async def test_a_run_is_cancelled_by_its_id_alone(world: World) -> None:
+    live, client = world.live, world.client
+    agent, thread = await thread_of(client)
+    live.gates.hold(agent, 2)
+    body = {"input": "[chunks=9]", "background": True, "stream_tokens": True}
+    async with client.stream("POST", to(thread), json=body) as response:
+        path = f"/v1/runs/{response.headers['x-run-id']}"
+        await live.gates.reached(agent, 2)
+        assert (await client.post(f"{path}/cancel", json={"run_ids": []})).status_code == 422
+        for _ in range(2):
+            cancelled = await client.post(f"{path}/cancel")
+            assert cancelled.json() == {response.headers["x-run-id"]: "cancelled"}
+        await response.aread()
+    assert (await client.get(path)).json()["stop_reason"] == "cancelled"
+    for wrong, status in (
+        ("run-00000000-0000-4000-8000-000000000000", 404),
+        (world.foreign_run, 404),
+    ):
+        assert (await client.post(f"/v1/runs/{wrong}/cancel")).status_code == status
+    malformed = await client.post("/v1/runs/x/cancel")
+    assert malformed.status_code == (await client.get("/v1/runs/x")).status_code
+
+
 @pytest.mark.promise("S11")
 @pytest.mark.parametrize("of_run", [True, False])
 async def test_a_cancel_token_cancels_its_run_and_no_other(world: World, of_run: bool) -> None:
@@ -390,11 +414,18 @@ async def test_a_cancel_token_cancels_its_run_and_no_other(world: World, of_run:
             elsewhere = cancel.replace(agent, world.agent)
             assert (await page.post(elsewhere, json={"run_ids": [run]})).status_code == 409
             assert (await page.get(f"/v1/runs/{run}/messages")).status_code == 403
+            for other in (world.run, world.foreign_run, "run-x"):
+                assert (await page.post(f"/v1/runs/{other}/cancel")).status_code == 403
             if of_run:
-                cancelled = await page.post(cancel, json={"run_ids": [run]})
+                cancelled = await page.post(f"/v1/runs/{run}/cancel")
             else:
                 cancelled = await page.post(f"/v1/conversations/{thread}/cancel")
             assert (cancelled.status_code, cancelled.json()) == (200, {run: "cancelled"})
+            for again in (
+                await page.post(f"/v1/runs/{run}/cancel"),
+                await page.post(cancel, json={"run_ids": [run]}),
+            ):
+                assert (again.status_code, again.json()) == (200, {run: "cancelled"})
         await response.aread()
 
 

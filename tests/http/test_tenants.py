@@ -126,6 +126,7 @@ LOOKS = [
     Look("get", "/v1/messages/{message_id}"),
     Look("get", RUN),
     Look("delete", RUN),
+    Look("post", f"{RUN}/cancel"),
     Look("get", f"{RUN}/messages"),
     Look("get", f"{RUN}/usage"),
     Look("get", f"{RUN}/steps"),

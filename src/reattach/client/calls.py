@@ -117,9 +117,7 @@ class Calls:
                 self.core, Request("POST", f"{path}?{query}" if query else path)
             )
             return result
-        run = yield from call(self.core, Request("GET", path_of("", run_id)))
-        path = f"/v1/agents/{run['agent_id']}/messages/cancel"
-        result = yield from call(self.core, Request("POST", path, {"run_ids": [run_id]}))
+        result = yield from call(self.core, Request("POST", f"{path_of('', run_id)}/cancel"))
         return result
 
     def _position(self, name: str, agent_id: str | None) -> Position:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import Depends, Header, Query, Response
+from fastapi import Depends, Header, Path, Query, Response
 
 from reattach.domain.errors import (
     InvalidArgumentError,
@@ -198,6 +198,21 @@ async def cancel_conversation(
             "/v1/agents/{agent_id}/messages/cancel.",
         ) from None
     return JsonResponse(await context.runs.cancel_thread(tenant, addressed.thread))
+
+
+@router.post(
+    "/v1/runs/{run_id}/cancel",
+    tags=["runs"],
+    operation_id="cancel_run",
+    summary="Cancel a run",
+    description="Reads no body. Returns the resulting status, by the id of the run.",
+    response_model=dict[str, str],
+)
+async def cancel_run(
+    run_id: Annotated[str, Path(max_length=MAX_ID_CHARS)], context: ContextDep, tenant: TenantDep
+) -> Response:
+    run = await context.runs.by_id(tenant, run_id)
+    return JsonResponse(await context.runs.cancel([run]))
 
 
 @router.post(

@@ -20,6 +20,7 @@ SENDING: Final = frozenset(
     {
         "cancel_conversation",
         "cancel_message",
+        "cancel_run",
         "compact_conversation",
         "create_agent_message_stream",
         "create_conversation",
@@ -38,6 +39,7 @@ SENDING: Final = frozenset(
 OF_TOKENS: Final = {
     "cancel_conversation": TokenScope.CANCEL,
     "cancel_message": TokenScope.CANCEL,
+    "cancel_run": TokenScope.CANCEL,
     "follow_conversation_stream": TokenScope.READ,
     "follow_run_stream": TokenScope.READ,
     "follow_runs": TokenScope.READ,
