@@ -13,7 +13,7 @@ from reattach.domain.ids import DEFAULT_TENANT
 from reattach.http.stream.body import Body
 from reattach.http.stream.many import Cursor, ManyDelivery, ManyJob
 from reattach.runs.follow import Target
-from reattach.runs.snapshot.snapshots import Snapshot
+from reattach.runs.snapshot.sharing import Snapshot
 from tests.cluster.nodes import Nodes
 from tests.support.engines import SteppedEngine
 from tests.support.in_process_readers import Reader
@@ -23,7 +23,7 @@ WAIT_SECONDS = 20.0
 
 
 def text_of(snapshot: Snapshot) -> str:
-    items = json.loads(bytes(snapshot.messages))
+    items = json.loads(snapshot.encode())["messages"]
     return "".join(one["content"] for one in items if one["message_type"] == "assistant_message")
 
 

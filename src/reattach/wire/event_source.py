@@ -20,6 +20,8 @@ RETRY_MS: Final = 1000
 RETRY_LINE: Final = b"retry: %d\n" % RETRY_MS
 """A line of the first frame of a stream."""
 
+FRAME_END: Final = b"\n\n"
+
 FAREWELL: Final = RETRY_LINE + b"\n"
 """Ends a body that is not at the end of the run, so that the page reconnects."""
 
@@ -81,9 +83,12 @@ class EventIds:
         """
         return self._shared(self._prefix, frames, first_seq)
 
-    def snapshot(self, seq: Seq, data: bytes) -> bytes:
-        """Return the frame with the run's messages as of ``seq``. ``data`` is JSON."""
-        return b"event: snapshot\nid: %b%d\ndata: %b\n\n" % (self._prefix, seq, data)
+    def snapshot_start(self, seq: Seq) -> bytes:
+        """Return the beginning of the frame with the run's messages as of ``seq``.
+
+        The JSON follows, and then ``FRAME_END``.
+        """
+        return b"event: snapshot\nid: %b%d\ndata: " % (self._prefix, seq)
 
     def done(self, last_seq: Seq) -> bytes:
         """Return the frame that says that the run has ended."""

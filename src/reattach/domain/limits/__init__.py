@@ -30,6 +30,10 @@ FOLDS_BYTES: Final = 64 * 1024 * 1024
 MAX_FOLDS: Final = 1000
 """Live runs whose folded messages are kept: as many as one tenant may have open."""
 
+SENT_SNAPSHOTS_BYTES: Final = 256 * 1024 * 1024
+"""Snapshots that a process is sending. All readers of one share its bytes, so this is as many long
+answers as bodies of requests, and one tenant can fill half of it."""
+
 FOLDS_AT_ONCE: Final = 4
 """Runs that are folded at a time. A fold is work of the event loop, so more would end no sooner."""
 

@@ -30,10 +30,10 @@ from reattach.http.schemas.resuming import (
 from reattach.http.stream.framing import LETTA, EventSourceFraming, Framing
 from reattach.http.stream.many import Cursor, ManyJob, ManyStream
 from reattach.http.stream.response import RunStream, require_background
+from reattach.http.stream.snapshot import SnapshotResponse
 from reattach.records.base import Thread
 from reattach.runs.follow import Target
 from reattach.runs.service import unknown_otid
-from reattach.runs.snapshot.snapshots import Snapshot
 from reattach.wire.event_source import EventId, EventIds, parse_event_id
 
 logger = structlog.get_logger(__name__)
@@ -144,8 +144,8 @@ async def follow_conversation(
     target = await _find(context, access, conversation_id, query)
     headers = _deprecation(conversation_id)
     ids = EventIds(target.run_id)
-    snapshot = await _first_snapshot(context, access, target, query, last_event_id)
-    return _followed(context, target, query, at, ids, snapshot, headers)
+    from_snapshot = _begins_with_snapshot(query, last_event_id)
+    return _followed(context, target, query, at, ids, headers, from_snapshot=from_snapshot)
 
 
 @router.get(
@@ -167,8 +167,8 @@ async def follow_run(
     target = await context.runs.target(access.tenant, run_id)
     if at.run_id is not None:
         _check_run(at.run_id, run_id)
-    snapshot = await _first_snapshot(context, access, target, query, last_event_id)
-    return _followed(context, target, query, at, EventIds(), snapshot, None)
+    from_snapshot = _begins_with_snapshot(query, last_event_id)
+    return _followed(context, target, query, at, EventIds(), None, from_snapshot=from_snapshot)
 
 
 @router.get(
@@ -186,7 +186,7 @@ async def show_conversation_snapshot(
     place: Annotated[RunPlace, Query()],
 ) -> Response:
     target = await _find(context, access, conversation_id, place)
-    return await _snapshot(context, access, target)
+    return _snapshot(context, target)
 
 
 @router.get(
@@ -200,7 +200,7 @@ async def show_conversation_snapshot(
 async def show_run_snapshot(
     run_id: Annotated[str, Path(max_length=MAX_ID_CHARS)], context: ContextDep, access: AccessDep
 ) -> Response:
-    return await _snapshot(context, access, await context.runs.target(access.tenant, run_id))
+    return _snapshot(context, await context.runs.target(access.tenant, run_id))
 
 
 @router.post(
@@ -227,16 +227,9 @@ async def follow_runs(body: FollowBody, context: ContextDep, access: AccessDep) 
     return ManyStream(job)
 
 
-async def _snapshot(context: Context, access: Access, target: Target) -> Response:
-    snapshot = await _snapshot_for(context, access, target)
-    headers = {"cache-control": "no-store"}
-    return Response(snapshot.encode(), media_type="application/json", headers=headers)
-
-
-async def _snapshot_for(context: Context, access: Access, target: Target) -> Snapshot:
+def _snapshot(context: Context, target: Target) -> Response:
     require_background(target)
-    snapshot = await context.runs.snapshots.of(target)
-    return snapshot if access.shows_system_messages else snapshot.without_system_messages()
+    return SnapshotResponse(context.runs.snapshots, target, context.settings.stall_seconds)
 
 
 async def conversation_stream(
@@ -305,13 +298,9 @@ def _check_run(of_id: str, of_request: str | None) -> None:
         )
 
 
-async def _first_snapshot(
-    context: Context, access: Access, target: Target, query: StreamQuery, header: str | None
-) -> Snapshot | None:
-    """Return the snapshot with which the stream begins, or None if the client has its own state."""
-    if query.begin != "snapshot" or header or query.last_event_id:
-        return None
-    return await _snapshot_for(context, access, target)
+def _begins_with_snapshot(query: StreamQuery, header: str | None) -> bool:
+    """A client that reconnects has a state of its own."""
+    return query.begin == "snapshot" and not header and not query.last_event_id
 
 
 def _followed(
@@ -320,14 +309,13 @@ def _followed(
     query: StreamQuery,
     at: EventId,
     ids: EventIds,
-    snapshot: Snapshot | None,
     headers: dict[str, str] | None,
+    *,
+    from_snapshot: bool,
 ) -> Response:
-    opening = b"" if snapshot is None else ids.snapshot(snapshot.seq, snapshot.encode())
-    framing = EventSourceFraming(ids, pings=query.pings == "event", opening=opening)
-    seq = at.seq if snapshot is None else snapshot.seq
-    query = query.model_copy(update={"starting_after": seq})
-    stream = _stream(context, target, query, headers, framing)
+    framing = EventSourceFraming(ids, pings=query.pings == "event")
+    query = query.model_copy(update={"starting_after": at.seq})
+    stream = _stream(context, target, query, headers, framing, from_snapshot=from_snapshot)
     if at.has_ended and not target.status.is_active:
         return Response(
             status_code=204, headers={"cache-control": "no-store", "x-run-id": target.run_id}
@@ -341,6 +329,8 @@ def _stream(
     body: ResumeBody,
     headers: dict[str, str] | None = None,
     framing: Framing = LETTA,
+    *,
+    from_snapshot: bool = False,
 ) -> RunStream:
     require_background(target)
     hint = body.batch_size if "batch_size" in body.model_fields_set else None
@@ -354,6 +344,7 @@ def _stream(
         stall_seconds=context.settings.stall_seconds,
         headers=headers,
         framing=framing,
+        from_snapshot=from_snapshot,
     )
 
 

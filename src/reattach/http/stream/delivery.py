@@ -58,6 +58,28 @@ class Delivery(ABC):
         that its token has expired. False: it is cut off, because the reader is gone or stalled, or
         the log cannot be followed any longer.
         """
+        return await self._send_opening() and await self._send_events()
+
+    async def _send_opening(self) -> bool:
+        """Send what is left of the opening, and return whether the body goes on.
+
+        An announcement would be inside a frame of the opening, so it waits for its end.
+        """
+        following, framing, sent_bytes = self.following, self._framing, 0
+        while opening := framing.take_opening():
+            if following.revoked:
+                return self._log_cut_off("its key was revoked or has expired")
+            if following.expiry is Expiry.OVER and framing.is_within_frame:
+                return self._log_cut_off("its token has expired")
+            if not await self._send(opening) or self.gone:
+                return False
+            sent_bytes += len(opening)
+            if sent_bytes >= REPLAY_TURN_BYTES:
+                sent_bytes = 0
+                await asyncio.sleep(0)
+        return True
+
+    async def _send_events(self) -> bool | None:
         following, sent_bytes = self.following, 0
         while not self.gone:
             if following.revoked:
@@ -160,13 +182,11 @@ class AsgiDelivery(Delivery):
         """Deliver until the end of the body, or until it is cut off."""
         self.following.wake = self._woken.set
         self._body.on_disconnect(self._leave)
-        opening = self._framing.take_opening()
         complete: bool | None = False
         try:
-            if not opening or await self._send(opening):
-                while (complete := await self.advance()) is None:
-                    await self._woken.wait()
-                    self._woken.clear()
+            while (complete := await self.advance()) is None:
+                await self._woken.wait()
+                self._woken.clear()
         finally:
             if not complete:
                 self._body.abort()
@@ -218,8 +238,6 @@ class DetachedDelivery(Delivery):
         self.following.wake = self._wake
         self.following.splice = self._framing.splice
         self._connection.on_disconnect(self._on_disconnect)
-        if opening := self._framing.take_opening():
-            self._connection.write(opening)
         self._write_or_abort()
 
     def _on_disconnect(self) -> None:
@@ -257,6 +275,10 @@ class DetachedDelivery(Delivery):
             if written_bytes >= REPLAY_TURN_BYTES:
                 asyncio.get_running_loop().call_soon(self._write_or_abort)
                 return
+            if opening := self._framing.take_opening():
+                self._connection.write(opening)
+                written_bytes += len(opening)
+                continue
             frames = self._read_now()
             if frames is None:
                 break

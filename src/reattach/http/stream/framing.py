@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from reattach.domain.ids import Seq, new_uuid
 from reattach.log.base import Slice
+from reattach.runs.snapshot.sharing import SnapshotReader
 from reattach.wire import event_source, letta
 from reattach.wire.event_source import EventIds, ExpiryName
 from reattach.wire.sse import DONE
@@ -26,8 +27,6 @@ class Framing:
     )
     """The first headers of a response."""
 
-    _opening: bytes = b""
-
     farewell: bytes | None = None
     """The last bytes of a body whose run goes on elsewhere; None: such a body is cut off."""
 
@@ -38,11 +37,20 @@ class Framing:
     """Encodes frames of the log for a reader; None: they are sent as they are."""
 
     def take_opening(self) -> bytes:
-        """Return the first bytes of the body, which are held until then."""
-        opening = self._opening
-        if opening:
-            self._opening = b""
-        return opening
+        """Return the next of the first bytes of the body, at most one write; b"" after all."""
+        return b""
+
+    @property
+    def is_within_frame(self) -> bool:
+        """Whether a frame of the opening has begun and has not ended, so nothing else may come."""
+        return False
+
+    def open_with(self, snapshot: SnapshotReader) -> None:
+        """Begin the body with the snapshot, which belongs to this object from now on."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of an opening that was not taken."""
 
     def keepalive(self, at: datetime, last_seq: Seq, run_id: str) -> bytes:
         """Return a keepalive for a reader that has the events up to ``last_seq``."""
@@ -59,18 +67,46 @@ LETTA: Final = Framing()
 class EventSourceFraming(Framing):
     """The form for ``EventSource``.
 
-    ``pings`` sends keepalives as events, not as comments. ``opening`` are frames before all others.
+    ``pings`` sends keepalives as events, not as comments.
     """
 
     headers = (EVENT_STREAM, (b"cache-control", b"no-store, no-transform"), NOT_BUFFERED)
     farewell = event_source.FAREWELL
     expiry_frame = staticmethod(event_source.expiry_frame)
 
-    def __init__(self, ids: EventIds, *, pings: bool, opening: bytes = b"") -> None:
-        self._opening = event_source.RETRY_LINE + opening
+    def __init__(self, ids: EventIds, *, pings: bool) -> None:
+        self._opening = event_source.RETRY_LINE
+        self._snapshot: SnapshotReader | None = None
         self._ids = ids
         self._pings = pings
         self.splice = self._splice
+
+    @override
+    def open_with(self, snapshot: SnapshotReader) -> None:
+        self._opening += self._ids.snapshot_start(snapshot.seq)
+        self._snapshot = snapshot
+
+    @property
+    @override
+    def is_within_frame(self) -> bool:
+        return self._snapshot is not None and not self._opening
+
+    @override
+    def take_opening(self) -> bytes:
+        opening, self._opening = self._opening, b""
+        if not opening and self._snapshot is not None:
+            opening = self._snapshot.take()
+            if not opening:
+                self._snapshot = None
+                return event_source.FRAME_END
+        return opening
+
+    @override
+    def close(self) -> None:
+        self._opening = b""
+        snapshot, self._snapshot = self._snapshot, None
+        if snapshot is not None:
+            snapshot.close()
 
     def _splice(self, piece: Slice) -> bytes:
         return self._ids.spliced(piece.frames, piece.first_seq)

@@ -36,7 +36,12 @@ class Fold:
         self._transcript = Transcript()
         self._decoder = Decoder(run.id)
         self._joined_seq = self.seq
-        self._messages: bytes | None = None
+        self.size_bytes = 0
+        """The approximate memory of the fold and of its newest snapshot.
+
+        The text is there once joined and once as JSON. A character takes up to four times the
+        memory of its UTF-8 if any other one is an emoji.
+        """
         self._sent = [item for message in run.input for item in message_items(message)]
 
     @property
@@ -49,29 +54,21 @@ class Fold:
         assert piece.first_seq == self.seq + 1, f"{self._run.id} has a gap after {self.seq}"
         for event in self._decoder.events(split_frames(piece.frames)):
             self._transcript.add(event)
-        self.seq, self._messages = piece.last_seq, None
+        self.seq = piece.last_seq
         if self.seq - self._joined_seq >= _COMPACTED_EVENTS:
             self._compact()
 
     def messages(self) -> bytes:
         """Return the items of the messages as a JSON array, the input first."""
-        if self._messages is None:
-            self._compact()
-            items = [
-                item
-                for message in self._transcript.messages(self._run, filler=_FILLER)
-                for item in _visible_items(message)
-            ]
-            self._messages = msgspec.json.encode(self._sent + items)
-        return self._messages
-
-    @property
-    def size_bytes(self) -> int:
-        """The approximate memory of the fold: its text, once joined and once as JSON.
-
-        A character takes up to four times the memory of its UTF-8 if any other one is an emoji.
-        """
-        return 4 * len(self._messages or b"")
+        self._compact()
+        items = [
+            item
+            for message in self._transcript.messages(self._run, filler=_FILLER)
+            for item in _visible_items(message)
+        ]
+        encoded = msgspec.json.encode(self._sent + items)
+        self.size_bytes = 4 * len(encoded)
+        return encoded
 
     def _compact(self) -> None:
         self._transcript.compact()

@@ -5,57 +5,21 @@ from collections import OrderedDict
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol, Self
+from typing import Protocol
 
 import msgspec
 
 from reattach.domain.errors import LogLostError, LogNotFoundError, StoreUnavailableError
 from reattach.domain.errors.stores import EventsLostError, LogDamagedError
-from reattach.domain.events import RunStatus, StopReason
-from reattach.domain.ids import RunId, Seq
+from reattach.domain.events import RunStatus
+from reattach.domain.ids import RunId
 from reattach.domain.limits import FOLDS_AT_ONCE, FOLDS_BYTES, MAX_CURSOR, MAX_FOLDS
 from reattach.records.base import Target
 from reattach.records.records import Records
 from reattach.runs.follow import Following, Watch
 from reattach.runs.snapshot.fold import Fold, settled_items
-
-SYSTEM_MESSAGE: Final = "system_message"
-
-
-class Snapshot(msgspec.Struct, frozen=True):
-    """The messages of a run as of event ``seq``."""
-
-    run_id: RunId
-    conversation_id: str | None
-    """None for the default conversation of its agent."""
-    status: RunStatus
-    stop_reason: StopReason | None
-    seq: Seq
-    """The cursor from which following gives all other events."""
-    messages: msgspec.Raw
-    """The items of the messages as a JSON array, the input first."""
-
-    def encode(self) -> bytes:
-        """Return the snapshot as a JSON object without a line break."""
-        return msgspec.json.encode(self)
-
-    def without_system_messages(self) -> Self:
-        """Return it as the holders of stream tokens may see it."""
-        if SYSTEM_MESSAGE.encode() not in bytes(self.messages):
-            return self
-        items = msgspec.json.decode(self.messages, type=list[msgspec.Raw])
-        shown = [
-            item
-            for item in items
-            if msgspec.json.decode(item, type=_Typed).message_type != SYSTEM_MESSAGE
-        ]
-        return msgspec.structs.replace(self, messages=msgspec.Raw(msgspec.json.encode(shown)))
-
-
-class _Typed(msgspec.Struct):
-    """The member of an item that says what it is."""
-
-    message_type: str
+from reattach.runs.snapshot.sharing import SentSnapshots, Snapshot, SnapshotReader
+from reattach.single_flight import SingleFlight
 
 
 class _Follow(Protocol):
@@ -75,12 +39,18 @@ class _Settled(Protocol):
 class _FoldedRun:
     """The fold of one live run, and the reader that keeps it beside the run's tail."""
 
-    __slots__ = ("fold", "following", "is_kept", "lock", "size_bytes", "users")
+    __slots__ = ("fold", "following", "is_kept", "lock", "newest", "newest_round", "rounds",
+                 "size_bytes", "users")  # fmt: skip
 
     def __init__(self) -> None:
         self.fold: Fold | None = None
         self.following: Following | None = None
         self.lock = asyncio.Lock()
+        self.rounds = 0
+        """How often the newest events were added."""
+        self.newest: Snapshot | None = None
+        self.newest_round = 0
+        """The round that made the newest snapshot, or found nothing to add to it."""
         self.users = 0
         """The calls that are making a snapshot of it."""
         self.is_kept = True
@@ -102,6 +72,7 @@ class Snapshots:
     The fold of a live run is kept for the next snapshot, which adds only the events since. It is
     dropped when the run ends, when nobody has asked for the interval of pings, when the process
     drains, and when there are too many. The snapshot of an ended run is read from the records.
+    All who get the snapshot of a run at one event share its bytes.
     """
 
     def __init__(
@@ -120,6 +91,8 @@ class Snapshots:
         self._kept: OrderedDict[RunId, _FoldedRun] = OrderedDict()
         """The least recently used first."""
         self._kept_bytes = 0
+        self.sent = SentSnapshots()
+        self._ended: SingleFlight[RunId, Snapshot] = SingleFlight("snapshot of an ended run")
         self._folding = asyncio.Semaphore(FOLDS_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -127,6 +100,18 @@ class Snapshots:
     def kept(self) -> int:
         """The number of folds that are kept."""
         return len(self._kept)
+
+    async def begin(self, target: Target, *, system_messages: bool = True) -> SnapshotReader:
+        """Return a reader of the run's snapshot, to be closed by the caller.
+
+        Without ``system_messages`` they are left out, as holders of stream tokens may see it.
+
+        Raises:
+            UnavailableError: The snapshots that are being sent fill the memory for them.
+            ReattachError: Any error of ``of``.
+        """
+        snapshot = await self.of(target)
+        return self.sent.begin(snapshot if system_messages else snapshot.without_system_messages())
 
     async def of(self, target: Target) -> Snapshot:
         """Return the run's messages as of its newest event.
@@ -156,7 +141,7 @@ class Snapshots:
                 raise StoreUnavailableError(
                     f"The end of {target.run_id} is not recorded yet. Try again in a moment."
                 )
-        return await self._of_ended(target)
+        return await self._ended.do(target.run_id, partial(self._of_ended, target))
 
     async def _of_live(self, target: Target) -> Snapshot | None:
         """Return the snapshot of a run whose log is open, or None if the log is closed.
@@ -164,8 +149,14 @@ class Snapshots:
         Raises the failure of the run's tail.
         """
         folded = self._use(target.run_id)
+        rounds_before = folded.rounds
         try:
             async with folded.lock:
+                # A round that began after this call has every event that was there at the call. So
+                # a crowd of calls, on a run that is being written, costs two rounds.
+                if folded.newest is not None and folded.newest_round > rounds_before:
+                    return folded.newest
+                folded.rounds += 1
                 fold, following = await self._open(target, folded)
                 async with self._folding:
                     await _advance(fold, following)
@@ -173,13 +164,8 @@ class Snapshots:
                     raise following.failure
                 if following.closed:
                     return None
-                messages = msgspec.Raw(fold.messages())
                 following.quiet_since = asyncio.get_running_loop().time()
-                self._note_size(folded, fold.size_bytes)
-            run = fold.run
-            return Snapshot(
-                run.id, run.conversation_id, RunStatus.RUNNING, None, fold.seq, messages
-            )
+                return self._newest(folded, fold)
         finally:
             folded.users -= 1
             if folded.fold is None or folded.following is None or folded.following.has_ended:
@@ -187,6 +173,14 @@ class Snapshots:
             elif not folded.is_kept:
                 self._close(folded)
             self._evict()
+
+    def _newest(self, folded: _FoldedRun, fold: Fold) -> Snapshot:
+        """Return the snapshot of the fold as it is now, which is made once for each seq."""
+        if folded.newest is None or folded.newest.seq != fold.seq:
+            folded.newest = Snapshot(fold.run, RunStatus.RUNNING, None, fold.seq, fold.messages())
+            self._note_size(folded, fold.size_bytes)
+        folded.newest_round = folded.rounds
+        return folded.newest
 
     def _use(self, run_id: RunId) -> _FoldedRun:
         folded = self._kept.setdefault(run_id, _FoldedRun())
@@ -243,7 +237,7 @@ class Snapshots:
         following = folded.following
         if folded.users or following is None:
             return
-        folded.fold = folded.following = None
+        folded.fold = folded.following = folded.newest = None
         following.wake = _ignore_wake
         self._watch.remove(following)
         task = asyncio.get_running_loop().create_task(following.aclose())
@@ -255,10 +249,12 @@ class Snapshots:
         following = await self._follow(Target.of(run), MAX_CURSOR, prefetches=False)
         seq = following.cursor
         await following.aclose()
+        sent = self.sent.newest(run.id, is_active=False)
+        if sent is not None and sent.seq == seq:
+            return sent
         kept = await self._records.messages.all_of_run(run.tenant, run.id)
         items = settled_items(run, kept)
-        messages = msgspec.Raw(msgspec.json.encode(items))
-        return Snapshot(run.id, run.conversation_id, run.status, run.stop_reason, seq, messages)
+        return Snapshot(run, run.status, run.stop_reason, seq, msgspec.json.encode(items))
 
 
 def _ignore_wake() -> None:
