@@ -406,6 +406,41 @@ async def test_a_snapshot_without_its_events_is_refused_as_gone(live: LiveServer
     assert "expired_at" in response.json()
 
 
+@pytest.mark.promise("P5", "P14")
+@pytest.mark.parametrize("gone", ["emptied", "deleted", "deleted, but forked in part"])
+@pytest.mark.parametrize("script", ["steps", "a tool", "text only", "a failure", "no pings"])
+async def test_a_snapshot_has_the_answer_after_its_conversation_is_emptied_or_deleted(
+    live: LiveServer, script: str, gone: str
+) -> None:
+    message, body = SCRIPTS[script]
+    agent, thread = await new_threads(live)
+    live.gates.open(agent)
+    if gone == "emptied":
+        thread, body = "default", {**body, "agent_id": agent}
+    run_id = await live.background_run(thread, message, **body)
+    await live.ended(run_id)
+    before = await snapshot(live, run_id)
+    frames = await live.streamed(f"/v1/runs/{run_id}/stream")
+    if gone == "emptied":
+        response = await live.client.patch(f"/v1/agents/{agent}/reset-messages")
+    else:
+        if gone != "deleted":
+            sent = before["messages"][0]["id"]
+            path = f"/v1/conversations/{thread}/fork?message_id={sent}"
+            assert (await live.client.post(path)).status_code == 200
+        response = await live.client.delete(f"/v1/conversations/{thread}")
+    assert response.status_code == 200, response.text
+    found = await snapshot(live, run_id)
+    assert found["messages"] == await fold_of(live, run_id, frames)
+    assert shown(found["messages"]) == shown(before["messages"]) != []
+    assert found | {"messages": []} == before | {"messages": []}
+    assert joined(await after(live, run_id, found["seq"])) == joined(frames[found["seq"] :])
+    # Where neither the records nor the log have the answer, it is gone, as for the stream.
+    await live.context.runs.log.trim(run_id, Seq(3))
+    gone_now = await live.client.get(f"/v1/runs/{run_id}/snapshot")
+    assert (gone_now.status_code, gone_now.json()["earliest_seq"]) == (410, 3)
+
+
 @pytest.mark.promise("P5")
 async def test_a_fold_of_events_that_were_lost_is_not_shown(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:

@@ -6,7 +6,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Literal
 
-from sqlalchemy import Column, Connection, Select, exists, func
+from sqlalchemy import Column, Connection, Select, exists, func, select
 
 from reattach.domain.approvals import PendingApproval
 from reattach.domain.clock import Clock
@@ -16,7 +16,7 @@ from reattach.domain.limits import CONTEXT_CACHE_BYTES
 from reattach.domain.limits.requests import MAX_PAGE_ITEMS
 from reattach.domain.messages import Message, Role
 from reattach.records import lookup, threads
-from reattach.records.base import Span, Thread, ThreadContext
+from reattach.records.base import Run, Span, Thread, ThreadContext
 from reattach.records.contexts import CachedContext, Contexts
 from reattach.records.database import schema
 from reattach.records.database.database import Database
@@ -106,6 +106,33 @@ class Messages(Repository):
             return _by_ordinal(connection, rows, span, ignores_unknown=True)
 
         return await self._database.in_read(read)
+
+    async def in_own_thread(self, run: Run) -> builtins.list[Message]:
+        """Return all messages of the run if its own conversation keeps them, or an empty list.
+
+        A conversation that was emptied or deleted keeps none, even if a fork shares some of them.
+        """
+        places, conversations = schema.thread_messages, schema.conversations
+        deleted = exists().where(
+            conversations.c.id == run.thread.key, conversations.c.deleted_at.is_not(None)
+        )
+        place = (
+            select(places.c.message_id)
+            .join(schema.messages, places.c.message_id == schema.messages.c.id)
+            .where(
+                schema.messages.c.run_id == run.id,
+                places.c.thread_key == run.thread.key,
+                ~deleted,
+            )
+            .limit(1)
+        )
+
+        def read(connection: Connection) -> bool:
+            return connection.scalar(place) is not None
+
+        if not await self._database.in_read(read):
+            return []
+        return await self.all_of_run(run.tenant, run.id)
 
     async def all_of_run(self, tenant: TenantId, run_id: RunId) -> builtins.list[Message]:
         """Return all messages of the run that are in a conversation, as ``of_run`` lists them."""

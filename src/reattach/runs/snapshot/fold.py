@@ -87,10 +87,7 @@ def _visible_items(message: Message) -> list[Json]:
 
 
 def settled_items(run: Run, messages: Sequence[Message]) -> list[Json]:
-    """Return the items of a settled run's messages, without those that its sender hid.
-
-    ``messages`` are those that the conversation keeps.
-    """
+    """Return the items of the messages that the records keep, without those that its sender hid."""
     config = run.request_config
     types = config.include_return_message_types
     hidden = Representation(
@@ -100,7 +97,7 @@ def settled_items(run: Run, messages: Sequence[Message]) -> list[Json]:
     sent = {message.id for message in run.input}
     return [
         item
-        for message in messages or run.input
+        for message in messages
         for item in message_items(message)
         if message.id in sent or item["message_type"] not in hidden
     ]

@@ -12,9 +12,9 @@ import msgspec
 from reattach.domain.errors import LogLostError, LogNotFoundError, StoreUnavailableError
 from reattach.domain.errors.stores import EventsLostError, LogDamagedError
 from reattach.domain.events import RunStatus
-from reattach.domain.ids import RunId
+from reattach.domain.ids import RunId, Seq
 from reattach.domain.limits import FOLDS_AT_ONCE, FOLDS_BYTES, MAX_CURSOR, MAX_FOLDS
-from reattach.records.base import Target
+from reattach.records.base import Run, Target
 from reattach.records.records import Records
 from reattach.runs.follow import Following, Watch
 from reattach.runs.snapshot.fold import Fold, settled_items
@@ -71,7 +71,8 @@ class Snapshots:
 
     The fold of a live run is kept for the next snapshot, which adds only the events since. It is
     dropped when the run ends, when nobody has asked for the interval of pings, when the process
-    drains, and when there are too many. The snapshot of an ended run is read from the records.
+    drains, and when there are too many. The snapshot of an ended run is read from the records; if
+    its conversation was emptied or deleted, it is the fold of its log.
     All who get the snapshot of a run at one event share its bytes.
     """
 
@@ -252,9 +253,24 @@ class Snapshots:
         sent = self.sent.newest(run.id, is_active=False)
         if sent is not None and sent.seq == seq:
             return sent
-        kept = await self._records.messages.all_of_run(run.tenant, run.id)
-        items = settled_items(run, kept)
-        return Snapshot(run, run.status, run.stop_reason, seq, msgspec.json.encode(items))
+        kept = await self._records.messages.in_own_thread(run)
+        if kept:
+            messages = msgspec.json.encode(settled_items(run, kept))
+        else:
+            messages = await self._fold_log(run, seq)
+        return Snapshot(run, run.status, run.stop_reason, seq, messages)
+
+    async def _fold_log(self, run: Run, seq: Seq) -> bytes:
+        """Return the messages that the events up to ``seq`` of an ended run make up."""
+        fold = Fold(run)
+        async with self._folding:
+            following = await self._follow(Target.of(run), 0, prefetches=False)
+            async with following:
+                while fold.seq < seq and await _add_next(fold, following):
+                    pass
+                if following.failure is not None:
+                    raise following.failure
+        return fold.messages()
 
 
 def _ignore_wake() -> None:
@@ -271,12 +287,17 @@ async def _advance(fold: Fold, following: Following) -> None:
         StoreUnavailableError: The store does not answer.
     """
     goal = following.last_seq
-    while fold.seq < goal and not following.has_ended:
-        try:
-            piece = await following.read()
-        except LogDamagedError as error:
-            raise EventsLostError(fold.run.id) from error
-        if not piece.frames:
-            return
+    while fold.seq < goal and not following.has_ended and await _add_next(fold, following):
+        pass
+
+
+async def _add_next(fold: Fold, following: Following) -> bool:
+    """Add one write of a replay, and return whether there was any event."""
+    try:
+        piece = await following.read()
+    except LogDamagedError as error:
+        raise EventsLostError(fold.run.id) from error
+    if piece.frames:
         fold.add(piece)
         await asyncio.sleep(0)
+    return bool(piece.frames)
