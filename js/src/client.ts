@@ -2,7 +2,7 @@ import { Lost, refusal } from "./errors.js";
 import { changed, manyPlan } from "./many.js";
 import { link, randomId } from "./platform.js";
 import { Life, ask, attach, read, type Core } from "./reader.js";
-import { encoded, runPlan, type Kept, type RunPlan } from "./run.js";
+import { encoded, runPlan, type Kept, type Position, type RunPlan } from "./run.js";
 import { streamOf, type Many, type RunStream } from "./stream.js";
 import { sharing } from "./tabs.js";
 import type {
@@ -95,19 +95,21 @@ export function connect({
   const shared = share && sharing(core, closing.signal);
   const attached = shared || ((plan: RunPlan, life: Life) => attach<Item>(core, plan, life));
 
-  /** Return what the storage has of a conversation or run, and a function that replaces it. */
-  const remember = (name: string, agent = ""): [Kept, (kept?: Kept) => void] => {
+  /** Return the position in a conversation; or in a run, which is forgotten at its end. */
+  const positionIn = (name: string, agent = "", isRun?: unknown): Position => {
     const key = `reattach ${core.url} ${name} ${agent}`;
-    // Private windows and full stores raise errors: the page can still follow.
-    const attempt = (use: () => Kept | void): Kept | void => {
+    return (change) => {
+      let kept: Kept = {};
+      // Private windows and full stores raise errors: the page can still follow.
       try {
-        return use();
+        kept = Object(JSON.parse(storage!.getItem(key)!));
       } catch {}
+      change(kept);
+      try {
+        isRun && kept.isOver ? storage!.removeItem(key) : storage!.setItem(key, JSON.stringify(kept));
+      } catch {}
+      return kept;
     };
-    return [
-      attempt(() => JSON.parse(storage!.getItem(key)!)) ?? {},
-      (kept) => attempt(() => (kept ? storage!.setItem(key, JSON.stringify(kept)) : storage!.removeItem(key))),
-    ];
   };
 
   const begin = (onState?: (state: State) => void): Life => {
@@ -151,10 +153,14 @@ export function connect({
   return {
     send(conversation, input, options = {}) {
       const { agent, clientTools, body } = options;
-      const [kept, keep] = remember(conversation, agent);
+      const position = positionIn(conversation, agent);
       const text = JSON.stringify(input);
-      const otid = options.otid ?? ((kept.input === text && kept.otid) || randomId());
-      keep({ otid, input: text });
+      let otid = options.otid!;
+      position((kept) => {
+        const sent = Object.entries((kept.sent ??= {}));
+        otid ??= sent.find(([, one]) => one === text)?.[0] ?? randomId();
+        kept.sent[otid] = text;
+      });
       const list = typeof input === "string" ? [{ role: "user", content: input }] : input;
       const request = {
         agent_id: agent,
@@ -165,19 +171,32 @@ export function connect({
         stream_tokens: true,
         streaming: true,
       };
-      const plan = runPlan(undefined, 0, [`${pathOf({ conversation })}/messages`, request], keep);
+      const plan = runPlan(undefined, 0, [`${pathOf({ conversation })}/messages`, request], position);
+      plan.otid = otid;
       return open(plan, options, { otid });
     },
 
     follow(target: Target, options: FollowOptions = {}) {
       const { after, snapshot } = options;
       const { run, conversation = "default", agent, otid } = target as Record<string, string | undefined>;
-      const [kept, keep] = remember(run ?? otid ?? conversation, agent);
-      const name = otid ?? (kept.run ? "" : kept.otid);
+      const position = positionIn(run ?? otid ?? conversation, agent, run ?? otid);
+      const kept = position(() => {});
+      const name = otid ?? Object.keys(kept.sent ?? {}).pop();
       const query = (agent ? `agent_id=${encoded(agent)}&` : "") + (name ? `otid=${encoded(name)}&` : "");
-      const seq = after ?? (snapshot ? 0 : (kept.seq ?? 0));
-      const first = `${pathOf({ conversation })}/stream?${query}`;
-      return open(runPlan(run ?? kept.run, Math.max(seq, 0), [first], keep, snapshot), options);
+      const known = run ?? (kept.isOver ? undefined : kept.run);
+      const seq = Math.max(after ?? (snapshot ? 0 : (kept.seq ?? 0)), 0);
+      const plan = runPlan(known, known || after ? seq : 0, [`${pathOf({ conversation })}/stream?${query}`], position, snapshot);
+      if (!known) {
+        plan.otid = name;
+        // No run is active: what this page has shown last is still there.
+        plan.fallBack = () => {
+          if (plan.run) return false;
+          plan.seq = seq;
+          plan.know(kept.run!);
+          return !!kept.run;
+        };
+      }
+      return open(plan, options);
     },
 
     many({ signal, onState } = {}) {

@@ -1,7 +1,7 @@
 /** The server refused, or the stream cannot go on. The members of the server's answer are its own. */
 export class ReattachError extends Error {
   /** The status of the server's answer; 0 if there was none. */
-  readonly status: number = 0;
+  declare readonly status: number;
   /** The stable code of the server's error. */
   declare readonly code?: string;
 }
@@ -52,7 +52,7 @@ export class Lost extends ReattachError {
 
 // Minified classes have lost their names.
 const NAMED = { ReattachError, Gone, Unauthorized, NotFound, Conflict, GaveUp };
-for (const [name, kind] of Object.entries(NAMED)) kind.prototype.name = name;
+for (const [name, kind] of Object.entries(NAMED)) Object.assign(kind.prototype, { name, status: 0 });
 
 const KINDS: Record<number, typeof ReattachError> = {
   401: Unauthorized,

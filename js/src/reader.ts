@@ -32,8 +32,10 @@ export interface Plan<T> {
   request(): Request | undefined;
   /** Called with the run that the response names. */
   know(run: string | null): void;
-  /** Forget the position. */
-  keep?(): void;
+  /** Forget the position, which leads nowhere. */
+  forget?(): void;
+  /** Go on with another run after a refusal, if there is one. */
+  fallBack?(): boolean;
   /** Return the items that a frame with data gives. Raises Lost if it cannot be the next one. */
   take(frame: Frame, data: string): T[];
 }
@@ -80,7 +82,7 @@ export async function* read<T>(
   } catch (error) {
     if (life.signal.aborted) throw life.signal.reason;
     last = { name: "failed", error: error as ReattachError };
-    if ((error as ReattachError).status > 401) plan.keep?.();
+    if ((error as ReattachError).status > 401) plan.forget?.();
     throw error;
   } finally {
     life.set(last);
@@ -125,7 +127,10 @@ export async function* attach<T>(
       expect(keepaliveMs * 3);
       const response = await ask(core, request!, signal, () => life.set({ name: "renewing" }));
       const { status, ok, headers, body } = response;
-      if (!ok) throw await refusal(response, core.wasAttached);
+      if (!ok) {
+        const error = await refusal(response, core.wasAttached);
+        throw !(error instanceof Lost) && plan.fallBack?.() ? new Lost() : error;
+      }
       if (status === 204) {
         // A token that has expired is answered in the same way, so that an EventSource stops.
         if (core.source) throw new Unauthorized("The token expired.");

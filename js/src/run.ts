@@ -5,13 +5,18 @@ import type { RunEvent, SnapshotEvent } from "./types.js";
 /** An id for a path or query, from wherever the application has it. */
 export const encoded = encodeURIComponent;
 
-/** Where a page was: the OTID and the input of a message whose run is not known, or the run. */
+/** Where a page was in a conversation or run. */
 export interface Kept {
-  otid?: string | undefined;
-  input?: string;
   run?: string | undefined;
+  /** The last event of `run` that the page has processed. */
   seq?: number;
+  isOver?: boolean;
+  /** Messages whose run is not known: the input of each, by its OTID. */
+  sent?: Record<string, string> | undefined;
 }
+
+/** Let a function change what is kept, and return it. */
+export type Position = (change: (kept: Kept) => void) => Kept;
 
 /** One run, which may not be known yet, from a cursor on. */
 export interface RunPlan extends Plan<RunEvent | SnapshotEvent> {
@@ -19,6 +24,8 @@ export interface RunPlan extends Plan<RunEvent | SnapshotEvent> {
   /** The position of the last event that was taken. */
   seq: number;
   wantsSnapshot: boolean | undefined;
+  /** The message whose run this is, while the run is not known. */
+  otid?: string | undefined;
   /** Called when the run is known. */
   onRun?: (run: string) => void;
   /** Note that the consumer has everything that was taken. */
@@ -28,14 +35,14 @@ export interface RunPlan extends Plan<RunEvent | SnapshotEvent> {
 /**
  * Make the plan of a run after `seq`.
  *
- * `first` is the request until the run is known. `keep` keeps the position over a reload; without an
- * argument it forgets.
+ * `first` is the request until the run is known. `position` outlives a reload. Several plans may share it:
+ * the newest one to know its run has it, and the others change nothing of that.
  */
 export function runPlan(
   run: string | undefined,
   seq: number,
   first?: Request,
-  keep = (_kept?: Kept): void => {},
+  position: Position = () => ({}),
   wantsSnapshot?: boolean,
 ): RunPlan {
   let hasFault = false;
@@ -50,7 +57,6 @@ export function runPlan(
     seq,
     wantsSnapshot,
     ended: false,
-    keep,
 
     request() {
       if (!plan.run && first![1]) return first!;
@@ -61,6 +67,10 @@ export function runPlan(
     know(run) {
       if (!run || plan.run) return;
       plan.run = run;
+      position((kept) => {
+        delete kept.sent?.[plan.otid!];
+        kept.run = run;
+      });
       plan.settle();
       plan.onRun?.(run);
     },
@@ -70,7 +80,7 @@ export function runPlan(
         const [, last] = /(\d+)-done$/.exec(id!) ?? [];
         if (Number(last) > plan.seq) fault(`the end came after ${plan.seq}`);
         plan.ended = true;
-        keep();
+        plan.settle();
         return [];
       }
       if (event && event !== "error" && event !== "snapshot") return [];
@@ -93,7 +103,20 @@ export function runPlan(
     },
 
     settle() {
-      if (plan.run && !plan.ended) keep({ run: plan.run, seq: plan.seq });
+      const { run, seq, ended: isOver } = plan;
+      position((kept) => {
+        if ((kept.run ??= run) === run) Object.assign(kept, { seq, isOver });
+      });
+    },
+
+    forget() {
+      position((kept) => {
+        delete kept.sent?.[plan.otid!];
+        if (kept.run === plan.run) {
+          delete kept.run;
+          kept.isOver = true;
+        }
+      });
     },
   };
   return plan;

@@ -10,6 +10,8 @@ import pytest
 
 from reattach.testing.programs.relay import Relay
 from reattach.testing.programs.server import ServerProcess
+from tests.support.javascript_client import require_client
+from tests.support.own_clients import JavaScriptClient, OwnClient, python_clients
 from tests.support.python_sdk import AsyncReader, Reader
 from tests.support.threads import Thread, Threads, raw_client
 
@@ -79,3 +81,12 @@ async def new_reader(relay: Relay) -> AsyncIterator[Callable[[], AsyncReader]]:
             return reader
 
         yield make
+
+
+@pytest.fixture(scope="module", params=["async", "sync", "javascript"])
+def client(request: pytest.FixtureRequest) -> Iterator[OwnClient]:
+    if request.param != "javascript":
+        yield python_clients()[request.param]()
+        return
+    with JavaScriptClient(require_client()) as process:
+        yield process

@@ -16,26 +16,15 @@ from reattach.testing.programs.relay import Relay
 from reattach.testing.programs.server import ServerProcess
 from tests.clients.conftest import scripted_server
 from tests.support.hanging_server import HangingServer, page
-from tests.support.javascript_client import events_of, require_client
+from tests.support.javascript_client import events_of
 from tests.support.node_driver import Json
 from tests.support.own_clients import (
     QUICK,
     Call,
-    JavaScriptClient,
     Options,
     OwnClient,
-    python_clients,
 )
 from tests.support.threads import Thread, Threads, assert_one_whole_run, raw_client
-
-
-@pytest.fixture(scope="module", params=["async", "sync", "javascript"])
-def client(request: pytest.FixtureRequest) -> Iterator[OwnClient]:
-    if request.param != "javascript":
-        yield python_clients()[request.param]()
-        return
-    with JavaScriptClient(require_client()) as process:
-        yield process
 
 
 def send(client: OwnClient, url: str, thread: Thread, text: str, options: Options = QUICK) -> Call:
@@ -246,49 +235,6 @@ def test_a_snapshot_comes_first_and_every_later_event_once_over_a_stream_that_is
     assert (snapshot["message_type"], snapshot["run_id"]) == ("snapshot", run["id"])
     assert 0 < snapshot["seq"] < len(replay)
     assert events == replay[snapshot["seq"] :]
-
-
-# Positions that outlive the process.
-
-
-@pytest.mark.promise("P4", "P6")
-def test_a_reader_that_starts_again_goes_on_after_the_last_event_that_it_had_processed(
-    client: OwnClient, relay: Relay, conversation: Thread
-) -> None:
-    options = Options(storage=conversation.otid, leave_after=20)
-    first = send(client, relay.url, conversation, "[chunks=50][rate=100]", options).finish()
-    assert first.states[-1] == "closed"
-    again = client.start(
-        relay.url,
-        "follow",
-        Options(storage=conversation.otid),
-        conversation_id=conversation.path_id,
-        agent_id=conversation.agent_id,
-    ).finish()
-    # The loop was left before it asked for another event, so it may not have processed this one.
-    repeated = again.events.pop(0)
-    assert repeated == first.events[-1]
-    whole = Call(events=first.events + again.events, states=again.states)
-    assert_whole(whole, conversation)
-
-
-@pytest.mark.promise("P9")
-def test_a_message_that_is_sent_again_before_its_run_is_known_starts_one_run(
-    client: OwnClient, server: ServerProcess, conversation: Thread
-) -> None:
-    def start(url: str, options: Options) -> Call:
-        where = {"conversation_id": conversation.path_id, "agent_id": conversation.agent_id}
-        return client.start(url, "send", options, messages="[chunks=5]", **where).finish()
-
-    storage = conversation.otid
-    with Relay(("127.0.0.1", 1)) as nowhere:
-        lost = start(nowhere.url, Options(storage=storage, give_up_seconds=0.3))
-        assert lost.error is not None
-        nowhere.target = server.address
-        sent = start(nowhere.url, Options(storage=storage))
-        assert sent.otid == lost.otid
-        assert_whole(sent, conversation)
-        assert start(nowhere.url, Options(storage=storage)).otid != lost.otid
 
 
 # Tokens.

@@ -25,7 +25,8 @@ def require_client() -> str:
     If Node or the packages that build it are missing, skip the test, or fail it in CI.
     """
     node = shutil.which("node")
-    if node is None or not (PACKAGE / "node_modules/esbuild").is_dir():
+    packages = [PACKAGE / "node_modules" / name for name in ("esbuild", "terser")]
+    if node is None or not all(package.is_dir() for package in packages):
         why_not = (
             "The JavaScript client cannot be built: install Node 20 or newer, run scripts/setup"
         )

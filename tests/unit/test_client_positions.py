@@ -178,6 +178,23 @@ def test_a_process_that_starts_again_goes_on_after_the_last_event_that_it_had_pr
     assert again.request.path == f"/v1/runs/{RUN}/stream?starting_after=2"
     again.answer(frames(3, 5) + done(5))
     assert again.seqs == [3, 4, 5]
+    # The run has ended, and is shown again unless another one is active.
+    shown = Script(storage=storage).follow(conversation_id="conv-1", snapshot=True)
+    assert "/v1/conversations/conv-1/stream" in shown.request.path
+    shown.refuse(400, {"detail": "No active runs"})
+    assert shown.request.path == f"/v1/runs/{RUN}/stream?starting_after=0&from=snapshot"
+    shown.answer(f'event: snapshot\nid: 5\ndata: {{"run_id": "{RUN}", "seq": 5}}\n\n{done(5)}')
+    assert shown.names[-1] == "ended"
+    rest = Script(storage=storage).follow(conversation_id="conv-1")
+    rest.refuse(400, {"detail": "No active runs"})
+    assert rest.request.path == f"/v1/runs/{RUN}/stream?starting_after=5"
+
+
+def test_a_run_that_was_followed_by_its_id_is_forgotten_at_its_end() -> None:
+    storage: dict[str, str] = {}
+    script = Script(storage=storage).follow(run_id=RUN)
+    script.answer(frame(1) + done(1))
+    assert script.seqs == [1]
     assert storage == {}
 
 
@@ -231,7 +248,7 @@ def test_a_value_that_is_no_position_is_replaced() -> None:
     for nonsense in ["{", "7", ""]:
         storage[key] = nonsense
         script, _ = Script(storage=storage).send("hello")
-        assert json.loads(storage[key])["input"] == '"hello"'
+        assert list(json.loads(storage[key])["sent"].values()) == ['"hello"']
         script.leave()
 
 

@@ -43,11 +43,9 @@ class Calls:
         """Return the plan and the OTID: a kept one, if the same input was not answered yet."""
         position = self._position(conversation_id, agent_id)
         text = json.dumps(messages)
-        kept = position.read()
-        if otid is None and kept.get("input") == text:
-            otid = kept.get("otid")
         if otid is None:
-            otid = str(uuid.uuid4())
+            sent = position.read().get("sent", {})
+            otid = next((one for one, kept in sent.items() if kept == text), str(uuid.uuid4()))
         single = [{"role": "user", "content": messages}]
         given = single if isinstance(messages, str) else messages
         named = [{"otid": f"{otid}-{at}" if at else otid, **one} for at, one in enumerate(given)]
@@ -64,7 +62,7 @@ class Calls:
                 "streaming": True,
             },
         )
-        return RunPlan(position, request, unsent={"otid": otid, "input": text}), otid
+        return RunPlan(position, request, otid=otid, text=text), otid
 
     def follow(
         self,
@@ -76,21 +74,24 @@ class Calls:
         starting_after: int | None,
         snapshot: bool,
     ) -> RunPlan:
-        position = self._position(run_id or otid or conversation_id, agent_id)
+        name = run_id or otid
+        position = self._position(name or conversation_id, agent_id, of_run=name is not None)
         kept = position.read()
-        seq = starting_after
-        if seq is None:
-            seq = 0 if snapshot else kept.get("seq", 0)
-        if otid is None and run_id is None and "run" not in kept:
-            otid = kept.get("otid")
+        former, start = kept.get("run"), max(starting_after or 0, 0)
+        seq = start if snapshot or starting_after is not None else kept.get("seq", 0)
+        known = run_id or (None if kept.get("is_over") else former)
+        if known is None and otid is None:
+            otid = next(reversed(kept.get("sent", {})), None)
         query = query_of(agent_id=agent_id, otid=otid)
         path = f"{path_of(conversation_id, None)}/stream?{query}{'&' if query else ''}"
         return RunPlan(
             position,
             Request("GET", path),
-            run_id=run_id or kept.get("run"),
-            seq=max(seq, 0),
+            run_id=known,
+            seq=start if known is None else seq,
             wants_snapshot=snapshot,
+            otid=otid if known is None else None,
+            former=None if former is None else (former, seq),
         )
 
     def many(
@@ -120,5 +121,6 @@ class Calls:
         result = yield from call(self.core, Request("POST", f"{path_of('', run_id)}/cancel"))
         return result
 
-    def _position(self, name: str, agent_id: str | None) -> Position:
-        return Position(self._storage, f"reattach {self.core.url} {name} {agent_id or ''}")
+    def _position(self, name: str, agent_id: str | None, *, of_run: bool = False) -> Position:
+        key = f"reattach {self.core.url} {name} {agent_id or ''}"
+        return Position(self._storage, key, of_run=of_run)

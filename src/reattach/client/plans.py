@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, NoReturn, Protocol
 from urllib.parse import quote, urlencode
 
@@ -62,12 +62,16 @@ class Plan(Protocol):
     def forget(self) -> None:
         """Forget the position, which leads nowhere."""
 
+    def fall_back(self) -> bool:
+        """Go on with another run after a refusal. Return whether there is one."""
+
 
 class RunPlan:
     """One run, which may not be known yet, after a cursor.
 
     ``first`` is the request until the run is known; a POST is repeated as it is, a GET gets the
-    cursor. ``unsent`` is the message that is kept until its run is known.
+    cursor. ``otid`` is the message that is kept until its run is known, and ``text`` its input if
+    it is sent here. ``former`` is a run with a cursor to follow if ``first`` is refused.
     """
 
     def __init__(
@@ -78,7 +82,9 @@ class RunPlan:
         run_id: str | None = None,
         seq: int = 0,
         wants_snapshot: bool = False,
-        unsent: Mapping[str, str] | None = None,
+        otid: str | None = None,
+        text: str | None = None,
+        former: tuple[str, int] | None = None,
     ) -> None:
         self.run_id = run_id
         self.cursor = seq
@@ -88,7 +94,9 @@ class RunPlan:
         self._position = position
         self._first = first
         self._wants_snapshot = wants_snapshot
-        self._unsent = unsent
+        self._otid = otid
+        self._text = text
+        self._former = former
         self._had_fault = False
 
     @property
@@ -96,8 +104,8 @@ class RunPlan:
         return f"Resume later with starting_after={self.cursor}."
 
     def begin(self) -> None:
-        if self._unsent is not None:
-            self._position.keep(**self._unsent)
+        if self._otid is not None and self._text is not None:
+            self._position.note_sent(self._otid, self._text)
 
     def request(self) -> Request:
         if self.run_id is not None:
@@ -113,6 +121,7 @@ class RunPlan:
     def know(self, run_id: str | None) -> None:
         if run_id and self.run_id is None:
             self.run_id = run_id
+            self._position.take(run_id, self._otid)
             self.settle()
 
     def take(self, frame: Frame) -> list[Event] | None:
@@ -125,7 +134,7 @@ class RunPlan:
             if done is not None and int(done[2]) > self.cursor:
                 self._fault(f"the end came after event {self.cursor}")
             self.ended = True
-            self.forget()
+            self.settle()
             return None
         event = self._decoded(frame.data)
         self.know(event.get("run_id"))
@@ -148,11 +157,18 @@ class RunPlan:
         return [event]
 
     def settle(self) -> None:
-        if self.run_id is not None and not self.ended:
-            self._position.keep(run=self.run_id, seq=self.cursor)
+        if self.run_id is not None:
+            self._position.keep(self.run_id, self.cursor, is_over=self.ended)
 
     def forget(self) -> None:
-        self._position.forget()
+        self._position.forget(self.run_id, self._otid)
+
+    def fall_back(self) -> bool:
+        if self.run_id is not None or self._former is None:
+            return False
+        run_id, self.cursor = self._former
+        self.know(run_id)
+        return True
 
     def _decoded(self, data: str) -> dict[str, Any]:
         event = _object_of(data)
@@ -240,6 +256,9 @@ class ManyPlan:
 
     def forget(self) -> None:
         pass
+
+    def fall_back(self) -> bool:
+        return False
 
     def _take_error(self, error: dict[str, Any]) -> list[Event] | None:
         run_id = error.get("run_id")

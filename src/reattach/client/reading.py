@@ -196,7 +196,12 @@ class Reading:
         core = self._core
         if answer.status != 200:
             content = yield ReadAll()
-            raise _refusal(core, answer, content, was_attached=core.was_attached)
+            refused = _refusal(core, answer, content, was_attached=core.was_attached)
+            # No run is active: the one that this client followed last is still there.
+            is_nothing = isinstance(refused, ReattachError) and refused.status in {400, 404}
+            if is_nothing and self._plan.fall_back():
+                raise LostError
+            raise refused
         media_type = answer.headers.get("content-type", "")
         if not media_type.startswith("text/event-stream"):
             raise not_a_stream(core.url, media_type, was_attached=core.was_attached)

@@ -6,11 +6,15 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 _log = logging.getLogger("reattach.client")
 T = TypeVar("T")
+
+_CHANGING: Final = threading.Lock()
+"""Held while a position changes, because clients in several threads may share a storage."""
 
 
 class FileStorage(MutableMapping[str, str]):
@@ -67,16 +71,27 @@ def _read(file: Path) -> tuple[str, str] | None:
 
 
 class Position:
-    """The kept position of one reader.
+    """The kept position of the readers of one conversation, or of one run.
 
-    It is a JSON object with ``otid`` and ``input`` of a message whose run is not known, or with
-    ``run`` and ``seq``. A storage that raises exceptions keeps nothing, and changes nothing else;
-    the first exception is logged.
+    It is a JSON object: ``run``, the ``seq`` that was processed and whether the run ``is_over``,
+    and in ``sent`` the input of each message whose run is not known, by its OTID. The newest
+    reader to know its run has the position; the others change nothing of that. ``of_run``: it is
+    forgotten at the end of the run.
+
+    A storage that raises exceptions keeps nothing, and changes nothing else; the first exception
+    is logged.
     """
 
-    def __init__(self, storage: MutableMapping[str, str] | None, key: str) -> None:
+    def __init__(
+        self,
+        storage: MutableMapping[str, str] | None,
+        key: str,
+        *,
+        of_run: bool = False,
+    ) -> None:
         self._storage = storage
         self._key = key
+        self._of_run = of_run
 
     def read(self) -> dict[str, Any]:
         """Return the position; empty if there is none."""
@@ -87,15 +102,45 @@ class Position:
             kept = None
         return kept if isinstance(kept, dict) else {}
 
-    def keep(self, **position: Any) -> None:
-        """Replace the position."""
-        if self._storage is None:
-            return
-        text = json.dumps(position)
-        self._attempt(lambda storage: storage.__setitem__(self._key, text))
+    def note_sent(self, otid: str, text: str) -> None:
+        """Note a message whose run is not known."""
+        with self._changed() as kept:
+            kept["sent"] = {**kept.get("sent", {}), otid: text}
 
-    def forget(self) -> None:
-        self._attempt(lambda storage: storage.pop(self._key, None))
+    def take(self, run_id: str, otid: str | None) -> None:
+        """Keep a run instead of the one before, and instead of the message that began it."""
+        with self._changed() as kept:
+            _drop_sent(kept, otid)
+            kept["run"] = run_id
+
+    def keep(self, run_id: str, seq: int, *, is_over: bool) -> None:
+        """Keep the cursor in a run, unless another run has the position."""
+        with self._changed() as kept:
+            if kept.setdefault("run", run_id) == run_id:
+                kept.update(seq=seq, is_over=is_over)
+
+    def forget(self, run_id: str | None, otid: str | None) -> None:
+        """Forget a message, and a run unless another one has the position."""
+        with self._changed() as kept:
+            _drop_sent(kept, otid)
+            if run_id is not None and kept.get("run") == run_id:
+                for name in ("run", "seq", "is_over"):
+                    kept.pop(name, None)
+
+    @contextmanager
+    def _changed(self) -> Iterator[dict[str, Any]]:
+        """Read the position, let the caller change it, and write it."""
+        if self._storage is None:
+            yield {}
+            return
+        with _CHANGING:
+            kept = self.read()
+            yield kept
+            if not kept or (self._of_run and kept.get("is_over")):
+                self._attempt(lambda storage: storage.pop(self._key, None))
+            else:
+                text = json.dumps(kept)
+                self._attempt(lambda storage: storage.__setitem__(self._key, text))
 
     def _attempt(self, use: Callable[[MutableMapping[str, str]], T]) -> T | None:
         if self._storage is None:
@@ -106,3 +151,9 @@ class Position:
             _log.warning("The storage of the client failed; positions are not kept.", exc_info=True)
             self._storage = None
             return None
+
+
+def _drop_sent(kept: dict[str, Any], otid: str | None) -> None:
+    sent = {one: text for one, text in kept.pop("sent", {}).items() if one != otid}
+    if sent:
+        kept["sent"] = sent

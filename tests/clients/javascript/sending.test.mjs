@@ -101,8 +101,44 @@ test("a page that is loaded again goes on after the last event that it had proce
   assert.equal(second.query("starting_after"), "2");
   second.write(frames(3, 5) + done(5));
   assert.deepEqual(await items, [3, 4, 5]);
-  assert.equal(storage.items.size, 0);
   before.close();
+  // The run has ended, and is what the page shows again unless another one is active.
+  const shown = seqs(clientOf(fake, { storage }).follow({ conversation: CONVERSATION }, { snapshot: true }));
+  const asked = await fake.request();
+  assert.equal(asked.path, `/reattach/v1/conversations/${CONVERSATION}/stream`);
+  asked.json(400, { detail: "No active runs" });
+  const third = await fake.request();
+  assert.equal(third.path, `/reattach/v1/runs/${RUN}/stream`);
+  assert.deepEqual([third.query("from"), third.query("starting_after")], ["snapshot", "0"]);
+  third.stream().write(`event: snapshot\nid: 5\ndata: ${JSON.stringify({ run_id: RUN, seq: 5, messages: [] })}\n\n${done(5)}`);
+  assert.deepEqual(await shown, ["snapshot"]);
+});
+
+test("a run that was followed by its id is forgotten at its end", async () => {
+  const fake = new Fake();
+  const storage = new Store();
+  const items = seqs(clientOf(fake, { storage }).follow({ run: RUN }));
+  (await fake.request()).stream().write(frame(1) + done(1));
+  assert.deepEqual(await items, [1]);
+  assert.equal(storage.items.size, 0);
+});
+
+test("a stream whose run is known later takes over, and the one before writes no more", async () => {
+  const fake = new Fake();
+  const storage = new Store();
+  const client = clientOf(fake, { storage });
+  const before = client.send(CONVERSATION, "hello");
+  (await fake.request()).stream({ "x-run-id": RUN }).write(frames(1, 3) + done(3));
+  assert.deepEqual(await seqs(before, 3), [1, 2, 3]);
+  const after = client.send(CONVERSATION, "more");
+  (await fake.request()).stream({ "x-run-id": OTHER });
+  await after.runId;
+  assert.deepEqual(await seqs(before), []);
+  const again = clientOf(fake, { storage }).follow({ conversation: CONVERSATION });
+  again.next().catch(() => {});
+  assert.equal((await fake.request()).path, `/reattach/v1/runs/${OTHER}/stream`);
+  again.close();
+  client.close();
 });
 
 test("a page that asks for a snapshot gets it of the run that it followed", async () => {
