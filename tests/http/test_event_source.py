@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from reattach.domain.errors import StoreUnavailableError
-from reattach.domain.ids import DEFAULT_TENANT, new_conversation_id, new_run_id, new_uuid
+from reattach.domain.ids import DEFAULT_TENANT, RunId, new_conversation_id, new_run_id, new_uuid
 from reattach.domain.limits import KEY_CACHE_SECONDS
 from reattach.wire.event_source import RETRY_MS
 from tests.support.event_stream import EventStream
@@ -148,6 +148,67 @@ async def test_a_position_after_the_end_of_an_open_run_is_only_a_cursor(live: Li
         assert stream.headers["x-stream-starts-after"] == "3"
         live.gates.open(agent)
         assert joined(await stream.rest()) == joined((await live.streamed(path))[3:])
+
+
+@pytest.mark.promise("S13", "P5")
+async def test_a_number_is_no_position_in_whichever_run_is_active(live: LiveServer) -> None:
+    agent, thread = await new_threads(live)
+    first = await live.background_run(thread, TEXT, otid="first")
+    await live.ended(first)
+    second = await live.held_run(agent, thread, "[chunks=20]", after=15)
+    path = f"/v1/conversations/{thread}/stream"
+    requests: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (query, position(last_id))
+        for last_id in ("8", "0", "8-done")
+        for query in ({}, {"last_event_id": f"{second}:8"}, {"from": "snapshot"})
+    ]
+    for query, options in [*requests, ({"last_event_id": "8"}, {"method": "GET"})]:
+        async with live.stream(path, query, **options) as stream:
+            assert stream.status_code == 400
+            assert (await stream.error())["code"] == "event_id_without_run"
+    # The caller chose this one, and these name the run.
+    async with live.stream(path, {"starting_after": 3}, method="GET") as stream:
+        assert stream.run_id == second
+    async with live.stream(path, {"otid": "first"}, **position("2")) as stream:
+        assert (stream.run_id, stream.headers["x-stream-starts-after"]) == (first, "2")
+    async with live.stream(f"/v1/runs/{second}/stream", **position("2")) as stream:
+        assert stream.headers["x-stream-starts-after"] == "2"
+    await live.ended(second)
+
+
+@pytest.mark.promise("S13", "P4", "P5")
+async def test_only_the_id_of_the_end_itself_stops_a_page(live: LiveServer) -> None:
+    thread, run, whole = await ended_run(live)
+    last = len(whole) - 1
+    for path, own in paths_of(thread, run).items():
+        for prefix in {own, f"{run}:"}:
+            for seq in (0, 3, last - 1, last + 1, 9999):
+                async with live.stream(path, **position(f"{prefix}{seq}-done")) as stream:
+                    assert stream.headers["x-stream-starts-after"] == str(min(seq, last))
+                    assert joined(await stream.rest()) == joined(whole[min(seq, last) :])
+                    assert stream.ids is not None
+                    assert stream.ids.last_id == f"{own}{last}-done"
+    # A page that saw the end is not disturbed when the log is gone.
+    await live.context.runs.delete_logs([run])
+    await live.context.records.runs.mark_log_deleted([RunId(run)], live.clock.now())
+    path = f"/v1/runs/{run}/stream"
+    over = await live.client.get(path, headers={"Last-Event-ID": f"{last}-done"})
+    assert over.status_code == 204
+    gone = await live.client.get(path, headers={"Last-Event-ID": f"{last}"})
+    assert gone.status_code == 410
+
+
+@pytest.mark.promise("S13")
+async def test_a_request_with_two_ids_is_refused(live: LiveServer) -> None:
+    thread, run, _ = await ended_run(live, "[chunks=1]")
+    for path, own in paths_of(thread, run).items():
+        for second in ("3", "x", ""):
+            two = [("Last-Event-ID", f"{own}3"), ("Last-Event-ID", second)]
+            query = [("last_event_id", f"{own}3"), ("last_event_id", second)]
+            for request in ({"headers": two}, {"params": query}):
+                refused = await live.client.get(path, **request)  # type: ignore[arg-type]
+                assert (refused.status_code, refused.json()["code"]) == (400, "invalid_argument")
+                assert "more than one" in refused.json()["detail"]
 
 
 @pytest.mark.promise("S13")

@@ -42,6 +42,20 @@ class InvalidArgumentError(ReattachError):
     prefix = "INVALID_ARGUMENT: "
 
 
+class EventIdWithoutRunError(InvalidArgumentError):
+    """A page's position is a number only, where the request does not say of which run."""
+
+    code = "event_id_without_run"
+
+    def __init__(self, event_id: str) -> None:
+        super().__init__(
+            f"The Last-Event-ID '{event_id}' does not name its run, and neither does the request: "
+            "another run may be active by now.",
+            remedy="Send the id as it came on this route, '<run_id>:<seq>', or name the run with "
+            "'run_id', or begin without an id.",
+        )
+
+
 class ValidationFailedError(ReattachError):
     """A request does not match its schema."""
 

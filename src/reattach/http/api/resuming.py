@@ -8,11 +8,11 @@ from functools import cache
 from typing import Annotated, Any, Final
 
 import structlog
-from fastapi import Header, Path, Query, Response
+from fastapi import Depends, Header, Path, Query, Request, Response
 
-from reattach.domain.errors import InvalidArgumentError
+from reattach.domain.errors import EventIdWithoutRunError, ExpiredError, InvalidArgumentError
 from reattach.domain.ids import AgentId, ConversationId, Seq, TenantId
-from reattach.domain.limits import REPLAY_SLICE_EVENTS
+from reattach.domain.limits import MAX_CURSOR, REPLAY_SLICE_EVENTS
 from reattach.domain.limits.requests import MAX_EVENT_ID_CHARS, MAX_ID_CHARS
 from reattach.http.api.sending import EVENT_STREAM, STREAM_RESPONSES, deprecated_path
 from reattach.http.context import AccessDep, Context, ContextDep, TenantDep
@@ -45,7 +45,8 @@ LastEventId = Annotated[
     Header(
         max_length=MAX_EVENT_ID_CHARS,
         description="Id of the last event that the client has, as it came: `<seq>`, "
-        "`<run_id>:<seq>`, or one of these with `-done`. Overrides `starting_after`.",
+        "`<run_id>:<seq>`, or one of these with `-done`. Overrides `starting_after`. On the route "
+        "of a conversation it must name the run, unless `run_id` or `otid` does.",
     ),
 ]
 
@@ -67,6 +68,27 @@ _SNAPSHOT: Final = (
     "messages. Follow the run with `starting_after` set to `seq` to get all later events. Types "
     "that `include_return_message_types` left out of the stream are left out here too."
 )
+
+
+async def _one_last_event_id(request: Request) -> None:
+    """Refuse a request with several ids, of which a proxy and this server may pick different ones.
+
+    Raises InvalidArgumentError.
+    """
+    for name, values in (
+        ("Last-Event-ID header", request.headers.getlist("last-event-id")),
+        ("last_event_id", request.query_params.getlist("last_event_id")),
+    ):
+        if len(values) > 1:
+            raise InvalidArgumentError(
+                f"The request has more than one {name}.",
+                remedy="Send only the id of the last event.",
+            )
+
+
+_ONE_POSITION = [Depends(_one_last_event_id)]
+
+
 _MANY_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": (
@@ -129,6 +151,7 @@ async def resume_run(
         "the run, so a client that reconnects gets the run that it had. Never starts a run."
     ),
     responses=EVENT_SOURCE_RESPONSES,
+    dependencies=_ONE_POSITION,
 )
 async def follow_conversation(
     conversation_id: ThreadPath,
@@ -141,11 +164,13 @@ async def follow_conversation(
     if at.run_id is not None:
         _check_run(at.run_id, query.run_id)
         query = query.model_copy(update={"run_id": at.run_id})
+    elif (last_event_id or query.last_event_id) and query.run_id is query.otid is None:
+        raise EventIdWithoutRunError(last_event_id or str(query.last_event_id))
     target = await _find(context, access, conversation_id, query)
     headers = _deprecation(conversation_id)
     ids = EventIds(target.run_id)
     from_snapshot = _begins_with_snapshot(query, last_event_id)
-    return _followed(context, target, query, at, ids, headers, from_snapshot=from_snapshot)
+    return await _followed(context, target, query, at, ids, headers, from_snapshot=from_snapshot)
 
 
 @router.get(
@@ -155,6 +180,7 @@ async def follow_conversation(
     summary="Follow the stream of one run in a browser",
     description="Like the stream of a conversation; ignores `run_id`, `otid` and `agent_id`.",
     responses=EVENT_SOURCE_RESPONSES,
+    dependencies=_ONE_POSITION,
 )
 async def follow_run(
     run_id: Annotated[str, Path(max_length=MAX_ID_CHARS)],
@@ -168,7 +194,9 @@ async def follow_run(
     if at.run_id is not None:
         _check_run(at.run_id, run_id)
     from_snapshot = _begins_with_snapshot(query, last_event_id)
-    return _followed(context, target, query, at, EventIds(), None, from_snapshot=from_snapshot)
+    return await _followed(
+        context, target, query, at, EventIds(), None, from_snapshot=from_snapshot
+    )
 
 
 @router.get(
@@ -303,7 +331,18 @@ def _begins_with_snapshot(query: StreamQuery, header: str | None) -> bool:
     return query.begin == "snapshot" and not header and not query.last_event_id
 
 
-def _followed(
+async def _has_seen_end(context: Context, target: Target, at: EventId) -> bool:
+    """Return whether the position is the end of the run, or the log is gone that could tell."""
+    if not at.has_ended or target.status.is_active:
+        return False
+    try:
+        async with await context.runs.follow(target, MAX_CURSOR, prefetches=False) as following:
+            return following.cursor == at.seq
+    except ExpiredError:
+        return True
+
+
+async def _followed(
     context: Context,
     target: Target,
     query: StreamQuery,
@@ -316,7 +355,7 @@ def _followed(
     framing = EventSourceFraming(ids, pings=query.pings == "event")
     query = query.model_copy(update={"starting_after": at.seq})
     stream = _stream(context, target, query, headers, framing, from_snapshot=from_snapshot)
-    if at.has_ended and not target.status.is_active:
+    if await _has_seen_end(context, target, at):
         return Response(
             status_code=204, headers={"cache-control": "no-store", "x-run-id": target.run_id}
         )
