@@ -173,7 +173,8 @@ def text_kept(body: Json) -> Json:
 
 def code_for(detail: str) -> str:
     codes = {
-        "INVALID_ARGUMENT:": "invalid_argument",
+        "INVALID_ARGUMENT: No active runs": "no_active_run",
+        "INVALID_ARGUMENT: Invalid": "invalid_argument",
         "No run found": "not_found",
         "CONFLICT: No active runs": "no_active_runs",
     }

@@ -105,8 +105,9 @@ async def test_following_an_ended_answer_is_refused_with_the_next_step(
     server: ServerProcess,
 ) -> None:
     async with Client(server.url) as client:
-        with pytest.raises(ReattachError, match=r"No active runs .* list the messages"):
+        with pytest.raises(ReattachError, match=r"No active runs .* list the messages") as refused:
             await collected(client.follow("conv-123e4567-e89b-42d3-8456-426614174000"))
+    assert refused.value.code == "no_active_run"
 
 
 async def test_retries_end_when_there_is_no_server() -> None:

@@ -125,7 +125,7 @@ async def test_of_the_runs_of_a_conversation_the_newest_is_resumed(live: LiveSer
     await live.ended(newest)
     assert await refusal(live, resume_path(conversation), {}) == (
         400,
-        {"detail": NO_ACTIVE_RUN, "code": "invalid_argument"},
+        {"detail": NO_ACTIVE_RUN, "code": "no_active_run"},
     )
 
 
@@ -399,7 +399,7 @@ async def test_an_unknown_run_or_otid_is_404_and_an_unknown_thread_has_no_active
     for thread, body in threads:
         assert await refusal(live, resume_path(thread), body) == (
             400,
-            {"detail": NO_ACTIVE_RUN, "code": "invalid_argument"},
+            {"detail": NO_ACTIVE_RUN, "code": "no_active_run"},
         )
 
 

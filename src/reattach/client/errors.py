@@ -149,7 +149,7 @@ def _error_of(url: str, status: int, answer: dict[str, object]) -> ReattachError
         fact = detail.removeprefix("CONFLICT: ").removeprefix("EXPIRED: ")
     else:
         fact = f"The server answered {status}: {detail}"
-        if "No active runs found" in detail:
+        if answer.get("code") == "no_active_run" or "No active runs found" in detail:
             remedy = "The answer has ended: list the messages."
     # The classes of the server build their own text; here the server has sent it.
     error = kind.__new__(kind)

@@ -14,6 +14,7 @@ from reattach.domain.errors import (
     InvalidArgumentError,
     LogLostError,
     LogNotFoundError,
+    NoActiveRunError,
     NoActiveRunsToCancelError,
     NotFoundError,
     StoreUnavailableError,
@@ -224,11 +225,11 @@ class RunService:
         """Return the active run of the thread.
 
         Raises:
-            InvalidArgumentError: There is none.
+            NoActiveRunError: There is none.
         """
         target = await self._records.runs.active_target(tenant, thread)
         if target is None:
-            raise InvalidArgumentError("No active runs found for this conversation.")
+            raise NoActiveRunError
         return target
 
     def remainder(self, target: Target, cursor: int, *, max_events: int) -> Slice | None:

@@ -42,6 +42,15 @@ class InvalidArgumentError(ReattachError):
     prefix = "INVALID_ARGUMENT: "
 
 
+class NoActiveRunError(InvalidArgumentError):
+    """Nothing is active in the conversation, which may not exist."""
+
+    code = "no_active_run"
+
+    def __init__(self) -> None:
+        super().__init__("No active runs found for this conversation.")
+
+
 class EventIdWithoutRunError(InvalidArgumentError):
     """A page's position is a number only, where the request does not say of which run."""
 
