@@ -1,4 +1,4 @@
-import { Lost, refusal } from "./errors.js";
+import { Lost, ReattachError, refusal } from "./errors.js";
 import { changed, manyPlan } from "./many.js";
 import { link, randomId } from "./platform.js";
 import { Life, ask, attach, read, type Core } from "./reader.js";
@@ -24,7 +24,7 @@ type Item = RunEvent | SnapshotEvent;
 
 /** The part of its life after which a token is renewed. */
 const RENEW_AT = 0.8;
-/** Keeps a client whose clock is wrong from renewing all the time. */
+/** The least time from a new token to the next one. */
 const LEAST_LIFE_MS = 1000;
 
 /** Sends messages, and follows runs through lost connections. */
@@ -79,6 +79,7 @@ export function connect({
   giveUpMs = 600_000,
   tokenMs = 10_000,
 }: Options): Client {
+  if (!/^https?:/i.test(url)) throw new ReattachError(`The URL is not http: ${url}`);
   const closing = new AbortController();
   const core: Core = {
     url: url.replace(/\/*(\/v1)?\/*$/, ""),
@@ -143,9 +144,9 @@ export function connect({
     return streamOf(read(plan, life, signal, attached(plan, life)), life, members, () => plan.settle(), !!more);
   };
 
-  const call = async (path: string, target: Named, body?: object, init?: RequestInit): Promise<any> => {
+  const call = async (path: string, target: Named, init?: RequestInit): Promise<any> => {
     const query = "agent" in target ? `?agent_id=${encoded(target.agent!)}` : "";
-    const response = await ask(core, [path + query, body, init], closing.signal);
+    const response = await ask(core, [path + query, undefined, init], closing.signal);
     if (response.ok) return response.json();
     throw await refusal(response);
   };
@@ -157,9 +158,9 @@ export function connect({
       const text = JSON.stringify(input);
       let otid = options.otid!;
       position((kept) => {
-        const sent = Object.entries((kept.sent ??= {}));
-        otid ??= sent.find(([, one]) => one === text)?.[0] ?? randomId();
-        kept.sent[otid] = text;
+        const sent = (kept.sent ??= {});
+        otid ??= Object.keys(sent).find((one) => sent[one] === text) ?? randomId();
+        sent[otid] = text;
       });
       const list = typeof input === "string" ? [{ role: "user", content: input }] : input;
       const request = {
@@ -203,7 +204,11 @@ export function connect({
       const life = begin(onState);
       const plan = manyPlan();
       const members = {
-        add: (run: string, after = 0) => changed(life, plan.add(run, after)),
+        add(run: string, after = 0) {
+          if (plan.plans.has(run)) return;
+          if (plan.plans.size > 99) throw new ReattachError("More than 100 runs.");
+          changed(life, plan.add(run, after));
+        },
         drop: (run: string) => changed(life, plan.plans.delete(run)),
         get state() {
           return life.state;
@@ -214,12 +219,7 @@ export function connect({
 
     snapshot: (target) => call(`${pathOf(target)}/snapshot`, target),
 
-    async cancel(target) {
-      const init = { method: "POST", keepalive: true };
-      if (!("run" in target)) return call(`${pathOf(target)}/cancel`, target, undefined, init);
-      const { agent_id: agent } = await call(pathOf(target), target);
-      return call(`/v1/agents/${agent}/messages/cancel`, target, { run_ids: [target.run] }, init);
-    },
+    cancel: (target) => call(`${pathOf(target)}/cancel`, target, { method: "POST", keepalive: true }),
 
     close: () => closing.abort(),
   };
@@ -250,10 +250,12 @@ function tokens(
       const got = await Promise.race([typeof source === "function" ? source({ fresh }) : source, limit]);
       if (!got || typeof got === "string") return (kept = got);
       const now = Date.now();
-      renewAt(now + Math.max((Date.parse(got.expires_at) - now) * RENEW_AT, LEAST_LIFE_MS));
+      const life = Date.parse(got.expires_at) - now;
+      // A new token that has expired shows that the clock is wrong; the server says when it is due.
+      renewAt(life > 0 ? now + Math.max(life * RENEW_AT, LEAST_LIFE_MS) : NaN);
       return (kept = got.token);
     } catch (error) {
-      throw new Lost(`the token function failed: ${error}`);
+      throw error instanceof ReattachError ? error : new Lost(`the token function failed: ${error}`);
     } finally {
       clearTimeout(timer!);
       asking = undefined;

@@ -72,7 +72,7 @@ export async function refusal(response: Response, wasAttached?: boolean): Promis
   }
   const { detail } = body;
   // A proxy whose server is away answers with errors of its own, some with 404.
-  if ([408, 425, 429].includes(status) || (status > 499 && status !== 501) || (wasAttached && !detail)) {
+  if (/408|425|429|5(?!01)../.test(`${status}`) || (wasAttached && !detail)) {
     const error = new Lost(`the server answered ${status}`, Number(headers.get("retry-after")) * 1000 || 0);
     return Object.assign(error, { status });
   }

@@ -138,7 +138,7 @@ export async function* attach<T>(
         return;
       }
       const type = headers.get("content-type");
-      if (!type?.startsWith("text/event-stream")) throw new Lost(`the answer was ${type}`);
+      if (!/^text.event-stream/.test(type!)) throw new Lost(`the answer was ${type}`);
       core.wasAttached = true;
       plan.know(headers.get("x-run-id"));
       if (isOver()) return;

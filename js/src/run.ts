@@ -105,7 +105,7 @@ export function runPlan(
     settle() {
       const { run, seq, ended: isOver } = plan;
       position((kept) => {
-        if ((kept.run ??= run) === run) Object.assign(kept, { seq, isOver });
+        if ((kept.run ??= run) === run) { kept.seq = seq; kept.isOver = isOver; }
       });
     },
 

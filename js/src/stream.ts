@@ -25,7 +25,11 @@ export interface RunStream<T> extends Stream<T> {
 
 /** The events of many runs, each once, and in order within each run. */
 export interface Many<T> extends Stream<T> {
-  /** Follow a run after a cursor. The connection is opened anew, with the cursors of all runs. */
+  /**
+   * Follow a run after a cursor. The connection is opened anew, with the cursors of all runs.
+   *
+   * A run that is there already keeps its cursor. Raises ReattachError if it would be run 101.
+   */
   add(run: string, after?: number): void;
   /** Leave a run. The connection is opened anew. */
   drop(run: string): void;

@@ -99,13 +99,17 @@ export type Target =
   | { run: string }
   /** The active run of the conversation; with a `storage`, the run that this page followed there. */
   | { conversation: string; agent?: string }
-  /** The newest run that a message with this OTID started. */
-  | { otid: string };
+  /** The newest run that a message with this OTID started. A conversation's token needs `conversation`. */
+  | { otid: string; conversation?: string };
 
 /** A token, or the answer of `POST /v1/tokens`. */
 export type Token = string | { token: string; expires_at: string };
 
-/** Returns a token. With `fresh`, the one before has expired or is about to, or was refused. */
+/**
+ * Returns a token. With `fresh`, the one before has expired or is about to, or was refused.
+ *
+ * A ReattachError from it ends the stream; after every other error it is asked again.
+ */
 export type TokenSource = string | ((ask: { fresh: boolean }) => Token | Promise<Token>);
 
 /** `sessionStorage`, or anything with these methods. It may throw. */

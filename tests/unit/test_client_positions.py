@@ -113,6 +113,12 @@ def test_a_token_function_that_fails_is_asked_again_and_a_valid_token_is_used_me
     assert script.seqs == [1, 2]
 
 
+def test_a_clock_that_is_ahead_renews_no_token_before_the_server_says_that_it_is_due() -> None:
+    script = Script(token=lambda fresh: {"token": "t", "expires_at": noon(-1)})
+    script.follow(run_id=RUN)
+    assert script.core.tokens.renew_seconds is None
+
+
 def test_a_key_and_a_token_together_are_refused() -> None:
     with pytest.raises(ReattachError, match="an API key or a token, not both"):
         Tokens("key", "token", LeapClock())
@@ -314,6 +320,14 @@ def test_a_run_error_that_cannot_be_read_is_asked_for_again(text: str) -> None:
     script.wait()
     script.answer(of(RUN, 1) + done(1, RUN))
     assert script.seqs == [1]
+
+
+def test_a_run_that_is_added_again_keeps_its_cursor() -> None:
+    script = Script()
+    plan = many(script, {RUN: 3})
+    plan.add(RUN, 0)
+    script.begin(plan)
+    assert script.request.body == {"runs": [{"run_id": RUN, "starting_after": 3}]}
 
 
 def test_a_change_of_the_runs_connects_anew_at_once() -> None:

@@ -99,7 +99,8 @@ class ManyStream(_EventStream[ManyPlan]):
     def add(self, run_id: str, starting_after: int = 0) -> None:
         """Follow a run after a cursor. The connection is opened anew, with the cursors of all.
 
-        Raises ReattachError if that would be more than 100 runs.
+        A run that is there already keeps its cursor. Raises ReattachError if that would be more
+        than 100 runs.
         """
         self._plan.add(run_id, starting_after)
 

@@ -209,7 +209,9 @@ class ManyPlan:
         return not self._plans
 
     def add(self, run_id: str, starting_after: int) -> None:
-        if run_id not in self._plans and len(self._plans) == MAX_FOLLOWED_RUNS:
+        if run_id in self._plans:
+            return
+        if len(self._plans) == MAX_FOLLOWED_RUNS:
             raise ReattachError(
                 f"One connection follows at most {MAX_FOLLOWED_RUNS} runs.",
                 remedy="Follow the others with another stream.",

@@ -23,7 +23,7 @@ _RENEW_AT: Final = 0.8
 """The part of its life after which a token is renewed."""
 
 _LEAST_LIFE_SECONDS: Final = 1.0
-"""Keeps a client whose clock is wrong from renewing all the time."""
+"""The least time from a new token to the next one."""
 
 
 class Tokens:
@@ -68,8 +68,11 @@ class Tokens:
         if expires_at is not None:
             end = datetime.fromisoformat(str(expires_at))
             life = (end - self._clock.now()).total_seconds()
-            seconds = max(life * _RENEW_AT, _LEAST_LIFE_SECONDS)
-            renew_at = self._clock.monotonic_seconds() + seconds
+            # A new token that has expired shows that the clock is wrong; the server says when it
+            # is due.
+            if life > 0:
+                seconds = max(life * _RENEW_AT, _LEAST_LIFE_SECONDS)
+                renew_at = self._clock.monotonic_seconds() + seconds
         self.kept, self._renew_at = checked(token), renew_at
 
     def fail(self, instead_of: str | None, cause: str) -> None:

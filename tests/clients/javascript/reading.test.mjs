@@ -288,6 +288,26 @@ test("many runs share one body, and each ends by itself", async () => {
   await assert.rejects(item, { name: "AbortError" });
 });
 
+test("a run that is added again keeps its cursor, and the 101st run is refused", async () => {
+  const fake = new Fake();
+  const many = clientOf(fake).many();
+  many.add(RUN, 7);
+  many.add(RUN);
+  for (let at = 1; at < 100; at += 1) many.add(`run-${at}`);
+  assert.throws(() => many.add(OTHER), ReattachError);
+  const item = many.next();
+  const { runs } = (await fake.request()).body;
+  assert.deepEqual([runs.length, runs[0]], [100, { run_id: RUN, starting_after: 7 }]);
+  many.close();
+  await assert.rejects(item, { name: "AbortError" });
+});
+
+test("a URL without http or https is refused at once", () => {
+  for (const url of ["localhost:8283", "/reattach", "ws://localhost", ""]) {
+    assert.throws(() => connect({ url }), ReattachError);
+  }
+});
+
 test("snapshot and cancel are single calls with the server's errors", async () => {
   const fake = new Fake();
   const client = clientOf(fake, { token: "key" });
@@ -298,10 +318,8 @@ test("snapshot and cancel are single calls with the server's errors", async () =
   asked.json(200, { seq: 3 });
   assert.deepEqual(await snapshot, { seq: 3 });
   const cancelled = client.cancel({ run: RUN });
-  (await fake.request()).json(200, { agent_id: "agent-1" });
   const cancelling = await fake.request();
-  assert.equal(cancelling.path, "/reattach/v1/agents/agent-1/messages/cancel");
-  assert.deepEqual(cancelling.body, { run_ids: [RUN] });
+  assert.deepEqual([cancelling.method, cancelling.path], ["POST", `/reattach/v1/runs/${RUN}/cancel`]);
   cancelling.json(200, { [RUN]: "cancelled" });
   assert.deepEqual(await cancelled, { [RUN]: "cancelled" });
   const idle = client.cancel({ conversation: "conv-1" });

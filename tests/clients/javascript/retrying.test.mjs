@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { mock, test } from "node:test";
-import { GaveUp, Unauthorized, connect } from "../../../js/dist/index.js";
+import { GaveUp, ReattachError, Unauthorized, connect } from "../../../js/dist/index.js";
 import { Fake, RUN, URL_OF_SERVER, done, frame, frames, seqs } from "./fake.mjs";
 
 const clientOf = (fake, options = {}) => connect({ url: URL_OF_SERVER, fetch: fake.fetch, ...options });
@@ -330,6 +330,31 @@ timed("a token function that fails or never returns is asked again", async (tick
   assert.match(states.at(-1).reason, /token function failed: Error: offline/);
   tick(states.at(-1).ms);
   (await fake.request()).stream().write(frame(1) + done(1));
+  assert.deepEqual(await items, [1]);
+});
+
+timed("a ReattachError of the token function ends the stream", async () => {
+  const fake = new Fake();
+  const error = new ReattachError("signed out");
+  const { items } = follow(clientOf(fake, { token: () => Promise.reject(error) }));
+  await assert.rejects(items, (raised) => raised === error);
+  assert.equal(fake.count, 0);
+});
+
+timed("a clock that is ahead renews no token before the server says that it is due", async (tick) => {
+  const fake = new Fake();
+  let asked = 0;
+  const token = () => ({ token: `t${(asked += 1)}`, expires_at: new Date(Date.now() - 1000).toISOString() });
+  const { items } = follow(clientOf(fake, { token }));
+  const first = (await fake.request()).stream();
+  for (let at = 0; at < 10; at += 1) {
+    first.write(": keepalive\n");
+    await settled();
+    tick(10_000);
+    await settled();
+  }
+  assert.deepEqual([asked, fake.count], [1, 1]);
+  first.write(frame(1) + done(1));
   assert.deepEqual(await items, [1]);
 });
 
