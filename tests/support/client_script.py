@@ -95,8 +95,9 @@ class Script:
 
     def send(self, text: str, otid: str | None = None) -> tuple[Script, str]:
         none = {"agent_id": None, "client_tools": None, "body": None}
-        plan, made = self.calls.send("conv-1", text, otid=otid, **none)
-        return self.begin(plan), made
+        plan = self.calls.send("conv-1", text, otid=otid, **none)
+        assert plan.sent_otid is not None
+        return self.begin(plan), plan.sent_otid
 
     def give(self, result: Any = None) -> None:
         self._advance(lambda: self._steps.send(result))

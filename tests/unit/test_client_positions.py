@@ -155,7 +155,7 @@ def test_each_message_of_a_list_has_an_otid_and_those_of_the_application_stay() 
         {"role": "user", "content": "b"},
         {"role": "user", "content": "c", "otid": "mine"},
     ]
-    plan, _ = Script().calls.send(
+    plan = Script().calls.send(
         "default",
         messages,
         otid="o",

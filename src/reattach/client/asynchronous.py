@@ -2,10 +2,11 @@
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, MutableMapping, Sequence
-from typing import Any, Generic, Self, TypeVar
+from collections.abc import AsyncGenerator, Callable, MutableMapping
+from typing import Any, Self, TypeVar
 
 import httpx2
+from typing_extensions import override
 
 from reattach.client.calls import Calls, Snapshot
 from reattach.client.drivers.asyncio_driver import AsyncioDriver
@@ -13,8 +14,9 @@ from reattach.client.drivers.transport import LIMITS, checked_url, needs_certifi
 from reattach.client.errors import ClosedError
 from reattach.client.plans import ManyPlan, Plan, RunPlan
 from reattach.client.reading import Core, Reading
-from reattach.client.states import Life, OnState, Retry, State
+from reattach.client.states import Life, Retry
 from reattach.client.steps import Event, Steps
+from reattach.client.streams import ManyView, RunView, StreamCalls, StreamView
 from reattach.client.takeovers import Takeover
 from reattach.client.tokens import Tokens, TokenSource
 from reattach.domain.clock import SystemClock
@@ -24,7 +26,7 @@ P = TypeVar("P", bound=Plan)
 T = TypeVar("T")
 
 
-class _EventStream(Generic[P]):
+class _EventStream(StreamView[P]):
     """The events of one reading. Iterate over it once, from one task at a time.
 
     The request is made when the iteration begins. To ask for an event says that the one before was
@@ -33,19 +35,9 @@ class _EventStream(Generic[P]):
     """
 
     def __init__(self, plan: P, life: Life, events: AsyncGenerator[Event]) -> None:
-        self._plan = plan
-        self._life = life
+        super().__init__(plan, life)
         self._events = events
         self._turn = asyncio.Lock()
-
-    @property
-    def state(self) -> State:
-        """The present state; after the iteration, the last one."""
-        return self._life.state
-
-    def try_now(self) -> None:
-        """End a wait, and connect at once."""
-        self._life.wake()
 
     async def aclose(self) -> None:
         """Disconnect. A task that iterates gets ClosedError. Idempotent."""
@@ -72,44 +64,15 @@ class _EventStream(Generic[P]):
         await self.aclose()
 
 
-class Stream(_EventStream[RunPlan]):
+class Stream(RunView, _EventStream[RunPlan]):
     """The events of a run, each once and in order."""
 
-    def __init__(
-        self, plan: RunPlan, life: Life, events: AsyncGenerator[Event], otid: str | None
-    ) -> None:
-        super().__init__(plan, life, events)
-        self.otid = otid
-        """The idempotency key of the message that was sent; None for a run that is followed."""
 
-    @property
-    def seq(self) -> int:
-        """The seq of the last yielded event, or the cursor before the first."""
-        return self._plan.cursor
-
-    @property
-    def run_id(self) -> str | None:
-        """The id of the run; None until the server has named it."""
-        return self._plan.run_id
-
-
-class ManyStream(_EventStream[ManyPlan]):
+class ManyStream(ManyView, _EventStream[ManyPlan]):
     """The events of many runs, each once, and in order within each run."""
 
-    def add(self, run_id: str, starting_after: int = 0) -> None:
-        """Follow a run after a cursor. The connection is opened anew, with the cursors of all.
 
-        A run that is there already keeps its cursor. Raises ReattachError if that would be more
-        than 100 runs.
-        """
-        self._plan.add(run_id, starting_after)
-
-    def drop(self, run_id: str) -> None:
-        """Leave a run. The connection is opened anew."""
-        self._plan.drop(run_id)
-
-
-class Client:
+class Client(StreamCalls[Stream, ManyStream]):
     """Sends messages and follows runs over asyncio. Use it as an async context manager.
 
     ``api_key`` or ``token`` authorizes it. A token function gets whether the token must be fresh;
@@ -162,7 +125,7 @@ class Client:
             on_attached=on_attached,
             on_takeover=on_takeover,
         )
-        self._calls = Calls(core, storage)
+        super().__init__(Calls(core, storage))
         self._given_http = http
         self._http: httpx2.AsyncClient | None = None
         self._asking = asyncio.Lock()
@@ -182,90 +145,6 @@ class Client:
         http, self._http = self._http, None
         if http is not None and http is not self._given_http:
             await http.aclose()
-
-    def send(
-        self,
-        conversation_id: str,
-        messages: str | Sequence[Mapping[str, Any]],
-        *,
-        otid: str | None = None,
-        agent_id: str | None = None,
-        client_tools: Sequence[Mapping[str, Any]] | None = None,
-        body: Mapping[str, Any] | None = None,
-        on_state: OnState | None = None,
-    ) -> Stream:
-        """Send a text, or messages, in the background and yield the events of the run.
-
-        The message carries an OTID, made here if none is given, so it starts exactly one run,
-        however often the connection breaks. With a storage, a message that was sent before the
-        process ended, and whose run is not known, keeps its OTID when the same input is sent again.
-        ``agent_id`` goes with the conversation ``default``. ``body`` has further members of the
-        request, such as ``override_model``. Raises as ``follow`` does.
-        """
-        plan, made = self._calls.send(
-            conversation_id,
-            messages,
-            otid=otid,
-            agent_id=agent_id,
-            client_tools=client_tools,
-            body=body,
-        )
-        return self._stream(plan, on_state, made)
-
-    def follow(
-        self,
-        conversation_id: str = "default",
-        *,
-        run_id: str | None = None,
-        otid: str | None = None,
-        agent_id: str | None = None,
-        starting_after: int | None = None,
-        snapshot: bool = False,
-        on_state: OnState | None = None,
-    ) -> Stream:
-        """Yield the events of a run after a cursor, each once, in order, until its end.
-
-        Without ``run_id`` and ``otid`` it follows the active run of the conversation; with a
-        storage, the run that this client followed there, after the last event that was processed.
-        With ``snapshot`` the first item has the messages so far: its ``message_type`` is
-        ``snapshot``, and it has the members of a Snapshot. The events after it follow.
-
-        Raises:
-            NotFoundError, ConflictError, ExpiredError, UnauthorizedError: As the server answered;
-                ``extra`` holds the further members of its error. A refused token was renewed once.
-            ReattachError: The server refused for another reason, or is not a Reattach server, or
-                no trusted TLS connection to it is possible, or its stream has gaps.
-            GaveUpError: ``give_up_seconds`` passed without a sign of life.
-            ClosedError: The stream was closed.
-        """
-        plan = self._calls.follow(
-            conversation_id,
-            run_id=run_id,
-            otid=otid,
-            agent_id=agent_id,
-            starting_after=starting_after,
-            snapshot=snapshot,
-        )
-        return self._stream(plan, on_state, None)
-
-    def many(
-        self,
-        runs: Iterable[str] | Mapping[str, int] = (),
-        *,
-        until_closed: bool = False,
-        on_state: OnState | None = None,
-    ) -> ManyStream:
-        """Follow up to 100 runs, or runs with their cursors, over one connection.
-
-        A run leaves when it ends, or with an item whose ``message_type`` is ``run_error``. The
-        iteration ends when no run is left; with ``until_closed`` it waits for runs that are added
-        later. Raises as ``follow`` does.
-        """
-        life = Life(on_state)
-        plan = self._calls.many(runs, life, until_closed=until_closed)
-        stream = ManyStream(plan, life, self._events(plan, life))
-        self._streams.add(stream)
-        return stream
 
     async def snapshot(
         self,
@@ -299,9 +178,15 @@ class Client:
         )
         return states
 
-    def _stream(self, plan: RunPlan, on_state: OnState | None, otid: str | None) -> Stream:
-        life = Life(on_state)
-        stream = Stream(plan, life, self._events(plan, life), otid)
+    @override
+    def _stream(self, plan: RunPlan, life: Life) -> Stream:
+        stream = Stream(plan, life, self._events(plan, life))
+        self._streams.add(stream)
+        return stream
+
+    @override
+    def _many_stream(self, plan: ManyPlan, life: Life) -> ManyStream:
+        stream = ManyStream(plan, life, self._events(plan, life))
         self._streams.add(stream)
         return stream
 

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, TypedDict
 
-from reattach.client.plans import ManyPlan, RunPlan, path_of, query_of
+from reattach.client.plans import ManyPlan, RunPlan, path_of, with_query
 from reattach.client.reading import Core, call
 from reattach.client.states import Life
 from reattach.client.steps import Request, Steps
@@ -39,8 +39,8 @@ class Calls:
         agent_id: str | None,
         client_tools: Sequence[Mapping[str, Any]] | None,
         body: Mapping[str, Any] | None,
-    ) -> tuple[RunPlan, str]:
-        """Return the plan and the OTID: a kept one, if the same input was not answered yet."""
+    ) -> RunPlan:
+        """Return the plan. Its OTID is a kept one, if the same input was not answered yet."""
         position = self._position(conversation_id, agent_id)
         text = json.dumps(messages)
         if otid is None:
@@ -62,7 +62,7 @@ class Calls:
                 "streaming": True,
             },
         )
-        return RunPlan(position, request, otid=otid, text=text), otid
+        return RunPlan(position, request, otid=otid, text=text)
 
     def follow(
         self,
@@ -82,11 +82,10 @@ class Calls:
         known = run_id or (None if kept.get("is_over") else former)
         if known is None and otid is None:
             otid = next(reversed(kept.get("sent", {})), None)
-        query = query_of(agent_id=agent_id, otid=otid)
-        path = f"{path_of(conversation_id, None)}/stream?{query}{'&' if query else ''}"
+        path = f"{path_of(conversation_id, None)}/stream"
         return RunPlan(
             position,
-            Request("GET", path),
+            Request("GET", with_query(path, agent_id=agent_id, otid=otid)),
             run_id=known,
             seq=start if known is None else seq,
             wants_snapshot=snapshot,
@@ -106,20 +105,13 @@ class Calls:
     def snapshot(
         self, conversation_id: str, run_id: str | None, agent_id: str | None
     ) -> Steps[Any]:
-        query = query_of(agent_id=agent_id)
         path = f"{path_of(conversation_id, run_id)}/snapshot"
-        return call(self.core, Request("GET", f"{path}?{query}" if query else path))
+        return call(self.core, Request("GET", with_query(path, agent_id=agent_id)))
 
     def cancel(self, conversation_id: str, run_id: str | None, agent_id: str | None) -> Steps[Any]:
-        if run_id is None:
-            query = query_of(agent_id=agent_id)
-            path = f"{path_of(conversation_id, None)}/cancel"
-            result = yield from call(
-                self.core, Request("POST", f"{path}?{query}" if query else path)
-            )
-            return result
-        result = yield from call(self.core, Request("POST", f"{path_of('', run_id)}/cancel"))
-        return result
+        path = f"{path_of(conversation_id, run_id)}/cancel"
+        of_agent = agent_id if run_id is None else None
+        return call(self.core, Request("POST", with_query(path, agent_id=of_agent)))
 
     def _position(self, name: str, agent_id: str | None, *, of_run: bool = False) -> Position:
         key = f"reattach {self.core.url} {name} {agent_id or ''}"

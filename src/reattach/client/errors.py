@@ -1,11 +1,11 @@
 """Refusals and failures, as clients raise them."""
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
+from reattach.client.json import object_of
 from reattach.domain.errors import (
     ConflictError,
     ExpiredError,
@@ -86,7 +86,7 @@ def refusal(
     itself has answered before. A proxy whose server is away answers with errors of its own, so an
     answer without a ``detail`` may then pass.
     """
-    answer = _object_of(content)
+    answer = object_of(content)
     is_ours = answer is not None and isinstance(answer.get("detail"), str)
     passes = status in _PASSING or (status > 499 and status != 501)
     if passes or (was_attached and not is_ours):
@@ -123,14 +123,6 @@ def not_a_stream(url: str, media_type: str, *, was_attached: bool) -> ReattachEr
         f"{url} answered with {answer} instead of an event stream. Check that this is the URL of a "
         "Reattach server."
     )
-
-
-def _object_of(content: bytes) -> dict[str, object] | None:
-    try:
-        answer = json.loads(content)
-    except ValueError:
-        return None
-    return answer if isinstance(answer, dict) else None
 
 
 def _error_of(url: str, status: int, answer: dict[str, object]) -> ReattachError:

@@ -1,12 +1,12 @@
 """Plans of a reading: the requests to make, and the events in their answers."""
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any, Final, NoReturn, Protocol
 from urllib.parse import quote, urlencode
 
 from reattach.client.errors import LostError
+from reattach.client.json import object_of
 from reattach.client.sse import Frame
 from reattach.client.steps import Event, Request
 from reattach.client.storage import Position
@@ -94,6 +94,8 @@ class RunPlan:
         self._position = position
         self._first = first
         self._wants_snapshot = wants_snapshot
+        self.sent_otid = None if text is None else otid
+        """The message that is sent here; None if none is."""
         self._otid = otid
         self._text = text
         self._former = former
@@ -109,14 +111,15 @@ class RunPlan:
 
     def request(self) -> Request:
         if self.run_id is not None:
-            path = f"/v1/runs/{quote(self.run_id, safe='')}/stream?"
+            path = f"{path_of('', self.run_id)}/stream"
         else:
             assert self._first is not None
             if self._first.method == "POST":
                 return self._first
             path = self._first.path
-        query = f"starting_after={self.cursor}{'&from=snapshot' if self._wants_snapshot else ''}"
-        return Request("GET", path + query)
+        cursor = {"starting_after": str(self.cursor)}
+        snapshot = {"from": "snapshot"} if self._wants_snapshot else {}
+        return Request("GET", with_query(path, **cursor, **snapshot))
 
     def know(self, run_id: str | None) -> None:
         if run_id and self.run_id is None:
@@ -171,7 +174,7 @@ class RunPlan:
         return True
 
     def _decoded(self, data: str) -> dict[str, Any]:
-        event = _object_of(data)
+        event = object_of(data)
         if event is None:
             self._fault(f"an event that is no JSON object came after event {self.cursor}")
         return event
@@ -243,7 +246,7 @@ class ManyPlan:
         if frame.data is None:
             return None
         if frame.event == "run_error":
-            return self._take_error(_object_of(frame.data) or {})
+            return self._take_error(object_of(frame.data) or {})
         run_id = frame.id.rpartition(":")[0]
         plan = self._plans.get(run_id)
         if plan is None:
@@ -281,15 +284,6 @@ class ManyPlan:
             del self._plans[run_id]
 
 
-def _object_of(data: str) -> dict[str, Any] | None:
-    """Return the JSON object, or None if it is none."""
-    try:
-        found = json.loads(data)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def path_of(conversation_id: str, run_id: str | None) -> str:
     """Return the path of a run, or of a conversation."""
     if run_id is not None:
@@ -297,6 +291,7 @@ def path_of(conversation_id: str, run_id: str | None) -> str:
     return f"/v1/conversations/{quote(conversation_id, safe='')}"
 
 
-def query_of(**members: str | None) -> str:
-    """Return a query of the members that are not None; empty without any."""
-    return urlencode({name: one for name, one in members.items() if one is not None})
+def with_query(path: str, **members: str | None) -> str:
+    """Return the path with the members that are not None added to its query."""
+    query = urlencode({name: one for name, one in members.items() if one is not None})
+    return f"{path}{'&' if '?' in path else '?'}{query}" if query else path

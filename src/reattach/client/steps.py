@@ -4,9 +4,13 @@ A reading is a generator that yields steps and gets their results. Its driver ta
 asyncio or in the calling thread, and knows nothing of the protocol.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
+
+from reattach.client.errors import LostError, StoppedError
+from reattach.domain.errors import ReattachError
 
 T = TypeVar("T")
 
@@ -96,3 +100,30 @@ Steps = Generator[Step, Any, T]
 A driver throws LostError into it if a step failed in a way that may pass, StoppedError if a call
 from outside ended the step, and ReattachError for every other failure.
 """
+
+FAILURES: Final = (LostError, StoppedError, ReattachError)
+
+
+class Course(Generic[T]):
+    """The way of a driver through steps. ``result`` is set once no ``step`` is left."""
+
+    result: T
+
+    def __init__(self, steps: Steps[T]) -> None:
+        self._steps = steps
+        self.step: Step | None = None
+        self._go(partial(next, steps))
+
+    def take(self, result: object) -> None:
+        """Go on with the result of the step."""
+        self._go(partial(self._steps.send, result))
+
+    def fail(self, error: Exception) -> None:
+        """Go on after a failure of the step."""
+        self._go(partial(self._steps.throw, error))
+
+    def _go(self, on: Callable[[], Step]) -> None:
+        try:
+            self.step = on()
+        except StopIteration as end:
+            self.step, self.result = None, end.value

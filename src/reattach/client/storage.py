@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from reattach.client.json import object_of
+
 _log = logging.getLogger("reattach.client")
 T = TypeVar("T")
 
@@ -96,11 +98,7 @@ class Position:
     def read(self) -> dict[str, Any]:
         """Return the position; empty if there is none."""
         text = self._attempt(lambda storage: storage.get(self._key))
-        try:
-            kept = json.loads(text or "{}")
-        except ValueError:
-            kept = None
-        return kept if isinstance(kept, dict) else {}
+        return object_of(text or "{}") or {}
 
     def note_sent(self, otid: str, text: str) -> None:
         """Note a message whose run is not known."""

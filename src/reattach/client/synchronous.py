@@ -3,10 +3,11 @@
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping, Sequence
-from typing import Any, Generic, Self, TypeVar
+from collections.abc import Callable, Generator, MutableMapping
+from typing import Any, Self, TypeVar
 
 import httpx2
+from typing_extensions import override
 
 from reattach.client.calls import Calls, Snapshot
 from reattach.client.drivers.thread_driver import ThreadDriver
@@ -14,8 +15,9 @@ from reattach.client.drivers.transport import LIMITS, checked_url, needs_certifi
 from reattach.client.errors import ClosedError
 from reattach.client.plans import ManyPlan, Plan, RunPlan
 from reattach.client.reading import Core, Reading
-from reattach.client.states import Life, OnState, Retry, State
+from reattach.client.states import Life, Retry
 from reattach.client.steps import Event, Steps
+from reattach.client.streams import ManyView, RunView, StreamCalls, StreamView
 from reattach.client.takeovers import Takeover
 from reattach.client.tokens import Token, Tokens
 from reattach.domain.clock import SystemClock
@@ -25,7 +27,7 @@ P = TypeVar("P", bound=Plan)
 T = TypeVar("T")
 
 
-class _EventStream(Generic[P]):
+class _EventStream(StreamView[P]):
     """The events of one reading. Iterate over it once.
 
     The request is made when the iteration begins. To ask for an event says that the one before was
@@ -35,20 +37,10 @@ class _EventStream(Generic[P]):
     """
 
     def __init__(self, client: "SyncClient", plan: P, life: Life, events: Generator[Event]) -> None:
+        super().__init__(plan, life)
         self._client = client  # It would close its connections when it is collected.
-        self._plan = plan
-        self._life = life
         self._events = events
         self._turn = threading.Lock()
-
-    @property
-    def state(self) -> State:
-        """The present state; after the iteration, the last one."""
-        return self._life.state
-
-    def try_now(self) -> None:
-        """End a wait, and connect at once. Any thread may call it."""
-        self._life.wake()
 
     def close(self) -> None:
         """Disconnect. Any thread may call it; a thread that iterates gets ClosedError. Idempotent.
@@ -81,49 +73,15 @@ class _EventStream(Generic[P]):
         self.close()
 
 
-class SyncStream(_EventStream[RunPlan]):
+class SyncStream(RunView, _EventStream[RunPlan]):
     """The events of a run, each once and in order."""
 
-    def __init__(
-        self,
-        client: "SyncClient",
-        plan: RunPlan,
-        life: Life,
-        events: Generator[Event],
-        otid: str | None,
-    ) -> None:
-        super().__init__(client, plan, life, events)
-        self.otid = otid
-        """The idempotency key of the message that was sent; None for a run that is followed."""
 
-    @property
-    def seq(self) -> int:
-        """The seq of the last yielded event, or the cursor before the first."""
-        return self._plan.cursor
-
-    @property
-    def run_id(self) -> str | None:
-        """The id of the run; None until the server has named it."""
-        return self._plan.run_id
-
-
-class SyncManyStream(_EventStream[ManyPlan]):
+class SyncManyStream(ManyView, _EventStream[ManyPlan]):
     """The events of many runs, each once, and in order within each run."""
 
-    def add(self, run_id: str, starting_after: int = 0) -> None:
-        """Follow a run after a cursor. The connection is opened anew, with the cursors of all.
 
-        Any thread may call it. A run that is there already keeps its cursor. Raises ReattachError
-        if that would be more than 100 runs.
-        """
-        self._plan.add(run_id, starting_after)
-
-    def drop(self, run_id: str) -> None:
-        """Leave a run. The connection is opened anew. Any thread may call it."""
-        self._plan.drop(run_id)
-
-
-class SyncClient:
+class SyncClient(StreamCalls[SyncStream, SyncManyStream]):
     """Sends messages and follows runs without an event loop.
 
     It has the arguments and the methods of ``Client``, and plain iterators. It starts no thread:
@@ -166,7 +124,7 @@ class SyncClient:
             on_attached=on_attached,
             on_takeover=on_takeover,
         )
-        self._calls = Calls(core, storage)
+        super().__init__(Calls(core, storage))
         self._asking = threading.Lock()
         self._streams: weakref.WeakSet[_EventStream[Any]] = weakref.WeakSet()
         self._is_closed = False
@@ -195,64 +153,6 @@ class SyncClient:
         if self._close_http is not None:
             self._close_http()
 
-    def send(
-        self,
-        conversation_id: str,
-        messages: str | Sequence[Mapping[str, Any]],
-        *,
-        otid: str | None = None,
-        agent_id: str | None = None,
-        client_tools: Sequence[Mapping[str, Any]] | None = None,
-        body: Mapping[str, Any] | None = None,
-        on_state: OnState | None = None,
-    ) -> SyncStream:
-        """Send a text, or messages, and yield the events of the run, as ``Client.send`` does."""
-        plan, made = self._calls.send(
-            conversation_id,
-            messages,
-            otid=otid,
-            agent_id=agent_id,
-            client_tools=client_tools,
-            body=body,
-        )
-        return self._stream(plan, on_state, made)
-
-    def follow(
-        self,
-        conversation_id: str = "default",
-        *,
-        run_id: str | None = None,
-        otid: str | None = None,
-        agent_id: str | None = None,
-        starting_after: int | None = None,
-        snapshot: bool = False,
-        on_state: OnState | None = None,
-    ) -> SyncStream:
-        """Yield the events of a run after a cursor, as ``Client.follow`` does."""
-        plan = self._calls.follow(
-            conversation_id,
-            run_id=run_id,
-            otid=otid,
-            agent_id=agent_id,
-            starting_after=starting_after,
-            snapshot=snapshot,
-        )
-        return self._stream(plan, on_state, None)
-
-    def many(
-        self,
-        runs: Iterable[str] | Mapping[str, int] = (),
-        *,
-        until_closed: bool = False,
-        on_state: OnState | None = None,
-    ) -> SyncManyStream:
-        """Follow up to 100 runs over one connection, as ``Client.many`` does."""
-        life = Life(on_state)
-        plan = self._calls.many(runs, life, until_closed=until_closed)
-        stream = SyncManyStream(self, plan, life, self._events(plan, life))
-        self._add(stream)
-        return stream
-
     def snapshot(
         self,
         conversation_id: str = "default",
@@ -275,9 +175,15 @@ class SyncClient:
         states: dict[str, str] = self._call(self._calls.cancel(conversation_id, run_id, agent_id))
         return states
 
-    def _stream(self, plan: RunPlan, on_state: OnState | None, otid: str | None) -> SyncStream:
-        life = Life(on_state)
-        stream = SyncStream(self, plan, life, self._events(plan, life), otid)
+    @override
+    def _stream(self, plan: RunPlan, life: Life) -> SyncStream:
+        stream = SyncStream(self, plan, life, self._events(plan, life))
+        self._add(stream)
+        return stream
+
+    @override
+    def _many_stream(self, plan: ManyPlan, life: Life) -> SyncManyStream:
+        stream = SyncManyStream(self, plan, life, self._events(plan, life))
         self._add(stream)
         return stream
 

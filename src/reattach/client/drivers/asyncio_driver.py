@@ -11,15 +11,17 @@ import httpx2
 from reattach.client.drivers.transport import (
     answer_of,
     failure_of,
+    look_of,
     look_request,
-    object_of,
     stream_request,
 )
-from reattach.client.errors import LostError, StoppedError
+from reattach.client.errors import StoppedError
 from reattach.client.reading import Core
 from reattach.client.states import Life
 from reattach.client.steps import (
+    FAILURES,
     Answer,
+    Course,
     Disconnect,
     Emit,
     Event,
@@ -58,43 +60,37 @@ class AsyncioDriver:
 
     async def run(self, steps: Steps[T]) -> T:
         """Take all steps, of which none gives an event, and return their result."""
+        course = Course(steps)
         try:
-            step = next(steps)
-            while True:
-                try:
-                    result = await self._take(step)
-                except (LostError, StoppedError, ReattachError) as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(result)
-        except StopIteration as end:
-            value: T = end.value
-            return value
+            while course.step is not None:
+                await self._advance(course, course.step)
         finally:
             await self._disconnect()
+        return course.result
 
     async def events(self, steps: Steps[None]) -> AsyncGenerator[Event]:
         """Take the steps as the consumer asks for events."""
+        course = Course(steps)
         try:
-            step = next(steps)
-            while True:
+            while (step := course.step) is not None:
                 if isinstance(step, Emit):
                     yield step.event
-                    step = next(steps)
-                    continue
-                try:
-                    result = await self._take(step)
-                except (LostError, StoppedError, ReattachError) as error:
-                    step = steps.throw(error)
+                    course.take(None)
                 else:
-                    step = steps.send(result)
-        except StopIteration:
-            return
+                    await self._advance(course, step)
         finally:
             try:
                 await self._disconnect()
             finally:
                 steps.close()
+
+    async def _advance(self, course: Course[Any], step: Step) -> None:
+        try:
+            result = await self._take(step)
+        except FAILURES as error:
+            course.fail(error)
+        else:
+            course.take(result)
 
     def _wake(self) -> None:
         if self._is_waiting:
@@ -160,7 +156,7 @@ class AsyncioDriver:
         request = look_request(self._http, self._core.url, step.request, step.seconds)
         with suppress(httpx2.HTTPError, TimeoutError):
             async with asyncio.timeout(step.seconds):
-                return object_of(await self._http.send(request))
+                return look_of(await self._http.send(request))
         return None
 
     async def _token(self, instead_of: str | None) -> str | None:

@@ -12,15 +12,17 @@ import httpx2
 from reattach.client.drivers.transport import (
     answer_of,
     failure_of,
+    look_of,
     look_request,
-    object_of,
     stream_request,
 )
-from reattach.client.errors import LostError, StoppedError
+from reattach.client.errors import StoppedError
 from reattach.client.reading import Core
 from reattach.client.states import Life
 from reattach.client.steps import (
+    FAILURES,
     Answer,
+    Course,
     Disconnect,
     Emit,
     Event,
@@ -58,43 +60,37 @@ class ThreadDriver:
 
     def run(self, steps: Steps[T]) -> T:
         """Take all steps, of which none gives an event, and return their result."""
+        course = Course(steps)
         try:
-            step = next(steps)
-            while True:
-                try:
-                    result = self._take(step)
-                except (LostError, StoppedError, ReattachError) as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(result)
-        except StopIteration as end:
-            value: T = end.value
-            return value
+            while course.step is not None:
+                self._advance(course, course.step)
         finally:
             self._disconnect()
+        return course.result
 
     def events(self, steps: Steps[None]) -> Generator[Event]:
         """Take the steps as the consumer asks for events."""
+        course = Course(steps)
         try:
-            step = next(steps)
-            while True:
+            while (step := course.step) is not None:
                 if isinstance(step, Emit):
                     yield step.event
-                    step = next(steps)
-                    continue
-                try:
-                    result = self._take(step)
-                except (LostError, StoppedError, ReattachError) as error:
-                    step = steps.throw(error)
+                    course.take(None)
                 else:
-                    step = steps.send(result)
-        except StopIteration:
-            return
+                    self._advance(course, step)
         finally:
             try:
                 self._disconnect()
             finally:
                 steps.close()
+
+    def _advance(self, course: Course[Any], step: Step) -> None:
+        try:
+            result = self._take(step)
+        except FAILURES as error:
+            course.fail(error)
+        else:
+            course.take(result)
 
     def _interrupt(self) -> None:
         self._woken.set()
@@ -162,7 +158,7 @@ class ThreadDriver:
     def _look(self, step: Look) -> tuple[int, dict[str, Any]] | None:
         request = look_request(self._http, self._core.url, step.request, step.seconds)
         with suppress(httpx2.HTTPError):
-            return object_of(self._http.send(request))
+            return look_of(self._http.send(request))
         return None
 
     def _token(self, instead_of: str | None) -> str | None:

@@ -8,6 +8,7 @@ from urllib.request import getproxies
 import httpx2
 
 from reattach.client.errors import LostError
+from reattach.client.json import object_of
 from reattach.client.steps import Answer, Open, Request
 from reattach.domain.errors import ReattachError
 from reattach.domain.limits import MAX_ERROR_CHARS
@@ -83,13 +84,9 @@ def answer_of(response: httpx2.Response) -> Answer:
     return Answer(response.status_code, {k.lower(): v for k, v in response.headers.items()})
 
 
-def object_of(response: httpx2.Response) -> tuple[int, dict[str, Any]]:
+def look_of(response: httpx2.Response) -> tuple[int, dict[str, Any]]:
     """Return the status and the JSON object of a response; ``{}`` for another body."""
-    try:
-        answer = response.json()
-    except ValueError:
-        answer = None
-    return response.status_code, answer if isinstance(answer, dict) else {}
+    return response.status_code, object_of(response.content) or {}
 
 
 def failure_of(error: httpx2.RequestError, url: str) -> LostError | ReattachError:
