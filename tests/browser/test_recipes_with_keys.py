@@ -123,12 +123,16 @@ def test_a_page_reads_with_tokens_of_its_own_backend_over_a_renewal_a_cut_and_a_
         wait_for_words(page, 30)
         page.reload()
         wait_for_words(page, 60)
-        thread = backend.thread("ada")
-        thread.post("cancel")
-        wait_for_status(page, "The answer has ended.")
-        assert listed(page) == [ENDLESS, thread.text()]
-        assert statuses_of(thread) == ["cancelled"]
-        assert not [line for line in page.log if line.startswith("pageerror")]
+        assert_shows_the_cancelled_answer(page, backend.thread("ada"))
+
+
+def assert_shows_the_cancelled_answer(page: Page, thread: Thread) -> None:
+    """Cancel the endless answer, and assert that the page shows all of it, after its question."""
+    thread.post("cancel")
+    wait_for_status(page, "The answer has ended.")
+    assert listed(page) == [ENDLESS, thread.text()]
+    assert statuses_of(thread) == ["cancelled"]
+    assert not [line for line in page.log if line.startswith("pageerror")]
 
 
 @pytest.mark.promise("P11")
@@ -148,11 +152,7 @@ def test_signing_out_ends_the_tokens_of_the_session_and_the_answer_goes_on(
         assert listed(page) == []
         sign_in(page, "grace", "compiler")
         wait_for_words(page, 20)
-        thread.post("cancel")
-        wait_for_status(page, "The answer has ended.")
-        assert listed(page) == [ENDLESS, thread.text()]
-        assert statuses_of(thread) == ["cancelled"]
-        assert not [line for line in page.log if line.startswith("pageerror")]
+        assert_shows_the_cancelled_answer(page, thread)
 
 
 @pytest.mark.promise("P11")

@@ -21,7 +21,7 @@ from tests.recovery.test_outages import orphans_of
 from tests.recovery.test_tools import Launch, sent
 from tests.support.faulty_stores import Faults, Life
 from tests.support.in_process_readers import Reader
-from tests.support.stores import Stores, eventually
+from tests.support.stores import ENDS_RUNS, Stores, eventually
 
 WAIT_SECONDS = 10.0
 GOES_ON = ContinuePolicy()
@@ -43,6 +43,18 @@ class LateAnswer(Faults):
             self.waiting.set()
             await self.let.wait()
         return result
+
+
+async def held_up(
+    stores: Stores, step: str, policy: ContinuePolicy
+) -> tuple[RunService, LateAnswer, asyncio.Task[None]]:
+    """Start a process that recovers runs, until it waits for the late answer of ``step``."""
+    late = LateAnswer(step)
+    service = stores.service_upon(late, policy=policy)
+    recovering = asyncio.create_task(service.start())
+    async with asyncio.timeout(WAIT_SECONDS):
+        await late.waiting.wait()
+    return service, late, recovering
 
 
 async def handed_over(service: RunService, run: Run, late: LateAnswer) -> None:
@@ -121,11 +133,8 @@ async def test_a_process_that_is_stopped_while_it_recovers_a_run_leaves_it_to_th
 ) -> None:
     run = await interrupted(stores, "[chunks=6]", "after log.append", 3)
     assert run is not None
-    late = LateAnswer(step)
-    service = stores.service_upon(late, policy=GOES_ON)
+    service, late, recovering = await held_up(stores, step, GOES_ON)
     async with asyncio.timeout(WAIT_SECONDS):
-        recovering = asyncio.create_task(service.start())
-        await late.waiting.wait()
         await service.drain(0)
         late.let.set()
         await recovering
@@ -165,11 +174,8 @@ async def test_a_run_that_is_cancelled_while_it_is_taken_up_does_not_go_on(
 ) -> None:
     run = await interrupted(stores, "[chunks=6][hang=3]", "after log.append", 2)
     assert run is not None
-    late = LateAnswer(step)
-    service = stores.service_upon(late, policy=GOES_ON)
+    service, late, recovering = await held_up(stores, step, GOES_ON)
     async with asyncio.timeout(WAIT_SECONDS):
-        recovering = asyncio.create_task(service.start())
-        await late.waiting.wait()
         cancelling = asyncio.create_task(service.cancel([run]))
         await eventually(lambda: is_cancel_requested(stores, run))
         late.let.set()
@@ -183,11 +189,8 @@ async def test_of_runs_that_are_taken_over_together_the_cancelled_one_ends_as_ca
     stores: Stores,
 ) -> None:
     runs = await orphans_of(stores, 3)
-    late = LateAnswer("log.head")
-    service = stores.service_upon(late)
+    service, late, recovering = await held_up(stores, "log.head", ENDS_RUNS)
     async with asyncio.timeout(WAIT_SECONDS):
-        recovering = asyncio.create_task(service.start())
-        await late.waiting.wait()
         assert late.calls["runs.take_over"] == 1
         cancelling = asyncio.create_task(service.cancel([runs[0]]))
         await eventually(lambda: is_cancel_requested(stores, runs[0]))

@@ -1,9 +1,22 @@
 """The path of a request, wherever the application is mounted."""
 
+import re
+from typing import Final
+
 from starlette.types import Scope
+
+_OF_PAGES: Final = re.compile(r"/v1/(?:conversations|runs)/[^/]+/(stream|snapshot)")
 
 
 def path_of(scope: Scope) -> str:
     """Return the path relative to the mount point of the application."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
+
+
+def page_resource(scope: Scope) -> str | None:
+    """Return ``stream`` or ``snapshot`` if pages get it by its URL alone; else None."""
+    if scope["type"] != "http" or scope["method"] != "GET":
+        return None
+    match = _OF_PAGES.fullmatch(path_of(scope))
+    return None if match is None else match[1]

@@ -352,9 +352,9 @@ async def _followed(
     *,
     from_snapshot: bool,
 ) -> Response:
-    framing = EventSourceFraming(ids, pings=query.pings == "event")
+    framing = EventSourceFraming(ids, pings=query.pings == "event", from_snapshot=from_snapshot)
     query = query.model_copy(update={"starting_after": at.seq})
-    stream = _stream(context, target, query, headers, framing, from_snapshot=from_snapshot)
+    stream = _stream(context, target, query, headers, framing)
     if await _has_seen_end(context, target, at):
         return Response(
             status_code=204, headers={"cache-control": "no-store", "x-run-id": target.run_id}
@@ -368,8 +368,6 @@ def _stream(
     body: ResumeBody,
     headers: dict[str, str] | None = None,
     framing: Framing = LETTA,
-    *,
-    from_snapshot: bool = False,
 ) -> RunStream:
     require_background(target)
     hint = body.batch_size if "batch_size" in body.model_fields_set else None
@@ -383,7 +381,6 @@ def _stream(
         stall_seconds=context.settings.stall_seconds,
         headers=headers,
         framing=framing,
-        from_snapshot=from_snapshot,
     )
 
 

@@ -33,7 +33,7 @@ from reattach.http.middleware.pages import Pages
 from reattach.http.middleware.quotas import Quotas
 from reattach.http.middleware.refusals import Audit
 from reattach.http.middleware.tokens import StreamTokens
-from reattach.http.paths import path_of
+from reattach.http.paths import page_resource, path_of
 from reattach.records.keys import Keys
 from reattach.single_flight import SingleFlight
 
@@ -249,6 +249,6 @@ def _answer_expired(error: TokenExpiredError, scope: Scope) -> Response:
     One that has received no event reconnects without an id, so its first request gets a 204 too.
     """
     scheme = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")[0].lower()
-    if scheme != b"bearer" and path_of(scope).endswith("/stream"):
+    if scheme != b"bearer" and page_resource(scope) == "stream":
         return Response(status_code=204, headers={"cache-control": "no-store"})
     return error_response(error)

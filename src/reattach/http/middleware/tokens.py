@@ -1,7 +1,6 @@
 """Stream tokens: issued, verified, and checked against the records."""
 
 import asyncio
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,15 +29,12 @@ from reattach.domain.stream_tokens import (
     sign,
     verify,
 )
-from reattach.http.paths import path_of
+from reattach.http.paths import page_resource
 from reattach.records.records import Records
 from reattach.records.tokens.tokens import StreamToken, Uses
 from reattach.single_flight import SingleFlight
 
 logger = structlog.get_logger(__name__)
-
-_WITH_QUERY: Final = re.compile(r"/v1/(?:conversations|runs)/[^/]+/(?:stream|snapshot)")
-"""The paths at which a GET may have its token in the query, because a page opens them by URL."""
 
 _GRACE: Final = timedelta(seconds=TOKEN_GRACE_SECONDS)
 
@@ -134,11 +130,9 @@ class StreamTokens:
         return None if claims is None or claims.id in standing.revoked else claims
 
     def in_query(self, scope: Scope) -> str | None:
-        """Return the token in the query of a GET that may have one there."""
+        """Return the token in the query of a GET that may have one there: a page opens its URL."""
         query: bytes = scope.get("query_string", b"")
-        if not self._allows_query or b"token=" not in query or scope["method"] != "GET":
-            return None
-        if _WITH_QUERY.fullmatch(path_of(scope)) is None:
+        if not self._allows_query or b"token=" not in query or page_resource(scope) is None:
             return None
         pairs = parse_qsl(query.decode("latin-1"))
         return next(

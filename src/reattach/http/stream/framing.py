@@ -1,6 +1,6 @@
 """The bytes of a stream around the events of a run, which differ between its forms."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Final
 
@@ -36,6 +36,19 @@ class Framing:
     splice: Callable[[Slice], bytes] | None = None
     """Encodes frames of the log for a reader; None: they are sent as they are."""
 
+    from_snapshot: bool = False
+    """Whether the body begins with the snapshot of the run."""
+
+    async def open(
+        self,
+        snapshot: Callable[[], Awaitable[SnapshotReader]],  # noqa: ARG002
+    ) -> Seq | None:
+        """Begin the body; return the seq of its snapshot, or None if it begins with none.
+
+        The result of ``snapshot`` belongs to this object from then on.
+        """
+        return None
+
     def take_opening(self) -> bytes:
         """Return the next of the first bytes of the body, at most one write; b"" after all."""
         return b""
@@ -44,10 +57,6 @@ class Framing:
     def is_within_frame(self) -> bool:
         """Whether a frame of the opening has begun and has not ended, so nothing else may come."""
         return False
-
-    def open_with(self, snapshot: SnapshotReader) -> None:
-        """Begin the body with the snapshot, which belongs to this object from now on."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Let go of an opening that was not taken."""
@@ -74,7 +83,8 @@ class EventSourceFraming(Framing):
     farewell = event_source.FAREWELL
     expiry_frame = staticmethod(event_source.expiry_frame)
 
-    def __init__(self, ids: EventIds, *, pings: bool) -> None:
+    def __init__(self, ids: EventIds, *, pings: bool, from_snapshot: bool = False) -> None:
+        self.from_snapshot = from_snapshot
         self._opening = event_source.RETRY_LINE
         self._snapshot: SnapshotReader | None = None
         self._ids = ids
@@ -82,9 +92,12 @@ class EventSourceFraming(Framing):
         self.splice = self._splice
 
     @override
-    def open_with(self, snapshot: SnapshotReader) -> None:
-        self._opening += self._ids.snapshot_start(snapshot.seq)
-        self._snapshot = snapshot
+    async def open(self, snapshot: Callable[[], Awaitable[SnapshotReader]]) -> Seq | None:
+        if not self.from_snapshot:
+            return None
+        self._snapshot = await snapshot()
+        self._opening += self._ids.snapshot_start(self._snapshot.seq)
+        return self._snapshot.seq
 
     @property
     @override

@@ -6,6 +6,7 @@ distinguished from stalled ones, and an idle reader costs no task.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from fastapi import Response
@@ -23,6 +24,7 @@ from reattach.http.stream.delivery import AsgiDelivery, DetachedDelivery, Stream
 from reattach.http.stream.framing import LETTA, Framing
 from reattach.runs.follow import Following, Target
 from reattach.runs.service import RunService
+from reattach.runs.snapshot.sharing import SnapshotReader
 
 _REPLACEABLE: Final = frozenset({b"cache-control", b"x-accel-buffering"})
 """Headers that the application may override."""
@@ -47,8 +49,8 @@ class RunStream(Response):
     ended. The body ends with ``[DONE]`` exactly if everything up to the end of the closed log was
     sent. Otherwise (the reader reads nothing for ``stall_seconds``, or the log cannot be followed
     any longer) the connection is dropped without it, and the reader may resume. A reader that
-    leaves does not affect the run. ``framing`` is the form of the stream. With ``from_snapshot`` it
-    begins with the run's snapshot, whose seq takes the place of the cursor.
+    leaves does not affect the run. ``framing`` is the form of the stream. If it begins
+    with the run's snapshot, the snapshot's seq takes the place of the cursor.
 
     An error of ``RunService.follow`` becomes an error response instead of a stream.
     """
@@ -67,14 +69,12 @@ class RunStream(Response):
         stall_seconds: float,
         headers: Mapping[str, str] | None = None,
         framing: Framing = LETTA,
-        from_snapshot: bool = False,
     ) -> None:
         super().__init__()
         self._job = StreamJob(runs, target, clock, stall_seconds, framing)
         self._cursor = cursor
         self._max_events = max_events
         self._include_pings = include_pings
-        self._from_snapshot = from_snapshot
         self._more_headers = [
             (name.encode("latin-1"), value.encode("latin-1"))
             for name, value in (headers or {}).items()
@@ -113,7 +113,7 @@ class RunStream(Response):
         self._more_headers += headers
         job = self._job
         connection: Connection | None = scope.get("extensions", {}).get(CONNECTION_EXTENSION)
-        if connection is not None and connection.is_writable() and not self._from_snapshot:
+        if connection is not None and connection.is_writable() and not job.framing.from_snapshot:
             rest = job.runs.remainder(job.target, self._cursor, max_events=self._max_events)
             if rest is not None:
                 framing = job.framing
@@ -126,8 +126,9 @@ class RunStream(Response):
             if access is not None:
                 access.use.open_stream()
             try:
-                if self._from_snapshot:
-                    await self._begin_snapshot(access)
+                seq = await job.framing.open(partial(self._begin_snapshot, access))
+                if seq is not None:
+                    self._cursor = seq
                 following = await job.runs.follow(
                     job.target, self._cursor, max_events=self._max_events, waits=waits
                 )
@@ -143,12 +144,10 @@ class RunStream(Response):
         await self._deliver(following, connection, access, receive, send)
         return None
 
-    async def _begin_snapshot(self, access: Access | None) -> None:
-        snapshot = await self._job.runs.snapshots.begin(
+    async def _begin_snapshot(self, access: Access | None) -> SnapshotReader:
+        return await self._job.runs.snapshots.begin(
             self._job.target, system_messages=access is None or access.shows_system_messages
         )
-        self._job.framing.open_with(snapshot)
-        self._cursor = snapshot.seq
 
     async def _deliver(
         self,

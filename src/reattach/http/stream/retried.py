@@ -1,14 +1,12 @@
 """Errors that pass, as streams that make an ``EventSource`` come back."""
 
-import re
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reattach.http.paths import path_of
+from reattach.http.paths import page_resource
 from reattach.http.stream.framing import EVENT_STREAM, NOT_BUFFERED
 
-_STREAM: Final = re.compile(r"/v1/(?:conversations|runs)/[^/]+/stream")
 _PASSING: Final = frozenset({429, 503})
 _REPLACED: Final = frozenset(
     {b"cache-control", b"content-length", b"content-type", b"retry-after", b"x-accel-buffering"}
@@ -26,8 +24,7 @@ class RetriedStreams:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_page = scope["type"] == "http" and scope["method"] == "GET"
-        if is_page and _STREAM.fullmatch(path_of(scope)) is not None:
+        if page_resource(scope) == "stream":
             send = _replacing_errors(send)
         await self._app(scope, receive, send)
 
