@@ -12,7 +12,7 @@ from reattach.domain.events import StopReason
 from reattach.domain.messages import TextPart
 from reattach.engine.base import AnswerKept, Delta, Turn
 from reattach.engine.function import FunctionEngine
-from reattach.records.base import Page, Run
+from reattach.records.base import Page, Run, Target
 from reattach.runs.attempts.policy import ContinuePolicy
 from reattach.runs.service import RunService
 from reattach.tools.base import Toolbox
@@ -203,3 +203,27 @@ async def test_of_runs_that_are_taken_over_together_the_cancelled_one_ends_as_ca
 
 async def is_cancel_requested(stores: Stores, run: Run) -> bool:
     return (await stores.run(run)).cancel_requested_at is not None
+
+
+@pytest.mark.promise("P7", "P19")
+async def test_a_reader_that_looks_for_the_log_while_its_run_is_taken_up_gets_it(
+    stores: Stores,
+) -> None:
+    """It saw no log before the recovery and looked after it whether there will be one."""
+    life = Life("before log.open")
+    sender = stores.service_upon(life, policy=GOES_ON)
+    late = LateAnswer("runs.get")
+    service = stores.service_upon(late, policy=GOES_ON)
+    async with asyncio.timeout(WAIT_SECONDS):
+        await sender.start()
+        run = await sender.send(stores.send(await stores.conversation(), "one two"))
+        await life.ended.wait()
+        await service.start(recovers=False)
+        reading = asyncio.create_task(service.follow(Target.of(run), 0))
+        await late.waiting.wait()
+        await service.recover()
+        late.let.set()
+        following = await reading
+        await following.aclose()
+        ended = await service.wait_until_settled(run)
+    assert ended.stop_reason is StopReason.END_TURN

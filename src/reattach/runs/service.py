@@ -265,6 +265,8 @@ class RunService:
         give_up_at = self._clock.monotonic_seconds() + (OPEN_WAIT_SECONDS if waits else 0.0)
         ended = not target.status.is_active
         while True:
+            # Before the look: a recovery that ends meanwhile may have opened the log.
+            had_recovered = self._has_recovered
             try:
                 return await follow(
                     self.log,
@@ -283,7 +285,7 @@ class RunService:
                 raise self._retention.expired_error(run)
             # Another process may be about to open the log, or to end the run because it is lost.
             is_late = self._clock.monotonic_seconds() >= give_up_at
-            if (self._has_recovered and not self.ownership.shared) or is_late:
+            if (had_recovered and not self.ownership.shared) or is_late:
                 raise StoreUnavailableError(
                     f"The events of {run.id} cannot be read at present. Try again in a moment."
                 )
