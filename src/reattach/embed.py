@@ -68,7 +68,7 @@ from reattach.http.errors import error_response
 from reattach.http.stream.response import RunStream
 from reattach.observe import log_through_application
 from reattach.records.base import Agent, Conversation, Page, Run
-from reattach.runs.follow import Target
+from reattach.runs.following.follow import Target
 from reattach.runs.reading import events_of
 from reattach.runs.representation import Representation
 from reattach.runs.service import Send

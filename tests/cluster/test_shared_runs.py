@@ -13,7 +13,7 @@ from reattach.domain.ids import DEFAULT_TENANT
 from reattach.domain.messages import Role
 from reattach.records.base import Conversation, Run, Thread
 from reattach.records.runs.notifications import NotificationsMissed
-from reattach.runs.follow import Target
+from reattach.runs.following.follow import Target
 from tests.cluster.nodes import Node, Nodes
 from tests.support.beats import beat
 from tests.support.engines import SteppedEngine

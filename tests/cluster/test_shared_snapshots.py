@@ -12,7 +12,7 @@ from reattach.domain.clock import SystemClock
 from reattach.domain.ids import DEFAULT_TENANT
 from reattach.http.stream.body import Body
 from reattach.http.stream.many import Cursor, ManyDelivery, ManyJob
-from reattach.runs.follow import Target
+from reattach.runs.following.follow import Target
 from reattach.runs.snapshot.sharing import Snapshot
 from tests.cluster.nodes import Nodes
 from tests.support.engines import SteppedEngine

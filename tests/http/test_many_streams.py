@@ -26,7 +26,7 @@ from reattach.domain.ids import DEFAULT_TENANT, Seq, new_run_id
 from reattach.domain.limits import REPLAY_SLICE_BYTES
 from reattach.http.stream.body import CONNECTION_EXTENSION
 from reattach.log.base import Slice
-from reattach.runs.follow import Following
+from reattach.runs.following.follow import Following
 from reattach.wire.sse import DONE
 from tests.support.asgi_server import OTHER_TENANT
 from tests.support.live_server import (

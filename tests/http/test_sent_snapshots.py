@@ -20,7 +20,7 @@ from reattach.domain.events import RunStatus
 from reattach.domain.ids import DEFAULT_TENANT, Seq
 from reattach.domain.limits import REPLAY_SLICE_BYTES
 from reattach.http.connection.protocol import HttpConnection
-from reattach.runs.follow import Expiry, Following
+from reattach.runs.following.follow import Expiry, Following
 from reattach.runs.snapshot import snapshots as snapshots_module
 from reattach.runs.snapshot.fold import Fold
 from reattach.runs.snapshot.sharing import SentLimits, SentSnapshots, Snapshot

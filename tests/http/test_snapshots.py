@@ -15,7 +15,7 @@ from reattach.domain.ids import DEFAULT_TENANT, RunId, Seq, Token, new_conversat
 from reattach.domain.limits import REPLAY_SLICE_EVENTS
 from reattach.http.stream.framing import EventSourceFraming
 from reattach.log.base import Slice
-from reattach.runs.follow import Target
+from reattach.runs.following.follow import Target
 from reattach.runs.service import RunService
 from reattach.runs.snapshot.fold import Fold
 from reattach.runs.snapshot.snapshots import FoldLimits, Snapshots

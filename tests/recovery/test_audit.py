@@ -20,7 +20,7 @@ from reattach.domain.limits import LOST_LOG_FIRST_SEQ, OPEN_WAIT_SECONDS
 from reattach.domain.messages import Role
 from reattach.log.sqlite.log import SqliteLog
 from reattach.records.base import Run
-from reattach.runs.follow import Target
+from reattach.runs.following.follow import Target
 from reattach.runs.ownership import audit as audit_module
 from reattach.testing.conformance.log_samples import append
 from tests.recovery.test_outages import orphans_of

@@ -16,7 +16,7 @@ from reattach.http.stream.body import CONNECTION_EXTENSION
 from reattach.http.stream.framing import LETTA, EventSourceFraming
 from reattach.http.stream.response import RunStream
 from reattach.records.base import Run
-from reattach.runs.follow import Target
+from reattach.runs.following.follow import Target
 from reattach.runs.service import RunService
 from reattach.wire.event_source import EventIds
 from tests.support.event_stream import EventStream
@@ -131,6 +131,8 @@ class Reader:
     async def _read(self) -> None:
         scope: dict[str, Any] = {
             "type": "http",
+            "method": "POST",
+            "headers": [],
             "extensions": {CONNECTION_EXTENSION: self.connection},
         }
         try:

@@ -9,7 +9,7 @@ import pytest
 from reattach.domain.errors import CursorAheadError, ExpiredError, LogNotFoundError
 from reattach.domain.ids import Seq, Token, new_run_id
 from reattach.log.memory import MemoryLog
-from reattach.runs.follow import Following, Watch, follow
+from reattach.runs.following.follow import Following, Watch, follow
 from reattach.testing.conformance.log_samples import append
 
 RUN = new_run_id()

@@ -44,7 +44,9 @@ def create_key(
     ] = None,
     scope: Annotated[
         list[KeyScope] | None,
-        typer.Option(help="Permission of the key; repeatable. Default: all."),
+        typer.Option(
+            help="Permission of the key; repeatable. Default: read, send and admin of its tenant."
+        ),
     ] = None,
     as_json: AsJson = False,
     stores: StoreFlags,
@@ -52,7 +54,8 @@ def create_key(
     """Create a key and show it once; the server stores only its hash.
 
     Scopes: 'read' reads everything and follows runs, 'send' sends messages and creates
-    conversations, 'admin' changes and deletes agents and everything else.
+    conversations, 'admin' changes and deletes agents and everything else. 'operator' is for those
+    who run the server: it shows the processes, runs and use of all tenants. It has to be asked for.
     """
     _check(name, tenant)
     owner = new_tenant_id() if tenant == "new" else TenantId(tenant or DEFAULT_TENANT)

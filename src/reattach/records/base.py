@@ -399,10 +399,13 @@ class KeyScope(StrEnum):
     SEND = "send"
     """Send, answer, cancel, and create conversations."""
     ADMIN = "admin"
-    """Create, change and delete agents, blocks and everything else."""
+    """Create, change and delete agents, blocks and everything else; look at the tenant's use."""
+    OPERATOR = "operator"
+    """Look at the processes, runs, readers and use of all tenants, and manage their keys."""
 
 
-ALL_SCOPES: Final = frozenset(KeyScope)
+ALL_SCOPES: Final = frozenset({KeyScope.READ, KeyScope.SEND, KeyScope.ADMIN})
+"""Every scope within a tenant. A key reaches beyond its tenant only if it is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,7 +423,7 @@ class ApiKey:
     """Accurate to the minute."""
     expires_at: datetime | None = None
     scope_names: tuple[str, ...] | None = None
-    """None for all scopes, including future ones."""
+    """None for all scopes within its tenant, including future ones."""
 
     @property
     def scopes(self) -> frozenset[str]:

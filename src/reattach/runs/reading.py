@@ -9,7 +9,7 @@ import msgspec
 from reattach.domain.errors import StoreUnavailableError
 from reattach.domain.ids import Seq
 from reattach.domain.limits import REPLAY_SLICE_EVENTS
-from reattach.runs.follow import Target
+from reattach.runs.following.follow import Target
 from reattach.runs.service import RunService
 from reattach.wire.sse import frame_data, split_frames
 

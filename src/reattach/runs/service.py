@@ -50,7 +50,8 @@ from reattach.records.runs.notifications import (
 from reattach.runs.attempts.policy import CONTINUES, ContinuePolicy
 from reattach.runs.drivers import Drivers
 from reattach.runs.endings import CANCELLED
-from reattach.runs.follow import Following, Target, Watch, follow, remainder
+from reattach.runs.following.follow import Following, Target, Watch, follow, remainder
+from reattach.runs.following.readers import Readers
 from reattach.runs.idempotency import otid_alias
 from reattach.runs.open_runs import OpenRuns
 from reattach.runs.ownership.audit import Audit
@@ -92,6 +93,7 @@ class RunService:
     ) -> None:
         self.log = log
         self.watch = Watch(ping_interval_seconds, clock.now)
+        self.readers = Readers(self.watch, clock)
         self.open_runs = OpenRuns()
         self._has_recovered = False
         self.released = asyncio.Event()

@@ -93,3 +93,14 @@ async def test_a_key_is_found_and_valid_until_it_expires_and_keeps_its_scopes(
     listed = await keys.list(OURS)
     assert [key.expires_at for key in listed] == [None, at(2)]
     assert [key.scopes for key in listed] == [ALL_SCOPES, {KeyScope.READ}]
+
+
+async def test_only_a_key_that_was_asked_for_it_reaches_beyond_its_tenant(
+    records: Records,
+) -> None:
+    keys = records.keys
+    _, whole = await keys.create(OURS, "whole")
+    _, operator = await keys.create(OURS, "operator", scopes=[KeyScope.OPERATOR])
+    found = [await keys.find(whole), await keys.find(operator)]
+    assert [one and one.scopes for one in found] == [ALL_SCOPES, {KeyScope.OPERATOR}]
+    assert KeyScope.OPERATOR not in ALL_SCOPES

@@ -42,7 +42,7 @@ from reattach.http.schemas.sending import (
 from reattach.http.stream.response import RunStream
 from reattach.records.base import Run, Thread
 from reattach.runs.answers import whole_answer
-from reattach.runs.follow import Target
+from reattach.runs.following.follow import Target
 from reattach.runs.service import Send
 from reattach.webhooks.receivers import receiver_url
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 from typing_extensions import override
@@ -19,9 +19,9 @@ from reattach.domain.errors import (
 from reattach.domain.ids import DEFAULT_TENANT, TenantId
 from reattach.domain.stream_tokens import Claims, TokenScope, kid_of
 from reattach.http.middleware.quotas import Quotas
-from reattach.http.middleware.scopes import OF_TOKENS
+from reattach.http.middleware.scopes import OF_TOKENS, is_operating
 from reattach.http.middleware.tokens import StreamTokens
-from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
+from reattach.records.base import ApiKey, KeyScope
 from reattach.records.keys import Keys
 
 logger = structlog.get_logger(__name__)
@@ -30,6 +30,10 @@ _T = TypeVar("_T")
 
 ACCESS = "reattach.access"
 """Key of the ASGI scope under which the authentication stores the ``Access`` of the request."""
+
+
+EVERY_SCOPE: Final = frozenset(KeyScope)
+"""The scopes of a request to a server that requires no key."""
 
 
 class Access:
@@ -49,7 +53,7 @@ class Access:
         """None while the server requires no key."""
         self.tenant: TenantId = DEFAULT_TENANT if key is None else key.tenant
         self.use = quotas.of(self.tenant)
-        self.scopes = ALL_SCOPES if key is None else key.scopes
+        self.scopes = EVERY_SCOPE if key is None else key.scopes
         self.expires_at: datetime | None = None if key is None else key.expires_at
 
     @property
@@ -64,7 +68,7 @@ class Access:
 
     async def require_operation(
         self,
-        operation_id: str | None,  # noqa: ARG002
+        operation_id: str | None,
         scope: KeyScope,
         path: Mapping[str, object],  # noqa: ARG002
     ) -> None:
@@ -72,7 +76,25 @@ class Access:
 
         Raises ForbiddenError.
         """
-        self.require(scope)
+        if not (self.is_operator and is_operating(operation_id)):
+            self.require(scope)
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether it reaches beyond its tenant."""
+        return KeyScope.OPERATOR in self.scopes
+
+    def tenant_filter(self, wanted: TenantId | None = None) -> TenantId | None:
+        """Return the tenant to whose objects an operator's request is limited; None: no limit.
+
+        ``wanted`` is the tenant that the request names, if any.
+
+        Raises:
+            ForbiddenError: It is another tenant, and the key reaches only its own.
+        """
+        if not self.is_operator and wanted not in (None, self.tenant):
+            raise ForbiddenError(KeyScope.OPERATOR, sorted(self.scopes))
+        return wanted if self.is_operator else self.tenant
 
     @property
     def shows_system_messages(self) -> bool:

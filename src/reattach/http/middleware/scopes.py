@@ -2,7 +2,8 @@
 
 Reading needs ``read`` (every GET, and following a run), talking to an agent needs ``send``, and
 changing agents and blocks or deleting anything needs ``admin``, as does every operation that is not
-listed here. A stream token opens the operations of ``OF_TOKENS`` and no others.
+listed here. The operations of operators need ``admin`` for the objects of one's own tenant, and
+``operator`` for those of all. A stream token opens the operations of ``OF_TOKENS`` and no others.
 """
 
 from collections.abc import Collection
@@ -57,11 +58,21 @@ OF_TOKENS: Final = {
 The path names one of them, or neither. Operations check the runs that a query or a body names.
 """
 
+_OPERATING: Final = "admin_"
+"""The beginning of the ids of operations under ``/v1/admin``."""
+
 _READING_METHODS: Final = frozenset({"GET", "HEAD"})
+
+
+def is_operating(operation_id: str | None) -> bool:
+    """Return whether it is an operation of operators, who may look beyond their own tenant."""
+    return (operation_id or "").startswith(_OPERATING)
 
 
 def scope_of(methods: Collection[str], operation_id: str | None) -> KeyScope:
     """Return the scope that a key needs for an operation with these methods."""
+    if is_operating(operation_id):
+        return KeyScope.ADMIN
     if _READING_METHODS.issuperset(methods) or operation_id in FOLLOWING:
         return KeyScope.READ
     return KeyScope.SEND if operation_id in SENDING else KeyScope.ADMIN

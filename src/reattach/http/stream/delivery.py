@@ -15,7 +15,8 @@ from reattach.domain.errors.stores import LogDamagedError
 from reattach.domain.limits import REPLAY_TURN_BYTES
 from reattach.http.stream.body import AsgiBody, Connection, Piece
 from reattach.http.stream.framing import LETTA, Framing
-from reattach.runs.follow import Expiry, Following, Target
+from reattach.runs.following.follow import Expiry, Following, Target
+from reattach.runs.following.readers import CutReason
 from reattach.runs.service import RunService
 
 logger = structlog.get_logger(__name__)
@@ -68,9 +69,9 @@ class Delivery(ABC):
         following, framing, sent_bytes = self.following, self._framing, 0
         while opening := framing.take_opening():
             if following.revoked:
-                return self._log_cut_off("its key was revoked or has expired")
+                return self._cut_off(CutReason.REVOKED, "its key was revoked or has expired")
             if following.expiry is Expiry.OVER and framing.is_within_frame:
-                return self._log_cut_off("its token has expired")
+                return self._cut_off(CutReason.TOKEN_EXPIRED, "its token has expired")
             if not await self._send(opening) or self.gone:
                 return False
             sent_bytes += len(opening)
@@ -83,17 +84,20 @@ class Delivery(ABC):
         following, sent_bytes = self.following, 0
         while not self.gone:
             if following.revoked:
-                return self._log_cut_off("its key was revoked or has expired")
+                return self._cut_off(CutReason.REVOKED, "its key was revoked or has expired")
             if following.expiry is not self._announced and not await self._announce():
                 return self._announced is Expiry.OVER and not self.gone
             try:
                 piece = await following.read()
             except ReattachError as error:
                 is_damaged = isinstance(error, LogDamagedError)
-                return self._log_cut_off(error.detail, is_damaged=is_damaged)
+                reason = CutReason.LOG_DAMAGED if is_damaged else CutReason.LOG_FAILED
+                return self._cut_off(reason, error.detail)
             # Before the terminal group, because the SDKs stop at an error event, before [DONE].
             if following.closed and not await self._is_settled_in_time():
-                return self._log_cut_off("the end of the run is not recorded yet")
+                return self._cut_off(
+                    CutReason.NOT_SETTLED, "the end of the run is not recorded yet"
+                )
             splice = self._framing.splice
             frames = piece.frames if splice is None else splice(piece)
             if frames:
@@ -119,7 +123,7 @@ class Delivery(ABC):
         self._announced = following.expiry
         if following.expiry is Expiry.SOON:
             return await self._send(frame("expiring", following.expires_at))
-        self._log_cut_off("its token has expired")
+        self._cut_off(CutReason.TOKEN_EXPIRED, "its token has expired")
         await self._end(frame("expired", following.expires_at))
         return False
 
@@ -127,9 +131,12 @@ class Delivery(ABC):
         """End the body of a reader that has every event; None: it waits for further ones."""
         following = self.following
         if following.failure is not None:
-            return self._log_cut_off(following.failure.detail)
+            return self._cut_off(CutReason.LOG_FAILED, following.failure.detail)
         if following.released:
-            self._log_cut_off("this server is shutting down, and another one took over the run")
+            self._cut_off(
+                CutReason.RELEASED,
+                "this server is shutting down, and another one took over the run",
+            )
             farewell = self._framing.farewell
             return farewell is not None and await self._end(farewell)
         if following.closed:
@@ -156,16 +163,19 @@ class Delivery(ABC):
         try:
             await self._write(body)
         except TimeoutError:
-            return self._log_cut_off(f"it read nothing for {self._job.stall_seconds:g} seconds")
+            return self._cut_off_stalled()
         self.following.keepalive_due = False
         self.following.quiet_since = asyncio.get_running_loop().time()
         return True
 
-    def _log_cut_off(self, reason: str, *, is_damaged: bool = False) -> bool:
-        """Log why the stream ends early, and return False, as ``advance`` then does."""
-        log = logger.warning if is_damaged else logger.info
-        log("reader cut off", run_id=self._job.target.run_id, reason=reason)
+    def _cut_off(self, reason: CutReason, detail: str) -> bool:
+        """Note why the stream ends early, and return False, as ``advance`` then does."""
+        self._job.runs.readers.note_cut(self.following, reason, detail)
         return False
+
+    def _cut_off_stalled(self) -> bool:
+        seconds = self._job.stall_seconds
+        return self._cut_off(CutReason.STALLED, f"it read nothing for {seconds:g} seconds")
 
 
 class AsgiDelivery(Delivery):
@@ -243,7 +253,7 @@ class DetachedDelivery(Delivery):
     def _on_disconnect(self) -> None:
         self.gone = True
         if self._connection.stalled:
-            self._log_cut_off(f"it read nothing for {self._job.stall_seconds:g} seconds")
+            self._cut_off_stalled()
         if self._then is None:
             self._wake()
         else:
@@ -261,7 +271,8 @@ class DetachedDelivery(Delivery):
         try:
             self._write_available()
         except Exception:
-            logger.exception("reader cut off", run_id=self._job.target.run_id)
+            logger.exception("delivery failed", run_id=self._job.target.run_id)
+            self._cut_off(CutReason.ERROR, "the server failed")
             self.gone = True
             self._task = asyncio.get_running_loop().create_task(self._continue())
 
@@ -328,7 +339,8 @@ class DetachedDelivery(Delivery):
         try:
             complete = await self._advance_until_idle()
         except Exception:
-            logger.exception("reader cut off", run_id=self._job.target.run_id)
+            logger.exception("delivery failed", run_id=self._job.target.run_id)
+            self._cut_off(CutReason.ERROR, "the server failed")
         finally:
             if complete is None:
                 self._task = None

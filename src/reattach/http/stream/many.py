@@ -16,6 +16,7 @@ from reattach.domain.errors import ReattachError, StoreUnavailableError
 from reattach.domain.errors.stores import EventsLostError, LogDamagedError
 from reattach.domain.ids import TenantId, new_uuid
 from reattach.domain.limits import REPLAY_SLICE_BYTES
+from reattach.http.client_name import client_of
 from reattach.http.errors import error_members, error_response
 from reattach.http.middleware.access import ACCESS, Access
 from reattach.http.stream.body import (
@@ -28,7 +29,8 @@ from reattach.http.stream.body import (
 from reattach.http.stream.framing import LETTA
 from reattach.http.stream.response import require_background
 from reattach.log.base import Slice
-from reattach.runs.follow import Following, Target
+from reattach.runs.following.follow import Following, Target
+from reattach.runs.following.readers import CutReason, Transport
 from reattach.runs.service import RunService
 from reattach.wire.event_source import KEEPALIVE, EventIds, error_frame, ping_frame
 from reattach.wire.letta import head
@@ -80,7 +82,7 @@ class ManyStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         access: Access | None = scope.get(ACCESS)
         connection: Connection | None = scope.get("extensions", {}).get(CONNECTION_EXTENSION)
-        delivery = ManyDelivery(self._job, access)
+        delivery = ManyDelivery(self._job, access, client_of(scope))
         try:
             delivery.count_streams()
         except ReattachError as error:
@@ -134,9 +136,10 @@ class ManyDelivery:
     the stores nothing.
     """
 
-    def __init__(self, job: ManyJob, access: Access | None) -> None:
+    def __init__(self, job: ManyJob, access: Access | None, client: str = "") -> None:
         self._job = job
         self._access = access
+        self._client = client
         self._members = [_Member(cursor) for cursor in job.cursors]
         self._ready: dict[_Member, None] = {}
         """The members that may have something to send."""
@@ -197,7 +200,8 @@ class ManyDelivery:
         try:
             is_whole = await self._deliver(body)
         except Exception:
-            logger.exception("reader cut off")
+            logger.exception("delivery failed")
+            self._cut_off(CutReason.ERROR, "the server failed")
         finally:
             await self._release()
             if is_whole:
@@ -225,8 +229,15 @@ class ManyDelivery:
     async def _close(self, member: _Member) -> None:
         following, member.following = member.following, None
         if following is not None:
-            self._job.runs.watch.remove(following)
+            self._job.runs.readers.remove(following)
             await following.aclose()
+
+    def _cut_off(self, reason: CutReason, detail: str) -> bool:
+        """Note for each run why the body ends early, and return False."""
+        for member in self._members:
+            if member.following is not None:
+                self._job.runs.readers.note_cut(member.following, reason, detail)
+        return False
 
     # Each run by itself.
 
@@ -249,7 +260,13 @@ class ManyDelivery:
             member.following = following
             member.is_settled = not member.target.status.is_active
             following.wake = partial(self._on_wake, member)
-            job.runs.watch.add(following, pings=True)
+            job.runs.readers.add(
+                following,
+                member.target,
+                transport=Transport.MANY,
+                client=self._client,
+                pings=True,
+            )
         self._mark_ready(member)
 
     async def _settle(self, member: _Member) -> None:
@@ -294,7 +311,7 @@ class ManyDelivery:
             if body.gone:
                 return False
             if self._revoked:
-                return _log_cut_off("its key was revoked or has expired")
+                return self._cut_off(CutReason.REVOKED, "its key was revoked or has expired")
             if self._keepalive_due and not self._pending:
                 self._put(self._keepalive())
             if self._pending:
@@ -310,7 +327,8 @@ class ManyDelivery:
         try:
             await body.write(b"".join(pieces))
         except TimeoutError:
-            return _log_cut_off(f"it read nothing for {self._job.stall_seconds:g} seconds")
+            seconds = self._job.stall_seconds
+            return self._cut_off(CutReason.STALLED, f"it read nothing for {seconds:g} seconds")
         self._quiet_since, self._keepalive_due = asyncio.get_running_loop().time(), False
         await asyncio.sleep(0)  # A reader that keeps up must not keep the event loop.
         return not body.gone
@@ -396,8 +414,3 @@ def _unavailable(member: _Member, reason: str) -> StoreUnavailableError:
         f"The events of {member.cursor.run_id} cannot be followed at present: {reason}.",
         remedy="Resume after the last event.",
     )
-
-
-def _log_cut_off(reason: str) -> bool:
-    logger.info("reader cut off", reason=reason)
-    return False

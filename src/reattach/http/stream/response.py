@@ -17,12 +17,14 @@ from reattach.domain.clock import Clock
 from reattach.domain.errors import InvalidArgumentError, ReattachError
 from reattach.domain.events import RunStatus
 from reattach.domain.limits import REPLAY_SLICE_EVENTS
+from reattach.http.client_name import client_of
 from reattach.http.errors import error_response
 from reattach.http.middleware.access import ACCESS, Access
 from reattach.http.stream.body import CONNECTION_EXTENSION, AsgiBody, Connection
 from reattach.http.stream.delivery import AsgiDelivery, DetachedDelivery, StreamJob
 from reattach.http.stream.framing import LETTA, Framing
-from reattach.runs.follow import Following, Target
+from reattach.runs.following.follow import Following, Target
+from reattach.runs.following.readers import Transport
 from reattach.runs.service import RunService
 from reattach.runs.snapshot.sharing import SnapshotReader
 
@@ -141,7 +143,7 @@ class RunStream(Response):
             return error
         if access is not None:
             access.add(following.revoke)
-        await self._deliver(following, connection, access, receive, send)
+        await self._deliver(following, connection, scope, receive, send)
         return None
 
     async def _begin_snapshot(self, access: Access | None) -> SnapshotReader:
@@ -153,14 +155,15 @@ class RunStream(Response):
         self,
         following: Following,
         connection: Connection | None,
-        access: Access | None,
+        scope: Scope,
         receive: Receive,
         send: Send,
     ) -> None:
-        job, watch = self._job, self._job.runs.watch
+        job, readers = self._job, self._job.runs.readers
+        access: Access | None = scope.get(ACCESS)
 
         async def release() -> None:
-            watch.remove(following)
+            readers.remove(following)
             job.framing.close()
             if access is not None:
                 access.discard(following.revoke)
@@ -175,7 +178,13 @@ class RunStream(Response):
             raise
         if access is not None and access.claims is not None and job.framing.expiry_frame:
             following.expires_at = access.expires_at
-        watch.add(following, pings=self._include_pings)
+        readers.add(
+            following,
+            job.target,
+            transport=Transport.GET if scope["method"] == "GET" else Transport.POST,
+            client=client_of(scope),
+            pings=self._include_pings,
+        )
         if connection is not None:
             DetachedDelivery(self._job, following, connection, release).begin()
             return

@@ -16,7 +16,7 @@ from reattach.domain.ids import RunId, Seq
 from reattach.domain.limits import FOLDS_AT_ONCE, FOLDS_BYTES, MAX_CURSOR, MAX_FOLDS
 from reattach.records.base import Run, Target
 from reattach.records.records import Records
-from reattach.runs.follow import Following, Watch
+from reattach.runs.following.follow import Following, Watch
 from reattach.runs.snapshot.fold import Fold, settled_items
 from reattach.runs.snapshot.sharing import SentSnapshots, Snapshot, SnapshotReader
 from reattach.single_flight import SingleFlight

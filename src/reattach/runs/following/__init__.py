@@ -1,0 +1,1 @@
+"""Following runs: cursors into shared bytes, and the readers behind them."""

@@ -1,0 +1,161 @@
+"""Readers of runs, as operators see them: who reads which run, how far, and who was cut off.
+
+Nothing here is touched when an event is delivered. A reader's position is looked up when somebody
+asks for it.
+"""
+
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from enum import StrEnum
+
+import structlog
+from msgspec import Struct
+
+from reattach.domain.clock import Clock
+from reattach.domain.ids import RunId, Seq, TenantId
+from reattach.records.base import Target
+from reattach.runs.following.follow import Following, Watch
+
+logger = structlog.get_logger(__name__)
+
+
+class Transport(StrEnum):
+    """The way in which a reader gets its events."""
+
+    POST = "post"
+    """A stream of one run that was asked for by POST, as the SDKs do."""
+    GET = "get"
+    """A stream of one run that a web page asked for by GET."""
+    MANY = "many"
+    """One of the runs in a response with many."""
+
+
+class CutReason(StrEnum):
+    """The reason why a body ended before its run did."""
+
+    REVOKED = "revoked"
+    """The key or token was revoked, or the key has expired."""
+    TOKEN_EXPIRED = "token_expired"  # noqa: S105  it is the name of a reason
+    LOG_DAMAGED = "log_damaged"
+    LOG_FAILED = "log_failed"
+    """The log cannot be followed any longer: it was lost or deleted, or its store is away."""
+    NOT_SETTLED = "not_settled"
+    """The run has ended, but its record does not say so in time."""
+    RELEASED = "released"
+    """This process is shutting down, and another one drives the run."""
+    STALLED = "stalled"
+    """The client read nothing for too long."""
+    ERROR = "error"
+    """A fault of the server."""
+
+
+class Reader(Struct, frozen=True):
+    """One reader of one run at present."""
+
+    run_id: RunId
+    tenant: TenantId
+    transport: Transport
+    client: str
+    """The name of the client's program, as it gives it; may be empty."""
+    since: datetime
+    cursor: Seq
+    """The last event that it was sent."""
+    last_seq: Seq
+    """The last event of the run in this process."""
+
+    @property
+    def lag_events(self) -> int:
+        """The number of events that it has not been sent yet."""
+        return max(self.last_seq - self.cursor, 0)
+
+
+class Origin(Struct, frozen=True, gc=False):
+    """The part of a reader that is known when it comes."""
+
+    tenant: TenantId
+    transport: Transport
+    client: str
+    since: datetime
+
+
+class CutOff(Struct, frozen=True):
+    """A reader that was cut off."""
+
+    run_id: RunId
+    tenant: TenantId
+    at: datetime
+    reason: CutReason
+    cursor: Seq
+    """The last event that it was sent."""
+    client: str
+    transport: Transport
+
+
+class Readers:
+    """The readers of a process."""
+
+    def __init__(self, watch: Watch, clock: Clock) -> None:
+        self._watch = watch
+        self._clock = clock
+        self._origins: dict[Following, Origin] = {}
+        self._on_cut: list[Callable[[CutOff], object]] = []
+
+    def add(
+        self,
+        following: Following,
+        target: Target,
+        *,
+        transport: Transport,
+        client: str,
+        pings: bool,
+    ) -> None:
+        """Count a reader, and watch it, until it is removed."""
+        now = self._clock.now()
+        self._origins[following] = Origin(target.tenant, transport, client, now)
+        self._watch.add(following, pings=pings)
+
+    def remove(self, following: Following) -> None:
+        self._watch.remove(following)
+        self._origins.pop(following, None)
+
+    def on_cut(self, listener: Callable[[CutOff], object]) -> None:
+        """Call ``listener`` for every reader that is cut off. It may neither block nor raise."""
+        self._on_cut.append(listener)
+
+    def note_cut(self, following: Following, reason: CutReason, detail: str) -> None:
+        """Log that a reader is cut off, and why, and notify the listeners."""
+        log = logger.warning if reason is CutReason.LOG_DAMAGED else logger.info
+        log("reader cut off", run_id=following.run_id, cause=reason.value, reason=detail)
+        origin = self._origins.get(following)
+        if origin is None:  # It was cut off and removed before.
+            return
+        cut = CutOff(
+            RunId(following.run_id),
+            origin.tenant,
+            self._clock.now(),
+            reason,
+            following.cursor,
+            origin.client,
+            origin.transport,
+        )
+        for listener in self._on_cut:
+            listener(cut)
+
+    def __len__(self) -> int:
+        return len(self._origins)
+
+    def __iter__(self) -> Iterator[Reader]:
+        for following, origin in list(self._origins.items()):
+            yield Reader(
+                RunId(following.run_id),
+                origin.tenant,
+                origin.transport,
+                origin.client,
+                origin.since,
+                following.cursor,
+                following.last_seq,
+            )
+
+    def of_run(self, run_id: str) -> list[Reader]:
+        """Return the readers of one run."""
+        return [reader for reader in self if reader.run_id == run_id]
