@@ -290,6 +290,9 @@ class Settings(BaseSettings):
         description="Accept stream tokens in the query of GETs, as EventSource needs; proxies may "
         "log queries.",
     )
+    audit_days: int = Field(
+        90, ge=1, description="Days for which the entries of the audit log are kept."
+    )
     access_log: bool = Field(False, description="Log one line per request.")
     log_format: Literal["console", "json"] = Field("console", description="Format of log lines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

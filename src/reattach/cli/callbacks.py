@@ -8,6 +8,7 @@ from reattach.cli.keys import with_records
 from reattach.cli.options import StoreFlags, settings_with, with_store_flags
 from reattach.domain.errors import NotFoundError
 from reattach.domain.ids import DEFAULT_TENANT, TenantId
+from reattach.records.base import Actor
 
 if TYPE_CHECKING:
     from reattach.records.records import Records
@@ -46,7 +47,7 @@ def show_secret(
                 remedy=f"`{settings.command('keys list')}` shows the tenants of the keys.",
             )
         if rotate:
-            await records.callbacks.rotate_secret(owner)
+            await records.callbacks.rotate_secret(owner, by=Actor.of_command_line())
         return tuple(await records.callbacks.secrets(owner))
 
     for secret in with_records(settings, secrets):

@@ -18,7 +18,7 @@ from reattach.cli.options import (
 )
 from reattach.domain.clock import SystemClock
 from reattach.domain.ids import DEFAULT_TENANT, TenantId, new_tenant_id
-from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
+from reattach.records.base import ALL_SCOPES, Actor, ApiKey, KeyScope
 
 if TYPE_CHECKING:
     from reattach.records.records import Records
@@ -64,7 +64,11 @@ def create_key(
     async def create(records: "Records") -> tuple[bool, ApiKey, str]:
         is_first = not await records.keys.list(owner)
         key, secret = await records.keys.create(
-            owner, name, scopes=scope or ALL_SCOPES, expires_at=expires_at
+            owner,
+            name,
+            scopes=scope or ALL_SCOPES,
+            expires_at=expires_at,
+            by=Actor.of_command_line(),
         )
         return is_first, key, secret
 
@@ -149,7 +153,7 @@ def revoke_key(
     """Revoke a key. Servers refuse it within a few seconds."""
 
     async def revoke(records: "Records") -> Literal[True]:
-        await records.keys.revoke(key_id)
+        await records.keys.revoke(key_id, by=Actor.of_command_line())
         return True
 
     with_records(settings_with(**stores), revoke, makes=False)

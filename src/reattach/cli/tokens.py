@@ -6,6 +6,7 @@ import typer
 
 from reattach.cli.keys import with_records
 from reattach.cli.options import StoreFlags, fail, settings_with, with_store_flags
+from reattach.records.base import Actor
 
 if TYPE_CHECKING:
     from reattach.records.records import Records
@@ -40,7 +41,7 @@ def rotate_key(
         )
 
     async def rotate(records: "Records") -> Literal[True]:
-        await records.tokens.rotate_key(at_once=at_once)
+        await records.tokens.rotate_key(at_once=at_once, by=Actor.of_command_line())
         return True
 
     with_records(settings, rotate, makes=False)

@@ -22,7 +22,8 @@ from reattach.domain.events import StopReason
 from reattach.domain.ids import AgentId, BlockId, RunId, TenantId
 from reattach.domain.messages import Message
 from reattach.records import lookup, threads
-from reattach.records.base import Agent, Page, Thread
+from reattach.records.audit_log import Action, note
+from reattach.records.base import Actor, Agent, Page, Thread
 from reattach.records.blocks import attach_blocks, blocks_of, insert_blocks
 from reattach.records.database import schema
 from reattach.records.paging import SortOrder, page_of
@@ -153,7 +154,9 @@ class Agents(Repository):
 
         return await self._database.in_write(write)
 
-    async def delete(self, tenant: TenantId, agent_id: AgentId) -> builtins.list[RunId]:
+    async def delete(
+        self, tenant: TenantId, agent_id: AgentId, *, by: Actor | None = None
+    ) -> builtins.list[RunId]:
         """Delete the agent with its conversations, messages and runs; its blocks stay.
 
         Returns the runs whose logs the caller has to delete. ``Runs.list_expired`` names them too,
@@ -174,11 +177,12 @@ class Agents(Repository):
                 )
             kept = connection.scalars(select(runs.c.id).where(of_agent, schema.LOG_KEPT))
             run_ids = [RunId(run_id) for run_id in kept]
+            now = self._clock.now()
             if run_ids:
-                now = self._clock.now()
                 rows = [{"run_id": run_id, "abandoned_at": now} for run_id in run_ids]
                 connection.execute(insert(abandoned), rows)
-            revoke_of_agent(connection, agent_id, self._clock.now())
+            revoke_of_agent(connection, agent_id, now)
+            note(connection, by, Action.AGENT_DELETED, now, tenant=tenant, subject=agent_id)
             connection.execute(delete(schema.agents).where(schema.agents.c.id == agent_id))
             return run_ids
 

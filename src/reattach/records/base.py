@@ -4,6 +4,7 @@ The records are agents, conversations, messages, runs and their owners, idempote
 keys: everything that is stored beside the event log.
 """
 
+import getpass
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -428,3 +429,23 @@ class ApiKey:
     @property
     def scopes(self) -> frozenset[str]:
         return ALL_SCOPES if self.scope_names is None else frozenset(self.scope_names)
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """The author of an act."""
+
+    kind: Literal["key", "token", "cli", "open"]
+    """An API key, a stream token, the command line, or a client of a server without keys."""
+    id: str | None = None
+    """The id of the key or token."""
+    name: str | None = None
+    """The name of the key, or the operating system's user of the command line."""
+
+    @classmethod
+    def of_command_line(cls) -> Self:
+        """Return the user of the operating system that runs this process."""
+        try:
+            return cls("cli", name=getpass.getuser())
+        except (KeyError, OSError):  # The user id of a container may have no name.
+            return cls("cli")

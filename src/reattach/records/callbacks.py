@@ -19,7 +19,8 @@ from reattach.domain.limits.outbound import (
     CALLBACK_SECRET_OVERLAP_SECONDS,
     CALLBACKS_PER_RECEIVER,
 )
-from reattach.records.base import Run
+from reattach.records.audit_log import Action, note
+from reattach.records.base import Actor, Run
 from reattach.records.database import schema
 from reattach.records.repository import Repository, advisory_lock
 from reattach.records.runs.admission import run_of
@@ -118,9 +119,15 @@ class Callbacks(Repository):
         found = await self._database.in_read(_secrets, tenant, now)
         return found or await self._database.in_write(_first_secret, tenant, now)
 
-    async def rotate_secret(self, tenant: TenantId) -> str:
+    async def rotate_secret(self, tenant: TenantId, *, by: Actor | None = None) -> str:
         """Create and return a new secret; the old one signs beside it for a day."""
-        return await self._database.in_write(_rotate, tenant, self._clock.now())
+        now = self._clock.now()
+
+        def write(connection: Connection) -> str:
+            note(connection, by, Action.CALLBACK_SECRET_ROTATED, now, tenant=tenant)
+            return _rotate(connection, tenant, now)
+
+        return await self._database.in_write(write)
 
 
 def _candidates(connection: Connection, room: Room, now: datetime) -> Sequence[RowMapping]:

@@ -13,7 +13,8 @@ from reattach.domain.ids import AgentId, ConversationId, MessageId, TenantId
 from reattach.domain.messages import Message, Role, SummaryPart
 from reattach.records import lookup, threads
 from reattach.records.agents import agent_of
-from reattach.records.base import Agent, Conversation, Page, Thread
+from reattach.records.audit_log import Action, note
+from reattach.records.base import Actor, Agent, Conversation, Page, Thread
 from reattach.records.blocks import blocks_of, insert_blocks
 from reattach.records.database import schema
 from reattach.records.paging import SortOrder, page_of
@@ -102,7 +103,9 @@ class Conversations(Repository):
 
         return await self._database.in_write(write)
 
-    async def delete(self, tenant: TenantId, conversation_id: ConversationId) -> None:
+    async def delete(
+        self, tenant: TenantId, conversation_id: ConversationId, *, by: Actor | None = None
+    ) -> None:
         """Hide it from its clients, and revoke its stream tokens and those of its runs.
 
         An active run of it goes on to its end.
@@ -112,6 +115,14 @@ class Conversations(Repository):
             now = self._clock.now()
             _set(connection, tenant, conversation_id, {"deleted_at": now})
             revoke_of_conversation(connection, conversation_id, now)
+            note(
+                connection,
+                by,
+                Action.CONVERSATION_DELETED,
+                now,
+                tenant=tenant,
+                subject=conversation_id,
+            )
 
         await self._database.in_write(write)
 

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, and_, bindparam, insert, or_, select, update
 
 from reattach.domain.errors import NotFoundError
 from reattach.domain.ids import TenantId, new_uuid
-from reattach.records.base import ALL_SCOPES, ApiKey, KeyScope
+from reattach.records.audit_log import Action, note
+from reattach.records.base import ALL_SCOPES, Actor, ApiKey, KeyScope
 from reattach.records.database import schema
 from reattach.records.database.prepared import PreparedQuery
 from reattach.records.repository import Repository, execute
@@ -41,6 +42,7 @@ class Keys(Repository):
         *,
         scopes: Collection[KeyScope] = ALL_SCOPES,
         expires_at: datetime | None = None,
+        by: Actor | None = None,
     ) -> tuple[ApiKey, str]:
         """Create a key and return it with its secret, which cannot be read again."""
         secret = f"rk_{secrets.token_urlsafe(_SECRET_BYTES)}"
@@ -55,7 +57,23 @@ class Keys(Repository):
         )
         values = {field: getattr(key, field) for field in _FIELDS}
         row = {"secret_sha256": _digest(secret), **values}
-        await self._database.in_write(execute, insert(schema.api_keys).values(row))
+
+        def write(connection: Connection) -> None:
+            connection.execute(insert(schema.api_keys).values(row))
+            expiry = None if expires_at is None else expires_at.isoformat()
+            note(
+                connection,
+                by,
+                Action.KEY_CREATED,
+                key.created_at,
+                tenant=tenant,
+                subject=key.id,
+                name=name,
+                scopes=sorted(key.scopes),
+                expires_at=expiry,
+            )
+
+        await self._database.in_write(write)
         return key, secret
 
     async def list(self, tenant: TenantId | None) -> builtins.list[ApiKey]:
@@ -65,12 +83,18 @@ class Keys(Repository):
             rows = rows.where(_keys.c.tenant == tenant)
         return [ApiKey(*row.values()) for row in await self._database.rows(rows)]
 
-    async def revoke(self, key_id: str) -> None:
+    async def revoke(
+        self, key_id: str, *, tenant: TenantId | None = None, by: Actor | None = None
+    ) -> None:
         """Make the key and the tokens that it issued invalid from now on.
 
-        The time of the first revocation stays. Raises NotFoundError for an unknown key.
+        The time of the first revocation stays. Raises NotFoundError for an unknown key, and for one
+        of another tenant than ``tenant`` unless that is None.
         """
         now = self._clock.now()
+        known = select(_keys.c.tenant, _keys.c.name).where(_keys.c.id == key_id)
+        if tenant is not None:
+            known = known.where(_keys.c.tenant == tenant)
         revocation = (
             update(_keys)
             .where(_keys.c.id == key_id, _keys.c.revoked_at.is_(None))
@@ -78,12 +102,23 @@ class Keys(Repository):
         )
 
         def write(connection: Connection) -> None:
-            if connection.scalar(select(_keys.c.id).where(_keys.c.id == key_id)) is None:
+            found = connection.execute(known).one_or_none()
+            if found is None:
                 raise NotFoundError(
                     f"API key not found with id={key_id}.",
                     remedy="`reattach keys list`, with the same settings, shows the ids.",
                 )
-            connection.execute(revocation)
+            owner, name = found
+            if connection.execute(revocation).rowcount:
+                note(
+                    connection,
+                    by,
+                    Action.KEY_REVOKED,
+                    now,
+                    tenant=owner,
+                    subject=key_id,
+                    name=name,
+                )
             revoke_of_key(connection, key_id, now)
 
         await self._database.in_write(write)

@@ -2,14 +2,15 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Self
 
 from sqlalchemy import Connection, func, select
 
 from reattach.domain.clock import Clock
-from reattach.domain.limits import SWEEP_BATCH_RUNS
+from reattach.domain.limits import AUDIT_SWEEP_SECONDS, SWEEP_BATCH_RUNS
 from reattach.records.agents import Agents
+from reattach.records.audit_log import AuditLog
 from reattach.records.blocks import Blocks
 from reattach.records.callbacks import Callbacks
 from reattach.records.conversations import Conversations
@@ -24,14 +25,14 @@ from reattach.records.tokens.tokens import Tokens
 
 
 class Records:
-    """Agents, blocks, conversations, messages, runs, owners, keys and tokens of one database.
+    """All rows of one database: agents, conversations, runs, keys, tokens and the others.
 
     Every method is a transaction of its own, with the guarantees and errors of ``Database``. A
     method that takes a client's id takes the tenant too, and raises NotFoundError for a row of
     another tenant as for one that does not exist.
     """
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, *, audit_days: int = 90) -> None:
         self._database = database
         self._clock = clock
         self.agents = Agents(database, clock)
@@ -43,15 +44,28 @@ class Records:
         self.owners = Owners(database, clock)
         self.keys = Keys(database, clock)
         self.tokens = Tokens(database, clock)
+        self.audit_log = AuditLog(database, clock)
+        self._audit_kept = timedelta(days=audit_days)
+        self._audit_sweep_due_at = clock.monotonic_seconds()
 
     @classmethod
-    async def open(cls, url: str, *, clock: Clock, durability: Durability = "process") -> Self:
+    async def open(
+        cls,
+        url: str,
+        *,
+        clock: Clock,
+        durability: Durability = "process",
+        audit_days: int = 90,
+    ) -> Self:
         """Open the database of the URL: see ``Database.open``.
+
+        ``audit_days`` is the age at which entries of the audit log are deleted.
 
         The URL is one such as ``sqlite:////var/lib/reattach/reattach.db`` or
         ``postgresql://user:password@host/database``.
         """
-        return cls(await Database.open(url, durability=durability), clock)
+        database = await Database.open(url, durability=durability)
+        return cls(database, clock, audit_days=audit_days)
 
     @property
     def shared(self) -> bool:
@@ -84,12 +98,17 @@ class Records:
     async def tidy(self) -> None:
         """Delete expired tokens and what remains of deleted conversations. To be called regularly.
 
+        Once an hour it also deletes old entries of the audit log.
+
         Raises:
             StoreUnavailableError: The disk does not accept it now; call again later.
         """
         while await self.conversations.forget_deleted(SWEEP_BATCH_RUNS) == SWEEP_BATCH_RUNS:
             pass
         await self.tokens.sweep()
+        if self._clock.monotonic_seconds() >= self._audit_sweep_due_at:
+            await self.audit_log.sweep(self._audit_kept)
+            self._audit_sweep_due_at = self._clock.monotonic_seconds() + AUDIT_SWEEP_SECONDS
         await self._database.tidy()
 
     async def aclose(self) -> None:

@@ -34,6 +34,7 @@ from reattach.domain.limits import (
 from reattach.engine.catalog import Catalog
 from reattach.log.base import Log, Slice
 from reattach.records.base import (
+    Actor,
     Beat,
     Run,
     Settlement,
@@ -337,17 +338,19 @@ class RunService:
 
     # Cancelling.
 
-    async def cancel(self, runs: Sequence[Run]) -> dict[str, str]:
-        """Cancel the active ones of ``runs``; idempotent (P6).
+    async def cancel(self, runs: Sequence[Run], *, by: Actor | None = None) -> dict[str, str]:
+        """Cancel the active ones of ``runs``; idempotent (P6). ``by`` is for the audit log.
 
         Return the resulting status of each: ``cancelled``; ``completed`` or ``failed`` if the run
         had already ended; ``cancelling`` if ending it takes longer than CANCEL_WAIT_SECONDS. Calls
         of a completed run that still wait for an approval are cancelled; the run stays completed.
         """
-        ended = await asyncio.gather(*(self._cancel(run) for run in runs))
+        ended = await asyncio.gather(*(self._cancel(run, by) for run in runs))
         return {run.id: "cancelling" if run.status.is_active else run.status.value for run in ended}
 
-    async def cancel_thread(self, tenant: TenantId, thread: Thread) -> dict[str, str]:
+    async def cancel_thread(
+        self, tenant: TenantId, thread: Thread, *, by: Actor | None = None
+    ) -> dict[str, str]:
         """Cancel the active run of the thread, or the calls there that wait for an approval.
 
         Return the same as ``cancel``.
@@ -357,7 +360,7 @@ class RunService:
         """
         run = await self._records.runs.active(tenant, thread)
         if run is not None:
-            return await self.cancel([run])
+            return await self.cancel([run], by=by)
         now = self._clock.now()
         pending = await self._records.messages.cancel_pending(tenant, thread, now)
         if pending is None:
@@ -367,7 +370,7 @@ class RunService:
         asked_by = pending.request.run_id
         return {asked_by: RunStatus.COMPLETED.value} if asked_by else {}
 
-    async def _cancel(self, run: Run) -> Run:
+    async def _cancel(self, run: Run, by: Actor | None) -> Run:
         if run.stop_reason is StopReason.REQUIRES_APPROVAL:
             now = self._clock.now()
             with suppress(NotFoundError):  # Its conversation was deleted.
@@ -376,7 +379,7 @@ class RunService:
                 )
         if not run.status.is_active:
             return run
-        (run,) = await self._records.runs.request_cancel(run.tenant, [run.id])
+        (run,) = await self._records.runs.request_cancel(run.tenant, [run.id], by=by)
         if not run.status.is_active:
             return run
         if self.open_runs.end(run.id, CANCELLED) or not await self._is_orphan(run):

@@ -292,7 +292,9 @@ async def _stores(
         log_url = datadir.log_url(settings.data_dir, durability=durability)
     logger.info("records", store=redact_url(records_url))
     with explain_startup_failures(records_url):
-        records = await Records.open(records_url, clock=clock, durability=durability)
+        records = await Records.open(
+            records_url, clock=clock, durability=durability, audit_days=settings.audit_days
+        )
     stack.push_async_callback(records.aclose)
     logger.info("event log", store=redact_url(log_url))
     log = await open_log(

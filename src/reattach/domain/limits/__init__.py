@@ -210,6 +210,11 @@ TAKEOVER_BATCH_RUNS: Final = 100
 SWEEP_BATCH_RUNS: Final = 500
 """Logs deleted by one sweep at a time, so that no statement grows with the backlog."""
 
+MAX_AUDIT_ENTRIES: Final = 100_000
+"""Entries of one tenant in the audit log, about 30 MB; older ones are deleted."""
+
+AUDIT_SWEEP_SECONDS: Final = 3600.0
+
 # Sending.
 
 MAX_IMAGE_BYTES: Final = 10 * 1024 * 1024

@@ -13,7 +13,7 @@ from reattach.domain.ids import TenantId
 from reattach.domain.limits.requests import MAX_PAGE_ITEMS, MAX_QUERY_CHARS, MAX_QUERY_VALUES
 from reattach.domain.prompt import system_message
 from reattach.http.api.models import check_model
-from reattach.http.context import Context, ContextDep, TenantDep
+from reattach.http.context import AccessDep, Context, ContextDep, TenantDep
 from reattach.http.paging import ShortPage
 from reattach.http.readable import readable_items
 from reattach.http.routes import routes
@@ -136,13 +136,14 @@ async def modify_agent(
     description="Also deletes its conversations, messages and runs. Active runs are cancelled "
     "first.",
 )
-async def delete_agent(agent_id: AgentPath, context: ContextDep, tenant: TenantDep) -> Deleted:
+async def delete_agent(agent_id: AgentPath, context: ContextDep, access: AccessDep) -> Deleted:
+    tenant = access.tenant
     await context.records.agents.get(tenant, agent_id)
     page = Page(limit=MAX_PAGE_ITEMS, ascending=False)
     active = await context.records.runs.list(tenant, page, agent_ids=[agent_id], active_only=True)
     if active:
-        await context.runs.cancel(active)
-    run_ids = await context.records.agents.delete(tenant, agent_id)
+        await context.runs.cancel(active, by=access.actor)
+    run_ids = await context.records.agents.delete(tenant, agent_id, by=access.actor)
     await context.runs.delete_logs(run_ids)
     await context.records.runs.mark_log_deleted(run_ids, context.clock.now())
     return Deleted(message=f"Agent id={agent_id} successfully deleted")

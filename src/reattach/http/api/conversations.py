@@ -21,7 +21,7 @@ from reattach.domain.ids import (
 )
 from reattach.domain.prompt import system_message
 from reattach.http.api.models import check_model
-from reattach.http.context import Context, ContextDep, TenantDep
+from reattach.http.context import AccessDep, Context, ContextDep, TenantDep
 from reattach.http.paging import ShortPage
 from reattach.http.parse_send import Addressed, find_addressed
 from reattach.http.readable import readable_items
@@ -122,9 +122,9 @@ async def update_conversation(
     "its id. Stream tokens for the conversation and its runs are revoked.",
 )
 async def delete_conversation(
-    conversation_id: ConversationPath, context: ContextDep, tenant: TenantDep
+    conversation_id: ConversationPath, context: ContextDep, access: AccessDep
 ) -> None:
-    await context.records.conversations.delete(tenant, conversation_id)
+    await context.records.conversations.delete(access.tenant, conversation_id, by=access.actor)
 
 
 @router.post(

@@ -107,9 +107,9 @@ async def retrieve_run(run_id: RunPath, context: ContextDep, access: AccessDep) 
     description="Deletes its events; its messages stay in the conversation. An active run gets "
     "409.",
 )
-async def delete_run(run_id: RunPath, context: ContextDep, tenant: TenantDep) -> None:
-    run = await context.runs.by_id(tenant, run_id)
-    await context.records.runs.delete(tenant, run.id)
+async def delete_run(run_id: RunPath, context: ContextDep, access: AccessDep) -> None:
+    run = await context.runs.by_id(access.tenant, run_id)
+    await context.records.runs.delete(access.tenant, run.id, by=access.actor)
     await context.runs.delete_logs([run.id])
     await context.records.runs.mark_log_deleted([run.id], context.clock.now())
 

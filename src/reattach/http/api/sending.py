@@ -18,7 +18,7 @@ from reattach.domain.errors import (
 from reattach.domain.events import RunStatus
 from reattach.domain.limits.requests import MAX_ID_CHARS
 from reattach.http.api.tokens.bounds import require_allowed
-from reattach.http.context import AccessDep, Context, ContextDep, TenantDep
+from reattach.http.context import AccessDep, Context, ContextDep
 from reattach.http.json import Fault, JsonResponse, invalid
 from reattach.http.middleware.access import Access
 from reattach.http.parse_send import (
@@ -184,9 +184,10 @@ async def send_to_agent_async(
 async def cancel_conversation(
     conversation_id: ThreadPath,
     context: ContextDep,
-    tenant: TenantDep,
+    access: AccessDep,
     agent_id: Annotated[str | None, Query(max_length=MAX_ID_CHARS)] = None,
 ) -> Response:
+    tenant = access.tenant
     try:
         addressed = await find_addressed(context.records, tenant, conversation_id, agent_id)
     except NotFoundError as error:
@@ -197,7 +198,8 @@ async def cancel_conversation(
             remedy="To cancel a run of a deleted conversation, send its id in 'run_ids' to POST "
             "/v1/agents/{agent_id}/messages/cancel.",
         ) from None
-    return JsonResponse(await context.runs.cancel_thread(tenant, addressed.thread))
+    done = await context.runs.cancel_thread(tenant, addressed.thread, by=access.actor)
+    return JsonResponse(done)
 
 
 @router.post(
@@ -209,10 +211,10 @@ async def cancel_conversation(
     response_model=dict[str, str],
 )
 async def cancel_run(
-    run_id: Annotated[str, Path(max_length=MAX_ID_CHARS)], context: ContextDep, tenant: TenantDep
+    run_id: Annotated[str, Path(max_length=MAX_ID_CHARS)], context: ContextDep, access: AccessDep
 ) -> Response:
-    run = await context.runs.by_id(tenant, run_id)
-    return JsonResponse(await context.runs.cancel([run]))
+    run = await context.runs.by_id(access.tenant, run_id)
+    return JsonResponse(await context.runs.cancel([run], by=access.actor))
 
 
 @router.post(
@@ -235,12 +237,13 @@ async def cancel_agent_runs(
         await access.require_runs((body and body.run_ids) or [""])
     if body is None or not body.run_ids:
         thread = Thread(agent_id, None)
-        return JsonResponse(await context.runs.cancel_thread(tenant, thread))
+        done = await context.runs.cancel_thread(tenant, thread, by=access.actor)
+        return JsonResponse(done)
     runs = [await context.runs.by_id(tenant, run_id) for run_id in body.run_ids]
     for run in runs:
         if run.thread.agent_id != agent_id:
             raise NoActiveRunsToCancelError(f"{run.id} is not a run of {agent_id}.")
-    return JsonResponse(await context.runs.cancel(runs))
+    return JsonResponse(await context.runs.cancel(runs, by=access.actor))
 
 
 def _callback_url(context: Context, body: AsyncSendBody) -> str | None:

@@ -21,7 +21,7 @@ from reattach.domain.stream_tokens import Claims, TokenScope, kid_of
 from reattach.http.middleware.quotas import Quotas
 from reattach.http.middleware.scopes import OF_TOKENS, is_operating
 from reattach.http.middleware.tokens import StreamTokens
-from reattach.records.base import ApiKey, KeyScope
+from reattach.records.base import Actor, ApiKey, KeyScope
 from reattach.records.keys import Keys
 
 logger = structlog.get_logger(__name__)
@@ -39,7 +39,17 @@ EVERY_SCOPE: Final = frozenset(KeyScope)
 class Access:
     """The rights of one key in this process, and the streams and waits that are open with it."""
 
-    __slots__ = ("_ends", "_watch", "expires_at", "is_over", "key_id", "scopes", "tenant", "use")
+    __slots__ = (
+        "_ends",
+        "_watch",
+        "expires_at",
+        "is_over",
+        "key_id",
+        "key_name",
+        "scopes",
+        "tenant",
+        "use",
+    )
 
     claims: Claims | None = None
     """The limits of a stream token; None: the access of a key."""
@@ -51,6 +61,7 @@ class Access:
         """The key was revoked or has expired."""
         self.key_id = None if key is None else key.id
         """None while the server requires no key."""
+        self.key_name = None if key is None else key.name
         self.tenant: TenantId = DEFAULT_TENANT if key is None else key.tenant
         self.use = quotas.of(self.tenant)
         self.scopes = EVERY_SCOPE if key is None else key.scopes
@@ -60,6 +71,13 @@ class Access:
     def is_used(self) -> bool:
         """Whether streams or waits are open with the key."""
         return bool(self._ends)
+
+    @property
+    def actor(self) -> Actor:
+        """The holder of the key, for the audit log."""
+        if self.key_id is None:
+            return Actor("open")
+        return Actor("key", self.key_id, self.key_name)
 
     def require(self, scope: KeyScope) -> None:
         """Raises ForbiddenError if the key lacks the scope."""
@@ -172,6 +190,11 @@ class TokenAccess(Access):
         self.use = quotas.of(claims.tenant)
         self.scopes = frozenset()
         self.expires_at = claims.expires_at
+
+    @property
+    @override
+    def actor(self) -> Actor:
+        return Actor("token", self.claims.id)
 
     @override
     def require(self, scope: KeyScope) -> None:

@@ -30,6 +30,7 @@ from reattach.domain.stream_tokens import (
     verify,
 )
 from reattach.http.paths import page_resource
+from reattach.records.base import Actor
 from reattach.records.records import Records
 from reattach.records.tokens.tokens import StreamToken, Uses
 from reattach.single_flight import SingleFlight
@@ -75,10 +76,13 @@ class StreamTokens:
         self._uses: dict[str, Uses] = {}
         self._writer: asyncio.Task[None] | None = None
 
-    async def issue(self, claims: Claims, key_id: str | None) -> tuple[Claims, str]:
+    async def issue(
+        self, claims: Claims, key_id: str | None, *, by: Actor | None = None
+    ) -> tuple[Claims, str]:
         """Record a token for the claims under a new id, and return its claims and itself.
 
-        ``key_id`` is the API key that asks for it; revoking that revokes the token.
+        ``key_id`` is the API key that asks for it; revoking that revokes the token. ``by`` is for
+        the audit log.
 
         Raises:
             LimitExceededError: The token is too long.
@@ -108,7 +112,8 @@ class StreamTokens:
                 origin=claims.origin,
                 created_at=claims.issued_at,
                 expires_at=claims.expires_at,
-            )
+            ),
+            by=by,
         )
         return claims, token
 

@@ -352,6 +352,24 @@ signing_keys = Table(
 The newest one signs. The setting ``token_keys`` keeps them out of the database.
 """
 
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("ordinal", Ordinal, primary_key=True),
+    Column("id", Characters(), nullable=False, unique=True),
+    Column("tenant", Characters()),
+    Column("at", Moment, nullable=False),
+    Column("actor_kind", Characters(), nullable=False),
+    Column("actor_id", Characters()),
+    Column("actor_name", Characters()),
+    Column("action", Characters(), nullable=False),
+    Column("subject", Characters()),
+    Column("detail", JsonObject(required=True), nullable=False),
+    Index("ix_audit_log_tenant", "tenant", "ordinal"),
+    Index("ix_audit_log_at", "at"),
+)
+"""The acts of operators and clients. An entry without a tenant is about the server itself."""
+
 for _table in metadata.sorted_tables:
     for _column in _table.columns:
         if isinstance(_column.type, StoredType):

@@ -24,7 +24,9 @@ from reattach.domain.errors import ConflictError, ReattachError
 from reattach.domain.events import RunStatus, StopReason
 from reattach.domain.ids import AgentId, ConversationId, RunId, TenantId, Token
 from reattach.records import lookup
+from reattach.records.audit_log import Action, note
 from reattach.records.base import (
+    Actor,
     Attempt,
     Page,
     RequestKey,
@@ -276,24 +278,26 @@ class Runs(Repository):
         return await self._database.in_write(_mark_active, run_id, token, values)
 
     async def request_cancel(
-        self, tenant: TenantId, run_ids: Sequence[RunId]
+        self, tenant: TenantId, run_ids: Sequence[RunId], *, by: Actor | None = None
     ) -> builtins.list[Run]:
         """Request the end of the active ones among the runs, and return all of them in order.
 
         Idempotent; the time of the first request stays. Each call notifies all processes
         (``Records.notifications``). Raises NotFoundError, changing nothing, if a run is unknown.
         """
-        runs = schema.runs
+        runs, now = schema.runs, self._clock.now()
         request = (
             update(runs)
             .where(runs.c.id.in_(run_ids), schema.ACTIVE, runs.c.cancel_requested_at.is_(None))
-            .values(cancel_requested_at=self._clock.now())
+            .values(cancel_requested_at=now)
+            .returning(runs.c.id)
         )
 
         def write(connection: Connection) -> builtins.list[Run]:
             for run_id in run_ids:
                 lookup.require(connection, runs, tenant, run_id)
-            connection.execute(request)
+            for run_id in connection.scalars(request).all():
+                note(connection, by, Action.RUN_CANCELLED, now, tenant=tenant, subject=run_id)
             found = [run_of(lookup.require(connection, runs, tenant, run_id)) for run_id in run_ids]
             notify(connection, *(CancelRequested(r.id) for r in found if r.status.is_active))
             return found
@@ -431,7 +435,7 @@ class Runs(Repository):
 
         await self._database.in_write(write)
 
-    async def delete(self, tenant: TenantId, run_id: RunId) -> None:
+    async def delete(self, tenant: TenantId, run_id: RunId, *, by: Actor | None = None) -> None:
         """Delete an ended run with its steps, key and OTIDs; its messages stay in their threads.
 
         ``list_expired`` names it until its log is deleted. Raises ConflictError while it is active.
@@ -449,7 +453,9 @@ class Runs(Repository):
             if row["log_deleted_at"] is None:
                 abandoned = {"run_id": run_id, "abandoned_at": self._clock.now()}
                 connection.execute(insert(schema.abandoned_logs), abandoned)
-            revoke_of_run(connection, run_id, self._clock.now())
+            now = self._clock.now()
+            revoke_of_run(connection, run_id, now)
+            note(connection, by, Action.RUN_DELETED, now, tenant=tenant, subject=run_id)
             connection.execute(delete(runs).where(runs.c.id == run_id))
 
         await self._database.in_write(write)

@@ -27,7 +27,8 @@ from reattach.domain.ids import TenantId
 from reattach.domain.limits import KEY_CACHE_SECONDS, MAX_STREAM_TOKEN_SECONDS
 from reattach.domain.stream_tokens import new_signing_secret
 from reattach.records import lookup
-from reattach.records.base import Page
+from reattach.records.audit_log import Action, note
+from reattach.records.base import Actor, Page
 from reattach.records.database import schema
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository, advisory_lock, execute
@@ -89,7 +90,7 @@ class Standing:
 class Tokens(Repository):
     """The stream tokens of all tenants, and the keys that sign them."""
 
-    async def add(self, token: StreamToken) -> None:
+    async def add(self, token: StreamToken, *, by: Actor | None = None) -> None:
         """Record an issued token.
 
         Raises NotFoundError if its conversation, or that of its run, was deleted meanwhile.
@@ -103,6 +104,18 @@ class Tokens(Repository):
             if conversation_id is not None:  # Locked, so that its deletion revokes this token.
                 lookup.lock(connection, schema.conversations, token.tenant, conversation_id)
             execute(connection, insert(_tokens).values(values))
+            note(
+                connection,
+                by,
+                Action.TOKEN_ISSUED,
+                token.created_at,
+                tenant=token.tenant,
+                subject=token.id,
+                run_id=token.run_id,
+                conversation_id=token.conversation_id,
+                scopes=list(token.scope_names),
+                expires_at=token.expires_at.isoformat(),
+            )
 
         await self._database.in_write(write)
 
@@ -128,7 +141,7 @@ class Tokens(Repository):
         found = await self._database.in_read(page_of, rows, tenant, page, order)
         return [StreamToken(*(row[name] for name in _FIELDS)) for row in found]
 
-    async def revoke(self, tenant: TenantId, token_id: str) -> None:
+    async def revoke(self, tenant: TenantId, token_id: str, *, by: Actor | None = None) -> None:
         """Make a token invalid from now on. The time of the first revocation stays.
 
         Raises NotFoundError for an unknown or expired one.
@@ -140,22 +153,45 @@ class Tokens(Repository):
                     f"Token not found with id={token_id[:100]}.",
                     remedy="It may have expired. GET /v1/tokens lists the others.",
                 )
-            _revoke(connection, self._clock.now(), _tokens.c.id == token_id)
+            now = self._clock.now()
+            if _revoke(connection, now, _tokens.c.id == token_id):
+                note(connection, by, Action.TOKEN_REVOKED, now, tenant=tenant, subject=token_id)
 
         await self._database.in_write(write)
 
     async def revoke_all(
-        self, tenant: TenantId, *, run_id: str | None = None, conversation_id: str | None = None
+        self,
+        tenant: TenantId,
+        *,
+        run_id: str | None = None,
+        conversation_id: str | None = None,
+        by: Actor | None = None,
     ) -> int:
         """Make all tokens of a run, or of a conversation and its runs, invalid.
 
         Return how many were valid.
         """
-        subject = (
+        is_meant = (
             _tokens.c.run_id == run_id if run_id is not None else _within(conversation_id or "")
         )
-        own = (_tokens.c.tenant == tenant, subject)
-        return await self._database.in_write(_revoke, self._clock.now(), *own)
+        now = self._clock.now()
+
+        def write(connection: Connection) -> int:
+            count = _revoke(connection, now, _tokens.c.tenant == tenant, is_meant)
+            if count:
+                subject = run_id or conversation_id
+                note(
+                    connection,
+                    by,
+                    Action.TOKEN_REVOKED,
+                    now,
+                    tenant=tenant,
+                    subject=subject,
+                    count=count,
+                )
+            return count
+
+        return await self._database.in_write(write)
 
     async def count_uses(self, uses: Mapping[str, Uses]) -> None:
         """Add the uses of tokens, by id; for many at once, because each call is a write."""
@@ -174,13 +210,19 @@ class Tokens(Repository):
         """Create the key that signs, unless there is one. All processes get the same."""
         await self._database.in_write(_first_key, self._clock.now())
 
-    async def rotate_key(self, *, at_once: bool = False) -> None:
+    async def rotate_key(self, *, at_once: bool = False, by: Actor | None = None) -> None:
         """Create a key that signs from now on.
 
         The others verify for the longest life of a token, or no more with ``at_once``, which makes
         all issued tokens invalid.
         """
-        await self._database.in_write(_rotate, self._clock.now(), at_once=at_once)
+        now = self._clock.now()
+
+        def write(connection: Connection) -> None:
+            _rotate(connection, now, at_once=at_once)
+            note(connection, by, Action.SIGNING_KEY_ROTATED, now, at_once=at_once)
+
+        await self._database.in_write(write)
 
     async def sweep(self) -> None:
         """Delete expired tokens, and keys that verify none. Writes only if there are some."""

@@ -67,7 +67,7 @@ async def create_token(
         models=tuple(body.models),
         client_tools=tuple(body.client_tools),
     )
-    claims, token = await tokens.issue(claims, access.key_id)
+    claims, token = await tokens.issue(claims, access.key_id, by=access.actor)
     response.headers["cache-control"] = "no-store"
     return IssuedToken(
         token=token,
@@ -107,9 +107,9 @@ async def list_tokens(
 async def revoke_token(
     token_id: StreamTokenPath,
     context: ContextDep,
-    tenant: TenantDep,
+    access: AccessDep,
 ) -> None:
-    await context.records.tokens.revoke(tenant, token_id)
+    await context.records.tokens.revoke(access.tenant, token_id, by=access.actor)
 
 
 @router.delete(
@@ -121,7 +121,7 @@ async def revoke_token(
 )
 async def revoke_tokens(
     context: ContextDep,
-    tenant: TenantDep,
+    access: AccessDep,
     run_id: RunQuery = None,
     conversation_id: ConversationQuery = None,
 ) -> RevokedTokens:
@@ -129,6 +129,6 @@ async def revoke_tokens(
         message = "Send exactly one of run_id and conversation_id."
         raise invalid([Fault(["query"], message, "subject")])
     count = await context.records.tokens.revoke_all(
-        tenant, run_id=run_id, conversation_id=conversation_id
+        access.tenant, run_id=run_id, conversation_id=conversation_id, by=access.actor
     )
     return RevokedTokens(revoked=count)

@@ -1,0 +1,156 @@
+"""The audit log: who changed or gave away something, and when.
+
+An entry is written in the transaction of its act, so that neither exists without the other.
+"""
+
+import builtins
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlalchemy import Connection, delete, insert, select
+
+from reattach.domain.errors import NotFoundError
+from reattach.domain.ids import TenantId, new_uuid
+from reattach.domain.limits import MAX_AUDIT_ENTRIES
+from reattach.records.base import Actor
+from reattach.records.database import schema
+from reattach.records.repository import Repository
+
+_SWEEP_ROWS: Final = 1000
+
+_log = schema.audit_log
+
+
+class Action(StrEnum):
+    """The acts in the audit log."""
+
+    KEY_CREATED = "key.created"
+    KEY_REVOKED = "key.revoked"
+    TOKEN_ISSUED = "token.issued"  # noqa: S105  no password
+    TOKEN_REVOKED = "token.revoked"  # noqa: S105
+    SIGNING_KEY_ROTATED = "signing_key.rotated"
+    CALLBACK_SECRET_ROTATED = "callback_secret.rotated"  # noqa: S105
+    AGENT_DELETED = "agent.deleted"
+    CONVERSATION_DELETED = "conversation.deleted"
+    RUN_CANCELLED = "run.cancelled"
+    RUN_DELETED = "run.deleted"
+    TENANT_EXPORTED = "tenant.exported"
+    TENANT_DELETED = "tenant.deleted"
+    BACKUP_MADE = "backup.made"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One act."""
+
+    id: str
+    at: datetime
+    tenant: TenantId | None
+    """The tenant to whom the changed thing belongs; None for one of the server."""
+    actor_kind: str
+    actor_id: str | None
+    actor_name: str | None
+    action: str
+    subject: str | None
+    """The id of the changed thing."""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+_FIELDS: Final = tuple(one.name for one in fields(AuditEntry))
+_ROWS: Final = select(_log.c.ordinal, *(_log.c[name] for name in _FIELDS))
+
+
+def note(
+    connection: Connection,
+    actor: Actor | None,
+    action: Action,
+    at: datetime,
+    *,
+    tenant: TenantId | None = None,
+    subject: str | None = None,
+    **detail: object,
+) -> None:
+    """Write an entry in the transaction of the act; nothing for an act of the server itself."""
+    if actor is None:
+        return
+    values = {
+        "id": f"audit-{new_uuid()}",
+        "at": at,
+        "tenant": tenant,
+        "actor_kind": actor.kind,
+        "actor_id": actor.id,
+        "actor_name": actor.name,
+        "action": action.value,
+        "subject": subject,
+        "detail": {name: value for name, value in detail.items() if value is not None},
+    }
+    connection.execute(insert(_log), values)
+
+
+class AuditLog(Repository):
+    """The audit log of all tenants."""
+
+    async def add(
+        self,
+        actor: Actor,
+        action: Action,
+        *,
+        tenant: TenantId | None = None,
+        subject: str | None = None,
+        **detail: object,
+    ) -> None:
+        """Write an entry for an act outside the database, such as a backup."""
+
+        def write(connection: Connection) -> None:
+            now = self._clock.now()
+            note(connection, actor, action, now, tenant=tenant, subject=subject, **detail)
+
+        await self._database.in_write(write)
+
+    async def list(
+        self, tenant: TenantId | None, *, limit: int, after: str | None = None
+    ) -> builtins.list[AuditEntry]:
+        """List the entries of the tenant, or of all tenants and the server for None.
+
+        The newest come first. ``after`` is the id of the entry before the page; raises
+        NotFoundError if it is not among them.
+        """
+        rows = _ROWS if tenant is None else _ROWS.where(_log.c.tenant == tenant)
+
+        def read(connection: Connection) -> builtins.list[AuditEntry]:
+            page = rows.order_by(_log.c.ordinal.desc()).limit(limit)
+            if after is not None:
+                last = connection.execute(rows.where(_log.c.id == after)).mappings().one_or_none()
+                if last is None:
+                    raise NotFoundError(
+                        f"Audit log entry not found with id={after[:100]}.",
+                        remedy="It may be older than the server keeps. Begin without 'after'.",
+                    )
+                page = page.where(_log.c.ordinal < last["ordinal"])
+            found = connection.execute(page).mappings()
+            return [AuditEntry(**{name: row[name] for name in _FIELDS}) for row in found]
+
+        return await self._database.in_read(read)
+
+    async def sweep(self, kept: timedelta) -> None:
+        """Delete entries older than ``kept``, and a tenant's oldest beyond MAX_AUDIT_ENTRIES.
+
+        The bound holds for each tenant, so that none can push out the entries of another.
+        """
+        before = self._clock.now() - kept
+        old = select(_log.c.ordinal).where(_log.c.at < before)
+        while await self._database.rows(old.limit(1)):
+            await self._database.in_write(_delete, old.limit(_SWEEP_ROWS))
+        for row in await self._database.rows(select(_log.c.tenant).distinct()):
+            own = select(_log.c.ordinal).where(_log.c.tenant.is_not_distinct_from(row["tenant"]))
+            surplus = own.order_by(_log.c.ordinal.desc()).offset(MAX_AUDIT_ENTRIES)
+            while await self._database.rows(surplus.limit(1)):
+                await self._database.in_write(_delete, surplus.limit(_SWEEP_ROWS))
+
+
+def _delete(connection: Connection, ordinals: Any) -> None:
+    found = connection.scalars(ordinals).all()
+    connection.execute(delete(_log).where(_log.c.ordinal.in_(found)))
