@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from reattach.cli.following import _Reporter
+from reattach.cli.following import Reporter
 from reattach.client import Takeover
 from reattach.testing.programs.server import ServerProcess
 from tests.support.commands import BOUND_SECONDS, reattach_here
@@ -165,7 +165,7 @@ def test_an_outage_that_lasts_is_reported_and_so_is_its_end(tmp_path: Path) -> N
 def test_only_a_server_that_refused_connections_is_said_to_have_been_restarted(
     capsys: pytest.CaptureFixture[str], takeover: Takeover, said: str
 ) -> None:
-    reporter = _Reporter(NOWHERE, 0, [])
+    reporter = Reporter(NOWHERE, 0, [])
     reporter.cursor = takeover.cursor
     reporter.taken_over(takeover)
     shown = capsys.readouterr()

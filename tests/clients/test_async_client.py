@@ -189,3 +189,12 @@ async def test_a_token_function_that_never_returns_is_asked_again(is_plain: bool
         await begun(client)
         released.set()
     assert causes == ["the token function failed: TimeoutError: no answer within 0.05 s"]
+
+
+async def test_a_request_to_another_route_returns_the_decoded_answer(
+    server: ServerProcess,
+) -> None:
+    async with Client(server.url) as client:
+        body = {"name": "a", "model": "scripted/echo"}
+        agent = await client.request("POST", "/v1/agents/", body=body)
+        assert (await client.request("GET", f"/v1/agents/{agent['id']}"))["name"] == "a"

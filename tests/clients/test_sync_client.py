@@ -17,7 +17,14 @@ import httpx2
 import pytest
 import trustme
 
-from reattach.client import ClosedError, ReattachError, State, SyncClient, SyncStream
+from reattach.client import (
+    ClosedError,
+    ReattachError,
+    State,
+    SyncClient,
+    SyncStream,
+    UnavailableError,
+)
 from reattach.client.drivers.transport import needs_certificates
 from reattach.testing.programs.relay import Relay
 from reattach.testing.programs.server import ServerProcess
@@ -277,3 +284,24 @@ def test_a_token_function_ends_the_stream_with_an_error_of_its_own() -> None:
         pytest.raises(ReattachError, match="signed out"),
     ):
         next(client.follow(run_id=RUN))
+
+
+def test_a_request_to_another_route_has_the_key_and_returns_the_decoded_answer(
+    server: ServerProcess,
+) -> None:
+    with SyncClient(server.url) as client:
+        agent = client.request("POST", "/v1/agents/", body={"name": "a", "model": "scripted/echo"})
+        found = client.request("GET", f"/v1/agents/{agent['id']}", timeout_seconds=WAIT_SECONDS)
+        assert found["name"] == "a"
+        with pytest.raises(ReattachError, match="agent-nope") as refused:
+            client.request("GET", "/v1/agents/agent-nope")
+        assert refused.value.status > 399
+
+
+def test_a_request_fails_when_nothing_comes_for_its_time() -> None:
+    with (
+        HangingServer() as server,
+        SyncClient(server.url) as client,
+        pytest.raises(UnavailableError, match="the connection fell silent"),
+    ):
+        client.request("GET", "/v1/runs/", timeout_seconds=0.1)

@@ -1,11 +1,12 @@
 """``reattach callbacks``: the secrets that sign callbacks."""
 
+import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reattach.cli.keys import with_records
-from reattach.cli.options import StoreFlags, settings_with, with_store_flags
+from reattach.cli.options import AsJson, StoreFlags, settings_with, with_store_flags
 from reattach.domain.errors import NotFoundError
 from reattach.domain.ids import DEFAULT_TENANT, TenantId
 from reattach.records.base import Actor
@@ -31,6 +32,7 @@ def show_secret(
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Create a new one; the old one signs for 24 h more.")
     ] = False,
+    as_json: AsJson = False,
     stores: StoreFlags,
 ) -> None:
     """Show the secret that signs a tenant's callbacks; the first call creates it.
@@ -50,6 +52,10 @@ def show_secret(
             await records.callbacks.rotate_secret(owner, by=Actor.of_command_line())
         return tuple(await records.callbacks.secrets(owner))
 
-    for secret in with_records(settings, secrets):
+    found = with_records(settings, secrets)
+    if as_json:
+        typer.echo(json.dumps({"tenant": owner, "secrets": found}))
+        return
+    for secret in found:
         typer.echo(secret)
     typer.echo(f"This secret signs the callbacks of tenant {owner} (Standard Webhooks).", err=True)

@@ -1,17 +1,20 @@
 """``reattach attach``: follows an answer in the terminal."""
 
 import asyncio
+import json
 import shlex
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reattach.cli.options import fail
+from reattach.cli.remote.completion import active_run_ids, agent_ids, conversation_ids
+from reattach.cli.remote.server import DEFAULT_URL, ApiKey, Url, explained
+from reattach.domain.errors import ReattachError
 
 if TYPE_CHECKING:
-    from reattach.client import Event, Retry, Takeover
+    from reattach.client import Client, Event, ManyStream, Retry, Stream, Takeover
 
 _QUIET_SECONDS = 1.0
 """Connection trouble shorter than this is not reported."""
@@ -25,35 +28,63 @@ _LONGEST_WAIT_SECONDS = 5.0
 
 def attach(
     conversation: Annotated[
-        str, typer.Argument(help="Id of a conversation, or 'default' with --agent-id.")
+        str,
+        typer.Argument(
+            help="Id of a conversation, or 'default' with --agent-id.",
+            autocompletion=conversation_ids,
+        ),
     ] = "default",
-    run_id: Annotated[str | None, typer.Option(help="Run; default: the active one.")] = None,
-    otid: Annotated[str | None, typer.Option(help="OTID of a message of the run.")] = None,
-    agent_id: Annotated[str | None, typer.Option(help="Agent, with 'default'.")] = None,
-    after: Annotated[int, typer.Option(help="Cursor: seq_id of the last event you have.")] = 0,
-    url: Annotated[
-        str, typer.Option(envvar="REATTACH_URL", help="URL of the server.")
-    ] = "http://127.0.0.1:8283",
-    api_key: Annotated[
-        str | None, typer.Option(envvar="REATTACH_API_KEY", help="API key for the server.")
+    run_id: Annotated[
+        str | None,
+        typer.Option(help="Run; default: the active one.", autocompletion=active_run_ids),
     ] = None,
+    otid: Annotated[str | None, typer.Option(help="OTID of a message of the run.")] = None,
+    agent_id: Annotated[
+        str | None, typer.Option(help="Agent, with 'default'.", autocompletion=agent_ids)
+    ] = None,
+    after: Annotated[int, typer.Option(help="Cursor: seq_id of the last event you have.")] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each event as a line of JSON, for programs.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
 ) -> None:
     """Follow an answer in the terminal until it ends, through every broken connection.
 
     The answer goes to standard output, everything else to standard error. Ctrl-C detaches and
     prints the command that attaches again; the run continues on the server.
     """
+    named = {"--run-id": run_id, "--otid": otid, "--agent-id": agent_id, "--url": url}
+    options = [part for name, value in named.items() if value for part in (name, value)]
+    follow(
+        Reporter(url, after, ["attach", conversation, *options], names_run=True),
+        api_key,
+        lambda client: client.follow(
+            conversation, run_id=run_id, otid=otid, agent_id=agent_id, starting_after=after
+        ),
+        show_json if as_json else _show,
+    )
+
+
+def follow(
+    reporter: "Reporter",
+    api_key: str | None,
+    stream_of: "Callable[[Client], Stream | ManyStream]",
+    show: "Callable[[Event], object]",
+) -> None:
+    """Show each event of a stream until it ends, and report trouble on standard error.
+
+    Exits with status 1 if a run failed or was cancelled or cannot be followed, and 130 after
+    Ctrl-C.
+    """
     from reattach.client import Client
     from reattach.server.tune_gc import tune_gc
 
     tune_gc()
-    named = {"--run-id": run_id, "--otid": otid, "--agent-id": agent_id, "--url": url}
-    options = [part for name, value in named.items() if value for part in (name, value)]
-    reporter = _Reporter(url, after, [conversation, *options])
 
-    async def follow() -> None:
+    async def show_all() -> None:
         client = Client(
-            url,
+            reporter.url,
             api_key=api_key,
             give_up_seconds=_GIVE_UP_SECONDS,
             longest_wait_seconds=_LONGEST_WAIT_SECONDS,
@@ -62,19 +93,17 @@ def attach(
             on_takeover=reporter.taken_over,
         )
         reporter.connecting()
-        async with client:
-            following = client.follow(
-                conversation, run_id=run_id, otid=otid, agent_id=agent_id, starting_after=after
-            )
-            async with aclosing(following) as events:
-                async for event in events:
-                    _show(event)
-                    reporter.see(event)
+        async with client, stream_of(client) as events:
+            async for event in events:
+                show(event)
+                reporter.see(event)
 
     try:
-        asyncio.run(follow())
+        asyncio.run(show_all())
     except TimeoutError as error:
         fail(str(error))
+    except ReattachError as error:
+        raise explained(error, reporter.url, api_key) from error
     except KeyboardInterrupt:
         reporter.detached()
         raise SystemExit(130) from None
@@ -82,16 +111,23 @@ def attach(
         raise SystemExit(1)
 
 
-class _Reporter:
-    """Reports the state of the connection on standard error, once trouble lasts for a second."""
+class Reporter:
+    """Reports the state of the connection on standard error, once trouble lasts for a second.
 
-    def __init__(self, url: str, cursor: int, arguments: Sequence[str]) -> None:
+    ``arguments`` are those of the command, which Ctrl-C prints with the cursor. With ``names_run``
+    the command names the run as soon as it is known.
+    """
+
+    def __init__(
+        self, url: str, cursor: int, arguments: Sequence[str], *, names_run: bool = False
+    ) -> None:
+        self.url = url
         self.cursor = cursor
         self._start = cursor
         self.failed = False
         """Whether the run failed or was cancelled."""
-        self._url = url
         self._arguments = arguments
+        self._names_run = names_run
         self._trouble = f"Connecting to {url} …"
         self._cause: str | None = None
         self._since: float | None = None
@@ -105,7 +141,7 @@ class _Reporter:
 
     def lost(self, retry: "Retry") -> None:
         self._trouble = (
-            f"No connection to {self._url}: {retry.cause}. "
+            f"No connection to {self.url}: {retry.cause}. "
             f"Retrying for up to {retry.remaining_seconds:.0f} s."
         )
         if self._since is None:
@@ -116,8 +152,9 @@ class _Reporter:
 
     def see(self, event: "Event") -> None:
         """Take in an event that was shown."""
-        self.cursor = event["seq_id"]
-        if event["message_type"] == "error_message" or event.get("stop_reason") == "cancelled":
+        self.cursor = event.get("seq_id") or self.cursor
+        is_failure = event["message_type"] in {"error_message", "run_error"}
+        if is_failure or event.get("stop_reason") == "cancelled":
             self.failed = True
 
     def attached(self, run_id: str | None) -> None:
@@ -126,8 +163,8 @@ class _Reporter:
         if self._reported and self._since is not None:
             seconds = asyncio.get_running_loop().time() - self._since
             self._write(f"Attached after {seconds:.1f} s, at event {self.cursor}.")
-        if run_id is not None:
-            self._arguments = ["--run-id", run_id, "--url", self._url]
+        if run_id is not None and self._names_run:
+            self._arguments = ["attach", "--run-id", run_id, "--url", self.url]
         self._since, self._reported, self._cause = None, False, None
 
     def taken_over(self, takeover: "Takeover") -> None:
@@ -142,7 +179,7 @@ class _Reporter:
         self._write(f"{text}; the answer goes on after {seconds:.1f} s, at event {self.cursor}.")
 
     def detached(self) -> None:
-        again = shlex.join(["reattach", "attach", *self._arguments, "--after", str(self.cursor)])
+        again = shlex.join(["reattach", *self._arguments, "--after", str(self.cursor)])
         self._write(f"Detached after event {self.cursor}. Attach again with: {again}")
 
     def _report_trouble(self) -> None:
@@ -153,6 +190,11 @@ class _Reporter:
         """Write a line, after a line break if the answer may have left one unfinished."""
         line_end = "\n" if self.cursor > self._start else ""
         typer.echo(f"{line_end}reattach: {text}", err=True)
+
+
+def show_json(event: "Event") -> None:
+    """Write an event as a line of JSON to standard output."""
+    typer.echo(json.dumps(event))
 
 
 def _show(event: "Event") -> None:

@@ -59,7 +59,7 @@ def create_key(
     """
     _check(name, tenant)
     owner = new_tenant_id() if tenant == "new" else TenantId(tenant or DEFAULT_TENANT)
-    expires_at = None if expires is None else SystemClock().now() + _duration(expires)
+    expires_at = None if expires is None else SystemClock().now() + duration(expires, "a key")
 
     async def create(records: "Records") -> tuple[bool, ApiKey, str]:
         is_first = not await records.keys.list(owner)
@@ -148,6 +148,7 @@ def list_keys(*, as_json: AsJson = False, stores: StoreFlags) -> None:
 def revoke_key(
     *,
     key_id: Annotated[str, typer.Argument(help="Id of the key, from `reattach keys list`.")],
+    as_json: AsJson = False,
     stores: StoreFlags,
 ) -> None:
     """Revoke a key. Servers refuse it within a few seconds."""
@@ -157,16 +158,19 @@ def revoke_key(
         return True
 
     with_records(settings_with(**stores), revoke, makes=False)
+    if as_json:
+        typer.echo(json.dumps({"id": key_id, "revoked": True}))
+        return
     typer.echo(f"Key {key_id} is revoked.", err=True)
 
 
-def _duration(text: str) -> timedelta:
-    """Parse a duration such as 30d. Raises typer.BadParameter."""
+def duration(text: str, subject: str) -> timedelta:
+    """Parse a duration of ``--expires`` such as 30d. Raises typer.BadParameter."""
     match = re.fullmatch(r"([1-9][0-9]{0,3})([mhdw])", text.strip())
     if match is None:
         raise typer.BadParameter(
-            f"'{text}' is not a time for which a key can be valid. Use 1 to 9999 minutes, hours, "
-            "days or weeks, such as 90m, 12h, 30d or 4w.",
+            f"'{text}' is not a time for which {subject} can be valid. Use 1 to 9999 minutes, "
+            "hours, days or weeks, such as 90m, 12h, 30d or 4w.",
             param_hint="'--expires'",
         )
     return timedelta(**{_UNITS[match[2]]: int(match[1])})

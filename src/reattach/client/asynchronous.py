@@ -2,7 +2,7 @@
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Callable, Mapping, MutableMapping
 from typing import Any, Self, TypeVar
 
 import httpx2
@@ -177,6 +177,22 @@ class Client(StreamCalls[Stream, ManyStream]):
             self._calls.cancel(conversation_id, run_id, agent_id)
         )
         return states
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Any:
+        """Send a request to any other route that answers with JSON, and return it decoded.
+
+        ``path`` begins with ``/v1/`` and may have a query. The request has the key or token of the
+        client, and is not retried. It fails when nothing comes for ``timeout_seconds``, by default
+        as long as for a stream. Raises as ``snapshot`` does.
+        """
+        return await self._call(self._calls.request(method, path, body, timeout_seconds))
 
     @override
     def _stream(self, plan: RunPlan, life: Life) -> Stream:

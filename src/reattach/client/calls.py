@@ -108,6 +108,11 @@ class Calls:
         path = f"{path_of(conversation_id, run_id)}/snapshot"
         return call(self.core, Request("GET", with_query(path, agent_id=agent_id)))
 
+    def request(
+        self, method: str, path: str, body: Mapping[str, Any] | None, timeout_seconds: float | None
+    ) -> Steps[Any]:
+        return call(self.core, Request(method, path, body), silence_seconds=timeout_seconds)
+
     def cancel(self, conversation_id: str, run_id: str | None, agent_id: str | None) -> Steps[Any]:
         path = f"{path_of(conversation_id, run_id)}/cancel"
         of_agent = agent_id if run_id is None else None

@@ -250,7 +250,11 @@ class Reading:
 
 
 def opened(
-    core: Core, request: Request, on_renewal: Callable[[], object] = lambda: None
+    core: Core,
+    request: Request,
+    on_renewal: Callable[[], object] = lambda: None,
+    *,
+    silence_seconds: float | None = None,
 ) -> Steps[tuple[Answer, str | None]]:
     """Send a request with the token, once more with a fresh one if it was refused.
 
@@ -259,7 +263,7 @@ def opened(
     refused: str | None = None
     while True:
         token: str | None = yield GetToken(refused)
-        seconds = core.silence_seconds
+        seconds = core.silence_seconds if silence_seconds is None else silence_seconds
         if core.tokens.renew_seconds is not None:
             seconds = min(seconds, max(core.tokens.renew_seconds, _LEAST_READ_SECONDS))
         answer: Answer = yield Open(replace(request, token=token), seconds)
@@ -278,17 +282,17 @@ def _refusal(
     )
 
 
-def call(core: Core, request: Request) -> Steps[Any]:
-    """Return the JSON of an answer.
+def call(core: Core, request: Request, *, silence_seconds: float | None = None) -> Steps[Any]:
+    """Return the JSON of an answer, or None for an empty one.
 
     Raises:
         UnavailableError: The server cannot be reached, or is busy.
         ReattachError: The server refused, as for ``Client.follow``.
     """
     try:
-        answer, _ = yield from opened(core, request)
+        answer, _ = yield from opened(core, request, silence_seconds=silence_seconds)
         content: bytes = yield ReadAll()
-        if answer.status != 200:
+        if not 200 <= answer.status < 300:
             raise _refusal(core, answer, content, was_attached=False)
     except StoppedError:
         raise ClosedError("client") from None
@@ -299,7 +303,7 @@ def call(core: Core, request: Request) -> Steps[Any]:
             retry_after_seconds=int(loss.least_seconds) or 1,
         ) from loss
     try:
-        return json.loads(content)
+        return json.loads(content) if content else None
     except ValueError:
         raise ReattachError(
             f"{core.url} answered with another text than JSON. Check that this is the URL of a "

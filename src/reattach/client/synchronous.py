@@ -3,7 +3,7 @@
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Generator, MutableMapping
+from collections.abc import Callable, Generator, Mapping, MutableMapping
 from typing import Any, Self, TypeVar
 
 import httpx2
@@ -174,6 +174,17 @@ class SyncClient(StreamCalls[SyncStream, SyncManyStream]):
         """Cancel a run, or the active run of a conversation, as ``Client.cancel`` does."""
         states: dict[str, str] = self._call(self._calls.cancel(conversation_id, run_id, agent_id))
         return states
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Any:
+        """Send a request to any other route that answers with JSON, as ``Client.request`` does."""
+        return self._call(self._calls.request(method, path, body, timeout_seconds))
 
     @override
     def _stream(self, plan: RunPlan, life: Life) -> SyncStream:

@@ -53,7 +53,8 @@ def stream_request(
     http: httpx2.Client | httpx2.AsyncClient, url: str, step: Open
 ) -> httpx2.Request:
     """Build a request whose response is read in pieces."""
-    timeout = httpx2.Timeout(step.silence_seconds, connect=_CONNECT_SECONDS, pool=None)
+    connect_seconds = min(_CONNECT_SECONDS, step.silence_seconds)
+    timeout = httpx2.Timeout(step.silence_seconds, connect=connect_seconds, pool=None)
     # A proxy that compresses a stream withholds its events.
     return _build(http, url, step.request, timeout, {"accept-encoding": "identity"})
 

@@ -1,0 +1,1 @@
+"""Commands that ask a running server over HTTP, on this machine or another one."""

@@ -1,0 +1,94 @@
+"""Rows of a result: aligned columns for people, lines with tabs for programs."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import typer
+
+from reattach.domain.clock import SystemClock
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table on a terminal."""
+
+    name: str
+    is_whole: bool = False
+    """Never shortened, because people copy it."""
+    is_number: bool = False
+    needs_columns: int = 0
+    """Left out on terminals with fewer columns than this."""
+
+
+def show_rows(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows: with a head and aligned on a terminal, else with tabs and nothing left out."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            typer.echo("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    shown = [at for at, column in enumerate(columns) if column.needs_columns <= console.width]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for at in shown:
+        column = columns[at]
+        table.add_column(
+            column.name,
+            justify="right" if column.is_number else "left",
+            no_wrap=True,
+            overflow="fold" if column.is_whole else "ellipsis",
+            min_width=max((len(row[at]) for row in rows), default=0) if column.is_whole else None,
+        )
+    for row in rows:
+        table.add_row(*(Text(row[at], style=STYLES.get(row[at], "")) for at in shown))
+    console.print(table)
+
+
+STYLES = {
+    "running": "green",
+    "created": "cyan",
+    "failed": "red",
+    "cancelled": "yellow",
+    "revoked": "yellow",
+}
+"""Colours of states on a terminal; ``NO_COLOR`` turns them off."""
+
+
+def one_line(text: object) -> str:
+    """Return a text of a client without line ends, tabs and control characters."""
+    return "".join(one if one.isprintable() else " " for one in str(text))
+
+
+def moment_of(text: str) -> datetime:
+    """Return the moment that an answer names."""
+    return datetime.fromisoformat(text)
+
+
+def seconds_since(text: str, until: str | None = None) -> float:
+    """Return the time since a moment of an answer, or from it until another one."""
+    end = SystemClock().now() if until is None else moment_of(until)
+    return max((end - moment_of(text)).total_seconds(), 0.0)
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration in one or two units: ``0.4s``, ``12s``, ``4m05s``, ``3h20m``, ``2d04h``."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    whole = int(seconds)
+    for size, unit, part_size, part_unit in _UNITS:
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // part_size:02}{part_unit}"
+    return f"{whole}s"
+
+
+_UNITS = ((86_400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
+
+
+def count_text(count: int | None) -> str:
+    """Return a count with separators; a dash if it is not known."""
+    return "-" if count is None else f"{count:,}"
