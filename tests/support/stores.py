@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -36,6 +36,7 @@ from reattach.records.records import Records
 from reattach.records.runs import hidden_events
 from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.runs.attempts.policy import ContinuePolicy
+from reattach.runs.observing.observer import RunObserver
 from reattach.runs.representation import Representation
 from reattach.runs.service import RunService, Send
 from reattach.tools.base import Toolbox
@@ -76,6 +77,7 @@ class Stores:
         ping_interval_seconds: float = 15.0,
         lease_seconds: float = LEASE_SECONDS,
         policy: ContinuePolicy = ENDS_RUNS,
+        observers: Iterable[RunObserver] = (),
     ) -> RunService:
         """Create the service of a new process on these stores or wrappers of them, not started.
 
@@ -93,6 +95,7 @@ class Stores:
             ping_interval_seconds=ping_interval_seconds,
             lease_seconds=lease_seconds,
             policy=policy,
+            observers=observers,
         )
         self.services.append(service)
         return service

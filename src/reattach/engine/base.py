@@ -161,6 +161,8 @@ class ToolStarting:
     tool_call_id: str
     may_repeat: bool = False
     """Whether running it twice has the effect of running it once."""
+    name: str = ""
+    """The name of the tool, for metrics and traces."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,8 +113,8 @@ class CallStream:
             case ToolReturnPart(tool_call_id=call_id) if call := self._unreturned(call_id):
                 call.has_returned = True
                 yield replace(delta, tool_call_id=call.id)
-            case ToolStarting(call_id, may_repeat) if call := self._unreturned(call_id):
-                yield ToolStarting(call.id, may_repeat)
+            case ToolStarting(call_id, may_repeat, name) if call := self._unreturned(call_id):
+                yield ToolStarting(call.id, may_repeat, name)
             case StepFinished():
                 self._step += 1
                 yield delta

@@ -186,8 +186,8 @@ class Intake:
             case HiddenReasoningPart(state, text):
                 shown = None if text is None else _text(text)
                 return HiddenReasoningPart("redacted" if state == "redacted" else "omitted", shown)
-            case ToolStarting(call_id, may_repeat):
-                return ToolStarting(self.call_id(call_id), may_repeat is True)
+            case ToolStarting(call_id, may_repeat, name):
+                return ToolStarting(self.call_id(call_id), may_repeat is True, _text(name))
             case AnswerKept(upstream_id):
                 return AnswerKept(_text(upstream_id))
             case ToolReturnPart():

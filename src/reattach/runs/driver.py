@@ -21,7 +21,13 @@ from reattach.domain.errors import (
 from reattach.domain.events import Event, RunStatus
 from reattach.domain.ids import FIRST_SEQ, Seq
 from reattach.domain.limits import DELTA_BYTES, ENGINE_STOP_SECONDS, RUN_LOG_BYTES
-from reattach.domain.messages import part_chars
+from reattach.domain.messages import (
+    ReasoningPart,
+    TextPart,
+    ToolCallDelta,
+    ToolReturnPart,
+    part_chars,
+)
 from reattach.engine.base import (
     AnswerKept,
     Compacted,
@@ -39,6 +45,9 @@ from reattach.runs.attempts.policy import ContinuePolicy, Interruption
 from reattach.runs.attempts.record import OwnedRun
 from reattach.runs.attempts.source import TurnSource
 from reattach.runs.endings import DRAINED, LOG_LOST, Ending
+from reattach.runs.observing.lines import log_beginning, log_continuation
+from reattach.runs.observing.observer import AttemptOutcome, RunObserver
+from reattach.runs.observing.reports import AttemptReports
 from reattach.runs.output import RunOutput
 from reattach.runs.representation import Representation
 from reattach.runs.transcript import Transcript
@@ -53,6 +62,9 @@ _TOOL_NOT_NOTED = EngineError(
 _CONVERSATION_UNREADABLE = EngineError(
     "The conversation could not be read. Send the message again, with a new OTID."
 )
+
+_FRAGMENTS = frozenset({TextPart, ReasoningPart, ToolCallDelta})
+"""The types of most deltas: they neither end a step nor need a note."""
 
 _RETRY_SECONDS = (1.0, 8.0)
 """The first and the longest wait before a provider is asked again."""
@@ -95,8 +107,9 @@ class RunDriver:
         runs: Runs,
         clock: Clock,
         aliases: Sequence[str],
-        settle: Callable[[Run, Settlement], Awaitable[None]],
+        settle: Callable[[Run, Settlement, Seq], Awaitable[None]],
         policy: ContinuePolicy,
+        observer: RunObserver,
         uniform: Callable[[float, float], float] = random.uniform,
         interrupted: Interrupted | None = None,
     ) -> None:
@@ -127,6 +140,10 @@ class RunDriver:
         self._ending: Ending | None = None
         self._stopping = asyncio.Event()
         self._held_bytes = 0
+        self._error: BaseException | None = None
+        """The error that ended the engine."""
+        self._observer = observer
+        self._reports = AttemptReports(observer, clock, source.agent.name)
 
     @property
     def run(self) -> Run:
@@ -163,6 +180,7 @@ class RunDriver:
             logger.warning("run taken over by another process", run_id=self.run.id)
         except _HandedOverError:
             logger.info("run handed over", run_id=self.run.id)
+            self._report_end(AttemptOutcome.HANDED_OVER)
         except (LogError, StoreUnavailableError) as error:
             self.given_up = True
             logger.warning("run given up", run_id=self.run.id, reason=error.detail)
@@ -170,13 +188,22 @@ class RunDriver:
             self.given_up = True
             logger.exception("run given up", run_id=self.run.id)
         finally:
+            self._report_end(AttemptOutcome.LOST)
             self.opened.set()
             self.done.set()
 
+    def _report_end(self, outcome: AttemptOutcome, error: BaseException | None = None) -> None:
+        """Report the end of the attempt, unless that was done."""
+        last_seq = self._output.writer.last_seq if self.opened.is_set() else Seq(0)
+        self._reports.end(self.run, outcome, last_seq, error)
+
     async def _drive(self) -> None:
-        labels = {"run_id": self.run.id, "tenant": self.run.tenant, "model": self.run.model}
-        began = self._clock.monotonic_seconds()
-        logger.info("run began" if self._earlier is None else "run continues", **labels)
+        if self._earlier is not None:
+            log_continuation(self.run)
+        else:
+            log_beginning(self.run)
+            self._observer.run_began(self.run)
+            self._reports.begin_first(self.run, self._output.transcript)
         # Read while the log opens: no other run can add to the thread now.
         turn = asyncio.create_task(
             until_available(self._clock, lambda: self._source.turn(self.run)),
@@ -200,15 +227,9 @@ class RunDriver:
         # A run that was to be continued may have ended before that.
         steps = machine.steps or transcript.steps_seen()
         settlement = transcript.settlement(self.run, steps, self._clock.now())
-        await self._settle(self.run, settlement)
+        await self._settle(self.run, settlement, self._output.writer.last_seq)
         self.settled = True
-        logger.info(
-            "run ended",
-            **labels,
-            outcome=settlement.stop_reason.value,
-            events=self._output.writer.last_seq,
-            seconds=round(self._clock.monotonic_seconds() - began, 3),
-        )
+        self._report_end(AttemptOutcome.RUN_ENDED, self._error)
 
     async def _write_answer(self, turn: "asyncio.Task[Turn]") -> None:
         """Write the engine's answer and the terminal group into the log, and close it."""
@@ -285,6 +306,7 @@ class RunDriver:
 
     def _fail(self, error: BaseException) -> list[Event]:
         machine = self._output.machine
+        self._error = error
         if isinstance(error, EngineError):
             logger.info("run failed", run_id=self.run.id, error=error.code, detail=error.detail)
             return machine.fail(error)
@@ -321,7 +343,9 @@ class RunDriver:
 
     async def _append_deltas(self, turn: Turn) -> None:
         """Append the events of the engine's deltas."""
-        output = self._output
+        output, reports = self._output, self._reports
+        if self._first_turn is not None:
+            reports.ask_model(self._first_turn)
         async with closing_deltas(self._engine.run(turn)) as deltas:
             async for delta in deltas:
                 steps = output.machine.steps
@@ -337,13 +361,25 @@ class RunDriver:
                         f"The answer exceeds {RUN_LOG_BYTES} bytes, the most that a run may hold."
                     )
                 await output.put(output.machine.on_delta(delta))
-                if isinstance(delta, ToolStarting):
-                    await self._note_tool_call(delta)
-                elif isinstance(delta, AnswerKept):
-                    step = output.machine.open_step
-                    await self.record.note_upstream(step, delta.upstream_id, steps)
+                if type(delta) not in _FRAGMENTS or reports.step is None:
+                    await self._note(delta)
                 if output.writer.is_full:
                     await output.writer.wait_for_room()
+
+    async def _note(self, delta: Delta) -> None:
+        """Record and report what ``delta`` says beside its events, which are put."""
+        machine = self._output.machine
+        self._reports.note_output(machine, self.run)
+        match delta:
+            case ToolStarting(call_id):
+                await self._note_tool_call(delta)
+                self._reports.begin_tool(machine.call_id(call_id), delta)
+            case ToolReturnPart(call_id):
+                self._reports.end_tool(machine.call_id(call_id), delta)
+            case AnswerKept(upstream_id):
+                await self.record.note_upstream(machine.open_step, upstream_id, machine.steps)
+            case _:
+                pass
 
     async def _note_tool_call(self, delta: ToolStarting) -> None:
         """Log and record a tool call before its tool starts, which cannot be undone."""
@@ -385,6 +421,7 @@ class RunDriver:
             reason=error.detail,
             again_in_seconds=round(seconds, 3),
         )
+        self._report_end(AttemptOutcome.PROVIDER_FAILED, error)
         await self._clock.sleep(seconds)
         self._engine = self._source.engine(self.run)
         return await self._go_on(first_turn, Interruption.PROVIDER)
@@ -412,6 +449,7 @@ class RunDriver:
             owner=self.run.owner,
         )
         await self.record.note_attempt(attempt, self._output.machine.steps)
+        self._reports.begin(self.run, attempt, self._output.transcript, self._output.machine)
         logger.info(
             "answer continues",
             run_id=self.run.id,

@@ -6,6 +6,7 @@ from typing import Any
 
 from reattach.agent.engine_factory import EngineFactory
 from reattach.domain.clock import Clock
+from reattach.domain.ids import Seq
 from reattach.log.base import Log
 from reattach.records.base import Agent, Conversation, Run, Settlement
 from reattach.records.records import Records
@@ -15,12 +16,16 @@ from reattach.runs.attempts.source import TurnSource
 from reattach.runs.driver import Interrupted, RunDriver
 from reattach.runs.endings import STORE_FAILED, Ending
 from reattach.runs.idempotency import log_aliases
+from reattach.runs.observing.observer import RunObserver
 from reattach.runs.open_runs import OpenRuns
 
 
 @dataclass(frozen=True, slots=True)
 class Drivers:
-    """Makes the drivers of new and of interrupted runs. ``settle`` writes a run's settlement."""
+    """Makes the drivers of new and of interrupted runs.
+
+    ``settle`` writes a run's settlement; the Seq is that of the newest event of its log.
+    """
 
     log: Log
     records: Records
@@ -28,7 +33,8 @@ class Drivers:
     engine_factory: EngineFactory
     open_runs: OpenRuns
     policy: ContinuePolicy
-    settle: Callable[[Run, Settlement], Awaitable[None]]
+    settle: Callable[[Run, Settlement, Seq], Awaitable[None]]
+    observer: RunObserver
 
     def make(
         self,
@@ -56,6 +62,7 @@ class Drivers:
             aliases=log_aliases(run),
             settle=self.settle,
             policy=self.policy,
+            observer=self.observer,
             interrupted=interrupted,
         )
 

@@ -1,14 +1,13 @@
 """The operations on runs: send, find, follow, cancel, drain."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 
 import structlog
 
 from reattach.agent.engine_factory import EngineFactory
-from reattach.domain.backoff import until_available
 from reattach.domain.clock import Clock
 from reattach.domain.errors import (
     InvalidArgumentError,
@@ -37,7 +36,6 @@ from reattach.records.base import (
     Actor,
     Beat,
     Run,
-    Settlement,
     Thread,
 )
 from reattach.records.records import Records
@@ -54,12 +52,14 @@ from reattach.runs.endings import CANCELLED
 from reattach.runs.following.follow import Following, Target, Watch, follow, remainder
 from reattach.runs.following.readers import Readers
 from reattach.runs.idempotency import otid_alias
+from reattach.runs.observing.observer import Observers, RunObserver
 from reattach.runs.open_runs import OpenRuns
 from reattach.runs.ownership.audit import Audit
 from reattach.runs.ownership.lease import Ownership
 from reattach.runs.ownership.recovery import Recovery
 from reattach.runs.ownership.retention import Retention
 from reattach.runs.ownership.settlements import Settlements
+from reattach.runs.ownership.settling import SettlementWriter
 from reattach.runs.sends import Send, Sends
 from reattach.runs.snapshot.snapshots import Snapshots
 from reattach.tools.base import Toolbox
@@ -91,6 +91,7 @@ class RunService:
         lease_seconds: float = LEASE_SECONDS,
         callback_due: Callable[[], None] = lambda: None,
         policy: ContinuePolicy = CONTINUES,
+        observers: Iterable[RunObserver] = (),
     ) -> None:
         self.log = log
         self.watch = Watch(ping_interval_seconds, clock.now)
@@ -106,11 +107,20 @@ class RunService:
             catalog, toolbox or Toolbox(), clock, default_model, tool_seconds
         )
         self._retention = Retention(records, clock, retention)
-        self._callback_due = callback_due
         self._settlements = Settlements(records, clock)
         self.snapshots = Snapshots(records, self.watch, self.follow, self.is_settled_in_time)
+        observer = Observers(observers)
+        settling = SettlementWriter(records, clock, self._retention, self.engine_factory, observer)
+        settling.callback_due = callback_due
         drivers = Drivers(
-            log, records, clock, self.engine_factory, self.open_runs, policy, self._settle
+            log,
+            records,
+            clock,
+            self.engine_factory,
+            self.open_runs,
+            policy,
+            settling.write,
+            observer,
         )
         self._recovery = Recovery(drivers, self.ownership)
         self._sends = Sends(drivers, self.ownership, self._recovery.give_up)
@@ -169,17 +179,6 @@ class RunService:
             AnswerRefusedError: The send answers an approval request that is not open.
         """
         return await self._sends.send(send, admit)
-
-    async def _settle(self, run: Run, settlement: Settlement) -> None:
-        """Write the settlement, with retries while the store does not answer."""
-        self._retention.check_clock()
-        await until_available(self._clock, lambda: self._records.runs.settle(run.id, settlement))
-        if run.callback_url is not None:
-            self._callback_due()
-        upstream_id = run.notes.unfinished_upstream_id
-        if upstream_id is not None and settlement.stop_reason.run_status is not RunStatus.COMPLETED:
-            # Not before the end is settled: until then, another process may continue the run.
-            await self.engine_factory.cancel_upstream(run.model or "", upstream_id)
 
     # Finding and following.
 

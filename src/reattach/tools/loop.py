@@ -133,7 +133,7 @@ class ToolLoop(Engine):
                 yield offer.unknown_tool(call)
                 continue
             tool = offer.tools[call.name].tool
-            yield ToolStarting(call.tool_call_id, tool.idempotent)
+            yield ToolStarting(call.tool_call_id, tool.idempotent, call.name)
             seconds = tool.call_seconds or self._call_seconds
             yield await call_tool(tool, call, seconds=seconds, context=self._context)
 

@@ -13,6 +13,7 @@ from reattach.runs.driver import Interrupted
 from reattach.runs.drivers import Drivers
 from reattach.runs.endings import DRAINED, OWNER_DIED, STORE_FAILED, Ending
 from reattach.runs.idempotency import log_aliases
+from reattach.runs.observing.observer import Takeover
 from reattach.runs.ownership.orphan_log import find_head, is_lost, read_log
 from reattach.runs.transcript import Transcript
 
@@ -20,6 +21,11 @@ logger = structlog.get_logger(__name__)
 
 _INTERRUPTED = (OWNER_DIED, DRAINED, STORE_FAILED)
 """The endings of runs that may have been interrupted in the middle of a sound log."""
+
+
+def interruption_of(run: Run) -> Interruption:
+    """Return why the last attempt at an active run without an owner ended."""
+    return Interruption.HANDOVER if run.notes.handed_over else Interruption.CRASH
 
 
 class Continuing:
@@ -58,6 +64,8 @@ class Continuing:
         except NotFoundError:
             logger.warning("model of a run is not offered", run_id=run.id, model=run.model)
             return False
+        now = self._drivers.clock.now()
+        self._drivers.observer.run_taken_over(Takeover(run, interrupted.by, continues=True, at=now))
         self._drivers.start(driver, driver.drive(), self._give_up)
         return True
 
@@ -70,7 +78,7 @@ class Continuing:
         writer = await self._log.open(run.id, run.token, aliases=log_aliases(run))
         transcript = Transcript()
         reading = await read_log(run, self._log, writer.head, transcript, taken.hidden)
-        by = Interruption.HANDOVER if run.notes.handed_over else Interruption.CRASH
+        by = interruption_of(run)
         allowed = self._drivers.policy.allows(
             run,
             by,

@@ -17,7 +17,7 @@ from reattach.domain.errors import (
     StoreUnavailableError,
 )
 from reattach.domain.events import RunStatus, Usage
-from reattach.domain.ids import RunId
+from reattach.domain.ids import RunId, Seq
 from reattach.domain.limits import (
     LOST_LOG_FIRST_SEQ,
     RECOVERIES_AT_ONCE,
@@ -39,7 +39,8 @@ from reattach.runs.endings import (
     UNREADABLE,
     Ending,
 )
-from reattach.runs.ownership.continuing import Continuing
+from reattach.runs.observing.observer import Takeover
+from reattach.runs.ownership.continuing import Continuing, interruption_of
 from reattach.runs.ownership.lease import Ownership
 from reattach.runs.ownership.orphan_log import find_head, is_lost, read_log
 from reattach.runs.ownership.suspects import Suspects
@@ -98,6 +99,7 @@ class Recovery:
         self._clock = drivers.clock
         self._ownership = ownership
         self._settle = drivers.settle
+        self._observer = drivers.observer
         self._continuing = Continuing(drivers, self.give_up)
         self._suspects = Suspects(drivers, lambda run: self._take_up(self._pending(run)))
         self._is_suspect = drivers.policy.is_suspect
@@ -232,6 +234,7 @@ class Recovery:
                     due=due,
                     hidden=taken.hidden,
                 )
+                self._report_end(run)
             except FencedError:
                 if step > LONGEST_TOKEN_STEP:
                     raise
@@ -241,6 +244,11 @@ class Recovery:
                 step *= 2
             else:
                 return
+
+    def _report_end(self, run: Run) -> None:
+        by = interruption_of(run)
+        takeover = Takeover(run, by, continues=False, at=self._clock.now())
+        self._observer.run_taken_over(takeover)
 
     async def _leave_to_others(self, run: Run, ending: Ending) -> bool:
         """Let another process have the run if this one drains; return whether it does."""
@@ -299,7 +307,7 @@ async def end_orphan(
     ending: Ending,
     log: Log,
     clock: Clock,
-    settle: Callable[[Run, Settlement], Awaitable[None]],
+    settle: Callable[[Run, Settlement, Seq], Awaitable[None]],
     *,
     due: Sequence[ToolCallPart] = (),
     hidden: Sequence[HiddenEvent] = (),
@@ -333,15 +341,17 @@ async def end_orphan(
     transcript.due = tuple(due)
     transcript.begun = run.begun_calls
     usage = Usage(step_count=len(transcript.steps_seen()))
+    last_seq = head.last_seq
     if not head.closed:
         events = ending.terminal_group(usage)
         frames = letta.Encoder(run.id).frames(events, after_seq=writer.last_seq)
         await writer.append(writer.last_seq + 1, frames, close=True)
+        last_seq = Seq(writer.last_seq + len(frames))
     else:
         events = [] if transcript.stopped is not None else UNREADABLE.terminal_group(usage)
     for event in events:
         transcript.add(event)
-    await _settle_from(transcript, run, clock, settle)
+    await _settle_from(transcript, run, clock, settle, last_seq)
     logger.info("run recovered", run_id=run.id, was_closed=head.closed, events=head.last_seq)
 
 
@@ -349,12 +359,13 @@ async def _settle_from(
     transcript: Transcript,
     run: Run,
     clock: Clock,
-    settle: Callable[[Run, Settlement], Awaitable[None]],
+    settle: Callable[[Run, Settlement, Seq], Awaitable[None]],
+    last_seq: Seq,
 ) -> None:
     """Settle the run with its messages, or without them if they cannot be stored."""
     now = clock.now()
     try:
-        await settle(run, transcript.settlement(run, transcript.steps_seen(), now))
+        await settle(run, transcript.settlement(run, transcript.steps_seen(), now), last_seq)
     except (StoreUnavailableError, FencedError):
         raise
     except Exception:
@@ -365,4 +376,4 @@ async def _settle_from(
             transcript.failed,
             transcript.usage,
         )
-        await settle(replace(run, input=()), bare.settlement(run, [], now))
+        await settle(replace(run, input=()), bare.settlement(run, [], now), last_seq)
