@@ -293,6 +293,11 @@ class Settings(BaseSettings):
     audit_days: int = Field(
         90, ge=1, description="Days for which the entries of the audit log are kept."
     )
+    page: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="The page at / for browsers: auto (on this machine while no API key exists), "
+        "on (everywhere, and it asks for a key) or off.",
+    )
     access_log: bool = Field(False, description="Log one line per request.")
     log_format: Literal["console", "json"] = Field("console", description="Format of log lines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

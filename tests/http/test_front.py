@@ -6,6 +6,7 @@ import base64
 import hashlib
 import logging
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,16 @@ from reattach.runs import endings
 from tests.support.asgi_server import Server, serving
 
 
-async def test_a_browser_gets_a_page_that_loads_nothing(server: Server) -> None:
+@pytest.fixture
+async def plain_server(tmp_path: Path) -> AsyncIterator[Server]:
+    """A server whose page is off."""
+    async with serving(tmp_path, page="off") as server:
+        yield server
+
+
+async def test_a_browser_gets_a_page_that_loads_nothing(plain_server: Server) -> None:
     """E8: `/` shows the name, version and state of the server."""
+    server = plain_server
     response = await server.client.get("/", headers={"accept": "text/html,*/*;q=0.8"})
     page = response.text
     policy = response.headers["content-security-policy"]
@@ -36,8 +45,9 @@ async def test_a_browser_gets_a_page_that_loads_nothing(server: Server) -> None:
         assert (await server.client.get(f"/{link}")).status_code == 200
 
 
-async def test_any_other_client_gets_the_same_as_json(server: Server) -> None:
+async def test_any_other_client_gets_the_same_as_json(plain_server: Server) -> None:
     """E8: `/` is JSON for programs, with and without keys, and while draining."""
+    server = plain_server
     assert await server.got("/") == {
         "name": "reattach",
         "version": __version__,

@@ -20,6 +20,7 @@ NPM_LOCKS = {
     "tests/applications/vercel": ("@letta-ai/vercel-ai-sdk-provider", "1.4.0"),
     "tests/browser": ("@sparticuz/chromium", "147.0.0"),
     "js": ("esbuild", "0.28.2"),
+    "page": ("preact", "11.2.0"),
 }
 COMMANDS = [
     ".ci/run",

@@ -15,7 +15,6 @@ from reattach import __version__
 from reattach.domain.clock import Clock
 from reattach.domain.errors import ReattachError
 from reattach.domain.limits import KEY_CACHE_SECONDS, MAX_REQUEST_BYTES
-from reattach.http import front
 from reattach.http.api import (
     agent_blocks,
     agents,
@@ -42,6 +41,7 @@ from reattach.http.errors import (
     on_reattach_error,
 )
 from reattach.http.fast_path import FastPath
+from reattach.http.front import landing, server
 from reattach.http.middleware.access_log import AccessLog
 from reattach.http.middleware.auth import OPEN_PATHS, Authentication, Authenticator
 from reattach.http.middleware.body_limit import BodyLimit
@@ -71,14 +71,16 @@ TAGS: Final = [
     {"name": "tools", "description": "Functions that the server runs when a model calls them."},
     {"name": "models", "description": "Models that agents can use."},
     {"name": "tokens", "description": "Rights on one run or conversation, for web pages."},
+    {"name": "server", "description": "The server itself, as the holder of a key sees it."},
     {"name": "health", "description": "For health probes; no key required."},
 ]
 
 NO_SCHEMA: Final[dict[str, Any]] = {"schema": {}}
 
 _PARTS: Final = (
-    front,
+    landing,
     health,
+    server,
     models,
     agents,
     agent_blocks,
@@ -196,6 +198,7 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
         },
     )
     app.state.context, app.state.tokens = context, tokens
+    app.state.authenticator = authenticator
     app.fast_path = FastPath(context, authenticator)
     app.access_log = AccessLog(app.answer) if settings.access_log else None
     return app

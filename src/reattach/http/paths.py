@@ -5,6 +5,11 @@ from typing import Final
 
 from starlette.types import Scope
 
+PAGE_FILES: Final = frozenset(
+    f"/page/{name}" for name in ("app.js", "app.css", "icon.svg", "licenses.txt")
+)
+"""Paths of the files of the page, which need no key."""
+
 _OF_PAGES: Final = re.compile(r"/v1/(?:conversations|runs)/[^/]+/(stream|snapshot)")
 
 

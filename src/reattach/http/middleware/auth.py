@@ -33,7 +33,7 @@ from reattach.http.middleware.pages import Pages
 from reattach.http.middleware.quotas import Quotas
 from reattach.http.middleware.refusals import Audit
 from reattach.http.middleware.tokens import StreamTokens
-from reattach.http.paths import page_resource, path_of
+from reattach.http.paths import PAGE_FILES, page_resource, path_of
 from reattach.records.keys import Keys
 from reattach.single_flight import SingleFlight
 
@@ -41,7 +41,10 @@ _REFUSED: Final = "reattach.refused"
 """Key of the ASGI scope that marks a request whose refusal is in the audit log."""
 
 OPEN_PATHS: Final = frozenset(
-    {"/", "", "/v1/health", "/v1/health/", "/v1/ready", "/v1/ready/", "/openapi.json"}
+    {
+        *("/", "", "/v1/health", "/v1/health/", "/v1/ready", "/v1/ready/", "/openapi.json"),
+        *PAGE_FILES,
+    }
 )
 """Paths that need no key."""
 
@@ -124,6 +127,14 @@ class Authenticator:
         if access is None:
             raise await self._refusal(scope, secret)
         return access
+
+    async def is_open_to(self, scope: Scope) -> bool:
+        """Return whether the request comes from this machine, and needs no key there."""
+        try:
+            require_direct_loopback(scope, dict(scope["headers"]))
+            return self._may_be_open and await self._is_keyless()
+        except ReattachError:
+            return False
 
     async def _access_of_token(
         self, tokens: StreamTokens, scope: Scope, headers: Mapping[bytes, bytes], token: str

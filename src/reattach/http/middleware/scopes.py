@@ -51,6 +51,7 @@ OF_TOKENS: Final = {
     "retrieve_run": TokenScope.READ,
     "retrieve_run_snapshot": TokenScope.READ,
     "retrieve_run_stream": TokenScope.READ,
+    "retrieve_server": TokenScope.READ,
     "send_conversation_message": TokenScope.SEND,
 }
 """Operations that a stream token opens for its own run or conversation.

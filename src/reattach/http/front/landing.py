@@ -1,15 +1,20 @@
-"""The page at ``/``: name, version and state of the server, and links."""
+"""The page at ``/`` with its files; where it is off, name, version and state of the server."""
 
+import asyncio
 import base64
 import hashlib
 from typing import Any, Final
 
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
 
 from reattach import __version__
 from reattach.http.context import ContextDep
+from reattach.http.front.files import page_file, page_index
 from reattach.http.json import JsonResponse
+from reattach.http.middleware.auth import Authenticator
+from reattach.http.paths import PAGE_FILES
 from reattach.http.routes import routes
+from reattach.settings import Settings
 
 router = routes("health")
 
@@ -59,6 +64,11 @@ async def front(request: Request, context: ContextDep) -> Response:
     """Return a page to browsers, and its content as JSON to other clients."""
     draining = context.runs.draining
     if "text/html" in request.headers.get("accept", ""):
+        authenticator: Authenticator = request.app.state.authenticator
+        is_open = await authenticator.is_open_to(request.scope)
+        if is_on(context.settings, is_open=is_open):
+            index = await asyncio.to_thread(page_index, needs_key=not is_open)
+            return index.response(request, vary="accept, accept-encoding")
         status = "It is draining and accepts no new runs." if draining else "It is ready."
         page = _PAGE.format(style=_STYLE, version=__version__, status=status)
         return Response(page, media_type="text/html", headers=_HEADERS)
@@ -70,3 +80,17 @@ async def front(request: Request, context: ContextDep) -> Response:
         "openapi": "/openapi.json",
     }
     return JsonResponse(body, headers={"vary": "accept"})
+
+
+def is_on(settings: Settings, *, is_open: bool) -> bool:
+    """Return whether a browser gets the page; ``is_open``: its requests need no key."""
+    return settings.page == "on" or (settings.page == "auto" and is_open)
+
+
+@router.api_route("/page/{name}", methods=["GET", "HEAD"], include_in_schema=False)
+async def file(name: str, request: Request, context: ContextDep) -> Response:
+    """Return a file of the page, which is the same for everyone."""
+    if context.settings.page == "off" or f"/page/{name}" not in PAGE_FILES:
+        raise HTTPException(404)
+    found = await asyncio.to_thread(page_file, name)  # The first one reads it from the disk.
+    return found.response(request)

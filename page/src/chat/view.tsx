@@ -1,0 +1,5 @@
+import { Empty } from "../parts/empty";
+
+export function ChatView() {
+  return <Empty title="Chat" />;
+}

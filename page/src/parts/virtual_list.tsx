@@ -1,0 +1,53 @@
+import type { ComponentChildren } from "preact";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+
+const AROUND = 6;
+
+interface Properties {
+  count: number;
+  /** The height of every row in CSS pixels. */
+  rowHeight: number;
+  label: string;
+  render: (index: number) => ComponentChildren;
+  /** Scroll to this row when it changes. */
+  at?: number | undefined;
+  /** Called when the user scrolls: the first and last row that are seen. */
+  onRange?: (first: number, last: number) => void;
+  class?: string;
+}
+
+/** A list of any length that has elements only for the rows that are seen. */
+export function VirtualList({ count, rowHeight, label, render, at, onRange, class: more = "" }: Properties) {
+  const box = useRef<HTMLDivElement>(null);
+  const [view, setView] = useState({ top: 0, height: 600 });
+  const measure = (): void => {
+    const { scrollTop: top, clientHeight: height } = box.current!;
+    setView((old) => (old.top === top && old.height === height ? old : { top, height }));
+  };
+  useLayoutEffect(() => {
+    const observer = new ResizeObserver(measure);
+    observer.observe(box.current!);
+    return () => observer.disconnect();
+  }, []);
+  useLayoutEffect(() => {
+    const { scrollTop, clientHeight } = box.current!;
+    const top = (at ?? 0) * rowHeight;
+    if (at === undefined || (top >= scrollTop && top + rowHeight <= scrollTop + clientHeight)) return;
+    box.current!.scrollTop = top - clientHeight / 2;
+    measure();
+  }, [at, rowHeight]);
+  const first = Math.max(Math.floor(view.top / rowHeight) - AROUND, 0);
+  const last = Math.min(Math.ceil((view.top + view.height) / rowHeight) + AROUND, count);
+  useEffect(() => onRange?.(first, last), [first, last]);
+  const rows = [];
+  for (let index = first; index < last; index += 1) rows.push(render(index));
+  return (
+    <div ref={box} class={`virtual ${more}`} role="list" aria-label={label} tabIndex={0} onScroll={measure}>
+      <div class="virtual-all" style={{ height: `${count * rowHeight}px` }}>
+        <div class="virtual-seen" style={{ transform: `translateY(${first * rowHeight}px)` }}>
+          {rows}
+        </div>
+      </div>
+    </div>
+  );
+}

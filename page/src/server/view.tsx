@@ -1,0 +1,5 @@
+import { Empty } from "../parts/empty";
+
+export function ServerView() {
+  return <Empty title="Server" />;
+}

@@ -1,0 +1,55 @@
+import { useState } from "preact/hooks";
+import { Icon } from "./parts/icon";
+import { Fault } from "./parts/fault";
+import { api, asApiError, type ApiError } from "./api";
+import { server, signIn, signInWith, token, type ServerInfo } from "./session";
+
+/** The form that takes a key or a token. What the views show stays behind it. */
+export function SignIn() {
+  const [secret, setSecret] = useState("");
+  const [error, setError] = useState<ApiError | null>(null);
+  const [isAsking, setAsking] = useState(false);
+  const isAgain = server.value !== null || !!signIn.value;
+  const submit = async (event: Event): Promise<void> => {
+    event.preventDefault();
+    const before = token.peek();
+    setAsking(true);
+    token.value = secret.trim();
+    try {
+      server.value = await api<ServerInfo>("v1/server");
+      signInWith(secret.trim());
+    } catch (raised) {
+      token.value = before;
+      setError(asApiError(raised));
+    } finally {
+      setAsking(false);
+    }
+  };
+  return (
+    <main class="sign-in">
+      <form onSubmit={submit}>
+        <img src={new URL("icon.svg", import.meta.url).href} alt="" width="40" height="40" />
+        <h1>{isAgain ? "Sign in again" : "Sign in to Reattach"}</h1>
+        {signIn.value && <p class="muted">{signIn.value}</p>}
+        <label for="secret">API key or stream token</label>
+        <input
+          id="secret"
+          type="password"
+          autocomplete="off"
+          spellcheck={false}
+          required
+          autofocus
+          value={secret}
+          onInput={(event) => setSecret(event.currentTarget.value)}
+        />
+        <button type="submit" class="primary" disabled={isAsking || !secret.trim()}>
+          <Icon name="key-round" /> Sign in
+        </button>
+        {error && <Fault error={error} />}
+        <p class="muted hint">
+          Create a key with <code>reattach keys create NAME</code>. This tab keeps it until it is closed.
+        </p>
+      </form>
+    </main>
+  );
+}
