@@ -12,6 +12,7 @@ from reattach.domain.ids import (
     CONVERSATION_PATTERN,
     MCP_SERVER_PATTERN,
     MESSAGE_PATTERN,
+    PROBE_PATTERN,
     RUN_PATTERN,
     STREAM_TOKEN_PATTERN,
     TOOL_PATTERN,
@@ -72,6 +73,7 @@ _MATCHING: Final[Mapping[str, str]] = {
     MCP_SERVER_PATTERN: _id("an MCP server", "mcp_server-"),
     MESSAGE_PATTERN: _id("a message", "message-"),
     TOOL_PATTERN: _id("a tool", "tool-"),
+    PROBE_PATTERN: _id("a probe", "probe-"),
     RUN_PATTERN: _id("a run", "run-"),
     STREAM_TOKEN_PATTERN: _id("a stream token", "token-"),
 }

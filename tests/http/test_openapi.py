@@ -117,6 +117,7 @@ async def test_streams_are_described_as_streams_with_their_headers(server: Serve
     }
     either = {"application/json", "text/event-stream"}
     assert streaming.pop("follow_runs") == {"text/event-stream"}  # Its frames name their runs.
+    assert streaming.pop("admin_stream_probe") == {"text/event-stream"}  # It is no run.
     assert streaming == {
         "retrieve_conversation_stream": {"text/event-stream"},
         "retrieve_run_stream": {"text/event-stream"},

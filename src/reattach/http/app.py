@@ -31,6 +31,8 @@ from reattach.http.api import (
     tools,
 )
 from reattach.http.api import compaction as compacting
+from reattach.http.api.probe import routes as probe_api
+from reattach.http.api.probe.probes import Probes
 from reattach.http.api.tokens import routes as tokens_api
 from reattach.http.context import Context
 from reattach.http.errors import (
@@ -72,6 +74,7 @@ TAGS: Final = [
     {"name": "models", "description": "Models that agents can use."},
     {"name": "tokens", "description": "Rights on one run or conversation, for web pages."},
     {"name": "server", "description": "The server itself, as the holder of a key sees it."},
+    {"name": "operation", "description": "For operators: the server and the path to it."},
     {"name": "health", "description": "For health probes; no key required."},
 ]
 
@@ -94,6 +97,7 @@ _PARTS: Final = (
     resuming,
     runs,
     tokens_api,
+    probe_api,
     not_offered,
 )
 
@@ -199,6 +203,7 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
     )
     app.state.context, app.state.tokens = context, tokens
     app.state.authenticator = authenticator
+    app.state.probes = Probes(context.clock)
     app.fast_path = FastPath(context, authenticator)
     app.access_log = AccessLog(app.answer) if settings.access_log else None
     return app

@@ -93,6 +93,18 @@ QUOTA_BURST_SECONDS: Final = 10
 PROCESS_BODY_BYTES: Final = 256 * 1024 * 1024
 """Request bodies of all tenants held by a process; one tenant can fill half of it."""
 
+MAX_PROBE_SECONDS: Final = 180.0
+"""A probe of the path to the server: long enough for limits of two minutes and more."""
+
+MAX_PROBE_STREAMS: Final = 64
+"""Streams of one probe; the doctor opens about forty."""
+
+MAX_PROBE_FRAMES: Final = 2_000
+"""Frames of one stream of a probe."""
+
+MAX_PROBE_BURST_BYTES: Final = 256 * 1024
+"""A frame that is larger than the buffers of proxies."""
+
 MAX_FOLLOWED_RUNS: Final = 100
 """Runs that one request follows: more than a page shows."""
 

@@ -52,6 +52,7 @@ class Transport(Protocol):
 
     write_paused: bool
     stalled: bool
+    half_closed: bool
 
     @property
     def default_headers(self) -> Headers:
@@ -287,6 +288,10 @@ class Cycle:
     @property
     def stalled(self) -> bool:
         return self._connection.stalled
+
+    @property
+    def half_closed(self) -> bool:
+        return self.gone or self._connection.half_closed
 
     async def begin(self, send: Send, start: Message) -> None:
         if send != self.send:  # Middleware wraps ``send`` and may add headers.

@@ -246,12 +246,21 @@ class Authentication:
             await _answer_expired(error, scope)(scope, receive, send)
             return
         except ReattachError as error:
-            await error_response(error)(scope, receive, send)
+            response = error_response(error)
+            if isinstance(error, UnauthorizedError):
+                response.headers["www-authenticate"] = _challenge(scope)
+            await response(scope, receive, send)
             return
         if isinstance(access, TokenAccess):
             access.note_use()
         scope[ACCESS] = access
         await self._app(scope, receive, send)
+
+
+def _challenge(scope: Scope) -> str:
+    """Return ``WWW-Authenticate``, which says whether credentials arrived (RFC 6750, section 3)."""
+    given = dict(scope["headers"]).get(b"authorization")
+    return "Bearer" if given is None else 'Bearer error="invalid_token"'
 
 
 def _answer_expired(error: TokenExpiredError, scope: Scope) -> Response:

@@ -53,6 +53,10 @@ class Connection(Protocol):
     def stalled(self) -> bool:
         """Whether the server dropped the connection because the client read nothing."""
 
+    @property
+    def half_closed(self) -> bool:
+        """Whether the client has closed its sending side; it may still read."""
+
     def on_disconnect(self, call: Callable[[], None] | None) -> None:
         """Call ``call`` once when the client is gone, or at once if it is; None cancels that."""
 
@@ -73,6 +77,11 @@ class Body(ABC):
     def _disconnect(self) -> None:
         self.gone = True
         self._on_disconnect()
+
+    @property
+    def half_closed(self) -> bool:
+        """Whether the client is gone, or has closed its sending side and may still read."""
+        return self.gone
 
     @abstractmethod
     async def begin(self) -> None:
@@ -142,6 +151,11 @@ class LentBody(Body):
     def _disconnect(self) -> None:
         super()._disconnect()
         self._room.set()
+
+    @property
+    @override
+    def half_closed(self) -> bool:
+        return self.gone or self._connection.half_closed
 
     @override
     async def begin(self) -> None:
