@@ -16,6 +16,7 @@ from reattach.cli.doctor import doctor
 from reattach.cli.following import attach
 from reattach.cli.keys import keys
 from reattach.cli.options import fail, show_version
+from reattach.cli.runs import runs
 from reattach.cli.serving import models, serve
 from reattach.cli.tokens import tokens
 from reattach.domain.errors import ReattachError
@@ -59,6 +60,7 @@ app.command()(serve)
 app.command()(models)
 app.command()(attach)
 app.command()(doctor)
+app.add_typer(runs, name="runs")
 app.add_typer(keys, name="keys")
 app.add_typer(callbacks, name="callbacks")
 app.add_typer(tokens, name="tokens")

@@ -115,11 +115,17 @@ class Reporter:
     """Reports the state of the connection on standard error, once trouble lasts for a second.
 
     ``arguments`` are those of the command, which Ctrl-C prints with the cursor. With ``names_run``
-    the command names the run as soon as it is known.
+    the command names the run as soon as it is known; without ``has_cursor`` it prints no cursor.
     """
 
     def __init__(
-        self, url: str, cursor: int, arguments: Sequence[str], *, names_run: bool = False
+        self,
+        url: str,
+        cursor: int,
+        arguments: Sequence[str],
+        *,
+        names_run: bool = False,
+        has_cursor: bool = True,
     ) -> None:
         self.url = url
         self.cursor = cursor
@@ -128,6 +134,7 @@ class Reporter:
         """Whether the run failed or was cancelled."""
         self._arguments = arguments
         self._names_run = names_run
+        self._has_cursor = has_cursor
         self._trouble = f"Connecting to {url} …"
         self._cause: str | None = None
         self._since: float | None = None
@@ -152,7 +159,10 @@ class Reporter:
 
     def see(self, event: "Event") -> None:
         """Take in an event that was shown."""
-        self.cursor = event.get("seq_id") or self.cursor
+        if self._has_cursor:
+            self.cursor = event["seq_id"]
+        else:
+            self.cursor += 1  # Only to know that something was written.
         is_failure = event["message_type"] in {"error_message", "run_error"}
         if is_failure or event.get("stop_reason") == "cancelled":
             self.failed = True
@@ -162,7 +172,8 @@ class Reporter:
             self._timer.cancel()
         if self._reported and self._since is not None:
             seconds = asyncio.get_running_loop().time() - self._since
-            self._write(f"Attached after {seconds:.1f} s, at event {self.cursor}.")
+            place = f", at event {self.cursor}" if self._has_cursor else ""
+            self._write(f"Attached after {seconds:.1f} s{place}.")
         if run_id is not None and self._names_run:
             self._arguments = ["attach", "--run-id", run_id, "--url", self.url]
         self._since, self._reported, self._cause = None, False, None
@@ -179,8 +190,10 @@ class Reporter:
         self._write(f"{text}; the answer goes on after {seconds:.1f} s, at event {self.cursor}.")
 
     def detached(self) -> None:
-        again = shlex.join(["reattach", *self._arguments, "--after", str(self.cursor)])
-        self._write(f"Detached after event {self.cursor}. Attach again with: {again}")
+        after = ["--after", str(self.cursor)] if self._has_cursor else []
+        place = f" after event {self.cursor}" if self._has_cursor else ""
+        again = shlex.join(["reattach", *self._arguments, *after])
+        self._write(f"Detached{place}. Attach again with: {again}")
 
     def _report_trouble(self) -> None:
         self._reported = True

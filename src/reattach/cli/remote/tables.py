@@ -60,8 +60,8 @@ STYLES = {
 
 
 def one_line(text: object) -> str:
-    """Return a text of a client without line ends, tabs and control characters."""
-    return "".join(one if one.isprintable() else " " for one in str(text))
+    """Return a text with its line ends, tabs and control characters as escapes."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in str(text))
 
 
 def moment_of(text: str) -> datetime:

@@ -1,0 +1,11 @@
+"""``reattach runs``: the runs of a server, asked over HTTP."""
+
+import typer
+
+from reattach.cli.runs.cancel import cancel_runs
+from reattach.cli.runs.tail import tail_runs
+
+runs = typer.Typer(no_args_is_help=True, help="Cancel and tail the runs of a server.")
+
+runs.command("cancel")(cancel_runs)
+runs.command("tail")(tail_runs)
