@@ -31,6 +31,7 @@ from reattach.http.api import (
     tools,
 )
 from reattach.http.api import compaction as compacting
+from reattach.http.api.inspection import events as run_events
 from reattach.http.api.probe import routes as probe_api
 from reattach.http.api.probe.probes import Probes
 from reattach.http.api.tokens import routes as tokens_api
@@ -96,6 +97,7 @@ _PARTS: Final = (
     sending,
     resuming,
     runs,
+    run_events,
     tokens_api,
     probe_api,
     not_offered,

@@ -111,6 +111,9 @@ MAX_FOLLOWED_RUNS: Final = 100
 MAX_PAGE_ITEMS: Final = 1000
 """Rows of one response."""
 
+MAX_FRAMES: Final = 500
+"""Events of one response that lists them."""
+
 PAGE_BYTES: Final = 16 * 1024 * 1024
 """Bytes of one response's rows: a page of large rows ends early, and its last item is the
 cursor."""

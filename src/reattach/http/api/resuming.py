@@ -222,13 +222,23 @@ async def show_conversation_snapshot(
     tags=["runs"],
     operation_id="retrieve_run_snapshot",
     summary="Retrieve the messages of a run so far",
-    description=_SNAPSHOT,
+    description=(
+        f"{_SNAPSHOT} With `seq`, the messages as of that event instead, also of a run in the "
+        "foreground; an event after the newest one means the newest one."
+    ),
     response_model=SnapshotState,
 )
 async def show_run_snapshot(
-    run_id: Annotated[str, Path(max_length=MAX_ID_CHARS)], context: ContextDep, access: AccessDep
+    run_id: Annotated[str, Path(max_length=MAX_ID_CHARS)],
+    context: ContextDep,
+    access: AccessDep,
+    seq: Annotated[
+        int | None,
+        Query(ge=0, le=MAX_CURSOR, description="Number of an event; 0: before the first one."),
+    ] = None,
 ) -> Response:
-    return _snapshot(context, await context.runs.target(access.tenant, run_id))
+    target = await context.runs.target(access.tenant, run_id)
+    return _snapshot(context, target, None if seq is None else Seq(seq))
 
 
 @router.post(
@@ -255,9 +265,12 @@ async def follow_runs(body: FollowBody, context: ContextDep, access: AccessDep) 
     return ManyStream(job)
 
 
-def _snapshot(context: Context, target: Target) -> Response:
-    require_background(target)
-    return SnapshotResponse(context.runs.snapshots, target, context.settings.stall_seconds)
+def _snapshot(context: Context, target: Target, as_of: Seq | None = None) -> Response:
+    if as_of is None:
+        require_background(target)
+    return SnapshotResponse(
+        context.runs.snapshots, target, context.settings.stall_seconds, as_of=as_of
+    )
 
 
 async def conversation_stream(

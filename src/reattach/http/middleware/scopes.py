@@ -45,6 +45,7 @@ OF_TOKENS: Final = {
     "follow_run_stream": TokenScope.READ,
     "follow_runs": TokenScope.READ,
     "list_conversation_messages": TokenScope.READ,
+    "list_frames_for_run": TokenScope.READ,
     "list_messages_for_run": TokenScope.READ,
     "retrieve_conversation_snapshot": TokenScope.READ,
     "retrieve_conversation_stream": TokenScope.READ,

@@ -7,6 +7,7 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from reattach.domain.errors import ReattachError
+from reattach.domain.ids import Seq
 from reattach.http.errors import error_response
 from reattach.http.middleware.access import ACCESS, Access
 from reattach.http.stream.body import CONNECTION_EXTENSION
@@ -18,17 +19,27 @@ from reattach.runs.snapshot.snapshots import Snapshots
 class SnapshotResponse(Response):
     """Sends the snapshot of a run in pieces, each when the connection has room.
 
+    ``as_of`` is the event whose snapshot it is; None: the newest one.
+
     A reader that reads nothing for ``stall_seconds`` is cut off. An error of ``Snapshots.begin``,
     or of the tenant's quota of streams, becomes an error response.
     """
 
     media_type = "application/json"
 
-    def __init__(self, snapshots: Snapshots, target: Target, stall_seconds: float) -> None:
+    def __init__(
+        self,
+        snapshots: Snapshots,
+        target: Target,
+        stall_seconds: float,
+        *,
+        as_of: Seq | None = None,
+    ) -> None:
         super().__init__()
         self._snapshots = snapshots
         self._target = target
         self._stall_seconds = stall_seconds
+        self._as_of = as_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         access: Access | None = scope.get(ACCESS)
@@ -38,7 +49,9 @@ class SnapshotResponse(Response):
                     access.use.open_stream()
                     stack.callback(access.use.close_stream)
                 snapshot = await self._snapshots.begin(
-                    self._target, system_messages=access is None or access.shows_system_messages
+                    self._target,
+                    as_of=self._as_of,
+                    system_messages=access is None or access.shows_system_messages,
                 )
             except ReattachError as error:
                 await error_response(error)(scope, receive, send)

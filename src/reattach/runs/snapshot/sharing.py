@@ -40,11 +40,18 @@ class Snapshot:
     pieces that it has taken, not the whole.
     """
 
-    __slots__ = ("_has_system_messages", "_shown", "hides_system_messages", "pieces",
+    __slots__ = ("_has_system_messages", "_shown", "hides_system_messages", "is_past", "pieces",
                  "run_id", "seq", "size_bytes", "status", "tenant")  # fmt: skip
 
     def __init__(
-        self, run: Run, status: RunStatus, stop_reason: StopReason | None, seq: Seq, messages: bytes
+        self,
+        run: Run,
+        status: RunStatus,
+        stop_reason: StopReason | None,
+        seq: Seq,
+        messages: bytes,
+        *,
+        is_past: bool = False,
     ) -> None:
         shape = _Shape(run.id, run.conversation_id, status, stop_reason, seq, msgspec.Raw(messages))
         self.run_id = run.id
@@ -52,6 +59,8 @@ class Snapshot:
         self.status = status
         self.seq = seq
         """The cursor from which following gives all other events."""
+        self.is_past = is_past
+        """Whether it is of an event before the newest one, as somebody asked."""
         self.hides_system_messages = False
         """It may have had system messages, and was made without them."""
         self._has_system_messages = _SYSTEM_MESSAGE.encode() in messages
@@ -119,7 +128,8 @@ class SentSnapshots:
         """Return the newest such snapshot of the run that is being sent, or None."""
         wanted = (is_active, hides_system_messages)
         for snapshot in reversed(self._of_run.get(run_id, {})):
-            if (snapshot.status.is_active, snapshot.hides_system_messages) == wanted:
+            found = (snapshot.status.is_active, snapshot.hides_system_messages)
+            if found == wanted and not snapshot.is_past:
                 return snapshot
         return None
 
@@ -136,11 +146,7 @@ class SentSnapshots:
             if self._has_room(snapshot):
                 self._add(snapshot)
             else:
-                sent = self.newest(
-                    snapshot.run_id,
-                    is_active=snapshot.status.is_active,
-                    hides_system_messages=snapshot.hides_system_messages,
-                )
+                sent = self._replacement(snapshot)
                 if sent is None:
                     raise UnavailableError(
                         "The server is sending as many snapshots as fit into its memory "
@@ -151,6 +157,16 @@ class SentSnapshots:
                 snapshot = sent
         self._readers[snapshot] += 1
         return SnapshotReader(self, snapshot)
+
+    def _replacement(self, snapshot: Snapshot) -> Snapshot | None:
+        """Return a snapshot that is being sent and does as well, or None."""
+        if snapshot.is_past:
+            return None
+        return self.newest(
+            snapshot.run_id,
+            is_active=snapshot.status.is_active,
+            hides_system_messages=snapshot.hides_system_messages,
+        )
 
     def _has_room(self, snapshot: Snapshot) -> bool:
         """A tenant may always send one, because a run may be larger than the limit."""

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -14,12 +14,16 @@ from reattach.domain.errors.stores import EventsLostError, LogDamagedError
 from reattach.domain.events import RunStatus
 from reattach.domain.ids import RunId, Seq
 from reattach.domain.limits import FOLDS_AT_ONCE, FOLDS_BYTES, MAX_CURSOR, MAX_FOLDS
+from reattach.log.base import Slice
 from reattach.records.base import Run, Target
 from reattach.records.records import Records
 from reattach.runs.following.follow import Following, Watch
 from reattach.runs.snapshot.fold import Fold, settled_items
 from reattach.runs.snapshot.sharing import SentSnapshots, Snapshot, SnapshotReader
 from reattach.single_flight import SingleFlight
+from reattach.wire.sse import split_frames
+
+_NO_END: Final = Seq(MAX_CURSOR)
 
 
 class _Follow(Protocol):
@@ -102,16 +106,19 @@ class Snapshots:
         """The number of folds that are kept."""
         return len(self._kept)
 
-    async def begin(self, target: Target, *, system_messages: bool = True) -> SnapshotReader:
+    async def begin(
+        self, target: Target, *, as_of: Seq | None = None, system_messages: bool = True
+    ) -> SnapshotReader:
         """Return a reader of the run's snapshot, to be closed by the caller.
 
-        Without ``system_messages`` they are left out, as holders of stream tokens may see it.
+        It is that of the newest event, or of the event ``as_of`` if there is a later one. Without
+        ``system_messages`` they are left out, as holders of stream tokens may see it.
 
         Raises:
             UnavailableError: The snapshots that are being sent fill the memory for them.
             ReattachError: Any error of ``of``.
         """
-        snapshot = await self.of(target)
+        snapshot = await (self.of(target) if as_of is None else self._past(target, as_of))
         return self.sent.begin(snapshot if system_messages else snapshot.without_system_messages())
 
     async def of(self, target: Target) -> Snapshot:
@@ -260,17 +267,36 @@ class Snapshots:
             messages = await self._fold_log(run, seq)
         return Snapshot(run, run.status, run.stop_reason, seq, messages)
 
+    async def _past(self, target: Target, seq: Seq) -> Snapshot:
+        """Return the snapshot of event ``seq``, or of the newest one if that is not later."""
+        following = await self._follow(target, 0, prefetches=False)
+        last_seq = following.last_seq
+        await following.aclose()
+        if seq >= last_seq:
+            return await self.of(target)
+        run = await self._records.runs.get(target.tenant, target.run_id)
+        messages = await self._fold_log(run, seq)
+        return Snapshot(run, RunStatus.RUNNING, None, seq, messages, is_past=True)
+
     async def _fold_log(self, run: Run, seq: Seq) -> bytes:
-        """Return the messages that the events up to ``seq`` of an ended run make up."""
+        """Return the messages that the events up to ``seq`` of the run make up."""
         fold = Fold(run)
         async with self._folding:
             following = await self._follow(Target.of(run), 0, prefetches=False)
             async with following:
-                while fold.seq < seq and await _add_next(fold, following):
+                while fold.seq < seq and await _add_next(fold, following, seq):
                     pass
                 if following.failure is not None:
                     raise following.failure
         return fold.messages()
+
+
+def _until(piece: Slice, last_seq: Seq) -> Slice:
+    """Return the frames of ``piece`` up to ``last_seq``, which are some of them at least."""
+    if piece.last_seq <= last_seq:
+        return piece
+    frames = split_frames(piece.frames)[: last_seq + 1 - piece.first_seq]
+    return Slice(piece.first_seq, last_seq, b"".join(frames))
 
 
 def _ignore_wake() -> None:
@@ -291,13 +317,13 @@ async def _advance(fold: Fold, following: Following) -> None:
         pass
 
 
-async def _add_next(fold: Fold, following: Following) -> bool:
-    """Add one write of a replay, and return whether there was any event."""
+async def _add_next(fold: Fold, following: Following, last_seq: Seq = _NO_END) -> bool:
+    """Add one write of a replay up to ``last_seq``, and return whether there was any event."""
     try:
         piece = await following.read()
     except LogDamagedError as error:
         raise EventsLostError(fold.run.id) from error
     if piece.frames:
-        fold.add(piece)
+        fold.add(_until(piece, last_seq))
         await asyncio.sleep(0)
     return bool(piece.frames)

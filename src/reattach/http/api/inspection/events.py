@@ -1,0 +1,69 @@
+"""Routes for the events of a run as its log has them."""
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+from fastapi import Query, Response
+
+from reattach.domain.ids import Seq
+from reattach.http.api.inspection.schemas import FrameList, FrameQuery
+from reattach.http.api.runs import RunPath
+from reattach.http.context import ContextDep, TenantDep
+from reattach.http.routes import routes
+from reattach.runs.inspection.frames import read_page
+from reattach.wire.sse import frame_data
+
+router = routes("runs")
+
+
+class _Typed(msgspec.Struct):
+    """The member of an event that says what it is."""
+
+    message_type: str
+
+
+class _Frame(msgspec.Struct):
+    seq: Seq
+    type: str
+    at: datetime | None
+    bytes: int
+    frame: str
+
+
+class _Frames(msgspec.Struct):
+    first_seq: Seq
+    last_seq: Seq
+    items: list[_Frame]
+
+
+_type_of = msgspec.json.Decoder(_Typed).decode
+
+
+@router.get(
+    "/v1/runs/{run_id}/frames",
+    operation_id="list_frames_for_run",
+    summary="List the events of a run around a position",
+    description=(
+        "The events in the bytes in which readers get them, of active and ended runs, also of "
+        "those in the foreground. Without a position, the newest ones. Never waits for events."
+    ),
+    response_model=FrameList,
+)
+async def list_frames(
+    run_id: RunPath, context: ContextDep, tenant: TenantDep, query: Annotated[FrameQuery, Query()]
+) -> Response:
+    target = await context.runs.target(tenant, run_id)
+    page = await read_page(
+        context.runs,
+        target,
+        after_seq=None if query.after_seq is None else Seq(query.after_seq),
+        before_seq=None if query.before_seq is None else Seq(query.before_seq),
+        limit=query.limit,
+    )
+    items = [
+        _Frame(seq, _type_of(frame_data(frame)).message_type, None, len(frame), frame.decode())
+        for seq, frame in page.frames
+    ]
+    answer = _Frames(page.head.first_seq, page.head.last_seq, items)
+    return Response(msgspec.json.encode(answer), media_type="application/json")

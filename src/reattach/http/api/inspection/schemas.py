@@ -1,0 +1,45 @@
+"""Schemas of looks into a run."""
+
+from pydantic import Field
+
+from reattach.domain.limits import MAX_CURSOR
+from reattach.domain.limits.requests import MAX_FRAMES
+from reattach.http.schemas.fields import Answer, Body, UtcTime
+from reattach.http.schemas.resuming import Cursor
+
+
+class FrameQuery(Body):
+    """The events to show; by default the newest ones."""
+
+    after_seq: Cursor | None = Field(
+        None, description="Begin with the first event after this one; 0 or less: from the start."
+    )
+    before_seq: Cursor | None = Field(
+        None,
+        description="Only events before this one. Without `after_seq`: the last ones of them.",
+    )
+    limit: int = Field(
+        100, ge=1, le=MAX_FRAMES, description="The most events. A page of large ones has fewer."
+    )
+
+
+class FrameState(Answer):
+    """An event as it was sent."""
+
+    seq: int
+    type: str = Field(description="Its `message_type`.")
+    at: UtcTime | None = Field(
+        description="When it was in the log, so that readers could have it; null if not recorded."
+    )
+    bytes: int = Field(description="The size of `frame`.")
+    frame: str = Field(description="The event in the bytes that its readers got.")
+
+
+class FrameList(Answer):
+    """Consecutive events of a run."""
+
+    first_seq: int = Field(ge=1, description="The first event that the log has.")
+    last_seq: int = Field(
+        ge=0, le=MAX_CURSOR, description="The last event so far; less than `first_seq`: none."
+    )
+    items: list[FrameState] = Field(description="In their order, which is that of `seq`.")
