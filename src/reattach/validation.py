@@ -10,11 +10,13 @@ from reattach.domain.ids import (
     CONVERSATION_OR_DEFAULT_PATTERN,
     CONVERSATION_PATH_PATTERN,
     CONVERSATION_PATTERN,
+    KEY_PATTERN,
     MCP_SERVER_PATTERN,
     MESSAGE_PATTERN,
     PROBE_PATTERN,
     RUN_PATTERN,
     STREAM_TOKEN_PATTERN,
+    TENANT_PATTERN,
     TOOL_PATTERN,
 )
 
@@ -66,6 +68,8 @@ _MATCHING: Final[Mapping[str, str]] = {
     AGENT_NAME_PATTERN: "letters, digits, spaces and _'-",
     AGENT_PATTERN: _id("an agent", "agent-"),
     BLOCK_PATTERN: _id("a block", "block-"),
+    KEY_PATTERN: _id("an API key", "key-"),
+    TENANT_PATTERN: "the id of a tenant, without spaces",
     CONVERSATION_PATTERN: _CONVERSATION,
     CONVERSATION_OR_DEFAULT_PATTERN: f"'default', or {_CONVERSATION}",
     CONVERSATION_PATH_PATTERN: f"'default', or {_CONVERSATION}",

@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 from reattach.domain.clock import SystemClock
+from reattach.domain.ids import new_uuid
 from reattach.domain.limits import MAX_INTEGER
 from reattach.tools.base import Toolbox
 from reattach.tools.connections import McpServers
@@ -112,6 +113,7 @@ async def prober(server: Server) -> Prober:
         "tool_name": "add",
         "mcp_server_id": server_id("files"),
         "token_id": token.json()["id"],
+        "key_id": f"key-{new_uuid()}",
     }
     return Prober(server, ids)
 

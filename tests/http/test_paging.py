@@ -122,6 +122,7 @@ async def test_every_list_with_a_cursor_is_walked_here(filled: Filled) -> None:
         path
         for path, item in described.items()
         if any(one["name"] == "after" for one in item.get("get", {}).get("parameters", ()))
+        and not path.startswith("/v1/admin/")  # Their lists have one order.
     }
     assert paged == {*MESSAGES, *SORTED, *OTHERS}
 

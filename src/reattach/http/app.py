@@ -31,6 +31,9 @@ from reattach.http.api import (
     tools,
 )
 from reattach.http.api import compaction as compacting
+from reattach.http.api.admin import audit_log
+from reattach.http.api.admin import keys as admin_keys
+from reattach.http.api.admin import tenants as admin_tenants
 from reattach.http.api.inspection import events as run_events
 from reattach.http.api.probe import routes as probe_api
 from reattach.http.api.probe.probes import Probes
@@ -75,7 +78,7 @@ TAGS: Final = [
     {"name": "models", "description": "Models that agents can use."},
     {"name": "tokens", "description": "Rights on one run or conversation, for web pages."},
     {"name": "server", "description": "The server itself, as the holder of a key sees it."},
-    {"name": "operation", "description": "For operators: the server and the path to it."},
+    {"name": "operation", "description": "For operators: tenants, keys, the path to the server."},
     {"name": "health", "description": "For health probes; no key required."},
 ]
 
@@ -100,6 +103,9 @@ _PARTS: Final = (
     run_events,
     tokens_api,
     probe_api,
+    admin_tenants,
+    admin_keys,
+    audit_log,
     not_offered,
 )
 
@@ -203,9 +209,9 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
             ClientDisconnect: on_disconnect,
         },
     )
-    app.state.context, app.state.tokens = context, tokens
     app.state.authenticator = authenticator
     app.state.probes = Probes(context.clock)
+    app.state.context, app.state.tokens, app.state.quotas = context, tokens, quotas
     app.fast_path = FastPath(context, authenticator)
     app.access_log = AccessLog(app.answer) if settings.access_log else None
     return app

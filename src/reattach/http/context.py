@@ -10,6 +10,7 @@ from reattach.domain.clock import Clock
 from reattach.domain.ids import TenantId
 from reattach.engine.catalog import Catalog
 from reattach.http.middleware.access import ACCESS, Access
+from reattach.http.middleware.quotas import Quotas
 from reattach.http.middleware.tokens import StreamTokens
 from reattach.records.records import Records
 from reattach.settings import Settings
@@ -43,6 +44,11 @@ async def stream_tokens(request: Request) -> StreamTokens:
     return tokens
 
 
+async def quotas(request: Request) -> Quotas:
+    found: Quotas = request.app.state.quotas
+    return found
+
+
 async def access(request: Request) -> Access:
     """Return the rights of the request, which ``auth.Authentication`` determined."""
     found: Access = request.scope[ACCESS]
@@ -54,6 +60,7 @@ async def tenant(request: Request) -> TenantId:
 
 
 AccessDep = Annotated[Access, Depends(access)]
+QuotasDep = Annotated[Quotas, Depends(quotas)]
 StreamTokensDep = Annotated[StreamTokens, Depends(stream_tokens)]
 ContextDep = Annotated[Context, Depends(get_context)]
 TenantDep = Annotated[TenantId, Depends(tenant)]

@@ -5,7 +5,7 @@ An entry is written in the transaction of its act, so that neither exists withou
 
 import builtins
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -21,7 +21,7 @@ from reattach.records.repository import Repository
 
 _SWEEP_ROWS: Final = 1000
 
-_log = schema.audit_log
+_log, _keys = schema.audit_log, schema.api_keys
 
 
 class Action(StrEnum):
@@ -111,27 +111,35 @@ class AuditLog(Repository):
         await self._database.in_write(write)
 
     async def list(
-        self, tenant: TenantId | None, *, limit: int, after: str | None = None
+        self,
+        tenant: TenantId | None,
+        *,
+        limit: int,
+        after: str | None = None,
+        shows_outsiders: bool = True,
     ) -> builtins.list[AuditEntry]:
         """List the entries of the tenant, or of all tenants and the server for None.
 
         The newest come first. ``after`` is the id of the entry before the page; raises
-        NotFoundError if it is not among them.
+        NotFoundError if it is not among them. Without ``shows_outsiders`` actors from outside of
+        the tenant, keys of other tenants and users of the command line, have no id and no name.
         """
         rows = _ROWS if tenant is None else _ROWS.where(_log.c.tenant == tenant)
 
         def read(connection: Connection) -> builtins.list[AuditEntry]:
             page = rows.order_by(_log.c.ordinal.desc()).limit(limit)
             if after is not None:
-                last = connection.execute(rows.where(_log.c.id == after)).mappings().one_or_none()
+                last = connection.execute(rows.where(_log.c.id == after)).one_or_none()
                 if last is None:
                     raise NotFoundError(
                         f"Audit log entry not found with id={after[:100]}.",
                         remedy="It may be older than the server keeps. Begin without 'after'.",
                     )
-                page = page.where(_log.c.ordinal < last["ordinal"])
-            found = connection.execute(page).mappings()
-            return [AuditEntry(**{name: row[name] for name in _FIELDS}) for row in found]
+                page = page.where(_log.c.ordinal < last.ordinal)
+            found = [AuditEntry(*row[1:]) for row in connection.execute(page)]
+            if shows_outsiders or tenant is None:
+                return found
+            return _without_outsiders(connection, tenant, found)
 
         return await self._database.in_read(read)
 
@@ -149,6 +157,21 @@ class AuditLog(Repository):
             surplus = own.order_by(_log.c.ordinal.desc()).offset(MAX_AUDIT_ENTRIES)
             while await self._database.rows(surplus.limit(1)):
                 await self._database.in_write(_delete, surplus.limit(_SWEEP_ROWS))
+
+
+def _without_outsiders(
+    connection: Connection, tenant: TenantId, entries: list[AuditEntry]
+) -> list[AuditEntry]:
+    """Return the entries without the names and ids of actors who are not of the tenant."""
+    keys = {entry.actor_id for entry in entries if entry.actor_kind == "key"}
+    of_tenant = select(_keys.c.id).where(_keys.c.tenant == tenant, _keys.c.id.in_(keys))
+    own = {*connection.scalars(of_tenant)} if keys else set()
+    return [
+        entry
+        if entry.actor_kind in {"token", "open"} or entry.actor_id in own
+        else replace(entry, actor_id=None, actor_name=None)
+        for entry in entries
+    ]
 
 
 def _delete(connection: Connection, ordinals: Any) -> None:

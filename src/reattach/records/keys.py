@@ -83,6 +83,36 @@ class Keys(Repository):
             rows = rows.where(_keys.c.tenant == tenant)
         return [ApiKey(*row.values()) for row in await self._database.rows(rows)]
 
+    async def page(
+        self, tenant: TenantId | None, *, limit: int, after: str | None = None
+    ) -> builtins.list[ApiKey]:
+        """List keys of the tenant, or of all tenants for None, newest first.
+
+        ``after`` is the id of the key before the page; raises NotFoundError for an unknown one.
+        """
+        rows = _ALL if tenant is None else _ALL.where(_keys.c.tenant == tenant)
+
+        def read(connection: Connection) -> builtins.list[ApiKey]:
+            page = rows.order_by(_keys.c.ordinal.desc()).limit(limit)
+            if after is not None:
+                before = rows.with_only_columns(_keys.c.ordinal).where(_keys.c.id == after)
+                ordinal = connection.scalar(before)
+                if ordinal is None:
+                    raise _unknown(after)
+                page = page.where(_keys.c.ordinal < ordinal)
+            return [ApiKey(*row) for row in connection.execute(page)]
+
+        return await self._database.in_read(read)
+
+    async def get(self, tenant: TenantId | None, key_id: str) -> ApiKey:
+        """Return the key of the tenant, or of any tenant for None. Raises NotFoundError."""
+        rows = _ALL.where(_keys.c.id == key_id)
+        if tenant is not None:
+            rows = rows.where(_keys.c.tenant == tenant)
+        for row in await self._database.rows(rows):
+            return ApiKey(*row.values())
+        raise _unknown(key_id)
+
     async def revoke(
         self, key_id: str, *, tenant: TenantId | None = None, by: Actor | None = None
     ) -> None:
@@ -104,10 +134,7 @@ class Keys(Repository):
         def write(connection: Connection) -> None:
             found = connection.execute(known).one_or_none()
             if found is None:
-                raise NotFoundError(
-                    f"API key not found with id={key_id}.",
-                    remedy="`reattach keys list`, with the same settings, shows the ids.",
-                )
+                raise _unknown(key_id)
             owner, name = found
             if connection.execute(revocation).rowcount:
                 note(
@@ -155,6 +182,13 @@ class Keys(Repository):
         """Record the last use of the keys; for many at once, because each call is a write."""
         used = update(_keys).where(_keys.c.id.in_(key_ids)).values(last_used_at=at)
         await self._database.in_write(execute, used)
+
+
+def _unknown(key_id: str) -> NotFoundError:
+    return NotFoundError(
+        f"API key not found with id={key_id[:100]}.",
+        remedy="`reattach keys list`, with the same settings, shows the ids.",
+    )
 
 
 def _digest(secret: str) -> str:

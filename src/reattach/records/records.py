@@ -21,6 +21,7 @@ from reattach.records.messages import Messages
 from reattach.records.runs.notifications import Notification, listen
 from reattach.records.runs.owners import Owners
 from reattach.records.runs.runs import Runs
+from reattach.records.tenants.tenants import Tenants
 from reattach.records.tokens.tokens import Tokens
 
 
@@ -44,6 +45,7 @@ class Records:
         self.owners = Owners(database, clock)
         self.keys = Keys(database, clock)
         self.tokens = Tokens(database, clock)
+        self.tenants = Tenants(database, clock)
         self.audit_log = AuditLog(database, clock)
         self._audit_kept = timedelta(days=audit_days)
         self._audit_sweep_due_at = clock.monotonic_seconds()

@@ -38,6 +38,18 @@ class Bounds:
     body_bytes_per_minute: int = TENANT_BODY_BYTES_PER_MINUTE
 
 
+@dataclass(frozen=True, slots=True)
+class QuotaState:
+    """One limit of a tenant in this process, and how much of it is in use."""
+
+    name: str
+    """The name of the setting, without ``quota_``."""
+    used: float | None
+    """None for a rate, which is not counted."""
+    limit: float | None
+    """None for no limit."""
+
+
 class Quotas:
     """The present use of all tenants."""
 
@@ -61,6 +73,20 @@ class Quotas:
             use = self._tenants[tenant] = TenantUse(self)
         return use
 
+    def states(self, tenant: TenantId, open_runs: int) -> list[QuotaState]:
+        """Return every limit of the tenant with its present use in this process."""
+        bounds, use = self.bounds, self._tenants.get(tenant)
+        used_and_limits = {
+            "runs": (open_runs, bounds.runs),
+            "streams": (use.streams if use else 0, bounds.streams),
+            "requests_per_second": (None, bounds.requests_per_second),
+            "body_mib": (use.body_mib if use else 0.0, bounds.body_bytes / _MIB),
+            "body_mib_per_minute": (None, bounds.body_bytes_per_minute / _MIB),
+        }
+        return [
+            QuotaState(name, used, limit or None) for name, (used, limit) in used_and_limits.items()
+        ]
+
 
 class TenantUse:
     """The present use of one tenant; refuses requests beyond the quota."""
@@ -76,6 +102,16 @@ class TenantUse:
         self._requests = _Bucket(quotas.clock, a_second, a_second * QUOTA_BURST_SECONDS)
         a_minute = bounds.body_bytes_per_minute
         self._bytes = _Bucket(quotas.clock, a_minute / 60, a_minute)
+
+    @property
+    def streams(self) -> int:
+        """The number of open streams."""
+        return self._streams
+
+    @property
+    def body_mib(self) -> float:
+        """The MiB of request bodies that are held."""
+        return round(self._body_bytes / _MIB, 3)
 
     def admit(self) -> None:
         """Count a request. Raises QuotaError."""
