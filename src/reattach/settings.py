@@ -293,6 +293,9 @@ class Settings(BaseSettings):
     audit_days: int = Field(
         90, ge=1, description="Days for which the entries of the audit log are kept."
     )
+    metrics: bool = Field(
+        True, description="Measure, and show the metrics at /metrics to keys with scope operator."
+    )
     page: Literal["auto", "on", "off"] = Field(
         "auto",
         description="The page at / for browsers: auto (on this machine while no API key exists), "

@@ -47,7 +47,7 @@ class Gate:
         assert self.context is not None
         for _ in range(3):
             await asyncio.sleep(0)
-            await self.context.runs.log._writer.perform(lambda _: None)  # type: ignore[attr-defined]
+            await self.context.runs.log.log._writer.perform(lambda _: None)  # type: ignore[attr-defined]
         if number == self.stop_at:
             self.stopped.set()
             await asyncio.Event().wait()

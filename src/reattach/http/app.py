@@ -12,7 +12,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from reattach import __version__
-from reattach.domain.clock import Clock
 from reattach.domain.errors import ReattachError
 from reattach.domain.limits import KEY_CACHE_SECONDS, MAX_REQUEST_BYTES
 from reattach.http.api import (
@@ -35,6 +34,7 @@ from reattach.http.api.admin import audit_log
 from reattach.http.api.admin import keys as admin_keys
 from reattach.http.api.admin import tenants as admin_tenants
 from reattach.http.api.inspection import events as run_events
+from reattach.http.api.metrics import routes as metrics_api
 from reattach.http.api.probe import routes as probe_api
 from reattach.http.api.probe.probes import Probes
 from reattach.http.api.tokens import routes as tokens_api
@@ -58,7 +58,6 @@ from reattach.http.middleware.quotas import Bounds, Quotas
 from reattach.http.middleware.tokens import StreamTokens
 from reattach.http.routes import built_routes
 from reattach.http.stream.retried import RetriedStreams
-from reattach.settings import Settings
 
 DESCRIPTION: Final = """\
 The Letta API, with streams that survive broken connections: every event of a run has a number in
@@ -87,6 +86,7 @@ NO_SCHEMA: Final[dict[str, Any]] = {"schema": {}}
 _PARTS: Final = (
     landing,
     health,
+    metrics_api,
     server,
     models,
     agents,
@@ -164,7 +164,7 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
     exists, it serves only its own machine, or everyone with ``open_to_all``.
     """
     settings = context.settings
-    quotas = _quotas_of(settings, context.clock)
+    quotas = _quotas_of(context)
     pages = Pages(settings.cors_origins)
     tokens = StreamTokens(
         context.records,
@@ -217,7 +217,8 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
     return app
 
 
-def _quotas_of(settings: Settings, clock: Clock) -> Quotas:
+def _quotas_of(context: Context) -> Quotas:
+    settings = context.settings
     return Quotas(
         Bounds(
             runs=settings.quota_runs,
@@ -226,5 +227,6 @@ def _quotas_of(settings: Settings, clock: Clock) -> Quotas:
             body_bytes=settings.quota_body_mib * 1024 * 1024,
             body_bytes_per_minute=settings.quota_body_mib_per_minute * 1024 * 1024,
         ),
-        clock,
+        context.clock,
+        refused=context.meters.refused,
     )

@@ -12,6 +12,8 @@ from reattach.engine.catalog import Catalog
 from reattach.http.middleware.access import ACCESS, Access
 from reattach.http.middleware.quotas import Quotas
 from reattach.http.middleware.tokens import StreamTokens
+from reattach.meters.meters import Meters
+from reattach.meters.scrape import Scrape
 from reattach.records.records import Records
 from reattach.settings import Settings
 from reattach.tools.base import Toolbox
@@ -32,6 +34,12 @@ class Context:
     runs: "RunService"
     toolbox: Toolbox = field(default_factory=Toolbox)
     mcp_servers: McpServers | None = None
+    meters: Meters = field(default_factory=Meters)
+    scrape: Scrape = field(init=False)
+    """The question for the figures of this process, or of all workers of the machine."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scrape", Scrape(self.meters))
 
 
 async def get_context(request: Request) -> Context:

@@ -1,9 +1,11 @@
 """The only writer of one run's log: it collects frames, appends them and retries."""
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Final, cast
 
 from reattach.domain.backoff import until_available
 from reattach.domain.clock import Clock, SystemClock
@@ -11,9 +13,38 @@ from reattach.domain.errors import LimitExceededError, StoreUnavailableError
 from reattach.domain.ids import Seq, Token
 from reattach.domain.limits import PENDING_APPEND_BYTES, RUN_LOG_BYTES
 from reattach.log.tail import Head
+from reattach.meters.instruments import Histogram
+from reattach.meters.meters import Meters, StoreMeter
 
 Done = Callable[[Exception | None], None]
 """Called with None when an operation succeeded, else with its exception. Must not raise."""
+
+
+_PUT_TIMES: Final = 256
+"""The appends whose times are kept for readers that measure their lag."""
+
+
+class AppendMeter:
+    """Counts the appended events of all runs, and measures their appends."""
+
+    __slots__ = ("_meters", "_seconds", "_store")
+
+    def __init__(self, meters: Meters, store: StoreMeter) -> None:
+        self._meters = meters
+        self._store = store
+        self._seconds: Histogram = store.operation("append")
+
+    def appended(self, events: int, seconds: float) -> None:
+        self._meters.events += events
+        self._seconds.observe(seconds)
+
+    def count(self, events: int) -> None:
+        """Count events that were appended without a writer's queue."""
+        self._meters.events += events
+
+    def failed(self) -> None:
+        """Count an append that the store did not answer."""
+        self._store.failed("append")
 
 
 class RunWriter(ABC):
@@ -49,6 +80,12 @@ class RunWriter(ABC):
         """Called once, when ``failure`` is set."""
         self.clock: Clock = SystemClock()
         """Measures how long an append is retried."""
+        self.meter: AppendMeter | None = None
+        self.put_times: deque[tuple[Seq, float]] | None = None
+        """The last seq of recent appends, each with the monotonic time at which its first frame was
+        put; None unless a reader measures its lag."""
+        self._put_at = 0.0
+        self._append_began = 0.0
         self._after_tick = after_tick or asyncio.get_running_loop().call_soon
         self._acknowledged_seq = head.last_seq
         self._pending: list[bytes] = []
@@ -105,6 +142,12 @@ class RunWriter(ABC):
 
         task.add_done_callback(call_done)
         return task
+
+    def keep_put_times(self) -> "deque[tuple[Seq, float]]":
+        """Keep ``put_times`` from now on, and return them."""
+        if self.put_times is None:
+            self.put_times = deque(maxlen=_PUT_TIMES)
+        return self.put_times
 
     @property
     def is_full(self) -> bool:
@@ -167,6 +210,8 @@ class RunWriter(ABC):
     def _enqueue(self, frames: Sequence[bytes]) -> None:
         if self.failure is not None or self._abandoned:
             return
+        if self.put_times is not None and not self._pending:
+            self._put_at = time.monotonic()
         self._pending += frames
         self.last_seq += len(frames)
         size_bytes = len(frames[0]) if len(frames) == 1 else sum(map(len, frames))
@@ -181,6 +226,11 @@ class RunWriter(ABC):
             return
         self._in_flight, self._pending, self._pending_bytes = self._pending, [], 0
         self._append_closes = self._closing
+        if self.put_times is not None and self._put_at:
+            last_seq = Seq(self._acknowledged_seq + len(self._in_flight))
+            self.put_times.append((last_seq, self._put_at))
+        if self.meter is not None:
+            self._append_began = time.monotonic()
         try:
             self._task = self.submit(
                 self._acknowledged_seq + 1,
@@ -196,6 +246,8 @@ class RunWriter(ABC):
             return
         self._task = None
         if isinstance(failure, StoreUnavailableError):
+            if self.meter is not None:
+                self.meter.failed()
             retry = self._retry(failure)
             self._task = asyncio.get_running_loop().create_task(retry, name=f"append {self.run_id}")
             return
@@ -227,6 +279,9 @@ class RunWriter(ABC):
             self._ended.set()
             self.on_failure()
             return
+        if self.meter is not None:
+            seconds = time.monotonic() - self._append_began
+            self.meter.appended(len(self._in_flight), seconds)
         self._acknowledged_seq += len(self._in_flight)
         if self._append_closes:
             self._ended.set()

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, func, select
 
 from reattach.domain.clock import Clock
 from reattach.domain.limits import AUDIT_SWEEP_SECONDS, SWEEP_BATCH_RUNS
+from reattach.meters.meters import StoreMeter
 from reattach.records.agents import Agents
 from reattach.records.audit_log import AuditLog
 from reattach.records.blocks import Blocks
@@ -16,6 +17,7 @@ from reattach.records.callbacks import Callbacks
 from reattach.records.conversations import Conversations
 from reattach.records.database.database import Database
 from reattach.records.database.sqlite import Durability
+from reattach.records.database.url import Backend
 from reattach.records.keys import Keys
 from reattach.records.messages import Messages
 from reattach.records.runs.notifications import Notification, listen
@@ -68,6 +70,14 @@ class Records:
         """
         database = await Database.open(url, durability=durability)
         return cls(database, clock, audit_days=audit_days)
+
+    def measure(self, meter: StoreMeter) -> None:
+        """Measure all transactions from now on, except those of ``owners_apart``."""
+        self._database.meter = meter
+
+    @property
+    def backend(self) -> Backend:
+        return self._database.backend
 
     @property
     def shared(self) -> bool:

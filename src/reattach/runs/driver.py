@@ -150,6 +150,11 @@ class RunDriver:
         return self.record.run
 
     @property
+    def writer(self) -> RunWriter | None:
+        """The writer of the run's log; None until the log is open."""
+        return getattr(self._output, "writer", None)
+
+    @property
     def goes_on(self) -> bool:
         """Whether the engine has added an event since this driver continued the run."""
         attempts = self.run.attempts

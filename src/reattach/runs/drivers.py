@@ -8,6 +8,7 @@ from reattach.agent.engine_factory import EngineFactory
 from reattach.domain.clock import Clock
 from reattach.domain.ids import Seq
 from reattach.log.base import Log
+from reattach.meters.meters import Meters
 from reattach.records.base import Agent, Conversation, Run, Settlement
 from reattach.records.records import Records
 from reattach.runs.attempts.plan import RunPlan
@@ -35,6 +36,7 @@ class Drivers:
     policy: ContinuePolicy
     settle: Callable[[Run, Settlement, Seq], Awaitable[None]]
     observer: RunObserver
+    meters: Meters
 
     def make(
         self,

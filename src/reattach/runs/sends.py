@@ -87,9 +87,13 @@ class Sends:
                 )
             with self._open_runs.sending():
                 admitted = await self._start(send, admit)
-        except (QuotaError, UnavailableError):
+        except (QuotaError, UnavailableError) as error:
             known = await self._find_known(send)
             if known is None:
+                if isinstance(error, QuotaError):
+                    self._drivers.meters.refused.add("runs")
+                elif self._open_runs.draining:
+                    self._drivers.meters.refused.add("draining")
                 raise
             return known
         return await asyncio.shield(admitted)

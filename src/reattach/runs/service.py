@@ -32,6 +32,7 @@ from reattach.domain.limits import (
 )
 from reattach.engine.catalog import Catalog
 from reattach.log.base import Log, Slice
+from reattach.meters.meters import Meters
 from reattach.records.base import (
     Actor,
     Beat,
@@ -92,8 +93,10 @@ class RunService:
         callback_due: Callable[[], None] = lambda: None,
         policy: ContinuePolicy = CONTINUES,
         observers: Iterable[RunObserver] = (),
+        meters: Meters | None = None,
     ) -> None:
         self.log = log
+        self.meters = meters or Meters()
         self.watch = Watch(ping_interval_seconds, clock.now)
         self.readers = Readers(self.watch, clock)
         self.open_runs = OpenRuns()
@@ -121,6 +124,7 @@ class RunService:
             policy,
             settling.write,
             observer,
+            self.meters,
         )
         self._recovery = Recovery(drivers, self.ownership)
         self._sends = Sends(drivers, self.ownership, self._recovery.give_up)

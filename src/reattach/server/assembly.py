@@ -21,17 +21,21 @@ from reattach.engine.scripted import ScriptedEngine
 from reattach.extras import install_hint
 from reattach.http.context import Context
 from reattach.log.base import Log
+from reattach.log.metered import MeteredLog
 from reattach.log.open import open_log
+from reattach.meters.meters import Meters
 from reattach.records.database.failure import explain_startup_failures
 from reattach.records.records import Records
 from reattach.redact import redact_url
 from reattach.runs.attempts.policy import ContinuePolicy
+from reattach.runs.observing.counting import RunCounts
 from reattach.runs.service import RunService
 from reattach.runs.upkeep.heartbeat import heartbeat
 from reattach.runs.upkeep.schedule import listen, records_upkeep, set_clock, upkeep
 from reattach.server import datadir
 from reattach.server.announcing import announce, check_default
 from reattach.server.boot import BootId, boot_id
+from reattach.server.metrics.measuring import measure
 from reattach.settings import Settings
 from reattach.tools.base import Toolbox
 from reattach.tools.connections import Connect, McpServers
@@ -205,25 +209,23 @@ async def assemble(
     async with AsyncExitStack() as stack:
         stack.push_async_callback(catalog.aclose)
         records, log, after_power_cut = await _stores(settings, clock, boot, stack)
+        meters, log = _measured(settings, records, log, catalog)
         await set_clock(records, shared_clock)
         if mcp_servers is not None:
             # Closed after the runs, whose tools they may be running.
             waiting = mcp_servers.running(wait_seconds=MCP_START_WAIT_SECONDS)
             await stack.enter_async_context(waiting)
-        callbacks = Callbacks(records, clock, Receivers(to_private=settings.callbacks_to_private))
-        runs = RunService(
-            log,
-            records,
-            catalog,
-            clock,
-            default_model=settings.default_model,
+        receivers = Receivers(to_private=settings.callbacks_to_private)
+        callbacks = Callbacks(records, clock, receivers, meters=meters)
+        runs = _run_service(
+            settings,
+            records=records,
+            log=log,
+            catalog=catalog,
+            clock=clock,
             toolbox=toolbox,
-            tool_seconds=settings.tool_seconds,
-            retention=timedelta(seconds=settings.retention_seconds),
-            ping_interval_seconds=settings.ping_interval_seconds,
-            lease_seconds=settings.lease_seconds,
-            callback_due=callbacks.wake,
-            policy=_continue_policy(settings),
+            callbacks=callbacks,
+            meters=meters,
         )
         # Else the upkeep takes the runs up, so that the port opens at once.
         await runs.start(recovers=after_power_cut or not settings.continue_runs)
@@ -238,7 +240,50 @@ async def assemble(
         await stack.enter_async_context(_run_task(callbacks.run()))
         await announce(settings, catalog, records)
         await stack.enter_async_context(_run_task(catalog.keep_current()))
-        yield Context(records, catalog, settings, clock, runs, toolbox, mcp_servers)
+        context = Context(records, catalog, settings, clock, runs, toolbox, mcp_servers, meters)
+        await stack.enter_async_context(_run_task(measure(context)))
+        yield context
+
+
+def _run_service(
+    settings: Settings,
+    *,
+    records: Records,
+    log: Log,
+    catalog: Catalog,
+    clock: Clock,
+    toolbox: Toolbox,
+    callbacks: Callbacks,
+    meters: Meters,
+) -> RunService:
+    return RunService(
+        log,
+        records,
+        catalog,
+        clock,
+        default_model=settings.default_model,
+        toolbox=toolbox,
+        tool_seconds=settings.tool_seconds,
+        retention=timedelta(seconds=settings.retention_seconds),
+        ping_interval_seconds=settings.ping_interval_seconds,
+        lease_seconds=settings.lease_seconds,
+        callback_due=callbacks.wake,
+        policy=_continue_policy(settings),
+        observers=[RunCounts(meters)],
+        meters=meters,
+    )
+
+
+def _measured(
+    settings: Settings, records: Records, log: Log, catalog: Catalog
+) -> tuple[Meters, Log]:
+    """Return the meters of a server, and the log that they measure."""
+    meters = Meters(enabled=settings.metrics)
+    meters.model_names = lambda: {model.handle for model in catalog.models()}
+    if not meters.enabled:
+        return meters, log
+    records.measure(meters.store("records"))
+    return meters, MeteredLog(log, meters)
 
 
 def _continue_policy(settings: Settings) -> ContinuePolicy:

@@ -138,10 +138,18 @@ class _Server(uvicorn.Server):
                 server_header=False,
             )
         )
-        self._endpoint = Endpoint(cast("ASGIApp", app), self.server_state, watch, self._capacity)
-        self._refusals = Refusals(
-            self.server_state, Pages(settings.cors_origins).cors, self._capacity.most_refused
+        meters = context.meters
+        self._endpoint = Endpoint(
+            cast("ASGIApp", app), self.server_state, watch, self._capacity, meters
         )
+        self._refusals = Refusals(
+            self.server_state,
+            Pages(settings.cors_origins).cors,
+            self._capacity.most_refused,
+            meters,
+        )
+        meters.add_source("reattach_connections", self._count_connections)
+        meters.add_source("reattach_sent_bytes_total", self._count_sent_bytes)
         self._context = context
         self._url = url
         self._on_ready = on_ready
@@ -174,6 +182,7 @@ class _Server(uvicorn.Server):
         try:
             self._capacity.admit(client[0])
         except TooManyConnectionsError as error:
+            self._context.meters.refused.add("connections")
             if not self._refusals.take(client, error):
                 return encode_error(error, self.server_state.default_headers)
         return None
@@ -181,6 +190,14 @@ class _Server(uvicorn.Server):
     def _release(self, client: Address) -> None:
         if not self._refusals.leave(client):
             self._capacity.leave(client[0])
+
+    def _count_connections(self) -> list[tuple[tuple[()], float]]:
+        return [((), len(self.server_state.connections))]
+
+    def _count_sent_bytes(self) -> list[tuple[tuple[()], float]]:
+        connections = cast("set[HttpConnection]", self.server_state.connections)
+        open_bytes = sum(connection.sent_bytes for connection in connections)
+        return [((), self._context.meters.sent_bytes + open_bytes)]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, let open requests end, and close."""

@@ -23,6 +23,7 @@ from reattach.domain.limits.outbound import (
     CALLBACK_MAX_RETRY_SECONDS,
     CALLBACK_RETRY_SECONDS,
 )
+from reattach.meters.meters import Meters
 from reattach.records.base import Run
 from reattach.records.callbacks import CallbackOutcome, DueCallback, Receiver
 from reattach.records.records import Records
@@ -47,11 +48,13 @@ class Callbacks:
         clock: Clock,
         receivers: Receivers,
         *,
+        meters: Meters | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._records = records
         self._clock = clock
         self._receivers = receivers
+        self._meters = meters or Meters()
         self._slots = CallbackSlots(clock)
         self._uniform = uniform
         self._due = asyncio.Event()
@@ -158,6 +161,7 @@ class Callbacks:
             None if result.is_final else sent_at + timedelta(seconds=backoff.next_seconds()),
         )
         outcome = self._within_bounds(run, result, outcome)
+        self._meters.callbacks.add(_outcome_label(outcome))
         if result.error is not None:
             logger.info(
                 "callback failed",
@@ -201,3 +205,9 @@ class Callbacks:
             return body
         payload["metadata"] = metadata | {"result": None}
         return json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+
+
+def _outcome_label(outcome: CallbackOutcome) -> str:
+    if outcome.error is None:
+        return "delivered"
+    return "given_up" if outcome.again_at is None else "failed"

@@ -369,6 +369,7 @@ async def _followed(
     query = query.model_copy(update={"starting_after": at.seq})
     stream = _stream(context, target, query, headers, framing)
     if await _has_seen_end(context, target, at):
+        context.meters.resumes.add("end")
         return Response(
             status_code=204, headers={"cache-control": "no-store", "x-run-id": target.run_id}
         )
@@ -394,6 +395,7 @@ def _stream(
         stall_seconds=context.settings.stall_seconds,
         headers=headers,
         framing=framing,
+        resumes=True,
     )
 
 

@@ -6,7 +6,7 @@ open connections); nothing here depends on uvicorn's own HTTP code.
 
 import asyncio
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, cast
 
 import structlog
@@ -22,6 +22,7 @@ from reattach.http.connection.states import State
 from reattach.http.connection.watch import Queue, Watch
 from reattach.http.errors import error_response
 from reattach.http.stream.body import Piece
+from reattach.meters.meters import Meters
 from reattach.sockets import unacknowledged_bytes
 
 logger = structlog.get_logger(__name__)
@@ -54,6 +55,7 @@ class Endpoint:
     state: ServerState
     watch: Watch
     capacity: Counted
+    meters: Meters = field(default_factory=Meters)
 
 
 class HttpConnection(asyncio.Protocol):
@@ -125,6 +127,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._endpoint.state.connections.discard(self)
+        self._endpoint.meters.sent_bytes += self.sent_bytes
         self._endpoint.watch.forget(self)
         self._endpoint.capacity.leave(self._client[0])
         self._enter(State.CLOSED)

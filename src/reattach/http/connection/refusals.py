@@ -18,6 +18,7 @@ from reattach.http.connection.states import State, Timeouts
 from reattach.http.connection.watch import Watch
 from reattach.http.errors import error_response
 from reattach.http.stream.retried import RetriedStreams
+from reattach.meters.meters import Meters
 
 
 class Refusals:
@@ -26,9 +27,12 @@ class Refusals:
     ``cors`` are the options of the CORS middleware, because a page must be able to read the stream.
     """
 
-    def __init__(self, state: ServerState, cors: Mapping[str, Any], most: int) -> None:
+    def __init__(
+        self, state: ServerState, cors: Mapping[str, Any], most: int, meters: Meters | None = None
+    ) -> None:
         self._state = state
         self._cors = cors
+        self._meters = meters or Meters()
         self._most = most
         # A timer of its own: these connections must not give way to admitted ones.
         self._watch: Final = Watch(
@@ -65,7 +69,7 @@ class Refusals:
         response = error_response(error)
         response.headers["connection"] = "close"
         app = CORSMiddleware(RetriedStreams(response), **self._cors)
-        endpoint = Endpoint(app, self._state, self._watch, _Place(self, client))
+        endpoint = Endpoint(app, self._state, self._watch, _Place(self, client), self._meters)
         return RefusedConnection(endpoint, client, error)
 
 

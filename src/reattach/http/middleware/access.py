@@ -152,6 +152,7 @@ class Access:
         try:
             self.use.open_stream()
         except QuotaError:
+            self.use.note_refused_stream()
             work.close()
             raise
         task = asyncio.ensure_future(work)

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from reattach.domain.clock import Clock
 from reattach.domain.errors import (
     KeyRequiredError,
+    QuotaError,
     ReattachError,
     TokenExpiredError,
     UnauthorizedError,
@@ -241,7 +242,7 @@ class Authentication:
         try:
             access = await self._authenticator.access(scope, dict(scope["headers"]))
             if ACCESS not in scope:  # Otherwise it has been counted already.
-                access.use.admit()
+                self._admit(access)
         except TokenExpiredError as error:
             await _answer_expired(error, scope)(scope, receive, send)
             return
@@ -255,6 +256,14 @@ class Authentication:
             access.note_use()
         scope[ACCESS] = access
         await self._app(scope, receive, send)
+
+    @staticmethod
+    def _admit(access: Access) -> None:
+        try:
+            access.use.admit()
+        except QuotaError:
+            access.use.note_refused_request()
+            raise
 
 
 def _challenge(scope: Scope) -> str:

@@ -18,6 +18,7 @@ from reattach.domain.limits.requests import (
     TENANT_RUNS,
     TENANT_STREAMS,
 )
+from reattach.meters.instruments import Counters
 
 _MIB = 1024 * 1024
 _RUNS_RETRY_SECONDS = 5
@@ -59,7 +60,9 @@ class Quotas:
         clock: Clock | None = None,
         *,
         process_body_bytes: int = PROCESS_BODY_BYTES,
+        refused: Counters | None = None,
     ) -> None:
+        self.refused = refused or Counters()
         self.bounds = bounds or Bounds()
         self.clock = clock or SystemClock()
         self.body_bytes_left = process_body_bytes
@@ -144,6 +147,13 @@ class TenantUse:
             )
         self._streams += 1
 
+    def note_refused_request(self) -> None:
+        """Count a request whose ``admit`` was refused for good: some are tried twice."""
+        self._quotas.refused.add("requests")
+
+    def note_refused_stream(self) -> None:
+        self._quotas.refused.add("streams")
+
     def close_stream(self) -> None:
         self._streams -= 1
 
@@ -154,16 +164,19 @@ class TenantUse:
         """
         quotas, most = self._quotas, self._quotas.bounds.body_bytes
         if most and self._body_bytes + size_bytes > most:
+            quotas.refused.add("bodies")
             raise QuotaError(
                 f"The tenant's open requests have more than {most // _MIB} MiB of bodies.",
                 remedy="Send this request again when some of them have been answered.",
             )
         if size_bytes > quotas.body_bytes_left:
+            quotas.refused.add("memory")
             raise UnavailableError(
                 "The server's memory for request bodies is full.", remedy="Send the request again."
             )
         wait_seconds = self._bytes.take(size_bytes)
         if wait_seconds:
+            quotas.refused.add("bodies")
             raise QuotaError(
                 "The tenant has exceeded its quota of "
                 f"{quotas.bounds.body_bytes_per_minute // _MIB} MiB of request bodies per minute.",

@@ -195,6 +195,7 @@ class AsgiDelivery(Delivery):
         complete: bool | None = False
         try:
             while (complete := await self.advance()) is None:
+                self.following.note_sent()
                 await self._woken.wait()
                 self._woken.clear()
         finally:
@@ -332,6 +333,7 @@ class DetachedDelivery(Delivery):
         if sent or self.following.quiet_since is None:
             self.following.quiet_since = asyncio.get_running_loop().time()
         self._busy = False
+        self.following.note_sent()
         self.following.sink = self._connection.try_write
 
     async def _continue(self) -> None:

@@ -28,6 +28,7 @@ from reattach.http.stream.body import (
 )
 from reattach.http.stream.framing import LETTA
 from reattach.http.stream.response import require_background
+from reattach.http.stream.resumes import count_failed_resume, count_resume
 from reattach.log.base import Slice
 from reattach.runs.following.follow import Following, Target
 from reattach.runs.following.readers import CutReason, Transport
@@ -86,6 +87,7 @@ class ManyStream(Response):
         try:
             delivery.count_streams()
         except ReattachError as error:
+            self._job.runs.meters.refused.add("streams")
             await error_response(error)(scope, receive, send)
             return
         start = {"type": "http.response.start", "status": 200, "headers": [*LETTA.headers]}
@@ -252,11 +254,13 @@ class ManyDelivery:
                 member.target, cursor.starting_after, prefetches=False
             )
         except ReattachError as error:
+            count_failed_resume(job.runs.meters, error)
             member.error = error
         except Exception as error:
             logger.exception("run cannot be followed", run_id=cursor.run_id)
             member.error = ReattachError(str(error))
         else:
+            count_resume(job.runs.meters, following, cursor.starting_after)
             member.following = following
             member.is_settled = not member.target.status.is_active
             following.wake = partial(self._on_wake, member)
@@ -329,6 +333,9 @@ class ManyDelivery:
         except TimeoutError:
             seconds = self._job.stall_seconds
             return self._cut_off(CutReason.STALLED, f"it read nothing for {seconds:g} seconds")
+        for member in self._members:
+            if member.following is not None and member.following.lag is not None:
+                member.following.note_sent()
         self._quiet_since, self._keepalive_due = asyncio.get_running_loop().time(), False
         await asyncio.sleep(0)  # A reader that keeps up must not keep the event loop.
         return not body.gone

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from reattach.domain.clock import Clock
-from reattach.domain.errors import InvalidArgumentError, ReattachError
+from reattach.domain.errors import InvalidArgumentError, QuotaError, ReattachError
 from reattach.domain.events import RunStatus
 from reattach.domain.limits import REPLAY_SLICE_EVENTS
 from reattach.http.client_name import client_of
@@ -23,6 +23,7 @@ from reattach.http.middleware.access import ACCESS, Access
 from reattach.http.stream.body import CONNECTION_EXTENSION, AsgiBody, Connection
 from reattach.http.stream.delivery import AsgiDelivery, DetachedDelivery, StreamJob
 from reattach.http.stream.framing import LETTA, Framing
+from reattach.http.stream.resumes import count_failed_resume, count_position, count_resume
 from reattach.runs.following.follow import Following, Target
 from reattach.runs.following.readers import Transport
 from reattach.runs.service import RunService
@@ -52,7 +53,8 @@ class RunStream(Response):
     sent. Otherwise (the reader reads nothing for ``stall_seconds``, or the log cannot be followed
     any longer) the connection is dropped without it, and the reader may resume. A reader that
     leaves does not affect the run. ``framing`` is the form of the stream. If it begins
-    with the run's snapshot, the snapshot's seq takes the place of the cursor.
+    with the run's snapshot, the snapshot's seq takes the place of the cursor. ``resumes`` counts
+    the reader among those that resume.
 
     An error of ``RunService.follow`` becomes an error response instead of a stream.
     """
@@ -71,8 +73,10 @@ class RunStream(Response):
         stall_seconds: float,
         headers: Mapping[str, str] | None = None,
         framing: Framing = LETTA,
+        resumes: bool = False,
     ) -> None:
         super().__init__()
+        self._resumes = resumes
         self._job = StreamJob(runs, target, clock, stall_seconds, framing)
         self._cursor = cursor
         self._max_events = max_events
@@ -90,6 +94,7 @@ class RunStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = await self.respond(scope, receive, send)
         if error is not None:
+            self._count_error(error)
             response = error_response(error)
             response.raw_headers += self._added_headers()
             await response(scope, receive, send)
@@ -118,6 +123,9 @@ class RunStream(Response):
         if connection is not None and connection.is_writable() and not job.framing.from_snapshot:
             rest = job.runs.remainder(job.target, self._cursor, max_events=self._max_events)
             if rest is not None:
+                if self._resumes:
+                    missed = rest.last_seq - rest.first_seq + 1
+                    count_position(job.runs.meters, self._cursor, missed)
                 framing = job.framing
                 frames = rest.frames if framing.splice is None else framing.splice(rest)
                 await connection.begin(send, self._start(rest.first_seq - 1))
@@ -141,10 +149,20 @@ class RunStream(Response):
                 raise
         except ReattachError as error:
             return error
+        if self._resumes:
+            kind = "" if seq is None else "snapshot"
+            count_resume(job.runs.meters, following, self._cursor, kind)
         if access is not None:
             access.add(following.revoke)
         await self._deliver(following, connection, scope, receive, send)
         return None
+
+    def _count_error(self, error: ReattachError) -> None:
+        meters = self._job.runs.meters
+        if isinstance(error, QuotaError):
+            meters.refused.add("streams")
+        elif self._resumes:
+            count_failed_resume(meters, error)
 
     async def _begin_snapshot(self, access: Access | None) -> SnapshotReader:
         return await self._job.runs.snapshots.begin(

@@ -6,7 +6,8 @@ own: ``sqlite``, ``postgresql``.
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
@@ -14,7 +15,8 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 from sqlalchemy import URL, Connection, Executable, RowMapping
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from reattach.domain.errors import ReattachError
+from reattach.domain.errors import ReattachError, StoreUnavailableError
+from reattach.meters.meters import StoreMeter
 from reattach.records.database import migrations, postgresql, sqlite
 from reattach.records.database.prepared import PreparedQuery
 from reattach.records.database.sqlite import Durability
@@ -69,6 +71,8 @@ class Database:
             Grouped(writes, postgresql.begin_group) if is_postgresql else Grouped(writes)
         )
         self._prepared_connection = prepared_connection
+        self.meter: StoreMeter | None = None
+        """Measures the transactions, except in threads; None: nothing does."""
 
     @classmethod
     async def open(cls, url: str, *, durability: Durability = "process") -> Self:
@@ -124,7 +128,8 @@ class Database:
         **kwargs: _P.kwargs,
     ) -> _T:
         """Run ``work`` as a transaction that only reads, and return its result."""
-        return await self.reads.run(lambda connection: work(connection, *args, **kwargs))
+        transaction = self.reads.run(lambda connection: work(connection, *args, **kwargs))
+        return await self._measured("read", transaction)
 
     async def in_write(
         self,
@@ -133,7 +138,8 @@ class Database:
         **kwargs: _P.kwargs,
     ) -> _T:
         """Run ``work`` as a transaction that writes, and return its result once committed."""
-        return await self.writes.run(lambda connection: work(connection, *args, **kwargs))
+        transaction = self.writes.run(lambda connection: work(connection, *args, **kwargs))
+        return await self._measured("write", transaction)
 
     async def in_grouped_read(
         self,
@@ -145,7 +151,8 @@ class Database:
 
         For short work of which much may come at once. ``work`` may be called twice.
         """
-        return await self._grouped_reads.run(lambda connection: work(connection, *args, **kwargs))
+        transaction = self._grouped_reads.run(lambda connection: work(connection, *args, **kwargs))
+        return await self._measured("read", transaction)
 
     async def in_grouped_write(
         self,
@@ -157,7 +164,20 @@ class Database:
 
         For short work of which much may come at once. ``work`` may be called twice.
         """
-        return await self._grouped_writes.run(lambda connection: work(connection, *args, **kwargs))
+        transaction = self._grouped_writes.run(lambda connection: work(connection, *args, **kwargs))
+        return await self._measured("write", transaction)
+
+    async def _measured(self, operation: str, transaction: Awaitable[_T]) -> _T:
+        if self.meter is None:
+            return await transaction
+        began = time.monotonic()
+        try:
+            return await transaction
+        except StoreUnavailableError:
+            self.meter.failed(operation)
+            raise
+        finally:
+            self.meter.operation(operation).observe(time.monotonic() - began)
 
     async def rows(self, statement: Executable, **values: object) -> Sequence[RowMapping]:
         """Return all rows of one statement, in a read of its own.

@@ -21,6 +21,7 @@ from reattach.domain.limits import (
 )
 from reattach.log.base import Log, Slice, Tail, View
 from reattach.records.base import Target
+from reattach.runs.following.lag import LagMeter
 
 logger = structlog.get_logger(__name__)
 
@@ -48,8 +49,8 @@ class Following:
     """
 
     __slots__ = ("_behind_at", "_first", "_has_spoken", "_log", "_max_events", "_shared", "_tail",
-                 "cursor", "expires_at", "expiry", "keepalive_due", "quiet_since", "released",
-                 "revoked", "run_id", "sink", "splice", "wake")  # fmt: skip
+                 "cursor", "expires_at", "expiry", "keepalive_due", "lag", "quiet_since",
+                 "released", "revoked", "run_id", "sink", "splice", "wake")  # fmt: skip
 
     def __init__(
         self,
@@ -90,11 +91,13 @@ class Following:
         """Whether the sink has got something since the last check."""
         self._behind_at: int | None = None
         """The cursor at the last check, if more events were there."""
+        self.lag: LagMeter | None = None
+        """Measures the lag of this reader, which few have."""
         tail.subscribe(self.on_change)
 
     async def aclose(self) -> None:
         """Stop the callbacks and release the log. Call it once."""
-        self._tail.unsubscribe(self.on_change)
+        self._tail.unsubscribe(self.on_change if self.lag is None else self._on_change_measured)
         await self._shared.__aexit__(None, None, None)
 
     async def __aenter__(self) -> Self:
@@ -178,6 +181,22 @@ class Following:
                 self._has_spoken = True
                 return
         self.wake()
+
+    def measure(self, lag: LagMeter) -> None:
+        """Measure the lag of the events that are sent from now on. Call it once."""
+        self._tail.unsubscribe(self.on_change)
+        self.lag = lag
+        self._tail.subscribe(self._on_change_measured)
+
+    def _on_change_measured(self) -> None:
+        self.on_change()
+        if self.sink is not None:  # Else it is about to be served by its wake-up.
+            self.note_sent()
+
+    def note_sent(self) -> None:
+        """Note that everything up to the cursor was written to the socket."""
+        if self.lag is not None:
+            self.lag.note_sent(self.cursor)
 
     def revoke(self) -> None:
         """Pass no more events to this reader."""

@@ -7,6 +7,7 @@ asks for it.
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
 import structlog
 from msgspec import Struct
@@ -15,6 +16,7 @@ from reattach.domain.clock import Clock
 from reattach.domain.ids import RunId, Seq, TenantId
 from reattach.records.base import Target
 from reattach.runs.following.follow import Following, Watch
+from reattach.runs.following.lag import LagMeter
 
 logger = structlog.get_logger(__name__)
 
@@ -91,6 +93,12 @@ class CutOff(Struct, frozen=True):
     transport: Transport
 
 
+LAG_SAMPLE: Final = 64
+"""The readers of which one measures its lag."""
+
+LagSource = Callable[[Following], LagMeter | None]
+
+
 class Readers:
     """The readers of a process."""
 
@@ -99,6 +107,16 @@ class Readers:
         self._clock = clock
         self._origins: dict[Following, Origin] = {}
         self._on_cut: list[Callable[[CutOff], object]] = []
+        self._lag: LagSource | None = None
+        self._measured: set[Following] = set()
+
+    def measure_lag(self, source: LagSource) -> None:
+        """Measure the lag of at least one reader and of about one in LAG_SAMPLE.
+
+        ``source`` makes the meter of a reader; it returns None for runs that another process
+        drives.
+        """
+        self._lag = source
 
     def add(
         self,
@@ -113,9 +131,15 @@ class Readers:
         now = self._clock.now()
         self._origins[following] = Origin(target.tenant, transport, client, now)
         self._watch.add(following, pings=pings)
+        if self._lag is not None and len(self._measured) * LAG_SAMPLE < len(self._origins):
+            lag = self._lag(following)
+            if lag is not None:
+                self._measured.add(following)
+                following.measure(lag)
 
     def remove(self, following: Following) -> None:
         self._watch.remove(following)
+        self._measured.discard(following)
         self._origins.pop(following, None)
 
     def on_cut(self, listener: Callable[[CutOff], object]) -> None:

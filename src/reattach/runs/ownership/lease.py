@@ -33,6 +33,17 @@ class Ownership:
         self._steady_since: float | None = None
         self._beaten_at: float | None = None
 
+    @property
+    def margin_seconds(self) -> float | None:
+        """The time until the lease runs out if it is not renewed; negative once it has run out.
+
+        None without shared records, where nobody else takes runs over, and before the first beat.
+        """
+        if not self.shared or self._beaten_at is None:
+            return None
+        left_seconds = self._beaten_at + self._lease_seconds - self._clock.monotonic_seconds()
+        return round(left_seconds, 3)
+
     async def register(self) -> None:
         """Register this process as a live owner.
 

@@ -347,6 +347,8 @@ async def end_orphan(
         frames = letta.Encoder(run.id).frames(events, after_seq=writer.last_seq)
         await writer.append(writer.last_seq + 1, frames, close=True)
         last_seq = Seq(writer.last_seq + len(frames))
+        if writer.meter is not None:
+            writer.meter.count(len(frames))
     else:
         events = [] if transcript.stopped is not None else UNREADABLE.terminal_group(usage)
     for event in events:

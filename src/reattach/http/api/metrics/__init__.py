@@ -1,0 +1,1 @@
+"""The metrics of the server, as Prometheus reads them."""

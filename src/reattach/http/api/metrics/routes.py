@@ -1,0 +1,42 @@
+"""The metrics of the server, for Prometheus."""
+
+import asyncio
+
+from fastapi import Request, Response
+
+from reattach.domain.errors import ForbiddenError, NotFoundError
+from reattach.http.context import AccessDep, ContextDep
+from reattach.http.routes import routes
+from reattach.meters.exposition import expose
+from reattach.meters.scrape import Scrape
+from reattach.records.base import KeyScope
+
+router = routes()
+
+
+# Not in the description of the API: its form is that of Prometheus, and it is not under /v1.
+@router.api_route(
+    "/metrics", methods=["GET"], operation_id="admin_read_metrics", include_in_schema=False
+)
+async def read_metrics(request: Request, context: ContextDep, access: AccessDep) -> Response:
+    """Return the figures of all workers of this machine."""
+    if not access.is_operator:
+        raise ForbiddenError(KeyScope.OPERATOR, sorted(access.scopes))
+    if not context.meters.enabled:
+        raise NotFoundError(
+            "This server measures nothing, because REATTACH_METRICS is false.",
+            remedy="Unset it, and restart the server.",
+        )
+    return await scraped(context.scrape, request)
+
+
+async def scraped(scrape: Scrape, request: Request) -> Response:
+    """Return the response to a scrape, in the form that it asks for."""
+    workers = await scrape.all()
+    exposed = await asyncio.to_thread(
+        expose,
+        workers,
+        accept=request.headers.get("accept", ""),
+        accept_encoding=request.headers.get("accept-encoding", ""),
+    )
+    return Response(exposed.body, headers=dict(exposed.headers))

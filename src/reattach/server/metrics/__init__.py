@@ -1,0 +1,1 @@
+"""The figures of a server process, and the port that shows them."""
