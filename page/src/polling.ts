@@ -3,6 +3,10 @@
 import { signal, type ReadonlySignal } from "@preact/signals";
 import { useEffect, useMemo } from "preact/hooks";
 import { ApiError, asApiError } from "./api";
+import { token } from "./session";
+
+const LONGEST_WAIT_MS = 30_000;
+const HIDDEN_TIMES = 10;
 
 export interface Polled<T> {
   /** The last answer; null before the first. It stays while later requests fail. */
@@ -15,9 +19,10 @@ export interface Polled<T> {
 }
 
 /**
- * Ask at once, and again `everyMs` after each answer while the tab is visible; null: once.
+ * Ask at once, and again `everyMs` after each answer; null: once. A hidden tab asks less often.
  *
- * A change of `key` forgets the data of another subject.
+ * After errors the waits grow. A refusal, which another request would only get again, ends the asking until
+ * `again()` or another key. A change of `key` forgets the data of another subject.
  */
 export function usePolled<T>(ask: (signal: AbortSignal) => Promise<T>, everyMs: number | null, key = ""): Polled<T> {
   const polled = useMemo(() => {
@@ -25,10 +30,12 @@ export function usePolled<T>(ask: (signal: AbortSignal) => Promise<T>, everyMs: 
     const error = signal<ApiError | null>(null);
     return { data, error, at: signal(0), again: () => {} };
   }, [key]);
+  const secret = token.value;
   useEffect(() => {
     const stop = new AbortController();
     let timer: ReturnType<typeof setTimeout> | undefined;
     let isAsking = false;
+    let failures = 0;
     const look = async (): Promise<void> => {
       clearTimeout(timer);
       if (isAsking || stop.signal.aborted) return;
@@ -37,16 +44,25 @@ export function usePolled<T>(ask: (signal: AbortSignal) => Promise<T>, everyMs: 
         polled.data.value = await ask(stop.signal);
         polled.error.value = null;
         polled.at.value = Date.now();
+        failures = 0;
       } catch (raised) {
         if (stop.signal.aborted) return;
         polled.error.value = asApiError(raised);
+        failures += 1;
       } finally {
         isAsking = false;
       }
-      const waits = everyMs ?? (polled.error.value?.status === 0 ? 2000 : null);
-      if (waits !== null && !document.hidden) timer = setTimeout(look, waits);
+      // A request may have been answered after the view was left.
+      if (stop.signal.aborted) return;
+      const error = polled.error.value;
+      if (error ? !passes(error) : everyMs === null) return;
+      const waitMs = (everyMs ?? 2000) * (document.hidden ? HIDDEN_TIMES : 1) * 2 ** Math.min(failures, 5);
+      timer = setTimeout(look, failures ? Math.min(waitMs, LONGEST_WAIT_MS) : waitMs);
     };
-    const wake = (): void => void (document.hidden || everyMs === null || look());
+    const wake = (): void => {
+      const error = polled.error.value;
+      if (!document.hidden && (error ? passes(error) : everyMs !== null)) void look();
+    };
     polled.again = () => void look();
     document.addEventListener("visibilitychange", wake);
     void look();
@@ -55,6 +71,11 @@ export function usePolled<T>(ask: (signal: AbortSignal) => Promise<T>, everyMs: 
       clearTimeout(timer);
       document.removeEventListener("visibilitychange", wake);
     };
-  }, [polled, everyMs]);
+  }, [polled, everyMs, secret]);
   return polled;
+}
+
+/** Whether the same request may succeed later: the server is away or busy. */
+function passes({ status }: ApiError): boolean {
+  return status === 0 || status === 408 || status === 429 || status >= 500;
 }
