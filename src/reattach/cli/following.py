@@ -103,7 +103,7 @@ def follow(
     except TimeoutError as error:
         fail(str(error))
     except ReattachError as error:
-        raise explained(error, reporter.url, api_key) from error
+        raise explained(error, reporter.url, api_key) from error.__cause__
     except KeyboardInterrupt:
         reporter.detached()
         raise SystemExit(130) from None

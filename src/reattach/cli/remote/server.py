@@ -66,7 +66,7 @@ class RemoteServer:
                 method, path, body=body, timeout_seconds=self._answer_seconds
             )
         except ReattachError as error:
-            raise explained(error, self.url, self.api_key) from error
+            raise explained(error, self.url, self.api_key) from error.__cause__
 
     @cached_property
     def _client(self) -> "SyncClient":
@@ -87,30 +87,43 @@ def path_with(path: str, query: Mapping[str, QueryValue]) -> str:
 
 
 def explained(error: ReattachError, url: str, api_key: str | None) -> ReattachError:
-    """Return the error of a request with the next step for a person at a terminal."""
+    """Return the error of a request with the next step for a person at a terminal.
+
+    It keeps the status of the refusal.
+    """
+    better = _better(error, url, api_key)
+    if better is None:
+        return error
+    better.status = error.status
+    return better
+
+
+def _better(error: ReattachError, url: str, api_key: str | None) -> ReattachError | None:
+    """Return an error that says more than that of the client; None if there is no better one."""
     if isinstance(error, UnavailableError):
         loss = error.__cause__
         # A loss with a cause of its own is a failed connection, one without it a busy server.
-        if loss is not None and loss.__cause__ is not None:
-            return ReattachError(
-                f"The server at {url} cannot be reached: {loss}.",
-                remedy="Start one with `reattach serve`, or name another one with --url or "
-                "REATTACH_URL.",
-            )
-    if isinstance(error, UnauthorizedError) and error.code != "key_required":
-        if api_key is None:
-            return ReattachError(
-                f"The server at {url} requires an API key, and none was given.",
-                remedy="Create one on the server with `reattach keys create NAME`, and set "
-                "REATTACH_API_KEY.",
-            )
+        if loss is None or loss.__cause__ is None:
+            return None
         return ReattachError(
-            f"The server at {url} refused the API key {api_key[:_SHOWN_CHARS]}…: it is not one of "
-            "its keys, or was revoked, or has expired.",
-            remedy="`reattach keys list` on the server shows its keys, and `reattach keys create "
-            "NAME` creates one.",
+            f"The server at {url} cannot be reached: {loss}.",
+            remedy="Start one with `reattach serve`, or name another one with --url or "
+            "REATTACH_URL.",
         )
-    return error
+    if not isinstance(error, UnauthorizedError) or error.code == "key_required":
+        return None
+    if api_key is None:
+        return ReattachError(
+            f"The server at {url} requires an API key, and none was given.",
+            remedy="Create one on the server with `reattach keys create NAME`, and set "
+            "REATTACH_API_KEY.",
+        )
+    return ReattachError(
+        f"The server at {url} refused the API key {api_key[:_SHOWN_CHARS]}…: it is not one of "
+        "its keys, or was revoked, or has expired.",
+        remedy="`reattach keys list` on the server shows its keys, and `reattach keys create "
+        "NAME` creates one.",
+    )
 
 
 _SHOWN_CHARS: Final = 8

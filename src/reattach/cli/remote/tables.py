@@ -92,3 +92,12 @@ _UNITS = ((86_400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
 def count_text(count: int | None) -> str:
     """Return a count with separators; a dash if it is not known."""
     return "-" if count is None else f"{count:,}"
+
+
+def size_text(size_bytes: float) -> str:
+    """Return a size with one digit after the point: ``812 B``, ``3.2 MiB``."""
+    for unit in ("B", "KiB", "MiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f} GiB"

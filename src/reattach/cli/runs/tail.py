@@ -61,8 +61,8 @@ def tail_runs(
 
 def _cursor(server: RemoteServer, run_id: str, lines: int) -> int:
     """Return the seq after which the last ``lines`` events of a run so far begin."""
-    snapshot = server.get(f"/v1/runs/{quote(run_id, safe='')}/snapshot")
-    return max(int(snapshot["seq"]) - lines, 0)
+    events = server.get(f"/v1/runs/{quote(run_id, safe='')}/frames", limit=1)
+    return max(int(events["last_seq"]) - lines, 0)
 
 
 def _show(event: "Event", *, names_run: bool) -> None:
