@@ -31,6 +31,7 @@ from reattach.http.context import Context
 from reattach.log.base import Log
 from reattach.log.memory import MemoryLog
 from reattach.records.records import Records
+from reattach.runs.reports.reports import Reports
 from reattach.runs.service import RunService
 from reattach.settings import Settings
 from reattach.tools.base import Toolbox
@@ -150,7 +151,8 @@ async def serving(
         await runs.start()
         stack.push_async_callback(runs.aclose)
         options = _settings(directory, **settings)
-        context = Context(records, catalog, options, clock, runs, toolbox, mcp_servers)
+        reports = Reports(runs, records, clock)
+        context = Context(records, catalog, options, clock, runs, reports, toolbox, mcp_servers)
         app = create_app(context)
         client = await stack.enter_async_context(
             httpx2.AsyncClient(

@@ -33,8 +33,8 @@ def doctor(
     import logging
     from dataclasses import asdict
 
-    from reattach.cli.checks import run_checks
     from reattach.observe import silence_mcp
+    from reattach.server.checks.checks import run_checks
 
     settings = settings_with(**stores)
     # The diagnostics contain what drivers log while they try.

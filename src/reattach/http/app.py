@@ -30,7 +30,7 @@ from reattach.http.api import (
     tools,
 )
 from reattach.http.api import compaction as compacting
-from reattach.http.api.admin import audit_log
+from reattach.http.api.admin import audit_log, processes
 from reattach.http.api.admin import keys as admin_keys
 from reattach.http.api.admin import tenants as admin_tenants
 from reattach.http.api.inspection import events as run_events
@@ -47,6 +47,7 @@ from reattach.http.errors import (
     on_reattach_error,
 )
 from reattach.http.fast_path import FastPath
+from reattach.http.findings import Checks, Findings
 from reattach.http.front import landing, server
 from reattach.http.middleware.access_log import AccessLog
 from reattach.http.middleware.auth import OPEN_PATHS, Authentication, Authenticator
@@ -106,6 +107,7 @@ _PARTS: Final = (
     admin_tenants,
     admin_keys,
     audit_log,
+    processes,
     not_offered,
 )
 
@@ -157,11 +159,14 @@ class Api(FastAPI):
         return self.openapi_schema
 
 
-def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
+def create_app(
+    context: Context, *, open_to_all: bool = False, checks: Checks | None = None
+) -> FastAPI:
     """Return the ASGI application over the parts of a server, which it neither opens nor closes.
 
     It has no lifespan of its own and can be mounted into another application. As long as no API key
-    exists, it serves only its own machine, or everyone with ``open_to_all``.
+    exists, it serves only its own machine, or everyone with ``open_to_all``. ``checks`` are what
+    operators see as the findings of the server.
     """
     settings = context.settings
     quotas = _quotas_of(context)
@@ -172,16 +177,7 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
         given_keys=[key.get_secret_value() for key in settings.token_keys],
         allows_query=settings.tokens_in_query,
     )
-    authenticator = Authenticator(
-        context.records.keys,
-        context.clock,
-        may_be_open=is_loopback(settings.host) and not settings.require_key,
-        open_to_all=open_to_all and not settings.require_key,
-        pages=pages,
-        quotas=quotas,
-        tokens=tokens,
-        watch_seconds=min(KEY_CACHE_SECONDS, settings.ping_interval_seconds),
-    )
+    authenticator = _authenticator_of(context, open_to_all, pages, quotas, tokens)
     app = Api(
         title="Reattach",
         version=__version__,
@@ -212,9 +208,30 @@ def create_app(context: Context, *, open_to_all: bool = False) -> FastAPI:
     app.state.authenticator = authenticator
     app.state.probes = Probes(context.clock)
     app.state.context, app.state.tokens, app.state.quotas = context, tokens, quotas
+    app.state.findings = Findings(checks, context.clock)
     app.fast_path = FastPath(context, authenticator)
     app.access_log = AccessLog(app.answer) if settings.access_log else None
     return app
+
+
+def _authenticator_of(
+    context: Context,
+    open_to_all: bool,
+    pages: Pages,
+    quotas: Quotas,
+    tokens: StreamTokens,
+) -> Authenticator:
+    settings = context.settings
+    return Authenticator(
+        context.records.keys,
+        context.clock,
+        may_be_open=is_loopback(settings.host) and not settings.require_key,
+        open_to_all=open_to_all and not settings.require_key,
+        pages=pages,
+        quotas=quotas,
+        tokens=tokens,
+        watch_seconds=min(KEY_CACHE_SECONDS, settings.ping_interval_seconds),
+    )
 
 
 def _quotas_of(context: Context) -> Quotas:

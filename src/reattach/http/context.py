@@ -9,6 +9,7 @@ from starlette.requests import Request
 from reattach.domain.clock import Clock
 from reattach.domain.ids import TenantId
 from reattach.engine.catalog import Catalog
+from reattach.http.findings import Findings
 from reattach.http.middleware.access import ACCESS, Access
 from reattach.http.middleware.quotas import Quotas
 from reattach.http.middleware.tokens import StreamTokens
@@ -20,6 +21,7 @@ from reattach.tools.base import Toolbox
 from reattach.tools.connections import McpServers
 
 if TYPE_CHECKING:
+    from reattach.runs.reports.reports import Reports
     from reattach.runs.service import RunService
 
 
@@ -32,6 +34,7 @@ class Context:
     settings: Settings
     clock: Clock
     runs: "RunService"
+    reports: "Reports"
     toolbox: Toolbox = field(default_factory=Toolbox)
     mcp_servers: McpServers | None = None
     meters: Meters = field(default_factory=Meters)
@@ -67,8 +70,14 @@ async def tenant(request: Request) -> TenantId:
     return (await access(request)).tenant
 
 
+async def findings_of(request: Request) -> Findings:
+    findings: Findings = request.app.state.findings
+    return findings
+
+
 AccessDep = Annotated[Access, Depends(access)]
 QuotasDep = Annotated[Quotas, Depends(quotas)]
 StreamTokensDep = Annotated[StreamTokens, Depends(stream_tokens)]
 ContextDep = Annotated[Context, Depends(get_context)]
+FindingsDep = Annotated[Findings, Depends(findings_of)]
 TenantDep = Annotated[TenantId, Depends(tenant)]

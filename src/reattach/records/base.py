@@ -392,6 +392,18 @@ class Beat:
     """The time since the last beat by the clock of the database, if it has one."""
 
 
+@dataclass(frozen=True, slots=True)
+class OwnerReport:
+    """The report that a process wrote for the others when it was last asked."""
+
+    owner: str
+    has_lease: bool
+    """Whether its lease has not run out."""
+    reported_at: datetime | None
+    """By the clock of the database; None if it never wrote one."""
+    report: str | None
+
+
 class KeyScope(StrEnum):
     """A permission of an API key."""
 

@@ -44,6 +44,7 @@ from reattach.records.runs.notifications import (
     CancelRequested,
     Notification,
     NotificationsMissed,
+    ReportsWanted,
     RunReleased,
     RunSettled,
 )
@@ -76,6 +77,9 @@ class RunService:
     Call ``start`` and let it return before anything else. ``recover`` continues or ends the runs
     that dead processes left unfinished (P7, P19).
     """
+
+    on_report_wanted: Callable[[], None] = staticmethod(lambda: None)
+    """Called when another process wants the report of this one."""
 
     def __init__(
         self,
@@ -426,9 +430,12 @@ class RunService:
                 self._settlements.notify(run_id)
             case RunReleased():
                 self.released.set()
+            case ReportsWanted():
+                self.on_report_wanted()
             case NotificationsMissed():
                 self._settlements.notify_all()
                 self.released.set()
+                self.on_report_wanted()
 
     # Recovery, retention and draining.
 

@@ -29,6 +29,7 @@ from reattach.records.records import Records
 from reattach.redact import redact_url
 from reattach.runs.attempts.policy import ContinuePolicy
 from reattach.runs.observing.counting import RunCounts
+from reattach.runs.reports.reports import Reports
 from reattach.runs.service import RunService
 from reattach.runs.upkeep.heartbeat import heartbeat
 from reattach.runs.upkeep.schedule import listen, records_upkeep, set_clock, upkeep
@@ -229,20 +230,40 @@ async def assemble(
         )
         # Else the upkeep takes the runs up, so that the port opens at once.
         await runs.start(recovers=after_power_cut or not settings.continue_runs)
+        await stack.enter_async_context(
+            _kept_up(runs, records, clock, shared_clock, settings.retention_seconds)
+        )
+        await stack.enter_async_context(_run_task(callbacks.run()))
+        await announce(settings, catalog, records)
+        await stack.enter_async_context(_run_task(catalog.keep_current()))
+        reports = Reports(runs, records, clock)
+        stack.push_async_callback(reports.aclose)
+        context = Context(
+            records, catalog, settings, clock, runs, reports, toolbox, mcp_servers, meters
+        )
+        await stack.enter_async_context(_run_task(measure(context)))
+        yield context
+
+
+@asynccontextmanager
+async def _kept_up(
+    runs: RunService,
+    records: Records,
+    clock: Clock,
+    shared_clock: SharedClock,
+    retention_seconds: float,
+) -> AsyncIterator[None]:
+    """Do the regular work for the runs while the context lasts, then close them."""
+    async with AsyncExitStack() as stack:
         stack.push_async_callback(runs.release_lease)
         if records.shared:
             # Closed after the runs: a process keeps its lease until its last run has ended.
             await stack.enter_async_context(heartbeat(runs, records, clock))
             await stack.enter_async_context(_run_task(listen(runs, records, clock)))
         stack.push_async_callback(runs.aclose)
-        await stack.enter_async_context(_run_task(upkeep(runs, clock, settings.retention_seconds)))
+        await stack.enter_async_context(_run_task(upkeep(runs, clock, retention_seconds)))
         await stack.enter_async_context(_run_task(records_upkeep(records, shared_clock)))
-        await stack.enter_async_context(_run_task(callbacks.run()))
-        await announce(settings, catalog, records)
-        await stack.enter_async_context(_run_task(catalog.keep_current()))
-        context = Context(records, catalog, settings, clock, runs, toolbox, mcp_servers, meters)
-        await stack.enter_async_context(_run_task(measure(context)))
-        yield context
+        yield
 
 
 def _run_service(

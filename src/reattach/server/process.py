@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from types import FrameType
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from reattach.diagnostics import Diagnostic
 from reattach.domain.errors import StartupError
 from reattach.domain.errors.connection import TooManyConnectionsError
 from reattach.domain.limits import (
@@ -99,6 +101,12 @@ async def _require_key_for_network(context: Context) -> None:
     )
 
 
+async def _check(settings: Settings) -> Sequence[Diagnostic]:
+    from reattach.server.checks.checks import run_checks  # Few servers are ever asked for it.
+
+    return await run_checks(settings, show=None, ask_models=False)
+
+
 class _Server(uvicorn.Server):
     """A uvicorn server that drains before it closes its port.
 
@@ -113,8 +121,8 @@ class _Server(uvicorn.Server):
         *,
         obeys: bool = False,
     ) -> None:
-        app = create_app(context)
         settings = context.settings
+        app = create_app(context, checks=partial(_check, settings))
         watch = Watch(Timeouts(settings.stall_seconds))
         self._capacity = Capacity(
             watch, settings.max_connections, settings.max_connections_per_address
@@ -150,6 +158,8 @@ class _Server(uvicorn.Server):
         )
         meters.add_source("reattach_connections", self._count_connections)
         meters.add_source("reattach_sent_bytes_total", self._count_sent_bytes)
+        connections = self.server_state.connections
+        context.reports.process.connections = lambda: len(connections)
         self._context = context
         self._url = url
         self._on_ready = on_ready

@@ -60,6 +60,9 @@ OF_TOKENS: Final = {
 The path names one of them, or neither. Operations check the runs that a query or a body names.
 """
 
+OF_OPERATORS: Final = frozenset({"admin_list_findings"})
+"""Operations under ``/v1/admin`` that show what all tenants share, such as the stores."""
+
 _OPERATING: Final = "admin_"
 """The beginning of the ids of operations under ``/v1/admin``."""
 
@@ -74,7 +77,7 @@ def is_operating(operation_id: str | None) -> bool:
 def scope_of(methods: Collection[str], operation_id: str | None) -> KeyScope:
     """Return the scope that a key needs for an operation with these methods."""
     if is_operating(operation_id):
-        return KeyScope.ADMIN
+        return KeyScope.OPERATOR if operation_id in OF_OPERATORS else KeyScope.ADMIN
     if _READING_METHODS.issuperset(methods) or operation_id in FOLLOWING:
         return KeyScope.READ
     return KeyScope.SEND if operation_id in SENDING else KeyScope.ADMIN

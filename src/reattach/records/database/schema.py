@@ -282,6 +282,8 @@ owners = Table(
     Column("id", Characters(), primary_key=True),
     Column("lease_seconds", Float, nullable=False),
     Column("beat_at", Moment, nullable=False),
+    Column("reported_at", Moment),
+    Column("report", LongText()),
 )
 """The processes that hold leases, each with one row for all its runs.
 

@@ -41,15 +41,24 @@ class RunReleased:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportsWanted:
+    """Some process asks all others to write their reports."""
+
+    word: ClassVar = "report"
+
+
+@dataclass(frozen=True, slots=True)
 class NotificationsMissed:
     """The connection was lost and is back: read everything again that you wait for."""
 
 
-_Sent = CancelRequested | RunSettled | RunReleased
+_OfRun = CancelRequested | RunSettled | RunReleased
+
+_Sent = _OfRun | ReportsWanted
 
 Notification = _Sent | NotificationsMissed
 
-_KINDS: Final[dict[str, type[_Sent]]] = {
+_KINDS: Final[dict[str, type[_OfRun]]] = {
     kind.word: kind for kind in (CancelRequested, RunSettled, RunReleased)
 }
 
@@ -59,7 +68,9 @@ def notify(connection: Connection, *notifications: _Sent) -> None:
     if connection.dialect.name != "postgresql":
         return
     for notification in notifications:
-        payload = f"{notification.word} {notification.run_id}"
+        payload = notification.word
+        if not isinstance(notification, ReportsWanted):
+            payload += f" {notification.run_id}"
         connection.execute(select(func.pg_notify(postgresql.CHANNEL, payload)))
 
 
@@ -84,7 +95,9 @@ async def _parse(payloads: AsyncIterator[str | None]) -> AsyncGenerator[Notifica
             continue
         word, _, run_id = payload.partition(" ")
         # Another version may send a word that this one does not know.
-        if (kind := _KINDS.get(word)) is not None:
+        if word == ReportsWanted.word:
+            yield ReportsWanted()
+        elif (kind := _KINDS.get(word)) is not None:
             yield kind(RunId(run_id))
 
 

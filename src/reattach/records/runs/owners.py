@@ -5,6 +5,7 @@ clock of the one process.
 """
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -23,10 +24,11 @@ from sqlalchemy import (
 )
 
 from reattach.domain.ids import RunId
-from reattach.records.base import Beat
+from reattach.records.base import Beat, OwnerReport
 from reattach.records.database import schema
 from reattach.records.database.columns import Moment
-from reattach.records.repository import Repository
+from reattach.records.repository import Repository, execute
+from reattach.records.runs.notifications import ReportsWanted, notify
 
 _SECONDS_PER_DAY = 86_400
 
@@ -108,6 +110,35 @@ class Owners(Repository):
             return Beat(alive=False)
         runs_held = [(run_id, is_cancelled) for run_id, is_cancelled, _ in rows if run_id]
         return _beat_of(runs_held, silent_seconds=float(rows[0][2]))
+
+    async def ask_for_reports(self) -> datetime:
+        """Notify all processes that their reports are wanted, and return when that was."""
+
+        def write(connection: Connection) -> datetime:
+            notify(connection, ReportsWanted())
+            asked_at: datetime = connection.execute(select(self._now())).scalar_one()
+            return asked_at.astimezone(UTC)
+
+        return await self._database.in_write(write)
+
+    async def save_report(self, owner: str, report: str) -> None:
+        """Keep the report of a registered process, in place of its last one."""
+        owners = schema.owners
+        values = {"report": report, "reported_at": self._now()}
+        await self._database.in_write(
+            execute, update(owners).where(owners.c.id == owner).values(values)
+        )
+
+    async def reports(self) -> list[OwnerReport]:
+        """Return the last report of each process that is registered."""
+        owners = schema.owners
+        rows = select(
+            owners.c.id.label("owner"),
+            (~self._has_expired()).label("has_lease"),
+            owners.c.reported_at,
+            owners.c.report,
+        ).order_by(owners.c.id)
+        return [OwnerReport(**row) for row in await self._database.rows(rows)]
 
     async def leave(self, owner: str) -> bool:
         """Remove the owner if it has no active run; True if it is not registered afterwards."""

@@ -4,10 +4,10 @@ Nothing here is touched when an event is delivered. A reader's position is looke
 asks for it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Final, Self
 
 import structlog
 from msgspec import Struct
@@ -64,6 +64,19 @@ class Reader(Struct, frozen=True):
     """The last event that it was sent."""
     last_seq: Seq
     """The last event of the run in this process."""
+
+    @classmethod
+    def of(cls, following: Following, origin: "Origin") -> Self:
+        """Return the reader with its present position."""
+        return cls(
+            RunId(following.run_id),
+            origin.tenant,
+            origin.transport,
+            origin.client,
+            origin.since,
+            following.cursor,
+            following.last_seq,
+        )
 
     @property
     def lag_events(self) -> int:
@@ -170,15 +183,11 @@ class Readers:
 
     def __iter__(self) -> Iterator[Reader]:
         for following, origin in list(self._origins.items()):
-            yield Reader(
-                RunId(following.run_id),
-                origin.tenant,
-                origin.transport,
-                origin.client,
-                origin.since,
-                following.cursor,
-                following.last_seq,
-            )
+            yield Reader.of(following, origin)
+
+    def origins(self) -> Iterable[tuple[Following, Origin]]:
+        """Return all readers without their positions, for those who only count them."""
+        return self._origins.items()
 
     def of_run(self, run_id: str) -> list[Reader]:
         """Return the readers of one run."""

@@ -29,7 +29,7 @@ class Ownership:
         self.shared = records.shared
         self._owners = records.owners
         self._clock = clock
-        self._lease_seconds = lease_seconds
+        self.lease_seconds = lease_seconds
         self._steady_since: float | None = None
         self._beaten_at: float | None = None
 
@@ -41,7 +41,7 @@ class Ownership:
         """
         if not self.shared or self._beaten_at is None:
             return None
-        left_seconds = self._beaten_at + self._lease_seconds - self._clock.monotonic_seconds()
+        left_seconds = self._beaten_at + self.lease_seconds - self._clock.monotonic_seconds()
         return round(left_seconds, 3)
 
     async def register(self) -> None:
@@ -50,7 +50,7 @@ class Ownership:
         Raises:
             StoreUnavailableError: The records do not answer.
         """
-        await self._owners.register(self.owner, self._lease_seconds)
+        await self._owners.register(self.owner, self.lease_seconds)
         if not self.shared:
             await self._owners.bury_all_but(self.owner)
 
@@ -60,7 +60,7 @@ class Ownership:
         After a pause, an outage or its own burial, this process waits a lease before it buries
         others.
         """
-        half_lease = self._lease_seconds / 2
+        half_lease = self.lease_seconds / 2
         if beat is None or not beat.alive:
             self._steady_since = None
             return
@@ -89,7 +89,7 @@ class Ownership:
         if self.owner != dead_owner:
             return
         owner = new_uuid()
-        await self._owners.register(owner, self._lease_seconds)
+        await self._owners.register(owner, self.lease_seconds)
         if self.owner == dead_owner:
             logger.warning("declared dead by another process", was=dead_owner, now=owner)
             self.owner = owner
@@ -107,9 +107,9 @@ class Ownership:
         if not self.shared or self._steady_since is None or self._beaten_at is None:
             return
         now = self._clock.monotonic_seconds()
-        if now - self._steady_since < self._lease_seconds:
+        if now - self._steady_since < self.lease_seconds:
             return
-        if now - self._beaten_at > self._lease_seconds / 2:
+        if now - self._beaten_at > self.lease_seconds / 2:
             return
         for owner in await self._owners.bury(self.owner):
             logger.warning("owner is dead, its lease has run out", owner=owner)

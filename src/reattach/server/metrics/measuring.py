@@ -16,6 +16,7 @@ from reattach.meters.meters import Meters
 from reattach.runs.following.follow import Following
 from reattach.runs.following.lag import LagMeter
 from reattach.runs.following.readers import CutReason, Transport
+from reattach.runs.reports.report import StoreOperation, StoreReport
 from reattach.runs.service import RunService
 from reattach.settings import Settings
 
@@ -25,7 +26,10 @@ LOOK_SECONDS: Final = 0.5
 
 def measure(context: Context) -> Coroutine[Any, Any, None]:
     """Let the meters of a server read its figures, and return the work that measures its loop."""
+    process = context.reports.process
+    process.stores = partial(_store_reports, context)
     if context.meters.enabled:
+        process.event_loop_lag_seconds = lambda: context.meters.latest_event_loop_lag_seconds
         _add_sources(context)
     return _measure_event_loop(context.meters)
 
@@ -79,10 +83,30 @@ def _lag_of(runs: RunService, meters: Meters, following: Following) -> LagMeter 
     return LagMeter(writer.keep_put_times(), meters.delivery_lag, following.last_seq)
 
 
+def _backends(context: Context) -> tuple[str, str]:
+    """Return the kinds of the records and of the log."""
+    return context.records.backend, "sqlite" if context.settings.log_url is None else "redis"
+
+
 def _stores(context: Context) -> str:
-    log_url = context.settings.log_url
-    log = "sqlite" if log_url is None else "redis"
-    return f"{context.records.backend}+{log}"
+    return "+".join(_backends(context))
+
+
+def _store_reports(context: Context) -> list[StoreReport]:
+    """Return the operations of each store with their latencies since the start."""
+    timed = list(context.meters.store_seconds.items())
+    return [
+        StoreReport(
+            store,
+            backend,
+            tuple(
+                StoreOperation(operation, one.count, one.quantile(0.5), one.quantile(0.99))
+                for (of, operation), one in timed
+                if of == store
+            ),
+        )
+        for store, backend in zip(("records", "log"), _backends(context), strict=True)
+    ]
 
 
 def _free_space(settings: Settings) -> Iterable[tuple[Labels, float]]:

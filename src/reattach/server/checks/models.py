@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-from reattach.cli.continue_checks import check_continuing
 from reattach.diagnostics import Diagnostic
 from reattach.domain.clock import SystemClock
 from reattach.domain.errors import EngineError, StartupError
@@ -17,6 +16,7 @@ from reattach.engine.base import ModelSettings, Turn, closing_deltas
 from reattach.engine.catalog import Catalog
 from reattach.server.announcing import check_default, missing_keys, no_models
 from reattach.server.assembly import accounts_of, engines_of
+from reattach.server.checks.continuing import check_continuing
 from reattach.settings import Settings, unknown_variables
 
 _ANSWER_SECONDS: Final = 60.0

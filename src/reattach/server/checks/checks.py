@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from reattach.cli.model_checks import check_models
 from reattach.diagnostics import Diagnostic
 from reattach.domain.clock import SystemClock
 from reattach.domain.errors import ReattachError, StartupError
@@ -15,6 +14,7 @@ from reattach.redact import redact_url
 from reattach.server import datadir
 from reattach.server.announcing import check_origins
 from reattach.server.assembly import mcp_connect_of
+from reattach.server.checks.models import check_models
 from reattach.settings import Settings
 from reattach.tools.checks import check_functions, check_servers
 

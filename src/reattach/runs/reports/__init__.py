@@ -1,0 +1,1 @@
+"""Reports of the processes that serve runs: their open runs, readers and condition."""
