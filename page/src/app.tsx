@@ -2,7 +2,7 @@ import type { FunctionComponent } from "preact";
 import { useEffect } from "preact/hooks";
 import { api, latencyMs } from "./api";
 import { ChatView } from "./chat/view";
-import { span } from "./format";
+import { shortId, span } from "./format";
 import { InspectorView } from "./inspector/view";
 import { Icon } from "./parts/icon";
 import { address, route } from "./router";
@@ -107,7 +107,11 @@ function Status() {
           <i class="dot" /> {text}
         </span>
       )}
-      {info && <span class="tenant" title="Tenant">{info.tenant}</span>}
+      {info && !info.open && (
+        <span class="tenant" title={`Tenant ${info.tenant}`}>
+          {shortId(info.tenant)}
+        </span>
+      )}
       {token.value && signIn.value === null && (
         <button type="button" class="quiet" aria-label="Sign out" title="Sign out" onClick={() => signOut()}>
           <Icon name="log-out" />

@@ -1,0 +1,58 @@
+/** Agents, conversations and runs as the API has them. */
+
+import { api } from "../api";
+
+export interface Agent {
+  id: string;
+  name: string;
+  model: string | null;
+  system: string | null;
+}
+
+export interface Conversation {
+  id: string;
+  agent_id: string;
+  summary: string | null;
+  last_message_at: string | null;
+  created_at: string;
+}
+
+export interface Run {
+  id: string;
+  agent_id: string;
+  conversation_id: string | null;
+  status: string;
+  background: boolean;
+  created_at: string;
+}
+
+export interface Model {
+  handle: string;
+  display_name: string;
+}
+
+export const isActive = (run: Run): boolean => run.status === "created" || run.status === "running";
+
+export const listAgents = (signal?: AbortSignal): Promise<Agent[]> => api("v1/agents/", { query: { limit: 200 }, signal });
+export const listModels = (): Promise<Model[]> => api("v1/models/");
+export const listConversations = (agent: string, signal?: AbortSignal): Promise<Conversation[]> =>
+  api("v1/conversations/", { query: { agent_id: agent, limit: 200 }, signal });
+export const listRuns = (agent: string, signal?: AbortSignal): Promise<Run[]> =>
+  api("v1/runs/", { query: { agent_id: agent, limit: 20 }, signal });
+
+/** Return a page of messages, oldest first: the newest ones, or those before a message. */
+export async function listMessages(
+  conversation: string,
+  agent: string | null,
+  limit: number,
+  before?: string,
+): Promise<Array<{ id: string; message_type: string; run_id: string | null; [member: string]: unknown }>> {
+  const query = { limit, before, order: "desc", agent_id: conversation === "default" ? agent : null };
+  const page = await api<any[]>(`v1/conversations/${encodeURIComponent(conversation)}/messages`, { query });
+  return page.reverse();
+}
+
+/** Return the newest event of a run. */
+export async function lastSeq(run: string, signal?: AbortSignal): Promise<number> {
+  return (await api<{ seq: number }>(`v1/runs/${encodeURIComponent(run)}/snapshot`, { signal })).seq;
+}
