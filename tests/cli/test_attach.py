@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -192,3 +193,13 @@ def test_the_exit_status_says_whether_the_run_failed(
         [run] = http.get("/v1/runs/", params={"conversation_id": conversation_id}).json()
     ended = reattach_here("attach", "--run-id", run["id"], "--url", server.url)
     assert ended.status == status, ended.err
+
+
+def test_programs_get_each_event_once_as_a_line_of_json(server: ServerProcess) -> None:
+    conversation_id = begun(server, "[chunks=4]")
+    with httpx2.Client(base_url=server.url) as http:
+        [run] = http.get("/v1/runs/", params={"conversation_id": conversation_id}).json()
+    ended = reattach_here("attach", "--run-id", run["id"], "--json", "--url", server.url)
+    events = [json.loads(line) for line in ended.out.splitlines()]
+    assert [event["seq_id"] for event in events] == [*range(1, 8)]
+    assert ended.err == ""
