@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from reattach import __version__
 from reattach.client import Client, ClosedError, State, Stream
 from reattach.testing.programs.server import ServerProcess
 from tests.support.client_script import RUN
@@ -198,3 +199,10 @@ async def test_a_request_to_another_route_returns_the_decoded_answer(
         body = {"name": "a", "model": "scripted/echo"}
         agent = await client.request("POST", "/v1/agents/", body=body)
         assert (await client.request("GET", f"/v1/agents/{agent['id']}"))["name"] == "a"
+
+
+async def test_the_client_names_itself_to_the_server() -> None:
+    async with connected() as (server, client):
+        await begun(client)
+        head = await asyncio.to_thread(server.head)
+        assert f"user-agent: reattach-python/{__version__}" in head.lower()

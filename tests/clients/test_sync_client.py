@@ -17,6 +17,7 @@ import httpx2
 import pytest
 import trustme
 
+from reattach import __version__
 from reattach.client import (
     ClosedError,
     ReattachError,
@@ -305,3 +306,9 @@ def test_a_request_fails_when_nothing_comes_for_its_time() -> None:
         pytest.raises(UnavailableError, match="the connection fell silent"),
     ):
         client.request("GET", "/v1/runs/", timeout_seconds=0.1)
+
+
+def test_the_client_names_itself_to_the_server() -> None:
+    with HangingServer() as server, SyncClient(server.url) as client:
+        begun(client)
+        assert f"user-agent: reattach-python/{__version__}" in server.head().lower()

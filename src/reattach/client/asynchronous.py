@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from reattach.client.calls import Calls, Snapshot
 from reattach.client.drivers.asyncio_driver import AsyncioDriver
-from reattach.client.drivers.transport import LIMITS, checked_url, needs_certificates
+from reattach.client.drivers.transport import HEADERS, LIMITS, checked_url, needs_certificates
 from reattach.client.errors import ClosedError
 from reattach.client.plans import ManyPlan, Plan, RunPlan
 from reattach.client.reading import Core, Reading
@@ -229,4 +229,4 @@ class Client(StreamCalls[Stream, ManyStream]):
 
 def _connect(url: str) -> httpx2.AsyncClient:
     """Make the connection pool; this may read certificates, so it must not run on the loop."""
-    return httpx2.AsyncClient(limits=LIMITS, verify=needs_certificates(url))
+    return httpx2.AsyncClient(headers=HEADERS, limits=LIMITS, verify=needs_certificates(url))

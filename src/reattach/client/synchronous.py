@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from reattach.client.calls import Calls, Snapshot
 from reattach.client.drivers.thread_driver import ThreadDriver
-from reattach.client.drivers.transport import LIMITS, checked_url, needs_certificates
+from reattach.client.drivers.transport import HEADERS, LIMITS, checked_url, needs_certificates
 from reattach.client.errors import ClosedError
 from reattach.client.plans import ManyPlan, Plan, RunPlan
 from reattach.client.reading import Core, Reading
@@ -131,7 +131,10 @@ class SyncClient(StreamCalls[SyncStream, SyncManyStream]):
         self._change = threading.RLock()
         """Held while streams are added or closed. A signal may close the client meanwhile."""
         verify = needs_certificates(core.url)
-        self._http = httpx2.Client(limits=LIMITS, verify=verify) if http is None else http
+        if http is None:
+            self._http = httpx2.Client(headers=HEADERS, limits=LIMITS, verify=verify)
+        else:
+            self._http = http
         self._close_http = None if http is not None else weakref.finalize(self, self._http.close)
 
     def __enter__(self) -> Self:

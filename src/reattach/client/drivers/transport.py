@@ -7,6 +7,7 @@ from urllib.request import getproxies
 
 import httpx2
 
+from reattach import __version__
 from reattach.client.errors import LostError
 from reattach.client.json import object_of
 from reattach.client.steps import Answer, Open, Request
@@ -16,6 +17,9 @@ from reattach.domain.limits import MAX_ERROR_CHARS
 E = TypeVar("E", bound=BaseException)
 
 _CONNECT_SECONDS: Final = 5.0
+
+HEADERS: Final = {"user-agent": f"reattach-python/{__version__}"}
+"""Operators see this name among the readers of a run. An application's ``http`` has its own."""
 
 LIMITS: Final = httpx2.Limits(max_connections=None, max_keepalive_connections=10)
 """Every stream needs a connection of its own for as long as it lasts."""
