@@ -24,7 +24,10 @@ def test_every_command_on_a_servers_stores_has_the_flags_that_name_them(command:
     ("command", "sentence"),
     [
         ("serve --port abc", "value for '--port': Expected a whole number; got 'abc'."),
-        ("keys create x --scope all", "'--scope': 'all' is not one of 'read', 'send', 'admin'."),
+        (
+            "keys create x --scope all",
+            "'--scope': 'all' is not one of 'read', 'send', 'admin', 'operator'.",
+        ),
         ("keys create x --expires soon", "value for '--expires': 'soon' is not a time"),
         ("serve --port 99999", "Expected 65535 or less; got 99999. Correct this and start again."),
     ],

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from typing_extensions import override
 
 from reattach.cli.callbacks import callbacks
+from reattach.cli.data.backup import backup, restore
 from reattach.cli.db import db
 from reattach.cli.doctor import doctor
 from reattach.cli.following import attach
@@ -60,6 +61,8 @@ app.command()(serve)
 app.command()(models)
 app.command()(attach)
 app.command()(doctor)
+app.command()(backup)
+app.command()(restore)
 app.add_typer(runs, name="runs")
 app.add_typer(keys, name="keys")
 app.add_typer(callbacks, name="callbacks")

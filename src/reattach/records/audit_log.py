@@ -40,6 +40,7 @@ class Action(StrEnum):
     TENANT_EXPORTED = "tenant.exported"
     TENANT_DELETED = "tenant.deleted"
     BACKUP_MADE = "backup.made"
+    BACKUP_RESTORED = "backup.restored"
 
 
 @dataclass(frozen=True, slots=True)

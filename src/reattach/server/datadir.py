@@ -35,6 +35,8 @@ _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 _LOCK_NAME: Final = "reattach.lock"
 _BOOT_NAME: Final = "reattach.boot"
+_RESTORING_NAME: Final = "reattach.restoring"
+"""Exists while a backup is being restored, and after a restoration that was interrupted."""
 _UNKNOWN: Final = "unknown"
 
 _opened: Final[set[Path]] = set()
@@ -123,11 +125,12 @@ def _unwritable(data_dir: Path, error: OSError) -> StartupError:
 
 
 @contextmanager
-def lock(data_dir: Path) -> Iterator[None]:
+def lock(data_dir: Path, *, restores: bool = False) -> Iterator[None]:
     """Own the directory until the context exits or the process dies.
 
     The kernel releases the lock of a killed process. Raises StartupError if the directory is owned
-    already, by another process or by this one.
+    already, by another process or by this one, and unless this process ``restores`` a backup, if
+    the restoration of one was interrupted.
     """
     make(data_dir)
     place = data_dir.resolve()
@@ -151,6 +154,12 @@ def lock(data_dir: Path) -> Iterator[None]:
             ) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode("ascii"), 0)
+        if is_being_restored(data_dir) and not restores:
+            raise StartupError(
+                f"The data directory {data_dir} has only a part of a backup: its restoration was "
+                "interrupted.",
+                remedy="Run `reattach restore` again, or remove the files in the directory.",
+            )
         _opened.add(place)
         try:
             yield
@@ -158,6 +167,41 @@ def lock(data_dir: Path) -> Iterator[None]:
             _opened.discard(place)
     finally:
         os.close(lock)
+
+
+def is_empty_part(file: Path) -> bool:
+    """Return whether a file in the directory is Reattach's and holds no data."""
+    if file.name in {_LOCK_NAME, _RESTORING_NAME}:
+        return True
+    databases = (events_file(file.parent).name, records_file(file.parent).name)
+    return file.name in databases and not _has_content(file)
+
+
+def is_being_restored(data_dir: Path) -> bool:
+    """Return whether a backup is being restored, or its restoration was interrupted."""
+    return (data_dir / _RESTORING_NAME).exists()
+
+
+def begin_restoration(data_dir: Path) -> None:
+    """Keep servers from using the directory until ``end_restoration``, also after a crash."""
+    (data_dir / _BOOT_NAME).unlink(missing_ok=True)  # A new server must expect missing events.
+    os.close(os.open(data_dir / _RESTORING_NAME, os.O_RDWR | os.O_CREAT, _FILE_MODE))
+    _sync(data_dir)
+
+
+def end_restoration(data_dir: Path) -> None:
+    """Let servers use the directory."""
+    (data_dir / _RESTORING_NAME).unlink(missing_ok=True)
+    _sync(data_dir)
+
+
+def _sync(data_dir: Path) -> None:
+    """Wait until the names in the directory are on the disk."""
+    descriptor = os.open(data_dir, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def may_lack_events(data_dir: Path, boot: BootId = boot_id) -> bool:

@@ -33,7 +33,7 @@ BUSY_TIMEOUT_SECONDS: Final = 5.0
 TRUNCATE_WAIT_SECONDS: Final = 0.05
 """The wait for readers when the WAL is emptied. They take milliseconds."""
 
-_LAYOUT: Final = 1
+LAYOUT: Final = 1
 _ALL: Final = 2**63 - 1
 SWEEP_CHUNKS: Final = 16
 """Chunks deleted per transaction: about a millisecond of work at 64 KiB each."""
@@ -122,12 +122,12 @@ def create(connection: sqlite3.Connection) -> None:
     """
     for statement in _TABLES.strip().split(";\n"):
         connection.execute(statement)
-    connection.execute("INSERT OR IGNORE INTO log_meta VALUES ('layout', ?)", (_LAYOUT,))
+    connection.execute("INSERT OR IGNORE INTO log_meta VALUES ('layout', ?)", (LAYOUT,))
     (layout,) = connection.execute("SELECT value FROM log_meta WHERE key = 'layout'").fetchone()
-    if layout != _LAYOUT:
+    if layout != LAYOUT:
         raise StartupError(
             f"The event log has layout {layout}, and this version of Reattach reads only layout "
-            f"{_LAYOUT}.",
+            f"{LAYOUT}.",
             remedy="Start the version that wrote it, or use another data directory.",
         )
 

@@ -1,0 +1,1 @@
+"""Commands that copy, restore, export and delete data as a whole."""
