@@ -296,6 +296,13 @@ class Settings(BaseSettings):
     metrics: bool = Field(
         True, description="Measure, and show the metrics at /metrics to keys with scope operator."
     )
+    metrics_host: str = Field("127.0.0.1", description="Address of the port for metrics.")
+    metrics_port: Annotated[int | None, BeforeValidator(_or_none)] = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port that serves only /metrics, without a key; None: no such port.",
+    )
     page: Literal["auto", "on", "off"] = Field(
         "auto",
         description="The page at / for browsers: auto (on this machine while no API key exists), "

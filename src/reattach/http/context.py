@@ -38,11 +38,13 @@ class Context:
     toolbox: Toolbox = field(default_factory=Toolbox)
     mcp_servers: McpServers | None = None
     meters: Meters = field(default_factory=Meters)
+    worker: int = 0
+    """The slot of this process among those that share its port."""
     scrape: Scrape = field(init=False)
     """The question for the figures of this process, or of all workers of the machine."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scrape", Scrape(self.meters))
+        object.__setattr__(self, "scrape", Scrape(self.meters, str(self.worker)))
 
 
 async def get_context(request: Request) -> Context:

@@ -16,8 +16,9 @@ class Scrape:
     A worker among several sets ``ask_all``, which asks the supervisor for the figures of all.
     """
 
-    def __init__(self, meters: Meters) -> None:
+    def __init__(self, meters: Meters, worker: str) -> None:
         self._meters = meters
+        self._worker = worker
         self.ask_all: Callable[[], Awaitable[Workers]] | None = None
 
     async def own(self) -> Snapshot:
@@ -32,5 +33,5 @@ class Scrape:
     async def all(self) -> Workers:
         """Return the figures of all workers of this machine that are known."""
         if self.ask_all is None:
-            return {"0": await self.own()}
+            return {self._worker: await self.own()}
         return await self.ask_all()

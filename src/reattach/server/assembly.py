@@ -191,12 +191,14 @@ async def assemble(
     toolbox: Toolbox | None = None,
     clock: Clock | None = None,
     boot: BootId = boot_id,
+    worker: int = 0,
 ) -> AsyncIterator[Context]:
     """Run a whole server except its port: stores opened, upkeep running.
 
     ``engines`` and ``toolbox`` replace those of the settings; ``boot`` identifies the boot of the
-    machine. On exit, open runs are handed over to the next process, or get their end if none can
-    continue them, and the stores are closed. Raises StartupError, StoreUnavailableError.
+    machine, ``worker`` this process among several that share a port. On exit, open runs are handed
+    over to the next process, or get their end if none can continue them, and the stores are closed.
+    Raises StartupError, StoreUnavailableError.
     """
     clock = clock or SystemClock()
     shared_clock = SharedClock(clock)
@@ -216,8 +218,7 @@ async def assemble(
             # Closed after the runs, whose tools they may be running.
             waiting = mcp_servers.running(wait_seconds=MCP_START_WAIT_SECONDS)
             await stack.enter_async_context(waiting)
-        receivers = Receivers(to_private=settings.callbacks_to_private)
-        callbacks = Callbacks(records, clock, receivers, meters=meters)
+        callbacks = _callbacks(settings, records, clock, meters)
         runs = _run_service(
             settings,
             records=records,
@@ -239,7 +240,7 @@ async def assemble(
         reports = Reports(runs, records, clock)
         stack.push_async_callback(reports.aclose)
         context = Context(
-            records, catalog, settings, clock, runs, reports, toolbox, mcp_servers, meters
+            records, catalog, settings, clock, runs, reports, toolbox, mcp_servers, meters, worker
         )
         await stack.enter_async_context(_run_task(measure(context)))
         yield context
@@ -264,6 +265,11 @@ async def _kept_up(
         await stack.enter_async_context(_run_task(upkeep(runs, clock, retention_seconds)))
         await stack.enter_async_context(_run_task(records_upkeep(records, shared_clock)))
         yield
+
+
+def _callbacks(settings: Settings, records: Records, clock: Clock, meters: Meters) -> Callbacks:
+    receivers = Receivers(to_private=settings.callbacks_to_private)
+    return Callbacks(records, clock, receivers, meters=meters)
 
 
 def _run_service(

@@ -1,8 +1,7 @@
 """One of several processes that share a port: ``python -m reattach.server.child``.
 
-``supervisor`` starts it. Its standard input has one line of settings, followed by one
-``ShutdownCommand`` a line; the end of input means that the supervisor is gone. It writes one line
-to standard output: that it is ready, or why it cannot start.
+``supervisor`` starts it, and ``supervision`` has the messages between them, which go through its
+standard input and output. The end of input means that the supervisor is gone.
 """
 
 import gc
@@ -17,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import IO, Final, cast
 
 import structlog
@@ -25,10 +25,10 @@ import uvloop
 from reattach.domain.errors import ReattachError
 from reattach.domain.limits import CLOSE_SECONDS
 from reattach.observe import configure_logging
+from reattach.server.metrics.child import ChildFigures
 from reattach.server.process import serve
-from reattach.server.supervision import FAILED, READY, ShutdownCommand
+from reattach.server.supervision import FAILED, FIGURES, READY, ShutdownCommand, Start
 from reattach.server.tune_gc import tune_gc
-from reattach.settings import Settings
 
 _ORPHAN_SECONDS: Final = 2.0 * CLOSE_SECONDS
 """How long a child may take to stop after its supervisor is gone."""
@@ -44,23 +44,29 @@ def main() -> None:
     first = next(lines, None)
     if first is None:
         sys.exit(1)  # The supervisor has died in the meantime.
-    settings = Settings(**json.loads(first))
+    start = Start.parse(first)
+    settings = start.settings
     configure_logging(settings.log_format, settings.log_level)
     structlog.contextvars.bind_contextvars(child=os.getpid())
     try:
-        uvloop.run(_serve(settings, lines, report))
+        uvloop.run(_serve(start, lines, report))
     except ReattachError as error:
         _report(report, FAILED, error.detail)
         sys.exit(1)
 
 
-async def _serve(settings: Settings, lines: Iterator[str], report: IO[str]) -> None:
+async def _serve(start: Start, lines: Iterator[str], report: IO[str]) -> None:
     commands: asyncio.Queue[ShutdownCommand] = asyncio.Queue()
+    figures = ChildFigures(partial(_report, report))
     loop = asyncio.get_running_loop()
 
     def listen() -> None:
-        for command in lines:
-            loop.call_soon_threadsafe(commands.put_nowait, cast("ShutdownCommand", command))
+        for line in lines:
+            kind, _, answer = line.partition(" ")
+            if kind == FIGURES:
+                loop.call_soon_threadsafe(figures.receive, answer)
+            else:
+                loop.call_soon_threadsafe(commands.put_nowait, cast("ShutdownCommand", kind))
         loop.call_soon_threadsafe(commands.put_nowait, "hurry")
         time.sleep(_ORPHAN_SECONDS)
         os._exit(1)  # A child that nobody can stop must not continue, even if its drain hangs.
@@ -68,7 +74,11 @@ async def _serve(settings: Settings, lines: Iterator[str], report: IO[str]) -> N
     # A thread, because a blocked event loop would never notice that the supervisor is gone.
     threading.Thread(target=listen, name="commands", daemon=True).start()
     await serve(
-        settings, on_ready=lambda url: _report(report, READY, url), commands=_each(commands)
+        start.settings,
+        on_ready=lambda url: _report(report, READY, url),
+        commands=_each(commands),
+        figures=figures,
+        worker=start.worker,
     )
 
 
@@ -86,7 +96,7 @@ def _lines(descriptor: int) -> Iterator[str]:
             yield line.decode()
 
 
-def _report(report: IO[str], what: str, detail: str) -> None:
+def _report(report: IO[str], what: str, detail: object) -> None:
     print(json.dumps([what, detail]), file=report, flush=True)
 
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AsyncExitStack, nullcontext
 from functools import partial
 from types import FrameType
 from typing import Any, cast
@@ -37,6 +37,8 @@ from reattach.server.acceptor import Acceptor, Address
 from reattach.server.assembly import assemble
 from reattach.server.inherited import take_inherited
 from reattach.server.listener import listen, set_connection_options, url_of
+from reattach.server.metrics.child import ChildFigures
+from reattach.server.metrics.port import metrics_port
 from reattach.server.supervision import ShutdownCommand
 from reattach.settings import Settings
 
@@ -49,6 +51,8 @@ async def serve(
     engines: Sequence[Engine] | None = None,
     on_ready: Callable[[str], None] | None = None,
     commands: AsyncIterator[ShutdownCommand] | None = None,
+    figures: ChildFigures | None = None,
+    worker: int = 0,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain (P15) and return.
 
@@ -61,7 +65,8 @@ async def serve(
     server.
 
     With ``commands`` the process is one of several that share the port. It obeys these, and signals
-    only start its drain, because a service manager may signal the whole process group.
+    only start its drain, because a service manager may signal the whole process group. ``worker``
+    is its slot among them, and ``figures`` passes its metrics to their supervisor.
     """
     is_child = commands is not None
     # Before anything is assembled, because that may start other programs.
@@ -72,8 +77,14 @@ async def serve(
             update={"fd": inherited.fileno(), "host": host, "port": port}
         )
     with inherited or nullcontext():
-        async with assemble(settings, engines=engines) as context:
+        async with AsyncExitStack() as stack:
+            assembled = assemble(settings, engines=engines, worker=worker)
+            context = await stack.enter_async_context(assembled)
             await _require_key_for_network(context)
+            if figures is not None:
+                figures.serve(context.scrape)
+            else:
+                await stack.enter_async_context(metrics_port(settings, context.scrape.all))
             listener = inherited or listen(settings.host, settings.port, shared=is_child)
             server = _Server(context, url_of(listener), on_ready, obeys=is_child)
             obeying = None if commands is None else asyncio.create_task(server.obey(commands))

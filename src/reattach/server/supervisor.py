@@ -12,17 +12,26 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
+from typing import Any, Final
 
 import structlog
 
 from reattach.domain.backoff import Backoff
 from reattach.domain.errors import StartupError
+from reattach.meters.scrape import Workers
 from reattach.server.inherited import is_inherited
 from reattach.server.listener import bind_socket, url_of
-from reattach.server.supervision import READY, ShutdownCommand, dump_settings
+from reattach.server.metrics.all_children import LatestFigures, answer_line, collect
+from reattach.server.supervision import (
+    ASK,
+    FIGURES,
+    MAX_LINE_BYTES,
+    READY,
+    ShutdownCommand,
+    Start,
+)
 from reattach.settings import Settings
 
 logger = structlog.get_logger(__name__)
@@ -56,9 +65,14 @@ async def supervise(settings: Settings, *, on_ready: Callable[[str], None] | Non
         loop = asyncio.get_running_loop()
         for number in signal.SIGTERM, signal.SIGINT:
             loop.add_signal_handler(number, supervisor.stop)
-        if await supervisor.start() and on_ready is not None:
-            on_ready(url_of(listener))
-        return await supervisor.keep()
+        async with AsyncExitStack() as stack:
+            if settings.metrics_port is not None:
+                from reattach.server.metrics.port import metrics_port  # imports a web server
+
+                await stack.enter_async_context(metrics_port(settings, supervisor.figures))
+            if await supervisor.start() and on_ready is not None:
+                on_ready(url_of(listener))
+            return await supervisor.keep()
 
 
 def _require_own_socket(settings: Settings) -> None:
@@ -96,7 +110,7 @@ class _Supervisor:
 
     def __init__(self, settings: Settings) -> None:
         self._count = settings.workers
-        self._settings_line = dump_settings(settings).encode() + b"\n"
+        self._settings = settings
         self._children: list[_Child] = []
         self._signals = 0
         self._stopping = asyncio.Event()
@@ -106,7 +120,7 @@ class _Supervisor:
 
         Raises StartupError if one cannot start, after the others have ended.
         """
-        starting = [asyncio.create_task(self._start_child()) for _ in range(self._count)]
+        starting = [asyncio.create_task(self._start_child(worker)) for worker in range(self._count)]
         try:
             await asyncio.gather(*starting)
         except StartupError:
@@ -119,6 +133,14 @@ class _Supervisor:
         """Return after ``stop`` when all children have ended, with whether each exited cleanly."""
         return all(await asyncio.gather(*(self._keep(child) for child in list(self._children))))
 
+    async def figures(self) -> Workers:
+        """Return the figures of the children that are ready, for the metrics."""
+        return await collect(lambda: [child for child in self._children if child.ready])
+
+    async def _answer(self, child: "_Child") -> None:
+        """Send the child the figures of all, for which it asked."""
+        child.write(answer_line(await self.figures()))
+
     def stop(self) -> None:
         """Drain the children; the second call cuts the drain short, and the third kills them."""
         self._signals += 1
@@ -129,8 +151,8 @@ class _Supervisor:
             else:
                 child.send_command("drain" if self._signals == 1 else "hurry")
 
-    async def _start_child(self) -> "_Child":
-        child = await _Child.spawn(self._settings_line)
+    async def _start_child(self, worker: int) -> "_Child":
+        child = await _Child.spawn(Start(self._settings, worker), self._answer)
         self._children.append(child)
         if self._stopping.is_set():
             child.kill()
@@ -167,12 +189,12 @@ class _Supervisor:
                 await backoff.wait(unless_set=self._stopping)
                 if self._stopping.is_set():
                     return True
-                replacement = await self._start_replacement(backoff.seconds)
+                replacement = await self._start_replacement(child.worker, backoff.seconds)
             child = replacement
 
-    async def _start_replacement(self, delay_seconds: float) -> "_Child | None":
+    async def _start_replacement(self, worker: int, delay_seconds: float) -> "_Child | None":
         try:
-            child = await self._start_child()
+            child = await self._start_child(worker)
         except StartupError as error:
             if not self._stopping.is_set():
                 retry = round(delay_seconds, 1)
@@ -185,22 +207,31 @@ class _Supervisor:
 class _Child:
     """A server process, with the pipes to and from it."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(
+        self, process: Process, worker: int, on_ask: Callable[["_Child"], Awaitable[None]]
+    ) -> None:
         self._process = process
+        self._on_ask = on_ask
+        self._tasks: set[asyncio.Task[None]] = set()
         self.pid = process.pid
+        self.worker = worker
+        """Its slot, from 0, which its replacement gets."""
         self.ready = False
+        self.figures = LatestFigures()
 
     @classmethod
-    async def spawn(cls, settings_line: bytes) -> "_Child":
+    async def spawn(cls, start: Start, on_ask: Callable[["_Child"], Awaitable[None]]) -> "_Child":
+        """Start a child. ``on_ask`` is called when it asks for the figures of all children."""
         # A session of its own, so that Ctrl-C in a terminal signals only the supervisor.
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "reattach.server.child"),
             stdin=PIPE,
             stdout=PIPE,
             start_new_session=True,
+            limit=MAX_LINE_BYTES,
         )
-        child = cls(process)
-        child._write(settings_line)
+        child = cls(process, start.worker, on_ask)
+        child.write(start.dump())
         return child
 
     async def wait_ready(self) -> None:
@@ -210,6 +241,7 @@ class _Child:
         what, detail = json.loads(report) if report else (None, None)
         if what == READY:
             self.ready = True
+            self._start_task(self._read())
             return
         status = await self._process.wait()
         raise StartupError(
@@ -217,8 +249,26 @@ class _Child:
             remedy="" if detail else "Look at its log lines above.",
         )
 
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _read(self) -> None:
+        """Read the messages of the child until it ends."""
+        assert self._process.stdout is not None
+        while line := await self._process.stdout.readline():
+            kind, detail = json.loads(line)
+            if kind == FIGURES:
+                self.figures.receive(detail)
+            elif kind == ASK:
+                self._start_task(self._ask())
+
+    async def _ask(self) -> None:
+        await self._on_ask(self)
+
     def send_command(self, command: ShutdownCommand) -> None:
-        self._write(command.encode() + b"\n")
+        self.write(command.encode() + b"\n")
 
     def kill(self) -> None:
         with suppress(ProcessLookupError):
@@ -227,7 +277,8 @@ class _Child:
     async def wait(self) -> int:
         return await self._process.wait()
 
-    def _write(self, line: bytes) -> None:
+    def write(self, line: bytes) -> None:
+        """Send a message, or nothing if the child is gone."""
         assert self._process.stdin is not None
         with suppress(OSError):  # The child is gone, which ``wait`` reports.
             self._process.stdin.write(line)

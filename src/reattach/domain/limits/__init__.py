@@ -419,3 +419,9 @@ AUDIT_LINES_PER_MINUTE: Final = 20
 
 KEY_CACHE_ENTRIES: Final = 10_000
 """Cached look-ups of known keys, and as many of unknown keys, at about 200 bytes each."""
+
+FIGURES_SECONDS: Final = 0.2
+"""How long a scrape waits for the figures of a child; then its last known ones are shown."""
+
+FIGURES_WAIT_SECONDS: Final = 2.0
+"""How long a child waits for the figures of all children from its supervisor."""

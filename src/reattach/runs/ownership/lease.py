@@ -32,16 +32,18 @@ class Ownership:
         self.lease_seconds = lease_seconds
         self._steady_since: float | None = None
         self._beaten_at: float | None = None
+        self._leased_at: float | None = None
+        """When this process last asked for its lease and got it."""
 
     @property
     def margin_seconds(self) -> float | None:
         """The time until the lease runs out if it is not renewed; negative once it has run out.
 
-        None without shared records, where nobody else takes runs over, and before the first beat.
+        None without shared records, where nobody else takes runs over.
         """
-        if not self.shared or self._beaten_at is None:
+        if not self.shared or self._leased_at is None:
             return None
-        left_seconds = self._beaten_at + self.lease_seconds - self._clock.monotonic_seconds()
+        left_seconds = self._leased_at + self.lease_seconds - self._clock.monotonic_seconds()
         return round(left_seconds, 3)
 
     async def register(self) -> None:
@@ -50,7 +52,9 @@ class Ownership:
         Raises:
             StoreUnavailableError: The records do not answer.
         """
+        asked_at = self._clock.monotonic_seconds()
         await self._owners.register(self.owner, self.lease_seconds)
+        self._leased_at = asked_at
         if not self.shared:
             await self._owners.bury_all_but(self.owner)
 
@@ -65,6 +69,7 @@ class Ownership:
             self._steady_since = None
             return
         before, self._beaten_at = self._beaten_at, answered_at
+        self._leased_at = asked_at
         was_silent = before is not None and answered_at - before > half_lease
         was_slow = answered_at - asked_at > half_lease
         if was_silent or was_slow or beat.silent_seconds > half_lease:
@@ -89,7 +94,9 @@ class Ownership:
         if self.owner != dead_owner:
             return
         owner = new_uuid()
+        asked_at = self._clock.monotonic_seconds()
         await self._owners.register(owner, self.lease_seconds)
+        self._leased_at = asked_at
         if self.owner == dead_owner:
             logger.warning("declared dead by another process", was=dead_owner, now=owner)
             self.owner = owner

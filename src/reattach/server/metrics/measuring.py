@@ -28,6 +28,8 @@ def measure(context: Context) -> Coroutine[Any, Any, None]:
     """Let the meters of a server read its figures, and return the work that measures its loop."""
     process = context.reports.process
     process.stores = partial(_store_reports, context)
+    if context.settings.workers > 1:
+        process.worker = context.worker
     if context.meters.enabled:
         process.event_loop_lag_seconds = lambda: context.meters.latest_event_loop_lag_seconds
         _add_sources(context)

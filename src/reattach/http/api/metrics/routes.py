@@ -1,14 +1,11 @@
 """The metrics of the server, for Prometheus."""
 
-import asyncio
-
 from fastapi import Request, Response
 
 from reattach.domain.errors import ForbiddenError, NotFoundError
+from reattach.http.api.metrics.response import scraped
 from reattach.http.context import AccessDep, ContextDep
 from reattach.http.routes import routes
-from reattach.meters.exposition import expose
-from reattach.meters.scrape import Scrape
 from reattach.records.base import KeyScope
 
 router = routes()
@@ -27,16 +24,4 @@ async def read_metrics(request: Request, context: ContextDep, access: AccessDep)
             "This server measures nothing, because REATTACH_METRICS is false.",
             remedy="Unset it, and restart the server.",
         )
-    return await scraped(context.scrape, request)
-
-
-async def scraped(scrape: Scrape, request: Request) -> Response:
-    """Return the response to a scrape, in the form that it asks for."""
-    workers = await scrape.all()
-    exposed = await asyncio.to_thread(
-        expose,
-        workers,
-        accept=request.headers.get("accept", ""),
-        accept_encoding=request.headers.get("accept-encoding", ""),
-    )
-    return Response(exposed.body, headers=dict(exposed.headers))
+    return await scraped(await context.scrape.all(), request)
