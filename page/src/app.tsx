@@ -79,9 +79,10 @@ export function App() {
         <Status />
       </header>
       {server.value && (
-        <div class="view" id="main" tabIndex={-1} hidden={isOut}>
+        <main class="view" id="main" tabIndex={-1} hidden={isOut}>
+          <h1 class="unseen">{title}</h1>
           <View />
-        </div>
+        </main>
       )}
       {isOut && <SignIn />}
       <Toasts />

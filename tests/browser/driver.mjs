@@ -14,16 +14,20 @@ const browser = await chromium.launch({
   args: ["--disable-gpu", "--host-resolver-rules=MAP *.example 127.0.0.1"],
 });
 const pages = [];
+const WAIT_MS = 15_000;
+const LOOK_MS = 20;
 
 const orders = {
   // A tab, in a profile of its own or in that of the page `beside`.
   async open({ url, beside }) {
     const context =
       beside === null ? await browser.newContext({ locale: "en-US" }) : pages[beside].page.context();
-    const tab = { page: await context.newPage(), log: [] };
-    tab.page.setDefaultTimeout(15_000);
+    const tab = { page: await context.newPage(), log: [], requests: [] };
+    tab.page.setDefaultTimeout(WAIT_MS);
     tab.page.on("console", (message) => tab.log.push(`${message.type()}: ${message.text()}`));
     tab.page.on("pageerror", (error) => tab.log.push(`pageerror: ${error.stack}`));
+    tab.page.on("request", (request) => tab.requests.push(`${request.method()} ${request.url()}`));
+    tab.page.on("dialog", (dialog) => dialog.accept());
     pages.push(tab);
     if (url !== null) await tab.page.goto(url);
     return pages.length - 1;
@@ -42,8 +46,29 @@ const orders = {
     return await pages[page].page.locator(selector)[action](...args);
   },
   async wait_until({ page, code, argument }) {
+    // Pages with a strict policy refuse Playwright's own loop, which evaluates strings within the page.
+    const { page: tab } = pages[page];
     const called = `(${code})(${JSON.stringify(argument)})`;
-    await pages[page].page.waitForFunction(called);
+    for (const end = Date.now() + WAIT_MS; ; await new Promise((resolve) => setTimeout(resolve, LOOK_MS))) {
+      try {
+        if (await tab.evaluate(called)) return;
+      } catch (error) {
+        if (!/context was destroyed|navigat/i.test(error.message)) throw error;
+      }
+      if (Date.now() > end) throw new Error(`not within ${WAIT_MS} ms: ${called}`);
+    }
+  },
+  async resize({ page, width, height }) {
+    await pages[page].page.setViewportSize({ width, height });
+  },
+  async prefer({ page, scheme }) {
+    await pages[page].page.emulateMedia({ colorScheme: scheme });
+  },
+  async screenshot({ page, path }) {
+    await pages[page].page.screenshot({ path });
+  },
+  async requests({ page }) {
+    return pages[page].requests;
   },
   async bring_to_front({ page }) {
     await pages[page].page.bringToFront();

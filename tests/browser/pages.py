@@ -40,6 +40,7 @@ def statuses_of(thread: Thread) -> list[str]:
 def assert_accessible(page: Page) -> None:
     if not _AXE.is_file():
         skip_or_fail("axe-core is not installed: run scripts/setup")
-    page.evaluate("(code) => { new Function(code)(); }", _AXE.read_text())
+    page.evaluate(f"() => {{ {_AXE.read_text()} }}")
     violations = "(await axe.run()).violations.map(({ id, nodes }) => [id, nodes[0].html])"
-    assert page.evaluate(f"async () => {violations}") == []
+    found = page.evaluate(f"async () => {violations}")
+    assert found == [], found

@@ -163,6 +163,24 @@ class Page:
         """
         self._browser.order("wait_until", page=self.number, code=code, argument=argument)
 
+    def resize(self, width: int, height: int) -> None:
+        """Set the size of the page in CSS pixels."""
+        self._browser.order("resize", page=self.number, width=width, height=height)
+
+    def prefer(self, scheme: str) -> None:
+        """Set the colours that the user prefers: ``light`` or ``dark``."""
+        self._browser.order("prefer", page=self.number, scheme=scheme)
+
+    def screenshot(self, path: Path) -> None:
+        """Write a picture of what is seen, as PNG."""
+        self._browser.order("screenshot", page=self.number, path=str(path))
+
+    @property
+    def requests(self) -> list[str]:
+        """The requests that it has made, as ``METHOD URL``."""
+        made: list[str] = self._browser.order("requests", page=self.number)
+        return made
+
     @property
     def log(self) -> list[str]:
         """The lines of its console, and the errors that nobody caught."""

@@ -40,15 +40,26 @@ export const listConversations = (agent: string, signal?: AbortSignal): Promise<
 export const listRuns = (agent: string, signal?: AbortSignal): Promise<Run[]> =>
   api("v1/runs/", { query: { agent_id: agent, limit: 20 }, signal });
 
+export interface Message {
+  id: string;
+  message_type: string;
+  run_id: string | null;
+  [member: string]: unknown;
+}
+
+/** Return the messages of a run, oldest first. */
+export const listMessagesOfRun = (run: string): Promise<Message[]> =>
+  api(`v1/runs/${encodeURIComponent(run)}/messages`, { query: { order: "asc", limit: 1000 } });
+
 /** Return a page of messages, oldest first: the newest ones, or those before a message. */
 export async function listMessages(
   conversation: string,
   agent: string | null,
   limit: number,
   before?: string,
-): Promise<Array<{ id: string; message_type: string; run_id: string | null; [member: string]: unknown }>> {
+): Promise<Message[]> {
   const query = { limit, before, order: "desc", agent_id: conversation === "default" ? agent : null };
-  const page = await api<any[]>(`v1/conversations/${encodeURIComponent(conversation)}/messages`, { query });
+  const page = await api<Message[]>(`v1/conversations/${encodeURIComponent(conversation)}/messages`, { query });
   return page.reverse();
 }
 

@@ -8,7 +8,7 @@ import { base, refused, server, token } from "../session";
 import { keep, load } from "../stored";
 import { say } from "../toasts";
 import { lineFetch, onMended, wasMeant } from "./line";
-import { lastSeq, listMessages } from "./server";
+import { lastSeq, listMessages, listMessagesOfRun } from "./server";
 import { Transcript, type Cut, type ImageSource } from "./transcript";
 
 const PAGE_MESSAGES = 60;
@@ -140,7 +140,8 @@ export class Thread {
 
   /** Load the messages that came while nobody looked. */
   private async reload(): Promise<void> {
-    const items = await listMessages(this.conversation, this.agent, PAGE_MESSAGES).catch(() => []);
+    const asked = this.onlyRun ? listMessagesOfRun(this.onlyRun) : listMessages(this.conversation, this.agent, PAGE_MESSAGES);
+    const items = await asked.catch(() => []);
     for (const item of items) this.transcript.absorb(item, false);
     this.transcript.close();
   }

@@ -205,7 +205,7 @@ function Conversing({ conversation, agent, title, onlyRun, runs, onChange, onFir
   return (
     <section class="conversation" aria-label={title || "Conversation"}>
       <header class="head">
-        <h1>{agent ? agent.name : "Conversation"}</h1>
+        <h2>{agent ? agent.name : "Conversation"}</h2>
         <span class="title muted">{title}</span>
         <Id id={conversation} />
         <Following thread={thread} />
