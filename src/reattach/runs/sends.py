@@ -141,6 +141,7 @@ class Sends:
             owner=self._ownership.owner,
             token=Token(1),
             callback_url=send.callback_url,
+            traceparent=self._drivers.observer.traceparent(),
         )
 
     async def _create_and_drive(

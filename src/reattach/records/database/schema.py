@@ -216,6 +216,7 @@ runs = _listed(
     Column("notes", Typed(RunNotes, RunNotes()), server_default=text("'{}'"), nullable=False),
     Column("attempts", Typed(tuple[Attempt, ...], ()), server_default=text("'[]'"), nullable=False),
     Column("interrupted_at", Moment),
+    Column("traceparent", Characters()),
     partial_index("uq_runs_active_thread_key", "thread_key", ACTIVE, unique=True),
     Index("ix_runs_tenant_created_at", "tenant", "created_at", "ordinal"),
     Index("ix_runs_agent_id_created_at", "agent_id", "created_at", "ordinal"),

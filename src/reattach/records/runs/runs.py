@@ -76,7 +76,8 @@ _MARK: Final = update(_runs).where(
 
 
 def _prepare_target(rows: Select[Any]) -> PreparedQuery:
-    columns = (_runs.c.id, _runs.c.tenant, _runs.c.status, _runs.c.background)
+    runs = _runs.c
+    columns = (runs.id, runs.tenant, runs.status, runs.background, runs.traceparent)
     return PreparedQuery(rows.with_only_columns(*columns, maintain_column_froms=True))
 
 

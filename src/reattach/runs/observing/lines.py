@@ -42,7 +42,8 @@ def log_end(run: Run, settlement: Settlement, last_seq: Seq) -> None:
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    return {
+    traced = {} if run.traceparent is None else {"trace_id": run.traceparent.split("-")[1]}
+    return traced | {
         "run_id": run.id,
         "tenant": run.tenant,
         "agent_id": run.thread.agent_id,

@@ -77,9 +77,16 @@ class Takeover:
     run: Run
     """As it was before the takeover continues or ends it."""
     interruption: Interruption
-    continues: bool
-    """Whether a driver of this process continues the run; else the run ends."""
     at: datetime
+    settlement: Settlement | None = None
+    """How the run ended; None: a driver of this process continues it."""
+    agent_name: str = ""
+    """Empty if the agent was deleted."""
+
+    @property
+    def continues(self) -> bool:
+        """Whether a driver of this process continues the run; else it has ended."""
+        return self.settlement is None
 
     @property
     def attempt_number(self) -> int:
@@ -107,6 +114,10 @@ class RunObserver:
     event loop and must return at once. There is no call for single events. An exception of an
     observer is logged and has no effect.
     """
+
+    def traceparent(self) -> str | None:
+        """Return the W3C trace context of the run that is about to be created; None: no traces."""
+        return None
 
     def run_began(self, run: Run) -> None:
         """A new run is in the records, and this process drives it."""
@@ -144,7 +155,7 @@ class RunObserver:
         """A tool that the server runs is about to run."""
 
     def tool_ended(self, attempt: ObservedAttempt, returned: ToolReturnPart) -> None:
-        """The tool has returned."""
+        """The tool has returned; ``returned`` has the id that ``tool_began`` had."""
 
 
 class Observers(RunObserver):
@@ -159,6 +170,17 @@ class Observers(RunObserver):
                 call(observer)
             except Exception:
                 logger.exception("observer failed", observer=type(observer).__name__)
+
+    def traceparent(self) -> str | None:
+        for observer in self._observers:
+            try:
+                traceparent = observer.traceparent()
+            except Exception:
+                logger.exception("observer failed", observer=type(observer).__name__)
+            else:
+                if traceparent is not None:
+                    return traceparent
+        return None
 
     def run_began(self, run: Run) -> None:
         self._each(lambda one: one.run_began(run))

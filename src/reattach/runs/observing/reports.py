@@ -1,5 +1,7 @@
 """Reports of one driver to the observers of runs."""
 
+from msgspec.structs import replace
+
 from reattach.domain.clock import Clock
 from reattach.domain.ids import Seq
 from reattach.domain.messages import ToolReturnPart
@@ -125,5 +127,6 @@ class AttemptReports:
         """Report the return of a tool, and that the engine may call its model again."""
         if self._attempt is not None and call_id in self._calls:
             self._calls.discard(call_id)
+            returned = replace(returned, tool_call_id=call_id)
             self._observer.tool_ended(self._attempt, returned)
             self._observer.model_asked(self._attempt)

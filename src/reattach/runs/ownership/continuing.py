@@ -1,11 +1,12 @@
 """Continuing a run whose owner is gone: its log is read back, and a driver goes on with it."""
 
 from collections.abc import Callable
+from datetime import datetime
 
 import structlog
 
 from reattach.domain.errors import NotFoundError
-from reattach.records.base import Run
+from reattach.records.base import Run, Settlement
 from reattach.records.runs.orphans import TakenOver
 from reattach.runs.attempts.plan import decode_plan
 from reattach.runs.attempts.policy import Interruption
@@ -26,6 +27,12 @@ _INTERRUPTED = (OWNER_DIED, DRAINED, STORE_FAILED)
 def interruption_of(run: Run) -> Interruption:
     """Return why the last attempt at an active run without an owner ended."""
     return Interruption.HANDOVER if run.notes.handed_over else Interruption.CRASH
+
+
+def takeover_of(taken: TakenOver, at: datetime, settlement: Settlement | None = None) -> Takeover:
+    """Return the report of a takeover; ``settlement`` is the run's end, if it was ended."""
+    name = "" if taken.agent is None else taken.agent.name
+    return Takeover(taken.run, interruption_of(taken.run), at, settlement, name)
 
 
 class Continuing:
@@ -64,8 +71,8 @@ class Continuing:
         except NotFoundError:
             logger.warning("model of a run is not offered", run_id=run.id, model=run.model)
             return False
-        now = self._drivers.clock.now()
-        self._drivers.observer.run_taken_over(Takeover(run, interrupted.by, continues=True, at=now))
+        takeover = takeover_of(taken, self._drivers.clock.now())
+        self._drivers.observer.run_taken_over(takeover)
         self._drivers.start(driver, driver.drive(), self._give_up)
         return True
 

@@ -39,8 +39,7 @@ from reattach.runs.endings import (
     UNREADABLE,
     Ending,
 )
-from reattach.runs.observing.observer import Takeover
-from reattach.runs.ownership.continuing import Continuing, interruption_of
+from reattach.runs.ownership.continuing import Continuing, takeover_of
 from reattach.runs.ownership.lease import Ownership
 from reattach.runs.ownership.orphan_log import find_head, is_lost, read_log
 from reattach.runs.ownership.suspects import Suspects
@@ -225,7 +224,7 @@ class Recovery:
             try:
                 if ending is not CANCELLED and await self._continuing.start(taken, ending):
                     return
-                await end_orphan(
+                settlement = await end_orphan(
                     run,
                     ending,
                     self._log,
@@ -234,7 +233,7 @@ class Recovery:
                     due=due,
                     hidden=taken.hidden,
                 )
-                self._report_end(run)
+                self._report_end(taken, settlement)
             except FencedError:
                 if step > LONGEST_TOKEN_STEP:
                     raise
@@ -245,9 +244,8 @@ class Recovery:
             else:
                 return
 
-    def _report_end(self, run: Run) -> None:
-        by = interruption_of(run)
-        takeover = Takeover(run, by, continues=False, at=self._clock.now())
+    def _report_end(self, taken: TakenOver, settlement: Settlement) -> None:
+        takeover = takeover_of(taken, self._clock.now(), settlement)
         self._observer.run_taken_over(takeover)
 
     async def _leave_to_others(self, run: Run, ending: Ending) -> bool:
@@ -311,7 +309,7 @@ async def end_orphan(
     *,
     due: Sequence[ToolCallPart] = (),
     hidden: Sequence[HiddenEvent] = (),
-) -> None:
+) -> Settlement:
     """Close the log of ``run`` if it is open, and settle the run from it. Idempotent.
 
     ``run.token`` must be newer than the former owner's, so that the former owner can neither append
@@ -353,8 +351,9 @@ async def end_orphan(
         events = [] if transcript.stopped is not None else UNREADABLE.terminal_group(usage)
     for event in events:
         transcript.add(event)
-    await _settle_from(transcript, run, clock, settle, last_seq)
+    settlement = await _settle_from(transcript, run, clock, settle, last_seq)
     logger.info("run recovered", run_id=run.id, was_closed=head.closed, events=head.last_seq)
+    return settlement
 
 
 async def _settle_from(
@@ -363,11 +362,12 @@ async def _settle_from(
     clock: Clock,
     settle: Callable[[Run, Settlement, Seq], Awaitable[None]],
     last_seq: Seq,
-) -> None:
+) -> Settlement:
     """Settle the run with its messages, or without them if they cannot be stored."""
     now = clock.now()
     try:
-        await settle(run, transcript.settlement(run, transcript.steps_seen(), now), last_seq)
+        settlement = transcript.settlement(run, transcript.steps_seen(), now)
+        await settle(run, settlement, last_seq)
     except (StoreUnavailableError, FencedError):
         raise
     except Exception:
@@ -378,4 +378,6 @@ async def _settle_from(
             transcript.failed,
             transcript.usage,
         )
-        await settle(replace(run, input=()), bare.settlement(run, [], now), last_seq)
+        settlement = bare.settlement(run, [], now)
+        await settle(replace(run, input=()), settlement, last_seq)
+    return settlement

@@ -1,0 +1,13 @@
+"""The trace of each run."""
+
+from typing import Final
+
+import sqlalchemy as sa
+from alembic import op
+
+revision: Final = "0012"
+down_revision: Final = "0011"
+
+
+def upgrade() -> None:
+    op.add_column("runs", sa.Column("traceparent", sa.String()))

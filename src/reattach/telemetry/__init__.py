@@ -1,0 +1,1 @@
+"""Traces of runs by OpenTelemetry, imported only if the environment asks for it."""
