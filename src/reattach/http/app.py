@@ -5,11 +5,12 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reattach import __version__
 from reattach.domain.errors import ReattachError
@@ -57,6 +58,7 @@ from reattach.http.middleware.pages import Pages
 from reattach.http.middleware.parse_queue import ParseQueue
 from reattach.http.middleware.quotas import Bounds, Quotas
 from reattach.http.middleware.tokens import StreamTokens
+from reattach.http.middleware.tracing import Tracing
 from reattach.http.routes import built_routes
 from reattach.http.stream.retried import RetriedStreams
 
@@ -81,6 +83,15 @@ TAGS: Final = [
     {"name": "operation", "description": "For operators: tenants, keys, the path to the server."},
     {"name": "health", "description": "For health probes; no key required."},
 ]
+
+_NO_TELEMETRY: Final[TelemetryConfig] = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
+"""FastAPI's own spans last as long as a stream, and have the messages of refused requests."""
 
 NO_SCHEMA: Final[dict[str, Any]] = {"schema": {}}
 
@@ -113,14 +124,18 @@ _PARTS: Final = (
 
 
 class Api(FastAPI):
-    """FastAPI with the fast path and the access log in front, and API keys in the description."""
+    """FastAPI with the fast path, the access log and the traces in front of the routes.
+
+    Its description has the API keys.
+    """
 
     fast_path: FastPath | None = None
 
-    access_log: AccessLog | None = None
+    outer: ASGIApp | None = None
+    """The access log and the traces around ``answer``, if they are on."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await (self.access_log or self.answer)(scope, receive, send)
+        await (self.outer or self.answer)(scope, receive, send)
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer on the fast path, or through the middleware and the routes."""
@@ -185,6 +200,7 @@ def create_app(
         openapi_tags=TAGS,
         docs_url=None,
         redoc_url=None,
+        telemetry=_NO_TELEMETRY,
         routes=[route for part in _PARTS for route in part.router.routes],
         middleware=[
             Middleware(CORSMiddleware, **pages.cors),
@@ -210,7 +226,7 @@ def create_app(
     app.state.context, app.state.tokens, app.state.quotas = context, tokens, quotas
     app.state.findings = Findings(checks, context.clock)
     app.fast_path = FastPath(context, authenticator)
-    app.access_log = AccessLog(app.answer) if settings.access_log else None
+    app.outer = _observed(app.answer, context)
     return app
 
 
@@ -232,6 +248,13 @@ def _authenticator_of(
         tokens=tokens,
         watch_seconds=min(KEY_CACHE_SECONDS, settings.ping_interval_seconds),
     )
+
+
+def _observed(app: ASGIApp, context: Context) -> ASGIApp:
+    """Return the application with those of the access log and the traces that are on."""
+    if context.settings.access_log:
+        app = AccessLog(app)
+    return Tracing(app, context.traces) if context.traces.is_on else app
 
 
 def _quotas_of(context: Context) -> Quotas:

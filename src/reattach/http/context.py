@@ -17,6 +17,7 @@ from reattach.meters.meters import Meters
 from reattach.meters.scrape import Scrape
 from reattach.records.records import Records
 from reattach.settings import Settings
+from reattach.telemetry.traces import Traces
 from reattach.tools.base import Toolbox
 from reattach.tools.connections import McpServers
 
@@ -38,6 +39,7 @@ class Context:
     toolbox: Toolbox = field(default_factory=Toolbox)
     mcp_servers: McpServers | None = None
     meters: Meters = field(default_factory=Meters)
+    traces: Traces = field(default_factory=Traces)
     worker: int = 0
     """The slot of this process among those that share its port."""
     scrape: Scrape = field(init=False)

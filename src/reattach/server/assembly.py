@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 from pydantic import SecretStr
 
+from reattach import __version__
 from reattach.domain.clock import Clock, SharedClock, SystemClock
 from reattach.domain.errors import StartupError
 from reattach.domain.limits import MCP_START_WAIT_SECONDS
@@ -29,6 +30,7 @@ from reattach.records.records import Records
 from reattach.redact import redact_url
 from reattach.runs.attempts.policy import ContinuePolicy
 from reattach.runs.observing.counting import RunCounts
+from reattach.runs.observing.observer import RunObserver
 from reattach.runs.reports.reports import Reports
 from reattach.runs.service import RunService
 from reattach.runs.upkeep.heartbeat import heartbeat
@@ -38,6 +40,8 @@ from reattach.server.announcing import announce, check_default
 from reattach.server.boot import BootId, boot_id
 from reattach.server.metrics.measuring import measure
 from reattach.settings import Settings
+from reattach.telemetry.setup import traces_of
+from reattach.telemetry.traces import Traces
 from reattach.tools.base import Toolbox
 from reattach.tools.connections import Connect, McpServers
 from reattach.tools.function import function_tools
@@ -205,12 +209,10 @@ async def assemble(
     if settings.stores is not None:
         clock = shared_clock
     catalog = await _catalog(settings, engines, clock)
-    mcp_servers = None
-    if toolbox is None:
-        mcp_servers = await asyncio.to_thread(mcp_servers_of, settings, clock)
-        toolbox = await asyncio.to_thread(toolbox_of, settings, mcp_servers)
+    toolbox, mcp_servers = await _tools(settings, toolbox, clock)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(catalog.aclose)
+        traces = await _traces(stack)
         records, log, after_power_cut = await _stores(settings, clock, boot, stack)
         meters, log = _measured(settings, records, log, catalog)
         await set_clock(records, shared_clock)
@@ -228,6 +230,7 @@ async def assemble(
             toolbox=toolbox,
             callbacks=callbacks,
             meters=meters,
+            traces=traces,
         )
         # Else the upkeep takes the runs up, so that the port opens at once.
         await runs.start(recovers=after_power_cut or not settings.continue_runs)
@@ -240,8 +243,9 @@ async def assemble(
         reports = Reports(runs, records, clock)
         stack.push_async_callback(reports.aclose)
         context = Context(
-            records, catalog, settings, clock, runs, reports, toolbox, mcp_servers, meters, worker
-        )
+            records, catalog, settings, clock, runs, reports, toolbox, mcp_servers, meters,
+            traces, worker,
+        )  # fmt: skip
         await stack.enter_async_context(_run_task(measure(context)))
         yield context
 
@@ -272,6 +276,23 @@ def _callbacks(settings: Settings, records: Records, clock: Clock, meters: Meter
     return Callbacks(records, clock, receivers, meters=meters)
 
 
+async def _tools(
+    settings: Settings, toolbox: Toolbox | None, clock: Clock
+) -> tuple[Toolbox, McpServers | None]:
+    """Return the given tools, or those of the settings with their MCP servers."""
+    if toolbox is not None:
+        return toolbox, None
+    mcp_servers = await asyncio.to_thread(mcp_servers_of, settings, clock)
+    return await asyncio.to_thread(toolbox_of, settings, mcp_servers), mcp_servers
+
+
+async def _traces(stack: AsyncExitStack) -> Traces:
+    """Return the traces that the environment asks for. The stack exports the last ones."""
+    traces = await asyncio.to_thread(traces_of, version=__version__)
+    stack.push_async_callback(traces.aclose)
+    return traces
+
+
 def _run_service(
     settings: Settings,
     *,
@@ -282,7 +303,11 @@ def _run_service(
     toolbox: Toolbox,
     callbacks: Callbacks,
     meters: Meters,
+    traces: Traces,
 ) -> RunService:
+    observers: list[RunObserver] = [RunCounts(meters)]
+    if traces.observer is not None:
+        observers.append(traces.observer)
     return RunService(
         log,
         records,
@@ -296,7 +321,7 @@ def _run_service(
         lease_seconds=settings.lease_seconds,
         callback_due=callbacks.wake,
         policy=_continue_policy(settings),
-        observers=[RunCounts(meters)],
+        observers=observers,
         meters=meters,
     )
 

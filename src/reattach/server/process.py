@@ -80,6 +80,7 @@ async def serve(
         async with AsyncExitStack() as stack:
             assembled = assemble(settings, engines=engines, worker=worker)
             context = await stack.enter_async_context(assembled)
+            context.traces.install_globally()
             await _require_key_for_network(context)
             if figures is not None:
                 figures.serve(context.scrape)

@@ -117,7 +117,7 @@ class BoundedProcessor(SpanProcessor):
             )
 
     def shutdown(self) -> None:
-        self._batches.shutdown()
+        self._batches.shutdown()  # type: ignore[no-untyped-call]  # an untyped method of the SDK
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         return self._batches.force_flush(timeout_millis)

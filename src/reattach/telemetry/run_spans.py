@@ -332,8 +332,8 @@ def _set_usage(span: Span, usage: Usage) -> None:
 
 def _set_error(span: Span, error: BaseException | None) -> None:
     if error is not None:
-        is_known = isinstance(error, EngineError)
-        span.set_attribute(names.ERROR_TYPE, error.code if is_known else type(error).__name__)
+        kind = error.code if isinstance(error, EngineError) else type(error).__name__
+        span.set_attribute(names.ERROR_TYPE, kind)
         span.set_status(Status(StatusCode.ERROR))
 
 

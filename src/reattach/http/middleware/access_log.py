@@ -5,6 +5,9 @@ import time
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from reattach.http.middleware.access import ACCESS, Access
+from reattach.http.middleware.followed import Head, head_of, path_for_logs
+
 logger = structlog.get_logger(__name__)
 
 
@@ -12,8 +15,8 @@ class AccessLog:
     """ASGI middleware around the whole application.
 
     It logs at the end of the response; for a stream that this server's connection keeps, at its
-    start. The path is logged as received, percent-encoded, without the query, which may contain
-    secrets.
+    start. ``key`` is the id of the key or of the stream token, never the key itself. A stream has
+    the id of its run and the cursor that it begins after.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -24,24 +27,33 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
-        status = 0
+        head: Head | None = None
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal head
             if message["type"] == "http.response.start":
-                status = message["status"]
+                head = head_of(message, scope)
             await send(message)
 
         try:
             await self._app(scope, receive, sending)
         finally:
-            path: bytes = scope.get("raw_path") or scope["path"].encode("utf-8", "replace")
             client = scope.get("client")
+            access: Access | None = scope.get(ACCESS)
             logger.info(
                 "request",
                 method=scope["method"],
-                path=path.partition(b"?")[0].decode("ascii", "backslashreplace"),
-                status=status or None,
+                path=path_for_logs(scope),
+                status=None if head is None else head.status,
                 seconds=round(time.monotonic() - began, 4),
                 client=client[0] if client else None,
+                key=None if access is None else access.key_id,
+                **_followed(head),
             )
+
+
+def _followed(head: Head | None) -> dict[str, object]:
+    """Return the run that the response streams, and the cursor that it begins after."""
+    if head is None or not head.run_ids:
+        return {}
+    return {"run_id": ",".join(head.run_ids), "cursor": head.cursor}
