@@ -9,7 +9,7 @@ import pytest
 from typing_extensions import override
 
 from reattach.domain.clock import SystemClock
-from reattach.domain.ids import DEFAULT_TENANT
+from reattach.domain.ids import DEFAULT_TENANT, Seq
 from reattach.http.stream.body import Body
 from reattach.http.stream.many import Cursor, ManyDelivery, ManyJob
 from reattach.runs.following.follow import Target
@@ -112,3 +112,27 @@ async def test_runs_of_several_owners_are_followed_over_one_connection(nodes: No
         expected = [b"%b:%d\n%b" % (run.id.encode(), seq, one) for seq, one in enumerate(frames, 1)]
         done = f"{run.id}:{len(frames)}-done\ndata: [DONE]\n\n".encode()
         assert [one.removesuffix(b"event: done\n") for one in found] == [*expected, done]
+
+
+async def test_another_process_shows_when_the_events_of_an_open_run_came(nodes: Nodes) -> None:
+    engine = SteppedEngine("one ", "two ", "three ")
+    owner, other = await nodes.node(engine=engine), await nodes.node()
+    conversation = await nodes.stores.conversation()
+    run = await owner.runs.send(nodes.stores.send(conversation, "count"))
+    target = Target.of(run)
+    for seq in (1, 2):
+        engine.step()
+        async with Reader(other.runs, run) as reader:
+            await reader.until_seq(seq)
+        shown = [await node.runs.timelines.stretches(target) for node in (other, owner)]
+        assert shown[0] == shown[1]
+        assert [one.last_seq for one in shown[0]] == [seq]
+    async with Reader(other.runs, run, 2) as reader:
+        engine.step(2)
+        await reader.to_end()
+    ended = await other.runs.by_id(DEFAULT_TENANT, run.id)
+    (stretch,) = await other.runs.timelines.stretches(Target.of(ended))
+    assert ended.first_event_at == stretch.at(Seq(1))
+    assert ended.event_count == stretch.last_seq == reader.received.cursor
+    frames = await nodes.stores.frames(ended)
+    assert ended.log_bytes == sum(map(len, frames))

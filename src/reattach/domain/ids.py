@@ -33,6 +33,8 @@ FIRST_SEQ: Final = Seq(1)
 Token = NewType("Token", int)
 """A fencing token: each owner of a run has a higher one than its predecessor."""
 
+FIRST_TOKEN: Final = Token(1)
+
 UUID4: Final = "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 """The text of a version 4, variant 1 UUID (RFC 9562), as a regular expression."""
 

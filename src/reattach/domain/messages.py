@@ -229,3 +229,19 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             isinstance(part, ImagePart) or (isinstance(part, ToolReturnPart) and part.images)
             for part in self.parts
         )
+
+
+INPUT_TEXT_CHARS: Final = 500
+"""The length of the input by which people recognise and find a run."""
+
+
+def input_text(sent: Sequence[Message]) -> str:
+    """Return the beginning of the texts of the messages, one below the other."""
+    texts: list[str] = []
+    left = INPUT_TEXT_CHARS
+    for message in sent:
+        for part in message.parts:
+            if isinstance(part, TextPart) and left > 0:
+                texts.append(part.text[:left])
+                left -= len(texts[-1]) + 1
+    return "\n".join(texts)

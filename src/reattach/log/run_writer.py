@@ -12,6 +12,7 @@ from reattach.domain.clock import Clock, SystemClock
 from reattach.domain.errors import LimitExceededError, StoreUnavailableError
 from reattach.domain.ids import Seq, Token
 from reattach.domain.limits import PENDING_APPEND_BYTES, RUN_LOG_BYTES
+from reattach.log.commit_times import CommitTimes
 from reattach.log.tail import Head
 from reattach.meters.instruments import Histogram
 from reattach.meters.meters import Meters, StoreMeter
@@ -90,6 +91,8 @@ class RunWriter(ABC):
         self._acknowledged_seq = head.last_seq
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        self.commit_times: CommitTimes | None = None
+        """Notes the times of the appends, if anybody wants them."""
         self.logged_bytes = 0
         """The size of the log. The owner of a log with events adds theirs."""
         self._closing = False
@@ -283,6 +286,8 @@ class RunWriter(ABC):
             seconds = time.monotonic() - self._append_began
             self.meter.appended(len(self._in_flight), seconds)
         self._acknowledged_seq += len(self._in_flight)
+        if self.commit_times is not None and self._in_flight:
+            self.commit_times.add(self._acknowledged_seq)
         if self._append_closes:
             self._ended.set()
         elif self._pending or self._closing:

@@ -277,6 +277,8 @@ class Attempt(msgspec.Struct, frozen=True):
     """Why the attempt before ended: ``crash``, ``handover`` or ``provider``."""
     owner: str = ""
     """The id of the process."""
+    token: Token | None = None
+    """The fencing token of that owner; None if an earlier version noted it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +327,14 @@ class Run:
     """When the last attempt ended, if it ended before the run; about then if the owner died."""
     traceparent: str | None = None
     """The W3C trace context of its send, if runs are traced."""
+    first_owner: str = ""
+    """The owner of the first attempt; empty if it was created by an earlier version."""
+    first_event_at: datetime | None = None
+    """When the first event was in the log, if the run has ended or changed its owner since."""
+    event_count: int | None = None
+    """The number of events in the log of an ended run."""
+    log_bytes: int | None = None
+    """Their size."""
 
     @property
     def conversation_id(self) -> str | None:
@@ -365,6 +375,18 @@ class RunKnown:
 
 
 @dataclass(frozen=True, slots=True)
+class LogSummary:
+    """Facts about the log of a run, as its owner knows them."""
+
+    event_count: int
+    size_bytes: int
+    first_event_at: datetime | None = None
+    """When the first event was in the log, if this owner wrote it."""
+    commits: str | None = None
+    """When the events of this owner were in the log, encoded by ``runs``."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settlement:
     """The end of a run, derived from its closed log and written in one transaction."""
 
@@ -376,6 +398,7 @@ class Settlement:
     steps: tuple[Step, ...]
     error: RunError | None = None
     duration_ns: int | None = None
+    log: LogSummary | None = None
 
     @property
     def status(self) -> RunStatus:

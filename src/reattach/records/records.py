@@ -23,6 +23,7 @@ from reattach.records.messages import Messages
 from reattach.records.runs.notifications import Notification, listen
 from reattach.records.runs.owners import Owners
 from reattach.records.runs.runs import Runs
+from reattach.records.runs.timelines import Timelines
 from reattach.records.tenants.tenants import Tenants
 from reattach.records.tokens.tokens import Tokens
 
@@ -43,6 +44,7 @@ class Records:
         self.conversations = Conversations(database, clock)
         self.messages = Messages(database, clock)
         self.runs = Runs(database, clock)
+        self.timelines = Timelines(database, clock)
         self.callbacks = Callbacks(database, clock)
         self.owners = Owners(database, clock)
         self.keys = Keys(database, clock)

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -38,6 +38,7 @@ from reattach.engine.base import (
     closing_deltas,
 )
 from reattach.log.base import Log, RunWriter
+from reattach.log.commit_times import Stretch
 from reattach.records.base import Attempt, Run, Settlement
 from reattach.records.runs.runs import Runs
 from reattach.runs.attempts.continuation import Continuation, continue_run
@@ -155,6 +156,11 @@ class RunDriver:
         return getattr(self._output, "writer", None)
 
     @property
+    def stretch(self) -> Stretch | None:
+        """When the events of this driver were in the log."""
+        return self._output.commit_times.stretch()
+
+    @property
     def goes_on(self) -> bool:
         """Whether the engine has added an event since this driver continued the run."""
         attempts = self.run.attempts
@@ -232,6 +238,7 @@ class RunDriver:
         # A run that was to be continued may have ended before that.
         steps = machine.steps or transcript.steps_seen()
         settlement = transcript.settlement(self.run, steps, self._clock.now())
+        settlement = replace(settlement, log=self._output.log_summary())
         await self._settle(self.run, settlement, self._output.writer.last_seq)
         self.settled = True
         self._report_end(AttemptOutcome.RUN_ENDED, self._error)
@@ -261,7 +268,7 @@ class RunDriver:
     def _use(self, writer: RunWriter) -> None:
         writer.clock = self._clock
         writer.on_failure = self._stopping.set
-        self._output.writer = writer
+        self._output.use(writer)
 
     async def _close_lost_log(self) -> None:
         """Close a log that its store lost, at a seq after everything a reader may have seen."""
@@ -452,6 +459,7 @@ class RunDriver:
             way=continuation.way.value,
             interruption=by.value,
             owner=self.run.owner,
+            token=self.run.token,
         )
         await self.record.note_attempt(attempt, self._output.machine.steps)
         self._reports.begin(self.run, attempt, self._output.transcript, self._output.machine)
@@ -483,7 +491,7 @@ class RunDriver:
             self._ending = DRAINED
             return
         await self._output.flush()
-        await self.record.hand_over(self._output.machine.steps)
+        await self.record.hand_over(self._output.machine.steps, self._output.log_summary())
         raise _HandedOverError
 
 

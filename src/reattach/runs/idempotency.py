@@ -1,10 +1,11 @@
-"""The idempotency key of a send, and the alias of a log."""
+"""The idempotency key of a send, the alias of a log, and look-ups by OTID."""
 
 import hashlib
 from collections.abc import Sequence
 
 import msgspec
 
+from reattach.domain.errors import NotFoundError
 from reattach.domain.ids import TenantId
 from reattach.domain.messages import Message
 from reattach.records.base import RequestKey, Run, Thread
@@ -36,3 +37,10 @@ def log_aliases(run: Run) -> list[str]:
 def otid_alias(tenant: TenantId, otid: str) -> str:
     """Return the alias by which a log is found for the OTID of an input message."""
     return f"{tenant}:{otid}"
+
+
+def unknown_otid(otid: str) -> NotFoundError:
+    """Return the error for an OTID that created no run."""
+    return NotFoundError(
+        f"No run found for otid={otid[:200]}. The run may have expired or never existed."
+    )

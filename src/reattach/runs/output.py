@@ -7,6 +7,8 @@ from typing import Final
 from reattach.domain.clock import Clock
 from reattach.domain.events import Event
 from reattach.log.base import RunWriter
+from reattach.log.commit_times import CommitTimes, encode_stretch
+from reattach.records.base import LogSummary
 from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.runs.attempts.continuation import Continuation
 from reattach.runs.attempts.record import OwnedRun
@@ -24,7 +26,7 @@ class RunOutput:
 
     The log does not get events of the types that the sender hides; the record keeps them. It has
     them before the log gets a later event, so that both together are the run at any moment.
-    ``transcript`` has the events of earlier attempts. Set ``writer`` before anything is put.
+    ``transcript`` has the events of earlier attempts. Call ``use`` before anything is put.
 
     Raises, from every method that waits:
         FencedError: The run has another owner.
@@ -41,6 +43,7 @@ class RunOutput:
         self.machine = RunMachine(clock, stream_tokens=representation.stream_tokens)
         self.transcript = transcript or Transcript()
         self.writer: RunWriter
+        self.commit_times = CommitTimes(clock)
         self._record = record
         self._stream_tokens = representation.stream_tokens
         self._hidden_types = representation.hidden_types
@@ -48,6 +51,23 @@ class RunOutput:
         self._encoder = Encoder(record.run.id)
         self._unsaved: list[HiddenEvent] = []
         """Hidden events that the record does not have yet."""
+
+    def use(self, writer: RunWriter) -> None:
+        """Write to this log from now on."""
+        self.writer = writer
+        self.commit_times.begin(writer.last_seq)
+        writer.commit_times = self.commit_times
+
+    def log_summary(self) -> LogSummary:
+        """Return the facts about the log that its record keeps."""
+        writer, stretch = self.writer, self.commit_times.stretch()
+        begins = stretch is not None and stretch.after_seq + 1 == writer.head.first_seq
+        return LogSummary(
+            event_count=writer.last_seq + 1 - writer.head.first_seq,
+            size_bytes=writer.logged_bytes,
+            first_event_at=self.commit_times.first_at if begins else None,
+            commits=None if stretch is None else encode_stretch(stretch),
+        )
 
     async def put(self, events: Sequence[Event]) -> None:
         """Add the events to the transcript, and queue the visible ones for the log.

@@ -13,7 +13,7 @@ from reattach.domain.backoff import until_available
 from reattach.domain.errors import QuotaError, StoreUnavailableError, UnavailableError
 from reattach.domain.errors.stores import CommitUnknownError
 from reattach.domain.events import RunStatus
-from reattach.domain.ids import TenantId, Token, new_run_id, new_uuid
+from reattach.domain.ids import FIRST_TOKEN, TenantId, new_run_id, new_uuid
 from reattach.domain.messages import Message
 from reattach.records.base import (
     Agent,
@@ -139,7 +139,8 @@ class Sends:
             request_config=send.request_config,
             input=sent,
             owner=self._ownership.owner,
-            token=Token(1),
+            token=FIRST_TOKEN,
+            first_owner=self._ownership.owner,
             callback_url=send.callback_url,
             traceparent=self._drivers.observer.traceparent(),
         )

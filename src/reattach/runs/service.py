@@ -47,13 +47,16 @@ from reattach.records.runs.notifications import (
     ReportsWanted,
     RunReleased,
     RunSettled,
+    TimelineKept,
+    TimelineWanted,
 )
 from reattach.runs.attempts.policy import CONTINUES, ContinuePolicy
 from reattach.runs.drivers import Drivers
 from reattach.runs.endings import CANCELLED
 from reattach.runs.following.follow import Following, Target, Watch, follow, remainder
 from reattach.runs.following.readers import Readers
-from reattach.runs.idempotency import otid_alias
+from reattach.runs.history.timelines import Timelines
+from reattach.runs.idempotency import otid_alias, unknown_otid
 from reattach.runs.observing.observer import Observers, RunObserver
 from reattach.runs.open_runs import OpenRuns
 from reattach.runs.ownership.audit import Audit
@@ -81,6 +84,8 @@ class RunService:
     on_report_wanted: Callable[[], None] = staticmethod(lambda: None)
     """Called when another process wants the report of this one."""
 
+    _has_recovered = False
+
     def __init__(
         self,
         log: Log,
@@ -104,7 +109,6 @@ class RunService:
         self.watch = Watch(ping_interval_seconds, clock.now)
         self.readers = Readers(self.watch, clock)
         self.open_runs = OpenRuns()
-        self._has_recovered = False
         self.released = asyncio.Event()
         """Set when another process gave a run up, so that ``recover`` finds it."""
         self.ownership = Ownership(records, clock, lease_seconds)
@@ -115,6 +119,7 @@ class RunService:
         )
         self._retention = Retention(records, clock, retention)
         self._settlements = Settlements(records, clock)
+        self.timelines = Timelines(records, self.open_runs.drivers)
         self.snapshots = Snapshots(records, self.watch, self.follow, self.is_settled_in_time)
         observer = Observers(observers)
         settling = SettlementWriter(records, clock, self._retention, self.engine_factory, observer)
@@ -432,6 +437,8 @@ class RunService:
                 self.released.set()
             case ReportsWanted():
                 self.on_report_wanted()
+            case TimelineWanted() | TimelineKept():
+                self.timelines.handle(notification)
             case NotificationsMissed():
                 self._settlements.notify_all()
                 self.released.set()
@@ -487,10 +494,3 @@ def _parse_run_id(run_id: str) -> RunId:
             f"Invalid run ID format: {run_id[:100]}. Expected format: 'run-<uuid4>'"
         )
     return RunId(run_id)
-
-
-def unknown_otid(otid: str) -> NotFoundError:
-    """Return the error for an OTID that created no run."""
-    return NotFoundError(
-        f"No run found for otid={otid[:200]}. The run may have expired or never existed."
-    )

@@ -114,6 +114,9 @@ MAX_PAGE_ITEMS: Final = 1000
 MAX_FRAMES: Final = 500
 """Events of one response that lists them."""
 
+MAX_BUCKETS: Final = 2000
+"""Moments of one response that shows when events came."""
+
 PAGE_BYTES: Final = 16 * 1024 * 1024
 """Bytes of one response's rows: a page of large rows ends early, and its last item is the
 cursor."""

@@ -33,7 +33,7 @@ from reattach.http.stream.response import RunStream, require_background
 from reattach.http.stream.snapshot import SnapshotResponse
 from reattach.records.base import Thread
 from reattach.runs.following.follow import Target
-from reattach.runs.service import unknown_otid
+from reattach.runs.idempotency import unknown_otid
 from reattach.wire.event_source import EventId, EventIds, parse_event_id
 
 logger = structlog.get_logger(__name__)

@@ -52,6 +52,7 @@ OF_TOKENS: Final = {
     "retrieve_run": TokenScope.READ,
     "retrieve_run_snapshot": TokenScope.READ,
     "retrieve_run_stream": TokenScope.READ,
+    "retrieve_timeline_for_run": TokenScope.READ,
     "retrieve_server": TokenScope.READ,
     "send_conversation_message": TokenScope.SEND,
 }

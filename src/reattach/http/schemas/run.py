@@ -1,6 +1,6 @@
 """Schemas of runs, their usage and their steps."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, Self
 
 from pydantic import ConfigDict, Field
@@ -44,7 +44,7 @@ class RunState(Answer):
     callback_sent_at: UtcTime | None = None
     callback_status_code: int | None = None
     callback_error: str | None = None
-    ttft_ns: int | None = None
+    ttft_ns: int | None = Field(None, description="Time to the first event of an ended run, in ns.")
     total_duration_ns: int | None
 
     @classmethod
@@ -53,6 +53,7 @@ class RunState(Answer):
             **members_of(run, cls),
             agent_id=run.thread.agent_id,
             metadata=metadata_of(run),
+            ttft_ns=_ttft_ns(run),
             total_duration_ns=run.duration_ns,
         )
 
@@ -61,6 +62,13 @@ class RunState(Answer):
         """Return what the holder of a stream token may see; the other members have no value."""
         shown = {name: one for name, one in cls.of(run) if name in _SHOWN_TO_TOKENS}
         return cls(**shown)
+
+
+def _ttft_ns(run: Run) -> int | None:
+    """Return the time to the first event of an ended run, if it is recorded."""
+    if run.first_event_at is None:
+        return None
+    return (run.first_event_at - run.created_at) // timedelta(microseconds=1) * 1000
 
 
 _SHOWN_TO_TOKENS: Final = frozenset(

@@ -59,6 +59,8 @@ LOG_KEPT = text("log_deleted_at IS NULL")
 
 CALLBACK_DUE = text("callback_due_at IS NOT NULL")
 
+UNSUCCESSFUL = text("status IN ('failed', 'cancelled')")
+
 REVOKED = text("revoked_at IS NOT NULL")
 
 
@@ -217,6 +219,11 @@ runs = _listed(
     Column("attempts", Typed(tuple[Attempt, ...], ()), server_default=text("'[]'"), nullable=False),
     Column("interrupted_at", Moment),
     Column("traceparent", Characters()),
+    Column("first_owner", Characters(), server_default=text("''"), nullable=False),
+    Column("input_text", Characters()),
+    Column("first_event_at", Moment),
+    Column("event_count", Whole),
+    Column("log_bytes", Whole),
     partial_index("uq_runs_active_thread_key", "thread_key", ACTIVE, unique=True),
     Index("ix_runs_tenant_created_at", "tenant", "created_at", "ordinal"),
     Index("ix_runs_agent_id_created_at", "agent_id", "created_at", "ordinal"),
@@ -224,6 +231,7 @@ runs = _listed(
     partial_index("ix_runs_active_owner", "owner", ACTIVE),
     partial_index("ix_runs_kept_completed_at", "completed_at", LOG_KEPT),
     partial_index("ix_runs_callback_due_at", "callback_due_at", CALLBACK_DUE),
+    partial_index("ix_runs_unsuccessful", "ordinal", UNSUCCESSFUL),
 )
 
 steps = _listed(
@@ -268,6 +276,30 @@ hidden_events = Table(
     Index("ix_hidden_events_run_id", "run_id", "ordinal"),
 )
 """Events of active runs that are not in their logs."""
+
+run_timelines = Table(
+    "run_timelines",
+    metadata,
+    Column("run_id", ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("token", Whole(0), primary_key=True, autoincrement=False),
+    Column("commits", LongText(), nullable=False),
+)
+"""The times of the events in the logs of runs, with a row for each owner that wrote them."""
+
+cut_offs = Table(
+    "cut_offs",
+    metadata,
+    Column("ordinal", Ordinal, primary_key=True),
+    Column("run_id", ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("at", Moment, nullable=False),
+    Column("reason", Characters(), nullable=False),
+    Column("cursor", Whole(0), nullable=False),
+    Column("client", Characters(), nullable=False),
+    Column("transport", Characters(), nullable=False),
+    Column("process", Characters(), nullable=False),
+    Index("ix_cut_offs_run_id", "run_id", "ordinal"),
+)
+"""Readers that were cut off before the end of their run."""
 
 abandoned_logs = Table(
     "abandoned_logs",

@@ -35,6 +35,7 @@ from reattach.domain.errors import (
 )
 from reattach.domain.ids import TenantId
 from reattach.domain.limits.requests import ANSWERS_LOOKED_AT
+from reattach.domain.messages import input_text
 from reattach.records import lookup, threads
 from reattach.records.base import RequestKey, Run, RunCreated, RunKnown, Thread
 from reattach.records.database import schema
@@ -192,8 +193,9 @@ def _insert(connection: Connection, tenant: TenantId, run: Run) -> None:
         "conversation_id": run.thread.conversation_id,
         "thread_key": run.thread.key,
         "callback_host": run.callback_host,
+        "input_text": input_text(run.input),
     }
-    connection.execute(_INSERT_RUN, place | values)
+    connection.execute(_INSERT_RUN, values | place)
 
 
 def _digest(key: RequestKey) -> str:

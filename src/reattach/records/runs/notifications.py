@@ -48,18 +48,35 @@ class ReportsWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class TimelineWanted:
+    """Somebody looks at an active run: its owner writes when its events came."""
+
+    word: ClassVar = "timeline"
+    run_id: RunId
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineKept:
+    """The owner of a run has done so."""
+
+    word: ClassVar = "kept"
+    run_id: RunId
+
+
+@dataclass(frozen=True, slots=True)
 class NotificationsMissed:
     """The connection was lost and is back: read everything again that you wait for."""
 
 
-_OfRun = CancelRequested | RunSettled | RunReleased
+_OfRun = CancelRequested | RunSettled | RunReleased | TimelineWanted | TimelineKept
 
 _Sent = _OfRun | ReportsWanted
 
 Notification = _Sent | NotificationsMissed
 
 _KINDS: Final[dict[str, type[_OfRun]]] = {
-    kind.word: kind for kind in (CancelRequested, RunSettled, RunReleased)
+    kind.word: kind
+    for kind in (CancelRequested, RunSettled, RunReleased, TimelineWanted, TimelineKept)
 }
 
 

@@ -28,6 +28,7 @@ from reattach.records.audit_log import Action, note
 from reattach.records.base import (
     Actor,
     Attempt,
+    LogSummary,
     Page,
     RequestKey,
     Run,
@@ -45,13 +46,13 @@ from reattach.records.database.prepared import PreparedQuery
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository
 from reattach.records.runs import audit as auditing
-from reattach.records.runs import hidden_events, orphans
+from reattach.records.runs import hidden_events, orphans, timelines
 from reattach.records.runs.admission import admit, known_run, run_of
 from reattach.records.runs.audit import Standing
 from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.records.runs.notifications import CancelRequested, RunReleased, notify
 from reattach.records.runs.orphans import TakenOver
-from reattach.records.runs.settlement import settle
+from reattach.records.runs.settlement import FIRST_EVENT_AT, settle
 from reattach.records.tokens.tokens import revoke_of_run
 
 _ADMISSIONS: Final = 5
@@ -73,6 +74,8 @@ _ACTIVE: Final = _NEWEST.where(_runs.c.thread_key == bindparam("thread_key"), sc
 _MARK: Final = update(_runs).where(
     _runs.c.id == bindparam("run_id"), _runs.c.token == bindparam("held_token"), schema.ACTIVE
 )
+
+_HAND_OVER: Final = _MARK.values(first_event_at=FIRST_EVENT_AT)
 
 
 def _prepare_target(rows: Select[Any]) -> PreparedQuery:
@@ -252,7 +255,12 @@ class Runs(Repository):
         return await self._database.in_write(write)
 
     async def hand_over(
-        self, run_id: RunId, token: Token, notes: RunNotes, call_ids: Sequence[str] | None
+        self,
+        run_id: RunId,
+        token: Token,
+        notes: RunNotes,
+        call_ids: Sequence[str] | None,
+        log: LogSummary | None = None,
     ) -> bool:
         """Make an active run an orphan that another process, or the next start, may continue.
 
@@ -265,10 +273,14 @@ class Runs(Repository):
             **({} if call_ids is None else {"begun_calls": tuple(call_ids)}),
             "notes": msgspec.structs.replace(notes, handed_over=True),
             "interrupted_at": self._clock.now(),
+            "begun_at": None if log is None else log.first_event_at,
         }
 
         def write(connection: Connection) -> bool:
-            is_free = _mark_active(connection, run_id, token, values)
+            asked = {"run_id": run_id, "held_token": token, **values}
+            is_free = connection.execute(_HAND_OVER, asked).rowcount > 0
+            if is_free and log is not None and log.commits is not None:
+                timelines.keep(connection, run_id, token, log.commits)
             if is_free:
                 notify(connection, RunReleased(run_id))
             return is_free
@@ -432,6 +444,7 @@ class Runs(Repository):
         def write(connection: Connection) -> None:
             kept = update(runs).where(runs.c.id.in_(run_ids), schema.LOG_KEPT)
             connection.execute(kept.values(log_deleted_at=at))
+            timelines.forget(connection, list(run_ids))
             connection.execute(delete(abandoned).where(abandoned.c.run_id.in_(run_ids)))
 
         await self._database.in_write(write)

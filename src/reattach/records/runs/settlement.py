@@ -4,18 +4,24 @@ from dataclasses import fields
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, bindparam, case, insert, update
+from sqlalchemy import Connection, bindparam, case, func, insert, update
 
 from reattach.domain.ids import RunId, TenantId
 from reattach.records import threads
 from reattach.records.base import Settlement, Step, Thread
 from reattach.records.database import schema
 from reattach.records.database.columns import Moment
+from reattach.records.runs import timelines
 from reattach.records.runs.admission import note_latest, note_message
 from reattach.records.runs.hidden_events import HAS_ANY, forget
 from reattach.records.runs.notifications import RunSettled, notify
 
 _STEP_FIELDS: Final = tuple(field.name for field in fields(Step))
+
+FIRST_EVENT_AT: Final = func.coalesce(
+    schema.runs.c.first_event_at, bindparam("begun_at", type_=Moment)
+)
+"""The time of the first event of a run, unless an earlier owner has noted it."""
 
 # The statements of every run, built once because building them costs more than running them.
 _runs, _agents, _conversations = schema.runs, schema.agents, schema.conversations
@@ -23,9 +29,10 @@ _END: Final = (
     update(_runs)
     .where(_runs.c.id == bindparam("run_id"), schema.ACTIVE)
     .values(
-        callback_due_at=case((_runs.c.callback_url.is_not(None), bindparam("at", type_=Moment)))
+        callback_due_at=case((_runs.c.callback_url.is_not(None), bindparam("at", type_=Moment))),
+        first_event_at=FIRST_EVENT_AT,
     )
-    .returning(_runs.c.tenant, _runs.c.agent_id, _runs.c.conversation_id, HAS_ANY)
+    .returning(_runs.c.tenant, _runs.c.agent_id, _runs.c.conversation_id, _runs.c.token, HAS_ANY)
 )
 _INSERT_STEPS: Final = insert(schema.steps)
 _NOTE_ON_AGENT: Final = note_latest(_agents.c.last_run_completion)
@@ -46,11 +53,15 @@ def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> boo
         "duration_ns": settlement.duration_ns,
         "turn_plan": None,
     }
+    log = settlement.log
+    if log is not None:
+        values |= {"event_count": log.event_count, "log_bytes": log.size_bytes}
     asked = {"run_id": run_id, "at": settlement.completed_at, **values}
+    asked["begun_at"] = None if log is None else log.first_event_at
     ended = connection.execute(_END, asked).one_or_none()
     if ended is None:
         return False
-    tenant, agent_id, conversation_id, has_hidden_events = ended
+    tenant, agent_id, conversation_id, token, has_hidden_events = ended
     thread = Thread(agent_id, conversation_id)
     messages = [msgspec.structs.replace(message, run_id=run_id) for message in settlement.messages]
     threads.append(connection, tenant, thread, messages)
@@ -60,6 +71,8 @@ def settle(connection: Connection, run_id: RunId, settlement: Settlement) -> boo
         note_message(connection, thread, settlement.completed_at)
     if has_hidden_events:
         forget(connection, run_id)
+    if log is not None and log.commits is not None:
+        timelines.keep(connection, run_id, token, log.commits)
     notify(connection, RunSettled(run_id))
     return True
 

@@ -12,7 +12,7 @@ from reattach.domain.backoff import until_available
 from reattach.domain.clock import Clock
 from reattach.domain.errors import FencedError
 from reattach.domain.events import RunStatus
-from reattach.records.base import Attempt, Run, RunNotes, StepRecord
+from reattach.records.base import Attempt, LogSummary, Run, RunNotes, StepRecord
 from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.records.runs.runs import Runs
 
@@ -79,11 +79,13 @@ class OwnedRun:
         """Keep events that the log does not get."""
         await self._write(partial(self._runs.keep_hidden, events=events))
 
-    async def hand_over(self, steps: Sequence[StepRecord]) -> None:
+    async def hand_over(self, steps: Sequence[StepRecord], log: LogSummary) -> None:
         """Let another process own the run. Nothing may be written to its log any more."""
         notes = self._with_steps(steps)
         # The records may have a call whose note was cancelled, so that its tool never began.
-        hand_over = partial(self._runs.hand_over, notes=notes, call_ids=self.run.begun_calls)
+        hand_over = partial(
+            self._runs.hand_over, notes=notes, call_ids=self.run.begun_calls, log=log
+        )
         await self._write(hand_over)
 
     async def finish_writes(self) -> None:

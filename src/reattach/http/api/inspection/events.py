@@ -7,11 +7,21 @@ import msgspec
 from fastapi import Query, Response
 
 from reattach.domain.ids import Seq
-from reattach.http.api.inspection.schemas import FrameList, FrameQuery
+from reattach.domain.limits.requests import MAX_BUCKETS
+from reattach.http.api.inspection.schemas import (
+    CommitState,
+    FrameList,
+    FrameQuery,
+    GapState,
+    PartState,
+    TimelineState,
+)
 from reattach.http.api.runs import RunPath
 from reattach.http.context import ContextDep, TenantDep
 from reattach.http.routes import routes
-from reattach.runs.inspection.frames import read_page
+from reattach.records.base import Target
+from reattach.runs.history.timelines import join, time_of
+from reattach.runs.inspection.frames import extent, read_page
 from reattach.wire.sse import frame_data
 
 router = routes("runs")
@@ -61,9 +71,51 @@ async def list_frames(
         before_seq=None if query.before_seq is None else Seq(query.before_seq),
         limit=query.limit,
     )
+    stretches = await context.runs.timelines.stretches(target)
     items = [
-        _Frame(seq, _type_of(frame_data(frame)).message_type, None, len(frame), frame.decode())
+        _Frame(
+            seq,
+            _type_of(frame_data(frame)).message_type,
+            time_of(stretches, seq),
+            len(frame),
+            frame.decode(),
+        )
         for seq, frame in page.frames
     ]
     answer = _Frames(page.head.first_seq, page.head.last_seq, items)
     return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+@router.get(
+    "/v1/runs/{run_id}/timeline",
+    operation_id="retrieve_timeline_for_run",
+    summary="Show when the events of a run came",
+    description=(
+        "The times at which events were in the log, as far as they are recorded, and the longest "
+        "times without events. They are kept as long as the events."
+    ),
+)
+async def show_timeline(
+    run_id: RunPath,
+    context: ContextDep,
+    tenant: TenantDep,
+    buckets: Annotated[
+        int, Query(ge=1, le=MAX_BUCKETS, description="The most commits in the answer.")
+    ] = 200,
+) -> TimelineState:
+    run = await context.runs.by_id(tenant, run_id)
+    target = Target.of(run)
+    stretches = await context.runs.timelines.stretches(target)
+    head = await extent(context.runs, target)
+    timeline = join(run, head, stretches, buckets)
+    return TimelineState(
+        first_seq=head.first_seq,
+        last_seq=head.last_seq,
+        began_at=timeline.began_at,
+        commits=[CommitState(seq=seq, at=at) for seq, at in timeline.commits],
+        gaps=[
+            GapState(after_seq=gap.after_seq, seconds=gap.milliseconds / 1000)
+            for gap in timeline.gaps
+        ],
+        missing=[PartState(first_seq=first, last_seq=last) for first, last in timeline.missing],
+    )

@@ -43,3 +43,43 @@ class FrameList(Answer):
         ge=0, le=MAX_CURSOR, description="The last event so far; less than `first_seq`: none."
     )
     items: list[FrameState] = Field(description="In their order, which is that of `seq`.")
+
+
+class CommitState(Answer):
+    """A moment at which events were in the log."""
+
+    seq: int = Field(description="The last of the events that came then.")
+    at: UtcTime
+
+
+class GapState(Answer):
+    """A time without events."""
+
+    after_seq: int = Field(description="The event before it; 0: the first one was waited for.")
+    seconds: float
+
+
+class PartState(Answer):
+    """Consecutive events without times."""
+
+    first_seq: int
+    last_seq: int
+
+
+class TimelineState(Answer):
+    """When the events of a run were in its log."""
+
+    first_seq: int = Field(ge=1, description="The first event that the log has.")
+    last_seq: int = Field(ge=0, description="The last event so far.")
+    began_at: UtcTime = Field(description="When the run was created.")
+    commits: list[CommitState] = Field(
+        description=(
+            "In their order. Beyond `buckets` some are left out, spread evenly over time, but "
+            "never those around the longest gaps."
+        )
+    )
+    gaps: list[GapState] = Field(description="The 50 longest, the longest first.")
+    missing: list[PartState] = Field(
+        description="Events whose times are not recorded, because the process that wrote them "
+        "was killed."
+    )
