@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
@@ -101,8 +101,10 @@ class Takeover:
     @property
     def attempt_ended_at(self) -> datetime:
         """The end of the last attempt; about then if its owner died."""
-        ended_at = self.run.interrupted_at or self.at
-        return max(ended_at, self.attempt_began_at)
+        # An owner notes only now and then that it lives, and a step the whole second of its start.
+        worked_until = [step.started_at + timedelta(seconds=1) for step in self.run.notes.steps]
+        ended_at = max(self.run.interrupted_at or self.at, *worked_until, self.attempt_began_at)
+        return max(min(ended_at, self.at), self.attempt_began_at)
 
 
 class RunObserver:
