@@ -11,13 +11,15 @@ interface Properties {
   render: (index: number) => ComponentChildren;
   /** Scroll to this row when it changes. */
   at?: number | undefined;
+  /** Keep the last row in sight while rows are added. */
+  sticksToEnd?: boolean;
   /** Called when the user scrolls: the first and last row that are seen. */
   onRange?: (first: number, last: number) => void;
   class?: string;
 }
 
 /** A list of any length that has elements only for the rows that are seen. */
-export function VirtualList({ count, rowHeight, label, render, at, onRange, class: more = "" }: Properties) {
+export function VirtualList({ count, rowHeight, label, render, at, sticksToEnd = false, onRange, class: more = "" }: Properties) {
   const box = useRef<HTMLDivElement>(null);
   const [view, setView] = useState({ top: 0, height: 600 });
   const measure = (): void => {
@@ -32,10 +34,15 @@ export function VirtualList({ count, rowHeight, label, render, at, onRange, clas
   useLayoutEffect(() => {
     const { scrollTop, clientHeight } = box.current!;
     const top = (at ?? 0) * rowHeight;
-    if (at === undefined || (top >= scrollTop && top + rowHeight <= scrollTop + clientHeight)) return;
+    if (at === undefined || sticksToEnd || (top >= scrollTop && top + rowHeight <= scrollTop + clientHeight)) return;
     box.current!.scrollTop = top - clientHeight / 2;
     measure();
   }, [at, rowHeight]);
+  useLayoutEffect(() => {
+    if (!sticksToEnd) return;
+    box.current!.scrollTop = count * rowHeight;
+    measure();
+  }, [sticksToEnd, count, rowHeight]);
   const first = Math.max(Math.floor(view.top / rowHeight) - AROUND, 0);
   const last = Math.min(Math.ceil((view.top + view.height) / rowHeight) + AROUND, count);
   useEffect(() => onRange?.(first, last), [first, last]);

@@ -62,6 +62,7 @@ export class RunList {
     private readonly filter: Filter,
     /** Whether the key may use the operator's API; else the runs have fewer members. */
     private readonly isAdmin: boolean,
+    private readonly pageSize = PAGE,
   ) {}
 
   /** Get the newest runs, and the state of those active ones that are further down. */
@@ -113,7 +114,7 @@ export class RunList {
   private async page(more: { after?: string; status?: string[]; limit?: number }, stop?: AbortSignal): Promise<RunPage> {
     const { status, ...filter } = this.filter;
     const statuses = more.status ?? (status === "active" ? ACTIVE : status ? [status] : []);
-    const limit = more.limit ?? PAGE;
+    const limit = more.limit ?? this.pageSize;
     if (this.isAdmin) {
       const query = { ...filter, status: statuses, limit, ...(more.after ? { after: more.after } : {}) };
       return api<RunPage>("v1/admin/runs", { query, signal: stop });

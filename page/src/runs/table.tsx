@@ -1,7 +1,7 @@
 import type { Signal } from "@preact/signals";
 import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { age, clock, count, shortId, span } from "../format";
-import { RunStatus } from "../parts/badge";
+import { RunStatus } from "../parts/lamp";
 import { Icon } from "../parts/icon";
 import { VirtualTable } from "../parts/virtual_table";
 import { address } from "../router";
@@ -131,7 +131,7 @@ export function RunTable({ rows, isAdmin, showsTenant, chosen, onOpen, onCancel,
         </th>
       )}
       {columns.map(({ name, title, kind }) => (
-        <th key={name} scope="col" class={`${name} ${kind}`}>
+        <th key={name} scope="col" class={`col-${name} ${kind}`}>
           {title}
         </th>
       ))}
@@ -167,7 +167,7 @@ export function RunTable({ rows, isAdmin, showsTenant, chosen, onOpen, onCancel,
           </td>
         )}
         {columns.map(({ name, kind, cell, hint }) => (
-          <td key={name} class={`${name} ${kind}`} title={hint?.(row)}>
+          <td key={name} class={`col-${name} ${kind}`} title={hint?.(row)}>
             {cell(row)}
           </td>
         ))}

@@ -6,13 +6,13 @@ export function RunStatus({ run }: { run: { status: string; stop_reason: string 
   const text = isActive && run.cancel_requested_at ? "cancelling" : run.status;
   const waits = run.stop_reason === "requires_approval";
   const why = run.stop_reason ? `Stop reason: ${run.stop_reason}` : text;
-  return <Badge kind={waits ? "waits" : text} title={why}>{waits ? "needs approval" : text}</Badge>;
+  return <Lamp kind={waits ? "waits" : text} title={why}>{waits ? "needs approval" : text}</Lamp>;
 }
 
 /** A word with a dot of its colour. */
-export function Badge({ kind, title, children }: { kind: string; title?: string; children: ComponentChildren }) {
+export function Lamp({ kind, title, children }: { kind: string; title?: string; children: ComponentChildren }) {
   return (
-    <span class={`badge ${kind}`} title={title}>
+    <span class={`lamp ${kind}`} title={title}>
       <i class="dot" />
       {children}
     </span>

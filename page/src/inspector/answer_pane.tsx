@@ -1,0 +1,109 @@
+import type { ReadonlySignal } from "@preact/signals";
+import { useEffect, useRef } from "preact/hooks";
+import type { Block, Transcript } from "../chat/transcript";
+import { count } from "../format";
+import { Fault } from "../parts/fault";
+import { Icon } from "../parts/icon";
+import { Markdown } from "../parts/markdown";
+import type { Subject } from "./subject";
+
+const NEAR_PX = 60;
+
+/** The messages as of the moment. */
+export function AnswerPane({ subject }: { subject: Subject }) {
+  const { answer } = subject;
+  const error = answer.error.value;
+  return (
+    <section class="pane answer-pane" aria-label="Answer">
+      <div class="pane-head">
+        <h2>Answer</h2>
+        <span class="muted number" aria-live="off">
+          as of event {count(answer.seq.value)}
+        </span>
+      </div>
+      {error && <Fault error={error} again={() => answer.want(subject.seq.peek())} />}
+      <Blocks transcript={answer.transcript} isLate={subject.isLate} sticks={subject.isFollowing} />
+    </section>
+  );
+}
+
+interface BlocksProperties {
+  transcript: ReadonlySignal<Transcript>;
+  isLate?: ReadonlySignal<boolean>;
+  /** Whether the end stays in sight while it grows, if the user has not scrolled away from it. */
+  sticks?: ReadonlySignal<boolean>;
+}
+
+export function Blocks({ transcript, isLate, sticks }: BlocksProperties) {
+  const box = useRef<HTMLDivElement>(null);
+  useEffect(() => {
+    const element = box.current!;
+    let isNearEnd = true;
+    const note = (): void => {
+      isNearEnd = element.scrollHeight - element.scrollTop - element.clientHeight < NEAR_PX;
+    };
+    const grown = new ResizeObserver(() => {
+      if (sticks?.peek() && isNearEnd) element.scrollTop = element.scrollHeight;
+    });
+    grown.observe(element.firstElementChild!);
+    element.addEventListener("scroll", note, { passive: true });
+    return () => {
+      grown.disconnect();
+      element.removeEventListener("scroll", note);
+    };
+  }, []);
+  const blocks = transcript.value.blocks.value;
+  return (
+    <div ref={box} class={`blocks ${isLate?.value ? "late" : ""}`} role="log" aria-live="off" aria-label="Messages" tabIndex={0}>
+      <div>
+        {blocks.map((block) => (
+          <BlockView key={block.key} block={block} />
+        ))}
+        {blocks.length === 0 && <p class="muted">Nothing yet.</p>}
+      </div>
+    </div>
+  );
+}
+
+function BlockView({ block }: { block: Block }) {
+  switch (block.kind) {
+    case "user":
+      return (
+        <div class="said">
+          <h3>user</h3>
+          <p>{block.text}</p>
+          {block.images.length > 0 && <p class="muted">with {block.images.length === 1 ? "an image" : `${block.images.length} images`}</p>}
+        </div>
+      );
+    case "answer":
+      return <Markdown text={block.text} isWhole={block.isWhole} />;
+    case "reasoning":
+      return (
+        <div class="thought">
+          <h3>
+            <Icon name="brain" size={14} /> reasoning
+          </h3>
+          <p>{block.text}</p>
+        </div>
+      );
+    case "tool":
+      return (
+        <div class="called">
+          <h3>
+            <Icon name="wrench" size={14} /> {block.name}
+            <span class="muted">{block.result.value?.status ?? (block.asks.value ? "needs approval" : "running")}</span>
+          </h3>
+          <pre tabIndex={0}>{block.args}</pre>
+          {block.result.value && <pre tabIndex={0}>{block.result.value.text}</pre>}
+        </div>
+      );
+    case "note":
+      return (
+        <p class={`note ${block.tone}`}>
+          {block.text} {block.code && <code>{block.code}</code>}
+        </p>
+      );
+    case "cut":
+      return null;
+  }
+}
