@@ -19,8 +19,9 @@ class Relay(Closing):
     """Relays connections from a free loopback port to ``target``. Thread-safe.
 
     ``target`` is a host and port or the path of a unix socket. Setting it affects new connections.
-    ``bytes_per_second`` limits each direction. ``on_down`` is called with each chunk from the
-    server before it is relayed, in a thread of the relay.
+    ``bytes_per_second`` limits each direction. Each connection is cut ``connection_seconds`` after
+    its start. ``on_down`` is called with each chunk from the server before it is relayed, in a
+    thread of the relay.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Relay(Closing):
         *,
         on_down: Callable[[bytes], None] | None = None,
         bytes_per_second: int | None = None,
+        connection_seconds: float | None = None,
     ) -> None:
         self.target = target
         self._on_down = on_down
@@ -41,6 +43,7 @@ class Relay(Closing):
         """Connections up to this number, in the order of accept, are half-open."""
         self._cut_up_to = 0
         self._bytes_per_second = bytes_per_second
+        self._connection_seconds = connection_seconds
         self._listener = socket.create_server(("127.0.0.1", 0))
         if bytes_per_second is not None:  # Otherwise the kernel buffers megabytes.
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PIECE_BYTES)
@@ -142,6 +145,10 @@ class Relay(Closing):
                 was_cut = self.connections <= self._cut_up_to
             if was_cut or self._closed.is_set():  # A concurrent cut may have missed these sockets.
                 self._drop(client, server)
+            if self._connection_seconds is not None:
+                timer = threading.Timer(self._connection_seconds, self._drop, (client, server))
+                timer.daemon = True
+                timer.start()
             arguments = (client, server, self.connections)
             threading.Thread(target=self._relay, args=arguments, daemon=True).start()
 
