@@ -62,9 +62,11 @@ export function App() {
   const isOut = signIn.value !== null;
   return (
     <>
-      <a class="skip" href="#main" onClick={(event) => (event.preventDefault(), document.getElementById("main")?.focus())}>
-        Skip to the content
-      </a>
+      {!isOut && (
+        <a class="skip" href="#main" onClick={(event) => (event.preventDefault(), document.getElementById("main")?.focus())}>
+          Skip to the content
+        </a>
+      )}
       <header class="top">
         <a class="brand" href={address(["chat"])}>
           <img src={new URL("icon.svg", import.meta.url).href} alt="" width="22" height="22" /> Reattach

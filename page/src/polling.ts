@@ -35,6 +35,7 @@ export function usePolled<T>(ask: (signal: AbortSignal) => Promise<T>, everyMs: 
     const stop = new AbortController();
     let timer: ReturnType<typeof setTimeout> | undefined;
     let isAsking = false;
+    let isStale = false;
     let failures = 0;
     const look = async (): Promise<void> => {
       clearTimeout(timer);
@@ -54,6 +55,10 @@ export function usePolled<T>(ask: (signal: AbortSignal) => Promise<T>, everyMs: 
       }
       // A request may have been answered after the view was left.
       if (stop.signal.aborted) return;
+      if (isStale) {
+        isStale = false;
+        return void look();
+      }
       const error = polled.error.value;
       if (error ? !passes(error) : everyMs === null) return;
       const waitMs = (everyMs ?? 2000) * (document.hidden ? HIDDEN_TIMES : 1) * 2 ** Math.min(failures, 5);
@@ -63,7 +68,8 @@ export function usePolled<T>(ask: (signal: AbortSignal) => Promise<T>, everyMs: 
       const error = polled.error.value;
       if (!document.hidden && (error ? passes(error) : everyMs !== null)) void look();
     };
-    polled.again = () => void look();
+    // A request under way may have been answered before the change that this call is about.
+    polled.again = () => (isAsking ? void (isStale = true) : void look());
     document.addEventListener("visibilitychange", wake);
     void look();
     return () => {

@@ -62,7 +62,7 @@ const orders = {
     await pages[page].page.setViewportSize({ width, height });
   },
   async prefer({ page, scheme }) {
-    await pages[page].page.emulateMedia({ colorScheme: scheme });
+    await pages[page].page.emulateMedia({ colorScheme: scheme, reducedMotion: "reduce" });
   },
   async screenshot({ page, path }) {
     await pages[page].page.screenshot({ path });

@@ -26,6 +26,8 @@ from tests.support.threads import Thread, Threads, raw_client
 
 LONG = "[chunks=120][rate=40]"
 """An answer of three seconds."""
+LONGER = "[chunks=250][rate=25]"
+IS_GONE = "async (path) => (await fetch(path)).status === 410"
 WHOLE = " ".join(f"t{at}" for at in range(120))
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -86,8 +88,8 @@ def test_a_cut_line_shows_what_is_missed_and_the_answer_is_whole_after_it(
         say(page, LONG)
         wait_for_text(page, ".answer", "t10")
         page.act("button:has-text('Cut now')", "click")
+        wait_for_text(page, ".line .missing", "missing")
         wait_for_text(page, ".cut", "missing")
-        assert "missing" in texts(page, ".line .cursor")[0]
         [cut] = texts(page, ".cut")
         assert re.fullmatch(r"cut at seq \d+ · \d\.\d s · \d+ events? missing", cut)
         wait_for_text(page, ".cut", "reattached")
@@ -105,15 +107,15 @@ def test_a_reload_in_mid_answer_goes_on_and_a_second_tab_follows_too(
     browser: Browser, served: ServerProcess, thread: Thread
 ) -> None:
     with view(browser, served.url, chat_of(thread)) as page:
-        say(page, LONG)
+        say(page, LONGER)
         wait_for_text(page, ".answer", "t5")
         with view(browser, served.url, chat_of(thread), beside=page) as other:
             wait_for_text(other, ".following", "live")
             page.reload()
             for one in (page, other):
                 wait_for_end(one)
-                assert texts(one, ".answer") == [WHOLE]
-                assert texts(one, ".user") == [LONG]
+                assert texts(one, ".answer") == [" ".join(f"t{at}" for at in range(250))]
+                assert texts(one, ".user") == [LONGER]
             # A tab that was open before the message sees the answer, too.
             page.bring_to_front()
             say(page, "[chunks=40][rate=20]")
@@ -144,6 +146,24 @@ def test_a_killed_server_is_a_pause_after_which_the_answer_is_whole(
                 texts(page, ".cut")[0],
             )
             assert texts(page, ".lost-line") == []
+            assert not [line for line in page.log if line.startswith("pageerror")]
+
+
+def test_a_run_whose_events_are_gone_shows_its_messages_and_says_why(
+    browser: Browser, tmp_path: Path
+) -> None:
+    settings = {"REATTACH_RETENTION_SECONDS": "0.5"}
+    with scripted_server(tmp_path, **settings) as server, raw_client(server.url) as raw:
+        thread = Threads(raw).conversation()
+        body = {"messages": [thread.message("hello")], "background": True}
+        assert thread.post("messages", body).status_code == 200
+        [run] = thread.runs()
+        issued = raw.post("/v1/tokens", json={"scope": ["read"], "run_id": run["id"]})
+        with browser.page(server.url) as page:
+            page.wait_until(IS_GONE, f"/v1/runs/{run['id']}/stream")
+            page.goto(f"{server.url}/?again#token={issued.json()['token']}")
+            wait_for_text(page, ".note", "The events are past retention; the messages are below.")
+            wait_for_text(page, ".answer", "hello")
             assert not [line for line in page.log if line.startswith("pageerror")]
 
 

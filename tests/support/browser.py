@@ -168,7 +168,7 @@ class Page:
         self._browser.order("resize", page=self.number, width=width, height=height)
 
     def prefer(self, scheme: str) -> None:
-        """Set the colours that the user prefers: ``light`` or ``dark``."""
+        """Set the colours that the user prefers, ``light`` or ``dark``, and animate nothing."""
         self._browser.order("prefer", page=self.number, scheme=scheme)
 
     def screenshot(self, path: Path) -> None:

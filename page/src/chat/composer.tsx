@@ -26,8 +26,18 @@ async function sourceOf(file: File): Promise<ImageSource | null> {
   return { type: "base64", media_type: file.type, data: btoa(binary) };
 }
 
+interface Properties {
+  thread: Thread;
+  onSend: (draft: Draft) => void;
+}
+
+export function Composer(given: Properties) {
+  if (!may("send")) return <p class="composer muted">This key or token may read, and not send.</p>;
+  return <Field {...given} />;
+}
+
 /** The field for the next message. Images are attached, pasted or dropped. */
-export function Composer({ thread, onSend }: { thread: Thread; onSend: (draft: Draft) => void }) {
+function Field({ thread, onSend }: Properties) {
   const field = useRef<HTMLTextAreaElement>(null);
   const files = useRef<HTMLInputElement>(null);
   const isOver = useSignal(false);
@@ -51,7 +61,6 @@ export function Composer({ thread, onSend }: { thread: Thread; onSend: (draft: D
     if (canSend) onSend(draft);
     field.current!.focus();
   };
-  if (!may("send")) return <p class="composer muted">This key or token may read, and not send.</p>;
   return (
     <form
       class={`composer ${isOver.value ? "over" : ""}`}

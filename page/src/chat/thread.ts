@@ -51,6 +51,8 @@ export class Thread {
   private stream: RunStream<any> | null = null;
   private client: ReturnType<typeof connect>;
   private oldest: string | undefined;
+  /** A message that waits until the earlier ones are loaded. */
+  private queued: Draft | null = null;
   private cut: Signal<Cut> | null = null;
   private isClosed = false;
   /** Runs whose events were shown to their end. */
@@ -92,8 +94,13 @@ export class Thread {
       this.transcript.prepend(items.filter(({ run_id }) => !run_id || (run_id !== activeRun && run_id !== sentRun)));
       this.isLoaded.value = true;
       this.error.value = null;
-      if (outbox) this.resend(outbox);
+      if (outbox) return this.resend(outbox);
+      const queued = this.queued;
+      this.queued = null;
+      if (queued && !activeRun) this.send(queued);
       else if (activeRun) this.follow(activeRun);
+      // A token for a conversation lists no runs, so the server has to find the active one.
+      else if (!this.agent) this.followActive();
     } catch (raised) {
       this.error.value = asApiError(raised);
     }
@@ -146,7 +153,12 @@ export class Thread {
     this.transcript.close();
   }
 
-  send({ text, images }: Draft): void {
+  send(draft: Draft): void {
+    if (!this.isLoaded.peek()) {
+      this.queued = draft;
+      return;
+    }
+    const { text, images } = draft;
     const content =
       images.length === 0 ? text : [...(text ? [{ type: "text", text }] : []), ...images.map((source) => ({ type: "image", source }))];
     this.resend({ otid: newOtid(), input: [{ role: "user", content }], text, images });
@@ -226,6 +238,12 @@ export class Thread {
     }
   }
 
+  private followActive(): void {
+    const target = { conversation: this.conversation };
+    const stream = this.client.follow(target, { snapshot: true, onState: (state) => this.changed(state) });
+    this.begin(stream, null, 0);
+  }
+
   private follow(run: string, after?: number): void {
     const onState = (state: State): void => this.changed(state);
     const stream =
@@ -281,12 +299,13 @@ export class Thread {
   private async failed(raised: unknown): Promise<void> {
     const error = asApiError(raised);
     if (raised instanceof Unauthorized) return refused(error.detail);
-    if (raised instanceof Gone) {
-      this.transcript.note(`gone ${this.runId.peek()}`, "The events are past retention; the messages are below.");
-      return this.reload();
-    }
-    if (raised instanceof NotFound && this.runId.peek()) {
-      this.transcript.note(`gone ${this.runId.peek()}`, "The run was deleted; the messages are below.");
+    if (error.code === "no_active_run") return;
+    const isGone = raised instanceof Gone;
+    if (isGone || (raised instanceof NotFound && this.runId.peek())) {
+      // Messages that were shown in part are shown whole.
+      this.transcript.clear();
+      const why = isGone ? "The events are past retention" : "The run was deleted";
+      this.transcript.note(`gone ${this.runId.peek()}`, `${why}; the messages are below.`);
       return this.reload();
     }
     this.error.value = error;

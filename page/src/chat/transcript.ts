@@ -133,6 +133,14 @@ export class Transcript {
     return shown;
   }
 
+  /** Forget everything, because the messages are loaded again. */
+  clear(): void {
+    this.waiting.clear();
+    this.known.clear();
+    this.open = null;
+    this.blocks.value = [];
+  }
+
   remove(key: string): void {
     this.known.delete(key);
     this.blocks.value = this.blocks.peek().filter((block) => block.key !== key);
