@@ -33,6 +33,7 @@ from reattach.http.api import (
 from reattach.http.api import compaction as compacting
 from reattach.http.api.admin import audit_log, processes
 from reattach.http.api.admin import keys as admin_keys
+from reattach.http.api.admin import runs as admin_runs
 from reattach.http.api.admin import tenants as admin_tenants
 from reattach.http.api.inspection import events as run_events
 from reattach.http.api.metrics import routes as metrics_api
@@ -117,6 +118,7 @@ _PARTS: Final = (
     probe_api,
     admin_tenants,
     admin_keys,
+    admin_runs,
     audit_log,
     processes,
     not_offered,

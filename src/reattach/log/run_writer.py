@@ -5,6 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Final, cast
 
 from reattach.domain.backoff import until_available
@@ -151,6 +152,12 @@ class RunWriter(ABC):
         if self.put_times is None:
             self.put_times = deque(maxlen=_PUT_TIMES)
         return self.put_times
+
+    @property
+    def first_event_at(self) -> datetime | None:
+        """When the first event was in the log, if this writer wrote it and notes the times."""
+        began_empty = self.head.last_seq < self.head.first_seq
+        return self.commit_times.first_at if self.commit_times and began_empty else None
 
     @property
     def is_full(self) -> bool:

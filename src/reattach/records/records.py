@@ -21,6 +21,7 @@ from reattach.records.database.url import Backend
 from reattach.records.keys import Keys
 from reattach.records.messages import Messages
 from reattach.records.runs.notifications import Notification, listen
+from reattach.records.runs.overview import Overview
 from reattach.records.runs.owners import Owners
 from reattach.records.runs.runs import Runs
 from reattach.records.runs.timelines import Timelines
@@ -44,6 +45,7 @@ class Records:
         self.conversations = Conversations(database, clock)
         self.messages = Messages(database, clock)
         self.runs = Runs(database, clock)
+        self.overview = Overview(database, clock)
         self.timelines = Timelines(database, clock)
         self.callbacks = Callbacks(database, clock)
         self.owners = Owners(database, clock)

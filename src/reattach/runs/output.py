@@ -61,11 +61,10 @@ class RunOutput:
     def log_summary(self) -> LogSummary:
         """Return the facts about the log that its record keeps."""
         writer, stretch = self.writer, self.commit_times.stretch()
-        begins = stretch is not None and stretch.after_seq + 1 == writer.head.first_seq
         return LogSummary(
             event_count=writer.last_seq + 1 - writer.head.first_seq,
             size_bytes=writer.logged_bytes,
-            first_event_at=self.commit_times.first_at if begins else None,
+            first_event_at=writer.first_event_at,
             commits=None if stretch is None else encode_stretch(stretch),
         )
 

@@ -28,6 +28,8 @@ class OpenRunReport(Struct, frozen=True, omit_defaults=True):
     readers: int
     """Its readers in the same process."""
     events_per_second: float
+    first_event_at: datetime | None = None
+    """When its first event was in the log, if this process wrote it."""
 
 
 class TenantShare(Struct, frozen=True):

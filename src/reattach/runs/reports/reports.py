@@ -172,6 +172,7 @@ class Reports:
                 bytes=0 if driver.writer is None else driver.writer.logged_bytes,
                 readers=readers[driver.run.id],
                 events_per_second=rates.get(driver.run.id, _mean_rate(driver, now)),
+                first_event_at=None if driver.writer is None else driver.writer.first_event_at,
             )
             for driver in newest[:MAX_LISTED_RUNS]
         ]

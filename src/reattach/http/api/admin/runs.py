@@ -1,0 +1,77 @@
+"""Routes that list runs with their figures, and show everything about one."""
+
+from typing import Annotated, Literal
+
+from fastapi import Query
+
+from reattach.domain.events import RunStatus
+from reattach.domain.ids import CONVERSATION_PATTERN, ConversationId
+from reattach.domain.limits.requests import MAX_NAME_CHARS, MAX_QUERY_CHARS, MAX_QUERY_VALUES
+from reattach.http.api.admin.fields import AfterItem, PageLimit, TenantFilter
+from reattach.http.api.admin.run_states import RunItem, RunList
+from reattach.http.context import ContextDep
+from reattach.http.readable import readable_items
+from reattach.http.routes import routes
+from reattach.http.schemas.fields import QueryAgent
+from reattach.records.runs.overview import RunFilter
+from reattach.runs.inspection.live import LiveFigures
+
+router = routes("operation")
+
+Statuses = Annotated[
+    list[Literal["created", "running", "completed", "failed", "cancelled"]] | None,
+    Query(alias="status", max_length=MAX_QUERY_VALUES, description="Only these; may be repeated."),
+]
+ModelQuery = Annotated[
+    str | None, Query(max_length=MAX_NAME_CHARS, description="Only runs with this model.")
+]
+ConversationQuery = Annotated[
+    ConversationId | None,
+    Query(pattern=CONVERSATION_PATTERN, description="Only runs of this conversation."),
+]
+TextQuery = Annotated[
+    str | None,
+    Query(
+        max_length=MAX_QUERY_CHARS,
+        description="A part of the id of the run, its agent or its conversation, or of the first "
+        "500 characters that were sent. Like `model`, it is looked for among the newest 20,000 "
+        "runs that match the other filters.",
+    ),
+]
+
+
+@router.get(
+    "/v1/admin/runs",
+    operation_id="admin_list_runs",
+    summary="List runs with their figures",
+    description="Newest first, with the events, rates and readers that all processes report. With "
+    "a key that lacks `operator`, only those of its own tenant.",
+)
+async def list_runs(
+    context: ContextDep,
+    tenant: TenantFilter,
+    statuses: Statuses = None,
+    model: ModelQuery = None,
+    agent_id: QueryAgent = None,
+    conversation_id: ConversationQuery = None,
+    query: TextQuery = None,
+    limit: PageLimit = 100,
+    after: AfterItem = None,
+) -> RunList:
+    overview = context.records.overview
+    wanted = RunFilter(
+        tenant=tenant,
+        statuses={RunStatus(name) for name in statuses or ()},
+        agent_id=agent_id,
+        conversation_id=conversation_id,
+        model=model or None,
+        text=(query or "").strip() or None,
+    )
+    found = await overview.list(wanted, limit=limit + 1, after=after)
+    live = LiveFigures.of(await context.reports.gather())
+    return RunList(
+        items=readable_items("runs", found[:limit], lambda line: RunItem.of(line, live)),
+        active=await overview.count_active(tenant),
+        total=await overview.count(wanted),
+        has_more=len(found) > limit,
+    )
