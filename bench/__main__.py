@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import append, cluster, following, growth, idle, live, reload, replay, storm
+from bench import append, cluster, following, growth, idle, live, reload, replay, storm, watching
 from bench.clients import table as clients
 from bench.faults import chaos, handover, repeated, siege
 from bench.measuring.load import CACHE, program
@@ -25,6 +25,7 @@ CHAPTERS: Mapping[str, tuple[str, Callable[[Options], Chapter]]] = {
     "idle": ("readers on silent runs: memory, CPU, pings", idle.main),
     "storm": ("all readers cut at once, and back", storm.main),
     "append": ("durable events a second, by backend and durability", append.main),
+    "watching": ("metrics off, on, and asked for everything all the time: CPU", watching.main),
     "growth": ("costs against events, runs and readers; sizes after retention", growth.main),
 }
 """Benchmarks that write a chapter of the results. ``--quick`` applies to these."""

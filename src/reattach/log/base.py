@@ -173,6 +173,11 @@ class Log(ABC):
         two. The tail of a closed log is closed, and may contain no frames.
         """
 
+    @property
+    def queued_listeners(self) -> int:
+        """The listeners of tails in this process that wait for their notification."""
+        return 0
+
     def closed_tail(self, run_id: str) -> Tail | None:  # noqa: ARG002
         """Return the tail of a closed log if it is in memory, for immediate reading only.
 

@@ -66,6 +66,11 @@ class MeteredLog(Log):
     def follow(self, run_id: str) -> AbstractAsyncContextManager[Tail]:
         return self.log.follow(run_id)
 
+    @property
+    @override
+    def queued_listeners(self) -> int:
+        return self.log.queued_listeners
+
     @override
     def closed_tail(self, run_id: str) -> Tail | None:
         return self.log.closed_tail(run_id)

@@ -33,6 +33,10 @@ class Notifier:
         self._is_scheduled = False
         self._slice_ended_at = 0.0
 
+    def __len__(self) -> int:
+        """Return the number of listeners that wait for their notification."""
+        return len(self._queue)
+
     def enqueue(self, listeners: Mapping[Listener, None]) -> None:
         """Notify ``listeners`` soon."""
         if listeners:

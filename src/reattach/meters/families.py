@@ -67,6 +67,9 @@ FAMILIES: Final[Mapping[str, Family]] = {
     ),
     # Readers.
     "reattach_readers": _gauge("Open streams, by the way in which they are read.", "transport"),
+    "reattach_readers_queued": _gauge(
+        "Readers with new events that wait for their turn in the event loop."
+    ),
     "reattach_resumes_total": _counter(
         "Requests to follow a run, by where the client was: at the start, in the middle, at the "
         "end, ahead of the log, behind events that are gone, or with a snapshot.",
@@ -87,6 +90,9 @@ FAMILIES: Final[Mapping[str, Family]] = {
         "Requests and connections that were refused because of a limit.", "reason"
     ),
     "reattach_callbacks_total": _counter("Callbacks that were sent, by outcome.", "outcome"),
+    "reattach_spans_total": _counter(
+        "Spans of traces, by whether they were exported; absent without traces.", "outcome"
+    ),
     # Stores.
     "reattach_store_seconds": _histogram(
         "Time of an operation of a store, as its caller waited for it.", "store", "operation"

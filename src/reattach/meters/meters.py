@@ -97,7 +97,6 @@ class Meters:
         """Return the present values of all metrics that are read in the event loop."""
         found: Snapshot = {
             "reattach_events_total": [((), self.events)],
-            "reattach_sent_bytes_total": [((), self.sent_bytes)],
             "reattach_runs_ended_total": list(self.runs_ended.items()),
             "reattach_takeovers_total": list(self.takeovers.items()),
             "reattach_continuations_total": list(self.continuations.items()),

@@ -66,6 +66,10 @@ class Follower:
         run = self._runs.get(run_id)
         return run if run is not None and run.is_joined else None
 
+    @property
+    def queued_listeners(self) -> int:
+        return len(self._notifier)
+
     def shown_seq(self, run_id: str) -> Seq:
         """Return the last seq in the tail here, which the log had for certain; 0 without a tail."""
         run = self.local_run(run_id)

@@ -188,6 +188,11 @@ class RedisLog(Log):
         async with self.follower.follow(run_id) as tail:
             yield tail
 
+    @property
+    @override
+    def queued_listeners(self) -> int:
+        return self.follower.queued_listeners
+
     async def trim(self, run_id: str, first_seq: Seq) -> None:
         self.check_open()
         answer = await self._client.write(TRIM, self.keys.run(run_id), [first_seq])

@@ -225,6 +225,11 @@ class SqliteLog(Log):
             run.followers -= 1
             self._evict()
 
+    @property
+    @override
+    def queued_listeners(self) -> int:
+        return len(self._notifier)
+
     @override
     def closed_tail(self, run_id: str) -> Tail | None:
         run = self.runs.get(run_id)

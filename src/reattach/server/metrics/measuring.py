@@ -19,6 +19,7 @@ from reattach.runs.following.readers import CutReason, Transport
 from reattach.runs.reports.report import StoreOperation, StoreReport
 from reattach.runs.service import RunService
 from reattach.settings import Settings
+from reattach.telemetry.traces import SpanCounts
 
 LOOK_SECONDS: Final = 0.5
 """The interval of the timer whose delay is the lag of the event loop."""
@@ -70,10 +71,19 @@ def _add_sources(context: Context) -> None:
     meters.add_source("reattach_build_info", build)
     meters.add_source("reattach_runs", open_runs)
     meters.add_source("reattach_readers", readers)
+    meters.add_source("reattach_readers_queued", lambda: [((), runs.log.queued_listeners)])
     meters.add_source("reattach_lease_margin_seconds", lease_margin)
+    if context.traces.is_on:
+        meters.add_source("reattach_spans_total", partial(_spans, context.traces.counts))
     if settings.stores is None:
         disk = partial(_free_space, settings)
         meters.add_blocking_source("reattach_data_free_bytes", disk)
+
+
+def _spans(counts: SpanCounts) -> Iterable[tuple[Labels, float]]:
+    yield ("exported",), counts.exported
+    yield ("failed",), counts.failed
+    yield ("dropped",), counts.dropped
 
 
 def _lag_of(runs: RunService, meters: Meters, following: Following) -> LagMeter | None:
