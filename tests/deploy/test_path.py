@@ -36,7 +36,7 @@ SHORT = Timing(
     burst_seconds=0.4,
     silences_seconds=(),
     total_seconds=0,
-    leaving_seconds=(0.5, 1.0),
+    leaving_seconds=(0.5, 2.0),
     connections=12,
     body_bytes=2 * MIB,
     grace_seconds=5,
@@ -88,6 +88,15 @@ def server(tmp_path_factory: pytest.TempPathFactory, keyed: Keyed) -> Iterator[S
         yield server
 
 
+@pytest.fixture(scope="module")
+def other_server(tmp_path_factory: pytest.TempPathFactory, keyed: Keyed) -> Iterator[ServerProcess]:
+    """A server that knows the same key, behind the same proxy."""
+    data_dir = tmp_path_factory.mktemp("other") / "data"
+    shutil.copytree(keyed.directory, data_dir)
+    with ServerProcess(data_dir, arguments=["--scripted", "--log-level", "warning"]) as server:
+        yield server
+
+
 def examined(url: str, server: ServerProcess, timing: Timing) -> Report:
     report = asyncio.run(examine(url, server.api_key, timing=timing))
     assert [*lines_of(report)]
@@ -126,10 +135,13 @@ def detail(report: Report, what: str) -> str:
 
 
 @pytest.mark.parametrize(("program", "configuration"), KINDS, ids=lambda one: one.name)
-def test_the_files_of_deploy_have_no_fault(
-    server: ServerProcess, program: type[ProxyServer], configuration: Path
+def test_the_files_of_deploy_have_no_fault_and_several_servers_no_harm(
+    server: ServerProcess,
+    other_server: ServerProcess,
+    program: type[ProxyServer],
+    configuration: Path,
 ) -> None:
-    with program(configuration, [server.address]) as proxy:
+    with program(configuration, [server.address, other_server.address]) as proxy:
         report = examined(proxy.url, server, replace(LONG, body_bytes=16 * MIB))
     assert faults(report) == {}
     assert report.proxies == (program.name,)
@@ -230,7 +242,7 @@ def test_haproxy_that_waits_for_more_and_notices_no_leaving_is_found(
             "proxy_ignore_client_abort on;",
             "leaving",
             ("warning", Fault.LEAVING_UNNOTICED),
-            "does not see within 1 s",
+            "does not see within 2 s",
         ),
         (
             "client_max_body_size 1m;",

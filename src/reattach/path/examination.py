@@ -76,7 +76,7 @@ async def examine(
         try:
             return await _Examination(probe, timing, answers, progress).run()
         finally:
-            await probe.end()
+            await probe.end(len({one.members["process"] for one in answers}))
 
 
 class _Examination:
@@ -202,6 +202,14 @@ def _refusal(answer: Answer, api_key: str | None) -> Finding:
     if answer.status == 401 and api_key is not None and challenge == "Bearer":
         detail = "Authorization is lost on the way to the server: it got a request without a key"
         return Finding("wrong", "reach", detail, Fault.REQUEST_HEADERS)
+    if answer.status == 401 and challenge.lower().startswith("basic"):
+        remedy = "Let requests with an API key pass: both use the header Authorization."
+        detail = "a proxy asks for a password before the server"
+        return Finding("wrong", "reach", detail, remedy=remedy)
+    if answer.status in range(300, 400):
+        location = answer.headers.get("location", "nowhere")[:300]
+        remedy = "Use the address to which it leads: clients do not send a key elsewhere."
+        return Finding("wrong", "reach", f"the address redirects to {location}", remedy=remedy)
     if answer.status == 401 and api_key is None:
         remedy = "Give a key with the scope admin: set REATTACH_API_KEY, or use --key."
         return Finding("wrong", "reach", f"a key is required ({said})", remedy=remedy)

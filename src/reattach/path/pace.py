@@ -92,8 +92,16 @@ def judge_frames(recordings: list[Recording], timing: Timing) -> Finding:
 
 async def check_burst(probe: Probe, timing: Timing) -> Finding:
     """Check that a large frame after a silence arrives before the body ends."""
+    for number in range(timing.repeats):
+        finding = await _try_burst(probe, timing, f"burst-{number}")
+        if finding.level == "ok":
+            break  # A busy network may have withheld another one, but no proxy does.
+    return finding
+
+
+async def _try_burst(probe: Probe, timing: Timing, stream: str) -> Finding:
     recording = await probe.record(
-        "burst",
+        stream,
         within_seconds=timing.burst_seconds * 2 + timing.grace_seconds,
         silence_seconds=timing.burst_seconds,
         burst_bytes=timing.burst_bytes,
@@ -129,6 +137,9 @@ async def check_compression(probe: Probe, timing: Timing) -> Finding:
         elif recording.encoding is not None:
             used[recording.encoding] = recording.encoding
             delay = _delay_of_compressed(recording, timing)
+            if delay is not None:
+                again = await record_frames(probe, timing, f"coding-{coding}-again", coding)
+                delay = _delay_of_compressed(again, timing)
             if delay is not None:
                 late[coding] = delay
     figures = {"codings": ", ".join(used) or None}

@@ -16,6 +16,7 @@ from reattach.path.recording import Recording
 
 _CONNECT_SECONDS: Final = 10.0
 _ANSWER_SECONDS: Final = 20.0
+_END_SECONDS: Final = 5.0
 LAST_EVENT_ID: Final = "run-00000000-0000-4000-8000-000000000000:7"
 """Sent with each request, to see whether it arrives."""
 
@@ -67,10 +68,13 @@ class Probe:
         """
         return await self._send("GET", f"?probe={self.id}")
 
-    async def end(self) -> None:
-        """End the streams of the probe that are still open."""
+    async def end(self, processes: int) -> None:
+        """End the streams of the probe that are still open, in about this many processes."""
+        # Each request may reach another process, and one that it misses ends them by itself.
+        requests = 1 if processes == 1 else processes * 2
         with suppress(httpx2.RequestError):
-            await self._send("DELETE", f"?probe={self.id}")
+            for _ in range(requests):
+                await self._send("DELETE", f"?probe={self.id}", seconds=_END_SECONDS)
 
     async def error(self, status: int) -> Answer:
         """Let the server answer with an error. Raises httpx2.RequestError."""

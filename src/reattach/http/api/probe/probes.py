@@ -59,7 +59,8 @@ class Probe:
 
     @property
     def is_in_use(self) -> bool:
-        return any(stream.end is None for stream in self.streams.values())
+        """Whether a client may still read one of its streams."""
+        return any(one.end is None and not one.client_closed for one in self.streams.values())
 
     def open(self, name: str) -> ProbeStream:
         """Add a stream.
@@ -118,6 +119,8 @@ class Probes:
                 "Another probe of this tenant is running on this server.",
                 remedy=f"Wait until it has ended, at most {probe.left_seconds:.0f} seconds.",
             )
+        if probe is not None:
+            probe.stop()
         self._forget_ended()
         probe = self._probes[tenant] = Probe(probe_id, self._clock)
         return probe
