@@ -70,7 +70,7 @@ export function LinePanel({ thread }: { thread: Thread }) {
       </div>
       <Strip thread={thread} />
       <output class="cursor number">
-        <span title="Last event that this page has">seq {count(seq)}</span>
+        {thread.runId.value && <span title="The last event that this page has">seq {count(seq)}</span>}
         {missing > 0 && <span class="missing">{counted(missing, "event")} missing</span>}
       </output>
     </section>

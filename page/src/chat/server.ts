@@ -60,10 +60,18 @@ export async function listMessages(
 ): Promise<Message[]> {
   const query = { limit, before, order: "desc", agent_id: conversation === "default" ? agent : null };
   const page = await api<Message[]>(`v1/conversations/${encodeURIComponent(conversation)}/messages`, { query });
-  return page.reverse();
+  // The parts of a message share its id, and are in order within it.
+  const messages: Message[][] = [];
+  for (const item of page) {
+    const last = messages[messages.length - 1];
+    if (last?.[0]!.id === item.id) last!.push(item);
+    else messages.push([item]);
+  }
+  return messages.reverse().flat();
 }
 
-/** Return the newest event of a run. */
-export async function lastSeq(run: string, signal?: AbortSignal): Promise<number> {
-  return (await api<{ seq: number }>(`v1/runs/${encodeURIComponent(run)}/snapshot`, { signal })).seq;
+/** Return the newest event of a run, of which the page has those until `seq`. */
+export async function lastSeq(run: string, seq: number): Promise<number> {
+  const query = { after_seq: seq, limit: 1 };
+  return (await api<{ last_seq: number }>(`v1/runs/${encodeURIComponent(run)}/frames`, { query })).last_seq;
 }

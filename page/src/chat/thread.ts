@@ -344,7 +344,7 @@ export class Thread {
   private async probe(since: number): Promise<void> {
     const run = this.runId.peek();
     if (!run) return;
-    const seq = await lastSeq(run).catch(() => null);
+    const seq = await lastSeq(run, this.seq.peek()).catch(() => null);
     if (seq !== null && this.lostAt.peek() === since) this.ahead.value = Math.max(seq, this.seq.peek());
   }
 
@@ -357,7 +357,7 @@ export class Thread {
     const { seq } = cut.peek();
     cut.value = { ...cut.peek(), ms, isOver: true };
     const run = this.runId.peek();
-    const reached = run ? await lastSeq(run).catch(() => this.seq.peek()) : this.seq.peek();
+    const reached = run ? await lastSeq(run, this.seq.peek()).catch(() => this.seq.peek()) : this.seq.peek();
     const missed = Math.max(reached, this.seq.peek()) - seq;
     cut.value = { ...cut.peek(), missed };
     this.ahead.value = null;

@@ -289,9 +289,13 @@ function Log({ thread, agent }: { thread: Thread; agent: Agent | null }) {
     const last = blocks.value[blocks.value.length - 1];
     if (last?.kind === "user" && thread.isActive.peek() === false) isAtEnd.value = true;
   });
+  const lastTop = useRef(0);
   const scrolled = (): void => {
     const { scrollTop, scrollHeight, clientHeight } = box.current!;
-    isAtEnd.value = scrollHeight - scrollTop - clientHeight < NEAR_PX;
+    const isNear = scrollHeight - scrollTop - clientHeight < NEAR_PX;
+    // Text that grew since the last scroll is no reason to stay behind; scrolling up is.
+    if (isNear || scrollTop < lastTop.current) isAtEnd.value = isNear;
+    lastTop.current = scrollTop;
   };
   const last = blocks.value[blocks.value.length - 1]?.kind ?? "user";
   const isThinking = thread.isActive.value && !thread.lostAt.value && (last === "user" || last === "tool");
