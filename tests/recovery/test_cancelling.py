@@ -6,13 +6,15 @@ import asyncio
 
 import pytest
 
+from reattach.domain.clock import SystemClock
 from reattach.domain.errors import NoActiveRunsToCancelError
-from reattach.domain.events import RunStatus
+from reattach.domain.events import RunStatus, StopReason
 from reattach.domain.ids import DEFAULT_TENANT
 from reattach.domain.messages import Role
 from reattach.records.base import Conversation, Run, Thread
 from reattach.runs import driver as worker_module
 from reattach.runs.service import RunService
+from reattach.runs.upkeep.schedule import upkeep
 from tests.support.engines import CancellingEngine, SteppedEngine, StubbornEngine
 from tests.support.faulty_stores import Gate, faulty_records
 from tests.support.in_process_readers import Reader
@@ -236,3 +238,22 @@ async def test_a_sender_that_disconnects_before_its_run_exists_does_not_stop_it(
         again = await service.send(stores.send(conversation, "one two", otid="mine"))
         assert (await service.wait_until_settled(again)).status is RunStatus.COMPLETED
     assert await stores.kept(conversation) == [(Role.USER, "one two"), (Role.ASSISTANT, "one two")]
+
+
+async def test_a_server_alone_ends_a_run_that_another_program_cancels_in_its_records(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reattach.runs.ownership.lease.LIFE_NOTED_SECONDS", 0.0)
+    monkeypatch.setattr("reattach.runs.upkeep.schedule.RECOVERY_INTERVAL_SECONDS", 0.01)
+    service = stores.service(engine=SteppedEngine("one ", "two "))
+    await service.start()
+    run = await service.send(stores.send(await stores.conversation(), "count"))
+    tending = asyncio.create_task(upkeep(service, SystemClock(), 3600))
+    try:
+        await stores.records.runs.request_cancel(run.tenant, [run.id])
+        async with asyncio.timeout(GENEROUS_SECONDS):
+            ended = await service.wait_until_settled(run)
+    finally:
+        tending.cancel()
+        await asyncio.wait({tending})
+    assert ended.stop_reason is StopReason.CANCELLED

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from reattach.cli.callbacks import callbacks
 from reattach.cli.data.backup import backup, restore
+from reattach.cli.data.tenants import tenants
 from reattach.cli.db import db
 from reattach.cli.doctor import doctor
 from reattach.cli.following import attach
@@ -67,6 +68,7 @@ app.add_typer(runs, name="runs")
 app.add_typer(keys, name="keys")
 app.add_typer(callbacks, name="callbacks")
 app.add_typer(tokens, name="tokens")
+app.add_typer(tenants, name="tenants")
 app.add_typer(db, name="db")
 
 

@@ -38,6 +38,7 @@ class Action(StrEnum):
     RUN_CANCELLED = "run.cancelled"
     RUN_DELETED = "run.deleted"
     TENANT_EXPORTED = "tenant.exported"
+    TENANT_DELETION_BEGUN = "tenant.deletion_begun"
     TENANT_DELETED = "tenant.deleted"
     BACKUP_MADE = "backup.made"
     BACKUP_RESTORED = "backup.restored"

@@ -105,7 +105,7 @@ def page_of(
         rows = rows.where(order.before(row))
     backwards = page.before is not None and page.after is None
     rows = rows.order_by(*order.clauses(backwards=backwards)).limit(page.limit)
-    found = _fetch(connection, rows)
+    found = fetch_page(connection, rows)
     return found[::-1] if backwards else found
 
 
@@ -129,11 +129,11 @@ def span_of(
     only_one = (before is None) is not (after is None)
     oldest_first = after is not None if only_one else span.ascending
     rows = rows.order_by(column.asc() if oldest_first else column.desc()).limit(span.limit)
-    found = _fetch(connection, rows)
+    found = fetch_page(connection, rows)
     return found if oldest_first is span.ascending else found[::-1]
 
 
-def _fetch(connection: Connection, rows: Select[Any]) -> Sequence[RowMapping]:
+def fetch_page(connection: Connection, rows: Select[Any]) -> Sequence[RowMapping]:
     """Return the first rows that fit in a page together, and at least one.
 
     A query for their sizes comes first, so that larger pages are never in memory.

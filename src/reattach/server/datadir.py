@@ -204,6 +204,21 @@ def _sync(data_dir: Path) -> None:
         os.close(descriptor)
 
 
+def is_held(data_dir: Path) -> bool:
+    """Return whether a process owns the directory now."""
+    try:
+        lock = os.open(data_dir / _LOCK_NAME, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 def may_lack_events(data_dir: Path, boot: BootId = boot_id) -> bool:
     """Return whether a power cut may have lost writes that the stores acknowledged.
 

@@ -1,11 +1,12 @@
 """A process's lease on its runs: renewed by beats, and lost when another process buries it."""
 
 import math
+from collections.abc import Sequence
 
 import structlog
 
 from reattach.domain.clock import Clock
-from reattach.domain.ids import new_uuid
+from reattach.domain.ids import RunId, new_uuid
 from reattach.domain.limits import BEATS_PER_LEASE, LIFE_NOTED_SECONDS
 from reattach.records.base import Beat
 from reattach.records.records import Records
@@ -77,13 +78,16 @@ class Ownership:
         if self._steady_since is None:
             self._steady_since = answered_at
 
-    async def note_life(self) -> None:
-        """Record that this process lives, if no heartbeat does that: see ``Run.interrupted_at``."""
+    async def note_life(self) -> Sequence[RunId]:
+        """Record that this process lives, if no heartbeat does that: see ``Run.interrupted_at``.
+
+        Returns its runs whose end another program requested, such as a command.
+        """
         now = self._clock.monotonic_seconds()
         if self.shared or (self._beaten_at or -math.inf) > now - LIFE_NOTED_SECONDS:
-            return
+            return ()
         self._beaten_at = now
-        await self._owners.beat(self.owner)
+        return (await self._owners.beat(self.owner)).cancelled
 
     async def replace_owner(self, dead_owner: str) -> None:
         """Register a new owner without runs in place of ``dead_owner``, once.

@@ -18,6 +18,7 @@ from reattach.domain.limits import (
     WAL_AGE_SECONDS,
 )
 from reattach.records.records import Records
+from reattach.runs.endings import CANCELLED
 from reattach.runs.ownership.audit import AUDIT_LOGS_SECONDS
 from reattach.runs.service import RunService
 
@@ -48,7 +49,7 @@ async def upkeep(
                 audit_due_at = clock.monotonic_seconds() + AUDIT_LOGS_SECONDS
                 await _log_failure(runs.audit.compare_logs)
         if runs.open_runs.drivers:
-            await _log_failure(runs.ownership.note_life)
+            await _log_failure(partial(_note_life, runs))
         seconds = min(interval_seconds, RECOVERY_INTERVAL_SECONDS)
         if runs.ownership.shared:
             seconds = min(seconds, runs.ownership.beat_seconds / 2)
@@ -100,6 +101,11 @@ async def _log_failure(work: Callable[[], Awaitable[None]]) -> None:
         logger.warning("upkeep failed", reason=error.detail)
     except Exception:
         logger.exception("upkeep failed")
+
+
+async def _note_life(runs: RunService) -> None:
+    for run_id in await runs.ownership.note_life():
+        runs.open_runs.end(run_id, CANCELLED)
 
 
 async def _sweep_all(runs: RunService) -> None:

@@ -1,0 +1,1 @@
+"""Everything of one tenant in both stores: exported, and deleted."""
