@@ -204,6 +204,7 @@ def test_a_limit_on_silence_is_measured(server: ServerProcess, tmp_path: Path, k
     assert faults(report) == {"silence": ("wrong", Fault.IDLE_CUT)}
     [silence] = [one for one in report.findings if one.what == "silence"]
     assert silence.figures["silence_seconds"] == 1
+    assert f"{silence.figures['cut_after_seconds']}" in silence.detail
     cut_after = silence.figures["cut_after_seconds"]
     assert isinstance(cut_after, float)
     assert 1.9 <= cut_after < 3

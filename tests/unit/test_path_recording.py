@@ -98,3 +98,13 @@ def test_what_cannot_be_read_is_counted_by_its_reads() -> None:
     broken.begin(200, {"content-encoding": "gzip"}, 0.0)
     broken.take(b"not gzip", 1.0)
     assert broken.frames == []
+
+
+def test_bytes_that_were_withheld_until_a_cut_are_no_sign_of_life_before_it() -> None:
+    live = recorded(0.1, 1.0)
+    live.ended_at_seconds = 61.0
+    assert live.silence_seconds == 60
+    withheld = recorded(60.99, 61.0)
+    withheld.head_seconds = 60.98
+    withheld.ended_at_seconds = 61.0
+    assert withheld.silence_seconds == 61

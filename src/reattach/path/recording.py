@@ -13,6 +13,8 @@ End = Literal["whole", "closed", "reset", "silent", "error"]
 _ONE_READ_SECONDS: Final = 0.004
 """Bytes that arrive within this time of each other were sent together."""
 
+_WITH_THE_END_SECONDS: Final = 0.2
+
 _ANY_ZLIB: Final = 47
 """The parameter with which zlib reads both gzip and deflate."""
 
@@ -85,9 +87,14 @@ class Recording:
         return len(self.frames) >= self.asked_frames
 
     @property
-    def last_sign_seconds(self) -> float:
-        """When the last bytes came; the start if none did."""
-        return self.reads[-1] if self.reads else self.head_seconds or 0.0
+    def silence_seconds(self) -> float:
+        """The time without a sign before the end.
+
+        Bytes that came with the end had been withheld, so they are no sign.
+        """
+        last = self.ended_at_seconds - _WITH_THE_END_SECONDS
+        signs = [at for at in (self.head_seconds, *self.reads) if at is not None and at < last]
+        return self.ended_at_seconds - max(signs, default=0.0)
 
     @property
     def frames_per_read(self) -> float:

@@ -22,6 +22,8 @@ class Timing:
     burst_seconds: float = 1.0
     """Silence before the burst and after it."""
     silences_seconds: tuple[float, ...] = (20.0, 45.0, 70.0, 110.0)
+    enough_silence_seconds: float = 70.0
+    """A path on which this passes needs no remedy: SDKs give up after 60 s."""
     total_seconds: float = 150.0
     """Duration of the stream that is never silent; 0: none."""
     total_interval_seconds: float = 1.0
