@@ -208,8 +208,10 @@ def test_a_backup_changes_nothing_in_the_directory_and_others_cannot_read_it(
 def test_a_restored_directory_has_the_same_records_and_expects_missing_events(
     data_dir: Path, backup: Path, tmp_path: Path
 ) -> None:
-    manifest = restore_backup(backup, tmp_path / "restored")
     restored = tmp_path / "restored"
+    (restored / "lost+found").mkdir(parents=True, mode=0o700)  # As on a disk of its own.
+    manifest = restore_backup(backup, restored)
+    (restored / "lost+found").rmdir()
     assert (manifest.revision, manifest.format) == (HEAD, 1)
     assert names(restored) == {"records.db", "events.db", "reattach.lock"}
     assert {stat.S_IMODE(file.stat().st_mode) for file in restored.iterdir()} == {0o600}
@@ -308,7 +310,9 @@ def test_no_server_starts_on_a_part_of_a_backup_until_the_restoration_is_repeate
 
     with pytest.raises(StartupError, match="its restoration was interrupted"):
         with_server(restored, lambda records: records.keys.exist())
+    assert "restoration" in {one.what for one in datadir.check(restored) if one.level == "wrong"}
     restore_backup(backup, restored)
+    assert "wrong" not in {one.level for one in datadir.check(restored)}
     assert len(with_server(restored, lambda records: records.keys.list(None))) == 1
 
 

@@ -138,18 +138,29 @@ def fetch_page(connection: Connection, rows: Select[Any]) -> Sequence[RowMapping
 
     A query for their sizes comes first, so that larger pages are never in memory.
     """
-    wide = [column for column in rows.selected_columns if isinstance(column.type, _WIDE)]
-    if wide:
-        size = sum((_bytes_of(connection, column) for column in wide), start=literal(0))
-        sizes = rows.with_only_columns(size, maintain_column_froms=True)
-        left_bytes, count = PAGE_BYTES, 0
-        for row_bytes in connection.scalars(sizes):
-            left_bytes -= row_bytes
-            if left_bytes < 0 and count:
-                break
-            count += 1
+    count = count_within(connection, rows, PAGE_BYTES)
+    if count is not None:
         rows = rows.limit(count)
     return connection.execute(rows).mappings().all()
+
+
+def count_within(connection: Connection, rows: Select[Any], most_bytes: int) -> int | None:
+    """Return how many of the first rows have at most so many bytes together, at least one.
+
+    None if they have no columns for long texts.
+    """
+    wide = [column for column in rows.selected_columns if isinstance(column.type, _WIDE)]
+    if not wide:
+        return None
+    size = sum((_bytes_of(connection, column) for column in wide), start=literal(0))
+    sizes = rows.with_only_columns(size, maintain_column_froms=True)
+    count = 0
+    for row_bytes in connection.scalars(sizes):
+        most_bytes -= row_bytes
+        if most_bytes < 0 and count:
+            break
+        count += 1
+    return count
 
 
 _WIDE: Final = (LongText, JSON, Typed)

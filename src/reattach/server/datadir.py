@@ -37,6 +37,8 @@ _LOCK_NAME: Final = "reattach.lock"
 _BOOT_NAME: Final = "reattach.boot"
 _RESTORING_NAME: Final = "reattach.restoring"
 """Exists while a backup is being restored, and after a restoration that was interrupted."""
+_OF_THE_FILE_SYSTEM: Final = "lost+found"
+"""A directory at the root of a mounted disk."""
 _UNKNOWN: Final = "unknown"
 
 _opened: Final[set[Path]] = set()
@@ -170,8 +172,8 @@ def lock(data_dir: Path, *, restores: bool = False) -> Iterator[None]:
 
 
 def is_empty_part(file: Path) -> bool:
-    """Return whether a file in the directory is Reattach's and holds no data."""
-    if file.name in {_LOCK_NAME, _RESTORING_NAME}:
+    """Return whether an entry of the directory holds no data that a restoration would mix with."""
+    if file.name in {_LOCK_NAME, _RESTORING_NAME, _OF_THE_FILE_SYSTEM}:
         return True
     databases = (events_file(file.parent).name, records_file(file.parent).name)
     return file.name in databases and not _has_content(file)
@@ -287,7 +289,7 @@ def check(data_dir: Path) -> list[Diagnostic]:
     exists = place == data_dir
     detail = f"{data_dir} {'is writable' if exists else 'does not exist yet and can be created'}"
     diagnostics = [Diagnostic("ok", what, detail), _space(place), _owner(data_dir)]
-    return [*diagnostics, _access(data_dir)] if exists else diagnostics
+    return [*diagnostics, *_restoration(data_dir), _access(data_dir)] if exists else diagnostics
 
 
 def _access(data_dir: Path) -> Diagnostic:
@@ -313,6 +315,15 @@ def _space(place: Path) -> Diagnostic:
     if free_bytes < _LITTLE_BYTES:
         return Diagnostic("warning", "disk space", detail, remedy)
     return Diagnostic("ok", "disk space", detail)
+
+
+def _restoration(data_dir: Path) -> list[Diagnostic]:
+    """Report a backup of which the directory has only a part."""
+    if not is_being_restored(data_dir):
+        return []
+    detail = f"{data_dir} has only a part of a backup, so no server starts on it"
+    remedy = "Wait for `reattach restore`, or run it again if it was interrupted."
+    return [Diagnostic("wrong", "restoration", detail, remedy)]
 
 
 def _owner(data_dir: Path) -> Diagnostic:

@@ -171,10 +171,11 @@ async def test_nothing_of_a_deleted_tenant_is_left_and_others_keep_everything(
     assert all(one in repr(after) for one in theirs)
 
 
+@pytest.mark.parametrize("bound", [("BATCH_ROWS", 2), ("_BATCH_BYTES", 100)])
 async def test_a_deletion_in_batches_takes_all_rows(
-    world: World, records: Records, monkeypatch: pytest.MonkeyPatch
+    world: World, records: Records, monkeypatch: pytest.MonkeyPatch, bound: tuple[str, int]
 ) -> None:
-    monkeypatch.setattr(deletion, "BATCH_ROWS", 2)
+    monkeypatch.setattr(deletion, *bound)
     run_ids = [(await world.turn("one", "two"))[0] for _ in range(5)]
     assert sorted(await delete_all(records, OURS)) == sorted(run_ids)
     assert await records.tenants.remaining(OURS) == {}

@@ -24,10 +24,13 @@ from reattach.domain.ids import DEFAULT_TENANT, RunId, TenantId, new_uuid
 from reattach.records.audit_log import Action, note
 from reattach.records.base import Actor
 from reattach.records.database import schema
+from reattach.records.paging import count_within
 from reattach.records.tenants.tables import DELETED, DELETED_WITH_PARENTS, is_of
 
 BATCH_ROWS: Final = 200
 """Rows of one table that a transaction deletes, with their children."""
+_BATCH_BYTES: Final = 32 << 20
+"""Bytes of long texts in these rows, which SQLite overwrites in its write-ahead log."""
 
 _NO_SECRET: Final = "none-"  # noqa: S105  no password
 """The beginning of the digest of a key that only keeps a server closed: no secret has it."""
@@ -72,7 +75,11 @@ def delete_batch(
         column = _runs.c.agent_id if table is schema.agents else _runs.c.conversation_id
         which = and_(which, ~exists().where(column == table.c.id))
     key = list(table.primary_key.columns)
-    found = connection.execute(select(*key).where(which).limit(BATCH_ROWS)).all()
+    rows = select(table).where(which).limit(BATCH_ROWS)
+    count = count_within(connection, rows, _BATCH_BYTES)
+    found = connection.execute(
+        select(*key).where(which).limit(BATCH_ROWS if count is None else count)
+    ).all()
     if not found:
         return Batch(0)
     values = [tuple(row) for row in found]
