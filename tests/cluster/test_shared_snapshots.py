@@ -124,14 +124,14 @@ async def test_another_process_shows_when_the_events_of_an_open_run_came(nodes: 
         engine.step()
         async with Reader(other.runs, run) as reader:
             await reader.until_seq(seq)
-        shown = [await node.runs.timelines.stretches(target) for node in (other, owner)]
+        shown = [await node.runs.history.timelines.stretches(target) for node in (other, owner)]
         assert shown[0] == shown[1]
         assert [one.last_seq for one in shown[0]] == [seq]
     async with Reader(other.runs, run, 2) as reader:
         engine.step(2)
         await reader.to_end()
     ended = await other.runs.by_id(DEFAULT_TENANT, run.id)
-    (stretch,) = await other.runs.timelines.stretches(Target.of(ended))
+    (stretch,) = await other.runs.history.timelines.stretches(Target.of(ended))
     assert ended.first_event_at == stretch.at(Seq(1))
     assert ended.event_count == stretch.last_seq == reader.received.cursor
     frames = await nodes.stores.frames(ended)

@@ -62,6 +62,7 @@ from reattach.http.middleware.tokens import StreamTokens
 from reattach.http.middleware.tracing import Tracing
 from reattach.http.routes import built_routes
 from reattach.http.stream.retried import RetriedStreams
+from reattach.runs.inspection.scan import Scans
 
 DESCRIPTION: Final = """\
 The Letta API, with streams that survive broken connections: every event of a run has a number in
@@ -226,6 +227,7 @@ def create_app(
     app.state.authenticator = authenticator
     app.state.probes = Probes(context.clock)
     app.state.context, app.state.tokens, app.state.quotas = context, tokens, quotas
+    app.state.scans = Scans()
     app.state.findings = Findings(checks, context.clock)
     app.fast_path = FastPath(context, authenticator)
     app.outer = _observed(app.answer, context)

@@ -20,6 +20,7 @@ from reattach.records.database.sqlite import Durability
 from reattach.records.database.url import Backend
 from reattach.records.keys import Keys
 from reattach.records.messages import Messages
+from reattach.records.runs.cut_offs import CutOffs
 from reattach.records.runs.notifications import Notification, listen
 from reattach.records.runs.overview import Overview
 from reattach.records.runs.owners import Owners
@@ -46,6 +47,7 @@ class Records:
         self.messages = Messages(database, clock)
         self.runs = Runs(database, clock)
         self.overview = Overview(database, clock)
+        self.cut_offs = CutOffs(database, clock)
         self.timelines = Timelines(database, clock)
         self.callbacks = Callbacks(database, clock)
         self.owners = Owners(database, clock)

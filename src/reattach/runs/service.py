@@ -55,7 +55,7 @@ from reattach.runs.drivers import Drivers
 from reattach.runs.endings import CANCELLED
 from reattach.runs.following.follow import Following, Target, Watch, follow, remainder
 from reattach.runs.following.readers import Readers
-from reattach.runs.history.timelines import Timelines
+from reattach.runs.history.history import History
 from reattach.runs.idempotency import otid_alias, unknown_otid
 from reattach.runs.observing.observer import Observers, RunObserver
 from reattach.runs.open_runs import OpenRuns
@@ -119,7 +119,7 @@ class RunService:
         )
         self._retention = Retention(records, clock, retention)
         self._settlements = Settlements(records, clock)
-        self.timelines = Timelines(records, self.open_runs.drivers)
+        self.history = History(records, self.readers, self.open_runs, self.ownership, clock)
         self.snapshots = Snapshots(records, self.watch, self.follow, self.is_settled_in_time)
         observer = Observers(observers)
         settling = SettlementWriter(records, clock, self._retention, self.engine_factory, observer)
@@ -438,7 +438,7 @@ class RunService:
             case ReportsWanted():
                 self.on_report_wanted()
             case TimelineWanted() | TimelineKept():
-                self.timelines.handle(notification)
+                self.history.timelines.handle(notification)
             case NotificationsMissed():
                 self._settlements.notify_all()
                 self.released.set()

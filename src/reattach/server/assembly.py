@@ -261,6 +261,7 @@ async def _kept_up(
     """Do the regular work for the runs while the context lasts, then close them."""
     async with AsyncExitStack() as stack:
         stack.push_async_callback(runs.release_lease)
+        stack.push_async_callback(runs.history.cut_offs.aclose)
         if records.shared:
             # Closed after the runs: a process keeps its lease until its last run has ended.
             await stack.enter_async_context(heartbeat(runs, records, clock))

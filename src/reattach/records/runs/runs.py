@@ -46,7 +46,7 @@ from reattach.records.database.prepared import PreparedQuery
 from reattach.records.paging import SortOrder, page_of
 from reattach.records.repository import Repository
 from reattach.records.runs import audit as auditing
-from reattach.records.runs import hidden_events, orphans, timelines
+from reattach.records.runs import cut_offs, hidden_events, orphans, timelines
 from reattach.records.runs.admission import admit, known_run, run_of
 from reattach.records.runs.audit import Standing
 from reattach.records.runs.hidden_events import HiddenEvent
@@ -445,6 +445,7 @@ class Runs(Repository):
             kept = update(runs).where(runs.c.id.in_(run_ids), schema.LOG_KEPT)
             connection.execute(kept.values(log_deleted_at=at))
             timelines.forget(connection, list(run_ids))
+            cut_offs.forget(connection, list(run_ids))
             connection.execute(delete(abandoned).where(abandoned.c.run_id.in_(run_ids)))
 
         await self._database.in_write(write)

@@ -3,12 +3,13 @@
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from reattach.domain.limits import LOST_LOG_FIRST_SEQ
 from reattach.http.schemas.fields import Answer, StopReasonName, UtcTime, members_of
 from reattach.records.base import RunError
 from reattach.records.runs.overview import RunLine
+from reattach.runs.inspection.details import RunDetails
 from reattach.runs.inspection.live import LiveFigures
 
 PREVIEW_CHARS: Final = 200
@@ -108,3 +109,129 @@ class RunList(Answer):
         "10,000, or if counting them would take long."
     )
     has_more: bool
+
+
+class AttemptState(Answer):
+    """The work of one process on a run."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    number: int
+    owner: str | None = Field(description="Id of the process; null if it is not known.")
+    token: int | None = Field(description="Its fencing token; null if it is not known.")
+    began_at: UtcTime
+    ended_at: UtcTime | None = Field(
+        description="The end of the run, or the last event before the next attempt, if its time "
+        "is recorded."
+    )
+    after_seq: int = Field(description="The newest event when the attempt before was interrupted.")
+    first_seq: int = Field(description="The first event that it added.")
+    way: str | None = Field(
+        description="How it continued the run: `upstream`, `prefix`, `step` or `ask`; null for the "
+        "first one."
+    )
+    interruption: str | None = Field(
+        description="Why the attempt before ended: `crash`, `handover` or `provider`."
+    )
+
+
+class UsageState(Answer):
+    """Tokens of a run or step."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    step_count: int
+    cached_input_tokens: int | None
+    cache_write_tokens: int | None
+    reasoning_tokens: int | None
+
+
+class StepItem(Answer):
+    """One call of the model."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    model: str | None
+    began_at: UtcTime | None
+    ended_at: UtcTime | None = Field(description="The time of its last event, if it is recorded.")
+    usage: UsageState | None = Field(description="Null until it has ended.")
+
+
+class CallItem(Answer):
+    """One call of a tool."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    name: str
+    began_seq: int | None = Field(
+        description="The event that completed the call; null if an earlier run made it."
+    )
+    ended_seq: int | None = Field(description="The event with its return.")
+    began_at: UtcTime | None
+    ended_at: UtcTime | None
+    status: Literal["running", "success", "error", "needs_approval", "not_returned"]
+
+
+class ReaderItem(Answer):
+    """A reader at present."""
+
+    process: str
+    client: str = Field(description="The name of its program, as it gives it; may be empty.")
+    transport: str
+    cursor: int = Field(description="The last event that it was sent.")
+    lag_events: int
+    since: UtcTime
+
+
+class CutOffItem(Answer):
+    """A reader that was cut off before the end of the run."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    at: UtcTime
+    reason: str
+    cursor: int = Field(description="The last event that it was sent.")
+    client: str
+    transport: str
+    process: str
+
+
+class RunReport(RunItem):
+    """Everything that is known about a run."""
+
+    first_seq: int | None = Field(description="The first event in its log; null without a log.")
+    last_seq: int | None
+    log: Literal["open", "closed", "deleted", "lost"]
+    log_deleted_at: UtcTime | None
+    attempt_list: list[AttemptState]
+    steps: list[StepItem]
+    tool_calls: list[CallItem] = Field(description="Found in the events; at most 1,000.")
+    readers_list: list[ReaderItem]
+    cut_offs: list[CutOffItem] = Field(description="The newest 100, the oldest first.")
+    usage: UsageState | None = Field(description="Null until the run has ended.")
+
+    @classmethod
+    def of_details(cls, details: RunDetails, live: LiveFigures) -> "RunReport":
+        run, head = details.run, details.head
+        readers = [one for one in live.listed_readers if one[1].run_id == run.id]
+        return cls(
+            **run_members(details.line, live),
+            first_seq=None if head is None else head.first_seq,
+            last_seq=None if head is None else head.last_seq,
+            log=details.condition.value,
+            log_deleted_at=run.log_deleted_at,
+            attempt_list=[AttemptState.model_validate(one) for one in details.attempts],
+            steps=[StepItem.model_validate(one) for one in details.steps],
+            tool_calls=[CallItem.model_validate(one) for one in details.calls],
+            readers_list=[
+                ReaderItem(process=process, **members_of(reader, ReaderItem))
+                for process, reader in readers
+            ],
+            cut_offs=[CutOffItem.model_validate(one) for one in details.cut_offs],
+            usage=None if run.usage is None else UsageState.model_validate(run.usage),
+        )

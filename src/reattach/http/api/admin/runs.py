@@ -2,19 +2,23 @@
 
 from typing import Annotated, Literal
 
-from fastapi import Query
+from fastapi import Depends, Query
+from starlette.requests import Request
 
 from reattach.domain.events import RunStatus
 from reattach.domain.ids import CONVERSATION_PATTERN, ConversationId
 from reattach.domain.limits.requests import MAX_NAME_CHARS, MAX_QUERY_CHARS, MAX_QUERY_VALUES
 from reattach.http.api.admin.fields import AfterItem, PageLimit, TenantFilter
-from reattach.http.api.admin.run_states import RunItem, RunList
+from reattach.http.api.admin.run_states import RunItem, RunList, RunReport
+from reattach.http.api.runs import RunPath
 from reattach.http.context import ContextDep
 from reattach.http.readable import readable_items
 from reattach.http.routes import routes
 from reattach.http.schemas.fields import QueryAgent
 from reattach.records.runs.overview import RunFilter
+from reattach.runs.inspection.details import look_into
 from reattach.runs.inspection.live import LiveFigures
+from reattach.runs.inspection.scan import Scans
 
 router = routes("operation")
 
@@ -75,3 +79,25 @@ async def list_runs(
         total=await overview.count(wanted),
         has_more=len(found) > limit,
     )
+
+
+async def _scans(request: Request) -> Scans:
+    found: Scans = request.app.state.scans
+    return found
+
+
+@router.get(
+    "/v1/admin/runs/{run_id}",
+    operation_id="admin_retrieve_run",
+    summary="Show everything about a run",
+    description="Its attempts and owners, the calls of the model and of tools, the readers at "
+    "present, those that were cut off, and the condition of its log.",
+)
+async def show_run(
+    run_id: RunPath,
+    context: ContextDep,
+    tenant: TenantFilter,
+    scans: Annotated[Scans, Depends(_scans)],
+) -> RunReport:
+    details = await look_into(context.runs, context.records, scans, tenant, run_id)
+    return RunReport.of_details(details, LiveFigures.of(await context.reports.gather()))

@@ -71,19 +71,26 @@ async def list_frames(
         before_seq=None if query.before_seq is None else Seq(query.before_seq),
         limit=query.limit,
     )
-    stretches = await context.runs.timelines.stretches(target)
+    stretches = await context.runs.history.timelines.stretches(target)
     items = [
         _Frame(
             seq,
-            _type_of(frame_data(frame)).message_type,
+            _type(frame),
             time_of(stretches, seq),
             len(frame),
-            frame.decode(),
+            frame.decode(errors="replace"),
         )
         for seq, frame in page.frames
     ]
     answer = _Frames(page.head.first_seq, page.head.last_seq, items)
     return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+def _type(frame: bytes) -> str:
+    try:
+        return _type_of(frame_data(frame)).message_type
+    except ValueError:  # Its bytes are damaged, and shown as they are.
+        return "unreadable"
 
 
 @router.get(
@@ -105,7 +112,7 @@ async def show_timeline(
 ) -> TimelineState:
     run = await context.runs.by_id(tenant, run_id)
     target = Target.of(run)
-    stretches = await context.runs.timelines.stretches(target)
+    stretches = await context.runs.history.timelines.stretches(target)
     head = await extent(context.runs, target)
     timeline = join(run, head, stretches, buckets)
     return TimelineState(

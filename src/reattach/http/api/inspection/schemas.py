@@ -27,7 +27,7 @@ class FrameState(Answer):
     """An event as it was sent."""
 
     seq: int
-    type: str = Field(description="Its `message_type`.")
+    type: str = Field(description="Its `message_type`; `unreadable` if its bytes are damaged.")
     at: UtcTime | None = Field(
         description="When it was in the log, so that readers could have it; null if not recorded."
     )
