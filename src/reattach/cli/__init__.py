@@ -21,6 +21,7 @@ from reattach.cli.options import fail, show_version
 from reattach.cli.runs import runs
 from reattach.cli.serving import models, serve
 from reattach.cli.tokens import tokens
+from reattach.cli.top.command import top
 from reattach.domain.errors import ReattachError
 
 
@@ -64,6 +65,7 @@ app.command()(attach)
 app.command()(doctor)
 app.command()(backup)
 app.command()(restore)
+app.command()(top)
 app.add_typer(runs, name="runs")
 app.add_typer(keys, name="keys")
 app.add_typer(callbacks, name="callbacks")

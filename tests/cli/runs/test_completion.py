@@ -44,7 +44,7 @@ def completed(line: str, **variables: str) -> list[str]:
 
 
 def test_commands_and_values_of_options_are_completed() -> None:
-    assert completed("reattach runs ") == ["cancel", "tail"]
+    assert completed("reattach runs ") == ["list", "cancel", "tail"]
     assert completed("reattach tokens issue --scope ") == ["read", "send", "cancel"]
 
 
@@ -57,9 +57,9 @@ def test_ids_come_from_the_server_of_the_line_or_of_the_environment(
     assert active in of_cancel
     assert ended not in of_cancel
     assert completed(f"reattach runs tail {ended[:-3]}", REATTACH_URL=server.url) == [ended]
-    agents = completed("reattach attach --agent-id agent-", REATTACH_URL=server.url)
+    agents = completed("reattach runs list --agent-id agent-", REATTACH_URL=server.url)
     assert runs.agent_id in agents
-    models = completed("reattach tokens issue --model scripted/", REATTACH_URL=server.url)
+    models = completed("reattach runs list --model scripted/", REATTACH_URL=server.url)
     assert "scripted/echo" in models
 
 

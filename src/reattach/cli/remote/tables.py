@@ -24,7 +24,7 @@ class Column:
 
 def show_rows(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     """Print rows: with a head and aligned on a terminal, else with tabs and nothing left out."""
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() or not rows:
         for row in rows:
             typer.echo("\t".join(row))
         return
@@ -42,7 +42,7 @@ def show_rows(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
             justify="right" if column.is_number else "left",
             no_wrap=True,
             overflow="fold" if column.is_whole else "ellipsis",
-            min_width=max((len(row[at]) for row in rows), default=0) if column.is_whole else None,
+            min_width=max(len(row[at]) for row in rows) if column.is_whole else None,
         )
     for row in rows:
         table.add_row(*(Text(row[at], style=STYLES.get(row[at], "")) for at in shown))

@@ -1,0 +1,1 @@
+"""``reattach top``: a live table of the processes and open runs of a server."""
