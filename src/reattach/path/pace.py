@@ -16,7 +16,7 @@ _WITHHELD_SHARE: Final = 0.8
 """A part that comes after this share of the time until the next one waited for that one."""
 
 _EACH_READ_FRAMES: Final = 3
-"""Frames that arrive together, from which on a path is not live."""
+"""Frames that may arrive together where only reads can be counted."""
 
 
 async def record_frames(
@@ -80,7 +80,7 @@ def judge_frames(recordings: list[Recording], timing: Timing) -> Finding:
         "frames": len(delays),
     }
     size = f"median {middle:.2f} s, worst {worst:.2f} s, {together:.1f} frames a read"
-    if middle >= timing.late_seconds or together >= _EACH_READ_FRAMES:
+    if middle >= timing.late_seconds or worst >= timing.withheld_seconds:
         detail = f"frames are withheld: {size}"
         return Finding("wrong", "delay", detail, Fault.BUFFERED, figures=figures)
     if len(delays) < timing.frames:
@@ -160,9 +160,9 @@ def _delay_of_compressed(recording: Recording, timing: Timing) -> str | None:
     """Return how late a compressed stream was, in words; None if it was not."""
     if recording.has_readable_frames and recording.frames:
         delays = delays_seconds([recording])
-        together = recording.frames_per_read
-        if median(delays) < timing.late_seconds and together < _EACH_READ_FRAMES:
+        if median(delays) < timing.late_seconds and max(delays) < timing.withheld_seconds:
             return None
+        together = recording.frames_per_read
         return f"median {median(delays):.2f} s, {together:.1f} frames a read"
     if len(recording.reads) * _EACH_READ_FRAMES > timing.frames:
         return None

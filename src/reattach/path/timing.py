@@ -33,6 +33,8 @@ class Timing:
     body_bytes: int = MAX_REQUEST_BYTES
     late_seconds: float = 0.15
     """The delay of a frame or head that a person may notice."""
+    withheld_seconds: float = 0.5
+    """The delay of a frame that is no longer only late."""
     grace_seconds: float = 10.0
     """Time for a stream beyond its planned duration."""
     upload_seconds: float = 60.0
