@@ -249,3 +249,45 @@ async def test_a_bad_key_is_refused_and_not_made(clients: Clients, body: dict[st
         before["items"][0]["id"]
     )
     assert (await operator.get(KEYS, params={"limit": 0})).status_code == 422
+
+
+async def test_what_clients_delete_and_cancel_is_in_the_audit_log_with_their_key_or_token(
+    clients: Clients,
+) -> None:
+    tenant = TenantId("org-33333333-3333-4333-8333-333333333333")
+    keyed = await clients.key("admin", "read", "send", tenant=tenant)
+
+    async def posted(path: str, body: Any) -> Any:
+        response = await keyed.post(path, json=body)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    agent = (await posted("/v1/agents/", {"model": "scripted/echo"}))["id"]
+    conversation = (await posted(f"/v1/conversations/?agent_id={agent}", {}))["id"]
+    other = (await posted(f"/v1/conversations/?agent_id={agent}", {}))["id"]
+    sent = {"messages": [{"role": "user", "content": "[hang=60]"}]}
+    run = (await posted(f"/v1/agents/{agent}/messages/async", sent))["id"]
+    token = await posted("/v1/tokens", {"run_id": run, "scope": "cancel"})
+    page = clients.with_secret(token["token"])
+    for _ in range(2):
+        assert (await page.post(f"/v1/runs/{run}/cancel")).status_code == 200
+    assert (await keyed.delete(f"/v1/tokens/{token['id']}")).status_code == 200
+    assert (await keyed.delete(f"/v1/runs/{run}")).status_code == 200
+    assert (await keyed.delete(f"/v1/conversations/{other}")).status_code == 200
+    assert (await keyed.delete(f"/v1/conversations/{other}")).status_code == 404
+    assert (await keyed.delete(f"/v1/agents/{agent}")).status_code == 200
+
+    entries = (await audited(keyed))[::-1]
+
+    assert [(one["action"], one["subject"], one["actor"]["kind"]) for one in entries] == [
+        ("token.issued", token["id"], "key"),
+        ("run.cancelled", run, "token"),
+        ("token.revoked", token["id"], "key"),
+        ("run.deleted", run, "key"),
+        ("conversation.deleted", other, "key"),
+        ("agent.deleted", agent, "key"),
+    ]
+    assert entries[1]["actor"] == {"kind": "token", "id": token["id"], "name": None}
+    assert {one["tenant"] for one in entries} == {tenant}
+    assert entries[0]["detail"]["run_id"] == run
+    assert conversation not in str(entries)
