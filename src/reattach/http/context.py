@@ -16,6 +16,7 @@ from reattach.http.middleware.tokens import StreamTokens
 from reattach.meters.meters import Meters
 from reattach.meters.scrape import Scrape
 from reattach.records.records import Records
+from reattach.runs.translation.translations import Translations
 from reattach.settings import Settings
 from reattach.telemetry.traces import Traces
 from reattach.tools.base import Toolbox
@@ -45,7 +46,12 @@ class Context:
     scrape: Scrape = field(init=False)
     """The question for the figures of this process, or of all workers of the machine."""
 
+    translations: Translations = field(init=False)
+    """The runs that are read in other dialects."""
+
     def __post_init__(self) -> None:
+        translations = Translations(self.runs.follow, self.runs.watch)
+        object.__setattr__(self, "translations", translations)
         object.__setattr__(self, "scrape", Scrape(self.meters, str(self.worker)))
 
 

@@ -74,6 +74,7 @@ def parse_send(
             body.assistant_message_tool_kwarg,
             None if types is None else tuple(types),
             include_compaction_messages=bool(body.include_compaction_messages),
+            client_tools=tuple(tool.name for tool in body.client_tools or ()),
         ),
         representation=Representation(
             stream_tokens=bool(body.stream_tokens),

@@ -218,6 +218,10 @@ class RequestConfig(msgspec.Struct, frozen=True):
     assistant_message_tool_kwarg: str | None = "message"
     include_return_message_types: tuple[str, ...] | None = None
     include_compaction_messages: bool = False
+    client_tools: tuple[str, ...] = ()
+    """The names of the tools that the client runs."""
+    given: dict[str, Any] = {}
+    """Members of a request in another dialect that its answers repeat."""
 
 
 class RunError(msgspec.Struct, frozen=True, tag_field="message_type", tag="error_message"):

@@ -34,6 +34,12 @@ SENT_SNAPSHOTS_BYTES: Final = 256 * 1024 * 1024
 """Snapshots that a process is sending. All readers of one share its bytes, so this is as many long
 answers as bodies of requests, and one tenant can fill half of it."""
 
+TRANSLATION_BYTES: Final = 16 * 1024 * 1024
+"""Frames of one run in one dialect that are kept; readers behind them have them computed again."""
+
+TRANSLATIONS_BYTES: Final = 64 * 1024 * 1024
+"""Frames of runs in other dialects that a process keeps for further readers."""
+
 FOLDS_AT_ONCE: Final = 4
 """Runs that are folded at a time. A fold is work of the event loop, so more would end no sooner."""
 

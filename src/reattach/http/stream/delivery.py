@@ -4,7 +4,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from typing_extensions import override
@@ -15,6 +15,7 @@ from reattach.domain.errors.stores import LogDamagedError
 from reattach.domain.limits import REPLAY_TURN_BYTES
 from reattach.http.stream.body import AsgiBody, Connection, Piece
 from reattach.http.stream.framing import LETTA, Framing
+from reattach.log.base import Slice
 from reattach.runs.following.follow import Expiry, Following, Target
 from reattach.runs.following.readers import CutReason
 from reattach.runs.service import RunService
@@ -31,6 +32,24 @@ class StreamJob:
     clock: Clock
     stall_seconds: float
     framing: Framing = LETTA
+    source: "Source | None" = None
+    """Where the frames come from; None: the log of the run."""
+
+    @property
+    def frames(self) -> "Source":
+        return self.runs if self.source is None else self.source
+
+
+class Source(Protocol):
+    """The frames of one run in some form, numbered from 1. ``RunService`` has those of its log."""
+
+    def remainder(self, target: Target, cursor: int, *, max_events: int) -> Slice | None:
+        """Return all frames after ``cursor`` if that is possible at once: see ``RunService``."""
+
+    async def follow(
+        self, target: Target, cursor: int, *, max_events: int, waits: bool
+    ) -> Following:
+        """Follow the run from ``cursor`` on: see ``RunService``."""
 
 
 class Delivery(ABC):

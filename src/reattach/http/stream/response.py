@@ -18,11 +18,10 @@ from reattach.domain.errors import InvalidArgumentError, QuotaError, ReattachErr
 from reattach.domain.events import RunStatus
 from reattach.domain.limits import REPLAY_SLICE_EVENTS
 from reattach.http.client_name import client_of
-from reattach.http.errors import error_response
 from reattach.http.middleware.access import ACCESS, Access
 from reattach.http.middleware.followed import FOLLOWED, Followed
 from reattach.http.stream.body import CONNECTION_EXTENSION, AsgiBody, Connection
-from reattach.http.stream.delivery import AsgiDelivery, DetachedDelivery, StreamJob
+from reattach.http.stream.delivery import AsgiDelivery, DetachedDelivery, Source, StreamJob
 from reattach.http.stream.framing import LETTA, Framing
 from reattach.http.stream.resumes import count_failed_resume, count_position, count_resume
 from reattach.runs.following.follow import Following, Target
@@ -58,7 +57,8 @@ class RunStream(Response):
     sent. Otherwise (the reader reads nothing for ``stall_seconds``, or the log cannot be followed
     any longer) the connection is dropped without it, and the reader may resume. A reader that
     leaves does not affect the run. ``framing`` is the form of the stream. If it begins
-    with the run's snapshot, the snapshot's seq takes the place of the cursor. ``resumes`` counts
+    with the run's snapshot, the snapshot's seq takes the place of the cursor. ``source``
+    has the frames if they are not those of the log. ``resumes`` counts
     the reader among those that resume.
 
     An error of ``RunService.follow`` becomes an error response instead of a stream.
@@ -79,10 +79,11 @@ class RunStream(Response):
         headers: Mapping[str, str] | None = None,
         framing: Framing = LETTA,
         resumes: bool = False,
+        source: Source | None = None,
     ) -> None:
         super().__init__()
         self._resumes = resumes
-        self._job = StreamJob(runs, target, clock, stall_seconds, framing)
+        self._job = StreamJob(runs, target, clock, stall_seconds, framing, source)
         self._cursor = cursor
         self._max_events = max_events
         self._include_pings = include_pings
@@ -100,7 +101,7 @@ class RunStream(Response):
         error = await self.respond(scope, receive, send)
         if error is not None:
             self._count_error(error)
-            response = error_response(error)
+            response = self._job.framing.error_response(error)
             response.raw_headers += self._added_headers()
             await response(scope, receive, send)
         if self.background is not None:
@@ -127,7 +128,7 @@ class RunStream(Response):
         scope[FOLLOWED] = _followed(job.target)
         connection: Connection | None = scope.get("extensions", {}).get(CONNECTION_EXTENSION)
         if connection is not None and connection.is_writable() and not job.framing.from_snapshot:
-            rest = job.runs.remainder(job.target, self._cursor, max_events=self._max_events)
+            rest = job.frames.remainder(job.target, self._cursor, max_events=self._max_events)
             if rest is not None:
                 if self._resumes:
                     missed = rest.last_seq - rest.first_seq + 1
@@ -145,7 +146,7 @@ class RunStream(Response):
                 seq = await job.framing.open(partial(self._begin_snapshot, access))
                 if seq is not None:
                     self._cursor = seq
-                following = await job.runs.follow(
+                following = await job.frames.follow(
                     job.target, self._cursor, max_events=self._max_events, waits=waits
                 )
             except BaseException:
@@ -208,6 +209,7 @@ class RunStream(Response):
             transport=Transport.GET if scope["method"] == "GET" else Transport.POST,
             client=client_of(scope),
             pings=self._include_pings,
+            is_translated=job.source is not None,
         )
         if connection is not None:
             DetachedDelivery(self._job, following, connection, release).begin()

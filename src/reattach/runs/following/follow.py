@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from enum import Enum
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import structlog
 
@@ -37,6 +37,13 @@ class Expiry(Enum):
     OVER = "over"
 
 
+class Reads(Protocol):
+    """The part of a log that a reader needs beside its tail."""
+
+    async def read(self, run_id: str, after_seq: Seq, *, max_bytes: int, max_events: int) -> Slice:
+        """Return the frames after ``after_seq``: see ``Log.read``."""
+
+
 class Following:
     """One reader of one run, made by ``follow``.
 
@@ -54,7 +61,7 @@ class Following:
 
     def __init__(
         self,
-        log: Log,
+        log: Reads,
         shared: AbstractAsyncContextManager[Tail],
         tail: Tail,
         run_id: str,
@@ -275,8 +282,11 @@ def remainder(log: Log, run_id: str, cursor: Seq, *, max_events: int) -> Slice |
     ``first_seq - 1`` of the slice is the effective cursor, as with ``follow``.
     """
     tail = log.closed_tail(run_id)
-    if tail is None:
-        return None
+    return None if tail is None else remainder_of(tail, cursor, max_events=max_events)
+
+
+def remainder_of(tail: Tail, cursor: Seq, *, max_events: int) -> Slice | None:
+    """Return everything after ``cursor`` of a closed tail, if that fits into one write."""
     cursor = Seq(min(max(cursor, 0), tail.last_seq))
     if cursor + 1 < tail.first_seq:
         return None

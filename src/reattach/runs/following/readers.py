@@ -139,12 +139,18 @@ class Readers:
         transport: Transport,
         client: str,
         pings: bool,
+        is_translated: bool = False,
     ) -> None:
-        """Count a reader, and watch it, until it is removed."""
+        """Count a reader, and watch it, until it is removed.
+
+        One that ``is_translated`` counts frames of another dialect, not events of the log.
+        """
         now = self._clock.now()
         self._origins[following] = Origin(target.tenant, transport, client, now)
         self._watch.add(following, pings=pings)
-        if self._lag is not None and len(self._measured) * LAG_SAMPLE < len(self._origins):
+        if is_translated or self._lag is None:
+            return
+        if len(self._measured) * LAG_SAMPLE < len(self._origins):
             lag = self._lag(following)
             if lag is not None:
                 self._measured.add(following)

@@ -1,0 +1,125 @@
+"""The translations of a process: computed once for all readers, and kept within a bound."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Protocol
+
+from reattach.domain.ids import RunId, Seq
+from reattach.domain.limits import REPLAY_SLICE_EVENTS, TRANSLATIONS_BYTES
+from reattach.log.base import Slice
+from reattach.log.notifier import Notifier
+from reattach.records.base import Target
+from reattach.runs.following.follow import Following, Watch, remainder_of
+from reattach.runs.translation.frames import Translator
+from reattach.runs.translation.translation import Translation
+from reattach.wire.dialects.dialect import Dialect, RunFacts
+
+
+class _Follow(Protocol):
+    """``RunService.follow``."""
+
+    def __call__(
+        self, target: Target, cursor: int, *, prefetches: bool
+    ) -> Awaitable[Following]: ...
+
+
+class Translations:
+    """All runs that are read in another dialect in this process.
+
+    The newest stay in memory up to ``max_bytes``, so a second reader of a run translates nothing.
+    Those with readers are never dropped.
+    """
+
+    def __init__(
+        self, follow: _Follow, watch: Watch, *, max_bytes: int = TRANSLATIONS_BYTES
+    ) -> None:
+        self._follow = follow
+        self._watch = watch
+        self._notifier: Notifier | None = None
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[tuple[RunId, str], Translation] = OrderedDict()
+        """The least recently used first."""
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(one.size_bytes for one in self._kept.values())
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    async def follow(
+        self,
+        target: Target,
+        dialect: Dialect,
+        facts: RunFacts,
+        cursor: int,
+        *,
+        max_events: int = REPLAY_SLICE_EVENTS,
+    ) -> Following:
+        """Follow a run in a dialect, from ``cursor`` frames on to the end of the run.
+
+        Raises:
+            CursorAheadError: The run is open and has no frame at the cursor yet.
+            ExpiredError: The first events of the run are gone, so its frames cannot be computed.
+            StoreUnavailableError: The log does not answer.
+        """
+        using = self._using(target, dialect, facts)
+        translation = await using.__aenter__()
+        try:
+            await translation.open()
+            return translation.reader(Seq(cursor), using, max_events=max_events)
+        except BaseException:
+            await using.__aexit__(None, None, None)
+            raise
+
+    def remainder(
+        self, target: Target, dialect: Dialect, cursor: int, *, max_events: int
+    ) -> Slice | None:
+        """Return everything after ``cursor`` of an ended run if that is in memory and short.
+
+        None is always a valid result; then use ``follow``.
+        """
+        translation = self._kept.get((target.run_id, dialect.name))
+        if translation is None or not translation.is_whole or target.status.is_active:
+            return None
+        return remainder_of(translation.tail, Seq(cursor), max_events=max_events)
+
+    @asynccontextmanager
+    async def _using(
+        self, target: Target, dialect: Dialect, facts: RunFacts
+    ) -> AsyncIterator[Translation]:
+        key = (target.run_id, dialect.name)
+        translation = self._kept.get(key)
+        if translation is None:
+            make = partial(Translator, dialect, facts)
+            follow = partial(self._follow, prefetches=False)
+            translation = self._kept[key] = Translation(
+                target, make, follow, self._watch, self._notify()
+            )
+        self._kept.move_to_end(key)
+        translation.users += 1
+        try:
+            yield translation
+        finally:
+            translation.users -= 1
+            if not translation.users:
+                await asyncio.shield(translation.close())
+            self._evict()
+
+    def _notify(self) -> Notifier:
+        if self._notifier is None:  # It needs the event loop.
+            self._notifier = Notifier()
+        return self._notifier
+
+    def _evict(self) -> None:
+        """Drop the least recently used translations beyond the bound, except those in use."""
+        excess_bytes = self.size_bytes - self._max_bytes
+        for key, translation in tuple(self._kept.items()):
+            if excess_bytes <= 0:
+                return
+            if not translation.users:
+                excess_bytes -= translation.size_bytes
+                del self._kept[key]

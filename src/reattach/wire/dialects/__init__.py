@@ -1,0 +1,1 @@
+"""The forms in which clients of other ecosystems read a run. No dialect knows another one."""

@@ -1,0 +1,69 @@
+"""A dialect: a pure function from the events of a run to the frames of another protocol.
+
+The frames of a run in a dialect are one list, the same for every reader at every time: they depend
+on the facts of the run and on its events, and on no clock, chance or reader. A cursor of the
+dialect is a position in that list. So nothing is stored for a dialect, and every process computes
+the same frames.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from reattach.domain.events import Event
+from reattach.domain.ids import AgentId, RunId
+
+
+class RunFacts(Struct, frozen=True):
+    """The facts of a run that its frames may show, from its record. They never change."""
+
+    run_id: RunId
+    created_at: datetime
+    agent_id: AgentId
+    conversation_id: str | None
+    """None for the default conversation of the agent."""
+    model: str | None
+    background: bool
+    client_tools: frozenset[str] = frozenset()
+    """The names of the tools that the client runs."""
+    given: Mapping[str, Any] = {}
+    """Members of the request that the dialect returns to its clients."""
+
+
+class Fold(Protocol):
+    """The state of a dialect at one event of a run. It is fed every event once, in order."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The approximate memory of the state."""
+
+    def begin(self) -> Sequence[bytes]:
+        """Return the frames before the first event. Called once, before ``add``."""
+
+    def add(self, event: Event) -> Sequence[bytes]:
+        """Return the frames that the event adds, often one, or none.
+
+        The frames of the run's end come with the last event, ``Usage``, because some of them need
+        the usage.
+        """
+
+
+class Dialect(Protocol):
+    """A protocol for reading runs. It has no state of its own."""
+
+    @property
+    def name(self) -> str:
+        """A word for the records, metrics and messages, such as ``responses``."""
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """Headers of a stream beside those that every event stream has."""
+
+    @property
+    def last_frame(self) -> bytes:
+        """The bytes after all frames of an ended run; b"" for none. No cursor counts them."""
+
+    def fold(self, facts: RunFacts) -> Fold:
+        """Return the state before the first event of a run."""
