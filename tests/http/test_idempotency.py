@@ -400,8 +400,8 @@ async def test_a_run_whose_creation_was_not_acknowledged_gets_its_end(
     runs = live.context.records.runs
     create = runs.create
 
-    async def create_and_lose_the_answer(*arguments: Any) -> RunCreated | RunKnown:
-        await create(*arguments)
+    async def create_and_lose_the_answer(*arguments: Any, **more: Any) -> RunCreated | RunKnown:
+        await create(*arguments, **more)
         raise StoreUnavailableError("The records do not answer. Try again.")
 
     with monkeypatch.context() as patched:
@@ -425,8 +425,8 @@ async def test_a_sender_that_is_cancelled_while_its_run_is_created_leaves_no_orp
     create = runs.create
     created, go_on = asyncio.Event(), asyncio.Event()
 
-    async def create_slowly(*arguments: Any) -> RunCreated | RunKnown:
-        outcome = await create(*arguments)
+    async def create_slowly(*arguments: Any, **more: Any) -> RunCreated | RunKnown:
+        outcome = await create(*arguments, **more)
         created.set()
         await go_on.wait()
         return outcome

@@ -28,7 +28,7 @@ from reattach.http.schemas.sending import (
     SentReturn,
     SentToolReturn,
 )
-from reattach.records.base import Agent, Conversation, RequestConfig, Thread
+from reattach.records.base import Agent, Conversation, RequestConfig, RequestExtras, Thread
 from reattach.records.records import Records
 from reattach.runs.representation import Representation
 from reattach.runs.service import Send
@@ -74,8 +74,10 @@ def parse_send(
             body.assistant_message_tool_kwarg,
             None if types is None else tuple(types),
             include_compaction_messages=bool(body.include_compaction_messages),
-            client_tools=tuple(tool.name for tool in body.client_tools or ()),
         ),
+        request_extras=RequestExtras(tuple(tool.name for tool in body.client_tools))
+        if body.client_tools
+        else None,
         representation=Representation(
             stream_tokens=bool(body.stream_tokens),
             include_pings=bool(body.include_pings),

@@ -218,10 +218,15 @@ class RequestConfig(msgspec.Struct, frozen=True):
     assistant_message_tool_kwarg: str | None = "message"
     include_return_message_types: tuple[str, ...] | None = None
     include_compaction_messages: bool = False
+
+
+class RequestExtras(msgspec.Struct, frozen=True):
+    """Parts of a send that clients of other dialects see again in its answer."""
+
     client_tools: tuple[str, ...] = ()
     """The names of the tools that the client runs."""
-    given: dict[str, Any] = {}
-    """Members of a request in another dialect that its answers repeat."""
+    given: str = "{}"
+    """Members of the request that the answer repeats, as a JSON object."""
 
 
 class RunError(msgspec.Struct, frozen=True, tag_field="message_type", tag="error_message"):
@@ -303,6 +308,7 @@ class Run:
     token: Token
     """The fencing token of that owner; each new owner has a higher one."""
     request_config: RequestConfig = field(default_factory=RequestConfig)
+    request_extras: RequestExtras | None = None
     completed_at: datetime | None = None
     stop_reason: StopReason | None = None
     error: RunError | None = None

@@ -40,7 +40,7 @@ class Conversations(Repository):
         def create(connection: Connection) -> None:
             if lookup.find(connection, schema.agents, tenant, conversation.agent_id) is None:
                 raise NotFoundError("Agent not found")
-            _insert(connection, tenant, conversation, system_message)
+            insert_conversation(connection, tenant, conversation, system_message)
 
         await self._database.in_write(create)
         return conversation
@@ -153,7 +153,7 @@ class Conversations(Repository):
 
         def create(connection: Connection) -> None:
             lookup.require_thread(connection, tenant, source)
-            _insert(connection, tenant, new, system_message)
+            insert_conversation(connection, tenant, new, system_message)
             threads.copy_places(connection, source, Thread(new.agent_id, new.id), up_to)
 
         await self._database.in_write(create)
@@ -213,7 +213,7 @@ def _with_agent(
     return conversation, agent_of(connection, tenant, conversation.agent_id)
 
 
-def _insert(
+def insert_conversation(
     connection: Connection,
     tenant: TenantId,
     conversation: Conversation,

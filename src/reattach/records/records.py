@@ -22,8 +22,10 @@ from reattach.records.keys import Keys
 from reattach.records.messages import Messages
 from reattach.records.runs.cut_offs import CutOffs
 from reattach.records.runs.notifications import Notification, listen
+from reattach.records.runs.openings import ConversationKeys
 from reattach.records.runs.overview import Overview
 from reattach.records.runs.owners import Owners
+from reattach.records.runs.retries import Retries
 from reattach.records.runs.runs import Runs
 from reattach.records.runs.timelines import Timelines
 from reattach.records.tenants.tenants import Tenants
@@ -44,6 +46,8 @@ class Records:
         self.agents = Agents(database, clock)
         self.blocks = Blocks(database, clock)
         self.conversations = Conversations(database, clock)
+        self.conversation_keys = ConversationKeys(database, clock)
+        self.retries = Retries(database, clock)
         self.messages = Messages(database, clock)
         self.runs = Runs(database, clock)
         self.overview = Overview(database, clock)

@@ -11,17 +11,19 @@ from reattach.domain.messages import Message
 from reattach.records.base import RequestKey, Run, Thread
 
 
-def request_key(messages: Sequence[Message], thread: Thread) -> RequestKey | None:
+def request_key(
+    messages: Sequence[Message], thread: Thread, place: str | None = None
+) -> RequestKey | None:
     """Return the key of a send, or None unless every message has an OTID from the client.
 
-    The key is the tuple of OTIDs; its digest covers the messages and the thread. Options of
-    representation belong to neither.
+    The key is the tuple of OTIDs; its digest covers the messages and the thread, or ``place``
+    where a repeated send cannot know the thread. Options of representation belong to neither.
     """
     otids = tuple(message.otid for message in messages if message.otid)
     if len(otids) < len(messages):
         return None
     payload = [
-        thread.key,
+        place or thread.key,
         [[one.role, one.parts, one.name, one.sender_id, one.otid] for one in messages],
     ]
     return RequestKey(otids, hashlib.sha256(msgspec.json.encode(payload)).hexdigest())

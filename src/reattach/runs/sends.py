@@ -19,12 +19,13 @@ from reattach.records.base import (
     Agent,
     Conversation,
     RequestConfig,
-    RequestKey,
+    RequestExtras,
     Run,
     RunCreated,
     RunKnown,
     Thread,
 )
+from reattach.records.runs.openings import Opening
 from reattach.runs.attempts.plan import RunPlan
 from reattach.runs.driver import RunDriver
 from reattach.runs.drivers import Drivers
@@ -51,8 +52,15 @@ class Send:
     representation: Representation
     overrides: Overrides
     request_config: RequestConfig = field(default_factory=RequestConfig)
+    request_extras: RequestExtras | None = None
     callback_url: str | None = None
     """The URL to call when the run has ended."""
+    opening: Opening | None = None
+    """Creates ``conversation`` together with the run."""
+    aliases: tuple[str, ...] = ()
+    """Further texts by which the run is found as by an OTID; other runs may have them too."""
+    place: str | None = None
+    """Stands for the thread in the idempotency key; None: its id does."""
 
     @property
     def thread(self) -> Thread:
@@ -100,7 +108,7 @@ class Sends:
 
     async def _find_known(self, send: Send) -> Run | None:
         """Return the run that an earlier send with the same key created (P9)."""
-        key = request_key(send.messages, send.thread)
+        key = request_key(send.messages, send.thread, send.place)
         return None if key is None else await self._records.runs.find_by_key(send.tenant, key)
 
     async def _start(self, send: Send, admit: Callable[[int], None]) -> asyncio.Future[Run]:
@@ -115,11 +123,10 @@ class Sends:
         # Probes the log: while it does not answer, a new run could not start.
         await self._log.find(otid_alias(run.tenant, run.input[0].otid or ""))
         driver = self._drivers.make(run, plan, send.agent, send.conversation)
-        key = request_key(send.messages, send.thread)
         admitted: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         admit(self._open_runs.count_of(send.tenant))  # No await may separate this from the start.
         # Register the driver before the record exists: readers of the record wait for its log.
-        self._drivers.start(driver, self._create_and_drive(driver, key, admitted), self._give_up)
+        self._drivers.start(driver, self._create_and_drive(driver, send, admitted), self._give_up)
         return admitted
 
     def _new_run(self, send: Send, model: str) -> Run:
@@ -137,6 +144,7 @@ class Sends:
             model=model,
             run_type=send.run_type,
             request_config=send.request_config,
+            request_extras=send.request_extras,
             input=sent,
             owner=self._ownership.owner,
             token=FIRST_TOKEN,
@@ -146,7 +154,7 @@ class Sends:
         )
 
     async def _create_and_drive(
-        self, driver: RunDriver, key: RequestKey | None, admitted: asyncio.Future[Run]
+        self, driver: RunDriver, send: Send, admitted: asyncio.Future[Run]
     ) -> None:
         """Create the driver's run and drive it, unless an earlier send created one with this key.
 
@@ -154,7 +162,7 @@ class Sends:
         """
         run = driver.run
         try:
-            outcome = await self._create(run, key)
+            outcome = await self._create(run, send)
         except Exception as error:  # noqa: BLE001  the sender raises it
             # If the store's answer was lost, the run may exist all the same.
             driver.given_up = isinstance(error, StoreUnavailableError)
@@ -166,14 +174,18 @@ class Sends:
                 driver.admitted = True
                 await driver.drive()
 
-    async def _create(self, run: Run, key: RequestKey | None) -> RunCreated | RunKnown:
+    async def _create(self, run: Run, send: Send) -> RunCreated | RunKnown:
         """Create the run. An unconfirmed commit is resolved by inserting the same id again.
 
         If the store does not answer that either, the run may still appear later. It has no driver
         then, and the audit ends it.
         """
+        key = request_key(send.messages, send.thread, send.place)
         otids = [message.otid for message in run.input if message.otid]
-        create = partial(self._records.runs.create, run.tenant, run, key, otids)
+        otids.extend(send.aliases)
+        create = partial(
+            self._records.runs.create, run.tenant, run, key, otids, opening=send.opening
+        )
         try:
             return await create()
         except CommitUnknownError:

@@ -111,10 +111,17 @@ async def fill(records: Records, tenant: TenantId) -> set[str]:
 
     of_run = {"run_id": run.id}
     cut = {"at": NOON, "reason": "error", "cursor": 1, "client": text, "transport": "get"}
-    rows = {
+    rows: dict[Table, dict[str, Any]] = {
         schema.hidden_events: of_run | {"after_seq": 1, "frame": text},
         schema.run_timelines: of_run | {"token": 1, "commits": "[]"},
         schema.cut_offs: of_run | cut | {"process": "p"},
+        schema.conversation_keys: {
+            "tenant": tenant,
+            "agent_id": agent.id,
+            "dialect": "ui_messages",
+            "key": text,
+            "conversation_id": conversation.id,
+        },
     }
 
     def add(connection: Connection) -> None:

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import ClassVar
 
 from reattach.domain.clock import utc_text
-from reattach.domain.ids import Seq
+from reattach.domain.ids import ConversationId, Seq
 from reattach.domain.limits import MAX_ERROR_CHARS, MAX_VALIDATION_ERRORS
 
 
@@ -270,6 +270,18 @@ class AnswerRefusedError(ReattachError):
     """An approval response does not match the pending request."""
 
     code = "answer_refused"
+
+
+class ConversationKeyTakenError(ConflictError):
+    """Another request has just created a conversation under the same key."""
+
+    code = "conversation_busy"
+
+    def __init__(self, conversation_id: ConversationId) -> None:
+        super().__init__(
+            "Another request has just begun this conversation.", remedy="Send the request again."
+        )
+        self.conversation_id = conversation_id
 
 
 class NoPendingApprovalError(AnswerRefusedError):

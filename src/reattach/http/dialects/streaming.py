@@ -1,13 +1,11 @@
 """Streams of runs in other dialects."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
-from starlette.responses import Response
 from typing_extensions import override
 
-from reattach.domain.errors import ReattachError
 from reattach.domain.ids import Seq
 from reattach.http.context import Context
 from reattach.http.stream.framing import EVENT_STREAM, NOT_BUFFERED, Framing
@@ -20,27 +18,19 @@ from reattach.runs.translation.translations import Translations
 from reattach.wire.dialects.dialect import Dialect, RunFacts
 from reattach.wire.event_source import KEEPALIVE
 
-ErrorResponse = Callable[[ReattachError], Response]
-"""Makes the response to an error in the form of a dialect."""
-
 _NO_STORE: Final = (b"cache-control", b"no-store, no-transform")
 
 
 class DialectFraming(Framing):
     """The bytes of a dialect around its frames. Keepalives are comments, as all dialects allow."""
 
-    def __init__(self, dialect: Dialect, error_response: ErrorResponse) -> None:
+    def __init__(self, dialect: Dialect) -> None:
         self.headers = (EVENT_STREAM, _NO_STORE, NOT_BUFFERED, *dialect.headers)
         self._last_frame = dialect.last_frame
-        self._error_response = error_response
 
     @override
     def keepalive(self, at: datetime, last_seq: Seq, run_id: str) -> bytes:
         return KEEPALIVE
-
-    @override
-    def error_response(self, error: ReattachError) -> Response:
-        return self._error_response(error)
 
     @override
     def done(self, last_seq: Seq) -> bytes:
@@ -76,7 +66,6 @@ def dialect_stream(
     run: Run,
     dialect: Dialect,
     *,
-    error_response: ErrorResponse,
     cursor: int = 0,
     headers: Mapping[str, str] | None = None,
     resumes: bool = False,
@@ -95,7 +84,7 @@ def dialect_stream(
         include_pings=True,
         stall_seconds=context.settings.stall_seconds,
         headers=headers,
-        framing=DialectFraming(dialect, error_response),
+        framing=DialectFraming(dialect),
         source=TranslatedRun(context.translations, dialect, facts_of(run)),
         resumes=resumes,
     )

@@ -4,12 +4,9 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Final
 
-from starlette.responses import Response
 from typing_extensions import override
 
-from reattach.domain.errors import ReattachError
 from reattach.domain.ids import Seq, new_uuid
-from reattach.http.errors import error_response
 from reattach.log.base import Slice
 from reattach.runs.snapshot.sharing import SnapshotReader
 from reattach.wire import event_source, letta
@@ -67,10 +64,6 @@ class Framing:
     def keepalive(self, at: datetime, last_seq: Seq, run_id: str) -> bytes:
         """Return a keepalive for a reader that has the events up to ``last_seq``."""
         return letta.keepalive(f"ping-{new_uuid()}", at, last_seq, run_id)
-
-    def error_response(self, error: ReattachError) -> Response:
-        """Return the response in place of a stream that cannot begin."""
-        return error_response(error)
 
     def done(self, last_seq: Seq) -> bytes:  # noqa: ARG002
         """Return the frame after the end of the run, whose last event is ``last_seq``."""

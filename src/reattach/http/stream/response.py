@@ -18,6 +18,7 @@ from reattach.domain.errors import InvalidArgumentError, QuotaError, ReattachErr
 from reattach.domain.events import RunStatus
 from reattach.domain.limits import REPLAY_SLICE_EVENTS
 from reattach.http.client_name import client_of
+from reattach.http.errors import error_response
 from reattach.http.middleware.access import ACCESS, Access
 from reattach.http.middleware.followed import FOLLOWED, Followed
 from reattach.http.stream.body import CONNECTION_EXTENSION, AsgiBody, Connection
@@ -101,7 +102,7 @@ class RunStream(Response):
         error = await self.respond(scope, receive, send)
         if error is not None:
             self._count_error(error)
-            response = self._job.framing.error_response(error)
+            response = error_response(error)
             response.raw_headers += self._added_headers()
             await response(scope, receive, send)
         if self.background is not None:

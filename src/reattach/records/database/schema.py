@@ -25,6 +25,7 @@ from reattach.records.base import (
     AgentType,
     Attempt,
     RequestConfig,
+    RequestExtras,
     RunError,
     RunNotes,
 )
@@ -150,6 +151,17 @@ conversations = _listed(
     Index("ix_conversations_agent_id_created_at", "agent_id", "created_at", "ordinal"),
 )
 
+conversation_keys = Table(
+    "conversation_keys",
+    metadata,
+    Column("tenant", Characters(), primary_key=True),
+    Column("agent_id", ForeignKey("agents.id", ondelete="CASCADE"), primary_key=True),
+    Column("dialect", Characters(), primary_key=True),
+    Column("key", Characters(), primary_key=True),
+    Column("conversation_id", ForeignKey("conversations.id", ondelete="CASCADE"), nullable=False),
+    Index("ix_conversation_keys_conversation_id", "conversation_id"),
+)
+
 conversation_blocks = Table(
     "conversation_blocks",
     metadata,
@@ -196,6 +208,7 @@ runs = _listed(
     Column("model", Characters()),
     Column("run_type", Characters(), nullable=False),
     Column("request_config", Typed(RequestConfig, RequestConfig()), nullable=False),
+    Column("request_extras", Typed(RequestExtras)),
     Column("input", Typed(tuple[Message, ...], ()), nullable=False),
     Column("owner", Characters(), nullable=False),
     Column("token", Whole(0), nullable=False),

@@ -30,7 +30,9 @@ from reattach.domain.approvals import answered_ids, has_answer, resolve_input, s
 from reattach.domain.errors import (
     AnswerRefusedError,
     ConversationBusyError,
+    ConversationKeyTakenError,
     NoPendingApprovalError,
+    NotFoundError,
     OtidConflictError,
 )
 from reattach.domain.ids import TenantId
@@ -38,7 +40,9 @@ from reattach.domain.limits.requests import ANSWERS_LOOKED_AT
 from reattach.domain.messages import input_text
 from reattach.records import lookup, threads
 from reattach.records.base import RequestKey, Run, RunCreated, RunKnown, Thread
+from reattach.records.conversations import insert_conversation
 from reattach.records.database import schema
+from reattach.records.runs.openings import Opening, find_conversation, insert_key
 
 
 def note_latest(column: Column[Any]) -> Update:
@@ -76,6 +80,7 @@ def admit(
     key: RequestKey | None,
     otids: Sequence[str],
     *,
+    opening: Opening | None = None,
     repeated: bool = False,
 ) -> RunCreated | RunKnown:
     """Create the run unless its key is known: see ``Runs.create``.
@@ -89,6 +94,8 @@ def admit(
     known = _find_known(connection, tenant, key)
     if known is not None:
         return RunKnown(known)
+    if opening is not None:
+        _open(connection, tenant, opening)
     lookup.require_thread(connection, tenant, run.thread)
     active = active_run(connection, run.thread)
     if active is not None:
@@ -116,6 +123,22 @@ def admit(
     _insert_keys(connection, tenant, run, key, otids)
     note_message(connection, run.thread, run.created_at)
     return RunCreated(run)
+
+
+def _open(connection: Connection, tenant: TenantId, opening: Opening) -> None:
+    """Create the conversation of a new run. Raises ConversationKeyTakenError."""
+    key, conversation = opening.key, opening.conversation
+    if key is not None:
+        taken = find_conversation(connection, tenant, key)
+        if taken is not None:
+            raise ConversationKeyTakenError(taken)
+    if lookup.find(connection, schema.agents, tenant, conversation.agent_id) is None:
+        raise NotFoundError("Agent not found")
+    insert_conversation(connection, tenant, conversation, opening.system_message)
+    thread = Thread(conversation.agent_id, conversation.id)
+    threads.append(connection, tenant, thread, opening.earlier)
+    if key is not None:
+        insert_key(connection, tenant, key, conversation.id)
 
 
 def _find_answered(connection: Connection, tenant: TenantId, run: Run) -> Run | None:

@@ -51,6 +51,7 @@ from reattach.records.runs.admission import admit, known_run, run_of
 from reattach.records.runs.audit import Standing
 from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.records.runs.notifications import CancelRequested, RunReleased, notify
+from reattach.records.runs.openings import Opening
 from reattach.records.runs.orphans import TakenOver
 from reattach.records.runs.settlement import FIRST_EVENT_AT, settle
 from reattach.records.tokens.tokens import revoke_of_run
@@ -102,9 +103,10 @@ class Runs(Repository):
         key: RequestKey | None,
         otids: Sequence[str],
         *,
+        opening: Opening | None = None,
         repeated: bool = False,
     ) -> RunCreated | RunKnown:
-        """Create the run with its key and OTIDs, unless the key is known.
+        """Create the run with its key and OTIDs, and its conversation, unless the key is known.
 
         Among any number of calls with one key, in any process, exactly one creates a run; the
         others return that run. A key without OTIDs is ignored. An answer that was given before
@@ -113,6 +115,7 @@ class Runs(Repository):
 
         Raises, in this order:
             OtidConflictError: The key is known with another payload.
+            ConversationKeyTakenError: The conversation to be opened exists by now.
             NotFoundError: The agent or the conversation does not exist.
             ConversationBusyError: A run of the thread is active.
             PendingApprovalError: The thread waits for an answer, and the input is another one.
@@ -121,7 +124,7 @@ class Runs(Repository):
         for _ in range(_ADMISSIONS):
             try:
                 return await self._database.in_write(
-                    admit, tenant, run, key, otids, repeated=repeated
+                    admit, tenant, run, key, otids, opening=opening, repeated=repeated
                 )
             except ReattachError as error:
                 if not lost_a_race(error):

@@ -11,6 +11,7 @@ from reattach.records.database import schema
 DELETED: Final[tuple[Table, ...]] = (
     schema.runs,
     schema.messages,
+    schema.conversation_keys,
     schema.conversations,
     schema.blocks,
     schema.agents,
@@ -80,6 +81,7 @@ EXPORTED_WITH_PARENTS: Final[Mapping[Table, tuple[str, Table]]] = {
     schema.agent_tags: ("agent_tag", schema.agents),
     schema.agent_blocks: ("agent_block", schema.agents),
     schema.conversation_blocks: ("conversation_block", schema.conversations),
+    schema.conversation_keys: ("conversation_key", schema.conversations),
     schema.steps: ("step", schema.runs),
     schema.run_otids: ("run_otid", schema.runs),
     schema.run_timelines: ("run_timeline", schema.runs),

@@ -1,4 +1,4 @@
-"""The times of events, readers that were cut off, and facts about the logs of ended runs."""
+"""Facts that operators look at: reports of processes, traces, times of events, and cut-offs."""
 
 from typing import Final
 
@@ -7,14 +7,17 @@ from alembic import op
 
 from reattach.records.database.migrations.tables import ORDINAL, child, create
 
-revision: Final = "0014"
-down_revision: Final = "0013"
+revision: Final = "0012"
+down_revision: Final = "0011"
 
 MOMENT: Final = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:
+    op.add_column("owners", sa.Column("reported_at", MOMENT))
+    op.add_column("owners", sa.Column("report", sa.Text()))
     for column in (
+        sa.Column("traceparent", sa.String()),
         sa.Column("first_owner", sa.String(), server_default=sa.text("''"), nullable=False),
         sa.Column("input_text", sa.String()),
         sa.Column("first_event_at", MOMENT),

@@ -1,0 +1,230 @@
+"""Sends of clients of other ecosystems, which retry, and name conversations in their own ways."""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import Request
+
+from reattach.agent.turns import Overrides, system_prompt
+from reattach.domain.errors import ConversationKeyTakenError, InvalidArgumentError, NotFoundError
+from reattach.domain.ids import ConversationId, TenantId, new_conversation_id, new_uuid
+from reattach.domain.limits.requests import MAX_OTID_CHARS
+from reattach.domain.messages import Message
+from reattach.domain.prompt import system_message
+from reattach.engine.base import ClientTool
+from reattach.http.context import Context
+from reattach.http.middleware.access import Access
+from reattach.records.base import Agent, Conversation, RequestExtras, Run
+from reattach.records.runs.openings import ConversationKey, Opening
+from reattach.runs.representation import Representation
+from reattach.runs.service import Send
+
+RETRY_SECONDS: Final = 120.0
+"""Age of a send up to which an equal one that is marked as a retry gets its run."""
+
+_KEY_TRIES: Final = 3
+"""The times that a conversation is looked for, while others begin it under the same key."""
+
+
+@dataclass(frozen=True, slots=True)
+class DialectSend:
+    """A request for a turn in another dialect, ready to be sent."""
+
+    dialect: str
+    """The family of the dialect, within which keys of conversations and requests are unique."""
+    agent: Agent
+    messages: Sequence[Message]
+    """The new messages, without OTIDs."""
+    payload: object
+    """The content of the request: two requests with equal ones may be the same, if one is marked as
+    a retry."""
+    conversation: Conversation | None = None
+    """The conversation; None: the one of ``key``, or a new one."""
+    key: str | None = None
+    """The client's own name of the conversation."""
+    idempotency_key: str | None = None
+    """The client's own name of the request."""
+    is_retry: bool = False
+    """Whether the client says that it sends the request again."""
+    client_tools: tuple[ClientTool, ...] = ()
+    model: str | None = None
+    system_suffix: str | None = None
+    """Instructions for this turn, after those of the agent."""
+    max_steps: int = 50
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """Members of the request that its answers repeat."""
+    hides_conversation: bool = False
+    """Whether a new conversation is left out of lists, because the client will never name it."""
+    earlier: Sequence[Message] = ()
+    """Messages that a new conversation begins with."""
+
+
+def idempotency_key_of(request: Request) -> str | None:
+    """Return the request's ``Idempotency-Key``. Raises InvalidArgumentError if it is too long."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and len(key) > MAX_OTID_CHARS // 2:
+        raise InvalidArgumentError(
+            f"The Idempotency-Key has {len(key)} characters; at most {MAX_OTID_CHARS // 2} are "
+            "allowed."
+        )
+    return key or None
+
+
+def is_retry(request: Request) -> bool:
+    """Return whether a client says that it has sent the request before.
+
+    The SDKs of OpenAI count their attempts. Clients that follow a stream send ``Last-Event-ID``
+    when they connect again, with the same method and body.
+    """
+    count = request.headers.get("x-stainless-retry-count", "0")
+    return (count.isdecimal() and int(count) > 0) or "last-event-id" in request.headers
+
+
+class DialectSends:
+    """Starts runs for sends in other dialects; one for each server."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._starting: dict[tuple[TenantId, str], asyncio.Future[Run]] = {}
+        """The sends that are about to have a run, by tenant and digest."""
+
+    async def start(self, access: Access, send: DialectSend) -> Run:
+        """Start the run, or return that of an earlier equal request.
+
+        Requests are equal if they have the same idempotency key, or if this one is marked as a
+        retry and has the content of another one of the last RETRY_SECONDS.
+
+        Raises:
+            OtidConflictError: The idempotency key came with another content.
+            ConversationBusyError: Another run of the conversation is active.
+            QuotaError: The tenant has too many open runs.
+            StoreUnavailableError: A store does not answer; send again later.
+        """
+        digest = _digest(send)
+        known = await self._earlier(access, send, digest) if send.is_retry else None
+        if known is not None:
+            return known
+        starting: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
+        place = (access.tenant, digest)
+        self._starting[place] = starting
+        try:
+            run = await self._start(access, send, digest)
+        except BaseException as error:
+            starting.set_exception(error)
+            starting.exception()  # Marks it as retrieved: often nobody else waits.
+            raise
+        else:
+            starting.set_result(run)
+            return run
+        finally:
+            if self._starting.get(place) is starting:
+                del self._starting[place]
+
+    async def _earlier(self, access: Access, send: DialectSend, digest: str) -> Run | None:
+        """Return the run of an equal request that was sent lately."""
+        if send.idempotency_key is not None:
+            return None  # The key finds it.
+        starting = self._starting.get((access.tenant, digest))
+        if starting is not None:
+            return await asyncio.shield(starting)
+        since = self._context.clock.now() - timedelta(seconds=RETRY_SECONDS)
+        return await self._context.records.retries.newest(access.tenant, digest, since)
+
+    async def _start(self, access: Access, send: DialectSend, digest: str) -> Run:
+        for attempt in range(_KEY_TRIES):
+            prepared = await self._prepared(access.tenant, send, digest)
+            try:
+                return await self._context.runs.send(prepared, admit=access.use.admit_run)
+            except ConversationKeyTakenError:  # Another request has just begun it.
+                if attempt == _KEY_TRIES - 1:
+                    raise
+        raise AssertionError
+
+    async def _prepared(self, tenant: TenantId, send: DialectSend, digest: str) -> Send:
+        conversation, opening = send.conversation, None
+        key = None
+        if conversation is None and send.key is not None:
+            key = ConversationKey(send.agent.id, send.dialect, send.key)
+            conversation = await self._found(tenant, key)
+        if conversation is None:
+            opening = self._opening(send, key)
+            conversation = opening.conversation
+        return Send(
+            tenant=tenant,
+            agent=send.agent,
+            conversation=conversation,
+            messages=_with_otids(send.messages, _otid(send)),
+            background=True,
+            run_type=f"send_{send.dialect}",
+            request_extras=RequestExtras(
+                client_tools=tuple(tool.name for tool in send.client_tools),
+                given=msgspec.json.encode(send.given).decode(),
+            ),
+            representation=Representation(
+                stream_tokens=True, include_pings=False, compaction_messages=True
+            ),
+            overrides=Overrides(
+                model=send.model,
+                system=self._system(send, conversation),
+                max_steps=send.max_steps,
+                client_tools=send.client_tools,
+            ),
+            opening=opening,
+            aliases=(digest,),
+            place=f"{send.dialect} {send.agent.id} {send.key or ''}"
+            if send.conversation is None
+            else None,
+        )
+
+    def _system(self, send: DialectSend, conversation: Conversation) -> str | None:
+        if not send.system_suffix:
+            return None
+        return f"{system_prompt(send.agent, conversation)}\n\n{send.system_suffix}"
+
+    async def _found(self, tenant: TenantId, key: ConversationKey) -> Conversation | None:
+        conversation_id = await self._context.records.conversation_keys.find(tenant, key)
+        if conversation_id is None:
+            return None
+        try:
+            return await self._context.records.conversations.get(tenant, conversation_id)
+        except NotFoundError:  # It was deleted meanwhile.
+            return None
+
+    def _opening(self, send: DialectSend, key: ConversationKey | None) -> Opening:
+        now = self._context.clock.now()
+        conversation = Conversation(
+            id=ConversationId(new_conversation_id()),
+            agent_id=send.agent.id,
+            created_at=now,
+            updated_at=now,
+            hidden=True if send.hides_conversation else None,
+        )
+        first = system_message(system_prompt(send.agent, conversation), now)
+        return Opening(conversation, first, key, tuple(send.earlier))
+
+
+def _digest(send: DialectSend) -> str:
+    where = send.conversation.id if send.conversation else (send.key or "")
+    content = [send.dialect, send.agent.id, where, send.payload]
+    return f"{send.dialect}-{hashlib.sha256(msgspec.json.encode(content)).hexdigest()[:40]}"
+
+
+def _otid(send: DialectSend) -> str:
+    """Return the OTID of the first message: the same for equal requests with a key."""
+    return f"{send.dialect}:{send.idempotency_key or new_uuid()}"
+
+
+def _with_otids(messages: Sequence[Message], otid: str) -> tuple[Message, ...]:
+    first, *others = messages
+    return (
+        msgspec.structs.replace(first, otid=otid),
+        *(
+            msgspec.structs.replace(message, otid=f"{otid}:{number}")
+            for number, message in enumerate(others, 2)
+        ),
+    )

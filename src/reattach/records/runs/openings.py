@@ -1,0 +1,89 @@
+"""Conversations that a run creates with itself, and the keys by which clients name them.
+
+A key is unique for a tenant, an agent and a dialect. It and its conversation are created in the
+transaction that creates the first run, so a client that sends twice at once gets one conversation.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, delete, insert, select
+
+from reattach.domain.ids import AgentId, ConversationId, TenantId
+from reattach.domain.messages import Message
+from reattach.records import lookup
+from reattach.records.base import Conversation
+from reattach.records.database import schema
+from reattach.records.repository import Repository
+
+_keys = schema.conversation_keys
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationKey:
+    """A client's own name of a conversation with an agent."""
+
+    agent_id: AgentId
+    dialect: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A conversation that a run creates with itself."""
+
+    conversation: Conversation
+    system_message: Message
+    key: ConversationKey | None = None
+    """The name under which it is found from then on; None: only its id finds it."""
+    earlier: tuple[Message, ...] = ()
+    """Messages that it begins with, after the system message."""
+
+
+class ConversationKeys(Repository):
+    """The keys of all tenants."""
+
+    async def find(self, tenant: TenantId, key: ConversationKey) -> ConversationId | None:
+        """Return the conversation of the key; None if it has none, or none any more."""
+        return await self._database.in_read(find_conversation, tenant, key)
+
+
+def find_conversation(
+    connection: Connection, tenant: TenantId, key: ConversationKey
+) -> ConversationId | None:
+    """Return the conversation of the key: see ``ConversationKeys.find``."""
+    found = connection.execute(
+        select(_keys.c.conversation_id).where(
+            _keys.c.tenant == tenant,
+            _keys.c.agent_id == key.agent_id,
+            _keys.c.dialect == key.dialect,
+            _keys.c.key == key.key,
+        )
+    ).scalar_one_or_none()
+    if found is None or lookup.find(connection, schema.conversations, tenant, found) is None:
+        return None
+    return ConversationId(found)
+
+
+def insert_key(
+    connection: Connection, tenant: TenantId, key: ConversationKey, conversation_id: ConversationId
+) -> None:
+    """Give the key to the conversation, also if a deleted one had it.
+
+    The insert fails if another transaction does the same; see ``lost_a_race``.
+    """
+    connection.execute(
+        delete(_keys).where(
+            _keys.c.tenant == tenant,
+            _keys.c.agent_id == key.agent_id,
+            _keys.c.dialect == key.dialect,
+            _keys.c.key == key.key,
+        )
+    )
+    values = {
+        "tenant": tenant,
+        "agent_id": key.agent_id,
+        "dialect": key.dialect,
+        "key": key.key,
+        "conversation_id": conversation_id,
+    }
+    connection.execute(insert(_keys).values(values))

@@ -1,0 +1,43 @@
+"""Runs of requests that a client has sent before, without a key that says so."""
+
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import Connection, bindparam, select
+
+from reattach.domain.ids import TenantId
+from reattach.records.base import Run
+from reattach.records.database import schema
+from reattach.records.repository import Repository
+from reattach.records.runs.admission import one_run
+
+_runs, _otids = schema.runs, schema.run_otids
+_NEWEST: Final = (
+    select(_runs)
+    .join(_otids, _otids.c.run_id == _runs.c.id)
+    .where(
+        _otids.c.tenant == bindparam("tenant"),
+        _otids.c.otid == bindparam("digest"),
+        _runs.c.created_at >= bindparam("since"),
+    )
+    .order_by(_runs.c.created_at.desc(), _runs.c.ordinal.desc())
+    .limit(1)
+)
+
+
+class Retries(Repository):
+    """Finds runs by a digest of the request, which is one of their OTIDs."""
+
+    async def newest(self, tenant: TenantId, digest: str, since: datetime) -> Run | None:
+        """Return the newest run since then whose request had this digest."""
+
+        def read(connection: Connection) -> Run | None:
+            return one_run(
+                connection,
+                _NEWEST,
+                tenant=tenant,
+                digest=digest,
+                since=since,
+            )
+
+        return await self._database.in_read(read)
