@@ -115,6 +115,7 @@ def log_through_application() -> None:
         structlog.configure(
             processors=[
                 structlog.stdlib.filter_by_level,
+                structlog.contextvars.merge_contextvars,
                 _append_values,
                 structlog.stdlib.render_to_log_kwargs,
             ],

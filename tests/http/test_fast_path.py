@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from starlette.types import Message
 
 from reattach.domain.ids import DEFAULT_TENANT, new_run_id
@@ -183,6 +184,28 @@ async def test_a_key_is_looked_at_on_the_short_way_too(tmp_path: Path) -> None:
             answer = await app.asked(path=f"/v1/runs/{run}/stream", headers=headers)
             statuses.append((answer[0]["status"], app.long_ways))
     assert statuses == [(200, 0), (401, 1), (404, 2)]
+
+
+async def test_the_access_log_has_resumes_with_their_run_cursor_and_key_on_both_ways(
+    tmp_path: Path,
+) -> None:
+    async with listening(tmp_path, access_log=True) as own:
+        _, run = await ended_run(own)
+        key, secret = await own.context.records.keys.create(DEFAULT_TENANT, "ours")
+        app = App(own)
+        headers = [*USUAL, (b"authorization", f"Bearer {secret}".encode())]
+        body = b'{"starting_after": 2}'
+        with structlog.testing.capture_logs() as lines:
+            await app.asked(body, path=f"/v1/runs/{run}/stream", headers=headers)
+            await app.asked(
+                body, path=f"/v1/runs/{run}/stream", headers=[*headers, (b"origin", b"http://x")]
+            )
+    assert app.long_ways == 1
+    requests = [line for line in lines if line["event"] == "request"]
+    assert [(one["status"], one["run_id"], one["cursor"], one["key"]) for one in requests] == [
+        (200, run, 2, key.id)
+    ] * 2
+    assert secret not in str(lines)
 
 
 class Recorded:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import structlog
 
+from tests.support.callback_receiver import receiving
 from tests.support.collector import Collector, collecting
 from tests.support.live_server import LiveServer, listening, message_body, new_threads, to
 
@@ -35,6 +36,7 @@ async def traced(
         async with listening(
             tmp_path_factory.mktemp("traced"),
             access_log=True,
+            callbacks_to_private=True,
             tools=["tests.support.tool_functions:add"],
         ) as live:
             yield live
@@ -180,6 +182,23 @@ async def test_many_runs_on_one_connection_are_named_by_one_span(
     assert span.attributes["reattach.run.ids"] == run_ids
 
 
+async def test_a_callback_names_the_trace_of_its_run(
+    traced: LiveServer, collector: Collector
+) -> None:
+    agent_id, _ = await new_threads(traced)
+    async with receiving() as receiver:
+        response = await traced.client.post(
+            f"/v1/agents/{agent_id}/messages/async",
+            json={**message_body("hello"), "callback_url": receiver.url},
+            headers={"traceparent": PARENT},
+        )
+        assert response.status_code == 200, response.text
+        call = await receiver.call()
+    (send,) = await collector.of_run(response.json()["id"], "POST ")
+    assert send.name == "POST /v1/agents/{agent_id}/messages/async"
+    assert call.headers["traceparent"] == f"00-{TRACE_ID}-{send.span_id}-01"
+
+
 async def test_a_refused_send_is_a_span_with_its_status_and_no_run(
     traced: LiveServer, collector: Collector
 ) -> None:
@@ -190,6 +209,9 @@ async def test_a_refused_send_is_a_span_with_its_status_and_no_run(
     assert span.attributes["http.response.status_code"] == 404
     assert "reattach.run.id" not in span.attributes
     assert not span.is_error
+
+    invalid = await traced.client.post(to(unknown), json={}, headers={"traceparent": PARENT})
+    assert (invalid.status_code, invalid.json()["trace_id"]) == (422, TRACE_ID)
 
 
 async def test_a_repeated_send_links_to_the_run_that_it_gets(
@@ -319,3 +341,45 @@ assert "opentelemetry.sdk" not in sys.modules  # FastAPI imports the API.
 """
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
     assert await process.wait() == 0
+
+
+EMBEDDING = """
+import asyncio, sys
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from reattach.embed import Reattach
+
+exporter = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+
+async def answer(turn):
+    yield "hello"
+
+async def main():
+    async with Reattach(answer, data_dir=sys.argv[1]) as streams:
+        with trace.get_tracer("application").start_as_current_span("question"):
+            run = await streams.ask("hello")
+        async for _ in streams.events(run):
+            pass
+    spans = {span.name.partition(" ")[0]: span for span in exporter.get_finished_spans()}
+    question, attempt, chat = spans["question"], spans["invoke_agent"], spans["chat"]
+    assert attempt.parent.span_id == question.context.span_id
+    assert chat.parent.span_id == attempt.context.span_id
+    assert provider.get_tracer("application").start_span("later").is_recording()
+
+asyncio.run(main())
+"""
+
+
+async def test_an_application_that_traces_has_the_runs_below_its_own_spans(
+    tmp_path: Path,
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", EMBEDDING, str(tmp_path), stderr=asyncio.subprocess.PIPE
+    )
+    _, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()

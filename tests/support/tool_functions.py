@@ -7,6 +7,7 @@ import sys
 import threading
 from typing import Annotated
 
+import structlog
 from pydantic import Field
 
 from reattach.domain.errors import ToolError
@@ -20,6 +21,12 @@ RAN: list[str] = []
 def add(n: Annotated[int, Field(description="The number to add to.")], more: int = 1) -> int:
     """Add two numbers."""
     return n + more
+
+
+async def log_something(n: int) -> str:
+    """Log a line of its own."""
+    structlog.get_logger().info("something", n=n)
+    return "logged"
 
 
 async def greet(name: str = "you") -> dict[str, str]:

@@ -93,6 +93,17 @@ async def test_a_tool_that_raises_or_floods_has_an_error_for_its_return(
     assert await called(function) == ToolReturnPart("c", function.__name__, "error", text)
 
 
+@pytest.mark.parametrize("function", [functions.explode, functions.hang, functions.log_something])
+async def test_log_lines_about_a_tool_have_the_id_of_its_run(function: Callable[..., Any]) -> None:
+    made = FunctionTool(function, Threads())
+    call = ToolCallPart("c", made.name, '{"n": 1}')
+    with structlog.testing.capture_logs(
+        processors=[structlog.contextvars.merge_contextvars]
+    ) as lines:
+        await call_tool(made, call, seconds=0.05, run_id="run-1")
+    assert [line["run_id"] for line in lines] == ["run-1"]
+
+
 @pytest.mark.parametrize("function", [functions.hang, functions.sleep_long])
 async def test_a_tool_that_hangs_is_not_waited_for(function: Callable[..., Any]) -> None:
     returned = await called(function, seconds=0.05)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
+import structlog
 from starlette.responses import Response
 from starlette.types import Scope
 
@@ -55,7 +56,8 @@ def invalid(faults: Sequence[Fault], **extra: object) -> ValidationFailedError:
     if len(faults) > len(shown):
         lines.append(f"{len(faults) - len(shown)} more faults are not shown.")
     error = ValidationFailedError(" ".join(lines))
-    error.extra = {"trace_id": "", "errors": [fault._asdict() for fault in shown], **extra}
+    trace_id = structlog.contextvars.get_contextvars().get("trace_id", "")
+    error.extra = {"trace_id": trace_id, "errors": [fault._asdict() for fault in shown], **extra}
     return error
 
 

@@ -20,27 +20,34 @@ class _Failure:
 
 
 async def call_tool(
-    tool: Tool, call: ToolCallPart, *, seconds: float, context: ToolContext = NO_CONTEXT
+    tool: Tool,
+    call: ToolCallPart,
+    *,
+    seconds: float,
+    context: ToolContext = NO_CONTEXT,
+    run_id: str | None = None,
 ) -> ToolReturnPart:
     """Run the call and return its storable return.
 
     An exception, a call longer than ``seconds`` and a result that is too large become error
-    returns. On a timeout or a cancellation the tool is cancelled, but not waited for.
+    returns. On a timeout or a cancellation the tool is cancelled, but not waited for. Log lines
+    have ``run_id``, also those of the tool itself if it uses structlog.
     """
-    return storable_return(await _call(tool, call, seconds, context))
+    return storable_return(await _call(tool, call, seconds, context, run_id))
 
 
 async def _call(
-    tool: Tool, call: ToolCallPart, seconds: float, context: ToolContext
+    tool: Tool, call: ToolCallPart, seconds: float, context: ToolContext, run_id: str | None
 ) -> ToolReturnPart:
-    task = asyncio.create_task(_outcome(tool, call, context), name=f"tool {tool.name}")
+    outcome = _outcome(tool, call, context, run_id)
+    task = asyncio.create_task(outcome, name=f"tool {tool.name}")
     try:
         await asyncio.wait({task}, timeout=seconds)
     finally:
         if not task.done():
             task.cancel()
     if not task.done():
-        logger.warning("tool out of time", tool=tool.name, seconds=seconds)
+        logger.warning("tool out of time", run_id=run_id, tool=tool.name, seconds=seconds)
         return call.error_return(
             f"The tool did not return within {seconds:g} seconds. "
             "Whether it did its work is not known.",
@@ -62,9 +69,11 @@ async def _call(
 
 
 async def _outcome(
-    tool: Tool, call: ToolCallPart, context: ToolContext
+    tool: Tool, call: ToolCallPart, context: ToolContext, run_id: str | None
 ) -> str | ToolError | _Failure:
     """Return the outcome of the call; raise nothing but its own cancellation."""
+    if run_id is not None:
+        structlog.contextvars.bind_contextvars(run_id=run_id)  # In the task of this call alone.
     try:
         output: object = await tool.call_for(context, call.arguments)
         return output if isinstance(output, str) else _Failure(f"it gave {type(output).__name__}")
@@ -74,5 +83,5 @@ async def _outcome(
         return error
     except BaseException as error:
         # SystemExit too, because no tool may end the server.
-        logger.exception("tool failed", tool=tool.name)
+        logger.exception("tool failed", run_id=run_id, tool=tool.name)
         return _Failure(type(error).__name__)

@@ -81,7 +81,7 @@ class ToolLoop(Engine):
         ids = CallIds(partial(_ids_in, turn))
         due = [call for call in turn.due if offer.answers(call.name)]
         returns: list[ToolReturnPart] = []
-        async with closing_deltas(self._call_tools(due, offer)) as outcomes:
+        async with closing_deltas(self._call_tools(due, offer, turn.run_id)) as outcomes:
             async for delta in outcomes:
                 yield delta
                 returns += [delta] if isinstance(delta, ToolReturnPart) else []
@@ -108,7 +108,7 @@ class ToolLoop(Engine):
                 yield answer.finish(end)
                 return
             returns = []
-            async with closing_deltas(self._call_tools(calls, offer)) as outcomes:
+            async with closing_deltas(self._call_tools(calls, offer, turn.run_id)) as outcomes:
                 async for delta in outcomes:
                     yield delta
                     returns += [delta] if isinstance(delta, ToolReturnPart) else []
@@ -126,7 +126,7 @@ class ToolLoop(Engine):
         yield Finished(StopReason.MAX_STEPS)
 
     async def _call_tools(
-        self, calls: Sequence[ToolCallPart], offer: Offer
+        self, calls: Sequence[ToolCallPart], offer: Offer, run_id: str
     ) -> AsyncIterator[ToolStarting | ToolReturnPart]:
         for call in calls:
             if call.name not in offer.tools:
@@ -135,7 +135,7 @@ class ToolLoop(Engine):
             tool = offer.tools[call.name].tool
             yield ToolStarting(call.tool_call_id, tool.idempotent, call.name)
             seconds = tool.call_seconds or self._call_seconds
-            yield await call_tool(tool, call, seconds=seconds, context=self._context)
+            yield await call_tool(tool, call, seconds=seconds, context=self._context, run_id=run_id)
 
     def _messages(self, answer: "_Answer") -> list[Message]:
         said = self._message(Role.ASSISTANT, answer.parts())

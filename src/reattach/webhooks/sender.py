@@ -125,6 +125,7 @@ class Callbacks:
         return task
 
     async def _send(self, due: DueCallback) -> None:
+        structlog.contextvars.bind_contextvars(run_id=due.run.id)  # In the task of this callback.
         try:
             await self._send_and_record(due)
         except ReattachError as error:
@@ -146,6 +147,8 @@ class Callbacks:
                 Webhook(secret).sign(run.id, sent_at, body) for secret in secrets
             ),
         }
+        if run.traceparent is not None:
+            headers["traceparent"] = run.traceparent
         result = await self._receivers.post(run.callback_url or "", body.encode(), headers)
         self._slots.note(due.receiver, has_answered=result.status_code is not None)
         backoff = Backoff(

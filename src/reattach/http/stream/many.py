@@ -204,7 +204,8 @@ class ManyDelivery:
         try:
             is_whole = await self._deliver(body)
         except Exception:
-            logger.exception("delivery failed")
+            run_ids = ",".join(member.cursor.run_id for member in self._members)
+            logger.exception("delivery failed", run_id=run_ids)
             self._cut_off(CutReason.ERROR, "the server failed")
         finally:
             await self._release()

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import structlog
+
 from reattach.agent.engine_factory import EngineFactory
 from reattach.domain.backoff import until_available
 from reattach.domain.clock import Clock
@@ -63,4 +65,5 @@ class SettlementWriter:
         upstream_id = run.notes.unfinished_upstream_id
         if upstream_id is not None and settlement.stop_reason.run_status is not RunStatus.COMPLETED:
             # Not before the end is settled: until then, another process may continue the run.
-            await self._engine_factory.cancel_upstream(run.model or "", upstream_id)
+            with structlog.contextvars.bound_contextvars(run_id=run.id):
+                await self._engine_factory.cancel_upstream(run.model or "", upstream_id)
