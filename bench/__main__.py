@@ -10,7 +10,19 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import append, cluster, following, growth, idle, live, reload, replay, storm, watching
+from bench import (
+    append,
+    cluster,
+    following,
+    growth,
+    idle,
+    live,
+    reload,
+    replay,
+    storm,
+    watching,
+)
+from bench.browser import page
 from bench.clients import table as clients
 from bench.faults import chaos, handover, repeated, siege
 from bench.measuring.load import CACHE, program
@@ -42,6 +54,7 @@ OF_CLUSTERS: Mapping[str, tuple[str, Callable[[Options], None]]] = {
     "rolling": ("servers restarted one after the other, again and again, under runs with tools",
                 chaos.rolling),
     "clients": ("what a user of each client sees when something breaks", clients.main),
+    "page": ("the server's page in a browser: size, first paint, script time, heap", page.main),
     "handover": ("from the stop or death of a server to the next event of its runs",
                  handover.main),
 }  # fmt: skip

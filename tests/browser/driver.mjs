@@ -70,6 +70,23 @@ const orders = {
   async requests({ page }) {
     return pages[page].requests;
   },
+  // What the page has cost so far, counted from the first call on. The heap is that after a collection.
+  async metrics({ page }) {
+    const tab = pages[page];
+    if (!tab.session) {
+      tab.session = await tab.page.context().newCDPSession(tab.page);
+      await tab.session.send("Performance.enable");
+    }
+    await tab.session.send("HeapProfiler.collectGarbage");
+    const { metrics } = await tab.session.send("Performance.getMetrics");
+    const of = Object.fromEntries(metrics.map(({ name, value }) => [name, value]));
+    return {
+      seconds: of.Timestamp,
+      script_seconds: of.ScriptDuration,
+      task_seconds: of.TaskDuration,
+      heap_bytes: of.JSHeapUsedSize,
+    };
+  },
   async bring_to_front({ page }) {
     await pages[page].page.bringToFront();
   },

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tests.browser.pages import assert_accessible
 from tests.support.browser import Browser, Page
+from tests.support.commands import reattach_here
 from tests.support.threads import Thread
 
 TEXTS = "(all) => [...document.querySelectorAll(all)].map((one) => one.innerText.trim())"
@@ -57,3 +59,26 @@ def say(page: Page, text: str) -> None:
 
 def wait_for_end(page: Page) -> None:
     wait_for_text(page, ".following", "ended")
+
+
+def background_run(thread: Thread, text: str) -> str:
+    """Send a message with an event for each token, leave at once, and return the run's id."""
+    body = {
+        "agent_id": thread.agent_id,
+        "messages": [{"role": "user", "content": text}],
+        "background": True,
+        "stream_tokens": True,
+        "streaming": True,
+    }
+    path = f"/v1/conversations/{thread.path_id}/messages"
+    with thread.raw.stream("POST", path, json=body) as answer:
+        assert answer.status_code == 200, answer.read()
+        return str(answer.headers["x-run-id"])
+
+
+def key_of(data_dir: Path, *scopes: str) -> str:
+    """Create an API key. A server that has started without keys wants one within seconds."""
+    options = [word for scope in scopes for word in ("--scope", scope)]
+    made = reattach_here("keys", "create", "page", "--data-dir", str(data_dir), *options)
+    assert made.status == 0, made.err
+    return made.out.strip()

@@ -171,6 +171,14 @@ class Page:
         """Set the colours that the user prefers, ``light`` or ``dark``, and animate nothing."""
         self._browser.order("prefer", page=self.number, scheme=scheme)
 
+    def metrics(self) -> dict[str, float]:
+        """Return what the page has cost since the first call, and its heap after a collection.
+
+        ``seconds`` is a clock; ``script_seconds`` and ``task_seconds`` are of its main thread.
+        """
+        found: dict[str, float] = self._browser.order("metrics", page=self.number)
+        return found
+
     def screenshot(self, path: Path) -> None:
         """Write a picture of what is seen, as PNG."""
         self._browser.order("screenshot", page=self.number, path=str(path))

@@ -1,4 +1,4 @@
-import type { ReadonlySignal } from "@preact/signals";
+import { useSignal, type ReadonlySignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import type { Block, Transcript } from "../chat/transcript";
 import { count } from "../format";
@@ -8,6 +8,7 @@ import { Markdown } from "../parts/markdown";
 import type { Subject } from "./subject";
 
 const NEAR_PX = 60;
+const SAID_CHARS = 600;
 
 /** The messages as of the moment. */
 export function AnswerPane({ subject }: { subject: Subject }) {
@@ -22,7 +23,7 @@ export function AnswerPane({ subject }: { subject: Subject }) {
         </span>
       </div>
       {error && <Fault error={error} again={() => answer.want(subject.seq.peek())} />}
-      <Blocks transcript={answer.transcript} isLate={subject.isLate} sticks={subject.isFollowing} />
+      <Blocks transcript={answer.transcript} isLate={subject.isLate} />
     </section>
   );
 }
@@ -30,11 +31,10 @@ export function AnswerPane({ subject }: { subject: Subject }) {
 interface BlocksProperties {
   transcript: ReadonlySignal<Transcript>;
   isLate?: ReadonlySignal<boolean>;
-  /** Whether the end stays in sight while it grows, if the user has not scrolled away from it. */
-  sticks?: ReadonlySignal<boolean>;
 }
 
-export function Blocks({ transcript, isLate, sticks }: BlocksProperties) {
+/** Messages whose end, which is the moment, stays in sight unless the user scrolls away from it. */
+export function Blocks({ transcript, isLate }: BlocksProperties) {
   const box = useRef<HTMLDivElement>(null);
   useEffect(() => {
     const element = box.current!;
@@ -43,7 +43,7 @@ export function Blocks({ transcript, isLate, sticks }: BlocksProperties) {
       isNearEnd = element.scrollHeight - element.scrollTop - element.clientHeight < NEAR_PX;
     };
     const grown = new ResizeObserver(() => {
-      if (sticks?.peek() && isNearEnd) element.scrollTop = element.scrollHeight;
+      if (isNearEnd) element.scrollTop = element.scrollHeight;
     });
     grown.observe(element.firstElementChild!);
     element.addEventListener("scroll", note, { passive: true });
@@ -68,13 +68,7 @@ export function Blocks({ transcript, isLate, sticks }: BlocksProperties) {
 function BlockView({ block }: { block: Block }) {
   switch (block.kind) {
     case "user":
-      return (
-        <div class="said">
-          <h3>user</h3>
-          <p>{block.text}</p>
-          {block.images.length > 0 && <p class="muted">with {block.images.length === 1 ? "an image" : `${block.images.length} images`}</p>}
-        </div>
-      );
+      return <Said text={block.text} images={block.images.length} />;
     case "answer":
       return <Markdown text={block.text} isWhole={block.isWhole} />;
     case "reasoning":
@@ -106,4 +100,21 @@ function BlockView({ block }: { block: Block }) {
     case "cut":
       return null;
   }
+}
+
+/** A message of the user, which is not why somebody looks here. */
+function Said({ text, images }: { text: string; images: number }) {
+  const isWhole = useSignal(text.length <= SAID_CHARS);
+  return (
+    <div class="said">
+      <h3>user</h3>
+      <p>{isWhole.value ? text : `${text.slice(0, SAID_CHARS)}…`}</p>
+      {!isWhole.value && (
+        <button type="button" class="small" onClick={() => (isWhole.value = true)}>
+          Show all
+        </button>
+      )}
+      {images > 0 && <p class="muted">with {images === 1 ? "an image" : `${images} images`}</p>}
+    </div>
+  );
 }

@@ -16,7 +16,7 @@ export function Choose() {
   const only = server.value?.token?.run_id;
   const polled = usePolled((stop) => lastRuns(stop), LOOK_MS);
   return (
-    <main class="choose">
+    <div class="choose">
       <h1>Choose a run</h1>
       <form onSubmit={(event) => (event.preventDefault(), typed.value.trim() && go(["inspector", typed.value.trim()]))}>
         <label class="unseen" for="run-id">
@@ -55,7 +55,7 @@ export function Choose() {
           No runs yet. <a href={address(["runs"])}>Send one</a>.
         </p>
       )}
-    </main>
+    </div>
   );
 }
 

@@ -1,13 +1,13 @@
 import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { asApiError, type ApiError } from "../api";
-import { bytes, count, counted } from "../format";
+import { bytes, count, counted, span } from "../format";
 import { Copy } from "../parts/copy";
 import { Fault } from "../parts/fault";
 import { Icon } from "../parts/icon";
 import { VirtualList } from "../parts/virtual_list";
 import { getFrames, type Frame } from "./facts";
-import { dataOf } from "./frames";
+import { dataOf, eventOf } from "./frames";
 import type { Subject } from "./subject";
 
 const ROW_HEIGHT = 26;
@@ -27,6 +27,9 @@ const TYPES = [
   "stop_reason",
   "usage_statistics",
 ];
+
+/** Members that the row shows otherwise, or that most events of a run share. */
+const REPEATED = new Set(["message_type", "seq_id", "run_id", "id", "date", "otid", "step_id"]);
 
 /** The raw events of the run: all of them in a list, or those that match. */
 export function FramesPane({ subject }: { subject: Subject }) {
@@ -89,13 +92,16 @@ function All({ subject }: { subject: Subject }) {
 
 function Row({ seq, frame, subject }: { seq: number; frame: Frame | undefined; subject: Subject }) {
   const isCurrent = subject.seq.value === seq;
+  const before = subject.frames.get(seq - 1)?.at;
+  const ms = frame?.at && before ? Date.parse(frame.at) - Date.parse(before) : null;
   return (
     <div class={`frame ${isCurrent ? "current" : ""}`} role="listitem" aria-current={isCurrent || undefined} onClick={() => subject.move(seq)}>
       <b class="number">{seq}</b>
       {frame && (
         <>
           <span class={`type ${kindOf(frame.type)}`}>{shortType(frame.type)}</span>
-          <code>{dataOf(frame.frame).slice(0, SHOWN_CHARS)}</code>
+          <code>{essence(frame).slice(0, SHOWN_CHARS)}</code>
+          {ms !== null && ms > 0 && <span class="after number muted">+{span(ms)}</span>}
         </>
       )}
     </div>
@@ -143,7 +149,7 @@ function Matches({ subject, type, text }: { subject: Subject; type: string; text
     <>
       <div class="matches" role="status">
         <span class="number">
-          {counted(matches.length, "match").replace("matchs", "matches")} in {count(read.value)}
+          {count(matches.length)} {matches.length === 1 ? "match" : "matches"} in {counted(read.value, "frame")}
           {isDone.value ? "" : " …"}
         </span>
         <button type="button" class="quiet small" aria-label="Previous match" onClick={() => step(-1)}>
@@ -191,6 +197,14 @@ function Whole({ subject }: { subject: Subject }) {
       {isOpen.value && <pre tabIndex={0}>{frame ? frame.frame.trimEnd() : ""}</pre>}
     </div>
   );
+}
+
+/** Return the members of an event in which it differs from its neighbours. */
+function essence(frame: Frame): string {
+  const event = eventOf(frame);
+  if (!event) return dataOf(frame.frame);
+  const kept = Object.entries(event).filter(([name, value]) => value !== null && !REPEATED.has(name));
+  return JSON.stringify(Object.fromEntries(kept));
 }
 
 function timeOf(at: string): string {

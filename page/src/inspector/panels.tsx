@@ -106,7 +106,7 @@ export function HappenedPanel({ facts, onPick }: Properties) {
 function happenings(facts: RunFacts): Happening[] {
   const found: Happening[] = [{ at: facts.created_at, icon: "send", text: "sent" }];
   for (const one of facts.attempt_list) {
-    const owner = one.owner ? ` by ${shortId(one.owner)}` : "";
+    const owner = one.owner ? ` by ${one.owner.slice(0, 8)}` : "";
     const token = one.token === null ? "" : ` with token ${one.token}`;
     if (one.number === 1) found.push({ at: one.began_at, icon: "play", text: `attempt 1${owner}${token}` });
     else {
@@ -133,13 +133,13 @@ function happenings(facts: RunFacts): Happening[] {
 /** What the run consists of: its sums, model calls and tools. */
 export function WorkPanel({ facts, onPick }: Properties) {
   const rows: Array<[string, ComponentChildren]> = [
-    ["Agent", <a href={address(["chat", facts.agent_id])}>{facts.agent_name ?? facts.agent_id}</a>],
+    ["Agent", <a href={address(["chat", facts.agent_id])}>{facts.agent_name ?? shortId(facts.agent_id)}</a>],
     ["Model", facts.model],
     ["Events", facts.events === null ? null : count(facts.events)],
     ["Rate", facts.events_per_second === null ? null : `${facts.events_per_second.toFixed(1)}/s`],
     ["First event", facts.first_event_seconds === null ? null : span(facts.first_event_seconds * 1000)],
     ["Took", facts.completed_at && span(Date.parse(facts.completed_at) - Date.parse(facts.created_at))],
-    ["Owner", isActive(facts) ? facts.owner : null],
+    ["Owner", isActive(facts) && facts.owner ? <span title={facts.owner}>{facts.owner.slice(0, 8)}</span> : null],
   ];
   return (
     <section class="panel" aria-label="Work">
@@ -161,7 +161,7 @@ export function WorkPanel({ facts, onPick }: Properties) {
             {facts.tool_calls.map((call) => (
               <tr key={call.id}>
                 <td>{call.name}</td>
-                <td class={call.status === "error" ? "bad" : ""}>{call.status ?? "running"}</td>
+                <td class={call.status === "error" ? "bad" : ""}>{(call.status ?? "running").replaceAll("_", " ")}</td>
                 <td class="number">{call.began_seq !== null && <Seq seq={call.began_seq} onPick={onPick} />}</td>
                 <td class="number">{call.began_at && call.ended_at && span(Date.parse(call.ended_at) - Date.parse(call.began_at))}</td>
               </tr>

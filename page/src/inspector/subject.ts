@@ -12,6 +12,8 @@ const AROUND = 60;
 /** Browsers allow a page few changes of its address. */
 const ADDRESS_MS = 300;
 const HIDDEN_MS = 500;
+/** The longest time between two looks of a stream whose answer takes long to lay out. */
+const SLOWEST_MS = 500;
 const encoder = new TextEncoder();
 
 type Item = { message_type: string; seq_id: number; [member: string]: unknown };
@@ -28,6 +30,8 @@ export class Subject {
   private following: AbortController | null = null;
   private queue: Item[] = [];
   private isScheduled = false;
+  /** How long the browser was busy with the last look. */
+  private busyMs = 0;
   private writing: ReturnType<typeof setTimeout> | undefined;
 
   constructor(
@@ -111,7 +115,18 @@ export class Subject {
     this.isScheduled = true;
     // Hidden tabs have no frames.
     if (document.hidden) setTimeout(() => this.flush(), HIDDEN_MS);
-    else requestAnimationFrame(() => this.flush());
+    // Half of the time is left for the user's own input.
+    else setTimeout(() => requestAnimationFrame(() => this.measured()), Math.min(this.busyMs, SLOWEST_MS));
+  }
+
+  /** Show what came, and measure how long the browser takes until the frame with the text is painted. */
+  private measured(): void {
+    const began = performance.now();
+    this.flush();
+    const painted = (): void => {
+      this.busyMs = performance.now() - began;
+    };
+    requestAnimationFrame(() => setTimeout(painted));
   }
 
   /** Show everything that came since the last frame. */

@@ -43,8 +43,8 @@ function Run({ run }: { run: string }) {
   }, [isRunning]);
   const error = facts.error.value;
   if (!found) {
-    if (!error) return <main class="inspector" aria-busy="true" />;
-    return error.status === 404 ? <NotHere run={run} error={error} /> : <main class="inspector"><Stale polled={facts} /></main>;
+    if (!error) return <div class="inspector" aria-busy="true" />;
+    return error.status === 404 ? <NotHere run={run} error={error} /> : <div class="inspector"><Stale polled={facts} /></div>;
   }
   if (found.log === "deleted" || found.log === "lost") return <Gone facts={found} />;
   return (
@@ -57,7 +57,7 @@ function Run({ run }: { run: string }) {
 
 function NotHere({ run, error }: { run: string; error: ApiError }) {
   return (
-    <main class="inspector">
+    <div class="inspector">
       <Empty title="This run is not here">
         <p>
           <code>{run}</code> does not exist, or is another tenant's.
@@ -67,7 +67,7 @@ function NotHere({ run, error }: { run: string; error: ApiError }) {
           <a href={address(["runs"])}>Show the runs that are here</a>
         </p>
       </Empty>
-    </main>
+    </div>
   );
 }
 
@@ -82,7 +82,7 @@ function Gone({ facts, error }: { facts: RunFacts; error?: ApiError }) {
   });
   const expired = facts.log_deleted_at ?? error?.body.expired_at;
   return (
-    <main class="inspector">
+    <div class="inspector">
       <Head facts={facts} />
       <p class="gone" role="status">
         <Icon name="clock" /> {facts.log === "lost" ? "The log of this run is lost." : "The events of this run are past their retention"}
@@ -96,7 +96,7 @@ function Gone({ facts, error }: { facts: RunFacts; error?: ApiError }) {
         <HappenedPanel facts={facts} onPick={() => {}} />
         <WorkPanel facts={facts} onPick={() => {}} />
       </div>
-    </main>
+    </div>
   );
 }
 
@@ -153,7 +153,7 @@ function Look({ facts, again }: { facts: RunFacts; again: () => void }) {
   useKeys(subject, active);
   if (gone.value) return <Gone facts={facts} error={gone.value} />;
   return (
-    <main class={`inspector tab-${tab.value.toLowerCase()}`}>
+    <div class={`inspector tab-${tab.value.toLowerCase()}`}>
       <Acts facts={facts} subject={subject} again={again} />
       <Slider subject={subject} isActive={active} />
       <Times facts={facts} subject={subject} isActive={active} />
@@ -173,7 +173,7 @@ function Look({ facts, again }: { facts: RunFacts; again: () => void }) {
         <HappenedPanel facts={facts} onPick={(seq) => subject.move(seq)} />
         <WorkPanel facts={facts} onPick={(seq) => subject.move(seq)} />
       </div>
-    </main>
+    </div>
   );
 }
 

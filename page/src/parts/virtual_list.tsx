@@ -26,16 +26,24 @@ export function VirtualList({ count, rowHeight, label, render, at, sticksToEnd =
     const { scrollTop: top, clientHeight: height } = box.current!;
     setView((old) => (old.top === top && old.height === height ? old : { top, height }));
   };
-  useLayoutEffect(() => {
-    const observer = new ResizeObserver(measure);
-    observer.observe(box.current!);
-    return () => observer.disconnect();
-  }, []);
-  useLayoutEffect(() => {
+  const reveal = useRef(() => {});
+  reveal.current = () => {
     const { scrollTop, clientHeight } = box.current!;
     const top = (at ?? 0) * rowHeight;
     if (at === undefined || sticksToEnd || (top >= scrollTop && top + rowHeight <= scrollTop + clientHeight)) return;
     box.current!.scrollTop = top - clientHeight / 2;
+  };
+  useLayoutEffect(() => {
+    const observer = new ResizeObserver(() => {
+      // A list that became smaller may have lost the row.
+      reveal.current();
+      measure();
+    });
+    observer.observe(box.current!);
+    return () => observer.disconnect();
+  }, []);
+  useLayoutEffect(() => {
+    reveal.current();
     measure();
   }, [at, rowHeight]);
   useLayoutEffect(() => {

@@ -74,7 +74,7 @@ const OWNER: Column = {
   name: "owner",
   title: "Owner",
   kind: "text",
-  cell: ({ owner, worker }) => (owner ? (worker === null ? shortId(owner) : `worker ${worker}`) : NOTHING),
+  cell: ({ owner, worker }) => (owner ? (worker === null ? owner.slice(0, 8) : `worker ${worker}`) : NOTHING),
   hint: ({ owner }) => owner ?? undefined,
 };
 

@@ -52,7 +52,7 @@ export function RunsView() {
   };
 
   return (
-    <main class={`runs ${isStale ? "is-stale" : ""}`}>
+    <div class={`runs ${isStale ? "is-stale" : ""}`}>
       <h1 class="unseen">Runs</h1>
       <Filters filter={filter} list={list} isAdmin={isAdmin} onDown={() => focus.current()}>
         {cancellable.length > 0 && (
@@ -74,7 +74,7 @@ export function RunsView() {
           focus={focus}
           rows={rows}
           isAdmin={isAdmin}
-          showsTenant={may("operator")}
+          showsTenant={may("operator") && rows.some(({ tenant }) => tenant !== rows[0]!.tenant)}
           chosen={chosen}
           onOpen={({ id }) => go(["inspector", id])}
           onCancel={may("cancel") ? (row) => void cancel([row]) : undefined}
@@ -98,7 +98,7 @@ export function RunsView() {
           </form>
         </Dialog>
       )}
-    </main>
+    </div>
   );
 }
 
@@ -181,7 +181,7 @@ function Filters({ filter, list, isAdmin, onDown, children }: FilterProperties) 
       <Choice label="Status" value={filter.status} options={STATUSES.map((one) => [one, one])} onChange={(value) => set("status", value)} />
       {isAdmin && <Choice label="Model" value={filter.model} options={models} onChange={(value) => set("model", value)} />}
       <Choice label="Agent" value={filter.agent_id} options={agents} onChange={(value) => set("agent", value)} />
-      {may("operator") && (
+      {(tenants.length > 1 || filter.tenant) && (
         <Choice label="Tenant" value={filter.tenant} options={tenants} onChange={(value) => set("tenant", value)} />
       )}
       {children}

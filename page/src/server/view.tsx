@@ -12,21 +12,21 @@ export function ServerView() {
   const info = server.value;
   const has = info?.token ? `This stream token has ${info.token.scopes.join(" and ")}` : `This key has ${info?.scopes.join(" and ")}`;
   return (
-    <main class="server">
+    <div class="server">
       <h1 class="unseen">Server</h1>
       <Empty title="This needs the scope admin" command="reattach keys create NAME --scope read --scope admin">
         <p>
           {has}. A key with the scope <code>admin</code> shows your tenant here, and one with <code>operator</code> the whole server.
         </p>
       </Empty>
-    </main>
+    </div>
   );
 }
 
 function Cards() {
   const processes = useProcesses();
   return (
-    <main class="server">
+    <div class="server">
       <h1 class="unseen">Server</h1>
       <div class="cards">
         <ProcessesCard processes={processes} />
@@ -40,6 +40,6 @@ function Cards() {
           <AuditCard />
         </div>
       </div>
-    </main>
+    </div>
   );
 }
