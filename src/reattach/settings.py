@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -80,6 +80,11 @@ def _continue_models(entries: tuple[str, ...]) -> tuple[str, ...]:
     continue_forms(entries)
     return entries
 
+
+DialectName = Literal["openai"]
+DIALECT_NAMES: Final[tuple[DialectName, ...]] = get_args(DialectName)
+
+Dialects = Annotated[tuple[DialectName, ...], NoDecode, BeforeValidator(_words)]
 
 ContinueModels = Annotated[Words, AfterValidator(_continue_models)]
 
@@ -279,6 +284,11 @@ class Settings(BaseSettings):
         None,
         description="Origins of web pages that may call this server; None: pages served from this "
         "machine.",
+    )
+    dialects: Dialects = Field(
+        DIALECT_NAMES,
+        description="Dialects beside Letta's that clients may speak; an empty list switches all "
+        "off.",
     )
     token_keys: SecretWords = Field(
         (),

@@ -41,6 +41,10 @@ from reattach.http.api.probe import routes as probe_api
 from reattach.http.api.probe.probes import Probes
 from reattach.http.api.tokens import routes as tokens_api
 from reattach.http.context import Context
+from reattach.http.dialects.errors import DialectErrors
+from reattach.http.dialects.registry import TAGS as DIALECT_TAGS
+from reattach.http.dialects.registry import error_bodies_of, routes_of
+from reattach.http.dialects.sending import DialectSends
 from reattach.http.errors import (
     UnknownErrors,
     on_disconnect,
@@ -83,6 +87,7 @@ TAGS: Final = [
     {"name": "tokens", "description": "Rights on one run or conversation, for web pages."},
     {"name": "server", "description": "The server itself, as the holder of a key sees it."},
     {"name": "operation", "description": "For operators: tenants, keys, the path to the server."},
+    *DIALECT_TAGS,
     {"name": "health", "description": "For health probes; no key required."},
 ]
 
@@ -204,9 +209,13 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         telemetry=_NO_TELEMETRY,
-        routes=[route for part in _PARTS for route in part.router.routes],
+        routes=[
+            *(route for part in _PARTS for route in part.router.routes),
+            *routes_of(settings.dialects),
+        ],
         middleware=[
             Middleware(CORSMiddleware, **pages.cors),
+            Middleware(DialectErrors, bodies=error_bodies_of(settings.dialects)),
             Middleware(RetriedStreams),
             Middleware(UnknownErrors),
             Middleware(Authentication, authenticator=authenticator),
@@ -229,6 +238,7 @@ def create_app(
     app.state.context, app.state.tokens, app.state.quotas = context, tokens, quotas
     app.state.scans = Scans()
     app.state.findings = Findings(checks, context.clock)
+    app.state.dialect_sends = DialectSends(context)
     app.fast_path = FastPath(context, authenticator)
     app.outer = _observed(app.answer, context)
     return app

@@ -5,9 +5,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from fastapi import Depends
 from starlette.requests import Request
 
 from reattach.agent.turns import Overrides, system_prompt
@@ -228,3 +229,11 @@ def _with_otids(messages: Sequence[Message], otid: str) -> tuple[Message, ...]:
             for number, message in enumerate(others, 2)
         ),
     )
+
+
+async def dialect_sends(request: Request) -> DialectSends:
+    sends: DialectSends = request.app.state.dialect_sends
+    return sends
+
+
+DialectSendsDep = Annotated[DialectSends, Depends(dialect_sends)]

@@ -1,0 +1,1 @@
+"""The API of OpenAI under ``/openai/v1``, in which agents are the models."""

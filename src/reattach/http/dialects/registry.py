@@ -1,0 +1,60 @@
+"""All dialects of the server: their routes, and the form of their errors."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.routing import BaseRoute
+
+from reattach.http.dialects.errors import ErrorBody
+from reattach.http.dialects.openai import models as openai_models
+from reattach.http.dialects.openai.errors import error_body as openai_error
+from reattach.http.routes import Router
+from reattach.settings import DialectName
+
+
+@dataclass(frozen=True, slots=True)
+class DialectApi:
+    """The part of the API that speaks one dialect. A setting can switch it off."""
+
+    name: DialectName
+    tag: str
+    description: str
+    routers: tuple[Router, ...]
+    error_bodies: Mapping[str, ErrorBody]
+    """The form of errors by the prefix of their paths."""
+
+
+DIALECTS: Final = (
+    DialectApi(
+        name="openai",
+        tag="openai",
+        description="The API of OpenAI, for its clients: agents are the models.",
+        routers=(openai_models.router,),
+        error_bodies={"/openai/": openai_error},
+    ),
+)
+
+
+def routes_of(names: Collection[DialectName]) -> list[BaseRoute]:
+    """Return the routes of these dialects."""
+    return [
+        route
+        for dialect in DIALECTS
+        if dialect.name in names
+        for router in dialect.routers
+        for route in router.routes
+    ]
+
+
+def error_bodies_of(names: Collection[DialectName]) -> dict[str, ErrorBody]:
+    """Return the forms of errors of these dialects, by the prefix of a path."""
+    return {
+        prefix: body
+        for dialect in DIALECTS
+        if dialect.name in names
+        for prefix, body in dialect.error_bodies.items()
+    }
+
+
+TAGS: Final = [{"name": one.tag, "description": one.description} for one in DIALECTS]
