@@ -210,7 +210,9 @@ async def test_a_refused_send_is_a_span_with_its_status_and_no_run(
     assert "reattach.run.id" not in span.attributes
     assert not span.is_error
 
-    invalid = await traced.client.post(to(unknown), json={}, headers={"traceparent": PARENT})
+    invalid = await traced.client.post(
+        to(unknown), json={"messages": 1}, headers={"traceparent": PARENT}
+    )
     assert (invalid.status_code, invalid.json()["trace_id"]) == (422, TRACE_ID)
 
 
