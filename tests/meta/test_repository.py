@@ -28,6 +28,7 @@ COMMANDS = [
     "scripts/check",
     "scripts/demo",
     "scripts/lock",
+    "scripts/screenshots",
     "scripts/serve",
     "scripts/setup",
     "scripts/site",

@@ -393,7 +393,7 @@ def _client(url: str, headers: Mapping[str, str] | None = None) -> httpx2.AsyncC
     )
 
 
-class _InLoop(_Server):
+class InLoop(_Server):
     """The production server without its signal handlers."""
 
     @contextmanager
@@ -432,7 +432,7 @@ async def listening(
     clock, gates = TestClock(), Gates()
     engine = ScriptedEngine(clock=clock, gate=gates)
     async with assemble(options, engines=[engine], clock=clock) as context:
-        server = _InLoop(context, "", None)
+        server = InLoop(context, "", None)
         async with server.running(options, drains=drains), _client(server._url) as client:
             yield LiveServer(
                 context,

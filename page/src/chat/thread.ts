@@ -345,7 +345,9 @@ export class Thread {
     const run = this.runId.peek();
     if (!run) return;
     const seq = await lastSeq(run, this.seq.peek()).catch(() => null);
-    if (seq !== null && this.lostAt.peek() === since) this.ahead.value = Math.max(seq, this.seq.peek());
+    if (seq === null || this.lostAt.peek() !== since) return;
+    this.ahead.value = Math.max(seq, this.seq.peek());
+    if (this.cut) this.cut.value = { ...this.cut.peek(), missed: this.ahead.peek()! - this.cut.peek().seq };
   }
 
   private async reattached(): Promise<void> {

@@ -269,6 +269,8 @@ function Lost({ thread }: { thread: Thread }) {
 }
 
 const NEAR_PX = 80;
+/** How long after a person's last touch a scroll may still come from it. */
+const TOUCH_MS = 1000;
 
 function Log({ thread, agent }: { thread: Thread; agent: Agent | null }) {
   const box = useRef<HTMLDivElement>(null);
@@ -289,19 +291,19 @@ function Log({ thread, agent }: { thread: Thread; agent: Agent | null }) {
     const last = blocks.value[blocks.value.length - 1];
     if (last?.kind === "user" && thread.isActive.peek() === false) isAtEnd.value = true;
   });
-  const lastTop = useRef(0);
+  const touchedAt = useRef(-Infinity);
+  const touched = (): void => void (touchedAt.current = performance.now());
   const scrolled = (): void => {
     const { scrollTop, scrollHeight, clientHeight } = box.current!;
     const isNear = scrollHeight - scrollTop - clientHeight < NEAR_PX;
-    // Text that grew since the last scroll is no reason to stay behind; scrolling up is.
-    if (isNear || scrollTop < lastTop.current) isAtEnd.value = isNear;
-    lastTop.current = scrollTop;
+    // Only a person leaves the end; content that grows or shrinks scrolls, too.
+    if (isNear || performance.now() - touchedAt.current < TOUCH_MS) isAtEnd.value = isNear;
   };
   const last = blocks.value[blocks.value.length - 1]?.kind ?? "user";
   const isThinking = thread.isActive.value && !thread.lostAt.value && (last === "user" || last === "tool");
   return (
     <div class="log-frame">
-      <div ref={box} class="log" role="log" aria-live="off" aria-label="Messages" tabIndex={0} onScroll={scrolled}>
+      <div ref={box} class="log" role="log" aria-live="off" aria-label="Messages" tabIndex={0} onScroll={scrolled} onWheel={touched} onTouchMove={touched} onKeyDown={touched} onPointerDown={touched}>
         <div ref={inside} class="log-inside">
           {thread.hasEarlier.value && (
             <button type="button" class="quiet small earlier" onClick={() => tried(() => thread.loadEarlier())}>
