@@ -26,7 +26,7 @@ from reattach.domain.limits import (
 )
 from reattach.domain.messages import ToolCallPart
 from reattach.log.base import Log
-from reattach.records.base import Run, Settlement
+from reattach.records.base import LogSummary, Run, Settlement
 from reattach.records.runs.hidden_events import HiddenEvent
 from reattach.records.runs.orphans import TakenOver
 from reattach.runs.drivers import Drivers
@@ -335,7 +335,7 @@ async def end_orphan(
     else:
         writer = await log.open(run.id, run.token)
     head = writer.head
-    await read_log(run, log, head, transcript, hidden)
+    size_bytes = (await read_log(run, log, head, transcript, hidden)).size_bytes
     transcript.due = tuple(due)
     transcript.begun = run.begun_calls
     usage = Usage(step_count=len(transcript.steps_seen()))
@@ -345,13 +345,15 @@ async def end_orphan(
         frames = letta.Encoder(run.id).frames(events, after_seq=writer.last_seq)
         await writer.append(writer.last_seq + 1, frames, close=True)
         last_seq = Seq(writer.last_seq + len(frames))
+        size_bytes += sum(map(len, frames))
         if writer.meter is not None:
             writer.meter.count(len(frames))
     else:
         events = [] if transcript.stopped is not None else UNREADABLE.terminal_group(usage)
     for event in events:
         transcript.add(event)
-    settlement = await _settle_from(transcript, run, clock, settle, last_seq)
+    summary = LogSummary(last_seq + 1 - head.first_seq, size_bytes)
+    settlement = await _settle_from(transcript, run, clock, settle, last_seq, log=summary)
     logger.info("run recovered", run_id=run.id, was_closed=head.closed, events=head.last_seq)
     return settlement
 
@@ -362,11 +364,14 @@ async def _settle_from(
     clock: Clock,
     settle: Callable[[Run, Settlement, Seq], Awaitable[None]],
     last_seq: Seq,
+    *,
+    log: LogSummary,
 ) -> Settlement:
     """Settle the run with its messages, or without them if they cannot be stored."""
     now = clock.now()
     try:
         settlement = transcript.settlement(run, transcript.steps_seen(), now)
+        settlement = replace(settlement, log=log)
         await settle(run, settlement, last_seq)
     except (StoreUnavailableError, FencedError):
         raise
@@ -378,6 +383,6 @@ async def _settle_from(
             transcript.failed,
             transcript.usage,
         )
-        settlement = bare.settlement(run, [], now)
+        settlement = replace(bare.settlement(run, [], now), log=log)
         await settle(replace(run, input=()), settlement, last_seq)
     return settlement
