@@ -14,7 +14,15 @@ import structlog
 
 from tests.support.callback_receiver import receiving
 from tests.support.collector import Collector, collecting
-from tests.support.live_server import LiveServer, listening, message_body, new_threads, to
+from tests.support.live_server import (
+    LiveServer,
+    listening,
+    message_body,
+    new_threads,
+    sent,
+    thread_with,
+    to,
+)
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TRACE_ID, CALLER_ID = PARENT.split("-")[1:3]
@@ -180,6 +188,27 @@ async def test_many_runs_on_one_connection_are_named_by_one_span(
     assert response.status_code == 200
     (span,) = await collector.wait(lambda one: one.name == "POST /v1/streams")
     assert span.attributes["reattach.run.ids"] == run_ids
+
+
+async def test_an_mcp_server_gets_the_trace_of_the_call(
+    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in collector.environment.items():
+        monkeypatch.setenv(name, value)
+    journal = tmp_path / "journal"
+    server = {
+        "command": sys.executable,
+        "args": ["-m", "tests.support.plain_mcp_server"],
+        "cwd": str(Path(__file__).parents[2]),
+        "env": {"MCP_JOURNAL": str(journal)},
+    }
+    (tmp_path / "data").mkdir()
+    async with listening(tmp_path / "data", mcp={"plain": server}) as live:
+        _, thread_id = await thread_with(live, "plain__add")
+        await sent(live, thread_id, "[tool=plain__add]")
+    (tool,) = await collector.wait(lambda one: one.name == "execute_tool plain__add")
+    (line,) = [one for one in journal.read_text("utf-8").splitlines() if "traced" in one]
+    assert tool.trace_id in line
 
 
 async def test_a_callback_names_the_trace_of_its_run(

@@ -49,6 +49,8 @@ def result_of(method: str, params: dict[str, Any]) -> dict[str, Any] | None:
         case "tools/list":
             return {"tools": json.loads(os.environ.get("MCP_LIST", json.dumps(TOOLS)))}
         case "tools/call":
+            if traceparent := params.get("_meta", {}).get("traceparent"):
+                note(f"traced {traceparent}")
             return called(params["name"], params.get("arguments", {}).get("n", 1))
         case _:
             return None
