@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import structlog
 
+from reattach.telemetry.checks import check_traces
 from tests.support.callback_receiver import receiving
 from tests.support.collector import Collector, collecting
 from tests.support.live_server import (
@@ -358,6 +360,7 @@ async def test_a_collector_that_does_not_answer_drops_spans_and_holds_up_no_run(
 
 async def test_the_sdk_is_not_imported_unless_a_variable_asks_for_it() -> None:
     program = """
+import os
 import sys
 from reattach.telemetry.setup import traces_of
 import reattach.server.assembly
@@ -414,3 +417,22 @@ async def test_an_application_that_traces_has_the_runs_below_its_own_spans(
     )
     _, errors = await process.communicate()
     assert process.returncode == 0, errors.decode()
+
+
+async def test_the_doctor_says_whether_the_collector_takes_spans(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert await check_traces({}) == []
+    async with collecting() as own:
+        own.answers = ["200 OK", "401 Unauthorized"]
+        for name, value in own.environment.items():
+            monkeypatch.setenv(name, value)
+        (takes,) = await check_traces()
+        (refuses,) = await check_traces()
+    (gone,) = await check_traces({**os.environ, "OTEL_EXPORTER_OTLP_TIMEOUT": "1"})
+    (unknown,) = await check_traces({"OTEL_TRACES_EXPORTER": "pigeon"})
+    assert (takes.level, takes.detail) == ("ok", f"the collector at {own.url} takes spans")
+    assert (refuses.level, gone.level) == ("warning", "warning")
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" in refuses.remedy
+    assert unknown.level == "wrong"
+    assert "otlp_proto_http" in unknown.remedy

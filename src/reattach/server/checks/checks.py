@@ -16,6 +16,7 @@ from reattach.server.announcing import check_origins
 from reattach.server.assembly import mcp_connect_of
 from reattach.server.checks.models import check_models
 from reattach.settings import Settings
+from reattach.telemetry.checks import check_traces
 from reattach.tools.checks import check_functions, check_servers
 
 
@@ -82,6 +83,8 @@ async def _check_callbacks_and_tools(settings: Settings) -> AsyncIterator[Diagno
     for diagnostic in await asyncio.to_thread(check_functions, settings.tools):
         yield diagnostic
     for diagnostic in await _check_mcp_servers(settings):
+        yield diagnostic
+    for diagnostic in await check_traces():
         yield diagnostic
 
 
