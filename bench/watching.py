@@ -13,18 +13,20 @@ from bench.contenders.product import Reattach, ReattachServer
 from bench.measuring.load import Group, Load, Reader, Request
 from bench.measuring.machine import cpu_seconds
 from bench.measuring.reading import live, repeated
-from bench.measuring.results import NO_FIGURE, Chapter, Goal, Table, at_most, figure
+from bench.measuring.results import NO_FIGURE, Chapter, Goal, Table, at_most, figure, table
 from bench.measuring.rounds import Figures, Measurement, Results, Turn, interleaved
 from bench.options import Options
 
 OFF, ON, WATCHED = "metrics off", "metrics on", "metrics on, watched"
 SCRAPE_SECONDS: Final = 5.0
 """Prometheus scrapes every 15 to 60 seconds by default."""
-POLL_SECONDS: Final = 2.0
-"""The interval at which an open page asks for the runs and processes."""
+POLL_SECONDS: Final = 1.0
+"""The interval at which a page that shows the runs asks for them."""
+METRICS, RUNS_PATH, PROCESSES = "/metrics", "/v1/admin/runs?limit=50", "/v1/admin/processes"
+LOOKS, QUICK_LOOKS = 30, 2
 MOST_RATIO: Final = 1.03
-ROUNDS: Final = 7
-SECONDS, QUICK_SECONDS = 6.0, 0.4
+ROUNDS: Final = 9
+SECONDS, QUICK_SECONDS = 4.0, 0.4
 RUNS, QUICK_RUNS = 200, 10
 READERS, QUICK_READERS = 500, 20
 EVENTS, QUICK_EVENTS = 10_000, 1_000
@@ -51,16 +53,14 @@ class Watcher:
         self._threads = [
             threading.Thread(target=self._repeat, args=arguments, daemon=True)
             for arguments in (
-                (SCRAPE_SECONDS, ["/metrics"]),
-                (POLL_SECONDS, ["/v1/runs/?limit=50", "/v1/admin/processes"]),
+                (SCRAPE_SECONDS, METRICS),
+                (POLL_SECONDS, RUNS_PATH),
             )
         ]
 
-    def _repeat(self, seconds: float, paths: list[str]) -> None:
-        requests = [Request.of("GET", path, headers={"connection": "close"}) for path in paths]
+    def _repeat(self, seconds: float, path: str) -> None:
         while not self._is_ending.wait(seconds):
-            for request in requests:
-                asked(self._server.port, request)
+            asked(self._server.port, look_at(path))
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -74,8 +74,34 @@ class Watcher:
                 thread.join()
 
 
-def measurements(server: ReattachServer, options: Options) -> Iterator[Measurement]:
-    """Measure each kind of work on a server that has been running since the first round."""
+def look_at(path: str) -> Request:
+    return Request.of("GET", path, headers={"connection": "close"})
+
+
+def measurements(contender: Reattach, options: Options) -> Iterator[Measurement]:
+    """Measure each kind of work on a new server."""
+    with ExitStack() as stack:
+        server = stack.enter_context(fresh(contender, options.cores))
+        if contender.name == WATCHED:
+            stack.enter_context(Watcher(server).watching())
+        yield from kinds_of_work(server, options)
+        if contender.name == ON:
+            for path in (METRICS, RUNS_PATH, PROCESSES):
+                yield path, partial(looks, server, path, options)
+
+
+def looks(server: ReattachServer, path: str, options: Options) -> Figures:
+    """Ask again and again for the same, after the work of the other measurements."""
+    number = QUICK_LOOKS if options.quick else LOOKS
+    request = look_at(path)
+    asked(server.port, request)
+    before = cpu_seconds(server.pids)
+    for _ in range(number):
+        asked(server.port, request)
+    return {"CPU ms per request": 1000 * (cpu_seconds(server.pids) - before) / number}
+
+
+def kinds_of_work(server: ReattachServer, options: Options) -> Iterator[Measurement]:
     quick, cores = options.quick, options.cores
     seconds = QUICK_SECONDS if quick else SECONDS
     many_runs, many_readers, replay, resume, idle = COSTS
@@ -119,16 +145,8 @@ def main(options: Options) -> Chapter:
         Reattach(ON, settings=pings),
         Reattach(WATCHED, settings=pings),
     ]
-    with ExitStack() as stack:
-        turns = []
-        for contender in contenders:
-            server = stack.enter_context(fresh(contender, options.cores))
-            assert isinstance(server, ReattachServer)
-            if contender.name == WATCHED:
-                stack.enter_context(Watcher(server).watching())
-            turns.append(Turn(contender.name, partial(measurements, server, options)))
-        results = interleaved(turns, options.times(ROUNDS))
-    return chapter_of(results)
+    turns = [Turn(one.name, partial(measurements, one, options)) for one in contenders]
+    return chapter_of(interleaved(turns, options.times(ROUNDS)))
 
 
 def ratio(results: Results, work: str, of: str) -> float | None:
@@ -155,11 +173,15 @@ def chapter_of(results: Results) -> Chapter:
     return Chapter(
         "watching",
         "Watching",
-        "The cost of being watched. The servers run at the same time and are measured in turn. "
-        f"The watched one is asked for its metrics every {SCRAPE_SECONDS:g} s and for its runs and "
-        f"processes every {POLL_SECONDS:g} s.",
-        [Table("CPU of the server", ["work", "cost", OFF, ON, WATCHED, "on/off", "watched/off"],
-               rows)],
+        "The cost of being watched. The watched server is asked for its metrics every "
+        f"{SCRAPE_SECONDS:g} s and for a page of its runs every {POLL_SECONDS:g} s. Ratios are the "
+        "medians of the ratios within each round.",
+        [
+            Table("CPU of the server", ["work", "cost", OFF, ON, WATCHED, "on/off", "watched/off"],
+                  rows),
+            table(results, "One look", [METRICS, RUNS_PATH, PROCESSES],
+                  {"CPU ms per request": "CPU ms per request"}),
+        ],
         goals,
         notes=results.failures(),
     )  # fmt: skip

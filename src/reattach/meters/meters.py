@@ -75,6 +75,8 @@ class Meters:
         self.latest_event_loop_lag_seconds = 0.0
         self.model_names: Callable[[], Iterable[str]] = tuple
         """Returns the models that may be label values; all others are ``other``."""
+        self._models: set[str] = set()
+        """Models that were label values before, because making the whole list takes time."""
         self._sources: dict[str, Source] = {}
         self._blocking_sources: dict[str, Source] = {}
 
@@ -83,7 +85,12 @@ class Meters:
 
     def model_label(self, handle: str | None) -> str:
         """Return the label value for a model: clients may name models without a bound."""
-        return handle if handle is not None and handle in self.model_names() else OTHER
+        if handle in self._models:
+            return handle
+        if handle is None or handle not in self.model_names():
+            return OTHER
+        self._models.add(handle)
+        return handle
 
     def add_source(self, name: str, source: Source) -> None:
         """Read the metric ``name`` from ``source``, in the event loop."""
